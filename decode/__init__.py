@@ -1,0 +1,1 @@
+"""Prefill, decode steps, sampling and text."""

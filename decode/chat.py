@@ -1,0 +1,102 @@
+"""Chat templates: Jinja that came with a model, so run as a stranger's code.
+
+Names that a template may use are those of Hugging Face's `apply_chat_template`.
+"""
+
+import datetime
+import json
+import time
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from sharding.errors import UsageError
+
+MAX_CHARACTERS = 1_000_000
+MAX_SECONDS = 5.0
+
+
+class ChatError(UsageError):
+    """Messages or a chat template that give no prompt."""
+
+
+def render(template: str, messages: Sequence[dict[str, str]], **names: Any) -> str:
+    """The prompt that a chat template makes of messages, up to the assistant's turn.
+
+    Args:
+      template: Jinja source.
+      messages: each with a "role" and a "content".
+      **names: further names for the template, such as `bos_token`.
+
+    Raises:
+      ChatError: messages of another form, or a template that is wrong, refuses the messages, or
+        exceeds `MAX_CHARACTERS` or `MAX_SECONDS`.
+    """
+    for message in messages:
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        ):
+            raise ChatError(
+                f"chat message is {message!r:.80}; give it a role and a content, as text"
+            )
+    environment = _Environment()
+    names = {"tools": None, "documents": None, "add_generation_prompt": True, **names}
+    parts: list[str] = []
+    size = 0
+    try:
+        for part in environment.from_string(template).generate(messages=list(messages), **names):
+            parts.append(part)
+            if (size := size + len(part)) > MAX_CHARACTERS:
+                raise TemplateError(f"more than {MAX_CHARACTERS} characters")
+    except Exception as error:  # a template can raise anything that Python can
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ChatError(
+            f"chat template is stopped by {reason!r}; "
+            "change the messages, or give a plain prompt without a template"
+        ) from None
+    return "".join(parts)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, which keeps a template from doing harm, with bounds on time and size."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        self._deadline = time.monotonic() + MAX_SECONDS
+        self.filters["tojson"] = _to_json
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+
+    def check_time(self) -> None:
+        """Called by the template itself: only inside it can an endless loop be noticed."""
+        if time.monotonic() > self._deadline:
+            raise TemplateError(f"more than {MAX_SECONDS:g} seconds")
+
+    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+        # Jinja's hook before code generation: whatever can repeat checks the time as it begins.
+        for node in source.find_all((nodes.For, nodes.Macro)):
+            check = nodes.Call(nodes.EnvironmentAttribute("check_time"), [], [], None, None)
+            node.body.insert(0, nodes.ExprStmt(check).set_lineno(node.lineno))
+        source.set_environment(self)
+        return super()._generate(source, *args, **kwargs)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        sizes = [len(side) if hasattr(side, "__len__") else side for side in (left, right)]
+        if operator == "**" or sizes[0] * sizes[1] > MAX_CHARACTERS:
+            raise TemplateError(f"a product too large ({operator})")
+        return super().call_binop(context, operator, left, right)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
+    # Jinja's own filter escapes for HTML.
+    return json.dumps(value, ensure_ascii=False, indent=indent, **options)

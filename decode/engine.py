@@ -1,0 +1,193 @@
+"""A model on a mesh: its parameters and the compiled steps that run it.
+
+A step is one forward pass. `prefill` runs whole prompts and fills the KV cache, `decode_step`
+runs one token per sequence. Both take plain arrays, donate the cache and compile once per shape.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from decode.sampling import Sampler, draw_keys
+from model.cache import KVCache, abstract_cache, empty_cache
+from model.config import ModelConfig
+from model.parameters import Parameters
+from model.transformer import Transformer
+from sharding.layout import Placement
+
+
+class Carry(NamedTuple):
+    """What one decode step hands to the next, beside the cache; all of it stays on devices.
+
+    Attributes:
+      tokens: [B] int32, each sequence's newest token, not yet in the cache.
+      lengths: [B] int32, tokens in the cache.
+      index: scalar int32, tokens generated per sequence.
+      sequences: [B] int32, each sequence's own number, for its random draws.
+      seed: random key.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    index: jax.Array
+    sequences: jax.Array
+    seed: jax.Array
+
+
+class Emitted(NamedTuple):
+    """One step's new tokens.
+
+    Attributes:
+      tokens: [B] int32.
+      logprobs: [B] float32, each token's log probability under the model's own distribution,
+        before temperature and filters.
+    """
+
+    tokens: jax.Array
+    logprobs: jax.Array
+
+
+class Engine:
+    """A model placed on a mesh, ready to prefill and decode.
+
+    Attributes:
+      config: the model.
+      parameters: nested dict of arrays, placed on the mesh.
+      placement: the layout they are in.
+      mesh: the devices.
+      dtype: of the cache and of arithmetic.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parameters: Parameters,
+        placement: Placement,
+        mesh: jax.sharding.Mesh,
+        dtype: jnp.dtype,
+    ):
+        self.config = config
+        self.parameters = parameters
+        self.placement = placement
+        self.mesh = mesh
+        self.dtype = dtype
+        self._structure, _ = nnx.split(Transformer(config, dtype))
+        self._prefill = jax.jit(self._prefill_step, donate_argnames="cache")
+        self._decode = jax.jit(self._decode_step, donate_argnames="cache")
+        self._advance = jax.jit(
+            self._advance_step, donate_argnames="cache", static_argnames="sampler"
+        )
+        self._choose = jax.jit(_emit, static_argnames="sampler")
+        self._forward = jax.jit(self._forward_step)
+
+    def new_cache(self, batch: int, slots: int) -> KVCache:
+        """An empty cache of `slots` tokens for each of `batch` sequences."""
+        abstract = abstract_cache(self.config, batch, slots, self.dtype)
+        return empty_cache(abstract, self.placement, self.mesh)
+
+    def put(self, values: np.ndarray | jax.Array) -> jax.Array:
+        """A small host array, whole on every device."""
+        sharding = jax.NamedSharding(self.mesh, jax.P(*(None,) * values.ndim))
+        return jax.device_put(values, sharding)
+
+    def prefill(
+        self, cache: KVCache, tokens: np.ndarray, lengths: np.ndarray
+    ) -> tuple[jax.Array, KVCache]:
+        """Runs prompts, padded on the right to one length, into an empty cache.
+
+        Args:
+          cache: with at least T slots; its memory is reused.
+          tokens: [B, T] int32.
+          lengths: [B] int32, real tokens of each prompt.
+
+        Returns:
+          Logits after each prompt's last token, [B, V] float32, and the filled cache.
+        """
+        with jax.set_mesh(self.mesh):
+            return self._prefill(self.parameters, cache, self.put(tokens), self.put(lengths))
+
+    def decode_step(
+        self, cache: KVCache, tokens: jax.Array, lengths: jax.Array
+    ) -> tuple[jax.Array, KVCache]:
+        """Runs one token per sequence.
+
+        Args:
+          cache: `lengths` tokens of each sequence; its memory is reused.
+          tokens: [B] int32.
+          lengths: [B] int32.
+
+        Returns:
+          Logits of each sequence's next token, [B, V] float32, and the cache, one token longer.
+        """
+        with jax.set_mesh(self.mesh):
+            return self._decode(self.parameters, cache, tokens, lengths)
+
+    def advance(
+        self, cache: KVCache, carry: Carry, sampler: Sampler
+    ) -> tuple[KVCache, Carry, Emitted]:
+        """A decode step and the choice of its tokens, compiled as one: generation's inner loop."""
+        with jax.set_mesh(self.mesh):
+            return self._advance(self.parameters, cache, carry, sampler=sampler)
+
+    def choose(self, logits: jax.Array, carry: Carry, sampler: Sampler) -> tuple[Carry, Emitted]:
+        """Chooses each sequence's next token from logits [B, V]."""
+        with jax.set_mesh(self.mesh):
+            return self._choose(logits, carry, sampler=sampler)
+
+    def forward(self, tokens: np.ndarray) -> jax.Array:
+        """Logits at every position, [B, T, V] float32, with no cache kept."""
+        with jax.set_mesh(self.mesh):
+            cache = self.new_cache(*tokens.shape)
+            return self._forward(self.parameters, cache, self.put(tokens))
+
+    def lower_decode(self, batch: int, slots: int) -> jax.stages.Lowered:
+        """The decode step for these shapes, ready to compile or inspect."""
+        cache = jax.eval_shape(lambda: self.new_cache(batch, slots))
+        vector = self.put(np.zeros(batch, np.int32))
+        with jax.set_mesh(self.mesh):
+            return self._decode.lower(self.parameters, cache, vector, vector)
+
+    def compilations(self) -> dict[str, int]:
+        """How many shapes each step has been compiled for."""
+        steps = {"prefill": self._prefill, "decode": self._decode, "advance": self._advance}
+        return {name: step._cache_size() for name, step in steps.items()}
+
+    def _prefill_step(self, parameters, cache, tokens, lengths):
+        with jax.named_scope("prefill"):
+            model = nnx.merge(self._structure, parameters)
+            length = tokens.shape[1]
+            positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
+            x, cache = model(tokens, positions, cache, self.placement, span=length)
+            last = jax.vmap(lambda row, n: jax.lax.dynamic_slice_in_dim(row, n - 1, 1))(x, lengths)
+            return model.logits(last, self.placement)[:, 0], cache
+
+    def _decode_step(self, parameters, cache, tokens, lengths):
+        with jax.named_scope("decode_step"):
+            model = nnx.merge(self._structure, parameters)
+            x, cache = model(tokens[:, None], lengths[:, None], cache, self.placement)
+            return model.logits(x, self.placement)[:, 0], cache
+
+    def _advance_step(self, parameters, cache, carry, sampler):
+        logits, cache = self._decode_step(parameters, cache, carry.tokens, carry.lengths)
+        carry = carry._replace(lengths=carry.lengths + 1)
+        return cache, *_emit(logits, carry, sampler)
+
+    def _forward_step(self, parameters, cache, tokens):
+        model = nnx.merge(self._structure, parameters)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        x, _ = model(tokens, positions, cache, self.placement)
+        return model.logits(x, self.placement)
+
+
+def _emit(logits: jax.Array, carry: Carry, sampler: Sampler) -> tuple[Carry, Emitted]:
+    keys = draw_keys(carry.seed, carry.sequences, carry.index)
+    tokens = sampler.choose(logits, keys)  # [B]
+    with jax.named_scope("logprob"):
+        wanted = jnp.arange(logits.shape[-1]) == tokens[:, None]
+        chosen = jnp.sum(jnp.where(wanted, logits, 0.0), axis=-1)
+        logprobs = chosen - jax.nn.logsumexp(logits, axis=-1)
+    carry = carry._replace(tokens=tokens, index=carry.index + 1)
+    return carry, Emitted(tokens, logprobs)

@@ -1,0 +1,197 @@
+"""Generation: prompts in, tokens out one step at a time, never waiting for the device.
+
+The next step is launched before the last one's tokens are read, so the host's work hides behind
+the device's. At most one step more than needed runs after the last sequence has ended.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from decode.engine import Carry, Emitted, Engine
+from decode.sampling import Sampler
+from sharding.errors import UsageError
+
+SMALLEST_BUCKET = 16
+SLOT_MULTIPLE = 64
+
+
+class PromptError(UsageError):
+    """A prompt that is empty, holds unknown tokens or does not fit."""
+
+
+@dataclasses.dataclass
+class Completion:
+    """What one prompt has generated so far.
+
+    Attributes:
+      tokens: generated token ids, the stop token not among them.
+      logprobs: log probability of each, before temperature and filters.
+      finish_reason: None while running; ``stop`` at an end-of-sequence or stop token, ``length``
+        at the token limit.
+    """
+
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, token: int, logprob: float, stop_ids: frozenset[int], limit: int) -> bool:
+        """Takes one more token unless finished; returns whether it was added."""
+        if self.finish_reason:
+            return False
+        if token in stop_ids:
+            self.finish_reason = "stop"
+            return False
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        if len(self.tokens) == limit:
+            self.finish_reason = "length"
+        return True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to generate.
+
+    Attributes:
+      prompts: token ids of each prompt; lengths may differ.
+      max_new_tokens: limit for each.
+      sampler: how tokens are chosen.
+      seed: of the random draws.
+      stop_ids: tokens that end a sequence.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    max_new_tokens: int
+    sampler: Sampler = Sampler()
+    seed: int = 0
+    stop_ids: frozenset[int] = frozenset()
+
+    def check(self, vocabulary: int, max_context: int) -> None:
+        """Refuses what cannot run, before anything is allocated.
+
+        Raises:
+          PromptError: no prompt, an empty one, an unknown token, or too many tokens.
+        """
+        if not self.prompts:
+            raise PromptError("number of prompts is 0; give at least one")
+        if self.max_new_tokens < 1:
+            raise PromptError(f"max_new_tokens is {self.max_new_tokens}; use a positive integer")
+        for number, prompt in enumerate(self.prompts):
+            if not len(prompt):
+                raise PromptError(f"prompt {number} is empty; give at least one token")
+            unknown = [token for token in prompt if not 0 <= token < vocabulary]
+            if unknown:
+                raise PromptError(
+                    f"token {unknown[0]} of prompt {number} is outside the vocabulary; "
+                    f"use ids from 0 to {vocabulary - 1}"
+                )
+            if len(prompt) + self.max_new_tokens > max_context:
+                raise PromptError(
+                    f"prompt {number} is {len(prompt)} tokens and max_new_tokens is "
+                    f"{self.max_new_tokens}, beyond the cache of {max_context} tokens; "
+                    "shorten one of them"
+                )
+
+
+def bucket(length: int, limit: int) -> int:
+    """The padded length for a prompt: the next power of two, so that few shapes compile."""
+    return min(max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()), max(limit, length))
+
+
+def cache_slots(prompt: int, new: int, limit: int) -> int:
+    """Slots for a bucketed prompt and its new tokens, a multiple of 64 up to `limit`."""
+    needed = max(bucket(prompt, limit), prompt + new)
+    return min(-(-needed // SLOT_MULTIPLE) * SLOT_MULTIPLE, max(limit, needed))
+
+
+def pad(prompts: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts padded on the right: tokens [B, length] and lengths [B], both int32."""
+    tokens = np.zeros((len(prompts), length), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return tokens, np.array([len(prompt) for prompt in prompts], np.int32)
+
+
+def generate(engine: Engine, request: Request) -> Iterator[list[Completion]]:
+    """Generates from prompts of any lengths in one batch.
+
+    Yields:
+      All completions so far, the same growing objects after each step, until all are finished.
+
+    Raises:
+      PromptError: the request cannot run.
+    """
+    limit = engine.config.max_context
+    request.check(engine.config.vocabulary, limit)
+    return _generate(engine, request, limit)
+
+
+def _generate(engine: Engine, request: Request, limit: int) -> Iterator[list[Completion]]:
+    longest = max(map(len, request.prompts))
+    tokens, lengths = pad(request.prompts, bucket(longest, limit))
+    cache = engine.new_cache(len(tokens), cache_slots(longest, request.max_new_tokens, limit))
+    logits, cache = engine.prefill(cache, tokens, lengths)
+    carry, emitted = engine.choose(logits, _start(engine, request, lengths), request.sampler)
+
+    completions = [Completion() for _ in request.prompts]
+    in_flight = collections.deque([_fetch(emitted)])
+    launched = 1
+    while in_flight:
+        if launched < request.max_new_tokens:  # before waiting for the token already in flight
+            cache, carry, emitted = engine.advance(cache, carry, request.sampler)
+            in_flight.append(_fetch(emitted))
+            launched += 1
+        _collect(completions, in_flight.popleft(), request)
+        yield completions
+        if all(completion.finish_reason for completion in completions):
+            return
+
+
+def generate_without_cache(engine: Engine, request: Request) -> Iterator[list[Completion]]:
+    """The same text by recomputing every prefix from its first token: what a KV cache saves.
+
+    Yields and raises as `generate` does.
+    """
+    limit = engine.config.max_context
+    request.check(engine.config.vocabulary, limit)
+    longest = max(map(len, request.prompts)) + request.max_new_tokens
+    completions = [Completion() for _ in request.prompts]
+    prefixes = [list(prompt) for prompt in request.prompts]
+    tokens, lengths = pad(prefixes, bucket(longest, limit))
+    carry = _start(engine, request, lengths)
+    while not all(completion.finish_reason for completion in completions):
+        cache = engine.new_cache(*tokens.shape)
+        logits, _ = engine.prefill(cache, tokens, lengths)
+        carry, emitted = engine.choose(logits, carry, request.sampler)
+        _collect(completions, emitted, request)
+        for row, length, token in zip(tokens, lengths, np.asarray(emitted.tokens), strict=True):
+            row[length] = token
+        lengths = lengths + 1
+        yield completions
+
+
+def _start(engine: Engine, request: Request, lengths: np.ndarray) -> Carry:
+    with jax.set_mesh(engine.mesh):
+        return Carry(
+            tokens=engine.put(np.zeros_like(lengths)),
+            lengths=engine.put(lengths),
+            index=engine.put(np.zeros((), np.int32)),
+            sequences=engine.put(np.arange(len(lengths), dtype=np.int32)),
+            seed=engine.put(jax.random.key(request.seed)),
+        )
+
+
+def _fetch(emitted: Emitted) -> Emitted:
+    for part in emitted:
+        part.copy_to_host_async()
+    return emitted
+
+
+def _collect(completions: list[Completion], emitted: Emitted, request: Request) -> None:
+    tokens, logprobs = (np.asarray(part) for part in emitted)
+    for completion, token, logprob in zip(completions, tokens, logprobs, strict=True):
+        completion.add(int(token), float(logprob), request.stop_ids, request.max_new_tokens)

@@ -1,0 +1,107 @@
+"""From a model's name or file to an engine on a mesh."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decode.engine import Engine
+from decode.tokenizer import Tokenizer
+from model.catalog import CATALOG, find_model
+from model.config import ConfigError, ModelConfig
+from model.parameters import Path as ParameterPath
+from model.parameters import initialise, place
+from model.transformer import Transformer
+from model.weights import gguf
+from model.weights.fetch import fetch_smollm2
+from model.weights.gguf_file import GGUFFile
+from sharding.layout import Layout
+from sharding.mesh import MeshShape, make_mesh
+
+FETCHED = "smollm2-135m"
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """A model that is known but not loaded.
+
+    Attributes:
+      config: its sizes.
+      file: where its weights are; None for random ones.
+      tokenizer: turns text into its tokens; None where there is none.
+    """
+
+    config: ModelConfig
+    file: GGUFFile | None
+    tokenizer: Tokenizer | None
+
+    def engine(self, layout: Layout, shape: MeshShape, dtype: jnp.dtype, seed: int = 0) -> Engine:
+        """Puts the model on a mesh.
+
+        Args:
+          layout: checked against the model and the mesh before anything is allocated.
+          shape: sizes of x, y and z.
+          dtype: of weights, cache and arithmetic.
+          seed: of random weights.
+
+        Raises:
+          LayoutError: mesh, devices and model do not go together.
+          WeightsError: the file does not hold this model.
+        """
+        placement = layout.check(self.config.sizes, shape)
+        mesh = make_mesh(shape)
+        model = Transformer(self.config, dtype)
+        if self.file is None:
+            parameters = initialise(model, placement, mesh, seed)
+        else:
+            parameters = place(model, self._arrays(), placement, mesh)
+        return Engine(self.config, parameters, placement, mesh, dtype)
+
+    def _arrays(self) -> Iterator[tuple[ParameterPath, np.ndarray]]:
+        return gguf.read_parameters(self.file, self.config)
+
+
+def find_source(
+    model: str,
+    *,
+    random_weights: bool = False,
+    report: Callable[[str], None] | None = None,
+) -> ModelSource:
+    """The model that ``--model`` names: a catalogue entry or a GGUF file.
+
+    Args:
+      model: a name in the catalogue or a path.
+      random_weights: make weights up instead of reading them; catalogue names only.
+      report: told before anything is downloaded.
+
+    Raises:
+      ConfigError: no such model, or one whose weights are not to be had.
+      WeightsError: a file that cannot be read.
+    """
+    if random_weights:
+        return ModelSource(find_model(model), None, None)
+    if model == FETCHED:
+        source = _from_file(fetch_smollm2(report=report))
+        return dataclasses.replace(source, config=dataclasses.replace(source.config, name=model))
+    if model in CATALOG:
+        raise ConfigError(
+            f"model is {model!r}, whose weights are not fetched; give the path of a GGUF file, "
+            "or --random_weights for its shapes alone"
+        )
+    if not (Path(model).exists() or model.endswith(".gguf") or "/" in model):
+        find_model(model)  # neither a name nor a path: the error lists the names
+    return _from_file(Path(model))
+
+
+def _from_file(path: Path) -> ModelSource:
+    file = GGUFFile(path)
+    return ModelSource(gguf.read_config(file), file, Tokenizer.from_gguf(file.metadata))
+
+
+def default_dtype() -> str:
+    """float32 on CPU, where bfloat16 is slow; bfloat16 elsewhere."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -1,0 +1,107 @@
+"""Grouped-query attention over a KV cache (Ainslie et al. 2023).
+
+G query heads share each of K KV heads: G = 1 is multi-head attention, K = 1 multi-query.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from model.cache import write
+from model.config import ModelConfig
+from model.linear import linear
+from model.parameters import declare
+from model.rotary import Rotation, rotate
+from sharding.layout import Placement
+
+LayerCache = tuple[jax.Array, jax.Array]
+"""One layer's keys and values, each [B, K, S, h]."""
+
+
+class Attention(nnx.Module):
+    """Projections to queries, keys and values, attention, and the projection back.
+
+    Queries keep K and G apart, so that mesh axes which do not divide K can divide G. Keys and
+    values are one array, read in one stream.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        D, K, G, h = config.d_model, config.kv_heads, config.group, config.head_size
+        into = jax.nn.initializers.normal(D**-0.5)
+        back = jax.nn.initializers.normal((K * G * h) ** -0.5)
+        self.query = declare((K, G, h, D), ("K", "G", "h", "D"), dtype, into)
+        self.key_value = declare((K, 2, h, D), ("K", "C", "h", "D"), dtype, into)
+        self.output = declare((D, K, G, h), ("D", "K", "G", "h"), dtype, back)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        cache: LayerCache,
+        positions: jax.Array,
+        turn: Rotation,
+        placement: Placement,
+        span: int | None = None,
+    ) -> tuple[jax.Array, LayerCache]:
+        """Writes the new tokens' keys and values, then attends to the cache up to each token.
+
+        Args:
+          x: [B, T, D], normed.
+          cache: this layer's keys and values.
+          positions: [B, T] int32, each token's place in its sequence.
+          turn: rotary angles of those positions.
+          placement: shardings.
+          span: attend to the first `span` slots only; all of them if None. No token may stand
+            at or past it.
+
+        Returns:
+          [B, T, D] and the updated cache.
+        """
+        act = placement.activations
+        with jax.named_scope("query_key_value"):
+            q = linear(self.query[...], x, act("B", "T", "K", "G", "h"))  # [B, T, K, G, h]
+            kv = linear(self.key_value[...], x, act("B", "T", "K", "C", "h"))  # [B, T, K, 2, h]
+            q = rotate(q, turn)
+            keys = rotate(kv[:, :, :, :1], turn)[:, :, :, 0]
+        new = (keys, kv[:, :, :, 1])  # each [B, T, K, h]
+        cache = tuple(
+            write(
+                old, jax.reshard(tokens, placement.cache("B", "T", "K", "h")), positions, placement
+            )
+            for old, tokens in zip(cache, new, strict=True)
+        )
+        seen = tuple(slots[:, :, :span] for slots in cache)
+        mixed = attend(q, *seen, positions)  # [B, T, K, G, h]
+        with jax.named_scope("attention_output"):
+            return linear(self.output[...], mixed, act("B", "T", "D")), cache
+
+
+def attend(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:
+    """Softmax attention of each token to the slots at or before its own position.
+
+    Args:
+      q: [B, T, K, G, h].
+      keys: [B, K, S, h].
+      values: [B, K, S, h].
+      positions: [B, T] int32.
+
+    Returns:
+      [B, T, K, G, h].
+    """
+    with jax.named_scope("attention"):
+        # Keys first: with queries first XLA:CPU copies the keys into another order at each step.
+        scores = jax.lax.dot_general(  # [B, K, S, T, G]
+            keys, q, (((3,), (4,)), ((0, 1), (0, 2))), preferred_element_type=jnp.float32
+        )
+        scores = jnp.moveaxis(scores, 2, -1) * q.shape[-1] ** -0.5  # [B, K, T, G, S]
+        visible = jnp.arange(keys.shape[2]) <= positions[:, :, None]  # [B, T, S]
+        scores = jnp.where(visible[:, None, :, None, :], scores, -jnp.inf)
+        # Dividing after the sum over slots leaves two reductions where the slots are sharded.
+        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        mixed = jax.lax.dot_general(  # [B, K, T, G, h]
+            weights.astype(values.dtype),
+            values,
+            (((4,), (2,)), ((0, 1), (0, 1))),
+            preferred_element_type=jnp.float32,
+        )
+        return jnp.moveaxis(mixed / total, 1, 2).astype(q.dtype)

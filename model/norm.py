@@ -1,0 +1,26 @@
+"""Normalisation of the residual stream, computed in float32."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from model.config import ModelConfig
+from model.parameters import declare
+
+
+class Norm(nnx.Module):
+    """Root-mean-square norm (Zhang and Sennrich 2019), or layer norm without bias (PaLM)."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        self.scale = declare((config.d_model,), ("D",), dtype, jax.nn.initializers.ones)
+        self.epsilon = config.norm_epsilon
+        self.centred = config.norm == "layer"
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [B, T, D] -> [B, T, D], each token scaled to unit mean square."""
+        with jax.named_scope("norm"):
+            y = x.astype(jnp.float32)
+            if self.centred:
+                y = y - jnp.mean(y, axis=-1, keepdims=True)
+            y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+            return self.scale[...] * y.astype(x.dtype)

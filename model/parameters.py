@@ -1,0 +1,123 @@
+"""One declaration per array: shape, dtype, initialiser and logical axes, stated where it is made.
+
+A module calls `declare` in its constructor, so a model is abstract from the start. From that
+one statement come the array's sharding (`shardings`), its random start (`initialise`), its place
+in a checkpoint (`place`) and the bytes it costs a step (`profiles.traffic`).
+"""
+
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sharding.layout import Placement
+
+Path = tuple[str | int, ...]
+Parameters = dict[str | int, Any]
+"""Nested plain dict of arrays, as `nnx.to_pure_dict` gives it: the form every jitted step takes."""
+
+
+def declare(
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    dtype: jnp.dtype,
+    init: jax.nn.initializers.Initializer,
+) -> nnx.Param:
+    """A parameter that holds no memory yet.
+
+    Args:
+      shape: the whole array's shape.
+      axes: one letter of `sharding.axes.LOGICAL_AXES` per dimension.
+      dtype: stored type.
+      init: makes random values, as ``init(key, shape, dtype, out_sharding=...)``.
+    """
+    if len(shape) != len(axes):
+        raise ValueError(f"shape {shape} and axes {axes} differ in length")
+    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), axes=axes, init=init)
+
+
+def declarations(model: nnx.Module) -> dict[Path, nnx.Param]:
+    """Every parameter of `model` by its path, in the order of the tree."""
+    return dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+
+
+def count(model: nnx.Module) -> int:
+    """Number of parameters."""
+    return sum(math.prod(param.shape) for param in declarations(model).values())
+
+
+def shardings(
+    model: nnx.Module, placement: Placement, mesh: jax.sharding.Mesh
+) -> dict[Path, jax.NamedSharding]:
+    """Where each parameter lives under this layout."""
+    return {
+        path: jax.NamedSharding(mesh, placement.weights(*param.axes))
+        for path, param in declarations(model).items()
+    }
+
+
+def initialise(
+    model: nnx.Module, placement: Placement, mesh: jax.sharding.Mesh, seed: int
+) -> Parameters:
+    """Random parameters, each shard made on its own device.
+
+    The values depend on `seed` and the parameter's path alone, not on mesh or layout.
+    """
+    declared = declarations(model)
+
+    @jax.jit
+    def make(key: jax.Array) -> dict[Path, jax.Array]:
+        def one(path: Path, param: nnx.Param) -> jax.Array:
+            name = zlib.crc32("/".join(map(str, path)).encode())
+            spec = placement.weights(*param.axes)
+            own_key = jax.random.fold_in(key, name)
+            return param.init(own_key, param.shape, param.dtype, out_sharding=spec)
+
+        return {path: one(path, param) for path, param in declared.items()}
+
+    with jax.set_mesh(mesh):
+        return nest(make(jax.random.key(seed)))
+
+
+def place(
+    model: nnx.Module,
+    arrays: Iterable[tuple[Path, np.ndarray]],
+    placement: Placement,
+    mesh: jax.sharding.Mesh,
+) -> Parameters:
+    """Puts host arrays on the mesh, one at a time, in their declared dtype.
+
+    Args:
+      model: declares what there must be.
+      arrays: (path, values) of every parameter, in any order.
+      placement: the layout to put them in.
+      mesh: the devices.
+
+    Raises:
+      ValueError: a path or shape that `model` does not declare, or one it declares is absent.
+    """
+    declared, where = declarations(model), shardings(model, placement, mesh)
+    placed: dict[Path, jax.Array] = {}
+    for path, values in arrays:
+        if path not in declared or declared[path].shape != values.shape:
+            raise ValueError(f"parameter {path} of shape {values.shape} is not in the model")
+        placed[path] = jax.device_put(values.astype(declared[path].dtype), where[path])
+    if missing := declared.keys() - placed.keys():
+        raise ValueError(f"parameters {sorted(map(str, missing))} are not in the checkpoint")
+    return nest(placed)
+
+
+def nest(flat: Mapping[Path, Any]) -> Parameters:
+    """A flat mapping by path as the nested dict that steps take."""
+    tree: Parameters = {}
+    for path, value in flat.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+    return tree

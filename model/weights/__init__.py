@@ -1,0 +1,7 @@
+"""Weights kept in files of other projects, brought to this model's shapes."""
+
+from sharding.errors import FloorlineError
+
+
+class WeightsError(FloorlineError):
+    """A file of weights that is missing, damaged, or holds something not supported."""

@@ -1,0 +1,82 @@
+"""Peak rates measured on a mesh, in the same run as the steps they are held against.
+
+Where no published peak fits (a CPU mesh, whose devices share one memory), the floor divides by
+the best rate that any of several kernels reached at any time in the run.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+READ_BYTES = 1 << 28  # 256 MiB over the mesh: far more than a last-level cache
+MATMUL_SIZE = 1024
+ALL = ("x", "y", "z")
+
+
+@dataclasses.dataclass
+class PeakMeter:
+    """Runs its kernels whenever asked and remembers every rate.
+
+    Attributes:
+      mesh: the devices to measure, together.
+      read_rates: bytes per second of the whole mesh, by kernel, a sample per run.
+      flop_rates: FLOP/s of the whole mesh, a sample per run.
+    """
+
+    mesh: jax.sharding.Mesh
+    read_rates: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    flop_rates: list[float] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        width = 4096
+        rows = READ_BYTES // 4 // width
+        rows -= rows % self.mesh.size
+        with jax.set_mesh(self.mesh):
+            # Filled, not zeros: untouched pages of zeros can all be one page of memory.
+            self._big = jax.jit(lambda: _filled((rows, width), jax.P(ALL, None)))()
+            self._vector = jax.jit(lambda: _filled((width,), jax.P(None)))()
+            square = (MATMUL_SIZE * self.mesh.size, MATMUL_SIZE)
+            self._left = jax.jit(lambda: _filled(square, jax.P(ALL, None)))()
+            self._right = jax.jit(lambda: _filled((MATMUL_SIZE,) * 2, jax.P(None, None)))()
+        self._reads: dict[str, Callable[[], jax.Array]] = {
+            "sum": jax.jit(lambda big, _: jnp.sum(big, axis=1)),
+            "max": jax.jit(lambda big, _: jnp.max(big, axis=1)),
+            "matrix_vector": jax.jit(lambda big, vector: big @ vector),
+        }
+        self._matmul = jax.jit(lambda left, right: left @ right)
+
+    def sample(self, repeats: int = 3) -> None:
+        """Runs every kernel `repeats` times more."""
+        flops = 2 * math.prod(self._left.shape) * MATMUL_SIZE
+        with jax.set_mesh(self.mesh):
+            for name, kernel in self._reads.items():
+                rates = self.read_rates.setdefault(name, [])
+                rates += _rates(
+                    lambda k=kernel: k(self._big, self._vector), self._big.nbytes, repeats
+                )
+            matmul = lambda: self._matmul(self._left, self._right)  # noqa: E731
+            self.flop_rates += _rates(matmul, flops, repeats)
+
+    @property
+    def bandwidth(self) -> float:
+        """The best read rate so far, bytes per second of the whole mesh."""
+        return max(max(rates) for rates in self.read_rates.values())
+
+
+def _filled(shape: tuple[int, ...], spec: jax.P) -> jax.Array:
+    ramp = jax.lax.broadcasted_iota(jnp.float32, shape, len(shape) - 1, out_sharding=spec)
+    return ramp * 1e-6 + 0.5
+
+
+def _rates(run: Callable[[], jax.Array], work: float, repeats: int) -> list[float]:
+    run().block_until_ready()  # compiles the first time, warms up otherwise
+    rates = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run().block_until_ready()
+        rates.append(work / (time.perf_counter() - start))
+    return rates

@@ -1,0 +1,110 @@
+"""One step as the record that programs read: what it must cost beside what it did cost."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from decode.engine import Engine
+from model.parameters import count
+from model.transformer import Transformer
+from profiles.floor import Floor, floor
+from profiles.hardware import Peaks
+from profiles.report import Record, summarise
+from profiles.traffic import Traffic, decode_traffic
+
+CACHE_MULTIPLE = 4  # below this many times the last-level cache, memory's rate bounds nothing
+
+
+def decode_record(
+    engine: Engine,
+    peaks: Peaks,
+    *,
+    batch: int,
+    context: int,
+    slots: int,
+    samples: Sequence[float] = (),
+    price_per_chip_hour: float | None = None,
+) -> Record:
+    """The record of one decode step.
+
+    Args:
+      engine: the model on its mesh.
+      peaks: of each device.
+      batch: sequences.
+      context: tokens in the cache when the step starts.
+      slots: tokens the cache has room for.
+      samples: measured seconds per step; none for a floor alone.
+      price_per_chip_hour: USD, for the cost per token.
+    """
+    traffic = decode_traffic(
+        engine.config, engine.placement, engine.dtype, batch=batch, context=context, slots=slots
+    )
+    bound = floor(traffic, peaks)
+    chips = -(-engine.mesh.size // peaks.devices_per_chip)
+    record = describe_step(engine, batch=batch, context=context) | _costs(
+        traffic, bound, peaks, engine.mesh.size
+    )
+    record["chips"] = chips
+    if not samples:
+        return record
+    step = summarise(samples)
+    seconds = step["median"]
+    record |= {"step_s": step, "tokens_per_s": batch / seconds}
+    record["tokens_per_s_per_chip"] = record["tokens_per_s"] / chips
+    if price_per_chip_hour is not None:
+        hours = seconds / 3600
+        record["usd_per_million_tokens"] = price_per_chip_hour * chips * hours / batch * 1e6
+    if peaks.on_chip and traffic.memory < CACHE_MULTIPLE * peaks.on_chip:
+        return record | {
+            "status": "cache_resident",
+            "message": f"its {traffic.memory / 1e6:.3g} MB per device fit the last-level cache "
+            f"({peaks.on_chip / 1e6:.3g} MB) too nearly for the floor of memory to apply",
+        }
+    return record | {
+        "fraction_of_floor": bound.seconds / seconds,
+        "fraction_of_weight_floor": bound.weights / seconds,
+        "mfu": traffic.flops / peaks.flops / seconds,
+        "mbu": traffic.memory / peaks.bandwidth / seconds,
+        "status": "ok",
+    }
+
+
+def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
+    """The part of a record that says which step it is."""
+    total = count(Transformer(engine.config, engine.dtype))
+    dtype = jnp.dtype(engine.dtype).name
+    return {
+        "model": engine.config.name,
+        "parameters": {"total": total, "active": total},
+        "phase": "decode",
+        "batch": batch,
+        "context": context,
+        "tokens_per_sequence": 1,
+        "device_kind": engine.mesh.devices.flat[0].device_kind,
+        "devices": engine.mesh.size,
+        "mesh": dict(engine.mesh.shape),
+        "layout": engine.placement.layout.name,
+        "attention": "heads",
+        "collectives": "compiler",
+        "dtype": dtype,
+        "weight_dtype": dtype,
+        "kv_dtype": dtype,
+    }
+
+
+def _costs(traffic: Traffic, bound: Floor, peaks: Peaks, devices: int) -> Record:
+    per_chip = min(devices, peaks.devices_per_chip)
+    counted = {name: value * per_chip for name, value in dataclasses.asdict(traffic).items()}
+    flops = counted.pop("flops")
+    if peaks.capacity:
+        counted["capacity"] = peaks.capacity * per_chip
+    return {
+        "bytes_per_chip": counted,
+        "flops_per_chip": flops,
+        "flops_per_byte": traffic.flops / traffic.memory,
+        "floor_s": bound.seconds,
+        "floor_terms_s": dataclasses.asdict(bound),
+        "weight_floor_s": bound.weights,
+        "bound": bound.bound,
+    }

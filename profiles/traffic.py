@@ -1,0 +1,142 @@
+"""Bytes and FLOPs that one forward pass must cost each device.
+
+Counted from the model's own abstract arrays and the layout's own shardings, so that they cannot
+drift from what runs. Bytes follow Pope et al. 2022, section 2.1: every weight is read once per
+step, and so is every cached key and value of every sequence.
+"""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+
+from model.cache import CACHE_AXES, abstract_cache
+from model.config import ModelConfig
+from model.parameters import Path, declarations
+from model.transformer import Transformer
+from sharding.layout import Placement
+
+LOOKED_UP: Path = ("embedding", "weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """One decode step's least work per device: bytes, and FLOPs with a multiply-add as 2.
+
+    Attributes:
+      weights_resident: stored weights; a replicated array counts whole on every device.
+      weights_read: the same, but of an embedding that is only looked up, the rows looked up.
+      kv_resident: the allocated cache.
+      kv_read: cached tokens of all sequences.
+      kv_written: the new tokens.
+      flops: matrix multiplications and attention.
+    """
+
+    weights_resident: float
+    weights_read: float
+    kv_resident: float
+    kv_read: float
+    kv_written: float
+    flops: float
+
+    @property
+    def memory(self) -> float:
+        """Bytes moved per step."""
+        return self.weights_read + self.kv_read + self.kv_written
+
+
+def decode_traffic(
+    config: ModelConfig,
+    placement: Placement,
+    dtype: jnp.dtype,
+    *,
+    batch: int,
+    context: int,
+    slots: int,
+) -> Traffic:
+    """The least that one decode step costs each device.
+
+    Args:
+      config: the model.
+      placement: the layout on a mesh.
+      dtype: of weights and cache.
+      batch: sequences.
+      context: tokens already in the cache of each.
+      slots: tokens the cache has room for.
+    """
+    resident = read = multiplied = 0.0
+    for path, param in declarations(Transformer(config, dtype)).items():
+        share = placement.copies(placement.weights(*param.axes)) / placement.devices
+        elements = math.prod(param.shape) * share
+        size = elements * param.dtype.itemsize
+        resident += size
+        if path == LOOKED_UP and not config.tied_embedding:
+            read += batch * config.d_model * param.dtype.itemsize * share
+            continue
+        read += size
+        multiplied += elements if len(param.shape) > 1 else 0.0
+    token = kv_token_bytes(config, placement, dtype)
+    attention = 4 * config.query_heads * config.head_size * (context + 1) * config.layers
+    return Traffic(
+        weights_resident=resident,
+        weights_read=read,
+        kv_resident=batch * slots * token,
+        kv_read=batch * context * token,
+        kv_written=batch * token,
+        flops=batch * (2 * multiplied + attention * _query_share(placement)),
+    )
+
+
+def kv_token_bytes(config: ModelConfig, placement: Placement, dtype: jnp.dtype) -> float:
+    """Bytes one cached token takes on each device, keys and values of all layers."""
+    cache = abstract_cache(config, 1, 1, dtype)
+    share = placement.copies(placement.cache(*CACHE_AXES)) / placement.devices
+    arrays = (*cache.keys, *cache.values)
+    return sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays) * share
+
+
+def replication_cost(config: ModelConfig, placement: Placement, dtype: jnp.dtype) -> list[str]:
+    """The layout's stated choices, each with the bytes a device reads because of it.
+
+    Returns:
+      One line per choice that copies weights or cache; empty if everything divides.
+    """
+    lines = []
+    for choice in placement.replications:
+        copies = math.prod(placement.mesh[axis] for axis in choice.mesh_axes)
+        if choice.axis == "K":
+            token = kv_token_bytes(config, placement, dtype)
+            cost = f"{_bytes(token * (1 - 1 / copies))} more per cached token"
+            lines.append(f"{choice.reason}: each holds the KV cache of its heads; {cost}")
+            continue
+        letters = {"K", "G"} if choice.axis == "heads" else {choice.axis}
+        names, size = [], 0.0
+        for path, param in declarations(Transformer(config, dtype)).items():
+            if letters & set(param.axes):
+                share = placement.copies(placement.weights(*param.axes)) / placement.devices
+                size += math.prod(param.shape) * param.dtype.itemsize * share
+                names.append(f"{path[-2]}.{path[-1]}")
+        extra = _bytes(size * (1 - 1 / copies))
+        kv = ""
+        if choice.axis == "heads":
+            token = kv_token_bytes(config, placement, dtype) * (1 - 1 / copies)
+            names.append("the KV cache")
+            kv = f" and {_bytes(token)} more per cached token"
+        lines.append(
+            f"{choice.reason}: {', '.join(dict.fromkeys(names))} are whole on each device; "
+            f"each reads {extra} of weights{kv} than it would if they divided, every step"
+        )
+    return lines
+
+
+def _query_share(placement: Placement) -> float:
+    heads = placement.activations("K", "G")
+    return placement.copies(heads) / placement.devices
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    raise AssertionError

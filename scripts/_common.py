@@ -1,0 +1,142 @@
+"""What the scripts share: flags of the same meaning, and how a run starts, fails and ends."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+try:
+    from absl import app, flags, logging
+
+    from decode.load import DTYPES, ModelSource, default_dtype, find_source
+    from profiles.traffic import replication_cost
+    from sharding.errors import FloorlineError, UsageError
+    from sharding.layout import LAYOUTS, Layout, Placement, find_layout
+    from sharding.mesh import parse_mesh, request_cpu_devices
+except ImportError as error:
+    print(
+        f"error: package {error.name!r} is missing; run `pip install -e .` in the clone first",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
+MODEL = flags.DEFINE_string(
+    "model", "smollm2-135m", "Catalogue name or GGUF file. smollm2-135m is fetched once (93 MB)."
+)
+RANDOM_WEIGHTS = flags.DEFINE_bool(
+    "random_weights", False, "Use a catalogue model's shapes with random weights; no download."
+)
+LAYOUT = flags.DEFINE_string(
+    "layout", "weight_stationary_1d", f"Partitioning: {', '.join(LAYOUTS)}."
+)
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, list(DTYPES), "Of weights, cache and arithmetic. float32 on CPU, else bfloat16."
+)
+JSON = flags.DEFINE_string("json", None, "Write the run's document here; - is standard output.")
+VERBOSE = flags.DEFINE_bool("verbose", False, "Show stack traces of errors.")
+
+
+def start(main: Callable[[], None]) -> None:
+    """Parses flags and runs `main`; every failure ends as one line and an exit code.
+
+    Exit codes: 0, 1 for failed work, 2 for wrong use, 130 for an interrupt.
+    """
+    app.run(lambda rest: _guarded(main, rest), flags_parser=_parse)
+
+
+def say(text: str) -> None:
+    """Tells a person what goes on, beside the results on standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def source() -> ModelSource:
+    """The model that the flags name."""
+    return find_source(MODEL.value, random_weights=RANDOM_WEIGHTS.value, report=say)
+
+
+def dtype():
+    """The arithmetic that the flags name."""
+    return DTYPES[DTYPE.value or default_dtype()]
+
+
+def layout() -> Layout:
+    """The layout that the flags name."""
+    return find_layout(LAYOUT.value)
+
+
+def integers(name: str, values: Sequence[str]) -> list[int]:
+    """A list flag as positive integers.
+
+    Raises:
+      UsageError: a value is not one.
+    """
+    for value in values:
+        if not value.strip().isdigit() or int(value) < 1:
+            raise UsageError(f"--{name} is {value!r}; use positive integers joined by commas")
+    return [int(value) for value in values]
+
+
+def meshes(devices: Sequence[str] | None, mesh: str | None) -> list[dict[str, int]] | None:
+    """The meshes of ``--devices`` or ``--mesh``, None if neither is given.
+
+    Asks for as many fake CPU devices as the largest needs; call it before JAX starts.
+
+    Raises:
+      UsageError: both are given, or a size is not positive.
+    """
+    if devices and mesh:
+        raise UsageError(f"--mesh is {mesh}, beside --devices; give one of them")
+    shapes = None
+    if mesh:
+        shapes = [parse_mesh(mesh)]
+    elif devices:
+        shapes = [{"x": 1, "y": 1, "z": count} for count in integers("devices", devices)]
+    for shape in shapes or ():
+        request_cpu_devices(shape["x"] * shape["y"] * shape["z"])
+    return shapes
+
+
+def state_choices(model: ModelSource, placement: Placement, dtype) -> None:
+    """Says which arrays this layout copies on this mesh, and what that costs."""
+    sizes = "x".join(str(size) for size in placement.mesh.values())
+    for line in replication_cost(model.config, placement, dtype):
+        say(f"layout {placement.layout.name} on {sizes}: {line}")
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(f"{_one_line(error)}; see --help", 2)
+    except SystemExit:  # absl ends --help with 1
+        sys.exit(0)
+
+
+def _guarded(main: Callable[[], None], rest: Sequence[str]) -> None:
+    try:
+        if len(rest) > 1:
+            raise UsageError(f"argument is {rest[1]!r}, which is no flag; see --help")
+        if not VERBOSE.value:
+            logging.set_verbosity(logging.WARNING)  # JAX tells which accelerators are not there
+        main()
+    except KeyboardInterrupt:
+        _fail("run is interrupted; nothing more was written", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read the output has gone
+        sys.exit(1)
+    except FloorlineError as error:
+        if VERBOSE.value:
+            raise
+        _fail(_one_line(error), 2 if isinstance(error, UsageError) else 1)
+    except Exception as error:
+        if VERBOSE.value:
+            raise
+        name = type(error).__name__
+        _fail(f"{name} is {_one_line(error)!r}; run again with --verbose to see where", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

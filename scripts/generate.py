@@ -1,0 +1,239 @@
+"""Answer prompts with a sharded decoder, as streamed text.
+
+The model is loaded onto a mesh of JAX devices (on a CPU, as many fake ones as asked for), prompts
+of any lengths run as one batch, and text appears as it is decoded. What the layout copies, how
+fast each step was and what the KV cache took goes to standard error.
+
+Examples:
+  python scripts/generate.py --chat --prompt="Why is the sky blue?"
+  python scripts/generate.py --devices=4 --prompt="Once upon a time" --max_new_tokens=40
+  python scripts/generate.py --model=a.gguf --prompt=One --prompt=Two --temperature=0.8 --top_p=0.9
+  python scripts/generate.py --prompt="Once upon" --no_cache      what a KV cache saves
+  python scripts/generate.py --model=tiny --random_weights --prompt_tokens=1,2,3 --json=-
+"""
+
+import datetime
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import _common
+import jax
+import numpy as np
+from absl import flags
+
+from decode.engine import Engine
+from decode.generate import Completion, Request, generate, generate_without_cache
+from decode.load import ModelSource
+from decode.sampling import make_sampler
+from profiles.record import describe_step
+from profiles.report import document, summarise, write_json
+from profiles.traffic import kv_token_bytes
+from sharding.errors import UsageError
+
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue; repeat for a batch.")
+_PROMPT_TOKENS = flags.DEFINE_multi_string(
+    "prompt_tokens", [], "Token ids joined by commas, in place of text; repeat for a batch."
+)
+_CHAT = flags.DEFINE_bool("chat", False, "Put each prompt into the model's chat template.")
+_DEVICES = flags.DEFINE_string("devices", None, "How many devices, all on mesh axis z.")
+_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Limit for each prompt.")
+_IGNORE_EOS = flags.DEFINE_bool("ignore_eos", False, "Go on past the end-of-sequence token.")
+_STOP = flags.DEFINE_multi_string("stop", [], "End at this token: its text or its id; repeatable.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of random draws, and of random weights.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely token.")
+_TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k most likely tokens.")
+_TOP_P = flags.DEFINE_float("top_p", None, "Draw from the likeliest tokens that sum to p.")
+_MIN_P = flags.DEFINE_float("min_p", None, "Draw from tokens p times as likely as the likeliest.")
+_NO_CACHE = flags.DEFINE_bool(
+    "no_cache", False, "Generate again by recomputing every prefix, and compare."
+)
+
+
+def main() -> None:
+    """Loads, generates, reports."""
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    sampler = make_sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value)
+    devices = [_DEVICES.value] if _DEVICES.value else None
+    shapes = _common.meshes(devices, _MESH.value) or [{"x": 1, "y": 1, "z": 1}]
+    source = _common.source()
+    request = Request(
+        prompts=_prompts(source),
+        max_new_tokens=_MAX_NEW_TOKENS.value,
+        sampler=sampler,
+        seed=_SEED.value,
+        stop_ids=_stop_ids(source),
+    )
+    request.check(source.config.vocabulary, source.config.max_context)
+    placement = _common.layout().check(source.config.sizes, shapes[0])
+    _common.state_choices(source, placement, _common.dtype())
+    engine = source.engine(_common.layout(), shapes[0], _common.dtype(), _SEED.value)
+
+    to_json = _common.JSON.value == "-"
+    run = _Run(source, request, show=not to_json)
+    run.take(generate(engine, request))
+    record = describe_step(engine, batch=len(request.prompts), context=run.context())
+    if run.step_seconds:
+        record |= {"step_s": summarise(run.step_seconds)}
+    _common.say(_speed(run, engine))
+    if _NO_CACHE.value:
+        slow = _Run(source, request, show=False)
+        slow.take(generate_without_cache(engine, request))
+        _common.say(_comparison(run, slow, engine))
+    if _common.JSON.value:
+        write_json(_common.JSON.value, _document(run, record, started))
+
+
+class _Run:
+    """One generation: its completions and when each step's tokens arrived."""
+
+    def __init__(self, source: ModelSource, request: Request, show: bool):
+        self.source, self.request, self.show = source, request, show
+        self.completions: list[Completion] = []
+        self.first_seconds = 0.0
+        self.step_seconds: list[float] = []
+
+    def take(self, steps: Iterator[list[Completion]]) -> None:
+        """Runs to the end, printing as tokens arrive."""
+        write = _streamer(self.source, len(self.request.prompts)) if self.show else None
+        last = time.perf_counter()
+        for number, completions in enumerate(steps):
+            now = time.perf_counter()
+            if number:
+                self.step_seconds.append(now - last)
+            else:
+                self.first_seconds = now - last
+            last = now
+            self.completions = completions
+            if write:
+                write(completions)
+
+    def context(self) -> int:
+        """Tokens in the longest sequence halfway through."""
+        longest = max(map(len, self.request.prompts))
+        return longest + len(self.step_seconds) // 2
+
+    def texts(self) -> list[str]:
+        """Generated text of each prompt, or its token ids where there is no tokenizer."""
+        return [_text(self.source, completion.tokens) for completion in self.completions]
+
+
+def _streamer(source: ModelSource, prompts: int) -> Callable[[list[Completion]], None]:
+    """Prints one prompt's text as it comes; several prompts' texts as each is finished."""
+    stream = source.tokenizer.stream() if source.tokenizer else None
+    printed: set[int] = set()
+    shown = 0
+
+    def one(completions: list[Completion]) -> None:
+        nonlocal shown
+        (completion,) = completions
+        for token in completion.tokens[shown:]:
+            print(stream.push(token) if stream else f"{token} ", end="", flush=True)
+        shown = len(completion.tokens)
+        if completion.finish_reason:
+            print(stream.flush() if stream else "", flush=True)
+
+    def several(completions: list[Completion]) -> None:
+        for number, completion in enumerate(completions):
+            if completion.finish_reason and number not in printed:
+                printed.add(number)
+                print(f"[{number}] {_text(source, completion.tokens)}", flush=True)
+
+    return one if prompts == 1 else several
+
+
+def _text(source: ModelSource, tokens: list[int]) -> str:
+    if source.tokenizer is None:
+        return " ".join(map(str, tokens))
+    return source.tokenizer.decode(tokens)
+
+
+def _prompts(source: ModelSource) -> list[list[int]]:
+    if not _PROMPT.value and not _PROMPT_TOKENS.value:
+        raise UsageError("--prompt is not given; pass --prompt=TEXT or --prompt_tokens=1,2,3")
+    prompts = [_token_ids(text) for text in _PROMPT_TOKENS.value]
+    if _PROMPT.value and source.tokenizer is None:
+        raise UsageError(
+            f"--prompt is text, but {source.config.name} with random weights has no tokenizer; "
+            "pass --prompt_tokens=1,2,3"
+        )
+    for text in _PROMPT.value:
+        if not text:
+            raise UsageError("--prompt is empty; give at least one character")
+        if _CHAT.value:
+            rendered = source.tokenizer.chat([{"role": "user", "content": text}])
+            prompts.append(source.tokenizer.encode(rendered, special=True))
+        else:
+            prompts.append(source.tokenizer.encode(text))
+    return prompts
+
+
+def _token_ids(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise UsageError(f"--prompt_tokens is {text!r}; use token ids joined by commas, as 1,2,3")
+    return [int(part) for part in parts]
+
+
+def _stop_ids(source: ModelSource) -> frozenset[int]:
+    tokenizer = source.tokenizer
+    ids = set() if _IGNORE_EOS.value or tokenizer is None else set(tokenizer.stop_ids)
+    for stop in _STOP.value:
+        if stop.isdigit():
+            found = [int(stop)]
+        else:
+            found = tokenizer.encode(stop, special=True) if tokenizer else []
+        if len(found) != 1 or found[0] >= source.config.vocabulary:
+            raise UsageError(
+                f"--stop is {stop!r}, which is not one token of {source.config.name}; "
+                "give a token's text or its id"
+            )
+        ids.add(found[0])
+    return frozenset(ids)
+
+
+def _speed(run: _Run, engine: Engine) -> str:
+    tokens = sum(len(completion.tokens) for completion in run.completions)
+    text = f"{tokens} tokens; first after {run.first_seconds:.2f} s, compilation included"
+    if len(run.step_seconds) > 1:
+        # The first step compiles; the rest tell the pace.
+        median = float(np.median(run.step_seconds[1:]))
+        rate = len(run.request.prompts) / median
+        text += f"; then {median * 1e3:.1f} ms per step (measured median), {rate:.0f} tokens/s"
+    devices = engine.mesh.size
+    return f"{text} on {devices} {engine.mesh.devices.flat[0].device_kind} device(s)"
+
+
+def _comparison(fast: _Run, slow: _Run, engine: Engine) -> str:
+    same = "the same" if fast.texts() == slow.texts() else "NOT the same"
+    token = kv_token_bytes(engine.config, engine.placement, engine.dtype) * engine.mesh.size
+    longest = max(map(len, fast.request.prompts)) + len(fast.step_seconds) + 1
+    size = token * longest * len(fast.request.prompts)
+    times = [float(np.median(run.step_seconds[1:] or [0.0])) * 1e3 for run in (fast, slow)]
+    return (
+        f"KV cache: {times[0]:.1f} ms per step and {size / 1e6:.1f} MB of cache; "
+        f"without it: {times[1]:.1f} ms per step and none, every step recomputing up to {longest} "
+        f"tokens per sequence (measured medians): {times[1] / times[0]:.1f} times slower, "
+        f"{same} text"
+    )
+
+
+def _document(run: _Run, record: dict, started: str) -> dict:
+    return document(
+        sys.argv,
+        [record],
+        device_kind=jax.devices()[0].device_kind,
+        started=started,
+        bandwidth=None,
+        prompt_tokens=[list(prompt) for prompt in run.request.prompts],
+        tokens=[completion.tokens for completion in run.completions],
+        text=run.texts(),
+        logprobs=[completion.logprobs for completion in run.completions],
+        finish_reasons=[completion.finish_reason for completion in run.completions],
+    )
+
+
+if __name__ == "__main__":
+    flags.adopt_module_key_flags(_common)
+    _common.start(main)

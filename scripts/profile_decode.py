@@ -1,0 +1,129 @@
+"""Measure decode steps over devices, batches and contexts, each held against its floor.
+
+The floor is the least time a step can take: reading this model's weights and its KV cache at the
+memory's peak rate, or computing at the peak FLOP rate, whichever is longer. On a GPU or TPU the
+peaks are the published ones of the chip. On a CPU the devices share one memory, whose rate is
+measured in the same run, before, between and after the steps.
+
+Writes profile.json, profile.csv, step_time.png, cost.png and TensorBoard events to --output_dir.
+
+Examples:
+  python scripts/profile_decode.py
+  python scripts/profile_decode.py --devices=1,2 --batch=1,8 --context=128,1024 --trace
+  python scripts/profile_decode.py --model=llama3-8b --random_weights --batch=1,8,64 --context=2048
+"""
+
+import datetime
+import sys
+from pathlib import Path
+
+import _common
+import jax
+from absl import flags
+
+from profiles.events import write_events
+from profiles.figures import cost, step_time
+from profiles.report import (
+    check_writable,
+    document,
+    fit_lines,
+    fits,
+    table,
+    write_csv,
+    write_json,
+)
+from profiles.sweep import Outcome, Sweep, run
+from sharding.errors import FloorlineError, UsageError
+from sharding.mesh import request_cpu_devices
+
+_DEVICES = flags.DEFINE_list(
+    "devices", None, "How many devices, a list. Default: 1,2,4 on a CPU, all of them elsewhere."
+)
+_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
+_BATCH = flags.DEFINE_list("batch", ["1", "4", "16"], "Sequences per step, a list.")
+_CONTEXT = flags.DEFINE_list("context", ["128"], "Tokens already in the cache, a list.")
+_SECONDS = flags.DEFINE_float("seconds", 20, "Time for samples, beyond five rounds of each case.")
+_BANDWIDTH = flags.DEFINE_float("hbm_bandwidth", None, "Peak bytes/s of a chip, for the floor.")
+_FLOPS = flags.DEFINE_float("peak_flops", None, "Peak FLOP/s of a chip, for the floor.")
+_PRICE = flags.DEFINE_float("price_per_chip_hour", None, "USD; the cost plot is then in USD.")
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/profile", "Folder for results.")
+_TRACE = flags.DEFINE_bool("trace", False, "Also write a profiler trace, for TensorBoard.")
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    output = Path(_OUTPUT_DIR.value)
+    sweep = _sweep(output)
+    sweep.check()
+    check_writable(output)
+    for shape in sweep.shapes:
+        placement = sweep.layout.check(sweep.source.config.sizes, shape)
+        _common.state_choices(sweep.source, placement, sweep.dtype)
+    outcome = run(sweep, _common.say)
+    found = _document(outcome, started)
+    if _common.JSON.value != "-":
+        print(table(outcome.points, outcome.bandwidth))
+        print("\n".join(fit_lines(found["fits"])))
+    _write(output, found)
+    _refuse_impossible(outcome)
+
+
+def _sweep(output: Path) -> Sweep:
+    shapes = _common.meshes(_DEVICES.value, _MESH.value)
+    batches = _common.integers("batch", _BATCH.value)
+    contexts = _common.integers("context", _CONTEXT.value)
+    for name, value in (("hbm_bandwidth", _BANDWIDTH.value), ("peak_flops", _FLOPS.value)):
+        if value is not None and value <= 0:
+            raise UsageError(f"--{name} is {value}; use a positive number")
+    if shapes is None:
+        request_cpu_devices(4)
+        counts = (1, 2, 4) if jax.default_backend() == "cpu" else (jax.device_count(),)
+        shapes = [{"x": 1, "y": 1, "z": count} for count in counts]
+    return Sweep(
+        source=_common.source(),
+        layout=_common.layout(),
+        shapes=shapes,
+        batches=batches,
+        contexts=contexts,
+        dtype=_common.dtype(),
+        seconds=_SECONDS.value,
+        bandwidth=_BANDWIDTH.value,
+        peak_flops=_FLOPS.value,
+        price=_PRICE.value,
+        trace=output / "trace" if _TRACE.value else None,
+    )
+
+
+def _document(outcome: Outcome, started: str) -> dict:
+    return document(
+        sys.argv,
+        outcome.points,
+        device_kind=jax.devices()[0].device_kind,
+        started=started,
+        bandwidth=outcome.bandwidth,
+        fits=fits(outcome.points),
+    )
+
+
+def _write(output: Path, found: dict) -> None:
+    write_json(output / "profile.json", found)
+    write_csv(output / "profile.csv", found["points"])
+    figures = [output / "step_time.png", output / "cost.png"]
+    step_time(found, figures[0])
+    cost(found, figures[1])
+    write_events(output / "events", found, figures)
+    if _common.JSON.value:
+        write_json(_common.JSON.value, found)
+    _common.say(f"wrote {', '.join(str(path) for path in (output / 'profile.json', *figures))}")
+
+
+def _refuse_impossible(outcome: Outcome) -> None:
+    for point in outcome.points:
+        if point.get("fraction_of_floor", 0) > 1:
+            raise FloorlineError(point["message"])
+
+
+if __name__ == "__main__":
+    flags.adopt_module_key_flags(_common)
+    _common.start(main)

@@ -1,0 +1,26 @@
+"""The glossary: every mesh axis and every logical array axis, one line each.
+
+A parameter or activation names its dimensions with these letters; a `Layout` says which mesh
+axes divide each letter. Comments beside the code write ``[B, T, F.yz]`` for an array whose d_ff
+dimension is divided over mesh axes y and z, as in Pope et al. 2022 ("Efficiently Scaling
+Transformer Inference", section 3.1).
+"""
+
+MESH_AXES: dict[str, str] = {
+    "x": "shards d_model in layouts of two dimensions; d_ff and heads in layouts of one",
+    "y": "shards d_ff and heads",
+    "z": "shards d_ff and heads",
+}
+
+LOGICAL_AXES: dict[str, str] = {
+    "B": "batch: sequences decoded together",
+    "T": "query tokens per sequence in this forward pass; 1 when decoding",
+    "S": "cached tokens per sequence: the slots of the KV cache",
+    "D": "d_model, the width of the residual stream",
+    "F": "d_ff, the hidden width of the MLP",
+    "K": "KV heads",
+    "G": "query heads per KV head",
+    "h": "head size",
+    "V": "vocabulary",
+    "C": "matrices stored as one so that they are read in one stream (gate and up, key and value)",
+}

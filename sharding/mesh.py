@@ -1,0 +1,90 @@
+"""Device meshes with axes x, y and z.
+
+`jax.make_mesh` gives *explicit* axes: the sharding of every array is part of its type, and a
+collective happens only where the code changes a sharding.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from sharding.axes import MESH_AXES
+from sharding.errors import LayoutError, UsageError
+
+MeshShape = Mapping[str, int]
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Reads ``"2x2x2"`` as sizes of x, y, z; ``"8"`` and ``"2x4"`` leave the first axes at 1.
+
+    Raises:
+      UsageError: `text` is not one to three positive integers joined by ``x``.
+    """
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", text):
+        raise UsageError(f"mesh is {text!r}; write sizes of x, y and z such as 2x2x2, 2x4 or 8")
+    sizes = [int(part) for part in text.split("x")]
+    sizes = [1] * (len(MESH_AXES) - len(sizes)) + sizes
+    return dict(zip(MESH_AXES, sizes, strict=True))
+
+
+def mesh_shape(devices: int | None, mesh: str | None) -> dict[str, int]:
+    """The mesh asked for by ``--devices`` and ``--mesh``; all devices on z where only the first is.
+
+    Raises:
+      UsageError: both are given and disagree, or a size is not positive.
+    """
+    if mesh is None:
+        if devices is not None and devices < 1:
+            raise UsageError(f"devices is {devices}; give a positive number")
+        return {"x": 1, "y": 1, "z": devices or 1}
+    shape = parse_mesh(mesh)
+    size = math.prod(shape.values())
+    if devices is not None and devices != size:
+        raise UsageError(
+            f"mesh is {mesh}, which is {size} devices, but devices is {devices}; "
+            "make them agree or leave --devices out"
+        )
+    return shape
+
+
+def request_cpu_devices(count: int) -> None:
+    """Asks JAX for `count` fake CPU devices; without effect on other platforms.
+
+    Must run before JAX starts its backends. The fake devices share the machine's cores and its
+    one memory.
+    """
+    # 0.10 to 0.12 refuse the setting beside XLA_FLAGS' older one only where they disagree.
+    if count > jax.config.jax_num_cpu_devices:
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def make_mesh(shape: MeshShape) -> jax.sharding.Mesh:
+    """A mesh over the first devices that JAX has.
+
+    Args:
+      shape: sizes of x, y and z.
+
+    Raises:
+      LayoutError: the mesh needs more devices than there are.
+    """
+    needed, devices = math.prod(shape.values()), jax.devices()
+    if needed > len(devices):
+        sizes = "x".join(str(shape[axis]) for axis in MESH_AXES)
+        raise LayoutError(
+            f"mesh is {sizes}, which needs {needed} devices, but JAX has {len(devices)} "
+            f"({devices[0].device_kind}); use a mesh of at most {len(devices)}"
+        )
+    sizes = tuple(shape[axis] for axis in MESH_AXES)
+    chosen = devices[:needed]
+    if devices[0].platform == "cpu":  # no topology to follow
+        return jax.sharding.Mesh(
+            np.array(chosen).reshape(sizes), tuple(MESH_AXES), axis_types=_explicit()
+        )
+    return jax.make_mesh(sizes, tuple(MESH_AXES), axis_types=_explicit(), devices=chosen)
+
+
+def _explicit() -> tuple[jax.sharding.AxisType, ...]:
+    return (jax.sharding.AxisType.Explicit,) * len(MESH_AXES)
