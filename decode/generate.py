@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from decode.engine import Carry, Emitted, Engine
-from decode.sampling import Sampler
+from decode.sampling import GREEDY, Sampler
 from sharding.errors import UsageError
 
 SMALLEST_BUCKET = 16
@@ -66,7 +66,7 @@ class Request:
 
     prompts: Sequence[Sequence[int]]
     max_new_tokens: int
-    sampler: Sampler = Sampler()
+    sampler: Sampler = GREEDY
     seed: int = 0
     stop_ids: frozenset[int] = frozenset()
 

@@ -116,6 +116,9 @@ class Sampler:
             return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
 
 
+GREEDY = Sampler()
+
+
 def make_sampler(
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -136,7 +139,7 @@ def make_sampler(
                 f"temperature is 0, which takes the most likely token, so {name} has no effect; "
                 "give a temperature above 0 or leave the filter out"
             )
-        return Sampler()
+        return GREEDY
     return Sampler(filters=(Temperature(temperature), *filters), greedy=False)
 
 

@@ -21,16 +21,16 @@ LayerCache = tuple[jax.Array, jax.Array]
 class Attention(nnx.Module):
     """Projections to queries, keys and values, attention, and the projection back.
 
-    Queries keep K and G apart, so that mesh axes which do not divide K can divide G. Keys and
-    values are one array, read in one stream.
+    The G queries, the key and the value of a KV head are one array, read in one stream. Mesh axes
+    that do not divide K divide the head size in both projections, and the few activations between
+    are gathered: no weight is copied because heads do not divide.
     """
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         D, K, G, h = config.d_model, config.kv_heads, config.group, config.head_size
         into = jax.nn.initializers.normal(D**-0.5)
         back = jax.nn.initializers.normal((K * G * h) ** -0.5)
-        self.query = declare((K, G, h, D), ("K", "G", "h", "D"), dtype, into)
-        self.key_value = declare((K, 2, h, D), ("K", "C", "h", "D"), dtype, into)
+        self.query_key_value = declare((K, G + 2, h, D), ("K", "C", "h", "D"), dtype, into)
         self.output = declare((D, K, G, h), ("D", "K", "G", "h"), dtype, back)
 
     def __call__(
@@ -56,23 +56,31 @@ class Attention(nnx.Module):
         Returns:
           [B, T, D] and the updated cache.
         """
-        act = placement.activations
-        with jax.named_scope("query_key_value"):
-            q = linear(self.query[...], x, act("B", "T", "K", "G", "h"))  # [B, T, K, G, h]
-            kv = linear(self.key_value[...], x, act("B", "T", "K", "C", "h"))  # [B, T, K, 2, h]
-            q = rotate(q, turn)
-            keys = rotate(kv[:, :, :, :1], turn)[:, :, :, 0]
-        new = (keys, kv[:, :, :, 1])  # each [B, T, K, h]
+        new, q = self._project(x, turn, placement)
         cache = tuple(
-            write(
-                old, jax.reshard(tokens, placement.cache("B", "T", "K", "h")), positions, placement
-            )
-            for old, tokens in zip(cache, new, strict=True)
+            write(old, tokens, positions, placement) for old, tokens in zip(cache, new, strict=True)
         )
         seen = tuple(slots[:, :, :span] for slots in cache)
         mixed = attend(q, *seen, positions)  # [B, T, K, G, h]
         with jax.named_scope("attention_output"):
-            return linear(self.output[...], mixed, act("B", "T", "D")), cache
+            # Where mesh axes divide the weight's head size, each device takes its slice.
+            mixed = jax.reshard(mixed, placement.weights("B", "T", "K", "G", "h"))
+            return linear(self.output[...], mixed, placement.activations("B", "T", "D")), cache
+
+    def _project(
+        self, x: jax.Array, turn: Rotation, placement: Placement
+    ) -> tuple[LayerCache, jax.Array]:
+        """x: [B, T, D] -> new keys and values, each [B, T, K, h], and queries [B, T, K, G, h]."""
+        act = placement.activations
+        with jax.named_scope("query_key_value"):
+            rows = placement.weights("B", "T", "K", "C", "h")
+            both = linear(self.query_key_value[...], x, rows)  # [B, T, K, G + 2, h]
+            both = jax.reshard(both, act("B", "T", "K", "C", None))  # head size whole again
+            turned = rotate(both[:, :, :, :-1], turn)
+            q = jax.reshard(turned[:, :, :, :-1], act("B", "T", "K", "G", None))
+            keys, values = turned[:, :, :, -1], both[:, :, :, -1]
+            spec = placement.cache("B", "T", "K", None)
+            return (jax.reshard(keys, spec), jax.reshard(values, spec)), q
 
 
 def attend(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:

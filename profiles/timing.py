@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from decode.engine import Carry, Engine
-from decode.sampling import Sampler
+from decode.sampling import GREEDY
 from model.cache import KVCache
 
 BURST = 4
@@ -67,7 +67,7 @@ class HeldStep:
         held = self._carry
         start = time.perf_counter()
         for _ in range(steps):
-            self._cache, after, emitted = self.engine.advance(self._cache, self._carry, Sampler())
+            self._cache, after, emitted = self.engine.advance(self._cache, self._carry, GREEDY)
             self._carry = held._replace(tokens=after.tokens)
         jax.block_until_ready(emitted)
         return time.perf_counter() - start

@@ -14,7 +14,7 @@ from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
 from model.parameters import Path, declarations
 from model.transformer import Transformer
-from sharding.layout import Placement
+from sharding.layout import Placement, shards
 
 LOOKED_UP: Path = ("embedding", "weight")
 
@@ -96,35 +96,31 @@ def kv_token_bytes(config: ModelConfig, placement: Placement, dtype: jnp.dtype) 
 
 
 def replication_cost(config: ModelConfig, placement: Placement, dtype: jnp.dtype) -> list[str]:
-    """The layout's stated choices, each with the bytes a device reads because of it.
+    """What this layout copies because sizes do not divide over the mesh, and the bytes it costs.
 
     Returns:
-      One line per choice that copies weights or cache; empty if everything divides.
+      One line per kind of array; empty if everything divides.
     """
-    lines = []
-    for choice in placement.replications:
-        copies = math.prod(placement.mesh[axis] for axis in choice.mesh_axes)
-        if choice.axis == "K":
-            token = kv_token_bytes(config, placement, dtype)
-            cost = f"{_bytes(token * (1 - 1 / copies))} more per cached token"
-            lines.append(f"{choice.reason}: each holds the KV cache of its heads; {cost}")
-            continue
-        letters = {"K", "G"} if choice.axis == "heads" else {choice.axis}
-        names, size = [], 0.0
-        for path, param in declarations(Transformer(config, dtype)).items():
-            if letters & set(param.axes):
-                share = placement.copies(placement.weights(*param.axes)) / placement.devices
-                size += math.prod(param.shape) * param.dtype.itemsize * share
-                names.append(f"{path[-2]}.{path[-1]}")
-        extra = _bytes(size * (1 - 1 / copies))
-        kv = ""
-        if choice.axis == "heads":
-            token = kv_token_bytes(config, placement, dtype) * (1 - 1 / copies)
-            names.append("the KV cache")
-            kv = f" and {_bytes(token)} more per cached token"
+    arrays: dict[str, list[float]] = {}
+    for path, param in declarations(Transformer(config, dtype)).items():
+        if rest := placement.left_over("weights", param.axes):
+            share = placement.copies(placement.weights(*param.axes)) / placement.devices
+            size = math.prod(param.shape) * param.dtype.itemsize * share
+            extra = size * (1 - 1 / shards(rest, placement.mesh))
+            arrays.setdefault(".".join(map(str, path[-2:])), []).append(extra)
+    lines = [
+        f"{name} does not divide and is copied: each device reads {_bytes(sum(extra))} per step "
+        "more than its share"
+        for name, extra in arrays.items()
+    ]
+    if rest := placement.left_over("cache", CACHE_AXES):
+        copies = shards(rest, placement.mesh)
+        extra = _bytes(kv_token_bytes(config, placement, dtype) * (1 - 1 / copies))
         lines.append(
-            f"{choice.reason}: {', '.join(dict.fromkeys(names))} are whole on each device; "
-            f"each reads {extra} of weights{kv} than it would if they divided, every step"
+            f"{config.kv_heads} KV heads do not divide over "
+            f"{' '.join(f'{axis}={placement.mesh[axis]}' for axis in rest)}, so the KV cache is "
+            f"copied {copies} times: each device reads {extra} per cached token and step more "
+            "than its share"
         )
     return lines
 

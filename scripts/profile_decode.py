@@ -37,10 +37,10 @@ from sharding.errors import FloorlineError, UsageError
 from sharding.mesh import request_cpu_devices
 
 _DEVICES = flags.DEFINE_list(
-    "devices", None, "How many devices, a list. Default: 1,2,4 on a CPU, all of them elsewhere."
+    "devices", None, "How many devices, a list. Default: 1 and 2 on a CPU, all of them elsewhere."
 )
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
-_BATCH = flags.DEFINE_list("batch", ["1", "4", "16"], "Sequences per step, a list.")
+_BATCH = flags.DEFINE_list("batch", ["1", "4", "16", "64"], "Sequences per step, a list.")
 _CONTEXT = flags.DEFINE_list("context", ["128"], "Tokens already in the cache, a list.")
 _SECONDS = flags.DEFINE_float("seconds", 20, "Time for samples, beyond five rounds of each case.")
 _BANDWIDTH = flags.DEFINE_float("hbm_bandwidth", None, "Peak bytes/s of a chip, for the floor.")
@@ -77,8 +77,8 @@ def _sweep(output: Path) -> Sweep:
         if value is not None and value <= 0:
             raise UsageError(f"--{name} is {value}; use a positive number")
     if shapes is None:
-        request_cpu_devices(4)
-        counts = (1, 2, 4) if jax.default_backend() == "cpu" else (jax.device_count(),)
+        request_cpu_devices(2)
+        counts = (1, 2) if jax.default_backend() == "cpu" else (jax.device_count(),)
         shapes = [{"x": 1, "y": 1, "z": count} for count in counts]
     return Sweep(
         source=_common.source(),

@@ -22,5 +22,5 @@ LOGICAL_AXES: dict[str, str] = {
     "G": "query heads per KV head",
     "h": "head size",
     "V": "vocabulary",
-    "C": "matrices stored as one so that they are read in one stream (gate and up, key and value)",
+    "C": "matrices stored as one and read as one: gate and up; a group's queries, key and value",
 }

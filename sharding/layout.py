@@ -28,16 +28,17 @@ Rule = Literal["refuse", "replicate"]
 class Layout:
     """A partitioning strategy.
 
+    A table says which mesh axes divide which logical axis. A key of several letters, ``"K h"``,
+    lets them share: the first takes the longest run of the mesh axes that divides it, the next
+    what is left. A letter in no key is whole on every chip.
+
     Attributes:
       name: what ``--layout`` calls it.
-      weights: logical axis -> mesh axes that divide it in stored weights. A missing letter is
-        whole on every chip. ``heads`` stands for K and G together: K takes the longest run of
-        the mesh axes that divides it and G takes the rest, so that array shapes do not depend on
-        the layout.
-      activations: the same for arrays between layers.
-      cache: the same for keys and values.
-      rules: what happens to a logical axis that its mesh axes do not divide: ``refuse`` the
-        mesh, or ``replicate`` the arrays and say what that costs. Unlisted letters refuse.
+      weights: for stored weights.
+      activations: for arrays between layers.
+      cache: for keys and values.
+      rules: what happens, by key, when sizes do not divide: ``refuse`` the mesh, or
+        ``replicate`` the arrays and say so. A key without a rule refuses.
       summary: one line on when to use it.
     """
 
@@ -49,7 +50,7 @@ class Layout:
     summary: str
 
     def check(self, sizes: Mapping[str, int], mesh: Mapping[str, int]) -> "Placement":
-        """Settles every axis of this layout for one model on one mesh; allocates nothing.
+        """Settles this layout for one model on one mesh; allocates nothing.
 
         Args:
           sizes: logical axis -> length, as `ModelConfig.sizes` gives them.
@@ -57,81 +58,42 @@ class Layout:
 
         Raises:
           LayoutError: an axis that must divide does not; the message names the axis, both sizes
-            and device counts that would work.
+            and shard counts that would work.
         """
-        tables, choices = {}, {}
-        for kind in ("weights", "activations", "cache"):
-            tables[kind], replicated = self._settle(getattr(self, kind), sizes, mesh)
-            choices |= {(choice.axis, choice.mesh_axes): choice for choice in replicated}
-        return Placement(self, dict(mesh), tables, tuple(choices.values()))
-
-    def _settle(
-        self, table: Table, sizes: Mapping[str, int], mesh: Mapping[str, int]
-    ) -> tuple[dict[str, Axes], list["Replication"]]:
-        """Resolves one table; returns it and the choices that replicate something."""
-        settled, replicated = {}, []
-        for letter, axes in table.items():
-            axes = tuple(axis for axis in axes if mesh[axis] > 1)
-            if letter == "heads":
-                settled["K"], rest = longest_dividing_run(sizes["K"], axes, mesh)
-                settled["G"], rest = longest_dividing_run(sizes["G"], rest, mesh)
-                shared = rest + settled["G"]
-                if rest and self._rule(letter) == "refuse":
-                    raise _refusal(letter, sizes["K"] * sizes["G"], axes, mesh)
-                if rest:
-                    replicated.append(Replication("heads", rest, _heads_reason(sizes, rest, mesh)))
-                if shared and settled["G"]:
-                    replicated.append(Replication("K", shared, _cache_reason(sizes, shared, mesh)))
-            elif sizes[letter] % shards(axes, mesh) == 0:
-                settled[letter] = axes
-            elif self._rule(letter) == "replicate":
-                settled[letter], rest = longest_dividing_run(sizes[letter], axes, mesh)
-                reason = (
-                    f"{_name(letter)} {sizes[letter]} does not divide over {_sizes(rest, mesh)}"
-                )
-                replicated.append(Replication(letter, rest, reason))
-            else:
-                raise _refusal(letter, sizes[letter], axes, mesh)
-        return settled, replicated
-
-    def _rule(self, letter: str) -> Rule:
-        return self.rules.get(letter, "refuse")
-
-
-@dataclasses.dataclass(frozen=True)
-class Replication:
-    """A choice a layout made because sizes do not divide: copies over some mesh axes.
-
-    Attributes:
-      axis: the logical axis (or ``heads``) that stays whole.
-      mesh_axes: the mesh axes over which its arrays are copied.
-      reason: one clause for people, naming both sizes.
-    """
-
-    axis: str
-    mesh_axes: Axes
-    reason: str
+        placement = Placement(self, dict(sizes), dict(mesh))
+        for kind in KINDS:
+            for key in getattr(self, kind):
+                letters = tuple(key.split())
+                rest = placement.left_over(kind, letters)
+                if rest and self.rules.get(key, "refuse") == "refuse":
+                    raise _refusal(letters, sizes, rest, mesh)
+        return placement
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A layout settled for one model on one mesh: the sharding of every array."""
+    """A layout settled for one model on one mesh: the sharding of every array.
+
+    Attributes:
+      layout: the strategy.
+      sizes: logical axis -> length.
+      mesh: mesh axis -> devices.
+    """
 
     layout: Layout
+    sizes: Mapping[str, int]
     mesh: Mapping[str, int]
-    tables: Mapping[str, Mapping[str, Axes]]
-    replications: tuple[Replication, ...]
 
-    def weights(self, *axes: str) -> jax.P:
-        """Sharding of a stored weight, one logical axis per dimension."""
+    def weights(self, *axes: str | None) -> jax.P:
+        """Sharding of a stored weight, one logical axis per dimension; None is whole."""
         return self._spec("weights", axes)
 
-    def activations(self, *axes: str) -> jax.P:
-        """Sharding of an activation, one logical axis per dimension."""
+    def activations(self, *axes: str | None) -> jax.P:
+        """Sharding of an activation, one logical axis per dimension; None is whole."""
         return self._spec("activations", axes)
 
-    def cache(self, *axes: str) -> jax.P:
-        """Sharding of keys or values, one logical axis per dimension."""
+    def cache(self, *axes: str | None) -> jax.P:
+        """Sharding of keys or values, one logical axis per dimension; None is whole."""
         return self._spec("cache", axes)
 
     @property
@@ -143,9 +105,28 @@ class Placement:
         """How many devices hold each element of an array of this sharding."""
         return self.devices // shards(used_axes(spec), self.mesh)
 
-    def _spec(self, kind: str, axes: tuple[str, ...]) -> jax.P:
-        table = self.tables[kind]
-        return jax.P(*(_entry(table.get(axis, ())) for axis in axes))
+    def left_over(self, kind: str, axes: tuple[str | None, ...]) -> Axes:
+        """Mesh axes that the layout gives to these logical axes but that divide none of them."""
+        return tuple(axis for rest in self._settle(kind, axes)[1] for axis in rest)
+
+    def _spec(self, kind: str, axes: tuple[str | None, ...]) -> jax.P:
+        taken, _ = self._settle(kind, axes)
+        return jax.P(*(_entry(taken.get(axis, ())) for axis in axes))
+
+    def _settle(
+        self, kind: str, axes: tuple[str | None, ...]
+    ) -> tuple[dict[str | None, Axes], list[Axes]]:
+        """Mesh axes taken by each logical axis of one array, and those left over by each key."""
+        taken: dict[str | None, Axes] = {}
+        left = []
+        for key, mesh_axes in getattr(self.layout, kind).items():
+            rest = tuple(axis for axis in mesh_axes if self.mesh[axis] > 1)
+            present = [letter for letter in key.split() if letter in axes]
+            for letter in present:
+                taken[letter], rest = longest_dividing_run(self.sizes[letter], rest, self.mesh)
+            if present and rest:
+                left.append(rest)
+        return taken, left
 
 
 def used_axes(spec: jax.P) -> Axes:
@@ -180,36 +161,22 @@ def _entry(axes: Axes) -> str | Axes | None:
     return axes[0] if len(axes) == 1 else axes or None
 
 
-def _sizes(axes: Axes, mesh: Mapping[str, int]) -> str:
-    return " ".join(f"{axis}={mesh[axis]}" for axis in axes)
-
-
-def _name(letter: str) -> str:
-    return LOGICAL_AXES.get(letter, letter).split(",")[0].split(":")[0]
-
-
-def _heads_reason(sizes: Mapping[str, int], axes: Axes, mesh: Mapping[str, int]) -> str:
-    return (
-        f"{sizes['K'] * sizes['G']} query heads in {sizes['K']} KV heads "
-        f"do not divide over {_sizes(axes, mesh)}"
-    )
-
-
-def _cache_reason(sizes: Mapping[str, int], axes: Axes, mesh: Mapping[str, int]) -> str:
-    return f"{sizes['K']} KV heads are shared by devices along {_sizes(axes, mesh)}"
-
-
-def _refusal(letter: str, size: int, axes: Axes, mesh: Mapping[str, int]) -> LayoutError:
-    parts = shards(axes, mesh)
+def _refusal(
+    letters: tuple[str, ...], sizes: Mapping[str, int], axes: Axes, mesh: Mapping[str, int]
+) -> LayoutError:
+    size, parts = math.prod(sizes[letter] for letter in letters), shards(axes, mesh)
+    names = " times ".join(LOGICAL_AXES[letter].split(",")[0].split(":")[0] for letter in letters)
+    where = " ".join(f"{axis}={mesh[axis]}" for axis in axes)
     working = [n for n in range(1, max(2 * parts, 9)) if size % n == 0]
-    nearest = sorted(sorted(working, key=lambda n: abs(n - parts))[:4])
+    *most, last = sorted(sorted(working, key=lambda n: abs(n - parts))[:4])
     return LayoutError(
-        f"{_name(letter)} is {size}, which mesh axes {_sizes(axes, mesh)} ({parts} shards) do not "
-        f"divide; use {', '.join(map(str, nearest[:-1]))} or {nearest[-1]} shards"
+        f"{names} is {size}, which mesh axes {where} ({parts} shards) do not divide; "
+        f"use {', '.join(map(str, most))} or {last} shards"
     )
 
 
 _ALL = tuple(MESH_AXES)
+KINDS = ("weights", "activations", "cache")
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     {
@@ -217,10 +184,15 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         for layout in (
             Layout(
                 name="weight_stationary_1d",
-                weights={"F": _ALL, "heads": _ALL, "V": _ALL},
-                activations={"F": _ALL, "heads": _ALL, "V": _ALL},
-                cache={"heads": _ALL},
-                rules={"F": "refuse", "heads": "replicate", "V": "replicate"},
+                weights={"F": _ALL, "K G h": _ALL, "V": _ALL},
+                activations={"F": _ALL, "K G": _ALL, "V": _ALL},
+                cache={"K": _ALL},
+                rules={
+                    "K G h": "replicate",
+                    "K G": "replicate",
+                    "K": "replicate",
+                    "V": "replicate",
+                },
                 summary="few chips: every chip keeps its slice of d_ff, heads and vocabulary; "
                 "two all-reduces of [B, T, D] per layer",
             ),

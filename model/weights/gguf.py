@@ -86,9 +86,9 @@ def read_parameters(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[KeyPa
 
     Returns:
       An iterator of (path in the model, float32 array) in the order of the model: [V, D]
-      embedding, then per layer [D] norm scales, [K, G, h, D] query, [K, 2, h, D] key and value,
-      [D, K, G, h] output, [2, F, D] gate and up, [D, F] down; then the [D] final norm and, if
-      untied, the [V, D] unembedding.
+      embedding, then per layer [D] norm scales, [K, G + 2, h, D] queries, key and
+      value, [D, K, G, h] output, [2, F, D] gate and up, [D, F] down; then the [D] final norm
+      and, if untied, the [V, D] unembedding.
 
     Raises:
       WeightsError: at the call, for tensors missing, left over or misshapen; while iterating, for
@@ -124,11 +124,10 @@ def _parameters(c: ModelConfig) -> list[_Parameter]:
 def _layer(c: ModelConfig, layer: int) -> list[_Parameter]:
     D, F, K, G, h = c.d_model, c.d_ff, c.kv_heads, c.group, c.head_size
 
-    def query(q: np.ndarray) -> np.ndarray:
-        return _rotate_half(q, c.query_heads).reshape(K, G, h, D)
-
-    def key_value(k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        return np.stack([_rotate_half(k, K), v.reshape(K, h, D)], axis=1)
+    def query_key_value(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        queries = _rotate_half(q, c.query_heads).reshape(K, G, h, D)
+        keys = _rotate_half(k, K).reshape(K, 1, h, D)
+        return np.concatenate([queries, keys, v.reshape(K, 1, h, D)], axis=1)
 
     def output(o: np.ndarray) -> np.ndarray:
         return o.reshape(D, K, G, h)
@@ -142,8 +141,13 @@ def _layer(c: ModelConfig, layer: int) -> list[_Parameter]:
 
     return [
         parameter("attention_norm.scale", attn_norm=(D,)),
-        parameter("attention.query", query, attn_q=(K * G * h, D)),
-        parameter("attention.key_value", key_value, attn_k=(K * h, D), attn_v=(K * h, D)),
+        parameter(
+            "attention.query_key_value",
+            query_key_value,
+            attn_q=(K * G * h, D),
+            attn_k=(K * h, D),
+            attn_v=(K * h, D),
+        ),
         parameter("attention.output", output, attn_output=(D, K * G * h)),
         parameter("mlp_norm.scale", ffn_norm=(D,)),
         parameter("mlp.gate_up", gate_up, ffn_gate=(F, D), ffn_up=(F, D)),

@@ -124,13 +124,13 @@ def test_parameters_have_the_values_and_order_of_hugging_face(path, tied, quanti
             for name, value in weights.items()
             if name.startswith(f"model.layers.{layer}.")
         }
-        keys, values = (heads_of(w[f"self_attn.{name}_proj"], K) for name in "kv")
+        queries = w["self_attn.q_proj"].reshape(K, G, h, D)
+        keys, values = (w[f"self_attn.{name}_proj"].reshape(K, 1, h, D) for name in "kv")
         expected |= {
             ("layers", layer, *path): value
             for path, value in {
                 ("attention_norm", "scale"): w["input_layernorm"],
-                ("attention", "query"): w["self_attn.q_proj"].reshape(K, G, h, D),
-                ("attention", "key_value"): np.stack([keys, values], axis=1),
+                ("attention", "query_key_value"): np.concatenate([queries, keys, values], axis=1),
                 ("attention", "output"): w["self_attn.o_proj"].reshape(D, K, G, h),
                 ("mlp_norm", "scale"): w["post_attention_layernorm"],
                 ("mlp", "gate_up"): np.stack([w["mlp.gate_proj"], w["mlp.up_proj"]]),
