@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from decode.sampling import Sampler, draw_keys
-from model.cache import KVCache, abstract_cache, empty_cache
+from model.cache import CACHE_AXES, KVCache, abstract_cache, empty_cache
 from model.config import ModelConfig
 from model.parameters import Parameters
 from model.transformer import Transformer
@@ -145,15 +145,14 @@ class Engine:
 
     def lower_decode(self, batch: int, slots: int) -> jax.stages.Lowered:
         """The decode step for these shapes, ready to compile or inspect."""
-        cache = jax.eval_shape(lambda: self.new_cache(batch, slots))
+        where = jax.NamedSharding(self.mesh, self.placement.cache(*CACHE_AXES))
+        cache = jax.tree.map(
+            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where),
+            abstract_cache(self.config, batch, slots, self.dtype),
+        )
         vector = self.put(np.zeros(batch, np.int32))
         with jax.set_mesh(self.mesh):
             return self._decode.lower(self.parameters, cache, vector, vector)
-
-    def compilations(self) -> dict[str, int]:
-        """How many shapes each step has been compiled for."""
-        steps = {"prefill": self._prefill, "decode": self._decode, "advance": self._advance}
-        return {name: step._cache_size() for name, step in steps.items()}
 
     def _prefill_step(self, parameters, cache, tokens, lengths):
         with jax.named_scope("prefill"):

@@ -103,9 +103,14 @@ def subject(points: Sequence[Record]) -> str:
 
 
 def bandwidth_words(bandwidth: dict, device_kind: str = "") -> str:
-    """The bandwidth that floors were taken at, and whether it was measured or published."""
-    words = f"{bandwidth['bytes_per_s'] / 1e9:.4g} GB/s ({bandwidth['source']})"
-    return words + ", one memory shared by all CPU devices" * ("cpu" in device_kind.lower())
+    """The peaks that floors were taken at, and whether they were measured or published."""
+    words = f"{bandwidth['bytes_per_s'] / 1e9:.4g} GB/s"
+    if "peak_flops_per_s" in bandwidth:
+        words += f" and {bandwidth['peak_flops_per_s'] / 1e12:.3g} TFLOP/s"
+    words += f" ({bandwidth['source']})"
+    return words + ", one memory and its cores shared by all CPU devices" * (
+        "cpu" in device_kind.lower()
+    )
 
 
 def _values(points: Iterable[Record], field: str) -> list[str]:

@@ -1,19 +1,26 @@
 """What the scripts share: flags of the same meaning, and how a run starts, fails and ends."""
 
+import contextlib
+import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 try:
     from absl import app, flags, logging
 
     from decode.load import DTYPES, ModelSource, default_dtype, find_source
+    from profiles.files import OutputError, check_writable
     from profiles.traffic import replication_cost
     from sharding.errors import FloorlineError, UsageError
     from sharding.layout import LAYOUTS, Layout, Placement, find_layout
     from sharding.mesh import parse_mesh, request_cpu_devices
 except ImportError as error:
     print(
-        f"error: package {error.name!r} is missing; run `pip install -e .` in the clone first",
+        f"error: import of {error.name!r} is failing ({error}); "
+        "run `pip install -e .` in the clone first",
         file=sys.stderr,
     )
     sys.exit(2)
@@ -39,7 +46,8 @@ def start(main: Callable[[], None]) -> None:
 
     Exit codes: 0, 1 for failed work, 2 for wrong use, 130 for an interrupt.
     """
-    app.run(lambda rest: _guarded(main, rest), flags_parser=_parse)
+    with _failing_in_one_line():
+        app.run(lambda rest: _run(main, rest), flags_parser=_parse)
 
 
 def say(text: str) -> None:
@@ -68,9 +76,9 @@ def integers(name: str, values: Sequence[str]) -> list[int]:
     Raises:
       UsageError: a value is not one.
     """
-    for value in values:
-        if not value.strip().isdigit() or int(value) < 1:
-            raise UsageError(f"--{name} is {value!r}; use positive integers joined by commas")
+    if not values or not all(re.fullmatch(r"\s*0*[1-9][0-9]{0,17}\s*", value) for value in values):
+        joined = ",".join(values)
+        raise UsageError(f"--{name} is {joined!r}; use positive integers joined by commas")
     return [int(value) for value in values]
 
 
@@ -94,6 +102,20 @@ def meshes(devices: Sequence[str] | None, mesh: str | None) -> list[dict[str, in
     return shapes
 
 
+def check_json() -> None:
+    """Refuses a ``--json`` that cannot be written before the work, not after it.
+
+    Raises:
+      OutputError: it is a folder or a device, or its folder cannot be written to.
+    """
+    if JSON.value in (None, "", "-"):
+        return
+    if os.path.exists(JSON.value) and not os.path.isfile(JSON.value):
+        # The file is renamed into its place, which would put it where a device was.
+        raise OutputError(f"--json is {JSON.value}, not a regular file; name one, or - for stdout")
+    check_writable(Path(JSON.value).parent)
+
+
 def state_choices(model: ModelSource, placement: Placement, dtype) -> None:
     """Says which arrays this layout copies on this mesh, and what that costs."""
     sizes = "x".join(str(size) for size in placement.mesh.values())
@@ -101,36 +123,56 @@ def state_choices(model: ModelSource, placement: Placement, dtype) -> None:
         say(f"layout {placement.layout.name} on {sizes}: {line}")
 
 
+def _run(main: Callable[[], None], rest: Sequence[str]) -> None:
+    if len(rest) > 1:
+        raise UsageError(f"argument is {rest[1]!r}, which is no flag; see --help")
+    if not VERBOSE.value:
+        logging.set_verbosity(logging.WARNING)  # JAX tells which accelerators are not there
+    main()
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        _fail(f"{_one_line(error)}; see --help", 2)
+        _fail(f"{_flag_error(error)}; see --help", 2)
     except SystemExit:  # absl ends --help with 1
         sys.exit(0)
 
 
-def _guarded(main: Callable[[], None], rest: Sequence[str]) -> None:
+def _flag_error(error: flags.Error) -> str:
+    """absl's message in the form of all others: WHAT is VALUE."""
+    text = _one_line(error)
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return f"flag is --{error.flagname}, which is unknown{text.partition(chr(39) + '.')[2]}"
+    found = re.fullmatch(r"flag --(\w+)=(.*?): (.*)", text)
+    return "--{} is {!r} ({})".format(*found.groups()) if found else text
+
+
+@contextlib.contextmanager
+def _failing_in_one_line() -> Iterator[None]:
     try:
-        if len(rest) > 1:
-            raise UsageError(f"argument is {rest[1]!r}, which is no flag; see --help")
-        if not VERBOSE.value:
-            logging.set_verbosity(logging.WARNING)  # JAX tells which accelerators are not there
-        main()
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # what cannot be written is noticed here, not as Python ends
     except KeyboardInterrupt:
         _fail("run is interrupted; nothing more was written", 130)
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read the output has gone
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except FloorlineError as error:
-        if VERBOSE.value:
-            raise
+        _trace()
         _fail(_one_line(error), 2 if isinstance(error, UsageError) else 1)
     except Exception as error:
-        if VERBOSE.value:
-            raise
+        _trace()
         name = type(error).__name__
         _fail(f"{name} is {_one_line(error)!r}; run again with --verbose to see where", 1)
+
+
+def _trace() -> None:
+    if flags.FLAGS.is_parsed() and VERBOSE.value:
+        traceback.print_exc()
 
 
 def _fail(message: str, code: int) -> None:

@@ -13,6 +13,7 @@ Examples:
 """
 
 import datetime
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,12 +37,12 @@ _PROMPT_TOKENS = flags.DEFINE_multi_string(
     "prompt_tokens", [], "Token ids joined by commas, in place of text; repeat for a batch."
 )
 _CHAT = flags.DEFINE_bool("chat", False, "Put each prompt into the model's chat template.")
-_DEVICES = flags.DEFINE_string("devices", None, "How many devices, all on mesh axis z.")
+_DEVICES = flags.DEFINE_integer("devices", None, "How many devices, all on mesh axis z.", 1)
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Limit for each prompt.")
 _IGNORE_EOS = flags.DEFINE_bool("ignore_eos", False, "Go on past the end-of-sequence token.")
 _STOP = flags.DEFINE_multi_string("stop", [], "End at this token: its text or its id; repeatable.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of random draws, and of random weights.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of random draws, and of random weights.", 0, 2**32 - 1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely token.")
 _TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k most likely tokens.")
 _TOP_P = flags.DEFINE_float("top_p", None, "Draw from the likeliest tokens that sum to p.")
@@ -55,7 +56,7 @@ def main() -> None:
     """Loads, generates, reports."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     sampler = make_sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value)
-    devices = [_DEVICES.value] if _DEVICES.value else None
+    devices = [str(_DEVICES.value)] if _DEVICES.value else None
     shapes = _common.meshes(devices, _MESH.value) or [{"x": 1, "y": 1, "z": 1}]
     source = _common.source()
     request = Request(
@@ -67,6 +68,7 @@ def main() -> None:
     )
     request.check(source.config.vocabulary, source.config.max_context)
     placement = _common.layout().check(source.config.sizes, shapes[0])
+    _common.check_json()
     _common.state_choices(source, placement, _common.dtype())
     engine = source.engine(_common.layout(), shapes[0], _common.dtype(), _SEED.value)
 
@@ -171,7 +173,7 @@ def _prompts(source: ModelSource) -> list[list[int]]:
 
 def _token_ids(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts):
+    if not all(re.fullmatch("[0-9]{1,18}", part) for part in parts):
         raise UsageError(f"--prompt_tokens is {text!r}; use token ids joined by commas, as 1,2,3")
     return [int(part) for part in parts]
 
@@ -180,7 +182,7 @@ def _stop_ids(source: ModelSource) -> frozenset[int]:
     tokenizer = source.tokenizer
     ids = set() if _IGNORE_EOS.value or tokenizer is None else set(tokenizer.stop_ids)
     for stop in _STOP.value:
-        if stop.isdigit():
+        if re.fullmatch("[0-9]{1,18}", stop):
             found = [int(stop)]
         else:
             found = tokenizer.encode(stop, special=True) if tokenizer else []
@@ -210,7 +212,9 @@ def _comparison(fast: _Run, slow: _Run, engine: Engine) -> str:
     token = kv_token_bytes(engine.config, engine.placement, engine.dtype) * engine.mesh.size
     longest = max(map(len, fast.request.prompts)) + len(fast.step_seconds) + 1
     size = token * longest * len(fast.request.prompts)
-    times = [float(np.median(run.step_seconds[1:] or [0.0])) * 1e3 for run in (fast, slow)]
+    if len(fast.step_seconds) < 2:
+        return f"KV cache: {same} text without it; three tokens or more are needed to compare times"
+    times = [float(np.median(run.step_seconds[1:])) * 1e3 for run in (fast, slow)]
     return (
         f"KV cache: {times[0]:.1f} ms per step and {size / 1e6:.1f} MB of cache; "
         f"without it: {times[1]:.1f} ms per step and none, every step recomputing up to {longest} "

@@ -42,7 +42,7 @@ _DEVICES = flags.DEFINE_list(
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
 _BATCH = flags.DEFINE_list("batch", ["1", "4", "16", "64"], "Sequences per step, a list.")
 _CONTEXT = flags.DEFINE_list("context", ["128"], "Tokens already in the cache, a list.")
-_SECONDS = flags.DEFINE_float("seconds", 20, "Time for samples, beyond five rounds of each case.")
+_SECONDS = flags.DEFINE_float("seconds", 20, "Time for samples, beyond five rounds of each.", 0)
 _BANDWIDTH = flags.DEFINE_float("hbm_bandwidth", None, "Peak bytes/s of a chip, for the floor.")
 _FLOPS = flags.DEFINE_float("peak_flops", None, "Peak FLOP/s of a chip, for the floor.")
 _PRICE = flags.DEFINE_float("price_per_chip_hour", None, "USD; the cost plot is then in USD.")
@@ -57,6 +57,7 @@ def main() -> None:
     sweep = _sweep(output)
     sweep.check()
     check_writable(output)
+    _common.check_json()
     for shape in sweep.shapes:
         placement = sweep.layout.check(sweep.source.config.sizes, shape)
         _common.state_choices(sweep.source, placement, sweep.dtype)
@@ -73,16 +74,19 @@ def _sweep(output: Path) -> Sweep:
     shapes = _common.meshes(_DEVICES.value, _MESH.value)
     batches = _common.integers("batch", _BATCH.value)
     contexts = _common.integers("context", _CONTEXT.value)
-    for name, value in (("hbm_bandwidth", _BANDWIDTH.value), ("peak_flops", _FLOPS.value)):
-        if value is not None and value <= 0:
-            raise UsageError(f"--{name} is {value}; use a positive number")
+    for flag in (_BANDWIDTH, _FLOPS, _PRICE):
+        if flag.value is not None and not 0 < flag.value < float("inf"):
+            raise UsageError(f"--{flag.name} is {flag.value}; use a positive number")
+    source, layout = _common.source(), _common.layout()
+    for shape in shapes or ():  # before JAX makes as many devices as were asked for
+        layout.check(source.config.sizes, shape)
     if shapes is None:
         request_cpu_devices(2)
         counts = (1, 2) if jax.default_backend() == "cpu" else (jax.device_count(),)
         shapes = [{"x": 1, "y": 1, "z": count} for count in counts]
     return Sweep(
-        source=_common.source(),
-        layout=_common.layout(),
+        source=source,
+        layout=layout,
         shapes=shapes,
         batches=batches,
         contexts=contexts,

@@ -1,5 +1,56 @@
-"""Eight CPU devices for all tests, set before JAX starts."""
+"""Eight CPU devices for all tests, set before JAX starts, and engines that tests share."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 from sharding.mesh import request_cpu_devices
 
 request_cpu_devices(8)
+
+import jax.numpy as jnp  # noqa: E402
+
+from decode.engine import Engine  # noqa: E402
+from decode.load import ModelSource, find_source  # noqa: E402
+from model.catalog import find_model  # noqa: E402
+from sharding.layout import LAYOUTS  # noqa: E402
+from sharding.mesh import parse_mesh  # noqa: E402
+
+REFERENCES = Path(__file__).parent / "references"
+
+
+@pytest.fixture(scope="session")
+def tiny_engine() -> Callable[..., Engine]:
+    """Makes an engine of the tiny model with random weights; the same one for the same arguments.
+
+    Takes a mesh such as "1x1x2" and changes to the configuration, such as ``kv_heads=1``.
+    """
+
+    @functools.cache
+    def make(mesh: str = "1x1x1", **changes: object) -> Engine:
+        config = dataclasses.replace(find_model("tiny"), **changes)
+        source = ModelSource(config, None, None)
+        return source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh(mesh), jnp.float32)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> ModelSource:
+    """SmolLM2-135M-Instruct, fetched once."""
+    return find_source("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def smollm2_engine(smollm2) -> Callable[[str], Engine]:
+    """Makes an engine of SmolLM2 in float32 on a mesh such as "1x1x2"; the same one each time."""
+
+    @functools.cache
+    def make(mesh: str = "1x1x1") -> Engine:
+        layout = LAYOUTS["weight_stationary_1d"]
+        return smollm2.engine(layout, parse_mesh(mesh), jnp.float32)
+
+    return make

@@ -1,0 +1,136 @@
+"""Steps: the cache changes nothing, is updated in place, and shapes compile once."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+
+from decode.generate import Request, _start, bucket, cache_slots, generate, pad
+from decode.sampling import GREEDY
+from model.cache import KVCache
+
+FAMILIES = {
+    "grouped_query": {},
+    "multi_query_parallel": {"kv_heads": 1, "parallel_block": True, "norm": "layer"},
+}
+PROMPTS = [[5, 6, 7], list(range(40, 63)), [9]]
+
+
+@contextlib.contextmanager
+def counted_compilations():
+    """Collects one entry per program that XLA compiles."""
+    compiled: list[float] = []
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+@pytest.mark.parametrize("mesh", ["1x1x1", "1x1x2", "2x2x2"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_decode_equals_one_full_forward_pass(tiny_engine, family, mesh):
+    engine = tiny_engine(mesh, **FAMILIES[family])
+    sequence = np.random.default_rng(0).integers(0, 256, (2, 24)).astype(np.int32)
+    full = np.asarray(engine.forward(sequence))  # [B, T, V]
+    start = 16
+    logits, cache = engine.prefill(
+        engine.new_cache(2, 64), sequence[:, :start], np.full(2, start, np.int32)
+    )
+    for position in range(start, 24):
+        expected = full[:, position - 1]
+        assert np.abs(np.asarray(logits) - expected).max() < 1e-4 * np.abs(expected).max()
+        tokens, lengths = engine.put(sequence[:, position]), engine.put(np.full(2, position))
+        logits, cache = engine.decode_step(cache, tokens, lengths.astype(np.int32))
+
+
+def test_padding_and_neighbours_do_not_change_a_prompts_logits(tiny_engine):
+    engine = tiny_engine("1x1x2")
+    tokens, lengths = pad(PROMPTS, 32)
+    together, _ = engine.prefill(engine.new_cache(3, 64), tokens, lengths)
+    for row, prompt in zip(np.asarray(together), PROMPTS, strict=True):
+        alone = np.asarray(engine.forward(np.array([prompt], np.int32)))[0, -1]
+        assert np.abs(row - alone).max() < 1e-4 * np.abs(alone).max()
+
+
+@pytest.mark.parametrize("mesh", ["1x1x1", "1x1x2", "1x1x8"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_donated_cache_is_updated_in_place(tiny_engine, mesh, batch):
+    engine = tiny_engine(mesh)
+    compiled = engine.lower_decode(batch, 64).compile()
+    cache = engine.new_cache(batch, 64)
+    held = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(cache))
+    assert compiled.memory_analysis().alias_size_in_bytes == held
+    # Aliased bytes alone do not prove it: nothing else may move a whole layer's cache.
+    shard = cache.keys[0].addressable_shards[0].data.shape
+    shape = f"f32[{','.join(map(str, shard))}]"
+    moved = [
+        line
+        for line in compiled.as_text().splitlines()
+        if f"= {shape}" in line and (" copy(" in line or " select(" in line)
+    ]
+    assert not moved
+
+
+def test_donated_memory_is_reused(tiny_engine):
+    engine = tiny_engine("1x1x1")
+    tokens, lengths = pad(PROMPTS, 32)
+    _, cache = engine.prefill(engine.new_cache(3, 64), tokens, lengths)
+    before = pointers(cache)
+    one = engine.put(np.zeros(3, np.int32))
+    _, after = engine.decode_step(cache, one, engine.put(lengths))
+    assert pointers(after) == before
+    assert all(array.is_deleted() for array in jax.tree.leaves(cache))
+
+
+def pointers(cache: KVCache) -> list[int]:
+    return [array.unsafe_buffer_pointer() for array in jax.tree.leaves(cache)]
+
+
+@pytest.mark.parametrize("mesh", ["1x1x1", "1x1x2"])
+def test_a_whole_generation_compiles_each_step_once(tiny_engine, mesh):
+    engine = tiny_engine(mesh, layers=1)  # nothing else has run this engine
+    request = Request(prompts=PROMPTS, max_new_tokens=20)
+    with counted_compilations() as first:
+        *_, done = generate(engine, request)
+    assert len(done[0].tokens) == 20
+    with counted_compilations() as again:
+        *_, _ = generate(engine, Request(prompts=[[1, 2, 3, 4]] * 3, max_new_tokens=20))
+    # Cache, prefill, first choice, step; the odd helper; far fewer than one per token.
+    assert 3 <= len(first) <= 8
+    assert len(again) <= len(first)
+    with counted_compilations() as third:
+        *_, _ = generate(engine, request)
+    assert not third
+
+
+def test_the_step_compiled_for_generation_is_one_program(tiny_engine):
+    engine = tiny_engine("1x1x2", layers=1)
+    cache = engine.new_cache(2, 64)
+    tokens, lengths = pad([[1], [2]], 16)
+    logits, cache = engine.prefill(cache, tokens, lengths)
+    carry = _start(engine, Request(prompts=[[1], [2]], max_new_tokens=8), lengths)
+    carry, _ = engine.choose(logits, carry, GREEDY)
+    with counted_compilations() as compiled:
+        for _ in range(6):
+            cache, carry, _ = engine.advance(cache, carry, GREEDY)
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize(
+    ("length", "padded"), [(1, 16), (16, 16), (17, 32), (100, 128), (500, 512), (513, 600)]
+)
+def test_prompts_are_padded_to_few_lengths(length, padded):
+    assert bucket(length, 600) == padded
+
+
+def test_a_cache_holds_the_padded_prompt_and_every_new_token():
+    assert cache_slots(17, 10, 8192) == 64
+    assert cache_slots(17, 60, 8192) == 128
+    assert cache_slots(500, 100, 600) == 600

@@ -1,0 +1,135 @@
+"""Generation: stops, ragged batches, refusals, and a host that never waits."""
+
+import numpy as np
+import pytest
+
+from decode.engine import Engine
+from decode.generate import PromptError, Request, generate, generate_without_cache
+
+PROMPTS = [[5, 6, 7], list(range(40, 63)), [9]]
+
+
+def finish(steps):
+    *_, last = steps
+    return last
+
+
+def test_a_prompt_decodes_the_same_alone_and_in_a_ragged_batch(tiny_engine):
+    engine = tiny_engine("1x1x2")
+    together = finish(generate(engine, Request(prompts=PROMPTS, max_new_tokens=16)))
+    for prompt, completion in zip(PROMPTS, together, strict=True):
+        alone = finish(generate(engine, Request(prompts=[prompt], max_new_tokens=16)))[0]
+        assert alone.tokens == completion.tokens
+        np.testing.assert_allclose(alone.logprobs, completion.logprobs, atol=1e-4)
+
+
+def test_greedy_tokens_are_the_most_likely_and_logprobs_the_models_own(tiny_engine):
+    engine = tiny_engine("1x1x1")
+    done = finish(generate(engine, Request(prompts=PROMPTS[:1], max_new_tokens=8)))[0]
+    sequence = PROMPTS[0] + done.tokens
+    logits = np.asarray(engine.forward(np.array([sequence], np.int32)), np.float64)[0]
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    rows = logprobs[len(PROMPTS[0]) - 1 : -1]
+    assert rows.argmax(-1).tolist() == done.tokens
+    np.testing.assert_allclose(done.logprobs, rows.max(-1), atol=1e-4)
+
+
+def test_without_a_cache_the_text_is_the_same(tiny_engine):
+    engine, request = tiny_engine("1x1x1"), Request(prompts=PROMPTS, max_new_tokens=10)
+    fast, slow = finish(generate(engine, request)), finish(generate_without_cache(engine, request))
+    assert [c.tokens for c in slow] == [c.tokens for c in fast]
+    assert [c.finish_reason for c in slow] == ["length"] * 3
+
+
+def test_sequences_end_at_stop_tokens_each_at_its_own_time(tiny_engine):
+    engine = tiny_engine("1x1x1")
+    free = finish(generate(engine, Request(prompts=PROMPTS, max_new_tokens=16)))
+    stop = free[1].tokens[5]
+    request = Request(prompts=PROMPTS, max_new_tokens=16, stop_ids=frozenset({stop}))
+    for unstopped, stopped in zip(free, finish(generate(engine, request)), strict=True):
+        if stop in unstopped.tokens:
+            end = unstopped.tokens.index(stop)
+            assert stopped.finish_reason == "stop" and stopped.tokens == unstopped.tokens[:end]
+        else:
+            assert stopped.finish_reason == "length" and stopped.tokens == unstopped.tokens
+        assert len(stopped.logprobs) == len(stopped.tokens)
+
+
+def test_generation_ends_with_the_last_sequence(tiny_engine):
+    engine = tiny_engine("1x1x1")
+    first = finish(generate(engine, Request(prompts=PROMPTS[:1], max_new_tokens=4)))[0].tokens[1]
+    request = Request(prompts=PROMPTS[:1], max_new_tokens=200, stop_ids=frozenset({first}))
+    assert len(list(generate(engine, request))) <= 2
+
+
+def test_every_step_is_seen_as_it_comes(tiny_engine):
+    engine = tiny_engine("1x1x1")
+    steps = generate(engine, Request(prompts=PROMPTS, max_new_tokens=6))
+    assert [len(completions[0].tokens) for completions in steps] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_next_step_is_launched_before_a_token_is_read(tiny_engine, monkeypatch):
+    engine = tiny_engine("1x1x1")
+    order: list[str] = []
+    launch = Engine.advance
+
+    class Watched:
+        """A device array that says when the host waits for it."""
+
+        def __init__(self, array):
+            self.array = array
+
+        def copy_to_host_async(self):
+            self.array.copy_to_host_async()
+
+        def __array__(self, dtype=None, copy=None):
+            order.append("read")
+            return np.asarray(self.array)
+
+    def watched(emitted):
+        return type(emitted)(*map(Watched, emitted))
+
+    def advance(self, cache, carry, sampler):
+        order.append("launch")
+        cache, carry, emitted = launch(self, cache, carry, sampler)
+        return cache, carry, watched(emitted)
+
+    choose = Engine.choose
+    monkeypatch.setattr(Engine, "advance", advance)
+    monkeypatch.setattr(
+        Engine,
+        "choose",
+        lambda self, *args: (lambda carry, emitted: (carry, watched(emitted)))(
+            *choose(self, *args)
+        ),
+    )
+    list(generate(engine, Request(prompts=PROMPTS[:1], max_new_tokens=4)))
+    # A step's two arrays (tokens, log probabilities) are read only after the next is launched.
+    assert order == ["launch", "read", "read"] * 3 + ["read", "read"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": []}, "number of prompts is 0"),
+        ({"prompts": [[1], []]}, "prompt 1 is empty"),
+        ({"prompts": [[256]]}, "token 256 of prompt 0 is outside the vocabulary; use ids from 0"),
+        ({"prompts": [[-1]]}, "token -1 of prompt 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"prompts": [[1] * 510]}, "beyond the cache of 512 tokens"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_any_work(tiny_engine, monkeypatch, changes, message):
+    engine = tiny_engine("1x1x1")
+    monkeypatch.setattr(Engine, "new_cache", lambda *_: pytest.fail("memory was allocated"))
+    with pytest.raises(PromptError) as refusal:
+        generate(engine, Request(**{"prompts": [[1]], "max_new_tokens": 3} | changes))
+    assert message in str(refusal.value)
+
+
+def test_a_prompt_may_fill_the_cache_to_its_last_slot(tiny_engine):
+    engine = tiny_engine("1x1x1")
+    prompt = np.random.default_rng(0).integers(0, 256, 509).tolist()
+    done = finish(generate(engine, Request(prompts=[prompt], max_new_tokens=3)))[0]
+    full = np.asarray(engine.forward(np.array([prompt + done.tokens], np.int32)))[0]
+    assert full.argmax(-1)[508:511].tolist() == done.tokens

@@ -1,0 +1,38 @@
+"""Configurations: frozen, hashable, and refused where they contradict themselves."""
+
+import dataclasses
+
+import pytest
+
+from model.catalog import find_model
+from model.config import ConfigError
+
+TINY = find_model("tiny")
+
+
+def test_a_configuration_is_hashable_and_frozen():
+    assert hash(TINY) == hash(dataclasses.replace(TINY))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TINY.layers = 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": 0}, "layers of tiny is 0"),
+        ({"d_ff": -1}, "d_ff of tiny is -1"),
+        ({"vocabulary": 2.5}, "vocabulary of tiny is 2.5"),
+        ({"d_model": True}, "d_model of tiny is True"),
+        ({"kv_heads": 3}, "query_heads of tiny is 4, not a multiple of its 3 kv_heads"),
+        ({"head_size": 15}, "head_size of tiny is 15; it must be even"),
+        ({"norm": "batch"}, "norm of tiny is 'batch'"),
+        ({"norm_epsilon": 0.0}, "norm_epsilon of tiny is 0.0"),
+        ({"rotary_base": float("nan")}, "rotary_base of tiny is nan"),
+        ({"rotary_factors": (1.0, 2.0)}, "rotary_factors of tiny has 2 values; it needs 8"),
+        ({"rotary_factors": (0.0,) * 8}, "rotary_factors of tiny"),
+    ],
+)
+def test_contradictions_are_refused_by_name(changes, message):
+    with pytest.raises(ConfigError) as refusal:
+        dataclasses.replace(TINY, **changes)
+    assert message in str(refusal.value)

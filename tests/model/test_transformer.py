@@ -1,0 +1,73 @@
+"""The decoder against a plain NumPy forward pass written from the papers."""
+
+import jax
+import numpy as np
+import pytest
+
+FAMILIES = {
+    "grouped_query": {},
+    "multi_head_untied": {"kv_heads": 4, "tied_embedding": False},
+    "multi_query_parallel": {"kv_heads": 1, "parallel_block": True, "norm": "layer"},
+    "stretched_positions": {"rotary_factors": (1.0, 1.0, 1.5, 2.0, 4.0, 8.0, 8.0, 8.0)},
+}
+TOKENS = np.array([[3, 14, 15, 92, 65, 35, 89], [79, 32, 38, 46, 26, 43, 38]], np.int32)
+
+
+def reference(config, parameters, tokens):
+    """Logits [T, V] of one sequence, in float64, with no cache and one head at a time."""
+    p = jax.tree.map(lambda array: np.asarray(array, np.float64), parameters)
+
+    def norm(x, scale):
+        if config.norm == "layer":
+            x = x - x.mean(-1, keepdims=True)
+        return scale * x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_epsilon)
+
+    def rotate(x):  # [T, h]
+        pairs = np.arange(config.head_size // 2)
+        rates = config.rotary_base ** (-2.0 * pairs / config.head_size)
+        rates = rates / np.asarray(config.rotary_factors or 1.0)
+        turn = np.exp(1j * np.arange(len(x))[:, None] * rates)
+        z = (x[:, : len(pairs)] + 1j * x[:, len(pairs) :]) * turn
+        return np.concatenate([z.real, z.imag], -1)
+
+    def attention(x, w):
+        out = np.zeros_like(x)
+        for k, rows in enumerate(w["query_key_value"]):  # [G + 2, h, D]
+            key, value = rotate(x @ rows[-2].T), x @ rows[-1].T
+            for g in range(config.group):
+                scores = rotate(x @ rows[g].T) @ key.T / np.sqrt(config.head_size)
+                scores[np.triu_indices(len(x), 1)] = -np.inf
+                weights = np.exp(scores - scores.max(-1, keepdims=True))
+                weights /= weights.sum(-1, keepdims=True)
+                out += (weights @ value) @ w["output"][:, k, g].T
+        return out
+
+    def mlp(x, w):
+        gate, up = x @ w["gate_up"][0].T, x @ w["gate_up"][1].T
+        return (gate / (1 + np.exp(-gate)) * up) @ w["down"].T
+
+    x = p["embedding"]["weight"][tokens]
+    for block in p["layers"].values():
+        y = norm(x, block["attention_norm"]["scale"])
+        if config.parallel_block:
+            x = x + attention(y, block["attention"]) + mlp(y, block["mlp"])
+        else:
+            x = x + attention(y, block["attention"])
+            x = x + mlp(norm(x, block["mlp_norm"]["scale"]), block["mlp"])
+    out = p["embedding" if config.tied_embedding else "unembedding"]["weight"]
+    return norm(x, p["final_norm"]["scale"]) @ out.T
+
+
+@pytest.mark.parametrize("mesh", ["1x1x1", "1x1x2", "2x2x2"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_a_plain_forward_pass(tiny_engine, family, mesh):
+    engine = tiny_engine(mesh, **FAMILIES[family])
+    logits = np.asarray(engine.forward(TOKENS))
+    for row, tokens in zip(logits, TOKENS, strict=True):
+        expected = reference(engine.config, engine.parameters, tokens)
+        assert np.abs(row - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_parameters_do_not_depend_on_the_mesh(tiny_engine):
+    one, eight = (tiny_engine(mesh).parameters for mesh in ("1x1x1", "2x2x2"))
+    jax.tree.map(np.testing.assert_array_equal, one, eight)

@@ -1,0 +1,39 @@
+"""Meshes: how they are written, and what is refused."""
+
+import jax
+import pytest
+
+from sharding.errors import LayoutError, UsageError
+from sharding.mesh import make_mesh, mesh_shape, parse_mesh
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"), [("8", (1, 1, 8)), ("2x4", (1, 2, 4)), ("2x3x4", (2, 3, 4))]
+)
+def test_missing_axes_are_one(text, sizes):
+    assert tuple(parse_mesh(text).values()) == sizes
+
+
+@pytest.mark.parametrize("text", ["", "0", "2x0", "axb", "2x", "1x2x3x4", "-2", "2,2", " 2"])
+def test_what_is_no_mesh_is_refused(text):
+    with pytest.raises(UsageError, match="mesh is"):
+        parse_mesh(text)
+
+
+def test_devices_and_mesh_must_agree():
+    assert mesh_shape(8, "2x2x2") == {"x": 2, "y": 2, "z": 2}
+    with pytest.raises(UsageError, match="mesh is 2x2x2, which is 8 devices, but devices is 4"):
+        mesh_shape(4, "2x2x2")
+    with pytest.raises(UsageError, match="devices is 0"):
+        mesh_shape(0, None)
+
+
+def test_a_mesh_has_explicit_axes_in_order():
+    mesh = make_mesh(parse_mesh("2x1x3"))
+    assert mesh.axis_names == ("x", "y", "z") and mesh.devices.shape == (2, 1, 3)
+    assert set(mesh.axis_types) == {jax.sharding.AxisType.Explicit}
+
+
+def test_more_devices_than_there_are_is_refused():
+    with pytest.raises(LayoutError, match="needs 16 devices, but JAX has 8"):
+        make_mesh(parse_mesh("4x4"))
