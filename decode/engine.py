@@ -93,6 +93,21 @@ class Engine:
         sharding = jax.NamedSharding(self.mesh, jax.P(*(None,) * values.ndim))
         return jax.device_put(values, sharding)
 
+    def start(self, lengths: np.ndarray, seed: int = 0) -> Carry:
+        """The carry of a new batch, its tokens still to be chosen.
+
+        Args:
+          lengths: [B] int32, tokens of each sequence in the cache.
+          seed: of the random draws.
+        """
+        return Carry(
+            tokens=self.put(np.zeros_like(lengths)),
+            lengths=self.put(lengths),
+            index=self.put(np.zeros((), np.int32)),
+            sequences=self.put(np.arange(len(lengths), dtype=np.int32)),
+            seed=self.put(jax.random.key(seed)),
+        )
+
     def prefill(
         self, cache: KVCache, tokens: np.ndarray, lengths: np.ndarray
     ) -> tuple[jax.Array, KVCache]:

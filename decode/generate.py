@@ -8,10 +8,9 @@ import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
 
-from decode.engine import Carry, Emitted, Engine
+from decode.engine import Emitted, Engine
 from decode.sampling import GREEDY, Sampler
 from sharding.errors import UsageError
 
@@ -135,7 +134,8 @@ def _generate(engine: Engine, request: Request, limit: int) -> Iterator[list[Com
     tokens, lengths = pad(request.prompts, bucket(longest, limit))
     cache = engine.new_cache(len(tokens), cache_slots(longest, request.max_new_tokens, limit))
     logits, cache = engine.prefill(cache, tokens, lengths)
-    carry, emitted = engine.choose(logits, _start(engine, request, lengths), request.sampler)
+    carry = engine.start(lengths, request.seed)
+    carry, emitted = engine.choose(logits, carry, request.sampler)
 
     completions = [Completion() for _ in request.prompts]
     in_flight = collections.deque([_fetch(emitted)])
@@ -162,7 +162,7 @@ def generate_without_cache(engine: Engine, request: Request) -> Iterator[list[Co
     completions = [Completion() for _ in request.prompts]
     prefixes = [list(prompt) for prompt in request.prompts]
     tokens, lengths = pad(prefixes, bucket(longest, limit))
-    carry = _start(engine, request, lengths)
+    carry = engine.start(lengths, request.seed)
     while not all(completion.finish_reason for completion in completions):
         cache = engine.new_cache(*tokens.shape)
         logits, _ = engine.prefill(cache, tokens, lengths)
@@ -172,17 +172,6 @@ def generate_without_cache(engine: Engine, request: Request) -> Iterator[list[Co
             row[length] = token
         lengths = lengths + 1
         yield completions
-
-
-def _start(engine: Engine, request: Request, lengths: np.ndarray) -> Carry:
-    with jax.set_mesh(engine.mesh):
-        return Carry(
-            tokens=engine.put(np.zeros_like(lengths)),
-            lengths=engine.put(lengths),
-            index=engine.put(np.zeros((), np.int32)),
-            sequences=engine.put(np.arange(len(lengths), dtype=np.int32)),
-            seed=engine.put(jax.random.key(request.seed)),
-        )
 
 
 def _fetch(emitted: Emitted) -> Emitted:

@@ -10,7 +10,7 @@ from flax import nnx
 from model.cache import write
 from model.config import ModelConfig
 from model.linear import linear
-from model.parameters import declare
+from model.parameters import declare, normal
 from model.rotary import Rotation, rotate
 from sharding.layout import Placement
 
@@ -28,8 +28,8 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         D, K, G, h = config.d_model, config.kv_heads, config.group, config.head_size
-        into = jax.nn.initializers.normal(D**-0.5)
-        back = jax.nn.initializers.normal((K * G * h) ** -0.5)
+        into = normal(D**-0.5)
+        back = normal((K * G * h) ** -0.5)
         self.query_key_value = declare((K, G + 2, h, D), ("K", "C", "h", "D"), dtype, into)
         self.output = declare((D, K, G, h), ("D", "K", "G", "h"), dtype, back)
 

@@ -6,7 +6,7 @@ from flax import nnx
 
 from model.config import ModelConfig
 from model.linear import linear
-from model.parameters import declare
+from model.parameters import declare, normal
 from sharding.layout import Placement
 
 
@@ -15,8 +15,8 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         D, F = config.d_model, config.d_ff
-        into = jax.nn.initializers.normal(D**-0.5)
-        back = jax.nn.initializers.normal(F**-0.5)
+        into = normal(D**-0.5)
+        back = normal(F**-0.5)
         self.gate_up = declare((2, F, D), ("C", "F", "D"), dtype, into)
         self.down = declare((D, F), ("D", "F"), dtype, back)
 

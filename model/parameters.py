@@ -5,6 +5,7 @@ one statement come the array's sharding (`shardings`), its random start (`initia
 in a checkpoint (`place`) and the bytes it costs a step (`profiles.traffic`).
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Iterable, Mapping
@@ -17,16 +18,21 @@ from flax import nnx
 
 from sharding.layout import Placement
 
+Initializer = jax.nn.initializers.Initializer
 Path = tuple[str | int, ...]
 Parameters = dict[str | int, Any]
 """Nested plain dict of arrays, as `nnx.to_pure_dict` gives it: the form every jitted step takes."""
+
+
+normal = functools.cache(jax.nn.initializers.normal)
+"""Initialiser of normal values with this standard deviation; the same one for the same value."""
 
 
 def declare(
     shape: tuple[int, ...],
     axes: tuple[str, ...],
     dtype: jnp.dtype,
-    init: jax.nn.initializers.Initializer,
+    init: Initializer,
 ) -> nnx.Param:
     """A parameter that holds no memory yet.
 
@@ -68,20 +74,26 @@ def initialise(
 
     The values depend on `seed` and the parameter's path alone, not on mesh or layout.
     """
-    declared = declarations(model)
-
-    @jax.jit
-    def make(key: jax.Array) -> dict[Path, jax.Array]:
-        def one(path: Path, param: nnx.Param) -> jax.Array:
-            name = zlib.crc32("/".join(map(str, path)).encode())
-            spec = placement.weights(*param.axes)
-            own_key = jax.random.fold_in(key, name)
-            return param.init(own_key, param.shape, param.dtype, out_sharding=spec)
-
-        return {path: one(path, param) for path, param in declared.items()}
-
+    base = jax.random.key(seed)
     with jax.set_mesh(mesh):
-        return nest(make(jax.random.key(seed)))
+        return nest(
+            {
+                path: _random(
+                    jax.random.fold_in(base, zlib.crc32("/".join(map(str, path)).encode())),
+                    param.init,
+                    param.shape,
+                    param.dtype,
+                    placement.weights(*param.axes),
+                )
+                for path, param in declarations(model).items()
+            }
+        )
+
+
+# Compiled once per kind of array, not per layer.
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _random(key: jax.Array, init: Initializer, shape: tuple, dtype: jnp.dtype, spec: jax.P):
+    return init(key, shape, dtype, out_sharding=spec)
 
 
 def place(

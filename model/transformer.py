@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.linear import linear
 from model.mlp import MLP
 from model.norm import Norm
-from model.parameters import declare
+from model.parameters import declare, normal
 from model.rotary import Rotation, rotation
 from sharding.layout import Placement
 
@@ -25,7 +25,7 @@ class Embedding(nnx.Module):
     """A [V, D] table: rows looked up on the way in, or multiplied by on the way out."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        shape, init = (config.vocabulary, config.d_model), jax.nn.initializers.normal(0.02)
+        shape, init = (config.vocabulary, config.d_model), normal(0.02)
         self.weight = declare(shape, ("V", "D"), dtype, init)
 
     def look_up(self, tokens: jax.Array, placement: Placement) -> jax.Array:

@@ -108,9 +108,7 @@ def bandwidth_words(bandwidth: dict, device_kind: str = "") -> str:
     if "peak_flops_per_s" in bandwidth:
         words += f" and {bandwidth['peak_flops_per_s'] / 1e12:.3g} TFLOP/s"
     words += f" ({bandwidth['source']})"
-    return words + ", one memory and its cores shared by all CPU devices" * (
-        "cpu" in device_kind.lower()
-    )
+    return words + ", one memory shared by all CPU devices" * ("cpu" in device_kind.lower())
 
 
 def _values(points: Iterable[Record], field: str) -> list[str]:

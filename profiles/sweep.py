@@ -144,6 +144,7 @@ class _Case:
             if "RESOURCE_EXHAUSTED" not in first:
                 raise FloorlineError(f"step of {self} is failing: {first}") from error
             self.message = first
+            self.step.release()
 
 
 def _cases(sweep: Sweep, shapes: Sequence[MeshShape]) -> list[_Case]:

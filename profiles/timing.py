@@ -10,9 +10,8 @@ import time
 import jax
 import numpy as np
 
-from decode.engine import Carry, Engine
+from decode.engine import Engine
 from decode.sampling import GREEDY
-from model.cache import KVCache
 
 BURST = 4
 WARM_UP = 2
@@ -44,15 +43,8 @@ class HeldStep:
 
     def compile(self) -> None:
         """Allocates the cache, compiles the step and runs it until it is warm."""
-        engine, zeros = self.engine, np.zeros(self.batch, np.int32)
-        self._cache: KVCache = engine.new_cache(self.batch, self.slots)
-        self._carry = Carry(
-            tokens=engine.put(zeros),
-            lengths=engine.put(zeros + self.context),
-            index=engine.put(np.zeros((), np.int32)),
-            sequences=engine.put(np.arange(self.batch, dtype=np.int32)),
-            seed=engine.put(jax.random.key(0)),
-        )
+        self._cache = self.engine.new_cache(self.batch, self.slots)
+        self._carry = self.engine.start(np.full(self.batch, self.context, np.int32))
         self._run(WARM_UP)
 
     def sample(self) -> None:

@@ -144,7 +144,9 @@ def _flag_error(error: flags.Error) -> str:
     """absl's message in the form of all others: WHAT is VALUE."""
     text = _one_line(error)
     if isinstance(error, flags.UnrecognizedFlagError):
-        return f"flag is --{error.flagname}, which is unknown{text.partition(chr(39) + '.')[2]}"
+        _, found, names = text.removesuffix(" ?").partition("Did you mean: ")
+        near = f", near {names}" * bool(found)
+        return f"flag is --{error.flagname}, which is unknown{near}"
     found = re.fullmatch(r"flag --(\w+)=(.*?): (.*)", text)
     return "--{} is {!r} ({})".format(*found.groups()) if found else text
 

@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 
 import jax
-import numpy as np
 
 from sharding.axes import MESH_AXES
 from sharding.errors import LayoutError, UsageError
@@ -77,14 +76,9 @@ def make_mesh(shape: MeshShape) -> jax.sharding.Mesh:
             f"mesh is {sizes}, which needs {needed} devices, but JAX has {len(devices)} "
             f"({devices[0].device_kind}); use a mesh of at most {len(devices)}"
         )
-    sizes = tuple(shape[axis] for axis in MESH_AXES)
-    chosen = devices[:needed]
-    if devices[0].platform == "cpu":  # no topology to follow
-        return jax.sharding.Mesh(
-            np.array(chosen).reshape(sizes), tuple(MESH_AXES), axis_types=_explicit()
-        )
-    return jax.make_mesh(sizes, tuple(MESH_AXES), axis_types=_explicit(), devices=chosen)
-
-
-def _explicit() -> tuple[jax.sharding.AxisType, ...]:
-    return (jax.sharding.AxisType.Explicit,) * len(MESH_AXES)
+    return jax.make_mesh(
+        tuple(shape[axis] for axis in MESH_AXES),
+        tuple(MESH_AXES),
+        axis_types=(jax.sharding.AxisType.Explicit,) * len(MESH_AXES),
+        devices=devices[:needed],
+    )

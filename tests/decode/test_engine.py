@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from decode.generate import Request, _start, bucket, cache_slots, generate, pad
+from decode.generate import Request, bucket, cache_slots, generate, pad
 from decode.sampling import GREEDY
 from model.cache import KVCache
 
@@ -115,7 +115,7 @@ def test_the_step_compiled_for_generation_is_one_program(tiny_engine):
     cache = engine.new_cache(2, 64)
     tokens, lengths = pad([[1], [2]], 16)
     logits, cache = engine.prefill(cache, tokens, lengths)
-    carry = _start(engine, Request(prompts=[[1], [2]], max_new_tokens=8), lengths)
+    carry = engine.start(lengths)
     carry, _ = engine.choose(logits, carry, GREEDY)
     with counted_compilations() as compiled:
         for _ in range(6):

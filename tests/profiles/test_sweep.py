@@ -1,0 +1,127 @@
+"""Measuring: held contexts, interleaved samples, honest peaks, refusals before any work."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from decode.load import ModelSource
+from model.catalog import find_model
+from profiles import sweep as sweeping
+from profiles.bandwidth import PeakMeter
+from profiles.sweep import Sweep, run
+from profiles.timing import BURST, HeldStep
+from sharding.errors import UsageError
+from sharding.layout import LAYOUTS
+from sharding.mesh import make_mesh, parse_mesh
+
+
+def sweep(**changes) -> Sweep:
+    settings = {
+        "source": ModelSource(find_model("tiny"), None, None),
+        "layout": LAYOUTS["weight_stationary_1d"],
+        "shapes": [parse_mesh("1"), parse_mesh("2")],
+        "batches": [1, 2],
+        "contexts": [16],
+        "dtype": jnp.float32,
+        "seconds": 0.0,
+    }
+    return Sweep(**settings | changes)
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    return run(sweep(), report=lambda text: None)
+
+
+def test_every_mesh_batch_and_context_has_a_record(outcome):
+    cases = [(point["devices"], point["batch"]) for point in outcome.points]
+    assert cases == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    for point in outcome.points:
+        assert len(point["step_s"]["samples"]) == sweeping.LEAST_ROUNDS
+        assert 0 < point["step_s"]["p10"] <= point["step_s"]["median"] <= point["step_s"]["p90"]
+
+
+def test_the_floors_bandwidth_is_the_best_sample_of_any_kernel_on_any_mesh(outcome):
+    samples = [
+        rate
+        for kernels in outcome.bandwidth["samples"].values()
+        for rates in kernels.values()
+        for rate in rates
+    ]
+    assert outcome.bandwidth["bytes_per_s"] == max(samples)
+    assert outcome.bandwidth["source"] == "measured"
+    # Three samples of each kernel on each mesh before the rows, then one after every round.
+    assert len(samples) == 2 * 3 * (3 + sweeping.LEAST_ROUNDS)
+
+
+def test_devices_that_share_a_memory_share_its_bandwidth(outcome):
+    one, _, two, _ = outcome.points
+    for point, share in ((one, 1), (two, 2)):
+        counted = point["bytes_per_chip"]["weights_read"]
+        bandwidth = outcome.bandwidth["bytes_per_s"] / share
+        assert point["weight_floor_s"] == pytest.approx(counted / bandwidth)
+
+
+def test_given_peaks_replace_the_measured_ones():
+    given = run(sweep(shapes=[parse_mesh("1")], batches=[1], bandwidth=5e9), lambda text: None)
+    assert given.bandwidth["bytes_per_s"] == 5e9 and given.bandwidth["source"] == "given"
+    (point,) = given.points
+    assert point["weight_floor_s"] == point["bytes_per_chip"]["weights_read"] / 5e9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batches": [0]}, "batch is 0"),
+        ({"contexts": [-1]}, "context is -1"),
+        ({"contexts": [512]}, "context is 512, beyond what tiny holds; use at most 511"),
+        ({"shapes": [parse_mesh("1"), parse_mesh("3")]}, "d_ff is 128"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_loaded(monkeypatch, changes, message):
+    monkeypatch.setattr(ModelSource, "engine", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(UsageError) as refusal:
+        run(sweep(**changes), lambda text: None)
+    assert message in str(refusal.value)
+
+
+def test_running_out_of_memory_is_a_result(monkeypatch):
+    def full(self):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    monkeypatch.setattr(HeldStep, "compile", full)
+    (point,) = run(sweep(shapes=[parse_mesh("1")], batches=[1]), lambda text: None).points
+    assert point["status"] == "out_of_memory" and "RESOURCE_EXHAUSTED" in point["message"]
+    assert point["floor_s"] > 0 and "step_s" not in point
+
+
+def test_a_held_step_keeps_its_context(tiny_engine):
+    step = HeldStep(tiny_engine("1x1x1"), batch=2, context=20)
+    step.compile()
+    lengths = np.asarray(step._carry.lengths)
+    before = np.asarray(step._cache.keys[0])
+    step.sample()
+    step.sample()
+    assert np.asarray(step._carry.lengths).tolist() == lengths.tolist() == [20, 20]
+    assert len(step.samples) == 2 and all(0 < seconds < 10 for seconds in step.samples)
+    # Only the one slot was ever written.
+    changed = np.flatnonzero((np.asarray(step._cache.keys[0]) != before).any(axis=(0, 1, 3)))
+    assert set(changed) <= {20}
+    assert step.slots == 64 and BURST > 1
+
+
+def test_the_meter_reads_more_than_a_cache_holds_and_its_kernels_read_all_of_it():
+    meter = PeakMeter(make_mesh(parse_mesh("2")))
+    assert meter._big.nbytes >= 4 * 32 << 20
+    assert {shard.data.nbytes for shard in meter._big.addressable_shards} == {
+        meter._big.nbytes // 2
+    }
+    meter.sample(repeats=1)
+    big = np.asarray(meter._big, np.float64)
+    with jax.set_mesh(meter.mesh):
+        rows = np.asarray(meter._reads["sum"](meter._big, meter._vector))
+        product = np.asarray(meter._reads["matrix_vector"](meter._big, meter._vector))
+    np.testing.assert_allclose(rows, big.sum(1), rtol=1e-4)
+    np.testing.assert_allclose(product, big @ np.asarray(meter._vector, np.float64), rtol=1e-4)
+    assert meter.bandwidth == max(max(rates) for rates in meter.read_rates.values()) > 1e8

@@ -1,0 +1,90 @@
+"""Bytes and FLOPs of a step against closed forms and against the compiler's own count."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from model.catalog import find_model
+from profiles.traffic import decode_traffic, kv_token_bytes, replication_cost
+from sharding.layout import LAYOUTS
+from sharding.mesh import parse_mesh
+
+ONE_D = LAYOUTS["weight_stationary_1d"]
+SMOLLM2 = find_model("smollm2-135m")
+
+
+def traffic(name: str, mesh: str, dtype=jnp.bfloat16, **work):
+    config = find_model(name)
+    placement = ONE_D.check(config.sizes, parse_mesh(mesh))
+    sizes = {"batch": 1, "context": 128, "slots": 192} | work
+    return decode_traffic(config, placement, dtype, **sizes)
+
+
+def test_one_device_reads_every_weight_once_whatever_the_batch():
+    for batch in (1, 64):
+        assert (
+            traffic("smollm2-135m", "1", jnp.float32, batch=batch).weights_read == 134_515_008 * 4
+        )
+
+
+def test_the_cache_is_linear_in_batch_and_context():
+    token = 2 * 30 * 3 * 64 * 4  # keys and values, layers, KV heads, head size, bytes
+    counted = traffic("smollm2-135m", "1", jnp.float32, batch=5, context=1000, slots=1024)
+    assert counted.kv_read == 5 * 1000 * token
+    assert counted.kv_written == 5 * token
+    assert counted.kv_resident == 5 * 1024 * token
+
+
+def test_devices_share_weights_and_the_cache_where_heads_divide():
+    one, eight = traffic("llama3-70b", "1"), traffic("llama3-70b", "2x2x2")
+    norms = (2 * 80 + 1) * 8192 * 2
+    assert eight.weights_resident == pytest.approx((one.weights_resident - norms) / 8 + norms)
+    assert eight.kv_read == one.kv_read / 8
+
+
+def test_of_an_untied_embedding_only_the_rows_looked_up_are_read():
+    counted = traffic("llama3-8b", "1", batch=3)
+    table, row = 128_256 * 4096 * 2, 4096 * 2
+    assert counted.weights_resident - counted.weights_read == table - 3 * row
+
+
+def test_flops_are_two_per_weight_and_token_and_four_per_cached_value():
+    counted = traffic("smollm2-135m", "1", jnp.float32, batch=7, context=99)
+    matrices = 134_515_008 - (2 * 30 + 1) * 576  # all but the norms; the table unembeds
+    attention = 4 * 9 * 64 * 100 * 30
+    assert counted.flops == 7 * (2 * matrices + attention)
+
+
+def test_a_copied_cache_is_counted_whole_and_stated():
+    placement = ONE_D.check(SMOLLM2.sizes, parse_mesh("4"))
+    assert kv_token_bytes(SMOLLM2, placement, jnp.float32) == 2 * 30 * 3 * 64 * 4
+    (line,) = replication_cost(SMOLLM2, placement, jnp.float32)
+    assert "3 KV heads do not divide over z=4" in line and "copied 4 times" in line
+    assert "34.6 kB per cached token" in line  # 46,080 bytes, of which a quarter is its share
+    divides = ONE_D.check(SMOLLM2.sizes, parse_mesh("3"))
+    assert replication_cost(SMOLLM2, divides, jnp.float32) == []
+
+
+@pytest.mark.parametrize("mesh", ["1x1x1", "1x1x2", "2x2x2"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_resident_bytes_equal_the_compilers(tiny_engine, mesh, batch):
+    engine = tiny_engine(mesh, tied_embedding=False)
+    memory = engine.lower_decode(batch, 64).compile().memory_analysis()
+    counted = decode_traffic(
+        engine.config, engine.placement, engine.dtype, batch=batch, context=10, slots=64
+    )
+    tokens_and_lengths = 2 * 4 * batch
+    expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
+    assert memory.argument_size_in_bytes == expected
+    assert memory.alias_size_in_bytes == counted.kv_resident
+
+
+def test_resident_bytes_are_what_devices_hold(tiny_engine):
+    engine = tiny_engine("1x1x8")
+    held = sum(
+        array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(engine.parameters)
+    )
+    counted = decode_traffic(
+        engine.config, engine.placement, engine.dtype, batch=1, context=1, slots=64
+    )
+    assert counted.weights_resident == held

@@ -1,0 +1,64 @@
+"""Runs one script for many lists of arguments: `running.run_many` starts this.
+
+Reads a job as JSON on standard input and writes how each run ended as JSON on standard output.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import sys
+from pathlib import Path
+from unittest import mock
+
+
+def jax_started() -> bool:
+    """Whether JAX has made its devices, after which their number cannot be changed."""
+    import jax
+
+    count = jax.config.jax_num_cpu_devices
+    try:
+        jax.config.update("jax_num_cpu_devices", count + 1)
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        return True
+    return False
+
+
+def end_of(script, common, arguments: list[str]) -> dict:
+    from absl.testing import flagsaver
+
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        flagsaver.flagsaver(),
+        mock.patch.object(sys, "argv", [script.__file__, *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            common.start(script.main)
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    return {
+        "code": code,
+        "stdout": out.getvalue(),
+        "stderr": err.getvalue(),
+        "jax_started": jax_started(),
+    }
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+    common = importlib.import_module("_common")
+    script = importlib.import_module(job["script"].removesuffix(".py"))
+    with contextlib.ExitStack() as stack:
+        for name, path in job["patches"].items():
+            stack.enter_context(mock.patch(name, Path(path)))
+        ended = [end_of(script, common, arguments) for arguments in job["cases"]]
+    json.dump(ended, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Runs the scripts: as a user would from another folder, or many times in one process."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+DRIVER = Path(__file__).with_name("driver.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How one run ended.
+
+    Attributes:
+      code: exit code.
+      stdout: what it printed.
+      stderr: what it said beside that.
+      jax_started: whether JAX had made its devices by the end; known of `run_many` alone.
+    """
+
+    code: int
+    stdout: str
+    stderr: str
+    jax_started: bool | None = None
+
+    @property
+    def document(self) -> dict:
+        """Standard output, all of it one JSON document."""
+        return json.loads(self.stdout)
+
+    @property
+    def error(self) -> str:
+        """The message of a run that failed, which must be its last line and one line only."""
+        lines = self.stderr.splitlines()
+        assert [line.startswith("error: ") for line in lines[-2:]] in ([True], [False, True])
+        assert "Traceback" not in self.stderr
+        return lines[-1].removeprefix("error: ")
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment with JAX on the CPU, whatever else the machine has."""
+    return os.environ | {"JAX_PLATFORMS": "cpu"} | changes
+
+
+def run(script: str, *arguments: str, folder: Path, python: tuple[str, ...] = ()) -> Ended:
+    """Runs a script as a user does, `folder` being the current one."""
+    command = [sys.executable, *python, str(SCRIPTS / script), *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def run_many(
+    script: str,
+    cases: dict[str, list[str]],
+    *,
+    folder: Path,
+    patches: dict[str, str] | None = None,
+    **variables: str,
+) -> dict[str, Ended]:
+    """Runs a script once for each list of arguments, one after another in one process.
+
+    Args:
+      script: file name.
+      cases: arguments by a name of the case.
+      folder: the current folder.
+      patches: dotted name of a module's path -> the path to put in its place.
+      **variables: of the environment.
+    """
+    job = {"script": script, "cases": list(cases.values()), "patches": patches or {}}
+    done = subprocess.run(
+        [sys.executable, str(DRIVER)],
+        cwd=folder,
+        env=environment(**variables),
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    return dict(zip(cases, (Ended(**ended) for ended in found), strict=True))
