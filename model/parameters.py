@@ -118,10 +118,16 @@ def place(
     for path, values in arrays:
         if path not in declared or declared[path].shape != values.shape:
             raise ValueError(f"parameter {path} of shape {values.shape} is not in the model")
-        placed[path] = jax.device_put(values.astype(declared[path].dtype), where[path])
+        array = jax.device_put(values.astype(declared[path].dtype), where[path])
+        # Fake CPU devices may share the host's one copy of an array that is whole on each; then a
+        # step would read less than the floor counts.
+        placed[path] = _copied(array) if placement.copies(array.sharding.spec) > 1 else array
     if missing := declared.keys() - placed.keys():
         raise ValueError(f"parameters {sorted(map(str, missing))} are not in the checkpoint")
     return nest(placed)
+
+
+_copied = jax.jit(jnp.copy)
 
 
 def nest(flat: Mapping[Path, Any]) -> Parameters:

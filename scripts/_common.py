@@ -144,9 +144,8 @@ def _flag_error(error: flags.Error) -> str:
     """absl's message in the form of all others: WHAT is VALUE."""
     text = _one_line(error)
     if isinstance(error, flags.UnrecognizedFlagError):
-        _, found, names = text.removesuffix(" ?").partition("Did you mean: ")
-        near = f", near {names}" * bool(found)
-        return f"flag is --{error.flagname}, which is unknown{near}"
+        near = text.removesuffix(" ?").partition("Did you mean: ")[2]
+        return f"flag is --{error.flagname}, which is unknown" + f" (near {near})" * bool(near)
     found = re.fullmatch(r"flag --(\w+)=(.*?): (.*)", text)
     return "--{} is {!r} ({})".format(*found.groups()) if found else text
 

@@ -39,9 +39,10 @@ def test_arrays_keep_their_values_in_the_declared_dtype_and_are_divided():
 
 
 def test_copies_of_a_whole_array_have_memory_of_their_own():
-    scale = placed(host_arrays())["final_norm"]["scale"]
-    pointers = {shard.data.unsafe_buffer_pointer() for shard in scale.addressable_shards}
-    assert len(pointers) == 4
+    for _ in range(8):  # JAX borrows host memory where it happens to be aligned
+        scale = placed(host_arrays())["final_norm"]["scale"]
+        pointers = {shard.data.unsafe_buffer_pointer() for shard in scale.addressable_shards}
+        assert len(pointers) == 4
 
 
 def test_a_missing_an_unknown_and_a_misshapen_array_are_refused():

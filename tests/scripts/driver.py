@@ -54,8 +54,9 @@ def main() -> None:
     common = importlib.import_module("_common")
     script = importlib.import_module(job["script"].removesuffix(".py"))
     with contextlib.ExitStack() as stack:
-        for name, path in job["patches"].items():
-            stack.enter_context(mock.patch(name, Path(path)))
+        for name, value in job["patches"].items():
+            value = Path(value) if isinstance(value, str) else value
+            stack.enter_context(mock.patch(name, value))
         ended = [end_of(script, common, arguments) for arguments in job["cases"]]
     json.dump(ended, sys.stdout)
 

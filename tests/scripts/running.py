@@ -60,7 +60,7 @@ def run_many(
     cases: dict[str, list[str]],
     *,
     folder: Path,
-    patches: dict[str, str] | None = None,
+    patches: dict[str, str | int] | None = None,
     **variables: str,
 ) -> dict[str, Ended]:
     """Runs a script once for each list of arguments, one after another in one process.
@@ -69,7 +69,7 @@ def run_many(
       script: file name.
       cases: arguments by a name of the case.
       folder: the current folder.
-      patches: dotted name of a module's path -> the path to put in its place.
+      patches: dotted name of a module's constant -> the path or number to put in its place.
       **variables: of the environment.
     """
     job = {"script": script, "cases": list(cases.values()), "patches": patches or {}}

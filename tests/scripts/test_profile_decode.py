@@ -1,0 +1,212 @@
+"""`profile_decode.py` as users run it: its files, its table, its floors and its refusals."""
+
+import csv
+import json
+
+import pytest
+
+from profiles import trace
+from tests.gguf_samples import write_tiny_gguf
+from tests.scripts.running import run, run_many
+
+HELD = ["--context=16", "--seconds=0"]
+TINY = ["--model=tiny", "--random_weights", *HELD]
+FILE = ["--model=tiny.gguf", *HELD]
+FILES = ["cost.png", "events", "profile.csv", "profile.json", "step_time.png"]
+MESHES = [{"x": 1, "y": 1, "z": 1}, {"x": 1, "y": 1, "z": 2}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the script runs."""
+    folder = tmp_path_factory.mktemp("profile")
+    (folder / "file").touch()
+    write_tiny_gguf(folder / "tiny.gguf")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def profiled(folder):
+    """A sweep of a tiny model, which a CPU's cache holds: how it ended, and its folder."""
+    sweep = [*FILE, "--devices=1,2", "--batch=1,2", "--price_per_chip_hour=3", "--trace"]
+    ended = run("profile_decode.py", *sweep, "--output_dir=out/tiny", folder=folder)
+    assert ended.code == 0, ended.stderr
+    return ended, folder / "out" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def beyond_cache(folder):
+    """The same on a CPU whose last-level cache is said to be 1 KB, so that floors apply."""
+    (folder / "size").write_text("1K\n")
+    cases = {
+        "sound": [*FILE, "--devices=1,2", "--batch=1,2", "--output_dir=sound", "--json=-"],
+        "impossible": [
+            *TINY, "--devices=1", "--batch=1", "--output_dir=impossible", "--hbm_bandwidth=1"
+        ],
+    }  # fmt: skip
+    patches = {
+        "profiles.sweep.CPU_CACHE": str(folder / "size"),
+        "profiles.bandwidth.READ_BYTES": 1 << 24,  # a bandwidth too good does here, and is quick
+        "profiles.bandwidth.MATMUL_SIZE": 256,
+    }
+    return run_many("profile_decode.py", cases, folder=folder, patches=patches)
+
+
+def points_of(output):
+    return json.loads((output / "profile.json").read_text())["points"]
+
+
+def test_every_file_is_written(profiled):
+    output = profiled[1]
+    assert sorted(path.name for path in output.iterdir()) == [*FILES, "trace"]
+    for name in ("cost.png", "step_time.png"):
+        assert (output / name).read_bytes().startswith(b"\x89PNG")
+    (events,) = (output / "events").iterdir()
+    assert "tfevents" in events.name
+    assert events.stat().st_size > 10_000  # with both figures in it
+    said = profiled[0].stderr
+    assert said.splitlines()[-1].startswith("wrote out/tiny/profile.json")
+
+
+def test_there_is_a_record_for_every_mesh_and_batch(profiled):
+    points = points_of(profiled[1])
+    assert [(p["mesh"], p["devices"], p["batch"]) for p in points] == [
+        (mesh, mesh["z"], batch) for mesh in MESHES for batch in (1, 2)
+    ]
+    for point in points:
+        assert (point["model"], point["phase"], point["context"]) == ("tiny", "decode", 16)
+        assert point["tokens_per_sequence"] == 1
+        assert point["layout"] == "weight_stationary_1d"
+        assert point["dtype"] == point["weight_dtype"] == point["kv_dtype"] == "float32"
+        assert point["parameters"]["total"] == point["parameters"]["active"] > 10_000
+        samples = point["step_s"]["samples"]
+        assert len(samples) >= 5
+        assert point["step_s"]["p10"] <= point["step_s"]["median"] <= point["step_s"]["p90"]
+        assert point["tokens_per_s"] == pytest.approx(point["batch"] / point["step_s"]["median"])
+        assert point["usd_per_million_tokens"] > 0
+        terms = point["floor_terms_s"]
+        memory = terms["weights"] + terms["kv_cache"]
+        assert point["floor_s"] == pytest.approx(max(memory, terms["compute"]))
+        assert point["weight_floor_s"] == terms["weights"]
+        assert point["bytes_per_chip"].keys() >= {"weights_resident", "weights_read", "kv_read"}
+
+
+def test_the_document_names_the_run_and_its_measured_bandwidth(profiled):
+    document = json.loads((profiled[1] / "profile.json").read_text())
+    assert document["schema"] == 1
+    assert "--trace" in document["command"]
+    assert {"python", "jax", "jaxlib", "flax"} <= document["versions"].keys()
+    assert document["device_kind"] == "cpu"
+    assert document["bandwidth"]["source"] == "measured"
+    assert 1e8 < document["bandwidth"]["bytes_per_s"] < 1e13
+
+
+def test_the_csv_file_has_a_row_for_each_record(profiled):
+    rows = list(csv.DictReader((profiled[1] / "profile.csv").open()))
+    points = points_of(profiled[1])
+    assert [float(row["step_s.median"]) for row in rows] == [p["step_s"]["median"] for p in points]
+    assert [row["status"] for row in rows] == ["cache_resident"] * 4
+
+
+def test_a_model_that_the_cache_holds_is_held_against_no_floor(profiled):
+    for point in points_of(profiled[1]):
+        assert point["status"] == "cache_resident"
+        assert "fraction_of_floor" not in point
+    assert "cache_resident: its" in profiled[0].stdout
+    assert "%" not in profiled[0].stdout
+
+
+def test_the_table_has_a_row_for_each_record(profiled):
+    lines = profiled[0].stdout.splitlines()
+    assert lines[0].startswith("tiny, decode, float32, on cpu, layout weight_stationary_1d")
+    rows = [line for line in lines if "(1x1x1)" in line or "(1x1x2)" in line]
+    assert len(rows) == 4
+
+
+def test_the_trace_holds_the_steps(profiled):
+    output = profiled[1] / "trace"
+    assert trace.newest(output).name.endswith(".xplane.pb")
+    assert any("dot" in event.operation for event in trace.read(output))
+
+
+def test_beyond_the_cache_each_mesh_has_a_fit_and_each_step_a_fraction(beyond_cache):
+    ended = beyond_cache["sound"]
+    assert ended.code == 0, ended.stderr
+    document = ended.document  # and nothing else on standard output
+    fits = document["fits"]
+    assert [fit["mesh"] for fit in fits] == MESHES
+    for fit in fits:
+        assert fit.keys() >= {"intercept_s", "slope_s", "weight_floor_s", "kv_slope_floor_s"}
+    for point in document["points"]:
+        assert point["status"] == "ok"
+        assert 0 < point["fraction_of_weight_floor"] <= point["fraction_of_floor"] <= 1
+        assert 0 < point["mbu"] <= 1
+        step = point["step_s"]["median"]
+        assert point["fraction_of_floor"] == pytest.approx(point["floor_s"] / step)
+
+
+def test_json_on_standard_output_comes_beside_the_files(beyond_cache, folder):
+    written = json.loads((folder / "sound" / "profile.json").read_text())
+    assert written == beyond_cache["sound"].document
+
+
+def test_a_step_below_its_floor_is_an_error(beyond_cache, folder):
+    ended = beyond_cache["impossible"]
+    assert ended.code == 1
+    assert "is below the floor; the bandwidth it was taken at must be wrong" in ended.error
+    assert points_of(folder / "impossible")[0]["fraction_of_floor"] > 1  # reported, not clamped
+    assert "(!)" in ended.stdout
+
+
+# What is refused ---------------------------------------------------------------------------------
+
+REFUSED = {
+    "batch 0": (["--batch=0"], 2, "--batch is '0'; use positive integers joined by commas"),
+    "a batch in words": (["--batch=1,two"], 2, "--batch is '1,two'; use positive integers"),
+    "no batch": (["--batch="], 2, "--batch is ''; use positive integers"),
+    "negative context": (["--context=-1"], 2, "--context is '-1'; use positive integers"),
+    "no context": (["--context="], 2, "--context is ''; use positive integers"),
+    "devices in words": (["--devices=two"], 2, "--devices is 'two'; use positive integers"),
+    "superscript": (["--devices=²"], 2, "--devices is '²'; use positive integers"),
+    "devices and mesh": (["--devices=2", "--mesh=2"], 2, "--mesh is 2, beside --devices; give"),
+    "mesh of nothing": (["--mesh=2x0"], 2, "mesh is '2x0'; write sizes of x, y and z"),
+    "one of two counts": (["--devices=1,3"], 2, "d_ff is 128, which mesh axes z=3"),
+    "no bandwidth": (["--hbm_bandwidth=0"], 2, "--hbm_bandwidth is 0.0; use a positive number"),
+    "NaN FLOP/s": (["--peak_flops=nan"], 2, "--peak_flops is nan; use a positive number"),
+    "free of charge": (["--price_per_chip_hour=-2"], 2, "--price_per_chip_hour is -2.0; use"),
+    "no seconds": (["--seconds=-1"], 2, "--seconds is '-1'"),
+    "no layout": (["--layout=none"], 2, "layout is 'none'; use one of"),
+    "no model": (["--model=none"], 2, "model is 'none'; give"),
+    "no flag": (["--prompt=a"], 2, "flag is --prompt, which is unknown"),
+    "a stray argument": (["stray"], 2, "argument is 'stray', which is no flag; see --help"),
+    # Last, for what comes behind it in this process asks for no fewer devices.
+    "absurd devices": (["--devices=1000000"], 2, "d_ff is 128, which mesh axes z=1000000"),
+}
+# Here JAX has to start first, to say what it runs on.
+REFUSED_LATER = {
+    "long context": (["--context=16,512"], 2, "context is 512, beyond what tiny holds; use at mos"),
+    "folder below a file": (["--output_dir=file/a"], 1, "output path is file/a (Not a directory)"),
+    "json on a folder": (["--json=."], 1, "--json is ., not a regular file; name one"),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(folder):
+    found = {}
+    for table in (REFUSED, REFUSED_LATER):
+        cases = {name: [*TINY, "--output_dir=no", *case[0]] for name, case in table.items()}
+        found |= run_many("profile_decode.py", cases, folder=folder)
+    return found
+
+
+@pytest.mark.parametrize("name", [*REFUSED, *REFUSED_LATER])
+def test_bad_input_is_refused_in_one_line_before_any_measurement(refused, folder, name):
+    _, code, message = (REFUSED | REFUSED_LATER)[name]
+    ended = refused[name]
+    assert ended.stderr == f"error: {ended.error}\n"
+    assert ended.error.startswith(message)
+    assert "; " in ended.error
+    assert ended.code == code
+    assert ended.stdout == ""
+    assert not (ended.jax_started and name in REFUSED)
+    assert list(folder.glob("no/*")) == []
