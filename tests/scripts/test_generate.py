@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -176,6 +177,12 @@ def test_values_found_damaged_while_loading_are_one_line_and_no_document(more, f
     assert not (folder / "damaged.json").exists()
 
 
+def next_piece(pipe):
+    """What a process has written since the last call, once there is anything."""
+    assert select.select([pipe], [], [], 120)[0], "no text arrived in two minutes"
+    return os.read(pipe.fileno(), 1 << 16)
+
+
 def test_text_arrives_while_it_is_decoded_and_an_interrupt_is_one_line(folder):
     # So many tokens take minutes: what arrives before an interrupt was not held back to the end.
     flags = ["--model=long.gguf", "--prompt=the", "--max_new_tokens=190000", "--ignore_eos"]
@@ -187,7 +194,7 @@ def test_text_arrives_while_it_is_decoded_and_an_interrupt_is_one_line(folder):
         stderr=subprocess.PIPE,
     )
     try:
-        pieces = [os.read(process.stdout.fileno(), 1 << 16) for _ in range(8)]
+        pieces = [next_piece(process.stdout) for _ in range(8)]
         time.sleep(0.1)  # let the script be in the middle of a step
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
