@@ -83,6 +83,11 @@ def find_source(
       WeightsError: a file that cannot be read.
     """
     if random_weights:
+        if model not in CATALOG:
+            raise ConfigError(
+                f"model is {model!r}, which random weights have no shapes for; "
+                f"use one of {', '.join(CATALOG)}"
+            )
         return ModelSource(find_model(model), None, None)
     if model == FETCHED:
         source = _from_file(fetch_smollm2(report=report))

@@ -48,6 +48,8 @@ def write_atomically(path: str | Path, content: bytes) -> None:
       OutputError: the file cannot be written.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a device or a pipe must not be replaced
+        raise OutputError(f"output path is {path}, which is no plain file; name one that is")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -167,7 +167,7 @@ def _refusal(
     size, parts = math.prod(sizes[letter] for letter in letters), shards(axes, mesh)
     names = " times ".join(LOGICAL_AXES[letter].split(",")[0].split(":")[0] for letter in letters)
     where = " ".join(f"{axis}={mesh[axis]}" for axis in axes)
-    working = [n for n in range(1, max(2 * parts, 9)) if size % n == 0]
+    working = [n for n in range(1, min(max(2 * parts, 9), size + 1)) if size % n == 0]
     *most, last = sorted(sorted(working, key=lambda n: abs(n - parts))[:4])
     return LayoutError(
         f"{names} is {size}, which mesh axes {where} ({parts} shards) do not divide; "
