@@ -1,0 +1,40 @@
+"""The README shows recorded runs, and the commands it gives are the ones that are run."""
+
+import json
+from pathlib import Path
+
+from profiles.report import fit_lines, markdown_table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "profiles/results"
+
+
+def test_the_table_and_the_fit_are_those_of_the_recorded_run():
+    run = json.loads((RESULTS / "smollm2-135m-cpu/profile.json").read_text())
+    assert markdown_table(run["points"], run["bandwidth"]).strip() in README
+    for line in fit_lines(run["fits"]):
+        assert line in README
+
+
+def test_no_recorded_step_is_faster_than_its_floor():
+    for path in RESULTS.glob("*/profile.json"):
+        for point in json.loads(path.read_text())["points"]:
+            assert point["floor_s"] < point["step_s"]["p10"]
+
+
+def test_the_ratio_to_transformers_is_the_recorded_one():
+    runs = json.loads((RESULTS / "smollm2-135m-cpu/peer-transformers.json").read_text())["runs"]
+    ratios = [run["ratio"] for run in runs]
+    assert f"{min(ratios):.1f} to {max(ratios):.1f} times" in README
+
+
+def test_ci_runs_the_readmes_test_command():
+    (command,) = (line for line in README.splitlines() if ".[test]" in line and "-m pytest" in line)
+    assert command in (ROOT / ".ci/run").read_text().splitlines()
+
+
+def test_every_file_that_the_readme_links_to_exists():
+    for part in README.split("](")[1:]:
+        link = part.split(")")[0]
+        assert link.startswith("http") or (ROOT / link).exists()
