@@ -12,7 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-READ_BYTES = 1 << 28  # 256 MiB over the mesh: far more than a last-level cache
+READ_BYTES = 1 << 28  # 256 MiB over a CPU mesh: far more than a last-level cache
+READ_BYTES_PER_CHIP = 1 << 30  # elsewhere on each device: long beside the launch of a kernel
 MATMUL_SIZE = 1024
 ALL = ("x", "y", "z")
 
@@ -23,25 +24,30 @@ class PeakMeter:
 
     Attributes:
       mesh: the devices to measure, together.
+      dtype: of the matrix multiplication.
       read_rates: bytes per second of the whole mesh, by kernel, a sample per run.
       flop_rates: FLOP/s of the whole mesh, a sample per run.
     """
 
     mesh: jax.sharding.Mesh
+    dtype: jnp.dtype = jnp.float32
     read_rates: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     flop_rates: list[float] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         width = 4096
-        rows = READ_BYTES // 4 // width
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        size = READ_BYTES if on_cpu else READ_BYTES_PER_CHIP * self.mesh.size
+        rows = size // 4 // width
         rows -= rows % self.mesh.size
         with jax.set_mesh(self.mesh):
             # Filled, not zeros: untouched pages of zeros can all be one page of memory.
             self._big = jax.jit(lambda: _filled((rows, width), jax.P(ALL, None)))()
             self._vector = jax.jit(lambda: _filled((width,), jax.P(None)))()
             square = (MATMUL_SIZE * self.mesh.size, MATMUL_SIZE)
-            self._left = jax.jit(lambda: _filled(square, jax.P(ALL, None)))()
-            self._right = jax.jit(lambda: _filled((MATMUL_SIZE,) * 2, jax.P(None, None)))()
+            self._left = jax.jit(lambda: _filled(square, jax.P(ALL, None)).astype(self.dtype))()
+            right = (MATMUL_SIZE, MATMUL_SIZE)
+            self._right = jax.jit(lambda: _filled(right, jax.P(None, None)).astype(self.dtype))()
         self._reads: dict[str, Callable[[], jax.Array]] = {
             "sum": jax.jit(lambda big, _: jnp.sum(big, axis=1)),
             "max": jax.jit(lambda big, _: jnp.max(big, axis=1)),
@@ -61,10 +67,9 @@ class PeakMeter:
             matmul = lambda: self._matmul(self._left, self._right)  # noqa: E731
             self.flop_rates += _rates(matmul, flops, repeats)
 
-    @property
-    def bandwidth(self) -> float:
-        """The best read rate so far, bytes per second of the whole mesh."""
-        return max(max(rates) for rates in self.read_rates.values())
+    def rates(self) -> dict[str, list[float]]:
+        """Every sample so far by kernel: bytes per second, and FLOP/s under ``matmul``."""
+        return {**self.read_rates, "matmul": self.flop_rates}
 
 
 def _filled(shape: tuple[int, ...], spec: jax.P) -> jax.Array:
@@ -73,6 +78,7 @@ def _filled(shape: tuple[int, ...], spec: jax.P) -> jax.Array:
 
 
 def _rates(run: Callable[[], jax.Array], work: float, repeats: int) -> list[float]:
+    """Units of `work` per second of each repeat."""
     run().block_until_ready()  # compiles the first time, warms up otherwise
     rates = []
     for _ in range(repeats):

@@ -20,7 +20,7 @@ class Chip:
       devices_per_chip: 2 where a JAX device is half a chip.
       capacity: bytes of HBM.
       bandwidth: bytes per second of HBM.
-      flops: bfloat16 FLOP/s; float32 runs at most at this rate on matrix units.
+      flops: bfloat16 FLOP/s of the chip; float32 runs at most at this rate on matrix units.
       on_chip: bytes of last-level cache or VMEM.
     """
 
@@ -75,7 +75,7 @@ class Peaks:
       bandwidth: bytes per second. On a CPU mesh, where devices share one memory, the whole
         memory's over the number of devices.
       flops: FLOP/s, shared in the same way.
-      source: ``measured`` in this run, or ``published``.
+      source: ``measured`` in this run, ``published``, or ``given`` by a flag.
       on_chip: bytes of last-level cache or VMEM, None where not known.
       capacity: bytes of memory, None where not known.
       devices_per_chip: 2 where a JAX device is half a chip.
@@ -97,14 +97,17 @@ def published_peaks(
     Raises:
       UsageError: the chip is unknown and not both figures are given.
     """
-    if bandwidth and flops:
+    try:
+        chip = find_chip(device.device_kind)
+    except UsageError:
+        if not (bandwidth and flops):
+            raise
         return Peaks(bandwidth, flops, "given")
-    chip = find_chip(device.device_kind)
     parts = chip.devices_per_chip
     return Peaks(
         bandwidth=(bandwidth or chip.bandwidth) / parts,
         flops=(flops or chip.flops) / parts,
-        source="given" if bandwidth else "published",
+        source="given" if bandwidth or flops else "published",
         on_chip=chip.on_chip / parts,
         capacity=chip.capacity / parts,
         devices_per_chip=parts,

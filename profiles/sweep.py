@@ -24,11 +24,11 @@ from profiles.timing import HeldStep
 from profiles.trace import capture
 from sharding.errors import FloorlineError, UsageError
 from sharding.layout import Layout
-from sharding.mesh import MeshShape
+from sharding.mesh import MeshShape, make_mesh
 
 LEAST_ROUNDS = 5
 MOST_ROUNDS = 25
-CPU_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+CPU_CACHES = Path("/sys/devices/system/cpu")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ class Sweep:
       contexts: tokens in the cache when a step starts.
       dtype: of weights, cache and arithmetic.
       seconds: time to spend on samples, beyond the least number of rounds.
-      bandwidth: bytes per second of one chip, in place of the published figure.
+      bandwidth: bytes per second of one chip (of a CPU's whole memory), in place of the published
+        or measured figure.
       peak_flops: FLOP/s of one chip, likewise.
       price: USD per chip-hour, for cost.
       trace: folder for a profiler trace of one burst of every case; None for no trace.
@@ -103,22 +104,23 @@ def run(sweep: Sweep, report: Callable[[str], None]) -> Outcome:
     sweep.check()
     if not _shares_memory():  # an unknown chip is refused before the long work, not after
         published_peaks(jax.devices()[0], sweep.bandwidth, sweep.peak_flops)
-    cases, meters = [], []
-    # Where each mesh has its own memory, one at a time has all of it.
+    points, rates = [], {}
+    # Where each mesh has its own memory, one at a time has all of it; CPU meshes take turns.
     groups = [sweep.shapes] if _shares_memory() else [[shape] for shape in sweep.shapes]
     for shapes in groups:
         report(f"loading {sweep.source.config.name} onto {_devices(shapes)}")
-        group = _cases(sweep, shapes)
-        own = [PeakMeter(mesh) for mesh in dict.fromkeys(case.engine.mesh for case in group)]
-        _measure(group, own, sweep.seconds / len(groups))
+        cases = [case for shape in shapes for case in _cases(sweep, shape)]
+        meters = [
+            PeakMeter(mesh, sweep.dtype) for mesh in dict.fromkeys(c.engine.mesh for c in cases)
+        ]
+        _measure(cases, meters, sweep.seconds / len(groups))
         if sweep.trace:
-            _trace(group, sweep.trace)
-        for case in group:
-            case.step.release()
-        cases += group
-        meters += own
-    bandwidth = _bandwidth(sweep, meters)
-    return Outcome([_record(case, sweep, bandwidth) for case in cases], bandwidth)
+            _trace(cases, sweep.trace)
+        rates |= {_devices([meter.mesh.shape]): meter.rates() for meter in meters}
+        bandwidth = _bandwidth(sweep, rates)
+        points += [_record(case, sweep, bandwidth) for case in cases]
+        del cases, meters  # and with them this mesh's weights
+    return Outcome(points, bandwidth)
 
 
 class _Case:
@@ -147,10 +149,22 @@ class _Case:
             self.step.release()
 
 
-def _cases(sweep: Sweep, shapes: Sequence[MeshShape]) -> list[_Case]:
-    engines = [sweep.source.engine(sweep.layout, shape, sweep.dtype) for shape in shapes]
-    sizes = itertools.product(engines, sweep.contexts, sweep.batches)
-    return [_Case(engine, batch, context) for engine, context, batch in sizes]
+def _cases(sweep: Sweep, shape: MeshShape) -> list[_Case]:
+    sizes = itertools.product(sweep.contexts, sweep.batches)
+    try:
+        engine = sweep.source.engine(sweep.layout, shape, sweep.dtype)
+        jax.block_until_ready(engine.parameters)
+        message = ""
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        config, message = sweep.source.config, str(error).splitlines()[0]
+        placement = sweep.layout.check(config.sizes, shape)
+        engine = Engine(config, {}, placement, make_mesh(shape), sweep.dtype)
+    cases = [_Case(engine, batch, context) for context, batch in sizes]
+    for case in cases:
+        case.message = message
+    return cases
 
 
 def _measure(cases: list[_Case], meters: list[PeakMeter], seconds: float) -> None:
@@ -186,49 +200,55 @@ def _record(case: _Case, sweep: Sweep, bandwidth: dict) -> Record:
     )
     if record.get("fraction_of_floor", 0) > 1:
         record["message"] = (
-            f"measured {step.samples and record['step_s']['median'] * 1e3:.3g} ms on {devices} "
-            "devices is below the floor; the bandwidth it was taken at must be wrong"
+            f"measured step is {record['step_s']['median'] * 1e3:.3g} ms on {devices} "
+            "devices, below its floor; the rates that the floor was taken at must be wrong"
         )
     return record
 
 
 def _peaks(sweep: Sweep, bandwidth: dict, engine: Engine) -> Peaks:
+    """Peaks of each device; all fake devices of a CPU are one chip and share its."""
     if not _shares_memory():
         device = engine.mesh.devices.flat[0]
         return published_peaks(device, sweep.bandwidth, sweep.peak_flops)
     devices = engine.mesh.size
     return Peaks(
         bandwidth=bandwidth["bytes_per_s"] / devices,
-        flops=(sweep.peak_flops or bandwidth["peak_flops_per_s"]) / devices,
+        flops=bandwidth["peak_flops_per_s"] / devices,
         source=bandwidth["source"],
         on_chip=_cpu_cache() / devices,
+        devices_per_chip=devices,
     )
 
 
-def _bandwidth(sweep: Sweep, meters: list[PeakMeter]) -> dict:
-    """The rates that floors divide by, and every sample of what was measured beside them."""
-    measured = max(meter.bandwidth for meter in meters)
-    samples = {f"{meter.mesh.size} devices": meter.read_rates for meter in meters}
-    document = {
-        "measured_bytes_per_s": measured,
-        "measured_flops_per_s": max(max(meter.flop_rates) for meter in meters),
-        "samples": samples,
+def _bandwidth(sweep: Sweep, rates: dict[str, dict[str, list[float]]]) -> dict:
+    """The rates of one chip that floors divide by, and every sample measured beside them.
+
+    Args:
+      sweep: may give rates of its own.
+      rates: samples by mesh and kernel, as `PeakMeter.rates` gives them.
+    """
+    reads = [kernels[name] for kernels in rates.values() for name in kernels if name != "matmul"]
+    measured = {
+        "measured_bytes_per_s": max(map(max, reads)),
+        "measured_flops_per_s": max(max(kernels["matmul"]) for kernels in rates.values()),
+        "samples": rates,
     }
     if not _shares_memory():
         peaks = published_peaks(jax.devices()[0], sweep.bandwidth, sweep.peak_flops)
         return {
-            "bytes_per_s": peaks.bandwidth,
+            "bytes_per_s": peaks.bandwidth * peaks.devices_per_chip,
             "source": peaks.source,
-            "peak_flops_per_s": peaks.flops,
-            **document,
+            "peak_flops_per_s": peaks.flops * peaks.devices_per_chip,
+            **measured,
         }
     return {
-        "bytes_per_s": sweep.bandwidth or measured,
+        "bytes_per_s": sweep.bandwidth or measured["measured_bytes_per_s"],
         "source": "given" if sweep.bandwidth else "measured",
-        "peak_flops_per_s": sweep.peak_flops or document["measured_flops_per_s"],
+        "peak_flops_per_s": sweep.peak_flops or measured["measured_flops_per_s"],
         "shared": "all devices of this CPU mesh share one memory, so its rate is that of the "
         "whole mesh and each device's floor takes its share",
-        **document,
+        **measured,
     }
 
 
@@ -237,12 +257,16 @@ def _shares_memory() -> bool:
 
 
 def _cpu_cache() -> float:
-    """Bytes of the CPU's last-level cache; 32 MiB where the system does not say."""
+    """Bytes of the CPU's last-level caches together; 32 MiB where the system does not say."""
+    domains = {}
     try:
-        return int(CPU_CACHE.read_text().strip().removesuffix("K")) * 1024
+        for cache in CPU_CACHES.glob("cpu[0-9]*/cache/index3"):
+            cores = (cache / "shared_cpu_list").read_text()
+            domains[cores] = int((cache / "size").read_text().strip().removesuffix("K")) * 1024
     except (OSError, ValueError):
-        return 32 << 20
+        domains.clear()
+    return sum(domains.values()) or 32 << 20
 
 
 def _devices(shapes: Sequence[MeshShape]) -> str:
-    return " and ".join("x".join(map(str, shape.values())) for shape in shapes) + " devices"
+    return " and ".join("x".join(map(str, shape.values())) for shape in shapes)

@@ -32,7 +32,9 @@ RANDOM_WEIGHTS = flags.DEFINE_bool(
     "random_weights", False, "Use a catalogue model's shapes with random weights; no download."
 )
 LAYOUT = flags.DEFINE_string(
-    "layout", "weight_stationary_1d", f"Partitioning: {', '.join(LAYOUTS)}."
+    "layout",
+    "weight_stationary_1d",
+    "Partitioning. " + "; ".join(f"{name}: {LAYOUTS[name].summary}" for name in LAYOUTS),
 )
 DTYPE = flags.DEFINE_enum(
     "dtype", None, list(DTYPES), "Of weights, cache and arithmetic. float32 on CPU, else bfloat16."

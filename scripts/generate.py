@@ -154,6 +154,8 @@ def _text(source: ModelSource, tokens: list[int]) -> str:
 def _prompts(source: ModelSource) -> list[list[int]]:
     if not _PROMPT.value and not _PROMPT_TOKENS.value:
         raise UsageError("--prompt is not given; pass --prompt=TEXT or --prompt_tokens=1,2,3")
+    if _CHAT.value and not _PROMPT.value:
+        raise UsageError("--chat is set, but no --prompt is text; pass --prompt=TEXT")
     prompts = [_token_ids(text) for text in _PROMPT_TOKENS.value]
     if _PROMPT.value and source.tokenizer is None:
         raise UsageError(
@@ -198,9 +200,8 @@ def _stop_ids(source: ModelSource) -> frozenset[int]:
 def _speed(run: _Run, engine: Engine) -> str:
     tokens = sum(len(completion.tokens) for completion in run.completions)
     text = f"{tokens} tokens; first after {run.first_seconds:.2f} s, compilation included"
-    if len(run.step_seconds) > 1:
-        # The first step compiles; the rest tell the pace.
-        median = float(np.median(run.step_seconds[1:]))
+    if run.step_seconds:
+        median = float(np.median(run.step_seconds))
         rate = len(run.request.prompts) / median
         text += f"; then {median * 1e3:.1f} ms per step (measured median), {rate:.0f} tokens/s"
     devices = engine.mesh.size
@@ -212,9 +213,9 @@ def _comparison(fast: _Run, slow: _Run, engine: Engine) -> str:
     token = kv_token_bytes(engine.config, engine.placement, engine.dtype) * engine.mesh.size
     longest = max(map(len, fast.request.prompts)) + len(fast.step_seconds) + 1
     size = token * longest * len(fast.request.prompts)
-    if len(fast.step_seconds) < 2:
+    if not fast.step_seconds:
         return f"KV cache: {same} text without it; three tokens or more are needed to compare times"
-    times = [float(np.median(run.step_seconds[1:])) * 1e3 for run in (fast, slow)]
+    times = [float(np.median(run.step_seconds)) * 1e3 for run in (fast, slow)]
     return (
         f"KV cache: {times[0]:.1f} ms per step and {size / 1e6:.1f} MB of cache; "
         f"without it: {times[1]:.1f} ms per step and none, every step recomputing up to {longest} "

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 
 from sharding.axes import MESH_AXES
 from sharding.errors import LayoutError, UsageError
@@ -27,26 +28,6 @@ def parse_mesh(text: str) -> dict[str, int]:
     sizes = [int(part) for part in text.split("x")]
     sizes = [1] * (len(MESH_AXES) - len(sizes)) + sizes
     return dict(zip(MESH_AXES, sizes, strict=True))
-
-
-def mesh_shape(devices: int | None, mesh: str | None) -> dict[str, int]:
-    """The mesh asked for by ``--devices`` and ``--mesh``; all devices on z where only the first is.
-
-    Raises:
-      UsageError: both are given and disagree, or a size is not positive.
-    """
-    if mesh is None:
-        if devices is not None and devices < 1:
-            raise UsageError(f"devices is {devices}; give a positive number")
-        return {"x": 1, "y": 1, "z": devices or 1}
-    shape = parse_mesh(mesh)
-    size = math.prod(shape.values())
-    if devices is not None and devices != size:
-        raise UsageError(
-            f"mesh is {mesh}, which is {size} devices, but devices is {devices}; "
-            "make them agree or leave --devices out"
-        )
-    return shape
 
 
 def request_cpu_devices(count: int) -> None:
@@ -76,9 +57,11 @@ def make_mesh(shape: MeshShape) -> jax.sharding.Mesh:
             f"mesh is {sizes}, which needs {needed} devices, but JAX has {len(devices)} "
             f"({devices[0].device_kind}); use a mesh of at most {len(devices)}"
         )
-    return jax.make_mesh(
-        tuple(shape[axis] for axis in MESH_AXES),
-        tuple(MESH_AXES),
-        axis_types=(jax.sharding.AxisType.Explicit,) * len(MESH_AXES),
-        devices=devices[:needed],
-    )
+    sizes = tuple(shape[axis] for axis in MESH_AXES)
+    explicit = (jax.sharding.AxisType.Explicit,) * len(MESH_AXES)
+    chosen = devices[:needed]
+    try:
+        return jax.make_mesh(sizes, tuple(MESH_AXES), axis_types=explicit, devices=chosen)
+    except (NotImplementedError, AssertionError):  # a shape that the chips' wiring does not have
+        array = np.array(chosen).reshape(sizes)
+        return jax.sharding.Mesh(array, tuple(MESH_AXES), axis_types=explicit)

@@ -49,3 +49,9 @@ def test_an_unknown_chip_is_refused_unless_its_peaks_are_given():
     with pytest.raises(UsageError, match=r"device kind is 'Abacus 9'.*h200.*--hbm_bandwidth"):
         published_peaks(device)
     assert published_peaks(device, 1e12, 1e14).bandwidth == 1e12
+
+
+def test_given_rates_are_those_of_a_chip():
+    given = published_peaks(SimpleNamespace(device_kind="TPU7x"), 8e12, 2e15)
+    assert (given.bandwidth, given.flops, given.source) == (4e12, 1e15, "given")
+    assert given.devices_per_chip == 2 and given.on_chip > 0

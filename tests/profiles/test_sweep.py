@@ -43,24 +43,24 @@ def test_every_mesh_batch_and_context_has_a_record(outcome):
 
 
 def test_the_floors_bandwidth_is_the_best_sample_of_any_kernel_on_any_mesh(outcome):
-    samples = [
-        rate
-        for kernels in outcome.bandwidth["samples"].values()
-        for rates in kernels.values()
-        for rate in rates
-    ]
+    kernels = [k for mesh in outcome.bandwidth["samples"].values() for k in mesh.items()]
+    samples = [rate for name, rates in kernels if name != "matmul" for rate in rates]
     assert outcome.bandwidth["bytes_per_s"] == max(samples)
     assert outcome.bandwidth["source"] == "measured"
     # Three samples of each kernel on each mesh before the rows, then one after every round.
     assert len(samples) == 2 * 3 * (3 + sweeping.LEAST_ROUNDS)
+    flops = [rate for name, rates in kernels if name == "matmul" for rate in rates]
+    assert outcome.bandwidth["peak_flops_per_s"] == max(flops)
 
 
-def test_devices_that_share_a_memory_share_its_bandwidth(outcome):
+def test_devices_that_share_a_memory_are_one_chip_with_its_bandwidth(outcome):
     one, _, two, _ = outcome.points
-    for point, share in ((one, 1), (two, 2)):
+    for point in (one, two):
+        assert point["chips"] == 1  # its bytes are those of all fake devices together
         counted = point["bytes_per_chip"]["weights_read"]
-        bandwidth = outcome.bandwidth["bytes_per_s"] / share
-        assert point["weight_floor_s"] == pytest.approx(counted / bandwidth)
+        assert point["weight_floor_s"] == pytest.approx(counted / outcome.bandwidth["bytes_per_s"])
+    resident = "weights_resident"
+    assert two["bytes_per_chip"][resident] > one["bytes_per_chip"][resident]  # norms are copied
 
 
 def test_given_peaks_replace_the_measured_ones():
@@ -96,6 +96,15 @@ def test_running_out_of_memory_is_a_result(monkeypatch):
     assert point["floor_s"] > 0 and "step_s" not in point
 
 
+def test_weights_that_do_not_fit_are_a_result(monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    monkeypatch.setattr(ModelSource, "engine", full)
+    points = run(sweep(shapes=[parse_mesh("1")]), lambda text: None).points
+    assert [point["status"] for point in points] == ["out_of_memory"] * 2
+
+
 def test_a_held_step_keeps_its_context(tiny_engine):
     step = HeldStep(tiny_engine("1x1x1"), batch=2, context=20)
     step.compile()
@@ -124,4 +133,6 @@ def test_the_meter_reads_more_than_a_cache_holds_and_its_kernels_read_all_of_it(
         product = np.asarray(meter._reads["matrix_vector"](meter._big, meter._vector))
     np.testing.assert_allclose(rows, big.sum(1), rtol=1e-4)
     np.testing.assert_allclose(product, big @ np.asarray(meter._vector, np.float64), rtol=1e-4)
-    assert meter.bandwidth == max(max(rates) for rates in meter.read_rates.values()) > 1e8
+    assert {name: len(rates) for name, rates in meter.rates().items()} == dict.fromkeys(
+        ("sum", "max", "matrix_vector", "matmul"), 1
+    )

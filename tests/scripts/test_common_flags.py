@@ -32,7 +32,7 @@ def test_help_shows_examples_and_every_flag(script, tmp_path):
     assert set(re.findall(r"^  --(?:\[no\])?(\w+): ", listed, re.MULTILINE)) >= COMMON | OWN[script]
     text = " ".join(listed.split())
     assert "smollm2-135m is fetched once (93 MB)" in text
-    assert "Partitioning: weight_stationary_1d" in text
+    assert "Partitioning. weight_stationary_1d" in text
 
 
 @pytest.mark.parametrize("script", OWN)

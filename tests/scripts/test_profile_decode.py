@@ -37,7 +37,10 @@ def profiled(folder):
 @pytest.fixture(scope="module")
 def beyond_cache(folder):
     """The same on a CPU whose last-level cache is said to be 1 KB, so that floors apply."""
-    (folder / "size").write_text("1K\n")
+    cache = folder / "cpus" / "cpu0" / "cache" / "index3"
+    cache.mkdir(parents=True)
+    (cache / "size").write_text("1K\n")
+    (cache / "shared_cpu_list").write_text("0\n")
     cases = {
         "sound": [*FILE, "--devices=1,2", "--batch=1,2", "--output_dir=sound", "--json=-"],
         "impossible": [
@@ -45,7 +48,7 @@ def beyond_cache(folder):
         ],
     }  # fmt: skip
     patches = {
-        "profiles.sweep.CPU_CACHE": str(folder / "size"),
+        "profiles.sweep.CPU_CACHES": str(folder / "cpus"),
         "profiles.bandwidth.READ_BYTES": 1 << 24,  # a bandwidth too good does here, and is quick
         "profiles.bandwidth.MATMUL_SIZE": 256,
     }
@@ -153,7 +156,7 @@ def test_json_on_standard_output_comes_beside_the_files(beyond_cache, folder):
 def test_a_step_below_its_floor_is_an_error(beyond_cache, folder):
     ended = beyond_cache["impossible"]
     assert ended.code == 1
-    assert "is below the floor; the bandwidth it was taken at must be wrong" in ended.error
+    assert "below its floor; the rates that the floor was taken at must be wrong" in ended.error
     assert points_of(folder / "impossible")[0]["fraction_of_floor"] > 1  # reported, not clamped
     assert "(!)" in ended.stdout
 
@@ -176,7 +179,7 @@ REFUSED = {
     "free of charge": (["--price_per_chip_hour=-2"], 2, "--price_per_chip_hour is -2.0; use"),
     "no seconds": (["--seconds=-1"], 2, "--seconds is '-1'"),
     "no layout": (["--layout=none"], 2, "layout is 'none'; use one of"),
-    "no model": (["--model=none"], 2, "model is 'none'; give"),
+    "no model": (["--model=none"], 2, "model is 'none', which random weights have no shapes for"),
     "no flag": (["--prompt=a"], 2, "flag is --prompt, which is unknown"),
     "a stray argument": (["stray"], 2, "argument is 'stray', which is no flag; see --help"),
     # Last, for what comes behind it in this process asks for no fewer devices.

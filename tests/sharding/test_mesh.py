@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from sharding.errors import LayoutError, UsageError
-from sharding.mesh import make_mesh, mesh_shape, parse_mesh
+from sharding.mesh import make_mesh, parse_mesh
 
 
 @pytest.mark.parametrize(
@@ -18,14 +18,6 @@ def test_missing_axes_are_one(text, sizes):
 def test_what_is_no_mesh_is_refused(text):
     with pytest.raises(UsageError, match="mesh is"):
         parse_mesh(text)
-
-
-def test_devices_and_mesh_must_agree():
-    assert mesh_shape(8, "2x2x2") == {"x": 2, "y": 2, "z": 2}
-    with pytest.raises(UsageError, match="mesh is 2x2x2, which is 8 devices, but devices is 4"):
-        mesh_shape(4, "2x2x2")
-    with pytest.raises(UsageError, match="devices is 0"):
-        mesh_shape(0, None)
 
 
 def test_a_mesh_has_explicit_axes_in_order():
