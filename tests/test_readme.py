@@ -17,6 +17,10 @@ def test_the_table_and_the_fit_are_those_of_the_recorded_run():
         assert line in README
 
 
+def test_what_a_cache_buys_is_the_recorded_comparison():
+    assert (RESULTS / "smollm2-135m-cpu/no_cache.txt").read_text().strip() in README
+
+
 def test_no_recorded_step_is_faster_than_its_floor():
     for path in RESULTS.glob("*/profile.json"):
         for point in json.loads(path.read_text())["points"]:
