@@ -7,15 +7,18 @@ import datetime
 import json
 import time
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sharding.errors import UsageError
 
 MAX_CHARACTERS = 1_000_000
 MAX_SECONDS = 5.0
+MAX_INDENT = 100
 
 
 class ChatError(UsageError):
@@ -59,6 +62,18 @@ def render(template: str, messages: Sequence[dict[str, str]], **names: Any) -> s
     return "".join(parts)
 
 
+class _Generation(Extension):
+    """The tag ``generation``, which marks an answer for training and renders what is in it."""
+
+    tags: ClassVar = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """What stands between the tag and its end."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return [nodes.Scope(body).set_lineno(line)]
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, which keeps a template from doing harm, with bounds on time and size."""
 
@@ -66,7 +81,9 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _Generation],
         )
         self._deadline = time.monotonic() + MAX_SECONDS
         self.filters["tojson"] = _to_json
@@ -97,6 +114,20 @@ def _raise_exception(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     # Jinja's own filter escapes for HTML.
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+    if isinstance(indent, int) and indent > MAX_INDENT:
+        raise TemplateError(f"an indentation of more than {MAX_INDENT} spaces")
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )

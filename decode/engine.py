@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from decode.sampling import Sampler, draw_keys
-from model.cache import CACHE_AXES, KVCache, abstract_cache, empty_cache
+from model.cache import CACHE_AXES, PADDING, KVCache, abstract_cache, empty_cache
 from model.config import ModelConfig
 from model.parameters import Parameters
 from model.transformer import Transformer
@@ -38,16 +38,19 @@ class Carry(NamedTuple):
 
 
 class Emitted(NamedTuple):
-    """One step's new tokens.
+    """One step's new tokens, and what they cost.
 
     Attributes:
       tokens: [B] int32.
       logprobs: [B] float32, each token's log probability under the model's own distribution,
         before temperature and filters.
+      experts_touched: [L] int32, distinct experts each layer read for this step; None for a model
+        without experts and for tokens of a prefill.
     """
 
     tokens: jax.Array
     logprobs: jax.Array
+    experts_touched: jax.Array | None = None
 
 
 class Engine:
@@ -172,28 +175,30 @@ class Engine:
     def _prefill_step(self, parameters, cache, tokens, lengths):
         with jax.named_scope("prefill"):
             model = nnx.merge(self._structure, parameters)
-            length = tokens.shape[1]
-            positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
-            x, cache = model(tokens, positions, cache, self.placement, span=length)
+            place = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+            positions = jnp.where(place < lengths[:, None], place, PADDING)
+            x, cache, _ = model(tokens, positions, cache, self.placement)
             last = jax.vmap(lambda row, n: jax.lax.dynamic_slice_in_dim(row, n - 1, 1))(x, lengths)
             return model.logits(last, self.placement)[:, 0], cache
 
     def _decode_step(self, parameters, cache, tokens, lengths):
+        return self._one_token(parameters, cache, tokens, lengths)[:2]
+
+    def _one_token(self, parameters, cache, tokens, lengths):
         with jax.named_scope("decode_step"):
             model = nnx.merge(self._structure, parameters)
-            x, cache = model(tokens[:, None], lengths[:, None], cache, self.placement)
-            return model.logits(x, self.placement)[:, 0], cache
+            x, cache, touched = model(tokens[:, None], lengths[:, None], cache, self.placement)
+            return model.logits(x, self.placement)[:, 0], cache, touched
 
     def _advance_step(self, parameters, cache, carry, sampler):
-        logits, cache = self._decode_step(parameters, cache, carry.tokens, carry.lengths)
-        carry = carry._replace(lengths=carry.lengths + 1)
-        return cache, *_emit(logits, carry, sampler)
+        logits, cache, touched = self._one_token(parameters, cache, carry.tokens, carry.lengths)
+        carry, emitted = _emit(logits, carry._replace(lengths=carry.lengths + 1), sampler)
+        return cache, carry, emitted._replace(experts_touched=touched)
 
     def _forward_step(self, parameters, cache, tokens):
         model = nnx.merge(self._structure, parameters)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-        x, _ = model(tokens, positions, cache, self.placement)
-        return model.logits(x, self.placement)
+        return model.logits(model(tokens, positions, cache, self.placement).hidden, self.placement)
 
 
 def _emit(logits: jax.Array, carry: Carry, sampler: Sampler) -> tuple[Carry, Emitted]:

@@ -175,12 +175,12 @@ def generate_without_cache(engine: Engine, request: Request) -> Iterator[list[Co
 
 
 def _fetch(emitted: Emitted) -> Emitted:
-    for part in emitted:
+    for part in (emitted.tokens, emitted.logprobs):
         part.copy_to_host_async()
     return emitted
 
 
 def _collect(completions: list[Completion], emitted: Emitted, request: Request) -> None:
-    tokens, logprobs = (np.asarray(part) for part in emitted)
+    tokens, logprobs = np.asarray(emitted.tokens), np.asarray(emitted.logprobs)
     for completion, token, logprob in zip(completions, tokens, logprobs, strict=True):
         completion.add(int(token), float(logprob), request.stop_ids, request.max_new_tokens)

@@ -14,6 +14,8 @@ from model.config import ModelConfig
 from sharding.layout import Placement
 
 CACHE_AXES = ("B", "K", "S", "h")
+PADDING = 2**30
+"""Position of a token that is only there to fill a row: past every slot, seen by none."""
 
 
 class KVCache(NamedTuple):
@@ -23,7 +25,8 @@ class KVCache(NamedTuple):
       keys: one array per layer, each [B, K, S, h], keys already turned by their position.
       values: the same for values.
 
-    Slots at or past a sequence's length hold anything; attention masks them.
+    A layer with a window keeps a ring of at most that many slots: the token at position p is in
+    slot p modulo S. Slots that no token has reached hold anything; attention masks them.
     """
 
     keys: tuple[jax.Array, ...]
@@ -32,9 +35,13 @@ class KVCache(NamedTuple):
 
 def abstract_cache(config: ModelConfig, batch: int, slots: int, dtype: jnp.dtype) -> KVCache:
     """Shapes and dtypes of a cache of `slots` tokens for each of `batch` sequences."""
-    shape = (batch, config.kv_heads, slots, config.head_size)
-    one = jax.ShapeDtypeStruct(shape, dtype)
-    return KVCache(keys=(one,) * config.layers, values=(one,) * config.layers)
+
+    def one(layer: int) -> jax.ShapeDtypeStruct:
+        kept = min(slots, config.window(layer) or slots)
+        return jax.ShapeDtypeStruct((batch, config.kv_heads, kept, config.head_size), dtype)
+
+    layers = tuple(map(one, range(config.layers)))
+    return KVCache(keys=layers, values=layers)
 
 
 def empty_cache(abstract: KVCache, placement: Placement, mesh: jax.sharding.Mesh) -> KVCache:
@@ -49,13 +56,44 @@ def _zeros(abstract: KVCache, spec: jax.P) -> KVCache:
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, out_sharding=spec), abstract)
 
 
+def slots_of(positions: jax.Array, slots: int, ring: bool) -> jax.Array:
+    """The slot of each new token, `slots` (none) for padding and for what a ring soon forgets.
+
+    Args:
+      positions: [B, T] int32; padding stands at `PADDING`.
+      slots: the cache's.
+      ring: the layer has a window.
+    """
+    if not ring:
+        return jnp.minimum(positions, slots)
+    real = positions < PADDING
+    newest = jnp.max(jnp.where(real, positions, -1), axis=1, keepdims=True)
+    kept = real & (positions > newest - slots)  # so no two tokens of a prompt want one slot
+    return jnp.where(kept, positions % slots, slots)
+
+
+def positions_in(slots: int, newest: jax.Array, ring: bool) -> jax.Array:
+    """The position of the token in each slot, negative or past `newest` where there is none.
+
+    Args:
+      slots: S.
+      newest: [B, 1] int32, position of each sequence's newest token.
+      ring: the layer has a window.
+
+    Returns:
+      [B, S] int32, or [1, S] where all sequences agree.
+    """
+    slot = jnp.arange(slots, dtype=jnp.int32)[None]
+    return newest - (newest - slot) % slots if ring else slot
+
+
 def write(cache: jax.Array, new: jax.Array, positions: jax.Array, placement: Placement):
-    """Stores new tokens in place; positions past the last slot are dropped.
+    """Stores new tokens in place; those of a slot past the last are dropped.
 
     Args:
       cache: [B, K, S, h].
       new: [B, T, K, h].
-      positions: [B, T] int32, the slot of each new token.
+      positions: [B, T] int32, the slot of each new token, from `slots_of`.
       placement: gives the cache's sharding.
 
     Returns:

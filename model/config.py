@@ -5,6 +5,18 @@ from typing import Literal
 
 from sharding.errors import UsageError
 
+_CHOICES = {"norm": ("rms", "layer"), "activation": ("silu", "gelu_tanh")}
+_POSITIVE = (
+    "rotary_base",
+    "local_rotary_base",
+    "rotary_scale",
+    "norm_epsilon",
+    "embedding_scale",
+    "attention_scale",
+    "attention_softcap",
+    "logit_softcap",
+)
+
 
 class ConfigError(UsageError):
     """A model description that contradicts itself or asks for something not supported."""
@@ -29,6 +41,22 @@ class ModelConfig:
         positions; None leaves the frequencies as they are.
       norm: root-mean-square norm, or layer norm with a scale and no bias.
       norm_epsilon: added to the mean square (or variance) before the square root.
+      activation: of the MLP's gate; ``gelu_tanh`` is GELU's tanh approximation (GeGLU).
+      attention_bias: queries, keys and values have a bias (Qwen2).
+      query_key_norm: queries and keys pass an RMS norm over the head size (Qwen3, Gemma 3).
+      norm_after: attention and MLP each pass a second norm before they are added (Gemma).
+      embedding_scale: multiplies embeddings on their way in.
+      attention_scale: multiplies scores; head_size ** -0.5 if None.
+      attention_softcap: c of ``c * tanh(score / c)`` on scaled attention scores; None for none.
+      logit_softcap: the same on the logits.
+      windows: one entry per layer: how many tokens a token sees, itself included; None in a layer
+        that sees all. None for a model without windows.
+      local_rotary_base: plain base of the layers that have a window; None for that of the others.
+      rotary_scale: multiplies the cosines and sines (YaRN's attention factor).
+      experts: E, MLPs per layer of which the router chooses; 0 for one MLP for all tokens. Then
+        `d_ff` is the width of each.
+      experts_per_token: k.
+      renormalise_experts: the chosen experts' router weights are divided by their sum.
       parallel_block: attention and MLP read the same normed input and are added together
         (PaLM, Chowdhery et al. 2022, section 2) instead of one after the other.
       tied_embedding: the unembedding is the embedding.
@@ -47,6 +75,20 @@ class ModelConfig:
     rotary_factors: tuple[float, ...] | None = None
     norm: Literal["rms", "layer"] = "rms"
     norm_epsilon: float = 1e-5
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    attention_bias: bool = False
+    query_key_norm: bool = False
+    norm_after: bool = False
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    windows: tuple[int | None, ...] | None = None
+    local_rotary_base: float | None = None
+    rotary_scale: float = 1.0
+    experts: int = 0
+    experts_per_token: int = 0
+    renormalise_experts: bool = True
     parallel_block: bool = False
     tied_embedding: bool = False
 
@@ -63,14 +105,21 @@ class ModelConfig:
             )
         if self.head_size % 2:
             raise ConfigError(f"head_size of {self.name} is {self.head_size}; it must be even")
-        if self.norm not in ("rms", "layer"):
-            raise ConfigError(f"norm of {self.name} is {self.norm!r}; use 'rms' or 'layer'")
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ConfigError(
+                    f"{field} of {self.name} is {getattr(self, field)!r}; use one of {choices}"
+                )
+        if self.parallel_block and self.norm_after:
+            raise ConfigError(f"norm_after of {self.name} is True; a parallel block has none")
         self._check_numbers()
+        self._check_windows()
+        self._check_experts()
 
     def _check_numbers(self) -> None:
-        for field in ("rotary_base", "norm_epsilon"):
+        for field in _POSITIVE:
             value = getattr(self, field)
-            if not 0 < value < float("inf"):
+            if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{field} of {self.name} is {value}; it must be positive")
         factors = self.rotary_factors
         if factors is not None and (
@@ -81,6 +130,29 @@ class ModelConfig:
                 f"rotary_factors of {self.name} has {len(factors)} values; "
                 f"it needs {self.head_size // 2} positive ones, one per rotary frequency"
             )
+
+    def _check_windows(self) -> None:
+        if self.windows is None:
+            return
+        if len(self.windows) != self.layers:
+            raise ConfigError(
+                f"windows of {self.name} has {len(self.windows)} entries; it needs one for each "
+                f"of {self.layers} layers"
+            )
+        if not all(window is None or window > 0 for window in self.windows):
+            raise ConfigError(f"windows of {self.name} is {self.windows}; use integers > 0 or None")
+
+    def _check_experts(self) -> None:
+        least = 1 if self.experts else 0
+        if self.experts < 0 or not least <= self.experts_per_token <= self.experts:
+            raise ConfigError(
+                f"experts_per_token of {self.name} is {self.experts_per_token}; it must be "
+                f"{least} to its {self.experts} experts"
+            )
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens a token of this layer sees, itself included; None for all."""
+        return self.windows[layer] if self.windows else None
 
     @property
     def group(self) -> int:
@@ -97,4 +169,6 @@ class ModelConfig:
             "G": self.group,
             "h": self.head_size,
             "V": self.vocabulary,
+            "n": self.head_size,
+            **({"E": self.experts} if self.experts else {}),
         }

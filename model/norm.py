@@ -1,4 +1,4 @@
-"""Normalisation of the residual stream, computed in float32."""
+"""Normalisation of the residual stream, and of queries and keys, computed in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,14 @@ from model.parameters import declare
 class Norm(nnx.Module):
     """Root-mean-square norm (Zhang and Sennrich 2019), or layer norm without bias (PaLM)."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        self.scale = declare((config.d_model,), ("D",), dtype, jax.nn.initializers.ones)
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, axis: str = "D"):
+        size = config.sizes[axis]
+        self.scale = declare((size,), (axis,), dtype, jax.nn.initializers.ones)
         self.epsilon = config.norm_epsilon
         self.centred = config.norm == "layer"
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [B, T, D] -> [B, T, D], each token scaled to unit mean square."""
+        """x: [..., D] -> [..., D], each row scaled to unit mean square."""
         with jax.named_scope("norm"):
             y = x.astype(jnp.float32)
             if self.centred:

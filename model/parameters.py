@@ -57,6 +57,21 @@ def count(model: nnx.Module) -> int:
     return sum(math.prod(param.shape) for param in declarations(model).values())
 
 
+def count_active(model: nnx.Module) -> int:
+    """Number of parameters that one token meets: of experts, those it is sent to."""
+    config = model.config
+    total = 0
+    for param in declarations(model).values():
+        size = math.prod(param.shape)
+        total += size * config.experts_per_token // config.experts if of_experts(param) else size
+    return total
+
+
+def of_experts(param: nnx.Param) -> bool:
+    """Whether this is a stack of experts' matrices, of which a token meets some."""
+    return "E" in param.axes and len(param.axes) > 2
+
+
 def shardings(
     model: nnx.Module, placement: Placement, mesh: jax.sharding.Mesh
 ) -> dict[Path, jax.NamedSharding]:

@@ -13,19 +13,26 @@ Rotation = tuple[jax.Array, jax.Array]
 """Cosine and sine of each token's angles, each [B, T, h / 2], float32."""
 
 
-def frequencies(config: ModelConfig) -> np.ndarray:
-    """Radians per position of each of the h / 2 pairs: base ** (-2 i / h), over the factors."""
+def frequencies(config: ModelConfig, local: bool = False) -> np.ndarray:
+    """Radians per position of each of the h / 2 pairs: base ** (-2 i / h), over the factors.
+
+    Args:
+      config: the model.
+      local: those of the layers with a window, where they have a plain base of their own.
+    """
     exponents = np.arange(0, config.head_size, 2, dtype=np.float64) / config.head_size
-    plain = config.rotary_base**-exponents
-    return plain / np.asarray(config.rotary_factors or 1.0)
+    if local and config.local_rotary_base:
+        return config.local_rotary_base**-exponents
+    return config.rotary_base**-exponents / np.asarray(config.rotary_factors or 1.0)
 
 
-def rotation(config: ModelConfig, positions: jax.Array) -> Rotation:
-    """Angles of tokens at `positions` ([B, T], int32), shared by all layers."""
+def rotation(config: ModelConfig, positions: jax.Array, local: bool = False) -> Rotation:
+    """Angles of tokens at `positions` ([B, T], int32), shared by all layers of a kind."""
     with jax.named_scope("rotary_angles"):
-        rates = jnp.asarray(frequencies(config), jnp.float32)
+        rates = jnp.asarray(frequencies(config, local), jnp.float32)
         angles = positions[..., None].astype(jnp.float32) * rates
-        return jnp.cos(angles), jnp.sin(angles)
+        scale = 1.0 if local and config.local_rotary_base else config.rotary_scale
+        return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
 def rotate(x: jax.Array, turn: Rotation) -> jax.Array:

@@ -6,19 +6,37 @@ Built abstract; a step merges the structure with a plain dict of arrays inside `
     nnx.merge(structure, parameters)(tokens, positions, cache, placement)
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from model.attention import Attention, LayerCache
-from model.cache import KVCache
+from model.cache import PADDING, KVCache
 from model.config import ModelConfig
 from model.linear import linear
+from model.mixture import Mixture
 from model.mlp import MLP
 from model.norm import Norm
 from model.parameters import declare, normal
 from model.rotary import Rotation, rotation
 from sharding.layout import Placement
+
+
+class Output(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+      hidden: states before the unembedding, [B, T, D].
+      cache: the updated cache.
+      experts_touched: [L] int32, distinct experts that real tokens chose in each layer; None for
+        a model without experts.
+    """
+
+    hidden: jax.Array
+    cache: KVCache
+    experts_touched: jax.Array | None
 
 
 class Embedding(nnx.Module):
@@ -42,15 +60,18 @@ class Embedding(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each behind its norm; in a parallel block both read one norm."""
+    """Attention and MLP (or experts), each behind its norm; a parallel block has one for both."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, layer: int):
         self.attention_norm = Norm(config, dtype)
-        self.attention = Attention(config, dtype)
+        self.attention = Attention(config, dtype, config.window(layer))
         if not config.parallel_block:
             self.mlp_norm = Norm(config, dtype)
-        self.mlp = MLP(config, dtype)
-        self.parallel = config.parallel_block
+        if config.norm_after:
+            self.attention_norm_after = Norm(config, dtype)
+            self.mlp_norm_after = Norm(config, dtype)
+        self.mlp = Mixture(config, dtype) if config.experts else MLP(config, dtype)
+        self.config = config
 
     def __call__(
         self,
@@ -59,25 +80,34 @@ class Block(nnx.Module):
         positions: jax.Array,
         turn: Rotation,
         placement: Placement,
-        span: int | None,
-    ) -> tuple[jax.Array, LayerCache]:
-        """x: [B, T, D] -> [B, T, D] and this layer's updated cache."""
+    ) -> tuple[jax.Array, LayerCache, jax.Array | None]:
+        """x: [B, T, D] -> [B, T, D], this layer's updated cache, the number of experts touched."""
         y = self.attention_norm(x)
-        mixed, cache = self.attention(y, cache, positions, turn, placement, span)
-        if self.parallel:
-            return x + mixed + self.mlp(y, placement), cache
+        mixed, cache = self.attention(y, cache, positions, turn, placement)
+        if self.config.norm_after:
+            mixed = self.attention_norm_after(mixed)
         x = x + mixed
-        return x + self.mlp(self.mlp_norm(x), placement), cache
+        if not self.config.parallel_block:
+            y = self.mlp_norm(x)
+        z, touched = self._feed_forward(y, positions < PADDING, placement)
+        if self.config.norm_after:
+            z = self.mlp_norm_after(z)
+        return x + z, cache, touched
+
+    def _feed_forward(self, x: jax.Array, real: jax.Array, placement: Placement):
+        if self.config.experts:
+            return self.mlp(x, real, placement)
+        return self.mlp(x, placement), None
 
 
 class Transformer(nnx.Module):
-    """A decoder-only transformer of the Llama family, or PaLM's shape, as `config` says."""
+    """A decoder-only transformer of whatever family `config` describes."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         self.config = config
         self.embedding = Embedding(config, dtype)
         # Unrolled: a scan over stacked weights copies each layer's slice on CPU and GPU.
-        self.layers = nnx.List([Block(config, dtype) for _ in range(config.layers)])
+        self.layers = nnx.List([Block(config, dtype, n) for n in range(config.layers)])
         self.final_norm = Norm(config, dtype)
         if not config.tied_embedding:
             self.unembedding = Embedding(config, dtype)
@@ -88,32 +118,42 @@ class Transformer(nnx.Module):
         positions: jax.Array,
         cache: KVCache,
         placement: Placement,
-        span: int | None = None,
-    ) -> tuple[jax.Array, KVCache]:
+    ) -> "Output":
         """Runs every block over new tokens.
 
         Args:
           tokens: [B, T] int32.
-          positions: [B, T] int32, each token's place in its sequence.
+          positions: [B, T] int32, each token's place in its sequence; `PADDING` fills rows. With
+            T > 1 these are whole prompts, the first token at 0.
           cache: earlier tokens' keys and values; its memory is reused.
           placement: shardings.
-          span: attend to the first `span` slots only, for prompts shorter than the cache.
-
-        Returns:
-          Hidden states before the unembedding, [B, T, D], and the updated cache.
         """
         x = self.embedding.look_up(tokens, placement)
-        turn = rotation(self.config, positions)
-        layers = []
+        if self.config.embedding_scale != 1:
+            x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        turns = self._turns(positions)
+        layers, touched = [], []
         for number, block in enumerate(self.layers):
             with jax.named_scope(f"layer_{number}"):
                 layer = (cache.keys[number], cache.values[number])
-                x, layer = block(x, layer, positions, turn, placement, span)
+                turn = turns[self.config.window(number) is not None]
+                x, layer, experts = block(x, layer, positions, turn, placement)
                 layers.append(layer)
+                touched.append(experts)
         keys, values = zip(*layers, strict=True)
-        return self.final_norm(x), KVCache(keys, values)
+        experts = jnp.stack(touched) if self.config.experts else None
+        return Output(self.final_norm(x), KVCache(keys, values), experts)
+
+    def _turns(self, positions: jax.Array) -> dict[bool, Rotation]:
+        """Rotary angles of the layers without a window and of those with one."""
+        everywhere = rotation(self.config, positions)
+        if not self.config.local_rotary_base:
+            return {False: everywhere, True: everywhere}
+        return {False: everywhere, True: rotation(self.config, positions, local=True)}
 
     def logits(self, x: jax.Array, placement: Placement) -> jax.Array:
         """Scores over the vocabulary; x: [B, T, D] -> [B, T, V], float32."""
         table = self.embedding if self.config.tied_embedding else self.unembedding
-        return table.logits(x, placement)
+        logits = table.logits(x, placement)
+        cap = self.config.logit_softcap
+        return cap * jnp.tanh(logits / cap) if cap else logits

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from decode.engine import Engine
-from model.parameters import count
+from model.parameters import count, count_active
 from model.transformer import Transformer
 from profiles.floor import Floor, floor
 from profiles.hardware import Peaks
@@ -24,6 +24,7 @@ def decode_record(
     context: int,
     slots: int,
     samples: Sequence[float] = (),
+    experts_touched: float | None = None,
     price_per_chip_hour: float | None = None,
 ) -> Record:
     """The record of one decode step.
@@ -35,10 +36,18 @@ def decode_record(
       context: tokens in the cache when the step starts.
       slots: tokens the cache has room for.
       samples: measured seconds per step; none for a floor alone.
+      experts_touched: distinct experts that a layer read, on average over layers; if None, those
+        that evenly spread tokens would touch.
       price_per_chip_hour: USD, for the cost per token.
     """
     traffic = decode_traffic(
-        engine.config, engine.placement, engine.dtype, batch=batch, context=context, slots=slots
+        engine.config,
+        engine.placement,
+        engine.dtype,
+        batch=batch,
+        context=context,
+        slots=slots,
+        experts_touched=experts_touched,
     )
     bound = floor(traffic, peaks)
     chips = -(-engine.mesh.size // peaks.devices_per_chip)
@@ -72,11 +81,11 @@ def decode_record(
 
 def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
     """The part of a record that says which step it is."""
-    total = count(Transformer(engine.config, engine.dtype))
+    model = Transformer(engine.config, engine.dtype)
     dtype = jnp.dtype(engine.dtype).name
     return {
         "model": engine.config.name,
-        "parameters": {"total": total, "active": total},
+        "parameters": {"total": count(model), "active": count_active(model)},
         "phase": "decode",
         "batch": batch,
         "context": context,

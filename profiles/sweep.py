@@ -196,7 +196,12 @@ def _record(case: _Case, sweep: Sweep, bandwidth: dict) -> Record:
         record = decode_record(case.engine, peaks, **sizes)
         return record | {"status": "out_of_memory", "message": case.message}
     record = decode_record(
-        case.engine, peaks, **sizes, samples=step.samples, price_per_chip_hour=sweep.price
+        case.engine,
+        peaks,
+        **sizes,
+        samples=step.samples,
+        experts_touched=step.experts_touched,
+        price_per_chip_hour=sweep.price,
     )
     if record.get("fraction_of_floor", 0) > 1:
         record["message"] = (

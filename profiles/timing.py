@@ -29,12 +29,15 @@ class HeldStep:
       batch: sequences.
       context: tokens in the cache when the step starts.
       samples: seconds per step of each burst so far.
+      experts_touched: distinct experts that a layer read in the newest step, on average over
+        layers; None before the first step and for a model without experts.
     """
 
     engine: Engine
     batch: int
     context: int
     samples: list[float] = dataclasses.field(default_factory=list)
+    experts_touched: float | None = None
 
     @property
     def slots(self) -> int:
@@ -62,7 +65,10 @@ class HeldStep:
             self._cache, after, emitted = self.engine.advance(self._cache, self._carry, GREEDY)
             self._carry = held._replace(tokens=after.tokens)
         jax.block_until_ready(emitted)
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        if emitted.experts_touched is not None:
+            self.experts_touched = float(np.mean(emitted.experts_touched))
+        return seconds
 
     def release(self) -> None:
         """Frees the cache."""

@@ -2,7 +2,8 @@
 
 Counted from the model's own abstract arrays and the layout's own shardings, so that they cannot
 drift from what runs. Bytes follow Pope et al. 2022, section 2.1: every weight is read once per
-step, and so is every cached key and value of every sequence.
+step (of experts, those that tokens choose), and so is every cached key and value that a sequence
+still sees.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
-from model.parameters import Path, declarations
+from model.parameters import Path, declarations, of_experts
 from model.transformer import Transformer
 from sharding.layout import Placement, shards
 
@@ -53,6 +54,7 @@ def decode_traffic(
     batch: int,
     context: int,
     slots: int,
+    experts_touched: float | None = None,
 ) -> Traffic:
     """The least that one decode step costs each device.
 
@@ -63,7 +65,10 @@ def decode_traffic(
       batch: sequences.
       context: tokens already in the cache of each.
       slots: tokens the cache has room for.
+      experts_touched: distinct experts that a layer reads, on average; what `expected_experts`
+        says if None.
     """
+    touched = expected_experts(config, batch) if experts_touched is None else experts_touched
     resident = read = multiplied = 0.0
     for path, param in declarations(Transformer(config, dtype)).items():
         share = placement.copies(placement.weights(*param.axes)) / placement.devices
@@ -73,18 +78,32 @@ def decode_traffic(
         if path == LOOKED_UP and not config.tied_embedding:
             read += batch * config.d_model * param.dtype.itemsize * share
             continue
-        read += size
-        multiplied += elements if len(param.shape) > 1 else 0.0
+        read += size * (touched / config.experts if of_experts(param) else 1)
+        used = config.experts_per_token / config.experts if of_experts(param) else 1
+        multiplied += elements * used if len(param.shape) > 1 else 0.0
     token = kv_token_bytes(config, placement, dtype)
-    attention = 4 * config.query_heads * config.head_size * (context + 1) * config.layers
+    seen = [min(context, (config.window(n) or context + 1) - 1) for n in range(config.layers)]
+    attention = 4 * config.query_heads * config.head_size * (sum(seen) + config.layers)
+    kept = [min(slots, config.window(n) or slots) for n in range(config.layers)]
     return Traffic(
         weights_resident=resident,
         weights_read=read,
-        kv_resident=batch * slots * token,
-        kv_read=batch * context * token,
+        kv_resident=batch * token * sum(kept) / config.layers,
+        kv_read=batch * token * sum(seen) / config.layers,
         kv_written=batch * token,
         flops=batch * (2 * multiplied + attention * _query_share(placement)),
     )
+
+
+def expected_experts(config: ModelConfig, tokens: int) -> float:
+    """Distinct experts that `tokens` tokens choose if they choose independently and evenly.
+
+    E (1 - (1 - k / E) ** tokens); 0 for a model without experts.
+    """
+    if not config.experts:
+        return 0.0
+    missed = (1 - config.experts_per_token / config.experts) ** tokens
+    return config.experts * (1 - missed)
 
 
 def kv_token_bytes(config: ModelConfig, placement: Placement, dtype: jnp.dtype) -> float:

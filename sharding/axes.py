@@ -22,5 +22,7 @@ LOGICAL_AXES: dict[str, str] = {
     "G": "query heads per KV head",
     "h": "head size",
     "V": "vocabulary",
+    "E": "experts",
+    "n": "head size of a norm's scale, whole on every chip",
     "C": "matrices stored as one and read as one: gate and up; a group's queries, key and value",
 }

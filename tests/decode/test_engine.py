@@ -13,6 +13,20 @@ from model.cache import KVCache
 FAMILIES = {
     "grouped_query": {},
     "multi_query_parallel": {"kv_heads": 1, "parallel_block": True, "norm": "layer"},
+    "bias_and_window": {"attention_bias": True, "windows": (8, 8)},
+    "two_norms_and_caps": {
+        "norm_after": True,
+        "query_key_norm": True,
+        "windows": (5, None),
+        "local_rotary_base": 100.0,
+        "rotary_factors": (2.0,) * 8,
+        "attention_softcap": 2.0,
+        "logit_softcap": 3.0,
+        "embedding_scale": 8.0,
+        "attention_scale": 0.5,
+        "activation": "gelu_tanh",
+    },
+    "experts": {"experts": 6, "experts_per_token": 2},
 }
 PROMPTS = [[5, 6, 7], list(range(40, 63)), [9]]
 
@@ -48,6 +62,32 @@ def test_cached_decode_equals_one_full_forward_pass(tiny_engine, family, mesh):
         assert np.abs(np.asarray(logits) - expected).max() < 1e-4 * np.abs(expected).max()
         tokens, lengths = engine.put(sequence[:, position]), engine.put(np.full(2, position))
         logits, cache = engine.decode_step(cache, tokens, lengths.astype(np.int32))
+
+
+@pytest.mark.parametrize("family", ["bias_and_window", "two_norms_and_caps", "experts"])
+def test_a_ragged_batch_with_prompts_past_the_window_decodes_as_each_prompt_alone(
+    tiny_engine, family
+):
+    engine = tiny_engine("1x1x2", **FAMILIES[family])
+    *_, together = generate(engine, Request(prompts=PROMPTS, max_new_tokens=12))
+    for prompt, completion in zip(PROMPTS, together, strict=True):
+        *_, (alone,) = generate(engine, Request(prompts=[prompt], max_new_tokens=12))
+        assert completion.tokens == alone.tokens
+
+
+def test_a_layer_with_a_window_keeps_no_more_slots_than_it_sees(tiny_engine):
+    cache = tiny_engine(**FAMILIES["two_norms_and_caps"]).new_cache(2, 64)
+    assert [keys.shape[2] for keys in cache.keys] == [5, 64]
+
+
+def test_a_step_counts_the_experts_its_tokens_touch(tiny_engine):
+    engine = tiny_engine("1x1x2", **FAMILIES["experts"])
+    for lengths, least, most in (([0], 2, 2), ([0, 0, 0], 2, 2), ([0, 3, 9], 2, 6)):
+        carry = engine.start(np.array(lengths, np.int32))
+        cache = engine.new_cache(len(lengths), 64)
+        _, _, emitted = engine.advance(cache, carry, GREEDY)
+        touched = np.asarray(emitted.experts_touched)
+        assert touched.shape == (2,) and (least <= touched).all() and (touched <= most).all()
 
 
 def test_padding_and_neighbours_do_not_change_a_prompts_logits(tiny_engine):

@@ -88,3 +88,24 @@ def test_resident_bytes_are_what_devices_hold(tiny_engine):
         engine.config, engine.placement, engine.dtype, batch=1, context=1, slots=64
     )
     assert counted.weights_resident == held
+
+
+def test_a_layer_with_a_window_reads_no_more_than_it_sees(tiny_engine):
+    engine = tiny_engine(windows=(8, None))
+    token = kv_token_bytes(engine.config, engine.placement, jnp.float32)
+    traffic = decode_traffic(
+        engine.config, engine.placement, jnp.float32, batch=3, context=20, slots=64
+    )
+    assert traffic.kv_read == 3 * token * (7 + 20) / 2
+    assert traffic.kv_resident == 3 * token * (8 + 64) / 2
+
+
+@pytest.mark.parametrize(("touched", "read"), [(2, 2), (6, 6), (None, 6 * (1 - (4 / 6) ** 3))])
+def test_a_step_reads_the_experts_it_touches(tiny_engine, touched, read):
+    engine = tiny_engine(experts=6, experts_per_token=2)
+    sizes = {"batch": 3, "context": 20, "slots": 64}
+    traffic = decode_traffic(
+        engine.config, engine.placement, jnp.float32, **sizes, experts_touched=touched
+    )
+    expert = 3 * 64 * 128 * 4  # gate, up and down of one expert
+    assert traffic.weights_resident - traffic.weights_read == pytest.approx(2 * expert * (6 - read))

@@ -1,0 +1,277 @@
+"""The tokenizer that a GGUF file carries.
+
+Two kinds: byte-level BPE (GPT-2, SmolLM, Llama 3, Qwen) and SentencePiece BPE with byte fallback
+(Llama 1 and 2). Sources: llama.cpp's `src/llama-vocab.cpp` for the meaning of the metadata, and
+the `tokenizer.json` files of the models for their pre-tokenizers.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from gguf import TokenType
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+
+from decode.tokenizer_parts import STOPS, Parts, TokenizerError, printed_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class _PreTokenizer:
+    """How one family splits text before merging bytes.
+
+    Attributes:
+      split: the words; None for GPT-2's own pattern.
+      digits: each digit is a word.
+      normalizer: applied to the text first.
+      ignore_merges: a word that is a token stays whole, whatever the merges say.
+      add_bos: whether the begin-of-sequence token comes first when the file does not say.
+    """
+
+    split: str | None = None
+    digits: bool = False
+    normalizer: normalizers.Normalizer | None = None
+    ignore_merges: bool = False
+    add_bos: bool = False
+
+
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_GPT2 = _PreTokenizer()
+_LLAMA3 = _PreTokenizer(split=_WORDS % "{1,3}", ignore_merges=True, add_bos=True)
+
+_PRE_TOKENIZERS = {
+    "default": _GPT2,
+    "gpt-2": _GPT2,
+    "smollm": _PreTokenizer(digits=True),
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "qwen2": _PreTokenizer(split=_WORDS % "", normalizer=normalizers.NFC()),
+}
+
+_PREFIX = "tokenizer.ggml."
+_DAMAGED = "the file is damaged, fetch it again"
+_SPACE = "▁"  # how SentencePiece writes a space
+_LONGEST_PIECE = 256  # characters; splitting a longer one in all ways would take forever
+
+
+def read_metadata(metadata: Mapping[str, Any]) -> Parts:
+    """The tokenizer in the metadata of a GGUF file.
+
+    Args:
+      metadata: what the file says of itself, by key.
+
+    Returns:
+      The parts of a `Tokenizer`.
+
+    Raises:
+      TokenizerError: a model or pre-tokenizer not supported, or metadata that contradicts
+        itself.
+    """
+    tokens = _Tokens(metadata)
+    model = tokens.get("model", str)
+    if model not in _FAMILIES:
+        raise TokenizerError(
+            f"{_PREFIX}model is {model!r:.60}; supported are {', '.join(_FAMILIES)}"
+        )
+    family = _FAMILIES[model](tokens)
+    controls = tokens.of_type(TokenType.CONTROL)
+    defined = tokens.of_type(TokenType.USER_DEFINED)
+    backend = family.backend
+    backend.add_special_tokens([AddedToken(t, normalized=False) for t in controls if t])
+    backend.add_tokens([AddedToken(t, normalized=False) for t in defined if t])
+    bos_id = tokens.special("bos", family.bos_id)
+    eos_id = tokens.special("eos", family.eos_id)
+    stops = [eos_id, tokens.special("eot"), tokens.special("eom")]
+    stops += [tokens.ids[text] for text in controls if text in STOPS]
+    add_bos = tokens.get("add_bos_token", bool, family.add_bos) and bos_id is not None
+    return Parts(
+        backend=backend,
+        vocabulary=len(tokens.texts),
+        pieces=dict(enumerate(tokens.pieces(family.piece))),
+        controls=frozenset(tokens.ids[text] for text in controls),
+        bos_id=bos_id,
+        stop_ids=frozenset(token for token in stops if token is not None),
+        before=(bos_id,) if add_bos else (),
+        begin_chat=add_bos,
+        strip_space=family.space_prefix,
+        template=tokens.template(),
+        names={"bos_token": tokens.text(bos_id), "eos_token": tokens.text(eos_id)},
+    )
+
+
+class _Tokens:
+    """The tokens of a GGUF file and what its metadata says of them, checked."""
+
+    def __init__(self, metadata: Mapping[str, Any]):
+        self._metadata = metadata
+        self.texts: list[str] = self.get("tokens", list)
+        self.ids = {text: token for token, text in enumerate(self.texts)}
+        if not self.ids or not all(isinstance(text, str) for text in self.texts):
+            raise TokenizerError(f"{_PREFIX}tokens is without text; give a model with tokens")
+        if len(self.ids) < len(self.texts):
+            twice = next(t for token, t in enumerate(self.texts) if self.ids[t] != token)
+            raise TokenizerError(f"{_PREFIX}tokens is {twice!r:.60} twice; {_DAMAGED}")
+        self.types = self.numbers("token_type", TokenType.NORMAL)
+
+    def get(self, key: str, kind: type, default: Any = ...) -> Any:
+        value = self._metadata.get(_PREFIX + key, default)
+        if value is ...:
+            raise TokenizerError(f"{_PREFIX}{key} is missing; give a GGUF file with a tokenizer")
+        if value is not default and type(value) is not kind:
+            name = type(value).__name__
+            raise TokenizerError(f"{_PREFIX}{key} is {name}, not {kind.__name__}; {_DAMAGED}")
+        return value
+
+    def numbers(self, key: str, default: float) -> list[float]:
+        """One finite number for each token."""
+        values = self._metadata.get(_PREFIX + key)
+        if values is None:
+            return [default] * len(self.texts)
+        values = np.asarray(values)
+        if (
+            values.shape != (len(self.texts),)
+            or values.dtype.kind not in "iuf"
+            or not np.isfinite(values).all()
+        ):
+            raise TokenizerError(
+                f"{_PREFIX}{key} is not a finite number for each of {len(self.texts)} tokens; "
+                f"{_DAMAGED}"
+            )
+        return values.tolist()
+
+    def of_type(self, *types: TokenType) -> list[str]:
+        return [t for t, kind in zip(self.texts, self.types, strict=True) if kind in types]
+
+    def special(self, key: str, default: int | None = None) -> int | None:
+        """The token that the metadata names for a purpose, such as "eos"."""
+        token = self.get(f"{key}_token_id", int, default)
+        if token is not None and not 0 <= token < len(self.texts):
+            raise TokenizerError(
+                f"{_PREFIX}{key}_token_id is {token}, outside the {len(self.texts)} tokens; "
+                f"{_DAMAGED}"
+            )
+        return token
+
+    def text(self, token: int | None) -> str:
+        return "" if token is None else self.texts[token]
+
+    def pieces(self, normal: Callable[[str], bytes]) -> list[bytes]:
+        """What each token adds to a text, given how to read an ordinary one."""
+        readers = {
+            TokenType.CONTROL: lambda text: b"",
+            TokenType.UNKNOWN: lambda text: b"",
+            TokenType.USER_DEFINED: str.encode,
+            TokenType.BYTE: _byte,
+        }
+        kinds = zip(self.texts, self.types, strict=True)
+        return [readers.get(kind, normal)(text) for text, kind in kinds]
+
+    def template(self) -> str | None:
+        template = self._metadata.get("tokenizer.chat_template")
+        return template if isinstance(template, str) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """What distinguishes one kind of tokenizer.
+
+    Attributes:
+      backend: encodes ordinary text.
+      piece: the bytes that an ordinary token stands for.
+      add_bos: whether the begin-of-sequence token comes first when the file does not say.
+      space_prefix: text is encoded with a space before it.
+      bos_id, eos_id: where the file does not say.
+    """
+
+    backend: Backend
+    piece: Callable[[str], bytes]
+    add_bos: bool
+    space_prefix: bool = False
+    bos_id: int | None = None
+    eos_id: int | None = None
+
+
+def _byte_level(tokens: _Tokens) -> _Family:
+    """Every byte is a printable character, as in GPT-2; merges are listed in the file."""
+    name = tokens.get("pre", str, "default")
+    if name not in _PRE_TOKENIZERS:
+        raise TokenizerError(
+            f"{_PREFIX}pre is {name!r:.60}; supported are {', '.join(_PRE_TOKENIZERS)}"
+        )
+    pre = _PRE_TOKENIZERS[name]
+    merges = []
+    for merge in tokens.get("merges", list):
+        left, _, right = merge.partition(" ") if isinstance(merge, str) else ("", "", "")
+        if not (left and right and {left, right, left + right} <= tokens.ids.keys()):
+            raise TokenizerError(f"{_PREFIX}merges is {merge!r:.60}, not tokens; {_DAMAGED}")
+        merges.append((left, right))
+    backend = Backend(BPE(tokens.ids, merges, ignore_merges=pre.ignore_merges))
+    if pre.normalizer:
+        backend.normalizer = pre.normalizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence(_steps(pre))
+    return _Family(backend, printed_bytes, pre.add_bos)
+
+
+def _steps(pre: _PreTokenizer) -> list[pre_tokenizers.PreTokenizer]:
+    steps = [pre_tokenizers.Digits(individual_digits=True)] if pre.digits else []
+    if pre.split:
+        steps.append(pre_tokenizers.Split(Regex(pre.split), "isolated"))
+    gpt2 = pre.split is None
+    return [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=gpt2)]
+
+
+def _byte(text: str) -> bytes:
+    """The byte of a token such as <0x0A>."""
+    try:
+        return bytes.fromhex(text.removeprefix("<0x").removesuffix(">"))
+    except ValueError:
+        raise TokenizerError(f"{_PREFIX}tokens is {text!r:.60} for a byte; {_DAMAGED}") from None
+
+
+def _sentence_piece(tokens: _Tokens) -> _Family:
+    """Spaces are "▁", unknown characters fall back to byte tokens, scores order the merges.
+
+    As in SentencePiece and llama.cpp, the space before a text is put there whatever the text
+    begins with, and again behind each control token.
+    """
+    space_prefix = tokens.get("add_space_prefix", bool, True)
+    unknown = tokens.text(tokens.special("unknown", 0))
+    backend = Backend(
+        BPE(tokens.ids, _merges(tokens), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
+    steps = [normalizers.Prepend(_SPACE)] if space_prefix else []
+    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
+    return _Family(
+        backend,
+        lambda text: text.replace(_SPACE, " ").encode(),
+        add_bos=True,
+        space_prefix=space_prefix,
+        bos_id=1 if len(tokens.texts) > 1 else None,
+        eos_id=2 if len(tokens.texts) > 2 else None,
+    )
+
+
+def _merges(tokens: _Tokens) -> list[tuple[str, str]]:
+    """All ways to make a token of two others, the tokens with the highest score first."""
+    mergeable = set(tokens.of_type(TokenType.NORMAL, TokenType.USER_DEFINED))
+    found = []
+    for text, score in zip(tokens.texts, tokens.numbers("scores", 0.0), strict=True):
+        if text not in mergeable:
+            continue
+        if len(text) > _LONGEST_PIECE:
+            raise TokenizerError(f"{_PREFIX}tokens is {len(text)} characters long; {_DAMAGED}")
+        for cut in range(1, len(text)):
+            left, right = text[:cut], text[cut:]
+            if left in mergeable and right in mergeable:
+                found.append((-score, -len(left), -len(right), left, right))
+    found.sort(key=lambda merge: merge[:3])
+    return [merge[3:] for merge in found]
+
+
+_FAMILIES = {"gpt2": _byte_level, "llama": _sentence_piece}

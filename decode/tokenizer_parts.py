@@ -1,0 +1,80 @@
+"""What a tokenizer is made of, whichever kind of file it comes from."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from tokenizers import Tokenizer as Backend
+
+from sharding.errors import UsageError
+
+# Control tokens that end an answer in models whose metadata names only another one.
+STOPS = frozenset(
+    {
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<end_of_turn>",
+    }
+)
+
+
+class TokenizerError(UsageError):
+    """A tokenizer that is damaged or not supported, or text or ids that it cannot take."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A tokenizer as its file describes it, checked.
+
+    Attributes:
+      backend: encodes text; changed only in whether it reads control tokens from text.
+      vocabulary: number of token ids, unused ones included.
+      pieces: the bytes that each token adds to a text; a token not in it adds none.
+      controls: tokens that plain text must not become.
+      bos_id: begin-of-sequence token, if the model has one.
+      stop_ids: tokens that end an answer.
+      before: tokens before plain text.
+      post_process: whether the backend puts tokens of its own around plain text.
+      begin_chat: whether text of a chat gets the begin-of-sequence token if it lacks one.
+      strip_space: text is encoded with a space before it, which decoding takes away.
+      template: chat template, if the model has one.
+      names: special tokens by the names that a chat template has for them.
+    """
+
+    backend: Backend
+    vocabulary: int
+    pieces: Mapping[int, bytes]
+    controls: frozenset[int]
+    bos_id: int | None
+    stop_ids: frozenset[int]
+    before: tuple[int, ...] = ()
+    post_process: bool = False
+    begin_chat: bool = False
+    strip_space: bool = False
+    template: str | None = None
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def _printable() -> dict[str, int]:
+    """GPT-2's character for each byte: itself if printable, else one from 256 on, in order."""
+    themselves = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in themselves]
+    return {chr(b): b for b in themselves} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_BYTES = _printable()
+
+
+def printed_bytes(text: str) -> bytes:
+    """The bytes that a token of a byte-level tokenizer stands for.
+
+    Args:
+      text: the token, each character one byte in GPT-2's alphabet; otherwise it is plain text.
+    """
+    try:
+        return bytes(map(_BYTES.__getitem__, text))
+    except KeyError:
+        return text.encode()
