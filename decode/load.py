@@ -1,23 +1,23 @@
 """From a model's name or file to an engine on a mesh."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from decode.engine import Engine
 from decode.tokenizer import Tokenizer
 from model.catalog import CATALOG, find_model
 from model.config import ConfigError, ModelConfig
 from model.parameters import Path as ParameterPath
-from model.parameters import initialise, place
+from model.parameters import Readable, initialise, place
 from model.transformer import Transformer
 from model.weights import gguf
 from model.weights.fetch import fetch_smollm2
 from model.weights.gguf_file import GGUFFile
+from model.weights.huggingface import HuggingFaceFolder
 from sharding.layout import Layout
 from sharding.mesh import MeshShape, make_mesh
 
@@ -36,7 +36,7 @@ class ModelSource:
     """
 
     config: ModelConfig
-    file: GGUFFile | None
+    file: GGUFFile | HuggingFaceFolder | None
     tokenizer: Tokenizer | None
 
     def engine(self, layout: Layout, shape: MeshShape, dtype: jnp.dtype, seed: int = 0) -> Engine:
@@ -61,7 +61,9 @@ class ModelSource:
             parameters = place(model, self._arrays(), placement, mesh)
         return Engine(self.config, parameters, placement, mesh, dtype)
 
-    def _arrays(self) -> Iterator[tuple[ParameterPath, np.ndarray]]:
+    def _arrays(self) -> Iterable[tuple[ParameterPath, Readable]]:
+        if isinstance(self.file, HuggingFaceFolder):
+            return self.file.read_parameters(self.config)
         return gguf.read_parameters(self.file, self.config)
 
 
@@ -71,7 +73,7 @@ def find_source(
     random_weights: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> ModelSource:
-    """The model that ``--model`` names: a catalogue entry or a GGUF file.
+    """The model that ``--model`` names: a catalogue entry, a GGUF file or a Hugging Face folder.
 
     Args:
       model: a name in the catalogue or a path.
@@ -94,8 +96,8 @@ def find_source(
         return dataclasses.replace(source, config=dataclasses.replace(source.config, name=model))
     if model in CATALOG:
         raise ConfigError(
-            f"model is {model!r}, whose weights are not fetched; give the path of a GGUF file, "
-            "or --random_weights for its shapes alone"
+            f"model is {model!r}, whose weights are not fetched; give the path of a GGUF file or "
+            "of a Hugging Face folder, or --random_weights for its shapes alone"
         )
     if not (Path(model).exists() or model.endswith(".gguf") or "/" in model):
         find_model(model)  # neither a name nor a path: the error lists the names
@@ -103,6 +105,9 @@ def find_source(
 
 
 def _from_file(path: Path) -> ModelSource:
+    if path.is_dir():
+        folder = HuggingFaceFolder(path)
+        return ModelSource(folder.config, folder, Tokenizer.from_folder(path))
     file = GGUFFile(path)
     return ModelSource(gguf.read_config(file), file, Tokenizer.from_gguf(file.metadata))
 

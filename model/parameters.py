@@ -9,7 +9,7 @@ import functools
 import math
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,14 @@ Initializer = jax.nn.initializers.Initializer
 Path = tuple[str | int, ...]
 Parameters = dict[str | int, Any]
 """Nested plain dict of arrays, as `nnx.to_pure_dict` gives it: the form every jitted step takes."""
+
+
+class Readable(Protocol):
+    """A NumPy array, or anything that can be indexed like one."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray: ...
 
 
 normal = functools.cache(jax.nn.initializers.normal)
@@ -113,15 +121,19 @@ def _random(key: jax.Array, init: Initializer, shape: tuple, dtype: jnp.dtype, s
 
 def place(
     model: nnx.Module,
-    arrays: Iterable[tuple[Path, np.ndarray]],
+    arrays: Iterable[tuple[Path, Readable]],
     placement: Placement,
     mesh: jax.sharding.Mesh,
 ) -> Parameters:
-    """Puts host arrays on the mesh, one at a time, in their declared dtype.
+    """Puts arrays on the mesh, one at a time, in their declared dtype.
+
+    Each device's shard is read on its own, so an array that reads its file where it is indexed is
+    never whole in memory.
 
     Args:
       model: declares what there must be.
-      arrays: (path, values) of every parameter, in any order.
+      arrays: (path, values) of every parameter, in any order; values have a shape and give the
+        part that a slice for each dimension asks for.
       placement: the layout to put them in.
       mesh: the devices.
 
@@ -133,7 +145,9 @@ def place(
     for path, values in arrays:
         if path not in declared or declared[path].shape != values.shape:
             raise ValueError(f"parameter {path} of shape {values.shape} is not in the model")
-        array = jax.device_put(values.astype(declared[path].dtype), where[path])
+        array = jax.make_array_from_callback(
+            values.shape, where[path], functools.partial(_part, values, declared[path].dtype)
+        )
         # Fake CPU devices may share the host's one copy of an array that is whole on each; then a
         # step would read less than the floor counts.
         placed[path] = _copied(array) if placement.copies(array.sharding.spec) > 1 else array
@@ -143,6 +157,10 @@ def place(
 
 
 _copied = jax.jit(jnp.copy)
+
+
+def _part(values: Readable, dtype: jnp.dtype, index: tuple[slice, ...]) -> np.ndarray:
+    return np.asarray(values[index]).astype(dtype)
 
 
 def nest(flat: Mapping[Path, Any]) -> Parameters:

@@ -1,0 +1,281 @@
+"""Parameters of a Hugging Face model directory: which stored tensors make each array.
+
+Every array of the model is put together from pieces, so that a chip's shard reads only the rows
+it holds. Names: the `modeling_*.py` of each family in https://github.com/huggingface/transformers.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from model.config import ModelConfig
+from model.parameters import Path as ParameterPath
+from model.weights import WeightsError
+from model.weights.huggingface_config import read_config
+from model.weights.safetensors_files import SafetensorsFiles
+
+Shape = tuple[int, ...]
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """What a family calls the tensors that not all families call the same.
+
+    Attributes:
+      mlp_norm: the norm before the MLP.
+      attention_norm_after, mlp_norm_after: the norms behind, where there are any.
+      norm_offset: what the stored scales of norms leave out; Gemma stores scale - 1.
+      router, experts: of a mixture.
+      gate, up, down: one MLP's, or one expert's, matrices.
+    """
+
+    mlp_norm: str = "post_attention_layernorm"
+    attention_norm_after: str = ""
+    mlp_norm_after: str = ""
+    norm_offset: int = 0
+    router: str = "mlp.gate"
+    experts: str = "mlp.experts"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+
+
+_PLAIN = Names()
+_GEMMA = Names(
+    mlp_norm="pre_feedforward_layernorm",
+    attention_norm_after="post_attention_layernorm",
+    mlp_norm_after="post_feedforward_layernorm",
+    norm_offset=1,
+)
+FAMILIES: Mapping[str, Names] = {
+    "llama": _PLAIN,
+    "mistral": _PLAIN,
+    "mixtral": Names(
+        router="block_sparse_moe.gate",
+        experts="block_sparse_moe.experts",
+        gate="w1",
+        up="w3",
+        down="w2",
+    ),
+    "qwen2": _PLAIN,
+    "qwen3": _PLAIN,
+    "qwen3_moe": _PLAIN,
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+}
+
+# Saved by old versions; recomputed from the configuration.
+_DERIVED = (".rotary_emb.inv_freq",)
+_UNEMBEDDING = "lm_head.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One stored tensor's place in an array.
+
+    Attributes:
+      name: of the tensor.
+      stored: its shape in the file.
+      shape: the same elements with the array's number of dimensions.
+      corner: where its first element is in the array.
+    """
+
+    name: str
+    stored: Shape
+    shape: Shape
+    corner: Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembled:
+    """An array of the model, read from a file only where it is indexed.
+
+    Attributes:
+      files: the directory's tensors.
+      shape: the whole array's.
+      pieces: cover it without overlap.
+      offset: added to every element.
+    """
+
+    files: SafetensorsFiles
+    shape: Shape
+    pieces: tuple[Piece, ...]
+    offset: int = 0
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        """The part within `index`, one slice of step 1 per dimension."""
+        bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
+        dtype = self.files.tensors[self.pieces[0].name].dtype
+        out = np.empty([stop - start for start, stop in bounds], dtype)
+        for piece in self.pieces:
+            theirs, ours = [], []
+            for (start, stop), first, size in zip(bounds, piece.corner, piece.shape, strict=True):
+                low, high = max(start, first), min(stop, first + size)
+                theirs.append(slice(low - first, high - first))
+                ours.append(slice(low - start, high - start))
+            if all(part.start < part.stop for part in theirs):
+                out[tuple(ours)] = self.files.read(piece.name, piece.shape, tuple(theirs))
+        return out + np.asarray(self.offset, np.float32) if self.offset else out
+
+
+class HuggingFaceFolder:
+    """A directory with `config.json` and safetensors; its headers are read and checked at once.
+
+    Attributes:
+      config: the model.
+      path: the directory.
+
+    Raises:
+      WeightsError: a file that is missing, damaged or asks for something not supported.
+      ConfigError: sizes that contradict each other.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config, self._model_type = read_config(path)
+        self._files = SafetensorsFiles(path)
+        read_parameters(self._files, self.config, self._model_type)
+
+    def read_parameters(self, config: ModelConfig) -> Iterable[tuple[ParameterPath, Assembled]]:
+        """Every parameter by its path, read only where it is indexed."""
+        return read_parameters(self._files, config, self._model_type).items()
+
+
+def read_parameters(
+    files: SafetensorsFiles, config: ModelConfig, model_type: str
+) -> dict[ParameterPath, Assembled]:
+    """The model's parameters, none of them read yet.
+
+    Args:
+      files: the directory's tensors.
+      config: what its `config.json` says.
+      model_type: the family, as `config.json` names it.
+
+    Raises:
+      WeightsError: tensors that are missing, left over or misshapen.
+    """
+    arrays = _Arrays(files, config, FAMILIES[model_type])
+    parameters = arrays.all()
+    wanted = {p.name: p.stored for array in parameters.values() for p in array.pieces}
+    for name, shape in wanted.items():
+        if name not in files.tensors:
+            raise WeightsError(f"tensor {name} is missing; fetch the model again")
+        if files.tensors[name].shape != shape:
+            raise WeightsError(
+                f"tensor {name} has shape {files.tensors[name].shape}, not {shape} as config.json "
+                "says; fetch the model again"
+            )
+    spare = [n for n in files.tensors if n not in wanted and not n.endswith(_DERIVED)]
+    if config.tied_embedding and _UNEMBEDDING in spare:
+        _check_tied(files)
+        spare.remove(_UNEMBEDDING)
+    if spare:
+        raise WeightsError(
+            f"tensor {spare[0]} is one of {len(spare)} that the configuration has no use for; "
+            "check that config.json belongs to these weights"
+        )
+    return parameters
+
+
+def _check_tied(files: SafetensorsFiles) -> None:
+    same = files.read(_UNEMBEDDING), files.read("model.embed_tokens.weight")
+    if not np.array_equal(*same):
+        raise WeightsError(
+            f"tensor {_UNEMBEDDING} differs from the embedding though config.json ties them; "
+            "set tie_word_embeddings to false"
+        )
+
+
+class _Arrays:
+    """Every array of one model, by its path."""
+
+    def __init__(self, files: SafetensorsFiles, config: ModelConfig, names: Names):
+        self.files, self.config, self.names = files, config, names
+
+    def all(self) -> dict[ParameterPath, Assembled]:
+        c = self.config
+        table = (c.vocabulary, c.d_model)
+        found = {("embedding", "weight"): self.one("model.embed_tokens", table)}
+        for layer in range(c.layers):
+            prefix = f"model.layers.{layer}."
+            parts = self.attention(prefix + "self_attn.") | self.norms(prefix)
+            parts |= self.mixture(prefix) if c.experts else self.mlp(prefix + "mlp.")
+            found |= {("layers", layer, *path.split(".")): a for path, a in parts.items()}
+        found["final_norm", "scale"] = self.scale("model.norm")
+        if not c.tied_embedding:
+            found["unembedding", "weight"] = self.one("lm_head", table)
+        return found
+
+    def attention(self, prefix: str) -> dict[str, Assembled]:
+        c = self.config
+        D, K, G, h = c.d_model, c.kv_heads, c.group, c.head_size
+        heads = (("q_proj", G, 0), ("k_proj", 1, G), ("v_proj", 1, G + 1))
+
+        def joined(kind: str, last: Shape) -> Assembled:
+            rest = (0,) * len(last)
+            pieces = [
+                Piece(
+                    f"{prefix}{n}.{kind}", (K * C * h, *last), (K, C, h, *last), (0, at, 0, *rest)
+                )
+                for n, C, at in heads
+            ]
+            return Assembled(self.files, (K, G + 2, h, *last), tuple(pieces))
+
+        found = {
+            "attention.query_key_value": joined("weight", (D,)),
+            "attention.output": self.one(prefix + "o_proj", (D, K * G * h), (D, K, G, h)),
+        }
+        if c.attention_bias:
+            found["attention.bias"] = joined("bias", ())
+        if c.query_key_norm:
+            found["attention.query_norm.scale"] = self.scale(prefix + "q_norm", h)
+            found["attention.key_norm.scale"] = self.scale(prefix + "k_norm", h)
+        return found
+
+    def norms(self, prefix: str) -> dict[str, Assembled]:
+        names = {"attention_norm": "input_layernorm", "mlp_norm": self.names.mlp_norm}
+        if self.config.norm_after:
+            names["attention_norm_after"] = self.names.attention_norm_after
+            names["mlp_norm_after"] = self.names.mlp_norm_after
+        return {f"{ours}.scale": self.scale(prefix + theirs) for ours, theirs in names.items()}
+
+    def mlp(self, prefix: str) -> dict[str, Assembled]:
+        D, F = self.config.d_model, self.config.d_ff
+        return {
+            "mlp.gate_up": Assembled(self.files, (2, F, D), self.gate_up(prefix, ())),
+            "mlp.down": self.one(prefix + self.names.down, (D, F)),
+        }
+
+    def mixture(self, prefix: str) -> dict[str, Assembled]:
+        D, F, E = self.config.d_model, self.config.d_ff, self.config.experts
+        experts = [f"{prefix}{self.names.experts}.{expert}." for expert in range(E)]
+        gate_up = [p for e, name in enumerate(experts) for p in self.gate_up(name, (e,))]
+        down = [
+            Piece(f"{name}{self.names.down}.weight", (D, F), (1, D, F), (e, 0, 0))
+            for e, name in enumerate(experts)
+        ]
+        return {
+            "mlp.router": self.one(prefix + self.names.router, (E, D)),
+            "mlp.gate_up": Assembled(self.files, (E, 2, F, D), tuple(gate_up)),
+            "mlp.down": Assembled(self.files, (E, D, F), tuple(down)),
+        }
+
+    def gate_up(self, prefix: str, expert: Shape) -> tuple[Piece, ...]:
+        D, F = self.config.d_model, self.config.d_ff
+        shape = (*(1 for _ in expert), 1, F, D)
+        return tuple(
+            Piece(f"{prefix}{name}.weight", (F, D), shape, (*expert, n, 0, 0))
+            for n, name in enumerate((self.names.gate, self.names.up))
+        )
+
+    def one(self, name: str, stored: Shape, shape: Shape | None = None) -> Assembled:
+        shape = shape or stored
+        piece = Piece(f"{name}.weight", stored, shape, (0,) * len(shape))
+        return Assembled(self.files, shape, (piece,))
+
+    def scale(self, name: str, size: int | None = None) -> Assembled:
+        array = self.one(name, (size or self.config.d_model,))
+        return dataclasses.replace(array, offset=self.names.norm_offset)

@@ -1,0 +1,339 @@
+"""Tensors of a Hugging Face model directory, kept in one or several safetensors files.
+
+Source: the format's description in https://github.com/huggingface/safetensors (README, "Format"),
+and for the index of a model in several files what `save_pretrained` of
+https://github.com/huggingface/transformers writes. The headers are parsed here, because reading
+part of a tensor in another shape than the stored one needs to know where its bytes are.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import os
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ml_dtypes
+import numpy as np
+
+from model.weights import WeightsError
+from model.weights.gguf_file import DAMAGED, short
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_JSON_BYTES = 100_000_000  # the limit that the format sets to a header
+_MAX_DIMENSIONS = 64  # numpy's limit
+
+_DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype(bool),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies.
+
+    Attributes:
+      file: that holds it.
+      dtype: of its elements.
+      shape: row-major, as numpy has it.
+      start: its first byte, from the start of the file.
+    """
+
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+
+
+class SafetensorsFiles:
+    """All tensors of a directory: one `model.safetensors`, or the files that the index names.
+
+    Args:
+      folder: the directory. Where it has an index and a single file, the index counts, unless a
+        file that it names is missing.
+
+    Attributes:
+      tensors: name to `StoredTensor`.
+
+    Raises:
+      WeightsError: a file is missing, unreadable or breaks the format anywhere before the data of
+        its tensors, or the index and the files do not agree on which tensors there are.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        folder = Path(folder)
+        index = _find_index(folder)
+        tensors: dict[str, StoredTensor] = {}
+        self._sizes: list[int] = []
+        for file in [SINGLE] if index is None else sorted(set(index.values())):
+            with _opened(folder / file) as opened:
+                found, size = _read_header(folder / file, opened)
+            for name in found.keys() & tensors.keys():
+                other = short(tensors[name].file.name)
+                _fail(f"tensor {short(name)}", file, f"also in {other}", "delete one of the files")
+            tensors |= found
+            self._sizes.append(size)
+        if index is not None:
+            _check_index(index, tensors)
+        self.tensors: Mapping[str, StoredTensor] = tensors
+
+    def largest(self) -> int:
+        """Bytes of the largest file."""
+        return max(self._sizes)
+
+    def read(
+        self,
+        name: str,
+        shape: tuple[int, ...] | None = None,
+        index: tuple[slice, ...] | None = None,
+    ) -> np.ndarray:
+        """A tensor or part of it, reading no other bytes of the file. Threads may share this.
+
+        Args:
+          name: a key of `tensors`.
+          shape: to view it as; its own by default.
+          index: the part of that view, slices of step 1; the whole by default.
+
+        Returns:
+          A contiguous array; the caller's own copy.
+
+        Raises:
+          WeightsError: no such tensor, another number of elements than `shape` has, or a file
+            that is no longer what it was when its header was read.
+          ValueError: slices of another step, or too many of them.
+        """
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise WeightsError(f"tensor {short(name)} is missing; fetch the model again")
+        shape = tensor.shape if shape is None else shape
+        if math.prod(shape) != math.prod(tensor.shape):
+            raise WeightsError(
+                f"shape of tensor {short(name)} is {list(tensor.shape)}, not to be viewed as "
+                f"{list(shape)}; check that config.json belongs to these weights"
+            )
+        bounds = _bounds(shape, index or ())
+        out = np.empty([stop - start for start, stop in bounds], tensor.dtype)
+        if out.size:
+            # Plain reads and no memory map: when the file shrinks or its disk fails, they say so
+            # where touching a map kills the process.
+            starts = tensor.start + _run_starts(shape, bounds) * tensor.dtype.itemsize
+            rows = out.reshape(-1).view(np.uint8).reshape(len(starts), -1)
+            with _opened(tensor.file) as file:
+                for start, row in zip(starts.tolist(), rows, strict=True):
+                    _fill(memoryview(row), file, start)
+            if tensor.dtype == bool and rows.max() > 1:
+                _fail(f"tensor {short(name)}", tensor.file.name, "neither false nor true somewhere")
+        return out
+
+
+def _bounds(shape: tuple[int, ...], index: tuple[slice, ...]) -> list[tuple[int, int]]:
+    """Start and stop in every dimension."""
+    if len(index) > len(shape) or any(part.step not in (None, 1) for part in index):
+        raise ValueError(f"index is {index}; give at most {len(shape)} slices of step 1")
+    index += (slice(None),) * (len(shape) - len(index))
+    found = (part.indices(size) for part, size in zip(index, shape, strict=True))
+    return [(start, max(start, stop)) for start, stop, _ in found]
+
+
+def _run_starts(shape: tuple[int, ...], bounds: list[tuple[int, int]]) -> np.ndarray:
+    """First element of each run of neighbouring elements that make up the part, in its order."""
+    cut = [axis for axis, size in enumerate(shape) if bounds[axis] != (0, size)]
+    if not cut:
+        return np.zeros(1, np.int64)
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    last = cut[-1]  # whatever the dimensions behind are, the part has all of them
+    starts = np.array([bounds[last][0] * strides[last]], np.int64)
+    for axis in reversed(range(last)):
+        steps = np.arange(*bounds[axis], dtype=np.int64) * strides[axis]
+        starts = (steps[:, None] + starts).reshape(-1)
+    return starts
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[io.FileIO]:
+    """A file to read; errors of the system in the block become ours."""
+    try:
+        # Opening a pipe might wait forever.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise WeightsError(f"model file is {path}, not a regular file; {DAMAGED}")
+        with open(path, "rb", buffering=0) as file:
+            yield file
+    except OSError as error:
+        raise WeightsError(
+            f"model file is {path}, which cannot be read ({error.strerror}); fetch it again"
+        ) from None
+
+
+def _fill(buffer: memoryview, file: io.FileIO, start: int) -> None:
+    """Fills all of the buffer from byte `start` on."""
+    file.seek(start)
+    while buffer:
+        count = file.readinto(buffer)
+        if not count:
+            _fail("end", Path(file.name).name, f"at byte {file.tell()}, too early")
+        buffer = buffer[count:]
+
+
+def _fail(what: str, file: str, value: str, remedy: str = DAMAGED) -> NoReturn:
+    raise WeightsError(f"{what} of {short(file)} is {value}; {remedy}")
+
+
+def _parse(raw: bytearray, what: str, file: str) -> dict[str, Any]:
+    """A JSON object of which no key is there twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            _fail(what, file, f"a JSON object with {short(max(keys, key=keys.count))} twice")
+        return found
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        found = json.loads(raw.decode(), object_pairs_hook=unique, parse_constant=refuse)
+    # ValueError: not UTF-8, not JSON, or an integer of thousands of digits.
+    except (ValueError, RecursionError) as error:
+        _fail(what, file, f"not JSON ({short(str(error))})")
+    if not isinstance(found, dict):
+        _fail(what, file, "not a JSON object")
+    return found
+
+
+def _read_header(path: Path, file: io.FileIO) -> tuple[dict[str, StoredTensor], int]:
+    """The tensors of one file, which together cover it to its end, and its size."""
+    size = os.fstat(file.fileno()).st_size
+    length = bytearray(8)
+    _fill(memoryview(length), file, 0)
+    count = int.from_bytes(length, "little")
+    if count > min(MAX_JSON_BYTES, size - 8):
+        _fail("header", path.name, f"{count} bytes long in a file of {size}")
+    raw = bytearray(count)
+    _fill(memoryview(raw), file, 8)
+    header = _parse(raw, "header", path.name)
+    if not isinstance(header.pop("__metadata__", {}), dict):
+        _fail("__metadata__", path.name, "not a JSON object")
+    ends, tensors = {}, {}
+    for name, entry in header.items():
+        tensors[name], ends[name] = _stored_tensor(path, name, entry, 8 + count)
+    at = 8 + count
+    # Empty tensors share their start with the next one.
+    for name in sorted(tensors, key=lambda name: (tensors[name].start, ends[name])):
+        if tensors[name].start != at:
+            start = tensors[name].start
+            _fail(f"tensor {short(name)}", path.name, f"stored at byte {start}, not {at}")
+        at = ends[name]
+    if at != size:
+        _fail("size", path.name, f"{size} bytes, not {at} as its header says")
+    return tensors, size
+
+
+def _stored_tensor(path: Path, name: str, entry: Any, data: int) -> tuple[StoredTensor, int]:
+    """One entry of the header, and the tensor's end; the data of all starts at byte `data`."""
+    what = f"tensor {short(name)}"
+    if not isinstance(entry, dict):
+        _fail(what, path.name, f"{short(entry)}, not a JSON object")
+    kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    dtype = _DTYPES.get(kind) if isinstance(kind, str) else None
+    if dtype is None:
+        _fail(f"dtype of {what}", path.name, short(kind), "give weights in BF16, F16 or F32")
+    if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
+        _fail(f"shape of {what}", path.name, f"{short(shape)}, not a list of sizes")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        _fail(f"data_offsets of {what}", path.name, f"{short(offsets)}, not two offsets")
+    start, end = offsets
+    # An empty tensor needs no bytes, but numpy refuses one whose other dimensions are huge.
+    if math.prod(max(size, 1) for size in shape) * dtype.itemsize > sys.maxsize:
+        _fail(f"shape of {what}", path.name, f"{short(shape)}, too large")
+    if end - start != math.prod(shape) * dtype.itemsize:
+        span = f"{short(offsets)}, not as long as {kind} of shape {short(shape)}"
+        _fail(f"data_offsets of {what}", path.name, span)
+    return StoredTensor(path, dtype, tuple(shape), data + start), data + end
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+
+def _find_index(folder: Path) -> dict[str, str] | None:
+    """Tensor name to file name as the index has it, or None where the single file counts."""
+    try:
+        names = set(os.listdir(folder))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise WeightsError(
+            f"model folder is {folder}, which cannot be read ({reason}); "
+            "give the folder of a Hugging Face model"
+        ) from None
+    if INDEX in names:
+        index = _read_index(folder / INDEX)
+        missing = sorted(set(index.values()) - names)
+        if not missing:
+            return index
+        if SINGLE not in names:
+            raise WeightsError(
+                f"model file {short(missing[0])} is named in {INDEX} but missing from {folder}; "
+                "fetch it too"
+            )
+    if SINGLE in names:
+        return None
+    if pickled := sorted(n for n in names if n.endswith(".bin") or n.startswith("pytorch_model")):
+        raise WeightsError(
+            f"model file is {short(pickled[0])}, not safetensors; convert the model to "
+            "safetensors, for example with save_pretrained of transformers"
+        )
+    raise WeightsError(
+        f"model folder is {folder}, which has neither {SINGLE} nor {INDEX}; "
+        "give the folder of a Hugging Face model"
+    )
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_JSON_BYTES:
+            _fail("size", path.name, f"{size} bytes, too large for an index")
+        raw = bytearray(size)
+        _fill(memoryview(raw), file, 0)
+    found = _parse(raw, "content", path.name).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        _fail("weight_map", path.name, f"{short(found)}, not an object that maps tensors to files")
+    for file in found.values():
+        if not isinstance(file, str) or not file.endswith(".safetensors") or set(file) & set("/\\"):
+            remedy = "take the index of files beside it"
+            _fail(
+                "file in weight_map", path.name, f"{short(file)}, not a .safetensors file", remedy
+            )
+    return found
+
+
+def _check_index(index: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuses an index that does not place every tensor where it is."""
+    remedy = "fetch all files of the model again, from one version of it"
+    for name, tensor in tensors.items():
+        if name not in index:
+            _fail(f"tensor {short(name)}", tensor.file.name, f"not in {INDEX}", remedy)
+    for name, file in index.items():
+        if name not in tensors or tensors[name].file.name != file:
+            _fail(f"weight_map {short(name)}", INDEX, f"{short(file)}, which lacks it", remedy)

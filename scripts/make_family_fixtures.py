@@ -1,0 +1,198 @@
+"""Writes tests/families: a tiny random model of every family, with what transformers makes of it.
+
+Each folder holds `config.json`, safetensors and `reference.npz`: prompts, logits at every
+position of each, and 32 greedy tokens after each, every prompt run alone in float32. The greedy
+tokens are made with a KV cache and again without one, and a model whose best two logits come
+within 1e-3 anywhere on the way is drawn anew. Needs the extra `parity`.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+_FAMILY = flags.DEFINE_multi_string("family", [], "Make these only; all if none is given.")
+_OUTPUT = flags.DEFINE_string(
+    "output_dir", str(Path(__file__).parents[1] / "tests/families"), "Where the folders go."
+)
+
+NEW_TOKENS = 32
+PROMPT_LENGTHS = (5, 11, 19)
+MARGIN = 1e-3
+_COMMON = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+_GEMMA = {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+FAMILIES = {
+    "llama2": ("llama", {"num_key_value_heads": 4}),
+    "llama3": ("llama", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}),
+    "llama_linear": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+    ),
+    "llama_dynamic": (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+    ),
+    "llama_yarn": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+    "mistral": ("mistral", {"sliding_window": 8}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            "head_dim": 16,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": True,
+        },
+    ),
+    "qwen3_moe_raw": (
+        "qwen3_moe",
+        {
+            "head_dim": 16,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": False,
+        },
+    ),
+    "gemma2": (
+        "gemma2",
+        {
+            **_GEMMA,
+            "num_hidden_layers": 3,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 15.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            **_GEMMA,
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]
+            + ["sliding_attention"],
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+
+
+def random_model(model_type: str, sizes: dict, seed: int):
+    """A model whose every array matters: norms off one, biases off zero."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(model_type, **(_COMMON | sizes))
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    with torch.no_grad():
+        for name, array in model.named_parameters():
+            if array.ndim == 1:
+                centre = 1.0 if "norm" in name and "gemma" not in model_type else 0.0
+                array.copy_(centre + 0.3 * torch.randn_like(array))
+            elif "embed" in name or "lm_head" in name:
+                # Gemma multiplies its embeddings by sqrt(D): at scale one they would drown the
+                # layers, and the tied unembedding would answer every token with itself.
+                scale = array.shape[-1] ** -0.5 if "gemma" in model_type else 1.0
+                array.copy_(scale * torch.randn_like(array))
+            else:
+                array.copy_(1.5 * array.shape[-1] ** -0.5 * torch.randn_like(array))
+    return model
+
+
+def greedy(model, prompt: list[int]) -> tuple[np.ndarray, list[int], float]:
+    """Logits [T, V] of the prompt, the greedy tokens after it, and the least margin of one."""
+    import torch
+
+    tokens, margin = list(prompt), np.inf
+    with torch.no_grad():
+        first = model(torch.tensor([tokens])).logits[0].numpy()
+        for _ in range(NEW_TOKENS):
+            logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
+            best = torch.topk(logits, 2).values
+            margin = min(margin, float(best[0] - best[1]))
+            tokens.append(int(logits.argmax()))
+        cached = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+            eos_token_id=None,
+        )
+    if cached[0].tolist() != tokens:
+        return first, tokens[len(prompt) :], 0.0
+    return first, tokens[len(prompt) :], margin
+
+
+def make(name: str, folder: Path) -> None:
+    """Writes one family's folder."""
+    model_type, sizes = FAMILIES[name]
+    random = np.random.default_rng(0)
+    prompts = [random.integers(3, 128, length).tolist() for length in PROMPT_LENGTHS]
+    for seed in range(50):
+        model = random_model(model_type, sizes, seed)
+        runs = [greedy(model, prompt) for prompt in prompts]
+        varied = all(len(set(tokens)) > 4 for _, tokens, _ in runs)
+        if varied and min(margin for *_, margin in runs) > MARGIN:
+            break
+    else:
+        raise RuntimeError(f"no model of {name} decides clearly between tokens")
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder, max_shard_size="30KB" if name == "llama2" else "1GB")
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    arrays = {f"prompt_{n}": np.array(p, np.int32) for n, p in enumerate(prompts)}
+    arrays |= {f"logits_{n}": logits for n, (logits, *_) in enumerate(runs)}
+    arrays["tokens"] = np.array([tokens for _, tokens, _ in runs], np.int32)
+    np.savez_compressed(folder / "reference.npz", **arrays)
+    used = json.loads((folder / "config.json").read_text())["transformers_version"]
+    print(f"{name}: seed {seed}, transformers {used}")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    import torch
+
+    torch.set_num_threads(2)
+    for name in _FAMILY.value or FAMILIES:
+        make(name, Path(_OUTPUT.value) / name)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,67 @@
+"""Every family's own checkpoint against what transformers makes of it: logits and greedy text.
+
+`scripts/make_family_fixtures.py` made the folders. Their windows are 8 tokens and their prompts 5,
+11 and 19, so that prompts begin shorter and longer than a window and all wrap around its ring.
+"""
+
+import functools
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from decode.engine import Engine
+from decode.generate import Request, bucket, cache_slots, generate, pad
+from decode.load import find_source
+from sharding.layout import LAYOUTS
+from sharding.mesh import parse_mesh
+
+FAMILIES = Path(__file__).parents[1] / "families"
+CASES = sorted(folder.name for folder in FAMILIES.iterdir())
+MESHES = ("1x1x1", "2x2x2")
+NEW_TOKENS = 32
+
+
+@functools.cache
+def engine_of(case: str, mesh: str) -> Engine:
+    source = find_source(str(FAMILIES / case))
+    return source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh(mesh), jnp.float32)
+
+
+def reference_of(case: str) -> tuple[list[list[int]], list[np.ndarray], np.ndarray]:
+    """Prompts, logits [T, V] of each and the tokens [B, 32] that follow."""
+    stored = np.load(FAMILIES / case / "reference.npz")
+    count = len(stored["tokens"])
+    prompts = [stored[f"prompt_{n}"].tolist() for n in range(count)]
+    return prompts, [stored[f"logits_{n}"] for n in range(count)], stored["tokens"]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("case", CASES)
+def test_prefill_of_a_ragged_batch_gives_the_logits_of_transformers(case, mesh):
+    engine = engine_of(case, mesh)
+    prompts, logits, _ = reference_of(case)
+    longest, limit = max(map(len, prompts)), engine.config.max_context
+    tokens, lengths = pad(prompts, bucket(longest, limit))
+    cache = engine.new_cache(len(prompts), cache_slots(longest, NEW_TOKENS, limit))
+    found, _ = engine.prefill(cache, tokens, lengths)
+    for row, expected in zip(np.asarray(found), logits, strict=True):
+        assert np.abs(row - expected[-1]).max() <= 1e-4 * np.abs(expected[-1]).max()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_at_every_position_are_those_of_transformers(case):
+    engine = engine_of(case, "2x2x2")
+    prompts, logits, _ = reference_of(case)
+    found = np.asarray(engine.forward(np.array(prompts[-1:], np.int32)))[0]
+    assert np.abs(found - logits[-1]).max() <= 1e-4 * np.abs(logits[-1]).max()
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("case", CASES)
+def test_a_ragged_batch_continues_greedily_as_transformers_does(case, mesh):
+    prompts, _, tokens = reference_of(case)
+    request = Request(prompts=prompts, max_new_tokens=NEW_TOKENS)
+    *_, completions = generate(engine_of(case, mesh), request)
+    assert [completion.tokens for completion in completions] == tokens.tolist()
