@@ -84,7 +84,7 @@ class Family:
       local_base: the default base of layers with a window; None where all share one.
       windowed: which layers have a window where `layer_types` is absent, given the layer's number
         and the configuration's fields.
-      experts: the field with the number of experts; "" for none.
+      experts: the fields that may hold the number of experts; empty for none.
       expert_width: the field with the width of each.
       renormalise: whether chosen experts' weights are; None where a field says so.
       settings: fields of `ModelConfig` that the family fixes.
@@ -96,7 +96,7 @@ class Family:
     base: float = 10_000.0
     local_base: float | None = None
     windowed: Callable[[int, "_Fields"], bool] = lambda layer, fields: True
-    experts: str = ""
+    experts: tuple[str, ...] = ()
     expert_width: str = "intermediate_size"
     renormalise: bool | None = True
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -104,9 +104,8 @@ class Family:
 
 
 def _qwen_windowed(layer: int, fields: "_Fields") -> bool:
-    return fields.truth("use_sliding_window", False) and layer >= fields.integer(
-        "max_window_layers", 28
-    )
+    first = fields.integer("max_window_layers", 28)
+    return fields.truth("use_sliding_window", False) and layer >= first
 
 
 def _gemma3_windowed(layer: int, fields: "_Fields") -> bool:
@@ -117,12 +116,12 @@ _GEMMA = Family(activation_field="hidden_activation", tied=True, scaled=True)
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(),
     "mistral": Family(),
-    "mixtral": Family(base=1e6, experts="num_local_experts"),
+    "mixtral": Family(base=1e6, experts=("num_local_experts",)),
     "qwen2": Family(windowed=_qwen_windowed, settings={"attention_bias": True}),
     "qwen3": Family(windowed=_qwen_windowed, settings={"query_key_norm": True}),
     "qwen3_moe": Family(
         windowed=_qwen_windowed,
-        experts="num_experts",
+        experts=("num_experts", "num_local_experts"),
         expert_width="moe_intermediate_size",
         renormalise=None,
         settings={"query_key_norm": True},
@@ -204,7 +203,7 @@ def _experts(fields: "_Fields", family: Family) -> dict[str, Any]:
     if renormalise is None:
         renormalise = fields.truth("norm_topk_prob", False)
     return {
-        "experts": fields.integer(family.experts),
+        "experts": fields.one_of(family.experts),
         "experts_per_token": fields.integer("num_experts_per_tok"),
         "renormalise_experts": renormalise,
     }
@@ -309,6 +308,19 @@ class _Fields:
         value = self.take(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or abs(value) > 2**40:
             self.refuse(name, value, "give an integer")
+        return value
+
+    def one_of(self, names: tuple[str, ...]) -> int:
+        """The integer that one or more of these fields hold."""
+        found = {name: self.integer(name) for name in names if self._values.get(name) is not None}
+        if not found:
+            return self.integer(names[0])
+        (first, value), *more = found.items()
+        for name, other in more:
+            if other != value:
+                self.refuse(name, other, f"{first} says {value}")
+        for name in names:
+            self._left.discard(name)
         return value
 
     def number(self, name: str, default: Any = _ANY) -> float:
