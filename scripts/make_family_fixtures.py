@@ -130,7 +130,7 @@ def random_model(model_type: str, sizes: dict, seed: int):
             elif "embed" in name or "lm_head" in name:
                 # Gemma multiplies its embeddings by sqrt(D): at scale one they would drown the
                 # layers, and the tied unembedding would answer every token with itself.
-                scale = array.shape[-1] ** -0.5 if "gemma" in model_type else 1.0
+                scale = 0.3 * array.shape[-1] ** -0.5 if "gemma" in model_type else 1.0
                 array.copy_(scale * torch.randn_like(array))
             else:
                 array.copy_(1.5 * array.shape[-1] ** -0.5 * torch.randn_like(array))
