@@ -77,6 +77,8 @@ def _llama3(given: dict[str, Any], base: float, head_size: int, longest: int) ->
 def _yarn(given: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
     """YaRN (Peng et al. 2023, section 3)."""
     factor = float(given.pop("factor"))
+    if not factor >= 1:
+        raise ValueError(f"factor {factor} is below 1")
     original = float(given.pop("original_max_position_embeddings", None) or longest)
     fast = float(given.pop("beta_fast", None) or 32)
     slow = float(given.pop("beta_slow", None) or 1)

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from model.config import ModelConfig
@@ -67,6 +68,7 @@ FAMILIES: Mapping[str, Names] = {
     "gemma3_text": _GEMMA,
 }
 
+_PLAIN_DTYPES = [np.dtype(name) for name in ("float64", "float32", "float16", ml_dtypes.bfloat16)]
 # Saved by old versions; recomputed from the configuration.
 _DERIVED = (".rotary_emb.inv_freq",)
 _UNEMBEDDING = "lm_head.weight"
@@ -155,7 +157,7 @@ def read_parameters(
       model_type: the family, as `config.json` names it.
 
     Raises:
-      WeightsError: tensors that are missing, left over or misshapen.
+      WeightsError: tensors that are missing, left over, misshapen or quantized.
     """
     arrays = _Arrays(files, config, FAMILIES[model_type])
     parameters = arrays.all()
@@ -167,6 +169,11 @@ def read_parameters(
             raise WeightsError(
                 f"tensor {name} has shape {files.tensors[name].shape}, not {shape} as config.json "
                 "says; fetch the model again"
+            )
+        if files.tensors[name].dtype not in _PLAIN_DTYPES:
+            raise WeightsError(
+                f"tensor {name} is stored as {files.tensors[name].dtype}; quantized weights are "
+                "not supported, give them in BF16, F16 or F32"
             )
     spare = [n for n in files.tensors if n not in wanted and not n.endswith(_DERIVED)]
     if config.tied_embedding and _UNEMBEDDING in spare:

@@ -306,8 +306,8 @@ class _Fields:
 
     def integer(self, name: str, default: Any = _ANY) -> int:
         value = self.take(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or abs(value) > 2**40:
-            self.refuse(name, value, "give an integer")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 2**40:
+            self.refuse(name, value, "give an integer of at least 0")
         return value
 
     def one_of(self, names: tuple[str, ...]) -> int:

@@ -1,0 +1,177 @@
+"""`config.json` of every family: what is refused, and that nothing is passed over in silence."""
+
+import dataclasses
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from model.config import ConfigError
+from model.rotary_scaling import scaling
+from model.weights import WeightsError
+from model.weights.huggingface import HuggingFaceFolder
+from model.weights.huggingface_config import FAMILIES, read_config
+
+FOLDERS = Path(__file__).parents[1] / "families"
+CASES = sorted(folder.name for folder in FOLDERS.iterdir())
+
+
+def values_of(case):
+    return json.loads((FOLDERS / case / "config.json").read_text())
+
+
+def read(folder, values):
+    (folder / "config.json").write_text(json.dumps(values))
+    return read_config(folder)[0]
+
+
+def test_every_family_has_a_model_made_by_transformers():
+    assert {values_of(case)["model_type"] for case in CASES} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("case", "changed", "words"),
+    [
+        ("llama2", {"model_type": "falcon"}, "model_type.*falcon.*llama"),
+        ("llama2", {"hidden_act": "relu2"}, "hidden_act.*relu2.*silu"),
+        ("llama2", {"attention_bias": True}, "attention_bias.*True"),
+        ("llama2", {"mlp_bias": True}, "mlp_bias"),
+        ("llama2", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("llama2", {"alibi": True}, "alibi"),
+        ("llama2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("llama2", {"num_hidden_layers": "2"}, "num_hidden_layers.*integer"),
+        ("llama2", {"num_hidden_layers": None}, "num_hidden_layers.*missing"),
+        ("llama2", {"rope_parameters": {"rope_type": "longrope"}}, "longrope"),
+        ("llama3", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "low_freq"),
+        ("llama_yarn", {"rope_parameters": {"rope_type": "yarn", "factor": 0.0}}, "yarn|rope"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("qwen3_moe", {"num_experts": 4}, "num_(local_)?experts"),
+        ("qwen3_moe", {"shared_expert_intermediate_size": 64}, "shared_expert"),
+        ("gemma3", {"layer_types": ["chunked_attention"] * 4}, "layer_types"),
+        ("gemma3", {"layer_types": ["full_attention"] * 3}, "layer_types"),
+        ("gemma3", {"use_bidirectional_attention": True}, "bidirectional"),
+        ("gemma2", {"hidden_activation": "relu"}, "hidden_activation"),
+        ("mistral", {"num_key_value_heads": 3}, "heads"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(tmp_path, case, changed, words):
+    with pytest.raises((WeightsError, ConfigError), match=words) as caught:
+        read(tmp_path, values_of(case) | changed)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_unknown_field_is_refused_in_every_family(tmp_path, case):
+    with pytest.raises(WeightsError, match="attention_twist.*may change the mathematics"):
+        read(tmp_path, values_of(case) | {"attention_twist": 2})
+
+
+def test_a_field_given_twice_is_refused(tmp_path):
+    text = (FOLDERS / "llama2" / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace("{", '{"hidden_size": 64,', 1))
+    with pytest.raises(WeightsError, match="twice"):
+        read_config(tmp_path)
+
+
+def test_older_spellings_of_rotary_fields_mean_the_same(tmp_path):
+    new = values_of("llama3")
+    rope = dict(new["rope_parameters"])
+    old = {k: v for k, v in new.items() if k != "rope_parameters"}
+    old |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    assert read(tmp_path, old) == read(tmp_path, new)
+    rope["type"] = rope.pop("rope_type")
+    assert read(tmp_path, old | {"rope_scaling": rope}) == read(tmp_path, new)
+
+
+def test_layers_have_windows_as_each_family_says(tmp_path):
+    gemma3 = values_of("gemma3") | {"num_hidden_layers": 12, "layer_types": None}
+    gemma3.pop("_sliding_window_pattern", None)
+    assert read(tmp_path, gemma3).windows == (8, 8, 8, 8, 8, None) * 2
+    gemma2 = values_of("gemma2") | {"layer_types": None}
+    assert read(tmp_path, gemma2).windows == (8, None, 8)
+    assert read(tmp_path, values_of("mistral")).windows == (8, 8)
+    qwen2 = values_of("qwen2") | {"layer_types": None, "sliding_window": 8}
+    assert read(tmp_path, qwen2).windows is None
+    qwen2 |= {"use_sliding_window": True, "max_window_layers": 1}
+    assert read(tmp_path, qwen2).windows == (None, 8)
+
+
+def test_no_damaged_config_crashes(tmp_path):
+    """Fields changed at random are refused, or read as a configuration that says so."""
+    draw = random.Random(0)
+    replacements = [None, -1, 0, 3, 2**70, 1e999, "x", [], {}, [1], True, False, 0.5, ["x"] * 2]
+    refused = 0
+    for _ in range(300):
+        case = draw.choice(CASES)
+        values = values_of(case)
+        name = draw.choice(sorted(values))
+        values[name] = draw.choice(replacements)
+        try:
+            config = read(tmp_path, values)
+        except (WeightsError, ConfigError) as error:
+            refused += 1
+            assert "\n" not in str(error)
+        else:
+            assert dataclasses.is_dataclass(config)
+    assert refused > 100
+
+
+def test_tensors_that_the_configuration_does_not_expect_are_refused(tmp_path):
+    shutil.copytree(FOLDERS / "qwen3", tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "model.safetensors"
+    good = load_file(file)
+    norm = "model.layers.0.self_attn.q_norm.weight"
+    wrong = {
+        "missing": {k: v for k, v in good.items() if k != norm},
+        "no use": good | {"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)},
+        "has shape": good | {norm: np.zeros(8, np.float32)},
+        "quantized": good | {norm: np.zeros(16, np.int8)},
+    }
+    for words, tensors in wrong.items():
+        save_file(tensors, file)
+        with pytest.raises(WeightsError, match=words):
+            HuggingFaceFolder(tmp_path)
+
+
+def test_a_tied_model_may_store_its_unembedding_only_when_it_is_the_embedding(tmp_path):
+    shutil.copytree(FOLDERS / "qwen2", tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    save_file(tensors, file)
+    assert HuggingFaceFolder(tmp_path).config.tied_embedding
+    tensors["lm_head.weight"][0, 0] += 1
+    save_file(tensors, file)
+    with pytest.raises(WeightsError, match="tie"):
+        HuggingFaceFolder(tmp_path)
+
+
+def test_llama3_keeps_short_waves_and_stretches_long_ones_by_the_factor():
+    given = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    factors = np.array(scaling(given, 500_000.0, 128, 131_072).factors)
+    waves = 2 * np.pi * 500_000.0 ** (np.arange(0, 128, 2) / 128)
+    np.testing.assert_allclose(factors[waves < 8192 / 4], 1)
+    np.testing.assert_allclose(factors[waves > 8192], 8)
+    assert (np.diff(factors) >= 0).all()
+
+
+def test_yarn_scales_cosines_by_the_published_logarithm():
+    """YaRN, equation 22: 0.1 ln(s) + 1."""
+    given = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+    assert scaling(given, 1e4, 128, 16384).scale == pytest.approx(0.1 * np.log(4) + 1)
+
+
+def test_a_rotary_field_that_nothing_uses_is_refused():
+    with pytest.raises(ValueError, match="extra"):
+        scaling({"rope_type": "linear", "factor": 2.0, "extra": 1}, 1e4, 64, 128)
