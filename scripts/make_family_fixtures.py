@@ -104,8 +104,7 @@ FAMILIES = {
         {
             **_GEMMA,
             "num_hidden_layers": 4,
-            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]
-            + ["sliding_attention"],
+            "layer_types": [*["sliding_attention"] * 2, "full_attention", "sliding_attention"],
             "tie_word_embeddings": True,
         },
     ),
@@ -186,6 +185,7 @@ def make(name: str, folder: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
+    """Makes the families asked for."""
     del argv
     import torch
 

@@ -159,6 +159,11 @@ def read_parameters(
     Raises:
       WeightsError: tensors that are missing, left over, misshapen or quantized.
     """
+    if config.layers * max(config.experts, 1) > len(files.tensors):
+        raise WeightsError(
+            f"config.json has {config.layers} layers but there are {len(files.tensors)} tensors; "
+            "check that config.json belongs to these weights"
+        )
     arrays = _Arrays(files, config, FAMILIES[model_type])
     parameters = arrays.all()
     wanted = {p.name: p.stored for array in parameters.values() for p in array.pieces}

@@ -5,7 +5,7 @@ import pytest
 
 from model.catalog import CATALOG, find_model
 from model.config import ConfigError
-from model.parameters import count, declarations
+from model.parameters import count, count_active, declarations
 from model.transformer import Transformer
 
 
@@ -14,6 +14,20 @@ def test_parameter_counts_equal_the_published_ones(name):
     entry = CATALOG[name]
     counted = count(Transformer(entry.config, jnp.bfloat16))
     assert abs(counted - entry.parameters) < entry.digit  # equal, where the count is exact
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "digit"),
+    [
+        ("mixtral-8x7b", 12.9e9, 0.1e9),  # Jiang et al. 2024, abstract: 13B
+        ("mixtral-8x22b", 39e9, 1e9),
+        ("qwen3-30b-a3b", 3.3e9, 0.1e9),  # Yang et al. 2025, table 2
+        ("qwen3-235b-a22b", 22e9, 1e9),
+    ],
+)
+def test_a_token_meets_as_many_parameters_of_a_mixture_as_published(name, published, digit):
+    active = count_active(Transformer(find_model(name), jnp.bfloat16))
+    assert abs(active - published) < digit
 
 
 def test_palm_is_multi_query_with_parallel_blocks():

@@ -67,7 +67,7 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path, case, changed, words
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_unknown_field_is_refused_in_every_family(tmp_path, case):
-    with pytest.raises(WeightsError, match="attention_twist.*may change the mathematics"):
+    with pytest.raises(WeightsError, match=r"attention_twist.*may change the mathematics"):
         read(tmp_path, values_of(case) | {"attention_twist": 2})
 
 
@@ -136,6 +136,13 @@ def test_tensors_that_the_configuration_does_not_expect_are_refused(tmp_path):
         save_file(tensors, file)
         with pytest.raises(WeightsError, match=words):
             HuggingFaceFolder(tmp_path)
+
+
+def test_a_number_of_layers_that_no_file_could_hold_is_refused_at_once(tmp_path):
+    shutil.copytree(FOLDERS / "llama3", tmp_path, dirs_exist_ok=True)
+    read(tmp_path, values_of("llama3") | {"num_hidden_layers": 2**40})
+    with pytest.raises(WeightsError, match="layers but there are"):
+        HuggingFaceFolder(tmp_path)
 
 
 def test_a_tied_model_may_store_its_unembedding_only_when_it_is_the_embedding(tmp_path):

@@ -77,7 +77,7 @@ def test_a_shard_missing_from_the_folder_is_named(tmp_path):
 def test_one_tensor_in_two_files_is_refused(tmp_path):
     places = split(tmp_path)
     save_file({"a": TENSORS["a"], "b": TENSORS["b"]}, tmp_path / places["b"])
-    with pytest.raises(WeightsError, match="tensor 'a' of .* also in"):
+    with pytest.raises(WeightsError, match=r"tensor 'a' of .* also in"):
         SafetensorsFiles(tmp_path)
 
 
