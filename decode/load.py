@@ -1,5 +1,6 @@
 """From a model's name or file to an engine on a mesh."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -7,22 +8,32 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from decode import tokenizer_files, tokenizer_gguf
 from decode.engine import Engine
 from decode.tokenizer import Tokenizer
 from model.catalog import CATALOG, find_model
 from model.config import ConfigError, ModelConfig
 from model.parameters import Path as ParameterPath
-from model.parameters import Readable, initialise, place
+from model.parameters import Readable, initialise, place, total_bytes
 from model.transformer import Transformer
 from model.weights import gguf
 from model.weights.fetch import fetch_smollm2
 from model.weights.gguf_file import GGUFFile
 from model.weights.huggingface import HuggingFaceFolder
+from model.weights.orbax_checkpoint import OrbaxFolder, is_checkpoint
 from sharding.layout import Layout
 from sharding.mesh import MeshShape, make_mesh
 
 FETCHED = "smollm2-135m"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+# Given a number of bytes, a context whose value is told of every so many that are done.
+Progress = Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]]
+
+
+def _unseen(total: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    return contextlib.nullcontext(lambda count: None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +47,17 @@ class ModelSource:
     """
 
     config: ModelConfig
-    file: GGUFFile | HuggingFaceFolder | None
+    file: GGUFFile | HuggingFaceFolder | OrbaxFolder | None
     tokenizer: Tokenizer | None
 
-    def engine(self, layout: Layout, shape: MeshShape, dtype: jnp.dtype, seed: int = 0) -> Engine:
+    def engine(
+        self,
+        layout: Layout,
+        shape: MeshShape,
+        dtype: jnp.dtype,
+        seed: int = 0,
+        progress: Progress = _unseen,
+    ) -> Engine:
         """Puts the model on a mesh.
 
         Args:
@@ -47,6 +65,7 @@ class ModelSource:
           shape: sizes of x, y and z.
           dtype: of weights, cache and arithmetic.
           seed: of random weights.
+          progress: shows how much of the weights is loaded.
 
         Raises:
           LayoutError: mesh, devices and model do not go together.
@@ -57,9 +76,29 @@ class ModelSource:
         model = Transformer(self.config, dtype)
         if self.file is None:
             parameters = initialise(model, placement, mesh, seed)
+        elif isinstance(self.file, OrbaxFolder):
+            with progress(self.file.bytes) as watch:
+                parameters = self.file.restore(model, placement, mesh, watch)
         else:
-            parameters = place(model, self._arrays(), placement, mesh)
+            with progress(total_bytes(model)) as watch:
+                parameters = place(model, self._arrays(), placement, mesh, watch)
         return Engine(self.config, parameters, placement, mesh, dtype)
+
+    def stored_dtype(self) -> str:
+        """The dtype of `DTYPES` that the file's weights lose nothing in."""
+        if isinstance(self.file, OrbaxFolder | HuggingFaceFolder):
+            return self.file.dtype
+        return "float32"
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Files that `Tokenizer.from_folder` makes this model's tokenizer of."""
+        if isinstance(self.file, GGUFFile) and self.tokenizer is not None:
+            return {tokenizer_gguf.FILE: tokenizer_gguf.metadata_to_json(self.file.metadata)}
+        if isinstance(self.file, HuggingFaceFolder):
+            return tokenizer_files.kept_files(self.file.path)
+        if isinstance(self.file, OrbaxFolder):
+            return {path.name: path.read_bytes() for path in self.file.tokenizer.iterdir()}
+        return {}
 
     def _arrays(self) -> Iterable[tuple[ParameterPath, Readable]]:
         if isinstance(self.file, HuggingFaceFolder):
@@ -73,7 +112,9 @@ def find_source(
     random_weights: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> ModelSource:
-    """The model that ``--model`` names: a catalogue entry, a GGUF file or a Hugging Face folder.
+    """The model that ``--model`` names: a catalogue entry, a GGUF file or a folder.
+
+    A folder is one as Hugging Face writes it, or one that `scripts/convert_checkpoint.py` made.
 
     Args:
       model: a name in the catalogue or a path.
@@ -97,7 +138,7 @@ def find_source(
     if model in CATALOG:
         raise ConfigError(
             f"model is {model!r}, whose weights are not fetched; give the path of a GGUF file or "
-            "of a Hugging Face folder, or --random_weights for its shapes alone"
+            "of a Hugging Face or Orbax folder, or --random_weights for its shapes alone"
         )
     if not (Path(model).exists() or model.endswith(".gguf") or "/" in model):
         find_model(model)  # neither a name nor a path: the error lists the names
@@ -105,6 +146,9 @@ def find_source(
 
 
 def _from_file(path: Path) -> ModelSource:
+    if is_checkpoint(path):
+        saved = OrbaxFolder(path)
+        return ModelSource(saved.config, saved, Tokenizer.from_folder(saved.tokenizer))
     if path.is_dir():
         folder = HuggingFaceFolder(path)
         return ModelSource(folder.config, folder, Tokenizer.from_folder(path))

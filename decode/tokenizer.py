@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from decode import chat
+from decode import chat, tokenizer_files, tokenizer_gguf
 from decode.tokenizer_files import guarded, read_folder
 from decode.tokenizer_gguf import read_metadata
 from decode.tokenizer_parts import Parts, TokenizerError
@@ -50,15 +50,18 @@ class Tokenizer:
         Args:
           folder: has tokenizer.json, and what else is known in tokenizer_config.json,
             special_tokens_map.json, chat_template.jinja or .json, generation_config.json and
-            config.json.
+            config.json; or what `tokenizer_gguf.metadata_to_json` made.
 
         Returns:
-          The tokenizer; None where there is no tokenizer.json.
+          The tokenizer; None where the folder has neither.
 
         Raises:
           TokenizerError: a file that is damaged, contradicts another one or asks for something
             not supported.
         """
+        content = tokenizer_files.read_text(Path(folder) / tokenizer_gguf.FILE)
+        if content is not None:
+            return cls.from_gguf(tokenizer_gguf.metadata_from_json(content))
         parts = read_folder(Path(folder))
         return None if parts is None else cls(parts)
 

@@ -22,12 +22,21 @@ MAX_OTHER_BYTES = 20_000_000
 _FILE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 _MAP = "special_tokens_map.json"
+KEPT = (_FILE, _CONFIG, _MAP, "chat_template.jinja", "chat_template.json")
+KEPT = (*KEPT, "generation_config.json", "config.json")
 _DAMAGED = "the file is damaged, fetch it again"
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 _NAMES = (*_NAMES, "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _DECODERS = "supported are ByteLevel, and Replace, ByteFallback, Fuse and Strip in sequence"
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
+
+
+def kept_files(folder: Path) -> dict[str, bytes]:
+    """The files of a model's folder that its tokenizer and chat template are read from."""
+    if not (folder / _FILE).exists():
+        return {}
+    return {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}
 
 
 def read_folder(folder: Path) -> Parts | None:
@@ -43,7 +52,7 @@ def read_folder(folder: Path) -> Parts | None:
       TokenizerError: a file that is damaged, contradicts another one or asks for something not
         supported.
     """
-    text = _read(folder / _FILE, MAX_TOKENIZER_BYTES)
+    text = read_text(folder / _FILE, MAX_TOKENIZER_BYTES)
     if text is None:
         return None
     document = _parse(text, _FILE)
@@ -97,7 +106,7 @@ def guarded(what: str) -> Iterator[None]:
         raise TokenizerError(f"{what} ({reason}); {_DAMAGED}") from None
 
 
-def _read(path: Path, limit: int = MAX_OTHER_BYTES) -> str | None:
+def read_text(path: Path, limit: int = MAX_OTHER_BYTES) -> str | None:
     """The text of a file; None if there is no such file."""
     try:
         if not path.exists():
@@ -270,7 +279,7 @@ class _Settings:
                     self.names[name] = _content(file[name], f"{key} {name}")
 
     def _load(self, name: str) -> dict[str, Any]:
-        text = _read(self._folder / name)
+        text = read_text(self._folder / name)
         return {} if text is None else _parse(text, name)
 
     def add_tokens(self, backend: Backend) -> None:
@@ -348,7 +357,7 @@ class _Settings:
 
     def template(self) -> str | None:
         """The chat template: its own file, else the tokenizer's setting, else the processor's."""
-        text = _read(self._folder / "chat_template.jinja")
+        text = read_text(self._folder / "chat_template.jinja")
         if text is not None:
             return text
         for name, file in ((_CONFIG, self._config), ("chat_template.json", None)):

@@ -6,6 +6,7 @@ the `tokenizer.json` files of the models for their pre-tokenizers.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,6 +55,7 @@ _PRE_TOKENIZERS = {
     "qwen2": _PreTokenizer(split=_WORDS % "", normalizer=normalizers.NFC()),
 }
 
+FILE = "tokenizer_gguf.json"
 _PREFIX = "tokenizer.ggml."
 _DAMAGED = "the file is damaged, fetch it again"
 _SPACE = "▁"  # how SentencePiece writes a space
@@ -103,6 +105,27 @@ def read_metadata(metadata: Mapping[str, Any]) -> Parts:
         template=tokens.template(),
         names={"bos_token": tokens.text(bos_id), "eos_token": tokens.text(eos_id)},
     )
+
+
+def metadata_to_json(metadata: Mapping[str, Any]) -> bytes:
+    """What a GGUF file says of its tokenizer, to be kept beside weights in another format."""
+    kept = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
+    return json.dumps(kept, default=lambda value: value.tolist()).encode()
+
+
+def metadata_from_json(content: str) -> dict[str, Any]:
+    """What `metadata_to_json` kept.
+
+    Raises:
+      TokenizerError: it is something else.
+    """
+    try:
+        metadata = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{FILE} is not JSON ({error!s:.60}); {_DAMAGED}") from None
+    if not isinstance(metadata, dict):
+        raise TokenizerError(f"{FILE} is not a JSON object; {_DAMAGED}")
+    return metadata
 
 
 class _Tokens:

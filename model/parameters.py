@@ -5,10 +5,12 @@ one statement come the array's sharding (`shardings`), its random start (`initia
 in a checkpoint (`place`) and the bytes it costs a step (`profiles.traffic`).
 """
 
+import collections
 import functools
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
@@ -63,6 +65,14 @@ def declarations(model: nnx.Module) -> dict[Path, nnx.Param]:
 def count(model: nnx.Module) -> int:
     """Number of parameters."""
     return sum(math.prod(param.shape) for param in declarations(model).values())
+
+
+def total_bytes(model: nnx.Module) -> int:
+    """Bytes of all parameters, each held once."""
+    return sum(
+        math.prod(param.shape) * np.dtype(param.dtype).itemsize
+        for param in declarations(model).values()
+    )
 
 
 def count_active(model: nnx.Module) -> int:
@@ -124,8 +134,9 @@ def place(
     arrays: Iterable[tuple[Path, Readable]],
     placement: Placement,
     mesh: jax.sharding.Mesh,
+    watch: Callable[[int], None] | None = None,
 ) -> Parameters:
-    """Puts arrays on the mesh, one at a time, in their declared dtype.
+    """Puts arrays on the mesh, a few at a time, in their declared dtype.
 
     Each device's shard is read on its own, so an array that reads its file where it is indexed is
     never whole in memory.
@@ -136,31 +147,64 @@ def place(
         part that a slice for each dimension asks for.
       placement: the layout to put them in.
       mesh: the devices.
+      watch: told of every so many bytes that are in their place.
 
     Raises:
       ValueError: a path or shape that `model` does not declare, or one it declares is absent.
     """
     declared, where = declarations(model), shardings(model, placement, mesh)
+
+    def read(path: Path, values: Readable) -> jax.Array:
+        part = functools.partial(_part, values, declared[path].dtype)
+        return jax.make_array_from_callback(values.shape, where[path], part)
+
     placed: dict[Path, jax.Array] = {}
-    for path, values in arrays:
-        if path not in declared or declared[path].shape != values.shape:
-            raise ValueError(f"parameter {path} of shape {values.shape} is not in the model")
-        array = jax.make_array_from_callback(
-            values.shape, where[path], functools.partial(_part, values, declared[path].dtype)
-        )
-        # Fake CPU devices may share the host's one copy of an array that is whole on each; then a
-        # step would read less than the floor counts.
-        placed[path] = _copied(array) if placement.copies(array.sharding.spec) > 1 else array
+    reading: collections.deque[tuple[Path, Future]] = collections.deque()
+
+    def finish() -> None:
+        path, future = reading.popleft()
+        placed[path] = unshare(future.result(), placement)
+        if watch:
+            watch(placed[path].nbytes)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for path, values in arrays:
+            if path not in declared or declared[path].shape != values.shape:
+                raise ValueError(f"parameter {path} of shape {values.shape} is not in the model")
+            reading.append((path, pool.submit(read, path, values)))
+            if len(reading) == _READERS:
+                finish()
+        while reading:
+            finish()
     if missing := declared.keys() - placed.keys():
         raise ValueError(f"parameters {sorted(map(str, missing))} are not in the checkpoint")
     return nest(placed)
 
 
+_READERS = 4  # arrays under way at a time; each of them may be in memory twice
 _copied = jax.jit(jnp.copy)
+
+
+def unshare(array: jax.Array, placement: Placement) -> jax.Array:
+    """The array with memory of its own for each device's copy.
+
+    Fake CPU devices may share the host's one copy of an array that is whole on each; then a step
+    would read less than the floor counts.
+    """
+    return _copied(array) if placement.copies(array.sharding.spec) > 1 else array
 
 
 def _part(values: Readable, dtype: jnp.dtype, index: tuple[slice, ...]) -> np.ndarray:
     return np.asarray(values[index]).astype(dtype)
+
+
+def flatten(parameters: Parameters) -> dict[Path, jax.Array]:
+    """Every array by its path; `nest` undoes it."""
+    flat: dict[Path, jax.Array] = {}
+    for key, value in parameters.items():
+        below = flatten(value) if isinstance(value, dict) else {(): value}
+        flat |= {(key, *path): array for path, array in below.items()}
+    return flat
 
 
 def nest(flat: Mapping[Path, Any]) -> Parameters:

@@ -1,6 +1,8 @@
 """A progress bar for runs of minutes, on standard error and only where someone watches."""
 
+import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -24,3 +26,32 @@ def progress(
         for item in bar:
             bar.set_description_str(describe(item))
             yield item
+
+
+@contextlib.contextmanager
+def byte_progress(total: int, *, show: bool | None = None) -> Iterator[Callable[[int], None]]:
+    """Shows how many bytes of weights are loaded, and how many a second.
+
+    Args:
+      total: bytes in all.
+      show: whether to draw the bar; None for where standard error is a terminal.
+
+    Yields:
+      What threads tell of every so many bytes that are done.
+    """
+    hidden, lock = None if show is None else not show, threading.Lock()
+    with tqdm(
+        total=total,
+        desc="loading weights",
+        unit="B",
+        unit_scale=True,
+        disable=hidden,
+        file=sys.stderr,
+        leave=False,
+    ) as bar:
+
+        def advance(count: int) -> None:
+            with lock:
+                bar.update(count)
+
+        yield advance

@@ -17,7 +17,7 @@ from decode.engine import Engine
 from decode.load import ModelSource
 from profiles.bandwidth import PeakMeter
 from profiles.hardware import Peaks, published_peaks
-from profiles.progress import progress
+from profiles.progress import byte_progress, progress
 from profiles.record import decode_record
 from profiles.report import Record
 from profiles.timing import HeldStep
@@ -152,7 +152,7 @@ class _Case:
 def _cases(sweep: Sweep, shape: MeshShape) -> list[_Case]:
     sizes = itertools.product(sweep.contexts, sweep.batches)
     try:
-        engine = sweep.source.engine(sweep.layout, shape, sweep.dtype)
+        engine = sweep.source.engine(sweep.layout, shape, sweep.dtype, progress=byte_progress)
         jax.block_until_ready(engine.parameters)
         message = ""
     except jax.errors.JaxRuntimeError as error:

@@ -26,7 +26,10 @@ except ImportError as error:
     sys.exit(2)
 
 MODEL = flags.DEFINE_string(
-    "model", "smollm2-135m", "Catalogue name or GGUF file. smollm2-135m is fetched once (93 MB)."
+    "model",
+    "smollm2-135m",
+    "Catalogue name, GGUF file, or folder in the form of Hugging Face or of convert_checkpoint.py. "
+    "smollm2-135m is fetched once (93 MB).",
 )
 RANDOM_WEIGHTS = flags.DEFINE_bool(
     "random_weights", False, "Use a catalogue model's shapes with random weights; no download."

@@ -27,6 +27,7 @@ from decode.engine import Engine
 from decode.generate import Completion, Request, generate, generate_without_cache
 from decode.load import ModelSource
 from decode.sampling import make_sampler
+from profiles.progress import byte_progress
 from profiles.record import describe_step
 from profiles.report import document, summarise, write_json
 from profiles.traffic import kv_token_bytes
@@ -70,7 +71,7 @@ def main() -> None:
     placement = _common.layout().check(source.config.sizes, shapes[0])
     _common.check_json()
     _common.state_choices(source, placement, _common.dtype())
-    engine = source.engine(_common.layout(), shapes[0], _common.dtype(), _SEED.value)
+    engine = source.engine(_common.layout(), shapes[0], _common.dtype(), _SEED.value, byte_progress)
 
     to_json = _common.JSON.value == "-"
     run = _Run(source, request, show=not to_json)

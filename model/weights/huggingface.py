@@ -141,6 +141,12 @@ class HuggingFaceFolder:
         self._files = SafetensorsFiles(path)
         read_parameters(self._files, self.config, self._model_type)
 
+    @property
+    def dtype(self) -> str:
+        """bfloat16 where every matrix is; else float32, which holds whatever they are."""
+        stored = {t.dtype for t in self._files.tensors.values() if len(t.shape) > 1}
+        return "bfloat16" if stored == {np.dtype(ml_dtypes.bfloat16)} else "float32"
+
     def read_parameters(self, config: ModelConfig) -> Iterable[tuple[ParameterPath, Assembled]]:
         """Every parameter by its path, read only where it is indexed."""
         return read_parameters(self._files, config, self._model_type).items()

@@ -1,0 +1,300 @@
+"""A model in a folder of its own: arrays as Orbax writes them, the configuration, a tokenizer.
+
+    floorline.json     the configuration, and every file's size and SHA-256
+    data-<letters>/    all else; the one that floorline.json names
+      arrays/          written by Orbax
+      tokenizer/       small files, passed on as they are
+
+A save writes a new data folder beside the old one and then replaces floorline.json in one rename.
+Wherever it is cut off, the folder holds the old model, or none.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from model.config import ModelConfig
+from model.parameters import Parameters, declarations, flatten, nest, shardings, unshare
+from model.weights import WeightsError
+from sharding.layout import Placement
+
+MANIFEST = "floorline.json"
+TOKENIZER = "tokenizer"
+_ARRAYS = "arrays"
+_FORMAT = 1
+_DATA = re.compile("data-[0-9a-f]{16}")
+# Of one piece on disk: a chip that wants part of an array reads no more than this beside it.
+_CHUNK_BYTES = 64 * 2**20
+_LARGEST_MANIFEST = 100_000_000
+_AGAIN = "the checkpoint is damaged, convert or save it again"
+
+Watch = Callable[[int], None]
+"""Told of every so many bytes that have been read."""
+
+
+def save(
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    parameters: Parameters,
+    tokenizer: Mapping[str, bytes] | None = None,
+) -> None:
+    """Saves a model; one that the folder holds already stays until the new one is whole.
+
+    Every process of a run calls this; they see the same folder.
+
+    Args:
+      folder: made if absent.
+      config: of the model.
+      parameters: as an engine holds them, on any mesh.
+      tokenizer: name and content of files that `Tokenizer.from_folder` reads.
+
+    Raises:
+      WeightsError: the folder holds something else, or cannot be written to.
+    """
+    folder = Path(folder).absolute()
+    check_target(folder)
+    number = np.frombuffer(secrets.token_bytes(8), np.uint8)
+    name = f"data-{bytes(_agreed(number)).hex()}"
+    data = folder / name
+    flat = {_key(path): array for path, array in flatten(parameters).items()}
+    dtype = str(flat["embedding.weight"].dtype)
+    try:
+        with _orbax():
+            ocp.save(data / _ARRAYS, flat)
+        if jax.process_index() == 0:
+            _finish(folder, name, config, dtype, tokenizer or {})
+    except (OSError, ValueError) as error:  # ValueError: TensorStore's, a full disk for one
+        reason = getattr(error, "strerror", None) or f"{error!s:.100}".splitlines()[0]
+        raise WeightsError(
+            f"folder {folder} cannot be written to ({reason}); make room or name another one"
+        ) from error
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"saved {name}")
+
+
+def check_target(folder: Path) -> None:
+    """Refuses a folder in which something else is kept.
+
+    Raises:
+      WeightsError: it is no folder, or holds files of others.
+    """
+    try:
+        others = [entry.name for entry in folder.iterdir()] if folder.exists() else []
+    except OSError as error:
+        raise WeightsError(f"{folder} is no folder ({error.strerror}); name another one") from None
+    if others := sorted(n for n in others if n != MANIFEST and not _is_ours(n)):
+        raise WeightsError(
+            f"folder {folder} holds {others[0]!r:.60}, which no checkpoint has; name a new folder"
+        )
+
+
+def _is_ours(name: str) -> bool:
+    return bool(_DATA.match(name)) or name == f".{MANIFEST}"
+
+
+def _finish(
+    folder: Path, name: str, config: ModelConfig, dtype: str, tokenizer: Mapping[str, bytes]
+) -> None:
+    """Writes what is beside the arrays; the rename makes the new model the folder's."""
+    data = folder / name
+    (data / TOKENIZER).mkdir()
+    for file, content in tokenizer.items():
+        (data / TOKENIZER / file).write_bytes(content)
+    files = sorted(path for path in data.rglob("*") if path.is_file())
+    content = {
+        "format": _FORMAT,
+        "config": dataclasses.asdict(config),
+        "dtype": dtype,
+        "data": name,
+        "files": {
+            path.relative_to(data).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+            for path, digest in zip(files, _digests(files), strict=True)
+        },
+    }
+    for path in (*data.rglob("*"), data):
+        _synchronise(path)
+    temporary = folder / f".{MANIFEST}"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content | {"sha256": _own_digest(content)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / MANIFEST)
+    _synchronise(folder)
+    for entry in folder.iterdir():  # the model before, and saves that were cut off
+        if _DATA.match(entry.name) and entry.name != name:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+class OrbaxFolder:
+    """A saved model of which floorline.json is read and checked, and nothing else yet.
+
+    Attributes:
+      path: the folder.
+      config: the model.
+      tokenizer: folder of the tokenizer's files.
+      dtype: of the arrays.
+      bytes: of all files.
+
+    Raises:
+      WeightsError: no checkpoint, or one that is damaged.
+      ConfigError: sizes that contradict each other.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path).absolute()
+        content = _read_manifest(self.path / MANIFEST)
+        self.config = _config(content["config"])
+        self.dtype: str = content["dtype"]
+        self._data = self.path / content["data"]
+        self._files: dict[str, dict[str, Any]] = content["files"]
+        self.tokenizer = self._data / TOKENIZER
+        self.bytes = sum(entry["bytes"] for entry in self._files.values())
+        for name, entry in self._files.items():
+            try:
+                size = (self._data / name).stat().st_size
+            except OSError as error:
+                raise WeightsError(
+                    f"file {self._data / name} cannot be read ({error.strerror}); {_AGAIN}"
+                ) from None
+            if size != entry["bytes"]:
+                raise WeightsError(
+                    f"file {self._data / name} has {size} bytes, not {entry['bytes']}; {_AGAIN}"
+                )
+        self._verify([name for name in self._files if name.startswith(f"{TOKENIZER}/")])
+
+    def restore(
+        self,
+        model: nnx.Module,
+        placement: Placement,
+        mesh: jax.sharding.Mesh,
+        watch: Watch | None = None,
+    ) -> Parameters:
+        """The model's parameters on a mesh, whatever mesh they were saved from.
+
+        Args:
+          model: declares shapes and dtypes; values stored in another dtype are converted.
+          placement: the layout to put them in.
+          mesh: the devices.
+          watch: told as files are checked, `bytes` in all over all processes.
+
+        Raises:
+          WeightsError: a file that is not as it was saved.
+        """
+        mine = sorted(self._files)[jax.process_index() :: jax.process_count()]
+        self._verify(mine, watch)
+        where = shardings(model, placement, mesh)
+        wanted = {
+            _key(path): jax.ShapeDtypeStruct(param.shape, param.dtype, sharding=where[path])
+            for path, param in declarations(model).items()
+        }
+        try:
+            with _orbax():
+                flat = ocp.load(self._data / _ARRAYS, wanted)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise WeightsError(
+                f"arrays of {self.path} cannot be read ({reason:.120}); {_AGAIN}"
+            ) from error
+        paths = {_key(path): path for path in where}
+        return nest({paths[key]: unshare(array, placement) for key, array in flat.items()})
+
+    def _verify(self, names: list[str], watch: Watch | None = None) -> None:
+        for name, found in zip(
+            names, _digests([self._data / name for name in names], watch), strict=True
+        ):
+            if found != self._files[name]["sha256"]:
+                raise WeightsError(f"file {self._data / name} has changed; {_AGAIN}")
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is meant to hold a model that `save` wrote."""
+    return (folder / MANIFEST).exists()
+
+
+def _key(path: tuple[str | int, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _agreed(value: np.ndarray) -> np.ndarray:
+    """The first process's value, in all of them."""
+    if jax.process_count() == 1:
+        return value
+    return np.asarray(multihost_utils.broadcast_one_to_all(value))
+
+
+def _orbax() -> contextlib.AbstractContextManager:
+    context = ocp.Context()
+    context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    return context
+
+
+def _digests(files: list[Path], watch: Watch | None = None) -> list[str]:
+    """SHA-256 of each file, several at a time."""
+
+    def digest(path: Path) -> str:
+        state, buffer = hashlib.sha256(), bytearray(2**20)
+        try:
+            with open(path, "rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    state.update(memoryview(buffer)[:count])
+                    if watch:
+                        watch(count)
+        except OSError as error:
+            raise WeightsError(f"file {path} cannot be read ({error.strerror}); {_AGAIN}") from None
+        return state.hexdigest()
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(digest, files))
+
+
+def _synchronise(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _own_digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _LARGEST_MANIFEST:
+            raise ValueError("it is too large")
+        content = json.loads(path.read_text("utf-8"))
+        if content.get("format", 0) > _FORMAT:
+            raise WeightsError(f"{path} is of format {content['format']}; use a newer version")
+        if content.pop("sha256") != _own_digest(content):
+            raise ValueError("its checksum differs")
+        if not _DATA.fullmatch(content["data"]):
+            raise ValueError("it names no data folder")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)[:80]
+        raise WeightsError(f"{path} is not readable ({reason}); {_AGAIN}") from None
+    return content
+
+
+def _config(values: dict[str, Any]) -> ModelConfig:
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    try:
+        return ModelConfig(**values | lists)
+    except TypeError as error:  # a field of another version
+        raise WeightsError(f"configuration is not readable ({error}); {_AGAIN}") from None

@@ -1,0 +1,61 @@
+"""Convert a model to an Orbax checkpoint, which loads in parallel on any mesh.
+
+Reads a Hugging Face folder, a GGUF file or another such checkpoint, and writes a folder with the
+weights, the configuration and the tokenizer, every file under a checksum. `--model=FOLDER` of the
+other scripts takes it. The whole model must fit into the memory of the devices: name a mesh of
+several where one is too small. A folder that holds a checkpoint keeps it until the new one is
+whole; one that holds anything else is refused.
+
+Examples:
+  python scripts/convert_checkpoint.py --output_dir=smollm2-orbax
+  python scripts/convert_checkpoint.py --model=Qwen3-8B --output_dir=qwen3-orbax --dtype=bfloat16
+  python scripts/convert_checkpoint.py --model=a.gguf --output_dir=a-orbax --devices=8
+  python scripts/generate.py --model=smollm2-orbax --prompt="Once upon a time"
+"""
+
+import time
+from pathlib import Path
+
+import _common
+from absl import flags
+
+from decode.load import DTYPES
+from model.weights.orbax_checkpoint import OrbaxFolder, check_target, save
+from profiles.progress import byte_progress
+from profiles.report import write_json
+from sharding.errors import UsageError
+
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the checkpoint goes.")
+_DEVICES = flags.DEFINE_integer("devices", None, "How many devices, all on mesh axis z.", 1)
+_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
+
+
+def main() -> None:
+    """Loads the model and saves it."""
+    if not _OUTPUT_DIR.value:
+        raise UsageError("--output_dir is missing; name the folder that the checkpoint goes to")
+    folder = Path(_OUTPUT_DIR.value)
+    check_target(folder)
+    devices = [str(_DEVICES.value)] if _DEVICES.value else None
+    shapes = _common.meshes(devices, _MESH.value) or [{"x": 1, "y": 1, "z": 1}]
+    _common.check_json()
+    source = _common.source()
+    dtype = _common.DTYPE.value or source.stored_dtype()
+    started = time.perf_counter()
+    engine = source.engine(_common.layout(), shapes[0], DTYPES[dtype], progress=byte_progress)
+    loaded = time.perf_counter()
+    save(folder, source.config, engine.parameters, source.tokenizer_files())
+    seconds = {"load_s": loaded - started, "save_s": time.perf_counter() - loaded}
+    size = OrbaxFolder(folder).bytes
+    _common.say(
+        f"{source.config.name} in {dtype}: {size / 1e6:.1f} MB in {folder}, "
+        f"read in {seconds['load_s']:.1f} s, written in {seconds['save_s']:.1f} s "
+        f"({size / seconds['save_s'] / 1e6:.0f} MB/s)"
+    )
+    if _common.JSON.value:
+        written = {"model": source.config.name, "dtype": dtype, "bytes": size, **seconds}
+        write_json(_common.JSON.value, {"checkpoint": str(folder), **written})
+
+
+if __name__ == "__main__":
+    _common.start(main)

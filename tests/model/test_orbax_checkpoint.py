@@ -1,0 +1,235 @@
+"""Saving and restoring: other meshes and dtypes, processes, cuts and damage."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model.catalog import find_model
+from model.parameters import flatten, initialise
+from model.transformer import Transformer
+from model.weights import WeightsError
+from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, save
+from sharding.layout import LAYOUTS
+from sharding.mesh import make_mesh, parse_mesh
+
+ROOT = Path(__file__).parents[2]
+CONFIG = find_model("tiny")
+SAVED_ON = "2x4"
+
+
+def put(mesh: str, dtype=jnp.float32):
+    """Model, placement and mesh of `CONFIG`."""
+    shape = parse_mesh(mesh)
+    placement = LAYOUTS["weight_stationary_1d"].check(CONFIG.sizes, shape)
+    return Transformer(CONFIG, dtype), placement, make_mesh(shape)
+
+
+def random_parameters(seed=0):
+    return initialise(*put(SAVED_ON), seed)
+
+
+def values(parameters):
+    return {path: np.asarray(array) for path, array in flatten(parameters).items()}
+
+
+def same(ours, theirs):
+    ours, theirs = values(ours), values(theirs)
+    return ours.keys() == theirs.keys() and all(
+        ours[path].tobytes() == theirs[path].tobytes() for path in ours
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("orbax") / "model"
+    save(folder, CONFIG, random_parameters(), {"tokenizer.json": b"{}"})
+    return folder
+
+
+@pytest.mark.parametrize("mesh", ["8x1", "1x1", "2x2x2"])
+def test_a_model_saved_on_one_mesh_is_bit_equal_on_another(saved, mesh):
+    found = OrbaxFolder(saved)
+    assert found.config == CONFIG
+    restored = found.restore(*put(mesh))
+    assert same(restored, random_parameters())
+    _, placement, on = put(mesh)
+    array = restored["layers"][0]["mlp"]["down"]
+    assert array.sharding == jax.NamedSharding(on, placement.weights("D", "F"))
+    assert (found.tokenizer / "tokenizer.json").read_bytes() == b"{}"
+
+
+def test_another_dtype_is_what_casting_would_give(saved):
+    restored = values(OrbaxFolder(saved).restore(*put("1x1", jnp.bfloat16)))
+    for path, array in values(random_parameters()).items():
+        np.testing.assert_array_equal(restored[path], array.astype(jnp.bfloat16))
+
+
+def test_saving_again_replaces_the_model_and_leaves_nothing_else(tmp_path):
+    save(tmp_path / "m", CONFIG, random_parameters(0))
+    save(tmp_path / "m", CONFIG, random_parameters(1))
+    assert same(OrbaxFolder(tmp_path / "m").restore(*put("1x1")), random_parameters(1))
+    assert len(list((tmp_path / "m").iterdir())) == 2
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(WeightsError, match=r"thesis\.tex"):
+        save(tmp_path, CONFIG, random_parameters())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_no_damage_is_loaded(saved, tmp_path):
+    """Every bit of every file is under a checksum."""
+    draw, target = random.Random(0), put("1x1")
+    files = sorted(path.relative_to(saved) for path in saved.rglob("*") if path.is_file())
+    good = tmp_path / "good"
+    shutil.copytree(saved, good)
+    for trial in range(120):
+        path = good / draw.choice(files)
+        before = path.read_bytes()
+        raw = bytearray(before)
+        if trial % 4 == 0 and raw:
+            del raw[draw.randrange(len(raw)) :]
+        elif raw:
+            raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
+        path.unlink() if trial % 10 == 9 or bytes(raw) == before else path.write_bytes(raw)
+        try:
+            restored = OrbaxFolder(good).restore(*target)
+        except WeightsError as error:
+            assert "\n" not in str(error)
+        else:
+            # White space and the like between the manifest's values may change.
+            assert path.name == MANIFEST and same(restored, random_parameters())
+        path.write_bytes(before)
+    assert same(OrbaxFolder(good).restore(*target), random_parameters())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99}', '{"format": "a"}'])
+def test_a_manifest_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(WeightsError):
+        OrbaxFolder(tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["ocp.save", "_digests", "os.fsync", "os.replace"])
+def test_a_save_that_fails_leaves_the_old_model(tmp_path, monkeypatch, moment):
+    save(tmp_path / "m", CONFIG, random_parameters(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(f"model.weights.orbax_checkpoint.{moment}", _fail)
+        with pytest.raises(WeightsError, match="cannot be written to"):
+            save(tmp_path / "m", CONFIG, random_parameters(1))
+    assert same(OrbaxFolder(tmp_path / "m").restore(*put("1x1")), random_parameters(0))
+    save(tmp_path / "m", CONFIG, random_parameters(1))
+    assert len(list((tmp_path / "m").iterdir())) == 2
+
+
+def _fail(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+_SAVER = """
+import sys
+sys.path[:0] = [{root!r}, {here!r}]
+from sharding.mesh import request_cpu_devices
+request_cpu_devices(8)
+from test_orbax_checkpoint import CONFIG, random_parameters, save
+parameters = random_parameters(1)
+print("ready", flush=True)
+sys.stdin.readline()
+while True:
+    save(sys.argv[1], CONFIG, parameters)
+    print("saved", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_save_killed_at_any_moment_leaves_the_old_model_or_the_new_one(tmp_path):
+    """20 kills spread over the first save's time, on a folder that holds another model."""
+    folder, script = tmp_path / "model", tmp_path / "saver.py"
+    script.write_text(_SAVER.format(root=str(ROOT), here=str(Path(__file__).parent)))
+    old, new = random_parameters(0), random_parameters(1)
+    save(folder, CONFIG, old)
+    draw, seconds, outcomes = random.Random(0), 0.5, []
+    for number in range(21):
+        process = subprocess.Popen(
+            [sys.executable, script, folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        with process:
+            assert process.stdout.readline() == "ready\n"
+            started = time.perf_counter()
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            if number == 0:  # how long a save takes
+                assert process.stdout.readline() == "saved\n"
+                seconds = time.perf_counter() - started
+            else:
+                time.sleep(draw.uniform(0, 1.1 * seconds))
+            process.send_signal(signal.SIGKILL)
+        restored = OrbaxFolder(folder).restore(*put("1x1"))
+        outcomes.append("old" if same(restored, old) else "new")
+        assert outcomes[-1] == "old" or same(restored, new)
+        save(folder, CONFIG, old)
+        assert len(list(folder.iterdir())) == 2  # what was cut off is gone
+    assert {"old", "new"} == set(outcomes)
+
+
+_PROCESS = """
+import sys
+import jax
+sys.path[:0] = [{root!r}, {here!r}]
+jax.config.update("jax_num_cpu_devices", 4)
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+from test_orbax_checkpoint import CONFIG, OrbaxFolder, put, save
+import numpy as np
+from model.parameters import flatten
+folder = sys.argv[3]
+parameters = OrbaxFolder(folder).restore(*put("2x4"))
+shards = {{
+    f"{{'.'.join(map(str, path))}}@{{shard.index}}": np.asarray(shard.data)
+    for path, array in flatten(parameters).items()
+    for shard in array.addressable_shards
+}}
+np.savez(f"{{folder}}-shards-{{sys.argv[2]}}.npz", **shards)
+save(folder + "-again", CONFIG, parameters)
+"""
+
+
+def test_two_processes_restore_and_save_the_same_model(saved, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    script = tmp_path / "process.py"
+    script.write_text(_PROCESS.format(root=str(ROOT), here=str(Path(__file__).parent)))
+    address = f"localhost:{random.randrange(20_000, 60_000)}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, address, str(number), folder],
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        for number in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    whole = {".".join(map(str, path)): v for path, v in values(random_parameters()).items()}
+    for number in range(2):
+        shards = np.load(f"{folder}-shards-{number}.npz")
+        for key in shards.files:
+            name, index = key.split("@")
+            part = whole[name][eval(index, {"slice": slice})]
+            assert shards[key].tobytes() == part.tobytes()
+    again = OrbaxFolder(f"{folder}-again")
+    assert same(again.restore(*put("1x1")), random_parameters())
+    assert json.loads((again.path / MANIFEST).read_text())["format"] == 1
