@@ -1,0 +1,104 @@
+"""The families, the files they come in and the tests that hold each: one list for all of them.
+
+Each folder of `tests/families` is a tiny random model with what transformers makes of it, made by
+`scripts/make_family_fixtures.py`. `python -m tests.family_cases` writes the README's table.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+FOLDER = Path(__file__).parent / "families"
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- families: python -m tests.family_cases -->\n", "<!-- end families -->"
+
+CASES = sorted(folder.name for folder in FOLDER.iterdir())
+# What a GGUF file cannot say, or this project refuses in one.
+_NO_GGUF = {
+    "llama_dynamic": "its files have plain positions",
+    "llama_yarn": "refused by name",
+    "qwen3_moe_raw": "no key says so",
+}
+GGUF_CASES = [case for case in CASES if case not in _NO_GGUF]
+
+FAMILIES = {
+    "Llama 2": ["llama2"],
+    "Llama 3, 3.1, 3.2, 3.3": ["llama3"],
+    "Llama with linear, dynamic or YaRN scaling": ["llama_linear", "llama_dynamic", "llama_yarn"],
+    "Mistral": ["mistral"],
+    "Mixtral": ["mixtral"],
+    "Qwen2, Qwen2.5": ["qwen2"],
+    "Qwen3": ["qwen3"],
+    "Qwen3-MoE": ["qwen3_moe", "qwen3_moe_raw"],
+    "Gemma 2": ["gemma2"],
+    "Gemma 3 (text)": ["gemma3"],
+}
+
+
+class Check(NamedTuple):
+    """What is tested of one format.
+
+    Attributes:
+      form: the format.
+      cases: models that it is tested with.
+      test: file of the tests.
+      what: they show.
+    """
+
+    form: str
+    cases: list[str]
+    test: str
+    what: str
+
+
+CHECKS = (
+    Check(
+        "Hugging Face folder",
+        CASES,
+        "tests/decode/test_families.py",
+        "logits within 1e-4 of transformers' and the same 32 greedy tokens, ragged, on one device "
+        "and on eight, prompts shorter and longer than the window; each cached step equals the "
+        "full forward pass",
+    ),
+    Check(
+        "GGUF file",
+        GGUF_CASES,
+        "tests/model/test_gguf_families.py",
+        "arrays equal the folder's bit for bit, and the configuration but for what no key says",
+    ),
+    Check(
+        "Orbax folder",
+        CASES,
+        "tests/decode/test_load.py",
+        "after conversion, logits equal the folder's, bit for bit",
+    ),
+)
+
+
+def table() -> str:
+    """Families by formats in Markdown, and what each mark stands for."""
+    rows = [["family", *(f"{check.form} [{n}]" for n, check in enumerate(CHECKS, 1))]]
+    rows.append(["---", *(":---:" for _ in CHECKS)])
+    for family, cases in FAMILIES.items():
+        rows.append([family, *(_mark(cases, check) for check in CHECKS)])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    notes = [f"{n}. [`{c.test}`]({c.test}): {c.what}." for n, c in enumerate(CHECKS, 1)]
+    missing = [f"`{case}` ({why})" for case, why in _NO_GGUF.items()]
+    notes.append(f"\nNot tested in GGUF: {', '.join(missing)}.")
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _mark(cases: list[str], check: Check) -> str:
+    held = sum(case in check.cases for case in cases)
+    if not held:
+        return "no"
+    return "tested" if held == len(cases) else f"{held} of {len(cases)} tested"
+
+
+def main() -> None:
+    """Writes the table into the README."""
+    before, _, rest = README.read_text().partition(BEGIN)
+    README.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
+
+
+if __name__ == "__main__":
+    main()
