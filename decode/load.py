@@ -16,15 +16,14 @@ from model.config import ConfigError, ModelConfig
 from model.parameters import Path as ParameterPath
 from model.parameters import Readable, initialise, place, total_bytes
 from model.transformer import Transformer
-from model.weights import gguf
-from model.weights.fetch import fetch_smollm2
+from model.weights import WeightsError, gguf
+from model.weights.fetch import FETCHABLE, fetch
 from model.weights.gguf_file import GGUFFile
 from model.weights.huggingface import HuggingFaceFolder
-from model.weights.orbax_checkpoint import OrbaxFolder, is_checkpoint
+from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, is_checkpoint
 from sharding.layout import Layout
 from sharding.mesh import MeshShape, make_mesh
 
-FETCHED = "smollm2-135m"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -111,6 +110,7 @@ def find_source(
     *,
     random_weights: bool = False,
     report: Callable[[str], None] | None = None,
+    accept_terms: bool = False,
 ) -> ModelSource:
     """The model that ``--model`` names: a catalogue entry, a GGUF file or a folder.
 
@@ -119,10 +119,12 @@ def find_source(
     Args:
       model: a name in the catalogue or a path.
       random_weights: make weights up instead of reading them; catalogue names only.
-      report: told before anything is downloaded.
+      report: told before anything is downloaded, and of the terms of a model that has some.
+      accept_terms: the user accepts them.
 
     Raises:
       ConfigError: no such model, or one whose weights are not to be had.
+      UsageError: terms that are not accepted.
       WeightsError: a file that cannot be read.
     """
     if random_weights:
@@ -132,8 +134,8 @@ def find_source(
                 f"use one of {', '.join(CATALOG)}"
             )
         return ModelSource(find_model(model), None, None)
-    if model == FETCHED:
-        source = _from_file(fetch_smollm2(report=report))
+    if model in FETCHABLE:
+        source = _from_file(fetch(model, report=report, accept_terms=accept_terms))
         return dataclasses.replace(source, config=dataclasses.replace(source.config, name=model))
     if model in CATALOG:
         raise ConfigError(
@@ -150,6 +152,11 @@ def _from_file(path: Path) -> ModelSource:
         saved = OrbaxFolder(path)
         return ModelSource(saved.config, saved, Tokenizer.from_folder(saved.tokenizer))
     if path.is_dir():
+        if not (path / "config.json").exists():
+            raise WeightsError(
+                f"model folder is {path}, which holds neither config.json nor {MANIFEST}; give a "
+                "folder of Hugging Face or of scripts/convert_checkpoint.py, or a .gguf file"
+            )
         folder = HuggingFaceFolder(path)
         return ModelSource(folder.config, folder, Tokenizer.from_folder(path))
     file = GGUFFile(path)

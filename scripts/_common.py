@@ -29,7 +29,10 @@ MODEL = flags.DEFINE_string(
     "model",
     "smollm2-135m",
     "Catalogue name, GGUF file, or folder in the form of Hugging Face or of convert_checkpoint.py. "
-    "smollm2-135m is fetched once (93 MB).",
+    "Fetched once: smollm2-135m (93 MB), gemma3-270m (238 MB, under terms of its own).",
+)
+ACCEPT_TERMS = flags.DEFINE_bool(
+    "accept_terms", False, "Accept the terms of the model to be fetched; without it they are shown."
 )
 RANDOM_WEIGHTS = flags.DEFINE_bool(
     "random_weights", False, "Use a catalogue model's shapes with random weights; no download."
@@ -62,7 +65,12 @@ def say(text: str) -> None:
 
 def source() -> ModelSource:
     """The model that the flags name."""
-    return find_source(MODEL.value, random_weights=RANDOM_WEIGHTS.value, report=say)
+    return find_source(
+        MODEL.value,
+        random_weights=RANDOM_WEIGHTS.value,
+        report=say,
+        accept_terms=ACCEPT_TERMS.value,
+    )
 
 
 def dtype():
