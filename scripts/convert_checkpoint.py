@@ -58,4 +58,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    flags.adopt_module_key_flags(_common)
     _common.start(main)

@@ -5,7 +5,6 @@
 """
 
 import functools
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,22 +15,21 @@ from decode.generate import Request, bucket, cache_slots, generate, pad
 from decode.load import find_source
 from sharding.layout import LAYOUTS
 from sharding.mesh import parse_mesh
+from tests.family_cases import CASES, FOLDER
 
-FAMILIES = Path(__file__).parents[1] / "families"
-CASES = sorted(folder.name for folder in FAMILIES.iterdir())
 MESHES = ("1x1x1", "2x2x2")
 NEW_TOKENS = 32
 
 
 @functools.cache
 def engine_of(case: str, mesh: str) -> Engine:
-    source = find_source(str(FAMILIES / case))
+    source = find_source(str(FOLDER / case))
     return source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh(mesh), jnp.float32)
 
 
 def reference_of(case: str) -> tuple[list[list[int]], list[np.ndarray], np.ndarray]:
     """Prompts, logits [T, V] of each and the tokens [B, 32] that follow."""
-    stored = np.load(FAMILIES / case / "reference.npz")
+    stored = np.load(FOLDER / case / "reference.npz")
     count = len(stored["tokens"])
     prompts = [stored[f"prompt_{n}"].tolist() for n in range(count)]
     return prompts, [stored[f"logits_{n}"] for n in range(count)], stored["tokens"]
@@ -65,3 +63,20 @@ def test_a_ragged_batch_continues_greedily_as_transformers_does(case, mesh):
     request = Request(prompts=prompts, max_new_tokens=NEW_TOKENS)
     *_, completions = generate(engine_of(case, mesh), request)
     assert [completion.tokens for completion in completions] == tokens.tolist()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_cached_step_gives_the_logits_of_one_full_pass(case):
+    """From a prompt shorter than the window until its ring has gone round four times."""
+    engine = engine_of(case, "1x1x1")
+    prompts, _, tokens = reference_of(case)
+    start, text = len(prompts[0]), prompts[0] + tokens[0].tolist()
+    full = np.asarray(engine.forward(np.array([text], np.int32)))[0]
+    row, lengths = pad(prompts[:1], bucket(start, engine.config.max_context))
+    cache = engine.new_cache(1, cache_slots(start, NEW_TOKENS, engine.config.max_context))
+    logits, cache = engine.prefill(cache, row, lengths)
+    for position in range(start, len(text)):
+        found, expected = np.asarray(logits)[0], full[position - 1]
+        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+        token, length = (np.array([n], np.int32) for n in (text[position], position))
+        logits, cache = engine.decode_step(cache, engine.put(token), engine.put(length))

@@ -1,7 +1,6 @@
 """From a path to an engine: formats that hold one model give one model."""
 
 import shutil
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +10,14 @@ from decode.load import find_source
 from model.weights.orbax_checkpoint import OrbaxFolder, save
 from sharding.layout import LAYOUTS
 from sharding.mesh import parse_mesh
+from tests.family_cases import CASES, FOLDER
 
-FAMILIES = Path(__file__).parents[1] / "families"
 LAYOUT = LAYOUTS["weight_stationary_1d"]
 
 
-@pytest.mark.parametrize("case", ["gemma3", "llama_yarn", "qwen3_moe"])
+@pytest.mark.parametrize("case", CASES)
 def test_a_converted_model_gives_the_same_logits(case, tmp_path):
-    source = find_source(str(FAMILIES / case))
+    source = find_source(str(FOLDER / case))
     engine = source.engine(LAYOUT, parse_mesh("1x1"), jnp.float32)
     save(tmp_path / case, source.config, engine.parameters, source.tokenizer_files())
     converted = find_source(str(tmp_path / case))
@@ -55,7 +54,7 @@ def test_progress_tells_of_every_byte(tmp_path):
         def __exit__(self, *_):
             pass
 
-    source = find_source(str(FAMILIES / "qwen2"))
+    source = find_source(str(FOLDER / "qwen2"))
     engine = source.engine(LAYOUT, parse_mesh("1x2"), jnp.float32, progress=Watch)
     assert sum(done) == totals[0] == 4 * sum(a.size for a in _leaves(engine.parameters))
     save(tmp_path / "m", source.config, engine.parameters)
@@ -72,6 +71,6 @@ def _leaves(tree):
 def test_a_folder_that_is_no_model_is_refused_by_what_is_missing(tmp_path):
     with pytest.raises(Exception, match=r"config\.json"):
         find_source(str(tmp_path))
-    shutil.copy(FAMILIES / "qwen2" / "config.json", tmp_path)
+    shutil.copy(FOLDER / "qwen2" / "config.json", tmp_path)
     with pytest.raises(Exception, match="safetensors"):
         find_source(str(tmp_path))

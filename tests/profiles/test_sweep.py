@@ -97,7 +97,7 @@ def test_running_out_of_memory_is_a_result(monkeypatch):
 
 
 def test_weights_that_do_not_fit_are_a_result(monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
     monkeypatch.setattr(ModelSource, "engine", full)

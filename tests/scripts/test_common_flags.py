@@ -8,7 +8,7 @@ import pytest
 
 from tests.scripts.running import SCRIPTS, environment, run
 
-COMMON = {"model", "random_weights", "layout", "dtype", "json", "verbose"}
+COMMON = {"model", "random_weights", "accept_terms", "layout", "dtype", "json", "verbose"}
 OWN = {
     "generate.py": {
         "prompt", "prompt_tokens", "chat", "devices", "mesh", "max_new_tokens", "ignore_eos",
@@ -18,6 +18,7 @@ OWN = {
         "devices", "mesh", "batch", "context", "seconds", "hbm_bandwidth", "peak_flops",
         "price_per_chip_hour", "output_dir", "trace",
     },
+    "convert_checkpoint.py": {"devices", "mesh", "output_dir"},
 }  # fmt: skip
 
 
@@ -27,11 +28,11 @@ def test_help_shows_examples_and_every_flag(script, tmp_path):
     assert (ended.code, ended.stderr) == (0, "")
     about, _, listed = ended.stdout.partition("\nflags:\n")
     assert f"Examples:\n  python scripts/{script}" in about
-    examples = about.partition("Examples:\n")[2]
+    examples = "\n".join(re.findall(rf"scripts/{script}.*", about))
     assert set(re.findall(r" --(\w+)", examples)) <= COMMON | OWN[script]
     assert set(re.findall(r"^  --(?:\[no\])?(\w+): ", listed, re.MULTILINE)) >= COMMON | OWN[script]
     text = " ".join(listed.split())
-    assert "smollm2-135m is fetched once (93 MB)" in text
+    assert "Fetched once: smollm2-135m (93 MB)" in text
     assert "Partitioning. weight_stationary_1d" in text
 
 
