@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from profiles.report import fit_lines, markdown_table
+from tests import family_cases
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -15,6 +16,13 @@ def test_the_table_and_the_fit_are_those_of_the_recorded_run():
     assert markdown_table(run["points"], run["bandwidth"]).strip() in README
     for line in fit_lines(run["fits"]):
         assert line in README
+
+
+def test_the_table_of_families_is_that_of_the_tests():
+    written = README.split(family_cases.BEGIN)[1].split(family_cases.END)[0]
+    assert written == family_cases.table()
+    listed = [case for cases in family_cases.FAMILIES.values() for case in cases]
+    assert sorted(listed) == family_cases.CASES
 
 
 def test_what_a_cache_buys_is_the_recorded_comparison():
