@@ -31,17 +31,21 @@ class Tokenizer:
         self._lock = threading.Lock()  # over the backend's one switch for special tokens
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer | None":
         """The tokenizer in the metadata of a GGUF file.
 
         Args:
           metadata: what the file says of itself, by key.
 
+        Returns:
+          The tokenizer; None where the file says nothing of one.
+
         Raises:
           TokenizerError: a model or pre-tokenizer not supported, or metadata that contradicts
             itself.
         """
-        return cls(read_metadata(metadata))
+        parts = read_metadata(metadata)
+        return None if parts is None else cls(parts)
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> "Tokenizer | None":

@@ -62,19 +62,21 @@ _SPACE = "▁"  # how SentencePiece writes a space
 _LONGEST_PIECE = 256  # characters; splitting a longer one in all ways would take forever
 
 
-def read_metadata(metadata: Mapping[str, Any]) -> Parts:
+def read_metadata(metadata: Mapping[str, Any]) -> Parts | None:
     """The tokenizer in the metadata of a GGUF file.
 
     Args:
       metadata: what the file says of itself, by key.
 
     Returns:
-      The parts of a `Tokenizer`.
+      The parts of a `Tokenizer`; None where the file says nothing of one.
 
     Raises:
       TokenizerError: a model or pre-tokenizer not supported, or metadata that contradicts
         itself.
     """
+    if not any(key.startswith(_PREFIX) for key in metadata):
+        return None
     tokens = _Tokens(metadata)
     model = tokens.get("model", str)
     if model not in _FAMILIES:

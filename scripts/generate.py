@@ -160,7 +160,7 @@ def _prompts(source: ModelSource) -> list[list[int]]:
     prompts = [_token_ids(text) for text in _PROMPT_TOKENS.value]
     if _PROMPT.value and source.tokenizer is None:
         raise UsageError(
-            f"--prompt is text, but {source.config.name} with random weights has no tokenizer; "
+            f"--prompt is text, but {source.config.name} has no tokenizer; "
             "pass --prompt_tokens=1,2,3"
         )
     for text in _PROMPT.value:

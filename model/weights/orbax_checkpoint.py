@@ -14,11 +14,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ _FORMAT = 1
 _DATA = re.compile("data-[0-9a-f]{16}")
 # Of one piece on disk: a chip that wants part of an array reads no more than this beside it.
 _CHUNK_BYTES = 64 * 2**20
+# Read at a time, unless one array has more.
+_READ_BYTES = 256 * 2**20
 _LARGEST_MANIFEST = 100_000_000
 _AGAIN = "the checkpoint is damaged, convert or save it again"
 
@@ -203,7 +206,7 @@ class OrbaxFolder:
             for path, param in declarations(model).items()
         }
         try:
-            with _orbax():
+            with _orbax(wanted.values()):
                 flat = ocp.load(self._data / _ARRAYS, wanted)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -237,9 +240,13 @@ def _agreed(value: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
-def _orbax() -> contextlib.AbstractContextManager:
+def _orbax(wanted: Iterable[jax.ShapeDtypeStruct] = ()) -> contextlib.AbstractContextManager:
+    """How arrays are stored, and read with little memory beside them."""
     context = ocp.Context()
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    largest = max((math.prod(array.shape) for array in wanted), default=0)
+    # As float32, whatever they are stored as; Orbax wants room for more than the largest.
+    context.memory_options.read_concurrent_bytes = max(_READ_BYTES, 4 * largest + 1)
     return context
 
 

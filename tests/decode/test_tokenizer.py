@@ -309,9 +309,10 @@ def test_scores_and_pieces_that_make_no_tokenizer_are_refused(change, message):
         Tokenizer.from_gguf(sentence_piece() | with_prefix(change))
 
 
-def test_a_file_without_a_tokenizer_says_so():
+def test_a_file_without_a_tokenizer_has_none_and_one_with_half_of_it_is_refused():
+    assert Tokenizer.from_gguf({"general.name": "x"}) is None
     with pytest.raises(TokenizerError, match="missing; give a GGUF file with a tokenizer"):
-        Tokenizer.from_gguf({})
+        Tokenizer.from_gguf({"tokenizer.ggml.model": "gpt2"})
 
 
 @pytest.mark.parametrize("token", [-1, 288])

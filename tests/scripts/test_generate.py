@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,15 @@ import pytest
 
 from decode.tokenizer import Tokenizer
 from model.weights.gguf_file import GGUFFile
+from tests.family_cases import FOLDER
+from tests.gguf_families import write_gguf
 from tests.gguf_samples import CHAT_TEMPLATE, write_tiny_gguf
 from tests.scripts.running import SCRIPTS, environment, run, run_many
 
 TINY = {"layers": 1, "tied": False, "seed": 3}
 PROMPT = "the end of a story"
 NEW_TOKENS = 24
+IDS = ["--prompt_tokens=5,6,7", "--max_new_tokens=6", "--json=-"]
 RANDOM = ["--model=tiny", "--random_weights"]
 LISTS = ("prompt_tokens", "tokens", "text", "logprobs", "finish_reasons")
 
@@ -30,6 +34,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("generate")
     write_tiny_gguf(folder / "tiny.gguf", **TINY)
     write_tiny_gguf(folder / "long.gguf", max_context=200_000)
+    write_gguf(FOLDER / "mixtral", folder / "wordless.gguf")
+    write_folders(folder)
     whole = (folder / "tiny.gguf").read_bytes()
     (folder / "truncated.gguf").write_bytes(whole[: len(whole) // 2])
     (folder / "corrupt.gguf").write_bytes(whole[:8] + b"\xff" * 8 + whole[16:])
@@ -46,6 +52,20 @@ def folder(tmp_path_factory):
     for name, change in changes.items():
         write_tiny_gguf(folder / f"{name}.gguf", **change)
     return folder
+
+
+def write_folders(folder):
+    """Hugging Face folders in which one thing is wrong."""
+    for name in ("shardless", "family", "field", "quantized"):
+        shutil.copytree(FOLDER / "llama2", folder / name)
+    (folder / "shardless" / "model-00002-of-00005.safetensors").unlink()
+    for name, change in {
+        "family": {"model_type": "mamba"},
+        "field": {"logits_scaling": 2.0},
+        "quantized": {"quantization_config": {"quant_method": "gptq"}},
+    }.items():
+        path = folder / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
 
 # What works --------------------------------------------------------------------------------------
@@ -76,6 +96,8 @@ def more(folder, alone):
         "end": ends,
         "stop": [*ends, "--ignore_eos", f"--stop={stop}"],
         "chat": [*PLAIN, "--chat", "--max_new_tokens=1", "--no_cache", "--json=-"],
+        "ids in a folder": [f"--model={FOLDER / 'mixtral'}", *IDS],
+        "ids in a file": ["--model=wordless.gguf", *IDS],
         "damaged values": ["--model=infinite.gguf", *PLAIN[1:], "--json=damaged.json"],
     }
     return run_many("generate.py", cases, folder=folder)
@@ -170,6 +192,12 @@ def test_a_chat_prompt_goes_through_the_models_template(more, folder):
     assert more["chat"].document["prompt_tokens"] == [expected]
 
 
+def test_without_a_tokenizer_ids_go_in_and_come_out(more):
+    folder, file = more["ids in a folder"].document, more["ids in a file"].document
+    assert folder["tokens"] == file["tokens"] and len(file["tokens"][0]) == 6
+    assert folder["text"] == [" ".join(map(str, folder["tokens"][0]))]
+
+
 def test_values_found_damaged_while_loading_are_one_line_and_no_document(more, folder):
     ended = more["damaged values"]
     assert ended.code == 1
@@ -233,6 +261,17 @@ REFUSED = {
         "; ",
     ),
     "no template": (["--model=untemplated.gguf", "--chat", *TEXT], 2, "chat template is missing"),
+    # Folders.
+    "no such folder": (["--model=none/here", *TEXT], 1, "none/here", "No such file", "; give"),
+    "shard": (["--model=./shardless", *TEXT], 1, "model-00002-of-00005", "missing from", "; fetch"),
+    "family": (["--model=./family", *TEXT], 1, "model_type", "is 'mamba'; supported are llama"),
+    "field": (["--model=./field", *TEXT], 1, "'logits_scaling'", "is 2.0; this may change the"),
+    "quantized": (["--model=./quantized", *TEXT], 1, "quantization_config", "; this may change"),
+    "text for a folder of ids": (
+        [f"--model={FOLDER / 'qwen2'}", *TEXT],
+        2,
+        "qwen2 has no tokenizer; pass --prompt_tokens",
+    ),
     # Models by name.
     "unknown model": (["--model=gpt5", *TEXT], 2, "model is 'gpt5'", "; ", "llama3-8b", "tiny"),
     "weights not had": (["--model=llama3-8b", *TEXT], 2, "model is 'llama3-8b'", "random_weights"),
