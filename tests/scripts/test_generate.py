@@ -220,6 +220,8 @@ def test_text_arrives_while_it_is_decoded_and_an_interrupt_is_one_line(folder):
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # Where the tests run in the background, interrupts may be ignored from birth.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         pieces = [next_piece(process.stdout) for _ in range(8)]
