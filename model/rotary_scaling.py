@@ -37,7 +37,7 @@ def scaling(given: Mapping[str, Any], base: float, head_size: int, longest: int)
     kind = left.pop("rope_type", old or "default")
     if old is not None and old != kind:
         raise ValueError(f"type {old!r:.40} contradicts rope_type {kind!r:.40}")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"rope_type {kind!r:.40} is not one of {', '.join(_KINDS)}")
     result = _KINDS[kind](left, base, head_size, longest)
     if left:
@@ -53,20 +53,20 @@ def _default(given: dict[str, Any], base: float, head_size: int, longest: int) -
 
 
 def _linear(given: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
-    return Scaling((float(given.pop("factor")),) * (head_size // 2))
+    return Scaling((_number(given, "factor"),) * (head_size // 2))
 
 
 def _dynamic(given: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
     """Plain up to the trained length; longer sequences, which would change it, are refused."""
-    given.pop("factor")
+    _number(given, "factor")
     return Scaling()
 
 
 def _llama3(given: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
     """Llama 3.1: short waves stay, long ones are stretched, those between are blended."""
-    factor, low = float(given.pop("factor")), float(given.pop("low_freq_factor"))
-    high = float(given.pop("high_freq_factor"))
-    original = float(given.pop("original_max_position_embeddings"))
+    factor, low = _number(given, "factor"), _number(given, "low_freq_factor")
+    high = _number(given, "high_freq_factor")
+    original = _number(given, "original_max_position_embeddings")
     if not 0 < low < high:
         raise ValueError(f"low_freq_factor {low} is not below high_freq_factor {high}")
     waves = 2 * math.pi / _plain(base, head_size)
@@ -76,7 +76,7 @@ def _llama3(given: dict[str, Any], base: float, head_size: int, longest: int) ->
 
 def _yarn(given: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
     """YaRN (Peng et al. 2023, section 3)."""
-    factor = float(given.pop("factor"))
+    factor = _number(given, "factor")
     if not factor >= 1:
         raise ValueError(f"factor {factor} is below 1")
     original = float(given.pop("original_max_position_embeddings", None) or longest)
@@ -105,6 +105,13 @@ def _yarn(given: dict[str, Any], base: float, head_size: int, longest: int) -> S
     stretched = np.clip((np.arange(head_size // 2) - low) / (high - low), 0, 1)
     factors = 1 / (stretched / factor + (1 - stretched))
     return Scaling(tuple(factors.tolist()), float(attention))
+
+
+def _number(given: dict[str, Any], name: str) -> float:
+    value = given.pop(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} {value!r:.40} is no number")
+    return float(value)
 
 
 def _plain(base: float, head_size: int) -> np.ndarray:

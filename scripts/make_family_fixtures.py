@@ -68,6 +68,10 @@ FAMILIES = {
     "mistral": ("mistral", {"sliding_window": 8}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2_window": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    ),
     "qwen3": ("qwen3", {"head_dim": 16}),
     "qwen3_moe": (
         "qwen3_moe",
@@ -77,6 +81,19 @@ FAMILIES = {
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 24,
             "norm_topk_prob": True,
+        },
+    ),
+    "qwen3_moe_window": (
+        "qwen3_moe",
+        {
+            "head_dim": 16,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": True,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 2,
         },
     ),
     "qwen3_moe_raw": (

@@ -16,7 +16,9 @@ CASES = sorted(folder.name for folder in FOLDER.iterdir())
 _NO_GGUF = {
     "llama_dynamic": "its files have plain positions",
     "llama_yarn": "refused by name",
-    "qwen3_moe_raw": "no key says so",
+    "qwen2_window": "no key says which layers",
+    "qwen3_moe_raw": "refused by name",
+    "qwen3_moe_window": "no key says which layers",
 }
 GGUF_CASES = [case for case in CASES if case not in _NO_GGUF]
 
@@ -26,11 +28,11 @@ FAMILIES = {
     "Llama with linear, dynamic or YaRN scaling": ["llama_linear", "llama_dynamic", "llama_yarn"],
     "Mistral": ["mistral"],
     "Mixtral": ["mixtral"],
-    "Qwen2, Qwen2.5": ["qwen2"],
+    "Qwen2, Qwen2.5": ["qwen2", "qwen2_window"],
     "Qwen3": ["qwen3"],
-    "Qwen3-MoE": ["qwen3_moe", "qwen3_moe_raw"],
+    "Qwen3-MoE": ["qwen3_moe", "qwen3_moe_raw", "qwen3_moe_window"],
     "Gemma 2": ["gemma2"],
-    "Gemma 3 (text)": ["gemma3"],
+    "Gemma 3 (text models: 270M, 1B)": ["gemma3"],
 }
 
 

@@ -5,7 +5,7 @@ it holds. Names: the `modeling_*.py` of each family in https://github.com/huggin
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import ml_dtypes
@@ -15,58 +15,12 @@ from model.config import ModelConfig
 from model.parameters import Path as ParameterPath
 from model.weights import WeightsError
 from model.weights.huggingface_config import read_config
+from model.weights.huggingface_families import FAMILIES, Names
 from model.weights.safetensors_files import SafetensorsFiles
 
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
 
-
-@dataclasses.dataclass(frozen=True)
-class Names:
-    """What a family calls the tensors that not all families call the same.
-
-    Attributes:
-      mlp_norm: the norm before the MLP.
-      attention_norm_after, mlp_norm_after: the norms behind, where there are any.
-      norm_offset: what the stored scales of norms leave out; Gemma stores scale - 1.
-      router, experts: of a mixture.
-      gate, up, down: one MLP's, or one expert's, matrices.
-    """
-
-    mlp_norm: str = "post_attention_layernorm"
-    attention_norm_after: str = ""
-    mlp_norm_after: str = ""
-    norm_offset: int = 0
-    router: str = "mlp.gate"
-    experts: str = "mlp.experts"
-    gate: str = "gate_proj"
-    up: str = "up_proj"
-    down: str = "down_proj"
-
-
-_PLAIN = Names()
-_GEMMA = Names(
-    mlp_norm="pre_feedforward_layernorm",
-    attention_norm_after="post_attention_layernorm",
-    mlp_norm_after="post_feedforward_layernorm",
-    norm_offset=1,
-)
-FAMILIES: Mapping[str, Names] = {
-    "llama": _PLAIN,
-    "mistral": _PLAIN,
-    "mixtral": Names(
-        router="block_sparse_moe.gate",
-        experts="block_sparse_moe.experts",
-        gate="w1",
-        up="w3",
-        down="w2",
-    ),
-    "qwen2": _PLAIN,
-    "qwen3": _PLAIN,
-    "qwen3_moe": _PLAIN,
-    "gemma2": _GEMMA,
-    "gemma3_text": _GEMMA,
-}
 
 _PLAIN_DTYPES = [np.dtype(name) for name in ("float64", "float32", "float16", ml_dtypes.bfloat16)]
 # Saved by old versions; recomputed from the configuration.
@@ -110,7 +64,7 @@ class Assembled:
     def __getitem__(self, index: Index) -> np.ndarray:
         """The part within `index`, one slice of step 1 per dimension."""
         bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
-        dtype = self.files.tensors[self.pieces[0].name].dtype
+        dtype = _common_dtype({self.files.tensors[piece.name].dtype for piece in self.pieces})
         out = np.empty([stop - start for start, stop in bounds], dtype)
         for piece in self.pieces:
             theirs, ours = [], []
@@ -121,6 +75,13 @@ class Assembled:
             if all(part.start < part.stop for part in theirs):
                 out[tuple(ours)] = self.files.read(piece.name, piece.shape, tuple(theirs))
         return out + np.asarray(self.offset, np.float32) if self.offset else out
+
+
+def _common_dtype(dtypes: set[np.dtype]) -> np.dtype:
+    """The dtype that holds the values of all of these."""
+    if len(dtypes) == 1:
+        return next(iter(dtypes))
+    return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
 
 
 class HuggingFaceFolder:
@@ -170,7 +131,7 @@ def read_parameters(
             f"config.json has {config.layers} layers but there are {len(files.tensors)} tensors; "
             "check that config.json belongs to these weights"
         )
-    arrays = _Arrays(files, config, FAMILIES[model_type])
+    arrays = _Arrays(files, config, FAMILIES[model_type].names)
     parameters = arrays.all()
     wanted = {p.name: p.stored for array in parameters.values() for p in array.pieces}
     for name, shape in wanted.items():

@@ -5,137 +5,24 @@ never run with mathematics that it was not trained with. Fields and defaults: th
 `configuration_*.py` of each family in https://github.com/huggingface/transformers.
 """
 
-import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from model.config import ModelConfig
 from model.rotary_scaling import Scaling, scaling
 from model.weights import WeightsError
+from model.weights.huggingface_families import ANY, FAMILIES, HARMLESS, Family
 
-_ANY = object()
 _LARGEST = 10_000_000  # bytes of a config.json
-_DESCRIPTIONS = [
-    "_name_or_path",
-    "architectures",
-    "transformers_version",
-    "torch_dtype",
-    "dtype",
-    "initializer_range",
-    "use_cache",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "attention_dropout",
-    "router_aux_loss_coef",
-    "output_router_logits",
-    "pretraining_tp",
-    "unsloth_version",
-    "id2label",
-    "label2id",
-    "problem_type",
-    "return_dict",
-    "output_hidden_states",
-    "output_attentions",
-    "chunk_size_feed_forward",
-    "router_jitter_noise",
-    "decoder_start_token_id",
-    "sep_token_id",
-    "task_specific_params",
-    "unsloth_fixed",
-    "cache_implementation",
-]
-# Fields that change nothing in inference when they have one of these values.
-_HARMLESS: Mapping[str, tuple[Any, ...] | object] = {
-    **dict.fromkeys(_DESCRIPTIONS, _ANY),
-    "model_type": _ANY,
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "is_decoder": (False, True),
-    "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,),
-    "cross_attention_hidden_size": (None,),
-    "tie_encoder_decoder": (False,),
-    "pruned_heads": ({}, None),
-    "use_bidirectional_attention": (False, None),
-    "decoder_sparse_step": (1,),
-    "mlp_only_layers": ([], None),
-    "_sliding_window_pattern": _ANY,  # layer_types say the same
-    "partial_rotary_factor": (1.0,),
-}
+_MOST = {"head_dim": 2**16, "num_hidden_layers": 100_000}  # sizes that others are computed from
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """What a `model_type` means beyond the fields that all share.
-
-    Attributes:
-      activation_field: where the activation is.
-      tied: the default of `tie_word_embeddings`.
-      base: the default rotary base.
-      local_base: the default base of layers with a window; None where all share one.
-      windowed: which layers have a window where `layer_types` is absent, given the layer's number
-        and the configuration's fields.
-      experts: the fields that may hold the number of experts; empty for none.
-      expert_width: the field with the width of each.
-      renormalise: whether chosen experts' weights are; None where a field says so.
-      settings: fields of `ModelConfig` that the family fixes.
-      scaled: embeddings are multiplied by sqrt(d_model), scores by query_pre_attn_scalar ** -0.5.
-    """
-
-    activation_field: str = "hidden_act"
-    tied: bool = False
-    base: float = 10_000.0
-    local_base: float | None = None
-    windowed: Callable[[int, "_Fields"], bool] = lambda layer, fields: True
-    experts: tuple[str, ...] = ()
-    expert_width: str = "intermediate_size"
-    renormalise: bool | None = True
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    scaled: bool = False
-
-
-def _qwen_windowed(layer: int, fields: "_Fields") -> bool:
-    first = fields.integer("max_window_layers", 28)
-    return fields.truth("use_sliding_window", False) and layer >= first
-
-
-def _gemma3_windowed(layer: int, fields: "_Fields") -> bool:
-    return (layer + 1) % fields.integer("sliding_window_pattern", 6) != 0
-
-
-_GEMMA = Family(activation_field="hidden_activation", tied=True, scaled=True)
-FAMILIES: Mapping[str, Family] = {
-    "llama": Family(),
-    "mistral": Family(),
-    "mixtral": Family(base=1e6, experts=("num_local_experts",)),
-    "qwen2": Family(windowed=_qwen_windowed, settings={"attention_bias": True}),
-    "qwen3": Family(windowed=_qwen_windowed, settings={"query_key_norm": True}),
-    "qwen3_moe": Family(
-        windowed=_qwen_windowed,
-        experts=("num_experts", "num_local_experts"),
-        expert_width="moe_intermediate_size",
-        renormalise=None,
-        settings={"query_key_norm": True},
-    ),
-    "gemma2": dataclasses.replace(
-        _GEMMA, windowed=lambda layer, _: layer % 2 == 0, settings={"norm_after": True}
-    ),
-    "gemma3_text": dataclasses.replace(
-        _GEMMA,
-        base=1e6,
-        local_base=10_000.0,
-        windowed=_gemma3_windowed,
-        settings={"norm_after": True, "query_key_norm": True},
-    ),
 }
 
 
@@ -163,7 +50,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     rotary = _rotary(fields, family, common["head_size"], common["max_context"])
     more = _experts(fields, family) | _caps(fields, family, common["d_model"])
     config = ModelConfig(**common, **more, **rotary, **family.settings, windows=windows)
-    fields.finish()
+    fields.finish(HARMLESS | family.harmless)
     return config, model_type
 
 
@@ -190,7 +77,7 @@ def _common(fields: "_Fields", family: Family, name: str) -> dict[str, Any]:
         "head_size": fields.integer("head_dim", d_model // max(heads, 1)),
         "d_ff": fields.integer(width),
         "max_context": fields.integer("max_position_embeddings"),
-        "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
+        "norm_epsilon": fields.number("rms_norm_eps", family.epsilon),
         "tied_embedding": fields.truth("tie_word_embeddings", family.tied),
         "activation": _ACTIVATIONS[activation],
     }
@@ -215,8 +102,8 @@ def _caps(fields: "_Fields", family: Family, d_model: int) -> dict[str, Any]:
     return {
         "embedding_scale": math.sqrt(d_model),
         "attention_scale": fields.number("query_pre_attn_scalar") ** -0.5,
-        "attention_softcap": fields.number("attn_logit_softcapping", 0.0) or None,
-        "logit_softcap": fields.number("final_logit_softcapping", 0.0) or None,
+        "attention_softcap": fields.unset("attn_logit_softcapping", family.attention_softcap),
+        "logit_softcap": fields.unset("final_logit_softcapping", family.logit_softcap),
     }
 
 
@@ -224,8 +111,13 @@ def _windows(
     fields: "_Fields", family: Family, layers: int, longest: int
 ) -> tuple[int | None, ...] | None:
     """Each layer's window; `layer_types` decides where it is present."""
-    size = fields.integer("sliding_window", 0)
-    by_rule = [family.windowed(layer, fields) for layer in range(min(layers, 10_000))]
+    if not family.windows:
+        return None
+    size = int(fields.unset("sliding_window", family.window) or 0)
+    older = fields.take("sliding_window_size", size)
+    if older != size:
+        fields.refuse("sliding_window_size", older, f"sliding_window says {size}")
+    by_rule = _windowed(fields, family, layers)
     types = fields.take("layer_types", None)
     if types is not None:
         kinds = {"full_attention": False, "sliding_attention": True}
@@ -245,11 +137,34 @@ def _windows(
     return tuple(size if windowed and size < longest else None for windowed in by_rule)
 
 
+def _windowed(fields: "_Fields", family: Family, layers: int) -> list[bool]:
+    """Which layers have a window by the family's rule."""
+    if family.windows == "pattern":
+        every = family.pattern
+        if family.local_base:
+            every = fields.integer("sliding_window_pattern", every)
+        if not every:
+            fields.refuse("sliding_window_pattern", every, "give a positive integer")
+        return [(layer + 1) % every != 0 for layer in range(layers)]
+    first = 0
+    if family.windows in ("upper", "switched"):
+        first = fields.integer("max_window_layers", 28)
+        if not fields.truth("use_sliding_window", False):
+            first = layers
+        elif family.windows == "switched":
+            first = 0
+    return [layer >= first for layer in range(layers)]
+
+
 def _rotary(fields: "_Fields", family: Family, head_size: int, longest: int) -> dict[str, Any]:
     old = fields.take("rope_scaling", None)
     new = fields.take("rope_parameters", None)
-    base = fields.number("rope_theta", family.base)
-    local = fields.number("rope_local_base_freq", family.local_base or 0.0) or None
+    if new and old and new != old:
+        fields.refuse("rope_scaling", old, "rope_parameters says otherwise")
+    above = fields.unset("rope_theta", None)
+    local = family.local_base
+    if local:
+        local = fields.number("rope_local_base_freq", local)
     given = new if new is not None else old
     if given is None:
         given = {}
@@ -260,13 +175,16 @@ def _rotary(fields: "_Fields", family: Family, head_size: int, longest: int) -> 
     if not isinstance(given, dict):
         fields.refuse("rope_parameters", given, "give an object")
     given = dict(given)
-    base = given.pop("rope_theta", base)
+    base = given.pop("rope_theta", above or family.base)
+    if above is not None and base != above:
+        fields.refuse("rope_theta", above, f"rope_parameters says {base!r:.20}")
     if isinstance(base, bool) or not isinstance(base, int | float):
         fields.refuse("rope_theta", base, "give a number")
     try:
         scaled: Scaling = scaling(given, float(base), head_size, longest)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        fields.refuse("rope_scaling", given, f"{error}"[:100])
+        what = f"{error} is missing" if isinstance(error, KeyError) else f"{error}"
+        fields.refuse("rope_scaling", given, f"give other values ({what:.100})")
     return {
         "rotary_base": float(base),
         "rotary_factors": scaled.factors,
@@ -295,19 +213,20 @@ class _Fields:
         self._values = _read(path)
         self._left = set(self._values)
 
-    def take(self, name: str, default: Any = _ANY) -> Any:
+    def take(self, name: str, default: Any = ANY) -> Any:
         self._left.discard(name)
         value = self._values.get(name)
         if value is None:
             value = default
-        if value is _ANY:
+        if value is ANY:
             raise WeightsError(f"field {name} of {self._path} is missing; fetch the model again")
         return value
 
-    def integer(self, name: str, default: Any = _ANY) -> int:
+    def integer(self, name: str, default: Any = ANY) -> int:
         value = self.take(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 2**40:
-            self.refuse(name, value, "give an integer of at least 0")
+        most = _MOST.get(name, 2**40)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            self.refuse(name, value, f"give an integer from 0 to {most}")
         return value
 
     def one_of(self, names: tuple[str, ...]) -> int:
@@ -323,13 +242,20 @@ class _Fields:
             self._left.discard(name)
         return value
 
-    def number(self, name: str, default: Any = _ANY) -> float:
+    def number(self, name: str, default: Any = ANY) -> float:
         value = self.take(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
             self.refuse(name, value, "give a number")
-        if value < 0 or (default is _ANY and value == 0):
+        if value < 0 or (default is ANY and value == 0):
             self.refuse(name, value, "give a positive number")
         return float(value)
+
+    def unset(self, name: str, absent: float | None) -> float | None:
+        """A number above 0 that null unsets, which is another thing than leaving it out."""
+        if name in self._values and self._values[name] is None:
+            self._left.discard(name)
+            return None
+        return self.number(name, absent or 0.0) or None
 
     def truth(self, name: str, default: bool) -> bool:
         value = self.take(name, default)
@@ -347,11 +273,11 @@ class _Fields:
         shown = repr(value) if len(repr(value)) < 60 else repr(value)[:60] + "..."
         raise WeightsError(f"field {name!r:.80} of {self._path} is {shown}; {remedy}")
 
-    def finish(self) -> None:
+    def finish(self, known: Mapping[str, tuple[Any, ...] | object]) -> None:
         """Refuses whatever was not taken and might change the mathematics."""
         for name in sorted(self._left):
-            harmless, value = _HARMLESS.get(name), self._values[name]
-            if harmless is _ANY:
+            harmless, value = known.get(name), self._values[name]
+            if harmless is ANY:
                 continue
             if harmless is None or not any(
                 value == good and type(value) is type(good) for good in harmless
@@ -367,8 +293,9 @@ def _read(path: Path) -> dict[str, Any]:
         return found
 
     try:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError("it is too large")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+            raise ValueError("it is too large, or no regular file")
         values = json.loads(path.read_text("utf-8"), object_pairs_hook=once)
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0][:80]

@@ -2,26 +2,27 @@
 
 import dataclasses
 import json
+import os
 import random
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from model.catalog import find_model
 from model.config import ConfigError
 from model.rotary_scaling import scaling
 from model.weights import WeightsError
 from model.weights.huggingface import HuggingFaceFolder
-from model.weights.huggingface_config import FAMILIES, read_config
-
-FOLDERS = Path(__file__).parents[1] / "families"
-CASES = sorted(folder.name for folder in FOLDERS.iterdir())
+from model.weights.huggingface_config import read_config
+from model.weights.huggingface_families import FAMILIES
+from tests.family_cases import CASES, FOLDER
+from tests.published_configs import PUBLISHED
 
 
 def values_of(case):
-    return json.loads((FOLDERS / case / "config.json").read_text())
+    return json.loads((FOLDER / case / "config.json").read_text())
 
 
 def read(folder, values):
@@ -57,6 +58,21 @@ def test_every_family_has_a_model_made_by_transformers():
         ("gemma3", {"use_bidirectional_attention": True}, "bidirectional"),
         ("gemma2", {"hidden_activation": "relu"}, "hidden_activation"),
         ("mistral", {"num_key_value_heads": 3}, "heads"),
+        # Fields that other families would take, or that say two things.
+        ("llama2", {"sliding_window": 8}, "sliding_window.*8; this may change"),
+        ("llama2", {"layer_types": ["full_attention"] * 2}, "layer_types.*; this may change"),
+        ("llama2", {"rope_local_base_freq": 5.0}, "rope_local_base_freq.*; this may change"),
+        ("llama2", {"use_qk_norm": True}, "use_qk_norm.*; this may change"),
+        ("llama3", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "says otherwise"),
+        ("llama3", {"rope_theta": 1e4}, "rope_theta.*; rope_parameters says 500000"),
+        ("gemma2", {"sliding_window_size": 9}, "sliding_window_size.*9; sliding_window says 8"),
+        ("gemma3", {"layer_types": None, "sliding_window_pattern": 0}, "pattern.*0; give a pos"),
+        # Sizes that others are computed from, and numbers that are none.
+        ("llama_linear", {"head_dim": 2**40}, "head_dim.*1099511627776; give"),
+        ("llama2", {"rope_parameters": {"rope_type": "linear", "factor": "8"}}, "is no number"),
+        ("llama2", {"rope_parameters": {"rope_type": "dynamic", "factor": True}}, "is no number"),
+        ("llama2", {"rope_parameters": {"rope_type": ["linear"], "factor": 2}}, "is not one of"),
+        ("llama2", {"rope_parameters": {"rope_type": "linear"}}, "'factor' is missing"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(tmp_path, case, changed, words):
@@ -72,7 +88,7 @@ def test_an_unknown_field_is_refused_in_every_family(tmp_path, case):
 
 
 def test_a_field_given_twice_is_refused(tmp_path):
-    text = (FOLDERS / "llama2" / "config.json").read_text()
+    text = (FOLDER / "llama2" / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace("{", '{"hidden_size": 64,', 1))
     with pytest.raises(WeightsError, match="twice"):
         read_config(tmp_path)
@@ -99,6 +115,60 @@ def test_layers_have_windows_as_each_family_says(tmp_path):
     assert read(tmp_path, qwen2).windows is None
     qwen2 |= {"use_sliding_window": True, "max_window_layers": 1}
     assert read(tmp_path, qwen2).windows == (None, 8)
+    mixture = values_of("qwen3_moe") | {"sliding_window": 8, "use_sliding_window": True}
+    mixture |= {"layer_types": None, "max_window_layers": 28}
+    assert read(tmp_path, mixture).windows == (8, 8)  # there max_window_layers has no say
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_released_models_config_is_the_catalogues_shape(tmp_path, name):
+    found = read(tmp_path, PUBLISHED[name])
+    assert dataclasses.replace(found, name=name) == find_model(name)
+
+
+def test_what_a_config_leaves_out_is_what_transformers_would_assume(tmp_path):
+    def without(case, *names):
+        left = {key: value for key, value in values_of(case).items() if key not in names}
+        return read(tmp_path, left | {"max_position_embeddings": 8192})
+
+    gemma2 = without(
+        "gemma2", "attn_logit_softcapping", "final_logit_softcapping", "sliding_window"
+    )
+    assert (gemma2.attention_softcap, gemma2.logit_softcap) == (50.0, 30.0)
+    assert set(gemma2.windows) == {4096, None}
+    assert without("mistral", "sliding_window").windows == (4096, 4096)
+    assert without("mixtral", "rms_norm_eps").norm_epsilon == 1e-5
+    assert without("qwen3", "rms_norm_eps").norm_epsilon == 1e-6
+    unset = values_of("gemma2") | {"attn_logit_softcapping": None}
+    assert read(tmp_path, unset).attention_softcap is None
+
+
+def test_the_long_gemma_3_stretches_the_layers_that_see_all(tmp_path):
+    rotary = values_of("gemma3")["rope_parameters"]
+    rotary["full_attention"] |= {"rope_type": "linear", "factor": 8.0}
+    found = read(tmp_path, values_of("gemma3") | {"rope_parameters": rotary})
+    assert found.rotary_factors == (8.0,) * 8 and found.local_rotary_base == 10_000.0
+
+
+def test_a_pipe_in_place_of_a_config_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(WeightsError, match="no regular file"):
+        read_config(tmp_path)
+
+
+def test_tensors_of_several_dtypes_make_one_array_that_holds_them_all(tmp_path):
+    """Queries in float16 beside values that only float32 holds."""
+    shutil.copytree(FOLDER / "qwen3", tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    key, value = (f"model.layers.0.self_attn.{name}_proj.weight" for name in "kv")
+    tensors[key] = tensors[key].astype(np.float16)
+    tensors[value] = tensors[value] * np.float32(1e6)
+    save_file(tensors, tmp_path / "model.safetensors")
+    folder = HuggingFaceFolder(tmp_path)
+    parameters = dict(folder.read_parameters(folder.config))
+    joined = next(a for p, a in parameters.items() if {key, value} <= {q.name for q in a.pieces})
+    found = joined[tuple(slice(None) for _ in joined.shape)]
+    assert np.abs(found).max() == np.abs(tensors[value]).max()
 
 
 def test_no_damaged_config_crashes(tmp_path):
@@ -122,7 +192,7 @@ def test_no_damaged_config_crashes(tmp_path):
 
 
 def test_tensors_that_the_configuration_does_not_expect_are_refused(tmp_path):
-    shutil.copytree(FOLDERS / "qwen3", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(FOLDER / "qwen3", tmp_path, dirs_exist_ok=True)
     file = tmp_path / "model.safetensors"
     good = load_file(file)
     norm = "model.layers.0.self_attn.q_norm.weight"
@@ -139,14 +209,14 @@ def test_tensors_that_the_configuration_does_not_expect_are_refused(tmp_path):
 
 
 def test_a_number_of_layers_that_no_file_could_hold_is_refused_at_once(tmp_path):
-    shutil.copytree(FOLDERS / "llama3", tmp_path, dirs_exist_ok=True)
-    read(tmp_path, values_of("llama3") | {"num_hidden_layers": 2**40})
+    shutil.copytree(FOLDER / "llama3", tmp_path, dirs_exist_ok=True)
+    read(tmp_path, values_of("llama3") | {"num_hidden_layers": 100_000})
     with pytest.raises(WeightsError, match="layers but there are"):
         HuggingFaceFolder(tmp_path)
 
 
 def test_a_tied_model_may_store_its_unembedding_only_when_it_is_the_embedding(tmp_path):
-    shutil.copytree(FOLDERS / "qwen2", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(FOLDER / "qwen2", tmp_path, dirs_exist_ok=True)
     file = tmp_path / "model.safetensors"
     tensors = load_file(file)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()

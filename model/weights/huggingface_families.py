@@ -1,0 +1,181 @@
+"""What each `model_type` of a Hugging Face `config.json` means, and what its tensors are called.
+
+Sources: `configuration_*.py` and `modeling_*.py` of each family in
+https://github.com/huggingface/transformers.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+ANY = object()
+"""Stands for every value a field may have."""
+# fmt: off
+_DESCRIPTIONS = [
+    "_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype",
+    "initializer_range", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id",
+    "sep_token_id", "decoder_start_token_id", "attention_dropout", "router_aux_loss_coef",
+    "router_jitter_noise", "output_router_logits", "pretraining_tp", "id2label", "label2id",
+    "problem_type", "return_dict", "output_hidden_states", "output_attentions",
+    "output_scores", "return_dict_in_generate", "chunk_size_feed_forward",
+    "task_specific_params", "cache_implementation", "unsloth_version", "unsloth_fixed",
+    "is_llama_config", "transformers.js_config", "tokenizer_class", "prefix",
+    "finetuning_task", "torchscript", "use_bfloat16", "tf_legacy_loss",
+    "remove_invalid_values", "max_length", "min_length", "do_sample", "temperature", "top_k",
+    "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "num_beams",
+    "num_beam_groups", "diversity_penalty", "early_stopping", "forced_bos_token_id",
+    "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
+    "exponential_decay_length_penalty",
+]
+# fmt: on
+# Fields that change nothing in inference when they have one of these values.
+HARMLESS: Mapping[str, tuple[Any, ...] | object] = {
+    **dict.fromkeys(_DESCRIPTIONS, ANY),
+    "model_type": ANY,
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "qkv_bias": (False,),
+    "is_decoder": (False, True),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "cross_attention_hidden_size": (None,),
+    "tie_encoder_decoder": (False,),
+    "pruned_heads": ({}, None),
+    "use_bidirectional_attention": (False, None),
+    "use_mrope": (False,),
+    "rope_interleaved": (False,),
+    "decoder_sparse_step": (1,),
+    "mlp_only_layers": ([], None),
+    "shared_expert_intermediate_size": (0, None),
+    "_sliding_window_pattern": ANY,  # layer_types say the same
+    "sliding_window": (None,),  # of families that have none
+    "layer_types": (None,),
+    "partial_rotary_factor": (1.0,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """What a family calls the tensors that not all families call the same.
+
+    Attributes:
+      mlp_norm: the norm before the MLP.
+      attention_norm_after, mlp_norm_after: the norms behind, where there are any.
+      norm_offset: what the stored scales of norms leave out; Gemma stores scale - 1.
+      router, experts: of a mixture.
+      gate, up, down: one MLP's, or one expert's, matrices.
+    """
+
+    mlp_norm: str = "post_attention_layernorm"
+    attention_norm_after: str = ""
+    mlp_norm_after: str = ""
+    norm_offset: int = 0
+    router: str = "mlp.gate"
+    experts: str = "mlp.experts"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+
+
+_GEMMA_NAMES = Names(
+    mlp_norm="pre_feedforward_layernorm",
+    attention_norm_after="post_attention_layernorm",
+    mlp_norm_after="post_feedforward_layernorm",
+    norm_offset=1,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What a `model_type` means beyond the fields that all share.
+
+    Attributes:
+      names: what its tensors are called.
+      activation_field: where the activation is.
+      tied: the default of `tie_word_embeddings`.
+      epsilon: the default of `rms_norm_eps`.
+      base: the default rotary base.
+      local_base: the default base of layers with a window; None where all share one.
+      window: the default of `sliding_window`; 0 for families that have none.
+      windows: which layers have one where `layer_types` is absent: ``all``; ``switched``, all if
+        `use_sliding_window` says so; ``upper``, the same from `max_window_layers` on; ``pattern``,
+        all but every so many.
+      pattern: of which the last sees all; where a field says how many, its default.
+      experts: the fields that may hold the number of experts; empty for none.
+      expert_width: the field with the width of each.
+      renormalise: whether chosen experts' weights are; None where a field says so.
+      settings: fields of `ModelConfig` that the family fixes.
+      harmless: values of further fields that change nothing, by field.
+      scaled: embeddings are multiplied by sqrt(d_model), scores by query_pre_attn_scalar ** -0.5.
+      attention_softcap, logit_softcap: the defaults where the fields are absent.
+    """
+
+    names: Names = Names()
+    activation_field: str = "hidden_act"
+    tied: bool = False
+    epsilon: float = 1e-6
+    base: float = 10_000.0
+    local_base: float | None = None
+    window: int = 0
+    windows: str = ""
+    pattern: int = 0
+    experts: tuple[str, ...] = ()
+    expert_width: str = "intermediate_size"
+    renormalise: bool | None = True
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    harmless: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    scaled: bool = False
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+
+
+_QWEN3 = Family(
+    window=4096,
+    windows="upper",
+    settings={"query_key_norm": True},
+    harmless={"use_qk_norm": (True,)},
+)
+_GEMMA = Family(
+    names=_GEMMA_NAMES,
+    activation_field="hidden_activation",
+    tied=True,
+    window=4096,
+    windows="pattern",
+    scaled=True,
+    settings={"norm_after": True},
+)
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(),
+    "mistral": Family(window=4096, windows="all"),
+    "mixtral": Family(
+        names=Names(
+            router="block_sparse_moe.gate",
+            experts="block_sparse_moe.experts",
+            gate="w1",
+            up="w3",
+            down="w2",
+        ),
+        epsilon=1e-5,
+        base=1e6,
+        windows="all",
+        experts=("num_local_experts",),
+    ),
+    "qwen2": Family(window=4096, windows="upper", settings={"attention_bias": True}),
+    "qwen3": _QWEN3,
+    "qwen3_moe": dataclasses.replace(
+        _QWEN3,
+        windows="switched",
+        experts=("num_experts", "num_local_experts"),
+        expert_width="moe_intermediate_size",
+        renormalise=None,
+    ),
+    "gemma2": dataclasses.replace(_GEMMA, pattern=2, attention_softcap=50.0, logit_softcap=30.0),
+    "gemma3_text": dataclasses.replace(
+        _GEMMA,
+        base=1e6,
+        local_base=10_000.0,
+        pattern=6,
+        settings={"norm_after": True, "query_key_norm": True},
+    ),
+}
