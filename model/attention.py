@@ -37,7 +37,7 @@ class Attention(nnx.Module):
             zeros = jax.nn.initializers.zeros
             self.bias = declare((K, G + 2, h), ("K", "C", "h"), dtype, zeros)
         if config.query_key_norm:
-            self.query_norm, self.key_norm = (Norm(config, dtype, "n") for _ in range(2))
+            self.query_norm, self.key_norm = (Norm(config, "n") for _ in range(2))
         self.config = config
         self.window = window
 

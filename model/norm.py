@@ -11,9 +11,10 @@ from model.parameters import declare
 class Norm(nnx.Module):
     """Root-mean-square norm (Zhang and Sennrich 2019), or layer norm without bias (PaLM)."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, axis: str = "D"):
+    def __init__(self, config: ModelConfig, axis: str = "D"):
         size = config.sizes[axis]
-        self.scale = declare((size,), (axis,), dtype, jax.nn.initializers.ones)
+        # In float32 always: Gemma's files hold scale - 1, which loses bits as a bfloat16 scale.
+        self.scale = declare((size,), (axis,), jnp.float32, jax.nn.initializers.ones)
         self.epsilon = config.norm_epsilon
         self.centred = config.norm == "layer"
 
@@ -24,4 +25,4 @@ class Norm(nnx.Module):
             if self.centred:
                 y = y - jnp.mean(y, axis=-1, keepdims=True)
             y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-            return self.scale[...] * y.astype(x.dtype)
+            return (self.scale[...] * y).astype(x.dtype)

@@ -63,13 +63,13 @@ class Block(nnx.Module):
     """Attention and MLP (or experts), each behind its norm; a parallel block has one for both."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, layer: int):
-        self.attention_norm = Norm(config, dtype)
+        self.attention_norm = Norm(config)
         self.attention = Attention(config, dtype, config.window(layer))
         if not config.parallel_block:
-            self.mlp_norm = Norm(config, dtype)
+            self.mlp_norm = Norm(config)
         if config.norm_after:
-            self.attention_norm_after = Norm(config, dtype)
-            self.mlp_norm_after = Norm(config, dtype)
+            self.attention_norm_after = Norm(config)
+            self.mlp_norm_after = Norm(config)
         self.mlp = Mixture(config, dtype) if config.experts else MLP(config, dtype)
         self.config = config
 
@@ -108,7 +108,7 @@ class Transformer(nnx.Module):
         self.embedding = Embedding(config, dtype)
         # Unrolled: a scan over stacked weights copies each layer's slice on CPU and GPU.
         self.layers = nnx.List([Block(config, dtype, n) for n in range(config.layers)])
-        self.final_norm = Norm(config, dtype)
+        self.final_norm = Norm(config)
         if not config.tied_embedding:
             self.unembedding = Embedding(config, dtype)
 
