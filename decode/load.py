@@ -142,7 +142,13 @@ def find_source(
             f"model is {model!r}, whose weights are not fetched; give the path of a GGUF file or "
             "of a Hugging Face or Orbax folder, or --random_weights for its shapes alone"
         )
-    if not (Path(model).exists() or model.endswith(".gguf") or "/" in model):
+    try:
+        found = Path(model).exists()
+    except OSError as error:
+        raise ConfigError(
+            f"model is {model[:60]!r}..., which is no path ({error.strerror}); give a name or path"
+        ) from None
+    if not (found or model.endswith(".gguf") or "/" in model):
         find_model(model)  # neither a name nor a path: the error lists the names
     return _from_file(Path(model))
 

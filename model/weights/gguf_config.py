@@ -20,6 +20,7 @@ from model.weights.gguf_file import DAMAGED, GGUFFile, short
 # Keys that change nothing in the arithmetic when they have this value (_ANY: whatever they have),
 # because they only describe where the model comes from, or experts that it lacks.
 _ANY = object()
+_VISION = ("mm.", "vision.")  # of a file that may hold more than the language model
 _HARMLESS = {
     "attention.causal": True,
     "expert_feed_forward_length": _ANY,  # of a model without experts
@@ -38,6 +39,7 @@ class Architecture:
     Attributes:
       paired: the two rows of a rotary pair are adjacent in query and key matrices.
       settings: fields of `ModelConfig` that it fixes.
+      window: where the file does not say.
       pattern: where the file has windows, every so many layers the last one sees all tokens;
         0 if none does.
       local_base: base of the layers with a window where the file does not say; None for that of
@@ -50,6 +52,7 @@ class Architecture:
 
     paired: bool = False
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    window: int = 0
     pattern: int = 0
     local_base: float | None = None
     scaled: bool = False
@@ -66,6 +69,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen3moe": Architecture(settings={"query_key_norm": True}),
     "gemma2": Architecture(
         settings=_GEMMA,
+        window=4096,
         pattern=2,
         scaled=True,
         largest=46,
@@ -96,6 +100,7 @@ def read_keys(file: GGUFFile) -> tuple[ModelConfig, float]:
     keys = _Keys(file)
     architecture = ARCHITECTURES[keys.architecture]
     common = _common(keys, file)
+    ModelConfig(**common)  # refuses sizes before anything is computed from them
     more = _experts(keys) | _windows(keys, architecture, common["layers"], common["max_context"])
     if architecture.scaled:
         more |= _gemma(keys, architecture, common)
@@ -140,7 +145,8 @@ def _experts(keys: "_Keys") -> dict[str, Any]:
 def _windows(
     keys: "_Keys", architecture: Architecture, layers: int, longest: int
 ) -> dict[str, Any]:
-    size, pattern = keys.integer("attention.sliding_window", 0), architecture.pattern
+    size = keys.integer("attention.sliding_window", architecture.window)
+    pattern = architecture.pattern
     keys.expect("attention.sliding_window_pattern", pattern, "that of the architecture")
     if not 0 < size < longest:
         return {}
@@ -225,7 +231,7 @@ class _Keys:
     def finish(self) -> None:
         """Refuses whatever was not taken and might change the arithmetic."""
         for key, value in self._left.items():
-            harmless = _HARMLESS.get(key)
+            harmless = _ANY if key.startswith(_VISION) else _HARMLESS.get(key)
             if harmless is not _ANY and (harmless is None or short(value) != short(harmless)):
                 self.refuse(key, value)
 

@@ -284,8 +284,8 @@ def _own_digest(content: Mapping[str, Any]) -> str:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _LARGEST_MANIFEST:
-            raise ValueError("it is too large")
+        if not path.is_file() or path.stat().st_size > _LARGEST_MANIFEST:
+            raise ValueError("it is too large, or no regular file")
         content = json.loads(path.read_text("utf-8"))
         if content.get("format", 0) > _FORMAT:
             raise WeightsError(f"{path} is of format {content['format']}; use a newer version")

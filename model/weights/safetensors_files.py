@@ -27,6 +27,8 @@ from model.weights.gguf_file import DAMAGED, short
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 100_000_000  # the limit that the format sets to a header
+_SHORT_RUN = 1 << 16  # bytes; seeking from one such run to the next costs more than reading on
+_BLOCK = 1 << 24  # bytes read at a time where runs are short
 _MAX_DIMENSIONS = 64  # numpy's limit
 
 _DTYPES = {
@@ -84,22 +86,16 @@ class SafetensorsFiles:
         folder = Path(folder)
         index = _find_index(folder)
         tensors: dict[str, StoredTensor] = {}
-        self._sizes: list[int] = []
         for file in [SINGLE] if index is None else sorted(set(index.values())):
             with _opened(folder / file) as opened:
-                found, size = _read_header(folder / file, opened)
+                found = _read_header(folder / file, opened)
             for name in found.keys() & tensors.keys():
                 other = short(tensors[name].file.name)
                 _fail(f"tensor {short(name)}", file, f"also in {other}", "delete one of the files")
             tensors |= found
-            self._sizes.append(size)
         if index is not None:
             _check_index(index, tensors)
         self.tensors: Mapping[str, StoredTensor] = tensors
-
-    def largest(self) -> int:
-        """Bytes of the largest file."""
-        return max(self._sizes)
 
     def read(
         self,
@@ -136,14 +132,36 @@ class SafetensorsFiles:
         if out.size:
             # Plain reads and no memory map: when the file shrinks or its disk fails, they say so
             # where touching a map kills the process.
-            starts = tensor.start + _run_starts(shape, bounds) * tensor.dtype.itemsize
-            rows = out.reshape(-1).view(np.uint8).reshape(len(starts), -1)
             with _opened(tensor.file) as file:
-                for start, row in zip(starts.tolist(), rows, strict=True):
-                    _fill(memoryview(row), file, start)
-            if tensor.dtype == bool and rows.max() > 1:
+                _read_part(file, tensor, shape, bounds, out)
+            if tensor.dtype == bool and out.view(np.uint8).max() > 1:
                 _fail(f"tensor {short(name)}", tensor.file.name, "neither false nor true somewhere")
         return out
+
+
+def _read_part(
+    file: io.FileIO,
+    tensor: StoredTensor,
+    shape: tuple[int, ...],
+    bounds: list[tuple[int, int]],
+    out: np.ndarray,
+) -> None:
+    """Fills `out` with a part of a tensor: run by run, or if runs are short, with all between."""
+    size, starts = tensor.dtype.itemsize, _run_starts(shape, bounds)
+    rows = out.reshape(-1).view(np.uint8).reshape(len(starts), -1)
+    if len(starts) == 1 or rows.shape[1] >= _SHORT_RUN:
+        for start, row in zip((tensor.start + starts * size).tolist(), rows, strict=True):
+            _fill(memoryview(row), file, start)
+        return
+    whole, (first, last) = math.prod(shape[1:]), bounds[0]
+    step = max(1, _BLOCK // (whole * size))
+    inner = tuple(slice(*bound) for bound in bounds[1:])
+    block = np.empty(min(step, last - first) * whole, tensor.dtype)
+    for at in range(first, last, step):
+        count = min(step, last - at)
+        part = block[: count * whole]
+        _fill(memoryview(part.view(np.uint8)), file, tensor.start + at * whole * size)
+        out[at - first : at - first + count] = part.reshape(count, *shape[1:])[:, *inner]
 
 
 def _bounds(shape: tuple[int, ...], index: tuple[slice, ...]) -> list[tuple[int, int]]:
@@ -221,8 +239,8 @@ def _parse(raw: bytearray, what: str, file: str) -> dict[str, Any]:
     return found
 
 
-def _read_header(path: Path, file: io.FileIO) -> tuple[dict[str, StoredTensor], int]:
-    """The tensors of one file, which together cover it to its end, and its size."""
+def _read_header(path: Path, file: io.FileIO) -> dict[str, StoredTensor]:
+    """The tensors of one file, which together cover it to its end."""
     size = os.fstat(file.fileno()).st_size
     length = bytearray(8)
     _fill(memoryview(length), file, 0)
@@ -246,7 +264,7 @@ def _read_header(path: Path, file: io.FileIO) -> tuple[dict[str, StoredTensor], 
         at = ends[name]
     if at != size:
         _fail("size", path.name, f"{size} bytes, not {at} as its header says")
-    return tensors, size
+    return tensors
 
 
 def _stored_tensor(path: Path, name: str, entry: Any, data: int) -> tuple[StoredTensor, int]:

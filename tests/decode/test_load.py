@@ -3,14 +3,18 @@
 import shutil
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from decode.load import find_source
+from model.parameters import flatten
 from model.weights.orbax_checkpoint import OrbaxFolder, save
 from sharding.layout import LAYOUTS
 from sharding.mesh import parse_mesh
 from tests.family_cases import CASES, FOLDER
+from tests.processes import run_processes
 
 LAYOUT = LAYOUTS["weight_stationary_1d"]
 
@@ -26,6 +30,65 @@ def test_a_converted_model_gives_the_same_logits(case, tmp_path):
     tokens = np.arange(3, 23, dtype=np.int32)[None]
     again = converted.engine(LAYOUT, parse_mesh("1x1"), jnp.float32)
     np.testing.assert_array_equal(again.forward(tokens), engine.forward(tokens))
+
+
+@pytest.mark.parametrize("case", ["gemma3", "qwen3"])
+def test_a_bfloat16_checkpoint_is_converted_without_losing_a_bit(case, tmp_path):
+    """Gemma's norms are stored less one: the scale itself needs more bits than bfloat16 has."""
+    shutil.copytree(FOLDER / case, tmp_path / case)
+    weights = tmp_path / case / "model.safetensors"
+    rounded = {name: a.astype(ml_dtypes.bfloat16) for name, a in load_file(weights).items()}
+    save_file(rounded, weights)
+    source = find_source(str(tmp_path / case))
+    assert source.stored_dtype() == "bfloat16"
+    engine = source.engine(LAYOUT, parse_mesh("1x1"), jnp.bfloat16)
+    save(tmp_path / "saved", source.config, engine.parameters)
+    tokens = np.arange(3, 23, dtype=np.int32)[None]
+    ours, theirs = (
+        s.engine(LAYOUT, parse_mesh("1x1"), jnp.float32).forward(tokens)
+        for s in (find_source(str(tmp_path / "saved")), source)
+    )
+    np.testing.assert_array_equal(ours, theirs)
+
+
+_PROCESS = """
+import jax.numpy as jnp
+import numpy as np
+from decode.load import find_source
+from model.parameters import flatten
+from model.weights.safetensors_files import SafetensorsFiles
+from sharding.layout import LAYOUTS
+from sharding.mesh import parse_mesh
+folder, out = ARGUMENTS
+source, elements, read = find_source(folder), [0], SafetensorsFiles.read
+def counted(*arguments):
+    part = read(*arguments)
+    elements[0] += part.size
+    return part
+SafetensorsFiles.read = counted
+engine = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("8"), jnp.float32)
+parts = {
+    f"{'.'.join(map(str, path))}@{shard.index}": np.asarray(shard.data)
+    for path, array in flatten(engine.parameters).items()
+    for shard in array.addressable_shards
+}
+np.savez(f"{out}/{PROCESS}.npz", elements=elements[0], **parts)
+"""
+
+
+def test_each_process_reads_its_part_of_a_folder_and_no_more(tmp_path):
+    run_processes(_PROCESS, FOLDER / "gemma3", tmp_path)
+    engine = find_source(str(FOLDER / "gemma3")).engine(LAYOUT, parse_mesh("1x1"), jnp.float32)
+    whole = {
+        ".".join(map(str, path)): np.asarray(a) for path, a in flatten(engine.parameters).items()
+    }
+    total = sum(array.size for array in whole.values())
+    for number in range(2):
+        found = dict(np.load(tmp_path / f"{number}.npz"))
+        assert found.pop("elements") < 0.55 * total
+        for key, part in found.items():
+            name, index = key.split("@")
+            np.testing.assert_array_equal(part, whole[name][eval(index, {"slice": slice})])
 
 
 def test_a_gguf_tokenizer_goes_with_the_converted_weights(smollm2, smollm2_engine, tmp_path):

@@ -3,12 +3,14 @@
 The folders are those whose logits and text are held to transformers in tests/decode.
 """
 
+import contextlib
 import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from model.config import ConfigError
 from model.weights import WeightsError
 from model.weights.gguf import read_config, read_parameters
 from model.weights.gguf_config import ARCHITECTURES
@@ -81,3 +83,34 @@ def test_gemma_3_sees_all_in_every_sixth_layer_as_its_file_may_say(tmp_path):
     del file.metadata["gemma3.attention.sliding_window_pattern"]
     file.metadata["gemma3.rope.freq_base_swa"] = 500.0
     assert read_config(file).local_rotary_base == 500.0
+
+
+def test_gemma_2_has_its_window_and_caps_where_the_file_leaves_them_out(tmp_path):
+    gguf_families.write_gguf(FOLDER / "gemma2", tmp_path / "m.gguf")
+    file = GGUFFile(tmp_path / "m.gguf")
+    for key in ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"):
+        del file.metadata[f"gemma2.{key}"]
+    file.metadata["gemma2.context_length"] = 8192
+    config = read_config(file)
+    assert config.windows == (4096, None, 4096)
+    assert (config.attention_softcap, config.logit_softcap) == (50.0, 30.0)
+
+
+def test_keys_of_a_vision_tower_are_not_those_of_the_language_model(tmp_path):
+    gguf_families.write_gguf(FOLDER / "gemma3", tmp_path / "m.gguf")
+    file = GGUFFile(tmp_path / "m.gguf")
+    file.metadata |= {"gemma3.vision.block_count": 27, "gemma3.mm.tokens_per_image": 256}
+    assert read_config(file).layers == 4
+
+
+@pytest.mark.parametrize("case", GGUF_CASES)
+def test_no_size_crashes_the_reader(case, tmp_path):
+    gguf_families.write_gguf(FOLDER / case, tmp_path / "m.gguf")
+    good = GGUFFile(tmp_path / "m.gguf")
+    sizes = [key for key, value in good.metadata.items() if isinstance(value, int | float)]
+    for key in sizes:
+        for value in (0, -32, 46, 2**31, 0.5, float("nan"), "x", [1], True):
+            file = GGUFFile(tmp_path / "m.gguf")
+            file.metadata[key] = value
+            with contextlib.suppress(WeightsError, ConfigError):
+                read_config(file)

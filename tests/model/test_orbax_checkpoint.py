@@ -22,6 +22,7 @@ from model.weights import WeightsError
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, save
 from sharding.layout import LAYOUTS
 from sharding.mesh import make_mesh, parse_mesh
+from tests.processes import run_processes
 
 ROOT = Path(__file__).parents[2]
 CONFIG = find_model("tiny")
@@ -189,22 +190,17 @@ def test_a_save_killed_at_any_moment_leaves_the_old_model_or_the_new_one(tmp_pat
 
 
 _PROCESS = """
-import sys
-import jax
-sys.path[:0] = [{root!r}, {here!r}]
-jax.config.update("jax_num_cpu_devices", 4)
-jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-from test_orbax_checkpoint import CONFIG, OrbaxFolder, put, save
+from tests.model.test_orbax_checkpoint import CONFIG, OrbaxFolder, put, save
 import numpy as np
 from model.parameters import flatten
-folder = sys.argv[3]
+(folder,) = ARGUMENTS
 parameters = OrbaxFolder(folder).restore(*put("2x4"))
-shards = {{
-    f"{{'.'.join(map(str, path))}}@{{shard.index}}": np.asarray(shard.data)
+shards = {
+    f"{'.'.join(map(str, path))}@{shard.index}": np.asarray(shard.data)
     for path, array in flatten(parameters).items()
     for shard in array.addressable_shards
-}}
-np.savez(f"{{folder}}-shards-{{sys.argv[2]}}.npz", **shards)
+}
+np.savez(f"{folder}-shards-{PROCESS}.npz", **shards)
 save(folder + "-again", CONFIG, parameters)
 """
 
@@ -212,17 +208,7 @@ save(folder + "-again", CONFIG, parameters)
 def test_two_processes_restore_and_save_the_same_model(saved, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)
-    script = tmp_path / "process.py"
-    script.write_text(_PROCESS.format(root=str(ROOT), here=str(Path(__file__).parent)))
-    address = f"localhost:{random.randrange(20_000, 60_000)}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, address, str(number), folder],
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        )
-        for number in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    run_processes(_PROCESS, folder)
     whole = {".".join(map(str, path)): v for path, v in values(random_parameters()).items()}
     for number in range(2):
         shards = np.load(f"{folder}-shards-{number}.npz")

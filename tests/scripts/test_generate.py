@@ -263,6 +263,7 @@ REFUSED = {
         "; ",
     ),
     "no template": (["--model=untemplated.gguf", "--chat", *TEXT], 2, "chat template is missing"),
+    "a path too long": ([f"--model={'a/' * 3000}", *TEXT], 2, "...", "no path", "; give"),
     # Folders.
     "no such folder": (["--model=none/here", *TEXT], 1, "none/here", "No such file", "; give"),
     "shard": (["--model=./shardless", *TEXT], 1, "model-00002-of-00005", "missing from", "; fetch"),
