@@ -16,7 +16,7 @@ from model.cache import CACHE_AXES, PADDING, KVCache, abstract_cache, empty_cach
 from model.config import ModelConfig
 from model.parameters import Parameters
 from model.transformer import Transformer
-from sharding.layout import Placement
+from sharding.placement import Placement
 
 
 class Carry(NamedTuple):
@@ -59,7 +59,7 @@ class Engine:
     Attributes:
       config: the model.
       parameters: nested dict of arrays, placed on the mesh.
-      placement: the layout they are in.
+      placement: the layout they are in; its `prefill` is that of prompts.
       mesh: the devices.
       dtype: of the cache and of arithmetic.
     """
@@ -87,9 +87,17 @@ class Engine:
         self._forward = jax.jit(self._forward_step)
 
     def new_cache(self, batch: int, slots: int) -> KVCache:
-        """An empty cache of `slots` tokens for each of `batch` sequences."""
-        abstract = abstract_cache(self.config, batch, slots, self.dtype)
-        return empty_cache(abstract, self.placement, self.mesh)
+        """An empty cache of `slots` tokens for each of `batch` sequences.
+
+        Raises:
+          LayoutError: a batch that the layout does not divide.
+        """
+        return empty_cache(self._abstract_cache(batch, slots), self.placement, self.mesh)
+
+    def _abstract_cache(self, batch: int, slots: int) -> KVCache:
+        self.placement.check_batch(batch)
+        multiple = self.placement.multiple("S")
+        return abstract_cache(self.config, batch, slots, self.dtype, multiple)
 
     def put(self, values: np.ndarray | jax.Array) -> jax.Array:
         """A small host array, whole on every device."""
@@ -166,7 +174,7 @@ class Engine:
         where = jax.NamedSharding(self.mesh, self.placement.cache(*CACHE_AXES))
         cache = jax.tree.map(
             lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where),
-            abstract_cache(self.config, batch, slots, self.dtype),
+            self._abstract_cache(batch, slots),
         )
         vector = self.put(np.zeros(batch, np.int32))
         with jax.set_mesh(self.mesh):
@@ -177,9 +185,11 @@ class Engine:
             model = nnx.merge(self._structure, parameters)
             place = jnp.arange(tokens.shape[1], dtype=jnp.int32)
             positions = jnp.where(place < lengths[:, None], place, PADDING)
-            x, cache, _ = model(tokens, positions, cache, self.placement)
+            placement = self.placement.prefill
+            x, cache, _ = model(tokens, positions, cache, placement)
+            lengths = jax.reshard(lengths, placement.activations("B"))
             last = jax.vmap(lambda row, n: jax.lax.dynamic_slice_in_dim(row, n - 1, 1))(x, lengths)
-            return model.logits(last, self.placement)[:, 0], cache
+            return model.logits(last, placement)[:, 0], cache
 
     def _decode_step(self, parameters, cache, tokens, lengths):
         return self._one_token(parameters, cache, tokens, lengths)[:2]
@@ -198,7 +208,8 @@ class Engine:
     def _forward_step(self, parameters, cache, tokens):
         model = nnx.merge(self._structure, parameters)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-        return model.logits(model(tokens, positions, cache, self.placement).hidden, self.placement)
+        placement = self.placement.prefill
+        return model.logits(model(tokens, positions, cache, placement).hidden, placement)
 
 
 def _emit(logits: jax.Array, carry: Carry, sampler: Sampler) -> tuple[Carry, Emitted]:
@@ -208,5 +219,6 @@ def _emit(logits: jax.Array, carry: Carry, sampler: Sampler) -> tuple[Carry, Emi
         wanted = jnp.arange(logits.shape[-1]) == tokens[:, None]
         chosen = jnp.sum(jnp.where(wanted, logits, 0.0), axis=-1)
         logprobs = chosen - jax.nn.logsumexp(logits, axis=-1)
+    tokens, logprobs = (jax.reshard(part, jax.P(None)) for part in (tokens, logprobs))
     carry = carry._replace(tokens=tokens, index=carry.index + 1)
     return carry, Emitted(tokens, logprobs)

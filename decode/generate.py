@@ -107,12 +107,22 @@ def cache_slots(prompt: int, new: int, limit: int) -> int:
     return min(-(-needed // SLOT_MULTIPLE) * SLOT_MULTIPLE, max(limit, needed))
 
 
-def pad(prompts: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts padded on the right: tokens [B, length] and lengths [B], both int32."""
-    tokens = np.zeros((len(prompts), length), np.int32)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    return tokens, np.array([len(prompt) for prompt in prompts], np.int32)
+def pad(
+    prompts: Sequence[Sequence[int]], length: int, multiple: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts padded on the right: tokens [B, length] and lengths [B], both int32.
+
+    Args:
+      prompts: token ids.
+      length: of every row.
+      multiple: B is the next one of this; rows without a prompt hold one token.
+    """
+    tokens = np.zeros((-(-len(prompts) // multiple) * multiple, length), np.int32)
+    lengths = np.ones(len(tokens), np.int32)
+    for number, prompt in enumerate(prompts):
+        tokens[number, : len(prompt)] = prompt
+        lengths[number] = len(prompt)
+    return tokens, lengths
 
 
 def generate(engine: Engine, request: Request) -> Iterator[list[Completion]]:
@@ -131,7 +141,8 @@ def generate(engine: Engine, request: Request) -> Iterator[list[Completion]]:
 
 def _generate(engine: Engine, request: Request, limit: int) -> Iterator[list[Completion]]:
     longest = max(map(len, request.prompts))
-    tokens, lengths = pad(request.prompts, bucket(longest, limit))
+    rows = engine.placement.multiple("B")
+    tokens, lengths = pad(request.prompts, bucket(longest, limit), rows)
     cache = engine.new_cache(len(tokens), cache_slots(longest, request.max_new_tokens, limit))
     logits, cache = engine.prefill(cache, tokens, lengths)
     carry = engine.start(lengths, request.seed)
@@ -161,7 +172,7 @@ def generate_without_cache(engine: Engine, request: Request) -> Iterator[list[Co
     longest = max(map(len, request.prompts)) + request.max_new_tokens
     completions = [Completion() for _ in request.prompts]
     prefixes = [list(prompt) for prompt in request.prompts]
-    tokens, lengths = pad(prefixes, bucket(longest, limit))
+    tokens, lengths = pad(prefixes, bucket(longest, limit), engine.placement.multiple("B"))
     carry = engine.start(lengths, request.seed)
     while not all(completion.finish_reason for completion in completions):
         cache = engine.new_cache(*tokens.shape)
@@ -182,5 +193,8 @@ def _fetch(emitted: Emitted) -> Emitted:
 
 def _collect(completions: list[Completion], emitted: Emitted, request: Request) -> None:
     tokens, logprobs = np.asarray(emitted.tokens), np.asarray(emitted.logprobs)
-    for completion, token, logprob in zip(completions, tokens, logprobs, strict=True):
+    count = len(completions)  # further rows only fill the batch
+    for completion, token, logprob in zip(
+        completions, tokens[:count], logprobs[:count], strict=True
+    ):
         completion.add(int(token), float(logprob), request.stop_ids, request.max_new_tokens)

@@ -9,11 +9,12 @@ from flax import nnx
 
 from model.cache import positions_in, slots_of, write
 from model.config import ModelConfig
-from model.linear import linear
+from model.linear import project
 from model.norm import Norm
 from model.parameters import declare, normal
 from model.rotary import Rotation, rotate
-from sharding.layout import Placement
+from sharding.collectives import reshard
+from sharding.placement import Placement
 
 LayerCache = tuple[jax.Array, jax.Array]
 """One layer's keys and values, each [B, K, S, h]."""
@@ -22,20 +23,22 @@ LayerCache = tuple[jax.Array, jax.Array]
 class Attention(nnx.Module):
     """Projections to queries, keys and values, attention, and the projection back.
 
-    The G queries, the key and the value of a KV head are one array, read in one stream. Mesh axes
-    that do not divide K divide the head size in both projections, and the few activations between
-    are gathered: no weight is copied because heads do not divide.
+    A key and its value are one array, read in one stream. Mesh axes that do not divide K divide G
+    or the head size of the weights, and the few activations between are gathered: no weight is
+    copied because heads do not divide.
     """
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, window: int | None = None):
         D, K, G, h = config.d_model, config.kv_heads, config.group, config.head_size
         into = normal(D**-0.5)
         back = normal((K * G * h) ** -0.5)
-        self.query_key_value = declare((K, G + 2, h, D), ("K", "C", "h", "D"), dtype, into)
+        self.query = declare((K, G, h, D), ("K", "G", "h", "D"), dtype, into)
+        self.key_value = declare((K, 2, h, D), ("K", "C", "h", "D"), dtype, into)
         self.output = declare((D, K, G, h), ("D", "K", "G", "h"), dtype, back)
         if config.attention_bias:
             zeros = jax.nn.initializers.zeros
-            self.bias = declare((K, G + 2, h), ("K", "C", "h"), dtype, zeros)
+            self.query_bias = declare((K, G, h), ("K", "G", "h"), dtype, zeros)
+            self.key_value_bias = declare((K, 2, h), ("K", "C", "h"), dtype, zeros)
         if config.query_key_norm:
             self.query_norm, self.key_norm = (Norm(config, "n") for _ in range(2))
         self.config = config
@@ -62,26 +65,29 @@ class Attention(nnx.Module):
           placement: shardings.
 
         Returns:
-          [B, T, D] and the updated cache.
+          [B, T, R] and the updated cache.
         """
-        new, q = self._project(x, turn, placement)
+        positions = reshard(positions, placement.attention("B", "T"))
+        turn = tuple(reshard(part, placement.attention("B", "T", None)) for part in turn)
+        q, new = self._project(x, turn, placement)
         size, ring = cache[0].shape[2], self.window is not None
-        slots = slots_of(positions, size, ring)
+        slots = reshard(slots_of(positions, size, ring), placement.cache("B", "T"))
         cache = tuple(
-            write(old, tokens, slots, placement) for old, tokens in zip(cache, new, strict=True)
+            write(old, reshard(part, placement.cache("B", "T", "K", None)), slots, placement)
+            for old, part in zip(cache, new, strict=True)
         )
         if x.shape[1] == 1:
             seen, where = cache, positions_in(size, positions, ring)
         else:
-            seen, where = tuple(jnp.swapaxes(tokens, 1, 2) for tokens in new), positions
+            seen, where = tuple(jnp.swapaxes(part, 1, 2) for part in new), positions
         visible = self._visible(positions[:, :, None], where[:, None])  # [B, T, S]
         c = self.config
         scale = c.attention_scale or c.head_size**-0.5
         mixed = attend(q, *seen, visible, scale, c.attention_softcap)  # [B, T, K, G, h]
         with jax.named_scope("attention_output"):
-            # Where mesh axes divide the weight's head size, each device takes its slice.
-            mixed = jax.reshard(mixed, placement.weights("B", "T", "K", "G", "h"))
-            return linear(self.output[...], mixed, placement.activations("B", "T", "D")), cache
+            mixed = reshard(mixed, placement.activations("B", "T", "K", "G", "h"))
+            mixed = reshard(mixed, placement.contracted("B", "T", "K", "G", "h"))
+            return project(self.output, mixed, placement, "B", "T", "R"), cache
 
     def _visible(self, position: jax.Array, other: jax.Array) -> jax.Array:
         """Whether a token at `position` sees one at `other`."""
@@ -91,27 +97,22 @@ class Attention(nnx.Module):
 
     def _project(
         self, x: jax.Array, turn: Rotation, placement: Placement
-    ) -> tuple[LayerCache, jax.Array]:
-        """x: [B, T, D] -> new keys and values, each [B, T, K, h], and queries [B, T, K, G, h]."""
-        act = placement.activations
+    ) -> tuple[jax.Array, LayerCache]:
+        """x: [B, T, D] -> queries [B, T, K, G, h], and keys and values, each [B, T, K, h]."""
+        c = self.config
         with jax.named_scope("query_key_value"):
-            rows = placement.weights("B", "T", "K", "C", "h")
-            both = linear(self.query_key_value[...], x, rows)  # [B, T, K, G + 2, h]
-            if self.config.attention_bias:
-                both = both + self.bias[...]
-            both = jax.reshard(both, act("B", "T", "K", "C", None))  # head size whole again
-            turning = both[:, :, :, :-1]
-            if self.config.query_key_norm:
-                parts = (
-                    self.query_norm(turning[:, :, :, :-1]),
-                    self.key_norm(turning[:, :, :, -1:]),
-                )
-                turning = jnp.concatenate(parts, axis=3)
-            turned = rotate(turning, turn)
-            q = jax.reshard(turned[:, :, :, :-1], act("B", "T", "K", "G", None))
-            keys, values = turned[:, :, :, -1], both[:, :, :, -1]
-            spec = placement.cache("B", "T", "K", None)
-            return (jax.reshard(keys, spec), jax.reshard(values, spec)), q
+            q = project(self.query, x, placement, "B", "T", "K", "G", "h")
+            both = project(self.key_value, x, placement, "B", "T", "K", "C", "h")
+            if c.attention_bias:
+                act = placement.activations
+                q = q + reshard(self.query_bias[...], act("K", "G", "h"))
+                both = both + reshard(self.key_value_bias[...], act("K", "C", "h"))
+            q = reshard(q, placement.attention("B", "T", "K", "G", None))
+            both = reshard(both, placement.attention("B", "T", "K", "C", None))
+            keys, values = both[:, :, :, :1], both[:, :, :, 1]
+            if c.query_key_norm:
+                q, keys = self.query_norm(q), self.key_norm(keys)
+            return rotate(q, turn), (rotate(keys, turn)[:, :, :, 0], values)
 
 
 def attend(
@@ -137,8 +138,14 @@ def attend(
     """
     with jax.named_scope("attention"):
         # Keys first: with queries first XLA:CPU copies the keys into another order at each step.
+        batch, heads, slots, _ = jax.typeof(keys).sharding.spec
+        group = jax.typeof(q).sharding.spec[3]
         scores = jax.lax.dot_general(  # [B, K, S, T, G]
-            keys, q, (((3,), (4,)), ((0, 1), (0, 2))), preferred_element_type=jnp.float32
+            keys,
+            q,
+            (((3,), (4,)), ((0, 1), (0, 2))),
+            preferred_element_type=jnp.float32,
+            out_sharding=jax.P(batch, heads, slots, None, group),
         )
         scores = jnp.moveaxis(scores, 2, -1) * scale  # [B, K, T, G, S]
         if softcap:
@@ -152,5 +159,6 @@ def attend(
             values,
             (((4,), (2,)), ((0, 1), (0, 1))),
             preferred_element_type=jnp.float32,
+            out_sharding=jax.P(batch, heads, None, group, None),
         )
         return jnp.moveaxis(mixed / total, 1, 2).astype(q.dtype)

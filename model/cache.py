@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from model.config import ModelConfig
-from sharding.layout import Placement
+from sharding.placement import Placement
 
 CACHE_AXES = ("B", "K", "S", "h")
 PADDING = 2**30
@@ -33,11 +33,16 @@ class KVCache(NamedTuple):
     values: tuple[jax.Array, ...]
 
 
-def abstract_cache(config: ModelConfig, batch: int, slots: int, dtype: jnp.dtype) -> KVCache:
-    """Shapes and dtypes of a cache of `slots` tokens for each of `batch` sequences."""
+def abstract_cache(
+    config: ModelConfig, batch: int, slots: int, dtype: jnp.dtype, multiple: int = 1
+) -> KVCache:
+    """Shapes and dtypes of a cache of `slots` tokens for each of `batch` sequences.
+
+    Where the slots are divided, each layer has as many more as make them a multiple.
+    """
 
     def one(layer: int) -> jax.ShapeDtypeStruct:
-        kept = min(slots, config.window(layer) or slots)
+        kept = -(-min(slots, config.window(layer) or slots) // multiple) * multiple
         return jax.ShapeDtypeStruct((batch, config.kv_heads, kept, config.head_size), dtype)
 
     layers = tuple(map(one, range(config.layers)))

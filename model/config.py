@@ -164,6 +164,7 @@ class ModelConfig:
         """Length of each logical axis that the model itself fixes."""
         return {
             "D": self.d_model,
+            "R": self.d_model,
             "F": self.d_ff,
             "K": self.kv_heads,
             "G": self.group,

@@ -1,7 +1,28 @@
 """Matrix multiplication with weights stored ``[outputs, inputs]``."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+from flax import nnx
+
+from sharding.placement import Placement
+
+
+def project(param: nnx.Param, x: jax.Array, placement: Placement, *axes: str | None) -> jax.Array:
+    """Multiplies every token by a parameter, gathered first where the layout says so.
+
+    Args:
+      param: [outputs..., inputs...].
+      x: [B, T, inputs...], divided as `placement.contracted` says.
+      placement: shardings.
+      *axes: logical axes of the result, of which the layout says how it is divided.
+
+    Returns:
+      [B, T, outputs...].
+    """
+    weight = jax.reshard(param[...], placement.use(*param.axes))
+    return linear(weight, x, placement.activations(*axes))
 
 
 def linear(
@@ -16,8 +37,8 @@ def linear(
     Args:
       weight: [outputs..., inputs...].
       x: [B, T, inputs...].
-      sharding: of the result. Where mesh axes divide the inputs and the result does not name
-        them, the partial sums are all-reduced.
+      sharding: of the result. Partial sums over mesh axes that divide the inputs are scattered
+        over those that it names, all-reduced over the others.
       dtype: of the result; that of `x` if None.
 
     Returns:
@@ -39,16 +60,17 @@ def linear(
         return jnp.moveaxis(result, (-2, -1), (0, 1))
 
     def in_halves(weight: jax.Array, x: jax.Array) -> jax.Array:
-        halves = weight.reshape(2, -1, *weight.shape[1:])
+        halves = weight.reshape(2, -1, *weight.shape[outputs:])
         twice = jnp.broadcast_to(x[0, 0], (2, *x.shape[2:]))
-        contracting = (tuple(range(outputs + 1, halves.ndim)), tuple(range(1, twice.ndim)))
-        result = jax.lax.dot_general(  # [2, outputs / 2...]
+        contracting = (tuple(range(2, halves.ndim)), tuple(range(1, twice.ndim)))
+        result = jax.lax.dot_general(  # [2, outputs / 2]
             halves, twice, (contracting, ((0,), (0,))), preferred_element_type=dtype
         )
         return result.reshape(1, 1, *weight.shape[:outputs])
 
     one_token = x.shape[:2] == (1, 1)
-    if one_token and jax.typeof(weight).sharding.mesh.size == 1 and weight.shape[0] % 2 == 0:
+    even = math.prod(weight.shape[:outputs]) % 2 == 0
+    if one_token and even and jax.typeof(weight).sharding.mesh.size == 1:
         # XLA:CPU gives each matrix of a batch to one thread, which reads its half in one stream;
         # a single matrix-vector product is cut into smaller blocks and reads 10% slower.
         return jax.lax.platform_dependent(weight, x, cpu=in_halves, default=whole)

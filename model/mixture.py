@@ -5,6 +5,8 @@ however many tokens choose one expert, each gets its answer, so a token's output
 token alone.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,7 +15,11 @@ from model.config import ModelConfig
 from model.linear import linear
 from model.mlp import ACTIVATIONS
 from model.parameters import declare, normal
-from sharding.layout import Placement, used_axes
+from sharding.collectives import reshard
+from sharding.placement import Axes, Placement, used_axes
+
+Join = Callable[[jax.Array], jax.Array]
+"""Completes the sum over d_model where mesh axes divide it."""
 
 
 class Mixture(nnx.Module):
@@ -40,7 +46,7 @@ class Mixture(nnx.Module):
           placement: shardings.
 
         Returns:
-          [B, T, D], and how many distinct experts the real tokens chose, int32.
+          [B, T, R], and how many distinct experts the real tokens chose, int32.
         """
         with jax.named_scope("mixture"):
             share = self._route(x, placement)  # [B, T, E]
@@ -51,8 +57,9 @@ class Mixture(nnx.Module):
     def _route(self, x: jax.Array, placement: Placement) -> jax.Array:
         """x: [B, T, D] -> each expert's share of each token, [B, T, E] float32, 0 if not chosen."""
         with jax.named_scope("router"):
-            spec = placement.activations("B", "T", "E")
-            scores = linear(self.router[...], x, spec, dtype=jnp.float32)
+            router = reshard(self.router[...], placement.use("E", "D"))
+            spec = placement.activations("B", "T", None)
+            scores = linear(router, x, spec, dtype=jnp.float32)
             probabilities = jax.nn.softmax(scores, axis=-1)
             best, which = jax.lax.top_k(probabilities, self.chosen)  # [B, T, k]
             if self.renormalise:
@@ -61,27 +68,56 @@ class Mixture(nnx.Module):
             return jnp.sum(jnp.where(which[..., None] == experts, best[..., None], 0.0), axis=-2)
 
     def _apply(self, x: jax.Array, share: jax.Array, placement: Placement) -> jax.Array:
-        tokens, act = placement.activations("B", "T", "D"), placement.activations("B", "T", "E")
-        gate_up, down = placement.weights("E", "C", "F", "D"), placement.weights("E", "D", "F")
+        """x: [B, T, D], share: [B, T, E] -> [B, T, R]."""
+        gate_up, down = (
+            reshard(param[...], placement.use(*param.axes)) for param in (self.gate_up, self.down)
+        )
+        inputs, hidden = (used_axes(placement.use(axis)) for axis in "DF")
+        whole, residual = placement.contracted("B", "T", "D"), placement.activations("B", "T", "R")
+        scattered = _further(used_axes(placement.activations("R")), inputs, hidden)
+        summed = tuple(axis for axis in hidden if axis not in scattered)
 
         def local(x, share, gate_up, down):
             flat, shares = x.reshape(-1, x.shape[-1]), share.reshape(-1, share.shape[-1])
 
+            def join(both):  # {inputs unsummed}
+                return jax.lax.psum(both, inputs) if inputs else both
+
             def on_tpu(*arrays):
-                return grouped(*arrays, self.chosen, self.activation)
+                return grouped(*arrays, self.chosen, self.activation, join)
 
             def elsewhere(*arrays):
-                return touched_only(*arrays, self.activation)
+                return touched_only(*arrays, self.activation, join)
 
             out = jax.lax.platform_dependent(
                 flat, shares, gate_up, down, tpu=on_tpu, default=elsewhere
-            )  # [N, D] {F unsummed}
-            axes = used_axes(placement.weights("F"))
-            return (jax.lax.psum(out, axes) if axes else out).astype(x.dtype).reshape(x.shape)
+            )  # [N, D] {hidden unsummed}
+            if summed:
+                out = jax.lax.psum(out, summed)
+            if scattered:
+                out = jax.lax.psum_scatter(out, scattered, scatter_dimension=1, tiled=True)
+            return out.astype(x.dtype).reshape(*x.shape[:2], -1)
 
-        return jax.shard_map(
-            local, in_specs=(tokens, act, gate_up, down), out_specs=tokens, check_vma=False
-        )(x, share, self.gate_up[...], self.down[...])
+        batch = residual[0]
+        out = jax.P(batch, None, (*inputs, *scattered) or None)
+        y = jax.shard_map(
+            local,
+            in_specs=(
+                whole,
+                jax.P(batch, None, None),
+                jax.typeof(gate_up).sharding.spec,
+                jax.typeof(down).sharding.spec,
+            ),
+            out_specs=out,
+            check_vma=False,
+        )(x, share, gate_up, down)
+        return reshard(y, residual)
+
+
+def _further(residual: Axes, inputs: Axes, hidden: Axes) -> Axes:
+    """Mesh axes over which the sum over `hidden` can be scattered towards the residual stream."""
+    further = residual[len(inputs) :]
+    return further if residual[: len(inputs)] == inputs and set(further) <= set(hidden) else ()
 
 
 def grouped(
@@ -91,6 +127,7 @@ def grouped(
     down: jax.Array,
     chosen: int,
     activation: str,
+    join: Join = lambda both: both,
 ) -> jax.Array:
     """The experts' weighted sum, tokens sorted by expert, each expert's in one matmul.
 
@@ -104,6 +141,7 @@ def grouped(
       down: [E, D, F].
       chosen: k, experts per token.
       activation: of the gate.
+      join: completes gate and up.
 
     Returns:
       [N, D] float32.
@@ -119,14 +157,19 @@ def grouped(
             rows, weights, sizes, contract_last, preferred_element_type=jnp.float32
         )
 
-    both = matmul(x[order // chosen], gate_up.reshape(experts, 2 * width, d_model))
+    both = join(matmul(x[order // chosen], gate_up.reshape(experts, 2 * width, d_model)))
     hidden = ACTIVATIONS[activation](both[:, :width]) * both[:, width:]  # [N * k, F]
     rows = matmul(hidden.astype(x.dtype), down) * weight[order, None]  # [N * k, D]
     return jnp.zeros((x.shape[0], d_model), jnp.float32).at[order // chosen].add(rows)
 
 
 def touched_only(
-    x: jax.Array, share: jax.Array, gate_up: jax.Array, down: jax.Array, activation: str
+    x: jax.Array,
+    share: jax.Array,
+    gate_up: jax.Array,
+    down: jax.Array,
+    activation: str,
+    join: Join = lambda both: both,
 ) -> jax.Array:
     """The same sum, expert by expert, leaving out those that no token chose.
 
@@ -137,7 +180,7 @@ def touched_only(
     def add(expert: jax.Array, total: jax.Array) -> jax.Array:
         into = jax.lax.dynamic_index_in_dim(gate_up, expert, keepdims=False)  # [2, F, D]
         back = jax.lax.dynamic_index_in_dim(down, expert, keepdims=False)  # [D, F]
-        both = jnp.einsum("cfd,nd->ncf", into, x, preferred_element_type=jnp.float32)
+        both = join(jnp.einsum("cfd,nd->ncf", into, x, preferred_element_type=jnp.float32))
         hidden = ACTIVATIONS[activation](both[:, 0]) * both[:, 1]
         rows = jnp.einsum(
             "df,nf->nd", back, hidden.astype(x.dtype), preferred_element_type=jnp.float32

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model.config import ModelConfig
-from model.linear import linear
+from model.linear import project
 from model.parameters import declare, normal
-from sharding.layout import Placement
+from sharding.placement import Placement
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -29,9 +29,9 @@ class MLP(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x: jax.Array, placement: Placement) -> jax.Array:
-        """x: [B, T, D] -> [B, T, D]."""
-        act = placement.activations
+        """x: [B, T, D] -> [B, T, R]."""
         with jax.named_scope("mlp"):
-            both = linear(self.gate_up[...], x, act("B", "T", "C", "F"))  # [B, T, 2, F]
+            both = project(self.gate_up, x, placement, "B", "T", "C", "F")  # [B, T, 2, F]
             hidden = ACTIVATIONS[self.activation](both[:, :, 0]) * both[:, :, 1]  # [B, T, F]
-            return linear(self.down[...], hidden, act("B", "T", "D"))
+            hidden = jax.reshard(hidden, placement.contracted("B", "T", "F"))
+            return project(self.down, hidden, placement, "B", "T", "R")

@@ -11,7 +11,7 @@ from model.parameters import declare
 class Norm(nnx.Module):
     """Root-mean-square norm (Zhang and Sennrich 2019), or layer norm without bias (PaLM)."""
 
-    def __init__(self, config: ModelConfig, axis: str = "D"):
+    def __init__(self, config: ModelConfig, axis: str = "R"):
         size = config.sizes[axis]
         # In float32 always: Gemma's files hold scale - 1, which loses bits as a bfloat16 scale.
         self.scale = declare((size,), (axis,), jnp.float32, jax.nn.initializers.ones)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sharding.layout import Placement
+from sharding.placement import Placement
 
 Initializer = jax.nn.initializers.Initializer
 Path = tuple[str | int, ...]

@@ -21,14 +21,15 @@ from model.mlp import MLP
 from model.norm import Norm
 from model.parameters import declare, normal
 from model.rotary import Rotation, rotation
-from sharding.layout import Placement
+from sharding.collectives import reshard
+from sharding.placement import Placement
 
 
 class Output(NamedTuple):
     """What a forward pass gives.
 
     Attributes:
-      hidden: states before the unembedding, [B, T, D].
+      hidden: states before the unembedding, [B, T, R].
       cache: the updated cache.
       experts_touched: [L] int32, distinct experts that real tokens chose in each layer; None for
         a model without experts.
@@ -47,15 +48,17 @@ class Embedding(nnx.Module):
         self.weight = declare(shape, ("V", "D"), dtype, init)
 
     def look_up(self, tokens: jax.Array, placement: Placement) -> jax.Array:
-        """tokens: [B, T] int32 -> [B, T, D]."""
+        """tokens: [B, T] int32 -> [B, T, R]."""
         with jax.named_scope("embedding"):
-            spec = placement.activations("B", "T", "D")
+            spec = placement.activations("B", "T", "R")
             return self.weight[...].at[tokens].get(out_sharding=spec)
 
     def logits(self, x: jax.Array, placement: Placement) -> jax.Array:
-        """x: [B, T, D] -> [B, T, V], float32."""
+        """x: [B, T, R] -> [B, T, V], float32."""
         with jax.named_scope("unembedding"):
-            spec = placement.activations("B", "T", "V")
+            x = reshard(x, placement.beside_stored("B", "T", "D"))
+            batch = placement.beside_stored("B")[0]
+            spec = jax.P(batch, None, placement.activations("V")[0])
             return linear(self.weight[...], x, spec, dtype=jnp.float32)
 
 
@@ -81,14 +84,15 @@ class Block(nnx.Module):
         turn: Rotation,
         placement: Placement,
     ) -> tuple[jax.Array, LayerCache, jax.Array | None]:
-        """x: [B, T, D] -> [B, T, D], this layer's updated cache, the number of experts touched."""
-        y = self.attention_norm(x)
+        """x: [B, T, R] -> [B, T, R], this layer's updated cache, the number of experts touched."""
+        whole = placement.contracted("B", "T", "D")
+        y = reshard(self.attention_norm(x), whole)
         mixed, cache = self.attention(y, cache, positions, turn, placement)
         if self.config.norm_after:
             mixed = self.attention_norm_after(mixed)
         x = x + mixed
         if not self.config.parallel_block:
-            y = self.mlp_norm(x)
+            y = reshard(self.mlp_norm(x), whole)
         z, touched = self._feed_forward(y, positions < PADDING, placement)
         if self.config.norm_after:
             z = self.mlp_norm_after(z)
@@ -128,6 +132,8 @@ class Transformer(nnx.Module):
           cache: earlier tokens' keys and values; its memory is reused.
           placement: shardings.
         """
+        tokens = reshard(tokens, placement.activations("B", "T"))
+        positions = reshard(positions, placement.activations("B", "T"))
         x = self.embedding.look_up(tokens, placement)
         if self.config.embedding_scale != 1:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
@@ -152,7 +158,7 @@ class Transformer(nnx.Module):
         return {False: everywhere, True: rotation(self.config, positions, local=True)}
 
     def logits(self, x: jax.Array, placement: Placement) -> jax.Array:
-        """Scores over the vocabulary; x: [B, T, D] -> [B, T, V], float32."""
+        """Scores over the vocabulary; x: [B, T, R] -> [B, T, V], float32."""
         table = self.embedding if self.config.tied_embedding else self.unembedding
         logits = table.logits(x, placement)
         cap = self.config.logit_softcap

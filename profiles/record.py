@@ -94,7 +94,7 @@ def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
         "devices": engine.mesh.size,
         "mesh": dict(engine.mesh.shape),
         "layout": engine.placement.layout.name,
-        "attention": "heads",
+        "attention": engine.placement.layout.attends,
         "collectives": "compiler",
         "dtype": dtype,
         "weight_dtype": dtype,

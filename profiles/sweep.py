@@ -23,8 +23,8 @@ from profiles.report import Record
 from profiles.timing import HeldStep
 from profiles.trace import capture
 from sharding.errors import FloorlineError, UsageError
-from sharding.layout import Layout
 from sharding.mesh import MeshShape, make_mesh
+from sharding.placement import Layout
 
 LEAST_ROUNDS = 5
 MOST_ROUNDS = 25
@@ -79,7 +79,9 @@ class Sweep:
                 f"use at most {longest}, which leaves room for the new token"
             )
         for shape in self.shapes:
-            self.layout.check(self.source.config.sizes, shape)
+            placement = self.layout.check(self.source.config.sizes, shape)
+            for batch in self.batches:
+                placement.check_batch(batch)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
 from model.parameters import Path, declarations, of_experts
 from model.transformer import Transformer
-from sharding.layout import Placement, shards
+from sharding.placement import Placement, shards, used_axes
 
 LOOKED_UP: Path = ("embedding", "weight")
 
@@ -80,15 +80,20 @@ def decode_traffic(
             continue
         read += size * (touched / config.experts if of_experts(param) else 1)
         used = config.experts_per_token / config.experts if of_experts(param) else 1
-        multiplied += elements * used if len(param.shape) > 1 else 0.0
+        if len(param.shape) > 1:
+            multiplied += math.prod(param.shape) * used * _work_share(placement, param.axes)
     token = kv_token_bytes(config, placement, dtype)
     seen = [min(context, (config.window(n) or context + 1) - 1) for n in range(config.layers)]
     attention = 4 * config.query_heads * config.head_size * (sum(seen) + config.layers)
-    kept = [min(slots, config.window(n) or slots) for n in range(config.layers)]
+    cache = abstract_cache(config, batch, slots, dtype, placement.multiple("S"))
+    kept = sum(
+        math.prod(array.shape) * array.dtype.itemsize for array in (*cache.keys, *cache.values)
+    )
+    kept *= placement.copies(placement.cache(*CACHE_AXES)) / placement.devices
     return Traffic(
         weights_resident=resident,
         weights_read=read,
-        kv_resident=batch * token * sum(kept) / config.layers,
+        kv_resident=kept,
         kv_read=batch * token * sum(seen) / config.layers,
         kv_written=batch * token,
         flops=batch * (2 * multiplied + attention * _query_share(placement)),
@@ -144,9 +149,16 @@ def replication_cost(config: ModelConfig, placement: Placement, dtype: jnp.dtype
     return lines
 
 
+def _work_share(placement: Placement, axes: tuple[str, ...]) -> float:
+    """The part of a matmul that each device does: of its weight in use, and of the batch."""
+    divided = {*used_axes(placement.use(*axes)), *used_axes(placement.activations("B"))}
+    return 1 / shards(tuple(divided), placement.mesh)
+
+
 def _query_share(placement: Placement) -> float:
-    heads = placement.activations("K", "G")
-    return placement.copies(heads) / placement.devices
+    """The part of attention that each device does: of heads, batch and slots."""
+    divided = used_axes(placement.attention("B", "K", "G")) + used_axes(placement.cache("S"))
+    return 1 / shards(divided, placement.mesh)
 
 
 def _bytes(size: float) -> str:

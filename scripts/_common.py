@@ -15,8 +15,9 @@ try:
     from profiles.files import OutputError, check_writable
     from profiles.traffic import replication_cost
     from sharding.errors import FloorlineError, UsageError
-    from sharding.layout import LAYOUTS, Layout, Placement, find_layout
+    from sharding.layout import ATTENTION, LAYOUTS, attend_by, find_layout, prefill_by
     from sharding.mesh import parse_mesh, request_cpu_devices
+    from sharding.placement import Layout, Placement
 except ImportError as error:
     print(
         f"error: import of {error.name!r} is failing ({error}); "
@@ -41,6 +42,12 @@ LAYOUT = flags.DEFINE_string(
     "layout",
     "weight_stationary_1d",
     "Partitioning. " + "; ".join(f"{name}: {LAYOUTS[name].summary}" for name in LAYOUTS),
+)
+PREFILL_LAYOUT = flags.DEFINE_string(
+    "prefill_layout", None, "Partitioning of prompts, over the same stored weights. As --layout."
+)
+ATTENTION_BY = flags.DEFINE_enum(
+    "attention", "heads", list(ATTENTION), "What divides attention and the KV cache."
 )
 DTYPE = flags.DEFINE_enum(
     "dtype", None, list(DTYPES), "Of weights, cache and arithmetic. float32 on CPU, else bfloat16."
@@ -80,7 +87,10 @@ def dtype():
 
 def layout() -> Layout:
     """The layout that the flags name."""
-    return find_layout(LAYOUT.value)
+    chosen = attend_by(find_layout(LAYOUT.value), ATTENTION_BY.value)
+    if PREFILL_LAYOUT.value:
+        return prefill_by(chosen, find_layout(PREFILL_LAYOUT.value))
+    return chosen
 
 
 def integers(name: str, values: Sequence[str]) -> list[int]:
@@ -129,11 +139,17 @@ def check_json() -> None:
     check_writable(Path(JSON.value).parent)
 
 
-def state_choices(model: ModelSource, placement: Placement, dtype) -> None:
-    """Says which arrays this layout copies on this mesh, and what that costs."""
+def state_choices(
+    model: ModelSource, placement: Placement, dtype, batch: int | None = None
+) -> None:
+    """Says which arrays this layout copies on this mesh and what that costs, and what it pads."""
     sizes = "x".join(str(size) for size in placement.mesh.values())
     for line in replication_cost(model.config, placement, dtype):
         say(f"layout {placement.layout.name} on {sizes}: {line}")
+    parts = placement.multiple("B")
+    if batch is not None and batch % parts:
+        padded = -(-batch // parts) * parts
+        say(f"layout {placement.layout.name} on {sizes}: batch {batch} is padded to {padded}")
 
 
 def _run(main: Callable[[], None], rest: Sequence[str]) -> None:

@@ -70,7 +70,7 @@ def main() -> None:
     request.check(source.config.vocabulary, source.config.max_context)
     placement = _common.layout().check(source.config.sizes, shapes[0])
     _common.check_json()
-    _common.state_choices(source, placement, _common.dtype())
+    _common.state_choices(source, placement, _common.dtype(), len(request.prompts))
     engine = source.engine(_common.layout(), shapes[0], _common.dtype(), _SEED.value, byte_progress)
 
     to_json = _common.JSON.value == "-"

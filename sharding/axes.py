@@ -16,7 +16,8 @@ LOGICAL_AXES: dict[str, str] = {
     "B": "batch: sequences decoded together",
     "T": "query tokens per sequence in this forward pass; 1 when decoding",
     "S": "cached tokens per sequence: the slots of the KV cache",
-    "D": "d_model, the width of the residual stream",
+    "D": "d_model, as matmuls read or make it",
+    "R": "d_model of the residual stream, between blocks",
     "F": "d_ff, the hidden width of the MLP",
     "K": "KV heads",
     "G": "query heads per KV head",
@@ -24,5 +25,5 @@ LOGICAL_AXES: dict[str, str] = {
     "V": "vocabulary",
     "E": "experts",
     "n": "head size of a norm's scale, whole on every chip",
-    "C": "matrices stored as one and read as one: gate and up; a group's queries, key and value",
+    "C": "matrices stored as one and read as one: gate and up; key and value",
 }

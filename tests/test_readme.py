@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from profiles.report import fit_lines, markdown_table
-from tests import family_cases
+from tests import family_cases, layout_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -23,6 +23,10 @@ def test_the_table_of_families_is_that_of_the_tests():
     assert written == family_cases.table()
     listed = [case for cases in family_cases.FAMILIES.values() for case in cases]
     assert sorted(listed) == family_cases.CASES
+
+
+def test_the_table_of_layouts_is_that_of_the_catalogue():
+    assert layout_table.BEGIN + layout_table.table() + layout_table.END in README
 
 
 def test_what_a_cache_buys_is_the_recorded_comparison():

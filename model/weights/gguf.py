@@ -121,29 +121,34 @@ class _Layer:
     def attention(self) -> list[_Parameter]:
         c = self.config
         D, K, G, h = c.d_model, c.kv_heads, c.group, c.head_size
-        rows = {"attn_q": K * G * h, "attn_k": K * h, "attn_v": K * h}
-        matrices = {name: (size, D) for name, size in rows.items()}
+        kinds = {"weight": ("", (D,)), **({"bias": ("_bias", ())} if c.attention_bias else {})}
         found = [
-            self.one("attention.query_key_value", matrices, self.join),
             self.one(
                 "attention.output",
                 {"attn_output": (D, K * G * h)},
                 lambda stored: stored.reshape(D, K, G, h),
-            ),
+            )
         ]
-        if c.attention_bias:
-            vectors = {name: (size,) for name, size in rows.items()}
-            found.append(self.one("attention.bias", vectors, self.join, "bias"))
+        for kind, (suffix, last) in kinds.items():
+            query, others = {"attn_q": (K * G * h, *last)}, (K * h, *last)
+            both = {"attn_k": others, "attn_v": others}
+            found.append(self.one("attention.query" + suffix, query, self.queries, kind))
+            found.append(self.one("attention.key_value" + suffix, both, self.join, kind))
         return found
 
-    def join(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Queries, keys and values, [heads * h, ...] each, as one [K, G + 2, h, ...]."""
+    def queries(self, q: np.ndarray) -> np.ndarray:
+        """[K * G * h, ...] as [K, G, h, ...]."""
         c = self.config
-        if self.paired:
-            q, k = _rotate_half(q, c.query_heads), _rotate_half(k, c.kv_heads)
-        rest = (c.head_size, *v.shape[1:])
-        heads = [part.reshape(c.kv_heads, -1, *rest) for part in (q, k, v)]
-        return np.concatenate(heads, axis=1)
+        q = _rotate_half(q, c.query_heads) if self.paired else q
+        return q.reshape(c.kv_heads, c.group, c.head_size, *q.shape[2 if self.paired else 1 :])
+
+    def join(self, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Keys and values, [K * h, ...] each, as one [K, 2, h, ...]."""
+        c = self.config
+        rest = v.shape[1:]
+        k = _rotate_half(k, c.kv_heads) if self.paired else k
+        parts = [part.reshape(c.kv_heads, 1, c.head_size, *rest) for part in (k, v)]
+        return np.concatenate(parts, axis=1)
 
     def mlp(self) -> list[_Parameter]:
         D, F = self.config.d_model, self.config.d_ff

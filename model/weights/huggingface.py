@@ -191,24 +191,28 @@ class _Arrays:
     def attention(self, prefix: str) -> dict[str, Assembled]:
         c = self.config
         D, K, G, h = c.d_model, c.kv_heads, c.group, c.head_size
-        heads = (("q_proj", G, 0), ("k_proj", 1, G), ("v_proj", 1, G + 1))
 
-        def joined(kind: str, last: Shape) -> Assembled:
-            rest = (0,) * len(last)
+        def queries(kind: str, *last: int) -> Assembled:
+            shape = (K, G, h, *last)
+            piece = Piece(f"{prefix}q_proj.{kind}", (K * G * h, *last), shape, (0,) * len(shape))
+            return Assembled(self.files, shape, (piece,))
+
+        def keys_values(kind: str, *last: int) -> Assembled:
+            stored, shape, rest = (K * h, *last), (K, 1, h, *last), (0,) * len(last)
             pieces = [
-                Piece(
-                    f"{prefix}{n}.{kind}", (K * C * h, *last), (K, C, h, *last), (0, at, 0, *rest)
-                )
-                for n, C, at in heads
+                Piece(f"{prefix}{name}.{kind}", stored, shape, (0, at, 0, *rest))
+                for at, name in enumerate(("k_proj", "v_proj"))
             ]
-            return Assembled(self.files, (K, G + 2, h, *last), tuple(pieces))
+            return Assembled(self.files, (K, 2, h, *last), tuple(pieces))
 
         found = {
-            "attention.query_key_value": joined("weight", (D,)),
+            "attention.query": queries("weight", D),
+            "attention.key_value": keys_values("weight", D),
             "attention.output": self.one(prefix + "o_proj", (D, K * G * h), (D, K, G, h)),
         }
         if c.attention_bias:
-            found["attention.bias"] = joined("bias", ())
+            found["attention.query_bias"] = queries("bias")
+            found["attention.key_value_bias"] = keys_values("bias")
         if c.query_key_norm:
             found["attention.query_norm.scale"] = self.scale(prefix + "q_norm", h)
             found["attention.key_norm.scale"] = self.scale(prefix + "k_norm", h)

@@ -32,7 +32,7 @@ from orbax.checkpoint import v1 as ocp
 from model.config import ModelConfig
 from model.parameters import Parameters, declarations, flatten, nest, shardings, unshare
 from model.weights import WeightsError
-from sharding.layout import Placement
+from sharding.placement import Placement
 
 MANIFEST = "floorline.json"
 TOKENIZER = "tokenizer"

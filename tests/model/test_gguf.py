@@ -130,7 +130,8 @@ def test_parameters_have_the_values_and_order_of_hugging_face(path, tied, quanti
             ("layers", layer, *path): value
             for path, value in {
                 ("attention_norm", "scale"): w["input_layernorm"],
-                ("attention", "query_key_value"): np.concatenate([queries, keys, values], axis=1),
+                ("attention", "query"): queries,
+                ("attention", "key_value"): np.concatenate([keys, values], axis=1),
                 ("attention", "output"): w["self_attn.o_proj"].reshape(D, K, G, h),
                 ("mlp_norm", "scale"): w["post_attention_layernorm"],
                 ("mlp", "gate_up"): np.stack([w["mlp.gate_proj"], w["mlp.up_proj"]]),

@@ -39,7 +39,8 @@ def use(path):
     shapes = {
         "embedding.weight": (V, D),
         "attention_norm.scale": (D,),
-        "attention.query_key_value": (K, G + 2, h, D),
+        "attention.query": (K, G, h, D),
+        "attention.key_value": (K, 2, h, D),
         "attention.output": (D, K, G, h),
         "mlp_norm.scale": (D,),
         "mlp.gate_up": (2, F, D),

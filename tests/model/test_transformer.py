@@ -32,10 +32,10 @@ def reference(config, parameters, tokens):
 
     def attention(x, w):
         out = np.zeros_like(x)
-        for k, rows in enumerate(w["query_key_value"]):  # [G + 2, h, D]
-            key, value = rotate(x @ rows[-2].T), x @ rows[-1].T
+        for k, rows in enumerate(w["key_value"]):  # [2, h, D]
+            key, value = rotate(x @ rows[0].T), x @ rows[1].T
             for g in range(config.group):
-                scores = rotate(x @ rows[g].T) @ key.T / np.sqrt(config.head_size)
+                scores = rotate(x @ w["query"][k, g].T) @ key.T / np.sqrt(config.head_size)
                 scores[np.triu_indices(len(x), 1)] = -np.inf
                 weights = np.exp(scores - scores.max(-1, keepdims=True))
                 weights /= weights.sum(-1, keepdims=True)

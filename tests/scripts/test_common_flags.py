@@ -8,7 +8,17 @@ import pytest
 
 from tests.scripts.running import SCRIPTS, environment, run
 
-COMMON = {"model", "random_weights", "accept_terms", "layout", "dtype", "json", "verbose"}
+COMMON = {
+    "model",
+    "random_weights",
+    "accept_terms",
+    "layout",
+    "prefill_layout",
+    "attention",
+    "dtype",
+    "json",
+    "verbose",
+}
 OWN = {
     "generate.py": {
         "prompt", "prompt_tokens", "chat", "devices", "mesh", "max_new_tokens", "ignore_eos",

@@ -7,8 +7,9 @@ import pytest
 
 from model.catalog import find_model
 from sharding.errors import LayoutError, UsageError
-from sharding.layout import LAYOUTS, Layout, find_layout, longest_dividing_run
+from sharding.layout import LAYOUTS, find_layout
 from sharding.mesh import parse_mesh
+from sharding.placement import Layout, longest_dividing_run
 
 ONE_D = LAYOUTS["weight_stationary_1d"]
 SMOLLM2 = find_model("smollm2-135m").sizes
@@ -19,7 +20,7 @@ def test_one_d_divides_d_ff_heads_and_vocabulary_over_all_axes():
     placement = ONE_D.check(LLAMA3_70B, parse_mesh("2x2x2"))
     assert placement.weights("C", "F", "D") == jax.P(None, ("x", "y", "z"), None)
     assert placement.weights("V", "D") == jax.P(("x", "y", "z"), None)
-    assert placement.weights("K", "C", "h", "D") == jax.P(("x", "y", "z"), None, None, None)
+    assert placement.weights("K", "G", "h", "D") == jax.P(("x", "y", "z"), None, None, None)
     assert placement.cache("B", "K", "S", "h") == jax.P(None, ("x", "y", "z"), None, None)
     assert placement.activations("B", "T", "D") == jax.P(None, None, None)
     assert not placement.left_over("cache", ("K",))
@@ -27,7 +28,7 @@ def test_one_d_divides_d_ff_heads_and_vocabulary_over_all_axes():
 
 def test_axes_that_do_not_divide_kv_heads_divide_query_heads_then_head_size():
     placement = ONE_D.check(LLAMA3_70B, parse_mesh("4x4x4"))  # 8 KV heads, 8 queries each
-    assert placement.weights("K", "C", "h", "D") == jax.P("x", None, ("y", "z"), None)
+    assert placement.weights("K", "G", "h", "D") == jax.P("x", "y", "z", None)
     assert placement.weights("D", "K", "G", "h") == jax.P(None, "x", "y", "z")
     assert placement.activations("B", "T", "K", "G", None) == jax.P(None, None, "x", "y", None)
     assert placement.copies(placement.weights("D", "K", "G", "h")) == 1
@@ -39,7 +40,7 @@ def test_axes_that_do_not_divide_kv_heads_divide_query_heads_then_head_size():
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_no_weight_of_smollm2_is_copied_though_its_heads_do_not_divide(devices):
     placement = ONE_D.check(SMOLLM2, {"x": 1, "y": 1, "z": devices})
-    for axes in (("K", "C", "h", "D"), ("D", "K", "G", "h"), ("C", "F", "D"), ("V", "D")):
+    for axes in (("K", "G", "h", "D"), ("D", "K", "G", "h"), ("C", "F", "D"), ("V", "D")):
         assert placement.copies(placement.weights(*axes)) == 1
     assert placement.left_over("cache", ("K",)) == ("z",)
 
@@ -69,6 +70,7 @@ def test_a_layout_is_data():
         name="mlp_only",
         weights={"F": ("z",)},
         activations={"F": ("z",)},
+        attention={},
         cache={},
         rules={},
         summary="only the MLP is divided",

@@ -1,0 +1,243 @@
+"""Partitioning layouts as data: which mesh axes divide which logical axis of an array.
+
+A `Layout` is five tables: weights as stored, weights in use, activations, attention, KV cache. The
+transformer is written once and asks a `Placement` (a layout checked against one model's sizes and
+one mesh) for the sharding of each array; a collective happens where two neighbouring shardings
+differ. `sharding.layout` has the catalogue.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+
+from sharding.axes import LOGICAL_AXES
+from sharding.errors import LayoutError
+
+KINDS = ("weights", "use", "activations", "attention", "cache")
+
+Axes = tuple[str, ...]
+Table = Mapping[str, Axes]
+Rule = Literal["refuse", "replicate"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A partitioning strategy.
+
+    A table says which mesh axes divide which logical axis. A key of several letters, ``"K h"``,
+    lets them share: the first takes the longest run of the mesh axes that divides it, the next
+    what is left. A letter in no key is whole on every chip.
+
+    Where partial sums are scattered, the axes scattered over come last in the result's entry, and
+    axes gathered come last in the stored one: in any other order XLA moves whole arrays instead.
+
+    Attributes:
+      name: what ``--layout`` calls it.
+      weights: for stored weights.
+      activations: for arrays between layers and for what matmuls make.
+      attention: for queries and what attention makes of them.
+      cache: for keys and values.
+      rules: what happens, by key, when sizes of stored arrays do not divide: ``refuse`` the mesh,
+        or ``replicate`` the arrays and say so. A key without a rule refuses. What matmuls make is
+        divided as far as it goes.
+      summary: one line on when to use it.
+      use: for weights as matmuls read them; a stored weight that is divided further is gathered
+        just before. None for as stored.
+      attends: how attention is divided: ``heads``, ``batch`` or ``sequence``.
+      prefill: for prompts, over the same stored weights and into the same cache; None for this.
+    """
+
+    name: str
+    weights: Table
+    activations: Table
+    attention: Table
+    cache: Table
+    rules: Mapping[str, Rule]
+    summary: str
+    use: Table | None = None
+    attends: str = "heads"
+    prefill: "Layout | None" = None
+
+    def table(self, kind: str) -> Table:
+        """One of the tables by its name."""
+        if kind == "use":
+            return self.weights if self.use is None else self.use
+        return getattr(self, kind)
+
+    def check(self, sizes: Mapping[str, int], mesh: Mapping[str, int]) -> "Placement":
+        """Settles this layout for one model on one mesh; allocates nothing.
+
+        Args:
+          sizes: logical axis -> length, as `ModelConfig.sizes` gives them. Batch and slots are
+            not among them: whoever makes arrays rounds them up to `Placement.multiple`.
+          mesh: mesh axis -> devices.
+
+        Raises:
+          LayoutError: an axis that must divide does not; the message names the axis, both sizes
+            and shard counts that would work.
+        """
+        placement = Placement(self, dict(sizes), dict(mesh))
+        for kind in ("weights", "use", "cache"):
+            for key in self.table(kind):
+                letters = tuple(letter for letter in key.split() if letter in sizes)
+                rest = placement.left_over(kind, letters)
+                if rest and self.rules.get(key, "refuse") == "refuse":
+                    raise _refusal(letters, sizes, rest, mesh)
+        if self.prefill:
+            self.prefill.check(sizes, mesh)
+        return placement
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """A layout settled for one model on one mesh: the sharding of every array.
+
+    Attributes:
+      layout: the strategy.
+      sizes: logical axis -> length.
+      mesh: mesh axis -> devices.
+    """
+
+    layout: Layout
+    sizes: Mapping[str, int]
+    mesh: Mapping[str, int]
+
+    def weights(self, *axes: str | None) -> jax.P:
+        """Sharding of a stored weight, one logical axis per dimension; None is whole."""
+        return self._spec("weights", axes)
+
+    def use(self, *axes: str | None) -> jax.P:
+        """Sharding of a weight as a matmul reads it."""
+        return self._spec("use", axes)
+
+    def activations(self, *axes: str | None) -> jax.P:
+        """Sharding of an activation, one logical axis per dimension; None is whole."""
+        return self._spec("activations", axes)
+
+    def contracted(self, *axes: str | None) -> jax.P:
+        """Sharding of an activation that a matmul contracts: as its weight, batch as ever."""
+        batch = self._spec("activations", ("B",))
+        spec = self._spec("use", tuple(None if axis == "B" else axis for axis in axes))
+        return jax.P(*(batch[0] if axis == "B" else e for axis, e in zip(axes, spec, strict=True)))
+
+    def beside_stored(self, *axes: str | None) -> jax.P:
+        """Sharding of an activation that meets a stored weight which is never gathered.
+
+        Batch keeps the mesh axes that divide no weight, d_model is as the weights have it.
+        """
+        taken = {axis for mesh_axes in self.layout.weights.values() for axis in mesh_axes}
+        batch = used_axes(self._spec("activations", ("B",)))
+        batch = tuple(axis for axis in batch if axis not in taken)
+        spec = self._spec("weights", tuple(None if axis == "B" else axis for axis in axes))
+        return jax.P(
+            *(entry(batch) if axis == "B" else e for axis, e in zip(axes, spec, strict=True))
+        )
+
+    def attention(self, *axes: str | None) -> jax.P:
+        """Sharding of an array within attention."""
+        return self._spec("attention", axes)
+
+    def cache(self, *axes: str | None) -> jax.P:
+        """Sharding of keys or values, one logical axis per dimension; None is whole."""
+        return self._spec("cache", axes)
+
+    @property
+    def devices(self) -> int:
+        """Devices in the mesh."""
+        return math.prod(self.mesh.values())
+
+    def copies(self, spec: jax.P) -> int:
+        """How many devices hold each element of an array of this sharding."""
+        return self.devices // shards(used_axes(spec), self.mesh)
+
+    @property
+    def prefill(self) -> "Placement":
+        """The placement of prompts."""
+        layout = self.layout.prefill
+        return dataclasses.replace(self, layout=layout) if layout else self
+
+    def multiple(self, axis: str) -> int:
+        """What a batch ("B") or number of slots ("S") must be a multiple of."""
+        specs = [p._spec(kind, (axis,)) for kind in KINDS for p in (self, self.prefill)]
+        return math.lcm(*(shards(used_axes(spec), self.mesh) for spec in specs))
+
+    def check_batch(self, batch: int) -> None:
+        """Refuses a batch that its shards do not divide.
+
+        Raises:
+          LayoutError: with the batches that work.
+        """
+        parts = self.multiple("B")
+        if batch % parts:
+            near = batch // parts * parts
+            raise LayoutError(
+                f"batch is {batch}, which {self.layout.name} divides into {parts} shards; "
+                f"use {f'{near} or ' if near else ''}{near + parts}"
+            )
+
+    def left_over(self, kind: str, axes: tuple[str | None, ...]) -> Axes:
+        """Mesh axes that the layout gives to these logical axes but that divide none of them."""
+        return tuple(axis for rest in self._settle(kind, axes)[1] for axis in rest)
+
+    def _spec(self, kind: str, axes: tuple[str | None, ...]) -> jax.P:
+        taken, _ = self._settle(kind, axes)
+        return jax.P(*(entry(taken.get(axis, ())) for axis in axes))
+
+    def _settle(
+        self, kind: str, axes: tuple[str | None, ...]
+    ) -> tuple[dict[str | None, Axes], list[Axes]]:
+        """Mesh axes taken by each logical axis of one array, and those left over by each key."""
+        taken: dict[str | None, Axes] = {}
+        left = []
+        for key, mesh_axes in self.layout.table(kind).items():
+            rest = tuple(axis for axis in mesh_axes if self.mesh[axis] > 1)
+            present = [letter for letter in key.split() if letter in axes]
+            for letter in present:
+                size = self.sizes.get(letter, 0)  # 0: rounded up until it divides
+                taken[letter], rest = longest_dividing_run(size, rest, self.mesh)
+            if present and rest:
+                left.append(rest)
+        return taken, left
+
+
+def used_axes(spec: jax.P) -> Axes:
+    """The mesh axes that a sharding names, in order."""
+    return tuple(axis for dimension in spec for axis in entry_axes(dimension))
+
+
+def shards(axes: Axes, mesh: Mapping[str, int]) -> int:
+    """Into how many parts these mesh axes divide a dimension."""
+    return math.prod(mesh[axis] for axis in axes)
+
+
+def longest_dividing_run(size: int, axes: Axes, mesh: Mapping[str, int]) -> tuple[Axes, Axes]:
+    """Splits `axes` into the longest leading run whose shards divide `size`, and the rest."""
+    best = max(n for n in range(len(axes) + 1) if size % shards(axes[:n], mesh) == 0)
+    return axes[:best], axes[best:]
+
+
+def entry(axes: Axes) -> str | Axes | None:
+    """Mesh axes as one dimension's entry of a `jax.P`."""
+    return axes[0] if len(axes) == 1 else axes or None
+
+
+def entry_axes(entry: str | Axes | None) -> Axes:
+    """The mesh axes of one dimension's entry."""
+    return entry if isinstance(entry, tuple) else (entry,) if entry else ()
+
+
+def _refusal(
+    letters: tuple[str, ...], sizes: Mapping[str, int], axes: Axes, mesh: Mapping[str, int]
+) -> LayoutError:
+    size, parts = math.prod(sizes[letter] for letter in letters), shards(axes, mesh)
+    names = " times ".join(LOGICAL_AXES[letter].split(",")[0].split(":")[0] for letter in letters)
+    where = " ".join(f"{axis}={mesh[axis]}" for axis in axes)
+    working = [n for n in range(1, min(max(2 * parts, 9), size + 1)) if size % n == 0]
+    *most, last = sorted(sorted(working, key=lambda n: abs(n - parts))[:4])
+    return LayoutError(
+        f"{names} is {size}, which mesh axes {where} ({parts} shards) do not divide; "
+        f"use {', '.join(map(str, most))} or {last} shards"
+    )

@@ -1,0 +1,212 @@
+"""Every layout, attention and family gives the logits of one device, in prefill and in decode."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from decode.engine import Engine
+from decode.generate import Request, generate
+from decode.load import ModelSource
+from model.catalog import find_model
+from model.parameters import shardings
+from model.transformer import Transformer
+from sharding.errors import LayoutError
+from sharding.layout import ATTENTION, LAYOUTS, attend_by, prefill_by
+from sharding.mesh import make_mesh, parse_mesh
+from sharding.placement import Layout
+
+FAMILIES = {
+    "grouped": {},
+    "grouped_biased_windowed": {"attention_bias": True, "windows": (5,)},
+    "multi_query_parallel": {"kv_heads": 1, "parallel_block": True, "norm": "layer"},
+    "multi_head_two_norms": {"kv_heads": 4, "norm_after": True, "query_key_norm": True},
+    "multi_head_parallel": {"kv_heads": 4, "parallel_block": True},
+    "experts": {"experts": 6, "experts_per_token": 2},
+    "experts_multi_query": {"experts": 4, "experts_per_token": 2, "kv_heads": 1},
+}
+MESHES = ("2x2x2", "1x2x4", "8x1x1", "4x2x1")
+BATCH, PROMPT, STEPS = 8, 13, 3
+
+
+@functools.cache
+def source_of(family: str) -> ModelSource:
+    config = dataclasses.replace(find_model("tiny"), layers=1, **FAMILIES[family])
+    return ModelSource(config, None, None)
+
+
+def logits_of(engine: Engine, batch: int = BATCH) -> np.ndarray:
+    """Logits of a prefill of prompts of two lengths and of a few steps, [STEPS + 1, B, V]."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, 256, (batch, PROMPT + STEPS)).astype(np.int32)
+    lengths = np.where(np.arange(batch) % 2, PROMPT, PROMPT - 4).astype(np.int32)
+    logits, cache = engine.prefill(engine.new_cache(batch, 24), tokens[:, :PROMPT], lengths)
+    found = [np.asarray(logits)]
+    for step in range(STEPS):
+        token, length = engine.put(tokens[:, PROMPT + step]), engine.put(lengths + np.int32(step))
+        logits, cache = engine.decode_step(cache, token, length)
+        found.append(np.asarray(logits))
+    return np.stack(found)
+
+
+@functools.cache
+def expected_of(family: str, batch: int = BATCH) -> np.ndarray:
+    engine = source_of(family).engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1"), jnp.float32)
+    return logits_of(engine, batch)
+
+
+def check(family: str, layout: Layout, mesh: str, batch: int = BATCH) -> None:
+    engine = source_of(family).engine(layout, parse_mesh(mesh), jnp.float32)
+    expected = expected_of(family, batch)
+    assert np.abs(logits_of(engine, batch) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def covering() -> list[tuple[str, str, str, str]]:
+    """Every layout with every attention, families and meshes in turn."""
+    turns = zip(itertools.cycle(FAMILIES), itertools.cycle(MESHES), strict=False)
+    pairs = itertools.product(LAYOUTS, ATTENTION)
+    return [(*pair, *turn) for pair, turn in zip(pairs, turns, strict=False)]
+
+
+@pytest.mark.parametrize(("layout", "attention", "family", "mesh"), covering())
+def test_a_layout_gives_the_logits_of_one_device(layout, attention, family, mesh):
+    check(family, attend_by(LAYOUTS[layout], attention), mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mesh", MESHES[:3])
+def test_all_layouts_give_the_logits_of_one_device_or_are_refused_at_once(family, mesh):
+    """Every layout with every attention."""
+    ran = 0
+    for layout, attention in itertools.product(LAYOUTS.values(), ATTENTION):
+        chosen = attend_by(layout, attention)
+        try:
+            placement = chosen.check(source_of(family).config.sizes, parse_mesh(mesh))
+            batch = -(-BATCH // placement.multiple("B")) * placement.multiple("B")
+        except LayoutError as error:
+            assert "divide" in str(error) and "; use " in str(error)
+            continue
+        check(family, chosen, mesh, batch)
+        ran += 1
+    assert ran >= 18
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_random_shapes_run_as_on_one_device_or_are_refused_before_anything_runs(seed):
+    draw = np.random.default_rng(seed)
+    kv_heads, group = int(draw.choice([1, 2, 3, 4, 8])), int(draw.choice([1, 2, 3, 4]))
+    experts = int(draw.choice([0, 0, 3, 4, 8]))
+    config = dataclasses.replace(
+        find_model("tiny"),
+        layers=1,
+        kv_heads=kv_heads,
+        query_heads=kv_heads * group,
+        head_size=int(draw.choice([4, 6, 8, 16])),
+        d_model=int(draw.choice([24, 32, 40, 64])),
+        d_ff=int(draw.choice([24, 48, 64, 96])),
+        vocabulary=int(draw.choice([96, 100, 128])),
+        experts=experts,
+        experts_per_token=min(experts, 2),
+        parallel_block=bool(draw.integers(2)),
+        tied_embedding=bool(draw.integers(2)),
+        windows=(8,) if draw.integers(2) else None,
+    )
+    mesh = str(draw.choice(["2x2x2", "1x2x4", "4x1x2", "2x4x1", "1x1x8", "3x2x1", "1x3x2"]))
+    layout = LAYOUTS[str(draw.choice(list(LAYOUTS)))]
+    layout = attend_by(layout, str(draw.choice(ATTENTION)))
+    source = ModelSource(config, None, None)
+    try:
+        placement = layout.check(config.sizes, parse_mesh(mesh))
+    except LayoutError as error:
+        assert "; use " in str(error)
+        return
+    batch = placement.multiple("B") * int(draw.choice([1, 2]))
+    one = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1"), jnp.float32)
+    tokens = draw.integers(0, config.vocabulary, (batch, 12)).astype(np.int32)
+    found, expected = (
+        steps_of(engine, tokens)
+        for engine in (source.engine(layout, parse_mesh(mesh), jnp.float32), one)
+    )
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def steps_of(engine: Engine, tokens: np.ndarray) -> np.ndarray:
+    """Logits after a prompt and after one more token, [2, B, V]."""
+    batch, length = tokens.shape
+    lengths = np.full(batch, length - 1, np.int32)
+    first, cache = engine.prefill(engine.new_cache(batch, 16), tokens[:, :-1], lengths)
+    second, _ = engine.decode_step(cache, engine.put(tokens[:, -1]), engine.put(lengths))
+    return np.stack([np.asarray(first), np.asarray(second)])
+
+
+GATHERED = [name for name, layout in LAYOUTS.items() if layout.use is not None]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "attention"),
+    [("weight_gathered_x", "heads"), ("weight_gathered_xy", "batch"),
+     ("weight_gathered_xyz", "batch"), ("weight_gathered_xyz", "sequence")],
+)  # fmt: skip
+def test_prompts_may_be_partitioned_otherwise_over_the_same_weights(prompts, attention):
+    steps = attend_by(LAYOUTS["weight_stationary_2d"], attention)
+    check("grouped_biased_windowed", prefill_by(steps, LAYOUTS[prompts]), "2x2x2")
+
+
+@pytest.mark.parametrize("prompts", GATHERED)
+def test_switching_layouts_leaves_every_weight_where_it_is(prompts):
+    steps = next(
+        layout for layout in LAYOUTS.values()
+        if layout.use is None and layout.weights == LAYOUTS[prompts].weights
+    )  # fmt: skip
+    both = prefill_by(steps, LAYOUTS[prompts])
+    config, mesh = find_model("llama3-8b"), parse_mesh("2x2x2")
+    placement, model = both.check(config.sizes, mesh), Transformer(config, jnp.bfloat16)
+    devices = make_mesh(mesh)
+    assert shardings(model, placement, devices) == shardings(model, placement.prefill, devices)
+    assert placement.prefill.layout.name == prompts
+
+
+def test_prompts_over_weights_stored_otherwise_are_refused_with_those_that_work():
+    with pytest.raises(LayoutError, match=r"weight_stationary_1d.*; use .*weight_gathered_xyz"):
+        prefill_by(LAYOUTS["weight_stationary_2d"], LAYOUTS["weight_stationary_1d"])
+
+
+@pytest.mark.parametrize("attention", ["batch", "sequence"])
+def test_a_batch_and_slots_that_do_not_divide_are_padded_and_change_no_text(attention):
+    prompts = [[5, 6, 7], list(range(40, 63)), [9]]
+    one = source_of("grouped_biased_windowed").engine(
+        LAYOUTS["weight_stationary_1d"], parse_mesh("1"), jnp.float32
+    )
+    layout = attend_by(LAYOUTS["weight_stationary_2d"], attention)
+    engine = source_of("grouped_biased_windowed").engine(layout, parse_mesh("2x2x2"), jnp.float32)
+    request = Request(prompts=prompts, max_new_tokens=12)
+    (*_, found), (*_, expected) = generate(engine, request), generate(one, request)
+    assert [c.tokens for c in found] == [c.tokens for c in expected]
+    slots = [keys.shape[2] for keys in engine.new_cache(8, 50).keys]
+    assert slots == ([8] if attention == "sequence" else [5])
+
+
+def test_a_batch_that_does_not_divide_is_refused_where_it_counts():
+    layout = attend_by(LAYOUTS["weight_stationary_1d"], "batch")
+    engine = source_of("grouped").engine(layout, parse_mesh("2x2x2"), jnp.float32)
+    with pytest.raises(LayoutError, match=r"batch is 12, .* into 8 shards; use 8 or 16"):
+        engine.new_cache(12, 64)
+
+
+def test_a_layout_of_ones_own_is_data():
+    """The README's."""
+    mine = Layout(
+        name="mine",
+        summary="heads over z, d_ff over y and z",
+        weights={"F": ("z", "y"), "K G h": ("z",), "V": ("z",)},
+        activations={"F": ("z", "y"), "K G h": ("z",), "V": ("z",)},
+        attention={"K G": ("z",)},
+        cache={"K": ("z",)},
+        rules={"K G h": "replicate", "K": "replicate"},
+    )
+    check("grouped", mine, "2x2x2")
