@@ -153,7 +153,7 @@ def fit(points: Sequence[Record]) -> dict:
 
     Returns:
       `intercept_s` and `slope_s` (measured), `weight_floor_s` and `kv_slope_floor_s` (floor, where
-      the records carry them), and `mesh`, `devices`, `context`.
+      the records carry them), and which line it is.
     """
     batches = [point["batch"] for point in points]
     if len(set(batches)) < 2:
@@ -166,7 +166,8 @@ def fit(points: Sequence[Record]) -> dict:
     if all("kv_cache" in point.get("floor_terms_s", {}) for point in points):
         kv_cache = [point["floor_terms_s"]["kv_cache"] for point in points]
         found["kv_slope_floor_s"] = float(np.polyfit(batches, kv_cache, 1)[0])
-    return found | {f: points[0][f] for f in ("mesh", "devices", "context") if f in points[0]}
+    told = ("mesh", "devices", "context", "layout", "attention")
+    return found | {f: points[0][f] for f in told if f in points[0]}
 
 
 def fits(points: Iterable[Record]) -> list[dict]:
@@ -175,11 +176,12 @@ def fits(points: Iterable[Record]) -> list[dict]:
     return [fit(line) for line in lines(usable) if len({p["batch"] for p in line}) > 1]
 
 
-def fit_lines(fits: Iterable[dict]) -> list[str]:
+def fit_lines(fits: Sequence[dict]) -> list[str]:
     """Each fit as a line of text, measured first and its floor in brackets."""
-    texts = []
+    texts, several = [], len(_values(fits, "layout")) > 1
     for line in fits:
         where = devices_words(line) + f", context {line.get('context')}" * ("context" in line)
+        where = f"{line['layout']}, {where}" if several else where
         sign = "-" if line["slope_s"] < 0 else "+"
         text = f"{where}: measured step = {ms(line['intercept_s'])} ms {sign} "
         text += f"{ms(abs(line['slope_s']))} ms {TIMES} batch"

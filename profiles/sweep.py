@@ -30,6 +30,8 @@ LEAST_ROUNDS = 5
 MOST_ROUNDS = 25
 CPU_CACHES = Path("/sys/devices/system/cpu")
 
+Placing = tuple[Layout, MeshShape]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
@@ -37,8 +39,8 @@ class Sweep:
 
     Attributes:
       source: the model.
-      layout: its partitioning.
-      shapes: meshes to run on.
+      layouts: its partitionings.
+      shapes: meshes to run on, each with every layout.
       batches: sequences per step.
       contexts: tokens in the cache when a step starts.
       dtype: of weights, cache and arithmetic.
@@ -51,7 +53,7 @@ class Sweep:
     """
 
     source: ModelSource
-    layout: Layout
+    layouts: Sequence[Layout]
     shapes: Sequence[MeshShape]
     batches: Sequence[int]
     contexts: Sequence[int]
@@ -78,10 +80,14 @@ class Sweep:
                 f"context is {max(self.contexts)}, beyond what {self.source.config.name} holds; "
                 f"use at most {longest}, which leaves room for the new token"
             )
-        for shape in self.shapes:
-            placement = self.layout.check(self.source.config.sizes, shape)
+        for layout, shape in self.placings():
+            placement = layout.check(self.source.config.sizes, shape)
             for batch in self.batches:
                 placement.check_batch(batch)
+
+    def placings(self) -> list[Placing]:
+        """Every layout on every mesh."""
+        return list(itertools.product(self.layouts, self.shapes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +114,11 @@ def run(sweep: Sweep, report: Callable[[str], None]) -> Outcome:
         published_peaks(jax.devices()[0], sweep.bandwidth, sweep.peak_flops)
     points, rates = [], {}
     # Where each mesh has its own memory, one at a time has all of it; CPU meshes take turns.
-    groups = [sweep.shapes] if _shares_memory() else [[shape] for shape in sweep.shapes]
-    for shapes in groups:
-        report(f"loading {sweep.source.config.name} onto {_devices(shapes)}")
-        cases = [case for shape in shapes for case in _cases(sweep, shape)]
+    placings = sweep.placings()
+    groups = [placings] if _shares_memory() else [[placing] for placing in placings]
+    for group in groups:
+        report(f"loading {sweep.source.config.name} onto {_devices([shape for _, shape in group])}")
+        cases = [case for placing in group for case in _cases(sweep, *placing)]
         meters = [
             PeakMeter(mesh, sweep.dtype) for mesh in dict.fromkeys(c.engine.mesh for c in cases)
         ]
@@ -135,7 +142,8 @@ class _Case:
 
     def __str__(self) -> str:
         devices, step = self.engine.mesh.size, self.step
-        return f"devices {devices}, batch {step.batch}, context {step.context}"
+        layout = self.engine.placement.layout.name
+        return f"{layout}, devices {devices}, batch {step.batch}, context {step.context}"
 
     def attempt(self, work: Callable[[], None]) -> None:
         """Does the work; running out of memory is a result, not a failure."""
@@ -151,17 +159,17 @@ class _Case:
             self.step.release()
 
 
-def _cases(sweep: Sweep, shape: MeshShape) -> list[_Case]:
+def _cases(sweep: Sweep, layout: Layout, shape: MeshShape) -> list[_Case]:
     sizes = itertools.product(sweep.contexts, sweep.batches)
     try:
-        engine = sweep.source.engine(sweep.layout, shape, sweep.dtype, progress=byte_progress)
+        engine = sweep.source.engine(layout, shape, sweep.dtype, progress=byte_progress)
         jax.block_until_ready(engine.parameters)
         message = ""
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         config, message = sweep.source.config, str(error).splitlines()[0]
-        placement = sweep.layout.check(config.sizes, shape)
+        placement = layout.check(config.sizes, shape)
         engine = Engine(config, {}, placement, make_mesh(shape), sweep.dtype)
     cases = [_Case(engine, batch, context) for context, batch in sizes]
     for case in cases:
@@ -276,4 +284,4 @@ def _cpu_cache() -> float:
 
 
 def _devices(shapes: Sequence[MeshShape]) -> str:
-    return " and ".join("x".join(map(str, shape.values())) for shape in shapes)
+    return " and ".join(dict.fromkeys("x".join(map(str, shape.values())) for shape in shapes))

@@ -87,7 +87,16 @@ def dtype():
 
 def layout() -> Layout:
     """The layout that the flags name."""
-    chosen = attend_by(find_layout(LAYOUT.value), ATTENTION_BY.value)
+    return _layout(LAYOUT.value)
+
+
+def layouts() -> list[Layout]:
+    """The layouts that the flags name, of a script that compares several."""
+    return [_layout(name) for name in dict.fromkeys(LAYOUT.value.split(","))]
+
+
+def _layout(name: str) -> Layout:
+    chosen = attend_by(find_layout(name), ATTENTION_BY.value)
     if PREFILL_LAYOUT.value:
         return prefill_by(chosen, find_layout(PREFILL_LAYOUT.value))
     return chosen

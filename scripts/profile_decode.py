@@ -5,15 +5,19 @@ memory's peak rate, or computing at the peak FLOP rate, whichever is longer. On 
 peaks are the published ones of the chip. On a CPU the devices share one memory, whose rate is
 measured in the same run, before, between and after the steps.
 
+--layout takes a list here: the layouts are measured in turns and compared in one report.
+
 Writes profile.json, profile.csv, step_time.png, cost.png and TensorBoard events to --output_dir.
 
 Examples:
   python scripts/profile_decode.py
   python scripts/profile_decode.py --devices=1,2 --batch=1,8 --context=128,1024 --trace
+  python scripts/profile_decode.py --mesh=2x1x2 --layout=weight_stationary_1d,weight_stationary_2d
   python scripts/profile_decode.py --model=llama3-8b --random_weights --batch=1,8,64 --context=2048
 """
 
 import datetime
+import itertools
 import sys
 from pathlib import Path
 
@@ -58,8 +62,8 @@ def main() -> None:
     sweep.check()
     check_writable(output)
     _common.check_json()
-    for shape in sweep.shapes:
-        placement = sweep.layout.check(sweep.source.config.sizes, shape)
+    for layout, shape in sweep.placings():
+        placement = layout.check(sweep.source.config.sizes, shape)
         _common.state_choices(sweep.source, placement, sweep.dtype)
     outcome = run(sweep, _common.say)
     found = _document(outcome, started)
@@ -77,16 +81,16 @@ def _sweep(output: Path) -> Sweep:
     for flag in (_BANDWIDTH, _FLOPS, _PRICE):
         if flag.value is not None and not 0 < flag.value < float("inf"):
             raise UsageError(f"--{flag.name} is {flag.value}; use a positive number")
-    source, layout = _common.source(), _common.layout()
-    for shape in shapes or ():  # before JAX makes as many devices as were asked for
-        layout.check(source.config.sizes, shape)
+    source, layouts = _common.source(), _common.layouts()
+    for layout, shape in itertools.product(layouts, shapes or ()):
+        layout.check(source.config.sizes, shape)  # before JAX makes as many devices
     if shapes is None:
         request_cpu_devices(2)
         counts = (1, 2) if jax.default_backend() == "cpu" else (jax.device_count(),)
         shapes = [{"x": 1, "y": 1, "z": count} for count in counts]
     return Sweep(
         source=source,
-        layout=layout,
+        layouts=layouts,
         shapes=shapes,
         batches=batches,
         contexts=contexts,

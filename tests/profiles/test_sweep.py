@@ -9,6 +9,7 @@ from decode.load import ModelSource
 from model.catalog import find_model
 from profiles import sweep as sweeping
 from profiles.bandwidth import PeakMeter
+from profiles.report import fit_lines, fits, lines
 from profiles.sweep import Sweep, run
 from profiles.timing import BURST, HeldStep
 from sharding.errors import UsageError
@@ -19,7 +20,7 @@ from sharding.mesh import make_mesh, parse_mesh
 def sweep(**changes) -> Sweep:
     settings = {
         "source": ModelSource(find_model("tiny"), None, None),
-        "layout": LAYOUTS["weight_stationary_1d"],
+        "layouts": [LAYOUTS["weight_stationary_1d"]],
         "shapes": [parse_mesh("1"), parse_mesh("2")],
         "batches": [1, 2],
         "contexts": [16],
@@ -40,6 +41,16 @@ def test_every_mesh_batch_and_context_has_a_record(outcome):
     for point in outcome.points:
         assert len(point["step_s"]["samples"]) == sweeping.LEAST_ROUNDS
         assert 0 < point["step_s"]["p10"] <= point["step_s"]["median"] <= point["step_s"]["p90"]
+
+
+def test_layouts_are_compared_in_one_run_each_a_line_of_its_own():
+    names = ["weight_stationary_1d", "weight_stationary_2d"]
+    wanted = sweep(layouts=[LAYOUTS[name] for name in names], shapes=[parse_mesh("2x1x2")])
+    points = run(wanted, lambda text: None).points
+    assert [point["layout"] for point in points] == [names[0]] * 2 + [names[1]] * 2
+    assert len(lines(points)) == 2
+    text = fit_lines(fits([point | {"status": "ok"} for point in points]))
+    assert [line.split(",")[0] for line in text] == names
 
 
 def test_the_floors_bandwidth_is_the_best_sample_of_any_kernel_on_any_mesh(outcome):
