@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import itertools
+import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -169,6 +171,17 @@ def test_switching_layouts_leaves_every_weight_where_it_is(prompts):
     devices = make_mesh(mesh)
     assert shardings(model, placement, devices) == shardings(model, placement.prefill, devices)
     assert placement.prefill.layout.name == prompts
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_only_weight_gathered_layouts_gather_weights(name):
+    """Down is [D, F] as a matmul reads it on each device; only that gather makes such an array."""
+    layout = LAYOUTS[name]
+    engine = source_of("grouped").engine(layout, parse_mesh("2x2x2"), jnp.float32)
+    text = engine.lower_decode(BATCH, 16).compile().as_text()
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)
+    in_use = jax.NamedSharding(engine.mesh, engine.placement.use("D", "F")).shard_shape((64, 128))
+    assert (",".join(map(str, in_use)) in gathered) == (layout.use is not None), gathered
 
 
 def test_prompts_over_weights_stored_otherwise_are_refused_with_those_that_work():

@@ -1,12 +1,14 @@
 """Bytes and FLOPs of a step against closed forms and against the compiler's own count."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
 from profiles.traffic import decode_traffic, kv_token_bytes, replication_cost
-from sharding.layout import LAYOUTS
+from sharding.layout import LAYOUTS, attend_by
 from sharding.mesh import parse_mesh
 
 ONE_D = LAYOUTS["weight_stationary_1d"]
@@ -109,3 +111,23 @@ def test_a_step_reads_the_experts_it_touches(tiny_engine, touched, read):
     )
     expert = 3 * 64 * 128 * 4  # gate, up and down of one expert
     assert traffic.weights_resident - traffic.weights_read == pytest.approx(2 * expert * (6 - read))
+
+
+@pytest.mark.parametrize(
+    ("attention", "kv_heads", "published"),
+    [
+        ("heads", 64, {128: 1320, 512: 330}),
+        ("heads", 1, {128: 660, 512: 165}),
+        ("batch", 1, {128: 43_000, 512: 10_700}),
+    ],
+)
+def test_the_longest_contexts_are_those_that_were_published(attention, kv_heads, published):
+    """Pope et al. 2022, table 1: PaLM 540B with 64 heads on 64 chips, 30% of 32 GiB each."""
+    palm = find_model("palm-540b")
+    head_size = 128 if kv_heads > 1 else 256
+    palm = dataclasses.replace(palm, query_heads=64, kv_heads=kv_heads, head_size=head_size)
+    layout = attend_by(LAYOUTS["weight_stationary_2d"], attention)
+    placement = layout.check(palm.sizes, parse_mesh("4x4x4"))
+    for batch, context in published.items():
+        found = 0.3 * 32 * 2**30 / (batch * kv_token_bytes(palm, placement, jnp.bfloat16))
+        assert found == pytest.approx(context, rel=0.015)
