@@ -41,10 +41,9 @@ def moves(start: Division, target: Division) -> list[Division]:
     while stray := [dim for dim, axes in enumerate(now) if tuple(axes) != target[dim][: len(axes)]]:
         _move(now, stray, target, wanted)
         path.append(tuple(map(tuple, now)))
-    # What is left to add is whole on each device; moved axes that could follow it come after.
     if path[-1:] != [target] and start != target:
         path.append(target)
-    return _without_detours(path)
+    return path
 
 
 def _move(now: list[list[str]], stray: list[int], target: Division, wanted: dict[str, int]) -> None:
@@ -68,7 +67,3 @@ def _move(now: list[list[str]], stray: list[int], target: Division, wanted: dict
 
 def _settled(now: list[list[str]], dim: int, target: Division) -> bool:
     return tuple(now[dim]) == target[dim][: len(now[dim])]
-
-
-def _without_detours(path: list[Division]) -> list[Division]:
-    return [division for number, division in enumerate(path) if division not in path[:number]]
