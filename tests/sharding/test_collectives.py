@@ -34,7 +34,7 @@ def test_each_move_is_one_collective():
     ]
 
 
-@pytest.mark.parametrize(("start", "target"), itertools.permutations(DIVISIONS, 2))
+@pytest.mark.parametrize(("start", "target"), list(itertools.permutations(DIVISIONS, 2)))
 def test_moves_lead_there_without_dividing_twice_by_an_axis(start, target):
     path = moves(start, target)
     assert path[-1] == target and len(path) <= 5
