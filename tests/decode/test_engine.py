@@ -47,7 +47,7 @@ def counted_compilations():
         jax.monitoring.clear_event_listeners()
 
 
-@pytest.mark.parametrize("mesh", ["1x1x1", "1x1x2", "2x2x2"])
+@pytest.mark.parametrize("mesh", ["1x1x1", "2x2x2"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cached_decode_equals_one_full_forward_pass(tiny_engine, family, mesh):
     engine = tiny_engine(mesh, **FAMILIES[family])

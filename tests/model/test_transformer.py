@@ -58,7 +58,7 @@ def reference(config, parameters, tokens):
     return norm(x, p["final_norm"]["scale"]) @ out.T
 
 
-@pytest.mark.parametrize("mesh", ["1x1x1", "1x1x2", "2x2x2"])
+@pytest.mark.parametrize("mesh", ["1x1x1", "2x2x2"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_equal_a_plain_forward_pass(tiny_engine, family, mesh):
     engine = tiny_engine(mesh, **FAMILIES[family])
