@@ -50,7 +50,7 @@ def test_greedy_text_equals_transformers_in_a_ragged_batch(smollm2_engine, mesh)
         np.testing.assert_allclose(completion.logprobs, logprobs, atol=1e-3)
 
 
-@pytest.mark.parametrize("prompt", PROMPTS[:2], ids=lambda prompt: prompt["name"])
+@pytest.mark.parametrize("prompt", PROMPTS[:1], ids=lambda prompt: prompt["name"])
 def test_a_prompt_alone_gives_the_same_text(smollm2_engine, prompt):
     (completion,) = finish(generate(smollm2_engine("1x1x1"), request([prompt])))
     assert completion.tokens == expected_tokens(prompt)

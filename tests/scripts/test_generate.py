@@ -214,14 +214,15 @@ def next_piece(pipe):
 def test_text_arrives_while_it_is_decoded_and_an_interrupt_is_one_line(folder):
     # So many tokens take minutes: what arrives before an interrupt was not held back to the end.
     flags = ["--model=long.gguf", "--prompt=the", "--max_new_tokens=190000", "--ignore_eos"]
+    # Where the tests run in the background, interrupts may be ignored from birth.
+    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    heed += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPTS / "generate.py"), *flags],
+        [sys.executable, "-c", heed, str(SCRIPTS / "generate.py"), *flags],
         cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # Where the tests run in the background, interrupts may be ignored from birth.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         pieces = [next_piece(process.stdout) for _ in range(8)]
