@@ -171,14 +171,28 @@ class Engine:
 
     def lower_decode(self, batch: int, slots: int) -> jax.stages.Lowered:
         """The decode step for these shapes, ready to compile or inspect."""
+        vector = self._abstract_vector(batch)
+        with jax.set_mesh(self.mesh):
+            cache = self._placed_cache(batch, slots)
+            return self._decode.lower(self.parameters, cache, vector, vector)
+
+    def lower_prefill(self, batch: int, slots: int, length: int) -> jax.stages.Lowered:
+        """The prefill of prompts of this padded length, ready to compile or inspect."""
+        with jax.set_mesh(self.mesh):
+            cache, lengths = self._placed_cache(batch, slots), self._abstract_vector(batch)
+            tokens = self._abstract_vector(batch, length)
+            return self._prefill.lower(self.parameters, cache, tokens, lengths)
+
+    def _placed_cache(self, batch: int, slots: int) -> KVCache:
         where = jax.NamedSharding(self.mesh, self.placement.cache(*CACHE_AXES))
-        cache = jax.tree.map(
+        return jax.tree.map(
             lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where),
             self._abstract_cache(batch, slots),
         )
-        vector = self.put(np.zeros(batch, np.int32))
-        with jax.set_mesh(self.mesh):
-            return self._decode.lower(self.parameters, cache, vector, vector)
+
+    def _abstract_vector(self, *shape: int) -> jax.ShapeDtypeStruct:
+        whole = jax.NamedSharding(self.mesh, jax.P(*(None,) * len(shape)))
+        return jax.ShapeDtypeStruct(shape, np.int32, sharding=whole)
 
     def _prefill_step(self, parameters, cache, tokens, lengths):
         with jax.named_scope("prefill"):

@@ -9,11 +9,11 @@ from flax import nnx
 
 from model.cache import positions_in, slots_of, write
 from model.config import ModelConfig
-from model.linear import project
+from model.linear import Operand
 from model.norm import Norm
 from model.parameters import declare, normal
 from model.rotary import Rotation, rotate
-from sharding.collectives import reshard
+from sharding.collectives import reshard, split_softmax
 from sharding.placement import Placement
 
 LayerCache = tuple[jax.Array, jax.Array]
@@ -46,7 +46,7 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Operand,
         cache: LayerCache,
         positions: jax.Array,
         turn: Rotation,
@@ -60,34 +60,35 @@ class Attention(nnx.Module):
         Args:
           x: [B, T, D], normed.
           cache: this layer's keys and values.
-          positions: [B, T] int32, each token's place in its sequence.
-          turn: rotary angles of those positions.
+          positions: [B, T] int32, each token's place in its sequence; whole on every device.
+          turn: rotary angles of those positions, divided as attention is.
           placement: shardings.
 
         Returns:
           [B, T, R] and the updated cache.
         """
-        positions = reshard(positions, placement.attention("B", "T"))
-        turn = tuple(reshard(part, placement.attention("B", "T", None)) for part in turn)
-        q, new = self._project(x, turn, placement)
+        q, new = self._project(x, turn, placement)  # q: [B, T, K, G, h]
         size, ring = cache[0].shape[2], self.window is not None
         slots = reshard(slots_of(positions, size, ring), placement.cache("B", "T"))
         cache = tuple(
             write(old, reshard(part, placement.cache("B", "T", "K", None)), slots, placement)
             for old, part in zip(cache, new, strict=True)
         )
-        if x.shape[1] == 1:
+        positions = reshard(positions, placement.attention("B", "T"))
+        if q.shape[1] == 1:
             seen, where = cache, positions_in(size, positions, ring)
         else:
             seen, where = tuple(jnp.swapaxes(part, 1, 2) for part in new), positions
         visible = self._visible(positions[:, :, None], where[:, None])  # [B, T, S]
         c = self.config
         scale = c.attention_scale or c.head_size**-0.5
-        mixed = attend(q, *seen, visible, scale, c.attention_softcap)  # [B, T, K, G, h]
+        by_hand = placement.layout.collectives == "overlapped"
+        mixed = attend(q, *seen, visible, scale, c.attention_softcap, by_hand)  # [B, T, K, G, h]
         with jax.named_scope("attention_output"):
             mixed = reshard(mixed, placement.activations("B", "T", "K", "G", "h"))
-            mixed = reshard(mixed, placement.contracted("B", "T", "K", "G", "h"))
-            return project(self.output, mixed, placement, "B", "T", "R"), cache
+            spec = placement.contracted("B", "T", "K", "G", "h")
+            mixed = Operand(mixed, spec, placement)
+            return mixed.project(self.output, "B", "T", "R"), cache
 
     def _visible(self, position: jax.Array, other: jax.Array) -> jax.Array:
         """Whether a token at `position` sees one at `other`."""
@@ -96,13 +97,13 @@ class Attention(nnx.Module):
         return (other <= position) & (other > position - self.window) & (other >= 0)
 
     def _project(
-        self, x: jax.Array, turn: Rotation, placement: Placement
+        self, x: Operand, turn: Rotation, placement: Placement
     ) -> tuple[jax.Array, LayerCache]:
         """x: [B, T, D] -> queries [B, T, K, G, h], and keys and values, each [B, T, K, h]."""
         c = self.config
         with jax.named_scope("query_key_value"):
-            q = project(self.query, x, placement, "B", "T", "K", "G", "h")
-            both = project(self.key_value, x, placement, "B", "T", "K", "C", "h")
+            q = x.project(self.query, "B", "T", "K", "G", "h")
+            both = x.project(self.key_value, "B", "T", "K", "C", "h")
             if c.attention_bias:
                 act = placement.activations
                 q = q + reshard(self.query_bias[...], act("K", "G", "h"))
@@ -122,6 +123,7 @@ def attend(
     visible: jax.Array,
     scale: float,
     softcap: float | None = None,
+    by_hand: bool = False,
 ) -> jax.Array:
     """Softmax attention of each token to the slots it sees.
 
@@ -132,6 +134,7 @@ def attend(
       visible: [B, T, S], at least one slot for each token.
       scale: multiplies the scores.
       softcap: c of ``c * tanh(score / c)``, if any (Gemma Team 2024, section 2).
+      by_hand: where slots are divided, combine the parts by `split_softmax`.
 
     Returns:
       [B, T, K, G, h].
@@ -151,7 +154,9 @@ def attend(
         if softcap:
             scores = softcap * jnp.tanh(scores / softcap)
         scores = jnp.where(visible[:, None, :, None, :], scores, -jnp.inf)
-        # Dividing after the sum over slots leaves two reductions where the slots are sharded.
+        if by_hand and slots:
+            return jnp.moveaxis(split_softmax(scores, values), 1, 2).astype(q.dtype)
+        # Dividing after the sum over slots leaves it one reduction where the slots are sharded.
         weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
         total = jnp.sum(weights, axis=-1, keepdims=True)
         mixed = jax.lax.dot_general(  # [B, K, T, G, h]

@@ -15,7 +15,7 @@ class Published:
 
     Attributes:
       config: the shape.
-      parameters: the published count; None for a shape of our own.
+      parameters: the published count; None for a shape that was published without one, or of ours.
       digit: what the published count is rounded to: 1 where it is exact.
       source: where shape and count were published.
     """
@@ -39,15 +39,17 @@ def _config(name: str, layers: int, width: int, heads: int, kv_heads: int, d_ff:
     )
 
 
-def _palm(name: str, layers: int, width: int, heads: int) -> ModelConfig:
+def _palm(
+    name: str, layers: int, width: int, heads: int, kv_heads: int = 1, head_size: int = 256
+) -> ModelConfig:
     return _config(
         name,
         layers,
         width,
         heads,
-        1,
+        kv_heads,
         4 * width,
-        head_size=256,
+        head_size=head_size,
         vocabulary=256_000,
         max_context=2048,
         norm="layer",
@@ -150,6 +152,7 @@ _GEMMA2_SOURCE = "Gemma Team 2024 (Gemma 2)"
 _GEMMA3_SOURCE = "Gemma Team 2025 (Gemma 3); the language model alone, without the vision tower"
 _SMOLLM2_SOURCE = "Ben Allal et al. 2025 (SmolLM2)"
 _PALM_SOURCE = "Chowdhery et al. 2022 (PaLM), table 1"
+_ESTI_SOURCE = "Pope et al. 2022, section 4: PaLM 540B with 64 heads, of 128 where each has its own KV"
 
 # fmt: off
 _EXACT = (
@@ -223,6 +226,8 @@ _ENTRIES = (
     Published(_palm("palm-8b", 32, 4096, 16), 8_630_000_000, 10_000_000, _PALM_SOURCE),
     Published(_palm("palm-62b", 64, 8192, 32), 62_500_000_000, 10_000_000, _PALM_SOURCE),
     Published(_palm("palm-540b", 118, 18_432, 48), 540_350_000_000, 10_000_000, _PALM_SOURCE),
+    Published(_palm("palm-540b-padded", 118, 18_432, 64), None, 1, _ESTI_SOURCE),
+    Published(_palm("palm-540b-multihead", 118, 18_432, 64, 64, 128), None, 1, _ESTI_SOURCE),
     Published(
         _config("tiny", 2, 64, 4, 2, 128, vocabulary=256, max_context=512, **_TIED),
         None,

@@ -6,23 +6,64 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sharding.collectives import reshard
+from sharding.overlap import multiply, transfers
 from sharding.placement import Placement
 
 
-def project(param: nnx.Param, x: jax.Array, placement: Placement, *axes: str | None) -> jax.Array:
-    """Multiplies every token by a parameter, gathered first where the layout says so.
+class Operand:
+    """Activations that matmuls read: gathered from other chips once, however many read them."""
 
-    Args:
-      param: [outputs..., inputs...].
-      x: [B, T, inputs...], divided as `placement.contracted` says.
-      placement: shardings.
-      *axes: logical axes of the result, of which the layout says how it is divided.
+    def __init__(self, x: jax.Array, spec: jax.P, placement: Placement):
+        """Gathers nothing yet.
 
-    Returns:
-      [B, T, outputs...].
-    """
-    weight = jax.reshard(param[...], placement.use(*param.axes))
-    return linear(weight, x, placement.activations(*axes))
+        Args:
+          x: [B, T, inputs...].
+          spec: its sharding when multiplied.
+          placement: shardings.
+        """
+        self._x, self._spec, self._placement = x, spec, placement
+
+    def whole(self) -> jax.Array:
+        """x, divided as a matmul's weight is."""
+        self._x = reshard(self._x, self._spec)
+        return self._x
+
+    def project(self, param: nnx.Param, *axes: str | None) -> jax.Array:
+        """Multiplies every token by a parameter, gathered first where the layout says so.
+
+        Args:
+          param: [outputs..., inputs...].
+          *axes: logical axes of the result, of which the layout says how it is divided.
+
+        Returns:
+          [B, T, outputs...].
+        """
+        use = self._placement.use(*param.axes)
+        return self.multiply(param[...], use, self._placement.activations(*axes))
+
+    def multiply(
+        self, weight: jax.Array, use: jax.P, result: jax.P, dtype: jnp.dtype | None = None
+    ) -> jax.Array:
+        """Multiplies every token by a weight, scheduling collectives as the layout says.
+
+        Args:
+          weight: [outputs..., inputs...], as stored.
+          use: its sharding when multiplied.
+          result: sharding of the product.
+          dtype: of the product; that of x if None.
+
+        Returns:
+          [B, T, outputs...].
+        """
+        if self._placement.layout.collectives == "overlapped":
+            stored, now = (jax.typeof(array).sharding.spec for array in (weight, self._x))
+            specs = (stored, use, now, self._spec, result)
+            plan = transfers(weight.shape, *specs, self._placement.mesh)
+            if plan and plan.moves:
+                product, self._x = multiply(weight, self._x, plan, self._spec, result, dtype)
+                return product
+        return linear(reshard(weight, use), self.whole(), result, dtype)
 
 
 def linear(

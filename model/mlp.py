@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model.config import ModelConfig
-from model.linear import project
+from model.linear import Operand
 from model.parameters import declare, normal
 from sharding.placement import Placement
 
@@ -28,10 +28,10 @@ class MLP(nnx.Module):
         self.down = declare((D, F), ("D", "F"), dtype, back)
         self.activation = config.activation
 
-    def __call__(self, x: jax.Array, placement: Placement) -> jax.Array:
+    def __call__(self, x: Operand, placement: Placement) -> jax.Array:
         """x: [B, T, D] -> [B, T, R]."""
         with jax.named_scope("mlp"):
-            both = project(self.gate_up, x, placement, "B", "T", "C", "F")  # [B, T, 2, F]
+            both = x.project(self.gate_up, "B", "T", "C", "F")  # [B, T, 2, F]
             hidden = ACTIVATIONS[self.activation](both[:, :, 0]) * both[:, :, 1]  # [B, T, F]
-            hidden = jax.reshard(hidden, placement.contracted("B", "T", "F"))
-            return project(self.down, hidden, placement, "B", "T", "R")
+            hidden = Operand(hidden, placement.contracted("B", "T", "F"), placement)
+            return hidden.project(self.down, "B", "T", "R")

@@ -100,6 +100,17 @@ def shardings(
     }
 
 
+def abstract(model: nnx.Module, placement: Placement, mesh: jax.sharding.Mesh) -> Parameters:
+    """Shapes, dtypes and shardings of all parameters: enough to compile a step, and no memory."""
+    where = shardings(model, placement, mesh)
+    return nest(
+        {
+            path: jax.ShapeDtypeStruct(param.shape, param.dtype, sharding=where[path])
+            for path, param in declarations(model).items()
+        }
+    )
+
+
 def initialise(
     model: nnx.Module, placement: Placement, mesh: jax.sharding.Mesh, seed: int
 ) -> Parameters:

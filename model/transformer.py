@@ -15,13 +15,13 @@ from flax import nnx
 from model.attention import Attention, LayerCache
 from model.cache import PADDING, KVCache
 from model.config import ModelConfig
-from model.linear import linear
+from model.linear import Operand
 from model.mixture import Mixture
 from model.mlp import MLP
 from model.norm import Norm
 from model.parameters import declare, normal
 from model.rotary import Rotation, rotation
-from sharding.collectives import reshard
+from sharding.collectives import look_up, reshard
 from sharding.placement import Placement
 
 
@@ -48,18 +48,16 @@ class Embedding(nnx.Module):
         self.weight = declare(shape, ("V", "D"), dtype, init)
 
     def look_up(self, tokens: jax.Array, placement: Placement) -> jax.Array:
-        """tokens: [B, T] int32 -> [B, T, R]."""
+        """tokens: [B, T] int32, whole on every device -> [B, T, R]."""
         with jax.named_scope("embedding"):
-            spec = placement.activations("B", "T", "R")
-            return self.weight[...].at[tokens].get(out_sharding=spec)
+            return look_up(self.weight[...], tokens, placement.activations("B", "T", "R"))
 
     def logits(self, x: jax.Array, placement: Placement) -> jax.Array:
         """x: [B, T, R] -> [B, T, V], float32."""
         with jax.named_scope("unembedding"):
-            x = reshard(x, placement.beside_stored("B", "T", "D"))
-            batch = placement.beside_stored("B")[0]
-            spec = jax.P(batch, None, placement.activations("V")[0])
-            return linear(self.weight[...], x, spec, dtype=jnp.float32)
+            x = Operand(x, placement.beside_stored("B", "T", "D"), placement)
+            spec = jax.P(placement.beside_stored("B")[0], None, placement.activations("V")[0])
+            return x.multiply(self.weight[...], placement.weights("V", "D"), spec, jnp.float32)
 
 
 class Block(nnx.Module):
@@ -86,21 +84,22 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, LayerCache, jax.Array | None]:
         """x: [B, T, R] -> [B, T, R], this layer's updated cache, the number of experts touched."""
         whole = placement.contracted("B", "T", "D")
-        y = reshard(self.attention_norm(x), whole)
+        y = Operand(self.attention_norm(x), whole, placement)
         mixed, cache = self.attention(y, cache, positions, turn, placement)
         if self.config.norm_after:
             mixed = self.attention_norm_after(mixed)
         x = x + mixed
         if not self.config.parallel_block:
-            y = reshard(self.mlp_norm(x), whole)
-        z, touched = self._feed_forward(y, positions < PADDING, placement)
+            y = Operand(self.mlp_norm(x), whole, placement)
+        real = reshard(positions < PADDING, placement.activations("B", "T"))
+        z, touched = self._feed_forward(y, real, placement)
         if self.config.norm_after:
             z = self.mlp_norm_after(z)
         return x + z, cache, touched
 
-    def _feed_forward(self, x: jax.Array, real: jax.Array, placement: Placement):
+    def _feed_forward(self, x: Operand, real: jax.Array, placement: Placement):
         if self.config.experts:
-            return self.mlp(x, real, placement)
+            return self.mlp(x.whole(), real, placement)
         return self.mlp(x, placement), None
 
 
@@ -126,18 +125,16 @@ class Transformer(nnx.Module):
         """Runs every block over new tokens.
 
         Args:
-          tokens: [B, T] int32.
-          positions: [B, T] int32, each token's place in its sequence; `PADDING` fills rows. With
-            T > 1 these are whole prompts, the first token at 0.
+          tokens: [B, T] int32, whole on every device.
+          positions: [B, T] int32, whole likewise: each token's place in its sequence; `PADDING`
+            fills rows. With T > 1 these are whole prompts, the first token at 0.
           cache: earlier tokens' keys and values; its memory is reused.
           placement: shardings.
         """
-        tokens = reshard(tokens, placement.activations("B", "T"))
-        positions = reshard(positions, placement.activations("B", "T"))
         x = self.embedding.look_up(tokens, placement)
         if self.config.embedding_scale != 1:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
-        turns = self._turns(positions)
+        turns = self._turns(reshard(positions, placement.attention("B", "T")))
         layers, touched = [], []
         for number, block in enumerate(self.layers):
             with jax.named_scope(f"layer_{number}"):

@@ -22,6 +22,8 @@ class Chip:
       bandwidth: bytes per second of HBM.
       flops: bfloat16 FLOP/s of the chip; float32 runs at most at this rate on matrix units.
       on_chip: bytes of last-level cache or VMEM.
+      link: bytes per second that one chip sends to others in a collective over one mesh axis; None
+        where not published.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Chip:
     bandwidth: float
     flops: float
     on_chip: float
+    link: float | None = None
 
 
 @functools.cache
@@ -46,6 +49,7 @@ def chips() -> tuple[Chip, ...]:
             bandwidth=row["bandwidth_bytes_per_s"]["value"],
             flops=row["bfloat16_flops_per_s"]["value"],
             on_chip=row["on_chip_bytes"]["value"],
+            link=row.get("link_bytes_per_s", {}).get("value"),
         )
         for row in rows
     )
@@ -78,6 +82,7 @@ class Peaks:
       source: ``measured`` in this run, ``published``, or ``given`` by a flag.
       on_chip: bytes of last-level cache or VMEM, None where not known.
       capacity: bytes of memory, None where not known.
+      link: bytes per second to other devices, None where not known.
       devices_per_chip: 2 where a JAX device is half a chip.
     """
 
@@ -86,6 +91,7 @@ class Peaks:
     source: str
     on_chip: float | None = None
     capacity: float | None = None
+    link: float | None = None
     devices_per_chip: int = 1
 
 
@@ -110,5 +116,6 @@ def published_peaks(
         source="given" if bandwidth or flops else "published",
         on_chip=chip.on_chip / parts,
         capacity=chip.capacity / parts,
+        link=chip.link and chip.link / parts,
         devices_per_chip=parts,
     )

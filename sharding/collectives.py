@@ -1,10 +1,15 @@
-"""Changing how arrays are divided, one collective at a time.
+"""Collectives apart from matmuls: changes of sharding, one at a time; look-ups in a divided table;
+a softmax over divided slots.
 
 XLA turns a change of sharding into one collective where one will do. Asked for several at once, as
 from heads over y and z to batch over all axes, it gathers the whole array on every device instead.
 """
 
+import itertools
+from typing import NamedTuple
+
 import jax
+import jax.numpy as jnp
 
 from sharding.placement import Axes, entry, entry_axes
 
@@ -67,3 +72,122 @@ def _move(now: list[list[str]], stray: list[int], target: Division, wanted: dict
 
 def _settled(now: list[list[str]], dim: int, target: Division) -> bool:
     return tuple(now[dim]) == target[dim][: len(now[dim])]
+
+
+def look_up(table: jax.Array, tokens: jax.Array, spec: jax.P) -> jax.Array:
+    """Rows of a table whose rows and columns mesh axes may divide.
+
+    Each device looks up what it has, zeros for what others have. So only looked-up rows move.
+
+    Args:
+      table: [V, D].
+      tokens: [B, T] int32, whole on every device.
+      spec: of the result.
+
+    Returns:
+      [B, T, D].
+    """
+    rows, columns = (entry_axes(axes) for axes in jax.typeof(table).sharding.spec)
+    steps = look_up_steps(rows, columns, *(entry_axes(spec[dim]) for dim in (0, 2)))
+
+    def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        place = tokens - (jax.lax.axis_index(rows) * table.shape[0] if rows else 0)
+        held = (place >= 0) & (place < table.shape[0])
+        found = table[jnp.where(held, place, 0)]
+        found = jnp.where(held[..., None], found, 0)  # {rows unsummed}
+        if steps.exchanged:
+            found = jax.lax.all_to_all(found, steps.exchanged, 0, 2, tiled=True)
+        if steps.scattered:
+            found = jax.lax.psum_scatter(
+                found, steps.scattered, scatter_dimension=steps.along, tiled=True
+            )
+        return jax.lax.psum(found, steps.summed) if steps.summed else found
+
+    tokens = jax.reshard(tokens, jax.P(entry(steps.batch), None))
+    found = jax.shard_map(
+        local,
+        in_specs=(jax.P(entry(rows), entry(columns)), jax.typeof(tokens).sharding.spec),
+        out_specs=jax.P(entry(steps.result[0]), None, entry(steps.result[1])),
+        check_vma=False,
+    )(table, tokens)
+    return reshard(found, spec)
+
+
+class LookUpSteps(NamedTuple):
+    """How looked-up rows [B, T, D] come to lie as wanted, from a table of divided rows and columns.
+
+    Attributes:
+      batch: mesh axes that divide the tokens looked up, taken without a collective.
+      exchanged: axes that go from the columns to the batch by an all-to-all.
+      scattered: axes over which zeros for other devices' rows are summed and scattered ...
+      along: ... over this dimension: 0 the batch, 2 the columns.
+      summed: axes over which they are summed whole.
+      result: axes of batch and columns in the end; what is left is for `reshard`.
+    """
+
+    batch: Axes
+    exchanged: Axes
+    scattered: Axes
+    along: int
+    summed: Axes
+    result: tuple[Axes, Axes]
+
+
+def look_up_steps(rows: Axes, columns: Axes, batch: Axes, wanted: Axes) -> LookUpSteps:
+    """Plans `look_up`.
+
+    Args:
+      rows: mesh axes that divide the table's rows.
+      columns: mesh axes that divide its columns.
+      batch: mesh axes that shall divide the batch.
+      wanted: mesh axes that shall divide the result's columns.
+    """
+    free = tuple(itertools.takewhile(lambda axis: axis not in rows + columns, batch))
+    exchanged = columns if columns and batch[len(free) :][: len(columns)] == columns else ()
+    now, left = free + exchanged, () if exchanged else columns
+    scattered, along = (), 2
+    if rows and wanted == left + rows:
+        scattered, left = rows, left + rows
+    elif rows and batch == now + rows:
+        scattered, along, now = rows, 0, now + rows
+    summed = () if scattered else rows
+    return LookUpSteps(free, exchanged, scattered, along, summed, (now, left))
+
+
+def split_softmax(scores: jax.Array, values: jax.Array) -> jax.Array:
+    """The sum of values weighted by a softmax of scores, over slots that mesh axes divide.
+
+    Each device takes its own slots' softmax with their maximum and sum; the parts are then joined
+    with two all-reduces: of the maximum, which hides behind the products, and of sums and total
+    together (Milakov and Gimelshein 2018; the split over chips as in Flash-Decoding, 2023).
+
+    Args:
+      scores: [B, K, T, G, S] float32, minus infinity where a slot is not seen.
+      values: [B, K, S, h], S divided as in `scores`.
+
+    Returns:
+      [B, K, T, G, h] float32, S summed.
+    """
+    divided, stored = (jax.typeof(array).sharding.spec for array in (scores, values))
+    axes = entry_axes(divided[-1])
+
+    def local(scores: jax.Array, values: jax.Array) -> jax.Array:
+        # A device may see none of its slots.
+        highest = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), jnp.finfo(jnp.float32).min)
+        weights = jnp.exp(scores - highest)
+        sums = jax.lax.dot_general(  # [B, K, T, G, h]
+            weights.astype(values.dtype),
+            values,
+            (((4,), (2,)), ((0, 1), (0, 1))),
+            preferred_element_type=jnp.float32,
+        )
+        both = jnp.concatenate([sums, jnp.sum(weights, axis=-1, keepdims=True)], axis=-1)
+        both = jax.lax.psum(both * jnp.exp(highest - jax.lax.pmax(highest, axes)), axes)
+        return both[..., :-1] / both[..., -1:]
+
+    return jax.shard_map(
+        local,
+        in_specs=(divided, stored),
+        out_specs=jax.P(*divided[:-1], None),
+        check_vma=False,
+    )(scores, values)

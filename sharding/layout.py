@@ -76,7 +76,24 @@ def prefill_by(layout: Layout, prompts: Layout) -> Layout:
     )
 
 
+def schedule_by(layout: Layout, collectives: str) -> Layout:
+    """The layout with the collectives beside matmuls scheduled otherwise, in prompts too.
+
+    Args:
+      layout: any.
+      collectives: ``compiler``, or ``overlapped``: loops of `sharding.overlap`.
+
+    Raises:
+      UsageError: another way.
+    """
+    if collectives not in COLLECTIVES:
+        raise UsageError(f"collectives is {collectives!r}; use one of {', '.join(COLLECTIVES)}")
+    prefill = layout.prefill and schedule_by(layout.prefill, collectives)
+    return dataclasses.replace(layout, collectives=collectives, prefill=prefill)
+
+
 ATTENTION = ("heads", "batch", "sequence")
+COLLECTIVES = ("compiler", "overlapped")
 
 
 def _layout(

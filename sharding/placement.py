@@ -47,6 +47,8 @@ class Layout:
       use: for weights as matmuls read them; a stored weight that is divided further is gathered
         just before. None for as stored.
       attends: how attention is divided: ``heads``, ``batch`` or ``sequence``.
+      collectives: who schedules those beside matmuls: the ``compiler``, or loops written by hand in
+        which they are ``overlapped`` with the products.
       prefill: for prompts, over the same stored weights and into the same cache; None for this.
     """
 
@@ -59,6 +61,7 @@ class Layout:
     summary: str
     use: Table | None = None
     attends: str = "heads"
+    collectives: str = "compiler"
     prefill: "Layout | None" = None
 
     def table(self, kind: str) -> Table:

@@ -14,7 +14,7 @@ def test_every_figure_is_positive_and_has_a_source():
     rows = json.loads(resources.files("profiles").joinpath("chips.json").read_text())["chips"]
     for row in rows:
         figures = {name: value for name, value in row.items() if isinstance(value, dict)}
-        assert len(figures) == 4
+        assert len(figures) == (4 if row["name"] == "tpu8t" else 5)  # its links: not published
         assert all(figure["value"] > 0 and figure["source"] for figure in figures.values())
 
 

@@ -1,0 +1,310 @@
+"""Matrix products whose transfers are written by hand, as loops that hide behind the arithmetic.
+
+The looped collective einsum of Pope et al. 2022, section 3.5 (after Wang et al. 2023): what a
+matmul needs from other chips, or sums up for them, travels a ring of chips in as many steps as
+there are chips; while one chunk is under way, the one that has come is multiplied. Chunks of even
+size travel as two halves in opposite directions, so that both directions of each link are used.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharding.placement import Axes, entry_axes
+
+LONGEST_UNROLLED = 4
+"""Rings of more chips stay a loop: thousands of unrolled partial products compile slowly."""
+
+
+class Transfers(NamedTuple):
+    """What must move for one product, over which mesh axes.
+
+    Attributes:
+      fetched: of each dimension of the weight, the axes that its shards are gathered over.
+      gathered: axes that one dimension of x is gathered over ...
+      gather_dim: ... this one.
+      scattered: axes that sums are scattered over, along one dimension of the product ...
+      scatter_dim: ... this one.
+      summed: axes that sums are made over whole; along `scatter_dim` they are first scattered and
+        then gathered where `summed_in_halves`.
+      summed_in_halves: whether that dimension divides so.
+    """
+
+    fetched: tuple[Axes, ...]
+    gathered: Axes
+    gather_dim: int
+    scattered: Axes
+    scatter_dim: int
+    summed: Axes
+    summed_in_halves: bool
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything moves at all."""
+        return bool(any(self.fetched) or self.gathered or self.scattered or self.summed)
+
+    @property
+    def ring(self) -> Axes:
+        """Axes that sums travel over in a loop beside the products."""
+        if any(self.fetched):
+            return ()
+        return self.scattered or (self.summed if self.summed_in_halves else ())
+
+
+def transfers(
+    weight: tuple[int, ...],
+    stored: jax.P,
+    use: jax.P,
+    x: jax.P,
+    whole: jax.P,
+    result: jax.P,
+    mesh: dict[str, int],
+) -> Transfers | None:
+    """What `multiply` moves, from shardings alone; None where it leaves the product to XLA.
+
+    Args:
+      weight: shape of the weight, [outputs..., inputs...].
+      stored: its sharding.
+      use: its sharding when multiplied.
+      x: sharding of [B, T, inputs...].
+      whole: its sharding when multiplied.
+      result: sharding of [B, T, outputs...].
+      mesh: sizes of the mesh axes.
+    """
+    stored, use, x, whole, result = (_division(spec) for spec in (stored, use, x, whole, result))
+    outputs = len(result) - 2
+    fetched, gathered, scattered = (
+        _suffixes(*pair) for pair in ((stored, use), (x, whole), (result[2:], use[:outputs]))
+    )
+    if None in (fetched, gathered, scattered) or x[:2] != result[:2]:
+        return None
+    inputs = tuple(axis for axes in use[outputs:] for axis in axes)
+    if sum(map(bool, gathered)) > 1 or sum(map(bool, scattered)) > 1:
+        return None
+    over = sum(scattered, ())
+    if not set(over) <= set(inputs):
+        return None
+    summed = tuple(axis for axis in inputs if axis not in over)
+    along = next((dim for dim, axes in enumerate(scattered) if axes), outputs - 1)
+    local = weight[along] // math.prod(mesh[axis] for axis in use[along])
+    return Transfers(
+        fetched=fetched,
+        gathered=sum(gathered, ()),
+        gather_dim=next((dim for dim, axes in enumerate(gathered) if axes), 2),
+        scattered=over,
+        scatter_dim=along,
+        summed=summed,
+        summed_in_halves=not over and local % math.prod(mesh[axis] for axis in summed) == 0,
+    )
+
+
+def multiply(
+    weight: jax.Array,
+    x: jax.Array,
+    plan: Transfers,
+    whole: jax.P,
+    result: jax.P,
+    dtype: jnp.dtype | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Multiplies every token by a weight, moving what `plan` says in loops beside the products.
+
+    Args:
+      weight: [outputs..., inputs...], as stored.
+      x: [B, T, inputs...].
+      plan: from `transfers`, of the same shardings.
+      whole: sharding of x when multiplied.
+      result: sharding of the product.
+      dtype: of the product, and of the sums that travel; that of x if None.
+
+    Returns:
+      The product, [B, T, outputs...], and x divided as `whole`, for more products.
+    """
+    dtype = dtype or x.dtype
+
+    def local(weight: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if any(plan.fetched):
+            if plan.gathered:
+                x = jax.lax.all_gather(x, plan.gathered, axis=plan.gather_dim, tiled=True)
+            product = _fetch(weight, x, plan.fetched).astype(dtype)
+        else:
+            product, x = _gather_and_scatter(weight, x, plan, dtype)
+        along = 2 + plan.scatter_dim
+        if plan.scattered and not plan.ring:
+            product = jax.lax.psum_scatter(
+                product, plan.scattered, scatter_dimension=along, tiled=True
+            )
+        if plan.ring and plan.ring == plan.summed:
+            product = jax.lax.all_gather(product, plan.summed, axis=along, tiled=True)
+        elif plan.summed:
+            product = jax.lax.psum(product, plan.summed)
+        return product, x
+
+    specs = (jax.typeof(weight).sharding.spec, jax.typeof(x).sharding.spec)
+    return jax.shard_map(local, in_specs=specs, out_specs=(result, whole), check_vma=False)(
+        weight, x
+    )
+
+
+def _gather_and_scatter(
+    weight: jax.Array, x: jax.Array, plan: Transfers, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """The product scattered over `plan.ring`, and x gathered over `plan.gathered`.
+
+    The first chunk of the product is made as x comes in; the others, of all of x, as sums go round.
+    """
+    along, chips = plan.scatter_dim, _chips(plan.ring)
+    here = jax.lax.axis_index(plan.ring) if plan.ring else 0
+    ways = directions(weight.shape[along] // chips, chips)
+    size = weight.shape[along] // chips // len(ways)
+
+    def rows(step: int | jax.Array, half: int) -> jax.Array:
+        chunk = (here - ways[half] * (step + 1)) % chips
+        start = (chunk * len(ways) + half) * size
+        return jax.lax.dynamic_slice_in_dim(weight, start, size, axis=along)
+
+    def add(step: int | jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+        come = [_pass(part, plan.ring, way) for part, way in zip(sums, ways, strict=True)]
+        made = [_product(rows(step, half), x) for half in range(len(ways))]
+        return [(c + m).astype(c.dtype) for c, m in zip(come, made, strict=True)]
+
+    first = [rows(0, half) for half in range(len(ways))] if plan.ring else [weight]
+    made, x = _gather(first, x, plan.gathered, plan.gather_dim)
+    sums = [part.astype(dtype) for part in made]
+    if plan.ring:
+        sums = jax.lax.fori_loop(1, chips, add, sums, unroll=_unrolled(chips))
+    return jnp.concatenate(sums, axis=2 + along) if len(sums) > 1 else sums[0], x
+
+
+def _gather(
+    weights: list[jax.Array], x: jax.Array, axes: Axes, dim: int
+) -> tuple[list[jax.Array], jax.Array]:
+    """Products of weights with x gathered over `axes` along `dim`, made chunk by chunk; and x."""
+    if not axes:
+        return [_product(weight, x) for weight in weights], x
+    size = x.shape[dim]
+    whole = jnp.zeros((*x.shape[:dim], size * _chips(axes), *x.shape[dim + 1 :]), x.dtype)
+
+    def visit(carry, piece: jax.Array, source: jax.Array, offset: int):
+        products, whole = carry
+        start = source * size + offset
+        columns = [
+            jax.lax.dynamic_slice_in_dim(
+                weight, start, piece.shape[dim], axis=weight.ndim - x.ndim + dim
+            )
+            for weight in weights
+        ]
+        made = [p + _product(c, piece) for p, c in zip(products, columns, strict=True)]
+        return made, jax.lax.dynamic_update_slice_in_dim(whole, piece, start, axis=dim)
+
+    nothing = [
+        jnp.zeros((*x.shape[:2], *weight.shape[: weight.ndim - x.ndim + 2]), jnp.float32)
+        for weight in weights
+    ]
+    return _ring(x, axes, dim, visit, (nothing, whole))
+
+
+def _fetch(weight: jax.Array, x: jax.Array, fetched: tuple[Axes, ...]) -> jax.Array:
+    """The product of x with a weight whose shards come round, each multiplied as it comes."""
+    outputs = weight.ndim - (x.ndim - 2)
+    parts = [_chips(axes) for axes in fetched]
+    total = [size * n for size, n in zip(weight.shape, parts, strict=True)]
+    product = jnp.zeros((*x.shape[:2], *total[:outputs]), jnp.float32)
+    split = next((dim for dim, size in enumerate(weight.shape) if size % 2 == 0), 0)
+
+    def visit(product: jax.Array, piece: jax.Array, source: jax.Array, offset: int) -> jax.Array:
+        starts = []
+        for size, n in reversed(list(zip(weight.shape, parts, strict=True))):
+            starts.insert(0, source % n * size)
+            source = source // n
+        starts[split] += offset
+        columns = jax.lax.dynamic_slice(
+            x, (0, 0, *starts[outputs:]), (*x.shape[:2], *piece.shape[outputs:])
+        )
+        made = _product(piece, columns)
+        where = (0, 0, *starts[:outputs])
+        made += jax.lax.dynamic_slice(product, where, made.shape)
+        return jax.lax.dynamic_update_slice(product, made, where)
+
+    return _ring(weight, sum(fetched, ()), split, visit, product)
+
+
+def _ring(shard: jax.Array, axes: Axes, split: int, visit: Callable, carry):
+    """Shows the shard of every chip along `axes` to `visit`, the next one under way meanwhile.
+
+    Args:
+      shard: this chip's.
+      axes: mesh axes of the ring.
+      split: the dimension that is halved, a half for each direction.
+      visit: takes carry, a shard or half of one, the number of the chip it is from, and where along
+        `split` it begins in that chip's shard; gives the next carry.
+      carry: the first one.
+
+    Returns:
+      The last carry.
+    """
+    chips, here = _chips(axes), jax.lax.axis_index(axes)
+    ways = directions(shard.shape[split], chips)
+    pieces = jnp.split(shard, len(ways), axis=split)
+
+    def show(step: int | jax.Array, pieces: list[jax.Array], carry):
+        for half, (piece, way) in enumerate(zip(pieces, ways, strict=True)):
+            carry = visit(carry, piece, (here - way * step) % chips, half * piece.shape[split])
+        return carry
+
+    def turn(step: int | jax.Array, state):
+        pieces, carry = state
+        sent = [_pass(piece, axes, way) for piece, way in zip(pieces, ways, strict=True)]
+        return sent, show(step, pieces, carry)
+
+    state = (pieces, carry)
+    pieces, carry = jax.lax.fori_loop(0, chips - 1, turn, state, unroll=_unrolled(chips))
+    return show(chips - 1, pieces, carry)
+
+
+def _pass(piece: jax.Array, axes: Axes, way: int) -> jax.Array:
+    """Hands a piece to the next chip (way 1) or the one before (way -1) of the ring."""
+    # `ppermute` numbers chips in the order of the mesh, whatever the order of the axes it is given.
+    names = [name for name in jax.sharding.get_abstract_mesh().axis_names if name in axes]
+    ranks = np.arange(_chips(axes)).reshape([jax.lax.axis_size(name) for name in names])
+    ring = ranks.transpose([names.index(axis) for axis in axes]).ravel().tolist()
+    after = ring[way:] + ring[:way]
+    return jax.lax.ppermute(piece, tuple(names), list(zip(ring, after, strict=True)))
+
+
+def _product(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """[outputs..., inputs...] times [B, T, inputs...] -> [B, T, outputs...], float32."""
+    outputs = weight.ndim - (x.ndim - 2)
+    contracting = (tuple(range(outputs, weight.ndim)), tuple(range(2, x.ndim)))
+    product = jax.lax.dot_general(
+        weight, x, (contracting, ((), ())), preferred_element_type=jnp.float32
+    )
+    return jnp.moveaxis(product, (-2, -1), (0, 1))
+
+
+def directions(size: int, chips: int) -> tuple[int, ...]:
+    """Two ways round for a chunk that halves evenly; between two chips there is only one."""
+    return (1, -1) if size % 2 == 0 and chips > 2 else (1,)
+
+
+def _unrolled(chips: int) -> bool:
+    return chips <= LONGEST_UNROLLED
+
+
+def _chips(axes: Axes) -> int:
+    return math.prod(jax.lax.axis_size(axis) for axis in axes)
+
+
+def _division(spec: jax.P) -> tuple[Axes, ...]:
+    return tuple(entry_axes(axes) for axes in spec)
+
+
+def _suffixes(longer: tuple[Axes, ...], shorter: tuple[Axes, ...]) -> tuple[Axes, ...] | None:
+    """Per dimension, the axes that come after the shorter entry; None unless all begin with it."""
+    pairs = list(zip(longer, shorter, strict=True))
+    if any(long[: len(short)] != short for long, short in pairs):
+        return None
+    return tuple(long[len(short) :] for long, short in pairs)
