@@ -152,7 +152,9 @@ _GEMMA2_SOURCE = "Gemma Team 2024 (Gemma 2)"
 _GEMMA3_SOURCE = "Gemma Team 2025 (Gemma 3); the language model alone, without the vision tower"
 _SMOLLM2_SOURCE = "Ben Allal et al. 2025 (SmolLM2)"
 _PALM_SOURCE = "Chowdhery et al. 2022 (PaLM), table 1"
-_ESTI_SOURCE = "Pope et al. 2022, section 4: PaLM 540B with 64 heads, of 128 where each has its own KV"
+_ESTI_SOURCE = (
+    "Pope et al. 2022, section 4: PaLM 540B with 64 heads, of 128 where each has its own KV"
+)
 
 # fmt: off
 _EXACT = (

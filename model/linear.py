@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sharding.collectives import reshard
-from sharding.overlap import multiply, transfers
 from sharding.placement import Placement
+from sharding.products import multiply, transfers
 
 
 class Operand:
@@ -56,14 +56,16 @@ class Operand:
         Returns:
           [B, T, outputs...].
         """
-        if self._placement.layout.collectives == "overlapped":
-            stored, now = (jax.typeof(array).sharding.spec for array in (weight, self._x))
-            specs = (stored, use, now, self._spec, result)
-            plan = transfers(weight.shape, *specs, self._placement.mesh)
-            if plan and plan.moves:
-                product, self._x = multiply(weight, self._x, plan, self._spec, result, dtype)
-                return product
-        return linear(reshard(weight, use), self.whole(), result, dtype)
+        stored, now = (jax.typeof(array).sharding.spec for array in (weight, self._x))
+        specs = (stored, use, now, self._spec, result)
+        plan = transfers(weight.shape, *specs, self._placement.mesh)
+        if plan is None or not plan.moves:
+            return linear(reshard(weight, use), self.whole(), result, dtype)
+        looped = self._placement.layout.collectives == "overlapped"
+        product, self._x = multiply(
+            weight, self._x, plan, self._spec, result, looped=looped, dtype=dtype
+        )
+        return product
 
 
 def linear(

@@ -81,7 +81,7 @@ def schedule_by(layout: Layout, collectives: str) -> Layout:
 
     Args:
       layout: any.
-      collectives: ``compiler``, or ``overlapped``: loops of `sharding.overlap`.
+      collectives: ``compiler``, or ``overlapped``: loops of `sharding.products`.
 
     Raises:
       UsageError: another way.
@@ -108,7 +108,9 @@ def _layout(
 ) -> Layout:
     """An entry: how weights lie, and what divides batch, the outputs of matmuls, and the residual
     stream."""
-    logits = tuple(axis for axis in _ZYX if axis not in batch or axis in weights["V"])
+    # Beside the axes that divide the table those that its sums can be scattered over, last.
+    logits = weights["V"]
+    logits += tuple(axis for axis in _ZYX if axis not in batch + logits)
     return Layout(
         name=name,
         summary=summary,

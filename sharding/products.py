@@ -1,9 +1,11 @@
-"""Matrix products whose transfers are written by hand, as loops that hide behind the arithmetic.
+"""Matrix products that need other chips: a weight or an operand to gather, or sums to scatter.
 
-The looped collective einsum of Pope et al. 2022, section 3.5 (after Wang et al. 2023): what a
-matmul needs from other chips, or sums up for them, travels a ring of chips in as many steps as
-there are chips; while one chunk is under way, the one that has come is multiplied. Chunks of even
-size travel as two halves in opposite directions, so that both directions of each link are used.
+One plan, `Transfers`, says what must move; two schedules carry it out. Left to the compiler, each
+transfer is one collective. In loops, the looped collective einsum of Pope et al. 2022, section 3.5
+(after Wang et al. 2023): what is needed from other chips, or summed up for them, travels a ring of
+chips in as many steps as there are chips; while one chunk is under way, the one that has come is
+multiplied. Chunks of even size travel as two halves in opposite directions, so that both directions
+of each link are used.
 """
 
 import math
@@ -64,7 +66,7 @@ def transfers(
     result: jax.P,
     mesh: dict[str, int],
 ) -> Transfers | None:
-    """What `multiply` moves, from shardings alone; None where it leaves the product to XLA.
+    """What `multiply` moves, from shardings alone; None where it is more than `multiply` does.
 
     Args:
       weight: shape of the weight, [outputs..., inputs...].
@@ -108,9 +110,11 @@ def multiply(
     plan: Transfers,
     whole: jax.P,
     result: jax.P,
+    *,
+    looped: bool,
     dtype: jnp.dtype | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Multiplies every token by a weight, moving what `plan` says in loops beside the products.
+    """Multiplies every token by a weight, moving what `plan` says.
 
     Args:
       weight: [outputs..., inputs...], as stored.
@@ -118,35 +122,38 @@ def multiply(
       plan: from `transfers`, of the same shardings.
       whole: sharding of x when multiplied.
       result: sharding of the product.
-      dtype: of the product, and of the sums that travel; that of x if None.
+      looped: move in loops beside partial products, not in one collective each.
+      dtype: of the product, and of sums that travel; that of x if None.
 
     Returns:
       The product, [B, T, outputs...], and x divided as `whole`, for more products.
     """
     dtype = dtype or x.dtype
+    along = 2 + plan.scatter_dim
 
-    def local(weight: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def at_once(weight: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = _all_gather(x, plan.gathered, plan.gather_dim)
+        product = _gathered_product(weight, x, plan.fetched).astype(dtype)
+        product = _reduce_scatter(product, plan.scattered, along)
+        return _all_reduce(product, plan.summed), x
+
+    def in_loops(weight: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         if any(plan.fetched):
-            if plan.gathered:
-                x = jax.lax.all_gather(x, plan.gathered, axis=plan.gather_dim, tiled=True)
+            x = _all_gather(x, plan.gathered, plan.gather_dim)
             product = _fetch(weight, x, plan.fetched).astype(dtype)
-        else:
-            product, x = _gather_and_scatter(weight, x, plan, dtype)
-        along = 2 + plan.scatter_dim
-        if plan.scattered and not plan.ring:
-            product = jax.lax.psum_scatter(
-                product, plan.scattered, scatter_dimension=along, tiled=True
-            )
+            product = _reduce_scatter(product, plan.scattered, along)
+            return _all_reduce(product, plan.summed), x
+        product, x = _gather_and_scatter(weight, x, plan, dtype)
         if plan.ring and plan.ring == plan.summed:
-            product = jax.lax.all_gather(product, plan.summed, axis=along, tiled=True)
-        elif plan.summed:
-            product = jax.lax.psum(product, plan.summed)
-        return product, x
+            return _all_gather(product, plan.summed, along), x
+        return _all_reduce(product, plan.summed), x
 
-    specs = (jax.typeof(weight).sharding.spec, jax.typeof(x).sharding.spec)
-    return jax.shard_map(local, in_specs=specs, out_specs=(result, whole), check_vma=False)(
-        weight, x
-    )
+    return jax.shard_map(
+        in_loops if looped else at_once,
+        in_specs=(jax.typeof(weight).sharding.spec, jax.typeof(x).sharding.spec),
+        out_specs=(result, whole),
+        check_vma=False,
+    )(weight, x)
 
 
 def _gather_and_scatter(
@@ -207,6 +214,30 @@ def _gather(
     return _ring(x, axes, dim, visit, (nothing, whole))
 
 
+def _gathered_product(weight: jax.Array, x: jax.Array, fetched: tuple[Axes, ...]) -> jax.Array:
+    """The product with a weight gathered whole, in one all-gather whatever dimensions it is of.
+
+    Shards stay stacked, in the memory that they came into: only x and the product are reordered.
+    """
+    if not any(fetched):
+        return _product(weight, x)
+    rank, outputs = weight.ndim, weight.ndim - (x.ndim - 2)
+    parts = [_chips(axes) for axes in fetched]
+    stacked = jax.lax.all_gather(weight, sum(fetched, ()), axis=0)
+    stacked = stacked.reshape(*parts, *weight.shape)  # [chips of each dimension, their shard]
+    pairs = zip(parts[outputs:], weight.shape[outputs:], strict=True)
+    x = x.reshape(*x.shape[:2], *(size for pair in pairs for size in pair))
+    inputs = range(outputs, rank)
+    contracting = ([dim for i in inputs for dim in (i, rank + i)], range(2, x.ndim))
+    product = jax.lax.dot_general(  # [chips of outputs, outputs of a shard, B, T]
+        stacked, x, (contracting, ((), ())), preferred_element_type=jnp.float32
+    )
+    order = [dim for i in range(outputs) for dim in (i, outputs + i)]
+    product = product.transpose(2 * outputs, 2 * outputs + 1, *order)
+    sizes = (n * size for n, size in zip(parts[:outputs], weight.shape[:outputs], strict=True))
+    return product.reshape(*x.shape[:2], *sizes)
+
+
 def _fetch(weight: jax.Array, x: jax.Array, fetched: tuple[Axes, ...]) -> jax.Array:
     """The product of x with a weight whose shards come round, each multiplied as it comes."""
     outputs = weight.ndim - (x.ndim - 2)
@@ -263,6 +294,18 @@ def _ring(shard: jax.Array, axes: Axes, split: int, visit: Callable, carry):
     state = (pieces, carry)
     pieces, carry = jax.lax.fori_loop(0, chips - 1, turn, state, unroll=_unrolled(chips))
     return show(chips - 1, pieces, carry)
+
+
+def _all_gather(x: jax.Array, axes: Axes, dim: int) -> jax.Array:
+    return jax.lax.all_gather(x, axes, axis=dim, tiled=True) if axes else x
+
+
+def _reduce_scatter(x: jax.Array, axes: Axes, dim: int) -> jax.Array:
+    return jax.lax.psum_scatter(x, axes, scatter_dimension=dim, tiled=True) if axes else x
+
+
+def _all_reduce(x: jax.Array, axes: Axes) -> jax.Array:
+    return jax.lax.psum(x, axes) if axes else x
 
 
 def _pass(piece: jax.Array, axes: Axes, way: int) -> jax.Array:

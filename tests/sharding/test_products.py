@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sharding.mesh import make_mesh, parse_mesh
-from sharding.overlap import LONGEST_UNROLLED, directions, multiply, transfers
+from sharding.products import LONGEST_UNROLLED, directions, multiply, transfers
 
 # Weight [R, F] times x [B, T, F], both orders of what layouts ask for:
 #   stored          use             x before            x whole         result
@@ -33,7 +33,7 @@ CASES = {
 SIZES = {"halves": (16, 48), "odd": (24, 8), "nothing to halve": (8, 8)}
 
 
-def product_of(case: str, mesh: str, sizes: tuple[int, int]):
+def product_of(case: str, mesh: str, sizes: tuple[int, int], looped: bool = True):
     """The product on the mesh, x gathered, and what both should be; small whole numbers."""
     stored, use, before, whole, result = CASES[case]
     random = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def product_of(case: str, mesh: str, sizes: tuple[int, int]):
         ]
         plan = transfers(sizes, stored, use, before, whole, result, dict(devices.shape))
         assert plan is not None and plan.moves
-        step = jax.jit(lambda weight, x: multiply(weight, x, plan, whole, result))
+        step = jax.jit(lambda weight, x: multiply(weight, x, plan, whole, result, looped=looped))
         found, gathered = step(*put)
         text = step.lower(*put).compile().as_text()
     assert found.sharding.spec == result and gathered.sharding.spec == whole

@@ -1,0 +1,96 @@
+"""Every array of a model on a mesh: how the layout divides it and what that costs each chip."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from model.cache import CACHE_AXES, abstract_cache
+from model.config import ModelConfig
+from model.parameters import declarations
+from model.transformer import Transformer
+from sharding.placement import Placement, entry_axes
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedArray:
+    """One array under a layout.
+
+    Attributes:
+      name: path of a weight, such as ``layers/0/mlp/down``, or ``cache/keys/0``.
+      shape: of the whole.
+      axes: a logical axis for each dimension.
+      sharding: mesh axes that divide each dimension, major first; empty for a whole one.
+      bytes_per_chip: of each device's part.
+      copies: devices that hold each element.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    sharding: tuple[tuple[str, ...], ...]
+    bytes_per_chip: int
+    copies: int
+
+    @property
+    def notation(self) -> str:
+        """Such as ``[D.x, F.zy]``."""
+        pairs = zip(self.axes, map("".join, self.sharding), strict=True)
+        return f"[{', '.join(f'{axis}.{by}' if by else axis for axis, by in pairs)}]"
+
+
+def placed_arrays(
+    config: ModelConfig, placement: Placement, dtype: jnp.dtype, batch: int, slots: int
+) -> list[PlacedArray]:
+    """Weights as stored, then keys and values, in the order of the model.
+
+    Args:
+      config: the model.
+      placement: the layout on a mesh.
+      dtype: of weights and cache.
+      batch: sequences in the cache.
+      slots: tokens it has room for.
+    """
+    return [
+        _placed(name, shape, axes, spec, dtype, placement)
+        for name, shape, axes, spec, dtype in _declared(config, placement, dtype, batch, slots)
+    ]
+
+
+def group_layers(arrays: list[PlacedArray]) -> list[tuple[PlacedArray, int]]:
+    """Arrays alike in all layers as one, its number replaced by ``*``, with how many there are."""
+    groups: dict[PlacedArray, int] = {}
+    for array in arrays:
+        parts = ("*" if part.isdigit() else part for part in array.name.split("/"))
+        like = dataclasses.replace(array, name="/".join(parts))
+        groups[like] = groups.get(like, 0) + 1
+    return list(groups.items())
+
+
+def _declared(
+    config: ModelConfig, placement: Placement, dtype: jnp.dtype, batch: int, slots: int
+) -> Iterator[tuple[str, tuple[int, ...], tuple[str, ...], jax.P, jnp.dtype]]:
+    for path, param in declarations(Transformer(config, dtype)).items():
+        name = "/".join(map(str, path))
+        yield name, param.shape, param.axes, placement.weights(*param.axes), param.dtype
+    cache = abstract_cache(config, batch, slots, dtype, placement.multiple("S"))
+    for kind, layers in cache._asdict().items():
+        for number, array in enumerate(layers):
+            where = placement.cache(*CACHE_AXES)
+            yield f"cache/{kind}/{number}", array.shape, CACHE_AXES, where, array.dtype
+
+
+def _placed(
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    spec: jax.P,
+    dtype: jnp.dtype,
+    placement: Placement,
+) -> PlacedArray:
+    copies = placement.copies(spec)
+    size = math.prod(shape) * jnp.dtype(dtype).itemsize * copies // placement.devices
+    sharding = tuple(entry_axes(entry) for entry in spec)
+    return PlacedArray(name, tuple(shape), tuple(axes), sharding, size, copies)

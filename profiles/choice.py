@@ -1,0 +1,203 @@
+"""Choosing a layout by predicted time: what ``--layout=auto`` does.
+
+A simple rule: a step takes the larger of its memory and compute time at the chip's published peaks,
+plus, with no overlap, each expected collective's bytes over the link and a fixed start. Good for
+ranking layouts of one model on one mesh, not for promising times.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from model.config import ModelConfig
+from profiles.collective import Collective
+from profiles.communication import expected_collectives
+from profiles.floor import floor
+from profiles.hardware import Peaks, published_peaks
+from profiles.traffic import decode_traffic
+from sharding.errors import LayoutError, UsageError
+from sharding.layout import ATTENTION, LAYOUTS, attend_by, prefill_by
+from sharding.mesh import MeshShape
+from sharding.placement import Layout, shards
+
+START_S = 5e-6
+"""A collective's fixed cost: about that of a small `ppermute` on TPU v5p and v6e, as measured
+(github.com/marin-community/marin/issues/6736)."""
+
+ASSUMED_CPU = Peaks(bandwidth=3e10, flops=2e11, source="assumed", link=1e10)
+"""Of a whole CPU: its fake devices share one memory and its cores."""
+ASSUMED_LINK = 0.05  # of a chip's bandwidth, where its links are not published
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a layout is chosen for.
+
+    Attributes:
+      config: the model.
+      mesh: sizes of the mesh axes.
+      dtype: of weights, cache and arithmetic.
+      batches: sequences per step.
+      contexts: tokens in the cache.
+    """
+
+    config: ModelConfig
+    mesh: MeshShape
+    dtype: jnp.dtype
+    batches: Sequence[int]
+    contexts: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """A layout's predicted seconds, summed over the work's batches and contexts.
+
+    Attributes:
+      layout: that was looked at.
+      memory: reading weights and cache.
+      compute: arithmetic.
+      communication: collectives, none of it hidden.
+      fits: whether weights and cache fit in the chip.
+    """
+
+    layout: Layout
+    memory: float
+    compute: float
+    communication: float
+    fits: bool = True
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return max(self.memory, self.compute) + self.communication
+
+    def __str__(self) -> str:
+        terms = (("memory", self.memory), ("compute", self.compute), ("links", self.communication))
+        shown = ", ".join(f"{name} {seconds * 1e3:.3g}" for name, seconds in terms)
+        too_large = "" if self.fits else "; does not fit"
+        name = f"{self.layout.name}, attention by {self.layout.attends}"
+        return f"{name}: {self.seconds * 1e3:.3g} ms ({shown}{too_large})"
+
+
+def choose(
+    work: Work,
+    peaks: Peaks,
+    layouts: Iterable[Layout] = tuple(LAYOUTS.values()),
+    attentions: Sequence[str] = ATTENTION,
+) -> list[Prediction]:
+    """Layouts that the model and mesh admit, the best first.
+
+    Raises:
+      LayoutError: none is admitted; the message is the first refusal's.
+    """
+    found, refusals = [], []
+    for layout, attention in itertools.product(layouts, attentions):
+        try:
+            found.append(predict(attend_by(layout, attention), work, peaks))
+        except LayoutError as error:
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    return sorted(found, key=lambda each: (not each.fits, each.seconds))
+
+
+def choose_prefill(work: Work, layout: Layout, length: int, peaks: Peaks) -> list[Prediction]:
+    """Layouts of prompts over the weights as `layout` stores them, the best first."""
+    alike = [other for other in LAYOUTS.values() if other.weights == layout.weights]
+    found = []
+    for other in alike:
+        both = prefill_by(layout, other)
+        try:
+            found.append(_predict_prefill(both, work, length, peaks))
+        except LayoutError:
+            continue
+    return sorted(found, key=lambda each: each.seconds)  # `layout` itself is always among them
+
+
+def predict(layout: Layout, work: Work, peaks: Peaks) -> Prediction:
+    """Predicted seconds of decode steps.
+
+    Raises:
+      LayoutError: the layout does not go with the model and the mesh.
+    """
+    placement = layout.check(work.config.sizes, work.mesh)
+    total, fits = Prediction(layout, 0, 0, 0), True
+    for batch, context in itertools.product(work.batches, work.contexts):
+        batch = _padded(batch, placement.multiple("B"))
+        traffic = decode_traffic(
+            work.config, placement, work.dtype, batch=batch, context=context, slots=context + 1
+        )
+        bound = floor(traffic, peaks)
+        listed = expected_collectives(work.config, placement, work.dtype, batch=batch)
+        total = dataclasses.replace(
+            total,
+            memory=total.memory + bound.weights + bound.kv_cache,
+            compute=total.compute + bound.compute,
+            communication=total.communication + _link_seconds(listed, work.mesh, peaks),
+        )
+        fits &= not peaks.capacity or (
+            traffic.weights_resident + traffic.kv_resident <= peaks.capacity
+        )
+    return dataclasses.replace(total, fits=fits)
+
+
+def _predict_prefill(layout: Layout, work: Work, length: int, peaks: Peaks) -> Prediction:
+    """Predicted seconds of prompts of this length, `layout.prefill` over its own weights."""
+    whole = layout.check(work.config.sizes, work.mesh)
+    placement, total = whole.prefill, Prediction(layout.prefill, 0, 0, 0)
+    for batch in work.batches:
+        batch = _padded(batch, whole.multiple("B"))
+        sizes = {"batch": batch * length, "context": length // 2, "slots": 1}
+        bound = floor(decode_traffic(work.config, placement, work.dtype, **sizes), peaks)
+        listed = expected_collectives(
+            work.config, placement, work.dtype, batch=batch, tokens=max(length, 2)
+        )
+        total = dataclasses.replace(
+            total,
+            memory=total.memory + bound.weights,  # a prompt's own keys are read from on-chip memory
+            compute=total.compute + bound.compute,
+            communication=total.communication + _link_seconds(listed, work.mesh, peaks),
+        )
+    return total
+
+
+def explain(ranked: Sequence[Prediction], what: str, peaks: Peaks) -> str:
+    """Which layout was picked, and why not the next ones."""
+    best, *others = ranked
+    rest = "; ".join(map(str, others[:2]))
+    beside = f"; next: {rest}" if rest else "; no other goes with this model and mesh"
+    return f"{what} auto: {best}, predicted from {peaks.source} peaks{beside}"
+
+
+def peaks_for_choice(devices: int) -> Peaks:
+    """Published peaks of JAX's devices; assumed ones of a CPU or an unknown chip."""
+    if jax.default_backend() != "cpu":
+        try:
+            return published_peaks(jax.devices()[0])
+        except UsageError:
+            pass  # a ranking can do with assumed rates; a floor could not
+    return dataclasses.replace(
+        ASSUMED_CPU, bandwidth=ASSUMED_CPU.bandwidth / devices, flops=ASSUMED_CPU.flops / devices
+    )
+
+
+def _link_seconds(listed: list[Collective], mesh: MeshShape, peaks: Peaks) -> float:
+    link = peaks.link or ASSUMED_LINK * peaks.bandwidth
+    return sum(each.count * (START_S + _sent(each, mesh) / link) for each in listed)
+
+
+def _sent(collective: Collective, mesh: MeshShape) -> float:
+    """Bytes that a device sends: a ring algorithm's for each kind."""
+    chips = shards(collective.axes, mesh)
+    share: Callable[[int], float] = {
+        "permute": lambda chips: 1,
+        "all-reduce": lambda chips: 2 * (chips - 1) / chips,
+    }.get(collective.kind, lambda chips: (chips - 1) / chips)
+    return collective.payload_bytes * share(chips)
+
+
+def _padded(batch: int, multiple: int) -> int:
+    return -(-batch // multiple) * multiple
