@@ -92,7 +92,7 @@ class Block(nnx.Module):
             mixed = self.attention_norm_after(mixed)
         x = x + mixed
         if not self.config.parallel_block:
-            y = reshard(self.mlp_norm(x), whole)
+            y = self.mlp_norm(x)
         z, touched = self._feed_forward(y, positions < PADDING, placement)
         if self.config.norm_after:
             z = self.mlp_norm_after(z)
@@ -100,8 +100,8 @@ class Block(nnx.Module):
 
     def _feed_forward(self, x: jax.Array, real: jax.Array, placement: Placement):
         if self.config.experts:
-            return self.mlp(x, real, placement)
-        return self.mlp(x, placement), None
+            return self.mlp(x, real, placement)  # which divides tokens as its experts need them
+        return self.mlp(reshard(x, placement.contracted("B", "T", "D")), placement), None
 
 
 class Transformer(nnx.Module):
