@@ -64,12 +64,17 @@ class Mixture(nnx.Module):
             x = reshard(x, placement.contracted("B", "T", "D"))
             spec = placement.activations("B", "T", None)
             scores = linear(router, x, spec, dtype=jnp.float32)
-            probabilities = jax.nn.softmax(scores, axis=-1)
-            best, which = jax.lax.top_k(probabilities, self.chosen)  # [B, T, k]
-            if self.renormalise:
-                best = best / jnp.sum(best, axis=-1, keepdims=True)
-            experts = jnp.arange(scores.shape[-1])
-            return jnp.sum(jnp.where(which[..., None] == experts, best[..., None], 0.0), axis=-2)
+            # On each chip by itself: of an array over the mesh XLA:CPU gathers the batch for top_k.
+            return jax.shard_map(self._choose, in_specs=spec, out_specs=spec)(scores)
+
+    def _choose(self, scores: jax.Array) -> jax.Array:
+        """scores: [..., E] -> shares, [..., E]."""
+        probabilities = jax.nn.softmax(scores, axis=-1)
+        best, which = jax.lax.top_k(probabilities, self.chosen)  # [..., k]
+        if self.renormalise:
+            best = best / jnp.sum(best, axis=-1, keepdims=True)
+        experts = jnp.arange(scores.shape[-1])
+        return jnp.sum(jnp.where(which[..., None] == experts, best[..., None], 0.0), axis=-2)
 
     def _apply(
         self, x: jax.Array, share: jax.Array, axes: ExpertAxes, placement: Placement
