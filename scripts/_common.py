@@ -94,7 +94,7 @@ def source() -> ModelSource:
     )
     if EXPERT_PARALLEL.value and not found.config.experts:
         raise UsageError(
-            f"--expert_parallel is true, but {found.config.name} has none; leave it out"
+            f"--expert_parallel is true, but {found.config.name} has no experts; leave it out"
         )
     return found
 
