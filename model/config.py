@@ -171,5 +171,5 @@ class ModelConfig:
             "h": self.head_size,
             "V": self.vocabulary,
             "n": self.head_size,
-            **({"E": self.experts} if self.experts else {}),
+            **({"E": self.experts, "e": self.experts} if self.experts else {}),
         }

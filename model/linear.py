@@ -24,6 +24,11 @@ class Operand:
         """
         self._x, self._spec, self._placement = x, spec, placement
 
+    @property
+    def array(self) -> jax.Array:
+        """x, gathered as far as it has been."""
+        return self._x
+
     def whole(self) -> jax.Array:
         """x, divided as a matmul's weight is."""
         self._x = reshard(self._x, self._spec)

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model.config import ModelConfig
+from model.dispatch import ExpertAxes, bring_back, by_destination, expert_axes, send, sums
 from model.linear import linear
 from model.mlp import ACTIVATIONS
 from model.parameters import declare, normal
 from sharding.collectives import reshard
-from sharding.placement import Axes, Placement, used_axes
+from sharding.placement import Axes, Placement, entry, used_axes
 
 Join = Callable[[jax.Array], jax.Array]
 """Completes the sum over d_model where mesh axes divide it."""
@@ -28,7 +29,7 @@ class Mixture(nnx.Module):
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         D, F, E = config.d_model, config.d_ff, config.experts
         into = normal(D**-0.5)
-        self.router = declare((E, D), ("E", "D"), dtype, into)
+        self.router = declare((E, D), ("e", "D"), dtype, into)
         self.gate_up = declare((E, 2, F, D), ("E", "C", "F", "D"), dtype, into)
         self.down = declare((E, D, F), ("E", "D", "F"), dtype, normal(F**-0.5))
         self.chosen = config.experts_per_token
@@ -41,7 +42,7 @@ class Mixture(nnx.Module):
         """Sends every token through its experts.
 
         Args:
-          x: [B, T, D], normed.
+          x: [B, T, D], normed, divided in any way.
           real: [B, T], False for padding.
           placement: shardings.
 
@@ -49,75 +50,78 @@ class Mixture(nnx.Module):
           [B, T, R], and how many distinct experts the real tokens chose, int32.
         """
         with jax.named_scope("mixture"):
+            axes = expert_axes(placement)
+            x = reshard(x, jax.P(entry(axes.batch), None, entry(axes.inputs)))
             share = self._route(x, placement)  # [B, T, E]
             chosen = (share > 0) & real[:, :, None]
             touched = jnp.sum(jnp.any(chosen, axis=(0, 1)), dtype=jnp.int32)
-            return self._apply(x, share, placement), touched
+            return self._apply(x, share, axes, placement), touched
 
     def _route(self, x: jax.Array, placement: Placement) -> jax.Array:
         """x: [B, T, D] -> each expert's share of each token, [B, T, E] float32, 0 if not chosen."""
         with jax.named_scope("router"):
-            router = reshard(self.router[...], placement.use("E", "D"))
+            router = reshard(self.router[...], placement.use("e", "D"))
+            x = reshard(x, placement.contracted("B", "T", "D"))
             spec = placement.activations("B", "T", None)
             scores = linear(router, x, spec, dtype=jnp.float32)
-            probabilities = jax.nn.softmax(scores, axis=-1)
-            best, which = jax.lax.top_k(probabilities, self.chosen)  # [B, T, k]
-            if self.renormalise:
-                best = best / jnp.sum(best, axis=-1, keepdims=True)
-            experts = jnp.arange(scores.shape[-1])
-            return jnp.sum(jnp.where(which[..., None] == experts, best[..., None], 0.0), axis=-2)
+            # On each chip by itself: of an array over the mesh XLA:CPU gathers the batch for top_k.
+            return jax.shard_map(self._choose, in_specs=spec, out_specs=spec)(scores)
 
-    def _apply(self, x: jax.Array, share: jax.Array, placement: Placement) -> jax.Array:
+    def _choose(self, scores: jax.Array) -> jax.Array:
+        """scores: [..., E] -> shares, [..., E]."""
+        probabilities = jax.nn.softmax(scores, axis=-1)
+        best, which = jax.lax.top_k(probabilities, self.chosen)  # [..., k]
+        if self.renormalise:
+            best = best / jnp.sum(best, axis=-1, keepdims=True)
+        experts = jnp.arange(scores.shape[-1])
+        return jnp.sum(jnp.where(which[..., None] == experts, best[..., None], 0.0), axis=-2)
+
+    def _apply(
+        self, x: jax.Array, share: jax.Array, axes: ExpertAxes, placement: Placement
+    ) -> jax.Array:
         """x: [B, T, D], share: [B, T, E] -> [B, T, R]."""
         gate_up, down = (
             reshard(param[...], placement.use(*param.axes)) for param in (self.gate_up, self.down)
         )
-        inputs, hidden = (used_axes(placement.use(axis)) for axis in "DF")
-        whole, residual = placement.contracted("B", "T", "D"), placement.activations("B", "T", "R")
-        scattered = _further(used_axes(placement.activations("R")), inputs, hidden)
-        summed = tuple(axis for axis in hidden if axis not in scattered)
+        residual = placement.activations("B", "T", "R")
+        scattered, summed = sums(axes, used_axes(placement.activations("R")))
 
         def local(x, share, gate_up, down):
-            flat, shares = x.reshape(-1, x.shape[-1]), share.reshape(-1, share.shape[-1])
-
-            def join(both):  # {inputs unsummed}
-                return jax.lax.psum(both, inputs) if inputs else both
-
-            def on_tpu(*arrays):
-                return grouped(*arrays, self.chosen, self.activation, join)
-
-            def elsewhere(*arrays):
-                return touched_only(*arrays, self.activation, join)
-
-            out = jax.lax.platform_dependent(
-                flat, shares, gate_up, down, tpu=on_tpu, default=elsewhere
-            )  # [N, D] {hidden unsummed}
-            if summed:
-                out = jax.lax.psum(out, summed)
+            shares = by_destination(share.reshape(-1, share.shape[-1]), axes)
+            tokens, shares = send(x.reshape(-1, x.shape[-1]), shares, axes.exchanged)
+            out = self._answer(tokens, shares, gate_up, down, axes.inputs)
+            out = bring_back(out, axes.exchanged, x.dtype)  # [N, D] {kept, hidden unsummed}
             if scattered:
                 out = jax.lax.psum_scatter(out, scattered, scatter_dimension=1, tiled=True)
+            if summed:
+                out = jax.lax.psum(out, summed)
             return out.astype(x.dtype).reshape(*x.shape[:2], -1)
 
-        batch = residual[0]
-        out = jax.P(batch, None, (*inputs, *scattered) or None)
+        arrays = (x, share, gate_up, down)
         y = jax.shard_map(
             local,
-            in_specs=(
-                whole,
-                jax.P(batch, None, None),
-                jax.typeof(gate_up).sharding.spec,
-                jax.typeof(down).sharding.spec,
-            ),
-            out_specs=out,
+            in_specs=tuple(jax.typeof(array).sharding.spec for array in arrays),
+            out_specs=jax.P(residual[0], None, entry((*axes.inputs, *scattered))),
             check_vma=False,
-        )(x, share, gate_up, down)
+        )(*arrays)
         return reshard(y, residual)
 
+    def _answer(
+        self, x: jax.Array, share: jax.Array, gate_up: jax.Array, down: jax.Array, inputs: Axes
+    ) -> jax.Array:
+        """What one chip's experts make of tokens, each by its share: [N, D] float32."""
 
-def _further(residual: Axes, inputs: Axes, hidden: Axes) -> Axes:
-    """Mesh axes over which the sum over `hidden` can be scattered towards the residual stream."""
-    further = residual[len(inputs) :]
-    return further if residual[: len(inputs)] == inputs and set(further) <= set(hidden) else ()
+        def join(both: jax.Array) -> jax.Array:  # {inputs unsummed}
+            return jax.lax.psum(both, inputs) if inputs else both
+
+        def on_tpu(*arrays: jax.Array) -> jax.Array:
+            return grouped(*arrays, self.chosen, self.activation, join)
+
+        def elsewhere(*arrays: jax.Array) -> jax.Array:
+            return touched_only(*arrays, self.activation, join)
+
+        arrays = (x, share, gate_up, down)
+        return jax.lax.platform_dependent(*arrays, tpu=on_tpu, default=elsewhere)
 
 
 def grouped(
@@ -132,11 +136,12 @@ def grouped(
     """The experts' weighted sum, tokens sorted by expert, each expert's in one matmul.
 
     `jax.lax.ragged_dot_general` reads only experts that have tokens where the backend has a grouped
-    matmul, as TPU does; XLA:CPU falls back to a dense product with every expert.
+    matmul, as TPU does; XLA:CPU falls back to a dense product with every expert. Rows of tokens
+    that chose fewer than k of these experts come last, in no group.
 
     Args:
       x: [N, D].
-      share: [N, E] float32, 0 for experts not chosen.
+      share: [N, E] float32, 0 for experts not chosen; these experts may be some of all.
       gate_up: [E, 2, F, D].
       down: [E, D, F].
       chosen: k, experts per token.
@@ -147,7 +152,9 @@ def grouped(
       [N, D] float32.
     """
     experts, _, width, d_model = gate_up.shape
+    chosen = min(chosen, experts)
     weight, which = (part.reshape(-1) for part in jax.lax.top_k(share, chosen))  # [N * k]
+    which = jnp.where(weight > 0, which, experts)
     order = jnp.argsort(which, stable=True)
     sizes = jnp.bincount(which, length=experts).astype(jnp.int32)
     contract_last = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
@@ -159,7 +166,8 @@ def grouped(
 
     both = join(matmul(x[order // chosen], gate_up.reshape(experts, 2 * width, d_model)))
     hidden = ACTIVATIONS[activation](both[:, :width]) * both[:, width:]  # [N * k, F]
-    rows = matmul(hidden.astype(x.dtype), down) * weight[order, None]  # [N * k, D]
+    weight = weight[order, None]
+    rows = jnp.where(weight > 0, matmul(hidden.astype(x.dtype), down) * weight, 0)  # [N * k, D]
     return jnp.zeros((x.shape[0], d_model), jnp.float32).at[order // chosen].add(rows)
 
 

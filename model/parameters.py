@@ -87,7 +87,7 @@ def count_active(model: nnx.Module) -> int:
 
 def of_experts(param: nnx.Param) -> bool:
     """Whether this is a stack of experts' matrices, of which a token meets some."""
-    return "E" in param.axes and len(param.axes) > 2
+    return "E" in param.axes
 
 
 def shardings(

@@ -99,7 +99,7 @@ class Block(nnx.Module):
 
     def _feed_forward(self, x: Operand, real: jax.Array, placement: Placement):
         if self.config.experts:
-            return self.mlp(x.whole(), real, placement)
+            return self.mlp(x.array, real, placement)  # which divides tokens as experts need them
         return self.mlp(x, placement), None
 
 

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from model.config import ModelConfig
+from model.dispatch import expert_axes, sums
 from profiles.collective import Collective, merge
 from sharding.axes import MESH_AXES
 from sharding.collectives import Division, look_up_steps, moves
-from sharding.placement import Axes, Placement, entry_axes, shards, used_axes
+from sharding.placement import Axes, Placement, entry, entry_axes, shards, used_axes
 from sharding.products import Transfers, directions, transfers
 
 FLOAT32 = 4
@@ -65,7 +66,7 @@ class _Pass:
     ):
         self.config, self.placement = config, placement
         self.itemsize = np.dtype(dtype).itemsize
-        self.sizes = {**config.sizes, "B": batch, "T": tokens, "C": 2, "1": 1}
+        self.sizes = {**config.sizes, "B": batch, "T": tokens, "C": 2, "e": config.experts}
         self.overlapped = placement.layout.collectives == "overlapped"
         self.found: list[Collective] = []
 
@@ -155,8 +156,39 @@ class _Pass:
         self.product("DF", 1, hidden, whole, place.activations("B", "T", "R"), where)
 
     def experts(self, now: jax.P, whole: jax.P) -> None:
-        """Router and experts."""
-        raise NotImplementedError
+        """Router, tokens to their experts, experts one by one, and answers back."""
+        place, mesh, where = self.placement, self.placement.mesh, "layer/mixture"
+        axes = expert_axes(place)
+        tokens = jax.P(entry(axes.batch), None, entry(axes.inputs))
+        self.reshard("BTD", now, tokens, where)
+        self.reshard("eD", place.weights("e", "D"), place.use("e", "D"), where)
+        self.reshard("BTD", tokens, whole, where)
+        scores = self.size("BTe", _division(place.activations("B", "T", None)), FLOAT32)
+        if inputs := used_axes(whole[2:]):
+            self.note("all-reduce", inputs, scores, where)
+        for letters in ("ECFD", "EDF"):
+            self.reshard(letters, place.weights(*letters), place.use(*letters), where)
+        batch, _, d_model = self.local("BTD", _division(tokens))
+        sent = batch * self.sizes["T"] * shards(axes.exchanged, mesh)
+        if axes.exchanged:
+            shares = self.sizes["E"] // shards(axes.spread, mesh) * FLOAT32
+            size = sent * (d_model * self.itemsize + shares)
+            self.note("all-to-all", axes.exchanged, size, where, True)
+        experts, both, d_ff, _ = self.local("ECFD", _division(place.use(*"ECFD")))
+        if axes.inputs:
+            size = sent * both * d_ff * FLOAT32
+            self.note("all-reduce", axes.inputs, size, where, True, experts)
+        if axes.exchanged:
+            self.note("all-to-all", axes.exchanged, sent * d_model * self.itemsize, where, True)
+        residual = place.activations("B", "T", "R")
+        scattered, summed = sums(axes, entry_axes(residual[2]))
+        size = batch * self.sizes["T"] * d_model * FLOAT32
+        if scattered:
+            self.note("reduce-scatter", scattered, size, where, True)
+        if summed:
+            self.note("all-reduce", summed, size // shards(scattered, mesh), where, True)
+        made = jax.P(residual[0], None, entry((*axes.inputs, *scattered)))
+        self.reshard("BTR", made, residual, where)
 
     def unembed(self) -> None:
         """The last norm, and logits of one token per sequence."""

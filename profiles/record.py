@@ -83,6 +83,8 @@ def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
     """The part of a record that says which step it is."""
     model = Transformer(engine.config, engine.dtype)
     dtype = jnp.dtype(engine.dtype).name
+    layout = engine.placement.layout
+    experts = {"expert_parallel": True} if engine.config.experts and layout.expert_parallel else {}
     return {
         "model": engine.config.name,
         "parameters": {"total": count(model), "active": count_active(model)},
@@ -93,8 +95,9 @@ def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
         "device_kind": engine.mesh.devices.flat[0].device_kind,
         "devices": engine.mesh.size,
         "mesh": dict(engine.mesh.shape),
-        "layout": engine.placement.layout.name,
-        "attention": engine.placement.layout.attends,
+        "layout": layout.name,
+        "attention": layout.attends,
+        **experts,
         "collectives": "compiler",
         "dtype": dtype,
         "weight_dtype": dtype,

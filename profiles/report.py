@@ -25,7 +25,7 @@ TIMES, TO = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 # What makes two records points of one line, drawn or fitted against batch.
 LINE_FIELDS = (
     "model", "phase", "device_kind", "devices", "mesh", "context", "tokens_per_sequence", "layout",
-    "attention", "collectives", "dtype", "weight_dtype", "kv_dtype", "experts",
+    "attention", "expert_parallel", "collectives", "dtype", "weight_dtype", "kv_dtype", "experts",
 )  # fmt: skip
 # Of those, what a title says for all rows of a table, or a column for each where they differ.
 TITLE_FIELDS = (
@@ -97,6 +97,7 @@ def subject(points: Sequence[Record]) -> str:
         said("device_kind", "on {}"),
         said("layout", "layout {}"),
         said("attention", "attention by {}"),
+        said("expert_parallel", "expert-parallel"),
         said("collectives", "collectives {}"),
     ]
     return ", ".join(filter(None, parts))
@@ -166,7 +167,7 @@ def fit(points: Sequence[Record]) -> dict:
     if all("kv_cache" in point.get("floor_terms_s", {}) for point in points):
         kv_cache = [point["floor_terms_s"]["kv_cache"] for point in points]
         found["kv_slope_floor_s"] = float(np.polyfit(batches, kv_cache, 1)[0])
-    told = ("mesh", "devices", "context", "layout", "attention")
+    told = ("mesh", "devices", "context", "layout", "attention", "expert_parallel")
     return found | {f: points[0][f] for f in told if f in points[0]}
 
 

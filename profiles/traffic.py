@@ -9,13 +9,14 @@ still sees.
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 
 from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
 from model.parameters import Path, declarations, of_experts
 from model.transformer import Transformer
-from sharding.placement import Placement, shards, used_axes
+from sharding.placement import Placement, entry_axes, shards, used_axes
 
 LOOKED_UP: Path = ("embedding", "weight")
 
@@ -66,7 +67,8 @@ def decode_traffic(
       context: tokens already in the cache of each.
       slots: tokens the cache has room for.
       experts_touched: distinct experts that a layer reads, on average; what `expected_experts`
-        says if None.
+        says if None. Where layouts divide the experts over devices, this is an average over those
+        too: the device with the most of them reads more.
     """
     touched = expected_experts(config, batch) if experts_touched is None else experts_touched
     resident = read = multiplied = 0.0
@@ -149,8 +151,25 @@ def replication_cost(config: ModelConfig, placement: Placement, dtype: jnp.dtype
     return lines
 
 
+def experts_per_device(config: ModelConfig, placement: Placement) -> list[str]:
+    """How an expert-parallel layout divides the experts, as a line; empty for any other."""
+    if not (config.experts and placement.layout.expert_parallel):
+        return []
+    experts, *within = placement.weights("E", "D", "F")
+    here = config.experts // shards(entry_axes(experts), placement.mesh)
+    line = f"{here} of {config.experts} experts on each device"
+    if rest := used_axes(jax.P(*within)):
+        sizes = " ".join(f"{axis}={placement.mesh[axis]}" for axis in rest)
+        line += f", each divided over {sizes}, which do not divide the experts"
+    return [line]
+
+
 def _work_share(placement: Placement, axes: tuple[str, ...]) -> float:
-    """The part of a matmul that each device does: of its weight in use, and of the batch."""
+    """The part of a matmul that each device does: of its weight in use, and of the batch.
+
+    Mesh axes that divide both the experts and the batch count once: a device has so many experts
+    fewer, and answers the tokens of so many devices more.
+    """
     divided = {*used_axes(placement.use(*axes)), *used_axes(placement.activations("B"))}
     return 1 / shards(tuple(divided), placement.mesh)
 

@@ -13,9 +13,16 @@ try:
 
     from decode.load import DTYPES, ModelSource, default_dtype, find_source
     from profiles.files import OutputError, check_writable
-    from profiles.traffic import replication_cost
+    from profiles.traffic import experts_per_device, replication_cost
     from sharding.errors import FloorlineError, UsageError
-    from sharding.layout import ATTENTION, LAYOUTS, attend_by, find_layout, prefill_by
+    from sharding.layout import (
+        ATTENTION,
+        LAYOUTS,
+        attend_by,
+        divide_experts,
+        find_layout,
+        prefill_by,
+    )
     from sharding.mesh import parse_mesh, request_cpu_devices
     from sharding.placement import Layout, Placement
 except ImportError as error:
@@ -49,6 +56,9 @@ PREFILL_LAYOUT = flags.DEFINE_string(
 ATTENTION_BY = flags.DEFINE_enum(
     "attention", "heads", list(ATTENTION), "What divides attention and the KV cache."
 )
+EXPERT_PARALLEL = flags.DEFINE_bool(
+    "expert_parallel", False, "Divide experts over the chips instead of each expert's d_ff."
+)
 DTYPE = flags.DEFINE_enum(
     "dtype", None, list(DTYPES), "Of weights, cache and arithmetic. float32 on CPU, else bfloat16."
 )
@@ -71,13 +81,22 @@ def say(text: str) -> None:
 
 
 def source() -> ModelSource:
-    """The model that the flags name."""
-    return find_source(
+    """The model that the flags name.
+
+    Raises:
+      UsageError: experts are to be divided, and it has none.
+    """
+    found = find_source(
         MODEL.value,
         random_weights=RANDOM_WEIGHTS.value,
         report=say,
         accept_terms=ACCEPT_TERMS.value,
     )
+    if EXPERT_PARALLEL.value and not found.config.experts:
+        raise UsageError(
+            f"--expert_parallel is true, but {found.config.name} has no experts; leave it out"
+        )
+    return found
 
 
 def dtype():
@@ -98,8 +117,8 @@ def layouts() -> list[Layout]:
 def _layout(name: str) -> Layout:
     chosen = attend_by(find_layout(name), ATTENTION_BY.value)
     if PREFILL_LAYOUT.value:
-        return prefill_by(chosen, find_layout(PREFILL_LAYOUT.value))
-    return chosen
+        chosen = prefill_by(chosen, find_layout(PREFILL_LAYOUT.value))
+    return divide_experts(chosen) if EXPERT_PARALLEL.value else chosen
 
 
 def integers(name: str, values: Sequence[str]) -> list[int]:
@@ -151,9 +170,12 @@ def check_json() -> None:
 def state_choices(
     model: ModelSource, placement: Placement, dtype, batch: int | None = None
 ) -> None:
-    """Says which arrays this layout copies on this mesh and what that costs, and what it pads."""
+    """Says how this layout divides experts, what it copies and what that costs, what it pads."""
     sizes = "x".join(str(size) for size in placement.mesh.values())
-    for line in replication_cost(model.config, placement, dtype):
+    for line in (
+        *experts_per_device(model.config, placement),
+        *replication_cost(model.config, placement, dtype),
+    ):
         say(f"layout {placement.layout.name} on {sizes}: {line}")
     parts = placement.multiple("B")
     if batch is not None and batch % parts:

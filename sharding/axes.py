@@ -23,7 +23,8 @@ LOGICAL_AXES: dict[str, str] = {
     "G": "query heads per KV head",
     "h": "head size",
     "V": "vocabulary",
-    "E": "experts",
+    "E": "experts, as their weights are stored",
+    "e": "experts, as the router scores them: whole on every chip",
     "n": "head size of a norm's scale, whole on every chip",
     "C": "matrices stored as one and read as one: gate and up; key and value",
 }

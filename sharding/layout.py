@@ -1,4 +1,4 @@
-"""The catalogue of partitioning layouts, and how to change a layout's attention or its prefill.
+"""The catalogue of partitioning layouts, and how to change one's attention, prefill or experts.
 
 Layouts follow Pope et al. 2022, "Efficiently Scaling Transformer Inference", sections 3.2 and 3.3.
 Adding one is adding an entry to `LAYOUTS`; its tables are explained at `sharding.placement.Layout`.
@@ -90,6 +90,28 @@ def schedule_by(layout: Layout, collectives: str) -> Layout:
         raise UsageError(f"collectives is {collectives!r}; use one of {', '.join(COLLECTIVES)}")
     prefill = layout.prefill and schedule_by(layout.prefill, collectives)
     return dataclasses.replace(layout, collectives=collectives, prefill=prefill)
+
+
+def divide_experts(layout: Layout) -> Layout:
+    """The layout with experts divided over the chips, instead of each expert's d_ff and d_model.
+
+    Experts stay where they are and tokens come to them, in weight-gathered layouts too. Mesh axes
+    that do not divide the experts divide each of them as before; those that then divide nothing,
+    as over replicas, copy them.
+
+    Args:
+      layout: with the attention and the prefill that it is to have; both keep theirs.
+    """
+    # Those that most layouts divide the batch over come last, so that E's longest run leaves the
+    # fewest tokens to exchange.
+    experts = {"E": _ZYX}
+    return dataclasses.replace(
+        layout,
+        weights=experts | dict(layout.weights),
+        use=None if layout.use is None else experts | dict(layout.use),
+        rules={**layout.rules, "E": "replicate"},
+        prefill=divide_experts(layout.prefill) if layout.prefill else None,
+    )
 
 
 ATTENTION = ("heads", "batch", "sequence")

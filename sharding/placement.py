@@ -29,7 +29,8 @@ class Layout:
 
     A table says which mesh axes divide which logical axis. A key of several letters, ``"K h"``,
     lets them share: the first takes the longest run of the mesh axes that divides it, the next
-    what is left. A letter in no key is whole on every chip.
+    what is left. A mesh axis divides one dimension of an array: where several keys name it, the
+    first that it divides takes it. A letter in no key is whole on every chip.
 
     Where partial sums are scattered, the axes scattered over come last in the result's entry, and
     axes gathered come last in the stored one: in any other order XLA moves whole arrays instead.
@@ -64,6 +65,11 @@ class Layout:
     collectives: str = "compiler"
     prefill: "Layout | None" = None
 
+    @property
+    def expert_parallel(self) -> bool:
+        """Whether mesh axes divide the experts of a mixture, before they divide any of them."""
+        return "E" in self.weights
+
     def table(self, kind: str) -> Table:
         """One of the tables by its name."""
         if kind == "use":
@@ -86,7 +92,9 @@ class Layout:
         for kind in ("weights", "use", "cache"):
             for key in self.table(kind):
                 letters = tuple(letter for letter in key.split() if letter in sizes)
-                rest = placement.left_over(kind, letters)
+                # The d_ff of experts divides what they leave; it is in no array without them.
+                array = (*letters, "E") if "F" in letters and "E" in sizes else letters
+                rest = placement._settle(kind, array)[1].get(key, ())
                 if rest and self.rules.get(key, "refuse") == "refuse":
                     raise _refusal(letters, sizes, rest, mesh)
         if self.prefill:
@@ -127,11 +135,12 @@ class Placement:
         return jax.P(*(batch[0] if axis == "B" else e for axis, e in zip(axes, spec, strict=True)))
 
     def beside_stored(self, *axes: str | None) -> jax.P:
-        """Sharding of an activation that meets a stored weight which is never gathered.
+        """Sharding of an activation that meets the stored vocabulary, which is never gathered.
 
-        Batch keeps the mesh axes that divide no weight, d_model is as the weights have it.
+        Batch keeps the mesh axes that divide neither V nor D, d_model is as the weights have it.
         """
-        taken = {axis for mesh_axes in self.layout.weights.values() for axis in mesh_axes}
+        table = [axes for key, axes in self.layout.weights.items() if {"V", "D"} & {*key.split()}]
+        taken = {axis for mesh_axes in table for axis in mesh_axes}
         batch = used_axes(self._spec("activations", ("B",)))
         batch = tuple(axis for axis in batch if axis not in taken)
         spec = self._spec("weights", tuple(None if axis == "B" else axis for axis in axes))
@@ -182,8 +191,9 @@ class Placement:
             )
 
     def left_over(self, kind: str, axes: tuple[str | None, ...]) -> Axes:
-        """Mesh axes that the layout gives to these logical axes but that divide none of them."""
-        return tuple(axis for rest in self._settle(kind, axes)[1] for axis in rest)
+        """Mesh axes that the layout gives to some of an array's dimensions but that divide none."""
+        left = self._settle(kind, axes)[1].values()
+        return tuple(dict.fromkeys(axis for rest in left for axis in rest))
 
     def _spec(self, kind: str, axes: tuple[str | None, ...]) -> jax.P:
         taken, _ = self._settle(kind, axes)
@@ -191,19 +201,23 @@ class Placement:
 
     def _settle(
         self, kind: str, axes: tuple[str | None, ...]
-    ) -> tuple[dict[str | None, Axes], list[Axes]]:
-        """Mesh axes taken by each logical axis of one array, and those left over by each key."""
+    ) -> tuple[dict[str | None, Axes], dict[str, Axes]]:
+        """Mesh axes taken by each logical axis of one array, and by key those that none took."""
         taken: dict[str | None, Axes] = {}
-        left = []
+        free = {axis for axis, size in self.mesh.items() if size > 1}
+        left: dict[str, Axes] = {}
         for key, mesh_axes in self.layout.table(kind).items():
-            rest = tuple(axis for axis in mesh_axes if self.mesh[axis] > 1)
+            rest = tuple(axis for axis in mesh_axes if axis in free)
             present = [letter for letter in key.split() if letter in axes]
             for letter in present:
                 size = self.sizes.get(letter, 0)  # 0: rounded up until it divides
                 taken[letter], rest = longest_dividing_run(size, rest, self.mesh)
-            if present and rest:
-                left.append(rest)
-        return taken, left
+                free -= {*taken[letter]}
+            if present:
+                left[key] = rest
+        return taken, {
+            key: tuple(axis for axis in rest if axis in free) for key, rest in left.items()
+        }
 
 
 def used_axes(spec: jax.P) -> Axes:

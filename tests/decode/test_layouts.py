@@ -17,7 +17,7 @@ from model.catalog import find_model
 from model.parameters import shardings
 from model.transformer import Transformer
 from sharding.errors import LayoutError
-from sharding.layout import ATTENTION, LAYOUTS, attend_by, prefill_by
+from sharding.layout import ATTENTION, LAYOUTS, attend_by, divide_experts, prefill_by
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Layout
 
@@ -28,7 +28,7 @@ FAMILIES = {
     "multi_head_two_norms": {"kv_heads": 4, "norm_after": True, "query_key_norm": True},
     "multi_head_parallel": {"kv_heads": 4, "parallel_block": True},
     "experts": {"experts": 6, "experts_per_token": 2},
-    "experts_multi_query": {"experts": 4, "experts_per_token": 2, "kv_heads": 1},
+    "experts_multi_query": {"experts": 8, "experts_per_token": 2, "kv_heads": 1},
 }
 MESHES = ("2x2x2", "1x2x4", "8x1x1", "4x2x1")
 BATCH, PROMPT, STEPS = 8, 13, 3
@@ -78,6 +78,29 @@ def test_a_layout_gives_the_logits_of_one_device(layout, attention, family, mesh
     check(family, attend_by(LAYOUTS[layout], attention), mesh)
 
 
+@pytest.mark.parametrize(
+    ("layout", "attention", "family", "mesh"),
+    [("weight_stationary_2d", "heads", "experts", "2x2x2"),
+     ("weight_gathered_xyz", "batch", "experts_multi_query", "2x2x2"),
+     ("data_parallel_x_1d", "sequence", "experts_multi_query", "2x2x2"),
+     ("data_parallel_x_2d", "heads", "experts", "8x1x1")],
+)  # fmt: skip
+def test_divided_experts_give_the_logits_of_one_device(layout, attention, family, mesh):
+    check(family, divide_experts(attend_by(LAYOUTS[layout], attention)), mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["heads", "batch"])
+@pytest.mark.parametrize("family", ["experts", "experts_multi_query"])
+@pytest.mark.parametrize("mesh", MESHES[:3])
+def test_all_layouts_with_divided_experts_give_the_logits_of_one_device(family, mesh, attention):
+    for layout in LAYOUTS.values():
+        chosen = divide_experts(attend_by(layout, attention))
+        placement = chosen.check(source_of(family).config.sizes, parse_mesh(mesh))
+        batch = -(-BATCH // placement.multiple("B")) * placement.multiple("B")
+        check(family, chosen, mesh, batch)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mesh", MESHES[:3])
@@ -121,6 +144,7 @@ def test_random_shapes_run_as_on_one_device_or_are_refused_before_anything_runs(
     mesh = str(draw.choice(["2x2x2", "1x2x4", "4x1x2", "2x4x1", "1x1x8", "3x2x1", "1x3x2"]))
     layout = LAYOUTS[str(draw.choice(list(LAYOUTS)))]
     layout = attend_by(layout, str(draw.choice(ATTENTION)))
+    layout = divide_experts(layout) if experts and draw.integers(3) else layout
     source = ModelSource(config, None, None)
     try:
         placement = layout.check(config.sizes, parse_mesh(mesh))
@@ -157,6 +181,12 @@ GATHERED = [name for name, layout in LAYOUTS.items() if layout.use is not None]
 def test_prompts_may_be_partitioned_otherwise_over_the_same_weights(prompts, attention):
     steps = attend_by(LAYOUTS["weight_stationary_2d"], attention)
     check("grouped_biased_windowed", prefill_by(steps, LAYOUTS[prompts]), "2x2x2")
+
+
+def test_prompts_may_be_partitioned_otherwise_over_the_same_divided_experts():
+    steps = attend_by(LAYOUTS["weight_stationary_2d"], "batch")
+    both = divide_experts(prefill_by(steps, LAYOUTS["weight_gathered_xyz"]))
+    check("experts_multi_query", both, "2x2x2")
 
 
 @pytest.mark.parametrize("prompts", GATHERED)

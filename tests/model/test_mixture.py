@@ -1,6 +1,7 @@
 """Experts: every token's output is that of a dense computation over the experts it chose."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ from flax import nnx
 
 from model.catalog import find_model
 from model.mixture import Mixture, grouped, touched_only
-from sharding.layout import LAYOUTS
+from sharding.layout import LAYOUTS, divide_experts
 from sharding.mesh import make_mesh, parse_mesh
 
-E, K, D, F, N = 6, 2, 64, 128, 24
+E, K, D, F, N = 8, 2, 64, 128, 24
+BATCH = (8, 3)
 CONFIG = dataclasses.replace(find_model("tiny"), experts=E, experts_per_token=K)
 
 
@@ -22,7 +24,7 @@ def routed(kind: str) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
     x, router = random.normal(size=(N, D)), random.normal(size=(E, D))
     if kind == "skewed":  # every token prefers experts 4 and 1 by far
-        x[:, 0], router[:, 0] = 5.0, [0, 20, 0, 0, 30, 0]
+        x[:, 0], router[[1, 4], 0] = 5.0, [20, 30]
     if kind == "identical":
         x[:] = x[0]
     return x.astype(np.float32), router.astype(np.float32)
@@ -53,21 +55,55 @@ def dense(x, router, gate_up, down, renormalise):
 def test_every_token_gets_the_dense_answer_of_its_experts(
     mesh, way, renormalise, kind, monkeypatch
 ):
-    if way == "groups":  # what a TPU runs
-        monkeypatch.setattr(
-            "model.mixture.touched_only",
-            lambda *arrays_and_activation: grouped(
-                *arrays_and_activation[:4], K, arrays_and_activation[4]
-            ),
-        )
-    config = dataclasses.replace(CONFIG, renormalise_experts=renormalise)
+    if way == "groups":
+        run_as_on_tpu(monkeypatch)
+    check(LAYOUTS["weight_stationary_1d"], mesh, kind, renormalise)
+
+
+def run_as_on_tpu(monkeypatch):
+    def groups(x, share, gate_up, down, activation, join):
+        return grouped(x, share, gate_up, down, K, activation, join)
+
+    monkeypatch.setattr("model.mixture.touched_only", groups)
+
+
+@pytest.mark.parametrize("kind", ["balanced", "skewed", "identical"])
+@pytest.mark.parametrize(
+    ("layout", "mesh", "way"),
+    [
+        ("weight_stationary_2d", "2x2x2", "loop"),
+        ("weight_stationary_2d", "2x1x4", "groups"),
+        ("weight_gathered_x", "2x2x2", "groups"),
+        ("weight_gathered_xyz", "2x2x2", "loop"),
+        ("weight_gathered_xyz", "2x2x2", "groups"),
+        ("data_parallel_x_2d", "4x2x1", "loop"),
+    ],
+)
+def test_divided_experts_answer_every_token_wherever_it_is(layout, mesh, way, kind, monkeypatch):
+    if way == "groups":
+        run_as_on_tpu(monkeypatch)
+    check(divide_experts(LAYOUTS[layout]), mesh, kind)
+
+
+@pytest.mark.parametrize("way", ["loop", "groups"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_experts_that_divide_over_some_axes_are_divided_further_over_the_others(
+    layout, way, monkeypatch
+):
+    if way == "groups":
+        run_as_on_tpu(monkeypatch)
+    check(divide_experts(LAYOUTS[layout]), "2x2x2", "balanced", experts=6)
+
+
+def check(layout, mesh, kind, renormalise=True, experts=E):
+    config = dataclasses.replace(CONFIG, renormalise_experts=renormalise, experts=experts)
     shape = parse_mesh(mesh)
-    placement = LAYOUTS["weight_stationary_1d"].check(config.sizes, shape)
+    placement = layout.check(config.sizes, shape)
     x, router = routed(kind)
     random = np.random.default_rng(1)
-    gate_up = random.normal(size=(E, 2, F, D)).astype(np.float32) * 0.1
-    down = random.normal(size=(E, D, F)).astype(np.float32) * 0.1
-    weights = {"router": router, "gate_up": gate_up, "down": down}
+    gate_up = random.normal(size=(experts, 2, F, D)).astype(np.float32) * 0.1
+    down = random.normal(size=(experts, D, F)).astype(np.float32) * 0.1
+    weights = {"router": router[:experts], "gate_up": gate_up, "down": down}
     structure, state = nnx.split(Mixture(config, jnp.float32))
     axes = {path[0]: param.axes for path, param in nnx.to_flat_state(state)}
     with jax.set_mesh(mesh := make_mesh(shape)):
@@ -76,7 +112,7 @@ def test_every_token_gets_the_dense_answer_of_its_experts(
             for name, a in weights.items()
         }
         run = jax.jit(lambda w, x, real: nnx.merge(structure, w)(x, real, placement))
-        out, touched = run(placed, x.reshape(4, 6, D), np.ones((4, 6), bool))
+        out, touched = run(placed, x.reshape(*BATCH, D), np.ones(BATCH, bool))
     expected, chosen = dense(x, **weights, renormalise=renormalise)
     assert np.abs(np.asarray(out).reshape(N, D) - expected).max() < 1e-4 * np.abs(expected).max()
     assert touched == len(chosen)
@@ -96,3 +132,49 @@ def test_the_grouped_matmul_equals_the_loop_over_touched_experts(kind):
     one = grouped(x, share, gate_up, down, K, "silu")
     other = touched_only(x, share, gate_up, down, "silu")
     assert np.abs(one - other).max() < 1e-5 * np.abs(one).max()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "exchanges"),
+    [("weight_stationary_1d", 0), ("weight_stationary_2d", 0), ("weight_gathered_x", 2),
+     ("weight_gathered_xyz", 2), ("data_parallel_x_1d", 2)],
+)  # fmt: skip
+def test_tokens_go_to_experts_and_back_and_no_expert_moves(name, exchanges, dtype):
+    sent, gathered = moved(divide_experts(LAYOUTS[name]), dtype)
+    assert max(gathered, default=0) < D * F
+    shares = E // 8 * 4 // jnp.dtype(dtype).itemsize  # float32, in units of the tokens' type
+    assert sorted(sent) == [N * D, N * (D + shares)][:exchanges]
+
+
+def test_weights_that_move_would_be_seen():
+    sent, gathered = moved(LAYOUTS["weight_gathered_xyz"], jnp.float32)
+    assert not sent and max(gathered) >= E * D * F
+
+
+def moved(layout, dtype) -> tuple[list[int], list[int]]:
+    """Elements that each all-to-all and each all-gather of a compiled mixture makes."""
+    shape = parse_mesh("2x2x2")
+    placement = layout.check(CONFIG.sizes, shape)
+    structure, state = nnx.split(Mixture(CONFIG, dtype))
+    with jax.set_mesh(mesh := make_mesh(shape)):
+
+        def abstract(shape, dtype, spec):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, spec))
+
+        weights = {
+            path[0]: abstract(param.shape, param.dtype, placement.weights(*param.axes))
+            for path, param in nnx.to_flat_state(state)
+        }
+        x = abstract((*BATCH, D), dtype, placement.activations("B", "T", "R"))
+        real = abstract(BATCH, bool, placement.activations("B", "T"))
+        run = jax.jit(lambda w, x, real: nnx.merge(structure, w)(x, real, placement))
+        text = run.lower(weights, x, real).compile().as_text()
+
+    def made(kind):
+        # XLA:CPU gives each block of an all-to-all as an element of a tuple.
+        lines = re.findall(rf"= (.*?) {kind}(?:-start)?\(", text)
+        shapes = [re.findall(r"\[([\d,]+)\]", line) for line in lines]
+        return [sum(int(np.prod([*map(int, one.split(","))])) for one in line) for line in shapes]
+
+    return made("all-to-all"), made("all-gather")

@@ -6,9 +6,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from decode.load import ModelSource
 from model.catalog import find_model
-from profiles.traffic import decode_traffic, kv_token_bytes, replication_cost
-from sharding.layout import LAYOUTS, attend_by
+from profiles.traffic import (
+    decode_traffic,
+    experts_per_device,
+    kv_token_bytes,
+    replication_cost,
+)
+from sharding.layout import LAYOUTS, attend_by, divide_experts
 from sharding.mesh import parse_mesh
 
 ONE_D = LAYOUTS["weight_stationary_1d"]
@@ -111,6 +117,65 @@ def test_a_step_reads_the_experts_it_touches(tiny_engine, touched, read):
     )
     expert = 3 * 64 * 128 * 4  # gate, up and down of one expert
     assert traffic.weights_resident - traffic.weights_read == pytest.approx(2 * expert * (6 - read))
+
+
+def experts_engine(layout: str, experts: int = 8):
+    config = dataclasses.replace(find_model("tiny"), experts=experts, experts_per_token=2)
+    chosen = divide_experts(LAYOUTS[layout])
+    return ModelSource(config, None, None).engine(chosen, parse_mesh("2x2x2"), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("layout", "experts"),
+    [("weight_stationary_1d", 8), ("weight_stationary_2d", 6), ("data_parallel_x_1d", 8),
+     ("data_parallel_x_1d", 6), ("weight_gathered_xyz", 8)],
+)  # fmt: skip
+def test_resident_bytes_of_divided_experts_equal_the_compilers(layout, experts):
+    engine = experts_engine(layout, experts)
+    memory = engine.lower_decode(8, 64).compile().memory_analysis()
+    counted = decode_traffic(
+        engine.config, engine.placement, engine.dtype, batch=8, context=10, slots=64
+    )
+    tokens_and_lengths = 2 * 4 * 8
+    expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
+    assert memory.argument_size_in_bytes == expected
+    expert = 2 * 3 * 64 * 128 * 4  # gate, up and down of one expert of each layer
+    touched = 1 - (1 - 2 / experts) ** 8
+    copies = 2 if experts == 6 and layout == "data_parallel_x_1d" else 1
+    unread = counted.weights_resident - counted.weights_read
+    assert unread == pytest.approx(expert * experts * copies / 8 * (1 - touched))
+
+
+@pytest.mark.parametrize("layout", ["data_parallel_x_1d", "weight_gathered_xyz"])
+def test_devices_share_the_work_of_experts_whoever_has_the_tokens(layout):
+    config = dataclasses.replace(
+        find_model("tiny"), experts=8, experts_per_token=2, kv_heads=4, query_heads=4
+    )
+    work = {"batch": 16, "context": 10, "slots": 64}
+    one = decode_traffic(config, ONE_D.check(config.sizes, parse_mesh("1")), jnp.float32, **work)
+    placement = divide_experts(LAYOUTS[layout]).check(config.sizes, parse_mesh("2x2x2"))
+    eight = decode_traffic(config, placement, jnp.float32, **work)
+    copies = 8 // 2 ** len(LAYOUTS[layout].activations["B"])  # of the router's work
+    router = 2 * 16 * config.layers * config.d_model * 8
+    assert eight.flops == pytest.approx((one.flops - router) / 8 + router * copies / 8)
+
+
+def test_experts_that_do_not_divide_are_stated_with_what_their_copies_cost():
+    config = dataclasses.replace(find_model("tiny"), experts=6, experts_per_token=2)
+    layout = divide_experts(LAYOUTS["data_parallel_x_1d"])
+    placement = layout.check(config.sizes, parse_mesh("2x2x2"))
+    assert experts_per_device(config, placement) == [
+        "3 of 6 experts on each device, each divided over y=2, which do not divide the experts"
+    ]
+    lines = replication_cost(config, placement, jnp.float32)
+    down = 6 * 64 * 128 * 4 / 4 / 2 * config.layers  # four shards, each of them copied once
+    assert f"mlp.down does not divide and is copied: each device reads {down / 1e3:.3g} kB" in (
+        lines[0] + lines[1]
+    )
+    divides = layout.check(config.sizes, parse_mesh("3x1x2"))
+    assert experts_per_device(config, divides) == ["1 of 6 experts on each device"]
+    assert not [line for line in replication_cost(config, divides, jnp.float32) if "mlp" in line]
+    assert not experts_per_device(config, ONE_D.check(config.sizes, parse_mesh("2")))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ COMMON = {
     "layout",
     "prefill_layout",
     "attention",
+    "expert_parallel",
     "dtype",
     "json",
     "verbose",

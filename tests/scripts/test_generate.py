@@ -144,6 +144,18 @@ def test_two_devices_give_the_same_tokens_and_json_alone_on_standard_output(alon
     np.testing.assert_allclose(document["logprobs"], alone[1]["logprobs"], atol=1e-4)
 
 
+def test_divided_experts_give_the_same_tokens_and_are_stated(more, folder):
+    ended = run(
+        "generate.py", f"--model={FOLDER / 'mixtral'}", *IDS, "--mesh=2x1x2", "--expert_parallel",
+        "--layout=weight_stationary_2d", "--prefill_layout=weight_gathered_xyz", folder=folder,
+    )  # fmt: skip
+    found, expected = ended.document, more["ids in a folder"].document
+    assert found["tokens"] == expected["tokens"]
+    assert "layout weight_stationary_2d on 2x1x2: 1 of 4 experts on each device" in ended.stderr
+    assert found["points"][0]["expert_parallel"] is True
+    assert "expert_parallel" not in expected["points"][0]
+
+
 def test_a_batch_of_two_prompts_is_printed_with_numbers(more, alone, folder):
     ended = more["batch"]
     document = json.loads((folder / "results" / "batch.json").read_text())
@@ -290,6 +302,12 @@ REFUSED = {
     "no devices": ([*TOKENS, "--devices=0"], 2, "--devices is '0'", "; "),
     "devices in words": ([*TOKENS, "--devices=two"], 2, "--devices is 'two'", "; "),
     "list of devices": ([*TOKENS, "--devices=1,2"], 2, "--devices is '1,2'", "; "),
+    "experts of none": (
+        [*TOKENS, "--expert_parallel"],
+        2,
+        "--expert_parallel is true, but tiny",
+        "; ",
+    ),
     "unknown layout": ([*TOKENS, "--layout=3d"], 2, "layout is '3d'; use one of weight_stat"),
     # Prompts.
     "no prompt": (RANDOM, 2, "--prompt is not given; pass --prompt=TEXT"),
