@@ -34,6 +34,10 @@ class PlacedArray:
     bytes_per_chip: int
     copies: int
 
+    def as_record(self) -> dict:
+        """The form that programs read; ``sharding`` has a list of mesh axes for each dimension."""
+        return dataclasses.asdict(self)
+
     @property
     def notation(self) -> str:
         """Such as ``[D.x, F.zy]``."""

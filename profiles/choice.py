@@ -19,7 +19,6 @@ from profiles.floor import floor
 from profiles.hardware import Peaks, published_peaks
 from profiles.traffic import decode_traffic
 from sharding.errors import LayoutError, UsageError
-from sharding.layout import ATTENTION, LAYOUTS, attend_by, prefill_by
 from sharding.mesh import MeshShape
 from sharding.placement import Layout, shards
 
@@ -56,13 +55,15 @@ class Prediction:
     """A layout's predicted seconds, summed over the work's batches and contexts.
 
     Attributes:
-      layout: that was looked at.
+      name: of what was looked at.
+      layout: that it is part of.
       memory: reading weights and cache.
       compute: arithmetic.
       communication: collectives, none of it hidden.
       fits: whether weights and cache fit in the chip.
     """
 
+    name: str
     layout: Layout
     memory: float
     compute: float
@@ -78,43 +79,48 @@ class Prediction:
         terms = (("memory", self.memory), ("compute", self.compute), ("links", self.communication))
         shown = ", ".join(f"{name} {seconds * 1e3:.3g}" for name, seconds in terms)
         too_large = "" if self.fits else "; does not fit"
-        name = f"{self.layout.name}, attention by {self.layout.attends}"
-        return f"{name}: {self.seconds * 1e3:.3g} ms ({shown}{too_large})"
+        return f"{self.name}: {self.seconds * 1e3:.3g} ms ({shown}{too_large})"
 
 
-def choose(
-    work: Work,
-    peaks: Peaks,
-    layouts: Iterable[Layout] = tuple(LAYOUTS.values()),
-    attentions: Sequence[str] = ATTENTION,
-) -> list[Prediction]:
-    """Layouts that the model and mesh admit, the best first.
+def admitted(config: ModelConfig, mesh: MeshShape, candidates: Iterable[Layout]) -> list[Layout]:
+    """Those of the layouts that go with the model and the mesh.
 
     Raises:
-      LayoutError: none is admitted; the message is the first refusal's.
+      LayoutError: none does; the message is the first refusal's.
     """
     found, refusals = [], []
-    for layout, attention in itertools.product(layouts, attentions):
+    for layout in candidates:
         try:
-            found.append(predict(attend_by(layout, attention), work, peaks))
+            layout.check(config.sizes, mesh)
+            found.append(layout)
         except LayoutError as error:
             refusals.append(error)
     if not found:
         raise refusals[0]
+    return found
+
+
+def choose(work: Work, candidates: Iterable[Layout], peaks: Peaks) -> list[Prediction]:
+    """What decode steps are predicted to take in each layout, the best first.
+
+    Args:
+      work: what to choose for.
+      candidates: from `admitted`.
+      peaks: of each device.
+    """
+    found = [predict(layout, work, peaks) for layout in candidates]
     return sorted(found, key=lambda each: (not each.fits, each.seconds))
 
 
-def choose_prefill(work: Work, layout: Layout, length: int, peaks: Peaks) -> list[Prediction]:
-    """Layouts of prompts over the weights as `layout` stores them, the best first."""
-    alike = [other for other in LAYOUTS.values() if other.weights == layout.weights]
-    found = []
-    for other in alike:
-        both = prefill_by(layout, other)
-        try:
-            found.append(_predict_prefill(both, work, length, peaks))
-        except LayoutError:
-            continue
-    return sorted(found, key=lambda each: each.seconds)  # `layout` itself is always among them
+def choose_prefill(
+    work: Work, candidates: Iterable[Layout], length: int, peaks: Peaks
+) -> list[Prediction]:
+    """What prompts of this length are predicted to take in each layout's `prefill`, the best first.
+
+    Arguments as of `choose`.
+    """
+    found = [_predict_prefill(layout, work, length, peaks) for layout in candidates]
+    return sorted(found, key=lambda each: each.seconds)
 
 
 def predict(layout: Layout, work: Work, peaks: Peaks) -> Prediction:
@@ -124,7 +130,8 @@ def predict(layout: Layout, work: Work, peaks: Peaks) -> Prediction:
       LayoutError: the layout does not go with the model and the mesh.
     """
     placement = layout.check(work.config.sizes, work.mesh)
-    total, fits = Prediction(layout, 0, 0, 0), True
+    name = f"{layout.name}, attention by {layout.attends}"
+    total, fits = Prediction(name, layout, 0, 0, 0), True
     for batch, context in itertools.product(work.batches, work.contexts):
         batch = _padded(batch, placement.multiple("B"))
         traffic = decode_traffic(
@@ -145,9 +152,10 @@ def predict(layout: Layout, work: Work, peaks: Peaks) -> Prediction:
 
 
 def _predict_prefill(layout: Layout, work: Work, length: int, peaks: Peaks) -> Prediction:
-    """Predicted seconds of prompts of this length, `layout.prefill` over its own weights."""
+    """Predicted seconds of prompts of this length."""
     whole = layout.check(work.config.sizes, work.mesh)
-    placement, total = whole.prefill, Prediction(layout.prefill, 0, 0, 0)
+    placement = whole.prefill
+    total = Prediction(placement.layout.name, layout, 0, 0, 0)
     for batch in work.batches:
         batch = _padded(batch, whole.multiple("B"))
         sizes = {"batch": batch * length, "context": length // 2, "slots": 1}

@@ -12,18 +12,17 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from model.config import ModelConfig
 from model.dispatch import expert_axes, sums
-from profiles.collective import Collective, merge
+from profiles.collective import Collective
+from profiles.hlo import bits, element_of
 from sharding.axes import MESH_AXES
 from sharding.collectives import Division, look_up_steps, moves
 from sharding.placement import Axes, Placement, entry, entry_axes, shards, used_axes
 from sharding.products import Transfers, directions, transfers
 
-FLOAT32 = 4
-Letters = tuple[str, ...]
+FLOAT32 = "f32"
 
 
 def expected_collectives(
@@ -43,17 +42,17 @@ def expected_collectives(
       Collectives with their `where`: a block, ``layer/`` before those that every layer has. Their
       counts are those of the whole pass.
     """
-    step = _Pass(config, placement, dtype, batch, tokens)
+    step = ForwardPass(config, placement, dtype, batch, tokens)
     step.look_up()
     once, step.found = step.found, []
     step.layer()
     layers = [dataclasses.replace(each, count=each.count * config.layers) for each in step.found]
     step.found = once + layers
     step.unembed()
-    return merge(step.found)
+    return step.found
 
 
-class _Pass:
+class ForwardPass:
     """Walks through one forward pass and notes what moves."""
 
     def __init__(
@@ -65,7 +64,7 @@ class _Pass:
         tokens: int,
     ):
         self.config, self.placement = config, placement
-        self.itemsize = np.dtype(dtype).itemsize
+        self.element = element_of(dtype)
         self.sizes = {**config.sizes, "B": batch, "T": tokens, "C": 2, "e": config.experts}
         self.overlapped = placement.layout.collectives == "overlapped"
         self.found: list[Collective] = []
@@ -107,15 +106,15 @@ class _Pass:
         spec = self.placement.activations("B", "T", "R")
         means = 2 if self.config.norm == "layer" else 1
         for _ in range(means if used_axes(spec[2:]) else 0):
-            size = self.size("BT", _division(spec)[:2], FLOAT32)
-            self.note("all-reduce", entry_axes(spec[2]), size, where)
+            size = self.size("BT", _division(spec)[:2])
+            self.note("all-reduce", entry_axes(spec[2]), size, where, element=FLOAT32)
 
     def attention(self, now: jax.P, whole: jax.P) -> None:
         """Projections, attention over the cache or the prompt, and the projection back."""
         place, where = self.placement, "layer/query_key_value"
         for letters in ("KGh", "KCh"):
             result = place.activations("B", "T", *letters)
-            self.product((*letters, "D"), 3, now, whole, result, where)
+            self.product(letters + "D", 3, now, whole, result, where)
             now = whole
             if self.config.attention_bias:
                 bias = place.activations(*letters)
@@ -143,10 +142,10 @@ class _Pass:
         if not slots:
             return
         spec = (*_division(place.cache("B", "K")), (), entry_axes(place.attention("G")[0]))
-        one = self.size("BKTG", spec, FLOAT32)  # a number for each query
+        one = self.size("BKTG", spec)  # a number for each query
         width = self.sizes["h"]
         for size in (one, one * (width + 1)) if self.overlapped else (one, one, one * width):
-            self.note("all-reduce", slots, size, where)
+            self.note("all-reduce", slots, size, where, element=FLOAT32)
 
     def mlp(self, now: jax.P, whole: jax.P) -> None:
         """Gate and up, and down."""
@@ -163,37 +162,38 @@ class _Pass:
         self.reshard("BTD", now, tokens, where)
         self.reshard("eD", place.weights("e", "D"), place.use("e", "D"), where)
         self.reshard("BTD", tokens, whole, where)
-        scores = self.size("BTe", _division(place.activations("B", "T", None)), FLOAT32)
+        scores = self.size("BTe", _division(place.activations("B", "T", None)))
         if inputs := used_axes(whole[2:]):
-            self.note("all-reduce", inputs, scores, where)
+            self.note("all-reduce", inputs, scores, where, element=FLOAT32)
         for letters in ("ECFD", "EDF"):
             self.reshard(letters, place.weights(*letters), place.use(*letters), where)
         batch, _, d_model = self.local("BTD", _division(tokens))
         sent = batch * self.sizes["T"] * shards(axes.exchanged, mesh)
         if axes.exchanged:
-            shares = self.sizes["E"] // shards(axes.spread, mesh) * FLOAT32
-            size = sent * (d_model * self.itemsize + shares)
-            self.note("all-to-all", axes.exchanged, size, where, True)
+            # Shares are float32 whatever the tokens are; both travel as bits.
+            shares = self.sizes["E"] // shards(axes.spread, mesh) * 32 // bits(self.element)
+            packed = f"u{bits(self.element)}"
+            self.note("all-to-all", axes.exchanged, sent * (d_model + shares), where, True, packed)
         experts, both, d_ff, _ = self.local("ECFD", _division(place.use(*"ECFD")))
         if axes.inputs:
-            size = sent * both * d_ff * FLOAT32
-            self.note("all-reduce", axes.inputs, size, where, True, experts)
+            size = sent * both * d_ff
+            self.note("all-reduce", axes.inputs, size, where, True, FLOAT32, experts)
         if axes.exchanged:
-            self.note("all-to-all", axes.exchanged, sent * d_model * self.itemsize, where, True)
+            self.note("all-to-all", axes.exchanged, sent * d_model, where, True)
         residual = place.activations("B", "T", "R")
         scattered, summed = sums(axes, entry_axes(residual[2]))
-        size = batch * self.sizes["T"] * d_model * FLOAT32
+        size = batch * self.sizes["T"] * d_model
         if scattered:
-            self.note("reduce-scatter", scattered, size, where, True)
+            self.note("reduce-scatter", scattered, size, where, True, FLOAT32)
         if summed:
-            self.note("all-reduce", summed, size // shards(scattered, mesh), where, True)
+            size //= shards(scattered, mesh)
+            self.note("all-reduce", summed, size, where, True, FLOAT32)
         made = jax.P(residual[0], None, entry((*axes.inputs, *scattered)))
         self.reshard("BTR", made, residual, where)
 
     def unembed(self) -> None:
         """The last norm, and logits of one token per sequence."""
         place = self.placement
-        self.sizes["T"] = 1 if self.sizes["T"] == 1 else self.sizes["T"]
         self.norm("norm")
         self.sizes["T"] = 1
         now, whole = place.activations("B", "T", "R"), place.beside_stored("B", "T", "D")
@@ -203,24 +203,36 @@ class _Pass:
 
     def product(
         self,
-        letters: str | Letters,
+        letters: str,
         outputs: int,
         now: jax.P,
         whole: jax.P,
         result: jax.P,
         where: str,
         use: jax.P | None = None,
-        itemsize: int | None = None,
+        element: str | None = None,
     ) -> None:
-        """A matmul with a weight of these letters, as `Operand.multiply` does it."""
+        """A matmul with a weight of these letters, as `Operand.multiply` does it.
+
+        Args:
+          letters: of the weight, outputs first.
+          outputs: how many of them are outputs.
+          now: sharding of what it multiplies.
+          whole: sharding of that when multiplied.
+          result: sharding of the product.
+          where: the block.
+          use: sharding of the weight when multiplied, if not the layout's.
+          element: type of the product, if not that of activations.
+        """
         stored = self.placement.weights(*letters)
         use = self.placement.use(*letters) if use is None else use
         shape = tuple(self.sizes[letter] for letter in letters)
-        made, read = ("BT" + "".join(part) for part in (letters[:outputs], letters[outputs:]))
-        itemsize = itemsize or self.itemsize
         plan = transfers(shape, stored, use, now, whole, result, self.placement.mesh)
+        made, read = "BT" + letters[:outputs], "BT" + letters[outputs:]
         if plan and self.overlapped:
-            self.loops(plan, letters, stored, (read, now, whole), (made, result), itemsize, where)
+            chunk, shard = self.local(read, _division(now)), self.local(letters, _division(stored))
+            product = self.local(made, _division(result))
+            self.loops(plan, chunk, shard, product, where, element)
             return
         if plan and any(plan.fetched):  # one all-gather, whatever dimensions
             size = self.size(letters, _division(use))
@@ -230,56 +242,75 @@ class _Pass:
         self.reshard(read, now, whole, where)
         inputs, kept = used_axes(use[outputs:]), used_axes(result[2:])
         scattered = tuple(axis for axis in inputs if axis in kept)
-        size = self.size(made, _division(result), itemsize)
-        if scattered:
-            parts = shards(scattered, self.placement.mesh)
-            self.note("reduce-scatter", scattered, size * parts, where, plan is not None)
-        if summed := tuple(axis for axis in inputs if axis not in kept):
-            self.note("all-reduce", summed, size, where)
+        summed = tuple(axis for axis in inputs if axis not in kept)
+        size = self.size(made, _division(result))
+        by_hand = plan is not None
+        self.add_up(size, scattered, summed, where, element, by_hand)
 
     def loops(
         self,
         plan: Transfers,
-        letters: str | Letters,
-        stored: jax.P,
-        read: tuple[str, jax.P, jax.P],
-        made: tuple[str, jax.P],
-        itemsize: int,
+        chunk: list[int],
+        shard: list[int],
+        product: list[int],
         where: str,
+        element: str | None,
     ) -> None:
-        """The same by hand: see `sharding.products.multiply`."""
-        mesh = self.placement.mesh
-        size = self.size(made[0], _division(made[1]), itemsize)  # the product as it ends
-        parts = shards(plan.scattered, mesh)
+        """The same in loops: see `sharding.products.multiply`.
+
+        Args:
+          plan: what moves.
+          chunk: sizes of this chip's part of what is multiplied.
+          shard: sizes of its part of the weight.
+          product: sizes of its part of the product, in the end.
+          where: the block.
+          element: type of the product.
+        """
+        mesh, size = self.placement.mesh, math.prod(product)
         if any(plan.fetched):
             if plan.gathered:
-                whole = self.size(read[0], _division(read[2]))
+                whole = math.prod(chunk) * shards(plan.gathered, mesh)
                 self.note("all-gather", plan.gathered, whole, where, True)
-            local = self.local(letters, _division(stored))
-            split = next((length for length in local if length % 2 == 0), 1)
-            self.ring(sum(plan.fetched, ()), split, math.prod(local) * self.itemsize, where)
-        elif plan.gathered:
-            chunk = self.local(read[0], _division(read[1]))
-            size_of_chunk = math.prod(chunk) * self.itemsize
-            self.ring(plan.gathered, chunk[plan.gather_dim], size_of_chunk, where)
+            split = next((length for length in shard if length % 2 == 0), 1)
+            self.ring(sum(plan.fetched, ()), split, math.prod(shard), where)
+            self.add_up(size, plan.scattered, plan.summed, where, element)
+            return
+        if plan.gathered:
+            self.ring(plan.gathered, chunk[plan.gather_dim], math.prod(chunk), where)
         if plan.ring:
-            along = self.local(made[0], _division(made[1]))[2 + plan.scatter_dim]
             share = 1 if plan.scattered else shards(plan.ring, mesh)
-            self.ring(plan.ring, along // share, size // share, where)
-        elif plan.scattered:
-            self.note("reduce-scatter", plan.scattered, size * parts, where, True)
+            along = product[2 + plan.scatter_dim] // share
+            self.ring(plan.ring, along, size // share, where, element)
         if plan.ring and plan.ring == plan.summed:
-            self.note("all-gather", plan.summed, size, where, True)
-        elif plan.summed:
-            self.note("all-reduce", plan.summed, size, where, True)
+            self.note("all-gather", plan.summed, size, where, True, element)
+        else:
+            self.add_up(size, (), plan.summed, where, element)
 
-    def ring(self, axes: Axes, length: int, size: int, where: str) -> None:
-        """Chunks of `size` bytes, `length` along what may be halved, passed all the way round."""
+    def add_up(
+        self,
+        size: int,
+        scattered: Axes,
+        summed: Axes,
+        where: str,
+        element: str | None,
+        by_hand: bool = True,
+    ) -> None:
+        """Sums that leave `size` elements on each chip."""
+        if scattered:
+            whole = size * shards(scattered, self.placement.mesh)
+            self.note("reduce-scatter", scattered, whole, where, by_hand, element)
+        if summed:
+            self.note("all-reduce", summed, size, where, by_hand, element)
+
+    def ring(
+        self, axes: Axes, length: int, size: int, where: str, element: str | None = None
+    ) -> None:
+        """Chunks of `size` elements, `length` along what may be halved, passed all round."""
         chips = shards(axes, self.placement.mesh)
         ways = len(directions(length, chips))
-        self.note("permute", axes, size // ways, where, True, (chips - 1) * ways)
+        self.note("permute", axes, size // ways, where, True, element, (chips - 1) * ways)
 
-    def reshard(self, letters: str | Letters, start: jax.P, target: jax.P, where: str) -> None:
+    def reshard(self, letters: str, start: jax.P, target: jax.P, where: str) -> None:
         """A change of sharding, as `sharding.collectives.reshard` makes it."""
         path = [_division(start), *moves(_division(start), _division(target))]
         for before, after in itertools.pairwise(path):
@@ -291,20 +322,29 @@ class _Pass:
             self.note(kind, lost, self.size(letters, after), where)
 
     def note(
-        self, kind: str, axes: Axes, size: float, where: str, by_hand: bool = False, count: int = 1
+        self,
+        kind: str,
+        axes: Axes,
+        size: int,
+        where: str,
+        by_hand: bool = False,
+        element: str | None = None,
+        count: int = 1,
     ) -> None:
-        """Adds a collective of `size` bytes per device."""
+        """Adds a collective of `size` elements per chip, of the activations' type if not said."""
         ordered = tuple(axis for axis in MESH_AXES if axis in axes)
-        self.found.append(Collective(kind, ordered, int(size), count, where, by_hand=by_hand))
+        element = element or self.element
+        payload = size * bits(element) // 8
+        self.found.append(Collective(kind, ordered, payload, count, where, element, by_hand))
 
-    def local(self, letters: str | Letters, division: Division) -> list[int]:
-        """Sizes of one device's part of an array."""
+    def local(self, letters: str, division: Division) -> list[int]:
+        """Sizes of one chip's part of an array."""
         pairs = zip(letters, division, strict=True)
         return [self.sizes[letter] // shards(axes, self.placement.mesh) for letter, axes in pairs]
 
-    def size(self, letters: str | Letters, division: Division, itemsize: int | None = None) -> int:
-        """Bytes of one device's part of an array."""
-        return math.prod(self.local(letters, division)) * (itemsize or self.itemsize)
+    def size(self, letters: str, division: Division) -> int:
+        """Elements of one chip's part of an array."""
+        return math.prod(self.local(letters, division))
 
 
 def _division(spec: jax.P) -> Division:

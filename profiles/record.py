@@ -98,7 +98,7 @@ def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
         "layout": layout.name,
         "attention": layout.attends,
         **experts,
-        "collectives": "compiler",
+        "collectives": engine.placement.layout.collectives,
         "dtype": dtype,
         "weight_dtype": dtype,
         "kv_dtype": dtype,

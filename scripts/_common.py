@@ -1,6 +1,7 @@
 """What the scripts share: flags of the same meaning, and how a run starts, fails and ends."""
 
 import contextlib
+import math
 import os
 import re
 import sys
@@ -12,18 +13,22 @@ try:
     from absl import app, flags, logging
 
     from decode.load import DTYPES, ModelSource, default_dtype, find_source
+    from model.config import ModelConfig
+    from profiles.choice import Work, admitted, choose, choose_prefill, explain, peaks_for_choice
     from profiles.files import OutputError, check_writable
     from profiles.traffic import experts_per_device, replication_cost
     from sharding.errors import FloorlineError, UsageError
     from sharding.layout import (
         ATTENTION,
+        COLLECTIVES,
         LAYOUTS,
         attend_by,
         divide_experts,
         find_layout,
         prefill_by,
+        schedule_by,
     )
-    from sharding.mesh import parse_mesh, request_cpu_devices
+    from sharding.mesh import MeshShape, parse_mesh, request_cpu_devices
     from sharding.placement import Layout, Placement
 except ImportError as error:
     print(
@@ -32,6 +37,8 @@ except ImportError as error:
         file=sys.stderr,
     )
     sys.exit(2)
+
+AUTO = "auto"
 
 MODEL = flags.DEFINE_string(
     "model",
@@ -48,13 +55,22 @@ RANDOM_WEIGHTS = flags.DEFINE_bool(
 LAYOUT = flags.DEFINE_string(
     "layout",
     "weight_stationary_1d",
-    "Partitioning. " + "; ".join(f"{name}: {LAYOUTS[name].summary}" for name in LAYOUTS),
+    "Partitioning; auto picks by predicted time and says why. "
+    + "; ".join(f"{name}: {LAYOUTS[name].summary}" for name in LAYOUTS),
 )
 PREFILL_LAYOUT = flags.DEFINE_string(
-    "prefill_layout", None, "Partitioning of prompts, over the same stored weights. As --layout."
+    "prefill_layout",
+    None,
+    "Partitioning of prompts, over the same stored weights; auto picks. As --layout.",
 )
 ATTENTION_BY = flags.DEFINE_enum(
-    "attention", "heads", list(ATTENTION), "What divides attention and the KV cache."
+    "attention", "heads", [*ATTENTION, AUTO], "What divides attention and the KV cache."
+)
+COLLECTIVES_BY = flags.DEFINE_enum(
+    "collectives",
+    "compiler",
+    list(COLLECTIVES),
+    "Who schedules those beside matmuls: the compiler, or loops that overlap them with products.",
 )
 EXPERT_PARALLEL = flags.DEFINE_bool(
     "expert_parallel", False, "Divide experts over the chips instead of each expert's d_ff."
@@ -92,11 +108,20 @@ def source() -> ModelSource:
         report=say,
         accept_terms=ACCEPT_TERMS.value,
     )
-    if EXPERT_PARALLEL.value and not found.config.experts:
-        raise UsageError(
-            f"--expert_parallel is true, but {found.config.name} has no experts; leave it out"
-        )
+    check_experts(found.config)
     return found
+
+
+def check_experts(config: ModelConfig) -> None:
+    """Refuses to divide experts of a model that has none.
+
+    Raises:
+      UsageError: it has none.
+    """
+    if EXPERT_PARALLEL.value and not config.experts:
+        raise UsageError(
+            f"--expert_parallel is true, but {config.name} has no experts; leave it out"
+        )
 
 
 def dtype():
@@ -104,21 +129,71 @@ def dtype():
     return DTYPES[DTYPE.value or default_dtype()]
 
 
-def layout() -> Layout:
-    """The layout that the flags name."""
-    return _layout(LAYOUT.value)
+def layout(
+    config: ModelConfig, mesh: MeshShape, batches: Sequence[int], contexts: Sequence[int]
+) -> Layout:
+    """The layout that the flags name, or that ``auto`` picks for this work, saying why.
+
+    Args:
+      config: the model.
+      mesh: sizes of the mesh axes.
+      batches: sequences per step.
+      contexts: tokens in the cache; the longest is taken as the length of prompts.
+
+    Raises:
+      LayoutError: none goes with the model and the mesh.
+    """
+    return _layout(LAYOUT.value, config, mesh, batches, contexts)
 
 
-def layouts() -> list[Layout]:
-    """The layouts that the flags name, of a script that compares several."""
-    return [_layout(name) for name in dict.fromkeys(LAYOUT.value.split(","))]
+def layouts(
+    config: ModelConfig, mesh: MeshShape, batches: Sequence[int], contexts: Sequence[int]
+) -> list[Layout]:
+    """The layouts that the flags name, of a script that compares several; else as `layout`."""
+    names = dict.fromkeys(LAYOUT.value.split(","))
+    return [_layout(name, config, mesh, batches, contexts) for name in names]
 
 
-def _layout(name: str) -> Layout:
-    chosen = attend_by(find_layout(name), ATTENTION_BY.value)
-    if PREFILL_LAYOUT.value:
-        chosen = prefill_by(chosen, find_layout(PREFILL_LAYOUT.value))
-    return divide_experts(chosen) if EXPERT_PARALLEL.value else chosen
+def _layout(name: str, config: ModelConfig, mesh: MeshShape, *sizes: Sequence[int]) -> Layout:
+    batches, contexts = sizes
+    prompts = None if PREFILL_LAYOUT.value == AUTO else PREFILL_LAYOUT.value
+    kinds = ATTENTION if ATTENTION_BY.value == AUTO else [ATTENTION_BY.value]
+    names = _stored_alike(prompts) if name == AUTO else [name]
+    candidates = [_build(one, kind, prompts) for one in names for kind in kinds]
+    if name != AUTO and ATTENTION_BY.value != AUTO and PREFILL_LAYOUT.value != AUTO:
+        return candidates[0]
+    candidates = admitted(config, mesh, candidates)  # a refusal comes before JAX starts
+    work = Work(config, mesh, dtype(), batches, contexts)
+    peaks = peaks_for_choice(math.prod(mesh.values()))
+    picked = candidates[0]
+    if AUTO in (name, ATTENTION_BY.value):
+        ranked = choose(work, candidates, peaks)
+        say(explain(ranked, "layout" if name == AUTO else "attention", peaks))
+        picked = ranked[0].layout
+    if PREFILL_LAYOUT.value == AUTO:
+        both = [_build(picked.name, picked.attends, one) for one in _stored_alike(picked.name)]
+        ranked = choose_prefill(work, admitted(config, mesh, both), max(contexts), peaks)
+        say(explain(ranked, "prefill_layout", peaks))
+        picked = ranked[0].layout
+    return picked
+
+
+def _build(name: str, attention: str, prompts: str | None) -> Layout:
+    """A layout with everything that the flags say of it."""
+    layout = attend_by(find_layout(name), attention)
+    if prompts:
+        layout = prefill_by(layout, find_layout(prompts))
+    if EXPERT_PARALLEL.value:
+        layout = divide_experts(layout)
+    return schedule_by(layout, COLLECTIVES_BY.value)
+
+
+def _stored_alike(name: str | None) -> list[str]:
+    """Layouts whose weights are stored as this one's; all of them without one."""
+    if name is None:
+        return list(LAYOUTS)
+    wanted = find_layout(name).weights
+    return [other for other, layout in LAYOUTS.items() if layout.weights == wanted]
 
 
 def integers(name: str, values: Sequence[str]) -> list[int]:
@@ -168,13 +243,13 @@ def check_json() -> None:
 
 
 def state_choices(
-    model: ModelSource, placement: Placement, dtype, batch: int | None = None
+    config: ModelConfig, placement: Placement, dtype, batch: int | None = None
 ) -> None:
     """Says how this layout divides experts, what it copies and what that costs, what it pads."""
     sizes = "x".join(str(size) for size in placement.mesh.values())
     for line in (
-        *experts_per_device(model.config, placement),
-        *replication_cost(model.config, placement, dtype),
+        *experts_per_device(config, placement),
+        *replication_cost(config, placement, dtype),
     ):
         say(f"layout {placement.layout.name} on {sizes}: {line}")
     parts = placement.multiple("B")

@@ -42,7 +42,12 @@ def main() -> None:
     source = _common.source()
     dtype = _common.DTYPE.value or source.stored_dtype()
     started = time.perf_counter()
-    engine = source.engine(_common.layout(), shapes[0], DTYPES[dtype], progress=byte_progress)
+    engine = source.engine(
+        _common.layout(source.config, shapes[0], [1], [1]),
+        shapes[0],
+        DTYPES[dtype],
+        progress=byte_progress,
+    )
     loaded = time.perf_counter()
     save(folder, source.config, engine.parameters, source.tokenizer_files())
     seconds = {"load_s": loaded - started, "save_s": time.perf_counter() - loaded}

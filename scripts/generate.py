@@ -68,10 +68,12 @@ def main() -> None:
         stop_ids=_stop_ids(source),
     )
     request.check(source.config.vocabulary, source.config.max_context)
-    placement = _common.layout().check(source.config.sizes, shapes[0])
+    longest = max(map(len, request.prompts))
+    layout = _common.layout(source.config, shapes[0], [len(request.prompts)], [longest])
+    placement = layout.check(source.config.sizes, shapes[0])
     _common.check_json()
-    _common.state_choices(source, placement, _common.dtype(), len(request.prompts))
-    engine = source.engine(_common.layout(), shapes[0], _common.dtype(), _SEED.value, byte_progress)
+    _common.state_choices(source.config, placement, _common.dtype(), len(request.prompts))
+    engine = source.engine(layout, shapes[0], _common.dtype(), _SEED.value, byte_progress)
 
     to_json = _common.JSON.value == "-"
     run = _Run(source, request, show=not to_json)

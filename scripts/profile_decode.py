@@ -5,7 +5,8 @@ memory's peak rate, or computing at the peak FLOP rate, whichever is longer. On 
 peaks are the published ones of the chip. On a CPU the devices share one memory, whose rate is
 measured in the same run, before, between and after the steps.
 
---layout takes a list here: the layouts are measured in turns and compared in one report.
+--layout takes a list here: the layouts are measured in turns and compared in one report. Where
+there are several meshes, auto picks for the largest.
 
 Writes profile.json, profile.csv, step_time.png, cost.png and TensorBoard events to --output_dir.
 
@@ -18,6 +19,7 @@ Examples:
 
 import datetime
 import itertools
+import math
 import sys
 from pathlib import Path
 
@@ -64,7 +66,7 @@ def main() -> None:
     _common.check_json()
     for layout, shape in sweep.placings():
         placement = layout.check(sweep.source.config.sizes, shape)
-        _common.state_choices(sweep.source, placement, sweep.dtype)
+        _common.state_choices(sweep.source.config, placement, sweep.dtype)
     outcome = run(sweep, _common.say)
     found = _document(outcome, started)
     if _common.JSON.value != "-":
@@ -81,13 +83,15 @@ def _sweep(output: Path) -> Sweep:
     for flag in (_BANDWIDTH, _FLOPS, _PRICE):
         if flag.value is not None and not 0 < flag.value < float("inf"):
             raise UsageError(f"--{flag.name} is {flag.value}; use a positive number")
-    source, layouts = _common.source(), _common.layouts()
-    for layout, shape in itertools.product(layouts, shapes or ()):
-        layout.check(source.config.sizes, shape)  # before JAX makes as many devices
+    source = _common.source()
     if shapes is None:
         request_cpu_devices(2)
         counts = (1, 2) if jax.default_backend() == "cpu" else (jax.device_count(),)
         shapes = [{"x": 1, "y": 1, "z": count} for count in counts]
+    largest = max(shapes, key=lambda shape: math.prod(shape.values()))
+    layouts = _common.layouts(source.config, largest, batches, contexts)
+    for layout, shape in itertools.product(layouts, shapes):
+        layout.check(source.config.sizes, shape)  # before JAX makes as many devices
     return Sweep(
         source=source,
         layouts=layouts,

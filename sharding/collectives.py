@@ -6,6 +6,7 @@ from heads over y and z to batch over all axes, it gathers the whole array on ev
 """
 
 import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -24,19 +25,24 @@ def reshard(array: jax.Array, spec: jax.P) -> jax.Array:
       array: with explicit sharding.
       spec: an entry for each dimension.
     """
-    start = tuple(entry_axes(axes) for axes in jax.typeof(array).sharding.spec)
-    start += ((),) * (array.ndim - len(start))
-    for division in moves(start, tuple(entry_axes(axes) for axes in spec)):
-        array = jax.reshard(array, jax.P(*map(entry, division)))
+    now = tuple(entry_axes(axes) for axes in jax.typeof(array).sharding.spec)
+    now += ((),) * (array.ndim - len(now))
+    for division in moves(now, tuple(entry_axes(axes) for axes in spec)):
+        changed = sum(a != b for a, b in zip(now, division, strict=True))
+        if changed > 2 and _only_moves(now, division):
+            array = _exchange(array, now, division)
+        else:
+            array = jax.reshard(array, jax.P(*map(entry, division)))
+        now = division
     return array
 
 
 def moves(start: Division, target: Division) -> list[Division]:
     """Divisions on the way from one to another, each a single collective from the one before.
 
-    A move takes mesh axes from the end of one dimension's and either puts them at the end of
-    another's (all-to-all) or drops them (all-gather); at last, axes that are new divide what each
-    device has already (no collective).
+    A move takes mesh axes from the end of dimensions' and either puts them at the end of others'
+    (all-to-all) or drops them (all-gather); at last, axes that are new divide what each device has
+    already (no collective).
 
     Returns:
       The divisions after each move; the last is `target`. Empty where nothing changes.
@@ -46,6 +52,8 @@ def moves(start: Division, target: Division) -> list[Division]:
     while stray := [dim for dim, axes in enumerate(now) if tuple(axes) != target[dim][: len(axes)]]:
         _move(now, stray, target, wanted)
         path.append(tuple(map(tuple, now)))
+        if len(path) > 1 and _only_moves(path[-3] if len(path) > 2 else start, path[-1]):
+            del path[-2]  # two all-to-alls are one
     if path[-1:] != [target] and start != target:
         path.append(target)
     return path
@@ -68,6 +76,41 @@ def _move(now: list[list[str]], stray: list[int], target: Division, wanted: dict
     now[dim].pop()
     while not _settled(now, dim, target) and wanted.get(now[dim][-1], dim) == dim:
         now[dim].pop()
+
+
+def _only_moves(before: Division, after: Division) -> bool:
+    """Whether all that changes is that mesh axes go from ends of dimensions to ends of others."""
+    pairs = list(zip(before, after, strict=True))
+    nested = all(a[: len(b)] == b or b[: len(a)] == a for b, a in pairs)
+    return nested and set(sum(before, ())) == set(sum(after, ()))
+
+
+def _exchange(array: jax.Array, before: Division, after: Division) -> jax.Array:
+    """Mesh axes from some dimensions to others in one all-to-all, where XLA would make several."""
+    pairs = list(zip(before, after, strict=True))
+    lost, gained = [b[len(a) :] for b, a in pairs], [a[len(b) :] for b, a in pairs]
+    moved = sum(gained, ())
+    names = [name for dim, axes in enumerate(gained) for name in (*axes, dim)]
+    merged = [name for dim, axes in enumerate(lost) for name in (*axes, dim)]
+
+    def local(part: jax.Array) -> jax.Array:
+        chips = {axis: jax.lax.axis_size(axis) for axis in moved}
+        share = [math.prod(chips[axis] for axis in axes) for axes in gained]
+        sizes = chips | {
+            dim: size // n for dim, (size, n) in enumerate(zip(part.shape, share, strict=True))
+        }
+        part = part.reshape([sizes[name] for name in names])
+        order = [*moved, *range(array.ndim)]  # a piece for each chip, then what each piece holds
+        part = part.transpose([names.index(name) for name in order])
+        part = part.reshape(-1, *part.shape[len(moved) :])
+        part = jax.lax.all_to_all(part, moved, split_axis=0, concat_axis=0, tiled=True)
+        part = part.reshape([sizes[name] for name in order])  # a piece from each chip
+        part = part.transpose([order.index(name) for name in merged])
+        times = [math.prod(chips[axis] for axis in axes) for axes in lost]
+        return part.reshape([sizes[dim] * n for dim, n in enumerate(times)])
+
+    old, new = (jax.P(*map(entry, division)) for division in (before, after))
+    return jax.shard_map(local, in_specs=old, out_specs=new, check_vma=False)(array)
 
 
 def _settled(now: list[list[str]], dim: int, target: Division) -> bool:

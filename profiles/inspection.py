@@ -1,0 +1,211 @@
+"""What a layout does to a model: its arrays, and the collectives expected and compiled."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from decode.engine import Engine
+from model.config import ModelConfig
+from model.parameters import abstract
+from model.transformer import Transformer
+from profiles.arrays import PlacedArray, group_layers
+from profiles.census import census
+from profiles.collective import Collective, merge
+from profiles.communication import expected_collectives
+from profiles.substitutes import substitute
+from sharding.mesh import make_mesh
+from sharding.placement import Placement
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A forward pass to look at.
+
+    Attributes:
+      config: the model.
+      placement: the layout on a mesh.
+      dtype: of weights, cache and arithmetic.
+      batch: sequences.
+      slots: tokens that the cache has room for.
+      tokens: per sequence: 1 for a decode step, more for a prefill.
+    """
+
+    config: ModelConfig
+    placement: Placement
+    dtype: jnp.dtype
+    batch: int
+    slots: int
+    tokens: int = 1
+
+    def __str__(self) -> str:
+        layout = self.run.layout
+        sizes = "x".join(map(str, self.placement.mesh.values()))
+        parts = [
+            f"{self.config.name} on {sizes}, {layout.name}",
+            f"attention by {layout.attends}",
+            *(["experts divided"] if layout.expert_parallel and self.config.experts else []),
+            f"collectives {layout.collectives}",
+            jnp.dtype(self.dtype).name,
+            f"batch {self.batch}",
+            f"cache of {self.slots} tokens",
+            "decode step" if self.tokens == 1 else f"prefill of {self.tokens} tokens",
+        ]
+        return ", ".join(parts)
+
+    def as_record(self) -> dict:
+        """The record of a step, with what is known of it."""
+        layout, dtype = self.run.layout, jnp.dtype(self.dtype).name
+        record = {
+            "model": self.config.name,
+            "phase": "decode" if self.tokens == 1 else "prefill",
+            "batch": self.batch,
+            "tokens_per_sequence": self.tokens,
+            "devices": self.placement.devices,
+            "mesh": dict(self.placement.mesh),
+            "layout": layout.name,
+            "attention": layout.attends,
+            "collectives": layout.collectives,
+            "dtype": dtype,
+            "weight_dtype": dtype,
+            "kv_dtype": dtype,
+        }
+        return record | ({"expert_parallel": True} if layout.expert_parallel else {})
+
+    @property
+    def run(self) -> Placement:
+        """The placement that this pass runs in."""
+        return self.placement if self.tokens == 1 else self.placement.prefill
+
+
+def expected(subject: Subject) -> list[Collective]:
+    """The collectives that should be there; see `expected_collectives`."""
+    return expected_collectives(
+        subject.config, subject.run, subject.dtype, batch=subject.batch, tokens=subject.tokens
+    )
+
+
+def compiled(subject: Subject) -> list[Collective]:
+    """The collectives that XLA made for JAX's devices; no weight is made for it.
+
+    Raises:
+      LayoutError: there are not as many devices as the mesh has.
+    """
+    mesh = make_mesh(subject.placement.mesh)
+    model = Transformer(subject.config, subject.dtype)
+    parameters = abstract(model, subject.placement, mesh)
+    engine = Engine(subject.config, parameters, subject.placement, mesh, subject.dtype)
+    if subject.tokens == 1:
+        lowered = engine.lower_decode(subject.batch, subject.slots)
+    else:
+        lowered = engine.lower_prefill(subject.batch, subject.slots, subject.tokens)
+    return census(lowered.compile().as_text(), subject.placement.mesh)
+
+
+def differences(
+    wanted: Sequence[Collective], found: Sequence[Collective], dtype: jnp.dtype
+) -> list[str]:
+    """How a compiled program departs from the expected list, beyond what a CPU is known to do."""
+    surplus = _counts(found)
+    surplus.subtract(_counts(substitute(wanted, jax.default_backend(), dtype)))
+    return [
+        f"{abs(count)} {'more' if count > 0 else 'fewer'} {kind} over {''.join(axes)} of "
+        f"{size:,} bytes"
+        for (kind, axes, size), count in sorted(surplus.items())
+        if count
+    ]
+
+
+def stands_in(wanted: Sequence[Collective], dtype: jnp.dtype) -> bool:
+    """Whether this platform's compiler makes something else of any of these."""
+    return _counts(substitute(wanted, jax.default_backend(), dtype)) != _counts(wanted)
+
+
+def _counts(collectives: Sequence[Collective]) -> Counter:
+    total: Counter = Counter()
+    for each in collectives:
+        total[each.kind, each.axes, each.payload_bytes] += each.count
+    return total
+
+
+def array_table(arrays: Sequence[PlacedArray]) -> str:
+    """Arrays in Markdown, those alike in all layers as one row."""
+    head = "array", "how many", "shape", "sharding", "bytes per chip, each", "copies of each part"
+    rows = [
+        (
+            array.name,
+            str(count),
+            "x".join(map(str, array.shape)),
+            array.notation,
+            f"{array.bytes_per_chip:,}",
+            str(array.copies),
+        )
+        for array, count in group_layers(list(arrays))
+    ]
+    return aligned(head, rows)
+
+
+def totals(arrays: Sequence[PlacedArray]) -> str:
+    """Bytes of each chip for weights and for the KV cache, and how much of them is copies."""
+    lines = []
+    for what, chosen in (
+        ("weights", [array for array in arrays if not array.name.startswith("cache/")]),
+        ("KV cache", [array for array in arrays if array.name.startswith("cache/")]),
+    ):
+        size = sum(array.bytes_per_chip for array in chosen)
+        extra = sum(array.bytes_per_chip * (1 - 1 / array.copies) for array in chosen)
+        lines.append(f"{what}: {size:,} bytes per chip, {extra:,.0f} of them for copies")
+    return "\n".join(lines)
+
+
+def collective_table(
+    collectives: Sequence[Collective], layers: int, label: str, order: Sequence[Collective]
+) -> str:
+    """Collectives for a terminal, block by block: per layer, and per step.
+
+    Args:
+      collectives: of one step.
+      layers: of the model; blocks named ``layer_0/mlp`` or ``layer/mlp`` count as one.
+      label: ``expected`` or ``compiled``.
+      order: whose blocks come in the order of the model: the expected ones.
+    """
+    head = ("block", label, "mesh axes", "bytes per chip, each", "per layer", "per step")
+    blocks = {where: rank for rank, where in enumerate(dict.fromkeys(each.where for each in order))}
+    found = sorted(merge(_any_layer(collectives)), key=lambda e: blocks.get(e.where, len(blocks)))
+    rows = [
+        (
+            each.where.removeprefix("layer/"),
+            each.kind,
+            "".join(each.axes),
+            f"{each.payload_bytes:,}",
+            f"{each.count / layers:g}" if each.where.startswith("layer") else "",
+            str(each.count),
+        )
+        for each in found
+    ]
+    return aligned(head, rows)
+
+
+def _any_layer(collectives: Sequence[Collective]) -> list[Collective]:
+    return [
+        dataclasses.replace(each, where=re.sub(r"^layer_\d+", "layer", each.where))
+        for each in collectives
+    ]
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal, words to the left and numbers to the right."""
+    numbers = [all(row[i][:1].isdigit() or not row[i] for row in rows) for i in range(len(head))]
+    widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(cells, widths, numbers, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join(map(line, (head, *rows)))

@@ -1,0 +1,167 @@
+"""Show what a partitioning layout does to a model: each chip's arrays, and every collective.
+
+Prints how each array is divided, what it costs a chip and how often it is copied; then the
+collectives of one forward pass, per layer and per step: those that the layout should cost, and
+those in the program that XLA compiles for JAX's devices. Draws layout.png: the mesh, and what each
+chip holds. Needs no weights, and for the tables no devices.
+
+XLA:CPU does without some collectives that TPUs have (profiles/substitutes.py lists which, and what
+it makes in their place); beyond those, compiled and expected must agree.
+
+Examples:
+  python scripts/inspect_layout.py --model=llama3-70b --mesh=4x4x4 --layout=weight_stationary_2d
+  python scripts/inspect_layout.py --model=llama3-8b --mesh=2x2x2 --attention=batch --batch=64
+  python scripts/inspect_layout.py --model=tiny --phase=prefill --collectives=overlapped
+  python scripts/inspect_layout.py --model=llama3-8b --mesh=8 --layout=auto --json=-
+"""
+
+import datetime
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import _common
+import jax
+from absl import flags
+
+from model.catalog import CATALOG, find_model
+from model.config import ModelConfig
+from profiles.arrays import PlacedArray, placed_arrays
+from profiles.collective import Collective
+from profiles.inspection import (
+    Subject,
+    array_table,
+    collective_table,
+    compiled,
+    differences,
+    expected,
+    stands_in,
+    totals,
+)
+from profiles.layout_figure import layout_figure
+from profiles.report import check_writable, document, write_json
+from sharding.errors import FloorlineError, LayoutError
+from sharding.mesh import parse_mesh, request_cpu_devices
+
+_MESH = flags.DEFINE_string("mesh", "2x2x2", "Sizes of mesh axes x, y and z, such as 4x4x4.")
+_BATCH = flags.DEFINE_integer("batch", 8, "Sequences; padded to what the layout divides.", 1)
+_CONTEXT = flags.DEFINE_integer("context", 128, "Tokens that the KV cache has room for.", 2)
+_PHASE = flags.DEFINE_enum(
+    "phase", "decode", ["decode", "prefill"], "One token per sequence, or prompts of --context."
+)
+_COMPILE = flags.DEFINE_bool(
+    "compile",
+    None,
+    "Compile and count. By default where layers times devices are at most 256: under a minute.",
+)
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/layout", "Folder for layout.png.")
+_QUICK = 256  # layers times devices
+
+
+def main() -> None:
+    """Prints tables, draws, compiles where that is quick or asked for."""
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    output = Path(_OUTPUT_DIR.value)
+    check_writable(output)
+    _common.check_json()
+    subject, compiling = _subject()
+    _common.state_choices(subject.config, subject.placement, subject.dtype, _BATCH.value)
+    arrays = placed_arrays(
+        subject.config, subject.placement, subject.dtype, subject.batch, subject.slots
+    )
+    wanted = expected(subject)
+    show = _common.say if _common.JSON.value == "-" else print
+    show(f"{subject}\n\n{array_table(arrays)}\n\n{totals(arrays)}\n")
+    layers = subject.config.layers
+    show(collective_table(wanted, layers, "expected", wanted) + "\n")
+    found, differing = None, []
+    if compiling:
+        _common.say(f"compiling {layers} layers for a mesh of {_MESH.value}")
+        found = compiled(subject)
+        show(collective_table(found, layers, "compiled", wanted) + "\n")
+        differing = differences(wanted, found, subject.dtype)
+    show(_verdict(found, differing, stands_in(wanted, subject.dtype)))
+    layout_figure(subject.placement, str(subject), output / "layout.png")
+    _common.say(f"wrote {output / 'layout.png'}")
+    if _common.JSON.value:
+        write_json(_common.JSON.value, _document(subject, arrays, wanted, found, started))
+    if differing:
+        raise FloorlineError(
+            f"compiled program has {'; '.join(differing)} than the layout explains; "
+            "please report the command and the versions of jax and jaxlib"
+        )
+
+
+def _subject() -> tuple[Subject, bool]:
+    """What to look at, and whether to compile it."""
+    name, shape = _common.MODEL.value, parse_mesh(_MESH.value)
+    config = find_model(name) if name in CATALOG else _common.source().config
+    _common.check_experts(config)
+    devices = math.prod(shape.values())
+    compiling = _compiles(config, devices)
+    if compiling:
+        request_cpu_devices(devices)
+    layout = _common.layout(config, shape, [_BATCH.value], [_CONTEXT.value])
+    placement = layout.check(config.sizes, shape)
+    if compiling and devices > jax.device_count():
+        if _COMPILE.value:
+            raise LayoutError(
+                f"mesh is {_MESH.value}, of {devices} devices to compile for, but JAX has "
+                f"{jax.device_count()}; leave --compile out, or set JAX_PLATFORMS=cpu"
+            )
+        compiling = False
+    rows = placement.multiple("B")
+    subject = Subject(
+        config=config,
+        placement=placement,
+        dtype=_common.dtype(),
+        batch=-(-_BATCH.value // rows) * rows,
+        slots=_CONTEXT.value,
+        tokens=1 if _PHASE.value == "decode" else _CONTEXT.value,
+    )
+    return subject, compiling
+
+
+def _compiles(config: ModelConfig, devices: int) -> bool:
+    if _COMPILE.value is None:
+        return config.layers * devices <= _QUICK
+    return _COMPILE.value
+
+
+def _verdict(
+    found: Sequence[Collective] | None, differing: Sequence[str], substituted: bool
+) -> str:
+    if found is None:
+        return "compiled: not tried; --compile does, on as many JAX devices as the mesh has"
+    if differing:
+        return "compiled DIFFERS from expected: " + "; ".join(differing)
+    beyond = ", beyond what XLA:CPU makes in their place" * substituted
+    platform = jax.default_backend()
+    return f"compiled for {platform} equals expected in kind, axes, bytes and count{beyond}"
+
+
+def _document(
+    subject: Subject,
+    arrays: Sequence[PlacedArray],
+    wanted: Sequence[Collective],
+    found: Sequence[Collective] | None,
+    started: str,
+) -> dict:
+    collectives = {"expected": [each.as_record() for each in wanted]}
+    if found is not None:
+        collectives["compiled"] = [each.as_record() for each in found]
+    return document(
+        sys.argv,
+        [subject.as_record()],
+        device_kind=jax.devices()[0].device_kind,
+        started=started,
+        bandwidth=None,
+        arrays=[array.as_record() for array in arrays],
+        collectives=collectives,
+    )
+
+
+if __name__ == "__main__":
+    flags.adopt_module_key_flags(_common)
+    _common.start(main)
