@@ -80,6 +80,22 @@ class Subject:
         """The placement that this pass runs in."""
         return self.placement if self.tokens == 1 else self.placement.prefill
 
+    def engine(self) -> Engine:
+        """An engine with shapes in place of weights, on JAX's devices: enough to compile with.
+
+        Raises:
+          LayoutError: there are not as many devices as the mesh has.
+        """
+        mesh = make_mesh(self.placement.mesh)
+        parameters = abstract(Transformer(self.config, self.dtype), self.placement, mesh)
+        return Engine(self.config, parameters, self.placement, mesh, self.dtype)
+
+    def lower(self) -> jax.stages.Lowered:
+        """This pass, ready to compile; raises as `engine` does."""
+        if self.tokens == 1:
+            return self.engine().lower_decode(self.batch, self.slots)
+        return self.engine().lower_prefill(self.batch, self.slots, self.tokens)
+
 
 def expected(subject: Subject) -> list[Collective]:
     """The collectives that should be there; see `expected_collectives`."""
@@ -94,15 +110,7 @@ def compiled(subject: Subject) -> list[Collective]:
     Raises:
       LayoutError: there are not as many devices as the mesh has.
     """
-    mesh = make_mesh(subject.placement.mesh)
-    model = Transformer(subject.config, subject.dtype)
-    parameters = abstract(model, subject.placement, mesh)
-    engine = Engine(subject.config, parameters, subject.placement, mesh, subject.dtype)
-    if subject.tokens == 1:
-        lowered = engine.lower_decode(subject.batch, subject.slots)
-    else:
-        lowered = engine.lower_prefill(subject.batch, subject.slots, subject.tokens)
-    return census(lowered.compile().as_text(), subject.placement.mesh)
+    return census(subject.lower().compile().as_text(), subject.placement.mesh)
 
 
 def differences(
