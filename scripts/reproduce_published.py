@@ -51,5 +51,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(_common)
+    flags.declare_key_flag("json")
+    flags.declare_key_flag("verbose")
     _common.start(main)

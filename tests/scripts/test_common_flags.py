@@ -16,6 +16,7 @@ COMMON = {
     "prefill_layout",
     "attention",
     "expert_parallel",
+    "collectives",
     "dtype",
     "json",
     "verbose",
@@ -30,6 +31,7 @@ OWN = {
         "price_per_chip_hour", "output_dir", "trace",
     },
     "convert_checkpoint.py": {"devices", "mesh", "output_dir"},
+    "inspect_layout.py": {"mesh", "batch", "context", "phase", "compile", "output_dir"},
 }  # fmt: skip
 
 
@@ -44,7 +46,7 @@ def test_help_shows_examples_and_every_flag(script, tmp_path):
     assert set(re.findall(r"^  --(?:\[no\])?(\w+): ", listed, re.MULTILINE)) >= COMMON | OWN[script]
     text = " ".join(listed.split())
     assert "Fetched once: smollm2-135m (93 MB)" in text
-    assert "Partitioning. weight_stationary_1d" in text
+    assert "says why. weight_stationary_1d" in text
 
 
 @pytest.mark.parametrize("script", OWN)

@@ -1,0 +1,81 @@
+"""Placed arrays: their bytes are the floor's, and a picture shows what each chip holds."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model.catalog import find_model
+from profiles.arrays import group_layers, placed_arrays
+from profiles.layout_figure import MOST_CHIPS, layout_figure, part, shown_arrays
+from profiles.traffic import decode_traffic
+from sharding.layout import LAYOUTS, attend_by, divide_experts
+from sharding.mesh import parse_mesh
+
+
+@pytest.mark.parametrize("model", ["smollm2-135m", "llama3-70b", "mixtral-8x7b", "gemma3-270m"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_their_bytes_are_those_that_the_floor_counts(model, layout):
+    config = find_model(model)
+    placement = attend_by(LAYOUTS[layout], "batch").check(config.sizes, parse_mesh("2x2x2"))
+    arrays = placed_arrays(config, placement, jnp.bfloat16, 64, 512)
+    counted = decode_traffic(config, placement, jnp.bfloat16, batch=64, context=511, slots=512)
+    cache = sum(array.bytes_per_chip for array in arrays if array.name.startswith("cache/"))
+    assert cache == counted.kv_resident
+    assert sum(array.bytes_per_chip for array in arrays) - cache == counted.weights_resident
+
+
+def test_layers_alike_are_one_row():
+    config = find_model("llama3-8b")
+    placement = LAYOUTS["weight_stationary_1d"].check(config.sizes, parse_mesh("8"))
+    rows = group_layers(placed_arrays(config, placement, jnp.bfloat16, 8, 128))
+    down = next((array, count) for array, count in rows if array.name == "layers/*/mlp/down")
+    assert down[1] == 32 and down[0].notation == "[D, F.z]"
+    assert len(rows) == 12
+
+
+@pytest.mark.parametrize("mesh", ["2x2x2", "1x2x4", "3x2x1"])
+def test_the_parts_of_a_side_cover_it_without_overlap(mesh):
+    sizes = parse_mesh(mesh)
+    for divided in (["z", "y"], ["x"]), (["x", "z", "y"],), ([], ["y"]):
+        parts = set()
+        for place in itertools.product(*map(range, sizes.values())):
+            parts.add(part(divided, dict(zip(sizes, place, strict=True)), sizes))
+        begins, lengths = map(np.array, zip(*sorted(parts), strict=True))
+        np.testing.assert_allclose(begins, np.arange(len(parts)) / len(parts), atol=1e-12)
+        np.testing.assert_allclose(lengths, 1 / len(parts))
+
+
+@pytest.mark.parametrize(("mesh", "chips"), [("2x2x2", 8), ("8x1x1", 8), ("4x8x8", MOST_CHIPS)])
+def test_the_picture_has_a_square_per_chip_filled_by_its_share(tmp_path, mesh, chips):
+    config = find_model("llama3-70b")
+    layout = attend_by(LAYOUTS["weight_gathered_x"], "sequence")
+    placement = layout.check(config.sizes, parse_mesh(mesh))
+    figure = layout_figure(placement, "llama3-70b, bfloat16", tmp_path / "layout.png")
+    kinds = shown_arrays(placement)
+    assert len(figure.axes) == len(kinds) == 7  # weights in use differ from those stored
+    for panel, kind in zip(figure.axes, kinds, strict=True):
+        outlines, parts = panel.collections
+        assert len(outlines.get_paths()) == len(parts.get_paths()) == chips
+        areas = [_area(path) for path in parts.get_paths()]
+        whole = _area(outlines.get_paths()[0])
+        share = placement.copies(kind.spec) / placement.devices
+        np.testing.assert_allclose(np.array(areas) / whole, share, rtol=1e-6)
+        assert kind.title in panel.get_title()
+    text = " ".join(each.get_text() for each in figure.texts)
+    assert "weight_gathered_x" in text and "llama3-70b, bfloat16" in text
+    assert ("of 256 chips" in text) == (chips == MOST_CHIPS)
+
+
+def _area(path) -> float:
+    low, high = path.vertices.min(axis=0), path.vertices.max(axis=0)
+    return float(np.prod(high - low))
+
+
+def test_experts_are_drawn_over_the_chips_that_hold_them():
+    config = find_model("mixtral-8x7b")
+    divided = divide_experts(LAYOUTS["weight_stationary_1d"])
+    placement = divided.check(config.sizes, parse_mesh("2x2x2"))
+    kind = shown_arrays(placement)[0]
+    assert kind.title.startswith("Experts") and kind.spec[0] == ("z", "y", "x")

@@ -1,0 +1,125 @@
+"""`inspect_layout.py` and `reproduce_published.py` as users run them."""
+
+import json
+
+import pytest
+
+from tests.scripts.running import run, run_many
+
+TWO_D = ["--mesh=2x2x2", "--layout=weight_stationary_2d"]
+CASES = {
+    "tiny": ["--model=tiny", *TWO_D, "--json=-"],
+    "loops": ["--model=tiny", *TWO_D, "--collectives=overlapped", "--phase=prefill", "--json=-"],
+    "bfloat16": ["--model=tiny", *TWO_D, "--dtype=bfloat16"],
+    "large": ["--model=llama3-70b", "--mesh=4x4x4", "--attention=batch", "--json=large.json"],
+    "auto": ["--model=llama3-70b", "--mesh=2x2x2", "--layout=auto", "--attention=auto",
+             "--prefill_layout=auto", "--batch=64", "--compile=false"],
+    "experts": ["--model=mixtral-8x7b", "--mesh=2x2x2", "--expert_parallel", "--compile=false"],
+}  # fmt: skip
+REFUSALS = {
+    "mesh": (["--model=tiny", "--mesh=2x"], "mesh is '2x'; write sizes of x, y and z"),
+    "layout": (["--model=tiny", "--layout=3d"], "layout is '3d'; use one of weight_stationary_1d"),
+    "divide": (["--model=tiny", "--mesh=1x1x5"], "d_ff is 128, which mesh axes z=5 (5 shards)"),
+    "absurd": (["--model=tiny", "--mesh=1x1x99999"], "d_ff is 128, which mesh axes z=99999"),
+    "auto": (["--model=tiny", "--mesh=1x1x99999", "--layout=auto"], "d_ff is 128, which mesh axes"),
+    "prefill": (
+        ["--model=tiny", "--prefill_layout=weight_gathered_x"],
+        "prefill_layout is weight_gathered_x, which stores weights otherwise than",
+    ),
+    "experts": (["--model=tiny", "--expert_parallel"], "--expert_parallel is true, but tiny has"),
+    "batch": (["--model=tiny", "--batch=0"], "--batch is '0'"),
+    "output": (["--model=tiny", "--output_dir=file"], "output path is file"),
+    "weights": (["--model=nosuch"], "model is 'nosuch'"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inspect")
+    (folder / "file").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ended(folder):
+    cases = {name: [*arguments, f"--output_dir=out/{name}"] for name, arguments in CASES.items()}
+    refusals = {f"refuse {name}": arguments for name, (arguments, _) in REFUSALS.items()}
+    return run_many("inspect_layout.py", cases | refusals, folder=folder)
+
+
+def test_the_document_has_arrays_and_both_lists(ended):
+    document = ended["tiny"].document
+    assert {point["layout"] for point in document["points"]} == {"weight_stationary_2d"}
+    down = next(a for a in document["arrays"] if a["name"] == "layers/0/mlp/down")
+    assert down == {
+        "name": "layers/0/mlp/down",
+        "shape": [64, 128],
+        "axes": ["D", "F"],
+        "sharding": [["x"], ["z", "y"]],
+        "bytes_per_chip": 4096,
+        "copies": 1,
+    }
+    lists = document["collectives"]
+    assert set(lists) == {"expected", "compiled"}
+    fields = {"kind", "axes", "payload_bytes", "count", "where"}
+    assert all(set(each) == fields for each in lists["expected"] + lists["compiled"])
+
+    def moved(name: str) -> int:
+        return sum(each["payload_bytes"] * each["count"] for each in lists[name])
+
+    assert moved("expected") == moved("compiled") > 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_draws_its_picture(ended, folder, name):
+    assert ended[name].code == 0, ended[name].stderr
+    assert (folder / "out" / name / "layout.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_loops_are_permutes(ended):
+    kinds = {each["kind"] for each in ended["loops"].document["collectives"]["compiled"]}
+    assert "permute" in kinds and "reduce-scatter" in kinds  # the table's rows are not in a loop
+
+
+def test_the_verdict_says_what_a_cpu_makes_otherwise(ended):
+    text = ended["bfloat16"].stdout
+    assert "compiled for cpu equals expected in kind, axes, bytes and count, beyond what" in text
+    assert "KV cache: 131,072 bytes per chip, 98,304 of them for copies" in text
+
+
+def test_a_large_model_is_not_compiled_unasked(ended, folder):
+    document = json.loads((folder / "large.json").read_text())
+    assert "compiled" not in document["collectives"]
+    assert "compiled: not tried; --compile does" in ended["large"].stdout
+    assert "layers/*/mlp/gate_up                 80" in ended["large"].stdout
+
+
+def test_auto_says_what_it_picked_and_why(ended):
+    lines = ended["auto"].stderr.splitlines()
+    picked, prompts = (next(line for line in lines if line.startswith(what))
+                       for what in ("layout auto:", "prefill_layout auto:"))  # fmt: skip
+    assert "ms (memory" in picked and "predicted from assumed peaks; next: " in picked
+    assert "ms (memory" in prompts
+    name = picked.split(": ")[1].split(",")[0]
+    assert name in ended["auto"].stdout.splitlines()[0]
+
+
+def test_experts_of_each_device_are_said(ended):
+    assert "[E.zyx, C, F, D]" in ended["experts"].stdout
+    assert "mixture" in ended["experts"].stdout
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_work_is_refused_in_one_line(ended, name):
+    refused = ended[f"refuse {name}"]
+    assert refused.code == (1 if name == "output" else 2)
+    assert REFUSALS[name][1] in refused.error
+    assert refused.stdout == ""
+
+
+def test_published_contexts_are_reproduced_by_one_command(folder):
+    done = run("reproduce_published.py", "--json=-", folder=folder)
+    assert done.code == 0, done.stderr
+    found = {(row["batch"], row["published_context"]) for row in done.document["rows"]}
+    assert found == {(128, 1320), (512, 330), (128, 660), (512, 165), (128, 43000), (512, 10700)}
+    assert all(abs(row["error"]) < 0.015 for row in done.document["rows"])
