@@ -53,7 +53,7 @@ def test_one_long_sequence_is_divided_by_slots():
     ("batch", "length", "expected"),
     [
         (1, 128, "weight_stationary_2d"),
-        (8, 2048, "weight_gathered_x"),
+        (16, 2048, "weight_gathered_x"),
         (512, 2048, "weight_gathered_xy"),
         (2048, 2048, "weight_gathered_xyz"),
     ],
