@@ -55,7 +55,7 @@ def layout_figure(placement: Placement, subject: str, path: str | Path) -> "Figu
     down = -(-len(kinds) // across)
     width = 13.0
     panel_height = (width / across - 0.5) * min(rows, -(-MOST_CHIPS // columns)) / columns
-    height = down * (max(panel_height, 0.6) + 0.95) + 1.1
+    height = down * (max(panel_height, 0.6) + 1.1) + 1.1
     figure = Figure(figsize=(width, height), dpi=120)
     panels = list(figure.subplots(down, across, squeeze=False).flat)
     for panel, kind in zip(panels, kinds, strict=False):
@@ -69,7 +69,7 @@ def layout_figure(placement: Placement, subject: str, path: str | Path) -> "Figu
         size, weight = (14, "bold") if not line else (9.5, "normal")
         figure.text(0.02, y, text, fontsize=size, fontweight=weight, va="top")
         y -= (0.3 if not line else 0.2) / height
-    figure.tight_layout(rect=(0, 0, 1, y), h_pad=1.8)
+    figure.tight_layout(rect=(0, 0, 1, y), h_pad=2.6)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     write_atomically(path, picture.getvalue())
@@ -141,7 +141,7 @@ def _draw(panel: "Panel", kind: Shown, placement: Placement, chips: list[tuple[i
     )
     panel.add_collection(PatchCollection(parts, facecolor=colours, edgecolor=colours, lw=0.8))
     panel.set_xlim(0, columns)
-    panel.set_ylim(max(1, -(-len(chips) // columns)) + 0.15, 0)
+    panel.set_ylim(max(1, -(-len(chips) // columns)) + 0.2, 0)
     panel.set_aspect("equal")
     panel.axis("off")
     copies = placement.copies(kind.spec)
@@ -172,9 +172,12 @@ def _legend(placement: Placement, chips: int) -> list[str]:
     """What squares, colours and letters mean."""
     sizes = ", ".join(f"{axis}={size}" for axis, size in placement.mesh.items())
     rows, _ = _grid(placement)
-    order = "a row per x, in it y by y all z" if rows > 1 else "chips in order of x, y, z"
-    text = f"Mesh {sizes}: {order}; colour tells x. A square is the whole array, its filled part "
-    text += "what the chip holds; first letters run down, the last ones across."
+    order = "a row for each x, in it z fastest" if rows > 1 else "in the order of x, y, z"
+    text = (
+        f"Mesh {sizes}: {order}; colour tells x, numbers below are x, y and z. A square is the "
+        "whole array, its filled part what the chip holds; the first letters run down, the last "
+        "ones across."
+    )
     if placement.devices > chips:
         text += f" The first {chips} of {placement.devices} chips."
     used = dict.fromkeys("".join(k.down + k.across for k in shown_arrays(placement)))

@@ -1,15 +1,29 @@
-"""The README's table of layouts, from the catalogue; `python -m tests.layout_table` writes it."""
+"""The README's tables of layouts, from the code; `python -m tests.layout_table` writes them."""
 
+import collections
+import dataclasses
 from pathlib import Path
 
-from sharding.layout import LAYOUTS
-from sharding.placement import Table
+import jax.numpy as jnp
+
+from model.catalog import find_model
+from profiles.collective import Collective
+from profiles.communication import expected_collectives
+from sharding.layout import ATTENTION, LAYOUTS, attend_by
+from sharding.mesh import parse_mesh
+from sharding.placement import Layout, Table
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- layouts: python -m tests.layout_table -->\n", "<!-- end layouts -->"
+MODEL, MESH, BATCH, PROMPT = "llama3-70b", "4x4x4", 64, 2048
 
 
-def table() -> str:
+def tables() -> str:
+    """What each layout divides, and what it pays for that."""
+    return f"{divisions()}\n{payments()}"
+
+
+def divisions() -> str:
     """One row per layout: which mesh axes divide its weights, stored and in use, and the batch."""
     lines = [
         "| `--layout` | weights stored | weights in use | batch over | for |",
@@ -24,6 +38,52 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def payments() -> str:
+    """One row per layout, and per attention of one: its collectives in each layer."""
+    lines = [
+        f"Expected collectives of one layer of {MODEL} in bfloat16 on {MESH}, and their payload in "
+        f"MB per chip: of a decode step of {BATCH} sequences, and of {BATCH} prompts of {PROMPT:,} "
+        "tokens:\n",
+        "| layout, attention | collectives per layer | decode | prefill |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    rows = [(layout, "heads") for layout in LAYOUTS.values()]
+    rows += [(LAYOUTS["weight_stationary_2d"], kind) for kind in ATTENTION if kind != "heads"]
+    for layout, kind in rows:
+        chosen = attend_by(layout, kind)
+        decode, prefill = _of_a_layer(chosen, 1), _of_a_layer(chosen, PROMPT)
+        lines.append(
+            f"| `{layout.name}`, {kind} | {_words(decode)} | {_megabytes(decode)} | "
+            f"{_megabytes(prefill)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _of_a_layer(layout: Layout, tokens: int) -> list[Collective]:
+    config = dataclasses.replace(find_model(MODEL), layers=1)
+    placement = layout.check(config.sizes, parse_mesh(MESH))
+    listed = expected_collectives(
+        config,
+        placement if tokens == 1 else placement.prefill,
+        jnp.bfloat16,
+        batch=BATCH,
+        tokens=tokens,
+    )
+    return [each for each in listed if each.where.startswith("layer")]
+
+
+def _words(listed: list[Collective]) -> str:
+    counts = collections.Counter()
+    for each in listed:
+        counts[each.kind, each.axes] += each.count
+    return ", ".join(f"{n} {kind} {''.join(axes)}" for (kind, axes), n in sorted(counts.items()))
+
+
+def _megabytes(listed: list[Collective]) -> str:
+    size = sum(each.payload_bytes * each.count for each in listed) / 1e6
+    return f"{size:,.0f}" if size >= 100 else f"{size:.3g}"
+
+
 def _divided(weights: Table) -> str:
     """Such as ``D.x F.zy``; heads and vocabulary are divided as d_ff is."""
     shown = [f"{key}.{''.join(axes)}" for key, axes in weights.items() if key in ("D", "F")]
@@ -31,9 +91,9 @@ def _divided(weights: Table) -> str:
 
 
 def main() -> None:
-    """Writes the table into the README."""
+    """Writes the tables into the README."""
     before, _, rest = README.read_text().partition(BEGIN)
-    README.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
+    README.write_text(before + BEGIN + tables() + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":

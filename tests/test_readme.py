@@ -25,8 +25,8 @@ def test_the_table_of_families_is_that_of_the_tests():
     assert sorted(listed) == family_cases.CASES
 
 
-def test_the_table_of_layouts_is_that_of_the_catalogue():
-    assert layout_table.BEGIN + layout_table.table() + layout_table.END in README
+def test_the_tables_of_layouts_are_those_of_the_code():
+    assert layout_table.BEGIN + layout_table.tables() + layout_table.END in README
 
 
 def test_what_a_cache_buys_is_the_recorded_comparison():
