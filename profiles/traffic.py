@@ -70,7 +70,7 @@ def decode_traffic(
         says if None. Where layouts divide the experts over devices, this is an average over those
         too: the device with the most of them reads more.
     """
-    touched = expected_experts(config, batch) if experts_touched is None else experts_touched
+    touched = _touched_by_one(config, placement, batch, experts_touched)
     resident = read = multiplied = 0.0
     for path, param in declarations(Transformer(config, dtype)).items():
         share = placement.copies(placement.weights(*param.axes)) / placement.devices
@@ -100,6 +100,22 @@ def decode_traffic(
         kv_written=batch * token,
         flops=batch * (2 * multiplied + attention * _query_share(placement)),
     )
+
+
+def _touched_by_one(
+    config: ModelConfig, placement: Placement, batch: int, touched: float | None
+) -> float:
+    """Distinct experts that the busiest replica reads at least, if all read `touched` together.
+
+    Replicas are over mesh axes that divide the batch but not the experts: each has tokens of its
+    own, and the step waits for the one that reads most.
+    """
+    experts = used_axes(placement.use("E"))
+    batches = used_axes(placement.activations("B"))
+    replicas = shards(tuple(axis for axis in batches if axis not in experts), placement.mesh)
+    if touched is None:
+        return expected_experts(config, batch // replicas)
+    return max(touched / replicas, config.experts_per_token)
 
 
 def expected_experts(config: ModelConfig, tokens: int) -> float:

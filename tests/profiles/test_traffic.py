@@ -140,8 +140,8 @@ def test_resident_bytes_of_divided_experts_equal_the_compilers(layout, experts):
     expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
     assert memory.argument_size_in_bytes == expected
     expert = 2 * 3 * 64 * 128 * 4  # gate, up and down of one expert of each layer
-    touched = 1 - (1 - 2 / experts) ** 8
     copies = 2 if experts == 6 and layout == "data_parallel_x_1d" else 1
+    touched = 1 - (1 - 2 / experts) ** (8 // copies)  # replicas have their own tokens
     unread = counted.weights_resident - counted.weights_read
     assert unread == pytest.approx(expert * experts * copies / 8 * (1 - touched))
 
@@ -176,6 +176,24 @@ def test_experts_that_do_not_divide_are_stated_with_what_their_copies_cost():
     assert experts_per_device(config, divides) == ["1 of 6 experts on each device"]
     assert not [line for line in replication_cost(config, divides, jnp.float32) if "mlp" in line]
     assert not experts_per_device(config, ONE_D.check(config.sizes, parse_mesh("2")))
+
+
+def test_a_replica_reads_the_experts_of_its_own_tokens():
+    """Two replicas of a batch of 2 that touched 3 of 6 experts: one read 2 at least, not 3."""
+    config = dataclasses.replace(find_model("tiny"), experts=6, experts_per_token=2)
+    sizes = {"batch": 2, "context": 20, "slots": 64}
+
+    def read(layout, **touched) -> float:
+        placement = layout.check(config.sizes, parse_mesh("2x1x1"))
+        traffic = decode_traffic(config, placement, jnp.float32, **sizes, **touched)
+        return (traffic.weights_resident - traffic.weights_read) / (2 * 3 * 64 * 128 * 4)
+
+    replicas = LAYOUTS["data_parallel_x_1d"]
+    assert read(replicas, experts_touched=3) == 6 - 2
+    assert read(replicas, experts_touched=6) == 6 - 3
+    assert read(replicas) == 6 - 2  # one token each
+    one = LAYOUTS["weight_stationary_1d"]
+    assert read(one, experts_touched=3) == (6 - 3) / 2
 
 
 @pytest.mark.parametrize(
