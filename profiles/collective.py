@@ -1,0 +1,64 @@
+"""One collective of a step, as a layout asks for it or as a compiler made it.
+
+Lists of `Collective` are what expected and compiled steps are compared by, so equality speaks of
+what crosses links: kind, mesh axes, payload, count and place. How it came about is beside that.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "permute", "broadcast")
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Collective:
+    """A collective, equal to another if the same bytes move over the same mesh axes as often.
+
+    Attributes:
+      kind: one of `KINDS`.
+      axes: mesh axes that its groups span, in the mesh's order; axes of size 1 never appear.
+      payload_bytes: per device, of the larger side: an all-gather's result, the operand of all
+        others.
+      count: times per step, trip counts of loops applied.
+      where: the chain of named scopes, such as ``layer_0/mlp``; empty if unknown.
+      element: HLO's name of the element type, such as ``bf16``; empty if unknown.
+      by_hand: written in `shard_map`, so that no compiler chose its kind.
+      asynchronous: started and awaited apart, so that work may overlap it.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    payload_bytes: int
+    count: int = 1
+    where: str = ""
+    element: str = dataclasses.field(default="", compare=False)
+    by_hand: bool = dataclasses.field(default=False, compare=False)
+    asynchronous: bool = dataclasses.field(default=False, compare=False)
+
+    def as_record(self) -> dict[str, object]:
+        """The JSON form; sizes in bytes."""
+        return {
+            "kind": self.kind,
+            "axes": list(self.axes),
+            "payload_bytes": self.payload_bytes,
+            "count": self.count,
+            "where": self.where,
+        }
+
+
+def merge(collectives: Iterable[Collective]) -> list[Collective]:
+    """The same collectives, sorted, those alike in all but count added up.
+
+    Of fields that equality leaves out, an entry keeps those of the first that it adds up.
+    """
+    merged: dict[Collective, Collective] = {}
+    for one in collectives:
+        key = dataclasses.replace(one, count=1)
+        before = merged.get(key)
+        merged[key] = dataclasses.replace(before, count=before.count + one.count) if before else one
+    return sorted(merged.values())
+
+
+def without_places(collectives: Iterable[Collective]) -> list[Collective]:
+    """The collectives merged wherever they happen: for comparing programs whose scopes differ."""
+    return merge(dataclasses.replace(one, where="") for one in collectives)
