@@ -1,0 +1,78 @@
+"""What XLA:CPU makes in place of the collectives that a layout asks for.
+
+Fake CPU devices test a layout only as far as this list is right: it has nothing that was not seen
+in compiled programs, and a test compiles each entry. On a TPU or GPU nothing is substituted.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+from numpy.typing import DTypeLike
+
+from profiles.collective import Collective, merge
+from profiles.hlo import element_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Substitute:
+    """One thing that the CPU compiler replaces.
+
+    Attributes:
+      asked: a kind of collective, or an element type by HLO's name.
+      made: what stands in the program instead.
+      bytes: of its payload for each byte of the one asked for.
+      why: the reason.
+    """
+
+    asked: str
+    made: str
+    bytes: int
+    why: str
+
+
+_WIDE = "its collectives do not know the type, so both sides convert"
+
+CPU_SUBSTITUTES = {
+    substitute.asked: substitute
+    for substitute in (
+        Substitute(
+            "reduce-scatter",
+            "all-reduce",
+            1,
+            "it never merges a partial sum's all-reduce and the slice after it; one written in "
+            "shard_map stays",
+        ),
+        Substitute("bf16", "f32", 2, _WIDE),
+        Substitute("f8e4m3fn", "f16", 2, _WIDE),
+        Substitute("f8e5m2", "f16", 2, _WIDE),
+        Substitute("s4", "s8", 2, _WIDE),
+        Substitute("u4", "u8", 2, _WIDE),
+    )
+}
+
+
+def substitute(expected: Iterable[Collective], platform: str, dtype: DTypeLike) -> list[Collective]:
+    """What a compiler will show of the collectives that a layout asks for, merged and sorted.
+
+    Which mesh axes a scattered result lies over is not in an all-reduce: whoever compares these
+    must compare the program's output shardings as well.
+
+    Args:
+      expected: one by hand keeps its kind, not its element type.
+      platform: JAX's name of it.
+      dtype: of those that do not name their element type.
+    """
+    if platform != "cpu":
+        return merge(expected)
+    return merge(_on_cpu(one, one.element or element_of(dtype)) for one in expected)
+
+
+def _on_cpu(one: Collective, element: str) -> Collective:
+    kind = None if one.by_hand else CPU_SUBSTITUTES.get(one.kind)
+    width = CPU_SUBSTITUTES.get(element)
+    return dataclasses.replace(
+        one,
+        kind=kind.made if kind else one.kind,
+        element=width.made if width else element,
+        payload_bytes=one.payload_bytes * (width.bytes if width else 1),
+    )
