@@ -121,7 +121,7 @@ class _Census:
         started = started or (wraps and one.name.startswith("async"))
         for name in (name for names in one.called.values() for name in names):
             inner = self.program[name]
-            slices = wraps and name.startswith("all-reduce-scatter") and _slices(inner)
+            slices = name.startswith("all-reduce-scatter") and _slices(inner)
             for found in self._found(inner, scattered or slices):
                 collective = dataclasses.replace(
                     found.collective,

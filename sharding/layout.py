@@ -41,7 +41,9 @@ def attend_by(layout: Layout, kind: str) -> Layout:
     if kind not in ATTENTION:
         raise UsageError(f"attention is {kind!r}; use one of {', '.join(ATTENTION)}")
     batch = layout.activations.get("B", ())
-    rest = tuple(axis for axis in _ZYX if axis not in batch)
+    # In the order that heads have them: then they go from heads to batch in one all-to-all.
+    heads = (axis for axes in layout.attention.values() for axis in axes)
+    rest = tuple(axis for axis in dict.fromkeys((*heads, *_ZYX)) if axis not in batch)
     tables = {
         "heads": (layout.attention, layout.cache),
         "batch": ({"B": batch + rest}, {"B": batch + rest}),
