@@ -73,9 +73,11 @@ def check(family: str, layout: Layout, mesh: str, batch: int = BATCH) -> None:
 
 
 def covering() -> list[tuple[str, str, str, str]]:
-    """Every layout with every attention, families and meshes in turn."""
+    """Every other pair of layout and attention, families and meshes in turn; the slow set has all
+    of all.
+    """
     turns = zip(itertools.cycle(FAMILIES), itertools.cycle(MESHES), strict=False)
-    pairs = itertools.product(LAYOUTS, ATTENTION)
+    pairs = list(itertools.product(LAYOUTS, ATTENTION))[::2]
     return [(*pair, *turn) for pair, turn in zip(pairs, turns, strict=False)]
 
 
