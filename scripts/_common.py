@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 try:
-    import jax
     from absl import app, flags, logging
 
     from decode.load import DTYPES, ModelSource, default_dtype, find_source
@@ -18,7 +17,7 @@ try:
     from sharding import processes
     from sharding.errors import FloorlineError, UsageError
     from sharding.layout import ATTENTION, LAYOUTS, attend_by, find_layout, prefill_by
-    from sharding.mesh import parse_mesh, request_cpu_devices
+    from sharding.mesh import parse_mesh, request_cpu_devices, whole_mesh
     from sharding.placement import Layout, Placement
 except ImportError as error:
     print(
@@ -167,7 +166,7 @@ def mesh(devices: int | None, mesh: str | None) -> dict[str, int]:
     if processes.count() == 1:
         return {"x": 1, "y": 1, "z": 1}
     request_cpu_devices(processes.count())
-    return {"x": 1, "y": 1, "z": jax.device_count()}
+    return whole_mesh()
 
 
 def check_json() -> None:

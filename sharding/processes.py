@@ -118,7 +118,7 @@ def start(
         )
     except Exception as error:
         raise FloorlineError(
-            f"start of {joined} is failing ({' '.join(str(error).split()):.200}); "
+            f"start of {joined} is failing ({_one_line(error)}); "
             "free the coordinator's port, or name another"
         ) from error
 
@@ -127,14 +127,23 @@ def _detect() -> Membership:
     """What a cluster that JAX knows says of this process.
 
     A TPU VM is asked (its metadata server, too) only where JAX may use the TPU.
+
+    Raises:
+      FloorlineError: there is a cluster, and it does not say.
     """
     platforms = jax.config.jax_platforms
     with_tpu = not platforms or "tpu" in platforms
-    for cluster in clusters.ClusterEnv._cluster_types:
-        known = cluster.name in _DETECTED and (with_tpu or "tpu" not in cluster.name)
-        if known and cluster.is_env_present():
-            number = cluster.get_process_count()
-            return Membership(number, cluster.get_process_id()) if number > 1 else Membership()
+    try:
+        for cluster in clusters.ClusterEnv._cluster_types:
+            known = cluster.name in _DETECTED and (with_tpu or "tpu" not in cluster.name)
+            if known and cluster.is_env_present():
+                number = cluster.get_process_count()
+                return Membership(number, cluster.get_process_id()) if number > 1 else Membership()
+    except Exception as error:
+        raise FloorlineError(
+            f"cluster is {cluster.name}, which does not tell who this process is "
+            f"({_one_line(error)}); give --coordinator, --num_processes and --process_id"
+        ) from error
     return Membership()
 
 
@@ -243,4 +252,8 @@ def _reason(text: str, peer_timeout: int) -> str:
         )
     if not text:
         return f"{me} is aborted by JAX; see its messages above"
-    return f"{me} is aborted by JAX ({' '.join(text.split()):.500}); see all with --verbose"
+    return f"{me} is aborted by JAX ({_one_line(text)}); see all with --verbose"
+
+
+def _one_line(text: object) -> str:
+    return f"{' '.join(str(text).split()):.300}"

@@ -16,6 +16,10 @@ COMMON = {
     "prefill_layout",
     "attention",
     "dtype",
+    "coordinator",
+    "num_processes",
+    "process_id",
+    "peer_timeout",
     "json",
     "verbose",
 }
@@ -44,6 +48,7 @@ def test_help_shows_examples_and_every_flag(script, tmp_path):
     text = " ".join(listed.split())
     assert "Fetched once: smollm2-135m (93 MB)" in text
     assert "Partitioning. weight_stationary_1d" in text
+    assert "within so many seconds, and up to ten more" in text
 
 
 @pytest.mark.parametrize("script", OWN)
