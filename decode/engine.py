@@ -100,9 +100,10 @@ class Engine:
         return abstract_cache(self.config, batch, slots, self.dtype, multiple)
 
     def put(self, values: np.ndarray | jax.Array) -> jax.Array:
-        """A small host array, whole on every device."""
+        """A small host array, whole on every device; every process has the same."""
         sharding = jax.NamedSharding(self.mesh, jax.P(*(None,) * values.ndim))
-        return jax.device_put(values, sharding)
+        # Unlike device_put, it does not ask all processes whether they agree.
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
     def start(self, lengths: np.ndarray, seed: int = 0) -> Carry:
         """The carry of a new batch, its tokens still to be chosen.

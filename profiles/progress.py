@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from sharding import processes
+
 Item = TypeVar("Item")
 
 
@@ -19,9 +21,9 @@ def progress(
     Args:
       items: the work; a list, for the bar to know its length.
       describe: an item's name in a few words.
-      show: whether to draw the bar; None for where standard error is a terminal.
+      show: whether to draw the bar; None for where standard error is process 0's terminal.
     """
-    hidden = None if show is None else not show
+    hidden = _hidden(show)
     with tqdm(items, disable=hidden, file=sys.stderr, leave=False) as bar:
         for item in bar:
             bar.set_description_str(describe(item))
@@ -34,12 +36,12 @@ def byte_progress(total: int, *, show: bool | None = None) -> Iterator[Callable[
 
     Args:
       total: bytes in all.
-      show: whether to draw the bar; None for where standard error is a terminal.
+      show: whether to draw the bar; None for where standard error is process 0's terminal.
 
     Yields:
       What threads tell of every so many bytes that are done.
     """
-    hidden, lock = None if show is None else not show, threading.Lock()
+    hidden, lock = _hidden(show), threading.Lock()
     with tqdm(
         total=total,
         desc="loading weights",
@@ -55,3 +57,10 @@ def byte_progress(total: int, *, show: bool | None = None) -> Iterator[Callable[
                 bar.update(count)
 
         yield advance
+
+
+def _hidden(show: bool | None) -> bool | None:
+    """tqdm's `disable`, whose None asks whether it writes to a terminal."""
+    if show is None:
+        return None if processes.first() else True
+    return not show

@@ -4,6 +4,7 @@ All cases of a memory are compiled first and then take turns, so that a slow min
 falls on every row alike; peak rates are sampled before, between and after.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -22,6 +23,7 @@ from profiles.record import decode_record
 from profiles.report import Record
 from profiles.timing import HeldStep
 from profiles.trace import capture
+from sharding import processes
 from sharding.errors import FloorlineError, UsageError
 from sharding.mesh import MeshShape, make_mesh
 from sharding.placement import Layout
@@ -146,14 +148,17 @@ class _Case:
         return f"{layout}, devices {devices}, batch {step.batch}, context {step.context}"
 
     def attempt(self, work: Callable[[], None]) -> None:
-        """Does the work; running out of memory is a result, not a failure."""
+        """Does the work; running out of memory is a result, not a failure.
+
+        It is one where many processes run: one may have run out alone, and the others wait for it.
+        """
         if self.message:
             return
         try:
             work()
         except jax.errors.JaxRuntimeError as error:
             first = str(error).splitlines()[0]
-            if "RESOURCE_EXHAUSTED" not in first:
+            if "RESOURCE_EXHAUSTED" not in first or processes.count() > 1:
                 raise FloorlineError(f"step of {self} is failing: {first}") from error
             self.message = first
             self.step.release()
@@ -166,7 +171,7 @@ def _cases(sweep: Sweep, layout: Layout, shape: MeshShape) -> list[_Case]:
         jax.block_until_ready(engine.parameters)
         message = ""
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" not in str(error) or processes.count() > 1:
             raise
         config, message = sweep.source.config, str(error).splitlines()[0]
         placement = layout.check(config.sizes, shape)
@@ -182,18 +187,19 @@ def _measure(cases: list[_Case], meters: list[PeakMeter], seconds: float) -> Non
         case.attempt(case.step.compile)
     for meter in meters:
         meter.sample(repeats=3)
-    started = time.perf_counter()
+    stop = time.perf_counter() + seconds
     for turn in progress(range(1, MOST_ROUNDS + 1), lambda turn: f"measuring, round {turn}"):
         for case in cases:
             case.attempt(case.step.sample)
         for meter in meters:
             meter.sample(repeats=1)
-        if turn >= LEAST_ROUNDS and time.perf_counter() - started > seconds:
+        # One clock for all processes: they must run the same steps.
+        if turn >= LEAST_ROUNDS and processes.agree(lambda: time.perf_counter() > stop):
             break
 
 
 def _trace(cases: list[_Case], directory: Path) -> None:
-    with capture(directory):
+    with capture(directory) if processes.first() else contextlib.nullcontext():
         for case in cases:
             case.attempt(case.step.rehearse)
 

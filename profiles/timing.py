@@ -67,7 +67,7 @@ class HeldStep:
         jax.block_until_ready(emitted)
         seconds = time.perf_counter() - start
         if emitted.experts_touched is not None:
-            self.experts_touched = float(np.mean(emitted.experts_touched))
+            self.experts_touched = float(np.asarray(emitted.experts_touched).mean())
         return seconds
 
     def release(self) -> None:

@@ -17,6 +17,7 @@ try:
     from profiles.choice import Work, admitted, choose, choose_prefill, explain, peaks_for_choice
     from profiles.files import OutputError, check_writable
     from profiles.traffic import experts_per_device, replication_cost
+    from sharding import processes
     from sharding.errors import FloorlineError, UsageError
     from sharding.layout import (
         ATTENTION,
@@ -28,7 +29,7 @@ try:
         prefill_by,
         schedule_by,
     )
-    from sharding.mesh import MeshShape, parse_mesh, request_cpu_devices
+    from sharding.mesh import MeshShape, parse_mesh, request_cpu_devices, whole_mesh
     from sharding.placement import Layout, Placement
 except ImportError as error:
     print(
@@ -78,6 +79,24 @@ EXPERT_PARALLEL = flags.DEFINE_bool(
 DTYPE = flags.DEFINE_enum(
     "dtype", None, list(DTYPES), "Of weights, cache and arithmetic. float32 on CPU, else bfloat16."
 )
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of process 0, where many run this command together. On TPU VMs and under Slurm this "
+    "and the two flags below are found without being given.",
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many run it together.", 1)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "The number of this one, from 0. Process 0 prints and writes for all.", 0
+)
+PEER_TIMEOUT = flags.DEFINE_integer(
+    "peer_timeout",
+    processes.PEER_TIMEOUT,
+    "If one of many processes does not come, or dies, the others end with exit code 1 within so "
+    "many seconds, and up to ten more.",
+    2,
+    24 * 3600,
+)
 JSON = flags.DEFINE_string("json", None, "Write the run's document here; - is standard output.")
 VERBOSE = flags.DEFINE_bool("verbose", False, "Show stack traces of errors.")
 
@@ -93,7 +112,8 @@ def start(main: Callable[[], None]) -> None:
 
 def say(text: str) -> None:
     """Tells a person what goes on, beside the results on standard output."""
-    print(text, file=sys.stderr, flush=True)
+    if processes.first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def source() -> ModelSource:
@@ -228,12 +248,31 @@ def meshes(devices: Sequence[str] | None, mesh: str | None) -> list[dict[str, in
     return shapes
 
 
+def mesh(devices: int | None, mesh: str | None) -> dict[str, int]:
+    """The one mesh of ``--devices`` or ``--mesh``; by default one device, of many processes all.
+
+    Raises:
+      UsageError: both are given, or a size is not positive.
+    """
+    shapes = meshes([str(devices)] if devices else None, mesh)
+    if shapes:
+        return shapes[0]
+    if processes.count() == 1:
+        return {"x": 1, "y": 1, "z": 1}
+    request_cpu_devices(processes.count())
+    return whole_mesh()
+
+
 def check_json() -> None:
     """Refuses a ``--json`` that cannot be written before the work, not after it.
 
     Raises:
       OutputError: it is a folder or a device, or its folder cannot be written to.
     """
+    processes.agree(_check_json)
+
+
+def _check_json() -> None:
     if JSON.value in (None, "", "-"):
         return
     if os.path.exists(JSON.value) and not os.path.isfile(JSON.value):
@@ -263,7 +302,41 @@ def _run(main: Callable[[], None], rest: Sequence[str]) -> None:
         raise UsageError(f"argument is {rest[1]!r}, which is no flag; see --help")
     if not VERBOSE.value:
         logging.set_verbosity(logging.WARNING)  # JAX tells which accelerators are not there
+    processes.start(_membership(), PEER_TIMEOUT.value, VERBOSE.value)
+    if processes.count() > 1:
+        logging.get_absl_handler().python_handler.stream = sys.stderr  # which is another one now
+        _check_same_flags()
     main()
+    sys.stdout.flush()
+    processes.finish()
+
+
+def _membership() -> processes.Membership | None:
+    """Which of many processes the flags say that this is, None if they say nothing."""
+    given = [flag for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID) if flag.value is not None]
+    if not given:
+        return None
+    if len(given) < 3:
+        raise UsageError(
+            f"--{given[0].name} is {given[0].value}, but --coordinator, --num_processes and "
+            "--process_id go together; give all three, or none"
+        )
+    found = processes.Membership(NUM_PROCESSES.value, PROCESS_ID.value, COORDINATOR.value)
+    found.check()
+    return found
+
+
+def _check_same_flags() -> None:
+    """Refuses flags that differ from process 0's: the processes would wait for each other."""
+    own = ("coordinator", "process_id", "json", "output_dir", "verbose")
+    mine = flags.FLAGS.flag_values_dict()
+    theirs = processes.agree(lambda: mine)
+    for name in sorted(mine.keys() - set(own)):
+        if mine[name] != theirs[name]:
+            raise UsageError(
+                f"--{name} is {mine[name]} here and {theirs[name]} in process 0; "
+                "give every process the same flags"
+            )
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -296,14 +369,15 @@ def _failing_in_one_line() -> Iterator[None]:
         _fail("run is interrupted; nothing more was written", 130)
     except BrokenPipeError:  # whoever read the output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        processes.leave(1)
     except FloorlineError as error:
         _trace()
         _fail(_one_line(error), 2 if isinstance(error, UsageError) else 1)
     except Exception as error:
         _trace()
-        name = type(error).__name__
-        _fail(f"{name} is {_one_line(error)!r}; run again with --verbose to see where", 1)
+        name, others = type(error).__name__, "see what the other processes said, or "
+        remedy = others * (processes.count() > 1) + "run again with --verbose to see where"
+        _fail(f"{name} is {_one_line(error)!r}; {remedy}", 1)
 
 
 def _trace() -> None:
@@ -313,7 +387,7 @@ def _trace() -> None:
 
 def _fail(message: str, code: int) -> None:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
+    processes.leave(code)
 
 
 def _one_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ Reads a Hugging Face folder, a GGUF file or another such checkpoint, and writes 
 weights, the configuration and the tokenizer, every file under a checksum. `--model=FOLDER` of the
 other scripts takes it. The whole model must fit into the memory of the devices: name a mesh of
 several where one is too small. A folder that holds a checkpoint keeps it until the new one is
-whole; one that holds anything else is refused.
+whole; one that holds anything else is refused. Many processes must all see the folder.
 
 Examples:
   python scripts/convert_checkpoint.py --output_dir=smollm2-orbax
@@ -23,6 +23,7 @@ from decode.load import DTYPES
 from model.weights.orbax_checkpoint import OrbaxFolder, check_target, save
 from profiles.progress import byte_progress
 from profiles.report import write_json
+from sharding import processes
 from sharding.errors import UsageError
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the checkpoint goes.")
@@ -36,15 +37,14 @@ def main() -> None:
         raise UsageError("--output_dir is missing; name the folder that the checkpoint goes to")
     folder = Path(_OUTPUT_DIR.value)
     check_target(folder)
-    devices = [str(_DEVICES.value)] if _DEVICES.value else None
-    shapes = _common.meshes(devices, _MESH.value) or [{"x": 1, "y": 1, "z": 1}]
+    shape = _common.mesh(_DEVICES.value, _MESH.value)
     _common.check_json()
     source = _common.source()
     dtype = _common.DTYPE.value or source.stored_dtype()
     started = time.perf_counter()
     engine = source.engine(
-        _common.layout(source.config, shapes[0], [1], [1]),
-        shapes[0],
+        _common.layout(source.config, shape, [1], [1]),
+        shape,
         DTYPES[dtype],
         progress=byte_progress,
     )
@@ -57,7 +57,7 @@ def main() -> None:
         f"read in {seconds['load_s']:.1f} s, written in {seconds['save_s']:.1f} s "
         f"({size / seconds['save_s'] / 1e6:.0f} MB/s)"
     )
-    if _common.JSON.value:
+    if _common.JSON.value and processes.first():
         written = {"model": source.config.name, "dtype": dtype, "bytes": size, **seconds}
         write_json(_common.JSON.value, {"checkpoint": str(folder), **written})
 

@@ -31,6 +31,7 @@ from profiles.progress import byte_progress
 from profiles.record import describe_step
 from profiles.report import document, summarise, write_json
 from profiles.traffic import kv_token_bytes
+from sharding import processes
 from sharding.errors import UsageError
 
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue; repeat for a batch.")
@@ -57,8 +58,7 @@ def main() -> None:
     """Loads, generates, reports."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     sampler = make_sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value)
-    devices = [str(_DEVICES.value)] if _DEVICES.value else None
-    shapes = _common.meshes(devices, _MESH.value) or [{"x": 1, "y": 1, "z": 1}]
+    shape = _common.mesh(_DEVICES.value, _MESH.value)
     source = _common.source()
     request = Request(
         prompts=_prompts(source),
@@ -69,11 +69,11 @@ def main() -> None:
     )
     request.check(source.config.vocabulary, source.config.max_context)
     longest = max(map(len, request.prompts))
-    layout = _common.layout(source.config, shapes[0], [len(request.prompts)], [longest])
-    placement = layout.check(source.config.sizes, shapes[0])
+    layout = _common.layout(source.config, shape, [len(request.prompts)], [longest])
+    placement = layout.check(source.config.sizes, shape)
     _common.check_json()
     _common.state_choices(source.config, placement, _common.dtype(), len(request.prompts))
-    engine = source.engine(layout, shapes[0], _common.dtype(), _SEED.value, byte_progress)
+    engine = source.engine(layout, shape, _common.dtype(), _SEED.value, byte_progress)
 
     to_json = _common.JSON.value == "-"
     run = _Run(source, request, show=not to_json)
@@ -86,7 +86,7 @@ def main() -> None:
         slow = _Run(source, request, show=False)
         slow.take(generate_without_cache(engine, request))
         _common.say(_comparison(run, slow, engine))
-    if _common.JSON.value:
+    if _common.JSON.value and processes.first():
         write_json(_common.JSON.value, _document(run, record, started))
 
 

@@ -41,6 +41,7 @@ from profiles.inspection import (
 )
 from profiles.layout_figure import layout_figure
 from profiles.report import check_writable, document, write_json
+from sharding import processes
 from sharding.errors import FloorlineError, LayoutError
 from sharding.mesh import parse_mesh, request_cpu_devices
 
@@ -63,7 +64,7 @@ def main() -> None:
     """Prints tables, draws, compiles where that is quick or asked for."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     output = Path(_OUTPUT_DIR.value)
-    check_writable(output)
+    processes.agree(lambda: check_writable(output))
     _common.check_json()
     subject, compiling = _subject()
     _common.state_choices(subject.config, subject.placement, subject.dtype, _BATCH.value)
@@ -82,10 +83,11 @@ def main() -> None:
         show(collective_table(found, layers, "compiled", wanted) + "\n")
         differing = differences(wanted, found, subject.dtype)
     show(_verdict(found, differing, stands_in(wanted, subject.dtype)))
-    layout_figure(subject.placement, str(subject), output / "layout.png")
-    _common.say(f"wrote {output / 'layout.png'}")
-    if _common.JSON.value:
-        write_json(_common.JSON.value, _document(subject, arrays, wanted, found, started))
+    if processes.first():
+        layout_figure(subject.placement, str(subject), output / "layout.png")
+        _common.say(f"wrote {output / 'layout.png'}")
+        if _common.JSON.value:
+            write_json(_common.JSON.value, _document(subject, arrays, wanted, found, started))
     if differing:
         raise FloorlineError(
             f"compiled program has {'; '.join(differing)} than the layout explains; "

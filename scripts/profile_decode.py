@@ -9,6 +9,7 @@ measured in the same run, before, between and after the steps.
 there are several meshes, auto picks for the largest.
 
 Writes profile.json, profile.csv, step_time.png, cost.png and TensorBoard events to --output_dir.
+Of many processes, process 0 writes, and samples and trace are its own.
 
 Examples:
   python scripts/profile_decode.py
@@ -39,6 +40,7 @@ from profiles.report import (
     write_json,
 )
 from profiles.sweep import Outcome, Sweep, run
+from sharding import processes
 from sharding.errors import FloorlineError, UsageError
 from sharding.mesh import request_cpu_devices
 
@@ -62,12 +64,14 @@ def main() -> None:
     output = Path(_OUTPUT_DIR.value)
     sweep = _sweep(output)
     sweep.check()
-    check_writable(output)
+    processes.agree(lambda: check_writable(output))
     _common.check_json()
     for layout, shape in sweep.placings():
         placement = layout.check(sweep.source.config.sizes, shape)
         _common.state_choices(sweep.source.config, placement, sweep.dtype)
     outcome = run(sweep, _common.say)
+    if not processes.first():
+        return
     found = _document(outcome, started)
     if _common.JSON.value != "-":
         print(table(outcome.points, outcome.bandwidth))
@@ -85,8 +89,10 @@ def _sweep(output: Path) -> Sweep:
             raise UsageError(f"--{flag.name} is {flag.value}; use a positive number")
     source = _common.source()
     if shapes is None:
-        request_cpu_devices(2)
-        counts = (1, 2) if jax.default_backend() == "cpu" else (jax.device_count(),)
+        alone = processes.count() == 1
+        request_cpu_devices(2 if alone else processes.count())
+        on_cpu = jax.default_backend() == "cpu"
+        counts = (1, 2) if on_cpu and alone else (jax.device_count(),)
         shapes = [{"x": 1, "y": 1, "z": count} for count in counts]
     largest = max(shapes, key=lambda shape: math.prod(shape.values()))
     layouts = _common.layouts(source.config, largest, batches, contexts)

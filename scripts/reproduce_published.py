@@ -17,6 +17,7 @@ from absl import flags
 from profiles.inspection import aligned
 from profiles.published import TOLERANCE, longest_contexts
 from profiles.report import document, write_json
+from sharding import processes
 from sharding.errors import FloorlineError
 
 
@@ -38,7 +39,7 @@ def main() -> None:
     ]
     if _common.JSON.value != "-":
         print(aligned(head, text))
-    if _common.JSON.value:
+    if _common.JSON.value and processes.first():
         found = document(sys.argv, [], device_kind="", started=started, bandwidth=None, rows=rows)
         write_json(_common.JSON.value, found)
     wrong = [row for row in rows if abs(row["error"]) > TOLERANCE]

@@ -4,6 +4,8 @@
 collective happens only where the code changes a sharding.
 """
 
+import collections
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -11,6 +13,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from sharding import processes
 from sharding.axes import MESH_AXES
 from sharding.errors import LayoutError, UsageError
 
@@ -34,21 +37,30 @@ def request_cpu_devices(count: int) -> None:
     """Asks JAX for `count` fake CPU devices; without effect on other platforms.
 
     Must run before JAX starts its backends. The fake devices share the machine's cores and its
-    one memory.
+    one memory. Of many processes each makes its share.
+
+    Raises:
+      LayoutError: the processes do not divide them.
     """
+    count = _share(count)
     # 0.10 to 0.12 refuse the setting beside XLA_FLAGS' older one only where they disagree.
     if count > jax.config.jax_num_cpu_devices:
         jax.config.update("jax_num_cpu_devices", count)
 
 
+def whole_mesh() -> dict[str, int]:
+    """The shape of all devices that JAX has, on axis z."""
+    return {"x": 1, "y": 1, "z": jax.device_count()}
+
+
 def make_mesh(shape: MeshShape) -> jax.sharding.Mesh:
-    """A mesh over the first devices that JAX has.
+    """A mesh over the first devices that JAX has, as many of each process.
 
     Args:
       shape: sizes of x, y and z.
 
     Raises:
-      LayoutError: the mesh needs more devices than there are.
+      LayoutError: the mesh needs more devices than there are, or not as many of each process.
     """
     needed, devices = math.prod(shape.values()), jax.devices()
     if needed > len(devices):
@@ -59,9 +71,21 @@ def make_mesh(shape: MeshShape) -> jax.sharding.Mesh:
         )
     sizes = tuple(shape[axis] for axis in MESH_AXES)
     explicit = (jax.sharding.AxisType.Explicit,) * len(MESH_AXES)
-    chosen = devices[:needed]
+    share, seen = _share(needed), collections.defaultdict(itertools.count)
+    chosen = [device for device in devices if next(seen[device.process_index]) < share]
     try:
         return jax.make_mesh(sizes, tuple(MESH_AXES), axis_types=explicit, devices=chosen)
     except (NotImplementedError, AssertionError):  # a shape that the chips' wiring does not have
         array = np.array(chosen).reshape(sizes)
         return jax.sharding.Mesh(array, tuple(MESH_AXES), axis_types=explicit)
+
+
+def _share(devices: int) -> int:
+    """How many of these devices each process has; one without any would have no part in a step."""
+    share, left = divmod(devices, processes.count())
+    if left:
+        raise LayoutError(
+            f"number of devices is {devices}, which {processes.count()} processes do not divide; "
+            f"use a multiple of {processes.count()}"
+        )
+    return share

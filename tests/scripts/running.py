@@ -1,10 +1,13 @@
 """Runs the scripts: as a user would from another folder, or many times in one process."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -85,3 +88,51 @@ def run_many(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     return dict(zip(cases, (Ended(**ended) for ended in found), strict=True))
+
+
+def free_address() -> str:
+    """An address on this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def started(
+    script: str, *arguments: str, folder: Path, ids: range, count: int
+) -> Iterator[list[subprocess.Popen]]:
+    """Some (`ids`) of the `count` processes that run one script together, ended at the end."""
+    together = [f"--coordinator={free_address()}", f"--num_processes={count}"]
+    command = [sys.executable, str(SCRIPTS / script), *arguments, *together]
+    with each_started([[*command, f"--process_id={i}"] for i in ids], folder, {}) as processes:
+        yield processes
+
+
+@contextlib.contextmanager
+def each_started(
+    commands: list[list[str]], folder: Path, *variables: dict[str, str]
+) -> Iterator[list[subprocess.Popen]]:
+    """Each command in a process, with the variables that stand at its place or the last ones."""
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment(**variables[min(number, len(variables) - 1)]),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, command in enumerate(commands)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def ends(processes: list[subprocess.Popen], timeout: float = 120) -> list[Ended]:
+    """How each ended."""
+    texts = [process.communicate(timeout=timeout) for process in processes]
+    return [Ended(p.returncode, *text) for p, text in zip(processes, texts, strict=True)]

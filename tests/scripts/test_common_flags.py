@@ -18,6 +18,10 @@ COMMON = {
     "expert_parallel",
     "collectives",
     "dtype",
+    "coordinator",
+    "num_processes",
+    "process_id",
+    "peer_timeout",
     "json",
     "verbose",
 }
@@ -47,6 +51,7 @@ def test_help_shows_examples_and_every_flag(script, tmp_path):
     text = " ".join(listed.split())
     assert "Fetched once: smollm2-135m (93 MB)" in text
     assert "says why. weight_stationary_1d" in text
+    assert "within so many seconds, and up to ten more" in text
 
 
 @pytest.mark.parametrize("script", OWN)

@@ -1,0 +1,259 @@
+"""One program in many processes: how they find each other, agree, and end together.
+
+Every process (one per host, or one per GPU) runs the same program over one mesh of all their
+devices. Process 0 speaks and writes for all. JAX's coordination service, which process 0 runs,
+watches for processes that are gone; nothing here waits for one without a limit.
+"""
+
+import ctypes
+import dataclasses
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import IO, NoReturn, TypeVar
+
+import jax
+from jax._src import clusters, distributed  # what is asked here has no public name
+
+from sharding.errors import FloorlineError, UsageError
+
+Answer = TypeVar("Answer")
+
+PEER_TIMEOUT = 60
+"""Default seconds for a process to come, or to be silent, before all others give it up."""
+LEAVING_SECONDS = 5.0  # for the other processes of a run that failed to fail alike
+_DETECTED = ("slurm", "ompi", "gketpu", "gcetpu")
+_LONG_MS = 7 * 24 * 3600 * 1000  # a peer that is gone ends this process before that
+
+
+@dataclasses.dataclass(frozen=True)
+class Membership:
+    """This process among those that run together.
+
+    Attributes:
+      count: how many there are.
+      index: this one's number, from 0.
+      coordinator: ``HOST:PORT`` of process 0; None where JAX finds it.
+    """
+
+    count: int = 1
+    index: int = 0
+    coordinator: str | None = None
+
+    def check(self) -> None:
+        """Refuses what cannot be one.
+
+        Raises:
+          UsageError: a number out of range, or an address that is none.
+        """
+        if not 0 <= self.index < self.count:
+            raise UsageError(
+                f"process id is {self.index} of {self.count}; use 0 to {self.count - 1}"
+            )
+        found = re.fullmatch(r"([^\s:/\[\]]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", self.coordinator or "")
+        if not found or not 0 < int(found[2]) < 2**16:
+            raise UsageError(
+                f"coordinator is {self.coordinator!r}; use HOST:PORT of process 0, "
+                "such as 10.0.0.1:8476"
+            )
+
+    def __str__(self) -> str:
+        return f"process {self.index} of {self.count}"
+
+
+_membership = Membership()
+_leaving: int | None = None  # the exit code, once this process is about to end
+_numbers = itertools.count()
+_kept: list[object] = []  # what C holds a pointer to
+
+
+def count() -> int:
+    """How many processes run together."""
+    return _membership.count
+
+
+def first() -> bool:
+    """Whether this is process 0, which speaks and writes for all."""
+    return _membership.index == 0
+
+
+def start(
+    given: Membership | None, peer_timeout: int = PEER_TIMEOUT, verbose: bool = False
+) -> None:
+    """Joins the other processes, if there are any; must run before JAX makes its devices.
+
+    From here on only process 0 has a standard output, and a process that is gone ends all others
+    within `peer_timeout` seconds (and up to ten more) with one line and exit code 1.
+
+    Args:
+      given: which process this is; None to see whether a cluster that JAX knows started several.
+      peer_timeout: seconds for the others to come, and for one to be silent.
+      verbose: let JAX's own messages through.
+
+    Raises:
+      FloorlineError: JAX cannot join, for another reason than that the others do not come.
+    """
+    global _membership
+    joined = given or _detect()
+    if joined.count == 1:
+        return
+    _membership = joined
+    _end_in_one_line(_take_over_output(verbose), peer_timeout)
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
+    jax.config.update("jax_check_proxy_envs", verbose)
+    try:
+        jax.distributed.initialize(
+            joined.coordinator,
+            joined.count if given else None,
+            joined.index if given else None,
+            cluster_detection_method="deactivate" if given else None,
+            initialization_timeout=peer_timeout,
+            heartbeat_timeout_seconds=peer_timeout,
+        )
+    except Exception as error:
+        raise FloorlineError(
+            f"start of {joined} is failing ({_one_line(error)}); "
+            "free the coordinator's port, or name another"
+        ) from error
+
+
+def _detect() -> Membership:
+    """What a cluster that JAX knows says of this process.
+
+    A TPU VM is asked (its metadata server, too) only where JAX may use the TPU.
+
+    Raises:
+      FloorlineError: there is a cluster, and it does not say.
+    """
+    platforms = jax.config.jax_platforms
+    with_tpu = not platforms or "tpu" in platforms
+    try:
+        for cluster in clusters.ClusterEnv._cluster_types:
+            known = cluster.name in _DETECTED and (with_tpu or "tpu" not in cluster.name)
+            if known and cluster.is_env_present():
+                number = cluster.get_process_count()
+                return Membership(number, cluster.get_process_id()) if number > 1 else Membership()
+    except Exception as error:
+        raise FloorlineError(
+            f"cluster is {cluster.name}, which does not tell who this process is "
+            f"({_one_line(error)}); give --coordinator, --num_processes and --process_id"
+        ) from error
+    return Membership()
+
+
+def agree(work: Callable[[], Answer]) -> Answer:
+    """Process 0's answer, in all of them.
+
+    Args:
+      work: runs in process 0 alone; its answer is what JSON can hold.
+
+    Raises:
+      FloorlineError: where `work` raises one, in every process.
+    """
+    if count() == 1:
+        return work()
+    client, key = distributed.global_state.client, f"floorline/{next(_numbers)}"
+    if first():
+        try:
+            found = {"answer": work()}
+        except FloorlineError as error:
+            found = {"error": str(error), "usage": isinstance(error, UsageError)}
+        client.key_value_set(key, json.dumps(found))
+    found = json.loads(client.blocking_key_value_get(key, _LONG_MS))
+    if "error" in found:
+        raise (UsageError if found["usage"] else FloorlineError)(found["error"])
+    return found["answer"]
+
+
+def finish() -> None:
+    """Waits until every process is done, so that none takes a peer for dead."""
+    global _leaving
+    if count() > 1:
+        jax.distributed.shutdown()
+        _leaving = 0
+
+
+def leave(code: int) -> NoReturn:
+    """Ends a run that failed, in seconds even where other processes do not.
+
+    Those that fail alike part in order, each with its own code; any other takes this one's end for
+    a death and ends, too.
+    """
+    global _leaving
+    if count() == 1:
+        sys.exit(code)
+    _leaving = code
+    parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    parting.start()
+    parting.join(LEAVING_SECONDS)
+    sys.stderr.flush()
+    os._exit(code)  # an orderly exit would wait for devices that wait for the others
+
+
+def _take_over_output(verbose: bool) -> IO[bytes] | None:
+    """Gives Python's output descriptors of its own, and C++'s to a file that is not shown.
+
+    JAX's libraries write their own to both, stack dumps among it, in every process.
+    """
+    out = os.dup(1) if first() else os.open(os.devnull, os.O_WRONLY)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    buffering = 1 if os.isatty(out) else -1
+    sys.stdout = open(out, "w", buffering, errors="backslashreplace")  # noqa: SIM115
+    sys.stderr = open(os.dup(2), "w", 1, errors="backslashreplace")  # noqa: SIM115
+    unseen = None if verbose else tempfile.TemporaryFile()  # noqa: SIM115
+    if unseen:
+        os.dup2(unseen.fileno(), 2)
+    os.dup2(2, 1)
+    return unseen
+
+
+def _end_in_one_line(unseen: IO[bytes] | None, peer_timeout: int) -> None:
+    """Replaces the stack dump of a process that JAX aborts, as it does where a peer is gone.
+
+    JAX aborts in a thread of its own, while the program may wait in a collective for ever. Python's
+    handlers would wait for the program; one that C calls does not. JAX's callback for this end
+    cannot be written in Python: its argument has no Python type.
+    """
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def aborted(_: int) -> None:
+        if _leaving is None:
+            text = os.pread(unseen.fileno(), 1 << 20, 0).decode(errors="replace") if unseen else ""
+            print(f"error: {_reason(text, peer_timeout)}", file=sys.stderr, flush=True)
+        os._exit(1 if _leaving is None else _leaving)
+
+    _kept.append((aborted, unseen))
+    library = ctypes.CDLL(None)
+    library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], None
+    library.signal(int(signal.SIGABRT), ctypes.cast(aborted, ctypes.c_void_p))
+
+
+def _reason(text: str, peer_timeout: int) -> str:
+    """Why JAX aborts, from what its libraries wrote."""
+    me, total = _membership, _membership.count
+    if "RegisterTask" in text:
+        return (
+            f"start of {me} is in vain: not all came within {peer_timeout} s; start all {total} "
+            "with the same coordinator, or give a longer --peer_timeout"
+        )
+    lost = re.search(r"stopped sending heartbeats\):\s+((?:\d+\s+)+)", text)
+    if lost or "JAX distributed service" in text or "oordination service" in text:
+        numbers = ", ".join(lost[1].split()) if lost else "0"
+        return (
+            f"process {numbers} of {total} is gone, so {me} ends; see what it said itself, then "
+            f"start all {total} again"
+        )
+    if not text:
+        return f"{me} is aborted by JAX; see its messages above"
+    return f"{me} is aborted by JAX ({_one_line(text)}); see all with --verbose"
+
+
+def _one_line(text: object) -> str:
+    return f"{' '.join(str(text).split()):.300}"
