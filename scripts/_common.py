@@ -278,8 +278,9 @@ def _failing_in_one_line() -> Iterator[None]:
         _fail(_one_line(error), 2 if isinstance(error, UsageError) else 1)
     except Exception as error:
         _trace()
-        name = type(error).__name__
-        _fail(f"{name} is {_one_line(error)!r}; run again with --verbose to see where", 1)
+        name, others = type(error).__name__, "see what the other processes said, or "
+        remedy = others * (processes.count() > 1) + "run again with --verbose to see where"
+        _fail(f"{name} is {_one_line(error)!r}; {remedy}", 1)
 
 
 def _trace() -> None:
