@@ -7,10 +7,12 @@ still sees.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
@@ -19,6 +21,12 @@ from model.transformer import Transformer
 from sharding.placement import Placement, entry_axes, shards, used_axes
 
 LOOKED_UP: Path = ("embedding", "weight")
+
+
+@functools.cache
+def _declared(config: ModelConfig, dtype: jnp.dtype) -> dict[Path, nnx.Param]:
+    """Every parameter of the model; many layouts are counted for one model."""
+    return declarations(Transformer(config, dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +80,7 @@ def decode_traffic(
     """
     touched = _touched_by_one(config, placement, batch, experts_touched)
     resident = read = multiplied = 0.0
-    for path, param in declarations(Transformer(config, dtype)).items():
+    for path, param in _declared(config, dtype).items():
         share = placement.copies(placement.weights(*param.axes)) / placement.devices
         elements = math.prod(param.shape) * share
         size = elements * param.dtype.itemsize
@@ -144,7 +152,7 @@ def replication_cost(config: ModelConfig, placement: Placement, dtype: jnp.dtype
       One line per kind of array; empty if everything divides.
     """
     arrays: dict[str, list[float]] = {}
-    for path, param in declarations(Transformer(config, dtype)).items():
+    for path, param in _declared(config, dtype).items():
         if rest := placement.left_over("weights", param.axes):
             share = placement.copies(placement.weights(*param.axes)) / placement.devices
             size = math.prod(param.shape) * param.dtype.itemsize * share

@@ -174,6 +174,17 @@ def layouts(
     return [_layout(name, config, mesh, batches, contexts) for name in names]
 
 
+def check_layouts() -> None:
+    """Refuses layouts that there are none of, before JAX starts.
+
+    Raises:
+      UsageError: an unknown name.
+    """
+    for name in (*LAYOUT.value.split(","), PREFILL_LAYOUT.value):
+        if name not in (AUTO, None):
+            find_layout(name)
+
+
 def _layout(name: str, config: ModelConfig, mesh: MeshShape, *sizes: Sequence[int]) -> Layout:
     batches, contexts = sizes
     prompts = None if PREFILL_LAYOUT.value == AUTO else PREFILL_LAYOUT.value

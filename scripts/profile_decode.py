@@ -87,6 +87,7 @@ def _sweep(output: Path) -> Sweep:
     for flag in (_BANDWIDTH, _FLOPS, _PRICE):
         if flag.value is not None and not 0 < flag.value < float("inf"):
             raise UsageError(f"--{flag.name} is {flag.value}; use a positive number")
+    _common.check_layouts()
     source = _common.source()
     if shapes is None:
         alone = processes.count() == 1

@@ -82,18 +82,18 @@ def test_xla_compiles_the_collectives_that_are_expected(
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_every_layout_compiles_to_the_collectives_that_are_expected(family, mesh):
-    ran = 0
-    for layout, attention, collectives, tokens in itertools.product(
-        LAYOUTS.values(), ATTENTION, COLLECTIVES, PHASES.values()
-    ):
+    """Of all else each layout has two draws."""
+    draw, ran = random.Random(f"{family} {mesh}"), 0
+    for layout in (*LAYOUTS.values(), *LAYOUTS.values()):
+        attention, collectives = draw.choice(ATTENTION), draw.choice(COLLECTIVES)
         chosen = schedule_by(attend_by(layout, attention), collectives)
         try:
-            subject = subject_of(family, chosen, mesh, tokens)
+            subject = subject_of(family, chosen, mesh, draw.choice(list(PHASES.values())))
         except LayoutError:
             continue
         check(subject)
         ran += 1
-    assert ran >= 48
+    assert ran >= 12
 
 
 @pytest.mark.parametrize("collectives", COLLECTIVES)

@@ -62,6 +62,7 @@ def test_processes_told_by_flags_draw_the_tokens_of_one(count, alone, tmp_path):
         check(alone, *ends(these))
 
 
+@pytest.mark.slow
 def test_two_processes_measure_the_same_steps_and_the_first_reports(tmp_path):
     arguments = [*TINY, "--devices=2", "--batch=1", "--context=8", "--seconds=0", "--trace"]
     with started("profile_decode.py", *arguments, folder=tmp_path, ids=range(2), count=2) as these:
