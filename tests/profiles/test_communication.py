@@ -82,9 +82,9 @@ def test_xla_compiles_the_collectives_that_are_expected(
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_every_layout_compiles_to_the_collectives_that_are_expected(family, mesh):
-    """Of all else each layout has two draws."""
+    """All else is drawn."""
     draw, ran = random.Random(f"{family} {mesh}"), 0
-    for layout in (*LAYOUTS.values(), *LAYOUTS.values()):
+    for layout in LAYOUTS.values():
         attention, collectives = draw.choice(ATTENTION), draw.choice(COLLECTIVES)
         chosen = schedule_by(attend_by(layout, attention), collectives)
         try:
@@ -93,7 +93,7 @@ def test_every_layout_compiles_to_the_collectives_that_are_expected(family, mesh
             continue
         check(subject)
         ran += 1
-    assert ran >= 12
+    assert ran >= 6
 
 
 @pytest.mark.parametrize("collectives", COLLECTIVES)
