@@ -67,10 +67,8 @@ class Operand:
         if plan is None or not plan.moves:
             return linear(reshard(weight, use), self.whole(), result, dtype)
         looped = self._placement.layout.collectives == "overlapped"
-        product, self._x = multiply(
-            weight, self._x, plan, self._spec, result, looped=looped, dtype=dtype
-        )
-        return product
+        product, self._x = multiply(weight, self._x, plan, self._spec, looped=looped, dtype=dtype)
+        return jax.reshard(product, result)
 
 
 def linear(

@@ -7,6 +7,7 @@ ranking layouts of one model on one mesh, not for promising times.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -15,13 +16,15 @@ import jax.numpy as jnp
 from model.config import ModelConfig
 from profiles.collective import Collective
 from profiles.communication import expected_collectives
-from profiles.floor import floor
+from profiles.floor import Floor, floor
 from profiles.hardware import Peaks, published_peaks
 from profiles.traffic import decode_traffic
 from sharding.errors import LayoutError, UsageError
+from sharding.layout import ATTENTION, LAYOUTS, attend_by, find_layout, prefill_by
 from sharding.mesh import MeshShape
 from sharding.placement import Layout, shards
 
+AUTO = "auto"
 START_S = 5e-6
 """A collective's fixed cost: about that of a small `ppermute` on TPU v5p and v6e, as measured
 (github.com/marin-community/marin/issues/6736)."""
@@ -57,6 +60,7 @@ class Prediction:
     Attributes:
       name: of what was looked at.
       layout: that it is part of.
+      seconds: of all: for each step the larger of memory and compute, and communication.
       memory: reading weights and cache.
       compute: arithmetic.
       communication: collectives, none of it hidden.
@@ -65,21 +69,93 @@ class Prediction:
 
     name: str
     layout: Layout
+    seconds: float
     memory: float
     compute: float
     communication: float
     fits: bool = True
 
-    @property
-    def seconds(self) -> float:
-        """All of it."""
-        return max(self.memory, self.compute) + self.communication
-
     def __str__(self) -> str:
         terms = (("memory", self.memory), ("compute", self.compute), ("links", self.communication))
-        shown = ", ".join(f"{name} {seconds * 1e3:.3g}" for name, seconds in terms)
+        shown = ", ".join(f"{name} {_time(seconds)}" for name, seconds in terms)
         too_large = "" if self.fits else "; does not fit"
-        return f"{self.name}: {self.seconds * 1e3:.3g} ms ({shown}{too_large})"
+        return f"{self.name}: {_time(self.seconds)} ({shown}{too_large})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """A layout by names, any of which may be `AUTO`.
+
+    Attributes:
+      layout: of decode steps.
+      attention: what divides attention.
+      prefill: layout of prompts; None for that of decode steps.
+      finish: makes of a layout one with whatever else is wanted of it.
+    """
+
+    layout: str
+    attention: str
+    prefill: str | None
+    finish: Callable[[Layout], Layout]
+
+    def build(self, layout: str, attention: str, prefill: str | None) -> Layout:
+        """A layout of these names.
+
+        Raises:
+          UsageError: there is none of a name, or prompts want weights stored otherwise.
+        """
+        built = attend_by(find_layout(layout), attention)
+        return self.finish(prefill_by(built, find_layout(prefill)) if prefill else built)
+
+
+def pick(
+    wish: Wish,
+    config: ModelConfig,
+    mesh: MeshShape,
+    work: Callable[[], Work],
+    report: Callable[[str], None],
+) -> Layout:
+    """The layout of these names, or what is predicted to be fastest where they leave it open.
+
+    Args:
+      wish: the names.
+      config: the model.
+      mesh: sizes of the mesh axes.
+      work: gives what to choose for; asked only where there is a choice that the model and the mesh
+        admit, for it may start JAX.
+      report: told what was picked and why.
+
+    Raises:
+      LayoutError: none goes with the model and the mesh.
+    """
+    prompts = None if wish.prefill == AUTO else wish.prefill
+    kinds = ATTENTION if wish.attention == AUTO else [wish.attention]
+    names = _stored_alike(prompts) if wish.layout == AUTO else [wish.layout]
+    candidates = [wish.build(name, kind, prompts) for name in names for kind in kinds]
+    if AUTO not in (wish.layout, wish.attention, wish.prefill):
+        return candidates[0]
+    candidates = admitted(config, mesh, candidates)
+    asked, picked = work(), candidates[0]
+    peaks = peaks_for_choice(math.prod(mesh.values()))
+    if AUTO in (wish.layout, wish.attention):
+        ranked = choose(asked, candidates, peaks)
+        report(explain(ranked, "layout" if wish.layout == AUTO else "attention", peaks))
+        picked = ranked[0].layout
+    if wish.prefill == AUTO:
+        names = _stored_alike(picked.name)
+        both = [wish.build(picked.name, picked.attends, name) for name in names]
+        ranked = choose_prefill(asked, admitted(config, mesh, both), max(asked.contexts), peaks)
+        report(explain(ranked, "prefill_layout", peaks))
+        picked = ranked[0].layout
+    return picked
+
+
+def _stored_alike(name: str | None) -> list[str]:
+    """Layouts whose weights are stored as this one's; all of them without one."""
+    if name is None:
+        return list(LAYOUTS)
+    wanted = find_layout(name).weights
+    return [other for other, layout in LAYOUTS.items() if layout.weights == wanted]
 
 
 def admitted(config: ModelConfig, mesh: MeshShape, candidates: Iterable[Layout]) -> list[Layout]:
@@ -130,46 +206,48 @@ def predict(layout: Layout, work: Work, peaks: Peaks) -> Prediction:
       LayoutError: the layout does not go with the model and the mesh.
     """
     placement = layout.check(work.config.sizes, work.mesh)
-    name = f"{layout.name}, attention by {layout.attends}"
-    total, fits = Prediction(name, layout, 0, 0, 0), True
+    bounds, links, fits = [], [], True
     for batch, context in itertools.product(work.batches, work.contexts):
         batch = _padded(batch, placement.multiple("B"))
-        traffic = decode_traffic(
-            work.config, placement, work.dtype, batch=batch, context=context, slots=context + 1
-        )
-        bound = floor(traffic, peaks)
+        sizes = {"batch": batch, "context": context, "slots": context + 1}
+        traffic = decode_traffic(work.config, placement, work.dtype, **sizes)
+        bounds.append(floor(traffic, peaks))
         listed = expected_collectives(work.config, placement, work.dtype, batch=batch)
-        total = dataclasses.replace(
-            total,
-            memory=total.memory + bound.weights + bound.kv_cache,
-            compute=total.compute + bound.compute,
-            communication=total.communication + _link_seconds(listed, work.mesh, peaks),
-        )
-        fits &= not peaks.capacity or (
-            traffic.weights_resident + traffic.kv_resident <= peaks.capacity
-        )
-    return dataclasses.replace(total, fits=fits)
+        links.append(_link_seconds(listed, work.mesh, peaks))
+        resident = traffic.weights_resident + traffic.kv_resident
+        fits &= not peaks.capacity or resident <= peaks.capacity
+    name = f"{layout.name}, attention by {layout.attends}"
+    return _sum(name, layout, bounds, links, fits)
 
 
 def _predict_prefill(layout: Layout, work: Work, length: int, peaks: Peaks) -> Prediction:
     """Predicted seconds of prompts of this length."""
     whole = layout.check(work.config.sizes, work.mesh)
-    placement = whole.prefill
-    total = Prediction(placement.layout.name, layout, 0, 0, 0)
+    placement, bounds, links = whole.prefill, [], []
     for batch in work.batches:
         batch = _padded(batch, whole.multiple("B"))
         sizes = {"batch": batch * length, "context": length // 2, "slots": 1}
         bound = floor(decode_traffic(work.config, placement, work.dtype, **sizes), peaks)
-        listed = expected_collectives(
-            work.config, placement, work.dtype, batch=batch, tokens=max(length, 2)
-        )
-        total = dataclasses.replace(
-            total,
-            memory=total.memory + bound.weights,  # a prompt's own keys are read from on-chip memory
-            compute=total.compute + bound.compute,
-            communication=total.communication + _link_seconds(listed, work.mesh, peaks),
-        )
-    return total
+        # A prompt's own keys and values are read from on-chip memory.
+        bounds.append(dataclasses.replace(bound, kv_cache=0))
+        tokens = {"batch": batch, "tokens": max(length, 2)}
+        listed = expected_collectives(work.config, placement, work.dtype, **tokens)
+        links.append(_link_seconds(listed, work.mesh, peaks))
+    return _sum(placement.layout.name, layout, bounds, links)
+
+
+def _sum(
+    name: str, layout: Layout, bounds: Sequence[Floor], links: Sequence[float], fits: bool = True
+) -> Prediction:
+    return Prediction(
+        name,
+        layout,
+        seconds=sum(bound.seconds for bound in bounds) + sum(links),
+        memory=sum(bound.weights + bound.kv_cache for bound in bounds),
+        compute=sum(bound.compute for bound in bounds),
+        communication=sum(links),
+        fits=fits,
+    )
 
 
 def explain(ranked: Sequence[Prediction], what: str, peaks: Peaks) -> str:
@@ -177,7 +255,12 @@ def explain(ranked: Sequence[Prediction], what: str, peaks: Peaks) -> str:
     best, *others = ranked
     rest = "; ".join(map(str, others[:2]))
     beside = f"; next: {rest}" if rest else "; no other goes with this model and mesh"
-    return f"{what} auto: {best}, predicted from {peaks.source} peaks{beside}"
+    rates = (
+        "assumed rates of a CPU: not a TPU's choice"
+        if peaks.source == "assumed"
+        else (f"{peaks.source} peaks")
+    )
+    return f"{what} auto: {best}, predicted from {rates}{beside}"
 
 
 def peaks_for_choice(devices: int) -> Peaks:
@@ -205,6 +288,10 @@ def _sent(collective: Collective, mesh: MeshShape) -> float:
         "all-reduce": lambda chips: 2 * (chips - 1) / chips,
     }.get(collective.kind, lambda chips: (chips - 1) / chips)
     return collective.payload_bytes * share(chips)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _padded(batch: int, multiple: int) -> int:

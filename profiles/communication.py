@@ -26,7 +26,13 @@ FLOAT32 = "f32"
 
 
 def expected_collectives(
-    config: ModelConfig, placement: Placement, dtype: jnp.dtype, *, batch: int, tokens: int = 1
+    config: ModelConfig,
+    placement: Placement,
+    dtype: jnp.dtype,
+    *,
+    batch: int,
+    tokens: int = 1,
+    grouped: bool = True,
 ) -> list[Collective]:
     """Every collective of one forward pass.
 
@@ -37,12 +43,14 @@ def expected_collectives(
       batch: sequences.
       tokens: per sequence: 1 in a decode step, more in a prefill, whose logits are those of each
         prompt's last token.
+      grouped: experts run in one grouped matmul, as on TPU; else one by one, and the list has each
+        of them as if tokens chose them all.
 
     Returns:
       Collectives with their `where`: a block, ``layer/`` before those that every layer has. Their
       counts are those of the whole pass.
     """
-    step = ForwardPass(config, placement, dtype, batch, tokens)
+    step = ForwardPass(config, placement, dtype, batch, tokens, grouped)
     step.look_up()
     once, step.found = step.found, []
     step.layer()
@@ -62,7 +70,9 @@ class ForwardPass:
         dtype: jnp.dtype,
         batch: int,
         tokens: int,
+        grouped: bool = True,
     ):
+        self.grouped = grouped
         self.config, self.placement = config, placement
         self.element = element_of(dtype)
         self.sizes = {**config.sizes, "B": batch, "T": tokens, "C": 2, "e": config.experts}
@@ -156,7 +166,8 @@ class ForwardPass:
 
     def experts(self, now: jax.P, whole: jax.P) -> None:
         """Router, tokens to their experts, experts one by one, and answers back."""
-        place, mesh, where = self.placement, self.placement.mesh, "layer/mixture"
+        place, config, where = self.placement, self.config, "layer/mixture"
+        mesh = place.mesh
         axes = expert_axes(place)
         tokens = jax.P(entry(axes.batch), None, entry(axes.inputs))
         self.reshard("BTD", now, tokens, where)
@@ -176,8 +187,11 @@ class ForwardPass:
             self.note("all-to-all", axes.exchanged, sent * (d_model + shares), where, True, packed)
         experts, both, d_ff, _ = self.local("ECFD", _division(place.use(*"ECFD")))
         if axes.inputs:
-            size = sent * both * d_ff
-            self.note("all-reduce", axes.inputs, size, where, True, FLOAT32, experts)
+            rows, times = sent, experts
+            if self.grouped:
+                rows, times = sent * min(config.experts_per_token, experts), 1
+            size = rows * both * d_ff
+            self.note("all-reduce", axes.inputs, size, where, True, FLOAT32, times)
         if axes.exchanged:
             self.note("all-to-all", axes.exchanged, sent * d_model, where, True)
         residual = place.activations("B", "T", "R")
@@ -231,7 +245,7 @@ class ForwardPass:
         made, read = "BT" + letters[:outputs], "BT" + letters[outputs:]
         if plan and self.overlapped:
             chunk, shard = self.local(read, _division(now)), self.local(letters, _division(stored))
-            product = self.local(made, _division(result))
+            product = self.local(made, _division(plan.made))
             self.loops(plan, chunk, shard, product, where, element)
             return
         if plan and any(plan.fetched):  # one all-gather, whatever dimensions
@@ -240,12 +254,14 @@ class ForwardPass:
         elif not plan:
             self.reshard(letters, stored, use, where)
         self.reshard(read, now, whole, where)
+        if plan:
+            size = self.size(made, _division(plan.made))
+            self.add_up(size, plan.scattered, plan.summed, where, element)
+            return
         inputs, kept = used_axes(use[outputs:]), used_axes(result[2:])
         scattered = tuple(axis for axis in inputs if axis in kept)
         summed = tuple(axis for axis in inputs if axis not in kept)
-        size = self.size(made, _division(result))
-        by_hand = plan is not None
-        self.add_up(size, scattered, summed, where, element, by_hand)
+        self.add_up(self.size(made, _division(result)), scattered, summed, where, element, False)
 
     def loops(
         self,

@@ -100,7 +100,12 @@ class Subject:
 def expected(subject: Subject) -> list[Collective]:
     """The collectives that should be there; see `expected_collectives`."""
     return expected_collectives(
-        subject.config, subject.run, subject.dtype, batch=subject.batch, tokens=subject.tokens
+        subject.config,
+        subject.run,
+        subject.dtype,
+        batch=subject.batch,
+        tokens=subject.tokens,
+        grouped=jax.default_backend() == "tpu",
     )
 
 

@@ -12,7 +12,7 @@ from sharding.layout import attend_by, find_layout
 from sharding.mesh import parse_mesh
 
 TOLERANCE = 0.015
-"""Published contexts are rounded to three digits at most."""
+"""Published contexts are rounded to two or three digits, and so is the memory left for them."""
 
 
 def longest_contexts() -> Iterator[dict]:

@@ -1,7 +1,6 @@
 """What the scripts share: flags of the same meaning, and how a run starts, fails and ends."""
 
 import contextlib
-import math
 import os
 import re
 import sys
@@ -14,7 +13,7 @@ try:
 
     from decode.load import DTYPES, ModelSource, default_dtype, find_source
     from model.config import ModelConfig
-    from profiles.choice import Work, admitted, choose, choose_prefill, explain, peaks_for_choice
+    from profiles.choice import AUTO, Wish, Work, pick
     from profiles.files import OutputError, check_writable
     from profiles.traffic import experts_per_device, replication_cost
     from sharding import processes
@@ -23,10 +22,8 @@ try:
         ATTENTION,
         COLLECTIVES,
         LAYOUTS,
-        attend_by,
         divide_experts,
         find_layout,
-        prefill_by,
         schedule_by,
     )
     from sharding.mesh import MeshShape, parse_mesh, request_cpu_devices, whole_mesh
@@ -38,8 +35,6 @@ except ImportError as error:
         file=sys.stderr,
     )
     sys.exit(2)
-
-AUTO = "auto"
 
 MODEL = flags.DEFINE_string(
     "model",
@@ -186,45 +181,15 @@ def check_layouts() -> None:
 
 
 def _layout(name: str, config: ModelConfig, mesh: MeshShape, *sizes: Sequence[int]) -> Layout:
-    batches, contexts = sizes
-    prompts = None if PREFILL_LAYOUT.value == AUTO else PREFILL_LAYOUT.value
-    kinds = ATTENTION if ATTENTION_BY.value == AUTO else [ATTENTION_BY.value]
-    names = _stored_alike(prompts) if name == AUTO else [name]
-    candidates = [_build(one, kind, prompts) for one in names for kind in kinds]
-    if name != AUTO and ATTENTION_BY.value != AUTO and PREFILL_LAYOUT.value != AUTO:
-        return candidates[0]
-    candidates = admitted(config, mesh, candidates)  # a refusal comes before JAX starts
-    work = Work(config, mesh, dtype(), batches, contexts)
-    peaks = peaks_for_choice(math.prod(mesh.values()))
-    picked = candidates[0]
-    if AUTO in (name, ATTENTION_BY.value):
-        ranked = choose(work, candidates, peaks)
-        say(explain(ranked, "layout" if name == AUTO else "attention", peaks))
-        picked = ranked[0].layout
-    if PREFILL_LAYOUT.value == AUTO:
-        both = [_build(picked.name, picked.attends, one) for one in _stored_alike(picked.name)]
-        ranked = choose_prefill(work, admitted(config, mesh, both), max(contexts), peaks)
-        say(explain(ranked, "prefill_layout", peaks))
-        picked = ranked[0].layout
-    return picked
+    wish = Wish(name, ATTENTION_BY.value, PREFILL_LAYOUT.value, _finish)
+    return pick(wish, config, mesh, lambda: Work(config, mesh, dtype(), *sizes), say)
 
 
-def _build(name: str, attention: str, prompts: str | None) -> Layout:
-    """A layout with everything that the flags say of it."""
-    layout = attend_by(find_layout(name), attention)
-    if prompts:
-        layout = prefill_by(layout, find_layout(prompts))
+def _finish(layout: Layout) -> Layout:
+    """The layout with everything else that the flags say of it."""
     if EXPERT_PARALLEL.value:
         layout = divide_experts(layout)
     return schedule_by(layout, COLLECTIVES_BY.value)
-
-
-def _stored_alike(name: str | None) -> list[str]:
-    """Layouts whose weights are stored as this one's; all of them without one."""
-    if name is None:
-        return list(LAYOUTS)
-    wanted = find_layout(name).weights
-    return [other for other, layout in LAYOUTS.items() if layout.weights == wanted]
 
 
 def integers(name: str, values: Sequence[str]) -> list[int]:

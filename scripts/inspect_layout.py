@@ -49,7 +49,11 @@ _MESH = flags.DEFINE_string("mesh", "2x2x2", "Sizes of mesh axes x, y and z, suc
 _BATCH = flags.DEFINE_integer("batch", 8, "Sequences; padded to what the layout divides.", 1)
 _CONTEXT = flags.DEFINE_integer("context", 128, "Tokens that the KV cache has room for.", 2)
 _PHASE = flags.DEFINE_enum(
-    "phase", "decode", ["decode", "prefill"], "One token per sequence, or prompts of --context."
+    "phase",
+    "decode",
+    ["decode", "prefill"],
+    "One token per sequence, or prompts of --context. auto picks --layout for decode steps, and "
+    "--prefill_layout for prompts.",
 )
 _COMPILE = flags.DEFINE_bool(
     "compile",
@@ -84,7 +88,7 @@ def main() -> None:
         differing = differences(wanted, found, subject.dtype)
     show(_verdict(found, differing, stands_in(wanted, subject.dtype)))
     if processes.first():
-        layout_figure(subject.placement, str(subject), output / "layout.png")
+        layout_figure(subject.run, str(subject), output / "layout.png")
         _common.say(f"wrote {output / 'layout.png'}")
         if _common.JSON.value:
             write_json(_common.JSON.value, _document(subject, arrays, wanted, found, started))

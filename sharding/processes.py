@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import IO, NoReturn, TypeVar
 
 import jax
-from jax._src import clusters, distributed  # what is asked here has no public name
 
 from sharding.errors import FloorlineError, UsageError
 
@@ -131,6 +130,8 @@ def _detect() -> Membership:
     Raises:
       FloorlineError: there is a cluster, and it does not say.
     """
+    from jax._src import clusters  # has no public name; asked late, so that one process needs none
+
     platforms = jax.config.jax_platforms
     with_tpu = not platforms or "tpu" in platforms
     try:
@@ -158,6 +159,8 @@ def agree(work: Callable[[], Answer]) -> Answer:
     """
     if count() == 1:
         return work()
+    from jax._src import distributed  # likewise
+
     client, key = distributed.global_state.client, f"floorline/{next(_numbers)}"
     if first():
         try:

@@ -8,6 +8,7 @@ multiplied. Chunks of even size travel as two halves in opposite directions, so 
 of each link are used.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharding.placement import Axes, entry_axes
+from sharding.placement import Axes, entry, entry_axes
 
 LONGEST_UNROLLED = 4
 """Rings of more chips stay a loop: thousands of unrolled partial products compile slowly."""
@@ -34,6 +35,7 @@ class Transfers(NamedTuple):
       summed: axes that sums are made over whole; along `scatter_dim` they are first scattered and
         then gathered where `summed_in_halves`.
       summed_in_halves: whether that dimension divides so.
+      made: sharding of the product that `multiply` gives; further axes can divide it for nothing.
     """
 
     fetched: tuple[Axes, ...]
@@ -43,6 +45,7 @@ class Transfers(NamedTuple):
     scatter_dim: int
     summed: Axes
     summed_in_halves: bool
+    made: jax.P
 
     @property
     def moves(self) -> bool:
@@ -87,11 +90,12 @@ def transfers(
     inputs = tuple(axis for axes in use[outputs:] for axis in axes)
     if sum(map(bool, gathered)) > 1 or sum(map(bool, scattered)) > 1:
         return None
-    over = sum(scattered, ())
-    if not set(over) <= set(inputs):
-        return None
-    summed = tuple(axis for axis in inputs if axis not in over)
     along = next((dim for dim, axes in enumerate(scattered) if axes), outputs - 1)
+    # Axes that divide no input have nothing to sum: they only slice what is made.
+    over = tuple(itertools.takewhile(lambda axis: axis in inputs, scattered[along]))
+    made = list(result)
+    made[2 + along] = use[along] + over
+    summed = tuple(axis for axis in inputs if axis not in over)
     local = weight[along] // math.prod(mesh[axis] for axis in use[along])
     return Transfers(
         fetched=fetched,
@@ -101,6 +105,7 @@ def transfers(
         scatter_dim=along,
         summed=summed,
         summed_in_halves=not over and local % math.prod(mesh[axis] for axis in summed) == 0,
+        made=jax.P(*map(entry, made)),
     )
 
 
@@ -109,7 +114,6 @@ def multiply(
     x: jax.Array,
     plan: Transfers,
     whole: jax.P,
-    result: jax.P,
     *,
     looped: bool,
     dtype: jnp.dtype | None = None,
@@ -121,12 +125,12 @@ def multiply(
       x: [B, T, inputs...].
       plan: from `transfers`, of the same shardings.
       whole: sharding of x when multiplied.
-      result: sharding of the product.
       looped: move in loops beside partial products, not in one collective each.
       dtype: of the product, and of sums that travel; that of x if None.
 
     Returns:
-      The product, [B, T, outputs...], and x divided as `whole`, for more products.
+      The product, [B, T, outputs...] divided as `plan.made`, and x divided as `whole`, for more
+      products.
     """
     dtype = dtype or x.dtype
     along = 2 + plan.scatter_dim
@@ -151,7 +155,7 @@ def multiply(
     return jax.shard_map(
         in_loops if looped else at_once,
         in_specs=(jax.typeof(weight).sharding.spec, jax.typeof(x).sharding.spec),
-        out_specs=(result, whole),
+        out_specs=(plan.made, whole),
         check_vma=False,
     )(weight, x)
 

@@ -40,13 +40,21 @@ def test_long_contexts_of_multi_query_attention_are_divided_by_batch():
     assert found == "weight_stationary_2d, attention by batch"
 
 
-def test_one_long_sequence_is_divided_by_slots():
-    config = dataclasses.replace(find_model("llama3-8b"), max_context=1 << 20)
-    assert best(work("1x1x8", 1, 500_000, config), ("heads", "batch", "sequence")).endswith(
-        ("by sequence", "by heads")
-    )
-    multi_query = dataclasses.replace(config, kv_heads=1)
-    assert best(work("1x1x8", 1, 500_000, multi_query), ATTENTION).endswith("by sequence")
+def test_one_long_sequence_of_multi_query_attention_is_divided_by_slots():
+    config = dataclasses.replace(find_model("llama3-8b"), max_context=1 << 20, kv_heads=1)
+    assert best(work("1x1x8", 1, 500_000, config), ATTENTION).endswith("by sequence")
+
+
+def test_times_of_several_batches_are_added_step_by_step():
+    """Small batches are bound by memory and large ones by compute: neither sum alone is right."""
+    config = find_model("llama3-8b")
+    layout = LAYOUTS["weight_stationary_1d"]
+
+    def seconds(*batches: int) -> float:
+        asked = Work(config, parse_mesh("1x1x4"), jnp.bfloat16, batches, [128])
+        return choose(asked, [layout], PEAKS)[0].seconds
+
+    assert seconds(1, 4096) == pytest.approx(seconds(1) + seconds(4096))
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,11 @@ MESHES = ("2x2x2", "1x2x4", "8x1x1", "4x2x1")
 PHASES = {"decode": 1, "prefill": 13}
 
 
+THREE_HEADS = {"kv_heads": 3, "query_heads": 9, "d_model": 72, "d_ff": 144}
+
+
 def subject_of(family: str, layout: Layout, mesh: str, tokens: int, dtype=jnp.float32) -> Subject:
-    config = dataclasses.replace(find_model("tiny"), **FAMILIES[family])
+    config = dataclasses.replace(find_model("tiny"), **FAMILIES.get(family, THREE_HEADS))
     layout = divide_experts(layout) if family == "experts_divided" else layout
     placement = layout.check(config.sizes, parse_mesh(mesh))
     rows = placement.multiple("B")
@@ -100,6 +103,32 @@ def test_every_layout_compiles_to_the_collectives_that_are_expected(family, mesh
 def test_bfloat16_travels_as_float32_on_a_cpu_and_nothing_else_differs(collectives):
     layout = schedule_by(attend_by(LAYOUTS["weight_stationary_2d"], "batch"), collectives)
     check(subject_of("grouped", layout, "2x2x2", 1, jnp.bfloat16))
+
+
+@pytest.mark.parametrize("collectives", COLLECTIVES)
+def test_an_axis_that_divides_no_head_costs_nothing(collectives):
+    """Head size over z and nothing over y, but the residual stream over both."""
+    layout = schedule_by(LAYOUTS["weight_stationary_2d"], collectives)
+    check(subject_of("three_heads", layout, "1x3x2", 1))
+
+
+def test_grouped_experts_join_gate_and_up_once():
+    subject = subject_of("experts", LAYOUTS["weight_stationary_2d"], "2x2x2", 1)
+    sizes = {"batch": subject.batch}
+    both = [
+        [
+            each
+            for each in expected_collectives(
+                subject.config, subject.placement, jnp.float32, **sizes, grouped=grouped
+            )
+            if each.where == "layer/mixture" and each.axes == ("x",) and each.kind == "all-reduce"
+        ]
+        for grouped in (True, False)
+    ]
+    (scores, once), (_, each) = both
+    assert (once.count, each.count) == (2, 2 * 8)  # layers, and experts of each
+    assert once.payload_bytes == 2 * each.payload_bytes  # two experts a token
+    assert scores.payload_bytes == 8 * 8 * 4
 
 
 def test_a_list_of_another_layout_does_not_pass():

@@ -2,8 +2,14 @@
 
 import json
 
+import jax.numpy as jnp
 import pytest
 
+from model.catalog import find_model
+from profiles.inspection import Subject
+from profiles.layout_figure import shown_arrays
+from sharding.layout import LAYOUTS, prefill_by
+from sharding.mesh import parse_mesh
 from tests.scripts.running import run, run_many
 
 TWO_D = ["--mesh=2x2x2", "--layout=weight_stationary_2d"]
@@ -98,10 +104,23 @@ def test_auto_says_what_it_picked_and_why(ended):
     lines = ended["auto"].stderr.splitlines()
     picked, prompts = (next(line for line in lines if line.startswith(what))
                        for what in ("layout auto:", "prefill_layout auto:"))  # fmt: skip
-    assert "ms (memory" in picked and "predicted from assumed peaks; next: " in picked
-    assert "ms (memory" in prompts
+    assert "s (memory" in picked and "s (memory" in prompts
+    assert "predicted from assumed rates of a CPU" in picked and "; next: " in picked
     name = picked.split(": ")[1].split(",")[0]
     assert name in ended["auto"].stdout.splitlines()[0]
+
+
+def test_the_picture_of_a_prefill_is_of_its_layout():
+    steps = LAYOUTS["weight_stationary_2d"]
+    config = find_model("tiny")
+    placement = prefill_by(steps, LAYOUTS["weight_gathered_xyz"]).check(
+        config.sizes, parse_mesh("2x2x2")
+    )
+    sizes = {"batch": 8, "slots": 24, "dtype": jnp.float32}
+    subject = Subject(config=config, placement=placement, tokens=8, **sizes)
+    assert subject.run.layout.name == "weight_gathered_xyz"
+    assert any("in use" in shown.title for shown in shown_arrays(subject.run))
+    assert "weight_gathered_xyz" in str(subject)
 
 
 def test_experts_of_each_device_are_said(ended):
