@@ -165,7 +165,7 @@ class ForwardPass:
         self.product("DF", 1, hidden, whole, place.activations("B", "T", "R"), where)
 
     def experts(self, now: jax.P, whole: jax.P) -> None:
-        """Router, tokens to their experts, experts one by one, and answers back."""
+        """Router, tokens to their experts, the experts, and answers back."""
         place, config, where = self.placement, self.config, "layer/mixture"
         mesh = place.mesh
         axes = expert_axes(place)
