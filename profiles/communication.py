@@ -19,7 +19,7 @@ from profiles.collective import Collective
 from profiles.hlo import bits, element_of
 from sharding.axes import MESH_AXES
 from sharding.collectives import Division, look_up_steps, moves
-from sharding.placement import Axes, Placement, entry, entry_axes, shards, used_axes
+from sharding.placement import Axes, Placement, division, entry, entry_axes, shards, used_axes
 from sharding.products import Transfers, directions, transfers
 
 FLOAT32 = "f32"
@@ -116,7 +116,7 @@ class ForwardPass:
         spec = self.placement.activations("B", "T", "R")
         means = 2 if self.config.norm == "layer" else 1
         for _ in range(means if used_axes(spec[2:]) else 0):
-            size = self.size("BT", _division(spec)[:2])
+            size = self.size("BT", division(spec)[:2])
             self.note("all-reduce", entry_axes(spec[2]), size, where, element=FLOAT32)
 
     def attention(self, now: jax.P, whole: jax.P) -> None:
@@ -151,7 +151,7 @@ class ForwardPass:
         slots = used_axes(place.cache("S"))
         if not slots:
             return
-        spec = (*_division(place.cache("B", "K")), (), entry_axes(place.attention("G")[0]))
+        spec = (*division(place.cache("B", "K")), (), entry_axes(place.attention("G")[0]))
         one = self.size("BKTG", spec)  # a number for each query
         width = self.sizes["h"]
         for size in (one, one * (width + 1)) if self.overlapped else (one, one, one * width):
@@ -173,19 +173,19 @@ class ForwardPass:
         self.reshard("BTD", now, tokens, where)
         self.reshard("eD", place.weights("e", "D"), place.use("e", "D"), where)
         self.reshard("BTD", tokens, whole, where)
-        scores = self.size("BTe", _division(place.activations("B", "T", None)))
+        scores = self.size("BTe", division(place.activations("B", "T", None)))
         if inputs := used_axes(whole[2:]):
             self.note("all-reduce", inputs, scores, where, element=FLOAT32)
         for letters in ("ECFD", "EDF"):
             self.reshard(letters, place.weights(*letters), place.use(*letters), where)
-        batch, _, d_model = self.local("BTD", _division(tokens))
+        batch, _, d_model = self.local("BTD", division(tokens))
         sent = batch * self.sizes["T"] * shards(axes.exchanged, mesh)
         if axes.exchanged:
             # Shares are float32 whatever the tokens are; both travel as bits.
             shares = self.sizes["E"] // shards(axes.spread, mesh) * 32 // bits(self.element)
             packed = f"u{bits(self.element)}"
             self.note("all-to-all", axes.exchanged, sent * (d_model + shares), where, True, packed)
-        experts, both, d_ff, _ = self.local("ECFD", _division(place.use(*"ECFD")))
+        experts, both, d_ff, _ = self.local("ECFD", division(place.use(*"ECFD")))
         if axes.inputs:
             rows, times = sent, experts
             if self.grouped:
@@ -244,24 +244,24 @@ class ForwardPass:
         plan = transfers(shape, stored, use, now, whole, result, self.placement.mesh)
         made, read = "BT" + letters[:outputs], "BT" + letters[outputs:]
         if plan and self.overlapped:
-            chunk, shard = self.local(read, _division(now)), self.local(letters, _division(stored))
-            product = self.local(made, _division(plan.made))
+            chunk, shard = self.local(read, division(now)), self.local(letters, division(stored))
+            product = self.local(made, division(plan.made))
             self.loops(plan, chunk, shard, product, where, element)
             return
         if plan and any(plan.fetched):  # one all-gather, whatever dimensions
-            size = self.size(letters, _division(use))
+            size = self.size(letters, division(use))
             self.note("all-gather", sum(plan.fetched, ()), size, where, True)
         elif not plan:
             self.reshard(letters, stored, use, where)
         self.reshard(read, now, whole, where)
         if plan:
-            size = self.size(made, _division(plan.made))
+            size = self.size(made, division(plan.made))
             self.add_up(size, plan.scattered, plan.summed, where, element)
             return
         inputs, kept = used_axes(use[outputs:]), used_axes(result[2:])
         scattered = tuple(axis for axis in inputs if axis in kept)
         summed = tuple(axis for axis in inputs if axis not in kept)
-        self.add_up(self.size(made, _division(result)), scattered, summed, where, element, False)
+        self.add_up(self.size(made, division(result)), scattered, summed, where, element, False)
 
     def loops(
         self,
@@ -328,7 +328,7 @@ class ForwardPass:
 
     def reshard(self, letters: str, start: jax.P, target: jax.P, where: str) -> None:
         """A change of sharding, as `sharding.collectives.reshard` makes it."""
-        path = [_division(start), *moves(_division(start), _division(target))]
+        path = [division(start), *moves(division(start), division(target))]
         for before, after in itertools.pairwise(path):
             lost = sum((b[len(a) :] for b, a in zip(before, after, strict=True)), ())
             if not lost:
@@ -361,7 +361,3 @@ class ForwardPass:
     def size(self, letters: str, division: Division) -> int:
         """Elements of one chip's part of an array."""
         return math.prod(self.local(letters, division))
-
-
-def _division(spec: jax.P) -> Division:
-    return tuple(entry_axes(axes) for axes in spec)

@@ -14,7 +14,7 @@ from model.parameters import abstract
 from model.transformer import Transformer
 from profiles.arrays import PlacedArray, group_layers
 from profiles.census import census
-from profiles.collective import Collective, merge
+from profiles.collective import Collective, merge, without_places
 from profiles.communication import expected_collectives
 from profiles.substitutes import substitute
 from sharding.mesh import make_mesh
@@ -138,10 +138,8 @@ def stands_in(wanted: Sequence[Collective], dtype: jnp.dtype) -> bool:
 
 
 def _counts(collectives: Sequence[Collective]) -> Counter:
-    total: Counter = Counter()
-    for each in collectives:
-        total[each.kind, each.axes, each.payload_bytes] += each.count
-    return total
+    merged = without_places(collectives)
+    return Counter({(each.kind, each.axes, each.payload_bytes): each.count for each in merged})
 
 
 def array_table(arrays: Sequence[PlacedArray]) -> str:

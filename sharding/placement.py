@@ -246,6 +246,11 @@ def entry_axes(entry: str | Axes | None) -> Axes:
     return entry if isinstance(entry, tuple) else (entry,) if entry else ()
 
 
+def division(spec: jax.P) -> tuple[Axes, ...]:
+    """The mesh axes of every dimension."""
+    return tuple(map(entry_axes, spec))
+
+
 def _refusal(
     letters: tuple[str, ...], sizes: Mapping[str, int], axes: Axes, mesh: Mapping[str, int]
 ) -> LayoutError:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharding.placement import Axes, entry, entry_axes
+from sharding.placement import Axes, division, entry
 
 LONGEST_UNROLLED = 4
 """Rings of more chips stay a loop: thousands of unrolled partial products compile slowly."""
@@ -80,7 +80,7 @@ def transfers(
       result: sharding of [B, T, outputs...].
       mesh: sizes of the mesh axes.
     """
-    stored, use, x, whole, result = (_division(spec) for spec in (stored, use, x, whole, result))
+    stored, use, x, whole, result = (division(spec) for spec in (stored, use, x, whole, result))
     outputs = len(result) - 2
     fetched, gathered, scattered = (
         _suffixes(*pair) for pair in ((stored, use), (x, whole), (result[2:], use[:outputs]))
@@ -343,10 +343,6 @@ def _unrolled(chips: int) -> bool:
 
 def _chips(axes: Axes) -> int:
     return math.prod(jax.lax.axis_size(axis) for axis in axes)
-
-
-def _division(spec: jax.P) -> tuple[Axes, ...]:
-    return tuple(entry_axes(axes) for axes in spec)
 
 
 def _suffixes(longer: tuple[Axes, ...], shorter: tuple[Axes, ...]) -> tuple[Axes, ...] | None:
