@@ -17,6 +17,7 @@ from model.config import ModelConfig
 from model.parameters import Parameters
 from model.transformer import Transformer
 from sharding.placement import Placement
+from sharding.scaled import Scheme
 
 
 class Carry(NamedTuple):
@@ -61,7 +62,8 @@ class Engine:
       parameters: nested dict of arrays, placed on the mesh.
       placement: the layout they are in; its `prefill` is that of prompts.
       mesh: the devices.
-      dtype: of the cache and of arithmetic.
+      dtype: of the cache, of arithmetic and of plain arrays.
+      scheme: of matrices kept in few bits; None for none.
     """
 
     def __init__(
@@ -71,13 +73,15 @@ class Engine:
         placement: Placement,
         mesh: jax.sharding.Mesh,
         dtype: jnp.dtype,
+        scheme: Scheme | None = None,
     ):
         self.config = config
         self.parameters = parameters
         self.placement = placement
         self.mesh = mesh
         self.dtype = dtype
-        self._structure, _ = nnx.split(Transformer(config, dtype))
+        self.scheme = scheme
+        self._structure, _ = nnx.split(Transformer(config, dtype, scheme))
         self._prefill = jax.jit(self._prefill_step, donate_argnames="cache")
         self._decode = jax.jit(self._decode_step, donate_argnames="cache")
         self._advance = jax.jit(

@@ -14,7 +14,7 @@ from decode.tokenizer import Tokenizer
 from model.catalog import CATALOG, find_model
 from model.config import ConfigError, ModelConfig
 from model.parameters import Path as ParameterPath
-from model.parameters import Readable, initialise, place, total_bytes
+from model.parameters import Readable, check_groups, initialise, place, total_bytes
 from model.transformer import Transformer
 from model.weights import WeightsError, gguf
 from model.weights.fetch import FETCHABLE, fetch
@@ -23,6 +23,7 @@ from model.weights.huggingface import HuggingFaceFolder
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, is_checkpoint
 from sharding.mesh import MeshShape, make_mesh
 from sharding.placement import Layout
+from sharding.scaled import Scheme
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -56,32 +57,40 @@ class ModelSource:
         dtype: jnp.dtype,
         seed: int = 0,
         progress: Progress = _unseen,
+        scheme: Scheme | None = None,
     ) -> Engine:
         """Puts the model on a mesh.
 
         Args:
           layout: checked against the model and the mesh before anything is allocated.
           shape: sizes of x, y and z.
-          dtype: of weights, cache and arithmetic.
+          dtype: of plain weights, cache and arithmetic.
           seed: of random weights.
           progress: shows how much of the weights is loaded.
+          scheme: of matrices in attention and MLPs, in few bits; None for plain ones.
 
         Raises:
           LayoutError: mesh, devices and model do not go together.
-          WeightsError: the file does not hold this model.
+          WeightsError: the file does not hold this model, or is to be stored otherwise than it is.
         """
         placement = layout.check(self.config.sizes, shape)
+        model = Transformer(self.config, dtype, scheme)
+        check_groups(model, placement)
         mesh = make_mesh(shape)
-        model = Transformer(self.config, dtype)
         if self.file is None:
             parameters = initialise(model, placement, mesh, seed)
         elif isinstance(self.file, OrbaxFolder):
+            if scheme:
+                raise WeightsError(
+                    f"weight_dtype is {scheme.name}, but {self.file.path} is read as it was saved; "
+                    "give the folder or file that it was converted from"
+                )
             with progress(self.file.bytes) as watch:
                 parameters = self.file.restore(model, placement, mesh, watch)
         else:
             with progress(total_bytes(model)) as watch:
                 parameters = place(model, self._arrays(), placement, mesh, watch)
-        return Engine(self.config, parameters, placement, mesh, dtype)
+        return Engine(self.config, parameters, placement, mesh, dtype, scheme)
 
     def stored_dtype(self) -> str:
         """The dtype of `DTYPES` that the file's weights lose nothing in."""

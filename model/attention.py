@@ -11,7 +11,7 @@ from model.cache import positions_in, slots_of, write
 from model.config import ModelConfig
 from model.linear import Operand
 from model.norm import Norm
-from model.parameters import declare, normal
+from model.parameters import Form, declare, declare_matrix, normal
 from model.rotary import Rotation, rotate
 from sharding.collectives import reshard, split_softmax
 from sharding.placement import Placement
@@ -28,17 +28,17 @@ class Attention(nnx.Module):
     copied because heads do not divide.
     """
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, window: int | None = None):
+    def __init__(self, config: ModelConfig, form: Form, window: int | None = None):
         D, K, G, h = config.d_model, config.kv_heads, config.group, config.head_size
         into = normal(D**-0.5)
         back = normal((K * G * h) ** -0.5)
-        self.query = declare((K, G, h, D), ("K", "G", "h", "D"), dtype, into)
-        self.key_value = declare((K, 2, h, D), ("K", "C", "h", "D"), dtype, into)
-        self.output = declare((D, K, G, h), ("D", "K", "G", "h"), dtype, back)
+        self.query = declare_matrix((K, G, h, D), ("K", "G", "h", "D"), 3, form, into)
+        self.key_value = declare_matrix((K, 2, h, D), ("K", "C", "h", "D"), 3, form, into)
+        self.output = declare_matrix((D, K, G, h), ("D", "K", "G", "h"), 1, form, back)
         if config.attention_bias:
             zeros = jax.nn.initializers.zeros
-            self.query_bias = declare((K, G, h), ("K", "G", "h"), dtype, zeros)
-            self.key_value_bias = declare((K, 2, h), ("K", "C", "h"), dtype, zeros)
+            self.query_bias = declare((K, G, h), ("K", "G", "h"), form.dtype, zeros)
+            self.key_value_bias = declare((K, 2, h), ("K", "C", "h"), form.dtype, zeros)
         if config.query_key_norm:
             self.query_norm, self.key_norm = (Norm(config, "n") for _ in range(2))
         self.config = config

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from model.parameters import Matrix
 from sharding.collectives import reshard
 from sharding.placement import Placement
-from sharding.products import multiply, transfers
+from sharding.products import loopable, multiply, transfers
+from sharding.scaled import Weight, divide, dot, sharding_of
 
 
 class Operand:
@@ -34,7 +36,7 @@ class Operand:
         self._x = reshard(self._x, self._spec)
         return self._x
 
-    def project(self, param: nnx.Param, *axes: str | None) -> jax.Array:
+    def project(self, param: nnx.Param | Matrix, *axes: str | None) -> jax.Array:
         """Multiplies every token by a parameter, gathered first where the layout says so.
 
         Args:
@@ -48,7 +50,7 @@ class Operand:
         return self.multiply(param[...], use, self._placement.activations(*axes))
 
     def multiply(
-        self, weight: jax.Array, use: jax.P, result: jax.P, dtype: jnp.dtype | None = None
+        self, weight: Weight, use: jax.P, result: jax.P, dtype: jnp.dtype | None = None
     ) -> jax.Array:
         """Multiplies every token by a weight, scheduling collectives as the layout says.
 
@@ -61,18 +63,19 @@ class Operand:
         Returns:
           [B, T, outputs...].
         """
-        stored, now = (jax.typeof(array).sharding.spec for array in (weight, self._x))
+        stored, now = sharding_of(weight), sharding_of(self._x)
         specs = (stored, use, now, self._spec, result)
         plan = transfers(weight.shape, *specs, self._placement.mesh)
         if plan is None or not plan.moves:
-            return linear(reshard(weight, use), self.whole(), result, dtype)
+            return linear(divide(weight, use, reshard), self.whole(), result, dtype)
         looped = self._placement.layout.collectives == "overlapped"
+        looped = looped and loopable(weight, self._x, plan)
         product, self._x = multiply(weight, self._x, plan, self._spec, looped=looped, dtype=dtype)
         return jax.reshard(product, result)
 
 
 def linear(
-    weight: jax.Array, x: jax.Array, sharding: jax.P, dtype: jnp.dtype | None = None
+    weight: Weight, x: jax.Array, sharding: jax.P, dtype: jnp.dtype | None = None
 ) -> jax.Array:
     """Multiplies every token by a weight of any number of output and input dimensions.
 
@@ -93,16 +96,9 @@ def linear(
     dtype = dtype or x.dtype
     outputs = weight.ndim - (x.ndim - 2)
 
-    def whole(weight: jax.Array, x: jax.Array) -> jax.Array:
-        contracting = (tuple(range(outputs, weight.ndim)), tuple(range(2, x.ndim)))
+    def whole(weight: Weight, x: jax.Array) -> jax.Array:
         spec = tuple(sharding) + (None,) * (outputs + 2 - len(sharding))
-        result = jax.lax.dot_general(  # [outputs..., B, T]
-            weight,
-            x,
-            (contracting, ((), ())),
-            preferred_element_type=dtype,
-            out_sharding=jax.P(*spec[2:], *spec[:2]),
-        )
+        result = dot(weight, x, dtype, jax.P(*spec[2:], *spec[:2]))  # [outputs..., B, T]
         return jnp.moveaxis(result, (-2, -1), (0, 1))
 
     def in_halves(weight: jax.Array, x: jax.Array) -> jax.Array:
@@ -116,7 +112,8 @@ def linear(
 
     one_token = x.shape[:2] == (1, 1)
     even = math.prod(weight.shape[:outputs]) % 2 == 0
-    if one_token and even and jax.typeof(weight).sharding.mesh.size == 1:
+    plain = isinstance(weight, jax.Array)
+    if plain and one_token and even and jax.typeof(weight).sharding.mesh.size == 1:
         # XLA:CPU gives each matrix of a batch to one thread, which reads its half in one stream;
         # a single matrix-vector product is cut into smaller blocks and reads 10% slower.
         return jax.lax.platform_dependent(weight, x, cpu=in_halves, default=whole)

@@ -3,12 +3,11 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from model.config import ModelConfig
 from model.linear import Operand
-from model.parameters import declare, normal
+from model.parameters import Form, declare_matrix, normal
 from sharding.placement import Placement
 
 ACTIVATIONS = {
@@ -20,12 +19,12 @@ ACTIVATIONS = {
 class MLP(nnx.Module):
     """``down(activation(gate(x)) * up(x))``; gate and up are one array, read in one stream."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+    def __init__(self, config: ModelConfig, form: Form):
         D, F = config.d_model, config.d_ff
         into = normal(D**-0.5)
         back = normal(F**-0.5)
-        self.gate_up = declare((2, F, D), ("C", "F", "D"), dtype, into)
-        self.down = declare((D, F), ("D", "F"), dtype, back)
+        self.gate_up = declare_matrix((2, F, D), ("C", "F", "D"), 2, form, into)
+        self.down = declare_matrix((D, F), ("D", "F"), 1, form, back)
         self.activation = config.activation
 
     def __call__(self, x: Operand, placement: Placement) -> jax.Array:

@@ -6,11 +6,13 @@ in a checkpoint (`place`) and the bytes it costs a step (`profiles.traffic`).
 """
 
 import collections
+import dataclasses
 import functools
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import EllipsisType
 from typing import Any, Protocol
 
 import jax
@@ -18,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sharding.placement import Placement
+from sharding.errors import FloorlineError, LayoutError
+from sharding.placement import Placement, entry_axes, shards
+from sharding.scaled import Scaled, Scheme, quantize, stored_bytes
 
 Initializer = jax.nn.initializers.Initializer
 Path = tuple[str | int, ...]
@@ -34,6 +38,7 @@ class Readable(Protocol):
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray: ...
 
 
+_zeros = jax.nn.initializers.zeros
 normal = functools.cache(jax.nn.initializers.normal)
 """Initialiser of normal values with this standard deviation; the same one for the same value."""
 
@@ -43,6 +48,7 @@ def declare(
     axes: tuple[str, ...],
     dtype: jnp.dtype,
     init: Initializer,
+    scale: bool = False,
 ) -> nnx.Param:
     """A parameter that holds no memory yet.
 
@@ -51,10 +57,95 @@ def declare(
       axes: one letter of `sharding.axes.LOGICAL_AXES` per dimension.
       dtype: stored type.
       init: makes random values, as ``init(key, shape, dtype, out_sharding=...)``.
+      scale: these are numbers beside a matrix in few bits, not parameters of the model.
     """
     if len(shape) != len(axes):
         raise ValueError(f"shape {shape} and axes {axes} differ in length")
-    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), axes=axes, init=init)
+    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), axes=axes, init=init, scale=scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a model's matrices are stored.
+
+    Attributes:
+      dtype: of arithmetic, and of what is stored as plain arrays.
+      scheme: of matrices in attention and MLPs; None for plain arrays.
+    """
+
+    dtype: jnp.dtype
+    scheme: Scheme | None = None
+
+
+class Matrix(nnx.Module):
+    """A matrix in few bits: parameters for its values, scales and offsets."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        axes: tuple[str, ...],
+        outputs: int,
+        form: Form,
+        init: Initializer,
+    ):
+        scheme = form.scheme
+        many = (*shape[:-1], -(-shape[-1] // scheme.group)) if scheme.group else None
+        one = (*shape[:outputs], *(1,) * (len(shape) - outputs))
+        names = axes if scheme.group else (*axes[:outputs], *(None,) * (len(shape) - outputs))
+        numbers = functools.partial(declare, many or one, names, jnp.float32, _zeros, scale=True)
+        self.values = declare(shape, axes, scheme.dtype, _zeros)
+        self.scales = numbers()
+        if scheme.offset:
+            self.offsets = numbers()
+        self.axes, self.outputs, self.form, self.init = axes, outputs, form, init
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the matrix."""
+        return self.values.shape
+
+    def __getitem__(self, index: EllipsisType) -> Scaled:
+        """The matrix as matmuls take it; `index` is ``...``, as of a parameter."""
+        parts = [part[...] for part in (self.values, self.scales)]
+        return Scaled(*parts, self.offsets[...] if self.form.scheme.offset else None)
+
+
+def declare_matrix(
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    outputs: int,
+    form: Form,
+    init: Initializer,
+) -> "nnx.Param | Matrix":
+    """A matmul's weight, [outputs..., inputs...], stored as `form` says; else as `declare`."""
+    if form.scheme is None:
+        return declare(shape, axes, form.dtype, init)
+    return Matrix(shape, axes, outputs, form, init)
+
+
+def matrices(model: nnx.Module) -> dict[Path, Matrix]:
+    """Every matrix in few bits by its path."""
+    found = nnx.iter_modules(model)
+    return {path: module for path, module in found if isinstance(module, Matrix)}
+
+
+def check_groups(model: nnx.Module, placement: Placement) -> None:
+    """Refuses groups of inputs that would cross devices.
+
+    Raises:
+      LayoutError: with the matrix, both sizes, and what works.
+    """
+    for path, matrix in matrices(model).items():
+        scheme, inputs = matrix.form.scheme, matrix.shape[-1]
+        by = entry_axes(placement.weights(*matrix.axes)[-1])
+        parts = shards(by, placement.mesh)
+        if scheme.group and inputs % (parts * scheme.group):
+            whole = [n for n in range(1, parts) if inputs % (n * scheme.group) == 0]
+            remedy = f"use {' or '.join(map(str, whole))} shards, " if whole else "use "
+            raise LayoutError(
+                f"{'.'.join(map(str, path[-2:]))} has {inputs} inputs in {parts} shards, which "
+                f"groups of {scheme.group} ({scheme.name}) do not divide; {remedy}int8 or fp8"
+            )
 
 
 def declarations(model: nnx.Module) -> dict[Path, nnx.Param]:
@@ -64,15 +155,13 @@ def declarations(model: nnx.Module) -> dict[Path, nnx.Param]:
 
 def count(model: nnx.Module) -> int:
     """Number of parameters."""
-    return sum(math.prod(param.shape) for param in declarations(model).values())
+    declared = declarations(model).values()
+    return sum(math.prod(param.shape) for param in declared if not param.scale)
 
 
 def total_bytes(model: nnx.Module) -> int:
     """Bytes of all parameters, each held once."""
-    return sum(
-        math.prod(param.shape) * np.dtype(param.dtype).itemsize
-        for param in declarations(model).values()
-    )
+    return round(sum(map(stored_bytes, declarations(model).values())))
 
 
 def count_active(model: nnx.Module) -> int:
@@ -80,7 +169,7 @@ def count_active(model: nnx.Module) -> int:
     config = model.config
     total = 0
     for param in declarations(model).values():
-        size = math.prod(param.shape)
+        size = 0 if param.scale else math.prod(param.shape)
         total += size * config.experts_per_token // config.experts if of_experts(param) else size
     return total
 
@@ -118,20 +207,45 @@ def initialise(
 
     The values depend on `seed` and the parameter's path alone, not on mesh or layout.
     """
-    base = jax.random.key(seed)
+    base, whole = jax.random.key(seed), matrices(model)
+    flat: dict[Path, jax.Array] = {}
     with jax.set_mesh(mesh):
-        return nest(
-            {
-                path: _random(
-                    jax.random.fold_in(base, zlib.crc32("/".join(map(str, path)).encode())),
-                    param.init,
-                    param.shape,
-                    param.dtype,
-                    placement.weights(*param.axes),
-                )
-                for path, param in declarations(model).items()
-            }
+        for path, param in _stated(model).items():
+            key = jax.random.fold_in(base, zlib.crc32("/".join(map(str, path)).encode()))
+            dtype = whole[path].form.dtype if path in whole else param.dtype
+            spec = placement.weights(*param.axes)
+            array = _random(key, param.init, param.shape, dtype, spec)
+            flat |= _stored(path, array, whole.get(path))
+    return nest(flat)
+
+
+def _stated(model: nnx.Module) -> dict[Path, "nnx.Param | Matrix"]:
+    """What a checkpoint in plain arrays has: every parameter, matrices in few bits as one."""
+    whole = matrices(model)
+    plain = {p: param for p, param in declarations(model).items() if p[:-1] not in whole}
+    return plain | whole
+
+
+def _stored(path: Path, array: jax.Array, matrix: Matrix | None) -> dict[Path, jax.Array]:
+    """The parameters that an array is kept as.
+
+    Raises:
+      FloorlineError: it is to be kept in few bits, and has values that are not finite.
+    """
+    if matrix is None:
+        return {path: array}
+    scaled, finite = _quantize(array, matrix.outputs, matrix.form.scheme)
+    if not finite:
+        raise FloorlineError(
+            f"parameter {'.'.join(map(str, path))} is not finite everywhere, which "
+            f"{matrix.form.scheme.name} has no code for; mend the checkpoint, or leave out "
+            "--weight_dtype"
         )
+    parts = {"values": scaled.values, "scales": scaled.scales, "offsets": scaled.offsets}
+    return {(*path, name): part for name, part in parts.items() if part is not None}
+
+
+_quantize = jax.jit(quantize, static_argnums=(1, 2))
 
 
 # Compiled once per kind of array, not per layer.
@@ -163,31 +277,38 @@ def place(
     Raises:
       ValueError: a path or shape that `model` does not declare, or one it declares is absent.
     """
-    declared, where = declarations(model), shardings(model, placement, mesh)
+    stated, whole = _stated(model), matrices(model)
 
     def read(path: Path, values: Readable) -> jax.Array:
-        part = functools.partial(_part, values, declared[path].dtype)
-        return jax.make_array_from_callback(values.shape, where[path], part)
+        dtype = whole[path].form.dtype if path in whole else stated[path].dtype
+        where = jax.NamedSharding(mesh, placement.weights(*stated[path].axes))
+        part = functools.partial(_part, values, dtype)
+        return jax.make_array_from_callback(values.shape, where, part)
 
     placed: dict[Path, jax.Array] = {}
+    seen: set[Path] = set()
     reading: collections.deque[tuple[Path, Future]] = collections.deque()
 
     def finish() -> None:
         path, future = reading.popleft()
-        placed[path] = unshare(future.result(), placement)
-        if watch:
-            watch(placed[path].nbytes)
+        with jax.set_mesh(mesh):
+            parts = _stored(path, future.result(), whole.get(path))
+        for name, part in parts.items():
+            placed[name] = unshare(part, placement)
+            if watch:
+                watch(round(stored_bytes(part)))
 
     with ThreadPoolExecutor(_READERS) as pool:
         for path, values in arrays:
-            if path not in declared or declared[path].shape != values.shape:
+            if path not in stated or stated[path].shape != values.shape:
                 raise ValueError(f"parameter {path} of shape {values.shape} is not in the model")
+            seen.add(path)
             reading.append((path, pool.submit(read, path, values)))
             if len(reading) == _READERS:
                 finish()
         while reading:
             finish()
-    if missing := declared.keys() - placed.keys():
+    if missing := stated.keys() - seen:
         raise ValueError(f"parameters {sorted(map(str, missing))} are not in the checkpoint")
     return nest(placed)
 

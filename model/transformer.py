@@ -19,10 +19,11 @@ from model.linear import Operand
 from model.mixture import Mixture
 from model.mlp import MLP
 from model.norm import Norm
-from model.parameters import declare, normal
+from model.parameters import Form, declare, normal
 from model.rotary import Rotation, rotation
 from sharding.collectives import look_up, reshard
 from sharding.placement import Placement
+from sharding.scaled import Scheme
 
 
 class Output(NamedTuple):
@@ -63,15 +64,15 @@ class Embedding(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP (or experts), each behind its norm; a parallel block has one for both."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, layer: int):
+    def __init__(self, config: ModelConfig, form: Form, layer: int):
         self.attention_norm = Norm(config)
-        self.attention = Attention(config, dtype, config.window(layer))
+        self.attention = Attention(config, form, config.window(layer))
         if not config.parallel_block:
             self.mlp_norm = Norm(config)
         if config.norm_after:
             self.attention_norm_after = Norm(config)
             self.mlp_norm_after = Norm(config)
-        self.mlp = Mixture(config, dtype) if config.experts else MLP(config, dtype)
+        self.mlp = Mixture(config, form.dtype) if config.experts else MLP(config, form)
         self.config = config
 
     def __call__(
@@ -106,11 +107,20 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """A decoder-only transformer of whatever family `config` describes."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, scheme: Scheme | None = None):
+        """Declares every parameter.
+
+        Args:
+          config: the model.
+          dtype: of arithmetic and of plain arrays.
+          scheme: of matrices in attention and MLPs, in few bits; None for plain arrays. Embedding,
+            unembedding, router, experts and norms stay plain.
+        """
         self.config = config
+        form = Form(dtype, scheme)
         self.embedding = Embedding(config, dtype)
         # Unrolled: a scan over stacked weights copies each layer's slice on CPU and GPU.
-        self.layers = nnx.List([Block(config, dtype, n) for n in range(config.layers)])
+        self.layers = nnx.List([Block(config, form, n) for n in range(config.layers)])
         self.final_norm = Norm(config)
         if not config.tied_embedding:
             self.unembedding = Embedding(config, dtype)

@@ -287,7 +287,7 @@ class ForwardPass:
             if plan.gathered:
                 whole = math.prod(chunk) * shards(plan.gathered, mesh)
                 self.note("all-gather", plan.gathered, whole, where, True)
-            split = next((length for length in shard if length % 2 == 0), 1)
+            split = next((n for n in shard[: len(product) - 2] if n % 2 == 0), 1)
             self.ring(sum(plan.fetched, ()), split, math.prod(shard), where)
             self.add_up(size, plan.scattered, plan.summed, where, element)
             return

@@ -48,6 +48,7 @@ def decode_record(
         context=context,
         slots=slots,
         experts_touched=experts_touched,
+        scheme=engine.scheme,
     )
     bound = floor(traffic, peaks)
     chips = -(-engine.mesh.size // peaks.devices_per_chip)
@@ -81,7 +82,7 @@ def decode_record(
 
 def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
     """The part of a record that says which step it is."""
-    model = Transformer(engine.config, engine.dtype)
+    model = Transformer(engine.config, engine.dtype, engine.scheme)
     dtype = jnp.dtype(engine.dtype).name
     layout = engine.placement.layout
     experts = {"expert_parallel": True} if engine.config.experts and layout.expert_parallel else {}
@@ -100,7 +101,7 @@ def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
         **experts,
         "collectives": engine.placement.layout.collectives,
         "dtype": dtype,
-        "weight_dtype": dtype,
+        "weight_dtype": engine.scheme.name if engine.scheme else dtype,
         "kv_dtype": dtype,
     }
 

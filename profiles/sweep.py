@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from decode.engine import Engine
 from decode.load import ModelSource
+from model.parameters import Form, check_groups
+from model.transformer import Transformer
 from profiles.bandwidth import PeakMeter
 from profiles.hardware import Peaks, published_peaks
 from profiles.progress import byte_progress, progress
@@ -32,7 +33,7 @@ LEAST_ROUNDS = 5
 MOST_ROUNDS = 25
 CPU_CACHES = Path("/sys/devices/system/cpu")
 
-Placing = tuple[Layout, MeshShape]
+Placing = tuple[Layout, MeshShape, Form]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Sweep:
       shapes: meshes to run on, each with every layout.
       batches: sequences per step.
       contexts: tokens in the cache when a step starts.
-      dtype: of weights, cache and arithmetic.
+      forms: how weights are stored, and the dtype of cache and arithmetic.
       seconds: time to spend on samples, beyond the least number of rounds.
       bandwidth: bytes per second of one chip (of a CPU's whole memory), in place of the published
         or measured figure.
@@ -59,7 +60,7 @@ class Sweep:
     shapes: Sequence[MeshShape]
     batches: Sequence[int]
     contexts: Sequence[int]
-    dtype: jnp.dtype
+    forms: Sequence[Form]
     seconds: float = 20.0
     bandwidth: float | None = None
     peak_flops: float | None = None
@@ -82,14 +83,15 @@ class Sweep:
                 f"context is {max(self.contexts)}, beyond what {self.source.config.name} holds; "
                 f"use at most {longest}, which leaves room for the new token"
             )
-        for layout, shape in self.placings():
+        for layout, shape, form in self.placings():
             placement = layout.check(self.source.config.sizes, shape)
+            check_groups(Transformer(self.source.config, form.dtype, form.scheme), placement)
             for batch in self.batches:
                 placement.check_batch(batch)
 
     def placings(self) -> list[Placing]:
-        """Every layout on every mesh."""
-        return list(itertools.product(self.layouts, self.shapes))
+        """Every layout on every mesh, with weights in every form."""
+        return list(itertools.product(self.layouts, self.shapes, self.forms))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +121,13 @@ def run(sweep: Sweep, report: Callable[[str], None]) -> Outcome:
     placings = sweep.placings()
     groups = [placings] if _shares_memory() else [[placing] for placing in placings]
     for group in groups:
-        report(f"loading {sweep.source.config.name} onto {_devices([shape for _, shape in group])}")
+        report(
+            f"loading {sweep.source.config.name} onto {_devices([shape for _, shape, _ in group])}"
+        )
         cases = [case for placing in group for case in _cases(sweep, *placing)]
         meters = [
-            PeakMeter(mesh, sweep.dtype) for mesh in dict.fromkeys(c.engine.mesh for c in cases)
+            PeakMeter(mesh, sweep.forms[0].dtype)
+            for mesh in dict.fromkeys(c.engine.mesh for c in cases)
         ]
         _measure(cases, meters, sweep.seconds / len(groups))
         if sweep.trace:
@@ -144,8 +149,10 @@ class _Case:
 
     def __str__(self) -> str:
         devices, step = self.engine.mesh.size, self.step
-        layout = self.engine.placement.layout.name
-        return f"{layout}, devices {devices}, batch {step.batch}, context {step.context}"
+        layout, scheme = self.engine.placement.layout.name, self.engine.scheme
+        stored = f", {scheme.name}" if scheme else ""
+        sizes = f"devices {devices}, batch {step.batch}, context {step.context}"
+        return f"{layout}{stored}, {sizes}"
 
     def attempt(self, work: Callable[[], None]) -> None:
         """Does the work; running out of memory is a result, not a failure.
@@ -164,10 +171,12 @@ class _Case:
             self.step.release()
 
 
-def _cases(sweep: Sweep, layout: Layout, shape: MeshShape) -> list[_Case]:
+def _cases(sweep: Sweep, layout: Layout, shape: MeshShape, form: Form) -> list[_Case]:
     sizes = itertools.product(sweep.contexts, sweep.batches)
     try:
-        engine = sweep.source.engine(layout, shape, sweep.dtype, progress=byte_progress)
+        engine = sweep.source.engine(
+            layout, shape, form.dtype, progress=byte_progress, scheme=form.scheme
+        )
         jax.block_until_ready(engine.parameters)
         message = ""
     except jax.errors.JaxRuntimeError as error:
@@ -175,7 +184,7 @@ def _cases(sweep: Sweep, layout: Layout, shape: MeshShape) -> list[_Case]:
             raise
         config, message = sweep.source.config, str(error).splitlines()[0]
         placement = layout.check(config.sizes, shape)
-        engine = Engine(config, {}, placement, make_mesh(shape), sweep.dtype)
+        engine = Engine(config, {}, placement, make_mesh(shape), form.dtype, form.scheme)
     cases = [_Case(engine, batch, context) for context, batch in sizes]
     for case in cases:
         case.message = message

@@ -19,14 +19,17 @@ from model.config import ModelConfig
 from model.parameters import Path, declarations, of_experts
 from model.transformer import Transformer
 from sharding.placement import Placement, entry_axes, shards, used_axes
+from sharding.scaled import Scheme, stored_bytes
 
 LOOKED_UP: Path = ("embedding", "weight")
 
 
 @functools.cache
-def _declared(config: ModelConfig, dtype: jnp.dtype) -> dict[Path, nnx.Param]:
+def _declared(
+    config: ModelConfig, dtype: jnp.dtype, scheme: Scheme | None = None
+) -> dict[Path, nnx.Param]:
     """Every parameter of the model; many layouts are counted for one model."""
-    return declarations(Transformer(config, dtype))
+    return declarations(Transformer(config, dtype, scheme))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,33 +67,34 @@ def decode_traffic(
     context: int,
     slots: int,
     experts_touched: float | None = None,
+    scheme: Scheme | None = None,
 ) -> Traffic:
     """The least that one decode step costs each device.
 
     Args:
       config: the model.
       placement: the layout on a mesh.
-      dtype: of weights and cache.
+      dtype: of plain weights and cache.
       batch: sequences.
       context: tokens already in the cache of each.
       slots: tokens the cache has room for.
       experts_touched: distinct experts that a layer reads, on average; what `expected_experts`
         says if None. Where layouts divide the experts over devices, this is an average over those
         too: the device with the most of them reads more.
+      scheme: of matrices kept in few bits, whose scales count; None for none.
     """
     touched = _touched_by_one(config, placement, batch, experts_touched)
     resident = read = multiplied = 0.0
-    for path, param in _declared(config, dtype).items():
+    for path, param in _declared(config, dtype, scheme).items():
         share = placement.copies(placement.weights(*param.axes)) / placement.devices
-        elements = math.prod(param.shape) * share
-        size = elements * param.dtype.itemsize
+        size = stored_bytes(param) * share
         resident += size
         if path == LOOKED_UP and not config.tied_embedding:
             read += batch * config.d_model * param.dtype.itemsize * share
             continue
         read += size * (touched / config.experts if of_experts(param) else 1)
         used = config.experts_per_token / config.experts if of_experts(param) else 1
-        if len(param.shape) > 1:
+        if len(param.shape) > 1 and not param.scale:
             multiplied += math.prod(param.shape) * used * _work_share(placement, param.axes)
     token = kv_token_bytes(config, placement, dtype)
     seen = [min(context, (config.window(n) or context + 1) - 1) for n in range(config.layers)]
@@ -145,17 +149,19 @@ def kv_token_bytes(config: ModelConfig, placement: Placement, dtype: jnp.dtype) 
     return sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays) * share
 
 
-def replication_cost(config: ModelConfig, placement: Placement, dtype: jnp.dtype) -> list[str]:
+def replication_cost(
+    config: ModelConfig, placement: Placement, dtype: jnp.dtype, scheme: Scheme | None = None
+) -> list[str]:
     """What this layout copies because sizes do not divide over the mesh, and the bytes it costs.
 
     Returns:
       One line per kind of array; empty if everything divides.
     """
     arrays: dict[str, list[float]] = {}
-    for path, param in _declared(config, dtype).items():
+    for path, param in _declared(config, dtype, scheme).items():
         if rest := placement.left_over("weights", param.axes):
             share = placement.copies(placement.weights(*param.axes)) / placement.devices
-            size = math.prod(param.shape) * param.dtype.itemsize * share
+            size = stored_bytes(param) * share
             extra = size * (1 - 1 / shards(rest, placement.mesh))
             arrays.setdefault(".".join(map(str, path[-2:])), []).append(extra)
     lines = [

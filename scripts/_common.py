@@ -13,6 +13,7 @@ try:
 
     from decode.load import DTYPES, ModelSource, default_dtype, find_source
     from model.config import ModelConfig
+    from model.parameters import Form
     from profiles.choice import AUTO, Wish, Work, pick
     from profiles.files import OutputError, check_writable
     from profiles.traffic import experts_per_device, replication_cost
@@ -28,6 +29,7 @@ try:
     )
     from sharding.mesh import MeshShape, parse_mesh, request_cpu_devices, whole_mesh
     from sharding.placement import Layout, Placement
+    from sharding.scaled import SCHEMES
 except ImportError as error:
     print(
         f"error: import of {error.name!r} is failing ({error}); "
@@ -144,6 +146,35 @@ def dtype():
     return DTYPES[DTYPE.value or default_dtype()]
 
 
+def define_weight_dtype() -> flags.FlagHolder:
+    """The flag of scripts that store weights otherwise than their file does."""
+    return flags.DEFINE_list(
+        "weight_dtype",
+        None,
+        f"What weights are stored in: {', '.join(DTYPES)}; or matrices of attention and MLPs in "
+        f"{', '.join(SCHEMES)}, all else in --dtype. profile_decode.py takes a list.",
+    )
+
+
+def forms(names: Sequence[str] | None) -> list[Form]:
+    """How weights are stored, by the names of ``--weight_dtype``.
+
+    Raises:
+      UsageError: there is no such form.
+    """
+    found = []
+    for name in names or [None]:
+        if name in DTYPES:
+            found.append(Form(DTYPES[name]))
+        elif name is None or name in SCHEMES:
+            found.append(Form(dtype(), SCHEMES.get(name)))
+        else:
+            raise UsageError(
+                f"--weight_dtype is {name!r}; use one of {', '.join((*DTYPES, *SCHEMES))}"
+            )
+    return found
+
+
 def layout(
     config: ModelConfig, mesh: MeshShape, batches: Sequence[int], contexts: Sequence[int]
 ) -> Layout:
@@ -258,13 +289,13 @@ def _check_json() -> None:
 
 
 def state_choices(
-    config: ModelConfig, placement: Placement, dtype, batch: int | None = None
+    config: ModelConfig, placement: Placement, form: Form, batch: int | None = None
 ) -> None:
     """Says how this layout divides experts, what it copies and what that costs, what it pads."""
     sizes = "x".join(str(size) for size in placement.mesh.values())
     for line in (
         *experts_per_device(config, placement),
-        *replication_cost(config, placement, dtype),
+        *replication_cost(config, placement, form.dtype, form.scheme),
     ):
         say(f"layout {placement.layout.name} on {sizes}: {line}")
     parts = placement.multiple("B")

@@ -52,12 +52,15 @@ _MIN_P = flags.DEFINE_float("min_p", None, "Draw from tokens p times as likely a
 _NO_CACHE = flags.DEFINE_bool(
     "no_cache", False, "Generate again by recomputing every prefix, and compare."
 )
+_WEIGHT_DTYPE = _common.define_weight_dtype()
 
 
 def main() -> None:
     """Loads, generates, reports."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     sampler = make_sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value)
+    if len(_WEIGHT_DTYPE.value or "1") > 1:
+        raise UsageError(f"--weight_dtype is {','.join(_WEIGHT_DTYPE.value)}; give one of them")
     shape = _common.mesh(_DEVICES.value, _MESH.value)
     source = _common.source()
     request = Request(
@@ -72,8 +75,11 @@ def main() -> None:
     layout = _common.layout(source.config, shape, [len(request.prompts)], [longest])
     placement = layout.check(source.config.sizes, shape)
     _common.check_json()
-    _common.state_choices(source.config, placement, _common.dtype(), len(request.prompts))
-    engine = source.engine(layout, shape, _common.dtype(), _SEED.value, byte_progress)
+    (form,) = _common.forms(_WEIGHT_DTYPE.value)
+    _common.state_choices(source.config, placement, form, len(request.prompts))
+    engine = source.engine(
+        layout, shape, form.dtype, _SEED.value, byte_progress, scheme=form.scheme
+    )
 
     to_json = _common.JSON.value == "-"
     run = _Run(source, request, show=not to_json)

@@ -27,6 +27,7 @@ from absl import flags
 
 from model.catalog import CATALOG, find_model
 from model.config import ModelConfig
+from model.parameters import Form
 from profiles.arrays import PlacedArray, placed_arrays
 from profiles.collective import Collective
 from profiles.inspection import (
@@ -71,7 +72,7 @@ def main() -> None:
     processes.agree(lambda: check_writable(output))
     _common.check_json()
     subject, compiling = _subject()
-    _common.state_choices(subject.config, subject.placement, subject.dtype, _BATCH.value)
+    _common.state_choices(subject.config, subject.placement, Form(subject.dtype), _BATCH.value)
     arrays = placed_arrays(
         subject.config, subject.placement, subject.dtype, subject.batch, subject.slots
     )

@@ -56,6 +56,7 @@ _FLOPS = flags.DEFINE_float("peak_flops", None, "Peak FLOP/s of a chip, for the 
 _PRICE = flags.DEFINE_float("price_per_chip_hour", None, "USD; the cost plot is then in USD.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/profile", "Folder for results.")
 _TRACE = flags.DEFINE_bool("trace", False, "Also write a profiler trace, for TensorBoard.")
+_WEIGHT_DTYPE = _common.define_weight_dtype()
 
 
 def main() -> None:
@@ -66,9 +67,9 @@ def main() -> None:
     sweep.check()
     processes.agree(lambda: check_writable(output))
     _common.check_json()
-    for layout, shape in sweep.placings():
+    for layout, shape, form in sweep.placings():
         placement = layout.check(sweep.source.config.sizes, shape)
-        _common.state_choices(sweep.source.config, placement, sweep.dtype)
+        _common.state_choices(sweep.source.config, placement, form)
     outcome = run(sweep, _common.say)
     if not processes.first():
         return
@@ -105,7 +106,7 @@ def _sweep(output: Path) -> Sweep:
         shapes=shapes,
         batches=batches,
         contexts=contexts,
-        dtype=_common.dtype(),
+        forms=_common.forms(_WEIGHT_DTYPE.value),
         seconds=_SECONDS.value,
         bandwidth=_BANDWIDTH.value,
         peak_flops=_FLOPS.value,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharding.placement import Axes, division, entry
+from sharding.scaled import Scaled, Weight, cut, dot, granule
 
 LONGEST_UNROLLED = 4
 """Rings of more chips stay a loop: thousands of unrolled partial products compile slowly."""
@@ -109,8 +110,18 @@ def transfers(
     )
 
 
+def loopable(weight: Weight, x: jax.Array, plan: Transfers) -> bool:
+    """Whether chunks of x that travel hold whole groups of the weight's inputs."""
+    if not plan.gathered or plan.gather_dim < x.ndim - 1:
+        return True
+    sharding = jax.typeof(x).sharding
+    parts = math.prod(sharding.mesh.shape[axis] for axis in division(sharding.spec)[-1])
+    chunk = x.shape[-1] // parts
+    return granule(weight) == 1 or chunk % (2 * granule(weight)) == 0
+
+
 def multiply(
-    weight: jax.Array,
+    weight: Weight,
     x: jax.Array,
     plan: Transfers,
     whole: jax.P,
@@ -154,7 +165,7 @@ def multiply(
 
     return jax.shard_map(
         in_loops if looped else at_once,
-        in_specs=(jax.typeof(weight).sharding.spec, jax.typeof(x).sharding.spec),
+        in_specs=(_spec(weight), _spec(x)),
         out_specs=(plan.made, whole),
         check_vma=False,
     )(weight, x)
@@ -175,7 +186,7 @@ def _gather_and_scatter(
     def rows(step: int | jax.Array, half: int) -> jax.Array:
         chunk = (here - ways[half] * (step + 1)) % chips
         start = (chunk * len(ways) + half) * size
-        return jax.lax.dynamic_slice_in_dim(weight, start, size, axis=along)
+        return cut(weight, start, size, along)
 
     def add(step: int | jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
         come = [_pass(part, plan.ring, way) for part, way in zip(sums, ways, strict=True)]
@@ -203,10 +214,7 @@ def _gather(
         products, whole = carry
         start = source * size + offset
         columns = [
-            jax.lax.dynamic_slice_in_dim(
-                weight, start, piece.shape[dim], axis=weight.ndim - x.ndim + dim
-            )
-            for weight in weights
+            cut(weight, start, piece.shape[dim], weight.ndim - x.ndim + dim) for weight in weights
         ]
         made = [p + _product(c, piece) for p, c in zip(products, columns, strict=True)]
         return made, jax.lax.dynamic_update_slice_in_dim(whole, piece, start, axis=dim)
@@ -227,8 +235,13 @@ def _gathered_product(weight: jax.Array, x: jax.Array, fetched: tuple[Axes, ...]
         return _product(weight, x)
     rank, outputs = weight.ndim, weight.ndim - (x.ndim - 2)
     parts = [_chips(axes) for axes in fetched]
-    stacked = jax.lax.all_gather(weight, sum(fetched, ()), axis=0)
-    stacked = stacked.reshape(*parts, *weight.shape)  # [chips of each dimension, their shard]
+
+    def stack(leaf: jax.Array) -> jax.Array:  # -> [chips of each dimension, their shard]
+        return jax.lax.all_gather(leaf, sum(fetched, ()), axis=0).reshape(*parts, *leaf.shape)
+
+    stacked = jax.tree.map(stack, weight)
+    if isinstance(stacked, Scaled):
+        stacked = stacked.dense().astype(x.dtype)
     pairs = zip(parts[outputs:], weight.shape[outputs:], strict=True)
     x = x.reshape(*x.shape[:2], *(size for pair in pairs for size in pair))
     inputs = range(outputs, rank)
@@ -248,7 +261,7 @@ def _fetch(weight: jax.Array, x: jax.Array, fetched: tuple[Axes, ...]) -> jax.Ar
     parts = [_chips(axes) for axes in fetched]
     total = [size * n for size, n in zip(weight.shape, parts, strict=True)]
     product = jnp.zeros((*x.shape[:2], *total[:outputs]), jnp.float32)
-    split = next((dim for dim, size in enumerate(weight.shape) if size % 2 == 0), 0)
+    split = next((dim for dim, size in enumerate(weight.shape[:outputs]) if size % 2 == 0), 0)
 
     def visit(product: jax.Array, piece: jax.Array, source: jax.Array, offset: int) -> jax.Array:
         starts = []
@@ -283,7 +296,8 @@ def _ring(shard: jax.Array, axes: Axes, split: int, visit: Callable, carry):
     """
     chips, here = _chips(axes), jax.lax.axis_index(axes)
     ways = directions(shard.shape[split], chips)
-    pieces = jnp.split(shard, len(ways), axis=split)
+    size = shard.shape[split] // len(ways)
+    pieces = [cut(shard, half * size, size, split) for half in range(len(ways))]
 
     def show(step: int | jax.Array, pieces: list[jax.Array], carry):
         for half, (piece, way) in enumerate(zip(pieces, ways, strict=True)):
@@ -319,17 +333,13 @@ def _pass(piece: jax.Array, axes: Axes, way: int) -> jax.Array:
     ranks = np.arange(_chips(axes)).reshape([jax.lax.axis_size(name) for name in names])
     ring = ranks.transpose([names.index(axis) for axis in axes]).ravel().tolist()
     after = ring[way:] + ring[:way]
-    return jax.lax.ppermute(piece, tuple(names), list(zip(ring, after, strict=True)))
+    pairs = list(zip(ring, after, strict=True))
+    return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, tuple(names), pairs), piece)
 
 
-def _product(weight: jax.Array, x: jax.Array) -> jax.Array:
+def _product(weight: Weight, x: jax.Array) -> jax.Array:
     """[outputs..., inputs...] times [B, T, inputs...] -> [B, T, outputs...], float32."""
-    outputs = weight.ndim - (x.ndim - 2)
-    contracting = (tuple(range(outputs, weight.ndim)), tuple(range(2, x.ndim)))
-    product = jax.lax.dot_general(
-        weight, x, (contracting, ((), ())), preferred_element_type=jnp.float32
-    )
-    return jnp.moveaxis(product, (-2, -1), (0, 1))
+    return jnp.moveaxis(dot(weight, x, jnp.float32), (-2, -1), (0, 1))
 
 
 def directions(size: int, chips: int) -> tuple[int, ...]:
@@ -339,6 +349,11 @@ def directions(size: int, chips: int) -> tuple[int, ...]:
 
 def _unrolled(chips: int) -> bool:
     return chips <= LONGEST_UNROLLED
+
+
+def _spec(weight: Weight) -> Weight:
+    """Sharding of each array of it."""
+    return jax.tree.map(lambda array: jax.typeof(array).sharding.spec, weight)
 
 
 def _chips(axes: Axes) -> int:

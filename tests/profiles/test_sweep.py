@@ -7,6 +7,7 @@ import pytest
 
 from decode.load import ModelSource
 from model.catalog import find_model
+from model.parameters import Form
 from profiles import sweep as sweeping
 from profiles.bandwidth import PeakMeter
 from profiles.report import fit_lines, fits, lines
@@ -24,7 +25,7 @@ def sweep(**changes) -> Sweep:
         "shapes": [parse_mesh("1"), parse_mesh("2")],
         "batches": [1, 2],
         "contexts": [16],
-        "dtype": jnp.float32,
+        "forms": [Form(jnp.float32)],
         "seconds": 0.0,
     }
     return Sweep(**settings | changes)

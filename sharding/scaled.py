@@ -1,0 +1,225 @@
+"""Arrays stored in few bits, beside the scales that give their values back.
+
+Symmetric forms keep ``value * scale``: one scale for each output of a matmul, or one for each group
+of inputs. A form with an offset keeps ``value * scale + offset``, which spends no code on a range
+that a group does not use. Values stay packed in memory and in a compiled step; a matmul converts
+them as it reads them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+
+from sharding.placement import used_axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """How values are stored.
+
+    Attributes:
+      name: as ``--weight_dtype`` calls it.
+      dtype: of the stored values.
+      largest: the largest stored value.
+      group: inputs that share a scale, along the last dimension; None for all inputs of an output.
+      offset: whether each group has its least value beside its scale.
+    """
+
+    name: str
+    dtype: jnp.dtype
+    largest: float
+    group: int | None = None
+    offset: bool = False
+
+
+SCHEMES: Mapping[str, Scheme] = MappingProxyType(
+    {
+        scheme.name: scheme
+        for scheme in (
+            Scheme("int8", jnp.int8, 127),
+            Scheme("fp8", jnp.float8_e4m3fn, 448),
+            Scheme("int4", jnp.uint4, 15, group=32, offset=True),
+            Scheme("int4_symmetric", jnp.int4, 7, group=32),
+        )
+    }
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """A matrix in few bits; stands where an array does as a matmul's weight.
+
+    Attributes:
+      values: [outputs..., inputs...], in a scheme's dtype.
+      scales: float32, of the same rank: inputs are 1, or as many as there are groups.
+      offsets: as scales, where the scheme has them.
+    """
+
+    values: jax.Array
+    scales: jax.Array
+    offsets: jax.Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the values."""
+        return self.values.shape
+
+    @property
+    def ndim(self) -> int:
+        """Dimensions of the values."""
+        return self.values.ndim
+
+    def dense(self) -> jax.Array:
+        """The values that are meant, float32."""
+        groups = self.scales.shape[-1]
+        split = (*self.shape[:-1], groups, self.shape[-1] // groups)
+        found = self.values.astype(jnp.float32).reshape(split) * self.scales[..., None]
+        if self.offsets is not None:
+            found = found + self.offsets[..., None]
+        return found.reshape(self.shape)
+
+
+Weight = jax.Array | Scaled
+"""What a matmul takes as its first operand."""
+
+
+def granule(weight: Weight) -> int:
+    """Inputs that share a scale, along the last dimension: it can be cut between these only."""
+    if isinstance(weight, jax.Array) or weight.scales.shape[-1] == 1:
+        return 1
+    return weight.shape[-1] // weight.scales.shape[-1]
+
+
+def cut(weight: Weight, start: int | jax.Array, size: int, axis: int) -> Weight:
+    """Part of a weight along one dimension, between groups if it is the last."""
+    whole = weight.shape[axis]
+
+    def one(leaf: jax.Array) -> jax.Array:
+        if leaf.shape[axis] == 1 < whole:
+            return leaf
+        per = whole // leaf.shape[axis]
+        return jax.lax.dynamic_slice_in_dim(leaf, start // per, size // per, axis=axis)
+
+    return jax.tree.map(one, weight)
+
+
+def sharding_of(weight: Weight) -> jax.P:
+    """How the values are divided."""
+    return jax.typeof(weight.values if isinstance(weight, Scaled) else weight).sharding.spec
+
+
+def divide(weight: Weight, spec: jax.P, reshard: Callable[[jax.Array, jax.P], jax.Array]) -> Weight:
+    """The weight divided as `spec` says of its values."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        shapes = zip(leaf.shape, weight.shape, spec, strict=True)
+        return reshard(leaf, jax.P(*(None if n == 1 < whole else by for n, whole, by in shapes)))
+
+    return jax.tree.map(one, weight)
+
+
+def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None) -> jax.Array:
+    """[outputs..., inputs...] times [B, T, inputs...] -> [outputs..., B, T].
+
+    Values are converted as they are read. One scale for an output multiplies the product; scales of
+    groups multiply the values.
+
+    Args:
+      weight: plain or scaled.
+      x: [B, T, inputs...].
+      dtype: of the product.
+      out: sharding of the product, outside `shard_map`.
+    """
+    outputs = weight.ndim - (x.ndim - 2)
+    scales = None
+    if isinstance(weight, Scaled):
+        if granule(weight) == 1 and weight.offsets is None:
+            weight, scales = weight.values.astype(x.dtype), weight.scales
+        else:
+            weight = weight.dense().astype(x.dtype)
+    contracting = (tuple(range(outputs, weight.ndim)), tuple(range(2, x.ndim)))
+    product = jax.lax.dot_general(
+        weight,
+        x,
+        (contracting, ((), ())),
+        preferred_element_type=dtype if scales is None else jnp.float32,
+        out_sharding=out,
+    )
+    if scales is None:
+        return product
+    return (product * scales.reshape(*scales.shape[:outputs], 1, 1)).astype(dtype)
+
+
+def quantize(array: jax.Array, outputs: int, scheme: Scheme) -> tuple[Scaled, jax.Array]:
+    """Stores an array in few bits, each device its own part.
+
+    Args:
+      array: [outputs..., inputs...] with explicit sharding; groups must not cross devices.
+      outputs: how many dimensions are outputs.
+      scheme: how.
+
+    Returns:
+      The scaled array, divided as `array`, and whether all values were finite.
+    """
+    spec = jax.typeof(array).sharding.spec
+    rest = used_axes(spec[outputs:])
+    scale_spec = spec if scheme.group else jax.P(*spec[:outputs], *(None,) * (array.ndim - outputs))
+
+    def local(part: jax.Array):
+        part = part.astype(jnp.float32)
+        finite = jnp.all(jnp.isfinite(part))
+        if used_axes(spec):
+            finite = jax.lax.pmin(finite.astype(jnp.int32), used_axes(spec)) == 1
+        if scheme.group:
+            blocks = part.reshape(*part.shape[:-1], -1, scheme.group)
+            over = (-1,)
+        else:
+            blocks, over = part, tuple(range(outputs, part.ndim))
+        scaled = _scaled(blocks, over, () if scheme.group else rest, scheme)
+        values, *numbers = scaled
+        numbers = [number[..., 0] if scheme.group else number for number in numbers]
+        return (values.reshape(part.shape), *numbers), finite
+
+    count = 3 if scheme.offset else 2
+    specs = (spec, scale_spec, scale_spec)[:count]
+    parts, finite = jax.shard_map(
+        local, in_specs=spec, out_specs=(specs, jax.P()), check_vma=False
+    )(array)
+    return Scaled(*parts), finite
+
+
+def _scaled(blocks: jax.Array, over: tuple[int, ...], axes: tuple[str, ...], scheme: Scheme):
+    """Values, scales and offsets of blocks that share them over some dimensions and mesh axes."""
+
+    def most(x: jax.Array) -> jax.Array:
+        found = jnp.max(x, axis=over, keepdims=True)
+        return jax.lax.pmax(found, axes) if axes else found
+
+    if scheme.offset:
+        least = -most(-blocks)
+        scale = (most(blocks) - least) / scheme.largest
+    else:
+        least, scale = None, most(jnp.abs(blocks)) / scheme.largest
+    scale = jnp.where(scale > 0, scale, 1.0)  # all values alike: any scale will do
+    stored = (blocks if least is None else blocks - least) / scale
+    low = 0 if scheme.offset else -scheme.largest
+    if jnp.issubdtype(scheme.dtype, jnp.integer):
+        stored = jnp.round(stored)
+    values = jnp.clip(stored, low, scheme.largest).astype(scheme.dtype)
+    return (values, scale) if least is None else (values, scale, least)
+
+
+def bits(array: jax.Array | jax.ShapeDtypeStruct) -> int:
+    """Bits of one element as they lie in memory: four of a 4-bit integer, packed two by two."""
+    dtype = jnp.dtype(array.dtype)
+    return 4 if dtype.name in ("int4", "uint4") else 8 * dtype.itemsize
+
+
+def stored_bytes(array: jax.Array | jax.ShapeDtypeStruct) -> float:
+    """Bytes of a whole array as it lies in memory."""
+    return math.prod(array.shape) * bits(array) / 8

@@ -1,0 +1,142 @@
+"""Weights in few bits: alike in every layout, counted to the byte, refused where they cannot be."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from decode.engine import Engine
+from decode.load import ModelSource
+from model.catalog import find_model
+from model.parameters import flatten, place
+from model.transformer import Transformer
+from profiles.traffic import decode_traffic
+from sharding.errors import FloorlineError, LayoutError
+from sharding.layout import COLLECTIVES, LAYOUTS, schedule_by
+from sharding.mesh import make_mesh, parse_mesh
+from sharding.placement import Layout
+from sharding.scaled import SCHEMES
+
+# Large enough that groups of 32 divide over eight devices.
+CONFIG = dataclasses.replace(
+    find_model("tiny"), layers=1, d_model=256, d_ff=512, head_size=64, attention_bias=True
+)
+ONE_D = LAYOUTS["weight_stationary_1d"]
+
+
+@functools.cache
+def arrays() -> dict:
+    """Random weights, before they are quantized."""
+    engine = ModelSource(CONFIG, None, None).engine(ONE_D, parse_mesh("1"), jnp.float32)
+    return {path: np.asarray(array) for path, array in flatten(engine.parameters).items()}
+
+
+def engine_of(name: str | None, layout: Layout, mesh: str, changed: dict | None = None) -> Engine:
+    scheme = SCHEMES.get(name)
+    placement, devices = layout.check(CONFIG.sizes, parse_mesh(mesh)), make_mesh(parse_mesh(mesh))
+    model = Transformer(CONFIG, jnp.float32, scheme)
+    parameters = place(model, (arrays() | (changed or {})).items(), placement, devices)
+    return Engine(CONFIG, parameters, placement, devices, jnp.float32, scheme)
+
+
+def logits_of(engine: Engine) -> np.ndarray:
+    """Of a prompt and of one token more, [2, B, V]."""
+    tokens = np.random.default_rng(0).integers(0, 256, (8, 9)).astype(np.int32)
+    lengths = np.full(8, 8, np.int32)
+    first, cache = engine.prefill(engine.new_cache(8, 16), tokens[:, :8], lengths)
+    second, _ = engine.decode_step(cache, engine.put(tokens[:, 8]), engine.put(lengths))
+    return np.stack([np.asarray(first), np.asarray(second)])
+
+
+@functools.cache
+def expected_of(name: str | None) -> np.ndarray:
+    return logits_of(engine_of(name, ONE_D, "1"))
+
+
+def check(name: str, layout: str, collectives: str) -> None:
+    found = logits_of(engine_of(name, schedule_by(LAYOUTS[layout], collectives), "2x2x2"))
+    expected = expected_of(name)
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "collectives"),
+    [("int8", "weight_stationary_2d", "compiler"), ("int4", "weight_stationary_2d", "overlapped"),
+     ("fp8", "weight_gathered_xyz", "compiler"), ("int4", "weight_gathered_x", "compiler"),
+     ("int8", "weight_gathered_xy", "overlapped"),
+     ("int4_symmetric", "weight_stationary_1d", "compiler")],
+)  # fmt: skip
+def test_a_layout_gives_the_logits_of_one_device_with_the_same_weights(name, layout, collectives):
+    check(name, layout, collectives)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCHEMES)
+def test_every_layout_gives_the_logits_of_one_device_with_the_same_weights(name):
+    for layout, collectives in itertools.product(LAYOUTS, COLLECTIVES):
+        check(name, layout, collectives)
+
+
+@pytest.mark.parametrize(("name", "most"), [("int8", 0.03), ("fp8", 0.15), ("int4", 0.4)])
+def test_logits_are_near_those_of_plain_weights_and_not_the_same(name, most):
+    difference = np.abs(expected_of(name) - expected_of(None)).max()
+    assert 0 < difference < most * np.abs(expected_of(None)).max()
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_floor_counts_the_bytes_that_the_compiler_takes(name):
+    for layout, mesh in ((ONE_D, "1"), (LAYOUTS["weight_stationary_2d"], "2x2x2")):
+        engine = engine_of(name, layout, mesh)
+        memory = engine.lower_decode(8, 64).compile().memory_analysis()
+        counted = decode_traffic(
+            CONFIG, engine.placement, jnp.float32, batch=8, context=10, slots=64,
+            scheme=engine.scheme,
+        )  # fmt: skip
+        tokens_and_lengths = 2 * 4 * 8
+        expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
+        assert memory.argument_size_in_bytes == expected
+        assert counted.weights_read == counted.weights_resident  # a tied embedding is read whole
+
+
+def test_work_is_that_of_plain_weights():
+    sizes = {"batch": 8, "context": 10, "slots": 64}
+    placement = ONE_D.check(CONFIG.sizes, parse_mesh("1"))
+    plain, few = (
+        decode_traffic(CONFIG, placement, jnp.float32, **sizes, scheme=SCHEMES.get(name))
+        for name in (None, "int4")
+    )
+    assert few.flops == plain.flops and few.weights_read < plain.weights_read / 3
+
+
+def test_groups_that_would_cross_devices_are_refused_with_what_works():
+    config = find_model("smollm2-135m")
+    source = ModelSource(config, None, None)
+    with pytest.raises(LayoutError) as refusal:
+        source.engine(ONE_D, parse_mesh("8"), jnp.float32, scheme=SCHEMES["int4"])
+    assert "attention.output has 64 inputs in 8 shards, which groups of 32 (int4)" in str(
+        refusal.value
+    )
+    assert "use 1 or 2 shards, int8 or fp8" in str(refusal.value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(bad):
+    path = ("layers", 0, "mlp", "down")
+    changed = arrays()[path].copy()
+    changed[3, 5] = bad
+    with pytest.raises(FloorlineError, match=r"layers\.0\.mlp\.down is not finite everywhere"):
+        engine_of("int8", ONE_D, "2x2x2", {path: changed})
+
+
+def test_random_weights_are_those_that_plain_ones_round_to():
+    source = ModelSource(CONFIG, None, None)
+    few = source.engine(ONE_D, parse_mesh("1"), jnp.float32, scheme=SCHEMES["int8"])
+    loaded = engine_of("int8", ONE_D, "1")
+    for mine, expected in zip(
+        jax.tree.leaves(few.parameters), jax.tree.leaves(loaded.parameters), strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(mine), np.asarray(expected))

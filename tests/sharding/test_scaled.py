@@ -1,0 +1,75 @@
+"""Scaled arrays: a round trip within half a step, on any number of devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sharding.mesh import make_mesh, parse_mesh
+from sharding.scaled import SCHEMES, Scaled, quantize, stored_bytes
+
+
+def round_trip(values: np.ndarray, outputs: int, name: str, mesh="1", spec=None):
+    devices = make_mesh(parse_mesh(mesh))
+    with jax.set_mesh(devices):
+        where = jax.NamedSharding(devices, spec or jax.P(*(None,) * values.ndim))
+        array = jax.device_put(jnp.asarray(values), where)
+        return jax.jit(quantize, static_argnums=(1, 2))(array, outputs, SCHEMES[name])
+
+
+def values_of(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize(("shape", "outputs"), [((24, 64), 1), ((2, 8, 96), 2), ((6, 2, 4, 32), 1)])
+def test_a_round_trip_is_within_half_a_step(name, shape, outputs):
+    values, scheme = values_of(shape), SCHEMES[name]
+    scaled, finite = round_trip(values, outputs, name)
+    assert finite and scaled.values.dtype == scheme.dtype
+    error = np.abs(np.asarray(scaled.dense()) - values)
+    if name == "fp8":  # 3 bits of fraction, and steps of 2**-9 near zero
+        step = np.maximum(np.abs(values) / 16, np.asarray(scaled.scales) * 2**-10)
+        assert (error <= step * 1.0001).all()
+        return
+    repeat = values.shape[-1] // scaled.scales.shape[-1] if scheme.group else 1
+    half = np.repeat(np.asarray(scaled.scales), repeat, axis=-1) / 2
+    assert (error <= half * 1.0001).all()
+    assert error.max() > half.min() / 4  # and not for nothing
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("spec", [("x", ("z", "y")), (("z", "y", "x"), None), (None, "z")])
+def test_devices_make_of_their_parts_what_one_makes_of_the_whole(name, spec):
+    values = values_of((16, 256))
+    one, _ = round_trip(values, 1, name)
+    many, _ = round_trip(values, 1, name, "2x2x2", jax.P(*spec))
+    assert many.values.sharding.spec == jax.P(*spec)
+    for mine, expected in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        np.testing.assert_array_equal(
+            np.asarray(mine, np.float32), np.asarray(expected, np.float32)
+        )
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_channels_of_zeros_stay_zeros(name):
+    values = values_of((4, 64))
+    values[1] = 0
+    scaled, finite = round_trip(values, 1, name)
+    assert finite and not np.asarray(scaled.dense())[1].any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_noticed_on_any_device(bad):
+    values = values_of((16, 64))
+    values[9, 33] = bad
+    for mesh, spec in (("1", None), ("2x2x2", jax.P("x", ("z", "y")))):
+        assert not round_trip(values, 1, "int8", mesh, spec)[1]
+
+
+def test_the_compiler_takes_as_many_bytes_as_are_counted():
+    for name, scheme in SCHEMES.items():
+        scaled, _ = round_trip(values_of((64, 128)), 1, name)
+        step = jax.jit(Scaled.dense).lower(scaled).compile()
+        counted = sum(map(stored_bytes, jax.tree.leaves(scaled)))
+        assert step.memory_analysis().argument_size_in_bytes == counted, scheme
