@@ -14,10 +14,10 @@ from flax import nnx
 from decode.sampling import Sampler, draw_keys
 from model.cache import CACHE_AXES, PADDING, KVCache, abstract_cache, empty_cache
 from model.config import ModelConfig
+from model.form import Form
 from model.parameters import Parameters
 from model.transformer import Transformer
 from sharding.placement import Placement
-from sharding.scaled import Scheme
 
 
 class Carry(NamedTuple):
@@ -62,8 +62,7 @@ class Engine:
       parameters: nested dict of arrays, placed on the mesh.
       placement: the layout they are in; its `prefill` is that of prompts.
       mesh: the devices.
-      dtype: of the cache, of arithmetic and of plain arrays.
-      scheme: of matrices kept in few bits; None for none.
+      form: how its numbers are stored.
     """
 
     def __init__(
@@ -72,16 +71,14 @@ class Engine:
         parameters: Parameters,
         placement: Placement,
         mesh: jax.sharding.Mesh,
-        dtype: jnp.dtype,
-        scheme: Scheme | None = None,
+        form: Form,
     ):
         self.config = config
         self.parameters = parameters
         self.placement = placement
         self.mesh = mesh
-        self.dtype = dtype
-        self.scheme = scheme
-        self._structure, _ = nnx.split(Transformer(config, dtype, scheme))
+        self.form = form
+        self._structure, _ = nnx.split(Transformer(config, form))
         self._prefill = jax.jit(self._prefill_step, donate_argnames="cache")
         self._decode = jax.jit(self._decode_step, donate_argnames="cache")
         self._advance = jax.jit(
@@ -101,7 +98,7 @@ class Engine:
     def _abstract_cache(self, batch: int, slots: int) -> KVCache:
         self.placement.check_batch(batch)
         multiple = self.placement.multiple("S")
-        return abstract_cache(self.config, batch, slots, self.dtype, multiple)
+        return abstract_cache(self.config, batch, slots, self.form, multiple)
 
     def put(self, values: np.ndarray | jax.Array) -> jax.Array:
         """A small host array, whole on every device; every process has the same."""

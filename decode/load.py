@@ -13,6 +13,7 @@ from decode.engine import Engine
 from decode.tokenizer import Tokenizer
 from model.catalog import CATALOG, find_model
 from model.config import ConfigError, ModelConfig
+from model.form import Form
 from model.parameters import Path as ParameterPath
 from model.parameters import Readable, check_groups, initialise, place, total_bytes
 from model.transformer import Transformer
@@ -54,33 +55,31 @@ class ModelSource:
         self,
         layout: Layout,
         shape: MeshShape,
-        dtype: jnp.dtype,
+        form: Form,
         seed: int = 0,
         progress: Progress = _unseen,
-        scheme: Scheme | None = None,
     ) -> Engine:
         """Puts the model on a mesh.
 
         Args:
           layout: checked against the model and the mesh before anything is allocated.
           shape: sizes of x, y and z.
-          dtype: of plain weights, cache and arithmetic.
+          form: how its numbers are stored.
           seed: of random weights.
           progress: shows how much of the weights is loaded.
-          scheme: of matrices in attention and MLPs, in few bits; None for plain ones.
 
         Raises:
           LayoutError: mesh, devices and model do not go together.
           WeightsError: the file does not hold this model, or is to be stored otherwise than it is.
         """
         placement = layout.check(self.config.sizes, shape)
-        model = Transformer(self.config, dtype, scheme)
+        model = Transformer(self.config, form)
         check_groups(model, placement)
         mesh = make_mesh(shape)
         if self.file is None:
             parameters = initialise(model, placement, mesh, seed)
         elif isinstance(self.file, OrbaxFolder):
-            if scheme:
+            if scheme := form.scheme:
                 raise WeightsError(
                     f"weight_dtype is {scheme.name}, but {self.file.path} is read as it was saved; "
                     "give the folder or file that it was converted from"
@@ -90,7 +89,11 @@ class ModelSource:
         else:
             with progress(total_bytes(model)) as watch:
                 parameters = place(model, self._arrays(), placement, mesh, watch)
-        return Engine(self.config, parameters, placement, mesh, dtype, scheme)
+        return Engine(self.config, parameters, placement, mesh, form)
+
+    def stored_scheme(self) -> Scheme | None:
+        """What a checkpoint's matrices are in few bits by; None for plain ones."""
+        return getattr(self.file, "scheme", None)
 
     def stored_dtype(self) -> str:
         """The dtype of `DTYPES` that the file's weights lose nothing in."""

@@ -7,16 +7,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.cache import positions_in, slots_of, write
+from model.cache import Stored, positions_in, slots_of, write
 from model.config import ModelConfig
+from model.form import Form
 from model.linear import Operand
 from model.norm import Norm
-from model.parameters import Form, declare, declare_matrix, normal
+from model.parameters import declare, declare_matrix, normal
 from model.rotary import Rotation, rotate
 from sharding.collectives import reshard, split_softmax
 from sharding.placement import Placement
+from sharding.scaled import in_parts, sharding_of
 
-LayerCache = tuple[jax.Array, jax.Array]
+LayerCache = tuple[Stored, Stored]
 """One layer's keys and values, each [B, K, S, h]."""
 
 
@@ -37,12 +39,11 @@ class Attention(nnx.Module):
         self.output = declare_matrix((D, K, G, h), ("D", "K", "G", "h"), 1, form, back)
         if config.attention_bias:
             zeros = jax.nn.initializers.zeros
-            self.query_bias = declare((K, G, h), ("K", "G", "h"), form.dtype, zeros)
-            self.key_value_bias = declare((K, 2, h), ("K", "C", "h"), form.dtype, zeros)
+            self.query_bias = declare((K, G, h), ("K", "G", "h"), form.plain, zeros)
+            self.key_value_bias = declare((K, 2, h), ("K", "C", "h"), form.plain, zeros)
         if config.query_key_norm:
             self.query_norm, self.key_norm = (Norm(config, "n") for _ in range(2))
-        self.config = config
-        self.window = window
+        self.config, self.form, self.window = config, form, window
 
     def __call__(
         self,
@@ -70,9 +71,10 @@ class Attention(nnx.Module):
         q, new = self._project(x, turn, placement)  # q: [B, T, K, G, h]
         size, ring = cache[0].shape[2], self.window is not None
         slots = reshard(slots_of(positions, size, ring), placement.cache("B", "T"))
+        stored = (reshard(part, placement.cache("B", "T", "K", None)) for part in new)
         cache = tuple(
-            write(old, reshard(part, placement.cache("B", "T", "K", None)), slots, placement)
-            for old, part in zip(cache, new, strict=True)
+            write(old, part, slots, placement, self.form)
+            for old, part in zip(cache, stored, strict=True)
         )
         positions = reshard(positions, placement.attention("B", "T"))
         if q.shape[1] == 1:
@@ -118,8 +120,8 @@ class Attention(nnx.Module):
 
 def attend(
     q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+    keys: Stored,
+    values: Stored,
     visible: jax.Array,
     scale: float,
     softcap: float | None = None,
@@ -141,7 +143,8 @@ def attend(
     """
     with jax.named_scope("attention"):
         # Keys first: with queries first XLA:CPU copies the keys into another order at each step.
-        batch, heads, slots, _ = jax.typeof(keys).sharding.spec
+        batch, heads, slots, _ = sharding_of(keys)
+        (keys, of_keys), (values, of_values) = (in_parts(part, q.dtype) for part in (keys, values))
         group = jax.typeof(q).sharding.spec[3]
         scores = jax.lax.dot_general(  # [B, K, S, T, G]
             keys,
@@ -150,17 +153,22 @@ def attend(
             preferred_element_type=jnp.float32,
             out_sharding=jax.P(batch, heads, slots, None, group),
         )
+        if of_keys is not None:
+            scores = scores * of_keys[..., None]
         scores = jnp.moveaxis(scores, 2, -1) * scale  # [B, K, T, G, S]
+        if of_values is not None:  # [B, K, S, 1] -> [B, K, 1, 1, S]
+            of_values = jnp.swapaxes(of_values, 2, 3)[:, :, None]
         if softcap:
             scores = softcap * jnp.tanh(scores / softcap)
         scores = jnp.where(visible[:, None, :, None, :], scores, -jnp.inf)
         if by_hand and slots:
-            return jnp.moveaxis(split_softmax(scores, values), 1, 2).astype(q.dtype)
+            mixed = split_softmax(scores, values, of_values)
+            return jnp.moveaxis(mixed, 1, 2).astype(q.dtype)
         # Dividing after the sum over slots leaves it one reduction where the slots are sharded.
         weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
         total = jnp.sum(weights, axis=-1, keepdims=True)
         mixed = jax.lax.dot_general(  # [B, K, T, G, h]
-            weights.astype(values.dtype),
+            (weights if of_values is None else weights * of_values).astype(values.dtype),
             values,
             (((4,), (2,)), ((0, 1), (0, 1))),
             preferred_element_type=jnp.float32,

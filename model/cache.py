@@ -11,11 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from model.config import ModelConfig
+from model.form import Form
 from sharding.placement import Placement
+from sharding.scaled import Scaled, Scheme, Weight, round_rows
 
 CACHE_AXES = ("B", "K", "S", "h")
 PADDING = 2**30
 """Position of a token that is only there to fill a row: past every slot, seen by none."""
+
+
+Stored = Weight
+"""Keys or values of one layer, [B, K, S, h]: plain, or with a scale for each token and head."""
 
 
 class KVCache(NamedTuple):
@@ -29,21 +35,27 @@ class KVCache(NamedTuple):
     slot p modulo S. Slots that no token has reached hold anything; attention masks them.
     """
 
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
+    keys: tuple[Stored, ...]
+    values: tuple[Stored, ...]
 
 
 def abstract_cache(
-    config: ModelConfig, batch: int, slots: int, dtype: jnp.dtype, multiple: int = 1
+    config: ModelConfig, batch: int, slots: int, form: Form, multiple: int = 1
 ) -> KVCache:
     """Shapes and dtypes of a cache of `slots` tokens for each of `batch` sequences.
+
+    Scales of a cache in few bits are float32, [B, K, S, 1].
 
     Where the slots are divided, each layer has as many more as make them a multiple.
     """
 
-    def one(layer: int) -> jax.ShapeDtypeStruct:
+    def one(layer: int) -> Stored:
         kept = -(-min(slots, config.window(layer) or slots) // multiple) * multiple
-        return jax.ShapeDtypeStruct((batch, config.kv_heads, kept, config.head_size), dtype)
+        rows = batch, config.kv_heads, kept
+        if not isinstance(form.cache, Scheme):
+            return jax.ShapeDtypeStruct((*rows, config.head_size), form.cache)
+        values = jax.ShapeDtypeStruct((*rows, config.head_size), form.cache.dtype)
+        return Scaled(values, jax.ShapeDtypeStruct((*rows, 1), jnp.float32))
 
     layers = tuple(map(one, range(config.layers)))
     return KVCache(keys=layers, values=layers)
@@ -92,14 +104,17 @@ def positions_in(slots: int, newest: jax.Array, ring: bool) -> jax.Array:
     return newest - (newest - slot) % slots if ring else slot
 
 
-def write(cache: jax.Array, new: jax.Array, positions: jax.Array, placement: Placement):
-    """Stores new tokens in place; those of a slot past the last are dropped.
+def write(
+    cache: Stored, new: jax.Array, positions: jax.Array, placement: Placement, form: Form
+) -> Stored:
+    """Stores new tokens in place, in the cache's form; those of a slot past the last are dropped.
 
     Args:
       cache: [B, K, S, h].
       new: [B, T, K, h].
       positions: [B, T] int32, the slot of each new token, from `slots_of`.
       placement: gives the cache's sharding.
+      form: of the cache.
 
     Returns:
       The updated cache, [B, K, S, h].
@@ -117,7 +132,7 @@ def write(cache: jax.Array, new: jax.Array, positions: jax.Array, placement: Pla
         doubled = jnp.concatenate([new, new], axis=1)
         return scatter(cache, doubled, jnp.concatenate([positions, beyond], axis=1))
 
-    with jax.named_scope("cache_write"):
+    def update(cache: jax.Array, new: jax.Array) -> jax.Array:
         if positions.shape != (1, 1):
             return scatter(cache, new, positions)
         # XLA:CPU turns a scatter of one row into an update that it then makes twice, copying the
@@ -125,3 +140,8 @@ def write(cache: jax.Array, new: jax.Array, positions: jax.Array, placement: Pla
         return jax.lax.platform_dependent(
             cache, new, positions, cpu=scatter_two_rows, default=scatter
         )
+
+    with jax.named_scope("cache_write"):
+        if isinstance(form.cache, Scheme):
+            return jax.tree.map(update, cache, round_rows(new, form.cache))
+        return update(cache, new.astype(form.cache))

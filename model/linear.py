@@ -112,7 +112,7 @@ def linear(
 
     one_token = x.shape[:2] == (1, 1)
     even = math.prod(weight.shape[:outputs]) % 2 == 0
-    plain = isinstance(weight, jax.Array)
+    plain = isinstance(weight, jax.Array) and weight.dtype == x.dtype
     if plain and one_token and even and jax.typeof(weight).sharding.mesh.size == 1:
         # XLA:CPU gives each matrix of a batch to one thread, which reads its half in one stream;
         # a single matrix-vector product is cut into smaller blocks and reads 10% slower.

@@ -13,11 +13,13 @@ from flax import nnx
 
 from model.config import ModelConfig
 from model.dispatch import ExpertAxes, bring_back, by_destination, expert_axes, send, sums
+from model.form import Form
 from model.linear import linear
 from model.mlp import ACTIVATIONS
-from model.parameters import declare, normal
+from model.parameters import declare, declare_matrix, normal
 from sharding.collectives import reshard
 from sharding.placement import Axes, Placement, entry, used_axes
+from sharding.scaled import Scaled, Weight, contract, divide, specs_of
 
 Join = Callable[[jax.Array], jax.Array]
 """Completes the sum over d_model where mesh axes divide it."""
@@ -26,12 +28,12 @@ Join = Callable[[jax.Array], jax.Array]
 class Mixture(nnx.Module):
     """E gated MLPs and the router that weighs k of them for each token."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+    def __init__(self, config: ModelConfig, form: Form):
         D, F, E = config.d_model, config.d_ff, config.experts
         into = normal(D**-0.5)
-        self.router = declare((E, D), ("e", "D"), dtype, into)
-        self.gate_up = declare((E, 2, F, D), ("E", "C", "F", "D"), dtype, into)
-        self.down = declare((E, D, F), ("E", "D", "F"), dtype, normal(F**-0.5))
+        self.router = declare((E, D), ("e", "D"), form.plain, into)
+        self.gate_up = declare_matrix((E, 2, F, D), ("E", "C", "F", "D"), 3, form, into)
+        self.down = declare_matrix((E, D, F), ("E", "D", "F"), 2, form, normal(F**-0.5))
         self.chosen = config.experts_per_token
         self.renormalise = config.renormalise_experts
         self.activation = config.activation
@@ -81,7 +83,8 @@ class Mixture(nnx.Module):
     ) -> jax.Array:
         """x: [B, T, D], share: [B, T, E] -> [B, T, R]."""
         gate_up, down = (
-            reshard(param[...], placement.use(*param.axes)) for param in (self.gate_up, self.down)
+            divide(param[...], placement.use(*param.axes), reshard)
+            for param in (self.gate_up, self.down)
         )
         residual = placement.activations("B", "T", "R")
         scattered, summed = sums(axes, used_axes(placement.activations("R")))
@@ -100,14 +103,14 @@ class Mixture(nnx.Module):
         arrays = (x, share, gate_up, down)
         y = jax.shard_map(
             local,
-            in_specs=tuple(jax.typeof(array).sharding.spec for array in arrays),
+            in_specs=specs_of(arrays),
             out_specs=jax.P(residual[0], None, entry((*axes.inputs, *scattered))),
             check_vma=False,
         )(*arrays)
         return reshard(y, residual)
 
     def _answer(
-        self, x: jax.Array, share: jax.Array, gate_up: jax.Array, down: jax.Array, inputs: Axes
+        self, x: jax.Array, share: jax.Array, gate_up: Weight, down: Weight, inputs: Axes
     ) -> jax.Array:
         """What one chip's experts make of tokens, each by its share: [N, D] float32."""
 
@@ -121,6 +124,8 @@ class Mixture(nnx.Module):
             return touched_only(*arrays, self.activation, join)
 
         arrays = (x, share, gate_up, down)
+        if isinstance(gate_up, Scaled):  # a grouped matmul takes plain arrays: it would hold them
+            return elsewhere(*arrays)
         return jax.lax.platform_dependent(*arrays, tpu=on_tpu, default=elsewhere)
 
 
@@ -160,6 +165,7 @@ def grouped(
     contract_last = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
 
     def matmul(rows: jax.Array, weights: jax.Array) -> jax.Array:
+        weights = weights.astype(rows.dtype)
         return jax.lax.ragged_dot_general(
             rows, weights, sizes, contract_last, preferred_element_type=jnp.float32
         )
@@ -174,8 +180,8 @@ def grouped(
 def touched_only(
     x: jax.Array,
     share: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
+    gate_up: Weight,
+    down: Weight,
     activation: str,
     join: Join = lambda both: both,
 ) -> jax.Array:
@@ -186,13 +192,13 @@ def touched_only(
     """
 
     def add(expert: jax.Array, total: jax.Array) -> jax.Array:
-        into = jax.lax.dynamic_index_in_dim(gate_up, expert, keepdims=False)  # [2, F, D]
-        back = jax.lax.dynamic_index_in_dim(down, expert, keepdims=False)  # [D, F]
-        both = join(jnp.einsum("cfd,nd->ncf", into, x, preferred_element_type=jnp.float32))
-        hidden = ACTIVATIONS[activation](both[:, 0]) * both[:, 1]
-        rows = jnp.einsum(
-            "df,nf->nd", back, hidden.astype(x.dtype), preferred_element_type=jnp.float32
+        into, back = jax.tree.map(  # [2, F, D] and [D, F]
+            lambda stack: jax.lax.dynamic_index_in_dim(stack, expert, keepdims=False),
+            (gate_up, down),
         )
+        both = join(contract(into, x, ((2,), (1,)), jnp.float32))  # [2, F, N]
+        hidden = (ACTIVATIONS[activation](both[0]) * both[1]).T.astype(x.dtype)  # [N, F]
+        rows = contract(back, hidden, ((1,), (1,)), jnp.float32).T  # [N, D]
         return total + rows * jax.lax.dynamic_slice_in_dim(share, expert, 1, axis=1)
 
     def visit(expert: jax.Array, total: jax.Array) -> jax.Array:

@@ -6,8 +6,9 @@ import jax
 from flax import nnx
 
 from model.config import ModelConfig
+from model.form import Form
 from model.linear import Operand
-from model.parameters import Form, declare_matrix, normal
+from model.parameters import declare_matrix, normal
 from sharding.placement import Placement
 
 ACTIVATIONS = {

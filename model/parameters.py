@@ -6,7 +6,6 @@ in a checkpoint (`place`) and the bytes it costs a step (`profiles.traffic`).
 """
 
 import collections
-import dataclasses
 import functools
 import math
 import zlib
@@ -20,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from model.form import Form
 from sharding.errors import FloorlineError, LayoutError
 from sharding.placement import Placement, entry_axes, shards
-from sharding.scaled import Scaled, Scheme, quantize, stored_bytes
+from sharding.scaled import Scaled, quantize, stored_bytes
 
 Initializer = jax.nn.initializers.Initializer
 Path = tuple[str | int, ...]
@@ -64,19 +64,6 @@ def declare(
     return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), axes=axes, init=init, scale=scale)
 
 
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """How a model's matrices are stored.
-
-    Attributes:
-      dtype: of arithmetic, and of what is stored as plain arrays.
-      scheme: of matrices in attention and MLPs; None for plain arrays.
-    """
-
-    dtype: jnp.dtype
-    scheme: Scheme | None = None
-
-
 class Matrix(nnx.Module):
     """A matrix in few bits: parameters for its values, scales and offsets."""
 
@@ -107,7 +94,8 @@ class Matrix(nnx.Module):
     def __getitem__(self, index: EllipsisType) -> Scaled:
         """The matrix as matmuls take it; `index` is ``...``, as of a parameter."""
         parts = [part[...] for part in (self.values, self.scales)]
-        return Scaled(*parts, self.offsets[...] if self.form.scheme.offset else None)
+        offsets = self.offsets[...] if self.form.scheme.offset else None
+        return Scaled(*parts, offsets, self.form.round_activations)
 
 
 def declare_matrix(
@@ -119,7 +107,7 @@ def declare_matrix(
 ) -> "nnx.Param | Matrix":
     """A matmul's weight, [outputs..., inputs...], stored as `form` says; else as `declare`."""
     if form.scheme is None:
-        return declare(shape, axes, form.dtype, init)
+        return declare(shape, axes, form.plain, init)
     return Matrix(shape, axes, outputs, form, init)
 
 

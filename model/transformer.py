@@ -2,7 +2,7 @@
 
 Built abstract; a step merges the structure with a plain dict of arrays inside `jax.jit`::
 
-    structure, _ = nnx.split(Transformer(config, dtype))
+    structure, _ = nnx.split(Transformer(config, form))
     nnx.merge(structure, parameters)(tokens, positions, cache, placement)
 """
 
@@ -15,15 +15,15 @@ from flax import nnx
 from model.attention import Attention, LayerCache
 from model.cache import PADDING, KVCache
 from model.config import ModelConfig
+from model.form import Form
 from model.linear import Operand
 from model.mixture import Mixture
 from model.mlp import MLP
 from model.norm import Norm
-from model.parameters import Form, declare, normal
+from model.parameters import declare, normal
 from model.rotary import Rotation, rotation
 from sharding.collectives import look_up, reshard
 from sharding.placement import Placement
-from sharding.scaled import Scheme
 
 
 class Output(NamedTuple):
@@ -44,14 +44,16 @@ class Output(NamedTuple):
 class Embedding(nnx.Module):
     """A [V, D] table: rows looked up on the way in, or multiplied by on the way out."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+    def __init__(self, config: ModelConfig, form: Form):
         shape, init = (config.vocabulary, config.d_model), normal(0.02)
-        self.weight = declare(shape, ("V", "D"), dtype, init)
+        self.weight = declare(shape, ("V", "D"), form.plain, init)
+        self.dtype = form.dtype
 
     def look_up(self, tokens: jax.Array, placement: Placement) -> jax.Array:
         """tokens: [B, T] int32, whole on every device -> [B, T, R]."""
         with jax.named_scope("embedding"):
-            return look_up(self.weight[...], tokens, placement.activations("B", "T", "R"))
+            rows = look_up(self.weight[...], tokens, placement.activations("B", "T", "R"))
+            return rows.astype(self.dtype)
 
     def logits(self, x: jax.Array, placement: Placement) -> jax.Array:
         """x: [B, T, R] -> [B, T, V], float32."""
@@ -72,7 +74,7 @@ class Block(nnx.Module):
         if config.norm_after:
             self.attention_norm_after = Norm(config)
             self.mlp_norm_after = Norm(config)
-        self.mlp = Mixture(config, form.dtype) if config.experts else MLP(config, form)
+        self.mlp = Mixture(config, form) if config.experts else MLP(config, form)
         self.config = config
 
     def __call__(
@@ -107,23 +109,20 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """A decoder-only transformer of whatever family `config` describes."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, scheme: Scheme | None = None):
+    def __init__(self, config: ModelConfig, form: Form):
         """Declares every parameter.
 
         Args:
           config: the model.
-          dtype: of arithmetic and of plain arrays.
-          scheme: of matrices in attention and MLPs, in few bits; None for plain arrays. Embedding,
-            unembedding, router, experts and norms stay plain.
+          form: how its numbers are stored.
         """
         self.config = config
-        form = Form(dtype, scheme)
-        self.embedding = Embedding(config, dtype)
+        self.embedding = Embedding(config, form)
         # Unrolled: a scan over stacked weights copies each layer's slice on CPU and GPU.
         self.layers = nnx.List([Block(config, form, n) for n in range(config.layers)])
         self.final_norm = Norm(config)
         if not config.tied_embedding:
-            self.unembedding = Embedding(config, dtype)
+            self.unembedding = Embedding(config, form)
 
     def __call__(
         self,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
+from model.form import Form
 from model.parameters import declarations
 from model.transformer import Transformer
 from sharding.placement import Placement, entry_axes
@@ -46,20 +47,20 @@ class PlacedArray:
 
 
 def placed_arrays(
-    config: ModelConfig, placement: Placement, dtype: jnp.dtype, batch: int, slots: int
+    config: ModelConfig, placement: Placement, form: Form, batch: int, slots: int
 ) -> list[PlacedArray]:
     """Weights as stored, then keys and values, in the order of the model.
 
     Args:
       config: the model.
       placement: the layout on a mesh.
-      dtype: of weights and cache.
+      form: how they are stored.
       batch: sequences in the cache.
       slots: tokens it has room for.
     """
     return [
         _placed(name, shape, axes, spec, dtype, placement)
-        for name, shape, axes, spec, dtype in _declared(config, placement, dtype, batch, slots)
+        for name, shape, axes, spec, dtype in _declared(config, placement, form, batch, slots)
     ]
 
 
@@ -74,12 +75,12 @@ def group_layers(arrays: list[PlacedArray]) -> list[tuple[PlacedArray, int]]:
 
 
 def _declared(
-    config: ModelConfig, placement: Placement, dtype: jnp.dtype, batch: int, slots: int
+    config: ModelConfig, placement: Placement, form: Form, batch: int, slots: int
 ) -> Iterator[tuple[str, tuple[int, ...], tuple[str, ...], jax.P, jnp.dtype]]:
-    for path, param in declarations(Transformer(config, dtype)).items():
+    for path, param in declarations(Transformer(config, form)).items():
         name = "/".join(map(str, path))
         yield name, param.shape, param.axes, placement.weights(*param.axes), param.dtype
-    cache = abstract_cache(config, batch, slots, dtype, placement.multiple("S"))
+    cache = abstract_cache(config, batch, slots, form, placement.multiple("S"))
     for kind, layers in cache._asdict().items():
         for number, array in enumerate(layers):
             where = placement.cache(*CACHE_AXES)

@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
-import jax.numpy as jnp
 
 from model.config import ModelConfig
+from model.form import Form
 from profiles.collective import Collective
 from profiles.communication import expected_collectives
 from profiles.floor import Floor, floor
@@ -41,14 +41,14 @@ class Work:
     Attributes:
       config: the model.
       mesh: sizes of the mesh axes.
-      dtype: of weights, cache and arithmetic.
+      form: how its numbers are stored.
       batches: sequences per step.
       contexts: tokens in the cache.
     """
 
     config: ModelConfig
     mesh: MeshShape
-    dtype: jnp.dtype
+    form: Form
     batches: Sequence[int]
     contexts: Sequence[int]
 
@@ -210,9 +210,9 @@ def predict(layout: Layout, work: Work, peaks: Peaks) -> Prediction:
     for batch, context in itertools.product(work.batches, work.contexts):
         batch = _padded(batch, placement.multiple("B"))
         sizes = {"batch": batch, "context": context, "slots": context + 1}
-        traffic = decode_traffic(work.config, placement, work.dtype, **sizes)
+        traffic = decode_traffic(work.config, placement, work.form, **sizes)
         bounds.append(floor(traffic, peaks))
-        listed = expected_collectives(work.config, placement, work.dtype, batch=batch)
+        listed = expected_collectives(work.config, placement, work.form, batch=batch)
         links.append(_link_seconds(listed, work.mesh, peaks))
         resident = traffic.weights_resident + traffic.kv_resident
         fits &= not peaks.capacity or resident <= peaks.capacity
@@ -227,11 +227,11 @@ def _predict_prefill(layout: Layout, work: Work, length: int, peaks: Peaks) -> P
     for batch in work.batches:
         batch = _padded(batch, whole.multiple("B"))
         sizes = {"batch": batch * length, "context": length // 2, "slots": 1}
-        bound = floor(decode_traffic(work.config, placement, work.dtype, **sizes), peaks)
+        bound = floor(decode_traffic(work.config, placement, work.form, **sizes), peaks)
         # A prompt's own keys and values are read from on-chip memory.
         bounds.append(dataclasses.replace(bound, kv_cache=0))
         tokens = {"batch": batch, "tokens": max(length, 2)}
-        listed = expected_collectives(work.config, placement, work.dtype, **tokens)
+        listed = expected_collectives(work.config, placement, work.form, **tokens)
         links.append(_link_seconds(listed, work.mesh, peaks))
     return _sum(placement.layout.name, layout, bounds, links)
 

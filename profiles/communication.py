@@ -11,10 +11,10 @@ import itertools
 import math
 
 import jax
-import jax.numpy as jnp
 
 from model.config import ModelConfig
 from model.dispatch import expert_axes, sums
+from model.form import Form
 from profiles.collective import Collective
 from profiles.hlo import bits, element_of
 from sharding.axes import MESH_AXES
@@ -28,7 +28,7 @@ FLOAT32 = "f32"
 def expected_collectives(
     config: ModelConfig,
     placement: Placement,
-    dtype: jnp.dtype,
+    form: Form,
     *,
     batch: int,
     tokens: int = 1,
@@ -39,7 +39,7 @@ def expected_collectives(
     Args:
       config: the model.
       placement: the layout on a mesh; of prompts, `Placement.prefill`.
-      dtype: of weights and activations.
+      form: how numbers are stored.
       batch: sequences.
       tokens: per sequence: 1 in a decode step, more in a prefill, whose logits are those of each
         prompt's last token.
@@ -50,7 +50,7 @@ def expected_collectives(
       Collectives with their `where`: a block, ``layer/`` before those that every layer has. Their
       counts are those of the whole pass.
     """
-    step = ForwardPass(config, placement, dtype, batch, tokens, grouped)
+    step = ForwardPass(config, placement, form, batch, tokens, grouped)
     step.look_up()
     once, step.found = step.found, []
     step.layer()
@@ -67,14 +67,14 @@ class ForwardPass:
         self,
         config: ModelConfig,
         placement: Placement,
-        dtype: jnp.dtype,
+        form: Form,
         batch: int,
         tokens: int,
         grouped: bool = True,
     ):
         self.grouped = grouped
         self.config, self.placement = config, placement
-        self.element = element_of(dtype)
+        self.element = element_of(form.dtype)
         self.sizes = {**config.sizes, "B": batch, "T": tokens, "C": 2, "e": config.experts}
         self.overlapped = placement.layout.collectives == "overlapped"
         self.found: list[Collective] = []

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from decode.engine import Engine
 from model.config import ModelConfig
+from model.form import Form
 from model.parameters import abstract
 from model.transformer import Transformer
 from profiles.arrays import PlacedArray, group_layers
@@ -28,7 +29,7 @@ class Subject:
     Attributes:
       config: the model.
       placement: the layout on a mesh.
-      dtype: of weights, cache and arithmetic.
+      form: how its numbers are stored.
       batch: sequences.
       slots: tokens that the cache has room for.
       tokens: per sequence: 1 for a decode step, more for a prefill.
@@ -36,7 +37,7 @@ class Subject:
 
     config: ModelConfig
     placement: Placement
-    dtype: jnp.dtype
+    form: Form
     batch: int
     slots: int
     tokens: int = 1
@@ -49,7 +50,7 @@ class Subject:
             f"attention by {layout.attends}",
             *(["experts divided"] if layout.expert_parallel and self.config.experts else []),
             f"collectives {layout.collectives}",
-            jnp.dtype(self.dtype).name,
+            str(self.form),
             f"batch {self.batch}",
             f"cache of {self.slots} tokens",
             "decode step" if self.tokens == 1 else f"prefill of {self.tokens} tokens",
@@ -58,7 +59,7 @@ class Subject:
 
     def as_record(self) -> dict:
         """The record of a step, with what is known of it."""
-        layout, dtype = self.run.layout, jnp.dtype(self.dtype).name
+        layout = self.run.layout
         record = {
             "model": self.config.name,
             "phase": "decode" if self.tokens == 1 else "prefill",
@@ -69,9 +70,7 @@ class Subject:
             "layout": layout.name,
             "attention": layout.attends,
             "collectives": layout.collectives,
-            "dtype": dtype,
-            "weight_dtype": dtype,
-            "kv_dtype": dtype,
+            **self.form.names(),
         }
         return record | ({"expert_parallel": True} if layout.expert_parallel else {})
 
@@ -87,8 +86,8 @@ class Subject:
           LayoutError: there are not as many devices as the mesh has.
         """
         mesh = make_mesh(self.placement.mesh)
-        parameters = abstract(Transformer(self.config, self.dtype), self.placement, mesh)
-        return Engine(self.config, parameters, self.placement, mesh, self.dtype)
+        parameters = abstract(Transformer(self.config, self.form), self.placement, mesh)
+        return Engine(self.config, parameters, self.placement, mesh, self.form)
 
     def lower(self) -> jax.stages.Lowered:
         """This pass, ready to compile; raises as `engine` does."""
@@ -102,7 +101,7 @@ def expected(subject: Subject) -> list[Collective]:
     return expected_collectives(
         subject.config,
         subject.run,
-        subject.dtype,
+        subject.form,
         batch=subject.batch,
         tokens=subject.tokens,
         grouped=jax.default_backend() == "tpu",

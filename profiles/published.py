@@ -7,6 +7,7 @@ from importlib import resources
 import jax.numpy as jnp
 
 from model.catalog import find_model
+from model.form import Form
 from profiles.traffic import kv_token_bytes
 from sharding.layout import attend_by, find_layout
 from sharding.mesh import parse_mesh
@@ -26,7 +27,7 @@ def longest_contexts() -> Iterator[dict]:
         config = find_model(case["model"])
         layout = attend_by(find_layout(case["layout"]), case["attention"])
         placement = layout.check(config.sizes, parse_mesh(case["mesh"]))
-        token = kv_token_bytes(config, placement, jnp.dtype(case["kv_dtype"]))
+        token = kv_token_bytes(config, placement, Form(jnp.dtype(case["kv_dtype"])))
         for batch, published in case["published"].items():
             context = case["kv_bytes_per_chip"] / (int(batch) * token)
             yield {

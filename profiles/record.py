@@ -3,8 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-import jax.numpy as jnp
-
 from decode.engine import Engine
 from model.parameters import count, count_active
 from model.transformer import Transformer
@@ -43,12 +41,11 @@ def decode_record(
     traffic = decode_traffic(
         engine.config,
         engine.placement,
-        engine.dtype,
+        engine.form,
         batch=batch,
         context=context,
         slots=slots,
         experts_touched=experts_touched,
-        scheme=engine.scheme,
     )
     bound = floor(traffic, peaks)
     chips = -(-engine.mesh.size // peaks.devices_per_chip)
@@ -82,8 +79,7 @@ def decode_record(
 
 def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
     """The part of a record that says which step it is."""
-    model = Transformer(engine.config, engine.dtype, engine.scheme)
-    dtype = jnp.dtype(engine.dtype).name
+    model = Transformer(engine.config, engine.form)
     layout = engine.placement.layout
     experts = {"expert_parallel": True} if engine.config.experts and layout.expert_parallel else {}
     return {
@@ -100,9 +96,7 @@ def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
         "attention": layout.attends,
         **experts,
         "collectives": engine.placement.layout.collectives,
-        "dtype": dtype,
-        "weight_dtype": engine.scheme.name if engine.scheme else dtype,
-        "kv_dtype": dtype,
+        **engine.form.names(),
     }
 
 

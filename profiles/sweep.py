@@ -15,7 +15,8 @@ import jax
 
 from decode.engine import Engine
 from decode.load import ModelSource
-from model.parameters import Form, check_groups
+from model.form import Form
+from model.parameters import check_groups
 from model.transformer import Transformer
 from profiles.bandwidth import PeakMeter
 from profiles.hardware import Peaks, published_peaks
@@ -46,7 +47,7 @@ class Sweep:
       shapes: meshes to run on, each with every layout.
       batches: sequences per step.
       contexts: tokens in the cache when a step starts.
-      forms: how weights are stored, and the dtype of cache and arithmetic.
+      forms: how numbers are stored.
       seconds: time to spend on samples, beyond the least number of rounds.
       bandwidth: bytes per second of one chip (of a CPU's whole memory), in place of the published
         or measured figure.
@@ -85,7 +86,7 @@ class Sweep:
             )
         for layout, shape, form in self.placings():
             placement = layout.check(self.source.config.sizes, shape)
-            check_groups(Transformer(self.source.config, form.dtype, form.scheme), placement)
+            check_groups(Transformer(self.source.config, form), placement)
             for batch in self.batches:
                 placement.check_batch(batch)
 
@@ -149,8 +150,8 @@ class _Case:
 
     def __str__(self) -> str:
         devices, step = self.engine.mesh.size, self.step
-        layout, scheme = self.engine.placement.layout.name, self.engine.scheme
-        stored = f", {scheme.name}" if scheme else ""
+        layout, form = self.engine.placement.layout.name, self.engine.form
+        stored = "" if form == Form(form.dtype) else f", {form}"
         sizes = f"devices {devices}, batch {step.batch}, context {step.context}"
         return f"{layout}{stored}, {sizes}"
 
@@ -174,9 +175,7 @@ class _Case:
 def _cases(sweep: Sweep, layout: Layout, shape: MeshShape, form: Form) -> list[_Case]:
     sizes = itertools.product(sweep.contexts, sweep.batches)
     try:
-        engine = sweep.source.engine(
-            layout, shape, form.dtype, progress=byte_progress, scheme=form.scheme
-        )
+        engine = sweep.source.engine(layout, shape, form, progress=byte_progress)
         jax.block_until_ready(engine.parameters)
         message = ""
     except jax.errors.JaxRuntimeError as error:
@@ -184,7 +183,7 @@ def _cases(sweep: Sweep, layout: Layout, shape: MeshShape, form: Form) -> list[_
             raise
         config, message = sweep.source.config, str(error).splitlines()[0]
         placement = layout.check(config.sizes, shape)
-        engine = Engine(config, {}, placement, make_mesh(shape), form.dtype, form.scheme)
+        engine = Engine(config, {}, placement, make_mesh(shape), form)
     cases = [_Case(engine, batch, context) for context, batch in sizes]
     for case in cases:
         case.message = message

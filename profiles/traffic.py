@@ -11,25 +11,23 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
+from model.form import Form
 from model.parameters import Path, declarations, of_experts
 from model.transformer import Transformer
 from sharding.placement import Placement, entry_axes, shards, used_axes
-from sharding.scaled import Scheme, stored_bytes
+from sharding.scaled import stored_bytes
 
 LOOKED_UP: Path = ("embedding", "weight")
 
 
 @functools.cache
-def _declared(
-    config: ModelConfig, dtype: jnp.dtype, scheme: Scheme | None = None
-) -> dict[Path, nnx.Param]:
+def _declared(config: ModelConfig, form: Form) -> dict[Path, nnx.Param]:
     """Every parameter of the model; many layouts are counted for one model."""
-    return declarations(Transformer(config, dtype, scheme))
+    return declarations(Transformer(config, form))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,31 +59,29 @@ class Traffic:
 def decode_traffic(
     config: ModelConfig,
     placement: Placement,
-    dtype: jnp.dtype,
+    form: Form,
     *,
     batch: int,
     context: int,
     slots: int,
     experts_touched: float | None = None,
-    scheme: Scheme | None = None,
 ) -> Traffic:
     """The least that one decode step costs each device.
 
     Args:
       config: the model.
       placement: the layout on a mesh.
-      dtype: of plain weights and cache.
+      form: how its numbers are stored; scales count.
       batch: sequences.
       context: tokens already in the cache of each.
       slots: tokens the cache has room for.
       experts_touched: distinct experts that a layer reads, on average; what `expected_experts`
         says if None. Where layouts divide the experts over devices, this is an average over those
         too: the device with the most of them reads more.
-      scheme: of matrices kept in few bits, whose scales count; None for none.
     """
     touched = _touched_by_one(config, placement, batch, experts_touched)
     resident = read = multiplied = 0.0
-    for path, param in _declared(config, dtype, scheme).items():
+    for path, param in _declared(config, form).items():
         share = placement.copies(placement.weights(*param.axes)) / placement.devices
         size = stored_bytes(param) * share
         resident += size
@@ -96,13 +92,11 @@ def decode_traffic(
         used = config.experts_per_token / config.experts if of_experts(param) else 1
         if len(param.shape) > 1 and not param.scale:
             multiplied += math.prod(param.shape) * used * _work_share(placement, param.axes)
-    token = kv_token_bytes(config, placement, dtype)
+    token = kv_token_bytes(config, placement, form)
     seen = [min(context, (config.window(n) or context + 1) - 1) for n in range(config.layers)]
     attention = 4 * config.query_heads * config.head_size * (sum(seen) + config.layers)
-    cache = abstract_cache(config, batch, slots, dtype, placement.multiple("S"))
-    kept = sum(
-        math.prod(array.shape) * array.dtype.itemsize for array in (*cache.keys, *cache.values)
-    )
+    cache = abstract_cache(config, batch, slots, form, placement.multiple("S"))
+    kept = sum(map(stored_bytes, jax.tree.leaves(cache)))
     kept *= placement.copies(placement.cache(*CACHE_AXES)) / placement.devices
     return Traffic(
         weights_resident=resident,
@@ -141,24 +135,21 @@ def expected_experts(config: ModelConfig, tokens: int) -> float:
     return config.experts * (1 - missed)
 
 
-def kv_token_bytes(config: ModelConfig, placement: Placement, dtype: jnp.dtype) -> float:
+def kv_token_bytes(config: ModelConfig, placement: Placement, form: Form) -> float:
     """Bytes one cached token takes on each device, keys and values of all layers."""
-    cache = abstract_cache(config, 1, 1, dtype)
+    cache = abstract_cache(config, 1, 1, form)
     share = placement.copies(placement.cache(*CACHE_AXES)) / placement.devices
-    arrays = (*cache.keys, *cache.values)
-    return sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays) * share
+    return sum(map(stored_bytes, jax.tree.leaves(cache))) * share
 
 
-def replication_cost(
-    config: ModelConfig, placement: Placement, dtype: jnp.dtype, scheme: Scheme | None = None
-) -> list[str]:
+def replication_cost(config: ModelConfig, placement: Placement, form: Form) -> list[str]:
     """What this layout copies because sizes do not divide over the mesh, and the bytes it costs.
 
     Returns:
       One line per kind of array; empty if everything divides.
     """
     arrays: dict[str, list[float]] = {}
-    for path, param in _declared(config, dtype, scheme).items():
+    for path, param in _declared(config, form).items():
         if rest := placement.left_over("weights", param.axes):
             share = placement.copies(placement.weights(*param.axes)) / placement.devices
             size = stored_bytes(param) * share
@@ -171,7 +162,7 @@ def replication_cost(
     ]
     if rest := placement.left_over("cache", CACHE_AXES):
         copies = shards(rest, placement.mesh)
-        extra = _bytes(kv_token_bytes(config, placement, dtype) * (1 - 1 / copies))
+        extra = _bytes(kv_token_bytes(config, placement, form) * (1 - 1 / copies))
         lines.append(
             f"{config.kv_heads} KV heads do not divide over "
             f"{' '.join(f'{axis}={placement.mesh[axis]}' for axis in rest)}, so the KV cache is "

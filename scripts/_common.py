@@ -11,25 +11,10 @@ from pathlib import Path
 try:
     from absl import app, flags, logging
 
-    from decode.load import DTYPES, ModelSource, default_dtype, find_source
-    from model.config import ModelConfig
-    from model.parameters import Form
-    from profiles.choice import AUTO, Wish, Work, pick
+    from decode.load import ModelSource, find_source
     from profiles.files import OutputError, check_writable
-    from profiles.traffic import experts_per_device, replication_cost
     from sharding import processes
     from sharding.errors import FloorlineError, UsageError
-    from sharding.layout import (
-        ATTENTION,
-        COLLECTIVES,
-        LAYOUTS,
-        divide_experts,
-        find_layout,
-        schedule_by,
-    )
-    from sharding.mesh import MeshShape, parse_mesh, request_cpu_devices, whole_mesh
-    from sharding.placement import Layout, Placement
-    from sharding.scaled import SCHEMES
 except ImportError as error:
     print(
         f"error: import of {error.name!r} is failing ({error}); "
@@ -49,32 +34,6 @@ ACCEPT_TERMS = flags.DEFINE_bool(
 )
 RANDOM_WEIGHTS = flags.DEFINE_bool(
     "random_weights", False, "Use a catalogue model's shapes with random weights; no download."
-)
-LAYOUT = flags.DEFINE_string(
-    "layout",
-    "weight_stationary_1d",
-    "Partitioning; auto picks by predicted time and says why. "
-    + "; ".join(f"{name}: {LAYOUTS[name].summary}" for name in LAYOUTS),
-)
-PREFILL_LAYOUT = flags.DEFINE_string(
-    "prefill_layout",
-    None,
-    "Partitioning of prompts, over the same stored weights; auto picks. As --layout.",
-)
-ATTENTION_BY = flags.DEFINE_enum(
-    "attention", "heads", [*ATTENTION, AUTO], "What divides attention and the KV cache."
-)
-COLLECTIVES_BY = flags.DEFINE_enum(
-    "collectives",
-    "compiler",
-    list(COLLECTIVES),
-    "Who schedules those beside matmuls: the compiler, or loops that overlap them with products.",
-)
-EXPERT_PARALLEL = flags.DEFINE_bool(
-    "expert_parallel", False, "Divide experts over the chips instead of each expert's d_ff."
-)
-DTYPE = flags.DEFINE_enum(
-    "dtype", None, list(DTYPES), "Of weights, cache and arithmetic. float32 on CPU, else bfloat16."
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -114,113 +73,13 @@ def say(text: str) -> None:
 
 
 def source() -> ModelSource:
-    """The model that the flags name.
-
-    Raises:
-      UsageError: experts are to be divided, and it has none.
-    """
-    found = find_source(
+    """The model that the flags name."""
+    return find_source(
         MODEL.value,
         random_weights=RANDOM_WEIGHTS.value,
         report=say,
         accept_terms=ACCEPT_TERMS.value,
     )
-    check_experts(found.config)
-    return found
-
-
-def check_experts(config: ModelConfig) -> None:
-    """Refuses to divide experts of a model that has none.
-
-    Raises:
-      UsageError: it has none.
-    """
-    if EXPERT_PARALLEL.value and not config.experts:
-        raise UsageError(
-            f"--expert_parallel is true, but {config.name} has no experts; leave it out"
-        )
-
-
-def dtype():
-    """The arithmetic that the flags name."""
-    return DTYPES[DTYPE.value or default_dtype()]
-
-
-def define_weight_dtype() -> flags.FlagHolder:
-    """The flag of scripts that store weights otherwise than their file does."""
-    return flags.DEFINE_list(
-        "weight_dtype",
-        None,
-        f"What weights are stored in: {', '.join(DTYPES)}; or matrices of attention and MLPs in "
-        f"{', '.join(SCHEMES)}, all else in --dtype. profile_decode.py takes a list.",
-    )
-
-
-def forms(names: Sequence[str] | None) -> list[Form]:
-    """How weights are stored, by the names of ``--weight_dtype``.
-
-    Raises:
-      UsageError: there is no such form.
-    """
-    found = []
-    for name in names or [None]:
-        if name in DTYPES:
-            found.append(Form(DTYPES[name]))
-        elif name is None or name in SCHEMES:
-            found.append(Form(dtype(), SCHEMES.get(name)))
-        else:
-            raise UsageError(
-                f"--weight_dtype is {name!r}; use one of {', '.join((*DTYPES, *SCHEMES))}"
-            )
-    return found
-
-
-def layout(
-    config: ModelConfig, mesh: MeshShape, batches: Sequence[int], contexts: Sequence[int]
-) -> Layout:
-    """The layout that the flags name, or that ``auto`` picks for this work, saying why.
-
-    Args:
-      config: the model.
-      mesh: sizes of the mesh axes.
-      batches: sequences per step.
-      contexts: tokens in the cache; the longest is taken as the length of prompts.
-
-    Raises:
-      LayoutError: none goes with the model and the mesh.
-    """
-    return _layout(LAYOUT.value, config, mesh, batches, contexts)
-
-
-def layouts(
-    config: ModelConfig, mesh: MeshShape, batches: Sequence[int], contexts: Sequence[int]
-) -> list[Layout]:
-    """The layouts that the flags name, of a script that compares several; else as `layout`."""
-    names = dict.fromkeys(LAYOUT.value.split(","))
-    return [_layout(name, config, mesh, batches, contexts) for name in names]
-
-
-def check_layouts() -> None:
-    """Refuses layouts that there are none of, before JAX starts.
-
-    Raises:
-      UsageError: an unknown name.
-    """
-    for name in (*LAYOUT.value.split(","), PREFILL_LAYOUT.value):
-        if name not in (AUTO, None):
-            find_layout(name)
-
-
-def _layout(name: str, config: ModelConfig, mesh: MeshShape, *sizes: Sequence[int]) -> Layout:
-    wish = Wish(name, ATTENTION_BY.value, PREFILL_LAYOUT.value, _finish)
-    return pick(wish, config, mesh, lambda: Work(config, mesh, dtype(), *sizes), say)
-
-
-def _finish(layout: Layout) -> Layout:
-    """The layout with everything else that the flags say of it."""
-    if EXPERT_PARALLEL.value:
-        layout = divide_experts(layout)
-    return schedule_by(layout, COLLECTIVES_BY.value)
 
 
 def integers(name: str, values: Sequence[str]) -> list[int]:
@@ -233,41 +92,6 @@ def integers(name: str, values: Sequence[str]) -> list[int]:
         joined = ",".join(values)
         raise UsageError(f"--{name} is {joined!r}; use positive integers joined by commas")
     return [int(value) for value in values]
-
-
-def meshes(devices: Sequence[str] | None, mesh: str | None) -> list[dict[str, int]] | None:
-    """The meshes of ``--devices`` or ``--mesh``, None if neither is given.
-
-    Asks for as many fake CPU devices as the largest needs; call it before JAX starts.
-
-    Raises:
-      UsageError: both are given, or a size is not positive.
-    """
-    if devices and mesh:
-        raise UsageError(f"--mesh is {mesh}, beside --devices; give one of them")
-    shapes = None
-    if mesh:
-        shapes = [parse_mesh(mesh)]
-    elif devices:
-        shapes = [{"x": 1, "y": 1, "z": count} for count in integers("devices", devices)]
-    for shape in shapes or ():
-        request_cpu_devices(shape["x"] * shape["y"] * shape["z"])
-    return shapes
-
-
-def mesh(devices: int | None, mesh: str | None) -> dict[str, int]:
-    """The one mesh of ``--devices`` or ``--mesh``; by default one device, of many processes all.
-
-    Raises:
-      UsageError: both are given, or a size is not positive.
-    """
-    shapes = meshes([str(devices)] if devices else None, mesh)
-    if shapes:
-        return shapes[0]
-    if processes.count() == 1:
-        return {"x": 1, "y": 1, "z": 1}
-    request_cpu_devices(processes.count())
-    return whole_mesh()
 
 
 def check_json() -> None:
@@ -286,22 +110,6 @@ def _check_json() -> None:
         # The file is renamed into its place, which would put it where a device was.
         raise OutputError(f"--json is {JSON.value}, not a regular file; name one, or - for stdout")
     check_writable(Path(JSON.value).parent)
-
-
-def state_choices(
-    config: ModelConfig, placement: Placement, form: Form, batch: int | None = None
-) -> None:
-    """Says how this layout divides experts, what it copies and what that costs, what it pads."""
-    sizes = "x".join(str(size) for size in placement.mesh.values())
-    for line in (
-        *experts_per_device(config, placement),
-        *replication_cost(config, placement, form.dtype, form.scheme),
-    ):
-        say(f"layout {placement.layout.name} on {sizes}: {line}")
-    parts = placement.multiple("B")
-    if batch is not None and batch % parts:
-        padded = -(-batch // parts) * parts
-        say(f"layout {placement.layout.name} on {sizes}: batch {batch} is padded to {padded}")
 
 
 def _run(main: Callable[[], None], rest: Sequence[str]) -> None:

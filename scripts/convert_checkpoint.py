@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 
 import _common
+import _forms
+import _layouts
 from absl import flags
 
-from decode.load import DTYPES
 from model.weights.orbax_checkpoint import OrbaxFolder, check_target, save
 from profiles.progress import byte_progress
 from profiles.report import write_json
@@ -37,15 +38,16 @@ def main() -> None:
         raise UsageError("--output_dir is missing; name the folder that the checkpoint goes to")
     folder = Path(_OUTPUT_DIR.value)
     check_target(folder)
-    shape = _common.mesh(_DEVICES.value, _MESH.value)
+    _forms.check()
+    shape = _layouts.mesh(_DEVICES.value, _MESH.value)
     _common.check_json()
     source = _common.source()
-    dtype = _common.DTYPE.value or source.stored_dtype()
+    form = _forms.form(source.stored_scheme(), source.stored_dtype())
     started = time.perf_counter()
     engine = source.engine(
-        _common.layout(source.config, shape, [1], [1]),
+        _layouts.layout(source.config, shape, lambda: form, [1], [1]),
         shape,
-        DTYPES[dtype],
+        form,
         progress=byte_progress,
     )
     loaded = time.perf_counter()
@@ -53,15 +55,22 @@ def main() -> None:
     seconds = {"load_s": loaded - started, "save_s": time.perf_counter() - loaded}
     size = OrbaxFolder(folder).bytes
     _common.say(
-        f"{source.config.name} in {dtype}: {size / 1e6:.1f} MB in {folder}, "
+        f"{source.config.name} in {form.weights.name}: {size / 1e6:.1f} MB in {folder}, "
         f"read in {seconds['load_s']:.1f} s, written in {seconds['save_s']:.1f} s "
         f"({size / seconds['save_s'] / 1e6:.0f} MB/s)"
     )
     if _common.JSON.value and processes.first():
-        written = {"model": source.config.name, "dtype": dtype, "bytes": size, **seconds}
+        written = {
+            "model": source.config.name,
+            "dtype": form.plain.name,
+            "weight_dtype": form.weights.name,
+            "bytes": size,
+            **seconds,
+        }
         write_json(_common.JSON.value, {"checkpoint": str(folder), **written})
 
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(_common)
+    for module in (_common, _layouts, _forms):
+        flags.adopt_module_key_flags(module)
     _common.start(main)

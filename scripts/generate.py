@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import _common
+import _forms
+import _layouts
 import jax
 import numpy as np
 from absl import flags
@@ -27,6 +29,7 @@ from decode.engine import Engine
 from decode.generate import Completion, Request, generate, generate_without_cache
 from decode.load import ModelSource
 from decode.sampling import make_sampler
+from model.form import Form
 from profiles.progress import byte_progress
 from profiles.record import describe_step
 from profiles.report import document, summarise, write_json
@@ -52,16 +55,15 @@ _MIN_P = flags.DEFINE_float("min_p", None, "Draw from tokens p times as likely a
 _NO_CACHE = flags.DEFINE_bool(
     "no_cache", False, "Generate again by recomputing every prefix, and compare."
 )
-_WEIGHT_DTYPE = _common.define_weight_dtype()
+_forms.define_step_flags()
 
 
 def main() -> None:
     """Loads, generates, reports."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     sampler = make_sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value)
-    if len(_WEIGHT_DTYPE.value or "1") > 1:
-        raise UsageError(f"--weight_dtype is {','.join(_WEIGHT_DTYPE.value)}; give one of them")
-    shape = _common.mesh(_DEVICES.value, _MESH.value)
+    _forms.check()
+    shape = _layouts.mesh(_DEVICES.value, _MESH.value)
     source = _common.source()
     request = Request(
         prompts=_prompts(source),
@@ -72,14 +74,15 @@ def main() -> None:
     )
     request.check(source.config.vocabulary, source.config.max_context)
     longest = max(map(len, request.prompts))
-    layout = _common.layout(source.config, shape, [len(request.prompts)], [longest])
+
+    def form() -> Form:
+        return _forms.form(source.stored_scheme())
+
+    layout = _layouts.layout(source.config, shape, form, [len(request.prompts)], [longest])
     placement = layout.check(source.config.sizes, shape)
     _common.check_json()
-    (form,) = _common.forms(_WEIGHT_DTYPE.value)
-    _common.state_choices(source.config, placement, form, len(request.prompts))
-    engine = source.engine(
-        layout, shape, form.dtype, _SEED.value, byte_progress, scheme=form.scheme
-    )
+    _layouts.state_choices(source.config, placement, form(), len(request.prompts))
+    engine = source.engine(layout, shape, form(), _SEED.value, byte_progress)
 
     to_json = _common.JSON.value == "-"
     run = _Run(source, request, show=not to_json)
@@ -219,7 +222,7 @@ def _speed(run: _Run, engine: Engine) -> str:
 
 def _comparison(fast: _Run, slow: _Run, engine: Engine) -> str:
     same = "the same" if fast.texts() == slow.texts() else "NOT the same"
-    token = kv_token_bytes(engine.config, engine.placement, engine.dtype) * engine.mesh.size
+    token = kv_token_bytes(engine.config, engine.placement, engine.form) * engine.mesh.size
     longest = max(map(len, fast.request.prompts)) + len(fast.step_seconds) + 1
     size = token * longest * len(fast.request.prompts)
     if not fast.step_seconds:
@@ -249,5 +252,6 @@ def _document(run: _Run, record: dict, started: str) -> dict:
 
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(_common)
+    for module in (_common, _layouts, _forms):
+        flags.adopt_module_key_flags(module)
     _common.start(main)

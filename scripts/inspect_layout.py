@@ -22,12 +22,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import _common
+import _forms
+import _layouts
 import jax
 from absl import flags
 
 from model.catalog import CATALOG, find_model
 from model.config import ModelConfig
-from model.parameters import Form
+from model.form import Form
 from profiles.arrays import PlacedArray, placed_arrays
 from profiles.collective import Collective
 from profiles.inspection import (
@@ -62,6 +64,7 @@ _COMPILE = flags.DEFINE_bool(
     "Compile and count. By default where layers times devices are at most 256: under a minute.",
 )
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/layout", "Folder for layout.png.")
+_forms.define_step_flags()
 _QUICK = 256  # layers times devices
 
 
@@ -72,9 +75,9 @@ def main() -> None:
     processes.agree(lambda: check_writable(output))
     _common.check_json()
     subject, compiling = _subject()
-    _common.state_choices(subject.config, subject.placement, Form(subject.dtype), _BATCH.value)
+    _layouts.state_choices(subject.config, subject.placement, subject.form, _BATCH.value)
     arrays = placed_arrays(
-        subject.config, subject.placement, subject.dtype, subject.batch, subject.slots
+        subject.config, subject.placement, subject.form, subject.batch, subject.slots
     )
     wanted = expected(subject)
     show = _common.say if _common.JSON.value == "-" else print
@@ -86,8 +89,8 @@ def main() -> None:
         _common.say(f"compiling {layers} layers for a mesh of {_MESH.value}")
         found = compiled(subject)
         show(collective_table(found, layers, "compiled", wanted) + "\n")
-        differing = differences(wanted, found, subject.dtype)
-    show(_verdict(found, differing, stands_in(wanted, subject.dtype)))
+        differing = differences(wanted, found, subject.form.dtype)
+    show(_verdict(found, differing, stands_in(wanted, subject.form.dtype)))
     if processes.first():
         layout_figure(subject.run, str(subject), output / "layout.png")
         _common.say(f"wrote {output / 'layout.png'}")
@@ -103,13 +106,18 @@ def main() -> None:
 def _subject() -> tuple[Subject, bool]:
     """What to look at, and whether to compile it."""
     name, shape = _common.MODEL.value, parse_mesh(_MESH.value)
-    config = find_model(name) if name in CATALOG else _common.source().config
-    _common.check_experts(config)
+    _forms.check()
+    source = None if name in CATALOG else _common.source()
+    config = source.config if source else find_model(name)
+
+    def form() -> Form:
+        return _forms.form(source.stored_scheme() if source else None)
+
     devices = math.prod(shape.values())
     compiling = _compiles(config, devices)
     if compiling:
         request_cpu_devices(devices)
-    layout = _common.layout(config, shape, [_BATCH.value], [_CONTEXT.value])
+    layout = _layouts.layout(config, shape, form, [_BATCH.value], [_CONTEXT.value])
     placement = layout.check(config.sizes, shape)
     if compiling and devices > jax.device_count():
         if _COMPILE.value:
@@ -122,7 +130,7 @@ def _subject() -> tuple[Subject, bool]:
     subject = Subject(
         config=config,
         placement=placement,
-        dtype=_common.dtype(),
+        form=form(),
         batch=-(-_BATCH.value // rows) * rows,
         slots=_CONTEXT.value,
         tokens=1 if _PHASE.value == "decode" else _CONTEXT.value,
@@ -170,5 +178,6 @@ def _document(
 
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(_common)
+    for module in (_common, _layouts, _forms):
+        flags.adopt_module_key_flags(module)
     _common.start(main)

@@ -25,9 +25,12 @@ import sys
 from pathlib import Path
 
 import _common
+import _forms
+import _layouts
 import jax
 from absl import flags
 
+from model.form import Form
 from profiles.events import write_events
 from profiles.figures import cost, step_time
 from profiles.report import (
@@ -56,7 +59,7 @@ _FLOPS = flags.DEFINE_float("peak_flops", None, "Peak FLOP/s of a chip, for the 
 _PRICE = flags.DEFINE_float("price_per_chip_hour", None, "USD; the cost plot is then in USD.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/profile", "Folder for results.")
 _TRACE = flags.DEFINE_bool("trace", False, "Also write a profiler trace, for TensorBoard.")
-_WEIGHT_DTYPE = _common.define_weight_dtype()
+_forms.define_step_flags()
 
 
 def main() -> None:
@@ -69,7 +72,7 @@ def main() -> None:
     _common.check_json()
     for layout, shape, form in sweep.placings():
         placement = layout.check(sweep.source.config.sizes, shape)
-        _common.state_choices(sweep.source.config, placement, form)
+        _layouts.state_choices(sweep.source.config, placement, form)
     outcome = run(sweep, _common.say)
     if not processes.first():
         return
@@ -82,13 +85,14 @@ def main() -> None:
 
 
 def _sweep(output: Path) -> Sweep:
-    shapes = _common.meshes(_DEVICES.value, _MESH.value)
+    shapes = _layouts.meshes(_DEVICES.value, _MESH.value)
     batches = _common.integers("batch", _BATCH.value)
     contexts = _common.integers("context", _CONTEXT.value)
     for flag in (_BANDWIDTH, _FLOPS, _PRICE):
         if flag.value is not None and not 0 < flag.value < float("inf"):
             raise UsageError(f"--{flag.name} is {flag.value}; use a positive number")
-    _common.check_layouts()
+    _layouts.check_layouts()
+    _forms.check()
     source = _common.source()
     if shapes is None:
         alone = processes.count() == 1
@@ -97,7 +101,11 @@ def _sweep(output: Path) -> Sweep:
         counts = (1, 2) if on_cpu and alone else (jax.device_count(),)
         shapes = [{"x": 1, "y": 1, "z": count} for count in counts]
     largest = max(shapes, key=lambda shape: math.prod(shape.values()))
-    layouts = _common.layouts(source.config, largest, batches, contexts)
+
+    def forms() -> list[Form]:
+        return _forms.forms(source.stored_scheme())
+
+    layouts = _layouts.layouts(source.config, largest, lambda: forms()[0], batches, contexts)
     for layout, shape in itertools.product(layouts, shapes):
         layout.check(source.config.sizes, shape)  # before JAX makes as many devices
     return Sweep(
@@ -106,7 +114,7 @@ def _sweep(output: Path) -> Sweep:
         shapes=shapes,
         batches=batches,
         contexts=contexts,
-        forms=_common.forms(_WEIGHT_DTYPE.value),
+        forms=forms(),
         seconds=_SECONDS.value,
         bandwidth=_BANDWIDTH.value,
         peak_flops=_FLOPS.value,
@@ -145,5 +153,6 @@ def _refuse_impossible(outcome: Outcome) -> None:
 
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(_common)
+    for module in (_common, _layouts, _forms):
+        flags.adopt_module_key_flags(module)
     _common.start(main)

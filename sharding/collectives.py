@@ -197,7 +197,9 @@ def look_up_steps(rows: Axes, columns: Axes, batch: Axes, wanted: Axes) -> LookU
     return LookUpSteps(free, exchanged, scattered, along, summed, (now, left))
 
 
-def split_softmax(scores: jax.Array, values: jax.Array) -> jax.Array:
+def split_softmax(
+    scores: jax.Array, values: jax.Array, scales: jax.Array | None = None
+) -> jax.Array:
     """The sum of values weighted by a softmax of scores, over slots that mesh axes divide.
 
     Each device takes its own slots' softmax with their maximum and sum; the parts are then joined
@@ -207,19 +209,21 @@ def split_softmax(scores: jax.Array, values: jax.Array) -> jax.Array:
     Args:
       scores: [B, K, T, G, S] float32, minus infinity where a slot is not seen.
       values: [B, K, S, h], S divided as in `scores`.
+      scales: of the values, [B, K, 1, 1, S], S divided likewise; None for 1.
 
     Returns:
       [B, K, T, G, h] float32, S summed.
     """
-    divided, stored = (jax.typeof(array).sharding.spec for array in (scores, values))
+    arrays = (scores, values, scales)
+    divided, *rest = jax.tree.map(lambda array: jax.typeof(array).sharding.spec, arrays)
     axes = entry_axes(divided[-1])
 
-    def local(scores: jax.Array, values: jax.Array) -> jax.Array:
+    def local(scores: jax.Array, values: jax.Array, scales: jax.Array | None) -> jax.Array:
         # A device may see none of its slots.
         highest = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), jnp.finfo(jnp.float32).min)
         weights = jnp.exp(scores - highest)
         sums = jax.lax.dot_general(  # [B, K, T, G, h]
-            weights.astype(values.dtype),
+            (weights if scales is None else weights * scales).astype(values.dtype),
             values,
             (((4,), (2,)), ((0, 1), (0, 1))),
             preferred_element_type=jnp.float32,
@@ -230,7 +234,7 @@ def split_softmax(scores: jax.Array, values: jax.Array) -> jax.Array:
 
     return jax.shard_map(
         local,
-        in_specs=(divided, stored),
+        in_specs=(divided, *rest),
         out_specs=jax.P(*divided[:-1], None),
         check_vma=False,
-    )(scores, values)
+    )(*arrays)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharding.placement import Axes, division, entry
-from sharding.scaled import Scaled, Weight, cut, dot, granule
+from sharding.scaled import Weight, contract, cut, dot, granule, specs_of
 
 LONGEST_UNROLLED = 4
 """Rings of more chips stay a loop: thousands of unrolled partial products compile slowly."""
@@ -165,7 +165,7 @@ def multiply(
 
     return jax.shard_map(
         in_loops if looped else at_once,
-        in_specs=(_spec(weight), _spec(x)),
+        in_specs=(specs_of(weight), specs_of(x)),
         out_specs=(plan.made, whole),
         check_vma=False,
     )(weight, x)
@@ -239,16 +239,11 @@ def _gathered_product(weight: jax.Array, x: jax.Array, fetched: tuple[Axes, ...]
     def stack(leaf: jax.Array) -> jax.Array:  # -> [chips of each dimension, their shard]
         return jax.lax.all_gather(leaf, sum(fetched, ()), axis=0).reshape(*parts, *leaf.shape)
 
-    stacked = jax.tree.map(stack, weight)
-    if isinstance(stacked, Scaled):
-        stacked = stacked.dense().astype(x.dtype)
     pairs = zip(parts[outputs:], weight.shape[outputs:], strict=True)
     x = x.reshape(*x.shape[:2], *(size for pair in pairs for size in pair))
-    inputs = range(outputs, rank)
-    contracting = ([dim for i in inputs for dim in (i, rank + i)], range(2, x.ndim))
-    product = jax.lax.dot_general(  # [chips of outputs, outputs of a shard, B, T]
-        stacked, x, (contracting, ((), ())), preferred_element_type=jnp.float32
-    )
+    inputs = [dim for i in range(outputs, rank) for dim in (i, rank + i)], range(2, x.ndim)
+    # [chips of outputs, outputs of a shard, B, T]
+    product = contract(jax.tree.map(stack, weight), x, inputs, jnp.float32)
     order = [dim for i in range(outputs) for dim in (i, outputs + i)]
     product = product.transpose(2 * outputs, 2 * outputs + 1, *order)
     sizes = (n * size for n, size in zip(parts[:outputs], weight.shape[:outputs], strict=True))
@@ -349,11 +344,6 @@ def directions(size: int, chips: int) -> tuple[int, ...]:
 
 def _unrolled(chips: int) -> bool:
     return chips <= LONGEST_UNROLLED
-
-
-def _spec(weight: Weight) -> Weight:
-    """Sharding of each array of it."""
-    return jax.tree.map(lambda array: jax.typeof(array).sharding.spec, weight)
 
 
 def _chips(axes: Axes) -> int:

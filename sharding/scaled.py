@@ -8,7 +8,7 @@ them as it reads them.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import jax
@@ -41,6 +41,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
         scheme.name: scheme
         for scheme in (
             Scheme("int8", jnp.int8, 127),
+            Scheme("int8_grouped", jnp.int8, 127, group=32),
             Scheme("fp8", jnp.float8_e4m3fn, 448),
             Scheme("int4", jnp.uint4, 15, group=32, offset=True),
             Scheme("int4_symmetric", jnp.int4, 7, group=32),
@@ -58,11 +59,14 @@ class Scaled:
       values: [outputs..., inputs...], in a scheme's dtype.
       scales: float32, of the same rank: inputs are 1, or as many as there are groups.
       offsets: as scales, where the scheme has them.
+      round_activations: multiply 8-bit integers: what it multiplies is rounded to them first, with
+        a scale for each token.
     """
 
     values: jax.Array
     scales: jax.Array
     offsets: jax.Array | None = None
+    round_activations: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,6 +112,11 @@ def cut(weight: Weight, start: int | jax.Array, size: int, axis: int) -> Weight:
     return jax.tree.map(one, weight)
 
 
+def specs_of(weight: Weight) -> Weight:
+    """Sharding of each array of it."""
+    return jax.tree.map(lambda array: jax.typeof(array).sharding.spec, weight)
+
+
 def sharding_of(weight: Weight) -> jax.P:
     """How the values are divided."""
     return jax.typeof(weight.values if isinstance(weight, Scaled) else weight).sharding.spec
@@ -124,35 +133,81 @@ def divide(weight: Weight, spec: jax.P, reshard: Callable[[jax.Array, jax.P], ja
 
 
 def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None) -> jax.Array:
-    """[outputs..., inputs...] times [B, T, inputs...] -> [outputs..., B, T].
+    """[outputs..., inputs...] times [B, T, inputs...] -> [outputs..., B, T]; see `contract`."""
+    outputs = weight.ndim - (x.ndim - 2)
+    return contract(weight, x, (range(outputs, weight.ndim), range(2, x.ndim)), dtype, out)
+
+
+def contract(
+    weight: Weight,
+    x: jax.Array,
+    inputs: tuple[Sequence[int], Sequence[int]],
+    dtype: jnp.dtype,
+    out: jax.P | None = None,
+) -> jax.Array:
+    """The product of a weight, in whatever form, with something plain.
 
     Values are converted as they are read. One scale for an output multiplies the product; scales of
     groups multiply the values.
 
     Args:
       weight: plain or scaled.
-      x: [B, T, inputs...].
+      x: what it multiplies, the last of its dimensions inputs.
+      inputs: dimensions that are summed over, of the weight and of x.
       dtype: of the product.
       out: sharding of the product, outside `shard_map`.
+
+    Returns:
+      The other dimensions of the weight, then those of x.
     """
-    outputs = weight.ndim - (x.ndim - 2)
-    scales = None
-    if isinstance(weight, Scaled):
-        if granule(weight) == 1 and weight.offsets is None:
-            weight, scales = weight.values.astype(x.dtype), weight.scales
-        else:
-            weight = weight.dense().astype(x.dtype)
-    contracting = (tuple(range(outputs, weight.ndim)), tuple(range(2, x.ndim)))
+    plain = isinstance(weight, jax.Array)
+    if not plain and (weight.offsets is not None or _groups(weight) > 1):
+        weight, plain = weight.dense(), True
+    values = weight if plain else weight.values
+    scales = None if plain else _drop(weight.scales, inputs[0])
+    if scales is not None and weight.round_activations:
+        x, of_tokens = round_tokens(x, inputs[1])
+        scales = scales.reshape(*scales.shape, *(1,) * of_tokens.ndim) * of_tokens
+    elif scales is not None:
+        scales = scales.reshape(*scales.shape, *(1,) * (x.ndim - len(inputs[1])))
+    exact = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
     product = jax.lax.dot_general(
-        weight,
+        values.astype(x.dtype),
         x,
-        (contracting, ((), ())),
-        preferred_element_type=dtype if scales is None else jnp.float32,
+        (tuple(map(tuple, inputs)), ((), ())),
+        preferred_element_type=dtype if scales is None else exact,
         out_sharding=out,
     )
-    if scales is None:
-        return product
-    return (product * scales.reshape(*scales.shape[:outputs], 1, 1)).astype(dtype)
+    return product if scales is None else (product * scales).astype(dtype)
+
+
+def round_tokens(x: jax.Array, inputs: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+    """x in 8-bit integers, and the scale of each token: one for all of its inputs on a chip."""
+    values, scales = _scaled(x.astype(jnp.float32), tuple(inputs), (), SCHEMES["int8"])
+    return values, _drop(scales, inputs)
+
+
+def _groups(weight: Scaled) -> int:
+    return weight.scales.shape[-1]
+
+
+def _drop(scales: jax.Array, dims: Sequence[int]) -> jax.Array:
+    """Without dimensions along which all are the same."""
+    for dim in dims:
+        scales = scales if scales.shape[dim] == 1 else jax.lax.slice_in_dim(scales, 0, 1, axis=dim)
+    return jax.lax.squeeze(scales, dims)
+
+
+def in_parts(weight: Weight, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | None]:
+    """Values in another type, and the scales that are still to multiply; None if there are none."""
+    if isinstance(weight, Scaled):
+        return weight.values.astype(dtype), weight.scales
+    return weight.astype(dtype), None
+
+
+def round_rows(x: jax.Array, scheme: Scheme) -> Scaled:
+    """Activations in few bits, with a scale for each row of the last dimension."""
+    return Scaled(*_scaled(x.astype(jnp.float32), (-1,), (), scheme))
 
 
 def quantize(array: jax.Array, outputs: int, scheme: Scheme) -> tuple[Scaled, jax.Array]:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from model.form import FLOAT32
 from sharding.mesh import request_cpu_devices
 
 request_cpu_devices(8)
 
-import jax.numpy as jnp  # noqa: E402
 
 from decode.engine import Engine  # noqa: E402
 from decode.load import ModelSource, find_source  # noqa: E402
@@ -33,7 +33,7 @@ def tiny_engine() -> Callable[..., Engine]:
     def make(mesh: str = "1x1x1", **changes: object) -> Engine:
         config = dataclasses.replace(find_model("tiny"), **changes)
         source = ModelSource(config, None, None)
-        return source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh(mesh), jnp.float32)
+        return source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh(mesh), FLOAT32)
 
     return make
 
@@ -51,6 +51,6 @@ def smollm2_engine(smollm2) -> Callable[[str], Engine]:
     @functools.cache
     def make(mesh: str = "1x1x1") -> Engine:
         layout = LAYOUTS["weight_stationary_1d"]
-        return smollm2.engine(layout, parse_mesh(mesh), jnp.float32)
+        return smollm2.engine(layout, parse_mesh(mesh), FLOAT32)
 
     return make

@@ -4,9 +4,8 @@ import collections
 import dataclasses
 from pathlib import Path
 
-import jax.numpy as jnp
-
 from model.catalog import find_model
+from model.form import BFLOAT16
 from profiles.collective import Collective
 from profiles.communication import expected_collectives
 from sharding.layout import ATTENTION, LAYOUTS, attend_by
@@ -65,7 +64,7 @@ def _of_a_layer(layout: Layout, tokens: int) -> list[Collective]:
     listed = expected_collectives(
         config,
         placement if tokens == 1 else placement.prefill,
-        jnp.bfloat16,
+        BFLOAT16,
         batch=BATCH,
         tokens=tokens,
     )

@@ -6,13 +6,13 @@
 
 import functools
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from decode.engine import Engine
 from decode.generate import Request, bucket, cache_slots, generate, pad
 from decode.load import find_source
+from model.form import FLOAT32
 from sharding.layout import LAYOUTS
 from sharding.mesh import parse_mesh
 from tests.family_cases import CASES, FOLDER
@@ -24,7 +24,7 @@ NEW_TOKENS = 32
 @functools.cache
 def engine_of(case: str, mesh: str) -> Engine:
     source = find_source(str(FOLDER / case))
-    return source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh(mesh), jnp.float32)
+    return source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh(mesh), FLOAT32)
 
 
 def reference_of(case: str) -> tuple[list[list[int]], list[np.ndarray], np.ndarray]:

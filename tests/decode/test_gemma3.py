@@ -5,12 +5,12 @@ The references are made by scripts/make_gemma_references.py. Fetches 238 MB, hen
 
 import json
 
-import jax.numpy as jnp
 import pytest
 
 from decode.generate import Request, generate
 from decode.load import find_source
 from model.catalog import find_model
+from model.form import FLOAT32
 from model.parameters import count
 from model.transformer import Transformer
 from sharding.layout import LAYOUTS
@@ -31,7 +31,7 @@ def gemma3():
 @pytest.mark.parametrize("mesh", ["1x1x1", "1x1x8"])
 def test_greedy_text_equals_llama_cpp_in_a_ragged_batch(gemma3, mesh):
     """On eight devices its one KV head is whole on each, and the head size is divided."""
-    engine = gemma3.engine(LAYOUTS["weight_stationary_1d"], parse_mesh(mesh), jnp.float32)
+    engine = gemma3.engine(LAYOUTS["weight_stationary_1d"], parse_mesh(mesh), FLOAT32)
     ids = [prompt["prompt_ids"] for prompt in PROMPTS.values()]
     assert max(map(len, ids)) > 512  # the window
     *_, completions = generate(engine, Request(prompts=ids, max_new_tokens=32))
@@ -50,4 +50,4 @@ def test_the_file_has_the_shape_of_the_catalogue(gemma3):
     published = find_model("gemma3-270m")
     assert gemma3.config.windows == published.windows
     assert gemma3.config.attention_scale == published.attention_scale
-    assert count(Transformer(gemma3.config, jnp.float32)) == 268_098_176
+    assert count(Transformer(gemma3.config, FLOAT32)) == 268_098_176

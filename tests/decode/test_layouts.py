@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +11,7 @@ from decode.engine import Engine
 from decode.generate import Request, generate
 from decode.load import ModelSource
 from model.catalog import find_model
+from model.form import BFLOAT16, FLOAT32
 from model.parameters import Path, flatten, place, shardings
 from model.transformer import Transformer
 from sharding.errors import LayoutError
@@ -49,7 +49,7 @@ def source_of(family: str) -> ModelSource:
 @functools.cache
 def arrays_of(family: str) -> dict[Path, np.ndarray]:
     """Random weights, made once: making them on each mesh would compile more than steps do."""
-    one = source_of(family).engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1"), jnp.float32)
+    one = source_of(family).engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1"), FLOAT32)
     return {path: np.asarray(array) for path, array in flatten(one.parameters).items()}
 
 
@@ -57,9 +57,9 @@ def engine_of(family: str, layout: Layout, mesh: str) -> Engine:
     """An engine with the weights of `arrays_of`."""
     config, shape = source_of(family).config, parse_mesh(mesh)
     placement, devices = layout.check(config.sizes, shape), make_mesh(shape)
-    model = Transformer(config, jnp.float32)
+    model = Transformer(config, FLOAT32)
     parameters = place(model, arrays_of(family).items(), placement, devices)
-    return Engine(config, parameters, placement, devices, jnp.float32)
+    return Engine(config, parameters, placement, devices, FLOAT32)
 
 
 def logits_of(engine: Engine, batch: int = BATCH) -> np.ndarray:
@@ -195,11 +195,11 @@ def test_random_shapes_run_as_on_one_device_or_are_refused_before_anything_runs(
         assert "; use " in str(error)
         return
     batch = placement.multiple("B") * int(draw.choice([1, 2]))
-    one = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1"), jnp.float32)
+    one = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1"), FLOAT32)
     tokens = draw.integers(0, config.vocabulary, (batch, 12)).astype(np.int32)
     found, expected = (
         steps_of(engine, tokens)
-        for engine in (source.engine(layout, parse_mesh(mesh), jnp.float32), one)
+        for engine in (source.engine(layout, parse_mesh(mesh), FLOAT32), one)
     )
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
@@ -240,7 +240,7 @@ def test_switching_layouts_leaves_every_weight_where_it_is(prompts):
     )  # fmt: skip
     both = prefill_by(steps, LAYOUTS[prompts])
     config, mesh = find_model("llama3-8b"), parse_mesh("2x2x2")
-    placement, model = both.check(config.sizes, mesh), Transformer(config, jnp.bfloat16)
+    placement, model = both.check(config.sizes, mesh), Transformer(config, BFLOAT16)
     devices = make_mesh(mesh)
     assert shardings(model, placement, devices) == shardings(model, placement.prefill, devices)
     assert placement.prefill.layout.name == prompts

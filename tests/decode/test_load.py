@@ -2,13 +2,13 @@
 
 import shutil
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from decode.load import find_source
+from model.form import BFLOAT16, FLOAT32
 from model.parameters import flatten
 from model.weights.orbax_checkpoint import OrbaxFolder, save
 from sharding.layout import LAYOUTS
@@ -22,13 +22,13 @@ LAYOUT = LAYOUTS["weight_stationary_1d"]
 @pytest.mark.parametrize("case", CASES)
 def test_a_converted_model_gives_the_same_logits(case, tmp_path):
     source = find_source(str(FOLDER / case))
-    engine = source.engine(LAYOUT, parse_mesh("1x1"), jnp.float32)
+    engine = source.engine(LAYOUT, parse_mesh("1x1"), FLOAT32)
     save(tmp_path / case, source.config, engine.parameters, source.tokenizer_files())
     converted = find_source(str(tmp_path / case))
     assert isinstance(converted.file, OrbaxFolder) and converted.config == source.config
     assert converted.tokenizer is None and converted.stored_dtype() == "float32"
     tokens = np.arange(3, 23, dtype=np.int32)[None]
-    again = converted.engine(LAYOUT, parse_mesh("1x1"), jnp.float32)
+    again = converted.engine(LAYOUT, parse_mesh("1x1"), FLOAT32)
     np.testing.assert_array_equal(again.forward(tokens), engine.forward(tokens))
 
 
@@ -41,11 +41,11 @@ def test_a_bfloat16_checkpoint_is_converted_without_losing_a_bit(case, tmp_path)
     save_file(rounded, weights)
     source = find_source(str(tmp_path / case))
     assert source.stored_dtype() == "bfloat16"
-    engine = source.engine(LAYOUT, parse_mesh("1x1"), jnp.bfloat16)
+    engine = source.engine(LAYOUT, parse_mesh("1x1"), BFLOAT16)
     save(tmp_path / "saved", source.config, engine.parameters)
     tokens = np.arange(3, 23, dtype=np.int32)[None]
     ours, theirs = (
-        s.engine(LAYOUT, parse_mesh("1x1"), jnp.float32).forward(tokens)
+        s.engine(LAYOUT, parse_mesh("1x1"), FLOAT32).forward(tokens)
         for s in (find_source(str(tmp_path / "saved")), source)
     )
     np.testing.assert_array_equal(ours, theirs)
@@ -66,7 +66,7 @@ def counted(*arguments):
     elements[0] += part.size
     return part
 SafetensorsFiles.read = counted
-engine = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("8"), jnp.float32)
+engine = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("8"), FLOAT32)
 parts = {
     f"{'.'.join(map(str, path))}@{shard.index}": np.asarray(shard.data)
     for path, array in flatten(engine.parameters).items()
@@ -78,7 +78,7 @@ np.savez(f"{out}/{PROCESS}.npz", elements=elements[0], **parts)
 
 def test_each_process_reads_its_part_of_a_folder_and_no_more(tmp_path):
     run_processes(_PROCESS, FOLDER / "gemma3", tmp_path)
-    engine = find_source(str(FOLDER / "gemma3")).engine(LAYOUT, parse_mesh("1x1"), jnp.float32)
+    engine = find_source(str(FOLDER / "gemma3")).engine(LAYOUT, parse_mesh("1x1"), FLOAT32)
     whole = {
         ".".join(map(str, path)): np.asarray(a) for path, a in flatten(engine.parameters).items()
     }
@@ -118,11 +118,11 @@ def test_progress_tells_of_every_byte(tmp_path):
             pass
 
     source = find_source(str(FOLDER / "qwen2"))
-    engine = source.engine(LAYOUT, parse_mesh("1x2"), jnp.float32, progress=Watch)
+    engine = source.engine(LAYOUT, parse_mesh("1x2"), FLOAT32, progress=Watch)
     assert sum(done) == totals[0] == 4 * sum(a.size for a in _leaves(engine.parameters))
     save(tmp_path / "m", source.config, engine.parameters)
     done.clear()
-    find_source(str(tmp_path / "m")).engine(LAYOUT, parse_mesh("1x2"), jnp.float32, progress=Watch)
+    find_source(str(tmp_path / "m")).engine(LAYOUT, parse_mesh("1x2"), FLOAT32, progress=Watch)
     assert sum(done) == totals[1] > 0
 
 

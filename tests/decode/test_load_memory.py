@@ -62,6 +62,7 @@ def write_model(folder):
 _LOADER = f"""
 import json, re, sys, threading, time
 sys.path.insert(0, {str(ROOT)!r})
+from model.form import BFLOAT16
 from sharding.mesh import parse_mesh, request_cpu_devices
 request_cpu_devices(8)
 import jax, jax.numpy as jnp
@@ -77,7 +78,7 @@ def status(field):
 before = status("VmRSS")
 source = find_source(sys.argv[1])
 started = time.perf_counter()
-engine = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("8"), jnp.bfloat16)
+engine = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("8"), BFLOAT16)
 shards = [s.data for a in flatten(engine.parameters).values() for s in a.addressable_shards]
 jax.block_until_ready(shards)
 print(json.dumps({{

@@ -12,6 +12,7 @@ import pytest
 from decode.engine import Engine
 from decode.load import ModelSource
 from model.catalog import find_model
+from model.form import FLOAT32, Form
 from model.parameters import flatten, place
 from model.transformer import Transformer
 from profiles.traffic import decode_traffic
@@ -31,16 +32,16 @@ ONE_D = LAYOUTS["weight_stationary_1d"]
 @functools.cache
 def arrays() -> dict:
     """Random weights, before they are quantized."""
-    engine = ModelSource(CONFIG, None, None).engine(ONE_D, parse_mesh("1"), jnp.float32)
+    engine = ModelSource(CONFIG, None, None).engine(ONE_D, parse_mesh("1"), FLOAT32)
     return {path: np.asarray(array) for path, array in flatten(engine.parameters).items()}
 
 
 def engine_of(name: str | None, layout: Layout, mesh: str, changed: dict | None = None) -> Engine:
-    scheme = SCHEMES.get(name)
+    form = Form(jnp.float32, SCHEMES.get(name))
     placement, devices = layout.check(CONFIG.sizes, parse_mesh(mesh)), make_mesh(parse_mesh(mesh))
-    model = Transformer(CONFIG, jnp.float32, scheme)
+    model = Transformer(CONFIG, form)
     parameters = place(model, (arrays() | (changed or {})).items(), placement, devices)
-    return Engine(CONFIG, parameters, placement, devices, jnp.float32, scheme)
+    return Engine(CONFIG, parameters, placement, devices, form)
 
 
 def logits_of(engine: Engine) -> np.ndarray:
@@ -93,8 +94,7 @@ def test_the_floor_counts_the_bytes_that_the_compiler_takes(name):
         engine = engine_of(name, layout, mesh)
         memory = engine.lower_decode(8, 64).compile().memory_analysis()
         counted = decode_traffic(
-            CONFIG, engine.placement, jnp.float32, batch=8, context=10, slots=64,
-            scheme=engine.scheme,
+            CONFIG, engine.placement, engine.form, batch=8, context=10, slots=64,
         )  # fmt: skip
         tokens_and_lengths = 2 * 4 * 8
         expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
@@ -106,7 +106,7 @@ def test_work_is_that_of_plain_weights():
     sizes = {"batch": 8, "context": 10, "slots": 64}
     placement = ONE_D.check(CONFIG.sizes, parse_mesh("1"))
     plain, few = (
-        decode_traffic(CONFIG, placement, jnp.float32, **sizes, scheme=SCHEMES.get(name))
+        decode_traffic(CONFIG, placement, Form(jnp.float32, SCHEMES.get(name)), **sizes)
         for name in (None, "int4")
     )
     assert few.flops == plain.flops and few.weights_read < plain.weights_read / 3
@@ -116,7 +116,7 @@ def test_groups_that_would_cross_devices_are_refused_with_what_works():
     config = find_model("smollm2-135m")
     source = ModelSource(config, None, None)
     with pytest.raises(LayoutError) as refusal:
-        source.engine(ONE_D, parse_mesh("8"), jnp.float32, scheme=SCHEMES["int4"])
+        source.engine(ONE_D, parse_mesh("8"), Form(jnp.float32, SCHEMES["int4"]))
     assert "attention.output has 64 inputs in 8 shards, which groups of 32 (int4)" in str(
         refusal.value
     )
@@ -134,7 +134,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad):
 
 def test_random_weights_are_those_that_plain_ones_round_to():
     source = ModelSource(CONFIG, None, None)
-    few = source.engine(ONE_D, parse_mesh("1"), jnp.float32, scheme=SCHEMES["int8"])
+    few = source.engine(ONE_D, parse_mesh("1"), Form(jnp.float32, SCHEMES["int8"]))
     loaded = engine_of("int8", ONE_D, "1")
     for mine, expected in zip(
         jax.tree.leaves(few.parameters), jax.tree.leaves(loaded.parameters), strict=True

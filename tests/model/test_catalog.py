@@ -1,10 +1,10 @@
 """The catalogue: published shapes have their published parameter counts."""
 
-import jax.numpy as jnp
 import pytest
 
 from model.catalog import CATALOG, find_model
 from model.config import ConfigError
+from model.form import BFLOAT16
 from model.parameters import count, count_active, declarations
 from model.transformer import Transformer
 
@@ -12,7 +12,7 @@ from model.transformer import Transformer
 @pytest.mark.parametrize("name", [name for name, entry in CATALOG.items() if entry.parameters])
 def test_parameter_counts_equal_the_published_ones(name):
     entry = CATALOG[name]
-    counted = count(Transformer(entry.config, jnp.bfloat16))
+    counted = count(Transformer(entry.config, BFLOAT16))
     assert abs(counted - entry.parameters) < entry.digit  # equal, where the count is exact
 
 
@@ -26,7 +26,7 @@ def test_parameter_counts_equal_the_published_ones(name):
     ],
 )
 def test_a_token_meets_as_many_parameters_of_a_mixture_as_published(name, published, digit):
-    active = count_active(Transformer(find_model(name), jnp.bfloat16))
+    active = count_active(Transformer(find_model(name), BFLOAT16))
     assert abs(active - published) < digit
 
 
@@ -34,7 +34,7 @@ def test_palm_is_multi_query_with_parallel_blocks():
     for name in ("palm-8b", "palm-62b", "palm-540b"):
         config = find_model(name)
         assert config.kv_heads == 1 and config.parallel_block and config.norm == "layer"
-    paths = declarations(Transformer(find_model("palm-8b"), jnp.bfloat16))
+    paths = declarations(Transformer(find_model("palm-8b"), BFLOAT16))
     assert ("layers", 0, "mlp_norm", "scale") not in paths
 
 

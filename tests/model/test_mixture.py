@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from model.catalog import find_model
+from model.form import FLOAT32, Form
 from model.mixture import Mixture, grouped, touched_only
 from sharding.layout import LAYOUTS, divide_experts
 from sharding.mesh import make_mesh, parse_mesh
@@ -104,7 +105,7 @@ def check(layout, mesh, kind, renormalise=True, experts=E):
     gate_up = random.normal(size=(experts, 2, F, D)).astype(np.float32) * 0.1
     down = random.normal(size=(experts, D, F)).astype(np.float32) * 0.1
     weights = {"router": router[:experts], "gate_up": gate_up, "down": down}
-    structure, state = nnx.split(Mixture(config, jnp.float32))
+    structure, state = nnx.split(Mixture(config, FLOAT32))
     axes = {path[0]: param.axes for path, param in nnx.to_flat_state(state)}
     with jax.set_mesh(mesh := make_mesh(shape)):
         placed = {
@@ -156,7 +157,7 @@ def moved(layout, dtype) -> tuple[list[int], list[int]]:
     """Elements that each all-to-all and each all-gather of a compiled mixture makes."""
     shape = parse_mesh("2x2x2")
     placement = layout.check(CONFIG.sizes, shape)
-    structure, state = nnx.split(Mixture(CONFIG, dtype))
+    structure, state = nnx.split(Mixture(CONFIG, Form(dtype)))
     with jax.set_mesh(mesh := make_mesh(shape)):
 
         def abstract(shape, dtype, spec):

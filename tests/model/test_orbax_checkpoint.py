@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from model.catalog import find_model
+from model.form import Form
 from model.parameters import flatten, initialise
 from model.transformer import Transformer
 from model.weights import WeightsError
@@ -33,7 +34,7 @@ def put(mesh: str, dtype=jnp.float32):
     """Model, placement and mesh of `CONFIG`."""
     shape = parse_mesh(mesh)
     placement = LAYOUTS["weight_stationary_1d"].check(CONFIG.sizes, shape)
-    return Transformer(CONFIG, dtype), placement, make_mesh(shape)
+    return Transformer(CONFIG, Form(dtype)), placement, make_mesh(shape)
 
 
 def random_parameters(seed=0):

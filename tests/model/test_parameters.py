@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from model.catalog import find_model
+from model.form import BFLOAT16
 from model.parameters import declarations, declare, nest, place
 from model.transformer import Transformer
 from sharding.layout import LAYOUTS
@@ -17,13 +18,13 @@ SHAPE = parse_mesh("1x1x4")
 
 def host_arrays():
     random = np.random.default_rng(0)
-    declared = declarations(Transformer(CONFIG, jnp.bfloat16))
+    declared = declarations(Transformer(CONFIG, BFLOAT16))
     return {path: random.normal(size=param.shape) for path, param in declared.items()}
 
 
 def placed(arrays):
     placement = LAYOUTS["weight_stationary_1d"].check(CONFIG.sizes, SHAPE)
-    model = Transformer(CONFIG, jnp.bfloat16)
+    model = Transformer(CONFIG, BFLOAT16)
     return place(model, arrays.items(), placement, make_mesh(SHAPE))
 
 

@@ -2,11 +2,11 @@
 
 import itertools
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from model.catalog import find_model
+from model.form import BFLOAT16
 from profiles.arrays import group_layers, placed_arrays
 from profiles.layout_figure import MOST_CHIPS, layout_figure, part, shown_arrays
 from profiles.traffic import decode_traffic
@@ -19,8 +19,8 @@ from sharding.mesh import parse_mesh
 def test_their_bytes_are_those_that_the_floor_counts(model, layout):
     config = find_model(model)
     placement = attend_by(LAYOUTS[layout], "batch").check(config.sizes, parse_mesh("2x2x2"))
-    arrays = placed_arrays(config, placement, jnp.bfloat16, 64, 512)
-    counted = decode_traffic(config, placement, jnp.bfloat16, batch=64, context=511, slots=512)
+    arrays = placed_arrays(config, placement, BFLOAT16, 64, 512)
+    counted = decode_traffic(config, placement, BFLOAT16, batch=64, context=511, slots=512)
     cache = sum(array.bytes_per_chip for array in arrays if array.name.startswith("cache/"))
     assert cache == counted.kv_resident
     assert sum(array.bytes_per_chip for array in arrays) - cache == counted.weights_resident
@@ -29,7 +29,7 @@ def test_their_bytes_are_those_that_the_floor_counts(model, layout):
 def test_layers_alike_are_one_row():
     config = find_model("llama3-8b")
     placement = LAYOUTS["weight_stationary_1d"].check(config.sizes, parse_mesh("8"))
-    rows = group_layers(placed_arrays(config, placement, jnp.bfloat16, 8, 128))
+    rows = group_layers(placed_arrays(config, placement, BFLOAT16, 8, 128))
     down = next((array, count) for array, count in rows if array.name == "layers/*/mlp/down")
     assert down[1] == 32 and down[0].notation == "[D, F.z]"
     assert len(rows) == 12

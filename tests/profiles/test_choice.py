@@ -2,10 +2,10 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
+from model.form import BFLOAT16
 from profiles.choice import Work, admitted, choose, choose_prefill, explain
 from profiles.hardware import Peaks, chips
 from sharding.errors import LayoutError
@@ -20,7 +20,7 @@ PALM = find_model("palm-540b-padded")
 
 
 def work(mesh: str, batch: int, context: int, config=PALM) -> Work:
-    return Work(config, parse_mesh(mesh), jnp.bfloat16, [batch], [context])
+    return Work(config, parse_mesh(mesh), BFLOAT16, [batch], [context])
 
 
 def best(asked: Work, attentions=("heads",)) -> str:
@@ -51,7 +51,7 @@ def test_times_of_several_batches_are_added_step_by_step():
     layout = LAYOUTS["weight_stationary_1d"]
 
     def seconds(*batches: int) -> float:
-        asked = Work(config, parse_mesh("1x1x4"), jnp.bfloat16, batches, [128])
+        asked = Work(config, parse_mesh("1x1x4"), BFLOAT16, batches, [128])
         return choose(asked, [layout], PEAKS)[0].seconds
 
     assert seconds(1, 4096) == pytest.approx(seconds(1) + seconds(4096))

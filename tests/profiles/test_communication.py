@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
+from model.form import BFLOAT16, FLOAT32
 from profiles.communication import ForwardPass, expected_collectives
 from profiles.inspection import Subject, compiled, differences, expected
 from sharding.errors import LayoutError
@@ -40,7 +41,7 @@ PHASES = {"decode": 1, "prefill": 13}
 THREE_HEADS = {"kv_heads": 3, "query_heads": 9, "d_model": 72, "d_ff": 144}
 
 
-def subject_of(family: str, layout: Layout, mesh: str, tokens: int, dtype=jnp.float32) -> Subject:
+def subject_of(family: str, layout: Layout, mesh: str, tokens: int, form=FLOAT32) -> Subject:
     config = dataclasses.replace(find_model("tiny"), **FAMILIES.get(family, THREE_HEADS))
     layout = divide_experts(layout) if family == "experts_divided" else layout
     placement = layout.check(config.sizes, parse_mesh(mesh))
@@ -48,7 +49,7 @@ def subject_of(family: str, layout: Layout, mesh: str, tokens: int, dtype=jnp.fl
     return Subject(
         config=config,
         placement=placement,
-        dtype=dtype,
+        form=form,
         batch=-(-8 // rows) * rows,
         slots=24,
         tokens=tokens,
@@ -59,7 +60,7 @@ def check(subject: Subject) -> None:
     """Expected and compiled lists are the same; over replicas alone both may be empty."""
     wanted, found = expected(subject), compiled(subject)
     assert found or subject.placement.mesh["x"] == 8
-    assert differences(wanted, found, subject.dtype) == []
+    assert differences(wanted, found, subject.form.dtype) == []
 
 
 def covering() -> list[tuple[str, str, str, str, str, str]]:
@@ -102,7 +103,7 @@ def test_every_layout_compiles_to_the_collectives_that_are_expected(family, mesh
 @pytest.mark.parametrize("collectives", COLLECTIVES)
 def test_bfloat16_travels_as_float32_on_a_cpu_and_nothing_else_differs(collectives):
     layout = schedule_by(attend_by(LAYOUTS["weight_stationary_2d"], "batch"), collectives)
-    check(subject_of("grouped", layout, "2x2x2", 1, jnp.bfloat16))
+    check(subject_of("grouped", layout, "2x2x2", 1, BFLOAT16))
 
 
 @pytest.mark.parametrize("collectives", COLLECTIVES)
@@ -119,7 +120,7 @@ def test_grouped_experts_join_gate_and_up_once():
         [
             each
             for each in expected_collectives(
-                subject.config, subject.placement, jnp.float32, **sizes, grouped=grouped
+                subject.config, subject.placement, FLOAT32, **sizes, grouped=grouped
             )
             if each.where == "layer/mixture" and each.axes == ("x",) and each.kind == "all-reduce"
         ]
@@ -152,7 +153,7 @@ def mlp_elements(layout: Layout, mesh: str, *, batch: int, matrices_in: int) -> 
     a reduce-scatter and an all-gather."""
     palm = find_model("palm-540b-padded")
     placement = layout.check(palm.sizes, parse_mesh(mesh))
-    step = ForwardPass(palm, placement, jnp.bfloat16, batch, 1)
+    step = ForwardPass(palm, placement, BFLOAT16, batch, 1)
     step.sizes["C"] = matrices_in
     residual = placement.activations("B", "T", "R")
     step.mlp(residual, placement.contracted("B", "T", "D"))
@@ -193,7 +194,7 @@ def test_loops_move_as_many_bytes_as_one_collective_each(name):
 
     def sent(collectives: str) -> float:
         placement = schedule_by(LAYOUTS[name], collectives).check(config.sizes, mesh)
-        listed = expected_collectives(config, placement, jnp.bfloat16, batch=64)
+        listed = expected_collectives(config, placement, BFLOAT16, batch=64)
         total = 0.0
         for each in listed:
             n = math.prod(mesh[axis] for axis in each.axes)

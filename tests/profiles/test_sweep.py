@@ -1,13 +1,12 @@
 """Measuring: held contexts, interleaved samples, honest peaks, refusals before any work."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from decode.load import ModelSource
 from model.catalog import find_model
-from model.parameters import Form
+from model.form import FLOAT32
 from profiles import sweep as sweeping
 from profiles.bandwidth import PeakMeter
 from profiles.report import fit_lines, fits, lines
@@ -25,7 +24,7 @@ def sweep(**changes) -> Sweep:
         "shapes": [parse_mesh("1"), parse_mesh("2")],
         "batches": [1, 2],
         "contexts": [16],
-        "forms": [Form(jnp.float32)],
+        "forms": [FLOAT32],
         "seconds": 0.0,
     }
     return Sweep(**settings | changes)

@@ -3,11 +3,11 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from decode.load import ModelSource
 from model.catalog import find_model
+from model.form import BFLOAT16, FLOAT32
 from profiles.traffic import (
     decode_traffic,
     experts_per_device,
@@ -21,23 +21,21 @@ ONE_D = LAYOUTS["weight_stationary_1d"]
 SMOLLM2 = find_model("smollm2-135m")
 
 
-def traffic(name: str, mesh: str, dtype=jnp.bfloat16, **work):
+def traffic(name: str, mesh: str, form=BFLOAT16, **work):
     config = find_model(name)
     placement = ONE_D.check(config.sizes, parse_mesh(mesh))
     sizes = {"batch": 1, "context": 128, "slots": 192} | work
-    return decode_traffic(config, placement, dtype, **sizes)
+    return decode_traffic(config, placement, form, **sizes)
 
 
 def test_one_device_reads_every_weight_once_whatever_the_batch():
     for batch in (1, 64):
-        assert (
-            traffic("smollm2-135m", "1", jnp.float32, batch=batch).weights_read == 134_515_008 * 4
-        )
+        assert traffic("smollm2-135m", "1", FLOAT32, batch=batch).weights_read == 134_515_008 * 4
 
 
 def test_the_cache_is_linear_in_batch_and_context():
     token = 2 * 30 * 3 * 64 * 4  # keys and values, layers, KV heads, head size, bytes
-    counted = traffic("smollm2-135m", "1", jnp.float32, batch=5, context=1000, slots=1024)
+    counted = traffic("smollm2-135m", "1", FLOAT32, batch=5, context=1000, slots=1024)
     assert counted.kv_read == 5 * 1000 * token
     assert counted.kv_written == 5 * token
     assert counted.kv_resident == 5 * 1024 * token
@@ -57,7 +55,7 @@ def test_of_an_untied_embedding_only_the_rows_looked_up_are_read():
 
 
 def test_flops_are_two_per_weight_and_token_and_four_per_cached_value():
-    counted = traffic("smollm2-135m", "1", jnp.float32, batch=7, context=99)
+    counted = traffic("smollm2-135m", "1", FLOAT32, batch=7, context=99)
     matrices = 134_515_008 - (2 * 30 + 1) * 576  # all but the norms; the table unembeds
     attention = 4 * 9 * 64 * 100 * 30
     assert counted.flops == 7 * (2 * matrices + attention)
@@ -65,12 +63,12 @@ def test_flops_are_two_per_weight_and_token_and_four_per_cached_value():
 
 def test_a_copied_cache_is_counted_whole_and_stated():
     placement = ONE_D.check(SMOLLM2.sizes, parse_mesh("4"))
-    assert kv_token_bytes(SMOLLM2, placement, jnp.float32) == 2 * 30 * 3 * 64 * 4
-    (line,) = replication_cost(SMOLLM2, placement, jnp.float32)
+    assert kv_token_bytes(SMOLLM2, placement, FLOAT32) == 2 * 30 * 3 * 64 * 4
+    (line,) = replication_cost(SMOLLM2, placement, FLOAT32)
     assert "3 KV heads do not divide over z=4" in line and "copied 4 times" in line
     assert "34.6 kB per cached token" in line  # 46,080 bytes, of which a quarter is its share
     divides = ONE_D.check(SMOLLM2.sizes, parse_mesh("3"))
-    assert replication_cost(SMOLLM2, divides, jnp.float32) == []
+    assert replication_cost(SMOLLM2, divides, FLOAT32) == []
 
 
 @pytest.mark.parametrize("mesh", ["1x1x1", "1x1x2", "2x2x2"])
@@ -79,7 +77,7 @@ def test_resident_bytes_equal_the_compilers(tiny_engine, mesh, batch):
     engine = tiny_engine(mesh, tied_embedding=False)
     memory = engine.lower_decode(batch, 64).compile().memory_analysis()
     counted = decode_traffic(
-        engine.config, engine.placement, engine.dtype, batch=batch, context=10, slots=64
+        engine.config, engine.placement, engine.form, batch=batch, context=10, slots=64
     )
     tokens_and_lengths = 2 * 4 * batch
     expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
@@ -93,16 +91,16 @@ def test_resident_bytes_are_what_devices_hold(tiny_engine):
         array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(engine.parameters)
     )
     counted = decode_traffic(
-        engine.config, engine.placement, engine.dtype, batch=1, context=1, slots=64
+        engine.config, engine.placement, engine.form, batch=1, context=1, slots=64
     )
     assert counted.weights_resident == held
 
 
 def test_a_layer_with_a_window_reads_no_more_than_it_sees(tiny_engine):
     engine = tiny_engine(windows=(8, None))
-    token = kv_token_bytes(engine.config, engine.placement, jnp.float32)
+    token = kv_token_bytes(engine.config, engine.placement, FLOAT32)
     traffic = decode_traffic(
-        engine.config, engine.placement, jnp.float32, batch=3, context=20, slots=64
+        engine.config, engine.placement, FLOAT32, batch=3, context=20, slots=64
     )
     assert traffic.kv_read == 3 * token * (7 + 20) / 2
     assert traffic.kv_resident == 3 * token * (8 + 64) / 2
@@ -113,7 +111,7 @@ def test_a_step_reads_the_experts_it_touches(tiny_engine, touched, read):
     engine = tiny_engine(experts=6, experts_per_token=2)
     sizes = {"batch": 3, "context": 20, "slots": 64}
     traffic = decode_traffic(
-        engine.config, engine.placement, jnp.float32, **sizes, experts_touched=touched
+        engine.config, engine.placement, FLOAT32, **sizes, experts_touched=touched
     )
     expert = 3 * 64 * 128 * 4  # gate, up and down of one expert
     assert traffic.weights_resident - traffic.weights_read == pytest.approx(2 * expert * (6 - read))
@@ -122,7 +120,7 @@ def test_a_step_reads_the_experts_it_touches(tiny_engine, touched, read):
 def experts_engine(layout: str, experts: int = 8):
     config = dataclasses.replace(find_model("tiny"), experts=experts, experts_per_token=2)
     chosen = divide_experts(LAYOUTS[layout])
-    return ModelSource(config, None, None).engine(chosen, parse_mesh("2x2x2"), jnp.float32)
+    return ModelSource(config, None, None).engine(chosen, parse_mesh("2x2x2"), FLOAT32)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +132,7 @@ def test_resident_bytes_of_divided_experts_equal_the_compilers(layout, experts):
     engine = experts_engine(layout, experts)
     memory = engine.lower_decode(8, 64).compile().memory_analysis()
     counted = decode_traffic(
-        engine.config, engine.placement, engine.dtype, batch=8, context=10, slots=64
+        engine.config, engine.placement, engine.form, batch=8, context=10, slots=64
     )
     tokens_and_lengths = 2 * 4 * 8
     expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
@@ -152,9 +150,9 @@ def test_devices_share_the_work_of_experts_whoever_has_the_tokens(layout):
         find_model("tiny"), experts=8, experts_per_token=2, kv_heads=4, query_heads=4
     )
     work = {"batch": 16, "context": 10, "slots": 64}
-    one = decode_traffic(config, ONE_D.check(config.sizes, parse_mesh("1")), jnp.float32, **work)
+    one = decode_traffic(config, ONE_D.check(config.sizes, parse_mesh("1")), FLOAT32, **work)
     placement = divide_experts(LAYOUTS[layout]).check(config.sizes, parse_mesh("2x2x2"))
-    eight = decode_traffic(config, placement, jnp.float32, **work)
+    eight = decode_traffic(config, placement, FLOAT32, **work)
     copies = 8 // 2 ** len(LAYOUTS[layout].activations["B"])  # of the router's work
     router = 2 * 16 * config.layers * config.d_model * 8
     assert eight.flops == pytest.approx((one.flops - router) / 8 + router * copies / 8)
@@ -167,14 +165,14 @@ def test_experts_that_do_not_divide_are_stated_with_what_their_copies_cost():
     assert experts_per_device(config, placement) == [
         "3 of 6 experts on each device, each divided over y=2, which do not divide the experts"
     ]
-    lines = replication_cost(config, placement, jnp.float32)
+    lines = replication_cost(config, placement, FLOAT32)
     down = 6 * 64 * 128 * 4 / 4 / 2 * config.layers  # four shards, each of them copied once
     assert f"mlp.down does not divide and is copied: each device reads {down / 1e3:.3g} kB" in (
         lines[0] + lines[1]
     )
     divides = layout.check(config.sizes, parse_mesh("3x1x2"))
     assert experts_per_device(config, divides) == ["1 of 6 experts on each device"]
-    assert not [line for line in replication_cost(config, divides, jnp.float32) if "mlp" in line]
+    assert not [line for line in replication_cost(config, divides, FLOAT32) if "mlp" in line]
     assert not experts_per_device(config, ONE_D.check(config.sizes, parse_mesh("2")))
 
 
@@ -185,7 +183,7 @@ def test_a_replica_reads_the_experts_of_its_own_tokens():
 
     def read(layout, **touched) -> float:
         placement = layout.check(config.sizes, parse_mesh("2x1x1"))
-        traffic = decode_traffic(config, placement, jnp.float32, **sizes, **touched)
+        traffic = decode_traffic(config, placement, FLOAT32, **sizes, **touched)
         return (traffic.weights_resident - traffic.weights_read) / (2 * 3 * 64 * 128 * 4)
 
     replicas = LAYOUTS["data_parallel_x_1d"]
@@ -212,5 +210,5 @@ def test_the_longest_contexts_are_those_that_were_published(attention, kv_heads,
     layout = attend_by(LAYOUTS["weight_stationary_2d"], attention)
     placement = layout.check(palm.sizes, parse_mesh("4x4x4"))
     for batch, context in published.items():
-        found = 0.3 * 32 * 2**30 / (batch * kv_token_bytes(palm, placement, jnp.bfloat16))
+        found = 0.3 * 32 * 2**30 / (batch * kv_token_bytes(palm, placement, BFLOAT16))
         assert found == pytest.approx(context, rel=0.015)

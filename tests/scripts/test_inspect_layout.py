@@ -2,10 +2,10 @@
 
 import json
 
-import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
+from model.form import FLOAT32
 from profiles.inspection import Subject
 from profiles.layout_figure import shown_arrays
 from sharding.layout import LAYOUTS, prefill_by
@@ -116,7 +116,7 @@ def test_the_picture_of_a_prefill_is_of_its_layout():
     placement = prefill_by(steps, LAYOUTS["weight_gathered_xyz"]).check(
         config.sizes, parse_mesh("2x2x2")
     )
-    sizes = {"batch": 8, "slots": 24, "dtype": jnp.float32}
+    sizes = {"batch": 8, "slots": 24, "form": FLOAT32}
     subject = Subject(config=config, placement=placement, tokens=8, **sizes)
     assert subject.run.layout.name == "weight_gathered_xyz"
     assert any("in use" in shown.title for shown in shown_arrays(subject.run))

@@ -1,0 +1,96 @@
+"""How a model's numbers are stored and multiplied."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from sharding.errors import UsageError
+from sharding.scaled import SCHEMES, Scheme
+
+Storage = jnp.dtype | Scheme
+"""Plain values of a type, or few bits and scales."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """The types that a model runs with; three flags of the scripts name them.
+
+    A scheme is for what a step reads most of: matrices of attention, MLPs and experts. What stays
+    plain then: norms, biases and the router, which are small and which everything depends on; the
+    embedding and unembedding, whose errors go into all logits.
+
+    Attributes:
+      dtype: of activations and of arithmetic.
+      weights: of weights; with a scheme, its matrices are stored so and all else in `dtype`. As
+        `dtype` if None.
+      cache: of keys and values. As `dtype` if None.
+      round_activations: multiply 8-bit integers: what a matrix of a scheme with one scale for each
+        output multiplies is rounded to them too, with a scale for each token.
+    """
+
+    dtype: jnp.dtype
+    weights: Storage | None = None
+    cache: Storage | None = None
+    round_activations: bool = False
+
+    def __post_init__(self):
+        dtype = jnp.dtype(self.dtype)
+        for name in ("dtype", "weights", "cache"):
+            given = getattr(self, name) or dtype
+            given = given if isinstance(given, Scheme) else jnp.dtype(given)
+            object.__setattr__(self, name, given)
+
+    def __str__(self) -> str:
+        names = self.names()
+        parts = [names["dtype"]]
+        if self.weights != self.dtype:
+            parts.append(f"weights {names['weight_dtype']}")
+        if self.cache != self.dtype:
+            parts.append(f"KV cache {names['kv_dtype']}")
+        return " ".join([parts[0], *(f"({', '.join(parts[1:])})" for _ in parts[1:2])])
+
+    @property
+    def plain(self) -> jnp.dtype:
+        """Of weights that are stored as plain arrays."""
+        return self.dtype if self.scheme else self.weights
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """Of matrices in few bits; None where they are plain."""
+        return self.weights if isinstance(self.weights, Scheme) else None
+
+    def names(self) -> dict[str, str]:
+        """As records have them."""
+        return {"dtype": self.dtype.name, "weight_dtype": self.weights.name,
+                "kv_dtype": self.cache.name}  # fmt: skip
+
+
+def check_platform(scheme: Scheme) -> None:
+    """Refuses a type that JAX's platform does not compile.
+
+    Raises:
+      UsageError: with those that it does.
+    """
+    if not _compiles(scheme.dtype):
+        names = [each.name for each in SCHEMES.values() if _compiles(each.dtype)]
+        raise UsageError(
+            f"stored type is {scheme.name}, which {jax.default_backend()} does not compile; "
+            f"use one of {', '.join(['float32', 'bfloat16', *names])}"
+        )
+
+
+@functools.cache
+def _compiles(dtype: jnp.dtype) -> bool:
+    """Whether values of this type can be kept, and converted as they are read."""
+    try:
+        tile = jax.ShapeDtypeStruct((8, 128), dtype)
+        jax.jit(lambda values: values.astype(jnp.float32)).lower(tile).compile()
+    except (jax.errors.JaxRuntimeError, NotImplementedError, TypeError, ValueError):
+        return False
+    return True
+
+
+FLOAT32, BFLOAT16 = Form(jnp.float32), Form(jnp.bfloat16)
+"""Everything in one type."""

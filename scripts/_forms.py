@@ -1,0 +1,103 @@
+"""Flags that say how a model's numbers are stored, and what they ask for."""
+
+from absl import flags
+
+from decode.load import DTYPES, default_dtype
+from model.form import Form, Storage, check_platform
+from sharding.errors import UsageError
+from sharding.scaled import SCHEMES, Scheme
+
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    list(DTYPES),
+    "Of arithmetic, and of what the flags below do not say. float32 on CPU, else bfloat16.",
+)
+WEIGHT_DTYPE = flags.DEFINE_list(
+    "weight_dtype",
+    None,
+    f"What weights are stored in: {', '.join(DTYPES)}; or the matrices of attention, MLPs and "
+    f"experts in {', '.join(SCHEMES)}, with scales, and all else in --dtype. profile_decode.py "
+    "takes a list.",
+)
+
+
+_STORAGE: dict[str, Storage] = {**DTYPES, **SCHEMES}
+
+
+def define_step_flags() -> None:
+    """Defines the flags of scripts that run steps: ``--kv_dtype`` and ``--round_activations``."""
+    flags.DEFINE_enum(
+        "kv_dtype",
+        None,
+        [*DTYPES, *(s.name for s in SCHEMES.values() if s.group is None)],
+        "What the KV cache is stored in; int8 and fp8 with a scale for each token and head.",
+    )
+    flags.DEFINE_bool(
+        "round_activations",
+        False,
+        "With --weight_dtype=int8: multiply 8-bit integers, what weights multiply rounded to them "
+        "with a scale for each token, where the chip can.",
+    )
+
+
+def form(stored: Scheme | None = None, dtype: str | None = None) -> Form:
+    """How numbers are stored, by the flags; see `forms`.
+
+    Raises:
+      UsageError: there is no such form, or several are given.
+    """
+    check()
+    if len(WEIGHT_DTYPE.value or ()) > 1:
+        raise UsageError(f"--weight_dtype is {','.join(WEIGHT_DTYPE.value)}; give one of them")
+    return forms(stored, dtype)[0]
+
+
+def forms(stored: Scheme | None = None, dtype: str | None = None) -> list[Form]:
+    """How numbers are stored, by flags of which ``--weight_dtype`` may name several.
+
+    Asks JAX for its platform, which starts it.
+
+    Args:
+      stored: the scheme that a checkpoint is in: the default for weights.
+      dtype: the default for ``--dtype``, if not that of JAX's platform.
+
+    Raises:
+      UsageError: there is no such form, or this platform has not got it.
+    """
+    check()
+    plain = DTYPES[DTYPE.value or dtype or default_dtype()]
+    step = {
+        "cache": _STORAGE.get(_of("kv_dtype")),
+        "round_activations": bool(_of("round_activations")),
+    }
+    found = [
+        Form(plain, _STORAGE[name] if name else stored, **step)
+        for name in WEIGHT_DTYPE.value or [None]
+    ]
+    for kind in {kind for form in found for kind in (form.weights, form.cache)}:
+        if isinstance(kind, Scheme):
+            check_platform(kind)
+    for each in found:
+        if each.round_activations and each.weights is not SCHEMES["int8"]:
+            raise UsageError(
+                f"--round_activations is true with weights in {each.weights.name}, whose products "
+                "are not of 8-bit integers; use --weight_dtype=int8, or leave it out"
+            )
+    return found
+
+
+def check() -> None:
+    """Refuses names that there are no forms of, before JAX starts.
+
+    Raises:
+      UsageError: an unknown name.
+    """
+    for name in WEIGHT_DTYPE.value or ():
+        if name not in _STORAGE:
+            raise UsageError(f"--weight_dtype is {name!r}; use one of {', '.join(_STORAGE)}")
+
+
+def _of(name: str):
+    """A flag's value, None in a script that has no such flag."""
+    return flags.FLAGS[name].value if name in flags.FLAGS else None
