@@ -10,7 +10,7 @@ from model.parameters import Matrix
 from sharding.collectives import reshard
 from sharding.placement import Placement
 from sharding.products import loopable, multiply, transfers
-from sharding.scaled import Weight, divide, dot, sharding_of
+from sharding.scaled import Scaled, Weight, divide, dot, sharding_of
 
 
 class Operand:
@@ -66,7 +66,8 @@ class Operand:
         stored, now = sharding_of(weight), sharding_of(self._x)
         specs = (stored, use, now, self._spec, result)
         plan = transfers(weight.shape, *specs, self._placement.mesh)
-        if plan is None or not plan.moves:
+        moves = plan and (plan.moves or isinstance(weight, Scaled))
+        if not moves:
             return linear(divide(weight, use, reshard), self.whole(), result, dtype)
         looped = self._placement.layout.collectives == "overlapped"
         looped = looped and loopable(weight, self._x, plan)

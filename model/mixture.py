@@ -19,7 +19,7 @@ from model.mlp import ACTIVATIONS
 from model.parameters import declare, declare_matrix, normal
 from sharding.collectives import reshard
 from sharding.placement import Axes, Placement, entry, used_axes
-from sharding.scaled import Scaled, Weight, contract, divide, specs_of
+from sharding.scaled import Scaled, Weight, divide, dot, specs_of
 
 Join = Callable[[jax.Array], jax.Array]
 """Completes the sum over d_model where mesh axes divide it."""
@@ -196,9 +196,9 @@ def touched_only(
             lambda stack: jax.lax.dynamic_index_in_dim(stack, expert, keepdims=False),
             (gate_up, down),
         )
-        both = join(contract(into, x, ((2,), (1,)), jnp.float32))  # [2, F, N]
+        both = join(dot(into, x[None], jnp.float32)[:, :, 0])  # [2, F, N]
         hidden = (ACTIVATIONS[activation](both[0]) * both[1]).T.astype(x.dtype)  # [N, F]
-        rows = contract(back, hidden, ((1,), (1,)), jnp.float32).T  # [N, D]
+        rows = dot(back, hidden[None], jnp.float32)[:, 0].T  # [N, D]
         return total + rows * jax.lax.dynamic_slice_in_dim(share, expert, 1, axis=1)
 
     def visit(expert: jax.Array, total: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sharding.placement import Axes, entry, entry_axes
+from sharding.scaled import from_bits, to_bits
 
 Division = tuple[Axes, ...]
 """The mesh axes that divide each dimension, major first."""
@@ -136,7 +137,7 @@ def look_up(table: jax.Array, tokens: jax.Array, spec: jax.P) -> jax.Array:
     def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
         place = tokens - (jax.lax.axis_index(rows) * table.shape[0] if rows else 0)
         held = (place >= 0) & (place < table.shape[0])
-        found = table[jnp.where(held, place, 0)]
+        found = from_bits(to_bits(table)[jnp.where(held, place, 0)], table)
         found = jnp.where(held[..., None], found, 0)  # {rows unsummed}
         if steps.exchanged:
             found = jax.lax.all_to_all(found, steps.exchanged, 0, 2, tiled=True)

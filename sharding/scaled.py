@@ -135,7 +135,62 @@ def divide(weight: Weight, spec: jax.P, reshard: Callable[[jax.Array, jax.P], ja
 def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None) -> jax.Array:
     """[outputs..., inputs...] times [B, T, inputs...] -> [outputs..., B, T]; see `contract`."""
     outputs = weight.ndim - (x.ndim - 2)
-    return contract(weight, x, (range(outputs, weight.ndim), range(2, x.ndim)), dtype, out)
+    inputs = range(outputs, weight.ndim), range(2, x.ndim)
+
+    def whole(weight: Weight, x: jax.Array) -> jax.Array:
+        return contract(weight, x, inputs, dtype, out)
+
+    def in_blocks(weight: Weight, x: jax.Array) -> jax.Array:
+        shape = (*weight.shape[:outputs], *x.shape[:2])
+        rows = jax.tree.map(lambda leaf: leaf.reshape(math.prod(shape[:outputs]), -1), weight)
+        product = _by_blocks(rows, x.reshape(math.prod(x.shape[:2]), -1), dtype).reshape(shape)
+        return product if out is None else jax.reshard(product, out)
+
+    converts = isinstance(weight, Scaled) or weight.dtype != x.dtype
+    if converts and (out is None or jax.typeof(x).sharding.mesh.size == 1):
+        return jax.lax.platform_dependent(weight, x, cpu=in_blocks, default=whole)
+    return whole(weight, x)
+
+
+def _by_blocks(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """weight: [N, K], x: [M, K] -> [N, M], some rows of the weight at a time.
+
+    XLA:CPU converts a matrix as a whole before a matmul; a few rows stay in its caches.
+    """
+    rows, length = weight.shape
+    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n * length <= _BLOCK)
+    size = rows // parts
+    bits = jax.tree.map(to_bits, weight)
+
+    def visit(number: jax.Array, product: jax.Array) -> jax.Array:
+        part = jax.tree.map(_widen, cut(bits, number * size, size, 0), weight)
+        made = contract(part, x, ((1,), (1,)), dtype)
+        return jax.lax.dynamic_update_slice_in_dim(product, made, number * size, axis=0)
+
+    return jax.lax.fori_loop(0, parts, visit, jnp.zeros((rows, x.shape[0]), dtype))
+
+
+_BLOCK = 2**16  # values: a quarter of a megabyte as float32
+
+
+def to_bits(leaf: jax.Array) -> jax.Array:
+    """Small floats as integers of the same bits; other arrays as they are.
+
+    XLA:CPU slices and gathers no bfloat16 or float8: it converts the whole array to do so.
+    """
+    small = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4
+    return jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}") if small else leaf
+
+
+def from_bits(bits: jax.Array, like: jax.Array) -> jax.Array:
+    """What `to_bits` was given, or a part of it."""
+    return bits if bits.dtype == like.dtype else jax.lax.bitcast_convert_type(bits, like.dtype)
+
+
+def _widen(bits: jax.Array, like: jax.Array) -> jax.Array:
+    if like.dtype == jnp.bfloat16:  # by its bits: of a conversion comes a slow matmul of bfloat16
+        return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
+    return from_bits(bits, like)
 
 
 def contract(
