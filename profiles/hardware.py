@@ -1,73 +1,246 @@
-"""Published peaks of chips, from `chips.json`, found by the name JAX gives a device."""
+"""Published figures of chips, from `chips.json`, by short name or by what JAX calls a device."""
 
 import dataclasses
 import functools
 import json
+import re
+from collections.abc import Mapping
 from importlib import resources
 
 import jax
 
 from sharding.errors import UsageError
 
+FLOPS = "_flops"
+"""Ends the name of a figure that is a rate of arithmetic; before it stands the type."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A published number.
+
+    Attributes:
+      highest: the highest credible one, for a floor.
+      recommended: for an expected time.
+      source: of the recommended one, or ``given``.
+      note: what it is or how it was read.
+    """
+
+    highest: float
+    recommended: float
+    source: str
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wiring:
+    """How chips are joined, and which slices of them there are.
+
+    Attributes:
+      dimensions: of the torus; 0 where all chips of a domain reach one another alike.
+      domain: the most chips joined without the network between hosts; None where not known.
+      shapes: of slices, besides those of whole cubes; None where not published.
+      cube: edge of the cubes that larger slices are built of, which alone wrap around.
+      wraps_at: length of an axis that wraps around. Without it and `cube`, that is not known.
+    """
+
+    dimensions: int
+    domain: int | None = None
+    shapes: tuple[str, ...] | None = None
+    cube: int | None = None
+    wraps_at: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+    """What a chip costs, in USD per hour, where and when."""
+
+    usd: float
+    commitment: str
+    provider: str
+    region: str
+    date: str
+    source: str
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Peaks of one chip: bytes, bytes per second, dense FLOP/s.
+    """A chip by its highest credible figures, those of a floor; `expected` has the recommended.
 
     Attributes:
       name: short name, as ``--topology`` spells it.
       device_kinds: what JAX calls its devices.
       devices_per_chip: 2 where a JAX device is half a chip.
-      capacity: bytes of HBM.
-      bandwidth: bytes per second of HBM.
-      flops: bfloat16 FLOP/s of the chip; float32 runs at most at this rate on matrix units.
-      on_chip: bytes of last-level cache or VMEM.
-      link: bytes per second that one chip sends to others in a collective over one mesh axis; None
-        where not published.
+      chips_per_host: in one machine; None where not known.
+      wiring: of many.
+      prices: with region, commitment and date, without which they say little.
+      figures: with their sources, by the names of properties; of arithmetic as ``int8_flops``.
+      which: the attribute of figures that properties give.
     """
 
     name: str
     device_kinds: tuple[str, ...]
     devices_per_chip: int
-    capacity: float
-    bandwidth: float
-    flops: float
-    on_chip: float
-    link: float | None = None
+    chips_per_host: int | None
+    wiring: Wiring
+    prices: tuple[Price, ...]
+    figures: Mapping[str, Figure] = dataclasses.field(hash=False, repr=False)
+    which: str = "highest"
+
+    @property
+    def capacity(self) -> float:
+        """Bytes of HBM."""
+        return self._rate("capacity")
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second of HBM."""
+        return self._rate("bandwidth")
+
+    @property
+    def flops(self) -> dict[str, float]:
+        """Dense FLOP/s by type of arithmetic; float32 as bfloat16 where that is how it runs."""
+        rates = {name: self._rate(name) for name in self.figures if name.endswith(FLOPS)}
+        rates = {name.removesuffix(FLOPS): rate for name, rate in rates.items()}
+        return {"float32": rates["bfloat16"], **rates}
+
+    @property
+    def on_chip(self) -> float:
+        """Bytes of last-level cache or VMEM."""
+        return self._rate("on_chip")
+
+    @property
+    def ici(self) -> float | None:
+        """Bytes per second one way over one link to a neighbour in a torus."""
+        return self._rate("ici")
+
+    @property
+    def fabric(self) -> float | None:
+        """Bytes per second one way between a chip and all others of its domain: NVLink and such."""
+        return self._rate("fabric")
+
+    @property
+    def pcie(self) -> float | None:
+        """Bytes per second one way between a chip and its host."""
+        return self._rate("pcie")
+
+    @property
+    def network(self) -> float | None:
+        """Bytes per second one way between a chip and those of other hosts or slices."""
+        return self._rate("network")
+
+    @property
+    def hop_latency(self) -> float | None:
+        """Seconds from a chip to its neighbour in a torus."""
+        return self._rate("hop_latency")
+
+    @property
+    def link(self) -> float | None:
+        """Bytes per second that a chip sends in a collective over one mesh axis.
+
+        Both directions of one torus axis, all of its fabric, or PCIe where that is all there is;
+        None where not published.
+        """
+        if self.wiring.dimensions:
+            return self.ici and 2 * self.ici
+        return self.fabric or self.pcie
+
+    @property
+    def expected(self) -> "Chip":
+        """The same chip by its recommended figures, those of an expected time."""
+        return dataclasses.replace(self, which="recommended")
+
+    def peak(self, dtype: str) -> float:
+        """FLOP/s of arithmetic in `dtype`, by JAX's name or the data file's.
+
+        Raises:
+          UsageError: no such rate is known.
+        """
+        name = re.sub(r"^float([48])_.*", r"fp\1", dtype.removeprefix("u"))
+        if name not in self.flops:
+            raise UsageError(
+                f"dtype is {dtype}, which {self.name} has no published rate of arithmetic for; "
+                f"use one of {', '.join(self.flops)}, or give --peak_flops"
+            )
+        return self.flops[name]
+
+    def override(self, **given: float | None) -> "Chip":
+        """This chip with other figures, in the units of properties; None leaves a figure.
+
+        Args:
+          **given: by the names of figures; ``flops`` is of every type.
+
+        Raises:
+          UsageError: a name is of no figure, or a number is not positive.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        if "flops" in given:
+            every = given.pop("flops")
+            given = {dtype + FLOPS: every for dtype in self.flops} | given
+        for name, value in given.items():
+            if name not in figure_names():
+                raise UsageError(
+                    f"chip figure is {name!r}; use one of {', '.join(figure_names())} or flops"
+                )
+            if not value > 0:
+                raise UsageError(f"{name} of {self.name} is {value}; use a positive number")
+        figures = {name: Figure(value, value, "given") for name, value in given.items()}
+        return dataclasses.replace(self, figures={**self.figures, **figures})
+
+    def _rate(self, name: str) -> float | None:
+        figure = self.figures.get(name)
+        return figure and getattr(figure, self.which)
 
 
 @functools.cache
 def chips() -> tuple[Chip, ...]:
     """Every chip in the data file."""
-    rows = json.loads(resources.files("profiles").joinpath("chips.json").read_text())["chips"]
-    return tuple(
-        Chip(
-            name=row["name"],
-            device_kinds=tuple(row["device_kinds"]),
-            devices_per_chip=row["devices_per_chip"],
-            capacity=row["capacity_bytes"]["value"],
-            bandwidth=row["bandwidth_bytes_per_s"]["value"],
-            flops=row["bfloat16_flops_per_s"]["value"],
-            on_chip=row["on_chip_bytes"]["value"],
-            link=row.get("link_bytes_per_s", {}).get("value"),
+    data = json.loads(resources.files("profiles").joinpath("chips.json").read_text())
+    return tuple(_chip(row, data["sources"]) for row in data["chips"])
+
+
+@functools.cache
+def figure_names() -> tuple[str, ...]:
+    """Of the figures that any chip has."""
+    return tuple(dict.fromkeys(name for chip in chips() for name in chip.figures))
+
+
+def _chip(row: dict, sources: dict[str, str]) -> Chip:
+    figures = {
+        name: Figure(
+            figure.get("highest", figure["value"]),
+            figure["value"],
+            sources[figure["source"]],
+            figure.get("note", ""),
         )
-        for row in rows
+        for name, figure in row["figures"].items()
+    }
+    wiring = {field.name: row["wiring"].get(field.name) for field in dataclasses.fields(Wiring)}
+    wiring["shapes"] = wiring["shapes"] and tuple(wiring["shapes"])
+    return Chip(
+        **{name: row[name] for name in ("name", "devices_per_chip", "chips_per_host")},
+        device_kinds=tuple(row["device_kinds"]),
+        wiring=Wiring(**wiring),
+        prices=tuple(
+            Price(**price | {"source": sources[price["source"]]}) for price in row["prices"]
+        ),
+        figures=figures,
     )
 
 
-def find_chip(device_kind: str) -> Chip:
-    """The chip whose devices JAX calls `device_kind`.
+def find_chip(name: str) -> Chip:
+    """The chip of this short name, or whose devices JAX calls so.
 
     Raises:
       UsageError: the chip is not in the data file.
     """
     for chip in chips():
-        if device_kind in chip.device_kinds:
+        if name in (chip.name, *chip.device_kinds):
             return chip
     known = ", ".join(chip.name for chip in chips())
     raise UsageError(
-        f"device kind is {device_kind!r}, whose peaks are not known (known: {known}); "
-        "add a row to profiles/chips.json, or give --hbm_bandwidth and --peak_flops"
+        f"chip or device kind is {name!r}, which is not known (known: {known}); "
+        "add its row to profiles/chips.json"
     )
 
 
@@ -96,23 +269,33 @@ class Peaks:
 
 
 def published_peaks(
-    device: jax.Device, bandwidth: float | None = None, flops: float | None = None
+    device: jax.Device,
+    bandwidth: float | None = None,
+    flops: float | None = None,
+    dtype: str = "bfloat16",
 ) -> Peaks:
     """Peaks of one JAX device from the data file, or those given for one chip.
 
+    Args:
+      device: by whose kind the chip is found.
+      bandwidth: bytes per second of one chip, in place of the published figure.
+      flops: FLOP/s of one chip, likewise.
+      dtype: of arithmetic.
+
     Raises:
-      UsageError: the chip is unknown and not both figures are given.
+      UsageError: the chip is unknown and not both figures are given, or it has no figure for the
+        arithmetic and none is given.
     """
     try:
         chip = find_chip(device.device_kind)
-    except UsageError:
+    except UsageError as error:
         if not (bandwidth and flops):
-            raise
+            raise UsageError(f"{error}, or give --hbm_bandwidth and --peak_flops") from None
         return Peaks(bandwidth, flops, "given")
     parts = chip.devices_per_chip
     return Peaks(
         bandwidth=(bandwidth or chip.bandwidth) / parts,
-        flops=(flops or chip.flops) / parts,
+        flops=(flops or chip.peak(dtype)) / parts,
         source="given" if bandwidth or flops else "published",
         on_chip=chip.on_chip / parts,
         capacity=chip.capacity / parts,

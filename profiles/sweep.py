@@ -116,7 +116,7 @@ def run(sweep: Sweep, report: Callable[[str], None]) -> Outcome:
     """
     sweep.check()
     if not _shares_memory():  # an unknown chip is refused before the long work, not after
-        published_peaks(jax.devices()[0], sweep.bandwidth, sweep.peak_flops)
+        _published(sweep)
     points, rates = [], {}
     # Where each mesh has its own memory, one at a time has all of it; CPU meshes take turns.
     placings = sweep.placings()
@@ -238,8 +238,7 @@ def _record(case: _Case, sweep: Sweep, bandwidth: dict) -> Record:
 def _peaks(sweep: Sweep, bandwidth: dict, engine: Engine) -> Peaks:
     """Peaks of each device; all fake devices of a CPU are one chip and share its."""
     if not _shares_memory():
-        device = engine.mesh.devices.flat[0]
-        return published_peaks(device, sweep.bandwidth, sweep.peak_flops)
+        return _published(sweep)
     devices = engine.mesh.size
     return Peaks(
         bandwidth=bandwidth["bytes_per_s"] / devices,
@@ -248,6 +247,13 @@ def _peaks(sweep: Sweep, bandwidth: dict, engine: Engine) -> Peaks:
         on_chip=_cpu_cache() / devices,
         devices_per_chip=devices,
     )
+
+
+def _published(sweep: Sweep) -> Peaks:
+    """Peaks of each device in the fastest arithmetic of a step, which is that of all forms."""
+    form = sweep.forms[0]
+    dtype = "int8" if form.round_activations else form.dtype.name
+    return published_peaks(jax.devices()[0], sweep.bandwidth, sweep.peak_flops, dtype)
 
 
 def _bandwidth(sweep: Sweep, rates: dict[str, dict[str, list[float]]]) -> dict:
@@ -264,7 +270,7 @@ def _bandwidth(sweep: Sweep, rates: dict[str, dict[str, list[float]]]) -> dict:
         "samples": rates,
     }
     if not _shares_memory():
-        peaks = published_peaks(jax.devices()[0], sweep.bandwidth, sweep.peak_flops)
+        peaks = _published(sweep)
         return {
             "bytes_per_s": peaks.bandwidth * peaks.devices_per_chip,
             "source": peaks.source,

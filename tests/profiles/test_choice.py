@@ -7,14 +7,19 @@ import pytest
 from model.catalog import find_model
 from model.form import BFLOAT16
 from profiles.choice import Work, admitted, choose, choose_prefill, explain
-from profiles.hardware import Peaks, chips
+from profiles.hardware import Peaks, find_chip
 from sharding.errors import LayoutError
 from sharding.layout import ATTENTION, LAYOUTS, attend_by, prefill_by
 from sharding.mesh import parse_mesh
 
-V4 = next(chip for chip in chips() if chip.name == "v4")
+V4 = find_chip("v4")
 PEAKS = Peaks(
-    V4.bandwidth, V4.flops, "published", on_chip=V4.on_chip, capacity=V4.capacity, link=V4.link
+    bandwidth=V4.bandwidth,
+    flops=V4.peak("bfloat16"),
+    source="published",
+    on_chip=V4.on_chip,
+    capacity=V4.capacity,
+    link=V4.link,
 )
 PALM = find_model("palm-540b-padded")
 

@@ -1,12 +1,15 @@
 """Measuring: held contexts, interleaved samples, honest peaks, refusals before any work."""
 
+from types import SimpleNamespace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from decode.load import ModelSource
 from model.catalog import find_model
-from model.form import FLOAT32
+from model.form import BFLOAT16, FLOAT32, Form
 from profiles import sweep as sweeping
 from profiles.bandwidth import PeakMeter
 from profiles.report import fit_lines, fits, lines
@@ -15,6 +18,7 @@ from profiles.timing import BURST, HeldStep
 from sharding.errors import UsageError
 from sharding.layout import LAYOUTS
 from sharding.mesh import make_mesh, parse_mesh
+from sharding.scaled import SCHEMES
 
 
 def sweep(**changes) -> Sweep:
@@ -79,6 +83,21 @@ def test_given_peaks_replace_the_measured_ones():
     assert given.bandwidth["bytes_per_s"] == 5e9 and given.bandwidth["source"] == "given"
     (point,) = given.points
     assert point["weight_floor_s"] == point["bytes_per_chip"]["weights_read"] / 5e9
+
+
+@pytest.mark.parametrize(
+    ("form", "flops"),
+    [
+        (FLOAT32, 4.947e14),
+        (BFLOAT16, 9.894e14),
+        (Form(jnp.bfloat16, SCHEMES["int8"]), 9.894e14),
+        (Form(jnp.bfloat16, SCHEMES["int8"], round_activations=True), 1.979e15),
+    ],
+)
+def test_published_peaks_are_of_the_arithmetic_that_a_step_does(monkeypatch, form, flops):
+    h100 = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(sweeping.jax, "devices", lambda: [h100])
+    assert sweeping._published(sweep(forms=[form])).flops == flops
 
 
 @pytest.mark.parametrize(
