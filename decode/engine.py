@@ -160,6 +160,11 @@ class Engine:
         with jax.set_mesh(self.mesh):
             return self._advance(self.parameters, cache, carry, sampler=sampler)
 
+    def lower_advance(self, cache: KVCache, carry: Carry, sampler: Sampler) -> jax.stages.Lowered:
+        """What `advance` compiles for these; compiling it again takes no time."""
+        with jax.set_mesh(self.mesh):
+            return self._advance.lower(self.parameters, cache, carry, sampler=sampler)
+
     def choose(self, logits: jax.Array, carry: Carry, sampler: Sampler) -> tuple[Carry, Emitted]:
         """Chooses each sequence's next token from logits [B, V]."""
         with jax.set_mesh(self.mesh):

@@ -146,6 +146,9 @@ def telling_fields(points: Sequence[Record]) -> list[str]:
     return found
 
 
+_FITTED = ("weight_dtype", "kv_dtype")  # told of a fit since runs compare them
+
+
 def fit(points: Sequence[Record]) -> dict:
     """Least-squares line of measured step time against batch, beside the floor's own line.
 
@@ -167,7 +170,7 @@ def fit(points: Sequence[Record]) -> dict:
     if all("kv_cache" in point.get("floor_terms_s", {}) for point in points):
         kv_cache = [point["floor_terms_s"]["kv_cache"] for point in points]
         found["kv_slope_floor_s"] = float(np.polyfit(batches, kv_cache, 1)[0])
-    told = ("mesh", "devices", "context", "layout", "attention", "expert_parallel")
+    told = "mesh", "devices", "context", "layout", "attention", "expert_parallel", *_FITTED
     return found | {f: points[0][f] for f in told if f in points[0]}
 
 
@@ -179,10 +182,11 @@ def fits(points: Iterable[Record]) -> list[dict]:
 
 def fit_lines(fits: Sequence[dict]) -> list[str]:
     """Each fit as a line of text, measured first and its floor in brackets."""
-    texts, several = [], len(_values(fits, "layout")) > 1
+    texts = []
+    named = [field for field in ("layout", *_FITTED) if len(_values(fits, field)) > 1]
     for line in fits:
         where = devices_words(line) + f", context {line.get('context')}" * ("context" in line)
-        where = f"{line['layout']}, {where}" if several else where
+        where = ", ".join([*(str(line.get(field)) for field in named), where])
         sign = "-" if line["slope_s"] < 0 else "+"
         text = f"{where}: measured step = {ms(line['intercept_s'])} ms {sign} "
         text += f"{ms(abs(line['slope_s']))} ms {TIMES} batch"
@@ -368,9 +372,17 @@ def _status(point: Record) -> str:
 
 
 def _notes(points: Sequence[Record]) -> list[str]:
-    """What a reader must know of steps that did run: no floor applies, or one was beaten."""
+    """What a reader must know of steps that did run: what the floor leaves out, or got wrong."""
     statuses = (_status(p) for p in points if "step_s" in p and p.get("status", "ok") != "ok")
     notes = [f"-  {status}" for status in dict.fromkeys(statuses)]
+    unpacked: dict[str, int] = {}
+    for point in points:
+        if size := point.get("bytes_per_chip", {}).get("weights_unpacked"):
+            unpacked[point["weight_dtype"]] = max(size, unpacked.get(point["weight_dtype"], 0))
+    notes += [
+        f"-  {name}: the compiler unpacks {size / 1e6:.3g} MB of weights as a whole in each step"
+        for name, size in unpacked.items()
+    ]
     if any(point.get("fraction_of_floor", 0) > 1 for point in points):
         notes.append(
             "(!)  error: a step measured below its floor; the bandwidth or the timing is wrong"

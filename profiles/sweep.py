@@ -19,6 +19,7 @@ from model.form import Form
 from model.parameters import check_groups
 from model.transformer import Transformer
 from profiles.bandwidth import PeakMeter
+from profiles.dequantized import held_bytes
 from profiles.hardware import Peaks, published_peaks
 from profiles.progress import byte_progress, progress
 from profiles.record import decode_record
@@ -147,6 +148,13 @@ class _Case:
         self.engine = engine
         self.step = HeldStep(engine, batch, context)
         self.message = ""
+        self.held = 0  # bytes of weights in few bits that the step holds in more
+
+    def compile(self) -> None:
+        """Makes the step ready, and looks for weights that it unpacks as a whole."""
+        self.step.compile()
+        if self.engine.form.scheme:
+            self.held = held_bytes(self.engine, self.step.program())
 
     def __str__(self) -> str:
         devices, step = self.engine.mesh.size, self.step
@@ -192,7 +200,7 @@ def _cases(sweep: Sweep, layout: Layout, shape: MeshShape, form: Form) -> list[_
 
 def _measure(cases: list[_Case], meters: list[PeakMeter], seconds: float) -> None:
     for case in progress(cases, lambda case: f"compiling {case}"):
-        case.attempt(case.step.compile)
+        case.attempt(case.compile)
     for meter in meters:
         meter.sample(repeats=3)
     stop = time.perf_counter() + seconds
@@ -227,6 +235,8 @@ def _record(case: _Case, sweep: Sweep, bandwidth: dict) -> Record:
         experts_touched=step.experts_touched,
         price_per_chip_hour=sweep.price,
     )
+    if case.engine.form.scheme:
+        record["bytes_per_chip"]["weights_unpacked"] = case.held
     if record.get("fraction_of_floor", 0) > 1:
         record["message"] = (
             f"measured step is {record['step_s']['median'] * 1e3:.3g} ms on {devices} "

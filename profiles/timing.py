@@ -50,6 +50,11 @@ class HeldStep:
         self._carry = self.engine.start(np.full(self.batch, self.context, np.int32))
         self._run(WARM_UP)
 
+    def program(self) -> str:
+        """The compiled step, optimized, as text."""
+        step = self.engine.lower_advance(self._cache, self._carry, GREEDY)
+        return step.compile().as_text()
+
     def sample(self) -> None:
         """Times one more burst."""
         self.samples.append(self._run(BURST) / BURST)

@@ -1,0 +1,51 @@
+"""What few bits cost a real model: SmolLM2's perplexity of a fixed text, held to bars."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from decode.perplexity import perplexity
+from model.form import FLOAT32, Form
+from sharding.scaled import SCHEMES
+from tests.perplexity_table import TEXT, measure
+from tests.storage_table import PERPLEXITY
+
+
+@functools.cache
+def plain(source, cached: bool) -> float:
+    return measure(source, FLOAT32, cached)
+
+
+def test_the_text_is_long_enough(smollm2):
+    assert len(smollm2.tokenizer.encode(TEXT.read_text())) == 1341
+
+
+def test_perplexity_is_the_exponential_of_the_mean_loss(tiny_engine):
+    engine = tiny_engine()
+    tokens = np.random.default_rng(0).integers(0, 256, (2, 12)).astype(np.int32)
+    logits = np.asarray(engine.forward(tokens), np.float64)
+    odds = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    each = [odds[b, t, tokens[b, t + 1]] for b in range(2) for t in range(11)]
+    assert perplexity(engine, tokens) == pytest.approx(np.exp(-np.mean(np.log(each))))
+    assert perplexity(engine, tokens, cached=True) == pytest.approx(perplexity(engine, tokens))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PERPLEXITY)
+def test_weights_in_few_bits_lose_little(smollm2, name):
+    found = measure(smollm2, Form(jnp.float32, SCHEMES[name]), False)
+    assert 0.9 < found / plain(smollm2, False) < PERPLEXITY[name]
+
+
+@pytest.mark.slow
+def test_a_cache_in_int8_loses_little(smollm2):
+    found = measure(smollm2, Form(jnp.float32, None, SCHEMES["int8"]), True)
+    assert 0.95 < found / plain(smollm2, True) < 1.01
+
+
+@pytest.mark.slow
+def test_symmetric_int4_loses_much_of_weights_that_have_an_offset(smollm2):
+    found = measure(smollm2, Form(jnp.float32, SCHEMES["int4_symmetric"]), False)
+    assert 1.15 < found / plain(smollm2, False) < 1.45
