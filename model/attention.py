@@ -108,8 +108,9 @@ class Attention(nnx.Module):
             both = x.project(self.key_value, "B", "T", "K", "C", "h")
             if c.attention_bias:
                 act = placement.activations
-                q = q + reshard(self.query_bias[...], act("K", "G", "h"))
-                both = both + reshard(self.key_value_bias[...], act("K", "C", "h"))
+                q = q + reshard(self.query_bias[...], act("K", "G", "h")).astype(q.dtype)
+                bias = reshard(self.key_value_bias[...], act("K", "C", "h"))
+                both = both + bias.astype(q.dtype)
             q = reshard(q, placement.attention("B", "T", "K", "G", None))
             both = reshard(both, placement.attention("B", "T", "K", "C", None))
             keys, values = both[:, :, :, :1], both[:, :, :, 1]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from model.config import ModelConfig
 from model.form import Form
 from sharding.placement import Placement
-from sharding.scaled import Scaled, Scheme, Weight, round_rows
+from sharding.scaled import Scheme, Weight, round_rows
 
 CACHE_AXES = ("B", "K", "S", "h")
 PADDING = 2**30
@@ -51,11 +51,10 @@ def abstract_cache(
 
     def one(layer: int) -> Stored:
         kept = -(-min(slots, config.window(layer) or slots) // multiple) * multiple
-        rows = batch, config.kv_heads, kept
-        if not isinstance(form.cache, Scheme):
-            return jax.ShapeDtypeStruct((*rows, config.head_size), form.cache)
-        values = jax.ShapeDtypeStruct((*rows, config.head_size), form.cache.dtype)
-        return Scaled(values, jax.ShapeDtypeStruct((*rows, 1), jnp.float32))
+        shape = batch, config.kv_heads, kept, config.head_size
+        if isinstance(form.cache, Scheme):
+            return form.cache.abstract(shape, outputs=3)
+        return jax.ShapeDtypeStruct(shape, form.cache)
 
     layers = tuple(map(one, range(config.layers)))
     return KVCache(keys=layers, values=layers)

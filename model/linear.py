@@ -70,7 +70,8 @@ class Operand:
         if not moves:
             return linear(divide(weight, use, reshard), self.whole(), result, dtype)
         looped = self._placement.layout.collectives == "overlapped"
-        looped = looped and loopable(weight, self._x, plan)
+        chunk = jax.typeof(self._x).sharding.shard_shape(self._x.shape)
+        looped = looped and loopable(weight, chunk, plan)
         product, self._x = multiply(weight, self._x, plan, self._spec, looped=looped, dtype=dtype)
         return jax.reshard(product, result)
 

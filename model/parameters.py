@@ -76,10 +76,9 @@ class Matrix(nnx.Module):
         init: Initializer,
     ):
         scheme = form.scheme
-        many = (*shape[:-1], -(-shape[-1] // scheme.group)) if scheme.group else None
-        one = (*shape[:outputs], *(1,) * (len(shape) - outputs))
+        scales = scheme.abstract(shape, outputs).scales
         names = axes if scheme.group else (*axes[:outputs], *(None,) * (len(shape) - outputs))
-        numbers = functools.partial(declare, many or one, names, jnp.float32, _zeros, scale=True)
+        numbers = functools.partial(declare, scales.shape, names, scales.dtype, _zeros, scale=True)
         self.values = declare(shape, axes, scheme.dtype, _zeros)
         self.scales = numbers()
         if scheme.offset:

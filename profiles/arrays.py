@@ -1,18 +1,18 @@
 """Every array of a model on a mesh: how the layout divides it and what that costs each chip."""
 
 import dataclasses
-import math
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
+from flax import nnx
 
 from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
 from model.form import Form
 from model.parameters import declarations
 from model.transformer import Transformer
-from sharding.placement import Placement, entry_axes
+from sharding.placement import Placement, division
+from sharding.scaled import stored_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,10 @@ class PlacedArray:
     """One array under a layout.
 
     Attributes:
-      name: path of a weight, such as ``layers/0/mlp/down``, or ``cache/keys/0``.
+      name: path of a weight, such as ``layers/0/mlp/down``, or ``cache/keys/0``; in few bits it
+        ends in ``values``, ``scales`` or ``offsets``.
       shape: of the whole.
-      axes: a logical axis for each dimension.
+      axes: a logical axis for each dimension, ``1`` for one that scales share.
       sharding: mesh axes that divide each dimension, major first; empty for a whole one.
       bytes_per_chip: of each device's part.
       copies: devices that hold each element.
@@ -59,8 +60,8 @@ def placed_arrays(
       slots: tokens it has room for.
     """
     return [
-        _placed(name, shape, axes, spec, dtype, placement)
-        for name, shape, axes, spec, dtype in _declared(config, placement, form, batch, slots)
+        _placed(*declared, placement)
+        for declared in _declared(config, placement, form, batch, slots)
     ]
 
 
@@ -76,26 +77,25 @@ def group_layers(arrays: list[PlacedArray]) -> list[tuple[PlacedArray, int]]:
 
 def _declared(
     config: ModelConfig, placement: Placement, form: Form, batch: int, slots: int
-) -> Iterator[tuple[str, tuple[int, ...], tuple[str, ...], jax.P, jnp.dtype]]:
+) -> Iterator[tuple[str, nnx.Param | jax.ShapeDtypeStruct, tuple[str | None, ...], jax.P]]:
     for path, param in declarations(Transformer(config, form)).items():
         name = "/".join(map(str, path))
-        yield name, param.shape, param.axes, placement.weights(*param.axes), param.dtype
+        yield name, param, param.axes, placement.weights(*param.axes)
     cache = abstract_cache(config, batch, slots, form, placement.multiple("S"))
-    for kind, layers in cache._asdict().items():
-        for number, array in enumerate(layers):
-            where = placement.cache(*CACHE_AXES)
-            yield f"cache/{kind}/{number}", array.shape, CACHE_AXES, where, array.dtype
+    for path, array in jax.tree_util.tree_leaves_with_path(cache):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        axes = CACHE_AXES if array.shape[-1] == config.head_size else (*CACHE_AXES[:-1], None)
+        yield f"cache/{name}", array, axes, placement.cache(*axes)
 
 
 def _placed(
     name: str,
-    shape: tuple[int, ...],
-    axes: tuple[str, ...],
+    array: nnx.Param | jax.ShapeDtypeStruct,
+    axes: tuple[str | None, ...],
     spec: jax.P,
-    dtype: jnp.dtype,
     placement: Placement,
 ) -> PlacedArray:
     copies = placement.copies(spec)
-    size = math.prod(shape) * jnp.dtype(dtype).itemsize * copies // placement.devices
-    sharding = tuple(entry_axes(entry) for entry in spec)
-    return PlacedArray(name, tuple(shape), tuple(axes), sharding, size, copies)
+    size = round(stored_bytes(array) * copies / placement.devices)
+    letters = tuple(axis or "1" for axis in axes)
+    return PlacedArray(name, tuple(array.shape), letters, division(spec), size, copies)

@@ -9,6 +9,8 @@ compiled program really holds is counted by `profiles.census`; the two must agre
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 
@@ -20,9 +22,47 @@ from profiles.hlo import bits, element_of
 from sharding.axes import MESH_AXES
 from sharding.collectives import Division, look_up_steps, moves
 from sharding.placement import Axes, Placement, division, entry, entry_axes, shards, used_axes
-from sharding.products import Transfers, directions, transfers
+from sharding.products import Transfers, directions, loopable, transfers
+from sharding.scaled import Weight, spec_of
 
 FLOAT32 = "f32"
+
+
+class Matmul(NamedTuple):
+    """A product of every token with a weight, as `Operand.multiply` is asked for it.
+
+    Attributes:
+      letters: of the weight, outputs first.
+      outputs: how many of them are outputs.
+      now: sharding of what it multiplies.
+      whole: sharding of that when multiplied.
+      result: sharding of the product.
+      where: the block.
+      table: the weight is the vocabulary's: plain, multiplied as it is stored, to float32.
+    """
+
+    letters: str
+    outputs: int
+    now: jax.P
+    whole: jax.P
+    result: jax.P
+    where: str
+    table: bool = False
+
+    @property
+    def read(self) -> str:
+        """Letters of what it multiplies."""
+        return "BT" + self.letters[self.outputs :]
+
+    @property
+    def made(self) -> str:
+        """Letters of the product."""
+        return "BT" + self.letters[: self.outputs]
+
+    @property
+    def element(self) -> str | None:
+        """Type of the product, if not that of activations."""
+        return FLOAT32 if self.table else None
 
 
 def expected_collectives(
@@ -72,8 +112,9 @@ class ForwardPass:
         tokens: int,
         grouped: bool = True,
     ):
-        self.grouped = grouped
-        self.config, self.placement = config, placement
+        # A grouped matmul takes plain arrays.
+        self.grouped = grouped and not form.scheme
+        self.config, self.placement, self.form = config, placement, form
         self.element = element_of(form.dtype)
         self.sizes = {**config.sizes, "B": batch, "T": tokens, "C": 2, "e": config.experts}
         self.overlapped = placement.layout.collectives == "overlapped"
@@ -86,15 +127,16 @@ class ForwardPass:
         rows, columns, batch, residual = map(entry_axes, (*table, target[0], target[2]))
         steps = look_up_steps(rows, columns, batch, residual)
         now: Division = (steps.batch, (), columns)
+        by_hand = {"where": "embedding", "by_hand": True, "element": element_of(self.form.plain)}
         if steps.exchanged:
-            self.note("all-to-all", steps.exchanged, self.size("BTD", now), "embedding")
+            self.note("all-to-all", steps.exchanged, self.size("BTD", now), **by_hand)
             now = (steps.batch + steps.exchanged, (), ())
         if steps.scattered:
-            self.note("reduce-scatter", steps.scattered, self.size("BTD", now), "embedding", True)
+            self.note("reduce-scatter", steps.scattered, self.size("BTD", now), **by_hand)
         if steps.summed:
-            self.note("all-reduce", steps.summed, self.size("BTD", now), "embedding")
+            self.note("all-reduce", steps.summed, self.size("BTD", now), **by_hand)
         result = jax.P(steps.result[0], None, steps.result[1])
-        self.reshard("BTD", result, target, "embedding")
+        self.reshard(self.plain("BTD"), result, target, "embedding")
 
     def layer(self) -> None:
         """One block."""
@@ -124,26 +166,26 @@ class ForwardPass:
         place, where = self.placement, "layer/query_key_value"
         for letters in ("KGh", "KCh"):
             result = place.activations("B", "T", *letters)
-            self.product(letters + "D", 3, now, whole, result, where)
+            self.product(Matmul(letters + "D", 3, now, whole, result, where))
             now = whole
             if self.config.attention_bias:
                 bias = place.activations(*letters)
-                self.reshard(letters, place.weights(*letters), bias, where)
+                self.reshard(self.plain(letters), place.weights(*letters), bias, where)
             first_two = (letters[0], None if letters[1] == "C" else letters[1])
             attended = place.attention("B", "T", *first_two, None)
-            self.reshard("BT" + letters, result, attended, where)
+            self.reshard(self.array("BT" + letters), result, attended, where)
         new, cache = place.attention("B", "T", "K", None), place.cache("B", "T", "K", None)
         for _ in range(2):
-            self.reshard("BTKh", new, cache, "layer")
+            self.reshard(self.array("BTKh"), new, cache, "layer")
         heads = place.attention("B", "T", "K", "G", None)
         if self.sizes["T"] == 1:
             self.softmax()
             stored = place.cache("B", "K")
             heads = jax.P(stored[0], None, stored[1], heads[3], None)
         made, where = place.activations("B", "T", "K", "G", "h"), "layer/attention_output"
-        self.reshard("BTKGh", heads, made, where)
-        whole = place.contracted("B", "T", "K", "G", "h")
-        self.product("DKGh", 1, made, whole, place.activations("B", "T", "R"), where)
+        self.reshard(self.array("BTKGh"), heads, made, where)
+        whole, result = place.contracted("B", "T", *"KGh"), place.activations("B", "T", "R")
+        self.product(Matmul("DKGh", 1, made, whole, result, where))
 
     def softmax(self) -> None:
         """Joining the parts of a softmax over divided slots."""
@@ -160,9 +202,9 @@ class ForwardPass:
     def mlp(self, now: jax.P, whole: jax.P) -> None:
         """Gate and up, and down."""
         place, where = self.placement, "layer/mlp"
-        self.product("CFD", 2, now, whole, place.activations("B", "T", "C", "F"), where)
+        self.product(Matmul("CFD", 2, now, whole, place.activations("B", "T", "C", "F"), where))
         hidden, whole = place.activations("B", "T", "F"), place.contracted("B", "T", "F")
-        self.product("DF", 1, hidden, whole, place.activations("B", "T", "R"), where)
+        self.product(Matmul("DF", 1, hidden, whole, place.activations("B", "T", "R"), where))
 
     def experts(self, now: jax.P, whole: jax.P) -> None:
         """Router, tokens to their experts, the experts, and answers back."""
@@ -170,22 +212,23 @@ class ForwardPass:
         mesh = place.mesh
         axes = expert_axes(place)
         tokens = jax.P(entry(axes.batch), None, entry(axes.inputs))
-        self.reshard("BTD", now, tokens, where)
-        self.reshard("eD", place.weights("e", "D"), place.use("e", "D"), where)
-        self.reshard("BTD", tokens, whole, where)
+        self.reshard(self.array("BTD"), now, tokens, where)
+        self.reshard(self.plain("eD"), place.weights("e", "D"), place.use("e", "D"), where)
+        self.reshard(self.array("BTD"), tokens, whole, where)
         scores = self.size("BTe", division(place.activations("B", "T", None)))
         if inputs := used_axes(whole[2:]):
             self.note("all-reduce", inputs, scores, where, element=FLOAT32)
-        for letters in ("ECFD", "EDF"):
-            self.reshard(letters, place.weights(*letters), place.use(*letters), where)
-        batch, _, d_model = self.local("BTD", division(tokens))
+        for letters, outputs in (("ECFD", 3), ("EDF", 2)):
+            stored, use = place.weights(*letters), place.use(*letters)
+            self.divide(self.weight(letters, outputs), stored, use, where)
+        batch, _, d_model = self.local(self.shape("BTD"), division(tokens))
         sent = batch * self.sizes["T"] * shards(axes.exchanged, mesh)
         if axes.exchanged:
             # Shares are float32 whatever the tokens are; both travel as bits.
             shares = self.sizes["E"] // shards(axes.spread, mesh) * 32 // bits(self.element)
             packed = f"u{bits(self.element)}"
             self.note("all-to-all", axes.exchanged, sent * (d_model + shares), where, True, packed)
-        experts, both, d_ff, _ = self.local("ECFD", division(place.use(*"ECFD")))
+        experts, both, d_ff, _ = self.local(self.shape("ECFD"), division(place.use(*"ECFD")))
         if axes.inputs:
             rows, times = sent, experts
             if self.grouped:
@@ -203,7 +246,7 @@ class ForwardPass:
             size //= shards(scattered, mesh)
             self.note("all-reduce", summed, size, where, True, FLOAT32)
         made = jax.P(residual[0], None, entry((*axes.inputs, *scattered)))
-        self.reshard("BTR", made, residual, where)
+        self.reshard(self.array("BTR"), made, residual, where)
 
     def unembed(self) -> None:
         """The last norm, and logits of one token per sequence."""
@@ -212,111 +255,70 @@ class ForwardPass:
         self.sizes["T"] = 1
         now, whole = place.activations("B", "T", "R"), place.beside_stored("B", "T", "D")
         result = jax.P(place.beside_stored("B")[0], None, place.activations("V")[0])
-        stored = place.weights("V", "D")
-        self.product("VD", 1, now, whole, result, "unembedding", stored, FLOAT32)
+        self.product(Matmul("VD", 1, now, whole, result, "unembedding", table=True))
 
-    def product(
-        self,
-        letters: str,
-        outputs: int,
-        now: jax.P,
-        whole: jax.P,
-        result: jax.P,
-        where: str,
-        use: jax.P | None = None,
-        element: str | None = None,
-    ) -> None:
-        """A matmul with a weight of these letters, as `Operand.multiply` does it.
-
-        Args:
-          letters: of the weight, outputs first.
-          outputs: how many of them are outputs.
-          now: sharding of what it multiplies.
-          whole: sharding of that when multiplied.
-          result: sharding of the product.
-          where: the block.
-          use: sharding of the weight when multiplied, if not the layout's.
-          element: type of the product, if not that of activations.
-        """
-        stored = self.placement.weights(*letters)
-        use = self.placement.use(*letters) if use is None else use
-        shape = tuple(self.sizes[letter] for letter in letters)
-        plan = transfers(shape, stored, use, now, whole, result, self.placement.mesh)
-        made, read = "BT" + letters[:outputs], "BT" + letters[outputs:]
-        if plan and self.overlapped:
-            chunk, shard = self.local(read, division(now)), self.local(letters, division(stored))
-            product = self.local(made, division(plan.made))
-            self.loops(plan, chunk, shard, product, where, element)
+    def product(self, m: Matmul) -> None:
+        """A matmul, as `Operand.multiply` does it."""
+        place, stored = self.placement, self.placement.weights(*m.letters)
+        if m.table:
+            weight, use = self.plain(m.letters), stored
+        else:
+            weight, use = self.weight(m.letters, m.outputs), place.use(*m.letters)
+        plan = transfers(weight.shape, stored, use, m.now, m.whole, m.result, place.mesh)
+        chunk = self.local(self.shape(m.read), division(m.now))
+        if plan and self.overlapped and loopable(weight, chunk, plan):
+            self.loops(m, plan, weight, chunk)
             return
-        if plan and any(plan.fetched):  # one all-gather, whatever dimensions
-            size = self.size(letters, division(use))
-            self.note("all-gather", sum(plan.fetched, ()), size, where, True)
+        if plan and (fetched := sum(plan.fetched, ())):  # one all-gather, whatever dimensions
+            for element, size in self.stored_parts(weight, stored):
+                size *= shards(fetched, place.mesh)
+                self.note("all-gather", fetched, size, m.where, True, element)
         elif not plan:
-            self.reshard(letters, stored, use, where)
-        self.reshard(read, now, whole, where)
+            self.divide(weight, stored, use, m.where)
+        self.reshard(self.array(m.read), m.now, m.whole, m.where)
         if plan:
-            size = self.size(made, division(plan.made))
-            self.add_up(size, plan.scattered, plan.summed, where, element)
+            self.add_up(m, self.size(m.made, division(plan.made)), plan.scattered, plan.summed)
             return
-        inputs, kept = used_axes(use[outputs:]), used_axes(result[2:])
+        inputs, kept = used_axes(use[m.outputs :]), used_axes(m.result[2:])
         scattered = tuple(axis for axis in inputs if axis in kept)
         summed = tuple(axis for axis in inputs if axis not in kept)
-        self.add_up(self.size(made, division(result)), scattered, summed, where, element, False)
+        self.add_up(m, self.size(m.made, division(m.result)), scattered, summed, False)
 
-    def loops(
-        self,
-        plan: Transfers,
-        chunk: list[int],
-        shard: list[int],
-        product: list[int],
-        where: str,
-        element: str | None,
-    ) -> None:
-        """The same in loops: see `sharding.products.multiply`.
-
-        Args:
-          plan: what moves.
-          chunk: sizes of this chip's part of what is multiplied.
-          shard: sizes of its part of the weight.
-          product: sizes of its part of the product, in the end.
-          where: the block.
-          element: type of the product.
-        """
-        mesh, size = self.placement.mesh, math.prod(product)
+    def loops(self, m: Matmul, plan: Transfers, weight: Weight, chunk: list[int]) -> None:
+        """The same in loops, see `sharding.products.multiply`; `chunk` of what it multiplies."""
+        mesh, product = self.placement.mesh, self.local(self.shape(m.made), division(plan.made))
+        size = math.prod(product)
         if any(plan.fetched):
             if plan.gathered:
                 whole = math.prod(chunk) * shards(plan.gathered, mesh)
-                self.note("all-gather", plan.gathered, whole, where, True)
-            split = next((n for n in shard[: len(product) - 2] if n % 2 == 0), 1)
-            self.ring(sum(plan.fetched, ()), split, math.prod(shard), where)
-            self.add_up(size, plan.scattered, plan.summed, where, element)
+                self.note("all-gather", plan.gathered, whole, m.where, True)
+            stored = self.placement.weights(*m.letters)
+            shard = self.local(weight.shape, division(stored))
+            split = next((n for n in shard[: m.outputs] if n % 2 == 0), 1)
+            for kind, elements in self.stored_parts(weight, stored):
+                self.ring(sum(plan.fetched, ()), split, elements, m.where, kind)
+            self.add_up(m, size, plan.scattered, plan.summed)
             return
         if plan.gathered:
-            self.ring(plan.gathered, chunk[plan.gather_dim], math.prod(chunk), where)
+            self.ring(plan.gathered, chunk[plan.gather_dim], math.prod(chunk), m.where)
         if plan.ring:
             share = 1 if plan.scattered else shards(plan.ring, mesh)
             along = product[2 + plan.scatter_dim] // share
-            self.ring(plan.ring, along, size // share, where, element)
+            self.ring(plan.ring, along, size // share, m.where, m.element)
         if plan.ring and plan.ring == plan.summed:
-            self.note("all-gather", plan.summed, size, where, True, element)
+            self.note("all-gather", plan.summed, size, m.where, True, m.element)
         else:
-            self.add_up(size, (), plan.summed, where, element)
+            self.add_up(m, size, (), plan.summed)
 
     def add_up(
-        self,
-        size: int,
-        scattered: Axes,
-        summed: Axes,
-        where: str,
-        element: str | None,
-        by_hand: bool = True,
+        self, m: Matmul, size: int, scattered: Axes, summed: Axes, by_hand: bool = True
     ) -> None:
         """Sums that leave `size` elements on each chip."""
         if scattered:
             whole = size * shards(scattered, self.placement.mesh)
-            self.note("reduce-scatter", scattered, whole, where, by_hand, element)
+            self.note("reduce-scatter", scattered, whole, m.where, by_hand, m.element)
         if summed:
-            self.note("all-reduce", summed, size, where, by_hand, element)
+            self.note("all-reduce", summed, size, m.where, by_hand, m.element)
 
     def ring(
         self, axes: Axes, length: int, size: int, where: str, element: str | None = None
@@ -326,7 +328,12 @@ class ForwardPass:
         ways = len(directions(length, chips))
         self.note("permute", axes, size // ways, where, True, element, (chips - 1) * ways)
 
-    def reshard(self, letters: str, start: jax.P, target: jax.P, where: str) -> None:
+    def divide(self, weight: Weight, stored: jax.P, use: jax.P, where: str) -> None:
+        """A weight's change of sharding, each of its arrays on its own."""
+        for leaf in jax.tree.leaves(weight):
+            self.reshard(leaf, *(spec_of(leaf, weight, spec) for spec in (stored, use)), where)
+
+    def reshard(self, array: jax.ShapeDtypeStruct, start: jax.P, target: jax.P, where: str) -> None:
         """A change of sharding, as `sharding.collectives.reshard` makes it."""
         path = [division(start), *moves(division(start), division(target))]
         for before, after in itertools.pairwise(path):
@@ -334,8 +341,8 @@ class ForwardPass:
             if not lost:
                 continue
             kept = set(lost) <= {axis for axes in after for axis in axes}
-            kind = "all-to-all" if kept else "all-gather"
-            self.note(kind, lost, self.size(letters, after), where)
+            kind, size = "all-to-all" if kept else "all-gather", self.local(array.shape, after)
+            self.note(kind, lost, math.prod(size), where, element=element_of(array.dtype))
 
     def note(
         self,
@@ -353,11 +360,36 @@ class ForwardPass:
         payload = size * bits(element) // 8
         self.found.append(Collective(kind, ordered, payload, count, where, element, by_hand))
 
-    def local(self, letters: str, division: Division) -> list[int]:
+    def weight(self, letters: str, outputs: int) -> Weight:
+        """Shapes and dtypes of a matrix as it is stored."""
+        scheme = self.form.scheme
+        return scheme.abstract(self.shape(letters), outputs) if scheme else self.plain(letters)
+
+    def plain(self, letters: str) -> jax.ShapeDtypeStruct:
+        """A plain weight, or rows of one."""
+        return jax.ShapeDtypeStruct(self.shape(letters), self.form.plain)
+
+    def array(self, letters: str) -> jax.ShapeDtypeStruct:
+        """Activations."""
+        return jax.ShapeDtypeStruct(self.shape(letters), self.form.dtype)
+
+    def stored_parts(self, weight: Weight, stored: jax.P) -> list[tuple[str, int]]:
+        """Element type and size of one chip's part of each array of a weight."""
+        leaves = [(leaf, spec_of(leaf, weight, stored)) for leaf in jax.tree.leaves(weight)]
+        return [
+            (element_of(leaf.dtype), math.prod(self.local(leaf.shape, division(spec))))
+            for leaf, spec in leaves
+        ]
+
+    def shape(self, letters: str) -> tuple[int, ...]:
+        """Of the whole array."""
+        return tuple(self.sizes[letter] for letter in letters)
+
+    def local(self, shape: Sequence[int], division: Division) -> list[int]:
         """Sizes of one chip's part of an array."""
-        pairs = zip(letters, division, strict=True)
-        return [self.sizes[letter] // shards(axes, self.placement.mesh) for letter, axes in pairs]
+        pairs = zip(shape, division, strict=True)
+        return [size // shards(axes, self.placement.mesh) for size, axes in pairs]
 
     def size(self, letters: str, division: Division) -> int:
         """Elements of one chip's part of an array."""
-        return math.prod(self.local(letters, division))
+        return math.prod(self.local(self.shape(letters), division))

@@ -16,7 +16,7 @@ from flax import nnx
 from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
 from model.form import Form
-from model.parameters import Path, declarations, of_experts
+from model.parameters import Path, declarations, matrices, of_experts
 from model.transformer import Transformer
 from sharding.placement import Placement, entry_axes, shards, used_axes
 from sharding.scaled import stored_bytes
@@ -148,15 +148,17 @@ def replication_cost(config: ModelConfig, placement: Placement, form: Form) -> l
     Returns:
       One line per kind of array; empty if everything divides.
     """
-    arrays: dict[str, list[float]] = {}
+    arrays: dict[str, float] = {}
+    whole = matrices(Transformer(config, form))
     for path, param in _declared(config, form).items():
-        if rest := placement.left_over("weights", param.axes):
+        stated = whole.get(path[:-1], param)  # values and scales of a matrix are one
+        if rest := placement.left_over("weights", stated.axes):
             share = placement.copies(placement.weights(*param.axes)) / placement.devices
-            size = stored_bytes(param) * share
-            extra = size * (1 - 1 / shards(rest, placement.mesh))
-            arrays.setdefault(".".join(map(str, path[-2:])), []).append(extra)
+            extra = stored_bytes(param) * share * (1 - 1 / shards(rest, placement.mesh))
+            name = ".".join(map(str, (path if stated is param else path[:-1])[-2:]))
+            arrays[name] = arrays.get(name, 0) + extra
     lines = [
-        f"{name} does not divide and is copied: each device reads {_bytes(sum(extra))} per step "
+        f"{name} does not divide and is copied: each device reads {_bytes(extra)} per step "
         "more than its share"
         for name, extra in arrays.items()
     ]

@@ -10,7 +10,7 @@ of each link are used.
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -110,14 +110,17 @@ def transfers(
     )
 
 
-def loopable(weight: Weight, x: jax.Array, plan: Transfers) -> bool:
-    """Whether chunks of x that travel hold whole groups of the weight's inputs."""
-    if not plan.gathered or plan.gather_dim < x.ndim - 1:
+def loopable(weight: Weight, chunk: Sequence[int], plan: Transfers) -> bool:
+    """Whether chunks of x that travel hold whole groups of the weight's inputs.
+
+    Args:
+      weight: [outputs..., inputs...].
+      chunk: sizes of one chip's part of x, before it is gathered.
+      plan: of both.
+    """
+    if not plan.gathered or plan.gather_dim < len(chunk) - 1:
         return True
-    sharding = jax.typeof(x).sharding
-    parts = math.prod(sharding.mesh.shape[axis] for axis in division(sharding.spec)[-1])
-    chunk = x.shape[-1] // parts
-    return granule(weight) == 1 or chunk % (2 * granule(weight)) == 0
+    return granule(weight) == 1 or chunk[-1] % (2 * granule(weight)) == 0
 
 
 def multiply(

@@ -35,6 +35,14 @@ class Scheme:
     group: int | None = None
     offset: bool = False
 
+    def abstract(self, shape: tuple[int, ...], outputs: int) -> "Scaled":
+        """Shapes and dtypes of a matrix in this form, [outputs..., inputs...]."""
+        many = (*shape[:-1], -(-shape[-1] // self.group)) if self.group else None
+        one = (*shape[:outputs], *(1,) * (len(shape) - outputs))
+        numbers = jax.ShapeDtypeStruct(many or one, jnp.float32)
+        values = jax.ShapeDtypeStruct(shape, self.dtype)
+        return Scaled(values, numbers, numbers if self.offset else None)
+
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     {
@@ -94,7 +102,7 @@ Weight = jax.Array | Scaled
 
 def granule(weight: Weight) -> int:
     """Inputs that share a scale, along the last dimension: it can be cut between these only."""
-    if isinstance(weight, jax.Array) or weight.scales.shape[-1] == 1:
+    if not isinstance(weight, Scaled) or weight.scales.shape[-1] == 1:
         return 1
     return weight.shape[-1] // weight.scales.shape[-1]
 
@@ -124,12 +132,13 @@ def sharding_of(weight: Weight) -> jax.P:
 
 def divide(weight: Weight, spec: jax.P, reshard: Callable[[jax.Array, jax.P], jax.Array]) -> Weight:
     """The weight divided as `spec` says of its values."""
+    return jax.tree.map(lambda leaf: reshard(leaf, spec_of(leaf, weight, spec)), weight)
 
-    def one(leaf: jax.Array) -> jax.Array:
-        shapes = zip(leaf.shape, weight.shape, spec, strict=True)
-        return reshard(leaf, jax.P(*(None if n == 1 < whole else by for n, whole, by in shapes)))
 
-    return jax.tree.map(one, weight)
+def spec_of(leaf: jax.Array, weight: Weight, spec: jax.P) -> jax.P:
+    """How an array of a weight is divided whose values `spec` divides."""
+    shapes = zip(leaf.shape, weight.shape, spec, strict=True)
+    return jax.P(*(None if n == 1 < whole else by for n, whole, by in shapes))
 
 
 def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None) -> jax.Array:

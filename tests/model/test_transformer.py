@@ -1,8 +1,21 @@
 """The decoder against a plain NumPy forward pass written from the papers."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+
+from model.cache import abstract_cache
+from model.catalog import find_model
+from model.form import Form
+from model.parameters import abstract
+from model.transformer import Transformer
+from sharding.layout import LAYOUTS
+from sharding.mesh import make_mesh, parse_mesh
+from sharding.scaled import SCHEMES
 
 FAMILIES = {
     "grouped_query": {},
@@ -71,3 +84,26 @@ def test_logits_equal_a_plain_forward_pass(tiny_engine, family, mesh):
 def test_parameters_do_not_depend_on_the_mesh(tiny_engine):
     one, eight = (tiny_engine(mesh).parameters for mesh in ("1x1x1", "2x2x2"))
     jax.tree.map(np.testing.assert_array_equal, one, eight)
+
+
+@pytest.mark.parametrize("weights", [jnp.float32, jnp.bfloat16, SCHEMES["int8"], SCHEMES["int4"]])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "changes",
+    [{"attention_bias": True}, {"experts": 4, "experts_per_token": 2},
+     {"query_key_norm": True, "norm_after": True, "embedding_scale": 8.0}],
+)  # fmt: skip
+def test_activations_have_the_type_of_arithmetic_whatever_weights_have(changes, dtype, weights):
+    config, form = dataclasses.replace(find_model("tiny"), **changes), Form(dtype, weights)
+    mesh = make_mesh(parse_mesh("1"))
+    placement = LAYOUTS["weight_stationary_1d"].check(config.sizes, parse_mesh("1"))
+    model = Transformer(config, form)
+    structure, _ = nnx.split(model)
+
+    def hidden(parameters, cache, tokens):
+        return nnx.merge(structure, parameters)(tokens, tokens, cache, placement).hidden
+
+    tokens = jax.ShapeDtypeStruct((2, 1), jnp.int32)
+    with jax.set_mesh(mesh):
+        parameters, cache = abstract(model, placement, mesh), abstract_cache(config, 2, 8, form)
+        assert jax.eval_shape(hidden, parameters, cache, tokens).dtype == dtype

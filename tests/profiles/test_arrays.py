@@ -1,26 +1,46 @@
 """Placed arrays: their bytes are the floor's, and a picture shows what each chip holds."""
 
+import dataclasses
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from model.catalog import find_model
-from model.form import BFLOAT16
+from model.config import ModelConfig
+from model.form import BFLOAT16, Form
 from profiles.arrays import group_layers, placed_arrays
 from profiles.layout_figure import MOST_CHIPS, layout_figure, part, shown_arrays
 from profiles.traffic import decode_traffic
 from sharding.layout import LAYOUTS, attend_by, divide_experts
 from sharding.mesh import parse_mesh
+from sharding.placement import Layout
+from sharding.scaled import SCHEMES
+
+FORMS = {
+    "bfloat16": BFLOAT16,
+    "float32 weights": Form(jnp.bfloat16, jnp.float32),
+    **{name: Form(jnp.bfloat16, scheme) for name, scheme in SCHEMES.items()},
+    "int4 and int8 cache": Form(jnp.float32, SCHEMES["int4"], SCHEMES["int8"]),
+    "fp8 cache": Form(jnp.bfloat16, None, SCHEMES["fp8"]),
+}
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("model", ["smollm2-135m", "llama3-70b", "mixtral-8x7b", "gemma3-270m"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_their_bytes_are_those_that_the_floor_counts(model, layout):
+def test_their_bytes_are_those_that_the_floor_counts(model, form):
     config = find_model(model)
-    placement = attend_by(LAYOUTS[layout], "batch").check(config.sizes, parse_mesh("2x2x2"))
-    arrays = placed_arrays(config, placement, BFLOAT16, 64, 512)
-    counted = decode_traffic(config, placement, BFLOAT16, batch=64, context=511, slots=512)
+    windows = config.windows and config.windows[4:6]  # two layers of Gemma's: with one and without
+    config = dataclasses.replace(config, layers=2, windows=windows)
+    for layout in LAYOUTS.values():
+        check_bytes(config, layout, FORMS[form])
+
+
+def check_bytes(config: ModelConfig, layout: Layout, form: Form) -> None:
+    placement = attend_by(layout, "batch").check(config.sizes, parse_mesh("2x2x2"))
+    arrays = placed_arrays(config, placement, form, 64, 512)
+    counted = decode_traffic(config, placement, form, batch=64, context=511, slots=512)
     cache = sum(array.bytes_per_chip for array in arrays if array.name.startswith("cache/"))
     assert cache == counted.kv_resident
     assert sum(array.bytes_per_chip for array in arrays) - cache == counted.weights_resident
@@ -33,6 +53,24 @@ def test_layers_alike_are_one_row():
     down = next((array, count) for array, count in rows if array.name == "layers/*/mlp/down")
     assert down[1] == 32 and down[0].notation == "[D, F.z]"
     assert len(rows) == 12
+
+
+def test_a_matrix_in_few_bits_is_a_row_for_each_of_its_arrays():
+    """Bytes by hand: 4 bits a value, and 4 bytes a scale and an offset for each group of 32."""
+    config = find_model("llama3-8b")
+    placement = LAYOUTS["weight_stationary_2d"].check(config.sizes, parse_mesh("2x2x2"))
+    form = Form(jnp.bfloat16, SCHEMES["int4"], SCHEMES["int8"])
+    found = {
+        array.name: (array.notation, array.bytes_per_chip)
+        for array, _ in group_layers(placed_arrays(config, placement, form, 8, 128))
+    }
+    values = 4096 * 14_336 // 8
+    assert found["layers/*/mlp/down/values"] == ("[D.x, F.zy]", values // 2)
+    for name in ("scales", "offsets"):
+        assert found[f"layers/*/mlp/down/{name}"] == ("[D.x, F.zy]", values // 32 * 4)
+    tokens_and_heads = 8 * 128 * 8 // 8
+    assert found["cache/keys/*/values"] == ("[B, K.zyx, S, h]", tokens_and_heads * 128)
+    assert found["cache/keys/*/scales"] == ("[B, K.zyx, S, 1]", tokens_and_heads * 4)
 
 
 @pytest.mark.parametrize("mesh", ["2x2x2", "1x2x4", "3x2x1"])

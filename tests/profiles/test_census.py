@@ -220,18 +220,29 @@ def test_a_reshard_from_one_dimension_to_another_is_one_all_to_all(axes):
     assert found == [Collective("all-to-all", sorted_axes(axes), part)]
 
 
+MOVED = {
+    "all-gather": lambda a: jax.reshard(a, jax.P()),
+    "permute": by_hand(
+        lambda a: jax.lax.ppermute(a, "x", [(0, 1), (1, 0)]), jax.P("x", None), jax.P("x", None)
+    ),
+    "all-to-all": lambda a: jax.reshard(a, jax.P(None, "x")),
+}
+
+
+@pytest.mark.parametrize("kind", MOVED)
 @pytest.mark.parametrize(
     ("dtype", "element"),
     [("bfloat16", "bf16"), ("float8_e4m3fn", "f8e4m3fn"), ("float8_e5m2", "f8e5m2"),
      ("int4", "s4"), ("uint4", "u4"), ("float32", "f32"), ("float16", "f16"), ("int8", "s8"),
      ("bool", "pred"), ("uint32", "u32")],
 )  # fmt: skip
-def test_element_types_that_cpu_widens_are_those_listed(dtype, element):
+def test_element_types_that_cpu_widens_are_those_listed(dtype, element, kind):
     dtype = jnp.dtype(dtype)
     assert element_of(dtype) == element
     bits = jnp.iinfo(dtype).bits if element in ("s4", "u4") else 8 * dtype.itemsize
-    asked = [Collective("all-gather", ("x",), ROWS * COLUMNS * bits // 8)]
-    found = counted(lambda a: jax.reshard(a, jax.P()), jax.P("x", None), dtype=dtype)
+    part = 1 if kind == "all-gather" else 2
+    asked = [Collective(kind, ("x",), ROWS * COLUMNS // part * bits // 8)]
+    found = counted(MOVED[kind], jax.P("x", None), dtype=dtype)
     (expected,) = substitute(asked, "cpu", dtype)
     assert found == [expected] and found[0].element == expected.element
     assert (element in CPU_SUBSTITUTES) == (found != asked)

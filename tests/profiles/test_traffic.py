@@ -3,11 +3,12 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from decode.load import ModelSource
 from model.catalog import find_model
-from model.form import BFLOAT16, FLOAT32
+from model.form import BFLOAT16, FLOAT32, Form
 from profiles.traffic import (
     decode_traffic,
     experts_per_device,
@@ -16,6 +17,7 @@ from profiles.traffic import (
 )
 from sharding.layout import LAYOUTS, attend_by, divide_experts
 from sharding.mesh import parse_mesh
+from sharding.scaled import SCHEMES
 
 ONE_D = LAYOUTS["weight_stationary_1d"]
 SMOLLM2 = find_model("smollm2-135m")
@@ -174,6 +176,17 @@ def test_experts_that_do_not_divide_are_stated_with_what_their_copies_cost():
     assert experts_per_device(config, divides) == ["1 of 6 experts on each device"]
     assert not [line for line in replication_cost(config, divides, FLOAT32) if "mlp" in line]
     assert not experts_per_device(config, ONE_D.check(config.sizes, parse_mesh("2")))
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_values_and_scales_of_a_matrix_are_one_line_and_copied_only_where_values_are(name):
+    config = dataclasses.replace(find_model("tiny"), experts=6, experts_per_token=2)
+    layout, form = divide_experts(LAYOUTS["data_parallel_x_1d"]), Form(jnp.float32, SCHEMES[name])
+    lines = replication_cost(config, layout.check(config.sizes, parse_mesh("2x2x2")), form)
+    assert [line.split()[0] for line in lines[:-1]] == ["mlp.down", "mlp.gate_up"]
+    # Scales that all inputs share are on all the chips that the inputs are over, and none to spare.
+    divides = layout.check(config.sizes, parse_mesh("1x2x3"))
+    assert not [line for line in replication_cost(config, divides, form) if "mlp" in line]
 
 
 def test_a_replica_reads_the_experts_of_its_own_tokens():

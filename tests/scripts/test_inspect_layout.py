@@ -17,6 +17,8 @@ CASES = {
     "tiny": ["--model=tiny", *TWO_D, "--json=-"],
     "loops": ["--model=tiny", *TWO_D, "--collectives=overlapped", "--phase=prefill", "--json=-"],
     "bfloat16": ["--model=tiny", *TWO_D, "--dtype=bfloat16"],
+    "few bits": ["--model=tiny", "--mesh=2x2x2", "--layout=weight_gathered_x",
+                 "--weight_dtype=int8", "--kv_dtype=int8", "--json=-"],
     "large": ["--model=llama3-70b", "--mesh=4x4x4", "--attention=batch", "--json=large.json"],
     "auto": ["--model=llama3-70b", "--mesh=2x2x2", "--layout=auto", "--attention=auto",
              "--prefill_layout=auto", "--batch=64", "--compile=false"],
@@ -91,6 +93,21 @@ def test_the_verdict_says_what_a_cpu_makes_otherwise(ended):
     text = ended["bfloat16"].stdout
     assert "compiled for cpu equals expected in kind, axes, bytes and count, beyond what" in text
     assert "KV cache: 131,072 bytes per chip, 98,304 of them for copies" in text
+
+
+def test_arrays_in_few_bits_are_rows_of_their_own(ended):
+    text, document = ended["few bits"].stderr, ended["few bits"].document
+    assert "compiled for cpu equals expected in kind, axes, bytes and count" in text
+    assert "[D.x, 1]" in text and "[B.x, K.z, S, 1]" in text and "None" not in text
+    scales = next(a for a in document["arrays"] if a["name"] == "layers/0/mlp/down/scales")
+    assert scales == {
+        "name": "layers/0/mlp/down/scales",
+        "shape": [64, 1],
+        "axes": ["D", "1"],
+        "sharding": [["x"], []],
+        "bytes_per_chip": 128,
+        "copies": 4,
+    }
 
 
 def test_a_large_model_is_not_compiled_unasked(ended, folder):
