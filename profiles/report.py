@@ -183,10 +183,10 @@ def fits(points: Iterable[Record]) -> list[dict]:
 def fit_lines(fits: Sequence[dict]) -> list[str]:
     """Each fit as a line of text, measured first and its floor in brackets."""
     texts = []
-    named = [field for field in ("layout", *_FITTED) if len(_values(fits, field)) > 1]
+    telling = [field for field in ("layout", *_FITTED) if len(_values(fits, field)) > 1]
     for line in fits:
         where = devices_words(line) + f", context {line.get('context')}" * ("context" in line)
-        where = ", ".join([*(str(line.get(field)) for field in named), where])
+        where = ", ".join([*(str(line.get(field)) for field in telling), where])
         sign = "-" if line["slope_s"] < 0 else "+"
         text = f"{where}: measured step = {ms(line['intercept_s'])} ms {sign} "
         text += f"{ms(abs(line['slope_s']))} ms {TIMES} batch"

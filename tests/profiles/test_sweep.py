@@ -57,6 +57,21 @@ def test_layouts_are_compared_in_one_run_each_a_line_of_its_own():
     assert [line.split(",")[0] for line in text] == names
 
 
+def test_stored_types_are_compared_in_one_run_each_with_its_own_floor():
+    forms = [FLOAT32, Form(jnp.float32, SCHEMES["int8"]), Form(jnp.float32, None, SCHEMES["int8"])]
+    points = run(sweep(forms=forms, shapes=[parse_mesh("1")]), lambda text: None).points
+    plain, weights, cache = points[0], points[2], points[4]
+    assert [p["weight_dtype"] for p in points] == ["float32"] * 2 + ["int8"] * 2 + ["float32"] * 2
+    assert weights["weight_floor_s"] < plain["weight_floor_s"] == cache["weight_floor_s"]
+    assert cache["floor_terms_s"]["kv_cache"] < plain["floor_terms_s"]["kv_cache"]
+    assert weights["bytes_per_chip"]["weights_unpacked"] > 0  # so small that one block holds them
+    assert "weights_unpacked" not in plain["bytes_per_chip"]
+    text = fit_lines(fits([point | {"status": "ok"} for point in points]))
+    assert [line.split(",")[:2] for line in text] == [
+        ["float32", " float32"], ["int8", " float32"], ["float32", " int8"]
+    ]  # fmt: skip
+
+
 def test_the_floors_bandwidth_is_the_best_sample_of_any_kernel_on_any_mesh(outcome):
     kernels = [k for mesh in outcome.bandwidth["samples"].values() for k in mesh.items()]
     samples = [rate for name, rates in kernels if name != "matmul" for rate in rates]
