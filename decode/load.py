@@ -15,7 +15,7 @@ from model.catalog import CATALOG, find_model
 from model.config import ConfigError, ModelConfig
 from model.form import Form
 from model.parameters import Path as ParameterPath
-from model.parameters import Readable, check_groups, initialise, place, total_bytes
+from model.parameters import Readable, check_groups, initialise, matrices, place, store, total_bytes
 from model.transformer import Transformer
 from model.weights import WeightsError, gguf
 from model.weights.fetch import FETCHABLE, fetch
@@ -24,7 +24,7 @@ from model.weights.huggingface import HuggingFaceFolder
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, is_checkpoint
 from sharding.mesh import MeshShape, make_mesh
 from sharding.placement import Layout
-from sharding.scaled import Scheme
+from sharding.scaled import Scaled, Scheme
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -79,21 +79,35 @@ class ModelSource:
         if self.file is None:
             parameters = initialise(model, placement, mesh, seed)
         elif isinstance(self.file, OrbaxFolder):
-            if scheme := form.scheme:
-                raise WeightsError(
-                    f"weight_dtype is {scheme.name}, but {self.file.path} is read as it was saved; "
-                    "give the folder or file that it was converted from"
-                )
+            stored = Transformer(self.config, self._stored_form(form))
             with progress(self.file.bytes) as watch:
-                parameters = self.file.restore(model, placement, mesh, watch)
+                parameters = self.file.restore(stored, placement, mesh, watch)
+            if stored.form != model.form:
+                parameters = store(model, parameters, mesh)
         else:
             with progress(total_bytes(model)) as watch:
-                parameters = place(model, self._arrays(), placement, mesh, watch)
+                parameters = place(model, self._arrays(model), placement, mesh, watch)
         return Engine(self.config, parameters, placement, mesh, form)
+
+    def _stored_form(self, wanted: Form) -> Form:
+        """The form to read a checkpoint in: as wanted, or as it is, to be brought to few bits then.
+
+        Raises:
+          WeightsError: it is in few bits, and wanted otherwise.
+        """
+        stored = self.file.scheme
+        if stored and wanted.scheme is not stored:
+            raise WeightsError(
+                f"weight_dtype is {wanted.weights.name}, but {self.file.path} holds weights in "
+                f"{stored.name}; leave out --weight_dtype, or convert the source again"
+            )
+        if stored or wanted.scheme is None:
+            return wanted
+        return dataclasses.replace(wanted, weights=DTYPES[self.file.dtype])
 
     def stored_scheme(self) -> Scheme | None:
         """What a checkpoint's matrices are in few bits by; None for plain ones."""
-        return getattr(self.file, "scheme", None)
+        return self.file.scheme if isinstance(self.file, OrbaxFolder) else None
 
     def stored_dtype(self) -> str:
         """The dtype of `DTYPES` that the file's weights lose nothing in."""
@@ -111,10 +125,11 @@ class ModelSource:
             return {path.name: path.read_bytes() for path in self.file.tokenizer.iterdir()}
         return {}
 
-    def _arrays(self) -> Iterable[tuple[ParameterPath, Readable]]:
+    def _arrays(self, model: Transformer) -> Iterable[tuple[ParameterPath, Readable | Scaled]]:
         if isinstance(self.file, HuggingFaceFolder):
             return self.file.read_parameters(self.config)
-        return gguf.read_parameters(self.file, self.config)
+        keep = {path: matrix.form.scheme for path, matrix in matrices(model).items()}
+        return gguf.read_parameters(self.file, self.config, keep)
 
 
 def find_source(

@@ -22,7 +22,7 @@ from flax import nnx
 from model.form import Form
 from sharding.errors import FloorlineError, LayoutError
 from sharding.placement import Placement, entry_axes, shards
-from sharding.scaled import Scaled, quantize, stored_bytes
+from sharding.scaled import Scaled, Weight, quantize, spec_of, stored_bytes
 
 Initializer = jax.nn.initializers.Initializer
 Path = tuple[str | int, ...]
@@ -199,7 +199,7 @@ def initialise(
     with jax.set_mesh(mesh):
         for path, param in _stated(model).items():
             key = jax.random.fold_in(base, zlib.crc32("/".join(map(str, path)).encode()))
-            dtype = whole[path].form.dtype if path in whole else param.dtype
+            dtype = jnp.float32 if path in whole else param.dtype
             spec = placement.weights(*param.axes)
             array = _random(key, param.init, param.shape, dtype, spec)
             flat |= _stored(path, array, whole.get(path))
@@ -213,15 +213,17 @@ def _stated(model: nnx.Module) -> dict[Path, "nnx.Param | Matrix"]:
     return plain | whole
 
 
-def _stored(path: Path, array: jax.Array, matrix: Matrix | None) -> dict[Path, jax.Array]:
-    """The parameters that an array is kept as.
+def _stored(path: Path, array: Weight, matrix: Matrix | None) -> dict[Path, jax.Array]:
+    """The parameters that an array is kept as; one in few bits already stays as it is.
 
     Raises:
       FloorlineError: it is to be kept in few bits, and has values that are not finite.
     """
     if matrix is None:
         return {path: array}
-    scaled, finite = _quantize(array, matrix.outputs, matrix.form.scheme)
+    scaled, finite = array, True
+    if isinstance(array, jax.Array):
+        scaled, finite = _quantize(array, matrix.outputs, matrix.form.scheme)
     if not finite:
         raise FloorlineError(
             f"parameter {'.'.join(map(str, path))} is not finite everywhere, which "
@@ -230,6 +232,26 @@ def _stored(path: Path, array: jax.Array, matrix: Matrix | None) -> dict[Path, j
         )
     parts = {"values": scaled.values, "scales": scaled.scales, "offsets": scaled.offsets}
     return {(*path, name): part for name, part in parts.items() if part is not None}
+
+
+def store(model: nnx.Module, parameters: Parameters, mesh: jax.sharding.Mesh) -> Parameters:
+    """Brings plain parameters to the form that `model` declares, one after the other.
+
+    The plain matrices are given up as it goes, so that few are held twice.
+
+    Raises:
+      FloorlineError: values that are not finite.
+    """
+    flat, whole, plain = flatten(parameters), matrices(model), declarations(model)
+    parameters.clear()
+    stored: dict[Path, jax.Array] = {}
+    with jax.set_mesh(mesh):
+        for path in list(flat):
+            array = flat.pop(path)
+            if path not in whole:
+                array = array.astype(plain[path].dtype)
+            stored |= _stored(path, array, whole.get(path))
+    return nest(stored)
 
 
 _quantize = jax.jit(quantize, static_argnums=(1, 2))
@@ -243,7 +265,7 @@ def _random(key: jax.Array, init: Initializer, shape: tuple, dtype: jnp.dtype, s
 
 def place(
     model: nnx.Module,
-    arrays: Iterable[tuple[Path, Readable]],
+    arrays: Iterable[tuple[Path, Readable | Scaled]],
     placement: Placement,
     mesh: jax.sharding.Mesh,
     watch: Callable[[int], None] | None = None,
@@ -256,7 +278,8 @@ def place(
     Args:
       model: declares what there must be.
       arrays: (path, values) of every parameter, in any order; values have a shape and give the
-        part that a slice for each dimension asks for.
+        part that a slice for each dimension asks for. Or they are in few bits, in the form that
+        `model` declares.
       placement: the layout to put them in.
       mesh: the devices.
       watch: told of every so many bytes that are in their place.
@@ -266,11 +289,15 @@ def place(
     """
     stated, whole = _stated(model), matrices(model)
 
-    def read(path: Path, values: Readable) -> jax.Array:
-        dtype = whole[path].form.dtype if path in whole else stated[path].dtype
-        where = jax.NamedSharding(mesh, placement.weights(*stated[path].axes))
+    def put(values: Readable, dtype: jnp.dtype, spec: jax.P) -> jax.Array:
         part = functools.partial(_part, values, dtype)
-        return jax.make_array_from_callback(values.shape, where, part)
+        return jax.make_array_from_callback(values.shape, jax.NamedSharding(mesh, spec), part)
+
+    def read(path: Path, values: Readable | Scaled) -> Weight:
+        spec = placement.weights(*stated[path].axes)
+        if isinstance(values, Scaled):
+            return jax.tree.map(lambda p: put(p, p.dtype, spec_of(p, values, spec)), values)
+        return put(values, jnp.float32 if path in whole else stated[path].dtype, spec)
 
     placed: dict[Path, jax.Array] = {}
     seen: set[Path] = set()

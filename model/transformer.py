@@ -116,7 +116,7 @@ class Transformer(nnx.Module):
           config: the model.
           form: how its numbers are stored.
         """
-        self.config = config
+        self.config, self.form = config, form
         self.embedding = Embedding(config, form)
         # Unrolled: a scan over stacked weights copies each layer's slice on CPU and GPU.
         self.layers = nnx.List([Block(config, form, n) for n in range(config.layers)])

@@ -51,7 +51,7 @@ def main() -> None:
         progress=byte_progress,
     )
     loaded = time.perf_counter()
-    save(folder, source.config, engine.parameters, source.tokenizer_files())
+    save(folder, source.config, engine.parameters, source.tokenizer_files(), form.scheme)
     seconds = {"load_s": loaded - started, "save_s": time.perf_counter() - loaded}
     size = OrbaxFolder(folder).bytes
     _common.say(

@@ -7,7 +7,7 @@ and adds to Gemma's norms the 1 that their files leave out.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from model.config import ModelConfig
 from model.weights import WeightsError
 from model.weights.gguf_config import ARCHITECTURES, read_keys
 from model.weights.gguf_file import DAMAGED, GGUFFile, short
+from sharding.scaled import Scaled, Scheme
 
 KeyPath = tuple[str | int, ...]
 _Build = Callable[..., np.ndarray]
@@ -40,22 +41,35 @@ def read_config(file: GGUFFile) -> ModelConfig:
     return dataclasses.replace(config, rotary_factors=_rotary_factors(file, config, linear))
 
 
-def read_parameters(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[KeyPath, np.ndarray]]:
+def read_parameters(
+    file: GGUFFile, config: ModelConfig, keep: Mapping[KeyPath, Scheme] | None = None
+) -> Iterator[tuple[KeyPath, np.ndarray | Scaled]]:
     """The model's parameters, one at a time, so that the host never holds all of them.
 
     Args:
       file: the GGUF file.
       config: what `read_config` said of it.
+      keep: the schemes that parameters shall be in; those stored so are not dequantized.
 
     Returns:
-      An iterator of (path in the model, float32 array) in the order of the model.
+      An iterator of (path in the model, float32 array, or codes and scales) in the order of the
+      model.
 
     Raises:
       WeightsError: at the call, for tensors missing, left over or misshapen; while iterating, for
         damaged values.
     """
     parameters = _checked_parameters(file, config)
-    return ((p.path, p.build(*map(file.read, p.sources))) for p in parameters)
+    return ((p.path, _read(file, p, (keep or {}).get(p.path))) for p in parameters)
+
+
+def _read(file: GGUFFile, parameter: "_Parameter", scheme: Scheme | None) -> np.ndarray | Scaled:
+    sources = list(parameter.sources)
+    if scheme is None or {file.scheme(name) for name in sources} != {scheme.name}:
+        return parameter.build(*map(file.read, sources))
+    parts = zip(*map(file.read_kept, sources), strict=True)  # codes, scales, perhaps offsets
+    values, *numbers = (parameter.build(*part) for part in parts)
+    return Scaled(values.astype(scheme.dtype), *numbers)
 
 
 def _as_stored(stored: np.ndarray) -> np.ndarray:
@@ -126,7 +140,7 @@ class _Layer:
             self.one(
                 "attention.output",
                 {"attn_output": (D, K * G * h)},
-                lambda stored: stored.reshape(D, K, G, h),
+                lambda stored: stored.reshape(D, K, G, -1),
             )
         ]
         for kind, (suffix, last) in kinds.items():

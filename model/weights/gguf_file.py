@@ -20,6 +20,7 @@ from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType,
 from gguf.quants import dequantize
 
 from model.weights import WeightsError
+from model.weights.gguf_blocks import KEPT, Blocks, read_blocks
 
 DAMAGED = "the file is damaged or cut short, fetch it again"
 
@@ -113,27 +114,56 @@ class GGUFFile:
           WeightsError: no such tensor, a type that cannot be dequantized, or values that are not
             finite, as a corrupt scale gives.
         """
-        info = self.tensors.get(name)
-        if info is None:
+        info = self._find(name)
+        with np.errstate(all="ignore"):  # whatever goes wrong ends as a value that is not finite
+            values = self._dequantize(info)
+        self._check_finite(name, values)
+        return values
+
+    def scheme(self, name: str) -> str | None:
+        """The scheme that stores values as this tensor does; None if there is none."""
+        kept = KEPT.get(self._find(name).type)
+        return kept and kept[0]
+
+    def read_kept(self, name: str) -> Blocks:
+        """One tensor of a type that has a `scheme`, as it is stored.
+
+        Returns:
+          Codes in the tensor's shape; scales and offsets, one for each 32 of its last dimension.
+
+        Raises:
+          WeightsError: no such tensor, or scales that are not finite.
+        """
+        info = self._find(name)
+        parts = read_blocks(self._rows(info), info.type)
+        for part in parts[1:]:
+            self._check_finite(name, part)
+        return tuple(part.reshape(*info.shape[:-1], -1) for part in parts)
+
+    def _find(self, name: str) -> TensorInfo:
+        if name not in self.tensors:
             raise WeightsError(
                 f"tensor {short(name)} is not in {self.path.name}; "
                 f"it has {len(self.tensors)} others, such as {short(next(iter(self.tensors), ''))}"
             )
-        stored = np.asarray(self._data[info.offset : info.offset + info.bytes])
-        with np.errstate(all="ignore"):  # whatever goes wrong ends as a value that is not finite
-            values = self._dequantize(stored, info)
+        return self.tensors[name]
+
+    def _check_finite(self, name: str, values: np.ndarray) -> None:
         # The extremes show it without an array of flags: NaN passes through min and max.
         if not (np.isfinite(values.min()) and np.isfinite(values.max())):
             raise WeightsError(
                 f"tensor {short(name)} of {self.path.name} is not finite everywhere; {DAMAGED}"
             )
-        return values
 
-    def _dequantize(self, stored: np.ndarray, info: TensorInfo) -> np.ndarray:
+    def _rows(self, info: TensorInfo) -> np.ndarray:
+        stored = np.asarray(self._data[info.offset : info.offset + info.bytes])
+        return stored.reshape(-1, info.bytes * info.shape[-1] // math.prod(info.shape))
+
+    def _dequantize(self, info: TensorInfo) -> np.ndarray:
+        rows = self._rows(info)
         if plain := _PLAIN.get(info.type):
-            return stored.view(plain).reshape(info.shape).astype(np.float32)
+            return rows.view(plain).reshape(info.shape).astype(np.float32)
         try:
-            rows = stored.reshape(-1, info.bytes * info.shape[-1] // math.prod(info.shape))
             return dequantize(rows, info.type).reshape(info.shape)
         except NotImplementedError:
             raise WeightsError(

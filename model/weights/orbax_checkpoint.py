@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
@@ -33,6 +34,7 @@ from model.config import ModelConfig
 from model.parameters import Parameters, declarations, flatten, nest, shardings, unshare
 from model.weights import WeightsError
 from sharding.placement import Placement
+from sharding.scaled import SCHEMES, Scheme
 
 MANIFEST = "floorline.json"
 TOKENIZER = "tokenizer"
@@ -55,6 +57,7 @@ def save(
     config: ModelConfig,
     parameters: Parameters,
     tokenizer: Mapping[str, bytes] | None = None,
+    scheme: Scheme | None = None,
 ) -> None:
     """Saves a model; one that the folder holds already stays until the new one is whole.
 
@@ -65,6 +68,7 @@ def save(
       config: of the model.
       parameters: as an engine holds them, on any mesh.
       tokenizer: name and content of files that `Tokenizer.from_folder` reads.
+      scheme: of matrices in few bits.
 
     Raises:
       WeightsError: the folder holds something else, or cannot be written to.
@@ -74,13 +78,14 @@ def save(
     number = np.frombuffer(secrets.token_bytes(8), np.uint8)
     name = f"data-{bytes(_agreed(number)).hex()}"
     data = folder / name
-    flat = {_key(path): array for path, array in flatten(parameters).items()}
+    flat = {_key(path): _signed(array) for path, array in flatten(parameters).items()}
     dtype = str(flat["embedding.weight"].dtype)
     try:
         with _orbax():
             ocp.save(data / _ARRAYS, flat)
         if jax.process_index() == 0:
-            _finish(folder, name, config, dtype, tokenizer or {})
+            kinds = {"dtype": dtype, "weight_dtype": scheme.name if scheme else dtype}
+            _finish(folder, name, config, kinds, tokenizer or {})
     except (OSError, ValueError) as error:  # ValueError: TensorStore's, a full disk for one
         reason = getattr(error, "strerror", None) or f"{error!s:.100}".splitlines()[0]
         raise WeightsError(
@@ -111,7 +116,11 @@ def _is_ours(name: str) -> bool:
 
 
 def _finish(
-    folder: Path, name: str, config: ModelConfig, dtype: str, tokenizer: Mapping[str, bytes]
+    folder: Path,
+    name: str,
+    config: ModelConfig,
+    kinds: Mapping[str, str],
+    tokenizer: Mapping[str, bytes],
 ) -> None:
     """Writes what is beside the arrays; the rename makes the new model the folder's."""
     data = folder / name
@@ -122,7 +131,7 @@ def _finish(
     content = {
         "format": _FORMAT,
         "config": dataclasses.asdict(config),
-        "dtype": dtype,
+        **kinds,
         "data": name,
         "files": {
             path.relative_to(data).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
@@ -150,7 +159,8 @@ class OrbaxFolder:
       path: the folder.
       config: the model.
       tokenizer: folder of the tokenizer's files.
-      dtype: of the arrays.
+      dtype: of plain arrays.
+      scheme: of matrices in few bits; None where they are plain.
       bytes: of all files.
 
     Raises:
@@ -163,6 +173,7 @@ class OrbaxFolder:
         content = _read_manifest(self.path / MANIFEST)
         self.config = _config(content["config"])
         self.dtype: str = content["dtype"]
+        self.scheme = self._scheme(content.get("weight_dtype", self.dtype))
         self._data = self.path / content["data"]
         self._files: dict[str, dict[str, Any]] = content["files"]
         self.tokenizer = self._data / TOKENIZER
@@ -202,7 +213,9 @@ class OrbaxFolder:
         self._verify(mine, watch)
         where = shardings(model, placement, mesh)
         wanted = {
-            _key(path): jax.ShapeDtypeStruct(param.shape, param.dtype, sharding=where[path])
+            _key(path): jax.ShapeDtypeStruct(
+                param.shape, _SIGNED.get(param.dtype, param.dtype), sharding=where[path]
+            )
             for path, param in declarations(model).items()
         }
         try:
@@ -213,8 +226,20 @@ class OrbaxFolder:
             raise WeightsError(
                 f"arrays of {self.path} cannot be read ({reason:.120}); {_AGAIN}"
             ) from error
-        paths = {_key(path): path for path in where}
-        return nest({paths[key]: unshare(array, placement) for key, array in flat.items()})
+        return nest(
+            {
+                path: unshare(_as_bits(flat[_key(path)], param.dtype), placement)
+                for path, param in declarations(model).items()
+            }
+        )
+
+    def _scheme(self, stored: str) -> Scheme | None:
+        if stored != self.dtype and stored not in SCHEMES:
+            raise WeightsError(
+                f"weight_dtype of {self.path} is {stored!r}, which is not known (known: "
+                f"{', '.join(SCHEMES)}); use the version that saved it, or convert the source again"
+            )
+        return SCHEMES.get(stored)
 
     def _verify(self, names: list[str], watch: Watch | None = None) -> None:
         for name, found in zip(
@@ -231,6 +256,21 @@ def is_checkpoint(folder: Path) -> bool:
 
 def _key(path: tuple[str | int, ...]) -> str:
     return ".".join(map(str, path))
+
+
+_SIGNED = {jnp.dtype(jnp.uint4): jnp.dtype(jnp.int4)}  # TensorStore knows no uint4
+
+
+def _signed(array: jax.Array) -> jax.Array:
+    return _as_bits(array, _SIGNED.get(array.dtype, array.dtype))
+
+
+def _as_bits(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The same bits as another type of as many."""
+    return array if array.dtype == dtype else _reinterpret(array, dtype)
+
+
+_reinterpret = jax.jit(jax.lax.bitcast_convert_type, static_argnums=1)
 
 
 def _agreed(value: np.ndarray) -> np.ndarray:

@@ -1,22 +1,29 @@
 """From a path to an engine: formats that hold one model give one model."""
 
+import dataclasses
+import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from decode.load import find_source
-from model.form import BFLOAT16, FLOAT32
-from model.parameters import flatten
-from model.weights.orbax_checkpoint import OrbaxFolder, save
+from decode.load import ModelSource, find_source
+from model.catalog import find_model
+from model.form import BFLOAT16, FLOAT32, Form
+from model.parameters import Parameters, flatten
+from model.weights import WeightsError, orbax_checkpoint
+from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, save
 from sharding.layout import LAYOUTS
 from sharding.mesh import parse_mesh
+from sharding.scaled import SCHEMES
 from tests.family_cases import CASES, FOLDER
 from tests.processes import run_processes
 
-LAYOUT = LAYOUTS["weight_stationary_1d"]
+LAYOUT, TWO_D = LAYOUTS["weight_stationary_1d"], LAYOUTS["weight_stationary_2d"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -52,9 +59,9 @@ def test_a_bfloat16_checkpoint_is_converted_without_losing_a_bit(case, tmp_path)
 
 
 _PROCESS = """
-import jax.numpy as jnp
 import numpy as np
 from decode.load import find_source
+from model.form import FLOAT32
 from model.parameters import flatten
 from model.weights.safetensors_files import SafetensorsFiles
 from sharding.layout import LAYOUTS
@@ -137,3 +144,56 @@ def test_a_folder_that_is_no_model_is_refused_by_what_is_missing(tmp_path):
     shutil.copy(FOLDER / "qwen2" / "config.json", tmp_path)
     with pytest.raises(Exception, match="safetensors"):
         find_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_checkpoint_in_few_bits_gives_the_same_parameters_on_another_mesh(name, tmp_path):
+    source, form = _wide(), Form(jnp.float32, SCHEMES[name])
+    engine = source.engine(LAYOUT, parse_mesh("1x2"), form)
+    save(tmp_path / "m", source.config, engine.parameters, scheme=form.scheme)
+    saved = find_source(str(tmp_path / "m"))
+    assert saved.stored_scheme() is form.scheme and saved.stored_dtype() == "float32"
+    again = saved.engine(TWO_D, parse_mesh("2x2"), form)
+    _assert_same(again.parameters, engine.parameters)
+    for other in (FLOAT32, Form(jnp.float32, SCHEMES["int8" if name != "int8" else "fp8"])):
+        with pytest.raises(
+            WeightsError, match=f"{other.weights.name}, but .* in {name}; leave out"
+        ):
+            saved.engine(LAYOUT, parse_mesh("1x1"), other)
+
+
+def test_a_plain_checkpoint_is_brought_to_few_bits_as_its_source_is(tmp_path):
+    source, form = _wide(), Form(jnp.float32, SCHEMES["int8"])
+    plain = source.engine(LAYOUT, parse_mesh("1x1"), FLOAT32)
+    save(tmp_path / "m", source.config, plain.parameters)
+    saved = find_source(str(tmp_path / "m"))
+    assert saved.stored_scheme() is None
+    few = saved.engine(TWO_D, parse_mesh("2x2"), form)
+    _assert_same(few.parameters, source.engine(LAYOUT, parse_mesh("1x1"), form).parameters)
+
+
+def test_a_checkpoint_of_an_unknown_scheme_is_refused_by_name(tmp_path):
+    source = _wide()
+    save(tmp_path / "m", source.config, source.engine(LAYOUT, parse_mesh("1"), FLOAT32).parameters)
+    content = json.loads((tmp_path / "m" / MANIFEST).read_text())
+    content["weight_dtype"] = "int3"
+    content.pop("sha256")
+    content["sha256"] = orbax_checkpoint._own_digest(content)
+    (tmp_path / "m" / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(WeightsError, match=r"weight_dtype of .* is 'int3', which is not known"):
+        find_source(str(tmp_path / "m"))
+
+
+def _wide() -> ModelSource:
+    """Random weights whose inputs groups of 32 divide on four devices."""
+    config = dataclasses.replace(
+        find_model("tiny"), layers=1, d_model=256, d_ff=256, head_size=128, experts=4,
+        experts_per_token=2,
+    )  # fmt: skip
+    return ModelSource(config, None, None)
+
+
+def _assert_same(mine: Parameters, expected: Parameters) -> None:
+    for one, other in zip(jax.tree.leaves(mine), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(*(np.asarray(a, np.float32) for a in (one, other)))

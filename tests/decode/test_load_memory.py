@@ -62,11 +62,11 @@ def write_model(folder):
 _LOADER = f"""
 import json, re, sys, threading, time
 sys.path.insert(0, {str(ROOT)!r})
-from model.form import BFLOAT16
 from sharding.mesh import parse_mesh, request_cpu_devices
 request_cpu_devices(8)
 import jax, jax.numpy as jnp
 from decode.load import find_source
+from model.form import BFLOAT16
 from model.parameters import flatten
 from sharding.layout import LAYOUTS
 jax.jit(jnp.copy)(jnp.zeros(8)).block_until_ready()

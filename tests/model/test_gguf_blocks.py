@@ -1,0 +1,92 @@
+"""GGUF's 4- and 8-bit tensors are kept code by code where the form asked for is theirs."""
+
+import gguf
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Kind
+
+from decode.load import find_source
+from model.form import Form
+from model.parameters import flatten
+from model.weights import WeightsError
+from model.weights.gguf import read_config, read_parameters
+from model.weights.gguf_blocks import KEPT, read_blocks
+from model.weights.gguf_file import GGUFFile
+from sharding.layout import LAYOUTS
+from sharding.mesh import parse_mesh
+from sharding.scaled import SCHEMES, Scaled
+from tests.gguf_samples import write_tiny_gguf
+
+MATRICES = ["query", "key_value", "output", "gate_up", "down"]
+
+
+def meant(values, scales, offsets=None) -> np.ndarray:
+    """What codes and numbers stand for, in float32 as GGUF computes it."""
+    groups = np.asarray(values).astype(np.float32).reshape(*scales.shape, -1)
+    found = groups * np.asarray(scales)[..., None]
+    if offsets is not None:
+        found = found + np.asarray(offsets)[..., None]
+    return found.reshape(values.shape)
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_blocks_mean_what_the_gguf_package_makes_of_them(kind):
+    rng = np.random.default_rng(0)
+    size, length = KEPT[kind][1], 512
+    count = length // gguf.GGML_QUANT_SIZES[kind][0]
+    blocks = rng.integers(0, 256, (7, count, size)).astype(np.uint8)
+    for start in range(0, 4 if kind in (Kind.Q4_1, Kind.Q4_K) else 2, 2):  # finite floats
+        halves = rng.normal(size=(7, count, 1)).astype("<f2")
+        blocks[..., start : start + 2] = halves.view(np.uint8)
+    rows = blocks.reshape(7, -1)
+    parts = read_blocks(rows, kind)
+    np.testing.assert_array_equal(meant(*parts), gguf.dequantize(rows, kind))
+    scheme = SCHEMES[KEPT[kind][0]]
+    np.testing.assert_array_equal(parts[0].astype(scheme.dtype).astype(int), parts[0])
+    assert (len(parts) == 3) == scheme.offset and parts[1].shape == (7, length // scheme.group)
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted"), [("Q4_0", "int4_symmetric"), ("Q4_1", "int4"), ("Q8_0", "int8_grouped")]
+)
+def test_matrices_of_the_form_asked_for_are_kept_and_others_are_not(tmp_path, stored, wanted):
+    write_tiny_gguf(tmp_path / "m.gguf", quantization=stored, head_size=32)
+    file = GGUFFile(tmp_path / "m.gguf")
+    config = read_config(file)
+    plain = dict(read_parameters(file, config))
+    keep = {path: SCHEMES[wanted] for path in plain if path[-1] in MATRICES}
+    found = dict(read_parameters(file, config, keep))
+    assert {path for path, part in found.items() if isinstance(part, Scaled)} == keep.keys()
+    for path, part in found.items():
+        if path not in keep:
+            np.testing.assert_array_equal(part, plain[path])
+            continue
+        np.testing.assert_array_equal(meant(part.values, part.scales, part.offsets), plain[path])
+    other = dict.fromkeys(keep, SCHEMES["int8"])
+    assert not any(isinstance(p, Scaled) for _, p in read_parameters(file, config, other))
+
+
+def test_smollm2_is_kept_as_it_is_on_any_mesh(smollm2):
+    plain = dict(read_parameters(smollm2.file, smollm2.config))
+    form = Form(jnp.float32, SCHEMES["int4"])
+    for mesh in ("1", "2"):
+        layout = LAYOUTS["weight_stationary_1d"]
+        flat = flatten(smollm2.engine(layout, parse_mesh(mesh), form).parameters)
+        for layer, name in ((0, ("attention", "key_value")), (29, ("mlp", "down"))):
+            path = ("layers", layer, *name)
+            parts = (np.asarray(flat[*path, part]) for part in ("values", "scales", "offsets"))
+            np.testing.assert_array_equal(meant(*parts), plain[path])
+
+
+def test_a_scale_that_is_not_finite_is_refused(tmp_path):
+    write_tiny_gguf(tmp_path / "m.gguf", quantization="Q4_1", head_size=32)
+    file = GGUFFile(tmp_path / "m.gguf")
+    info = file.tensors["blk.0.ffn_down.weight"]
+    content = bytearray((tmp_path / "m.gguf").read_bytes())
+    content[info.offset : info.offset + 2] = np.float16(np.inf).tobytes()
+    (tmp_path / "m.gguf").write_bytes(content)
+    source = find_source(str(tmp_path / "m.gguf"))
+    form = Form(jnp.float32, SCHEMES["int4"])
+    with pytest.raises(WeightsError, match=r"blk\.0\.ffn_down\.weight.* is not finite everywhere"):
+        source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1"), form)
