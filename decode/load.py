@@ -14,8 +14,17 @@ from decode.tokenizer import Tokenizer
 from model.catalog import CATALOG, find_model
 from model.config import ConfigError, ModelConfig
 from model.form import Form
+from model.parameters import (
+    Parameters,
+    Readable,
+    check_groups,
+    initialise,
+    matrices,
+    place,
+    store,
+    total_bytes,
+)
 from model.parameters import Path as ParameterPath
-from model.parameters import Readable, check_groups, initialise, matrices, place, store, total_bytes
 from model.transformer import Transformer
 from model.weights import WeightsError, gguf
 from model.weights.fetch import FETCHABLE, fetch
@@ -23,7 +32,7 @@ from model.weights.gguf_file import GGUFFile
 from model.weights.huggingface import HuggingFaceFolder
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, is_checkpoint
 from sharding.mesh import MeshShape, make_mesh
-from sharding.placement import Layout
+from sharding.placement import Layout, Placement
 from sharding.scaled import Scaled, Scheme
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -72,6 +81,7 @@ class ModelSource:
           LayoutError: mesh, devices and model do not go together.
           WeightsError: the file does not hold this model, or is to be stored otherwise than it is.
         """
+        self.check_form(form)
         placement = layout.check(self.config.sizes, shape)
         model = Transformer(self.config, form)
         check_groups(model, placement)
@@ -79,31 +89,36 @@ class ModelSource:
         if self.file is None:
             parameters = initialise(model, placement, mesh, seed)
         elif isinstance(self.file, OrbaxFolder):
-            stored = Transformer(self.config, self._stored_form(form))
-            with progress(self.file.bytes) as watch:
-                parameters = self.file.restore(stored, placement, mesh, watch)
-            if stored.form != model.form:
-                parameters = store(model, parameters, mesh)
+            parameters = self._checkpoint(model, placement, mesh, progress)
         else:
             with progress(total_bytes(model)) as watch:
                 parameters = place(model, self._arrays(model), placement, mesh, watch)
         return Engine(self.config, parameters, placement, mesh, form)
 
-    def _stored_form(self, wanted: Form) -> Form:
-        """The form to read a checkpoint in: as wanted, or as it is, to be brought to few bits then.
+    def check_form(self, wanted: Form) -> None:
+        """Refuses a form that the weights cannot be brought to.
 
         Raises:
-          WeightsError: it is in few bits, and wanted otherwise.
+          WeightsError: a checkpoint is in few bits, and wanted otherwise.
         """
-        stored = self.file.scheme
+        stored = self.stored_scheme()
         if stored and wanted.scheme is not stored:
             raise WeightsError(
                 f"weight_dtype is {wanted.weights.name}, but {self.file.path} holds weights in "
                 f"{stored.name}; leave out --weight_dtype, or convert the source again"
             )
-        if stored or wanted.scheme is None:
-            return wanted
-        return dataclasses.replace(wanted, weights=DTYPES[self.file.dtype])
+
+    def _checkpoint(
+        self, model: Transformer, placement: Placement, mesh: jax.sharding.Mesh, progress: Progress
+    ) -> Parameters:
+        """The parameters of a checkpoint: as they are, or brought to few bits once read."""
+        form = model.form
+        if form.scheme and not self.file.scheme:
+            form = dataclasses.replace(form, weights=DTYPES[self.file.dtype])
+        stored = Transformer(self.config, form)
+        with progress(self.file.bytes) as watch:
+            parameters = self.file.restore(stored, placement, mesh, watch)
+        return parameters if form == model.form else store(model, parameters, mesh)
 
     def stored_scheme(self) -> Scheme | None:
         """What a checkpoint's matrices are in few bits by; None for plain ones."""

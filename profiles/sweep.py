@@ -74,6 +74,7 @@ class Sweep:
 
         Raises:
           UsageError: a size that is not positive or does not fit, or a layout that does not.
+          WeightsError: a form that a checkpoint is not in.
         """
         for name, values in (("batch", self.batches), ("context", self.contexts)):
             for value in values:
@@ -86,6 +87,7 @@ class Sweep:
                 f"use at most {longest}, which leaves room for the new token"
             )
         for layout, shape, form in self.placings():
+            self.source.check_form(form)
             placement = layout.check(self.source.config.sizes, shape)
             check_groups(Transformer(self.source.config, form), placement)
             for batch in self.batches:

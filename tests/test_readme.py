@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from profiles.report import fit_lines, markdown_table
-from tests import family_cases, layout_table
+from tests import family_cases, layout_table, perplexity_table, storage_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,6 +27,20 @@ def test_the_table_of_families_is_that_of_the_tests():
 
 def test_the_tables_of_layouts_are_those_of_the_code():
     assert layout_table.BEGIN + layout_table.tables() + layout_table.END in README
+
+
+def test_the_tables_of_stored_types_are_those_of_the_code():
+    assert storage_table.BEGIN + storage_table.table(storage_table.SHOWN) in README
+    assert storage_table.WHOLE.read_text() == storage_table.whole()
+    for check in storage_table.CHECKS:
+        assert (ROOT / check.test).exists()
+
+
+def test_perplexities_and_types_are_those_of_the_recorded_runs():
+    run = json.loads(perplexity_table.RECORD.read_text())
+    assert perplexity_table.BEGIN + perplexity_table.table(run) in README
+    run = json.loads((RESULTS / "smollm2-135m-cpu-types/profile.json").read_text())
+    assert markdown_table(run["points"], run["bandwidth"]).strip() in README
 
 
 def test_what_a_cache_buys_is_the_recorded_comparison():

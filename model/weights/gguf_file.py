@@ -135,7 +135,8 @@ class GGUFFile:
           WeightsError: no such tensor, or scales that are not finite.
         """
         info = self._find(name)
-        parts = read_blocks(self._rows(info), info.type)
+        with np.errstate(all="ignore"):
+            parts = read_blocks(self._rows(info), info.type)
         for part in parts[1:]:
             self._check_finite(name, part)
         return tuple(part.reshape(*info.shape[:-1], -1) for part in parts)

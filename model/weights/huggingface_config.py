@@ -205,6 +205,9 @@ def _local_base(fields: "_Fields", given: dict, default: float | None) -> float 
     return float(base)
 
 
+_QUANTIZATION = "quantization_config"
+
+
 class _Fields:
     """The fields of a `config.json`, each taken by name."""
 
@@ -275,6 +278,12 @@ class _Fields:
 
     def finish(self, known: Mapping[str, tuple[Any, ...] | object]) -> None:
         """Refuses whatever was not taken and might change the mathematics."""
+        if _QUANTIZATION in self._left:
+            value = self._values[_QUANTIZATION]
+            method = value.get("quant_method") if isinstance(value, dict) else None
+            by = f"by {method!r:.40} " if method else ""
+            remedy = f"weights quantized {by}are not read; give them in BF16, F16 or F32"
+            self.refuse(_QUANTIZATION, value, remedy)
         for name in sorted(self._left):
             harmless, value = known.get(name), self._values[name]
             if harmless is ANY:

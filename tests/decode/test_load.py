@@ -14,15 +14,17 @@ from safetensors.numpy import load_file, save_file
 from decode.load import ModelSource, find_source
 from model.catalog import find_model
 from model.form import BFLOAT16, FLOAT32, Form
-from model.parameters import Parameters, flatten
+from model.parameters import Parameters, flatten, nest
 from model.weights import WeightsError, orbax_checkpoint
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, save
+from sharding.errors import FloorlineError
 from sharding.layout import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES
 from tests.family_cases import CASES, FOLDER
 from tests.processes import run_processes
 
+INT8 = SCHEMES["int8"]
 LAYOUT, TWO_D = LAYOUTS["weight_stationary_1d"], LAYOUTS["weight_stationary_2d"]
 
 
@@ -182,6 +184,15 @@ def test_a_checkpoint_of_an_unknown_scheme_is_refused_by_name(tmp_path):
     (tmp_path / "m" / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(WeightsError, match=r"weight_dtype of .* is 'int3', which is not known"):
         find_source(str(tmp_path / "m"))
+
+
+def test_weights_that_are_not_finite_are_refused_whatever_they_come_from(tmp_path):
+    source, path = _wide(), ("layers", 0, "mlp", "gate_up")
+    flat = flatten(source.engine(LAYOUT, parse_mesh("1"), FLOAT32).parameters)
+    flat[path] = flat[path].at[3, 1, 5, 7].set(jnp.nan)  # one expert's
+    save(tmp_path / "m", source.config, nest(flat))
+    with pytest.raises(FloorlineError, match=r"layers\.0\.mlp\.gate_up is not finite everywhere"):
+        find_source(str(tmp_path / "m")).engine(LAYOUT, parse_mesh("2"), Form("float32", INT8))
 
 
 def _wide() -> ModelSource:

@@ -41,7 +41,12 @@ def test_every_family_has_a_model_made_by_transformers():
         ("llama2", {"hidden_act": "relu2"}, "hidden_act.*relu2.*silu"),
         ("llama2", {"attention_bias": True}, "attention_bias.*True"),
         ("llama2", {"mlp_bias": True}, "mlp_bias"),
-        ("llama2", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        (
+            "llama2",
+            {"quantization_config": {"bits": 4}},
+            "quantization_config.*; weights quantized",
+        ),
+        ("llama2", {"quantization_config": {"quant_method": "awq"}}, "quantized by 'awq' are not"),
         ("llama2", {"alibi": True}, "alibi"),
         ("llama2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("llama2", {"num_hidden_layers": "2"}, "num_hidden_layers.*integer"),

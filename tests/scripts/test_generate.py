@@ -282,7 +282,7 @@ REFUSED = {
     "shard": (["--model=./shardless", *TEXT], 1, "model-00002-of-00005", "missing from", "; fetch"),
     "family": (["--model=./family", *TEXT], 1, "model_type", "is 'mamba'; supported are llama"),
     "field": (["--model=./field", *TEXT], 1, "'logits_scaling'", "is 2.0; this may change the"),
-    "quantized": (["--model=./quantized", *TEXT], 1, "quantization_config", "; this may change"),
+    "quantized": (["--model=./quantized", *TEXT], 1, "'gptq'", "are not read; give"),
     "text for a folder of ids": (
         [f"--model={FOLDER / 'qwen2'}", *TEXT],
         2,
