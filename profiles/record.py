@@ -104,6 +104,8 @@ def _costs(traffic: Traffic, bound: Floor, peaks: Peaks, devices: int) -> Record
     per_chip = min(devices, peaks.devices_per_chip)
     counted = {name: value * per_chip for name, value in dataclasses.asdict(traffic).items()}
     flops = counted.pop("flops")
+    if not counted["weights_gathered"]:
+        del counted["weights_gathered"]
     if peaks.capacity:
         counted["capacity"] = peaks.capacity * per_chip
     return {

@@ -6,9 +6,11 @@ step (of experts, those that tokens choose), and so is every cached key and valu
 still sees.
 """
 
+import collections
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 from flax import nnx
@@ -32,7 +34,7 @@ def _declared(config: ModelConfig, form: Form) -> dict[Path, nnx.Param]:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """One decode step's least work per device: bytes, and FLOPs with a multiply-add as 2.
+    """One forward pass's least work per device: bytes, and FLOPs with a multiply-add as 2.
 
     Attributes:
       weights_resident: stored weights; a replicated array counts whole on every device.
@@ -41,6 +43,8 @@ class Traffic:
       kv_read: cached tokens of all sequences.
       kv_written: the new tokens.
       flops: matrix multiplications and attention.
+      weights_gathered: whole copies of weights that a weight-gathered layout makes of its shards.
+        No floor counts them: they could stay on the chip. An expected time does, twice.
     """
 
     weights_resident: float
@@ -49,6 +53,7 @@ class Traffic:
     kv_read: float
     kv_written: float
     flops: float
+    weights_gathered: float = 0.0
 
     @property
     def memory(self) -> float:
@@ -66,62 +71,183 @@ def decode_traffic(
     slots: int,
     experts_touched: float | None = None,
 ) -> Traffic:
-    """The least that one decode step costs each device.
+    """The least that one decode step costs each device; arguments as of `StepCosts`."""
+    costs = StepCosts(config, placement, form)
+    return costs.decode(batch=batch, context=context, slots=slots, experts=experts_touched)
+
+
+class _Alike(NamedTuple):
+    """Arrays of the same logical axes and use, added up."""
+
+    size: int  # bytes
+    multiplied: int  # elements that every token meets in a matmul
+    axes: tuple[str, ...]
+    experts: bool
+    table: bool  # the vocabulary's: the embedding or the unembedding
+    looked_up: bool  # read by rows alone
+
+
+@functools.cache
+def _alike(config: ModelConfig, form: Form) -> tuple[_Alike, ...]:
+    """All weights, those alike in one entry: layers are."""
+    sums: dict[tuple, list[int]] = {}
+    for path, param in _declared(config, form).items():
+        looked_up = path == LOOKED_UP and not config.tied_embedding
+        key = param.axes, of_experts(param), "V" in param.axes, looked_up
+        entry = sums.setdefault(key, [0, 0])
+        entry[0] += stored_bytes(param)
+        if len(param.shape) > 1 and not param.scale and not looked_up:
+            entry[1] += math.prod(param.shape)
+    return tuple(_Alike(*entry, *key) for key, entry in sums.items())
+
+
+class StepCosts:
+    """What forward passes of one model in one layout cost: counted once, asked for many sizes.
+
+    Experts in its methods are how many distinct ones a layer reads: a number of them, on average
+    over layers and over devices that divide them; or ``coverage``, those that tokens choose if they
+    choose evenly (also where None); ``least``, those of one token; or ``all``.
 
     Args:
       config: the model.
       placement: the layout on a mesh.
       form: how its numbers are stored; scales count.
-      batch: sequences.
-      context: tokens already in the cache of each.
-      slots: tokens the cache has room for.
-      experts_touched: distinct experts that a layer reads, on average; what `expected_experts`
-        says if None. Where layouts divide the experts over devices, this is an average over those
-        too: the device with the most of them reads more.
     """
-    touched = _touched_by_one(config, placement, batch, experts_touched)
-    resident = read = multiplied = 0.0
-    for path, param in _declared(config, form).items():
-        share = placement.copies(placement.weights(*param.axes)) / placement.devices
-        size = stored_bytes(param) * share
-        resident += size
-        if path == LOOKED_UP and not config.tied_embedding:
-            read += batch * config.d_model * param.dtype.itemsize * share
-            continue
-        read += size * (touched / config.experts if of_experts(param) else 1)
-        used = config.experts_per_token / config.experts if of_experts(param) else 1
-        if len(param.shape) > 1 and not param.scale:
-            multiplied += math.prod(param.shape) * used * _work_share(placement, param.axes)
-    token = kv_token_bytes(config, placement, form)
-    seen = [min(context, (config.window(n) or context + 1) - 1) for n in range(config.layers)]
-    attention = 4 * config.query_heads * config.head_size * (sum(seen) + config.layers)
-    cache = abstract_cache(config, batch, slots, form, placement.multiple("S"))
-    kept = sum(map(stored_bytes, jax.tree.leaves(cache)))
-    kept *= placement.copies(placement.cache(*CACHE_AXES)) / placement.devices
-    return Traffic(
-        weights_resident=resident,
-        weights_read=read,
-        kv_resident=kept,
-        kv_read=batch * token * sum(seen) / config.layers,
-        kv_written=batch * token,
-        flops=batch * (2 * multiplied + attention * _query_share(placement)),
-    )
+
+    def __init__(self, config: ModelConfig, placement: Placement, form: Form):
+        self.config, self.placement, self.form = config, placement, form
+        self.token = kv_token_bytes(config, placement, form)
+        self.resident = self._plain = self._experts = self._row = self._gathered = 0.0
+        self._work = self._table_work = 0.0
+        for alike in _alike(config, form):
+            self._add(alike)
+        experts = used_axes(placement.use("E"))
+        batches = used_axes(placement.activations("B"))
+        self._replicas = shards(tuple({*batches} - {*experts}), placement.mesh)
+        self._queries = _query_share(placement)
+        self._multiple = placement.multiple("S")
+        self._kept = functools.cache(self._kept_bytes)
+
+    def _add(self, alike: _Alike) -> None:
+        """Adds arrays to the sums that passes are counted from."""
+        place = self.placement
+        stored = place.copies(place.weights(*alike.axes)) / place.devices
+        size = alike.size * stored
+        self.resident += size
+        if alike.looked_up:
+            self._row += self.config.d_model * self.form.plain.itemsize * stored
+            return
+        if alike.experts:
+            self._experts += size
+        else:
+            self._plain += size
+        used = self.config.experts_per_token / self.config.experts if alike.experts else 1
+        work = alike.multiplied * used * _work_share(place, alike.axes)
+        if alike.table:  # multiplied as it is stored
+            self._table_work += work
+            return
+        self._work += work
+        in_use = place.copies(place.use(*alike.axes)) / place.devices
+        self._gathered += alike.size * in_use if in_use > stored else 0
+
+    def decode(
+        self,
+        *,
+        batch: int,
+        context: int,
+        slots: int | None = None,
+        experts: float | str | None = None,
+    ) -> Traffic:
+        """One decode step.
+
+        Args:
+          batch: sequences.
+          context: tokens already in the cache of each.
+          slots: tokens the cache has room for; with the new token no more if None.
+          experts: as above.
+        """
+        return self._pass(batch, context, 1, slots or context + 1, context, experts)
+
+    def prefill(
+        self,
+        *,
+        batch: int,
+        tokens: int,
+        cached: int = 0,
+        slots: int | None = None,
+        experts: float | str | None = None,
+    ) -> Traffic:
+        """One pass over prompts, whose own keys and values need not leave the chip to be read.
+
+        Args:
+          batch: sequences.
+          tokens: of each prompt.
+          cached: tokens before them, whose keys and values are in the cache.
+          slots: tokens the cache has room for; no more than those if None.
+          experts: as above.
+        """
+        return self._pass(batch, cached, tokens, slots or cached + tokens, cached, experts)
+
+    def _pass(
+        self,
+        batch: int,
+        cached: int,
+        tokens: int,
+        slots: int,
+        read: int,
+        experts: float | str | None,
+    ) -> Traffic:
+        config = self.config
+        touched = self._touched(batch * tokens, experts) / (config.experts or 1)
+        seen, pairs = _attended(config, read, tokens)
+        attention = 4 * config.query_heads * config.head_size * pairs * self._queries
+        work = 2 * (tokens * self._work + self._table_work)
+        return Traffic(
+            weights_resident=self.resident,
+            weights_read=self._plain + self._experts * touched + batch * tokens * self._row,
+            kv_resident=batch * self._kept(slots),
+            kv_read=batch * self.token * seen / config.layers,
+            kv_written=batch * tokens * self.token,
+            flops=batch * (work + attention),
+            weights_gathered=self._gathered,
+        )
+
+    def _kept_bytes(self, slots: int) -> float:
+        """Of one sequence's cache."""
+        cache = abstract_cache(self.config, 1, slots, self.form, self._multiple)
+        share = self.placement.copies(self.placement.cache(*CACHE_AXES)) / self.placement.devices
+        return sum(map(stored_bytes, jax.tree.leaves(cache))) * share
+
+    def _touched(self, tokens: int, experts: float | str | None) -> float:
+        """Distinct experts that the busiest replica reads at least.
+
+        Replicas are over mesh axes that divide the batch but not the experts: each has tokens of
+        its own, and the step waits for the one that reads most.
+        """
+        config = self.config
+        if experts in (None, "coverage"):
+            return expected_experts(config, max(tokens // self._replicas, 1))
+        if experts == "all":
+            return config.experts
+        if experts == "least":
+            return config.experts_per_token
+        return max(experts / self._replicas, config.experts_per_token)
 
 
-def _touched_by_one(
-    config: ModelConfig, placement: Placement, batch: int, touched: float | None
-) -> float:
-    """Distinct experts that the busiest replica reads at least, if all read `touched` together.
+@functools.lru_cache(maxsize=4096)
+def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int]:
+    """Cached tokens that a sequence's new ones still see, and pairs of query and key, of all layers.
 
-    Replicas are over mesh axes that divide the batch but not the experts: each has tokens of its
-    own, and the step waits for the one that reads most.
+    A token sees those before it, itself included, up to the layer's window.
     """
-    experts = used_axes(placement.use("E"))
-    batches = used_axes(placement.activations("B"))
-    replicas = shards(tuple(axis for axis in batches if axis not in experts), placement.mesh)
-    if touched is None:
-        return expected_experts(config, batch // replicas)
-    return max(touched / replicas, config.experts_per_token)
+    seen = pairs = 0
+    for window, layers in collections.Counter(map(config.window, range(config.layers))).items():
+        window = window or cached + tokens
+        seen += layers * min(cached, window - 1)
+        growing = max(min(tokens, window - cached), 0)  # tokens that see all before them
+        pairs += layers * (growing * cached + growing * (growing + 1) // 2)
+        pairs += layers * (tokens - growing) * window
+    return seen, pairs
 
 
 def expected_experts(config: ModelConfig, tokens: int) -> float:
@@ -137,9 +263,14 @@ def expected_experts(config: ModelConfig, tokens: int) -> float:
 
 def kv_token_bytes(config: ModelConfig, placement: Placement, form: Form) -> float:
     """Bytes one cached token takes on each device, keys and values of all layers."""
-    cache = abstract_cache(config, 1, 1, form)
     share = placement.copies(placement.cache(*CACHE_AXES)) / placement.devices
-    return sum(map(stored_bytes, jax.tree.leaves(cache))) * share
+    return _token_bytes(config, form) * share
+
+
+@functools.cache
+def _token_bytes(config: ModelConfig, form: Form) -> int:
+    """Of one cached token, wherever it is."""
+    return sum(map(stored_bytes, jax.tree.leaves(abstract_cache(config, 1, 1, form))))
 
 
 def replication_cost(config: ModelConfig, placement: Placement, form: Form) -> list[str]:

@@ -202,7 +202,7 @@ def test_a_replica_reads_the_experts_of_its_own_tokens():
     replicas = LAYOUTS["data_parallel_x_1d"]
     assert read(replicas, experts_touched=3) == 6 - 2
     assert read(replicas, experts_touched=6) == 6 - 3
-    assert read(replicas) == 6 - 2  # one token each
+    assert read(replicas) == pytest.approx(6 - 2)  # one token each
     one = LAYOUTS["weight_stationary_1d"]
     assert read(one, experts_touched=3) == (6 - 3) / 2
 
