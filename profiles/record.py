@@ -113,7 +113,7 @@ def _costs(traffic: Traffic, bound: Floor, peaks: Peaks, devices: int) -> Record
         "flops_per_chip": flops,
         "flops_per_byte": traffic.flops / traffic.memory,
         "floor_s": bound.seconds,
-        "floor_terms_s": dataclasses.asdict(bound),
+        "floor_terms_s": bound.terms(),
         "weight_floor_s": bound.weights,
         "bound": bound.bound,
     }

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 from flax import nnx
@@ -74,6 +74,13 @@ def decode_traffic(
     """The least that one decode step costs each device; arguments as of `StepCosts`."""
     costs = StepCosts(config, placement, form)
     return costs.decode(batch=batch, context=context, slots=slots, experts=experts_touched)
+
+
+class HasExperts(Protocol):
+    """A model, as far as it is a mixture."""
+
+    experts: int
+    experts_per_token: int
 
 
 class _Alike(NamedTuple):
@@ -224,14 +231,18 @@ class StepCosts:
         Replicas are over mesh axes that divide the batch but not the experts: each has tokens of
         its own, and the step waits for the one that reads most.
         """
-        config = self.config
-        if experts in (None, "coverage"):
-            return expected_experts(config, max(tokens // self._replicas, 1))
-        if experts == "all":
-            return config.experts
-        if experts == "least":
-            return config.experts_per_token
-        return max(experts / self._replicas, config.experts_per_token)
+        if isinstance(experts, int | float):
+            return max(experts / self._replicas, self.config.experts_per_token)
+        return touched_experts(self.config, max(tokens // self._replicas, 1), experts)
+
+
+def touched_experts(model: HasExperts, tokens: int, experts: float | str | None) -> float:
+    """Distinct experts of a layer that tokens read, as `StepCosts` explains `experts`."""
+    if experts == "all":
+        return model.experts
+    if experts == "least":
+        return model.experts_per_token
+    return expected_experts(model, tokens) if experts in (None, "coverage") else experts
 
 
 @functools.lru_cache(maxsize=4096)
@@ -250,7 +261,7 @@ def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int]:
     return seen, pairs
 
 
-def expected_experts(config: ModelConfig, tokens: int) -> float:
+def expected_experts(config: HasExperts, tokens: int) -> float:
     """Distinct experts that `tokens` tokens choose if they choose independently and evenly.
 
     E (1 - (1 - k / E) ** tokens); 0 for a model without experts.

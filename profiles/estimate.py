@@ -1,0 +1,212 @@
+"""A forward pass on chips that need not be there: its floor, its expected time, and their terms.
+
+An `Estimator` stands for a model in one layout on one slice. It counts what does not change once,
+and then answers for any batch and context in microseconds; `Estimate.record` is the record that
+programs read.
+"""
+
+import dataclasses
+import functools
+
+from model.config import ModelConfig
+from model.form import Form
+from model.parameters import count, count_active
+from model.transformer import Transformer
+from profiles.calibration import Calibration
+from profiles.expected import Expected, LinkCosts, Sent, expect
+from profiles.floor import Floor, floor
+from profiles.hardware import Peaks
+from profiles.report import Record
+from profiles.sized import EVENLY, SizedCosts, SizedLinks, SizedModel
+from profiles.slices import Slice
+from profiles.traffic import StepCosts, Traffic
+from sharding.mesh import MeshShape
+from sharding.placement import Layout, Placement
+
+Model = ModelConfig | SizedModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What an estimate is of, but for batch and context.
+
+    Attributes:
+      model: by its arrays, or by its sizes.
+      where: the slice.
+      form: how numbers are stored.
+      rates: what is achieved of the chip's figures.
+      layout: partitioning; None for a model by its sizes, which divides evenly.
+      mesh: sizes of the mesh axes; None likewise.
+      experts: which experts a step is taken to read: ``coverage``, ``least`` or ``all``.
+      price: USD per chip-hour; None leaves costs out.
+    """
+
+    model: Model
+    where: Slice
+    form: Form
+    rates: Calibration
+    layout: Layout | None = None
+    mesh: MeshShape | None = None
+    experts: str = "coverage"
+    price: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """One forward pass.
+
+    Attributes:
+      setting: what it is of.
+      batch: sequences.
+      context: tokens in the cache of each before it.
+      tokens: new tokens of each.
+      traffic: its work per device.
+      floor: its lower bound, by term.
+      expected: its expected time, by term.
+      fits: whether weights and cache fit in the memory of a chip.
+    """
+
+    setting: Setting
+    batch: int
+    context: int
+    tokens: int
+    traffic: Traffic
+    floor: Floor
+    expected: Expected
+    fits: bool
+
+    @property
+    def phase(self) -> str:
+        """``decode`` or ``prefill``."""
+        return "decode" if self.tokens == 1 else "prefill"
+
+    @property
+    def resident(self) -> float:
+        """Bytes per chip of weights and cache."""
+        parts = self.setting.where.chip.devices_per_chip
+        return (self.traffic.weights_resident + self.traffic.kv_resident) * parts
+
+    def cost(self, seconds: float) -> float | None:
+        """USD per million tokens at so many seconds per pass; None without a price."""
+        setting = self.setting
+        if setting.price is None:
+            return None
+        hours = setting.where.chips * seconds / 3600
+        return setting.price * hours / (self.batch * self.tokens) * 1e6
+
+
+class Estimator:
+    """A model in one layout on one slice.
+
+    Args:
+      setting: which.
+
+    Raises:
+      LayoutError: the layout does not go with the model and the mesh, or the mesh with the slice.
+      UsageError: the chip has no figure for the arithmetic.
+    """
+
+    def __init__(self, setting: Setting):
+        self.setting = setting
+        where, form = setting.where, setting.form
+        self.chip, self.usual = where.chip, where.chip.expected
+        arithmetic = "int8" if form.round_activations else form.dtype.name
+        parts = self.chip.devices_per_chip
+        self.peaks = Peaks(
+            bandwidth=self.chip.bandwidth / parts,
+            flops=self.chip.peak(arithmetic) / parts,
+            source="published",
+            on_chip=self.chip.on_chip / parts,
+            capacity=self.usual.capacity / parts,
+            devices_per_chip=parts,
+        )
+        self._flops = self.usual.peak(arithmetic)
+        if isinstance(setting.model, SizedModel):
+            self.placement: Placement | None = None
+            self.costs = SizedCosts(setting.model, form, where.devices)
+            self._links = SizedLinks(setting.model, form, where, setting.rates)
+        else:
+            self.placement = setting.layout.check(setting.model.sizes, setting.mesh)
+            self.costs = StepCosts(setting.model, self.placement, form)
+            self._links = LinkCosts(setting.model, self.placement, form, where, setting.rates)
+        self._prompts = self.costs
+        if self.placement and self.placement.prefill is not self.placement:
+            self._prompts = StepCosts(setting.model, self.placement.prefill, form)
+        self._sent = functools.cache(self._links.sent)
+
+    def decode(self, batch: int, context: int, slots: int | None = None) -> Estimate:
+        """A decode step.
+
+        Args:
+          batch: sequences; padded where the layout divides no such number.
+          context: tokens in the cache of each.
+          slots: tokens that the cache has room for; with the new token no more if None.
+        """
+        padded, experts = self.padded(batch), self.setting.experts
+        traffic = self.costs.decode(batch=padded, context=context, slots=slots, experts=experts)
+        return self._estimate(batch, context, 1, traffic, self._sent(padded, 1))
+
+    def prefill(self, batch: int, tokens: int, cached: int = 0) -> Estimate:
+        """A pass over prompts.
+
+        Args:
+          batch: of them; padded likewise.
+          tokens: of each, at least 2.
+          cached: tokens before them that the cache has already.
+        """
+        padded, experts = self.padded(batch), self.setting.experts
+        sizes = {"batch": padded, "tokens": tokens, "cached": cached}
+        traffic = self._prompts.prefill(**sizes, experts=experts)
+        return self._estimate(batch, cached, tokens, traffic, self._sent(padded, tokens))
+
+    def padded(self, batch: int) -> int:
+        """The batch that a step really has."""
+        multiple = self.placement.multiple("B") if self.placement else 1
+        return -(-batch // multiple) * multiple
+
+    def _estimate(
+        self, batch: int, context: int, tokens: int, traffic: Traffic, sent: Sent
+    ) -> Estimate:
+        setting = self.setting
+        layers = setting.model.layers
+        expected = expect(traffic, sent, self.usual, self._flops, layers, setting.rates)
+        resident = traffic.weights_resident + traffic.kv_resident
+        bound = floor(traffic, self.peaks, sent.least)
+        fits = resident <= self.peaks.capacity
+        return Estimate(setting, batch, context, tokens, traffic, bound, expected, fits)
+
+    def describe(self) -> Record:
+        """The part of a record that is the same for every pass."""
+        setting = self.setting
+        layout, where = setting.layout, setting.where
+        partitioning = {"layout": EVENLY}
+        if layout:
+            partitioning = {
+                "mesh": dict(setting.mesh),
+                "layout": layout.name,
+                "attention": layout.attends,
+                "collectives": layout.collectives,
+            }
+            if layout.expert_parallel and setting.model.experts:
+                partitioning["expert_parallel"] = True
+        experts = {"experts": setting.experts} if setting.model.experts else {}
+        return {
+            "model": setting.model.name,
+            "parameters": parameters(setting.model, setting.form),
+            "device_kind": where.chip.device_kinds[0],
+            "topology": str(where),
+            "chips": where.chips,
+            "devices": where.devices,
+            **partitioning,
+            **setting.form.names(),
+            **experts,
+        }
+
+
+@functools.cache
+def parameters(model: Model, form: Form) -> dict[str, int]:
+    """How many a model has, and how many of them a token meets."""
+    if isinstance(model, SizedModel):
+        return {"total": model.total, "active": model.active}
+    whole = Transformer(model, form)
+    return {"total": count(whole), "active": count_active(whole)}
