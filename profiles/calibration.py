@@ -13,7 +13,6 @@ from pathlib import Path
 
 from sharding.errors import UsageError
 
-
 _NOT_NUMBERS = ("name", "source", "chips", "hidden")
 
 

@@ -7,6 +7,7 @@ programs read.
 
 import dataclasses
 import functools
+from collections.abc import Iterable, Sequence
 
 from model.config import ModelConfig
 from model.form import Form
@@ -210,3 +211,21 @@ def parameters(model: Model, form: Form) -> dict[str, int]:
         return {"total": model.total, "active": model.active}
     whole = Transformer(model, form)
     return {"total": count(whole), "active": count_active(whole)}
+
+
+def best(estimators: Iterable[Estimator], work: Sequence[tuple[int, int]]) -> Estimator:
+    """The one whose decode steps are expected to be fastest, of those that fit if any does.
+
+    Args:
+      estimators: to choose among.
+      work: batches and contexts; their expected times are added up.
+
+    Raises:
+      LayoutError: there is none to choose from.
+    """
+
+    def rank(estimator: Estimator) -> tuple[int, float]:
+        steps = [estimator.decode(batch, context) for batch, context in work]
+        return sum(not step.fits for step in steps), sum(step.expected.seconds for step in steps)
+
+    return min(estimators, key=rank)

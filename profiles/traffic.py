@@ -247,7 +247,7 @@ def touched_experts(model: HasExperts, tokens: int, experts: float | str | None)
 
 @functools.lru_cache(maxsize=4096)
 def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int]:
-    """Cached tokens that a sequence's new ones still see, and pairs of query and key, of all layers.
+    """Cached tokens that new ones still see, and pairs of query and key; of all layers, a sequence.
 
     A token sees those before it, itself included, up to the layer's window.
     """

@@ -1,0 +1,71 @@
+"""An estimate as the record that programs read."""
+
+import dataclasses
+import functools
+
+from profiles.economics import balanced_context, batching_gain, critical_batch
+from profiles.estimate import Estimate, Estimator
+from profiles.report import Record
+
+
+class Recorder:
+    """Makes records of an estimator's passes; what they share is counted once.
+
+    Args:
+      estimator: whose passes they are.
+    """
+
+    def __init__(self, estimator: Estimator):
+        self.estimator = estimator
+        self._same = estimator.describe()
+        self._critical = {"critical_batch": critical_batch(estimator)}
+        context = balanced_context(estimator)
+        if context is not None:
+            self._critical["critical_context"] = context
+        self._gain = functools.cache(lambda context: batching_gain(estimator, context))
+
+    def record(self, found: Estimate) -> Record:
+        """The record of a pass."""
+        seconds, where = found.expected.seconds, self.estimator.setting.where
+        tokens_per_s = found.batch * found.tokens / seconds
+        record = {
+            **self._same,
+            "phase": found.phase,
+            "batch": found.batch,
+            "context": found.context,
+            "tokens_per_sequence": found.tokens,
+            **_costs(found, where.chip.devices_per_chip, where.chip.expected.capacity),
+            "expected_s": seconds,
+            "expected_terms_s": _terms(found),
+            "tokens_per_s": tokens_per_s,
+            "tokens_per_s_per_chip": tokens_per_s / where.chips,
+        }
+        if (cost := found.cost(seconds)) is not None:
+            record["usd_per_million_tokens"] = cost
+        if found.phase == "decode":
+            record |= {**self._critical, "batching_gain": self._gain(found.context)}
+        return record | {"fits": found.fits, "status": "ok" if found.fits else "does_not_fit"}
+
+
+def _costs(found: Estimate, parts: int, capacity: float) -> Record:
+    traffic, bound = found.traffic, found.floor
+    counted = {name: value * parts for name, value in dataclasses.asdict(traffic).items()}
+    flops = counted.pop("flops")
+    if not counted["weights_gathered"]:
+        del counted["weights_gathered"]
+    return {
+        "bytes_per_chip": counted | {"capacity": capacity},
+        "flops_per_chip": flops,
+        "flops_per_byte": traffic.flops / traffic.memory,
+        "floor_s": bound.seconds,
+        "floor_terms_s": bound.terms(),
+        "weight_floor_s": bound.weights,
+        "bound": bound.bound,
+        "no_overlap_s": bound.no_overlap,
+    }
+
+
+def _terms(found: Estimate) -> dict[str, float]:
+    terms = dataclasses.asdict(found.expected)
+    del terms["hidden"]
+    return {name: seconds for name, seconds in terms.items() if seconds}
