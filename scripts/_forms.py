@@ -41,7 +41,7 @@ def define_step_flags() -> None:
     )
 
 
-def form(stored: Scheme | None = None, dtype: str | None = None) -> Form:
+def form(stored: Scheme | None = None, dtype: str | None = None, here: bool = True) -> Form:
     """How numbers are stored, by the flags; see `forms`.
 
     Raises:
@@ -50,23 +50,25 @@ def form(stored: Scheme | None = None, dtype: str | None = None) -> Form:
     check()
     if len(WEIGHT_DTYPE.value or ()) > 1:
         raise UsageError(f"--weight_dtype is {','.join(WEIGHT_DTYPE.value)}; give one of them")
-    return forms(stored, dtype)[0]
+    return forms(stored, dtype, here)[0]
 
 
-def forms(stored: Scheme | None = None, dtype: str | None = None) -> list[Form]:
+def forms(stored: Scheme | None = None, dtype: str | None = None, here: bool = True) -> list[Form]:
     """How numbers are stored, by flags of which ``--weight_dtype`` may name several.
 
-    Asks JAX for its platform, which starts it.
+    Asks JAX for its platform, which starts it, if they are to be stored here.
 
     Args:
       stored: the scheme that a checkpoint is in: the default for weights.
       dtype: the default for ``--dtype``, if not that of JAX's platform.
+      here: on JAX's platform, which may not have all; else on chips that are only spoken of, whose
+        default is bfloat16.
 
     Raises:
       UsageError: there is no such form, or this platform has not got it.
     """
     check()
-    plain = DTYPES[DTYPE.value or dtype or default_dtype()]
+    plain = DTYPES[DTYPE.value or dtype or (default_dtype() if here else "bfloat16")]
     step = {
         "cache": _STORAGE.get(_of("kv_dtype")),
         "round_activations": bool(_of("round_activations")),
@@ -76,7 +78,7 @@ def forms(stored: Scheme | None = None, dtype: str | None = None) -> list[Form]:
         for name in WEIGHT_DTYPE.value or [None]
     ]
     for kind in {kind for form in found for kind in (form.weights, form.cache)}:
-        if isinstance(kind, Scheme):
+        if here and isinstance(kind, Scheme):
             check_platform(kind)
     for each in found:
         if each.round_activations and each.weights is not SCHEMES["int8"]:

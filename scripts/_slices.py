@@ -1,0 +1,123 @@
+"""Flags of scripts that speak of chips which need not be there, and what they ask for."""
+
+import dataclasses
+
+import _common
+from absl import flags
+
+from model.catalog import CATALOG, find_model
+from profiles.calibration import Calibration, calibration_of, read_calibration
+from profiles.estimate import Model
+from profiles.hardware import Chip, Price
+from profiles.sized import sized_models
+from profiles.slices import Slice, parse_slice
+from sharding.errors import UsageError
+
+_UNITS = {
+    "bandwidth": ("hbm_bandwidth", "bytes per second of memory"),
+    "capacity": ("hbm_capacity", "bytes of memory"),
+    "flops": ("peak_flops", "FLOP/s in every type of arithmetic"),
+    "ici": ("ici_bandwidth", "bytes per second one way over a link of a torus"),
+    "fabric": ("fabric_bandwidth", "bytes per second one way to a switch"),
+    "network": ("network_bandwidth", "bytes per second one way to other hosts or slices"),
+    "pcie": ("pcie_bandwidth", "bytes per second one way to the host"),
+    "hop_latency": ("hop_latency", "seconds to a neighbour in a torus"),
+    "on_chip": ("on_chip_memory", "bytes of last-level cache or VMEM"),
+}
+_FIGURES = {
+    figure: flags.DEFINE_float(name, None, f"In place of the published figure: {unit}, of a chip.")
+    for figure, (name, unit) in _UNITS.items()
+}
+CALIBRATION = flags.DEFINE_string(
+    "calibration",
+    None,
+    "File with achieved rates and fixed times for expected times; profiles/calibrations.json has "
+    "those that are taken without it, and their sources.",
+)
+PRICE = flags.DEFINE_float(
+    "price_per_chip_hour",
+    None,
+    "USD; by default the first on-demand price of the chip in profiles/chips.json, where it has "
+    "one.",
+)
+EXPERTS = flags.DEFINE_enum(
+    "experts",
+    "coverage",
+    ["coverage", "least", "all"],
+    "Experts that a step is taken to read: those that evenly spread tokens choose, those of one "
+    "token, or all.",
+)
+
+
+def model() -> Model:
+    """The model that ``--model`` names: of the catalogue, by its sizes alone, or a checkpoint's.
+
+    Raises:
+      UsageError: there is none of the name.
+    """
+    name = _common.MODEL.value
+    if name in CATALOG:
+        return find_model(name)
+    if name in sized_models():
+        return sized_models()[name]
+    return _common.source().config
+
+
+def where(topology: str) -> Slice:
+    """A slice by its text, its chip with the figures that flags give.
+
+    Raises:
+      UsageError: there is no such slice, or a figure is not positive.
+    """
+    found = parse_slice(topology)
+    return dataclasses.replace(found, chip=overridden(found.chip))
+
+
+def overridden(chip: Chip) -> Chip:
+    """A chip with the figures that flags give.
+
+    Raises:
+      UsageError: one is not positive.
+    """
+    return chip.override(**{figure: flag.value for figure, flag in _FIGURES.items()})
+
+
+def rates(chip: Chip) -> Calibration:
+    """What steps achieve, from ``--calibration`` or as shipped.
+
+    Raises:
+      UsageError: the file is not of the form.
+    """
+    if CALIBRATION.value is not None:
+        return read_calibration(CALIBRATION.value)
+    return calibration_of(chip.name)
+
+
+def price(chip: Chip) -> float | None:
+    """USD per chip-hour, None if none is given or known.
+
+    Raises:
+      UsageError: a negative one is given.
+    """
+    if PRICE.value is not None:
+        if PRICE.value < 0:
+            raise UsageError(f"--price_per_chip_hour is {PRICE.value}; use USD, 0 or more")
+        return PRICE.value
+    found = listed_price(chip)
+    return found.usd if found else None
+
+
+def listed_price(chip: Chip) -> Price | None:
+    """The first on-demand price in the data file."""
+    return next((price for price in chip.prices if "on-demand" in price.commitment), None)
+
+
+def price_words(chip: Chip) -> str:
+    """Which price costs are at."""
+    if PRICE.value is not None:
+        return f"{PRICE.value:g} USD per chip-hour (given)"
+    found = listed_price(chip)
+    if not found:
+        return f"no price of {chip.name} is listed; --price_per_chip_hour gives one"
+    where = f"{found.provider}, {found.region}, {found.date}"
+    return f"{found.usd:g} USD per chip-hour ({found.commitment}, {where})"
