@@ -1,10 +1,14 @@
 """All ways to put a model on a slice: meshes, layouts and attention, those that the sizes admit."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 from model.config import ModelConfig
 from profiles.estimate import Estimator, Setting
+from profiles.sized import SizedCosts
+from profiles.slices import Slice, slices_of
+from profiles.traffic import StepCosts
 from sharding.errors import LayoutError
 from sharding.layout import ATTENTION, LAYOUTS, attend_by, find_layout
 from sharding.mesh import MeshShape
@@ -65,6 +69,52 @@ def candidates(
     if not found:
         raise refusals[0]
     return found
+
+
+def least_slice(
+    setting: Setting, batch: int, context: int, wanted: Sequence[Layout]
+) -> Slice | None:
+    """The smallest slice of a setting's chip on which weights and cache fit in some layout.
+
+    Args:
+      setting: its model, chip and form.
+      batch: sequences.
+      context: tokens in the cache of each, and one more is made.
+      wanted: layouts.
+
+    Returns:
+      None where no slice of the chip holds them.
+    """
+    chip = setting.where.chip
+    capacity = chip.expected.capacity
+    whole = next(_held(setting, 1, batch, context, wanted))
+    for where in slices_of(chip):
+        if whole > where.chips * capacity:
+            continue  # not even if everything divided evenly
+        parts = _held(setting, where.devices, batch, context, wanted)
+        if any(held * chip.devices_per_chip <= capacity for held in parts):
+            return where
+    return None
+
+
+def _held(
+    setting: Setting, devices: int, batch: int, context: int, wanted: Sequence[Layout]
+) -> Iterator[float]:
+    """Bytes per device of weights and cache, in each layout on each mesh of so many devices."""
+    model = setting.model
+    if not isinstance(model, ModelConfig):
+        held = SizedCosts(model, setting.form, devices).decode(batch=batch, context=context)
+        yield held.weights_resident + held.kv_resident
+        return
+    for layout, mesh in itertools.product(wanted, meshes(devices)):
+        try:
+            placement = layout.check(model.sizes, mesh)
+        except LayoutError:
+            continue
+        multiple = placement.multiple("B")
+        padded = -(-batch // multiple) * multiple
+        held = StepCosts(model, placement, setting.form).decode(batch=padded, context=context)
+        yield held.weights_resident + held.kv_resident
 
 
 def _divisors(number: int) -> list[int]:

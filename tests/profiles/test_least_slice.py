@@ -1,0 +1,85 @@
+"""Slices to plan with, and the smallest on which a model fits."""
+
+import dataclasses
+import itertools
+
+import jax.numpy as jnp
+import pytest
+
+from model.catalog import find_model
+from model.form import BFLOAT16, Form
+from profiles.calibration import calibration_of
+from profiles.candidates import AUTO, candidates, layouts, least_slice
+from profiles.estimate import Setting
+from profiles.hardware import chips, find_chip
+from profiles.sized import sized_models
+from profiles.slices import Slice, parse_slice, slices_of
+from sharding.errors import LayoutError
+from sharding.scaled import SCHEMES
+
+
+def _setting(model: str, chip: str, form: Form = BFLOAT16) -> Setting:
+    found = sized_models().get(model) or find_model(model)
+    return Setting(
+        model=found,
+        where=Slice(find_chip(chip), (1,)),
+        form=form,
+        rates=calibration_of(chip),
+    )
+
+
+def test_slices_to_plan_with_are_slices_that_a_chip_comes_in():
+    for chip in chips():
+        found = slices_of(chip, 512)
+        assert [parse_slice(str(each)) for each in found] == found
+        assert all(a.chips <= b.chips for a, b in itertools.pairwise(found))
+        assert found[-1].chips <= 512
+        assert len(slices_of(chip)) > len(found) or chip.wiring.domain == 256
+
+
+def test_the_most_compact_of_equally_many_chips_comes_first():
+    found = [str(each) for each in slices_of(find_chip("v5p"), 256)]
+    assert found.index("v5p:4x8x8") < found.index("v5p:4x4x16")
+
+
+@pytest.mark.parametrize(
+    ("model", "chip", "form", "least"),
+    [
+        ("llama3-70b", "v5e", BFLOAT16, "v5e:4x4"),
+        ("llama3-70b", "v5e", Form(jnp.bfloat16, SCHEMES["int8"]), "v5e:2x4"),
+        ("llama3-70b", "h100", BFLOAT16, "h100:2"),
+        ("llama3-8b", "h100", BFLOAT16, "h100:1"),
+        ("mixtral-8x7b", "tpu7x", BFLOAT16, "tpu7x:1x1x1"),
+        ("deepseek-v3", "v6e", Form(jnp.bfloat16, SCHEMES["int8"]), "v6e:4x8"),
+    ],
+)
+def test_the_least_slice_holds_a_model_and_the_next_smaller_none(model, chip, form, least):
+    setting = _setting(model, chip, form)
+    found = least_slice(setting, 1, 1024, layouts(AUTO, AUTO))
+    assert str(found) == least
+    for where in slices_of(setting.where.chip, found.chips):
+        here = dataclasses.replace(setting, where=where)
+        fitting = [each.decode(1, 1024).fits for each in candidates(here, layouts(AUTO, AUTO))]
+        assert any(fitting) == (where == found or where.chips == found.chips)
+
+
+def test_a_cache_that_is_copied_needs_a_larger_slice_than_one_that_is_divided():
+    """8 KV heads on 16 chips are held twice if heads divide attention."""
+    setting = _setting("llama3-70b", "v5e")
+    copied = least_slice(setting, 32, 8192, layouts("weight_stationary_1d", "heads"))
+    divided = least_slice(setting, 32, 8192, layouts("weight_stationary_1d", "batch"))
+    assert (divided.chips, copied.chips) == (16, 32)
+
+
+def test_what_no_slice_holds_has_no_least_slice():
+    setting = _setting("palm-540b", "l4", Form(jnp.float32))
+    assert least_slice(setting, 10**6, 2048, layouts(AUTO, AUTO)) is None
+
+
+def test_a_layout_that_goes_with_no_mesh_is_refused_nowhere_but_skipped():
+    setting = _setting("smollm2-135m", "h100")
+    with pytest.raises(LayoutError):
+        layouts("weight_stationary_1d", "heads")[0].check(
+            setting.model.sizes, {"x": 1, "y": 1, "z": 7}
+        )
+    assert str(least_slice(setting, 1, 1024, layouts("weight_stationary_1d", "heads"))) == "h100:1"
