@@ -213,19 +213,20 @@ def parameters(model: Model, form: Form) -> dict[str, int]:
     return {"total": count(whole), "active": count_active(whole)}
 
 
-def best(estimators: Iterable[Estimator], work: Sequence[tuple[int, int]]) -> Estimator:
-    """The one whose decode steps are expected to be fastest, of those that fit if any does.
+def best(
+    estimators: Iterable[Estimator], work: Sequence[tuple[int, int]], prefill: bool = False
+) -> Estimator:
+    """The one whose passes are expected to be fastest, of those that fit if any does.
 
     Args:
-      estimators: to choose among.
-      work: batches and contexts; their expected times are added up.
-
-    Raises:
-      LayoutError: there is none to choose from.
+      estimators: to choose among, at least one.
+      work: batches and contexts, whose expected times are added up.
+      prefill: passes are over prompts as long as the contexts; else decode steps.
     """
 
     def rank(estimator: Estimator) -> tuple[int, float]:
-        steps = [estimator.decode(batch, context) for batch, context in work]
-        return sum(not step.fits for step in steps), sum(step.expected.seconds for step in steps)
+        one = estimator.prefill if prefill else estimator.decode
+        passes = [one(batch, context) for batch, context in work]
+        return sum(not each.fits for each in passes), sum(p.expected.seconds for p in passes)
 
     return min(estimators, key=rank)

@@ -1,0 +1,174 @@
+"""Estimates for people: a table of floors and expected times, and what follows for serving."""
+
+import textwrap
+from collections.abc import Sequence
+
+from profiles import economics
+from profiles.estimate import Estimate, Estimator
+from profiles.inspection import aligned
+from profiles.report import WIDTH, Record, ms, subject
+
+HEAD = (
+    ("context", "batch"),
+    ("weights ms", "KV ms", "compute ms", "links ms"),
+    ("floor ms", "bound by", "expected ms", "tokens/s/chip", "USD/Mtok", "GB per chip"),
+)
+
+
+def title(points: Sequence[Record], estimators: Sequence[Estimator], price: str) -> str:
+    """What was estimated, at which peaks, and with which calibration and price."""
+    chips = dict.fromkeys(estimator.setting.where.chip.name for estimator in estimators)
+    lines = [subject(points)]
+    for name in chips:
+        one = next(e for e in estimators if e.setting.where.chip.name == name)
+        chip, dtype = one.chip, points[0]["dtype"]
+        rates = one.setting.rates
+        lines.append(
+            f"{name}: floor at {chip.bandwidth / 1e9:,.0f} GB/s and {chip.peak(dtype) / 1e12:,.0f} "
+            f"TFLOP/s of {dtype} per chip, the highest published figures; expected by calibration "
+            f"{rates.said_of(name)}"
+        )
+    lines.append(f"costs: of expected times, at {price}")
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, WIDTH))
+
+
+def table(points: Sequence[Record]) -> str:
+    """A row for each record; terms are the floor's."""
+    varied = [
+        field
+        for field in ("topology", "mesh", "layout", "attention", "weight_dtype", "kv_dtype")
+        if len({str(point.get(field)) for point in points}) > 1
+    ]
+    per_prompt = any(point["tokens_per_sequence"] > 1 for point in points)
+    keys = ("cached", "tokens", "batch") if per_prompt else ("context", "batch")
+    head = (*varied, *keys, *HEAD[1], *HEAD[2])
+    rows = [(*(_field(point, field) for field in varied), *_cells(point)) for point in points]
+    return aligned(head, rows)
+
+
+def _field(point: Record, field: str) -> str:
+    value = point.get(field, "")
+    return "x".join(map(str, value.values())) if isinstance(value, dict) else str(value)
+
+
+def _cells(point: Record) -> list[str]:
+    terms, counted = point["floor_terms_s"], point["bytes_per_chip"]
+    tokens = point["tokens_per_sequence"]
+    resident = counted["weights_resident"] + counted["kv_resident"]
+    cost = point.get("usd_per_million_tokens")
+    return [
+        f"{point['context']:,}",
+        *([f"{tokens:,}"] if tokens > 1 else []),
+        f"{point['batch']:,}",
+        *(ms(terms.get(name, 0.0)) for name in ("weights", "kv_cache", "compute", "communication")),
+        ms(point["floor_s"]),
+        point["bound"],
+        ms(point["expected_s"]),
+        f"{point['tokens_per_s_per_chip']:,.3g}"
+        if point["tokens_per_s_per_chip"] < 1000
+        else f"{point['tokens_per_s_per_chip']:,.0f}",
+        f"{cost:#.3g}" if cost is not None else "",
+        f"{resident / 1e9:.3g}" + " (!)" * (not point["fits"]),
+    ]
+
+
+def notes(points: Sequence[Record]) -> list[str]:
+    """What does not fit, once for each slice and dtype."""
+    seen = dict.fromkeys(point["message"] for point in points if point.get("message"))
+    return [part for note in seen for part in textwrap.wrap(f"(!)  {note}", WIDTH)]
+
+
+def consequences(estimator: Estimator, steps: Sequence[Estimate]) -> list[str]:
+    """What the floor and the expected times mean for batches, schedules and money.
+
+    Args:
+      estimator: the model on its slice.
+      steps: decode steps of it, by batch.
+    """
+    first, last = steps[0], steps[-1]
+    context = last.context
+    return [
+        *_batches(estimator, context),
+        *_schedules(estimator, first, last),
+        *_phases(estimator, last),
+        *_stages(estimator, last),
+    ]
+
+
+def _batches(estimator: Estimator, context: int) -> list[str]:
+    lines = economics.slopes(estimator, context)
+    parameters = estimator.describe()["parameters"]
+    touched = economics.batching_gain(estimator, context)
+    every = economics.batching_gain(estimator, context, every_expert=True)
+    balanced = economics.balanced_context(estimator)
+    said = [
+        f"floor of a step at context {context:,}: the larger of {ms(lines.weights)} ms + "
+        f"{_us(lines.kv_cache)} us x batch (weights, KV cache) and {_us(lines.compute)} us x batch "
+        "(compute)",
+        f"critical batch: {economics.critical_batch(estimator):,.0f}, where compute overtakes the "
+        "read of all weights, at no context",
+        f"balanced context: {balanced:,.0f} tokens, beyond which no batch is compute-bound"
+        if balanced
+        else "balanced context: none; the cache never costs as much as compute",
+        f"batching gain: {touched:,.0f} times, the floor of a token at batch 1 over the least of "
+        "any batch",
+    ]
+    if estimator.setting.model.experts:
+        sparsity = parameters["total"] / parameters["active"]
+        said[-1] += f", with the experts that it touches; {every:,.0f} if batch 1 read them all"
+        said.append(
+            f"sparsity: {sparsity:.1f}, total over active parameters; experts alone are "
+            f"{estimator.setting.model.experts / estimator.setting.model.experts_per_token:g}"
+        )
+    return said
+
+
+def _schedules(estimator: Estimator, first: Estimate, last: Estimate) -> list[str]:
+    room = economics.largest_batch(estimator, last.context)
+    train = economics.schedule(last, 1)
+    said = [
+        f"drain time: {ms(economics.drain_s(estimator))} ms to read all of a chip's memory once, "
+        f"the step of a chip that is full; {room:,} sequences of {last.context + 1:,} tokens fit",
+        f"departing trains: with a batch of {last.batch:,} every {ms(train.period_s)} ms "
+        f"(expected), a token that just missed one takes {ms(train.total_s)} ms",
+    ]
+    if last.batch > first.batch:
+        speed = last.expected.seconds / first.expected.seconds
+        cost = first.expected.seconds / first.batch / (last.expected.seconds / last.batch)
+        said.append(
+            f"latency for money: batch {first.batch:,} is {speed:.2f} times as fast as batch "
+            f"{last.batch:,} and {cost:.3g} times as dear per token (expected)"
+        )
+    return said
+
+
+def _phases(estimator: Estimator, last: Estimate) -> list[str]:
+    prompt = max(last.context, 2)
+    cached = prompt - max(prompt // 10, 2)
+    if cached < 1:
+        return []
+    sizes = {"prompt": prompt, "cached": cached, "batch": last.batch, "context": last.context}
+    costs = economics.phase_costs(estimator, **sizes)
+    return [
+        f"prefill: a token of a prompt of {prompt:,} costs {costs.prefill / costs.decode:.2g} of a "
+        f"decoded one at batch {last.batch:,} (expected); with the first {cached:,} cached, "
+        f"{costs.cached_prefill / costs.decode:.2g}: {costs.prefill / costs.cached_prefill:.1f} "
+        "times less"
+    ]
+
+
+def _stages(estimator: Estimator, last: Estimate) -> list[str]:
+    if not estimator.setting.where.chip.network:
+        return []
+    one, four = (
+        economics.pipeline(estimator, stages, last.batch, last.context) for stages in (1, 4)
+    )
+    return [
+        f"pipeline of 4 such slices: weights {one.weights / 1e9:.3g} -> {four.weights / 1e9:.3g} "
+        f"GB per chip, KV cache {one.kv_cache / 1e9:.3g} GB as before, for 4 batches are under "
+        f"way; a token's floor {ms(one.step_s)} -> {ms(four.step_s)} ms"
+    ]
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:#.3g}"

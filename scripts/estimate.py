@@ -1,0 +1,157 @@
+"""The floor and the expected time of a step, for any model on any slice; needs no devices.
+
+Floors are lower bounds at the highest published figures of a chip: reading weights and KV cache,
+arithmetic, links, whichever is longest. Expected times have the same terms at achieved rates, and
+a fixed time for each collective and layer. --layout, --attention and --mesh are the expected best
+unless they are given.
+
+Examples:
+  python scripts/estimate.py --model=llama3-70b --topology=v5e:4x4 --weight_dtype=int8 --batch=1,32
+  python scripts/estimate.py --model=llama3-8b --topology=h100:1,h200:1,b200:1 --context=8192
+  python scripts/estimate.py --model=llama3-70b --topology=v5p:2x2x2 --phase=prefill --context=4096
+  python scripts/estimate.py --model=deepseek-v3 --topology=gb200:72 --weight_dtype=fp8 --economics
+  python scripts/estimate.py --model=llama3-70b --topology=v6e:4x4 --layout=weight_stationary_2d \\
+      --mesh=4x2x2 --attention=batch --json=-
+"""
+
+import dataclasses
+import datetime
+import sys
+
+import _common
+import _forms
+import _layouts
+import _slices
+from absl import flags
+
+from profiles import estimate_text
+from profiles.candidates import candidates, layouts, least_slice
+from profiles.estimate import Estimate, Estimator, Setting, best
+from profiles.estimate_record import Recorder
+from profiles.report import Record, document, write_json
+from sharding import processes
+from sharding.errors import UsageError
+from sharding.mesh import parse_mesh
+
+_TOPOLOGY = flags.DEFINE_list(
+    "topology",
+    ["v5e:4x4"],
+    "Chips and shape of a slice, such as v5p:2x2x4 or h100:8; joined by commas to compare.",
+)
+_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z; the best if not given.")
+_BATCH = flags.DEFINE_list("batch", ["1", "8", "64"], "Sequences per step.")
+_CONTEXT = flags.DEFINE_list(
+    "context", ["2048"], "Tokens in the cache of each; of prefill, tokens of a prompt."
+)
+_CACHED = flags.DEFINE_integer(
+    "cached", 0, "Of prefill: tokens before the prompt, in the cache.", 0
+)
+_PHASE = flags.DEFINE_enum("phase", "decode", ["decode", "prefill"], "Which passes.")
+_ECONOMICS = flags.DEFINE_bool(
+    "economics",
+    False,
+    "Also say what follows: critical batch, balanced context, batching gain, schedules, prices of "
+    "speed and of prompts, pipelines.",
+)
+_forms.define_step_flags()
+for _name, _value in (("layout", "auto"), ("attention", "auto"), ("model", "llama3-70b")):
+    flags.FLAGS.set_default(_name, _value)
+
+
+def main() -> None:
+    """Estimates, prints."""
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    _common.check_json()
+    batches = _common.integers("batch", _BATCH.value)
+    contexts = _common.integers("context", _CONTEXT.value)
+    if _PHASE.value == "prefill" and min(contexts) < 2:
+        raise UsageError(f"--context is {min(contexts)} with --phase=prefill; use 2 tokens or more")
+    estimators = _estimators(batches, contexts)
+    found = [(one, [_pass(one, b, c) for c in contexts for b in batches]) for one in estimators]
+    points = [record for one, passes in found for record in _records(one, passes)]
+    show = _common.say if _common.JSON.value == "-" else print
+    price = _slices.price_words(estimators[0].chip)
+    show(estimate_text.title(points, estimators, price) + "\n\n" + estimate_text.table(points))
+    show("\n".join(estimate_text.notes(points)))
+    if _ECONOMICS.value and _PHASE.value == "decode":
+        for one, passes in found:
+            steps = [each for each in passes if each.context == contexts[-1]]
+            show(f"{one.setting.where}, {one.setting.form}:")
+            show("\n".join(f"-  {line}" for line in estimate_text.consequences(one, steps)))
+    if _common.JSON.value and processes.first():
+        write_json(_common.JSON.value, _document(estimators, points, started))
+
+
+def _estimators(batches: list[int], contexts: list[int]) -> list[Estimator]:
+    """One for each slice and form, in the layout that is expected to be best."""
+    model, forms = _slices.model(), _forms.forms(here=False)
+    wanted = layouts(_layouts.LAYOUT.value, _layouts.ATTENTION_BY.value, _layouts.finish)
+    shapes = [parse_mesh(_MESH.value)] if _MESH.value else None
+    work = [(b, c) for b in {min(batches), max(batches)} for c in {min(contexts), max(contexts)}]
+    found = []
+    for where in map(_slices.where, _TOPOLOGY.value):
+        for form in forms:
+            setting = Setting(
+                model=model,
+                where=where,
+                form=form,
+                rates=_slices.rates(where.chip),
+                experts=_slices.EXPERTS.value,
+                price=_slices.price(where.chip),
+            )
+            found.append(best(candidates(setting, wanted, shapes), work, _PHASE.value == "prefill"))
+    return found
+
+
+def _pass(estimator: Estimator, batch: int, context: int) -> Estimate:
+    if _PHASE.value == "decode":
+        return estimator.decode(batch, context)
+    return estimator.prefill(batch, context, _CACHED.value)
+
+
+def _records(estimator: Estimator, passes: list[Estimate]) -> list[Record]:
+    recorder, least = Recorder(estimator), {}
+    records = []
+    for each in passes:
+        record = recorder.record(each)
+        if not each.fits:
+            record["message"] = _message(each, least)
+        records.append(record)
+    return records
+
+
+def _message(step: Estimate, known: dict) -> str:
+    """How much is missing, and the least slice of the chip that has it."""
+    setting = step.setting
+    key = step.batch, step.context
+    if key not in known:
+        wanted = layouts("auto", "auto", _layouts.finish)
+        known[key] = least_slice(setting, step.batch, step.context + step.tokens - 1, wanted)
+    beyond = step.resident - setting.where.chip.expected.capacity
+    remedy = f"the least slice that fits is {known[key]}" if known[key] else "no slice of it fits"
+    return (
+        f"batch {step.batch:,} at context {step.context:,} is {beyond / 1e9:.3g} GB per chip more "
+        f"than {setting.where} has with weights in {setting.form.weights.name}; {remedy}"
+    )
+
+
+def _document(estimators: list[Estimator], points: list[Record], started: str) -> dict:
+    chip = estimators[0].chip
+    return document(
+        sys.argv,
+        points,
+        device_kind=chip.device_kinds[0],
+        started=started,
+        bandwidth={
+            "bytes_per_s": chip.bandwidth,
+            "source": "published",
+            "peak_flops_per_s": chip.peak(points[0]["dtype"]),
+        },
+        calibration=dataclasses.asdict(estimators[0].setting.rates),
+    )
+
+
+if __name__ == "__main__":
+    for module in (_common, _layouts, _forms, _slices):
+        flags.adopt_module_key_flags(module)
+    _common.start(main)

@@ -1,0 +1,107 @@
+"""Times of collectives on links, against closed forms of rings, lines, switches and networks."""
+
+import itertools
+import random
+
+import pytest
+
+from profiles.calibration import calibration_of
+from profiles.collective import KINDS, Collective
+from profiles.hardware import chips
+from profiles.links import layings, least_bounds, mesh_items
+from profiles.slices import parse_slice
+from sharding.errors import LayoutError
+
+
+def wires(topology: str, mesh: dict[str, int], least: bool = True):
+    """The first way to lay a mesh on a slice."""
+    return layings(parse_slice(topology), mesh_items(mesh), least)[0]
+
+
+def seconds(topology: str, mesh: dict[str, int], kind: str, axes: str, payload: float = 1e9):
+    return wires(topology, mesh).least(Collective(kind, tuple(axes), payload))
+
+
+CUBE = {"x": 4, "y": 4, "z": 4}
+V4_LINK = 50e9  # the highest credible figure, one way
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes", "expected"),
+    [
+        ("all-gather", "x", 3 / 4 / 2),  # both ways round a ring
+        ("reduce-scatter", "x", 3 / 4 / 2),
+        ("all-reduce", "x", 2 * 3 / 4 / 2),
+        ("all-gather", "xyz", 63 / 64 / 6),  # over all six links
+        ("all-to-all", "x", 4 / 8),  # a quarter of the all-gather of what all have, about
+        ("all-to-all", "xyz", 4 / 8),  # half of each crosses the middle of each dimension
+        ("permute", "x", 1 / 2),
+    ],
+)
+def test_collectives_on_wrapped_rings_take_what_closed_forms_say(kind, axes, expected):
+    assert seconds("v4:4x4x4", CUBE, kind, axes) == pytest.approx(expected * 1e9 / V4_LINK)
+
+
+def test_lines_wait_for_their_ends():
+    mesh = {"x": 4, "y": 1, "z": 4}
+    line, ring = (seconds(t, m, "all-gather", "x") for t, m in
+                  (("v5e:4x4", mesh), ("v5e:16x16", {"x": 16, "y": 1, "z": 16})))  # fmt: skip
+    assert line == pytest.approx(3 / 4 * 1e9 / 50e9)  # the end has one link
+    assert ring == pytest.approx(15 / 16 * 1e9 / 100e9)
+    both = seconds("v5e:4x4", {"x": 1, "y": 1, "z": 16}, "all-gather", "z")
+    assert both == pytest.approx(15 / 16 * 1e9 / 100e9)  # a corner has two
+
+
+def test_a_switch_may_add_up_on_the_way_in_a_floor_alone():
+    mesh, collective = {"x": 1, "y": 1, "z": 8}, Collective("all-reduce", ("z",), 1e9)
+    assert wires("h100:8", mesh).least(collective) == pytest.approx(1e9 / 450e9)
+    usual = wires("h100:8", mesh, least=False).sending(collective)
+    assert usual == pytest.approx(2 * 7 / 8 * 1e9 / 450e9)
+
+
+def test_between_hosts_the_network_is_shared_by_the_chips_of_each():
+    mesh = {"x": 2, "y": 1, "z": 8}
+    within = seconds("h100:16", mesh, "all-gather", "z")
+    assert within == pytest.approx(7 / 8 * 1e9 / 450e9)
+    across = seconds("h100:16", mesh, "all-gather", "x")
+    assert across == pytest.approx(1 / 2 * 1e9 / 50e9)  # each chip on its own
+    everywhere = seconds("h100:64", {"x": 8, "y": 1, "z": 8}, "all-gather", "xz")
+    assert everywhere == pytest.approx(7 / 8 * 1e9 / (8 * 50e9))
+    assert seconds("h100:16", mesh, "all-to-all", "xz") == pytest.approx(1 / 2 * 1e9 / 50e9)
+
+
+def test_groups_of_different_dimensions_overlap_and_those_of_one_add_up():
+    laid = wires("v4:4x4x4", CUBE)
+    x, y = (Collective("all-gather", (axis,), 1e9) for axis in "xy")
+    alone = max(least_bounds([x], laid).values())
+    assert max(least_bounds([x, y], laid).values()) == pytest.approx(alone)
+    assert max(least_bounds([x, x], laid).values()) == pytest.approx(2 * alone)
+
+
+def test_a_mesh_that_no_axis_fits_is_laid_over_several_dimensions():
+    laid = wires("v5e:4x4", {"x": 1, "y": 8, "z": 2})
+    assert sorted(laid.extents(("y",))) == [2, 4] and sorted(laid.extents(("z",))) == [1, 2]
+    with pytest.raises(LayoutError, match="mesh is 1x2x4, of 8 devices, but v5e:4x4 has 16"):
+        wires("v5e:4x4", {"x": 1, "y": 2, "z": 4})
+
+
+def test_halves_of_a_chip_are_devices():
+    assert wires("tpu7x:2x2x1", {"x": 2, "y": 2, "z": 2}).extents(("x", "y", "z"))[0] == 2
+
+
+def test_no_collective_is_expected_faster_than_its_floor():
+    draw = random.Random(0)
+    slices = ["v3:4x4", "v4:2x2x2", "v5p:4x4x8", "v5e:8x16", "v6e:16x16", "tpu7x:2x2x2",
+              "tpu8i:64", "a100-80gb:8", "gb200:144", "l4:4", "mi300x:16"]  # fmt: skip
+    assert {text.split(":")[0] for text in slices} <= {chip.name for chip in chips()}
+    for text, kind in itertools.product(slices, KINDS[:5]):
+        where = parse_slice(text)
+        x = draw.choice([n for n in range(1, where.devices + 1) if where.devices % n == 0])
+        mesh = mesh_items({"x": x, "y": 1, "z": where.devices // x})
+        rates = calibration_of(where.chip.name)
+        for axes in (("x",), ("z",), ("x", "z")):
+            collective = Collective(kind, axes, draw.choice([1, 1e5, 1e9]))
+            least = min(laid.least(collective) for laid in layings(where, mesh, least=True))
+            for laid in layings(where, mesh, least=False):
+                expected = laid.start(collective, rates) + laid.sending(collective) / rates.link
+                assert expected >= least
