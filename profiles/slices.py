@@ -1,4 +1,7 @@
-"""Slices of chips, owned or not, by the text of ``--topology``: ``v5e:4x4``, ``h100:8``."""
+"""Slices of chips, owned or not, by the text of ``--topology``: ``v5e:4x4``, ``h100:8``.
+
+Several slices that a network joins are written with their number: ``v5e:16x16*2``.
+"""
 
 import dataclasses
 import functools
@@ -23,18 +26,20 @@ class Slice:
     Attributes:
       chip: of which all are.
       shape: chips along each dimension of a torus; else their number alone.
+      count: slices of this shape, joined by the network between hosts.
     """
 
     chip: Chip
     shape: Shape
+    count: int = 1
 
     def __str__(self) -> str:
-        return f"{self.chip.name}:{_text(self.shape)}"
+        return f"{self.chip.name}:{_text(self.shape)}" + f"*{self.count}" * (self.count > 1)
 
     @property
     def chips(self) -> int:
-        """How many."""
-        return math.prod(self.shape)
+        """How many, in all slices."""
+        return math.prod(self.shape) * self.count
 
     @property
     def devices(self) -> int:
@@ -50,8 +55,8 @@ class Slice:
     @property
     def domain(self) -> int:
         """Chips that reach one another without the network between hosts."""
-        wiring = self.chip.wiring
-        return self.chips if wiring.dimensions else min(self.chips, wiring.domain or self.chips)
+        wiring, chips = self.chip.wiring, math.prod(self.shape)
+        return chips if wiring.dimensions else min(chips, wiring.domain or chips)
 
     @property
     def wraps(self) -> tuple[bool | None, ...]:
@@ -68,16 +73,16 @@ class Slice:
 
 
 def parse_slice(text: str) -> Slice:
-    """Reads a chip's short name and a shape, such as ``v5p:2x2x4``, ``h100:8``.
+    """Reads a chip's short name, a shape and perhaps a number of slices: ``v5p:2x2x4*2``.
 
     Raises:
       UsageError: the text is not of this form, the chip is not known, or does not come so.
     """
-    form = re.fullmatch(r"([^:]+):([1-9]\d*(?:x[1-9]\d*)*)", text)
+    form = re.fullmatch(r"([^:]+):([1-9]\d*(?:x[1-9]\d*)*)(?:\*([1-9]\d*))?", text)
     if not form:
         raise UsageError(
             f"topology is {text!r}; write a chip and the shape of a slice, such as v5e:4x4, "
-            "v5p:2x2x4 or h100:8"
+            "v5p:2x2x4 or h100:8, and *2 after it for two of them"
         )
     chip, shape = find_chip(form[1]), tuple(map(int, form[2].split("x")))
     offered = _tori(chip.wiring) if chip.wiring.dimensions else _groups(chip.wiring, shape)
@@ -87,7 +92,7 @@ def parse_slice(text: str) -> Slice:
             f"topology is {text}, a slice that {chip.name} does not come in; "
             f"use {' or '.join(str(Slice(chip, other)) for other in nearest)}"
         )
-    return Slice(chip, shape)
+    return Slice(chip, shape, int(form[3] or 1))
 
 
 def slices_of(chip: Chip, most: int = MOST) -> list[Slice]:

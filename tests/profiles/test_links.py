@@ -105,3 +105,13 @@ def test_no_collective_is_expected_faster_than_its_floor():
             for laid in layings(where, mesh, least=False):
                 expected = laid.start(collective, rates) + laid.sending(collective) / rates.link
                 assert expected >= least
+
+
+def test_slices_are_joined_by_the_network_of_their_hosts():
+    mesh = {"x": 2, "y": 16, "z": 16}
+    within, across = (seconds("v5e:16x16*2", mesh, "all-gather", axes) for axes in ("z", "xyz"))
+    assert within == pytest.approx(15 / 16 * 1e9 / 100e9)
+    ring = 255 / 256 * 1e9 / 200e9
+    assert across == pytest.approx(max(ring, 1 / 2 * 1e9 / (256 * 3.125e9)))
+    alone = seconds("v5e:16x16*2", mesh, "all-reduce", "x")
+    assert alone == pytest.approx(1e9 / 3.125e9)  # each chip with its fellow in the other slice

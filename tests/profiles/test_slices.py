@@ -57,7 +57,7 @@ def test_dimensions_wrap_by_the_chips_rule(text, wraps):
 
 
 @pytest.mark.parametrize(
-    "text", ["v5e", "v5e:", "v5e:4x", "v5e:0x4", "v5e:4*4", ":8", "h100:-8", ""]
+    "text", ["v5e", "v5e:", "v5e:4x", "v5e:0x4", "v5e:4**4", ":8", "h100:-8", ""]
 )
 def test_text_of_another_form_is_refused(text):
     with pytest.raises(UsageError, match=r"topology is '.*write .* such as v5e:4x4"):
@@ -95,3 +95,11 @@ def test_listed_slices_are_of_their_chips_dimensions_and_fit_their_largest():
             found = parse_slice(f"{chip.name}:{shape}")
             assert len(found.shape) == chip.wiring.dimensions
             assert found.chips <= chip.wiring.domain
+
+
+def test_slices_that_a_network_joins_are_counted_together():
+    two = parse_slice("v5e:16x16*2")
+    assert str(two) == "v5e:16x16*2" and two.chips == two.devices == 512 and two.domain == 256
+    assert two.wraps == (True, True)
+    with pytest.raises(UsageError, match="write a chip and the shape"):
+        parse_slice("v5e:16x16*0")
