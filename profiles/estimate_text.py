@@ -87,8 +87,11 @@ def consequences(estimator: Estimator, steps: Sequence[Estimate]) -> list[str]:
     """
     first, last = steps[0], steps[-1]
     context = last.context
+    peaks = estimator.peaks
     return [
         *_batches(estimator, context),
+        f"fetches: batch {last.batch:,} does {last.traffic.flops / last.traffic.memory:,.0f} FLOPs "
+        f"for each byte that it reads, of {peaks.flops / peaks.bandwidth:,.0f} that the chip could",
         *_schedules(estimator, first, last),
         *_phases(estimator, last),
         *_stages(estimator, last),

@@ -1,0 +1,124 @@
+"""What is said of batch size, latency and cost, each with a command that shows it and its output.
+
+`python -m tests.talk_table` writes them to the README. Estimates are run again; what was measured
+is taken from the recorded runs.
+"""
+
+import dataclasses
+import json
+import re
+import shlex
+import tempfile
+from pathlib import Path
+
+from profiles.report import fit_lines
+from tests.scripts.running import run_many
+
+ROOT = Path(__file__).parents[1]
+README, RESULTS = ROOT / "README.md", ROOT / "profiles/results/smollm2-135m-cpu"
+BEGIN, END = "<!-- talk: python -m tests.talk_table -->\n", "<!-- end talk -->"
+LLAMA = "--topology=v5e:4x4 --weight_dtype=int8 --kv_dtype=int8"
+H100 = "--topology=h100:8 --weight_dtype=int8 --kv_dtype=int8"
+DEEPSEEK = "--model=deepseek-v3 --topology=gb200:72 --weight_dtype=fp8"
+ROWS = r"^context|^ +[\d,]+ "
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """Something that holds, and how to see it.
+
+    Attributes:
+      says: the statement.
+      command: what shows it, without ``python``.
+      shows: pattern of the lines that do; empty where they are recorded ones.
+    """
+
+    says: str
+    command: str
+    shows: str = ""
+
+
+STATEMENTS = (
+    Statement(
+        "Batch size drives latency and cost. Cost per token is time over batch",
+        f"scripts/estimate.py {LLAMA} --batch=1,16,64",
+        ROWS,
+    ),
+    Statement(
+        "Compute is linear in batch; memory is a constant, the weights, plus a KV cache that "
+        "grows with batch and context",
+        f"scripts/estimate.py {LLAMA} --context=2048 --economics",
+        "floor of a step",
+    ),
+    Statement(
+        "A step takes the larger of the two: memory, then compute",
+        f"scripts/estimate.py {H100} --context=128 --batch=16,128,512",
+        ROWS,
+    ),
+    Statement(
+        "The weight read is a lower bound (measured, on a CPU)",
+        "scripts/profile_decode.py",
+    ),
+    Statement(
+        "Context moves the crossover, and beyond some length there is none",
+        f"scripts/estimate.py {H100} --context=128,1024,4096 --batch=512 --economics",
+        ROWS + "|balanced context",
+    ),
+    Statement(
+        "Batching is worth up to 1000 times, and more for sparse models. The simple equation has "
+        "batch 1 read all experts; it reads those that its token chooses. Total over active "
+        "parameters, which counts here, is not 256 over 8, which attention and a shared expert "
+        "are not part of, nor the 256 over 32 that the talk takes",
+        f"scripts/estimate.py {DEEPSEEK} --context=1024 --economics",
+        "critical batch|batching gain|sparsity",
+    ),
+    Statement(
+        "A KV cache is essential (measured, on a CPU)",
+        'scripts/generate.py --prompt="Once upon a time" --max_new_tokens=64 --no_cache',
+    ),
+    Statement(
+        "Decoding is dominated by fetches",
+        f"scripts/estimate.py {LLAMA} --batch=8 --context=8192 --economics",
+        ROWS + "|fetches",
+    ),
+)
+
+
+def text() -> str:
+    """All of them, in Markdown."""
+    shown = _estimates() | _recorded()
+    parts = []
+    for each in STATEMENTS:
+        lines = "\n".join(shown[each.command])
+        parts.append(f"{each.says}:\n\n```\n$ python {each.command}\n{lines}\n```\n")
+    return "\n".join(parts)
+
+
+def _estimates() -> dict[str, list[str]]:
+    chosen = {each.command: each for each in STATEMENTS if each.shows}
+    cases = {command: shlex.split(command)[1:] for command in chosen}
+    with tempfile.TemporaryDirectory() as folder:
+        ended = run_many("estimate.py", cases, folder=Path(folder))
+    return {
+        command: [
+            line for line in run.stdout.splitlines() if re.search(chosen[command].shows, line)
+        ]
+        for command, run in ended.items()
+    }
+
+
+def _recorded() -> dict[str, list[str]]:
+    profile = json.loads((RESULTS / "profile.json").read_text())
+    cache = (RESULTS / "no_cache.txt").read_text().strip()
+    lines = {"profile_decode": fit_lines(profile["fits"])[:1], "generate": [cache]}
+    return {
+        each.command: found
+        for each in STATEMENTS
+        for name, found in lines.items()
+        if name in each.command
+    }
+
+
+if __name__ == "__main__":
+    before, rest = README.read_text().split(BEGIN)
+    README.write_text(before + BEGIN + text() + END + rest.split(END)[1])
