@@ -137,7 +137,7 @@ def look_up(table: jax.Array, tokens: jax.Array, spec: jax.P) -> jax.Array:
     def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
         place = tokens - (jax.lax.axis_index(rows) * table.shape[0] if rows else 0)
         held = (place >= 0) & (place < table.shape[0])
-        found = from_bits(to_bits(table)[jnp.where(held, place, 0)], table)
+        found = _rows(table, jnp.where(held, place, 0))
         found = jnp.where(held[..., None], found, 0)  # {rows unsummed}
         if steps.exchanged:
             found = jax.lax.all_to_all(found, steps.exchanged, 0, 2, tiled=True)
@@ -155,6 +155,20 @@ def look_up(table: jax.Array, tokens: jax.Array, spec: jax.P) -> jax.Array:
         check_vma=False,
     )(table, tokens)
     return reshard(found, spec)
+
+
+def _rows(table: jax.Array, places: jax.Array) -> jax.Array:
+    """Rows of a table of one device.
+
+    XLA:CPU converts a whole table of 16-bit floats before it takes rows of it, but not one of
+    integers; XLA:TPU copies the whole table to see integers in it.
+    """
+    return jax.lax.platform_dependent(
+        table,
+        places,
+        cpu=lambda table, places: from_bits(to_bits(table)[places], table),
+        default=lambda table, places: table[places],
+    )
 
 
 class LookUpSteps(NamedTuple):
