@@ -8,10 +8,10 @@ for each, but an all-to-all whose operands are the pieces for each device is one
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from profiles.collective import Collective, merge
+from profiles.collective import Collective, merge, merge_by_overlap
 from profiles.groups import axes_of, axes_of_pairs, groups_of, pairs_of
 from profiles.hlo import Computation, HloError, Instruction, Program, arrays, parse, trip_count
 
@@ -41,7 +41,13 @@ class HasShape(Protocol):
         """Mesh axis -> devices."""
 
 
-def census(text: str, mesh: HasShape | Mapping[str, int]) -> list[Collective]:
+Overlap = Callable[[Computation, Instruction], str]
+"""Says what is done while an instruction of a scheduled program runs."""
+
+
+def census(
+    text: str | Program, mesh: HasShape | Mapping[str, int], overlap: Overlap | None = None
+) -> list[Collective]:
     """Every collective that one run of a program makes, merged and sorted.
 
     Of a conditional, the branch that moves most bytes counts. Groups of one device move nothing
@@ -49,21 +55,24 @@ def census(text: str, mesh: HasShape | Mapping[str, int]) -> list[Collective]:
     once in each computation.
 
     Args:
-      text: of `compiled.as_text()`.
+      text: of `compiled.as_text()`, or the program read from it.
       mesh: that of the program, or its axes and their sizes in order.
+      overlap: to tell apart what is overlapped and what is not.
 
     Raises:
       HloError: a collective, its groups or a loop around one is of a kind that is not understood,
         or the program is for another number of devices.
     """
-    program, sizes = parse(text), dict(getattr(mesh, "shape", mesh))
+    program = parse(text) if isinstance(text, str) else text
+    sizes = dict(getattr(mesh, "shape", mesh))
     devices = program.replicas * program.partitions
     if devices != math.prod(sizes.values()):
         raise HloError(
             f"mesh has {math.prod(sizes.values())} devices and the program is for {devices}; "
             "use the mesh that it was compiled for"
         )
-    return merge(_Census(program, sizes).of(program[program.entry]))
+    found = _Census(program, sizes, overlap).of(program[program.entry])
+    return merge_by_overlap(found) if overlap else merge(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +87,10 @@ class _Found:
 class _Census:
     """Walks the call graph of one program; each computation is read once."""
 
-    def __init__(self, program: Program, mesh: dict[str, int]):
+    def __init__(self, program: Program, mesh: dict[str, int], overlap: Overlap | None = None):
         self.program = program
         self.mesh = mesh
+        self.overlap = overlap or (lambda computation, one: "")
         self.read: dict[tuple[str, bool], list[_Found]] = {}
 
     def of(self, computation: Computation) -> list[Collective]:
@@ -100,7 +110,10 @@ class _Census:
         opcode, started = one.opcode.removesuffix("-start"), one.opcode.endswith("-start")
         if opcode in OPCODES:
             made = self._collectives(computation, one, opcode, started, scattered)
-            return [_Found(collective, one.channel) for collective in made]
+            meanwhile = self.overlap(computation, one)
+            return [
+                _Found(dataclasses.replace(each, overlap=meanwhile), one.channel) for each in made
+            ]
         _refuse_unknown(one)
         if one.opcode.endswith(("-done", "-update")) or not one.called:
             return []
@@ -110,10 +123,15 @@ class _Census:
             names = [name for names in one.called.values() for name in names]
             branches = [self._found(self.program[name], scattered) for name in names]
             return max(branches, key=_bytes)
-        return self._wrapped(one, opcode, started, scattered)
+        return self._wrapped(computation, one, opcode, started, scattered)
 
     def _wrapped(
-        self, one: Instruction, opcode: str, started: bool, scattered: bool
+        self,
+        computation: Computation,
+        one: Instruction,
+        opcode: str,
+        started: bool,
+        scattered: bool,
     ) -> list[_Found]:
         """Of an instruction that runs other computations once each."""
         every = []
@@ -128,6 +146,9 @@ class _Census:
                     where=found.collective.where or scopes(one.op_name),
                     asynchronous=found.collective.asynchronous or started,
                 )
+                if wraps:
+                    meanwhile = self.overlap(computation, one)
+                    collective = dataclasses.replace(collective, overlap=meanwhile)
                 every.append(_Found(collective, found.channel, wraps))
         return every
 

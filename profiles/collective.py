@@ -7,6 +7,7 @@ what crosses links: kind, mesh axes, payload, count and place. How it came about
 import dataclasses
 from collections.abc import Iterable
 
+OVERLAPS = ASYNCHRONOUS, BESIDE, ALONE = "asynchronous", "beside a prefetch", "alone"
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "permute", "broadcast")
 
 
@@ -24,6 +25,7 @@ class Collective:
       element: HLO's name of the element type, such as ``bf16``; empty if unknown.
       by_hand: written in `shard_map`, so that no compiler chose its kind.
       asynchronous: started and awaited apart, so that work may overlap it.
+      overlap: what a scheduled program does meanwhile, one of `OVERLAPS`; empty if unknown.
     """
 
     kind: str
@@ -34,6 +36,7 @@ class Collective:
     element: str = dataclasses.field(default="", compare=False)
     by_hand: bool = dataclasses.field(default=False, compare=False)
     asynchronous: bool = dataclasses.field(default=False, compare=False)
+    overlap: str = dataclasses.field(default="", compare=False)
 
     def as_record(self) -> dict[str, object]:
         """The JSON form; sizes in bytes."""
@@ -57,6 +60,14 @@ def merge(collectives: Iterable[Collective]) -> list[Collective]:
         before = merged.get(key)
         merged[key] = dataclasses.replace(before, count=before.count + one.count) if before else one
     return sorted(merged.values())
+
+
+def merge_by_overlap(collectives: Iterable[Collective]) -> list[Collective]:
+    """As `merge`, but those with which a program does different things stay apart."""
+    groups: dict[str, list[Collective]] = {}
+    for one in collectives:
+        groups.setdefault(one.overlap, []).append(one)
+    return sorted(each for group in groups.values() for each in merge(group))
 
 
 def without_places(collectives: Iterable[Collective]) -> list[Collective]:

@@ -102,7 +102,7 @@ _CALLED = re.compile(
     r"\b(calls|to_apply|body|condition|branch_computations|called_computations"
     r"|true_computation|false_computation)=(?:%?([\w.\-]+)|\{([^}]*)\})"
 )
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=\s]*)\]")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=\s]*)\](?:\{([^{}]*)\})?")
 
 
 def parse(text: str) -> Program:
@@ -174,10 +174,64 @@ def arrays(shape: str) -> list[tuple[str, int]]:
     packed and the last byte is filled up.
     """
     found = []
-    for element, dims in _ARRAY.findall(shape):
+    for element, dims, _ in _ARRAY.findall(shape):
         sizes = [int(size) for size in re.findall(r"\d+", dims)]
         found.append((element, math.ceil(math.prod(sizes) * bits(element) / 8)))
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array of a shape, and where it lies.
+
+    Attributes:
+      element: HLO's name of its type.
+      dims: sizes.
+      order: dimensions, the one whose neighbours are side by side first.
+      tiles: as text, such as ``T(8,128)(2,1)``; empty if not tiled.
+      space: 0 for a chip's main memory; of a TPU, 1 is VMEM.
+    """
+
+    element: str
+    dims: tuple[int, ...]
+    order: tuple[int, ...]
+    tiles: str
+    space: int
+
+    @property
+    def elements(self) -> int:
+        """How many."""
+        return math.prod(self.dims)
+
+    @property
+    def padded(self) -> int:
+        """Bytes in memory: each of the innermost dimensions fills whole tiles."""
+        sizes = [self.dims[axis] for axis in reversed(self.order)] or list(self.dims)
+        if tile := re.match(r"T\(([\d,]+)\)", self.tiles):
+            edges = [int(edge) for edge in tile[1].split(",")][-len(sizes) :]
+            for place, edge in zip(range(-len(edges), 0), edges, strict=True):
+                sizes[place] = -(-sizes[place] // edge) * edge
+        return math.ceil(math.prod(sizes) * bits(self.element) / 8)
+
+
+@functools.lru_cache(maxsize=65536)
+def placed(shape: str) -> tuple[Array, ...]:
+    """Each array in a shape with its place in memory, tuples flattened."""
+    found = []
+    for element, dims, layout in _ARRAY.findall(shape):
+        order, _, rest = layout.partition(":")
+        space = re.search(r"S\((\d+)\)", rest)
+        tiles = re.match(r"T(\([\d,]+\))+", rest)
+        found.append(
+            Array(
+                element=element,
+                dims=tuple(int(size) for size in re.findall(r"\d+", dims)),
+                order=tuple(int(axis) for axis in re.findall(r"\d+", order)),
+                tiles=tiles[0] if tiles else "",
+                space=int(space[1]) if space else 0,
+            )
+        )
+    return tuple(found)
 
 
 def bits(element: str) -> int:

@@ -17,8 +17,8 @@ from profiles.arrays import PlacedArray, group_layers
 from profiles.census import census
 from profiles.collective import Collective, merge, without_places
 from profiles.communication import expected_collectives
-from profiles.substitutes import substitute
-from sharding.mesh import make_mesh
+from profiles.substitutes import settle, substitute
+from sharding.mesh import make_mesh, mesh_over
 from sharding.placement import Placement
 
 
@@ -79,32 +79,42 @@ class Subject:
         """The placement that this pass runs in."""
         return self.placement if self.tokens == 1 else self.placement.prefill
 
-    def engine(self) -> Engine:
-        """An engine with shapes in place of weights, on JAX's devices: enough to compile with.
+    def engine(self, devices: Sequence[jax.Device] | None = None) -> Engine:
+        """An engine with shapes in place of weights: enough to compile with.
+
+        Args:
+          devices: as many as the mesh has, which need not be there; JAX's own if None.
 
         Raises:
-          LayoutError: there are not as many devices as the mesh has.
+          LayoutError: JAX does not have as many devices as the mesh has.
         """
-        mesh = make_mesh(self.placement.mesh)
+        shape = self.placement.mesh
+        mesh = make_mesh(shape) if devices is None else mesh_over(shape, devices)
         parameters = abstract(Transformer(self.config, self.form), self.placement, mesh)
         return Engine(self.config, parameters, self.placement, mesh, self.form)
 
-    def lower(self) -> jax.stages.Lowered:
-        """This pass, ready to compile; raises as `engine` does."""
+    def lower(self, devices: Sequence[jax.Device] | None = None) -> jax.stages.Lowered:
+        """This pass, ready to compile; takes and raises what `engine` does."""
+        engine = self.engine(devices)
         if self.tokens == 1:
-            return self.engine().lower_decode(self.batch, self.slots)
-        return self.engine().lower_prefill(self.batch, self.slots, self.tokens)
+            return engine.lower_decode(self.batch, self.slots)
+        return engine.lower_prefill(self.batch, self.slots, self.tokens)
 
 
-def expected(subject: Subject) -> list[Collective]:
-    """The collectives that should be there; see `expected_collectives`."""
+def expected(subject: Subject, platform: str | None = None) -> list[Collective]:
+    """The collectives that should be there; see `expected_collectives`.
+
+    Args:
+      subject: the pass.
+      platform: that it is compiled for, by JAX's name of it; JAX's own if None.
+    """
     return expected_collectives(
         subject.config,
         subject.run,
         subject.form,
         batch=subject.batch,
         tokens=subject.tokens,
-        grouped=jax.default_backend() == "tpu",
+        grouped=(platform or jax.default_backend()) == "tpu",
     )
 
 
@@ -118,17 +128,35 @@ def compiled(subject: Subject) -> list[Collective]:
 
 
 def differences(
-    wanted: Sequence[Collective], found: Sequence[Collective], dtype: jnp.dtype
+    wanted: Sequence[Collective],
+    found: Sequence[Collective],
+    dtype: jnp.dtype,
+    platform: str | None = None,
 ) -> list[str]:
-    """How a compiled program departs from the expected list, beyond what a CPU is known to do."""
-    surplus = _counts(found)
-    surplus.subtract(_counts(substitute(wanted, jax.default_backend(), dtype)))
+    """How a compiled program departs from the expected list, beyond what compilers replace.
+
+    Args:
+      wanted: the expected list.
+      found: in the program.
+      dtype: of those expected that do not name their element type.
+      platform: that the program is for; JAX's own if None.
+    """
+    surplus = surpluses(wanted, found, dtype, platform or jax.default_backend())
     return [
         f"{abs(count)} {'more' if count > 0 else 'fewer'} {kind} over {''.join(axes)} of "
         f"{size:,} bytes"
         for (kind, axes, size), count in sorted(surplus.items())
-        if count
     ]
+
+
+def surpluses(
+    wanted: Sequence[Collective], found: Sequence[Collective], dtype: jnp.dtype, platform: str
+) -> dict[tuple[str, tuple[str, ...], int], int]:
+    """How many more of each kind, axes and payload a program has; negative where fewer."""
+    asked = settle(wanted, found) if platform == "tpu" else substitute(wanted, platform, dtype)
+    surplus = _counts(found)
+    surplus.subtract(_counts(asked))
+    return {key: count for key, count in surplus.items() if count}
 
 
 def stands_in(wanted: Sequence[Collective], dtype: jnp.dtype) -> bool:

@@ -202,9 +202,10 @@ def layings(where: Slice, mesh: tuple[tuple[str, int], ...], least: bool) -> tup
     """
     if math.prod(size for _, size in mesh) != where.devices:
         sizes = "x".join(str(size) for _, size in mesh)
+        halves = ", two to a chip" * (where.chip.devices_per_chip > 1)
         raise LayoutError(
             f"mesh is {sizes}, of {math.prod(size for _, size in mesh)} devices, but {where} has "
-            f"{where.devices}; use sizes whose product is {where.devices}"
+            f"{where.devices}{halves}; use sizes whose product is {where.devices}"
         )
     found = dimensions(where, least)
     ways = list(_divide([size for _, size in mesh], [dimension.size for dimension in found]))

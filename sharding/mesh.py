@@ -8,7 +8,7 @@ import collections
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -69,14 +69,25 @@ def make_mesh(shape: MeshShape) -> jax.sharding.Mesh:
             f"mesh is {sizes}, which needs {needed} devices, but JAX has {len(devices)} "
             f"({devices[0].device_kind}); use a mesh of at most {len(devices)}"
         )
+    share, seen = _share(needed), collections.defaultdict(itertools.count)
+    return mesh_over(
+        shape, [device for device in devices if next(seen[device.process_index]) < share]
+    )
+
+
+def mesh_over(shape: MeshShape, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+    """A mesh over these devices, which need not be there, in the order that suits their wiring.
+
+    Args:
+      shape: sizes of x, y and z.
+      devices: as many as the mesh has.
+    """
     sizes = tuple(shape[axis] for axis in MESH_AXES)
     explicit = (jax.sharding.AxisType.Explicit,) * len(MESH_AXES)
-    share, seen = _share(needed), collections.defaultdict(itertools.count)
-    chosen = [device for device in devices if next(seen[device.process_index]) < share]
     try:
-        return jax.make_mesh(sizes, tuple(MESH_AXES), axis_types=explicit, devices=chosen)
+        return jax.make_mesh(sizes, tuple(MESH_AXES), axis_types=explicit, devices=devices)
     except (NotImplementedError, AssertionError):  # a shape that the chips' wiring does not have
-        array = np.array(chosen).reshape(sizes)
+        array = np.array(devices).reshape(sizes)
         return jax.sharding.Mesh(array, tuple(MESH_AXES), axis_types=explicit)
 
 

@@ -1,0 +1,213 @@
+"""What XLA's TPU compiler makes of a step, for any slice from v4 to TPU7x, with no TPU at hand.
+
+Compiles the step that the engine runs, whole, and says: does it fit, is the cache updated in place,
+which collectives run and beside what, and which weights or caches are copied, with what each costs.
+Beside it stand the step's floor and its expected time. --mesh, --layout and --attention are the
+expected best unless they are given. Nothing is measured, and no weight is made.
+
+Needs libtpu: pip install -e '.[tpu-compile]'. 80 layers take two or three minutes on two cores.
+
+Examples:
+  python scripts/compile_step.py --model=llama3-8b --topology=v5e:2x4 --batch=8
+  python scripts/compile_step.py --model=llama3-70b --topology=v5e:4x4 --batch=32 --context=8192 \\
+      --weight_dtype=int8 --kv_dtype=int8 --collectives=overlapped
+  python scripts/compile_step.py --model=llama3-8b --topology=v5p:2x2x1 --phase=prefill --batch=1
+  python scripts/compile_step.py --model=mixtral-8x7b --topology=tpu7x:2x2x1 --json=- \\
+      --save_hlo=step.txt
+"""
+
+import dataclasses
+import datetime
+import sys
+from pathlib import Path
+
+import _common
+import _forms
+import _layouts
+import _slices
+from absl import flags
+
+from model.config import ModelConfig
+from profiles import compiled_text
+from profiles.arrays import placed_arrays
+from profiles.candidates import candidates, layouts, least_slice
+from profiles.compiled import CompiledStep, read
+from profiles.compiler import Outcome, check_compiler, compile_step
+from profiles.estimate import Estimate, Estimator, Setting, best
+from profiles.estimate_record import Recorder
+from profiles.files import check_writable, write_atomically
+from profiles.findings import Finding, findings
+from profiles.inspection import Subject, expected
+from profiles.report import Record, document, versions, write_json
+from sharding.errors import FloorlineError, UsageError
+from sharding.mesh import parse_mesh
+
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "v5e:2x4", "Chip and shape of the slice, such as v5p:2x2x4."
+)
+_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z; the best if not given.")
+_BATCH = flags.DEFINE_integer("batch", 8, "Sequences; padded to what the layout divides.", 1)
+_CONTEXT = flags.DEFINE_integer(
+    "context", 2048, "Tokens in the cache of each; of prefill, tokens of a prompt.", 1
+)
+_PHASE = flags.DEFINE_enum("phase", "decode", ["decode", "prefill"], "Which pass.")
+_SAVE_HLO = flags.DEFINE_string("save_hlo", None, "Write the compiled program's text here.")
+_LAYERS = flags.DEFINE_integer(
+    "layers", None, "For work on the code: so many layers in place of the model's own.", 1
+)
+_forms.define_step_flags()
+for _name, _value in (("layout", "auto"), ("attention", "auto"), ("model", "llama3-8b")):
+    flags.FLAGS.set_default(_name, _value)
+
+
+def main() -> None:
+    """Chooses a layout, compiles in a process of its own, prints what came of it."""
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    _common.check_json()
+    if _SAVE_HLO.value:
+        check_writable(Path(_SAVE_HLO.value).parent)
+    if _PHASE.value == "prefill" and _CONTEXT.value < 2:
+        raise UsageError(
+            f"--context is {_CONTEXT.value} with --phase=prefill; use 2 tokens or more"
+        )
+    where = _slices.where(_TOPOLOGY.value)
+    check_compiler(where)
+    estimator = _estimator()
+    step, subject = _pass(estimator), _subject(estimator)
+    show = _common.say if _common.JSON.value == "-" else print
+    show(f"{compiled_text.title(subject, where)}\n{compiled_text.times(estimator, step)}\n")
+    record, more = Recorder(estimator).record(step), {}
+    if not step.fits:
+        record["message"] = _too_large(step, step.resident - where.chip.expected.capacity)
+    else:
+        _common.say(f"compiling {subject.config.layers} layers for {where}")
+        outcome = compile_step(subject, where)
+        record |= _status(outcome, step)
+        if outcome.status == "ok":
+            more = _report(outcome, estimator, step, subject)
+    if _common.JSON.value:
+        write_json(_common.JSON.value, _document(estimator, record, more, started))
+    if record["status"] == "does_not_fit":
+        show(f"does not fit: {record['message']}")
+    elif record["status"] != "ok":
+        raise FloorlineError(f"compiled step is {record['status']}; {record['message']}")
+
+
+def _estimator() -> Estimator:
+    """Of the layout and mesh that the flags name, or of the expected best."""
+    model, where, form = _slices.model(), _slices.where(_TOPOLOGY.value), _forms.form(here=False)
+    if not isinstance(model, ModelConfig):
+        raise UsageError(
+            f"model is {model.name}, which is known by its sizes alone; use one that the engine "
+            "runs, see --help of generate.py"
+        )
+    if _LAYERS.value:
+        model = dataclasses.replace(model, layers=_LAYERS.value, windows=None)
+    setting = Setting(
+        model=model,
+        where=where,
+        form=form,
+        rates=_slices.rates(where.chip),
+        experts=_slices.EXPERTS.value,
+        price=_slices.price(where.chip),
+    )
+    wanted = layouts(_layouts.LAYOUT.value, _layouts.ATTENTION_BY.value, _layouts.finish)
+    shapes = [parse_mesh(_MESH.value)] if _MESH.value else None
+    work = [(_BATCH.value, _CONTEXT.value)]
+    return best(candidates(setting, wanted, shapes), work, _PHASE.value == "prefill")
+
+
+def _pass(estimator: Estimator) -> Estimate:
+    run = estimator.decode if _PHASE.value == "decode" else estimator.prefill
+    return run(_BATCH.value, _CONTEXT.value)
+
+
+def _subject(estimator: Estimator) -> Subject:
+    decoding = _PHASE.value == "decode"
+    return Subject(
+        config=estimator.setting.model,
+        placement=estimator.placement,
+        form=estimator.setting.form,
+        batch=estimator.padded(_BATCH.value),
+        slots=_CONTEXT.value + decoding,
+        tokens=1 if decoding else _CONTEXT.value,
+    )
+
+
+def _status(outcome: Outcome, step: Estimate) -> Record:
+    """What a record says of how compiling went."""
+    if outcome.status == "ok":
+        return {"status": "ok", "fits": True}
+    if outcome.status == "does_not_fit":
+        said = f" (XLA: {outcome.message})"
+        message = _too_large(step, (outcome.beyond or 0) * step.setting.where.chip.devices_per_chip)
+        return {"status": "does_not_fit", "fits": False, "message": message + said}
+    return {"status": outcome.status, "message": outcome.message}
+
+
+def _too_large(step: Estimate, beyond: float) -> str:
+    """How much is missing, and the least slice on which weights and cache fit."""
+    setting = step.setting
+    wanted = layouts("auto", "auto", _layouts.finish)
+    least = least_slice(setting, step.batch, step.context + step.tokens - 1, wanted)
+    need = f"{beyond / 1e9:.3g} GB per chip more" if beyond else "more"
+    if step.fits:
+        remedy = "use a smaller batch or a larger slice"
+        if least and least.chips > setting.where.chips:
+            remedy += f", {least} at least"
+    else:
+        remedy = f"the least slice that fits is {least}" if least else "no slice of it fits"
+    what = "weights, cache and temporaries" if step.fits else "weights and cache"
+    return f"{what} need {need} than {setting.where} has; {remedy}"
+
+
+def _report(outcome: Outcome, estimator: Estimator, step: Estimate, subject: Subject) -> dict:
+    """Prints what was compiled; returns what a document says of it."""
+    if _SAVE_HLO.value:
+        write_atomically(_SAVE_HLO.value, outcome.text.encode())
+        _common.say(f"wrote {_SAVE_HLO.value}")
+    compiled = read(outcome, subject.placement.mesh)
+    wanted = expected(subject, "tpu")
+    found = findings(compiled, subject, estimator, step.floor.seconds)
+    arrays = placed_arrays(
+        subject.config, subject.placement, subject.form, subject.batch, subject.slots
+    )
+    libraries = versions()
+    show = _common.say if _common.JSON.value == "-" else print
+    show(
+        f"compiled:  by XLA of libtpu {libraries.get('libtpu', '?')}, jax {libraries['jax']}, in "
+        f"{outcome.compile_s:.0f} s after {outcome.trace_s:.0f} s of tracing\n\n"
+        f"{compiled_text.memory(compiled, step, arrays)}\n\n"
+        f"{compiled_text.collectives(wanted, compiled.collectives)}\n\n"
+        f"{compiled_text.findings(found, step.floor.seconds)}"
+    )
+    return _compiled_fields(compiled, found) | {
+        "expected_collectives": [each.as_record() for each in wanted]
+    }
+
+
+def _compiled_fields(compiled: CompiledStep, found: list[Finding]) -> dict:
+    return {"compiled": compiled.as_record(), "findings": [each.as_record() for each in found]}
+
+
+def _document(estimator: Estimator, record: Record, more: dict, started: str) -> dict:
+    chip = estimator.chip
+    return document(
+        sys.argv,
+        [record],
+        device_kind=chip.device_kinds[0],
+        started=started,
+        bandwidth={
+            "bytes_per_s": chip.bandwidth,
+            "source": "published",
+            "peak_flops_per_s": chip.peak(record["dtype"]),
+        },
+        calibration=dataclasses.asdict(estimator.setting.rates),
+        **more,
+    )
+
+
+if __name__ == "__main__":
+    for module in (_common, _layouts, _forms, _slices):
+        flags.adopt_module_key_flags(module)
+    _common.start(main)
