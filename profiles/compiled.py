@@ -6,13 +6,13 @@ left alone: it counts some bytes five times and the body of a loop once.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from profiles.census import HasShape, census
 from profiles.collective import ASYNCHRONOUS, Collective
 from profiles.compiler import Outcome
-from profiles.flow import Step, arguments, leaves, walk
-from profiles.hlo import Array, arrays, parse, placed
+from profiles.flow import Origin, Step, arguments, leaves, walk
+from profiles.hlo import Array, Instruction, Program, arrays, parse, placed
 from profiles.moves import Move, grouped, moves
 from profiles.overlap import overlaps
 
@@ -96,7 +96,7 @@ def read(outcome: Outcome, mesh: HasShape | Mapping[str, int]) -> CompiledStep:
         arguments={name: placed(one.shape)[0] for name, one in found.items()},
         aliased=frozenset(numbers[n] for n in _aliased(outcome.text) if n in numbers),
         collectives=tuple(census(program, mesh, overlaps())),
-        gathered=_gathered(steps),
+        gathered=_gathered(program, steps),
         moves=tuple(moves(program, steps)),
         compile_s=outcome.compile_s,
     )
@@ -109,15 +109,27 @@ def _aliased(text: str) -> list[int]:
     return [int(number) for number in re.findall(r": \((\d+),", listed[1])] if listed else []
 
 
-def _gathered(steps: list[Step]) -> dict[int, str]:
+def _gathered(program: Program, steps: list[Step]) -> dict[int, str]:
     """Weights that are gathered, by the bytes of the result of it."""
     found = {}
     for step in steps:
-        one = step.instruction
-        if not one.opcode.startswith("all-gather") or one.opcode.endswith("-done"):
-            continue
-        for origin in leaves(step.origins, len(step.origins)):
-            if origin and not origin.startswith(CACHE):
-                name = re.sub(r"(?<=/)\d+(?=/)", "*", origin)
-                found |= {size: name for _, size in arrays(one.shape)}
+        for one, origins in _gathers(program, step):
+            for origin in leaves(origins, len(origins)):
+                if origin and not origin.startswith(CACHE):
+                    name = re.sub(r"(?<=/)\d+(?=/)", "*", origin)
+                    found |= {size: name for _, size in arrays(one.shape)}
     return found
+
+
+def _gathers(program: Program, step: Step) -> Iterator[tuple[Instruction, tuple[Origin, ...]]]:
+    """All-gathers that an instruction is or has inside, with the origins of their operands."""
+    one = step.instruction
+    if one.opcode in ("all-gather", "all-gather-start"):
+        yield one, step.origins
+    elif one.opcode == "fusion":
+        inner = program[one.called["calls"][0]].instructions
+        for each in inner.values():
+            if each.opcode == "all-gather":
+                given = [inner[name] for name in each.operands]
+                numbers = [int(p.operands[0]) for p in given if p.opcode == "parameter"]
+                yield each, tuple(step.origins[number] for number in numbers)

@@ -27,6 +27,8 @@ from sharding.scaled import SCHEMES
 TARGETS = ("v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
 """Chips that libtpu 0.0.42 compiles for."""
 
+PACKAGE = "libtpu"
+
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",  # asks Google's cloud where it is
@@ -71,19 +73,26 @@ class Outcome:
     beyond: float | None = None
 
 
-def check_compiler(where: Slice) -> None:
-    """Refuses chips that it has no code for, and says how to get it.
+def check_target(where: Slice) -> None:
+    """Refuses chips that there is no compiler for.
 
     Raises:
       UsageError: the chip is none of `TARGETS`.
-      CompilerError: libtpu is not installed.
     """
     if where.chip.name not in TARGETS:
         raise UsageError(
             f"topology is {where}, which XLA's TPU compiler does not compile for; use one of "
             f"{', '.join(TARGETS)}"
         )
-    if importlib.util.find_spec("libtpu") is None:
+
+
+def check_compiler() -> None:
+    """Says how to get the compiler where there is none; does not load it.
+
+    Raises:
+      CompilerError: libtpu is not installed.
+    """
+    if importlib.util.find_spec(PACKAGE) is None:
         raise CompilerError(
             "libtpu is not installed, and has the compiler for TPUs (0.6 GB, under Google's "
             "terms); run `pip install -e '.[tpu-compile]'` in the clone"
@@ -115,15 +124,13 @@ def compile_step(subject: Subject, where: Slice, auto_layout: bool = False) -> O
       where: the slice, of as many devices as the subject's mesh has.
       auto_layout: the compiler also chooses how weights lie in memory.
     """
-    root = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     name, options = topology(where)
     job = {"subject": to_json(subject), "topology": name, "options": options, "auto": auto_layout}
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-m", "profiles.compile_child", folder],
             input=json.dumps(job),
-            env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path},
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -138,6 +145,13 @@ def compile_step(subject: Subject, where: Slice, auto_layout: bool = False) -> O
     if found["status"] != "ok":
         return refused(found["message"])
     return Outcome(**found)
+
+
+def environment() -> dict[str, str]:
+    """Of a process that may load libtpu, with this project's modules."""
+    root = str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return os.environ | _ENVIRONMENT | {"PYTHONPATH": path}
 
 
 def refused(message: str) -> Outcome:

@@ -183,6 +183,11 @@ def _known(origin: Origin) -> bool:
     return any(map(_known, origin)) if isinstance(origin, tuple) else origin is not None
 
 
+def is_collective(one: Instruction) -> bool:
+    """Whether an instruction is a collective, or the start of one."""
+    return one.opcode.removesuffix("-start") in _COLLECTIVE
+
+
 def leaves(origin: Origin, count: int) -> tuple[str | None, ...]:
     """Origins of each of so many arrays, tuples flattened."""
     if isinstance(origin, tuple):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from profiles.census import scopes
-from profiles.flow import Step, arguments, leaves
+from profiles.flow import Step, arguments, is_collective, leaves
 from profiles.hlo import Array, Computation, Instruction, Program, bits, placed
 
 _ALIASES = {
@@ -97,7 +97,7 @@ def _of(
     made = placed(one.shape)
     if one.opcode == "copy-start":
         made = made[:1]
-    elif one.opcode.removesuffix("-start").startswith(("all-", "collective-", "reduce-scatter")):
+    elif is_collective(one):
         return
     origins = leaves(step.origin, len(made))
     kept = _updated(program, step) if one.opcode != "copy-start" else ()
@@ -150,7 +150,15 @@ def _updated(program: Program, step: Step) -> set[int]:
     inner = program[one.called["calls"][0]]
     root = inner.instructions[inner.root]
     parts = root.operands if root.opcode == "tuple" else (inner.root,)
-    return {place for place, name in enumerate(parts) if _updates_parameter(program, inner, name)}
+    return {place for place, name in enumerate(parts) if _stays(program, inner, name)}
+
+
+def _stays(program: Program, inner: Computation, name: str) -> bool:
+    """Whether a value that a fusion gives is where it was, or what a collective put there."""
+    made = inner.instructions[name]
+    if made.opcode == "parameter":  # what a collective under way hands on from one to the next
+        return inner.name.startswith("async_collective")
+    return is_collective(made) or _updates_parameter(program, inner, name)
 
 
 def _updates_parameter(program: Program, inner: Computation, name: str) -> bool:

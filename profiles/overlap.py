@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 
 from profiles.collective import ALONE, ASYNCHRONOUS, BESIDE
+from profiles.flow import is_collective
 from profiles.hlo import Computation, Instruction, placed
 
 # Instructions that take no time.
@@ -93,4 +94,4 @@ def _works(one: Instruction) -> bool:
         return False
     if one.opcode == "custom-call":  # a kernel, or only a name for memory
         return "tpu_custom_call" in one.attributes
-    return not one.opcode.startswith(("all-", "collective-", "reduce-scatter"))
+    return not is_collective(one)

@@ -32,7 +32,7 @@ from profiles import compiled_text
 from profiles.arrays import placed_arrays
 from profiles.candidates import candidates, layouts, least_slice
 from profiles.compiled import CompiledStep, read
-from profiles.compiler import Outcome, check_compiler, compile_step
+from profiles.compiler import Outcome, check_compiler, check_target, compile_step
 from profiles.estimate import Estimate, Estimator, Setting, best
 from profiles.estimate_record import Recorder
 from profiles.files import check_writable, write_atomically
@@ -71,7 +71,7 @@ def main() -> None:
             f"--context is {_CONTEXT.value} with --phase=prefill; use 2 tokens or more"
         )
     where = _slices.where(_TOPOLOGY.value)
-    check_compiler(where)
+    check_target(where)
     estimator = _estimator()
     step, subject = _pass(estimator), _subject(estimator)
     show = _common.say if _common.JSON.value == "-" else print
@@ -80,6 +80,7 @@ def main() -> None:
     if not step.fits:
         record["message"] = _too_large(step, step.resident - where.chip.expected.capacity)
     else:
+        check_compiler()
         _common.say(f"compiling {subject.config.layers} layers for {where}")
         outcome = compile_step(subject, where)
         record |= _status(outcome, step)
