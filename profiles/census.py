@@ -146,7 +146,7 @@ class _Census:
                     where=found.collective.where or scopes(one.op_name),
                     asynchronous=found.collective.asynchronous or started,
                 )
-                if wraps:
+                if wraps or started:
                     meanwhile = self.overlap(computation, one)
                     collective = dataclasses.replace(collective, overlap=meanwhile)
                 every.append(_Found(collective, found.channel, wraps))

@@ -119,7 +119,7 @@ def _moved(step: CompiledStep, bandwidth: float, floor_s: float) -> Iterator[Fin
 def _move_words(move: Move) -> str:
     what = "held whole in more bits: " if move.wider else ""
     where = f", in {move.where}" if move.where else ""
-    place = "" if "VMEM" in move.how else " in main memory"
+    place = "" if "written back" in move.how else " in main memory"
     return (
         f"{move.origin} is {what}{move.how}{place}, {_times(move.count)} a step, "
         f"{_size(move.bytes)} each{where}"

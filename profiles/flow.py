@@ -86,7 +86,7 @@ class _Flow:
         for one in computation.instructions.values():
             if one.opcode == "parameter":
                 origins, origin = (), known.get(one.name)
-            elif one.opcode in ("while", "conditional", "call"):
+            elif one.opcode in ("while", "conditional", "call", "call-start"):
                 origins = tuple(known.get(name) for name in one.operands)
                 origin = yield from self._called(computation, one, origins, times)
             else:
@@ -109,7 +109,8 @@ class _Flow:
         for place, name in enumerate(names):
             given = (origins[1 + place],) if one.opcode == "conditional" else origins
             yield from self._body(name, given, times)
-        return self.results[names[0]]
+        result = self.results[names[0]]
+        return (origins, result) if one.opcode == "call-start" else result
 
     def _body(self, name: str, given: tuple[Origin, ...], times: int) -> Iterator[Step]:
         body = self.program[name]

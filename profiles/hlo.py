@@ -180,6 +180,10 @@ def arrays(shape: str) -> list[tuple[str, int]]:
     return found
 
 
+ON_CHIP = {1: "VMEM", 3: "CMEM"}
+"""Memories of a TPU chip that hold arrays, by their number in layouts; only v4 has CMEM."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Array:
     """An array of a shape, and where it lies.
@@ -189,7 +193,7 @@ class Array:
       dims: sizes.
       order: dimensions, the one whose neighbours are side by side first.
       tiles: as text, such as ``T(8,128)(2,1)``; empty if not tiled.
-      space: 0 for a chip's main memory; of a TPU, 1 is VMEM.
+      space: 0 for a chip's main memory; of those on a TPU chip see `ON_CHIP`.
     """
 
     element: str

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 
 from profiles.census import scopes
 from profiles.flow import Step, arguments, is_collective, leaves
-from profiles.hlo import Array, Computation, Instruction, Program, bits, placed
+from profiles.hlo import ON_CHIP, Array, Computation, Instruction, Program, bits, placed
 
 _ALIASES = {
     "parameter", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
     "optimization-barrier", "add-dependency", "after-all", "custom-call", "slice-start",
-    "async-start",
+    "async-start", "call-start",
 }  # fmt: skip
 _UPDATES = ("dynamic-update-slice", "scatter")
 WHOLE = 0.5
@@ -127,7 +127,7 @@ def _how(made: Array, source: Array, argument: Array) -> tuple[str, bool]:
     if made.element != source.element:
         return f"converted from {source.element} to {made.element}", wider
     if source.space:
-        return "written back from VMEM", wider
+        return f"written back from {ON_CHIP.get(source.space, 'the chip')}", wider
     still = made.elements == source.elements and _physical(made) == _physical(source)
     if still:
         return "copied", wider

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from profiles.collective import ALONE, ASYNCHRONOUS, BESIDE
 from profiles.flow import is_collective
-from profiles.hlo import Computation, Instruction, placed
+from profiles.hlo import ON_CHIP, Computation, Instruction, placed
 
 # Instructions that take no time.
 _FREE = {
@@ -25,7 +25,7 @@ def overlaps() -> Callable[[Computation, Instruction], str]:
     Returns:
       A function of a computation and one of its instructions, which gives one of
       `collective.OVERLAPS`: `ASYNCHRONOUS` if work stands between its start and its end; `BESIDE`
-      if an array of two dimensions or more is on its way into VMEM all the while; or `ALONE`.
+      if an array of two dimensions or more is on its way to the chip all the while; or `ALONE`.
     """
     read: dict[str, _Schedule] = {}
 
@@ -78,14 +78,14 @@ class _Schedule:
 
 
 def _prefetches(one: Instruction) -> bool:
-    """Whether an instruction begins to fetch an array of more than one dimension into VMEM."""
+    """Whether an instruction begins to fetch an array of more than one dimension."""
     if one.opcode not in _PREFETCHES:
         return False
     arrays = placed(one.shape)
-    if not any(array.space == 1 and len(array.dims) > 1 for array in arrays):
+    if not any(array.space in ON_CHIP and len(array.dims) > 1 for array in arrays):
         return False
-    # Of a copy the target comes first; from VMEM to HBM it is a write.
-    return one.opcode != "copy-start" or arrays[0].space == 1
+    # Of a copy the target comes first; from there to main memory it is a write.
+    return one.opcode != "copy-start" or arrays[0].space in ON_CHIP
 
 
 def _works(one: Instruction) -> bool:
