@@ -39,6 +39,7 @@ _ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "2",
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
+_CHILD = ("-m", "profiles.compile_child")
 _SIZE = r"([\d.]+)([KMGT]?)"
 _TAIL = 6  # lines that a crash leaves
 
@@ -128,7 +129,7 @@ def compile_step(subject: Subject, where: Slice, auto_layout: bool = False) -> O
     job = {"subject": to_json(subject), "topology": name, "options": options, "auto": auto_layout}
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, "-m", "profiles.compile_child", folder],
+            [sys.executable, *_CHILD, folder],
             input=json.dumps(job),
             env=environment(),
             stdout=subprocess.PIPE,

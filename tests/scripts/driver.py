@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import io
 import json
+import pkgutil
 import sys
 from pathlib import Path
 from unittest import mock
@@ -55,8 +56,8 @@ def main() -> None:
     script = importlib.import_module(job["script"].removesuffix(".py"))
     with contextlib.ExitStack() as stack:
         for name, value in job["patches"].items():
-            value = Path(value) if isinstance(value, str) else value
-            stack.enter_context(mock.patch(name, value))
+            before = pkgutil.resolve_name(name)
+            stack.enter_context(mock.patch(name, type(before)(value)))
         ended = [end_of(script, common, arguments) for arguments in job["cases"]]
     json.dump(ended, sys.stdout)
 

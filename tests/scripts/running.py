@@ -72,7 +72,7 @@ def run_many(
       script: file name.
       cases: arguments by a name of the case.
       folder: the current folder.
-      patches: dotted name of a module's constant -> the path or number to put in its place.
+      patches: dotted name of a module's constant -> what to put in its place, in its type.
       **variables: of the environment.
     """
     job = {"script": script, "cases": list(cases.values()), "patches": patches or {}}

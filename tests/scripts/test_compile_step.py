@@ -1,0 +1,57 @@
+"""compile_step.py without the compiler: what does not fit, what is missing, and mistakes."""
+
+import pytest
+
+from tests.scripts.running import run_many
+
+CASES = {
+    "too_large": ["--model=llama3-70b", "--topology=v5e:2x2", "--json=-"],
+    "no_compiler": ["--model=llama3-8b", "--topology=v5e:2x4"],
+    "other_chip": ["--topology=h100:8"],
+    "mesh": ["--topology=tpu7x:2x2x1", "--mesh=2x2"],
+    "layout": ["--layout=diagonal"],
+    "sized": ["--model=deepseek-v3"],
+    "short": ["--phase=prefill", "--context=1"],
+    "slice": ["--topology=v5e:3x5"],
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    return run_many(
+        "compile_step.py",
+        CASES,
+        folder=tmp_path_factory.mktemp("compile"),
+        patches={"profiles.compiler.PACKAGE": "no_such_compiler"},
+    )
+
+
+def test_what_cannot_fit_is_said_without_compiling_with_the_least_slice(ended):
+    document = ended["too_large"].document
+    (point,) = document["points"]
+    assert ended["too_large"].code == 0 and "compiled" not in document
+    assert point["status"] == "does_not_fit" and not point["fits"]
+    assert "the least slice that fits is v5e:4x4" in point["message"]
+    assert "floor" in ended["too_large"].stderr and "does not fit" in ended["too_large"].stderr
+
+
+def test_without_the_compiler_one_line_says_how_to_get_it(ended):
+    assert ended["no_compiler"].code == 1
+    assert "pip install -e '.[tpu-compile]'" in ended["no_compiler"].error
+    assert not ended["no_compiler"].jax_started
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("other_chip", "topology is h100:8, which XLA's TPU compiler does not compile for; use"),
+        ("mesh", "mesh is 1x2x2, of 4 devices, but tpu7x:2x2x1 has 8, two to a chip; use"),
+        ("layout", "layout is 'diagonal'; use"),
+        ("sized", "model is deepseek-v3, which is known by its sizes alone; use"),
+        ("short", "--context is 1 with --phase=prefill; use"),
+        ("slice", "topology is v5e:3x5"),
+    ],
+)
+def test_a_mistake_is_one_line(ended, case, words):
+    assert ended[case].code == 2
+    assert ended[case].error.startswith(words)
