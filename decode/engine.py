@@ -4,12 +4,14 @@ A step is one forward pass. `prefill` runs whole prompts and fills the KV cache,
 runs one token per sequence. Both take plain arrays, donate the cache and compile once per shape.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.layout import Format, Layout
 
 from decode.sampling import Sampler, draw_keys
 from model.cache import CACHE_AXES, PADDING, KVCache, abstract_cache, empty_cache
@@ -176,19 +178,44 @@ class Engine:
             cache = self.new_cache(*tokens.shape)
             return self._forward(self.parameters, cache, self.put(tokens))
 
-    def lower_decode(self, batch: int, slots: int) -> jax.stages.Lowered:
-        """The decode step for these shapes, ready to compile or inspect."""
+    def lower_decode(
+        self, batch: int, slots: int, weights_anyhow: bool = False
+    ) -> jax.stages.Lowered:
+        """The decode step for these shapes, ready to compile or inspect.
+
+        Args:
+          batch: sequences.
+          slots: of the cache.
+          weights_anyhow: the compiler chooses how each weight's shard lies in memory.
+        """
         vector = self._abstract_vector(batch)
         with jax.set_mesh(self.mesh):
-            cache = self._placed_cache(batch, slots)
-            return self._decode.lower(self.parameters, cache, vector, vector)
+            given = (self._placed_cache(batch, slots), vector, vector)
+            step = self._anyhow(self._decode_step, given) if weights_anyhow else self._decode
+            return step.lower(self.parameters, *given)
 
-    def lower_prefill(self, batch: int, slots: int, length: int) -> jax.stages.Lowered:
-        """The prefill of prompts of this padded length, ready to compile or inspect."""
+    def lower_prefill(
+        self, batch: int, slots: int, length: int, weights_anyhow: bool = False
+    ) -> jax.stages.Lowered:
+        """The prefill of prompts of this padded length, ready to compile or inspect.
+
+        Args:
+          batch: prompts.
+          slots: of the cache.
+          length: of prompts.
+          weights_anyhow: as of `lower_decode`.
+        """
         with jax.set_mesh(self.mesh):
             cache, lengths = self._placed_cache(batch, slots), self._abstract_vector(batch)
-            tokens = self._abstract_vector(batch, length)
-            return self._prefill.lower(self.parameters, cache, tokens, lengths)
+            given = (cache, self._abstract_vector(batch, length), lengths)
+            step = self._anyhow(self._prefill_step, given) if weights_anyhow else self._prefill
+            return step.lower(self.parameters, *given)
+
+    def _anyhow(self, step: Callable, given: tuple) -> jax.stages.Wrapped:
+        """The step compiled with weights in whatever order and tiles suit it."""
+        weights = jax.tree.map(lambda a: Format(Layout.AUTO, a.sharding), self.parameters)
+        others = jax.tree.map(lambda a: a.sharding, given)
+        return jax.jit(step, donate_argnames="cache", in_shardings=(weights, *others))
 
     def _placed_cache(self, batch: int, slots: int) -> KVCache:
         where = jax.NamedSharding(self.mesh, self.placement.cache(*CACHE_AXES))

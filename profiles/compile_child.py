@@ -37,7 +37,7 @@ def _compile(job: dict) -> tuple[dict, str]:
             f"topology {job['topology']} has {len(found.devices)} devices, and the mesh "
             f"{subject.placement.devices}"
         )
-    lowered = subject.lower(found.devices)
+    lowered = subject.lower(found.devices, job["weights_anyhow"])
     traced = time.perf_counter()
     compiled = lowered.compile()
     memory = compiled.memory_analysis()

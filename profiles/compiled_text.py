@@ -8,10 +8,13 @@ from profiles.collective import ALONE, ASYNCHRONOUS, BESIDE, Collective
 from profiles.compiled import CompiledStep
 from profiles.estimate import Estimate, Estimator
 from profiles.findings import Finding
+from profiles.hlo import Array
 from profiles.inspection import Subject, aligned
 from profiles.report import WIDTH, ms
 from profiles.slices import Slice
 from profiles.substitutes import settle
+
+TEMPORARY = 0.01  # of arguments: temporaries that are worth a word
 
 
 def title(subject: Subject, where: Slice) -> str:
@@ -55,9 +58,15 @@ def memory(compiled: CompiledStep, step: Estimate, arrays: Sequence[PlacedArray]
     ]
     unit = "bytes per device" + (f", {parts} to a chip" if parts > 1 else "")
     copied = sum(each.bytes_per_chip * (1 - 1 / each.copies) for each in arrays)
-    note = f"(of the floor's bytes {_count(copied)} are copies that the layout states)"
-    table = aligned((unit, "floor", "compiled", ""), rows)
-    return table + (f"\n{note}" if copied > 1e-3 * resident else "")
+    lines = [aligned((unit, "floor", "compiled", ""), rows)]
+    if copied > 1e-3 * resident:
+        lines.append(f"(of the floor's bytes {_count(copied)} are copies that the layout states)")
+    if compiled.temporary_bytes > TEMPORARY * arguments:
+        lines += [
+            f"(temporaries hold {what}: {_count(size)}, {count:,} times a step)"
+            for what, size, count in compiled.largest[:3]
+        ]
+    return "\n".join(lines)
 
 
 def collectives(wanted: Sequence[Collective], found: Sequence[Collective]) -> str:
@@ -78,6 +87,8 @@ def collectives(wanted: Sequence[Collective], found: Sequence[Collective]) -> st
         )
         for key in sorted(asked.keys() | there.keys())
     ]
+    if not rows:
+        return "collectives: none, as expected"
     head = "collective", "axes", "bytes", "expected", "compiled"
     return aligned((*head, "asynchronous", "beside a prefetch", "alone"), rows)
 
@@ -94,6 +105,47 @@ def findings(found: Sequence[Finding], floor_s: float) -> str:
     return "\n".join(lines)
 
 
+def weight_layouts(default: CompiledStep, free: CompiledStep, bandwidth: float) -> str:
+    """What changes where the compiler may lay weights out as it likes.
+
+    Args:
+      default: compiled with weights as they are stored.
+      free: the same step with weights as the compiler likes them.
+      bandwidth: bytes per second of a device's memory.
+    """
+    changed = layout_changes(default, free)
+    lines = ["", "with --weight_layout=auto, weights as the compiler would have them:"]
+    lines += [
+        f"  {each['array']} ({each['count']}): {each['default']} -> {each['auto']}"
+        for each in changed
+    ] or ["  none would lie otherwise"]
+    sizes = [f"{_count(one.temporary_bytes)}" for one in (default, free)]
+    moved = [sum(move.whole for move in one.moves) / bandwidth for one in (default, free)]
+    lines.append(f"  temporaries {sizes[0]} -> {sizes[1]} bytes")
+    lines.append(f"  whole arrays moved {ms(moved[0])} -> {ms(moved[1])} ms a step")
+    return "\n".join(lines)
+
+
+def layout_changes(default: CompiledStep, free: CompiledStep) -> list[dict]:
+    """Arrays that lie otherwise, those alike in all layers as one."""
+    counts: dict[tuple[str, str, str], int] = {}
+    for name, array in default.arguments.items():
+        other = free.arguments.get(name, array)
+        if (array.order, array.tiles) != (other.order, other.tiles):
+            starred = "/".join("*" if part.isdigit() else part for part in name.split("/"))
+            key = starred, _physical(array), _physical(other)
+            counts[key] = counts.get(key, 0) + 1
+    return [
+        {"array": name, "count": count, "default": before, "auto": after}
+        for (name, before, after), count in counts.items()
+    ]
+
+
+def _physical(array: Array) -> str:
+    """Dimensions from the outermost in memory to the innermost, and tiles."""
+    return f"[{','.join(str(axis) for axis in reversed(array.order))}] {array.tiles}"
+
+
 def _key(one: Collective) -> tuple[str, tuple[str, ...], int]:
     return one.kind, one.axes, one.payload_bytes
 
@@ -106,6 +158,11 @@ def _more(size: float, than: float) -> str:
     if not than:
         return ""
     return f"{size / than - 1:+.1%}" if abs(size / than - 1) >= 5e-4 else "equal"
+
+
+def wrapped(text: str) -> str:
+    """A long line for a terminal."""
+    return "\n".join(textwrap.wrap(text, WIDTH))
 
 
 def _wrapped(lines: Sequence[str]) -> str:

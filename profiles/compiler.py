@@ -117,16 +117,17 @@ def topology(where: Slice) -> tuple[str, dict[str, object]]:
     return f"{where.chip.name}:{shape}", options
 
 
-def compile_step(subject: Subject, where: Slice, auto_layout: bool = False) -> Outcome:
+def compile_step(subject: Subject, where: Slice, weights_anyhow: bool = False) -> Outcome:
     """Compiles a pass for a slice; what goes wrong in the compiler is an outcome.
 
     Args:
       subject: the pass.
       where: the slice, of as many devices as the subject's mesh has.
-      auto_layout: the compiler also chooses how weights lie in memory.
+      weights_anyhow: the compiler also chooses how each weight's shard lies in memory.
     """
     name, options = topology(where)
-    job = {"subject": to_json(subject), "topology": name, "options": options, "auto": auto_layout}
+    job = {"subject": to_json(subject), "topology": name, "options": options}
+    job["weights_anyhow"] = weights_anyhow
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, *_CHILD, folder],

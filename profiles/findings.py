@@ -20,7 +20,7 @@ from profiles.moves import Move, grouped
 from profiles.substitutes import TPU_SUBSTITUTES, settle
 
 PADDED = 0.005  # of all arguments: what padding by tiles is worth a word
-LEAST = 1e-4  # of a floor: moves that cost less are listed, but no findings
+LEAST = 1e-3  # of a floor: moves that cost less are listed, but no findings
 
 
 @dataclasses.dataclass(frozen=True)

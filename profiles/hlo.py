@@ -212,7 +212,8 @@ class Array:
         """Bytes in memory: each of the innermost dimensions fills whole tiles."""
         sizes = [self.dims[axis] for axis in reversed(self.order)] or list(self.dims)
         if tile := re.match(r"T\(([\d,]+)\)", self.tiles):
-            edges = [int(edge) for edge in tile[1].split(",")][-len(sizes) :]
+            edges = [int(edge) for edge in tile[1].split(",")]
+            edges = edges[max(0, len(edges) - len(sizes)) :]
             for place, edge in zip(range(-len(edges), 0), edges, strict=True):
                 sizes[place] = -(-sizes[place] // edge) * edge
         return math.ceil(math.prod(sizes) * bits(self.element) / 8)

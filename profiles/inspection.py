@@ -93,12 +93,19 @@ class Subject:
         parameters = abstract(Transformer(self.config, self.form), self.placement, mesh)
         return Engine(self.config, parameters, self.placement, mesh, self.form)
 
-    def lower(self, devices: Sequence[jax.Device] | None = None) -> jax.stages.Lowered:
-        """This pass, ready to compile; takes and raises what `engine` does."""
+    def lower(
+        self, devices: Sequence[jax.Device] | None = None, weights_anyhow: bool = False
+    ) -> jax.stages.Lowered:
+        """This pass, ready to compile; raises as `engine` does.
+
+        Args:
+          devices: as of `engine`.
+          weights_anyhow: the compiler chooses how each weight's shard lies in memory.
+        """
         engine = self.engine(devices)
         if self.tokens == 1:
-            return engine.lower_decode(self.batch, self.slots)
-        return engine.lower_prefill(self.batch, self.slots, self.tokens)
+            return engine.lower_decode(self.batch, self.slots, weights_anyhow)
+        return engine.lower_prefill(self.batch, self.slots, self.tokens, weights_anyhow)
 
 
 def expected(subject: Subject, platform: str | None = None) -> list[Collective]:

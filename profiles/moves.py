@@ -58,7 +58,7 @@ def moves(program: Program, steps: Iterable[Step]) -> list[Move]:
     """
     whole = {name: placed(one.shape)[0] for name, one in arguments(program).items()}
     found: dict[tuple, list[tuple[Move, int]]] = {}
-    users = _Users()
+    users = Users()
     for step in steps:
         for move, elements in _of(program, step, whole, users):
             found.setdefault((move.origin, move.how), []).append((move, elements * move.count))
@@ -73,22 +73,55 @@ def moves(program: Program, steps: Iterable[Step]) -> list[Move]:
 def grouped(each: Iterable[Move]) -> list[Move]:
     """Those alike in all layers as one, the largest first: origins are like ``layers/*/mlp/down``.
 
-    A count is of all; where sizes differ, as of parts of an array, the mean stands.
+    A count is of all; where sizes differ, as of parts of an array, the mean stands, and of several
+    places the first that is known.
     """
     groups: dict[tuple, list[Move]] = {}
     for move in each:
         origin = re.sub(r"(?<=/)\d+(?=/|$)", "*", move.origin)
-        groups.setdefault((origin, move.how, move.where, move.wider), []).append(move)
+        groups.setdefault((origin, move.how, move.wider), []).append(move)
     found = []
-    for (origin, how, where, wider), alike in groups.items():
+    for (origin, how, wider), alike in groups.items():
         count = sum(move.count for move in alike)
         size = round(sum(move.whole for move in alike) / count)
+        where = next((move.where for move in alike if move.where), "")
         found.append(Move(origin, how, size, count, where, wider))
     return sorted(found, key=lambda move: -move.whole)
 
 
+def largest(steps: Iterable[Step], least: int) -> list[tuple[str, int, int]]:
+    """What else is made in main memory, large arrays first.
+
+    Args:
+      steps: of `flow.walk`.
+      least: bytes of an array worth a word.
+
+    Returns:
+      Element type and sizes with the place in the model, bytes of one, and how many a step.
+    """
+    users, counts = Users(), {}
+    for step in steps:
+        one = step.instruction
+        if one.opcode in _ALIASES or one.opcode.endswith(("-start", "-done", "-update")):
+            continue
+        for array, origin in zip(*_values(step), strict=True):
+            if array.space == 0 and array.padded >= least and origin is None:
+                sizes = ",".join(map(str, array.dims))
+                what = f"{array.element}[{sizes}] in {users.where(step) or one.name}"
+                key = what, array.padded
+                counts[key] = counts.get(key, 0) + step.times
+    found = [(what, size, count) for (what, size), count in counts.items()]
+    return sorted(found, key=lambda each: -each[1])
+
+
+def _values(step: Step) -> tuple[tuple[Array, ...], tuple[str | None, ...]]:
+    """The arrays that an instruction makes, and their origins."""
+    made = placed(step.instruction.shape)
+    return made, leaves(step.origin, len(made))
+
+
 def _of(
-    program: Program, step: Step, whole: dict[str, Array], users: "_Users"
+    program: Program, step: Step, whole: dict[str, Array], users: "Users"
 ) -> Iterator[tuple[Move, int]]:
     """Moves that one instruction makes, with how many numbers each."""
     one = step.instruction
@@ -204,7 +237,7 @@ def _alike(computation: Computation, one: Instruction, name: str) -> bool:
     return (made.element, made.tiles) == (given.element, given.tiles)
 
 
-class _Users:
+class Users:
     """Finds where in the model an instruction is, by what uses it if it does not say itself."""
 
     def __init__(self) -> None:

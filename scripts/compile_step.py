@@ -36,7 +36,7 @@ from profiles.compiler import Outcome, check_compiler, check_target, compile_ste
 from profiles.estimate import Estimate, Estimator, Setting, best
 from profiles.estimate_record import Recorder
 from profiles.files import check_writable, write_atomically
-from profiles.findings import Finding, findings
+from profiles.findings import findings
 from profiles.inspection import Subject, expected
 from profiles.report import Record, document, versions, write_json
 from sharding.errors import FloorlineError, UsageError
@@ -52,6 +52,13 @@ _CONTEXT = flags.DEFINE_integer(
 )
 _PHASE = flags.DEFINE_enum("phase", "decode", ["decode", "prefill"], "Which pass.")
 _SAVE_HLO = flags.DEFINE_string("save_hlo", None, "Write the compiled program's text here.")
+_WEIGHT_LAYOUT = flags.DEFINE_enum(
+    "weight_layout",
+    "default",
+    ["default", "auto"],
+    "auto compiles a second time, with weights in memory as the compiler would have them, and says "
+    "what changes; the engine does not store them so.",
+)
 _LAYERS = flags.DEFINE_integer(
     "layers", None, "For work on the code: so many layers in place of the model's own.", 1
 )
@@ -89,7 +96,7 @@ def main() -> None:
     if _common.JSON.value:
         write_json(_common.JSON.value, _document(estimator, record, more, started))
     if record["status"] == "does_not_fit":
-        show(f"does not fit: {record['message']}")
+        show(compiled_text.wrapped(f"does not fit: {record['message']}"))
     elif record["status"] != "ok":
         raise FloorlineError(f"compiled step is {record['status']}; {record['message']}")
 
@@ -103,7 +110,8 @@ def _estimator() -> Estimator:
             "runs, see --help of generate.py"
         )
     if _LAYERS.value:
-        model = dataclasses.replace(model, layers=_LAYERS.value, windows=None)
+        windows = model.windows and model.windows[: _LAYERS.value]
+        model = dataclasses.replace(model, layers=_LAYERS.value, windows=windows)
     setting = Setting(
         model=model,
         where=where,
@@ -182,13 +190,28 @@ def _report(outcome: Outcome, estimator: Estimator, step: Estimate, subject: Sub
         f"{compiled_text.collectives(wanted, compiled.collectives)}\n\n"
         f"{compiled_text.findings(found, step.floor.seconds)}"
     )
-    return _compiled_fields(compiled, found) | {
-        "expected_collectives": [each.as_record() for each in wanted]
+    fields = {
+        "compiled": compiled.as_record(),
+        "findings": [each.as_record() for each in found],
+        "expected_collectives": [each.as_record() for each in wanted],
     }
+    if _WEIGHT_LAYOUT.value == "auto":
+        fields["weight_layout"] = _free_weights(compiled, estimator, subject)
+    return fields
 
 
-def _compiled_fields(compiled: CompiledStep, found: list[Finding]) -> dict:
-    return {"compiled": compiled.as_record(), "findings": [each.as_record() for each in found]}
+def _free_weights(default: CompiledStep, estimator: Estimator, subject: Subject) -> dict:
+    """Compiles with weights laid out as the compiler likes; prints and returns what changes."""
+    where = estimator.setting.where
+    _common.say(f"compiling again for {where}, weights laid out by the compiler")
+    outcome = compile_step(subject, where, weights_anyhow=True)
+    if outcome.status != "ok":
+        raise FloorlineError(f"compiled step is {outcome.status}; {outcome.message}")
+    free = read(outcome, subject.placement.mesh)
+    show = _common.say if _common.JSON.value == "-" else print
+    show(compiled_text.weight_layouts(default, free, estimator.peaks.bandwidth))
+    changed = compiled_text.layout_changes(default, free)
+    return {"changed": changed, "compiled": free.as_record()}
 
 
 def _document(estimator: Estimator, record: Record, more: dict, started: str) -> dict:
