@@ -1,0 +1,120 @@
+"""One pass compiled for a slice: chosen, compiled, read, and what was found in it, as a record."""
+
+import dataclasses
+
+from profiles.candidates import layouts, least_slice
+from profiles.collective import Collective
+from profiles.compiled import CompiledStep, read
+from profiles.compiler import Outcome, compile_step
+from profiles.estimate import Estimate, Estimator
+from profiles.estimate_record import Recorder
+from profiles.findings import Finding, findings
+from profiles.inspection import Subject, differences, expected
+from profiles.report import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """What came of a pass.
+
+    Attributes:
+      estimator: of its layout on its slice.
+      step: its floor and expected time.
+      subject: as the compiler was given it.
+      record: what programs read, with status and message.
+      outcome: of the compiler; None where the floor's bytes do not fit already.
+      compiled: the program, if there is one.
+      wanted: the collectives that the layout asks for.
+      findings: in the program, the costliest first.
+    """
+
+    estimator: Estimator
+    step: Estimate
+    subject: Subject
+    record: Record
+    outcome: Outcome | None = None
+    compiled: CompiledStep | None = None
+    wanted: tuple[Collective, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def differing(self) -> list[str]:
+        """How the program's collectives depart from those that the layout asks for."""
+        return differences(self.wanted, self.compiled.collectives, self.subject.form.dtype, "tpu")
+
+    def as_record(self) -> Record:
+        """The record with what was compiled and found in it."""
+        if not self.compiled:
+            return self.record
+        return {
+            **self.record,
+            "compiled": self.compiled.as_record(),
+            "collectives_as_expected": not self.differing,
+            "findings": [each.as_record() for each in self.findings],
+        }
+
+
+def examine(estimator: Estimator, batch: int, context: int, prefill: bool = False) -> Examined:
+    """Compiles a pass of one layout on one slice, if its weights and cache fit.
+
+    Args:
+      estimator: of the layout.
+      batch: sequences.
+      context: tokens in the cache of each; of prefill, tokens of a prompt.
+      prefill: a pass over prompts.
+    """
+    step = (estimator.prefill if prefill else estimator.decode)(batch, context)
+    subject = subject_of(estimator, batch, context, prefill)
+    record = Recorder(estimator).record(step)
+    if not step.fits:
+        beyond = step.resident - estimator.setting.where.chip.expected.capacity
+        return Examined(estimator, step, subject, record | {"message": too_large(step, beyond)})
+    outcome = compile_step(subject, estimator.setting.where)
+    record |= status(outcome, step)
+    if outcome.status != "ok":
+        return Examined(estimator, step, subject, record, outcome)
+    compiled = read(outcome, subject.placement.mesh)
+    found = tuple(findings(compiled, subject, estimator, step.floor.seconds))
+    wanted = tuple(expected(subject, "tpu"))
+    return Examined(estimator, step, subject, record, outcome, compiled, wanted, found)
+
+
+def subject_of(estimator: Estimator, batch: int, context: int, prefill: bool) -> Subject:
+    """A pass as a compiler is given it; arguments as of `examine`."""
+    return Subject(
+        config=estimator.setting.model,
+        placement=estimator.placement,
+        form=estimator.setting.form,
+        batch=estimator.padded(batch),
+        slots=context + (not prefill),
+        tokens=context if prefill else 1,
+    )
+
+
+def status(outcome: Outcome, step: Estimate) -> Record:
+    """What a record says of how compiling went."""
+    if outcome.status == "ok":
+        return {"status": "ok", "fits": True}
+    if outcome.status == "does_not_fit":
+        parts = step.setting.where.chip.devices_per_chip
+        message = too_large(step, (outcome.beyond or 0) * parts)
+        said = f" (XLA: {outcome.message})"
+        return {"status": "does_not_fit", "fits": False, "message": message + said}
+    return {"status": outcome.status, "message": outcome.message}
+
+
+def too_large(step: Estimate, beyond: float) -> str:
+    """How much is missing, and the least slice on which weights and cache fit."""
+    setting = step.setting
+    least = least_slice(
+        setting, step.batch, step.context + step.tokens - 1, layouts("auto", "auto")
+    )
+    need = f"{beyond / 1e9:.3g} GB per chip more" if beyond else "more"
+    if step.fits:
+        remedy = "use a smaller batch or a larger slice"
+        if least and least.chips > setting.where.chips:
+            remedy += f", {least} at least"
+    else:
+        remedy = f"the least slice that fits is {least}" if least else "no slice of it fits"
+    what = "weights, cache and temporaries" if step.fits else "weights and cache"
+    return f"{what} need {need} than {setting.where} has; {remedy}"

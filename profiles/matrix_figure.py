@@ -1,0 +1,60 @@
+"""Heat maps of a grid of compiled steps: what they hold, and what they move beyond the floor."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from profiles.curve_panels import DPI
+from profiles.files import write_atomically
+from profiles.report import Record
+
+_ROW = ("model", "phase", "weight_dtype", "kv_dtype", "batch", "context")
+_COLUMN = ("topology", "layout", "attention", "collectives")
+
+
+def heat_map(rows: Sequence[Record], field: str, title: str, path: Path, limit: float) -> None:
+    """A coloured square for each point, with its number; grey says why there is none.
+
+    Args:
+      rows: from `profiles.matrix.summary`.
+      field: what is drawn.
+      title: what that is, with what it is over.
+      path: of the PNG file.
+      limit: the number at which colours end: a full memory, or so many times the floor.
+
+    Raises:
+      OutputError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    names = [_name(row, _ROW) for row in rows], [_name(row, _COLUMN) for row in rows]
+    ups, acrosses = (list(dict.fromkeys(each)) for each in names)
+    values = np.full((len(ups), len(acrosses)), np.nan)
+    words = {}
+    for row, up, across in zip(rows, *names, strict=True):
+        place = ups.index(up), acrosses.index(across)
+        values[place] = row.get(field, np.nan)
+        words[place] = f"{row[field]:.3g}" if field in row else row["status"].replace("_", "\n")
+    figure = Figure(figsize=(4.6 + 1.25 * len(acrosses), 2.6 + 0.42 * len(ups)), dpi=DPI)
+    panel = figure.subplots()
+    image = panel.imshow(values, cmap="YlOrRd", vmin=0, vmax=limit, aspect="auto")
+    image.cmap.set_bad("#D8D8D8")
+    for (up, across), text in words.items():
+        dark = values[up, across] > 0.6 * limit
+        panel.text(across, up, text, ha="center", va="center", fontsize=8,
+                   color="white" if dark else "black")  # fmt: skip
+    panel.set_xticks(range(len(acrosses)), acrosses, fontsize=8)
+    panel.set_yticks(range(len(ups)), ups, fontsize=8)
+    panel.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    figure.colorbar(image, ax=panel, extend="max")
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(path, buffer.getvalue())
+
+
+def _name(row: Record, fields: Sequence[str]) -> str:
+    shown = [str(row[field]) for field in fields if field in row]
+    return "\n".join(shown) if fields is _COLUMN else ", ".join(shown)

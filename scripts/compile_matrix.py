@@ -1,0 +1,144 @@
+"""Compile a grid of steps for TPU slices that nobody here owns, into one table.
+
+Every combination of --model, --topology, --layout, --attention, types, --batch and --context is
+compiled as compile_step.py does it. Writes matrix.csv, matrix.json, and two heat maps: what a chip
+holds over its capacity, and what a step moves over the floor's bytes. A run that is stopped goes on
+where it was; a point that does not fit or that the compiler refuses is a row that says so.
+
+Examples:
+  python scripts/compile_matrix.py --model=llama3-8b --topology=v5e:2x4,v5p:2x2x1 --batch=1,32
+  python scripts/compile_matrix.py --model=llama3-8b,llama3-70b --topology=v5e:4x4,v6e:2x4 \\
+      --weight_dtype=bfloat16,int8 --layout=weight_stationary_1d,weight_stationary_2d
+  python scripts/compile_matrix.py --phase=prefill --context=2048 --batch=1 --json=-
+"""
+
+import datetime
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import _common
+import _forms
+import _layouts
+from absl import flags
+from tqdm import tqdm
+
+from profiles.compiler import check_compiler
+from profiles.files import check_writable, write_csv, write_json
+from profiles.inspection import aligned
+from profiles.matrix import Point, run, summary
+from profiles.matrix_figure import heat_map
+from profiles.report import Record, document, ms, versions
+from sharding.errors import UsageError
+
+_TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x4"], "Slices, such as v5e:4x4,v5p:2x2x2.")
+_ATTENTIONS = flags.DEFINE_list("attentions", ["auto"], "What divides attention, as --attention.")
+_BATCH = flags.DEFINE_list("batch", ["1", "32"], "Sequences.")
+_CONTEXT = flags.DEFINE_list(
+    "context", ["2048"], "Tokens in the cache of each; of prefill, tokens of a prompt."
+)
+_PHASE = flags.DEFINE_enum("phase", "decode", ["decode", "prefill"], "Which passes.")
+_WORKERS = flags.DEFINE_integer(
+    "workers", None, "Compilers at once; by default as many as cores and memory allow.", 1
+)
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/matrix", "Folder for results.")
+_forms.define_step_flags()
+for _name, _value in (("layout", "auto"), ("model", "llama3-8b")):
+    flags.FLAGS.set_default(_name, _value)
+
+
+def main() -> None:
+    """Compiles what is not compiled yet, prints, writes."""
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    output = Path(_OUTPUT_DIR.value)
+    _common.check_json()
+    points = _points()
+    for point in points:
+        point.check()
+    check_compiler()
+    check_writable(output)
+    used = {name: versions()[name] for name in ("jax", "libtpu") if name in versions()}
+    records = run(points, output, used, _progress, _WORKERS.value)
+    rows = [summary(record) for record in records]
+    found = document(sys.argv, records, device_kind="", started=started, bandwidth=None)
+    write_json(output / "matrix.json", found)
+    write_csv(output / "matrix.csv", rows)
+    named = ", ".join(f"{name} {version}" for name, version in used.items())
+    heat_map(rows, "resident_over_capacity", f"arguments and temporaries / memory of a chip ({named})",
+             output / "resident.png", 1.0)  # fmt: skip
+    heat_map(rows, "bytes_over_floor", f"bytes moved / bytes of the floor ({named})",
+             output / "bytes.png", 2.0)  # fmt: skip
+    if _common.JSON.value:
+        write_json(_common.JSON.value, found)
+    (_common.say if _common.JSON.value == "-" else print)(table(rows))
+    _common.say(f"wrote matrix.json, matrix.csv, resident.png and bytes.png to {output}")
+
+
+def table(rows: list[Record]) -> str:
+    """A line for each point."""
+    head = ("model", "slice", "mesh", "layout", "weights", "cache", "batch", "context", "floor ms",
+            "arguments / floor's", "temporaries", "cache in place", "collectives as expected",
+            "costliest finding")  # fmt: skip
+    return aligned(head, [_cells(row) for row in rows])
+
+
+def _cells(row: Record) -> tuple[str, ...]:
+    mesh = "x".join(map(str, row["mesh"].values())) if "mesh" in row else ""
+    tokens = row.get("tokens_per_sequence", 1)
+    what = (row["model"], row["topology"], mesh, row["layout"], row["weight_dtype"],
+            row["kv_dtype"], f"{row['batch']}", f"{tokens if tokens > 1 else row['context']:,}",
+            ms(row["floor_s"]) if "floor_s" in row else "")  # fmt: skip
+    if "arguments_over_floor" not in row:
+        return (*what, row["status"], "", "", "", row.get("message", "")[:60])
+    return (
+        *what,
+        f"{row['arguments_over_floor']:.4f}",
+        f"{row['temporaries_over_arguments']:.1%}",
+        "yes" if row["cache_aliased"] else "NO",
+        "yes" if row["collectives_as_expected"] else "NO",
+        f"{row['costliest_over_floor']:.1%} of floor" if row["findings"] else "none",
+    )
+
+
+def _points() -> list[Point]:
+    """Every combination of the flags.
+
+    Raises:
+      UsageError: prompts of a single token.
+    """
+    contexts = _common.integers("context", _CONTEXT.value)
+    prefill = _PHASE.value == "prefill"
+    if prefill and min(contexts) < 2:
+        raise UsageError(f"--context is {min(contexts)} with --phase=prefill; use 2 or more")
+    grid = itertools.product(
+        _common.MODEL.value.split(","),
+        _TOPOLOGY.value,
+        _forms.forms(here=False),
+        _layouts.LAYOUT.value.split(","),
+        _ATTENTIONS.value,
+        _common.integers("batch", _BATCH.value),
+        contexts,
+    )
+    return [
+        Point(model, topology, layout, attention, _layouts.COLLECTIVES_BY.value, form, batch,
+              context, prefill)
+        for model, topology, form, layout, attention, batch, context in grid
+    ]  # fmt: skip
+
+
+def _progress(finished: Iterator[tuple[str, Record]], count: int) -> Iterator[tuple[str, Record]]:
+    """A bar where someone watches, else a line for each point."""
+    watched = sys.stderr.isatty()
+    with tqdm(finished, total=count, disable=not watched, file=sys.stderr, leave=False) as bar:
+        for number, (key, record) in enumerate(bar, 1):
+            bar.set_description_str(key)
+            if not watched:
+                _common.say(f"{number} of {count}: {key}: {record['status']}")
+            yield key, record
+
+
+if __name__ == "__main__":
+    for module in (_common, _layouts, _forms):
+        flags.adopt_module_key_flags(module)
+    _common.start(main)
