@@ -29,6 +29,7 @@ PHASES = "decode", "prefill", "run"
 _REQUIRED = "source", "locator", "model", "topology", "layout", "weight_dtype", "phase", "batch"
 _LENGTHS = {"decode": ("prompt_length",), "prefill": ("prompt_length",),
             "run": ("prompt_length", "generated_tokens")}  # fmt: skip
+_MOST = 2**24  # sequences or tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,8 @@ class Case:
         stated = self.dtype or self.arithmetic
         rate = chip.peak(stated)
         if least and not self.dtype and self.weights.few_bits:
-            rate = max(chip.flops.values())
+            left = () if self.weights.least == jnp.dtype("int4") else ("int4", "fp4")
+            rate = max(each for name, each in chip.flops.items() if name not in left)
         if rate == chip.peak(self.arithmetic):
             return self.where
         return dataclasses.replace(self.where, chip=self.where.chip.override(flops=rate))
@@ -178,10 +180,10 @@ def cases_of(path: str) -> tuple[list[Case], list[Unusable]]:
     except (OSError, ValueError) as error:
         raise UsageError(f"--cases is {path!r}, which cannot be read: {error}") from None
     rows = data.get("cases") if isinstance(data, dict) else data
-    if not isinstance(rows, list):
+    if not isinstance(rows, list) or not rows:
         raise UsageError(
-            f"--cases is {path!r}, which holds no list of cases; write a JSON list of them, or an "
-            'object {"cases": [...]}'
+            f"--cases is {path!r}, which holds no list of cases, or an empty one; write "
+            'a JSON list of them, or an object {"cases": [...]}'
         )
     return read_rows(rows)
 
@@ -222,8 +224,8 @@ def parse_case(row: object) -> Case:
         attention=_open(_text(given, "attention")),
         mesh=parse_mesh(mesh) if mesh else None,
         dtype=_arithmetic(_text(given, "dtype")),
-        weights=_stored("weight_dtype", str(given["weight_dtype"])),
-        cache=_stored("kv_dtype", cache) if cache else None,
+        weights=stored(str(given["weight_dtype"]), "weight_dtype"),
+        cache=stored(cache, "kv_dtype") if cache else None,
         phase=given["phase"],
         batch=_whole(given, "batch", 1),
         **{name: _whole(given, name, 0) for name in sizes},
@@ -276,7 +278,12 @@ def _arithmetic(name: str | None) -> str | None:
     return _spelled("dtype", name) if name else None
 
 
-def _stored(field: str, name: str) -> Stored:
+def stored(name: str, field: str = "type") -> Stored:
+    """How numbers of a type are stored, by any common spelling of it.
+
+    Raises:
+      UsageError: the type is not known; the message calls it by `field`.
+    """
     return _TYPES[_spelled(field, name)]
 
 
@@ -299,10 +306,9 @@ def _whole(given: Mapping[str, object], name: str, least: int) -> int | None:
     value = given.get(name, None if name == "context" else 0)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-        raise UsageError(f"{name} is {value!r}; use a whole number")
-    if not least <= value <= 2**40:
-        raise UsageError(f"{name} is {value}; use a whole number from {least} on")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and least <= value <= _MOST and value == int(value)):
+        raise UsageError(f"{name} is {value!r}; use a whole number from {least} to {_MOST}")
     return int(value)
 
 

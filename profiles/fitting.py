@@ -23,7 +23,7 @@ import numpy as np
 from profiles.calibration import Calibration, calibrations
 from profiles.cases import Case, shipped_cases
 from profiles.inspection import aligned
-from profiles.published import estimators, reproduce, summarise, work
+from profiles.published import estimators, reproduce, work
 
 GRID = {
     "hidden": (False, True),
@@ -36,8 +36,8 @@ GRID = {
 """Constants that are fitted, and the values that they may take."""
 TYPICAL = {"memory": 0.85, "compute": 0.6, "link": 0.8, "collective_s": 5e-6, "layer_s": 1e-5}
 """Where steps do not tell: published rates of copies (0.80 to 0.87 of a memory's), of whole models
-(0.4 to 0.76 of the arithmetic peak) and of collectives (2.3 to 10 us each); a layer of three kernels
-of 3 us. Nothing hides collectives."""
+(0.4 to 0.76 of the arithmetic peak) and of collectives (2.3 to 10 us each); three kernels of 3 us
+for a layer. Nothing hides collectives."""
 TAIL, PULL, HIDING = 0.3, 0.01, 2
 """Weights of the 90th percentile, of a doubling, and how many doublings the rule of overlap is."""
 _RESOLVED = 2e-6  # seconds per layer that no fit tells from none

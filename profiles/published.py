@@ -7,7 +7,7 @@ floor, its expected time and the expected time's error.
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 
 import jax.numpy as jnp
@@ -18,12 +18,13 @@ from model.config import ModelConfig
 from model.form import Form
 from profiles.calibration import Calibration, calibration_of
 from profiles.candidates import candidates
-from profiles.cases import Case
+from profiles.cases import Case, Unusable
 from profiles.estimate import Estimate, Estimator, Setting
 from profiles.floor import floor
 from profiles.report import Record
 from profiles.slices import Slice
 from profiles.traffic import kv_token_bytes
+from sharding.errors import FloorlineError
 from sharding.layout import attend_by, find_layout
 from sharding.mesh import parse_mesh
 
@@ -66,12 +67,14 @@ class Reproduced:
       case: what was measured.
       floor_s: the least that is consistent with the source.
       expected_s: of the mesh that is expected to be fastest, where it is not stated.
+      rates: the constants of the expected time.
       said: what was assumed for these times beside the case's own assumptions.
     """
 
     case: Case
     floor_s: float
     expected_s: float
+    rates: Calibration
     said: tuple[str, ...]
 
     @property
@@ -125,7 +128,7 @@ def reproduce(case: Case, rates: Calibration | None = None) -> Reproduced:
     usual = estimators(case, False, rates)
     bound = min(_least_seconds(case, each) for each in least)
     _, expected = min(_expected(case, each) for each in usual)
-    return Reproduced(case, bound, expected, tuple(_said(case, least)))
+    return Reproduced(case, bound, expected, rates, tuple(_said(case, least, rates)))
 
 
 def estimators(case: Case, least: bool, rates: Calibration) -> list[Estimator]:
@@ -134,28 +137,13 @@ def estimators(case: Case, least: bool, rates: Calibration) -> list[Estimator]:
     mesh = tuple(case.mesh.items()) if case.mesh else None
     experts = "least" if least else "coverage"
     form, where = case.form(least), case.slice_for(least)
-    return _estimators(case.model, str(where), Figures(where), form, rates, keys, mesh, experts)
-
-
-class Figures:
-    """A slice as part of a key, by what its chip achieves too, which slices do not compare."""
-
-    def __init__(self, where: Slice):
-        self.where = where
-        self._key = tuple(sorted((name, each.highest) for name, each in where.chip.figures.items()))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Figures) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
+    return _estimators(case.model, where, form, rates, keys, mesh, experts)
 
 
 @functools.lru_cache(maxsize=256)
 def _estimators(
     model: ModelConfig,
-    topology: str,
-    figures: Figures,
+    where: Slice,
     form: Form,
     rates: Calibration,
     keys: Sequence[tuple[str, str]],
@@ -163,7 +151,7 @@ def _estimators(
     experts: str,
 ) -> list[Estimator]:
     """Cases of one table share these."""
-    setting = Setting(model=model, where=figures.where, form=form, rates=rates, experts=experts)
+    setting = Setting(model=model, where=where, form=form, rates=rates, experts=experts)
     wanted = [attend_by(find_layout(name), attention) for name, attention in keys]
     return candidates(setting, wanted, [dict(mesh)] if mesh else None)
 
@@ -235,7 +223,7 @@ def mean_context(case: Case) -> int:
     return least_context(case) + max(case.generated_tokens - 1, 0) // 2
 
 
-def _said(case: Case, least: Sequence[Estimator]) -> Iterator[str]:
+def _said(case: Case, least: Sequence[Estimator], rates: Calibration) -> Iterator[str]:
     """What the times assume beyond the case."""
     sized = not isinstance(case.model, ModelConfig)
     if case.phase != "prefill" and least_context(case) != mean_context(case):
@@ -256,6 +244,8 @@ def _said(case: Case, least: Sequence[Estimator]) -> Iterator[str]:
         yield "arithmetic not stated: bfloat16, the floor's as fast as the chip has"
     if not case.cache:
         yield f"kv_dtype not stated: {case.arithmetic}"
+    if case.where.chip.name not in rates.chips:
+        yield f"expected by {rates.said_of(case.where.chip.name)}"
     if case.model.experts:
         yield "the floor reads one token's experts, the expected time those of evenly spread tokens"
 
@@ -302,7 +292,44 @@ def by_source(rows: Iterable[Reproduced]) -> dict[str, list[Reproduced]]:
 
 
 def reproduce_all(
-    cases: Iterable[Case], rates: Callable[[Case], Calibration | None] = lambda case: None
-) -> list[Reproduced]:
-    """`reproduce` of each."""
-    return [reproduce(case, rates(case)) for case in cases]
+    cases: Iterable[Case], rates: Calibration | None = None
+) -> tuple[list[Reproduced], list[Unusable]]:
+    """`reproduce` of each, and beside them those that do not go with their slice."""
+    rows, refused = [], []
+    for case in cases:
+        try:
+            rows.append(reproduce(case, rates))
+        except FloorlineError as error:
+            refused.append(Unusable(case.source, case.locator, str(error)))
+    return rows, refused
+
+
+def check_floors(rows: Iterable[Reproduced]) -> None:
+    """Refuses measurements that beat their floors.
+
+    Raises:
+      FloorlineError: with the first of them.
+    """
+    if beating := [row for row in rows if row.fraction > 1]:
+        row = beating[0]
+        case = row.case
+        raise FloorlineError(
+            f"measured time is {case.published_s * 1e3:.4g} ms in {case.source}, {case.locator}, "
+            f"below its floor of {row.floor_s * 1e3:.4g} ms ({len(beating)} such); the measurement "
+            "is of something else, or the case's assumptions or a peak in profiles/chips.json are "
+            "wrong"
+        )
+
+
+def check_contexts(rows: Iterable[dict]) -> None:
+    """Refuses longest contexts that are further off than rounding explains.
+
+    Raises:
+      FloorlineError: with the first of them.
+    """
+    for row in rows:
+        if abs(row["error"]) > TOLERANCE:
+            raise FloorlineError(
+                f"counted context is {row['context']:,.0f} where {row['locator']} has "
+                f"{row['published_context']:,}; the count or the case's assumptions must be wrong"
+            )
