@@ -119,6 +119,13 @@ def figures_text(figures: Iterable[Figure], others: Iterable[dict]) -> str:
             if "differences" in line:
                 lines.append(f"  what sets apart {line['locator']}, {line['what']}:")
                 lines += [f"    {_difference(each)}" for each in line["differences"]]
+        inferred: dict[str, str] = {}
+        for line in (each.line for each in group):
+            if "inferred" in line:
+                inferred[f"{line['locator']}, {line['what']}"] = line["inferred"]
+        if inferred:
+            lines.append("  inputs that the source as read does not state, but its digits need:")
+            lines += [f"    {name}: {text}" for name, text in inferred.items()]
         parts.append("\n".join(lines))
     lines = [f"  {each['source']}, {each['locator']}: {each['why']}" for each in others]
     return "\n\n".join([*parts, "\n".join(["not recomputed:", *lines])])

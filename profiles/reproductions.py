@@ -194,7 +194,7 @@ def counted_value(
     if count["what"] == "critical_batch":
         return critical_batch(estimator)
     if count["what"] == "batching_gain":
-        return batching_gain(estimator, count["context"], every_expert=count["every_expert"])
+        return batching_gain(estimator, place["context"], every_expert=count["every_expert"])
     if count["what"] == "room":
         kept = traffic(count, place, least)
         free = estimator.peaks.capacity * chips - kept.weights_resident
