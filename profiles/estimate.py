@@ -130,10 +130,10 @@ class Estimator:
             self.placement = setting.layout.check(setting.model.sizes, setting.mesh)
             self.costs = StepCosts(setting.model, self.placement, form)
             self._links = LinkCosts(setting.model, self.placement, form, where, setting.rates)
-        self._prompts = self.costs
+        self.prompts = self.costs
         if self.placement and self.placement.prefill is not self.placement:
-            self._prompts = StepCosts(setting.model, self.placement.prefill, form)
-        self._sent = functools.cache(self._links.sent)
+            self.prompts = StepCosts(setting.model, self.placement.prefill, form)
+        self.sent = functools.cache(self._links.sent)
 
     def decode(self, batch: int, context: int, slots: int | None = None) -> Estimate:
         """A decode step.
@@ -145,7 +145,7 @@ class Estimator:
         """
         padded, experts = self.padded(batch), self.setting.experts
         traffic = self.costs.decode(batch=padded, context=context, slots=slots, experts=experts)
-        return self._estimate(batch, context, 1, traffic, self._sent(padded, 1))
+        return self._estimate(batch, context, 1, traffic, self.sent(padded, 1))
 
     def prefill(self, batch: int, tokens: int, cached: int = 0) -> Estimate:
         """A pass over prompts.
@@ -157,8 +157,8 @@ class Estimator:
         """
         padded, experts = self.padded(batch), self.setting.experts
         sizes = {"batch": padded, "tokens": tokens, "cached": cached}
-        traffic = self._prompts.prefill(**sizes, experts=experts)
-        return self._estimate(batch, cached, tokens, traffic, self._sent(padded, tokens))
+        traffic = self.prompts.prefill(**sizes, experts=experts)
+        return self._estimate(batch, cached, tokens, traffic, self.sent(padded, tokens))
 
     def padded(self, batch: int) -> int:
         """The batch that a step really has."""
