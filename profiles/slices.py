@@ -12,6 +12,8 @@ from profiles.hardware import Chip, Wiring, find_chip
 from sharding.errors import UsageError
 
 Shape = tuple[int, ...]
+MOST = 4096
+"""Chips of the largest slice that is looked at where nobody says how many there may be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,31 @@ def parse_slice(text: str) -> Slice:
             f"use {' or '.join(str(Slice(chip, other)) for other in nearest)}"
         )
     return Slice(chip, shape)
+
+
+def slices_of(chip: Chip, most: int = MOST) -> list[Slice]:
+    """Slices worth planning with, those of fewest chips first; of as many, the most compact.
+
+    Where chips come in any number, powers of two of them within a domain, and of whole domains;
+    where the shapes of a torus are not published, sides that are powers of two.
+
+    Args:
+      chip: of which they are.
+      most: chips.
+    """
+    wiring, domain = chip.wiring, chip.wiring.domain or most
+    if not wiring.dimensions:
+        within = [1 << power for power in range(most.bit_length()) if 1 << power < domain]
+        whole = [domain << power for power in range(most.bit_length())]
+        return [Slice(chip, (count,)) for count in (*within, *whole) if count <= most]
+    known = wiring.shapes or wiring.cube
+    shapes = [
+        shape
+        for shape in _tori(wiring)
+        if math.prod(shape) <= most and (known or all(side & (side - 1) == 0 for side in shape))
+    ]
+    shapes.sort(key=lambda shape: (math.prod(shape), sum(shape), shape))
+    return [Slice(chip, shape) for shape in shapes]
 
 
 def _groups(wiring: Wiring, asked: Shape) -> list[Shape]:
