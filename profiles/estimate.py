@@ -130,6 +130,7 @@ class Estimator:
             self.placement = setting.layout.check(setting.model.sizes, setting.mesh)
             self.costs = StepCosts(setting.model, self.placement, form)
             self._links = LinkCosts(setting.model, self.placement, form, where, setting.rates)
+        self._multiple = self.placement.multiple("B") if self.placement else 1
         self._prompts = self.costs
         if self.placement and self.placement.prefill is not self.placement:
             self._prompts = StepCosts(setting.model, self.placement.prefill, form)
@@ -168,8 +169,7 @@ class Estimator:
 
     def padded(self, batch: int) -> int:
         """The batch that a step really has."""
-        multiple = self.placement.multiple("B") if self.placement else 1
-        return -(-batch // multiple) * multiple
+        return -(-batch // self._multiple) * self._multiple
 
     def _estimate(
         self, batch: int, context: int, tokens: int, traffic: Traffic, sent: Sent
