@@ -96,11 +96,11 @@ def _layout(
     name: str, config: ModelConfig, mesh: MeshShape, form: Callable[[], Form], *sizes: Sequence[int]
 ) -> Layout:
     _check_experts(config)
-    wish = Wish(name, ATTENTION_BY.value, PREFILL_LAYOUT.value, _finish)
+    wish = Wish(name, ATTENTION_BY.value, PREFILL_LAYOUT.value, finish)
     return pick(wish, config, mesh, lambda: Work(config, mesh, form(), *sizes), _common.say)
 
 
-def _finish(layout: Layout) -> Layout:
+def finish(layout: Layout) -> Layout:
     """The layout with everything else that the flags say of it."""
     if EXPERT_PARALLEL.value:
         layout = divide_experts(layout)
