@@ -4,6 +4,7 @@ Each stands alone: its title names model, types, slice, context and layout, and 
 the expected time are at. Floors are dashed, expected times solid, as in every plot of the project.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from profiles.curve_panels import (
     logarithmic,
     panels,
     peaks_words,
-    price_words,
+    sized_words,
     subject,
 )
 from profiles.curve_study import Study
@@ -62,17 +63,16 @@ def latency(study: Study, path: str | Path) -> "Figure":
         panel.set_ylabel("step time (ms)")
     last = _near(curves)
     near.set_xlim(0, last)
-    near.set_ylim(0, 1.08e3 * max(curves.at("expected", last), curves.at("floor", last)))
+    top = min(1.05 * curves.at("expected", last), 2.2 * curves.at("floor", last))
+    near.set_ylim(0, 1e3 * max(top, 1.05 * curves.at("floor", last)))
     near.set_title("straight lines: linear axes", fontsize=10)
     logarithmic(far.xaxis, curves.batches, base=2)
     lowest = max(1e3 * _least(curves), 1e3 * curves.floor[0] / 200)
     logarithmic(far.yaxis, [lowest, *(curves.expected * 1e3)], room=1.5)
     far.set_title("all batches: logarithmic axes", fontsize=10)
-    head = ["Time of a decode step against batch: the floor is the larger of memory and compute"]
-    if "communication" in _drawn(curves):
-        head = ["Time of a decode step against batch: the floor is the largest of its terms"]
+    head = ["Time of a decode step against batch, and the terms of its floor"]
     head += _of_steps(study)
-    return finish(figure, path, head, _notes(study, curves))
+    return finish(figure, path, head, [*_notes(study, curves), _expected_words(study, curves)])
 
 
 def cost(study: Study, path: str | Path) -> "Figure":
@@ -103,7 +103,7 @@ def cost(study: Study, path: str | Path) -> "Figure":
     logarithmic(far.yaxis, [max(lowest, bound / 30), top], room=1.5)
     far.set_title("all batches: logarithmic axes", fontsize=10)
     head = ["Cost of a token against batch: weights are shared, cache and compute are not"]
-    head += [*_of_steps(study), price_words(study.estimator)]
+    head += _of_steps(study, priced=True)
     return finish(figure, path, head, _notes(study, curves))
 
 
@@ -128,7 +128,9 @@ def contexts(study: Study, path: str | Path) -> "Figure":
             mark = dict(marker="o", color=colour, markersize=8, zorder=5, linestyle="none")
             times.plot([curves.takeover], [seconds * 1e3], label=f"takeover, {name}", **mark)
             costs.plot([curves.takeover], [unit.cost(seconds, curves.takeover)], **mark)
-        words = f"compute from batch {curves.takeover}" if curves.takeover else "never compute"
+        words = "compute never takes over"
+        if curves.takeover:
+            words = f"compute takes over at batch {curves.takeover}"
         handles.append(key(color=colour, linewidth=3, label=f"{name}: {words}"))
     for panel, axis, scale in (
         (times, "step time (ms)", lambda curves, seconds: seconds * 1e3),
@@ -146,8 +148,10 @@ def contexts(study: Study, path: str | Path) -> "Figure":
         key(alpha=PALE, linewidth=3, label="pale: does not fit in memory"),
     ]
     head = ["Time of a decode step and cost of a token against batch, by context"]
-    head += [subject(study.estimator), peaks_words(study.estimator), price_words(study.estimator)]
-    return finish(figure, path, head, [balance_words(study)], handles)
+    head += [subject(study.estimator), *peaks_words(study.estimator, priced=True)]
+    return finish(
+        figure, path, head, [balance_words(study), *sized_words(study.estimator)], handles
+    )
 
 
 def balance_words(study: Study) -> str:
@@ -163,9 +167,23 @@ def balance_words(study: Study) -> str:
     )
 
 
-def _of_steps(study: Study) -> list[str]:
+def _of_steps(study: Study, priced: bool = False) -> list[str]:
     estimator = study.estimator
-    return [subject(estimator, f"context {study.context}"), peaks_words(estimator)]
+    return [subject(estimator, f"context {study.context}"), *peaks_words(estimator, priced)]
+
+
+def _expected_words(study: Study, curves: StepCurves) -> str:
+    """The terms of one expected time, and the rule that joins them."""
+    last = int(curves.batches[-1])
+    batch = min(curves.takeover or last, curves.fits_to or last, last)
+    found = study.estimator.decode(batch, curves.context).expected
+    terms = {name: seconds * 1e3 for name, seconds in dataclasses.asdict(found).items()}
+    del terms["hidden"]
+    words = ", ".join(f"{name} {value:.3g}" for name, value in terms.items() if value)
+    rule = "the larger of memory and compute, and the rest"
+    if found.hidden:
+        rule = "the larger of memory and compute + communication, and the rest"
+    return f"Expected at batch {batch}: {words}; in all {found.seconds * 1e3:.3g} ms ({rule})."
 
 
 def _drawn(curves: StepCurves) -> list[str]:
@@ -208,7 +226,10 @@ def _takeover(panel: "Axes", curves: StepCurves, scale: float) -> None:
         return
     height = max(curves.at("compute", batch), curves.at("memory", batch)) * scale
     look = dict(color=ORANGE, markeredgecolor=BLACK, markersize=9, linestyle="none", zorder=6)
-    panel.plot([batch], [height], marker="o", label=f"compute takes over at batch {batch}", **look)
+    words = f"compute takes over at batch {batch}"
+    if curves.at("communication", batch) * scale > 1.001 * height:
+        words = f"compute passes memory at batch {batch}"
+    panel.plot([batch], [height], marker="o", label=words, **look)
 
 
 def _unfit(panel: "Axes", curves: StepCurves) -> None:
@@ -239,7 +260,12 @@ def _notes(study: Study, curves: StepCurves) -> list[str]:
         notes.append(f"At context {curves.context} compute never takes over, at any batch.")
     elif curves.takeover > curves.batches[-1]:
         notes.append(f"Compute takes over at batch {curves.takeover}, beyond what is drawn.")
-    return [*notes, balance_words(study)]
+    multiple = study.estimator.padded(1)
+    if multiple > 1:
+        notes.append(
+            f"The layout pads batches to multiples of {multiple}: beyond that only those are drawn."
+        )
+    return [*notes, *sized_words(study.estimator), balance_words(study)]
 
 
 def _hues(count: int) -> Sequence[str]:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 EXPECTED = dict(linestyle="-", linewidth=2)
 FLOOR = dict(linestyle=(0, (5, 2)), linewidth=1.8)
-WIDTH, DPI = 11.0, 90
-LINE = 138  # characters below the title
+WIDTH, DPI = 11.0, 100
+LINE = 150  # characters below the title
 PALE = 0.28
 
 
@@ -63,10 +63,26 @@ def finish(
     lines = [head[0], *(line for text in head[1:] for line in textwrap.wrap(text, LINE))]
     foot = [line for note in notes for line in textwrap.wrap(note, LINE)]
     frame(figure, lines, foot, list(named.values()))
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_atomically(path, picture.getvalue())
+    write_atomically(path, _png(figure))
     return figure
+
+
+def _png(figure: "Figure") -> bytes:
+    """The picture in its 256 most frequent colours: all flat ones, at a third of the bytes."""
+    from PIL import Image
+
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    pixels = np.asarray(Image.open(drawn).convert("RGB"))
+    packed = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
+    colours, places, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    levels = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=-1)
+    kept = levels[np.argsort(-counts, kind="stable")[:256]]
+    nearest = np.square(levels[:, None] - kept).sum(-1).argmin(-1).astype(np.uint8)
+    picture = Image.fromarray(nearest[places].reshape(packed.shape))
+    picture.putpalette(kept.astype(np.uint8).tobytes())
+    picture.save(small, "png", optimize=True)
+    return small.getvalue()
 
 
 def subject(estimator: Estimator, *more: str, layout: bool = True, where: bool = True) -> str:
@@ -80,29 +96,31 @@ def subject(estimator: Estimator, *more: str, layout: bool = True, where: bool =
     return ", ".join(parts)
 
 
-def peaks_words(estimator: Estimator, links: bool = True) -> str:
-    """What floors and expected times are at."""
+def peaks_words(estimator: Estimator, priced: bool = False) -> list[str]:
+    """What floors are at, and what expected times and costs are at."""
     setting, peaks, chip = estimator.setting, estimator.peaks, estimator.chip
     parts = peaks.devices_per_chip
     arithmetic = "int8" if setting.form.round_activations else setting.form.dtype.name
     rates = [f"{peaks.bandwidth * parts / 1e9:.4g} GB/s", f"{peaks.flops * parts / 1e12:.4g}"]
     floor = f"{rates[0]} of memory, {rates[1]} TFLOP/s ({arithmetic})"
-    if links and chip.link:
+    if chip.link and setting.where.chips > 1:
         floor += f" and links of {chip.link / 1e9:.4g} GB/s"
     given = [name for name in chip.figures if chip.figures[name].source == "given"]
     source = f"published, but for {', '.join(given)}, given" if given else "highest published"
-    return (
-        f"Floor: per chip {floor}, {source}, all overlapped. Expected: recommended figures, "
-        f"calibration {setting.rates.said_of(chip.name)}."
-    )
+    expected = f"Expected: recommended figures, calibration {setting.rates.said_of(chip.name)}."
+    if priced and setting.price is None:
+        expected += " No price of the chip is known: costs are in chip-seconds."
+    elif priced:
+        expected += f" Price: {setting.price:g} USD per chip-hour."
+    return [f"Floor: per chip {floor}, {source}, all overlapped.", expected]
 
 
-def price_words(estimator: Estimator) -> str:
-    """What costs are in."""
-    price = estimator.setting.price
-    if price is None:
-        return "No price of the chip is known: costs are in chip-seconds."
-    return f"Price: {price:g} USD per chip-hour."
+def sized_words(estimator: Estimator) -> list[str]:
+    """What is not known of a model that is known by its sizes alone."""
+    if estimator.placement:
+        return []
+    name = estimator.setting.model.name
+    return [f"{name} is known by its sizes alone: collectives are in expected times, in no floor."]
 
 
 def logarithmic(axis: object, values: Sequence[float], base: int = 10, room: float = 1.15) -> None:
@@ -113,9 +131,11 @@ def logarithmic(axis: object, values: Sequence[float], base: int = 10, room: flo
     axis._set_axes_scale("log", base=base)
     wide = np.log10(high / low)
     subs = (1.0,) if base == 2 or wide > 3 else (1.0, 2.0, 5.0)
-    axis.set_major_locator(LogLocator(base, subs=subs, numticks=16))
+    step = 4 if base == 2 and wide > 2.7 else base  # ten powers of two would touch
+    axis.set_major_locator(LogLocator(step, subs=subs, numticks=16))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    text = "{:.0f}".format if base == 2 else short
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(low, high)
 
 

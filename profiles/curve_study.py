@@ -51,8 +51,9 @@ PAPER = (
 )
 """Layouts of Pope et al. 2022, figure 3."""
 ONE_D, TWO_D = PAPER[:2]
-BEST = "fastest layout of all"
+BEST, EVEN = "fastest layout of all", "divided evenly"
 MOST_SLICES = 5  # that one figure of cost against latency holds
+POINTS = 80  # of a curve against batch
 MOST_TOKENS = 2**21  # of prompts together
 
 
@@ -170,8 +171,11 @@ class Study:
 
     @functools.cached_property
     def batches(self) -> list[int]:
-        """Those of smooth curves."""
-        return spaced(self.wanted.batches[0], self.wanted.batches[-1])
+        """Those of smooth curves: above the first that needs no padding, only such."""
+        first, last = self.wanted.batches[0], self.wanted.batches[-1]
+        one, padded = self.estimator.padded(1), self.estimator.padded
+        found = {each if each < one else padded(each) for each in spaced(first, last, POINTS)}
+        return sorted({each for each in found if each <= last} | {first, last})
 
     @functools.cached_property
     def steps(self) -> list[StepCurves]:
@@ -194,7 +198,7 @@ class Study:
         slices = self._slices()
         names = [ONE_D, TWO_D, BEST] if self._free() else [wanted.layout]
         if not isinstance(wanted.setting.model, ModelConfig):
-            names = [BEST]
+            names = [EVEN]
         curves, notes = [], []
         for name in names:
             found, missing = [], []
@@ -300,10 +304,10 @@ class Study:
         if where.chip.name != wanted.setting.where.chip.name:
             setting = wanted.settings_of(where)
         sized = not isinstance(setting.model, ModelConfig)
-        if self._free() and name != BEST:  # one of those that the best is found among
-            return [
-                each for each in self._candidates(where, BEST) if each.setting.layout.name == name
-            ]
+        if self._free() and name not in (BEST, EVEN):  # one of those that best is found among
+            found = self._candidates(where, BEST)
+            found = [each for each in found if each.setting.layout.name == name]
+            return [each for each in found if name != TWO_D or _divides_twice(each)] or found
         try:
             return candidates(setting, self._layouts(AUTO if sized else name))
         except LayoutError:
@@ -333,6 +337,12 @@ class Study:
             layout = mesh = None
         sizes = {"model": model, "where": alone, "layout": layout, "mesh": mesh}
         return Estimator(dataclasses.replace(setting, **sizes))
+
+
+def _divides_twice(estimator: Estimator) -> bool:
+    """Whether d_model and d_ff both are divided, without which 2D is 1D by another name."""
+    x, y, z = estimator.setting.mesh.values()
+    return x > 1 and y * z > 1
 
 
 def _those_that_go(

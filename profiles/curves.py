@@ -324,11 +324,11 @@ class Volumes:
         least = np.argmin([self.sent[name] for name in names], axis=0)
         return [names[place] for place in least]
 
-    def spans(self) -> dict[str, tuple[int, int]]:
-        """First and last numbers of tokens at which each layout is best, in order."""
-        found: dict[str, tuple[int, int]] = {}
+    def begins(self) -> dict[str, int]:
+        """The number of tokens from which each layout is best, of those that ever are, in order."""
+        found: dict[str, int] = {}
         for name, tokens in zip(self.best, self.tokens.tolist(), strict=True):
-            found[name] = (found.get(name, (tokens,))[0], tokens)
+            found.setdefault(name, tokens)
         return found
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from profiles.candidates import AUTO
 from profiles.curve_figures import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
 from profiles.curve_panels import (
     EXPECTED,
@@ -18,13 +19,13 @@ from profiles.curve_panels import (
     logarithmic,
     panels,
     peaks_words,
-    price_words,
     short,
+    sized_words,
     subject,
 )
 from profiles.curve_study import BEST, Scaling, Sparsities, Study, Tradeoffs
 from profiles.curves import RULE_RATIO, RULE_SPARSITY, ChipCurve, Tradeoff, Volumes
-from profiles.figures import SHARED
+from profiles.figures import MARKERS, SHARED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +65,7 @@ def chips(study: Study, found: Scaling, path: str | Path) -> "Figure":
     handles += [
         key(label="expected", marker="o", markersize=7, **EXPECTED),
         key(label="floor, in its line's colour", **FLOOR),
-        key(label="weight read alone, evenly divided: 1/chips", linestyle=":", linewidth=1.8),
+        key(label="reading all weights, evenly divided: 1/chips", linestyle=":", linewidth=1.8),
         key(marker="o", markersize=7, markerfacecolor="white", linestyle="none",
             label="hollow: does not fit in memory"),
     ]  # fmt: skip
@@ -72,8 +73,8 @@ def chips(study: Study, found: Scaling, path: str | Path) -> "Figure":
     work = f"slices of {name}, batch {found.batch}, context {found.context}"
     head = ["Time of a decode step against chips: where communication stops the fall"]
     head += [subject(study.estimator, work, layout=False, where=False)]
-    head += [peaks_words(study.estimator)]
-    notes = [f"On each slice, the mesh{_attention(study)} expected to be fastest.", *found.notes]
+    head += peaks_words(study.estimator)
+    notes = [*_chosen(study), *found.notes]
     return finish(figure, path, head, notes, handles)
 
 
@@ -81,20 +82,21 @@ def pareto(study: Study, found: Tradeoffs, path: str | Path) -> "Figure":
     """Draws cost against latency, a line per slice and the front; arguments as of `chips`."""
     figure, (panel,) = panels(1, 7.2)
     handles = []
-    for colour, each in zip(HUES, found.slices, strict=False):
+    for place, (colour, each) in enumerate(zip(HUES, found.slices, strict=False)):
         steps, floors = each.expected * 1e3, each.floor * 1e3
-        look = dict(color=colour, marker="o", markersize=4.5, alpha=0.9, zorder=3)
-        panel.plot(
-            steps, each.expected_cost, label=f"expected, {each.topology}", **look, **EXPECTED
-        )
+        look = dict(color=colour, marker=MARKERS[place], markersize=9 - place, zorder=3)
+        look |= dict(linewidth=7 - 1.3 * place if place < 5 else 1.2)  # to be seen under others
+        panel.plot(steps, each.expected_cost, label=f"expected, {each.topology}", **look)
         pale = dict(color=colour, alpha=0.55, **FLOOR | {"linewidth": 1.2})
         panel.plot(floors, each.floor_cost, label=f"floor, {each.topology}", **pale)
-        handles.append(key(color=colour, linewidth=3, label=each.topology))
+        handles.append(key(color=colour, linewidth=3, marker=MARKERS[place], label=each.topology))
     for kind, points, style in (
         ("expected", found.front, "-"),
         ("floor", found.floor_front, (0, (5, 2))),
     ):
         _front(panel, kind, _at(found, points, kind), style)
+        if kind == "expected":
+            _label_batches(panel, found)
     points = [value for each in found.slices for value in (*each.expected, *each.floor)]
     costs = [value for each in found.slices for value in (*each.expected_cost, *each.floor_cost)]
     logarithmic(panel.xaxis, np.array(points or [1e-3, 1]) * 1e3, room=1.2)
@@ -102,15 +104,17 @@ def pareto(study: Study, found: Tradeoffs, path: str | Path) -> "Figure":
     panel.set_xlabel("step time, which is the time per token of a sequence (ms)")
     panel.set_ylabel(f"cost ({found.unit})")
     handles += [
-        key(label="expected, a dot per batch", marker="o", markersize=5, **EXPECTED),
+        key(label="expected, a mark per batch", marker="o", markersize=5, **EXPECTED),
         key(label="floor", **FLOOR),
         key(color=BLACK, alpha=0.25, linewidth=7, label="front of expected: batch at its points"),
         key(color=BLACK, linewidth=2.6, linestyle=(0, (5, 2)), label="front of the floor"),
     ]
     head = ["Cost of a token against latency: batch and slice trade one for the other"]
     head += [subject(study.estimator, f"context {found.context}", layout=False, where=False)]
-    head += [peaks_words(study.estimator), price_words(study.estimator)]
-    notes = [*found.notes, "At each batch the layout expected to be fastest on its slice."]
+    head += peaks_words(study.estimator, priced=True)
+    notes = [*found.notes, *sized_words(study.estimator)]
+    if study.estimator.placement:
+        notes.append("At each batch, expected and floor are of the layout expected to be fastest.")
     return finish(figure, path, head, notes, handles)
 
 
@@ -118,7 +122,7 @@ def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
     """Draws critical batch against sparsity, with models as points; arguments as of `chips`."""
     figure, (panel,) = panels(1, 6.0)
     own = study.wanted.setting.model.name
-    most = 1.6 * max(*(ratio for ratio, _ in found.models.values()), RULE_SPARSITY)
+    most = 1.8 * max(*(ratio for ratio, _ in found.models.values()), RULE_SPARSITY)
     line = np.array([1.0, most])
     chip = study.wanted.setting.where.chip.name
     rule = f"{chip}: {found.dense:.0f} x total / active"
@@ -129,29 +133,32 @@ def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
     panel.plot(line, RULE_RATIO * line, label="_rule of thumb", **grey)
     star = dict(marker="*", markersize=15, color=ORANGE, markeredgecolor=BLACK)
     panel.plot([RULE_SPARSITY], [RULE_RATIO * RULE_SPARSITY], zorder=4, label="_thumb", **star)
+    side = 1 if found.dense <= RULE_RATIO else -1  # of the line, away from the rule of thumb
     for place, (name, (ratio, batch)) in enumerate(sorted(found.models.items(), key=_by_ratio)):
         colour = RED if name == own else GREEN
         panel.plot([ratio], [batch], "o", color=colour, markersize=8, zorder=5, label=f"_{name}")
-        below = place % 2 == 0
         panel.annotate(
             f"{name}: {batch:.0f}",
             (ratio, batch),
-            xytext=(9, -5) if below else (-9, 6),
+            # Alternately near and far, the last near: neighbours' words and lines do not meet.
+            xytext=(16 * side, (-16 if (len(found.models) - place) % 2 else -40) * side),
             textcoords="offset points",
-            ha="left" if below else "right",
-            va="top" if below else "bottom",
+            ha="left" if side > 0 else "right",
+            va="center",
             fontsize=9.5,
+            bbox=dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none"),
+            arrowprops=dict(arrowstyle="-", color=SHARED, linewidth=0.8, shrinkB=4),
         )
     logarithmic(panel.xaxis, [0.8, most], base=10, room=1.0)
     values = [found.dense, RULE_RATIO, *(batch for _, batch in found.models.values())]
-    logarithmic(panel.yaxis, [*values, max(found.dense, RULE_RATIO) * most], room=1.4)
+    logarithmic(panel.yaxis, [*values, max(found.dense, RULE_RATIO) * most], room=2.2)
     panel.set_xlabel("sparsity: total over active parameters")
     panel.set_ylabel("critical batch (sequences)")
     handles = [
         key(color=BLUE, label=rule, **EXPECTED),
         key(label=thumb, **{**star, **grey, "color": SHARED, "markerfacecolor": ORANGE}),
         key(color=GREEN, marker="o", markersize=8, linestyle="none", label="models, exactly"),
-        key(color=RED, marker="o", markersize=8, linestyle="none", label=own),
+        key(color=RED, marker="o", markersize=8, linestyle="none", label=f"{own}, as chosen"),
     ]
     form = study.wanted.setting.form
     head = ["Critical batch against sparsity: from there on a step is bound by compute"]
@@ -172,20 +179,16 @@ def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
 def communication(study: Study, found: Volumes, path: str | Path) -> "Figure":
     """Draws what layouts send in a layer of a prefill; arguments as of `chips`."""
     figure, (panel,) = panels(1, 6.4)
-    handles, spans = [], found.spans()
+    handles, begins = [], found.begins()
     for colour, (name, sent) in zip(HUES, found.sent.items(), strict=False):
         panel.plot(found.tokens, sent / 1e6, color=colour, linewidth=2, label=name)
-        words = "never least"
-        if name in spans:
-            first, last = (short(_round(tokens)) for tokens in spans[name])
-            words = f"least from {first} to {last} tokens"
-            words = f"least from {first} tokens" * bool(spans[name][1] == found.tokens[-1]) or words
-            words = f"least up to {last} tokens" * bool(spans[name][0] == found.tokens[0]) or words
-        handles.append(key(color=colour, linewidth=3, label=f"{name}: {words}"))
+        handles.append(
+            key(color=colour, linewidth=3, label=f"{name}: {_least_words(name, begins)}")
+        )
     best = np.min(list(found.sent.values()), axis=0) / 1e6
     panel.plot(found.tokens, best, color=BLACK, alpha=0.2, linewidth=9, zorder=1, label="least")
-    for name in list(spans)[1:]:
-        place = found.tokens.tolist().index(spans[name][0])
+    for name in list(begins)[1:]:
+        place = found.tokens.tolist().index(begins[name])
         where = (found.tokens[place], best[place])
         panel.plot(*([each] for each in where), "o", color=BLACK, zorder=5, label=f"_to {name}")
     handles.append(key(color=BLACK, alpha=0.2, linewidth=8, label="the least of them"))
@@ -210,16 +213,29 @@ def communication(study: Study, found: Volumes, path: str | Path) -> "Figure":
     return finish(figure, path, head, notes, handles)
 
 
-def _round(tokens: int) -> float:
-    return float(f"{tokens:.2g}")
+def _chosen(study: Study) -> list[str]:
+    """What was chosen on each slice, if anything was."""
+    if study.estimator.placement is None:
+        return sized_words(study.estimator)
+    chosen = "the mesh is the one"
+    if study.wanted.attention == AUTO:
+        chosen = "mesh and attention are those"
+    return [f"On each slice, {chosen} expected to be fastest."]
+
+
+def _least_words(name: str, begins: dict[str, int]) -> str:
+    """From how many tokens to how many a layout sends least, to two digits."""
+    if name not in begins:
+        return "never least"
+    order = list(begins)
+    place = order.index(name)
+    rounded = [short(float(f"{tokens:.2g}")) for tokens in begins.values()]
+    until = f" to {rounded[place + 1]}" if place + 1 < len(order) else ""
+    return f"least from {rounded[place]}{until}" if place else f"least{until and ' up' + until}"
 
 
 def _by_ratio(model: tuple[str, tuple[float, float]]) -> float:
     return model[1][0]
-
-
-def _attention(study: Study) -> str:
-    return ", and of attentions that," if study.wanted.attention == "auto" else ""
 
 
 def _chip_lines(panel: "Axes", curve: ChipCurve, colour: str, wide: bool) -> None:
@@ -261,6 +277,24 @@ def _front(
     expected = kind == "expected"
     look = dict(linewidth=9, alpha=0.22, zorder=2) if expected else dict(linewidth=2.6, zorder=4)
     panel.plot(times, costs, color=BLACK, linestyle=style, label=f"front, {kind}", **look)
-    for time, cost, batch in points if expected else ():
-        panel.annotate(str(batch), (time, cost), xytext=(7, 5), textcoords="offset points",
-                       fontsize=9, fontweight="bold")  # fmt: skip
+
+
+def _label_batches(panel: "Axes", found: Tradeoffs) -> None:
+    """Writes the batch beside each point of the front, in the colour of its slice."""
+    names = [each.topology for each in found.slices]
+    for (topology, _), (time, cost, batch) in zip(
+        found.front, _at(found, found.front, "expected"), strict=True
+    ):
+        panel.annotate(
+            str(batch),
+            (time, cost),
+            xytext=(-9, -10),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            color=HUES[names.index(topology)],
+            bbox=dict(boxstyle="square,pad=0.05", facecolor="white", edgecolor="none", alpha=0.75),
+            zorder=7,
+            fontsize=9,
+            fontweight="bold",
+        )
