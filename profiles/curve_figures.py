@@ -162,8 +162,8 @@ def balance_words(study: Study) -> str:
             "makes a step compute-bound at any context."
         )
     return (
-        f"Balanced context: {study.balanced:.0f} tokens. From there on, one more sequence takes "
-        "memory longer than arithmetic, and no batch makes a step compute-bound."
+        f"Balanced context: {study.balanced:.0f} tokens. Beyond it one more sequence takes memory "
+        "longer than arithmetic: no batch is compute-bound."
     )
 
 
@@ -180,10 +180,10 @@ def _expected_words(study: Study, curves: StepCurves) -> str:
     terms = {name: seconds * 1e3 for name, seconds in dataclasses.asdict(found).items()}
     del terms["hidden"]
     words = ", ".join(f"{name} {value:.3g}" for name, value in terms.items() if value)
-    rule = "the larger of memory and compute, and the rest"
+    rule = "max(memory, compute) + communication + overhead"
     if found.hidden:
-        rule = "the larger of memory and compute + communication, and the rest"
-    return f"Expected at batch {batch}: {words}; in all {found.seconds * 1e3:.3g} ms ({rule})."
+        rule = "max(memory, compute + communication) + overhead"
+    return f"Expected at batch {batch}, in ms: {words}; {rule} = {found.seconds * 1e3:.3g}."
 
 
 def _drawn(curves: StepCurves) -> list[str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXPECTED = dict(linestyle="-", linewidth=2)
 FLOOR = dict(linestyle=(0, (5, 2)), linewidth=1.8)
 WIDTH, DPI = 11.0, 100
-LINE = 150  # characters below the title
+LINE = 140  # characters below the title
 PALE = 0.28
 
 

@@ -28,7 +28,7 @@ from profiles.economics import balanced_context, critical_batch
 from profiles.estimate import Estimator, Model, Setting, best
 from profiles.sized import sized_models
 from profiles.slices import Slice, slices_of
-from sharding.errors import LayoutError
+from sharding.errors import LayoutError, UsageError
 from sharding.layout import LAYOUTS, find_layout
 from sharding.mesh import MeshShape
 from sharding.placement import Layout, Placement
@@ -215,21 +215,36 @@ class Study:
         pairs = dict(zip(chips, ideal, strict=True))
         return Scaling(wanted.chips_batch, self.context, curves, pairs, notes)
 
+    def compared(self) -> list[Estimator]:
+        """An estimator of each chip whose slices are compared."""
+        slices = {where.chip.name: where for where in self.wanted.slices or ()}
+        found = [self._candidates(where, self._compared_by()) for where in slices.values()]
+        return [each[0] for each in found if each] or [self.estimator]
+
     def tradeoffs(self) -> Tradeoffs:
-        """Cost against latency, on several slices with the layout that suits each batch."""
+        """Cost against latency, on several slices with the layout that suits each batch.
+
+        Raises:
+          UsageError: slices of several chips are asked for, and one has no price.
+        """
         wanted, found, unfit = self.wanted, [], []
-        name = wanted.layout if not self._free() else BEST
+        chips = self.compared()
+        for each in chips if len(chips) > 1 else ():
+            if each.setting.price is None:
+                raise UsageError(
+                    f"price of {each.chip.name} is not known; give --price_per_chip_hour, or leave "
+                    "its slices out of --slices"
+                )
         for where in wanted.slices or self._slices():
-            offered = self._candidates(where, name)
+            offered = self._candidates(where, self._compared_by())
             batches = [each for each in wanted.batches if self._fits(offered, each)]
             if not batches:
                 unfit.append(str(where))
-            elif len(found) < MOST_SLICES:
+            elif wanted.slices or len(found) < MOST_SLICES:
                 chosen = {each: best(offered, [(each, self.context)]) for each in batches}
                 found.append(tradeoff(chosen, self.context))
         notes = [f"Does not fit on {', '.join(unfit)}"] if unfit else []
-        units = {(each.setting.price is None) for each in (self.estimator,)}
-        unit = Unit(1, None if units == {True} else 0.0).name
+        unit = Unit(1, chips[0].setting.price).name
         points = [(each, i) for each in found for i in range(len(each.batches))]
 
         def beaten_by_none(kind: str) -> list[tuple[str, int]]:
@@ -251,9 +266,12 @@ class Study:
         return Sparsities(dense_batch(self.estimator), peaks.flops / peaks.bandwidth, models)
 
     def volumes(self) -> Volumes | None:
-        """Bytes that layouts send in prefills on the slice; None for a model by its sizes."""
+        """Bytes that layouts send in prefills on the slice.
+
+        None for a model by its sizes, and where there is but one device.
+        """
         setting = self.wanted.setting
-        if not isinstance(setting.model, ModelConfig):
+        if not isinstance(setting.model, ModelConfig) or setting.where.devices == 1:
             return None
         kind = "heads" if self.wanted.attention == AUTO else self.wanted.attention
         offered = [layouts(name, kind, self.wanted.finish)[0] for name in PAPER]
@@ -277,6 +295,9 @@ class Study:
         if not found:
             offered[0].check(model.sizes, shapes[0])  # says what does not divide
         return found
+
+    def _compared_by(self) -> str:
+        return BEST if self._free() else self.wanted.layout
 
     def _free(self) -> bool:
         return self.wanted.layout == AUTO

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SHAPES = "os^DvPX"
+APART = 0.035  # of the panel, from one batch that is written to the next
 HUES = (BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK)
 
 
@@ -95,12 +97,11 @@ def pareto(study: Study, found: Tradeoffs, path: str | Path) -> "Figure":
         ("floor", found.floor_front, (0, (5, 2))),
     ):
         _front(panel, kind, _at(found, points, kind), style)
-        if kind == "expected":
-            _label_batches(panel, found)
     points = [value for each in found.slices for value in (*each.expected, *each.floor)]
     costs = [value for each in found.slices for value in (*each.expected_cost, *each.floor_cost)]
     logarithmic(panel.xaxis, np.array(points or [1e-3, 1]) * 1e3, room=1.2)
     logarithmic(panel.yaxis, costs or [1, 10], room=1.4)
+    _label_batches(panel, found)
     panel.set_xlabel("step time, which is the time per token of a sequence (ms)")
     panel.set_ylabel(f"cost ({found.unit})")
     handles += [
@@ -111,7 +112,9 @@ def pareto(study: Study, found: Tradeoffs, path: str | Path) -> "Figure":
     ]
     head = ["Cost of a token against latency: batch and slice trade one for the other"]
     head += [subject(study.estimator, f"context {found.context}", layout=False, where=False)]
-    head += peaks_words(study.estimator, priced=True)
+    for each in study.compared():
+        words = peaks_words(each, priced=True)
+        head += words if len(study.compared()) == 1 else [f"{each.chip.name}: {' '.join(words)}"]
     notes = [*found.notes, *sized_words(study.estimator)]
     if study.estimator.placement:
         notes.append("At each batch, expected and floor are of the layout expected to be fastest.")
@@ -122,7 +125,7 @@ def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
     """Draws critical batch against sparsity, with models as points; arguments as of `chips`."""
     figure, (panel,) = panels(1, 6.0)
     own = study.wanted.setting.model.name
-    most = 1.8 * max(*(ratio for ratio, _ in found.models.values()), RULE_SPARSITY)
+    most = 1.4 * max(*(ratio for ratio, _ in found.models.values()), RULE_SPARSITY)
     line = np.array([1.0, most])
     chip = study.wanted.setting.where.chip.name
     rule = f"{chip}: {found.dense:.0f} x total / active"
@@ -133,32 +136,21 @@ def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
     panel.plot(line, RULE_RATIO * line, label="_rule of thumb", **grey)
     star = dict(marker="*", markersize=15, color=ORANGE, markeredgecolor=BLACK)
     panel.plot([RULE_SPARSITY], [RULE_RATIO * RULE_SPARSITY], zorder=4, label="_thumb", **star)
-    side = 1 if found.dense <= RULE_RATIO else -1  # of the line, away from the rule of thumb
+    handles = []
     for place, (name, (ratio, batch)) in enumerate(sorted(found.models.items(), key=_by_ratio)):
-        colour = RED if name == own else GREEN
-        panel.plot([ratio], [batch], "o", color=colour, markersize=8, zorder=5, label=f"_{name}")
-        panel.annotate(
-            f"{name}: {batch:.0f}",
-            (ratio, batch),
-            # Alternately near and far, the last near: neighbours' words and lines do not meet.
-            xytext=(16 * side, (-16 if (len(found.models) - place) % 2 else -40) * side),
-            textcoords="offset points",
-            ha="left" if side > 0 else "right",
-            va="center",
-            fontsize=9.5,
-            bbox=dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none"),
-            arrowprops=dict(arrowstyle="-", color=SHARED, linewidth=0.8, shrinkB=4),
-        )
+        look = dict(marker=SHAPES[place % 7], color=HUES[1:][place % 6], markersize=10)
+        look |= dict(linestyle="none") | (dict(markeredgecolor=BLACK) if name == own else {})
+        panel.plot([ratio], [batch], zorder=5, label=name, **look)
+        handles.append(key(label=f"{name}: {batch:.0f}, at {ratio:.3g}", **look))
     logarithmic(panel.xaxis, [0.8, most], base=10, room=1.0)
     values = [found.dense, RULE_RATIO, *(batch for _, batch in found.models.values())]
-    logarithmic(panel.yaxis, [*values, max(found.dense, RULE_RATIO) * most], room=2.2)
+    logarithmic(panel.yaxis, [*values, max(found.dense, RULE_RATIO) * most], room=1.4)
     panel.set_xlabel("sparsity: total over active parameters")
     panel.set_ylabel("critical batch (sequences)")
     handles = [
         key(color=BLUE, label=rule, **EXPECTED),
         key(label=thumb, **{**star, **grey, "color": SHARED, "markerfacecolor": ORANGE}),
-        key(color=GREEN, marker="o", markersize=8, linestyle="none", label="models, exactly"),
-        key(color=RED, marker="o", markersize=8, linestyle="none", label=f"{own}, as chosen"),
+        *handles,
     ]
     form = study.wanted.setting.form
     head = ["Critical batch against sparsity: from there on a step is bound by compute"]
@@ -168,11 +160,7 @@ def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
         f"Floor: {found.arithmetic:.4g} FLOPs of arithmetic for each byte of memory, highest "
         "published figures.",
     ]
-    note = (
-        "Points beside the line: embeddings that are looked up, routers and norms are read or "
-        "multiplied otherwise than the line takes them; small matrices stay in "
-        f"{form.plain.name}."
-    )
+    note = "Points: models at their exact sizes, with their critical batch and sparsity."
     return finish(figure, path, head, [note], handles)
 
 
@@ -282,9 +270,15 @@ def _front(
 def _label_batches(panel: "Axes", found: Tradeoffs) -> None:
     """Writes the batch beside each point of the front, in the colour of its slice."""
     names = [each.topology for each in found.slices]
+    to_panel = (panel.transData + panel.transAxes.inverted()).transform
+    before = np.array([-1.0, -1.0])
     for (topology, _), (time, cost, batch) in zip(
         found.front, _at(found, found.front, "expected"), strict=True
     ):
+        place = to_panel((time, cost))
+        if np.abs(place - before).max() < APART:
+            continue
+        before = place
         panel.annotate(
             str(batch),
             (time, cost),

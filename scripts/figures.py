@@ -92,14 +92,20 @@ def main() -> None:
         else:
             found[name] = study.data(name)
             if found[name] is None:
-                _common.say(f"skipped {path}: {wanted.setting.model.name} is known by its sizes "
-                            "alone, not by the arrays that layouts divide")  # fmt: skip
+                _common.say(f"skipped {path}: {_why_not(wanted.setting)}")
                 continue
             getattr(slice_figures, name)(study, found[name], path)
         _common.say(f"wrote {path}")
     _common.say(f"costs at {_slices.price_words(wanted.setting.where.chip)}")
     if _common.JSON.value:
         write_json(_common.JSON.value, curves_document(sys.argv, started, study, names, found))
+
+
+def _why_not(setting: Setting) -> str:
+    if setting.where.devices == 1:
+        return f"{setting.where} is one device, which sends nothing"
+    name = setting.model.name
+    return f"{name} is known by its sizes alone, not by the arrays that layouts divide"
 
 
 def _names() -> list[str]:
@@ -121,7 +127,7 @@ def _wanted() -> Wanted:
         find_layout(_layouts.LAYOUT.value)
     slices = None
     if _SLICES.value is not None:
-        slices = tuple(_slices.where(each) for each in _SLICES.value[:])
+        slices = tuple(_slices.where(each) for each in _SLICES.value)
         if not 0 < len(slices) <= 7:
             raise UsageError(f"--slices has {len(slices)} slices; use one to seven")
     batches, contexts = _batches(), _contexts()
