@@ -4,7 +4,6 @@ Each stands alone: its title names model, types, slice, context and layout, and 
 the expected time are at. Floors are dashed, expected times solid, as in every plot of the project.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ from profiles.curve_panels import (
     subject,
 )
 from profiles.curve_study import Study
-from profiles.curves import StepCurves
+from profiles.curves import StepCurves, Unit
 from profiles.figures import COLOURS, SHARED
 
 if TYPE_CHECKING:
@@ -113,25 +112,11 @@ def contexts(study: Study, path: str | Path) -> "Figure":
     figure, (times, costs) = panels(2, 6.3)
     handles = []
     for colour, curves in zip(_hues(len(found)), found, strict=True):
-        batches = curves.batches
-        name = f"context {curves.context}"
-        for panel, values in (
-            (times, (curves.floor * 1e3, curves.expected * 1e3)),
-            (costs, (unit.cost(curves.floor, batches), unit.cost(curves.expected, batches))),
-        ):
-            for kind, look, value in zip(
-                ("floor", "expected"), (FLOOR, EXPECTED), values, strict=True
-            ):
-                _fitting(panel, curves, value, color=colour, label=f"{kind}, {name}", **look)
-        if curves.takeover and curves.takeover <= batches[-1]:
-            seconds = curves.at("floor", curves.takeover)
-            mark = dict(marker="o", color=colour, markersize=8, zorder=5, linestyle="none")
-            times.plot([curves.takeover], [seconds * 1e3], label=f"takeover, {name}", **mark)
-            costs.plot([curves.takeover], [unit.cost(seconds, curves.takeover)], **mark)
+        _one_context(times, costs, unit, curves, colour)
         words = "compute never takes over"
         if curves.takeover:
             words = f"compute takes over at batch {curves.takeover}"
-        handles.append(key(color=colour, linewidth=3, label=f"{name}: {words}"))
+        handles.append(key(color=colour, linewidth=3, label=f"context {curves.context}: {words}"))
     for panel, axis, scale in (
         (times, "step time (ms)", lambda curves, seconds: seconds * 1e3),
         (costs, f"cost ({unit.name})", lambda curves, s: unit.cost(s, curves.batches)),
@@ -154,6 +139,19 @@ def contexts(study: Study, path: str | Path) -> "Figure":
     )
 
 
+def _one_context(times: "Axes", costs: "Axes", unit: Unit, curves: StepCurves, colour: str) -> None:
+    batches, name = curves.batches, f"context {curves.context}"
+    for kind, look in (("floor", FLOOR), ("expected", EXPECTED)):
+        seconds, look = getattr(curves, kind), dict(color=colour, label=f"{kind}, {name}", **look)
+        _fitting(times, curves, seconds * 1e3, **look)
+        _fitting(costs, curves, unit.cost(seconds, batches), **look)
+    if curves.takeover and curves.takeover <= batches[-1]:
+        seconds = curves.at("floor", curves.takeover)
+        mark = dict(marker="o", color=colour, markersize=8, zorder=5, linestyle="none")
+        times.plot([curves.takeover], [seconds * 1e3], label=f"takeover, {name}", **mark)
+        costs.plot([curves.takeover], [unit.cost(seconds, curves.takeover)], **mark)
+
+
 def balance_words(study: Study) -> str:
     """The context from which no batch makes a step compute-bound."""
     if study.balanced is None:
@@ -173,17 +171,19 @@ def _of_steps(study: Study, priced: bool = False) -> list[str]:
 
 
 def _expected_words(study: Study, curves: StepCurves) -> str:
-    """The terms of one expected time, and the rule that joins them."""
+    """The rule that joins the terms of an expected time, and those of one."""
     last = int(curves.batches[-1])
     batch = min(curves.takeover or last, curves.fits_to or last, last)
     found = study.estimator.decode(batch, curves.context).expected
-    terms = {name: seconds * 1e3 for name, seconds in dataclasses.asdict(found).items()}
-    del terms["hidden"]
-    words = ", ".join(f"{name} {value:.3g}" for name, value in terms.items() if value)
-    rule = "max(memory, compute) + communication + overhead"
+    memory, sent, rest, total = (
+        f"{seconds * 1e3:.3g}"
+        for seconds in (found.memory, found.communication, found.overhead, found.seconds)
+    )
+    compute = f"{max(found.compute, found.overlapped) * 1e3:.3g}"
+    rule, sums = "max(memory, compute) + communication", f"max({memory}, {compute}) + {sent}"
     if found.hidden:
-        rule = "max(memory, compute + communication) + overhead"
-    return f"Expected at batch {batch}, in ms: {words}; {rule} = {found.seconds * 1e3:.3g}."
+        rule, sums = "max(memory, compute + communication)", f"max({memory}, {compute} + {sent})"
+    return f"Expected: {rule} + overhead; at batch {batch}, in ms, {sums} + {rest} = {total}."
 
 
 def _drawn(curves: StepCurves) -> list[str]:

@@ -52,10 +52,7 @@ def chips(study: Study, found: Scaling, path: str | Path) -> "Figure":
     for place, curve in enumerate(found.curves):
         colour = GREEN if curve.name == BEST else HUES[place]
         _chip_lines(panel, curve, colour, wide=curve.name == BEST)
-        fastest = int(np.argmin(np.where(curve.fits, curve.expected, np.inf)))
-        words = f"{curve.expected[fastest] * 1e3:.3g} ms at {curve.chips[fastest]} chips"
-        words = f"{curve.name}: least {words}" if curve.fits.any() else curve.name
-        handles.append(key(color=colour, linewidth=3, label=words))
+        handles.append(key(color=colour, linewidth=3, label=_least_time(curve)))
     sizes, ideal = list(found.ideal), np.array(list(found.ideal.values())) * 1e3
     panel.plot(sizes, ideal, color=SHARED, linestyle=":", linewidth=1.8, label="weights / chips")
     panel.set_xlabel("chips")
@@ -124,7 +121,6 @@ def pareto(study: Study, found: Tradeoffs, path: str | Path) -> "Figure":
 def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
     """Draws critical batch against sparsity, with models as points; arguments as of `chips`."""
     figure, (panel,) = panels(1, 6.0)
-    own = study.wanted.setting.model.name
     most = 1.4 * max(*(ratio for ratio, _ in found.models.values()), RULE_SPARSITY)
     line = np.array([1.0, most])
     chip = study.wanted.setting.where.chip.name
@@ -136,12 +132,7 @@ def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
     panel.plot(line, RULE_RATIO * line, label="_rule of thumb", **grey)
     star = dict(marker="*", markersize=15, color=ORANGE, markeredgecolor=BLACK)
     panel.plot([RULE_SPARSITY], [RULE_RATIO * RULE_SPARSITY], zorder=4, label="_thumb", **star)
-    handles = []
-    for place, (name, (ratio, batch)) in enumerate(sorted(found.models.items(), key=_by_ratio)):
-        look = dict(marker=SHAPES[place % 7], color=HUES[1:][place % 6], markersize=10)
-        look |= dict(linestyle="none") | (dict(markeredgecolor=BLACK) if name == own else {})
-        panel.plot([ratio], [batch], zorder=5, label=name, **look)
-        handles.append(key(label=f"{name}: {batch:.0f}, at {ratio:.3g}", **look))
+    handles = _models(panel, found, study.wanted.setting.model.name)
     logarithmic(panel.xaxis, [0.8, most], base=10, room=1.0)
     values = [found.dense, RULE_RATIO, *(batch for _, batch in found.models.values())]
     logarithmic(panel.yaxis, [*values, max(found.dense, RULE_RATIO) * most], room=1.4)
@@ -156,12 +147,22 @@ def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
     head = ["Critical batch against sparsity: from there on a step is bound by compute"]
     head += [
         f"{form}, chip {chip}, no context, all experts read. Line: peak x bytes per weight / "
-        "(2 x bandwidth) x total / active.",
-        f"Floor: {found.arithmetic:.4g} FLOPs of arithmetic for each byte of memory, highest "
-        "published figures.",
+        f"(2 x bandwidth) x total / active, at {found.arithmetic:.4g} FLOPs a byte.",
+        peaks_words(study.estimator)[0],
     ]
-    note = "Points: models at their exact sizes, with their critical batch and sparsity."
+    note = "Points: critical batches of models at their exact sizes."
     return finish(figure, path, head, [note], handles)
+
+
+def _models(panel: "Axes", found: Sparsities, own: str) -> list[object]:
+    """Draws each model's point, the chosen one's with an edge, and returns the legend's handles."""
+    handles = []
+    for place, (name, (ratio, batch)) in enumerate(sorted(found.models.items(), key=_by_ratio)):
+        look = dict(marker=SHAPES[place % 7], color=HUES[1:][place % 6], markersize=10)
+        look |= dict(linestyle="none") | (dict(markeredgecolor=BLACK) if name == own else {})
+        panel.plot([ratio], [batch], zorder=5, label=name, **look)
+        handles.append(key(label=f"{name}: {batch:.0f} at sparsity {ratio:.3g}", **look))
+    return handles
 
 
 def communication(study: Study, found: Volumes, path: str | Path) -> "Figure":
@@ -224,6 +225,15 @@ def _least_words(name: str, begins: dict[str, int]) -> str:
 
 def _by_ratio(model: tuple[str, tuple[float, float]]) -> float:
     return model[1][0]
+
+
+def _least_time(curve: ChipCurve) -> str:
+    """The layout, its least expected time, and on how many chips."""
+    if not curve.fits.any():
+        return curve.name
+    fastest = int(np.argmin(np.where(curve.fits, curve.expected, np.inf)))
+    milliseconds = curve.expected[fastest] * 1e3
+    return f"{curve.name}: least {milliseconds:.3g} ms at {curve.chips[fastest]} chips"
 
 
 def _chip_lines(panel: "Axes", curve: ChipCurve, colour: str, wide: bool) -> None:

@@ -21,7 +21,7 @@ def study(model="llama2-13b", topology="v5e:2x2", price: float | None = 1.5, **m
     config = sized_models().get(model) or find_model(model)
     rates = calibration_of(where.chip.name)
     setting = Setting(model=config, where=where, form=BFLOAT16, rates=rates, price=price)
-    sizes = {"batches": (1, 16, 1024), "contexts": (128, 0, 4096), "max_chips": 8}
+    sizes = {"batches": (1, 16, 2048), "contexts": (32, 0, 4096), "max_chips": 8}
     sizes |= {"layout": "weight_stationary_1d", "attention": "heads", "chips_batch": 16}
     return Study(Wanted(setting=setting, **sizes | more))
 
@@ -55,7 +55,7 @@ def test_step_time_is_drawn_with_its_terms_in_ms(small, tmp_path):
         assert found[f"compute takes over at batch {curves.takeover}"][0, 0] == curves.takeover
         assert panel.get_xlabel() == "batch (sequences)" and "ms" in panel.get_ylabel()
     said = words(figure)
-    for part in ("llama2-13b", "bfloat16", "v5e:2x2 (4 chips)", "context 128", "mesh 1x1x4",
+    for part in ("llama2-13b", "bfloat16", "v5e:2x2 (4 chips)", "context 32", "mesh 1x1x4",
                  "weight_stationary_1d", "attention by heads", "859 GB/s", "197 TFLOP/s",
                  "tpu-v5e-2025", f"beyond batch {curves.fits_to}", "Balanced context"):  # fmt: skip
         assert part in said
@@ -77,7 +77,7 @@ def test_cost_is_drawn_in_usd_over_the_limit_of_its_floor(small, tmp_path):
     per_second = 4 * 1.5 / 3600 * 1e6
     np.testing.assert_allclose(found["floor"][:, 1], per_second * curves.floor / curves.batches)
     (bound,) = (line for label, line in found.items() if label.startswith("limit of the floor"))
-    np.testing.assert_allclose(bound[:, 1], per_second * limit(small.estimator, 128))
+    np.testing.assert_allclose(bound[:, 1], per_second * limit(small.estimator, 32))
     assert "1.5 USD per chip-hour" in words(figure)
     assert figure.axes[0].get_ylabel() == "cost (USD per million tokens)"
 
@@ -112,7 +112,7 @@ def test_slices_on_which_a_model_does_not_fit_have_hollow_marks(small, tmp_path)
     assert hollow[:, 0].tolist() == curve.chips[~curve.fits].tolist() == [1]
     ideal = drawn["weights / chips"]
     np.testing.assert_allclose(ideal[:, 0] * ideal[:, 1], ideal[0, 1])
-    assert "slices of v5e, batch 16, context 128" in words(figure)
+    assert "slices of v5e, batch 16, context 32" in words(figure)
 
 
 def test_cost_against_latency_names_slices_and_batches_of_the_front(small, tmp_path):
@@ -158,7 +158,7 @@ def test_a_model_that_does_not_fit_is_drawn_with_a_note(tmp_path):
     assert "does not fit in memory at any" in words(
         curve_figures.latency(large, tmp_path / "l.png")
     )
-    figure = slice_figures.pareto(large, large.tradeoffs(), tmp_path / "p.png")
+    figure = slice_figures.pareto(large, large.tradeoffs(), tmp_path / "pareto.png")
     assert "Does not fit on v5e:1x1, v5e:2x2, v5e:2x4" in words(figure)
 
 

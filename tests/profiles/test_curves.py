@@ -134,13 +134,13 @@ def test_weights_read_alone_fall_with_chips(four):
 
 
 def test_a_step_stops_falling_with_chips_where_collectives_take_over():
-    slices = ("v5e:1x1", "v5e:2x2", "v5e:2x4")
-    found = chip_curve("1d", [estimator("llama2-13b", each) for each in slices], 8, 1024)
-    assert found.chips.tolist() == [1, 4, 8]
+    slices = ("v5e:1x1", "v5e:2x2", "v5e:4x8")
+    found = chip_curve("1d", [estimator("llama2-7b", each) for each in slices], 8, 1024)
+    assert found.chips.tolist() == [1, 4, 32]
     assert found.fits.tolist() == [False, True, True]
     gain = found.expected[:-1] / found.expected[1:]
-    assert gain[0] > 2 and gain[1] < 1.9  # of 4 and 2
-    assert "mesh 1x1x8" in found.layouts[-1]
+    assert gain[0] > 3.5 and gain[1] < 5  # of 4 and 8
+    assert "mesh 1x1x32" in found.layouts[-1]
 
 
 def test_points_of_a_front_are_beaten_by_none():
