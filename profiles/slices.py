@@ -120,31 +120,6 @@ def slices_of(chip: Chip, most: int = MOST) -> list[Slice]:
     return [Slice(chip, shape) for shape in shapes]
 
 
-def slices_of(chip: Chip, most: int = MOST) -> list[Slice]:
-    """Slices worth planning with, those of fewest chips first; of as many, the most compact.
-
-    Where chips come in any number, powers of two of them within a domain, and of whole domains;
-    where the shapes of a torus are not published, sides that are powers of two.
-
-    Args:
-      chip: of which they are.
-      most: chips.
-    """
-    wiring, domain = chip.wiring, chip.wiring.domain or most
-    if not wiring.dimensions:
-        within = [1 << power for power in range(most.bit_length()) if 1 << power < domain]
-        whole = [domain << power for power in range(most.bit_length())]
-        return [Slice(chip, (count,)) for count in (*within, *whole) if count <= most]
-    known = wiring.shapes or wiring.cube
-    shapes = [
-        shape
-        for shape in _tori(wiring)
-        if math.prod(shape) <= most and (known or all(side & (side - 1) == 0 for side in shape))
-    ]
-    shapes.sort(key=lambda shape: (math.prod(shape), sum(shape), shape))
-    return [Slice(chip, shape) for shape in shapes]
-
-
 def _groups(wiring: Wiring, asked: Shape) -> list[Shape]:
     """Numbers of chips joined by switches: of one domain, or whole ones about as many as asked."""
     chips, domain = math.prod(asked), wiring.domain
