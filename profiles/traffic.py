@@ -9,6 +9,7 @@ still sees.
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 from flax import nnx
@@ -16,7 +17,7 @@ from flax import nnx
 from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
 from model.form import Form
-from model.parameters import Path, declarations, matrices, of_experts
+from model.parameters import Matrix, Path, declarations, matrices, of_experts
 from model.transformer import Transformer
 from sharding.placement import Placement, entry_axes, shards, used_axes
 from sharding.scaled import stored_bytes
@@ -24,10 +25,39 @@ from sharding.scaled import stored_bytes
 LOOKED_UP: Path = ("embedding", "weight")
 
 
+class _Declared(NamedTuple):
+    """A parameter as the model declares it.
+
+    Attributes:
+      path: its own, or that of the first layer's.
+      param: shape, dtype and axes.
+      stated: the matrix in few bits that it is a part of, or itself.
+      times: how many the model has.
+    """
+
+    path: Path
+    param: nnx.Param
+    stated: nnx.Param | Matrix
+    times: int
+
+
 @functools.cache
-def _declared(config: ModelConfig, form: Form) -> dict[Path, nnx.Param]:
-    """Every parameter of the model; many layouts are counted for one model."""
-    return declarations(Transformer(config, form))
+def _declared(config: ModelConfig, form: Form) -> list[_Declared]:
+    """Every parameter of the model; many layouts are counted for one model.
+
+    Layers differ in their windows alone, which no parameter depends on: one is declared for all.
+    """
+    model = Transformer(dataclasses.replace(config, layers=1, windows=None), form)
+    whole = matrices(model)
+    return [
+        _Declared(
+            path,
+            param,
+            stated=whole.get(path[:-1], param),
+            times=config.layers if path[0] == "layers" else 1,
+        )
+        for path, param in declarations(model).items()
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +111,9 @@ def decode_traffic(
     """
     touched = _touched_by_one(config, placement, batch, experts_touched)
     resident = read = multiplied = 0.0
-    for path, param in _declared(config, form).items():
+    for path, param, _, times in _declared(config, form):
         share = placement.copies(placement.weights(*param.axes)) / placement.devices
-        size = stored_bytes(param) * share
+        size = times * stored_bytes(param) * share
         resident += size
         if path == LOOKED_UP and not config.tied_embedding:
             read += batch * config.d_model * param.dtype.itemsize * share
@@ -91,7 +121,8 @@ def decode_traffic(
         read += size * (touched / config.experts if of_experts(param) else 1)
         used = config.experts_per_token / config.experts if of_experts(param) else 1
         if len(param.shape) > 1 and not param.scale:
-            multiplied += math.prod(param.shape) * used * _work_share(placement, param.axes)
+            work = math.prod(param.shape) * used * _work_share(placement, param.axes)
+            multiplied += times * work
     token = kv_token_bytes(config, placement, form)
     seen = [min(context, (config.window(n) or context + 1) - 1) for n in range(config.layers)]
     attention = 4 * config.query_heads * config.head_size * (sum(seen) + config.layers)
@@ -149,12 +180,11 @@ def replication_cost(config: ModelConfig, placement: Placement, form: Form) -> l
       One line per kind of array; empty if everything divides.
     """
     arrays: dict[str, float] = {}
-    whole = matrices(Transformer(config, form))
-    for path, param in _declared(config, form).items():
-        stated = whole.get(path[:-1], param)  # values and scales of a matrix are one
+    for path, param, stated, times in _declared(config, form):
         if rest := placement.left_over("weights", stated.axes):
             share = placement.copies(placement.weights(*param.axes)) / placement.devices
-            extra = stored_bytes(param) * share * (1 - 1 / shards(rest, placement.mesh))
+            extra = times * stored_bytes(param) * share * (1 - 1 / shards(rest, placement.mesh))
+            # Values and scales of a matrix are one line.
             name = ".".join(map(str, (path if stated is param else path[:-1])[-2:]))
             arrays[name] = arrays.get(name, 0) + extra
     lines = [
