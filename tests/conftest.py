@@ -18,6 +18,7 @@ from decode.load import ModelSource, find_source  # noqa: E402
 from model.catalog import find_model  # noqa: E402
 from sharding.layout import LAYOUTS  # noqa: E402
 from sharding.mesh import parse_mesh  # noqa: E402
+from tests.engines import random_engine  # noqa: E402
 
 REFERENCES = Path(__file__).parent / "references"
 
@@ -32,8 +33,7 @@ def tiny_engine() -> Callable[..., Engine]:
     @functools.cache
     def make(mesh: str = "1x1x1", **changes: object) -> Engine:
         config = dataclasses.replace(find_model("tiny"), **changes)
-        source = ModelSource(config, None, None)
-        return source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh(mesh), FLOAT32)
+        return random_engine(config, LAYOUTS["weight_stationary_1d"], mesh, FLOAT32)
 
     return make
 
