@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 
 from model.form import FLOAT32
@@ -21,6 +22,16 @@ from sharding.mesh import parse_mesh  # noqa: E402
 from tests.engines import random_engine  # noqa: E402
 
 REFERENCES = Path(__file__).parent / "references"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiles the default set with few optimizations, which halves the time that it takes.
+
+    These are LLVM's: sharding, collectives and buffers are settled before. The marked sets, and
+    scripts that tests run as users do, compile as users' programs do.
+    """
+    if "not speed" in config.option.markexpr:
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
