@@ -18,7 +18,7 @@ from flax import nnx
 from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
 from model.form import Form
-from model.parameters import Path, declarations, matrices, of_experts
+from model.parameters import Matrix, Path, declarations, matrices, of_experts
 from model.transformer import Transformer
 from sharding.placement import Placement, entry_axes, shards, used_axes
 from sharding.scaled import stored_bytes
@@ -26,10 +26,39 @@ from sharding.scaled import stored_bytes
 LOOKED_UP: Path = ("embedding", "weight")
 
 
+class _Declared(NamedTuple):
+    """A parameter as the model declares it.
+
+    Attributes:
+      path: its own, or that of the first layer's.
+      param: shape, dtype and axes.
+      stated: the matrix in few bits that it is a part of, or itself.
+      times: how many the model has.
+    """
+
+    path: Path
+    param: nnx.Param
+    stated: nnx.Param | Matrix
+    times: int
+
+
 @functools.cache
-def _declared(config: ModelConfig, form: Form) -> dict[Path, nnx.Param]:
-    """Every parameter of the model; many layouts are counted for one model."""
-    return declarations(Transformer(config, form))
+def _declared(config: ModelConfig, form: Form) -> list[_Declared]:
+    """Every parameter of the model; many layouts are counted for one model.
+
+    Layers differ in their windows alone, which no parameter depends on: one is declared for all.
+    """
+    model = Transformer(dataclasses.replace(config, layers=1, windows=None), form)
+    whole = matrices(model)
+    return [
+        _Declared(
+            path,
+            param,
+            stated=whole.get(path[:-1], param),
+            times=config.layers if path[0] == "layers" else 1,
+        )
+        for path, param in declarations(model).items()
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +127,13 @@ class _Alike(NamedTuple):
 def _alike(config: ModelConfig, form: Form) -> tuple[_Alike, ...]:
     """All weights, those alike in one entry: layers are."""
     sums: dict[tuple, list[int]] = {}
-    for path, param in _declared(config, form).items():
+    for path, param, _, times in _declared(config, form):
         looked_up = path == LOOKED_UP and not config.tied_embedding
         key = param.axes, of_experts(param), "V" in param.axes, looked_up
         entry = sums.setdefault(key, [0, 0])
-        entry[0] += stored_bytes(param)
+        entry[0] += times * stored_bytes(param)
         if len(param.shape) > 1 and not param.scale and not looked_up:
-            entry[1] += math.prod(param.shape)
+            entry[1] += times * math.prod(param.shape)
     return tuple(_Alike(*entry, *key) for key, entry in sums.items())
 
 
@@ -291,12 +320,11 @@ def replication_cost(config: ModelConfig, placement: Placement, form: Form) -> l
       One line per kind of array; empty if everything divides.
     """
     arrays: dict[str, float] = {}
-    whole = matrices(Transformer(config, form))
-    for path, param in _declared(config, form).items():
-        stated = whole.get(path[:-1], param)  # values and scales of a matrix are one
+    for path, param, stated, times in _declared(config, form):
         if rest := placement.left_over("weights", stated.axes):
             share = placement.copies(placement.weights(*param.axes)) / placement.devices
-            extra = stored_bytes(param) * share * (1 - 1 / shards(rest, placement.mesh))
+            extra = times * stored_bytes(param) * share * (1 - 1 / shards(rest, placement.mesh))
+            # Values and scales of a matrix are one line.
             name = ".".join(map(str, (path if stated is param else path[:-1])[-2:]))
             arrays[name] = arrays.get(name, 0) + extra
     lines = [
