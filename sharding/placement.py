@@ -7,6 +7,7 @@ differ. `sharding.layout` has the catalogue.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -165,7 +166,7 @@ class Placement:
         """How many devices hold each element of an array of this sharding."""
         return self.devices // shards(used_axes(spec), self.mesh)
 
-    @property
+    @functools.cached_property
     def prefill(self) -> "Placement":
         """The placement of prompts."""
         layout = self.layout.prefill
@@ -196,8 +197,16 @@ class Placement:
         return tuple(dict.fromkeys(axis for rest in left for axis in rest))
 
     def _spec(self, kind: str, axes: tuple[str | None, ...]) -> jax.P:
-        taken, _ = self._settle(kind, axes)
-        return jax.P(*(entry(taken.get(axis, ())) for axis in axes))
+        found = self._specs.get((kind, axes))
+        if found is None:
+            taken, _ = self._settle(kind, axes)
+            found = self._specs[kind, axes] = jax.P(*(entry(taken.get(axis, ())) for axis in axes))
+        return found
+
+    @functools.cached_property
+    def _specs(self) -> dict[tuple[str, tuple[str | None, ...]], jax.P]:
+        """Those asked for before: whoever counts a layout's costs asks for each many times."""
+        return {}
 
     def _settle(
         self, kind: str, axes: tuple[str | None, ...]
