@@ -95,6 +95,9 @@ def expect(
     )
 
 
+_NOTHING = Sent(0.0, 0.0, 0.0, 0.0)
+
+
 class Listed:
     """Collectives of passes in one layout, listed once for many batches and slices.
 
@@ -122,24 +125,28 @@ class Listed:
         first, second = self.at(one, tokens), self.at(2 * one, tokens)
         if len(first) != len(second) or not all(map(_alike, first, second)):
             return None
-        slopes = [
-            (two.payload_bytes - each.payload_bytes) / one
-            for each, two in zip(first, second, strict=True)
+        paid = [
+            (each.payload_bytes, two.payload_bytes) for each, two in zip(first, second, strict=True)
         ]
-        pairs = list(zip(first, slopes, strict=True))
-        return _Line(
-            steady=[_paying(a, a.payload_bytes - slope * one) for a, slope in pairs],
-            growing=[_paying(a, slope) for a, slope in pairs],
-            typical=[_paying(a, a.payload_bytes + slope * TYPICAL) for a, slope in pairs],
-        )
+        slopes = [(two - one_) / one for one_, two in paid]
+        starts = [one_ - slope * one for (one_, _), slope in zip(paid, slopes, strict=True)]
+        return _Line(first, starts, slopes)
 
 
 class _Line(NamedTuple):
-    """Collectives of every batch, of each sequence on top, and of a batch to lay a mesh for."""
+    """Collectives, and the bytes of their payloads that every batch and each sequence have."""
 
-    steady: list[Collective]
-    growing: list[Collective]
-    typical: list[Collective]
+    listed: list[Collective]
+    steady: list[float]
+    growing: list[float]
+
+    @property
+    def typical(self) -> list[float]:
+        """Payloads of a batch to lay a mesh for."""
+        return [
+            each.payload_bytes + slope * TYPICAL
+            for each, slope in zip(self.listed, self.growing, strict=True)
+        ]
 
 
 class LinkCosts:
@@ -159,7 +166,7 @@ class LinkCosts:
         mesh = mesh_items(self.placement.mesh)
         self._least = layings(where, mesh, least=True)
         self._usual = layings(dataclasses.replace(where, chip=where.chip.expected), mesh, False)
-        self._usual_line = functools.cache(self._find_usual_line)
+        self.usual_line = functools.cache(self._find_usual_line)
         self._bounds_line = functools.cache(self._find_bounds_line)
 
     def sent(self, batch: int, tokens: int = 1) -> Sent:
@@ -174,13 +181,12 @@ class LinkCosts:
 
     def usual(self, batch: int, tokens: int = 1) -> Sent:
         """The same but for `Sent.least`, which takes as long to find as all the rest; it is 0."""
-        if self.placement.devices == 1:
-            return Sent(0.0, 0.0, 0.0, 0.0)
         batch = self._padded(batch)
-        line = self._usual_line(tokens)
+        line = self.usual_line(tokens)
         if line is None:
             each = self.listed.at(batch, tokens)
-            return self._sum(each, self._lay(each))
+            paid = [one.payload_bytes for one in each]
+            return self._sum(each, paid, self._lay(each, paid))
         fixed, growing = line
         return Sent(
             least=0.0,
@@ -209,18 +215,24 @@ class LinkCosts:
 
     def _find_usual_line(self, tokens: int) -> tuple[Sent, Sent] | None:
         """Costs of every batch, and what each sequence adds; None if they are not linear."""
+        if self.placement.devices == 1:
+            return _NOTHING, _NOTHING
         line = self.listed.line(tokens)
         if line is None:
             return None
-        wires = self._lay(line.typical)
-        return self._sum(line.steady, wires), self._sum(line.growing, wires)
+        wires = self._lay(line.listed, line.typical)
+        return tuple(self._sum(line.listed, paid, wires) for paid in (line.steady, line.growing))
 
     def _find_bounds_line(self, tokens: int) -> tuple[dict, dict] | None:
         """Bounds likewise."""
         line = self.listed.line(tokens)
         if line is None:
             return None
-        return tuple(self._find_bounds(part, line.typical) for part in (line.steady, line.growing))
+        typical, *parts = (
+            list(map(_paying, line.listed, paid))
+            for paid in (line.typical, line.steady, line.growing)
+        )
+        return tuple(self._find_bounds(part, typical) for part in parts)
 
     def _find_bounds(
         self, listed: Sequence[Collective], typical: Sequence[Collective]
@@ -229,31 +241,33 @@ class LinkCosts:
         laid = min(self._least, key=lambda w: max(least_bounds(typical, w).values(), default=0.0))
         return least_bounds(listed, laid)
 
-    def _lay(self, typical: Sequence[Collective]) -> Wires:
-        """The mesh laid on the slice as suits these collectives best."""
+    def _lay(self, listed: Sequence[Collective], paid: Sequence[float]) -> Wires:
+        """The mesh laid on the slice as suits these collectives with these payloads best."""
         if len(self._usual) == 1:
             return self._usual[0]
-        return min(self._usual, key=lambda wires: self._seconds(typical, wires))
 
-    def _sum(self, listed: Sequence[Collective], wires: Wires) -> Sent:
-        sending = [(each.kind, each.count * wires.sending(each)) for each in listed]
-        return Sent(
-            least=0.0,
-            starts=sum(each.count * wires.start(each, self.rates) for each in listed),
-            sending=sum(seconds for _, seconds in sending),
-            looped=sum(seconds for kind, seconds in sending if kind == "permute"),
-        )
+        def seconds(wires: Wires) -> float:
+            sums = self._sum(listed, paid, wires)
+            return sums.starts + sums.sending / self.rates.link
 
-    def _seconds(self, listed: Sequence[Collective], wires: Wires) -> float:
-        return sum(
-            each.count * (wires.start(each, self.rates) + wires.sending(each) / self.rates.link)
-            for each in listed
-        )
+        return min(self._usual, key=seconds)
+
+    def _sum(self, listed: Sequence[Collective], paid: Sequence[float], wires: Wires) -> Sent:
+        """Costs of collectives with these payloads."""
+        starts = sending = looped = 0.0
+        for each, payload in zip(listed, paid, strict=True):
+            start, per_byte = wires.usual(each.kind, each.axes, self.rates)
+            starts += each.count * start
+            seconds = each.count * per_byte * payload
+            sending += seconds
+            looped += seconds if each.kind == "permute" else 0.0
+        return Sent(0.0, starts, sending, looped)
 
 
 def _alike(one: Collective, other: Collective) -> bool:
     """Whether they differ in payload at most."""
-    return dataclasses.replace(other, payload_bytes=one.payload_bytes) == one
+    mine, others = ((c.kind, c.axes, c.count, c.where) for c in (one, other))
+    return mine == others
 
 
 def _paying(collective: Collective, payload: float) -> Collective:

@@ -100,19 +100,25 @@ class Wires:
             collective.kind, tuple(self.kinds(self.extents(collective.axes)))
         )
 
-    def start(self, collective: Collective, rates: Calibration) -> float:
-        """Seconds that one collective is expected to take besides its bytes, with its hops."""
-        spanned = tuple(self.kinds(self.extents(collective.axes)))
-        rounds = 2 if collective.kind == "all-reduce" else 1
-        hops = sum(_hops(dimension, size) for dimension, size in spanned)
-        hops = 1 if collective.kind == "permute" else rounds * hops
-        between = any(dimension.kind == NETWORK for dimension, _ in spanned)
-        return rates.collective_s + hops * self.hop_latency + rates.network_s * between
+    def usual(self, kind: str, axes: Sequence[str], rates: Calibration) -> tuple[float, float]:
+        """What a collective is expected to take: seconds to start, with its hops, and per byte.
 
-    def sending(self, collective: Collective) -> float:
-        """Seconds for its bytes at the links' rates, in the algorithms that are used."""
-        spanned = tuple(self.kinds(self.extents(collective.axes)))
-        return collective.payload_bytes * _usual_per_byte(collective.kind, spanned)
+        Bytes at the links' rates, in the algorithms that are used.
+        """
+        key = kind, axes
+        if key not in self._memo:
+            spanned = tuple(self.kinds(self.extents(axes)))
+            hops = sum(_hops(dimension, size) for dimension, size in spanned)
+            hops = 1 if kind == "permute" else (2 if kind == "all-reduce" else 1) * hops
+            between = any(dimension.kind == NETWORK for dimension, _ in spanned)
+            latency = hops * self.hop_latency
+            self._memo[key] = latency, between, _usual_per_byte(kind, spanned)
+        latency, between, per_byte = self._memo[key]
+        return rates.collective_s + latency + rates.network_s * between, per_byte
+
+    @functools.cached_property
+    def _memo(self) -> dict[tuple[str, Sequence[str]], tuple[float, bool, float]]:
+        return {}
 
 
 @functools.lru_cache(maxsize=65536)
