@@ -14,7 +14,7 @@ from model.form import Form
 from model.parameters import count, count_active
 from model.transformer import Transformer
 from profiles.calibration import Calibration
-from profiles.expected import Expected, LinkCosts, Sent, expect
+from profiles.expected import Expected, LinkCosts, Listed, Sent, expect
 from profiles.floor import Floor, floor
 from profiles.hardware import Peaks
 from profiles.report import Record
@@ -129,7 +129,9 @@ class Estimator:
         else:
             self.placement = setting.layout.check(setting.model.sizes, setting.mesh)
             self.costs = StepCosts(setting.model, self.placement, form)
-            self._links = LinkCosts(setting.model, self.placement, form, where, setting.rates)
+            self._links = LinkCosts(
+                Listed(setting.model, self.placement, form), where, setting.rates
+            )
         self._multiple = self.placement.multiple("B") if self.placement else 1
         self.prompts = self.costs
         if self.placement and self.placement.prefill is not self.placement:

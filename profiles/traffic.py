@@ -137,6 +137,30 @@ def _alike(config: ModelConfig, form: Form) -> tuple[_Alike, ...]:
     return tuple(_Alike(*entry, *key) for key, entry in sums.items())
 
 
+class Line(NamedTuple):
+    """Decode steps of any batch at one context, per device, as lines that plans are made with.
+
+    Attributes:
+      resident: bytes of stored weights.
+      plain: of those that every step reads.
+      experts: of all experts; a step reads the part that is touched.
+      gathered: as of `Traffic.weights_gathered`.
+      moved: bytes that each sequence adds.
+      kept: bytes of each sequence's cache.
+      flops: of each sequence.
+      replicas: into which touched experts part the batch.
+    """
+
+    resident: float
+    plain: float
+    experts: float
+    gathered: float
+    moved: float
+    kept: float
+    flops: float
+    replicas: int
+
+
 class StepCosts:
     """What forward passes of one model in one layout cost: counted once, asked for many sizes.
 
@@ -166,8 +190,7 @@ class StepCosts:
 
     def _add(self, alike: _Alike) -> None:
         """Adds arrays to the sums that passes are counted from."""
-        place = self.placement
-        stored = place.copies(place.weights(*alike.axes)) / place.devices
+        stored, in_use, share = _shares(self.placement, alike.axes)
         size = alike.size * stored
         self.resident += size
         if alike.looked_up:
@@ -178,12 +201,11 @@ class StepCosts:
         else:
             self._plain += size
         used = self.config.experts_per_token / self.config.experts if alike.experts else 1
-        work = alike.multiplied * used * _work_share(place, alike.axes)
+        work = alike.multiplied * used * share
         if alike.table:  # multiplied as it is stored
             self._table_work += work
             return
         self._work += work
-        in_use = place.copies(place.use(*alike.axes)) / place.devices
         self._gathered += alike.size * in_use if in_use > stored else 0
 
     def decode(
@@ -248,11 +270,24 @@ class StepCosts:
             weights_gathered=self._gathered,
         )
 
+    def line(self, context: int, slots: int) -> Line:
+        """Decode steps of all batches; arguments as of `decode`."""
+        one = self._pass(1, context, 1, slots, context, "all")
+        return Line(
+            resident=self.resident,
+            plain=self._plain,
+            experts=self._experts,
+            gathered=self._gathered,
+            moved=self._row + one.kv_read + one.kv_written,
+            kept=one.kv_resident,
+            flops=one.flops,
+            replicas=self._replicas,
+        )
+
     def _kept_bytes(self, slots: int) -> float:
         """Of one sequence's cache."""
-        cache = abstract_cache(self.config, 1, slots, self.form, self._multiple)
         share = self.placement.copies(self.placement.cache(*CACHE_AXES)) / self.placement.devices
-        return sum(map(stored_bytes, jax.tree.leaves(cache))) * share
+        return _cache_bytes(self.config, slots, self.form, self._multiple) * share
 
     def _touched(self, tokens: int, experts: float | str | None) -> float:
         """Distinct experts that the busiest replica reads at least.
@@ -304,13 +339,14 @@ def expected_experts(config: HasExperts, tokens: int) -> float:
 def kv_token_bytes(config: ModelConfig, placement: Placement, form: Form) -> float:
     """Bytes one cached token takes on each device, keys and values of all layers."""
     share = placement.copies(placement.cache(*CACHE_AXES)) / placement.devices
-    return _token_bytes(config, form) * share
+    return _cache_bytes(config, 1, form) * share
 
 
-@functools.cache
-def _token_bytes(config: ModelConfig, form: Form) -> int:
-    """Of one cached token, wherever it is."""
-    return sum(map(stored_bytes, jax.tree.leaves(abstract_cache(config, 1, 1, form))))
+@functools.lru_cache(maxsize=4096)
+def _cache_bytes(config: ModelConfig, slots: int, form: Form, multiple: int = 1) -> int:
+    """Of one sequence's cache, all devices together."""
+    cache = abstract_cache(config, 1, slots, form, multiple)
+    return sum(map(stored_bytes, jax.tree.leaves(cache)))
 
 
 def replication_cost(config: ModelConfig, placement: Placement, form: Form) -> list[str]:
@@ -355,6 +391,16 @@ def experts_per_device(config: ModelConfig, placement: Placement) -> list[str]:
         sizes = " ".join(f"{axis}={placement.mesh[axis]}" for axis in rest)
         line += f", each divided over {sizes}, which do not divide the experts"
     return [line]
+
+
+def _shares(placement: Placement, axes: tuple[str, ...]) -> tuple[float, float, float]:
+    """The part of a weight that each device stores, that in use, and its part of the matmul."""
+    key = _shares, axes
+    if key not in placement.memo:
+        stored = placement.copies(placement.weights(*axes)) / placement.devices
+        in_use = placement.copies(placement.use(*axes)) / placement.devices
+        placement.memo[key] = stored, in_use, _work_share(placement, axes)
+    return placement.memo[key]
 
 
 def _work_share(placement: Placement, axes: tuple[str, ...]) -> float:

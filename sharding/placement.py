@@ -174,8 +174,11 @@ class Placement:
 
     def multiple(self, axis: str) -> int:
         """What a batch ("B") or number of slots ("S") must be a multiple of."""
-        specs = [p._spec(kind, (axis,)) for kind in KINDS for p in (self, self.prefill)]
-        return math.lcm(*(shards(used_axes(spec), self.mesh) for spec in specs))
+        key = "multiple", axis
+        if key not in self.memo:
+            specs = [p._spec(kind, (axis,)) for kind in KINDS for p in (self, self.prefill)]
+            self.memo[key] = math.lcm(*(shards(used_axes(spec), self.mesh) for spec in specs))
+        return self.memo[key]
 
     def check_batch(self, batch: int) -> None:
         """Refuses a batch that its shards do not divide.
@@ -197,15 +200,15 @@ class Placement:
         return tuple(dict.fromkeys(axis for rest in left for axis in rest))
 
     def _spec(self, kind: str, axes: tuple[str | None, ...]) -> jax.P:
-        found = self._specs.get((kind, axes))
+        found = self.memo.get((kind, axes))
         if found is None:
             taken, _ = self._settle(kind, axes)
-            found = self._specs[kind, axes] = jax.P(*(entry(taken.get(axis, ())) for axis in axes))
+            found = self.memo[kind, axes] = jax.P(*(entry(taken.get(axis, ())) for axis in axes))
         return found
 
     @functools.cached_property
-    def _specs(self) -> dict[tuple[str, tuple[str | None, ...]], jax.P]:
-        """Those asked for before: whoever counts a layout's costs asks for each many times."""
+    def memo(self) -> dict:
+        """What was found before: whoever counts a layout's costs asks for the same many times."""
         return {}
 
     def _settle(
@@ -216,14 +219,15 @@ class Placement:
         free = {axis for axis, size in self.mesh.items() if size > 1}
         left: dict[str, Axes] = {}
         for key, mesh_axes in self.layout.table(kind).items():
-            rest = tuple(axis for axis in mesh_axes if axis in free)
             present = [letter for letter in key.split() if letter in axes]
+            if not present:
+                continue
+            rest = tuple(axis for axis in mesh_axes if axis in free)
             for letter in present:
                 size = self.sizes.get(letter, 0)  # 0: rounded up until it divides
                 taken[letter], rest = longest_dividing_run(size, rest, self.mesh)
                 free -= {*taken[letter]}
-            if present:
-                left[key] = rest
+            left[key] = rest
         return taken, {
             key: tuple(axis for axis in rest if axis in free) for key, rest in left.items()
         }
@@ -241,7 +245,9 @@ def shards(axes: Axes, mesh: Mapping[str, int]) -> int:
 
 def longest_dividing_run(size: int, axes: Axes, mesh: Mapping[str, int]) -> tuple[Axes, Axes]:
     """Splits `axes` into the longest leading run whose shards divide `size`, and the rest."""
-    best = max(n for n in range(len(axes) + 1) if size % shards(axes[:n], mesh) == 0)
+    best = len(axes)
+    while size % shards(axes[:best], mesh):
+        best -= 1
     return axes[:best], axes[best:]
 
 
