@@ -24,6 +24,7 @@ class Collective:
       element: HLO's name of the element type, such as ``bf16``; empty if unknown.
       by_hand: written in `shard_map`, so that no compiler chose its kind.
       asynchronous: started and awaited apart, so that work may overlap it.
+      of_weights: its payload is of weights, the same for every batch; known of expected ones.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Collective:
     element: str = dataclasses.field(default="", compare=False)
     by_hand: bool = dataclasses.field(default=False, compare=False)
     asynchronous: bool = dataclasses.field(default=False, compare=False)
+    of_weights: bool = dataclasses.field(default=False, compare=False)
 
     def as_record(self) -> dict[str, object]:
         """The JSON form; sizes in bytes."""

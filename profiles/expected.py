@@ -101,8 +101,9 @@ _NOTHING = Sent(0.0, 0.0, 0.0, 0.0)
 class Listed:
     """Collectives of passes in one layout, listed once for many batches and slices.
 
-    Payloads are linear in the batch, so two lists of collectives tell of all: where they differ in
-    more than payloads, each batch gets a list of its own.
+    Payloads are of weights or proportional to the batch, so one list of collectives tells of all.
+    Loops may halve what they pass or not, so of those two are listed: where they differ in more
+    than payloads, each batch gets a list of its own.
 
     Args:
       config: the model.
@@ -122,7 +123,13 @@ class Listed:
     def _find_line(self, tokens: int) -> "_Line | None":
         """What every batch sends and what each sequence adds; None if that is not linear."""
         one = self.placement.multiple("B")
-        first, second = self.at(one, tokens), self.at(2 * one, tokens)
+        first = self.at(one, tokens)
+        if self.placement.layout.collectives != "overlapped":
+            paid = [each.payload_bytes for each in first]
+            steady = [size * each.of_weights for size, each in zip(paid, first, strict=True)]
+            growing = [(size - kept) / one for size, kept in zip(paid, steady, strict=True)]
+            return _Line(first, steady, growing)
+        second = self.at(2 * one, tokens)
         if len(first) != len(second) or not all(map(_alike, first, second)):
             return None
         paid = [

@@ -21,7 +21,7 @@ from sharding.errors import LayoutError
 from sharding.mesh import MeshShape
 
 RING, LINE, SWITCH, NETWORK = "ring", "line", "switch", "network"
-_WAYS = 48  # to lay a mesh: more take long to try, and tear axes into many pieces
+_WAYS = 16  # to lay a mesh: more take long to try, and tear axes into many pieces
 
 
 class Dimension(NamedTuple):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from model.dispatch import expert_axes
 from model.form import Form
 from profiles.calibration import Calibration
 from profiles.candidates import meshes
@@ -107,13 +108,17 @@ class Row:
         if not self.placement:
             return SizedLinks(model, form, where, rates)
         form = dataclasses.replace(form, cache=None)  # which no collective moves
-        if form.scheme and self.layout.use is None and not model.experts:
+        if form.scheme and self.layout.use is None and not self._summed_by_experts(model):
             form = dataclasses.replace(form, weights=None)  # none of which moves either
         if form not in self._listed:
             self._listed[form] = Listed(model, self.placement, form)
         if (form, where) not in self._links:
             self._links[form, where] = LinkCosts(self._listed[form], where, rates)
         return self._links[form, where]
+
+    def _summed_by_experts(self, model: Model) -> bool:
+        """Whether experts sum over chips: plain ones in one collective, others in many."""
+        return bool(model.experts) and bool(expert_axes(self.placement).inputs)
 
 
 class Space:
