@@ -62,6 +62,12 @@ def test_what_a_cache_buys_is_the_recorded_comparison():
     assert (RESULTS / "smollm2-135m-cpu/no_cache.txt").read_text().strip() in README
 
 
+def test_the_plan_is_the_recorded_one():
+    recorded = (RESULTS / "plan-llama3-70b/plan.txt").read_text().splitlines()
+    shown = README.split("$ python scripts/plan.py")[1].split("```")[0].splitlines()[1:]
+    assert "choice: " in "".join(shown) and set(shown) <= {*recorded, "..."}
+
+
 def test_no_recorded_step_is_faster_than_its_floor():
     for path in RESULTS.glob("*/profile.json"):
         for point in json.loads(path.read_text())["points"]:
