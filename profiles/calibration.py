@@ -68,6 +68,11 @@ class Calibration:
         return f"{self.name}, lent to {chip} from {', '.join(self.chips)}"
 
 
+def calibrations() -> tuple[Calibration, ...]:
+    """All shipped sets."""
+    return tuple(_shipped()[0].values())
+
+
 def calibration_of(chip: str) -> Calibration:
     """The set for this chip, its own or lent by the nearest kind that has one.
 

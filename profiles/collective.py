@@ -26,6 +26,7 @@ class Collective:
       by_hand: written in `shard_map`, so that no compiler chose its kind.
       asynchronous: started and awaited apart, so that work may overlap it.
       overlap: what a scheduled program does meanwhile, one of `OVERLAPS`; empty if unknown.
+      of_weights: its payload is of weights, the same for every batch; known of expected ones.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Collective:
     by_hand: bool = dataclasses.field(default=False, compare=False)
     asynchronous: bool = dataclasses.field(default=False, compare=False)
     overlap: str = dataclasses.field(default="", compare=False)
+    of_weights: bool = dataclasses.field(default=False, compare=False)
 
     def as_record(self) -> dict[str, object]:
         """The JSON form; sizes in bytes."""

@@ -170,7 +170,7 @@ class ForwardPass:
             now = whole
             if self.config.attention_bias:
                 bias = place.activations(*letters)
-                self.reshard(self.plain(letters), place.weights(*letters), bias, where)
+                self.reshard(self.plain(letters), place.weights(*letters), bias, where, True)
             first_two = (letters[0], None if letters[1] == "C" else letters[1])
             attended = place.attention("B", "T", *first_two, None)
             self.reshard(self.array("BT" + letters), result, attended, where)
@@ -213,7 +213,7 @@ class ForwardPass:
         axes = expert_axes(place)
         tokens = jax.P(entry(axes.batch), None, entry(axes.inputs))
         self.reshard(self.array("BTD"), now, tokens, where)
-        self.reshard(self.plain("eD"), place.weights("e", "D"), place.use("e", "D"), where)
+        self.reshard(self.plain("eD"), place.weights("e", "D"), place.use("e", "D"), where, True)
         self.reshard(self.array("BTD"), tokens, whole, where)
         scores = self.size("BTe", division(place.activations("B", "T", None)))
         if inputs := used_axes(whole[2:]):
@@ -272,7 +272,7 @@ class ForwardPass:
         if plan and (fetched := sum(plan.fetched, ())):  # one all-gather, whatever dimensions
             for element, size in self.stored_parts(weight, stored):
                 size *= shards(fetched, place.mesh)
-                self.note("all-gather", fetched, size, m.where, True, element)
+                self.note("all-gather", fetched, size, m.where, True, element, of_weights=True)
         elif not plan:
             self.divide(weight, stored, use, m.where)
         self.reshard(self.array(m.read), m.now, m.whole, m.where)
@@ -331,9 +331,17 @@ class ForwardPass:
     def divide(self, weight: Weight, stored: jax.P, use: jax.P, where: str) -> None:
         """A weight's change of sharding, each of its arrays on its own."""
         for leaf in jax.tree.leaves(weight):
-            self.reshard(leaf, *(spec_of(leaf, weight, spec) for spec in (stored, use)), where)
+            specs = (spec_of(leaf, weight, spec) for spec in (stored, use))
+            self.reshard(leaf, *specs, where, of_weights=True)
 
-    def reshard(self, array: jax.ShapeDtypeStruct, start: jax.P, target: jax.P, where: str) -> None:
+    def reshard(
+        self,
+        array: jax.ShapeDtypeStruct,
+        start: jax.P,
+        target: jax.P,
+        where: str,
+        of_weights: bool = False,
+    ) -> None:
         """A change of sharding, as `sharding.collectives.reshard` makes it."""
         path = [division(start), *moves(division(start), division(target))]
         for before, after in itertools.pairwise(path):
@@ -342,7 +350,8 @@ class ForwardPass:
                 continue
             kept = set(lost) <= {axis for axes in after for axis in axes}
             kind, size = "all-to-all" if kept else "all-gather", self.local(array.shape, after)
-            self.note(kind, lost, math.prod(size), where, element=element_of(array.dtype))
+            element = element_of(array.dtype)
+            self.note(kind, lost, math.prod(size), where, element=element, of_weights=of_weights)
 
     def note(
         self,
@@ -353,12 +362,17 @@ class ForwardPass:
         by_hand: bool = False,
         element: str | None = None,
         count: int = 1,
+        of_weights: bool = False,
     ) -> None:
         """Adds a collective of `size` elements per chip, of the activations' type if not said."""
         ordered = tuple(axis for axis in MESH_AXES if axis in axes)
         element = element or self.element
         payload = size * bits(element) // 8
-        self.found.append(Collective(kind, ordered, payload, count, where, element, by_hand))
+        self.found.append(
+            Collective(
+                kind, ordered, payload, count, where, element, by_hand, of_weights=of_weights
+            )
+        )
 
     def weight(self, letters: str, outputs: int) -> Weight:
         """Shapes and dtypes of a matrix as it is stored."""

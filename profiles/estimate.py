@@ -14,7 +14,7 @@ from model.form import Form
 from model.parameters import count, count_active
 from model.transformer import Transformer
 from profiles.calibration import Calibration
-from profiles.expected import Expected, LinkCosts, Sent, expect
+from profiles.expected import Expected, LinkCosts, Listed, Sent, expect
 from profiles.floor import Floor, floor
 from profiles.hardware import Peaks
 from profiles.report import Record
@@ -129,11 +129,14 @@ class Estimator:
         else:
             self.placement = setting.layout.check(setting.model.sizes, setting.mesh)
             self.costs = StepCosts(setting.model, self.placement, form)
-            self._links = LinkCosts(setting.model, self.placement, form, where, setting.rates)
-        self._prompts = self.costs
+            self._links = LinkCosts(
+                Listed(setting.model, self.placement, form), where, setting.rates
+            )
+        self._multiple = self.placement.multiple("B") if self.placement else 1
+        self.prompts = self.costs
         if self.placement and self.placement.prefill is not self.placement:
-            self._prompts = StepCosts(setting.model, self.placement.prefill, form)
-        self._sent = functools.cache(self._links.sent)
+            self.prompts = StepCosts(setting.model, self.placement.prefill, form)
+        self.sent = functools.cache(self._links.sent)
 
     def decode(self, batch: int, context: int, slots: int | None = None) -> Estimate:
         """A decode step.
@@ -145,7 +148,17 @@ class Estimator:
         """
         padded, experts = self.padded(batch), self.setting.experts
         traffic = self.costs.decode(batch=padded, context=context, slots=slots, experts=experts)
-        return self._estimate(batch, context, 1, traffic, self._sent(padded, 1))
+        return self._estimate(batch, context, 1, traffic, self.sent(padded, 1))
+
+    def alone(self, batch: int, context: int, prefill: bool = False) -> Estimate:
+        """A pass as if collectives took no time, a bound that is quickly had; as of `best`."""
+        padded, experts = self.padded(batch), self.setting.experts
+        none = Sent(0.0, 0.0, 0.0, 0.0)
+        if prefill:
+            traffic = self.prompts.prefill(batch=padded, tokens=context, experts=experts)
+            return self._estimate(batch, 0, context, traffic, none)
+        traffic = self.costs.decode(batch=padded, context=context, experts=experts)
+        return self._estimate(batch, context, 1, traffic, none)
 
     def prefill(self, batch: int, tokens: int, cached: int = 0) -> Estimate:
         """A pass over prompts.
@@ -157,13 +170,12 @@ class Estimator:
         """
         padded, experts = self.padded(batch), self.setting.experts
         sizes = {"batch": padded, "tokens": tokens, "cached": cached}
-        traffic = self._prompts.prefill(**sizes, experts=experts)
-        return self._estimate(batch, cached, tokens, traffic, self._sent(padded, tokens))
+        traffic = self.prompts.prefill(**sizes, experts=experts)
+        return self._estimate(batch, cached, tokens, traffic, self.sent(padded, tokens))
 
     def padded(self, batch: int) -> int:
         """The batch that a step really has."""
-        multiple = self.placement.multiple("B") if self.placement else 1
-        return -(-batch // multiple) * multiple
+        return -(-batch // self._multiple) * self._multiple
 
     def _estimate(
         self, batch: int, context: int, tokens: int, traffic: Traffic, sent: Sent
@@ -218,6 +230,9 @@ def best(
 ) -> Estimator:
     """The one whose passes are expected to be fastest, of those that fit if any does.
 
+    Listing an estimator's collectives is most of the work, so those come first that would be
+    fastest without any, and those are left out that even so are slower than the best one found.
+
     Args:
       estimators: to choose among, at least one.
       work: batches and contexts, whose expected times are added up.
@@ -226,7 +241,18 @@ def best(
 
     def rank(estimator: Estimator) -> tuple[int, float]:
         one = estimator.prefill if prefill else estimator.decode
-        passes = [one(batch, context) for batch, context in work]
-        return sum(not each.fits for each in passes), sum(p.expected.seconds for p in passes)
+        return _rank([one(batch, context) for batch, context in work])
 
-    return min(estimators, key=rank)
+    found = list(estimators)
+    bounds = [_rank([one.alone(*each, prefill) for each in work]) for one in found]
+    ranks: list[tuple[tuple[int, float], int]] = []
+    for place in sorted(range(len(found)), key=bounds.__getitem__):
+        if ranks and bounds[place] > min(ranks)[0]:
+            break
+        ranks.append((rank(found[place]), place))
+    return found[min(ranks)[1]]
+
+
+def _rank(passes: Sequence[Estimate]) -> tuple[int, float]:
+    """How many passes do not fit, and seconds that all take."""
+    return sum(not each.fits for each in passes), sum(p.expected.seconds for p in passes)

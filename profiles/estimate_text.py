@@ -36,7 +36,15 @@ def table(points: Sequence[Record]) -> str:
     """A row for each record; terms are the floor's."""
     varied = [
         field
-        for field in ("topology", "mesh", "layout", "attention", "weight_dtype", "kv_dtype")
+        for field in (
+            "topology",
+            "mesh",
+            "layout",
+            "attention",
+            "expert_parallel",
+            "weight_dtype",
+            "kv_dtype",
+        )
         if len({str(point.get(field)) for point in points}) > 1
     ]
     per_prompt = any(point["tokens_per_sequence"] > 1 for point in points)

@@ -95,16 +95,72 @@ def expect(
     )
 
 
-class LinkCosts:
-    """What collectives of passes in one layout cost on one slice: listed once, for many batches.
+_NOTHING = Sent(0.0, 0.0, 0.0, 0.0)
 
-    Payloads are linear in the batch, so two lists of collectives tell of all: where they differ in
-    more than payloads, each batch gets a list of its own.
+
+class Listed:
+    """Collectives of passes in one layout, listed once for many batches and slices.
+
+    Payloads are of weights or proportional to the batch, so one list of collectives tells of all.
+    Loops may halve what they pass or not, so of those two are listed: where they differ in more
+    than payloads, each batch gets a list of its own.
 
     Args:
       config: the model.
       placement: the layout on a mesh.
       form: how its numbers are stored.
+    """
+
+    def __init__(self, config: ModelConfig, placement: Placement, form: Form):
+        self.config, self.placement, self.form = config, placement, form
+        self.line = functools.cache(self._find_line)
+
+    def at(self, batch: int, tokens: int) -> list[Collective]:
+        """Those of a pass over a batch that the layout divides."""
+        placement = self.placement if tokens == 1 else self.placement.prefill
+        return expected_collectives(self.config, placement, self.form, batch=batch, tokens=tokens)
+
+    def _find_line(self, tokens: int) -> "_Line | None":
+        """What every batch sends and what each sequence adds; None if that is not linear."""
+        one = self.placement.multiple("B")
+        first = self.at(one, tokens)
+        if self.placement.layout.collectives != "overlapped":
+            paid = [each.payload_bytes for each in first]
+            steady = [size * each.of_weights for size, each in zip(paid, first, strict=True)]
+            growing = [(size - kept) / one for size, kept in zip(paid, steady, strict=True)]
+            return _Line(first, steady, growing)
+        second = self.at(2 * one, tokens)
+        if len(first) != len(second) or not all(map(_alike, first, second)):
+            return None
+        paid = [
+            (each.payload_bytes, two.payload_bytes) for each, two in zip(first, second, strict=True)
+        ]
+        slopes = [(two - one_) / one for one_, two in paid]
+        starts = [one_ - slope * one for (one_, _), slope in zip(paid, slopes, strict=True)]
+        return _Line(first, starts, slopes)
+
+
+class _Line(NamedTuple):
+    """Collectives, and the bytes of their payloads that every batch and each sequence have."""
+
+    listed: list[Collective]
+    steady: list[float]
+    growing: list[float]
+
+    @property
+    def typical(self) -> list[float]:
+        """Payloads of a batch to lay a mesh for."""
+        return [
+            each.payload_bytes + slope * TYPICAL
+            for each, slope in zip(self.listed, self.growing, strict=True)
+        ]
+
+
+class LinkCosts:
+    """What listed collectives cost on one slice.
+
+    Args:
+      listed: of a model in a layout.
       where: the slice.
       rates: for the starts of collectives.
 
@@ -112,19 +168,13 @@ class LinkCosts:
       LayoutError: mesh and slice do not have as many devices.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        placement: Placement,
-        form: Form,
-        where: Slice,
-        rates: Calibration,
-    ):
-        self.config, self.placement, self.form, self.rates = config, placement, form, rates
-        mesh = mesh_items(placement.mesh)
+    def __init__(self, listed: Listed, where: Slice, rates: Calibration):
+        self.listed, self.placement, self.rates = listed, listed.placement, rates
+        mesh = mesh_items(self.placement.mesh)
         self._least = layings(where, mesh, least=True)
         self._usual = layings(dataclasses.replace(where, chip=where.chip.expected), mesh, False)
-        self._lines = functools.cache(self._find_lines)
+        self.usual_line = functools.cache(self._find_usual_line)
+        self._bounds_line = functools.cache(self._find_bounds_line)
 
     def sent(self, batch: int, tokens: int = 1) -> Sent:
         """Costs of a pass; a batch that the layout does not divide is padded.
@@ -133,85 +183,98 @@ class LinkCosts:
           batch: sequences.
           tokens: of each; 1 in a decode step.
         """
-        if self.placement.devices == 1:
-            return Sent(0.0, 0.0, 0.0, 0.0)
-        step = self.placement.multiple("B")
-        batch = -(-batch // step) * step
-        fixed, growing = self._lines(tokens, None) or self._lines(tokens, batch)
-        bounds = [
-            fixed.bounds.get(key, 0.0) + batch * growing.bounds.get(key, 0.0)
-            for key in fixed.bounds.keys() | growing.bounds.keys()
-        ]
+        usual = self.usual(batch, tokens)
+        return usual._replace(least=self._find_least(self._padded(batch), tokens))
+
+    def usual(self, batch: int, tokens: int = 1) -> Sent:
+        """The same but for `Sent.least`, which takes as long to find as all the rest; it is 0."""
+        batch = self._padded(batch)
+        line = self.usual_line(tokens)
+        if line is None:
+            each = self.listed.at(batch, tokens)
+            paid = [one.payload_bytes for one in each]
+            return self._sum(each, paid, self._lay(each, paid))
+        fixed, growing = line
         return Sent(
-            least=max(bounds, default=0.0),
+            least=0.0,
             starts=fixed.starts,
             sending=fixed.sending + batch * growing.sending,
             looped=fixed.looped + batch * growing.looped,
         )
 
-    def _find_lines(self, tokens: int, batch: int | None) -> "tuple[_Sums, _Sums] | None":
-        """Sums of what every batch sends and of what each sequence adds; None if not linear.
+    def _padded(self, batch: int) -> int:
+        step = self.placement.multiple("B")
+        return -(-batch // step) * step
 
-        Args:
-          tokens: per sequence.
-          batch: whose sums alone are wanted; None for lines.
-        """
-        if batch:
-            each = self._list(batch, tokens)
-            return self._sum(each, each), _Sums({}, 0.0, 0.0, 0.0)
-        one = self.placement.multiple("B")
-        first, second = self._list(one, tokens), self._list(2 * one, tokens)
-        if [_but_payload(each) for each in first] != [_but_payload(each) for each in second]:
+    def _find_least(self, batch: int, tokens: int) -> float:
+        if self.placement.devices == 1:
+            return 0.0
+        line = self._bounds_line(tokens)
+        if line is None:
+            each = self.listed.at(batch, tokens)
+            return max(self._find_bounds(each, each).values(), default=0.0)
+        fixed, growing = line
+        bounds = (
+            fixed.get(key, 0.0) + batch * growing.get(key, 0.0)
+            for key in fixed.keys() | growing.keys()
+        )
+        return max(bounds, default=0.0)
+
+    def _find_usual_line(self, tokens: int) -> tuple[Sent, Sent] | None:
+        """Costs of every batch, and what each sequence adds; None if they are not linear."""
+        if self.placement.devices == 1:
+            return _NOTHING, _NOTHING
+        line = self.listed.line(tokens)
+        if line is None:
             return None
-        slopes = [
-            (two.payload_bytes - a.payload_bytes) / one
-            for a, two in zip(first, second, strict=True)
-        ]
-        growing = [_paying(a, slope) for a, slope in zip(first, slopes, strict=True)]
-        steady = [
-            _paying(a, a.payload_bytes - slope * one)
-            for a, slope in zip(first, slopes, strict=True)
-        ]
-        typical = [
-            _paying(a, a.payload_bytes + slope * TYPICAL)
-            for a, slope in zip(first, slopes, strict=True)
-        ]
-        return self._sum(steady, typical), self._sum(growing, typical)
+        wires = self._lay(line.listed, line.typical)
+        return tuple(self._sum(line.listed, paid, wires) for paid in (line.steady, line.growing))
 
-    def _list(self, batch: int, tokens: int) -> list[Collective]:
-        placement = self.placement if tokens == 1 else self.placement.prefill
-        return expected_collectives(self.config, placement, self.form, batch=batch, tokens=tokens)
-
-    def _sum(self, listed: Sequence[Collective], typical: Sequence[Collective]) -> "_Sums":
-        """Costs of these collectives, with the mesh laid as suits typical ones best."""
-        least = min(self._least, key=lambda w: max(least_bounds(typical, w).values(), default=0.0))
-        usual = min(self._usual, key=lambda w: self._seconds(typical, w))
-        sending = [(each.kind, each.count * usual.sending(each)) for each in listed]
-        return _Sums(
-            bounds=least_bounds(listed, least),
-            starts=sum(each.count * usual.start(each, self.rates) for each in listed),
-            sending=sum(seconds for _, seconds in sending),
-            looped=sum(seconds for kind, seconds in sending if kind == "permute"),
+    def _find_bounds_line(self, tokens: int) -> tuple[dict, dict] | None:
+        """Bounds likewise."""
+        line = self.listed.line(tokens)
+        if line is None:
+            return None
+        typical, *parts = (
+            list(map(_paying, line.listed, paid))
+            for paid in (line.typical, line.steady, line.growing)
         )
+        return tuple(self._find_bounds(part, typical) for part in parts)
 
-    def _seconds(self, listed: Sequence[Collective], wires: Wires) -> float:
-        return sum(
-            each.count * (wires.start(each, self.rates) + wires.sending(each) / self.rates.link)
-            for each in listed
-        )
+    def _find_bounds(
+        self, listed: Sequence[Collective], typical: Sequence[Collective]
+    ) -> dict[object, float]:
+        """Bounds of these collectives, with the mesh laid as suits typical ones best."""
+        laid = min(self._least, key=lambda w: max(least_bounds(typical, w).values(), default=0.0))
+        return least_bounds(listed, laid)
+
+    def _lay(self, listed: Sequence[Collective], paid: Sequence[float]) -> Wires:
+        """The mesh laid on the slice as suits these collectives with these payloads best."""
+        if len(self._usual) == 1:
+            return self._usual[0]
+
+        def seconds(wires: Wires) -> float:
+            sums = self._sum(listed, paid, wires)
+            return sums.starts + sums.sending / self.rates.link
+
+        return min(self._usual, key=seconds)
+
+    def _sum(self, listed: Sequence[Collective], paid: Sequence[float], wires: Wires) -> Sent:
+        """Costs of collectives with these payloads."""
+        starts = sending = looped = 0.0
+        for each, payload in zip(listed, paid, strict=True):
+            start, per_byte = wires.usual(each.kind, each.axes, self.rates)
+            starts += each.count * start
+            seconds = each.count * per_byte * payload
+            sending += seconds
+            looped += seconds if each.kind == "permute" else 0.0
+        return Sent(0.0, starts, sending, looped)
 
 
-class _Sums(NamedTuple):
-    """Costs of a list of collectives; as of `Sent`, with all bounds in place of the largest."""
-
-    bounds: dict[object, float]
-    starts: float
-    sending: float
-    looped: float
-
-
-def _but_payload(collective: Collective) -> Collective:
-    return dataclasses.replace(collective, payload_bytes=0)
+def _alike(one: Collective, other: Collective) -> bool:
+    """Whether they differ in payload at most."""
+    mine, others = ((c.kind, c.axes, c.count, c.where) for c in (one, other))
+    return mine == others
 
 
 def _paying(collective: Collective, payload: float) -> Collective:

@@ -115,7 +115,7 @@ def _draw(
         panel.remove()
     _value_axis(figure.axes, logarithmic)
     figure.supylabel(axis, fontsize=11)
-    _frame(figure, head, foot, _legend(lines, figure.axes))
+    frame(figure, head, foot, _legend(lines, figure.axes))
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     write_atomically(path, picture.getvalue())
@@ -263,8 +263,15 @@ def _legend(lines: Sequence[Line], panels: Sequence["Axes"]) -> list:
     return handles
 
 
-def _frame(figure: "Figure", head: Sequence[str], foot: Sequence[str], handles: list) -> None:
-    """Sets title, legend and notes around the panels, each in room of its own."""
+def frame(figure: "Figure", head: Sequence[str], foot: Sequence[str], handles: list) -> None:
+    """Sets title, legend and notes around the panels, each in room of its own.
+
+    Args:
+      figure: with its panels.
+      head: the title, then lines below it.
+      foot: notes at the bottom.
+      handles: of the legend.
+    """
     inch = 1 / figure.get_figheight()
     y = 1 - 0.12 * inch
     for text, size, weight in [

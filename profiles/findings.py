@@ -88,7 +88,8 @@ class CollectiveTimes:
         return self._seconds(each, self._wires)
 
     def _seconds(self, each: Collective, wires) -> float:
-        return wires.start(each, self.rates) + wires.sending(each) / self.rates.link
+        start, per_byte = wires.usual(each.kind, each.axes, self.rates)
+        return start + each.payload_bytes * per_byte / self.rates.link
 
 
 def _not_aliased(step: CompiledStep, bandwidth: float) -> Iterator[Finding]:

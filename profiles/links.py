@@ -21,6 +21,7 @@ from sharding.errors import LayoutError
 from sharding.mesh import MeshShape
 
 RING, LINE, SWITCH, NETWORK = "ring", "line", "switch", "network"
+_WAYS = 16  # to lay a mesh: more take long to try, and tear axes into many pieces
 
 
 class Dimension(NamedTuple):
@@ -100,19 +101,25 @@ class Wires:
             collective.kind, tuple(self.kinds(self.extents(collective.axes)))
         )
 
-    def start(self, collective: Collective, rates: Calibration) -> float:
-        """Seconds that one collective is expected to take besides its bytes, with its hops."""
-        spanned = tuple(self.kinds(self.extents(collective.axes)))
-        rounds = 2 if collective.kind == "all-reduce" else 1
-        hops = sum(_hops(dimension, size) for dimension, size in spanned)
-        hops = 1 if collective.kind == "permute" else rounds * hops
-        between = any(dimension.kind == NETWORK for dimension, _ in spanned)
-        return rates.collective_s + hops * self.hop_latency + rates.network_s * between
+    def usual(self, kind: str, axes: Sequence[str], rates: Calibration) -> tuple[float, float]:
+        """What a collective is expected to take: seconds to start, with its hops, and per byte.
 
-    def sending(self, collective: Collective) -> float:
-        """Seconds for its bytes at the links' rates, in the algorithms that are used."""
-        spanned = tuple(self.kinds(self.extents(collective.axes)))
-        return collective.payload_bytes * _usual_per_byte(collective.kind, spanned)
+        Bytes at the links' rates, in the algorithms that are used.
+        """
+        key = kind, axes
+        if key not in self._memo:
+            spanned = tuple(self.kinds(self.extents(axes)))
+            hops = sum(_hops(dimension, size) for dimension, size in spanned)
+            hops = 1 if kind == "permute" else (2 if kind == "all-reduce" else 1) * hops
+            between = any(dimension.kind == NETWORK for dimension, _ in spanned)
+            latency = hops * self.hop_latency
+            self._memo[key] = latency, between, _usual_per_byte(kind, spanned)
+        latency, between, per_byte = self._memo[key]
+        return rates.collective_s + latency + rates.network_s * between, per_byte
+
+    @functools.cached_property
+    def _memo(self) -> dict[tuple[str, Sequence[str]], tuple[float, bool, float]]:
+        return {}
 
 
 @functools.lru_cache(maxsize=65536)
@@ -190,7 +197,10 @@ def _hops(dimension: Dimension, size: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def layings(where: Slice, mesh: tuple[tuple[str, int], ...], least: bool) -> tuple[Wires, ...]:
-    """All ways to lay a mesh on a slice, axes in as few pieces as there can be.
+    """Ways to lay a mesh on a slice, those first whose axes are in fewest pieces.
+
+    An axis in several pieces spans as many dimensions, and has the links of all: a mesh of one axis
+    can be laid as any mesh of several is.
 
     Args:
       where: the slice.
@@ -209,14 +219,10 @@ def layings(where: Slice, mesh: tuple[tuple[str, int], ...], least: bool) -> tup
         )
     found = dimensions(where, least)
     ways = list(_divide([size for _, size in mesh], [dimension.size for dimension in found]))
-    pieces = [sum(size > 1 for extents in way for size in extents) for way in ways]
+    ways.sort(key=lambda way: sum(size > 1 for extents in way for size in extents))
     names = [axis for axis, _ in mesh]
     hop = where.chip.hop_latency or 0.0
-    return tuple(
-        Wires(found, dict(zip(names, way, strict=True)), hop)
-        for way, count in zip(ways, pieces, strict=True)
-        if count == min(pieces)
-    )
+    return tuple(Wires(found, dict(zip(names, way, strict=True)), hop) for way in ways[:_WAYS])
 
 
 def _divide(sizes: Sequence[int], rooms: Sequence[int]) -> Iterator[tuple[Extents, ...]]:

@@ -18,7 +18,7 @@ from profiles.collective import Collective
 from profiles.expected import Sent
 from profiles.links import layings
 from profiles.slices import Slice
-from profiles.traffic import Traffic, touched_experts
+from profiles.traffic import Line, Traffic, touched_experts
 from sharding.scaled import Scheme, stored_bytes
 
 EVENLY = "divided_evenly"
@@ -114,6 +114,21 @@ class SizedCosts:
         """One pass over prompts; arguments as of `StepCosts.prefill`."""
         return self._pass(batch, cached, tokens, slots or cached + tokens, experts)
 
+    def line(self, context: int, slots: int) -> Line:
+        """Decode steps of all batches; as of `StepCosts.line`."""
+        model, one = self.model, self._pass(1, context, 1, slots, "all")
+        row = model.d_model * (self.weight if model.looked_up else 0)
+        return Line(
+            resident=self.resident,
+            plain=self.weight * (model.total - model.in_experts - model.looked_up),
+            experts=self.weight * model.in_experts,
+            gathered=0.0,
+            moved=row + one.kv_read + one.kv_written,
+            kept=one.kv_resident,
+            flops=one.flops,
+            replicas=1,
+        )
+
     def _pass(
         self, batch: int, cached: int, tokens: int, slots: int, experts: float | str | None
     ) -> Traffic:
@@ -179,6 +194,12 @@ class SizedLinks:
             pair = [Collective("all-to-all", ("z",), size, 2 * self.model.layers)]
         else:
             pair = [Collective("all-reduce", ("z",), size, 2 * self.model.layers)]
-        starts = sum(each.count * self._usual.start(each, self.rates) for each in pair)
-        sending = sum(each.count * self._usual.sending(each) for each in pair)
-        return Sent(0.0, starts, sending, 0.0)
+        (both,) = pair
+        start, per_byte = self._usual.usual(both.kind, both.axes, self.rates)
+        return Sent(0.0, both.count * start, both.count * both.payload_bytes * per_byte, 0.0)
+
+    def usual_line(self, tokens: int = 1) -> tuple[Sent, Sent]:
+        """Costs of every batch, and what each sequence adds; as of `LinkCosts`."""
+        one, two = self.sent(1, tokens), self.sent(2, tokens)
+        slope = two.sending - one.sending
+        return one._replace(sending=one.sending - slope), Sent(0.0, 0.0, slope, 0.0)

@@ -17,6 +17,8 @@ from sharding.errors import UsageError
 Shape = tuple[int, ...]
 MOST = 4096
 """Chips of the largest slice that is looked at where nobody says how many there may be."""
+ONE_MACHINE = 8
+"""Chips that a machine holds, where it is not known how many are joined."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,15 +100,18 @@ def parse_slice(text: str) -> Slice:
 def slices_of(chip: Chip, most: int = MOST) -> list[Slice]:
     """Slices worth planning with, those of fewest chips first; of as many, the most compact.
 
-    Where chips come in any number, powers of two of them within a domain, and of whole domains;
+    Where chips come in any number, powers of two of them within a domain, and of whole domains,
+    but no more than a machine's where no domain is known;
     where the shapes of a torus are not published, sides that are powers of two.
 
     Args:
       chip: of which they are.
       most: chips.
     """
-    wiring, domain = chip.wiring, chip.wiring.domain or most
+    wiring, domain = chip.wiring, chip.wiring.domain
     if not wiring.dimensions:
+        if domain is None:  # one machine's, since nothing is known of what joins more
+            domain, most = ONE_MACHINE, min(most, ONE_MACHINE)
         within = [1 << power for power in range(most.bit_length()) if 1 << power < domain]
         whole = [domain << power for power in range(most.bit_length())]
         return [Slice(chip, (count,)) for count in (*within, *whole) if count <= most]

@@ -18,7 +18,7 @@ from flax import nnx
 from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
 from model.form import Form
-from model.parameters import Path, declarations, matrices, of_experts
+from model.parameters import Matrix, Path, declarations, matrices, of_experts
 from model.transformer import Transformer
 from sharding.placement import Placement, entry_axes, shards, used_axes
 from sharding.scaled import stored_bytes
@@ -26,10 +26,39 @@ from sharding.scaled import stored_bytes
 LOOKED_UP: Path = ("embedding", "weight")
 
 
+class _Declared(NamedTuple):
+    """A parameter as the model declares it.
+
+    Attributes:
+      path: its own, or that of the first layer's.
+      param: shape, dtype and axes.
+      stated: the matrix in few bits that it is a part of, or itself.
+      times: how many the model has.
+    """
+
+    path: Path
+    param: nnx.Param
+    stated: nnx.Param | Matrix
+    times: int
+
+
 @functools.cache
-def _declared(config: ModelConfig, form: Form) -> dict[Path, nnx.Param]:
-    """Every parameter of the model; many layouts are counted for one model."""
-    return declarations(Transformer(config, form))
+def _declared(config: ModelConfig, form: Form) -> list[_Declared]:
+    """Every parameter of the model; many layouts are counted for one model.
+
+    Layers differ in their windows alone, which no parameter depends on: one is declared for all.
+    """
+    model = Transformer(dataclasses.replace(config, layers=1, windows=None), form)
+    whole = matrices(model)
+    return [
+        _Declared(
+            path,
+            param,
+            stated=whole.get(path[:-1], param),
+            times=config.layers if path[0] == "layers" else 1,
+        )
+        for path, param in declarations(model).items()
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +127,38 @@ class _Alike(NamedTuple):
 def _alike(config: ModelConfig, form: Form) -> tuple[_Alike, ...]:
     """All weights, those alike in one entry: layers are."""
     sums: dict[tuple, list[int]] = {}
-    for path, param in _declared(config, form).items():
+    for path, param, _, times in _declared(config, form):
         looked_up = path == LOOKED_UP and not config.tied_embedding
         key = param.axes, of_experts(param), "V" in param.axes, looked_up
         entry = sums.setdefault(key, [0, 0])
-        entry[0] += stored_bytes(param)
+        entry[0] += times * stored_bytes(param)
         if len(param.shape) > 1 and not param.scale and not looked_up:
-            entry[1] += math.prod(param.shape)
+            entry[1] += times * math.prod(param.shape)
     return tuple(_Alike(*entry, *key) for key, entry in sums.items())
+
+
+class Line(NamedTuple):
+    """Decode steps of any batch at one context, per device, as lines that plans are made with.
+
+    Attributes:
+      resident: bytes of stored weights.
+      plain: of those that every step reads.
+      experts: of all experts; a step reads the part that is touched.
+      gathered: as of `Traffic.weights_gathered`.
+      moved: bytes that each sequence adds.
+      kept: bytes of each sequence's cache.
+      flops: of each sequence.
+      replicas: into which touched experts part the batch.
+    """
+
+    resident: float
+    plain: float
+    experts: float
+    gathered: float
+    moved: float
+    kept: float
+    flops: float
+    replicas: int
 
 
 class StepCosts:
@@ -137,8 +190,7 @@ class StepCosts:
 
     def _add(self, alike: _Alike) -> None:
         """Adds arrays to the sums that passes are counted from."""
-        place = self.placement
-        stored = place.copies(place.weights(*alike.axes)) / place.devices
+        stored, in_use, share = _shares(self.placement, alike.axes)
         size = alike.size * stored
         self.resident += size
         if alike.looked_up:
@@ -149,12 +201,11 @@ class StepCosts:
         else:
             self._plain += size
         used = self.config.experts_per_token / self.config.experts if alike.experts else 1
-        work = alike.multiplied * used * _work_share(place, alike.axes)
+        work = alike.multiplied * used * share
         if alike.table:  # multiplied as it is stored
             self._table_work += work
             return
         self._work += work
-        in_use = place.copies(place.use(*alike.axes)) / place.devices
         self._gathered += alike.size * in_use if in_use > stored else 0
 
     def decode(
@@ -219,11 +270,24 @@ class StepCosts:
             weights_gathered=self._gathered,
         )
 
+    def line(self, context: int, slots: int) -> Line:
+        """Decode steps of all batches; arguments as of `decode`."""
+        one = self._pass(1, context, 1, slots, context, "all")
+        return Line(
+            resident=self.resident,
+            plain=self._plain,
+            experts=self._experts,
+            gathered=self._gathered,
+            moved=self._row + one.kv_read + one.kv_written,
+            kept=one.kv_resident,
+            flops=one.flops,
+            replicas=self._replicas,
+        )
+
     def _kept_bytes(self, slots: int) -> float:
         """Of one sequence's cache."""
-        cache = abstract_cache(self.config, 1, slots, self.form, self._multiple)
         share = self.placement.copies(self.placement.cache(*CACHE_AXES)) / self.placement.devices
-        return sum(map(stored_bytes, jax.tree.leaves(cache))) * share
+        return _cache_bytes(self.config, slots, self.form, self._multiple) * share
 
     def _touched(self, tokens: int, experts: float | str | None) -> float:
         """Distinct experts that the busiest replica reads at least.
@@ -275,13 +339,14 @@ def expected_experts(config: HasExperts, tokens: int) -> float:
 def kv_token_bytes(config: ModelConfig, placement: Placement, form: Form) -> float:
     """Bytes one cached token takes on each device, keys and values of all layers."""
     share = placement.copies(placement.cache(*CACHE_AXES)) / placement.devices
-    return _token_bytes(config, form) * share
+    return _cache_bytes(config, 1, form) * share
 
 
-@functools.cache
-def _token_bytes(config: ModelConfig, form: Form) -> int:
-    """Of one cached token, wherever it is."""
-    return sum(map(stored_bytes, jax.tree.leaves(abstract_cache(config, 1, 1, form))))
+@functools.lru_cache(maxsize=4096)
+def _cache_bytes(config: ModelConfig, slots: int, form: Form, multiple: int = 1) -> int:
+    """Of one sequence's cache, all devices together."""
+    cache = abstract_cache(config, 1, slots, form, multiple)
+    return sum(map(stored_bytes, jax.tree.leaves(cache)))
 
 
 def replication_cost(config: ModelConfig, placement: Placement, form: Form) -> list[str]:
@@ -291,12 +356,11 @@ def replication_cost(config: ModelConfig, placement: Placement, form: Form) -> l
       One line per kind of array; empty if everything divides.
     """
     arrays: dict[str, float] = {}
-    whole = matrices(Transformer(config, form))
-    for path, param in _declared(config, form).items():
-        stated = whole.get(path[:-1], param)  # values and scales of a matrix are one
+    for path, param, stated, times in _declared(config, form):
         if rest := placement.left_over("weights", stated.axes):
             share = placement.copies(placement.weights(*param.axes)) / placement.devices
-            extra = stored_bytes(param) * share * (1 - 1 / shards(rest, placement.mesh))
+            extra = times * stored_bytes(param) * share * (1 - 1 / shards(rest, placement.mesh))
+            # Values and scales of a matrix are one line.
             name = ".".join(map(str, (path if stated is param else path[:-1])[-2:]))
             arrays[name] = arrays.get(name, 0) + extra
     lines = [
@@ -327,6 +391,16 @@ def experts_per_device(config: ModelConfig, placement: Placement) -> list[str]:
         sizes = " ".join(f"{axis}={placement.mesh[axis]}" for axis in rest)
         line += f", each divided over {sizes}, which do not divide the experts"
     return [line]
+
+
+def _shares(placement: Placement, axes: tuple[str, ...]) -> tuple[float, float, float]:
+    """The part of a weight that each device stores, that in use, and its part of the matmul."""
+    key = _shares, axes
+    if key not in placement.memo:
+        stored = placement.copies(placement.weights(*axes)) / placement.devices
+        in_use = placement.copies(placement.use(*axes)) / placement.devices
+        placement.memo[key] = stored, in_use, _work_share(placement, axes)
+    return placement.memo[key]
 
 
 def _work_share(placement: Placement, axes: tuple[str, ...]) -> float:

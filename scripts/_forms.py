@@ -1,5 +1,7 @@
 """Flags that say how a model's numbers are stored, and what they ask for."""
 
+from collections.abc import Sequence
+
 from absl import flags
 
 from decode.load import DTYPES, default_dtype
@@ -87,6 +89,29 @@ def forms(stored: Scheme | None = None, dtype: str | None = None, here: bool = T
                 "are not of 8-bit integers; use --weight_dtype=int8, or leave it out"
             )
     return found
+
+
+def combined(caches: Sequence[str]) -> list[Form]:
+    """All forms of weights in ``--weight_dtype``, by default bfloat16 and int8, and these caches.
+
+    Of chips that are only spoken of.
+
+    Raises:
+      UsageError: an unknown name.
+    """
+    check()
+    kinds = [*DTYPES, *(s.name for s in SCHEMES.values() if s.group is None)]
+    for name in caches or [""]:
+        if name not in kinds:
+            raise UsageError(f"--kv_dtype is {name!r}; use one of {', '.join(kinds)}")
+    plain = DTYPES[DTYPE.value or "bfloat16"]
+    return list(
+        dict.fromkeys(
+            Form(plain, _STORAGE[weights], _STORAGE[cache])
+            for weights in WEIGHT_DTYPE.value or ["bfloat16", "int8"]
+            for cache in caches
+        )
+    )
 
 
 def check() -> None:

@@ -7,6 +7,7 @@ from absl import flags
 
 from model.config import ModelConfig
 from model.form import Form
+from profiles.candidates import layouts as named_layouts
 from profiles.choice import AUTO, Wish, Work, pick
 from profiles.traffic import experts_per_device, replication_cost
 from sharding import processes
@@ -17,6 +18,7 @@ from sharding.layout import (
     LAYOUTS,
     divide_experts,
     find_layout,
+    prefill_by,
     schedule_by,
 )
 from sharding.mesh import MeshShape, parse_mesh, request_cpu_devices, whole_mesh
@@ -79,6 +81,40 @@ def layouts(
     """The layouts that the flags name, of a script that compares several; else as `layout`."""
     names = dict.fromkeys(LAYOUT.value.split(","))
     return [_layout(name, config, mesh, form, batches, contexts) for name in names]
+
+
+def leave_open() -> None:
+    """Makes ``auto`` the default of ``--layout`` and ``--attention``, in scripts that compare."""
+    for flag in (LAYOUT, ATTENTION_BY):
+        flags.set_default(flag, AUTO)
+
+
+def wanted(config: ModelConfig) -> list[Layout]:
+    """All layouts that the flags admit, each in all attention that they admit.
+
+    With ``--layout=auto`` a mixture's experts are divided in both ways, with ``--expert_parallel``
+    in one.
+
+    Raises:
+      UsageError: there is none of a name, or none that stores weights as ``--prefill_layout`` does.
+    """
+    _check_experts(config)
+    prompts = PREFILL_LAYOUT.value and find_layout(PREFILL_LAYOUT.value)
+    found = [
+        each
+        for name in dict.fromkeys(LAYOUT.value.split(","))
+        for each in named_layouts(name, ATTENTION_BY.value)
+        if not prompts or each.weights == prompts.weights
+    ]
+    if not found:
+        raise UsageError(
+            f"--prefill_layout is {prompts.name}, which stores weights otherwise than all of "
+            f"--layout={LAYOUT.value}; name another"
+        )
+    if prompts:
+        found = [prefill_by(each, prompts) for each in found]
+    both = config.experts and LAYOUT.value == AUTO and not EXPERT_PARALLEL.value
+    return list(map(finish, found)) + [finish(divide_experts(each)) for each in found if both]
 
 
 def check_layouts() -> None:

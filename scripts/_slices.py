@@ -82,6 +82,11 @@ def overridden(chip: Chip) -> Chip:
     return chip.override(**{figure: flag.value for figure, flag in _FIGURES.items()})
 
 
+def given() -> list[str]:
+    """Flags that say of a chip what is not so of another."""
+    return [flag.name for flag in (*_FIGURES.values(), PRICE) if flag.value is not None]
+
+
 def rates(chip: Chip) -> Calibration:
     """What steps achieve, from ``--calibration`` or as shipped.
 

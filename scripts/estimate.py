@@ -85,7 +85,8 @@ def main() -> None:
 def _estimators(batches: list[int], contexts: list[int]) -> list[Estimator]:
     """One for each slice and form, in the layout that is expected to be best."""
     model, forms = _slices.model(), _forms.forms(here=False)
-    wanted = layouts(_layouts.LAYOUT.value, _layouts.ATTENTION_BY.value, _layouts.finish)
+    names = _layouts.LAYOUT.value, _layouts.ATTENTION_BY.value
+    wanted = layouts(*names, _layouts.finish, bool(model.experts))
     shapes = [parse_mesh(_MESH.value)] if _MESH.value else None
     work = [(b, c) for b in {min(batches), max(batches)} for c in {min(contexts), max(contexts)}]
     found = []

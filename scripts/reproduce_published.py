@@ -1,57 +1,94 @@
-"""Hold this project's counts against published figures, a line for each.
+"""Hold published figures against this project's floors, expected times and counts.
 
-Today these are longest contexts: how many tokens of KV cache a layout leaves room for, in the cases
-of profiles/published.json. Ends with exit code 1 if one is more than 1.5% off: figures are rounded.
+Measured steps first, a line for each, by source: measured, floor, expected, the expected time's
+error, and what was assumed. Floors are lower bounds: where a source leaves something open (context,
+layout, mesh), a floor takes the least value that is consistent with it. Expected times are by the
+constants of profiles/calibrations.json; rows that were fitted and rows that were held out are
+summed up apart (python -m profiles.fitting has more). Then longest contexts of KV caches, and
+theoretical figures of others: by their own equations, which must give the printed digits, and as
+counted here, with the differences named.
+
+--cases reads measurements of your own, a JSON list of them or {"cases": [...]}:
+  {"source": "mine", "locator": "run 1", "model": "llama3-70b", "topology": "h100:8",
+   "layout": "weight_stationary_1d", "attention": "heads", "weight_dtype": "bfloat16",
+   "phase": "decode", "batch": 8, "context": 1024, "published_s": 0.012}
+model, topology, layout and attention are those of the flags; seconds are of a step, of a whole
+prefill, or of a run: a prompt and all generated tokens. Lengths may stand in place of a decode
+step's context: prompt_length, generated_tokens. With a prompt, context is what the cache had before
+it. Null stands for a layout that is not stated. attention, kv_dtype, dtype (of arithmetic), mesh
+and assumed (a list of texts) may be left out. A case that cannot be used is listed with the reason.
+
+Exit code 1: a measurement beats its floor, a printed digit does not come out, or a context is more
+than 1.5% off; 2: --cases cannot be read.
 
 Examples:
   python scripts/reproduce_published.py
-  python scripts/reproduce_published.py --json=-
+  python scripts/reproduce_published.py --cases=mine.json --json=-
+  python scripts/reproduce_published.py --calibration=mine.json
 """
 
 import datetime
 import sys
 
 import _common
+import _slices
 from absl import flags
 
-from profiles.inspection import aligned
-from profiles.published import TOLERANCE, longest_contexts
+from profiles.calibration import read_calibration
+from profiles.cases import cases_of, shipped_cases
+from profiles.published import (
+    check_contexts,
+    check_floors,
+    longest_contexts,
+    reproduce_all,
+)
+from profiles.published_report import (
+    accuracy_text,
+    case_records,
+    contexts_text,
+    figures_text,
+    rates_text,
+    rows_text,
+)
 from profiles.report import document, write_json
+from profiles.reproductions import check_digits, figures, not_recomputed
 from sharding import processes
-from sharding.errors import FloorlineError
+
+_CASES = flags.DEFINE_string(
+    "cases", None, "File of measurements to take in place of shipped ones."
+)
 
 
 def main() -> None:
-    """Counts, prints, compares."""
+    """Reproduces, prints, compares."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _common.check_json()
-    rows = list(longest_contexts())
-    head = "source", "batch", "published context", "counted context", "difference"
-    text = [
-        (
-            f"{row['source'].split(',')[0]}, {row['locator']}",
-            str(row["batch"]),
-            f"{row['published_context']:,}",
-            f"{row['context']:,.0f}",
-            f"{row['error']:+.1%}",
-        )
-        for row in rows
-    ]
-    if _common.JSON.value != "-":
-        print(aligned(head, text))
+    rates = read_calibration(_slices.CALIBRATION.value) if _slices.CALIBRATION.value else None
+    own = _CASES.value is not None
+    cases, unusable = cases_of(_CASES.value) if own else shipped_cases()
+    rows, refused = reproduce_all(cases, rates)
+    unusable += refused
+    show = _common.say if _common.JSON.value == "-" else print
+    parts = rates_text(rows), rows_text(rows, unusable), accuracy_text(rows)
+    show("\n\n".join(filter(None, parts)))
+    found = case_records(rows, unusable)
+    contexts, printed = ([], []) if own else (list(longest_contexts()), figures())
+    if not own:
+        show("\n" + contexts_text(contexts) + "\n\n" + figures_text(printed, not_recomputed()))
+        found["longest_contexts"] = contexts
+        found["reproductions"] = [figure.as_record() for figure in printed]
     if _common.JSON.value and processes.first():
-        found = document(sys.argv, [], device_kind="", started=started, bandwidth=None, rows=rows)
-        write_json(_common.JSON.value, found)
-    wrong = [row for row in rows if abs(row["error"]) > TOLERANCE]
-    if wrong:
-        row = wrong[0]
-        raise FloorlineError(
-            f"counted context is {row['context']:,.0f} where {row['locator']} has "
-            f"{row['published_context']:,}; the count or the case's assumptions must be wrong"
+        names = {"calibration": sorted({row.rates.name for row in rows})}
+        whole = document(
+            sys.argv, [], device_kind="", started=started, bandwidth=None, **names, **found
         )
+        write_json(_common.JSON.value, whole)
+    check_floors(rows)
+    check_contexts(contexts)
+    check_digits(printed)
 
 
 if __name__ == "__main__":
-    flags.declare_key_flag("json")
-    flags.declare_key_flag("verbose")
+    for name in ("json", "verbose", "calibration"):
+        flags.declare_key_flag(name)
     _common.start(main)

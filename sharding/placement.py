@@ -7,9 +7,10 @@ differ. `sharding.layout` has the catalogue.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 
@@ -94,7 +95,7 @@ class Layout:
                 letters = tuple(letter for letter in key.split() if letter in sizes)
                 # The d_ff of experts divides what they leave; it is in no array without them.
                 array = (*letters, "E") if "F" in letters and "E" in sizes else letters
-                rest = placement._settle(kind, array)[1].get(key, ())
+                rest = placement._settle(kind, array).left.get(key, ())
                 if rest and self.rules.get(key, "refuse") == "refuse":
                     raise _refusal(letters, sizes, rest, mesh)
         if self.prefill:
@@ -165,7 +166,7 @@ class Placement:
         """How many devices hold each element of an array of this sharding."""
         return self.devices // shards(used_axes(spec), self.mesh)
 
-    @property
+    @functools.cached_property
     def prefill(self) -> "Placement":
         """The placement of prompts."""
         layout = self.layout.prefill
@@ -173,8 +174,11 @@ class Placement:
 
     def multiple(self, axis: str) -> int:
         """What a batch ("B") or number of slots ("S") must be a multiple of."""
-        specs = [p._spec(kind, (axis,)) for kind in KINDS for p in (self, self.prefill)]
-        return math.lcm(*(shards(used_axes(spec), self.mesh) for spec in specs))
+        key = "multiple", axis
+        if key not in self.memo:
+            specs = [p._spec(kind, (axis,)) for kind in KINDS for p in (self, self.prefill)]
+            self.memo[key] = math.lcm(*(shards(used_axes(spec), self.mesh) for spec in specs))
+        return self.memo[key]
 
     def check_batch(self, batch: int) -> None:
         """Refuses a batch that its shards do not divide.
@@ -192,32 +196,64 @@ class Placement:
 
     def left_over(self, kind: str, axes: tuple[str | None, ...]) -> Axes:
         """Mesh axes that the layout gives to some of an array's dimensions but that divide none."""
-        left = self._settle(kind, axes)[1].values()
+        left = self._settle(kind, axes).left.values()
         return tuple(dict.fromkeys(axis for rest in left for axis in rest))
 
     def _spec(self, kind: str, axes: tuple[str | None, ...]) -> jax.P:
-        taken, _ = self._settle(kind, axes)
-        return jax.P(*(entry(taken.get(axis, ())) for axis in axes))
+        found = self.memo.get((kind, axes))
+        if found is None:
+            taken = self._settle(kind, axes).taken
+            found = self.memo[kind, axes] = jax.P(*(entry(taken.get(axis, ())) for axis in axes))
+        return found
 
-    def _settle(
-        self, kind: str, axes: tuple[str | None, ...]
-    ) -> tuple[dict[str | None, Axes], dict[str, Axes]]:
-        """Mesh axes taken by each logical axis of one array, and by key those that none took."""
-        taken: dict[str | None, Axes] = {}
-        free = {axis for axis, size in self.mesh.items() if size > 1}
-        left: dict[str, Axes] = {}
-        for key, mesh_axes in self.layout.table(kind).items():
-            rest = tuple(axis for axis in mesh_axes if axis in free)
-            present = [letter for letter in key.split() if letter in axes]
-            for letter in present:
-                size = self.sizes.get(letter, 0)  # 0: rounded up until it divides
-                taken[letter], rest = longest_dividing_run(size, rest, self.mesh)
-                free -= {*taken[letter]}
-            if present:
-                left[key] = rest
-        return taken, {
-            key: tuple(axis for axis in rest if axis in free) for key, rest in left.items()
-        }
+    @functools.cached_property
+    def memo(self) -> dict:
+        """What was found before: whoever counts a layout's costs asks for the same many times."""
+        return {}
+
+    @functools.cached_property
+    def _tables(self) -> dict[str, tuple[tuple[str, Axes], ...]]:
+        return {kind: tuple(self.layout.table(kind).items()) for kind in KINDS}
+
+    @functools.cached_property
+    def _mesh_items(self) -> tuple[tuple[str, int], ...]:
+        return tuple(self.mesh.items())
+
+    def _settle(self, kind: str, axes: tuple[str | None, ...]) -> "_Settled":
+        lengths = tuple(self.sizes.get(axis, 0) for axis in axes)  # 0: rounded up until it divides
+        return _settle(self._tables[kind], axes, lengths, self._mesh_items)
+
+
+class _Settled(NamedTuple):
+    """Mesh axes taken by each logical axis of one array, and by key those that none took."""
+
+    taken: dict[str | None, Axes]
+    left: dict[str, Axes]
+
+
+@functools.lru_cache(maxsize=2**16)
+def _settle(
+    table: tuple[tuple[str, Axes], ...],
+    axes: tuple[str | None, ...],
+    lengths: tuple[int, ...],
+    mesh_items: tuple[tuple[str, int], ...],
+) -> _Settled:
+    """Divides one array; layouts that differ elsewhere share what was found."""
+    mesh, sizes = dict(mesh_items), dict(zip(axes, lengths, strict=True))
+    taken: dict[str | None, Axes] = {}
+    free = {axis for axis, size in mesh.items() if size > 1}
+    left: dict[str, Axes] = {}
+    for key, mesh_axes in table:
+        present = [letter for letter in key.split() if letter in axes]
+        if not present:
+            continue
+        rest = tuple(axis for axis in mesh_axes if axis in free)
+        for letter in present:
+            taken[letter], rest = longest_dividing_run(sizes[letter], rest, mesh)
+            free -= {*taken[letter]}
+        left[key] = rest
+    still = {key: tuple(axis for axis in rest if axis in free) for key, rest in left.items()}
+    return _Settled(taken, still)
 
 
 def used_axes(spec: jax.P) -> Axes:
@@ -232,7 +268,9 @@ def shards(axes: Axes, mesh: Mapping[str, int]) -> int:
 
 def longest_dividing_run(size: int, axes: Axes, mesh: Mapping[str, int]) -> tuple[Axes, Axes]:
     """Splits `axes` into the longest leading run whose shards divide `size`, and the rest."""
-    best = max(n for n in range(len(axes) + 1) if size % shards(axes[:n], mesh) == 0)
+    best = len(axes)
+    while size % shards(axes[:best], mesh):
+        best -= 1
     return axes[:best], axes[best:]
 
 

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 
 from model.form import FLOAT32
@@ -18,8 +19,19 @@ from decode.load import ModelSource, find_source  # noqa: E402
 from model.catalog import find_model  # noqa: E402
 from sharding.layout import LAYOUTS  # noqa: E402
 from sharding.mesh import parse_mesh  # noqa: E402
+from tests.engines import random_engine  # noqa: E402
 
 REFERENCES = Path(__file__).parent / "references"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiles the default set with few optimizations, which halves the time that it takes.
+
+    These are LLVM's: sharding, collectives and buffers are settled before. The marked sets, and
+    scripts that tests run as users do, compile as users' programs do.
+    """
+    if "not speed" in config.option.markexpr:
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +44,7 @@ def tiny_engine() -> Callable[..., Engine]:
     @functools.cache
     def make(mesh: str = "1x1x1", **changes: object) -> Engine:
         config = dataclasses.replace(find_model("tiny"), **changes)
-        source = ModelSource(config, None, None)
-        return source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh(mesh), FLOAT32)
+        return random_engine(config, LAYOUTS["weight_stationary_1d"], mesh, FLOAT32)
 
     return make
 

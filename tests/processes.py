@@ -29,7 +29,7 @@ def run_processes(program: str, *arguments: object, count: int = 2, devices: int
     processes = [
         subprocess.Popen(
             [*start, str(number), *map(str, arguments)],
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         )
         for number in range(count)
     ]

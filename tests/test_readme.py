@@ -4,7 +4,14 @@ import json
 from pathlib import Path
 
 from profiles.report import fit_lines, markdown_table
-from tests import family_cases, layout_table, perplexity_table, storage_table
+from tests import (
+    accuracy_table,
+    family_cases,
+    layout_table,
+    perplexity_table,
+    storage_table,
+    talk_table,
+)
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -43,8 +50,22 @@ def test_perplexities_and_types_are_those_of_the_recorded_runs():
     assert markdown_table(run["points"], run["bandwidth"]).strip() in README
 
 
+def test_the_accuracy_of_expected_times_is_that_of_the_code():
+    assert accuracy_table.BEGIN + accuracy_table.table() + accuracy_table.END in README
+
+
+def test_what_is_said_of_batches_is_what_the_commands_print():
+    assert talk_table.BEGIN + talk_table.text() + talk_table.END in README
+
+
 def test_what_a_cache_buys_is_the_recorded_comparison():
     assert (RESULTS / "smollm2-135m-cpu/no_cache.txt").read_text().strip() in README
+
+
+def test_the_plan_is_the_recorded_one():
+    recorded = (RESULTS / "plan-llama3-70b/plan.txt").read_text().splitlines()
+    shown = README.split("$ python scripts/plan.py")[1].split("```")[0].splitlines()[1:]
+    assert "choice: " in "".join(shown) and set(shown) <= {*recorded, "..."}
 
 
 def test_no_recorded_step_is_faster_than_its_floor():

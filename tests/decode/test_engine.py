@@ -47,8 +47,13 @@ def counted_compilations():
         jax.monitoring.clear_event_listeners()
 
 
-@pytest.mark.parametrize("mesh", ["1x1x1", "2x2x2"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "mesh"),
+    # On one device, `test_families` checks as much of the others by default.
+    [*((family, "2x2x2") for family in FAMILIES), ("multi_query_parallel", "1x1x1"),
+     *(pytest.param(family, "1x1x1", marks=pytest.mark.slow)
+       for family in FAMILIES if family != "multi_query_parallel")],
+)  # fmt: skip
 def test_cached_decode_equals_one_full_forward_pass(tiny_engine, family, mesh):
     engine = tiny_engine(mesh, **FAMILIES[family])
     sequence = np.random.default_rng(0).integers(0, 256, (2, 24)).astype(np.int32)

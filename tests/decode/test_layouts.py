@@ -11,8 +11,9 @@ from decode.engine import Engine
 from decode.generate import Request, generate
 from decode.load import ModelSource
 from model.catalog import find_model
+from model.config import ModelConfig
 from model.form import BFLOAT16, FLOAT32
-from model.parameters import Path, flatten, place, shardings
+from model.parameters import shardings
 from model.transformer import Transformer
 from sharding.errors import LayoutError
 from sharding.layout import (
@@ -26,6 +27,7 @@ from sharding.layout import (
 )
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Layout
+from tests.engines import random_engine
 
 FAMILIES = {
     "grouped": {},
@@ -40,26 +42,12 @@ MESHES = ("2x2x2", "1x2x4", "8x1x1", "4x2x1")
 BATCH, PROMPT, STEPS = 8, 13, 3
 
 
-@functools.cache
-def source_of(family: str) -> ModelSource:
-    config = dataclasses.replace(find_model("tiny"), layers=1, **FAMILIES[family])
-    return ModelSource(config, None, None)
-
-
-@functools.cache
-def arrays_of(family: str) -> dict[Path, np.ndarray]:
-    """Random weights, made once: making them on each mesh would compile more than steps do."""
-    one = source_of(family).engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1"), FLOAT32)
-    return {path: np.asarray(array) for path, array in flatten(one.parameters).items()}
+def config_of(family: str) -> ModelConfig:
+    return dataclasses.replace(find_model("tiny"), layers=1, **FAMILIES[family])
 
 
 def engine_of(family: str, layout: Layout, mesh: str) -> Engine:
-    """An engine with the weights of `arrays_of`."""
-    config, shape = source_of(family).config, parse_mesh(mesh)
-    placement, devices = layout.check(config.sizes, shape), make_mesh(shape)
-    model = Transformer(config, FLOAT32)
-    parameters = place(model, arrays_of(family).items(), placement, devices)
-    return Engine(config, parameters, placement, devices, FLOAT32)
+    return random_engine(config_of(family), layout, mesh, FLOAT32)
 
 
 def logits_of(engine: Engine, batch: int = BATCH) -> np.ndarray:
@@ -130,7 +118,7 @@ def test_loops_give_the_logits_of_one_device(layout, attention, family, mesh):
 def test_all_layouts_with_divided_experts_give_the_logits_of_one_device(family, mesh, attention):
     for layout in LAYOUTS.values():
         chosen = divide_experts(attend_by(layout, attention))
-        placement = chosen.check(source_of(family).config.sizes, parse_mesh(mesh))
+        placement = chosen.check(config_of(family).sizes, parse_mesh(mesh))
         batch = -(-BATCH // placement.multiple("B")) * placement.multiple("B")
         check(family, chosen, mesh, batch)
 
@@ -152,7 +140,7 @@ def test_all_layouts_give_the_logits_of_one_device_or_are_refused_at_once(
     for layout, attention in pairs:
         chosen = schedule_by(attend_by(layout, attention), collectives)
         try:
-            placement = chosen.check(source_of(family).config.sizes, parse_mesh(mesh))
+            placement = chosen.check(config_of(family).sizes, parse_mesh(mesh))
             batch = -(-BATCH // placement.multiple("B")) * placement.multiple("B")
         except LayoutError as error:
             assert "divide" in str(error) and "; use " in str(error)

@@ -37,8 +37,10 @@ def test_a_converted_model_gives_the_same_logits(case, tmp_path):
     assert isinstance(converted.file, OrbaxFolder) and converted.config == source.config
     assert converted.tokenizer is None and converted.stored_dtype() == "float32"
     tokens = np.arange(3, 23, dtype=np.int32)[None]
-    again = converted.engine(LAYOUT, parse_mesh("1x1"), FLOAT32)
-    np.testing.assert_array_equal(again.forward(tokens), engine.forward(tokens))
+    expected = engine.forward(tokens)
+    # The same compiled pass, for the configurations are equal.
+    engine.parameters = converted.engine(LAYOUT, parse_mesh("1x1"), FLOAT32).parameters
+    np.testing.assert_array_equal(engine.forward(tokens), expected)
 
 
 @pytest.mark.parametrize("case", ["gemma3", "qwen3"])
@@ -100,9 +102,9 @@ def test_each_process_reads_its_part_of_a_folder_and_no_more(tmp_path):
             np.testing.assert_array_equal(part, whole[name][eval(index, {"slice": slice})])
 
 
-def test_a_gguf_tokenizer_goes_with_the_converted_weights(smollm2, smollm2_engine, tmp_path):
-    engine = smollm2_engine("1x1x1")
-    save(tmp_path / "m", smollm2.config, engine.parameters, smollm2.tokenizer_files())
+def test_a_gguf_tokenizer_goes_with_the_converted_weights(smollm2, tiny_engine, tmp_path):
+    engine = tiny_engine()  # whose weights are few; no tokenizer looks at them
+    save(tmp_path / "m", engine.config, engine.parameters, smollm2.tokenizer_files())
     converted = find_source(str(tmp_path / "m"))
     messages = [{"role": "user", "content": "Why is the sky blue? 3.14 ¡né 你好"}]
     ours, theirs = converted.tokenizer, smollm2.tokenizer

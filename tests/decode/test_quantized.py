@@ -12,8 +12,8 @@ import pytest
 from decode.engine import Engine
 from decode.load import ModelSource
 from model.catalog import find_model
-from model.form import FLOAT32, Form
-from model.parameters import flatten, place
+from model.form import Form
+from model.parameters import place
 from model.transformer import Transformer
 from profiles.traffic import decode_traffic
 from sharding.errors import FloorlineError, LayoutError
@@ -21,6 +21,7 @@ from sharding.layout import COLLECTIVES, LAYOUTS, schedule_by
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Layout
 from sharding.scaled import SCHEMES
+from tests.engines import random_arrays, random_engine
 
 # Large enough that groups of 32 divide over eight devices.
 CONFIG = dataclasses.replace(
@@ -29,19 +30,8 @@ CONFIG = dataclasses.replace(
 ONE_D = LAYOUTS["weight_stationary_1d"]
 
 
-@functools.cache
-def arrays() -> dict:
-    """Random weights, before they are quantized."""
-    engine = ModelSource(CONFIG, None, None).engine(ONE_D, parse_mesh("1"), FLOAT32)
-    return {path: np.asarray(array) for path, array in flatten(engine.parameters).items()}
-
-
-def engine_of(name: str | None, layout: Layout, mesh: str, changed: dict | None = None) -> Engine:
-    form = Form(jnp.float32, SCHEMES.get(name))
-    placement, devices = layout.check(CONFIG.sizes, parse_mesh(mesh)), make_mesh(parse_mesh(mesh))
-    model = Transformer(CONFIG, form)
-    parameters = place(model, (arrays() | (changed or {})).items(), placement, devices)
-    return Engine(CONFIG, parameters, placement, devices, form)
+def engine_of(name: str | None, layout: Layout, mesh: str) -> Engine:
+    return random_engine(CONFIG, layout, mesh, Form(jnp.float32, SCHEMES.get(name)))
 
 
 def logits_of(engine: Engine) -> np.ndarray:
@@ -125,11 +115,13 @@ def test_groups_that_would_cross_devices_are_refused_with_what_works():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_refused_by_name(bad):
-    path = ("layers", 0, "mlp", "down")
-    changed = arrays()[path].copy()
-    changed[3, 5] = bad
+    path, arrays = ("layers", 0, "mlp", "down"), dict(random_arrays(CONFIG))
+    arrays[path] = arrays[path].copy()
+    arrays[path][3, 5] = bad
+    model, mesh = Transformer(CONFIG, Form(jnp.float32, SCHEMES["int8"])), parse_mesh("2x2x2")
+    placement, devices = ONE_D.check(CONFIG.sizes, mesh), make_mesh(mesh)
     with pytest.raises(FloorlineError, match=r"layers\.0\.mlp\.down is not finite everywhere"):
-        engine_of("int8", ONE_D, "2x2x2", {path: changed})
+        place(model, arrays.items(), placement, devices)
 
 
 def test_random_weights_are_those_that_plain_ones_round_to():

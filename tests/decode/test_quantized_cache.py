@@ -8,12 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from decode.engine import Engine
-from decode.load import ModelSource
 from model.catalog import find_model
 from model.form import FLOAT32, Form
-from model.parameters import flatten, place
-from model.transformer import Transformer
 from profiles.inspection import Subject
 from profiles.traffic import decode_traffic
 from sharding.layout import (
@@ -24,9 +20,10 @@ from sharding.layout import (
     divide_experts,
     schedule_by,
 )
-from sharding.mesh import make_mesh, parse_mesh
+from sharding.mesh import parse_mesh
 from sharding.placement import Layout
 from sharding.scaled import SCHEMES
+from tests.engines import random_engine
 
 CONFIG = dataclasses.replace(find_model("tiny"), layers=1, d_model=256, d_ff=512, head_size=64)
 EXPERTS = {"experts": 8, "experts_per_token": 2}
@@ -46,21 +43,11 @@ ONE_D = LAYOUTS["weight_stationary_1d"]
 BATCH, PROMPT, STEPS = 8, 13, 3
 
 
-@functools.cache
-def arrays(family: str) -> dict:
-    """Random weights, before they are quantized."""
-    config = dataclasses.replace(CONFIG, **FAMILIES[family])
-    engine = ModelSource(config, None, None).engine(ONE_D, parse_mesh("1"), FLOAT32)
-    return {path: np.asarray(array) for path, array in flatten(engine.parameters).items()}
-
-
 def logits_of(family: str, form: Form, layout: Layout, mesh: str) -> np.ndarray:
     """Of the last tokens of prompts, and of steps that follow; [1 + STEPS, B, V]."""
     config = dataclasses.replace(CONFIG, **FAMILIES[family])
     layout = divide_experts(layout) if family == "experts_divided" else layout
-    placement, devices = layout.check(config.sizes, parse_mesh(mesh)), make_mesh(parse_mesh(mesh))
-    parameters = place(Transformer(config, form), arrays(family).items(), placement, devices)
-    engine = Engine(config, parameters, placement, devices, form)
+    engine = random_engine(config, layout, mesh, form)
     random = np.random.default_rng(0)
     tokens = random.integers(0, 256, (BATCH, PROMPT + STEPS)).astype(np.int32)
     lengths = random.integers(PROMPT // 2, PROMPT + 1, BATCH).astype(np.int32)

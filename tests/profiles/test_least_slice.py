@@ -34,7 +34,7 @@ def test_slices_to_plan_with_are_slices_that_a_chip_comes_in():
         assert [parse_slice(str(each)) for each in found] == found
         assert all(a.chips <= b.chips for a, b in itertools.pairwise(found))
         assert found[-1].chips <= 512
-        assert len(slices_of(chip)) > len(found) or chip.wiring.domain == 256
+        assert len(slices_of(chip)) > len(found) or chip.wiring.domain in (256, None)
 
 
 def test_the_most_compact_of_equally_many_chips_comes_first():

@@ -55,8 +55,9 @@ def test_lines_wait_for_their_ends():
 def test_a_switch_may_add_up_on_the_way_in_a_floor_alone():
     mesh, collective = {"x": 1, "y": 1, "z": 8}, Collective("all-reduce", ("z",), 1e9)
     assert wires("h100:8", mesh).least(collective) == pytest.approx(1e9 / 450e9)
-    usual = wires("h100:8", mesh, least=False).sending(collective)
-    assert usual == pytest.approx(2 * 7 / 8 * 1e9 / 450e9)
+    rates = calibration_of("h100")
+    start, per_byte = wires("h100:8", mesh, least=False).usual("all-reduce", ("z",), rates)
+    assert per_byte == pytest.approx(2 * 7 / 8 / 450e9) and start == rates.collective_s
 
 
 def test_between_hosts_the_network_is_shared_by_the_chips_of_each():
@@ -103,8 +104,8 @@ def test_no_collective_is_expected_faster_than_its_floor():
             collective = Collective(kind, axes, draw.choice([1, 1e5, 1e9]))
             least = min(laid.least(collective) for laid in layings(where, mesh, least=True))
             for laid in layings(where, mesh, least=False):
-                expected = laid.start(collective, rates) + laid.sending(collective) / rates.link
-                assert expected >= least
+                start, per_byte = laid.usual(kind, axes, rates)
+                assert start + per_byte * collective.payload_bytes / rates.link >= least
 
 
 def test_slices_are_joined_by_the_network_of_their_hosts():

@@ -10,6 +10,7 @@ import pytest
 from decode.load import ModelSource
 from model.catalog import find_model
 from model.form import BFLOAT16, FLOAT32, Form
+from profiles import bandwidth
 from profiles import sweep as sweeping
 from profiles.bandwidth import PeakMeter
 from profiles.report import fit_lines, fits, lines
@@ -47,7 +48,14 @@ def test_every_mesh_batch_and_context_has_a_record(outcome):
         assert 0 < point["step_s"]["p10"] <= point["step_s"]["median"] <= point["step_s"]["p90"]
 
 
-def test_layouts_are_compared_in_one_run_each_a_line_of_its_own():
+@pytest.fixture
+def quick_meter(monkeypatch):
+    """Bandwidths too good, of little read: where they are not what is tested."""
+    monkeypatch.setattr(bandwidth, "READ_BYTES", 1 << 22)
+    monkeypatch.setattr(bandwidth, "MATMUL_SIZE", 128)
+
+
+def test_layouts_are_compared_in_one_run_each_a_line_of_its_own(quick_meter):
     names = ["weight_stationary_1d", "weight_stationary_2d"]
     wanted = sweep(layouts=[LAYOUTS[name] for name in names], shapes=[parse_mesh("2x1x2")])
     points = run(wanted, lambda text: None).points
@@ -57,7 +65,7 @@ def test_layouts_are_compared_in_one_run_each_a_line_of_its_own():
     assert [line.split(",")[0] for line in text] == names
 
 
-def test_stored_types_are_compared_in_one_run_each_with_its_own_floor():
+def test_stored_types_are_compared_in_one_run_each_with_its_own_floor(quick_meter):
     forms = [FLOAT32, Form(jnp.float32, SCHEMES["int8"]), Form(jnp.float32, None, SCHEMES["int8"])]
     points = run(sweep(forms=forms, shapes=[parse_mesh("1")]), lambda text: None).points
     plain, weights, cache = points[0], points[2], points[4]
@@ -93,7 +101,7 @@ def test_devices_that_share_a_memory_are_one_chip_with_its_bandwidth(outcome):
     assert two["bytes_per_chip"][resident] > one["bytes_per_chip"][resident]  # norms are copied
 
 
-def test_given_peaks_replace_the_measured_ones():
+def test_given_peaks_replace_the_measured_ones(quick_meter):
     given = run(sweep(shapes=[parse_mesh("1")], batches=[1], bandwidth=5e9), lambda text: None)
     assert given.bandwidth["bytes_per_s"] == 5e9 and given.bandwidth["source"] == "given"
     (point,) = given.points
@@ -131,7 +139,7 @@ def test_what_cannot_run_is_refused_before_anything_is_loaded(monkeypatch, chang
     assert message in str(refusal.value)
 
 
-def test_running_out_of_memory_is_a_result(monkeypatch):
+def test_running_out_of_memory_is_a_result(quick_meter, monkeypatch):
     def full(self):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
@@ -141,7 +149,7 @@ def test_running_out_of_memory_is_a_result(monkeypatch):
     assert point["floor_s"] > 0 and "step_s" not in point
 
 
-def test_weights_that_do_not_fit_are_a_result(monkeypatch):
+def test_weights_that_do_not_fit_are_a_result(quick_meter, monkeypatch):
     def full(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 

@@ -9,6 +9,8 @@ import pytest
 from decode.load import ModelSource
 from model.catalog import find_model
 from model.form import BFLOAT16, FLOAT32, Form
+from model.parameters import total_bytes
+from model.transformer import Transformer
 from profiles.traffic import (
     decode_traffic,
     experts_per_device,
@@ -48,6 +50,15 @@ def test_devices_share_weights_and_the_cache_where_heads_divide():
     norms = (2 * 80 + 1) * 8192 * 4  # in float32
     assert eight.weights_resident == pytest.approx((one.weights_resident - norms) / 8 + norms)
     assert eight.kv_read == one.kv_read / 8
+
+
+def test_one_layer_stands_for_all_of_them():
+    changes = {"windows": (8, None), "norm_after": True, "experts": 4, "experts_per_token": 2}
+    config = dataclasses.replace(find_model("tiny"), **changes)
+    form = Form(jnp.float32, SCHEMES["int8"])
+    placement = ONE_D.check(config.sizes, parse_mesh("1"))
+    counted = decode_traffic(config, placement, form, batch=1, context=1, slots=64)
+    assert counted.weights_resident == total_bytes(Transformer(config, form))
 
 
 def test_of_an_untied_embedding_only_the_rows_looked_up_are_read():

@@ -12,6 +12,8 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 DRIVER = Path(__file__).with_name("driver.py")
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+"""Environment of processes that compile as the default set of tests does, see its conftest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +75,13 @@ def run_many(
       cases: arguments by a name of the case.
       folder: the current folder.
       patches: dotted name of a module's constant -> what to put in its place, in its type.
-      **variables: of the environment.
+      **variables: of the environment; `QUICK` unless they say otherwise.
     """
     job = {"script": script, "cases": list(cases.values()), "patches": patches or {}}
     done = subprocess.run(
         [sys.executable, str(DRIVER)],
         cwd=folder,
-        env=environment(**variables),
+        env=environment(**QUICK | variables),
         input=json.dumps(job),
         capture_output=True,
         text=True,
@@ -117,7 +119,7 @@ def each_started(
         subprocess.Popen(
             command,
             cwd=folder,
-            env=environment(**variables[min(number, len(variables) - 1)]),
+            env=environment(**QUICK | variables[min(number, len(variables) - 1)]),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,4 +1,4 @@
-"""`inspect_layout.py` and `reproduce_published.py` as users run them."""
+"""`inspect_layout.py` as users run it."""
 
 import json
 
@@ -10,7 +10,7 @@ from profiles.inspection import Subject
 from profiles.layout_figure import shown_arrays
 from sharding.layout import LAYOUTS, prefill_by
 from sharding.mesh import parse_mesh
-from tests.scripts.running import run, run_many
+from tests.scripts.running import run_many
 
 TWO_D = ["--mesh=2x2x2", "--layout=weight_stationary_2d"]
 CASES = {
@@ -151,11 +151,3 @@ def test_what_cannot_work_is_refused_in_one_line(ended, name):
     assert refused.code == (1 if name == "output" else 2)
     assert REFUSALS[name][1] in refused.error
     assert refused.stdout == ""
-
-
-def test_published_contexts_are_reproduced_by_one_command(folder):
-    done = run("reproduce_published.py", "--json=-", folder=folder)
-    assert done.code == 0, done.stderr
-    found = {(row["batch"], row["published_context"]) for row in done.document["rows"]}
-    assert found == {(128, 1320), (512, 330), (128, 660), (512, 165), (128, 43000), (512, 10700)}
-    assert all(abs(row["error"]) < 0.015 for row in done.document["rows"])

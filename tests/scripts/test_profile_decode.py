@@ -52,7 +52,8 @@ def beyond_cache(folder):
         "profiles.bandwidth.READ_BYTES": 1 << 24,  # a bandwidth too good does here, and is quick
         "profiles.bandwidth.MATMUL_SIZE": 256,
     }
-    return run_many("profile_decode.py", cases, folder=folder, patches=patches)
+    optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # floors are those of real steps
+    return run_many("profile_decode.py", cases, folder=folder, patches=patches, **optimized)
 
 
 def points_of(output):

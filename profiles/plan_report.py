@@ -1,0 +1,353 @@
+"""Plans in words: what is worth having, why the rest lost, and what misses which target."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from profiles.candidates import least_slice
+from profiles.estimate import Estimate, Setting
+from profiles.estimate_record import Recorder
+from profiles.plan import Keep, Point, Search, Targets, said_ms
+from profiles.plan_space import Cell, Space
+from profiles.report import Record
+from sharding.errors import FloorlineError
+
+ROWS = 16
+"""Of a table of a front; what is between them is in the document."""
+
+
+class Plan(NamedTuple):
+    """What a search came to.
+
+    Attributes:
+      choice: the cheapest way that meets the targets.
+      front: all ways that nothing betters in both step and cost, the fastest first.
+      rejected: what is next to the choice, and why it lost.
+    """
+
+    choice: Point
+    front: list[Point]
+    rejected: list["Lost"]
+
+
+class Lost(NamedTuple):
+    """What lost, and why."""
+
+    what: str
+    why: str
+
+
+def plan(space: Space, targets: Targets) -> Plan:
+    """The plan for these targets.
+
+    Raises:
+      FloorlineError: nothing meets them; the message has the nearest that something does.
+    """
+    search = Search(space, targets)
+    cells = [cell for cell in space.cells if targets.admits(cell)]
+    front = search.front(cells)
+    if not front:
+        raise FloorlineError(_nearest(search))
+    choice = front[-1]
+    return Plan(choice, front, list(_Neighbours(search, choice, cells).lost()))
+
+
+@functools.cache
+def _recorder(cell: Cell, number: int) -> Recorder:
+    return Recorder(cell.estimator(number))
+
+
+def record(point: Point) -> Record:
+    """A point as programs read it."""
+    return _recorder(point.cell, point.number).record(point.estimate())
+
+
+# Tables ------------------------------------------------------------------------------------------
+
+
+def front_table(records: Sequence[Record], choice: int) -> str:
+    """The front, thinned to `ROWS`, the chosen row marked."""
+    shown = range(len(records))
+    if len(records) > ROWS:
+        step = (len(records) - 1) / (ROWS - 1)
+        shown = sorted({round(i * step) for i in range(ROWS)} | {choice})
+    heading = ("", "slice", "mesh", "layout", "attention", "weights", "cache", "batch",
+               "expected ms", "floor ms", "bound", "token/s/chip", "USD/Mtoken")  # fmt: skip
+    table = [heading, *(_cells(records[i], i == choice) for i in shown)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    left = {0, 1, 2, 3, 4, 5, 6, 10}
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if i in left else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    )
+
+
+def _cells(record: Record, chosen: bool) -> tuple[str, ...]:
+    return (
+        "*" * chosen,
+        record["topology"],
+        "x".join(map(str, record["mesh"].values())) if "mesh" in record else "",
+        record["layout"],
+        record.get("attention", ""),
+        record["weight_dtype"],
+        record["kv_dtype"],
+        str(record["batch"]),
+        f"{record['expected_s'] * 1e3:.3g}",
+        f"{record['floor_s'] * 1e3:.3g}",
+        record["bound"],
+        f"{record['tokens_per_s_per_chip']:.3g}",
+        f"{record['usd_per_million_tokens']:.3g}",
+    )
+
+
+def choice_words(point: Point, targets: Targets, search: Search | None = None) -> str:
+    """The choice with its terms, floor and expected."""
+    found = point.estimate()
+    floor, expected = found.floor, found.expected
+    terms = ", ".join(f"{name} {said_ms(s)}" for name, s in floor.terms().items() if s)
+    wait = dataclasses.asdict(expected)
+    hidden = wait.pop("hidden")
+    waits = ", ".join(f"{name} {said_ms(s)}" for name, s in wait.items() if s)
+    meets = " and ".join(targets.words())
+    why = f"the least cost that meets {meets}" if meets else "the least cost of all"
+    hour = point.cell.usd_per_hour
+    lines = [
+        f"choice: {_name(point)}: {point.usd:.3g} USD per million tokens, {why}; {hour:.4g} USD "
+        "per hour",
+        f"  floor    {said_ms(floor.seconds)}, bound by {floor.bound} ({terms})",
+        f"  expected {said_ms(expected.seconds)} ({waits}; communication "
+        + ("beside" if hidden else "after")
+        + " reading)",
+    ]
+    if search and targets.prompt:
+        first = search.first_token(point.cell, point.number)
+        lines.append(f"  first token of a prompt of {targets.prompt}: expected {said_ms(first)}")
+    return "\n".join(lines)
+
+
+def _name(point: Point) -> str:
+    layout, names = point.row.layout, point.cell.form.names()
+    parts = [str(point.cell.where)]
+    if layout:
+        mesh = "x".join(map(str, point.row.mesh.values()))
+        parts.append(f"{layout.name} on {mesh}, attention by {layout.attends}")
+        parts += ["expert-parallel"] * layout.expert_parallel
+    parts += [f"weights {names['weight_dtype']}", f"cache {names['kv_dtype']}"]
+    return ", ".join([*parts, f"batch {point.batch}"])
+
+
+# Why neighbours lost -----------------------------------------------------------------------------
+
+
+class _Neighbours:
+    """What is one step from a choice in each direction."""
+
+    def __init__(self, search: Search, choice: Point, cells: Sequence[Cell]):
+        self.search, self.choice, self.cells = search, choice, cells
+
+    def lost(self) -> Iterable[Lost]:
+        """All of them."""
+        yield from self.batches()
+        yield from self.slices()
+        yield from self.layouts()
+        yield from self.forms()
+        yield from self.chips()
+
+    def batches(self) -> Iterable[Lost]:
+        """Half and double."""
+        point = self.choice
+        for batch in (point.batch // 2, point.batch * 2):
+            if batch:
+                found = point.cell.estimate(point.number, batch)
+                yield Lost(f"batch {batch}", self.verdict(found))
+
+    def slices(self) -> Iterable[Lost]:
+        """The next smaller and larger of the chip."""
+        chip, chips = self.choice.cell.where.chip.name, self.choice.cell.where.chips
+        offered = [cell for cell in self.search.space.cells if cell.where.chip.name == chip]
+        sizes = sorted({cell.where.chips for cell in offered})
+        place = sizes.index(chips)
+        for near in (*sizes[max(place - 1, 0) : place], *sizes[place + 1 : place + 2]):
+            here = [cell for cell in offered if cell.where.chips == near]
+            names = " or ".join(dict.fromkeys(str(cell.where) for cell in here))
+            yield Lost(names, self.best(here))
+
+    def layouts(self) -> Iterable[Lost]:
+        """Other layouts, and other attention, on the same slice in the same form."""
+        chosen, cell = self.choice.row.layout, self.choice.cell
+        if not chosen:
+            return
+        here = [row.layout for row in cell.rows]
+        for name in dict.fromkeys(layout.name for layout in here):
+            if name != chosen.name:
+                why = self.best([cell], lambda row, name=name: row.layout.name == name)
+                yield Lost(f"layout {name}", why)
+        for kind in dict.fromkeys(layout.attends for layout in here):
+            if kind != chosen.attends:
+                why = self.best([cell], lambda row, kind=kind: row.layout.attends == kind)
+                yield Lost(f"attention by {kind}", why)
+
+    def forms(self) -> Iterable[Lost]:
+        """Other types of weights, and of the cache, on the same slice."""
+        chosen = self.choice.cell
+        for cell in self.cells:
+            same = [cell.form.weights == chosen.form.weights, cell.form.cache == chosen.form.cache]
+            if cell.where == chosen.where and sum(same) == 1:
+                names = cell.form.names()
+                changed = names["kv_dtype"] if same[0] else names["weight_dtype"]
+                what = "KV cache" if same[0] else "weights"
+                yield Lost(f"{what} {changed} on {cell.where}", self.best([cell]))
+
+    def chips(self) -> Iterable[Lost]:
+        """Other chips, each on the slice and in the form that suit it best."""
+        by_chip = itertools.groupby(self.search.space.cells, lambda cell: cell.where.chip.name)
+        for name, cells in by_chip:
+            if name != self.choice.cell.where.chip.name:
+                yield Lost(f"chip {name}", self.best(list(cells)))
+
+    def best(self, cells: Sequence[Cell], keep: Keep = lambda row: True) -> str:
+        """Why the best of these cells lost."""
+        admitted = [cell for cell in cells if self.search.targets.admits(cell)]
+        if not admitted:
+            return _too_large(cells, self.search.targets)
+        point = self.search.cheapest(admitted, keep)
+        if not point:
+            return _why_none(self.search, admitted, keep)
+        return f"{self.dearer(point.usd)} ({_name(point)})"
+
+    def verdict(self, found: Estimate) -> str:
+        """Why a step lost."""
+        limit = self.search.targets.step_s
+        if not found.fits:
+            capacity = found.setting.where.chip.expected.capacity
+            return f"does not fit by {_gb(found.resident - capacity)} per chip"
+        seconds = found.expected.seconds
+        if limit is not None and seconds > limit:
+            return f"{said_ms(seconds)} per step is over {said_ms(limit)}"
+        return self.dearer(found.cost(seconds))
+
+    def dearer(self, usd: float) -> str:
+        """What a million tokens cost, in as many figures as tell it from the choice."""
+        ours = self.choice.usd
+        figures = next((f for f in (3, 4, 5) if f"{usd:.{f}g}" != f"{ours:.{f}g}"), None)
+        if figures is None:
+            return f"costs the same, {usd:.3g} USD per million tokens"
+        return f"costs {usd:.{figures}g} USD per million tokens against {ours:.{figures}g}"
+
+
+def _too_large(cells: Sequence[Cell], targets: Targets) -> str:
+    least = min(cells, key=lambda cell: cell.usd_per_hour)
+    if least.where.chips > (targets.chips or least.where.chips):
+        return f"{least.where} is over {targets.chips} chips"
+    return f"{least.usd_per_hour:.4g} USD per hour is over {targets.usd_per_hour:g}"
+
+
+def _why_none(search: Search, cells: Sequence[Cell], keep: Keep) -> str:
+    """Why no way in these cells meets the targets, by the way that comes nearest."""
+    short = []
+    for cell in cells:
+        rows = [number for number, row in enumerate(cell.rows) if keep(row)]
+        if rows:
+            short.append((cell.lacking(rows), cell))
+    lacking, nearest = min(short, key=lambda pair: pair[0])
+    if lacking > 0:
+        return f"does not fit by {_gb(lacking)} per chip ({nearest.where}, {nearest.form})"
+    targets = search.targets
+    point = search.fastest(cells, keep)
+    if point and targets.step_s is not None and point.step_s > targets.step_s:
+        return (
+            f"{said_ms(point.step_s)} per step is over {said_ms(targets.step_s)} ({_name(point)})"
+        )
+    loose = search.relaxed(first_token_s=None)
+    point = loose.cheapest(cells, keep)
+    first = search.first_token(point.cell, point.number)
+    limit = said_ms(targets.first_token_s)
+    return f"{said_ms(first)} to the first token is over {limit} ({_name(point)})"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+# What misses which target ------------------------------------------------------------------------
+
+
+def _nearest(search: Search) -> str:
+    """What the targets are, and each that alone could be relaxed, to what and by which way."""
+    space, targets = search.space, search.targets
+    fitting = [cell for cell in space.cells if cell.lacking(range(len(cell.rows))) <= 0]
+    if not fitting:
+        short = min(space.cells, key=lambda cell: cell.lacking(range(len(cell.rows))))
+        lacking = _gb(short.lacking(range(len(short.rows))))
+        return (
+            f"model is {space.offer.model.name}, which fits on none of the slices looked at; "
+            f"nearest: {short.where}, {short.form}, where {lacking} per chip are lacking"
+            f"{_holding(space)}"
+        )
+    found = sorted(_relaxed(search, fitting), key=lambda each: each[0])
+    said = " and ".join(targets.words()) or "none"
+    if not found:
+        loose = Search(space, Targets(prompt=targets.prompt))
+        point = loose.cheapest(fitting)
+        return (
+            f"targets are {said}, which nothing meets, nor if one of them is dropped; the cheapest "
+            f"with none: {_name(point)}: {said_ms(point.step_s)} per step, "
+            f"{point.cell.usd_per_hour:.4g} USD per hour"
+        )
+    ways = "; or ".join(f"{words} ({_name(point)})" for _, words, point in found)
+    return f"targets are {said}, which nothing meets; nearest: {ways}"
+
+
+def _holding(space: Space) -> str:
+    """The slice of least cost, of the same chips, that would hold the model."""
+    found = []
+    for name, cells in itertools.groupby(space.cells, lambda cell: cell.where.chip.name):
+        for cell in {cell.form: cell for cell in cells}.values():
+            setting = Setting(
+                model=space.offer.model,
+                where=cell.where,
+                form=cell.form,
+                rates=space.offer.rates(name),
+                experts=space.offer.experts,
+            )
+            where = least_slice(setting, 1, space.offer.context, space.offer.layouts)
+            if where:
+                found.append((cell.price * where.chips, f"{where}, {cell.form}"))
+    return f"; the least slice that holds it is {min(found)[1]}" if found else ""
+
+
+def _relaxed(search: Search, cells: Sequence[Cell]) -> Iterable[tuple[float, str, Point]]:
+    """For each target: by which factor, to what it alone would have to be relaxed, and a way."""
+    targets = search.targets
+    admitted = [cell for cell in cells if targets.admits(cell)]
+    if targets.step_s is not None and (point := search.fastest(admitted)):
+        words = f"{said_ms(point.step_s)} per step"
+        yield point.step_s / targets.step_s, words, point
+    sizes = (("chips", lambda cell: cell.where.chips, "{:g} chips"),
+             ("usd_per_hour", lambda cell: cell.usd_per_hour, "{:g} USD per hour"))  # fmt: skip
+    for name, size, words in sizes:
+        limit = getattr(targets, name)
+        if limit is not None and (found := _first(search.relaxed(**{name: None}), cells, size)):
+            needed = size(found.cell)
+            yield needed / limit, words.format(needed), found
+    if targets.first_token_s is not None:
+        loose = search.relaxed(first_token_s=None)
+        points = loose.front(admitted)
+        if points:
+            point = min(points, key=lambda p: search.first_token(p.cell, p.number))
+            first = search.first_token(point.cell, point.number)
+            yield first / targets.first_token_s, f"{said_ms(first)} to the first token", point
+
+
+def _first(search: Search, cells: Sequence[Cell], size: Callable[[Cell], float]) -> Point | None:
+    """The cheapest way on the cells of the least size that have any."""
+    admitted = sorted((cell for cell in cells if search.targets.admits(cell)), key=size)
+    for _, here in itertools.groupby(admitted, size):
+        if point := search.cheapest(list(here)):
+            return point
+    return None

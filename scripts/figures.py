@@ -1,0 +1,184 @@
+"""Draw how batch, context, chips and layout decide a decode step's time and a token's cost.
+
+Needs neither the model's weights nor the chips: floors and expected times are estimates. Writes one
+picture for each name in --figures:
+  latency        step time against batch: weights, KV cache, compute, the floor, the expected time
+  cost           the same per token, with the limit that no batch gets below
+  contexts       both for every context, and where compute takes over at each
+  chips          step time against chips by layout, and where communication stops the fall
+  pareto         cost against latency over batches and slices, with the front
+  sparsity       the batch from which a step is bound by compute, for dense and sparse models
+  communication  bytes that each layout sends in a prefill, after Pope et al. 2022, figure 3
+
+latency, cost, chips and pareto take the first context of --context, contexts takes all of them.
+Curves against batch go from the first to the last batch of --batch; the document that --json writes
+has a record at each, and the curves' own numbers under curves.
+
+Examples:
+  python scripts/figures.py --model=llama3-70b --topology=v5e:4x4
+  python scripts/figures.py --model=deepseek-v3 --topology=h200:8 --weight_dtype=fp8 --context=4096
+  python scripts/figures.py --model=qwen3-235b-a22b --topology=v5p:2x2x4 --figures=latency,sparsity
+  python scripts/figures.py --model=llama3-8b --topology=v5e:2x2 --figures=pareto \\
+      --slices=v5e:2x2,v6e:2x2,h100:1 --json=-
+"""
+
+import dataclasses
+import datetime
+import sys
+from pathlib import Path
+
+import _common
+import _forms
+import _layouts
+import _slices
+from absl import flags
+
+from profiles import curve_figures, slice_figures
+from profiles.candidates import AUTO
+from profiles.curve_document import curves_document
+from profiles.curve_study import Study, Wanted
+from profiles.estimate import Setting
+from profiles.files import check_writable, write_json
+from profiles.slices import Slice
+from sharding.errors import UsageError
+from sharding.layout import find_layout
+from sharding.mesh import parse_mesh
+
+FIGURES = ("latency", "cost", "contexts", "chips", "pareto", "sparsity", "communication")
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Chip and shape of a slice, owned or not.")
+_MESH = flags.DEFINE_string(
+    "mesh", None, "Sizes of mesh axes x, y and z on it; by default those expected to be fastest."
+)
+_BATCH = flags.DEFINE_list(
+    "batch", ["4096"], "Rising list of batches; one number stands for powers of two up to it."
+)
+_CONTEXT = flags.DEFINE_list(
+    "context",
+    ["1024", "0", "2048", "8192", "32768"],
+    "Tokens in the cache of each sequence. Figures of one context take the first.",
+)
+_CHIPS_BATCH = flags.DEFINE_integer("chips_batch", 64, "Batch of chips.png.", 1)
+_MAX_CHIPS = flags.DEFINE_integer(
+    "max_chips", 256, "Of the largest slice in chips.png and pareto.png.", 1
+)
+_SLICES = flags.DEFINE_list(
+    "slices",
+    None,
+    "Slices of pareto.png, of any chips, up to seven; by default the first five of --topology's "
+    "chip on which the model fits.",
+)
+_FIGURES = flags.DEFINE_list("figures", list(FIGURES), "Which to draw.")
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/figures", "Folder for the PNG files.")
+_forms.define_step_flags()
+flags.set_default(_common.MODEL, "llama3-70b")
+flags.set_default(_layouts.LAYOUT, AUTO)
+flags.set_default(_layouts.ATTENTION_BY, AUTO)
+
+
+def main() -> None:
+    """Draws what is asked for, and writes the document."""
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    names = _names()
+    wanted = _wanted()
+    output = Path(_OUTPUT_DIR.value)
+    check_writable(output)
+    _common.check_json()
+    study = Study(wanted)
+    found = {}
+    for name in names:
+        path = output / f"{name}.png"
+        if name in ("latency", "cost", "contexts"):
+            getattr(curve_figures, name)(study, path)
+        else:
+            found[name] = study.data(name)
+            if found[name] is None:
+                _common.say(f"skipped {path}: {_why_not(wanted.setting)}")
+                continue
+            getattr(slice_figures, name)(study, found[name], path)
+        _common.say(f"wrote {path}")
+    _common.say(f"costs at {_slices.price_words(wanted.setting.where.chip)}")
+    if _common.JSON.value:
+        write_json(_common.JSON.value, curves_document(sys.argv, started, study, names, found))
+
+
+def _why_not(setting: Setting) -> str:
+    if setting.where.devices == 1:
+        return f"{setting.where} is one device, which sends nothing"
+    name = setting.model.name
+    return f"{name} is known by its sizes alone, not by the arrays that layouts divide"
+
+
+def _names() -> list[str]:
+    names = list(dict.fromkeys(_FIGURES.value))
+    for name in names or [""]:
+        if name not in FIGURES:
+            raise UsageError(f"--figures is {name!r}; use {', '.join(FIGURES)}")
+    return names
+
+
+def _wanted() -> Wanted:
+    """What the flags ask for."""
+    if _layouts.PREFILL_LAYOUT.value:
+        raise UsageError(
+            f"--prefill_layout is {_layouts.PREFILL_LAYOUT.value}, but the curves are of decode "
+            "steps, and communication.png has all layouts of prompts; leave it out"
+        )
+    if _layouts.LAYOUT.value != AUTO:
+        find_layout(_layouts.LAYOUT.value)
+    slices = None
+    if _SLICES.value is not None:
+        slices = tuple(_slices.where(each) for each in _SLICES.value)
+        if not 0 < len(slices) <= 7:
+            raise UsageError(f"--slices has {len(slices)} slices; use one to seven")
+    batches, contexts = _batches(), _contexts()
+    where = _slices.where(_TOPOLOGY.value)
+    setting = Setting(
+        model=_slices.model(),
+        where=where,
+        form=_forms.form(here=False),
+        rates=_slices.rates(where.chip),
+        experts=_slices.EXPERTS.value,
+        price=_slices.price(where.chip),
+    )
+    return Wanted(
+        setting=setting,
+        layout=_layouts.LAYOUT.value,
+        attention=_layouts.ATTENTION_BY.value,
+        mesh=parse_mesh(_MESH.value) if _MESH.value else None,
+        finish=_layouts.finish,
+        batches=batches,
+        contexts=contexts,
+        chips_batch=_CHIPS_BATCH.value,
+        max_chips=_MAX_CHIPS.value,
+        slices=slices,
+        settings_of=lambda other: _setting_of(setting, other),
+    )
+
+
+def _setting_of(setting: Setting, where: Slice) -> Setting:
+    """The same on a slice of another chip, at its price and rates."""
+    chip = where.chip
+    rates, price = _slices.rates(chip), _slices.price(chip)
+    return dataclasses.replace(setting, where=where, rates=rates, price=price)
+
+
+def _batches() -> tuple[int, ...]:
+    given = _common.integers("batch", _BATCH.value)
+    if len(given) == 1:
+        given = [*(1 << power for power in range(given[0].bit_length())), given[0]]
+    return tuple(sorted(set(given)))
+
+
+def _contexts() -> tuple[int, ...]:
+    """In the order given; 0 is an empty cache."""
+    text = ",".join(_CONTEXT.value)
+    if not _CONTEXT.value or not all(each.strip().isascii() and each.strip().isdigit()
+                                     for each in _CONTEXT.value):  # fmt: skip
+        raise UsageError(f"--context is {text!r}; use whole numbers, 0 or more, joined by commas")
+    return tuple(dict.fromkeys(int(each) for each in _CONTEXT.value))
+
+
+if __name__ == "__main__":
+    for module in (_common, _layouts, _slices, _forms):
+        flags.adopt_module_key_flags(module)
+    _common.start(main)

@@ -1,0 +1,216 @@
+"""Plan a deployment with no chips at hand: which slice, layout, batch and types, at what cost.
+
+Looks at slices of up to 64 chips of every kind with a listed price, all layouts and meshes, weights
+and caches in bfloat16 and int8, and batches (powers of two, one and a half times those, and the
+largest that fits). Prints the ways that nothing betters in both the expected step and the expected
+cost; the cheapest that meets the targets, with its floor and expected terms; and why what is next
+to it lost.
+
+Floor: the least a step can take, at the chip's published peaks. Expected: at the rates and fixed
+times of a calibration, which the output names. Both are of a decode step with --context cached
+tokens per sequence. Nothing here is measured.
+
+Examples:
+  python scripts/plan.py --model=llama3-70b --context=8192 --max_step_ms=20
+  python scripts/plan.py --model=mixtral-8x7b --prompt_length=4000 --generated_tokens=500 \
+      --max_step_ms=15 --max_first_token_ms=500 --budget_per_hour=60
+  python scripts/plan.py --model=deepseek-v3 --chip=v5p,h200 --weight_dtype=int8 --max_chips=64
+  python scripts/plan.py --model=llama3-8b --topology=v5e:2x2,v5e:2x4 --price_per_chip_hour=0.9
+"""
+
+import datetime
+import functools
+import sys
+
+import _common
+import _forms
+import _layouts
+import _slices
+from absl import flags
+
+from model.config import ModelConfig
+from profiles.estimate import Model
+from profiles.hardware import Chip, chips, find_chip
+from profiles.plan import Search, Targets
+from profiles.plan_report import choice_words, front_table, plan, record
+from profiles.plan_space import Offer, Space
+from profiles.report import document, write_json
+from profiles.slices import Slice, slices_of
+from sharding.errors import UsageError
+
+_MOST = 64  # chips of the largest slice looked at, unless asked for
+_CONTEXT = flags.DEFINE_integer(
+    "context",
+    None,
+    "Tokens in the cache of each sequence; 2048, or half way through the answers of "
+    "--generated_tokens to --prompt_length.",
+    1,
+)
+_PROMPT = flags.DEFINE_integer("prompt_length", None, "Tokens of a prompt.", 2)
+_GENERATED = flags.DEFINE_integer(
+    "generated_tokens", None, "Of each answer; with --prompt_length the cache has room for both.", 1
+)
+_STEP = flags.DEFINE_float("max_step_ms", None, "Expected time of a decode step, at most.")
+_FIRST = flags.DEFINE_float(
+    "max_first_token_ms",
+    None,
+    "Expected time of one prompt's prefill, at most; of --prompt_length tokens, or --context.",
+)
+_BUDGET = flags.DEFINE_float("budget_per_hour", None, "USD per hour of all chips, at most.")
+_CHIPS = flags.DEFINE_integer(
+    "max_chips", None, f"Chips at most; slices of up to {_MOST} are looked at without it.", 1
+)
+_CHIP = flags.DEFINE_list(
+    "chip", None, "Short names of the chips to look at; all with a listed price without it."
+)
+_TOPOLOGY = flags.DEFINE_list("topology", None, "Slices to look at, such as v5e:4x4,h100:8.")
+_KV_DTYPE = flags.DEFINE_list(
+    "kv_dtype", ["bfloat16", "int8"], "What the KV cache is stored in; a list is compared."
+)
+_layouts.leave_open()
+
+
+def main() -> None:
+    """Prints the front, the choice and what lost."""
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    _common.check_json()
+    space, targets = _space(), _targets()
+    found = plan(space, targets)
+    records = [record(point) for point in found.front]
+    show = _common.say if _common.JSON.value == "-" else print
+    show(_title(space.offer))
+    show("\n" + front_table(records, found.front.index(found.choice)))
+    show("\n" + choice_words(found.choice, targets, Search(space, targets)))
+    show("\n" + "\n".join(f"  {lost.what}: {lost.why}" for lost in found.rejected))
+    show("\n" + _sources(found.choice.cell.where.chip))
+    if _common.JSON.value:
+        whole = document(
+            sys.argv,
+            records,
+            device_kind=found.choice.cell.where.chip.device_kinds[0],
+            started=started,
+            bandwidth={
+                "bytes_per_s": found.choice.cell.where.chip.bandwidth,
+                "source": "published",
+            },
+            calibration=found.choice.cell.rates.said_of(found.choice.cell.where.chip.name),
+            choice=record(found.choice),
+            pareto=records,
+            rejected=[lost._asdict() for lost in found.rejected],
+        )
+        write_json(_common.JSON.value, whole)
+
+
+def _space() -> Space:
+    """What the flags leave to choose from."""
+    model = _slices.model()
+    context, slots = _sizes(model)
+    wanted = _layouts.wanted(model) if isinstance(model, ModelConfig) else []
+    return Space(
+        Offer(
+            model=model,
+            slices=_priced(),
+            forms=tuple(_forms.combined(_KV_DTYPE.value)),
+            layouts=tuple(wanted),
+            rates=functools.cache(lambda name: _slices.rates(find_chip(name))),
+            context=context,
+            slots=slots,
+            experts=_slices.EXPERTS.value,
+        )
+    )
+
+
+def _sizes(model: Model) -> tuple[int, int]:
+    """Tokens in the cache, and those that it has room for."""
+    prompt, generated, context = _PROMPT.value, _GENERATED.value, _CONTEXT.value
+    if generated is not None and prompt is None:
+        raise UsageError(f"--generated_tokens is {generated}, of no prompt; give --prompt_length")
+    if context is not None and generated is not None:
+        raise UsageError(f"--context is {context}, beside --generated_tokens; give one of them")
+    most = getattr(model, "max_context", None)
+    if prompt is not None and context is None:
+        context = prompt + (generated or 1) // 2
+        slots, said = prompt + (generated or 1), f"--prompt_length={prompt} with its answer"
+    else:
+        context = context or min(2048, most or 2048)
+        slots, said = context + 1, f"--context={context}"
+    longest = max(slots - 1, prompt or 0)
+    if most is not None and longest > most:
+        raise UsageError(
+            f"{said} is {longest} tokens, but max_context of {model.name} is {most}; use fewer"
+        )
+    return context, slots
+
+
+def _targets() -> Targets:
+    """What the flags ask for.
+
+    Raises:
+      UsageError: a target that nothing could ever meet.
+    """
+    for flag in (_STEP, _FIRST, _BUDGET):
+        if flag.value is not None and not 0 < flag.value < float("inf"):
+            raise UsageError(f"--{flag.name} is {flag.value}; use a positive number")
+    prompt = _PROMPT.value
+    if _FIRST.value is not None and prompt is None:
+        prompt = _CONTEXT.value or 2048
+    return Targets(
+        step_s=_STEP.value and _STEP.value / 1e3,
+        prompt=prompt,
+        first_token_s=_FIRST.value and _FIRST.value / 1e3,
+        chips=_CHIPS.value,
+        usd_per_hour=_BUDGET.value,
+    )
+
+
+def _priced() -> tuple[tuple[Slice, float], ...]:
+    """The slices to look at, with the price of a chip-hour of each."""
+    named = [_slices.where(text) for text in _TOPOLOGY.value or ()]
+    most = max(_MOST, _CHIPS.value or 0)
+    asked = [find_chip(name) for name in _CHIP.value or ()]
+    every = asked or ([] if named else [chip for chip in chips() if _slices.listed_price(chip)])
+    if not asked and not named:
+        out = ", ".join(chip.name for chip in chips() if chip not in every)
+        if _slices.given():
+            raise UsageError(
+                f"--{_slices.given()[0]} is given for all chips alike; name one with --chip"
+            )
+        _common.say(f"not looked at, for want of an on-demand price: {out}")
+    found = [where for chip in every for where in slices_of(_slices.overridden(chip), most)]
+    together = list(dict.fromkeys(named + found))
+    if _slices.given() and len({where.chip.name for where in together}) > 1:
+        raise UsageError(
+            f"--{_slices.given()[0]} is given for several chips alike; name one with --chip"
+        )
+    return tuple((where, _price(where.chip)) for where in together)
+
+
+def _price(chip: Chip) -> float:
+    found = _slices.price(chip)
+    if found is None:
+        raise UsageError(
+            f"price of {chip.name} is not listed on demand; give --price_per_chip_hour, and --chip "
+            "or --topology of it alone"
+        )
+    return found
+
+
+def _title(offer: Offer) -> str:
+    count = len({where for where, _ in offer.slices})
+    return (
+        f"{offer.model.name}, decode at {offer.context} cached tokens (room for {offer.slots}), on "
+        f"{count} slices. Ways that no other betters in both expected step and cost; * is chosen:"
+    )
+
+
+def _sources(chip: Chip) -> str:
+    return (
+        f"floor: published peaks of {chip.name}; expected: calibration "
+        f"{_slices.rates(chip).said_of(chip.name)}; cost: {_slices.price_words(chip)}"
+    )
+
+
+if __name__ == "__main__":
+    for module in (_common, _layouts, _forms, _slices):
+        flags.adopt_module_key_flags(module)
+    _common.start(main)

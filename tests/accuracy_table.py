@@ -1,0 +1,45 @@
+"""How floors and expected times do against published steps, from the code.
+
+`python -m tests.accuracy_table` writes it to the README.
+"""
+
+import re
+from pathlib import Path
+
+from profiles.cases import shipped_cases
+from profiles.published import by_source, reproduce_all, summarise
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- accuracy: python -m tests.accuracy_table -->\n", "<!-- end accuracy -->"
+
+
+def table() -> str:
+    """A row for each source and use, in Markdown."""
+    rows, _ = reproduce_all(shipped_cases()[0])
+    head = (
+        "| decode steps published by | on | rows | constants fitted to them | error of expected, "
+        "median | 90th percentile | floor at most, of measured |"
+    )
+    lines = [head, "|---|---|---:|:---:|---:|---:|---:|"]
+    decode = [row for row in rows if row.case.phase == "decode"]
+    for source, group in by_source(decode).items():
+        chips = ", ".join(dict.fromkeys(row.case.where.chip.name for row in group))
+        fitted = "no" if group[0].case.held_out else "yes"
+        lines.append(_line(re.sub(r" [@(\"].*", "", source), chips, group, fitted))
+    for name, held in (("all of the above, fitted", False), ("all of the above, held out", True)):
+        group = [row for row in decode if bool(row.case.held_out) is held]
+        lines.append(_line(f"**{name}**", "", group, "no" if held else "yes"))
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, chips: str, group: list, fitted: str) -> str:
+    found = summarise(group)
+    return (
+        f"| {name} | {chips} | {found.rows} | {fitted} | {found.median:.1%} | {found.p90:.1%} | "
+        f"{found.closest:.0%} |"
+    )
+
+
+if __name__ == "__main__":
+    before, rest = README.read_text().split(BEGIN)
+    README.write_text(before + BEGIN + table() + END + rest.split(END)[1])

@@ -1,0 +1,32 @@
+"""Engines with random weights that are made once."""
+
+import functools
+
+import numpy as np
+
+from decode.engine import Engine
+from decode.load import ModelSource
+from model.config import ModelConfig
+from model.form import FLOAT32, Form
+from model.parameters import Path, flatten, place
+from model.transformer import Transformer
+from sharding.layout import LAYOUTS
+from sharding.mesh import make_mesh, parse_mesh
+from sharding.placement import Layout
+
+
+@functools.cache
+def random_arrays(config: ModelConfig) -> dict[Path, np.ndarray]:
+    """Random weights; making them on each mesh would compile more than steps do."""
+    layout, source = LAYOUTS["weight_stationary_1d"], ModelSource(config, None, None)
+    one = source.engine(layout, parse_mesh("1"), FLOAT32)
+    return {path: np.asarray(array) for path, array in flatten(one.parameters).items()}
+
+
+def random_engine(config: ModelConfig, layout: Layout, mesh: str, form: Form) -> Engine:
+    """An engine with the weights of `random_arrays`, brought to a form."""
+    shape = parse_mesh(mesh)
+    placement, devices = layout.check(config.sizes, shape), make_mesh(shape)
+    model = Transformer(config, form)
+    parameters = place(model, random_arrays(config).items(), placement, devices)
+    return Engine(config, parameters, placement, devices, form)

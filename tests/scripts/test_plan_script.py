@@ -1,0 +1,100 @@
+"""scripts/plan.py as a user runs it."""
+
+import pytest
+
+from tests.scripts.running import Ended, run_many
+
+_ON = ["--model=llama3-8b", "--topology=v5e:2x2,v5e:2x4"]
+CASES = {
+    "plan": [*_ON, "--context=4096", "--max_step_ms=20"],
+    "json": [*_ON, "--context=4096", "--max_step_ms=20", "--json=-"],
+    "lengths": [*_ON, "--prompt_length=1000", "--generated_tokens=500", "--json=-"],
+    "own price": [*_ON, "--context=4096", "--max_step_ms=20", "--price_per_chip_hour=2.4",
+                  "--json=-"],
+    "infeasible": [*_ON, "--max_step_ms=1"],
+    "zero step": [*_ON, "--max_step_ms=0"],
+    "negative budget": [*_ON, "--budget_per_hour=-1"],
+    "zero context": [*_ON, "--context=0"],
+    "long context": [*_ON, "--context=8193"],
+    "long answer": [*_ON, "--prompt_length=8000", "--generated_tokens=1000"],
+    "answer alone": [*_ON, "--generated_tokens=10"],
+    "chip": ["--model=llama3-8b", "--chip=v5x"],
+    "topology": ["--model=llama3-8b", "--topology=v5e:3x3"],
+    "layout": [*_ON, "--layout=3d"],
+    "cache": [*_ON, "--kv_dtype=int3"],
+    "weights": [*_ON, "--weight_dtype=int3"],
+    "no price": ["--model=llama3-8b", "--chip=gb200"],
+    "one price": ["--model=llama3-8b", "--price_per_chip_hour=2"],
+    "experts": [*_ON, "--expert_parallel"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> dict[str, Ended]:
+    return run_many("plan.py", CASES, folder=tmp_path_factory.mktemp("plan"))
+
+
+def test_a_plan_names_the_choice_with_its_floor_and_expected_time_and_why_others_lost(ended):
+    done = ended["plan"]
+    assert done.code == 0, done.stderr
+    assert "choice: v5e:" in done.stdout
+    assert "floor    " in done.stdout
+    assert "expected " in done.stdout
+    assert "calibration tpu-v5e-2025" in done.stdout
+    assert "1.2 USD per chip-hour (on-demand, Google Cloud" in done.stdout
+    for neighbour in ("batch", "layout", "attention by", "weights bfloat16", "v5e:2x"):
+        assert f"\n  {neighbour}" in done.stdout
+    assert not done.jax_started
+
+
+def test_the_document_has_the_choice_the_front_and_the_rejected(ended):
+    found = ended["json"].document
+    assert found["schema"] == 1
+    assert found["choice"] == found["pareto"][-1]
+    steps = [record["expected_s"] for record in found["pareto"]]
+    costs = [record["usd_per_million_tokens"] for record in found["pareto"]]
+    assert steps == sorted(steps)
+    assert costs == sorted(costs, reverse=True)
+    assert max(steps) <= 0.02
+    assert all(each.keys() == {"what", "why"} for each in found["rejected"])
+    assert {record["context"] for record in found["pareto"]} == {4096}
+
+
+def test_lengths_give_the_context_half_way_and_room_for_all(ended):
+    choice = ended["lengths"].document["choice"]
+    assert choice["context"] == 1250
+    assert "room for 1500" in ended["lengths"].stderr
+
+
+def test_a_price_twice_as_high_costs_twice_as_much(ended):
+    listed, given = (ended[name].document["choice"] for name in ("json", "own price"))
+    assert given["usd_per_million_tokens"] == pytest.approx(2 * listed["usd_per_million_tokens"])
+
+
+def test_targets_that_contradict_end_with_1_and_the_nearest(ended):
+    assert ended["infeasible"].code == 1
+    assert "1 ms per step, which nothing meets; nearest: " in ended["infeasible"].error
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("zero step", "--max_step_ms is 0"),
+        ("negative budget", "--budget_per_hour is -1"),
+        ("zero context", "--context"),
+        ("long context", "max_context of llama3-8b is 8192"),
+        ("long answer", "max_context of llama3-8b is 8192"),
+        ("answer alone", "--prompt_length"),
+        ("chip", "'v5x'"),
+        ("topology", "v5e:2x4"),
+        ("layout", "'3d'"),
+        ("cache", "'int3'"),
+        ("weights", "'int3'"),
+        ("no price", "price of gb200"),
+        ("one price", "name one with --chip"),
+        ("experts", "no experts"),
+    ],
+)
+def test_wrong_use_ends_with_2_and_one_line(ended, case, words):
+    assert ended[case].code == 2
+    assert words in ended[case].error

@@ -1,0 +1,118 @@
+"""`reproduce_published.py` as users run it."""
+
+import json
+
+import pytest
+
+from tests.scripts.running import run_many
+
+STEP = {
+    "source": "mine",
+    "locator": "run 1",
+    "model": "llama2-7b",
+    "topology": "a100-80gb:1",
+    "layout": "weight_stationary_1d",
+    "attention": "heads",
+    "weight_dtype": "bf16",
+    "phase": "decode",
+    "batch": 1,
+    "context": 1000,
+    "published_s": 0.011,
+}
+FILES = {
+    "list": [STEP, STEP | {"locator": "run 2", "batch": 8, "published_s": 0.012}],
+    "object": {"cases": [STEP]},
+    "beating": [STEP, STEP | {"locator": "run 3", "published_s": 0.005}],
+    "mixed": [STEP, {"source": "theirs", "locator": "table 9"}, STEP | {"topology": "v9:2"}],
+    "words": {"rows": [STEP]},
+    "empty": [],
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    for name, data in FILES.items():
+        (folder / f"{name}.json").write_text(json.dumps(data))
+    (folder / "broken.json").write_text("[{")
+    rates = {"name": "mine", "source": "guessed", "chips": ["a100-80gb"], "memory": 1,
+             "compute": 1, "link": 1, "collective_s": 0, "network_s": 0, "layer_s": 0, "step_s": 0,
+             "hidden": False}  # fmt: skip
+    (folder / "rates.json").write_text(json.dumps(rates))
+    cases = {"shipped": ["--json=-"], "table": ["--cases=list.json"]}
+    cases |= {name: [f"--cases={name}.json", "--json=-"] for name in (*FILES, "broken", "absent")}
+    cases["rates"] = ["--cases=object.json", "--calibration=rates.json", "--json=-"]
+    return run_many("reproduce_published.py", cases, folder=folder)
+
+
+def test_shipped_rows_have_every_field_and_none_beats_its_floor(ended):
+    done = ended["shipped"]
+    assert done.code == 0, done.stderr
+    rows = done.document["rows"]
+    fields = {"source", "locator", "assumed", "published_s", "floor_s", "expected_s", "error"}
+    assert len(rows) >= 63 and all(fields <= row.keys() for row in rows)
+    assert all(row["floor_s"] < row["published_s"] for row in rows)
+    assert all(
+        row["error"] == pytest.approx(row["expected_s"] / row["published_s"] - 1) for row in rows
+    )
+
+
+def test_each_source_has_a_summary_and_so_have_fitted_and_held_out_rows(ended):
+    document = ended["shipped"].document
+    assert set(document["summary"]) == {row["source"] for row in document["rows"]}
+    assert sum(each["rows"] for each in document["summary"].values()) == len(document["rows"])
+    steps = document["accuracy"]
+    assert steps["decode steps"]["median"] < 0.15 and steps["decode steps"]["p90"] < 0.35
+    assert (
+        steps["decode steps, held out"]["rows"] + steps["decode steps, fitted"]["rows"]
+        == (steps["decode steps"]["rows"])
+    )
+
+
+def test_contexts_and_printed_digits_are_reproduced_too(ended):
+    document = ended["shipped"].document
+    found = {(row["batch"], row["published_context"]) for row in document["longest_contexts"]}
+    assert found == {(128, 1320), (512, 330), (128, 660), (512, 165), (128, 43000), (512, 10700)}
+    assert all(abs(row["error"]) < 0.015 for row in document["longest_contexts"])
+    assert all(row["agrees"] for row in document["reproductions"])
+
+
+def test_the_document_alone_is_on_standard_output_and_the_tables_beside_it(ended):
+    text = ended["shipped"].stderr
+    assert "what sets apart" in text and "cannot be used:" in text and "summary: " in text
+
+
+def test_cases_of_ones_own_are_reproduced_in_place_of_shipped_ones(ended):
+    assert [row["locator"] for row in ended["list"].document["rows"]] == ["run 1", "run 2"]
+    assert len(ended["object"].document["rows"]) == 1
+    assert "reproductions" not in ended["list"].document
+    done = ended["table"]
+    assert done.code == 0 and done.stdout.count("llama2-7b") == 2
+    assert "measured ms" in done.stdout and "kv_dtype not stated" in done.stdout
+
+
+def test_cases_that_cannot_be_used_are_listed_with_the_reason(ended):
+    done = ended["mixed"]
+    assert done.code == 0 and len(done.document["rows"]) == 1
+    reasons = [each["why"] for each in done.document["unusable"]]
+    assert "model, topology, layout" in reasons[0] and "v9" in reasons[1]
+
+
+def test_a_measurement_below_its_floor_fails_after_all_is_told(ended):
+    done = ended["beating"]
+    assert done.code == 1 and "run 3" in done.error and "below its floor" in done.error
+    assert len(done.document["rows"]) == 2 and "BEATS ITS FLOOR" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["broken", "absent", "words", "empty"])
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(ended, name):
+    done = ended[name]
+    assert done.code == 2 and done.stdout == ""
+    assert f"--cases is '{name}.json'" in done.error
+
+
+def test_expected_times_are_by_the_calibration_that_is_given(ended):
+    given, shipped = (ended[name].document for name in ("rates", "object"))
+    assert given["calibration"] == ["mine"]
+    assert given["rows"][0]["expected_s"] == pytest.approx(given["rows"][0]["floor_s"])
+    assert given["rows"][0]["expected_s"] < shipped["rows"][0]["expected_s"]
