@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,11 +11,14 @@ from profiles.curve_panels import DPI
 from profiles.files import write_atomically
 from profiles.report import Record
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _ROW = ("model", "phase", "weight_dtype", "kv_dtype", "batch", "context")
 _COLUMN = ("topology", "layout", "attention", "collectives")
 
 
-def heat_map(rows: Sequence[Record], field: str, title: str, path: Path, limit: float) -> None:
+def heat_map(rows: Sequence[Record], field: str, title: str, path: Path, limit: float) -> "Figure":
     """A coloured square for each point, with its number; grey says why there is none.
 
     Args:
@@ -23,6 +27,9 @@ def heat_map(rows: Sequence[Record], field: str, title: str, path: Path, limit: 
       title: what that is, with what it is over.
       path: of the PNG file.
       limit: the number at which colours end: a full memory, or so many times the floor.
+
+    Returns:
+      The figure, for a test to look at.
 
     Raises:
       OutputError: the file cannot be written.
@@ -39,8 +46,8 @@ def heat_map(rows: Sequence[Record], field: str, title: str, path: Path, limit: 
         words[place] = f"{row[field]:.3g}" if field in row else row["status"].replace("_", "\n")
     figure = Figure(figsize=(4.6 + 1.25 * len(acrosses), 2.6 + 0.42 * len(ups)), dpi=DPI)
     panel = figure.subplots()
+    panel.set_facecolor("#D8D8D8")  # seen where a number is missing
     image = panel.imshow(values, cmap="YlOrRd", vmin=0, vmax=limit, aspect="auto")
-    image.cmap.set_bad("#D8D8D8")
     for (up, across), text in words.items():
         dark = values[up, across] > 0.6 * limit
         panel.text(across, up, text, ha="center", va="center", fontsize=8,
@@ -53,6 +60,7 @@ def heat_map(rows: Sequence[Record], field: str, title: str, path: Path, limit: 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())
+    return figure
 
 
 def _name(row: Record, fields: Sequence[str]) -> str:
