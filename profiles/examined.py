@@ -63,7 +63,7 @@ def examine(estimator: Estimator, batch: int, context: int, prefill: bool = Fals
       context: tokens in the cache of each; of prefill, tokens of a prompt.
       prefill: a pass over prompts.
     """
-    step = (estimator.prefill if prefill else estimator.decode)(batch, context)
+    step = passed(estimator, batch, context, prefill)
     subject = subject_of(estimator, batch, context, prefill)
     record = Recorder(estimator).record(step)
     if not step.fits:
@@ -77,6 +77,11 @@ def examine(estimator: Estimator, batch: int, context: int, prefill: bool = Fals
     found = tuple(findings(compiled, subject, estimator, step.floor.seconds))
     wanted = tuple(expected(subject, "tpu"))
     return Examined(estimator, step, subject, record, outcome, compiled, wanted, found)
+
+
+def passed(estimator: Estimator, batch: int, context: int, prefill: bool) -> Estimate:
+    """The estimate of a pass; arguments as of `examine`."""
+    return (estimator.prefill if prefill else estimator.decode)(batch, context)
 
 
 def subject_of(estimator: Estimator, batch: int, context: int, prefill: bool) -> Subject:

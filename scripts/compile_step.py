@@ -30,14 +30,13 @@ from absl import flags
 from model.config import ModelConfig
 from profiles import compiled_text
 from profiles.arrays import placed_arrays
-from profiles.candidates import candidates, layouts, least_slice
+from profiles.candidates import candidates, layouts
 from profiles.compiled import CompiledStep, read
-from profiles.compiler import Outcome, check_compiler, check_target, compile_step
-from profiles.estimate import Estimate, Estimator, Setting, best
-from profiles.estimate_record import Recorder
+from profiles.compiler import check_compiler, check_target, compile_step
+from profiles.estimate import Estimator, Setting, best
+from profiles.examined import Examined, examine, passed, subject_of
 from profiles.files import check_writable, write_atomically
-from profiles.findings import findings
-from profiles.inspection import Subject, expected
+from profiles.inspection import Subject
 from profiles.report import Record, document, versions, write_json
 from sharding.errors import FloorlineError, UsageError
 from sharding.mesh import parse_mesh
@@ -77,24 +76,21 @@ def main() -> None:
         raise UsageError(
             f"--context is {_CONTEXT.value} with --phase=prefill; use 2 tokens or more"
         )
-    where = _slices.where(_TOPOLOGY.value)
-    check_target(where)
-    estimator = _estimator()
-    step, subject = _pass(estimator), _subject(estimator)
+    check_target(_slices.where(_TOPOLOGY.value))
+    estimator, prefill = _estimator(), _PHASE.value == "prefill"
+    sizes = _BATCH.value, _CONTEXT.value, prefill
+    step, subject = passed(estimator, *sizes), subject_of(estimator, *sizes)
+    where = estimator.setting.where
     show = _common.say if _common.JSON.value == "-" else print
     show(f"{compiled_text.title(subject, where)}\n{compiled_text.times(estimator, step)}\n")
-    record, more = Recorder(estimator).record(step), {}
-    if not step.fits:
-        record["message"] = _too_large(step, step.resident - where.chip.expected.capacity)
-    else:
+    if step.fits:
         check_compiler()
         _common.say(f"compiling {subject.config.layers} layers for {where}")
-        outcome = compile_step(subject, where)
-        record |= _status(outcome, step)
-        if outcome.status == "ok":
-            more = _report(outcome, estimator, step, subject)
+    found = examine(estimator, *sizes)
+    more = _report(found) if found.compiled else {}
     if _common.JSON.value:
-        write_json(_common.JSON.value, _document(estimator, record, more, started))
+        write_json(_common.JSON.value, _document(estimator, found.record, more, started))
+    record = found.record
     if record["status"] == "does_not_fit":
         show(compiled_text.wrapped(f"does not fit: {record['message']}"))
     elif record["status"] != "ok":
@@ -126,77 +122,31 @@ def _estimator() -> Estimator:
     return best(candidates(setting, wanted, shapes), work, _PHASE.value == "prefill")
 
 
-def _pass(estimator: Estimator) -> Estimate:
-    run = estimator.decode if _PHASE.value == "decode" else estimator.prefill
-    return run(_BATCH.value, _CONTEXT.value)
-
-
-def _subject(estimator: Estimator) -> Subject:
-    decoding = _PHASE.value == "decode"
-    return Subject(
-        config=estimator.setting.model,
-        placement=estimator.placement,
-        form=estimator.setting.form,
-        batch=estimator.padded(_BATCH.value),
-        slots=_CONTEXT.value + decoding,
-        tokens=1 if decoding else _CONTEXT.value,
-    )
-
-
-def _status(outcome: Outcome, step: Estimate) -> Record:
-    """What a record says of how compiling went."""
-    if outcome.status == "ok":
-        return {"status": "ok", "fits": True}
-    if outcome.status == "does_not_fit":
-        said = f" (XLA: {outcome.message})"
-        message = _too_large(step, (outcome.beyond or 0) * step.setting.where.chip.devices_per_chip)
-        return {"status": "does_not_fit", "fits": False, "message": message + said}
-    return {"status": outcome.status, "message": outcome.message}
-
-
-def _too_large(step: Estimate, beyond: float) -> str:
-    """How much is missing, and the least slice on which weights and cache fit."""
-    setting = step.setting
-    wanted = layouts("auto", "auto", _layouts.finish)
-    least = least_slice(setting, step.batch, step.context + step.tokens - 1, wanted)
-    need = f"{beyond / 1e9:.3g} GB per chip more" if beyond else "more"
-    if step.fits:
-        remedy = "use a smaller batch or a larger slice"
-        if least and least.chips > setting.where.chips:
-            remedy += f", {least} at least"
-    else:
-        remedy = f"the least slice that fits is {least}" if least else "no slice of it fits"
-    what = "weights, cache and temporaries" if step.fits else "weights and cache"
-    return f"{what} need {need} than {setting.where} has; {remedy}"
-
-
-def _report(outcome: Outcome, estimator: Estimator, step: Estimate, subject: Subject) -> dict:
+def _report(found: Examined) -> dict:
     """Prints what was compiled; returns what a document says of it."""
+    step, subject, compiled = found.step, found.subject, found.compiled
     if _SAVE_HLO.value:
-        write_atomically(_SAVE_HLO.value, outcome.text.encode())
+        write_atomically(_SAVE_HLO.value, found.outcome.text.encode())
         _common.say(f"wrote {_SAVE_HLO.value}")
-    compiled = read(outcome, subject.placement.mesh)
-    wanted = expected(subject, "tpu")
-    found = findings(compiled, subject, estimator, step.floor.seconds)
     arrays = placed_arrays(
         subject.config, subject.placement, subject.form, subject.batch, subject.slots
     )
-    libraries = versions()
+    libraries, outcome = versions(), found.outcome
     show = _common.say if _common.JSON.value == "-" else print
     show(
         f"compiled:  by XLA of libtpu {libraries.get('libtpu', '?')}, jax {libraries['jax']}, in "
         f"{outcome.compile_s:.0f} s after {outcome.trace_s:.0f} s of tracing\n\n"
         f"{compiled_text.memory(compiled, step, arrays)}\n\n"
-        f"{compiled_text.collectives(wanted, compiled.collectives)}\n\n"
-        f"{compiled_text.findings(found, step.floor.seconds)}"
+        f"{compiled_text.collectives(found.wanted, compiled.collectives)}\n\n"
+        f"{compiled_text.findings(found.findings, step.floor.seconds)}"
     )
     fields = {
         "compiled": compiled.as_record(),
-        "findings": [each.as_record() for each in found],
-        "expected_collectives": [each.as_record() for each in wanted],
+        "findings": [each.as_record() for each in found.findings],
+        "expected_collectives": [each.as_record() for each in found.wanted],
     }
     if _WEIGHT_LAYOUT.value == "auto":
-        fields["weight_layout"] = _free_weights(compiled, estimator, subject)
+        fields["weight_layout"] = _free_weights(compiled, found.estimator, subject)
     return fields
 
 

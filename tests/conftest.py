@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -32,6 +32,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if "not speed" in config.option.markexpr:
         jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def quick_compilations() -> Iterator[None]:
+    """Few optimizations for tests of a marked set that compile much and measure nothing."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -112,6 +112,7 @@ def test_loops_give_the_logits_of_one_device(layout, attention, family, mesh):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilations")
 @pytest.mark.parametrize("attention", ["heads", "batch"])
 @pytest.mark.parametrize("family", ["experts", "experts_multi_query"])
 @pytest.mark.parametrize("mesh", MESHES[:3])
@@ -124,6 +125,7 @@ def test_all_layouts_with_divided_experts_give_the_logits_of_one_device(family, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilations")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("mesh", "collectives"),
@@ -150,8 +152,11 @@ def test_all_layouts_give_the_logits_of_one_device_or_are_refused_at_once(
     assert ran >= len(pairs) * 3 // 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(n, marks=pytest.mark.slow if n < 12 else pytest.mark.long) for n in range(40)],
+)
+@pytest.mark.usefixtures("quick_compilations")
 def test_random_shapes_run_as_on_one_device_or_are_refused_before_anything_runs(seed):
     draw = np.random.default_rng(seed)
     kv_heads, group = int(draw.choice([1, 2, 3, 4, 8])), int(draw.choice([1, 2, 3, 4]))

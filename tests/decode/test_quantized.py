@@ -65,8 +65,12 @@ def test_a_layout_gives_the_logits_of_one_device_with_the_same_weights(name, lay
     check(name, layout, collectives)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "int4" else pytest.mark.long)
+     for name in SCHEMES],
+)  # fmt: skip
+@pytest.mark.usefixtures("quick_compilations")
 def test_every_layout_gives_the_logits_of_one_device_with_the_same_weights(name):
     for layout, collectives in itertools.product(LAYOUTS, COLLECTIVES):
         check(name, layout, collectives)

@@ -88,9 +88,10 @@ def test_a_layout_gives_the_logits_of_one_device_with_the_same_cache(
     check(family, form, schedule_by(attend_by(LAYOUTS[layout], attention), collectives))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.usefixtures("quick_compilations")
+@pytest.mark.long
 def test_every_layout_gives_the_logits_of_one_device_with_the_same_cache(form, attention):
     """A family for each layout and schedule, by turns."""
     choices = zip(itertools.product(LAYOUTS, COLLECTIVES), itertools.cycle(FAMILIES), strict=False)

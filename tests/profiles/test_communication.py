@@ -83,6 +83,7 @@ def test_xla_compiles_the_collectives_that_are_expected(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilations")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_every_layout_compiles_to_the_collectives_that_are_expected(family, mesh):

@@ -79,9 +79,16 @@ def test_xla_compiles_the_collectives_that_are_expected_of_a_form(form, layout, 
     check(subject_of(FORMS[form], chosen, random.Random(f"{form} {layout}")))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+def every_pair():
+    """A layout for each form in the slow set, all others in the long one."""
+    for at, form in enumerate(FORMS):
+        for number, layout in enumerate(LAYOUTS):
+            slow = number == at % len(LAYOUTS)
+            yield pytest.param(form, layout, marks=pytest.mark.slow if slow else pytest.mark.long)
+
+
+@pytest.mark.parametrize(("form", "layout"), every_pair())
+@pytest.mark.usefixtures("quick_compilations")
 def test_every_form_and_layout_compile_to_the_collectives_that_are_expected(form, layout):
     draw = random.Random(f"{form} {layout} slow")
     for collectives in COLLECTIVES:
