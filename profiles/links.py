@@ -282,8 +282,8 @@ def least_bounds(collectives: Iterable[Collective], wires: Wires) -> dict[object
             bounds[place] = bounds.get(place, 0) + each.count * wires.least(each)
         if each.kind != "permute":
             # Halves of a chip take no link between them.
-            spanned = [i for i, (dimension, size) in enumerate(zip(wires.dimensions, extents))
-                       if size > 1 and dimension.rate < math.inf]  # fmt: skip
+            spanned = [i for i, size in enumerate(extents)
+                       if size > 1 and wires.dimensions[i].rate < math.inf]  # fmt: skip
             summing = any(wires.dimensions[i].kind == SWITCH for i in spanned)
             received = _received(each.kind, math.prod(extents[i] for i in spanned), summing)
             key, sent = frozenset(spanned), each.count * each.payload_bytes * received
