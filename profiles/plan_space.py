@@ -229,9 +229,8 @@ class Cell:
         self.rates = space.offer.rates(where.chip.name)
         parts, usual = where.chip.devices_per_chip, where.chip.expected
         self.capacity = usual.capacity / parts
-        arithmetic = "int8" if form.round_activations else form.dtype.name
         self._bandwidth = usual.bandwidth / parts * self.rates.memory
-        self._flops = usual.peak(arithmetic) / parts * self.rates.compute
+        self._flops = usual.peak(form.arithmetic) / parts * self.rates.compute
         self._overhead = self.rates.step_s + space.offer.model.layers * self.rates.layer_s
         self.estimator = functools.cache(self._find_estimator)
 

@@ -63,7 +63,9 @@ def test_the_document_has_records_at_batches_and_contexts_and_the_curves(ended):
         (context, 1 << power) for context in (512, 0) for power in range(7)
     ]
     assert all(p["expected_s"] > p["floor_s"] and p["topology"] == "v5e:2x2" for p in points)
-    assert document["calibration"] == "tpu-v5e-2025" and document["price_per_chip_hour"] == 1.2
+    assert (
+        document["calibration"]["name"] == "tpu-v5e-2025" and document["price_per_chip_hour"] == 1.2
+    )
     curves = document["curves"]
     assert set(curves) == {"steps", *ALL[3:]}
     steps = curves["steps"][0]
