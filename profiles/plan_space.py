@@ -312,7 +312,8 @@ class Cell:
 
     def cost(self, seconds: np.ndarray, batches: np.ndarray) -> np.ndarray:
         """USD per million tokens; infinite where steps never end."""
-        return self.usd_per_hour * seconds / 3600 / np.maximum(batches, 1) * 1e6
+        costs = self.usd_per_hour * np.where(np.isfinite(seconds), seconds, 0.0) / 3600
+        return np.where(np.isfinite(seconds), costs / np.maximum(batches, 1) * 1e6, math.inf)
 
     def prompt_bound(self, tokens: int) -> float:
         """Seconds that one prompt takes at least, divided evenly, without collectives."""

@@ -99,12 +99,11 @@ def wanted(config: Model) -> list[Layout]:
 
     Raises:
       UsageError: there is none of a name, or none that stores weights as ``--prefill_layout`` does;
-        or a flag says how to divide a model that is known by its sizes.
+        or as of `check_divides`.
     """
+    check_divides(config)
     if not isinstance(config, ModelConfig):
-        _check_sized(config)
         return []
-    _check_experts(config)
     found = [
         each
         for name in dict.fromkeys(LAYOUT.value.split(","))
@@ -123,12 +122,15 @@ def wanted(config: Model) -> list[Layout]:
     return list(map(finish, found)) + [finish(divide_experts(each)) for each in found if both]
 
 
-def _check_sized(model: Model) -> None:
-    """Refuses flags that say how to divide a model of which no array is known.
+def check_divides(model: Model) -> None:
+    """Refuses flags that say how to divide what a model has not got.
 
     Raises:
-      UsageError: one is given.
+      UsageError: it is known by its sizes alone, or has no experts.
     """
+    if isinstance(model, ModelConfig):
+        _check_experts(model)
+        return
     for name in {*_OF_ARRAYS, "mesh"} & {*flags.FLAGS}:
         value = flags.FLAGS[name].value
         if flags.FLAGS[name].present and value not in (AUTO, False):
