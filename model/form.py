@@ -52,6 +52,11 @@ class Form:
         return " ".join([parts[0], *(f"({', '.join(parts[1:])})" for _ in parts[1:2])])
 
     @property
+    def arithmetic(self) -> str:
+        """What most is multiplied in, as chips' figures call it."""
+        return "int8" if self.round_activations else self.dtype.name
+
+    @property
     def plain(self) -> jnp.dtype:
         """Of weights that are stored as plain arrays."""
         return self.dtype if self.scheme else self.weights

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from profiles.curve_study import Study
-from profiles.estimate_record import Recorder
+from profiles.estimate_record import Recorder, basis
 from profiles.report import document
 
 DIGITS = 6  # that a curve's numbers keep
@@ -36,16 +36,14 @@ def curves_document(
         for context in study.wanted.contexts[:count]
         for batch in study.wanted.batches
     ]
-    setting, chip = estimator.setting, estimator.chip
+    setting = estimator.setting
     curves = {"steps": study.steps[:count]} if count else {}
     curves |= {name: data for name, data in found.items() if data is not None}
     return document(
         command,
         points,
-        device_kind=chip.device_kinds[0],
         started=started,
-        bandwidth={"bytes_per_s": chip.bandwidth, "source": "published"},
-        calibration=setting.rates.said_of(chip.name),
+        **basis(setting),
         price_per_chip_hour=setting.price,
         curves=_plain(curves),
     )

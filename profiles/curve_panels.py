@@ -100,19 +100,16 @@ def peaks_words(estimator: Estimator, priced: bool = False) -> list[str]:
     """What floors are at, and what expected times and costs are at."""
     setting, peaks, chip = estimator.setting, estimator.peaks, estimator.chip
     parts = peaks.devices_per_chip
-    arithmetic = "int8" if setting.form.round_activations else setting.form.dtype.name
     rates = [f"{peaks.bandwidth * parts / 1e9:.4g} GB/s", f"{peaks.flops * parts / 1e12:.4g}"]
-    floor = f"{rates[0]} of memory, {rates[1]} TFLOP/s ({arithmetic})"
+    floor = f"{rates[0]} of memory, {rates[1]} TFLOP/s ({setting.form.arithmetic})"
     if chip.link and setting.where.chips > 1:
         floor += f" and links of {chip.link / 1e9:.4g} GB/s"
-    given = [name for name in chip.figures if chip.figures[name].source == "given"]
-    source = f"published, but for {', '.join(given)}, given" if given else "highest published"
     expected = f"Expected: recommended figures, calibration {setting.rates.said_of(chip.name)}."
     if priced and setting.price is None:
         expected += " No price of the chip is known: costs are in chip-seconds."
     elif priced:
         expected += f" Price: {setting.price:g} USD per chip-hour."
-    return [f"Floor: per chip {floor}, {source}, all overlapped.", expected]
+    return [f"Floor: per chip {floor}, {chip.source}, all overlapped.", expected]
 
 
 def sized_words(estimator: Estimator) -> list[str]:

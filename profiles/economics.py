@@ -93,12 +93,12 @@ def batching_gain(estimator: Estimator, context: int, every_expert: bool = False
     Args:
       estimator: the model on its slice.
       context: tokens in the cache.
-      every_expert: a step at batch 1 reads all experts, as the simplest equation has it; else
-        those that its token chooses.
+      every_expert: a step at batch 1 (padded where the layout divides none such) reads all
+        experts, as the simplest equation has it; else those that its token chooses.
     """
-    lines = slopes(estimator, context)
+    lines, padded = slopes(estimator, context), estimator.padded(1)
     weights = lines.weights if every_expert else lines.least
-    alone = max(weights + lines.kv_cache, lines.compute)
+    alone = max(weights + padded * lines.kv_cache, padded * lines.compute)
     return alone / lines.limit
 
 

@@ -111,17 +111,16 @@ class Estimator:
         self.setting = setting
         where, form = setting.where, setting.form
         self.chip, self.usual = where.chip, where.chip.expected
-        arithmetic = "int8" if form.round_activations else form.dtype.name
         parts = self.chip.devices_per_chip
         self.peaks = Peaks(
             bandwidth=self.chip.bandwidth / parts,
-            flops=self.chip.peak(arithmetic) / parts,
+            flops=self.chip.peak(form.arithmetic) / parts,
             source="published",
             on_chip=self.chip.on_chip / parts,
             capacity=self.usual.capacity / parts,
             devices_per_chip=parts,
         )
-        self._flops = self.usual.peak(arithmetic)
+        self._flops = self.usual.peak(form.arithmetic)
         if isinstance(setting.model, SizedModel):
             self.placement: Placement | None = None
             self.costs = SizedCosts(setting.model, form, where.devices)
@@ -150,13 +149,14 @@ class Estimator:
         traffic = self.costs.decode(batch=padded, context=context, slots=slots, experts=experts)
         return self._estimate(batch, context, 1, traffic, self.sent(padded, 1))
 
-    def alone(self, batch: int, context: int, prefill: bool = False) -> Estimate:
+    def alone(self, batch: int, context: int, prefill: bool = False, cached: int = 0) -> Estimate:
         """A pass as if collectives took no time, a bound that is quickly had; as of `best`."""
         padded, experts = self.padded(batch), self.setting.experts
         none = Sent(0.0, 0.0, 0.0, 0.0)
         if prefill:
-            traffic = self.prompts.prefill(batch=padded, tokens=context, experts=experts)
-            return self._estimate(batch, 0, context, traffic, none)
+            sizes = {"batch": padded, "tokens": context, "cached": cached}
+            traffic = self.prompts.prefill(**sizes, experts=experts)
+            return self._estimate(batch, cached, context, traffic, none)
         traffic = self.costs.decode(batch=padded, context=context, experts=experts)
         return self._estimate(batch, context, 1, traffic, none)
 
@@ -226,7 +226,10 @@ def parameters(model: Model, form: Form) -> dict[str, int]:
 
 
 def best(
-    estimators: Iterable[Estimator], work: Sequence[tuple[int, int]], prefill: bool = False
+    estimators: Iterable[Estimator],
+    work: Sequence[tuple[int, int]],
+    prefill: bool = False,
+    cached: int = 0,
 ) -> Estimator:
     """The one whose passes are expected to be fastest, of those that fit if any does.
 
@@ -237,14 +240,16 @@ def best(
       estimators: to choose among, at least one.
       work: batches and contexts, whose expected times are added up.
       prefill: passes are over prompts as long as the contexts; else decode steps.
+      cached: of prompts: tokens before them, in the cache.
     """
 
     def rank(estimator: Estimator) -> tuple[int, float]:
-        one = estimator.prefill if prefill else estimator.decode
-        return _rank([one(batch, context) for batch, context in work])
+        if prefill:
+            return _rank([estimator.prefill(*each, cached) for each in work])
+        return _rank([estimator.decode(*each) for each in work])
 
     found = list(estimators)
-    bounds = [_rank([one.alone(*each, prefill) for each in work]) for one in found]
+    bounds = [_rank([one.alone(*each, prefill, cached) for each in work]) for one in found]
     ranks: list[tuple[tuple[int, float], int]] = []
     for place in sorted(range(len(found)), key=bounds.__getitem__):
         if ranks and bounds[place] > min(ranks)[0]:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from profiles.economics import balanced_context, batching_gain, critical_batch
-from profiles.estimate import Estimate, Estimator
+from profiles.estimate import Estimate, Estimator, Setting
 from profiles.report import Record
 
 
@@ -42,9 +42,26 @@ class Recorder:
         }
         if (cost := found.cost(seconds)) is not None:
             record["usd_per_million_tokens"] = cost
+        if found.phase == "prefill" and self.estimator.placement:
+            record["layout"] = self.estimator.placement.prefill.layout.name
         if found.phase == "decode":
             record |= {**self._critical, "batching_gain": self._gain(found.context)}
         return record | {"fits": found.fits, "status": "ok" if found.fits else "does_not_fit"}
+
+
+def basis(setting: Setting) -> dict:
+    """What a document says of a chip: its name, the rates of floors, the calibration."""
+    chip = setting.where.chip
+    given = chip.figures["bandwidth"].source == "given"
+    return {
+        "device_kind": chip.device_kinds[0],
+        "bandwidth": {
+            "bytes_per_s": chip.bandwidth,
+            "source": "given" if given else "published",
+            "peak_flops_per_s": chip.peak(setting.form.arithmetic),
+        },
+        "calibration": dataclasses.asdict(setting.rates),
+    }
 
 
 def _costs(found: Estimate, parts: int, capacity: float) -> Record:

@@ -1,10 +1,11 @@
 """Estimates for people: a table of floors and expected times, and what follows for serving."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from profiles import economics
 from profiles.estimate import Estimate, Estimator
+from profiles.hardware import Chip
 from profiles.inspection import aligned
 from profiles.report import WIDTH, Record, ms, subject
 
@@ -15,20 +16,22 @@ HEAD = (
 )
 
 
-def title(points: Sequence[Record], estimators: Sequence[Estimator], price: str) -> str:
-    """What was estimated, at which peaks, and with which calibration and price."""
+def title(
+    points: Sequence[Record], estimators: Sequence[Estimator], price: Callable[[Chip], str]
+) -> str:
+    """What was estimated, at which peaks, and with which calibration and price of each chip."""
     chips = dict.fromkeys(estimator.setting.where.chip.name for estimator in estimators)
     lines = [subject(points)]
     for name in chips:
         one = next(e for e in estimators if e.setting.where.chip.name == name)
-        chip, dtype = one.chip, points[0]["dtype"]
+        chip, dtype = one.chip, one.setting.form.arithmetic
         rates = one.setting.rates
         lines.append(
             f"{name}: floor at {chip.bandwidth / 1e9:,.0f} GB/s and {chip.peak(dtype) / 1e12:,.0f} "
-            f"TFLOP/s of {dtype} per chip, the highest published figures; expected by calibration "
+            f"TFLOP/s of {dtype} per chip, {chip.source}; expected by calibration "
             f"{rates.said_of(name)}"
         )
-    lines.append(f"costs: of expected times, at {price}")
+        lines.append(f"{name}: costs of expected times, at {price(chip)}")
     return "\n".join(part for line in lines for part in textwrap.wrap(line, WIDTH))
 
 

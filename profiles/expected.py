@@ -174,7 +174,7 @@ class LinkCosts:
         self._least = layings(where, mesh, least=True)
         self._usual = layings(dataclasses.replace(where, chip=where.chip.expected), mesh, False)
         self.usual_line = functools.cache(self._find_usual_line)
-        self._bounds_line = functools.cache(self._find_bounds_line)
+        self._bounds_lines = functools.cache(self._find_bounds_lines)
 
     def sent(self, batch: int, tokens: int = 1) -> Sent:
         """Costs of a pass; a batch that the layout does not divide is padded.
@@ -207,18 +207,20 @@ class LinkCosts:
         return -(-batch // step) * step
 
     def _find_least(self, batch: int, tokens: int) -> float:
+        """The least of all ways to lay the mesh on the slice: one may, for this very pass."""
         if self.placement.devices == 1:
             return 0.0
-        line = self._bounds_line(tokens)
-        if line is None:
-            each = self.listed.at(batch, tokens)
-            return max(self._find_bounds(each, each).values(), default=0.0)
-        fixed, growing = line
-        bounds = (
-            fixed.get(key, 0.0) + batch * growing.get(key, 0.0)
-            for key in fixed.keys() | growing.keys()
-        )
-        return max(bounds, default=0.0)
+        lines = self._bounds_lines(tokens)
+        if lines is None:
+            listed = self.listed.at(batch, tokens)
+            ways = (least_bounds(listed, wires).values() for wires in self._least)
+        else:
+            ways = (
+                [fixed.get(key, 0.0) + batch * each for key, each in growing.items()]
+                + list(fixed.values())
+                for fixed, growing in lines
+            )
+        return min(max(bounds, default=0.0) for bounds in ways)
 
     def _find_usual_line(self, tokens: int) -> tuple[Sent, Sent] | None:
         """Costs of every batch, and what each sequence adds; None if they are not linear."""
@@ -230,23 +232,16 @@ class LinkCosts:
         wires = self._lay(line.listed, line.typical)
         return tuple(self._sum(line.listed, paid, wires) for paid in (line.steady, line.growing))
 
-    def _find_bounds_line(self, tokens: int) -> tuple[dict, dict] | None:
-        """Bounds likewise."""
+    def _find_bounds_lines(self, tokens: int) -> list[tuple[dict, dict]] | None:
+        """Bounds likewise, in each way to lay the mesh."""
         line = self.listed.line(tokens)
         if line is None:
             return None
-        typical, *parts = (
-            list(map(_paying, line.listed, paid))
-            for paid in (line.typical, line.steady, line.growing)
+        fixed, growing = (
+            [_paying(each, size) for each, size in zip(line.listed, paid, strict=True) if size]
+            for paid in (line.steady, line.growing)
         )
-        return tuple(self._find_bounds(part, typical) for part in parts)
-
-    def _find_bounds(
-        self, listed: Sequence[Collective], typical: Sequence[Collective]
-    ) -> dict[object, float]:
-        """Bounds of these collectives, with the mesh laid as suits typical ones best."""
-        laid = min(self._least, key=lambda w: max(least_bounds(typical, w).values(), default=0.0))
-        return least_bounds(listed, laid)
+        return [(least_bounds(fixed, wires), least_bounds(growing, wires)) for wires in self._least]
 
     def _lay(self, listed: Sequence[Collective], paid: Sequence[float]) -> Wires:
         """The mesh laid on the slice as suits these collectives with these payloads best."""

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -146,6 +147,14 @@ class Chip:
         return self.fabric or self.pcie
 
     @property
+    def source(self) -> str:
+        """Where figures are from, in words that follow them."""
+        given = [name for name, figure in self.figures.items() if figure.source == "given"]
+        if not given:
+            return f"{self.which} published"
+        return f"published, but for {', '.join(given)}, given"
+
+    @property
     def expected(self) -> "Chip":
         """The same chip by its recommended figures, those of an expected time."""
         return dataclasses.replace(self, which="recommended")
@@ -182,7 +191,7 @@ class Chip:
                 raise UsageError(
                     f"chip figure is {name!r}; use one of {', '.join(figure_names())} or flops"
                 )
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise UsageError(f"{name} of {self.name} is {value}; use a positive number")
         figures = {name: Figure(value, value, "given") for name, value in given.items()}
         return dataclasses.replace(self, figures={**self.figures, **figures})

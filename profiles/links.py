@@ -21,7 +21,7 @@ from sharding.errors import LayoutError
 from sharding.mesh import MeshShape
 
 RING, LINE, SWITCH, NETWORK = "ring", "line", "switch", "network"
-_WAYS = 16  # to lay a mesh: more take long to try, and tear axes into many pieces
+_WAYS = 16  # to lay a mesh for an expected time: others tear axes into many pieces
 
 
 class Dimension(NamedTuple):
@@ -37,6 +37,9 @@ class Dimension(NamedTuple):
     kind: str
     rate: float
 
+
+_WAYS_OF = {"all-gather": ("in",), "reduce-scatter": ("out",), "all-to-all": ("across",)}
+"""Where a collective's least bytes go, of a device; those of any other kind both in and out."""
 
 Extents = tuple[int, ...]
 """Devices that a group has along each dimension."""
@@ -96,10 +99,9 @@ class Wires:
                 yield dimension._replace(kind=LINE) if part else dimension, size
 
     def least(self, collective: Collective) -> float:
-        """Seconds that one collective takes at least."""
-        return collective.payload_bytes * _least_per_byte(
-            collective.kind, tuple(self.kinds(self.extents(collective.axes)))
-        )
+        """Seconds that one collective takes a device at least, in the direction of most bytes."""
+        spanned = tuple(self.kinds(self.extents(collective.axes)))
+        return collective.payload_bytes * _per_byte(collective.kind, spanned, least=True)
 
     def usual(self, kind: str, axes: Sequence[str], rates: Calibration) -> tuple[float, float]:
         """What a collective is expected to take: seconds to start, with its hops, and per byte.
@@ -123,8 +125,11 @@ class Wires:
 
 
 @functools.lru_cache(maxsize=65536)
-def _least_per_byte(kind: str, spanned: tuple[tuple[Dimension, int], ...]) -> float:
-    """Seconds per byte of payload, in the best algorithm there could be."""
+def _per_byte(kind: str, spanned: tuple[tuple[Dimension, int], ...], least: bool) -> float:
+    """Seconds per byte of payload of the device that has most to do, in the best algorithm.
+
+    At least, or as is usual: sums are then scattered and gathered, one after the other.
+    """
     bounds = [0.0]
     devices = math.prod(size for _, size in spanned)
     inside = 1  # devices of the group that are joined faster than by the dimension at hand
@@ -138,7 +143,8 @@ def _least_per_byte(kind: str, spanned: tuple[tuple[Dimension, int], ...]) -> fl
             # One of two directions; a ring has links for both.
             return 1 / sum(2 * dimension.rate for dimension, _ in joined)
         else:
-            bounds.append(_received(kind, cluster, summing=False) / links)
+            # The end of a line can send its part of a sum while the sum of others comes back.
+            bounds.append(_received(kind, cluster, summing=least) / links)
         inside = cluster
     for dimension, size in spanned:
         if dimension.kind in (RING, LINE):
@@ -178,7 +184,7 @@ def _crossing(dimension: Dimension, size: int) -> float:
 @functools.lru_cache(maxsize=65536)
 def _usual_per_byte(kind: str, spanned: tuple[tuple[Dimension, int], ...]) -> float:
     """Seconds per byte of payload, where no switch adds up on the way."""
-    per_byte = _least_per_byte(kind, spanned)
+    per_byte = _per_byte(kind, spanned, least=False)
     for dimension, size in spanned:
         if dimension.kind == SWITCH and kind == "all-reduce":
             per_byte = max(per_byte, 2 * (size - 1) / size / dimension.rate)
@@ -205,7 +211,7 @@ def layings(where: Slice, mesh: tuple[tuple[str, int], ...], least: bool) -> tup
     Args:
       where: the slice.
       mesh: axis and size, as items of a mesh.
-      least: as of `dimensions`.
+      least: for a floor, which takes all ways; else the first few. Also as of `dimensions`.
 
     Raises:
       LayoutError: the mesh does not have as many devices as the slice.
@@ -220,9 +226,11 @@ def layings(where: Slice, mesh: tuple[tuple[str, int], ...], least: bool) -> tup
     found = dimensions(where, least)
     ways = list(_divide([size for _, size in mesh], [dimension.size for dimension in found]))
     ways.sort(key=lambda way: sum(size > 1 for extents in way for size in extents))
+    if not least:
+        del ways[_WAYS:]
     names = [axis for axis, _ in mesh]
     hop = where.chip.hop_latency or 0.0
-    return tuple(Wires(found, dict(zip(names, way, strict=True)), hop) for way in ways[:_WAYS])
+    return tuple(Wires(found, dict(zip(names, way, strict=True)), hop) for way in ways)
 
 
 def _divide(sizes: Sequence[int], rooms: Sequence[int]) -> Iterator[tuple[Extents, ...]]:
@@ -258,9 +266,10 @@ def mesh_items(mesh: MeshShape) -> tuple[tuple[str, int], ...]:
 def least_bounds(collectives: Iterable[Collective], wires: Wires) -> dict[object, float]:
     """Seconds below which all collectives of a step cannot stay, however well they overlap.
 
-    Bounds of two kinds. Collectives of one group share its links, so their times add up. And each
-    byte that a device receives crosses some link of the dimensions that its group spans, so what is
-    received over some dimensions, or fewer of them, takes the links of those.
+    Bounds of two kinds. Collectives of one group share its links, so the times add up of those that
+    a device receives in, and of those that it sends in. And each byte that a device receives
+    crosses some link of the dimensions that its group spans, so what is received over some
+    dimensions, or fewer of them, takes the links of those, on average over devices.
 
     Returns:
       Bounds by what they are of, each proportional to payloads.
@@ -269,13 +278,17 @@ def least_bounds(collectives: Iterable[Collective], wires: Wires) -> dict[object
     over: dict[frozenset[int], float] = {}
     for each in collectives:
         extents = wires.extents(each.axes)
-        place = extents, each.kind == "all-to-all"  # which is bounded elsewhere: half way round
-        bounds[place] = bounds.get(place, 0) + each.count * wires.least(each)
+        for way in _WAYS_OF.get(each.kind, ("in", "out")):
+            place = extents, way
+            bounds[place] = bounds.get(place, 0) + each.count * wires.least(each)
         if each.kind != "permute":
-            spanned = frozenset(i for i, size in enumerate(extents) if size > 1)
-            received = _received(each.kind, math.prod(extents), summing=True)
-            sent = each.count * each.payload_bytes * received
-            over[spanned] = over.get(spanned, 0) + sent
+            # Halves of a chip take no link between them.
+            spanned = [i for i, size in enumerate(extents)
+                       if size > 1 and wires.dimensions[i].rate < math.inf]  # fmt: skip
+            summing = any(wires.dimensions[i].kind == SWITCH for i in spanned)
+            received = _received(each.kind, math.prod(extents[i] for i in spanned), summing)
+            key, sent = frozenset(spanned), each.count * each.payload_bytes * received
+            over[key] = over.get(key, 0) + sent
     for chosen in _subsets(len(wires.dimensions)):
         total = sum(sent for spanned, sent in over.items() if spanned <= chosen)
         if total:

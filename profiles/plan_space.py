@@ -229,9 +229,8 @@ class Cell:
         self.rates = space.offer.rates(where.chip.name)
         parts, usual = where.chip.devices_per_chip, where.chip.expected
         self.capacity = usual.capacity / parts
-        arithmetic = "int8" if form.round_activations else form.dtype.name
         self._bandwidth = usual.bandwidth / parts * self.rates.memory
-        self._flops = usual.peak(arithmetic) / parts * self.rates.compute
+        self._flops = usual.peak(form.arithmetic) / parts * self.rates.compute
         self._overhead = self.rates.step_s + space.offer.model.layers * self.rates.layer_s
         self.estimator = functools.cache(self._find_estimator)
 
@@ -313,7 +312,8 @@ class Cell:
 
     def cost(self, seconds: np.ndarray, batches: np.ndarray) -> np.ndarray:
         """USD per million tokens; infinite where steps never end."""
-        return self.usd_per_hour * seconds / 3600 / np.maximum(batches, 1) * 1e6
+        costs = self.usd_per_hour * np.where(np.isfinite(seconds), seconds, 0.0) / 3600
+        return np.where(np.isfinite(seconds), costs / np.maximum(batches, 1) * 1e6, math.inf)
 
     def prompt_bound(self, tokens: int) -> float:
         """Seconds that one prompt takes at least, divided evenly, without collectives."""

@@ -37,7 +37,8 @@ class SizedModel:
       d_model: width of the residual stream.
       total: parameters.
       active: parameters that one token meets in matmuls.
-      looked_up: of the total, those of an embedding that is only looked up, by rows.
+      looked_up: of the total, those of an embedding that is only looked up, by rows. The
+        unembedding has as many, which only the last token of a prompt meets.
       in_experts: of the total, those of experts that a router chooses among.
       experts: of each layer that has them; 0 for a dense model.
       experts_per_token: that a token is sent to.
@@ -48,6 +49,8 @@ class SizedModel:
       windowed_flops: the same of those that see a window.
       prompt_flops: as `attention_flops`, for pairs within a prompt, where latents need not be
         absorbed; None if it is the same.
+      expand_flops: to make keys and values of one cached latent, with which prompts need not absorb
+        those before them either.
     """
 
     name: str
@@ -66,6 +69,7 @@ class SizedModel:
     window: int = 0
     windowed_flops: int = 0
     prompt_flops: int | None = None
+    expand_flops: int = 0
 
 
 @functools.cache
@@ -88,7 +92,6 @@ class SizedCosts:
         self.model, self.form, self.devices = model, form, devices
         self.value = _bytes_each(form.cache, HEAD) / devices
         self.weight = _bytes_each(form.weights, model.d_model) / devices
-        self.token = (model.cached + model.windowed) * self.value
         self.resident = model.total * self.weight
 
     def decode(
@@ -136,11 +139,13 @@ class SizedCosts:
         seen = min(cached, model.window - 1) if model.window else cached
         kept = min(slots, model.window) if model.window else slots
         read = model.cached * cached + model.windowed * seen
+        written = model.cached * tokens + model.windowed * min(tokens, model.window or tokens)
         within = model.prompt_flops if tokens > 1 and model.prompt_flops else model.attention_flops
         window = model.window or cached + tokens
         near = sum(min(cached + t + 1, window) for t in range(tokens)) if model.window else 0
-        attention = model.attention_flops * tokens * cached
-        attention += within * tokens * (tokens + 1) // 2 + model.windowed_flops * near
+        before = cached * min(tokens * model.attention_flops, tokens * within + model.expand_flops)
+        attention = before + within * tokens * (tokens + 1) // 2 + model.windowed_flops * near
+        work = 2 * (model.active * tokens - model.looked_up * (tokens - 1))
         share = 1.0
         if model.experts:
             share = touched_experts(model, batch * tokens, experts) / model.experts
@@ -148,11 +153,11 @@ class SizedCosts:
         return Traffic(
             weights_resident=self.resident,
             weights_read=self.weight * (plain + model.in_experts * share)
-            + batch * tokens * model.d_model * (self.weight if model.looked_up else 0),
+            + min(batch * tokens * model.d_model, model.looked_up) * self.weight,
             kv_resident=batch * self.value * (model.cached * slots + model.windowed * kept),
             kv_read=batch * self.value * read,
-            kv_written=batch * tokens * self.token,
-            flops=batch * (2 * model.active * tokens + attention) / self.devices,
+            kv_written=batch * self.value * written,
+            flops=batch * (work + attention) / self.devices,
         )
 
 

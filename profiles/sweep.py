@@ -263,8 +263,7 @@ def _peaks(sweep: Sweep, bandwidth: dict, engine: Engine) -> Peaks:
 
 def _published(sweep: Sweep) -> Peaks:
     """Peaks of each device in the fastest arithmetic of a step, which is that of all forms."""
-    form = sweep.forms[0]
-    dtype = "int8" if form.round_activations else form.dtype.name
+    dtype = sweep.forms[0].arithmetic
     return published_peaks(jax.devices()[0], sweep.bandwidth, sweep.peak_flops, dtype)
 
 

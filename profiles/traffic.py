@@ -67,10 +67,11 @@ class Traffic:
 
     Attributes:
       weights_resident: stored weights; a replicated array counts whole on every device.
-      weights_read: the same, but of an embedding that is only looked up, the rows looked up.
+      weights_read: the same, but of an embedding that is only looked up, the rows looked up, and
+        no row twice where there are more tokens than rows.
       kv_resident: the allocated cache.
       kv_read: cached tokens of all sequences.
-      kv_written: the new tokens.
+      kv_written: the new tokens, of layers with a window those that it holds.
       flops: matrix multiplications and attention.
       weights_gathered: whole copies of weights that a weight-gathered layout makes of its shards.
         No floor counts them: they could stay on the chip. An expected time does, twice.
@@ -177,7 +178,8 @@ class StepCosts:
     def __init__(self, config: ModelConfig, placement: Placement, form: Form):
         self.config, self.placement, self.form = config, placement, form
         self.token = kv_token_bytes(config, placement, form)
-        self.resident = self._plain = self._experts = self._row = self._gathered = 0.0
+        self.resident = self._plain = self._experts = self._gathered = 0.0
+        self._row = self._rows = 0.0  # of an embedding that is looked up: one, and all
         self._work = self._table_work = 0.0
         for alike in _alike(config, form):
             self._add(alike)
@@ -195,6 +197,7 @@ class StepCosts:
         self.resident += size
         if alike.looked_up:
             self._row += self.config.d_model * self.form.plain.itemsize * stored
+            self._rows += size
             return
         if alike.experts:
             self._experts += size
@@ -257,15 +260,16 @@ class StepCosts:
     ) -> Traffic:
         config = self.config
         touched = self._touched(batch * tokens, experts) / (config.experts or 1)
-        seen, pairs = _attended(config, read, tokens)
+        seen, kept, pairs = _attended(config, read, tokens)
+        rows = min(batch * tokens * self._row, self._rows)
         attention = 4 * config.query_heads * config.head_size * pairs * self._queries
         work = 2 * (tokens * self._work + self._table_work)
         return Traffic(
             weights_resident=self.resident,
-            weights_read=self._plain + self._experts * touched + batch * tokens * self._row,
+            weights_read=self._plain + self._experts * touched + rows,
             kv_resident=batch * self._kept(slots),
             kv_read=batch * self.token * seen / config.layers,
-            kv_written=batch * tokens * self.token,
+            kv_written=batch * self.token * kept / config.layers,
             flops=batch * (work + attention),
             weights_gathered=self._gathered,
         )
@@ -310,19 +314,22 @@ def touched_experts(model: HasExperts, tokens: int, experts: float | str | None)
 
 
 @functools.lru_cache(maxsize=4096)
-def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int]:
-    """Cached tokens that new ones still see, and pairs of query and key; of all layers, a sequence.
+def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int, int]:
+    """Cached tokens that new ones see, new ones that are kept, and pairs of query and key.
+
+    Of all layers and one sequence.
 
     A token sees those before it, itself included, up to the layer's window.
     """
-    seen = pairs = 0
+    seen = kept = pairs = 0
     for window, layers in collections.Counter(map(config.window, range(config.layers))).items():
         window = window or cached + tokens
         seen += layers * min(cached, window - 1)
+        kept += layers * min(tokens, window)
         growing = max(min(tokens, window - cached), 0)  # tokens that see all before them
         pairs += layers * (growing * cached + growing * (growing + 1) // 2)
         pairs += layers * (tokens - growing) * window
-    return seen, pairs
+    return seen, kept, pairs
 
 
 def expected_experts(config: HasExperts, tokens: int) -> float:

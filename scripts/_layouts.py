@@ -9,6 +9,7 @@ from model.config import ModelConfig
 from model.form import Form
 from profiles.candidates import layouts as named_layouts
 from profiles.choice import AUTO, Wish, Work, pick
+from profiles.estimate import Model
 from profiles.traffic import experts_per_device, replication_cost
 from sharding import processes
 from sharding.errors import UsageError
@@ -47,6 +48,7 @@ COLLECTIVES_BY = flags.DEFINE_enum(
 EXPERT_PARALLEL = flags.DEFINE_bool(
     "expert_parallel", False, "Divide experts over the chips instead of each expert's d_ff."
 )
+_OF_ARRAYS = "layout", "prefill_layout", "attention", "collectives", "expert_parallel"
 
 
 def layout(
@@ -89,32 +91,53 @@ def leave_open() -> None:
         flags.set_default(flag, AUTO)
 
 
-def wanted(config: ModelConfig) -> list[Layout]:
+def wanted(config: Model) -> list[Layout]:
     """All layouts that the flags admit, each in all attention that they admit.
 
     With ``--layout=auto`` a mixture's experts are divided in both ways, with ``--expert_parallel``
-    in one.
+    in one. None of a model that is known by its sizes, which divides evenly.
 
     Raises:
-      UsageError: there is none of a name, or none that stores weights as ``--prefill_layout`` does.
+      UsageError: there is none of a name, or none that stores weights as ``--prefill_layout`` does;
+        or as of `check_divides`.
     """
-    _check_experts(config)
-    prompts = PREFILL_LAYOUT.value and find_layout(PREFILL_LAYOUT.value)
+    check_divides(config)
+    if not isinstance(config, ModelConfig):
+        return []
     found = [
         each
         for name in dict.fromkeys(LAYOUT.value.split(","))
         for each in named_layouts(name, ATTENTION_BY.value)
-        if not prompts or each.weights == prompts.weights
     ]
+    if prompts := PREFILL_LAYOUT.value:
+        others = LAYOUTS.values() if prompts == AUTO else [find_layout(prompts)]
+        found = [prefill_by(e, other) for e in found for other in others
+                 if e.weights == other.weights]  # fmt: skip
     if not found:
         raise UsageError(
-            f"--prefill_layout is {prompts.name}, which stores weights otherwise than all of "
+            f"--prefill_layout is {prompts}, which stores weights otherwise than all of "
             f"--layout={LAYOUT.value}; name another"
         )
-    if prompts:
-        found = [prefill_by(each, prompts) for each in found]
     both = config.experts and LAYOUT.value == AUTO and not EXPERT_PARALLEL.value
     return list(map(finish, found)) + [finish(divide_experts(each)) for each in found if both]
+
+
+def check_divides(model: Model) -> None:
+    """Refuses flags that say how to divide what a model has not got.
+
+    Raises:
+      UsageError: it is known by its sizes alone, or has no experts.
+    """
+    if isinstance(model, ModelConfig):
+        _check_experts(model)
+        return
+    for name in {*_OF_ARRAYS, "mesh"} & {*flags.FLAGS}:
+        value = flags.FLAGS[name].value
+        if flags.FLAGS[name].present and value not in (AUTO, False):
+            raise UsageError(
+                f"--{name} is {value}, but {model.name} is known by its sizes alone and taken to "
+                "divide evenly; leave it out"
+            )
 
 
 def check_layouts() -> None:

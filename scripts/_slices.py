@@ -1,6 +1,8 @@
 """Flags of scripts that speak of chips which need not be there, and what they ask for."""
 
 import dataclasses
+import math
+from collections.abc import Iterable
 
 import _common
 from absl import flags
@@ -82,9 +84,23 @@ def overridden(chip: Chip) -> Chip:
     return chip.override(**{figure: flag.value for figure, flag in _FIGURES.items()})
 
 
-def given() -> list[str]:
-    """Flags that say of a chip what is not so of another."""
-    return [flag.name for flag in (*_FIGURES.values(), PRICE) if flag.value is not None]
+def check_given(slices: Iterable[Slice], remedy: str) -> None:
+    """Refuses a figure or a price for several chips alike.
+
+    Args:
+      slices: that are spoken of.
+      remedy: the flag that names one chip.
+
+    Raises:
+      UsageError: one is given, and the slices are of several chips.
+    """
+    given = [flag.name for flag in (*_FIGURES.values(), PRICE) if flag.value is not None]
+    names = list(dict.fromkeys(each.chip.name for each in slices))
+    if given and len(names) > 1:
+        raise UsageError(
+            f"--{given[0]} is given for several chips alike, {', '.join(names)}; name one with "
+            f"{remedy}"
+        )
 
 
 def rates(chip: Chip) -> Calibration:
@@ -105,7 +121,7 @@ def price(chip: Chip) -> float | None:
       UsageError: a negative one is given.
     """
     if PRICE.value is not None:
-        if PRICE.value < 0:
+        if not 0 <= PRICE.value < math.inf:
             raise UsageError(f"--price_per_chip_hour is {PRICE.value}; use USD, 0 or more")
         return PRICE.value
     found = listed_price(chip)

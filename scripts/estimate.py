@@ -14,7 +14,6 @@ Examples:
       --mesh=4x2x2 --attention=batch --json=-
 """
 
-import dataclasses
 import datetime
 import sys
 
@@ -25,13 +24,14 @@ import _slices
 from absl import flags
 
 from profiles import estimate_text
-from profiles.candidates import candidates, layouts, least_slice
-from profiles.estimate import Estimate, Estimator, Setting, best
-from profiles.estimate_record import Recorder
+from profiles.candidates import candidates, least_slice
+from profiles.estimate import Estimate, Estimator, Model, Setting, best
+from profiles.estimate_record import Recorder, basis
 from profiles.report import Record, document, write_json
 from sharding import processes
 from sharding.errors import UsageError
 from sharding.mesh import parse_mesh
+from sharding.placement import Layout
 
 _TOPOLOGY = flags.DEFINE_list(
     "topology",
@@ -66,31 +66,41 @@ def main() -> None:
     contexts = _common.integers("context", _CONTEXT.value)
     if _PHASE.value == "prefill" and min(contexts) < 2:
         raise UsageError(f"--context is {min(contexts)} with --phase=prefill; use 2 tokens or more")
-    estimators = _estimators(batches, contexts)
+    if _PHASE.value == "decode" and _CACHED.value:
+        raise UsageError(f"--cached is {_CACHED.value} of no prompt; give --phase=prefill with it")
+    if _PHASE.value == "prefill" and _ECONOMICS.value:
+        raise UsageError("--economics is true, but of decode steps; leave out --phase=prefill")
+    model = _slices.model()
+    wanted = _layouts.wanted(model)
+    estimators = _estimators(model, wanted, batches, contexts)
     found = [(one, [_pass(one, b, c) for c in contexts for b in batches]) for one in estimators]
-    points = [record for one, passes in found for record in _records(one, passes)]
+    points = [record for one, passes in found for record in _records(one, passes, wanted)]
     show = _common.say if _common.JSON.value == "-" else print
-    price = _slices.price_words(estimators[0].chip)
-    show(estimate_text.title(points, estimators, price) + "\n\n" + estimate_text.table(points))
-    show("\n".join(estimate_text.notes(points)))
+    title = estimate_text.title(points, estimators, _slices.price_words)
+    show(title + "\n\n" + estimate_text.table(points))
+    if notes := estimate_text.notes(points):
+        show("\n".join(notes))
     if _ECONOMICS.value and _PHASE.value == "decode":
         for one, passes in found:
             steps = [each for each in passes if each.context == contexts[-1]]
             show(f"{one.setting.where}, {one.setting.form}:")
             show("\n".join(f"-  {line}" for line in estimate_text.consequences(one, steps)))
     if _common.JSON.value and processes.first():
-        write_json(_common.JSON.value, _document(estimators, points, started))
+        # Of several chips, what the document says once is of the first.
+        whole = document(sys.argv, points, started=started, **basis(estimators[0].setting))
+        write_json(_common.JSON.value, whole)
 
 
-def _estimators(batches: list[int], contexts: list[int]) -> list[Estimator]:
+def _estimators(
+    model: Model, wanted: list[Layout], batches: list[int], contexts: list[int]
+) -> list[Estimator]:
     """One for each slice and form, in the layout that is expected to be best."""
-    model, forms = _slices.model(), _forms.forms(here=False)
-    names = _layouts.LAYOUT.value, _layouts.ATTENTION_BY.value
-    wanted = layouts(*names, _layouts.finish, bool(model.experts))
+    forms, slices = _forms.forms(here=False), list(map(_slices.where, _TOPOLOGY.value or [""]))
+    _slices.check_given(slices, "--topology")
     shapes = [parse_mesh(_MESH.value)] if _MESH.value else None
     work = [(b, c) for b in {min(batches), max(batches)} for c in {min(contexts), max(contexts)}]
     found = []
-    for where in map(_slices.where, _TOPOLOGY.value):
+    for where in slices:
         for form in forms:
             setting = Setting(
                 model=model,
@@ -100,7 +110,8 @@ def _estimators(batches: list[int], contexts: list[int]) -> list[Estimator]:
                 experts=_slices.EXPERTS.value,
                 price=_slices.price(where.chip),
             )
-            found.append(best(candidates(setting, wanted, shapes), work, _PHASE.value == "prefill"))
+            every = candidates(setting, wanted, shapes)
+            found.append(best(every, work, _PHASE.value == "prefill", _CACHED.value))
     return found
 
 
@@ -110,45 +121,32 @@ def _pass(estimator: Estimator, batch: int, context: int) -> Estimate:
     return estimator.prefill(batch, context, _CACHED.value)
 
 
-def _records(estimator: Estimator, passes: list[Estimate]) -> list[Record]:
+def _records(estimator: Estimator, passes: list[Estimate], wanted: list[Layout]) -> list[Record]:
     recorder, least = Recorder(estimator), {}
     records = []
     for each in passes:
         record = recorder.record(each)
         if not each.fits:
-            record["message"] = _message(each, least)
+            record["message"] = _message(each, wanted, least)
         records.append(record)
     return records
 
 
-def _message(step: Estimate, known: dict) -> str:
-    """How much is missing, and the least slice of the chip that has it."""
+def _message(step: Estimate, wanted: list[Layout], known: dict) -> str:
+    """How much is missing, and the least slice of the chip that has it in a wanted layout."""
     setting = step.setting
-    key = step.batch, step.context
+    last = step.context + step.tokens - 1  # before the last token of the pass
+    key = step.batch, last
     if key not in known:
-        wanted = layouts("auto", "auto", _layouts.finish)
-        known[key] = least_slice(setting, step.batch, step.context + step.tokens - 1, wanted)
+        known[key] = least_slice(setting, step.batch, last, wanted)
     beyond = step.resident - setting.where.chip.expected.capacity
     remedy = f"the least slice that fits is {known[key]}" if known[key] else "no slice of it fits"
+    length = f"context {step.context:,}"
+    if step.phase == "prefill":
+        length = f"{step.context:,} cached tokens and {step.tokens:,} of a prompt"
     return (
-        f"batch {step.batch:,} at context {step.context:,} is {beyond / 1e9:.3g} GB per chip more "
+        f"batch {step.batch:,} at {length} is {beyond / 1e9:.3g} GB per chip more "
         f"than {setting.where} has with weights in {setting.form.weights.name}; {remedy}"
-    )
-
-
-def _document(estimators: list[Estimator], points: list[Record], started: str) -> dict:
-    chip = estimators[0].chip
-    return document(
-        sys.argv,
-        points,
-        device_kind=chip.device_kinds[0],
-        started=started,
-        bandwidth={
-            "bytes_per_s": chip.bandwidth,
-            "source": "published",
-            "peak_flops_per_s": chip.peak(points[0]["dtype"]),
-        },
-        calibration=dataclasses.asdict(estimators[0].setting.rates),
     )
 
 

@@ -131,9 +131,11 @@ def _wanted() -> Wanted:
         if not 0 < len(slices) <= 7:
             raise UsageError(f"--slices has {len(slices)} slices; use one to seven")
     batches, contexts = _batches(), _contexts()
-    where = _slices.where(_TOPOLOGY.value)
+    where, model = _slices.where(_TOPOLOGY.value), _slices.model()
+    _slices.check_given((where, *(slices or ())), "--topology and --slices")
+    _layouts.check_divides(model)
     setting = Setting(
-        model=_slices.model(),
+        model=model,
         where=where,
         form=_forms.form(here=False),
         rates=_slices.rates(where.chip),

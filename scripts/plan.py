@@ -28,8 +28,8 @@ import _layouts
 import _slices
 from absl import flags
 
-from model.config import ModelConfig
 from profiles.estimate import Model
+from profiles.estimate_record import basis
 from profiles.hardware import Chip, chips, find_chip
 from profiles.plan import Search, Targets
 from profiles.plan_report import choice_words, front_table, plan, record
@@ -87,13 +87,8 @@ def main() -> None:
         whole = document(
             sys.argv,
             records,
-            device_kind=found.choice.cell.where.chip.device_kinds[0],
             started=started,
-            bandwidth={
-                "bytes_per_s": found.choice.cell.where.chip.bandwidth,
-                "source": "published",
-            },
-            calibration=found.choice.cell.rates.said_of(found.choice.cell.where.chip.name),
+            **basis(found.choice.estimate().setting),
             choice=record(found.choice),
             pareto=records,
             rejected=[lost._asdict() for lost in found.rejected],
@@ -105,7 +100,7 @@ def _space() -> Space:
     """What the flags leave to choose from."""
     model = _slices.model()
     context, slots = _sizes(model)
-    wanted = _layouts.wanted(model) if isinstance(model, ModelConfig) else []
+    wanted = _layouts.wanted(model)
     return Space(
         Offer(
             model=model,
@@ -171,17 +166,11 @@ def _priced() -> tuple[tuple[Slice, float], ...]:
     every = asked or ([] if named else [chip for chip in chips() if _slices.listed_price(chip)])
     if not asked and not named:
         out = ", ".join(chip.name for chip in chips() if chip not in every)
-        if _slices.given():
-            raise UsageError(
-                f"--{_slices.given()[0]} is given for all chips alike; name one with --chip"
-            )
+        _slices.check_given((Slice(chip, (1,)) for chip in every), "--chip")
         _common.say(f"not looked at, for want of an on-demand price: {out}")
     found = [where for chip in every for where in slices_of(_slices.overridden(chip), most)]
     together = list(dict.fromkeys(named + found))
-    if _slices.given() and len({where.chip.name for where in together}) > 1:
-        raise UsageError(
-            f"--{_slices.given()[0]} is given for several chips alike; name one with --chip"
-        )
+    _slices.check_given(together, "--chip")
     return tuple((where, _price(where.chip)) for where in together)
 
 

@@ -137,6 +137,7 @@ def test_sized_models_are_the_sums_of_their_configurations():
     small = 58 * 256 + layers * (2 * d + 1536 + 512) + d  # norms and router biases
     assert found.total == active + 58 * 248 * expert + table + small
     assert found.cached == layers * 576 and found.attention_flops == layers * 2 * 128 * 1088
+    assert found.expand_flops == layers * 2 * 512 * 128 * 256
 
 
 def test_a_sized_model_reads_its_latents_once_and_the_experts_that_tokens_choose():
@@ -148,3 +149,25 @@ def test_a_sized_model_reads_its_latents_once_and_the_experts_that_tokens_choose
     assert few.traffic.weights_read == pytest.approx(plain + chosen, rel=1e-3)
     assert many.traffic.weights_read == pytest.approx(2 * 670e9 / 8, rel=2e-3)
     assert not few.fits and "mesh" not in one.describe()
+
+
+def test_a_prompt_of_a_sized_model_does_the_least_arithmetic_there_is():
+    """One position meets the unembedding; latents before it are absorbed, or expanded if cheaper.
+
+    Tokens are cached once, and no row of the embedding is read twice.
+    """
+    model = sized_models()["deepseek-v3"]
+    one = estimator(model, "h100:8")
+    pairs = model.prompt_flops * 4096 * 4097 / 2
+    table = 129_280 * 7168
+    work = 2 * ((model.active - table) * 4096 + table) + pairs
+    assert one.prefill(1, 4096).traffic.flops == pytest.approx(work / 8)
+    after = one.prefill(1, 4096, 1000).traffic.flops
+    expanded = 1000 * (4096 * model.prompt_flops + model.expand_flops)
+    assert after == pytest.approx((work + expanded) / 8)
+    short = one.prefill(1, 2, 1000).traffic.flops - one.prefill(1, 2).traffic.flops
+    assert short == pytest.approx(1000 * 2 * model.attention_flops / 8)
+    many = one.prefill(64, 8192).traffic
+    assert many.weights_read <= many.weights_resident
+    windowed = estimator(sized_models()["gpt-oss-120b"], "h100:8").prefill(1, 1000).traffic
+    assert windowed.kv_written == 2 * 18_432 * (1000 + 128) / 8

@@ -19,7 +19,9 @@ def wires(topology: str, mesh: dict[str, int], least: bool = True):
 
 
 def seconds(topology: str, mesh: dict[str, int], kind: str, axes: str, payload: float = 1e9):
-    return wires(topology, mesh).least(Collective(kind, tuple(axes), payload))
+    return max(
+        least_bounds([Collective(kind, tuple(axes), payload)], wires(topology, mesh)).values()
+    )
 
 
 CUBE = {"x": 4, "y": 4, "z": 4}
@@ -50,6 +52,21 @@ def test_lines_wait_for_their_ends():
     assert ring == pytest.approx(15 / 16 * 1e9 / 100e9)
     both = seconds("v5e:4x4", {"x": 1, "y": 1, "z": 16}, "all-gather", "z")
     assert both == pytest.approx(15 / 16 * 1e9 / 100e9)  # a corner has two
+
+
+def test_a_sum_on_a_line_comes_back_while_it_is_still_sent():
+    """Towards one end and back from it, at once, takes the payload; half as much again on two."""
+    one = seconds("v5e:4x4", {"x": 4, "y": 1, "z": 4}, "all-reduce", "x")
+    assert one == pytest.approx(1e9 / 50e9)
+    two = seconds("v5e:4x4", {"x": 1, "y": 1, "z": 16}, "all-reduce", "z")
+    assert two == pytest.approx(2 * 15 / 16 * 1e9 / (2 * 2 * 3 / 4 * 50e9))  # all links, on average
+
+
+def test_what_lines_gather_and_scatter_may_pass_in_opposite_directions():
+    laid = wires("v5e:4x4", {"x": 4, "y": 1, "z": 4})
+    pair = [Collective(kind, ("x",), 1e9) for kind in ("all-gather", "reduce-scatter")]
+    both, one = (max(least_bounds(some, laid).values()) for some in (pair, pair[:1]))
+    assert both == pytest.approx(1e9 / 50e9) and one == pytest.approx(3 / 4 * 1e9 / 50e9)
 
 
 def test_a_switch_may_add_up_on_the_way_in_a_floor_alone():
@@ -116,3 +133,9 @@ def test_slices_are_joined_by_the_network_of_their_hosts():
     assert across == pytest.approx(max(ring, 1 / 2 * 1e9 / (256 * 3.125e9)))
     alone = seconds("v5e:16x16*2", mesh, "all-reduce", "x")
     assert alone == pytest.approx(1e9 / 3.125e9)  # each chip with its fellow in the other slice
+
+
+def test_a_floor_knows_every_way_to_lay_a_mesh_and_an_expected_time_the_plain_ones():
+    mesh = mesh_items({"x": 4, "y": 16, "z": 16})
+    every, plain = (layings(parse_slice("v5p:8x8x16"), mesh, least) for least in (True, False))
+    assert len(every) > len(plain) and len(set(map(str, every))) == len(every)

@@ -12,6 +12,7 @@ from model.form import BFLOAT16, FLOAT32, Form
 from model.parameters import total_bytes
 from model.transformer import Transformer
 from profiles.traffic import (
+    StepCosts,
     decode_traffic,
     experts_per_device,
     kv_token_bytes,
@@ -236,3 +237,13 @@ def test_the_longest_contexts_are_those_that_were_published(attention, kv_heads,
     for batch, context in published.items():
         found = 0.3 * 32 * 2**30 / (batch * kv_token_bytes(palm, placement, BFLOAT16))
         assert found == pytest.approx(context, rel=0.015)
+
+
+def test_a_long_prompt_writes_what_windows_hold_and_reads_no_row_twice():
+    config = dataclasses.replace(find_model("llama3-8b"), windows=(100,) * 16 + (None,) * 16)
+    placement = ONE_D.check(config.sizes, parse_mesh("1"))
+    costs = StepCosts(config, placement, BFLOAT16)
+    token = kv_token_bytes(config, placement, BFLOAT16)
+    assert costs.prefill(batch=2, tokens=1000).kv_written == 2 * token * (1000 + 100) / 2
+    most = costs.prefill(batch=64, tokens=8192)
+    assert most.weights_read == most.weights_resident

@@ -30,6 +30,24 @@ CASES = {
     "price": ["--price_per_chip_hour=-1"],
     "calibration": ["--calibration=none.json"],
     "short": ["--phase=prefill", "--context=1"],
+    "two_chips": ["--model=llama3-8b", "--topology=v5e:2x2,h100:1", "--batch=1"],
+    "prompts_otherwise": ["--model=llama3-8b", "--layout=weight_stationary_2d", "--batch=4",
+                          "--mesh=4x2x2", "--prefill_layout=weight_gathered_xyz",
+                          "--phase=prefill", "--json=-"],
+    "long_prompts": ["--model=llama3-8b", "--topology=v5e:1x1", "--phase=prefill", "--batch=1",
+                     "--context=50000,900000", "--cached=1000", "--json=-"],
+    "rounded": ["--model=llama3-8b", "--weight_dtype=int8", "--round_activations", "--batch=1"],
+    "no_topology": ["--topology="],
+    "figure_of_two": ["--topology=v5e:4x4,h100:8", "--hbm_bandwidth=1e12"],
+    "price_of_two": ["--topology=v5e:4x4,h100:8", "--price_per_chip_hour=1"],
+    "endless": ["--hbm_bandwidth=inf"],
+    "no_price": ["--price_per_chip_hour=nan"],
+    "prompts_layout": ["--prefill_layout=diagonal"],
+    "no_experts": ["--expert_parallel"],
+    "sized_layout": ["--model=deepseek-v3", "--topology=h200:8", "--layout=weight_stationary_2d"],
+    "sized_mesh": ["--model=deepseek-v3", "--topology=h200:8", "--mesh=1x1x8"],
+    "cached_steps": ["--cached=100"],
+    "economics_of_prompts": ["--phase=prefill", "--economics"],
 }  # fmt: skip
 
 
@@ -42,7 +60,7 @@ def test_a_table_names_peaks_calibration_and_price_and_has_a_row_for_each_point(
     text = ended["table"].stdout
     assert ended["table"].code == 0 and not ended["table"].jax_started
     for words in ("859 GB/s", "197 TFLOP/s", "calibration tpu-v5e", "1.2 USD per chip-hour"):
-        assert words in text
+        assert words in " ".join(text.split())
     rows = [line.split()[:2] for line in text.splitlines() if line.startswith("  ")]
     assert rows == [[context, batch] for context in ("2,048", "8,192") for batch in ("1", "64")]
 
@@ -90,6 +108,31 @@ def test_figures_and_prices_can_be_given(ended):
     assert point["usd_per_million_tokens"] == pytest.approx(dollars)
 
 
+def test_a_document_says_which_figures_are_given(ended):
+    bandwidth = ended["given"].document["bandwidth"]
+    assert (bandwidth["bytes_per_s"], bandwidth["source"]) == (1e12, "given")
+    assert ended["document"].document["bandwidth"]["source"] == "published"
+    assert "published, but for bandwidth, given" in ended["given"].stderr
+
+
+def test_a_title_has_the_price_of_each_chip_and_the_arithmetic_that_floors_divide_by(ended):
+    words = " ".join(ended["two_chips"].stdout.split())
+    assert "1.2 USD per chip-hour" in words and "11.06 USD per chip-hour" in words
+    assert "394 TFLOP/s of int8" in ended["rounded"].stdout
+
+
+def test_a_prompt_may_have_a_layout_of_its_own(ended):
+    (point,) = ended["prompts_otherwise"].document["points"]
+    assert point["layout"] == "weight_gathered_xyz" and point["mesh"] == {"x": 4, "y": 2, "z": 2}
+    assert point["bytes_per_chip"]["weights_gathered"] > 0
+
+
+def test_each_prompt_that_does_not_fit_has_a_slice_of_its_own(ended):
+    messages = [point["message"] for point in ended["long_prompts"].document["points"]]
+    assert "1,000 cached tokens and 50,000 of a prompt" in messages[0]
+    assert len({message.split(";")[1] for message in messages}) == 2
+
+
 def test_all_experts_are_read_where_that_is_asked(ended):
     (point,) = ended["all_experts"].document["points"]
     counted = point["bytes_per_chip"]
@@ -113,6 +156,17 @@ def test_all_experts_are_read_where_that_is_asked(ended):
         ("price", "--price_per_chip_hour is -1.0"),
         ("calibration", "--calibration is 'none.json', which cannot be read"),
         ("short", "--context is 1 with --phase=prefill"),
+        ("no_topology", "topology is ''; write a chip"),
+        ("figure_of_two", "--hbm_bandwidth is given for several chips alike, v5e, h100; name one"),
+        ("price_of_two", "--price_per_chip_hour is given for several chips alike"),
+        ("endless", "bandwidth of v5e is inf; use a positive number"),
+        ("no_price", "--price_per_chip_hour is nan; use USD"),
+        ("prompts_layout", "layout is 'diagonal'; use one of"),
+        ("no_experts", "--expert_parallel is true, but llama3-70b has no experts"),
+        ("sized_layout", "--layout is weight_stationary_2d, but deepseek-v3 is known by its sizes"),
+        ("sized_mesh", "--mesh is 1x1x8, but deepseek-v3 is known by its sizes"),
+        ("cached_steps", "--cached is 100 of no prompt; give --phase=prefill"),
+        ("economics_of_prompts", "--economics is true, but of decode steps"),
     ],
 )
 def test_mistakes_end_in_one_line(ended, case, message):

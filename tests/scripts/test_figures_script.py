@@ -24,6 +24,15 @@ REFUSALS = {
     "mesh": ([*SMALL, "--mesh=1x1x2"], "mesh is 1x1x2, of 2 devices, but v5e:2x2 has 4; use sizes"),
     "batch": (["--batch=1,x"], "--batch is '1,x'; use positive integers"),
     "context": (["--context=-1"], "--context is '-1'; use whole numbers, 0 or more"),
+    "prices": (
+        [*SMALL, "--slices=v5e:2x2,h100:1", "--hbm_bandwidth=1e12"],
+        "--hbm_bandwidth is given for several chips alike, v5e, h100",
+    ),
+    "experts": ([*SMALL, "--expert_parallel"], "--expert_parallel is true, but llama3-8b has no"),
+    "sizes": (
+        ["--model=deepseek-v3", "--topology=h200:8", "--attention=batch"],
+        "--attention is batch, but deepseek-v3 is known by its sizes alone",
+    ),
     "price": (["--price_per_chip_hour=-1"], "--price_per_chip_hour is -1.0; use USD"),
     "prompts": (["--prefill_layout=auto"], "--prefill_layout is auto, but the curves are of"),
     "output": ([*SMALL, "--output_dir=file"], "output path is file"),
@@ -63,7 +72,9 @@ def test_the_document_has_records_at_batches_and_contexts_and_the_curves(ended):
         (context, 1 << power) for context in (512, 0) for power in range(7)
     ]
     assert all(p["expected_s"] > p["floor_s"] and p["topology"] == "v5e:2x2" for p in points)
-    assert document["calibration"] == "tpu-v5e-2025" and document["price_per_chip_hour"] == 1.2
+    assert (
+        document["calibration"]["name"] == "tpu-v5e-2025" and document["price_per_chip_hour"] == 1.2
+    )
     curves = document["curves"]
     assert set(curves) == {"steps", *ALL[3:]}
     steps = curves["steps"][0]

@@ -26,6 +26,8 @@ CASES = {
     "no price": ["--model=llama3-8b", "--chip=gb200"],
     "one price": ["--model=llama3-8b", "--price_per_chip_hour=2"],
     "experts": [*_ON, "--expert_parallel"],
+    "sizes": ["--model=deepseek-v3", "--topology=h200:8", "--layout=weight_stationary_1d"],
+    "for nothing": [*_ON, "--price_per_chip_hour=0"],
 }  # fmt: skip
 
 
@@ -71,6 +73,12 @@ def test_a_price_twice_as_high_costs_twice_as_much(ended):
     assert given["usd_per_million_tokens"] == pytest.approx(2 * listed["usd_per_million_tokens"])
 
 
+def test_where_chips_cost_nothing_the_fastest_step_is_chosen(ended):
+    done = ended["for nothing"]
+    assert done.code == 0 and "Warning" not in done.stderr
+    assert ": 0 USD per million tokens" in done.stdout
+
+
 def test_targets_that_contradict_end_with_1_and_the_nearest(ended):
     assert ended["infeasible"].code == 1
     assert "1 ms per step, which nothing meets; nearest: " in ended["infeasible"].error
@@ -93,6 +101,7 @@ def test_targets_that_contradict_end_with_1_and_the_nearest(ended):
         ("no price", "price of gb200"),
         ("one price", "name one with --chip"),
         ("experts", "no experts"),
+        ("sizes", "deepseek-v3 is known by its sizes alone"),
     ],
 )
 def test_wrong_use_ends_with_2_and_one_line(ended, case, words):
