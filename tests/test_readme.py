@@ -6,6 +6,7 @@ from pathlib import Path
 from profiles.report import fit_lines, markdown_table
 from tests import (
     accuracy_table,
+    compiled_table,
     family_cases,
     layout_table,
     perplexity_table,
@@ -60,6 +61,10 @@ def test_what_is_said_of_batches_is_what_the_commands_print():
 
 def test_what_a_cache_buys_is_the_recorded_comparison():
     assert (RESULTS / "smollm2-135m-cpu/no_cache.txt").read_text().strip() in README
+
+
+def test_the_compiled_steps_are_the_recorded_ones():
+    assert compiled_table.BEGIN + compiled_table.table() + compiled_table.END in README
 
 
 def test_the_plan_is_the_recorded_one():
