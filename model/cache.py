@@ -143,13 +143,17 @@ def write(
 def _scatter(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
     """A row for each token and head on this device; those of slots elsewhere are dropped.
 
-    Rows of the head size are what XLA:TPU updates where they lie. Asked for several heads of a
-    slot at once, it first brings the whole cache into an order in which they are neighbours.
+    Rows are what XLA:TPU updates where they lie. Asked for several heads of a slot at once, it
+    first brings the whole cache into an order in which they are neighbours; scales, rows of one
+    number, it leaves where they are only as one long vector.
     """
-    batch, heads, here, _ = cache.shape
-    slots = jnp.where(slots < 0, here, slots)  # a negative index would count from the end
-    index = jnp.arange(batch)[:, None, None], jnp.arange(heads), slots[..., None]  # [B, T, K]
-    return cache.at[index].set(new, mode="drop")
+    batch, heads, here, size = cache.shape
+    slots = jnp.where(slots < 0, here, slots)[..., None]  # a negative index counts from the end
+    sequence, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)  # of each [B, T, K]
+    if size > 1:
+        return cache.at[sequence, head, slots].set(new, mode="drop")
+    place = jnp.where(slots < here, (sequence * heads + head) * here + slots, cache.size)
+    return cache.reshape(-1).at[place].set(new[..., 0], mode="drop").reshape(cache.shape)
 
 
 def _scatter_two(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
