@@ -63,54 +63,52 @@ def multiply_groups(
     (rows, inputs), groups, tokens = values.shape, scales.shape[1], x.shape[0]
     tile = tile_of(rows, inputs, groups, tokens)
     sums = jnp.sum(x.astype(jnp.float32).reshape(tokens, groups, -1), axis=-1)
-    of_rows = lambda width: pl.BlockSpec((tile, width), lambda n: (n, 0))  # noqa: E731
-    whole = lambda width: pl.BlockSpec((tokens, width), lambda n: (0, 0))  # noqa: E731
-    offset = () if offsets is None else (offsets, sums)
+    # XLA:TPU keeps a matrix whose rows are not whole registers by its columns: it is read so.
+    turned = groups % _LANES != 0
+    numbers = [scales] if offsets is None else [scales, offsets]
+    by_rows = pl.BlockSpec((tile, groups), lambda n: (n, 0))
+    by_groups = pl.BlockSpec((groups, tile), lambda n: (0, n))
     product = pl.pallas_call(
-        functools.partial(_kernel, inputs // groups),
+        functools.partial(_kernel, inputs // groups, turned),
         grid=(rows // tile,),
         in_specs=[
-            whole(inputs),
-            of_rows(inputs),
-            *(of_rows(groups), of_rows(groups), whole(groups))[: 1 + len(offset)],
+            pl.BlockSpec((tokens, inputs), lambda n: (0, 0)),
+            pl.BlockSpec((tokens, groups), lambda n: (0, 0)),
+            pl.BlockSpec((tile, inputs), lambda n: (n, 0)),
+            *(by_groups if turned else by_rows for _ in numbers),
         ],
         out_specs=pl.BlockSpec((tokens, tile), lambda n: (0, n)),
         out_shape=jax.ShapeDtypeStruct((tokens, rows), dtype),
         interpret=pltpu.InterpretParams() if interpret else False,
         name="multiply_groups",
-    )(x, values, scales, *offset)
+    )(x, sums, values, *(number.T if turned else number for number in numbers))
     return product.T
 
 
-def _kernel(group: int, x_ref, values_ref, scales_ref, *rest) -> None:
-    """One tile of rows: [M, K], [N, K], [N, groups] and offsets -> [M, N]."""
-    *offset, out_ref = rest
+def _kernel(group: int, turned: bool, x_ref, sums_ref, values_ref, scales_ref, *rest) -> None:
+    """One tile of rows: tokens, their sums, values, scales and offsets -> [M, N]."""
+    *offsets_ref, out_ref = rest
     (tokens, dtype), (rows, inputs) = (x_ref.shape[0], x_ref.dtype), values_ref.shape
     many = _LANES // group
     lane = jax.lax.broadcasted_iota(jnp.int32, (many, 1, _LANES), 2)
     first = jax.lax.broadcasted_iota(jnp.int32, (many, 1, _LANES), 0) * group
     own = (lane >= first) & (lane < first + group)
-    scales = scales_ref[...].T
+    scales, *offsets = (
+        ref[...] if turned else ref[...].T for ref in (scales_ref, *offsets_ref)
+    )  # [groups, N]
     total = jnp.zeros((tokens, rows), jnp.float32)
-    if offset:
-        offsets, sums = (ref[...] for ref in offset)
-        total = _times(sums, offsets, jax.lax.Precision.HIGHEST)
+    for offset in offsets:
+        total = jnp.dot(sums_ref[...], offset, precision=jax.lax.Precision.HIGHEST)
     for start in range(0, inputs, _LANES):
         lanes = slice(start, start + _LANES)
         # Selected as float32: 16-bit vectors take masks of another shape.
         apart = jnp.where(own, x_ref[:, lanes].astype(jnp.float32)[None], 0).astype(dtype)
-        found = _times(apart.reshape(many * tokens, _LANES), values_ref[:, lanes].astype(dtype))
+        found = jax.lax.dot_general(  # [many * M, N]
+            apart.reshape(many * tokens, _LANES),
+            values_ref[:, lanes].astype(dtype),
+            (((1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
         here = scales[start // group : start // group + many, None]  # [many, 1, N]
         total += jnp.sum(found.reshape(many, tokens, rows) * here, axis=0)
     out_ref[...] = total.astype(out_ref.dtype)
-
-
-def _times(x: jax.Array, rows: jax.Array, precision: jax.lax.Precision | None = None) -> jax.Array:
-    """[M, K] times [N, K] -> [M, N] float32."""
-    return jax.lax.dot_general(
-        x,
-        rows,
-        (((1,), (1,)), ((), ())),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
