@@ -18,11 +18,11 @@ does; so for weights.
 def decode_options(mesh: jax.sharding.Mesh) -> dict[str, str] | None:
     """What `jax.jit` takes as `compiler_options`: `IN_PLACE` on TPUs whose compiler knows it."""
     on_tpu = all(device.platform == "tpu" for device in mesh.devices.flat)
-    return IN_PLACE if on_tpu and _known(mesh) else None
+    return IN_PLACE if on_tpu and known(mesh) else None
 
 
 @functools.cache
-def _known(mesh: jax.sharding.Mesh) -> bool:
+def known(mesh: jax.sharding.Mesh) -> bool:
     """Whether this version of XLA has the option; it refuses one that it does not know."""
     whole = jax.NamedSharding(mesh, jax.P())
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
