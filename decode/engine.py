@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental.layout import Format, Layout
 
+from decode.options import decode_options
 from decode.sampling import Sampler, draw_keys
 from model.cache import CACHE_AXES, PADDING, KVCache, abstract_cache, empty_cache
 from model.config import ModelConfig
@@ -82,10 +83,9 @@ class Engine:
         self.form = form
         self._structure, _ = nnx.split(Transformer(config, form))
         self._prefill = jax.jit(self._prefill_step, donate_argnames="cache")
-        self._decode = jax.jit(self._decode_step, donate_argnames="cache")
-        self._advance = jax.jit(
-            self._advance_step, donate_argnames="cache", static_argnames="sampler"
-        )
+        one_token = {"donate_argnames": "cache", "compiler_options": decode_options(mesh)}
+        self._decode = jax.jit(self._decode_step, **one_token)
+        self._advance = jax.jit(self._advance_step, static_argnames="sampler", **one_token)
         self._choose = jax.jit(_emit, static_argnames="sampler")
         self._forward = jax.jit(self._forward_step)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from model.config import ModelConfig
 from model.form import Form
-from sharding.placement import Placement
+from sharding.placement import Placement, entry_axes
 from sharding.scaled import Scheme, Weight, round_rows
 
 CACHE_AXES = ("B", "K", "S", "h")
@@ -118,29 +118,51 @@ def write(
     Returns:
       The updated cache, [B, K, S, h].
     """
-    sequence = jax.P(*placement.cache(*CACHE_AXES)[1:])
+    specs = placement.cache(*CACHE_AXES), placement.cache("B", "T", "K", "h")
+    slots_over = entry_axes(specs[0][2])
 
-    def scatter(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
-        def one(slots: jax.Array, tokens: jax.Array, where: jax.Array) -> jax.Array:
-            return slots.at[:, where].set(tokens, mode="drop", out_sharding=sequence)
-
-        return jax.vmap(one)(cache, jnp.swapaxes(new, 1, 2), positions)
-
-    def scatter_two_rows(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
-        beyond = jnp.full_like(positions, cache.shape[2])
-        doubled = jnp.concatenate([new, new], axis=1)
-        return scatter(cache, doubled, jnp.concatenate([positions, beyond], axis=1))
+    def local(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+        if slots_over:
+            slots = slots - jax.lax.axis_index(slots_over) * cache.shape[2]
+        if new.shape[:3] != (1, 1, 1):
+            return _scatter(cache, new, slots)
+        return jax.lax.platform_dependent(cache, new, slots, cpu=_scatter_two, default=_scatter)
 
     def update(cache: jax.Array, new: jax.Array) -> jax.Array:
-        if positions.shape != (1, 1):
-            return scatter(cache, new, positions)
-        # XLA:CPU turns a scatter of one row into an update that it then makes twice, copying the
-        # whole cache for each. A second row, dropped, keeps it a scatter in place.
-        return jax.lax.platform_dependent(
-            cache, new, positions, cpu=scatter_two_rows, default=scatter
+        where = jax.typeof(positions).sharding.spec
+        return jax.shard_map(local, in_specs=(*specs, where), out_specs=specs[0], check_vma=False)(
+            cache, new, positions
         )
 
     with jax.named_scope("cache_write"):
         if isinstance(form.cache, Scheme):
             return jax.tree.map(update, cache, round_rows(new, form.cache))
         return update(cache, new.astype(form.cache))
+
+
+def _scatter(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+    """A row for each token and head on this device; those of slots elsewhere are dropped.
+
+    Rows are what XLA:TPU updates where they lie. Asked for several heads of a slot at once, it
+    first brings the whole cache into an order in which they are neighbours; scales, rows of one
+    number, it leaves where they are only as one long vector.
+    """
+    batch, heads, here, size = cache.shape
+    slots = jnp.where(slots < 0, here, slots)[..., None]  # a negative index counts from the end
+    sequence, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)  # of each [B, T, K]
+    if size > 1:
+        return cache.at[sequence, head, slots].set(new, mode="drop")
+    place = jnp.where(slots < here, (sequence * heads + head) * here + slots, cache.size)
+    return cache.reshape(-1).at[place].set(new[..., 0], mode="drop").reshape(cache.shape)
+
+
+def _scatter_two(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+    """One row and another that is dropped.
+
+    XLA:CPU turns a scatter of one row into an update that it then makes twice, copying the whole
+    cache for each.
+    """
+    beyond = jnp.full_like(slots, cache.shape[2])
+    return _scatter(
+        cache, jnp.concatenate([new, new], axis=1), jnp.concatenate([slots, beyond], axis=1)
+    )

@@ -14,6 +14,7 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
+from sharding.grouped import multiply_groups, tile_of
 from sharding.placement import used_axes
 
 
@@ -155,10 +156,28 @@ def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None
         product = _by_blocks(rows, x.reshape(math.prod(x.shape[:2]), -1), dtype).reshape(shape)
         return product if out is None else jax.reshard(product, out)
 
+    def in_groups(weight: Scaled, x: jax.Array) -> jax.Array:
+        shape = (*weight.shape[:outputs], *x.shape[:2])
+        rows = jax.tree.map(lambda leaf: leaf.reshape(math.prod(shape[:outputs]), -1), weight)
+        tokens = x.reshape(math.prod(x.shape[:2]), -1)
+        product = multiply_groups(rows.values, rows.scales, rows.offsets, tokens, dtype)
+        return product.reshape(shape)
+
     converts = isinstance(weight, Scaled) or weight.dtype != x.dtype
-    if converts and (out is None or jax.typeof(x).sharding.mesh.size == 1):
-        return jax.lax.platform_dependent(weight, x, cpu=in_blocks, default=whole)
-    return whole(weight, x)
+    if not converts or (out is not None and jax.typeof(x).sharding.mesh.size > 1):
+        return whole(weight, x)
+    forms = {"cpu": in_blocks, "default": whole}
+    if isinstance(weight, Scaled) and _fits_kernel(weight, outputs, x):
+        forms["tpu"] = in_groups
+    return jax.lax.platform_dependent(weight, x, **forms)
+
+
+def _fits_kernel(weight: Scaled, outputs: int, x: jax.Array) -> bool:
+    if weight.round_activations or _groups(weight) == 1:
+        return False
+    rows, inputs = math.prod(weight.shape[:outputs]), math.prod(weight.shape[outputs:])
+    tokens = math.prod(x.shape[:2])
+    return tile_of(rows, inputs, inputs // granule(weight), tokens) is not None
 
 
 def _by_blocks(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:

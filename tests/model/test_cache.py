@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.cache import write
+from model.cache import CACHE_AXES, write
 from model.catalog import find_model
 from model.form import FLOAT32, Form
-from sharding.layout import LAYOUTS
+from sharding.layout import LAYOUTS, attend_by
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.scaled import SCHEMES, Scaled, round_rows
 
@@ -20,10 +20,11 @@ FORMS = {
 }
 
 
-@pytest.fixture(params=["1x1x1", "1x1x2"])
+@pytest.fixture(params=[("1x1x1", "heads"), ("1x1x2", "heads"), ("1x1x2", "sequence")])
 def setting(request):
-    shape = parse_mesh(request.param)
-    return LAYOUTS["weight_stationary_1d"].check(find_model("tiny").sizes, shape), make_mesh(shape)
+    shape, layout = parse_mesh(request.param[0]), LAYOUTS["weight_stationary_1d"]
+    placement = attend_by(layout, request.param[1]).check(find_model("tiny").sizes, shape)
+    return placement, make_mesh(shape)
 
 
 def run(setting, positions, form, new=None):
@@ -77,10 +78,12 @@ def test_a_round_trip_is_within_half_a_step_and_rows_of_zeros_stay(setting, form
 @pytest.mark.parametrize("positions", [[[5]], [[0], [7]]])
 def test_a_write_moves_no_whole_cache(setting, positions, form):
     _, compiled = run(setting, np.array(positions, np.int32), FORMS[form])
-    batch, heads = len(positions), K // setting[1].size
+    placement, mesh = setting
+    where = jax.NamedSharding(mesh, placement.cache(*CACHE_AXES))
+    batch, heads, slots, _ = where.shard_shape((len(positions), K, S, h))
     token = {"float32": h * 4, "int8": h + 4}[form]  # bytes, the scale's included
-    assert compiled.memory_analysis().alias_size_in_bytes == batch * heads * S * token
+    assert compiled.memory_analysis().alias_size_in_bytes == batch * heads * slots * token
     element = {"float32": "f32", "int8": "s8"}[form]
-    shapes = [f"{one}[{batch},{heads},{S},{n}]{{" for one, n in ((element, h), ("f32", 1))]
+    shapes = [f"{one}[{batch},{heads},{slots},{n}]{{" for one, n in ((element, h), ("f32", 1))]
     lines = [line for line in compiled.as_text().splitlines() if any(s in line for s in shapes)]
     assert lines and not [line for line in lines if " copy(" in line or " select(" in line]
