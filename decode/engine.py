@@ -15,7 +15,14 @@ from jax.experimental.layout import Format, Layout
 
 from decode.options import decode_options
 from decode.sampling import Sampler, draw_keys
-from model.cache import CACHE_AXES, PADDING, KVCache, abstract_cache, empty_cache
+from model.cache import (
+    CACHE_AXES,
+    PADDING,
+    KVCache,
+    abstract_cache,
+    empty_cache,
+    whole_tiles,
+)
 from model.config import ModelConfig
 from model.form import Form
 from model.parameters import Parameters
@@ -100,6 +107,8 @@ class Engine:
     def _abstract_cache(self, batch: int, slots: int) -> KVCache:
         self.placement.check_batch(batch)
         multiple = self.placement.multiple("S")
+        if self.mesh.devices.flat[0].platform == "tpu":
+            slots = whole_tiles(slots)
         return abstract_cache(self.config, batch, slots, self.form, multiple)
 
     def put(self, values: np.ndarray | jax.Array) -> jax.Array:

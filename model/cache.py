@@ -16,6 +16,9 @@ from sharding.placement import Placement, entry_axes
 from sharding.scaled import Scheme, Weight, round_rows
 
 CACHE_AXES = ("B", "K", "S", "h")
+TILE = 32
+"""Slots of 8-bit numbers that a TPU keeps together: in a cache of so many, or a multiple, each
+sequence begins anew; of others XLA puts the sequences in between, and moves them to read."""
 PADDING = 2**30
 """Position of a token that is only there to fill a row: past every slot, seen by none."""
 
@@ -58,6 +61,11 @@ def abstract_cache(
 
     layers = tuple(map(one, range(config.layers)))
     return KVCache(keys=layers, values=layers)
+
+
+def whole_tiles(slots: int) -> int:
+    """At least so many slots, as a TPU likes them."""
+    return -(-slots // TILE) * TILE
 
 
 def empty_cache(abstract: KVCache, placement: Placement, mesh: jax.sharding.Mesh) -> KVCache:

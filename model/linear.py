@@ -9,7 +9,7 @@ from flax import nnx
 from model.parameters import Matrix
 from sharding.collectives import reshard
 from sharding.placement import Placement
-from sharding.products import loopable, multiply, transfers
+from sharding.products import multiply, transfers
 from sharding.scaled import Scaled, Weight, divide, dot, sharding_of
 
 
@@ -70,8 +70,6 @@ class Operand:
         if not moves:
             return linear(divide(weight, use, reshard), self.whole(), result, dtype)
         looped = self._placement.layout.collectives == "overlapped"
-        chunk = jax.typeof(self._x).sharding.shard_shape(self._x.shape)
-        looped = looped and loopable(weight, chunk, plan)
         product, self._x = multiply(weight, self._x, plan, self._spec, looped=looped, dtype=dtype)
         return jax.reshard(product, result)
 

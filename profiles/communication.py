@@ -22,7 +22,7 @@ from profiles.hlo import bits, element_of
 from sharding.axes import MESH_AXES
 from sharding.collectives import Division, look_up_steps, moves
 from sharding.placement import Axes, Placement, division, entry, entry_axes, shards, used_axes
-from sharding.products import Transfers, directions, loopable, transfers
+from sharding.products import Transfers, directions, gathers_in_loop, transfers
 from sharding.scaled import Weight, spec_of
 
 FLOAT32 = "f32"
@@ -265,9 +265,8 @@ class ForwardPass:
         else:
             weight, use = self.weight(m.letters, m.outputs), place.use(*m.letters)
         plan = transfers(weight.shape, stored, use, m.now, m.whole, m.result, place.mesh)
-        chunk = self.local(self.shape(m.read), division(m.now))
-        if plan and self.overlapped and loopable(weight, chunk, plan):
-            self.loops(m, plan, weight, chunk)
+        if plan and self.overlapped:
+            self.loops(m, plan, weight, self.local(self.shape(m.read), division(m.now)))
             return
         if plan and (fetched := sum(plan.fetched, ())):  # one all-gather, whatever dimensions
             for element, size in self.stored_parts(weight, stored):
@@ -288,10 +287,11 @@ class ForwardPass:
         """The same in loops, see `sharding.products.multiply`; `chunk` of what it multiplies."""
         mesh, product = self.placement.mesh, self.local(self.shape(m.made), division(plan.made))
         size = math.prod(product)
+        looped = gathers_in_loop(weight, chunk, plan) and not any(plan.fetched)
+        if plan.gathered and not looped:
+            whole = math.prod(chunk) * shards(plan.gathered, mesh)
+            self.note("all-gather", plan.gathered, whole, m.where, True)
         if any(plan.fetched):
-            if plan.gathered:
-                whole = math.prod(chunk) * shards(plan.gathered, mesh)
-                self.note("all-gather", plan.gathered, whole, m.where, True)
             stored = self.placement.weights(*m.letters)
             shard = self.local(weight.shape, division(stored))
             split = next((n for n in shard[: m.outputs] if n % 2 == 0), 1)
@@ -299,7 +299,7 @@ class ForwardPass:
                 self.ring(sum(plan.fetched, ()), split, elements, m.where, kind)
             self.add_up(m, size, plan.scattered, plan.summed)
             return
-        if plan.gathered:
+        if looped:
             self.ring(plan.gathered, chunk[plan.gather_dim], math.prod(chunk), m.where)
         if plan.ring:
             share = 1 if plan.scattered else shards(plan.ring, mesh)

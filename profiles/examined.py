@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from model.cache import whole_tiles
 from profiles.candidates import layouts, least_slice
 from profiles.collective import Collective
 from profiles.compiled import CompiledStep, read
@@ -80,8 +81,10 @@ def examine(estimator: Estimator, batch: int, context: int, prefill: bool = Fals
 
 
 def passed(estimator: Estimator, batch: int, context: int, prefill: bool) -> Estimate:
-    """The estimate of a pass; arguments as of `examine`."""
-    return (estimator.prefill if prefill else estimator.decode)(batch, context)
+    """The estimate of a pass, its cache as large as an engine's on TPU; arguments of `examine`."""
+    if prefill:
+        return estimator.prefill(batch, context)
+    return estimator.decode(batch, context, slots=whole_tiles(context + 1))
 
 
 def subject_of(estimator: Estimator, batch: int, context: int, prefill: bool) -> Subject:
@@ -91,7 +94,7 @@ def subject_of(estimator: Estimator, batch: int, context: int, prefill: bool) ->
         placement=estimator.placement,
         form=estimator.setting.form,
         batch=estimator.padded(batch),
-        slots=context + (not prefill),
+        slots=whole_tiles(context if prefill else context + 1),
         tokens=context if prefill else 1,
     )
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharding.placement import Axes, division, entry
-from sharding.scaled import Weight, contract, cut, dot, granule, specs_of
+from sharding.scaled import Scaled, Weight, contract, cut, dot, specs_of
 
 LONGEST_UNROLLED = 4
 """Rings of more chips stay a loop: thousands of unrolled partial products compile slowly."""
@@ -110,17 +110,19 @@ def transfers(
     )
 
 
-def loopable(weight: Weight, chunk: Sequence[int], plan: Transfers) -> bool:
-    """Whether chunks of x that travel hold whole groups of the weight's inputs.
+def gathers_in_loop(weight: Weight, x: Sequence[int], plan: Transfers) -> bool:
+    """Whether x travels in chunks beside partial products; else it is gathered at once.
+
+    For each chunk a product takes some columns of the weight. Of few bits along its last dimension,
+    XLA:TPU would first lay the whole weight out anew; and a chunk could cut a group.
 
     Args:
       weight: [outputs..., inputs...].
-      chunk: sizes of one chip's part of x, before it is gathered.
+      x: sizes of [B, T, inputs...].
       plan: of both.
     """
-    if not plan.gathered or plan.gather_dim < len(chunk) - 1:
-        return True
-    return granule(weight) == 1 or chunk[-1] % (2 * granule(weight)) == 0
+    plain = not isinstance(weight, Scaled)
+    return bool(plan.gathered) and (plain or plan.gather_dim < len(x) - 1)
 
 
 def multiply(
@@ -161,7 +163,11 @@ def multiply(
             product = _fetch(weight, x, plan.fetched).astype(dtype)
             product = _reduce_scatter(product, plan.scattered, along)
             return _all_reduce(product, plan.summed), x
-        product, x = _gather_and_scatter(weight, x, plan, dtype)
+        if plan.gathered and not gathers_in_loop(weight, x.shape, plan):
+            whole = _all_gather(x, plan.gathered, plan.gather_dim)
+            product, x = _gather_and_scatter(weight, whole, plan._replace(gathered=()), dtype)
+        else:
+            product, x = _gather_and_scatter(weight, x, plan, dtype)
         if plan.ring and plan.ring == plan.summed:
             return _all_gather(product, plan.summed, along), x
         return _all_reduce(product, plan.summed), x
