@@ -14,6 +14,11 @@ HEAD = (
     ("weights ms", "KV ms", "compute ms", "links ms"),
     ("floor ms", "bound by", "expected ms", "tokens/s/chip", "USD/Mtok", "GB per chip"),
 )
+EXPERTS = {
+    "coverage": "those that evenly spread tokens choose",
+    "least": "those of one token",
+    "all": "all",
+}
 
 
 def title(
@@ -22,6 +27,8 @@ def title(
     """What was estimated, at which peaks, and with which calibration and price of each chip."""
     chips = dict.fromkeys(estimator.setting.where.chip.name for estimator in estimators)
     lines = [subject(points)]
+    if experts := points[0].get("experts"):
+        lines.append(f"experts that a step reads: {EXPERTS[experts]} ({experts})")
     for name in chips:
         one = next(e for e in estimators if e.setting.where.chip.name == name)
         chip, dtype = one.chip, one.setting.form.arithmetic

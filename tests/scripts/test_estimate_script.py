@@ -121,6 +121,13 @@ def test_a_title_has_the_price_of_each_chip_and_the_arithmetic_that_floors_divid
     assert "394 TFLOP/s of int8" in ended["rounded"].stdout
 
 
+def test_which_experts_steps_read_is_said_of_a_mixture_alone(ended):
+    said = "experts that a step reads: "
+    assert said + "all (all)" in ended["all_experts"].stderr
+    assert said + "those that evenly spread" in ended["sized"].stdout
+    assert said not in ended["table"].stdout
+
+
 def test_a_prompt_may_have_a_layout_of_its_own(ended):
     (point,) = ended["prompts_otherwise"].document["points"]
     assert point["layout"] == "weight_gathered_xyz" and point["mesh"] == {"x": 4, "y": 2, "z": 2}
