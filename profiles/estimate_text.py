@@ -10,9 +10,8 @@ from profiles.inspection import aligned
 from profiles.report import WIDTH, Record, ms, subject
 
 HEAD = (
-    ("context", "batch"),
-    ("weights ms", "KV ms", "compute ms", "links ms"),
-    ("floor ms", "bound by", "expected ms", "tokens/s/chip", "USD/Mtok", "GB per chip"),
+    *("weights ms", "KV ms", "compute ms", "links ms"),
+    *("floor ms", "bound by", "expected ms", "tokens/s/chip", "USD/Mtok", "GB per chip"),
 )
 EXPERTS = {
     "coverage": "those that evenly spread tokens choose",
@@ -38,7 +37,7 @@ def title(
             f"TFLOP/s of {dtype} per chip, {chip.source}; expected by calibration "
             f"{rates.said_of(name)}"
         )
-        lines.append(f"{name}: costs of expected times, at {price(chip)}")
+        lines.append(f"{name}: costs of expected times: {price(chip)}")
     return "\n".join(part for line in lines for part in textwrap.wrap(line, WIDTH))
 
 
@@ -59,7 +58,7 @@ def table(points: Sequence[Record]) -> str:
     ]
     per_prompt = any(point["tokens_per_sequence"] > 1 for point in points)
     keys = ("cached", "tokens", "batch") if per_prompt else ("context", "batch")
-    head = (*varied, *keys, *HEAD[1], *HEAD[2])
+    head = (*varied, *keys, *HEAD)
     rows = [(*(_field(point, field) for field in varied), *_cells(point)) for point in points]
     return aligned(head, rows)
 
