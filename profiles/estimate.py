@@ -1,8 +1,8 @@
 """A forward pass on chips that need not be there: its floor, its expected time, and their terms.
 
 An `Estimator` stands for a model in one layout on one slice. It counts what does not change once,
-and then answers for any batch and context in microseconds; `Estimate.record` is the record that
-programs read.
+and then answers for any batch and context in microseconds. `profiles.estimate_record` makes of an
+answer the record that programs read.
 """
 
 import dataclasses
