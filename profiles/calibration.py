@@ -87,7 +87,7 @@ def calibration_of(chip: str) -> Calibration:
 
 
 def read_calibration(path: str) -> Calibration:
-    """A set of one's own: a JSON object with the fields of `Calibration`, absent ones as shipped.
+    """A set of one's own: a JSON object with all fields of `Calibration`, as the shipped ones.
 
     Raises:
       UsageError: there is no such file, or it is not of this form.
@@ -109,7 +109,14 @@ def _parse(given: object, where: str) -> Calibration:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UsageError(f"{name} of the calibration in {where} is {value!r}; use a number")
-    return Calibration(**given | {"chips": tuple(given["chips"])})
+    kinds = {"name": str, "source": str, "chips": list, "hidden": bool}
+    for name, kind in kinds.items():
+        if not isinstance(given[name], kind):
+            words = {str: "text", list: "a list of chips", bool: "true or false"}[kind]
+            raise UsageError(
+                f"{name} of the calibration in {where} is {given[name]!r}; use {words}"
+            )
+    return Calibration(**given | {"chips": tuple(map(str, given["chips"]))})
 
 
 @functools.cache

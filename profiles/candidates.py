@@ -10,7 +10,7 @@ from profiles.sized import SizedCosts
 from profiles.slices import Slice, slices_of
 from profiles.traffic import StepCosts
 from sharding.errors import LayoutError
-from sharding.layout import ATTENTION, LAYOUTS, attend_by, divide_experts, find_layout
+from sharding.layout import ATTENTION, LAYOUTS, attend_by, find_layout
 from sharding.mesh import MeshShape
 from sharding.placement import Layout
 
@@ -30,7 +30,6 @@ def layouts(
     name: str,
     attention: str,
     finish: Callable[[Layout], Layout] = lambda layout: layout,
-    experts: bool = False,
 ) -> list[Layout]:
     """Those of these names, either of which may be `AUTO`.
 
@@ -38,17 +37,13 @@ def layouts(
       name: of a layout.
       attention: what divides attention.
       finish: makes of a layout one with whatever else is wanted of it.
-      experts: of any layout, also the one that divides experts over the chips.
 
     Raises:
       UsageError: there is none of a name.
     """
     names = list(LAYOUTS) if name == AUTO else [name]
     kinds = ATTENTION if attention == AUTO else [attention]
-    found = [finish(attend_by(find_layout(each), kind)) for each in names for kind in kinds]
-    if experts and name == AUTO:
-        found += [divide_experts(each) for each in found if not each.expert_parallel]
-    return found
+    return [finish(attend_by(find_layout(each), kind)) for each in names for kind in kinds]
 
 
 def candidates(

@@ -316,7 +316,7 @@ class Study:
         return best(found, [(each, self.context) for each in fitting])
 
     def _fits(self, found: Sequence[Estimator], batch: int) -> bool:
-        return any(each.alone(batch, self.context).fits for each in found)
+        return any(each.quick(batch, self.context).fits for each in found)
 
     def _on(self, where: Slice, name: str) -> list[Estimator]:
         """Estimators on another slice, none where the layout divides nothing."""

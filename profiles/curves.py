@@ -102,7 +102,7 @@ def takeover(estimator: Estimator, context: int) -> int | None:
     """
 
     def computes(batch: int) -> bool:
-        floor = estimator.alone(batch, context).floor
+        floor = estimator.quick(batch, context).floor
         return floor.compute >= floor.memory
 
     if not computes(_MANY):

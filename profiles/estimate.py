@@ -1,8 +1,8 @@
 """A forward pass on chips that need not be there: its floor, its expected time, and their terms.
 
 An `Estimator` stands for a model in one layout on one slice. It counts what does not change once,
-and then answers for any batch and context in microseconds; `Estimate.record` is the record that
-programs read.
+and then answers for any batch and context in microseconds. `profiles.estimate_record` makes of an
+answer the record that programs read.
 """
 
 import dataclasses
@@ -149,16 +149,32 @@ class Estimator:
         traffic = self.costs.decode(batch=padded, context=context, slots=slots, experts=experts)
         return self._estimate(batch, context, 1, traffic, self.sent(padded, 1))
 
-    def alone(self, batch: int, context: int, prefill: bool = False, cached: int = 0) -> Estimate:
-        """A pass as if collectives took no time, a bound that is quickly had; as of `best`."""
+    def quick(
+        self,
+        batch: int,
+        context: int,
+        prefill: bool = False,
+        cached: int = 0,
+        links: bool = False,
+    ) -> Estimate:
+        """A pass whose floor leaves collectives out: theirs takes longest to find.
+
+        Args:
+          batch: sequences, padded likewise.
+          context: tokens in the cache; of a prompt, its tokens.
+          prefill: the pass is over prompts.
+          cached: tokens before those.
+          links: collectives take time in the expected time.
+        """
         padded, experts = self.padded(batch), self.setting.experts
-        none = Sent(0.0, 0.0, 0.0, 0.0)
+        tokens = context if prefill else 1
+        sent = self._links.usual(padded, tokens) if links else Sent(0.0, 0.0, 0.0, 0.0)
         if prefill:
             sizes = {"batch": padded, "tokens": context, "cached": cached}
             traffic = self.prompts.prefill(**sizes, experts=experts)
-            return self._estimate(batch, cached, context, traffic, none)
+            return self._estimate(batch, cached, context, traffic, sent)
         traffic = self.costs.decode(batch=padded, context=context, experts=experts)
-        return self._estimate(batch, context, 1, traffic, none)
+        return self._estimate(batch, context, 1, traffic, sent)
 
     def prefill(self, batch: int, tokens: int, cached: int = 0) -> Estimate:
         """A pass over prompts.
@@ -243,18 +259,16 @@ def best(
       cached: of prompts: tokens before them, in the cache.
     """
 
-    def rank(estimator: Estimator) -> tuple[int, float]:
-        if prefill:
-            return _rank([estimator.prefill(*each, cached) for each in work])
-        return _rank([estimator.decode(*each) for each in work])
+    def rank(estimator: Estimator, links: bool) -> tuple[int, float]:
+        return _rank([estimator.quick(*each, prefill, cached, links) for each in work])
 
     found = list(estimators)
-    bounds = [_rank([one.alone(*each, prefill, cached) for each in work]) for one in found]
+    bounds = [rank(one, links=False) for one in found]
     ranks: list[tuple[tuple[int, float], int]] = []
     for place in sorted(range(len(found)), key=bounds.__getitem__):
         if ranks and bounds[place] > min(ranks)[0]:
             break
-        ranks.append((rank(found[place]), place))
+        ranks.append((rank(found[place], links=True), place))
     return found[min(ranks)[1]]
 
 

@@ -10,10 +10,14 @@ from profiles.inspection import aligned
 from profiles.report import WIDTH, Record, ms, subject
 
 HEAD = (
-    ("context", "batch"),
-    ("weights ms", "KV ms", "compute ms", "links ms"),
-    ("floor ms", "bound by", "expected ms", "tokens/s/chip", "USD/Mtok", "GB per chip"),
+    *("weights ms", "KV ms", "compute ms", "links ms"),
+    *("floor ms", "bound by", "expected ms", "tokens/s/chip", "USD/Mtok", "GB per chip"),
 )
+EXPERTS = {
+    "coverage": "those that evenly spread tokens choose",
+    "least": "those of one token",
+    "all": "all",
+}
 
 
 def title(
@@ -22,6 +26,8 @@ def title(
     """What was estimated, at which peaks, and with which calibration and price of each chip."""
     chips = dict.fromkeys(estimator.setting.where.chip.name for estimator in estimators)
     lines = [subject(points)]
+    if experts := points[0].get("experts"):
+        lines.append(f"experts that a step reads: {EXPERTS[experts]} ({experts})")
     for name in chips:
         one = next(e for e in estimators if e.setting.where.chip.name == name)
         chip, dtype = one.chip, one.setting.form.arithmetic
@@ -31,7 +37,7 @@ def title(
             f"TFLOP/s of {dtype} per chip, {chip.source}; expected by calibration "
             f"{rates.said_of(name)}"
         )
-        lines.append(f"{name}: costs of expected times, at {price(chip)}")
+        lines.append(f"{name}: costs of expected times: {price(chip)}")
     return "\n".join(part for line in lines for part in textwrap.wrap(line, WIDTH))
 
 
@@ -52,7 +58,7 @@ def table(points: Sequence[Record]) -> str:
     ]
     per_prompt = any(point["tokens_per_sequence"] > 1 for point in points)
     keys = ("cached", "tokens", "batch") if per_prompt else ("context", "batch")
-    head = (*varied, *keys, *HEAD[1], *HEAD[2])
+    head = (*varied, *keys, *HEAD)
     rows = [(*(_field(point, field) for field in varied), *_cells(point)) for point in points]
     return aligned(head, rows)
 

@@ -176,9 +176,10 @@ def _links(dimension: Dimension) -> int:
 def _crossing(dimension: Dimension, size: int) -> float:
     """Seconds per byte of an all-to-all through the middle of one dimension.
 
-    Half the devices send half of what they have across: over two links on a ring, one on a line.
+    Each half of the devices sends the other its part: over two links on a ring, one on a line.
     """
-    return size / 4 / (_links(dimension) * dimension.rate)
+    half = size // 2
+    return half * (size - half) / size / (_links(dimension) * dimension.rate)
 
 
 @functools.lru_cache(maxsize=65536)

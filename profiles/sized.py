@@ -203,6 +203,8 @@ class SizedLinks:
         start, per_byte = self._usual.usual(both.kind, both.axes, self.rates)
         return Sent(0.0, both.count * start, both.count * both.payload_bytes * per_byte, 0.0)
 
+    usual = sent  # as of `LinkCosts`: there is no floor to leave out
+
     def usual_line(self, tokens: int = 1) -> tuple[Sent, Sent]:
         """Costs of every batch, and what each sequence adds; as of `LinkCosts`."""
         one, two = self.sent(1, tokens), self.sent(2, tokens)

@@ -20,13 +20,13 @@ from model.config import ModelConfig
 from model.form import Form
 from model.parameters import Matrix, Path, declarations, matrices, of_experts
 from model.transformer import Transformer
-from sharding.placement import Placement, entry_axes, shards, used_axes
+from sharding.placement import Placement, shards, used_axes
 from sharding.scaled import stored_bytes
 
 LOOKED_UP: Path = ("embedding", "weight")
 
 
-class _Declared(NamedTuple):
+class Declared(NamedTuple):
     """A parameter as the model declares it.
 
     Attributes:
@@ -43,7 +43,7 @@ class _Declared(NamedTuple):
 
 
 @functools.cache
-def _declared(config: ModelConfig, form: Form) -> list[_Declared]:
+def declared(config: ModelConfig, form: Form) -> list[Declared]:
     """Every parameter of the model; many layouts are counted for one model.
 
     Layers differ in their windows alone, which no parameter depends on: one is declared for all.
@@ -51,7 +51,7 @@ def _declared(config: ModelConfig, form: Form) -> list[_Declared]:
     model = Transformer(dataclasses.replace(config, layers=1, windows=None), form)
     whole = matrices(model)
     return [
-        _Declared(
+        Declared(
             path,
             param,
             stated=whole.get(path[:-1], param),
@@ -128,7 +128,7 @@ class _Alike(NamedTuple):
 def _alike(config: ModelConfig, form: Form) -> tuple[_Alike, ...]:
     """All weights, those alike in one entry: layers are."""
     sums: dict[tuple, list[int]] = {}
-    for path, param, _, times in _declared(config, form):
+    for path, param, _, times in declared(config, form):
         looked_up = path == LOOKED_UP and not config.tied_embedding
         key = param.axes, of_experts(param), "V" in param.axes, looked_up
         entry = sums.setdefault(key, [0, 0])
@@ -356,50 +356,6 @@ def _cache_bytes(config: ModelConfig, slots: int, form: Form, multiple: int = 1)
     return sum(map(stored_bytes, jax.tree.leaves(cache)))
 
 
-def replication_cost(config: ModelConfig, placement: Placement, form: Form) -> list[str]:
-    """What this layout copies because sizes do not divide over the mesh, and the bytes it costs.
-
-    Returns:
-      One line per kind of array; empty if everything divides.
-    """
-    arrays: dict[str, float] = {}
-    for path, param, stated, times in _declared(config, form):
-        if rest := placement.left_over("weights", stated.axes):
-            share = placement.copies(placement.weights(*param.axes)) / placement.devices
-            extra = times * stored_bytes(param) * share * (1 - 1 / shards(rest, placement.mesh))
-            # Values and scales of a matrix are one line.
-            name = ".".join(map(str, (path if stated is param else path[:-1])[-2:]))
-            arrays[name] = arrays.get(name, 0) + extra
-    lines = [
-        f"{name} does not divide and is copied: each device reads {_bytes(extra)} per step "
-        "more than its share"
-        for name, extra in arrays.items()
-    ]
-    if rest := placement.left_over("cache", CACHE_AXES):
-        copies = shards(rest, placement.mesh)
-        extra = _bytes(kv_token_bytes(config, placement, form) * (1 - 1 / copies))
-        lines.append(
-            f"{config.kv_heads} KV heads do not divide over "
-            f"{' '.join(f'{axis}={placement.mesh[axis]}' for axis in rest)}, so the KV cache is "
-            f"copied {copies} times: each device reads {extra} per cached token and step more "
-            "than its share"
-        )
-    return lines
-
-
-def experts_per_device(config: ModelConfig, placement: Placement) -> list[str]:
-    """How an expert-parallel layout divides the experts, as a line; empty for any other."""
-    if not (config.experts and placement.layout.expert_parallel):
-        return []
-    experts, *within = placement.weights("E", "D", "F")
-    here = config.experts // shards(entry_axes(experts), placement.mesh)
-    line = f"{here} of {config.experts} experts on each device"
-    if rest := used_axes(jax.P(*within)):
-        sizes = " ".join(f"{axis}={placement.mesh[axis]}" for axis in rest)
-        line += f", each divided over {sizes}, which do not divide the experts"
-    return [line]
-
-
 def _shares(placement: Placement, axes: tuple[str, ...]) -> tuple[float, float, float]:
     """The part of a weight that each device stores, that in use, and its part of the matmul."""
     key = _shares, axes
@@ -424,11 +380,3 @@ def _query_share(placement: Placement) -> float:
     """The part of attention that each device does: of heads, batch and slots."""
     divided = used_axes(placement.attention("B", "K", "G")) + used_axes(placement.cache("S"))
     return 1 / shards(divided, placement.mesh)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    raise AssertionError

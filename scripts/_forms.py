@@ -13,14 +13,15 @@ DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
     list(DTYPES),
-    "Of arithmetic, and of what the flags below do not say. float32 on CPU, else bfloat16.",
+    "Of arithmetic, and of what the flags below do not say. float32 on CPU; bfloat16 "
+    "elsewhere, and of chips that are only spoken of.",
 )
 WEIGHT_DTYPE = flags.DEFINE_list(
     "weight_dtype",
     None,
     f"What weights are stored in: {', '.join(DTYPES)}; or the matrices of attention, MLPs and "
-    f"experts in {', '.join(SCHEMES)}, with scales, and all else in --dtype. profile_decode.py "
-    "takes a list.",
+    f"experts in {', '.join(SCHEMES)}, with scales, and all else in --dtype. profile_decode.py, "
+    "estimate.py and plan.py take a list.",
 )
 
 

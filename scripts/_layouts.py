@@ -10,7 +10,7 @@ from model.form import Form
 from profiles.candidates import layouts as named_layouts
 from profiles.choice import AUTO, Wish, Work, pick
 from profiles.estimate import Model
-from profiles.traffic import experts_per_device, replication_cost
+from profiles.replication import experts_per_device, replication_cost
 from sharding import processes
 from sharding.errors import UsageError
 from sharding.layout import (

@@ -94,13 +94,27 @@ def check_given(slices: Iterable[Slice], remedy: str) -> None:
     Raises:
       UsageError: one is given, and the slices are of several chips.
     """
-    given = [flag.name for flag in (*_FIGURES.values(), PRICE) if flag.value is not None]
+    given = _given()
     names = list(dict.fromkeys(each.chip.name for each in slices))
     if given and len(names) > 1:
         raise UsageError(
             f"--{given[0]} is given for several chips alike, {', '.join(names)}; name one with "
             f"{remedy}"
         )
+
+
+def refuse_given(why: str) -> None:
+    """Refuses figures, a price and experts where they would not be heard.
+
+    Raises:
+      UsageError: one is given.
+    """
+    if given := _given() + ["experts"] * EXPERTS.present:
+        raise UsageError(f"--{given[0]} is given, but {why}; leave it out")
+
+
+def _given() -> list[str]:
+    return [flag.name for flag in (*_FIGURES.values(), PRICE) if flag.value is not None]
 
 
 def rates(chip: Chip) -> Calibration:

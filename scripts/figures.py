@@ -96,7 +96,7 @@ def main() -> None:
                 continue
             getattr(slice_figures, name)(study, found[name], path)
         _common.say(f"wrote {path}")
-    _common.say(f"costs at {_slices.price_words(wanted.setting.where.chip)}")
+    _common.say(f"costs: {_slices.price_words(wanted.setting.where.chip)}")
     if _common.JSON.value:
         write_json(_common.JSON.value, curves_document(sys.argv, started, study, names, found))
 

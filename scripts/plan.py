@@ -30,6 +30,7 @@ from absl import flags
 
 from profiles.estimate import Model
 from profiles.estimate_record import basis
+from profiles.estimate_text import EXPERTS
 from profiles.hardware import Chip, chips, find_chip
 from profiles.plan import Search, Targets
 from profiles.plan_report import choice_words, front_table, plan, record
@@ -82,7 +83,7 @@ def main() -> None:
     show("\n" + front_table(records, found.front.index(found.choice)))
     show("\n" + choice_words(found.choice, targets, Search(space, targets)))
     show("\n" + "\n".join(f"  {lost.what}: {lost.why}" for lost in found.rejected))
-    show("\n" + _sources(found.choice.cell.where.chip))
+    show("\n" + _sources(found.choice.cell.where.chip, bool(space.offer.model.experts)))
     if _common.JSON.value:
         whole = document(
             sys.argv,
@@ -192,10 +193,12 @@ def _title(offer: Offer) -> str:
     )
 
 
-def _sources(chip: Chip) -> str:
+def _sources(chip: Chip, mixture: bool) -> str:
+    read = _slices.EXPERTS.value
+    experts = f"; experts that a step reads: {EXPERTS[read]} ({read})" if mixture else ""
     return (
-        f"floor: published peaks of {chip.name}; expected: calibration "
-        f"{_slices.rates(chip).said_of(chip.name)}; cost: {_slices.price_words(chip)}"
+        f"floor: peaks of {chip.name}, {chip.source}; expected: calibration "
+        f"{_slices.rates(chip).said_of(chip.name)}; cost: {_slices.price_words(chip)}" + experts
     )
 
 

@@ -63,6 +63,7 @@ def main() -> None:
     """Reproduces, prints, compares."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _common.check_json()
+    _slices.refuse_given("chips and experts are those of the cases")
     rates = read_calibration(_slices.CALIBRATION.value) if _slices.CALIBRATION.value else None
     own = _CASES.value is not None
     cases, unusable = cases_of(_CASES.value) if own else shipped_cases()

@@ -30,6 +30,8 @@ def test_a_file_is_read_and_a_wrong_one_is_refused_by_what_is_wrong(tmp_path):
         ({"memory": 1.5}, "memory of calibration mine is 1.5"),
         ({"layer_s": -1}, "layer_s of calibration mine is -1"),
         ({"link": "fast"}, "link of the calibration in .* is 'fast'"),
+        ({"chips": 5}, "chips of the calibration in .* is 5; use a list"),
+        ({"hidden": "no"}, "hidden of the calibration in .* is 'no'; use true or false"),
         ({"speed": 1}, "is not of the fields"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -151,11 +151,3 @@ def test_a_record_has_each_time_under_its_name():
     dollars = 1.2 * 16 * record["expected_s"] / 3600 / 32 * 1e6
     assert record["usd_per_million_tokens"] == pytest.approx(dollars)
     assert record["fits"] and record["status"] == "ok" and "step_s" not in record
-
-
-def test_of_a_mixture_the_layouts_that_divide_experts_are_tried_too():
-    both = layouts("auto", "heads", experts=True)
-    assert len(both) == 2 * len(LAYOUTS) and sum(each.expert_parallel for each in both) == 8
-    assert not any(each.expert_parallel for each in layouts("auto", "heads"))
-    named = layouts("weight_stationary_1d", "heads", experts=True)
-    assert len(named) == 1

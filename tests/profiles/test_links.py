@@ -139,3 +139,11 @@ def test_a_floor_knows_every_way_to_lay_a_mesh_and_an_expected_time_the_plain_on
     mesh = mesh_items({"x": 4, "y": 16, "z": 16})
     every, plain = (layings(parse_slice("v5p:8x8x16"), mesh, least) for least in (True, False))
     assert len(every) > len(plain) and len(set(map(str, every))) == len(every)
+
+
+def test_an_odd_line_has_no_two_halves_to_exchange():
+    laid = wires("tpu8t:3x3x3", {"x": 3, "y": 3, "z": 3})
+    (dimension, *_) = laid.dimensions
+    found = laid.least(Collective("all-to-all", ("x",), 1e9))
+    links = 2 if dimension.kind == "ring" else 1
+    assert found == pytest.approx(2 / 3 * 1e9 / (links * dimension.rate))

@@ -11,12 +11,11 @@ from model.catalog import find_model
 from model.form import BFLOAT16, FLOAT32, Form
 from model.parameters import total_bytes
 from model.transformer import Transformer
+from profiles.replication import experts_per_device, replication_cost
 from profiles.traffic import (
     StepCosts,
     decode_traffic,
-    experts_per_device,
     kv_token_bytes,
-    replication_cost,
 )
 from sharding.layout import LAYOUTS, attend_by, divide_experts
 from sharding.mesh import parse_mesh

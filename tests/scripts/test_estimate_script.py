@@ -17,6 +17,7 @@ CASES = {
     "given": ["--model=llama3-8b", "--hbm_bandwidth=1e12", "--price_per_chip_hour=2", "--batch=1",
               "--topology=v5e:2x2", "--json=-"],
     "all_experts": ["--model=mixtral-8x7b", "--experts=all", "--batch=1", "--json=-"],
+    "mixture": ["--model=mixtral-8x7b", "--topology=v5e:2x4,h100:8", "--batch=64", "--json=-"],
     "model": ["--model=gpt-9"],
     "chip": ["--topology=v9:4x4"],
     "slice": ["--topology=v5e:3x5"],
@@ -119,6 +120,18 @@ def test_a_title_has_the_price_of_each_chip_and_the_arithmetic_that_floors_divid
     words = " ".join(ended["two_chips"].stdout.split())
     assert "1.2 USD per chip-hour" in words and "11.06 USD per chip-hour" in words
     assert "394 TFLOP/s of int8" in ended["rounded"].stdout
+
+
+def test_which_experts_steps_read_is_said_of_a_mixture_alone(ended):
+    said = "experts that a step reads: "
+    assert said + "all (all)" in ended["all_experts"].stderr
+    assert said + "those that evenly spread" in ended["sized"].stdout
+    assert said not in ended["table"].stdout
+
+
+def test_of_a_mixture_the_layouts_that_divide_experts_are_tried_too(ended):
+    points = ended["mixture"].document["points"]
+    assert [point.get("expert_parallel", False) for point in points] == [True, False]
 
 
 def test_a_prompt_may_have_a_layout_of_its_own(ended):

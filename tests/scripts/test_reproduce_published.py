@@ -42,6 +42,8 @@ def ended(tmp_path_factory):
     cases = {"shipped": ["--json=-"], "table": ["--cases=list.json"]}
     cases |= {name: [f"--cases={name}.json", "--json=-"] for name in (*FILES, "broken", "absent")}
     cases["rates"] = ["--cases=object.json", "--calibration=rates.json", "--json=-"]
+    cases["figure"] = ["--cases=object.json", "--hbm_bandwidth=1e12"]
+    cases["experts"] = ["--cases=object.json", "--experts=all"]
     return run_many("reproduce_published.py", cases, folder=folder)
 
 
@@ -116,3 +118,9 @@ def test_expected_times_are_by_the_calibration_that_is_given(ended):
     assert given["calibration"] == ["mine"]
     assert given["rows"][0]["expected_s"] == pytest.approx(given["rows"][0]["floor_s"])
     assert given["rows"][0]["expected_s"] < shipped["rows"][0]["expected_s"]
+
+
+@pytest.mark.parametrize(("case", "flag"), [("figure", "hbm_bandwidth"), ("experts", "experts")])
+def test_what_the_cases_say_is_refused_as_a_flag(ended, case, flag):
+    assert ended[case].code == 2 and ended[case].stdout == ""
+    assert f"--{flag} is given, but chips and experts are those of the cases" in ended[case].error
