@@ -14,7 +14,7 @@ from profiles.report import Record
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ROW = ("model", "phase", "weight_dtype", "kv_dtype", "batch", "context")
+_ROW = ("model", "weight_dtype", "kv_dtype", "phase", "batch", "work")
 _COLUMN = ("topology", "layout", "attention", "collectives")
 
 
@@ -44,7 +44,7 @@ def heat_map(rows: Sequence[Record], field: str, title: str, path: Path, limit: 
         place = ups.index(up), acrosses.index(across)
         values[place] = row.get(field, np.nan)
         words[place] = f"{row[field]:.3g}" if field in row else row["status"].replace("_", "\n")
-    figure = Figure(figsize=(4.6 + 1.25 * len(acrosses), 2.6 + 0.42 * len(ups)), dpi=DPI)
+    figure = Figure(figsize=(4.6 + 1.75 * len(acrosses), 2.6 + 0.42 * len(ups)), dpi=DPI)
     panel = figure.subplots()
     panel.set_facecolor("#D8D8D8")  # seen where a number is missing
     image = panel.imshow(values, cmap="YlOrRd", vmin=0, vmax=limit, aspect="auto")
@@ -64,5 +64,7 @@ def heat_map(rows: Sequence[Record], field: str, title: str, path: Path, limit: 
 
 
 def _name(row: Record, fields: Sequence[str]) -> str:
-    shown = [str(row[field]) for field in fields if field in row]
-    return "\n".join(shown) if fields is _COLUMN else ", ".join(shown)
+    tokens = row.get("tokens_per_sequence", 1)
+    work = f"x {tokens if tokens > 1 else row.get('context', 0):,}"
+    shown = [str(value) for field in fields if (value := {**row, "work": work}.get(field))]
+    return "\n".join(shown) if fields is _COLUMN else " ".join(shown)

@@ -1,6 +1,6 @@
-"""What XLA's TPU compiler makes of steps, from a recorded grid, for the README.
+"""What XLA's TPU compiler makes of steps, from recorded grids, for the README.
 
-`python -m tests.compiled_table` writes it; `scripts/compile_matrix.py` records the grid.
+`python -m tests.compiled_table` writes it; `scripts/compile_matrix.py` records the grids.
 """
 
 import json
@@ -14,11 +14,15 @@ README, RECORDED = ROOT / "README.md", ROOT / "profiles/results/compiled"
 BEGIN, END = "<!-- compiled: python -m tests.compiled_table -->\n", "<!-- end compiled -->"
 
 
+def recorded() -> list[dict]:
+    """The grids' documents."""
+    return [json.loads(path.read_text()) for path in sorted(RECORDED.glob("*/matrix.json"))]
+
+
 def table() -> str:
     """A row for each recorded step, in Markdown."""
     points, made = [], set()
-    for path in sorted(RECORDED.glob("*/matrix.json")):
-        found = json.loads(path.read_text())
+    for found in recorded():
         points += found["points"]
         versions = found["versions"]
         made.add((versions["libtpu"], versions["jax"], found["started"][:10]))
