@@ -153,9 +153,10 @@ class _Flow:
 
 
 def _parameters(inner: Computation, given: tuple[Origin, ...]) -> dict[str, Origin]:
-    """Origins of a computation's parameters by their names."""
+    """Origins of a computation's parameters by their names; of those not given, none."""
     lines = (one for one in inner.instructions.values() if one.opcode == "parameter")
-    return {one.name: given[int(one.operands[0])] for one in lines}
+    numbers = {one.name: int(one.operands[0]) for one in lines}
+    return {name: given[n] if n < len(given) else None for name, n in numbers.items()}
 
 
 def _plain(computation: Computation, one: Instruction, origins: tuple[Origin, ...]) -> Origin:
