@@ -38,6 +38,7 @@ FAMILIES = {
     "experts": {"experts": 6, "experts_per_token": 2},
     "experts_multi_query": {"experts": 8, "experts_per_token": 2, "kv_heads": 1},
 }
+SLOW, LONG = pytest.mark.slow, pytest.mark.long
 MESHES = ("2x2x2", "1x2x4", "8x1x1", "4x2x1")
 BATCH, PROMPT, STEPS = 8, 13, 3
 
@@ -124,13 +125,17 @@ def test_all_layouts_with_divided_experts_give_the_logits_of_one_device(family, 
         check(family, chosen, mesh, batch)
 
 
-@pytest.mark.slow
+def all_runs():
+    """Every family on three meshes, and in loops; the slow set has the last two meshes by turns."""
+    for at, family in enumerate(FAMILIES):
+        for number, mesh in enumerate(MESHES[:3]):
+            slow = number == 0 or number == 1 + at % 2
+            yield pytest.param(family, mesh, "compiler", marks=SLOW if slow else LONG)
+        yield pytest.param(family, "2x2x2", "overlapped", marks=SLOW)
+
+
 @pytest.mark.usefixtures("quick_compilations")
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(
-    ("mesh", "collectives"),
-    [*((mesh, "compiler") for mesh in MESHES[:3]), ("2x2x2", "overlapped")],
-)
+@pytest.mark.parametrize(("family", "mesh", "collectives"), list(all_runs()))
 def test_all_layouts_give_the_logits_of_one_device_or_are_refused_at_once(
     family, mesh, collectives
 ):
@@ -154,7 +159,7 @@ def test_all_layouts_give_the_logits_of_one_device_or_are_refused_at_once(
 
 @pytest.mark.parametrize(
     "seed",
-    [pytest.param(n, marks=pytest.mark.slow if n < 12 else pytest.mark.long) for n in range(40)],
+    [pytest.param(n, marks=SLOW if n < 8 else LONG) for n in range(40)],
 )
 @pytest.mark.usefixtures("quick_compilations")
 def test_random_shapes_run_as_on_one_device_or_are_refused_before_anything_runs(seed):
