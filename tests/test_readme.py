@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from profiles.matrix import summary
 from profiles.report import fit_lines, markdown_table
 from tests import (
     accuracy_table,
@@ -65,6 +66,18 @@ def test_what_a_cache_buys_is_the_recorded_comparison():
 
 def test_the_compiled_steps_are_the_recorded_ones():
     assert compiled_table.BEGIN + compiled_table.table() + compiled_table.END in README
+
+
+def test_no_recorded_decode_step_copies_a_cache_or_a_matrix():
+    for document in compiled_table.recorded():
+        for point in document["points"]:
+            row, copies = summary(point), point["compiled"]["copies"]
+            if point["phase"] == "decode":
+                assert row["bytes_over_floor"] < 1.002
+                assert not [each for each in copies if each["what"].startswith("cache/")]
+                assert max([each["bytes"] for each in copies], default=0) < 1e5
+            else:
+                assert row["bytes_over_floor"] < 1.036
 
 
 def test_the_plan_is_the_recorded_one():
