@@ -18,7 +18,9 @@ _ROW = ("model", "weight_dtype", "kv_dtype", "phase", "batch", "work")
 _COLUMN = ("topology", "layout", "attention", "collectives")
 
 
-def heat_map(rows: Sequence[Record], field: str, title: str, path: Path, limit: float) -> "Figure":
+def heat_map(
+    rows: Sequence[Record], field: str, title: str, path: Path, span: tuple[float, float]
+) -> "Figure":
     """A coloured square for each point, with its number; grey says why there is none.
 
     Args:
@@ -26,7 +28,7 @@ def heat_map(rows: Sequence[Record], field: str, title: str, path: Path, limit: 
       field: what is drawn.
       title: what that is, with what it is over.
       path: of the PNG file.
-      limit: the number at which colours end: a full memory, or so many times the floor.
+      span: numbers at which colours begin and end.
 
     Returns:
       The figure, for a test to look at.
@@ -47,9 +49,9 @@ def heat_map(rows: Sequence[Record], field: str, title: str, path: Path, limit: 
     figure = Figure(figsize=(4.6 + 1.75 * len(acrosses), 2.6 + 0.42 * len(ups)), dpi=DPI)
     panel = figure.subplots()
     panel.set_facecolor("#D8D8D8")  # seen where a number is missing
-    image = panel.imshow(values, cmap="YlOrRd", vmin=0, vmax=limit, aspect="auto")
+    image = panel.imshow(values, cmap="YlOrRd", vmin=span[0], vmax=span[1], aspect="auto")
     for (up, across), text in words.items():
-        dark = values[up, across] > 0.6 * limit
+        dark = values[up, across] > span[0] + 0.6 * (span[1] - span[0])
         panel.text(across, up, text, ha="center", va="center", fontsize=8,
                    color="white" if dark else "black")  # fmt: skip
     panel.set_xticks(range(len(acrosses)), acrosses, fontsize=8)

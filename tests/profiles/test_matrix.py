@@ -110,7 +110,7 @@ def test_heat_maps_have_a_square_for_each_point(tmp_path):
     lacking = {**RECORD, "batch": 16, "status": "does_not_fit"}
     del lacking["compiled"]
     rows = [json.loads(json.dumps(summary(each))) for each in (RECORD, lacking)]
-    figure = heat_map(rows, "resident_over_capacity", "full", tmp_path / "map.png", 1.0)
+    figure = heat_map(rows, "resident_over_capacity", "full", tmp_path / "map.png", (0, 1))
     words = [text.get_text() for text in figure.axes[0].texts]
     assert words == ["0.21", "does\nnot\nfit"]
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
