@@ -9,6 +9,7 @@ from profiles.hardware import Chip
 from profiles.inspection import aligned
 from profiles.report import WIDTH, Record, ms, subject
 
+FASTER = 2.5  # times: what providers sell as a fast mode
 HEAD = (
     *("weights ms", "KV ms", "compute ms", "links ms"),
     *("floor ms", "bound by", "expected ms", "tokens/s/chip", "USD/Mtok", "GB per chip"),
@@ -110,6 +111,7 @@ def consequences(estimator: Estimator, steps: Sequence[Estimate]) -> list[str]:
         f"fetches: batch {last.batch:,} does {last.traffic.flops / last.traffic.memory:,.0f} FLOPs "
         f"for each byte that it reads, of {peaks.flops / peaks.bandwidth:,.0f} that the chip could",
         *_schedules(estimator, first, last),
+        *_prices(estimator, last),
         *_phases(estimator, last),
         *_stages(estimator, last),
     ]
@@ -160,6 +162,23 @@ def _schedules(estimator: Estimator, first: Estimate, last: Estimate) -> list[st
             f"{last.batch:,} and {cost:.3g} times as dear per token (expected)"
         )
     return said
+
+
+def _prices(estimator: Estimator, last: Estimate) -> list[str]:
+    """What speed costs, and what a price step at this context would say of a cache."""
+    times = economics.price_of_speed(estimator, last.context, last.batch, FASTER)
+    price = f"{times:.3g} times as dear per token" if times else "beyond any batch"
+    ratio = estimator.peaks.flops / estimator.peaks.bandwidth
+    active = estimator.describe()["parameters"]["active"]
+    implied = economics.implied_kv_bytes(active, ratio, max(last.context, 1))
+    written = last.traffic.kv_written / estimator.padded(last.batch)
+    whole = written * estimator.setting.where.devices
+    return [
+        f"price of speed: a step {FASTER:g} times as fast as batch {last.batch:,}'s is {price} "
+        "(expected)",
+        f"a price step at {last.context:,} tokens would imply {implied:,.0f} bytes of cache per "
+        f"token, where compute is overtaken; here they are {whole:,.0f}, copies included",
+    ]
 
 
 def _phases(estimator: Estimator, last: Estimate) -> list[str]:

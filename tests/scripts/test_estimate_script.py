@@ -97,7 +97,8 @@ def test_what_follows_for_serving_is_said_where_asked_for(ended):
     text = ended["sized"].stdout
     for words in ("critical batch:", "balanced context:", "batching gain:", "if batch 1 read them",
                   "sparsity: 18.3", "experts alone are 32", "drain time:", "departing trains:",
-                  "latency for money:", "prefill:", "pipeline of 4"):  # fmt: skip
+                  "latency for money:", "price of speed:", "a price step at", "prefill:",
+                  "pipeline of 4"):  # fmt: skip
         assert words in text
     assert "critical batch" not in ended["table"].stdout
 
