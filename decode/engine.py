@@ -25,7 +25,7 @@ from model.cache import (
 )
 from model.config import ModelConfig
 from model.form import Form
-from model.parameters import Parameters
+from model.parameters import Parameters, lay_out
 from model.transformer import Transformer
 from sharding.placement import Placement
 
@@ -187,6 +187,25 @@ class Engine:
             cache = self.new_cache(*tokens.shape)
             return self._forward(self.parameters, cache, self.put(tokens))
 
+    def lay_out_weights(self, batch: int, slots: int) -> str:
+        """Brings weights into the order and tiles that the compiler wants for a decode step.
+
+        Every step then takes them so, prefill too. A compilation, and a copy of what changes.
+
+        Args:
+          batch: sequences.
+          slots: of the cache.
+
+        Returns:
+          What changed, in words.
+        """
+        step = self.lower_decode(batch, slots, weights_anyhow=True).compile()
+        self.parameters, changed = lay_out(self.parameters, step.input_formats[0][0])
+        return (
+            f"weights as the compiler would have them for batch {batch}: {changed} of "
+            f"{len(jax.tree.leaves(self.parameters))} arrays lie otherwise than by default"
+        )
+
     def lower_decode(
         self, batch: int, slots: int, weights_anyhow: bool = False
     ) -> jax.stages.Lowered:
@@ -200,8 +219,9 @@ class Engine:
         vector = self._abstract_vector(batch)
         with jax.set_mesh(self.mesh):
             given = (self._placed_cache(batch, slots), vector, vector)
-            step = self._anyhow(self._decode_step, given) if weights_anyhow else self._decode
-            return step.lower(self.parameters, *given)
+            if weights_anyhow:
+                return self._anyhow(self._decode_step, given, decode_options(self.mesh))
+            return self._decode.lower(self.parameters, *given)
 
     def lower_prefill(
         self, batch: int, slots: int, length: int, weights_anyhow: bool = False
@@ -217,14 +237,25 @@ class Engine:
         with jax.set_mesh(self.mesh):
             cache, lengths = self._placed_cache(batch, slots), self._abstract_vector(batch)
             given = (cache, self._abstract_vector(batch, length), lengths)
-            step = self._anyhow(self._prefill_step, given) if weights_anyhow else self._prefill
-            return step.lower(self.parameters, *given)
+            if weights_anyhow:
+                return self._anyhow(self._prefill_step, given)
+            return self._prefill.lower(self.parameters, *given)
 
-    def _anyhow(self, step: Callable, given: tuple) -> jax.stages.Wrapped:
-        """The step compiled with weights in whatever order and tiles suit it."""
-        weights = jax.tree.map(lambda a: Format(Layout.AUTO, a.sharding), self.parameters)
+    def _anyhow(
+        self, step: Callable, given: tuple, options: dict[str, str] | None = None
+    ) -> jax.stages.Lowered:
+        """The step with weights in whatever order and tiles suit it."""
+        weights = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), self.parameters
+        )
+        free = jax.tree.map(lambda a: Format(Layout.AUTO, a.sharding), weights)
         others = jax.tree.map(lambda a: a.sharding, given)
-        return jax.jit(step, donate_argnames="cache", in_shardings=(weights, *others))
+        return jax.jit(
+            step,
+            donate_argnames="cache",
+            in_shardings=(free, *others),
+            compiler_options=options,
+        ).lower(weights, *given)
 
     def _placed_cache(self, batch: int, slots: int) -> KVCache:
         where = jax.NamedSharding(self.mesh, self.placement.cache(*CACHE_AXES))

@@ -125,6 +125,13 @@ def pad(
     return tokens, lengths
 
 
+def cache_sizes(engine: Engine, request: Request) -> tuple[int, int]:
+    """Rows and slots of the cache that a request takes."""
+    longest, rows = max(map(len, request.prompts)), engine.placement.multiple("B")
+    slots = cache_slots(longest, request.max_new_tokens, engine.config.max_context)
+    return -(-len(request.prompts) // rows) * rows, slots
+
+
 def generate(engine: Engine, request: Request) -> Iterator[list[Completion]]:
     """Generates from prompts of any lengths in one batch.
 
@@ -143,7 +150,7 @@ def _generate(engine: Engine, request: Request, limit: int) -> Iterator[list[Com
     longest = max(map(len, request.prompts))
     rows = engine.placement.multiple("B")
     tokens, lengths = pad(request.prompts, bucket(longest, limit), rows)
-    cache = engine.new_cache(len(tokens), cache_slots(longest, request.max_new_tokens, limit))
+    cache = engine.new_cache(*cache_sizes(engine, request))
     logits, cache = engine.prefill(cache, tokens, lengths)
     carry = engine.start(lengths, request.seed)
     carry, emitted = engine.choose(logits, carry, request.sampler)

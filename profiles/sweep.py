@@ -49,6 +49,7 @@ class Sweep:
       batches: sequences per step.
       contexts: tokens in the cache when a step starts.
       forms: how numbers are stored.
+      weights_anyhow: weights lie in memory as the compiler would have them for the largest step.
       seconds: time to spend on samples, beyond the least number of rounds.
       bandwidth: bytes per second of one chip (of a CPU's whole memory), in place of the published
         or measured figure.
@@ -63,6 +64,7 @@ class Sweep:
     batches: Sequence[int]
     contexts: Sequence[int]
     forms: Sequence[Form]
+    weights_anyhow: bool = False
     seconds: float = 20.0
     bandwidth: float | None = None
     peak_flops: float | None = None
@@ -128,7 +130,7 @@ def run(sweep: Sweep, report: Callable[[str], None]) -> Outcome:
         report(
             f"loading {sweep.source.config.name} onto {_devices([shape for _, shape, _ in group])}"
         )
-        cases = [case for placing in group for case in _cases(sweep, *placing)]
+        cases = [case for placing in group for case in _cases(sweep, report, *placing)]
         meters = [
             PeakMeter(mesh, sweep.forms[0].dtype)
             for mesh in dict.fromkeys(c.engine.mesh for c in cases)
@@ -182,11 +184,16 @@ class _Case:
             self.step.release()
 
 
-def _cases(sweep: Sweep, layout: Layout, shape: MeshShape, form: Form) -> list[_Case]:
+def _cases(
+    sweep: Sweep, report: Callable[[str], None], layout: Layout, shape: MeshShape, form: Form
+) -> list[_Case]:
     sizes = itertools.product(sweep.contexts, sweep.batches)
     try:
         engine = sweep.source.engine(layout, shape, form, progress=byte_progress)
         jax.block_until_ready(engine.parameters)
+        if sweep.weights_anyhow:
+            largest = HeldStep(engine, max(sweep.batches), max(sweep.contexts))
+            report(engine.lay_out_weights(largest.batch, largest.slots))
         message = ""
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) or processes.count() > 1:
@@ -237,6 +244,8 @@ def _record(case: _Case, sweep: Sweep, bandwidth: dict) -> Record:
         experts_touched=step.experts_touched,
         price_per_chip_hour=sweep.price,
     )
+    if sweep.weights_anyhow:
+        record["weight_layout"] = "auto"
     if case.engine.form.scheme:
         record["bytes_per_chip"]["weights_unpacked"] = case.held
     if record.get("fraction_of_floor", 0) > 1:

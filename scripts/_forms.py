@@ -44,6 +44,16 @@ def define_step_flags() -> None:
     )
 
 
+def define_weight_layout(meaning: str) -> flags.FlagHolder[str]:
+    """Defines ``--weight_layout``.
+
+    Args:
+      meaning: what auto does, in the words of ``--help``.
+    """
+    values = ["default", "auto"]
+    return flags.DEFINE_enum("weight_layout", "default", values, meaning)
+
+
 def form(stored: Scheme | None = None, dtype: str | None = None, here: bool = True) -> Form:
     """How numbers are stored, by the flags; see `forms`.
 

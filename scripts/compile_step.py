@@ -51,12 +51,9 @@ _CONTEXT = flags.DEFINE_integer(
 )
 _PHASE = flags.DEFINE_enum("phase", "decode", ["decode", "prefill"], "Which pass.")
 _SAVE_HLO = flags.DEFINE_string("save_hlo", None, "Write the compiled program's text here.")
-_WEIGHT_LAYOUT = flags.DEFINE_enum(
-    "weight_layout",
-    "default",
-    ["default", "auto"],
+_WEIGHT_LAYOUT = _forms.define_weight_layout(
     "auto compiles a second time, with weights in memory as the compiler would have them, and says "
-    "what changes; the engine does not store them so.",
+    "what changes. On devices, generate.py and profile_decode.py store them so with this flag."
 )
 _LAYERS = flags.DEFINE_integer(
     "layers", None, "For work on the code: so many layers in place of the model's own.", 1

@@ -26,7 +26,13 @@ import numpy as np
 from absl import flags
 
 from decode.engine import Engine
-from decode.generate import Completion, Request, generate, generate_without_cache
+from decode.generate import (
+    Completion,
+    Request,
+    cache_sizes,
+    generate,
+    generate_without_cache,
+)
 from decode.load import ModelSource
 from decode.sampling import make_sampler
 from model.form import Form
@@ -54,6 +60,9 @@ _TOP_P = flags.DEFINE_float("top_p", None, "Draw from the likeliest tokens that 
 _MIN_P = flags.DEFINE_float("min_p", None, "Draw from tokens p times as likely as the likeliest.")
 _NO_CACHE = flags.DEFINE_bool(
     "no_cache", False, "Generate again by recomputing every prefix, and compare."
+)
+_WEIGHT_LAYOUT = _forms.define_weight_layout(
+    "auto stores weights in memory as the compiler would have them for these prompts."
 )
 _forms.define_step_flags()
 
@@ -83,7 +92,8 @@ def main() -> None:
     _common.check_json()
     _layouts.state_choices(source.config, placement, form(), len(request.prompts))
     engine = source.engine(layout, shape, form(), _SEED.value, byte_progress)
-
+    if _WEIGHT_LAYOUT.value == "auto":
+        _common.say(engine.lay_out_weights(*cache_sizes(engine, request)))
     to_json = _common.JSON.value == "-"
     run = _Run(source, request, show=not to_json)
     run.take(generate(engine, request))

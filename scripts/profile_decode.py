@@ -59,6 +59,10 @@ _FLOPS = flags.DEFINE_float("peak_flops", None, "Peak FLOP/s of a chip, for the 
 _PRICE = flags.DEFINE_float("price_per_chip_hour", None, "USD; the cost plot is then in USD.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/profile", "Folder for results.")
 _TRACE = flags.DEFINE_bool("trace", False, "Also write a profiler trace, for TensorBoard.")
+_WEIGHT_LAYOUT = _forms.define_weight_layout(
+    "auto stores weights in memory as the compiler would have them for the longest context and "
+    "the largest batch."
+)
 _forms.define_step_flags()
 
 
@@ -115,6 +119,7 @@ def _sweep(output: Path) -> Sweep:
         batches=batches,
         contexts=contexts,
         forms=forms(),
+        weights_anyhow=_WEIGHT_LAYOUT.value == "auto",
         seconds=_SECONDS.value,
         bandwidth=_BANDWIDTH.value,
         peak_flops=_FLOPS.value,

@@ -1,14 +1,22 @@
 """Steps: the cache changes nothing, is updated in place, and shapes compile once."""
 
 import contextlib
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.layout import Format, Layout
 
 from decode.generate import Request, bucket, cache_slots, generate, pad
 from decode.sampling import GREEDY
 from model.cache import KVCache
+from model.catalog import find_model
+from model.form import FLOAT32, Form
+from model.parameters import lay_out
+from sharding.layout import LAYOUTS
+from sharding.scaled import SCHEMES
+from tests.engines import random_engine
 
 FAMILIES = {
     "grouped_query": {},
@@ -121,6 +129,42 @@ def test_the_donated_cache_is_updated_in_place(tiny_engine, mesh, batch):
         if f"= {shape}" in line and (" copy(" in line or " select(" in line)
     ]
     assert not moved
+
+
+def reversed_order(array: jax.Array) -> Format:
+    """The array with its first dimension contiguous."""
+    return Format(Layout(tuple(reversed(range(array.ndim))), ()), array.sharding)
+
+
+@pytest.mark.parametrize("scheme", ["plain", "int8"])
+def test_weights_laid_out_otherwise_give_the_same_tokens_in_every_step(scheme):
+    form = FLOAT32 if scheme == "plain" else Form("float32", SCHEMES[scheme])
+    engine = random_engine(find_model("tiny"), LAYOUTS["weight_stationary_1d"], "1x1x2", form)
+    request = Request(prompts=PROMPTS, max_new_tokens=6)
+    *_, before = generate(engine, request)
+    old = engine.parameters
+    engine.parameters, changed = lay_out(old, jax.tree.map(reversed_order, old))
+    matrices = [array for array in jax.tree.leaves(engine.parameters) if array.ndim > 1]
+    assert changed == len(matrices) > 10
+    assert all(array.format.layout.major_to_minor[0] != 0 for array in matrices)
+    assert sum(array.is_deleted() for array in jax.tree.leaves(old)) == changed
+    *_, after = generate(engine, request)
+    assert [one.tokens for one in after] == [one.tokens for one in before]
+    step = engine.lower_decode(3, 64).compile()
+    taken = jax.tree.map(lambda form: form.layout, step.input_formats[0][0])
+    assert taken == jax.tree.map(lambda array: array.format.layout, engine.parameters)
+
+
+def test_the_layout_that_the_compiler_wants_is_taken_and_said(monkeypatch):
+    layout = LAYOUTS["weight_stationary_1d"]
+    engine = random_engine(find_model("tiny"), layout, "1x1x2", FLOAT32)
+    assert ": 0 of " in engine.lay_out_weights(3, 64)  # XLA:CPU wants no other
+    wanted = jax.tree.map(reversed_order, engine.parameters)
+    compiled = SimpleNamespace(input_formats=((wanted,), {}))
+    step = SimpleNamespace(compile=lambda: compiled)
+    monkeypatch.setattr(engine, "lower_decode", lambda *sizes, weights_anyhow: step)
+    assert "for batch 3: 0 of" not in engine.lay_out_weights(3, 64)
+    assert "for batch 3: 0 of" in engine.lay_out_weights(3, 64)
 
 
 def test_donated_memory_is_reused(tiny_engine):

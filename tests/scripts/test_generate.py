@@ -98,6 +98,7 @@ def more(folder, alone):
         "chat": [*PLAIN, "--chat", "--max_new_tokens=1", "--no_cache", "--json=-"],
         "ids in a folder": [f"--model={FOLDER / 'mixtral'}", *IDS],
         "ids in a file": ["--model=wordless.gguf", *IDS],
+        "weights anyhow": [*PLAIN, "--weight_layout=auto"],
         "damaged values": ["--model=infinite.gguf", *PLAIN[1:], "--json=damaged.json"],
     }
     return run_many("generate.py", cases, folder=folder)
@@ -163,6 +164,12 @@ def test_a_batch_of_two_prompts_is_printed_with_numbers(more, alone, folder):
     assert document["tokens"][0] == alone[1]["tokens"][0]
     texts = document["text"]
     assert ended.stdout == f"[0] {texts[0]}\n[1] {texts[1]}\n"
+
+
+def test_weights_as_the_compiler_wants_them_are_stated_and_give_the_same_text(more, alone):
+    assert more["weights anyhow"].stdout == alone[0].stdout
+    said = "weights as the compiler would have them for batch 1: 0 of "
+    assert said in more["weights anyhow"].stderr
 
 
 def test_a_seed_repeats_its_tokens_and_another_changes_them(more):

@@ -29,6 +29,7 @@ def folder(tmp_path_factory):
 def profiled(folder):
     """A sweep of a tiny model, which a CPU's cache holds: how it ended, and its folder."""
     sweep = [*FILE, "--devices=1,2", "--batch=1,2", "--price_per_chip_hour=3", "--trace"]
+    sweep.append("--weight_layout=auto")
     ended = run("profile_decode.py", *sweep, "--output_dir=out/tiny", folder=folder)
     assert ended.code == 0, ended.stderr
     return ended, folder / "out" / "tiny"
@@ -69,6 +70,7 @@ def test_every_file_is_written(profiled):
     assert "tfevents" in events.name
     assert events.stat().st_size > 10_000  # with both figures in it
     said = profiled[0].stderr
+    assert "weights as the compiler would have them for batch 2: 0 of " in said
     assert said.splitlines()[-1].startswith("wrote out/tiny/profile.json")
 
 
@@ -81,6 +83,7 @@ def test_there_is_a_record_for_every_mesh_and_batch(profiled):
         assert (point["model"], point["phase"], point["context"]) == ("tiny", "decode", 16)
         assert point["tokens_per_sequence"] == 1
         assert point["layout"] == "weight_stationary_1d"
+        assert point["weight_layout"] == "auto"
         assert point["dtype"] == point["weight_dtype"] == point["kv_dtype"] == "float32"
         assert point["parameters"]["total"] == point["parameters"]["active"] > 10_000
         samples = point["step_s"]["samples"]
