@@ -72,15 +72,16 @@ class Attention(nnx.Module):
         size, ring = cache[0].shape[2], self.window is not None
         slots = reshard(slots_of(positions, size, ring), placement.cache("B", "T"))
         stored = (reshard(part, placement.cache("B", "T", "K", None)) for part in new)
+        prompts = q.shape[1] > 1
         cache = tuple(
-            write(old, part, slots, placement, self.form)
+            write(old, part, slots, placement, self.form, prompts)
             for old, part in zip(cache, stored, strict=True)
         )
         positions = reshard(positions, placement.attention("B", "T"))
-        if q.shape[1] == 1:
-            seen, where = cache, positions_in(size, positions, ring)
-        else:
+        if prompts:
             seen, where = tuple(jnp.swapaxes(part, 1, 2) for part in new), positions
+        else:
+            seen, where = cache, positions_in(size, positions, ring)
         visible = self._visible(positions[:, :, None], where[:, None])  # [B, T, S]
         c = self.config
         scale = c.attention_scale or c.head_size**-0.5

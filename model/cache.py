@@ -112,7 +112,12 @@ def positions_in(slots: int, newest: jax.Array, ring: bool) -> jax.Array:
 
 
 def write(
-    cache: Stored, new: jax.Array, positions: jax.Array, placement: Placement, form: Form
+    cache: Stored,
+    new: jax.Array,
+    positions: jax.Array,
+    placement: Placement,
+    form: Form,
+    prompts: bool = False,
 ) -> Stored:
     """Stores new tokens in place, in the cache's form; those of a slot past the last are dropped.
 
@@ -122,6 +127,8 @@ def write(
       positions: [B, T] int32, the slot of each new token, from `slots_of`.
       placement: gives the cache's sharding.
       form: of the cache.
+      prompts: the tokens of each sequence are its first, in order. Those that fill a row may then
+        be stored too, in slots that no token has reached.
 
     Returns:
       The updated cache, [B, K, S, h].
@@ -130,6 +137,8 @@ def write(
     slots_over = entry_axes(specs[0][2])
 
     def local(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+        if prompts and new.shape[1] <= cache.shape[2] and not slots_over:
+            return _fill(cache, new)
         if slots_over:
             slots = slots - jax.lax.axis_index(slots_over) * cache.shape[2]
         if new.shape[:3] != (1, 1, 1):
@@ -146,6 +155,11 @@ def write(
         if isinstance(form.cache, Scheme):
             return jax.tree.map(update, cache, round_rows(new, form.cache))
         return update(cache, new.astype(form.cache))
+
+
+def _fill(cache: jax.Array, new: jax.Array) -> jax.Array:
+    """Whole prompts in the first slots: one block, where XLA:TPU takes rows one after another."""
+    return jax.lax.dynamic_update_slice(cache, jnp.swapaxes(new, 1, 2), (0, 0, 0, 0))
 
 
 def _scatter(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:

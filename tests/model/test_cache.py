@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.cache import CACHE_AXES, write
+from model.cache import CACHE_AXES, PADDING, slots_of, write
 from model.catalog import find_model
 from model.form import FLOAT32, Form
 from sharding.layout import LAYOUTS, attend_by
@@ -27,7 +27,7 @@ def setting(request):
     return placement, make_mesh(shape)
 
 
-def run(setting, positions, form, new=None):
+def run(setting, positions, form, new=None, prompts=False):
     """A cache of -1s with tokens written at `positions`, 1, 2, ...; and its compiled write."""
     placement, mesh = setting
     B, T = positions.shape
@@ -38,7 +38,7 @@ def run(setting, positions, form, new=None):
         full = full if form is FLOAT32 else jax.jit(round_rows, static_argnums=1)(full, form.cache)
         new = jax.device_put(np.float32(new), placement.cache("B", "T", "K", "h"))
         where = jax.device_put(positions, jax.P(None, None))
-        step = jax.jit(lambda c, n, w: write(c, n, w, placement, form), donate_argnums=0)
+        step = jax.jit(lambda c, n, w: write(c, n, w, placement, form, prompts), donate_argnums=0)
         compiled = step.lower(full, new, where).compile()
         found = step(full, new, where)
         return np.asarray(found.dense() if isinstance(found, Scaled) else found), compiled
@@ -59,6 +59,24 @@ def test_tokens_land_in_their_slots_and_nowhere_else(setting, positions, form):
     np.testing.assert_allclose(found, expected, rtol=0 if form == "float32" else 1e-6)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("tokens", "ring"), [(3, False), (S, False), (12, True)])
+def test_prompts_land_in_the_first_slots_and_the_last_of_long_ones_in_a_ring(
+    setting, tokens, ring, form
+):
+    lengths = np.array([tokens, 2])
+    place = np.arange(tokens, dtype=np.int32)
+    positions = np.where(place < lengths[:, None], place, PADDING)
+    slots = np.asarray(slots_of(jnp.asarray(positions), S, ring))
+    found, _ = run(setting, slots, FORMS[form], prompts=True)
+    tolerance = 0 if form == "float32" else 1e-6
+    for b, length in enumerate(lengths):
+        for position in range(max(0, length - S), length):
+            token = b * tokens + position + 1
+            np.testing.assert_allclose(found[b, :, position % S], token, rtol=tolerance)
+    np.testing.assert_array_equal(found[:, :, tokens:], -1)  # nor is any other slot written
+
+
 @pytest.mark.parametrize("form", ["int8", "fp8"])
 def test_a_round_trip_is_within_half_a_step_and_rows_of_zeros_stay(setting, form):
     new = np.random.default_rng(0).normal(size=(3, S, K, h)).astype(np.float32)
@@ -75,9 +93,10 @@ def test_a_round_trip_is_within_half_a_step_and_rows_of_zeros_stay(setting, form
 
 # Not fp8: XLA:CPU has no scatter of it, and makes one of float16, converted there and back.
 @pytest.mark.parametrize("form", ["float32", "int8"])
-@pytest.mark.parametrize("positions", [[[5]], [[0], [7]]])
+@pytest.mark.parametrize("positions", [[[5]], [[0], [7]], [[0, 1, 2], [0, 1, 2]]])
 def test_a_write_moves_no_whole_cache(setting, positions, form):
-    _, compiled = run(setting, np.array(positions, np.int32), FORMS[form])
+    prompts = len(positions[0]) > 1
+    _, compiled = run(setting, np.array(positions, np.int32), FORMS[form], prompts=prompts)
     placement, mesh = setting
     where = jax.NamedSharding(mesh, placement.cache(*CACHE_AXES))
     batch, heads, slots, _ = where.shard_shape((len(positions), K, S, h))
