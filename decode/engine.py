@@ -108,7 +108,7 @@ class Engine:
         self.placement.check_batch(batch)
         multiple = self.placement.multiple("S")
         if self.mesh.devices.flat[0].platform == "tpu":
-            slots = whole_tiles(slots)
+            slots = whole_tiles(slots, self.form)
         return abstract_cache(self.config, batch, slots, self.form, multiple)
 
     def put(self, values: np.ndarray | jax.Array) -> jax.Array:

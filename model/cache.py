@@ -16,9 +16,10 @@ from sharding.placement import Placement, entry_axes
 from sharding.scaled import Scheme, Weight, round_rows
 
 CACHE_AXES = ("B", "K", "S", "h")
-TILE = 32
-"""Slots of 8-bit numbers that a TPU keeps together: in a cache of so many, or a multiple, each
-sequence begins anew; of others XLA puts the sequences in between, and moves them to read."""
+TILE, SCALES = 32, 128
+"""Slots of 8-bit numbers, and scales, that a TPU keeps together: in a cache of so many, or a
+multiple, each sequence begins anew; of others XLA:TPU puts the sequences in between and moves them
+to read, and lays scales out anew to write one."""
 PADDING = 2**30
 """Position of a token that is only there to fill a row: past every slot, seen by none."""
 
@@ -63,9 +64,10 @@ def abstract_cache(
     return KVCache(keys=layers, values=layers)
 
 
-def whole_tiles(slots: int) -> int:
-    """At least so many slots, as a TPU likes them."""
-    return -(-slots // TILE) * TILE
+def whole_tiles(slots: int, form: Form) -> int:
+    """At least so many slots, as a TPU likes them in a cache of this form."""
+    tile = SCALES if isinstance(form.cache, Scheme) else TILE
+    return -(-slots // tile) * tile
 
 
 def empty_cache(abstract: KVCache, placement: Placement, mesh: jax.sharding.Mesh) -> KVCache:

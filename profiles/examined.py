@@ -84,7 +84,8 @@ def passed(estimator: Estimator, batch: int, context: int, prefill: bool) -> Est
     """The estimate of a pass, its cache as large as an engine's on TPU; arguments of `examine`."""
     if prefill:
         return estimator.prefill(batch, context)
-    return estimator.decode(batch, context, slots=whole_tiles(context + 1))
+    form = estimator.setting.form
+    return estimator.decode(batch, context, slots=whole_tiles(context + 1, form))
 
 
 def subject_of(estimator: Estimator, batch: int, context: int, prefill: bool) -> Subject:
@@ -94,7 +95,7 @@ def subject_of(estimator: Estimator, batch: int, context: int, prefill: bool) ->
         placement=estimator.placement,
         form=estimator.setting.form,
         batch=estimator.padded(batch),
-        slots=whole_tiles(context if prefill else context + 1),
+        slots=whole_tiles(context if prefill else context + 1, estimator.setting.form),
         tokens=context if prefill else 1,
     )
 
@@ -122,6 +123,8 @@ def too_large(step: Estimate, beyond: float) -> str:
         remedy = "use a smaller batch or a larger slice"
         if least and least.chips > setting.where.chips:
             remedy += f", {least} at least"
+    elif least and least.chips <= setting.where.chips:
+        remedy = f"another layout fits on {least}; use --layout=auto --attention=auto"
     else:
         remedy = f"the least slice that fits is {least}" if least else "no slice of it fits"
     what = "weights, cache and temporaries" if step.fits else "weights and cache"

@@ -20,54 +20,63 @@ def recorded() -> list[dict]:
 
 
 def table() -> str:
-    """A row for each recorded step, in Markdown."""
-    points, made = [], set()
+    """A row for each model, slice and layout, of one size or of several, in Markdown."""
+    steps, made = {}, set()
     for found in recorded():
-        points += found["points"]
+        for point in found["points"]:
+            steps.setdefault(_case(point), []).append(point)
         versions = found["versions"]
         made.add((versions["libtpu"], versions["jax"], found["started"][:10]))
     said = "; ".join(f"libtpu {libtpu}, jax {jax}, {date}" for libtpu, jax, date in sorted(made))
     head = (
-        "| model, weights, cache | slice, mesh | layout, attention | step | floor ms | arguments "
-        "/ floor's | temporaries / arguments | cache in place | collectives as expected, alone "
-        "| costliest finding, of the floor |"
+        "| model, weights, cache | slice, mesh | layout, attention | step: batch x tokens "
+        "| floor ms | arguments / floor's | temporaries / arguments | cache in place, collectives "
+        "as expected | copied, of the floor's bytes | collectives alone | costliest finding, of "
+        "the floor |"
     )
-    lines = [f"Compiled by {said}:", "", head, "|---|---|---|---|---:|---:|---:|:---:|:---:|---|"]
-    return "\n".join([*lines, *map(_line, points)]) + "\n"
+    lines = [f"Compiled by {said}:", "", head]
+    lines.append("|---|---|---|---|---:|---:|---:|:---:|---:|---:|---|")
+    return "\n".join([*lines, *map(_line, steps, steps.values())]) + "\n"
 
 
-def _line(record: dict) -> str:
+def _case(record: dict) -> tuple[str, str, str, str]:
+    """The cells that say which steps a row is of, all but their batches."""
     row = summary(record)
-    mesh = "x".join(map(str, row["mesh"].values()))
+    overlapped = ", overlapped" * (row["collectives"] == "overlapped")
     tokens = row["tokens_per_sequence"]
-    work = f"decode {row['batch']} x {row['context']:,}"
-    if tokens > 1:
-        work = f"prefill {row['batch']} x {tokens:,}"
-    cells = [
-        f"{row['model']}, {row['weight_dtype']}, {row['kv_dtype']}",
-        f"{row['topology']}, {mesh}",
-        f"{row['layout']}, {row['attention']}"
-        + ", overlapped" * (row["collectives"] == "overlapped"),
-        work,
-        ms(row["floor_s"]),
-    ]
-    if "arguments_over_floor" not in row:
-        return "| " + " | ".join([*cells, row["status"].replace("_", " "), "", "", "", ""]) + " |"
-    kinds = [each["kind"].replace("_", " ") for each in record["findings"]]
     return (
-        "| "
-        + " | ".join(
-            [
-                *cells,
-                f"{row['arguments_over_floor']:.4f}",
-                f"{row['temporaries_over_arguments']:.1%}",
-                "yes" if row["cache_aliased"] else "NO",
-                f"{'yes' if row['collectives_as_expected'] else 'NO'}, {row['collectives_alone']}",
-                f"{kinds[0]} {row['costliest_over_floor']:.1%}" if kinds else "none",
-            ]
-        )
-        + " |"
+        f"{row['model']}, {row['weight_dtype']}, {row['kv_dtype']}",
+        f"{row['topology']}, {'x'.join(map(str, row['mesh'].values()))}",
+        f"{row['layout']}, {row['attention']}{overlapped}",
+        f"prefill %s x {tokens:,}" if tokens > 1 else f"decode %s x {row['context']:,}",
     )
+
+
+def _line(case: tuple[str, str, str, str], records: list[dict]) -> str:
+    """A row: of several batches, floors one after another, and else the worst of them."""
+    *which, work = case
+    batches = ", ".join(
+        str(record["batch"]) + " (does not fit)" * (record["status"] == "does_not_fit")
+        for record in records
+    )
+    compiled = [record for record in records if record["status"] == "ok"]
+    rows = [summary(record) for record in compiled]
+    worst = max(rows, key=lambda row: row["costliest_over_floor"])
+    kinds = rows.index(worst) if worst["findings"] else None
+    kind = compiled[kinds]["findings"][0]["kind"].replace("_", " ") if kinds is not None else ""
+    sound = all(row["cache_aliased"] and row["collectives_as_expected"] for row in rows)
+    cells = [
+        *which,
+        work % batches,
+        ", ".join(ms(record["floor_s"]) for record in records),
+        f"{max(row['arguments_over_floor'] for row in rows):.4f}",
+        f"{max(row['temporaries_over_arguments'] for row in rows):.1%}",
+        "yes" if sound else "NO",
+        f"{max(row['bytes_over_floor'] for row in rows) - 1:.1%}",
+        ", ".join(str(row["collectives_alone"]) for row in rows),
+        f"{kind} {worst['costliest_over_floor']:.1%}" if kind else "none",
+    ]
+    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":
