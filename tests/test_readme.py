@@ -1,7 +1,11 @@
 """The README shows recorded runs, and the commands it gives are the ones that are run."""
 
+import itertools
 import json
+import re
 from pathlib import Path
+
+import pytest
 
 from profiles.matrix import summary
 from profiles.report import fit_lines, markdown_table
@@ -68,16 +72,23 @@ def test_the_compiled_steps_are_the_recorded_ones():
     assert compiled_table.BEGIN + compiled_table.table() + compiled_table.END in README
 
 
-def test_no_recorded_decode_step_copies_a_cache_or_a_matrix():
-    for document in compiled_table.recorded():
-        for point in document["points"]:
-            row, copies = summary(point), point["compiled"]["copies"]
-            if point["phase"] == "decode":
-                assert row["bytes_over_floor"] < 1.002
-                assert not [each for each in copies if each["what"].startswith("cache/")]
-                assert max([each["bytes"] for each in copies], default=0) < 1e5
-            else:
-                assert row["bytes_over_floor"] < 1.036
+def test_no_recorded_step_copies_a_caches_values_or_a_matrix_under_the_compilers_schedule():
+    seen = 0
+    for point in itertools.chain(*(found["points"] for found in compiled_table.recorded())):
+        if point["status"] == "does_not_fit":
+            continue
+        row, copies = summary(point), point["compiled"]["copies"]
+        assert row["arguments_over_floor"] == pytest.approx(1, abs=0.01)
+        assert row["cache_aliased"] and row["collectives_as_expected"]
+        if point["phase"] == "decode":
+            assert row["temporaries_over_arguments"] < 0.05
+        assert not [each for each in copies if re.match(r"cache/\S+(?<!/scales) ", each["what"])]
+        if point["collectives"] == "compiler":
+            assert row["bytes_over_floor"] < 1.25
+            others = [each["bytes"] for each in copies if "scales" not in each["what"]]
+            assert max(others, default=0) < 1e5
+            seen += 1
+    assert seen > 60
 
 
 def test_the_plan_is_the_recorded_one():

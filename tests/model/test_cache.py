@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.cache import CACHE_AXES, PADDING, slots_of, write
+from model.cache import CACHE_AXES, PADDING, slots_of, whole_tiles, write
 from model.catalog import find_model
 from model.form import FLOAT32, Form
 from sharding.layout import LAYOUTS, attend_by
@@ -106,3 +106,8 @@ def test_a_write_moves_no_whole_cache(setting, positions, form):
     shapes = [f"{one}[{batch},{heads},{slots},{n}]{{" for one, n in ((element, h), ("f32", 1))]
     lines = [line for line in compiled.as_text().splitlines() if any(s in line for s in shapes)]
     assert lines and not [line for line in lines if " copy(" in line or " select(" in line]
+
+
+def test_slots_on_tpus_are_whole_tiles_and_of_scales_whole_registers():
+    assert [whole_tiles(slots, FLOAT32) for slots in (1, 32, 2049)] == [32, 32, 2080]
+    assert [whole_tiles(slots, FORMS["int8"]) for slots in (1, 128, 2049)] == [128, 128, 2176]

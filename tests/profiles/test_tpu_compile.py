@@ -17,6 +17,8 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu"),
 ]
 
+FAULTS = {"cache_not_aliased", "copy", "dequantized", "collective", "weight_gather", "replicated"}
+
 # Parts of a device along what is scattered, by element type, and what is made of a psum_scatter.
 SCATTERS = """
 import json, sys
@@ -90,7 +92,38 @@ def test_a_small_step_has_its_arguments_its_cache_in_place_and_its_collectives(
     assert compiled["argument_bytes"] * parts == pytest.approx(resident, rel=0.01)
     assert compiled["cache_aliased"]
     kinds = {each["kind"] for each in document["findings"]}
-    assert not kinds & {"cache_not_aliased", "collective", "weight_gather", "replicated"}
+    assert not kinds & FAULTS
+
+
+@pytest.mark.parametrize(
+    ("form", "batch", "context", "place"),
+    [
+        ("int8", 128, 2048, ["--topology=v5e:2x2", "--layout=weight_stationary_1d"]),
+        ("int8", 32, 2048, ["--topology=v6e:2x2", "--layout=weight_stationary_2d", "--mesh=4"]),
+        ("int4", 8, 2048, ["--topology=v6e:2x2", "--layout=weight_stationary_1d"]),
+    ],
+)
+def test_a_decode_step_in_few_bits_copies_and_unpacks_no_cache_and_no_matrix(
+    form, batch, context, place
+):
+    step = ["--model=llama3-8b", "--layers=1", f"--batch={batch}", f"--context={context}"]
+    types = [f"--weight_dtype={form}", "--kv_dtype=int8", "--json=-"]
+    document = json.loads(run("scripts/compile_step.py", *step, *place, *types).stdout)
+    compiled = document["compiled"]
+    moved = [one for one in compiled["copies"] if "scales" not in one["what"]]
+    assert max([one["bytes"] for one in moved], default=0) < 1e5
+    assert compiled["temporary_bytes"] < 0.05 * compiled["argument_bytes"]
+    kinds = {each["kind"] for each in document["findings"]}
+    assert not kinds & (FAULTS - {"copy"})
+
+
+def test_overlapped_transfers_are_asynchronous_beside_products():
+    step = ["--model=llama3-8b", "--layers=1", "--batch=128", "--collectives=overlapped"]
+    place = ["--topology=v5e:2x4", "--layout=weight_stationary_2d", "--attention=batch"]
+    document = json.loads(run("scripts/compile_step.py", *step, *place, "--json=-").stdout)
+    sent = [one for one in document["compiled"]["collectives"] if one["kind"] == "permute"]
+    assert sent and all(one["asynchronous"] for one in sent)
+    assert not {each["kind"] for each in document["findings"]} & FAULTS
 
 
 def test_a_step_that_the_compiler_finds_too_large_does_not_fit():
