@@ -11,7 +11,9 @@ from model.form import BFLOAT16, Form
 from profiles.calibration import calibration_of
 from profiles.candidates import AUTO, candidates, layouts, least_slice
 from profiles.estimate import Setting
+from profiles.examined import examine
 from profiles.hardware import chips, find_chip
+from profiles.matrix import Point
 from profiles.sized import sized_models
 from profiles.slices import Slice, parse_slice, slices_of
 from sharding.errors import LayoutError
@@ -83,3 +85,12 @@ def test_a_layout_that_goes_with_no_mesh_is_refused_nowhere_but_skipped():
             setting.model.sizes, {"x": 1, "y": 1, "z": 7}
         )
     assert str(least_slice(setting, 1, 1024, layouts("weight_stationary_1d", "heads"))) == "h100:1"
+
+
+def test_a_step_that_fits_in_another_layout_alone_says_so():
+    point = Point(
+        "llama3-70b", "v5e:4x4", "weight_stationary_1d", "heads", "compiler", BFLOAT16, 128, 2048
+    )
+    found = examine(point.estimator(), point.batch, point.context)
+    assert found.record["status"] == "does_not_fit" and found.outcome is None
+    assert "another layout fits on v5e:4x4; use --layout=auto" in found.record["message"]
