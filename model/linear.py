@@ -98,8 +98,7 @@ def linear(
 
     def whole(weight: Weight, x: jax.Array) -> jax.Array:
         spec = tuple(sharding) + (None,) * (outputs + 2 - len(sharding))
-        result = dot(weight, x, dtype, jax.P(*spec[2:], *spec[:2]))  # [outputs..., B, T]
-        return jnp.moveaxis(result, (-2, -1), (0, 1))
+        return dot(weight, x, dtype, jax.P(*spec))
 
     def in_halves(weight: jax.Array, x: jax.Array) -> jax.Array:
         halves = weight.reshape(2, -1, *weight.shape[outputs:])

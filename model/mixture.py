@@ -196,9 +196,9 @@ def touched_only(
             lambda stack: jax.lax.dynamic_index_in_dim(stack, expert, keepdims=False),
             (gate_up, down),
         )
-        both = join(dot(into, x[None], jnp.float32)[:, :, 0])  # [2, F, N]
-        hidden = (ACTIVATIONS[activation](both[0]) * both[1]).T.astype(x.dtype)  # [N, F]
-        rows = dot(back, hidden[None], jnp.float32)[:, 0].T  # [N, D]
+        both = join(dot(into, x[None], jnp.float32)[0])  # [N, 2, F]
+        hidden = (ACTIVATIONS[activation](both[:, 0]) * both[:, 1]).astype(x.dtype)  # [N, F]
+        rows = dot(back, hidden[None], jnp.float32)[0]  # [N, D]
         return total + rows * jax.lax.dynamic_slice_in_dim(share, expert, 1, axis=1)
 
     def visit(expert: jax.Array, total: jax.Array) -> jax.Array:

@@ -1,29 +1,57 @@
-"""A TPU kernel: the product of a matrix whose groups of inputs have a scale each.
+"""TPU kernels: products of matrices whose groups of inputs have a scale each.
 
 XLA:TPU multiplies scales into values before a matmul, and to do so writes a scale for every value
-to HBM as float32: eight times the bytes of the 4-bit values themselves, there and back. Here values
-go to the matrix unit as the integers that they are. Each token is laid out once for each of the
-groups that share a vector register's lanes, zeros elsewhere, so that one product gives every
-group's sum apart; scales multiply those sums. Offsets multiply sums of the token's own values.
+to HBM as float32: eight times the bytes of the 4-bit values themselves, there and back.
+
+For few tokens the matrix is what takes time to read, and values go to the matrix unit as the
+integers that they are. Each token is laid out once for each of the groups that share a vector
+register's lanes, zeros elsewhere, so that one product gives every group's sum apart; scales
+multiply those sums. Offsets multiply sums of the token's own values.
+
+For many tokens the products take the time, and scales are multiplied into a tile of the matrix at a
+time, in VMEM.
 
 Pallas: https://docs.jax.dev/en/latest/pallas/tpu/index.html.
 """
 
 import functools
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-_LANES = 128
+_LANES, _SUBLANES = 128, 8
 _TILES = (512, 256, 128)
-_MOST_TOKENS = 256  # of more, products of dense values are cheaper
+_FEW_TOKENS = 256  # of more, products of dense values are cheaper
 _MOST_VALUES = 2**21  # of a matrix's tile, or of all tokens: a few MB of VMEM
+_TOKENS = 512  # at a time, of many ...
+_TILE_ROWS = (1024, 512, 256, 128)
+_MOST_DENSE = 2**19  # ... by as many values of the matrix, dense: 3 MB of VMEM
+
+
+def kernel_for(
+    outer: int, inner: int, rows: int, inputs: int, groups: int, tokens: int
+) -> Callable[..., jax.Array] | None:
+    """`multiply_few` or `multiply_many`; None where neither fits, as for a scale to each row.
+
+    Args:
+      outer: shards that the outputs lie in ...
+      inner: ... and the inputs.
+      rows: outputs of a shard.
+      inputs: its other dimension.
+      groups: into which its inputs are divided.
+      tokens: that the matrix multiplies.
+    """
+    if outer * inner == 1 and tile_of(rows, inputs, groups, tokens):
+        return multiply_few
+    return multiply_many if dense_tile_of(rows, inputs, groups) else None
 
 
 def tile_of(rows: int, inputs: int, groups: int, tokens: int) -> int | None:
-    """Rows of the matrix that the kernel takes at a time; None where it does not fit or pay.
+    """Rows of the matrix that are taken at a time for few tokens; None where none fit or pay.
 
     Args:
       rows: of the matrix.
@@ -33,13 +61,30 @@ def tile_of(rows: int, inputs: int, groups: int, tokens: int) -> int | None:
     """
     if groups < 2 or inputs % _LANES or _LANES % (inputs // groups):
         return None
-    if tokens > _MOST_TOKENS or tokens * inputs > _MOST_VALUES:
+    if tokens > _FEW_TOKENS or tokens * inputs > _MOST_VALUES:
         return None
     fit = (n for n in _TILES if rows % n == 0 and n * inputs <= _MOST_VALUES)
     return next(fit, None)
 
 
-def multiply_groups(
+def dense_tile_of(rows: int, inputs: int, groups: int) -> tuple[int, int] | None:
+    """Rows and inputs that are made dense at a time for many tokens; None where none fit.
+
+    Args:
+      rows: of the matrix.
+      inputs: its other dimension.
+      groups: into which its inputs are divided.
+    """
+    if groups < 2 or inputs % groups:
+        return None
+    # Whole registers of values and of scales.
+    granule = math.lcm(_LANES, _SUBLANES * (inputs // groups))
+    columns = [n for n in range(granule, inputs + 1, granule) if inputs % n == 0]
+    fit = [(n, k) for n in _TILE_ROWS if rows % n == 0 for k in columns if n * k <= _MOST_DENSE]
+    return max(fit, key=lambda tile: (math.prod(tile), tile), default=None)
+
+
+def multiply_few(
     values: jax.Array,
     scales: jax.Array,
     offsets: jax.Array | None,
@@ -47,25 +92,26 @@ def multiply_groups(
     dtype: jnp.dtype,
     interpret: bool = False,
 ) -> jax.Array:
-    """A matrix times tokens, all on one device.
+    """A matrix times few tokens, all on one device.
 
     Args:
-      values: [N, K], integers.
-      scales: [N, groups] float32.
+      values: [1, 1, N, K], integers.
+      scales: [1, 1, N, groups] float32.
       offsets: as scales, if any.
-      x: [M, K].
+      x: [M, 1, K].
       dtype: of the product.
       interpret: run it on a CPU, as a TPU would.
 
     Returns:
-      [N, M].
+      [M, 1, N].
     """
-    (rows, inputs), groups, tokens = values.shape, scales.shape[1], x.shape[0]
+    numbers = [scales[0, 0]] if offsets is None else [scales[0, 0], offsets[0, 0]]
+    values, x = values[0, 0], x[:, 0]
+    (rows, inputs), groups, tokens = values.shape, scales.shape[-1], x.shape[0]
     tile = tile_of(rows, inputs, groups, tokens)
     sums = jnp.sum(x.astype(jnp.float32).reshape(tokens, groups, -1), axis=-1)
     # XLA:TPU keeps a matrix whose rows are not whole registers by its columns: it is read so.
     turned = groups % _LANES != 0
-    numbers = [scales] if offsets is None else [scales, offsets]
     by_rows = pl.BlockSpec((tile, groups), lambda n: (n, 0))
     by_groups = pl.BlockSpec((groups, tile), lambda n: (0, n))
     product = pl.pallas_call(
@@ -80,9 +126,9 @@ def multiply_groups(
         out_specs=pl.BlockSpec((tokens, tile), lambda n: (0, n)),
         out_shape=jax.ShapeDtypeStruct((tokens, rows), dtype),
         interpret=pltpu.InterpretParams() if interpret else False,
-        name="multiply_groups",
+        name="multiply_groups_few",
     )(x, sums, values, *(number.T if turned else number for number in numbers))
-    return product.T
+    return product[:, None]
 
 
 def _kernel(group: int, turned: bool, x_ref, sums_ref, values_ref, scales_ref, *rest) -> None:
@@ -112,3 +158,78 @@ def _kernel(group: int, turned: bool, x_ref, sums_ref, values_ref, scales_ref, *
         here = scales[start // group : start // group + many, None]  # [many, 1, N]
         total += jnp.sum(found.reshape(many, tokens, rows) * here, axis=0)
     out_ref[...] = total.astype(out_ref.dtype)
+
+
+def multiply_many(
+    values: jax.Array,
+    scales: jax.Array,
+    offsets: jax.Array | None,
+    x: jax.Array,
+    dtype: jnp.dtype,
+    interpret: bool = False,
+) -> jax.Array:
+    """A matrix times many tokens, all on one device; the matrix may lie in shards.
+
+    Args:
+      values: [P, Q, N, K], integers: shard p, q has outputs p of P and inputs q of Q.
+      scales: [P, Q, N, groups] float32.
+      offsets: as scales, if any.
+      x: [M, Q, K].
+      dtype: of the product.
+      interpret: run it on a CPU, as a TPU would.
+
+    Returns:
+      [M, P, N].
+    """
+    (outer, inner, rows, inputs), groups, tokens = values.shape, scales.shape[-1], x.shape[0]
+    tile_rows, tile_inputs = dense_tile_of(rows, inputs, groups)
+    tile_groups = tile_inputs * groups // inputs
+    across, along = rows // tile_rows, inputs // tile_inputs  # tiles of a shard
+    tile_tokens = min(_TOKENS, -(-tokens // _LANES) * _LANES)
+
+    def shard(n: int, k: int) -> tuple[int, ...]:
+        div, rem = jax.lax.div, jax.lax.rem  # of numbers that are never negative
+        return div(n, across), div(k, along), rem(n, across), rem(k, along)
+
+    def turned(n: int, m: int, k: int) -> tuple[int, ...]:
+        p, q, n, k = shard(n, k)
+        return p, q, k, n
+
+    numbers = [scales] if offsets is None else [scales, offsets]
+    of_groups = pl.BlockSpec((None, None, tile_groups, tile_rows), turned)
+    product = pl.pallas_call(
+        _dense_kernel,
+        grid=(outer * across, pl.cdiv(tokens, tile_tokens), inner * along),
+        in_specs=[
+            pl.BlockSpec((tile_tokens, tile_inputs), lambda n, m, k: (m, k)),
+            pl.BlockSpec((None, None, tile_rows, tile_inputs), lambda n, m, k: shard(n, k)),
+            *(of_groups for _ in numbers),
+        ],
+        out_specs=pl.BlockSpec((tile_tokens, tile_rows), lambda n, m, k: (m, n)),
+        out_shape=jax.ShapeDtypeStruct((tokens, outer * rows), dtype),
+        scratch_shapes=[pltpu.VMEM((tile_tokens, tile_rows), jnp.float32)],
+        interpret=pltpu.InterpretParams() if interpret else False,
+        name="multiply_groups_many",
+    )(x.reshape(tokens, -1), values, *(number.swapaxes(2, 3) for number in numbers))
+    return product.reshape(tokens, outer, rows)
+
+
+def _dense_kernel(x_ref, values_ref, scales_ref, *rest) -> None:
+    """A tile: tokens [M, K], values [N, K], scales and offsets [groups, N] -> [M, N], summed."""
+    *offsets_ref, out_ref, sums_ref = rest
+    (rows, inputs), groups = values_ref.shape, scales_ref.shape[0]
+
+    @pl.when(pl.program_id(2) == 0)
+    def _() -> None:
+        sums_ref[...] = jnp.zeros_like(sums_ref)
+
+    dense = values_ref[...].astype(jnp.float32).T.reshape(groups, inputs // groups, rows)
+    dense *= scales_ref[...][:, None]
+    for offset_ref in offsets_ref:
+        dense += offset_ref[...][:, None]
+    dense = dense.reshape(inputs, rows).astype(x_ref.dtype)
+    sums_ref[...] += jnp.dot(x_ref[...], dense, preferred_element_type=jnp.float32)
+
+    @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+    def _() -> None:
+        out_ref[...] = sums_ref[...].astype(out_ref.dtype)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharding.placement import Axes, division, entry
-from sharding.scaled import Scaled, Weight, contract, cut, dot, specs_of
+from sharding.scaled import Scaled, Weight, cut, dot, dot_of_shards, specs_of
 
 LONGEST_UNROLLED = 4
 """Rings of more chips stay a loop: thousands of unrolled partial products compile slowly."""
@@ -153,7 +153,7 @@ def multiply(
 
     def at_once(weight: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = _all_gather(x, plan.gathered, plan.gather_dim)
-        product = _gathered_product(weight, x, plan.fetched).astype(dtype)
+        product = _gathered_product(weight, x, plan.fetched, dtype)
         product = _reduce_scatter(product, plan.scattered, along)
         return _all_reduce(product, plan.summed), x
 
@@ -199,7 +199,7 @@ def _gather_and_scatter(
 
     def add(step: int | jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
         come = [_pass(part, plan.ring, way) for part, way in zip(sums, ways, strict=True)]
-        made = [_product(rows(step, half), x) for half in range(len(ways))]
+        made = [dot(rows(step, half), x, jnp.float32) for half in range(len(ways))]
         return [(c + m).astype(c.dtype) for c, m in zip(come, made, strict=True)]
 
     first = [rows(0, half) for half in range(len(ways))] if plan.ring else [weight]
@@ -215,7 +215,7 @@ def _gather(
 ) -> tuple[list[jax.Array], jax.Array]:
     """Products of weights with x gathered over `axes` along `dim`, made chunk by chunk; and x."""
     if not axes:
-        return [_product(weight, x) for weight in weights], x
+        return [dot(weight, x, jnp.float32) for weight in weights], x
     size = x.shape[dim]
     whole = jnp.zeros((*x.shape[:dim], size * _chips(axes), *x.shape[dim + 1 :]), x.dtype)
 
@@ -225,7 +225,7 @@ def _gather(
         columns = [
             cut(weight, start, piece.shape[dim], weight.ndim - x.ndim + dim) for weight in weights
         ]
-        made = [p + _product(c, piece) for p, c in zip(products, columns, strict=True)]
+        made = [p + dot(c, piece, jnp.float32) for p, c in zip(products, columns, strict=True)]
         return made, jax.lax.dynamic_update_slice_in_dim(whole, piece, start, axis=dim)
 
     nothing = [
@@ -235,26 +235,29 @@ def _gather(
     return _ring(x, axes, dim, visit, (nothing, whole))
 
 
-def _gathered_product(weight: jax.Array, x: jax.Array, fetched: tuple[Axes, ...]) -> jax.Array:
+def _gathered_product(
+    weight: Weight, x: jax.Array, fetched: tuple[Axes, ...], dtype: jnp.dtype
+) -> jax.Array:
     """The product with a weight gathered whole, in one all-gather whatever dimensions it is of.
 
     Shards stay stacked, in the memory that they came into: only x and the product are reordered.
     """
     if not any(fetched):
-        return _product(weight, x)
+        return dot(weight, x, dtype)
     rank, outputs = weight.ndim, weight.ndim - (x.ndim - 2)
     parts = [_chips(axes) for axes in fetched]
 
     def stack(leaf: jax.Array) -> jax.Array:  # -> [chips of each dimension, their shard]
         return jax.lax.all_gather(leaf, sum(fetched, ()), axis=0).reshape(*parts, *leaf.shape)
 
+    inputs = range(rank - outputs)
     pairs = zip(parts[outputs:], weight.shape[outputs:], strict=True)
     x = x.reshape(*x.shape[:2], *(size for pair in pairs for size in pair))
-    inputs = [dim for i in range(outputs, rank) for dim in (i, rank + i)], range(2, x.ndim)
-    # [chips of outputs, outputs of a shard, B, T]
-    product = contract(jax.tree.map(stack, weight), x, inputs, jnp.float32)
-    order = [dim for i in range(outputs) for dim in (i, outputs + i)]
-    product = product.transpose(2 * outputs, 2 * outputs + 1, *order)
+    x = x.transpose(0, 1, *(2 + 2 * i for i in inputs), *(3 + 2 * i for i in inputs))
+    # [B, T, chips of outputs, outputs of a shard]
+    product = dot_of_shards(jax.tree.map(stack, weight), x, dtype)
+    order = [2 + dim for i in range(outputs) for dim in (i, outputs + i)]
+    product = product.transpose(0, 1, *order)
     sizes = (n * size for n, size in zip(parts[:outputs], weight.shape[:outputs], strict=True))
     return product.reshape(*x.shape[:2], *sizes)
 
@@ -276,7 +279,7 @@ def _fetch(weight: jax.Array, x: jax.Array, fetched: tuple[Axes, ...]) -> jax.Ar
         columns = jax.lax.dynamic_slice(
             x, (0, 0, *starts[outputs:]), (*x.shape[:2], *piece.shape[outputs:])
         )
-        made = _product(piece, columns)
+        made = dot(piece, columns, jnp.float32)
         where = (0, 0, *starts[:outputs])
         made += jax.lax.dynamic_slice(product, where, made.shape)
         return jax.lax.dynamic_update_slice(product, made, where)
@@ -339,11 +342,6 @@ def _pass(piece: jax.Array, axes: Axes, way: int) -> jax.Array:
     after = ring[way:] + ring[:way]
     pairs = list(zip(ring, after, strict=True))
     return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, tuple(names), pairs), piece)
-
-
-def _product(weight: Weight, x: jax.Array) -> jax.Array:
-    """[outputs..., inputs...] times [B, T, inputs...] -> [B, T, outputs...], float32."""
-    return jnp.moveaxis(dot(weight, x, jnp.float32), (-2, -1), (0, 1))
 
 
 def directions(size: int, chips: int) -> tuple[int, ...]:

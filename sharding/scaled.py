@@ -14,7 +14,7 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
-from sharding.grouped import multiply_groups, tile_of
+from sharding.grouped import kernel_for
 from sharding.placement import used_axes
 
 
@@ -143,41 +143,73 @@ def spec_of(leaf: jax.Array, weight: Weight, spec: jax.P) -> jax.P:
 
 
 def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None) -> jax.Array:
-    """[outputs..., inputs...] times [B, T, inputs...] -> [outputs..., B, T]; see `contract`."""
+    """[outputs..., inputs...] times [B, T, inputs...] -> [B, T, outputs...]; see `contract`."""
     outputs = weight.ndim - (x.ndim - 2)
     inputs = range(outputs, weight.ndim), range(2, x.ndim)
+    turned = None if out is None else jax.P(*out[2:], *out[:2])
 
     def whole(weight: Weight, x: jax.Array) -> jax.Array:
-        return contract(weight, x, inputs, dtype, out)
+        return _tokens_first(contract(weight, x, inputs, dtype, turned))
 
     def in_blocks(weight: Weight, x: jax.Array) -> jax.Array:
         shape = (*weight.shape[:outputs], *x.shape[:2])
         rows = jax.tree.map(lambda leaf: leaf.reshape(math.prod(shape[:outputs]), -1), weight)
         product = _by_blocks(rows, x.reshape(math.prod(x.shape[:2]), -1), dtype).reshape(shape)
-        return product if out is None else jax.reshard(product, out)
-
-    def in_groups(weight: Scaled, x: jax.Array) -> jax.Array:
-        shape = (*weight.shape[:outputs], *x.shape[:2])
-        rows = jax.tree.map(lambda leaf: leaf.reshape(math.prod(shape[:outputs]), -1), weight)
-        tokens = x.reshape(math.prod(x.shape[:2]), -1)
-        product = multiply_groups(rows.values, rows.scales, rows.offsets, tokens, dtype)
-        return product.reshape(shape)
+        return _tokens_first(product if out is None else jax.reshard(product, turned))
 
     converts = isinstance(weight, Scaled) or weight.dtype != x.dtype
     if not converts or (out is not None and jax.typeof(x).sharding.mesh.size > 1):
         return whole(weight, x)
-    forms = {"cpu": in_blocks, "default": whole}
-    if isinstance(weight, Scaled) and _fits_kernel(weight, outputs, x):
-        forms["tpu"] = in_groups
-    return jax.lax.platform_dependent(weight, x, **forms)
+    kernel = _by_kernel(weight, x, outputs, dtype)
+    return jax.lax.platform_dependent(weight, x, cpu=in_blocks, default=whole, **kernel)
 
 
-def _fits_kernel(weight: Scaled, outputs: int, x: jax.Array) -> bool:
-    if weight.round_activations or _groups(weight) == 1:
-        return False
-    rows, inputs = math.prod(weight.shape[:outputs]), math.prod(weight.shape[outputs:])
-    tokens = math.prod(x.shape[:2])
-    return tile_of(rows, inputs, inputs // granule(weight), tokens) is not None
+def dot_of_shards(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The product of a weight that lies in shards, each in one piece.
+
+    Args:
+      weight: [chips of each dimension..., a chip's outputs..., a chip's inputs...].
+      x: [B, T, chips of each input..., a chip's inputs...].
+      dtype: of the product.
+
+    Returns:
+      [B, T, chips of each output..., a chip's outputs...].
+    """
+    rank, outputs = weight.ndim // 2, (weight.ndim - x.ndim + 2) // 2
+    inputs = (*range(outputs, rank), *range(rank + outputs, 2 * rank)), range(2, x.ndim)
+
+    def whole(weight: Weight, x: jax.Array) -> jax.Array:
+        return _tokens_first(contract(weight, x, inputs, dtype))
+
+    kernel = _by_kernel(weight, x, outputs, dtype, chips=rank)
+    return jax.lax.platform_dependent(weight, x, default=whole, **kernel)
+
+
+def _by_kernel(
+    weight: Weight, x: jax.Array, outputs: int, dtype: jnp.dtype, chips: int = 0
+) -> dict[str, Callable[[Scaled, jax.Array], jax.Array]]:
+    """How a TPU multiplies groups, if it has a kernel; `chips` dimensions of the weight count."""
+    if not isinstance(weight, Scaled) or weight.round_activations or _groups(weight) == 1:
+        return {}
+    shards, own, tokens = weight.shape[:chips], weight.shape[chips:], math.prod(x.shape[:2])
+    shape = [math.prod(part) for n in (shards, own) for part in (n[:outputs], n[outputs:])]
+    kernel = kernel_for(*shape, shape[-1] // granule(weight), tokens)
+    if kernel is None:
+        return {}
+
+    def product(weight: Scaled, x: jax.Array) -> jax.Array:
+        flat = jax.tree.map(lambda leaf: leaf.reshape(*shape[:3], -1), weight)
+        made = kernel(
+            flat.values, flat.scales, flat.offsets, x.reshape(tokens, *shape[1::2]), dtype
+        )
+        return made.reshape(*x.shape[:2], *shards[:outputs], *own[:outputs])
+
+    return {"tpu": product}
+
+
+def _tokens_first(product: jax.Array) -> jax.Array:
+    """[outputs..., B, T] -> [B, T, outputs...]."""
+    return jnp.moveaxis(product, (-2, -1), (0, 1))
 
 
 def _by_blocks(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -117,6 +117,15 @@ def test_a_decode_step_in_few_bits_copies_and_unpacks_no_cache_and_no_matrix(
     assert not kinds & (FAULTS - {"copy"})
 
 
+def test_a_prompt_in_four_bits_holds_no_gathered_matrix_in_more():
+    step = ["--model=llama3-8b", "--layers=1", "--phase=prefill", "--batch=8"]
+    place = ["--topology=v5e:2x4", "--layout=weight_gathered_xyz", "--context=2048"]
+    document = json.loads(
+        run("scripts/compile_step.py", *step, *place, "--weight_dtype=int4", "--json=-").stdout
+    )
+    assert not {each["kind"] for each in document["findings"]} & (FAULTS - {"copy"})
+
+
 def test_overlapped_transfers_are_asynchronous_beside_products():
     step = ["--model=llama3-8b", "--layers=1", "--batch=128", "--collectives=overlapped"]
     place = ["--topology=v5e:2x4", "--layout=weight_stationary_2d", "--attention=batch"]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sharding.grouped import multiply_groups, tile_of
+from sharding.grouped import dense_tile_of, multiply_few, multiply_many, tile_of
 from sharding.mesh import make_mesh
 from sharding.scaled import SCHEMES, Scaled, dot, quantize
 
@@ -31,17 +31,41 @@ def operands(scheme: str, rows: int, inputs: int, tokens: int) -> tuple[Scaled, 
         ("int4", jnp.bfloat16, 1, 4096),  # scales of a row fill registers
     ],
 )
-def test_the_kernel_gives_the_product_of_the_dense_matrix(scheme, dtype, tokens, inputs):
+def test_the_kernel_for_few_tokens_gives_the_product_of_the_dense_matrix(
+    scheme, dtype, tokens, inputs
+):
     scaled, x = operands(scheme, 128, inputs, tokens)
-    found = multiply_groups(
-        *map(jnp.asarray, (scaled.values, scaled.scales)),
-        None if scaled.offsets is None else jnp.asarray(scaled.offsets),
-        jnp.asarray(x, dtype),
-        jnp.float32,
-        interpret=True,
+    one = jax.tree.map(lambda array: jnp.asarray(array)[None, None], scaled)
+    arrays = (one.values, one.scales, one.offsets, jnp.asarray(x, dtype)[:, None])
+    found = multiply_few(*arrays, jnp.float32, interpret=True)
+    expected = x @ np.asarray(scaled.dense()).T
+    assert found.shape == (tokens, 1, 128)
+    assert np.abs(found[:, 0] - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "outer", "inner", "rows", "inputs", "tokens"),
+    [
+        *((scheme, 1, 1, 128, 512, 40) for scheme in GROUPED),
+        ("int4", 2, 3, 128, 512, 600),  # tokens that fill no second tile; tiles of inputs
+        ("int4_symmetric", 1, 2, 256, 768, 130),
+    ],
+)
+def test_the_kernel_for_many_tokens_gives_the_product_of_shards(
+    scheme, outer, inner, rows, inputs, tokens
+):
+    scaled, x = operands(scheme, outer * rows, inner * inputs, tokens)
+
+    def shards(array):  # -> [outer, inner, rows, inputs or groups]
+        return jnp.asarray(array).reshape(outer, rows, inner, -1).swapaxes(1, 2)
+
+    arrays = jax.tree.map(shards, scaled)
+    x_parts = jnp.asarray(x).reshape(tokens, inner, inputs)
+    found = multiply_many(
+        arrays.values, arrays.scales, arrays.offsets, x_parts, jnp.float32, interpret=True
     )
-    expected = np.asarray(scaled.dense()) @ x.T
-    assert found.shape == (128, tokens)
+    expected = x @ np.asarray(scaled.dense()).T
+    found = np.asarray(found).reshape(tokens, outer * rows)
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
@@ -57,8 +81,8 @@ def test_a_step_for_tpu_widens_no_matrix_of_groups(scheme):
             return step.trace(shaped, x).lower(lowering_platforms=("tpu",)).as_text()
 
     few, many = lowered(2), lowered(2048)
-    assert "multiply_groups" in few and "tensor<512x256xf32>" not in few
-    assert "multiply_groups" not in many and "tensor<512x256xf32>" in many
+    assert "multiply_groups_few" in few and "multiply_groups_many" in many
+    assert "tensor<512x256xf32>" not in few + many
 
 
 @pytest.mark.parametrize(
@@ -75,3 +99,17 @@ def test_a_step_for_tpu_widens_no_matrix_of_groups(scheme):
 )
 def test_a_tile_divides_the_rows_and_fits_or_there_is_none(rows, inputs, groups, tokens, tile):
     assert tile_of(rows, inputs, groups, tokens) == tile
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "groups", "tile"),
+    [
+        (1024, 14336, 448, (1024, 512)),
+        (1024, 1792, 56, (256, 1792)),  # seven times 256
+        (1000, 1024, 32, None),  # rows that no tile divides
+        (1024, 192, 6, None),  # part of a register's lanes
+        (1024, 1024, 1, None),  # a scale for each row
+    ],
+)
+def test_a_dense_tile_divides_both_dimensions_or_there_is_none(rows, inputs, groups, tile):
+    assert dense_tile_of(rows, inputs, groups) == tile
