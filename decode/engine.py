@@ -25,7 +25,8 @@ from model.cache import (
 )
 from model.config import ModelConfig
 from model.form import Form
-from model.parameters import Parameters, lay_out
+from model.memory_order import lay_out, lay_out_for_tpu
+from model.parameters import Parameters
 from model.transformer import Transformer
 from sharding.placement import Placement
 
@@ -84,11 +85,14 @@ class Engine:
         form: Form,
     ):
         self.config = config
+        model = Transformer(config, form)
+        if mesh.devices.flat[0].platform == "tpu":
+            parameters = lay_out_for_tpu(parameters, model)
         self.parameters = parameters
         self.placement = placement
         self.mesh = mesh
         self.form = form
-        self._structure, _ = nnx.split(Transformer(config, form))
+        self._structure, _ = nnx.split(model)
         self._prefill = jax.jit(self._prefill_step, donate_argnames="cache")
         one_token = {"donate_argnames": "cache", "compiler_options": decode_options(mesh)}
         self._decode = jax.jit(self._decode_step, **one_token)

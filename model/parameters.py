@@ -362,23 +362,3 @@ def nest(flat: Mapping[Path, Any]) -> Parameters:
             node = node.setdefault(key, {})
         node[path[-1]] = value
     return tree
-
-
-def lay_out(parameters: Parameters, formats: dict) -> tuple[Parameters, int]:
-    """Brings arrays into other orders and tiles in memory, one at a time; the old ones are gone.
-
-    Args:
-      parameters: on devices.
-      formats: of each array, a `jax.experimental.layout.Format`; nested as the parameters.
-
-    Returns:
-      The parameters, and how many of them lie otherwise than before.
-    """
-    arrays, tree = jax.tree.flatten(parameters)
-    changed = 0
-    for number, wanted in enumerate(jax.tree.leaves(formats)):
-        if arrays[number].format.layout != wanted.layout:
-            arrays[number] = jax.device_put(arrays[number], wanted, donate=True)
-            arrays[number].block_until_ready()  # before the next is made beside it
-            changed += 1
-    return jax.tree.unflatten(tree, arrays), changed

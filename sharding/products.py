@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharding.placement import Axes, division, entry
-from sharding.scaled import Scaled, Weight, cut, dot, dot_of_shards, specs_of
+from sharding.scaled import Scaled, Weight, cut, cut_rows, dot, dot_of_shards, specs_of
 
 LONGEST_UNROLLED = 4
 """Rings of more chips stay a loop: thousands of unrolled partial products compile slowly."""
@@ -190,21 +190,30 @@ def _gather_and_scatter(
     along, chips = plan.scatter_dim, _chips(plan.ring)
     here = jax.lax.axis_index(plan.ring) if plan.ring else 0
     ways = directions(weight.shape[along] // chips, chips)
-    size = weight.shape[along] // chips // len(ways)
 
-    def rows(step: int | jax.Array, half: int) -> jax.Array:
-        chunk = (here - ways[half] * (step + 1)) % chips
-        start = (chunk * len(ways) + half) * size
-        return cut(weight, start, size, along)
+    def rows(step: int | jax.Array) -> list[Weight]:
+        """Of each way, what `cut_rows` gives."""
+        chunks = [(here - way * (step + 1)) % chips * len(ways) + i for i, way in enumerate(ways)]
+        parts = chips * len(ways)
+        return [one for chunk in chunks for one in cut_rows(weight, chunk, parts, along)]
+
+    def whole(made: list[jax.Array]) -> list[jax.Array]:
+        """Products of each way, [B, T, outputs...], of those with its rows."""
+        count = len(made) // len(ways)
+        if count == 1:
+            return made
+        stacks = [jnp.stack(made[i : i + count], 2) for i in range(0, len(made), count)]
+        return [
+            one.reshape(*one.shape[:2], *weight.shape[:along], *one.shape[3:]) for one in stacks
+        ]
 
     def add(step: int | jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
         come = [_pass(part, plan.ring, way) for part, way in zip(sums, ways, strict=True)]
-        made = [dot(rows(step, half), x, jnp.float32) for half in range(len(ways))]
+        made = whole([dot(part, x, jnp.float32) for part in rows(step)])
         return [(c + m).astype(c.dtype) for c, m in zip(come, made, strict=True)]
 
-    first = [rows(0, half) for half in range(len(ways))] if plan.ring else [weight]
-    made, x = _gather(first, x, plan.gathered, plan.gather_dim)
-    sums = [part.astype(dtype) for part in made]
+    made, x = _gather(rows(0) if plan.ring else [weight], x, plan.gathered, plan.gather_dim)
+    sums = [part.astype(dtype) for part in (whole(made) if plan.ring else made)]
     if plan.ring:
         sums = jax.lax.fori_loop(1, chips, add, sums, unroll=_unrolled(chips))
     return jnp.concatenate(sums, axis=2 + along) if len(sums) > 1 else sums[0], x
@@ -222,9 +231,9 @@ def _gather(
     def visit(carry, piece: jax.Array, source: jax.Array, offset: int):
         products, whole = carry
         start = source * size + offset
-        columns = [
-            cut(weight, start, piece.shape[dim], weight.ndim - x.ndim + dim) for weight in weights
-        ]
+        parts = whole.shape[dim] // piece.shape[dim]
+        number = start // piece.shape[dim]
+        columns = [cut(weight, number, parts, weight.ndim - x.ndim + dim) for weight in weights]
         made = [p + dot(c, piece, jnp.float32) for p, c in zip(products, columns, strict=True)]
         return made, jax.lax.dynamic_update_slice_in_dim(whole, piece, start, axis=dim)
 
@@ -303,8 +312,7 @@ def _ring(shard: jax.Array, axes: Axes, split: int, visit: Callable, carry):
     """
     chips, here = _chips(axes), jax.lax.axis_index(axes)
     ways = directions(shard.shape[split], chips)
-    size = shard.shape[split] // len(ways)
-    pieces = [cut(shard, half * size, size, split) for half in range(len(ways))]
+    pieces = [cut(shard, half, len(ways), split) for half in range(len(ways))]
 
     def show(step: int | jax.Array, pieces: list[jax.Array], carry):
         for half, (piece, way) in enumerate(zip(pieces, ways, strict=True)):

@@ -108,17 +108,36 @@ def granule(weight: Weight) -> int:
     return weight.shape[-1] // weight.scales.shape[-1]
 
 
-def cut(weight: Weight, start: int | jax.Array, size: int, axis: int) -> Weight:
-    """Part of a weight along one dimension, between groups if it is the last."""
+def cut(weight: Weight, number: int | jax.Array, parts: int, axis: int) -> Weight:
+    """One of so many equal parts of a weight along one dimension, between groups if the last."""
     whole = weight.shape[axis]
 
     def one(leaf: jax.Array) -> jax.Array:
+        size = leaf.shape[axis] // parts
         if leaf.shape[axis] == 1 < whole:
             return leaf
-        per = whole // leaf.shape[axis]
-        return jax.lax.dynamic_slice_in_dim(leaf, start // per, size // per, axis=axis)
+        if axis == 0 and leaf.ndim == 2 and size % _TILE == 0:
+            # XLA:TPU would lay 8-bit rows out anew to cut them where it cannot see whole tiles.
+            tiles = leaf.reshape(parts, size, -1)
+            return jax.lax.dynamic_index_in_dim(tiles, number, keepdims=False)
+        return jax.lax.dynamic_slice_in_dim(leaf, number * size, size, axis=axis)
 
     return jax.tree.map(one, weight)
+
+
+_TILE = 32  # rows of 8-bit values that a TPU keeps together
+
+
+def cut_rows(weight: Weight, number: int | jax.Array, parts: int, axis: int) -> list[Weight]:
+    """`cut` along outputs: one part, or one of each matrix of a stack.
+
+    XLA:TPU copies rows inside a stack to cut them from all its matrices at once.
+    """
+    if axis < weight.ndim - 2:
+        return [cut(weight, number, parts, axis)]
+    count = math.prod(weight.shape[:axis])
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[axis + 1 :]), weight)
+    return [cut(flat, i * parts + number, count * parts, 0) for i in range(count)]
 
 
 def specs_of(weight: Weight) -> Weight:
@@ -223,7 +242,7 @@ def _by_blocks(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     bits = jax.tree.map(to_bits, weight)
 
     def visit(number: jax.Array, product: jax.Array) -> jax.Array:
-        part = jax.tree.map(_widen, cut(bits, number * size, size, 0), weight)
+        part = jax.tree.map(_widen, cut(bits, number, parts, 0), weight)
         made = contract(part, x, ((1,), (1,)), dtype)
         return jax.lax.dynamic_update_slice_in_dim(product, made, number * size, axis=0)
 

@@ -1,6 +1,7 @@
 """Steps: the cache changes nothing, is updated in place, and shapes compile once."""
 
 import contextlib
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -13,7 +14,9 @@ from decode.sampling import GREEDY
 from model.cache import KVCache
 from model.catalog import find_model
 from model.form import FLOAT32, Form
-from model.parameters import lay_out
+from model.memory_order import lay_out, lay_out_for_tpu
+from model.parameters import abstract, flatten
+from model.transformer import Transformer
 from sharding.layout import LAYOUTS
 from sharding.scaled import SCHEMES
 from tests.engines import random_engine
@@ -153,6 +156,29 @@ def test_weights_laid_out_otherwise_give_the_same_tokens_in_every_step(scheme):
     step = engine.lower_decode(3, 64).compile()
     taken = jax.tree.map(lambda form: form.layout, step.input_formats[0][0])
     assert taken == jax.tree.map(lambda array: array.format.layout, engine.parameters)
+
+
+@pytest.mark.parametrize(("scheme", "changed"), [("plain", 2), ("int8", 2), ("int4", 0)])
+def test_on_tpu_attention_outputs_lie_otherwise_and_give_the_same_tokens(scheme, changed):
+    form = FLOAT32 if scheme == "plain" else Form("float32", SCHEMES[scheme])
+    config = dataclasses.replace(find_model("tiny"), head_size=32)  # whole groups
+    engine = random_engine(config, LAYOUTS["weight_stationary_1d"], "1x1x2", form)
+    request = Request(prompts=PROMPTS, max_new_tokens=6)
+    *_, before = generate(engine, request)
+    model = Transformer(config, form)
+    engine.parameters = lay_out_for_tpu(engine.parameters, model)
+    orders = {
+        path: array.format.layout.major_to_minor
+        for path, array in flatten(engine.parameters).items()
+    }
+    others = {path: order for path, order in orders.items() if order != tuple(range(len(order)))}
+    assert set(others.values()) <= {(1, 2, 0, 3)} and len(others) == changed
+    assert all("output" in path and "scales" not in path for path in others)
+    *_, after = generate(engine, request)
+    assert [one.tokens for one in after] == [one.tokens for one in before]
+    engine.parameters = lay_out_for_tpu(abstract(model, engine.placement, engine.mesh), model)
+    taken = flatten(engine.lower_decode(3, 64).compile().input_formats[0][0])
+    assert {path: format.layout.major_to_minor for path, format in taken.items()} == orders
 
 
 def test_the_layout_that_the_compiler_wants_is_taken_and_said(monkeypatch):
