@@ -163,7 +163,7 @@ def _replaced(
                 f"{one.kind} over {''.join(one.axes)} of {_size(one.payload_bytes)} is made as "
                 f"{entry.made} and slice, {_times(count)} a step: XLA's own takes some sizes and "
                 "groups alone, see profiles/substitutes.py; another mesh may be one of them, and "
-                "--collectives=overlapped sends it round a ring",
+                "--collectives=overlapped sends sums of matmuls round a ring",
                 count * max(0.0, times.seconds(made) - times.seconds(one)),
             )
 

@@ -188,6 +188,7 @@ def _gather_and_scatter(
     The first chunk of the product is made as x comes in; the others, of all of x, as sums go round.
     """
     along, chips = plan.scatter_dim, _chips(plan.ring)
+    outputs = weight.ndim - (x.ndim - 2)
     here = jax.lax.axis_index(plan.ring) if plan.ring else 0
     ways = directions(weight.shape[along] // chips, chips)
 
@@ -199,17 +200,21 @@ def _gather_and_scatter(
 
     def whole(made: list[jax.Array]) -> list[jax.Array]:
         """Products of each way, [B, T, outputs...], of those with its rows."""
-        count = len(made) // len(ways)
-        if count == 1:
+        if made[0].ndim == 2 + outputs:
             return made
+        count = len(made) // len(ways)
         stacks = [jnp.stack(made[i : i + count], 2) for i in range(0, len(made), count)]
         return [
             one.reshape(*one.shape[:2], *weight.shape[:along], *one.shape[3:]) for one in stacks
         ]
 
     def add(step: int | jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+        # Barriers keep each step's products beside its own transfers: XLA:TPU may make them all
+        # beside the first, or add what comes as it multiplies, so that the product waits for it.
+        sums, tokens = jax.lax.optimization_barrier((sums, x))
         come = [_pass(part, plan.ring, way) for part, way in zip(sums, ways, strict=True)]
-        made = whole([dot(part, x, jnp.float32) for part in rows(step)])
+        made = whole([dot(part, tokens, jnp.float32) for part in rows(step)])
+        made = jax.lax.optimization_barrier(made)
         return [(c + m).astype(c.dtype) for c, m in zip(come, made, strict=True)]
 
     made, x = _gather(rows(0) if plan.ring else [weight], x, plan.gathered, plan.gather_dim)
@@ -322,7 +327,8 @@ def _ring(shard: jax.Array, axes: Axes, split: int, visit: Callable, carry):
     def turn(step: int | jax.Array, state):
         pieces, carry = state
         sent = [_pass(piece, axes, way) for piece, way in zip(pieces, ways, strict=True)]
-        return sent, show(step, pieces, carry)
+        # Without a barrier XLA:TPU may keep several steps' products for one of the transfers.
+        return jax.lax.optimization_barrier((sent, show(step, pieces, carry)))
 
     state = (pieces, carry)
     pieces, carry = jax.lax.fori_loop(0, chips - 1, turn, state, unroll=_unrolled(chips))
