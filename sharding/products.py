@@ -209,12 +209,10 @@ def _gather_and_scatter(
         ]
 
     def add(step: int | jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
-        # Barriers keep each step's products beside its own transfers: XLA:TPU may make them all
-        # beside the first, or add what comes as it multiplies, so that the product waits for it.
-        sums, tokens = jax.lax.optimization_barrier((sums, x))
         come = [_pass(part, plan.ring, way) for part, way in zip(sums, ways, strict=True)]
-        made = whole([dot(part, tokens, jnp.float32) for part in rows(step)])
-        made = jax.lax.optimization_barrier(made)
+        made = whole([dot(part, x, jnp.float32) for part in rows(step)])
+        if chips == 2:  # XLA:TPU would add what comes as it multiplies: the product would wait
+            made = jax.lax.optimization_barrier(made)
         return [(c + m).astype(c.dtype) for c, m in zip(come, made, strict=True)]
 
     made, x = _gather(rows(0) if plan.ring else [weight], x, plan.gathered, plan.gather_dim)
