@@ -92,19 +92,7 @@ def multiply_few(
     dtype: jnp.dtype,
     interpret: bool = False,
 ) -> jax.Array:
-    """A matrix times few tokens, all on one device.
-
-    Args:
-      values: [1, 1, N, K], integers.
-      scales: [1, 1, N, groups] float32.
-      offsets: as scales, if any.
-      x: [M, 1, K].
-      dtype: of the product.
-      interpret: run it on a CPU, as a TPU would.
-
-    Returns:
-      [M, 1, N].
-    """
+    """A matrix in one shard times few tokens; arguments and result as of `multiply_many`."""
     numbers = [scales[0, 0]] if offsets is None else [scales[0, 0], offsets[0, 0]]
     values, x = values[0, 0], x[:, 0]
     (rows, inputs), groups, tokens = values.shape, scales.shape[-1], x.shape[0]
