@@ -8,9 +8,10 @@ from flax import nnx
 
 from model.parameters import Matrix
 from sharding.collectives import reshard
+from sharding.dot import dot
 from sharding.placement import Placement
 from sharding.products import multiply, transfers
-from sharding.scaled import Scaled, Weight, divide, dot, sharding_of
+from sharding.scaled import Scaled, Weight, divide, sharding_of
 
 
 class Operand:

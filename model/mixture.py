@@ -18,8 +18,9 @@ from model.linear import linear
 from model.mlp import ACTIVATIONS
 from model.parameters import declare, declare_matrix, normal
 from sharding.collectives import reshard
+from sharding.dot import dot
 from sharding.placement import Axes, Placement, entry, used_axes
-from sharding.scaled import Scaled, Weight, divide, dot, specs_of
+from sharding.scaled import Scaled, Weight, divide, specs_of
 
 Join = Callable[[jax.Array], jax.Array]
 """Completes the sum over d_model where mesh axes divide it."""

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sharding.dot import dot, dot_of_shards
 from sharding.placement import Axes, division, entry
-from sharding.scaled import Scaled, Weight, cut, cut_rows, dot, dot_of_shards, specs_of
+from sharding.scaled import Scaled, Weight, cut, cut_rows, specs_of
 
 LONGEST_UNROLLED = 4
 """Rings of more chips stay a loop: thousands of unrolled partial products compile slowly."""

@@ -14,7 +14,6 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
-from sharding.grouped import kernel_for
 from sharding.placement import used_axes
 
 
@@ -87,10 +86,14 @@ class Scaled:
         """Dimensions of the values."""
         return self.values.ndim
 
+    @property
+    def groups(self) -> int:
+        """Into which the last dimension is divided, with a scale each."""
+        return self.scales.shape[-1]
+
     def dense(self) -> jax.Array:
         """The values that are meant, float32."""
-        groups = self.scales.shape[-1]
-        split = (*self.shape[:-1], groups, self.shape[-1] // groups)
+        split = (*self.shape[:-1], self.groups, self.shape[-1] // self.groups)
         found = self.values.astype(jnp.float32).reshape(split) * self.scales[..., None]
         if self.offsets is not None:
             found = found + self.offsets[..., None]
@@ -103,9 +106,9 @@ Weight = jax.Array | Scaled
 
 def granule(weight: Weight) -> int:
     """Inputs that share a scale, along the last dimension: it can be cut between these only."""
-    if not isinstance(weight, Scaled) or weight.scales.shape[-1] == 1:
+    if not isinstance(weight, Scaled) or weight.groups == 1:
         return 1
-    return weight.shape[-1] // weight.scales.shape[-1]
+    return weight.shape[-1] // weight.groups
 
 
 def cut(weight: Weight, number: int | jax.Array, parts: int, axis: int) -> Weight:
@@ -161,97 +164,6 @@ def spec_of(leaf: jax.Array, weight: Weight, spec: jax.P) -> jax.P:
     return jax.P(*(None if n == 1 < whole else by for n, whole, by in shapes))
 
 
-def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None) -> jax.Array:
-    """[outputs..., inputs...] times [B, T, inputs...] -> [B, T, outputs...]; see `contract`."""
-    outputs = weight.ndim - (x.ndim - 2)
-    inputs = range(outputs, weight.ndim), range(2, x.ndim)
-    turned = None if out is None else jax.P(*out[2:], *out[:2])
-
-    def whole(weight: Weight, x: jax.Array) -> jax.Array:
-        return _tokens_first(contract(weight, x, inputs, dtype, turned))
-
-    def in_blocks(weight: Weight, x: jax.Array) -> jax.Array:
-        shape = (*weight.shape[:outputs], *x.shape[:2])
-        rows = jax.tree.map(lambda leaf: leaf.reshape(math.prod(shape[:outputs]), -1), weight)
-        product = _by_blocks(rows, x.reshape(math.prod(x.shape[:2]), -1), dtype).reshape(shape)
-        return _tokens_first(product if out is None else jax.reshard(product, turned))
-
-    converts = isinstance(weight, Scaled) or weight.dtype != x.dtype
-    if not converts or (out is not None and jax.typeof(x).sharding.mesh.size > 1):
-        return whole(weight, x)
-    kernel = _by_kernel(weight, x, outputs, dtype)
-    return jax.lax.platform_dependent(weight, x, cpu=in_blocks, default=whole, **kernel)
-
-
-def dot_of_shards(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The product of a weight that lies in shards, each in one piece.
-
-    Args:
-      weight: [chips of each dimension..., a chip's outputs..., a chip's inputs...].
-      x: [B, T, chips of each input..., a chip's inputs...].
-      dtype: of the product.
-
-    Returns:
-      [B, T, chips of each output..., a chip's outputs...].
-    """
-    rank, outputs = weight.ndim // 2, (weight.ndim - x.ndim + 2) // 2
-    inputs = (*range(outputs, rank), *range(rank + outputs, 2 * rank)), range(2, x.ndim)
-
-    def whole(weight: Weight, x: jax.Array) -> jax.Array:
-        return _tokens_first(contract(weight, x, inputs, dtype))
-
-    kernel = _by_kernel(weight, x, outputs, dtype, chips=rank)
-    return jax.lax.platform_dependent(weight, x, default=whole, **kernel)
-
-
-def _by_kernel(
-    weight: Weight, x: jax.Array, outputs: int, dtype: jnp.dtype, chips: int = 0
-) -> dict[str, Callable[[Scaled, jax.Array], jax.Array]]:
-    """How a TPU multiplies groups, if it has a kernel; `chips` dimensions of the weight count."""
-    if not isinstance(weight, Scaled) or weight.round_activations or _groups(weight) == 1:
-        return {}
-    shards, own, tokens = weight.shape[:chips], weight.shape[chips:], math.prod(x.shape[:2])
-    shape = [math.prod(part) for n in (shards, own) for part in (n[:outputs], n[outputs:])]
-    kernel = kernel_for(*shape, shape[-1] // granule(weight), tokens)
-    if kernel is None:
-        return {}
-
-    def product(weight: Scaled, x: jax.Array) -> jax.Array:
-        flat = jax.tree.map(lambda leaf: leaf.reshape(*shape[:3], -1), weight)
-        made = kernel(
-            flat.values, flat.scales, flat.offsets, x.reshape(tokens, *shape[1::2]), dtype
-        )
-        return made.reshape(*x.shape[:2], *shards[:outputs], *own[:outputs])
-
-    return {"tpu": product}
-
-
-def _tokens_first(product: jax.Array) -> jax.Array:
-    """[outputs..., B, T] -> [B, T, outputs...]."""
-    return jnp.moveaxis(product, (-2, -1), (0, 1))
-
-
-def _by_blocks(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """weight: [N, K], x: [M, K] -> [N, M], some rows of the weight at a time.
-
-    XLA:CPU converts a matrix as a whole before a matmul; a few rows stay in its caches.
-    """
-    rows, length = weight.shape
-    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n * length <= _BLOCK)
-    size = rows // parts
-    bits = jax.tree.map(to_bits, weight)
-
-    def visit(number: jax.Array, product: jax.Array) -> jax.Array:
-        part = jax.tree.map(_widen, cut(bits, number, parts, 0), weight)
-        made = contract(part, x, ((1,), (1,)), dtype)
-        return jax.lax.dynamic_update_slice_in_dim(product, made, number * size, axis=0)
-
-    return jax.lax.fori_loop(0, parts, visit, jnp.zeros((rows, x.shape[0]), dtype))
-
-
-_BLOCK = 2**16  # values: a quarter of a megabyte as float32
-
-
 def to_bits(leaf: jax.Array) -> jax.Array:
     """Small floats as integers of the same bits; other arrays as they are.
 
@@ -266,66 +178,13 @@ def from_bits(bits: jax.Array, like: jax.Array) -> jax.Array:
     return bits if bits.dtype == like.dtype else jax.lax.bitcast_convert_type(bits, like.dtype)
 
 
-def _widen(bits: jax.Array, like: jax.Array) -> jax.Array:
-    if like.dtype == jnp.bfloat16:  # by its bits: of a conversion comes a slow matmul of bfloat16
-        return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
-    return from_bits(bits, like)
-
-
-def contract(
-    weight: Weight,
-    x: jax.Array,
-    inputs: tuple[Sequence[int], Sequence[int]],
-    dtype: jnp.dtype,
-    out: jax.P | None = None,
-) -> jax.Array:
-    """The product of a weight, in whatever form, with something plain.
-
-    Values are converted as they are read. One scale for an output multiplies the product; scales of
-    groups multiply the values.
-
-    Args:
-      weight: plain or scaled.
-      x: what it multiplies, the last of its dimensions inputs.
-      inputs: dimensions that are summed over, of the weight and of x.
-      dtype: of the product.
-      out: sharding of the product, outside `shard_map`.
-
-    Returns:
-      The other dimensions of the weight, then those of x.
-    """
-    plain = isinstance(weight, jax.Array)
-    if not plain and (weight.offsets is not None or _groups(weight) > 1):
-        weight, plain = weight.dense(), True
-    values = weight if plain else weight.values
-    scales = None if plain else _drop(weight.scales, inputs[0])
-    if scales is not None and weight.round_activations:
-        x, of_tokens = round_tokens(x, inputs[1])
-        scales = scales.reshape(*scales.shape, *(1,) * of_tokens.ndim) * of_tokens
-    elif scales is not None:
-        scales = scales.reshape(*scales.shape, *(1,) * (x.ndim - len(inputs[1])))
-    exact = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
-    product = jax.lax.dot_general(
-        values.astype(x.dtype),
-        x,
-        (tuple(map(tuple, inputs)), ((), ())),
-        preferred_element_type=dtype if scales is None else exact,
-        out_sharding=out,
-    )
-    return product if scales is None else (product * scales).astype(dtype)
-
-
 def round_tokens(x: jax.Array, inputs: Sequence[int]) -> tuple[jax.Array, jax.Array]:
     """x in 8-bit integers, and the scale of each token: one for all of its inputs on a chip."""
     values, scales = _scaled(x.astype(jnp.float32), tuple(inputs), (), SCHEMES["int8"])
-    return values, _drop(scales, inputs)
+    return values, drop(scales, inputs)
 
 
-def _groups(weight: Scaled) -> int:
-    return weight.scales.shape[-1]
-
-
-def _drop(scales: jax.Array, dims: Sequence[int]) -> jax.Array:
+def drop(scales: jax.Array, dims: Sequence[int]) -> jax.Array:
     """Without dimensions along which all are the same."""
     for dim in dims:
         scales = scales if scales.shape[dim] == 1 else jax.lax.slice_in_dim(scales, 0, 1, axis=dim)

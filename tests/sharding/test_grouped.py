@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sharding.dot import dot
 from sharding.grouped import dense_tile_of, multiply_few, multiply_many, tile_of
 from sharding.mesh import make_mesh
-from sharding.scaled import SCHEMES, Scaled, dot, quantize
+from sharding.scaled import SCHEMES, Scaled, quantize
 
 GROUPED = [name for name, scheme in SCHEMES.items() if scheme.group]
 

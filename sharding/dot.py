@@ -1,0 +1,189 @@
+"""Products of weights in whatever form they are stored, as each platform's compiler does them well.
+
+What XLA does with a weight in few bits depends on the platform: on a TPU groups go to a kernel
+(`sharding/grouped.py`), on a CPU rows are converted some at a time, and a GPU wants few tokens
+otherwise. Elsewhere the matmul's own loop converts.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from sharding.grouped import kernel_for
+from sharding.scaled import (
+    Scaled,
+    Weight,
+    cut,
+    drop,
+    from_bits,
+    granule,
+    round_tokens,
+    to_bits,
+)
+
+
+def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None) -> jax.Array:
+    """[outputs..., inputs...] times [B, T, inputs...] -> [B, T, outputs...]; see `contract`."""
+    outputs = weight.ndim - (x.ndim - 2)
+    inputs = range(outputs, weight.ndim), range(2, x.ndim)
+    turned = None if out is None else jax.P(*out[2:], *out[:2])
+
+    def whole(weight: Weight, x: jax.Array) -> jax.Array:
+        return _tokens_first(contract(weight, x, inputs, dtype, turned))
+
+    def by_rows(multiply: Callable, weight: Weight, x: jax.Array) -> jax.Array:
+        shape = (*weight.shape[:outputs], *x.shape[:2])
+        rows = jax.tree.map(lambda leaf: leaf.reshape(math.prod(shape[:outputs]), -1), weight)
+        product = multiply(rows, x.reshape(math.prod(x.shape[:2]), -1), dtype).reshape(shape)
+        return _tokens_first(product if out is None else jax.reshard(product, turned))
+
+    in_blocks = functools.partial(by_rows, _by_blocks)
+    few = functools.partial(by_rows, _few_on_gpu)
+
+    converts = isinstance(weight, Scaled) or weight.dtype != x.dtype
+    if not converts or (out is not None and jax.typeof(x).sharding.mesh.size > 1):
+        return whole(weight, x)
+    others = {"cpu": in_blocks} | _by_kernel(weight, x, outputs, dtype)
+    if isinstance(weight, Scaled):
+        tokens, most = math.prod(x.shape[:2]), _EIGHT if weight.groups == 1 else _FEW_OF_GROUPS
+        others |= {"cuda": few} if tokens <= most else {}
+    return jax.lax.platform_dependent(weight, x, default=whole, **others)
+
+
+def dot_of_shards(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The product of a weight that lies in shards, each in one piece.
+
+    Args:
+      weight: [chips of each dimension..., a chip's outputs..., a chip's inputs...].
+      x: [B, T, chips of each input..., a chip's inputs...].
+      dtype: of the product.
+
+    Returns:
+      [B, T, chips of each output..., a chip's outputs...].
+    """
+    rank, outputs = weight.ndim // 2, (weight.ndim - x.ndim + 2) // 2
+    inputs = (*range(outputs, rank), *range(rank + outputs, 2 * rank)), range(2, x.ndim)
+
+    def whole(weight: Weight, x: jax.Array) -> jax.Array:
+        return _tokens_first(contract(weight, x, inputs, dtype))
+
+    kernel = _by_kernel(weight, x, outputs, dtype, chips=rank)
+    return jax.lax.platform_dependent(weight, x, default=whole, **kernel)
+
+
+def _by_kernel(
+    weight: Weight, x: jax.Array, outputs: int, dtype: jnp.dtype, chips: int = 0
+) -> dict[str, Callable[[Scaled, jax.Array], jax.Array]]:
+    """How a TPU multiplies groups, if it has a kernel; `chips` dimensions of the weight count."""
+    if not isinstance(weight, Scaled) or weight.round_activations or weight.groups == 1:
+        return {}
+    shards, own, tokens = weight.shape[:chips], weight.shape[chips:], math.prod(x.shape[:2])
+    shape = [math.prod(part) for n in (shards, own) for part in (n[:outputs], n[outputs:])]
+    kernel = kernel_for(*shape, shape[-1] // granule(weight), tokens)
+    if kernel is None:
+        return {}
+
+    def product(weight: Scaled, x: jax.Array) -> jax.Array:
+        flat = jax.tree.map(lambda leaf: leaf.reshape(*shape[:3], -1), weight)
+        made = kernel(
+            flat.values, flat.scales, flat.offsets, x.reshape(tokens, *shape[1::2]), dtype
+        )
+        return made.reshape(*x.shape[:2], *shards[:outputs], *own[:outputs])
+
+    return {"tpu": product}
+
+
+def _tokens_first(product: jax.Array) -> jax.Array:
+    """[outputs..., B, T] -> [B, T, outputs...]."""
+    return jnp.moveaxis(product, (-2, -1), (0, 1))
+
+
+def _few_on_gpu(weight: Scaled, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """weight: [N, K], x: [M, K] -> [N, M], for few tokens.
+
+    XLA:GPU reads values of 8 bits half as fast for one token as for eight. A matrix in groups it
+    writes in the type of x before a matmul; a plain sum of products takes them as they are.
+    """
+    if weight.groups > 1:
+        terms = weight.dense()[:, None] * x.astype(jnp.float32)
+        return jnp.sum(terms, axis=-1).astype(dtype)
+    tokens = x.shape[0]
+    padded = jnp.pad(x, ((0, _EIGHT - tokens), (0, 0)))
+    return contract(weight, padded, ((1,), (1,)), dtype)[:, :tokens]
+
+
+_EIGHT = 8
+_FEW_OF_GROUPS = 2  # more tokens take as long as writing the matrix
+
+
+def _by_blocks(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """weight: [N, K], x: [M, K] -> [N, M], some rows of the weight at a time.
+
+    XLA:CPU converts a matrix as a whole before a matmul; a few rows stay in its caches.
+    """
+    rows, length = weight.shape
+    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n * length <= _BLOCK)
+    size = rows // parts
+    bits = jax.tree.map(to_bits, weight)
+
+    def visit(number: jax.Array, product: jax.Array) -> jax.Array:
+        part = jax.tree.map(_widen, cut(bits, number, parts, 0), weight)
+        made = contract(part, x, ((1,), (1,)), dtype)
+        return jax.lax.dynamic_update_slice_in_dim(product, made, number * size, axis=0)
+
+    return jax.lax.fori_loop(0, parts, visit, jnp.zeros((rows, x.shape[0]), dtype))
+
+
+_BLOCK = 2**16  # values: a quarter of a megabyte as float32
+
+
+def _widen(bits: jax.Array, like: jax.Array) -> jax.Array:
+    if like.dtype == jnp.bfloat16:  # by its bits: of a conversion comes a slow matmul of bfloat16
+        return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
+    return from_bits(bits, like)
+
+
+def contract(
+    weight: Weight,
+    x: jax.Array,
+    inputs: tuple[Sequence[int], Sequence[int]],
+    dtype: jnp.dtype,
+    out: jax.P | None = None,
+) -> jax.Array:
+    """The product of a weight, in whatever form, with something plain.
+
+    Values are converted as they are read. One scale for an output multiplies the product; scales of
+    groups multiply the values.
+
+    Args:
+      weight: plain or scaled.
+      x: what it multiplies, the last of its dimensions inputs.
+      inputs: dimensions that are summed over, of the weight and of x.
+      dtype: of the product.
+      out: sharding of the product, outside `shard_map`.
+
+    Returns:
+      The other dimensions of the weight, then those of x.
+    """
+    plain = isinstance(weight, jax.Array)
+    if not plain and (weight.offsets is not None or weight.groups > 1):
+        weight, plain = weight.dense(), True
+    values = weight if plain else weight.values
+    scales = None if plain else drop(weight.scales, inputs[0])
+    if scales is not None and weight.round_activations:
+        x, of_tokens = round_tokens(x, inputs[1])
+        scales = scales.reshape(*scales.shape, *(1,) * of_tokens.ndim) * of_tokens
+    elif scales is not None:
+        scales = scales.reshape(*scales.shape, *(1,) * (x.ndim - len(inputs[1])))
+    exact = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
+    product = jax.lax.dot_general(
+        values.astype(x.dtype),
+        x,
+        (tuple(map(tuple, inputs)), ((), ())),
+        preferred_element_type=dtype if scales is None else exact,
+        out_sharding=out,
+    )
+    return product if scales is None else (product * scales).astype(dtype)
