@@ -1,4 +1,4 @@
-"""Options that a decode step is compiled with, beside XLA's own."""
+"""Options that steps are compiled with, beside XLA's own."""
 
 import functools
 
@@ -14,20 +14,28 @@ this the new tokens are written where the cache lies. What attention reads ahead
 does; so for weights.
 """
 
+SIDE_BY_SIDE = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
+"""Kernels of a CUDA graph that do not need each other run at the same time.
+
+llama3-8b's step for one sequence took 4% less time so on an H200.
+"""
+
+_OF_DECODE = {"tpu": IN_PLACE, "gpu": SIDE_BY_SIDE, "cuda": SIDE_BY_SIDE}
+
 
 def decode_options(mesh: jax.sharding.Mesh) -> dict[str, str] | None:
-    """What `jax.jit` takes as `compiler_options`: `IN_PLACE` on TPUs whose compiler knows it."""
-    on_tpu = all(device.platform == "tpu" for device in mesh.devices.flat)
-    return IN_PLACE if on_tpu and known(mesh) else None
+    """What `jax.jit` takes as `compiler_options` on this mesh, if its compiler knows them."""
+    options = _OF_DECODE.get(mesh.devices.flat[0].platform)
+    return options if options and known(mesh, *options.items()) else None
 
 
 @functools.cache
-def known(mesh: jax.sharding.Mesh) -> bool:
-    """Whether this version of XLA has the option; it refuses one that it does not know."""
+def known(mesh: jax.sharding.Mesh, *options: tuple[str, str]) -> bool:
+    """Whether this version of XLA has the options; it refuses those that it does not know."""
     whole = jax.NamedSharding(mesh, jax.P())
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
     try:
-        jax.jit(jnp.negative, compiler_options=IN_PLACE).lower(number).compile()
+        jax.jit(jnp.negative, compiler_options=dict(options)).lower(number).compile()
     except jax.errors.JaxRuntimeError as error:
         if "No such compile option" in str(error):
             return False
