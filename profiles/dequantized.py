@@ -45,12 +45,13 @@ def held_bytes(engine: Engine, text: str) -> int:
     )
 
 
-def _matrices(engine: Engine) -> dict[Dims, int]:
-    """One device's part of each matrix in few bits, and the bits that it is in."""
+def _matrices(engine: Engine) -> dict[Dims, tuple[int, int]]:
+    """One device's part of each matrix in few bits: the bits that it is in, and its groups."""
     flat, found = flatten(engine.parameters), {}
     for path in matrices(Transformer(engine.config, engine.form)):
-        values = flat[*path, "values"]
-        found[values.sharding.shard_shape(values.shape)] = scaled.bits(values)
+        values, scales = (flat[*path, name] for name in ("values", "scales"))
+        groups = scales.sharding.shard_shape(scales.shape)[-1]
+        found[values.sharding.shard_shape(values.shape)] = scaled.bits(values), groups
     return found
 
 
@@ -66,18 +67,22 @@ def _inner(program: Program) -> set[str]:
     }
 
 
-def _bytes(instruction: Instruction, stored: dict[Dims, int]) -> int:
+def _bytes(instruction: Instruction, stored: dict[Dims, tuple[int, int]]) -> int:
     if instruction.opcode in _ALIASES:
         return 0
     total = 0
     for element, text in _SHAPE.findall(instruction.shape):
         dims = tuple(map(int, text.split(",")))
-        if any(bits(element) > few and _is_merged(dims, whole) for whole, few in stored.items()):
+        if any(
+            bits(element) > few and _is_merged(dims, whole, groups)
+            for whole, (few, groups) in stored.items()
+        ):
             total += math.prod(dims) * bits(element) // 8
     return total
 
 
-def _is_merged(dims: Dims, whole: Dims) -> bool:
-    """Whether neighbouring dimensions of `whole`, multiplied, give `dims`."""
-    products = [set(itertools.accumulate(each, operator.mul)) for each in (dims, whole)]
+def _is_merged(dims: Dims, whole: Dims, groups: int) -> bool:
+    """Whether neighbours in `whole`, its inputs perhaps in groups, give `dims` when multiplied."""
+    split = (*whole[:-1], groups, whole[-1] // groups)
+    products = [set(itertools.accumulate(each, operator.mul)) for each in (dims, split)]
     return math.prod(dims) == math.prod(whole) and products[0] - {1} <= products[1]
