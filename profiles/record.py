@@ -22,6 +22,7 @@ def decode_record(
     context: int,
     slots: int,
     samples: Sequence[float] = (),
+    steps_per_sample: int = 1,
     experts_touched: float | None = None,
     price_per_chip_hour: float | None = None,
 ) -> Record:
@@ -34,6 +35,7 @@ def decode_record(
       context: tokens in the cache when the step starts.
       slots: tokens the cache has room for.
       samples: measured seconds per step; none for a floor alone.
+      steps_per_sample: that each of them is the mean of.
       experts_touched: distinct experts that a layer read, on average over layers; if None, those
         that evenly spread tokens would touch.
       price_per_chip_hour: USD, for the cost per token.
@@ -57,7 +59,8 @@ def decode_record(
         return record
     step = summarise(samples)
     seconds = step["median"]
-    record |= {"step_s": step, "tokens_per_s": batch / seconds}
+    record |= {"step_s": step, "steps_per_sample": steps_per_sample}
+    record["tokens_per_s"] = batch / seconds
     record["tokens_per_s_per_chip"] = record["tokens_per_s"] / chips
     if price_per_chip_hour is not None:
         hours = seconds / 3600

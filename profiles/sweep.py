@@ -6,6 +6,7 @@ falls on every row alike; peak rates are sampled before, between and after.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -210,6 +211,9 @@ def _cases(
 def _measure(cases: list[_Case], meters: list[PeakMeter], seconds: float) -> None:
     for case in progress(cases, lambda case: f"compiling {case}"):
         case.attempt(case.compile)
+    for case in cases:
+        turn = seconds / LEAST_ROUNDS / len(cases)
+        case.attempt(functools.partial(case.step.lengthen, turn))
     for meter in meters:
         meter.sample(repeats=3)
     stop = time.perf_counter() + seconds
@@ -241,6 +245,7 @@ def _record(case: _Case, sweep: Sweep, bandwidth: dict) -> Record:
         peaks,
         **sizes,
         samples=step.samples,
+        steps_per_sample=step.burst,
         experts_touched=step.experts_touched,
         price_per_chip_hour=sweep.price,
     )

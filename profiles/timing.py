@@ -1,10 +1,13 @@
 """Times decode steps: compile first, warm up, hold the context, interleave, keep every sample.
 
 A sample is a burst of consecutive steps, launched as generation launches them (each fed the token
-before it, none waited for until the last), over the number of steps.
+before it, none waited for until the last), over the number of steps. On a GPU or TPU the host needs
+milliseconds to launch the first, in which the device has nothing to do, and runs ahead after that;
+so a burst is long beside a launch where there is time for it.
 """
 
 import dataclasses
+import math
 import time
 
 import jax
@@ -12,8 +15,10 @@ import numpy as np
 
 from decode.engine import Engine
 from decode.sampling import GREEDY
+from sharding import processes
 
-BURST = 4
+LEAST_BURST = 4
+LONG_S = 0.25
 WARM_UP = 2
 
 
@@ -28,6 +33,7 @@ class HeldStep:
       engine: the model on its mesh.
       batch: sequences.
       context: tokens in the cache when the step starts.
+      burst: steps of each sample.
       samples: seconds per step of each burst so far.
       experts_touched: distinct experts that a layer read in the newest step, on average over
         layers; None before the first step and for a model without experts.
@@ -36,6 +42,7 @@ class HeldStep:
     engine: Engine
     batch: int
     context: int
+    burst: int = LEAST_BURST
     samples: list[float] = dataclasses.field(default_factory=list)
     experts_touched: float | None = None
 
@@ -55,13 +62,19 @@ class HeldStep:
         step = self.engine.lower_advance(self._cache, self._carry, GREEDY)
         return step.compile().as_text()
 
+    def lengthen(self, seconds: float) -> None:
+        """Makes bursts last so long, or `LONG_S` if that is less; all processes' the same."""
+        step = self._run(LEAST_BURST) / LEAST_BURST
+        steps = math.ceil(min(seconds, LONG_S) / step)
+        self.burst = processes.agree(lambda: max(steps, LEAST_BURST))
+
     def sample(self) -> None:
         """Times one more burst."""
-        self.samples.append(self._run(BURST) / BURST)
+        self.samples.append(self._run(self.burst) / self.burst)
 
     def rehearse(self) -> None:
         """Runs a burst that does not count, for a trace."""
-        self._run(BURST)
+        self._run(LEAST_BURST)
 
     def _run(self, steps: int) -> float:
         held = self._carry

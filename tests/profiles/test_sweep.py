@@ -15,7 +15,7 @@ from profiles import sweep as sweeping
 from profiles.bandwidth import PeakMeter
 from profiles.report import fit_lines, fits, lines
 from profiles.sweep import Sweep, run
-from profiles.timing import BURST, HeldStep
+from profiles.timing import LEAST_BURST, LONG_S, HeldStep
 from sharding.errors import UsageError
 from sharding.layout import LAYOUTS
 from sharding.mesh import make_mesh, parse_mesh
@@ -170,7 +170,19 @@ def test_a_held_step_keeps_its_context(tiny_engine):
     # Only the one slot was ever written.
     changed = np.flatnonzero((np.asarray(step._cache.keys[0]) != before).any(axis=(0, 1, 3)))
     assert set(changed) <= {20}
-    assert step.slots == 64 and BURST > 1
+    assert step.slots == 64 and step.burst > 1
+
+
+def test_a_burst_is_long_where_there_is_time(tiny_engine):
+    step = HeldStep(tiny_engine("1x1x1"), batch=1, context=20)
+    step.compile()
+    step.lengthen(0)
+    assert step.burst == LEAST_BURST
+    step.lengthen(10)  # LONG_S of steps well below a millisecond
+    long = step.burst
+    assert long > 10 * LEAST_BURST
+    step.sample()
+    assert long * step.samples[-1] < 20 * LONG_S
 
 
 def test_the_meter_reads_more_than_a_cache_holds_and_its_kernels_read_all_of_it():
