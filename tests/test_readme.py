@@ -17,6 +17,7 @@ from tests import (
     storage_table,
     talk_table,
 )
+from tests.scripts import running
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -53,6 +54,18 @@ def test_perplexities_and_types_are_those_of_the_recorded_runs():
     assert perplexity_table.BEGIN + perplexity_table.table(run) in README
     run = json.loads((RESULTS / "smollm2-135m-cpu-types/profile.json").read_text())
     assert markdown_table(run["points"], run["bandwidth"]).strip() in README
+
+
+def test_the_steps_of_a_gpu_are_those_of_the_recorded_run_beside_what_was_expected():
+    run = json.loads((RESULTS / "llama3-8b-h200/profile.json").read_text())
+    assert markdown_table(run["points"], run["bandwidth"]).strip() in README
+    dearer = run["points"][0]["usd_per_million_tokens"] / run["points"][3]["usd_per_million_tokens"]
+    assert f"A token among 256 sequences costs {dearer:.0f} times less than alone." in README
+    step = ["--model=llama3-8b", "--topology=h200:1", "--context=2048", "--batch=1,8,64,256"]
+    found = running.run("estimate.py", *step, "--json=-", folder=ROOT)
+    expected = [point["expected_s"] * 1e3 for point in found.document["points"]]
+    *first, last = (f"{milliseconds:.3g}" for milliseconds in expected)
+    assert f"{', '.join(first)} and {last} ms of the bfloat16 steps" in " ".join(README.split())
 
 
 def test_the_accuracy_of_expected_times_is_that_of_the_code():
