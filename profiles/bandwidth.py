@@ -5,6 +5,7 @@ the best rate that any of several kernels reached at any time in the run.
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 READ_BYTES = 1 << 28  # 256 MiB over a CPU mesh: far more than a last-level cache
-READ_BYTES_PER_CHIP = 1 << 30  # elsewhere on each device: long beside the launch of a kernel
+READ_BYTES_PER_CHIP = 1 << 30  # elsewhere on each device
+LAUNCHES = 16  # for each sample there: a launch, and waiting for it, takes as long as one read
 MATMUL_SIZE = 1024
 ALL = ("x", "y", "z")
 
@@ -38,6 +40,7 @@ class PeakMeter:
         width = 4096
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         size = READ_BYTES if on_cpu else READ_BYTES_PER_CHIP * self.mesh.size
+        self._launches = 1 if on_cpu else LAUNCHES
         rows = size // 4 // width
         rows -= rows % self.mesh.size
         with jax.set_mesh(self.mesh):
@@ -61,28 +64,28 @@ class PeakMeter:
         with jax.set_mesh(self.mesh):
             for name, kernel in self._reads.items():
                 rates = self.read_rates.setdefault(name, [])
-                rates += _rates(
-                    lambda k=kernel: k(self._big, self._vector), self._big.nbytes, repeats
-                )
-            matmul = lambda: self._matmul(self._left, self._right)  # noqa: E731
-            self.flop_rates += _rates(matmul, flops, repeats)
+                read = functools.partial(kernel, self._big, self._vector)
+                rates += self._rates(read, self._big.nbytes, repeats)
+            matmul = functools.partial(self._matmul, self._left, self._right)
+            self.flop_rates += self._rates(matmul, flops, repeats)
 
     def rates(self) -> dict[str, list[float]]:
         """Every sample so far by kernel: bytes per second, and FLOP/s under ``matmul``."""
         return {**self.read_rates, "matmul": self.flop_rates}
 
+    def _rates(self, run: Callable[[], jax.Array], work: float, repeats: int) -> list[float]:
+        """Units of `work` per second of each repeat."""
+        run().block_until_ready()  # compiles the first time, warms up otherwise
+        rates = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            for _ in range(self._launches):
+                last = run()
+            last.block_until_ready()
+            rates.append(self._launches * work / (time.perf_counter() - start))
+        return rates
+
 
 def _filled(shape: tuple[int, ...], spec: jax.P) -> jax.Array:
     ramp = jax.lax.broadcasted_iota(jnp.float32, shape, len(shape) - 1, out_sharding=spec)
     return ramp * 1e-6 + 0.5
-
-
-def _rates(run: Callable[[], jax.Array], work: float, repeats: int) -> list[float]:
-    """Units of `work` per second of each repeat."""
-    run().block_until_ready()  # compiles the first time, warms up otherwise
-    rates = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run().block_until_ready()
-        rates.append(work / (time.perf_counter() - start))
-    return rates

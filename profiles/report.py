@@ -375,16 +375,27 @@ def _notes(points: Sequence[Record]) -> list[str]:
     """What a reader must know of steps that did run: what the floor leaves out, or got wrong."""
     statuses = (_status(p) for p in points if "step_s" in p and p.get("status", "ok") != "ok")
     notes = [f"-  {status}" for status in dict.fromkeys(statuses)]
-    unpacked: dict[str, int] = {}
-    for point in points:
-        if size := point.get("bytes_per_chip", {}).get("weights_unpacked"):
-            unpacked[point["weight_dtype"]] = max(size, unpacked.get(point["weight_dtype"], 0))
-    notes += [
-        f"-  {name}: the compiler unpacks {size / 1e6:.3g} MB of weights as a whole in each step"
-        for name, size in unpacked.items()
-    ]
+    notes += _unpacked(points)
     if any(point.get("fraction_of_floor", 0) > 1 for point in points):
         notes.append(
             "(!)  error: a step measured below its floor; the bandwidth or the timing is wrong"
         )
+    return notes
+
+
+def _unpacked(points: Sequence[Record]) -> list[str]:
+    """Types that the compiler holds in more bits: how much, and in which steps if not all."""
+    found: dict[str, dict[int, int]] = {}
+    for point in points:
+        size = point.get("bytes_per_chip", {}).get("weights_unpacked", 0)
+        sizes = found.setdefault(point.get("weight_dtype", ""), {})
+        sizes[point["batch"]] = max(size, sizes.get(point["batch"], 0))
+    notes = []
+    for name, sizes in found.items():
+        if most := max(sizes.values()):
+            size = f"{most / 1e6:.3g} MB" if most < 1e9 else f"{most / 1e9:.3g} GB"
+            batches = ", ".join(str(batch) for batch in sizes if sizes[batch])
+            which = "" if all(sizes.values()) else f" of batch {batches}"
+            what = f"unpacks {size} of weights as a whole in each step{which}"
+            notes.append(f"-  {name}: the compiler {what}")
     return notes

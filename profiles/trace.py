@@ -119,7 +119,9 @@ def _event(plane: str, line: str, event) -> Event:
     if line == "XLA Ops" and not operation:  # on a TPU the name is the instruction's whole text
         operation = event.name.split(" = ")[0].removeprefix("%")
     start, duration = event.start_ns * 1e-9, event.duration_ns * 1e-9
-    return Event(plane, line, event.name, start, duration, operation, str(stats.get("tf_op", "")))
+    scope = str(stats.get("tf_op", ""))
+    scope = scope if "/" in scope else ""  # on a GPU it is the module's, of every instruction
+    return Event(plane, line, event.name, start, duration, operation, scope)
 
 
 def scopes(hlo_text: str) -> dict[str, str]:

@@ -115,6 +115,19 @@ def test_a_step_below_its_floor_is_reported_as_an_error_and_not_clamped():
     assert "112% (!)" in text and "error" in text
 
 
+def test_weights_that_the_compiler_unpacks_are_noted_with_their_steps():
+    def stored(name: str, batch: int, held: int) -> dict:
+        return record(batch, weight_dtype=name, bytes_per_chip={"weights_unpacked": held})
+
+    points = [stored("int8", 1, 0), stored("int8", 8, 0), stored("int4", 1, 0)]
+    points += [stored("int4", 8, 14 * 10**9), stored("fp8", 1, 2 * 10**6)]
+    notes = [line for line in report.table(points, None).splitlines() if "unpacks" in line]
+    assert [note.split("unpacks ")[1] for note in notes] == [
+        "14 GB of weights as a whole in each step of batch 8",
+        "2 MB of weights as a whole in each step",
+    ]
+
+
 def test_a_wide_table_fits_the_terminal():
     extra = {"expected_s": 0.02, "usd_per_million_tokens": 1.5, "bound": "communication"}
     points = [record(64, 4, **extra), record(128, 8, **extra)]

@@ -1,6 +1,7 @@
 """Traces of a small function, taken and read back without a viewer."""
 
 import os
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,17 @@ def test_scopes_say_which_part_of_the_model_an_operation_belongs_to(traced):
     (order,) = [operation for operation in top if operation.name.startswith("sort")]
     assert "/order/" in order.scope
     assert any("/loop/" in operation.scope for operation in top)
+
+
+@pytest.mark.parametrize(
+    ("written", "scope"), [("jit(step)/mlp/dot_general", "jit(step)/mlp/dot_general"),
+                           ("XlaModule:", "")]
+)  # fmt: skip
+def test_what_a_gpu_says_of_every_operation_is_no_scope(written, scope):
+    stats = [("hlo_op", "gemm_fusion_dot.1"), ("tf_op", written)]
+    event = SimpleNamespace(name="kernel", stats=stats, start_ns=1, duration_ns=2)
+    read = trace._event("/device:GPU:0", "Stream #14", event)
+    assert (read.operation, read.scope) == ("gemm_fusion_dot.1", scope)
 
 
 def test_top_operations_come_longest_first_and_no_more_than_asked(traced):
