@@ -22,9 +22,17 @@ def lay_out_for_tpu(parameters: Parameters, model: nnx.Module) -> Parameters:
     for path, param in declarations(model).items():
         order, scheme = _ORDERS_ON_TPU.get(param.axes), model.form.scheme
         # Matrices in groups are read by a kernel, as they are stored.
-        if order and not param.scale and not (scheme and scheme.group):
+        if order and not param.scale and not (scheme and scheme.group) and _fills_lanes(flat[path]):
             flat[path] = _lie(flat[path], Format(Layout(order), flat[path].sharding))
     return nest(flat)
+
+
+def _fills_lanes(array: jax.Array | jax.ShapeDtypeStruct) -> bool:
+    """Whether shards are whole registers wide; an order given to narrower ones fills them up."""
+    return array.sharding.shard_shape(array.shape)[-1] % _LANES == 0
+
+
+_LANES = 128
 
 
 def lay_out(parameters: Parameters, formats: dict) -> tuple[Parameters, int]:

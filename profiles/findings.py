@@ -7,6 +7,7 @@ bandwidth, and collectives at their expected times. They are estimates; only a m
 import collections
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 from profiles.arrays import placed_arrays
@@ -190,8 +191,9 @@ def _alone(step: CompiledStep, times: CollectiveTimes) -> Iterator[Finding]:
 
 
 def _place(where: str) -> str:
-    first, _, rest = where.partition("/")
-    return f"layer/{rest}" if first.startswith("layer_") else where
+    """Layers not told apart, nor what one operation does for several of them."""
+    named = re.sub(r"\blayer_\d+", "layer", where)
+    return " and ".join(dict.fromkeys(re.split(r"/(?=layer/)", named)))
 
 
 def _replicated(step: CompiledStep, subject: Subject, bandwidth: float) -> Iterator[Finding]:

@@ -158,10 +158,15 @@ def test_weights_laid_out_otherwise_give_the_same_tokens_in_every_step(scheme):
     assert taken == jax.tree.map(lambda array: array.format.layout, engine.parameters)
 
 
-@pytest.mark.parametrize(("scheme", "changed"), [("plain", 2), ("int8", 2), ("int4", 0)])
-def test_on_tpu_attention_outputs_lie_otherwise_and_give_the_same_tokens(scheme, changed):
+@pytest.mark.parametrize(
+    ("scheme", "head_size", "changed"),
+    [("plain", 128, 2), ("int8", 128, 2), ("int4", 128, 0), ("plain", 64, 0)],
+)
+def test_on_tpu_attention_outputs_lie_otherwise_and_give_the_same_tokens(
+    scheme, head_size, changed
+):
     form = FLOAT32 if scheme == "plain" else Form("float32", SCHEMES[scheme])
-    config = dataclasses.replace(find_model("tiny"), head_size=32)  # whole groups
+    config = dataclasses.replace(find_model("tiny"), head_size=head_size)
     engine = random_engine(config, LAYOUTS["weight_stationary_1d"], "1x1x2", form)
     request = Request(prompts=PROMPTS, max_new_tokens=6)
     *_, before = generate(engine, request)
