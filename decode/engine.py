@@ -16,11 +16,11 @@ from jax.experimental.layout import Format, Layout
 from decode.options import decode_options
 from decode.sampling import Sampler, draw_keys
 from model.cache import (
-    CACHE_AXES,
     PADDING,
     KVCache,
     abstract_cache,
     empty_cache,
+    placed,
     whole_tiles,
 )
 from model.config import ModelConfig
@@ -106,14 +106,7 @@ class Engine:
         Raises:
           LayoutError: a batch that the layout does not divide.
         """
-        return empty_cache(self._abstract_cache(batch, slots), self.placement, self.mesh)
-
-    def _abstract_cache(self, batch: int, slots: int) -> KVCache:
-        self.placement.check_batch(batch)
-        multiple = self.placement.multiple("S")
-        if self.mesh.devices.flat[0].platform == "tpu":
-            slots = whole_tiles(slots, self.form)
-        return abstract_cache(self.config, batch, slots, self.form, multiple)
+        return empty_cache(self._placed_cache(batch, slots), self.mesh)
 
     def put(self, values: np.ndarray | jax.Array) -> jax.Array:
         """A small host array, whole on every device; every process has the same."""
@@ -262,11 +255,12 @@ class Engine:
         ).lower(weights, *given)
 
     def _placed_cache(self, batch: int, slots: int) -> KVCache:
-        where = jax.NamedSharding(self.mesh, self.placement.cache(*CACHE_AXES))
-        return jax.tree.map(
-            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where),
-            self._abstract_cache(batch, slots),
-        )
+        self.placement.check_batch(batch)
+        multiple = self.placement.multiple("S")
+        if self.mesh.devices.flat[0].platform == "tpu":
+            slots = whole_tiles(slots, self.form)
+        cache = abstract_cache(self.config, batch, slots, self.form, multiple)
+        return placed(cache, self.placement, self.mesh)
 
     def _abstract_vector(self, *shape: int) -> jax.ShapeDtypeStruct:
         whole = jax.NamedSharding(self.mesh, jax.P(*(None,) * len(shape)))

@@ -156,10 +156,10 @@ def attend(
             out_sharding=jax.P(batch, heads, slots, None, group),
         )
         if of_keys is not None:
-            scores = scores * of_keys[..., None]
+            scores = scores * jnp.swapaxes(of_keys, 0, 1)[..., None, None]
         scores = jnp.moveaxis(scores, 2, -1) * scale  # [B, K, T, G, S]
-        if of_values is not None:  # [B, K, S, 1] -> [B, K, 1, 1, S]
-            of_values = jnp.swapaxes(of_values, 2, 3)[:, :, None]
+        if of_values is not None:  # [K, B, S] -> [B, K, 1, 1, S]
+            of_values = jnp.swapaxes(of_values, 0, 1)[:, :, None, None]
         if softcap:
             scores = softcap * jnp.tanh(scores / softcap)
         scores = jnp.where(visible[:, None, :, None, :], scores, -jnp.inf)

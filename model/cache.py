@@ -1,6 +1,6 @@
 """The KV cache: a plain pytree that is passed in, updated in place and passed out.
 
-One declaration: `abstract_cache` states shape and dtype, `CACHE_AXES` the logical axes. Every
+One declaration: `abstract_cache` states shape and dtype, `axes_of` the logical axes. Every
 jitted step donates its cache, so that the new one takes the old one's memory.
 """
 
@@ -13,19 +13,22 @@ import jax.numpy as jnp
 from model.config import ModelConfig
 from model.form import Form
 from sharding.placement import Placement, entry_axes
-from sharding.scaled import Scheme, Weight, round_rows
+from sharding.scaled import Scaled, Scheme, Weight, round_rows
 
 CACHE_AXES = ("B", "K", "S", "h")
+SCALE_AXES = ("K", "B", "S")
+"""Of scales: as attention reads them; with sequences first XLA:TPU lays those of a chip with one KV
+head out anew at each step."""
 TILE, SCALES = 32, 128
 """Slots of 8-bit numbers, and scales, that a TPU keeps together: in a cache of so many, or a
 multiple, each sequence begins anew; of others XLA:TPU puts the sequences in between and moves them
-to read, and lays scales out anew to write one."""
+to read."""
 PADDING = 2**30
 """Position of a token that is only there to fill a row: past every slot, seen by none."""
 
 
 Stored = Weight
-"""Keys or values of one layer, [B, K, S, h]: plain, or with a scale for each token and head."""
+"""Keys or values of one layer, [B, K, S, h]: plain, or with scales [K, B, S]."""
 
 
 class KVCache(NamedTuple):
@@ -48,7 +51,7 @@ def abstract_cache(
 ) -> KVCache:
     """Shapes and dtypes of a cache of `slots` tokens for each of `batch` sequences.
 
-    Scales of a cache in few bits are float32, [B, K, S, 1].
+    Scales of a cache in few bits are float32, [K, B, S].
 
     Where the slots are divided, each layer has as many more as make them a multiple.
     """
@@ -57,11 +60,17 @@ def abstract_cache(
         kept = -(-min(slots, config.window(layer) or slots) // multiple) * multiple
         shape = batch, config.kv_heads, kept, config.head_size
         if isinstance(form.cache, Scheme):
-            return form.cache.abstract(shape, outputs=3)
+            scales = jax.ShapeDtypeStruct((shape[1], shape[0], kept), jnp.float32)
+            return Scaled(jax.ShapeDtypeStruct(shape, form.cache.dtype), scales)
         return jax.ShapeDtypeStruct(shape, form.cache)
 
     layers = tuple(map(one, range(config.layers)))
     return KVCache(keys=layers, values=layers)
+
+
+def axes_of(array: jax.Array | jax.ShapeDtypeStruct) -> tuple[str, ...]:
+    """Logical axes of one array of a cache: of keys, values, or their scales."""
+    return CACHE_AXES if array.ndim == len(CACHE_AXES) else SCALE_AXES
 
 
 def whole_tiles(slots: int, form: Form) -> int:
@@ -70,16 +79,25 @@ def whole_tiles(slots: int, form: Form) -> int:
     return -(-slots // tile) * tile
 
 
-def empty_cache(abstract: KVCache, placement: Placement, mesh: jax.sharding.Mesh) -> KVCache:
+def placed(abstract: KVCache, placement: Placement, mesh: jax.sharding.Mesh) -> KVCache:
+    """The same shapes with their shardings."""
+
+    def one(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        where = jax.NamedSharding(mesh, placement.cache(*axes_of(array)))
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
+
+    return jax.tree.map(one, abstract)
+
+
+def empty_cache(placed: KVCache, mesh: jax.sharding.Mesh) -> KVCache:
     """A cache of zeros, each shard made on its own device."""
-    spec = placement.cache(*CACHE_AXES)
     with jax.set_mesh(mesh):
-        return _zeros(abstract, spec)
+        return _zeros(placed)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _zeros(abstract: KVCache, spec: jax.P) -> KVCache:
-    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, out_sharding=spec), abstract)
+@functools.partial(jax.jit, static_argnums=0)
+def _zeros(placed: KVCache) -> KVCache:
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, out_sharding=a.sharding), placed)
 
 
 def slots_of(positions: jax.Array, slots: int, ring: bool) -> jax.Array:
@@ -135,8 +153,7 @@ def write(
     Returns:
       The updated cache, [B, K, S, h].
     """
-    specs = placement.cache(*CACHE_AXES), placement.cache("B", "T", "K", "h")
-    slots_over = entry_axes(specs[0][2])
+    slots_over = entry_axes(placement.cache("S")[0])
 
     def local(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
         if prompts and new.shape[1] <= cache.shape[2] and not slots_over:
@@ -148,36 +165,36 @@ def write(
         return jax.lax.platform_dependent(cache, new, slots, cpu=_scatter_two, default=_scatter)
 
     def update(cache: jax.Array, new: jax.Array) -> jax.Array:
-        where = jax.typeof(positions).sharding.spec
-        return jax.shard_map(local, in_specs=(*specs, where), out_specs=specs[0], check_vma=False)(
+        spec = placement.cache(*axes_of(cache))
+        of_new = placement.cache(*("B", "T", "K", "h")[: new.ndim])
+        specs = spec, of_new, jax.typeof(positions).sharding.spec
+        return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(
             cache, new, positions
         )
 
     with jax.named_scope("cache_write"):
-        if isinstance(form.cache, Scheme):
-            return jax.tree.map(update, cache, round_rows(new, form.cache))
-        return update(cache, new.astype(form.cache))
+        if not isinstance(form.cache, Scheme):
+            return update(cache, new.astype(form.cache))
+        few = round_rows(new, form.cache)
+        return Scaled(update(cache.values, few.values), update(cache.scales, few.scales[..., 0]))
 
 
 def _fill(cache: jax.Array, new: jax.Array) -> jax.Array:
     """Whole prompts in the first slots: one block, where XLA:TPU takes rows one after another."""
-    return jax.lax.dynamic_update_slice(cache, jnp.swapaxes(new, 1, 2), (0, 0, 0, 0))
+    turned = jnp.swapaxes(new, 1, 2) if new.ndim == 4 else jnp.transpose(new, (2, 0, 1))
+    return jax.lax.dynamic_update_slice(cache, turned, (0,) * cache.ndim)
 
 
 def _scatter(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
     """A row for each token and head on this device; those of slots elsewhere are dropped.
 
     Rows are what XLA:TPU updates where they lie. Asked for several heads of a slot at once, it
-    first brings the whole cache into an order in which they are neighbours; scales, rows of one
-    number, it leaves where they are only as one long vector.
+    first brings the whole cache into an order in which they are neighbours.
     """
-    batch, heads, here, size = cache.shape
-    slots = jnp.where(slots < 0, here, slots)[..., None]  # a negative index counts from the end
-    sequence, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)  # of each [B, T, K]
-    if size > 1:
-        return cache.at[sequence, head, slots].set(new, mode="drop")
-    place = jnp.where(slots < here, (sequence * heads + head) * here + slots, cache.size)
-    return cache.reshape(-1).at[place].set(new[..., 0], mode="drop").reshape(cache.shape)
+    slots = jnp.where(slots < 0, cache.shape[2], slots)[..., None]  # a negative one: from the end
+    sequence, head = jnp.arange(new.shape[0])[:, None, None], jnp.arange(new.shape[2])
+    first = (sequence, head) if cache.ndim == 4 else (head, sequence)  # of each [B, T, K]
+    return cache.at[*first, slots].set(new, mode="drop")
 
 
 def _scatter_two(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 from flax import nnx
 
-from model.cache import CACHE_AXES, abstract_cache
+from model.cache import abstract_cache, axes_of
 from model.config import ModelConfig
 from model.form import Form
 from model.parameters import declarations
@@ -84,8 +84,7 @@ def _declared(
     cache = abstract_cache(config, batch, slots, form, placement.multiple("S"))
     for path, array in jax.tree_util.tree_leaves_with_path(cache):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        axes = CACHE_AXES if array.shape[-1] == config.head_size else (*CACHE_AXES[:-1], None)
-        yield f"cache/{name}", array, axes, placement.cache(*axes)
+        yield f"cache/{name}", array, axes_of(array), placement.cache(*axes_of(array))
 
 
 def _placed(

@@ -65,7 +65,8 @@ class Scaled:
 
     Attributes:
       values: [outputs..., inputs...], in a scheme's dtype.
-      scales: float32, of the same rank: inputs are 1, or as many as there are groups.
+      scales: float32, of the same rank: inputs are 1, or as many as there are groups. A KV cache
+        has them otherwise, see `model/cache.py`.
       offsets: as scales, where the scheme has them.
       round_activations: multiply 8-bit integers: what it multiplies is rounded to them first, with
         a scale for each token.

@@ -70,7 +70,7 @@ def test_a_matrix_in_few_bits_is_a_row_for_each_of_its_arrays():
         assert found[f"layers/*/mlp/down/{name}"] == ("[D.x, F.zy]", values // 32 * 4)
     tokens_and_heads = 8 * 128 * 8 // 8
     assert found["cache/keys/*/values"] == ("[B, K.zyx, S, h]", tokens_and_heads * 128)
-    assert found["cache/keys/*/scales"] == ("[B, K.zyx, S, 1]", tokens_and_heads * 4)
+    assert found["cache/keys/*/scales"] == ("[K.zyx, B, S]", tokens_and_heads * 4)
 
 
 @pytest.mark.parametrize("mesh", ["2x2x2", "1x2x4", "3x2x1"])
