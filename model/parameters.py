@@ -93,8 +93,9 @@ class Matrix(nnx.Module):
     def __getitem__(self, index: EllipsisType) -> Scaled:
         """The matrix as matmuls take it; `index` is ``...``, as of a parameter."""
         parts = [part[...] for part in (self.values, self.scales)]
-        offsets = self.offsets[...] if self.form.scheme.offset else None
-        return Scaled(*parts, offsets, self.form.round_activations)
+        scheme = self.form.scheme
+        offsets = self.offsets[...] if scheme.offset else None
+        return Scaled(*parts, offsets, scheme.group, self.form.round_activations)
 
 
 def declare_matrix(

@@ -41,7 +41,7 @@ class Scheme:
         one = (*shape[:outputs], *(1,) * (len(shape) - outputs))
         numbers = jax.ShapeDtypeStruct(many or one, jnp.float32)
         values = jax.ShapeDtypeStruct(shape, self.dtype)
-        return Scaled(values, numbers, numbers if self.offset else None)
+        return Scaled(values, numbers, numbers if self.offset else None, self.group)
 
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
@@ -68,6 +68,7 @@ class Scaled:
       scales: float32, of the same rank: inputs are 1, or as many as there are groups. A KV cache
         has them otherwise, see `model/cache.py`.
       offsets: as scales, where the scheme has them.
+      group: inputs that share a scale, along the last dimension; None for all of an output.
       round_activations: multiply 8-bit integers: what it multiplies is rounded to them first, with
         a scale for each token.
     """
@@ -75,6 +76,7 @@ class Scaled:
     values: jax.Array
     scales: jax.Array
     offsets: jax.Array | None = None
+    group: int | None = dataclasses.field(default=None, metadata={"static": True})
     round_activations: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
@@ -87,14 +89,10 @@ class Scaled:
         """Dimensions of the values."""
         return self.values.ndim
 
-    @property
-    def groups(self) -> int:
-        """Into which the last dimension is divided, with a scale each."""
-        return self.scales.shape[-1]
-
     def dense(self) -> jax.Array:
         """The values that are meant, float32."""
-        split = (*self.shape[:-1], self.groups, self.shape[-1] // self.groups)
+        groups = self.scales.shape[-1]
+        split = (*self.shape[:-1], groups, self.shape[-1] // groups)
         found = self.values.astype(jnp.float32).reshape(split) * self.scales[..., None]
         if self.offsets is not None:
             found = found + self.offsets[..., None]
@@ -107,9 +105,7 @@ Weight = jax.Array | Scaled
 
 def granule(weight: Weight) -> int:
     """Inputs that share a scale, along the last dimension: it can be cut between these only."""
-    if not isinstance(weight, Scaled) or weight.groups == 1:
-        return 1
-    return weight.shape[-1] // weight.groups
+    return weight.group or 1 if isinstance(weight, Scaled) else 1
 
 
 def cut(weight: Weight, number: int | jax.Array, parts: int, axis: int) -> Weight:
@@ -239,7 +235,8 @@ def quantize(array: jax.Array, outputs: int, scheme: Scheme) -> tuple[Scaled, ja
     parts, finite = jax.shard_map(
         local, in_specs=spec, out_specs=(specs, jax.P()), check_vma=False
     )(array)
-    return Scaled(*parts), finite
+    values, scales, offsets = (*parts, None)[:3]
+    return Scaled(values, scales, offsets, scheme.group), finite
 
 
 def _scaled(blocks: jax.Array, over: tuple[int, ...], axes: tuple[str, ...], scheme: Scheme):

@@ -69,7 +69,7 @@ def _read(file: GGUFFile, parameter: "_Parameter", scheme: Scheme | None) -> np.
         return parameter.build(*map(file.read, sources))
     parts = zip(*map(file.read_kept, sources), strict=True)  # codes, scales, perhaps offsets
     values, *numbers = (parameter.build(*part) for part in parts)
-    return Scaled(values.astype(scheme.dtype), *numbers)
+    return Scaled(values.astype(scheme.dtype), *numbers, group=scheme.group)
 
 
 def _as_stored(stored: np.ndarray) -> np.ndarray:

@@ -1,32 +1,70 @@
-"""What a GPU computes for few tokens, run here: the same product as that of the dense matrix."""
+"""Products of weights in few bits: what a GPU computes for few tokens, and one group in a shard."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sharding.dot import _EIGHT, _FEW_OF_GROUPS, _few_on_gpu
+from sharding.dot import _EIGHT, _FEW_OF_GROUPS, _few_on_gpu, contract, dot, dot_of_shards
 from sharding.mesh import make_mesh, parse_mesh
-from sharding.scaled import SCHEMES, quantize
+from sharding.scaled import SCHEMES, Scaled, quantize
 
+GROUPED = [name for name, scheme in SCHEMES.items() if scheme.group]
 CASES = [
     (name, tokens)
-    for name, scheme in SCHEMES.items()
-    for tokens in range(1, (_FEW_OF_GROUPS if scheme.group else _EIGHT) + 1)
+    for name in SCHEMES
+    for tokens in range(1, (_FEW_OF_GROUPS if name in GROUPED else _EIGHT) + 1)
 ]
+
+
+@pytest.fixture(autouse=True)
+def one_device():
+    with jax.set_mesh(make_mesh(parse_mesh("1"))):
+        yield
 
 
 @pytest.mark.parametrize(("name", "tokens"), CASES)
 def test_few_tokens_on_a_gpu(name, tokens):
-    with jax.set_mesh(make_mesh(parse_mesh("1"))):
-        matrix = _normal((48, 64), seed=1)
-        weight, finite = quantize(matrix, 1, SCHEMES[name])
-        x = _normal((tokens, 64), seed=2)
-        product = jax.jit(_few_on_gpu, static_argnums=2)(weight, x, jnp.float32)
-    assert finite and product.shape == (48, tokens)
+    weight, x = matrix(name, (48, 64)), normal((tokens, 64), seed=2)
+    product = jax.jit(_few_on_gpu, static_argnums=2)(weight, x, jnp.float32)
+    assert product.shape == (48, tokens)
     wanted = np.asarray(weight.dense(), np.float64) @ np.asarray(x, np.float64).T
     np.testing.assert_allclose(product, wanted, atol=1e-4)
 
 
-def _normal(shape: tuple[int, ...], seed: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape, out_sharding=jax.P(None, None))
+@pytest.mark.parametrize(
+    ("name", "tokens", "widened", "products"),
+    [("int8", 1, 8, 1), ("int8", 9, 9, 1), ("int4", 1, None, 0), ("int4", 3, 3, 1)],
+)
+def test_a_gpus_program_has_them_where_tokens_are_few(name, tokens, widened, products):
+    given = matrix(name, (48, 64)), normal((tokens, 1, 64), seed=2)
+    step = jax.jit(lambda weight, x: dot(weight, x, jnp.float32))
+    text = step.trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+    made = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert len(made) == products
+    assert all(f"tensor<{widened}x" in line for line in made)
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_a_group_to_a_shards_row_is_no_scale_for_the_whole_output(name):
+    weight, x = matrix(name, (8, 2, 3, 32)), normal((5, 1, 2, 3, 32), seed=2)
+    wanted = np.einsum("dkgh,btkgh->dbt", np.asarray(weight.dense()), np.asarray(x))
+    product = contract(weight, x, ((1, 2, 3), (2, 3, 4)), jnp.float32)
+    np.testing.assert_allclose(product, wanted, atol=1e-4)
+    stacked = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1)[None], matrix(name, (8, 2, 32)))
+    x = normal((5, 1, 2, 32), seed=2)  # two chips of inputs, a group on each
+    wanted = np.einsum("qdh,btqh->btd", np.asarray(stacked.dense())[0], np.asarray(x))
+    product = dot_of_shards(stacked, x, jnp.float32)
+    np.testing.assert_allclose(product[:, :, 0], wanted, atol=1e-4)
+
+
+def matrix(name: str, shape: tuple[int, ...]) -> Scaled:
+    """Of one output dimension."""
+    weight, finite = quantize(normal(shape, seed=1), 1, SCHEMES[name])
+    assert finite
+    return weight
+
+
+def normal(shape: tuple[int, ...], seed: int) -> jax.Array:
+    spec = jax.P(*(None,) * len(shape))
+    return jax.random.normal(jax.random.key(seed), shape, out_sharding=spec)
