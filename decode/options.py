@@ -1,4 +1,4 @@
-"""Options that steps are compiled with, beside XLA's own."""
+"""Options that a decode step is compiled with, beside XLA's own."""
 
 import functools
 

@@ -21,8 +21,8 @@ SCALE_AXES = ("K", "B", "S")
 head out anew at each step."""
 TILE, SCALES = 32, 128
 """Slots of 8-bit numbers, and scales, that a TPU keeps together: in a cache of so many, or a
-multiple, each sequence begins anew; of others XLA:TPU puts the sequences in between and moves them
-to read."""
+multiple, each sequence begins anew and no row of scales is filled up; of others XLA:TPU puts the
+sequences in between and moves them to read."""
 PADDING = 2**30
 """Position of a token that is only there to fill a row: past every slot, seen by none."""
 
@@ -89,15 +89,15 @@ def placed(abstract: KVCache, placement: Placement, mesh: jax.sharding.Mesh) -> 
     return jax.tree.map(one, abstract)
 
 
-def empty_cache(placed: KVCache, mesh: jax.sharding.Mesh) -> KVCache:
-    """A cache of zeros, each shard made on its own device."""
+def empty_cache(abstract: KVCache, mesh: jax.sharding.Mesh) -> KVCache:
+    """A cache of zeros from shapes with shardings, each shard made on its own device."""
     with jax.set_mesh(mesh):
-        return _zeros(placed)
+        return _zeros(abstract)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _zeros(placed: KVCache) -> KVCache:
-    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, out_sharding=a.sharding), placed)
+def _zeros(abstract: KVCache) -> KVCache:
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, out_sharding=a.sharding), abstract)
 
 
 def slots_of(positions: jax.Array, slots: int, ring: bool) -> jax.Array:

@@ -8,18 +8,19 @@ from model.parameters import Parameters, declarations, flatten, nest
 
 _ORDERS_ON_TPU = {("D", "K", "G", "h"): (1, 2, 0, 3)}
 """By logical axes, the order in memory, outermost first, of matrices that XLA:TPU would lay out at
-every step, to cut their rows: it wants those beside the heads' own dimension."""
+every step, to cut their rows: it wants those beside the heads' own dimension. Where a shard's heads
+fill no whole register they keep the default order."""
 
 
 def lay_out_for_tpu(parameters: Parameters, model: nnx.Module) -> Parameters:
     """Brings arrays into the orders in memory that TPUs read best; no others are touched.
 
     Args:
-      parameters: on devices, those that change then gone; or abstract.
+      parameters: on devices, those that change then gone; or abstract; or none.
       model: that declares them.
     """
     flat = flatten(parameters)
-    for path, param in declarations(model).items():
+    for path, param in declarations(model).items() if flat else ():
         order, scheme = _ORDERS_ON_TPU.get(param.axes), model.form.scheme
         # Matrices in groups are read by a kernel, as they are stored.
         if order and not param.scale and not (scheme and scheme.group) and _fills_lanes(flat[path]):

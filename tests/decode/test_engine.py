@@ -159,18 +159,25 @@ def test_weights_laid_out_otherwise_give_the_same_tokens_in_every_step(scheme):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "head_size", "changed"),
-    [("plain", 128, 2), ("int8", 128, 2), ("int4", 128, 0), ("plain", 64, 0)],
+    ("scheme", "head_size", "mesh", "changed"),
+    [
+        ("plain", 128, "1x1x2", 2),
+        ("int8", 128, "1x1x2", 2),
+        ("int4", 128, "1x1x2", 0),
+        ("plain", 64, "1x1x2", 0),
+        ("plain", 128, "1x1x4", 0),  # halves of heads
+    ],
 )
 def test_on_tpu_attention_outputs_lie_otherwise_and_give_the_same_tokens(
-    scheme, head_size, changed
+    scheme, head_size, mesh, changed
 ):
     form = FLOAT32 if scheme == "plain" else Form("float32", SCHEMES[scheme])
     config = dataclasses.replace(find_model("tiny"), head_size=head_size)
-    engine = random_engine(config, LAYOUTS["weight_stationary_1d"], "1x1x2", form)
+    engine = random_engine(config, LAYOUTS["weight_stationary_1d"], mesh, form)
     request = Request(prompts=PROMPTS, max_new_tokens=6)
     *_, before = generate(engine, request)
     model = Transformer(config, form)
+    assert lay_out_for_tpu({}, model) == {}  # an engine of weights that did not fit
     engine.parameters = lay_out_for_tpu(engine.parameters, model)
     orders = {
         path: array.format.layout.major_to_minor
