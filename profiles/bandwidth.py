@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 READ_BYTES = 1 << 28  # 256 MiB over a CPU mesh: far more than a last-level cache
 READ_BYTES_PER_CHIP = 1 << 30  # elsewhere on each device
-LAUNCHES = 16  # for each sample there: a launch, and waiting for it, takes as long as one read
+LAUNCHES = 16  # for each sample there: launching one read and waiting can take as long as it
 MATMUL_SIZE = 1024
 ALL = ("x", "y", "z")
 

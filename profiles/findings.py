@@ -191,7 +191,7 @@ def _alone(step: CompiledStep, times: CollectiveTimes) -> Iterator[Finding]:
 
 
 def _place(where: str) -> str:
-    """Layers not told apart, nor what one operation does for several of them."""
+    """Scopes with layers not told apart, each once where one operation serves several."""
     named = re.sub(r"\blayer_\d+", "layer", where)
     return " and ".join(dict.fromkeys(re.split(r"/(?=layer/)", named)))
 

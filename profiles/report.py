@@ -385,17 +385,16 @@ def _notes(points: Sequence[Record]) -> list[str]:
 
 def _unpacked(points: Sequence[Record]) -> list[str]:
     """Types that the compiler holds in more bits: how much, and in which steps if not all."""
-    found: dict[str, dict[int, int]] = {}
+    found: dict[str, list[tuple[int, int]]] = {}
     for point in points:
         size = point.get("bytes_per_chip", {}).get("weights_unpacked", 0)
-        sizes = found.setdefault(point.get("weight_dtype", ""), {})
-        sizes[point["batch"]] = max(size, sizes.get(point["batch"], 0))
+        found.setdefault(point.get("weight_dtype", ""), []).append((size, point["batch"]))
     notes = []
-    for name, sizes in found.items():
-        if most := max(sizes.values()):
+    for name, steps in found.items():
+        if most := max(steps)[0]:
             size = f"{most / 1e6:.3g} MB" if most < 1e9 else f"{most / 1e9:.3g} GB"
-            batches = ", ".join(str(batch) for batch in sizes if sizes[batch])
-            which = "" if all(sizes.values()) else f" of batch {batches}"
+            batches = dict.fromkeys(str(batch) for size, batch in steps if size)
+            which = "" if all(size for size, _ in steps) else f" of batch {', '.join(batches)}"
             what = f"unpacks {size} of weights as a whole in each step{which}"
             notes.append(f"-  {name}: the compiler {what}")
     return notes

@@ -211,9 +211,9 @@ def _cases(
 def _measure(cases: list[_Case], meters: list[PeakMeter], seconds: float) -> None:
     for case in progress(cases, lambda case: f"compiling {case}"):
         case.attempt(case.compile)
+    share = seconds / LEAST_ROUNDS / len(cases)
     for case in cases:
-        turn = seconds / LEAST_ROUNDS / len(cases)
-        case.attempt(functools.partial(case.step.lengthen, turn))
+        case.attempt(functools.partial(case.step.lengthen, share))
     for meter in meters:
         meter.sample(repeats=3)
     stop = time.perf_counter() + seconds

@@ -64,7 +64,9 @@ class HeldStep:
 
     def lengthen(self, seconds: float) -> None:
         """Makes bursts last so long, or `LONG_S` if that is less; all processes' the same."""
-        step = self._run(LEAST_BURST) / LEAST_BURST
+        few, more = self._run(LEAST_BURST), self._run(3 * LEAST_BURST)
+        mean = more / (3 * LEAST_BURST)
+        step = max((more - few) / (2 * LEAST_BURST), mean / 4)  # without the launch of the first
         steps = math.ceil(min(seconds, LONG_S) / step)
         self.burst = processes.agree(lambda: max(steps, LEAST_BURST))
 

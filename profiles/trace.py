@@ -120,7 +120,7 @@ def _event(plane: str, line: str, event) -> Event:
         operation = event.name.split(" = ")[0].removeprefix("%")
     start, duration = event.start_ns * 1e-9, event.duration_ns * 1e-9
     scope = str(stats.get("tf_op", ""))
-    scope = scope if "/" in scope else ""  # on a GPU it is the module's, of every instruction
+    scope = scope if "/" in scope else ""  # on a GPU it is the module's name
     return Event(plane, line, event.name, start, duration, operation, scope)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from profiles.collective import ASYNCHRONOUS, BESIDE
 from profiles.compiled import read
-from profiles.findings import CollectiveTimes, findings
+from profiles.findings import CollectiveTimes, _place, findings
 from tests.profiles import fault_table
 from tests.profiles.fault_table import CACHE, DOWN, found_in
 from tests.profiles.planted import CASES, PROGRAMS, load
@@ -110,3 +110,16 @@ def test_an_argument_padded_by_tiles_is_named():
 def test_stored_programs_are_small():
     sizes = [path.stat().st_size for path in PROGRAMS.glob("*.gz")]
     assert len(sizes) == len(CASES) + 1 and max(sizes) < 60_000
+
+
+@pytest.mark.parametrize(
+    ("where", "place"),
+    [
+        ("layer_3/mlp", "layer/mlp"),
+        ("layer/mlp/layer_1/mlp/layer_12/attention", "layer/mlp and layer/attention"),
+        ("norm", "norm"),
+        ("", ""),
+    ],
+)
+def test_a_place_is_named_once_whatever_the_layers(where, place):
+    assert _place(where) == place

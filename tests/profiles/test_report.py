@@ -121,6 +121,7 @@ def test_weights_that_the_compiler_unpacks_are_noted_with_their_steps():
 
     points = [stored("int8", 1, 0), stored("int8", 8, 0), stored("int4", 1, 0)]
     points += [stored("int4", 8, 14 * 10**9), stored("fp8", 1, 2 * 10**6)]
+    points += [stored("int4", 8, 0) | {"devices": 2}]
     notes = [line for line in report.table(points, None).splitlines() if "unpacks" in line]
     assert [note.split("unpacks ")[1] for note in notes] == [
         "14 GB of weights as a whole in each step of batch 8",

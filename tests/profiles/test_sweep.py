@@ -170,7 +170,7 @@ def test_a_held_step_keeps_its_context(tiny_engine):
     # Only the one slot was ever written.
     changed = np.flatnonzero((np.asarray(step._cache.keys[0]) != before).any(axis=(0, 1, 3)))
     assert set(changed) <= {20}
-    assert step.slots == 64 and step.burst > 1
+    assert step.slots == 64
 
 
 def test_a_burst_is_long_where_there_is_time(tiny_engine):
@@ -180,9 +180,9 @@ def test_a_burst_is_long_where_there_is_time(tiny_engine):
     assert step.burst == LEAST_BURST
     step.lengthen(10)  # LONG_S of steps well below a millisecond
     long = step.burst
-    assert long > 10 * LEAST_BURST
+    assert long > LEAST_BURST
     step.sample()
-    assert long * step.samples[-1] < 20 * LONG_S
+    assert LONG_S / 20 < long * step.samples[-1] < 20 * LONG_S
 
 
 def test_the_meter_reads_more_than_a_cache_holds_and_its_kernels_read_all_of_it():
