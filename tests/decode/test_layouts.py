@@ -112,11 +112,15 @@ def test_loops_give_the_logits_of_one_device(layout, attention, family, mesh):
     check(family, schedule_by(attend_by(LAYOUTS[layout], attention), "overlapped"), mesh)
 
 
-@pytest.mark.slow
+def divided_runs():
+    """Both families on three meshes; the slow set has each of those with one attention in turn."""
+    runs = itertools.product(["experts", "experts_multi_query"], MESHES[:3], ["heads", "batch"])
+    for at, run in enumerate(runs):
+        yield pytest.param(*run, marks=SLOW if at % 4 in (0, 3) else LONG)
+
+
 @pytest.mark.usefixtures("quick_compilations")
-@pytest.mark.parametrize("attention", ["heads", "batch"])
-@pytest.mark.parametrize("family", ["experts", "experts_multi_query"])
-@pytest.mark.parametrize("mesh", MESHES[:3])
+@pytest.mark.parametrize(("family", "mesh", "attention"), list(divided_runs()))
 def test_all_layouts_with_divided_experts_give_the_logits_of_one_device(family, mesh, attention):
     for layout in LAYOUTS.values():
         chosen = divide_experts(attend_by(layout, attention))
@@ -126,12 +130,11 @@ def test_all_layouts_with_divided_experts_give_the_logits_of_one_device(family, 
 
 
 def all_runs():
-    """Every family on three meshes, and in loops; the slow set has the last two meshes by turns."""
+    """Every family on three meshes, and in loops; the slow set has a mesh of each, some loops."""
     for at, family in enumerate(FAMILIES):
         for number, mesh in enumerate(MESHES[:3]):
-            slow = number == 0 or number == 1 + at % 2
-            yield pytest.param(family, mesh, "compiler", marks=SLOW if slow else LONG)
-        yield pytest.param(family, "2x2x2", "overlapped", marks=SLOW)
+            yield pytest.param(family, mesh, "compiler", marks=SLOW if number == at % 3 else LONG)
+        yield pytest.param(family, "2x2x2", "overlapped", marks=LONG if at % 2 else SLOW)
 
 
 @pytest.mark.usefixtures("quick_compilations")

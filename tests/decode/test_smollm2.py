@@ -33,7 +33,7 @@ def request(prompts: list[dict], new: int = NEW_TOKENS) -> Request:
 
 
 # Half of the text on many devices, which share a few cores: one prompt still ends by itself.
-RUNS = [("1x1x1", NEW_TOKENS), ("1x1x3", 32), ("1x1x8", 32)]
+RUNS = [("1x1x1", NEW_TOKENS), ("1x1x8", 32)]
 MORE_RUNS = [(f"1x1x{devices}", NEW_TOKENS) for devices in (2, 3, 4, 8)]
 
 

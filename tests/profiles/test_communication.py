@@ -82,10 +82,16 @@ def test_xla_compiles_the_collectives_that_are_expected(
     check(subject_of(family, chosen, mesh, PHASES[phase]))
 
 
-@pytest.mark.slow
+def every_pair():
+    """Two meshes of each family in the slow set, the others in the long one."""
+    for at, family in enumerate(FAMILIES):
+        for number, mesh in enumerate(MESHES):
+            slow = (at + number) % 2 == 0
+            yield pytest.param(family, mesh, marks=pytest.mark.slow if slow else pytest.mark.long)
+
+
 @pytest.mark.usefixtures("quick_compilations")
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(("family", "mesh"), list(every_pair()))
 def test_every_layout_compiles_to_the_collectives_that_are_expected(family, mesh):
     """All else is drawn."""
     draw, ran = random.Random(f"{family} {mesh}"), 0

@@ -53,7 +53,7 @@ def test_tasks_of_slurm_find_each_other_and_draw_the_tokens_of_one_process(alone
         check(alone, *ends(these))
 
 
-@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_told_by_flags_draw_the_tokens_of_one(count, alone, tmp_path):
     arguments = [*SAMPLED, "--json=-"]
     with started(
