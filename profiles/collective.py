@@ -7,7 +7,9 @@ what crosses links: kind, mesh axes, payload, count and place. How it came about
 import dataclasses
 from collections.abc import Iterable
 
-OVERLAPS = ASYNCHRONOUS, BESIDE, ALONE = "asynchronous", "beside a prefetch", "alone"
+OVERLAPS = PRODUCT, WORK, PREFETCH, ALONE = (
+    "beside a product", "beside other work", "beside a prefetch", "alone",
+)  # fmt: skip
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "permute", "broadcast")
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from profiles.census import HasShape, census
-from profiles.collective import ASYNCHRONOUS, Collective
+from profiles.collective import PRODUCT, WORK, Collective
 from profiles.compiler import Outcome
 from profiles.flow import Origin, Step, arguments, leaves, walk
 from profiles.hlo import Array, Instruction, Program, arrays, parse, placed
@@ -63,7 +63,7 @@ class CompiledStep:
             "cache_aliased": not self.not_aliased,
             "collectives": [
                 each.as_record()
-                | {"asynchronous": each.overlap == ASYNCHRONOUS, "overlap": each.overlap}
+                | {"asynchronous": each.overlap in (PRODUCT, WORK), "overlap": each.overlap}
                 for each in self.collectives
             ],
             "copies": [
@@ -97,7 +97,7 @@ def read(outcome: Outcome, mesh: HasShape | Mapping[str, int]) -> CompiledStep:
         **outcome.memory,
         arguments={name: placed(one.shape)[0] for name, one in found.items()},
         aliased=frozenset(numbers[n] for n in _aliased(outcome.text) if n in numbers),
-        collectives=tuple(census(program, mesh, overlaps())),
+        collectives=tuple(census(program, mesh, overlaps(program))),
         gathered=_gathered(program, steps),
         moves=tuple(moves(program, steps)),
         largest=tuple(largest(steps, outcome.memory["temporary_bytes"] // 10 + 1)),

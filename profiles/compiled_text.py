@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 
 from profiles.arrays import PlacedArray
-from profiles.collective import ALONE, ASYNCHRONOUS, BESIDE, Collective
+from profiles.collective import OVERLAPS, Collective
 from profiles.compiled import CompiledStep
 from profiles.estimate import Estimate, Estimator
 from profiles.findings import Finding
@@ -83,14 +83,14 @@ def collectives(wanted: Sequence[Collective], found: Sequence[Collective]) -> st
             f"{key[2]:,}",
             f"{asked.get(key, 0):,}",
             f"{sum(there.get(key, {}).values()):,}",
-            *(f"{there.get(key, {}).get(how, 0):,}" for how in (ASYNCHRONOUS, BESIDE, ALONE)),
+            *(f"{there.get(key, {}).get(how, 0):,}" for how in OVERLAPS),
         )
         for key in sorted(asked.keys() | there.keys())
     ]
     if not rows:
         return "collectives: none, as expected"
     head = "collective", "axes", "bytes", "expected", "compiled"
-    return aligned((*head, "asynchronous", "beside a prefetch", "alone"), rows)
+    return aligned((*head, *OVERLAPS), rows)
 
 
 def findings(found: Sequence[Finding], floor_s: float) -> str:

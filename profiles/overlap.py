@@ -7,31 +7,33 @@ arithmetic, but not fetches into VMEM that were started before it and are awaite
 import re
 from collections.abc import Callable
 
-from profiles.collective import ALONE, ASYNCHRONOUS, BESIDE
+from profiles.collective import ALONE, PREFETCH, PRODUCT, WORK
 from profiles.flow import is_collective
-from profiles.hlo import ON_CHIP, Computation, Instruction, placed
+from profiles.hlo import ON_CHIP, Computation, Instruction, Program, placed
 
 # Instructions that take no time.
 _FREE = {
     "parameter", "tuple", "get-tuple-element", "bitcast", "constant", "iota", "after-all",
     "partition-id", "replica-id", "optimization-barrier", "add-dependency",
 }  # fmt: skip
+_PRODUCTS = ("dot", "convolution")
 _PREFETCHES = ("copy-start", "slice-start", "async-start")
 
 
-def overlaps() -> Callable[[Computation, Instruction], str]:
+def overlaps(program: Program) -> Callable[[Computation, Instruction], str]:
     """Says of an instruction of a scheduled program what is done while it runs.
 
     Returns:
       A function of a computation and one of its instructions, which gives one of
-      `collective.OVERLAPS`: `ASYNCHRONOUS` if work stands between its start and its end; `BESIDE`
-      if an array of two dimensions or more is on its way to the chip all the while; or `ALONE`.
+      `collective.OVERLAPS`: `PRODUCT` if a matmul stands between its start and its end, `WORK` if
+      anything else does; `PREFETCH` if an array of two dimensions or more is on its way to the chip
+      all the while; or `ALONE`.
     """
     read: dict[str, _Schedule] = {}
 
     def overlap(computation: Computation, one: Instruction) -> str:
         if computation.name not in read:
-            read[computation.name] = _Schedule(computation)
+            read[computation.name] = _Schedule(computation, program)
         return read[computation.name].overlap(one)
 
     return overlap
@@ -40,7 +42,8 @@ def overlaps() -> Callable[[Computation, Instruction], str]:
 class _Schedule:
     """The order of one computation, and what is under way at each place of it."""
 
-    def __init__(self, computation: Computation):
+    def __init__(self, computation: Computation, program: Program):
+        self.program = program
         self.lines = list(computation.instructions.values())
         self.places = {one.name: place for place, one in enumerate(self.lines)}
         self.ends = self._ends()
@@ -71,10 +74,12 @@ class _Schedule:
     def overlap(self, one: Instruction) -> str:
         place = self.places[one.name]
         end = self.ends.get(one.name, place)
-        between = self.lines[place + 1 : end]
-        if any(_works(each) for each in between):
-            return ASYNCHRONOUS
-        return BESIDE if self.fetched[place + 1] > 0 else ALONE
+        between = [each for each in self.lines[place + 1 : end] if _works(each)]
+        if any(_multiplies(each, self.program) for each in between):
+            return PRODUCT
+        if between:
+            return WORK
+        return PREFETCH if self.fetched[place + 1] > 0 else ALONE
 
 
 def _prefetches(one: Instruction) -> bool:
@@ -88,10 +93,25 @@ def _prefetches(one: Instruction) -> bool:
     return one.opcode != "copy-start" or arrays[0].space in ON_CHIP
 
 
+def _multiplies(one: Instruction, program: Program) -> bool:
+    """Whether an instruction is a matmul, or has one in it; no kernel here is anything else."""
+    if one.opcode in _PRODUCTS or _is_kernel(one):
+        return True
+    inner = (program[name] for names in one.called.values() for name in names)
+    return any(
+        _multiplies(each, program) for called in inner for each in called.instructions.values()
+    )
+
+
 def _works(one: Instruction) -> bool:
     """Whether an instruction keeps the chip busy."""
     if one.opcode in _FREE or one.opcode.endswith(("-start", "-done", "-update")):
         return False
-    if one.opcode == "custom-call":  # a kernel, or only a name for memory
-        return "tpu_custom_call" in one.attributes
+    if one.opcode == "custom-call":
+        return _is_kernel(one)
     return not is_collective(one)
+
+
+def _is_kernel(one: Instruction) -> bool:
+    """Whether a custom call is a Pallas kernel; others only name memory."""
+    return one.opcode == "custom-call" and "tpu_custom_call" in one.attributes

@@ -209,17 +209,21 @@ def _gather_and_scatter(
             one.reshape(*one.shape[:2], *weight.shape[:along], *one.shape[3:]) for one in stacks
         ]
 
-    def add(step: int | jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+    def add(
+        step: int | jax.Array, state: tuple[list[jax.Array], jax.Array]
+    ) -> tuple[list[jax.Array], jax.Array]:
+        # Barriers before and after, or XLA:TPU makes the products of later steps in this one, adds
+        # what comes within its product, or hides one direction's transfer behind the other's sum.
+        sums, x = jax.lax.optimization_barrier(state)
         come = [_pass(part, plan.ring, way) for part, way in zip(sums, ways, strict=True)]
         made = whole([dot(part, x, jnp.float32) for part in rows(step)])
-        if chips == 2:  # XLA:TPU would add what comes as it multiplies: the product would wait
-            made = jax.lax.optimization_barrier(made)
-        return [(c + m).astype(c.dtype) for c, m in zip(come, made, strict=True)]
+        come, made = jax.lax.optimization_barrier((come, made))
+        return [(c + m).astype(c.dtype) for c, m in zip(come, made, strict=True)], x
 
     made, x = _gather(rows(0) if plan.ring else [weight], x, plan.gathered, plan.gather_dim)
     sums = [part.astype(dtype) for part in (whole(made) if plan.ring else made)]
     if plan.ring:
-        sums = jax.lax.fori_loop(1, chips, add, sums, unroll=_unrolled(chips))
+        sums, x = jax.lax.fori_loop(1, chips, add, (sums, x), unroll=_unrolled(chips))
     return jnp.concatenate(sums, axis=2 + along) if len(sums) > 1 else sums[0], x
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from profiles.collective import ASYNCHRONOUS, BESIDE
+from profiles.collective import PREFETCH, PRODUCT, WORK
 from profiles.compiled import read
 from profiles.findings import CollectiveTimes, _place, findings
 from tests.profiles import fault_table
@@ -72,12 +72,14 @@ def test_a_sum_that_the_compiler_does_not_scatter_costs_more_than_it_should():
     assert all(each.cost_s > 0 for each in found)
 
 
-def test_loops_that_overlap_are_asynchronous_and_collectives_between_fetches_beside_them():
+def test_loops_overlap_products_and_collectives_between_them_fetches():
     case = CASES["overlapped"]
     step = read(load("overlapped"), case.subject.placement.mesh)
-    permutes = {each.overlap for each in step.collectives if each.kind == "permute"}
+    permutes = [each for each in step.collectives if each.kind == "permute"]
     others = {each.overlap for each in step.collectives if each.kind != "permute"}
-    assert permutes == {ASYNCHRONOUS} and others == {BESIDE}
+    assert {each.overlap for each in permutes} == {PRODUCT, WORK} and others == {PREFETCH}
+    (queries,) = (each for each in permutes if each.overlap == WORK)  # the cache is written beside
+    assert (queries.count, queries.where) == (1, "layer_0/query_key_value")
     assert all(record["asynchronous"] == (record["kind"] == "permute")
                for record in step.as_record()["collectives"])  # fmt: skip
 

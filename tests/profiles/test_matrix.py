@@ -88,7 +88,7 @@ RECORD = {
                  "cache_aliased": True, "compile_s": 1.0,
                  "copies": [{"what": "cache copied", "bytes": 20, "count": 2}],
                  "collectives": [{"count": 3, "overlap": "alone"},
-                                 {"count": 5, "overlap": "asynchronous"}]},
+                                 {"count": 5, "overlap": "beside a product"}]},
     "collectives_as_expected": True,
     "findings": [{"kind": "copy", "message": "cache copied", "cost_s": 2e-5}],
 }  # fmt: skip

@@ -169,14 +169,23 @@ def test_arguments_have_the_names_of_arrays(written, name):
 SUM = "bf16[8]{0:T(128)S(1)} all-reduce(%a), replica_groups={{0,1}}, to_apply=%add"
 WORK = "bf16[8]{0:T(128)S(1)} fusion(%a), kind=kLoop, calls=%f"
 FETCH = f"({FAST}, {WEIGHT}, u32[]) copy-start(%w)"
+START = f"%end = {SUM.replace('all-reduce', 'all-reduce-start')}"
+DONE = "%done = bf16[8]{0:T(128)S(1)} all-reduce-done(%end)"
+CALLED = """%f (p: bf16[8]) -> bf16[8] {
+  %p = bf16[8]{0} parameter(0)
+  ROOT %n = bf16[8]{0} negate(%p)
+}
+
+%g (p: bf16[8]) -> bf16[] {
+  %p = bf16[8]{0} parameter(0)
+  ROOT %d = bf16[] convolution(%p, %p), dim_labels=f_i->
+}
+"""
 SCHEDULES = {
     "alone": [f"%end = {SUM}"],
     "beside a prefetch": [f"%in = {FETCH}", f"%end = {SUM}", f"%there = {FAST} copy-done(%in)"],
-    "asynchronous": [
-        f"%end = {SUM.replace('all-reduce', 'all-reduce-start')}",
-        f"%work = {WORK}",
-        "%done = bf16[8]{0:T(128)S(1)} all-reduce-done(%end)",
-    ],
+    "beside other work": [START, f"%work = {WORK}", DONE],
+    "beside a product": [START, f"%work = {WORK}", f"%more = {WORK.replace('%f', '%g')}", DONE],
 }
 
 
@@ -185,7 +194,7 @@ SCHEDULES = {
     [
         *((lines, how) for how, lines in SCHEDULES.items()),
         ([f"%in = {FETCH}", f"%there = {FAST} copy-done(%in)", f"%end = {SUM}"], "alone"),
-        ([SCHEDULES["asynchronous"][0], SCHEDULES["asynchronous"][2]], "alone"),
+        ([START, DONE], "alone"),
         ([f"%in = {FETCH.replace('512,1024', '512').replace('{1,0', '{0')}", f"%end = {SUM}",
           f"%there = {FAST} copy-done(%in)"], "alone"),
         ([f"%in = ({WEIGHT}, {FAST}, u32[]) copy-start(%w)", f"%end = {SUM}",
@@ -197,6 +206,6 @@ def test_what_runs_beside_a_collective(lines, expected):
     body = "\n".join(
         f"  {line}" for line in ["%w = f32[] parameter(0)", "%a = f32[] parameter(1)", *lines]
     )
-    program = parse(f"HloModule m\nENTRY %main () -> f32[] {{\n{body}\n}}\n")
+    program = parse(f"HloModule m\n\n{CALLED}\nENTRY %main () -> f32[] {{\n{body}\n}}\n")
     entry = program[program.entry]
-    assert overlaps()(entry, entry.instructions["end"]) == expected
+    assert overlaps(program)(entry, entry.instructions["end"]) == expected

@@ -135,14 +135,14 @@ def test_a_prompt_in_four_bits_holds_no_gathered_matrix_in_more():
         ("tpu7x:1x1x1", "int8"),
     ],
 )
-def test_overlapped_transfers_are_asynchronous_and_copy_no_matrix(topology, form):
+def test_overlapped_transfers_run_beside_products_and_copy_no_matrix(topology, form):
     step = ["--model=llama3-8b", "--layers=1", "--batch=128", "--collectives=overlapped"]
     place = [f"--topology={topology}", "--layout=weight_stationary_2d", "--attention=batch"]
     document = json.loads(
         run("scripts/compile_step.py", *step, *place, f"--weight_dtype={form}", "--json=-").stdout
     )
     sent = [one for one in document["compiled"]["collectives"] if one["kind"] == "permute"]
-    assert sent and all(one["asynchronous"] for one in sent)
+    assert sent and {one["overlap"] for one in sent} == {"beside a product"}
     assert not {each["kind"] for each in document["findings"]} & FAULTS
 
 
