@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from model.config import ModelConfig
 from model.form import Form
 from sharding.placement import Placement, entry_axes
+from sharding.platform import by_platform
 from sharding.scaled import Scaled, Scheme, Weight, round_rows
 
 CACHE_AXES = ("B", "K", "S", "h")
@@ -162,7 +163,7 @@ def write(
             slots = slots - jax.lax.axis_index(slots_over) * cache.shape[2]
         if new.shape[:3] != (1, 1, 1):
             return _scatter(cache, new, slots)
-        return jax.lax.platform_dependent(cache, new, slots, cpu=_scatter_two, default=_scatter)
+        return by_platform(cache, new, slots, cpu=_scatter_two, default=_scatter)
 
     def update(cache: jax.Array, new: jax.Array) -> jax.Array:
         spec = placement.cache(*axes_of(cache))

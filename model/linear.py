@@ -10,6 +10,7 @@ from model.parameters import Matrix
 from sharding.collectives import reshard
 from sharding.dot import dot
 from sharding.placement import Placement
+from sharding.platform import by_platform
 from sharding.products import multiply, transfers
 from sharding.scaled import Scaled, Weight, divide, sharding_of
 
@@ -116,5 +117,5 @@ def linear(
     if plain and one_token and even and jax.typeof(weight).sharding.mesh.size == 1:
         # XLA:CPU gives each matrix of a batch to one thread, which reads its half in one stream;
         # a single matrix-vector product is cut into smaller blocks and reads 10% slower.
-        return jax.lax.platform_dependent(weight, x, cpu=in_halves, default=whole)
+        return by_platform(weight, x, cpu=in_halves, default=whole)
     return whole(weight, x)

@@ -20,6 +20,7 @@ from model.parameters import declare, declare_matrix, normal
 from sharding.collectives import reshard
 from sharding.dot import dot
 from sharding.placement import Axes, Placement, entry, used_axes
+from sharding.platform import by_platform
 from sharding.scaled import Scaled, Weight, divide, specs_of
 
 Join = Callable[[jax.Array], jax.Array]
@@ -127,7 +128,7 @@ class Mixture(nnx.Module):
         arrays = (x, share, gate_up, down)
         if isinstance(gate_up, Scaled):  # a grouped matmul takes plain arrays: it would hold them
             return elsewhere(*arrays)
-        return jax.lax.platform_dependent(*arrays, tpu=on_tpu, default=elsewhere)
+        return by_platform(*arrays, tpu=on_tpu, default=elsewhere)
 
 
 def grouped(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sharding.placement import Axes, entry, entry_axes
+from sharding.platform import by_platform
 from sharding.scaled import from_bits, to_bits
 
 Division = tuple[Axes, ...]
@@ -163,7 +164,7 @@ def _rows(table: jax.Array, places: jax.Array) -> jax.Array:
     XLA:CPU converts a whole table of 16-bit floats before it takes rows of it, but not one of
     integers; XLA:TPU copies the whole table to see integers in it.
     """
-    return jax.lax.platform_dependent(
+    return by_platform(
         table,
         places,
         cpu=lambda table, places: from_bits(to_bits(table)[places], table),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sharding.grouped import kernel_for
+from sharding.platform import by_platform
 from sharding.scaled import (
     Scaled,
     Weight,
@@ -52,7 +53,7 @@ def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None
     if isinstance(weight, Scaled):
         most = _FEW_OF_GROUPS if weight.group else _EIGHT
         others |= {"cuda": few} if math.prod(x.shape[:2]) <= most else {}
-    return jax.lax.platform_dependent(weight, x, default=whole, **others)
+    return by_platform(weight, x, default=whole, **others)
 
 
 def dot_of_shards(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -73,7 +74,7 @@ def dot_of_shards(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
         return _tokens_first(contract(weight, x, inputs, dtype))
 
     kernel = _by_kernel(weight, x, outputs, dtype, chips=rank)
-    return jax.lax.platform_dependent(weight, x, default=whole, **kernel)
+    return by_platform(weight, x, default=whole, **kernel)
 
 
 def _by_kernel(

@@ -8,6 +8,7 @@ import pytest
 from sharding.dot import _EIGHT, _FEW_OF_GROUPS, _few_on_gpu, contract, dot, dot_of_shards
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.scaled import SCHEMES, Scaled, quantize
+from tests.sharding.pretended import like, mesh_of
 
 GROUPED = [name for name, scheme in SCHEMES.items() if scheme.group]
 CASES = [
@@ -39,7 +40,8 @@ def test_few_tokens_on_a_gpu(name, tokens):
 def test_a_gpus_program_has_them_where_tokens_are_few(name, tokens, widened, products):
     given = matrix(name, (48, 64)), normal((tokens, 1, 64), seed=2)
     step = jax.jit(lambda weight, x: dot(weight, x, jnp.float32))
-    text = step.trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+    with mesh_of("gpu", "NVIDIA H200"):
+        text = step.trace(*like(given)).lower(lowering_platforms=("cuda",)).as_text()
     made = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     assert len(made) == products
     assert all(f"tensor<{widened}x" in line for line in made)

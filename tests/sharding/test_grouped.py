@@ -9,6 +9,7 @@ from sharding.dot import dot
 from sharding.grouped import dense_tile_of, multiply_few, multiply_many, tile_of
 from sharding.mesh import make_mesh
 from sharding.scaled import SCHEMES, Scaled, quantize
+from tests.sharding.pretended import like, mesh_of
 
 GROUPED = [name for name, scheme in SCHEMES.items() if scheme.group]
 
@@ -75,11 +76,10 @@ def test_a_step_for_tpu_widens_no_matrix_of_groups(scheme):
     scaled, _ = operands(scheme, 512, 256, 2)
 
     def lowered(tokens: int) -> str:
-        shaped = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), scaled)
         x = jax.ShapeDtypeStruct((tokens, 1, 256), jnp.bfloat16)
-        with jax.set_mesh(make_mesh({"x": 1, "y": 1, "z": 1})):
+        with mesh_of("tpu"):
             step = jax.jit(lambda weight, x: dot(weight, x, jnp.float32))
-            return step.trace(shaped, x).lower(lowering_platforms=("tpu",)).as_text()
+            return step.trace(like(scaled), x).lower(lowering_platforms=("tpu",)).as_text()
 
     few, many = lowered(2), lowered(2048)
     assert "multiply_groups_few" in few and "multiply_groups_many" in many

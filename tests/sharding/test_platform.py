@@ -1,0 +1,48 @@
+"""Only what suits the platform is traced, where the mesh says what it runs on."""
+
+import jax
+import numpy as np
+import pytest
+
+from sharding.mesh import make_mesh, parse_mesh
+from sharding.platform import by_platform
+from tests.sharding.pretended import mesh_of
+
+FACTORS = {"cpu": 2, "tpu": 3, "cuda": 5, "rocm": 7}
+OTHERS = {
+    platform: lambda x, factor=factor: x * np.float32(factor)
+    for platform, factor in FACTORS.items()
+}
+
+
+def step(x):
+    return by_platform(x, default=lambda x: x, **OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "factor"),
+    [
+        ("cpu", "cpu", 2),
+        ("tpu", "TPU v5 lite", 3),
+        ("gpu", "NVIDIA H200", 5),
+        ("gpu", "AMD Instinct MI300X", 7),
+        ("neuron", "", None),
+    ],
+)
+def test_only_what_suits_the_mesh_is_traced(platform, kind, factor):
+    with mesh_of(platform, kind):
+        traced = str(jax.jit(step).trace(jax.ShapeDtypeStruct((2,), np.float32)).jaxpr)
+    factors = [each for each in FACTORS.values() if f" {each}.0:f32" in traced]
+    assert factors == ([factor] if factor else [])
+    assert "cond" not in traced
+
+
+def test_without_a_mesh_the_platform_decides_as_the_step_is_lowered():
+    traced = jax.jit(step).trace(jax.ShapeDtypeStruct((2,), np.float32))
+    assert "platform_index" in str(traced.jaxpr)
+    assert jax.jit(step)(np.ones(2, np.float32)).tolist() == [2, 2]
+
+
+def test_a_step_runs_what_its_devices_want():
+    with jax.set_mesh(make_mesh(parse_mesh("2"))):
+        assert jax.jit(step)(np.ones(2, np.float32)).tolist() == [2, 2]
