@@ -94,8 +94,12 @@ def _prefetches(one: Instruction) -> bool:
 
 
 def _multiplies(one: Instruction, program: Program) -> bool:
-    """Whether an instruction is a matmul, or has one in it; no kernel here is anything else."""
-    if one.opcode in _PRODUCTS or _is_kernel(one):
+    """Whether an instruction is a matmul, or has one in it; no kernel here is anything else.
+
+    Of one token XLA makes a sum.
+    """
+    summed = one.opcode == "reduce" and one.op_name.endswith("/dot_general")
+    if one.opcode in _PRODUCTS or _is_kernel(one) or summed:
         return True
     inner = (program[name] for names in one.called.values() for name in names)
     return any(

@@ -180,6 +180,11 @@ CALLED = """%f (p: bf16[8]) -> bf16[8] {
   %p = bf16[8]{0} parameter(0)
   ROOT %d = bf16[] convolution(%p, %p), dim_labels=f_i->
 }
+
+%h (p: bf16[8]) -> bf16[] {
+  %p = bf16[8]{0} parameter(0)
+  ROOT %s = bf16[] reduce(%p, %p), dimensions={0}, metadata={op_name="jit(f)/mlp/dot_general"}
+}
 """
 SCHEDULES = {
     "alone": [f"%end = {SUM}"],
@@ -194,13 +199,14 @@ SCHEDULES = {
     [
         *((lines, how) for how, lines in SCHEDULES.items()),
         ([f"%in = {FETCH}", f"%there = {FAST} copy-done(%in)", f"%end = {SUM}"], "alone"),
+        ([START, f"%work = {WORK.replace('%f', '%h')}", DONE], "beside a product"),
         ([START, DONE], "alone"),
         ([f"%in = {FETCH.replace('512,1024', '512').replace('{1,0', '{0')}", f"%end = {SUM}",
           f"%there = {FAST} copy-done(%in)"], "alone"),
         ([f"%in = ({WEIGHT}, {FAST}, u32[]) copy-start(%w)", f"%end = {SUM}",
           f"%there = {WEIGHT} copy-done(%in)"], "alone"),
     ],
-    ids=[*SCHEDULES, "after a fetch", "nothing between", "a vector", "a write"],
+    ids=[*SCHEDULES, "after a fetch", "of one token", "nothing between", "a vector", "a write"],
 )  # fmt: skip
 def test_what_runs_beside_a_collective(lines, expected):
     body = "\n".join(
