@@ -98,7 +98,7 @@ def test_no_recorded_step_copies_a_caches_values_or_a_matrix_and_loops_are_overl
         others = [each["bytes"] for each in copies if "scales" not in each["what"]]
         assert max(others, default=0) < 1e5
         sent = [one for one in point["compiled"]["collectives"] if one["kind"] == "permute"]
-        assert all(one["asynchronous"] for one in sent)
+        assert all(one["overlap"] == "beside a product" for one in sent)
         assert bool(sent) == (point["collectives"] == "overlapped")
         seen[point["collectives"]] += 1
     assert seen["compiler"] > 60 and seen["overlapped"] > 8
