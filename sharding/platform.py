@@ -8,8 +8,8 @@ import jax
 def by_platform(*operands: object, default: Callable, **others: Callable) -> object:
     """What the function of the mesh's platform makes of the operands.
 
-    As `jax.lax.platform_dependent`, which it leaves to do what no mesh decides. It traces only the
-    function that is chosen, so steps take a third less time to trace and have no conditionals.
+    As `jax.lax.platform_dependent`, to which it leaves what no mesh decides. Only the function that
+    is chosen is traced: the others take their time, and leave conditionals in the program.
 
     Args:
       operands: of any of the functions.
