@@ -66,8 +66,8 @@ def main() -> None:
     write_csv(output / "matrix.csv", rows)
     named = ", ".join(f"{name} {version}" for name, version in used.items())
     held, moved = "arguments and temporaries / memory of a chip", "bytes moved / the floor's bytes"
-    heat_map(rows, "resident_over_capacity", f"{held} ({named})", output / "resident.png", (0, 1))
-    heat_map(rows, "bytes_over_floor", f"{moved} ({named})", output / "bytes.png", (1, 2))
+    heat_map(rows, "resident_over_capacity", f"{held}\n({named})", output / "resident.png", (0, 1))
+    heat_map(rows, "bytes_over_floor", f"{moved}\n({named})", output / "bytes.png", (1, 2))
     if _common.JSON.value:
         write_json(_common.JSON.value, found)
     (_common.say if _common.JSON.value == "-" else print)(table(rows))

@@ -110,7 +110,10 @@ def test_heat_maps_have_a_square_for_each_point(tmp_path):
     lacking = {**RECORD, "batch": 16, "status": "does_not_fit"}
     del lacking["compiled"]
     rows = [json.loads(json.dumps(summary(each))) for each in (RECORD, lacking)]
-    figure = heat_map(rows, "resident_over_capacity", "full", tmp_path / "map.png", (0, 1))
+    title = "arguments and temporaries / memory of a chip\n(jax 0.10.2, libtpu 0.0.42.1)"
+    figure = heat_map(rows, "resident_over_capacity", title, tmp_path / "map.png", (0, 1))
+    (heading,) = (text for text in figure.texts if text.get_text() == title)
+    assert figure.bbox.containsx(heading.get_window_extent().x1)
     words = [text.get_text() for text in figure.axes[0].texts]
     assert words == ["0.21", "does\nnot\nfit"]
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
