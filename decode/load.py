@@ -17,7 +17,6 @@ from model.form import Form
 from model.parameters import (
     Parameters,
     Readable,
-    check_groups,
     initialise,
     matrices,
     place,
@@ -25,6 +24,7 @@ from model.parameters import (
     total_bytes,
 )
 from model.parameters import Path as ParameterPath
+from model.placing import settle
 from model.transformer import Transformer
 from model.weights import WeightsError, gguf
 from model.weights.fetch import FETCHABLE, fetch
@@ -82,9 +82,8 @@ class ModelSource:
           WeightsError: the file does not hold this model, or is to be stored otherwise than it is.
         """
         self.check_form(form)
-        placement = layout.check(self.config.sizes, shape)
+        placement = settle(self.config, form, layout, shape)
         model = Transformer(self.config, form)
-        check_groups(model, placement)
         mesh = make_mesh(shape)
         if self.file is None:
             parameters = initialise(model, placement, mesh, seed)

@@ -20,8 +20,8 @@ import numpy as np
 from flax import nnx
 
 from model.form import Form
-from sharding.errors import FloorlineError, LayoutError
-from sharding.placement import Placement, entry_axes, shards
+from sharding.errors import FloorlineError
+from sharding.placement import Placement
 from sharding.scaled import Scaled, Weight, quantize, spec_of, stored_bytes
 
 Initializer = jax.nn.initializers.Initializer
@@ -115,25 +115,6 @@ def matrices(model: nnx.Module) -> dict[Path, Matrix]:
     """Every matrix in few bits by its path."""
     found = nnx.iter_modules(model)
     return {path: module for path, module in found if isinstance(module, Matrix)}
-
-
-def check_groups(model: nnx.Module, placement: Placement) -> None:
-    """Refuses groups of inputs that would cross devices.
-
-    Raises:
-      LayoutError: with the matrix, both sizes, and what works.
-    """
-    for path, matrix in matrices(model).items():
-        scheme, inputs = matrix.form.scheme, matrix.shape[-1]
-        by = entry_axes(placement.weights(*matrix.axes)[-1])
-        parts = shards(by, placement.mesh)
-        if scheme.group and inputs % (parts * scheme.group):
-            whole = [n for n in range(1, parts) if inputs % (n * scheme.group) == 0]
-            remedy = f"use {' or '.join(map(str, whole))} shards, " if whole else "use "
-            raise LayoutError(
-                f"{'.'.join(map(str, path[-2:]))} has {inputs} inputs in {parts} shards, which "
-                f"groups of {scheme.group} ({scheme.name}) do not divide; {remedy}int8 or fp8"
-            )
 
 
 def declarations(model: nnx.Module) -> dict[Path, nnx.Param]:

@@ -105,8 +105,7 @@ def _held(
     """Bytes per device of weights and cache, in each layout on each mesh of so many devices."""
     model = setting.model
     if not isinstance(model, ModelConfig):
-        held = SizedCosts(model, setting.form, devices).decode(batch=batch, context=context)
-        yield held.weights_resident + held.kv_resident
+        yield SizedCosts(model, setting.form, devices).decode(batch=batch, context=context).held
         return
     for layout, mesh in itertools.product(wanted, meshes(devices)):
         try:
@@ -115,8 +114,7 @@ def _held(
             continue
         multiple = placement.multiple("B")
         padded = -(-batch // multiple) * multiple
-        held = StepCosts(model, placement, setting.form).decode(batch=padded, context=context)
-        yield held.weights_resident + held.kv_resident
+        yield StepCosts(model, placement, setting.form).decode(batch=padded, context=context).held
 
 
 def _divisors(number: int) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from model.catalog import find_model
 from model.config import ModelConfig
+from model.placing import settle
 from profiles.candidates import AUTO, candidates, layouts, meshes
 from profiles.curves import (
     ChipCurve,
@@ -275,17 +276,16 @@ class Study:
             return None
         kind = "heads" if self.wanted.attention == AUTO else self.wanted.attention
         offered = [layouts(name, kind, self.wanted.finish)[0] for name in PAPER]
-        placements = self._cubic(setting.model, offered, setting.where.devices)
+        placements = self._cubic(setting, offered)
         prompts = math.lcm(*(placement.multiple("B") for placement in placements))
         lengths = spaced(2, max(MOST_TOKENS // prompts, 4), 50)
         return volumes(setting.model, placements, setting.form, lengths)
 
-    def _cubic(
-        self, model: ModelConfig, offered: Sequence[Layout], devices: int
-    ) -> list[Placement]:
+    def _cubic(self, setting: Setting, offered: Sequence[Layout]) -> list[Placement]:
         """The layouts on the mesh that all of them, or most, go with: sides as alike as can be."""
+        devices = setting.where.devices
         shapes = [self.wanted.mesh] if self.wanted.mesh else meshes(devices)
-        ways = [_those_that_go(model, offered, shape) for shape in shapes]
+        ways = [_those_that_go(setting, offered, shape) for shape in shapes]
 
         def rank(way: Sequence[Placement]) -> tuple[int, float, int]:
             sizes = list(way[0].mesh.values()) if way else [devices]
@@ -293,7 +293,7 @@ class Study:
 
         found = min(ways, key=rank)
         if not found:
-            offered[0].check(model.sizes, shapes[0])  # says what does not divide
+            settle(setting.model, setting.form, offered[0], shapes[0])  # says what does not divide
         return found
 
     def _compared_by(self) -> str:
@@ -367,12 +367,12 @@ def _divides_twice(estimator: Estimator) -> bool:
 
 
 def _those_that_go(
-    model: ModelConfig, offered: Sequence[Layout], shape: MeshShape
+    setting: Setting, offered: Sequence[Layout], shape: MeshShape
 ) -> list[Placement]:
     found = []
     for layout in offered:
         try:
-            found.append(layout.check(model.sizes, shape))
+            found.append(settle(setting.model, setting.form, layout, shape))
         except LayoutError:
             continue
     return found

@@ -111,9 +111,9 @@ def drain_s(estimator: Estimator) -> float:
 def largest_batch(estimator: Estimator, context: int) -> int:
     """Sequences that fit beside the weights, a multiple of what the layout divides them into."""
     one = estimator.padded(1)
-    kept = estimator.costs.decode(batch=one, context=context)
-    free = estimator.peaks.capacity - kept.weights_resident
-    return max(math.floor(free / kept.kv_resident), 0) * one if kept.kv_resident else 0
+    few, more = (estimator.costs.decode(batch=n * one, context=context).held for n in (1, 2))
+    free = estimator.peaks.capacity - (few - (more - few))
+    return max(math.floor(free / (more - few)), 0) * one
 
 
 # Serving -----------------------------------------------------------------------------------------

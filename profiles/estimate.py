@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from model.config import ModelConfig
 from model.form import Form
 from model.parameters import count, count_active
+from model.placing import settle
 from model.transformer import Transformer
 from profiles.calibration import Calibration
 from profiles.expected import Expected, LinkCosts, Listed, Sent, expect
@@ -64,7 +65,7 @@ class Estimate:
       traffic: its work per device.
       floor: its lower bound, by term.
       expected: its expected time, by term.
-      fits: whether weights and cache fit in the memory of a chip.
+      fits: whether weights, cache and activations fit in the memory of a chip.
     """
 
     setting: Setting
@@ -83,9 +84,8 @@ class Estimate:
 
     @property
     def resident(self) -> float:
-        """Bytes per chip of weights and cache."""
-        parts = self.setting.where.chip.devices_per_chip
-        return (self.traffic.weights_resident + self.traffic.kv_resident) * parts
+        """Bytes per chip of weights, cache and activations."""
+        return self.traffic.held * self.setting.where.chip.devices_per_chip
 
     def cost(self, seconds: float) -> float | None:
         """USD per million tokens at so many seconds per pass; None without a price."""
@@ -126,7 +126,7 @@ class Estimator:
             self.costs = SizedCosts(setting.model, form, where.devices)
             self._links = SizedLinks(setting.model, form, where, setting.rates)
         else:
-            self.placement = setting.layout.check(setting.model.sizes, setting.mesh)
+            self.placement = settle(setting.model, form, setting.layout, setting.mesh)
             self.costs = StepCosts(setting.model, self.placement, form)
             self._links = LinkCosts(
                 Listed(setting.model, self.placement, form), where, setting.rates
@@ -199,9 +199,8 @@ class Estimator:
         setting = self.setting
         layers = setting.model.layers
         expected = expect(traffic, sent, self.usual, self._flops, layers, setting.rates)
-        resident = traffic.weights_resident + traffic.kv_resident
         bound = floor(traffic, self.peaks, sent.least)
-        fits = resident <= self.peaks.capacity
+        fits = traffic.held <= self.peaks.capacity
         return Estimate(setting, batch, context, tokens, traffic, bound, expected, fits)
 
     def describe(self) -> Record:

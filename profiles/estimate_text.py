@@ -72,7 +72,7 @@ def _field(point: Record, field: str) -> str:
 def _cells(point: Record) -> list[str]:
     terms, counted = point["floor_terms_s"], point["bytes_per_chip"]
     tokens = point["tokens_per_sequence"]
-    resident = counted["weights_resident"] + counted["kv_resident"]
+    resident = sum(counted[name] for name in ("weights_resident", "kv_resident", "activations"))
     cost = point.get("usd_per_million_tokens")
     return [
         f"{point['context']:,}",

@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from model.dispatch import expert_axes
+from model.form import BFLOAT16 as PLAIN
 from model.form import Form
+from model.placing import settle
 from profiles.calibration import Calibration
 from profiles.candidates import meshes
 from profiles.estimate import Estimate, Estimator, Model, Setting
@@ -57,6 +59,8 @@ class Offer:
       context: tokens in the cache of each sequence.
       slots: tokens that it has room for.
       experts: which a step is taken to read.
+      prompt: tokens of a prompt that is let in beside a full batch, whose activations must fit
+        too; None for none.
     """
 
     model: Model
@@ -67,6 +71,7 @@ class Offer:
     context: int
     slots: int
     experts: str = "coverage"
+    prompt: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,8 +99,13 @@ class Row:
         return self.placement.multiple("B") if self.placement else 1
 
     def line(self, offer: Offer, form: Form) -> Line:
-        """Its decode steps."""
-        return self.costs(offer.model, form).line(offer.context, offer.slots)
+        """Its decode steps, beside which a prompt finds room."""
+        line = self.costs(offer.model, form).line(offer.context, offer.slots)
+        if offer.prompt is None or self.placement is None:
+            return line
+        prompts = StepCosts(offer.model, self.placement.prefill, form)
+        one = prompts.prefill(batch=self.multiple, tokens=offer.prompt)
+        return line._replace(resident=line.resident + one.activations)
 
     def costs(self, model: Model, form: Form) -> StepCosts | SizedCosts:
         """Its passes."""
@@ -130,7 +140,7 @@ class Space:
 
     def __init__(self, offer: Offer):
         self.offer = offer
-        self.rows = functools.cache(self._find_rows)
+        self._rows = functools.cache(self._find_rows)
         self.lines = functools.cache(self._find_lines)
         self.whole = functools.cache(self._find_whole)
         self.prompt_flops = functools.cache(self._find_prompt_flops)
@@ -138,19 +148,24 @@ class Space:
             Cell(self, where, price, form) for where, price in offer.slices for form in offer.forms
         ]
 
-    def _find_whole(self, form: Form) -> Line:
-        """Decode steps on one device."""
-        return self.rows(1)[0].line(self.offer, form)
-
-    def _find_prompt_flops(self, form: Form, tokens: int) -> float:
-        """Of one prompt on one device."""
-        return self.rows(1)[0].costs(self.offer.model, form).prefill(batch=1, tokens=tokens).flops
-
-    def _find_rows(self, devices: int) -> tuple[Row, ...]:
+    def rows(self, devices: int, form: Form) -> tuple[Row, ...]:
         """Layouts on meshes of so many devices, those that divide all arrays alike once.
 
         Of those the first layout on the mesh with the fewest axes.
         """
+        grouped = form.scheme and form.scheme.group  # which not all layouts divide
+        return self._rows(devices, form if grouped else PLAIN)
+
+    def _find_whole(self, form: Form) -> Line:
+        """Decode steps on one device."""
+        return self._rows(1, PLAIN)[0].line(self.offer, form)
+
+    def _find_prompt_flops(self, form: Form, tokens: int) -> float:
+        """Of one prompt on one device."""
+        (alone, *_) = self._rows(1, PLAIN)
+        return alone.costs(self.offer.model, form).prefill(batch=1, tokens=tokens).flops
+
+    def _find_rows(self, devices: int, form: Form) -> tuple[Row, ...]:
         model = self.offer.model
         if isinstance(model, SizedModel):
             return (Row(devices),)
@@ -159,7 +174,7 @@ class Space:
         for layout in self.offer.layouts:
             for mesh in shapes:
                 try:
-                    placement = layout.check(model.sizes, mesh)
+                    placement = settle(model, form, layout, mesh)
                 except LayoutError:
                     continue
                 key = layout.collectives, _pattern(placement)
@@ -170,8 +185,8 @@ class Space:
 
     def _find_lines(self, devices: int, form: Form) -> Line:
         """Lines of all rows, each field an array."""
-        lines = [row.line(self.offer, form) for row in self.rows(devices)]
-        return Line(*(np.array(field) for field in zip(*lines, strict=True)))
+        lines = [row.line(self.offer, form) for row in self.rows(devices, form)]
+        return Line(*np.array(lines).reshape(-1, len(Line._fields)).T)
 
 
 def _pattern(placement: Placement) -> tuple:
@@ -237,7 +252,7 @@ class Cell:
     @property
     def rows(self) -> tuple[Row, ...]:
         """Layouts on meshes."""
-        return self.space.rows(self.where.devices)
+        return self.space.rows(self.where.devices, self.form)
 
     @functools.cached_property
     def batches(self) -> np.ndarray:
@@ -344,7 +359,8 @@ class Cell:
         """Bytes per chip by which a batch fits in none of these rows; negative if it does."""
         lines = self.space.lines(self.where.devices, self.form)
         held = lines.resident + _padded(batch, self._multiples) * lines.kept
-        return float(held[keep].min() - self.capacity) * self.where.chip.devices_per_chip
+        least = held[np.array(keep, int)].min(initial=math.inf)
+        return float(least - self.capacity) * self.where.chip.devices_per_chip
 
 
 def _padded(batches: np.ndarray | int, multiple: np.ndarray | int) -> np.ndarray:

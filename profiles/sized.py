@@ -18,7 +18,7 @@ from profiles.collective import Collective
 from profiles.expected import Sent
 from profiles.links import layings
 from profiles.slices import Slice
-from profiles.traffic import Line, Traffic, touched_experts
+from profiles.traffic import Line, Traffic, pairs_seen, touched_experts
 from sharding.scaled import Scheme, stored_bytes
 
 EVENLY = "divided_evenly"
@@ -141,8 +141,7 @@ class SizedCosts:
         read = model.cached * cached + model.windowed * seen
         written = model.cached * tokens + model.windowed * min(tokens, model.window or tokens)
         within = model.prompt_flops if tokens > 1 and model.prompt_flops else model.attention_flops
-        window = model.window or cached + tokens
-        near = sum(min(cached + t + 1, window) for t in range(tokens)) if model.window else 0
+        near = pairs_seen(cached, tokens, model.window) if model.window else 0
         before = cached * min(tokens * model.attention_flops, tokens * within + model.expand_flops)
         attention = before + within * tokens * (tokens + 1) // 2 + model.windowed_flops * near
         work = 2 * (model.active * tokens - model.looked_up * (tokens - 1))

@@ -17,8 +17,7 @@ import jax
 from decode.engine import Engine
 from decode.load import ModelSource
 from model.form import Form
-from model.parameters import check_groups
-from model.transformer import Transformer
+from model.placing import settle
 from profiles.bandwidth import PeakMeter
 from profiles.dequantized import held_bytes
 from profiles.hardware import Peaks, published_peaks
@@ -91,8 +90,7 @@ class Sweep:
             )
         for layout, shape, form in self.placings():
             self.source.check_form(form)
-            placement = layout.check(self.source.config.sizes, shape)
-            check_groups(Transformer(self.source.config, form), placement)
+            placement = settle(self.source.config, form, layout, shape)
             for batch in self.batches:
                 placement.check_batch(batch)
 

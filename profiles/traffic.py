@@ -20,6 +20,7 @@ from model.config import ModelConfig
 from model.form import Form
 from model.parameters import Matrix, Path, declarations, matrices, of_experts
 from model.transformer import Transformer
+from profiles.activations import activation_bytes, attention_share
 from sharding.placement import Placement, shards, used_axes
 from sharding.scaled import stored_bytes
 
@@ -65,6 +66,8 @@ def declared(config: ModelConfig, form: Form) -> list[Declared]:
 class Traffic:
     """One forward pass's least work per device: bytes, and FLOPs with a multiply-add as 2.
 
+    And what it holds meanwhile, which no floor counts.
+
     Attributes:
       weights_resident: stored weights; a replicated array counts whole on every device.
       weights_read: the same, but of an embedding that is only looked up, the rows looked up, and
@@ -75,6 +78,8 @@ class Traffic:
       flops: matrix multiplications and attention.
       weights_gathered: whole copies of weights that a weight-gathered layout makes of its shards.
         No floor counts them: they could stay on the chip. An expected time does, twice.
+      activations: held beside weights and cache where that is most, as the program makes them:
+        those of all sequences, and where weights are gathered one layer of them.
     """
 
     weights_resident: float
@@ -84,11 +89,17 @@ class Traffic:
     kv_written: float
     flops: float
     weights_gathered: float = 0.0
+    activations: float = 0.0
 
     @property
     def memory(self) -> float:
         """Bytes moved per step."""
         return self.weights_read + self.kv_read + self.kv_written
+
+    @property
+    def held(self) -> float:
+        """Bytes that must fit in memory."""
+        return self.weights_resident + self.kv_resident + self.activations
 
 
 def decode_traffic(
@@ -142,12 +153,12 @@ class Line(NamedTuple):
     """Decode steps of any batch at one context, per device, as lines that plans are made with.
 
     Attributes:
-      resident: bytes of stored weights.
-      plain: of those that every step reads.
+      resident: bytes held whatever the batch: stored weights, and a layer of gathered ones.
+      plain: bytes of weights that every step reads.
       experts: of all experts; a step reads the part that is touched.
       gathered: as of `Traffic.weights_gathered`.
       moved: bytes that each sequence adds.
-      kept: bytes of each sequence's cache.
+      kept: bytes of each sequence's cache and activations.
       flops: of each sequence.
       replicas: into which touched experts part the batch.
     """
@@ -186,9 +197,11 @@ class StepCosts:
         experts = used_axes(placement.use("E"))
         batches = used_axes(placement.activations("B"))
         self._replicas = shards(tuple({*batches} - {*experts}), placement.mesh)
-        self._queries = _query_share(placement)
+        self._of_cache = attention_share(placement, of_cache=True)
+        self._of_prompts = attention_share(placement, of_cache=False)
         self._multiple = placement.multiple("S")
         self._kept = functools.cache(self._kept_bytes)
+        self._held = functools.cache(self._held_bytes)
 
     def _add(self, alike: _Alike) -> None:
         """Adds arrays to the sums that passes are counted from."""
@@ -262,7 +275,8 @@ class StepCosts:
         touched = self._touched(batch * tokens, experts) / (config.experts or 1)
         seen, kept, pairs = _attended(config, read, tokens)
         rows = min(batch * tokens * self._row, self._rows)
-        attention = 4 * config.query_heads * config.head_size * pairs * self._queries
+        share = self._of_cache if tokens == 1 else self._of_prompts
+        attention = 4 * config.query_heads * config.head_size * pairs * share
         work = 2 * (tokens * self._work + self._table_work)
         return Traffic(
             weights_resident=self.resident,
@@ -272,18 +286,20 @@ class StepCosts:
             kv_written=batch * self.token * kept / config.layers,
             flops=batch * (work + attention),
             weights_gathered=self._gathered,
+            activations=batch * self._held(tokens, slots if tokens == 1 else cached + tokens)
+            + self._gathered / config.layers,
         )
 
     def line(self, context: int, slots: int) -> Line:
         """Decode steps of all batches; arguments as of `decode`."""
         one = self._pass(1, context, 1, slots, context, "all")
         return Line(
-            resident=self.resident,
+            resident=self.resident + self._gathered / self.config.layers,
             plain=self._plain,
             experts=self._experts,
             gathered=self._gathered,
             moved=self._row + one.kv_read + one.kv_written,
-            kept=one.kv_resident,
+            kept=one.kv_resident + self._held(1, slots),
             flops=one.flops,
             replicas=self._replicas,
         )
@@ -292,6 +308,10 @@ class StepCosts:
         """Of one sequence's cache."""
         share = self.placement.copies(self.placement.cache(*CACHE_AXES)) / self.placement.devices
         return _cache_bytes(self.config, slots, self.form, self._multiple) * share
+
+    def _held_bytes(self, tokens: int, slots: int) -> float:
+        """Of one sequence's activations."""
+        return activation_bytes(self.config, self.placement, self.form, tokens=tokens, slots=slots)
 
     def _touched(self, tokens: int, experts: float | str | None) -> float:
         """Distinct experts that the busiest replica reads at least.
@@ -326,10 +346,20 @@ def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int, 
         window = window or cached + tokens
         seen += layers * min(cached, window - 1)
         kept += layers * min(tokens, window)
-        growing = max(min(tokens, window - cached), 0)  # tokens that see all before them
-        pairs += layers * (growing * cached + growing * (growing + 1) // 2)
-        pairs += layers * (tokens - growing) * window
+        pairs += layers * pairs_seen(cached, tokens, window)
     return seen, kept, pairs
+
+
+def pairs_seen(cached: int, tokens: int, window: int) -> int:
+    """Pairs of query and key where new tokens see those before them, up to a window.
+
+    Args:
+      cached: tokens before the new ones.
+      tokens: new ones; each sees itself too.
+      window: tokens that one sees at most, itself included.
+    """
+    growing = max(min(tokens, window - cached), 0)  # tokens that see all before them
+    return growing * cached + growing * (growing + 1) // 2 + (tokens - growing) * window
 
 
 def expected_experts(config: HasExperts, tokens: int) -> float:
@@ -374,9 +404,3 @@ def _work_share(placement: Placement, axes: tuple[str, ...]) -> float:
     """
     divided = {*used_axes(placement.use(*axes)), *used_axes(placement.activations("B"))}
     return 1 / shards(tuple(divided), placement.mesh)
-
-
-def _query_share(placement: Placement) -> float:
-    """The part of attention that each device does: of heads, batch and slots."""
-    divided = used_axes(placement.attention("B", "K", "G")) + used_axes(placement.cache("S"))
-    return 1 / shards(divided, placement.mesh)

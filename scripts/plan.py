@@ -75,7 +75,8 @@ def main() -> None:
     """Prints the front, the choice and what lost."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _common.check_json()
-    space, targets = _space(), _targets()
+    targets = _targets()
+    space = _space(targets.prompt)
     found = plan(space, targets)
     records = [record(point) for point in found.front]
     show = _common.say if _common.JSON.value == "-" else print
@@ -97,8 +98,8 @@ def main() -> None:
         write_json(_common.JSON.value, whole)
 
 
-def _space() -> Space:
-    """What the flags leave to choose from."""
+def _space(prompt: int | None) -> Space:
+    """What the flags leave to choose from, with room for a prompt of so many tokens."""
     model = _slices.model()
     context, slots = _sizes(model)
     wanted = _layouts.wanted(model)
@@ -112,6 +113,7 @@ def _space() -> Space:
             context=context,
             slots=slots,
             experts=_slices.EXPERTS.value,
+            prompt=prompt,
         )
     )
 

@@ -9,8 +9,7 @@ import pytest
 
 from model.catalog import find_model
 from model.form import Form
-from model.parameters import check_groups
-from model.transformer import Transformer
+from model.placing import settle
 from profiles.communication import expected_collectives
 from profiles.inspection import Subject
 from sharding.errors import LayoutError
@@ -60,8 +59,7 @@ def subject_of(form: Form, layout: Layout, draw: random.Random) -> Subject:
         chosen = divide_experts(chosen) if "divided" in family else chosen
         mesh, tokens = parse_mesh(draw.choice(MESHES)), draw.choice(list(PHASES.values()))
         try:
-            placement = chosen.check(config.sizes, mesh)
-            check_groups(Transformer(config, form), placement)
+            placement = settle(config, form, chosen, mesh)
         except LayoutError:
             continue
         batch = -(-8 // placement.multiple("B")) * placement.multiple("B")

@@ -16,8 +16,9 @@ from profiles.traffic import (
     StepCosts,
     decode_traffic,
     kv_token_bytes,
+    pairs_seen,
 )
-from sharding.layout import LAYOUTS, attend_by, divide_experts
+from sharding.layout import ATTENTION, LAYOUTS, attend_by, divide_experts, prefill_by
 from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES
 
@@ -246,3 +247,39 @@ def test_a_long_prompt_writes_what_windows_hold_and_reads_no_row_twice():
     assert costs.prefill(batch=2, tokens=1000).kv_written == 2 * token * (1000 + 100) / 2
     most = costs.prefill(batch=64, tokens=8192)
     assert most.weights_read == most.weights_resident
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_prompts_cost_the_same_flops_wherever_their_cache_lies(attention):
+    """8 prompts of 32,768 tokens of llama3-8b on eight chips, counted by hand."""
+    config = find_model("llama3-8b")
+    layout = attend_by(ONE_D, attention)
+    placement = layout.check(config.sizes, parse_mesh("1x1x8")).prefill
+    matrices = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14_336)
+    pairs = 32_768 * 32_769 // 2
+    work = 2 * (32_768 * matrices + 128_256 * 4096) + 4 * 32 * 128 * 32 * pairs
+    counted = StepCosts(config, placement, BFLOAT16).prefill(batch=8, tokens=32_768)
+    assert counted.flops == pytest.approx(8 * work / 8, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "prompts", ["weight_gathered_x", "weight_gathered_xy", "weight_gathered_xyz"]
+)
+def test_prompts_in_another_layout_are_divided_by_that_layout_alone(prompts):
+    config = find_model("llama3-8b")
+    decode = attend_by(LAYOUTS["weight_stationary_2d"], "sequence")
+    flops = [
+        StepCosts(config, layout.check(config.sizes, parse_mesh("2x2x2")).prefill, BFLOAT16)
+        .prefill(batch=8, tokens=4096)
+        .flops
+        for layout in (prefill_by(decode, LAYOUTS[prompts]), LAYOUTS[prompts])
+    ]
+    assert flops[0] == flops[1]
+
+
+@pytest.mark.parametrize(
+    ("cached", "tokens", "window"), [(0, 9, 4), (7, 5, 4), (2, 9, 5), (3, 2, 9)]
+)
+def test_pairs_of_query_and_key_are_those_of_each_token_added_up(cached, tokens, window):
+    pairs = sum(min(cached + token + 1, window) for token in range(tokens))
+    assert pairs_seen(cached, tokens, window) == pairs

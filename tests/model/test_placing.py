@@ -1,0 +1,85 @@
+"""One question whether a layout goes with a model, for engines, estimates and plans alike."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from model.catalog import find_model
+from model.form import BFLOAT16, Form
+from model.placing import settle
+from profiles.calibration import calibration_of
+from profiles.candidates import candidates
+from profiles.estimate import Estimator, Setting
+from profiles.plan_space import Offer, Space
+from profiles.slices import parse_slice
+from sharding.errors import LayoutError
+from sharding.layout import LAYOUTS
+from sharding.mesh import parse_mesh
+from sharding.scaled import SCHEMES
+
+ONE_D, INT4 = LAYOUTS["weight_stationary_1d"], Form(jnp.bfloat16, SCHEMES["int4"])
+LLAMA = find_model("llama3-8b")
+
+
+def setting(form: Form, topology: str, mesh: str | None = None) -> Setting:
+    where = parse_slice(topology)
+    return Setting(
+        model=LLAMA,
+        where=where,
+        form=form,
+        rates=calibration_of(where.chip.name),
+        layout=ONE_D,
+        mesh=mesh and parse_mesh(mesh),
+    )
+
+
+def test_groups_that_would_cross_devices_are_refused_by_estimates_as_by_engines():
+    mesh = parse_mesh("1x1x16")
+    assert settle(LLAMA, BFLOAT16, ONE_D, mesh).devices == 16
+    for ask in (
+        lambda: settle(LLAMA, INT4, ONE_D, mesh),
+        lambda: Estimator(setting(INT4, "v5e:4x4", "1x1x16")),
+        lambda: candidates(setting(INT4, "v5e:4x4"), [ONE_D], [mesh]),
+    ):
+        with pytest.raises(LayoutError, match=r"groups of 32 \(int4\) do not divide; use .*int8"):
+            ask()
+
+
+@pytest.mark.parametrize("form", [INT4, BFLOAT16])
+def test_plans_look_at_what_the_engine_admits_and_at_nothing_else(form):
+    where = parse_slice("v5e:4x4")
+    space = Space(
+        Offer(
+            model=LLAMA,
+            slices=((where, 1.2),),
+            forms=(form,),
+            layouts=(ONE_D,),
+            rates=calibration_of,
+            context=2048,
+            slots=2049,
+        )
+    )
+    (cell,) = space.cells
+    for row in cell.rows:
+        settle(LLAMA, form, row.layout, row.mesh)
+    meshes = {tuple(row.mesh.values()) for row in cell.rows}
+    assert ((1, 1, 16) in meshes) == (form is BFLOAT16)
+
+
+def test_a_plan_with_no_layout_at_all_holds_nothing():
+    narrow = dataclasses.replace(LLAMA, d_ff=14_336 + 16)
+    where = parse_slice("v5e:1x1")
+    space = Space(
+        Offer(
+            model=narrow,
+            slices=((where, 1.2),),
+            forms=(INT4,),
+            layouts=(ONE_D,),
+            rates=calibration_of,
+            context=2048,
+            slots=2049,
+        )
+    )
+    (cell,) = space.cells
+    assert not cell.rows and cell.lacking(()) == float("inf")
