@@ -118,17 +118,22 @@ class Row:
         if not self.placement:
             return SizedLinks(model, form, where, rates)
         form = dataclasses.replace(form, cache=None)  # which no collective moves
-        if form.scheme and self.layout.use is None and not self._summed_by_experts(model):
-            form = dataclasses.replace(form, weights=None)  # none of which moves either
+        if form.scheme and not self._depends_on_weights(model):
+            form = dataclasses.replace(form, weights=None)  # few bits move what plain weights do
         if form not in self._listed:
             self._listed[form] = Listed(model, self.placement, form)
         if (form, where) not in self._links:
             self._links[form, where] = LinkCosts(self._listed[form], where, rates)
         return self._links[form, where]
 
-    def _summed_by_experts(self, model: Model) -> bool:
-        """Whether experts sum over chips: plain ones in one collective, others in many."""
-        return bool(model.experts) and bool(expert_axes(self.placement).inputs)
+    def _depends_on_weights(self, model: Model) -> bool:
+        """Whether what moves depends on how weights are stored.
+
+        It does where they move themselves, in loops, which cut no group of a few bits, and where
+        experts sum over chips: plain ones in one collective, others in many.
+        """
+        summed = bool(model.experts) and bool(expert_axes(self.placement).inputs)
+        return self.layout.use is not None or self.layout.collectives == "overlapped" or summed
 
 
 class Space:

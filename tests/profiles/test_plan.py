@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import random
 import re
 import time
 
@@ -21,7 +22,7 @@ from profiles.plan_space import BATCHES, Offer, Space
 from profiles.sized import sized_models
 from profiles.slices import parse_slice, slices_of
 from sharding.errors import FloorlineError
-from sharding.layout import divide_experts
+from sharding.layout import divide_experts, schedule_by
 from sharding.scaled import SCHEMES
 
 BOTH = Form(jnp.bfloat16), Form(jnp.bfloat16, SCHEMES["int8"], SCHEMES["int8"])
@@ -95,6 +96,29 @@ def test_the_front_is_that_of_looking_at_everything(offer):
         found = Search(space, Targets(step_s=limit)).front(space.cells)
         wanted = _unbettered([way for way in everything if way[0] <= (limit or 1e9)])
         assert [(p.step_s, p.usd) for p in found] == [pytest.approx(w, rel=1e-8) for w in wanted]
+
+
+@pytest.mark.parametrize("schedule", ["compiler", "overlapped"])
+def test_steps_that_a_plan_compares_are_those_of_estimates(schedule):
+    """Also where forms share what they send: the first form is not the one that is checked."""
+    wanted = layouts(AUTO, AUTO, lambda layout: schedule_by(layout, schedule))
+    few = Form(jnp.bfloat16, SCHEMES["int4"], SCHEMES["int8"])
+    pick = random.Random(0)
+    for model, where in (("palm-540b", "v4:4x4x4"), ("qwen3-30b-a3b", "v6e:2x4"),
+                         ("llama3-8b", "h100:4")):  # fmt: skip
+        space = Space(_offer(model, {where: 1.0}, forms=(*BOTH, few), layouts=tuple(wanted)))
+        for number in pick.sample(range(len(space.cells[0].rows)), 12):
+            for cell in space.cells:
+                fitting = cell.batches[number] > 0
+                if not fitting.any():
+                    continue
+                batch, step = pick.choice(
+                    list(
+                        zip(cell.batches[number][fitting], cell.steps(number)[fitting], strict=True)
+                    )
+                )
+                found = cell.estimate(number, int(batch)).expected.seconds
+                assert step == pytest.approx(found, rel=1e-9), (cell.rows[number], cell.form)
 
 
 def test_what_is_on_the_front_fits_and_meets_the_targets_and_the_choice_is_the_cheapest():
