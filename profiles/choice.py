@@ -14,6 +14,7 @@ from model.form import Form
 from profiles.candidates import AUTO
 from profiles.estimate import Estimate, Estimator, Setting
 from profiles.here import Here, here
+from profiles.numbers import milliseconds, number
 from sharding.errors import LayoutError
 from sharding.layout import ATTENTION, LAYOUTS, attend_by, find_layout, prefill_by
 from sharding.mesh import MeshShape
@@ -221,4 +222,4 @@ def explain(ranked: Sequence[Prediction], what: str, devices: Here) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+    return milliseconds(seconds) if seconds < 1 else f"{number(seconds)} s"

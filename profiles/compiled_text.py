@@ -10,7 +10,8 @@ from profiles.estimate import Estimate, Estimator
 from profiles.findings import Finding
 from profiles.hlo import Array
 from profiles.inspection import Subject, aligned
-from profiles.report import WIDTH, ms
+from profiles.numbers import ms, number
+from profiles.report import WIDTH
 from profiles.slices import Slice
 from profiles.substitutes import settle
 
@@ -28,7 +29,7 @@ def times(estimator: Estimator, step: Estimate) -> str:
     terms = ", ".join(f"{n.replace('_', ' ')} {ms(s)} ms" for n, s in step.floor.terms().items())
     lines = [
         f"floor:     {ms(step.floor.seconds)} ms per step ({terms}), at {chip.name}'s highest "
-        f"published figures, {chip.bandwidth / 1e9:,.0f} GB/s per chip",
+        f"published figures, {number(chip.bandwidth / 1e9)} GB/s per chip",
         f"expected:  {ms(step.expected.seconds)} ms per step, by calibration "
         f"{estimator.setting.rates.said_of(where.chip.name)}",
     ]

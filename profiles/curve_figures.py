@@ -25,6 +25,7 @@ from profiles.curve_panels import (
 from profiles.curve_study import Study
 from profiles.curves import StepCurves, Unit
 from profiles.figures import COLOURS, SHARED
+from profiles.numbers import exact, ms, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +85,7 @@ def cost(study: Study, path: str | Path) -> "Figure":
     for panel in (near, far):
         _terms(panel, curves, batches, lambda seconds: unit.cost(seconds, batches))
         _totals(panel, curves, floor, expected)
-        label = f"limit of the floor: {bound:.3g} {unit.name}"
+        label = f"limit of the floor: {number(bound)} {unit.name}"
         panel.axhline(bound, color=SHARED, linestyle=":", linewidth=1.8, label=label)
         if curves.takeover and curves.takeover <= batches[-1]:
             _takeover(panel, curves, unit.cost(1, curves.takeover))
@@ -160,8 +161,8 @@ def balance_words(study: Study) -> str:
             "makes a step compute-bound at any context."
         )
     return (
-        f"Balanced context: {study.balanced:.0f} tokens. Beyond it one more sequence takes memory "
-        "longer than arithmetic: no batch is compute-bound."
+        f"Balanced context: {exact(study.balanced)} tokens. Beyond it one more sequence takes "
+        "memory longer than arithmetic: no batch is compute-bound."
     )
 
 
@@ -176,10 +177,10 @@ def _expected_words(study: Study, curves: StepCurves) -> str:
     batch = min(curves.takeover or last, curves.fits_to or last, last)
     found = study.estimator.decode(batch, curves.context).expected
     memory, sent, rest, total = (
-        f"{seconds * 1e3:.3g}"
+        ms(seconds)
         for seconds in (found.memory, found.communication, found.overhead, found.seconds)
     )
-    compute = f"{max(found.compute, found.overlapped) * 1e3:.3g}"
+    compute = ms(max(found.compute, found.overlapped))
     rule, sums = "max(memory, compute) + communication", f"max({memory}, {compute}) + {sent}"
     if found.hidden:
         rule, sums = "max(memory, compute + communication)", f"max({memory}, {compute} + {sent})"

@@ -12,6 +12,7 @@ from profiles.curves import layout_words
 from profiles.estimate import Estimator
 from profiles.figures import SHARED, frame
 from profiles.files import write_atomically
+from profiles.numbers import exact, number, several, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,7 +91,7 @@ def subject(estimator: Estimator, *more: str, layout: bool = True, where: bool =
     setting = estimator.setting
     chips = setting.where.chips
     parts = [setting.model.name, str(setting.form)]
-    parts += [f"{setting.where} ({chips} chip{'s' * (chips > 1)})"] if where else []
+    parts += [f"{setting.where} ({several(chips, 'chip')})"] if where else []
     parts += [f"experts by {setting.experts}"] if setting.model.experts else []
     parts += [*more, *([layout_words(estimator)] if layout else [])]
     return ", ".join(parts)
@@ -100,10 +101,10 @@ def peaks_words(estimator: Estimator, priced: bool = False) -> list[str]:
     """What floors are at, and what expected times and costs are at."""
     setting, peaks, chip = estimator.setting, estimator.peaks, estimator.chip
     parts = peaks.devices_per_chip
-    rates = [f"{peaks.bandwidth * parts / 1e9:.4g} GB/s", f"{peaks.flops * parts / 1e12:.4g}"]
-    floor = f"{rates[0]} of memory, {rates[1]} TFLOP/s ({setting.form.arithmetic})"
+    floor = f"{number(peaks.bandwidth * parts / 1e9)} GB/s of memory, "
+    floor += f"{number(peaks.flops * parts / 1e12)} TFLOP/s ({setting.form.arithmetic})"
     if chip.link and setting.where.chips > 1:
-        floor += f" and links of {chip.link / 1e9:.4g} GB/s"
+        floor += f" and links of {number(chip.link / 1e9)} GB/s"
     expected = f"Expected: recommended figures, calibration {setting.rates.said_of(chip.name)}."
     if priced and setting.price is None:
         expected += " No price of the chip is known: costs are in chip-seconds."
@@ -131,17 +132,9 @@ def logarithmic(axis: object, values: Sequence[float], base: int = 10, room: flo
     step = 4 if base == 2 and wide > 2.7 else base  # ten powers of two would touch
     axis.set_major_locator(LogLocator(step, subs=subs, numticks=16))
     axis.set_minor_locator(NullLocator())
-    text = "{:.0f}".format if base == 2 else short
+    text = exact if base == 2 else short
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(low, high)
-
-
-def short(value: float) -> str:
-    """A number in few characters: 4096, 131k, 2M."""
-    for size, letter in ((1e9, "G"), (1e6, "M")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value / 1e3:.3g}k" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def key(**look: object) -> object:

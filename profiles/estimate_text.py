@@ -7,7 +7,8 @@ from profiles import economics
 from profiles.estimate import Estimate, Estimator
 from profiles.hardware import Chip
 from profiles.inspection import aligned
-from profiles.report import WIDTH, Record, ms, subject
+from profiles.numbers import exact, ms, number
+from profiles.report import WIDTH, Record, subject
 
 FASTER = 2.5  # times: what providers sell as a fast mode
 HEAD = (
@@ -34,9 +35,9 @@ def title(
         chip, dtype = one.chip, one.setting.form.arithmetic
         rates = one.setting.rates
         lines.append(
-            f"{name}: floor at {chip.bandwidth / 1e9:,.0f} GB/s and {chip.peak(dtype) / 1e12:,.0f} "
-            f"TFLOP/s of {dtype} per chip, {chip.source}; expected by calibration "
-            f"{rates.said_of(name)}"
+            f"{name}: floor at {number(chip.bandwidth / 1e9)} GB/s and "
+            f"{number(chip.peak(dtype) / 1e12)} TFLOP/s of {dtype} per chip, {chip.source}; "
+            f"expected by calibration {rates.said_of(name)}"
         )
         lines.append(f"{name}: costs of expected times: {price(chip)}")
     return "\n".join(part for line in lines for part in textwrap.wrap(line, WIDTH))
@@ -82,11 +83,9 @@ def _cells(point: Record) -> list[str]:
         ms(point["floor_s"]),
         point["bound"],
         ms(point["expected_s"]),
-        f"{point['tokens_per_s_per_chip']:,.3g}"
-        if point["tokens_per_s_per_chip"] < 1000
-        else f"{point['tokens_per_s_per_chip']:,.0f}",
-        f"{cost:#.3g}" if cost is not None else "",
-        f"{resident / 1e9:.3g}" + " (!)" * (not point["fits"]),
+        number(point["tokens_per_s_per_chip"]),
+        number(cost) if cost is not None else "",
+        number(resident / 1e9) + " (!)" * (not point["fits"]),
     ]
 
 
@@ -108,8 +107,9 @@ def consequences(estimator: Estimator, steps: Sequence[Estimate]) -> list[str]:
     peaks = estimator.peaks
     return [
         *_batches(estimator, context),
-        f"fetches: batch {last.batch:,} does {last.traffic.flops / last.traffic.memory:,.0f} FLOPs "
-        f"for each byte that it reads, of {peaks.flops / peaks.bandwidth:,.0f} that the chip could",
+        f"fetches: batch {last.batch:,} does {number(last.traffic.flops / last.traffic.memory)} "
+        "FLOPs for each byte that it reads, of "
+        f"{number(peaks.flops / peaks.bandwidth)} that the chip could",
         *_schedules(estimator, first, last),
         *_prices(estimator, last),
         *_phases(estimator, last),
@@ -127,20 +127,20 @@ def _batches(estimator: Estimator, context: int) -> list[str]:
         f"floor of a step at context {context:,}: the larger of {ms(lines.weights)} ms + "
         f"{_us(lines.kv_cache)} us x batch (weights, KV cache) and {_us(lines.compute)} us x batch "
         "(compute)",
-        f"critical batch: {economics.critical_batch(estimator):,.0f}, where compute overtakes the "
-        "read of all weights, at no context",
-        f"balanced context: {balanced:,.0f} tokens, beyond which no batch is compute-bound"
+        f"critical batch: {number(economics.critical_batch(estimator))}, where compute overtakes "
+        "the read of all weights, at no context",
+        f"balanced context: {exact(balanced)} tokens, beyond which no batch is compute-bound"
         if balanced
         else "balanced context: none; the cache never costs as much as compute",
-        f"batching gain: {touched:,.0f} times, the floor of a token at batch 1 over the least of "
-        "any batch",
+        f"batching gain: {number(touched)} times, the floor of a token at batch 1 over the least "
+        "of any batch",
     ]
     if estimator.setting.model.experts:
         sparsity = parameters["total"] / parameters["active"]
-        said[-1] += f", with the experts that it touches; {every:,.0f} if batch 1 read them all"
+        said[-1] += f", with the experts that it touches; {number(every)} if batch 1 read them all"
         said.append(
-            f"sparsity: {sparsity:.1f}, total over active parameters; experts alone are "
-            f"{estimator.setting.model.experts / estimator.setting.model.experts_per_token:g}"
+            f"sparsity: {number(sparsity)}, total over active parameters; experts alone are "
+            f"{exact(estimator.setting.model.experts / estimator.setting.model.experts_per_token)}"
         )
     return said
 
@@ -158,8 +158,8 @@ def _schedules(estimator: Estimator, first: Estimate, last: Estimate) -> list[st
         speed = last.expected.seconds / first.expected.seconds
         cost = first.expected.seconds / first.batch / (last.expected.seconds / last.batch)
         said.append(
-            f"latency for money: batch {first.batch:,} is {speed:.2f} times as fast as batch "
-            f"{last.batch:,} and {cost:.3g} times as dear per token (expected)"
+            f"latency for money: batch {first.batch:,} is {number(speed)} times as fast as batch "
+            f"{last.batch:,} and {number(cost)} times as dear per token (expected)"
         )
     return said
 
@@ -167,17 +167,17 @@ def _schedules(estimator: Estimator, first: Estimate, last: Estimate) -> list[st
 def _prices(estimator: Estimator, last: Estimate) -> list[str]:
     """What speed costs, and what a price step at this context would say of a cache."""
     times = economics.price_of_speed(estimator, last.context, last.batch, FASTER)
-    price = f"{times:.3g} times as dear per token" if times else "beyond any batch"
+    price = f"{number(times)} times as dear per token" if times else "beyond any batch"
     ratio = estimator.peaks.flops / estimator.peaks.bandwidth
     active = estimator.describe()["parameters"]["active"]
     implied = economics.implied_kv_bytes(active, ratio, max(last.context, 1))
     written = last.traffic.kv_written / estimator.padded(last.batch)
     whole = written * estimator.setting.where.devices
     return [
-        f"price of speed: a step {FASTER:g} times as fast as batch {last.batch:,}'s is {price} "
-        "(expected)",
-        f"a price step at {last.context:,} tokens would imply {implied:,.0f} bytes of cache per "
-        f"token, where compute is overtaken; here they are {whole:,.0f}, copies included",
+        f"price of speed: a step {exact(FASTER)} times as fast as batch {last.batch:,}'s is "
+        f"{price} (expected)",
+        f"a price step at {last.context:,} tokens would imply {number(implied)} bytes of cache per "
+        f"token, where compute is overtaken; here they are {number(whole)}, copies included",
     ]
 
 
@@ -189,10 +189,11 @@ def _phases(estimator: Estimator, last: Estimate) -> list[str]:
     sizes = {"prompt": prompt, "cached": cached, "batch": last.batch, "context": last.context}
     costs = economics.phase_costs(estimator, **sizes)
     return [
-        f"prefill: a token of a prompt of {prompt:,} costs {costs.prefill / costs.decode:.2g} of a "
-        f"decoded one at batch {last.batch:,} (expected); with the first {cached:,} cached, "
-        f"{costs.cached_prefill / costs.decode:.2g}: {costs.prefill / costs.cached_prefill:.1f} "
-        "times less"
+        f"prefill: a token of a prompt of {prompt:,} costs "
+        f"{number(costs.prefill / costs.decode)} of a decoded one at batch {last.batch:,} "
+        f"(expected); with the first {cached:,} cached, "
+        f"{number(costs.cached_prefill / costs.decode)}: "
+        f"{number(costs.prefill / costs.cached_prefill)} times less"
     ]
 
 
@@ -203,11 +204,12 @@ def _stages(estimator: Estimator, last: Estimate) -> list[str]:
         economics.pipeline(estimator, stages, last.batch, last.context) for stages in (1, 4)
     )
     return [
-        f"pipeline of 4 such slices: weights {one.weights / 1e9:.3g} -> {four.weights / 1e9:.3g} "
-        f"GB per chip, KV cache {one.kv_cache / 1e9:.3g} GB as before, for 4 batches are under "
-        f"way; a token's floor {ms(one.step_s)} -> {ms(four.step_s)} ms"
+        f"pipeline of 4 such slices: weights {number(one.weights / 1e9)} -> "
+        f"{number(four.weights / 1e9)} GB per chip, KV cache {number(one.kv_cache / 1e9)} GB as "
+        f"before, for 4 batches are under way; a token's floor {ms(one.step_s)} -> "
+        f"{ms(four.step_s)} ms"
     ]
 
 
 def _us(seconds: float) -> str:
-    return f"{seconds * 1e6:#.3g}"
+    return number(seconds * 1e6)

@@ -11,6 +11,7 @@ from profiles.estimate import Estimate, Estimator
 from profiles.estimate_record import Recorder
 from profiles.findings import Finding, findings
 from profiles.inspection import Subject, differences, expected
+from profiles.numbers import number
 from profiles.report import Record
 
 
@@ -118,7 +119,7 @@ def too_large(step: Estimate, beyond: float) -> str:
     least = least_slice(
         setting, step.batch, step.context + step.tokens - 1, layouts("auto", "auto")
     )
-    need = f"{beyond / 1e9:.3g} GB per chip more" if beyond else "more"
+    need = f"{number(beyond / 1e9)} GB per chip more" if beyond else "more"
     if step.fits:
         remedy = "use a smaller batch or a larger slice"
         if least and least.chips > setting.where.chips:

@@ -14,6 +14,7 @@ import numpy as np
 
 from profiles import report
 from profiles.files import write_atomically
+from profiles.numbers import exact
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -192,7 +193,7 @@ def _batch_axis(panel: "Axes", batches: Sequence[int]) -> None:
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_locator(FixedLocator(batches))
     panel.xaxis.set_minor_locator(NullLocator())
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: exact(value)))
     if batches:
         panel.set_xlim(batches[0] / 1.3, batches[-1] * 1.3)
 
@@ -209,7 +210,7 @@ def _value_axis(panels: Sequence["Axes"], logarithmic: bool) -> None:
         panel.set_yscale("log")
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_minor_locator(NullLocator())
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: exact(value)))
     # Room to a tick on either side, so that a short range has two of them at least.
     panels[0].set_ylim(min(values) / 1.6, max(values) * 1.6)
 

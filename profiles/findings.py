@@ -18,6 +18,7 @@ from profiles.hlo import bits
 from profiles.inspection import Subject, expected, surpluses
 from profiles.links import layings, mesh_items
 from profiles.moves import Move, grouped
+from profiles.numbers import byte_size, several
 from profiles.substitutes import TPU_SUBSTITUTES, settle
 
 PADDED = 0.005  # of all arguments: what padding by tiles is worth a word
@@ -103,7 +104,7 @@ def _not_aliased(step: CompiledStep, bandwidth: float) -> Iterator[Finding]:
     yield Finding(
         "cache_not_aliased",
         f"{len(names)} of the cache's {total} arrays are not updated in place: each step writes "
-        f"{_size(size)} of cache to other memory, which it needs besides; donate the cache",
+        f"{byte_size(size)} of cache to other memory, which it needs besides; donate the cache",
         max(copied, size) / bandwidth,
     )
 
@@ -124,7 +125,7 @@ def _move_words(move: Move) -> str:
     place = "" if "written back" in move.how else " in main memory"
     return (
         f"{move.origin} is {what}{move.how}{place}, {_times(move.count)} a step, "
-        f"{_size(move.bytes)} each{where}"
+        f"{byte_size(move.bytes)} each{where}"
     )
 
 
@@ -134,7 +135,7 @@ def _collectives(step: CompiledStep, subject: Subject, times: CollectiveTimes) -
     surplus = surpluses(wanted, found, subject.form.dtype, "tpu")
     for (kind, axes, payload), count in sorted(surplus.items()):
         one = Collective(kind, axes, payload)
-        words = f"{kind} over {''.join(axes)} of {_size(payload)}"
+        words = f"{kind} over {''.join(axes)} of {byte_size(payload)}"
         weight = step.gathered.get(payload) if kind == "all-gather" else None
         if count < 0:
             message = f"{words} is in the layout {_times(-count)} more than in the program"
@@ -161,7 +162,7 @@ def _replaced(
             made = dataclasses.replace(one, kind=entry.made)
             yield Finding(
                 "collective",
-                f"{one.kind} over {''.join(one.axes)} of {_size(one.payload_bytes)} is made as "
+                f"{one.kind} over {''.join(one.axes)} of {byte_size(one.payload_bytes)} is made as "
                 f"{entry.made} and slice, {_times(count)} a step: XLA's own takes some sizes and "
                 "groups alone, see profiles/substitutes.py; another mesh may be one of them, and "
                 "--collectives=overlapped sends sums of matmuls round a ring",
@@ -212,8 +213,8 @@ def _replicated(step: CompiledStep, subject: Subject, bandwidth: float) -> Itera
     for name, beyond in groups.items():
         yield Finding(
             "replicated",
-            f"{name} takes {_size(sum(beyond))} more on each device than its shard in the layout "
-            f"({len(beyond)} arrays)",
+            f"{name} takes {byte_size(sum(beyond))} more on each device than its shard in the "
+            f"layout ({several(len(beyond), 'array')})",
             sum(beyond) / bandwidth,
         )
 
@@ -228,10 +229,12 @@ def _padding(step: CompiledStep, bandwidth: float) -> Iterator[Finding]:
     if beyond <= PADDED * step.argument_bytes:
         return
     worst = sorted(groups, key=lambda name: -sum(groups[name]))[:3]
-    shown = ", ".join(f"{name} {_size(sum(groups[name]))}" for name in worst if sum(groups[name]))
+    sizes = {name: sum(groups[name]) for name in worst}
+    shown = ", ".join(f"{name} {byte_size(held)}" for name, held in sizes.items() if held)
     yield Finding(
         "padding",
-        f"arguments take {_size(beyond)} more than their numbers: the TPU fills up tiles ({shown})",
+        f"arguments take {byte_size(beyond)} more than their numbers: the TPU fills up tiles "
+        f"({shown})",
         beyond / bandwidth,
     )
 
@@ -242,10 +245,3 @@ def _starred(name: str) -> str:
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
-
-
-def _size(size: float) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size:.0f} bytes"

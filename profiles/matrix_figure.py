@@ -9,6 +9,7 @@ import numpy as np
 
 from profiles.curve_panels import DPI
 from profiles.files import write_atomically
+from profiles.numbers import number
 from profiles.report import Record
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def heat_map(
     for row, up, across in zip(rows, *names, strict=True):
         place = ups.index(up), acrosses.index(across)
         values[place] = row.get(field, np.nan)
-        words[place] = f"{row[field]:.3g}" if field in row else row["status"].replace("_", "\n")
+        words[place] = number(row[field]) if field in row else row["status"].replace("_", "\n")
     figure = Figure(figsize=(4.6 + 1.75 * len(acrosses), 2.6 + 0.42 * len(ups)), dpi=DPI)
     panel = figure.subplots()
     panel.set_facecolor("#D8D8D8")  # seen where a number is missing

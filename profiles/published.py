@@ -21,6 +21,7 @@ from profiles.candidates import candidates
 from profiles.cases import Case, Unusable
 from profiles.estimate import Estimate, Estimator, Setting
 from profiles.floor import floor
+from profiles.numbers import ms, number
 from profiles.report import Record
 from profiles.slices import Slice
 from profiles.traffic import kv_token_bytes
@@ -314,8 +315,8 @@ def check_floors(rows: Iterable[Reproduced]) -> None:
         row = beating[0]
         case = row.case
         raise FloorlineError(
-            f"measured time is {case.published_s * 1e3:.4g} ms in {case.source}, {case.locator}, "
-            f"below its floor of {row.floor_s * 1e3:.4g} ms ({len(beating)} such); the measurement "
+            f"measured time is {ms(case.published_s)} ms in {case.source}, {case.locator}, "
+            f"below its floor of {ms(row.floor_s)} ms ({len(beating)} such); the measurement "
             "is of something else, or the case's assumptions or a peak in profiles/chips.json are "
             "wrong"
         )
@@ -330,6 +331,6 @@ def check_contexts(rows: Iterable[dict]) -> None:
     for row in rows:
         if abs(row["error"]) > TOLERANCE:
             raise FloorlineError(
-                f"counted context is {row['context']:,.0f} where {row['locator']} has "
+                f"counted context is {number(row['context'])} where {row['locator']} has "
                 f"{row['published_context']:,}; the count or the case's assumptions must be wrong"
             )

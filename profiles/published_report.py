@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from profiles.cases import Unusable
 from profiles.inspection import aligned
+from profiles.numbers import ms, number
 from profiles.published import Reproduced, Summary, by_source, summarise
 from profiles.report import Record
 from profiles.reproductions import Figure
@@ -56,7 +57,7 @@ def _cells(row: Reproduced, notes: dict[str, str]) -> tuple[str, ...]:
         str(case.where),
         case.phase,
         str(case.batch),
-        *(f"{seconds * 1e3:,.2f}" for seconds in (case.published_s, row.floor_s, row.expected_s)),
+        *(ms(seconds) for seconds in (case.published_s, row.floor_s, row.expected_s)),
         f"{row.error:+.1%}",
         f"{row.fraction:.0%}{beats}",
         " ".join(notes[note] for note in (*case.assumed, *row.said)),
@@ -89,7 +90,7 @@ def contexts_text(rows: Iterable[Record]) -> str:
             f"{row['source'].split(',')[0]}, {row['locator']}",
             str(row["batch"]),
             f"{row['published_context']:,}",
-            f"{row['context']:,.0f}",
+            number(row["context"]),
             f"{row['error']:+.1%}",
         )
         for row in rows

@@ -8,6 +8,7 @@ from model.parameters import count, count_active
 from model.transformer import Transformer
 from profiles.floor import Floor, floor
 from profiles.hardware import Peaks
+from profiles.numbers import byte_size
 from profiles.report import Record, summarise
 from profiles.traffic import Traffic, decode_traffic
 
@@ -68,8 +69,8 @@ def decode_record(
     if peaks.on_chip and traffic.memory < CACHE_MULTIPLE * peaks.on_chip:
         return record | {
             "status": "cache_resident",
-            "message": f"its {traffic.memory / 1e6:.3g} MB per device fit the last-level cache "
-            f"({peaks.on_chip / 1e6:.3g} MB) too nearly for the floor of memory to apply",
+            "message": f"its {byte_size(traffic.memory)} per device fit the last-level cache "
+            f"({byte_size(peaks.on_chip)}) too nearly for the floor of memory to apply",
         }
     return record | {
         "fraction_of_floor": bound.seconds / seconds,

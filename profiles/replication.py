@@ -5,6 +5,7 @@ import jax
 from model.cache import CACHE_AXES
 from model.config import ModelConfig
 from model.form import Form
+from profiles.numbers import byte_size
 from profiles.traffic import declared, kv_token_bytes
 from sharding.placement import Placement, entry_axes, shards, used_axes
 from sharding.scaled import stored_bytes
@@ -25,13 +26,13 @@ def replication_cost(config: ModelConfig, placement: Placement, form: Form) -> l
             name = ".".join(map(str, (path if stated is param else path[:-1])[-2:]))
             arrays[name] = arrays.get(name, 0) + extra
     lines = [
-        f"{name} does not divide and is copied: each device reads {_bytes(extra)} per step "
+        f"{name} does not divide and is copied: each device reads {byte_size(extra)} per step "
         "more than its share"
         for name, extra in arrays.items()
     ]
     if rest := placement.left_over("cache", CACHE_AXES):
         copies = shards(rest, placement.mesh)
-        extra = _bytes(kv_token_bytes(config, placement, form) * (1 - 1 / copies))
+        extra = byte_size(kv_token_bytes(config, placement, form) * (1 - 1 / copies))
         lines.append(
             f"{config.kv_heads} KV heads do not divide over "
             f"{' '.join(f'{axis}={placement.mesh[axis]}' for axis in rest)}, so the KV cache is "
@@ -52,11 +53,3 @@ def experts_per_device(config: ModelConfig, placement: Placement) -> list[str]:
         sizes = " ".join(f"{axis}={placement.mesh[axis]}" for axis in rest)
         line += f", each divided over {sizes}, which do not divide the experts"
     return [line]
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    raise AssertionError

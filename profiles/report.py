@@ -16,6 +16,7 @@ import numpy as np
 from profiles.files import check_writable as check_writable
 from profiles.files import write_csv as write_csv
 from profiles.files import write_json as write_json
+from profiles.numbers import byte_size, ms, number, several
 from sharding.errors import FloorlineError
 
 Record = dict
@@ -105,9 +106,9 @@ def subject(points: Sequence[Record]) -> str:
 
 def bandwidth_words(bandwidth: dict, device_kind: str = "") -> str:
     """The peaks that floors were taken at, and whether they were measured or published."""
-    words = f"{bandwidth['bytes_per_s'] / 1e9:.4g} GB/s"
+    words = f"{number(bandwidth['bytes_per_s'] / 1e9)} GB/s"
     if "peak_flops_per_s" in bandwidth:
-        words += f" and {bandwidth['peak_flops_per_s'] / 1e12:.3g} TFLOP/s"
+        words += f" and {number(bandwidth['peak_flops_per_s'] / 1e12)} TFLOP/s"
     words += f" ({bandwidth['source']})"
     return words + ", one memory shared by all CPU devices" * ("cpu" in device_kind.lower())
 
@@ -201,9 +202,8 @@ def fit_lines(fits: Sequence[dict]) -> list[str]:
 
 def devices_words(point: dict) -> str:
     """Devices and mesh of a record or a fit, `2 devices (1x1x2)`."""
-    count = point.get("devices", 1)
     mesh = f" ({field_text(point['mesh'])})" if "mesh" in point else ""
-    return f"{count} device" + "s" * (count != 1) + mesh
+    return several(point.get("devices", 1), "device") + mesh
 
 
 # Tables ------------------------------------------------------------------------------------------
@@ -221,16 +221,6 @@ class Column(NamedTuple):
     spare: bool = False  # left out when a terminal's width would not do
 
 
-def ms(seconds: float) -> str:
-    """Seconds as milliseconds: three figures, or whole numbers from 100 on."""
-    value = seconds * 1e3
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
-
-
-def _amount(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
-
-
 def _show(field: str, form: Callable = field_text) -> Callable[[Record], str]:
     return lambda point: form(point[field]) if field in point else ""
 
@@ -242,7 +232,7 @@ def _basis(point: Record) -> str:
 
 
 def _by_basis(basis: str, field: str) -> Callable[[Record], str]:
-    return lambda p: _amount(p[field]) if field in p and _basis(p) == basis else ""
+    return lambda p: number(p[field]) if field in p and _basis(p) == basis else ""
 
 
 def _devices_and_mesh(point: Record) -> str:
@@ -387,14 +377,13 @@ def _unpacked(points: Sequence[Record]) -> list[str]:
     """Types that the compiler holds in more bits: how much, and in which steps if not all."""
     found: dict[str, list[tuple[int, int]]] = {}
     for point in points:
-        size = point.get("bytes_per_chip", {}).get("weights_unpacked", 0)
-        found.setdefault(point.get("weight_dtype", ""), []).append((size, point["batch"]))
+        held = point.get("bytes_per_chip", {}).get("weights_unpacked", 0)
+        found.setdefault(point.get("weight_dtype", ""), []).append((held, point["batch"]))
     notes = []
     for name, steps in found.items():
         if most := max(steps)[0]:
-            size = f"{most / 1e6:.3g} MB" if most < 1e9 else f"{most / 1e9:.3g} GB"
-            batches = dict.fromkeys(str(batch) for size, batch in steps if size)
-            which = "" if all(size for size, _ in steps) else f" of batch {', '.join(batches)}"
-            what = f"unpacks {size} of weights as a whole in each step{which}"
+            batches = dict.fromkeys(str(batch) for held, batch in steps if held)
+            which = "" if all(held for held, _ in steps) else f" of batch {', '.join(batches)}"
+            what = f"unpacks {byte_size(most)} of weights as a whole in each step{which}"
             notes.append(f"-  {name}: the compiler {what}")
     return notes

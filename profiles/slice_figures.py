@@ -19,13 +19,13 @@ from profiles.curve_panels import (
     logarithmic,
     panels,
     peaks_words,
-    short,
     sized_words,
     subject,
 )
 from profiles.curve_study import BEST, Scaling, Sparsities, Study, Tradeoffs
 from profiles.curves import RULE_RATIO, RULE_SPARSITY, ChipCurve, Tradeoff, Volumes
 from profiles.figures import MARKERS, SHARED
+from profiles.numbers import milliseconds, number, several, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,7 +124,7 @@ def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
     most = 1.4 * max(*(ratio for ratio, _ in found.models.values()), RULE_SPARSITY)
     line = np.array([1.0, most])
     chip = study.wanted.setting.where.chip.name
-    rule = f"{chip}: {found.dense:.0f} x total / active"
+    rule = f"{chip}: {number(found.dense)} x total / active"
     panel.plot(line, found.dense * line, color=BLUE, label=rule, **EXPECTED)
     thumb = f"rule of thumb: {RULE_RATIO} x sparsity, {RULE_RATIO} x {RULE_SPARSITY} = "
     thumb += f"{RULE_RATIO * RULE_SPARSITY}"
@@ -147,7 +147,7 @@ def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
     head = ["Critical batch against sparsity: from there on a step is bound by compute"]
     head += [
         f"{form}, chip {chip}, no context, all experts read. Line: peak x bytes per weight / "
-        f"(2 x bandwidth) x total / active, at {found.arithmetic:.4g} FLOPs a byte.",
+        f"(2 x bandwidth) x total / active, at {number(found.arithmetic)} FLOPs a byte.",
         peaks_words(study.estimator)[0],
     ]
     note = "Points: critical batches of models at their exact sizes."
@@ -161,7 +161,7 @@ def _models(panel: "Axes", found: Sparsities, own: str) -> list[object]:
         look = dict(marker=SHAPES[place % 7], color=HUES[1:][place % 6], markersize=10)
         look |= dict(linestyle="none") | (dict(markeredgecolor=BLACK) if name == own else {})
         panel.plot([ratio], [batch], zorder=5, label=name, **look)
-        handles.append(key(label=f"{name}: {batch:.0f} at sparsity {ratio:.3g}", **look))
+        handles.append(key(label=f"{name}: {number(batch)} at sparsity {number(ratio)}", **look))
     return handles
 
 
@@ -232,8 +232,8 @@ def _least_time(curve: ChipCurve) -> str:
     if not curve.fits.any():
         return curve.name
     fastest = int(np.argmin(np.where(curve.fits, curve.expected, np.inf)))
-    milliseconds = curve.expected[fastest] * 1e3
-    return f"{curve.name}: least {milliseconds:.3g} ms at {curve.chips[fastest]} chips"
+    chips = several(curve.chips[fastest], "chip")
+    return f"{curve.name}: least {milliseconds(curve.expected[fastest])} at {chips}"
 
 
 def _chip_lines(panel: "Axes", curve: ChipCurve, colour: str, wide: bool) -> None:

@@ -21,6 +21,7 @@ from model.placing import settle
 from profiles.bandwidth import PeakMeter
 from profiles.dequantized import held_bytes
 from profiles.hardware import Peaks, published_peaks
+from profiles.numbers import ms
 from profiles.progress import byte_progress, progress
 from profiles.record import decode_record
 from profiles.report import Record
@@ -253,7 +254,7 @@ def _record(case: _Case, sweep: Sweep, bandwidth: dict) -> Record:
         record["bytes_per_chip"]["weights_unpacked"] = case.held
     if record.get("fraction_of_floor", 0) > 1:
         record["message"] = (
-            f"measured step is {record['step_s']['median'] * 1e3:.3g} ms on {devices} "
+            f"measured step is {ms(record['step_s']['median'])} ms on {devices} "
             "devices, below its floor; the rates that the floor was taken at must be wrong"
         )
     return record

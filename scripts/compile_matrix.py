@@ -29,7 +29,8 @@ from profiles.files import check_writable, write_csv, write_json
 from profiles.inspection import aligned
 from profiles.matrix import Point, run, summary
 from profiles.matrix_figure import heat_map
-from profiles.report import Record, document, ms, versions
+from profiles.numbers import ms
+from profiles.report import Record, document, versions
 from sharding.errors import UsageError
 
 _TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x4"], "Slices, such as v5e:4x4,v5p:2x2x2.")

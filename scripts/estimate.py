@@ -27,6 +27,7 @@ from profiles import estimate_text
 from profiles.candidates import candidates, least_slice
 from profiles.estimate import Estimate, Estimator, Model, Setting, best
 from profiles.estimate_record import Recorder, basis
+from profiles.numbers import number
 from profiles.report import Record, document, write_json
 from sharding import processes
 from sharding.errors import UsageError
@@ -145,7 +146,7 @@ def _message(step: Estimate, wanted: list[Layout], known: dict) -> str:
     if step.phase == "prefill":
         length = f"{step.context:,} cached tokens and {step.tokens:,} of a prompt"
     return (
-        f"batch {step.batch:,} at {length} is {beyond / 1e9:.3g} GB per chip more "
+        f"batch {step.batch:,} at {length} is {number(beyond / 1e9)} GB per chip more "
         f"than {setting.where} has with weights in {setting.form.weights.name}; {remedy}"
     )
 

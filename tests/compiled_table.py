@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from profiles.matrix import summary
-from profiles.report import ms
+from profiles.numbers import ms
 
 ROOT = Path(__file__).parents[1]
 README, RECORDED = ROOT / "README.md", ROOT / "profiles/results/compiled"

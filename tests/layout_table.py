@@ -8,6 +8,7 @@ from model.catalog import find_model
 from model.form import BFLOAT16
 from profiles.collective import Collective
 from profiles.communication import expected_collectives
+from profiles.numbers import number
 from sharding.layout import ATTENTION, LAYOUTS, attend_by
 from sharding.mesh import parse_mesh
 from sharding.placement import Layout, Table
@@ -79,8 +80,7 @@ def _words(listed: list[Collective]) -> str:
 
 
 def _megabytes(listed: list[Collective]) -> str:
-    size = sum(each.payload_bytes * each.count for each in listed) / 1e6
-    return f"{size:,.0f}" if size >= 100 else f"{size:.3g}"
+    return number(sum(each.payload_bytes * each.count for each in listed) / 1e6)
 
 
 def _divided(weights: Table) -> str:

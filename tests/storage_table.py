@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from model.catalog import CATALOG
 from model.config import ModelConfig
 from model.form import Form
+from profiles.numbers import number
 from profiles.traffic import decode_traffic
 from sharding.layout import LAYOUTS
 from sharding.mesh import parse_mesh
@@ -65,7 +66,7 @@ def table(models: Iterable[str]) -> str:
     for model in models:
         for stored in STORED:
             found = _bytes(CATALOG[model].config, stored)
-            cells = " | ".join(f"{size / 1e9:#,.3g}" for size in found)
+            cells = " | ".join(number(size / 1e9) for size in found)
             tests = " ".join(f"[{n}]" for n, c in enumerate(CHECKS, 1) if c.covers(model, stored))
             name = f"`{model}`" if stored == "bfloat16" else ""
             lines.append(f"| {name} | {stored} | {cells} | {tests} |")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from profiles.matrix import summary
+from profiles.numbers import number
 from profiles.report import fit_lines, markdown_table
 from tests import (
     accuracy_table,
@@ -64,7 +65,7 @@ def test_the_steps_of_a_gpu_are_those_of_the_recorded_run_beside_what_was_expect
     step = ["--model=llama3-8b", "--topology=h200:1", "--context=2048", "--batch=1,8,64,256"]
     found = running.run("estimate.py", *step, "--json=-", folder=ROOT)
     expected = [point["expected_s"] * 1e3 for point in found.document["points"]]
-    *first, last = (f"{milliseconds:.3g}" for milliseconds in expected)
+    *first, last = map(number, expected)
     assert f"{', '.join(first)} and {last} ms of the bfloat16 steps" in " ".join(README.split())
 
 

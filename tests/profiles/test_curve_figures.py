@@ -135,7 +135,7 @@ def test_models_are_drawn_at_their_sparsity_beside_the_rule_of_thumb(small, tmp_
     drawn = lines(figure.axes[0])
     for name, point in found.models.items():
         assert drawn[name][0].tolist() == list(point)
-        assert f"{name}: {point[1]:.0f}" in words(figure)
+        assert f"{name}: {point[1]:,.0f}" in words(figure)
     assert drawn["_thumb"][0].tolist() == [8, 2400]
     line = drawn[f"v5e: {found.dense:.0f} x total / active"]
     np.testing.assert_allclose(line[:, 1] / line[:, 0], found.dense)

@@ -77,7 +77,7 @@ def test_a_plot_says_what_was_run_and_which_bandwidth_its_floor_is_at(tmp_path):
     said = words(figures.step_time(document([record(1, 1)]), tmp_path / "a.png"))
     for word in ("tiny", "float32", "cpu", "weight_stationary_1d", "context 128", "p10", "p90"):
         assert word in said
-    assert "Floor at 25 GB/s (measured), one memory shared by all CPU devices" in said
+    assert "Floor at 25.0 GB/s (measured), one memory shared by all CPU devices" in said
 
 
 def test_floors_that_differ_take_their_lines_colours(tmp_path):

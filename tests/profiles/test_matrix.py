@@ -115,5 +115,5 @@ def test_heat_maps_have_a_square_for_each_point(tmp_path):
     (heading,) = (text for text in figure.texts if text.get_text() == title)
     assert figure.bbox.containsx(heading.get_window_extent().x1)
     words = [text.get_text() for text in figure.axes[0].texts]
-    assert words == ["0.21", "does\nnot\nfit"]
+    assert words == ["0.210", "does\nnot\nfit"]
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")

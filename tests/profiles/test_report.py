@@ -124,8 +124,8 @@ def test_weights_that_the_compiler_unpacks_are_noted_with_their_steps():
     points += [stored("int4", 8, 0) | {"devices": 2}]
     notes = [line for line in report.table(points, None).splitlines() if "unpacks" in line]
     assert [note.split("unpacks ")[1] for note in notes] == [
-        "14 GB of weights as a whole in each step of batch 8",
-        "2 MB of weights as a whole in each step",
+        "14.0 GB of weights as a whole in each step of batch 8",
+        "2.00 MB of weights as a whole in each step",
     ]
 
 

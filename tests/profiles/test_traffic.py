@@ -11,6 +11,7 @@ from model.catalog import find_model
 from model.form import BFLOAT16, FLOAT32, Form
 from model.parameters import total_bytes
 from model.transformer import Transformer
+from profiles.numbers import byte_size
 from profiles.replication import experts_per_device, replication_cost
 from profiles.traffic import (
     StepCosts,
@@ -181,7 +182,7 @@ def test_experts_that_do_not_divide_are_stated_with_what_their_copies_cost():
     ]
     lines = replication_cost(config, placement, FLOAT32)
     down = 6 * 64 * 128 * 4 / 4 / 2 * config.layers  # four shards, each of them copied once
-    assert f"mlp.down does not divide and is copied: each device reads {down / 1e3:.3g} kB" in (
+    assert f"mlp.down does not divide and is copied: each device reads {byte_size(down)}" in (
         lines[0] + lines[1]
     )
     divides = layout.check(config.sizes, parse_mesh("3x1x2"))
