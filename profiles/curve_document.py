@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from profiles.curve_study import Study
-from profiles.estimate_record import Recorder, basis
+from profiles.estimate_record import Recorder, basis, price_record
 from profiles.report import document
 
 DIGITS = 6  # that a curve's numbers keep
@@ -45,6 +45,11 @@ def curves_document(
         started=started,
         **basis(setting),
         price_per_chip_hour=setting.price,
+        prices={
+            each.chip.name: price_record(each.setting)
+            for each in study.compared()
+            if each.setting.price is not None
+        },
         curves=_plain(curves),
     )
 

@@ -109,7 +109,8 @@ def peaks_words(estimator: Estimator, priced: bool = False) -> list[str]:
     if priced and setting.price is None:
         expected += " No price of the chip is known: costs are in chip-seconds."
     elif priced:
-        expected += f" Price: {setting.price:g} USD per chip-hour."
+        price = setting.quote or f"{exact(setting.price)} USD per chip-hour"
+        expected += f" Price: {price}."
     return [f"Floor: per chip {floor}, {chip.source}, all overlapped.", expected]
 
 

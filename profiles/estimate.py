@@ -17,7 +17,7 @@ from model.transformer import Transformer
 from profiles.calibration import Calibration
 from profiles.expected import Expected, LinkCosts, Listed, Sent, expect
 from profiles.floor import Floor, floor
-from profiles.hardware import Peaks
+from profiles.hardware import Peaks, Price
 from profiles.report import Record
 from profiles.sized import EVENLY, SizedCosts, SizedLinks, SizedModel
 from profiles.slices import Slice
@@ -41,6 +41,7 @@ class Setting:
       mesh: sizes of the mesh axes; None likewise.
       experts: which experts a step is taken to read: ``coverage``, ``least`` or ``all``.
       price: USD per chip-hour; None leaves costs out.
+      quote: the listed price that this is; None for any other.
     """
 
     model: Model
@@ -51,6 +52,7 @@ class Setting:
     mesh: MeshShape | None = None
     experts: str = "coverage"
     price: float | None = None
+    quote: Price | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,6 +42,7 @@ class Recorder:
         }
         if (cost := found.cost(seconds)) is not None:
             record["usd_per_million_tokens"] = cost
+            record["price"] = price_record(self.estimator.setting)
         if found.phase == "prefill" and self.estimator.placement:
             record["layout"] = self.estimator.placement.prefill.layout.name
         if found.phase == "decode":
@@ -62,6 +63,11 @@ def basis(setting: Setting) -> dict:
         },
         "calibration": dataclasses.asdict(setting.rates),
     }
+
+
+def price_record(setting: Setting) -> dict[str, float | str]:
+    """The price that costs are at; whose it is, where it is a listed one."""
+    return setting.quote.as_record() if setting.quote else {"usd_per_chip_hour": setting.price}
 
 
 def _costs(found: Estimate, parts: int, capacity: float) -> Record:

@@ -10,6 +10,7 @@ from importlib import resources
 
 import jax
 
+from profiles.numbers import exact
 from sharding.errors import UsageError
 
 FLOPS = "_flops"
@@ -54,14 +55,45 @@ class Wiring:
 
 @dataclasses.dataclass(frozen=True)
 class Price:
-    """What a chip costs, in USD per hour, where and when."""
+    """What a chip costs, in USD per hour, where and when.
+
+    Attributes:
+      usd: of one chip for one hour.
+      commitment: such as ``on-demand``.
+      provider: who lists it.
+      offer: the provider's machine or tier; empty where it has but one.
+      region: empty where the price names none.
+      date: when it was listed.
+      source: where it was read.
+    """
 
     usd: float
     commitment: str
     provider: str
-    region: str
     date: str
     source: str
+    offer: str = ""
+    region: str = ""
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether a chip can be had at it by the hour."""
+        return "on-demand" in self.commitment
+
+    @property
+    def seller(self) -> str:
+        """Provider and offer."""
+        return " ".join(filter(None, (self.provider, self.offer)))
+
+    def as_record(self) -> dict[str, float | str]:
+        """What programs read, without what is not known."""
+        known = ("provider", "offer", "region", "commitment", "date")
+        said = {name: getattr(self, name) for name in known if getattr(self, name)}
+        return {"usd_per_chip_hour": self.usd, **said}
+
+    def __str__(self) -> str:
+        said = ", ".join(filter(None, (self.commitment, self.seller, self.region, self.date)))
+        return f"{exact(self.usd)} USD per chip-hour ({said})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +191,12 @@ class Chip:
         """The same chip by its recommended figures, those of an expected time."""
         return dataclasses.replace(self, which="recommended")
 
+    def price(self, provider: str | None = None) -> Price | None:
+        """The cheapest on-demand price that is listed, of one provider if it is named."""
+        listed = (price for price in self.prices if price.on_demand)
+        wanted = (price for price in listed if provider in (None, price.provider))
+        return min(wanted, key=lambda price: price.usd, default=None)
+
     def peak(self, dtype: str) -> float:
         """FLOP/s of arithmetic in `dtype`, by JAX's name or the data file's.
 
@@ -206,6 +244,22 @@ def chips() -> tuple[Chip, ...]:
     """Every chip in the data file."""
     data = json.loads(resources.files("profiles").joinpath("chips.json").read_text())
     return tuple(_chip(row, data["sources"]) for row in data["chips"])
+
+
+def find_provider(name: str) -> str:
+    """The provider of this name, in whatever case.
+
+    Raises:
+      UsageError: it lists no on-demand price of any chip.
+    """
+    prices = (price for chip in chips() for price in chip.prices if price.on_demand)
+    known = dict.fromkeys(price.provider for price in prices)
+    for provider in known:
+        if provider.lower() == name.strip().lower():
+            return provider
+    raise UsageError(
+        f"provider is {name!r}, of whom no on-demand price is listed; use one of {', '.join(known)}"
+    )
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from profiles.calibration import Calibration
 from profiles.candidates import meshes
 from profiles.estimate import Estimate, Estimator, Model, Setting
 from profiles.expected import LinkCosts, Listed
+from profiles.hardware import Price
 from profiles.sized import SizedCosts, SizedLinks, SizedModel
 from profiles.slices import Slice
 from profiles.traffic import Line, StepCosts, expected_experts
@@ -56,6 +57,7 @@ class Offer:
       forms: how numbers may be stored.
       layouts: wanted ones; of no meaning for a model by its sizes.
       rates: what is achieved, by the name of a chip.
+      quotes: the listed price that a chip's is, by its name; None for any other.
       context: tokens in the cache of each sequence.
       slots: tokens that it has room for.
       experts: which a step is taken to read.
@@ -72,6 +74,7 @@ class Offer:
     slots: int
     experts: str = "coverage"
     prompt: int | None = None
+    quotes: Callable[[str], Price | None] = lambda name: None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -246,6 +249,7 @@ class Cell:
     def __init__(self, space: Space, where: Slice, price: float, form: Form):
         self.space, self.where, self.price, self.form = space, where, price, form
         self.usd_per_hour = price * where.chips
+        self.quote = space.offer.quotes(where.chip.name)
         self.rates = space.offer.rates(where.chip.name)
         parts, usual = where.chip.devices_per_chip, where.chip.expected
         self.capacity = usual.capacity / parts
@@ -332,8 +336,9 @@ class Cell:
 
     def cost(self, seconds: np.ndarray, batches: np.ndarray) -> np.ndarray:
         """USD per million tokens; infinite where steps never end."""
-        costs = self.usd_per_hour * np.where(np.isfinite(seconds), seconds, 0.0) / 3600
-        return np.where(np.isfinite(seconds), costs / np.maximum(batches, 1) * 1e6, math.inf)
+        ends = np.isfinite(seconds)
+        costs = self.usd_per_hour * np.where(ends, seconds, 1.0) / 3600
+        return np.where(ends, costs / np.maximum(batches, 1) * 1e6, math.inf)
 
     def prompt_bound(self, tokens: int) -> float:
         """Seconds that one prompt takes at least, divided evenly, without collectives."""
@@ -352,6 +357,7 @@ class Cell:
                 mesh=row.mesh,
                 experts=offer.experts,
                 price=self.price,
+                quote=self.quote,
             )
         )
 

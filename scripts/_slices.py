@@ -10,7 +10,8 @@ from absl import flags
 from model.catalog import CATALOG, find_model
 from profiles.calibration import Calibration, calibration_of, read_calibration
 from profiles.estimate import Model
-from profiles.hardware import Chip, Price
+from profiles.hardware import Chip, Price, find_provider
+from profiles.numbers import exact
 from profiles.sized import sized_models
 from profiles.slices import Slice, parse_slice
 from sharding.errors import UsageError
@@ -39,8 +40,11 @@ CALIBRATION = flags.DEFINE_string(
 PRICE = flags.DEFINE_float(
     "price_per_chip_hour",
     None,
-    "USD; by default the first on-demand price of the chip in profiles/chips.json, where it has "
+    "USD; by default the cheapest on-demand price of the chip in profiles/chips.json, where it has "
     "one.",
+)
+PROVIDER = flags.DEFINE_string(
+    "provider", None, "Whose on-demand prices are taken, such as RunPod; the cheapest without it."
 )
 EXPERTS = flags.DEFINE_enum(
     "experts",
@@ -104,12 +108,13 @@ def check_given(slices: Iterable[Slice], remedy: str) -> None:
 
 
 def refuse_given(why: str) -> None:
-    """Refuses figures, a price and experts where they would not be heard.
+    """Refuses figures, prices and experts where they would not be heard.
 
     Raises:
       UsageError: one is given.
     """
-    if given := _given() + ["experts"] * EXPERTS.present:
+    others = [flag.name for flag in (EXPERTS, PROVIDER) if flag.present]
+    if given := _given() + others:
         raise UsageError(f"--{given[0]} is given, but {why}; leave it out")
 
 
@@ -132,27 +137,43 @@ def price(chip: Chip) -> float | None:
     """USD per chip-hour, None if none is given or known.
 
     Raises:
-      UsageError: a negative one is given.
+      UsageError: a negative one is given, or a provider who lists none of any chip.
     """
-    if PRICE.value is not None:
-        if not 0 <= PRICE.value < math.inf:
-            raise UsageError(f"--price_per_chip_hour is {PRICE.value}; use USD, 0 or more")
-        return PRICE.value
-    found = listed_price(chip)
-    return found.usd if found else None
+    if PRICE.value is None:
+        found = listed_price(chip)
+        return found.usd if found else None
+    if PROVIDER.value is not None:
+        raise UsageError(
+            f"--provider is {PROVIDER.value}, beside --price_per_chip_hour; give one of them"
+        )
+    if not 0 <= PRICE.value < math.inf:
+        raise UsageError(f"--price_per_chip_hour is {PRICE.value}; use USD, 0 or more")
+    return PRICE.value
+
+
+def quote(chip: Chip) -> Price | None:
+    """The listed price that costs are at; None where one is given or none is listed."""
+    return listed_price(chip) if PRICE.value is None else None
 
 
 def listed_price(chip: Chip) -> Price | None:
-    """The first on-demand price in the data file."""
-    return next((price for price in chip.prices if "on-demand" in price.commitment), None)
+    """The cheapest price that is listed on demand, of ``--provider`` if given.
+
+    Raises:
+      UsageError: the provider lists none of any chip.
+    """
+    return chip.price(PROVIDER.value and find_provider(PROVIDER.value))
+
+
+def whose() -> str:
+    """Words that follow a price which is not listed."""
+    return f" by {find_provider(PROVIDER.value)}" if PROVIDER.value else ""
 
 
 def price_words(chip: Chip) -> str:
     """Which price costs are at."""
     if PRICE.value is not None:
-        return f"{PRICE.value:g} USD per chip-hour (given)"
-    found = listed_price(chip)
-    if not found:
-        return f"no price of {chip.name} is listed; --price_per_chip_hour gives one"
-    where = f"{found.provider}, {found.region}, {found.date}"
-    return f"{found.usd:g} USD per chip-hour ({found.commitment}, {where})"
+        return f"{exact(PRICE.value)} USD per chip-hour (given)"
+    if found := listed_price(chip):
+        return str(found)
+    return f"no price of {chip.name} is listed{whose()}; --price_per_chip_hour gives one"

@@ -112,6 +112,7 @@ def _estimator() -> Estimator:
         rates=_slices.rates(where.chip),
         experts=_slices.EXPERTS.value,
         price=_slices.price(where.chip),
+        quote=_slices.quote(where.chip),
     )
     wanted = layouts(_layouts.LAYOUT.value, _layouts.ATTENTION_BY.value, _layouts.finish)
     shapes = [parse_mesh(_MESH.value)] if _MESH.value else None

@@ -110,6 +110,7 @@ def _estimators(
                 rates=_slices.rates(where.chip),
                 experts=_slices.EXPERTS.value,
                 price=_slices.price(where.chip),
+                quote=_slices.quote(where.chip),
             )
             every = candidates(setting, wanted, shapes)
             found.append(best(every, work, _PHASE.value == "prefill", _CACHED.value))

@@ -141,6 +141,7 @@ def _wanted() -> Wanted:
         rates=_slices.rates(where.chip),
         experts=_slices.EXPERTS.value,
         price=_slices.price(where.chip),
+        quote=_slices.quote(where.chip),
     )
     return Wanted(
         setting=setting,
@@ -160,8 +161,8 @@ def _wanted() -> Wanted:
 def _setting_of(setting: Setting, where: Slice) -> Setting:
     """The same on a slice of another chip, at its price and rates."""
     chip = where.chip
-    rates, price = _slices.rates(chip), _slices.price(chip)
-    return dataclasses.replace(setting, where=where, rates=rates, price=price)
+    rates, price, quote = _slices.rates(chip), _slices.price(chip), _slices.quote(chip)
+    return dataclasses.replace(setting, where=where, rates=rates, price=price, quote=quote)
 
 
 def _batches() -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from profiles.hardware import chips, figure_names, find_chip, published_peaks
+from profiles.hardware import chips, figure_names, find_chip, find_provider, published_peaks
 from sharding.errors import UsageError
 
 DATA = json.loads(resources.files("profiles").joinpath("chips.json").read_text())
@@ -46,9 +46,35 @@ def test_wirings_and_prices_have_sources_and_every_source_is_used():
         for figure in row["figures"].values():
             used |= {figure["source"], *(source for _, source, *_ in figure.get("others", ()))}
         for price in row["prices"]:
-            assert price["usd"] > 0 and price["date"] and price["region"] and price["commitment"]
+            assert price["usd"] > 0 and price["date"] and price["provider"] and price["commitment"]
+            assert price.get("region") not in ("", "none")
             used.add(price["source"])
     assert used == DATA["sources"].keys()
+
+
+def test_a_chip_costs_the_least_that_is_listed_on_demand_of_all_or_of_one_provider():
+    h200 = find_chip("h200")
+    assert h200.price().usd == 4.39 and h200.price("Google Cloud").usd == 10.6
+    assert h200.price("AWS").usd == 5.2 and h200.price("Azure") is None
+    for chip in chips():
+        listed = [price.usd for price in chip.prices if price.commitment.startswith("on-demand")]
+        assert (chip.price().usd if listed else chip.price()) == min(listed, default=None)
+
+
+def test_a_price_says_whose_it_is_and_nothing_that_is_not_known():
+    price = find_chip("h200").price()
+    assert str(price) == "4.39 USD per chip-hour (on-demand, RunPod Secure, 2026-07)"
+    assert price.as_record() == {
+        "usd_per_chip_hour": 4.39, "provider": "RunPod", "offer": "Secure",
+        "commitment": "on-demand", "date": "2026-07",
+    }  # fmt: skip
+    assert find_chip("v5e").price().as_record()["region"] == "us-central1"
+
+
+def test_a_provider_is_found_in_any_case_or_the_known_ones_are_named():
+    assert find_provider("google cloud") == "Google Cloud"
+    with pytest.raises(UsageError, match=r"'SemiAnalysis'.* use one of Google Cloud, RunPod, AWS"):
+        find_provider("SemiAnalysis")
 
 
 def test_every_chip_has_what_a_floor_needs():

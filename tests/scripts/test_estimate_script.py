@@ -16,6 +16,10 @@ CASES = {
               "--batch=1,2048", "--context=4096"],
     "given": ["--model=llama3-8b", "--hbm_bandwidth=1e12", "--price_per_chip_hour=2", "--batch=1",
               "--topology=v5e:2x2", "--json=-"],
+    "provider": ["--model=llama3-8b", "--topology=h200:1,b200:1", "--provider=google cloud",
+                 "--batch=1", "--json=-"],
+    "no_provider": ["--provider=nobody"],
+    "two_prices": ["--provider=AWS", "--price_per_chip_hour=1"],
     "all_experts": ["--model=mixtral-8x7b", "--experts=all", "--batch=1", "--json=-"],
     "mixture": ["--model=mixtral-8x7b", "--topology=v5e:2x4,h100:8", "--batch=64", "--json=-"],
     "model": ["--model=gpt-9"],
@@ -71,6 +75,7 @@ def test_a_document_has_a_record_for_each_slice(ended):
     assert [point["topology"] for point in points] == ["v5e:2x2", "h100:1"]
     for point in points:
         assert point["floor_s"] <= point["expected_s"] and point["status"] == "ok"
+    assert [point["price"]["provider"] for point in points] == ["Google Cloud", "AWS"]
     assert ended["document"].document["calibration"]["source"]
 
 
@@ -108,6 +113,12 @@ def test_figures_and_prices_can_be_given(ended):
     assert point["weight_floor_s"] == pytest.approx(point["bytes_per_chip"]["weights_read"] / 1e12)
     dollars = 2 * 4 * point["expected_s"] / 3600 * 1e6
     assert point["usd_per_million_tokens"] == pytest.approx(dollars)
+    assert point["price"] == {"usd_per_chip_hour": 2}
+    dearer, free = ended["provider"].document["points"]
+    assert dearer["price"]["usd_per_chip_hour"] == 10.6 and "price" not in free
+    assert "no price of b200 is listed by Google Cloud" in " ".join(
+        ended["provider"].stderr.split()
+    )
 
 
 def test_a_document_says_which_figures_are_given(ended):
@@ -119,7 +130,7 @@ def test_a_document_says_which_figures_are_given(ended):
 
 def test_a_title_has_the_price_of_each_chip_and_the_arithmetic_that_floors_divide_by(ended):
     words = " ".join(ended["two_chips"].stdout.split())
-    assert "1.2 USD per chip-hour" in words and "11.06 USD per chip-hour" in words
+    assert "1.2 USD per chip-hour" in words and "6.88 USD per chip-hour" in words
     assert "394 TFLOP/s of int8" in ended["rounded"].stdout
 
 
@@ -175,6 +186,8 @@ def test_all_experts_are_read_where_that_is_asked(ended):
         ("price_of_two", "--price_per_chip_hour is given for several chips alike"),
         ("endless", "bandwidth of v5e is inf; use a positive number"),
         ("no_price", "--price_per_chip_hour is nan; use USD"),
+        ("no_provider", "use one of Google Cloud, RunPod, AWS, Azure, Hot Aisle, DigitalOcean"),
+        ("two_prices", "--provider is AWS, beside --price_per_chip_hour"),
         ("prompts_layout", "layout is 'diagonal'; use one of"),
         ("no_experts", "--expert_parallel is true, but llama3-70b has no experts"),
         ("sized_layout", "--layout is weight_stationary_2d, but deepseek-v3 is known by its sizes"),
