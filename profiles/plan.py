@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from profiles.estimate import Estimate
+from profiles.numbers import exact, several
 from profiles.plan_space import Cell, Row, Space
 
 _GAIN = 1 + 1e-9  # what is not faster or cheaper by so much is no gain, but another rounding
@@ -41,10 +42,13 @@ class Targets:
     def words(self) -> list[str]:
         """Each target that is asked for."""
         said = (
-            (self.step_s, lambda: f"{said_ms(self.step_s)} per step"),
-            (self.first_token_s, lambda: f"{said_ms(self.first_token_s)} to the first token"),
-            (self.chips, lambda: f"{self.chips} chip" + "s" * (self.chips != 1)),
-            (self.usd_per_hour, lambda: f"{self.usd_per_hour:g} USD per hour"),
+            (self.step_s, lambda: f"{exact(self.step_s * 1e3)} ms per step"),
+            (
+                self.first_token_s,
+                lambda: f"{exact(self.first_token_s * 1e3)} ms to the first token",
+            ),
+            (self.chips, lambda: several(self.chips, "chip")),
+            (self.usd_per_hour, lambda: f"{exact(self.usd_per_hour)} USD per hour"),
         )
         return [words() for value, words in said if value is not None]
 
@@ -236,9 +240,3 @@ class _Front:
 
 def _or_more(limit: float | None) -> float:
     return math.inf if limit is None else limit
-
-
-def said_ms(seconds: float) -> str:
-    """Seconds as milliseconds, three figures or whole ones."""
-    value = seconds * 1e3
-    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"

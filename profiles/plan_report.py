@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from profiles.candidates import least_slice
 from profiles.estimate import Estimate, Setting
 from profiles.estimate_record import Recorder
-from profiles.plan import Keep, Point, Search, Targets, said_ms
+from profiles.numbers import exact, milliseconds, ms, number, several
+from profiles.plan import Keep, Point, Search, Targets
 from profiles.plan_space import Cell, Space
 from profiles.report import Record
 from sharding.errors import FloorlineError
@@ -74,10 +76,11 @@ def front_table(records: Sequence[Record], choice: int) -> str:
         step = (len(records) - 1) / (ROWS - 1)
         shown = sorted({round(i * step) for i in range(ROWS)} | {choice})
     heading = ("", "slice", "mesh", "layout", "attention", "weights", "cache", "batch",
-               "expected ms", "floor ms", "bound", "token/s/chip", "USD/Mtoken")  # fmt: skip
+               "expected ms", "floor ms", "bound", "token/s/chip", "USD/Mtoken",
+               "USD/chip-hour", "provider")  # fmt: skip
     table = [heading, *(_cells(records[i], i == choice) for i in shown)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    left = {0, 1, 2, 3, 4, 5, 6, 10}
+    left = {0, 1, 2, 3, 4, 5, 6, 10, 14}
     return "\n".join(
         "  ".join(
             text.ljust(width) if i in left else text.rjust(width)
@@ -88,6 +91,8 @@ def front_table(records: Sequence[Record], choice: int) -> str:
 
 
 def _cells(record: Record, chosen: bool) -> tuple[str, ...]:
+    price = record["price"]
+    whose = [price[name] for name in ("provider", "offer") if name in price] or ["given"]
     return (
         "*" * chosen,
         record["topology"],
@@ -96,12 +101,14 @@ def _cells(record: Record, chosen: bool) -> tuple[str, ...]:
         record.get("attention", ""),
         record["weight_dtype"],
         record["kv_dtype"],
-        str(record["batch"]),
-        f"{record['expected_s'] * 1e3:.3g}",
-        f"{record['floor_s'] * 1e3:.3g}",
+        f"{record['batch']:,}",
+        ms(record["expected_s"]),
+        ms(record["floor_s"]),
         record["bound"],
-        f"{record['tokens_per_s_per_chip']:.3g}",
-        f"{record['usd_per_million_tokens']:.3g}",
+        number(record["tokens_per_s_per_chip"]),
+        number(record["usd_per_million_tokens"]),
+        exact(price["usd_per_chip_hour"]),
+        " ".join(whose),
     )
 
 
@@ -109,24 +116,26 @@ def choice_words(point: Point, targets: Targets, search: Search | None = None) -
     """The choice with its terms, floor and expected."""
     found = point.estimate()
     floor, expected = found.floor, found.expected
-    terms = ", ".join(f"{name} {said_ms(s)}" for name, s in floor.terms().items() if s)
+    terms = ", ".join(f"{name} {milliseconds(s)}" for name, s in floor.terms().items() if s)
     wait = dataclasses.asdict(expected)
     hidden = wait.pop("hidden")
-    waits = ", ".join(f"{name} {said_ms(s)}" for name, s in wait.items() if s)
+    waits = ", ".join(f"{name} {milliseconds(s)}" for name, s in wait.items() if s)
     meets = " and ".join(targets.words())
     why = f"the least cost that meets {meets}" if meets else "the least cost of all"
-    hour = point.cell.usd_per_hour
+    hour = exact(point.cell.usd_per_hour)
     lines = [
-        f"choice: {_name(point)}: {point.usd:.3g} USD per million tokens, {why}; {hour:.4g} USD "
-        "per hour",
-        f"  floor    {said_ms(floor.seconds)}, bound by {floor.bound} ({terms})",
-        f"  expected {said_ms(expected.seconds)} ({waits}; communication "
+        f"choice: {_name(point)}: {number(point.usd)} USD per million tokens, {why}; {hour} USD "
+        f"per hour, at {_price(point.cell)}",
+        f"  floor    {milliseconds(floor.seconds)}, bound by {floor.bound} ({terms})",
+        f"  expected {milliseconds(expected.seconds)} ({waits}; communication "
         + ("beside" if hidden else "after")
         + " reading)",
     ]
     if search and targets.prompt:
         first = search.first_token(point.cell, point.number)
-        lines.append(f"  first token of a prompt of {targets.prompt}: expected {said_ms(first)}")
+        lines.append(
+            f"  first token of a prompt of {targets.prompt:,}: expected {milliseconds(first)}"
+        )
     return "\n".join(lines)
 
 
@@ -138,7 +147,13 @@ def _name(point: Point) -> str:
         parts.append(f"{layout.name} on {mesh}, attention by {layout.attends}")
         parts += ["expert-parallel"] * layout.expert_parallel
     parts += [f"weights {names['weight_dtype']}", f"cache {names['kv_dtype']}"]
-    return ", ".join([*parts, f"batch {point.batch}"])
+    return ", ".join([*parts, f"batch {point.batch:,}"])
+
+
+def _price(cell: Cell) -> str:
+    """What a chip-hour costs, and whose price that is."""
+    whose = f"of {cell.quote.seller}" if cell.quote else "as given"
+    return f"{exact(cell.price)} USD per chip-hour {whose}"
 
 
 # Why neighbours lost -----------------------------------------------------------------------------
@@ -164,7 +179,7 @@ class _Neighbours:
         for batch in (point.batch // 2, point.batch * 2):
             if batch:
                 found = point.cell.estimate(point.number, batch)
-                yield Lost(f"batch {batch}", self.verdict(found))
+                yield Lost(f"batch {batch:,}", self.verdict(found))
 
     def slices(self) -> Iterable[Lost]:
         """The next smaller and larger of the chip."""
@@ -208,17 +223,20 @@ class _Neighbours:
         by_chip = itertools.groupby(self.search.space.cells, lambda cell: cell.where.chip.name)
         for name, cells in by_chip:
             if name != self.choice.cell.where.chip.name:
-                yield Lost(f"chip {name}", self.best(list(cells)))
+                yield Lost(f"chip {name}", self.best(list(cells), priced=True))
 
-    def best(self, cells: Sequence[Cell], keep: Keep = lambda row: True) -> str:
-        """Why the best of these cells lost."""
+    def best(
+        self, cells: Sequence[Cell], keep: Keep = lambda row: True, priced: bool = False
+    ) -> str:
+        """Why the best of these cells lost; `priced` says whose price it is at."""
         admitted = [cell for cell in cells if self.search.targets.admits(cell)]
         if not admitted:
             return _too_large(cells, self.search.targets)
         point = self.search.cheapest(admitted, keep)
         if not point:
             return _why_none(self.search, admitted, keep)
-        return f"{self.dearer(point.usd)} ({_name(point)})"
+        at = f", at {_price(point.cell)}" if priced else ""
+        return f"{self.dearer(point.usd)} ({_name(point)}{at})"
 
     def verdict(self, found: Estimate) -> str:
         """Why a step lost."""
@@ -228,50 +246,57 @@ class _Neighbours:
             return f"does not fit by {_gb(found.resident - capacity)} per chip"
         seconds = found.expected.seconds
         if limit is not None and seconds > limit:
-            return f"{said_ms(seconds)} per step is over {said_ms(limit)}"
+            return f"{milliseconds(seconds)} per step is over {exact(limit * 1e3)} ms"
         return self.dearer(found.cost(seconds))
 
     def dearer(self, usd: float) -> str:
         """What a million tokens cost, in as many figures as tell it from the choice."""
         ours = self.choice.usd
-        figures = next((f for f in (3, 4, 5) if f"{usd:.{f}g}" != f"{ours:.{f}g}"), None)
-        if figures is None:
-            return f"costs the same, {usd:.3g} USD per million tokens"
-        return f"costs {usd:.{figures}g} USD per million tokens against {ours:.{figures}g}"
+        for figures in (3, 4, 5):
+            theirs, chosen = number(usd, figures), number(ours, figures)
+            if theirs != chosen:
+                return f"costs {theirs} USD per million tokens against {chosen}"
+        return f"costs the same, {number(usd)} USD per million tokens"
 
 
 def _too_large(cells: Sequence[Cell], targets: Targets) -> str:
     least = min(cells, key=lambda cell: cell.usd_per_hour)
     if least.where.chips > (targets.chips or least.where.chips):
-        return f"{least.where} is over {targets.chips} chips"
-    return f"{least.usd_per_hour:.4g} USD per hour is over {targets.usd_per_hour:g}"
+        return f"{least.where} is over {several(targets.chips, 'chip')}"
+    return f"{exact(least.usd_per_hour)} USD per hour is over {exact(targets.usd_per_hour)}"
 
 
 def _why_none(search: Search, cells: Sequence[Cell], keep: Keep) -> str:
     """Why no way in these cells meets the targets, by the way that comes nearest."""
-    short = []
-    for cell in cells:
-        rows = [number for number, row in enumerate(cell.rows) if keep(row)]
-        if rows:
-            short.append((cell.lacking(rows), cell))
-    lacking, nearest = min(short, key=lambda pair: pair[0])
+    nearest = min(cells, key=lambda cell: _lacking(cell, keep))
+    lacking = _lacking(nearest, keep)
+    if math.isinf(lacking):
+        return "no layout goes with it"
     if lacking > 0:
         return f"does not fit by {_gb(lacking)} per chip ({nearest.where}, {nearest.form})"
     targets = search.targets
     point = search.fastest(cells, keep)
     if point and targets.step_s is not None and point.step_s > targets.step_s:
         return (
-            f"{said_ms(point.step_s)} per step is over {said_ms(targets.step_s)} ({_name(point)})"
+            f"{milliseconds(point.step_s)} per step is over {exact(targets.step_s * 1e3)} ms "
+            f"({_name(point)})"
         )
-    loose = search.relaxed(first_token_s=None)
-    point = loose.cheapest(cells, keep)
-    first = search.first_token(point.cell, point.number)
-    limit = said_ms(targets.first_token_s)
-    return f"{said_ms(first)} to the first token is over {limit} ({_name(point)})"
+    point = search.relaxed(first_token_s=None).cheapest(cells, keep)
+    if not point or targets.first_token_s is None:
+        return "no step of it is expected to end"
+    first = milliseconds(search.first_token(point.cell, point.number))
+    limit = exact(targets.first_token_s * 1e3)
+    return f"{first} to the first token is over {limit} ms ({_name(point)})"
+
+
+def _lacking(cell: Cell, keep: Keep = lambda row: True) -> float:
+    """Bytes per chip by which one sequence fits in none of these rows; infinite without rows."""
+    rows = [place for place, row in enumerate(cell.rows) if keep(row)]
+    return cell.lacking(rows) if rows else math.inf
 
 
 def _gb(size: float) -> str:
-    return f"{size / 1e9:.3g} GB"
+    return f"{number(size / 1e9)} GB"
 
 
 # What misses which target ------------------------------------------------------------------------
@@ -280,27 +305,42 @@ def _gb(size: float) -> str:
 def _nearest(search: Search) -> str:
     """What the targets are, and each that alone could be relaxed, to what and by which way."""
     space, targets = search.space, search.targets
-    fitting = [cell for cell in space.cells if cell.lacking(range(len(cell.rows))) <= 0]
+    fitting = [cell for cell in space.cells if _lacking(cell) <= 0]
     if not fitting:
-        short = min(space.cells, key=lambda cell: cell.lacking(range(len(cell.rows))))
-        lacking = _gb(short.lacking(range(len(short.rows))))
         return (
             f"model is {space.offer.model.name}, which fits on none of the slices looked at; "
-            f"nearest: {short.where}, {short.form}, where {lacking} per chip are lacking"
-            f"{_holding(space)}"
+            f"{_shortest(search)}{_holding(space)}"
         )
     found = sorted(_relaxed(search, fitting), key=lambda each: each[0])
     said = " and ".join(targets.words()) or "none"
     if not found:
-        loose = Search(space, Targets(prompt=targets.prompt))
-        point = loose.cheapest(fitting)
+        point = Search(space, Targets(prompt=targets.prompt)).cheapest(fitting)
+        if not point:
+            return f"targets are {said}, but no step is expected to end at a cost that has a number"
         return (
             f"targets are {said}, which nothing meets, nor if one of them is dropped; the cheapest "
-            f"with none: {_name(point)}: {said_ms(point.step_s)} per step, "
-            f"{point.cell.usd_per_hour:.4g} USD per hour"
+            f"with none: {_name(point)}: {milliseconds(point.step_s)} per step, "
+            f"{exact(point.cell.usd_per_hour)} USD per hour"
         )
     ways = "; or ".join(f"{words} ({_name(point)})" for _, words, point in found)
     return f"targets are {said}, which nothing meets; nearest: {ways}"
+
+
+def _shortest(search: Search) -> str:
+    """Where least is lacking, of slices within the targets of size and price if there are any."""
+    targets = search.targets
+    cells = [cell for cell in search.space.cells if targets.admits(cell)]
+    short = min(cells or search.space.cells, key=_lacking)
+    limits = (
+        Targets(chips=targets.chips, usd_per_hour=targets.usd_per_hour).words() if cells else []
+    )
+    within = f" within {' and '.join(limits)}" if limits else ""
+    if math.isinf(_lacking(short)):
+        return f"no layout goes with it on any{within}"
+    return (
+        f"nearest{within}: {short.where}, {short.form}, where {_gb(_lacking(short))} per chip are "
+        "lacking"
+    )
 
 
 def _holding(space: Space) -> str:
@@ -326,22 +366,23 @@ def _relaxed(search: Search, cells: Sequence[Cell]) -> Iterable[tuple[float, str
     targets = search.targets
     admitted = [cell for cell in cells if targets.admits(cell)]
     if targets.step_s is not None and (point := search.fastest(admitted)):
-        words = f"{said_ms(point.step_s)} per step"
+        words = f"{milliseconds(point.step_s)} per step"
         yield point.step_s / targets.step_s, words, point
-    sizes = (("chips", lambda cell: cell.where.chips, "{:g} chips"),
-             ("usd_per_hour", lambda cell: cell.usd_per_hour, "{:g} USD per hour"))  # fmt: skip
+    sizes = (("chips", lambda cell: cell.where.chips, lambda count: several(count, "chip")),
+             ("usd_per_hour", lambda cell: cell.usd_per_hour,
+              lambda usd: f"{exact(usd)} USD per hour"))  # fmt: skip
     for name, size, words in sizes:
         limit = getattr(targets, name)
         if limit is not None and (found := _first(search.relaxed(**{name: None}), cells, size)):
             needed = size(found.cell)
-            yield needed / limit, words.format(needed), found
+            yield needed / limit, words(needed), found
     if targets.first_token_s is not None:
         loose = search.relaxed(first_token_s=None)
         points = loose.front(admitted)
         if points:
             point = min(points, key=lambda p: search.first_token(p.cell, p.number))
             first = search.first_token(point.cell, point.number)
-            yield first / targets.first_token_s, f"{said_ms(first)} to the first token", point
+            yield first / targets.first_token_s, f"{milliseconds(first)} to the first token", point
 
 
 def _first(search: Search, cells: Sequence[Cell], size: Callable[[Cell], float]) -> Point | None:

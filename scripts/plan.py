@@ -12,7 +12,7 @@ tokens per sequence. Nothing here is measured.
 
 Examples:
   python scripts/plan.py --model=llama3-70b --context=8192 --max_step_ms=20
-  python scripts/plan.py --model=mixtral-8x7b --prompt_length=4000 --generated_tokens=500 \
+  python scripts/plan.py --model=mixtral-8x7b --prompt_length=4000 --generated_tokens=500 \\
       --max_step_ms=15 --max_first_token_ms=500 --budget_per_hour=60
   python scripts/plan.py --model=deepseek-v3 --chip=v5p,h200 --weight_dtype=int8 --max_chips=64
   python scripts/plan.py --model=llama3-8b --topology=v5e:2x2,v5e:2x4 --price_per_chip_hour=0.9
@@ -32,6 +32,7 @@ from profiles.estimate import Model
 from profiles.estimate_record import basis
 from profiles.estimate_text import EXPERTS
 from profiles.hardware import Chip, chips, find_chip
+from profiles.numbers import several
 from profiles.plan import Search, Targets
 from profiles.plan_report import choice_words, front_table, plan, record
 from profiles.plan_space import Offer, Space
@@ -69,6 +70,7 @@ _KV_DTYPE = flags.DEFINE_list(
     "kv_dtype", ["bfloat16", "int8"], "What the KV cache is stored in; a list is compared."
 )
 _layouts.leave_open()
+flags.FLAGS.set_default("model", "llama3-70b")
 
 
 def main() -> None:
@@ -114,6 +116,7 @@ def _space(prompt: int | None) -> Space:
             slots=slots,
             experts=_slices.EXPERTS.value,
             prompt=prompt,
+            quotes=lambda name: _slices.quote(find_chip(name)),
         )
     )
 
@@ -170,7 +173,7 @@ def _priced() -> tuple[tuple[Slice, float], ...]:
     if not asked and not named:
         out = ", ".join(chip.name for chip in chips() if chip not in every)
         _slices.check_given((Slice(chip, (1,)) for chip in every), "--chip")
-        _common.say(f"not looked at, for want of an on-demand price: {out}")
+        _common.say(f"not looked at, for want of an on-demand price{_slices.whose()}: {out}")
     found = [where for chip in every for where in slices_of(_slices.overridden(chip), most)]
     together = list(dict.fromkeys(named + found))
     _slices.check_given(together, "--chip")
@@ -181,17 +184,18 @@ def _price(chip: Chip) -> float:
     found = _slices.price(chip)
     if found is None:
         raise UsageError(
-            f"price of {chip.name} is not listed on demand; give --price_per_chip_hour, and --chip "
-            "or --topology of it alone"
+            f"price of {chip.name} is not listed on demand{_slices.whose()}; give "
+            "--price_per_chip_hour, and --chip or --topology of it alone"
         )
     return found
 
 
 def _title(offer: Offer) -> str:
-    count = len({where for where, _ in offer.slices})
+    slices = several(len({where for where, _ in offer.slices}), "slice")
     return (
-        f"{offer.model.name}, decode at {offer.context} cached tokens (room for {offer.slots}), on "
-        f"{count} slices. Ways that no other betters in both expected step and cost; * is chosen:"
+        f"{offer.model.name}, decode at {offer.context:,} cached tokens (room for "
+        f"{offer.slots:,}), on {slices}. Ways that no other betters in both expected step and "
+        "cost; * is chosen:"
     )
 
 

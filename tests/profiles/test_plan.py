@@ -11,13 +11,14 @@ import pytest
 
 from model.catalog import find_model
 from model.form import Form
+from profiles import numbers
 from profiles.calibration import calibration_of
 from profiles.candidates import AUTO, candidates, layouts
 from profiles.economics import largest_batch
 from profiles.estimate import Setting
-from profiles.hardware import chips
+from profiles.hardware import chips, find_chip
 from profiles.plan import Search, Targets
-from profiles.plan_report import Plan, plan, record
+from profiles.plan_report import Plan, choice_words, front_table, plan, record
 from profiles.plan_space import BATCHES, Offer, Space
 from profiles.sized import sized_models
 from profiles.slices import parse_slice, slices_of
@@ -175,7 +176,7 @@ def test_nothing_on_a_chip_that_lost_is_cheaper():
     ]
     least = min(cost for _, cost in ways)
     (why,) = [lost.why for lost in found.rejected if lost.what == f"chip {other}"]
-    assert why.startswith(f"costs {least:.3g} USD")
+    assert why.startswith(f"costs {numbers.number(least)} USD")
 
 
 def test_targets_that_nothing_meets_name_what_each_would_have_to_be():
@@ -211,6 +212,36 @@ def test_a_model_that_fits_nowhere_is_told_what_would_hold_it():
     ) as told:
         plan(space, Targets())
     assert "the least slice that holds it is v5e:4x4, bfloat16" in str(told.value)
+
+
+def test_a_model_that_fits_nowhere_is_short_of_least_within_the_chips_that_were_asked_for():
+    space = Space(_offer("llama3-405b", {"v5e:2x4": 1.2, "v5e:4x4": 1.2}, forms=BOTH[:1]))
+    with pytest.raises(FloorlineError, match="nearest within 8 chips: v5e:2x4, bfloat16, where"):
+        plan(space, Targets(chips=8))
+    with pytest.raises(FloorlineError, match="nearest: v5e:4x4, bfloat16, where"):
+        plan(space, Targets())
+
+
+def test_costs_without_end_are_an_error_in_words():
+    space = Space(_offer("llama3-8b", {"v5e:2x4": float("inf")}))
+    with pytest.raises(FloorlineError, match="no step is expected to end at a cost that has a num"):
+        plan(space, Targets())
+
+
+def test_each_way_of_a_plan_says_whose_price_it_is_at():
+    quotes = lambda name: find_chip(name).price()  # noqa: E731
+    slices = {"v5e:2x4": quotes("v5e").usd, "h200:1": quotes("h200").usd}
+    found = plan(Space(_offer("llama3-8b", slices, quotes=quotes)), Targets())
+    for point in found.front:
+        price = point.cell.where.chip.price()
+        assert record(point)["price"] == price.as_record()
+    table = front_table([record(point) for point in found.front], 0)
+    assert "4.39  RunPod Secure" in table
+    assert f"USD per chip-hour of {found.choice.cell.quote.seller}" in choice_words(
+        found.choice, Targets()
+    )
+    (other,) = (lost.why for lost in found.rejected if lost.what.startswith("chip "))
+    assert re.search(r", at [\d.]+ USD per chip-hour of (RunPod Secure|Google Cloud)\)$", other)
 
 
 def test_a_model_by_its_sizes_has_a_plan():

@@ -1,5 +1,6 @@
 """What every script does alike: its help, and what it says where nothing is installed."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -52,6 +53,13 @@ def test_help_shows_examples_and_every_flag(script, tmp_path):
     assert "Fetched once: smollm2-135m (93 MB)" in text
     assert "says why. weight_stationary_1d" in text
     assert "within so many seconds, and up to ten more" in text
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("[a-z]*.py")), ids=lambda path: path.name)
+def test_no_example_of_a_help_has_two_lines_in_one(path):
+    """As where a backslash at the end of a line is taken for Python's own."""
+    about = ast.get_docstring(ast.parse(path.read_text()))
+    assert max(map(len, about.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("script", OWN)

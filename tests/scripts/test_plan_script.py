@@ -11,6 +11,8 @@ CASES = {
     "lengths": [*_ON, "--prompt_length=1000", "--generated_tokens=500", "--json=-"],
     "own price": [*_ON, "--context=4096", "--max_step_ms=20", "--price_per_chip_hour=2.4",
                   "--json=-"],
+    "provider": [*_ON[:1], "--chip=h200,v5e", "--max_chips=1", "--provider=RunPod", "--json=-"],
+    "one slice": ["--topology=v5e:8x8", "--price_per_chip_hour=0.7", "--kv_dtype=int8"],
     "infeasible": [*_ON, "--max_step_ms=1"],
     "zero step": [*_ON, "--max_step_ms=0"],
     "negative budget": [*_ON, "--budget_per_hour=-1"],
@@ -53,6 +55,7 @@ def test_the_document_has_the_choice_the_front_and_the_rejected(ended):
     found = ended["json"].document
     assert found["schema"] == 1
     assert found["choice"] == found["pareto"][-1]
+    assert found["choice"]["price"]["provider"] == "Google Cloud"
     steps = [record["expected_s"] for record in found["pareto"]]
     costs = [record["usd_per_million_tokens"] for record in found["pareto"]]
     assert steps == sorted(steps)
@@ -65,7 +68,7 @@ def test_the_document_has_the_choice_the_front_and_the_rejected(ended):
 def test_lengths_give_the_context_half_way_and_room_for_all(ended):
     choice = ended["lengths"].document["choice"]
     assert choice["context"] == 1250
-    assert "room for 1500" in ended["lengths"].stderr
+    assert "room for 1,500" in ended["lengths"].stderr
 
 
 def test_a_price_twice_as_high_costs_twice_as_much(ended):
@@ -77,6 +80,19 @@ def test_where_chips_cost_nothing_the_fastest_step_is_chosen(ended):
     done = ended["for nothing"]
     assert done.code == 0 and "Warning" not in done.stderr
     assert ": 0 USD per million tokens" in done.stdout
+
+
+def test_a_provider_who_lists_no_price_of_a_chip_is_named(ended):
+    assert ended["provider"].code == 2
+    assert "price of v5e is not listed on demand by RunPod" in ended["provider"].error
+
+
+def test_the_model_is_llama3_70b_if_none_is_named_and_one_slice_is_singular(ended):
+    title, *table = ended["one slice"].stdout.splitlines()
+    assert title.startswith(
+        "llama3-70b, decode at 2,048 cached tokens (room for 2,049), on 1 slice."
+    )
+    assert "0.7  given" in table[2] and "e+0" not in ended["one slice"].stdout
 
 
 def test_targets_that_contradict_end_with_1_and_the_nearest(ended):
