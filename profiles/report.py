@@ -16,7 +16,7 @@ import numpy as np
 from profiles.files import check_writable as check_writable
 from profiles.files import write_csv as write_csv
 from profiles.files import write_json as write_json
-from profiles.numbers import byte_size, ms, number, several
+from profiles.numbers import byte_size, exact, ms, number, several
 from sharding.errors import FloorlineError
 
 Record = dict
@@ -247,11 +247,11 @@ def _share(fraction: float) -> str:
 COLUMNS = (
     *(Column(("", field), _show(field), key=field, if_varied=True) for field in TITLE_FIELDS),
     Column(("devices", "(x,y,z)"), _devices_and_mesh, key="devices"),
-    Column(("", "context"), _show("context"), key="context"),
-    Column(("", "batch"), _show("batch"), key="batch"),
+    Column(("", "context"), _show("context", exact), key="context"),
+    Column(("", "batch"), _show("batch", exact), key="batch"),
     Column(
         ("tokens per", "sequence"),
-        _show("tokens_per_sequence"),
+        _show("tokens_per_sequence", exact),
         key="tokens_per_sequence",
         if_varied=True,
     ),
