@@ -18,6 +18,7 @@ from model.catalog import CATALOG, find_model
 from model.form import Form, Storage
 from profiles.candidates import AUTO, layouts
 from profiles.estimate import Model
+from profiles.numbers import several
 from profiles.sized import sized_models
 from profiles.slices import Slice, parse_slice
 from sharding.errors import FloorlineError, UsageError
@@ -236,7 +237,8 @@ def parse_case(row: object) -> Case:
         raise UsageError(f"prompt_length is {found.prompt_length}; a prompt has 2 tokens or more")
     if mesh and math.prod(found.mesh.values()) != found.where.devices:
         raise UsageError(
-            f"mesh is {mesh}, but {found.where} has {found.where.devices} devices; use as many"
+            f"mesh is {mesh}, but {found.where} has {several(found.where.devices, 'device')}; "
+            "use as many"
         )
     found.layouts, found.slice_for(False)  # unknown names are refused here
     return found

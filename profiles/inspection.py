@@ -17,6 +17,7 @@ from profiles.arrays import PlacedArray, group_layers
 from profiles.census import census
 from profiles.collective import Collective, merge, without_places
 from profiles.communication import expected_collectives
+from profiles.numbers import exact
 from profiles.substitutes import settle, substitute
 from sharding.mesh import make_mesh, mesh_over
 from sharding.placement import Placement
@@ -226,7 +227,7 @@ def collective_table(
             each.kind,
             "".join(each.axes),
             f"{each.payload_bytes:,}",
-            f"{each.count / layers:g}" if each.where.startswith("layer") else "",
+            exact(each.count / layers) if each.where.startswith("layer") else "",
             str(each.count),
         )
         for each in found

@@ -21,7 +21,7 @@ from profiles.candidates import candidates
 from profiles.cases import Case, Unusable
 from profiles.estimate import Estimate, Estimator, Setting
 from profiles.floor import floor
-from profiles.numbers import ms, number
+from profiles.numbers import ms, number, several
 from profiles.report import Record
 from profiles.slices import Slice
 from profiles.traffic import kv_token_bytes
@@ -269,7 +269,7 @@ class Summary:
 
     def __str__(self) -> str:
         return (
-            f"{self.rows} rows: |error| median {self.median:.1%}, p90 {self.p90:.1%}; "
+            f"{several(self.rows, 'row')}: |error| median {self.median:.1%}, p90 {self.p90:.1%}; "
             f"floor at most {self.closest:.0%} of measured"
         )
 

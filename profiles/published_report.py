@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from profiles.cases import Unusable
 from profiles.inspection import aligned
-from profiles.numbers import ms, number
+from profiles.numbers import exact, ms, number
 from profiles.published import Reproduced, Summary, by_source, summarise
 from profiles.report import Record
 from profiles.reproductions import Figure
@@ -56,7 +56,7 @@ def _cells(row: Reproduced, notes: dict[str, str]) -> tuple[str, ...]:
         case.model.name,
         str(case.where),
         case.phase,
-        str(case.batch),
+        f"{case.batch:,}",
         *(ms(seconds) for seconds in (case.published_s, row.floor_s, row.expected_s)),
         f"{row.error:+.1%}",
         f"{row.fraction:.0%}{beats}",
@@ -88,7 +88,7 @@ def contexts_text(rows: Iterable[Record]) -> str:
     text = [
         (
             f"{row['source'].split(',')[0]}, {row['locator']}",
-            str(row["batch"]),
+            f"{row['batch']:,}",
             f"{row['published_context']:,}",
             number(row["context"]),
             f"{row['error']:+.1%}",
@@ -149,7 +149,7 @@ def _figure_cells(figure: Figure) -> tuple[str, ...]:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
+    return "" if value is None else exact(value)
 
 
 def _difference(each: dict) -> str:

@@ -18,6 +18,7 @@ from profiles.calibration import calibration_of
 from profiles.cases import stored
 from profiles.economics import batching_gain, critical_batch
 from profiles.estimate import Estimator, Setting
+from profiles.numbers import exact
 from profiles.report import Record
 from profiles.sized import sized_models
 from profiles.slices import parse_slice
@@ -96,7 +97,7 @@ def check_digits(found: Sequence[Figure]) -> None:
         if not figure.agrees:
             line = figure.line
             raise FloorlineError(
-                f"{line['what']} is {figure.derived:.6g} {line['unit']} by its equation, where "
+                f"{line['what']} is {exact(figure.derived)} {line['unit']} by its equation, where "
                 f"{line['source']}, {line['locator']} prints {figure.printed}; the inputs in "
                 "profiles/reproductions.json must be wrong"
             )

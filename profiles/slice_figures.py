@@ -192,7 +192,7 @@ def communication(study: Study, found: Volumes, path: str | Path) -> "Figure":
     setting = study.wanted.setting
     mesh = "x".join(str(size) for size in found.mesh.values())
     head = ["Communication of a layer against tokens, by layout"]
-    work = f"mesh {mesh}, prefill of {found.batch} prompts of rising length"
+    work = f"mesh {mesh}, prefill of {several(found.batch, 'prompt')} of rising length"
     head += [subject(study.estimator, work, layout=False)]
     head += [
         f"Exact counts of this model and mesh, activations in {setting.form.dtype.name}: an "

@@ -87,7 +87,7 @@ def _cells(row: Record) -> tuple[str, ...]:
     mesh = "x".join(map(str, row["mesh"].values())) if "mesh" in row else ""
     tokens = row.get("tokens_per_sequence", 1)
     what = (row["model"], row["topology"], mesh, row["layout"], row["weight_dtype"],
-            row["kv_dtype"], f"{row['batch']}", f"{tokens if tokens > 1 else row['context']:,}",
+            row["kv_dtype"], f"{row['batch']:,}", f"{tokens if tokens > 1 else row['context']:,}",
             ms(row["floor_s"]) if "floor_s" in row else "")  # fmt: skip
     if "arguments_over_floor" not in row:
         return (*what, row["status"], "", "", "", row.get("message", "")[:60])

@@ -37,6 +37,7 @@ from profiles.estimate import Estimator, Setting, best
 from profiles.examined import Examined, examine, passed, subject_of
 from profiles.files import check_writable, write_atomically
 from profiles.inspection import Subject
+from profiles.numbers import several
 from profiles.report import Record, document, versions, write_json
 from sharding.errors import FloorlineError, UsageError
 from sharding.mesh import parse_mesh
@@ -82,7 +83,7 @@ def main() -> None:
     show(f"{compiled_text.title(subject, where)}\n{compiled_text.times(estimator, step)}\n")
     if step.fits:
         check_compiler()
-        _common.say(f"compiling {subject.config.layers} layers for {where}")
+        _common.say(f"compiling {several(subject.config.layers, 'layer')} for {where}")
     found = examine(estimator, *sizes)
     more = _report(found) if found.compiled else {}
     if _common.JSON.value:

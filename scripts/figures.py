@@ -39,6 +39,7 @@ from profiles.curve_document import curves_document
 from profiles.curve_study import Study, Wanted
 from profiles.estimate import Setting
 from profiles.files import check_writable, write_json
+from profiles.numbers import several
 from profiles.slices import Slice
 from sharding.errors import UsageError
 from sharding.layout import find_layout
@@ -129,7 +130,7 @@ def _wanted() -> Wanted:
     if _SLICES.value is not None:
         slices = tuple(_slices.where(each) for each in _SLICES.value)
         if not 0 < len(slices) <= 7:
-            raise UsageError(f"--slices has {len(slices)} slices; use one to seven")
+            raise UsageError(f"--slices has {several(len(slices), 'slice')}; use one to seven")
     batches, contexts = _batches(), _contexts()
     where, model = _slices.where(_TOPOLOGY.value), _slices.model()
     _slices.check_given((where, *(slices or ())), "--topology and --slices")

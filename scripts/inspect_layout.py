@@ -43,6 +43,7 @@ from profiles.inspection import (
     totals,
 )
 from profiles.layout_figure import layout_figure
+from profiles.numbers import several
 from profiles.report import check_writable, document, write_json
 from sharding import processes
 from sharding.errors import FloorlineError, LayoutError
@@ -86,7 +87,7 @@ def main() -> None:
     show(collective_table(wanted, layers, "expected", wanted) + "\n")
     found, differing = None, []
     if compiling:
-        _common.say(f"compiling {layers} layers for a mesh of {_MESH.value}")
+        _common.say(f"compiling {several(layers, 'layer')} for a mesh of {_MESH.value}")
         found = compiled(subject)
         show(collective_table(found, layers, "compiled", wanted) + "\n")
         differing = differences(wanted, found, subject.form.dtype)
