@@ -66,6 +66,7 @@ def decode_record(
     if price_per_chip_hour is not None:
         hours = seconds / 3600
         record["usd_per_million_tokens"] = price_per_chip_hour * chips * hours / batch * 1e6
+        record["price"] = {"usd_per_chip_hour": price_per_chip_hour}
     if peaks.on_chip and traffic.memory < CACHE_MULTIPLE * peaks.on_chip:
         return record | {
             "status": "cache_resident",

@@ -49,6 +49,7 @@ def test_fractions_in_a_record_are_floor_over_measured(tiny_engine):
     assert record["tokens_per_s"] == 2.0 and record["chips"] == 2
     # 3.6 USD an hour is 0.001 USD a second; 2 chips for 2 s make 4 tokens.
     assert record["usd_per_million_tokens"] == pytest.approx(0.001 * 2 * 2 / 4 * 1e6)
+    assert record["price"] == {"usd_per_chip_hour": 3.6}
     assert record["floor_terms_s"].keys() == {"weights", "kv_cache", "compute"}
     assert record["status"] == "ok"
 
