@@ -5,7 +5,7 @@ it holds. Names: the `modeling_*.py` of each family in https://github.com/huggin
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -16,6 +16,7 @@ from model.parameters import Path as ParameterPath
 from model.weights import WeightsError
 from model.weights.huggingface_config import read_config
 from model.weights.huggingface_families import FAMILIES, Names
+from model.weights.quantized_names import NOT_READ, quantized
 from model.weights.safetensors_files import SafetensorsFiles
 
 Shape = tuple[int, ...]
@@ -23,8 +24,7 @@ Index = tuple[slice, ...]
 
 
 _PLAIN_DTYPES = [np.dtype(name) for name in ("float64", "float32", "float16", ml_dtypes.bfloat16)]
-# Saved by old versions; recomputed from the configuration.
-_DERIVED = (".rotary_emb.inv_freq",)
+_EMBEDDING = "embed_tokens.weight"
 _UNEMBEDDING = "lm_head.weight"
 
 
@@ -131,26 +131,16 @@ def read_parameters(
             f"config.json has {config.layers} layers but there are {len(files.tensors)} tensors; "
             "check that config.json belongs to these weights"
         )
+    if what := quantized(files.tensors, files.beside):
+        raise WeightsError(f"{what}; quantized weights {NOT_READ}")
     arrays = _Arrays(files, config, FAMILIES[model_type].names)
     parameters = arrays.all()
     wanted = {p.name: p.stored for array in parameters.values() for p in array.pieces}
-    for name, shape in wanted.items():
-        if name not in files.tensors:
-            raise WeightsError(f"tensor {name} is missing; fetch the model again")
-        if files.tensors[name].shape != shape:
-            raise WeightsError(
-                f"tensor {name} has shape {files.tensors[name].shape}, not {shape} as config.json "
-                "says; fetch the model again"
-            )
-        if files.tensors[name].dtype not in _PLAIN_DTYPES:
-            raise WeightsError(
-                f"tensor {name} is stored as {files.tensors[name].dtype}; quantized weights are "
-                "not supported, give them in BF16, F16 or F32"
-            )
-    spare = [n for n in files.tensors if n not in wanted and not n.endswith(_DERIVED)]
-    if config.tied_embedding and _UNEMBEDDING in spare:
-        _check_tied(files)
-        spare.remove(_UNEMBEDDING)
+    spare = [name for name in files.tensors if name not in wanted]
+    _check_wanted(files, wanted, spare)
+    if config.tied_embedding and arrays.unembedding in spare:
+        _check_tied(files, arrays.unembedding, arrays.embedding)
+        spare.remove(arrays.unembedding)
     if spare:
         raise WeightsError(
             f"tensor {spare[0]} is one of {len(spare)} that the configuration has no use for; "
@@ -159,33 +149,83 @@ def read_parameters(
     return parameters
 
 
-def _check_tied(files: SafetensorsFiles) -> None:
-    same = files.read(_UNEMBEDDING), files.read("model.embed_tokens.weight")
-    if not np.array_equal(*same):
+def _check_wanted(files: SafetensorsFiles, wanted: Mapping[str, Shape], spare: list[str]) -> None:
+    """Refuses tensors that are not there, or not as they should be.
+
+    Args:
+      files: the directory's tensors.
+      wanted: the shape of each that the model needs.
+      spare: the names of the others.
+    """
+    for name, shape in wanted.items():
+        if name not in files.tensors:
+            remedy = "; fetch the model again"
+            if name.endswith(_UNEMBEDDING):
+                remedy = (
+                    ", as where the base model was saved alone; give the whole model, or set "
+                    "tie_word_embeddings to true if the embedding serves for both"
+                )
+            elif spare:
+                remedy = (
+                    f", where {spare[0]:.100} is one of {len(spare)} that the configuration has "
+                    "no use for; check that config.json belongs to these weights"
+                )
+            raise WeightsError(f"tensor {name} is missing{remedy}")
+        if files.tensors[name].shape != shape:
+            raise WeightsError(
+                f"tensor {name} has shape {files.tensors[name].shape}, not {shape} as config.json "
+                "says; fetch the model again"
+            )
+        if files.tensors[name].dtype not in _PLAIN_DTYPES:
+            raise WeightsError(
+                f"tensor {name} is stored as {files.tensors[name].dtype}; "
+                f"quantized weights {NOT_READ}"
+            )
+
+
+def _check_tied(files: SafetensorsFiles, unembedding: str, embedding: str) -> None:
+    if not np.array_equal(files.read(unembedding), files.read(embedding)):
         raise WeightsError(
-            f"tensor {_UNEMBEDDING} differs from the embedding though config.json ties them; "
+            f"tensor {unembedding} differs from the embedding though config.json ties them; "
             "set tie_word_embeddings to false"
         )
 
 
+def _stored_name(tensors: Iterable[str], name: str, default: str) -> str:
+    """What the files call the one tensor that ends with `name`; else the name that is usual."""
+    found = [stored for stored in tensors if f".{stored}".endswith(f".{name}")]
+    return found[0] if len(found) == 1 else default
+
+
 class _Arrays:
-    """Every array of one model, by its path."""
+    """Every array of one model, by its path.
+
+    Whoever saves a model may save the base model alone, or one around it, and put no name or
+    more than one before those of its tensors. What stands before the embedding stands before all.
+
+    Attributes:
+      embedding, unembedding: what the files call them.
+    """
 
     def __init__(self, files: SafetensorsFiles, config: ModelConfig, names: Names):
         self.files, self.config, self.names = files, config, names
+        self.embedding = _stored_name(files.tensors, _EMBEDDING, f"model.{_EMBEDDING}")
+        self.unembedding = _stored_name(files.tensors, _UNEMBEDDING, _UNEMBEDDING)
+        self._before = self.embedding.removesuffix(_EMBEDDING)
 
     def all(self) -> dict[ParameterPath, Assembled]:
         c = self.config
         table = (c.vocabulary, c.d_model)
-        found = {("embedding", "weight"): self.one("model.embed_tokens", table)}
+        found = {("embedding", "weight"): self.one(f"{self._before}embed_tokens", table)}
         for layer in range(c.layers):
-            prefix = f"model.layers.{layer}."
+            prefix = f"{self._before}layers.{layer}."
             parts = self.attention(prefix + "self_attn.") | self.norms(prefix)
             parts |= self.mixture(prefix) if c.experts else self.mlp(prefix + "mlp.")
             found |= {("layers", layer, *path.split(".")): a for path, a in parts.items()}
-        found["final_norm", "scale"] = self.scale("model.norm")
+        found["final_norm", "scale"] = self.scale(f"{self._before}norm")
         if not c.tied_embedding:
-            found["unembedding", "weight"] = self.one("lm_head", table)
+            head = self.unembedding.removesuffix(".weight")
+            found["unembedding", "weight"] = self.one(head, table)
         return found
 
     def attention(self, prefix: str) -> dict[str, Assembled]:

@@ -17,6 +17,7 @@ from model.rotary_scaling import Scaling, scaling
 from model.weights import WeightsError
 from model.weights.huggingface_families import ANY, FAMILIES, HARMLESS, Family
 
+from model.weights.quantized_names import NOT_READ
 _LARGEST = 10_000_000  # bytes of a config.json
 _MOST = {"head_dim": 2**16, "num_hidden_layers": 100_000}  # sizes that others are computed from
 _ACTIVATIONS = {
@@ -205,7 +206,7 @@ def _local_base(fields: "_Fields", given: dict, default: float | None) -> float 
     return float(base)
 
 
-_QUANTIZATION = "quantization_config"
+_QUANTIZATION = ("quantization_config", "compression_config", "quantization")
 
 
 class _Fields:
@@ -278,12 +279,11 @@ class _Fields:
 
     def finish(self, known: Mapping[str, tuple[Any, ...] | object]) -> None:
         """Refuses whatever was not taken and might change the mathematics."""
-        if _QUANTIZATION in self._left:
-            value = self._values[_QUANTIZATION]
+        for name in sorted(self._left.intersection(_QUANTIZATION)):
+            value = self._values[name]
             method = value.get("quant_method") if isinstance(value, dict) else None
             by = f"by {method!r:.40} " if method else ""
-            remedy = f"weights quantized {by}are not read; give them in BF16, F16 or F32"
-            self.refuse(_QUANTIZATION, value, remedy)
+            self.refuse(name, value, f"weights quantized {by}{NOT_READ}")
         for name in sorted(self._left):
             harmless, value = known.get(name), self._values[name]
             if harmless is ANY:

@@ -12,25 +12,31 @@ import io
 import json
 import math
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import ml_dtypes
 import numpy as np
 
 from model.weights import WeightsError
 from model.weights.gguf_file import DAMAGED, short
+from model.weights.quantized_names import NOT_READ, file_of
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 100_000_000  # the limit that the format sets to a header
+# Saved by old versions and computed from the configuration: never there for a reader, so that it
+# matters neither whether an index lists them nor how many files hold them.
+_DERIVED = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
 _SHORT_RUN = 1 << 16  # bytes; seeking from one such run to the next costs more than reading on
 _BLOCK = 1 << 24  # bytes read at a time where runs are short
 _MAX_DIMENSIONS = 64  # numpy's limit
 
+_T = TypeVar("_T")
 _DTYPES = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -75,7 +81,8 @@ class SafetensorsFiles:
         file that it names is missing.
 
     Attributes:
-      tensors: name to `StoredTensor`.
+      tensors: name to `StoredTensor`; rotary frequencies, which old versions saved, are left out.
+      beside: names of all files in the directory.
 
     Raises:
       WeightsError: a file is missing, unreadable or breaks the format anywhere before the data of
@@ -84,11 +91,12 @@ class SafetensorsFiles:
 
     def __init__(self, folder: str | os.PathLike[str]):
         folder = Path(folder)
-        index = _find_index(folder)
+        self.beside = _names(folder)
+        index = _find_index(folder, self.beside)
         tensors: dict[str, StoredTensor] = {}
         for file in [SINGLE] if index is None else sorted(set(index.values())):
             with _opened(folder / file) as opened:
-                found = _read_header(folder / file, opened)
+                found = _without_derived(_read_header(folder / file, opened))
             for name in found.keys() & tensors.keys():
                 other = short(tensors[name].file.name)
                 _fail(f"tensor {short(name)}", file, f"also in {other}", "delete one of the files")
@@ -137,6 +145,10 @@ class SafetensorsFiles:
             if tensor.dtype == bool and out.view(np.uint8).max() > 1:
                 _fail(f"tensor {short(name)}", tensor.file.name, "neither false nor true somewhere")
         return out
+
+
+def _without_derived(found: dict[str, _T]) -> dict[str, _T]:
+    return {name: value for name, value in found.items() if not _DERIVED.fullmatch(name)}
 
 
 def _read_part(
@@ -294,16 +306,19 @@ def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
-def _find_index(folder: Path) -> dict[str, str] | None:
-    """Tensor name to file name as the index has it, or None where the single file counts."""
+def _names(folder: Path) -> set[str]:
     try:
-        names = set(os.listdir(folder))
+        return set(os.listdir(folder))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise WeightsError(
             f"model folder is {folder}, which cannot be read ({reason}); "
             "give the folder of a Hugging Face model"
         ) from None
+
+
+def _find_index(folder: Path, names: set[str]) -> dict[str, str] | None:
+    """Tensor name to file name as the index has it, or None where the single file counts."""
     if INDEX in names:
         index = _read_index(folder / INDEX)
         missing = sorted(set(index.values()) - names)
@@ -320,6 +335,15 @@ def _find_index(folder: Path) -> dict[str, str] | None:
         raise WeightsError(
             f"model file is {short(pickled[0])}, not safetensors; convert the model to "
             "safetensors, for example with save_pretrained of transformers"
+        )
+    if quantizer := file_of(names):
+        raise WeightsError(
+            f"model folder is {folder}, quantized as {quantizer} says; such weights {NOT_READ}"
+        )
+    if others := sorted(n for n in names if n.endswith(".safetensors")):
+        raise WeightsError(
+            f"model file is {short(others[0])}, which no {INDEX} names; "
+            f"fetch that too, or call the file {SINGLE} where it is the only one"
         )
     raise WeightsError(
         f"model folder is {folder}, which has neither {SINGLE} nor {INDEX}; "
@@ -343,7 +367,7 @@ def _read_index(path: Path) -> dict[str, str]:
             _fail(
                 "file in weight_map", path.name, f"{short(file)}, not a .safetensors file", remedy
             )
-    return found
+    return _without_derived(found)
 
 
 def _check_index(index: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> None:

@@ -47,6 +47,11 @@ def test_every_family_has_a_model_made_by_transformers():
             "quantization_config.*; weights quantized",
         ),
         ("llama2", {"quantization_config": {"quant_method": "awq"}}, "quantized by 'awq' are not"),
+        (
+            "llama2",
+            {"quantization": {"group_size": 64}},
+            "quantized are not read; give them in BF16",
+        ),
         ("llama2", {"alibi": True}, "alibi"),
         ("llama2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("llama2", {"num_hidden_layers": "2"}, "num_hidden_layers.*integer"),
@@ -211,6 +216,71 @@ def test_tensors_that_the_configuration_does_not_expect_are_refused(tmp_path):
         save_file(tensors, file)
         with pytest.raises(WeightsError, match=words):
             HuggingFaceFolder(tmp_path)
+
+
+@pytest.fixture
+def saved_as(tmp_path):
+    """Makes a folder of a family whose tensors have other names."""
+
+    def save(case, rename):
+        folder = tmp_path / case
+        shutil.copytree(FOLDER / case, folder)
+        for path in folder.glob("*.safetensors*"):
+            path.unlink()
+        tensors = {}
+        for path in (FOLDER / case).glob("*.safetensors"):
+            tensors |= load_file(path)
+        save_file({rename(name): a for name, a in tensors.items()}, folder / "model.safetensors")
+        return folder
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("case", "before", "after"),
+    [
+        ("qwen2", "model.", ""),  # the base model alone; the unembedding is the embedding
+        ("qwen3", "", "_orig_mod."),
+        ("llama2", "", "language_model."),
+        ("llama3", "model.", "model.language_model."),
+    ],
+)
+def test_weights_of_the_base_model_or_of_one_around_it_are_read(saved_as, case, before, after):
+    def rename(name):
+        return after + name.removeprefix(before) if name.startswith(before) else name
+
+    found, plain = HuggingFaceFolder(saved_as(case, rename)), HuggingFaceFolder(FOLDER / case)
+    theirs = dict(plain.read_parameters(plain.config))
+    for path, array in found.read_parameters(found.config):
+        whole = tuple(slice(None) for _ in array.shape)
+        np.testing.assert_array_equal(array[whole], theirs[path][whole])
+
+
+def test_weights_under_names_of_their_own_are_told_by_one_of_them(saved_as):
+    names = {"model.norm.weight": "model.last.weight"}
+    with pytest.raises(WeightsError, match=r"norm.weight is missing, where model.last.weight is"):
+        HuggingFaceFolder(saved_as("qwen2", lambda name: names.get(name, name)))
+    folder = saved_as("llama2", lambda name: name.replace("lm_head.weight", "rotary_emb.inv_freq"))
+    with pytest.raises(WeightsError, match=r"lm_head.weight is missing, as where the base model"):
+        HuggingFaceFolder(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "message"),
+    [
+        ("g_idx", "quantize_config.json", r"q_proj.g_idx is quantized by GPTQ \(quantize_config"),
+        ("qweight", "quant_config.json", r"quantized by AWQ \(quant_config.json\); .* GGUF file"),
+        ("qweight", "other.json", "quantized by GPTQ or AWQ; .* BF16, F16 or F32"),
+        ("weight.absmax", "other.json", "quantized by bitsandbytes"),
+        ("weight_packed", "other.json", "quantized by compressed-tensors"),
+    ],
+)
+def test_quantized_weights_are_named_for_what_they_are(saved_as, kind, file, message):
+    """Though config.json does not say so, and tensors are missing because of it."""
+    folder = saved_as("llama2", lambda name: name.replace("q_proj.weight", f"q_proj.{kind}"))
+    (folder / file).write_text("{}")
+    with pytest.raises(WeightsError, match=message):
+        HuggingFaceFolder(folder)
 
 
 def test_a_number_of_layers_that_no_file_could_hold_is_refused_at_once(tmp_path):

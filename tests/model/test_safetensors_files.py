@@ -94,6 +94,19 @@ def test_an_index_that_lies_about_where_tensors_are_is_refused(tmp_path):
             SafetensorsFiles(tmp_path)
 
 
+def test_rotary_frequencies_of_old_versions_are_passed_over_in_files_and_index(tmp_path):
+    """Whether the index lists them or not, whichever file has them, and if none or two have."""
+    frequencies = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    places = split(tmp_path)
+    for listed, files in (({}, "a"), ({frequencies: places["a"]}, ""), ({}, "ab")):
+        for name in files:
+            tensors = {name: TENSORS[name], frequencies: np.ones(8, np.float32)}
+            save_file(tensors, tmp_path / places[name])
+        (tmp_path / INDEX).write_text(json.dumps({"weight_map": places | listed}))
+        assert SafetensorsFiles(tmp_path).tensors.keys() == TENSORS.keys()
+        split(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("entry", "word"),
     [
@@ -128,6 +141,20 @@ def test_pickled_weights_and_empty_folders_are_refused_with_the_remedy(tmp_path)
         SafetensorsFiles(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(WeightsError, match="convert the model to safetensors"):
+        SafetensorsFiles(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("beside", "message"),
+    [
+        ("quantize_config.json", r"quantized as quantize_config.json says; .* BF16, F16 or F32"),
+        ("notes.txt", f"'gptq-4bit.safetensors', which no {INDEX} names"),
+    ],
+)
+def test_weights_under_another_name_are_named(tmp_path, beside, message):
+    save_file(TENSORS, tmp_path / "gptq-4bit.safetensors")
+    (tmp_path / beside).write_text("{}")
+    with pytest.raises(WeightsError, match=message):
         SafetensorsFiles(tmp_path)
 
 
