@@ -12,6 +12,7 @@ import numpy as np
 
 from decode.engine import Emitted, Engine
 from decode.sampling import GREEDY, Sampler
+from model.config import ModelConfig
 from sharding.errors import UsageError
 
 SMALLEST_BUCKET = 16
@@ -69,8 +70,8 @@ class Request:
     seed: int = 0
     stop_ids: frozenset[int] = frozenset()
 
-    def check(self, vocabulary: int, max_context: int) -> None:
-        """Refuses what cannot run, before anything is allocated.
+    def check(self, config: ModelConfig) -> None:
+        """Refuses what cannot run on a model, before anything is allocated.
 
         Raises:
           PromptError: no prompt, an empty one, an unknown token, or too many tokens.
@@ -82,17 +83,19 @@ class Request:
         for number, prompt in enumerate(self.prompts):
             if not len(prompt):
                 raise PromptError(f"prompt {number} is empty; give at least one token")
-            unknown = [token for token in prompt if not 0 <= token < vocabulary]
+            unknown = [token for token in prompt if not 0 <= token < config.vocabulary]
             if unknown:
                 raise PromptError(
                     f"token {unknown[0]} of prompt {number} is outside the vocabulary; "
-                    f"use ids from 0 to {vocabulary - 1}"
+                    f"use ids from 0 to {config.vocabulary - 1}"
                 )
-            if len(prompt) + self.max_new_tokens > max_context:
+            longest = len(prompt) + self.max_new_tokens
+            if longest > config.max_context:
+                beyond = f", or pass --max_context={longest} to go beyond on purpose"
                 raise PromptError(
                     f"prompt {number} is {len(prompt)} tokens and max_new_tokens is "
-                    f"{self.max_new_tokens}, beyond the cache of {max_context} tokens; "
-                    "shorten one of them"
+                    f"{self.max_new_tokens}, but max_context of {config.name} is "
+                    f"{config.max_context}; shorten one of them{beyond * (not config.rotary_limit)}"
                 )
 
 
@@ -141,12 +144,12 @@ def generate(engine: Engine, request: Request) -> Iterator[list[Completion]]:
     Raises:
       PromptError: the request cannot run.
     """
+    request.check(engine.config)
+    return _generate(engine, request)
+
+
+def _generate(engine: Engine, request: Request) -> Iterator[list[Completion]]:
     limit = engine.config.max_context
-    request.check(engine.config.vocabulary, limit)
-    return _generate(engine, request, limit)
-
-
-def _generate(engine: Engine, request: Request, limit: int) -> Iterator[list[Completion]]:
     longest = max(map(len, request.prompts))
     rows = engine.placement.multiple("B")
     tokens, lengths = pad(request.prompts, bucket(longest, limit), rows)
@@ -174,8 +177,8 @@ def generate_without_cache(engine: Engine, request: Request) -> Iterator[list[Co
 
     Yields and raises as `generate` does.
     """
+    request.check(engine.config)
     limit = engine.config.max_context
-    request.check(engine.config.vocabulary, limit)
     longest = max(map(len, request.prompts)) + request.max_new_tokens
     completions = [Completion() for _ in request.prompts]
     prefixes = [list(prompt) for prompt in request.prompts]

@@ -35,10 +35,12 @@ class ModelConfig:
       kv_heads: K; 1 is multi-query attention, H is multi-head.
       head_size: h; even, since rotary embedding turns pairs.
       d_ff: F, hidden width of the gated MLP.
-      max_context: longest sequence the model was trained for, in tokens.
+      max_context: longest sequence the model was trained for or stretched to, in tokens.
       rotary_base: base of the rotary frequencies.
       rotary_factors: one divisor per frequency (h / 2 of them) for models trained with stretched
         positions; None leaves the frequencies as they are.
+      rotary_limit: the longest sequence whose positions these frequencies are right for, where
+        longer ones would have others (dynamic scaling); None for any.
       norm: root-mean-square norm, or layer norm with a scale and no bias.
       norm_epsilon: added to the mean square (or variance) before the square root.
       activation: of the MLP's gate; ``gelu_tanh`` is GELU's tanh approximation (GeGLU).
@@ -49,8 +51,8 @@ class ModelConfig:
       attention_scale: multiplies scores; head_size ** -0.5 if None.
       attention_softcap: c of ``c * tanh(score / c)`` on scaled attention scores; None for none.
       logit_softcap: the same on the logits.
-      windows: one entry per layer: how many tokens a token sees, itself included; None in a layer
-        that sees all. None for a model without windows.
+      windows: one entry per layer: how many tokens a token sees, itself included, if sequences
+        are longer; None in a layer that sees all. None for a model without windows.
       local_rotary_base: plain base of the layers that have a window; None for that of the others.
       rotary_scale: multiplies the cosines and sines (YaRN's attention factor).
       experts: E, MLPs per layer of which the router chooses; 0 for one MLP for all tokens. Then
@@ -73,6 +75,7 @@ class ModelConfig:
     max_context: int
     rotary_base: float = 10_000.0
     rotary_factors: tuple[float, ...] | None = None
+    rotary_limit: int | None = None
     norm: Literal["rms", "layer"] = "rms"
     norm_epsilon: float = 1e-5
     activation: Literal["silu", "gelu_tanh"] = "silu"
@@ -130,6 +133,11 @@ class ModelConfig:
                 f"rotary_factors of {self.name} has {len(factors)} values; "
                 f"it needs {self.head_size // 2} positive ones, one per rotary frequency"
             )
+        if self.rotary_limit is not None and self.max_context > self.rotary_limit:
+            raise ConfigError(
+                f"max_context of {self.name} is {self.max_context}, beyond what its dynamic rotary "
+                f"scaling stays the same for; use at most {self.rotary_limit}"
+            )
 
     def _check_windows(self) -> None:
         if self.windows is None:
@@ -151,8 +159,12 @@ class ModelConfig:
             )
 
     def window(self, layer: int) -> int | None:
-        """How many tokens a token of this layer sees, itself included; None for all."""
-        return self.windows[layer] if self.windows else None
+        """How many tokens a token of this layer sees, itself included; None for all.
+
+        All is also what a window not shorter than any sequence shows.
+        """
+        size = self.windows[layer] if self.windows else None
+        return size if size and size < self.max_context else None
 
     @property
     def group(self) -> int:

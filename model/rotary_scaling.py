@@ -13,10 +13,19 @@ import numpy as np
 
 
 class Scaling(NamedTuple):
-    """Divisors of the h / 2 frequencies (None: all 1), and what multiplies cosines and sines."""
+    """What becomes of the plain frequencies.
+
+    Attributes:
+      factors: divisors of the h / 2 frequencies; None for all 1.
+      scale: multiplies cosines and sines.
+      reach: tokens that positions are stretched to, where `max_position_embeddings` may say fewer.
+      fixed: sequences beyond `max_position_embeddings` would have other frequencies.
+    """
 
     factors: tuple[float, ...] | None = None
     scale: float = 1.0
+    reach: int = 0
+    fixed: bool = False
 
 
 def scaling(given: Mapping[str, Any], base: float, head_size: int, longest: int) -> Scaling:
@@ -53,13 +62,14 @@ def _default(given: dict[str, Any], base: float, head_size: int, longest: int) -
 
 
 def _linear(given: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
+    """All positions divided alike; whether `longest` is before or after, no field says."""
     return Scaling((_number(given, "factor"),) * (head_size // 2))
 
 
 def _dynamic(given: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
     """Plain up to the trained length; longer sequences, which would change it, are refused."""
     _number(given, "factor")
-    return Scaling()
+    return Scaling(fixed=True)
 
 
 def _llama3(given: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
@@ -104,7 +114,8 @@ def _yarn(given: dict[str, Any], base: float, head_size: int, longest: int) -> S
     high = high + 0.001 if low == high else high
     stretched = np.clip((np.arange(head_size // 2) - low) / (high - low), 0, 1)
     factors = 1 / (stretched / factor + (1 - stretched))
-    return Scaling(tuple(factors.tolist()), float(attention))
+    # The owners of Qwen's models leave `max_position_embeddings` at what it was before.
+    return Scaling(tuple(factors.tolist()), float(attention), reach=int(original * factor))
 
 
 def _number(given: dict[str, Any], name: str) -> float:

@@ -81,7 +81,7 @@ def main() -> None:
         seed=_SEED.value,
         stop_ids=_stop_ids(source),
     )
-    request.check(source.config.vocabulary, source.config.max_context)
+    request.check(source.config)
     longest = max(map(len, request.prompts))
 
     def form() -> Form:

@@ -101,7 +101,7 @@ def read_keys(file: GGUFFile) -> tuple[ModelConfig, float]:
     architecture = ARCHITECTURES[keys.architecture]
     common = _common(keys, file)
     ModelConfig(**common)  # refuses sizes before anything is computed from them
-    more = _experts(keys) | _windows(keys, architecture, common["layers"], common["max_context"])
+    more = _experts(keys) | _windows(keys, architecture, common["layers"])
     if architecture.scaled:
         more |= _gemma(keys, architecture, common)
     config = ModelConfig(**{**common, **more, **architecture.settings})
@@ -142,13 +142,11 @@ def _experts(keys: "_Keys") -> dict[str, Any]:
     return {"experts": count, "experts_per_token": keys.integer("expert_used_count"), **more}
 
 
-def _windows(
-    keys: "_Keys", architecture: Architecture, layers: int, longest: int
-) -> dict[str, Any]:
+def _windows(keys: "_Keys", architecture: Architecture, layers: int) -> dict[str, Any]:
     size = keys.integer("attention.sliding_window", architecture.window)
     pattern = architecture.pattern
     keys.expect("attention.sliding_window_pattern", pattern, "that of the architecture")
-    if not 0 < size < longest:
+    if size <= 0:
         return {}
 
     def window(layer: int) -> int | None:

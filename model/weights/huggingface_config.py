@@ -16,8 +16,8 @@ from model.config import ModelConfig
 from model.rotary_scaling import Scaling, scaling
 from model.weights import WeightsError
 from model.weights.huggingface_families import ANY, FAMILIES, HARMLESS, Family
-
 from model.weights.quantized_names import NOT_READ
+
 _LARGEST = 10_000_000  # bytes of a config.json
 _MOST = {"head_dim": 2**16, "num_hidden_layers": 100_000}  # sizes that others are computed from
 _ACTIVATIONS = {
@@ -47,10 +47,10 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
         fields.refuse("model_type", model_type, f"supported are {', '.join(FAMILIES)}")
     family = FAMILIES[model_type]
     common = _common(fields, family, folder.resolve().name)
-    windows = _windows(fields, family, common["layers"], common["max_context"])
+    windows = _windows(fields, family, common["layers"])
     rotary = _rotary(fields, family, common["head_size"], common["max_context"])
     more = _experts(fields, family) | _caps(fields, family, common["d_model"])
-    config = ModelConfig(**common, **more, **rotary, **family.settings, windows=windows)
+    config = ModelConfig(**common | rotary, **more, **family.settings, windows=windows)
     fields.finish(HARMLESS | family.harmless)
     return config, model_type
 
@@ -108,9 +108,7 @@ def _caps(fields: "_Fields", family: Family, d_model: int) -> dict[str, Any]:
     }
 
 
-def _windows(
-    fields: "_Fields", family: Family, layers: int, longest: int
-) -> tuple[int | None, ...] | None:
+def _windows(fields: "_Fields", family: Family, layers: int) -> tuple[int | None, ...] | None:
     """Each layer's window; `layer_types` decides where it is present."""
     if not family.windows:
         return None
@@ -135,7 +133,7 @@ def _windows(
         if types is not None and any(by_rule):
             fields.refuse("sliding_window", size, "layer_types wants a window")
         return None
-    return tuple(size if windowed and size < longest else None for windowed in by_rule)
+    return tuple(size if windowed else None for windowed in by_rule)
 
 
 def _windowed(fields: "_Fields", family: Family, layers: int) -> list[bool]:
@@ -190,6 +188,8 @@ def _rotary(fields: "_Fields", family: Family, head_size: int, longest: int) -> 
         "rotary_base": float(base),
         "rotary_factors": scaled.factors,
         "rotary_scale": scaled.scale,
+        "rotary_limit": longest if scaled.fixed else None,
+        "max_context": max(longest, scaled.reach),
         "local_rotary_base": local if family.local_base else None,
     }
 

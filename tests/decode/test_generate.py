@@ -116,7 +116,10 @@ def test_the_next_step_is_launched_before_a_token_is_read(tiny_engine, monkeypat
         ({"prompts": [[256]]}, "token 256 of prompt 0 is outside the vocabulary; use ids from 0"),
         ({"prompts": [[-1]]}, "token -1 of prompt 0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"prompts": [[1] * 510]}, "beyond the cache of 512 tokens"),
+        (
+            {"prompts": [[1] * 510]},
+            "max_context of tiny is 512; shorten one of them, or pass --max_context=513",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused_before_any_work(tiny_engine, monkeypatch, changes, message):

@@ -187,7 +187,6 @@ def test_what_the_model_cannot_do_is_refused_by_name(path, key, value):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("attention.sliding_window", 128),
         ("expert_count", 0),
         ("attention.causal", True),
         ("rope.scaling.original_context_length", 64),

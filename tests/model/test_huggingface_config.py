@@ -324,6 +324,31 @@ def test_yarn_scales_cosines_by_the_published_logarithm():
     assert scaling(given, 1e4, 128, 16384).scale == pytest.approx(0.1 * np.log(4) + 1)
 
 
+@pytest.mark.parametrize(
+    ("given", "length"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 96),
+        ({"rope_type": "yarn", "factor": 4.0}, 384),
+        ({"rope_type": "linear", "factor": 4.0}, 96),  # either length may be stated
+        ({"rope_type": "dynamic", "factor": 4.0}, 96),
+    ],
+)
+def test_yarn_reaches_as_far_as_it_stretches(tmp_path, given, length):
+    values = values_of("llama_yarn") | {"rope_parameters": given, "max_position_embeddings": 96}
+    config = read(tmp_path, values)
+    assert config.max_context == length
+    if given["rope_type"] == "dynamic":  # further, the frequencies would be others
+        with pytest.raises(ConfigError, match=r"max_context of .* is 97, .*; use at most 96"):
+            dataclasses.replace(config, max_context=97)
+
+
+def test_a_window_counts_where_sequences_may_be_longer(tmp_path):
+    config = read(tmp_path, values_of("mistral") | {"max_position_embeddings": 8})
+    assert config.window(0) is None
+    assert dataclasses.replace(config, max_context=16).window(0) == 8
+
+
 def test_a_rotary_field_that_nothing_uses_is_refused():
     with pytest.raises(ValueError, match="extra"):
         scaling({"rope_type": "linear", "factor": 2.0, "extra": 1}, 1e4, 64, 128)
