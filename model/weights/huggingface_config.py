@@ -7,6 +7,7 @@ never run with mathematics that it was not trained with. Fields and defaults: th
 
 import json
 import math
+import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,13 +47,26 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     if model_type not in FAMILIES:
         fields.refuse("model_type", model_type, f"supported are {', '.join(FAMILIES)}")
     family = FAMILIES[model_type]
-    common = _common(fields, family, folder.resolve().name)
+    common = _common(fields, family, _name(folder))
     windows = _windows(fields, family, common["layers"])
     rotary = _rotary(fields, family, common["head_size"], common["max_context"])
     more = _experts(fields, family) | _caps(fields, family, common["d_model"])
     config = ModelConfig(**common | rotary, **more, **family.settings, windows=windows)
     fields.finish(HARMLESS | family.harmless)
     return config, model_type
+
+
+def _name(folder: Path) -> str:
+    """What reports call a model: its folder, or in a hub's cache, as `ORG/NAME` there.
+
+    Such a cache keeps it in `models--ORG--NAME/snapshots/COMMIT`: see `repo_folder_name` of
+    https://github.com/huggingface/huggingface_hub.
+    """
+    path = Path(os.path.abspath(folder))  # which leaves links as they are
+    kind, *name = path.parent.parent.name.split("--")
+    if path.parent.name == "snapshots" and kind == "models" and name:
+        return "/".join(name)
+    return path.name
 
 
 def _common(fields: "_Fields", family: Family, name: str) -> dict[str, Any]:

@@ -349,6 +349,16 @@ def test_a_window_counts_where_sequences_may_be_longer(tmp_path):
     assert dataclasses.replace(config, max_context=16).window(0) == 8
 
 
+def test_a_model_of_a_hubs_cache_has_the_name_that_it_has_there(tmp_path):
+    snapshot = tmp_path / "models--acme--tiny-llama" / "snapshots" / "7b719225"
+    snapshot.mkdir(parents=True)
+    values = values_of("llama2")
+    assert read(snapshot, values).name == "acme/tiny-llama"
+    (tmp_path / "mine").symlink_to(snapshot)
+    assert read(tmp_path / "mine", values).name == "mine"
+    assert read(snapshot.parent, values).name == "snapshots"
+
+
 def test_a_rotary_field_that_nothing_uses_is_refused():
     with pytest.raises(ValueError, match="extra"):
         scaling({"rope_type": "linear", "factor": 2.0, "extra": 1}, 1e4, 64, 128)
