@@ -104,15 +104,15 @@ class Tokenizer:
         return [*parts.before, *ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of tokens from its beginning, without control tokens.
+        """The text of tokens that continue others, without control tokens: what `stream` gives.
 
-        Bytes that are no UTF-8 become U+FFFD.
+        The first space stays, which some models begin every text with: it is what lies between a
+        prompt and its continuation. Bytes that are no UTF-8 become U+FFFD.
 
         Raises:
           TokenizerError: an id outside the vocabulary.
         """
-        text = b"".join(map(self._piece, ids)).decode("utf-8", "replace")
-        return text.removeprefix(" ") if self._parts.strip_space else text
+        return b"".join(map(self._piece, ids)).decode("utf-8", "replace")
 
     def stream(self) -> "TextStream":
         """Text of tokens as they come, continuing what was before them."""

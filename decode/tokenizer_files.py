@@ -78,7 +78,6 @@ def read_folder(folder: Path) -> Parts | None:
         bos_id=bos_id,
         stop_ids=stops | ({eos_id} - {None}),
         post_process=True,
-        strip_space=decoding.strip_space,
         template=settings.template(),
         names=settings.names,
     )
@@ -148,22 +147,23 @@ class _Decoding:
     Attributes:
       piece: the bytes of an ordinary token.
       byte_level: each character of a token is a byte, so an added token is written otherwise.
-      strip_space: the first space of a text goes.
     """
 
     piece: Callable[[str], bytes]
     byte_level: bool = False
-    strip_space: bool = False
 
 
 def _decoding(decoder: Any) -> _Decoding:
-    """What the decoder of tokenizer.json does, if it can be done token by token."""
+    """What the decoder of tokenizer.json does, if it can be done token by token.
+
+    That it takes the first space of a whole text away is of no matter to what continues a prompt.
+    """
     steps = _steps(decoder)
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"]:
         return _Decoding(printed_bytes, byte_level=True)
     replacements: list[tuple[str, str]] = []
-    fallback = fused = strip = False
+    fallback = fused = stripped = False
     for kind, step in zip(kinds, steps, strict=True):
         if kind == "Replace" and not fused and not fallback:
             replacements.append(_replacement(step))
@@ -171,11 +171,12 @@ def _decoding(decoder: Any) -> _Decoding:
             fallback = True
         elif kind == "Fuse":
             fused = True
-        elif kind == "Strip" and fused and not strip:
-            strip = _strips(step)
+        elif kind == "Strip" and fused and not stripped:
+            _check_strip(step)
+            stripped = True
         else:
             raise TokenizerError(f"{_FILE} decoder is {_shown(kinds)}; {_DECODERS}")
-    return _Decoding(lambda text: _text_bytes(text, replacements, fallback), strip_space=strip)
+    return _Decoding(lambda text: _text_bytes(text, replacements, fallback))
 
 
 def _steps(decoder: Any) -> list[dict[str, Any]]:
@@ -197,11 +198,10 @@ def _replacement(step: dict[str, Any]) -> tuple[str, str]:
     return old, content
 
 
-def _strips(step: dict[str, Any]) -> bool:
+def _check_strip(step: dict[str, Any]) -> None:
     wanted = [step.get(key) for key in ("content", "start", "stop")]
     if wanted not in ([" ", 1, 0], [" ", 0, 0]):
         raise TokenizerError(f"{_FILE} decoder is {_shown(step)}; only one first space goes")
-    return wanted[1] == 1
 
 
 def _shown(value: Any) -> str:

@@ -103,7 +103,6 @@ def read_metadata(metadata: Mapping[str, Any]) -> Parts | None:
         stop_ids=frozenset(token for token in stops if token is not None),
         before=(bos_id,) if add_bos else (),
         begin_chat=add_bos,
-        strip_space=family.space_prefix,
         template=tokens.template(),
         names={"bos_token": tokens.text(bos_id), "eos_token": tokens.text(eos_id)},
     )
@@ -210,14 +209,12 @@ class _Family:
       backend: encodes ordinary text.
       piece: the bytes that an ordinary token stands for.
       add_bos: whether the begin-of-sequence token comes first when the file does not say.
-      space_prefix: text is encoded with a space before it.
       bos_id, eos_id: where the file does not say.
     """
 
     backend: Backend
     piece: Callable[[str], bytes]
     add_bos: bool
-    space_prefix: bool = False
     bos_id: int | None = None
     eos_id: int | None = None
 
@@ -276,7 +273,6 @@ def _sentence_piece(tokens: _Tokens) -> _Family:
         backend,
         lambda text: text.replace(_SPACE, " ").encode(),
         add_bos=True,
-        space_prefix=space_prefix,
         bos_id=1 if len(tokens.texts) > 1 else None,
         eos_id=2 if len(tokens.texts) > 2 else None,
     )

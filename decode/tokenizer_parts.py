@@ -39,7 +39,6 @@ class Parts:
       before: tokens before plain text.
       post_process: whether the backend puts tokens of its own around plain text.
       begin_chat: whether text of a chat gets the begin-of-sequence token if it lacks one.
-      strip_space: text is encoded with a space before it, which decoding takes away.
       template: chat template, if the model has one.
       names: special tokens by the names that a chat template has for them.
     """
@@ -53,7 +52,6 @@ class Parts:
     before: tuple[int, ...] = ()
     post_process: bool = False
     begin_chat: bool = False
-    strip_space: bool = False
     template: str | None = None
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
