@@ -21,9 +21,11 @@ class Tokenizer:
       vocabulary: number of token ids.
       bos_id: begin-of-sequence token, if the model has one.
       stop_ids: tokens that end an answer.
+      notes: what the model's files say of it that is passed over, for a person to know.
     """
 
     def __init__(self, parts: Parts):
+        self.notes = parts.notes
         self.vocabulary = parts.vocabulary
         self.bos_id = parts.bos_id
         self.stop_ids = parts.stop_ids
@@ -75,8 +77,7 @@ class Tokenizer:
         Args:
           text: any text.
           special: read names of control tokens in it as these tokens; for text that `chat` made,
-            the messages' own text included. A begin-of-sequence token that is there is not
-            doubled.
+            the messages' own text included. A token around it that is there is not doubled.
 
         Raises:
           TokenizerError: text with lone surrogates, which has no UTF-8, or text that the
@@ -93,15 +94,15 @@ class Tokenizer:
             encoding = parts.backend.encode(text, add_special_tokens=own)
         ids = encoding.ids
         if special:
-            missing = parts.begin_chat and ids[:1] != [parts.bos_id]
-            return [parts.bos_id, *ids] if missing else ids
+            ids = [parts.bos_id, *ids] if parts.begin_chat and ids[:1] != [parts.bos_id] else ids
+            return ids if tuple(ids[-1:]) == parts.after else [*ids, *parts.after]
         for token, added in zip(ids, encoding.special_tokens_mask, strict=True):
             if token in parts.controls and not added:
                 raise TokenizerError(
                     f"prompt is {text!r:.60}, which the tokenizer reads as control token {token}; "
                     "change its text"
                 )
-        return [*parts.before, *ids]
+        return [*parts.before, *ids, *parts.after]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of tokens that continue others, without control tokens: what `stream` gives.

@@ -80,6 +80,7 @@ def read_folder(folder: Path) -> Parts | None:
         post_process=True,
         template=settings.template(),
         names=settings.names,
+        notes=tuple(settings.notes),
     )
 
 
@@ -262,10 +263,12 @@ class _Settings:
 
     Attributes:
       names: special tokens by purpose, such as "bos_token".
+      notes: what they say that is passed over.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder
+        self.notes: list[str] = []
         self._config = self._load(_CONFIG)
         self._map = self._load(_MAP)
         # Checked and no more: as in transformers, tokenizer.json says what is around a text.
@@ -338,8 +341,8 @@ class _Settings:
         return size if type(size) is int else 0
 
     def stop_ids(self, count: int) -> frozenset[int]:
-        """Tokens that end an answer, by the model's files."""
-        found: list[int] = []
+        """Tokens that end an answer, by the model's files; ids that no token has are noted."""
+        found: set[int] = set()
         for name in ("generation_config.json", "config.json"):
             file = self._load(name)
             nested = file.get("text_config")
@@ -347,12 +350,13 @@ class _Settings:
                 value = part.get("eos_token_id")
                 tokens = value if isinstance(value, list) else [value] * (value is not None)
                 for token in tokens:
-                    if type(token) is not int or not 0 <= token < count:
-                        raise TokenizerError(
-                            f"{name} eos_token_id is {token!r:.60}, outside the {count} tokens; "
-                            f"{_DAMAGED}"
-                        )
-                found += tokens
+                    what = f"{name} eos_token_id is {token!r:.60}"
+                    if type(token) is not int:
+                        raise TokenizerError(f"{what}, no token id; {_DAMAGED}")
+                    if 0 <= token < count:
+                        found.add(token)
+                    else:
+                        self.notes.append(f"{what}, outside the {count} tokens; it is left out")
         return frozenset(found)
 
     def template(self) -> str | None:

@@ -94,6 +94,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> Parts | None:
     stops = [eos_id, tokens.special("eot"), tokens.special("eom")]
     stops += [tokens.ids[text] for text in controls if text in STOPS]
     add_bos = tokens.get("add_bos_token", bool, family.add_bos) and bos_id is not None
+    add_eos = tokens.get("add_eos_token", bool, False) and eos_id is not None
     return Parts(
         backend=backend,
         vocabulary=len(tokens.texts),
@@ -102,9 +103,11 @@ def read_metadata(metadata: Mapping[str, Any]) -> Parts | None:
         bos_id=bos_id,
         stop_ids=frozenset(token for token in stops if token is not None),
         before=(bos_id,) if add_bos else (),
+        after=(eos_id,) if add_eos else (),
         begin_chat=add_bos,
         template=tokens.template(),
         names={"bos_token": tokens.text(bos_id), "eos_token": tokens.text(eos_id)},
+        notes=tuple(tokens.notes),
     )
 
 
@@ -130,10 +133,19 @@ def metadata_from_json(content: str) -> dict[str, Any]:
 
 
 class _Tokens:
-    """The tokens of a GGUF file and what its metadata says of them, checked."""
+    """The tokens of a GGUF file and what its metadata says of them, checked.
+
+    Attributes:
+      texts: of every token, by id.
+      ids: by text.
+      types: what kind each is. Those that are known to end an answer are control tokens, whatever
+        the file says, as in llama.cpp.
+      notes: what the metadata says that is passed over.
+    """
 
     def __init__(self, metadata: Mapping[str, Any]):
         self._metadata = metadata
+        self.notes: list[str] = []
         self.texts: list[str] = self.get("tokens", list)
         self.ids = {text: token for token, text in enumerate(self.texts)}
         if not self.ids or not all(isinstance(text, str) for text in self.texts):
@@ -142,6 +154,8 @@ class _Tokens:
             twice = next(t for token, t in enumerate(self.texts) if self.ids[t] != token)
             raise TokenizerError(f"{_PREFIX}tokens is {twice!r:.60} twice; {_DAMAGED}")
         self.types = self.numbers("token_type", TokenType.NORMAL)
+        for text in STOPS & self.ids.keys():
+            self.types[self.ids[text]] = TokenType.CONTROL
 
     def get(self, key: str, kind: type, default: Any = ...) -> Any:
         value = self._metadata.get(_PREFIX + key, default)
@@ -173,28 +187,31 @@ class _Tokens:
         return [t for t, kind in zip(self.texts, self.types, strict=True) if kind in types]
 
     def special(self, key: str, default: int | None = None) -> int | None:
-        """The token that the metadata names for a purpose, such as "eos"."""
+        """The token that the metadata names for a purpose, such as "eos"; else the default."""
         token = self.get(f"{key}_token_id", int, default)
-        if token is not None and not 0 <= token < len(self.texts):
-            raise TokenizerError(
-                f"{_PREFIX}{key}_token_id is {token}, outside the {len(self.texts)} tokens; "
-                f"{_DAMAGED}"
-            )
-        return token
+        if token is None or 0 <= token < len(self.texts):
+            return token
+        instead = "it is left out" if default is None else f"{default} is taken"
+        self.notes.append(
+            f"{_PREFIX}{key}_token_id is {token}, outside the {len(self.texts)} tokens; {instead}"
+        )
+        return default
 
     def text(self, token: int | None) -> str:
         return "" if token is None else self.texts[token]
 
     def pieces(self, normal: Callable[[str], bytes]) -> list[bytes]:
-        """What each token adds to a text, given how to read an ordinary one."""
+        """What each token adds to a text, given how to read an ordinary one.
+
+        Other kinds add nothing: control tokens, those that pad the vocabulary (UNUSED), unknown.
+        """
         readers = {
-            TokenType.CONTROL: lambda text: b"",
-            TokenType.UNKNOWN: lambda text: b"",
+            TokenType.NORMAL: normal,
             TokenType.USER_DEFINED: str.encode,
             TokenType.BYTE: _byte,
         }
         kinds = zip(self.texts, self.types, strict=True)
-        return [readers.get(kind, normal)(text) for text, kind in kinds]
+        return [readers[kind](text) if kind in readers else b"" for text, kind in kinds]
 
     def template(self) -> str | None:
         template = self._metadata.get("tokenizer.chat_template")

@@ -36,11 +36,12 @@ class Parts:
       controls: tokens that plain text must not become.
       bos_id: begin-of-sequence token, if the model has one.
       stop_ids: tokens that end an answer.
-      before: tokens before plain text.
+      before, after: tokens around plain text; those after it end a chat as well.
       post_process: whether the backend puts tokens of its own around plain text.
       begin_chat: whether text of a chat gets the begin-of-sequence token if it lacks one.
       template: chat template, if the model has one.
       names: special tokens by the names that a chat template has for them.
+      notes: what the files say that is passed over, for a person to know.
     """
 
     backend: Backend
@@ -50,10 +51,12 @@ class Parts:
     bos_id: int | None
     stop_ids: frozenset[int]
     before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
     post_process: bool = False
     begin_chat: bool = False
     template: str | None = None
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def _printable() -> dict[str, int]:

@@ -78,7 +78,8 @@ def test_byte_level_text_survives_encoding(pre, text):
 @pytest.mark.parametrize("add_space_prefix", [True, False])
 def test_sentence_piece_text_survives_encoding(text, add_space_prefix):
     tokenizer = Tokenizer.from_gguf(sentence_piece(add_space_prefix=add_space_prefix))
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    prefix = " " * (add_space_prefix and bool(text))  # which a continuation keeps
+    assert tokenizer.decode(tokenizer.encode(text)) == prefix + text
 
 
 def test_merges_apply_in_the_order_of_the_file():
@@ -123,7 +124,7 @@ def test_sentence_piece_falls_back_to_bytes():
     [
         (byte_level(), "<|im_end|>"),
         (byte_level("llama3"), "<|im_end|>"),
-        (sentence_piece(), "</s>"),
+        (sentence_piece(add_space_prefix=False), "</s>"),
     ],
 )
 def test_control_tokens_are_read_from_text_only_on_request(metadata, text):
@@ -195,11 +196,53 @@ def test_a_stream_of_any_tokens_equals_their_decoding(tokenizer):
         assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
 
 
-def test_a_stream_keeps_the_space_between_prompt_and_continuation():
+def test_the_space_between_prompt_and_continuation_is_kept():
     tokenizer = Tokenizer.from_gguf(sentence_piece())
     the = tokenizer.encode("the")[-1]
-    assert tokenizer.decode([the]) == "the"
-    assert tokenizer.stream().push(the) == " the"
+    assert tokenizer.stream().push(the) == tokenizer.decode([the]) == " the"
+
+
+def test_tokens_that_fill_the_vocabulary_or_are_of_no_known_type_have_no_text():
+    metadata = byte_level(extra=["[PAD259]", "[PAD260]"])
+    metadata["tokenizer.ggml.token_type"][-2:] = TokenType.UNUSED, 0
+    assert Tokenizer.from_gguf(metadata).decode([259, 3 + ord("B"), 260]) == "B"
+
+
+@pytest.mark.parametrize("kind", [TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED])
+@pytest.mark.parametrize("text", ["<|im_end|>", "<|eot_id|>", "<end_of_turn>"])
+def test_a_known_end_token_ends_an_answer_whatever_its_type(text, kind):
+    """As llama.cpp, which overrides the type: files with the wrong one are common."""
+    metadata = byte_level(extra=["<end>"], eos_token_id=259)
+    metadata["tokenizer.ggml.tokens"][1] = text
+    metadata["tokenizer.ggml.token_type"][1] = kind
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert tokenizer.stop_ids == {1, 259} and tokenizer.decode([1]) == ""
+    assert tokenizer.encode(text, special=True) == [1] and 1 not in tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+def test_the_end_token_comes_last_where_the_file_wants_it(make):
+    plain, ended = (Tokenizer.from_gguf(make(add_eos_token=wish)) for wish in (False, True))
+    (eos,) = ended.stop_ids
+    for special in (False, True):
+        assert ended.encode("the", special) == [*plain.encode("the", special), eos]
+    text = make()["tokenizer.ggml.tokens"][eos]
+    assert ended.encode(f"the{text}", special=True).count(eos) == 1  # as a chat template may end
+
+
+@pytest.mark.parametrize("token", [4_294_967_295, -1, 5000])
+def test_a_token_that_the_file_does_not_have_is_left_out_with_a_word(token):
+    change = with_prefix({f"{key}_token_id": token for key in ("bos", "eos", "eot", "eom")})
+    change |= with_prefix({"add_bos_token": True, "add_eos_token": True})
+    tokenizer = Tokenizer.from_gguf(byte_level() | change)
+    assert tokenizer.stop_ids == {1}  # <|im_end|>, by its name
+    assert tokenizer.encode("a") == Tokenizer.from_gguf(byte_level()).encode("a")
+    assert f"tokenizer.ggml.eos_token_id is {token}, outside the 259 tokens; it is left out" in (
+        tokenizer.notes
+    )
+    assert len(tokenizer.notes) == 4
+    pieces = Tokenizer.from_gguf(sentence_piece(eos_token_id=token))
+    assert pieces.stop_ids == {2} and pieces.notes[0].endswith("outside the 275 tokens; 2 is taken")
 
 
 def test_a_chat_is_rendered_by_the_template_of_the_file(tokenizer):
@@ -287,7 +330,6 @@ def test_a_model_without_chat_template_says_so():
         ({"token_type": [1, 2]}, "token_type is not a finite number for each of 259"),
         ({"merges": ["a"]}, "merges is 'a', not tokens"),
         ({"merges": ["a b"]}, "merges is 'a b', not tokens"),
-        ({"eos_token_id": 259}, "eos_token_id is 259, outside the 259 tokens"),
         ({"add_bos_token": 1}, "add_bos_token is int, not bool"),
     ],
 )

@@ -416,10 +416,24 @@ def test_a_wrong_configuration_is_refused(load, config, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("token", [True, "3", -1, 306, [1, None], 1.5, {}])
+@pytest.mark.parametrize("token", [True, "3", [1, None], 1.5, {}])
 def test_a_wrong_stop_id_is_refused(load, token):
-    with pytest.raises(TokenizerError, match=r"eos_token_id is .* outside the 296 tokens"):
+    with pytest.raises(TokenizerError, match=r"eos_token_id is .*, no token id; the file is dam"):
         load(generation_config={"eos_token_id": token})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kept", "wrong"),
+    [(-1, [], [-1]), (2**64, [], [2**64]), ([3, -1], [3], [-1]), ([-1, 3, 306], [3], [-1, 306])],
+)
+def test_a_stop_id_that_no_token_has_is_left_out_with_a_word(load, tokens, kept, wrong):
+    plain = load()
+    found = load(generation_config={"eos_token_id": tokens})
+    assert found.stop_ids == plain.stop_ids | set(kept) and not plain.notes
+    assert found.notes == tuple(
+        f"generation_config.json eos_token_id is {token}, outside the 296 tokens; it is left out"
+        for token in wrong
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b"null"])
