@@ -324,10 +324,10 @@ REFUSED = {
     "superscript token": ([*RANDOM, "--prompt_tokens=²"], 2, "--prompt_tokens is '²'; use"),
     "unknown token": ([*RANDOM, "--prompt_tokens=256"], 2, "token 256", "; use ids from 0 to 255"),
     "text for no tokenizer": ([*RANDOM, *TEXT], 2, "tiny", "no tokenizer; pass --prompt_tokens"),
-    "beyond the cache": (
+    "beyond the model": (
         [*TEN, "--max_new_tokens=503"],
         2,
-        "10 tokens and max_new_tokens is 503, beyond the cache of 512 tokens; shorten",
+        "10 tokens and max_new_tokens is 503, but max_context of tiny is 512; shorten",
     ),
     "no new tokens": ([*TOKENS, "--max_new_tokens=0"], 2, "max_new_tokens is 0; use a positive"),
     "stop of two": (["--model=tiny.gguf", *TEXT, "--stop=xyz"], 2, "--stop is 'xyz'", "; give"),
