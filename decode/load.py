@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from decode import tokenizer_files, tokenizer_gguf
 from decode.engine import Engine
+from decode.passed_over import asked_by_folder, asked_by_metadata
 from decode.tokenizer import Tokenizer
 from model.catalog import CATALOG, find_model
 from model.config import ConfigError, ModelConfig
@@ -139,6 +140,15 @@ class ModelSource:
             return {path.name: path.read_bytes() for path in self.file.tokenizer.iterdir()}
         return {}
 
+    def notes(self) -> list[str]:
+        """What the model's files say that is passed over, for a person to know."""
+        found = list(self.tokenizer.notes) if self.tokenizer else []
+        if isinstance(self.file, GGUFFile):
+            return found + asked_by_metadata(self.file.metadata)
+        if isinstance(self.file, OrbaxFolder):
+            return found + asked_by_folder(self.file.tokenizer)
+        return found + asked_by_folder(self.file.path) if self.file else found
+
     def _arrays(self, model: Transformer) -> Iterable[tuple[ParameterPath, Readable | Scaled]]:
         if isinstance(self.file, HuggingFaceFolder):
             return self.file.read_parameters(self.config)
@@ -160,7 +170,8 @@ def find_source(
     Args:
       model: a name in the catalogue or a path.
       random_weights: make weights up instead of reading them; catalogue names only.
-      report: told before anything is downloaded, and of the terms of a model that has some.
+      report: told before anything is downloaded, of the terms of a model that has some, and of
+        what its files say that is passed over.
       accept_terms: the user accepts them.
 
     Raises:
@@ -176,7 +187,7 @@ def find_source(
             )
         return ModelSource(find_model(model), None, None)
     if model in FETCHABLE:
-        source = _from_file(fetch(model, report=report, accept_terms=accept_terms))
+        source = _from_file(fetch(model, report=report, accept_terms=accept_terms), report)
         return dataclasses.replace(source, config=dataclasses.replace(source.config, name=model))
     if model in CATALOG:
         raise ConfigError(
@@ -191,10 +202,17 @@ def find_source(
         ) from None
     if not (found or model.endswith(".gguf") or "/" in model):
         find_model(model)  # neither a name nor a path: the error lists the names
-    return _from_file(Path(model))
+    return _from_file(Path(model), report)
 
 
-def _from_file(path: Path) -> ModelSource:
+def _from_file(path: Path, report: Callable[[str], None] | None) -> ModelSource:
+    source = _read(path)
+    for note in source.notes() if report else ():
+        report(note)
+    return source
+
+
+def _read(path: Path) -> ModelSource:
     if is_checkpoint(path):
         saved = OrbaxFolder(path)
         return ModelSource(saved.config, saved, Tokenizer.from_folder(saved.tokenizer))

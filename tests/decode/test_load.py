@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -22,6 +23,7 @@ from sharding.layout import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES
 from tests.family_cases import CASES, FOLDER
+from tests.gguf_samples import write_tiny_gguf
 from tests.processes import run_processes
 
 INT8 = SCHEMES["int8"]
@@ -148,6 +150,47 @@ def test_a_folder_that_is_no_model_is_refused_by_what_is_missing(tmp_path):
     shutil.copy(FOLDER / "qwen2" / "config.json", tmp_path)
     with pytest.raises(Exception, match="safetensors"):
         find_source(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (
+            {"do_sample": True, "temperature": 0.6, "top_k": 5},
+            "do_sample True, temperature 0.6, to",
+        ),
+        (
+            {"do_sample": False, "temperature": 0.6, "repetition_penalty": 1.5},
+            "repetition_penalty 1",
+        ),
+        (
+            {"stop_strings": ["\n\n"], "suppress_tokens": [3]},
+            r"suppress_tokens \[3\], stop_strings",
+        ),
+        (
+            {"temperature": 0.6, "repetition_penalty": 1.0, "num_beams": 1, "bad_words_ids": []},
+            None,
+        ),
+        ([1], None),
+    ],
+)
+def test_what_a_file_asks_of_generation_and_does_not_get_is_told(tmp_path, asked, words):
+    shutil.copytree(FOLDER / "qwen2", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps(asked))
+    told = []
+    find_source(str(tmp_path), report=told.append)
+    assert len(told) == (words is not None)
+    for line in told:
+        assert re.match(f"generation_config.json asks for {words}.*, which is not used", line)
+
+
+def test_what_a_gguf_file_says_that_is_passed_over_is_told(tmp_path):
+    change = {"general.sampling.temp": 0.6, "tokenizer.ggml.eos_token_id": 4_294_967_295}
+    write_tiny_gguf(tmp_path / "m.gguf", metadata=change)
+    told = []
+    find_source(str(tmp_path / "m.gguf"), report=told.append)
+    assert "eos_token_id is 4294967295, outside the 288 tokens; it is left out" in told[0]
+    assert told[1].startswith("metadata asks for general.sampling.temp 0.6")
 
 
 @pytest.mark.parametrize("name", SCHEMES)
