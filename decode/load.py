@@ -12,6 +12,7 @@ from decode import tokenizer_files, tokenizer_gguf
 from decode.engine import Engine
 from decode.passed_over import asked_by_folder, asked_by_metadata
 from decode.tokenizer import Tokenizer
+from decode.tokenizer_forms import other_form
 from model.catalog import CATALOG, find_model
 from model.config import ConfigError, ModelConfig
 from model.form import Form
@@ -139,6 +140,17 @@ class ModelSource:
         if isinstance(self.file, OrbaxFolder):
             return {path.name: path.read_bytes() for path in self.file.tokenizer.iterdir()}
         return {}
+
+    def without_tokenizer(self) -> tuple[str, list[str]]:
+        """Why a model that has no tokenizer reads no text, and what would change that."""
+        name = self.config.name
+        if isinstance(self.file, OrbaxFolder):
+            remedy = "convert a model again that has tokenizer.json"
+            return f"{name} was converted without a tokenizer", [remedy]
+        if isinstance(self.file, HuggingFaceFolder) and (other := other_form(self.file.path)):
+            file, remedy = other
+            return f"{name} has its tokenizer in {file}, which is not read", [remedy]
+        return f"{name} has no tokenizer", []
 
     def notes(self) -> list[str]:
         """What the model's files say that is passed over, for a person to know."""

@@ -59,6 +59,9 @@ def main() -> None:
         f"read in {seconds['load_s']:.1f} s, written in {seconds['save_s']:.1f} s "
         f"({size / seconds['save_s'] / 1e6:.0f} MB/s)"
     )
+    if source.tokenizer is None:
+        why, remedies = source.without_tokenizer()
+        _common.say("; ".join([f"it takes token ids and no text, for {why}", *remedies]))
     if _common.JSON.value and processes.first():
         written = {
             "model": source.config.name,

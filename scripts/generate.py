@@ -180,10 +180,9 @@ def _prompts(source: ModelSource) -> list[list[int]]:
         raise UsageError("--chat is set, but no --prompt is text; pass --prompt=TEXT")
     prompts = [_token_ids(text) for text in _PROMPT_TOKENS.value]
     if _PROMPT.value and source.tokenizer is None:
-        raise UsageError(
-            f"--prompt is text, but {source.config.name} has no tokenizer; "
-            "pass --prompt_tokens=1,2,3"
-        )
+        why, remedies = source.without_tokenizer()
+        remedies.append("pass --prompt_tokens=1,2,3")
+        raise UsageError(f"--prompt is text, but {why}; {', or '.join(remedies)}")
     for text in _PROMPT.value:
         if not text:
             raise UsageError("--prompt is empty; give at least one character")

@@ -153,6 +153,31 @@ def test_a_folder_that_is_no_model_is_refused_by_what_is_missing(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("file", "remedy"),
+    [
+        ("tokenizer.model", "with transformers and sentencepiece: .*save_pretrained"),
+        ("tokenizer.model.v3", "with transformers and sentencepiece"),
+        ("vocab.json", "with transformers: python -c .*from_pretrained"),
+        ("tekken.json", ".*convert_tekken_tokenizer"),
+    ],
+)
+def test_a_tokenizer_of_another_form_is_named_with_how_to_make_ours(tmp_path, file, remedy):
+    shutil.copytree(FOLDER / "qwen2", tmp_path, dirs_exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    why, remedies = find_source(str(tmp_path)).without_tokenizer()
+    assert why.endswith(f"has its tokenizer in {file}, which is not read")
+    assert re.match(f"make tokenizer.json {remedy}", remedies[0])
+
+
+def test_a_checkpoint_converted_without_a_tokenizer_says_so(tmp_path):
+    source = _wide()
+    assert source.without_tokenizer() == ("tiny has no tokenizer", [])
+    save(tmp_path / "m", source.config, source.engine(LAYOUT, parse_mesh("1"), FLOAT32).parameters)
+    why, remedies = find_source(str(tmp_path / "m")).without_tokenizer()
+    assert why == "tiny was converted without a tokenizer" and "tokenizer.json" in remedies[0]
+
+
+@pytest.mark.parametrize(
     ("asked", "words"),
     [
         (

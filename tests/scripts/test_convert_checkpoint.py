@@ -54,6 +54,8 @@ def test_the_document_and_the_last_line_say_what_was_written(folder, converted):
     assert "tiny in float32: " in converted["sharded"].stderr
     assert " MB/s)" in converted["sharded"].stderr
     assert converted["sharded"].stdout == ""
+    lacking = "it takes token ids and no text, for llama2 has no tokenizer"
+    assert lacking in converted["half"].stderr and "no text" not in converted["sharded"].stderr
 
 
 REFUSED = {
