@@ -15,11 +15,11 @@ from sharding.errors import FloorlineError
 # The order in which a CSV file's columns stand.
 FIELDS = (
     "model parameters phase batch context tokens_per_sequence device_kind topology chips devices "
-    "mesh layout attention collectives dtype weight_dtype kv_dtype experts bytes_per_chip "
-    "flops_per_chip flops_per_byte floor_s floor_terms_s weight_floor_s bound no_overlap_s "
-    "expected_s step_s steps_per_sample device_s host_s fraction_of_floor fraction_of_weight_floor "
-    "mfu mbu tokens_per_s tokens_per_s_per_chip usd_per_million_tokens critical_batch "
-    "critical_context batching_gain fits status message"
+    "mesh layout attention collectives dtype weight_dtype kv_dtype experts experts_touched "
+    "bytes_per_chip flops_per_chip flops_per_byte floor_s floor_terms_s weight_floor_s bound "
+    "no_overlap_s expected_s step_s steps_per_sample device_s host_s fraction_of_floor "
+    "fraction_of_weight_floor mfu mbu tokens_per_s tokens_per_s_per_chip usd_per_million_tokens "
+    "critical_batch critical_context batching_gain fits status message"
 )
 
 

@@ -10,7 +10,7 @@ from profiles.floor import Floor, floor
 from profiles.hardware import Peaks
 from profiles.numbers import byte_size
 from profiles.report import Record, summarise
-from profiles.traffic import Traffic, decode_traffic
+from profiles.traffic import Traffic, decode_traffic, expected_experts
 
 CACHE_MULTIPLE = 4  # below this many times the last-level cache, memory's rate bounds nothing
 
@@ -56,6 +56,10 @@ def decode_record(
         traffic, bound, peaks, engine.mesh.size
     )
     record["chips"] = chips
+    if engine.config.experts:
+        measured = {} if experts_touched is None else {"measured": experts_touched}
+        even = expected_experts(engine.config, batch)
+        record["experts_touched"] = measured | {"expected": even}
     if not samples:
         return record
     step = summarise(samples)

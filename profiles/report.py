@@ -240,6 +240,11 @@ def _devices_and_mesh(point: Record) -> str:
     return f"{point.get('devices', point.get('chips', ''))}{mesh}"
 
 
+def _experts(point: Record) -> str:
+    touched = point.get("experts_touched", {})
+    return f"{touched['measured']:.1f} ({touched['expected']:.1f})" if "measured" in touched else ""
+
+
 def _share(fraction: float) -> str:
     return f"{fraction:.0%}" + " (!)" * (fraction > 1)
 
@@ -255,6 +260,7 @@ COLUMNS = (
         key="tokens_per_sequence",
         if_varied=True,
     ),
+    Column(("experts read", "(if even)"), _experts, spare=True),
     Column(("measured", "step ms"), _show("step_s", lambda s: ms(s["median"]))),
     Column(
         ("measured", f"p10{TO}p90 ms"),

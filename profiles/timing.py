@@ -1,12 +1,17 @@
 """Times decode steps: compile first, warm up, hold the context, interleave, keep every sample.
 
-A sample is a burst of consecutive steps, launched as generation launches them (each fed the token
-before it, none waited for until the last), over the number of steps. On a GPU or TPU the host needs
-milliseconds to launch the first, in which the device has nothing to do, and runs ahead after that;
-so a burst is long beside a launch where there is time for it.
+A sample is a burst of consecutive steps, launched as generation launches them (each given the cache
+of the one before it, none waited for until the last), over the number of steps. On a GPU or TPU the
+host needs milliseconds to launch the first, in which the device has nothing to do, and runs ahead
+after that; so a burst is long beside a launch where there is time for it.
+
+Rows carry tokens of their own, new ones at each step, which lie on the devices before the clock
+starts. Tokens fed back from step to step would all become the same: rows of one context differ by
+their token alone. All rows of a mixture would then choose the same experts.
 """
 
 import dataclasses
+import itertools
 import math
 import time
 
@@ -17,6 +22,7 @@ from decode.engine import Engine
 from decode.sampling import GREEDY
 from sharding import processes
 
+DRAWS = 16  # of a batch's tokens, that steps take in turn
 LEAST_BURST = 4
 LONG_S = 0.25
 WARM_UP = 2
@@ -35,8 +41,8 @@ class HeldStep:
       context: tokens in the cache when the step starts.
       burst: steps of each sample.
       samples: seconds per step of each burst so far.
-      experts_touched: distinct experts that a layer read in the newest step, on average over
-        layers; None before the first step and for a model without experts.
+      touched: distinct experts that a layer read, the mean over layers and steps of each of those
+        bursts; empty for a model without experts.
     """
 
     engine: Engine
@@ -44,17 +50,24 @@ class HeldStep:
     context: int
     burst: int = LEAST_BURST
     samples: list[float] = dataclasses.field(default_factory=list)
-    experts_touched: float | None = None
+    touched: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def experts_touched(self) -> float | None:
+        """The mean over all samples; None before the first and for a model without experts."""
+        return float(np.mean(self.touched)) if self.touched else None
 
     @property
     def slots(self) -> int:
-        """Room for the context and the new token, in whole rows of 64."""
-        return -(-(self.context + 1) // 64) * 64
+        """Tokens the cache has room for."""
+        return slots_for(self.context)
 
     def compile(self) -> None:
         """Allocates the cache, compiles the step and runs it until it is warm."""
         self._cache = self.engine.new_cache(self.batch, self.slots)
         self._carry = self.engine.start(np.full(self.batch, self.context, np.int32))
+        drawn = draw_tokens(self.engine.config.vocabulary, self.batch)
+        self._tokens = itertools.cycle([self.engine.put(tokens) for tokens in drawn])
         self._run(WARM_UP)
 
     def program(self) -> str:
@@ -64,7 +77,7 @@ class HeldStep:
 
     def lengthen(self, seconds: float) -> None:
         """Makes bursts last so long, or `LONG_S` if that is less; all processes' the same."""
-        few, more = self._run(LEAST_BURST), self._run(3 * LEAST_BURST)
+        few, more = self._run(LEAST_BURST)[0], self._run(3 * LEAST_BURST)[0]
         mean = more / (3 * LEAST_BURST)
         step = max((more - few) / (2 * LEAST_BURST), mean / 4)  # without the launch of the first
         steps = math.ceil(min(seconds, LONG_S) / step)
@@ -72,24 +85,41 @@ class HeldStep:
 
     def sample(self) -> None:
         """Times one more burst."""
-        self.samples.append(self._run(self.burst) / self.burst)
+        seconds, touched = self._run(self.burst)
+        if touched[0] is not None:
+            self.touched.append(float(np.mean(jax.device_get(touched))))
+        self.samples.append(seconds / self.burst)
 
     def rehearse(self) -> None:
         """Runs a burst that does not count, for a trace."""
         self._run(LEAST_BURST)
 
-    def _run(self, steps: int) -> float:
-        held = self._carry
+    def _run(self, steps: int) -> tuple[float, list[jax.Array | None]]:
+        """Seconds of so many steps, and the experts that each layer read in each of them."""
+        touched = []
         start = time.perf_counter()
-        for _ in range(steps):
-            self._cache, after, emitted = self.engine.advance(self._cache, self._carry, GREEDY)
-            self._carry = held._replace(tokens=after.tokens)
+        for tokens in itertools.islice(self._tokens, steps):
+            carry = self._carry._replace(tokens=tokens)
+            self._cache, _, emitted = self.engine.advance(self._cache, carry, GREEDY)
+            touched.append(emitted.experts_touched)
         jax.block_until_ready(emitted)
-        seconds = time.perf_counter() - start
-        if emitted.experts_touched is not None:
-            self.experts_touched = float(np.asarray(emitted.experts_touched).mean())
-        return seconds
+        return time.perf_counter() - start, touched
 
     def release(self) -> None:
         """Frees the cache."""
-        self._cache = self._carry = None
+        self._cache = self._carry = self._tokens = None
+
+
+def slots_for(context: int) -> int:
+    """Room for the context and the new token, in whole rows of 64."""
+    return -(-(context + 1) // 64) * 64
+
+
+def draw_tokens(vocabulary: int, batch: int) -> list[np.ndarray]:
+    """A batch's tokens for each of `DRAWS` steps, [B] int32, the same in every process.
+
+    They are drawn evenly, and no two rows have the same where the vocabulary has as many.
+    """
+    random, different = np.random.default_rng(0), min(batch, vocabulary)
+    drawn = (random.choice(vocabulary, different, replace=False) for _ in range(DRAWS))
+    return [np.resize(tokens, batch).astype(np.int32) for tokens in drawn]
