@@ -308,7 +308,7 @@ def table(points: Sequence[Record], bandwidth: dict | None = None) -> str:
     text += [line([column.heading[i] for column in columns]) for i in (0, 1)]
     for point, row in zip(points, rows, strict=True):
         start = line(row)
-        if len(row) == len(columns):
+        if _ran(point):
             text.append(start.rstrip())
             continue
         indent = " " * (len(start) + 2)
@@ -321,13 +321,15 @@ def table(points: Sequence[Record], bandwidth: dict | None = None) -> str:
 def markdown_table(points: Sequence[Record], bandwidth: dict | None = None) -> str:
     """The same table in Markdown, title above and notes below."""
     columns, rows = _rows(points, bandwidth)
-    text = [*_title(points, bandwidth), ""]
-    text.append("| " + " | ".join(" ".join(c.heading).strip() for c in columns) + " |")
-    text.append("|" + "---:|" * len(columns))
+    headings = [" ".join(column.heading).strip() for column in columns]
     for point, row in zip(points, rows, strict=True):
-        cells = row if len(row) == len(columns) else [*row, _status(point).replace("|", "\\|")]
-        cells = cells + [""] * (len(columns) - len(cells))
-        text.append("| " + " | ".join(cells) + " |")
+        if not _ran(point):
+            row.append(_status(point).replace("|", "\\|"))
+    headings += ["status"] * (max(map(len, rows), default=0) - len(headings))
+    text = [*_title(points, bandwidth), "", "| " + " | ".join(headings) + " |"]
+    text.append("|" + "---:|" * len(headings))
+    for row in rows:
+        text.append("| " + " | ".join(row + [""] * (len(headings) - len(row))) + " |")
     notes = [f"\n{note}" for note in _notes(points)]
     return "\n".join(text + notes)
 
@@ -342,9 +344,9 @@ def _rows(points: Sequence[Record], bandwidth: dict | None) -> tuple[list[Column
     """The columns worth showing and each record's cells; a row cut short holds only its keys."""
 
     def shown(column: Column, point: Record) -> str:
-        ok = point.get("status", "ok") == "ok"
-        if not (ok or column.key or "step_s" in point):
+        if not (_ran(point) or column.key):
             return ""
+        ok = point.get("status", "ok") == "ok"
         return column.cell(point) if ok or not column.of_floor else "-"
 
     columns = [
@@ -357,10 +359,14 @@ def _rows(points: Sequence[Record], bandwidth: dict | None) -> tuple[list[Column
     keys = [column for column in columns if column.key]
 
     def row(point: Record) -> list[str]:
-        ran = point.get("status", "ok") == "ok" or "step_s" in point
-        return [shown(column, point) for column in (columns if ran else keys)]
+        return [shown(column, point) for column in (columns if _ran(point) else keys)]
 
     return columns, [row(point) for point in points]
+
+
+def _ran(point: Record) -> bool:
+    """Whether its step has numbers to show; the others show their status in place of them."""
+    return point.get("status", "ok") == "ok" or "step_s" in point
 
 
 def _status(point: Record) -> str:

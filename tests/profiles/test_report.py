@@ -161,6 +161,17 @@ def test_a_markdown_table_has_the_cells_of_the_text_table():
     assert any("21.3 GB/s (measured)" in line for line in lines)
 
 
+def test_a_table_of_failed_rows_alone_shows_why_each_failed():
+    points = [failed(8, "no room"), failed(64, "none | at all")]
+    for text in (report.table(points, BANDWIDTH), report.markdown_table(points, BANDWIDTH)):
+        rows = [line for line in text.splitlines() if "1 (1x1x1)" in line]
+        assert "8" in rows[0] and "out_of_memory: no room" in rows[0]
+        assert "64" in rows[1] and "out_of_memory: none" in rows[1]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in lines} == {lines[0].count("|")}
+    assert lines[0].endswith("| batch | status |")
+
+
 def test_a_fit_recovers_the_line_it_was_given():
     found = report.fit([record(batch, devices=2) for batch in (1, 4, 16, 64)])
     assert found["intercept_s"] == pytest.approx(0.020)
