@@ -6,11 +6,21 @@ from pathlib import Path
 import numpy as np
 
 from profiles import report
-from profiles.files import OutputError, check_writable
+from profiles.files import OutputError, check_writable, remove
+
+
+def remove_events(directory: str | Path) -> None:
+    """Removes an earlier run's events, which TensorBoard would show as one run with new ones.
+
+    Raises:
+      OutputError: they cannot be removed.
+    """
+    for path in Path(directory).glob("events.out.tfevents.*"):
+        remove(path)
 
 
 def write_events(directory: str | Path, document: dict, figures: Iterable[str | Path] = ()) -> None:
-    """Writes one event file: scalars against batch, the table as text, and plots.
+    """Writes the folder's one event file: scalars against batch, the table as text, and plots.
 
     Scalars are tagged like `measured_step_ms/devices_2/context_128` and stepped by batch, so that
     TensorBoard's horizontal axis reads as batch.
@@ -26,6 +36,7 @@ def write_events(directory: str | Path, document: dict, figures: Iterable[str | 
     from tensorboardX import SummaryWriter
 
     check_writable(directory)
+    remove_events(directory)
     points = document["points"]
     telling = report.telling_fields(points)
     with SummaryWriter(str(directory)) as writer:

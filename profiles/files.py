@@ -68,6 +68,18 @@ def _refused(path: str | Path, error: OSError) -> OutputError:
     return OutputError(f"output path is {path} ({why}); name a place that can be written to")
 
 
+def remove(path: str | Path) -> None:
+    """Removes a file that an earlier run wrote, if it is there.
+
+    Raises:
+      OutputError: it cannot be removed.
+    """
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
 def write_json(path: str | Path, document: dict) -> None:
     """Writes a document, to standard output if the path is `-`."""
     text = json.dumps(document, indent=1, default=lambda array: array.tolist()) + "\n"

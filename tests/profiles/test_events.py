@@ -85,6 +85,15 @@ def test_the_table_and_the_plots_are_in_the_file(tmp_path):
     assert found["step_time"].image.width > 1000
 
 
+def test_events_of_an_earlier_run_are_replaced(tmp_path):
+    (tmp_path / "events.out.tfevents.1.elsewhere").write_bytes(b"old")
+    (tmp_path / "notes.txt").write_text("kept")
+    events.write_events(tmp_path, document([record(1)]))
+    events.write_events(tmp_path, document([record(2)]))
+    assert {step for tag, step in values(tmp_path) if tag != "table/text_summary"} == {2}
+    assert (tmp_path / "notes.txt").read_text() == "kept"
+
+
 def test_a_plot_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FloorlineError, match=r"figure is .*gone\.png"):
         events.write_events(tmp_path, document([record(1)]), [tmp_path / "gone.png"])
