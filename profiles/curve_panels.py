@@ -1,13 +1,13 @@
 """What the figures of curves share: titles in words, axes, and a picture written whole."""
 
 import io
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from profiles import picture
 from profiles.curves import layout_words
 from profiles.estimate import Estimator
 from profiles.figures import SHARED, frame
@@ -39,6 +39,7 @@ def finish(
     head: Sequence[str],
     notes: Iterable[str],
     handles: Sequence[object] | None = None,
+    at_last: Callable[[], None] = lambda: None,
 ) -> "Figure":
     """Sets words around the panels and writes the PNG file.
 
@@ -48,6 +49,7 @@ def finish(
       head: the title, then what the figure is of; long ones are wrapped.
       notes: at the bottom, wrapped likewise.
       handles: of the legend; the lines with a name, each name once, if None.
+      at_last: writes into the panels what depends on their final places.
 
     Raises:
       OutputError: the file cannot be written.
@@ -61,9 +63,10 @@ def finish(
         for panel in figure.axes:
             for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
                 named.setdefault(label, handle)
-    lines = [head[0], *(line for text in head[1:] for line in textwrap.wrap(text, LINE))]
-    foot = [line for note in notes for line in textwrap.wrap(note, LINE)]
+    lines = [head[0], *(line for text in head[1:] for line in picture.lines(text, LINE))]
+    foot = [line for note in notes for line in picture.lines(note, LINE)]
     frame(figure, lines, foot, list(named.values()))
+    at_last()
     write_atomically(path, _png(figure))
     return figure
 
@@ -72,17 +75,16 @@ def _png(figure: "Figure") -> bytes:
     """The picture in its 256 most frequent colours: all flat ones, at a third of the bytes."""
     from PIL import Image
 
-    drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png")
+    drawn, small = io.BytesIO(picture.png(figure)), io.BytesIO()
     pixels = np.asarray(Image.open(drawn).convert("RGB"))
     packed = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
     colours, places, counts = np.unique(packed, return_inverse=True, return_counts=True)
     levels = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=-1)
     kept = levels[np.argsort(-counts, kind="stable")[:256]]
     nearest = np.square(levels[:, None] - kept).sum(-1).argmin(-1).astype(np.uint8)
-    picture = Image.fromarray(nearest[places].reshape(packed.shape))
-    picture.putpalette(kept.astype(np.uint8).tobytes())
-    picture.save(small, "png", optimize=True)
+    image = Image.fromarray(nearest[places].reshape(packed.shape))
+    image.putpalette(kept.astype(np.uint8).tobytes())
+    image.save(small, "png", optimize=True)
     return small.getvalue()
 
 

@@ -4,15 +4,13 @@ Each plot stands alone: its title names model, devices, dtypes, layout and the b
 floors were taken at. Colours are those of Okabe and Ito, told apart with any kind of sight.
 """
 
-import io
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from profiles import report
+from profiles import picture, report
 from profiles.files import write_atomically
 from profiles.numbers import exact
 
@@ -117,9 +115,7 @@ def _draw(
     _value_axis(figure.axes, logarithmic)
     figure.supylabel(axis, fontsize=11)
     frame(figure, head, foot, _legend(lines, figure.axes))
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_atomically(path, picture.getvalue())
+    write_atomically(path, picture.png(figure))
     return figure
 
 
@@ -222,7 +218,7 @@ def _head(document: dict, title: str) -> list[str]:
     subject = report.subject(points)
     subject += f", context {', '.join(map(str, contexts))}" * bool(contexts)
     floor = report.bandwidth_words(document["bandwidth"], document["device_kind"])
-    return [title, *textwrap.wrap(subject, 126), *textwrap.wrap(f"Floor at {floor}", 126)]
+    return [title, *picture.lines(subject, 126), *picture.lines(f"Floor at {floor}", 126)]
 
 
 def _foot(points: Sequence[Record]) -> list[str]:
@@ -289,4 +285,4 @@ def frame(figure: "Figure", head: Sequence[str], foot: Sequence[str], handles: l
     place = dict(loc="lower center", bbox_to_anchor=(0.5, below * inch))
     figure.legend(handles=handles, ncols=columns, frameon=False, fontsize=9.5, **place)
     bottom = below + 0.24 * legend_rows + 0.15
-    figure.tight_layout(rect=(0.01, bottom * inch, 0.99, y - 0.05 * inch))
+    picture.lay_out(figure, rect=(0.01, bottom * inch, 0.99, y - 0.05 * inch))

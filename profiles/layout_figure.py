@@ -1,8 +1,6 @@
 """A picture of a layout: the mesh, and the part of each kind of array that each chip holds."""
 
-import io
 import itertools
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import numpy as np
 
+from profiles import picture
 from profiles.figures import COLOURS
 from profiles.files import write_atomically
 from sharding.axes import LOGICAL_AXES
@@ -62,17 +61,15 @@ def layout_figure(placement: Placement, subject: str, path: str | Path) -> "Figu
         _draw(panel, kind, placement, chips)
     for panel in panels[len(kinds) :]:
         panel.remove()
-    head = [f"What each chip holds: {placement.layout.name}", *textwrap.wrap(subject, 150)]
+    head = [f"What each chip holds: {placement.layout.name}", *picture.lines(subject, 150)]
     head += _legend(placement, len(chips))
     y = 1 - 0.1 / height
     for line, text in enumerate(head):
         size, weight = (14, "bold") if not line else (9.5, "normal")
         figure.text(0.02, y, text, fontsize=size, fontweight=weight, va="top")
         y -= (0.3 if not line else 0.2) / height
-    figure.tight_layout(rect=(0, 0, 1, y), h_pad=2.6)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_atomically(path, picture.getvalue())
+    picture.lay_out(figure, rect=(0, 0, 1, y), h_pad=2.6)
+    write_atomically(path, picture.png(figure))
     return figure
 
 
@@ -182,4 +179,4 @@ def _legend(placement: Placement, chips: int) -> list[str]:
         text += f" The first {chips} of {placement.devices} chips."
     used = dict.fromkeys("".join(k.down + k.across for k in shown_arrays(placement)))
     words = "; ".join(f"{letter} {LOGICAL_AXES[letter].split(':')[0]}" for letter in used)
-    return textwrap.wrap(text, 170) + textwrap.wrap(words, 170)
+    return picture.lines(text, 170) + picture.lines(words, 170)

@@ -1,12 +1,12 @@
 """Heat maps of a grid of compiled steps: what they hold, and what they move beyond the floor."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from profiles import picture
 from profiles.curve_panels import DPI
 from profiles.files import write_atomically
 from profiles.numbers import number
@@ -60,10 +60,8 @@ def heat_map(
     # From the figure's edge: a grid of one column is narrower than its title.
     figure.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold")
     figure.colorbar(image, ax=panel, extend="max")
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    picture.lay_out(figure)
+    write_atomically(path, picture.png(figure))
     return figure
 
 

@@ -1,9 +1,11 @@
 """Plots hold the numbers of their document, and say in words what those are."""
 
+import textwrap
+
 import numpy as np
 import pytest
 
-from profiles import figures, report
+from profiles import figures, picture, report
 
 BATCHES = (1, 4, 16, 64)
 
@@ -146,6 +148,36 @@ def test_cost_divides_the_step_by_its_tokens_in_time_or_in_money(tmp_path, price
         np.testing.assert_allclose(drawn(panel)[f"{label}, 1 device"], expected)
     assert panel.get_xscale() == panel.get_yscale() == "log"
     assert ("USD per million tokens" if price else "time per token (ms)") in figure.get_supylabel()
+
+
+NAMES = ["a$^$b", "pay$5^x$_{", r"cost$\alpha_{$", "\N{CJK UNIFIED IDEOGRAPH-6A21} ü"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_models_name_is_drawn_as_it_is(tmp_path, name, recwarn):
+    figure = figures.step_time(document([record(1, 1, model=name)]), tmp_path / "a.png")
+    title = next(text for text in figure.texts if name in text.get_text())
+    assert not title.get_parse_math()
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_a_wrapped_title_leaves_no_word_alone(tmp_path):
+    layout = "weight_stationary_1d_of_a_name_so_long_that_it_just_does_not_fit"
+    figure = figures.step_time(
+        document([record(1, 1, layout=layout, attention="heads")]), tmp_path / "a.png"
+    )
+    first, second = (text.get_text() for text in figure.texts[2:4])
+    assert first.startswith("tiny, decode") and second.endswith("context 128")
+    assert len(second) > len(first) / 2
+
+
+def test_lines_are_as_few_as_they_can_be_and_about_as_long():
+    for words in (1, 7, 30, 31, 60):
+        text = " ".join(["word"] * words)
+        found = picture.lines(text, 40)
+        assert " ".join(found) == text and len(found) == len(textwrap.wrap(text, 40))
+        assert max(map(len, found)) - min(map(len, found)) <= 5 * len(found)
+    assert picture.lines("", 40) == [] and picture.lines("x" * 90, 40) == ["x" * 30] * 3
 
 
 def price_per_token(per_hour: float) -> float:
