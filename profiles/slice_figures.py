@@ -26,13 +26,13 @@ from profiles.curve_study import BEST, Scaling, Sparsities, Study, Tradeoffs
 from profiles.curves import RULE_RATIO, RULE_SPARSITY, ChipCurve, Tradeoff, Volumes
 from profiles.figures import MARKERS, SHARED
 from profiles.numbers import milliseconds, number, several, short
+from profiles.labels import Label, write_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHAPES = "os^DvPX"
-APART = 0.035  # of the panel, from one batch that is written to the next
 HUES = (BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK)
 
 
@@ -98,7 +98,6 @@ def pareto(study: Study, found: Tradeoffs, path: str | Path) -> "Figure":
     costs = [value for each in found.slices for value in (*each.expected_cost, *each.floor_cost)]
     logarithmic(panel.xaxis, np.array(points or [1e-3, 1]) * 1e3, room=1.2)
     logarithmic(panel.yaxis, costs or [1, 10], room=1.4)
-    _label_batches(panel, found)
     panel.set_xlabel("step time, which is the time per token of a sequence (ms)")
     panel.set_ylabel(f"cost ({found.unit})")
     handles += [
@@ -115,7 +114,7 @@ def pareto(study: Study, found: Tradeoffs, path: str | Path) -> "Figure":
     notes = [*found.notes, *sized_words(study.estimator)]
     if study.estimator.placement:
         notes.append("At each batch, expected and floor are of the layout expected to be fastest.")
-    return finish(figure, path, head, notes, handles)
+    return finish(figure, path, head, notes, handles, lambda: write_labels(panel, _batches(found)))
 
 
 def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
@@ -277,28 +276,11 @@ def _front(
     panel.plot(times, costs, color=BLACK, linestyle=style, label=f"front, {kind}", **look)
 
 
-def _label_batches(panel: "Axes", found: Tradeoffs) -> None:
-    """Writes the batch beside each point of the front, in the colour of its slice."""
+def _batches(found: Tradeoffs) -> list[Label]:
+    """The batch of each point of the front, in the colour of its slice."""
     names = [each.topology for each in found.slices]
-    to_panel = (panel.transData + panel.transAxes.inverted()).transform
-    before = np.array([-1.0, -1.0])
-    for (topology, _), (time, cost, batch) in zip(
-        found.front, _at(found, found.front, "expected"), strict=True
-    ):
-        place = to_panel((time, cost))
-        if np.abs(place - before).max() < APART:
-            continue
-        before = place
-        panel.annotate(
-            str(batch),
-            (time, cost),
-            xytext=(-9, -10),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            color=HUES[names.index(topology)],
-            bbox=dict(boxstyle="square,pad=0.05", facecolor="white", edgecolor="none", alpha=0.75),
-            zorder=7,
-            fontsize=9,
-            fontweight="bold",
-        )
+    points = zip(found.front, _at(found, found.front, "expected"), strict=True)
+    return [
+        Label(str(batch), (time, cost), topology, HUES[names.index(topology)])
+        for (topology, _), (time, cost, batch) in points
+    ]

@@ -1,5 +1,7 @@
 """Figures of curves hold the numbers of their data, and say in words what those are."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -127,6 +129,28 @@ def test_cost_against_latency_names_slices_and_batches_of_the_front(small, tmp_p
     written = {text.get_text() for text in panel.texts}
     assert written and written <= {str(batch) for _, batch in found.front}
     assert "Does not fit on v5e:1x1" in words(figure)
+
+
+def test_batches_of_the_front_lie_on_no_line_and_in_no_column_of_another_slice(tmp_path):
+    # Where floors run close to the front, and the front goes from slice to slice and back.
+    many = study("llama3-70b", "v5e:4x4", batches=(1, 256), contexts=(1024,), max_chips=256,
+                 layout="auto", attention="auto", price=1.2)  # fmt: skip
+    found = many.tradeoffs()
+    assert len({topology for topology, _ in found.front}) > 2
+    figure = slice_figures.pareto(many, found, tmp_path / "pareto.png")
+    (panel,) = figure.axes
+    boxes = [text.get_window_extent() for text in panel.texts]
+    colours = [text.get_color() for text in panel.texts]
+    assert len(boxes) == len(found.front)
+    for line in panel.get_lines():
+        drawn = line.get_transform().transform_path(line.get_path())
+        assert not any(drawn.intersects_bbox(box, filled=False) for box in boxes)
+    for (one, first), (other, second) in itertools.combinations(
+        zip(boxes, colours, strict=True), 2
+    ):
+        assert not one.overlaps(other)
+        column = one.x0 < other.x1 and other.x0 < one.x1 and abs(one.y0 - other.y0) < 40
+        assert first == second or not column
 
 
 def test_models_are_drawn_at_their_sparsity_beside_the_rule_of_thumb(small, tmp_path):
