@@ -20,6 +20,7 @@ from profiles.compiler import check_target
 from profiles.estimate import Estimator, Setting, best
 from profiles.examined import examine
 from profiles.report import Record
+from profiles.room import free_memory
 from profiles.slices import parse_slice
 from sharding.errors import FloorlineError
 from sharding.layout import schedule_by
@@ -139,18 +140,7 @@ def run(
 
 def at_once() -> int:
     """Compilers that this machine has cores and free memory for, at least one."""
-    return max(min(os.cpu_count() or 1, int(_free_memory() // EACH)), 1)
-
-
-def _free_memory() -> float:
-    """Bytes that are free or can be freed; enough for one compiler where that is not told."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return EACH
+    return max(min(os.cpu_count() or 1, int((free_memory() or EACH) // EACH)), 1)
 
 
 def _examined(point: Point) -> Record:

@@ -1,12 +1,12 @@
-"""Decode steps over meshes, batches and contexts, each held against its floor.
+"""Decode steps over meshes, batches and contexts, a row each, held against its floor.
 
-All cases of a memory are compiled first and then take turns, so that a slow minute of the machine
-falls on every row alike; peak rates are sampled before, between and after.
+All rows of a memory are compiled first and then take turns, so that a slow minute of the machine
+falls on every row alike; peak rates are sampled before, between and after. After every round the
+caller is given all that is known, so that a run which ends early has lost nothing.
 """
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -19,24 +19,25 @@ from decode.load import ModelSource
 from model.form import Form
 from model.placing import settle
 from profiles.bandwidth import PeakMeter
-from profiles.dequantized import held_bytes
 from profiles.hardware import Peaks, published_peaks
 from profiles.numbers import ms
 from profiles.progress import byte_progress, progress
+from profiles.progress import progress
 from profiles.record import decode_record
 from profiles.report import Record
-from profiles.timing import HeldStep
+from profiles.room import Need, free_memory, refusals
+from profiles.rows import Failure, Placing, Row, kept_words, load, most_samples
+from profiles.timing import slots_for
 from profiles.trace import capture
+from profiles.traffic import decode_traffic
 from sharding import processes
-from sharding.errors import FloorlineError, UsageError
-from sharding.mesh import MeshShape, make_mesh
+from sharding.errors import UsageError
+from sharding.mesh import MeshShape
 from sharding.placement import Layout
 
 LEAST_ROUNDS = 5
 MOST_ROUNDS = 25
 CPU_CACHES = Path("/sys/devices/system/cpu")
-
-Placing = tuple[Layout, MeshShape, Form]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,151 +97,195 @@ class Sweep:
                 placement.check_batch(batch)
 
     def placings(self) -> list[Placing]:
-        """Every layout on every mesh, with weights in every form."""
-        return list(itertools.product(self.layouts, self.shapes, self.forms))
+        """Every layout on every mesh, with weights in every form; each once."""
+        found: list[Placing] = []
+        for placing in itertools.product(self.layouts, self.shapes, self.forms):
+            found += [placing] * (placing not in found)
+        return found
+
+    def __len__(self) -> int:
+        return len(self.placings()) * len(self.batches) * len(self.contexts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a sweep found: a record per case, and the rates their floors were taken at."""
+    """What a sweep found so far.
+
+    Attributes:
+      points: a record for every row that was measured or that failed.
+      bandwidth: the rates that floors were taken at.
+      error: what the first row that failed raised, if any did.
+    """
 
     points: list[Record]
     bandwidth: dict
+    error: Exception | None = None
 
 
-def run(sweep: Sweep, report: Callable[[str], None]) -> Outcome:
-    """Measures every case.
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C once something was measured; the message says which rows are kept."""
+
+
+def run(
+    sweep: Sweep, report: Callable[[str], None], keep: Callable[[Outcome], None] = lambda _: None
+) -> Outcome:
+    """Measures every row.
 
     Args:
       sweep: what to measure.
       report: told in a line what goes on.
+      keep: given what was found so far after every round of samples, and when interrupted.
 
     Raises:
       UsageError: before anything is allocated.
-      FloorlineError: a step failed for another reason than memory.
+      FloorlineError: the model cannot be loaded; where many processes run, a row failed.
+      Interrupted: by Ctrl-C, once something was measured.
     """
     sweep.check()
     if not _shares_memory():  # an unknown chip is refused before the long work, not after
         _published(sweep)
-    points, rates = [], {}
+    going = _Run(sweep, report, keep)
     # Where each mesh has its own memory, one at a time has all of it; CPU meshes take turns.
     placings = sweep.placings()
     groups = [placings] if _shares_memory() else [[placing] for placing in placings]
     for group in groups:
-        report(
-            f"loading {sweep.source.config.name} onto {_devices([shape for _, shape, _ in group])}"
-        )
-        cases = [case for placing in group for case in _cases(sweep, report, *placing)]
-        meters = [
-            PeakMeter(mesh, sweep.forms[0].dtype)
-            for mesh in dict.fromkeys(c.engine.mesh for c in cases)
-        ]
-        _measure(cases, meters, sweep.seconds / len(groups))
-        if sweep.trace:
-            _trace(cases, sweep.trace)
-        rates |= {_devices([meter.mesh.shape]): meter.rates() for meter in meters}
-        bandwidth = _bandwidth(sweep, rates)
-        points += [_record(case, sweep, bandwidth) for case in cases]
-        del cases, meters  # and with them this mesh's weights
-    return Outcome(points, bandwidth)
+        going.group(group, sweep.seconds / len(groups))
+    return going.outcome()
 
 
-class _Case:
-    """A mesh, a batch and a context, and whether they ran."""
+class _Run:
+    """A sweep as it goes: rows of the group that is measured now, records of those before it."""
 
-    def __init__(self, engine: Engine, batch: int, context: int):
-        self.engine = engine
-        self.step = HeldStep(engine, batch, context)
-        self.message = ""
-        self.held = 0  # bytes of weights in few bits that the step holds in more
+    def __init__(
+        self, sweep: Sweep, report: Callable[[str], None], keep: Callable[[Outcome], None]
+    ):
+        self.sweep, self.report, self.keep = sweep, report, keep
+        self.points: list[Record] = []
+        self.rates: dict[str, dict[str, list[float]]] = {}
+        self.error: Exception | None = None
+        self.rows: list[Row] = []
+        self.meters: list[PeakMeter] = []
 
-    def compile(self) -> None:
-        """Makes the step ready, and looks for weights that it unpacks as a whole."""
-        self.step.compile()
-        if self.engine.form.scheme:
-            self.held = held_bytes(self.engine, self.step.program())
-
-    def __str__(self) -> str:
-        devices, step = self.engine.mesh.size, self.step
-        layout, form = self.engine.placement.layout.name, self.engine.form
-        stored = "" if form == Form(form.dtype) else f", {form}"
-        sizes = f"devices {devices}, batch {step.batch}, context {step.context}"
-        return f"{layout}{stored}, {sizes}"
-
-    def attempt(self, work: Callable[[], None]) -> None:
-        """Does the work; running out of memory is a result, not a failure.
-
-        It is one where many processes run: one may have run out alone, and the others wait for it.
-        """
-        if self.message:
-            return
+    def group(self, placings: Sequence[Placing], seconds: float) -> None:
+        """Measures the rows of layouts, meshes and forms whose weights are loaded at once."""
+        name = self.sweep.source.config.name
         try:
-            work()
-        except jax.errors.JaxRuntimeError as error:
-            first = str(error).splitlines()[0]
-            if "RESOURCE_EXHAUSTED" not in first or processes.count() > 1:
-                raise FloorlineError(f"step of {self} is failing: {first}") from error
-            self.message = first
-            self.step.release()
-
-
-def _cases(
-    sweep: Sweep, report: Callable[[str], None], layout: Layout, shape: MeshShape, form: Form
-) -> list[_Case]:
-    sizes = itertools.product(sweep.contexts, sweep.batches)
-    try:
-        engine = sweep.source.engine(layout, shape, form, progress=byte_progress)
-        jax.block_until_ready(engine.parameters)
-        if sweep.weights_anyhow:
-            largest = HeldStep(engine, max(sweep.batches), max(sweep.contexts))
-            report(engine.lay_out_weights(largest.batch, largest.slots))
-        message = ""
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) or processes.count() > 1:
+            self.report(f"loading {name} onto {_devices([shape for _, shape, _ in placings])}")
+            self.rows = _rows(self.sweep, self.report, placings)
+            self.meters = [
+                PeakMeter(mesh, self.sweep.forms[0].dtype)
+                for mesh in dict.fromkeys(row.engine.mesh for row in self.rows)
+            ]
+            self._measure(seconds)
+            if self.sweep.trace:
+                _trace(self.rows, self.sweep.trace)
+        except KeyboardInterrupt:
+            self._interrupted()
             raise
-        config, message = sweep.source.config, str(error).splitlines()[0]
+        done = self.outcome()
+        self.points, self.error, self.rates = done.points, done.error, self._rates()
+        self.rows, self.meters = [], []  # and with them these meshes' weights
+
+    def outcome(self) -> Outcome:
+        """All records so far, those of this group at the rates so far."""
+        bandwidth = _bandwidth(self.sweep, self._rates())
+        most = most_samples(self.rows, LEAST_ROUNDS)
+        known = [row for row in self.rows if row.failure or row.step.samples]
+        records = [_record(row, self.sweep, bandwidth, most) for row in known]
+        errors = (row.failure.error for row in self.rows if row.failure)
+        return Outcome(
+            self.points + records, bandwidth, next(filter(None, [self.error, *errors]), None)
+        )
+
+    def _rates(self) -> dict[str, dict[str, list[float]]]:
+        return self.rates | {_devices([m.mesh.shape]): m.rates() for m in self.meters}
+
+    def _measure(self, seconds: float) -> None:
+        for row in progress(self.rows, lambda row: f"compiling {row}"):
+            row.compile()
+        for row in self.rows:
+            row.lengthen(seconds / LEAST_ROUNDS / len(self.rows))
+        for meter in self.meters:
+            meter.sample(repeats=3)
+        stop = time.perf_counter() + seconds
+        for turn in progress(range(1, MOST_ROUNDS + 1), lambda turn: f"measuring, round {turn}"):
+            for row in self.rows:
+                row.sample()
+            self.keep(self.outcome())
+            for meter in self.meters:
+                meter.sample(repeats=1)
+            # One clock for all processes: they must run the same steps.
+            if turn >= LEAST_ROUNDS and processes.agree(lambda: time.perf_counter() > stop):
+                break
+            if all(row.failure for row in self.rows):
+                break
+
+    def _interrupted(self) -> None:
+        """Keeps what this group has, and says which rows are kept.
+
+        Raises:
+          Interrupted: something was measured.
+        """
+        if any(row.step.samples for row in self.rows):
+            self.keep(self.outcome())
+        measured = sum("step_s" in point for point in self.points)
+        measured += sum(not row.failure and bool(row.step.samples) for row in self.rows)
+        if measured:
+            raise Interrupted(kept_words(measured, len(self.sweep), self.rows, LEAST_ROUNDS))
+
+
+def _rows(sweep: Sweep, report: Callable[[str], None], placings: Sequence[Placing]) -> list[Row]:
+    """All rows of a group, their weights loaded where they fit."""
+    sizes = list(itertools.product(sweep.contexts, sweep.batches))
+    refused = _refused(sweep, placings, sizes)
+    rows = []
+    for number, placing in enumerate(placings):
+        mine = refused[number * len(sizes) :][: len(sizes)]
+        fitting = [size for size, why in zip(sizes, mine, strict=True) if not why]
+        engine, failure = load(sweep.source, placing, fitting, sweep.weights_anyhow, report)
+        for (context, batch), why in zip(sizes, mine, strict=True):
+            left_out = Failure("does_not_fit", why) if why else failure
+            rows.append(Row(engine, batch, context, left_out))
+    return rows
+
+
+def _refused(
+    sweep: Sweep, placings: Sequence[Placing], sizes: Sequence[tuple[int, int]]
+) -> list[str]:
+    """Why rows of these placings, each at these contexts and batches, do not fit; "" if they do."""
+    config, needs = sweep.source.config, []
+    for number, (layout, shape, form) in enumerate(placings):
         placement = layout.check(config.sizes, shape)
-        engine = Engine(config, {}, placement, make_mesh(shape), form)
-    cases = [_Case(engine, batch, context) for context, batch in sizes]
-    for case in cases:
-        case.message = message
-    return cases
+        # Fake devices share the memory of their process; each of the others has its own.
+        shared = placement.devices / processes.count() if _shares_memory() else 1
+        logits = 4 * config.vocabulary / placement.devices
+        for context, batch in sizes:
+            slots = slots_for(context)
+            costs = decode_traffic(
+                config, placement, form, batch=batch, context=context, slots=slots
+            )
+            each = costs.kv_resident / batch + logits
+            needs.append(Need(number, costs.weights_resident * shared, batch, each * shared))
+    there = processes.agree(free_memory) if _shares_memory() else _published(sweep).capacity
+    return [""] * len(needs) if there is None else refusals(needs, there)
 
 
-def _measure(cases: list[_Case], meters: list[PeakMeter], seconds: float) -> None:
-    for case in progress(cases, lambda case: f"compiling {case}"):
-        case.attempt(case.compile)
-    share = seconds / LEAST_ROUNDS / len(cases)
-    for case in cases:
-        case.attempt(functools.partial(case.step.lengthen, share))
-    for meter in meters:
-        meter.sample(repeats=3)
-    stop = time.perf_counter() + seconds
-    for turn in progress(range(1, MOST_ROUNDS + 1), lambda turn: f"measuring, round {turn}"):
-        for case in cases:
-            case.attempt(case.step.sample)
-        for meter in meters:
-            meter.sample(repeats=1)
-        # One clock for all processes: they must run the same steps.
-        if turn >= LEAST_ROUNDS and processes.agree(lambda: time.perf_counter() > stop):
-            break
-
-
-def _trace(cases: list[_Case], directory: Path) -> None:
+def _trace(rows: Sequence[Row], directory: Path) -> None:
     with capture(directory) if processes.first() else contextlib.nullcontext():
-        for case in cases:
-            case.attempt(case.step.rehearse)
+        for row in rows:
+            row.rehearse()
 
 
-def _record(case: _Case, sweep: Sweep, bandwidth: dict) -> Record:
-    step, devices = case.step, case.engine.mesh.size
+def _record(row: Row, sweep: Sweep, bandwidth: dict, most: int) -> Record:
+    """A row's record; one with fewer than so many samples says so."""
+    step, devices = row.step, row.engine.mesh.size
     sizes = {"batch": step.batch, "context": step.context, "slots": step.slots}
-    peaks = _peaks(sweep, bandwidth, case.engine)
-    if case.message:
-        record = decode_record(case.engine, peaks, **sizes)
-        return record | {"status": "out_of_memory", "message": case.message}
+    peaks = _peaks(sweep, bandwidth, row.engine)
+    if row.failure:
+        record = decode_record(row.engine, peaks, **sizes)
+        return record | {"status": row.failure.status, "message": row.failure.message}
     record = decode_record(
-        case.engine,
+        row.engine,
         peaks,
         **sizes,
         samples=step.samples,
@@ -250,13 +295,16 @@ def _record(case: _Case, sweep: Sweep, bandwidth: dict) -> Record:
     )
     if sweep.weights_anyhow:
         record["weight_layout"] = "auto"
-    if case.engine.form.scheme:
-        record["bytes_per_chip"]["weights_unpacked"] = case.held
+    if row.engine.form.scheme:
+        record["bytes_per_chip"]["weights_unpacked"] = row.held
     if record.get("fraction_of_floor", 0) > 1:
         record["message"] = (
             f"measured step is {ms(record['step_s']['median'])} ms on {devices} "
             "devices, below its floor; the rates that the floor was taken at must be wrong"
         )
+    if len(step.samples) < most:
+        few = f"{len(step.samples)} of {most} samples: the run ended early"
+        record["message"] = "; ".join(filter(None, (record.get("message"), few)))
     return record
 
 

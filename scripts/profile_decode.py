@@ -8,7 +8,9 @@ measured in the same run, before, between and after the steps.
 --layout takes a list here: the layouts are measured in turns and compared in one report. Where
 there are several meshes, auto picks for the largest.
 
-Writes profile.json, profile.csv, step_time.png, cost.png and TensorBoard events to --output_dir.
+Writes profile.json, profile.csv, step_time.png, cost.png and TensorBoard events to --output_dir,
+then prints. The first two are whole after every round of samples: a run that is interrupted keeps
+what it measured, and a row that fails says why in its place.
 Of many processes, process 0 writes, and samples and trace are its own.
 
 Examples:
@@ -31,8 +33,9 @@ import jax
 from absl import flags
 
 from model.form import Form
-from profiles.events import write_events
+from profiles.events import remove_events, write_events
 from profiles.figures import cost, step_time
+from profiles.files import remove
 from profiles.report import (
     check_writable,
     document,
@@ -42,7 +45,7 @@ from profiles.report import (
     write_csv,
     write_json,
 )
-from profiles.sweep import Outcome, Sweep, run
+from profiles.sweep import Interrupted, Outcome, Sweep, run
 from sharding import processes
 from sharding.errors import FloorlineError, UsageError
 from sharding.mesh import request_cpu_devices
@@ -64,10 +67,11 @@ _WEIGHT_LAYOUT = _forms.define_weight_layout(
     "the largest batch."
 )
 _forms.define_step_flags()
+_FIGURES = {"step_time.png": step_time, "cost.png": cost}
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measures, writes, prints."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     output = Path(_OUTPUT_DIR.value)
     sweep = _sweep(output)
@@ -77,15 +81,34 @@ def main() -> None:
     for layout, shape, form in sweep.placings():
         placement = layout.check(sweep.source.config.sizes, shape)
         _layouts.state_choices(sweep.source.config, placement, form)
-    outcome = run(sweep, _common.say)
+    outcome = _measure(sweep, output, started)
     if not processes.first():
         return
     found = _document(outcome, started)
-    if _common.JSON.value != "-":
+    _draw(output, found)
+    if _common.JSON.value == "-":
+        write_json("-", found)
+    else:
         print(table(outcome.points, outcome.bandwidth))
         print("\n".join(fit_lines(found["fits"])))
-    _write(output, found)
+    _refuse_unmeasured(outcome)
     _refuse_impossible(outcome)
+
+
+def _measure(sweep: Sweep, output: Path, started: str) -> Outcome:
+    """Runs the sweep; what it has found so far is in the files after every round."""
+
+    def keep(outcome: Outcome) -> None:
+        if processes.first():
+            _write(output, _document(outcome, started))
+
+    try:
+        outcome = run(sweep, _common.say, keep)
+    except Interrupted as interrupt:
+        _common.say(f"{output / 'profile.json'} keeps {interrupt}")
+        raise
+    keep(outcome)
+    return outcome
 
 
 def _sweep(output: Path) -> Sweep:
@@ -95,6 +118,8 @@ def _sweep(output: Path) -> Sweep:
     for flag in (_BANDWIDTH, _FLOPS, _PRICE):
         if flag.value is not None and not 0 < flag.value < float("inf"):
             raise UsageError(f"--{flag.name} is {flag.value}; use a positive number")
+    if math.isnan(_SECONDS.value):
+        raise UsageError("--seconds is nan; use a number of seconds, 0 or more")
     _layouts.check_layouts()
     _forms.check()
     source = _common.source()
@@ -140,15 +165,30 @@ def _document(outcome: Outcome, started: str) -> dict:
 
 
 def _write(output: Path, found: dict) -> None:
+    """Writes the data, and removes what an earlier run drew: a folder holds one run."""
     write_json(output / "profile.json", found)
     write_csv(output / "profile.csv", found["points"])
-    figures = [output / "step_time.png", output / "cost.png"]
-    step_time(found, figures[0])
-    cost(found, figures[1])
-    write_events(output / "events", found, figures)
-    if _common.JSON.value:
+    if _common.JSON.value not in (None, "", "-"):
         write_json(_common.JSON.value, found)
+    for name in _FIGURES:
+        remove(output / name)
+    remove_events(output / "events")
+
+
+def _draw(output: Path, found: dict) -> None:
+    for name, draw in _FIGURES.items():
+        draw(found, output / name)
+    figures = [output / name for name in _FIGURES]
+    write_events(output / "events", found, figures)
     _common.say(f"wrote {', '.join(str(path) for path in (output / 'profile.json', *figures))}")
+
+
+def _refuse_unmeasured(outcome: Outcome) -> None:
+    """Fails a run without a measured row; it says why in each."""
+    if not any("step_s" in point for point in outcome.points):
+        first, count = outcome.points[0], len(outcome.points)
+        why = f"{first['status']}: {first['message']}"
+        raise FloorlineError(f"number of rows measured is 0 of {count} ({why})") from outcome.error
 
 
 def _refuse_impossible(outcome: Outcome) -> None:

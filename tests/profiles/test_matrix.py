@@ -74,7 +74,7 @@ def test_names_are_checked_before_anything_is_compiled():
 def test_as_many_compilers_run_as_there_is_memory_for(monkeypatch):
     monkeypatch.setattr(matrix.os, "cpu_count", lambda: 8)
     for free, count in ((3e9, 1), (15e9, 2), (1e12, 8)):
-        monkeypatch.setattr(matrix, "_free_memory", lambda free=free: free)
+        monkeypatch.setattr(matrix, "free_memory", lambda free=free: free)
         assert at_once() == count
 
 

@@ -14,7 +14,7 @@ from profiles import bandwidth
 from profiles import sweep as sweeping
 from profiles.bandwidth import PeakMeter
 from profiles.report import fit_lines, fits, lines
-from profiles.sweep import Sweep, run
+from profiles.sweep import Interrupted, Sweep, run
 from profiles.timing import LEAST_BURST, LONG_S, HeldStep
 from sharding.errors import UsageError
 from sharding.layout import LAYOUTS
@@ -139,14 +139,87 @@ def test_what_cannot_run_is_refused_before_anything_is_loaded(monkeypatch, chang
     assert message in str(refusal.value)
 
 
-def test_running_out_of_memory_is_a_result(quick_meter, monkeypatch):
-    def full(self):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+FAILURES = {
+    2: jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nAt: a"),
+    3: jax.errors.JaxRuntimeError(
+        "INTERNAL: Error dispatching computation: Out of memory allocating 9 bytes."
+    ),
+    4: MemoryError("Unable to allocate 3.73 GiB for an array"),
+    5: MemoryError(),
+    6: jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed"),
+    7: ValueError("odd"),
+}
 
-    monkeypatch.setattr(HeldStep, "compile", full)
-    (point,) = run(sweep(shapes=[parse_mesh("1")], batches=[1]), lambda text: None).points
-    assert point["status"] == "out_of_memory" and "RESOURCE_EXHAUSTED" in point["message"]
-    assert point["floor_s"] > 0 and "step_s" not in point
+
+def test_a_rows_failure_is_its_own_result(quick_meter, monkeypatch):
+    compile_step = HeldStep.compile
+
+    def failing(self):
+        if self.batch in FAILURES:
+            raise FAILURES[self.batch]
+        compile_step(self)
+
+    monkeypatch.setattr(HeldStep, "compile", failing)
+    outcome = run(sweep(shapes=[parse_mesh("1")], batches=[1, *FAILURES]), lambda text: None)
+    assert len(outcome.points[0]["step_s"]["samples"]) == sweeping.LEAST_ROUNDS
+    assert outcome.error is FAILURES[2]
+    found = {point["batch"]: (point["status"], point["message"]) for point in outcome.points[1:]}
+    assert found == {
+        2: ("out_of_memory", "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
+        3: (
+            "out_of_memory",
+            "INTERNAL: Error dispatching computation: Out of memory allocating 9 bytes.",
+        ),
+        4: ("out_of_memory", "MemoryError: Unable to allocate 3.73 GiB for an array"),
+        5: ("out_of_memory", "MemoryError"),
+        6: ("unsupported", "INTERNAL: Mosaic failed"),
+        7: ("unsupported", "ValueError: odd"),
+    }
+    for point in outcome.points[1:]:
+        assert point["floor_s"] > 0 and "step_s" not in point
+
+
+def test_batches_that_memory_cannot_hold_are_found_before_anything_is_made(
+    quick_meter, monkeypatch
+):
+    monkeypatch.setattr(ModelSource, "engine", lambda *_, **__: pytest.fail("weights were made"))
+    wanted = sweep(batches=[10**9, 5 * 10**8])
+    points = run(wanted, lambda text: None).points
+    assert [point["status"] for point in points] == ["does_not_fit"] * 4
+    # 64 slots of 2 layers, keys and values, 2 heads of 16 in float32; and 256 logits.
+    assert "33,792.0 GB" in points[0]["message"] and "use a batch of" in points[0]["message"]
+    assert points[0]["bytes_per_chip"]["kv_resident"] == 10**9 * 64 * 2 * 2 * 2 * 16 * 4
+
+
+def test_all_that_is_measured_is_kept_after_every_round(quick_meter):
+    kept = []
+    outcome = run(sweep(shapes=[parse_mesh("1")]), lambda text: None, kept.append)
+    counts = [[len(point["step_s"]["samples"]) for point in each.points] for each in kept]
+    assert counts == [[n, n] for n in range(1, sweeping.LEAST_ROUNDS + 1)]
+    assert kept[0].points[0]["message"].endswith("1 of 5 samples: the run ended early")
+    assert "the run ended early" not in outcome.points[0].get("message", "")
+
+
+def test_an_interrupted_run_keeps_what_it_measured_and_says_which_rows_have_less(
+    quick_meter, monkeypatch
+):
+    sample, kept = HeldStep.sample, []
+
+    def stopping(self):
+        if self.batch == 2 and len(self.samples) == 3:
+            raise KeyboardInterrupt
+        sample(self)
+
+    monkeypatch.setattr(HeldStep, "sample", stopping)
+    with pytest.raises(Interrupted) as interrupt:
+        run(sweep(shapes=[parse_mesh("1")], batches=[1, 2]), lambda text: None, kept.append)
+    one, two = kept[-1].points
+    assert [len(point["step_s"]["samples"]) for point in (one, two)] == [4, 3]
+    assert two["message"].endswith("3 of 5 samples: the run ended early")
+    where = "weight_stationary_1d, devices 1, batch {}, context 16 ({} of 5)"
+    assert str(interrupt.value) == (
+        f"2 of 2 rows; with fewer samples: {where.format(1, 4)}; {where.format(2, 3)}"
+    )
 
 
 def test_weights_that_do_not_fit_are_a_result(quick_meter, monkeypatch):
@@ -156,6 +229,12 @@ def test_weights_that_do_not_fit_are_a_result(quick_meter, monkeypatch):
     monkeypatch.setattr(ModelSource, "engine", full)
     points = run(sweep(shapes=[parse_mesh("1")]), lambda text: None).points
     assert [point["status"] for point in points] == ["out_of_memory"] * 2
+    assert points[0]["message"] == "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"
+
+
+def test_a_layout_and_a_form_are_measured_once():
+    twice = sweep(layouts=[LAYOUTS["weight_stationary_1d"]] * 2, forms=[FLOAT32, FLOAT32])
+    assert len(twice.placings()) == 2 and len(twice) == 4
 
 
 def test_a_held_step_keeps_its_context(tiny_engine):

@@ -26,10 +26,17 @@ def jax_started() -> bool:
     return False
 
 
-def end_of(script, common, arguments: list[str]) -> dict:
+class Full(io.StringIO):
+    """An output on a disk that has no room left."""
+
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def end_of(script, common, arguments: list[str], full: bool) -> dict:
     from absl.testing import flagsaver
 
-    out, err = io.StringIO(), io.StringIO()
+    out, err = Full() if full else io.StringIO(), io.StringIO()
     with (
         flagsaver.flagsaver(),
         mock.patch.object(sys, "argv", [script.__file__, *arguments]),
@@ -58,7 +65,10 @@ def main() -> None:
         for name, value in job["patches"].items():
             before = pkgutil.resolve_name(name)
             stack.enter_context(mock.patch(name, type(before)(value)))
-        ended = [end_of(script, common, arguments) for arguments in job["cases"]]
+        ended = [
+            end_of(script, common, arguments, name in job["full"])
+            for name, arguments in job["cases"].items()
+        ]
     json.dump(ended, sys.stdout)
 
 

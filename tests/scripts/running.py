@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -66,6 +66,7 @@ def run_many(
     *,
     folder: Path,
     patches: dict[str, str | int] | None = None,
+    full: Sequence[str] = (),
     **variables: str,
 ) -> dict[str, Ended]:
     """Runs a script once for each list of arguments, one after another in one process.
@@ -75,9 +76,10 @@ def run_many(
       cases: arguments by a name of the case.
       folder: the current folder.
       patches: dotted name of a module's constant -> what to put in its place, in its type.
+      full: names of cases whose standard output takes nothing.
       **variables: of the environment; `QUICK` unless they say otherwise.
     """
-    job = {"script": script, "cases": list(cases.values()), "patches": patches or {}}
+    job = {"script": script, "cases": cases, "patches": patches or {}, "full": list(full)}
     done = subprocess.run(
         [sys.executable, str(DRIVER)],
         cwd=folder,

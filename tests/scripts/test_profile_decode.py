@@ -47,14 +47,22 @@ def beyond_cache(folder):
         "impossible": [
             *TINY, "--devices=1", "--batch=1", "--output_dir=impossible", "--hbm_bandwidth=1"
         ],
+        "full": [
+            *TINY, "--devices=1", "--batch=1,2,1", "--output_dir=full", "--json=full/copy.json"
+        ],
+        "too large": [*TINY, "--devices=1", "--batch=1000000000", "--output_dir=large"],
     }  # fmt: skip
+    (folder / "full" / "events").mkdir(parents=True)
+    (folder / "full" / "events" / "events.out.tfevents.1.earlier").touch()
     patches = {
         "profiles.sweep.CPU_CACHES": str(folder / "cpus"),
         "profiles.bandwidth.READ_BYTES": 1 << 24,  # a bandwidth too good does here, and is quick
         "profiles.bandwidth.MATMUL_SIZE": 256,
     }
     optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # floors are those of real steps
-    return run_many("profile_decode.py", cases, folder=folder, patches=patches, **optimized)
+    return run_many(
+        "profile_decode.py", cases, folder=folder, patches=patches, full=["full"], **optimized
+    )
 
 
 def points_of(output):
@@ -165,6 +173,26 @@ def test_a_step_below_its_floor_is_an_error(beyond_cache, folder):
     assert "(!)" in ended.stdout
 
 
+def test_results_are_in_files_before_they_are_printed(beyond_cache, folder):
+    ended = beyond_cache["full"]
+    assert ended.code == 1 and "No space left on device" in ended.error
+    assert sorted(path.name for path in (folder / "full").iterdir()) == ["copy.json", *FILES]
+    points = points_of(folder / "full")
+    assert [point["batch"] for point in points] == [1, 2]  # each once
+    assert json.loads((folder / "full" / "copy.json").read_text())["points"] == points
+    (events,) = (folder / "full" / "events").iterdir()
+    assert events.stat().st_size > 10_000
+
+
+def test_a_run_without_a_measured_row_is_written_and_shown_and_fails(beyond_cache, folder):
+    ended = beyond_cache["too large"]
+    assert ended.code == 1
+    assert ended.error.startswith("number of rows measured is 0 of 1 (does_not_fit: memory for ")
+    assert "does_not_fit: memory for weights" in ended.stdout
+    assert [point["status"] for point in points_of(folder / "large")] == ["does_not_fit"]
+    assert sorted(path.name for path in (folder / "large").iterdir()) == FILES
+
+
 # What is refused ---------------------------------------------------------------------------------
 
 REFUSED = {
@@ -182,6 +210,7 @@ REFUSED = {
     "NaN FLOP/s": (["--peak_flops=nan"], 2, "--peak_flops is nan; use a positive number"),
     "free of charge": (["--price_per_chip_hour=-2"], 2, "--price_per_chip_hour is -2.0; use"),
     "no seconds": (["--seconds=-1"], 2, "--seconds is '-1'"),
+    "NaN seconds": (["--seconds=nan"], 2, "--seconds is nan; use a number of seconds, 0 or more"),
     "no layout": (["--layout=none"], 2, "layout is 'none'; use one of"),
     "no model": (["--model=none"], 2, "model is 'none', which random weights have no shapes for"),
     "no flag": (["--prompt=a"], 2, "flag is --prompt, which is unknown"),
