@@ -83,7 +83,7 @@ def source() -> ModelSource:
 
 
 def integers(name: str, values: Sequence[str]) -> list[int]:
-    """A list flag as positive integers.
+    """A list flag as positive integers, each once.
 
     Raises:
       UsageError: a value is not one.
@@ -91,7 +91,7 @@ def integers(name: str, values: Sequence[str]) -> list[int]:
     if not values or not all(re.fullmatch(r"\s*0*[1-9][0-9]{0,17}\s*", value) for value in values):
         joined = ",".join(values)
         raise UsageError(f"--{name} is {joined!r}; use positive integers joined by commas")
-    return [int(value) for value in values]
+    return list(dict.fromkeys(int(value) for value in values))
 
 
 def check_json() -> None:
