@@ -61,13 +61,13 @@ def form(stored: Scheme | None = None, dtype: str | None = None, here: bool = Tr
       UsageError: there is no such form, or several are given.
     """
     check()
-    if len(WEIGHT_DTYPE.value or ()) > 1:
+    if len(set(WEIGHT_DTYPE.value or ())) > 1:
         raise UsageError(f"--weight_dtype is {','.join(WEIGHT_DTYPE.value)}; give one of them")
     return forms(stored, dtype, here)[0]
 
 
 def forms(stored: Scheme | None = None, dtype: str | None = None, here: bool = True) -> list[Form]:
-    """How numbers are stored, by flags of which ``--weight_dtype`` may name several.
+    """How numbers are stored, by flags of which ``--weight_dtype`` may name several, each once.
 
     Asks JAX for its platform, which starts it, if they are to be stored here.
 
@@ -88,7 +88,7 @@ def forms(stored: Scheme | None = None, dtype: str | None = None, here: bool = T
     }
     found = [
         Form(plain, _STORAGE[name] if name else stored, **step)
-        for name in WEIGHT_DTYPE.value or [None]
+        for name in dict.fromkeys(WEIGHT_DTYPE.value or [None])
     ]
     for kind in {kind for form in found for kind in (form.weights, form.cache)}:
         if here and isinstance(kind, Scheme):

@@ -102,7 +102,7 @@ def _cells(row: Record) -> tuple[str, ...]:
 
 
 def _points() -> list[Point]:
-    """Every combination of the flags.
+    """Every combination of the flags, each once.
 
     Raises:
       UsageError: prompts of a single token.
@@ -120,11 +120,12 @@ def _points() -> list[Point]:
         _common.integers("batch", _BATCH.value),
         contexts,
     )
-    return [
+    points = (
         Point(model, topology, layout, attention, _layouts.COLLECTIVES_BY.value, form, batch,
               context, prefill)
         for model, topology, form, layout, attention, batch, context in grid
-    ]  # fmt: skip
+    )  # fmt: skip
+    return list(dict.fromkeys(points))
 
 
 def _progress(finished: Iterator[tuple[str, Record]], count: int) -> Iterator[tuple[str, Record]]:

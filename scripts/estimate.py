@@ -96,7 +96,8 @@ def _estimators(
     model: Model, wanted: list[Layout], batches: list[int], contexts: list[int]
 ) -> list[Estimator]:
     """One for each slice and form, in the layout that is expected to be best."""
-    forms, slices = _forms.forms(here=False), list(map(_slices.where, _TOPOLOGY.value or [""]))
+    forms = _forms.forms(here=False)
+    slices = list(dict.fromkeys(map(_slices.where, _TOPOLOGY.value or [""])))
     _slices.check_given(slices, "--topology")
     shapes = [parse_mesh(_MESH.value)] if _MESH.value else None
     work = [(b, c) for b in {min(batches), max(batches)} for c in {min(contexts), max(contexts)}]

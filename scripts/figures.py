@@ -128,7 +128,7 @@ def _wanted() -> Wanted:
         find_layout(_layouts.LAYOUT.value)
     slices = None
     if _SLICES.value is not None:
-        slices = tuple(_slices.where(each) for each in _SLICES.value)
+        slices = tuple(dict.fromkeys(map(_slices.where, _SLICES.value)))
         if not 0 < len(slices) <= 7:
             raise UsageError(f"--slices has {several(len(slices), 'slice')}; use one to seven")
     batches, contexts = _batches(), _contexts()

@@ -20,6 +20,8 @@ CASES = {
                  "--batch=1", "--json=-"],
     "no_provider": ["--provider=nobody"],
     "two_prices": ["--provider=AWS", "--price_per_chip_hour=1"],
+    "twice": ["--model=llama3-8b", "--topology=v5e:2x4,v5e:2x4", "--batch=8,1,8", "--json=-",
+              "--context=2048,2048", "--weight_dtype=int8,int8"],
     "all_experts": ["--model=mixtral-8x7b", "--experts=all", "--batch=1", "--json=-"],
     "mixture": ["--model=mixtral-8x7b", "--topology=v5e:2x4,h100:8", "--batch=64", "--json=-"],
     "model": ["--model=gpt-9"],
@@ -59,6 +61,10 @@ CASES = {
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     return run_many("estimate.py", CASES, folder=tmp_path_factory.mktemp("estimate"))
+
+
+def test_what_a_list_names_twice_is_one_point(ended):
+    assert [point["batch"] for point in ended["twice"].document["points"]] == [8, 1]
 
 
 def test_a_table_names_peaks_calibration_and_price_and_has_a_row_for_each_point(ended):
