@@ -118,7 +118,7 @@ def _sweep(output: Path) -> Sweep:
     for flag in (_BANDWIDTH, _FLOPS, _PRICE):
         if flag.value is not None and not 0 < flag.value < float("inf"):
             raise UsageError(f"--{flag.name} is {flag.value}; use a positive number")
-    if math.isnan(_SECONDS.value):
+    if not _SECONDS.value >= 0:  # as NaN is not
         raise UsageError("--seconds is nan; use a number of seconds, 0 or more")
     _layouts.check_layouts()
     _forms.check()
