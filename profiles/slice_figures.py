@@ -25,8 +25,8 @@ from profiles.curve_panels import (
 from profiles.curve_study import BEST, Scaling, Sparsities, Study, Tradeoffs
 from profiles.curves import RULE_RATIO, RULE_SPARSITY, ChipCurve, Tradeoff, Volumes
 from profiles.figures import MARKERS, SHARED
-from profiles.numbers import milliseconds, number, several, short
 from profiles.labels import Label, write_labels
+from profiles.numbers import milliseconds, number, several, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

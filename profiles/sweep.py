@@ -21,7 +21,6 @@ from model.placing import settle
 from profiles.bandwidth import PeakMeter
 from profiles.hardware import Peaks, published_peaks
 from profiles.numbers import ms
-from profiles.progress import byte_progress, progress
 from profiles.progress import progress
 from profiles.record import decode_record
 from profiles.report import Record
