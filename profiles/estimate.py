@@ -18,6 +18,8 @@ from profiles.calibration import Calibration
 from profiles.expected import Expected, LinkCosts, Listed, Sent, expect
 from profiles.floor import Floor, floor
 from profiles.hardware import Peaks, Price
+from profiles.hardware import Peaks
+from profiles.partitioning import partitioning
 from profiles.report import Record
 from profiles.sized import EVENLY, SizedCosts, SizedLinks, SizedModel
 from profiles.slices import Slice
@@ -205,20 +207,12 @@ class Estimator:
         fits = traffic.held <= self.peaks.capacity
         return Estimate(setting, batch, context, tokens, traffic, bound, expected, fits)
 
-    def describe(self) -> Record:
-        """The part of a record that is the same for every pass."""
-        setting = self.setting
-        layout, where = setting.layout, setting.where
-        partitioning = {"layout": EVENLY}
-        if layout:
-            partitioning = {
-                "mesh": dict(setting.mesh),
-                "layout": layout.name,
-                "attention": layout.attends,
-                "collectives": layout.collectives,
-            }
-            if layout.expert_parallel and setting.model.experts:
-                partitioning["expert_parallel"] = True
+    def describe(self, prompts: bool = False) -> Record:
+        """The part of a record that is the same for every decode step, or every pass of prompts."""
+        setting, where = self.setting, self.setting.where
+        divided = {"layout": EVENLY}
+        if self.placement:
+            divided = partitioning(setting.model, self.placement, prompts)
         experts = {"experts": setting.experts} if setting.model.experts else {}
         return {
             "model": setting.model.name,
@@ -227,7 +221,7 @@ class Estimator:
             "topology": str(where),
             "chips": where.chips,
             "devices": where.devices,
-            **partitioning,
+            **divided,
             **setting.form.names(),
             **experts,
         }

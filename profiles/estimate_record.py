@@ -17,7 +17,7 @@ class Recorder:
 
     def __init__(self, estimator: Estimator):
         self.estimator = estimator
-        self._same = estimator.describe()
+        self._same = functools.cache(estimator.describe)
         self._critical = {"critical_batch": critical_batch(estimator)}
         context = balanced_context(estimator)
         if context is not None:
@@ -29,7 +29,7 @@ class Recorder:
         seconds, where = found.expected.seconds, self.estimator.setting.where
         tokens_per_s = found.batch * found.tokens / seconds
         record = {
-            **self._same,
+            **self._same(found.phase == "prefill"),
             "phase": found.phase,
             "batch": found.batch,
             "context": found.context,

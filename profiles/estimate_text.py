@@ -9,6 +9,8 @@ from profiles.hardware import Chip
 from profiles.inspection import aligned
 from profiles.numbers import exact, ms, number
 from profiles.report import WIDTH, Record, subject
+from profiles.partitioning import cache_words
+from profiles.report import WIDTH, Record, field_text, ms, subject
 
 FASTER = 2.5  # times: what providers sell as a fast mode
 HEAD = (
@@ -27,7 +29,9 @@ def title(
 ) -> str:
     """What was estimated, at which peaks, and with which calibration and price of each chip."""
     chips = dict.fromkeys(estimator.setting.where.chip.name for estimator in estimators)
-    lines = [subject(points)]
+    meshes = dict.fromkeys(field_text(each["mesh"]) for each in points if "mesh" in each)
+    caches = dict.fromkeys(filter(None, map(cache_words, points)))
+    lines = [", ".join([subject(points), *(f"mesh {each}" for each in meshes), *caches])]
     if experts := points[0].get("experts"):
         lines.append(f"experts that a step reads: {EXPERTS[experts]} ({experts})")
     for name in chips:
@@ -61,13 +65,11 @@ def table(points: Sequence[Record]) -> str:
     per_prompt = any(point["tokens_per_sequence"] > 1 for point in points)
     keys = ("cached", "tokens", "batch") if per_prompt else ("context", "batch")
     head = (*varied, *keys, *HEAD)
-    rows = [(*(_field(point, field) for field in varied), *_cells(point)) for point in points]
+    rows = [
+        (*(field_text(point.get(field, "")) for field in varied), *_cells(point))
+        for point in points
+    ]
     return aligned(head, rows)
-
-
-def _field(point: Record, field: str) -> str:
-    value = point.get(field, "")
-    return "x".join(map(str, value.values())) if isinstance(value, dict) else str(value)
 
 
 def _cells(point: Record) -> list[str]:

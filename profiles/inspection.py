@@ -18,6 +18,8 @@ from profiles.census import census
 from profiles.collective import Collective, merge, without_places
 from profiles.communication import expected_collectives
 from profiles.numbers import exact
+from profiles.partitioning import cache_words, partitioning
+from profiles.report import Record, field_text
 from profiles.substitutes import settle, substitute
 from sharding.mesh import make_mesh, mesh_over
 from sharding.placement import Placement
@@ -44,36 +46,35 @@ class Subject:
     tokens: int = 1
 
     def __str__(self) -> str:
-        layout = self.run.layout
-        sizes = "x".join(map(str, self.placement.mesh.values()))
+        fields = self._partitioning
         parts = [
-            f"{self.config.name} on {sizes}, {layout.name}",
-            f"attention by {layout.attends}",
-            *(["experts divided"] if layout.expert_parallel and self.config.experts else []),
-            f"collectives {layout.collectives}",
+            f"{self.config.name} on {field_text(fields['mesh'])}, {fields['layout']}",
+            f"attention by {fields['attention']}",
+            "experts divided" * ("expert_parallel" in fields),
+            f"collectives {fields['collectives']}",
             str(self.form),
             f"batch {self.batch}",
             f"cache of {self.slots} tokens",
+            cache_words(fields),
             "decode step" if self.tokens == 1 else f"prefill of {self.tokens} tokens",
         ]
-        return ", ".join(parts)
+        return ", ".join(filter(None, parts))
 
     def as_record(self) -> dict:
         """The record of a step, with what is known of it."""
-        layout = self.run.layout
-        record = {
+        return {
             "model": self.config.name,
             "phase": "decode" if self.tokens == 1 else "prefill",
             "batch": self.batch,
             "tokens_per_sequence": self.tokens,
             "devices": self.placement.devices,
-            "mesh": dict(self.placement.mesh),
-            "layout": layout.name,
-            "attention": layout.attends,
-            "collectives": layout.collectives,
+            **self._partitioning,
             **self.form.names(),
         }
-        return record | ({"expert_parallel": True} if layout.expert_parallel else {})
+
+    @property
+    def _partitioning(self) -> Record:
+        return partitioning(self.config, self.placement, prompts=self.tokens > 1)
 
     @property
     def run(self) -> Placement:

@@ -9,6 +9,7 @@ from model.transformer import Transformer
 from profiles.floor import Floor, floor
 from profiles.hardware import Peaks
 from profiles.numbers import byte_size
+from profiles.partitioning import partitioning
 from profiles.report import Record, summarise
 from profiles.traffic import Traffic, decode_traffic, expected_experts
 
@@ -89,8 +90,6 @@ def decode_record(
 def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
     """The part of a record that says which step it is."""
     model = Transformer(engine.config, engine.form)
-    layout = engine.placement.layout
-    experts = {"expert_parallel": True} if engine.config.experts and layout.expert_parallel else {}
     return {
         "model": engine.config.name,
         "parameters": {"total": count(model), "active": count_active(model)},
@@ -100,11 +99,7 @@ def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
         "tokens_per_sequence": 1,
         "device_kind": engine.mesh.devices.flat[0].device_kind,
         "devices": engine.mesh.size,
-        "mesh": dict(engine.mesh.shape),
-        "layout": layout.name,
-        "attention": layout.attends,
-        **experts,
-        "collectives": engine.placement.layout.collectives,
+        **partitioning(engine.config, engine.placement),
         **engine.form.names(),
     }
 
