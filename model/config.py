@@ -185,3 +185,25 @@ class ModelConfig:
             "n": self.head_size,
             **({"E": self.experts, "e": self.experts} if self.experts else {}),
         }
+
+
+def check_length(model: object, name: str, value: int, more: int = 0) -> None:
+    """Refuses sequences that are longer than a model goes.
+
+    Args:
+      model: with `max_context`; one without goes as far as one likes.
+      name: what says how long, such as ``--context``.
+      value: tokens that it says.
+      more: tokens beside those: a decode step's new one, or those before a prompt.
+
+    Raises:
+      UsageError: they are too many.
+    """
+    most = getattr(model, "max_context", None)
+    if most is None or value + more <= most:
+        return
+    beside = f" and {more:,} more" if more else ""
+    raise UsageError(
+        f"{name} is {value:,}{beside}, beyond the {most:,} tokens that {model.name} goes to; use "
+        f"at most {max(most - more, 0):,}, or --max_context={value + more} to go beyond on purpose"
+    )

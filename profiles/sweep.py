@@ -16,6 +16,7 @@ import jax
 
 from decode.engine import Engine
 from decode.load import ModelSource
+from model.config import check_length
 from model.form import Form
 from model.placing import settle
 from profiles.bandwidth import PeakMeter
@@ -83,12 +84,7 @@ class Sweep:
             for value in values:
                 if value < 1:
                     raise UsageError(f"{name} is {value}; use positive integers")
-        longest = self.source.config.max_context - 1
-        if max(self.contexts) > longest:
-            raise UsageError(
-                f"context is {max(self.contexts)}, beyond what {self.source.config.name} holds; "
-                f"use at most {longest}, which leaves room for the new token"
-            )
+        check_length(self.source.config, "context", max(self.contexts), 1)
         for layout, shape, form in self.placings():
             self.source.check_form(form)
             placement = settle(self.source.config, form, layout, shape)

@@ -1,17 +1,19 @@
 """What the scripts share: flags of the same meaning, and how a run starts, fails and ends."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 try:
     from absl import app, flags, logging
 
     from decode.load import ModelSource, find_source
+    from model.config import ModelConfig, check_length
     from profiles.files import OutputError, check_writable
     from sharding import processes
     from sharding.errors import FloorlineError, UsageError
@@ -34,6 +36,13 @@ ACCEPT_TERMS = flags.DEFINE_bool(
 )
 RANDOM_WEIGHTS = flags.DEFINE_bool(
     "random_weights", False, "Use a catalogue model's shapes with random weights; no download."
+)
+MAX_CONTEXT = flags.DEFINE_integer(
+    "max_context",
+    None,
+    "Tokens that the model goes to, prompt and answer together, in place of the length that it was "
+    "trained for.",
+    1,
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -74,12 +83,49 @@ def say(text: str) -> None:
 
 def source() -> ModelSource:
     """The model that the flags name."""
-    return find_source(
+    found = find_source(
         MODEL.value,
         random_weights=RANDOM_WEIGHTS.value,
         report=say,
         accept_terms=ACCEPT_TERMS.value,
     )
+    return dataclasses.replace(found, config=lengthened(found.config))
+
+
+def lengthened(config: ModelConfig) -> ModelConfig:
+    """A model that goes as far as ``--max_context`` says, or as it was trained for."""
+    if MAX_CONTEXT.value is None:
+        return config
+    return dataclasses.replace(config, max_context=MAX_CONTEXT.value)
+
+
+def lengths(
+    flag: flags.FlagHolder, model: object, prefill: bool = False, cached: int = 0
+) -> list[int]:
+    """Tokens of ``--context``, one number or a list, as positive integers that a model goes to.
+
+    Args:
+      flag: whose default, where it is not given, is cut to what the model goes to.
+      model: with `max_context`, or without.
+      prefill: they are of prompts; else in the cache before a decode step's new token.
+      cached: tokens before prompts.
+
+    Raises:
+      UsageError: a value is no positive integer, or beyond the model.
+    """
+    values = flag.value if isinstance(flag.value, list) else [flag.value]
+    found, more = integers(flag.name, list(map(str, values))), cached if prefill else 1
+    return within(model, flag, found, more)
+
+
+def within(model: object, flag: flags.FlagHolder, values: Iterable[int], more: int) -> list[int]:
+    """Tokens, and `more` beside them, as a model goes to: a flag's default cut, others refused."""
+    most = getattr(model, "max_context", None)
+    if most and not flag.present:
+        return list(dict.fromkeys(min(value, max(most - more, 1)) for value in values))
+    for value in values:
+        check_length(model, f"--{flag.name}", value, more)
+    return list(values)
 
 
 def integers(name: str, values: Sequence[str]) -> list[int]:

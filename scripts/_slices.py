@@ -63,8 +63,13 @@ def model() -> Model:
     """
     name = _common.MODEL.value
     if name in CATALOG:
-        return find_model(name)
+        return _common.lengthened(find_model(name))
     if name in sized_models():
+        if _common.MAX_CONTEXT.value is not None:
+            raise UsageError(
+                f"--max_context is {_common.MAX_CONTEXT.value}, but {name} is known by its sizes "
+                "alone, which say nothing of how far it goes; leave it out"
+            )
         return sized_models()[name]
     return _common.source().config
 

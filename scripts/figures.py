@@ -37,7 +37,7 @@ from profiles import curve_figures, slice_figures
 from profiles.candidates import AUTO
 from profiles.curve_document import curves_document
 from profiles.curve_study import Study, Wanted
-from profiles.estimate import Setting
+from profiles.estimate import Model, Setting
 from profiles.files import check_writable, write_json
 from profiles.numbers import several
 from profiles.slices import Slice
@@ -132,7 +132,9 @@ def _wanted() -> Wanted:
         if not 0 < len(slices) <= 7:
             raise UsageError(f"--slices has {several(len(slices), 'slice')}; use one to seven")
     batches, contexts = _batches(), _contexts()
+            raise UsageError(f"--slices has {len(slices)} slices; use one to seven")
     where, model = _slices.where(_TOPOLOGY.value), _slices.model()
+    batches, contexts = _batches(), _contexts(model)
     _slices.check_given((where, *(slices or ())), "--topology and --slices")
     _layouts.check_divides(model)
     setting = Setting(
@@ -173,13 +175,14 @@ def _batches() -> tuple[int, ...]:
     return tuple(sorted(set(given)))
 
 
-def _contexts() -> tuple[int, ...]:
+def _contexts(model: Model) -> tuple[int, ...]:
     """In the order given; 0 is an empty cache."""
     text = ",".join(_CONTEXT.value)
     if not _CONTEXT.value or not all(each.strip().isascii() and each.strip().isdigit()
                                      for each in _CONTEXT.value):  # fmt: skip
         raise UsageError(f"--context is {text!r}; use whole numbers, 0 or more, joined by commas")
-    return tuple(dict.fromkeys(int(each) for each in _CONTEXT.value))
+    found = dict.fromkeys(int(each) for each in _CONTEXT.value)
+    return tuple(_common.within(model, _CONTEXT, found, 1))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ tokens per sequence. Nothing here is measured.
 Examples:
   python scripts/plan.py --model=llama3-70b --context=8192 --max_step_ms=20
   python scripts/plan.py --model=mixtral-8x7b --prompt_length=4000 --generated_tokens=500 \\
+  python scripts/plan.py --model=llama3.1-70b --context=8192 --max_step_ms=20
+  python scripts/plan.py --model=mixtral-8x7b --prompt_length=4000 --generated_tokens=500 \
       --max_step_ms=15 --max_first_token_ms=500 --budget_per_hour=60
   python scripts/plan.py --model=deepseek-v3 --chip=v5p,h200 --weight_dtype=int8 --max_chips=64
   python scripts/plan.py --model=llama3-8b --topology=v5e:2x2,v5e:2x4 --price_per_chip_hour=0.9
@@ -20,6 +22,7 @@ Examples:
 
 import datetime
 import functools
+import math
 import sys
 
 import _common
@@ -28,6 +31,7 @@ import _layouts
 import _slices
 from absl import flags
 
+from model.config import check_length
 from profiles.estimate import Model
 from profiles.estimate_record import basis
 from profiles.estimate_text import EXPERTS
@@ -128,19 +132,14 @@ def _sizes(model: Model) -> tuple[int, int]:
         raise UsageError(f"--generated_tokens is {generated}, of no prompt; give --prompt_length")
     if context is not None and generated is not None:
         raise UsageError(f"--context is {context}, beside --generated_tokens; give one of them")
-    most = getattr(model, "max_context", None)
-    if prompt is not None and context is None:
-        context = prompt + (generated or 1) // 2
-        slots, said = prompt + (generated or 1), f"--prompt_length={prompt} with its answer"
-    else:
-        context = context or min(2048, most or 2048)
-        slots, said = context + 1, f"--context={context}"
-    longest = max(slots - 1, prompt or 0)
-    if most is not None and longest > most:
-        raise UsageError(
-            f"{said} is {longest} tokens, but max_context of {model.name} is {most}; use fewer"
-        )
-    return context, slots
+    if prompt is not None:
+        check_length(model, "--prompt_length", prompt, generated or 1)
+        if context is None:
+            return prompt + (generated or 1) // 2, prompt + (generated or 1)
+    if context is None:
+        context = min(2048, getattr(model, "max_context", math.inf) - 1)
+    check_length(model, "--context", context, 1)
+    return context, context + 1
 
 
 def _targets() -> Targets:

@@ -78,7 +78,7 @@ STATEMENTS = (
     ),
     Statement(
         "Decoding is dominated by fetches",
-        f"scripts/estimate.py {LLAMA} --batch=8 --context=8192 --economics",
+        f"scripts/estimate.py {LLAMA} --batch=8 --context=4096 --economics",
         ROWS + "|fetches",
     ),
 )

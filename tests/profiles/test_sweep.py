@@ -128,7 +128,7 @@ def test_published_peaks_are_of_the_arithmetic_that_a_step_does(monkeypatch, for
     [
         ({"batches": [0]}, "batch is 0"),
         ({"contexts": [-1]}, "context is -1"),
-        ({"contexts": [512]}, "context is 512, beyond what tiny holds; use at most 511"),
+        ({"contexts": [512]}, "context is 512 and 1 more, beyond the 512 tokens that tiny goes to"),
         ({"shapes": [parse_mesh("1"), parse_mesh("3")]}, "d_ff is 128"),
     ],
 )

@@ -148,7 +148,7 @@ def test_overlapped_transfers_run_beside_products_and_copy_no_matrix(topology, f
 
 def test_a_step_that_the_compiler_finds_too_large_does_not_fit():
     step = ["--model=llama3-8b", "--layers=1", "--topology=v5e:2x2", "--phase=prefill"]
-    work = ["--batch=64", "--context=8192", "--mesh=4", "--layout=weight_stationary_1d"]
+    work = ["--batch=64", "--context=8191", "--mesh=4", "--layout=weight_stationary_1d"]
     (point,) = json.loads(run("scripts/compile_step.py", *step, *work, "--json=-").stdout)["points"]
     assert point["status"] == "does_not_fit" and "per chip more" in point["message"]
 
