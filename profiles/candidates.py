@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 from model.config import ModelConfig
@@ -10,7 +11,15 @@ from profiles.sized import SizedCosts
 from profiles.slices import Slice, slices_of
 from profiles.traffic import StepCosts
 from sharding.errors import LayoutError
-from sharding.layout import ATTENTION, LAYOUTS, attend_by, find_layout
+from sharding.layout import (
+    ATTENTION,
+    LAYOUTS,
+    attend_by,
+    divide_experts,
+    find_layout,
+    prefill_by,
+    schedule_by,
+)
 from sharding.mesh import MeshShape
 from sharding.placement import Layout
 
@@ -44,6 +53,67 @@ def layouts(
     names = list(LAYOUTS) if name == AUTO else [name]
     kinds = ATTENTION if attention == AUTO else [attention]
     return [finish(attend_by(find_layout(each), kind)) for each in names for kind in kinds]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """Layouts by names, of which the first three may be `AUTO`.
+
+    Attributes:
+      layout: of decode steps. With `AUTO` a mixture's experts are divided in both ways.
+      attention: what divides attention.
+      prefill: layout of prompts, over the same stored weights; None for that of decode steps.
+      collectives: who schedules them.
+      expert_parallel: experts are divided over the devices.
+    """
+
+    layout: str = AUTO
+    attention: str = AUTO
+    prefill: str | None = None
+    collectives: str = "compiler"
+    expert_parallel: bool = False
+
+    def __str__(self) -> str:
+        prompts = f", prompts by {self.prefill}" if self.prefill else ""
+        experts = ", experts divided" * self.expert_parallel
+        return f"{self.layout}, attention by {self.attention}, {self.collectives}{prompts}{experts}"
+
+    @property
+    def open(self) -> bool:
+        """Whether it stands for more than one layout of decode steps."""
+        return AUTO in (self.layout, self.attention)
+
+    def layouts(self, config: ModelConfig) -> list[Layout]:
+        """All that it stands for.
+
+        Raises:
+          UsageError: there is none of a name, or the one of prompts stores weights otherwise.
+        """
+        found = [
+            prefill_by(each, prompts) if prompts else each
+            for each in layouts(self.layout, self.attention)
+            for prompts in self._prompts(each)
+        ]
+        divided = []
+        if config.experts and (self.expert_parallel or self.layout == AUTO):
+            divided = list(map(divide_experts, found))
+        if self.expert_parallel and divided:
+            found = []
+        return [schedule_by(each, self.collectives) for each in found + divided]
+
+    def steps(self, config: ModelConfig) -> list[Layout]:
+        """The same, but for what prompts leave open."""
+        prefill = None if self.prefill == AUTO else self.prefill
+        return dataclasses.replace(self, prefill=prefill).layouts(config)
+
+    def _prompts(self, steps: Layout) -> list[Layout | None]:
+        """Layouts of prompts that go with one of decode steps; None for its own."""
+        if not self.prefill:
+            return [None]
+        named = list(LAYOUTS.values()) if self.prefill == AUTO else [find_layout(self.prefill)]
+        if AUTO not in (self.prefill, self.layout):
+            return named  # which is refused where weights are stored otherwise
+        return [each for each in named if each.weights == steps.weights]
 
 
 def candidates(
@@ -118,4 +188,5 @@ def _held(
 
 
 def _divisors(number: int) -> list[int]:
-    return [part for part in range(1, number + 1) if number % part == 0]
+    small = [part for part in range(1, math.isqrt(number) + 1) if number % part == 0]
+    return small + [number // part for part in reversed(small) if part * part != number]

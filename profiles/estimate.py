@@ -242,16 +242,28 @@ def best(
     prefill: bool = False,
     cached: int = 0,
 ) -> Estimator:
-    """The one whose passes are expected to be fastest, of those that fit if any does.
+    """The first of `ranked`; arguments are its."""
+    return ranked(estimators, work, prefill, cached)[0]
+
+
+def ranked(
+    estimators: Iterable[Estimator],
+    work: Sequence[tuple[int, int]],
+    prefill: bool = False,
+    cached: int = 0,
+    count: int = 1,
+) -> list[Estimator]:
+    """Those whose passes are expected to be fastest, the best first; those that fit before others.
 
     Listing an estimator's collectives is most of the work, so those come first that would be
-    fastest without any, and those are left out that even so are slower than the best one found.
+    fastest without any, and those are left out that even so are slower than as many found.
 
     Args:
       estimators: to choose among, at least one.
       work: batches and contexts, whose expected times are added up.
       prefill: passes are over prompts as long as the contexts; else decode steps.
       cached: of prompts: tokens before them, in the cache.
+      count: how many, of equals those that come first.
     """
 
     def rank(estimator: Estimator, links: bool) -> tuple[int, float]:
@@ -261,10 +273,10 @@ def best(
     bounds = [rank(one, links=False) for one in found]
     ranks: list[tuple[tuple[int, float], int]] = []
     for place in sorted(range(len(found)), key=bounds.__getitem__):
-        if ranks and bounds[place] > min(ranks)[0]:
+        if len(ranks) == count and bounds[place] > ranks[-1][0]:
             break
-        ranks.append((rank(found[place], links=True), place))
-    return found[min(ranks)[1]]
+        ranks = sorted([*ranks, (rank(found[place], links=True), place)])[:count]
+    return [found[place] for _, place in ranks]
 
 
 def _rank(passes: Sequence[Estimate]) -> tuple[int, float]:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from model.catalog import find_model
+from model.config import ModelConfig
 from model.form import Form
 from profiles.calibration import calibration_of
-from profiles.candidates import candidates, layouts
+from profiles.candidates import Wish, candidates
 from profiles.compiler import check_target
 from profiles.estimate import Estimator, Setting, best
 from profiles.examined import examine
@@ -23,9 +23,7 @@ from profiles.report import Record
 from profiles.room import free_memory
 from profiles.slices import parse_slice
 from sharding.errors import FloorlineError
-from sharding.layout import schedule_by
 from sharding.mesh import parse_mesh
-from sharding.placement import Layout
 
 EACH = 7e9
 """Bytes of memory that one compiler may take: 80 layers of a large model took five."""
@@ -37,11 +35,9 @@ class Point:
     """One step to compile.
 
     Attributes:
-      model: name in the catalogue.
+      model: its sizes.
       topology: text of a slice.
-      layout: name, or ``auto`` for the expected best.
-      attention: what divides it, or ``auto``.
-      collectives: who schedules them.
+      wish: layouts by names, of which the expected best is compiled.
       form: how numbers are stored.
       batch: sequences.
       context: tokens in the cache of each; of prefill, tokens of a prompt.
@@ -49,11 +45,9 @@ class Point:
       mesh: sizes of its axes as text; None for the expected best.
     """
 
-    model: str
+    model: ModelConfig
     topology: str
-    layout: str
-    attention: str
-    collectives: str
+    wish: Wish
     form: Form
     batch: int
     context: int
@@ -63,20 +57,18 @@ class Point:
     def __str__(self) -> str:
         phase = "prefill" if self.prefill else "decode"
         return (
-            f"{self.model} on {self.topology}, {self.layout}, attention by {self.attention}, "
-            f"{self.collectives}, {self.form}, {phase} of batch {self.batch}, context "
-            f"{self.context}" + (f", mesh {self.mesh}" if self.mesh else "")
+            f"{self.model.name} on {self.topology}, {self.wish}, {self.form}, {phase} of batch "
+            f"{self.batch}, context {self.context}" + (f", mesh {self.mesh}" if self.mesh else "")
         )
 
     def check(self) -> None:
         """Refuses names that there are none of, before anything is compiled.
 
         Raises:
-          UsageError: an unknown model, chip, slice, layout or mesh.
+          UsageError: an unknown chip, slice, layout or mesh.
         """
-        find_model(self.model)
         check_target(parse_slice(self.topology))
-        self._layouts()
+        self.wish.layouts(self.model)
         if self.mesh:
             parse_mesh(self.mesh)
 
@@ -88,19 +80,14 @@ class Point:
         """
         where = parse_slice(self.topology)
         setting = Setting(
-            model=find_model(self.model),
+            model=self.model,
             where=where,
             form=self.form,
             rates=calibration_of(where.chip.name),
         )
         shapes = [parse_mesh(self.mesh)] if self.mesh else None
-        found = candidates(setting, self._layouts(), shapes)
+        found = candidates(setting, self.wish.layouts(self.model), shapes)
         return best(found, [(self.batch, self.context)], self.prefill)
-
-    def _layouts(self) -> list[Layout]:
-        return layouts(
-            self.layout, self.attention, lambda layout: schedule_by(layout, self.collectives)
-        )
 
 
 def run(
@@ -148,9 +135,9 @@ def _examined(point: Point) -> Record:
         record = examine(point.estimator(), point.batch, point.context, point.prefill).as_record()
     except FloorlineError as error:
         record = {
-            "model": point.model,
+            "model": point.model.name,
             "topology": point.topology,
-            "layout": point.layout,
+            "layout": point.wish.layout,
             "batch": point.batch,
             "context": point.context,
             **point.form.names(),

@@ -1,5 +1,7 @@
 """Flags of scripts that put a model on a mesh, and what they ask for."""
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import _common
@@ -7,11 +9,12 @@ from absl import flags
 
 from model.config import ModelConfig
 from model.form import Form
-from profiles.candidates import layouts as named_layouts
-from profiles.choice import AUTO, Wish, Work, pick
+from profiles.candidates import AUTO, Wish
+from profiles.candidates import meshes as meshes_of
+from profiles.choice import Work, check_wishes, every_device, place
 from profiles.estimate import Model
 from profiles.replication import experts_per_device, replication_cost
-from sharding import processes
+from profiles.report import field_text
 from sharding.errors import UsageError
 from sharding.layout import (
     ATTENTION,
@@ -19,10 +22,9 @@ from sharding.layout import (
     LAYOUTS,
     divide_experts,
     find_layout,
-    prefill_by,
     schedule_by,
 )
-from sharding.mesh import MeshShape, parse_mesh, request_cpu_devices, whole_mesh
+from sharding.mesh import MeshShape, parse_mesh, request_cpu_devices
 from sharding.placement import Layout, Placement
 
 LAYOUT = flags.DEFINE_string(
@@ -36,8 +38,14 @@ PREFILL_LAYOUT = flags.DEFINE_string(
     None,
     "Partitioning of prompts, over the same stored weights; auto picks. As --layout.",
 )
-ATTENTION_BY = flags.DEFINE_enum(
-    "attention", "heads", [*ATTENTION, AUTO], "What divides attention and the KV cache."
+_KINDS = [*ATTENTION, AUTO]
+ATTENTION_BY = flags.DEFINE_string(
+    "attention", "heads", f"What divides attention and the KV cache: {', '.join(_KINDS)}."
+)
+flags.register_validator(
+    ATTENTION_BY,
+    lambda value: {*value.split(",")} <= {*_KINDS},
+    f"use one of {', '.join(_KINDS)}",
 )
 COLLECTIVES_BY = flags.DEFINE_enum(
     "collectives",
@@ -48,21 +56,42 @@ COLLECTIVES_BY = flags.DEFINE_enum(
 EXPERT_PARALLEL = flags.DEFINE_bool(
     "expert_parallel", False, "Divide experts over the chips instead of each expert's d_ff."
 )
+_MOST = 1_000_000  # devices: more than there are
 _OF_ARRAYS = "layout", "prefill_layout", "attention", "collectives", "expert_parallel"
+
+
+Counts = list[list[MeshShape]]
+"""Of each number of devices the meshes that may be."""
+
+
+def check(config: ModelConfig, counts: Counts | None) -> None:
+    """Refuses layouts that do not go with the model and the meshes, before JAX starts.
+
+    Args:
+      config: the model.
+      counts: from `meshes`.
+
+    Raises:
+      UsageError: there is no layout of a name, or nothing that it could divide.
+      LayoutError: it goes with none of the meshes of some number of devices.
+    """
+    _check_experts(config)
+    check_wishes(wishes(), config, counts or [])
 
 
 def layout(
     config: ModelConfig,
-    mesh: MeshShape,
+    counts: Counts | None,
     form: Callable[[], Form],
     batches: Sequence[int],
     contexts: Sequence[int],
-) -> Layout:
-    """The layout that the flags name, or that ``auto`` picks for this work, saying why.
+) -> tuple[Layout, MeshShape]:
+    """The one layout that the flags name, or that ``auto`` picks for this work, and a mesh for it.
 
     Args:
       config: the model.
-      mesh: sizes of the mesh axes.
+      counts: from `meshes`, of one number of devices; None for all of JAX's that the layout divides
+        (on a CPU: one).
       form: says how its numbers are stored; it may start JAX.
       batches: sequences per step.
       contexts: tokens in the cache; the longest is taken as the length of prompts.
@@ -70,19 +99,42 @@ def layout(
     Raises:
       LayoutError: none goes with the model and the mesh.
     """
-    return _layout(LAYOUT.value, config, mesh, form, batches, contexts)
+    for flag in (LAYOUT, ATTENTION_BY):
+        if "," in flag.value:
+            raise UsageError(f"--{flag.name} is {flag.value}; give one of them")
+    (found,), (shape,) = _placed(config, counts, form, batches, contexts)
+    return found, shape
 
 
 def layouts(
     config: ModelConfig,
-    mesh: MeshShape,
+    counts: Counts | None,
     form: Callable[[], Form],
     batches: Sequence[int],
     contexts: Sequence[int],
-) -> list[Layout]:
-    """The layouts that the flags name, of a script that compares several; else as `layout`."""
-    names = dict.fromkeys(LAYOUT.value.split(","))
-    return [_layout(name, config, mesh, form, batches, contexts) for name in names]
+) -> tuple[list[Layout], list[MeshShape]]:
+    """The layouts that the flags name, of a script that compares several, and a mesh of each number
+    of devices for all of them; else as `layout`, but that a CPU is one device and two."""
+    return _placed(config, counts, form, batches, contexts, sweep=True)
+
+
+def _placed(
+    config: ModelConfig,
+    counts: Counts | None,
+    form: Callable[[], Form],
+    *sizes: Sequence[int],
+    sweep: bool = False,
+) -> tuple[list[Layout], list[MeshShape]]:
+    check(config, counts)
+    asked, batches = wishes(), sizes[0]
+    return place(
+        asked,
+        config,
+        counts or every_device(config, asked, on_cpu=(1, 2) if sweep else (1,)),
+        lambda: Work(config, form(), *sizes),
+        _common.say,
+        whole_batches=batches if sweep else (),
+    )
 
 
 def leave_open() -> None:
@@ -104,22 +156,14 @@ def wanted(config: Model) -> list[Layout]:
     check_divides(config)
     if not isinstance(config, ModelConfig):
         return []
-    found = [
-        each
-        for name in dict.fromkeys(LAYOUT.value.split(","))
-        for each in named_layouts(name, ATTENTION_BY.value)
-    ]
-    if prompts := PREFILL_LAYOUT.value:
-        others = LAYOUTS.values() if prompts == AUTO else [find_layout(prompts)]
-        found = [prefill_by(e, other) for e in found for other in others
-                 if e.weights == other.weights]  # fmt: skip
-    if not found:
-        raise UsageError(
-            f"--prefill_layout is {prompts}, which stores weights otherwise than all of "
-            f"--layout={LAYOUT.value}; name another"
-        )
-    both = config.experts and LAYOUT.value == AUTO and not EXPERT_PARALLEL.value
-    return list(map(finish, found)) + [finish(divide_experts(each)) for each in found if both]
+    return [layout for wish in wishes() for layout in wish.layouts(config)]
+
+
+def wishes() -> list[Wish]:
+    """What the flags name, one for each of a list of layouts and of a list of attention."""
+    names = itertools.product(LAYOUT.value.split(","), ATTENTION_BY.value.split(","))
+    more = PREFILL_LAYOUT.value, COLLECTIVES_BY.value, EXPERT_PARALLEL.value
+    return [Wish(*each, *more) for each in dict.fromkeys(names)]
 
 
 def check_divides(model: Model) -> None:
@@ -151,14 +195,6 @@ def check_layouts() -> None:
             find_layout(name)
 
 
-def _layout(
-    name: str, config: ModelConfig, mesh: MeshShape, form: Callable[[], Form], *sizes: Sequence[int]
-) -> Layout:
-    _check_experts(config)
-    wish = Wish(name, ATTENTION_BY.value, PREFILL_LAYOUT.value, finish)
-    return pick(wish, config, mesh, lambda: Work(config, mesh, form(), *sizes), _common.say)
-
-
 def finish(layout: Layout) -> Layout:
     """The layout with everything else that the flags say of it."""
     if EXPERT_PARALLEL.value:
@@ -178,46 +214,46 @@ def _check_experts(config: ModelConfig) -> None:
         )
 
 
-def meshes(devices: Sequence[str] | None, mesh: str | None) -> list[dict[str, int]] | None:
-    """The meshes of ``--devices`` or ``--mesh``, None if neither is given.
+def meshes(
+    devices: Sequence[str] | int | None, mesh: str | None, request: bool = True
+) -> Counts | None:
+    """The meshes of ``--devices``, of one number or of a list, or the one of ``--mesh``.
 
-    Asks for as many fake CPU devices as the largest needs; call it before JAX starts.
+    Args:
+      devices: of the flag.
+      mesh: of the flag.
+      request: asks for as many fake CPU devices as the largest needs, before JAX starts.
+
+    Returns:
+      None if neither is given.
 
     Raises:
-      UsageError: both are given, or a size is not positive.
+      UsageError: both are given and do not agree, or a size is not positive.
     """
-    if devices and mesh:
-        raise UsageError(f"--mesh is {mesh}, beside --devices; give one of them")
-    shapes = None
+    counts = [devices] if isinstance(devices, int) else devices
+    counts = _common.integers("devices", list(map(str, counts))) if counts is not None else []
+    if max(counts, default=0) > _MOST:
+        raise UsageError(f"--devices is {max(counts)}; use at most {_MOST:,}")
+    found = [meshes_of(count) for count in counts]
     if mesh:
-        shapes = [parse_mesh(mesh)]
-    elif devices:
-        shapes = [{"x": 1, "y": 1, "z": count} for count in _common.integers("devices", devices)]
-    for shape in shapes or ():
-        request_cpu_devices(shape["x"] * shape["y"] * shape["z"])
-    return shapes
-
-
-def mesh(devices: int | None, mesh: str | None) -> dict[str, int]:
-    """The one mesh of ``--devices`` or ``--mesh``; by default one device, of many processes all.
-
-    Raises:
-      UsageError: both are given, or a size is not positive.
-    """
-    shapes = meshes([str(devices)] if devices else None, mesh)
-    if shapes:
-        return shapes[0]
-    if processes.count() == 1:
-        return {"x": 1, "y": 1, "z": 1}
-    request_cpu_devices(processes.count())
-    return whole_mesh()
+        shape = parse_mesh(mesh)
+        size = math.prod(shape.values())
+        if set(counts) - {size}:
+            raise UsageError(
+                f"--mesh is {mesh}, of {size} devices, beside --devices of {max(counts)}; "
+                "leave one of them out"
+            )
+        found = [[shape]]
+    for shapes in found * request:
+        request_cpu_devices(math.prod(shapes[0].values()))
+    return found or None
 
 
 def state_choices(
     config: ModelConfig, placement: Placement, form: Form, batch: int | None = None
 ) -> None:
     """Says how this layout divides experts, what it copies and what that costs, what it pads."""
-    sizes = "x".join(str(size) for size in placement.mesh.values())
+    sizes = field_text(placement.mesh)
     for line in (
         *experts_per_device(config, placement),
         *replication_cost(config, placement, form),

@@ -24,6 +24,7 @@ import _layouts
 from absl import flags
 from tqdm import tqdm
 
+from model.catalog import find_model
 from profiles.compiler import check_compiler
 from profiles.files import check_writable, write_csv, write_json
 from profiles.inspection import aligned
@@ -34,7 +35,6 @@ from profiles.report import Record, document, versions
 from sharding.errors import UsageError
 
 _TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x4"], "Slices, such as v5e:4x4,v5p:2x2x2.")
-_ATTENTIONS = flags.DEFINE_list("attentions", ["auto"], "What divides attention, as --attention.")
 _BATCH = flags.DEFINE_list("batch", ["1", "32"], "Sequences.")
 _CONTEXT = flags.DEFINE_list(
     "context", ["2048"], "Tokens in the cache of each; of prefill, tokens of a prompt."
@@ -45,8 +45,8 @@ _WORKERS = flags.DEFINE_integer(
 )
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/matrix", "Folder for results.")
 _forms.define_step_flags()
-for _name, _value in (("layout", "auto"), ("model", "llama3-8b")):
-    flags.FLAGS.set_default(_name, _value)
+_layouts.leave_open()
+flags.set_default(_common.MODEL, "llama3-8b")
 
 
 def main() -> None:
@@ -126,6 +126,25 @@ def _points() -> list[Point]:
         for model, topology, form, layout, attention, batch, context in grid
     )  # fmt: skip
     return list(dict.fromkeys(points))
+    prefill, found = _PHASE.value == "prefill", []
+    for name in _common.MODEL.value.split(","):
+        model = _common.lengthened(find_model(name))
+        _layouts.check_divides(model)
+        contexts = _common.lengths(_CONTEXT, model, prefill)
+        if prefill and min(contexts) < 2:
+            raise UsageError(f"--context is {min(contexts)} with --phase=prefill; use 2 or more")
+        grid = itertools.product(
+            _TOPOLOGY.value,
+            _forms.forms(here=False),
+            _layouts.wishes(),
+            _common.integers("batch", _BATCH.value),
+            contexts,
+        )
+        found += [
+            Point(model, topology, wish, form, batch, context, prefill)
+            for topology, form, wish, batch, context in grid
+        ]
+    return found
 
 
 def _progress(finished: Iterator[tuple[str, Record]], count: int) -> Iterator[tuple[str, Record]]:

@@ -9,8 +9,8 @@ Needs libtpu: pip install -e '.[tpu-compile]'. 80 layers take two or three minut
 
 Examples:
   python scripts/compile_step.py --model=llama3-8b --topology=v5e:2x4 --batch=8
-  python scripts/compile_step.py --model=llama3-70b --topology=v5e:4x4 --batch=32 --context=8192 \\
-      --weight_dtype=int8 --kv_dtype=int8 --collectives=overlapped
+  python scripts/compile_step.py --model=llama3.1-70b --topology=v5e:4x4 --batch=32 \\
+      --context=8192 --weight_dtype=int8 --kv_dtype=int8 --collectives=overlapped
   python scripts/compile_step.py --model=llama3-8b --topology=v5p:2x2x1 --phase=prefill --batch=1
   python scripts/compile_step.py --model=mixtral-8x7b --topology=tpu7x:2x2x1 --json=- \\
       --save_hlo=step.txt
@@ -30,7 +30,7 @@ from absl import flags
 from model.config import ModelConfig
 from profiles import compiled_text
 from profiles.arrays import placed_arrays
-from profiles.candidates import candidates, layouts
+from profiles.candidates import candidates
 from profiles.compiled import CompiledStep, read
 from profiles.compiler import check_compiler, check_target, compile_step
 from profiles.estimate import Estimator, Setting, best
@@ -60,8 +60,8 @@ _LAYERS = flags.DEFINE_integer(
     "layers", None, "For work on the code: so many layers in place of the model's own.", 1
 )
 _forms.define_step_flags()
-for _name, _value in (("layout", "auto"), ("attention", "auto"), ("model", "llama3-8b")):
-    flags.FLAGS.set_default(_name, _value)
+_layouts.leave_open()
+flags.set_default(_common.MODEL, "llama3-8b")
 
 
 def main() -> None:
@@ -75,8 +75,9 @@ def main() -> None:
             f"--context is {_CONTEXT.value} with --phase=prefill; use 2 tokens or more"
         )
     check_target(_slices.where(_TOPOLOGY.value))
-    estimator, prefill = _estimator(), _PHASE.value == "prefill"
-    sizes = _BATCH.value, _CONTEXT.value, prefill
+    model, prefill = _model(), _PHASE.value == "prefill"
+    sizes = _BATCH.value, _common.lengths(_CONTEXT, model, prefill)[0], prefill
+    estimator = _estimator(model, *sizes)
     step, subject = passed(estimator, *sizes), subject_of(estimator, *sizes)
     where = estimator.setting.where
     show = _common.say if _common.JSON.value == "-" else print
@@ -95,9 +96,9 @@ def main() -> None:
         raise FloorlineError(f"compiled step is {record['status']}; {record['message']}")
 
 
-def _estimator() -> Estimator:
-    """Of the layout and mesh that the flags name, or of the expected best."""
-    model, where, form = _slices.model(), _slices.where(_TOPOLOGY.value), _forms.form(here=False)
+def _model() -> ModelConfig:
+    """With as many layers as the flags say."""
+    model = _slices.model()
     if not isinstance(model, ModelConfig):
         raise UsageError(
             f"model is {model.name}, which is known by its sizes alone; use one that the engine "
@@ -106,19 +107,24 @@ def _estimator() -> Estimator:
     if _LAYERS.value:
         windows = model.windows and model.windows[: _LAYERS.value]
         model = dataclasses.replace(model, layers=_LAYERS.value, windows=windows)
+    return model
+
+
+def _estimator(model: ModelConfig, batch: int, context: int, prefill: bool) -> Estimator:
+    """Of the layout and mesh that the flags name, or of the expected best."""
+    where = _slices.where(_TOPOLOGY.value)
     setting = Setting(
         model=model,
         where=where,
-        form=form,
+        form=_forms.form(here=False),
         rates=_slices.rates(where.chip),
         experts=_slices.EXPERTS.value,
         price=_slices.price(where.chip),
         quote=_slices.quote(where.chip),
     )
-    wanted = layouts(_layouts.LAYOUT.value, _layouts.ATTENTION_BY.value, _layouts.finish)
     shapes = [parse_mesh(_MESH.value)] if _MESH.value else None
-    work = [(_BATCH.value, _CONTEXT.value)]
-    return best(candidates(setting, wanted, shapes), work, _PHASE.value == "prefill")
+    found = candidates(setting, _layouts.wanted(model), shapes)
+    return best(found, [(batch, context)], prefill)
 
 
 def _report(found: Examined) -> dict:

@@ -28,7 +28,13 @@ from sharding import processes
 from sharding.errors import UsageError
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the checkpoint goes.")
-_DEVICES = flags.DEFINE_integer("devices", None, "How many devices, all on mesh axis z.", 1)
+_DEVICES = flags.DEFINE_integer(
+    "devices",
+    None,
+    "How many devices, on the mesh whose floor is least. Default: one on a CPU, elsewhere all that "
+    "the layout divides.",
+    1,
+)
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
 
 
@@ -39,17 +45,13 @@ def main() -> None:
     folder = Path(_OUTPUT_DIR.value)
     check_target(folder)
     _forms.check()
-    shape = _layouts.mesh(_DEVICES.value, _MESH.value)
+    meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
     _common.check_json()
     source = _common.source()
     form = _forms.form(source.stored_scheme(), source.stored_dtype())
     started = time.perf_counter()
-    engine = source.engine(
-        _layouts.layout(source.config, shape, lambda: form, [1], [1]),
-        shape,
-        form,
-        progress=byte_progress,
-    )
+    layout, shape = _layouts.layout(source.config, meshes, lambda: form, [1], [1])
+    engine = source.engine(layout, shape, form, progress=byte_progress)
     loaded = time.perf_counter()
     save(folder, source.config, engine.parameters, source.tokenizer_files(), form.scheme)
     seconds = {"load_s": loaded - started, "save_s": time.perf_counter() - loaded}

@@ -7,7 +7,7 @@ unless they are given.
 
 Examples:
   python scripts/estimate.py --model=llama3-70b --topology=v5e:4x4 --weight_dtype=int8 --batch=1,32
-  python scripts/estimate.py --model=llama3-8b --topology=h100:1,h200:1,b200:1 --context=8192
+  python scripts/estimate.py --model=llama3-8b --topology=h100:1,h200:1,b200:1 --context=4096
   python scripts/estimate.py --model=llama3-70b --topology=v5p:2x2x2 --phase=prefill --context=4096
   python scripts/estimate.py --model=deepseek-v3 --topology=gb200:72 --weight_dtype=fp8 --economics
   python scripts/estimate.py --model=llama3-70b --topology=v6e:4x4 --layout=weight_stationary_2d \\
@@ -55,8 +55,8 @@ _ECONOMICS = flags.DEFINE_bool(
     "speed and of prompts, pipelines.",
 )
 _forms.define_step_flags()
-for _name, _value in (("layout", "auto"), ("attention", "auto"), ("model", "llama3-70b")):
-    flags.FLAGS.set_default(_name, _value)
+_layouts.leave_open()
+flags.set_default(_common.MODEL, "llama3-70b")
 
 
 def main() -> None:
@@ -64,14 +64,15 @@ def main() -> None:
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _common.check_json()
     batches = _common.integers("batch", _BATCH.value)
-    contexts = _common.integers("context", _CONTEXT.value)
+    model = _slices.model()
+    prefill = _PHASE.value == "prefill"
+    contexts = _common.lengths(_CONTEXT, model, prefill, _CACHED.value)
     if _PHASE.value == "prefill" and min(contexts) < 2:
         raise UsageError(f"--context is {min(contexts)} with --phase=prefill; use 2 tokens or more")
     if _PHASE.value == "decode" and _CACHED.value:
         raise UsageError(f"--cached is {_CACHED.value} of no prompt; give --phase=prefill with it")
     if _PHASE.value == "prefill" and _ECONOMICS.value:
         raise UsageError("--economics is true, but of decode steps; leave out --phase=prefill")
-    model = _slices.model()
     wanted = _layouts.wanted(model)
     estimators = _estimators(model, wanted, batches, contexts)
     found = [(one, [_pass(one, b, c) for c in contexts for b in batches]) for one in estimators]

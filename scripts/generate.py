@@ -38,7 +38,7 @@ from decode.sampling import make_sampler
 from model.form import Form
 from profiles.progress import byte_progress
 from profiles.record import describe_step
-from profiles.report import document, summarise, write_json
+from profiles.report import document, field_text, summarise, write_json
 from profiles.traffic import kv_token_bytes
 from sharding import processes
 from sharding.errors import UsageError
@@ -48,7 +48,13 @@ _PROMPT_TOKENS = flags.DEFINE_multi_string(
     "prompt_tokens", [], "Token ids joined by commas, in place of text; repeat for a batch."
 )
 _CHAT = flags.DEFINE_bool("chat", False, "Put each prompt into the model's chat template.")
-_DEVICES = flags.DEFINE_integer("devices", None, "How many devices, all on mesh axis z.", 1)
+_DEVICES = flags.DEFINE_integer(
+    "devices",
+    None,
+    "How many devices, on the mesh whose floor is least. Default: one on a CPU, elsewhere all that "
+    "the layout divides.",
+    1,
+)
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Limit for each prompt.")
 _IGNORE_EOS = flags.DEFINE_bool("ignore_eos", False, "Go on past the end-of-sequence token.")
@@ -72,7 +78,7 @@ def main() -> None:
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     sampler = make_sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value)
     _forms.check()
-    shape = _layouts.mesh(_DEVICES.value, _MESH.value)
+    meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
     source = _common.source()
     request = Request(
         prompts=_prompts(source),
@@ -87,9 +93,11 @@ def main() -> None:
     def form() -> Form:
         return _forms.form(source.stored_scheme())
 
-    layout = _layouts.layout(source.config, shape, form, [len(request.prompts)], [longest])
-    placement = layout.check(source.config.sizes, shape)
+    _layouts.check(source.config, meshes)
     _common.check_json()
+    sizes = [len(request.prompts)], [longest]
+    layout, shape = _layouts.layout(source.config, meshes, form, *sizes)
+    placement = layout.check(source.config.sizes, shape)
     _layouts.state_choices(source.config, placement, form(), len(request.prompts))
     engine = source.engine(layout, shape, form(), _SEED.value, byte_progress)
     if _WEIGHT_LAYOUT.value == "auto":
@@ -225,8 +233,8 @@ def _speed(run: _Run, engine: Engine) -> str:
         median = float(np.median(run.step_seconds))
         rate = len(run.request.prompts) / median
         text += f"; then {median * 1e3:.1f} ms per step (measured median), {rate:.0f} tokens/s"
-    devices = engine.mesh.size
-    return f"{text} on {devices} {engine.mesh.devices.flat[0].device_kind} device(s)"
+    mesh, kind = field_text(dict(engine.mesh.shape)), engine.mesh.devices.flat[0].device_kind
+    return f"{text} on {engine.mesh.size} {kind} device(s), mesh {mesh}"
 
 
 def _comparison(fast: _Run, slow: _Run, engine: Engine) -> str:

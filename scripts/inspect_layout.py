@@ -45,11 +45,15 @@ from profiles.inspection import (
 from profiles.layout_figure import layout_figure
 from profiles.numbers import several
 from profiles.report import check_writable, document, write_json
+from profiles.report import check_writable, document, field_text, write_json
 from sharding import processes
 from sharding.errors import FloorlineError, LayoutError
-from sharding.mesh import parse_mesh, request_cpu_devices
+from sharding.mesh import request_cpu_devices
 
-_MESH = flags.DEFINE_string("mesh", "2x2x2", "Sizes of mesh axes x, y and z, such as 4x4x4.")
+_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 4x4x4.")
+_DEVICES = flags.DEFINE_integer(
+    "devices", None, "How many devices, 8 by default, on the mesh whose floor is least.", 1
+)
 _BATCH = flags.DEFINE_integer("batch", 8, "Sequences; padded to what the layout divides.", 1)
 _CONTEXT = flags.DEFINE_integer("context", 128, "Tokens that the KV cache has room for.", 2)
 _PHASE = flags.DEFINE_enum(
@@ -88,6 +92,8 @@ def main() -> None:
     found, differing = None, []
     if compiling:
         _common.say(f"compiling {several(layers, 'layer')} for a mesh of {_MESH.value}")
+        mesh = field_text(subject.placement.mesh)
+        _common.say(f"compiling {layers} layers for a mesh of {mesh}")
         found = compiled(subject)
         show(collective_table(found, layers, "compiled", wanted) + "\n")
         differing = differences(wanted, found, subject.form.dtype)
@@ -106,24 +112,27 @@ def main() -> None:
 
 def _subject() -> tuple[Subject, bool]:
     """What to look at, and whether to compile it."""
-    name, shape = _common.MODEL.value, parse_mesh(_MESH.value)
+    name = _common.MODEL.value
+    devices = _DEVICES.value or (None if _MESH.value else 8)
+    meshes = _layouts.meshes(devices, _MESH.value, request=False)
+    devices = math.prod(meshes[0][0].values())
     _forms.check()
     source = None if name in CATALOG else _common.source()
-    config = source.config if source else find_model(name)
+    config = source.config if source else _common.lengthened(find_model(name))
 
     def form() -> Form:
         return _forms.form(source.stored_scheme() if source else None)
 
-    devices = math.prod(shape.values())
     compiling = _compiles(config, devices)
     if compiling:
         request_cpu_devices(devices)
-    layout = _layouts.layout(config, shape, form, [_BATCH.value], [_CONTEXT.value])
+    (slots,) = _common.lengths(_CONTEXT, config, prefill=True)
+    layout, shape = _layouts.layout(config, meshes, form, [_BATCH.value], [slots])
     placement = layout.check(config.sizes, shape)
     if compiling and devices > jax.device_count():
         if _COMPILE.value:
             raise LayoutError(
-                f"mesh is {_MESH.value}, of {devices} devices to compile for, but JAX has "
+                f"mesh is {field_text(shape)}, of {devices} devices to compile for, but JAX has "
                 f"{jax.device_count()}; leave --compile out, or set JAX_PLATFORMS=cpu"
             )
         compiling = False
@@ -133,8 +142,8 @@ def _subject() -> tuple[Subject, bool]:
         placement=placement,
         form=form(),
         batch=-(-_BATCH.value // rows) * rows,
-        slots=_CONTEXT.value,
-        tokens=1 if _PHASE.value == "decode" else _CONTEXT.value,
+        slots=slots,
+        tokens=1 if _PHASE.value == "decode" else slots,
     )
     return subject, compiling
 

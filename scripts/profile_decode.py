@@ -21,8 +21,6 @@ Examples:
 """
 
 import datetime
-import itertools
-import math
 import sys
 from pathlib import Path
 
@@ -48,10 +46,12 @@ from profiles.report import (
 from profiles.sweep import Interrupted, Outcome, Sweep, run
 from sharding import processes
 from sharding.errors import FloorlineError, UsageError
-from sharding.mesh import request_cpu_devices
 
 _DEVICES = flags.DEFINE_list(
-    "devices", None, "How many devices, a list. Default: 1 and 2 on a CPU, all of them elsewhere."
+    "devices",
+    None,
+    "How many devices, a list, each on the mesh whose floor is least. Default: 1 and 2 on a CPU, "
+    "elsewhere all that the layouts divide.",
 )
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
 _BATCH = flags.DEFINE_list("batch", ["1", "4", "16", "64"], "Sequences per step, a list.")
@@ -112,7 +112,7 @@ def _measure(sweep: Sweep, output: Path, started: str) -> Outcome:
 
 
 def _sweep(output: Path) -> Sweep:
-    shapes = _layouts.meshes(_DEVICES.value, _MESH.value)
+    meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
     batches = _common.integers("batch", _BATCH.value)
     contexts = _common.integers("context", _CONTEXT.value)
     for flag in (_BANDWIDTH, _FLOPS, _PRICE):
@@ -123,20 +123,12 @@ def _sweep(output: Path) -> Sweep:
     _layouts.check_layouts()
     _forms.check()
     source = _common.source()
-    if shapes is None:
-        alone = processes.count() == 1
-        request_cpu_devices(2 if alone else processes.count())
-        on_cpu = jax.default_backend() == "cpu"
-        counts = (1, 2) if on_cpu and alone else (jax.device_count(),)
-        shapes = [{"x": 1, "y": 1, "z": count} for count in counts]
-    largest = max(shapes, key=lambda shape: math.prod(shape.values()))
+    contexts = _common.within(source.config, _CONTEXT, contexts, 1)
 
     def forms() -> list[Form]:
         return _forms.forms(source.stored_scheme())
 
-    layouts = _layouts.layouts(source.config, largest, lambda: forms()[0], batches, contexts)
-    for layout, shape in itertools.product(layouts, shapes):
-        layout.check(source.config.sizes, shape)  # before JAX makes as many devices
+    layouts, shapes = _layouts.layouts(source.config, meshes, lambda: forms()[0], batches, contexts)
     return Sweep(
         source=source,
         layouts=layouts,

@@ -9,7 +9,7 @@ import pytest
 from model.catalog import find_model
 from model.form import BFLOAT16, Form
 from profiles.calibration import calibration_of
-from profiles.candidates import AUTO, candidates, layouts, least_slice
+from profiles.candidates import AUTO, Wish, candidates, layouts, least_slice
 from profiles.estimate import Setting
 from profiles.examined import examine
 from profiles.hardware import chips, find_chip
@@ -88,9 +88,8 @@ def test_a_layout_that_goes_with_no_mesh_is_refused_nowhere_but_skipped():
 
 
 def test_a_step_that_fits_in_another_layout_alone_says_so():
-    point = Point(
-        "llama3-70b", "v5e:4x4", "weight_stationary_1d", "heads", "compiler", BFLOAT16, 128, 2048
-    )
+    wish = Wish("weight_stationary_1d", "heads")
+    point = Point(find_model("llama3-70b"), "v5e:4x4", wish, BFLOAT16, 128, 2048)
     found = examine(point.estimator(), point.batch, point.context)
     assert found.record["status"] == "does_not_fit" and found.outcome is None
     assert "another layout fits on v5e:4x4; use --layout=auto" in found.record["message"]

@@ -5,13 +5,15 @@ import json
 
 import pytest
 
+from model.catalog import find_model
 from model.form import BFLOAT16
 from profiles import matrix
+from profiles.candidates import Wish
 from profiles.matrix import POINTS, Point, at_once, run, summary
 from profiles.matrix_figure import heat_map
 from sharding.errors import FloorlineError, UsageError
 
-POINT = Point("tiny", "v5e:2x4", "auto", "auto", "compiler", BFLOAT16, 8, 256)
+POINT = Point(find_model("tiny"), "v5e:2x4", Wish(), BFLOAT16, 8, 256)
 OTHERS = [dataclasses.replace(POINT, batch=batch) for batch in (8, 16, 32)]
 VERSIONS = {"jax": "1", "libtpu": "2"}
 
@@ -60,10 +62,10 @@ def test_a_run_goes_on_where_the_last_one_stopped(compiled, tmp_path):
 
 def test_names_are_checked_before_anything_is_compiled():
     for changes, message in (
-        ({"model": "gpt-9"}, "model is 'gpt-9'"),
         ({"topology": "v5e:3x5"}, "v5e does not come in"),
         ({"topology": "h100:8"}, "does not compile for"),
-        ({"layout": "diagonal"}, "layout is 'diagonal'"),
+        ({"wish": Wish(layout="diagonal")}, "layout is 'diagonal'"),
+        ({"wish": Wish(prefill="nonsense")}, "layout is 'nonsense'"),
         ({"mesh": "2y2"}, "mesh is '2y2'"),
     ):
         with pytest.raises(UsageError, match=message):

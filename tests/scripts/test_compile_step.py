@@ -12,6 +12,15 @@ CASES = {
     "layout": ["--layout=diagonal"],
     "sized": ["--model=deepseek-v3"],
     "short": ["--phase=prefill", "--context=1"],
+    "long": ["--context=8192"],
+    "prompts_layout": ["--layout=weight_stationary_2d", "--prefill_layout=nonsense"],
+    "no_experts": ["--expert_parallel"],
+    "mixture": [
+        "--model=qwen3-30b-a3b",
+        "--topology=v5p:2x2x2",
+        "--weight_dtype=int8",
+        "--batch=64",
+    ],
     "slice": ["--topology=v5e:3x5"],
 }
 
@@ -41,6 +50,12 @@ def test_without_the_compiler_one_line_says_how_to_get_it(ended):
     assert not ended["no_compiler"].jax_started
 
 
+def test_of_a_mixture_the_expected_best_divides_experts_as_an_estimate_does(ended):
+    text = " ".join(ended["mixture"].stdout.split())
+    assert "data_parallel_x_1d, attention by heads, experts divided" in text
+    assert "expected: 2.63 ms per step" in text
+
+
 @pytest.mark.parametrize(
     ("case", "words"),
     [
@@ -49,6 +64,9 @@ def test_without_the_compiler_one_line_says_how_to_get_it(ended):
         ("layout", "layout is 'diagonal'; use"),
         ("sized", "model is deepseek-v3, which is known by its sizes alone; use"),
         ("short", "--context is 1 with --phase=prefill; use"),
+        ("long", "--context is 8,192 and 1 more, beyond the 8,192 tokens that llama3-8b goes to"),
+        ("prompts_layout", "layout is 'nonsense'; use"),
+        ("no_experts", "--expert_parallel is true, but llama3-8b has no experts"),
         ("slice", "topology is v5e:3x5"),
     ],
 )

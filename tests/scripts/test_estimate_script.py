@@ -5,7 +5,7 @@ import pytest
 from tests.scripts.running import run_many
 
 CASES = {
-    "table": ["--batch=1,64", "--context=2048,8192", "--weight_dtype=int8", "--kv_dtype=int8"],
+    "table": ["--batch=1,64", "--context=2048,4096", "--weight_dtype=int8", "--kv_dtype=int8"],
     "document": ["--model=llama3-8b", "--topology=v5e:2x2,h100:1", "--batch=1", "--json=-"],
     "too_large": ["--topology=v5e:2x2", "--batch=1", "--json=-"],
     "fixed": ["--topology=v4:4x4x4", "--mesh=4x4x4", "--layout=weight_stationary_2d",
@@ -41,8 +41,13 @@ CASES = {
     "prompts_otherwise": ["--model=llama3-8b", "--layout=weight_stationary_2d", "--batch=4",
                           "--mesh=4x2x2", "--prefill_layout=weight_gathered_xyz",
                           "--phase=prefill", "--json=-"],
+    "prompts_by_batch": ["--model=llama3-8b", "--topology=v5e:2x4", "--phase=prefill",
+                         "--batch=8", "--context=4096", "--layout=weight_stationary_2d",
+                         "--attention=batch", "--mesh=2x2x2",
+                         "--prefill_layout=weight_gathered_x", "--json=-"],
     "long_prompts": ["--model=llama3-8b", "--topology=v5e:1x1", "--phase=prefill", "--batch=1",
-                     "--context=50000,900000", "--cached=1000", "--json=-"],
+                     "--context=50000,900000", "--cached=1000", "--json=-",
+                     "--max_context=1000000"],
     "rounded": ["--model=llama3-8b", "--weight_dtype=int8", "--round_activations", "--batch=1"],
     "no_topology": ["--topology="],
     "figure_of_two": ["--topology=v5e:4x4,h100:8", "--hbm_bandwidth=1e12"],
@@ -54,6 +59,15 @@ CASES = {
     "sized_layout": ["--model=deepseek-v3", "--topology=h200:8", "--layout=weight_stationary_2d"],
     "sized_mesh": ["--model=deepseek-v3", "--topology=h200:8", "--mesh=1x1x8"],
     "cached_steps": ["--cached=100"],
+    "long": ["--model=llama3-8b", "--topology=v5e:2x4", "--batch=1", "--context=2048,8192"],
+    "long_after_cached": ["--phase=prefill", "--context=8000", "--cached=193"],
+    "just_fits": ["--model=llama3-8b", "--topology=v5e:2x4", "--batch=1", "--context=8191",
+                  "--json=-"],
+    "short_model": ["--model=palm-540b", "--topology=v4:4x4x4", "--batch=1", "--json=-"],
+    "on_purpose": ["--model=llama3-8b", "--topology=v5e:2x4", "--batch=1", "--context=20000",
+                   "--max_context=20001", "--json=-"],
+    "sized_length": ["--model=deepseek-v3", "--topology=h200:8", "--max_context=9"],
+    "list_of_attention": ["--attention=heads,rows"],
     "economics_of_prompts": ["--phase=prefill", "--economics"],
 }  # fmt: skip
 
@@ -73,7 +87,7 @@ def test_a_table_names_peaks_calibration_and_price_and_has_a_row_for_each_point(
     for words in ("859 GB/s", "197 TFLOP/s", "calibration tpu-v5e", "1.2 USD per chip-hour"):
         assert words in " ".join(text.split())
     rows = [line.split()[:2] for line in text.splitlines() if line.startswith("  ")]
-    assert rows == [[context, batch] for context in ("2,048", "8,192") for batch in ("1", "64")]
+    assert rows == [[context, batch] for context in ("2,048", "4,096") for batch in ("1", "64")]
 
 
 def test_a_document_has_a_record_for_each_slice(ended):
@@ -132,6 +146,23 @@ def test_a_document_says_which_figures_are_given(ended):
     assert (bandwidth["bytes_per_s"], bandwidth["source"]) == (1e12, "given")
     assert ended["document"].document["bandwidth"]["source"] == "published"
     assert "published, but for bandwidth, given" in ended["given"].stderr
+
+
+def test_a_model_goes_so_far_and_farther_on_purpose(ended):
+    contexts = {
+        name: ended[name].document["points"][0]["context"]
+        for name in ("just_fits", "on_purpose", "short_model")
+    }
+    # A default is cut to what the model goes to.
+    assert contexts == {"just_fits": 8191, "on_purpose": 20_000, "short_model": 2047}
+
+
+def test_a_title_has_the_mesh(ended):
+    assert "mesh 4x4x4" in " ".join(ended["fixed"].stderr.split())
+    point = ended["prompts_by_batch"].document["points"][0]
+    assert (point["attention"], point["cache_attention"]) == ("heads", "batch")
+    said = "attention by heads, collectives compiler, mesh 2x2x2, cache as weight_stationary_2d by"
+    assert said in " ".join(ended["prompts_by_batch"].stderr.split())
 
 
 def test_a_title_has_the_price_of_each_chip_and_the_arithmetic_that_floors_divide_by(ended):
@@ -199,6 +230,17 @@ def test_all_experts_are_read_where_that_is_asked(ended):
         ("sized_layout", "--layout is weight_stationary_2d, but deepseek-v3 is known by its sizes"),
         ("sized_mesh", "--mesh is 1x1x8, but deepseek-v3 is known by its sizes"),
         ("cached_steps", "--cached is 100 of no prompt; give --phase=prefill"),
+        (
+            "long",
+            "--context is 8,192 and 1 more, beyond the 8,192 tokens that llama3-8b goes to; "
+            "use at most 8,191, or --max_context=8193",
+        ),
+        ("long_after_cached", "--context is 8,000 and 193 more, beyond the 8,192 tokens"),
+        ("sized_length", "--max_context is 9, but deepseek-v3 is known by its sizes alone"),
+        (
+            "list_of_attention",
+            "--attention is 'heads,rows' (use one of heads, batch, sequence, aut",
+        ),
         ("economics_of_prompts", "--economics is true, but of decode steps"),
     ],
 )

@@ -302,7 +302,12 @@ REFUSED = {
     # Meshes and layouts.
     "five devices": ([*TOKENS, "--devices=5"], 2, "d_ff is 128", "z=5", "; use", "shards"),
     "three on y": ([*TOKENS, "--mesh=3x1"], 2, "d_ff is 128", "y=3", "; use 1, 2, 4 or 8 shards"),
-    "mesh beside devices": ([*TOKENS, "--mesh=2x2", "--devices=8"], 2, "--mesh is 2x2", "; give"),
+    "mesh beside devices": (
+        [*TOKENS, "--mesh=2x2", "--devices=8"],
+        2,
+        "--mesh is 2x2, of 4 devices, beside",
+        "; leave",
+    ),
     "mesh with a zero": ([*TOKENS, "--mesh=2x0"], 2, "mesh is '2x0'; write"),
     "mesh of letters": ([*TOKENS, "--mesh=axb"], 2, "mesh is 'axb'; write"),
     "mesh of four": ([*TOKENS, "--mesh=1x1x1x1"], 2, "mesh is '1x1x1x1'; write"),

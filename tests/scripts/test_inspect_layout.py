@@ -23,6 +23,9 @@ CASES = {
     "auto": ["--model=llama3-70b", "--mesh=2x2x2", "--layout=auto", "--attention=auto",
              "--prefill_layout=auto", "--batch=64", "--compile=false"],
     "experts": ["--model=mixtral-8x7b", "--mesh=2x2x2", "--expert_parallel", "--compile=false"],
+    "count": ["--model=llama3-8b", "--devices=16", "--batch=64", "--context=2048",
+              "--compile=false"],
+    "both": ["--model=llama3-8b", "--devices=16", "--mesh=1x1x16", "--compile=false"],
 }  # fmt: skip
 REFUSALS = {
     "mesh": (["--model=tiny", "--mesh=2x"], "mesh is '2x'; write sizes of x, y and z"),
@@ -35,6 +38,14 @@ REFUSALS = {
         "prefill_layout is weight_gathered_x, which stores weights otherwise than",
     ),
     "experts": (["--model=tiny", "--expert_parallel"], "--expert_parallel is true, but tiny has"),
+    "long": (
+        ["--model=tiny", "--context=513"],
+        "--context is 513, beyond the 512 tokens that tiny",
+    ),
+    "mesh beside devices": (
+        ["--model=tiny", "--mesh=2x2", "--devices=8"],
+        "--mesh is 2x2, of 4 devices, beside --devi",
+    ),
     "batch": (["--model=tiny", "--batch=0"], "--batch is '0'"),
     "output": (["--model=tiny", "--output_dir=file"], "output path is file"),
     "weights": (["--model=nosuch"], "model is 'nosuch'"),
@@ -125,6 +136,12 @@ def test_auto_says_what_it_picked_and_why(ended):
     assert "predicted from assumed rates of a CPU" in picked and "; next: " in picked
     name = picked.split(": ")[1].split(",")[0]
     assert name in ended["auto"].stdout.splitlines()[0]
+
+
+def test_of_a_count_of_devices_the_mesh_is_the_one_whose_floor_is_least(ended):
+    assert ended["count"].stdout.startswith("llama3-8b on 1x8x2, weight_stationary_1d")
+    assert "mesh 1x8x2: the least floor of weight_stationary_1d" in ended["count"].stderr
+    assert ended["both"].stdout.startswith("llama3-8b on 1x1x16, weight_stationary_1d")
 
 
 def test_the_picture_of_a_prefill_is_of_its_layout():
