@@ -5,6 +5,7 @@ operand, before any padding by the chip's tiling. An instruction of several oper
 for each, but an all-to-all whose operands are the pieces for each device is one entry of them all.
 """
 
+import collections
 import dataclasses
 import math
 import re
@@ -91,6 +92,13 @@ class _Census:
         self.program = program
         self.mesh = mesh
         self.overlap = overlap or (lambda computation, one: "")
+        self.callers = collections.Counter(
+            name
+            for each in program.computations.values()
+            for one in each.instructions.values()
+            for names in one.called.values()
+            for name in names
+        )
         self.read: dict[tuple[str, bool], list[_Found]] = {}
 
     def of(self, computation: Computation) -> list[Collective]:
@@ -138,12 +146,13 @@ class _Census:
         wraps = opcode in ("fusion", "async")
         started = started or (wraps and one.name.startswith("async"))
         for name in (name for names in one.called.values() for name in names):
-            inner = self.program[name]
+            inner, place = self.program[name], scopes(one.op_name)
+            shared = self.callers[name] > 1  # and says where its first caller is
             slices = name.startswith("all-reduce-scatter") and _slices(inner)
             for found in self._found(inner, scattered or slices):
                 collective = dataclasses.replace(
                     found.collective,
-                    where=found.collective.where or scopes(one.op_name),
+                    where=(shared and place) or found.collective.where or place,
                     asynchronous=found.collective.asynchronous or started,
                 )
                 if wraps or started:

@@ -266,6 +266,37 @@ def test_a_sum_of_bfloat16_is_float32_before_any_compiler_sees_it():
     )
 
 
+SHARED = """HloModule step, num_partitions=8
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%called_computation (p: f32[16,8]) -> f32[16,8] {
+  %p = f32[16,8]{1,0} parameter(0)
+  ROOT %all-reduce = f32[16,8]{1,0} all-reduce(%p), channel_id=1, replica_groups={{0,1},{2,3},\
+{4,5},{6,7}}, use_global_device_ids=true, to_apply=%add, metadata={op_name="jit(f)/embedding/psum"}
+}
+
+ENTRY %main (x: f32[16,8]) -> f32[16,8] {
+  %x = f32[16,8]{1,0} parameter(0)
+  %one = f32[16,8]{1,0} call(%x), to_apply=%called_computation, metadata={op_name="jit(f)/embeddin\
+g/psum"}
+  ROOT %two = f32[16,8]{1,0} call(%one), to_apply=%called_computation, metadata={op_name="jit(f)/l\
+ayer_0/mlp/psum"}
+}
+"""
+
+
+def test_a_computation_that_callers_share_is_where_each_caller_is():
+    found = census(SHARED, parse_mesh("2x2x2"))
+    assert {one.where: one.count for one in found} == {"embedding": 1, "layer_0/mlp": 1}
+    alone = SHARED.replace("to_apply=%called_computation", "to_apply=%add", 1)
+    assert [one.where for one in census(alone, parse_mesh("2x2x2"))] == ["embedding"]
+
+
 def test_argmax_over_a_divided_axis_gathers_a_value_and_a_place_per_shard():
     found = counted(lambda a: jnp.argmax(a, 1), jax.P(None, ("z", "y")))
     assert found == [Collective("all-gather", ("y", "z"), 4 * ROWS * 4, count=2)]
