@@ -13,7 +13,7 @@ from profiles.collective import PRODUCT, WORK, Collective
 from profiles.compiler import Outcome
 from profiles.flow import Origin, Step, arguments, leaves, walk
 from profiles.hlo import Array, Instruction, Program, arrays, parse, placed
-from profiles.moves import Move, grouped, largest, moves
+from profiles.moves import Move, Temporary, grouped, moves, temporaries
 from profiles.overlap import overlaps
 
 CACHE = "cache/"
@@ -34,7 +34,7 @@ class CompiledStep:
       collectives: with what happens meanwhile, `Collective.overlap`.
       gathered: payload of an all-gather -> the weight that it gathers, ``*`` for any layer.
       moves: whole arrays that are written to main memory again.
-      largest: other large arrays in main memory: what each is, its bytes, how many a step.
+      temporaries: other large arrays in main memory.
       compile_s: seconds that it took.
     """
 
@@ -47,7 +47,7 @@ class CompiledStep:
     collectives: tuple[Collective, ...]
     gathered: Mapping[int, str]
     moves: tuple[Move, ...]
-    largest: tuple[tuple[str, int, int], ...]
+    temporaries: tuple[Temporary, ...]
     compile_s: float
 
     @property
@@ -75,6 +75,10 @@ class CompiledStep:
                 }
                 for move in grouped(self.moves)
             ],
+            "temporaries": [
+                {"what": each.what, "bytes": each.bytes, "count": each.count}
+                for each in self.temporaries
+            ],
             "compile_s": self.compile_s,
         }
 
@@ -100,7 +104,7 @@ def read(outcome: Outcome, mesh: HasShape | Mapping[str, int]) -> CompiledStep:
         collectives=tuple(census(program, mesh, overlaps(program))),
         gathered=_gathered(program, steps),
         moves=tuple(moves(program, steps)),
-        largest=tuple(largest(steps, outcome.memory["temporary_bytes"] // 10 + 1)),
+        temporaries=tuple(temporaries(program, steps, outcome.memory["temporary_bytes"] // 10 + 1)),
         compile_s=outcome.compile_s,
     )
 

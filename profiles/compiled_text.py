@@ -64,8 +64,8 @@ def memory(compiled: CompiledStep, step: Estimate, arrays: Sequence[PlacedArray]
         lines.append(f"(of the floor's bytes {_count(copied)} are copies that the layout states)")
     if compiled.temporary_bytes > TEMPORARY * arguments:
         lines += [
-            f"(temporaries hold {what}: {_count(size)}, {count:,} a step)"
-            for what, size, count in compiled.largest[:3]
+            f"(temporaries hold {each.what}: {_count(each.bytes)}, {each.count:,} a step)"
+            for each in compiled.temporaries[:3]
         ]
     return "\n".join(lines)
 

@@ -23,6 +23,7 @@ from profiles.substitutes import TPU_SUBSTITUTES, settle
 
 PADDED = 0.005  # of all arguments: what padding by tiles is worth a word
 LEAST = 1e-3  # of a floor: moves that cost less are listed, but no findings
+LARGE = 0.01  # of a floor: what writing and reading temporaries is worth a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Finding:
 
     Attributes:
       kind: ``cache_not_aliased``, ``copy``, ``dequantized``, ``weight_gather``, ``collective``,
-        ``not_overlapped``, ``replicated`` or ``padding``.
+        ``not_overlapped``, ``temporary``, ``replicated`` or ``padding``.
       message: in words.
       cost_s: seconds per step.
     """
@@ -62,6 +63,7 @@ def findings(
         *_moved(step, bandwidth, floor_s),
         *_collectives(step, subject, times),
         *_alone(step, times),
+        *_temporary(step, bandwidth, floor_s),
         *_replicated(step, subject, bandwidth),
         *_padding(step, bandwidth),
     ]
@@ -195,6 +197,24 @@ def _place(where: str) -> str:
     """Scopes with layers not told apart, each once where one operation serves several."""
     named = re.sub(r"\blayer_\d+", "layer", where)
     return " and ".join(dict.fromkeys(re.split(r"/(?=layer/)", named)))
+
+
+def _temporary(step: CompiledStep, bandwidth: float, floor_s: float) -> Iterator[Finding]:
+    """Large arrays that are made in main memory, where they are written and read at least once.
+
+    Those that collectives take or fill are in the times of these.
+    """
+    part = step.temporary_bytes / step.argument_bytes
+    for what, size, count, sent in step.temporaries:
+        cost = 2 * size * count / bandwidth
+        if not sent and cost >= LARGE * floor_s:
+            yield Finding(
+                "temporary",
+                f"{what} goes through main memory, {_times(count)} a step, {_size(size)} each to "
+                f"write and to read (all temporaries take {_size(step.temporary_bytes)}, "
+                f"{part:.0%} of arguments)",
+                cost,
+            )
 
 
 def _replicated(step: CompiledStep, subject: Subject, bandwidth: float) -> Iterator[Finding]:

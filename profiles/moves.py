@@ -4,10 +4,12 @@ Fetching an array into VMEM is reading it, which every step must. Writing one to
 another type, in another order or from VMEM, costs time that no floor has.
 """
 
+import collections
 import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from profiles.census import scopes
 from profiles.flow import Step, arguments, is_collective, leaves
@@ -89,29 +91,59 @@ def grouped(each: Iterable[Move]) -> list[Move]:
     return sorted(found, key=lambda move: -move.whole)
 
 
-def largest(steps: Iterable[Step], least: int) -> list[tuple[str, int, int]]:
-    """What else is made in main memory, large arrays first.
+class Temporary(NamedTuple):
+    """A large array that a step makes in main memory, wherever in the program alike.
+
+    Attributes:
+      what: element type and sizes, with the place in the model.
+      bytes: of one.
+      count: times per step.
+      sent: a collective takes it or fills it, whose own time that is.
+    """
+
+    what: str
+    bytes: int
+    count: int
+    sent: bool
+
+
+def temporaries(program: Program, steps: Iterable[Step], least: int) -> list[Temporary]:
+    """What is made in main memory beside arguments and results, large arrays first.
 
     Args:
+      program: scheduled, for a TPU.
       steps: of `flow.walk`.
       least: bytes of an array worth a word.
-
-    Returns:
-      Element type and sizes with the place in the model, bytes of one, and how many a step.
     """
-    users, counts = Users(), {}
+    users, counts = Users(), collections.Counter()
     for step in steps:
         one = step.instruction
         if one.opcode in _ALIASES or one.opcode.endswith(("-start", "-done", "-update")):
             continue
-        for array, origin in zip(*_values(step), strict=True):
-            if array.space == 0 and array.padded >= least and origin is None:
-                sizes = ",".join(map(str, array.dims))
-                what = f"{array.element}[{sizes}] in {users.where(step) or one.name}"
-                key = what, array.padded
-                counts[key] = counts.get(key, 0) + step.times
-    found = [(what, size, count) for (what, size), count in counts.items()]
-    return sorted(found, key=lambda each: -each[1])
+        kept, sent = _updated(program, step), _sent(program, one)
+        for place, (array, origin) in enumerate(zip(*_values(step), strict=True)):
+            if array.space or place in kept or array.padded < least or origin is not None:
+                continue
+            sizes = ",".join(map(str, array.dims))
+            what = f"{array.element}[{sizes}] in {users.where(step) or one.name}"
+            counts[what, array.padded, (array.element, array.dims) in sent] += step.times
+    found = [Temporary(what, size, count, sent) for (what, size, sent), count in counts.items()]
+    return sorted(found, key=lambda each: -each.bytes)
+
+
+def _sent(program: Program, one: Instruction) -> set[tuple[str, tuple[int, ...]]]:
+    """Element types and sizes of what a collective takes and makes, or those in a fusion."""
+    if is_collective(one):
+        return {(array.element, array.dims) for array in placed(one.shape)}
+    if one.opcode != "fusion":
+        return set()
+    inner = program[one.called["calls"][0]].instructions
+    shapes = [
+        inner[name].shape
+        for each in filter(is_collective, inner.values())
+        for name in (each.name, *each.operands)
+    ]
+    return {(array.element, array.dims) for shape in shapes for array in placed(shape)}
 
 
 def _values(step: Step) -> tuple[tuple[Array, ...], tuple[str | None, ...]]:

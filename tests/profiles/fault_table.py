@@ -19,6 +19,7 @@ KINDS = {
     "dequantized": {"dequantized"},
     "narrow_parts": {"collective"},
     "overlapped": set(),
+    "prompts": {"temporary"},
 }
 """Kinds of findings beside those that a sound step has too."""
 
@@ -26,8 +27,7 @@ KINDS = {
 def found_in(name: str, folder: Path = PROGRAMS) -> list[Finding]:
     case = CASES[name]
     step = read(load(name, folder), case.subject.placement.mesh)
-    floor = case.estimator.decode(BATCH, SLOTS - 1).floor
-    return findings(step, case.subject, case.estimator, floor.seconds)
+    return findings(step, case.subject, case.estimator, case.floor_s)
 
 
 def check(name: str, folder: Path = PROGRAMS) -> None:

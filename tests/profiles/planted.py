@@ -1,4 +1,4 @@
-"""Steps with a fault planted in each, compiled for a TPU slice; findings must name them all.
+"""Steps with a fault in each, planted but for prompts, compiled for a TPU slice, to be found.
 
 `python -m tests.profiles.planted`, with libtpu installed, writes the folder `programs` anew: the
 text of each as XLA's TPU compiler left it, less notes that nothing here reads, and the bytes that
@@ -60,6 +60,8 @@ class Planted:
       config: the model.
       form: how numbers are stored.
       donate: the cache.
+      tokens: of each sequence; of prompts as many as the cache has room for, and nothing planted.
+      batch: sequences.
     """
 
     fault: Callable[[dict], dict] = lambda parameters: parameters
@@ -69,13 +71,20 @@ class Planted:
     config: ModelConfig = CONFIG
     form: Form = BFLOAT16
     donate: bool = True
+    tokens: int = 1
+    batch: int = BATCH
 
     @property
     def subject(self) -> Subject:
         """The step."""
         placement = self.layout.check(self.config.sizes, parse_mesh(self.mesh))
         return Subject(
-            config=self.config, placement=placement, form=self.form, batch=BATCH, slots=SLOTS
+            config=self.config,
+            placement=placement,
+            form=self.form,
+            batch=self.batch,
+            slots=SLOTS,
+            tokens=self.tokens,
         )
 
     @property
@@ -92,6 +101,13 @@ class Planted:
                 mesh=parse_mesh(self.mesh),
             )
         )
+
+    @property
+    def floor_s(self) -> float:
+        """Of the step on that slice."""
+        if self.tokens > 1:
+            return self.estimator.prefill(self.batch, self.tokens).floor.seconds
+        return self.estimator.decode(self.batch, SLOTS - 1).floor.seconds
 
 
 def _with_down(change: Callable) -> Callable[[dict], dict]:
@@ -142,10 +158,13 @@ CASES = {
         mesh="2x1x2",
         config=dataclasses.replace(CONFIG, d_ff=2048),
     ),
+    "prompts": Planted(config=dataclasses.replace(CONFIG, d_ff=2048), tokens=SLOTS, batch=1),
 }
 
 
 def _lowered(case: Planted, devices: list) -> jax.stages.Lowered:
+    if case.tokens > 1:
+        return case.subject.lower(devices)
     engine: Engine = case.subject.engine(devices)
 
     def step(parameters, cache, tokens, lengths):

@@ -69,7 +69,7 @@ def test_a_record_has_the_documented_fields():
     record = step_of("dequantized").as_record()
     assert record.keys() == {
         "argument_bytes", "output_bytes", "aliased_bytes", "temporary_bytes", "cache_aliased",
-        "collectives", "copies", "compile_s",
+        "collectives", "copies", "temporaries", "compile_s",
     }  # fmt: skip
     assert all(isinstance(each["asynchronous"], bool) for each in record["collectives"])
     first = record["copies"][0]

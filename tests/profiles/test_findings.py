@@ -9,7 +9,7 @@ from profiles.compiled import read
 from profiles.findings import CollectiveTimes, _place, findings
 from tests.profiles import fault_table
 from tests.profiles.fault_table import CACHE, DOWN, found_in
-from tests.profiles.planted import CASES, PROGRAMS, load
+from tests.profiles.planted import CASES, PROGRAMS, SLOTS, load
 
 BANDWIDTH = CASES["sound"].estimator.peaks.bandwidth
 
@@ -107,6 +107,27 @@ def test_an_argument_padded_by_tiles_is_named():
     )
     assert "cache/keys/*" in found.message
     assert found.cost_s == pytest.approx(CACHE * 28 / 128 / BANDWIDTH, rel=0.01)
+
+
+def test_scores_of_a_prompt_that_go_through_memory_cost_a_write_and_a_read():
+    case = CASES["prompts"]
+    heads, scores = case.config.query_heads // 4, SLOTS * SLOTS * 4  # per device; float32
+    found = one("prompts", "temporary")
+    assert found.cost_s == pytest.approx(2 * heads * scores / BANDWIDTH)
+    assert found.message.startswith(
+        "f32[1,1,4096,4,4096] in layer/attention (dot_general) goes through main memory, once a "
+        "step, 268 MB each"
+    )
+    assert "1709% of arguments" in found.message
+    step = read(load("prompts"), case.subject.placement.mesh)
+    (record,) = step.as_record()["temporaries"]
+    assert (record["bytes"], record["count"]) == (heads * scores, 1)
+
+
+def test_an_array_that_a_collective_fills_is_no_temporary_besides():
+    step = read(load("gathered"), CASES["gathered"].subject.placement.mesh)
+    assert step.temporary_bytes > step.argument_bytes
+    assert step.temporaries and all(each.sent for each in step.temporaries)
 
 
 def test_stored_programs_are_small():
