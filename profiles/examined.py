@@ -3,7 +3,6 @@
 import dataclasses
 
 from model.cache import whole_tiles
-from profiles.candidates import layouts, least_slice
 from profiles.collective import Collective
 from profiles.compiled import CompiledStep, read
 from profiles.compiler import Outcome, compile_step
@@ -12,6 +11,7 @@ from profiles.estimate_record import Recorder
 from profiles.findings import Finding, findings
 from profiles.inspection import Subject, differences, expected
 from profiles.numbers import number
+from profiles.remedies import remedy
 from profiles.report import Record
 
 
@@ -128,5 +128,8 @@ def too_large(step: Estimate, beyond: float) -> str:
         remedy = f"another layout fits on {least}; use --layout=auto --attention=auto"
     else:
         remedy = f"the least slice that fits is {least}" if least else "no slice of it fits"
+    """How much is missing, and what to do about it."""
+    need = f"{beyond / 1e9:.3g} GB per chip more" if beyond else "more"
     what = "weights, cache and temporaries" if step.fits else "weights and cache"
-    return f"{what} need {need} than {setting.where} has; {remedy}"
+    advice = "use a smaller batch or a larger slice" if step.fits else remedy(step)
+    return f"{what} need {need} than {step.setting.where} has; {advice}"

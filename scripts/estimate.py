@@ -24,10 +24,11 @@ import _slices
 from absl import flags
 
 from profiles import estimate_text
-from profiles.candidates import candidates, least_slice
+from profiles.candidates import candidates
 from profiles.estimate import Estimate, Estimator, Model, Setting, best
 from profiles.estimate_record import Recorder, basis
 from profiles.numbers import number
+from profiles.remedies import remedy
 from profiles.report import Record, document, write_json
 from sharding import processes
 from sharding.errors import UsageError
@@ -137,20 +138,19 @@ def _records(estimator: Estimator, passes: list[Estimate], wanted: list[Layout])
 
 
 def _message(step: Estimate, wanted: list[Layout], known: dict) -> str:
-    """How much is missing, and the least slice of the chip that has it in a wanted layout."""
-    setting = step.setting
-    last = step.context + step.tokens - 1  # before the last token of the pass
-    key = step.batch, last
+    """How much is missing, and what to do about it."""
+    setting, key = step.setting, (step.batch, step.context, step.tokens)
     if key not in known:
-        known[key] = least_slice(setting, step.batch, last, wanted)
+        known[key] = remedy(step, wanted)
     beyond = step.resident - setting.where.chip.expected.capacity
-    remedy = f"the least slice that fits is {known[key]}" if known[key] else "no slice of it fits"
     length = f"context {step.context:,}"
     if step.phase == "prefill":
         length = f"{step.context:,} cached tokens and {step.tokens:,} of a prompt"
     return (
         f"batch {step.batch:,} at {length} is {number(beyond / 1e9)} GB per chip more "
         f"than {setting.where} has with weights in {setting.form.weights.name}; {remedy}"
+        f"batch {step.batch:,} at {length} is {beyond / 1e9:.3g} GB per chip more "
+        f"than {setting.where} has with weights in {setting.form.weights.name}; {known[key]}"
     )
 
 

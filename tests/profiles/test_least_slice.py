@@ -10,13 +10,15 @@ from model.catalog import find_model
 from model.form import BFLOAT16, Form
 from profiles.calibration import calibration_of
 from profiles.candidates import AUTO, Wish, candidates, layouts, least_slice
-from profiles.estimate import Setting
-from profiles.examined import examine
+from profiles.estimate import Estimator, Setting
+from profiles.examined import examine, too_large
 from profiles.hardware import chips, find_chip
 from profiles.matrix import Point
+from profiles.remedies import remedy
 from profiles.sized import sized_models
 from profiles.slices import Slice, parse_slice, slices_of
 from sharding.errors import LayoutError
+from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES
 
 
@@ -92,4 +94,33 @@ def test_a_step_that_fits_in_another_layout_alone_says_so():
     point = Point(find_model("llama3-70b"), "v5e:4x4", wish, BFLOAT16, 128, 2048)
     found = examine(point.estimator(), point.batch, point.context)
     assert found.record["status"] == "does_not_fit" and found.outcome is None
-    assert "another layout fits on v5e:4x4; use --layout=auto" in found.record["message"]
+    message = found.record["message"]
+    assert "another layout fits: " in message and "; use --layout=auto" in message
+
+
+@pytest.mark.parametrize("context", [8000, 2048])
+def test_a_step_that_fits_on_another_mesh_of_the_slice_says_which(context):
+    """8 KV heads on 1x1x16 are held 16 times, on 1x8x2 twice."""
+    where = parse_slice("v5e:4x4")
+    setting = dataclasses.replace(
+        _setting("llama3-8b", "v5e"),
+        where=where,
+        layout=layouts("weight_stationary_1d", "heads")[0],
+        mesh=parse_mesh("1x1x16"),
+    )
+    step = Estimator(setting).decode(128 if context == 2048 else 64, context)
+    assert not step.fits
+    said = remedy(step, [setting.layout])
+    mesh = said.split("--mesh=")[1].split(",")[0]
+    assert said.startswith("another mesh of it fits: give --mesh=") and mesh != "1x1x16"
+    there = dataclasses.replace(setting, mesh=parse_mesh(mesh))
+    assert Estimator(there).decode(step.batch, context).fits
+    # What compile_step.py says of the same is the same.
+    assert too_large(step, 1e9).endswith(said)
+
+
+def test_what_no_mesh_or_layout_of_the_slice_holds_needs_the_least_that_does():
+    setting = _setting("llama3-70b", "v5e")
+    here = dataclasses.replace(setting, where=parse_slice("v5e:2x2"))
+    step = candidates(here, layouts(AUTO, AUTO))[0].decode(1, 1024)
+    assert remedy(step) == "the least slice that fits is v5e:4x4"
