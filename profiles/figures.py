@@ -122,11 +122,11 @@ def _draw(
 def _lines(points: Sequence[Record]) -> list[Line]:
     """Lines in order of device count; the same colour and marker for a label in every panel."""
     telling = [field for field in report.telling_fields(points) if field != "mesh"]
-    by_mesh = "mesh" in report.telling_fields(points)
 
     def label(point: Record) -> str:
-        words = report.devices_words(point if by_mesh else {"devices": point.get("devices", 1)})
-        return ", ".join([words, *(report.field_text(point.get(f, "")) for f in telling)])
+        return ", ".join(
+            [report.devices_words(point), *(report.field_text(point.get(f, "")) for f in telling)]
+        )
 
     groups = sorted(report.lines(points), key=lambda group: group[0].get("devices", 1))
     looks = {name: i for i, name in enumerate(dict.fromkeys(label(group[0]) for group in groups))}

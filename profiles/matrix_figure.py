@@ -11,6 +11,7 @@ from profiles.curve_panels import DPI
 from profiles.files import write_atomically
 from profiles.numbers import number
 from profiles.report import Record
+from profiles.report import Record, field_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +42,9 @@ def heat_map(
 
     names = [_name(row, _ROW) for row in rows], [_name(row, _COLUMN) for row in rows]
     ups, acrosses = (list(dict.fromkeys(each)) for each in names)
+    meshes = {name: {} for name in acrosses}  # of a column's squares, each once
+    for row, across in zip(rows, names[1], strict=True):
+        meshes[across] |= {field_text(row["mesh"]): None} if "mesh" in row else {}
     values = np.full((len(ups), len(acrosses)), np.nan)
     words = {}
     for row, up, across in zip(rows, *names, strict=True):
@@ -55,7 +59,8 @@ def heat_map(
         dark = values[up, across] > span[0] + 0.6 * (span[1] - span[0])
         panel.text(across, up, text, ha="center", va="center", fontsize=8,
                    color="white" if dark else "black")  # fmt: skip
-    panel.set_xticks(range(len(acrosses)), acrosses, fontsize=8)
+    labels = ["\n".join([name, *found]) for name, found in meshes.items()]
+    panel.set_xticks(range(len(acrosses)), labels, fontsize=8)
     panel.set_yticks(range(len(ups)), ups, fontsize=8)
     # From the figure's edge: a grid of one column is narrower than its title.
     figure.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold")

@@ -55,7 +55,7 @@ def test_step_time_draws_each_device_count_in_ms_over_the_floor(tmp_path):
     figure = figures.step_time(document(points), tmp_path / "step_time.png")
     (panel,) = figure.axes
     lines = drawn(panel)
-    for devices, label in ((1, "measured, 1 device"), (2, "measured, 2 devices")):
+    for devices, label in ((1, "measured, 1 device (1x1x1)"), (2, "measured, 2 devices (1x1x2)")):
         expected = [(b, record(b, devices)["step_s"]["median"] * 1e3) for b in BATCHES]
         np.testing.assert_allclose(lines[label], expected)
     floor = [(b, record(b, 1)["floor_s"] * 1e3) for b in BATCHES]
@@ -88,17 +88,17 @@ def test_floors_that_differ_take_their_lines_colours(tmp_path):
     ]
     (panel,) = figures.step_time(document(points), tmp_path / "a.png").axes
     colours = {line.get_label(): line.get_color() for line in panel.get_lines()}
-    for devices in ("1 device", "2 devices"):
+    for devices in ("1 device (1x1x1)", "2 devices (1x1x2)"):
         assert colours[f"floor, {devices}"] == colours[f"measured, {devices}"]
         assert colours[f"weight floor, {devices}"] == colours[f"measured, {devices}"]
-    assert colours["floor, 1 device"] != colours["floor, 2 devices"]
+    assert colours["floor, 1 device (1x1x1)"] != colours["floor, 2 devices (1x1x2)"]
 
 
 def test_each_context_has_a_panel_of_its_own_on_one_scale(tmp_path):
     points = [record(b, 1, context) for context in (128, 2048) for b in BATCHES]
     figure = figures.step_time(document(points), tmp_path / "a.png")
     assert [panel.get_title() for panel in figure.axes] == ["context 128", "context 2048"]
-    floors = [drawn(panel)["floor, 1 device"][-1, 1] for panel in figure.axes]
+    floors = [drawn(panel)["floor, 1 device (1x1x1)"][-1, 1] for panel in figure.axes]
     np.testing.assert_allclose(floors, [50.0, 530.0])
     low, high = figure.axes[0].get_ylim()
     assert figure.axes[1].get_ylim() == (low, high) and low < 18 < 530 < high
@@ -110,8 +110,8 @@ def test_steps_that_did_not_run_are_left_out_with_a_note(tmp_path):
     resident = record(1, 2, status="cache_resident")
     figure = figures.step_time(document([resident, record(4, 2), lost]), tmp_path / "a.png")
     lines = drawn(figure.axes[0])
-    assert lines["measured, 2 devices"][:, 0].tolist() == [1, 4]
-    assert 18.5 not in lines["floor, 2 devices"][:, 1]
+    assert lines["measured, 2 devices (1x1x2)"][:, 0].tolist() == [1, 4]
+    assert 18.5 not in lines["floor, 2 devices (1x1x2)"][:, 1]
     assert "batch 64: not drawn (out_of_memory)" in words(figure)
     assert "batch 1: floor not drawn (cache_resident)" in words(figure)
 
@@ -145,7 +145,7 @@ def test_cost_divides_the_step_by_its_tokens_in_time_or_in_money(tmp_path, price
         ("floor", lambda p: p["floor_s"]),
     ):
         expected = [(p["batch"], time(p) / p["batch"] * scale) for p in points]
-        np.testing.assert_allclose(drawn(panel)[f"{label}, 1 device"], expected)
+        np.testing.assert_allclose(drawn(panel)[f"{label}, 1 device (1x1x1)"], expected)
     assert panel.get_xscale() == panel.get_yscale() == "log"
     assert ("USD per million tokens" if price else "time per token (ms)") in figure.get_supylabel()
 
