@@ -128,6 +128,17 @@ def within(model: object, flag: flags.FlagHolder, values: Iterable[int], more: i
     return list(values)
 
 
+def refuse(names: Iterable[str], why: str) -> None:
+    """Refuses flags of these names in a script where they would change nothing.
+
+    Raises:
+      UsageError: one is given.
+    """
+    for name in names:
+        if flags.FLAGS[name].present:
+            raise UsageError(f"--{name} is given, but {why}; leave it out")
+
+
 def integers(name: str, values: Sequence[str]) -> list[int]:
     """A list flag as positive integers, each once.
 

@@ -42,6 +42,9 @@ def main() -> None:
     """Loads the model and saves it."""
     if not _OUTPUT_DIR.value:
         raise UsageError("--output_dir is missing; name the folder that the checkpoint goes to")
+    _common.refuse(
+        ("attention", "prefill_layout", "collectives"), "a checkpoint is the same for all steps"
+    )
     folder = Path(_OUTPUT_DIR.value)
     check_target(folder)
     _forms.check()

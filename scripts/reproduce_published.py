@@ -63,6 +63,8 @@ def main() -> None:
     """Reproduces, prints, compares."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _common.check_json()
+    named = "model", "random_weights", "accept_terms", "max_context"
+    _common.refuse(named, "models are those of the cases")
     _slices.refuse_given("chips and experts are those of the cases")
     rates = read_calibration(_slices.CALIBRATION.value) if _slices.CALIBRATION.value else None
     own = _CASES.value is not None

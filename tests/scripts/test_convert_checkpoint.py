@@ -73,6 +73,11 @@ REFUSED = {
         2,
         "d_ff is 64", "z=7", "; use",
     ),
+    "for nothing": (
+        ["--model=tiny.gguf", "--output_dir=new", "--attention=batch"],
+        2,
+        "--attention is given, but a checkpoint is the same for all steps; leave it out",
+    ),
     "shapes alone": (["--model=llama3-8b", "--output_dir=new"], 2, "'llama3-8b', whose weights"),
     "dtype": (["--model=tiny.gguf", "--output_dir=new", "--dtype=int3"], 2, "'int3'", "; see"),
 }  # fmt: skip

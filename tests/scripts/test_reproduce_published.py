@@ -44,6 +44,7 @@ def ended(tmp_path_factory):
     cases["rates"] = ["--cases=object.json", "--calibration=rates.json", "--json=-"]
     cases["figure"] = ["--cases=object.json", "--hbm_bandwidth=1e12"]
     cases["experts"] = ["--cases=object.json", "--experts=all"]
+    cases["model"] = ["--cases=object.json", "--model=llama3-8b"]
     return run_many("reproduce_published.py", cases, folder=folder)
 
 
@@ -124,3 +125,8 @@ def test_expected_times_are_by_the_calibration_that_is_given(ended):
 def test_what_the_cases_say_is_refused_as_a_flag(ended, case, flag):
     assert ended[case].code == 2 and ended[case].stdout == ""
     assert f"--{flag} is given, but chips and experts are those of the cases" in ended[case].error
+
+
+def test_a_model_named_beside_those_of_the_cases_is_refused(ended):
+    assert ended["model"].code == 2
+    assert "--model is given, but models are those of the cases" in ended["model"].error
