@@ -23,7 +23,7 @@ from profiles.substitutes import TPU_SUBSTITUTES, settle
 
 PADDED = 0.005  # of all arguments: what padding by tiles is worth a word
 LEAST = 1e-3  # of a floor: moves that cost less are listed, but no findings
-LARGE = 0.01  # of a floor: what writing and reading temporaries is worth a word
+LARGE = 0.01  # of all arguments, and of a floor: temporaries and their cost worth a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +205,8 @@ def _temporary(step: CompiledStep, bandwidth: float, floor_s: float) -> Iterator
     Those that collectives take or fill are in the times of these.
     """
     part = step.temporary_bytes / step.argument_bytes
+    if part < LARGE:
+        return
     for what, size, count, sent in step.temporaries:
         cost = 2 * size * count / bandwidth
         if not sent and cost >= LARGE * floor_s:
