@@ -342,7 +342,7 @@ def _unpadded(config: ModelConfig, ways: list[Way], batches: Sequence[int]) -> l
         multiple = way.layout.check(config.sizes, way.mesh).multiple("B")
         return not any(batch % multiple for batch in batches)
 
-    return list(filter(whole, ways)) or ways
+    return (list(filter(whole, ways)) or ways) if batches else ways
 
 
 def _axes(mesh: MeshShape) -> tuple[int, int, int]:
