@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from model.catalog import CATALOG, find_model
 from model.form import Form, Storage
-from profiles.candidates import AUTO, layouts
+from profiles.candidates import AUTO, Wish
 from profiles.estimate import Model
 from profiles.numbers import several
 from profiles.sized import sized_models
@@ -116,7 +116,7 @@ class Case:
     @property
     def layouts(self) -> list[Layout]:
         """All that are consistent with the source."""
-        return layouts(self.layout or AUTO, self.attention or AUTO)
+        return Wish(self.layout or AUTO, self.attention or AUTO).layouts(self.model)
 
     @property
     def arithmetic(self) -> str:

@@ -30,7 +30,7 @@ from profiles.estimate import Estimator, Model, Setting, best
 from profiles.sized import sized_models
 from profiles.slices import Slice, slices_of
 from sharding.errors import LayoutError, UsageError
-from sharding.layout import LAYOUTS, find_layout
+from sharding.layout import LAYOUTS, divide_experts, find_layout
 from sharding.mesh import MeshShape
 from sharding.placement import Layout, Placement
 
@@ -308,7 +308,10 @@ class Study:
         if name not in (AUTO, BEST):
             names = [find_layout(name).name]
         kind, finish = self.wanted.attention, self.wanted.finish
-        return [layout for each in names for layout in layouts(each, kind, finish)]
+        found = [layout for each in names for layout in layouts(each, kind, finish)]
+        if name in (AUTO, BEST) and self.wanted.setting.model.experts:  # divided in both ways
+            found += [divide_experts(each) for each in found if not each.expert_parallel]
+        return found
 
     def _best(self, found: Sequence[Estimator], batches: Sequence[int]) -> Estimator:
         """The fastest over the batches that fit somewhere."""

@@ -2,18 +2,20 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
-from model.form import BFLOAT16
+from model.form import BFLOAT16, Form
 from profiles.calibration import calibration_of
 from profiles.candidates import candidates, layouts
 from profiles.curve_study import MODELS, Study, Wanted
 from profiles.economics import critical_batch
-from profiles.estimate import Setting, best
+from profiles.estimate import Setting, best, ranked
 from profiles.sized import sized_models
 from profiles.slices import parse_slice
 from sharding.errors import LayoutError, UsageError
+from sharding.scaled import SCHEMES
 
 
 def setting(model="llama3-8b", topology="v5e:2x2", price: float | None = 1.5) -> Setting:
@@ -34,6 +36,15 @@ def small() -> Study:
     return study()
 
 
+def test_as_many_as_asked_for_are_ranked_as_if_all_were_looked_at():
+    found = candidates(setting(topology="v5e:2x2"), layouts("auto", "auto"))
+    work = [(16, 2048)]
+    every = ranked(found, work, count=len(found))
+    seconds = [each.quick(*work[0], links=True).expected.seconds for each in every]
+    assert len(every) == len(found) and seconds == sorted(seconds)
+    assert ranked(found, work, count=3) == every[:3]
+
+
 @pytest.mark.parametrize("work", [[(1, 100)], [(3, 8192), (700, 10)]])
 def test_the_best_is_the_best_of_all_though_not_all_are_looked_at(work):
     found = candidates(setting(topology="v5e:2x4"), layouts("auto", "auto"))
@@ -50,6 +61,13 @@ def test_the_chosen_layout_is_no_slower_than_one_that_is_named(small):
     times = [sum(e.decode(b, 1024).expected.seconds for b in fitting)
              for e in (small.estimator, named)]  # fmt: skip
     assert times[0] <= times[1] and named.setting.layout.name == "weight_stationary_2d"
+
+
+def test_of_a_mixture_layouts_that_divide_experts_are_tried_too():
+    form = Form(jnp.bfloat16, SCHEMES["int8"])
+    mixture = dataclasses.replace(setting("qwen3-30b-a3b", "v5p:2x2x2"), form=form)
+    found = Study(Wanted(setting=mixture, batches=(64,), contexts=(2048,)))
+    assert found.estimator.setting.layout.expert_parallel
 
 
 def test_a_mesh_that_is_given_is_kept_and_one_of_another_size_refused():
