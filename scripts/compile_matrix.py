@@ -32,6 +32,7 @@ from profiles.matrix import Point, run, summary
 from profiles.matrix_figure import heat_map
 from profiles.numbers import ms
 from profiles.report import Record, document, versions
+from profiles.report import Record, document, field_text, ms, versions
 from sharding.errors import UsageError
 
 _TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x4"], "Slices, such as v5e:4x4,v5p:2x2x2.")
@@ -77,17 +78,20 @@ def main() -> None:
 
 def table(rows: list[Record]) -> str:
     """A line for each point."""
-    head = ("model", "slice", "mesh", "layout", "weights", "cache", "batch", "context", "floor ms",
-            "arguments / floor's", "temporaries", "cache in place", "collectives as expected",
-            "costliest finding")  # fmt: skip
+    head = ("model", "slice", "mesh", "layout", "attention", "weights", "cache", "batch",
+            "context", "floor ms", "arguments / floor's", "temporaries", "cache in place",
+            "collectives as expected", "costliest finding")  # fmt: skip
     return aligned(head, [_cells(row) for row in rows])
 
 
 def _cells(row: Record) -> tuple[str, ...]:
-    mesh = "x".join(map(str, row["mesh"].values())) if "mesh" in row else ""
+    mesh = field_text(row["mesh"]) if "mesh" in row else ""
     tokens = row.get("tokens_per_sequence", 1)
     what = (row["model"], row["topology"], mesh, row["layout"], row["weight_dtype"],
             row["kv_dtype"], f"{row['batch']:,}", f"{tokens if tokens > 1 else row['context']:,}",
+    what = (row["model"], row["topology"], mesh, row["layout"], row.get("attention", ""),
+            row["weight_dtype"], row["kv_dtype"], f"{row['batch']}",
+            f"{tokens if tokens > 1 else row['context']:,}",
             ms(row["floor_s"]) if "floor_s" in row else "")  # fmt: skip
     if "arguments_over_floor" not in row:
         return (*what, row["status"], "", "", "", row.get("message", "")[:60])

@@ -73,3 +73,29 @@ def test_of_a_mixture_the_expected_best_divides_experts_as_an_estimate_does(ende
 def test_a_mistake_is_one_line(ended, case, words):
     assert ended[case].code == 2
     assert ended[case].error.startswith(words)
+
+
+GRIDS = {
+    "attention": (["--attention=heads,rows"], "--attention is 'heads,rows' (use one of heads, b"),
+    "one_flag": (["--attentions=heads"], "flag is --attentions, which is unknown (near attention"),
+    "prompts_layout": (["--prefill_layout=nonsense"], "layout is 'nonsense'; use"),
+    "no_experts": (["--expert_parallel"], "--expert_parallel is true, but llama3-8b has no"),
+    "long": (["--context=2048,8192"], "--context is 8,192 and 1 more, beyond the 8,192 tokens"),
+    "no_model": (["--model=llama3-8b,gpt-9"], "model is 'gpt-9'"),
+}
+
+
+def test_a_grid_hears_the_flags_that_one_step_hears(tmp_path):
+    """compile_matrix.py refuses what it cannot compile, and is then stopped by the compiler."""
+    cases = {name: arguments for name, (arguments, _) in GRIDS.items()}
+    lists = ["--attention=heads,batch", "--layout=auto,weight_stationary_2d"]
+    ended = run_many(
+        "compile_matrix.py",
+        cases | {"lists": [*lists, "--prefill_layout=auto", "--max_context=9000"]},
+        folder=tmp_path,
+        patches={"profiles.compiler.PACKAGE": "no_such_compiler"},
+    )
+    for name, (_, message) in GRIDS.items():
+        assert ended[name].code == 2 and ended[name].error.startswith(message)
+    assert ended["lists"].error.startswith("libtpu is not installed")
+    assert not any(each.jax_started for each in ended.values())
