@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from model.config import ModelConfig
+from model.placing import settle
 from profiles.estimate import Estimator, Setting
 from profiles.sized import SizedCosts
 from profiles.slices import Slice, slices_of
@@ -144,47 +145,54 @@ def candidates(
 
 
 def least_slice(
-    setting: Setting, batch: int, context: int, wanted: Sequence[Layout]
+    setting: Setting, batch: int, context: int, wanted: Sequence[Layout], tokens: int = 1
 ) -> Slice | None:
-    """The smallest slice of a setting's chip on which weights and cache fit in some layout.
+    """The smallest slice of a setting's chip on which a pass fits in some layout.
 
     Args:
       setting: its model, chip and form.
       batch: sequences.
-      context: tokens in the cache of each, and one more is made.
+      context: tokens in the cache of each before the pass.
       wanted: layouts.
+      tokens: new ones of each; 1 of a decode step, more of prompts.
 
     Returns:
       None where no slice of the chip holds them.
     """
     chip = setting.where.chip
     capacity = chip.expected.capacity
-    whole = next(_held(setting, 1, batch, context, wanted))
+    whole = next(_held(setting, 1, batch, context, wanted, tokens))
     for where in slices_of(chip):
         if whole > where.chips * capacity:
             continue  # not even if everything divided evenly
-        parts = _held(setting, where.devices, batch, context, wanted)
+        parts = _held(setting, where.devices, batch, context, wanted, tokens)
         if any(held * chip.devices_per_chip <= capacity for held in parts):
             return where
     return None
 
 
 def _held(
-    setting: Setting, devices: int, batch: int, context: int, wanted: Sequence[Layout]
+    setting: Setting, devices: int, batch: int, context: int, wanted: Sequence[Layout], tokens: int
 ) -> Iterator[float]:
-    """Bytes per device of weights and cache, in each layout on each mesh of so many devices."""
-    model = setting.model
+    """Bytes per device that a pass holds, in each layout on each mesh of so many devices."""
+    model, form = setting.model, setting.form
+
+    def held(costs: StepCosts | SizedCosts, sequences: int) -> float:
+        if tokens == 1:
+            return costs.decode(batch=sequences, context=context).held
+        return costs.prefill(batch=sequences, tokens=tokens, cached=context).held
+
     if not isinstance(model, ModelConfig):
-        yield SizedCosts(model, setting.form, devices).decode(batch=batch, context=context).held
+        yield held(SizedCosts(model, form, devices), batch)
         return
     for layout, mesh in itertools.product(wanted, meshes(devices)):
         try:
-            placement = layout.check(model.sizes, mesh)
+            placement = settle(model, form, layout, mesh)
         except LayoutError:
             continue
         multiple = placement.multiple("B")
-        padded = -(-batch // multiple) * multiple
-        yield StepCosts(model, placement, setting.form).decode(batch=padded, context=context).held
+        costs = StepCosts(model, placement if tokens == 1 else placement.prefill, form)
+        yield held(costs, -(-batch // multiple) * multiple)
 
 
 def _divisors(number: int) -> list[int]:

@@ -15,11 +15,12 @@ import jax
 
 from model.config import ModelConfig
 from model.form import Form
+from model.placing import settle
 from profiles.candidates import AUTO, Wish, meshes
 from profiles.estimate import Estimate, Estimator, Setting, ranked
 from profiles.here import Here, here
-from profiles.numbers import milliseconds, number
-from profiles.report import field_text, ms
+from profiles.numbers import milliseconds, ms, number
+from profiles.report import field_text
 from sharding import processes
 from sharding.errors import LayoutError
 from sharding.mesh import MeshShape, request_cpu_devices
@@ -245,6 +246,7 @@ def least_floor(
     if len(shapes) == 1:
         return shapes[0]
     asked, devices = work(), here(math.prod(shapes[0].values()))
+    shapes = _stored_evenly(asked, layouts, shapes)
     floors = []
     for mesh in shapes:
         estimators = [_estimator(asked, Way(layout, mesh), devices) for layout in layouts]
@@ -276,7 +278,7 @@ def choose(
       devices: that steps run on.
       count: how many to tell; all if None.
     """
-    estimators = [_estimator(work, each, devices) for each in ways]
+    estimators = _estimators(work, ways, devices)
     return [
         Prediction(_steps_words(one), _way(one), [one.decode(*each) for each in work.steps])
         for one in ranked(estimators, work.steps, count=count or len(estimators))
@@ -285,7 +287,7 @@ def choose(
 
 def choose_prefill(work: Work, ways: Iterable[Way], devices: Here) -> list[Prediction]:
     """What prompts are predicted to take in each `prefill`; arguments as of `choose`."""
-    estimators = [_estimator(work, each, devices) for each in ways]
+    estimators = _estimators(work, ways, devices)
     found = ranked(estimators, work.prompts, prefill=True, count=len(estimators))
     return [
         Prediction(
@@ -295,6 +297,40 @@ def choose_prefill(work: Work, ways: Iterable[Way], devices: Here) -> list[Predi
         )
         for one in found
     ]
+
+
+def _stored_evenly(
+    work: Work, layouts: Sequence[Layout], shapes: Sequence[MeshShape]
+) -> list[MeshShape]:
+    """The meshes that divide the work's form of weights too, in every layout.
+
+    Raises:
+      LayoutError: there is none; the message is the last refusal's.
+    """
+    found, refusal = [], None
+    for mesh in shapes:
+        try:
+            for layout in layouts:
+                settle(work.config, work.form, layout, mesh)
+            found.append(mesh)
+        except LayoutError as error:
+            refusal = error
+    if refusal and not found:
+        raise refusal
+    return found
+
+
+def _estimators(work: Work, ways: Iterable[Way], devices: Here) -> list[Estimator]:
+    """Of all ways that divide the work's form of weights too; raises as `_stored_evenly`."""
+    found, refusal = [], None
+    for way in ways:
+        try:
+            found.append(_estimator(work, way, devices))
+        except LayoutError as error:
+            refusal = error
+    if refusal and not found:
+        raise refusal
+    return found
 
 
 def _estimator(work: Work, way: Way, devices: Here) -> Estimator:

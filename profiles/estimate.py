@@ -18,7 +18,6 @@ from profiles.calibration import Calibration
 from profiles.expected import Expected, LinkCosts, Listed, Sent, expect
 from profiles.floor import Floor, floor
 from profiles.hardware import Peaks, Price
-from profiles.hardware import Peaks
 from profiles.partitioning import partitioning
 from profiles.report import Record
 from profiles.sized import EVENLY, SizedCosts, SizedLinks, SizedModel

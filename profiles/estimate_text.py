@@ -8,9 +8,8 @@ from profiles.estimate import Estimate, Estimator
 from profiles.hardware import Chip
 from profiles.inspection import aligned
 from profiles.numbers import exact, ms, number
-from profiles.report import WIDTH, Record, subject
 from profiles.partitioning import cache_words
-from profiles.report import WIDTH, Record, field_text, ms, subject
+from profiles.report import WIDTH, Record, field_text, subject
 
 FASTER = 2.5  # times: what providers sell as a fast mode
 HEAD = (

@@ -114,22 +114,8 @@ def status(outcome: Outcome, step: Estimate) -> Record:
 
 
 def too_large(step: Estimate, beyond: float) -> str:
-    """How much is missing, and the least slice on which weights and cache fit."""
-    setting = step.setting
-    least = least_slice(
-        setting, step.batch, step.context + step.tokens - 1, layouts("auto", "auto")
-    )
-    need = f"{number(beyond / 1e9)} GB per chip more" if beyond else "more"
-    if step.fits:
-        remedy = "use a smaller batch or a larger slice"
-        if least and least.chips > setting.where.chips:
-            remedy += f", {least} at least"
-    elif least and least.chips <= setting.where.chips:
-        remedy = f"another layout fits on {least}; use --layout=auto --attention=auto"
-    else:
-        remedy = f"the least slice that fits is {least}" if least else "no slice of it fits"
     """How much is missing, and what to do about it."""
-    need = f"{beyond / 1e9:.3g} GB per chip more" if beyond else "more"
-    what = "weights, cache and temporaries" if step.fits else "weights and cache"
+    need = f"{number(beyond / 1e9)} GB per chip more" if beyond else "more"
+    what = "weights, cache and temporaries" if step.fits else "weights, cache and activations"
     advice = "use a smaller batch or a larger slice" if step.fits else remedy(step)
     return f"{what} need {need} than {step.setting.where} has; {advice}"

@@ -212,8 +212,8 @@ def _temporary(step: CompiledStep, bandwidth: float, floor_s: float) -> Iterator
         if not sent and cost >= LARGE * floor_s:
             yield Finding(
                 "temporary",
-                f"{what} goes through main memory, {_times(count)} a step, {_size(size)} each to "
-                f"write and to read (all temporaries take {_size(step.temporary_bytes)}, "
+                f"{what} goes through main memory, {_times(count)} a step, {byte_size(size)} each "
+                f"to write and to read (all temporaries take {byte_size(step.temporary_bytes)}, "
                 f"{part:.0%} of arguments)",
                 cost,
             )

@@ -10,7 +10,6 @@ from profiles import picture
 from profiles.curve_panels import DPI
 from profiles.files import write_atomically
 from profiles.numbers import number
-from profiles.report import Record
 from profiles.report import Record, field_text
 
 if TYPE_CHECKING:

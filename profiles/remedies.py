@@ -1,4 +1,4 @@
-"""What to do about a pass whose weights and cache do not fit: the nearest way in which they do."""
+"""What to do about a pass that does not fit: the nearest way in which they do."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ def remedy(step: Estimate, wanted: Sequence[Layout] | None = None) -> str:
                     f"{field_text(said['mesh'])}{flags}"
                 )
         wanted = wanted or every
-    least = least_slice(setting, step.batch, step.context + step.tokens - 1, wanted or [])
+    least = least_slice(setting, step.batch, step.context, wanted or [], step.tokens)
     if least and least.chips <= setting.where.chips:
         return "use a smaller batch or a larger slice"
     return f"the least slice that fits is {least}" if least else "no slice of it fits"

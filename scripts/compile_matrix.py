@@ -31,8 +31,7 @@ from profiles.inspection import aligned
 from profiles.matrix import Point, run, summary
 from profiles.matrix_figure import heat_map
 from profiles.numbers import ms
-from profiles.report import Record, document, versions
-from profiles.report import Record, document, field_text, ms, versions
+from profiles.report import Record, document, field_text, versions
 from sharding.errors import UsageError
 
 _TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x4"], "Slices, such as v5e:4x4,v5p:2x2x2.")
@@ -87,10 +86,8 @@ def table(rows: list[Record]) -> str:
 def _cells(row: Record) -> tuple[str, ...]:
     mesh = field_text(row["mesh"]) if "mesh" in row else ""
     tokens = row.get("tokens_per_sequence", 1)
-    what = (row["model"], row["topology"], mesh, row["layout"], row["weight_dtype"],
-            row["kv_dtype"], f"{row['batch']:,}", f"{tokens if tokens > 1 else row['context']:,}",
     what = (row["model"], row["topology"], mesh, row["layout"], row.get("attention", ""),
-            row["weight_dtype"], row["kv_dtype"], f"{row['batch']}",
+            row["weight_dtype"], row["kv_dtype"], f"{row['batch']:,}",
             f"{tokens if tokens > 1 else row['context']:,}",
             ms(row["floor_s"]) if "floor_s" in row else "")  # fmt: skip
     if "arguments_over_floor" not in row:
@@ -111,25 +108,6 @@ def _points() -> list[Point]:
     Raises:
       UsageError: prompts of a single token.
     """
-    contexts = _common.integers("context", _CONTEXT.value)
-    prefill = _PHASE.value == "prefill"
-    if prefill and min(contexts) < 2:
-        raise UsageError(f"--context is {min(contexts)} with --phase=prefill; use 2 or more")
-    grid = itertools.product(
-        _common.MODEL.value.split(","),
-        _TOPOLOGY.value,
-        _forms.forms(here=False),
-        _layouts.LAYOUT.value.split(","),
-        _ATTENTIONS.value,
-        _common.integers("batch", _BATCH.value),
-        contexts,
-    )
-    points = (
-        Point(model, topology, layout, attention, _layouts.COLLECTIVES_BY.value, form, batch,
-              context, prefill)
-        for model, topology, form, layout, attention, batch, context in grid
-    )  # fmt: skip
-    return list(dict.fromkeys(points))
     prefill, found = _PHASE.value == "prefill", []
     for name in _common.MODEL.value.split(","):
         model = _common.lengthened(find_model(name))
@@ -148,7 +126,7 @@ def _points() -> list[Point]:
             Point(model, topology, wish, form, batch, context, prefill)
             for topology, form, wish, batch, context in grid
         ]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _progress(finished: Iterator[tuple[str, Record]], count: int) -> Iterator[tuple[str, Record]]:

@@ -148,8 +148,6 @@ def _message(step: Estimate, wanted: list[Layout], known: dict) -> str:
         length = f"{step.context:,} cached tokens and {step.tokens:,} of a prompt"
     return (
         f"batch {step.batch:,} at {length} is {number(beyond / 1e9)} GB per chip more "
-        f"than {setting.where} has with weights in {setting.form.weights.name}; {remedy}"
-        f"batch {step.batch:,} at {length} is {beyond / 1e9:.3g} GB per chip more "
         f"than {setting.where} has with weights in {setting.form.weights.name}; {known[key]}"
     )
 

@@ -131,8 +131,6 @@ def _wanted() -> Wanted:
         slices = tuple(dict.fromkeys(map(_slices.where, _SLICES.value)))
         if not 0 < len(slices) <= 7:
             raise UsageError(f"--slices has {several(len(slices), 'slice')}; use one to seven")
-    batches, contexts = _batches(), _contexts()
-            raise UsageError(f"--slices has {len(slices)} slices; use one to seven")
     where, model = _slices.where(_TOPOLOGY.value), _slices.model()
     batches, contexts = _batches(), _contexts(model)
     _slices.check_given((where, *(slices or ())), "--topology and --slices")

@@ -44,7 +44,6 @@ from profiles.inspection import (
 )
 from profiles.layout_figure import layout_figure
 from profiles.numbers import several
-from profiles.report import check_writable, document, write_json
 from profiles.report import check_writable, document, field_text, write_json
 from sharding import processes
 from sharding.errors import FloorlineError, LayoutError
@@ -91,9 +90,8 @@ def main() -> None:
     show(collective_table(wanted, layers, "expected", wanted) + "\n")
     found, differing = None, []
     if compiling:
-        _common.say(f"compiling {several(layers, 'layer')} for a mesh of {_MESH.value}")
         mesh = field_text(subject.placement.mesh)
-        _common.say(f"compiling {layers} layers for a mesh of {mesh}")
+        _common.say(f"compiling {several(layers, 'layer')} for a mesh of {mesh}")
         found = compiled(subject)
         show(collective_table(found, layers, "compiled", wanted) + "\n")
         differing = differences(wanted, found, subject.form.dtype)
