@@ -5,10 +5,13 @@ import csv
 import io
 import json
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from sharding.errors import FloorlineError
 
@@ -41,31 +44,68 @@ def check_writable(directory: str | Path) -> None:
         raise _refused(directory, error) from error
 
 
+def check_file(path: str | Path, name: str = "output path") -> Path:
+    """Refuses a file that `write_atomically` could not write, so that no work is lost by it.
+
+    Args:
+      path: of the file; it and its folder need not be there.
+      name: what the message calls it, such as a flag.
+
+    Returns:
+      The file itself where `path` is a link.
+
+    Raises:
+      OutputError: it is a folder or a device, its name is none, or its folder cannot be written to.
+    """
+    try:
+        found = Path(os.path.realpath(path))
+        # The file is renamed into its place: a device or a pipe must not be replaced.
+        if not stat.S_ISREG(found.stat().st_mode):
+            raise OutputError(f"{name} is {path}, not a regular file; name one that is")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise _refused(path, error, name) from error
+    check_writable(found.parent)
+    return found
+
+
 def write_atomically(path: str | Path, content: bytes) -> None:
     """Writes a whole file or leaves the old one; creates its folder.
+
+    Through a link, and with the rights of the file that was there.
 
     Raises:
       OutputError: the file cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():  # a device or a pipe must not be replaced
-        raise OutputError(f"output path is {path}, which is no plain file; name one that is")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    found = check_file(path)
+    temporary = found.with_name(f".{os.getpid()}.new")  # whatever length the name has
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
-        os.replace(temporary, path)
+        if found.exists():
+            temporary.chmod(stat.S_IMODE(found.stat().st_mode))
+        os.replace(temporary, found)
     except OSError as error:
         raise _refused(path, error) from error
     finally:
-        # A path below something that is not a folder cannot hold a temporary file either.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _refused(path: str | Path, error: OSError) -> OutputError:
-    why = error.strerror or type(error).__name__
-    return OutputError(f"output path is {path} ({why}); name a place that can be written to")
+def _refused(
+    path: str | Path, error: OSError | ValueError, name: str = "output path"
+) -> OutputError:
+    why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return OutputError(f"{name} is {path} ({why}); name a place that can be written to")
+
+
+def to_json(document: object, indent: int | None = None) -> str:
+    """A document as JSON that any parser reads.
+
+    JSON has no NaN and no infinity: such a field is left out of its record, as one that is not
+    known, and is null in a list, whose other entries keep their places.
+    """
+    return json.dumps(_plain(document), indent=indent, allow_nan=False)
 
 
 def remove(path: str | Path) -> None:
@@ -82,16 +122,28 @@ def remove(path: str | Path) -> None:
 
 def write_json(path: str | Path, document: dict) -> None:
     """Writes a document, to standard output if the path is `-`."""
-    text = json.dumps(document, indent=1, default=lambda array: array.tolist()) + "\n"
+    text = to_json(document, indent=1) + "\n"
     if str(path) == "-":
         sys.stdout.write(text)
     else:
         write_atomically(path, text.encode())
 
 
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items() if not _unknown(each)}
+    if isinstance(value, list | tuple):
+        return [None if _unknown(each) else _plain(each) for each in value]
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value
+
+
+def _unknown(value: object) -> bool:
+    return isinstance(value, float | np.floating) and not np.isfinite(value)
+
+
 def write_csv(path: str | Path, points: Sequence[dict]) -> None:
     """Writes a row per record: nested fields as `step_s.median`, lists as their lengths."""
-    rows = [dict(_flatten(point)) for point in points]
+    rows = [dict(_flatten(_plain(point))) for point in points]
     ranks = {field: rank for rank, field in enumerate(FIELDS.split())}
     names = dict.fromkeys(name for row in rows for name in row)
     names = sorted(names, key=lambda name: ranks.get(name.split(".")[0], len(ranks)))

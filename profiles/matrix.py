@@ -19,6 +19,7 @@ from profiles.candidates import Wish, candidates
 from profiles.compiler import check_target
 from profiles.estimate import Estimator, Setting, best
 from profiles.examined import examine
+from profiles.files import to_json
 from profiles.report import Record
 from profiles.room import free_memory
 from profiles.slices import parse_slice
@@ -120,7 +121,7 @@ def run(
         for key, record in progress(finished, len(missing)):
             kept[key] = record
             line = {"point": key, "versions": versions, "record": record}
-            lines.write(json.dumps(line) + "\n")
+            lines.write(to_json(line) + "\n")
             lines.flush()
     return [kept[str(point)] for point in points]
 

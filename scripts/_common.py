@@ -4,28 +4,90 @@ import contextlib
 import dataclasses
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+_INTERRUPTED = "run is interrupted; nothing more was written"
+
+
+def _on_interrupt(handler: Callable) -> None:
+    """Sets what Ctrl-C does, unless whoever started this wants it ignored."""
+    heeded = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    if heeded and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
+
+
+def _end_at_once(*_: object) -> None:
+    """Where nothing would turn an exception into a line: in imports, and as Python ends."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), f"error: {_INTERRUPTED}\n".encode())
+    os._exit(130)
+
+
+def _open_output() -> None:
+    """Lets every run have a standard output and error that take any letter.
+
+    One that is closed becomes the null device: nobody reads it, and no file that is opened later
+    may get its number, which libraries in C write to. A letter that the encoding lacks is escaped.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, this one
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it
+
+
+def _import_failure(error: ImportError) -> str:
+    """Why a module cannot be had: nothing is installed, or another one has its name."""
+    said = f"import of {error.name!r} is failing ({error})"
+    package = (error.name or "").partition(".")[0]
+    found = sys.modules.get(package)
+    file = getattr(found, "__file__", None) or next(iter(getattr(found, "__path__", [])), "")
+    if package in ("model", "sharding", "decode", "profiles") and file:
+        clone = Path(__file__).resolve().parents[1]
+        if clone not in Path(file).resolve().parents:
+            return f"{said}: {package!r} is {file}; take its folder off PYTHONPATH, or rename it"
+    return f"{said}; run `pip install -e .` in the clone first"
+
+
+_on_interrupt(_end_at_once)
+_open_output()
 try:
     from absl import app, flags, logging
 
     from decode.load import ModelSource, find_source
     from model.config import ModelConfig, check_length
     from profiles.files import OutputError, check_writable
+    from profiles.files import OutputError, check_file
     from sharding import processes
     from sharding.errors import FloorlineError, UsageError
 except ImportError as error:
-    print(
-        f"error: import of {error.name!r} is failing ({error}); "
-        "run `pip install -e .` in the clone first",
-        file=sys.stderr,
-    )
+    print(f"error: {_import_failure(error)}", file=sys.stderr)
     sys.exit(2)
 
-MODEL = flags.DEFINE_string(
+
+class _PathParser(flags.ArgumentParser):
+    """Of a path, whose ``~`` is the home folder: no shell expands it behind ``--flag=``."""
+
+    def parse(self, argument: str) -> str:
+        found = os.path.expanduser(argument)
+        if found.startswith("~"):
+            raise ValueError(f"no home folder is known for it; ./{found} is a file of that name")
+        return found
+
+
+PATH = _PathParser()
+"""Of `flags.DEFINE`, for every flag that names a file or a folder."""
+MODEL = flags.DEFINE(
+    PATH,
     "model",
     "smollm2-135m",
     "Catalogue name, GGUF file, or folder in the form of Hugging Face or of convert_checkpoint.py. "
@@ -62,8 +124,11 @@ PEER_TIMEOUT = flags.DEFINE_integer(
     2,
     24 * 3600,
 )
-JSON = flags.DEFINE_string("json", None, "Write the run's document here; - is standard output.")
+JSON = flags.DEFINE(PATH, "json", None, "Write the run's document here; - is standard output.")
 VERBOSE = flags.DEFINE_bool("verbose", False, "Show stack traces of errors.")
+
+
+_unshown: list[Exception] = []
 
 
 def start(main: Callable[[], None]) -> None:
@@ -71,6 +136,7 @@ def start(main: Callable[[], None]) -> None:
 
     Exit codes: 0, 1 for failed work, 2 for wrong use, 130 for an interrupt.
     """
+    _unshown.clear()
     with _failing_in_one_line():
         app.run(lambda rest: _run(main, rest), flags_parser=_parse)
 
@@ -78,7 +144,29 @@ def start(main: Callable[[], None]) -> None:
 def say(text: str) -> None:
     """Tells a person what goes on, beside the results on standard output."""
     if processes.first():
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # no result is lost where nobody can be told
+            print(text, file=sys.stderr, flush=True)
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Shows results on standard output, or beside it where that takes the document.
+
+    An output that does not take them, full or without a reader, ends the run with an error when it
+    is done, so that the files that it was asked for are written.
+    """
+    if JSON.value == "-":
+        return say(text)
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        _unshown.append(_not_taken(error))
+
+
+def _not_taken(error: OSError) -> Exception:
+    if isinstance(error, BrokenPipeError):  # whoever read it has seen enough
+        return error
+    why = error.strerror or type(error).__name__
+    return OutputError(f"standard output takes no more ({why}); make room, or use another")
 
 
 def source() -> ModelSource:
@@ -155,18 +243,10 @@ def check_json() -> None:
     """Refuses a ``--json`` that cannot be written before the work, not after it.
 
     Raises:
-      OutputError: it is a folder or a device, or its folder cannot be written to.
+      OutputError: it is a folder or a device, its name is none, or its folder cannot be written to.
     """
-    processes.agree(_check_json)
-
-
-def _check_json() -> None:
-    if JSON.value in (None, "", "-"):
-        return
-    if os.path.exists(JSON.value) and not os.path.isfile(JSON.value):
-        # The file is renamed into its place, which would put it where a device was.
-        raise OutputError(f"--json is {JSON.value}, not a regular file; name one, or - for stdout")
-    check_writable(Path(JSON.value).parent)
+    if JSON.value not in (None, "", "-"):
+        processes.agree(lambda: str(check_file(JSON.value, "--json")))
 
 
 def _run(main: Callable[[], None], rest: Sequence[str]) -> None:
@@ -179,7 +259,9 @@ def _run(main: Callable[[], None], rest: Sequence[str]) -> None:
         logging.get_absl_handler().python_handler.stream = sys.stderr  # which is another one now
         _check_same_flags()
     main()
-    sys.stdout.flush()
+    for error in _unshown[:1]:
+        raise error
+    _flush()
     processes.finish()
 
 
@@ -234,13 +316,14 @@ def _flag_error(error: flags.Error) -> str:
 def _failing_in_one_line() -> Iterator[None]:
     try:
         try:
+            _on_interrupt(signal.default_int_handler)
             yield
         finally:
-            sys.stdout.flush()  # what cannot be written is noticed here, not as Python ends
+            _on_interrupt(_end_at_once)
+            _flush()  # what cannot be written is noticed here, not as Python ends
     except KeyboardInterrupt:
-        _fail("run is interrupted; nothing more was written", 130)
+        _fail(_INTERRUPTED, 130)
     except BrokenPipeError:  # whoever read the output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         processes.leave(1)
     except FloorlineError as error:
         _trace()
@@ -248,8 +331,19 @@ def _failing_in_one_line() -> Iterator[None]:
     except Exception as error:
         _trace()
         name, others = type(error).__name__, "see what the other processes said, or "
+        said = f"is {_one_line(error)!r}" if str(error).strip() else "is raised without a word"
         remedy = others * (processes.count() > 1) + "run again with --verbose to see where"
-        _fail(f"{name} is {_one_line(error)!r}; {remedy}", 1)
+        _fail(f"{name} {said}; {remedy}", 1)
+
+
+def _flush() -> None:
+    """Writes what standard output still holds; an output that does not take it is given up."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would try again as it ends, and say so in its own words.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise _not_taken(error) from error
 
 
 def _trace() -> None:
@@ -258,7 +352,8 @@ def _trace() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"error: {message}", file=sys.stderr)
     processes.leave(code)
 
 

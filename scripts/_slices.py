@@ -31,7 +31,8 @@ _FIGURES = {
     figure: flags.DEFINE_float(name, None, f"In place of the published figure: {unit}, of a chip.")
     for figure, (name, unit) in _UNITS.items()
 }
-CALIBRATION = flags.DEFINE_string(
+CALIBRATION = flags.DEFINE(
+    _common.PATH,
     "calibration",
     None,
     "File with achieved rates and fixed times for expected times; profiles/calibrations.json has "

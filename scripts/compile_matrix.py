@@ -43,7 +43,7 @@ _PHASE = flags.DEFINE_enum("phase", "decode", ["decode", "prefill"], "Which pass
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Compilers at once; by default as many as cores and memory allow.", 1
 )
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/matrix", "Folder for results.")
+_OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/matrix", "Folder for results.")
 _forms.define_step_flags()
 _layouts.leave_open()
 flags.set_default(_common.MODEL, "llama3-8b")
@@ -71,7 +71,7 @@ def main() -> None:
     heat_map(rows, "bytes_over_floor", f"{moved}\n({named})", output / "bytes.png", (1, 2))
     if _common.JSON.value:
         write_json(_common.JSON.value, found)
-    (_common.say if _common.JSON.value == "-" else print)(table(rows))
+    _common.show(table(rows))
     _common.say(f"wrote matrix.json, matrix.csv, resident.png and bytes.png to {output}")
 
 

@@ -19,7 +19,6 @@ Examples:
 import dataclasses
 import datetime
 import sys
-from pathlib import Path
 
 import _common
 import _forms
@@ -35,7 +34,7 @@ from profiles.compiled import CompiledStep, read
 from profiles.compiler import check_compiler, check_target, compile_step
 from profiles.estimate import Estimator, Setting, best
 from profiles.examined import Examined, examine, passed, subject_of
-from profiles.files import check_writable, write_atomically
+from profiles.files import check_file, write_atomically
 from profiles.inspection import Subject
 from profiles.numbers import several
 from profiles.report import Record, document, versions, write_json
@@ -51,7 +50,7 @@ _CONTEXT = flags.DEFINE_integer(
     "context", 2048, "Tokens in the cache of each; of prefill, tokens of a prompt.", 1
 )
 _PHASE = flags.DEFINE_enum("phase", "decode", ["decode", "prefill"], "Which pass.")
-_SAVE_HLO = flags.DEFINE_string("save_hlo", None, "Write the compiled program's text here.")
+_SAVE_HLO = flags.DEFINE(_common.PATH, "save_hlo", None, "Write the compiled program's text here.")
 _WEIGHT_LAYOUT = _forms.define_weight_layout(
     "auto compiles a second time, with weights in memory as the compiler would have them, and says "
     "what changes. On devices, generate.py and profile_decode.py store them so with this flag."
@@ -69,7 +68,7 @@ def main() -> None:
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _common.check_json()
     if _SAVE_HLO.value:
-        check_writable(Path(_SAVE_HLO.value).parent)
+        check_file(_SAVE_HLO.value, "--save_hlo")
     if _PHASE.value == "prefill" and _CONTEXT.value < 2:
         raise UsageError(
             f"--context is {_CONTEXT.value} with --phase=prefill; use 2 tokens or more"
@@ -80,8 +79,7 @@ def main() -> None:
     estimator = _estimator(model, *sizes)
     step, subject = passed(estimator, *sizes), subject_of(estimator, *sizes)
     where = estimator.setting.where
-    show = _common.say if _common.JSON.value == "-" else print
-    show(f"{compiled_text.title(subject, where)}\n{compiled_text.times(estimator, step)}\n")
+    _common.show(f"{compiled_text.title(subject, where)}\n{compiled_text.times(estimator, step)}\n")
     if step.fits:
         check_compiler()
         _common.say(f"compiling {several(subject.config.layers, 'layer')} for {where}")
@@ -91,7 +89,7 @@ def main() -> None:
         write_json(_common.JSON.value, _document(estimator, found.record, more, started))
     record = found.record
     if record["status"] == "does_not_fit":
-        show(compiled_text.wrapped(f"does not fit: {record['message']}"))
+        _common.show(compiled_text.wrapped(f"does not fit: {record['message']}"))
     elif record["status"] != "ok":
         raise FloorlineError(f"compiled step is {record['status']}; {record['message']}")
 
@@ -137,8 +135,7 @@ def _report(found: Examined) -> dict:
         subject.config, subject.placement, subject.form, subject.batch, subject.slots
     )
     libraries, outcome = versions(), found.outcome
-    show = _common.say if _common.JSON.value == "-" else print
-    show(
+    _common.show(
         f"compiled:  by XLA of libtpu {libraries.get('libtpu', '?')}, jax {libraries['jax']}, in "
         f"{outcome.compile_s:.0f} s after {outcome.trace_s:.0f} s of tracing\n\n"
         f"{compiled_text.memory(compiled, step, arrays)}\n\n"
@@ -163,8 +160,7 @@ def _free_weights(default: CompiledStep, estimator: Estimator, subject: Subject)
     if outcome.status != "ok":
         raise FloorlineError(f"compiled step is {outcome.status}; {outcome.message}")
     free = read(outcome, subject.placement.mesh)
-    show = _common.say if _common.JSON.value == "-" else print
-    show(compiled_text.weight_layouts(default, free, estimator.peaks.bandwidth))
+    _common.show(compiled_text.weight_layouts(default, free, estimator.peaks.bandwidth))
     changed = compiled_text.layout_changes(default, free)
     return {"changed": changed, "compiled": free.as_record()}
 

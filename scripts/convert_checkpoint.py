@@ -35,6 +35,8 @@ _DEVICES = flags.DEFINE_integer(
     "the layout divides.",
     1,
 )
+_OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", None, "Where the checkpoint goes.")
+_DEVICES = flags.DEFINE_integer("devices", None, "How many devices, all on mesh axis z.", 1)
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
 
 

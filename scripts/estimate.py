@@ -78,20 +78,19 @@ def main() -> None:
     estimators = _estimators(model, wanted, batches, contexts)
     found = [(one, [_pass(one, b, c) for c in contexts for b in batches]) for one in estimators]
     points = [record for one, passes in found for record in _records(one, passes, wanted)]
-    show = _common.say if _common.JSON.value == "-" else print
-    title = estimate_text.title(points, estimators, _slices.price_words)
-    show(title + "\n\n" + estimate_text.table(points))
-    if notes := estimate_text.notes(points):
-        show("\n".join(notes))
-    if _ECONOMICS.value and _PHASE.value == "decode":
-        for one, passes in found:
-            steps = [each for each in passes if each.context == contexts[-1]]
-            show(f"{one.setting.where}, {one.setting.form}:")
-            show("\n".join(f"-  {line}" for line in estimate_text.consequences(one, steps)))
     if _common.JSON.value and processes.first():
         # Of several chips, what the document says once is of the first.
         whole = document(sys.argv, points, started=started, **basis(estimators[0].setting))
         write_json(_common.JSON.value, whole)
+    title = estimate_text.title(points, estimators, _slices.price_words)
+    _common.show(title + "\n\n" + estimate_text.table(points))
+    if notes := estimate_text.notes(points):
+        _common.show("\n".join(notes))
+    if _ECONOMICS.value and _PHASE.value == "decode":
+        for one, passes in found:
+            steps = [each for each in passes if each.context == contexts[-1]]
+            _common.show(f"{one.setting.where}, {one.setting.form}:")
+            _common.show("\n".join(f"-  {line}" for line in estimate_text.consequences(one, steps)))
 
 
 def _estimators(

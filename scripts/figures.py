@@ -69,7 +69,7 @@ _SLICES = flags.DEFINE_list(
     "chip on which the model fits.",
 )
 _FIGURES = flags.DEFINE_list("figures", list(FIGURES), "Which to draw.")
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/figures", "Folder for the PNG files.")
+_OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/figures", "Folder for the PNG files.")
 _forms.define_step_flags()
 flags.set_default(_common.MODEL, "llama3-70b")
 flags.set_default(_layouts.LAYOUT, AUTO)

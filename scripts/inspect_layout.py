@@ -67,7 +67,7 @@ _COMPILE = flags.DEFINE_bool(
     None,
     "Compile and count. By default where layers times devices are at most 256: under a minute.",
 )
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/layout", "Folder for layout.png.")
+_OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/layout", "Folder for layout.png.")
 _forms.define_step_flags()
 _QUICK = 256  # layers times devices
 
@@ -84,23 +84,23 @@ def main() -> None:
         subject.config, subject.placement, subject.form, subject.batch, subject.slots
     )
     wanted = expected(subject)
-    show = _common.say if _common.JSON.value == "-" else print
-    show(f"{subject}\n\n{array_table(arrays)}\n\n{totals(arrays)}\n")
     layers = subject.config.layers
-    show(collective_table(wanted, layers, "expected", wanted) + "\n")
     found, differing = None, []
     if compiling:
         mesh = field_text(subject.placement.mesh)
         _common.say(f"compiling {several(layers, 'layer')} for a mesh of {mesh}")
         found = compiled(subject)
-        show(collective_table(found, layers, "compiled", wanted) + "\n")
         differing = differences(wanted, found, subject.form.dtype)
-    show(_verdict(found, differing, stands_in(wanted, subject.form.dtype)))
     if processes.first():
         layout_figure(subject.run, str(subject), output / "layout.png")
         _common.say(f"wrote {output / 'layout.png'}")
         if _common.JSON.value:
             write_json(_common.JSON.value, _document(subject, arrays, wanted, found, started))
+    _common.show(f"{subject}\n\n{array_table(arrays)}\n\n{totals(arrays)}\n")
+    _common.show(collective_table(wanted, layers, "expected", wanted) + "\n")
+    if found is not None:
+        _common.show(collective_table(found, layers, "compiled", wanted) + "\n")
+    _common.show(_verdict(found, differing, stands_in(wanted, subject.form.dtype)))
     if differing:
         raise FloorlineError(
             f"compiled program has {'; '.join(differing)} than the layout explains; "

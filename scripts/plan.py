@@ -83,12 +83,6 @@ def main() -> None:
     space = _space(targets.prompt)
     found = plan(space, targets)
     records = [record(point) for point in found.front]
-    show = _common.say if _common.JSON.value == "-" else print
-    show(_title(space.offer))
-    show("\n" + front_table(records, found.front.index(found.choice)))
-    show("\n" + choice_words(found.choice, targets, Search(space, targets)))
-    show("\n" + "\n".join(f"  {lost.what}: {lost.why}" for lost in found.rejected))
-    show("\n" + _sources(found.choice.cell.where.chip, bool(space.offer.model.experts)))
     if _common.JSON.value:
         whole = document(
             sys.argv,
@@ -100,6 +94,11 @@ def main() -> None:
             rejected=[lost._asdict() for lost in found.rejected],
         )
         write_json(_common.JSON.value, whole)
+    _common.show(_title(space.offer))
+    _common.show("\n" + front_table(records, found.front.index(found.choice)))
+    _common.show("\n" + choice_words(found.choice, targets, Search(space, targets)))
+    _common.show("\n" + "\n".join(f"  {lost.what}: {lost.why}" for lost in found.rejected))
+    _common.show("\n" + _sources(found.choice.cell.where.chip, bool(space.offer.model.experts)))
 
 
 def _space(prompt: int | None) -> Space:

@@ -60,7 +60,7 @@ _SECONDS = flags.DEFINE_float("seconds", 20, "Time for samples, beyond five roun
 _BANDWIDTH = flags.DEFINE_float("hbm_bandwidth", None, "Peak bytes/s of a chip, for the floor.")
 _FLOPS = flags.DEFINE_float("peak_flops", None, "Peak FLOP/s of a chip, for the floor.")
 _PRICE = flags.DEFINE_float("price_per_chip_hour", None, "USD; the cost plot is then in USD.")
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/profile", "Folder for results.")
+_OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/profile", "Folder for results.")
 _TRACE = flags.DEFINE_bool("trace", False, "Also write a profiler trace, for TensorBoard.")
 _WEIGHT_LAYOUT = _forms.define_weight_layout(
     "auto stores weights in memory as the compiler would have them for the longest context and "

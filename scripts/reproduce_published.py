@@ -54,8 +54,8 @@ from profiles.report import document, write_json
 from profiles.reproductions import check_digits, figures, not_recomputed
 from sharding import processes
 
-_CASES = flags.DEFINE_string(
-    "cases", None, "File of measurements to take in place of shipped ones."
+_CASES = flags.DEFINE(
+    _common.PATH, "cases", None, "File of measurements to take in place of shipped ones."
 )
 
 
@@ -71,13 +71,9 @@ def main() -> None:
     cases, unusable = cases_of(_CASES.value) if own else shipped_cases()
     rows, refused = reproduce_all(cases, rates)
     unusable += refused
-    show = _common.say if _common.JSON.value == "-" else print
-    parts = rates_text(rows), rows_text(rows, unusable), accuracy_text(rows)
-    show("\n\n".join(filter(None, parts)))
     found = case_records(rows, unusable)
     contexts, printed = ([], []) if own else (list(longest_contexts()), figures())
     if not own:
-        show("\n" + contexts_text(contexts) + "\n\n" + figures_text(printed, not_recomputed()))
         found["longest_contexts"] = contexts
         found["reproductions"] = [figure.as_record() for figure in printed]
     if _common.JSON.value and processes.first():
@@ -86,6 +82,11 @@ def main() -> None:
             sys.argv, [], device_kind="", started=started, bandwidth=None, **names, **found
         )
         write_json(_common.JSON.value, whole)
+    parts = rates_text(rows), rows_text(rows, unusable), accuracy_text(rows)
+    _common.show("\n\n".join(filter(None, parts)))
+    if not own:
+        text = contexts_text(contexts) + "\n\n" + figures_text(printed, not_recomputed())
+        _common.show("\n" + text)
     check_floors(rows)
     check_contexts(contexts)
     check_digits(printed)
