@@ -4,6 +4,7 @@ A step is one forward pass. `prefill` runs whole prompts and fills the KV cache,
 runs one token per sequence. Both take plain arrays, donate the cache and compile once per shape.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -107,6 +108,12 @@ class Engine:
           LayoutError: a batch that the layout does not divide.
         """
         return empty_cache(self._placed_cache(batch, slots), self.mesh)
+
+    def cache_bytes(self, batch: int, slots: int) -> int:
+        """Bytes of such a cache on all devices together, windows and copies counted as they lie."""
+        arrays = jax.tree.leaves(self._placed_cache(batch, slots))
+        shards = ((a.sharding.shard_shape(a.shape), a.dtype.itemsize) for a in arrays)
+        return sum(math.prod(shape) * size for shape, size in shards) * self.mesh.size
 
     def put(self, values: np.ndarray | jax.Array) -> jax.Array:
         """A small host array, whole on every device; every process has the same."""

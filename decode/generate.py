@@ -14,6 +14,7 @@ from decode.engine import Emitted, Engine
 from decode.sampling import GREEDY, Sampler
 from model.config import ModelConfig
 from sharding.errors import UsageError
+from sharding.errors import FloorlineError, UsageError
 
 SMALLEST_BUCKET = 16
 SLOT_MULTIPLE = 64
@@ -143,6 +144,7 @@ def generate(engine: Engine, request: Request) -> Iterator[list[Completion]]:
 
     Raises:
       PromptError: the request cannot run.
+      FloorlineError: logits that are NaN or infinite, of which no token can be chosen.
     """
     request.check(engine.config)
     return _generate(engine, request)
@@ -207,4 +209,9 @@ def _collect(completions: list[Completion], emitted: Emitted, request: Request) 
     for completion, token, logprob in zip(
         completions, tokens[:count], logprobs[:count], strict=True
     ):
+        if not (completion.finish_reason or np.isfinite(logprob)):
+            raise FloorlineError(
+                f"logits of step {len(completion.tokens) + 1} are not finite; the weights hold NaN "
+                "or infinity, or numbers overflow: fetch the model again, or give a wider --dtype"
+            )
         completion.add(int(token), float(logprob), request.stop_ids, request.max_new_tokens)

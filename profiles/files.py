@@ -123,10 +123,21 @@ def remove(path: str | Path) -> None:
 def write_json(path: str | Path, document: dict) -> None:
     """Writes a document, to standard output if the path is `-`."""
     text = to_json(document, indent=1) + "\n"
-    if str(path) == "-":
+    if str(path) != "-":
+        return write_atomically(path, text.encode())
+    try:
         sys.stdout.write(text)
-    else:
-        write_atomically(path, text.encode())
+        sys.stdout.flush()
+    except OSError as error:
+        raise not_taken(error) from error
+
+
+def not_taken(error: OSError) -> Exception:
+    """What to raise where standard output does not take results: the same if its reader left."""
+    if isinstance(error, BrokenPipeError):
+        return error
+    why = error.strerror or type(error).__name__
+    return OutputError(f"standard output takes no more ({why}); make room, or use another")
 
 
 def _plain(value: object) -> object:

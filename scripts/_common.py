@@ -51,11 +51,11 @@ def _import_failure(error: ImportError) -> str:
     package = (error.name or "").partition(".")[0]
     found = sys.modules.get(package)
     file = getattr(found, "__file__", None) or next(iter(getattr(found, "__path__", [])), "")
-    if package in ("model", "sharding", "decode", "profiles") and file:
-        clone = Path(__file__).resolve().parents[1]
-        if clone not in Path(file).resolve().parents:
-            return f"{said}: {package!r} is {file}; take its folder off PYTHONPATH, or rename it"
-    return f"{said}; run `pip install -e .` in the clone first"
+    remedy = "run `pip install -e .` in the clone first"
+    ours = Path(__file__).resolve().parents[1] in Path(file).resolve().parents
+    if package in ("model", "sharding", "decode", "profiles") and file and not ours:
+        remedy = f"{file} is another {package!r}: take it off PYTHONPATH, or {remedy}"
+    return f"{said}; {remedy}"
 
 
 _on_interrupt(_end_at_once)
@@ -67,6 +67,7 @@ try:
     from model.config import ModelConfig, check_length
     from profiles.files import OutputError, check_writable
     from profiles.files import OutputError, check_file
+    from profiles.files import check_file, not_taken
     from sharding import processes
     from sharding.errors import FloorlineError, UsageError
 except ImportError as error:
@@ -151,22 +152,23 @@ def say(text: str) -> None:
 def show(text: str, end: str = "\n") -> None:
     """Shows results on standard output, or beside it where that takes the document.
 
-    An output that does not take them, full or without a reader, ends the run with an error when it
-    is done, so that the files that it was asked for are written.
+    An output that does not take them ends the run when all is done, see `fail_when_done`.
     """
     if JSON.value == "-":
         return say(text)
     try:
         print(text, end=end, flush=True)
     except OSError as error:
-        _unshown.append(_not_taken(error))
+        fail_when_done(error)
 
 
-def _not_taken(error: OSError) -> Exception:
-    if isinstance(error, BrokenPipeError):  # whoever read it has seen enough
-        return error
-    why = error.strerror or type(error).__name__
-    return OutputError(f"standard output takes no more ({why}); make room, or use another")
+def fail_when_done(error: OSError) -> None:
+    """Ends the run with an error, but not before its files are written.
+
+    Args:
+      error: of an output that is full or whose reader has gone.
+    """
+    _unshown.append(not_taken(error))
 
 
 def source() -> ModelSource:
@@ -343,7 +345,7 @@ def _flush() -> None:
     except OSError as error:
         # Python would try again as it ends, and say so in its own words.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise _not_taken(error) from error
+        raise not_taken(error) from error
 
 
 def _trace() -> None:

@@ -36,10 +36,12 @@ from decode.generate import (
 from decode.load import ModelSource
 from decode.sampling import make_sampler
 from model.form import Form
+from profiles.files import not_taken
 from profiles.progress import byte_progress
 from profiles.record import describe_step
 from profiles.report import document, field_text, summarise, write_json
 from profiles.traffic import kv_token_bytes
+from profiles.report import document, summarise, write_json
 from sharding import processes
 from sharding.errors import UsageError
 
@@ -108,13 +110,13 @@ def main() -> None:
     record = describe_step(engine, batch=len(request.prompts), context=run.context())
     if run.step_seconds:
         record |= {"step_s": summarise(run.step_seconds)}
+    if _common.JSON.value and processes.first():
+        write_json(_common.JSON.value, _document(run, record, started))
     _common.say(_speed(run, engine))
     if _NO_CACHE.value:
         slow = _Run(source, request, show=False)
         slow.take(generate_without_cache(engine, request))
         _common.say(_comparison(run, slow, engine))
-    if _common.JSON.value and processes.first():
-        write_json(_common.JSON.value, _document(run, record, started))
 
 
 class _Run:
@@ -123,7 +125,7 @@ class _Run:
     def __init__(self, source: ModelSource, request: Request, show: bool):
         self.source, self.request, self.show = source, request, show
         self.completions: list[Completion] = []
-        self.first_seconds = 0.0
+        self.first_seconds, self.first_tokens = 0.0, 0
         self.step_seconds: list[float] = []
 
     def take(self, steps: Iterator[list[Completion]]) -> None:
@@ -136,10 +138,24 @@ class _Run:
                 self.step_seconds.append(now - last)
             else:
                 self.first_seconds = now - last
+                self.first_tokens = sum(len(completion.tokens) for completion in completions)
             last = now
             self.completions = completions
-            if write:
-                write(completions)
+            try:
+                if write:
+                    write(completions)
+            except OSError as error:
+                if not _common.JSON.value:
+                    raise not_taken(error) from error
+                write = _common.fail_when_done(error)  # returns None: nothing more is shown
+
+    def tokens(self) -> int:
+        """Tokens generated for all prompts together."""
+        return sum(len(completion.tokens) for completion in self.completions)
+
+    def tokens_per_s(self) -> float:
+        """Tokens of sequences that had not ended, over the time of the steps after the first."""
+        return (self.tokens() - self.first_tokens) / sum(self.step_seconds)
 
     def context(self) -> int:
         """Tokens in the longest sequence halfway through."""
@@ -227,21 +243,23 @@ def _stop_ids(source: ModelSource) -> frozenset[int]:
 
 
 def _speed(run: _Run, engine: Engine) -> str:
-    tokens = sum(len(completion.tokens) for completion in run.completions)
-    text = f"{tokens} tokens; first after {run.first_seconds:.2f} s, compilation included"
+    text = f"{run.tokens()} tokens; first after {run.first_seconds:.2f} s, compilation included"
     if run.step_seconds:
         median = float(np.median(run.step_seconds))
         rate = len(run.request.prompts) / median
         text += f"; then {median * 1e3:.1f} ms per step (measured median), {rate:.0f} tokens/s"
     mesh, kind = field_text(dict(engine.mesh.shape)), engine.mesh.devices.flat[0].device_kind
     return f"{text} on {engine.mesh.size} {kind} device(s), mesh {mesh}"
+        text += f"; then {median * 1e3:.1f} ms per step (measured median)"
+        text += f", {run.tokens_per_s():.0f} tokens/s"
+    devices = engine.mesh.size
+    return f"{text} on {devices} {engine.mesh.devices.flat[0].device_kind} device(s)"
 
 
 def _comparison(fast: _Run, slow: _Run, engine: Engine) -> str:
     same = "the same" if fast.texts() == slow.texts() else "NOT the same"
-    token = kv_token_bytes(engine.config, engine.placement, engine.form) * engine.mesh.size
     longest = max(map(len, fast.request.prompts)) + len(fast.step_seconds) + 1
-    size = token * longest * len(fast.request.prompts)
+    size = engine.cache_bytes(*cache_sizes(engine, fast.request))
     if not fast.step_seconds:
         return f"KV cache: {same} text without it; three tokens or more are needed to compare times"
     times = [float(np.median(run.step_seconds)) * 1e3 for run in (fast, slow)]
@@ -265,6 +283,7 @@ def _document(run: _Run, record: dict, started: str) -> dict:
         text=run.texts(),
         logprobs=[completion.logprobs for completion in run.completions],
         finish_reasons=[completion.finish_reason for completion in run.completions],
+        first_token_s=run.first_seconds,
     )
 
 
