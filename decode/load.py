@@ -35,6 +35,7 @@ from model.weights.huggingface import HuggingFaceFolder
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, is_checkpoint
 from sharding.mesh import MeshShape, make_mesh
 from sharding.placement import Layout, Placement
+from sharding.platform import default_platform
 from sharding.scaled import Scaled, Scheme
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -242,4 +243,4 @@ def _read(path: Path) -> ModelSource:
 
 def default_dtype() -> str:
     """float32 on CPU, where bfloat16 is slow; bfloat16 elsewhere."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if default_platform() == "cpu" else "bfloat16"

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sharding.errors import UsageError
+from sharding.platform import default_platform
 from sharding.scaled import SCHEMES, Scheme
 
 Storage = jnp.dtype | Scheme
@@ -78,10 +79,11 @@ def check_platform(scheme: Scheme) -> None:
     Raises:
       UsageError: with those that it does.
     """
+    platform = default_platform()
     if not _compiles(scheme.dtype):
         names = [each.name for each in SCHEMES.values() if _compiles(each.dtype)]
         raise UsageError(
-            f"stored type is {scheme.name}, which {jax.default_backend()} does not compile; "
+            f"stored type is {scheme.name}, which {platform} does not compile; "
             f"use one of {', '.join(['float32', 'bfloat16', *names])}"
         )
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import math
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -15,6 +14,9 @@ from sharding.errors import UsageError
 
 FLOPS = "_flops"
 """Ends the name of a figure that is a rate of arithmetic; before it stands the type."""
+LEAST, MOST = 1.0, 1e24
+"""Of bytes, and of bytes and FLOPs per second, that a chip may be given: beyond, times overflow."""
+_RANGES = {"hop_latency": (1e-12, 1.0)}  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +220,7 @@ class Chip:
           **given: by the names of figures; ``flops`` is of every type.
 
         Raises:
-          UsageError: a name is of no figure, or a number is not positive.
+          UsageError: a name is of no figure, or a number is none that a chip could have.
         """
         given = {name: value for name, value in given.items() if value is not None}
         if "flops" in given:
@@ -229,8 +231,7 @@ class Chip:
                 raise UsageError(
                     f"chip figure is {name!r}; use one of {', '.join(figure_names())} or flops"
                 )
-            if not 0 < value < math.inf:
-                raise UsageError(f"{name} of {self.name} is {value}; use a positive number")
+            check_figure(f"{name} of {self.name}", value, *_RANGES.get(name, (LEAST, MOST)))
         figures = {name: Figure(value, value, "given") for name, value in given.items()}
         return dataclasses.replace(self, figures={**self.figures, **figures})
 
@@ -266,6 +267,22 @@ def find_provider(name: str) -> str:
 def figure_names() -> tuple[str, ...]:
     """Of the figures that any chip has."""
     return tuple(dict.fromkeys(name for chip in chips() for name in chip.figures))
+
+
+def check_figure(name: str, value: float, least: float = LEAST, most: float = MOST) -> None:
+    """Refuses a figure that no chip could have.
+
+    Args:
+      name: what the message calls it.
+      value: in the units of properties.
+      least: that it may be.
+      most: likewise.
+
+    Raises:
+      UsageError: it is not within them, or no number.
+    """
+    if not least <= value <= most:
+        raise UsageError(f"{name} is {value}; use a positive number, {least:g} to {most:g}")
 
 
 def _chip(row: dict, sources: dict[str, str]) -> Chip:

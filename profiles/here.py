@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 
 from profiles.calibration import Calibration, calibration_of
 from profiles.hardware import Chip, Figure, Wiring, find_chip
 from profiles.slices import Slice
 from sharding.errors import UsageError
+from sharding.platform import devices
 
 _ASSUMED = {"bandwidth": 3e10, "bfloat16_flops": 2e11, "int8_flops": 2e11, "capacity": float("inf"),
             "on_chip": 3e7}  # fmt: skip
@@ -38,12 +38,15 @@ def here(count: int) -> Here:
     """JAX's first devices, so many of them, of assumed rates if there are fewer; starts JAX."""
     devices = jax.devices()[:count]
     if jax.default_backend() != "cpu" and len(devices) == count:
+    """JAX's first devices, so many of them; starts JAX."""
+    found = devices()[:count]
+    if found[0].platform != "cpu":
         try:
-            chip = find_chip(devices[0].device_kind)
+            chip = find_chip(found[0].device_kind)
         except UsageError:
             pass  # a ranking can do with assumed rates; a floor could not
         else:
-            where = Slice(chip, shape_of(chip, [getattr(d, "coords", None) for d in devices]))
+            where = Slice(chip, shape_of(chip, [getattr(d, "coords", None) for d in found]))
             rates = calibration_of(chip.name)
             return Here(where, rates, f"calibration {rates.said_of(chip.name)}")
     return assumed(count)

@@ -23,6 +23,7 @@ from profiles.report import Record, field_text
 from profiles.substitutes import settle, substitute
 from sharding.mesh import make_mesh, mesh_over
 from sharding.placement import Placement
+from sharding.platform import default_platform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def expected(subject: Subject, platform: str | None = None) -> list[Collective]:
         subject.form,
         batch=subject.batch,
         tokens=subject.tokens,
-        grouped=(platform or jax.default_backend()) == "tpu",
+        grouped=(platform or default_platform()) == "tpu",
     )
 
 
@@ -150,7 +151,7 @@ def differences(
       dtype: of those expected that do not name their element type.
       platform: that the program is for; JAX's own if None.
     """
-    surplus = surpluses(wanted, found, dtype, platform or jax.default_backend())
+    surplus = surpluses(wanted, found, dtype, platform or default_platform())
     return [
         f"{abs(count)} {'more' if count > 0 else 'fewer'} {kind} over {''.join(axes)} of "
         f"{size:,} bytes"
@@ -170,7 +171,7 @@ def surpluses(
 
 def stands_in(wanted: Sequence[Collective], dtype: jnp.dtype) -> bool:
     """Whether this platform's compiler makes something else of any of these."""
-    return _counts(substitute(wanted, jax.default_backend(), dtype)) != _counts(wanted)
+    return _counts(substitute(wanted, default_platform(), dtype)) != _counts(wanted)
 
 
 def _counts(collectives: Sequence[Collective]) -> Counter:

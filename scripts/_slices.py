@@ -1,7 +1,6 @@
 """Flags of scripts that speak of chips which need not be there, and what they ask for."""
 
 import dataclasses
-import math
 from collections.abc import Iterable
 
 import _common
@@ -12,6 +11,7 @@ from profiles.calibration import Calibration, calibration_of, read_calibration
 from profiles.estimate import Model
 from profiles.hardware import Chip, Price, find_provider
 from profiles.numbers import exact
+from profiles.hardware import Chip, Price, check_figure
 from profiles.sized import sized_models
 from profiles.slices import Slice, parse_slice
 from sharding.errors import UsageError
@@ -54,6 +54,9 @@ EXPERTS = flags.DEFINE_enum(
     "Experts that a step is taken to read: those that evenly spread tokens choose, those of one "
     "token, or all.",
 )
+
+
+_DEAREST = 1e6  # USD per chip-hour
 
 
 def model() -> Model:
@@ -160,6 +163,13 @@ def price(chip: Chip) -> float | None:
 def quote(chip: Chip) -> Price | None:
     """The listed price that costs are at; None where one is given or none is listed."""
     return listed_price(chip) if PRICE.value is None else None
+      UsageError: one is given that no chip could have.
+    """
+    if PRICE.value is not None:
+        check_figure("--price_per_chip_hour", PRICE.value, 0, _DEAREST)
+        return PRICE.value
+    found = listed_price(chip)
+    return found.usd if found else None
 
 
 def listed_price(chip: Chip) -> Price | None:

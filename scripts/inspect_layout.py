@@ -24,7 +24,6 @@ from pathlib import Path
 import _common
 import _forms
 import _layouts
-import jax
 from absl import flags
 
 from model.catalog import CATALOG, find_model
@@ -48,6 +47,8 @@ from profiles.report import check_writable, document, field_text, write_json
 from sharding import processes
 from sharding.errors import FloorlineError, LayoutError
 from sharding.mesh import request_cpu_devices
+from sharding.mesh import parse_mesh, request_cpu_devices
+from sharding.platform import default_platform, devices
 
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 4x4x4.")
 _DEVICES = flags.DEFINE_integer(
@@ -126,12 +127,19 @@ def _subject() -> tuple[Subject, bool]:
         request_cpu_devices(devices)
     (slots,) = _common.lengths(_CONTEXT, config, prefill=True)
     layout, shape = _layouts.layout(config, meshes, form, [_BATCH.value], [slots])
+    count = math.prod(shape.values())
+    compiling = _compiles(config, count)
+    if compiling:
+        request_cpu_devices(count)
+    layout = _layouts.layout(config, shape, form, [_BATCH.value], [_CONTEXT.value])
     placement = layout.check(config.sizes, shape)
-    if compiling and devices > jax.device_count():
+    if compiling and count > len(here := devices()):
         if _COMPILE.value:
             raise LayoutError(
                 f"mesh is {field_text(shape)}, of {devices} devices to compile for, but JAX has "
                 f"{jax.device_count()}; leave --compile out, or set JAX_PLATFORMS=cpu"
+                f"mesh is {_MESH.value}, of {count} devices to compile for, but JAX has "
+                f"{len(here)}; leave --compile out, or set JAX_PLATFORMS=cpu"
             )
         compiling = False
     rows = placement.multiple("B")
@@ -160,7 +168,7 @@ def _verdict(
     if differing:
         return "compiled DIFFERS from expected: " + "; ".join(differing)
     beyond = ", beyond what XLA:CPU makes in their place" * substituted
-    platform = jax.default_backend()
+    platform = default_platform()
     return f"compiled for {platform} equals expected in kind, axes, bytes and count{beyond}"
 
 
@@ -177,7 +185,7 @@ def _document(
     return document(
         sys.argv,
         [subject.as_record()],
-        device_kind=jax.devices()[0].device_kind,
+        device_kind=devices()[0].device_kind,
         started=started,
         bandwidth=None,
         arrays=[array.as_record() for array in arrays],

@@ -46,6 +46,8 @@ from profiles.report import (
 from profiles.sweep import Interrupted, Outcome, Sweep, run
 from sharding import processes
 from sharding.errors import FloorlineError, UsageError
+from sharding.mesh import request_cpu_devices
+from sharding.platform import default_platform
 
 _DEVICES = flags.DEFINE_list(
     "devices",
@@ -124,6 +126,13 @@ def _sweep(output: Path) -> Sweep:
     _forms.check()
     source = _common.source()
     contexts = _common.within(source.config, _CONTEXT, contexts, 1)
+    if shapes is None:
+        alone = processes.count() == 1
+        request_cpu_devices(2 if alone else processes.count())
+        on_cpu = default_platform() == "cpu"
+        counts = (1, 2) if on_cpu and alone else (jax.device_count(),)
+        shapes = [{"x": 1, "y": 1, "z": count} for count in counts]
+    largest = max(shapes, key=lambda shape: math.prod(shape.values()))
 
     def forms() -> list[Form]:
         return _forms.forms(source.stored_scheme())

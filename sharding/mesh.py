@@ -16,6 +16,9 @@ import numpy as np
 from sharding import processes
 from sharding.axes import MESH_AXES
 from sharding.errors import LayoutError, UsageError
+from sharding.platform import devices
+
+_MOST_CPU_DEVICES = 512  # each takes threads: with some thousands JAX ends in native code
 
 MeshShape = Mapping[str, int]
 
@@ -40,12 +43,22 @@ def request_cpu_devices(count: int) -> None:
     one memory. Of many processes each makes its share.
 
     Raises:
-      LayoutError: the processes do not divide them.
+      LayoutError: the processes do not divide them, or they are more than JAX can start.
     """
     count = _share(count)
+    if count > _MOST_CPU_DEVICES:
+        raise LayoutError(
+            f"number of devices is {count}, more than the {_MOST_CPU_DEVICES} that a process can "
+            "have; use fewer"
+        )
     # 0.10 to 0.12 refuse the setting beside XLA_FLAGS' older one only where they disagree.
     if count > jax.config.jax_num_cpu_devices:
         jax.config.update("jax_num_cpu_devices", count)
+
+
+def whole_mesh() -> dict[str, int]:
+    """The shape of all devices that JAX has, on axis z."""
+    return {"x": 1, "y": 1, "z": len(devices())}
 
 
 def make_mesh(shape: MeshShape) -> jax.sharding.Mesh:
@@ -57,16 +70,16 @@ def make_mesh(shape: MeshShape) -> jax.sharding.Mesh:
     Raises:
       LayoutError: the mesh needs more devices than there are, or not as many of each process.
     """
-    needed, devices = math.prod(shape.values()), jax.devices()
-    if needed > len(devices):
+    needed, found = math.prod(shape.values()), devices()
+    if needed > len(found):
         sizes = "x".join(str(shape[axis]) for axis in MESH_AXES)
         raise LayoutError(
-            f"mesh is {sizes}, which needs {needed} devices, but JAX has {len(devices)} "
-            f"({devices[0].device_kind}); use a mesh of at most {len(devices)}"
+            f"mesh is {sizes}, which needs {needed} devices, but JAX has {len(found)} "
+            f"({found[0].device_kind}); use a mesh of at most {len(found)}"
         )
     share, seen = _share(needed), collections.defaultdict(itertools.count)
     return mesh_over(
-        shape, [device for device in devices if next(seen[device.process_index]) < share]
+        shape, [device for device in found if next(seen[device.process_index]) < share]
     )
 
 

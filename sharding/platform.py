@@ -4,6 +4,34 @@ from collections.abc import Callable
 
 import jax
 
+from sharding.errors import FloorlineError
+
+
+def devices() -> list[jax.Device]:
+    """The devices that JAX has; starts JAX.
+
+    Raises:
+      FloorlineError: it finds none of the platform that it is told to use.
+    """
+    try:
+        return jax.devices()
+    except (AssertionError, RuntimeError) as error:  # the first has no text
+        wanted = jax.config.jax_platforms
+        why = f" ({' '.join(str(error).split())})" if str(error) else ""
+        raise FloorlineError(
+            f"JAX_PLATFORMS is {wanted!r}, which JAX finds no device of{why}; install its plugin, "
+            "such as `pip install -e '.[cuda]'` or '.[tpu]', or set JAX_PLATFORMS=cpu"
+        ) from error
+
+
+def default_platform() -> str:
+    """What JAX runs on where nothing else is said: ``cpu``, ``gpu`` or ``tpu``; starts JAX.
+
+    Raises:
+      FloorlineError: as of `devices`.
+    """
+    return devices()[0].platform
+
 
 def by_platform(*operands: object, default: Callable, **others: Callable) -> object:
     """What the function of the mesh's platform makes of the operands.
