@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-
 from profiles.calibration import Calibration, calibration_of
 from profiles.hardware import Chip, Figure, Wiring, find_chip
 from profiles.slices import Slice

@@ -6,6 +6,8 @@ import jax
 
 from sharding.errors import FloorlineError
 
+_EXTRAS = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}  # of this project, by JAX's platforms
+
 
 def devices() -> list[jax.Device]:
     """The devices that JAX has; starts JAX.
@@ -16,11 +18,13 @@ def devices() -> list[jax.Device]:
     try:
         return jax.devices()
     except (AssertionError, RuntimeError) as error:  # the first has no text
-        wanted = jax.config.jax_platforms
+        wanted = jax.config.jax_platforms or ""
         why = f" ({' '.join(str(error).split())})" if str(error) else ""
+        extras = [extra for name, extra in _EXTRAS.items() if name in wanted.split(",")]
+        install = f"install its plugin (pip install -e '.[{extras[0]}]') or " if extras else ""
         raise FloorlineError(
-            f"JAX_PLATFORMS is {wanted!r}, which JAX finds no device of{why}; install its plugin, "
-            "such as `pip install -e '.[cuda]'` or '.[tpu]', or set JAX_PLATFORMS=cpu"
+            f"JAX_PLATFORMS is {wanted!r}, of which JAX finds no device{why}; "
+            f"{install}set JAX_PLATFORMS=cpu"
         ) from error
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -27,7 +28,8 @@ Answer = TypeVar("Answer")
 PEER_TIMEOUT = 60
 """Default seconds for a process to come, or to be silent, before all others give it up."""
 LEAVING_SECONDS = 5.0  # for the other processes of a run that failed to fail alike
-_DETECTED = ("slurm", "ompi", "gketpu", "gcetpu")
+_TELLING = ("slurm", "ompi")  # clusters whose variables say where process 0 is
+_DETECTED = (*_TELLING, "gketpu", "gcetpu")
 _LONG_MS = 7 * 24 * 3600 * 1000  # a peer that is gone ends this process before that
 
 
@@ -96,7 +98,8 @@ def start(
       verbose: let JAX's own messages through.
 
     Raises:
-      FloorlineError: JAX cannot join, for another reason than that the others do not come.
+      FloorlineError: JAX cannot join, for another reason than that the others do not come, such as
+        a coordinator's port that another program has.
     """
     global _membership
     joined = given or _detect()
@@ -106,6 +109,8 @@ def start(
     _end_in_one_line(_take_over_output(verbose), peer_timeout)
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     jax.config.update("jax_check_proxy_envs", verbose)
+    if first() and joined.coordinator:
+        _try_port(joined)
     try:
         jax.distributed.initialize(
             joined.coordinator,
@@ -116,10 +121,32 @@ def start(
             heartbeat_timeout_seconds=peer_timeout,
         )
     except Exception as error:
-        raise FloorlineError(
-            f"start of {joined} is failing ({_one_line(error)}); "
-            "free the coordinator's port, or name another"
-        ) from error
+        raise _no_start(joined, _one_line(error)) from error
+
+
+def _no_start(joined: Membership, why: str) -> FloorlineError:
+    return FloorlineError(
+        f"start of {joined} is failing ({why}); "
+        "free the coordinator's port, or name another"
+    )
+
+
+def _try_port(joined: Membership) -> None:
+    """Listens at the coordinator's port for a moment, as JAX's service will at all addresses.
+
+    That service itself may end the process without a word where it cannot.
+
+    Raises:
+      FloorlineError: another program has the port.
+    """
+    port = int(joined.coordinator.rpartition(":")[2])
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    try:
+        socket.create_server(
+            ("", port), family=family, dualstack_ipv6=family is socket.AF_INET6
+        ).close()
+    except OSError as error:
+        raise _no_start(joined, f"port {port}: {os.strerror(error.errno)}") from error
 
 
 def _detect() -> Membership:
@@ -139,7 +166,13 @@ def _detect() -> Membership:
             known = cluster.name in _DETECTED and (with_tpu or "tpu" not in cluster.name)
             if known and cluster.is_env_present():
                 number = cluster.get_process_count()
-                return Membership(number, cluster.get_process_id()) if number > 1 else Membership()
+                if number == 1:
+                    return Membership()
+                address = None  # of a TPU slice JAX asks for it, and waits
+                if cluster.name in _TELLING:
+                    port = os.environ.get("JAX_COORDINATOR_PORT")
+                    address = cluster.get_coordinator_address(None, port)
+                return Membership(number, cluster.get_process_id(), address)
     except Exception as error:
         raise FloorlineError(
             f"cluster is {cluster.name}, which does not tell who this process is "
@@ -205,11 +238,12 @@ def _take_over_output(verbose: bool) -> IO[bytes] | None:
     JAX's libraries write their own to both, stack dumps among it, in every process.
     """
     out = os.dup(1) if first() else os.open(os.devnull, os.O_WRONLY)
+    letters = {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors}
     sys.stdout.flush()
     sys.stderr.flush()
     buffering = 1 if os.isatty(out) else -1
-    sys.stdout = open(out, "w", buffering, errors="backslashreplace")  # noqa: SIM115
-    sys.stderr = open(os.dup(2), "w", 1, errors="backslashreplace")  # noqa: SIM115
+    sys.stdout = open(out, "w", buffering, **letters)  # noqa: SIM115
+    sys.stderr = open(os.dup(2), "w", 1, sys.stderr.encoding, sys.stderr.errors)  # noqa: SIM115
     unseen = None if verbose else tempfile.TemporaryFile()  # noqa: SIM115
     if unseen:
         os.dup2(unseen.fileno(), 2)

@@ -152,11 +152,12 @@ def fetch(
 
 
 def _cache_folder() -> Path:
-    if folder := os.environ.get("FLOORLINE_CACHE"):
-        return Path(folder).expanduser()
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder) / "floorline"
     try:
+        if folder := os.environ.get("FLOORLINE_CACHE"):
+            return Path(folder).expanduser()
+        folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        if folder.is_absolute():  # the XDG specification has others passed over
+            return folder / "floorline"
         return Path.home() / ".cache" / "floorline"
     except RuntimeError:
         raise WeightsError(f"home folder is unknown; set FLOORLINE_CACHE, {_INSTEAD}") from None

@@ -34,7 +34,9 @@ def test_a_plain_machine_is_one_process_and_asks_no_server(monkeypatch):
     assert processes._detect() == Membership()
 
 
-@pytest.mark.parametrize(("tasks", "expected"), [("1", Membership()), ("4", Membership(4, 3))])
+@pytest.mark.parametrize(
+    ("tasks", "expected"), [("1", Membership()), ("4", Membership(4, 3, "n1:61447"))]
+)
 def test_slurm_says_which_task_this_is(tasks, expected, monkeypatch):
     for name, value in (SLURM | {"SLURM_NTASKS": tasks, "SLURM_PROCID": "3"}).items():
         monkeypatch.setenv(name, value)
