@@ -126,8 +126,7 @@ def start(
 
 def _no_start(joined: Membership, why: str) -> FloorlineError:
     return FloorlineError(
-        f"start of {joined} is failing ({why}); "
-        "free the coordinator's port, or name another"
+        f"start of {joined} is failing ({why}); free the coordinator's port, or name another"
     )
 
 

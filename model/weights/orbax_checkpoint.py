@@ -6,20 +6,23 @@
       tokenizer/       small files, passed on as they are
 
 A save writes a new data folder beside the old one and then replaces floorline.json in one rename.
-Wherever it is cut off, the folder holds the old model, or none.
+Wherever it is cut off, the folder holds the old model, or none; one that fails removes what it
+wrote.
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import secrets
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from orbax.checkpoint import v1 as ocp
 from model.config import ModelConfig
 from model.parameters import Parameters, declarations, flatten, nest, shardings, unshare
 from model.weights import WeightsError
+from model.weights.data_folder import check_writable, new_folder, remove_others
 from sharding.placement import Placement
 from sharding.scaled import SCHEMES, Scheme
 
@@ -46,6 +50,7 @@ _CHUNK_BYTES = 64 * 2**20
 # Read at a time, unless one array has more.
 _READ_BYTES = 256 * 2**20
 _LARGEST_MANIFEST = 100_000_000
+_ENDING_SECONDS = 5.0  # for a thread of a save, more than any was seen to take
 _AGAIN = "the checkpoint is damaged, convert or save it again"
 
 Watch = Callable[[int], None]
@@ -76,30 +81,38 @@ def save(
     folder = Path(folder).absolute()
     check_target(folder)
     number = np.frombuffer(secrets.token_bytes(8), np.uint8)
-    name = f"data-{bytes(_agreed(number)).hex()}"
-    data = folder / name
+    data = folder / f"data-{bytes(_agreed(number)).hex()}"
     flat = {_key(path): _signed(array) for path, array in flatten(parameters).items()}
     dtype = str(flat["embedding.weight"].dtype)
-    try:
-        with _orbax():
+    current = functools.partial(_current, folder)
+    with new_folder(data, current) as stands:
+        with _orbax(), _threads_ended():
             ocp.save(data / _ARRAYS, flat)
         if jax.process_index() == 0:
             kinds = {"dtype": dtype, "weight_dtype": scheme.name if scheme else dtype}
-            _finish(folder, name, config, kinds, tokenizer or {})
-    except (OSError, ValueError) as error:  # ValueError: TensorStore's, a full disk for one
-        reason = getattr(error, "strerror", None) or f"{error!s:.100}".splitlines()[0]
-        raise WeightsError(
-            f"folder {folder} cannot be written to ({reason}); make room or name another one"
-        ) from error
+            manifest = _finish(data, config, kinds, tokenizer or {})
+            if not stands():  # what was written may be what another save left of it
+                raise FileNotFoundError(f"{data} was removed")
+            os.replace(manifest, folder / MANIFEST)
+            _synchronise(folder)
+            remove_others(data, _DATA.match, current)
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"saved {name}")
+        multihost_utils.sync_global_devices(f"saved {data.name}")
+
+
+def _current(folder: Path) -> str | None:
+    """The data folder that a folder's manifest names."""
+    with contextlib.suppress(WeightsError):
+        return _read_manifest(folder / MANIFEST)["data"]
 
 
 def check_target(folder: Path) -> None:
-    """Refuses a folder in which something else is kept.
+    """Refuses a folder in which something else is kept, or that cannot be written to.
+
+    It need not be there, and is not made.
 
     Raises:
-      WeightsError: it is no folder, or holds files of others.
+      WeightsError: it is no folder, holds files of others, or takes no file.
     """
     try:
         others = [entry.name for entry in folder.iterdir()] if folder.exists() else []
@@ -109,6 +122,7 @@ def check_target(folder: Path) -> None:
         raise WeightsError(
             f"folder {folder} holds {others[0]!r:.60}, which no checkpoint has; name a new folder"
         )
+    check_writable(folder)
 
 
 def _is_ours(name: str) -> bool:
@@ -116,14 +130,12 @@ def _is_ours(name: str) -> bool:
 
 
 def _finish(
-    folder: Path,
-    name: str,
+    data: Path,
     config: ModelConfig,
     kinds: Mapping[str, str],
     tokenizer: Mapping[str, bytes],
-) -> None:
-    """Writes what is beside the arrays; the rename makes the new model the folder's."""
-    data = folder / name
+) -> Path:
+    """Writes what is beside the arrays; returns the manifest, which renaming makes the folder's."""
     (data / TOKENIZER).mkdir()
     for file, content in tokenizer.items():
         (data / TOKENIZER / file).write_bytes(content)
@@ -132,7 +144,7 @@ def _finish(
         "format": _FORMAT,
         "config": dataclasses.asdict(config),
         **kinds,
-        "data": name,
+        "data": data.name,
         "files": {
             path.relative_to(data).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
             for path, digest in zip(files, _digests(files), strict=True)
@@ -140,16 +152,12 @@ def _finish(
     }
     for path in (*data.rglob("*"), data):
         _synchronise(path)
-    temporary = folder / f".{MANIFEST}"
+    temporary = data / MANIFEST  # where no other save writes
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content | {"sha256": _own_digest(content)}, file, indent=1)
+        json.dump(content | {"sha256": _own_digest(content)}, file, indent=1, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, folder / MANIFEST)
-    _synchronise(folder)
-    for entry in folder.iterdir():  # the model before, and saves that were cut off
-        if _DATA.match(entry.name) and entry.name != name:
-            shutil.rmtree(entry, ignore_errors=True)
+    return temporary
 
 
 class OrbaxFolder:
@@ -283,6 +291,8 @@ def _agreed(value: np.ndarray) -> np.ndarray:
 def _orbax(wanted: Iterable[jax.ShapeDtypeStruct] = ()) -> contextlib.AbstractContextManager:
     """How arrays are stored, and read with little memory beside them."""
     context = ocp.Context()
+    # A folder that cannot be made in the background is waited for, for minutes.
+    context.async_options.create_directories_asynchronously = False
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     # Compression would save a quarter of bfloat16 weights, but every compressed array stays in
     # memory until the save ends, as much again as the model.
@@ -291,6 +301,28 @@ def _orbax(wanted: Iterable[jax.ShapeDtypeStruct] = ()) -> contextlib.AbstractCo
     # As float32, whatever they are stored as; Orbax wants room for more than the largest.
     context.memory_options.read_concurrent_bytes = max(_READ_BYTES, 4 * largest + 1)
     return context
+
+
+@contextlib.contextmanager
+def _threads_ended() -> Iterator[None]:
+    """Waits for the threads of a save that fails, which write on for a moment.
+
+    Each would log its stack, too, of which what is raised says all.
+    """
+    before, log = set(threading.enumerate()), logging.getLogger("absl")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+    log.addFilter(wanted)
+    try:
+        yield
+    except BaseException:
+        for thread in set(threading.enumerate()) - before:
+            thread.join(_ENDING_SECONDS)
+        raise
+    finally:
+        log.removeFilter(wanted)
 
 
 def _digests(files: list[Path], watch: Watch | None = None) -> list[str]:
@@ -322,7 +354,7 @@ def _synchronise(path: Path) -> None:
 
 
 def _own_digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
