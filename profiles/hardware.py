@@ -14,8 +14,7 @@ from sharding.errors import UsageError
 
 FLOPS = "_flops"
 """Ends the name of a figure that is a rate of arithmetic; before it stands the type."""
-LEAST, MOST = 1.0, 1e24
-"""Of bytes, and of bytes and FLOPs per second, that a chip may be given: beyond, times overflow."""
+_RANGE = (1.0, 1e24)  # of figures that a chip may be given; far beyond it times overflow
 _RANGES = {"hop_latency": (1e-12, 1.0)}  # seconds
 
 
@@ -231,7 +230,10 @@ class Chip:
                 raise UsageError(
                     f"chip figure is {name!r}; use one of {', '.join(figure_names())} or flops"
                 )
-            check_figure(f"{name} of {self.name}", value, *_RANGES.get(name, (LEAST, MOST)))
+            least, most = _RANGES.get(name, _RANGE)
+            if not least <= value <= most:
+                remedy = f"use a positive number, {least:g} to {most:g}"
+                raise UsageError(f"{name} of {self.name} is {value}; {remedy}")
         figures = {name: Figure(value, value, "given") for name, value in given.items()}
         return dataclasses.replace(self, figures={**self.figures, **figures})
 
@@ -267,22 +269,6 @@ def find_provider(name: str) -> str:
 def figure_names() -> tuple[str, ...]:
     """Of the figures that any chip has."""
     return tuple(dict.fromkeys(name for chip in chips() for name in chip.figures))
-
-
-def check_figure(name: str, value: float, least: float = LEAST, most: float = MOST) -> None:
-    """Refuses a figure that no chip could have.
-
-    Args:
-      name: what the message calls it.
-      value: in the units of properties.
-      least: that it may be.
-      most: likewise.
-
-    Raises:
-      UsageError: it is not within them, or no number.
-    """
-    if not least <= value <= most:
-        raise UsageError(f"{name} is {value}; use a positive number, {least:g} to {most:g}")
 
 
 def _chip(row: dict, sources: dict[str, str]) -> Chip:

@@ -12,6 +12,7 @@ from profiles.estimate import Model
 from profiles.hardware import Chip, Price, find_provider
 from profiles.numbers import exact
 from profiles.hardware import Chip, Price, check_figure
+from profiles.hardware import Chip, Price
 from profiles.sized import sized_models
 from profiles.slices import Slice, parse_slice
 from sharding.errors import UsageError
@@ -166,7 +167,10 @@ def quote(chip: Chip) -> Price | None:
       UsageError: one is given that no chip could have.
     """
     if PRICE.value is not None:
-        check_figure("--price_per_chip_hour", PRICE.value, 0, _DEAREST)
+        if not 0 <= PRICE.value <= _DEAREST:
+            raise UsageError(
+                f"--price_per_chip_hour is {PRICE.value}; use USD, 0 to {_DEAREST:,.0f}"
+            )
         return PRICE.value
     found = listed_price(chip)
     return found.usd if found else None

@@ -264,7 +264,7 @@ def _comparison(fast: _Run, slow: _Run, engine: Engine) -> str:
         return f"KV cache: {same} text without it; three tokens or more are needed to compare times"
     times = [float(np.median(run.step_seconds)) * 1e3 for run in (fast, slow)]
     return (
-        f"KV cache: {times[0]:.1f} ms per step and {size / 1e6:.1f} MB of cache; "
+        f"KV cache: {times[0]:.1f} ms per step and {size / 1e6:.2f} MB of cache; "
         f"without it: {times[1]:.1f} ms per step and none, every step recomputing up to {longest} "
         f"tokens per sequence (measured medians): {times[1] / times[0]:.1f} times slower, "
         f"{same} text"

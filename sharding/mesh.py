@@ -18,7 +18,8 @@ from sharding.axes import MESH_AXES
 from sharding.errors import LayoutError, UsageError
 from sharding.platform import devices
 
-_MOST_CPU_DEVICES = 512  # each takes threads: with some thousands JAX ends in native code
+MOST_CPU_DEVICES = 512
+"""Fake ones of a process: each takes threads, and with some thousands JAX ends in native code."""
 
 MeshShape = Mapping[str, int]
 
@@ -40,19 +41,15 @@ def request_cpu_devices(count: int) -> None:
     """Asks JAX for `count` fake CPU devices; without effect on other platforms.
 
     Must run before JAX starts its backends. The fake devices share the machine's cores and its
-    one memory. Of many processes each makes its share.
+    one memory. Of many processes each makes its share. More than `MOST_CPU_DEVICES` are not asked
+    for, so that `make_mesh` refuses the mesh.
 
     Raises:
-      LayoutError: the processes do not divide them, or they are more than JAX can start.
+      LayoutError: the processes do not divide them.
     """
     count = _share(count)
-    if count > _MOST_CPU_DEVICES:
-        raise LayoutError(
-            f"number of devices is {count}, more than the {_MOST_CPU_DEVICES} that a process can "
-            "have; use fewer"
-        )
     # 0.10 to 0.12 refuse the setting beside XLA_FLAGS' older one only where they disagree.
-    if count > jax.config.jax_num_cpu_devices:
+    if jax.config.jax_num_cpu_devices < count <= MOST_CPU_DEVICES:
         jax.config.update("jax_num_cpu_devices", count)
 
 
@@ -71,13 +68,15 @@ def make_mesh(shape: MeshShape) -> jax.sharding.Mesh:
       LayoutError: the mesh needs more devices than there are, or not as many of each process.
     """
     needed, found = math.prod(shape.values()), devices()
+    share, seen = _share(needed), collections.defaultdict(itertools.count)
     if needed > len(found):
         sizes = "x".join(str(shape[axis]) for axis in MESH_AXES)
+        fake = found[0].platform == "cpu" and share > MOST_CPU_DEVICES
+        most = MOST_CPU_DEVICES * processes.count() if fake else len(found)
         raise LayoutError(
             f"mesh is {sizes}, which needs {needed} devices, but JAX has {len(found)} "
-            f"({found[0].device_kind}); use a mesh of at most {len(found)}"
+            f"({found[0].device_kind}); use a mesh of at most {most}"
         )
-    share, seen = _share(needed), collections.defaultdict(itertools.count)
     return mesh_over(
         shape, [device for device in found if next(seen[device.process_index]) < share]
     )

@@ -261,3 +261,13 @@ def test_a_cache_holds_the_padded_prompt_and_every_new_token():
     assert cache_slots(17, 10, 8192) == 64
     assert cache_slots(17, 60, 8192) == 128
     assert cache_slots(500, 100, 600) == 600
+
+
+@pytest.mark.parametrize("mesh", ["1x1x1", "1x1x4"])
+def test_the_bytes_of_a_cache_are_those_of_its_arrays_windows_and_copies_as_they_lie(
+    tiny_engine, mesh
+):
+    engine = tiny_engine(mesh, kv_heads=2, windows=(8, None))
+    arrays = jax.tree.leaves(engine.new_cache(3, 64))
+    lying = sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards)
+    assert engine.cache_bytes(3, 64) == lying

@@ -1,10 +1,19 @@
 """Generation: stops, ragged batches, refusals, and a host that never waits."""
 
+import jax
 import numpy as np
 import pytest
 
-from decode.engine import Engine
-from decode.generate import PromptError, Request, generate, generate_without_cache
+from decode.engine import Emitted, Engine
+from decode.generate import (
+    Completion,
+    PromptError,
+    Request,
+    _collect,
+    generate,
+    generate_without_cache,
+)
+from sharding.errors import FloorlineError
 
 PROMPTS = [[5, 6, 7], list(range(40, 63)), [9]]
 
@@ -53,6 +62,26 @@ def test_sequences_end_at_stop_tokens_each_at_its_own_time(tiny_engine):
         else:
             assert stopped.finish_reason == "length" and stopped.tokens == unstopped.tokens
         assert len(stopped.logprobs) == len(stopped.tokens)
+
+
+@pytest.mark.parametrize("run", [generate, generate_without_cache])
+def test_logits_that_are_not_finite_end_the_run_and_name_the_step(tiny_engine, run):
+    whole = tiny_engine("1x1x1")
+    final = whole.parameters["final_norm"]
+    bad = whole.parameters | {"final_norm": jax.tree.map(lambda scale: scale * np.nan, final)}
+    engine = Engine(whole.config, bad, whole.placement, whole.mesh, whole.form)
+    with pytest.raises(FloorlineError, match=r"logits of step 1 are not finite; .* fetch"):
+        finish(run(engine, Request(prompts=PROMPTS, max_new_tokens=4)))
+
+
+def test_what_a_row_that_has_ended_goes_on_to_give_is_not_looked_at():
+    ended, running = Completion([5], [-1.0], "stop"), Completion()
+    request = Request(prompts=PROMPTS[:2], max_new_tokens=4)
+    tokens = np.array([1, 2])
+    _collect([ended, running], Emitted(tokens, np.array([np.nan, -2.0])), request)
+    assert (ended.logprobs, running.logprobs) == ([-1.0], [-2.0])
+    with pytest.raises(FloorlineError, match="logits of step 2"):
+        _collect([ended, running], Emitted(tokens, np.array([-1.0, np.inf])), request)
 
 
 def test_generation_ends_with_the_last_sequence(tiny_engine):

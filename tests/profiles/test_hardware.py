@@ -140,6 +140,13 @@ def test_given_figures_take_the_place_of_published_ones_in_floors_and_expected_t
         ({"speed": 1.0}, r"chip figure is 'speed'; use one of capacity, bandwidth"),
         ({"bandwidth": -1.0}, r"bandwidth of v5e is -1\.0"),
         ({"flops": 0.0}, r"flops of v5e is 0\.0"),
+        ({"bandwidth": 1e-300}, r"bandwidth of v5e is 1e-300; use a positive number, 1 to 1e\+24"),
+        ({"ici": 1e-320}, r"ici of v5e is 1e-320"),
+        ({"flops": 1e-300}, r"flops of v5e is 1e-300"),
+        (
+            {"hop_latency": 1e200},
+            r"hop_latency of v5e is 1e\+200; .* 1e-12 to 1",
+        ),
     ],
 )
 def test_figures_that_cannot_be_are_refused(given, message):

@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder
 from tests.family_cases import FOLDER
 from tests.gguf_samples import write_tiny_gguf
-from tests.scripts.running import run_many
+from tests.scripts.running import SCRIPTS, environment, run_many
 
 PROMPT = ["--prompt=the end", "--max_new_tokens=8", "--json=-"]
 LLAMA = str(FOLDER / "llama2")
@@ -66,6 +69,7 @@ REFUSED = {
         "folder ", "others holds 'thesis.tex'", "; name a new folder",
     ),
     "a file": ([f"--model={LLAMA}", "--output_dir=tiny.gguf"], 1, "tiny.gguf is no folder", "; "),
+    "below a file": ([f"--model={LLAMA}", "--output_dir=tiny.gguf/x"], 1, "(Not a directory); "),
     "no model": (["--model=nothing/here", "--output_dir=new"], 1, "nothing/here", "; "),
     "damaged": (["--model=damaged", "--output_dir=new"], 1, "is 10000 bytes, not ", "; the file"),
     "mesh": (
@@ -102,6 +106,25 @@ def test_what_cannot_be_converted_is_one_line(refused, folder, name):
     assert all(part in ended.error for part in parts), ended.error
     assert not (folder / "new").exists()
     assert [path.name for path in (folder / "others").iterdir()] == ["thesis.tex"]
+
+
+def test_a_full_disk_is_one_line_an_end_at_once_and_leaves_nothing(folder):
+    """A limit on the size of files stands in for the disk: Orbax fails in threads of its own."""
+    flags = f"--model={FOLDER / 'mixtral'} --output_dir=full --dtype=float32"
+    line = f"ulimit -f 8; exec {sys.executable} {SCRIPTS / 'convert_checkpoint.py'} {flags}"
+    done = subprocess.run(
+        ["sh", "-c", line],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        "error: folder .*full cannot be written to .File too large.; .*\n", done.stderr
+    )
+    assert not (folder / "full").exists()
 
 
 def test_a_checkpoint_that_lost_a_byte_is_refused_in_one_line(folder, converted):

@@ -1,5 +1,7 @@
 """estimate.py as a user runs it: tables, documents, what does not fit, and mistakes."""
 
+import json
+
 import pytest
 
 from tests.scripts.running import run_many
@@ -54,6 +56,10 @@ CASES = {
     "price_of_two": ["--topology=v5e:4x4,h100:8", "--price_per_chip_hour=1"],
     "endless": ["--hbm_bandwidth=inf"],
     "no_price": ["--price_per_chip_hour=nan"],
+    "absurd_price": ["--price_per_chip_hour=1e308"],
+    "no_home": ["--json=~nobody-of-this-name/a.json"],
+    "long_name": [f"--json={'a' * 300}"],
+    "at_home": ["--model=tiny", "--topology=v5e:1x1", "--batch=1", "--json=~/results/at_home.json"],
     "prompts_layout": ["--prefill_layout=diagonal"],
     "no_experts": ["--expert_parallel"],
     "sized_layout": ["--model=deepseek-v3", "--topology=h200:8", "--layout=weight_stationary_2d"],
@@ -73,8 +79,13 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory):
-    return run_many("estimate.py", CASES, folder=tmp_path_factory.mktemp("estimate"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("estimate")
+
+
+@pytest.fixture(scope="module")
+def ended(folder):
+    return run_many("estimate.py", CASES, folder=folder, HOME=str(folder / "home"))
 
 
 def test_what_a_list_names_twice_is_one_point(ended):
@@ -139,6 +150,18 @@ def test_figures_and_prices_can_be_given(ended):
     assert "no price of b200 is listed by Google Cloud" in " ".join(
         ended["provider"].stderr.split()
     )
+
+
+def test_a_path_that_begins_with_a_tilde_is_in_the_home_folder(ended, folder):
+    assert ended["at_home"].code == 0, ended["at_home"].stderr
+    assert json.loads((folder / "home/results/at_home.json").read_text())["points"]
+    assert not list(folder.glob("~*"))
+
+
+def test_a_name_too_long_for_a_file_is_refused_before_the_work(ended):
+    assert (ended["long_name"].code, ended["long_name"].stdout) == (1, "")
+    assert ended["long_name"].error.startswith("--json is aaa")
+    assert "(File name too long); name a place" in ended["long_name"].error
 
 
 def test_a_document_says_which_figures_are_given(ended):
@@ -225,6 +248,8 @@ def test_all_experts_are_read_where_that_is_asked(ended):
         ("no_price", "--price_per_chip_hour is nan; use USD"),
         ("no_provider", "use one of Google Cloud, RunPod, AWS, Azure, Hot Aisle, DigitalOcean"),
         ("two_prices", "--provider is AWS, beside --price_per_chip_hour"),
+        ("absurd_price", "--price_per_chip_hour is 1e+308; use USD, 0 to 1,000,000"),
+        ("no_home", "--json is '~nobody-of-this-name/a.json' (no home folder is known for it"),
         ("prompts_layout", "layout is 'diagonal'; use one of"),
         ("no_experts", "--expert_parallel is true, but llama3-70b has no experts"),
         ("sized_layout", "--layout is weight_stationary_2d, but deepseek-v3 is known by its sizes"),

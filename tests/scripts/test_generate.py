@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -13,6 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from decode.generate import cache_slots
 from decode.tokenizer import Tokenizer
 from model.weights.gguf_file import GGUFFile
 from tests.family_cases import FOLDER
@@ -95,6 +97,7 @@ def more(folder, alone):
         "second seed": [*SAMPLED, "--seed=2"],
         "end": ends,
         "stop": [*ends, "--ignore_eos", f"--stop={stop}"],
+        "uneven": [*ends, "--prompt=He", "--json=results/uneven.json"],
         "chat": [*PLAIN, "--chat", "--max_new_tokens=1", "--no_cache", "--json=-"],
         "ids in a folder": [f"--model={FOLDER / 'mixtral'}", *IDS],
         "ids in a file": ["--model=wordless.gguf", *IDS],
@@ -183,6 +186,28 @@ def test_a_seed_repeats_its_tokens_and_another_changes_them(more):
 
 def test_without_a_cache_the_text_is_said_to_be_the_same(more):
     assert "times slower, the same text" in more["batch"].stderr
+
+
+def test_the_cache_that_is_told_is_the_one_that_is_allocated(more, alone):
+    """Layers x keys and values x heads x their size x slots x bytes, of two sequences."""
+    prompt = len(alone[1]["prompt_tokens"][0])
+    slots = cache_slots(prompt, NEW_TOKENS, 256)
+    assert slots == 64 > prompt + NEW_TOKENS
+    assert f"{1 * 2 * 2 * 8 * slots * 4 * 2 / 1e6:.2f} MB of cache" in more["batch"].stderr
+
+
+def test_tokens_a_second_are_those_that_were_made_after_the_first_step(more, folder):
+    document = json.loads((folder / "results" / "uneven.json").read_text())
+    counts = [len(tokens) for tokens in document["tokens"]]
+    assert min(counts) < max(counts)  # one ends before the other
+    seconds = sum(document["points"][0]["step_s"]["samples"])
+    rate = float(re.search(r"median\), (\d+) tokens/s", more["uneven"].stderr)[1])
+    assert rate == pytest.approx((sum(counts) - 2) / seconds, abs=0.6)
+
+
+def test_a_document_has_the_time_to_the_first_token(alone):
+    said = float(re.search(r"first after ([\d.]+) s", alone[0].stderr)[1])
+    assert alone[1]["first_token_s"] == pytest.approx(said, abs=0.006)
 
 
 def test_one_token_is_too_few_to_compare_times(more):

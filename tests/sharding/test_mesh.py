@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from sharding.errors import LayoutError, UsageError
-from sharding.mesh import make_mesh, parse_mesh
+from sharding.mesh import make_mesh, parse_mesh, request_cpu_devices
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,14 @@ def test_a_mesh_has_explicit_axes_in_order():
     mesh = make_mesh(parse_mesh("2x1x3"))
     assert mesh.axis_names == ("x", "y", "z") and mesh.devices.shape == (2, 1, 3)
     assert set(mesh.axis_types) == {jax.sharding.AxisType.Explicit}
+
+
+def test_more_fake_devices_than_jax_can_start_are_not_asked_for_and_refused():
+    before = jax.config.jax_num_cpu_devices
+    request_cpu_devices(100_000)
+    assert jax.config.jax_num_cpu_devices == before
+    with pytest.raises(LayoutError, match=r"needs 100000 devices.* use a mesh of at most 512"):
+        make_mesh(parse_mesh("100000"))
 
 
 def test_more_devices_than_there_are_is_refused():

@@ -1,5 +1,7 @@
 """Who a process is among many: what clusters say of it, and when they are not asked."""
 
+import socket
+
 import jax
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
@@ -103,3 +105,11 @@ def test_alone_nothing_is_asked_of_others():
     with pytest.raises(SystemExit) as end:
         processes.leave(2)
     assert end.value.code == 2
+
+
+def test_a_coordinators_port_that_another_program_has_is_refused_before_jax_listens():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(FloorlineError, match=f"process 0 of 2 is failing .port {port}: Addr"):
+            processes._try_port(Membership(2, 0, f"127.0.0.1:{port}"))
+    processes._try_port(Membership(2, 0, f"127.0.0.1:{port}"))

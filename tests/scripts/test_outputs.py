@@ -1,0 +1,115 @@
+"""What scripts do with outputs, paths and interrupts: the same in all of them."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from tests.scripts.running import SCRIPTS, environment
+
+ESTIMATE = ["estimate.py", "--model=tiny", "--topology=v5e:1x1", "--batch=1"]
+# Shell's redirections -> exit code, and the end of standard error.
+OUTPUTS = {
+    "full": (">/dev/full", 1, r"error: standard output takes no more \(No space left .*"),
+    "closed": (">&-", 0, ""),
+    "errors closed": ("2>&-", 0, ""),
+    "errors full": ("2>/dev/full", 0, ""),
+    "no reader": ("| true", 0, ""),  # of the shell's last command
+}
+HEEDING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+HEEDING += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+"""Where tests run in the background, interrupts may be ignored from birth."""
+
+
+def started(command, folder, **variables):
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(PYTHONUNBUFFERED="1", **variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="surrogateescape",
+    )
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """How the same run ended with each output, and the folder of its documents."""
+    folder = tmp_path_factory.mktemp("outputs")
+    script = " ".join(["exec", sys.executable, str(SCRIPTS / ESTIMATE[0]), *ESTIMATE[1:]])
+    processes = {}
+    for name, (where, *_) in OUTPUTS.items():
+        line = f"{script} '--json={name}.json' {where}"
+        processes[name] = started(["sh", "-c", line], folder)
+    said = {name: process.communicate(timeout=120) for name, process in processes.items()}
+    return folder, {name: (processes[name].returncode, *said[name]) for name in processes}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_results_are_in_their_files_whatever_the_output_does(outputs, name):
+    folder, ended = outputs
+    _, code, error = OUTPUTS[name]
+    assert ended[name][0] == code
+    assert re.fullmatch(error, ended[name][2].strip())
+    assert json.loads((folder / f"{name}.json").read_text())["points"]
+
+
+SHOWING = """
+import _common
+def main():
+    _common.show("é漢🙂")
+    raise AssertionError
+_common.start(main)
+"""
+
+
+def test_letters_that_the_output_lacks_are_escaped_and_an_error_without_text_is_named(tmp_path):
+    variables = {"PYTHONIOENCODING": "latin-1", "PYTHONPATH": f"{SCRIPTS}:{SCRIPTS.parent}"}
+    process = started([sys.executable, "-c", SHOWING], tmp_path, **variables)
+    shown, said = process.communicate(timeout=120)
+    assert shown.encode(errors="surrogateescape") == "é\\u6f22\\U0001f642\n".encode("latin-1")
+    assert said.startswith("error: AssertionError is raised without a word; run again with")
+    assert process.returncode == 1
+
+
+def test_an_interrupt_while_modules_are_imported_is_one_line(tmp_path):
+    (tmp_path / "absl.py").write_text("import time\nprint('imports', flush=True)\ntime.sleep(60)")
+    command = [sys.executable, "-c", HEEDING, str(SCRIPTS / "generate.py")]
+    process = started(command, tmp_path, PYTHONPATH=str(tmp_path))
+    assert process.stdout.readline() == "imports\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (
+        130,
+        "error: run is interrupted; nothing more was written\n",
+    )
+
+
+def test_another_module_of_a_packages_name_is_named(tmp_path):
+    (tmp_path / "model.py").write_text("")
+    command = [sys.executable, str(SCRIPTS / "generate.py")]
+    process = started(command, tmp_path, PYTHONPATH=f"{tmp_path}:{SCRIPTS.parent}")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2 and said.startswith("error: import of 'model.")
+    assert f"{tmp_path / 'model.py'} is another 'model': take it off PYTHONPATH" in said
+
+
+def test_every_flag_that_names_a_file_knows_the_home_folder():
+    paths = ["model", "json", "output_dir", "calibration", "save_hlo", "cases"]
+    for script in SCRIPTS.glob("*.py"):
+        if not script.name.startswith("make_"):
+            found = re.findall(r'DEFINE_string\(\s*"(\w+)"', script.read_text())
+            assert not set(found) & set(paths), script.name
+
+
+def test_the_licence_is_stated_as_the_packaging_index_reads_it():
+    with (SCRIPTS.parent / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)
+    assert project["project"]["license"] == "Apache-2.0"
+    assert (SCRIPTS.parent / project["project"]["license-files"][0]).is_file()
+    assert project["build-system"]["requires"] == ["setuptools>=77.0.3"]  # the first to read it
