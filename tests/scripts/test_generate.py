@@ -193,7 +193,7 @@ def test_the_cache_that_is_told_is_the_one_that_is_allocated(more, alone):
     prompt = len(alone[1]["prompt_tokens"][0])
     slots = cache_slots(prompt, NEW_TOKENS, 256)
     assert slots == 64 > prompt + NEW_TOKENS
-    assert f"{1 * 2 * 2 * 8 * slots * 4 * 2 / 1e6:.2f} MB of cache" in more["batch"].stderr
+    assert f"{1 * 2 * 2 * 16 * slots * 4 * 2 / 1e6:.2f} MB of cache" in more["batch"].stderr
 
 
 def test_tokens_a_second_are_those_that_were_made_after_the_first_step(more, folder):
