@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import sys
 import time
 
@@ -105,6 +106,17 @@ def test_flags_that_differ_end_every_process(tmp_path):
     assert (first.code, second.code) == (1, 2)
     assert second.error.startswith("--seed is 1 here and 0 in process 0")
     assert GONE.search(first.error)[1] in ("1", None)
+
+
+def test_a_port_that_is_taken_is_one_line_at_once(tmp_path):
+    with socket.create_server(("localhost", 0)) as taken:
+        where = f"--coordinator=localhost:{taken.getsockname()[1]}"
+        command = [sys.executable, str(SCRIPTS / "generate.py"), *PROMPT, where]
+        command += ["--num_processes=2", "--process_id=0"]
+        with each_started([command], tmp_path, {}) as these:
+            (ended,) = ends(these, timeout=SLACK)
+    assert (ended.code, ended.stderr) == (1, f"error: {ended.error}\n")
+    assert "Address already in use); free the coordinator's port" in ended.error
 
 
 def test_a_peer_that_never_comes_ends_the_other(tmp_path):

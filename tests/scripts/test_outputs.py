@@ -11,14 +11,17 @@ import pytest
 
 from tests.scripts.running import SCRIPTS, environment
 
-ESTIMATE = ["estimate.py", "--model=tiny", "--topology=v5e:1x1", "--batch=1"]
-# Shell's redirections -> exit code, and the end of standard error.
+ESTIMATE = "estimate.py --model=tiny --topology=v5e:1x1 --batch=1"
+GENERATE = "generate.py --model=tiny --random_weights --prompt_tokens=1,2 --max_new_tokens=3"
+FULL = r"error: standard output takes no more \(No space left on device\); make room, .*"
+# Script, the shell's redirections, exit code, and standard error.
 OUTPUTS = {
-    "full": (">/dev/full", 1, r"error: standard output takes no more \(No space left .*"),
-    "closed": (">&-", 0, ""),
-    "errors closed": ("2>&-", 0, ""),
-    "errors full": ("2>/dev/full", 0, ""),
-    "no reader": ("| true", 0, ""),  # of the shell's last command
+    "full": (ESTIMATE, ">/dev/full", 1, FULL),
+    "streamed to a full one": (GENERATE, ">/dev/full", 1, f"3 tokens; first after .*\n{FULL}"),
+    "closed": (ESTIMATE, ">&-", 0, ""),
+    "errors closed": (ESTIMATE, "2>&-", 0, ""),
+    "errors full": (GENERATE, "2>/dev/full", 0, ""),
+    "no reader": (ESTIMATE, "| true", 0, ""),  # of the shell's last command
 }
 HEEDING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
 HEEDING += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -39,12 +42,11 @@ def started(command, folder, **variables):
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """How the same run ended with each output, and the folder of its documents."""
+    """How the runs ended, and the folder of their documents."""
     folder = tmp_path_factory.mktemp("outputs")
-    script = " ".join(["exec", sys.executable, str(SCRIPTS / ESTIMATE[0]), *ESTIMATE[1:]])
     processes = {}
-    for name, (where, *_) in OUTPUTS.items():
-        line = f"{script} '--json={name}.json' {where}"
+    for name, (script, where, *_) in OUTPUTS.items():
+        line = f"exec {sys.executable} {SCRIPTS}/{script} '--json={name}.json' {where}"
         processes[name] = started(["sh", "-c", line], folder)
     said = {name: process.communicate(timeout=120) for name, process in processes.items()}
     return folder, {name: (processes[name].returncode, *said[name]) for name in processes}
@@ -53,7 +55,7 @@ def outputs(tmp_path_factory):
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_results_are_in_their_files_whatever_the_output_does(outputs, name):
     folder, ended = outputs
-    _, code, error = OUTPUTS[name]
+    *_, code, error = OUTPUTS[name]
     assert ended[name][0] == code
     assert re.fullmatch(error, ended[name][2].strip())
     assert json.loads((folder / f"{name}.json").read_text())["points"]
