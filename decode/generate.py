@@ -13,7 +13,6 @@ import numpy as np
 from decode.engine import Emitted, Engine
 from decode.sampling import GREEDY, Sampler
 from model.config import ModelConfig
-from sharding.errors import UsageError
 from sharding.errors import FloorlineError, UsageError
 
 SMALLEST_BUCKET = 16

@@ -11,8 +11,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-import jax
-
 from model.config import ModelConfig
 from model.form import Form
 from model.placing import settle
@@ -25,6 +23,7 @@ from sharding import processes
 from sharding.errors import LayoutError
 from sharding.mesh import MeshShape, request_cpu_devices
 from sharding.placement import Layout
+from sharding.platform import default_platform, devices
 
 EQUAL = 1e-9
 """Floors that differ by a smaller part are equal."""
@@ -175,9 +174,9 @@ def every_device(
     offered = [wish.steps(config) for wish in wishes]
     alone = processes.count() == 1
     request_cpu_devices(max(on_cpu) if alone else processes.count())
-    if alone and jax.default_backend() == "cpu":
+    if alone and default_platform() == "cpu":
         return [meshes(count) for count in on_cpu]
-    for count in range(jax.device_count(), 0, -1):
+    for count in range(len(devices()), 0, -1):
         try:
             for layouts in offered:
                 admitted(config, layouts, meshes(count))

@@ -14,8 +14,9 @@ from sharding.errors import UsageError
 
 FLOPS = "_flops"
 """Ends the name of a figure that is a rate of arithmetic; before it stands the type."""
-_RANGE = (1.0, 1e24)  # of figures that a chip may be given; far beyond it times overflow
+RANGE = (1.0, 1e24)  # of figures that a chip may be given; far beyond it times overflow
 _RANGES = {"hop_latency": (1e-12, 1.0)}  # seconds
+DEAREST = 1e6  # USD per chip-hour that anyone is taken to pay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +231,7 @@ class Chip:
                 raise UsageError(
                     f"chip figure is {name!r}; use one of {', '.join(figure_names())} or flops"
                 )
-            least, most = _RANGES.get(name, _RANGE)
+            least, most = _RANGES.get(name, RANGE)
             if not least <= value <= most:
                 remedy = f"use a positive number, {least:g} to {most:g}"
                 raise UsageError(f"{name} of {self.name} is {value}; {remedy}")

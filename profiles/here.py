@@ -35,11 +35,8 @@ class Here:
 
 def here(count: int) -> Here:
     """JAX's first devices, so many of them, of assumed rates if there are fewer; starts JAX."""
-    devices = jax.devices()[:count]
-    if jax.default_backend() != "cpu" and len(devices) == count:
-    """JAX's first devices, so many of them; starts JAX."""
     found = devices()[:count]
-    if found[0].platform != "cpu":
+    if found[0].platform != "cpu" and len(found) == count:
         try:
             chip = find_chip(found[0].device_kind)
         except UsageError:

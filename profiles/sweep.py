@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
-
 from decode.engine import Engine
 from decode.load import ModelSource
 from model.config import check_length
@@ -34,6 +32,7 @@ from sharding import processes
 from sharding.errors import UsageError
 from sharding.mesh import MeshShape
 from sharding.placement import Layout
+from sharding.platform import default_platform, devices
 
 LEAST_ROUNDS = 5
 MOST_ROUNDS = 25
@@ -320,7 +319,7 @@ def _peaks(sweep: Sweep, bandwidth: dict, engine: Engine) -> Peaks:
 def _published(sweep: Sweep) -> Peaks:
     """Peaks of each device in the fastest arithmetic of a step, which is that of all forms."""
     dtype = sweep.forms[0].arithmetic
-    return published_peaks(jax.devices()[0], sweep.bandwidth, sweep.peak_flops, dtype)
+    return published_peaks(devices()[0], sweep.bandwidth, sweep.peak_flops, dtype)
 
 
 def _bandwidth(sweep: Sweep, rates: dict[str, dict[str, list[float]]]) -> dict:
@@ -355,7 +354,7 @@ def _bandwidth(sweep: Sweep, rates: dict[str, dict[str, list[float]]]) -> dict:
 
 
 def _shares_memory() -> bool:
-    return jax.default_backend() == "cpu"
+    return default_platform() == "cpu"
 
 
 def _cpu_cache() -> float:

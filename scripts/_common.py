@@ -65,8 +65,6 @@ try:
 
     from decode.load import ModelSource, find_source
     from model.config import ModelConfig, check_length
-    from profiles.files import OutputError, check_writable
-    from profiles.files import OutputError, check_file
     from profiles.files import check_file, not_taken
     from sharding import processes
     from sharding.errors import FloorlineError, UsageError

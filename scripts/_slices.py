@@ -9,10 +9,8 @@ from absl import flags
 from model.catalog import CATALOG, find_model
 from profiles.calibration import Calibration, calibration_of, read_calibration
 from profiles.estimate import Model
-from profiles.hardware import Chip, Price, find_provider
+from profiles.hardware import DEAREST, Chip, Price, find_provider
 from profiles.numbers import exact
-from profiles.hardware import Chip, Price, check_figure
-from profiles.hardware import Chip, Price
 from profiles.sized import sized_models
 from profiles.slices import Slice, parse_slice
 from sharding.errors import UsageError
@@ -55,9 +53,6 @@ EXPERTS = flags.DEFINE_enum(
     "Experts that a step is taken to read: those that evenly spread tokens choose, those of one "
     "token, or all.",
 )
-
-
-_DEAREST = 1e6  # USD per chip-hour
 
 
 def model() -> Model:
@@ -147,7 +142,7 @@ def price(chip: Chip) -> float | None:
     """USD per chip-hour, None if none is given or known.
 
     Raises:
-      UsageError: a negative one is given, or a provider who lists none of any chip.
+      UsageError: one is given that no chip could have, or a provider who lists none of any chip.
     """
     if PRICE.value is None:
         found = listed_price(chip)
@@ -156,24 +151,14 @@ def price(chip: Chip) -> float | None:
         raise UsageError(
             f"--provider is {PROVIDER.value}, beside --price_per_chip_hour; give one of them"
         )
-    if not 0 <= PRICE.value < math.inf:
-        raise UsageError(f"--price_per_chip_hour is {PRICE.value}; use USD, 0 or more")
+    if not 0 <= PRICE.value <= DEAREST:
+        raise UsageError(f"--price_per_chip_hour is {PRICE.value}; use USD, 0 to {DEAREST:,.0f}")
     return PRICE.value
 
 
 def quote(chip: Chip) -> Price | None:
     """The listed price that costs are at; None where one is given or none is listed."""
     return listed_price(chip) if PRICE.value is None else None
-      UsageError: one is given that no chip could have.
-    """
-    if PRICE.value is not None:
-        if not 0 <= PRICE.value <= _DEAREST:
-            raise UsageError(
-                f"--price_per_chip_hour is {PRICE.value}; use USD, 0 to {_DEAREST:,.0f}"
-            )
-        return PRICE.value
-    found = listed_price(chip)
-    return found.usd if found else None
 
 
 def listed_price(chip: Chip) -> Price | None:

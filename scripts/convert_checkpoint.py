@@ -27,7 +27,6 @@ from profiles.report import write_json
 from sharding import processes
 from sharding.errors import UsageError
 
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the checkpoint goes.")
 _DEVICES = flags.DEFINE_integer(
     "devices",
     None,
@@ -36,7 +35,6 @@ _DEVICES = flags.DEFINE_integer(
     1,
 )
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", None, "Where the checkpoint goes.")
-_DEVICES = flags.DEFINE_integer("devices", None, "How many devices, all on mesh axis z.", 1)
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
 
 

@@ -37,11 +37,10 @@ from decode.load import ModelSource
 from decode.sampling import make_sampler
 from model.form import Form
 from profiles.files import not_taken
+from profiles.numbers import byte_size, ms, number, several
 from profiles.progress import byte_progress
 from profiles.record import describe_step
 from profiles.report import document, field_text, summarise, write_json
-from profiles.traffic import kv_token_bytes
-from profiles.report import document, summarise, write_json
 from sharding import processes
 from sharding.errors import UsageError
 
@@ -132,9 +131,9 @@ class _Run:
         """Runs to the end, printing as tokens arrive."""
         write = _streamer(self.source, len(self.request.prompts)) if self.show else None
         last = time.perf_counter()
-        for number, completions in enumerate(steps):
+        for step, completions in enumerate(steps):
             now = time.perf_counter()
-            if number:
+            if step:
                 self.step_seconds.append(now - last)
             else:
                 self.first_seconds = now - last
@@ -173,7 +172,7 @@ def _streamer(source: ModelSource, prompts: int) -> Callable[[list[Completion]],
     printed: set[int] = set()
     shown = 0
 
-    def one(completions: list[Completion]) -> None:
+    def as_it_comes(completions: list[Completion]) -> None:
         nonlocal shown
         (completion,) = completions
         for token in completion.tokens[shown:]:
@@ -182,13 +181,13 @@ def _streamer(source: ModelSource, prompts: int) -> Callable[[list[Completion]],
         if completion.finish_reason:
             print(stream.flush() if stream else "", flush=True)
 
-    def several(completions: list[Completion]) -> None:
-        for number, completion in enumerate(completions):
-            if completion.finish_reason and number not in printed:
-                printed.add(number)
-                print(f"[{number}] {_text(source, completion.tokens)}", flush=True)
+    def as_each_ends(completions: list[Completion]) -> None:
+        for prompt, completion in enumerate(completions):
+            if completion.finish_reason and prompt not in printed:
+                printed.add(prompt)
+                print(f"[{prompt}] {_text(source, completion.tokens)}", flush=True)
 
-    return one if prompts == 1 else several
+    return as_it_comes if prompts == 1 else as_each_ends
 
 
 def _text(source: ModelSource, tokens: list[int]) -> str:
@@ -246,14 +245,10 @@ def _speed(run: _Run, engine: Engine) -> str:
     text = f"{run.tokens()} tokens; first after {run.first_seconds:.2f} s, compilation included"
     if run.step_seconds:
         median = float(np.median(run.step_seconds))
-        rate = len(run.request.prompts) / median
-        text += f"; then {median * 1e3:.1f} ms per step (measured median), {rate:.0f} tokens/s"
+        text += f"; then {ms(median)} ms per step (measured median)"
+        text += f", {number(run.tokens_per_s())} tokens/s"
     mesh, kind = field_text(dict(engine.mesh.shape)), engine.mesh.devices.flat[0].device_kind
-    return f"{text} on {engine.mesh.size} {kind} device(s), mesh {mesh}"
-        text += f"; then {median * 1e3:.1f} ms per step (measured median)"
-        text += f", {run.tokens_per_s():.0f} tokens/s"
-    devices = engine.mesh.size
-    return f"{text} on {devices} {engine.mesh.devices.flat[0].device_kind} device(s)"
+    return f"{text} on {several(engine.mesh.size, f'{kind} device')}, mesh {mesh}"
 
 
 def _comparison(fast: _Run, slow: _Run, engine: Engine) -> str:
@@ -262,11 +257,11 @@ def _comparison(fast: _Run, slow: _Run, engine: Engine) -> str:
     size = engine.cache_bytes(*cache_sizes(engine, fast.request))
     if not fast.step_seconds:
         return f"KV cache: {same} text without it; three tokens or more are needed to compare times"
-    times = [float(np.median(run.step_seconds)) * 1e3 for run in (fast, slow)]
+    times = [float(np.median(run.step_seconds)) for run in (fast, slow)]
     return (
-        f"KV cache: {times[0]:.1f} ms per step and {size / 1e6:.2f} MB of cache; "
-        f"without it: {times[1]:.1f} ms per step and none, every step recomputing up to {longest} "
-        f"tokens per sequence (measured medians): {times[1] / times[0]:.1f} times slower, "
+        f"KV cache: {ms(times[0])} ms per step and {byte_size(size)} of cache; "
+        f"without it: {ms(times[1])} ms per step and none, every step recomputing up to {longest} "
+        f"tokens per sequence (measured medians): {number(times[1] / times[0])} times slower, "
         f"{same} text"
     )
 

@@ -47,7 +47,6 @@ from profiles.report import check_writable, document, field_text, write_json
 from sharding import processes
 from sharding.errors import FloorlineError, LayoutError
 from sharding.mesh import request_cpu_devices
-from sharding.mesh import parse_mesh, request_cpu_devices
 from sharding.platform import default_platform, devices
 
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 4x4x4.")
@@ -112,9 +111,9 @@ def main() -> None:
 def _subject() -> tuple[Subject, bool]:
     """What to look at, and whether to compile it."""
     name = _common.MODEL.value
-    devices = _DEVICES.value or (None if _MESH.value else 8)
-    meshes = _layouts.meshes(devices, _MESH.value, request=False)
-    devices = math.prod(meshes[0][0].values())
+    asked = _DEVICES.value or (None if _MESH.value else 8)
+    meshes = _layouts.meshes(asked, _MESH.value, request=False)
+    count = math.prod(meshes[0][0].values())
     _forms.check()
     source = None if name in CATALOG else _common.source()
     config = source.config if source else _common.lengthened(find_model(name))
@@ -122,23 +121,16 @@ def _subject() -> tuple[Subject, bool]:
     def form() -> Form:
         return _forms.form(source.stored_scheme() if source else None)
 
-    compiling = _compiles(config, devices)
-    if compiling:
-        request_cpu_devices(devices)
-    (slots,) = _common.lengths(_CONTEXT, config, prefill=True)
-    layout, shape = _layouts.layout(config, meshes, form, [_BATCH.value], [slots])
-    count = math.prod(shape.values())
     compiling = _compiles(config, count)
     if compiling:
         request_cpu_devices(count)
-    layout = _layouts.layout(config, shape, form, [_BATCH.value], [_CONTEXT.value])
+    (slots,) = _common.lengths(_CONTEXT, config, prefill=True)
+    layout, shape = _layouts.layout(config, meshes, form, [_BATCH.value], [slots])
     placement = layout.check(config.sizes, shape)
     if compiling and count > len(here := devices()):
         if _COMPILE.value:
             raise LayoutError(
-                f"mesh is {field_text(shape)}, of {devices} devices to compile for, but JAX has "
-                f"{jax.device_count()}; leave --compile out, or set JAX_PLATFORMS=cpu"
-                f"mesh is {_MESH.value}, of {count} devices to compile for, but JAX has "
+                f"mesh is {field_text(shape)}, of {count} devices to compile for, but JAX has "
                 f"{len(here)}; leave --compile out, or set JAX_PLATFORMS=cpu"
             )
         compiling = False

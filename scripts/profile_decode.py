@@ -34,6 +34,7 @@ from model.form import Form
 from profiles.events import remove_events, write_events
 from profiles.figures import cost, step_time
 from profiles.files import remove
+from profiles.hardware import DEAREST, RANGE
 from profiles.report import (
     check_writable,
     document,
@@ -46,8 +47,6 @@ from profiles.report import (
 from profiles.sweep import Interrupted, Outcome, Sweep, run
 from sharding import processes
 from sharding.errors import FloorlineError, UsageError
-from sharding.mesh import request_cpu_devices
-from sharding.platform import default_platform
 
 _DEVICES = flags.DEFINE_list(
     "devices",
@@ -91,8 +90,8 @@ def main() -> None:
     if _common.JSON.value == "-":
         write_json("-", found)
     else:
-        print(table(outcome.points, outcome.bandwidth))
-        print("\n".join(fit_lines(found["fits"])))
+        _common.show(table(outcome.points, outcome.bandwidth))
+        _common.show("\n".join(fit_lines(found["fits"])))
     _refuse_unmeasured(outcome)
     _refuse_impossible(outcome)
 
@@ -117,22 +116,16 @@ def _sweep(output: Path) -> Sweep:
     meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
     batches = _common.integers("batch", _BATCH.value)
     contexts = _common.integers("context", _CONTEXT.value)
-    for flag in (_BANDWIDTH, _FLOPS, _PRICE):
-        if flag.value is not None and not 0 < flag.value < float("inf"):
-            raise UsageError(f"--{flag.name} is {flag.value}; use a positive number")
+    for flag, (least, most) in ((_BANDWIDTH, RANGE), (_FLOPS, RANGE), (_PRICE, (1e-6, DEAREST))):
+        if flag.value is not None and not least <= flag.value <= most:
+            remedy = f"use a positive number, {least:g} to {most:g}"
+            raise UsageError(f"--{flag.name} is {flag.value}; {remedy}")
     if not _SECONDS.value >= 0:  # as NaN is not
         raise UsageError("--seconds is nan; use a number of seconds, 0 or more")
     _layouts.check_layouts()
     _forms.check()
     source = _common.source()
     contexts = _common.within(source.config, _CONTEXT, contexts, 1)
-    if shapes is None:
-        alone = processes.count() == 1
-        request_cpu_devices(2 if alone else processes.count())
-        on_cpu = default_platform() == "cpu"
-        counts = (1, 2) if on_cpu and alone else (jax.device_count(),)
-        shapes = [{"x": 1, "y": 1, "z": count} for count in counts]
-    largest = max(shapes, key=lambda shape: math.prod(shape.values()))
 
     def forms() -> list[Form]:
         return _forms.forms(source.stored_scheme())

@@ -53,11 +53,6 @@ def request_cpu_devices(count: int) -> None:
         jax.config.update("jax_num_cpu_devices", count)
 
 
-def whole_mesh() -> dict[str, int]:
-    """The shape of all devices that JAX has, on axis z."""
-    return {"x": 1, "y": 1, "z": len(devices())}
-
-
 def make_mesh(shape: MeshShape) -> jax.sharding.Mesh:
     """A mesh over the first devices that JAX has, as many of each process.
 
