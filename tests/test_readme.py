@@ -106,7 +106,7 @@ def test_no_recorded_step_copies_a_caches_values_or_a_matrix_and_loops_are_overl
 
 
 def test_the_plan_is_the_recorded_one():
-    recorded = (RESULTS / "plan-llama3-70b/plan.txt").read_text().splitlines()
+    recorded = (RESULTS / "plan-llama3.1-70b/plan.txt").read_text().splitlines()
     shown = README.split("$ python scripts/plan.py")[1].split("```")[0].splitlines()[1:]
     assert "choice: " in "".join(shown) and set(shown) <= {*recorded, "..."}
 
