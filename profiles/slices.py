@@ -77,6 +77,8 @@ class Slice:
 def parse_slice(text: str) -> Slice:
     """Reads a chip's short name, a shape and perhaps a number of slices: ``v5p:2x2x4*2``.
 
+    A torus that is turned is the same slice: ``v5e:4x2`` is ``v5e:2x4``.
+
     Raises:
       UsageError: the text is not of this form, the chip is not known, or does not come so.
     """
@@ -88,7 +90,10 @@ def parse_slice(text: str) -> Slice:
         )
     chip, shape = find_chip(form[1]), tuple(map(int, form[2].split("x")))
     offered = _tori(chip.wiring) if chip.wiring.dimensions else _groups(chip.wiring, shape)
-    if shape not in offered:
+    turned = set(itertools.permutations(shape)) if len(shape) == chip.wiring.dimensions else {shape}
+    if found := turned.intersection(offered):
+        (shape,) = found
+    else:
         nearest = heapq.nsmallest(2, offered, key=functools.partial(_distance, shape))
         raise UsageError(
             f"topology is {text}, a slice that {chip.name} does not come in; "

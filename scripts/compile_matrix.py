@@ -32,6 +32,7 @@ from profiles.matrix import Point, run, summary
 from profiles.matrix_figure import heat_map
 from profiles.numbers import ms
 from profiles.report import Record, document, field_text, versions
+from profiles.slices import parse_slice
 from sharding.errors import UsageError
 
 _TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x4"], "Slices, such as v5e:4x4,v5p:2x2x2.")
@@ -116,7 +117,7 @@ def _points() -> list[Point]:
         if prefill and min(contexts) < 2:
             raise UsageError(f"--context is {min(contexts)} with --phase=prefill; use 2 or more")
         grid = itertools.product(
-            _TOPOLOGY.value,
+            [str(parse_slice(text)) for text in _TOPOLOGY.value],
             _forms.forms(here=False),
             _layouts.wishes(),
             _common.integers("batch", _BATCH.value),

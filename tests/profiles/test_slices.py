@@ -75,7 +75,7 @@ def test_an_unknown_chip_is_refused():
         ("v5e:3x3", "v5e:2x4 or v5e:4x4"),
         ("v5e:16x32", "v5e:16x16 or v5e:8x16"),
         ("v5e:16", "v5e:4x4 or v5e:4x8"),
-        ("v4:4x2x2", "v4:2x2x4 or v4:2x2x2"),
+        ("v5e:4x3", "v5e:2x4 or v5e:4x4"),
         ("v5p:8", "v5p:2x2x2 or v5p:2x2x4"),
         ("v5p:4x4x6", "v5p:4x4x8 or v5p:4x4x4"),
         ("v4:16x16x32", "v4:8x16x32 or v4:16x16x16"),
@@ -87,6 +87,15 @@ def test_an_unknown_chip_is_refused():
 def test_a_slice_that_there_is_not_is_refused_with_the_nearest_ones(text, nearest):
     with pytest.raises(UsageError, match=f"is {text}, a slice .* does not come in; use {nearest}$"):
         parse_slice(text)
+
+
+@pytest.mark.parametrize(
+    ("turned", "text"),
+    [("v5e:4x2", "v5e:2x4"), ("v4:4x2x2", "v4:2x2x4"), ("v5p:8x4x4*2", "v5p:4x4x8*2"),
+     ("v4:1x2x2", "v4:2x2x1"), ("tpu7x:12x4x8", "tpu7x:4x8x12")],
+)  # fmt: skip
+def test_a_turned_torus_is_the_same_slice(turned, text):
+    assert parse_slice(turned) == parse_slice(text) and str(parse_slice(turned)) == text
 
 
 def test_listed_slices_are_of_their_chips_dimensions_and_fit_their_largest():
