@@ -7,13 +7,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from profiles.candidates import least_slice
-from profiles.estimate import Estimate, Setting
 from profiles.estimate_record import Recorder
 from profiles.numbers import exact, milliseconds, ms, number, several
 from profiles.plan import Keep, Point, Search, Targets
 from profiles.plan_space import Cell, Space
 from profiles.report import Record
+from profiles.slices import slices_of
 from sharding.errors import FloorlineError
 
 ROWS = 16
@@ -178,8 +177,7 @@ class _Neighbours:
         point = self.choice
         for batch in (point.batch // 2, point.batch * 2):
             if batch:
-                found = point.cell.estimate(point.number, batch)
-                yield Lost(f"batch {batch:,}", self.verdict(found))
+                yield Lost(f"batch {batch:,}", self.verdict(batch))
 
     def slices(self) -> Iterable[Lost]:
         """The next smaller and larger of the chip."""
@@ -238,12 +236,13 @@ class _Neighbours:
         at = f", at {_price(point.cell)}" if priced else ""
         return f"{self.dearer(point.usd)} ({_name(point)}{at})"
 
-    def verdict(self, found: Estimate) -> str:
-        """Why a step lost."""
-        limit = self.search.targets.step_s
-        if not found.fits:
-            capacity = found.setting.where.chip.expected.capacity
-            return f"does not fit by {_gb(found.resident - capacity)} per chip"
+    def verdict(self, batch: int) -> str:
+        """Why the choice with another batch lost."""
+        point, limit = self.choice, self.search.targets.step_s
+        lacking = point.cell.lacking([point.number], batch)
+        if lacking > 0:
+            return f"does not fit by {_gb(lacking)} per chip"
+        found = point.cell.estimate(point.number, batch)
         seconds = found.expected.seconds
         if limit is not None and seconds > limit:
             return f"{milliseconds(seconds)} per step is over {exact(limit * 1e3)} ms"
@@ -344,21 +343,17 @@ def _shortest(search: Search) -> str:
 
 
 def _holding(space: Space) -> str:
-    """The slice of least cost, of the same chips, that would hold the model."""
+    """The slice of least cost, of the same chips, that would hold what the plan asks for."""
+    prices = {where.chip: price for where, price in space.offer.slices}
     found = []
-    for name, cells in itertools.groupby(space.cells, lambda cell: cell.where.chip.name):
-        for cell in {cell.form: cell for cell in cells}.values():
-            setting = Setting(
-                model=space.offer.model,
-                where=cell.where,
-                form=cell.form,
-                rates=space.offer.rates(name),
-                experts=space.offer.experts,
-            )
-            where = least_slice(setting, 1, space.offer.context, space.offer.layouts)
-            if where:
-                found.append((cell.price * where.chips, f"{where}, {cell.form}"))
-    return f"; the least slice that holds it is {min(found)[1]}" if found else ""
+    for chip, price in prices.items():
+        every = tuple((where, price) for where in slices_of(chip))
+        cells = Space(dataclasses.replace(space.offer, slices=every)).cells
+        found += itertools.islice((each for each in cells if each.could and _lacking(each) <= 0), 1)
+    if not found:
+        return ""
+    least = min(found, key=lambda cell: cell.usd_per_hour)
+    return f"; the least slice that holds it is {least.where}, {least.form}"
 
 
 def _relaxed(search: Search, cells: Sequence[Cell]) -> Iterable[tuple[float, str, Point]]:

@@ -295,6 +295,11 @@ class Cell:
         steps = np.maximum(memory, batches * line.flops / devices / self._flops) + self._overhead
         return batches, np.where((batches > 0) & (batches <= largest), steps, math.inf)
 
+    @property
+    def could(self) -> bool:
+        """Whether a sequence would fit if everything were divided evenly."""
+        return bool(np.isfinite(self.least[1]).any())
+
     @functools.cached_property
     def parts(self) -> tuple[np.ndarray, np.ndarray]:
         """Expected seconds of memory and of arithmetic, of all rows and batches."""

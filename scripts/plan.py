@@ -79,8 +79,10 @@ def main() -> None:
     """Prints the front, the choice and what lost."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _common.check_json()
-    targets = _targets()
-    space = _space(targets.prompt)
+    model = _slices.model()
+    context, slots = _sizes(model)
+    targets = _targets(context)
+    space = _space(model, context, slots, targets.prompt)
     found = plan(space, targets)
     records = [record(point) for point in found.front]
     if _common.JSON.value:
@@ -101,10 +103,8 @@ def main() -> None:
     _common.show("\n" + _sources(found.choice.cell.where.chip, bool(space.offer.model.experts)))
 
 
-def _space(prompt: int | None) -> Space:
+def _space(model: Model, context: int, slots: int, prompt: int | None) -> Space:
     """What the flags leave to choose from, with room for a prompt of so many tokens."""
-    model = _slices.model()
-    context, slots = _sizes(model)
     wanted = _layouts.wanted(model)
     return Space(
         Offer(
@@ -136,11 +136,11 @@ def _sizes(model: Model) -> tuple[int, int]:
     if context is None:
         context = min(2048, getattr(model, "max_context", math.inf) - 1)
     check_length(model, "--context", context, 1)
-    return context, context + 1
+    return context, max(context, prompt or 0) + 1
 
 
-def _targets() -> Targets:
-    """What the flags ask for.
+def _targets(context: int) -> Targets:
+    """What the flags ask for; a prompt is as long as the context where nothing says its length.
 
     Raises:
       UsageError: a target that nothing could ever meet.
@@ -150,7 +150,7 @@ def _targets() -> Targets:
             raise UsageError(f"--{flag.name} is {flag.value}; use a positive number")
     prompt = _PROMPT.value
     if _FIRST.value is not None and prompt is None:
-        prompt = _CONTEXT.value or 2048
+        prompt = context
     return Targets(
         step_s=_STEP.value and _STEP.value / 1e3,
         prompt=prompt,

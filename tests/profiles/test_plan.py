@@ -157,6 +157,22 @@ def test_reasons_of_what_lost_are_true():
     )
 
 
+def test_twice_the_batch_does_not_fit_beside_a_prompt_though_it_would_alone():
+    offer = _offer("llama3-8b", {"v5e:2x2": 1.2}, context=10, slots=11, prompt=8000)
+    found = plan(Space(offer), Targets(prompt=8000))
+    twice = found.choice.batch * 2
+    said = {lost.what: lost.why for lost in found.rejected}
+    assert found.choice.cell.estimate(found.choice.number, twice).fits
+    assert re.fullmatch(r"does not fit by [\d.]+ GB per chip", said[f"batch {twice:,}"])
+
+
+def test_the_slice_that_would_hold_a_prompt_too_is_not_one_that_does_not():
+    """Scores of 8,000 tokens alone take 8.2 GB."""
+    space = Space(_offer("llama3-8b", {"v5e:1x1": 1.2}, context=8050, slots=8100, prompt=8000))
+    with pytest.raises(FloorlineError, match=r"lacking; the least slice that holds it is v5e:2x2"):
+        plan(space, Targets(prompt=8000))
+
+
 def test_nothing_on_a_chip_that_lost_is_cheaper():
     found = _plan(TARGETS)
     (other,) = {"h100", "v5e"} - {found.choice.cell.where.chip.name}
