@@ -59,8 +59,17 @@ def model() -> Model:
     """The model that ``--model`` names: of the catalogue, by its sizes alone, or a checkpoint's.
 
     Raises:
-      UsageError: there is none of the name.
+      UsageError: there is none of the name, or ``--experts`` is given of one that has none.
     """
+    found = _model()
+    if EXPERTS.present and not found.experts:
+        raise UsageError(
+            f"--experts is {EXPERTS.value}, but {found.name} has no experts; leave it out"
+        )
+    return found
+
+
+def _model() -> Model:
     name = _common.MODEL.value
     if name in CATALOG:
         return _common.lengthened(find_model(name))

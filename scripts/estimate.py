@@ -23,6 +23,7 @@ import _layouts
 import _slices
 from absl import flags
 
+from model.config import check_length
 from profiles import estimate_text
 from profiles.candidates import candidates
 from profiles.estimate import Estimate, Estimator, Model, Setting, best
@@ -67,12 +68,14 @@ def main() -> None:
     batches = _common.integers("batch", _BATCH.value)
     model = _slices.model()
     prefill = _PHASE.value == "prefill"
-    contexts = _common.lengths(_CONTEXT, model, prefill, _CACHED.value)
-    if _PHASE.value == "prefill" and min(contexts) < 2:
-        raise UsageError(f"--context is {min(contexts)} with --phase=prefill; use 2 tokens or more")
-    if _PHASE.value == "decode" and _CACHED.value:
+    if _CACHED.value and not prefill:
         raise UsageError(f"--cached is {_CACHED.value} of no prompt; give --phase=prefill with it")
-    if _PHASE.value == "prefill" and _ECONOMICS.value:
+    if _CACHED.value:
+        check_length(model, "--cached", _CACHED.value, more=2)
+    contexts = _common.lengths(_CONTEXT, model, prefill, _CACHED.value)
+    if prefill and min(contexts) < 2:
+        raise UsageError(f"--context is {min(contexts)} with --phase=prefill; use 2 tokens or more")
+    if prefill and _ECONOMICS.value:
         raise UsageError("--economics is true, but of decode steps; leave out --phase=prefill")
     wanted = _layouts.wanted(model)
     estimators = _estimators(model, wanted, batches, contexts)

@@ -29,6 +29,7 @@ from absl import flags
 from model.catalog import CATALOG, find_model
 from model.config import ModelConfig
 from model.form import Form
+from model.placing import settle
 from profiles.arrays import PlacedArray, placed_arrays
 from profiles.collective import Collective
 from profiles.inspection import (
@@ -126,7 +127,7 @@ def _subject() -> tuple[Subject, bool]:
         request_cpu_devices(count)
     (slots,) = _common.lengths(_CONTEXT, config, prefill=True)
     layout, shape = _layouts.layout(config, meshes, form, [_BATCH.value], [slots])
-    placement = layout.check(config.sizes, shape)
+    placement = settle(config, form(), layout, shape)
     if compiling and count > len(here := devices()):
         if _COMPILE.value:
             raise LayoutError(

@@ -75,7 +75,7 @@ def test_an_unknown_chip_is_refused():
         ("v5e:3x3", "v5e:2x4 or v5e:4x4"),
         ("v5e:16x32", "v5e:16x16 or v5e:8x16"),
         ("v5e:16", "v5e:4x4 or v5e:4x8"),
-        ("v5e:4x3", "v5e:2x4 or v5e:4x4"),
+        ("v5e:4x3", "v5e:4x4 or v5e:2x4"),
         ("v5p:8", "v5p:2x2x2 or v5p:2x2x4"),
         ("v5p:4x4x6", "v5p:4x4x8 or v5p:4x4x4"),
         ("v4:16x16x32", "v4:8x16x32 or v4:16x16x16"),

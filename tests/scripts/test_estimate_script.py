@@ -67,6 +67,8 @@ CASES = {
     "cached_steps": ["--cached=100"],
     "long": ["--model=llama3-8b", "--topology=v5e:2x4", "--batch=1", "--context=2048,8192"],
     "long_after_cached": ["--phase=prefill", "--context=8000", "--cached=193"],
+    "cached_alone": ["--phase=prefill", "--cached=9000"],
+    "dense": ["--experts=all"],
     "just_fits": ["--model=llama3-8b", "--topology=v5e:2x4", "--batch=1", "--context=8191",
                   "--json=-"],
     "short_model": ["--model=palm-540b", "--topology=v4:4x4x4", "--batch=1", "--json=-"],
@@ -260,6 +262,8 @@ def test_all_experts_are_read_where_that_is_asked(ended):
             "--context is 8,192 and 1 more, beyond the 8,192 tokens that llama3-8b goes to; "
             "use at most 8,191, or --max_context=8193",
         ),
+        ("cached_alone", "--cached is 9,000 and 2 more, beyond the 8,192 tokens that llama3-70b"),
+        ("dense", "--experts is all, but llama3-70b has no experts; leave it out"),
         ("long_after_cached", "--context is 8,000 and 193 more, beyond the 8,192 tokens"),
         ("sized_length", "--max_context is 9, but deepseek-v3 is known by its sizes alone"),
         (

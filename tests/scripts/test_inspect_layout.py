@@ -31,6 +31,10 @@ REFUSALS = {
     "mesh": (["--model=tiny", "--mesh=2x"], "mesh is '2x'; write sizes of x, y and z"),
     "layout": (["--model=tiny", "--layout=3d"], "layout is '3d'; use one of weight_stationary_1d"),
     "divide": (["--model=tiny", "--mesh=1x1x5"], "d_ff is 128, which mesh axes z=5 (5 shards)"),
+    "groups": (
+        ["--model=llama3-8b", "--mesh=1x1x64", "--weight_dtype=int4"],
+        "attention.output has 128 inputs in 64 shards, which groups of 32 (int4) do not divide",
+    ),
     "absurd": (["--model=tiny", "--mesh=1x1x99999"], "d_ff is 128, which mesh axes z=99999"),
     "auto": (["--model=tiny", "--mesh=1x1x99999", "--layout=auto"], "d_ff is 128, which mesh axes"),
     "prefill": (

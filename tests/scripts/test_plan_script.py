@@ -29,6 +29,10 @@ CASES = {
     "one price": ["--model=llama3-8b", "--price_per_chip_hour=2"],
     "experts": [*_ON, "--expert_parallel"],
     "sizes": ["--model=deepseek-v3", "--topology=h200:8", "--layout=weight_stationary_1d"],
+    "short model": ["--model=palm-8b", "--topology=v5e:2x4", "--max_first_token_ms=5000"],
+    "long prompt": [*_ON, "--prompt_length=3000", "--context=1000"],
+    "dense": [*_ON, "--experts=all"],
+    "turned": ["--model=llama3-8b", "--topology=v5e:4x2,v5e:2x4", "--context=4096"],
     "for nothing": [*_ON, "--price_per_chip_hour=0"],
 }  # fmt: skip
 
@@ -95,6 +99,19 @@ def test_the_model_is_llama3_70b_if_none_is_named_and_one_slice_is_singular(ende
     assert "0.7  given" in table[2] and "e+0" not in ended["one slice"].stdout
 
 
+def test_a_prompt_is_as_long_as_a_short_model_goes_where_its_length_is_not_given(ended):
+    assert "palm-8b, decode at 2,047 cached tokens" in ended["short model"].stdout
+    assert "first token of a prompt of 2,047: expected" in ended["short model"].stdout
+
+
+def test_a_cache_has_room_for_a_prompt_that_is_longer_than_the_context(ended):
+    assert "decode at 1,000 cached tokens (room for 3,001)" in ended["long prompt"].stdout
+
+
+def test_a_turned_slice_is_the_same_slice(ended):
+    assert "on 1 slice." in ended["turned"].stdout and "v5e:4x2" not in ended["turned"].stdout
+
+
 def test_targets_that_contradict_end_with_1_and_the_nearest(ended):
     assert ended["infeasible"].code == 1
     assert "1 ms per step, which nothing meets; nearest: " in ended["infeasible"].error
@@ -117,6 +134,7 @@ def test_targets_that_contradict_end_with_1_and_the_nearest(ended):
         ("no price", "price of gb200"),
         ("one price", "name one with --chip"),
         ("experts", "no experts"),
+        ("dense", "--experts is all, but llama3-8b has no experts; leave it out"),
         ("sizes", "deepseek-v3 is known by its sizes alone"),
     ],
 )
