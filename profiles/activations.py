@@ -8,7 +8,7 @@ some of it away and hold some of it twice: the recorded programs of prompts hold
 
 from model.config import ModelConfig
 from model.form import Form
-from sharding.placement import Axes, Placement, shards, used_axes
+from sharding.placement import Placement, shards, used_axes
 
 FLOAT32 = 4  # bytes of a score, a logit, and of sums in attention and experts
 
@@ -21,8 +21,8 @@ def attention_share(placement: Placement, of_cache: bool) -> float:
       of_cache: one token's queries meet the slots of a cache, which may be divided too; tokens of a
         prompt meet each other, wherever their cache lies.
     """
-    slots = used_axes(placement.cache("S")) if of_cache else ()
-    return _share(placement, used_axes(placement.attention("B", "K", "G")), slots)
+    slots = [("cache", "S")] if of_cache else []
+    return _share(placement, ("attention", "B", "K", "G"), *slots)
 
 
 def activation_bytes(
@@ -38,8 +38,8 @@ def activation_bytes(
       slots: that the cache has room for; of a prompt, its tokens, which meet each other.
     """
     D, size = config.d_model, form.dtype.itemsize
-    stream = D * size * _share(placement, used_axes(placement.activations("B", "R")))
-    whole = D * size * _share(placement, used_axes(placement.contracted("B", "T", "D")))
+    stream = D * size * _share(placement, ("activations", "B", "R"))
+    whole = D * size * _share(placement, ("contracted", "B", "T", "D"))
     widest = max(
         _attention(config, placement, form, tokens, slots),
         tokens * _feed_forward(config, placement, form),
@@ -52,15 +52,13 @@ def _attention(
     config: ModelConfig, placement: Placement, form: Form, tokens: int, slots: int
 ) -> float:
     """Queries, keys and values of the new tokens, scores, and what is mixed by them."""
-    # A decode step scores what a layer's cache keeps; a prompt all its tokens, then masks them.
-    seen = (
-        slots
-        if tokens > 1
-        else max(min(slots, config.window(layer) or slots) for layer in range(config.layers))
-    )
+    seen = slots  # a prompt scores all its tokens, then masks those beyond a window
+    if tokens == 1 and config.windows:  # a decode step what a layer's cache keeps
+        windows = set(map(config.window, range(config.layers)))
+        seen = max(min(slots, window or slots) for window in windows)
     heads, width = config.query_heads, config.head_size
     queries = heads * width * attention_share(placement, of_cache=False)
-    both = 2 * config.kv_heads * width * _share(placement, used_axes(placement.attention("B", "K")))
+    both = 2 * config.kv_heads * width * _share(placement, ("attention", "B", "K"))
     scores = heads * seen * attention_share(placement, of_cache=tokens == 1)
     return tokens * ((queries + both) * form.dtype.itemsize + (scores + queries) * FLOAT32)
 
@@ -68,19 +66,27 @@ def _attention(
 def _feed_forward(config: ModelConfig, placement: Placement, form: Form) -> float:
     """Of one token: gate, up and their product; of a mixture, in each expert that it is sent to."""
     if not config.experts:
-        share = _share(placement, used_axes(placement.activations("B", "F")))
+        share = _share(placement, ("activations", "B", "F"))
         return 3 * config.d_ff * form.dtype.itemsize * share
-    batch = used_axes(placement.activations("B"))
+    batch = "activations", "B"
     hidden = config.experts_per_token * 3 * config.d_ff
-    inside = hidden * _share(placement, batch, used_axes(placement.use("E", "F")))
+    inside = hidden * _share(placement, batch, ("use", "E", "F"))
     return (inside + config.d_model * _share(placement, batch)) * FLOAT32
 
 
 def _logits_share(placement: Placement) -> float:
-    axes = used_axes(placement.beside_stored("B")), used_axes(placement.activations("V"))
-    return _share(placement, *axes)
+    return _share(placement, ("beside_stored", "B"), ("activations", "V"))
 
 
-def _share(placement: Placement, *axes: Axes) -> float:
-    """The part of an array that each device has where these mesh axes divide it, each once."""
-    return 1 / shards(tuple({axis for some in axes for axis in some}), placement.mesh)
+def _share(placement: Placement, *arrays: tuple[str, ...]) -> float:
+    """The part of an array that each device has, divided as these are, by each mesh axis once.
+
+    Args:
+      placement: of the pass.
+      arrays: the kind of each, and its axes.
+    """
+    key = _share, arrays
+    if key not in placement.memo:
+        axes = {axis for kind, *of in arrays for axis in used_axes(getattr(placement, kind)(*of))}
+        placement.memo[key] = 1 / shards(tuple(axes), placement.mesh)
+    return placement.memo[key]

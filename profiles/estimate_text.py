@@ -7,7 +7,7 @@ from profiles import economics
 from profiles.estimate import Estimate, Estimator
 from profiles.hardware import Chip
 from profiles.inspection import aligned
-from profiles.numbers import exact, ms, number
+from profiles.numbers import exact, ms, number, several
 from profiles.partitioning import cache_words
 from profiles.report import WIDTH, Record, field_text, subject
 
@@ -151,7 +151,8 @@ def _schedules(estimator: Estimator, first: Estimate, last: Estimate) -> list[st
     train = economics.schedule(last, 1)
     said = [
         f"drain time: {ms(economics.drain_s(estimator))} ms to read all of a chip's memory once, "
-        f"the step of a chip that is full; {room:,} sequences of {last.context + 1:,} tokens fit",
+        f"the step of a chip that is full; {several(room, 'sequence')} of {last.context + 1:,} "
+        f"tokens {'fits' if room == 1 else 'fit'}",
         f"departing trains: with a batch of {last.batch:,} every {ms(train.period_s)} ms "
         f"(expected), a token that just missed one takes {ms(train.total_s)} ms",
     ]
@@ -177,8 +178,9 @@ def _prices(estimator: Estimator, last: Estimate) -> list[str]:
     return [
         f"price of speed: a step {exact(FASTER)} times as fast as batch {last.batch:,}'s is "
         f"{price} (expected)",
-        f"a price step at {last.context:,} tokens would imply {number(implied)} bytes of cache per "
-        f"token, where compute is overtaken; here they are {number(whole)}, copies included",
+        f"a price step at {several(last.context, 'token')} would imply {number(implied)} bytes of "
+        f"cache per token, where compute is overtaken; here they are {number(whole)}, copies "
+        "included",
     ]
 
 

@@ -76,6 +76,8 @@ CASES = {
                    "--max_context=20001", "--json=-"],
     "sized_length": ["--model=deepseek-v3", "--topology=h200:8", "--max_context=9"],
     "list_of_attention": ["--attention=heads,rows"],
+    "one_token": ["--model=llama3-8b", "--topology=v5e:1x1", "--weight_dtype=int8", "--batch=1",
+                  "--context=1", "--economics"],
     "economics_of_prompts": ["--phase=prefill", "--economics"],
 }  # fmt: skip
 
@@ -225,6 +227,10 @@ def test_all_experts_are_read_where_that_is_asked(ended):
     counted = point["bytes_per_chip"]
     assert counted["weights_read"] > 0.98 * counted["weights_resident"]
     assert point["experts"] == "all"
+
+
+def test_one_token_is_singular(ended):
+    assert "a price step at 1 token would imply" in ended["one_token"].stdout
 
 
 @pytest.mark.parametrize(
