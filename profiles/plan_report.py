@@ -10,7 +10,7 @@ from typing import NamedTuple
 from profiles.estimate_record import Recorder
 from profiles.numbers import exact, milliseconds, ms, number, several
 from profiles.plan import Keep, Point, Search, Targets
-from profiles.plan_space import Cell, Space
+from profiles.plan_space import Cell, Row, Space
 from profiles.report import Record
 from profiles.slices import slices_of
 from sharding.errors import FloorlineError
@@ -133,9 +133,16 @@ def choice_words(point: Point, targets: Targets, search: Search | None = None) -
     if search and targets.prompt:
         first = search.first_token(point.cell, point.number)
         lines.append(
-            f"  first token of a prompt of {targets.prompt:,}: expected {milliseconds(first)}"
+            f"  first token of a prompt of {targets.prompt:,}{_prompts(point.row)}: expected "
+            f"{milliseconds(first)}"
         )
     return "\n".join(lines)
+
+
+def _prompts(row: Row) -> str:
+    """The layout of prompts, where it is another than that of decode steps."""
+    layout = row.placement and row.placement.prefill.layout
+    return f" by {layout.name}" if layout and layout.name != row.layout.name else ""
 
 
 def _name(point: Point) -> str:

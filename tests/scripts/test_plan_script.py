@@ -31,6 +31,8 @@ CASES = {
     "sizes": ["--model=deepseek-v3", "--topology=h200:8", "--layout=weight_stationary_1d"],
     "short model": ["--model=palm-8b", "--topology=v5e:2x4", "--max_first_token_ms=5000"],
     "long prompt": [*_ON, "--prompt_length=3000", "--context=1000"],
+    "prompts": ["--model=llama3-8b", "--topology=v5e:2x4", "--layout=weight_stationary_2d",
+                "--prefill_layout=weight_gathered_xyz", "--prompt_length=1000"],
     "dense": [*_ON, "--experts=all"],
     "turned": ["--model=llama3-8b", "--topology=v5e:4x2,v5e:2x4", "--context=4096"],
     "for nothing": [*_ON, "--price_per_chip_hour=0"],
@@ -106,6 +108,12 @@ def test_a_prompt_is_as_long_as_a_short_model_goes_where_its_length_is_not_given
 
 def test_a_cache_has_room_for_a_prompt_that_is_longer_than_the_context(ended):
     assert "decode at 1,000 cached tokens (room for 3,001)" in ended["long prompt"].stdout
+
+
+def test_a_first_token_names_the_layout_of_prompts_where_it_is_another(ended):
+    said = "first token of a prompt of 1,000"
+    assert f"{said} by weight_gathered_xyz: expected" in ended["prompts"].stdout
+    assert f"{said}: expected" in ended["lengths"].stderr
 
 
 def test_a_turned_slice_is_the_same_slice(ended):
