@@ -266,12 +266,13 @@ def test_prompts_cost_the_same_flops_wherever_their_cache_lies(attention):
 @pytest.mark.parametrize(
     "prompts", ["weight_gathered_x", "weight_gathered_xy", "weight_gathered_xyz"]
 )
-def test_prompts_in_another_layout_are_divided_by_that_layout_alone(prompts):
+@pytest.mark.parametrize("mesh", ["2x2x2", "1x8x2"])  # of the second a cache takes more axes
+def test_prompts_in_another_layout_are_divided_by_that_layout_alone(prompts, mesh):
     config = find_model("llama3-8b")
     decode = attend_by(LAYOUTS["weight_stationary_2d"], "sequence")
     flops = [
-        StepCosts(config, layout.check(config.sizes, parse_mesh("2x2x2")).prefill, BFLOAT16)
-        .prefill(batch=8, tokens=4096)
+        StepCosts(config, layout.check(config.sizes, parse_mesh(mesh)).prefill, BFLOAT16)
+        .prefill(batch=16, tokens=4096)
         .flops
         for layout in (prefill_by(decode, LAYOUTS[prompts]), LAYOUTS[prompts])
     ]
