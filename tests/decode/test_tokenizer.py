@@ -209,7 +209,9 @@ def test_tokens_that_fill_the_vocabulary_or_are_of_no_known_type_have_no_text():
 
 
 @pytest.mark.parametrize("kind", [TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED])
-@pytest.mark.parametrize("text", ["<|im_end|>", "<|eot_id|>", "<end_of_turn>"])
+@pytest.mark.parametrize(
+    "text", ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "_<EOT>", "<|return|>"]
+)
 def test_a_known_end_token_ends_an_answer_whatever_its_type(text, kind):
     """As llama.cpp, which overrides the type: files with the wrong one are common."""
     metadata = byte_level(extra=["<end>"], eos_token_id=259)
