@@ -32,6 +32,9 @@ MAX_JSON_BYTES = 100_000_000  # the limit that the format sets to a header
 # Saved by old versions and computed from the configuration: never there for a reader, so that it
 # matters neither whether an index lists them nor how many files hold them.
 _DERIVED = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
+# The embedding once more in many models, which an index may list where no file has it, or the
+# reverse. A model that needs it and has not got it is refused by name.
+_UNEMBEDDING = re.compile(r"(.*\.)?lm_head\.weight")
 _SHORT_RUN = 1 << 16  # bytes; seeking from one such run to the next costs more than reading on
 _BLOCK = 1 << 24  # bytes read at a time where runs are short
 _MAX_DIMENSIONS = 64  # numpy's limit
@@ -374,8 +377,10 @@ def _check_index(index: Mapping[str, str], tensors: Mapping[str, StoredTensor]) 
     """Refuses an index that does not place every tensor where it is."""
     remedy = "fetch all files of the model again, from one version of it"
     for name, tensor in tensors.items():
-        if name not in index:
+        if not (name in index or _UNEMBEDDING.fullmatch(name)):
             _fail(f"tensor {short(name)}", tensor.file.name, f"not in {INDEX}", remedy)
     for name, file in index.items():
+        if name not in tensors and _UNEMBEDDING.fullmatch(name):
+            continue
         if name not in tensors or tensors[name].file.name != file:
             _fail(f"weight_map {short(name)}", INDEX, f"{short(file)}, which lacks it", remedy)

@@ -107,6 +107,17 @@ def test_rotary_frequencies_of_old_versions_are_passed_over_in_files_and_index(t
         split(tmp_path)
 
 
+def test_an_index_and_files_may_disagree_on_the_unembedding(tmp_path):
+    """In tied models it is the embedding once more; one that is needed is missed by name later."""
+    name = "lm_head.weight"
+    places = split(tmp_path)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": places | {name: places["a"]}}))
+    assert SafetensorsFiles(tmp_path).tensors.keys() == TENSORS.keys()
+    split(tmp_path)
+    save_file({"a": TENSORS["a"], name: TENSORS["a"]}, tmp_path / places["a"])
+    assert SafetensorsFiles(tmp_path).tensors.keys() == {*TENSORS, name}
+
+
 @pytest.mark.parametrize(
     ("entry", "word"),
     [
