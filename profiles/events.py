@@ -1,12 +1,13 @@
 """A run's numbers as TensorBoard events, so that runs can be laid over each other there."""
 
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from profiles import report
-from profiles.files import OutputError, check_writable, remove
+from profiles.files import OutputError, check_writable, remove, write_atomically
 
 
 def remove_events(directory: str | Path) -> None:
@@ -36,21 +37,25 @@ def write_events(directory: str | Path, document: dict, figures: Iterable[str | 
     from tensorboardX import SummaryWriter
 
     check_writable(directory)
-    remove_events(directory)
     points = document["points"]
     telling = report.telling_fields(points)
-    with SummaryWriter(str(directory)) as writer:
-        for point in points:
-            where = "".join(
-                f"/{field}_{report.field_text(point[field])}"
-                for field in ("devices", "context", *telling)
-                if field in point
-            )
-            for name, value in scalars(point).items():
-                writer.add_scalar(name + where, value, global_step=point["batch"])
-        writer.add_text("table", report.markdown_table(points, document.get("bandwidth")))
-        for path in map(Path, figures):
-            writer.add_image(path.stem, _pixels(path), dataformats="HWC")
+    # Its thread says a full disk in a trace of its own, and may be waited for without an end.
+    with tempfile.TemporaryDirectory() as own:
+        with SummaryWriter(own) as writer:
+            for point in points:
+                where = "".join(
+                    f"/{field}_{report.field_text(point[field])}"
+                    for field in ("devices", "context", *telling)
+                    if field in point
+                )
+                for name, value in scalars(point).items():
+                    writer.add_scalar(name + where, value, global_step=point["batch"])
+            writer.add_text("table", report.markdown_table(points, document.get("bandwidth")))
+            for path in map(Path, figures):
+                writer.add_image(path.stem, _pixels(path), dataformats="HWC")
+        (written,) = Path(own).iterdir()
+        remove_events(directory)
+        write_atomically(Path(directory) / written.name, written.read_bytes())
 
 
 def scalars(point: dict) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """What TensorBoard would show, read back from the event file."""
 
+import errno
+import os
 import struct
 
 import pytest
@@ -97,3 +99,13 @@ def test_events_of_an_earlier_run_are_replaced(tmp_path):
 def test_a_plot_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FloorlineError, match=r"figure is .*gone\.png"):
         events.write_events(tmp_path, document([record(1)]), [tmp_path / "gone.png"])
+
+
+def test_a_full_disk_is_one_error_and_leaves_no_half_file(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(FloorlineError, match="No space left on device"):
+        events.write_events(tmp_path, document([record(1)]))
+    assert not list(tmp_path.iterdir())
