@@ -14,6 +14,7 @@ from decode.engine import Emitted, Engine
 from decode.sampling import GREEDY, Sampler
 from model.config import ModelConfig
 from sharding.errors import FloorlineError, UsageError
+from sharding.placement import Placement
 
 SMALLEST_BUCKET = 16
 SLOT_MULTIPLE = 64
@@ -128,10 +129,10 @@ def pad(
     return tokens, lengths
 
 
-def cache_sizes(engine: Engine, request: Request) -> tuple[int, int]:
+def cache_sizes(config: ModelConfig, placement: Placement, request: Request) -> tuple[int, int]:
     """Rows and slots of the cache that a request takes."""
-    longest, rows = max(map(len, request.prompts)), engine.placement.multiple("B")
-    slots = cache_slots(longest, request.max_new_tokens, engine.config.max_context)
+    longest, rows = max(map(len, request.prompts)), placement.multiple("B")
+    slots = cache_slots(longest, request.max_new_tokens, config.max_context)
     return -(-len(request.prompts) // rows) * rows, slots
 
 
@@ -154,7 +155,7 @@ def _generate(engine: Engine, request: Request) -> Iterator[list[Completion]]:
     longest = max(map(len, request.prompts))
     rows = engine.placement.multiple("B")
     tokens, lengths = pad(request.prompts, bucket(longest, limit), rows)
-    cache = engine.new_cache(*cache_sizes(engine, request))
+    cache = engine.new_cache(*cache_sizes(engine.config, engine.placement, request))
     logits, cache = engine.prefill(cache, tokens, lengths)
     carry = engine.start(lengths, request.seed)
     carry, emitted = engine.choose(logits, carry, request.sampler)

@@ -202,7 +202,7 @@ def check_length(model: object, name: str, value: int, more: int = 0) -> None:
     most = getattr(model, "max_context", None)
     if most is None or value + more <= most:
         return
-    beside = f" and {more:,} more" if more else ""
+    beside = f" and {more:,} more token{'s' * (more > 1)}" if more else ""
     raise UsageError(
         f"{name} is {value:,}{beside}, beyond the {most:,} tokens that {model.name} goes to; use "
         f"at most {max(most - more, 0):,}, or --max_context={value + more} to go beyond on purpose"

@@ -18,6 +18,7 @@ from profiles.calibration import Calibration
 from profiles.expected import Expected, LinkCosts, Listed, Sent, expect
 from profiles.floor import Floor, floor
 from profiles.hardware import Peaks, Price
+from profiles.links import check_size
 from profiles.partitioning import partitioning
 from profiles.report import Record
 from profiles.sized import EVENLY, SizedCosts, SizedLinks, SizedModel
@@ -129,6 +130,7 @@ class Estimator:
             self.costs = SizedCosts(setting.model, form, where.devices)
             self._links = SizedLinks(setting.model, form, where, setting.rates)
         else:
+            check_size(where, setting.mesh)
             self.placement = settle(setting.model, form, setting.layout, setting.mesh)
             self.costs = StepCosts(setting.model, self.placement, form)
             self._links = LinkCosts(

@@ -43,6 +43,8 @@ class Recorder:
         if (cost := found.cost(seconds)) is not None:
             record["usd_per_million_tokens"] = cost
             record["price"] = price_record(self.estimator.setting)
+        if (padded := self.estimator.padded(found.batch)) != found.batch:
+            record["padded_batch"] = padded
         if found.phase == "decode":
             record |= {**self._critical, "batching_gain": self._gain(found.context)}
         return record | {"fits": found.fits, "status": "ok" if found.fits else "does_not_fit"}

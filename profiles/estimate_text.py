@@ -91,9 +91,16 @@ def _cells(point: Record) -> list[str]:
 
 
 def notes(points: Sequence[Record]) -> list[str]:
-    """What does not fit, once for each slice and dtype."""
-    seen = dict.fromkeys(point["message"] for point in points if point.get("message"))
-    return [part for note in seen for part in textwrap.wrap(f"(!)  {note}", WIDTH)]
+    """What is padded, and what does not fit, once for each slice and dtype."""
+    padded = (
+        f"-  batch {point['batch']:,} is padded to {point['padded_batch']:,} by "
+        f"{point['layout']}, attention by {point['attention']}, on {field_text(point['mesh'])}"
+        for point in points
+        if "padded_batch" in point
+    )
+    unfit = (f"(!)  {point['message']}" for point in points if point.get("message"))
+    seen = dict.fromkeys((*padded, *unfit))
+    return [part for note in seen for part in textwrap.wrap(note, WIDTH)]
 
 
 def consequences(estimator: Estimator, steps: Sequence[Estimate]) -> list[str]:

@@ -202,6 +202,21 @@ def _hops(dimension: Dimension, size: int) -> int:
 # Laying a mesh on a slice ------------------------------------------------------------------------
 
 
+def check_size(where: Slice, mesh: MeshShape) -> None:
+    """Refuses a mesh for a slice of another size.
+
+    Raises:
+      LayoutError: the mesh does not have as many devices as the slice.
+    """
+    if math.prod(mesh.values()) != where.devices:
+        sizes = "x".join(map(str, mesh.values()))
+        halves = ", two to a chip" * (where.chip.devices_per_chip > 1)
+        raise LayoutError(
+            f"mesh is {sizes}, of {math.prod(mesh.values())} devices, but {where} has "
+            f"{where.devices}{halves}; use sizes whose product is {where.devices}"
+        )
+
+
 @functools.lru_cache(maxsize=4096)
 def layings(where: Slice, mesh: tuple[tuple[str, int], ...], least: bool) -> tuple[Wires, ...]:
     """Ways to lay a mesh on a slice, those first whose axes are in fewest pieces.
@@ -217,13 +232,7 @@ def layings(where: Slice, mesh: tuple[tuple[str, int], ...], least: bool) -> tup
     Raises:
       LayoutError: the mesh does not have as many devices as the slice.
     """
-    if math.prod(size for _, size in mesh) != where.devices:
-        sizes = "x".join(str(size) for _, size in mesh)
-        halves = ", two to a chip" * (where.chip.devices_per_chip > 1)
-        raise LayoutError(
-            f"mesh is {sizes}, of {math.prod(size for _, size in mesh)} devices, but {where} has "
-            f"{where.devices}{halves}; use sizes whose product is {where.devices}"
-        )
+    check_size(where, dict(mesh))
     found = dimensions(where, least)
     ways = list(_divide([size for _, size in mesh], [dimension.size for dimension in found]))
     ways.sort(key=lambda way: sum(size > 1 for extents in way for size in extents))

@@ -75,8 +75,9 @@ def decode_record(
     if peaks.on_chip and traffic.memory < CACHE_MULTIPLE * peaks.on_chip:
         return record | {
             "status": "cache_resident",
-            "message": f"its {byte_size(traffic.memory)} per device fit the last-level cache "
-            f"({byte_size(peaks.on_chip)}) too nearly for the floor of memory to apply",
+            "message": f"its {byte_size(traffic.memory)} per device are less than {CACHE_MULTIPLE} "
+            f"times the last-level cache ({byte_size(peaks.on_chip)} per device), so that some may "
+            "stay there and no floor applies; measure a larger model, batch or context",
         }
     return record | {
         "fraction_of_floor": bound.seconds / seconds,

@@ -375,8 +375,14 @@ def _status(point: Record) -> str:
 
 def _notes(points: Sequence[Record]) -> list[str]:
     """What a reader must know of steps that did run: what the floor leaves out, or got wrong."""
-    statuses = (_status(p) for p in points if "step_s" in p and p.get("status", "ok") != "ok")
-    notes = [f"-  {status}" for status in dict.fromkeys(statuses)]
+    odd: dict[str, list[Record]] = {}
+    for point in points:
+        if "step_s" in point and point.get("status", "ok") != "ok":
+            odd.setdefault(point["status"], []).append(point)
+    notes = [
+        f"-  {_status(rows[0])}" + f" (and {several(len(rows) - 1, 'row')} more)" * (len(rows) > 1)
+        for rows in odd.values()
+    ]
     notes += _unpacked(points)
     if any(point.get("fraction_of_floor", 0) > 1 for point in points):
         notes.append(

@@ -9,6 +9,15 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from model.config import ModelConfig
+from model.form import Form
+from profiles.numbers import byte_size
+from profiles.traffic import decode_traffic
+from sharding import processes
+from sharding.errors import FloorlineError
+from sharding.placement import Placement
+from sharding.platform import default_platform
+
 GROUP = "/sys/fs/cgroup"
 
 
@@ -31,6 +40,49 @@ class Need(NamedTuple):
     def bytes(self) -> float:
         """What the row needs where it is alone."""
         return self.weights + self.batch * self.each
+
+
+def need_of(
+    config: ModelConfig,
+    placement: Placement,
+    form: Form,
+    *,
+    batch: int,
+    slots: int,
+    engine: Hashable = None,
+) -> Need:
+    """What a decode step needs of one memory: its device's, or that of this process's fake devices.
+
+    Args:
+      config: the model.
+      placement: its layout on a mesh.
+      form: how its numbers are stored.
+      batch: sequences, a multiple of what the layout divides them into.
+      slots: of the cache.
+      engine: tells it apart where there are several.
+    """
+    sizes = {"batch": batch, "context": slots - 1, "slots": slots}
+    costs = decode_traffic(config, placement, form, **sizes)
+    # Fake devices share the memory of their process; each of the others has its own.
+    shared = placement.devices / processes.count() if shares_memory() else 1
+    each = costs.kv_resident / batch + 4 * config.vocabulary / placement.devices
+    return Need(engine, costs.weights_resident * shared, batch, each * shared)
+
+
+def shares_memory() -> bool:
+    """Whether all devices of this process are fake ones, of one memory; starts JAX."""
+    return default_platform() == "cpu"
+
+
+def check_room(need: Need) -> None:
+    """Refuses what the memory of fake devices lacks, before loading ends in a killed process.
+
+    Raises:
+      FloorlineError: with what is needed, and what there is.
+    """
+    there = processes.agree(free_memory) if shares_memory() else None
+    if there is not None and (why := refusals([need], there)[0]):
+        raise FloorlineError(why)
 
 
 def free_memory() -> float | None:
@@ -79,16 +131,12 @@ def refusals(needs: Sequence[Need], there: float) -> list[str]:
 def _why(need: Need, more: float, there: float, left: float) -> str:
     if need.bytes <= there:
         return (
-            f"memory needed beside smaller rows is {_size(more)}, where they leave {_size(left)}; "
-            "measure it in a run of its own"
+            f"memory needed beside smaller rows is {byte_size(more)}, where they leave "
+            f"{byte_size(left)}; measure it in a run of its own"
         )
     most = int((there - need.weights) // need.each)
     remedy = f"use a batch of {most:,} at most" if most > 0 else "use fewer bits, or more chips"
     return (
-        f"memory for weights ({_size(need.weights)}), cache and logits is {_size(need.bytes)}, "
-        f"where there are {_size(there)}; {remedy}"
+        f"memory for weights ({byte_size(need.weights)}), cache and logits is "
+        f"{byte_size(need.bytes)}, where there are {byte_size(there)}; {remedy}"
     )
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB"

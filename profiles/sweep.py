@@ -23,16 +23,15 @@ from profiles.numbers import ms
 from profiles.progress import progress
 from profiles.record import decode_record
 from profiles.report import Record
-from profiles.room import Need, free_memory, refusals
+from profiles.room import free_memory, need_of, refusals, shares_memory
 from profiles.rows import Failure, Placing, Row, kept_words, load, most_samples
 from profiles.timing import slots_for
 from profiles.trace import capture
-from profiles.traffic import decode_traffic
 from sharding import processes
 from sharding.errors import UsageError
 from sharding.mesh import MeshShape
 from sharding.placement import Layout
-from sharding.platform import default_platform, devices
+from sharding.platform import devices
 
 LEAST_ROUNDS = 5
 MOST_ROUNDS = 25
@@ -136,12 +135,12 @@ def run(
       Interrupted: by Ctrl-C, once something was measured.
     """
     sweep.check()
-    if not _shares_memory():  # an unknown chip is refused before the long work, not after
+    if not shares_memory():  # an unknown chip is refused before the long work, not after
         _published(sweep)
     going = _Run(sweep, report, keep)
     # Where each mesh has its own memory, one at a time has all of it; CPU meshes take turns.
     placings = sweep.placings()
-    groups = [placings] if _shares_memory() else [[placing] for placing in placings]
+    groups = [placings] if shares_memory() else [[placing] for placing in placings]
     for group in groups:
         going.group(group, sweep.seconds / len(groups))
     return going.outcome()
@@ -247,20 +246,14 @@ def _refused(
     sweep: Sweep, placings: Sequence[Placing], sizes: Sequence[tuple[int, int]]
 ) -> list[str]:
     """Why rows of these placings, each at these contexts and batches, do not fit; "" if they do."""
-    config, needs = sweep.source.config, []
-    for number, (layout, shape, form) in enumerate(placings):
-        placement = layout.check(config.sizes, shape)
-        # Fake devices share the memory of their process; each of the others has its own.
-        shared = placement.devices / processes.count() if _shares_memory() else 1
-        logits = 4 * config.vocabulary / placement.devices
-        for context, batch in sizes:
-            slots = slots_for(context)
-            costs = decode_traffic(
-                config, placement, form, batch=batch, context=context, slots=slots
-            )
-            each = costs.kv_resident / batch + logits
-            needs.append(Need(number, costs.weights_resident * shared, batch, each * shared))
-    there = processes.agree(free_memory) if _shares_memory() else _published(sweep).capacity
+    config = sweep.source.config
+    needs = [
+        need_of(config, placement, form, batch=batch, slots=slots_for(context), engine=number)
+        for number, (layout, shape, form) in enumerate(placings)
+        for placement in [settle(config, form, layout, shape)]
+        for context, batch in sizes
+    ]
+    there = processes.agree(free_memory) if shares_memory() else _published(sweep).capacity
     return [""] * len(needs) if there is None else refusals(needs, there)
 
 
@@ -304,7 +297,7 @@ def _record(row: Row, sweep: Sweep, bandwidth: dict, most: int) -> Record:
 
 def _peaks(sweep: Sweep, bandwidth: dict, engine: Engine) -> Peaks:
     """Peaks of each device; all fake devices of a CPU are one chip and share its."""
-    if not _shares_memory():
+    if not shares_memory():
         return _published(sweep)
     devices = engine.mesh.size
     return Peaks(
@@ -335,7 +328,7 @@ def _bandwidth(sweep: Sweep, rates: dict[str, dict[str, list[float]]]) -> dict:
         "measured_flops_per_s": max(max(kernels["matmul"]) for kernels in rates.values()),
         "samples": rates,
     }
-    if not _shares_memory():
+    if not shares_memory():
         peaks = _published(sweep)
         return {
             "bytes_per_s": peaks.bandwidth * peaks.devices_per_chip,
@@ -351,10 +344,6 @@ def _bandwidth(sweep: Sweep, rates: dict[str, dict[str, list[float]]]) -> dict:
         "whole mesh and each device's floor takes its share",
         **measured,
     }
-
-
-def _shares_memory() -> bool:
-    return default_platform() == "cpu"
 
 
 def _cpu_cache() -> float:

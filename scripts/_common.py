@@ -321,8 +321,8 @@ def _failing_in_one_line() -> Iterator[None]:
         finally:
             _on_interrupt(_end_at_once)
             _flush()  # what cannot be written is noticed here, not as Python ends
-    except KeyboardInterrupt:
-        _fail(_INTERRUPTED, 130)
+    except KeyboardInterrupt as interrupt:  # which may say what is kept
+        _fail(f"run is interrupted; {interrupt}" if str(interrupt) else _INTERRUPTED, 130)
     except BrokenPipeError:  # whoever read the output has gone
         processes.leave(1)
     except FloorlineError as error:

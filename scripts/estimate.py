@@ -3,7 +3,7 @@
 Floors are lower bounds at the highest published figures of a chip: reading weights and KV cache,
 arithmetic, links, whichever is longest. Expected times have the same terms at achieved rates, and
 a fixed time for each collective and layer. --layout, --attention and --mesh are the expected best
-unless they are given.
+of all batches and contexts together, unless they are given.
 
 Examples:
   python scripts/estimate.py --model=llama3-70b --topology=v5e:4x4 --weight_dtype=int8 --batch=1,32

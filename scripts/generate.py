@@ -41,6 +41,7 @@ from profiles.numbers import byte_size, ms, number, several
 from profiles.progress import byte_progress
 from profiles.record import describe_step
 from profiles.report import document, field_text, summarise, write_json
+from profiles.room import check_room, need_of
 from sharding import processes
 from sharding.errors import UsageError
 
@@ -100,9 +101,11 @@ def main() -> None:
     layout, shape = _layouts.layout(source.config, meshes, form, *sizes)
     placement = layout.check(source.config.sizes, shape)
     _layouts.state_choices(source.config, placement, form(), len(request.prompts))
+    batch, slots = cache_sizes(source.config, placement, request)
+    check_room(need_of(source.config, placement, form(), batch=batch, slots=slots))
     engine = source.engine(layout, shape, form(), _SEED.value, byte_progress)
     if _WEIGHT_LAYOUT.value == "auto":
-        _common.say(engine.lay_out_weights(*cache_sizes(engine, request)))
+        _common.say(engine.lay_out_weights(batch, slots))
     to_json = _common.JSON.value == "-"
     run = _Run(source, request, show=not to_json)
     run.take(generate(engine, request))
@@ -246,7 +249,7 @@ def _speed(run: _Run, engine: Engine) -> str:
     if run.step_seconds:
         median = float(np.median(run.step_seconds))
         text += f"; then {ms(median)} ms per step (measured median)"
-        text += f", {number(run.tokens_per_s())} tokens/s"
+        text += f", {number(run.tokens_per_s())} tokens/s over all of them"
     mesh, kind = field_text(dict(engine.mesh.shape)), engine.mesh.devices.flat[0].device_kind
     return f"{text} on {several(engine.mesh.size, f'{kind} device')}, mesh {mesh}"
 
@@ -254,7 +257,7 @@ def _speed(run: _Run, engine: Engine) -> str:
 def _comparison(fast: _Run, slow: _Run, engine: Engine) -> str:
     same = "the same" if fast.texts() == slow.texts() else "NOT the same"
     longest = max(map(len, fast.request.prompts)) + len(fast.step_seconds) + 1
-    size = engine.cache_bytes(*cache_sizes(engine, fast.request))
+    size = engine.cache_bytes(*cache_sizes(engine.config, engine.placement, fast.request))
     if not fast.step_seconds:
         return f"KV cache: {same} text without it; three tokens or more are needed to compare times"
     times = [float(np.median(run.step_seconds)) for run in (fast, slow)]

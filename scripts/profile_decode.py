@@ -106,8 +106,7 @@ def _measure(sweep: Sweep, output: Path, started: str) -> Outcome:
     try:
         outcome = run(sweep, _common.say, keep)
     except Interrupted as interrupt:
-        _common.say(f"{output / 'profile.json'} keeps {interrupt}")
-        raise
+        raise Interrupted(f"{output / 'profile.json'} keeps {interrupt}") from None
     keep(outcome)
     return outcome
 

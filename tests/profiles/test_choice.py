@@ -8,6 +8,7 @@ import pytest
 
 from model.catalog import find_model
 from model.form import BFLOAT16, Form
+from profiles import choice as choosing
 from profiles.calibration import calibration_of
 from profiles.candidates import AUTO, Wish, candidates, meshes
 from profiles.choice import (
@@ -227,10 +228,10 @@ def test_a_layout_that_no_mesh_of_a_count_takes_is_refused_before_there_is_work_
 
 def test_without_a_count_an_accelerator_gives_all_devices_that_the_layout_divides(monkeypatch):
     tiny = find_model("tiny")
-    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
-    monkeypatch.setattr("jax.device_count", lambda: 7)
+    monkeypatch.setattr(choosing, "devices", lambda: [None] * 7)
+    monkeypatch.setattr(choosing, "default_platform", lambda: "gpu")
     assert every_device(tiny, [Wish("weight_stationary_1d", "heads")]) == [meshes(4)]
-    monkeypatch.setattr("jax.default_backend", lambda: "cpu")
+    monkeypatch.setattr(choosing, "default_platform", lambda: "cpu")
     assert every_device(tiny, [Wish(AUTO, "heads")], on_cpu=(1, 2)) == [meshes(1), meshes(2)]
 
 

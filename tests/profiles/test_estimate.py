@@ -13,8 +13,10 @@ from profiles.candidates import candidates, layouts, meshes
 from profiles.communication import expected_collectives
 from profiles.estimate import Estimator, Setting, best
 from profiles.estimate_record import Recorder
+from profiles.estimate_text import notes
 from profiles.links import layings, least_bounds, mesh_items
 from profiles.slices import parse_slice
+from sharding.errors import LayoutError
 from sharding.layout import LAYOUTS, attend_by, find_layout, schedule_by
 from sharding.scaled import SCHEMES
 
@@ -151,3 +153,17 @@ def test_a_record_has_each_time_under_its_name():
     dollars = 1.2 * 16 * record["expected_s"] / 3600 / 32 * 1e6
     assert record["usd_per_million_tokens"] == pytest.approx(dollars)
     assert record["fits"] and record["status"] == "ok" and "step_s" not in record
+
+
+def test_a_batch_that_is_padded_says_so():
+    one = setting(layout=attend_by(find_layout("weight_stationary_1d"), "batch"))
+    recorder = Recorder(Estimator(one))
+    few, whole = (recorder.record(recorder.estimator.decode(batch, 100)) for batch in (1, 32))
+    assert few["padded_batch"] == 16 and "padded_batch" not in whole
+    (note,) = notes([few, few, whole])
+    assert note.startswith("-  batch 1 is padded to 16 by weight_stationary_1d, attention by batch")
+
+
+def test_a_mesh_of_another_size_than_the_slice_is_refused_for_that():
+    with pytest.raises(LayoutError, match="mesh is 2x2x3, of 12 devices, but v5e:4x4 has 16"):
+        Estimator(setting(mesh={"x": 2, "y": 2, "z": 3}))

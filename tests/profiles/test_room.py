@@ -2,8 +2,13 @@
 
 import pytest
 
+from model.catalog import find_model
+from model.form import FLOAT32
 from profiles import room
-from profiles.room import Need, free_memory, refusals
+from profiles.room import Need, check_room, free_memory, need_of, refusals
+from sharding.errors import FloorlineError
+from sharding.layout import LAYOUTS
+from sharding.mesh import parse_mesh
 
 GB = 10**9
 
@@ -17,7 +22,7 @@ def test_a_row_that_never_fits_names_the_largest_batch_that_would():
     first, second = refusals([Need("a", 2 * GB, 64, GB), Need("a", 2 * GB, 4, GB)], 10.5 * GB)
     assert second == ""
     assert first == (
-        "memory for weights (2.0 GB), cache and logits is 66.0 GB, where there are 10.5 GB; use a "
+        "memory for weights (2.00 GB), cache and logits is 66.0 GB, where there are 10.5 GB; use a "
         "batch of 8 at most"
     )
 
@@ -32,7 +37,7 @@ def test_small_rows_go_first_and_a_large_one_beside_them_is_told_to_run_alone():
     found = refusals([large, one, two], 10 * GB)
     assert found[1:] == ["", ""]
     assert found[0] == (
-        "memory needed beside smaller rows is 8.0 GB, where they leave 6.0 GB; "
+        "memory needed beside smaller rows is 8.00 GB, where they leave 6.00 GB; "
         "measure it in a run of its own"
     )
 
@@ -47,3 +52,18 @@ def test_a_containers_limit_is_the_memory_that_there_is(tmp_path, monkeypatch):
     assert free_memory() == 600_000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory() == pytest.approx(there, rel=0.5)
+
+
+def test_what_generates_is_refused_where_this_machine_lacks_the_memory(monkeypatch):
+    """llama3-8b in float32 on two fake devices, which share one memory of 20 GB."""
+    config = find_model("llama3-8b")
+    placement = LAYOUTS["weight_stationary_1d"].check(config.sizes, parse_mesh("2"))
+    need = need_of(config, placement, FLOAT32, batch=2, slots=64)
+    norms = 65 * 4096 * 4  # whole on each device
+    assert need.weights == pytest.approx(4 * 8_030_261_248 + norms, rel=1e-6)
+    cache = 2 * 32 * 8 * 128 * 64 * 4
+    assert need.each == pytest.approx(cache + 4 * 128_256, rel=1e-6)
+    monkeypatch.setattr(room, "free_memory", lambda: 20e9)
+    with pytest.raises(FloorlineError, match=r"weights \(32\.1 GB\).*there are 20\.0 GB"):
+        check_room(need)
+    check_room(need._replace(weights=1e9))

@@ -64,7 +64,10 @@ def test_of_a_mixture_the_expected_best_divides_experts_as_an_estimate_does(ende
         ("layout", "layout is 'diagonal'; use"),
         ("sized", "model is deepseek-v3, which is known by its sizes alone; use"),
         ("short", "--context is 1 with --phase=prefill; use"),
-        ("long", "--context is 8,192 and 1 more, beyond the 8,192 tokens that llama3-8b goes to"),
+        (
+            "long",
+            "--context is 8,192 and 1 more token, beyond the 8,192 tokens that llama3-8b goes to",
+        ),
         ("prompts_layout", "layout is 'nonsense'; use"),
         ("no_experts", "--expert_parallel is true, but llama3-8b has no experts"),
         ("slice", "topology is v5e:3x5"),
@@ -80,7 +83,10 @@ GRIDS = {
     "one_flag": (["--attentions=heads"], "flag is --attentions, which is unknown (near attention"),
     "prompts_layout": (["--prefill_layout=nonsense"], "layout is 'nonsense'; use"),
     "no_experts": (["--expert_parallel"], "--expert_parallel is true, but llama3-8b has no"),
-    "long": (["--context=2048,8192"], "--context is 8,192 and 1 more, beyond the 8,192 tokens"),
+    "long": (
+        ["--context=2048,8192"],
+        "--context is 8,192 and 1 more token, beyond the 8,192 tokens",
+    ),
     "no_model": (["--model=llama3-8b,gpt-9"], "model is 'gpt-9'"),
 }
 

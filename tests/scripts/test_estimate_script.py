@@ -265,12 +265,15 @@ def test_one_token_is_singular(ended):
         ("cached_steps", "--cached is 100 of no prompt; give --phase=prefill"),
         (
             "long",
-            "--context is 8,192 and 1 more, beyond the 8,192 tokens that llama3-8b goes to; "
+            "--context is 8,192 and 1 more token, beyond the 8,192 tokens that llama3-8b goes to; "
             "use at most 8,191, or --max_context=8193",
         ),
-        ("cached_alone", "--cached is 9,000 and 2 more, beyond the 8,192 tokens that llama3-70b"),
+        (
+            "cached_alone",
+            "--cached is 9,000 and 2 more tokens, beyond the 8,192 tokens that llama3-70b",
+        ),
         ("dense", "--experts is all, but llama3-70b has no experts; leave it out"),
-        ("long_after_cached", "--context is 8,000 and 193 more, beyond the 8,192 tokens"),
+        ("long_after_cached", "--context is 8,000 and 193 more tokens, beyond the 8,192 tokens"),
         ("sized_length", "--max_context is 9, but deepseek-v3 is known by its sizes alone"),
         (
             "list_of_attention",

@@ -23,7 +23,10 @@ REFUSALS = {
     "layout": (["--layout=3d"], "layout is '3d'; use one of weight_stationary_1d"),
     "mesh": ([*SMALL, "--mesh=1x1x2"], "mesh is 1x1x2, of 2 devices, but v5e:2x2 has 4; use sizes"),
     "batch": (["--batch=1,x"], "--batch is '1,x'; use positive integers"),
-    "long": (["--context=0,8192"], "--context is 8,192 and 1 more, beyond the 8,192 tokens that"),
+    "long": (
+        ["--context=0,8192"],
+        "--context is 8,192 and 1 more token, beyond the 8,192 tokens that",
+    ),
     "context": (["--context=-1"], "--context is '-1'; use whole numbers, 0 or more"),
     "prices": (
         [*SMALL, "--slices=v5e:2x2,h100:1", "--hbm_bandwidth=1e12"],

@@ -206,7 +206,11 @@ REFUSED = {
     "devices and mesh": (["--devices=2,4", "--mesh=2"], 2, "--mesh is 2, of 2 devices, beside"),
     "mesh of nothing": (["--mesh=2x0"], 2, "mesh is '2x0'; write sizes of x, y and z"),
     "one of two counts": (["--devices=1,3"], 2, "d_ff is 128, which mesh axes z=3"),
-    "long context": (["--context=16,512"], 2, "--context is 512 and 1 more, beyond the 512 tokens"),
+    "long context": (
+        ["--context=16,512"],
+        2,
+        "--context is 512 and 1 more token, beyond the 512 tokens",
+    ),
     "no bandwidth": (["--hbm_bandwidth=0"], 2, "--hbm_bandwidth is 0.0; use a positive number"),
     "NaN FLOP/s": (["--peak_flops=nan"], 2, "--peak_flops is nan; use a positive number"),
     "free of charge": (["--price_per_chip_hour=-2"], 2, "--price_per_chip_hour is -2.0; use"),
