@@ -2,7 +2,7 @@
 
 A module calls `declare` in its constructor, so a model is abstract from the start. From that
 one statement come the array's sharding (`shardings`), its random start (`initialise`), its place
-in a checkpoint (`place`) and the bytes it costs a step (`profiles.traffic`).
+in a checkpoint (`place`) and the bytes it costs a step (`profiles.floor.counts`).
 """
 
 import collections

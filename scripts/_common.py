@@ -65,7 +65,7 @@ try:
 
     from decode.load import ModelSource, find_source
     from model.config import ModelConfig, check_length
-    from profiles.files import check_file, not_taken
+    from profiles.report.files import check_file, not_taken
     from sharding import processes
     from sharding.errors import FloorlineError, UsageError
 except ImportError as error:

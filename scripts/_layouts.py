@@ -9,12 +9,12 @@ from absl import flags
 
 from model.config import ModelConfig
 from model.form import Form
-from profiles.candidates import AUTO, Wish
-from profiles.candidates import meshes as meshes_of
-from profiles.choice import Work, check_wishes, every_device, place
-from profiles.estimate import Model
-from profiles.replication import experts_per_device, replication_cost
-from profiles.report import field_text
+from profiles.expected.candidates import AUTO, Wish
+from profiles.expected.candidates import meshes as meshes_of
+from profiles.expected.choice import Work, check_wishes, every_device, place
+from profiles.expected.estimate import Model
+from profiles.floor.replication import experts_per_device, replication_cost
+from profiles.report.titles import field_text
 from sharding.errors import UsageError
 from sharding.layout import (
     ATTENTION,

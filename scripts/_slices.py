@@ -7,12 +7,12 @@ import _common
 from absl import flags
 
 from model.catalog import CATALOG, find_model
-from profiles.calibration import Calibration, calibration_of, read_calibration
-from profiles.estimate import Model
-from profiles.hardware import DEAREST, Chip, Price, find_provider
-from profiles.numbers import exact
-from profiles.sized import sized_models
-from profiles.slices import Slice, parse_slice
+from profiles.chips.calibration import Calibration, calibration_of, read_calibration
+from profiles.chips.chip import DEAREST, Chip, Price, find_provider
+from profiles.chips.slices import Slice, parse_slice
+from profiles.expected.estimate import Model
+from profiles.expected.sized import sized_models
+from profiles.report.numbers import exact
 from sharding.errors import UsageError
 
 _UNITS = {
@@ -34,14 +34,13 @@ CALIBRATION = flags.DEFINE(
     _common.PATH,
     "calibration",
     None,
-    "File with achieved rates and fixed times for expected times; profiles/calibrations.json has "
-    "those that are taken without it, and their sources.",
+    "File with achieved rates and fixed times for expected times; "
+    "profiles/chips/calibrations.json has those that are taken without it, and their sources.",
 )
 PRICE = flags.DEFINE_float(
     "price_per_chip_hour",
     None,
-    "USD; by default the cheapest on-demand price of the chip in profiles/chips.json, where it has "
-    "one.",
+    "USD; by default the cheapest on-demand price of the chip in profiles/chips/chips.json.",
 )
 PROVIDER = flags.DEFINE_string(
     "provider", None, "Whose on-demand prices are taken, such as RunPod; the cheapest without it."

@@ -25,14 +25,15 @@ from absl import flags
 from tqdm import tqdm
 
 from model.catalog import find_model
-from profiles.compiler import check_compiler
-from profiles.files import check_writable, write_csv, write_json
-from profiles.inspection import aligned
-from profiles.matrix import Point, run, summary
-from profiles.matrix_figure import heat_map
-from profiles.numbers import ms
-from profiles.report import Record, document, field_text, versions
-from profiles.slices import parse_slice
+from profiles.chips.slices import parse_slice
+from profiles.compiled.compiler import check_compiler
+from profiles.compiled.grid import Point, run, summary
+from profiles.figures.grid import heat_map
+from profiles.report.document import Record, document, versions
+from profiles.report.files import check_writable, write_csv, write_json
+from profiles.report.numbers import ms
+from profiles.report.table import aligned
+from profiles.report.titles import field_text
 from sharding.errors import UsageError
 
 _TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x4"], "Slices, such as v5e:4x4,v5p:2x2x2.")

@@ -27,17 +27,17 @@ import _slices
 from absl import flags
 
 from model.config import ModelConfig
-from profiles import compiled_text
-from profiles.arrays import placed_arrays
-from profiles.candidates import candidates
-from profiles.compiled import CompiledStep, read
-from profiles.compiler import check_compiler, check_target, compile_step
-from profiles.estimate import Estimator, Setting, best
-from profiles.examined import Examined, examine, passed, subject_of
-from profiles.files import check_file, write_atomically
-from profiles.inspection import Subject
-from profiles.numbers import several
-from profiles.report import Record, document, versions, write_json
+from profiles.compiled import text as compiled_text
+from profiles.compiled.compiler import check_compiler, check_target, compile_step
+from profiles.compiled.examined import Examined, examine, passed, subject_of
+from profiles.compiled.inspection import Subject
+from profiles.compiled.step import CompiledStep, read
+from profiles.expected.candidates import candidates
+from profiles.expected.estimate import Estimator, Setting, best
+from profiles.floor.arrays import placed_arrays
+from profiles.report.document import Record, document, versions
+from profiles.report.files import check_file, write_atomically, write_json
+from profiles.report.numbers import several
 from sharding.errors import FloorlineError, UsageError
 from sharding.mesh import parse_mesh
 

@@ -22,8 +22,8 @@ import _layouts
 from absl import flags
 
 from model.weights.orbax_checkpoint import OrbaxFolder, check_target, save
-from profiles.progress import byte_progress
-from profiles.report import write_json
+from profiles.report.files import write_json
+from profiles.report.progress import byte_progress
 from sharding import processes
 from sharding.errors import UsageError
 

@@ -24,13 +24,14 @@ import _slices
 from absl import flags
 
 from model.config import check_length
-from profiles import estimate_text
-from profiles.candidates import candidates
-from profiles.estimate import Estimate, Estimator, Model, Setting, best
-from profiles.estimate_record import Recorder, basis
-from profiles.numbers import number
-from profiles.remedies import remedy
-from profiles.report import Record, document, write_json
+from profiles.expected import text as estimate_text
+from profiles.expected.candidates import candidates
+from profiles.expected.estimate import Estimate, Estimator, Model, Setting, best
+from profiles.expected.record import Recorder, basis
+from profiles.expected.remedies import remedy
+from profiles.report.document import Record, document
+from profiles.report.files import write_json
+from profiles.report.numbers import number
 from sharding import processes
 from sharding.errors import UsageError
 from sharding.mesh import parse_mesh

@@ -33,14 +33,14 @@ import _layouts
 import _slices
 from absl import flags
 
-from profiles import curve_figures, slice_figures
-from profiles.candidates import AUTO
-from profiles.curve_document import curves_document
-from profiles.curve_study import Study, Wanted
-from profiles.estimate import Model, Setting
-from profiles.files import check_writable, write_json
-from profiles.numbers import several
-from profiles.slices import Slice
+from profiles.chips.slices import Slice
+from profiles.expected.candidates import AUTO
+from profiles.expected.estimate import Model, Setting
+from profiles.figures import curve_figures, slice_figures
+from profiles.figures.document import curves_document
+from profiles.figures.study import Study, Wanted
+from profiles.report.files import check_writable, write_json
+from profiles.report.numbers import several
 from sharding.errors import UsageError
 from sharding.layout import find_layout
 from sharding.mesh import parse_mesh

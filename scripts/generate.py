@@ -36,12 +36,13 @@ from decode.generate import (
 from decode.load import ModelSource
 from decode.sampling import make_sampler
 from model.form import Form
-from profiles.files import not_taken
-from profiles.numbers import byte_size, ms, number, several
-from profiles.progress import byte_progress
-from profiles.record import describe_step
-from profiles.report import document, field_text, summarise, write_json
-from profiles.room import check_room, need_of
+from profiles.floor.memory import check_room, need_of
+from profiles.measured.record import describe_step
+from profiles.report.document import document, summarise
+from profiles.report.files import not_taken, write_json
+from profiles.report.numbers import byte_size, ms, number, several
+from profiles.report.progress import byte_progress
+from profiles.report.titles import field_text
 from sharding import processes
 from sharding.errors import UsageError
 

@@ -5,8 +5,8 @@ collectives of one forward pass, per layer and per step: those that the layout s
 those in the program that XLA compiles for JAX's devices. Draws layout.png: the mesh, and what each
 chip holds. Needs no weights, and for the tables no devices.
 
-XLA:CPU does without some collectives that TPUs have (profiles/substitutes.py lists which, and what
-it makes in their place); beyond those, compiled and expected must agree.
+XLA:CPU does without some collectives that TPUs have (profiles/compiled/substitutes.py lists
+which, and what it makes in their place); beyond those, compiled and expected must agree.
 
 Examples:
   python scripts/inspect_layout.py --model=llama3-70b --mesh=4x4x4 --layout=weight_stationary_2d
@@ -30,9 +30,7 @@ from model.catalog import CATALOG, find_model
 from model.config import ModelConfig
 from model.form import Form
 from model.placing import settle
-from profiles.arrays import PlacedArray, placed_arrays
-from profiles.collective import Collective
-from profiles.inspection import (
+from profiles.compiled.inspection import (
     Subject,
     array_table,
     collective_table,
@@ -42,9 +40,13 @@ from profiles.inspection import (
     stands_in,
     totals,
 )
-from profiles.layout_figure import layout_figure
-from profiles.numbers import several
-from profiles.report import check_writable, document, field_text, write_json
+from profiles.figures.layout import layout_figure
+from profiles.floor.arrays import PlacedArray, placed_arrays
+from profiles.floor.collective import Collective
+from profiles.report.document import document
+from profiles.report.files import check_writable, write_json
+from profiles.report.numbers import several
+from profiles.report.titles import field_text
 from sharding import processes
 from sharding.errors import FloorlineError, LayoutError
 from sharding.mesh import request_cpu_devices

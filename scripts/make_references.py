@@ -45,7 +45,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from profiles import peer_transformers
+from profiles.measured import peer_transformers
 from sharding.errors import FloorlineError, UsageError
 
 _GGUF = flags.DEFINE_string("gguf", None, "Path of SmolLM2-135M-Instruct as a GGUF file.")

@@ -30,16 +30,17 @@ import _slices
 from absl import flags
 
 from model.config import check_length
-from profiles.estimate import Model
-from profiles.estimate_record import basis
-from profiles.estimate_text import EXPERTS
-from profiles.hardware import Chip, chips, find_chip
-from profiles.numbers import several
-from profiles.plan import Search, Targets
-from profiles.plan_report import choice_words, front_table, plan, record
-from profiles.plan_space import Offer, Space
-from profiles.report import document, write_json
-from profiles.slices import Slice, slices_of
+from profiles.chips.chip import Chip, chips, find_chip
+from profiles.chips.slices import Slice, slices_of
+from profiles.expected.estimate import Model
+from profiles.expected.record import basis
+from profiles.expected.text import EXPERTS
+from profiles.plan.search import Search, Targets
+from profiles.plan.space import Offer, Space
+from profiles.plan.text import choice_words, front_table, plan, record
+from profiles.report.document import document
+from profiles.report.files import write_json
+from profiles.report.numbers import several
 from sharding.errors import UsageError
 
 _MOST = 64  # chips of the largest slice looked at, unless asked for

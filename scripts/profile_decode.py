@@ -31,20 +31,14 @@ import jax
 from absl import flags
 
 from model.form import Form
-from profiles.events import remove_events, write_events
-from profiles.figures import cost, step_time
-from profiles.files import remove
-from profiles.hardware import DEAREST, RANGE
-from profiles.report import (
-    check_writable,
-    document,
-    fit_lines,
-    fits,
-    table,
-    write_csv,
-    write_json,
-)
-from profiles.sweep import Interrupted, Outcome, Sweep, run
+from profiles.chips.chip import DEAREST, RANGE
+from profiles.figures.steps import cost, step_time
+from profiles.measured.sweep import Interrupted, Outcome, Sweep, run
+from profiles.measured.tensorboard import remove_events, write_events
+from profiles.report.document import document
+from profiles.report.files import check_writable, remove, write_csv, write_json
+from profiles.report.lines import fit_lines, fits
+from profiles.report.table import table
 from sharding import processes
 from sharding.errors import FloorlineError, UsageError
 

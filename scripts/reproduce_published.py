@@ -3,10 +3,10 @@
 Measured steps first, a line for each, by source: measured, floor, expected, the expected time's
 error, and what was assumed. Floors are lower bounds: where a source leaves something open (context,
 layout, mesh), a floor takes the least value that is consistent with it. Expected times are by the
-constants of profiles/calibrations.json; rows that were fitted and rows that were held out are
-summed up apart (python -m profiles.fitting has more). Then longest contexts of KV caches, and
-theoretical figures of others: by their own equations, which must give the printed digits, and as
-counted here, with the differences named.
+constants of profiles/chips/calibrations.json; rows that were fitted and rows that were held out are
+summed up apart (python -m profiles.published.fitting has more). Then longest contexts of KV caches,
+and theoretical figures of others: by their own equations, which must give the printed digits, and
+as counted here, with the differences named.
 
 --cases reads measurements of your own, a JSON list of them or {"cases": [...]}:
   {"source": "mine", "locator": "run 1", "model": "llama3-70b", "topology": "h100:8",
@@ -34,15 +34,16 @@ import _common
 import _slices
 from absl import flags
 
-from profiles.calibration import read_calibration
-from profiles.cases import cases_of, shipped_cases
-from profiles.published import (
+from profiles.chips.calibration import read_calibration
+from profiles.published.cases import cases_of, shipped_cases
+from profiles.published.reproductions import check_digits, figures, not_recomputed
+from profiles.published.rows import (
     check_contexts,
     check_floors,
     longest_contexts,
     reproduce_all,
 )
-from profiles.published_report import (
+from profiles.published.text import (
     accuracy_text,
     case_records,
     contexts_text,
@@ -50,8 +51,8 @@ from profiles.published_report import (
     rates_text,
     rows_text,
 )
-from profiles.report import document, write_json
-from profiles.reproductions import check_digits, figures, not_recomputed
+from profiles.report.document import document
+from profiles.report.files import write_json
 from sharding import processes
 
 _CASES = flags.DEFINE(

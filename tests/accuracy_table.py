@@ -6,8 +6,8 @@
 import re
 from pathlib import Path
 
-from profiles.cases import shipped_cases
-from profiles.published import by_source, reproduce_all, summarise
+from profiles.published.cases import shipped_cases
+from profiles.published.rows import by_source, reproduce_all, summarise
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- accuracy: python -m tests.accuracy_table -->\n", "<!-- end accuracy -->"

@@ -6,8 +6,8 @@
 import json
 from pathlib import Path
 
-from profiles.matrix import summary
-from profiles.numbers import ms
+from profiles.compiled.grid import summary
+from profiles.report.numbers import ms
 
 ROOT = Path(__file__).parents[1]
 README, RECORDED = ROOT / "README.md", ROOT / "profiles/results/compiled"

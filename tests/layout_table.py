@@ -6,9 +6,9 @@ from pathlib import Path
 
 from model.catalog import find_model
 from model.form import BFLOAT16
-from profiles.collective import Collective
-from profiles.communication import expected_collectives
-from profiles.numbers import number
+from profiles.floor.collective import Collective
+from profiles.floor.communication import expected_collectives
+from profiles.report.numbers import number
 from sharding.layout import ATTENTION, LAYOUTS, attend_by
 from sharding.mesh import parse_mesh
 from sharding.placement import Layout, Table

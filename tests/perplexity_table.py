@@ -13,7 +13,7 @@ import numpy as np
 from decode.load import ModelSource, find_source
 from decode.perplexity import perplexity
 from model.form import Form
-from profiles.report import versions
+from profiles.report.document import versions
 from sharding.layout import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from model.catalog import CATALOG
 from model.config import ModelConfig
 from model.form import Form
-from profiles.numbers import number
-from profiles.traffic import decode_traffic
+from profiles.floor.counts import decode_traffic
+from profiles.report.numbers import number
 from sharding.layout import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES

@@ -11,7 +11,7 @@ import shlex
 import tempfile
 from pathlib import Path
 
-from profiles.report import fit_lines
+from profiles.report.lines import fit_lines
 from tests.scripts.running import run_many
 
 ROOT = Path(__file__).parents[1]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from profiles.matrix import summary
-from profiles.numbers import number
-from profiles.report import fit_lines, markdown_table
+from profiles.compiled.grid import summary
+from profiles.report.lines import fit_lines
+from profiles.report.numbers import number
+from profiles.report.table import markdown_table
 from tests import (
     accuracy_table,
     compiled_table,

@@ -15,7 +15,7 @@ from model.catalog import find_model
 from model.form import Form
 from model.parameters import place
 from model.transformer import Transformer
-from profiles.traffic import decode_traffic
+from profiles.floor.counts import decode_traffic
 from sharding.errors import FloorlineError, LayoutError
 from sharding.layout import COLLECTIVES, LAYOUTS, schedule_by
 from sharding.mesh import make_mesh, parse_mesh

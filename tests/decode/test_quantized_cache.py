@@ -10,8 +10,8 @@ import pytest
 
 from model.catalog import find_model
 from model.form import FLOAT32, Form
-from profiles.inspection import Subject
-from profiles.traffic import decode_traffic
+from profiles.compiled.inspection import Subject
+from profiles.floor.counts import decode_traffic
 from sharding.layout import (
     ATTENTION,
     COLLECTIVES,

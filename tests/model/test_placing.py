@@ -8,11 +8,11 @@ import pytest
 from model.catalog import find_model
 from model.form import BFLOAT16, Form
 from model.placing import settle
-from profiles.calibration import calibration_of
-from profiles.candidates import candidates
-from profiles.estimate import Estimator, Setting
-from profiles.plan_space import Offer, Space
-from profiles.slices import parse_slice
+from profiles.chips.calibration import calibration_of
+from profiles.chips.slices import parse_slice
+from profiles.expected.candidates import candidates
+from profiles.expected.estimate import Estimator, Setting
+from profiles.plan.space import Offer, Space
 from sharding.errors import LayoutError
 from sharding.layout import LAYOUTS
 from sharding.mesh import parse_mesh

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from profiles.collective import ALONE
-from profiles.compiled import read
-from profiles.findings import Finding, findings
+from profiles.compiled.findings import Finding, findings
+from profiles.compiled.step import read
+from profiles.floor.collective import ALONE
 from sharding.mesh import parse_mesh
 from tests.profiles.planted import BATCH, CASES, LAYERS, PROGRAMS, SLOTS, WIDTH, load
 

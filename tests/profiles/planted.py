@@ -22,11 +22,11 @@ from decode.engine import Engine
 from model.catalog import find_model
 from model.config import ModelConfig
 from model.form import BFLOAT16, Form
-from profiles.calibration import calibration_of
-from profiles.compiler import Outcome
-from profiles.estimate import Estimator, Setting
-from profiles.inspection import Subject
-from profiles.slices import parse_slice
+from profiles.chips.calibration import calibration_of
+from profiles.chips.slices import parse_slice
+from profiles.compiled.compiler import Outcome
+from profiles.compiled.inspection import Subject
+from profiles.expected.estimate import Estimator, Setting
 from sharding.layout import LAYOUTS, schedule_by
 from sharding.mesh import mesh_over, parse_mesh
 from sharding.placement import Layout

@@ -31,7 +31,7 @@ def ended(tmp_path_factory):
         "compile_step.py",
         CASES,
         folder=tmp_path_factory.mktemp("compile"),
-        patches={"profiles.compiler.PACKAGE": "no_such_compiler"},
+        patches={"profiles.compiled.compiler.PACKAGE": "no_such_compiler"},
     )
 
 
@@ -99,7 +99,7 @@ def test_a_grid_hears_the_flags_that_one_step_hears(tmp_path):
         "compile_matrix.py",
         cases | {"lists": [*lists, "--prefill_layout=auto", "--max_context=9000"]},
         folder=tmp_path,
-        patches={"profiles.compiler.PACKAGE": "no_such_compiler"},
+        patches={"profiles.compiled.compiler.PACKAGE": "no_such_compiler"},
     )
     for name, (_, message) in GRIDS.items():
         assert ended[name].code == 2 and ended[name].error.startswith(message)

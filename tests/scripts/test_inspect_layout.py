@@ -6,8 +6,8 @@ import pytest
 
 from model.catalog import find_model
 from model.form import FLOAT32
-from profiles.inspection import Subject
-from profiles.layout_figure import shown_arrays
+from profiles.compiled.inspection import Subject
+from profiles.figures.layout import shown_arrays
 from sharding.layout import LAYOUTS, prefill_by
 from sharding.mesh import parse_mesh
 from tests.scripts.running import run_many

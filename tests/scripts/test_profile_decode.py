@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from profiles import trace
+from profiles.measured import trace
 from tests.gguf_samples import write_tiny_gguf
 from tests.scripts.running import run, run_many
 
@@ -55,9 +55,10 @@ def beyond_cache(folder):
     (folder / "full" / "events").mkdir(parents=True)
     (folder / "full" / "events" / "events.out.tfevents.1.earlier").touch()
     patches = {
-        "profiles.sweep.CPU_CACHES": str(folder / "cpus"),
-        "profiles.bandwidth.READ_BYTES": 1 << 24,  # a bandwidth too good does here, and is quick
-        "profiles.bandwidth.MATMUL_SIZE": 256,
+        "profiles.measured.sweep.CPU_CACHES": str(folder / "cpus"),
+        "profiles.measured.bandwidth.READ_BYTES": 1
+        << 24,  # a bandwidth too good does here, and is quick
+        "profiles.measured.bandwidth.MATMUL_SIZE": 256,
     }
     optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # floors are those of real steps
     return run_many(

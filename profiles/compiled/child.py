@@ -1,0 +1,59 @@
+"""The process that loads libtpu: reads a job on standard input, compiles, writes what came of it.
+
+`python -m profiles.compiled.child FOLDER` writes FOLDER/result.json, and FOLDER/program.txt if the
+program was compiled; see `profiles.compiled.compiler`.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+from jax.experimental import topologies
+
+from profiles.compiled.compiler import from_json
+
+
+def main(folder: Path) -> None:
+    """Compiles one job."""
+    job = json.load(sys.stdin)
+    try:
+        result, text = _compile(job)
+        (folder / "program.txt").write_text(text)
+    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        result = {"status": "unsupported", "message": f"{type(error).__name__}: {error}"}
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def _compile(job: dict) -> tuple[dict, str]:
+    started = time.perf_counter()
+    found = topologies.get_topology_desc(
+        platform="tpu", topology_name=job["topology"], **job["options"]
+    )
+    subject = from_json(job["subject"])
+    if len(found.devices) != subject.placement.devices:
+        raise ValueError(
+            f"topology {job['topology']} has {len(found.devices)} devices, and the mesh "
+            f"{subject.placement.devices}"
+        )
+    lowered = subject.lower(found.devices, job["weights_anyhow"])
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    memory = compiled.memory_analysis()
+    result = {
+        "status": "ok",
+        "trace_s": traced - started,
+        "compile_s": time.perf_counter() - traced,
+        "memory": {
+            "argument_bytes": memory.argument_size_in_bytes,
+            "output_bytes": memory.output_size_in_bytes,
+            "aliased_bytes": memory.alias_size_in_bytes,
+            "temporary_bytes": memory.temp_size_in_bytes,
+        },
+    }
+    return result, compiled.as_text()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

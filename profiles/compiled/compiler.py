@@ -1,0 +1,227 @@
+"""Compiles a step for a TPU slice that need not be there, with libtpu's own copy of XLA.
+
+The compiler runs in a process of its own, `profiles.compiled.child`: once loaded, libtpu takes over
+much of a process, and it ends one where it fails. Source: https://docs.jax.dev, "Ahead-of-time
+lowering and compilation"; `jax.experimental.topologies`.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from model.config import ModelConfig
+from model.form import Form, Storage
+from profiles.chips.slices import Slice
+from profiles.compiled.inspection import Subject
+from sharding.errors import FloorlineError, UsageError
+from sharding.layout import attend_by, divide_experts, find_layout, schedule_by
+from sharding.placement import Layout
+from sharding.scaled import SCHEMES
+
+TARGETS = ("v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
+"""Chips that libtpu 0.0.42 compiles for."""
+
+PACKAGE = "libtpu"
+
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",  # asks Google's cloud where it is
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # what it is told then; of no matter for a topology
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",
+    "TPU_MIN_LOG_LEVEL": "2",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+}
+_CHILD = ("-m", "profiles.compiled.child")
+_SIZE = r"([\d.]+)([KMGT]?)"
+_TAIL = 6  # lines that a crash leaves
+
+
+class CompilerError(FloorlineError):
+    """There is no compiler for TPUs here."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of compiling.
+
+    Attributes:
+      status: ``ok``, ``does_not_fit`` for want of a chip's memory, ``out_of_memory`` of the
+        machine that compiles, or ``unsupported``.
+      message: the compiler's, where it failed.
+      memory: bytes per device: ``argument_bytes``, ``output_bytes``, ``aliased_bytes`` and
+        ``temporary_bytes``.
+      text: of the optimized, scheduled program.
+      compile_s: seconds in XLA; tracing the model comes on top.
+      trace_s: those.
+      beyond: bytes per device that are missing where it does not fit; None if the compiler did
+        not say.
+    """
+
+    status: str
+    message: str = ""
+    memory: dict[str, int] = dataclasses.field(default_factory=dict)
+    text: str = ""
+    compile_s: float = 0.0
+    trace_s: float = 0.0
+    beyond: float | None = None
+
+
+def check_target(where: Slice) -> None:
+    """Refuses chips that there is no compiler for.
+
+    Raises:
+      UsageError: the chip is none of `TARGETS`.
+    """
+    if where.chip.name not in TARGETS:
+        raise UsageError(
+            f"topology is {where}, which XLA's TPU compiler does not compile for; use one of "
+            f"{', '.join(TARGETS)}"
+        )
+
+
+def check_compiler() -> None:
+    """Says how to get the compiler where there is none; does not load it.
+
+    Raises:
+      CompilerError: libtpu is not installed.
+    """
+    if importlib.util.find_spec(PACKAGE) is None:
+        raise CompilerError(
+            "libtpu is not installed, and has the compiler for TPUs (0.6 GB, under Google's "
+            "terms); run `pip install -e '.[tpu-compile]'` in the clone"
+        )
+
+
+def topology(where: Slice) -> tuple[str, dict[str, object]]:
+    """What `jax.experimental.topologies` calls a slice.
+
+    Both cores of a v4 chip are one device, as on machines that have them, only if it is told so.
+    A slice smaller than a host must say that its host is so small.
+    """
+    shape = "x".join(map(str, where.shape))
+    options: dict[str, object] = {}
+    if where.chip.name == "v4":
+        options["chip_config_name"] = "megacore"
+    if any(size % 2 for size in where.shape[:2]):
+        options["chips_per_host_bounds"] = [*where.shape, 1][:3]
+    if where.count > 1:
+        options["num_slices"] = where.count
+    return f"{where.chip.name}:{shape}", options
+
+
+def compile_step(subject: Subject, where: Slice, weights_anyhow: bool = False) -> Outcome:
+    """Compiles a pass for a slice; what goes wrong in the compiler is an outcome.
+
+    Args:
+      subject: the pass.
+      where: the slice, of as many devices as the subject's mesh has.
+      weights_anyhow: the compiler also chooses how each weight's shard lies in memory.
+    """
+    name, options = topology(where)
+    job = {"subject": to_json(subject), "topology": name, "options": options}
+    job["weights_anyhow"] = weights_anyhow
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, *_CHILD, folder],
+            input=json.dumps(job),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        result = Path(folder, "result.json")
+        if done.returncode or not result.is_file():
+            return _crashed(done.returncode, done.stdout)
+        found = json.loads(result.read_text())
+        text = Path(folder, "program.txt")
+        found["text"] = text.read_text() if text.is_file() else ""
+    if found["status"] != "ok":
+        return refused(found["message"])
+    return Outcome(**found)
+
+
+def environment() -> dict[str, str]:
+    """Of a process that may load libtpu, with this project's modules."""
+    root = str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return os.environ | _ENVIRONMENT | {"PYTHONPATH": path}
+
+
+def refused(message: str) -> Outcome:
+    """The outcome of a message that the compiler raised."""
+    message = " ".join(message.split())
+    if "RESOURCE_EXHAUSTED" not in message:
+        return Outcome(status="unsupported", message=message[:600])
+    fits = "hbm" not in message.lower()
+    return Outcome(
+        status="out_of_memory" if fits else "does_not_fit",
+        message=message[:600],
+        beyond=_beyond(message),
+    )
+
+
+def _beyond(message: str) -> float | None:
+    """Bytes by which a chip's memory is exceeded, as the compiler says it in one of two ways."""
+    if found := re.search(rf"Exceeded hbm capacity by {_SIZE}", message):
+        return _bytes(*found.groups())
+    found = re.search(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)", message)
+    return _bytes(found[1], found[2]) - _bytes(found[3], found[4]) if found else None
+
+
+def _bytes(number: str, unit: str) -> float:
+    return float(number) * 2 ** (10 * " KMGT".index(unit or " "))
+
+
+def _crashed(code: int, output: str) -> Outcome:
+    """The outcome of a process that ended before it could say how."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    last = " | ".join(lines[-_TAIL:]) or "without a word"
+    if code == -9:  # by the system, as it does where memory ends
+        return Outcome(status="out_of_memory", message=f"compiler was killed (signal 9): {last}")
+    return Outcome(status="unsupported", message=f"compiler ended with code {code}: {last}")
+
+
+# A subject as JSON -------------------------------------------------------------------------------
+
+
+def to_json(subject: Subject) -> dict:
+    """A subject for another process."""
+    layout, form = subject.placement.layout, subject.form
+    return {
+        "config": dataclasses.asdict(subject.config),
+        "mesh": dict(subject.placement.mesh),
+        "layout": [layout.name, layout.attends, layout.collectives, layout.expert_parallel],
+        "form": [*form.names().values(), form.round_activations],
+        **{name: getattr(subject, name) for name in ("batch", "slots", "tokens")},
+    }
+
+
+def from_json(values: dict) -> Subject:
+    """The subject that `to_json` wrote."""
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in values["config"].items()}
+    config = ModelConfig(**config)
+    dtype, weights, cache, rounded = values["form"]
+    return Subject(
+        config=config,
+        placement=_layout(*values["layout"]).check(config.sizes, values["mesh"]),
+        form=Form(dtype, _storage(weights), _storage(cache), rounded),
+        **{name: values[name] for name in ("batch", "slots", "tokens")},
+    )
+
+
+def _layout(name: str, attends: str, collectives: str, experts: bool) -> Layout:
+    layout = attend_by(find_layout(name), attends)
+    return schedule_by(divide_experts(layout) if experts else layout, collectives)
+
+
+def _storage(name: str) -> Storage | str:
+    return SCHEMES.get(name, name)

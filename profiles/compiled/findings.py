@@ -1,0 +1,270 @@
+"""What is wrong with a compiled step, in words, each with what it costs: costliest first.
+
+Costs are seconds per step that the floor does not have: bytes of main memory at the floor's own
+bandwidth, and collectives at their expected times. They are estimates; only a measurement adds up.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+from profiles.compiled.inspection import Subject, expected, surpluses
+from profiles.compiled.step import CACHE, CompiledStep
+from profiles.compiled.substitutes import TPU_SUBSTITUTES, settle
+from profiles.expected.estimate import Estimator
+from profiles.expected.links import layings, mesh_items
+from profiles.floor.arrays import placed_arrays
+from profiles.floor.collective import ALONE, Collective, merge, without_places
+from profiles.floor.element_types import bits
+from profiles.hlo.moves import Move, grouped
+from profiles.report.numbers import byte_size, several
+
+PADDED = 0.005  # of all arguments: what padding by tiles is worth a word
+LEAST = 1e-3  # of a floor: moves that cost less are listed, but no findings
+LARGE = 0.01  # of all arguments, and of a floor: temporaries and their cost worth a word
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that costs time or memory and need not.
+
+    Attributes:
+      kind: ``cache_not_aliased``, ``copy``, ``dequantized``, ``weight_gather``, ``collective``,
+        ``not_overlapped``, ``temporary``, ``replicated`` or ``padding``.
+      message: in words.
+      cost_s: seconds per step.
+    """
+
+    kind: str
+    message: str
+    cost_s: float
+
+    def as_record(self) -> dict:
+        """The form that programs read."""
+        return dataclasses.asdict(self)
+
+
+def findings(
+    step: CompiledStep, subject: Subject, estimator: Estimator, floor_s: float
+) -> list[Finding]:
+    """Everything that is found, the costliest first.
+
+    Args:
+      step: compiled.
+      subject: the pass that it is.
+      estimator: of the same model, layout and slice.
+      floor_s: of the pass.
+    """
+    bandwidth, times = estimator.peaks.bandwidth, CollectiveTimes(estimator, step.collectives)
+    found = [
+        *_not_aliased(step, bandwidth),
+        *_moved(step, bandwidth, floor_s),
+        *_collectives(step, subject, times),
+        *_alone(step, times),
+        *_temporary(step, bandwidth, floor_s),
+        *_replicated(step, subject, bandwidth),
+        *_padding(step, bandwidth),
+    ]
+    return sorted(found, key=lambda each: -each.cost_s)
+
+
+class CollectiveTimes:
+    """Expected times of collectives on a slice, its mesh laid as suits them best.
+
+    Args:
+      estimator: of the layout and the slice.
+      listed: all collectives of a step.
+    """
+
+    def __init__(self, estimator: Estimator, listed: Sequence[Collective]):
+        where, self.rates = estimator.setting.where, estimator.setting.rates
+        where = dataclasses.replace(where, chip=where.chip.expected)
+        mesh = mesh_items(estimator.setting.mesh)
+        self._wires = min(
+            layings(where, mesh, False),
+            key=lambda wires: sum(each.count * self._seconds(each, wires) for each in listed),
+        )
+
+    def seconds(self, each: Collective) -> float:
+        """Of one, with nothing else on the links."""
+        return self._seconds(each, self._wires)
+
+    def _seconds(self, each: Collective, wires) -> float:
+        start, per_byte = wires.usual(each.kind, each.axes, self.rates)
+        return start + each.payload_bytes * per_byte / self.rates.link
+
+
+def _not_aliased(step: CompiledStep, bandwidth: float) -> Iterator[Finding]:
+    names = step.not_aliased
+    if not names:
+        return
+    size = sum(step.arguments[name].padded for name in names)
+    copied = sum(move.whole for move in step.moves if move.origin in names)
+    total = sum(name.startswith(CACHE) for name in step.arguments)
+    yield Finding(
+        "cache_not_aliased",
+        f"{len(names)} of the cache's {total} arrays are not updated in place: each step writes "
+        f"{byte_size(size)} of cache to other memory, which it needs besides; donate the cache",
+        max(copied, size) / bandwidth,
+    )
+
+
+def _moved(step: CompiledStep, bandwidth: float, floor_s: float) -> Iterator[Finding]:
+    """Copies, conversions and changes of layout of whole arrays."""
+    elsewhere = set(step.not_aliased)
+    for move in grouped(move for move in step.moves if move.origin not in elsewhere):
+        cost = move.whole / bandwidth
+        if cost >= LEAST * floor_s:
+            wider = move.wider and not move.origin.startswith(CACHE)
+            yield Finding("dequantized" if wider else "copy", _move_words(move), cost)
+
+
+def _move_words(move: Move) -> str:
+    what = "held whole in more bits: " if move.wider else ""
+    where = f", in {move.where}" if move.where else ""
+    place = "" if "written back" in move.how else " in main memory"
+    return (
+        f"{move.origin} is {what}{move.how}{place}, {_times(move.count)} a step, "
+        f"{byte_size(move.bytes)} each{where}"
+    )
+
+
+def _collectives(step: CompiledStep, subject: Subject, times: CollectiveTimes) -> Iterator[Finding]:
+    """Those that the layout does not explain, and those that cost more than what it asked for."""
+    wanted, found = expected(subject, "tpu"), step.collectives
+    surplus = surpluses(wanted, found, subject.form.dtype, "tpu")
+    for (kind, axes, payload), count in sorted(surplus.items()):
+        one = Collective(kind, axes, payload)
+        words = f"{kind} over {''.join(axes)} of {byte_size(payload)}"
+        weight = step.gathered.get(payload) if kind == "all-gather" else None
+        if count < 0:
+            message = f"{words} is in the layout {_times(-count)} more than in the program"
+            yield Finding("collective", message, 0.0)
+        elif weight:
+            message = f"{weight} is gathered whole, {_times(count)} a step: {words}, which no "
+            message += "part of the layout asks for"
+            yield Finding("weight_gather", message, count * times.seconds(one))
+        else:
+            message = f"{words} is in the program {_times(count)} more than in the layout"
+            yield Finding("collective", message, count * times.seconds(one))
+    yield from _replaced(wanted, found, times)
+
+
+def _replaced(
+    wanted: Sequence[Collective], found: Sequence[Collective], times: CollectiveTimes
+) -> Iterator[Finding]:
+    """What the compiler makes of collectives that its own do not do."""
+    left = collections.Counter({_key(one): one.count for one in settle(wanted, found)})
+    for one in without_places(wanted):
+        entry = TPU_SUBSTITUTES.get(one.kind)
+        count = one.count - left[_key(one)] if entry else 0
+        if count > 0:
+            made = dataclasses.replace(one, kind=entry.made)
+            yield Finding(
+                "collective",
+                f"{one.kind} over {''.join(one.axes)} of {byte_size(one.payload_bytes)} is made as "
+                f"{entry.made} and slice, {_times(count)} a step: XLA's own takes some sizes and "
+                "groups alone, see profiles/compiled/substitutes.py; another mesh may be one of "
+                "them, and "
+                "--collectives=overlapped sends sums of matmuls round a ring",
+                count * max(0.0, times.seconds(made) - times.seconds(one)),
+            )
+
+
+def _key(one: Collective) -> tuple[str, tuple[str, ...], int]:
+    return one.kind, one.axes, one.payload_bytes
+
+
+def _alone(step: CompiledStep, times: CollectiveTimes) -> Iterator[Finding]:
+    """Collectives while which a chip does nothing else, by kind and axes."""
+    groups: dict[tuple, list[Collective]] = {}
+    for one in merge(each for each in step.collectives if each.overlap == ALONE):
+        groups.setdefault((one.kind, one.axes), []).append(one)
+    for (kind, axes), each in groups.items():
+        cost = sum(one.count * times.seconds(one) for one in each)
+        places = dict.fromkeys(_place(one.where) for one in each)
+        yield Finding(
+            "not_overlapped",
+            f"{kind} over {''.join(axes)} runs alone {_times(sum(one.count for one in each))} a "
+            f"step, with no work and no fetch of weights or cache beside it (in "
+            f"{', '.join(filter(None, places)) or 'no named place'})",
+            cost,
+        )
+
+
+def _place(where: str) -> str:
+    """Scopes with layers not told apart, each once where one operation serves several."""
+    named = re.sub(r"\blayer_\d+", "layer", where)
+    return " and ".join(dict.fromkeys(re.split(r"/(?=layer/)", named)))
+
+
+def _temporary(step: CompiledStep, bandwidth: float, floor_s: float) -> Iterator[Finding]:
+    """Large arrays that are made in main memory, where they are written and read at least once.
+
+    Those that collectives take or fill are in the times of these.
+    """
+    part = step.temporary_bytes / step.argument_bytes
+    if part < LARGE:
+        return
+    for what, size, count, sent in step.temporaries:
+        cost = 2 * size * count / bandwidth
+        if not sent and cost >= LARGE * floor_s:
+            yield Finding(
+                "temporary",
+                f"{what} goes through main memory, {_times(count)} a step, {byte_size(size)} each "
+                f"to write and to read (all temporaries take {byte_size(step.temporary_bytes)}, "
+                f"{part:.0%} of arguments)",
+                cost,
+            )
+
+
+def _replicated(step: CompiledStep, subject: Subject, bandwidth: float) -> Iterator[Finding]:
+    """Arguments of which a device has more than the layout's shard."""
+    shards = {
+        array.name: array.bytes_per_chip
+        for array in placed_arrays(
+            subject.config, subject.placement, subject.form, subject.batch, subject.slots
+        )
+    }
+    groups: dict[str, list[int]] = {}
+    for name, array in step.arguments.items():
+        size = math.ceil(array.elements * bits(array.element) / 8)
+        if size > shards.get(name, size):
+            groups.setdefault(_starred(name), []).append(size - shards[name])
+    for name, beyond in groups.items():
+        yield Finding(
+            "replicated",
+            f"{name} takes {byte_size(sum(beyond))} more on each device than its shard in the "
+            f"layout ({several(len(beyond), 'array')})",
+            sum(beyond) / bandwidth,
+        )
+
+
+def _padding(step: CompiledStep, bandwidth: float) -> Iterator[Finding]:
+    """Bytes that tiles add to arguments."""
+    groups: dict[str, list[int]] = {}
+    for name, array in step.arguments.items():
+        size = math.ceil(array.elements * bits(array.element) / 8)
+        groups.setdefault(_starred(name), []).append(array.padded - size)
+    beyond = sum(map(sum, groups.values()))
+    if beyond <= PADDED * step.argument_bytes:
+        return
+    worst = sorted(groups, key=lambda name: -sum(groups[name]))[:3]
+    sizes = {name: sum(groups[name]) for name in worst}
+    shown = ", ".join(f"{name} {byte_size(held)}" for name, held in sizes.items() if held)
+    yield Finding(
+        "padding",
+        f"arguments take {byte_size(beyond)} more than their numbers: the TPU fills up tiles "
+        f"({shown})",
+        beyond / bandwidth,
+    )
+
+
+def _starred(name: str) -> str:
+    return "/".join("*" if part.isdigit() else part for part in name.split("/"))
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"

@@ -1,0 +1,202 @@
+"""A grid of compiled steps: models, slices, layouts, types and sizes, each examined, one table.
+
+Finished points are lines of a file, so that a run that ends early goes on where it stopped; points
+of other versions of JAX or libtpu are compiled again. Several are compiled at once, as many as the
+machine has cores and free memory for.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from model.config import ModelConfig
+from model.form import Form
+from profiles.chips.calibration import calibration_of
+from profiles.chips.slices import parse_slice
+from profiles.compiled.compiler import check_target
+from profiles.compiled.examined import examine
+from profiles.expected.candidates import Wish, candidates
+from profiles.expected.estimate import Estimator, Setting, best
+from profiles.floor.memory import free_memory
+from profiles.report.document import Record
+from profiles.report.files import to_json
+from sharding.errors import FloorlineError
+from sharding.mesh import parse_mesh
+
+EACH = 7e9
+"""Bytes of memory that one compiler may take: 80 layers of a large model took five."""
+POINTS = "points.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One step to compile.
+
+    Attributes:
+      model: its sizes.
+      topology: text of a slice.
+      wish: layouts by names, of which the expected best is compiled.
+      form: how numbers are stored.
+      batch: sequences.
+      context: tokens in the cache of each; of prefill, tokens of a prompt.
+      prefill: a pass over prompts.
+      mesh: sizes of its axes as text; None for the expected best.
+    """
+
+    model: ModelConfig
+    topology: str
+    wish: Wish
+    form: Form
+    batch: int
+    context: int
+    prefill: bool = False
+    mesh: str | None = None
+
+    def __str__(self) -> str:
+        phase = "prefill" if self.prefill else "decode"
+        return (
+            f"{self.model.name} on {self.topology}, {self.wish}, {self.form}, {phase} of batch "
+            f"{self.batch}, context {self.context}" + (f", mesh {self.mesh}" if self.mesh else "")
+        )
+
+    def check(self) -> None:
+        """Refuses names that there are none of, before anything is compiled.
+
+        Raises:
+          UsageError: an unknown chip, slice, layout or mesh.
+        """
+        check_target(parse_slice(self.topology))
+        self.wish.layouts(self.model)
+        if self.mesh:
+            parse_mesh(self.mesh)
+
+    def estimator(self) -> Estimator:
+        """Of the layout and mesh that are named, or of the expected best.
+
+        Raises:
+          LayoutError: none goes with the model and the slice.
+        """
+        where = parse_slice(self.topology)
+        setting = Setting(
+            model=self.model,
+            where=where,
+            form=self.form,
+            rates=calibration_of(where.chip.name),
+        )
+        shapes = [parse_mesh(self.mesh)] if self.mesh else None
+        found = candidates(setting, self.wish.layouts(self.model), shapes)
+        return best(found, [(self.batch, self.context)], self.prefill)
+
+
+def run(
+    points: Sequence[Point],
+    folder: Path,
+    versions: dict[str, str],
+    progress: Callable[[Iterator[tuple[str, Record]], int], Iterator[tuple[str, Record]]],
+    workers: int | None = None,
+) -> list[Record]:
+    """Examines every point; one that fails is a record that says so, and the rest goes on.
+
+    Args:
+      points: the grid.
+      folder: where finished points are kept.
+      versions: of JAX and libtpu; points of others are not kept.
+      progress: shows how far it is: takes finished points and how many there will be.
+      workers: compilers at once; what the machine has room for if None.
+
+    Returns:
+      Records in the order of the points.
+    """
+    kept = _kept(folder / POINTS, versions)
+    missing = [point for point in dict.fromkeys(points) if str(point) not in kept]
+    with (
+        open(folder / POINTS, "a", encoding="utf-8") as lines,
+        ThreadPoolExecutor(workers or at_once()) as pool,
+    ):
+        done = {pool.submit(_examined, point): point for point in missing}
+        finished = ((str(done[each]), each.result()) for each in as_completed(done))
+        for key, record in progress(finished, len(missing)):
+            kept[key] = record
+            line = {"point": key, "versions": versions, "record": record}
+            lines.write(to_json(line) + "\n")
+            lines.flush()
+    return [kept[str(point)] for point in points]
+
+
+def at_once() -> int:
+    """Compilers that this machine has cores and free memory for, at least one."""
+    return max(min(os.cpu_count() or 1, int((free_memory() or EACH) // EACH)), 1)
+
+
+def _examined(point: Point) -> Record:
+    try:
+        record = examine(point.estimator(), point.batch, point.context, point.prefill).as_record()
+    except FloorlineError as error:
+        record = {
+            "model": point.model.name,
+            "topology": point.topology,
+            "layout": point.wish.layout,
+            "batch": point.batch,
+            "context": point.context,
+            **point.form.names(),
+            "status": "unsupported",
+            "message": str(error),
+        }
+    return record | {"asked": str(point)}
+
+
+def _kept(path: Path, versions: dict[str, str]) -> dict[str, Record]:
+    """Points of these versions that a run before this one finished; a torn last line is none."""
+    found = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                one = json.loads(line)
+            except ValueError:
+                continue
+            if one["versions"] == versions:
+                found[one["point"]] = one["record"]
+    return found
+
+
+# What a table has --------------------------------------------------------------------------------
+
+
+def summary(record: Record) -> dict[str, object]:
+    """A point in a line: sizes per chip and how they compare, and what was found.
+
+    Returns:
+      Absent fields are not known, as of a step that does not fit.
+    """
+    same = ("model", "topology", "mesh", "layout", "attention", "collectives", "weight_dtype",
+            "kv_dtype", "phase", "batch", "context", "tokens_per_sequence", "floor_s", "expected_s",
+            "status", "message")  # fmt: skip
+    row = {name: record[name] for name in same if name in record}
+    if "compiled" not in record:
+        return row
+    compiled, counted = record["compiled"], record["bytes_per_chip"]
+    parts = record["devices"] // record["chips"]
+    resident = counted["weights_resident"] + counted["kv_resident"]
+    held = (compiled["argument_bytes"] + compiled["temporary_bytes"]) * parts
+    moved = sum(copy["bytes"] * copy["count"] for copy in compiled["copies"]) * parts
+    read = counted["weights_read"] + counted["kv_read"] + counted["kv_written"]
+    alone = [one for one in compiled["collectives"] if one["overlap"] == "alone"]
+    return row | {
+        "arguments_over_floor": compiled["argument_bytes"] * parts / resident,
+        "temporaries_over_arguments": compiled["temporary_bytes"] / compiled["argument_bytes"],
+        "resident_over_capacity": held / counted["capacity"],
+        "bytes_over_floor": (read + 2 * moved) / read,
+        "cache_aliased": compiled["cache_aliased"],
+        "collectives_as_expected": record["collectives_as_expected"],
+        "collectives_alone": sum(one["count"] for one in alone),
+        "copies": sum(copy["count"] for copy in compiled["copies"]),
+        "findings": len(record["findings"]),
+        "costliest_finding": record["findings"][0]["message"] if record["findings"] else "",
+        "costliest_over_floor": record["findings"][0]["cost_s"] / record["floor_s"]
+        if record["findings"]
+        else 0.0,
+        "compile_s": compiled["compile_s"],
+    }

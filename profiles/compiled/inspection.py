@@ -1,0 +1,246 @@
+"""What a layout does to a model: its arrays, and the collectives expected and compiled."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from decode.engine import Engine
+from model.config import ModelConfig
+from model.form import Form
+from model.parameters import abstract
+from model.transformer import Transformer
+from profiles.compiled.substitutes import settle, substitute
+from profiles.floor.arrays import PlacedArray, group_layers
+from profiles.floor.collective import Collective, merge, without_places
+from profiles.floor.communication import expected_collectives
+from profiles.hlo.census import census
+from profiles.report.document import Record
+from profiles.report.numbers import exact
+from profiles.report.partitioning import cache_words, partitioning
+from profiles.report.table import aligned
+from profiles.report.titles import field_text
+from sharding.mesh import make_mesh, mesh_over
+from sharding.placement import Placement
+from sharding.platform import default_platform
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A forward pass to look at.
+
+    Attributes:
+      config: the model.
+      placement: the layout on a mesh.
+      form: how its numbers are stored.
+      batch: sequences.
+      slots: tokens that the cache has room for.
+      tokens: per sequence: 1 for a decode step, more for a prefill.
+    """
+
+    config: ModelConfig
+    placement: Placement
+    form: Form
+    batch: int
+    slots: int
+    tokens: int = 1
+
+    def __str__(self) -> str:
+        fields = self._partitioning
+        parts = [
+            f"{self.config.name} on {field_text(fields['mesh'])}, {fields['layout']}",
+            f"attention by {fields['attention']}",
+            "experts divided" * ("expert_parallel" in fields),
+            f"collectives {fields['collectives']}",
+            str(self.form),
+            f"batch {self.batch}",
+            f"cache of {self.slots} tokens",
+            cache_words(fields),
+            "decode step" if self.tokens == 1 else f"prefill of {self.tokens} tokens",
+        ]
+        return ", ".join(filter(None, parts))
+
+    def as_record(self) -> dict:
+        """The record of a step, with what is known of it."""
+        return {
+            "model": self.config.name,
+            "phase": "decode" if self.tokens == 1 else "prefill",
+            "batch": self.batch,
+            "tokens_per_sequence": self.tokens,
+            "devices": self.placement.devices,
+            **self._partitioning,
+            **self.form.names(),
+        }
+
+    @property
+    def _partitioning(self) -> Record:
+        return partitioning(self.config, self.placement, prompts=self.tokens > 1)
+
+    @property
+    def run(self) -> Placement:
+        """The placement that this pass runs in."""
+        return self.placement if self.tokens == 1 else self.placement.prefill
+
+    def engine(self, devices: Sequence[jax.Device] | None = None) -> Engine:
+        """An engine with shapes in place of weights: enough to compile with.
+
+        Args:
+          devices: as many as the mesh has, which need not be there; JAX's own if None.
+
+        Raises:
+          LayoutError: JAX does not have as many devices as the mesh has.
+        """
+        shape = self.placement.mesh
+        mesh = make_mesh(shape) if devices is None else mesh_over(shape, devices)
+        parameters = abstract(Transformer(self.config, self.form), self.placement, mesh)
+        return Engine(self.config, parameters, self.placement, mesh, self.form)
+
+    def lower(
+        self, devices: Sequence[jax.Device] | None = None, weights_anyhow: bool = False
+    ) -> jax.stages.Lowered:
+        """This pass, ready to compile; raises as `engine` does.
+
+        Args:
+          devices: as of `engine`.
+          weights_anyhow: the compiler chooses how each weight's shard lies in memory.
+        """
+        engine = self.engine(devices)
+        if self.tokens == 1:
+            return engine.lower_decode(self.batch, self.slots, weights_anyhow)
+        return engine.lower_prefill(self.batch, self.slots, self.tokens, weights_anyhow)
+
+
+def expected(subject: Subject, platform: str | None = None) -> list[Collective]:
+    """The collectives that should be there; see `expected_collectives`.
+
+    Args:
+      subject: the pass.
+      platform: that it is compiled for, by JAX's name of it; JAX's own if None.
+    """
+    return expected_collectives(
+        subject.config,
+        subject.run,
+        subject.form,
+        batch=subject.batch,
+        tokens=subject.tokens,
+        grouped=(platform or default_platform()) == "tpu",
+    )
+
+
+def compiled(subject: Subject) -> list[Collective]:
+    """The collectives that XLA made for JAX's devices; no weight is made for it.
+
+    Raises:
+      LayoutError: there are not as many devices as the mesh has.
+    """
+    return census(subject.lower().compile().as_text(), subject.placement.mesh)
+
+
+def differences(
+    wanted: Sequence[Collective],
+    found: Sequence[Collective],
+    dtype: jnp.dtype,
+    platform: str | None = None,
+) -> list[str]:
+    """How a compiled program departs from the expected list, beyond what compilers replace.
+
+    Args:
+      wanted: the expected list.
+      found: in the program.
+      dtype: of those expected that do not name their element type.
+      platform: that the program is for; JAX's own if None.
+    """
+    surplus = surpluses(wanted, found, dtype, platform or default_platform())
+    return [
+        f"{abs(count)} {'more' if count > 0 else 'fewer'} {kind} over {''.join(axes)} of "
+        f"{size:,} bytes"
+        for (kind, axes, size), count in sorted(surplus.items())
+    ]
+
+
+def surpluses(
+    wanted: Sequence[Collective], found: Sequence[Collective], dtype: jnp.dtype, platform: str
+) -> dict[tuple[str, tuple[str, ...], int], int]:
+    """How many more of each kind, axes and payload a program has; negative where fewer."""
+    asked = settle(wanted, found) if platform == "tpu" else substitute(wanted, platform, dtype)
+    surplus = _counts(found)
+    surplus.subtract(_counts(asked))
+    return {key: count for key, count in surplus.items() if count}
+
+
+def stands_in(wanted: Sequence[Collective], dtype: jnp.dtype) -> bool:
+    """Whether this platform's compiler makes something else of any of these."""
+    return _counts(substitute(wanted, default_platform(), dtype)) != _counts(wanted)
+
+
+def _counts(collectives: Sequence[Collective]) -> Counter:
+    merged = without_places(collectives)
+    return Counter({(each.kind, each.axes, each.payload_bytes): each.count for each in merged})
+
+
+def array_table(arrays: Sequence[PlacedArray]) -> str:
+    """Arrays in Markdown, those alike in all layers as one row."""
+    head = "array", "how many", "shape", "sharding", "bytes per chip, each", "copies of each part"
+    rows = [
+        (
+            array.name,
+            str(count),
+            "x".join(map(str, array.shape)),
+            array.notation,
+            f"{array.bytes_per_chip:,}",
+            str(array.copies),
+        )
+        for array, count in group_layers(list(arrays))
+    ]
+    return aligned(head, rows)
+
+
+def totals(arrays: Sequence[PlacedArray]) -> str:
+    """Bytes of each chip for weights and for the KV cache, and how much of them is copies."""
+    lines = []
+    for what, chosen in (
+        ("weights", [array for array in arrays if not array.name.startswith("cache/")]),
+        ("KV cache", [array for array in arrays if array.name.startswith("cache/")]),
+    ):
+        size = sum(array.bytes_per_chip for array in chosen)
+        extra = sum(array.bytes_per_chip * (1 - 1 / array.copies) for array in chosen)
+        lines.append(f"{what}: {size:,} bytes per chip, {extra:,.0f} of them for copies")
+    return "\n".join(lines)
+
+
+def collective_table(
+    collectives: Sequence[Collective], layers: int, label: str, order: Sequence[Collective]
+) -> str:
+    """Collectives for a terminal, block by block: per layer, and per step.
+
+    Args:
+      collectives: of one step.
+      layers: of the model; blocks named ``layer_0/mlp`` or ``layer/mlp`` count as one.
+      label: ``expected`` or ``compiled``.
+      order: whose blocks come in the order of the model: the expected ones.
+    """
+    head = ("block", label, "mesh axes", "bytes per chip, each", "per layer", "per step")
+    blocks = {where: rank for rank, where in enumerate(dict.fromkeys(each.where for each in order))}
+    found = sorted(merge(_any_layer(collectives)), key=lambda e: blocks.get(e.where, len(blocks)))
+    rows = [
+        (
+            each.where.removeprefix("layer/"),
+            each.kind,
+            "".join(each.axes),
+            f"{each.payload_bytes:,}",
+            exact(each.count / layers) if each.where.startswith("layer") else "",
+            str(each.count),
+        )
+        for each in found
+    ]
+    return aligned(head, rows)
+
+
+def _any_layer(collectives: Sequence[Collective]) -> list[Collective]:
+    return [
+        dataclasses.replace(each, where=re.sub(r"^layer_\d+", "layer", each.where))
+        for each in collectives
+    ]

@@ -1,0 +1,172 @@
+"""A compiled step for people: beside its floor and expected time, and what was found wrong."""
+
+import textwrap
+from collections.abc import Sequence
+
+from profiles.chips.slices import Slice
+from profiles.compiled.findings import Finding
+from profiles.compiled.inspection import Subject
+from profiles.compiled.step import CompiledStep
+from profiles.compiled.substitutes import settle
+from profiles.expected.estimate import Estimate, Estimator
+from profiles.floor.arrays import PlacedArray
+from profiles.floor.collective import OVERLAPS, Collective
+from profiles.hlo.program import Array
+from profiles.report.numbers import ms, number
+from profiles.report.table import WIDTH, aligned
+
+TEMPORARY = 0.01  # of arguments: temporaries that are worth a word
+
+
+def title(subject: Subject, where: Slice) -> str:
+    """What is compiled."""
+    return "\n".join(textwrap.wrap(f"{subject}, for {where}", WIDTH))
+
+
+def times(estimator: Estimator, step: Estimate) -> str:
+    """Floor and expected time, with what they are at."""
+    chip, where = estimator.chip, estimator.setting.where
+    terms = ", ".join(f"{n.replace('_', ' ')} {ms(s)} ms" for n, s in step.floor.terms().items())
+    lines = [
+        f"floor:     {ms(step.floor.seconds)} ms per step ({terms}), at {chip.name}'s highest "
+        f"published figures, {number(chip.bandwidth / 1e9)} GB/s per chip",
+        f"expected:  {ms(step.expected.seconds)} ms per step, by calibration "
+        f"{estimator.setting.rates.said_of(where.chip.name)}",
+    ]
+    return _wrapped(lines)
+
+
+def memory(compiled: CompiledStep, step: Estimate, arrays: Sequence[PlacedArray]) -> str:
+    """Bytes of one device: the floor's beside the compiler's, and what the layout copies."""
+    traffic, parts = step.traffic, step.setting.where.chip.devices_per_chip
+    resident = traffic.weights_resident + traffic.kv_resident
+    arguments = compiled.argument_bytes
+    where = "in place" if not compiled.not_aliased else "NOT in place"
+    rows = [
+        ("weights and cache", _count(resident), _count(arguments), _more(arguments, resident)),
+        (
+            "cache, written " + where,
+            _count(traffic.kv_resident),
+            _count(compiled.aliased_bytes),
+            _more(compiled.aliased_bytes, traffic.kv_resident),
+        ),
+        (
+            "temporaries",
+            "0",
+            _count(compiled.temporary_bytes),
+            f"{compiled.temporary_bytes / arguments:.1%} of arguments",
+        ),
+    ]
+    unit = "bytes per device" + (f", {parts} to a chip" if parts > 1 else "")
+    copied = sum(each.bytes_per_chip * (1 - 1 / each.copies) for each in arrays)
+    lines = [aligned((unit, "floor", "compiled", ""), rows)]
+    if copied > 1e-3 * resident:
+        lines.append(f"(of the floor's bytes {_count(copied)} are copies that the layout states)")
+    if compiled.temporary_bytes > TEMPORARY * arguments:
+        lines += [
+            f"(temporaries hold {each.what}: {_count(each.bytes)}, {each.count:,} a step)"
+            for each in compiled.temporaries[:3]
+        ]
+    return "\n".join(lines)
+
+
+def collectives(wanted: Sequence[Collective], found: Sequence[Collective]) -> str:
+    """Collectives of a step: how many the layout expects, how many there are, and beside what."""
+    asked = {_key(one): one.count for one in settle(wanted, found)}
+    there: dict[tuple, dict[str, int]] = {}
+    for one in found:
+        counts = there.setdefault(_key(one), {})
+        counts[one.overlap] = counts.get(one.overlap, 0) + one.count
+    rows = [
+        (
+            key[0],
+            "".join(key[1]),
+            f"{key[2]:,}",
+            f"{asked.get(key, 0):,}",
+            f"{sum(there.get(key, {}).values()):,}",
+            *(f"{there.get(key, {}).get(how, 0):,}" for how in OVERLAPS),
+        )
+        for key in sorted(asked.keys() | there.keys())
+    ]
+    if not rows:
+        return "collectives: none, as expected"
+    head = "collective", "axes", "bytes", "expected", "compiled"
+    return aligned((*head, *OVERLAPS), rows)
+
+
+def findings(found: Sequence[Finding], floor_s: float) -> str:
+    """The findings, costliest first."""
+    if not found:
+        return "findings: none"
+    lines = ["findings, costliest first (estimated, each on its own; % of the floor):"]
+    for each in found:
+        cost = f"{ms(each.cost_s)} ms ({each.cost_s / floor_s:.0%})"
+        text = f"{cost:>16}  {each.kind}: {each.message}"
+        lines.append("\n".join(textwrap.wrap(text, WIDTH, subsequent_indent=" " * 18)))
+    return "\n".join(lines)
+
+
+def weight_layouts(default: CompiledStep, free: CompiledStep, bandwidth: float) -> str:
+    """What changes where the compiler may lay weights out as it likes.
+
+    Args:
+      default: compiled with weights as they are stored.
+      free: the same step with weights as the compiler likes them.
+      bandwidth: bytes per second of a device's memory.
+    """
+    changed = layout_changes(default, free)
+    lines = ["", "with --weight_layout=auto, weights as the compiler would have them:"]
+    lines += [
+        f"  {each['array']} ({each['count']}): {each['default']} -> {each['auto']}"
+        for each in changed
+    ] or ["  none would lie otherwise"]
+    sizes = [f"{_count(one.temporary_bytes)}" for one in (default, free)]
+    moved = [sum(move.whole for move in one.moves) / bandwidth for one in (default, free)]
+    lines.append(f"  temporaries {sizes[0]} -> {sizes[1]} bytes")
+    lines.append(f"  whole arrays moved {ms(moved[0])} -> {ms(moved[1])} ms a step")
+    return "\n".join(lines)
+
+
+def layout_changes(default: CompiledStep, free: CompiledStep) -> list[dict]:
+    """Arrays that lie otherwise, those alike in all layers as one."""
+    counts: dict[tuple[str, str, str], int] = {}
+    for name, array in default.arguments.items():
+        other = free.arguments.get(name, array)
+        if (array.order, array.tiles) != (other.order, other.tiles):
+            starred = "/".join("*" if part.isdigit() else part for part in name.split("/"))
+            key = starred, _physical(array), _physical(other)
+            counts[key] = counts.get(key, 0) + 1
+    return [
+        {"array": name, "count": count, "default": before, "auto": after}
+        for (name, before, after), count in counts.items()
+    ]
+
+
+def _physical(array: Array) -> str:
+    """Dimensions from the outermost in memory to the innermost, and tiles."""
+    return f"[{','.join(str(axis) for axis in reversed(array.order))}] {array.tiles}"
+
+
+def _key(one: Collective) -> tuple[str, tuple[str, ...], int]:
+    return one.kind, one.axes, one.payload_bytes
+
+
+def _count(size: float) -> str:
+    return f"{size:,.0f}"
+
+
+def _more(size: float, than: float) -> str:
+    if not than:
+        return ""
+    return f"{size / than - 1:+.1%}" if abs(size / than - 1) >= 5e-4 else "equal"
+
+
+def wrapped(text: str) -> str:
+    """A long line for a terminal."""
+    return "\n".join(textwrap.wrap(text, WIDTH))
+
+
+def _wrapped(lines: Sequence[str]) -> str:
+    return "\n".join(
+        part for line in lines for part in textwrap.wrap(line, WIDTH, subsequent_indent=" " * 11)
+    )

@@ -1,0 +1,320 @@
+"""Time that collectives take on the links of a slice: the least there could be, and the expected.
+
+Mesh axes are laid on the dimensions of a torus, on a domain of switches, and on the network between
+those. A group of a collective then extends so far along each dimension. Floors count what a chip
+must receive, or what must cross the middle of a ring, over all links that the group's dimensions
+have. Source: Google's scaling book, "Sharded matrices", for rings and for all-to-all, a quarter of
+an all-gather on a wrapped ring; Pope et al. 2022, appendix A.1.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from profiles.chips.calibration import Calibration
+from profiles.chips.slices import Slice
+from profiles.floor.collective import Collective
+from sharding.errors import LayoutError
+from sharding.mesh import MeshShape
+
+RING, LINE, SWITCH, NETWORK = "ring", "line", "switch", "network"
+_WAYS = 16  # to lay a mesh for an expected time: others tear axes into many pieces
+
+
+class Dimension(NamedTuple):
+    """One way in which devices of a slice are joined.
+
+    Attributes:
+      size: devices along it.
+      kind: a `RING` that closes, a `LINE` that does not, a `SWITCH` or the `NETWORK`.
+      rate: bytes per second one way: of a link, or of a device to a switch or a network.
+    """
+
+    size: int
+    kind: str
+    rate: float
+
+
+_WAYS_OF = {"all-gather": ("in",), "reduce-scatter": ("out",), "all-to-all": ("across",)}
+"""Where a collective's least bytes go, of a device; those of any other kind both in and out."""
+
+Extents = tuple[int, ...]
+"""Devices that a group has along each dimension."""
+
+
+def dimensions(where: Slice, least: bool) -> tuple[Dimension, ...]:
+    """How the devices of a slice are joined, the fastest first.
+
+    Args:
+      where: the slice.
+      least: for a floor, which takes what is not published for the best: an axis wraps around.
+
+    Where no rate is published, it is taken to be infinite.
+    """
+    chip, parts = where.chip, where.chip.devices_per_chip
+    halves = 1 if least else parts  # what both halves of a chip want need only come to it once
+    found = []
+    if chip.wiring.dimensions:
+        rate = chip.ici or math.inf
+        for size, wraps in zip(where.shape, where.wraps, strict=True):
+            closed = least if wraps is None else wraps
+            found.append(Dimension(size, RING if closed else LINE, rate / halves))
+    else:
+        found.append(Dimension(where.domain, SWITCH, (chip.link or math.inf) / halves))
+    if where.chips > where.domain:
+        network = chip.network or math.inf
+        found.append(Dimension(where.chips // where.domain, NETWORK, network / halves))
+    if parts > 1:  # halves of a chip share its links
+        found.insert(0, Dimension(parts, SWITCH, math.inf))
+    return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wires:
+    """Mesh axes laid on the dimensions of a slice.
+
+    Attributes:
+      dimensions: of the slice.
+      spans: by mesh axis, its devices along each dimension.
+      hop_latency: seconds from a chip to its neighbour.
+    """
+
+    dimensions: tuple[Dimension, ...]
+    spans: Mapping[str, Extents]
+    hop_latency: float
+
+    def extents(self, axes: Sequence[str]) -> Extents:
+        """Devices that a group over these mesh axes has along each dimension."""
+        along = zip(*(self.spans[axis] for axis in axes), strict=True)
+        return tuple(map(math.prod, along))
+
+    def kinds(self, extents: Extents) -> Iterator[tuple[Dimension, int]]:
+        """The dimensions that a group spans, and how far; part of a ring is a line."""
+        for dimension, size in zip(self.dimensions, extents, strict=True):
+            if size > 1:
+                part = dimension.kind == RING and size < dimension.size
+                yield dimension._replace(kind=LINE) if part else dimension, size
+
+    def least(self, collective: Collective) -> float:
+        """Seconds that one collective takes a device at least, in the direction of most bytes."""
+        spanned = tuple(self.kinds(self.extents(collective.axes)))
+        return collective.payload_bytes * _per_byte(collective.kind, spanned, least=True)
+
+    def usual(self, kind: str, axes: Sequence[str], rates: Calibration) -> tuple[float, float]:
+        """What a collective is expected to take: seconds to start, with its hops, and per byte.
+
+        Bytes at the links' rates, in the algorithms that are used.
+        """
+        key = kind, axes
+        if key not in self._memo:
+            spanned = tuple(self.kinds(self.extents(axes)))
+            hops = sum(_hops(dimension, size) for dimension, size in spanned)
+            hops = 1 if kind == "permute" else (2 if kind == "all-reduce" else 1) * hops
+            between = any(dimension.kind == NETWORK for dimension, _ in spanned)
+            latency = hops * self.hop_latency
+            self._memo[key] = latency, between, _usual_per_byte(kind, spanned)
+        latency, between, per_byte = self._memo[key]
+        return rates.collective_s + latency + rates.network_s * between, per_byte
+
+    @functools.cached_property
+    def _memo(self) -> dict[tuple[str, Sequence[str]], tuple[float, bool, float]]:
+        return {}
+
+
+@functools.lru_cache(maxsize=65536)
+def _per_byte(kind: str, spanned: tuple[tuple[Dimension, int], ...], least: bool) -> float:
+    """Seconds per byte of payload of the device that has most to do, in the best algorithm.
+
+    At least, or as is usual: sums are then scattered and gathered, one after the other.
+    """
+    bounds = [0.0]
+    devices = math.prod(size for _, size in spanned)
+    inside = 1  # devices of the group that are joined faster than by the dimension at hand
+    joined = [part for part in spanned if part[0].kind in (RING, LINE)]
+    if joined:
+        links = sum(_links(dimension) * dimension.rate for dimension, _ in joined)
+        cluster = math.prod(size for _, size in joined)
+        if kind == "all-to-all":
+            bounds += [_crossing(dimension, size) for dimension, size in joined]
+        elif kind == "permute":
+            # One of two directions; a ring has links for both.
+            return 1 / sum(2 * dimension.rate for dimension, _ in joined)
+        else:
+            # The end of a line can send its part of a sum while the sum of others comes back.
+            bounds.append(_received(kind, cluster, summing=least) / links)
+        inside = cluster
+    for dimension, size in spanned:
+        if dimension.kind in (RING, LINE):
+            continue
+        share = inside if dimension.kind == NETWORK else 1
+        if kind == "all-to-all":
+            others = 1 - 1 / size if dimension.kind == NETWORK else (size - 1) / devices
+            bounds.append(others / dimension.rate)
+        else:
+            summing = dimension.kind == SWITCH  # which may add up on the way
+            bounds.append(_received(kind, size, summing) / share / dimension.rate)
+        inside *= size
+    return max(bounds)
+
+
+def _received(kind: str, devices: int, summing: bool) -> float:
+    """Bytes that a device receives (or sends, if more), per byte of payload."""
+    part = (devices - 1) / devices
+    if kind == "all-reduce":
+        return min(2 * part, 1.0) if summing else 2 * part
+    return 1.0 if kind == "permute" else part
+
+
+def _links(dimension: Dimension) -> int:
+    """Of the device that has fewest: the end of a line."""
+    return 2 if dimension.kind == RING else 1
+
+
+def _crossing(dimension: Dimension, size: int) -> float:
+    """Seconds per byte of an all-to-all through the middle of one dimension.
+
+    Each half of the devices sends the other its part: over two links on a ring, one on a line.
+    """
+    half = size // 2
+    return half * (size - half) / size / (_links(dimension) * dimension.rate)
+
+
+@functools.lru_cache(maxsize=65536)
+def _usual_per_byte(kind: str, spanned: tuple[tuple[Dimension, int], ...]) -> float:
+    """Seconds per byte of payload, where no switch adds up on the way."""
+    per_byte = _per_byte(kind, spanned, least=False)
+    for dimension, size in spanned:
+        if dimension.kind == SWITCH and kind == "all-reduce":
+            per_byte = max(per_byte, 2 * (size - 1) / size / dimension.rate)
+    return per_byte
+
+
+def _hops(dimension: Dimension, size: int) -> int:
+    """From one end of a group to the other."""
+    if dimension.kind == RING:
+        return size // 2
+    return size - 1 if dimension.kind == LINE else 0
+
+
+# Laying a mesh on a slice ------------------------------------------------------------------------
+
+
+def check_size(where: Slice, mesh: MeshShape) -> None:
+    """Refuses a mesh for a slice of another size.
+
+    Raises:
+      LayoutError: the mesh does not have as many devices as the slice.
+    """
+    if math.prod(mesh.values()) != where.devices:
+        sizes = "x".join(map(str, mesh.values()))
+        halves = ", two to a chip" * (where.chip.devices_per_chip > 1)
+        raise LayoutError(
+            f"mesh is {sizes}, of {math.prod(mesh.values())} devices, but {where} has "
+            f"{where.devices}{halves}; use sizes whose product is {where.devices}"
+        )
+
+
+@functools.lru_cache(maxsize=4096)
+def layings(where: Slice, mesh: tuple[tuple[str, int], ...], least: bool) -> tuple[Wires, ...]:
+    """Ways to lay a mesh on a slice, those first whose axes are in fewest pieces.
+
+    An axis in several pieces spans as many dimensions, and has the links of all: a mesh of one axis
+    can be laid as any mesh of several is.
+
+    Args:
+      where: the slice.
+      mesh: axis and size, as items of a mesh.
+      least: for a floor, which takes all ways; else the first few. Also as of `dimensions`.
+
+    Raises:
+      LayoutError: the mesh does not have as many devices as the slice.
+    """
+    check_size(where, dict(mesh))
+    found = dimensions(where, least)
+    ways = list(_divide([size for _, size in mesh], [dimension.size for dimension in found]))
+    ways.sort(key=lambda way: sum(size > 1 for extents in way for size in extents))
+    if not least:
+        del ways[_WAYS:]
+    names = [axis for axis, _ in mesh]
+    hop = where.chip.hop_latency or 0.0
+    return tuple(Wires(found, dict(zip(names, way, strict=True)), hop) for way in ways)
+
+
+def _divide(sizes: Sequence[int], rooms: Sequence[int]) -> Iterator[tuple[Extents, ...]]:
+    """All ways to write each size as a product over rooms that they fill together."""
+    if not sizes:
+        if all(room == 1 for room in rooms):
+            yield ()
+        return
+    for extents in _products(sizes[0], rooms):
+        left = [room // size for room, size in zip(rooms, extents, strict=True)]
+        for rest in _divide(sizes[1:], left):
+            yield (extents, *rest)
+
+
+def _products(size: int, rooms: Sequence[int]) -> Iterator[Extents]:
+    """All ways to write a size as a product of divisors of the rooms."""
+    if not rooms:
+        if size == 1:
+            yield ()
+        return
+    room, *others = rooms
+    for part in range(1, room + 1):
+        if room % part == 0 and size % part == 0:
+            for rest in _products(size // part, others):
+                yield (part, *rest)
+
+
+def mesh_items(mesh: MeshShape) -> tuple[tuple[str, int], ...]:
+    """A mesh as a key."""
+    return tuple(mesh.items())
+
+
+def least_bounds(collectives: Iterable[Collective], wires: Wires) -> dict[object, float]:
+    """Seconds below which all collectives of a step cannot stay, however well they overlap.
+
+    Bounds of two kinds. Collectives of one group share its links, so the times add up of those that
+    a device receives in, and of those that it sends in. And each byte that a device receives
+    crosses some link of the dimensions that its group spans, so what is received over some
+    dimensions, or fewer of them, takes the links of those, on average over devices.
+
+    Returns:
+      Bounds by what they are of, each proportional to payloads.
+    """
+    bounds: dict[object, float] = {}
+    over: dict[frozenset[int], float] = {}
+    for each in collectives:
+        extents = wires.extents(each.axes)
+        for way in _WAYS_OF.get(each.kind, ("in", "out")):
+            place = extents, way
+            bounds[place] = bounds.get(place, 0) + each.count * wires.least(each)
+        if each.kind != "permute":
+            # Halves of a chip take no link between them.
+            spanned = [i for i, size in enumerate(extents)
+                       if size > 1 and wires.dimensions[i].rate < math.inf]  # fmt: skip
+            summing = any(wires.dimensions[i].kind == SWITCH for i in spanned)
+            received = _received(each.kind, math.prod(extents[i] for i in spanned), summing)
+            key, sent = frozenset(spanned), each.count * each.payload_bytes * received
+            over[key] = over.get(key, 0) + sent
+    for chosen in _subsets(len(wires.dimensions)):
+        total = sum(sent for spanned, sent in over.items() if spanned <= chosen)
+        if total:
+            bounds[chosen] = total / sum(_whole_rate(wires.dimensions[i]) for i in chosen)
+    return bounds
+
+
+def _subsets(count: int) -> Iterator[frozenset[int]]:
+    for size in range(1, count + 1):
+        yield from map(frozenset, itertools.combinations(range(count), size))
+
+
+def _whole_rate(dimension: Dimension) -> float:
+    """Bytes per second that a device receives over a dimension, on average over devices."""
+    if dimension.kind == RING:
+        return 2 * dimension.rate
+    if dimension.kind == LINE:
+        return 2 * dimension.rate * (dimension.size - 1) / dimension.size
+    return dimension.rate

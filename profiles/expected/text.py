@@ -1,0 +1,226 @@
+"""Estimates for people: a table of floors and expected times, and what follows for serving."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+
+from profiles.chips.chip import Chip
+from profiles.expected import economics
+from profiles.expected.estimate import Estimate, Estimator
+from profiles.report.document import Record
+from profiles.report.numbers import exact, ms, number, several
+from profiles.report.partitioning import cache_words
+from profiles.report.table import WIDTH, aligned
+from profiles.report.titles import field_text, subject
+
+FASTER = 2.5  # times: what providers sell as a fast mode
+HEAD = (
+    *("weights ms", "KV ms", "compute ms", "links ms"),
+    *("floor ms", "bound by", "expected ms", "tokens/s/chip", "USD/Mtok", "GB per chip"),
+)
+EXPERTS = {
+    "coverage": "those that evenly spread tokens choose",
+    "least": "those of one token",
+    "all": "all",
+}
+
+
+def title(
+    points: Sequence[Record], estimators: Sequence[Estimator], price: Callable[[Chip], str]
+) -> str:
+    """What was estimated, at which peaks, and with which calibration and price of each chip."""
+    chips = dict.fromkeys(estimator.setting.where.chip.name for estimator in estimators)
+    meshes = dict.fromkeys(field_text(each["mesh"]) for each in points if "mesh" in each)
+    caches = dict.fromkeys(filter(None, map(cache_words, points)))
+    lines = [", ".join([subject(points), *(f"mesh {each}" for each in meshes), *caches])]
+    if experts := points[0].get("experts"):
+        lines.append(f"experts that a step reads: {EXPERTS[experts]} ({experts})")
+    for name in chips:
+        one = next(e for e in estimators if e.setting.where.chip.name == name)
+        chip, dtype = one.chip, one.setting.form.arithmetic
+        rates = one.setting.rates
+        lines.append(
+            f"{name}: floor at {number(chip.bandwidth / 1e9)} GB/s and "
+            f"{number(chip.peak(dtype) / 1e12)} TFLOP/s of {dtype} per chip, {chip.source}; "
+            f"expected by calibration {rates.said_of(name)}"
+        )
+        lines.append(f"{name}: costs of expected times: {price(chip)}")
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, WIDTH))
+
+
+def table(points: Sequence[Record]) -> str:
+    """A row for each record; terms are the floor's."""
+    varied = [
+        field
+        for field in (
+            "topology",
+            "mesh",
+            "layout",
+            "attention",
+            "expert_parallel",
+            "weight_dtype",
+            "kv_dtype",
+        )
+        if len({str(point.get(field)) for point in points}) > 1
+    ]
+    per_prompt = any(point["tokens_per_sequence"] > 1 for point in points)
+    keys = ("cached", "tokens", "batch") if per_prompt else ("context", "batch")
+    head = (*varied, *keys, *HEAD)
+    rows = [
+        (*(field_text(point.get(field, "")) for field in varied), *_cells(point))
+        for point in points
+    ]
+    return aligned(head, rows)
+
+
+def _cells(point: Record) -> list[str]:
+    terms, counted = point["floor_terms_s"], point["bytes_per_chip"]
+    tokens = point["tokens_per_sequence"]
+    resident = sum(counted[name] for name in ("weights_resident", "kv_resident", "activations"))
+    cost = point.get("usd_per_million_tokens")
+    return [
+        f"{point['context']:,}",
+        *([f"{tokens:,}"] if tokens > 1 else []),
+        f"{point['batch']:,}",
+        *(ms(terms.get(name, 0.0)) for name in ("weights", "kv_cache", "compute", "communication")),
+        ms(point["floor_s"]),
+        point["bound"],
+        ms(point["expected_s"]),
+        number(point["tokens_per_s_per_chip"]),
+        number(cost) if cost is not None else "",
+        number(resident / 1e9) + " (!)" * (not point["fits"]),
+    ]
+
+
+def notes(points: Sequence[Record]) -> list[str]:
+    """What is padded, and what does not fit, once for each slice and dtype."""
+    padded = (
+        f"-  batch {point['batch']:,} is padded to {point['padded_batch']:,} by "
+        f"{point['layout']}, attention by {point['attention']}, on {field_text(point['mesh'])}"
+        for point in points
+        if "padded_batch" in point
+    )
+    unfit = (f"(!)  {point['message']}" for point in points if point.get("message"))
+    seen = dict.fromkeys((*padded, *unfit))
+    return [part for note in seen for part in textwrap.wrap(note, WIDTH)]
+
+
+def consequences(estimator: Estimator, steps: Sequence[Estimate]) -> list[str]:
+    """What the floor and the expected times mean for batches, schedules and money.
+
+    Args:
+      estimator: the model on its slice.
+      steps: decode steps of it, by batch.
+    """
+    first, last = steps[0], steps[-1]
+    context = last.context
+    peaks = estimator.peaks
+    return [
+        *_batches(estimator, context),
+        f"fetches: batch {last.batch:,} does {number(last.traffic.flops / last.traffic.memory)} "
+        "FLOPs for each byte that it reads, of "
+        f"{number(peaks.flops / peaks.bandwidth)} that the chip could",
+        *_schedules(estimator, first, last),
+        *_prices(estimator, last),
+        *_phases(estimator, last),
+        *_stages(estimator, last),
+    ]
+
+
+def _batches(estimator: Estimator, context: int) -> list[str]:
+    lines = economics.slopes(estimator, context)
+    parameters = estimator.describe()["parameters"]
+    touched = economics.batching_gain(estimator, context)
+    every = economics.batching_gain(estimator, context, every_expert=True)
+    balanced = economics.balanced_context(estimator)
+    said = [
+        f"floor of a step at context {context:,}: the larger of {ms(lines.weights)} ms + "
+        f"{_us(lines.kv_cache)} us x batch (weights, KV cache) and {_us(lines.compute)} us x batch "
+        "(compute)",
+        f"critical batch: {number(economics.critical_batch(estimator))}, where compute overtakes "
+        "the read of all weights, at no context",
+        f"balanced context: {exact(balanced)} tokens, beyond which no batch is compute-bound"
+        if balanced
+        else "balanced context: none; the cache never costs as much as compute",
+        f"batching gain: {number(touched)} times, the floor of a token at batch 1 over the least "
+        "of any batch",
+    ]
+    if estimator.setting.model.experts:
+        sparsity = parameters["total"] / parameters["active"]
+        said[-1] += f", with the experts that it touches; {number(every)} if batch 1 read them all"
+        said.append(
+            f"sparsity: {number(sparsity)}, total over active parameters; experts alone are "
+            f"{exact(estimator.setting.model.experts / estimator.setting.model.experts_per_token)}"
+        )
+    return said
+
+
+def _schedules(estimator: Estimator, first: Estimate, last: Estimate) -> list[str]:
+    room = economics.largest_batch(estimator, last.context)
+    train = economics.schedule(last, 1)
+    said = [
+        f"drain time: {ms(economics.drain_s(estimator))} ms to read all of a chip's memory once, "
+        f"the step of a chip that is full; {several(room, 'sequence')} of {last.context + 1:,} "
+        f"tokens {'fits' if room == 1 else 'fit'}",
+        f"departing trains: with a batch of {last.batch:,} every {ms(train.period_s)} ms "
+        f"(expected), a token that just missed one takes {ms(train.total_s)} ms",
+    ]
+    if last.batch > first.batch:
+        speed = last.expected.seconds / first.expected.seconds
+        cost = first.expected.seconds / first.batch / (last.expected.seconds / last.batch)
+        said.append(
+            f"latency for money: batch {first.batch:,} is {number(speed)} times as fast as batch "
+            f"{last.batch:,} and {number(cost)} times as dear per token (expected)"
+        )
+    return said
+
+
+def _prices(estimator: Estimator, last: Estimate) -> list[str]:
+    """What speed costs, and what a price step at this context would say of a cache."""
+    times = economics.price_of_speed(estimator, last.context, last.batch, FASTER)
+    price = f"{number(times)} times as dear per token" if times else "beyond any batch"
+    ratio = estimator.peaks.flops / estimator.peaks.bandwidth
+    active = estimator.describe()["parameters"]["active"]
+    implied = economics.implied_kv_bytes(active, ratio, max(last.context, 1))
+    written = last.traffic.kv_written / estimator.padded(last.batch)
+    whole = written * estimator.setting.where.devices
+    return [
+        f"price of speed: a step {exact(FASTER)} times as fast as batch {last.batch:,}'s is "
+        f"{price} (expected)",
+        f"a price step at {several(last.context, 'token')} would imply {number(implied)} bytes of "
+        f"cache per token, where compute is overtaken; here they are {number(whole)}, copies "
+        "included",
+    ]
+
+
+def _phases(estimator: Estimator, last: Estimate) -> list[str]:
+    prompt = max(last.context, 2)
+    cached = prompt - max(prompt // 10, 2)
+    if cached < 1:
+        return []
+    sizes = {"prompt": prompt, "cached": cached, "batch": last.batch, "context": last.context}
+    costs = economics.phase_costs(estimator, **sizes)
+    return [
+        f"prefill: a token of a prompt of {prompt:,} costs "
+        f"{number(costs.prefill / costs.decode)} of a decoded one at batch {last.batch:,} "
+        f"(expected); with the first {cached:,} cached, "
+        f"{number(costs.cached_prefill / costs.decode)}: "
+        f"{number(costs.prefill / costs.cached_prefill)} times less"
+    ]
+
+
+def _stages(estimator: Estimator, last: Estimate) -> list[str]:
+    if not estimator.setting.where.chip.network:
+        return []
+    one, four = (
+        economics.pipeline(estimator, stages, last.batch, last.context) for stages in (1, 4)
+    )
+    return [
+        f"pipeline of 4 such slices: weights {number(one.weights / 1e9)} -> "
+        f"{number(four.weights / 1e9)} GB per chip, KV cache {number(one.kv_cache / 1e9)} GB as "
+        f"before, for 4 batches are under way; a token's floor {ms(one.step_s)} -> "
+        f"{ms(four.step_s)} ms"
+    ]
+
+
+def _us(seconds: float) -> str:
+    return number(seconds * 1e6)

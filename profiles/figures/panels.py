@@ -1,0 +1,147 @@
+"""What the figures of curves share: titles in words, axes, and a picture written whole."""
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from profiles.expected.estimate import Estimator
+from profiles.figures import picture
+from profiles.figures.curves import layout_words
+from profiles.figures.steps import SHARED, frame
+from profiles.report.files import write_atomically
+from profiles.report.numbers import exact, number, several, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+EXPECTED = dict(linestyle="-", linewidth=2)
+FLOOR = dict(linestyle=(0, (5, 2)), linewidth=1.8)
+WIDTH, DPI = 11.0, 100
+LINE = 140  # characters below the title
+PALE = 0.28
+
+
+def panels(count: int, height: float = 5.9) -> "tuple[Figure, list[Axes]]":
+    """An empty figure with panels side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI)
+    return figure, list(figure.subplots(1, count, squeeze=False).flat)
+
+
+def finish(
+    figure: "Figure",
+    path: str | Path,
+    head: Sequence[str],
+    notes: Iterable[str],
+    handles: Sequence[object] | None = None,
+    at_last: Callable[[], None] = lambda: None,
+) -> "Figure":
+    """Sets words around the panels and writes the PNG file.
+
+    Args:
+      figure: with its panels drawn.
+      path: of the file.
+      head: the title, then what the figure is of; long ones are wrapped.
+      notes: at the bottom, wrapped likewise.
+      handles: of the legend; the lines with a name, each name once, if None.
+      at_last: writes into the panels what depends on their final places.
+
+    Raises:
+      OutputError: the file cannot be written.
+    """
+    for panel in figure.axes:
+        panel.grid(which="major", color="#E3E3E3", linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    named = {} if handles is None else {handle.get_label(): handle for handle in handles}
+    if handles is None:
+        for panel in figure.axes:
+            for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+                named.setdefault(label, handle)
+    lines = [head[0], *(line for text in head[1:] for line in picture.lines(text, LINE))]
+    foot = [line for note in notes for line in picture.lines(note, LINE)]
+    frame(figure, lines, foot, list(named.values()))
+    at_last()
+    write_atomically(path, _png(figure))
+    return figure
+
+
+def _png(figure: "Figure") -> bytes:
+    """The picture in its 256 most frequent colours: all flat ones, at a third of the bytes."""
+    from PIL import Image
+
+    drawn, small = io.BytesIO(picture.png(figure)), io.BytesIO()
+    pixels = np.asarray(Image.open(drawn).convert("RGB"))
+    packed = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
+    colours, places, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    levels = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=-1)
+    kept = levels[np.argsort(-counts, kind="stable")[:256]]
+    nearest = np.square(levels[:, None] - kept).sum(-1).argmin(-1).astype(np.uint8)
+    image = Image.fromarray(nearest[places].reshape(packed.shape))
+    image.putpalette(kept.astype(np.uint8).tobytes())
+    image.save(small, "png", optimize=True)
+    return small.getvalue()
+
+
+def subject(estimator: Estimator, *more: str, layout: bool = True, where: bool = True) -> str:
+    """Model, types, slice, and what else there is to say of all lines of a figure."""
+    setting = estimator.setting
+    chips = setting.where.chips
+    parts = [setting.model.name, str(setting.form)]
+    parts += [f"{setting.where} ({several(chips, 'chip')})"] if where else []
+    parts += [f"experts by {setting.experts}"] if setting.model.experts else []
+    parts += [*more, *([layout_words(estimator)] if layout else [])]
+    return ", ".join(parts)
+
+
+def peaks_words(estimator: Estimator, priced: bool = False) -> list[str]:
+    """What floors are at, and what expected times and costs are at."""
+    setting, peaks, chip = estimator.setting, estimator.peaks, estimator.chip
+    parts = peaks.devices_per_chip
+    floor = f"{number(peaks.bandwidth * parts / 1e9)} GB/s of memory, "
+    floor += f"{number(peaks.flops * parts / 1e12)} TFLOP/s ({setting.form.arithmetic})"
+    if chip.link and setting.where.chips > 1:
+        floor += f" and links of {number(chip.link / 1e9)} GB/s"
+    expected = f"Expected: recommended figures, calibration {setting.rates.said_of(chip.name)}."
+    if priced and setting.price is None:
+        expected += " No price of the chip is known: costs are in chip-seconds."
+    elif priced:
+        price = setting.quote or f"{exact(setting.price)} USD per chip-hour"
+        expected += f" Price: {price}."
+    return [f"Floor: per chip {floor}, {chip.source}, all overlapped.", expected]
+
+
+def sized_words(estimator: Estimator) -> list[str]:
+    """What is not known of a model that is known by its sizes alone."""
+    if estimator.placement:
+        return []
+    name = estimator.setting.model.name
+    return [f"{name} is known by its sizes alone: collectives are in expected times, in no floor."]
+
+
+def logarithmic(axis: object, values: Sequence[float], base: int = 10, room: float = 1.15) -> None:
+    """Makes an axis logarithmic over these values, with plain numbers at its ticks."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = min(values) / room, max(values) * room
+    axis._set_axes_scale("log", base=base)
+    wide = np.log10(high / low)
+    subs = (1.0,) if base == 2 or wide > 3 else (1.0, 2.0, 5.0)
+    step = 4 if base == 2 and wide > 2.7 else base  # ten powers of two would touch
+    axis.set_major_locator(LogLocator(step, subs=subs, numticks=16))
+    axis.set_minor_locator(NullLocator())
+    text = exact if base == 2 else short
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(low, high)
+
+
+def key(**look: object) -> object:
+    """A handle of the legend alone."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **{"color": SHARED, **look})

@@ -1,0 +1,374 @@
+"""The collectives that one forward pass should hold, from the model's sizes and the layout alone.
+
+Mirrors the transformer's changes of sharding one by one: a collective stands where two neighbouring
+shardings differ, or where a matmul sums over a divided dimension. Pope et al. 2022, section 3.2 and
+appendix A, give the closed forms that this list takes in that paper's configuration. What a
+compiled program really holds is counted by `profiles.hlo.census`; the two must agree.
+"""
+
+import dataclasses
+import itertools
+import math
+from typing import NamedTuple
+
+import jax
+
+from model.config import ModelConfig
+from model.dispatch import expert_axes, sums
+from model.form import Form
+from profiles.floor.collective import Collective
+from profiles.floor.element_types import bits, element_of
+from profiles.floor.shapes import Shapes
+from sharding.axes import MESH_AXES
+from sharding.collectives import Division, look_up_steps, moves
+from sharding.placement import Axes, Placement, division, entry, entry_axes, shards, used_axes
+from sharding.products import Transfers, directions, gathers_in_loop, transfers
+from sharding.scaled import Weight, spec_of
+
+FLOAT32 = "f32"
+
+
+class Matmul(NamedTuple):
+    """A product of every token with a weight, as `Operand.multiply` is asked for it.
+
+    Attributes:
+      letters: of the weight, outputs first.
+      outputs: how many of them are outputs.
+      now: sharding of what it multiplies.
+      whole: sharding of that when multiplied.
+      result: sharding of the product.
+      where: the block.
+      table: the weight is the vocabulary's: plain, multiplied as it is stored, to float32.
+    """
+
+    letters: str
+    outputs: int
+    now: jax.P
+    whole: jax.P
+    result: jax.P
+    where: str
+    table: bool = False
+
+    @property
+    def read(self) -> str:
+        """Letters of what it multiplies."""
+        return "BT" + self.letters[self.outputs :]
+
+    @property
+    def made(self) -> str:
+        """Letters of the product."""
+        return "BT" + self.letters[: self.outputs]
+
+    @property
+    def element(self) -> str | None:
+        """Type of the product, if not that of activations."""
+        return FLOAT32 if self.table else None
+
+
+def expected_collectives(
+    config: ModelConfig,
+    placement: Placement,
+    form: Form,
+    *,
+    batch: int,
+    tokens: int = 1,
+    grouped: bool = True,
+) -> list[Collective]:
+    """Every collective of one forward pass.
+
+    Args:
+      config: the model.
+      placement: the layout on a mesh; of prompts, `Placement.prefill`.
+      form: how numbers are stored.
+      batch: sequences.
+      tokens: per sequence: 1 in a decode step, more in a prefill, whose logits are those of each
+        prompt's last token.
+      grouped: experts run in one grouped matmul, as on TPU; else one by one, and the list has each
+        of them as if tokens chose them all.
+
+    Returns:
+      Collectives with their `where`: a block, ``layer/`` before those that every layer has. Their
+      counts are those of the whole pass.
+    """
+    step = ForwardPass(config, placement, form, batch, tokens, grouped)
+    step.look_up()
+    once, step.found = step.found, []
+    step.layer()
+    layers = [dataclasses.replace(each, count=each.count * config.layers) for each in step.found]
+    step.found = once + layers
+    step.unembed()
+    return step.found
+
+
+class ForwardPass(Shapes):
+    """Walks through one forward pass and notes what moves."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        placement: Placement,
+        form: Form,
+        batch: int,
+        tokens: int,
+        grouped: bool = True,
+    ):
+        # A grouped matmul takes plain arrays.
+        self.grouped = grouped and not form.scheme
+        super().__init__(config, placement, form, batch, tokens)
+        self.element = element_of(form.dtype)
+        self.overlapped = placement.layout.collectives == "overlapped"
+        self.found: list[Collective] = []
+
+    def look_up(self) -> None:
+        """Rows of the embedding."""
+        place = self.placement
+        table, target = place.weights("V", "D"), place.activations("B", "T", "R")
+        rows, columns, batch, residual = map(entry_axes, (*table, target[0], target[2]))
+        steps = look_up_steps(rows, columns, batch, residual)
+        now: Division = (steps.batch, (), columns)
+        by_hand = {"where": "embedding", "by_hand": True, "element": element_of(self.form.plain)}
+        if steps.exchanged:
+            self.note("all-to-all", steps.exchanged, self.size("BTD", now), **by_hand)
+            now = (steps.batch + steps.exchanged, (), ())
+        if steps.scattered:
+            self.note("reduce-scatter", steps.scattered, self.size("BTD", now), **by_hand)
+        if steps.summed:
+            self.note("all-reduce", steps.summed, self.size("BTD", now), **by_hand)
+        result = jax.P(steps.result[0], None, steps.result[1])
+        self.reshard(self.plain("BTD"), result, target, "embedding")
+
+    def layer(self) -> None:
+        """One block."""
+        place, config = self.placement, self.config
+        residual, whole = place.activations("B", "T", "R"), place.contracted("B", "T", "D")
+        self.norm("layer/norm")
+        self.attention(residual, whole)
+        if config.norm_after:
+            self.norm("layer/norm")
+        if not config.parallel_block:
+            self.norm("layer/norm")
+        now = whole if config.parallel_block else residual
+        self.experts(now, whole) if config.experts else self.mlp(now, whole)
+        if config.norm_after:
+            self.norm("layer/norm")
+
+    def norm(self, where: str) -> None:
+        """A mean over the residual stream, two with layer norm."""
+        spec = self.placement.activations("B", "T", "R")
+        means = 2 if self.config.norm == "layer" else 1
+        for _ in range(means if used_axes(spec[2:]) else 0):
+            size = self.size("BT", division(spec)[:2])
+            self.note("all-reduce", entry_axes(spec[2]), size, where, element=FLOAT32)
+
+    def attention(self, now: jax.P, whole: jax.P) -> None:
+        """Projections, attention over the cache or the prompt, and the projection back."""
+        place, where = self.placement, "layer/query_key_value"
+        for letters in ("KGh", "KCh"):
+            result = place.activations("B", "T", *letters)
+            self.product(Matmul(letters + "D", 3, now, whole, result, where))
+            now = whole
+            if self.config.attention_bias:
+                bias = place.activations(*letters)
+                self.reshard(self.plain(letters), place.weights(*letters), bias, where, True)
+            first_two = (letters[0], None if letters[1] == "C" else letters[1])
+            attended = place.attention("B", "T", *first_two, None)
+            self.reshard(self.array("BT" + letters), result, attended, where)
+        new, cache = place.attention("B", "T", "K", None), place.cache("B", "T", "K", None)
+        for _ in range(2):
+            self.reshard(self.array("BTKh"), new, cache, "layer")
+        heads = place.attention("B", "T", "K", "G", None)
+        if self.sizes["T"] == 1:
+            self.softmax()
+            stored = place.cache("B", "K")
+            heads = jax.P(stored[0], None, stored[1], heads[3], None)
+        made, where = place.activations("B", "T", "K", "G", "h"), "layer/attention_output"
+        self.reshard(self.array("BTKGh"), heads, made, where)
+        whole, result = place.contracted("B", "T", *"KGh"), place.activations("B", "T", "R")
+        self.product(Matmul("DKGh", 1, made, whole, result, where))
+
+    def softmax(self) -> None:
+        """Joining the parts of a softmax over divided slots."""
+        place, where = self.placement, "layer/attention"
+        slots = used_axes(place.cache("S"))
+        if not slots:
+            return
+        spec = (*division(place.cache("B", "K")), (), entry_axes(place.attention("G")[0]))
+        one = self.size("BKTG", spec)  # a number for each query
+        width = self.sizes["h"]
+        for size in (one, one * (width + 1)) if self.overlapped else (one, one, one * width):
+            self.note("all-reduce", slots, size, where, element=FLOAT32)
+
+    def mlp(self, now: jax.P, whole: jax.P) -> None:
+        """Gate and up, and down."""
+        place, where = self.placement, "layer/mlp"
+        self.product(Matmul("CFD", 2, now, whole, place.activations("B", "T", "C", "F"), where))
+        hidden, whole = place.activations("B", "T", "F"), place.contracted("B", "T", "F")
+        self.product(Matmul("DF", 1, hidden, whole, place.activations("B", "T", "R"), where))
+
+    def experts(self, now: jax.P, whole: jax.P) -> None:
+        """Router, tokens to their experts, the experts, and answers back."""
+        place, config, where = self.placement, self.config, "layer/mixture"
+        mesh = place.mesh
+        axes = expert_axes(place)
+        tokens = jax.P(entry(axes.batch), None, entry(axes.inputs))
+        self.reshard(self.array("BTD"), now, tokens, where)
+        self.reshard(self.plain("eD"), place.weights("e", "D"), place.use("e", "D"), where, True)
+        self.reshard(self.array("BTD"), tokens, whole, where)
+        scores = self.size("BTe", division(place.activations("B", "T", None)))
+        if inputs := used_axes(whole[2:]):
+            self.note("all-reduce", inputs, scores, where, element=FLOAT32)
+        for letters, outputs in (("ECFD", 3), ("EDF", 2)):
+            stored, use = place.weights(*letters), place.use(*letters)
+            self.divide(self.weight(letters, outputs), stored, use, where)
+        batch, _, d_model = self.local(self.shape("BTD"), division(tokens))
+        sent = batch * self.sizes["T"] * shards(axes.exchanged, mesh)
+        if axes.exchanged:
+            # Shares are float32 whatever the tokens are; both travel as bits.
+            shares = self.sizes["E"] // shards(axes.spread, mesh) * 32 // bits(self.element)
+            packed = f"u{bits(self.element)}"
+            self.note("all-to-all", axes.exchanged, sent * (d_model + shares), where, True, packed)
+        experts, both, d_ff, _ = self.local(self.shape("ECFD"), division(place.use(*"ECFD")))
+        if axes.inputs:
+            rows, times = sent, experts
+            if self.grouped:
+                rows, times = sent * min(config.experts_per_token, experts), 1
+            size = rows * both * d_ff
+            self.note("all-reduce", axes.inputs, size, where, True, FLOAT32, times)
+        if axes.exchanged:
+            self.note("all-to-all", axes.exchanged, sent * d_model, where, True)
+        residual = place.activations("B", "T", "R")
+        scattered, summed = sums(axes, entry_axes(residual[2]))
+        size = batch * self.sizes["T"] * d_model
+        if scattered:
+            self.note("reduce-scatter", scattered, size, where, True, FLOAT32)
+        if summed:
+            size //= shards(scattered, mesh)
+            self.note("all-reduce", summed, size, where, True, FLOAT32)
+        made = jax.P(residual[0], None, entry((*axes.inputs, *scattered)))
+        self.reshard(self.array("BTR"), made, residual, where)
+
+    def unembed(self) -> None:
+        """The last norm, and logits of one token per sequence."""
+        place = self.placement
+        self.norm("norm")
+        self.sizes["T"] = 1
+        now, whole = place.activations("B", "T", "R"), place.beside_stored("B", "T", "D")
+        result = jax.P(place.beside_stored("B")[0], None, place.activations("V")[0])
+        self.product(Matmul("VD", 1, now, whole, result, "unembedding", table=True))
+
+    def product(self, m: Matmul) -> None:
+        """A matmul, as `Operand.multiply` does it."""
+        place, stored = self.placement, self.placement.weights(*m.letters)
+        if m.table:
+            weight, use = self.plain(m.letters), stored
+        else:
+            weight, use = self.weight(m.letters, m.outputs), place.use(*m.letters)
+        plan = transfers(weight.shape, stored, use, m.now, m.whole, m.result, place.mesh)
+        if plan and self.overlapped:
+            self.loops(m, plan, weight, self.local(self.shape(m.read), division(m.now)))
+            return
+        if plan and (fetched := sum(plan.fetched, ())):  # one all-gather, whatever dimensions
+            for element, size in self.stored_parts(weight, stored):
+                size *= shards(fetched, place.mesh)
+                self.note("all-gather", fetched, size, m.where, True, element, of_weights=True)
+        elif not plan:
+            self.divide(weight, stored, use, m.where)
+        self.reshard(self.array(m.read), m.now, m.whole, m.where)
+        if plan:
+            self.add_up(m, self.size(m.made, division(plan.made)), plan.scattered, plan.summed)
+            return
+        inputs, kept = used_axes(use[m.outputs :]), used_axes(m.result[2:])
+        scattered = tuple(axis for axis in inputs if axis in kept)
+        summed = tuple(axis for axis in inputs if axis not in kept)
+        self.add_up(m, self.size(m.made, division(m.result)), scattered, summed, False)
+
+    def loops(self, m: Matmul, plan: Transfers, weight: Weight, chunk: list[int]) -> None:
+        """The same in loops, see `sharding.products.multiply`; `chunk` of what it multiplies."""
+        mesh, product = self.placement.mesh, self.local(self.shape(m.made), division(plan.made))
+        size = math.prod(product)
+        looped = gathers_in_loop(weight, chunk, plan) and not any(plan.fetched)
+        if plan.gathered and not looped:
+            whole = math.prod(chunk) * shards(plan.gathered, mesh)
+            self.note("all-gather", plan.gathered, whole, m.where, True)
+        if any(plan.fetched):
+            stored = self.placement.weights(*m.letters)
+            shard = self.local(weight.shape, division(stored))
+            split = next((n for n in shard[: m.outputs] if n % 2 == 0), 1)
+            for kind, elements in self.stored_parts(weight, stored):
+                self.ring(sum(plan.fetched, ()), split, elements, m.where, kind)
+            self.add_up(m, size, plan.scattered, plan.summed)
+            return
+        if looped:
+            self.ring(plan.gathered, chunk[plan.gather_dim], math.prod(chunk), m.where)
+        if plan.ring:
+            share = 1 if plan.scattered else shards(plan.ring, mesh)
+            along = product[2 + plan.scatter_dim] // share
+            self.ring(plan.ring, along, size // share, m.where, m.element)
+        if plan.ring and plan.ring == plan.summed:
+            self.note("all-gather", plan.summed, size, m.where, True, m.element)
+        else:
+            self.add_up(m, size, (), plan.summed)
+
+    def add_up(
+        self, m: Matmul, size: int, scattered: Axes, summed: Axes, by_hand: bool = True
+    ) -> None:
+        """Sums that leave `size` elements on each chip."""
+        if scattered:
+            whole = size * shards(scattered, self.placement.mesh)
+            self.note("reduce-scatter", scattered, whole, m.where, by_hand, m.element)
+        if summed:
+            self.note("all-reduce", summed, size, m.where, by_hand, m.element)
+
+    def ring(
+        self, axes: Axes, length: int, size: int, where: str, element: str | None = None
+    ) -> None:
+        """Chunks of `size` elements, `length` along what may be halved, passed all round."""
+        chips = shards(axes, self.placement.mesh)
+        ways = len(directions(length, chips))
+        self.note("permute", axes, size // ways, where, True, element, (chips - 1) * ways)
+
+    def divide(self, weight: Weight, stored: jax.P, use: jax.P, where: str) -> None:
+        """A weight's change of sharding, each of its arrays on its own."""
+        for leaf in jax.tree.leaves(weight):
+            specs = (spec_of(leaf, weight, spec) for spec in (stored, use))
+            self.reshard(leaf, *specs, where, of_weights=True)
+
+    def reshard(
+        self,
+        array: jax.ShapeDtypeStruct,
+        start: jax.P,
+        target: jax.P,
+        where: str,
+        of_weights: bool = False,
+    ) -> None:
+        """A change of sharding, as `sharding.collectives.reshard` makes it."""
+        path = [division(start), *moves(division(start), division(target))]
+        for before, after in itertools.pairwise(path):
+            lost = sum((b[len(a) :] for b, a in zip(before, after, strict=True)), ())
+            if not lost:
+                continue
+            kept = set(lost) <= {axis for axes in after for axis in axes}
+            kind, size = "all-to-all" if kept else "all-gather", self.local(array.shape, after)
+            element = element_of(array.dtype)
+            self.note(kind, lost, math.prod(size), where, element=element, of_weights=of_weights)
+
+    def note(
+        self,
+        kind: str,
+        axes: Axes,
+        size: int,
+        where: str,
+        by_hand: bool = False,
+        element: str | None = None,
+        count: int = 1,
+        of_weights: bool = False,
+    ) -> None:
+        """Adds a collective of `size` elements per chip, of the activations' type if not said."""
+        ordered = tuple(axis for axis in MESH_AXES if axis in axes)
+        element = element or self.element
+        payload = size * bits(element) // 8
+        self.found.append(
+            Collective(
+                kind, ordered, payload, count, where, element, by_hand, of_weights=of_weights
+            )
+        )

@@ -1,0 +1,55 @@
+"""What a layout copies or divides otherwise than evenly on a mesh, in words with the bytes."""
+
+import jax
+
+from model.cache import CACHE_AXES
+from model.config import ModelConfig
+from model.form import Form
+from profiles.floor.counts import declared, kv_token_bytes
+from profiles.report.numbers import byte_size
+from sharding.placement import Placement, entry_axes, shards, used_axes
+from sharding.scaled import stored_bytes
+
+
+def replication_cost(config: ModelConfig, placement: Placement, form: Form) -> list[str]:
+    """What this layout copies because sizes do not divide over the mesh, and the bytes it costs.
+
+    Returns:
+      One line per kind of array; empty if everything divides.
+    """
+    arrays: dict[str, float] = {}
+    for path, param, stated, times in declared(config, form):
+        if rest := placement.left_over("weights", stated.axes):
+            share = placement.copies(placement.weights(*param.axes)) / placement.devices
+            extra = times * stored_bytes(param) * share * (1 - 1 / shards(rest, placement.mesh))
+            # Values and scales of a matrix are one line.
+            name = ".".join(map(str, (path if stated is param else path[:-1])[-2:]))
+            arrays[name] = arrays.get(name, 0) + extra
+    lines = [
+        f"{name} does not divide and is copied: each device reads {byte_size(extra)} per step "
+        "more than its share"
+        for name, extra in arrays.items()
+    ]
+    if rest := placement.left_over("cache", CACHE_AXES):
+        copies = shards(rest, placement.mesh)
+        extra = byte_size(kv_token_bytes(config, placement, form) * (1 - 1 / copies))
+        lines.append(
+            f"{config.kv_heads} KV heads do not divide over "
+            f"{' '.join(f'{axis}={placement.mesh[axis]}' for axis in rest)}, so the KV cache is "
+            f"copied {copies} times: each device reads {extra} per cached token and step more "
+            "than its share"
+        )
+    return lines
+
+
+def experts_per_device(config: ModelConfig, placement: Placement) -> list[str]:
+    """How an expert-parallel layout divides the experts, as a line; empty for any other."""
+    if not (config.experts and placement.layout.expert_parallel):
+        return []
+    experts, *within = placement.weights("E", "D", "F")
+    here = config.experts // shards(entry_axes(experts), placement.mesh)
+    line = f"{here} of {config.experts} experts on each device"
+    if rest := used_axes(jax.P(*within)):
+        sizes = " ".join(f"{axis}={placement.mesh[axis]}" for axis in rest)
+        line += f", each divided over {sizes}, which do not divide the experts"
+    return [line]

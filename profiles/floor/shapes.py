@@ -1,0 +1,65 @@
+"""Shapes of the arrays that a forward pass reads and makes, and of one chip's part of each."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+
+from model.config import ModelConfig
+from model.form import Form
+from profiles.floor.element_types import element_of
+from sharding.collectives import Division
+from sharding.placement import Placement, division, shards
+from sharding.scaled import Weight, spec_of
+
+
+class Shapes:
+    """The arrays of one model in one pass, each by the letters of its logical axes.
+
+    Args:
+      config: the model.
+      placement: its layout on a mesh.
+      form: how its numbers are stored.
+      batch: sequences.
+      tokens: new ones of each.
+    """
+
+    def __init__(
+        self, config: ModelConfig, placement: Placement, form: Form, batch: int, tokens: int
+    ):
+        self.config, self.placement, self.form = config, placement, form
+        self.sizes = {**config.sizes, "B": batch, "T": tokens, "C": 2, "e": config.experts}
+
+    def weight(self, letters: str, outputs: int) -> Weight:
+        """Shapes and dtypes of a matrix as it is stored."""
+        scheme = self.form.scheme
+        return scheme.abstract(self.shape(letters), outputs) if scheme else self.plain(letters)
+
+    def plain(self, letters: str) -> jax.ShapeDtypeStruct:
+        """A plain weight, or rows of one."""
+        return jax.ShapeDtypeStruct(self.shape(letters), self.form.plain)
+
+    def array(self, letters: str) -> jax.ShapeDtypeStruct:
+        """Activations."""
+        return jax.ShapeDtypeStruct(self.shape(letters), self.form.dtype)
+
+    def stored_parts(self, weight: Weight, stored: jax.P) -> list[tuple[str, int]]:
+        """Element type and size of one chip's part of each array of a weight."""
+        leaves = [(leaf, spec_of(leaf, weight, stored)) for leaf in jax.tree.leaves(weight)]
+        return [
+            (element_of(leaf.dtype), math.prod(self.local(leaf.shape, division(spec))))
+            for leaf, spec in leaves
+        ]
+
+    def shape(self, letters: str) -> tuple[int, ...]:
+        """Of the whole array."""
+        return tuple(self.sizes[letter] for letter in letters)
+
+    def local(self, shape: Sequence[int], division: Division) -> list[int]:
+        """Sizes of one chip's part of an array."""
+        pairs = zip(shape, division, strict=True)
+        return [size // shards(axes, self.placement.mesh) for size, axes in pairs]
+
+    def size(self, letters: str, division: Division) -> int:
+        """Elements of one chip's part of an array."""
+        return math.prod(self.local(self.shape(letters), division))

@@ -1,0 +1,238 @@
+"""Decode-step time of Hugging Face transformers on this processor, in a process of its own.
+
+The peer runs as its users run it: float32 weights, a KV cache, `torch.inference_mode`, and
+`model.generate` with greedy sampling that may not stop early. A step's time is
+
+    (time to generate N + 1 tokens  -  time to generate 1 token) / N,
+
+so prefill cancels. `generate` carries bookkeeping that a careful user can leave out, so the same
+steps are also timed as a plain loop over `model(input_ids, past_key_values=...)`; the faster of
+the two is the fair peer, and both are reported. Steps read a cache that grows from `context` to
+`context + N` tokens.
+
+Torch must not share its threads or its memory with JAX, hence the separate process:
+
+    python -m profiles.measured.peer_transformers --gguf=model.gguf --context=128 --batch=1
+
+prints one line of JSON; `measure` starts that process and returns the parsed line.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from sharding.errors import FloorlineError, UsageError
+
+_REMEDY = "pip install -e '.[parity]'"
+
+
+def load(gguf: Path, attention: str = "sdpa") -> tuple[Any, Any]:
+    """Import torch and load a GGUF file with transformers, dequantized to float32.
+
+    Args:
+      gguf: the checkpoint; its blocks are dequantized exactly, nothing is quantized again.
+      attention: `sdpa`, which transformers takes unasked, or `eager`, the plain einsum.
+
+    Returns:
+      (the torch module, the model in evaluation mode).
+
+    Raises:
+      UsageError: the file is missing, or transformers or one of its needs is not installed.
+    """
+    if not gguf.is_file():
+        raise UsageError(f"--gguf is {gguf}, which is not a file; give the path of a GGUF file")
+    for package in ("torch", "transformers", "gguf"):
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(f"package {package} is missing; {_REMEDY}")
+    # The progress bars and warnings of a load would bury an error's one line; tqdm reads this
+    # variable when it is first imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    torch = importlib.import_module("torch")
+    transformers = importlib.import_module("transformers")
+    transformers.logging.set_verbosity_error()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, attn_implementation=attention
+    )
+    return torch, model.eval()
+
+
+def measure(
+    gguf: Path,
+    *,
+    context: int,
+    batch: int,
+    new_tokens: int = 32,
+    threads: int = 2,
+    repeats: int = 7,
+    python: str = sys.executable,
+    timeout_s: float = 1800.0,
+) -> dict[str, Any]:
+    """Time transformers' decode step in a fresh process.
+
+    Args:
+      gguf: the checkpoint, also the one Floorline is timed with.
+      context: tokens in the cache before the first timed step.
+      batch: sequences decoded together.
+      new_tokens: N, the steps one sample is averaged over.
+      threads: torch's threads.
+      repeats: samples of each way of decoding.
+      python: interpreter with the `parity` extra installed.
+      timeout_s: seconds after which the peer is given up.
+
+    Returns:
+      What the process printed; see `time_decode`.
+
+    Raises:
+      FloorlineError: the process failed, ran out of time or printed no JSON.
+    """
+    sizes = dict(
+        context=context, batch=batch, new_tokens=new_tokens, threads=threads, repeats=repeats
+    )
+    command = [python, "-m", "profiles.measured.peer_transformers", f"--gguf={gguf.resolve()}"]
+    command += [f"--{name}={value}" for name, value in sizes.items()]
+    root = Path(__file__).resolve().parents[1]
+    try:
+        done = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FloorlineError(
+            f"time of transformers is above {timeout_s:g} s; ask for fewer repeats or new tokens"
+        ) from error
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        reason = (done.stderr.strip().splitlines() or ["nothing on standard error"])[-1]
+        kind = UsageError if done.returncode == 2 else FloorlineError
+        raise kind(
+            f"transformers' exit code is {done.returncode} ({reason.removeprefix('error: ')}); "
+            f"run `{' '.join(command)}` from {root}"
+        )
+    return json.loads(lines[-1])
+
+
+def time_decode(
+    gguf: Path, *, context: int, batch: int, new_tokens: int, threads: int, repeats: int
+) -> dict[str, Any]:
+    """Time decode steps of transformers in this process; see the module's text for how.
+
+    Returns:
+      `generate` and `manual_loop`, each with `samples_s` (seconds per step, one per repeat, in
+      the order taken), `median_s`, `p10_s` and `p90_s`; `fastest`, the name of the one with the
+      smaller median; the sizes asked for and the versions used.
+    """
+    torch, model = load(gguf)
+    torch.set_num_threads(threads)
+    prompt = _random_prompt(torch, model.config.vocab_size, batch, context)
+    ways: dict[str, Callable[[], float]] = {
+        "generate": lambda: _generate_step(torch, model, prompt, new_tokens),
+        "manual_loop": lambda: _manual_step(torch, model, prompt, new_tokens),
+    }
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        # Alternating, and in turns, so that a slow spell of the machine falls on both alike.
+        for name in sorted(ways, reverse=bool(repeat % 2)):
+            seconds = ways[name]()
+            if repeat:  # the first round warms up the allocator and the kernels
+                samples[name].append(seconds)
+    report: dict[str, Any] = {name: _summary(values) for name, values in samples.items()}
+    report["fastest"] = min(samples, key=lambda name: report[name]["median_s"])
+    report |= dict(
+        gguf=gguf.name, dtype="float32", context=context, batch=batch, new_tokens=new_tokens
+    )
+    report |= dict(threads=threads, repeats=repeats, attention=model.config._attn_implementation)
+    names = ("torch", "transformers")
+    report["versions"] = {name: importlib.import_module(name).__version__ for name in names}
+    report["versions"]["python"] = platform.python_version()
+    return report
+
+
+def _random_prompt(torch: Any, vocabulary: int, batch: int, context: int) -> Any:
+    """[batch, context] token ids: what they say does not change how long a step takes."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, vocabulary, (batch, context), generator=generator)
+
+
+def _generate_step(torch: Any, model: Any, prompt: Any, new_tokens: int) -> float:
+    """Seconds per step of `model.generate`, its prefill and set-up taken away."""
+
+    def seconds(count: int) -> float:
+        with torch.inference_mode():
+            start = time.perf_counter()
+            output = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                do_sample=False,
+                min_new_tokens=count,
+                max_new_tokens=count,
+            )
+            elapsed = time.perf_counter() - start
+        made = output.shape[1] - prompt.shape[1]
+        if made != count:
+            raise FloorlineError(f"tokens from transformers is {made}, not {count}; report this")
+        return elapsed
+
+    short = seconds(1)
+    return (seconds(new_tokens + 1) - short) / new_tokens
+
+
+def _manual_step(torch: Any, model: Any, prompt: Any, new_tokens: int) -> float:
+    """Seconds per step of a bare loop over the model and its cache; prefill is not timed."""
+    with torch.inference_mode():
+        output = model(prompt, use_cache=True, logits_to_keep=1)
+        token = output.logits[:, -1].argmax(-1, keepdim=True)
+        start = time.perf_counter()
+        for _ in range(new_tokens):
+            output = model(token, past_key_values=output.past_key_values, use_cache=True)
+            token = output.logits[:, -1].argmax(-1, keepdim=True)
+        return (time.perf_counter() - start) / new_tokens
+
+
+def _summary(samples: Sequence[float]) -> dict[str, Any]:
+    """The samples with their median and the tenth and ninetieth percentiles, in seconds."""
+    p10, median, p90 = (float(value) for value in np.percentile(samples, (10, 50, 90)))
+    return dict(samples_s=list(samples), median_s=median, p10_s=p10, p90_s=p90)
+
+
+def _define_flags() -> None:
+    """Flags of the command line, kept out of import: callers have flags of the same names."""
+    flags.DEFINE_string("gguf", None, "Path of the GGUF file to load, dequantized to float32.")
+    counts = dict(
+        context=(128, "Tokens in the cache before the first timed step."),
+        batch=(1, "Sequences decoded together."),
+        new_tokens=(32, "Steps that one sample is averaged over."),
+        threads=(2, "Threads torch may use."),
+        repeats=(7, "Samples of each way of decoding; the ways alternate."),
+    )
+    for name, (default, text) in counts.items():
+        flags.DEFINE_integer(name, default, text, lower_bound=1)
+
+
+def _main(argv: Sequence[str]) -> int:
+    try:
+        if len(argv) > 1:
+            raise UsageError(f"argument is {argv[1]!r}, which no flag takes; see --help")
+        if flags.FLAGS.gguf is None:
+            raise UsageError("--gguf is not given; give the path of a GGUF file")
+        names = ("context", "batch", "new_tokens", "threads", "repeats")
+        sizes = {name: flags.FLAGS[name].value for name in names}
+        print(json.dumps(time_decode(Path(flags.FLAGS.gguf), **sizes)))
+    except FloorlineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(_main)

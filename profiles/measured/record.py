@@ -1,0 +1,125 @@
+"""One step as the record that programs read: what it must cost beside what it did cost."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from decode.engine import Engine
+from model.parameters import count, count_active
+from model.transformer import Transformer
+from profiles.chips.chip import Peaks
+from profiles.floor.bound import Floor, floor
+from profiles.floor.counts import Traffic, decode_traffic
+from profiles.floor.experts import expected_experts
+from profiles.report.document import Record, summarise
+from profiles.report.numbers import byte_size
+from profiles.report.partitioning import partitioning
+
+CACHE_MULTIPLE = 4  # below this many times the last-level cache, memory's rate bounds nothing
+
+
+def decode_record(
+    engine: Engine,
+    peaks: Peaks,
+    *,
+    batch: int,
+    context: int,
+    slots: int,
+    samples: Sequence[float] = (),
+    steps_per_sample: int = 1,
+    experts_touched: float | None = None,
+    price_per_chip_hour: float | None = None,
+) -> Record:
+    """The record of one decode step.
+
+    Args:
+      engine: the model on its mesh.
+      peaks: of each device.
+      batch: sequences.
+      context: tokens in the cache when the step starts.
+      slots: tokens the cache has room for.
+      samples: measured seconds per step; none for a floor alone.
+      steps_per_sample: that each of them is the mean of.
+      experts_touched: distinct experts that a layer read, on average over layers; if None, those
+        that evenly spread tokens would touch.
+      price_per_chip_hour: USD, for the cost per token.
+    """
+    traffic = decode_traffic(
+        engine.config,
+        engine.placement,
+        engine.form,
+        batch=batch,
+        context=context,
+        slots=slots,
+        experts_touched=experts_touched,
+    )
+    bound = floor(traffic, peaks)
+    chips = -(-engine.mesh.size // peaks.devices_per_chip)
+    record = describe_step(engine, batch=batch, context=context) | _costs(
+        traffic, bound, peaks, engine.mesh.size
+    )
+    record["chips"] = chips
+    if engine.config.experts:
+        measured = {} if experts_touched is None else {"measured": experts_touched}
+        even = expected_experts(engine.config, batch)
+        record["experts_touched"] = measured | {"expected": even}
+    if not samples:
+        return record
+    step = summarise(samples)
+    seconds = step["median"]
+    record |= {"step_s": step, "steps_per_sample": steps_per_sample}
+    record["tokens_per_s"] = batch / seconds
+    record["tokens_per_s_per_chip"] = record["tokens_per_s"] / chips
+    if price_per_chip_hour is not None:
+        hours = seconds / 3600
+        record["usd_per_million_tokens"] = price_per_chip_hour * chips * hours / batch * 1e6
+        record["price"] = {"usd_per_chip_hour": price_per_chip_hour}
+    if peaks.on_chip and traffic.memory < CACHE_MULTIPLE * peaks.on_chip:
+        return record | {
+            "status": "cache_resident",
+            "message": f"its {byte_size(traffic.memory)} per device are less than {CACHE_MULTIPLE} "
+            f"times the last-level cache ({byte_size(peaks.on_chip)} per device), so that some may "
+            "stay there and no floor applies; measure a larger model, batch or context",
+        }
+    return record | {
+        "fraction_of_floor": bound.seconds / seconds,
+        "fraction_of_weight_floor": bound.weights / seconds,
+        "mfu": traffic.flops / peaks.flops / seconds,
+        "mbu": traffic.memory / peaks.bandwidth / seconds,
+        "status": "ok",
+    }
+
+
+def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
+    """The part of a record that says which step it is."""
+    model = Transformer(engine.config, engine.form)
+    return {
+        "model": engine.config.name,
+        "parameters": {"total": count(model), "active": count_active(model)},
+        "phase": "decode",
+        "batch": batch,
+        "context": context,
+        "tokens_per_sequence": 1,
+        "device_kind": engine.mesh.devices.flat[0].device_kind,
+        "devices": engine.mesh.size,
+        **partitioning(engine.config, engine.placement),
+        **engine.form.names(),
+    }
+
+
+def _costs(traffic: Traffic, bound: Floor, peaks: Peaks, devices: int) -> Record:
+    per_chip = min(devices, peaks.devices_per_chip)
+    counted = {name: value * per_chip for name, value in dataclasses.asdict(traffic).items()}
+    flops = counted.pop("flops")
+    if not counted["weights_gathered"]:
+        del counted["weights_gathered"]
+    if peaks.capacity:
+        counted["capacity"] = peaks.capacity * per_chip
+    return {
+        "bytes_per_chip": counted,
+        "flops_per_chip": flops,
+        "flops_per_byte": traffic.flops / traffic.memory,
+        "floor_s": bound.seconds,
+        "floor_terms_s": bound.terms(),
+        "weight_floor_s": bound.weights,
+        "bound": bound.bound,
+    }

@@ -1,0 +1,86 @@
+"""A run's numbers as TensorBoard events, so that runs can be laid over each other there."""
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from profiles.report.files import OutputError, check_writable, remove, write_atomically
+from profiles.report.lines import telling_fields
+from profiles.report.table import markdown_table
+from profiles.report.titles import field_text
+
+
+def remove_events(directory: str | Path) -> None:
+    """Removes an earlier run's events, which TensorBoard would show as one run with new ones.
+
+    Raises:
+      OutputError: they cannot be removed.
+    """
+    for path in Path(directory).glob("events.out.tfevents.*"):
+        remove(path)
+
+
+def write_events(directory: str | Path, document: dict, figures: Iterable[str | Path] = ()) -> None:
+    """Writes the folder's one event file: scalars against batch, the table as text, and plots.
+
+    Scalars are tagged like `measured_step_ms/devices_2/context_128` and stepped by batch, so that
+    TensorBoard's horizontal axis reads as batch.
+
+    Args:
+      directory: the folder for the event file.
+      document: a run's document.
+      figures: PNG files to show as images, each under its stem.
+
+    Raises:
+      OutputError: the folder cannot be written to, or a figure cannot be read.
+    """
+    from tensorboardX import SummaryWriter
+
+    check_writable(directory)
+    points = document["points"]
+    telling = telling_fields(points)
+    # Its thread says a full disk in a trace of its own, and may be waited for without an end.
+    with tempfile.TemporaryDirectory() as own:
+        with SummaryWriter(own) as writer:
+            for point in points:
+                where = "".join(
+                    f"/{field}_{field_text(point[field])}"
+                    for field in ("devices", "context", *telling)
+                    if field in point
+                )
+                for name, value in scalars(point).items():
+                    writer.add_scalar(name + where, value, global_step=point["batch"])
+            writer.add_text("table", markdown_table(points, document.get("bandwidth")))
+            for path in map(Path, figures):
+                writer.add_image(path.stem, _pixels(path), dataformats="HWC")
+        (written,) = Path(own).iterdir()
+        remove_events(directory)
+        write_atomically(Path(directory) / written.name, written.read_bytes())
+
+
+def scalars(point: dict) -> dict[str, float]:
+    """The numbers of a record worth a curve; the floor's only where it applies."""
+    found = {}
+    if "step_s" in point:
+        median = point["step_s"]["median"]
+        tokens = point["batch"] * point.get("tokens_per_sequence", 1)
+        found["measured_step_ms"] = median * 1e3
+        found["measured_time_per_token_ms"] = median * 1e3 / tokens
+    if point.get("status", "ok") == "ok":
+        in_ms = {"floor_ms": "floor_s", "expected_ms": "expected_s"}
+        found |= {name: point[field] * 1e3 for name, field in in_ms.items() if field in point}
+        if "fraction_of_floor" in point:
+            found["fraction_of_floor"] = point["fraction_of_floor"]
+    return found
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """A PNG file's pixels, [height, width, 3] bytes."""
+    from matplotlib.image import imread
+
+    try:
+        return (imread(path)[..., :3] * 255).astype("uint8")
+    except OSError as error:
+        raise OutputError(f"figure is {path} ({error.strerror}); draw it first") from error

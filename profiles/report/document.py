@@ -1,0 +1,61 @@
+"""What a run found, as data: records and documents.
+
+A *record* is one step's dictionary and a *document* one run's; both leave out what is not known.
+Four times are told apart everywhere: floor, expected, compiled and measured.
+"""
+
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+
+import numpy as np
+
+from profiles.report.files import check_writable as check_writable
+from profiles.report.files import write_csv as write_csv
+from profiles.report.files import write_json as write_json
+
+Record = dict
+
+
+def document(
+    command: Sequence[str],
+    points: Sequence[Record],
+    *,
+    device_kind: str,
+    started: str,
+    bandwidth: dict | None,
+    **more: object,
+) -> dict:
+    """One run's document: its records and what is needed to read or repeat them.
+
+    Args:
+      command: the command line, program first.
+      points: one record per step measured or computed.
+      device_kind: JAX's name of the devices.
+      started: when the run began, ISO 8601.
+      bandwidth: `{"bytes_per_s", "source": "measured" | "published"}`, what floors were taken at;
+        None where the run has no floor.
+      **more: what the script adds, such as `fits` or `calibration`.
+    """
+    head = {"schema": 1, "command": list(command), "versions": versions()}
+    run = {"device_kind": device_kind, "started": started}
+    if bandwidth is not None:
+        run["bandwidth"] = dict(bandwidth)
+    return {**head, **run, **more, "points": list(points)}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed libraries that decide a step's time."""
+    found = {"python": platform.python_version()}
+    for name in ("jax", "jaxlib", "flax", "libtpu"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def summarise(samples: Sequence[float]) -> dict:
+    """Median and spread of times in seconds, with the samples themselves."""
+    p10, median, p90 = (float(v) for v in np.percentile(samples, (10, 50, 90)))
+    return {"median": median, "p10": p10, "p90": p90, "samples": [float(s) for s in samples]}

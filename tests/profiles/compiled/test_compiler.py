@@ -1,0 +1,112 @@
+"""What is asked of the TPU compiler, and what is made of its answers; it is not run here."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from model.catalog import find_model
+from model.form import Form
+from profiles.chips.slices import parse_slice
+from profiles.compiled import compiler
+from profiles.compiled.compiler import (
+    CompilerError,
+    check_compiler,
+    check_target,
+    compile_step,
+    from_json,
+    refused,
+    to_json,
+    topology,
+)
+from profiles.compiled.inspection import Subject, differences
+from profiles.compiled.substitutes import settle
+from profiles.floor.collective import Collective
+from sharding.errors import UsageError
+from sharding.layout import LAYOUTS, attend_by, divide_experts, schedule_by
+from sharding.mesh import parse_mesh
+from sharding.scaled import SCHEMES
+
+
+def subject(model: str = "mixtral-8x7b", experts: bool = True) -> Subject:
+    layout = schedule_by(attend_by(LAYOUTS["weight_stationary_2d"], "batch"), "overlapped")
+    config = find_model(model)
+    layout = divide_experts(layout) if experts else layout
+    return Subject(
+        config=config,
+        placement=layout.check(config.sizes, parse_mesh("2x2x2")),
+        form=Form(jnp.bfloat16, SCHEMES["int8"], SCHEMES["int8"], True),
+        batch=32,
+        slots=1025,
+    )
+
+
+@pytest.mark.parametrize("model", ["mixtral-8x7b", "gemma3-270m", "llama3-70b"])
+def test_a_step_comes_through_json_as_it_was(model):
+    given = subject(model, experts=model.startswith("mixtral"))
+    assert str(from_json(to_json(given))) == str(given)
+    assert from_json(to_json(given)) == given
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("v5e:4x4", "v5e:4x4", {}),
+        ("v4:2x2x2", "v4:2x2x2", {"chip_config_name": "megacore"}),
+        ("v5e:1x1", "v5e:1x1", {"chips_per_host_bounds": [1, 1, 1]}),
+        ("v5p:2x2x4*2", "v5p:2x2x4", {"num_slices": 2}),
+        ("tpu7x:2x2x1", "tpu7x:2x2x1", {}),
+    ],
+)
+def test_slices_have_the_compilers_names(text, name, options):
+    assert topology(parse_slice(text)) == (name, options)
+
+
+def test_chips_without_a_compiler_are_refused():
+    with pytest.raises(UsageError, match=r"h100:8.*v4, v5e"):
+        check_target(parse_slice("h100:8"))
+    check_target(parse_slice("v6e:2x4"))
+
+
+def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(compiler, "PACKAGE", "no_such_compiler")
+    with pytest.raises(CompilerError, match=r"pip install -e '.\[tpu-compile\]'"):
+        check_compiler()
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "beyond"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 22.96G of 15.75G hbm. "
+         "Exceeded hbm capacity by 7.21G.", "does_not_fit", 7.21 * 2**30),
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+         "temporaries (16.61G) exceeds available HBM (15.75G).", "does_not_fit", 0.86 * 2**30),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem", "out_of_memory", None),
+        ("UNIMPLEMENTED: no such\nthing", "unsupported", None),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_an_outcome_with_its_message(message, status, beyond):
+    outcome = refused(message)
+    assert outcome.status == status and outcome.message == " ".join(message.split())
+    assert outcome.beyond == (beyond and pytest.approx(beyond))
+
+
+def test_a_compiler_that_dies_leaves_its_last_words(monkeypatch):
+    monkeypatch.setattr(compiler.sys, "executable", "/bin/sh")
+    monkeypatch.setattr(compiler, "_CHILD", ("-c", "echo first; echo last words >&2; exit 3"))
+    outcome = compile_step(subject(), parse_slice("v5e:2x4"))
+    assert outcome.status == "unsupported"
+    assert "code 3" in outcome.message and "last words" in outcome.message
+    monkeypatch.setattr(compiler, "_CHILD", ("-c", "kill -9 $$"))
+    assert compile_step(subject(), parse_slice("v5e:2x4")).status == "out_of_memory"
+
+
+def test_of_reduce_scatters_as_many_may_be_all_reduces_as_the_program_has_more():
+    asked = [Collective("reduce-scatter", ("z",), 64, 3), Collective("all-reduce", ("z",), 64, 1)]
+    made = [Collective("reduce-scatter", ("z",), 64, 1), Collective("all-reduce", ("z",), 64, 3)]
+    assert settle(asked, made) == sorted(made)
+    assert differences(asked, made, jnp.bfloat16, "tpu") == []
+    assert differences(asked, made, jnp.bfloat16, "gpu") != []
+    fewer = [dataclasses.replace(made[0]), dataclasses.replace(made[1], count=2)]
+    (words,) = differences(asked, fewer, jnp.bfloat16, "tpu")
+    assert words == "1 fewer reduce-scatter over z of 64 bytes"

@@ -1,0 +1,148 @@
+"""Faults that were planted in compiled steps are found, named and priced."""
+
+import dataclasses
+
+import pytest
+
+from profiles.compiled.findings import CollectiveTimes, _place, findings
+from profiles.compiled.step import read
+from profiles.floor.collective import PREFETCH, PRODUCT, WORK
+from tests.profiles import fault_table
+from tests.profiles.fault_table import CACHE, DOWN, found_in
+from tests.profiles.planted import CASES, PROGRAMS, SLOTS, load
+
+BANDWIDTH = CASES["sound"].estimator.peaks.bandwidth
+
+
+def one(name: str, kind: str):
+    (found,) = (each for each in found_in(name) if each.kind == kind)
+    return found
+
+
+@pytest.mark.parametrize("name", fault_table.KINDS)
+def test_a_planted_fault_is_found_and_a_sound_step_has_none(name):
+    fault_table.check(name)
+
+
+def test_a_scan_that_turns_stacked_weights_moves_them_in_every_round():
+    fault_table.check_stacked()
+
+
+def test_findings_come_costliest_first():
+    costs = [each.cost_s for each in found_in("gathered")]
+    assert costs == sorted(costs, reverse=True) and costs[-1] > 0
+
+
+def test_a_cache_that_is_not_donated_costs_its_bytes():
+    found = one("undonated", "cache_not_aliased")
+    assert found.cost_s == pytest.approx(2 * CACHE / BANDWIDTH, rel=0.01)
+    assert "2 of the cache's 2 arrays" in found.message
+    step = read(load("undonated"), CASES["undonated"].subject.placement.mesh)
+    assert not step.as_record()["cache_aliased"] and step.aliased_bytes < CACHE
+
+
+def test_a_whole_weight_where_the_layout_has_a_shard_costs_what_is_read_beyond_it():
+    found = one("replicated", "replicated")
+    assert "layers/*/mlp/down" in found.message
+    assert found.cost_s == pytest.approx(3 * DOWN * 2 / BANDWIDTH)
+
+
+def test_a_gathered_weight_is_named_with_the_expected_time_of_gathering_it():
+    found = one("gathered", "weight_gather")
+    assert "layers/*/mlp/down is gathered whole, once a step" in found.message
+    assert found.cost_s > 3 * DOWN * 2 / CASES["gathered"].estimator.chip.link
+
+
+def test_weights_held_in_more_bits_cost_a_read_and_a_write():
+    found = one("dequantized", "dequantized")
+    assert "layers/*/mlp/down/values" in found.message and "s8 to bf16" in found.message
+    # The bfloat16 copy is written; its bytes in 8 bits are read from memory or from VMEM.
+    assert DOWN * 2 <= found.cost_s * BANDWIDTH <= DOWN * 3 * 1.01
+
+
+def test_a_cache_that_went_through_vmem_is_written_back():
+    (found,) = (each for each in found_in("sound") if each.kind == "copy")
+    assert "is written back from VMEM, once a step" in found.message
+    assert found.cost_s == pytest.approx(CACHE / BANDWIDTH, rel=0.01)
+
+
+def test_a_sum_that_the_compiler_does_not_scatter_costs_more_than_it_should():
+    found = [each for each in found_in("narrow_parts") if each.kind == "collective"]
+    assert all("is made as all-reduce and slice" in each.message for each in found)
+    assert all(each.cost_s > 0 for each in found)
+
+
+def test_loops_overlap_products_and_collectives_between_them_fetches():
+    case = CASES["overlapped"]
+    step = read(load("overlapped"), case.subject.placement.mesh)
+    permutes = [each for each in step.collectives if each.kind == "permute"]
+    others = {each.overlap for each in step.collectives if each.kind != "permute"}
+    assert {each.overlap for each in permutes} == {PRODUCT, WORK} and others == {PREFETCH}
+    (queries,) = (each for each in permutes if each.overlap == WORK)  # the cache is written beside
+    assert (queries.count, queries.where) == (1, "layer_0/query_key_value")
+    assert all(record["asynchronous"] == (record["kind"] == "permute")
+               for record in step.as_record()["collectives"])  # fmt: skip
+
+
+def test_collectives_that_run_alone_cost_their_expected_times():
+    case = CASES["undonated"]
+    step = read(load("undonated"), case.subject.placement.mesh)
+    alone = [each for each in step.collectives if each.overlap == "alone"]
+    times = CollectiveTimes(case.estimator, step.collectives)
+    cost = sum(each.count * times.seconds(each) for each in alone)
+    assert one("undonated", "not_overlapped").cost_s == pytest.approx(cost)
+
+
+def test_an_argument_padded_by_tiles_is_named():
+    case = CASES["sound"]
+    step = read(load("sound"), case.subject.placement.mesh)
+    name = "cache/keys/0"
+    array = step.arguments[name]
+    padded = dataclasses.replace(array, dims=(*array.dims[:-1], 100))
+    wide = dataclasses.replace(
+        step, arguments={**step.arguments, name: padded}, argument_bytes=CACHE
+    )
+    (found,) = (
+        e for e in findings(wide, case.subject, case.estimator, 1e-3) if e.kind == "padding"
+    )
+    assert "cache/keys/*" in found.message
+    assert found.cost_s == pytest.approx(CACHE * 28 / 128 / BANDWIDTH, rel=0.01)
+
+
+def test_scores_of_a_prompt_that_go_through_memory_cost_a_write_and_a_read():
+    case = CASES["prompts"]
+    heads, scores = case.config.query_heads // 4, SLOTS * SLOTS * 4  # per device; float32
+    found = one("prompts", "temporary")
+    assert found.cost_s == pytest.approx(2 * heads * scores / BANDWIDTH)
+    assert found.message.startswith(
+        "f32[1,1,4096,4,4096] in layer/attention (dot_general) goes through main memory, once a "
+        "step, 268 MB each"
+    )
+    assert "1709% of arguments" in found.message
+    step = read(load("prompts"), case.subject.placement.mesh)
+    (record,) = step.as_record()["temporaries"]
+    assert (record["bytes"], record["count"]) == (heads * scores, 1)
+
+
+def test_an_array_that_a_collective_fills_is_no_temporary_besides():
+    step = read(load("gathered"), CASES["gathered"].subject.placement.mesh)
+    assert step.temporary_bytes > step.argument_bytes
+    assert step.temporaries and all(each.sent for each in step.temporaries)
+
+
+def test_stored_programs_are_small():
+    sizes = [path.stat().st_size for path in PROGRAMS.glob("*.gz")]
+    assert len(sizes) == len(CASES) + 1 and max(sizes) < 60_000
+
+
+@pytest.mark.parametrize(
+    ("where", "place"),
+    [
+        ("layer_3/mlp", "layer/mlp"),
+        ("layer/mlp/layer_1/mlp/layer_12/attention", "layer/mlp and layer/attention"),
+        ("norm", "norm"),
+        ("", ""),
+    ],
+)
+def test_a_place_is_named_once_whatever_the_layers(where, place):
+    assert _place(where) == place

@@ -1,0 +1,123 @@
+"""A grid of compiled steps: what is kept, what goes on after a failure, and what a row says."""
+
+import dataclasses
+import json
+
+import pytest
+
+from model.catalog import find_model
+from model.form import BFLOAT16
+from profiles.compiled import grid as matrix
+from profiles.compiled.grid import POINTS, Point, at_once, run, summary
+from profiles.expected.candidates import Wish
+from profiles.figures.grid import heat_map
+from sharding.errors import FloorlineError, UsageError
+
+POINT = Point(find_model("tiny"), "v5e:2x4", Wish(), BFLOAT16, 8, 256)
+OTHERS = [dataclasses.replace(POINT, batch=batch) for batch in (8, 16, 32)]
+VERSIONS = {"jax": "1", "libtpu": "2"}
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Points that were compiled, each to a record of its batch; batch 16 fails."""
+    seen = []
+
+    class Result:
+        def __init__(self, batch):
+            self.batch = batch
+
+        def as_record(self):
+            return {"batch": self.batch, "status": "ok"}
+
+    def examine(estimator, batch, context, prefill):
+        seen.append(batch)
+        if batch == 16:
+            raise FloorlineError("compiler is broken; mend it")
+        return Result(batch)
+
+    monkeypatch.setattr(matrix, "examine", examine)
+    return seen
+
+
+def through(points, folder, versions=VERSIONS):
+    return run(points, folder, versions, lambda finished, count: finished, workers=2)
+
+
+def test_a_point_that_fails_is_a_record_and_the_rest_goes_on(compiled, tmp_path):
+    found = through(OTHERS, tmp_path)
+    assert [record["batch"] for record in found] == [8, 16, 32]
+    assert [record["status"] for record in found] == ["ok", "unsupported", "ok"]
+    assert found[1]["message"] == "compiler is broken; mend it"
+
+
+def test_a_run_goes_on_where_the_last_one_stopped(compiled, tmp_path):
+    through(OTHERS[:1], tmp_path)
+    with open(tmp_path / POINTS, "a") as lines:
+        lines.write('{"point": "torn')
+    assert through(OTHERS, tmp_path)[0]["batch"] == 8 and sorted(compiled) == [8, 16, 32]
+    through(OTHERS, tmp_path, VERSIONS | {"jax": "3"})
+    assert sorted(compiled) == [8, 8, 16, 16, 32, 32]  # of other versions nothing is kept
+
+
+def test_names_are_checked_before_anything_is_compiled():
+    for changes, message in (
+        ({"topology": "v5e:3x5"}, "v5e does not come in"),
+        ({"topology": "h100:8"}, "does not compile for"),
+        ({"wish": Wish(layout="diagonal")}, "layout is 'diagonal'"),
+        ({"wish": Wish(prefill="nonsense")}, "layout is 'nonsense'"),
+        ({"mesh": "2y2"}, "mesh is '2y2'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            dataclasses.replace(POINT, **changes).check()
+    POINT.check()
+
+
+def test_as_many_compilers_run_as_there_is_memory_for(monkeypatch):
+    monkeypatch.setattr(matrix.os, "cpu_count", lambda: 8)
+    for free, count in ((3e9, 1), (15e9, 2), (1e12, 8)):
+        monkeypatch.setattr(matrix, "free_memory", lambda free=free: free)
+        assert at_once() == count
+
+
+RECORD = {
+    "model": "tiny", "topology": "tpu7x:1x1x1", "layout": "weight_stationary_1d", "chips": 1,
+    "devices": 2, "mesh": {"x": 1, "y": 1, "z": 2}, "batch": 8, "context": 256, "phase": "decode",
+    "floor_s": 1e-3, "status": "ok",
+    "bytes_per_chip": {"weights_resident": 150.0, "kv_resident": 50.0, "weights_read": 140.0,
+                       "kv_read": 50.0, "kv_written": 10.0, "capacity": 1000},
+    "compiled": {"argument_bytes": 101, "temporary_bytes": 4, "aliased_bytes": 25,
+                 "cache_aliased": True, "compile_s": 1.0,
+                 "copies": [{"what": "cache copied", "bytes": 20, "count": 2}],
+                 "collectives": [{"count": 3, "overlap": "alone"},
+                                 {"count": 5, "overlap": "beside a product"}]},
+    "collectives_as_expected": True,
+    "findings": [{"kind": "copy", "message": "cache copied", "cost_s": 2e-5}],
+}  # fmt: skip
+
+
+def test_a_row_compares_chips_with_chips():
+    row = summary(RECORD)
+    assert row["arguments_over_floor"] == pytest.approx(202 / 200)
+    assert row["temporaries_over_arguments"] == pytest.approx(4 / 101)
+    assert row["resident_over_capacity"] == pytest.approx(2 * 105 / 1000)
+    assert row["bytes_over_floor"] == pytest.approx((200 + 2 * 80) / 200)  # written and read
+    assert (row["collectives_alone"], row["copies"]) == (3, 2)
+    assert row["costliest_over_floor"] == pytest.approx(0.02)
+    refused = {"model": "tiny", "status": "does_not_fit", "message": "too large"}
+    assert summary(refused) == refused
+
+
+def test_heat_maps_have_a_square_for_each_point(tmp_path):
+    lacking = {**RECORD, "batch": 16, "status": "does_not_fit"}
+    del lacking["compiled"]
+    rows = [json.loads(json.dumps(summary(each))) for each in (RECORD, lacking)]
+    title = "arguments and temporaries / memory of a chip\n(jax 0.10.2, libtpu 0.0.42.1)"
+    figure = heat_map(rows, "resident_over_capacity", title, tmp_path / "map.png", (0, 1))
+    (heading,) = (text for text in figure.texts if text.get_text() == title)
+    assert figure.bbox.containsx(heading.get_window_extent().x1)
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert words == ["0.210", "does\nnot\nfit"]
+    (column,) = (label.get_text() for label in figure.axes[0].get_xticklabels())
+    assert column.endswith("weight_stationary_1d\n1x1x2")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")

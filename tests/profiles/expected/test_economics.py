@@ -1,0 +1,173 @@
+"""What a step's time means for money, against closed forms."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from model.catalog import find_model
+from model.form import BFLOAT16, Form
+from profiles.chips.calibration import calibration_of
+from profiles.chips.slices import parse_slice
+from profiles.expected import economics
+from profiles.expected.estimate import Estimator, Setting
+from profiles.expected.sized import SizedModel, sized_models
+from sharding.layout import find_layout
+from sharding.scaled import SCHEMES
+
+DENSE = SizedModel("dense", "this test", 10, 1000, 10**10, 10**10, cached=10**5, attention_flops=0)
+MIXTURE = dataclasses.replace(
+    DENSE, active=10**9, in_experts=9 * 10**9, experts=256, experts_per_token=8
+)
+PRICE = 2.0
+
+
+def estimator(model, topology="h100:8", form=BFLOAT16) -> Estimator:
+    where = parse_slice(topology)
+    chip = where.chip.override(bandwidth=3e12, flops=9e14)
+    where = dataclasses.replace(where, chip=chip)
+    rates = calibration_of(chip.name)
+    return Estimator(Setting(model=model, where=where, form=form, rates=rates, price=PRICE))
+
+
+def test_critical_batch_is_peak_times_bytes_over_twice_the_bandwidth_times_sparsity():
+    assert economics.critical_batch(estimator(DENSE)) == pytest.approx(9e14 * 2 / (2 * 3e12))
+    int8 = estimator(DENSE, form=Form(jnp.bfloat16, SCHEMES["int8"]))
+    assert economics.critical_batch(int8) == pytest.approx(300 / 2, rel=0.01)  # and scales
+    assert economics.critical_batch(estimator(MIXTURE)) == pytest.approx(300 * 10)
+
+
+def test_the_critical_batch_of_a_real_model_counts_what_its_arrays_do():
+    config, where = find_model("llama3-8b"), parse_slice("v5e:2x4")
+    setting = Setting(
+        model=config,
+        where=where,
+        form=BFLOAT16,
+        rates=calibration_of("v5e"),
+        layout=find_layout("weight_stationary_1d"),
+        mesh={"x": 1, "y": 8, "z": 1},
+    )
+    found = economics.critical_batch(Estimator(setting))
+    assert found == pytest.approx(197e12 * 2 / (2 * 859e9), rel=0.01)  # attention to itself
+
+
+def test_the_cache_costs_as_much_as_compute_at_the_balanced_context():
+    found = economics.balanced_context(estimator(DENSE))
+    compute = 2 * 10**10 / 9e14
+    assert found == pytest.approx(compute * 3e12 / (2 * 10**5), abs=2)
+    assert economics.slopes(estimator(DENSE), round(found)).kv_cache >= compute / 8
+    windowed = dataclasses.replace(DENSE, cached=1, windowed=10**5, window=4)
+    assert economics.balanced_context(estimator(windowed)) > 10**7
+
+
+def test_batching_gain_is_cost_alone_over_the_least_cost():
+    assert economics.batching_gain(estimator(DENSE), 0) == pytest.approx(300, rel=1e-4)
+    every = economics.batching_gain(estimator(MIXTURE), 0, every_expert=True)
+    assert every == pytest.approx(3000, rel=1e-3)  # as the simplest equation has it
+    touched = economics.batching_gain(estimator(MIXTURE), 0)
+    assert touched == pytest.approx(3000 * (1e9 + 9e9 * 8 / 256) / 1e10, rel=1e-3)
+    long = economics.batching_gain(estimator(DENSE), 10**6)
+    assert long == pytest.approx((2 * 10**10 + 2e11) / 2e11, rel=1e-3)
+
+
+def test_what_fits_is_capacity_less_weights_over_a_sequences_cache():
+    one = estimator(DENSE)
+    free = one.peaks.capacity - 2 * 10**10 / 8
+    assert economics.largest_batch(one, 999) == int(free // (2 * 10**5 * 1000 / 8))
+    assert economics.largest_batch(estimator(DENSE, "l4:1"), 10) == 1818  # of 2.2 MB, in 4 GB
+    small = dataclasses.replace(DENSE, total=10**12)
+    assert economics.largest_batch(estimator(small), 10) == 0
+    assert economics.drain_s(one) == pytest.approx(one.peaks.capacity / 3e12)
+
+
+def test_the_best_batch_is_the_largest_within_a_target():
+    one = estimator(DENSE)
+    within = one.decode(200, 1000).expected.seconds
+    assert economics.best_batch(one, 1000, within).batch == 200
+    assert economics.best_batch(one, 1000, 1e-9) is None
+    everything = economics.best_batch(one, 1000, 1e9)
+    assert everything.batch == economics.largest_batch(one, 1000) and everything.fits
+
+
+def test_a_request_that_just_missed_a_batch_waits_for_one_and_runs():
+    step = estimator(DENSE).decode(64, 1000)
+    found = economics.schedule(step, 10)
+    assert found.longest_wait_s == found.period_s == step.expected.seconds
+    assert found.total_s == pytest.approx(11 * step.expected.seconds)
+
+
+def test_a_cached_prefix_saves_its_arithmetic_and_decoding_costs_more_than_prompts():
+    one = estimator(DENSE)
+    costs = economics.phase_costs(one, prompt=10_000, cached=9_000, batch=8, context=10_000)
+    assert costs.prefill / costs.cached_prefill == pytest.approx(10, rel=0.4)
+    assert costs.decode > 5 * costs.prefill
+
+
+def test_a_faster_step_is_one_of_fewer_users_and_a_dearer_token():
+    one = estimator(DENSE)
+    batch = economics.largest_batch(one, 1000)
+    price = economics.price_of_speed(one, 1000, batch, 2.0)
+    faster = economics.best_batch(one, 1000, one.decode(batch, 1000).expected.seconds / 2)
+    assert price == pytest.approx(
+        faster.cost(faster.expected.seconds)
+        / one.decode(batch, 1000).cost(one.decode(batch, 1000).expected.seconds)
+    )
+    assert price > 1 and economics.price_of_speed(one, 1000, batch, 1e6) is None
+
+
+def test_stages_divide_weights_but_not_the_cache_per_chip():
+    one, four = (economics.pipeline(estimator(MIXTURE), n, 64, 1000) for n in (1, 4))
+    assert four.weights == pytest.approx(one.weights / 4)
+    assert four.kv_cache == one.kv_cache
+    sent = 3 * 64 * 1000 * 2 / (8 * 50e9)
+    assert four.sent_s == pytest.approx(sent) and four.step_s == pytest.approx(one.step_s + sent)
+
+
+def test_a_price_step_at_a_context_implies_the_size_of_a_cached_token():
+    assert economics.implied_kv_bytes(1e11, 600, 200_000) == pytest.approx(1667, abs=1)
+
+
+def test_sized_models_are_the_sums_of_their_configurations():
+    found = sized_models()["deepseek-v3"]
+    d, layers = 7168, 61
+    attention = d * 1536 + 1536 * 128 * 192 + d * 576 + 512 * 128 * 256 + 128 * 128 * d
+    expert, dense, table = 3 * d * 2048, 3 * d * 18_432, 129_280 * d
+    active = layers * attention + 3 * dense + 58 * (9 * expert + 256 * d) + table
+    assert found.active == active and found.in_experts == 58 * 256 * expert
+    small = 58 * 256 + layers * (2 * d + 1536 + 512) + d  # norms and router biases
+    assert found.total == active + 58 * 248 * expert + table + small
+    assert found.cached == layers * 576 and found.attention_flops == layers * 2 * 128 * 1088
+    assert found.expand_flops == layers * 2 * 512 * 128 * 256
+
+
+def test_a_sized_model_reads_its_latents_once_and_the_experts_that_tokens_choose():
+    one = estimator(sized_models()["deepseek-v3"], "h100:8")
+    few, many = one.decode(1, 1000), one.decode(4096, 1000)
+    assert few.traffic.kv_read == pytest.approx(1000 * 35_136 * 2 / 8)
+    chosen = 2 * 653_908_770_816 * 8 / 256 / 8
+    plain = 2 * (671_026_419_200 - 653_908_770_816 - 926_679_040) / 8
+    assert few.traffic.weights_read == pytest.approx(plain + chosen, rel=1e-3)
+    assert many.traffic.weights_read == pytest.approx(2 * 670e9 / 8, rel=2e-3)
+    assert not few.fits and "mesh" not in one.describe()
+
+
+def test_a_prompt_of_a_sized_model_does_the_least_arithmetic_there_is():
+    """One position meets the unembedding; latents before it are absorbed, or expanded if cheaper.
+
+    Tokens are cached once, and no row of the embedding is read twice.
+    """
+    model = sized_models()["deepseek-v3"]
+    one = estimator(model, "h100:8")
+    pairs = model.prompt_flops * 4096 * 4097 / 2
+    table = 129_280 * 7168
+    work = 2 * ((model.active - table) * 4096 + table) + pairs
+    assert one.prefill(1, 4096).traffic.flops == pytest.approx(work / 8)
+    after = one.prefill(1, 4096, 1000).traffic.flops
+    expanded = 1000 * (4096 * model.prompt_flops + model.expand_flops)
+    assert after == pytest.approx((work + expanded) / 8)
+    short = one.prefill(1, 2, 1000).traffic.flops - one.prefill(1, 2).traffic.flops
+    assert short == pytest.approx(1000 * 2 * model.attention_flops / 8)
+    many = one.prefill(64, 8192).traffic
+    assert many.weights_read <= many.weights_resident
+    windowed = estimator(sized_models()["gpt-oss-120b"], "h100:8").prefill(1, 1000).traffic
+    assert windowed.kv_written == 2 * 18_432 * (1000 + 128) / 8

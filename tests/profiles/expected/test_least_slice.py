@@ -1,0 +1,126 @@
+"""Slices to plan with, and the smallest on which a model fits."""
+
+import dataclasses
+import itertools
+
+import jax.numpy as jnp
+import pytest
+
+from model.catalog import find_model
+from model.form import BFLOAT16, Form
+from profiles.chips.calibration import calibration_of
+from profiles.chips.chip import chips, find_chip
+from profiles.chips.slices import Slice, parse_slice, slices_of
+from profiles.compiled.examined import examine, too_large
+from profiles.compiled.grid import Point
+from profiles.expected.candidates import AUTO, Wish, candidates, layouts, least_slice
+from profiles.expected.estimate import Estimator, Setting
+from profiles.expected.remedies import remedy
+from profiles.expected.sized import sized_models
+from sharding.errors import LayoutError
+from sharding.mesh import parse_mesh
+from sharding.scaled import SCHEMES
+
+
+def _setting(model: str, chip: str, form: Form = BFLOAT16) -> Setting:
+    found = sized_models().get(model) or find_model(model)
+    return Setting(
+        model=found,
+        where=Slice(find_chip(chip), (1,)),
+        form=form,
+        rates=calibration_of(chip),
+    )
+
+
+def test_slices_to_plan_with_are_slices_that_a_chip_comes_in():
+    for chip in chips():
+        found = slices_of(chip, 512)
+        assert [parse_slice(str(each)) for each in found] == found
+        assert all(a.chips <= b.chips for a, b in itertools.pairwise(found))
+        assert found[-1].chips <= 512
+        assert len(slices_of(chip)) > len(found) or chip.wiring.domain in (256, None)
+
+
+def test_the_most_compact_of_equally_many_chips_comes_first():
+    found = [str(each) for each in slices_of(find_chip("v5p"), 256)]
+    assert found.index("v5p:4x8x8") < found.index("v5p:4x4x16")
+
+
+@pytest.mark.parametrize(
+    ("model", "chip", "form", "least"),
+    [
+        ("llama3-70b", "v5e", BFLOAT16, "v5e:4x4"),
+        ("llama3-70b", "v5e", Form(jnp.bfloat16, SCHEMES["int8"]), "v5e:2x4"),
+        ("llama3-70b", "h100", BFLOAT16, "h100:2"),
+        ("llama3-8b", "h100", BFLOAT16, "h100:1"),
+        ("mixtral-8x7b", "tpu7x", BFLOAT16, "tpu7x:1x1x1"),
+        ("deepseek-v3", "v6e", Form(jnp.bfloat16, SCHEMES["int8"]), "v6e:4x8"),
+    ],
+)
+def test_the_least_slice_holds_a_model_and_the_next_smaller_none(model, chip, form, least):
+    setting = _setting(model, chip, form)
+    found = least_slice(setting, 1, 1024, layouts(AUTO, AUTO))
+    assert str(found) == least
+    for where in slices_of(setting.where.chip, found.chips):
+        here = dataclasses.replace(setting, where=where)
+        fitting = [each.decode(1, 1024).fits for each in candidates(here, layouts(AUTO, AUTO))]
+        assert any(fitting) == (where == found or where.chips == found.chips)
+
+
+def test_a_cache_that_is_copied_needs_a_larger_slice_than_one_that_is_divided():
+    """8 KV heads on 16 chips are held twice if heads divide attention."""
+    setting = _setting("llama3-70b", "v5e")
+    copied = least_slice(setting, 32, 8192, layouts("weight_stationary_1d", "heads"))
+    divided = least_slice(setting, 32, 8192, layouts("weight_stationary_1d", "batch"))
+    assert (divided.chips, copied.chips) == (16, 32)
+
+
+def test_what_no_slice_holds_has_no_least_slice():
+    setting = _setting("palm-540b", "l4", Form(jnp.float32))
+    assert least_slice(setting, 10**6, 2048, layouts(AUTO, AUTO)) is None
+
+
+def test_a_layout_that_goes_with_no_mesh_is_refused_nowhere_but_skipped():
+    setting = _setting("smollm2-135m", "h100")
+    with pytest.raises(LayoutError):
+        layouts("weight_stationary_1d", "heads")[0].check(
+            setting.model.sizes, {"x": 1, "y": 1, "z": 7}
+        )
+    assert str(least_slice(setting, 1, 1024, layouts("weight_stationary_1d", "heads"))) == "h100:1"
+
+
+def test_a_step_that_fits_in_another_layout_alone_says_so():
+    wish = Wish("weight_stationary_1d", "heads")
+    point = Point(find_model("llama3-70b"), "v5e:4x4", wish, BFLOAT16, 128, 2048)
+    found = examine(point.estimator(), point.batch, point.context)
+    assert found.record["status"] == "does_not_fit" and found.outcome is None
+    message = found.record["message"]
+    assert "another layout fits: " in message and "; use --layout=auto" in message
+
+
+@pytest.mark.parametrize("context", [8000, 2048])
+def test_a_step_that_fits_on_another_mesh_of_the_slice_says_which(context):
+    """8 KV heads on 1x1x16 are held 16 times, on 1x8x2 twice."""
+    where = parse_slice("v5e:4x4")
+    setting = dataclasses.replace(
+        _setting("llama3-8b", "v5e"),
+        where=where,
+        layout=layouts("weight_stationary_1d", "heads")[0],
+        mesh=parse_mesh("1x1x16"),
+    )
+    step = Estimator(setting).decode(128 if context == 2048 else 64, context)
+    assert not step.fits
+    said = remedy(step, [setting.layout])
+    mesh = said.split("--mesh=")[1].split(",")[0]
+    assert said.startswith("another mesh of it fits: give --mesh=") and mesh != "1x1x16"
+    there = dataclasses.replace(setting, mesh=parse_mesh(mesh))
+    assert Estimator(there).decode(step.batch, context).fits
+    # What compile_step.py says of the same is the same.
+    assert too_large(step, 1e9).endswith(said)
+
+
+def test_what_no_mesh_or_layout_of_the_slice_holds_needs_the_least_that_does():
+    setting = _setting("llama3-70b", "v5e")
+    here = dataclasses.replace(setting, where=parse_slice("v5e:2x2"))
+    step = candidates(here, layouts(AUTO, AUTO))[0].decode(1, 1024)
+    assert remedy(step) == "the least slice that fits is v5e:4x4"

@@ -1,0 +1,207 @@
+"""What must hold of every deployment, tried on 200 that are drawn at random from a seed.
+
+Settings are drawn from the catalogue, slices of every kind, layouts, attention, schedules, meshes,
+types and phases; a drawing that is refused is drawn again.
+"""
+
+import dataclasses
+import functools
+import itertools
+import random
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from model.cache import abstract_cache, axes_of
+from model.catalog import CATALOG
+from model.form import Form
+from model.parameters import declarations, matrices
+from model.transformer import Transformer
+from profiles.chips.calibration import calibration_of
+from profiles.chips.slices import parse_slice
+from profiles.expected.candidates import meshes
+from profiles.expected.estimate import Estimate, Estimator, Setting
+from profiles.floor.counts import StepCosts
+from profiles.plan.space import Offer, Space
+from sharding.errors import LayoutError
+from sharding.layout import (
+    ATTENTION,
+    COLLECTIVES,
+    LAYOUTS,
+    attend_by,
+    divide_experts,
+    prefill_by,
+    schedule_by,
+)
+from sharding.placement import Layout, Placement, division, shards
+from sharding.scaled import SCHEMES
+
+COUNT = 200
+SLICES = (
+    "v3:2x2", "v4:2x2x2", "v4:2x2x4", "v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5p:2x2x2",
+    "v5p:2x2x4", "v6e:2x4", "v6e:4x4", "tpu7x:2x2x1", "a100-80gb:4", "h100:1", "h100:8", "h100:16",
+    "h200:4", "b200:8", "gb200:36", "l4:2", "mi300x:8",
+)  # fmt: skip
+ALONE = {"x": 1, "y": 1, "z": 1}
+BFLOAT16 = jnp.bfloat16
+WEIGHTS = (BFLOAT16, BFLOAT16, jnp.float32, *SCHEMES.values())
+CACHES = (BFLOAT16, BFLOAT16, SCHEMES["int8"], SCHEMES["fp8"])
+MODELS = [entry.config for name, entry in CATALOG.items() if name != "tiny"]
+
+
+class Drawn(NamedTuple):
+    """A setting, and the sizes of a pass of it."""
+
+    estimator: Estimator
+    batch: int
+    context: int
+    prefill: bool
+
+    def at(self, batch: int, context: int) -> Estimate:
+        """The pass at other sizes."""
+        ask = self.estimator.prefill if self.prefill else self.estimator.decode
+        return ask(batch, context)
+
+    def __str__(self) -> str:
+        setting, layout = self.estimator.setting, self.estimator.setting.layout
+        mesh = "x".join(map(str, setting.mesh.values()))
+        return (
+            f"{setting.model.name} {setting.where} {mesh} {layout.name} {layout.attends} "
+            f"{layout.collectives} {setting.form} {'prefill' if self.prefill else 'decode'} "
+            f"{self.batch} {self.context}"
+        )
+
+
+def _layout(draw: random.Random, experts: bool) -> Layout:
+    layout = attend_by(draw.choice(list(LAYOUTS.values())), draw.choice(ATTENTION))
+    alike = [other for other in LAYOUTS.values() if other.weights == layout.weights]
+    if draw.random() < 0.3:
+        layout = prefill_by(layout, draw.choice(alike))
+    if experts and draw.random() < 0.5:
+        layout = divide_experts(layout)
+    return schedule_by(layout, draw.choice(COLLECTIVES))
+
+
+def _drawn(draw: random.Random) -> Drawn:
+    while True:
+        model, where = draw.choice(MODELS), parse_slice(draw.choice(SLICES))
+        setting = Setting(
+            model=model,
+            where=where,
+            form=Form(BFLOAT16, draw.choice(WEIGHTS), draw.choice(CACHES)),
+            rates=calibration_of(where.chip.name),
+            layout=_layout(draw, bool(model.experts)),
+            mesh=draw.choice(meshes(where.devices)),
+            experts=draw.choice(("coverage", "least", "all")),
+            price=1.0,
+        )
+        try:
+            estimator = Estimator(setting)
+        except LayoutError:
+            continue
+        context = draw.randint(2, min(model.max_context, 16_384) - 2)
+        return Drawn(estimator, draw.randint(1, 256), context, draw.random() < 0.4)
+
+
+@functools.cache
+def _all() -> list[Drawn]:
+    draw = random.Random(20261129)
+    return [_drawn(draw) for _ in range(COUNT)]
+
+
+def test_settings_are_of_every_kind():
+    kinds = [str(drawn).split() for drawn in _all()]
+    assert {kind[3] for kind in kinds} == set(LAYOUTS)
+    assert {kind[4] for kind in kinds} == set(ATTENTION)
+    assert {kind[1] for kind in kinds} == set(SLICES)
+    assert 60 < sum(drawn.prefill for drawn in _all()) < 140
+
+
+def test_no_floor_is_above_what_is_expected():
+    for drawn in _all():
+        found = drawn.at(drawn.batch, drawn.context)
+        assert 0 < found.floor.seconds <= found.expected.seconds, drawn
+
+
+def test_no_more_is_read_than_lies_there():
+    for drawn in _all():
+        traffic = drawn.at(drawn.batch, drawn.context).traffic
+        assert 0 < traffic.weights_read <= traffic.weights_resident * (1 + 1e-12), drawn
+        most = traffic.kv_resident * (1 + 1e-12)
+        assert 0 <= traffic.kv_read <= most and 0 < traffic.kv_written <= most, drawn
+
+
+def test_all_devices_together_hold_and_compute_at_least_what_one_would():
+    for drawn in _all():
+        setting, context = drawn.estimator.setting, drawn.context
+        placement = LAYOUTS["weight_stationary_1d"].check(setting.model.sizes, ALONE)
+        costs = StepCosts(setting.model, placement, setting.form)
+        one = costs.decode(batch=drawn.batch, context=context, experts=setting.experts)
+        if drawn.prefill:
+            one = costs.prefill(batch=drawn.batch, tokens=context, experts=setting.experts)
+        many = drawn.at(drawn.batch, context).traffic
+        for name in ("weights_resident", "kv_resident", "kv_read", "kv_written", "flops"):
+            copies = setting.where.devices * getattr(many, name) / max(getattr(one, name), 1)
+            assert copies >= 1 - 1e-9 or not getattr(one, name), (name, drawn)
+
+
+def test_more_sequences_and_tokens_never_take_less():
+    for drawn in _all():
+        passes = [drawn.at(drawn.batch, drawn.context)]
+        passes.append(drawn.at(drawn.batch + 7, drawn.context))
+        passes.append(drawn.at(drawn.batch + 7, drawn.context + 100))
+        for less, more in itertools.pairwise(passes):
+            assert less.floor.seconds <= more.floor.seconds * (1 + 1e-9), drawn
+            assert less.expected.seconds <= more.expected.seconds * (1 + 1e-9), drawn
+            assert less.traffic.held <= more.traffic.held * (1 + 1e-9), drawn
+
+
+def test_plans_take_as_long_as_estimates():
+    draw = random.Random(7)
+    for drawn in _all():
+        setting = drawn.estimator.setting
+        offer = Offer(
+            model=setting.model,
+            slices=((setting.where, 1.0),),
+            forms=(setting.form,),
+            layouts=(setting.layout,),
+            rates=calibration_of,
+            context=drawn.context,
+            slots=drawn.context + 1,
+            experts=setting.experts,
+        )
+        (cell,) = Space(offer).cells
+        number = draw.randrange(len(cell.rows))
+        steps = cell.steps(number)
+        for place in (0, 4, -1):
+            if batch := int(cell.batches[number][place]):
+                found = cell.estimate(number, batch)
+                assert found.fits, drawn
+                assert found.expected.seconds == pytest.approx(steps[place], rel=1e-9), drawn
+
+
+def test_what_is_admitted_divides_every_array_of_the_engine():
+    """Shapes are refused by JAX where a mesh axis does not divide a dimension evenly."""
+    for drawn in _all():
+        setting, placement = drawn.estimator.setting, drawn.estimator.placement
+        one_layer = dataclasses.replace(setting.model, layers=1, windows=None)
+        model = Transformer(one_layer, setting.form)
+        for path, param in declarations(model).items():
+            for where in (placement, placement.prefill):
+                for spec in (where.weights(*param.axes), where.use(*param.axes)):
+                    _check_even(param.shape, spec, placement, (path, drawn))
+        for path, matrix in matrices(model).items():
+            group = setting.form.scheme.group or 1
+            parts = shards(division(placement.weights(*matrix.axes))[-1], placement.mesh)
+            assert matrix.shape[-1] % (parts * group) == 0, (path, drawn)
+        batch, multiple = drawn.estimator.padded(drawn.batch), placement.multiple("S")
+        cache = abstract_cache(one_layer, batch, drawn.context + 1, setting.form, multiple)
+        for array in jax.tree.leaves(cache):
+            _check_even(array.shape, placement.cache(*axes_of(array)), placement, drawn)
+
+
+def _check_even(shape: tuple[int, ...], spec: jax.P, placement: Placement, what: object) -> None:
+    for size, axes in zip(shape, division(spec), strict=True):
+        assert size == 1 or size % shards(axes, placement.mesh) == 0, what

@@ -1,0 +1,143 @@
+"""What is chosen for curves: layouts, slices, models."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from model.catalog import find_model
+from model.form import BFLOAT16, Form
+from profiles.chips.calibration import calibration_of
+from profiles.chips.slices import parse_slice
+from profiles.expected.candidates import candidates, layouts
+from profiles.expected.economics import critical_batch
+from profiles.expected.estimate import Setting, best, ranked
+from profiles.expected.sized import sized_models
+from profiles.figures.study import MODELS, Study, Wanted
+from sharding.errors import LayoutError, UsageError
+from sharding.scaled import SCHEMES
+
+
+def setting(model="llama3-8b", topology="v5e:2x2", price: float | None = 1.5) -> Setting:
+    where = parse_slice(topology)
+    config = sized_models().get(model) or find_model(model)
+    rates = calibration_of(where.chip.name)
+    return Setting(model=config, where=where, form=BFLOAT16, rates=rates, price=price)
+
+
+def study(model="llama3-8b", topology="v5e:2x2", **more) -> Study:
+    sizes = {"batches": (1, 16, 256), "contexts": (1024, 0), "max_chips": 8, "chips_batch": 16}
+    price = more.pop("price", 1.5)
+    return Study(Wanted(setting=setting(model, topology, price), **sizes | more))
+
+
+@pytest.fixture(scope="module")
+def small() -> Study:
+    return study()
+
+
+def test_as_many_as_asked_for_are_ranked_as_if_all_were_looked_at():
+    found = candidates(setting(topology="v5e:2x2"), layouts("auto", "auto"))
+    work = [(16, 2048)]
+    every = ranked(found, work, count=len(found))
+    seconds = [each.quick(*work[0], links=True).expected.seconds for each in every]
+    assert len(every) == len(found) and seconds == sorted(seconds)
+    assert ranked(found, work, count=3) == every[:3]
+
+
+@pytest.mark.parametrize("work", [[(1, 100)], [(3, 8192), (700, 10)]])
+def test_the_best_is_the_best_of_all_though_not_all_are_looked_at(work):
+    found = candidates(setting(topology="v5e:2x4"), layouts("auto", "auto"))
+    steps = [[each.decode(*one) for one in work] for each in found]
+    ranks = [
+        (sum(not s.fits for s in all_), sum(s.expected.seconds for s in all_)) for all_ in steps
+    ]
+    assert best(found, work) is found[ranks.index(min(ranks))]
+
+
+def test_the_chosen_layout_is_no_slower_than_one_that_is_named(small):
+    named = study(layout="weight_stationary_2d", attention="heads").estimator
+    fitting = [b for b in (1, 16, 256) if small.estimator.decode(b, 1024).fits]
+    times = [sum(e.decode(b, 1024).expected.seconds for b in fitting)
+             for e in (small.estimator, named)]  # fmt: skip
+    assert times[0] <= times[1] and named.setting.layout.name == "weight_stationary_2d"
+
+
+def test_of_a_mixture_layouts_that_divide_experts_are_tried_too():
+    form = Form(jnp.bfloat16, SCHEMES["int8"])
+    mixture = dataclasses.replace(setting("qwen3-30b-a3b", "v5p:2x2x2"), form=form)
+    found = Study(Wanted(setting=mixture, batches=(64,), contexts=(2048,)))
+    assert found.estimator.setting.layout.expert_parallel
+
+
+def test_a_mesh_that_is_given_is_kept_and_one_of_another_size_refused():
+    mesh = {"x": 2, "y": 1, "z": 2}
+    assert study(mesh=mesh).estimator.setting.mesh == mesh
+    with pytest.raises(LayoutError, match="product is 4"):
+        study(mesh={"x": 1, "y": 1, "z": 2})
+
+
+def test_curves_have_no_batch_between_those_that_a_layout_divides():
+    found = study(attention="batch")
+    one = found.estimator.padded(1)
+    assert one > 1 and all(b < one or b % one == 0 for b in found.batches)
+    assert found.batches[0] == 1 and found.batches[-1] == 256
+
+
+def test_steps_of_every_context_come_in_the_order_given(small):
+    assert [curves.context for curves in small.steps] == [1024, 0]
+
+
+def test_layouts_are_compared_on_slices_of_rising_size(small):
+    found = small.scaling()
+    assert [curve.name for curve in found.curves][-1].startswith("fastest")
+    one, two, fastest = found.curves
+    assert one.chips.tolist() == two.chips.tolist() == [1, 4, 8] == list(found.ideal)
+    assert (fastest.expected <= one.expected).all() and (fastest.expected <= two.expected).all()
+    assert "mesh 2x" in two.layouts[-1]  # a division of d_model, not 1D by another name
+
+
+def test_costs_and_latencies_are_of_batches_that_fit():
+    found = study("llama2-13b").tradeoffs()
+    assert [each.topology for each in found.slices] == ["v5e:2x2", "v5e:2x4"]
+    assert "v5e:1x1" in found.notes[0] and "USD" in found.unit
+    beaten = dict.fromkeys(topology for topology, _ in found.front)
+    assert set(beaten) <= {"v5e:2x2", "v5e:2x4"} and found.front[-1][1] > found.front[0][1]
+    assert [each.batches.tolist() for each in found.slices] == [[1, 16], [1, 16]]
+
+
+def test_slices_of_another_chip_have_its_price_and_rates():
+    def other(where):
+        return dataclasses.replace(setting(topology=str(where)), price=7.0)
+
+    slices = tuple(map(parse_slice, ("v5e:2x2", "h100:1")))
+    found = study(slices=slices, settings_of=other)
+    assert [each.setting.price for each in found.compared()] == [1.5, 7.0]
+    assert [each.topology for each in found.tradeoffs().slices] == ["v5e:2x2", "h100:1"]
+    unpriced = study(slices=slices, settings_of=lambda w: setting(topology=str(w), price=None))
+    with pytest.raises(UsageError, match="price of h100 is not known"):
+        unpriced.tradeoffs()
+
+
+def test_models_beside_the_chosen_one_are_at_their_exact_sizes(small):
+    found = small.sparsities()
+    assert list(found.models) == ["llama3-8b", *MODELS]
+    assert found.models["llama3-8b"][1] == pytest.approx(critical_batch(small.estimator), rel=0.01)
+    sparse = [ratio for ratio, _ in found.models.values()]
+    assert max(sparse) > 20 and sparse[0] == pytest.approx(1, abs=0.1)
+
+
+def test_layouts_of_prompts_are_compared_on_the_most_cubic_mesh():
+    found = study(topology="v5e:2x4").volumes()
+    assert found.mesh == {"x": 2, "y": 2, "z": 2} and len(found.sent) == 5
+    assert found.tokens[-1] <= 2**21
+
+
+@pytest.mark.parametrize(("model", "topology"), [("deepseek-v3", "h200:8"), ("tiny", "h100:1")])
+def test_communication_is_left_out_where_there_is_none_to_count(model, topology):
+    assert study(model, topology).volumes() is None
+
+
+def test_a_model_known_by_its_sizes_is_divided_evenly():
+    found = study("gpt-oss-120b", "h200:8").scaling()
+    assert [curve.name for curve in found.curves] == ["divided evenly"]

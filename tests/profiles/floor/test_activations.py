@@ -1,0 +1,97 @@
+"""What passes hold beside weights and cache, against sums by hand and what was compiled."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from model.catalog import find_model
+from model.form import BFLOAT16, FLOAT32, Form
+from profiles.chips.calibration import calibration_of
+from profiles.chips.slices import parse_slice
+from profiles.expected.estimate import Estimator, Setting
+from profiles.floor.counts import StepCosts
+from profiles.plan.space import Offer, Space
+from sharding.layout import LAYOUTS, attend_by, find_layout, schedule_by
+from sharding.mesh import parse_mesh
+from sharding.scaled import SCHEMES
+
+ONE_D = LAYOUTS["weight_stationary_1d"]
+RESULTS = Path(__file__).parents[3] / "profiles/results"
+
+
+def estimator(topology: str, mesh: str) -> Estimator:
+    where = parse_slice(topology)
+    rates = calibration_of(where.chip.name)
+    config = find_model("llama3-8b")
+    return Estimator(
+        Setting(
+            model=config,
+            where=where,
+            form=BFLOAT16,
+            rates=rates,
+            layout=ONE_D,
+            mesh=parse_mesh(mesh),
+        )
+    )
+
+
+def test_all_scores_of_a_layer_are_held_at_once():
+    """8 prompts of 32,768 tokens, 4 of 32 query heads on each of eight chips."""
+    long = estimator("v5e:2x4", "1x1x8").prefill(8, 32_768)
+    tokens = 8 * 32_768
+    scores = tokens * 4 * 32_768 * 4
+    stream = 2 * tokens * 4096 * 2
+    heads = tokens * 128 * ((4 + 2 * 1) * 2 + 4 * 4)
+    assert long.traffic.activations == scores + stream + heads
+    assert scores == pytest.approx(137e9, rel=0.01)
+    assert not long.fits and long.resident > 137e9
+    assert estimator("v5e:2x4", "1x1x8").prefill(1, 2048).fits
+
+
+def test_a_decode_step_holds_little():
+    step = estimator("v5e:2x4", "1x1x8").decode(64, 2048)
+    assert step.traffic.activations < 0.01 * step.traffic.kv_resident
+
+
+@pytest.mark.parametrize(("experts", "mesh"), [(0, "1x1x1"), (0, "1x1x2"), (4, "1x1x2")])
+def test_the_compiler_holds_about_as_much(tiny_engine, experts, mesh):
+    engine = tiny_engine(mesh, experts=experts, experts_per_token=min(experts, 2))
+    memory = engine.lower_prefill(4, 128, 128).compile().memory_analysis()
+    costs = StepCosts(engine.config, engine.placement.prefill, FLOAT32)
+    counted = costs.prefill(batch=4, tokens=128).activations
+    assert 0.6 < memory.temp_size_in_bytes / counted < 2
+
+
+def test_recorded_programs_of_prompts_hold_about_as_much():
+    ratios = []
+    for path in sorted(RESULTS.glob("compiled/*prefill*/matrix.json")):
+        for point in json.loads(path.read_text())["points"]:
+            layout = attend_by(find_layout(point["layout"]), point["attention"])
+            config = find_model(point["model"])
+            placement = schedule_by(layout, point["collectives"]).check(config.sizes, point["mesh"])
+            stored = (point["weight_dtype"], point["kv_dtype"])
+            form = Form(jnp.bfloat16, *(SCHEMES.get(name, name) for name in stored))
+            counted = StepCosts(config, placement.prefill, form).prefill(
+                batch=point["batch"], tokens=point["tokens_per_sequence"]
+            )
+            ratios.append(point["compiled"]["temporary_bytes"] / counted.activations)
+    assert len(ratios) >= 20
+    assert min(ratios) > 0.35 and max(ratios) < 2.2
+
+
+def test_a_plan_leaves_room_for_a_prompt_beside_a_full_batch():
+    where, config = parse_slice("v5e:2x4"), find_model("llama3-8b")
+    offer = {
+        "model": config, "slices": ((where, 1.2),), "forms": (BFLOAT16,), "layouts": (ONE_D,),
+        "rates": calibration_of, "context": 8000, "slots": 8192,
+    }  # fmt: skip
+    (without,) = Space(Offer(**offer)).cells
+    (beside,) = Space(Offer(**offer, prompt=7900)).cells
+    for row, most, less in zip(beside.rows, without.batches, beside.batches, strict=True):
+        costs = StepCosts(config, row.placement, BFLOAT16)
+        prompt = costs.prefill(batch=1, tokens=7900).activations
+        kept = costs.decode(batch=int(less.max()), context=8000, slots=8192).held
+        assert kept + prompt <= beside.capacity < kept + prompt + costs.line(8000, 8192).kept
+        assert less.max() < most.max()

@@ -1,0 +1,233 @@
+"""The expected collectives: those that XLA compiles, and the closed forms that were published."""
+
+import dataclasses
+import itertools
+import math
+import random
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from model.catalog import find_model
+from model.form import BFLOAT16, FLOAT32
+from profiles.compiled.inspection import Subject, compiled, differences, expected
+from profiles.floor.communication import ForwardPass, expected_collectives
+from sharding.errors import LayoutError
+from sharding.layout import (
+    ATTENTION,
+    COLLECTIVES,
+    LAYOUTS,
+    attend_by,
+    divide_experts,
+    prefill_by,
+    schedule_by,
+)
+from sharding.mesh import parse_mesh
+from sharding.placement import Layout
+
+FAMILIES = {
+    "grouped": {},
+    "grouped_biased_windowed": {"attention_bias": True, "windows": (5, 5)},
+    "multi_query_parallel": {"kv_heads": 1, "parallel_block": True, "norm": "layer"},
+    "multi_head_two_norms": {"kv_heads": 4, "norm_after": True, "query_key_norm": True},
+    "experts": {"experts": 8, "experts_per_token": 2},
+    "experts_divided": {"experts": 8, "experts_per_token": 2, "kv_heads": 1},
+}
+MESHES = ("2x2x2", "1x2x4", "8x1x1", "4x2x1")
+PHASES = {"decode": 1, "prefill": 13}
+
+
+THREE_HEADS = {"kv_heads": 3, "query_heads": 9, "d_model": 72, "d_ff": 144}
+
+
+def subject_of(family: str, layout: Layout, mesh: str, tokens: int, form=FLOAT32) -> Subject:
+    config = dataclasses.replace(find_model("tiny"), **FAMILIES.get(family, THREE_HEADS))
+    layout = divide_experts(layout) if family == "experts_divided" else layout
+    placement = layout.check(config.sizes, parse_mesh(mesh))
+    rows = placement.multiple("B")
+    return Subject(
+        config=config,
+        placement=placement,
+        form=form,
+        batch=-(-8 // rows) * rows,
+        slots=24,
+        tokens=tokens,
+    )
+
+
+def check(subject: Subject) -> None:
+    """Expected and compiled lists are the same; over replicas alone both may be empty."""
+    wanted, found = expected(subject), compiled(subject)
+    assert found or subject.placement.mesh["x"] == 8
+    assert differences(wanted, found, subject.form.dtype) == []
+
+
+def covering() -> list[tuple[str, str, str, str, str, str]]:
+    """Every layout with both schedules, all else drawn."""
+    draw = random.Random(0)
+    return [
+        (*pair, *(draw.choice(list(each)) for each in (ATTENTION, FAMILIES, MESHES, PHASES)))
+        for pair in itertools.product(LAYOUTS, COLLECTIVES)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layout", "collectives", "attention", "family", "mesh", "phase"), covering()
+)
+def test_xla_compiles_the_collectives_that_are_expected(
+    layout, collectives, attention, family, mesh, phase
+):
+    chosen = schedule_by(attend_by(LAYOUTS[layout], attention), collectives)
+    check(subject_of(family, chosen, mesh, PHASES[phase]))
+
+
+def every_pair():
+    """Two meshes of each family in the slow set, the others in the long one."""
+    for at, family in enumerate(FAMILIES):
+        for number, mesh in enumerate(MESHES):
+            slow = (at + number) % 2 == 0
+            yield pytest.param(family, mesh, marks=pytest.mark.slow if slow else pytest.mark.long)
+
+
+@pytest.mark.usefixtures("quick_compilations")
+@pytest.mark.parametrize(("family", "mesh"), list(every_pair()))
+def test_every_layout_compiles_to_the_collectives_that_are_expected(family, mesh):
+    """All else is drawn."""
+    draw, ran = random.Random(f"{family} {mesh}"), 0
+    for layout in LAYOUTS.values():
+        attention, collectives = draw.choice(ATTENTION), draw.choice(COLLECTIVES)
+        chosen = schedule_by(attend_by(layout, attention), collectives)
+        try:
+            subject = subject_of(family, chosen, mesh, draw.choice(list(PHASES.values())))
+        except LayoutError:
+            continue
+        check(subject)
+        ran += 1
+    assert ran >= 6
+
+
+@pytest.mark.parametrize("collectives", COLLECTIVES)
+def test_bfloat16_travels_as_float32_on_a_cpu_and_nothing_else_differs(collectives):
+    layout = schedule_by(attend_by(LAYOUTS["weight_stationary_2d"], "batch"), collectives)
+    check(subject_of("grouped", layout, "2x2x2", 1, BFLOAT16))
+
+
+@pytest.mark.parametrize("collectives", COLLECTIVES)
+def test_an_axis_that_divides_no_head_costs_nothing(collectives):
+    """Head size over z and nothing over y, but the residual stream over both."""
+    layout = schedule_by(LAYOUTS["weight_stationary_2d"], collectives)
+    check(subject_of("three_heads", layout, "1x3x2", 1))
+
+
+def test_grouped_experts_join_gate_and_up_once():
+    subject = subject_of("experts", LAYOUTS["weight_stationary_2d"], "2x2x2", 1)
+    sizes = {"batch": subject.batch}
+    both = [
+        [
+            each
+            for each in expected_collectives(
+                subject.config, subject.placement, FLOAT32, **sizes, grouped=grouped
+            )
+            if each.where == "layer/mixture" and each.axes == ("x",) and each.kind == "all-reduce"
+        ]
+        for grouped in (True, False)
+    ]
+    (scores, once), (_, each) = both
+    assert (once.count, each.count) == (2, 2 * 8)  # layers, and experts of each
+    assert once.payload_bytes == 2 * each.payload_bytes  # two experts a token
+    assert scores.payload_bytes == 8 * 8 * 4
+
+
+def test_a_list_of_another_layout_does_not_pass():
+    """1D's and 2D's sums are told apart, though a CPU may show both as all-reduces."""
+    one, two = (
+        subject_of("grouped", LAYOUTS[f"weight_stationary_{n}d"], "2x2x2", 1) for n in (1, 2)
+    )
+    assert differences(expected(two), compiled(one), jnp.float32)
+    assert differences(expected(one), compiled(two), jnp.float32)
+
+
+def test_prompts_in_another_layout_fill_the_cache_of_decode_steps():
+    layout = prefill_by(
+        attend_by(LAYOUTS["weight_stationary_2d"], "batch"), LAYOUTS["weight_gathered_x"]
+    )
+    check(subject_of("grouped", layout, "2x2x2", 13))
+
+
+def mlp_elements(layout: Layout, mesh: str, *, batch: int, matrices_in: int) -> float:
+    """Elements on the wire per chip of one MLP of PaLM 540B, as the paper counts: an all-reduce is
+    a reduce-scatter and an all-gather."""
+    palm = find_model("palm-540b-padded")
+    placement = layout.check(palm.sizes, parse_mesh(mesh))
+    step = ForwardPass(palm, placement, BFLOAT16, batch, 1)
+    step.sizes["C"] = matrices_in
+    residual = placement.activations("B", "T", "R")
+    step.mlp(residual, placement.contracted("B", "T", "D"))
+    times = {"all-reduce": 2}
+    return sum(each.payload_bytes / 2 * times.get(each.kind, 1) for each in step.found)
+
+
+SIZES = {"x": 4, "y": 4, "z": 4}
+D, F = 18_432, 4 * 18_432
+
+
+@pytest.mark.parametrize(
+    ("layout", "closed"),
+    [
+        ("weight_stationary_1d", lambda batch, n: 2 * batch * D),
+        ("weight_stationary_2d", lambda batch, n: 2 * batch * (D / 4 + F / 16)),
+        ("weight_gathered_x", lambda batch, n: 2 * D * F * 4 / n + 2 * batch * D / 4),
+        ("weight_gathered_xy", lambda batch, n: 2 * D * F * 16 / n + 2 * batch * D / 16),
+        ("weight_gathered_xyz", lambda batch, n: 2 * D * F),
+    ],
+)
+def test_an_mlp_of_two_matrices_costs_what_was_published(layout, closed):
+    """Pope et al. 2022, sections 3.2.1 to 3.2.3, on 64 chips."""
+    found = mlp_elements(LAYOUTS[layout], "4x4x4", batch=512, matrices_in=1)
+    assert found == closed(512, 64)
+
+
+def test_a_gated_mlp_in_two_dimensions_costs_half_as_much_again_for_d_ff():
+    found = mlp_elements(LAYOUTS["weight_stationary_2d"], "4x4x4", batch=512, matrices_in=2)
+    assert found == 512 * (2 * D / 4 + 3 * F / 16)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_loops_move_as_many_bytes_as_one_collective_each(name):
+    """A ring passes n - 1 of n chunks; an all-reduce is a scatter and a gather of those."""
+    config = dataclasses.replace(find_model("llama3-70b"), layers=1)
+    mesh = parse_mesh("2x2x2")
+
+    def sent(collectives: str) -> float:
+        placement = schedule_by(LAYOUTS[name], collectives).check(config.sizes, mesh)
+        listed = expected_collectives(config, placement, BFLOAT16, batch=64)
+        total = 0.0
+        for each in listed:
+            n = math.prod(mesh[axis] for axis in each.axes)
+            share = {"permute": 1, "all-reduce": 2 * (n - 1) / n}.get(each.kind, (n - 1) / n)
+            total += each.count * each.payload_bytes * share
+        return total
+
+    assert sent("overlapped") == pytest.approx(sent("compiler"), rel=1e-9)
+
+
+@pytest.mark.parametrize("attention", ["heads", "batch"])
+def test_switching_to_the_layout_of_prompts_leaves_resident_weights_as_they_are(attention):
+    """By the compiler's memory analysis: both steps take the same weights, and alias the cache."""
+    layout = prefill_by(
+        attend_by(LAYOUTS["weight_stationary_2d"], attention), LAYOUTS["weight_gathered_xyz"]
+    )
+    arguments = {}
+    for tokens in PHASES.values():
+        subject = subject_of("grouped", layout, "2x2x2", tokens)
+        engine = subject.engine()
+        cache = engine.new_cache(subject.batch, subject.slots)
+        kept = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(cache))
+        memory = subject.lower().compile().memory_analysis()
+        inputs = subject.batch * (2 if tokens == 1 else tokens + 1) * 4
+        arguments[tokens] = memory.argument_size_in_bytes - kept - inputs
+        assert memory.alias_size_in_bytes == kept
+    declared = jax.tree.leaves(engine.parameters)
+    weights = sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in declared)
+    assert set(arguments.values()) == {weights}

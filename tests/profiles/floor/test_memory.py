@@ -1,0 +1,69 @@
+"""What fits in a memory, by arithmetic on needs that are known in advance."""
+
+import pytest
+
+from model.catalog import find_model
+from model.form import FLOAT32
+from profiles.floor import memory as room
+from profiles.floor.memory import Need, check_room, free_memory, need_of, refusals
+from sharding.errors import FloorlineError
+from sharding.layout import LAYOUTS
+from sharding.mesh import parse_mesh
+
+GB = 10**9
+
+
+def test_rows_that_fit_together_are_all_admitted():
+    needs = [Need("a", 2 * GB, 4, GB), Need("a", 2 * GB, 1, GB), Need("b", GB, 2, GB)]
+    assert refusals(needs, 10 * GB) == ["", "", ""]  # 2 + 4 + 1 + 1 + 2: weights once an engine
+
+
+def test_a_row_that_never_fits_names_the_largest_batch_that_would():
+    first, second = refusals([Need("a", 2 * GB, 64, GB), Need("a", 2 * GB, 4, GB)], 10.5 * GB)
+    assert second == ""
+    assert first == (
+        "memory for weights (2.00 GB), cache and logits is 66.0 GB, where there are 10.5 GB; use a "
+        "batch of 8 at most"
+    )
+
+
+def test_weights_that_never_fit_are_no_matter_of_batch():
+    (why,) = refusals([Need("a", 20 * GB, 1, GB)], 10 * GB)
+    assert why.endswith("; use fewer bits, or more chips")
+
+
+def test_small_rows_go_first_and_a_large_one_beside_them_is_told_to_run_alone():
+    large, one, two = (Need("a", GB, batch, GB) for batch in (8, 1, 2))
+    found = refusals([large, one, two], 10 * GB)
+    assert found[1:] == ["", ""]
+    assert found[0] == (
+        "memory needed beside smaller rows is 8.00 GB, where they leave 6.00 GB; "
+        "measure it in a run of its own"
+    )
+
+
+def test_a_containers_limit_is_the_memory_that_there_is(tmp_path, monkeypatch):
+    there = free_memory()
+    if there is None:
+        pytest.skip("this system does not tell")
+    monkeypatch.setattr(room, "GROUP", str(tmp_path))
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.stat").write_text("file 900000\nanon 400000\n")
+    assert free_memory() == 600_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory() == pytest.approx(there, rel=0.5)
+
+
+def test_what_generates_is_refused_where_this_machine_lacks_the_memory(monkeypatch):
+    """llama3-8b in float32 on two fake devices, which share one memory of 20 GB."""
+    config = find_model("llama3-8b")
+    placement = LAYOUTS["weight_stationary_1d"].check(config.sizes, parse_mesh("2"))
+    need = need_of(config, placement, FLOAT32, batch=2, slots=64)
+    norms = 65 * 4096 * 4  # whole on each device
+    assert need.weights == pytest.approx(4 * 8_030_261_248 + norms, rel=1e-6)
+    cache = 2 * 32 * 8 * 128 * 64 * 4
+    assert need.each == pytest.approx(cache + 4 * 128_256, rel=1e-6)
+    monkeypatch.setattr(room, "free_memory", lambda: 20e9)
+    with pytest.raises(FloorlineError, match=r"weights \(32\.1 GB\).*there are 20\.0 GB"):
+        check_room(need)
+    check_room(need._replace(weights=1e9))

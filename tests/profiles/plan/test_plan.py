@@ -1,0 +1,290 @@
+"""Plans against looking at everything; and whether what they say of what lost is so."""
+
+import dataclasses
+import functools
+import random
+import re
+import time
+
+import jax.numpy as jnp
+import pytest
+
+from model.catalog import find_model
+from model.form import Form
+from profiles.chips.calibration import calibration_of
+from profiles.chips.chip import chips, find_chip
+from profiles.chips.slices import parse_slice, slices_of
+from profiles.expected.candidates import AUTO, candidates, layouts
+from profiles.expected.economics import largest_batch
+from profiles.expected.estimate import Setting
+from profiles.expected.sized import sized_models
+from profiles.plan.search import Search, Targets
+from profiles.plan.space import BATCHES, Offer, Space
+from profiles.plan.text import Plan, choice_words, front_table, plan, record
+from profiles.report import numbers
+from sharding.errors import FloorlineError
+from sharding.layout import divide_experts, schedule_by
+from sharding.scaled import SCHEMES
+
+BOTH = Form(jnp.bfloat16), Form(jnp.bfloat16, SCHEMES["int8"], SCHEMES["int8"])
+CONTEXT = 2048
+
+
+def _offer(model: str, slices: dict[str, float], **changes: object) -> Offer:
+    found = sized_models().get(model) or find_model(model)
+    given = {
+        "model": found,
+        "slices": tuple((parse_slice(text), price) for text, price in slices.items()),
+        "forms": BOTH,
+        "layouts": tuple(layouts(AUTO, AUTO)),
+        "rates": calibration_of,
+        "context": CONTEXT,
+        "slots": CONTEXT + 1,
+    }
+    return Offer(**given | changes)
+
+
+SMALL = _offer("llama3-8b", {"v5e:2x2": 1.2, "v5e:2x4": 1.2, "h100:2": 5.0, "h100:4": 5.0})
+MIXTURE = _offer(
+    "mixtral-8x7b",
+    {"v6e:2x4": 2.7, "mi300x:2": 6.0},
+    forms=BOTH[1:],
+    layouts=tuple(layouts(AUTO, "heads") + layouts(AUTO, "batch", divide_experts)),
+)
+
+
+def _everything(offer: Offer) -> list[tuple[float, float]]:
+    """Step and cost of every way, each estimated by itself."""
+    found = []
+    for where, price in offer.slices:
+        for form in offer.forms:
+            setting = Setting(
+                model=offer.model, where=where, form=form,
+                rates=offer.rates(where.chip.name), price=price,
+            )  # fmt: skip
+            for estimator in candidates(setting, offer.layouts):
+                batches = {*map(int, BATCHES), largest_batch(estimator, offer.context)}
+                for batch in sorted(batches - {0}):
+                    step = estimator.decode(batch, offer.context)
+                    if not step.fits:
+                        break
+                    found.append((step.expected.seconds, step.cost(step.expected.seconds)))
+    return found
+
+
+def _unbettered(ways: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    front, least = [], float("inf")
+    for step, cost in sorted(ways):
+        if cost < least * (1 - 1e-9):
+            front.append((step, cost))
+            least = cost
+    return front
+
+
+@functools.cache
+def _plan(targets: Targets) -> Plan:
+    return plan(Space(SMALL), targets)
+
+
+TARGETS = Targets(step_s=0.012, chips=8, usd_per_hour=12.0)
+
+
+@pytest.mark.parametrize("offer", [SMALL, MIXTURE], ids=["dense", "mixture"])
+def test_the_front_is_that_of_looking_at_everything(offer):
+    everything = _everything(offer)
+    space = Space(offer)
+    for limit in (None, 0.012):
+        found = Search(space, Targets(step_s=limit)).front(space.cells)
+        wanted = _unbettered([way for way in everything if way[0] <= (limit or 1e9)])
+        assert [(p.step_s, p.usd) for p in found] == [pytest.approx(w, rel=1e-8) for w in wanted]
+
+
+@pytest.mark.parametrize("schedule", ["compiler", "overlapped"])
+def test_steps_that_a_plan_compares_are_those_of_estimates(schedule):
+    """Also where forms share what they send: the first form is not the one that is checked."""
+    wanted = layouts(AUTO, AUTO, lambda layout: schedule_by(layout, schedule))
+    few = Form(jnp.bfloat16, SCHEMES["int4"], SCHEMES["int8"])
+    pick = random.Random(0)
+    for model, where in (("palm-540b", "v4:4x4x4"), ("qwen3-30b-a3b", "v6e:2x4"),
+                         ("llama3-8b", "h100:4")):  # fmt: skip
+        space = Space(_offer(model, {where: 1.0}, forms=(*BOTH, few), layouts=tuple(wanted)))
+        for cell in space.cells:
+            for number in random.Random(0).sample(range(len(cell.rows)), 12):
+                fitting = cell.batches[number] > 0
+                if not fitting.any():
+                    continue
+                batch, step = pick.choice(
+                    list(
+                        zip(cell.batches[number][fitting], cell.steps(number)[fitting], strict=True)
+                    )
+                )
+                found = cell.estimate(number, int(batch)).expected.seconds
+                assert step == pytest.approx(found, rel=1e-9), (cell.rows[number], cell.form)
+
+
+def test_what_is_on_the_front_fits_and_meets_the_targets_and_the_choice_is_the_cheapest():
+    found = _plan(TARGETS)
+    records = [record(point) for point in found.front]
+    assert len(records) > 3
+    for each, point in zip(records, found.front, strict=True):
+        assert each["fits"]
+        assert each["expected_s"] == pytest.approx(point.step_s)
+        assert point.step_s <= TARGETS.step_s
+        assert each["floor_s"] <= each["expected_s"]
+        assert each["chips"] <= TARGETS.chips
+        assert point.cell.usd_per_hour <= TARGETS.usd_per_hour
+        assert each["usd_per_million_tokens"] == pytest.approx(point.usd)
+    assert found.choice.usd == min(point.usd for point in found.front)
+
+
+def test_reasons_of_what_lost_are_true():
+    found = _plan(TARGETS)
+    said = {lost.what: lost.why for lost in found.rejected}
+    assert {"h100:4", "v5e:2x4"} & said.keys() or "chip h100" in said
+    ours = record(found.choice)
+    for what, why in said.items():
+        if cost := re.match(r"costs ([\d.]+) USD per million tokens against ([\d.]+)", why):
+            assert float(cost[1]) > float(cost[2])
+            assert float(cost[2]) == pytest.approx(ours["usd_per_million_tokens"], rel=6e-3)
+        elif over := re.match(r"([\d.e+]+) ms per step is over ([\d.]+) ms", why):
+            assert float(over[1]) > float(over[2])
+            assert float(over[2]) == pytest.approx(TARGETS.step_s * 1e3)
+        else:
+            assert re.match(r"does not fit by|costs the same|.* is over", why), (what, why)
+    double = found.choice.cell.estimate(found.choice.number, 2 * found.choice.batch)
+    assert said[f"batch {2 * found.choice.batch}"].startswith(
+        "does not fit" if not double.fits else ("costs", "1", "2")
+    )
+
+
+def test_twice_the_batch_does_not_fit_beside_a_prompt_though_it_would_alone():
+    offer = _offer("llama3-8b", {"v5e:2x2": 1.2}, context=10, slots=11, prompt=8000)
+    found = plan(Space(offer), Targets(prompt=8000))
+    twice = found.choice.batch * 2
+    said = {lost.what: lost.why for lost in found.rejected}
+    assert found.choice.cell.estimate(found.choice.number, twice).fits
+    assert re.fullmatch(r"does not fit by [\d.]+ GB per chip", said[f"batch {twice:,}"])
+
+
+def test_the_slice_that_would_hold_a_prompt_too_is_not_one_that_does_not():
+    """Scores of 8,000 tokens alone take 8.2 GB."""
+    space = Space(_offer("llama3-8b", {"v5e:1x1": 1.2}, context=8050, slots=8100, prompt=8000))
+    with pytest.raises(FloorlineError, match=r"lacking; the least slice that holds it is v5e:2x2"):
+        plan(space, Targets(prompt=8000))
+
+
+def test_nothing_on_a_chip_that_lost_is_cheaper():
+    found = _plan(TARGETS)
+    (other,) = {"h100", "v5e"} - {found.choice.cell.where.chip.name}
+    ways = [
+        way
+        for way in _everything(
+            dataclasses.replace(
+                SMALL,
+                slices=tuple(
+                    (where, price)
+                    for where, price in SMALL.slices
+                    if where.chip.name == other and where.chips * price <= TARGETS.usd_per_hour
+                ),
+            )
+        )
+        if way[0] <= TARGETS.step_s
+    ]
+    least = min(cost for _, cost in ways)
+    (why,) = [lost.why for lost in found.rejected if lost.what == f"chip {other}"]
+    assert why.startswith(f"costs {numbers.number(least)} USD")
+
+
+def test_targets_that_nothing_meets_name_what_each_would_have_to_be():
+    targets = Targets(step_s=0.003, chips=2)
+    with pytest.raises(FloorlineError, match="3 ms per step and 2 chips, which nothing m") as told:
+        _plan(targets)
+    offers = re.findall(r"(?:nearest: |; or )([\d.]+) (ms per step|chips)", str(told.value))
+    assert {words for _, words in offers} == {"ms per step", "chips"}
+    for number, words in offers:
+        value = float(number)
+        relaxed = {"step_s": value * 1.005e-3} if "ms" in words else {"chips": int(value)}
+        tight = {"step_s": value * 0.99e-3} if "ms" in words else {"chips": int(value) - 1}
+        assert _plan(dataclasses.replace(targets, **relaxed)).front
+        with pytest.raises(FloorlineError):
+            _plan(dataclasses.replace(targets, **tight))
+
+
+def test_a_first_token_in_time_is_asked_of_every_way():
+    targets = Targets(prompt=2000, first_token_s=0.09)
+    found = _plan(targets)
+    for point in found.front:
+        first = point.cell.estimator(point.number).prefill(1, 2000).expected.seconds
+        assert first <= 0.09
+    slower = _plan(Targets()).choice
+    assert slower.cell.estimator(slower.number).prefill(1, 2000).expected.seconds > 0.09
+    assert slower.usd < found.choice.usd
+
+
+def test_a_model_that_fits_nowhere_is_told_what_would_hold_it():
+    space = Space(_offer("llama3-70b", {"v5e:2x2": 1.2, "v5e:2x4": 1.2}, forms=BOTH[:1]))
+    with pytest.raises(
+        FloorlineError, match=r"fits on none .* v5e:2x4.* GB per chip are lack"
+    ) as told:
+        plan(space, Targets())
+    assert "the least slice that holds it is v5e:4x4, bfloat16" in str(told.value)
+
+
+def test_a_model_that_fits_nowhere_is_short_of_least_within_the_chips_that_were_asked_for():
+    space = Space(_offer("llama3-405b", {"v5e:2x4": 1.2, "v5e:4x4": 1.2}, forms=BOTH[:1]))
+    with pytest.raises(FloorlineError, match="nearest within 8 chips: v5e:2x4, bfloat16, where"):
+        plan(space, Targets(chips=8))
+    with pytest.raises(FloorlineError, match="nearest: v5e:4x4, bfloat16, where"):
+        plan(space, Targets())
+
+
+def test_costs_without_end_are_an_error_in_words():
+    space = Space(_offer("llama3-8b", {"v5e:2x4": float("inf")}))
+    with pytest.raises(FloorlineError, match="no step is expected to end at a cost that has a num"):
+        plan(space, Targets())
+
+
+def test_each_way_of_a_plan_says_whose_price_it_is_at():
+    quotes = lambda name: find_chip(name).price()  # noqa: E731
+    slices = {"v5e:2x4": quotes("v5e").usd, "h200:1": quotes("h200").usd}
+    found = plan(Space(_offer("llama3-8b", slices, quotes=quotes)), Targets())
+    for point in found.front:
+        price = point.cell.where.chip.price()
+        assert record(point)["price"] == price.as_record()
+    table = front_table([record(point) for point in found.front], 0)
+    assert "4.39  RunPod Secure" in table
+    assert f"USD per chip-hour of {found.choice.cell.quote.seller}" in choice_words(
+        found.choice, Targets()
+    )
+    (other,) = (lost.why for lost in found.rejected if lost.what.startswith("chip "))
+    assert re.search(r", at [\d.]+ USD per chip-hour of (RunPod Secure|Google Cloud)\)$", other)
+
+
+def test_a_model_by_its_sizes_has_a_plan():
+    offer = _offer("deepseek-v3", {"h200:8": 10.6, "v5p:4x4x4": 4.2}, forms=BOTH[1:], layouts=())
+    found = plan(Space(offer), Targets(step_s=0.05))
+    assert all(point.step_s <= 0.05 for point in found.front)
+    assert record(found.choice)["layout"] == "divided_evenly"
+    alone = found.choice.cell.estimator(0)
+    (price,) = [p for where, p in offer.slices if where == found.choice.cell.where]
+    step = alone.decode(found.choice.batch, CONTEXT).expected.seconds
+    assert step == pytest.approx(found.choice.step_s)
+    cost = price * found.choice.cell.where.chips * step / found.choice.batch / 3600 * 1e6
+    assert cost == pytest.approx(found.choice.usd)
+
+
+def test_all_chips_are_searched_in_seconds():
+    """About 4 s of CPU on a slow core; three times that is a search that no longer prunes."""
+    slices = tuple(
+        (where, chip.prices[0].usd)
+        for chip in chips()
+        if chip.prices
+        for where in slices_of(chip, 64)
+    )
+    before = time.process_time()
+    offer = dataclasses.replace(
+        SMALL, model=find_model("llama3-70b"), slices=slices, context=8192, slots=8193
+    )
+    found = plan(Space(offer), Targets(step_s=0.02))
+    assert found.front
+    assert time.process_time() - before < 12
