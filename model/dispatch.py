@@ -14,7 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sharding.placement import Axes, Placement, entry_axes, used_axes
+from sharding.layout import Axes
+from sharding.placement import Placement, entry_axes, used_axes
 
 
 class ExpertAxes(NamedTuple):

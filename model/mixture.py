@@ -19,7 +19,8 @@ from model.mlp import ACTIVATIONS
 from model.parameters import declare, declare_matrix, normal
 from sharding.collectives import reshard
 from sharding.dot import dot
-from sharding.placement import Axes, Placement, entry, used_axes
+from sharding.layout import Axes
+from sharding.placement import Placement, entry, used_axes
 from sharding.platform import by_platform
 from sharding.scaled import Scaled, Weight, divide, specs_of
 

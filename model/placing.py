@@ -8,8 +8,9 @@ from model.form import Form
 from model.parameters import Matrix, Path, matrices
 from model.transformer import Transformer
 from sharding.errors import LayoutError
+from sharding.layout import Layout
 from sharding.mesh import MeshShape
-from sharding.placement import Layout, Placement, entry_axes, shards
+from sharding.placement import Placement, entry_axes, shards
 
 
 def settle(config: ModelConfig, form: Form, layout: Layout, mesh: MeshShape) -> Placement:
@@ -27,7 +28,7 @@ def settle(config: ModelConfig, form: Form, layout: Layout, mesh: MeshShape) -> 
       LayoutError: an axis that must divide does not, or groups of inputs that share a scale would
         cross devices; with both sizes, and what works.
     """
-    placement = layout.check(config.sizes, mesh)
+    placement = Placement.of(layout, config.sizes, mesh)
     for path, matrix in _grouped(config, form).items():
         _check_groups(path, matrix, placement)
     return placement

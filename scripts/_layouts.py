@@ -15,8 +15,7 @@ from profiles.expected.choice import Work, check_wishes, every_device, place
 from profiles.expected.estimate import Model
 from profiles.floor.replication import experts_per_device, replication_cost
 from profiles.report.titles import field_text
-from sharding.errors import UsageError
-from sharding.layout import (
+from sharding.catalog import (
     ATTENTION,
     COLLECTIVES,
     LAYOUTS,
@@ -24,8 +23,10 @@ from sharding.layout import (
     find_layout,
     schedule_by,
 )
+from sharding.errors import UsageError
+from sharding.layout import Layout
 from sharding.mesh import MeshShape, parse_mesh, request_cpu_devices
-from sharding.placement import Layout, Placement
+from sharding.placement import Placement
 
 LAYOUT = flags.DEFINE_string(
     "layout",

@@ -34,8 +34,8 @@ from profiles.report.files import write_json
 from profiles.report.numbers import number
 from sharding import processes
 from sharding.errors import UsageError
+from sharding.layout import Layout
 from sharding.mesh import parse_mesh
-from sharding.placement import Layout
 
 _TOPOLOGY = flags.DEFINE_list(
     "topology",

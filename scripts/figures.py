@@ -41,8 +41,8 @@ from profiles.figures.document import curves_document
 from profiles.figures.study import Study, Wanted
 from profiles.report.files import check_writable, write_json
 from profiles.report.numbers import several
+from sharding.catalog import find_layout
 from sharding.errors import UsageError
-from sharding.layout import find_layout
 from sharding.mesh import parse_mesh
 
 FIGURES = ("latency", "cost", "contexts", "chips", "pareto", "sparsity", "communication")

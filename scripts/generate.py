@@ -45,6 +45,7 @@ from profiles.report.progress import byte_progress
 from profiles.report.titles import field_text
 from sharding import processes
 from sharding.errors import UsageError
+from sharding.placement import Placement
 
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue; repeat for a batch.")
 _PROMPT_TOKENS = flags.DEFINE_multi_string(
@@ -96,11 +97,11 @@ def main() -> None:
     def form() -> Form:
         return _forms.form(source.stored_scheme())
 
-    _layouts.check(source.config, meshes)
+    Placement.of(_layouts, source.config, meshes)
     _common.check_json()
     sizes = [len(request.prompts)], [longest]
     layout, shape = _layouts.layout(source.config, meshes, form, *sizes)
-    placement = layout.check(source.config.sizes, shape)
+    placement = Placement.of(layout, source.config.sizes, shape)
     _layouts.state_choices(source.config, placement, form(), len(request.prompts))
     batch, slots = cache_sizes(source.config, placement, request)
     check_room(need_of(source.config, placement, form(), batch=batch, slots=slots))

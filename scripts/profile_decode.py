@@ -41,6 +41,7 @@ from profiles.report.lines import fit_lines, fits
 from profiles.report.table import table
 from sharding import processes
 from sharding.errors import FloorlineError, UsageError
+from sharding.placement import Placement
 
 _DEVICES = flags.DEFINE_list(
     "devices",
@@ -74,7 +75,7 @@ def main() -> None:
     processes.agree(lambda: check_writable(output))
     _common.check_json()
     for layout, shape, form in sweep.placings():
-        placement = layout.check(sweep.source.config.sizes, shape)
+        placement = Placement.of(layout, sweep.source.config.sizes, shape)
         _layouts.state_choices(sweep.source.config, placement, form)
     outcome = _measure(sweep, output, started)
     if not processes.first():

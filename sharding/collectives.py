@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sharding.placement import Axes, entry, entry_axes
+from sharding.layout import Axes
+from sharding.placement import entry, entry_axes
 from sharding.platform import by_platform
 from sharding.scaled import from_bits, to_bits
 

@@ -1,106 +1,20 @@
-"""Partitioning layouts as data: which mesh axes divide which logical axis of an array.
+"""A layout settled for one model's sizes and one mesh, or the mesh refused.
 
-A `Layout` is five tables: weights as stored, weights in use, activations, attention, KV cache. The
-transformer is written once and asks a `Placement` (a layout checked against one model's sizes and
-one mesh) for the sharding of each array; a collective happens where two neighbouring shardings
-differ. `sharding.layout` has the catalogue.
+The transformer is written once and asks a `Placement` for the sharding of each array; a collective
+happens where two neighbouring shardings differ. The tables are those of `sharding.layout.Layout`.
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from sharding.axes import LOGICAL_AXES
 from sharding.errors import LayoutError
-
-KINDS = ("weights", "use", "activations", "attention", "cache")
-
-Axes = tuple[str, ...]
-Table = Mapping[str, Axes]
-Rule = Literal["refuse", "replicate"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """A partitioning strategy.
-
-    A table says which mesh axes divide which logical axis. A key of several letters, ``"K h"``,
-    lets them share: the first takes the longest run of the mesh axes that divides it, the next
-    what is left. A mesh axis divides one dimension of an array: where several keys name it, the
-    first that it divides takes it. A letter in no key is whole on every chip.
-
-    Where partial sums are scattered, the axes scattered over come last in the result's entry, and
-    axes gathered come last in the stored one: in any other order XLA moves whole arrays instead.
-
-    Attributes:
-      name: what ``--layout`` calls it.
-      weights: for stored weights.
-      activations: for arrays between layers and for what matmuls make.
-      attention: for queries and what attention makes of them.
-      cache: for keys and values.
-      rules: what happens, by key, when sizes of stored arrays do not divide: ``refuse`` the mesh,
-        or ``replicate`` the arrays and say so. A key without a rule refuses. What matmuls make is
-        divided as far as it goes.
-      summary: one line on when to use it.
-      use: for weights as matmuls read them; a stored weight that is divided further is gathered
-        just before. None for as stored.
-      attends: how attention is divided: ``heads``, ``batch`` or ``sequence``.
-      collectives: who schedules those beside matmuls: the ``compiler``, or loops written by hand in
-        which they are ``overlapped`` with the products.
-      prefill: for prompts, over the same stored weights and into the same cache; None for this.
-    """
-
-    name: str
-    weights: Table
-    activations: Table
-    attention: Table
-    cache: Table
-    rules: Mapping[str, Rule]
-    summary: str
-    use: Table | None = None
-    attends: str = "heads"
-    collectives: str = "compiler"
-    prefill: "Layout | None" = None
-
-    @property
-    def expert_parallel(self) -> bool:
-        """Whether mesh axes divide the experts of a mixture, before they divide any of them."""
-        return "E" in self.weights
-
-    def table(self, kind: str) -> Table:
-        """One of the tables by its name."""
-        if kind == "use":
-            return self.weights if self.use is None else self.use
-        return getattr(self, kind)
-
-    def check(self, sizes: Mapping[str, int], mesh: Mapping[str, int]) -> "Placement":
-        """Settles this layout for one model on one mesh; allocates nothing.
-
-        Args:
-          sizes: logical axis -> length, as `ModelConfig.sizes` gives them. Batch and slots are
-            not among them: whoever makes arrays rounds them up to `Placement.multiple`.
-          mesh: mesh axis -> devices.
-
-        Raises:
-          LayoutError: an axis that must divide does not; the message names the axis, both sizes
-            and shard counts that would work.
-        """
-        placement = Placement(self, dict(sizes), dict(mesh))
-        for kind in ("weights", "use", "cache"):
-            for key in self.table(kind):
-                letters = tuple(letter for letter in key.split() if letter in sizes)
-                # The d_ff of experts divides what they leave; it is in no array without them.
-                array = (*letters, "E") if "F" in letters and "E" in sizes else letters
-                rest = placement._settle(kind, array).left.get(key, ())
-                if rest and self.rules.get(key, "refuse") == "refuse":
-                    raise _refusal(letters, sizes, rest, mesh)
-        if self.prefill:
-            self.prefill.check(sizes, mesh)
-        return placement
+from sharding.layout import KINDS, Axes, Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +30,33 @@ class Placement:
     layout: Layout
     sizes: Mapping[str, int]
     mesh: Mapping[str, int]
+
+    @classmethod
+    def of(cls, layout: Layout, sizes: Mapping[str, int], mesh: Mapping[str, int]) -> "Placement":
+        """Settles a layout for one model on one mesh, or refuses the mesh; allocates nothing.
+
+        Args:
+          layout: the strategy.
+          sizes: logical axis -> length, as `ModelConfig.sizes` gives them. Batch and slots are
+            not among them: whoever makes arrays rounds them up to `Placement.multiple`.
+          mesh: mesh axis -> devices.
+
+        Raises:
+          LayoutError: an axis that must divide does not; the message names the axis, both sizes
+            and shard counts that would work.
+        """
+        placement = cls(layout, dict(sizes), dict(mesh))
+        for kind in ("weights", "use", "cache"):
+            for key in layout.table(kind):
+                letters = tuple(letter for letter in key.split() if letter in sizes)
+                # The d_ff of experts divides what they leave; it is in no array without them.
+                array = (*letters, "E") if "F" in letters and "E" in sizes else letters
+                rest = placement._settle(kind, array).left.get(key, ())
+                if rest and layout.rules.get(key, "refuse") == "refuse":
+                    raise _refusal(letters, sizes, rest, mesh)
+        if layout.prefill:
+            cls.of(layout.prefill, sizes, mesh)
+        return placement
 
     def weights(self, *axes: str | None) -> jax.P:
         """Sharding of a stored weight, one logical axis per dimension; None is whole."""

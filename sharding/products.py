@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharding.dot import dot, dot_of_shards
-from sharding.placement import Axes, division, entry
+from sharding.layout import Axes
+from sharding.placement import division, entry
 from sharding.scaled import Scaled, Weight, cut, cut_rows, specs_of
 
 LONGEST_UNROLLED = 4

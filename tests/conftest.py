@@ -17,7 +17,7 @@ request_cpu_devices(8)
 from decode.engine import Engine  # noqa: E402
 from decode.load import ModelSource, find_source  # noqa: E402
 from model.catalog import find_model  # noqa: E402
-from sharding.layout import LAYOUTS  # noqa: E402
+from sharding.catalog import LAYOUTS  # noqa: E402
 from sharding.mesh import parse_mesh  # noqa: E402
 from tests.engines import random_engine  # noqa: E402
 

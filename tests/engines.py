@@ -10,9 +10,10 @@ from model.config import ModelConfig
 from model.form import FLOAT32, Form
 from model.parameters import Path, flatten, place
 from model.transformer import Transformer
-from sharding.layout import LAYOUTS
+from sharding.catalog import LAYOUTS
+from sharding.layout import Layout
 from sharding.mesh import make_mesh, parse_mesh
-from sharding.placement import Layout
+from sharding.placement import Placement
 
 
 @functools.cache
@@ -26,7 +27,7 @@ def random_arrays(config: ModelConfig) -> dict[Path, np.ndarray]:
 def random_engine(config: ModelConfig, layout: Layout, mesh: str, form: Form) -> Engine:
     """An engine with the weights of `random_arrays`, brought to a form."""
     shape = parse_mesh(mesh)
-    placement, devices = layout.check(config.sizes, shape), make_mesh(shape)
+    placement, devices = Placement.of(layout, config.sizes, shape), make_mesh(shape)
     model = Transformer(config, form)
     parameters = place(model, random_arrays(config).items(), placement, devices)
     return Engine(config, parameters, placement, devices, form)

@@ -9,9 +9,10 @@ from model.form import BFLOAT16
 from profiles.floor.collective import Collective
 from profiles.floor.communication import expected_collectives
 from profiles.report.numbers import number
-from sharding.layout import ATTENTION, LAYOUTS, attend_by
+from sharding.catalog import ATTENTION, LAYOUTS, attend_by
+from sharding.layout import Layout, Table
 from sharding.mesh import parse_mesh
-from sharding.placement import Layout, Table
+from sharding.placement import Placement
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- layouts: python -m tests.layout_table -->\n", "<!-- end layouts -->"
@@ -61,7 +62,7 @@ def payments() -> str:
 
 def _of_a_layer(layout: Layout, tokens: int) -> list[Collective]:
     config = dataclasses.replace(find_model(MODEL), layers=1)
-    placement = layout.check(config.sizes, parse_mesh(MESH))
+    placement = Placement.of(layout, config.sizes, parse_mesh(MESH))
     listed = expected_collectives(
         config,
         placement if tokens == 1 else placement.prefill,

@@ -14,7 +14,7 @@ from decode.load import ModelSource, find_source
 from decode.perplexity import perplexity
 from model.form import Form
 from profiles.report.document import versions
-from sharding.layout import LAYOUTS
+from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES
 

@@ -14,8 +14,9 @@ from model.config import ModelConfig
 from model.form import Form
 from profiles.floor.counts import decode_traffic
 from profiles.report.numbers import number
-from sharding.layout import LAYOUTS
+from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
+from sharding.placement import Placement
 from sharding.scaled import SCHEMES
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +87,7 @@ def whole() -> str:
 
 def _bytes(config: ModelConfig, stored: str) -> list[float]:
     """Resident weights, and what a step reads at batch 1 and at batch 64, on one device."""
-    placement = LAYOUTS["weight_stationary_1d"].check(config.sizes, parse_mesh("1"))
+    placement = Placement.of(LAYOUTS["weight_stationary_1d"], config.sizes, parse_mesh("1"))
     slots = min(CONTEXT, config.max_context)
     one, many = (
         decode_traffic(

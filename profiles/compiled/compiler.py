@@ -19,9 +19,10 @@ from model.config import ModelConfig
 from model.form import Form, Storage
 from profiles.chips.slices import Slice
 from profiles.compiled.inspection import Subject
+from sharding.catalog import attend_by, divide_experts, find_layout, schedule_by
 from sharding.errors import FloorlineError, UsageError
-from sharding.layout import attend_by, divide_experts, find_layout, schedule_by
-from sharding.placement import Layout
+from sharding.layout import Layout
+from sharding.placement import Placement
 from sharding.scaled import SCHEMES
 
 TARGETS = ("v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
@@ -212,7 +213,7 @@ def from_json(values: dict) -> Subject:
     dtype, weights, cache, rounded = values["form"]
     return Subject(
         config=config,
-        placement=_layout(*values["layout"]).check(config.sizes, values["mesh"]),
+        placement=Placement.of(_layout(*values["layout"]), config.sizes, values["mesh"]),
         form=Form(dtype, _storage(weights), _storage(cache), rounded),
         **{name: values[name] for name in ("batch", "slots", "tokens")},
     )

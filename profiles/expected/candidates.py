@@ -11,8 +11,7 @@ from profiles.chips.slices import Slice, slices_of
 from profiles.expected.estimate import Estimator, Setting
 from profiles.expected.sized import SizedCosts
 from profiles.floor.counts import StepCosts
-from sharding.errors import LayoutError
-from sharding.layout import (
+from sharding.catalog import (
     ATTENTION,
     LAYOUTS,
     attend_by,
@@ -21,8 +20,9 @@ from sharding.layout import (
     prefill_by,
     schedule_by,
 )
+from sharding.errors import LayoutError
+from sharding.layout import Layout
 from sharding.mesh import MeshShape
-from sharding.placement import Layout
 
 AUTO = "auto"
 

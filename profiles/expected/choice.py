@@ -21,8 +21,9 @@ from profiles.report.numbers import milliseconds, ms, number
 from profiles.report.titles import field_text
 from sharding import processes
 from sharding.errors import LayoutError
+from sharding.layout import Layout
 from sharding.mesh import MeshShape, request_cpu_devices
-from sharding.placement import Layout
+from sharding.placement import Placement
 from sharding.platform import default_platform, devices
 
 EQUAL = 1e-9
@@ -220,7 +221,7 @@ def admitted(
     found, refusals = [], []
     for layout, mesh in itertools.product(layouts, sorted(shapes, key=_axes)):
         try:
-            layout.check(config.sizes, mesh)
+            Placement.of(layout, config.sizes, mesh)
             found.append(Way(layout, mesh))
         except LayoutError as error:
             refusals.append(error)
@@ -374,7 +375,7 @@ def _unpadded(config: ModelConfig, ways: list[Way], batches: Sequence[int]) -> l
     """Those that need pad none of the batches; all if each does, and one may then say so."""
 
     def whole(way: Way) -> bool:
-        multiple = way.layout.check(config.sizes, way.mesh).multiple("B")
+        multiple = Placement.of(way.layout, config.sizes, way.mesh).multiple("B")
         return not any(batch % multiple for batch in batches)
 
     return (list(filter(whole, ways)) or ways) if batches else ways

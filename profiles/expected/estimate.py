@@ -24,8 +24,9 @@ from profiles.floor.bound import Floor, floor
 from profiles.floor.counts import StepCosts, Traffic
 from profiles.report.document import Record
 from profiles.report.partitioning import partitioning
+from sharding.layout import Layout
 from sharding.mesh import MeshShape
-from sharding.placement import Layout, Placement
+from sharding.placement import Placement
 
 Model = ModelConfig | SizedModel
 

@@ -6,7 +6,7 @@ from profiles.expected.candidates import Wish, candidates, least_slice
 from profiles.expected.estimate import Estimate, Estimator, best
 from profiles.report.titles import field_text
 from sharding.errors import LayoutError
-from sharding.placement import Layout
+from sharding.layout import Layout
 
 
 def remedy(step: Estimate, wanted: Sequence[Layout] | None = None) -> str:

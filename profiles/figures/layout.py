@@ -12,7 +12,8 @@ from profiles.figures import picture
 from profiles.figures.steps import COLOURS
 from profiles.report.files import write_atomically
 from sharding.axes import LOGICAL_AXES
-from sharding.placement import Axes, Placement, entry_axes
+from sharding.layout import Axes
+from sharding.placement import Placement, entry_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Panel

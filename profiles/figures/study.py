@@ -29,10 +29,11 @@ from profiles.figures.curves import (
     tradeoff,
     volumes,
 )
+from sharding.catalog import LAYOUTS, divide_experts, find_layout
 from sharding.errors import LayoutError, UsageError
-from sharding.layout import LAYOUTS, divide_experts, find_layout
+from sharding.layout import Layout
 from sharding.mesh import MeshShape
-from sharding.placement import Layout, Placement
+from sharding.placement import Placement
 
 MODELS = (
     "llama3-70b",

@@ -21,7 +21,8 @@ from profiles.floor.element_types import bits, element_of
 from profiles.floor.shapes import Shapes
 from sharding.axes import MESH_AXES
 from sharding.collectives import Division, look_up_steps, moves
-from sharding.placement import Axes, Placement, division, entry, entry_axes, shards, used_axes
+from sharding.layout import Axes
+from sharding.placement import Placement, division, entry, entry_axes, shards, used_axes
 from sharding.products import Transfers, directions, gathers_in_loop, transfers
 from sharding.scaled import Weight, spec_of
 

@@ -15,8 +15,9 @@ from profiles.measured.timing import HeldStep, slots_for
 from profiles.report.progress import byte_progress
 from sharding import processes
 from sharding.errors import FloorlineError
+from sharding.layout import Layout
 from sharding.mesh import MeshShape, make_mesh
-from sharding.placement import Layout
+from sharding.placement import Placement
 
 Placing = tuple[Layout, MeshShape, Form]
 
@@ -156,7 +157,7 @@ def load(
         if processes.count() > 1:
             raise
         failure = failure_of(error)
-    placement = layout.check(source.config.sizes, shape)
+    placement = Placement.of(layout, source.config.sizes, shape)
     return Engine(source.config, {}, placement, make_mesh(shape), form), failure
 
 

@@ -29,8 +29,8 @@ from profiles.report.numbers import ms
 from profiles.report.progress import progress
 from sharding import processes
 from sharding.errors import UsageError
+from sharding.layout import Layout
 from sharding.mesh import MeshShape
-from sharding.placement import Layout
 from sharding.platform import devices
 
 LEAST_ROUNDS = 5

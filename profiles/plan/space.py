@@ -27,8 +27,9 @@ from profiles.expected.time import LinkCosts, Listed
 from profiles.floor.counts import Line, StepCosts
 from profiles.floor.experts import expected_experts
 from sharding.errors import LayoutError
+from sharding.layout import Layout
 from sharding.mesh import MeshShape
-from sharding.placement import Layout, Placement, entry_axes
+from sharding.placement import Placement, entry_axes
 
 LARGEST = 1 << 14
 """Sequences: no batch above is looked at but the largest that fits."""

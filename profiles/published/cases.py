@@ -22,8 +22,8 @@ from profiles.expected.estimate import Model
 from profiles.expected.sized import sized_models
 from profiles.report.numbers import several
 from sharding.errors import FloorlineError, UsageError
+from sharding.layout import Layout
 from sharding.mesh import MeshShape, parse_mesh
-from sharding.placement import Layout
 from sharding.scaled import SCHEMES
 
 PHASES = "decode", "prefill", "run"

@@ -25,9 +25,10 @@ from profiles.floor.counts import kv_token_bytes
 from profiles.published.cases import Case, Unusable
 from profiles.report.document import Record
 from profiles.report.numbers import ms, number, several
+from sharding.catalog import attend_by, find_layout
 from sharding.errors import FloorlineError
-from sharding.layout import attend_by, find_layout
 from sharding.mesh import parse_mesh
+from sharding.placement import Placement
 
 TOLERANCE = 0.015
 """Published contexts are rounded to two or three digits, and so is the memory left for them."""
@@ -43,7 +44,7 @@ def longest_contexts() -> Iterator[dict]:
     for case in _data()["longest_contexts"]:
         config = find_model(case["model"])
         layout = attend_by(find_layout(case["layout"]), case["attention"])
-        placement = layout.check(config.sizes, parse_mesh(case["mesh"]))
+        placement = Placement.of(layout, config.sizes, parse_mesh(case["mesh"]))
         token = kv_token_bytes(config, placement, Form(jnp.dtype(case["kv_dtype"])))
         for batch, published in case["published"].items():
             context = case["kv_bytes_per_chip"] / (int(batch) * token)

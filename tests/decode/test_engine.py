@@ -17,7 +17,7 @@ from model.form import FLOAT32, Form
 from model.memory_order import lay_out, lay_out_for_tpu
 from model.parameters import abstract, flatten
 from model.transformer import Transformer
-from sharding.layout import LAYOUTS
+from sharding.catalog import LAYOUTS
 from sharding.scaled import SCHEMES
 from tests.engines import random_engine
 

@@ -13,7 +13,7 @@ from model.catalog import find_model
 from model.form import FLOAT32
 from model.parameters import count
 from model.transformer import Transformer
-from sharding.layout import LAYOUTS
+from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from tests.conftest import REFERENCES
 

@@ -15,8 +15,7 @@ from model.config import ModelConfig
 from model.form import BFLOAT16, FLOAT32
 from model.parameters import shardings
 from model.transformer import Transformer
-from sharding.errors import LayoutError
-from sharding.layout import (
+from sharding.catalog import (
     ATTENTION,
     COLLECTIVES,
     LAYOUTS,
@@ -25,8 +24,10 @@ from sharding.layout import (
     prefill_by,
     schedule_by,
 )
+from sharding.errors import LayoutError
+from sharding.layout import Layout
 from sharding.mesh import make_mesh, parse_mesh
-from sharding.placement import Layout
+from sharding.placement import Placement
 from tests.engines import random_engine
 
 FAMILIES = {
@@ -124,7 +125,7 @@ def divided_runs():
 def test_all_layouts_with_divided_experts_give_the_logits_of_one_device(family, mesh, attention):
     for layout in LAYOUTS.values():
         chosen = divide_experts(attend_by(layout, attention))
-        placement = chosen.check(config_of(family).sizes, parse_mesh(mesh))
+        placement = Placement.of(chosen, config_of(family).sizes, parse_mesh(mesh))
         batch = -(-BATCH // placement.multiple("B")) * placement.multiple("B")
         check(family, chosen, mesh, batch)
 
@@ -150,7 +151,7 @@ def test_all_layouts_give_the_logits_of_one_device_or_are_refused_at_once(
     for layout, attention in pairs:
         chosen = schedule_by(attend_by(layout, attention), collectives)
         try:
-            placement = chosen.check(config_of(family).sizes, parse_mesh(mesh))
+            placement = Placement.of(chosen, config_of(family).sizes, parse_mesh(mesh))
             batch = -(-BATCH // placement.multiple("B")) * placement.multiple("B")
         except LayoutError as error:
             assert "divide" in str(error) and "; use " in str(error)
@@ -191,7 +192,7 @@ def test_random_shapes_run_as_on_one_device_or_are_refused_before_anything_runs(
     layout = divide_experts(layout) if experts and draw.integers(3) else layout
     source = ModelSource(config, None, None)
     try:
-        placement = layout.check(config.sizes, parse_mesh(mesh))
+        placement = Placement.of(layout, config.sizes, parse_mesh(mesh))
     except LayoutError as error:
         assert "; use " in str(error)
         return
@@ -241,7 +242,7 @@ def test_switching_layouts_leaves_every_weight_where_it_is(prompts):
     )  # fmt: skip
     both = prefill_by(steps, LAYOUTS[prompts])
     config, mesh = find_model("llama3-8b"), parse_mesh("2x2x2")
-    placement, model = both.check(config.sizes, mesh), Transformer(config, BFLOAT16)
+    placement, model = Placement.of(both, config.sizes, mesh), Transformer(config, BFLOAT16)
     devices = make_mesh(mesh)
     assert shardings(model, placement, devices) == shardings(model, placement.prefill, devices)
     assert placement.prefill.layout.name == prompts

@@ -18,8 +18,8 @@ from model.form import BFLOAT16, FLOAT32, Form
 from model.parameters import Parameters, flatten, nest
 from model.weights import WeightsError, orbax_checkpoint
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, save
+from sharding.catalog import LAYOUTS
 from sharding.errors import FloorlineError
-from sharding.layout import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES
 from tests.family_cases import CASES, FOLDER
@@ -70,7 +70,7 @@ from decode.load import find_source
 from model.form import FLOAT32
 from model.parameters import flatten
 from model.weights.safetensors_files import SafetensorsFiles
-from sharding.layout import LAYOUTS
+from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 folder, out = ARGUMENTS
 source, elements, read = find_source(folder), [0], SafetensorsFiles.read

@@ -68,7 +68,7 @@ import jax, jax.numpy as jnp
 from decode.load import find_source
 from model.form import BFLOAT16
 from model.parameters import flatten
-from sharding.layout import LAYOUTS
+from sharding.catalog import LAYOUTS
 jax.jit(jnp.copy)(jnp.zeros(8)).block_until_ready()
 
 def status(field):

@@ -16,10 +16,11 @@ from model.form import Form
 from model.parameters import place
 from model.transformer import Transformer
 from profiles.floor.counts import decode_traffic
+from sharding.catalog import COLLECTIVES, LAYOUTS, schedule_by
 from sharding.errors import FloorlineError, LayoutError
-from sharding.layout import COLLECTIVES, LAYOUTS, schedule_by
+from sharding.layout import Layout
 from sharding.mesh import make_mesh, parse_mesh
-from sharding.placement import Layout
+from sharding.placement import Placement
 from sharding.scaled import SCHEMES
 from tests.engines import random_arrays, random_engine
 
@@ -98,7 +99,7 @@ def test_the_floor_counts_the_bytes_that_the_compiler_takes(name):
 
 def test_work_is_that_of_plain_weights():
     sizes = {"batch": 8, "context": 10, "slots": 64}
-    placement = ONE_D.check(CONFIG.sizes, parse_mesh("1"))
+    placement = Placement.of(ONE_D, CONFIG.sizes, parse_mesh("1"))
     plain, few = (
         decode_traffic(CONFIG, placement, Form(jnp.float32, SCHEMES.get(name)), **sizes)
         for name in (None, "int4")
@@ -123,7 +124,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad):
     arrays[path] = arrays[path].copy()
     arrays[path][3, 5] = bad
     model, mesh = Transformer(CONFIG, Form(jnp.float32, SCHEMES["int8"])), parse_mesh("2x2x2")
-    placement, devices = ONE_D.check(CONFIG.sizes, mesh), make_mesh(mesh)
+    placement, devices = Placement.of(ONE_D, CONFIG.sizes, mesh), make_mesh(mesh)
     with pytest.raises(FloorlineError, match=r"layers\.0\.mlp\.down is not finite everywhere"):
         place(model, arrays.items(), placement, devices)
 

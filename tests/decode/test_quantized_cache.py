@@ -12,16 +12,10 @@ from model.catalog import find_model
 from model.form import FLOAT32, Form
 from profiles.compiled.inspection import Subject
 from profiles.floor.counts import decode_traffic
-from sharding.layout import (
-    ATTENTION,
-    COLLECTIVES,
-    LAYOUTS,
-    attend_by,
-    divide_experts,
-    schedule_by,
-)
+from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS, attend_by, divide_experts, schedule_by
+from sharding.layout import Layout
 from sharding.mesh import parse_mesh
-from sharding.placement import Layout
+from sharding.placement import Placement
 from sharding.scaled import SCHEMES
 from tests.engines import random_engine
 
@@ -109,7 +103,7 @@ def test_steps_are_near_those_with_a_plain_cache_and_not_the_same():
 @pytest.mark.parametrize(("mesh", "batch"), [("1", 1), ("2x2x2", 3)])
 def test_the_donated_cache_is_updated_in_place(form, mesh, batch):
     config = dataclasses.replace(CONFIG, windows=(None, 48), layers=2)
-    placement = ONE_D.check(config.sizes, parse_mesh(mesh))
+    placement = Placement.of(ONE_D, config.sizes, parse_mesh(mesh))
     sizes = {"form": FORMS[form], "batch": batch, "slots": 64}
     subject = Subject(config=config, placement=placement, **sizes)
     compiled = subject.lower().compile()

@@ -8,8 +8,9 @@ import pytest
 from model.cache import CACHE_AXES, PADDING, slots_of, whole_tiles, write
 from model.catalog import find_model
 from model.form import FLOAT32, Form
-from sharding.layout import LAYOUTS, attend_by
+from sharding.catalog import LAYOUTS, attend_by
 from sharding.mesh import make_mesh, parse_mesh
+from sharding.placement import Placement
 from sharding.scaled import SCHEMES, Scaled, round_rows
 
 K, S, h = 2, 8, 4
@@ -23,7 +24,7 @@ FORMS = {
 @pytest.fixture(params=[("1x1x1", "heads"), ("1x1x2", "heads"), ("1x1x2", "sequence")])
 def setting(request):
     shape, layout = parse_mesh(request.param[0]), LAYOUTS["weight_stationary_1d"]
-    placement = attend_by(layout, request.param[1]).check(find_model("tiny").sizes, shape)
+    placement = Placement.of(attend_by(layout, request.param[1]), find_model("tiny").sizes, shape)
     return placement, make_mesh(shape)
 
 

@@ -13,7 +13,7 @@ from model.weights import WeightsError
 from model.weights.gguf import read_config, read_parameters
 from model.weights.gguf_blocks import KEPT, read_blocks
 from model.weights.gguf_file import GGUFFile
-from sharding.layout import LAYOUTS
+from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES, Scaled
 from tests.gguf_samples import write_tiny_gguf

@@ -12,8 +12,9 @@ from flax import nnx
 from model.catalog import find_model
 from model.form import FLOAT32, Form
 from model.mixture import Mixture, grouped, touched_only
-from sharding.layout import LAYOUTS, divide_experts
+from sharding.catalog import LAYOUTS, divide_experts
 from sharding.mesh import make_mesh, parse_mesh
+from sharding.placement import Placement
 
 E, K, D, F, N = 8, 2, 64, 128, 24
 BATCH = (8, 3)
@@ -97,7 +98,7 @@ def check(layout, mesh, kinds, renormalise=True, experts=E):
     """Compiles once and runs tokens of every kind of routing."""
     config = dataclasses.replace(CONFIG, renormalise_experts=renormalise, experts=experts)
     shape = parse_mesh(mesh)
-    placement = layout.check(config.sizes, shape)
+    placement = Placement.of(layout, config.sizes, shape)
     structure, state = nnx.split(Mixture(config, FLOAT32))
     axes = {path[0]: param.axes for path, param in nnx.to_flat_state(state)}
     run = jax.jit(lambda w, x, real: nnx.merge(structure, w)(x, real, placement))
@@ -156,7 +157,7 @@ def test_weights_that_move_would_be_seen():
 def moved(layout, dtype) -> tuple[list[int], list[int]]:
     """Elements that each all-to-all and each all-gather of a compiled mixture makes."""
     shape = parse_mesh("2x2x2")
-    placement = layout.check(CONFIG.sizes, shape)
+    placement = Placement.of(layout, CONFIG.sizes, shape)
     structure, state = nnx.split(Mixture(CONFIG, Form(dtype)))
     with jax.set_mesh(mesh := make_mesh(shape)):
 

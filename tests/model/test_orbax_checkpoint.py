@@ -22,8 +22,9 @@ from model.parameters import flatten, initialise
 from model.transformer import Transformer
 from model.weights import WeightsError
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, save
-from sharding.layout import LAYOUTS
+from sharding.catalog import LAYOUTS
 from sharding.mesh import make_mesh, parse_mesh
+from sharding.placement import Placement
 from tests.processes import run_processes
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ SAVED_ON = "2x4"
 def put(mesh: str, dtype=jnp.float32):
     """Model, placement and mesh of `CONFIG`."""
     shape = parse_mesh(mesh)
-    placement = LAYOUTS["weight_stationary_1d"].check(CONFIG.sizes, shape)
+    placement = Placement.of(LAYOUTS["weight_stationary_1d"], CONFIG.sizes, shape)
     return Transformer(CONFIG, Form(dtype)), placement, make_mesh(shape)
 
 

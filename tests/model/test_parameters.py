@@ -9,8 +9,9 @@ from model.catalog import find_model
 from model.form import BFLOAT16
 from model.parameters import declarations, declare, nest, place
 from model.transformer import Transformer
-from sharding.layout import LAYOUTS
+from sharding.catalog import LAYOUTS
 from sharding.mesh import make_mesh, parse_mesh
+from sharding.placement import Placement
 
 CONFIG = find_model("tiny")
 SHAPE = parse_mesh("1x1x4")
@@ -23,7 +24,7 @@ def host_arrays():
 
 
 def placed(arrays):
-    placement = LAYOUTS["weight_stationary_1d"].check(CONFIG.sizes, SHAPE)
+    placement = Placement.of(LAYOUTS["weight_stationary_1d"], CONFIG.sizes, SHAPE)
     model = Transformer(CONFIG, BFLOAT16)
     return place(model, arrays.items(), placement, make_mesh(SHAPE))
 

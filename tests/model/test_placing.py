@@ -13,8 +13,8 @@ from profiles.chips.slices import parse_slice
 from profiles.expected.candidates import candidates
 from profiles.expected.estimate import Estimator, Setting
 from profiles.plan.space import Offer, Space
+from sharding.catalog import LAYOUTS
 from sharding.errors import LayoutError
-from sharding.layout import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES
 

@@ -13,8 +13,9 @@ from model.catalog import find_model
 from model.form import FLOAT32, Form
 from model.parameters import abstract, initialise
 from model.transformer import Transformer
-from sharding.layout import LAYOUTS
+from sharding.catalog import LAYOUTS
 from sharding.mesh import make_mesh, parse_mesh
+from sharding.placement import Placement
 from sharding.scaled import SCHEMES
 
 FAMILIES = {
@@ -84,7 +85,7 @@ def test_logits_equal_a_plain_forward_pass(tiny_engine, family, mesh):
 def test_parameters_do_not_depend_on_the_mesh():
     model = Transformer(find_model("tiny"), FLOAT32)
     one, eight = (
-        initialise(model, LAYOUTS["weight_stationary_1d"].check(model.config.sizes, shape),
+        initialise(model, Placement.of(LAYOUTS["weight_stationary_1d"], model.config.sizes, shape),
                    make_mesh(shape), seed=0)
         for shape in map(parse_mesh, ("1x1x1", "2x2x2"))
     )  # fmt: skip
@@ -101,7 +102,7 @@ def test_parameters_do_not_depend_on_the_mesh():
 def test_activations_have_the_type_of_arithmetic_whatever_weights_have(changes, dtype, weights):
     config, form = dataclasses.replace(find_model("tiny"), **changes), Form(dtype, weights)
     mesh = make_mesh(parse_mesh("1"))
-    placement = LAYOUTS["weight_stationary_1d"].check(config.sizes, parse_mesh("1"))
+    placement = Placement.of(LAYOUTS["weight_stationary_1d"], config.sizes, parse_mesh("1"))
     model = Transformer(config, form)
     structure, _ = nnx.split(model)
 

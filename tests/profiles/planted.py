@@ -27,9 +27,10 @@ from profiles.chips.slices import parse_slice
 from profiles.compiled.compiler import Outcome
 from profiles.compiled.inspection import Subject
 from profiles.expected.estimate import Estimator, Setting
-from sharding.layout import LAYOUTS, schedule_by
+from sharding.catalog import LAYOUTS, schedule_by
+from sharding.layout import Layout
 from sharding.mesh import mesh_over, parse_mesh
-from sharding.placement import Layout
+from sharding.placement import Placement
 from sharding.scaled import SCHEMES
 
 PROGRAMS = Path(__file__).with_name("programs")
@@ -77,7 +78,7 @@ class Planted:
     @property
     def subject(self) -> Subject:
         """The step."""
-        placement = self.layout.check(self.config.sizes, parse_mesh(self.mesh))
+        placement = Placement.of(self.layout, self.config.sizes, parse_mesh(self.mesh))
         return Subject(
             config=self.config,
             placement=placement,

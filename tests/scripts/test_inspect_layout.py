@@ -8,8 +8,9 @@ from model.catalog import find_model
 from model.form import FLOAT32
 from profiles.compiled.inspection import Subject
 from profiles.figures.layout import shown_arrays
-from sharding.layout import LAYOUTS, prefill_by
+from sharding.catalog import LAYOUTS, prefill_by
 from sharding.mesh import parse_mesh
+from sharding.placement import Placement
 from tests.scripts.running import run_many
 
 TWO_D = ["--mesh=2x2x2", "--layout=weight_stationary_2d"]
@@ -151,8 +152,8 @@ def test_of_a_count_of_devices_the_mesh_is_the_one_whose_floor_is_least(ended):
 def test_the_picture_of_a_prefill_is_of_its_layout():
     steps = LAYOUTS["weight_stationary_2d"]
     config = find_model("tiny")
-    placement = prefill_by(steps, LAYOUTS["weight_gathered_xyz"]).check(
-        config.sizes, parse_mesh("2x2x2")
+    placement = Placement.of(
+        prefill_by(steps, LAYOUTS["weight_gathered_xyz"]), config.sizes, parse_mesh("2x2x2")
     )
     sizes = {"batch": 8, "slots": 24, "form": FLOAT32}
     subject = Subject(config=config, placement=placement, tokens=8, **sizes)

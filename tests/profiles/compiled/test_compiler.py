@@ -22,9 +22,10 @@ from profiles.compiled.compiler import (
 from profiles.compiled.inspection import Subject, differences
 from profiles.compiled.substitutes import settle
 from profiles.floor.collective import Collective
+from sharding.catalog import LAYOUTS, attend_by, divide_experts, schedule_by
 from sharding.errors import UsageError
-from sharding.layout import LAYOUTS, attend_by, divide_experts, schedule_by
 from sharding.mesh import parse_mesh
+from sharding.placement import Placement
 from sharding.scaled import SCHEMES
 
 
@@ -34,7 +35,7 @@ def subject(model: str = "mixtral-8x7b", experts: bool = True) -> Subject:
     layout = divide_experts(layout) if experts else layout
     return Subject(
         config=config,
-        placement=layout.check(config.sizes, parse_mesh("2x2x2")),
+        placement=Placement.of(layout, config.sizes, parse_mesh("2x2x2")),
         form=Form(jnp.bfloat16, SCHEMES["int8"], SCHEMES["int8"], True),
         batch=32,
         slots=1025,

@@ -12,7 +12,7 @@ from profiles.chips.slices import parse_slice
 from profiles.expected import economics
 from profiles.expected.estimate import Estimator, Setting
 from profiles.expected.sized import SizedModel, sized_models
-from sharding.layout import find_layout
+from sharding.catalog import find_layout
 from sharding.scaled import SCHEMES
 
 DENSE = SizedModel("dense", "this test", 10, 1000, 10**10, 10**10, cached=10**5, attention_flops=0)

@@ -16,8 +16,8 @@ from profiles.expected.links import layings, least_bounds, mesh_items
 from profiles.expected.record import Recorder
 from profiles.expected.text import notes
 from profiles.floor.communication import expected_collectives
+from sharding.catalog import LAYOUTS, attend_by, find_layout, schedule_by
 from sharding.errors import LayoutError
-from sharding.layout import LAYOUTS, attend_by, find_layout, schedule_by
 from sharding.scaled import SCHEMES
 
 INT8 = Form(jnp.bfloat16, SCHEMES["int8"], SCHEMES["int8"])

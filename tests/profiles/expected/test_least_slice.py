@@ -19,6 +19,7 @@ from profiles.expected.remedies import remedy
 from profiles.expected.sized import sized_models
 from sharding.errors import LayoutError
 from sharding.mesh import parse_mesh
+from sharding.placement import Placement
 from sharding.scaled import SCHEMES
 
 
@@ -83,8 +84,10 @@ def test_what_no_slice_holds_has_no_least_slice():
 def test_a_layout_that_goes_with_no_mesh_is_refused_nowhere_but_skipped():
     setting = _setting("smollm2-135m", "h100")
     with pytest.raises(LayoutError):
-        layouts("weight_stationary_1d", "heads")[0].check(
-            setting.model.sizes, {"x": 1, "y": 1, "z": 7}
+        Placement.of(
+            layouts("weight_stationary_1d", "heads")[0],
+            setting.model.sizes,
+            {"x": 1, "y": 1, "z": 7},
         )
     assert str(least_slice(setting, 1, 1024, layouts("weight_stationary_1d", "heads"))) == "h100:1"
 

@@ -25,8 +25,7 @@ from profiles.expected.candidates import meshes
 from profiles.expected.estimate import Estimate, Estimator, Setting
 from profiles.floor.counts import StepCosts
 from profiles.plan.space import Offer, Space
-from sharding.errors import LayoutError
-from sharding.layout import (
+from sharding.catalog import (
     ATTENTION,
     COLLECTIVES,
     LAYOUTS,
@@ -35,7 +34,9 @@ from sharding.layout import (
     prefill_by,
     schedule_by,
 )
-from sharding.placement import Layout, Placement, division, shards
+from sharding.errors import LayoutError
+from sharding.layout import Layout
+from sharding.placement import Placement, division, shards
 from sharding.scaled import SCHEMES
 
 COUNT = 200
@@ -136,7 +137,7 @@ def test_no_more_is_read_than_lies_there():
 def test_all_devices_together_hold_and_compute_at_least_what_one_would():
     for drawn in _all():
         setting, context = drawn.estimator.setting, drawn.context
-        placement = LAYOUTS["weight_stationary_1d"].check(setting.model.sizes, ALONE)
+        placement = Placement.of(LAYOUTS["weight_stationary_1d"], setting.model.sizes, ALONE)
         costs = StepCosts(setting.model, placement, setting.form)
         one = costs.decode(batch=drawn.batch, context=context, experts=setting.experts)
         if drawn.prefill:

@@ -14,7 +14,7 @@ from model.form import Form
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.expected.estimate import Estimate, Estimator, Setting
-from sharding.layout import attend_by, divide_experts, find_layout
+from sharding.catalog import attend_by, divide_experts, find_layout
 from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES
 

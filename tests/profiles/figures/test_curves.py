@@ -29,8 +29,9 @@ from profiles.figures.curves import (
     tradeoff,
     volumes,
 )
-from sharding.layout import LAYOUTS
+from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
+from sharding.placement import Placement
 from sharding.scaled import SCHEMES
 
 
@@ -170,7 +171,7 @@ def test_critical_batches_lie_near_the_line(model):
 
 
 def placed(name: str, model: str = "llama3-70b", mesh: str = "2x2x2"):
-    return LAYOUTS[name].check(find_model(model).sizes, parse_mesh(mesh))
+    return Placement.of(LAYOUTS[name], find_model(model).sizes, parse_mesh(mesh))
 
 
 def test_a_layer_in_one_dimension_all_reduces_its_activations_twice():

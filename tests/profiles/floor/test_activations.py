@@ -13,8 +13,9 @@ from profiles.chips.slices import parse_slice
 from profiles.expected.estimate import Estimator, Setting
 from profiles.floor.counts import StepCosts
 from profiles.plan.space import Offer, Space
-from sharding.layout import LAYOUTS, attend_by, find_layout, schedule_by
+from sharding.catalog import LAYOUTS, attend_by, find_layout, schedule_by
 from sharding.mesh import parse_mesh
+from sharding.placement import Placement
 from sharding.scaled import SCHEMES
 
 ONE_D = LAYOUTS["weight_stationary_1d"]
@@ -70,7 +71,9 @@ def test_recorded_programs_of_prompts_hold_about_as_much():
         for point in json.loads(path.read_text())["points"]:
             layout = attend_by(find_layout(point["layout"]), point["attention"])
             config = find_model(point["model"])
-            placement = schedule_by(layout, point["collectives"]).check(config.sizes, point["mesh"])
+            placement = Placement.of(
+                schedule_by(layout, point["collectives"]), config.sizes, point["mesh"]
+            )
             stored = (point["weight_dtype"], point["kv_dtype"])
             form = Form(jnp.bfloat16, *(SCHEMES.get(name, name) for name in stored))
             counted = StepCosts(config, placement.prefill, form).prefill(

@@ -13,9 +13,10 @@ from model.form import BFLOAT16, Form
 from profiles.figures.layout import MOST_CHIPS, layout_figure, part, shown_arrays
 from profiles.floor.arrays import group_layers, placed_arrays
 from profiles.floor.counts import decode_traffic
-from sharding.layout import LAYOUTS, attend_by, divide_experts
+from sharding.catalog import LAYOUTS, attend_by, divide_experts
+from sharding.layout import Layout
 from sharding.mesh import parse_mesh
-from sharding.placement import Layout
+from sharding.placement import Placement
 from sharding.scaled import SCHEMES
 
 FORMS = {
@@ -38,7 +39,7 @@ def test_their_bytes_are_those_that_the_floor_counts(model, form):
 
 
 def check_bytes(config: ModelConfig, layout: Layout, form: Form) -> None:
-    placement = attend_by(layout, "batch").check(config.sizes, parse_mesh("2x2x2"))
+    placement = Placement.of(attend_by(layout, "batch"), config.sizes, parse_mesh("2x2x2"))
     arrays = placed_arrays(config, placement, form, 64, 512)
     counted = decode_traffic(config, placement, form, batch=64, context=511, slots=512)
     cache = sum(array.bytes_per_chip for array in arrays if array.name.startswith("cache/"))
@@ -48,7 +49,7 @@ def check_bytes(config: ModelConfig, layout: Layout, form: Form) -> None:
 
 def test_layers_alike_are_one_row():
     config = find_model("llama3-8b")
-    placement = LAYOUTS["weight_stationary_1d"].check(config.sizes, parse_mesh("8"))
+    placement = Placement.of(LAYOUTS["weight_stationary_1d"], config.sizes, parse_mesh("8"))
     rows = group_layers(placed_arrays(config, placement, BFLOAT16, 8, 128))
     down = next((array, count) for array, count in rows if array.name == "layers/*/mlp/down")
     assert down[1] == 32 and down[0].notation == "[D, F.z]"
@@ -58,7 +59,7 @@ def test_layers_alike_are_one_row():
 def test_a_matrix_in_few_bits_is_a_row_for_each_of_its_arrays():
     """Bytes by hand: 4 bits a value, and 4 bytes a scale and an offset for each group of 32."""
     config = find_model("llama3-8b")
-    placement = LAYOUTS["weight_stationary_2d"].check(config.sizes, parse_mesh("2x2x2"))
+    placement = Placement.of(LAYOUTS["weight_stationary_2d"], config.sizes, parse_mesh("2x2x2"))
     form = Form(jnp.bfloat16, SCHEMES["int4"], SCHEMES["int8"])
     found = {
         array.name: (array.notation, array.bytes_per_chip)
@@ -89,7 +90,7 @@ def test_the_parts_of_a_side_cover_it_without_overlap(mesh):
 def test_the_picture_has_a_square_per_chip_filled_by_its_share(tmp_path, mesh, chips):
     config = find_model("llama3-70b")
     layout = attend_by(LAYOUTS["weight_gathered_x"], "sequence")
-    placement = layout.check(config.sizes, parse_mesh(mesh))
+    placement = Placement.of(layout, config.sizes, parse_mesh(mesh))
     figure = layout_figure(placement, "llama3-70b, bfloat16", tmp_path / "layout.png")
     kinds = shown_arrays(placement)
     assert len(figure.axes) == len(kinds) == 7  # weights in use differ from those stored
@@ -114,6 +115,6 @@ def _area(path) -> float:
 def test_experts_are_drawn_over_the_chips_that_hold_them():
     config = find_model("mixtral-8x7b")
     divided = divide_experts(LAYOUTS["weight_stationary_1d"])
-    placement = divided.check(config.sizes, parse_mesh("2x2x2"))
+    placement = Placement.of(divided, config.sizes, parse_mesh("2x2x2"))
     kind = shown_arrays(placement)[0]
     assert kind.title.startswith("Experts") and kind.spec[0] == ("z", "y", "x")

@@ -13,8 +13,7 @@ from model.catalog import find_model
 from model.form import BFLOAT16, FLOAT32
 from profiles.compiled.inspection import Subject, compiled, differences, expected
 from profiles.floor.communication import ForwardPass, expected_collectives
-from sharding.errors import LayoutError
-from sharding.layout import (
+from sharding.catalog import (
     ATTENTION,
     COLLECTIVES,
     LAYOUTS,
@@ -23,8 +22,10 @@ from sharding.layout import (
     prefill_by,
     schedule_by,
 )
+from sharding.errors import LayoutError
+from sharding.layout import Layout
 from sharding.mesh import parse_mesh
-from sharding.placement import Layout
+from sharding.placement import Placement
 
 FAMILIES = {
     "grouped": {},
@@ -44,7 +45,7 @@ THREE_HEADS = {"kv_heads": 3, "query_heads": 9, "d_model": 72, "d_ff": 144}
 def subject_of(family: str, layout: Layout, mesh: str, tokens: int, form=FLOAT32) -> Subject:
     config = dataclasses.replace(find_model("tiny"), **FAMILIES.get(family, THREE_HEADS))
     layout = divide_experts(layout) if family == "experts_divided" else layout
-    placement = layout.check(config.sizes, parse_mesh(mesh))
+    placement = Placement.of(layout, config.sizes, parse_mesh(mesh))
     rows = placement.multiple("B")
     return Subject(
         config=config,
@@ -159,7 +160,7 @@ def mlp_elements(layout: Layout, mesh: str, *, batch: int, matrices_in: int) -> 
     """Elements on the wire per chip of one MLP of PaLM 540B, as the paper counts: an all-reduce is
     a reduce-scatter and an all-gather."""
     palm = find_model("palm-540b-padded")
-    placement = layout.check(palm.sizes, parse_mesh(mesh))
+    placement = Placement.of(layout, palm.sizes, parse_mesh(mesh))
     step = ForwardPass(palm, placement, BFLOAT16, batch, 1)
     step.sizes["C"] = matrices_in
     residual = placement.activations("B", "T", "R")
@@ -200,7 +201,7 @@ def test_loops_move_as_many_bytes_as_one_collective_each(name):
     mesh = parse_mesh("2x2x2")
 
     def sent(collectives: str) -> float:
-        placement = schedule_by(LAYOUTS[name], collectives).check(config.sizes, mesh)
+        placement = Placement.of(schedule_by(LAYOUTS[name], collectives), config.sizes, mesh)
         listed = expected_collectives(config, placement, BFLOAT16, batch=64)
         total = 0.0
         for each in listed:

@@ -12,17 +12,11 @@ from model.form import Form
 from model.placing import settle
 from profiles.compiled.inspection import Subject
 from profiles.floor.communication import expected_collectives
+from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS, attend_by, divide_experts, schedule_by
 from sharding.errors import LayoutError
-from sharding.layout import (
-    ATTENTION,
-    COLLECTIVES,
-    LAYOUTS,
-    attend_by,
-    divide_experts,
-    schedule_by,
-)
+from sharding.layout import Layout
 from sharding.mesh import parse_mesh
-from sharding.placement import Layout
+from sharding.placement import Placement
 from sharding.scaled import SCHEMES
 from tests.profiles.floor.test_communication import MESHES, PHASES, check
 
@@ -95,7 +89,9 @@ def test_every_form_and_layout_compile_to_the_collectives_that_are_expected(form
 
 
 def mlp_gathers(form: Form, layout: str, collectives: str) -> list[tuple]:
-    placement = schedule_by(LAYOUTS[layout], collectives).check(CONFIG.sizes, parse_mesh("2x2x2"))
+    placement = Placement.of(
+        schedule_by(LAYOUTS[layout], collectives), CONFIG.sizes, parse_mesh("2x2x2")
+    )
     found = expected_collectives(CONFIG, placement, form, batch=8)
     return [
         (each.kind, "".join(each.axes), each.payload_bytes, each.element)

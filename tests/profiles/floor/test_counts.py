@@ -14,8 +14,9 @@ from model.transformer import Transformer
 from profiles.floor.counts import StepCosts, decode_traffic, kv_token_bytes, pairs_seen
 from profiles.floor.replication import experts_per_device, replication_cost
 from profiles.report.numbers import byte_size
-from sharding.layout import ATTENTION, LAYOUTS, attend_by, divide_experts, prefill_by
+from sharding.catalog import ATTENTION, LAYOUTS, attend_by, divide_experts, prefill_by
 from sharding.mesh import parse_mesh
+from sharding.placement import Placement
 from sharding.scaled import SCHEMES
 
 ONE_D = LAYOUTS["weight_stationary_1d"]
@@ -24,7 +25,7 @@ SMOLLM2 = find_model("smollm2-135m")
 
 def traffic(name: str, mesh: str, form=BFLOAT16, **work):
     config = find_model(name)
-    placement = ONE_D.check(config.sizes, parse_mesh(mesh))
+    placement = Placement.of(ONE_D, config.sizes, parse_mesh(mesh))
     sizes = {"batch": 1, "context": 128, "slots": 192} | work
     return decode_traffic(config, placement, form, **sizes)
 
@@ -53,7 +54,7 @@ def test_one_layer_stands_for_all_of_them():
     changes = {"windows": (8, None), "norm_after": True, "experts": 4, "experts_per_token": 2}
     config = dataclasses.replace(find_model("tiny"), **changes)
     form = Form(jnp.float32, SCHEMES["int8"])
-    placement = ONE_D.check(config.sizes, parse_mesh("1"))
+    placement = Placement.of(ONE_D, config.sizes, parse_mesh("1"))
     counted = decode_traffic(config, placement, form, batch=1, context=1, slots=64)
     assert counted.weights_resident == total_bytes(Transformer(config, form))
 
@@ -72,12 +73,12 @@ def test_flops_are_two_per_weight_and_token_and_four_per_cached_value():
 
 
 def test_a_copied_cache_is_counted_whole_and_stated():
-    placement = ONE_D.check(SMOLLM2.sizes, parse_mesh("4"))
+    placement = Placement.of(ONE_D, SMOLLM2.sizes, parse_mesh("4"))
     assert kv_token_bytes(SMOLLM2, placement, FLOAT32) == 2 * 30 * 3 * 64 * 4
     (line,) = replication_cost(SMOLLM2, placement, FLOAT32)
     assert "3 KV heads do not divide over z=4" in line and "copied 4 times" in line
     assert "34.6 kB per cached token" in line  # 46,080 bytes, of which a quarter is its share
-    divides = ONE_D.check(SMOLLM2.sizes, parse_mesh("3"))
+    divides = Placement.of(ONE_D, SMOLLM2.sizes, parse_mesh("3"))
     assert replication_cost(SMOLLM2, divides, FLOAT32) == []
 
 
@@ -160,8 +161,10 @@ def test_devices_share_the_work_of_experts_whoever_has_the_tokens(layout):
         find_model("tiny"), experts=8, experts_per_token=2, kv_heads=4, query_heads=4
     )
     work = {"batch": 16, "context": 10, "slots": 64}
-    one = decode_traffic(config, ONE_D.check(config.sizes, parse_mesh("1")), FLOAT32, **work)
-    placement = divide_experts(LAYOUTS[layout]).check(config.sizes, parse_mesh("2x2x2"))
+    one = decode_traffic(
+        config, Placement.of(ONE_D, config.sizes, parse_mesh("1")), FLOAT32, **work
+    )
+    placement = Placement.of(divide_experts(LAYOUTS[layout]), config.sizes, parse_mesh("2x2x2"))
     eight = decode_traffic(config, placement, FLOAT32, **work)
     copies = 8 // 2 ** len(LAYOUTS[layout].activations["B"])  # of the router's work
     router = 2 * 16 * config.layers * config.d_model * 8
@@ -171,7 +174,7 @@ def test_devices_share_the_work_of_experts_whoever_has_the_tokens(layout):
 def test_experts_that_do_not_divide_are_stated_with_what_their_copies_cost():
     config = dataclasses.replace(find_model("tiny"), experts=6, experts_per_token=2)
     layout = divide_experts(LAYOUTS["data_parallel_x_1d"])
-    placement = layout.check(config.sizes, parse_mesh("2x2x2"))
+    placement = Placement.of(layout, config.sizes, parse_mesh("2x2x2"))
     assert experts_per_device(config, placement) == [
         "3 of 6 experts on each device, each divided over y=2, which do not divide the experts"
     ]
@@ -180,20 +183,20 @@ def test_experts_that_do_not_divide_are_stated_with_what_their_copies_cost():
     assert f"mlp.down does not divide and is copied: each device reads {byte_size(down)}" in (
         lines[0] + lines[1]
     )
-    divides = layout.check(config.sizes, parse_mesh("3x1x2"))
+    divides = Placement.of(layout, config.sizes, parse_mesh("3x1x2"))
     assert experts_per_device(config, divides) == ["1 of 6 experts on each device"]
     assert not [line for line in replication_cost(config, divides, FLOAT32) if "mlp" in line]
-    assert not experts_per_device(config, ONE_D.check(config.sizes, parse_mesh("2")))
+    assert not experts_per_device(config, Placement.of(ONE_D, config.sizes, parse_mesh("2")))
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_values_and_scales_of_a_matrix_are_one_line_and_copied_only_where_values_are(name):
     config = dataclasses.replace(find_model("tiny"), experts=6, experts_per_token=2)
     layout, form = divide_experts(LAYOUTS["data_parallel_x_1d"]), Form(jnp.float32, SCHEMES[name])
-    lines = replication_cost(config, layout.check(config.sizes, parse_mesh("2x2x2")), form)
+    lines = replication_cost(config, Placement.of(layout, config.sizes, parse_mesh("2x2x2")), form)
     assert [line.split()[0] for line in lines[:-1]] == ["mlp.down", "mlp.gate_up"]
     # Scales that all inputs share are on all the chips that the inputs are over, and none to spare.
-    divides = layout.check(config.sizes, parse_mesh("1x2x3"))
+    divides = Placement.of(layout, config.sizes, parse_mesh("1x2x3"))
     assert not [line for line in replication_cost(config, divides, form) if "mlp" in line]
 
 
@@ -203,7 +206,7 @@ def test_a_replica_reads_the_experts_of_its_own_tokens():
     sizes = {"batch": 2, "context": 20, "slots": 64}
 
     def read(layout, **touched) -> float:
-        placement = layout.check(config.sizes, parse_mesh("2x1x1"))
+        placement = Placement.of(layout, config.sizes, parse_mesh("2x1x1"))
         traffic = decode_traffic(config, placement, FLOAT32, **sizes, **touched)
         return (traffic.weights_resident - traffic.weights_read) / (2 * 3 * 64 * 128 * 4)
 
@@ -229,7 +232,7 @@ def test_the_longest_contexts_are_those_that_were_published(attention, kv_heads,
     head_size = 128 if kv_heads > 1 else 256
     palm = dataclasses.replace(palm, query_heads=64, kv_heads=kv_heads, head_size=head_size)
     layout = attend_by(LAYOUTS["weight_stationary_2d"], attention)
-    placement = layout.check(palm.sizes, parse_mesh("4x4x4"))
+    placement = Placement.of(layout, palm.sizes, parse_mesh("4x4x4"))
     for batch, context in published.items():
         found = 0.3 * 32 * 2**30 / (batch * kv_token_bytes(palm, placement, BFLOAT16))
         assert found == pytest.approx(context, rel=0.015)
@@ -237,7 +240,7 @@ def test_the_longest_contexts_are_those_that_were_published(attention, kv_heads,
 
 def test_a_long_prompt_writes_what_windows_hold_and_reads_no_row_twice():
     config = dataclasses.replace(find_model("llama3-8b"), windows=(100,) * 16 + (None,) * 16)
-    placement = ONE_D.check(config.sizes, parse_mesh("1"))
+    placement = Placement.of(ONE_D, config.sizes, parse_mesh("1"))
     costs = StepCosts(config, placement, BFLOAT16)
     token = kv_token_bytes(config, placement, BFLOAT16)
     assert costs.prefill(batch=2, tokens=1000).kv_written == 2 * token * (1000 + 100) / 2
@@ -250,7 +253,7 @@ def test_prompts_cost_the_same_flops_wherever_their_cache_lies(attention):
     """8 prompts of 32,768 tokens of llama3-8b on eight chips, counted by hand."""
     config = find_model("llama3-8b")
     layout = attend_by(ONE_D, attention)
-    placement = layout.check(config.sizes, parse_mesh("1x1x8")).prefill
+    placement = Placement.of(layout, config.sizes, parse_mesh("1x1x8")).prefill
     matrices = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14_336)
     pairs = 32_768 * 32_769 // 2
     work = 2 * (32_768 * matrices + 128_256 * 4096) + 4 * 32 * 128 * 32 * pairs
@@ -266,7 +269,7 @@ def test_prompts_in_another_layout_are_divided_by_that_layout_alone(prompts, mes
     config = find_model("llama3-8b")
     decode = attend_by(LAYOUTS["weight_stationary_2d"], "sequence")
     flops = [
-        StepCosts(config, layout.check(config.sizes, parse_mesh(mesh)).prefill, BFLOAT16)
+        StepCosts(config, Placement.of(layout, config.sizes, parse_mesh(mesh)).prefill, BFLOAT16)
         .prefill(batch=16, tokens=4096)
         .flops
         for layout in (prefill_by(decode, LAYOUTS[prompts]), LAYOUTS[prompts])

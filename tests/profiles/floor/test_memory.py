@@ -6,9 +6,10 @@ from model.catalog import find_model
 from model.form import FLOAT32
 from profiles.floor import memory as room
 from profiles.floor.memory import Need, check_room, free_memory, need_of, refusals
+from sharding.catalog import LAYOUTS
 from sharding.errors import FloorlineError
-from sharding.layout import LAYOUTS
 from sharding.mesh import parse_mesh
+from sharding.placement import Placement
 
 GB = 10**9
 
@@ -57,7 +58,7 @@ def test_a_containers_limit_is_the_memory_that_there_is(tmp_path, monkeypatch):
 def test_what_generates_is_refused_where_this_machine_lacks_the_memory(monkeypatch):
     """llama3-8b in float32 on two fake devices, which share one memory of 20 GB."""
     config = find_model("llama3-8b")
-    placement = LAYOUTS["weight_stationary_1d"].check(config.sizes, parse_mesh("2"))
+    placement = Placement.of(LAYOUTS["weight_stationary_1d"], config.sizes, parse_mesh("2"))
     need = need_of(config, placement, FLOAT32, batch=2, slots=64)
     norms = 65 * 4096 * 4  # whole on each device
     assert need.weights == pytest.approx(4 * 8_030_261_248 + norms, rel=1e-6)

@@ -11,7 +11,7 @@ from model.catalog import find_model
 from model.form import FLOAT32, Form
 from profiles.hlo.unpacked import held_bytes
 from sharding import dot
-from sharding.layout import LAYOUTS
+from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES
 

@@ -13,7 +13,7 @@ from profiles.measured import bandwidth, timing
 from profiles.measured.sweep import Sweep, run
 from profiles.measured.timing import HeldStep, draw_tokens
 from profiles.report.table import table
-from sharding.layout import LAYOUTS
+from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from tests.engines import random_engine
 

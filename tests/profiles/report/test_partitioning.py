@@ -10,7 +10,7 @@ from profiles.compiled.examined import examine, subject_of
 from profiles.expected.estimate import Estimator, Setting
 from profiles.expected.record import Recorder
 from profiles.report.partitioning import cache_words
-from sharding.layout import LAYOUTS, attend_by, divide_experts, prefill_by
+from sharding.catalog import LAYOUTS, attend_by, divide_experts, prefill_by
 from sharding.mesh import parse_mesh
 
 
