@@ -15,18 +15,11 @@ from decode.tokenizer import Tokenizer
 from decode.tokenizer_forms import other_form
 from model.catalog import CATALOG, find_model
 from model.config import ConfigError, ModelConfig
+from model.declarations import Path as ParameterPath
+from model.declarations import matrices, total_bytes
 from model.form import Form
-from model.parameters import (
-    Parameters,
-    Readable,
-    initialise,
-    matrices,
-    place,
-    store,
-    total_bytes,
-)
-from model.parameters import Path as ParameterPath
-from model.placing import settle
+from model.layout_check import settle
+from model.parameters import Parameters, Readable, initialise, place, store
 from model.transformer import Transformer
 from model.weights import WeightsError, gguf
 from model.weights.fetch import FETCHABLE, fetch

@@ -9,10 +9,10 @@ from flax import nnx
 
 from model.cache import Stored, positions_in, slots_of, write
 from model.config import ModelConfig
+from model.declarations import declare, declare_matrix, normal
 from model.form import Form
 from model.linear import Operand
 from model.norm import Norm
-from model.parameters import declare, declare_matrix, normal
 from model.rotary import Rotation, rotate
 from sharding.collectives import reshard, split_softmax
 from sharding.placement import Placement

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.parameters import Matrix
+from model.declarations import Matrix
 from sharding.collectives import reshard
 from sharding.dot import dot
 from sharding.placement import Placement

@@ -4,7 +4,8 @@ import jax
 from flax import nnx
 from jax.experimental.layout import Format, Layout
 
-from model.parameters import Parameters, declarations, flatten, nest
+from model.declarations import declarations
+from model.parameters import Parameters, flatten, nest
 
 _ORDERS_ON_TPU = {("D", "K", "G", "h"): (1, 2, 0, 3)}
 """By logical axes, the order in memory, outermost first, of matrices that XLA:TPU would lay out at

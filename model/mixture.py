@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model.config import ModelConfig
+from model.declarations import declare, declare_matrix, normal
 from model.dispatch import ExpertAxes, bring_back, by_destination, expert_axes, send, sums
 from model.form import Form
 from model.linear import linear
 from model.mlp import ACTIVATIONS
-from model.parameters import declare, declare_matrix, normal
 from sharding.collectives import reshard
 from sharding.dot import dot
 from sharding.layout import Axes

@@ -6,9 +6,9 @@ import jax
 from flax import nnx
 
 from model.config import ModelConfig
+from model.declarations import declare_matrix, normal
 from model.form import Form
 from model.linear import Operand
-from model.parameters import declare_matrix, normal
 from sharding.placement import Placement
 
 ACTIVATIONS = {

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model.config import ModelConfig
-from model.parameters import declare
+from model.declarations import declare
 
 
 class Norm(nnx.Module):

@@ -15,12 +15,12 @@ from flax import nnx
 from model.attention import Attention, LayerCache
 from model.cache import PADDING, KVCache
 from model.config import ModelConfig
+from model.declarations import declare, normal
 from model.form import Form
 from model.linear import Operand
 from model.mixture import Mixture
 from model.mlp import MLP
 from model.norm import Norm
-from model.parameters import declare, normal
 from model.rotary import Rotation, rotation
 from sharding.collectives import look_up, reshard
 from sharding.placement import Placement

@@ -29,7 +29,7 @@ from absl import flags
 from model.catalog import CATALOG, find_model
 from model.config import ModelConfig
 from model.form import Form
-from model.placing import settle
+from model.layout_check import settle
 from profiles.compiled.inspection import (
     Subject,
     array_table,

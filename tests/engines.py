@@ -7,8 +7,9 @@ import numpy as np
 from decode.engine import Engine
 from decode.load import ModelSource
 from model.config import ModelConfig
+from model.declarations import Path
 from model.form import FLOAT32, Form
-from model.parameters import Path, flatten, place
+from model.parameters import flatten, place
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
 from sharding.layout import Layout

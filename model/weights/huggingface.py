@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from model.config import ModelConfig
-from model.parameters import Path as ParameterPath
+from model.declarations import Path as ParameterPath
 from model.weights import WeightsError
 from model.weights.huggingface_config import read_config
 from model.weights.huggingface_families import FAMILIES, Names

@@ -34,7 +34,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from model.config import ModelConfig
-from model.parameters import Parameters, declarations, flatten, nest, shardings, unshare
+from model.declarations import declarations
+from model.parameters import Parameters, flatten, nest, shardings, unshare
 from model.weights import WeightsError
 from model.weights.data_folder import check_writable, new_folder, remove_others
 from sharding.placement import Placement

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from model.config import ModelConfig
-from model.placing import settle
+from model.layout_check import settle
 from profiles.chips.slices import Slice, slices_of
 from profiles.expected.estimate import Estimator, Setting
 from profiles.expected.sized import SizedCosts

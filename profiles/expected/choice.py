@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from model.config import ModelConfig
 from model.form import Form
-from model.placing import settle
+from model.layout_check import settle
 from profiles.chips.here import Here, here
 from profiles.expected.candidates import AUTO, Wish, meshes
 from profiles.expected.estimate import Estimate, Estimator, Setting, ranked

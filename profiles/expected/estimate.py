@@ -10,9 +10,9 @@ import functools
 from collections.abc import Iterable, Sequence
 
 from model.config import ModelConfig
+from model.declarations import count, count_active
 from model.form import Form
-from model.parameters import count, count_active
-from model.placing import settle
+from model.layout_check import settle
 from model.transformer import Transformer
 from profiles.chips.calibration import Calibration
 from profiles.chips.chip import Peaks, Price

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from model.catalog import find_model
 from model.config import ModelConfig
-from model.placing import settle
+from model.layout_check import settle
 from profiles.chips.slices import Slice, slices_of
 from profiles.expected.candidates import AUTO, candidates, layouts, meshes
 from profiles.expected.economics import balanced_context, critical_batch

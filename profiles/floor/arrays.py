@@ -8,8 +8,8 @@ from flax import nnx
 
 from model.cache import abstract_cache, axes_of
 from model.config import ModelConfig
+from model.declarations import declarations
 from model.form import Form
-from model.parameters import declarations
 from model.transformer import Transformer
 from sharding.placement import Placement, division
 from sharding.scaled import stored_bytes

@@ -17,8 +17,8 @@ from flax import nnx
 
 from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
+from model.declarations import Matrix, Path, declarations, matrices, of_experts
 from model.form import Form
-from model.parameters import Matrix, Path, declarations, matrices, of_experts
 from model.transformer import Transformer
 from profiles.floor.activations import activation_bytes, attention_share
 from profiles.floor.experts import touched_experts

@@ -10,7 +10,8 @@ import operator
 import re
 
 from decode.engine import Engine
-from model.parameters import flatten, matrices
+from model.declarations import matrices
+from model.parameters import flatten
 from model.transformer import Transformer
 from profiles.floor.element_types import bits
 from profiles.hlo.program import Instruction, Program, parse

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from decode.engine import Engine
-from model.parameters import count, count_active
+from model.declarations import count, count_active
 from model.transformer import Transformer
 from profiles.chips.chip import Peaks
 from profiles.floor.bound import Floor, floor

@@ -16,7 +16,7 @@ from decode.engine import Engine
 from decode.load import ModelSource
 from model.config import check_length
 from model.form import Form
-from model.placing import settle
+from model.layout_check import settle
 from profiles.chips.chip import Peaks, published_peaks
 from profiles.floor.memory import free_memory, need_of, refusals, shares_memory
 from profiles.measured.bandwidth import PeakMeter

@@ -16,7 +16,7 @@ import numpy as np
 from model.dispatch import expert_axes
 from model.form import BFLOAT16 as PLAIN
 from model.form import Form
-from model.placing import settle
+from model.layout_check import settle
 from profiles.chips.calibration import Calibration
 from profiles.chips.chip import Price
 from profiles.chips.slices import Slice

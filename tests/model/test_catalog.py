@@ -4,8 +4,8 @@ import pytest
 
 from model.catalog import CATALOG, find_model
 from model.config import ConfigError
+from model.declarations import count, count_active, declarations
 from model.form import BFLOAT16
-from model.parameters import count, count_active, declarations
 from model.transformer import Transformer
 
 

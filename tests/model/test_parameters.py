@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from model.catalog import find_model
+from model.declarations import declarations, declare
 from model.form import BFLOAT16
-from model.parameters import declarations, declare, nest, place
+from model.parameters import nest, place
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
 from sharding.mesh import make_mesh, parse_mesh

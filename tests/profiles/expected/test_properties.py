@@ -16,8 +16,8 @@ import pytest
 
 from model.cache import abstract_cache, axes_of
 from model.catalog import CATALOG
+from model.declarations import declarations, matrices
 from model.form import Form
-from model.parameters import declarations, matrices
 from model.transformer import Transformer
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice

@@ -9,7 +9,7 @@ import pytest
 
 from model.catalog import find_model
 from model.form import Form
-from model.placing import settle
+from model.layout_check import settle
 from profiles.compiled.inspection import Subject
 from profiles.floor.communication import expected_collectives
 from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS, attend_by, divide_experts, schedule_by

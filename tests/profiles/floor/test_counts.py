@@ -8,8 +8,8 @@ import pytest
 
 from decode.load import ModelSource
 from model.catalog import find_model
+from model.declarations import total_bytes
 from model.form import BFLOAT16, FLOAT32, Form
-from model.parameters import total_bytes
 from model.transformer import Transformer
 from profiles.floor.counts import StepCosts, decode_traffic, kv_token_bytes, pairs_seen
 from profiles.floor.replication import experts_per_device, replication_cost

@@ -1,11 +1,11 @@
-"""Whether a model, stored in some form, goes with a layout on a mesh."""
+"""Whether a model, stored in some form, goes with a layout on a mesh, or is refused."""
 
 import dataclasses
 import functools
 
 from model.config import ModelConfig
+from model.declarations import Matrix, Path, matrices
 from model.form import Form
-from model.parameters import Matrix, Path, matrices
 from model.transformer import Transformer
 from sharding.errors import LayoutError
 from sharding.layout import Layout

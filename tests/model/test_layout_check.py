@@ -7,7 +7,7 @@ import pytest
 
 from model.catalog import find_model
 from model.form import BFLOAT16, Form
-from model.placing import settle
+from model.layout_check import settle
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.expected.candidates import candidates
