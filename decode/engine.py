@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental.layout import Format, Layout
 
-from decode.options import decode_options
+from decode.compiler_options import decode_options
 from decode.sampling import Sampler, draw_keys
 from model.cache import (
     PADDING,

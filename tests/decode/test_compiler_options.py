@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from decode import options
-from decode.options import IN_PLACE, SIDE_BY_SIDE, decode_options, known
+from decode import compiler_options
+from decode.compiler_options import IN_PLACE, SIDE_BY_SIDE, decode_options, known
 from sharding.mesh import make_mesh, parse_mesh
 
 
@@ -21,7 +21,7 @@ def test_a_compiler_without_the_option_is_asked_first():
 )
 def test_each_platform_has_its_own(monkeypatch, platform, wanted):
     mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
-    monkeypatch.setattr(options, "known", lambda mesh, *options: True)
+    monkeypatch.setattr(compiler_options, "known", lambda mesh, *options: True)
     assert decode_options(mesh) == wanted
-    monkeypatch.setattr(options, "known", lambda mesh, *options: False)
+    monkeypatch.setattr(compiler_options, "known", lambda mesh, *options: False)
     assert decode_options(mesh) is None
