@@ -14,7 +14,8 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from decode.tokenizer_parts import STOPS, Parts, TokenizerError, printed_bytes
+from decode.stop_tokens import STOPS
+from decode.tokenizer_parts import Parts, TokenizerError, printed_bytes
 
 MAX_TOKENIZER_BYTES = 200_000_000
 MAX_OTHER_BYTES = 20_000_000

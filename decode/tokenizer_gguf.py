@@ -16,7 +16,8 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
-from decode.tokenizer_parts import STOPS, Parts, TokenizerError, printed_bytes
+from decode.stop_tokens import STOPS_OF_GGUF
+from decode.tokenizer_parts import Parts, TokenizerError, printed_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +60,6 @@ FILE = "tokenizer_gguf.json"
 _PREFIX = "tokenizer.ggml."
 _DAMAGED = "the file is damaged, fetch it again"
 _SPACE = "▁"  # how SentencePiece writes a space
-# Tokens that end an answer whatever their type and the metadata say, as in llama.cpp.
-_ENDS = STOPS | {
-    *("<EOT>", "_<EOT>", "[EOT]", "<end_of_utterance>"),
-    *("<|return|>", "<|call|>", "<\uff5cend▁of▁sentence\uff5c>"),
-}
 _LONGEST_PIECE = 256  # characters; splitting a longer one in all ways would take forever
 
 
@@ -97,7 +93,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> Parts | None:
     bos_id = tokens.special("bos", family.bos_id)
     eos_id = tokens.special("eos", family.eos_id)
     stops = [eos_id, tokens.special("eot"), tokens.special("eom")]
-    stops += [tokens.ids[text] for text in controls if text in _ENDS]
+    stops += [tokens.ids[text] for text in controls if text in STOPS_OF_GGUF]
     add_bos = tokens.get("add_bos_token", bool, family.add_bos) and bos_id is not None
     add_eos = tokens.get("add_eos_token", bool, False) and eos_id is not None
     return Parts(
@@ -159,7 +155,7 @@ class _Tokens:
             twice = next(t for token, t in enumerate(self.texts) if self.ids[t] != token)
             raise TokenizerError(f"{_PREFIX}tokens is {twice!r:.60} twice; {_DAMAGED}")
         self.types = self.numbers("token_type", TokenType.NORMAL)
-        for text in _ENDS & self.ids.keys():
+        for text in STOPS_OF_GGUF & self.ids.keys():
             self.types[self.ids[text]] = TokenType.CONTROL
 
     def get(self, key: str, kind: type, default: Any = ...) -> Any:

@@ -7,19 +7,6 @@ from tokenizers import Tokenizer as Backend
 
 from sharding.errors import UsageError
 
-# Control tokens that end an answer in models whose metadata names only another one.
-STOPS = frozenset(
-    {
-        "<|im_end|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|end|>",
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<end_of_turn>",
-    }
-)
-
 
 class TokenizerError(UsageError):
     """A tokenizer that is damaged or not supported, or text or ids that it cannot take."""
