@@ -14,7 +14,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 MAX_CHARACTERS = 1_000_000
 MAX_SECONDS = 5.0

@@ -13,7 +13,7 @@ import numpy as np
 from decode.engine import Emitted, Engine
 from decode.sampling import GREEDY, Sampler
 from model.config import ModelConfig
-from sharding.errors import FloorlineError, UsageError
+from sharding.error_types import FloorlineError, UsageError
 from sharding.placement import Placement
 
 SMALLEST_BUCKET = 16

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 
 class SamplingError(UsageError):

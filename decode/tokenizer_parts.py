@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from tokenizers import Tokenizer as Backend
 
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 
 class TokenizerError(UsageError):

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 _CHOICES = {"norm": ("rms", "layer"), "activation": ("silu", "gelu_tanh")}
 _POSITIVE = (

@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 from sharding.platform import default_platform
 from sharding.scaled import SCHEMES, Scheme
 

@@ -7,7 +7,7 @@ from model.config import ModelConfig
 from model.declarations import Matrix, Path, matrices
 from model.form import Form
 from model.transformer import Transformer
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape
 from sharding.placement import Placement, entry_axes, shards

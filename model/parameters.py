@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from model.declarations import Initializer, Matrix, Path, declarations, matrices
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 from sharding.placement import Placement
 from sharding.scaled import Scaled, Weight, quantize, spec_of, stored_bytes
 

@@ -67,7 +67,7 @@ try:
     from model.config import ModelConfig, check_length
     from profiles.report.files import check_file, not_taken
     from sharding import processes
-    from sharding.errors import FloorlineError, UsageError
+    from sharding.error_types import FloorlineError, UsageError
 except ImportError as error:
     print(f"error: {_import_failure(error)}", file=sys.stderr)
     sys.exit(2)
@@ -327,7 +327,7 @@ def _failing_in_one_line() -> Iterator[None]:
         processes.leave(1)
     except FloorlineError as error:
         _trace()
-        _fail(_one_line(error), 2 if isinstance(error, UsageError) else 1)
+        _fail(_one_line(error), error.exit_code)
     except Exception as error:
         _trace()
         name, others = type(error).__name__, "see what the other processes said, or "

@@ -6,7 +6,7 @@ from absl import flags
 
 from decode.load import DTYPES, default_dtype
 from model.form import Form, Storage, check_platform
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 from sharding.scaled import SCHEMES, Scheme
 
 DTYPE = flags.DEFINE_enum(

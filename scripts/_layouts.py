@@ -23,7 +23,7 @@ from sharding.catalog import (
     find_layout,
     schedule_by,
 )
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape, parse_mesh, request_cpu_devices
 from sharding.placement import Placement

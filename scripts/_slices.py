@@ -13,7 +13,7 @@ from profiles.chips.slices import Slice, parse_slice
 from profiles.expected.estimate import Model
 from profiles.expected.sized import sized_models
 from profiles.report.numbers import exact
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 _UNITS = {
     "bandwidth": ("hbm_bandwidth", "bytes per second of memory"),

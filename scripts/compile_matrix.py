@@ -34,7 +34,7 @@ from profiles.report.files import check_writable, write_csv, write_json
 from profiles.report.numbers import ms
 from profiles.report.table import aligned
 from profiles.report.titles import field_text
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 _TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x4"], "Slices, such as v5e:4x4,v5p:2x2x2.")
 _BATCH = flags.DEFINE_list("batch", ["1", "32"], "Sequences.")

@@ -38,7 +38,7 @@ from profiles.floor.arrays import placed_arrays
 from profiles.report.document import Record, document, versions
 from profiles.report.files import check_file, write_atomically, write_json
 from profiles.report.numbers import several
-from sharding.errors import FloorlineError, UsageError
+from sharding.error_types import FloorlineError, UsageError
 from sharding.mesh import parse_mesh
 
 _TOPOLOGY = flags.DEFINE_string(

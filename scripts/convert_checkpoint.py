@@ -25,7 +25,7 @@ from model.weights.orbax_checkpoint import OrbaxFolder, check_target, save
 from profiles.report.files import write_json
 from profiles.report.progress import byte_progress
 from sharding import processes
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 _DEVICES = flags.DEFINE_integer(
     "devices",

@@ -33,7 +33,7 @@ from profiles.report.document import Record, document
 from profiles.report.files import write_json
 from profiles.report.numbers import number
 from sharding import processes
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 from sharding.layout import Layout
 from sharding.mesh import parse_mesh
 

@@ -42,7 +42,7 @@ from profiles.figures.study import Study, Wanted
 from profiles.report.files import check_writable, write_json
 from profiles.report.numbers import several
 from sharding.catalog import find_layout
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 from sharding.mesh import parse_mesh
 
 FIGURES = ("latency", "cost", "contexts", "chips", "pareto", "sparsity", "communication")

@@ -44,7 +44,7 @@ from profiles.report.numbers import byte_size, ms, number, several
 from profiles.report.progress import byte_progress
 from profiles.report.titles import field_text
 from sharding import processes
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 from sharding.placement import Placement
 
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue; repeat for a batch.")

@@ -48,7 +48,7 @@ from profiles.report.files import check_writable, write_json
 from profiles.report.numbers import several
 from profiles.report.titles import field_text
 from sharding import processes
-from sharding.errors import FloorlineError, LayoutError
+from sharding.error_types import FloorlineError, LayoutError
 from sharding.mesh import request_cpu_devices
 from sharding.platform import default_platform, devices
 

@@ -30,7 +30,7 @@ import numpy as np
 from absl import app, flags
 
 from model.weights.gguf_file import GGUFFile
-from sharding.errors import FloorlineError, UsageError
+from sharding.error_types import FloorlineError, UsageError
 
 _GGUF = flags.DEFINE_string("gguf", None, "Path of Gemma 3 270M as a GGUF file.")
 _OUTPUT = flags.DEFINE_string("output", "tests/references/gemma3_270m.json", "File to write.")

@@ -46,7 +46,7 @@ import numpy as np
 from absl import app, flags
 
 from profiles.measured import peer_transformers
-from sharding.errors import FloorlineError, UsageError
+from sharding.error_types import FloorlineError, UsageError
 
 _GGUF = flags.DEFINE_string("gguf", None, "Path of SmolLM2-135M-Instruct as a GGUF file.")
 _OUTPUT_DIR = flags.DEFINE_string(

@@ -41,7 +41,7 @@ from profiles.plan.text import choice_words, front_table, plan, record
 from profiles.report.document import document
 from profiles.report.files import write_json
 from profiles.report.numbers import several
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 _MOST = 64  # chips of the largest slice looked at, unless asked for
 _CONTEXT = flags.DEFINE_integer(

@@ -40,7 +40,7 @@ from profiles.report.files import check_writable, remove, write_csv, write_json
 from profiles.report.lines import fit_lines, fits
 from profiles.report.table import table
 from sharding import processes
-from sharding.errors import FloorlineError, UsageError
+from sharding.error_types import FloorlineError, UsageError
 from sharding.placement import Placement
 
 _DEVICES = flags.DEFINE_list(

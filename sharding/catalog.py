@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from sharding.axes import MESH_AXES
-from sharding.errors import LayoutError, UsageError
+from sharding.error_types import LayoutError, UsageError
 from sharding.layout import Axes, Layout, Table
 
 

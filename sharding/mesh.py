@@ -15,7 +15,7 @@ import numpy as np
 
 from sharding import processes
 from sharding.axes import MESH_AXES
-from sharding.errors import LayoutError, UsageError
+from sharding.error_types import LayoutError, UsageError
 from sharding.platform import devices
 
 MOST_CPU_DEVICES = 512

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 
 from sharding.axes import LOGICAL_AXES
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 from sharding.layout import KINDS, Axes, Layout
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 
 _EXTRAS = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}  # of this project, by JAX's platforms
 

@@ -21,7 +21,7 @@ from typing import IO, NoReturn, TypeVar
 
 import jax
 
-from sharding.errors import FloorlineError, UsageError
+from sharding.error_types import FloorlineError, UsageError
 
 Answer = TypeVar("Answer")
 

@@ -1,6 +1,6 @@
 """Weights kept in files of other projects, brought to this model's shapes."""
 
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 
 
 class WeightsError(FloorlineError):

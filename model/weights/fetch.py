@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from model.weights import WeightsError
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 
 @dataclasses.dataclass(frozen=True)

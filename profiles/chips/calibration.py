@@ -11,7 +11,7 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 _NOT_NUMBERS = ("name", "source", "chips", "hidden")
 

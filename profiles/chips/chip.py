@@ -10,7 +10,7 @@ from importlib import resources
 import jax
 
 from profiles.report.numbers import exact
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 FLOPS = "_flops"
 """Ends the name of a figure that is a rate of arithmetic; before it stands the type."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from profiles.chips.chip import Chip, Wiring, find_chip
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 Shape = tuple[int, ...]
 MOST = 4096

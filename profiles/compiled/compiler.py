@@ -20,7 +20,7 @@ from model.form import Form, Storage
 from profiles.chips.slices import Slice
 from profiles.compiled.inspection import Subject
 from sharding.catalog import attend_by, divide_experts, find_layout, schedule_by
-from sharding.errors import FloorlineError, UsageError
+from sharding.error_types import FloorlineError, UsageError
 from sharding.layout import Layout
 from sharding.placement import Placement
 from sharding.scaled import SCHEMES

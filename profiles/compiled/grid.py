@@ -23,7 +23,7 @@ from profiles.expected.estimate import Estimator, Setting, best
 from profiles.floor.memory import free_memory
 from profiles.report.document import Record
 from profiles.report.files import to_json
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 from sharding.mesh import parse_mesh
 
 EACH = 7e9

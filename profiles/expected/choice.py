@@ -20,7 +20,7 @@ from profiles.expected.estimate import Estimate, Estimator, Setting, ranked
 from profiles.report.numbers import milliseconds, ms, number
 from profiles.report.titles import field_text
 from sharding import processes
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape, request_cpu_devices
 from sharding.placement import Placement

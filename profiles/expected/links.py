@@ -17,7 +17,7 @@ from typing import NamedTuple
 from profiles.chips.calibration import Calibration
 from profiles.chips.slices import Slice
 from profiles.floor.collective import Collective
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 from sharding.mesh import MeshShape
 
 RING, LINE, SWITCH, NETWORK = "ring", "line", "switch", "network"

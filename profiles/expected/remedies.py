@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from profiles.expected.candidates import Wish, candidates, least_slice
 from profiles.expected.estimate import Estimate, Estimator, best
 from profiles.report.titles import field_text
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 from sharding.layout import Layout
 
 

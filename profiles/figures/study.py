@@ -30,7 +30,7 @@ from profiles.figures.curves import (
     volumes,
 )
 from sharding.catalog import LAYOUTS, divide_experts, find_layout
-from sharding.errors import LayoutError, UsageError
+from sharding.error_types import LayoutError, UsageError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape
 from sharding.placement import Placement

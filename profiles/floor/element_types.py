@@ -5,7 +5,7 @@ import re
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 
 
 def bits(element: str) -> int:

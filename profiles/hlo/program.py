@@ -10,7 +10,7 @@ import math
 import re
 
 from profiles.floor.element_types import bits
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 
 
 class HloError(FloorlineError):

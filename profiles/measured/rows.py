@@ -14,7 +14,7 @@ from profiles.hlo.unpacked import held_bytes
 from profiles.measured.timing import HeldStep, slots_for
 from profiles.report.progress import byte_progress
 from sharding import processes
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape, make_mesh
 from sharding.placement import Placement

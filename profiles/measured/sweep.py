@@ -28,7 +28,7 @@ from profiles.report.document import Record
 from profiles.report.numbers import ms
 from profiles.report.progress import progress
 from sharding import processes
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape
 from sharding.platform import devices

@@ -16,7 +16,7 @@ import jax
 from jax.profiler import ProfileData, ProfileOptions
 
 from profiles.report.files import check_writable
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 
 
 class TraceError(FloorlineError):

@@ -26,7 +26,7 @@ from profiles.expected.sized import SizedCosts, SizedLinks, SizedModel
 from profiles.expected.time import LinkCosts, Listed
 from profiles.floor.counts import Line, StepCosts
 from profiles.floor.experts import expected_experts
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape
 from sharding.placement import Placement, entry_axes

@@ -13,7 +13,7 @@ from profiles.plan.search import Keep, Point, Search, Targets
 from profiles.plan.space import Cell, Row, Space
 from profiles.report.document import Record
 from profiles.report.numbers import exact, milliseconds, ms, number, several
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 
 ROWS = 16
 """Of a table of a front; what is between them is in the document."""

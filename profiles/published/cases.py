@@ -21,7 +21,7 @@ from profiles.expected.candidates import AUTO, Wish
 from profiles.expected.estimate import Model
 from profiles.expected.sized import sized_models
 from profiles.report.numbers import several
-from sharding.errors import FloorlineError, UsageError
+from sharding.error_types import FloorlineError, UsageError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape, parse_mesh
 from sharding.scaled import SCHEMES

@@ -24,7 +24,7 @@ from profiles.published.cases import stored
 from profiles.report.document import Record
 from profiles.report.numbers import exact
 from sharding.catalog import find_layout
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 from sharding.mesh import parse_mesh
 
 _UNITS = {"ms": 1e3, "us": 1e6, "MB": 1e-6}

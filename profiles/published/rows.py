@@ -26,7 +26,7 @@ from profiles.published.cases import Case, Unusable
 from profiles.report.document import Record
 from profiles.report.numbers import ms, number, several
 from sharding.catalog import attend_by, find_layout
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 
 # The order in which a CSV file's columns stand.
 FIELDS = (

@@ -10,7 +10,7 @@ from profiles.report.files import write_csv as write_csv
 from profiles.report.files import write_json as write_json
 from profiles.report.numbers import ms, several
 from profiles.report.titles import _values, field_text
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 # What makes two records points of one line, drawn or fitted against batch.

@@ -13,7 +13,7 @@ from decode.generate import (
     generate,
     generate_without_cache,
 )
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 
 PROMPTS = [[5, 6, 7], list(range(40, 63)), [9]]
 

@@ -24,7 +24,7 @@ from sharding.catalog import (
     prefill_by,
     schedule_by,
 )
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement

@@ -19,7 +19,7 @@ from model.parameters import Parameters, flatten, nest
 from model.weights import WeightsError, orbax_checkpoint
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, save
 from sharding.catalog import LAYOUTS
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES
 from tests.family_cases import CASES, FOLDER

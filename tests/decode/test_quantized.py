@@ -17,7 +17,7 @@ from model.parameters import place
 from model.transformer import Transformer
 from profiles.floor.counts import decode_traffic
 from sharding.catalog import COLLECTIVES, LAYOUTS, schedule_by
-from sharding.errors import FloorlineError, LayoutError
+from sharding.error_types import FloorlineError, LayoutError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement

@@ -11,7 +11,7 @@ import pytest
 
 from model.weights import WeightsError
 from model.weights.fetch import FETCHABLE, fetch
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 SMOLLM2 = "smollm2-135m"
 GGUF_NAME = FETCHABLE[SMOLLM2].file

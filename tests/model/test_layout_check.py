@@ -14,7 +14,7 @@ from profiles.expected.candidates import candidates
 from profiles.expected.estimate import Estimator, Setting
 from profiles.plan.space import Offer, Space
 from sharding.catalog import LAYOUTS
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES
 

@@ -7,7 +7,7 @@ import pytest
 
 from model.catalog import find_model
 from sharding.catalog import ATTENTION, LAYOUTS, attend_by, divide_experts, find_layout, prefill_by
-from sharding.errors import LayoutError, UsageError
+from sharding.error_types import LayoutError, UsageError
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
 

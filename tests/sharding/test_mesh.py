@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from sharding.errors import LayoutError, UsageError
+from sharding.error_types import LayoutError, UsageError
 from sharding.mesh import make_mesh, parse_mesh, request_cpu_devices
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from model.catalog import find_model
 from sharding.catalog import LAYOUTS
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 from sharding.layout import Layout
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement, longest_dividing_run

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.platform import by_platform, default_platform, devices
 from tests.sharding.pretended import mesh_of

@@ -7,7 +7,7 @@ import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
 from sharding import processes
-from sharding.errors import FloorlineError, LayoutError, UsageError
+from sharding.error_types import FloorlineError, LayoutError, UsageError
 from sharding.mesh import make_mesh, parse_mesh, request_cpu_devices
 from sharding.processes import Membership
 

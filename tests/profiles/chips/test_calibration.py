@@ -7,7 +7,7 @@ import pytest
 
 from profiles.chips.calibration import calibration_of, read_calibration
 from profiles.chips.chip import chips
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 
 def test_every_chip_has_a_calibration_which_says_if_it_is_lent():

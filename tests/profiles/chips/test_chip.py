@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from profiles.chips.chip import chips, figure_names, find_chip, find_provider, published_peaks
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 DATA = json.loads(resources.files("profiles.chips").joinpath("chips.json").read_text())
 ROWS = pytest.mark.parametrize("row", [pytest.param(row, id=row["name"]) for row in DATA["chips"]])

@@ -4,7 +4,7 @@ import pytest
 
 from profiles.chips.chip import chips
 from profiles.chips.slices import parse_slice
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from profiles.compiled.inspection import Subject, differences
 from profiles.compiled.substitutes import settle
 from profiles.floor.collective import Collective
 from sharding.catalog import LAYOUTS, attend_by, divide_experts, schedule_by
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
 from sharding.scaled import SCHEMES

@@ -11,7 +11,7 @@ from profiles.compiled import grid as matrix
 from profiles.compiled.grid import POINTS, Point, at_once, run, summary
 from profiles.expected.candidates import Wish
 from profiles.figures.grid import heat_map
-from sharding.errors import FloorlineError, UsageError
+from sharding.error_types import FloorlineError, UsageError
 
 POINT = Point(find_model("tiny"), "v5e:2x4", Wish(), BFLOAT16, 8, 256)
 OTHERS = [dataclasses.replace(POINT, batch=batch) for batch in (8, 16, 32)]

@@ -28,7 +28,7 @@ from profiles.expected.choice import (
 from profiles.expected.estimate import Setting
 from profiles.expected.estimate import best as best_of
 from sharding.catalog import ATTENTION, LAYOUTS, attend_by, prefill_by
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES
 

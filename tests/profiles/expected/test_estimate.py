@@ -17,7 +17,7 @@ from profiles.expected.record import Recorder
 from profiles.expected.text import notes
 from profiles.floor.communication import expected_collectives
 from sharding.catalog import LAYOUTS, attend_by, find_layout, schedule_by
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 from sharding.scaled import SCHEMES
 
 INT8 = Form(jnp.bfloat16, SCHEMES["int8"], SCHEMES["int8"])

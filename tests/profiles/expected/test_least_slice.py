@@ -17,7 +17,7 @@ from profiles.expected.candidates import AUTO, Wish, candidates, layouts, least_
 from profiles.expected.estimate import Estimator, Setting
 from profiles.expected.remedies import remedy
 from profiles.expected.sized import sized_models
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
 from sharding.scaled import SCHEMES

@@ -10,7 +10,7 @@ from profiles.chips.chip import chips
 from profiles.chips.slices import parse_slice
 from profiles.expected.links import layings, least_bounds, mesh_items
 from profiles.floor.collective import KINDS, Collective
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 
 
 def wires(topology: str, mesh: dict[str, int], least: bool = True):

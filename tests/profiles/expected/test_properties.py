@@ -34,7 +34,7 @@ from sharding.catalog import (
     prefill_by,
     schedule_by,
 )
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 from sharding.layout import Layout
 from sharding.placement import Placement, division, shards
 from sharding.scaled import SCHEMES

@@ -14,7 +14,7 @@ from profiles.expected.economics import critical_batch
 from profiles.expected.estimate import Setting, best, ranked
 from profiles.expected.sized import sized_models
 from profiles.figures.study import MODELS, Study, Wanted
-from sharding.errors import LayoutError, UsageError
+from sharding.error_types import LayoutError, UsageError
 from sharding.scaled import SCHEMES
 
 

@@ -22,7 +22,7 @@ from sharding.catalog import (
     prefill_by,
     schedule_by,
 )
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 from sharding.layout import Layout
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement

@@ -13,7 +13,7 @@ from model.layout_check import settle
 from profiles.compiled.inspection import Subject
 from profiles.floor.communication import expected_collectives
 from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS, attend_by, divide_experts, schedule_by
-from sharding.errors import LayoutError
+from sharding.error_types import LayoutError
 from sharding.layout import Layout
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement

@@ -7,7 +7,7 @@ from model.form import FLOAT32
 from profiles.floor import memory as room
 from profiles.floor.memory import Need, check_room, free_memory, need_of, refusals
 from sharding.catalog import LAYOUTS
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
 

@@ -17,7 +17,7 @@ from profiles.measured.sweep import Interrupted, Sweep, run
 from profiles.measured.timing import LEAST_BURST, LONG_S, HeldStep
 from profiles.report.lines import fit_lines, fits, lines
 from sharding.catalog import LAYOUTS
-from sharding.errors import UsageError
+from sharding.error_types import UsageError
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.scaled import SCHEMES
 

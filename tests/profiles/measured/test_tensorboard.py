@@ -11,7 +11,7 @@ from profiles.figures import steps as figures
 from profiles.measured import tensorboard as events
 from profiles.report.document import document as document_of
 from profiles.report.document import summarise
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 
 
 def record(batch: int, devices: int = 2, **changes) -> dict:

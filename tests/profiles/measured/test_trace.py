@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from profiles.measured import trace
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from profiles.plan.space import BATCHES, Offer, Space
 from profiles.plan.text import Plan, choice_words, front_table, plan, record
 from profiles.report import numbers
 from sharding.catalog import divide_experts, schedule_by
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 from sharding.scaled import SCHEMES
 
 BOTH = Form(jnp.bfloat16), Form(jnp.bfloat16, SCHEMES["int8"], SCHEMES["int8"])

@@ -11,7 +11,7 @@ from profiles.published.rows import (
     summarise,
 )
 from profiles.published.text import accuracy, rows_text
-from sharding.errors import FloorlineError, UsageError
+from sharding.error_types import FloorlineError, UsageError
 
 STEP = {
     "source": "mine",

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from profiles.published.reproductions import check_digits, figures, left_over, not_recomputed, step
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from profiles.report.document import document, summarise
 from profiles.report.files import check_writable, write_csv, write_json
 from profiles.report.lines import fit, fit_lines, fits
 from profiles.report.table import markdown_table, table
-from sharding.errors import FloorlineError
+from sharding.error_types import FloorlineError
 
 BANDWIDTH = {"bytes_per_s": 2.13e10, "source": "measured"}
 
