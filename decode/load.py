@@ -26,10 +26,10 @@ from model.weights.fetch import FETCHABLE, fetch
 from model.weights.gguf_file import GGUFFile
 from model.weights.huggingface import HuggingFaceFolder
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, is_checkpoint
+from sharding.devices import default_platform
 from sharding.layout import Layout
 from sharding.mesh import MeshShape, make_mesh
 from sharding.placement import Placement
-from sharding.platform import default_platform
 from sharding.scaled import Scaled, Scheme
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

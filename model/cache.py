@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from model.config import ModelConfig
 from model.form import Form
 from sharding.placement import Placement, entry_axes
-from sharding.platform import by_platform
+from sharding.platform_workarounds import by_platform
 from sharding.scaled import Scaled, Scheme, Weight, round_rows
 
 CACHE_AXES = ("B", "K", "S", "h")

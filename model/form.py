@@ -6,8 +6,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from sharding.devices import default_platform
 from sharding.error_types import UsageError
-from sharding.platform import default_platform
 from sharding.scaled import SCHEMES, Scheme
 
 Storage = jnp.dtype | Scheme

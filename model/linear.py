@@ -10,7 +10,7 @@ from model.declarations import Matrix
 from sharding.collectives import reshard
 from sharding.dot import dot
 from sharding.placement import Placement
-from sharding.platform import by_platform
+from sharding.platform_workarounds import by_platform
 from sharding.products import multiply, transfers
 from sharding.scaled import Scaled, Weight, divide, sharding_of
 

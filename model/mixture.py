@@ -21,7 +21,7 @@ from sharding.collectives import reshard
 from sharding.dot import dot
 from sharding.layout import Axes
 from sharding.placement import Placement, entry, used_axes
-from sharding.platform import by_platform
+from sharding.platform_workarounds import by_platform
 from sharding.scaled import Scaled, Weight, divide, specs_of
 
 Join = Callable[[jax.Array], jax.Array]

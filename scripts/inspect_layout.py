@@ -48,9 +48,9 @@ from profiles.report.files import check_writable, write_json
 from profiles.report.numbers import several
 from profiles.report.titles import field_text
 from sharding import processes
+from sharding.devices import default_platform, devices
 from sharding.error_types import FloorlineError, LayoutError
 from sharding.mesh import request_cpu_devices
-from sharding.platform import default_platform, devices
 
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 4x4x4.")
 _DEVICES = flags.DEFINE_integer(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from sharding.layout import Axes
 from sharding.placement import entry, entry_axes
-from sharding.platform import by_platform
+from sharding.platform_workarounds import by_platform
 from sharding.scaled import from_bits, to_bits
 
 Division = tuple[Axes, ...]

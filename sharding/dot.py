@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sharding.grouped import kernel_for
-from sharding.platform import by_platform
+from sharding.platform_workarounds import by_platform
 from sharding.scaled import (
     Scaled,
     Weight,

@@ -15,8 +15,8 @@ import numpy as np
 
 from sharding import processes
 from sharding.axes import MESH_AXES
+from sharding.devices import devices
 from sharding.error_types import LayoutError, UsageError
-from sharding.platform import devices
 
 MOST_CPU_DEVICES = 512
 """Fake ones of a process: each takes threads, and with some thousands JAX ends in native code."""

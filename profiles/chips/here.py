@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from profiles.chips.calibration import Calibration, calibration_of
 from profiles.chips.chip import Chip, Figure, Wiring, find_chip
 from profiles.chips.slices import Slice
+from sharding.devices import devices
 from sharding.error_types import UsageError
-from sharding.platform import devices
 
 _ASSUMED = {"bandwidth": 3e10, "bfloat16_flops": 2e11, "int8_flops": 2e11, "capacity": float("inf"),
             "on_chip": 3e7}  # fmt: skip

@@ -23,9 +23,9 @@ from profiles.report.numbers import exact
 from profiles.report.partitioning import cache_words, partitioning
 from profiles.report.table import aligned
 from profiles.report.titles import field_text
+from sharding.devices import default_platform
 from sharding.mesh import make_mesh, mesh_over
 from sharding.placement import Placement
-from sharding.platform import default_platform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

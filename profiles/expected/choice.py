@@ -20,11 +20,11 @@ from profiles.expected.estimate import Estimate, Estimator, Setting, ranked
 from profiles.report.numbers import milliseconds, ms, number
 from profiles.report.titles import field_text
 from sharding import processes
+from sharding.devices import default_platform, devices
 from sharding.error_types import LayoutError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape, request_cpu_devices
 from sharding.placement import Placement
-from sharding.platform import default_platform, devices
 
 EQUAL = 1e-9
 """Floors that differ by a smaller part are equal."""

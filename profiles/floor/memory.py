@@ -14,9 +14,9 @@ from model.form import Form
 from profiles.floor.counts import decode_traffic
 from profiles.report.numbers import byte_size
 from sharding import processes
+from sharding.devices import default_platform
 from sharding.error_types import FloorlineError
 from sharding.placement import Placement
-from sharding.platform import default_platform
 
 GROUP = "/sys/fs/cgroup"
 

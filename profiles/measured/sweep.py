@@ -28,10 +28,10 @@ from profiles.report.document import Record
 from profiles.report.numbers import ms
 from profiles.report.progress import progress
 from sharding import processes
+from sharding.devices import devices
 from sharding.error_types import UsageError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape
-from sharding.platform import devices
 
 LEAST_ROUNDS = 5
 MOST_ROUNDS = 25
