@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from model.config import ModelConfig
 from model.form import Form
 from sharding.placement import Placement, entry_axes
-from sharding.platform_workarounds import by_platform
+from sharding.platform_workarounds import scatter_row
 from sharding.scaled import Scaled, Scheme, Weight, round_rows
 
 CACHE_AXES = ("B", "K", "S", "h")
@@ -163,7 +163,7 @@ def write(
             slots = slots - jax.lax.axis_index(slots_over) * cache.shape[2]
         if new.shape[:3] != (1, 1, 1):
             return _scatter(cache, new, slots)
-        return by_platform(cache, new, slots, cpu=_scatter_two, default=_scatter)
+        return scatter_row(_scatter, cache, new, slots, beyond=cache.shape[2])
 
     def update(cache: jax.Array, new: jax.Array) -> jax.Array:
         spec = placement.cache(*axes_of(cache))
@@ -196,15 +196,3 @@ def _scatter(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
     sequence, head = jnp.arange(new.shape[0])[:, None, None], jnp.arange(new.shape[2])
     first = (sequence, head) if cache.ndim == 4 else (head, sequence)  # of each [B, T, K]
     return cache.at[*first, slots].set(new, mode="drop")
-
-
-def _scatter_two(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-    """One row and another that is dropped.
-
-    XLA:CPU turns a scatter of one row into an update that it then makes twice, copying the whole
-    cache for each.
-    """
-    beyond = jnp.full_like(slots, cache.shape[2])
-    return _scatter(
-        cache, jnp.concatenate([new, new], axis=1), jnp.concatenate([slots, beyond], axis=1)
-    )

@@ -1,7 +1,5 @@
 """Matrix multiplication with weights stored ``[outputs, inputs]``."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,7 +8,6 @@ from model.declarations import Matrix
 from sharding.collectives import reshard
 from sharding.dot import dot
 from sharding.placement import Placement
-from sharding.platform_workarounds import by_platform
 from sharding.products import multiply, transfers
 from sharding.scaled import Scaled, Weight, divide, sharding_of
 
@@ -95,27 +92,6 @@ def linear(
     Returns:
       [B, T, outputs...].
     """
-    dtype = dtype or x.dtype
     outputs = weight.ndim - (x.ndim - 2)
-
-    def whole(weight: Weight, x: jax.Array) -> jax.Array:
-        spec = tuple(sharding) + (None,) * (outputs + 2 - len(sharding))
-        return dot(weight, x, dtype, jax.P(*spec))
-
-    def in_halves(weight: jax.Array, x: jax.Array) -> jax.Array:
-        halves = weight.reshape(2, -1, *weight.shape[outputs:])
-        twice = jnp.broadcast_to(x[0, 0], (2, *x.shape[2:]))
-        contracting = (tuple(range(2, halves.ndim)), tuple(range(1, twice.ndim)))
-        result = jax.lax.dot_general(  # [2, outputs / 2]
-            halves, twice, (contracting, ((0,), (0,))), preferred_element_type=dtype
-        )
-        return result.reshape(1, 1, *weight.shape[:outputs])
-
-    one_token = x.shape[:2] == (1, 1)
-    even = math.prod(weight.shape[:outputs]) % 2 == 0
-    plain = isinstance(weight, jax.Array) and weight.dtype == x.dtype
-    if plain and one_token and even and jax.typeof(weight).sharding.mesh.size == 1:
-        # XLA:CPU gives each matrix of a batch to one thread, which reads its half in one stream;
-        # a single matrix-vector product is cut into smaller blocks and reads 10% slower.
-        return by_platform(weight, x, cpu=in_halves, default=whole)
-    return whole(weight, x)
+    spec = tuple(sharding) + (None,) * (outputs + 2 - len(sharding))
+    return dot(weight, x, dtype or x.dtype, jax.P(*spec))

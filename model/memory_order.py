@@ -6,35 +6,24 @@ from jax.experimental.layout import Format, Layout
 
 from model.declarations import declarations
 from model.parameters import Parameters, flatten, nest
-
-_ORDERS_ON_TPU = {("D", "K", "G", "h"): (1, 2, 0, 3)}
-"""By logical axes, the order in memory, outermost first, of matrices that XLA:TPU would lay out at
-every step, to cut their rows: it wants those beside the heads' own dimension. Where a shard's heads
-fill no whole register they keep the default order."""
+from sharding.platform_workarounds import order_on_tpu
 
 
 def lay_out_for_tpu(parameters: Parameters, model: nnx.Module) -> Parameters:
-    """Brings arrays into the orders in memory that TPUs read best; no others are touched.
+    """Brings arrays into the orders of `order_on_tpu`; no others are touched.
 
     Args:
       parameters: on devices, those that change then gone; or abstract; or none.
       model: that declares them.
     """
-    flat = flatten(parameters)
+    flat, scheme = flatten(parameters), model.form.scheme
+    if scheme and scheme.group:
+        return parameters  # a kernel reads matrices in groups as they are stored
     for path, param in declarations(model).items() if flat else ():
-        order, scheme = _ORDERS_ON_TPU.get(param.axes), model.form.scheme
-        # Matrices in groups are read by a kernel, as they are stored.
-        if order and not param.scale and not (scheme and scheme.group) and _fills_lanes(flat[path]):
+        order = None if param.scale else order_on_tpu(param.axes, flat[path])
+        if order:
             flat[path] = _lie(flat[path], Format(Layout(order), flat[path].sharding))
     return nest(flat)
-
-
-def _fills_lanes(array: jax.Array | jax.ShapeDtypeStruct) -> bool:
-    """Whether shards are whole registers wide; an order given to narrower ones fills them up."""
-    return array.sharding.shard_shape(array.shape)[-1] % _LANES == 0
-
-
-_LANES = 128
 
 
 def lay_out(parameters: Parameters, formats: dict) -> tuple[Parameters, int]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sharding.grouped import kernel_for
-from sharding.platform_workarounds import by_platform
+from sharding.platform_workarounds import by_platform, halves_for_one_token, in_halves
 from sharding.scaled import (
     Scaled,
     Weight,
@@ -47,6 +47,9 @@ def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None
     few = functools.partial(by_rows, _few_on_gpu)
 
     converts = isinstance(weight, Scaled) or weight.dtype != x.dtype
+    if not converts and out is not None and halves_for_one_token(weight, x):
+        halves = functools.partial(in_halves, dtype=dtype)
+        return by_platform(weight, x, cpu=halves, default=whole)
     if not converts or (out is not None and jax.typeof(x).sharding.mesh.size > 1):
         return whole(weight, x)
     others = {"cpu": in_blocks} | _by_kernel(weight, x, outputs, dtype)

@@ -1,8 +1,58 @@
-"""What each platform's compiler does best, chosen as a step is traced."""
+"""What one platform's compiler does badly, and how each is gone round: the list of all of them.
 
+A way round that only one platform takes is chosen by `by_platform` as a step is traced. Those that
+models need are here; those that belong to one file elsewhere are there, and named here. Times are
+of a decode step of one sequence, before and after, from `smollm2-135m-cpu/notes.md` (two cores) and
+`llama3-8b-h200/notes.md` (one H200) of `profiles/results`. Where there is none, the copies were
+seen in compiled programs and their cost was not timed.
+
+XLA:CPU
+- It copies a weight that is a matmul's second operand: the weight is the first, stored
+  ``[outputs, inputs]`` (`model.linear.linear`). 177 ms, then 62.
+- It copies a weight whose contracted dimensions are not in their stored order: they are contracted
+  in that order (`sharding.dot.contract`). 50 ms, then 27.
+- It copies keys where queries come first: keys before queries, probabilities before values
+  (`model.attention`). Within the 27 ms above.
+- It cuts a matrix-vector product into small blocks: two halves of the outputs make a batch of two,
+  a stream for each thread (`halves_for_one_token`). 34.4 ms, then 31.6, on a later host.
+- It makes a scatter of one row an update that copies the whole cache twice: a second row is
+  scattered, and dropped (`scatter_row`). 25 ms, then 23; at context 2,048 97 ms, then 33.
+- It converts a whole matrix before a matmul: a few rows at a time (`sharding.dot`).
+- It converts a whole array of small floats to cut or gather it: their bits are integers
+  (`sharding.scaled.to_bits`, and for the embedding `sharding.collectives`).
+- It gathers the batch for the top k of a divided array: each chip takes its own
+  (`model.mixture`).
+- It multiplies by every expert where a matmul of groups is asked for: a loop over the experts that
+  have tokens (`model.mixture`).
+- It has no ragged all-to-all: a plain one takes every token to every chip that may have its expert
+  (`model.dispatch`).
+
+XLA:TPU
+- It lays attention's output weights out anew at every step, to cut their rows: they are stored in
+  the order that it wants (`order_on_tpu`).
+- It brings a cache into another order to write several heads of a slot at once: a row for each head
+  (`model.cache`), scales with KV heads first, and slots in whole tiles.
+- It takes the rows of a prompt one after another: whole prompts are one block (`model.cache`).
+- It copies a layer's cache to VMEM and back: no evictions (`decode.compiler_options`).
+- It copies 8-bit rows to cut them across tiles, or inside a stack: whole tiles, one matrix at a
+  time (`sharding.scaled`).
+- It writes a scale for every value of a matrix in groups: a kernel (`sharding.grouped`).
+- It keeps products of several steps of a loop for one transfer: barriers (`sharding.products`).
+
+XLA:GPU
+- It runs kernels of a CUDA graph one by one: side by side (`decode.compiler_options`). 4.64 ms,
+  then 4.46.
+- It reads 8-bit values more slowly for one token than for eight: one is made eight
+  (`sharding.dot`). 63 us, then 38, for the matrices of gate and up alone.
+- It writes out a matrix in groups before a matmul: a sum of products for one or two tokens
+  (`sharding.dot`). 220 us, then 72, for the same.
+"""
+
+import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 
 def by_platform(*operands: object, default: Callable, **others: Callable) -> object:
@@ -23,3 +73,89 @@ def by_platform(*operands: object, default: Callable, **others: Callable) -> obj
     if platform == "gpu":
         platform = "cuda" if device.device_kind.startswith("NVIDIA") else "rocm"
     return others.get(platform, default)(*operands)
+
+
+def halves_for_one_token(weight: jax.Array, x: jax.Array) -> bool:
+    """Whether `in_halves` can multiply these, and XLA:CPU is faster so.
+
+    Args:
+      weight: [outputs..., inputs...], plain.
+      x: [B, T, inputs...], of the same type.
+    """
+    outputs = math.prod(weight.shape[: weight.ndim - (x.ndim - 2)])
+    alone = jax.typeof(weight).sharding.mesh.size == 1
+    return x.shape[:2] == (1, 1) and outputs % 2 == 0 and alone
+
+
+def in_halves(weight: jax.Array, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """One token's product as a batch of two, each with half of the outputs.
+
+    XLA:CPU gives each matrix of a batch to one thread, which reads its half in one stream; a single
+    matrix-vector product is cut into smaller blocks and reads 10% slower.
+
+    Args:
+      weight: [outputs..., inputs...], an even number of outputs.
+      x: [1, 1, inputs...].
+      dtype: of the product.
+
+    Returns:
+      [1, 1, outputs...].
+    """
+    outputs = weight.ndim - (x.ndim - 2)
+    halves = weight.reshape(2, -1, *weight.shape[outputs:])
+    twice = jnp.broadcast_to(x[0, 0], (2, *x.shape[2:]))
+    contracting = (tuple(range(2, halves.ndim)), tuple(range(1, twice.ndim)))
+    result = jax.lax.dot_general(  # [2, outputs / 2]
+        halves, twice, (contracting, ((0,), (0,))), preferred_element_type=dtype
+    )
+    return result.reshape(1, 1, *weight.shape[:outputs])
+
+
+Scatter = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def scatter_row(
+    scatter: Scatter, array: jax.Array, row: jax.Array, slot: jax.Array, beyond: int
+) -> jax.Array:
+    """One row written where an array lies.
+
+    XLA:CPU turns a scatter of one row into an update that it then makes twice, copying the whole
+    array for each. There it is given another row, which is dropped.
+
+    Args:
+      scatter: writes rows into an array, and drops those of slots past its last.
+      array: that is written to.
+      row: [B, 1, ...].
+      slot: [B, 1] int32.
+      beyond: a slot past the last.
+    """
+
+    def with_another(array: jax.Array, row: jax.Array, slot: jax.Array) -> jax.Array:
+        dropped = jnp.full_like(slot, beyond)
+        rows, slots = jnp.concatenate([row, row], axis=1), jnp.concatenate([slot, dropped], axis=1)
+        return scatter(array, rows, slots)
+
+    return by_platform(array, row, slot, cpu=with_another, default=scatter)
+
+
+def order_on_tpu(
+    axes: tuple[str, ...], array: jax.Array | jax.ShapeDtypeStruct
+) -> tuple[int, ...] | None:
+    """The order in memory, outermost dimension first, that a TPU reads a weight best in.
+
+    Args:
+      axes: logical axes of its dimensions.
+      array: the weight, or its shape and sharding.
+
+    Returns:
+      None for the default order. An order given to shards that are no whole registers wide fills
+      them up, so they keep the default.
+    """
+    fills_lanes = array.sharding.shard_shape(array.shape)[-1] % _LANES == 0
+    return _ORDERS_ON_TPU.get(axes) if fills_lanes else None
+
+
+# Matrices that XLA:TPU would lay out at every step, to cut their rows: it wants those beside the
+# heads' own dimension.
+_ORDERS_ON_TPU = {("D", "K", "G", "h"): (1, 2, 0, 3)}
+_LANES = 128

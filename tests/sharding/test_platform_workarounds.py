@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sharding.mesh import make_mesh, parse_mesh
-from sharding.platform_workarounds import by_platform
+from sharding.platform_workarounds import by_platform, halves_for_one_token, in_halves
 from tests.sharding.pretended import mesh_of
 
 FACTORS = {"cpu": 2, "tpu": 3, "cuda": 5, "rocm": 7}
@@ -46,3 +46,18 @@ def test_without_a_mesh_the_platform_decides_as_the_step_is_lowered():
 def test_a_step_runs_what_its_devices_want():
     with jax.set_mesh(make_mesh(parse_mesh("2"))):
         assert jax.jit(step)(np.ones(2, np.float32)).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "outputs", "mesh", "halved"),
+    [(1, 6, "1", True), (2, 6, "1", False), (1, 5, "1", False), (1, 6, "2", False)],
+)
+def test_one_token_alone_is_multiplied_in_halves(tokens, outputs, mesh, halved):
+    rng = np.random.default_rng(0)
+    weight, x = rng.normal(size=(outputs, 4, 2)), rng.normal(size=(1, tokens, 4, 2))
+    whole = jax.NamedSharding(make_mesh(parse_mesh(mesh)), jax.P())
+    weight, x = jax.device_put((weight, x), whole)
+    assert halves_for_one_token(weight, x) == halved
+    if halved:
+        expected = np.einsum("oac,btac->bto", weight, x)
+        np.testing.assert_allclose(in_halves(weight, x, x.dtype), expected, rtol=1e-6)
