@@ -31,8 +31,9 @@ from sharding.layout import Layout
 from sharding.mesh import MeshShape, make_mesh
 from sharding.placement import Placement
 from sharding.scaled import Scaled, Scheme
+from sharding.stored_types import PLAIN_TYPES
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {name: getattr(jnp, name) for name in PLAIN_TYPES}
 
 
 # Given a number of bytes, a context whose value is told of every so many that are done.

@@ -19,8 +19,6 @@ import threading
 from collections.abc import Callable
 from typing import IO, NoReturn, TypeVar
 
-import jax
-
 from sharding.error_types import FloorlineError, UsageError
 
 Answer = TypeVar("Answer")
@@ -101,6 +99,8 @@ def start(
       FloorlineError: JAX cannot join, for another reason than that the others do not come, such as
         a coordinator's port that another program has.
     """
+    import jax  # takes half a second: asked late here and below, as one process may end before it
+
     global _membership
     joined = given or _detect()
     if joined.count == 1:
@@ -156,7 +156,8 @@ def _detect() -> Membership:
     Raises:
       FloorlineError: there is a cluster, and it does not say.
     """
-    from jax._src import clusters  # has no public name; asked late, so that one process needs none
+    import jax
+    from jax._src import clusters  # has no public name
 
     platforms = jax.config.jax_platforms
     with_tpu = not platforms or "tpu" in platforms
@@ -191,7 +192,7 @@ def agree(work: Callable[[], Answer]) -> Answer:
     """
     if count() == 1:
         return work()
-    from jax._src import distributed  # likewise
+    from jax._src import distributed  # has no public name
 
     client, key = distributed.global_state.client, f"floorline/{next(_numbers)}"
     if first():
@@ -210,6 +211,8 @@ def finish() -> None:
     """Waits until every process is done, so that none takes a peer for dead."""
     global _leaving
     if count() > 1:
+        import jax
+
         jax.distributed.shutdown()
         _leaving = 0
 
@@ -223,6 +226,8 @@ def leave(code: int) -> NoReturn:
     global _leaving
     if count() == 1:
         sys.exit(code)
+    import jax
+
     _leaving = code
     parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     parting.start()

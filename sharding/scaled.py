@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from sharding.placement import used_axes
+from sharding.stored_types import SCALED_TYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +47,8 @@ class Scheme:
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     {
-        scheme.name: scheme
-        for scheme in (
-            Scheme("int8", jnp.int8, 127),
-            Scheme("int8_grouped", jnp.int8, 127, group=32),
-            Scheme("fp8", jnp.float8_e4m3fn, 448),
-            Scheme("int4", jnp.uint4, 15, group=32, offset=True),
-            Scheme("int4_symmetric", jnp.int4, 7, group=32),
-        )
+        name: Scheme(name, getattr(jnp, dtype), *figures)
+        for name, (dtype, *figures) in SCALED_TYPES.items()
     }
 )
 
