@@ -10,6 +10,10 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from decode.load import ModelSource
 
 _INTERRUPTED = "run is interrupted; nothing more was written"
 
@@ -45,6 +49,25 @@ def _open_output() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it
 
 
+@contextlib.contextmanager
+def importing(name: str = "") -> Iterator[None]:
+    """Around imports of packages, of which one that fails ends the run as one line.
+
+    Args:
+      name: ``__name__`` of a script that has defined all its flags. Where it is the one that runs,
+        they are parsed first: neither ``--help`` nor a wrong flag waits for JAX to be imported.
+    """
+    if name == "__main__":
+        with _failing_in_one_line():
+            app.define_help_flags()
+            _parsed[:] = [_parse(sys.argv)]
+    try:
+        yield
+    except ImportError as error:
+        print(f"error: {_import_failure(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
 def _import_failure(error: ImportError) -> str:
     """Why a module cannot be had: nothing is installed, or another one has its name."""
     said = f"import of {error.name!r} is failing ({error})"
@@ -60,17 +83,14 @@ def _import_failure(error: ImportError) -> str:
 
 _on_interrupt(_end_at_once)
 _open_output()
-try:
+_parsed: list[list[str]] = []  # what is no flag, once the flags are parsed
+with importing():
     from absl import app, flags, logging
 
-    from decode.load import ModelSource, find_source
     from model.config import ModelConfig, check_length
     from profiles.report.files import check_file, not_taken
     from sharding import processes
     from sharding.error_types import FloorlineError, UsageError
-except ImportError as error:
-    print(f"error: {_import_failure(error)}", file=sys.stderr)
-    sys.exit(2)
 
 
 class _PathParser(flags.ArgumentParser):
@@ -137,7 +157,10 @@ def start(main: Callable[[], None]) -> None:
     """
     _unshown.clear()
     with _failing_in_one_line():
-        app.run(lambda rest: _run(main, rest), flags_parser=_parse)
+        app.run(
+            lambda rest: _run(main, rest),
+            flags_parser=lambda argv: _parsed.pop() if _parsed else _parse(argv),
+        )
 
 
 def say(text: str) -> None:
@@ -169,8 +192,10 @@ def fail_when_done(error: OSError) -> None:
     _unshown.append(not_taken(error))
 
 
-def source() -> ModelSource:
+def source() -> "ModelSource":
     """The model that the flags name."""
+    with importing():
+        from decode.load import find_source
     found = find_source(
         MODEL.value,
         random_weights=RANDOM_WEIGHTS.value,

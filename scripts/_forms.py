@@ -2,56 +2,16 @@
 
 from collections.abc import Sequence
 
+from _array_flags import DTYPE, WEIGHT_DTYPE
 from absl import flags
 
 from decode.load import DTYPES, default_dtype
 from model.form import Form, Storage, check_platform
 from sharding.error_types import UsageError
 from sharding.scaled import SCHEMES, Scheme
-
-DTYPE = flags.DEFINE_enum(
-    "dtype",
-    None,
-    list(DTYPES),
-    "Of arithmetic, and of what the flags below do not say. float32 on CPU; bfloat16 "
-    "elsewhere, and of chips that are only spoken of.",
-)
-WEIGHT_DTYPE = flags.DEFINE_list(
-    "weight_dtype",
-    None,
-    f"What weights are stored in: {', '.join(DTYPES)}; or the matrices of attention, MLPs and "
-    f"experts in {', '.join(SCHEMES)}, with scales, and all else in --dtype. profile_decode.py, "
-    "estimate.py and plan.py take a list.",
-)
-
+from sharding.stored_types import CACHE_TYPES
 
 _STORAGE: dict[str, Storage] = {**DTYPES, **SCHEMES}
-
-
-def define_step_flags() -> None:
-    """Defines the flags of scripts that run steps: ``--kv_dtype`` and ``--round_activations``."""
-    flags.DEFINE_enum(
-        "kv_dtype",
-        None,
-        [*DTYPES, *(s.name for s in SCHEMES.values() if s.group is None)],
-        "What the KV cache is stored in; int8 and fp8 with a scale for each token and head.",
-    )
-    flags.DEFINE_bool(
-        "round_activations",
-        False,
-        "With --weight_dtype=int8: multiply 8-bit integers, what weights multiply rounded to them "
-        "with a scale for each token, where the chip can.",
-    )
-
-
-def define_weight_layout(meaning: str) -> flags.FlagHolder[str]:
-    """Defines ``--weight_layout``.
-
-    Args:
-      meaning: what auto does, in the words of ``--help``.
-    """
-    values = ["default", "auto"]
-    return flags.DEFINE_enum("weight_layout", "default", values, meaning)
 
 
 def form(stored: Scheme | None = None, dtype: str | None = None, here: bool = True) -> Form:
@@ -111,10 +71,9 @@ def combined(caches: Sequence[str]) -> list[Form]:
       UsageError: an unknown name.
     """
     check()
-    kinds = [*DTYPES, *(s.name for s in SCHEMES.values() if s.group is None)]
     for name in caches or [""]:
-        if name not in kinds:
-            raise UsageError(f"--kv_dtype is {name!r}; use one of {', '.join(kinds)}")
+        if name not in CACHE_TYPES:
+            raise UsageError(f"--kv_dtype is {name!r}; use one of {', '.join(CACHE_TYPES)}")
     plain = DTYPES[DTYPE.value or "bfloat16"]
     return list(
         dict.fromkeys(

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import _common
+from _array_flags import ATTENTION_BY, COLLECTIVES_BY, EXPERT_PARALLEL, LAYOUT, PREFILL_LAYOUT
 from absl import flags
 
 from model.config import ModelConfig
@@ -16,9 +17,6 @@ from profiles.expected.estimate import Model
 from profiles.floor.replication import experts_per_device, replication_cost
 from profiles.report.titles import field_text
 from sharding.catalog import (
-    ATTENTION,
-    COLLECTIVES,
-    LAYOUTS,
     divide_experts,
     find_layout,
     schedule_by,
@@ -28,35 +26,6 @@ from sharding.layout import Layout
 from sharding.mesh import MeshShape, parse_mesh, request_cpu_devices
 from sharding.placement import Placement
 
-LAYOUT = flags.DEFINE_string(
-    "layout",
-    "weight_stationary_1d",
-    "Partitioning; auto picks by predicted time and says why. "
-    + "; ".join(f"{name}: {LAYOUTS[name].summary}" for name in LAYOUTS),
-)
-PREFILL_LAYOUT = flags.DEFINE_string(
-    "prefill_layout",
-    None,
-    "Partitioning of prompts, over the same stored weights; auto picks. As --layout.",
-)
-_KINDS = [*ATTENTION, AUTO]
-ATTENTION_BY = flags.DEFINE_string(
-    "attention", "heads", f"What divides attention and the KV cache: {', '.join(_KINDS)}."
-)
-flags.register_validator(
-    ATTENTION_BY,
-    lambda value: {*value.split(",")} <= {*_KINDS},
-    f"use one of {', '.join(_KINDS)}",
-)
-COLLECTIVES_BY = flags.DEFINE_enum(
-    "collectives",
-    "compiler",
-    list(COLLECTIVES),
-    "Who schedules those beside matmuls: the compiler, or loops that overlap them with products.",
-)
-EXPERT_PARALLEL = flags.DEFINE_bool(
-    "expert_parallel", False, "Divide experts over the chips instead of each expert's d_ff."
-)
 _MOST = 1_000_000  # devices: more than there are
 _OF_ARRAYS = "layout", "prefill_layout", "attention", "collectives", "expert_parallel"
 
@@ -136,12 +105,6 @@ def _placed(
         _common.say,
         whole_batches=batches if sweep else (),
     )
-
-
-def leave_open() -> None:
-    """Makes ``auto`` the default of ``--layout`` and ``--attention``, in scripts that compare."""
-    for flag in (LAYOUT, ATTENTION_BY):
-        flags.set_default(flag, AUTO)
 
 
 def wanted(config: Model) -> list[Layout]:

@@ -18,23 +18,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import _array_flags
 import _common
-import _forms
-import _layouts
 from absl import flags
-from tqdm import tqdm
-
-from model.catalog import find_model
-from profiles.chips.slices import parse_slice
-from profiles.compiled.compiler import check_compiler
-from profiles.compiled.grid import Point, run, summary
-from profiles.figures.grid import heat_map
-from profiles.report.document import Record, document, versions
-from profiles.report.files import check_writable, write_csv, write_json
-from profiles.report.numbers import ms
-from profiles.report.table import aligned
-from profiles.report.titles import field_text
-from sharding.error_types import UsageError
 
 _TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x4"], "Slices, such as v5e:4x4,v5p:2x2x2.")
 _BATCH = flags.DEFINE_list("batch", ["1", "32"], "Sequences.")
@@ -46,9 +32,30 @@ _WORKERS = flags.DEFINE_integer(
     "workers", None, "Compilers at once; by default as many as cores and memory allow.", 1
 )
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/matrix", "Folder for results.")
-_forms.define_step_flags()
-_layouts.leave_open()
+_array_flags.define_step_flags()
+_array_flags.leave_open()
 flags.set_default(_common.MODEL, "llama3-8b")
+
+if __name__ == "__main__":
+    for module in (_common, _array_flags):
+        flags.adopt_module_key_flags(module)
+
+with _common.importing(__name__):
+    import _forms
+    import _layouts
+    from tqdm import tqdm
+
+    from model.catalog import find_model
+    from profiles.chips.slices import parse_slice
+    from profiles.compiled.compiler import check_compiler
+    from profiles.compiled.grid import Point, run, summary
+    from profiles.figures.grid import heat_map
+    from profiles.report.document import Record, document, versions
+    from profiles.report.files import check_writable, write_csv, write_json
+    from profiles.report.numbers import ms
+    from profiles.report.table import aligned
+    from profiles.report.titles import field_text
+    from sharding.error_types import UsageError
 
 
 def main() -> None:
@@ -143,6 +150,4 @@ def _progress(finished: Iterator[tuple[str, Record]], count: int) -> Iterator[tu
 
 
 if __name__ == "__main__":
-    for module in (_common, _layouts, _forms):
-        flags.adopt_module_key_flags(module)
     _common.start(main)

@@ -20,26 +20,10 @@ import dataclasses
 import datetime
 import sys
 
+import _array_flags
 import _common
-import _forms
-import _layouts
-import _slices
+import _slice_flags
 from absl import flags
-
-from model.config import ModelConfig
-from profiles.compiled import text as compiled_text
-from profiles.compiled.compiler import check_compiler, check_target, compile_step
-from profiles.compiled.examined import Examined, examine, passed, subject_of
-from profiles.compiled.inspection import Subject
-from profiles.compiled.step import CompiledStep, read
-from profiles.expected.candidates import candidates
-from profiles.expected.estimate import Estimator, Setting, best
-from profiles.floor.arrays import placed_arrays
-from profiles.report.document import Record, document, versions
-from profiles.report.files import check_file, write_atomically, write_json
-from profiles.report.numbers import several
-from sharding.error_types import FloorlineError, UsageError
-from sharding.mesh import parse_mesh
 
 _TOPOLOGY = flags.DEFINE_string(
     "topology", "v5e:2x4", "Chip and shape of the slice, such as v5p:2x2x4."
@@ -51,16 +35,40 @@ _CONTEXT = flags.DEFINE_integer(
 )
 _PHASE = flags.DEFINE_enum("phase", "decode", ["decode", "prefill"], "Which pass.")
 _SAVE_HLO = flags.DEFINE(_common.PATH, "save_hlo", None, "Write the compiled program's text here.")
-_WEIGHT_LAYOUT = _forms.define_weight_layout(
+_WEIGHT_LAYOUT = _array_flags.define_weight_layout(
     "auto compiles a second time, with weights in memory as the compiler would have them, and says "
     "what changes. On devices, generate.py and profile_decode.py store them so with this flag."
 )
 _LAYERS = flags.DEFINE_integer(
     "layers", None, "For work on the code: so many layers in place of the model's own.", 1
 )
-_forms.define_step_flags()
-_layouts.leave_open()
+_array_flags.define_step_flags()
+_array_flags.leave_open()
 flags.set_default(_common.MODEL, "llama3-8b")
+
+if __name__ == "__main__":
+    for module in (_common, _array_flags, _slice_flags):
+        flags.adopt_module_key_flags(module)
+
+with _common.importing(__name__):
+    import _forms
+    import _layouts
+    import _slices
+
+    from model.config import ModelConfig
+    from profiles.compiled import text as compiled_text
+    from profiles.compiled.compiler import check_compiler, check_target, compile_step
+    from profiles.compiled.examined import Examined, examine, passed, subject_of
+    from profiles.compiled.inspection import Subject
+    from profiles.compiled.step import CompiledStep, read
+    from profiles.expected.candidates import candidates
+    from profiles.expected.estimate import Estimator, Setting, best
+    from profiles.floor.arrays import placed_arrays
+    from profiles.report.document import Record, document, versions
+    from profiles.report.files import check_file, write_atomically, write_json
+    from profiles.report.numbers import several
+    from sharding.error_types import FloorlineError, UsageError
+    from sharding.mesh import parse_mesh
 
 
 def main() -> None:
@@ -116,7 +124,7 @@ def _estimator(model: ModelConfig, batch: int, context: int, prefill: bool) -> E
         where=where,
         form=_forms.form(here=False),
         rates=_slices.rates(where.chip),
-        experts=_slices.EXPERTS.value,
+        experts=_slice_flags.EXPERTS.value,
         price=_slices.price(where.chip),
         quote=_slices.quote(where.chip),
     )
@@ -183,6 +191,4 @@ def _document(estimator: Estimator, record: Record, more: dict, started: str) ->
 
 
 if __name__ == "__main__":
-    for module in (_common, _layouts, _forms, _slices):
-        flags.adopt_module_key_flags(module)
     _common.start(main)

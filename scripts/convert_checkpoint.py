@@ -16,16 +16,9 @@ Examples:
 import time
 from pathlib import Path
 
+import _array_flags
 import _common
-import _forms
-import _layouts
 from absl import flags
-
-from model.weights.orbax_checkpoint import OrbaxFolder, check_target, save
-from profiles.report.files import write_json
-from profiles.report.progress import byte_progress
-from sharding import processes
-from sharding.error_types import UsageError
 
 _DEVICES = flags.DEFINE_integer(
     "devices",
@@ -36,6 +29,20 @@ _DEVICES = flags.DEFINE_integer(
 )
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", None, "Where the checkpoint goes.")
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
+
+if __name__ == "__main__":
+    for module in (_common, _array_flags):
+        flags.adopt_module_key_flags(module)
+
+with _common.importing(__name__):
+    import _forms
+    import _layouts
+
+    from model.weights.orbax_checkpoint import OrbaxFolder, check_target, save
+    from profiles.report.files import write_json
+    from profiles.report.progress import byte_progress
+    from sharding import processes
+    from sharding.error_types import UsageError
 
 
 def main() -> None:
@@ -79,6 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    for module in (_common, _layouts, _forms):
-        flags.adopt_module_key_flags(module)
     _common.start(main)

@@ -17,25 +17,10 @@ Examples:
 import datetime
 import sys
 
+import _array_flags
 import _common
-import _forms
-import _layouts
-import _slices
+import _slice_flags
 from absl import flags
-
-from model.config import check_length
-from profiles.expected import text as estimate_text
-from profiles.expected.candidates import candidates
-from profiles.expected.estimate import Estimate, Estimator, Model, Setting, best
-from profiles.expected.record import Recorder, basis
-from profiles.expected.remedies import remedy
-from profiles.report.document import Record, document
-from profiles.report.files import write_json
-from profiles.report.numbers import number
-from sharding import processes
-from sharding.error_types import UsageError
-from sharding.layout import Layout
-from sharding.mesh import parse_mesh
 
 _TOPOLOGY = flags.DEFINE_list(
     "topology",
@@ -57,9 +42,32 @@ _ECONOMICS = flags.DEFINE_bool(
     "Also say what follows: critical batch, balanced context, batching gain, schedules, prices of "
     "speed and of prompts, pipelines.",
 )
-_forms.define_step_flags()
-_layouts.leave_open()
+_array_flags.define_step_flags()
+_array_flags.leave_open()
 flags.set_default(_common.MODEL, "llama3-70b")
+
+if __name__ == "__main__":
+    for module in (_common, _array_flags, _slice_flags):
+        flags.adopt_module_key_flags(module)
+
+with _common.importing(__name__):
+    import _forms
+    import _layouts
+    import _slices
+
+    from model.config import check_length
+    from profiles.expected import text as estimate_text
+    from profiles.expected.candidates import candidates
+    from profiles.expected.estimate import Estimate, Estimator, Model, Setting, best
+    from profiles.expected.record import Recorder, basis
+    from profiles.expected.remedies import remedy
+    from profiles.report.document import Record, document
+    from profiles.report.files import write_json
+    from profiles.report.numbers import number
+    from sharding import processes
+    from sharding.error_types import UsageError
+    from sharding.layout import Layout
+    from sharding.mesh import parse_mesh
 
 
 def main() -> None:
@@ -114,7 +122,7 @@ def _estimators(
                 where=where,
                 form=form,
                 rates=_slices.rates(where.chip),
-                experts=_slices.EXPERTS.value,
+                experts=_slice_flags.EXPERTS.value,
                 price=_slices.price(where.chip),
                 quote=_slices.quote(where.chip),
             )
@@ -156,6 +164,4 @@ def _message(step: Estimate, wanted: list[Layout], known: dict) -> str:
 
 
 if __name__ == "__main__":
-    for module in (_common, _layouts, _forms, _slices):
-        flags.adopt_module_key_flags(module)
     _common.start(main)

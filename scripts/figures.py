@@ -27,23 +27,10 @@ import datetime
 import sys
 from pathlib import Path
 
+import _array_flags
 import _common
-import _forms
-import _layouts
-import _slices
+import _slice_flags
 from absl import flags
-
-from profiles.chips.slices import Slice
-from profiles.expected.candidates import AUTO
-from profiles.expected.estimate import Model, Setting
-from profiles.figures import curve_figures, slice_figures
-from profiles.figures.document import curves_document
-from profiles.figures.study import Study, Wanted
-from profiles.report.files import check_writable, write_json
-from profiles.report.numbers import several
-from sharding.catalog import find_layout
-from sharding.error_types import UsageError
-from sharding.mesh import parse_mesh
 
 FIGURES = ("latency", "cost", "contexts", "chips", "pareto", "sparsity", "communication")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Chip and shape of a slice, owned or not.")
@@ -70,10 +57,30 @@ _SLICES = flags.DEFINE_list(
 )
 _FIGURES = flags.DEFINE_list("figures", list(FIGURES), "Which to draw.")
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/figures", "Folder for the PNG files.")
-_forms.define_step_flags()
+_array_flags.define_step_flags()
 flags.set_default(_common.MODEL, "llama3-70b")
-flags.set_default(_layouts.LAYOUT, AUTO)
-flags.set_default(_layouts.ATTENTION_BY, AUTO)
+_array_flags.leave_open()
+
+if __name__ == "__main__":
+    for module in (_common, _array_flags, _slice_flags):
+        flags.adopt_module_key_flags(module)
+
+with _common.importing(__name__):
+    import _forms
+    import _layouts
+    import _slices
+
+    from profiles.chips.slices import Slice
+    from profiles.expected.candidates import AUTO
+    from profiles.expected.estimate import Model, Setting
+    from profiles.figures import curve_figures, slice_figures
+    from profiles.figures.document import curves_document
+    from profiles.figures.study import Study, Wanted
+    from profiles.report.files import check_writable, write_json
+    from profiles.report.numbers import several
+    from sharding.catalog import find_layout
+    from sharding.error_types import UsageError
+    from sharding.mesh import parse_mesh
 
 
 def main() -> None:
@@ -119,13 +126,13 @@ def _names() -> list[str]:
 
 def _wanted() -> Wanted:
     """What the flags ask for."""
-    if _layouts.PREFILL_LAYOUT.value:
+    if _array_flags.PREFILL_LAYOUT.value:
         raise UsageError(
-            f"--prefill_layout is {_layouts.PREFILL_LAYOUT.value}, but the curves are of decode "
-            "steps, and communication.png has all layouts of prompts; leave it out"
+            f"--prefill_layout is {_array_flags.PREFILL_LAYOUT.value}, but the curves are of "
+            "decode steps, and communication.png has all layouts of prompts; leave it out"
         )
-    if _layouts.LAYOUT.value != AUTO:
-        find_layout(_layouts.LAYOUT.value)
+    if _array_flags.LAYOUT.value != AUTO:
+        find_layout(_array_flags.LAYOUT.value)
     slices = None
     if _SLICES.value is not None:
         slices = tuple(dict.fromkeys(map(_slices.where, _SLICES.value)))
@@ -140,14 +147,14 @@ def _wanted() -> Wanted:
         where=where,
         form=_forms.form(here=False),
         rates=_slices.rates(where.chip),
-        experts=_slices.EXPERTS.value,
+        experts=_slice_flags.EXPERTS.value,
         price=_slices.price(where.chip),
         quote=_slices.quote(where.chip),
     )
     return Wanted(
         setting=setting,
-        layout=_layouts.LAYOUT.value,
-        attention=_layouts.ATTENTION_BY.value,
+        layout=_array_flags.LAYOUT.value,
+        attention=_array_flags.ATTENTION_BY.value,
         mesh=parse_mesh(_MESH.value) if _MESH.value else None,
         finish=_layouts.finish,
         batches=batches,
@@ -184,6 +191,4 @@ def _contexts(model: Model) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    for module in (_common, _layouts, _slices, _forms):
-        flags.adopt_module_key_flags(module)
     _common.start(main)

@@ -18,34 +18,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+import _array_flags
 import _common
-import _forms
-import _layouts
-import jax
-import numpy as np
 from absl import flags
-
-from decode.engine import Engine
-from decode.generate import (
-    Completion,
-    Request,
-    cache_sizes,
-    generate,
-    generate_without_cache,
-)
-from decode.load import ModelSource
-from decode.sampling import make_sampler
-from model.form import Form
-from profiles.floor.memory import check_room, need_of
-from profiles.measured.record import describe_step
-from profiles.report.document import document, summarise
-from profiles.report.files import not_taken, write_json
-from profiles.report.numbers import byte_size, ms, number, several
-from profiles.report.progress import byte_progress
-from profiles.report.titles import field_text
-from sharding import processes
-from sharding.error_types import UsageError
-from sharding.placement import Placement
 
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue; repeat for a batch.")
 _PROMPT_TOKENS = flags.DEFINE_multi_string(
@@ -71,10 +46,42 @@ _MIN_P = flags.DEFINE_float("min_p", None, "Draw from tokens p times as likely a
 _NO_CACHE = flags.DEFINE_bool(
     "no_cache", False, "Generate again by recomputing every prefix, and compare."
 )
-_WEIGHT_LAYOUT = _forms.define_weight_layout(
+_WEIGHT_LAYOUT = _array_flags.define_weight_layout(
     "auto stores weights in memory as the compiler would have them for these prompts."
 )
-_forms.define_step_flags()
+_array_flags.define_step_flags()
+
+if __name__ == "__main__":
+    for module in (_common, _array_flags):
+        flags.adopt_module_key_flags(module)
+
+with _common.importing(__name__):
+    import _forms
+    import _layouts
+    import jax
+    import numpy as np
+
+    from decode.engine import Engine
+    from decode.generate import (
+        Completion,
+        Request,
+        cache_sizes,
+        generate,
+        generate_without_cache,
+    )
+    from decode.load import ModelSource
+    from decode.sampling import make_sampler
+    from model.form import Form
+    from profiles.floor.memory import check_room, need_of
+    from profiles.measured.record import describe_step
+    from profiles.report.document import document, summarise
+    from profiles.report.files import not_taken, write_json
+    from profiles.report.numbers import byte_size, ms, number, several
+    from profiles.report.progress import byte_progress
+    from profiles.report.titles import field_text
+    from sharding import processes
+    from sharding.error_types import UsageError
+    from sharding.placement import Placement
 
 
 def main() -> None:
@@ -288,6 +295,4 @@ def _document(run: _Run, record: dict, started: str) -> dict:
 
 
 if __name__ == "__main__":
-    for module in (_common, _layouts, _forms):
-        flags.adopt_module_key_flags(module)
     _common.start(main)

@@ -21,36 +21,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import _array_flags
 import _common
-import _forms
-import _layouts
 from absl import flags
-
-from model.catalog import CATALOG, find_model
-from model.config import ModelConfig
-from model.form import Form
-from model.layout_check import settle
-from profiles.compiled.inspection import (
-    Subject,
-    array_table,
-    collective_table,
-    compiled,
-    differences,
-    expected,
-    stands_in,
-    totals,
-)
-from profiles.figures.layout import layout_figure
-from profiles.floor.arrays import PlacedArray, placed_arrays
-from profiles.floor.collective import Collective
-from profiles.report.document import document
-from profiles.report.files import check_writable, write_json
-from profiles.report.numbers import several
-from profiles.report.titles import field_text
-from sharding import processes
-from sharding.devices import default_platform, devices
-from sharding.error_types import FloorlineError, LayoutError
-from sharding.mesh import request_cpu_devices
 
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 4x4x4.")
 _DEVICES = flags.DEFINE_integer(
@@ -71,8 +44,42 @@ _COMPILE = flags.DEFINE_bool(
     "Compile and count. By default where layers times devices are at most 256: under a minute.",
 )
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/layout", "Folder for layout.png.")
-_forms.define_step_flags()
+_array_flags.define_step_flags()
 _QUICK = 256  # layers times devices
+
+if __name__ == "__main__":
+    for module in (_common, _array_flags):
+        flags.adopt_module_key_flags(module)
+
+with _common.importing(__name__):
+    import _forms
+    import _layouts
+
+    from model.catalog import CATALOG, find_model
+    from model.config import ModelConfig
+    from model.form import Form
+    from model.layout_check import settle
+    from profiles.compiled.inspection import (
+        Subject,
+        array_table,
+        collective_table,
+        compiled,
+        differences,
+        expected,
+        stands_in,
+        totals,
+    )
+    from profiles.figures.layout import layout_figure
+    from profiles.floor.arrays import PlacedArray, placed_arrays
+    from profiles.floor.collective import Collective
+    from profiles.report.document import document
+    from profiles.report.files import check_writable, write_json
+    from profiles.report.numbers import several
+    from profiles.report.titles import field_text
+    from sharding import processes
+    from sharding.devices import default_platform, devices
+    from sharding.error_types import FloorlineError, LayoutError
+    from sharding.mesh import request_cpu_devices
 
 
 def main() -> None:
@@ -189,6 +196,4 @@ def _document(
 
 
 if __name__ == "__main__":
-    for module in (_common, _layouts, _forms):
-        flags.adopt_module_key_flags(module)
     _common.start(main)

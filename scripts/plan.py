@@ -23,25 +23,10 @@ import functools
 import math
 import sys
 
+import _array_flags
 import _common
-import _forms
-import _layouts
-import _slices
+import _slice_flags
 from absl import flags
-
-from model.config import check_length
-from profiles.chips.chip import Chip, chips, find_chip
-from profiles.chips.slices import Slice, slices_of
-from profiles.expected.estimate import Model
-from profiles.expected.record import basis
-from profiles.expected.text import EXPERTS
-from profiles.plan.search import Search, Targets
-from profiles.plan.space import Offer, Space
-from profiles.plan.text import choice_words, front_table, plan, record
-from profiles.report.document import document
-from profiles.report.files import write_json
-from profiles.report.numbers import several
-from sharding.error_types import UsageError
 
 _MOST = 64  # chips of the largest slice looked at, unless asked for
 _CONTEXT = flags.DEFINE_integer(
@@ -72,8 +57,31 @@ _TOPOLOGY = flags.DEFINE_list("topology", None, "Slices to look at, such as v5e:
 _KV_DTYPE = flags.DEFINE_list(
     "kv_dtype", ["bfloat16", "int8"], "What the KV cache is stored in; a list is compared."
 )
-_layouts.leave_open()
+_array_flags.leave_open()
 flags.FLAGS.set_default("model", "llama3-70b")
+
+if __name__ == "__main__":
+    for module in (_common, _array_flags, _slice_flags):
+        flags.adopt_module_key_flags(module)
+
+with _common.importing(__name__):
+    import _forms
+    import _layouts
+    import _slices
+
+    from model.config import check_length
+    from profiles.chips.chip import Chip, chips, find_chip
+    from profiles.chips.slices import Slice, slices_of
+    from profiles.expected.estimate import Model
+    from profiles.expected.record import basis
+    from profiles.expected.text import EXPERTS
+    from profiles.plan.search import Search, Targets
+    from profiles.plan.space import Offer, Space
+    from profiles.plan.text import choice_words, front_table, plan, record
+    from profiles.report.document import document
+    from profiles.report.files import write_json
+    from profiles.report.numbers import several
+    from sharding.error_types import UsageError
 
 
 def main() -> None:
@@ -116,7 +124,7 @@ def _space(model: Model, context: int, slots: int, prompt: int | None) -> Space:
             rates=functools.cache(lambda name: _slices.rates(find_chip(name))),
             context=context,
             slots=slots,
-            experts=_slices.EXPERTS.value,
+            experts=_slice_flags.EXPERTS.value,
             prompt=prompt,
             quotes=lambda name: _slices.quote(find_chip(name)),
         )
@@ -197,7 +205,7 @@ def _title(offer: Offer) -> str:
 
 
 def _sources(chip: Chip, mixture: bool) -> str:
-    read = _slices.EXPERTS.value
+    read = _slice_flags.EXPERTS.value
     experts = f"; experts that a step reads: {EXPERTS[read]} ({read})" if mixture else ""
     return (
         f"floor: peaks of {chip.name}, {chip.source}; expected: calibration "
@@ -206,6 +214,4 @@ def _sources(chip: Chip, mixture: bool) -> str:
 
 
 if __name__ == "__main__":
-    for module in (_common, _layouts, _forms, _slices):
-        flags.adopt_module_key_flags(module)
     _common.start(main)

@@ -24,24 +24,9 @@ import datetime
 import sys
 from pathlib import Path
 
+import _array_flags
 import _common
-import _forms
-import _layouts
-import jax
 from absl import flags
-
-from model.form import Form
-from profiles.chips.chip import DEAREST, RANGE
-from profiles.figures.steps import cost, step_time
-from profiles.measured.sweep import Interrupted, Outcome, Sweep, run
-from profiles.measured.tensorboard import remove_events, write_events
-from profiles.report.document import document
-from profiles.report.files import check_writable, remove, write_csv, write_json
-from profiles.report.lines import fit_lines, fits
-from profiles.report.table import table
-from sharding import processes
-from sharding.error_types import FloorlineError, UsageError
-from sharding.placement import Placement
 
 _DEVICES = flags.DEFINE_list(
     "devices",
@@ -58,11 +43,34 @@ _FLOPS = flags.DEFINE_float("peak_flops", None, "Peak FLOP/s of a chip, for the 
 _PRICE = flags.DEFINE_float("price_per_chip_hour", None, "USD; the cost plot is then in USD.")
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/profile", "Folder for results.")
 _TRACE = flags.DEFINE_bool("trace", False, "Also write a profiler trace, for TensorBoard.")
-_WEIGHT_LAYOUT = _forms.define_weight_layout(
+_WEIGHT_LAYOUT = _array_flags.define_weight_layout(
     "auto stores weights in memory as the compiler would have them for the longest context and "
     "the largest batch."
 )
-_forms.define_step_flags()
+_array_flags.define_step_flags()
+
+if __name__ == "__main__":
+    for module in (_common, _array_flags):
+        flags.adopt_module_key_flags(module)
+
+with _common.importing(__name__):
+    import _forms
+    import _layouts
+    import jax
+
+    from model.form import Form
+    from profiles.chips.chip import DEAREST, RANGE
+    from profiles.figures.steps import cost, step_time
+    from profiles.measured.sweep import Interrupted, Outcome, Sweep, run
+    from profiles.measured.tensorboard import remove_events, write_events
+    from profiles.report.document import document
+    from profiles.report.files import check_writable, remove, write_csv, write_json
+    from profiles.report.lines import fit_lines, fits
+    from profiles.report.table import table
+    from sharding import processes
+    from sharding.error_types import FloorlineError, UsageError
+    from sharding.placement import Placement
+
 _FIGURES = {"step_time.png": step_time, "cost.png": cost}
 
 
@@ -186,6 +194,4 @@ def _refuse_impossible(outcome: Outcome) -> None:
 
 
 if __name__ == "__main__":
-    for module in (_common, _layouts, _forms):
-        flags.adopt_module_key_flags(module)
     _common.start(main)

@@ -31,33 +31,40 @@ import datetime
 import sys
 
 import _common
-import _slices
+import _slice_flags
 from absl import flags
-
-from profiles.chips.calibration import read_calibration
-from profiles.published.cases import cases_of, shipped_cases
-from profiles.published.reproductions import check_digits, figures, not_recomputed
-from profiles.published.rows import (
-    check_contexts,
-    check_floors,
-    longest_contexts,
-    reproduce_all,
-)
-from profiles.published.text import (
-    accuracy_text,
-    case_records,
-    contexts_text,
-    figures_text,
-    rates_text,
-    rows_text,
-)
-from profiles.report.document import document
-from profiles.report.files import write_json
-from sharding import processes
 
 _CASES = flags.DEFINE(
     _common.PATH, "cases", None, "File of measurements to take in place of shipped ones."
 )
+
+if __name__ == "__main__":
+    for name in ("json", "verbose", "calibration"):
+        flags.declare_key_flag(name)
+
+with _common.importing(__name__):
+    import _slices
+
+    from profiles.chips.calibration import read_calibration
+    from profiles.published.cases import cases_of, shipped_cases
+    from profiles.published.reproductions import check_digits, figures, not_recomputed
+    from profiles.published.rows import (
+        check_contexts,
+        check_floors,
+        longest_contexts,
+        reproduce_all,
+    )
+    from profiles.published.text import (
+        accuracy_text,
+        case_records,
+        contexts_text,
+        figures_text,
+        rates_text,
+        rows_text,
+    )
+    from profiles.report.document import document
+    from profiles.report.files import write_json
+    from sharding import processes
 
 
 def main() -> None:
@@ -67,7 +74,9 @@ def main() -> None:
     named = "model", "random_weights", "accept_terms", "max_context"
     _common.refuse(named, "models are those of the cases")
     _slices.refuse_given("chips and experts are those of the cases")
-    rates = read_calibration(_slices.CALIBRATION.value) if _slices.CALIBRATION.value else None
+    rates = (
+        read_calibration(_slice_flags.CALIBRATION.value) if _slice_flags.CALIBRATION.value else None
+    )
     own = _CASES.value is not None
     cases, unusable = cases_of(_CASES.value) if own else shipped_cases()
     rows, refused = reproduce_all(cases, rates)
@@ -94,6 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    for name in ("json", "verbose", "calibration"):
-        flags.declare_key_flag(name)
     _common.start(main)

@@ -39,6 +39,9 @@ OWN = {
     "inspect_layout.py": {"mesh", "batch", "context", "phase", "compile", "output_dir"},
 }  # fmt: skip
 
+USERS = [path.name for path in sorted(SCRIPTS.glob("[a-z]*.py")) if not path.match("make_*")]
+"""Scripts that a user runs; those that make references for tests have flags of their own."""
+
 
 @pytest.mark.parametrize("script", OWN)
 def test_help_shows_examples_and_every_flag(script, tmp_path):
@@ -53,6 +56,27 @@ def test_help_shows_examples_and_every_flag(script, tmp_path):
     assert "Fetched once: smollm2-135m (93 MB)" in text
     assert "says why. weight_stationary_1d" in text
     assert "within so many seconds, and up to ten more" in text
+
+
+HEAVY = {"jax", "flax", "orbax", "tokenizers", "gguf", "matplotlib", "tensorboardX"}
+REPORTS = """
+import atexit, runpy, sys
+atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("flag, code", [("--help", 0), ("--modle=llama3-8b", 2)])
+@pytest.mark.parametrize("script", USERS)
+def test_no_help_and_no_wrong_flag_waits_for_jax(script, flag, code):
+    command = [sys.executable, "-c", REPORTS, str(SCRIPTS / script), flag]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    *said, imported = ended.stderr.splitlines()
+    assert (ended.returncode, len(said)) == (code, code // 2)
+    assert {"absl", "sharding"} <= {*imported.split()}
+    assert not HEAVY & {*imported.split()}
 
 
 @pytest.mark.parametrize("path", sorted(SCRIPTS.glob("[a-z]*.py")), ids=lambda path: path.name)
