@@ -104,7 +104,7 @@ def main() -> None:
     def form() -> Form:
         return _forms.form(source.stored_scheme())
 
-    Placement.of(_layouts, source.config, meshes)
+    _layouts.check(source.config, meshes)
     _common.check_json()
     sizes = [len(request.prompts)], [longest]
     layout, shape = _layouts.layout(source.config, meshes, form, *sizes)
