@@ -1,7 +1,7 @@
 """Compile a grid of steps for TPU slices that nobody here owns, into one table.
 
 Every combination of --model, --topology, --layout, --attention, types, --batch and --context is
-compiled as compile_step.py does it. Writes matrix.csv, matrix.json, and two heat maps: what a chip
+compiled as compile_step.py does it. Writes matrix.csv, matrix.jsonl, and two heat maps: what a chip
 holds over its capacity, and what a step moves over the floor's bytes. A run that is stopped goes on
 where it was; a point that does not fit or that the compiler refuses is a row that says so.
 
@@ -48,7 +48,7 @@ with _common.importing(__name__):
     from model.catalog import find_model
     from profiles.chips.slices import parse_slice
     from profiles.compiled.compiler import check_compiler
-    from profiles.compiled.grid import Point, run, summary
+    from profiles.compiled.grid import Point, run, summary, write_grid
     from profiles.figures.grid import heat_map
     from profiles.report.document import Record, document, versions
     from profiles.report.files import check_writable, write_csv, write_json
@@ -72,7 +72,7 @@ def main() -> None:
     records = run(points, output, used, _progress, _WORKERS.value)
     rows = [summary(record) for record in records]
     found = document(sys.argv, records, device_kind="", started=started, bandwidth=None)
-    write_json(output / "matrix.json", found)
+    write_grid(output / "matrix.jsonl", found)
     write_csv(output / "matrix.csv", rows)
     named = ", ".join(f"{name} {version}" for name, version in used.items())
     held, moved = "arguments and temporaries / memory of a chip", "bytes moved / the floor's bytes"
@@ -81,7 +81,7 @@ def main() -> None:
     if _common.JSON.value:
         write_json(_common.JSON.value, found)
     _common.show(table(rows))
-    _common.say(f"wrote matrix.json, matrix.csv, resident.png and bytes.png to {output}")
+    _common.say(f"wrote matrix.jsonl, matrix.csv, resident.png and bytes.png to {output}")
 
 
 def table(rows: list[Record]) -> str:

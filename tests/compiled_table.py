@@ -3,10 +3,9 @@
 `python -m tests.compiled_table` writes it; `scripts/compile_matrix.py` records the grids.
 """
 
-import json
 from pathlib import Path
 
-from profiles.compiled.grid import summary
+from profiles.compiled.grid import read_grid, summary
 from profiles.report.numbers import ms
 
 ROOT = Path(__file__).parents[1]
@@ -16,7 +15,7 @@ BEGIN, END = "<!-- compiled: python -m tests.compiled_table -->\n", "<!-- end co
 
 def recorded() -> list[dict]:
     """The grids' documents."""
-    return [json.loads(path.read_text()) for path in sorted(RECORDED.glob("*/matrix.json"))]
+    return [read_grid(path) for path in sorted(RECORDED.glob("*/matrix.jsonl"))]
 
 
 def table() -> str:

@@ -8,6 +8,7 @@ machine has cores and free memory for.
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -22,7 +23,7 @@ from profiles.expected.candidates import Wish, candidates
 from profiles.expected.estimate import Estimator, Setting, best
 from profiles.floor.memory import free_memory
 from profiles.report.document import Record
-from profiles.report.files import to_json
+from profiles.report.files import to_json, write_atomically
 from sharding.error_types import FloorlineError
 from sharding.mesh import parse_mesh
 
@@ -160,6 +161,42 @@ def _kept(path: Path, versions: dict[str, str]) -> dict[str, Record]:
             if one["versions"] == versions:
                 found[one["point"]] = one["record"]
     return found
+
+
+# What is recorded ---------------------------------------------------------------------------------
+
+
+def write_grid(path: Path, document: dict) -> None:
+    """Writes a grid's document as lines of JSON: first all but its points, then one for each.
+
+    What layers have in common is said once, see `merged`.
+
+    Raises:
+      OutputError: the file cannot be written.
+    """
+    head = {name: value for name, value in document.items() if name != "points"}
+    lines = [head, *map(merged, document["points"])]
+    write_atomically(path, "".join(to_json(line) + "\n" for line in lines).encode())
+
+
+def read_grid(path: Path) -> dict:
+    """The document that `write_grid` wrote."""
+    head, *points = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return head | {"points": points}
+
+
+def merged(record: Record) -> Record:
+    """A point whose collectives of several layers, alike in all else, are one of ``layer_*``."""
+    if "compiled" not in record:
+        return record
+    alike: dict[str, list[dict]] = {}
+    for one in record["compiled"]["collectives"]:
+        every = one | {"where": re.sub(r"\blayer_\d+", "layer_*", one["where"])}
+        alike.setdefault(to_json(every | {"count": 0}), []).append(every)
+    collectives = [
+        group[0] | {"count": sum(one["count"] for one in group)} for group in alike.values()
+    ]
+    return record | {"compiled": record["compiled"] | {"collectives": collectives}}
 
 
 # What a table has --------------------------------------------------------------------------------

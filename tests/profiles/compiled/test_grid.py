@@ -8,7 +8,16 @@ import pytest
 from model.catalog import find_model
 from model.form import BFLOAT16
 from profiles.compiled import grid as matrix
-from profiles.compiled.grid import POINTS, Point, at_once, run, summary
+from profiles.compiled.grid import (
+    POINTS,
+    Point,
+    at_once,
+    merged,
+    read_grid,
+    run,
+    summary,
+    write_grid,
+)
 from profiles.expected.candidates import Wish
 from profiles.figures.grid import heat_map
 from sharding.error_types import FloorlineError, UsageError
@@ -58,6 +67,41 @@ def test_a_run_goes_on_where_the_last_one_stopped(compiled, tmp_path):
     assert through(OTHERS, tmp_path)[0]["batch"] == 8 and sorted(compiled) == [8, 16, 32]
     through(OTHERS, tmp_path, VERSIONS | {"jax": "3"})
     assert sorted(compiled) == [8, 8, 16, 16, 32, 32]  # of other versions nothing is kept
+
+
+def collective(where, count=1, **more):
+    sizes = {"kind": "all-reduce", "axes": ["z"], "payload_bytes": 64, "count": count}
+    return sizes | {"where": where, "asynchronous": False, "overlap": "alone"} | more
+
+
+def test_collectives_of_layers_that_are_alike_are_one_in_a_record():
+    layers = [collective(f"layer_{i}/mlp", count) for i, count in ((0, 1), (1, 1), (10, 2))]
+    others = [
+        collective("layer_0/attention"),
+        collective("layer_1/mlp", overlap="beside a prefetch"),
+        collective("layer_2/mlp", payload_bytes=128),
+        collective("norm", 3),
+    ]
+    compiled = {"temporary_bytes": 0, "collectives": layers + others}
+    record = {"status": "ok", "compiled": compiled, "batch": 8}
+    found = merged(record)["compiled"]["collectives"]
+    assert found == [
+        collective("layer_*/mlp", 4),
+        collective("layer_*/attention"),
+        collective("layer_*/mlp", overlap="beside a prefetch"),
+        collective("layer_*/mlp", payload_bytes=128),
+        collective("norm", 3),
+    ]
+    assert compiled["collectives"] == layers + others  # the run's own record keeps them apart
+    assert merged(merged(record)) == merged(record)
+
+
+def test_a_recorded_grid_is_a_line_for_each_point_and_reads_back_whole(tmp_path):
+    points = [{"batch": 8, "status": "unsupported", "message": "no\nroom"}, {"batch": 1 / 3}]
+    document = {"schema": 1, "versions": VERSIONS, "points": points, "started": "2026-01-01"}
+    write_grid(tmp_path / "matrix.jsonl", document)
+    assert len((tmp_path / "matrix.jsonl").read_text().splitlines()) == 1 + len(points)
+    assert read_grid(tmp_path / "matrix.jsonl") == document
 
 
 def test_names_are_checked_before_anything_is_compiled():

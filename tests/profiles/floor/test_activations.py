@@ -1,6 +1,5 @@
 """What passes hold beside weights and cache, against sums by hand and what was compiled."""
 
-import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from model.catalog import find_model
 from model.form import BFLOAT16, FLOAT32, Form
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
+from profiles.compiled.grid import read_grid
 from profiles.expected.estimate import Estimator, Setting
 from profiles.floor.counts import StepCosts
 from profiles.plan.space import Offer, Space
@@ -67,8 +67,8 @@ def test_the_compiler_holds_about_as_much(tiny_engine, experts, mesh):
 
 def test_recorded_programs_of_prompts_hold_about_as_much():
     ratios = []
-    for path in sorted(RESULTS.glob("compiled/*prefill*/matrix.json")):
-        for point in json.loads(path.read_text())["points"]:
+    for path in sorted(RESULTS.glob("compiled/*prefill*/matrix.jsonl")):
+        for point in read_grid(path)["points"]:
             layout = attend_by(find_layout(point["layout"]), point["attention"])
             config = find_model(point["model"])
             placement = Placement.of(
