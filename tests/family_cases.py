@@ -1,15 +1,17 @@
 """The families, the files they come in and the tests that hold each: one list for all of them.
 
 Each folder of `tests/families` is a tiny random model with what transformers makes of it, made by
-`scripts/make_family_fixtures.py`. `python -m tests.family_cases` writes the README's table.
+`scripts/make_family_fixtures.py`. `python -m tests.family_cases` writes their table to the
+page of `model/weights`.
 """
 
 from pathlib import Path
 from typing import NamedTuple
 
+from profiles.report.pages import Part
+
 FOLDER = Path(__file__).parent / "families"
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- families: python -m tests.family_cases -->\n", "<!-- end families -->"
+PART = Part("model/weights/README.md", "families", "tests.family_cases")
 
 CASES = sorted(folder.name for folder in FOLDER.iterdir())
 # What a GGUF file cannot say, or this project refuses in one.
@@ -83,7 +85,7 @@ def table() -> str:
     for family, cases in FAMILIES.items():
         rows.append([family, *(_mark(cases, check) for check in CHECKS)])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    notes = [f"{n}. [`{c.test}`]({c.test}): {c.what}." for n, c in enumerate(CHECKS, 1)]
+    notes = [f"{n}. [`{c.test}`](../../{c.test}): {c.what}." for n, c in enumerate(CHECKS, 1)]
     missing = [f"`{case}` ({why})" for case, why in _NO_GGUF.items()]
     notes.append(f"\nNot tested in GGUF: {', '.join(missing)}.")
     return "\n".join([*lines, "", *notes]) + "\n"
@@ -96,11 +98,5 @@ def _mark(cases: list[str], check: Check) -> str:
     return "tested" if held == len(cases) else f"{held} of {len(cases)} tested"
 
 
-def main() -> None:
-    """Writes the table into the README."""
-    before, _, rest = README.read_text().partition(BEGIN)
-    README.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
-
-
 if __name__ == "__main__":
-    main()
+    PART.write(table())

@@ -1,7 +1,8 @@
 """What is said of batch size, latency and cost, each with a command that shows it and its output.
 
-`python -m tests.talk_table` writes them to the README. Estimates are run again; what was measured
-is taken from the recorded runs.
+`python -m tests.talk_table` writes them to the page of `profiles/expected`. Estimates are run
+again; what was measured is taken from the recorded runs. It is a test's neighbour because it runs
+the scripts.
 """
 
 import dataclasses
@@ -12,11 +13,11 @@ import tempfile
 from pathlib import Path
 
 from profiles.report.lines import fit_lines
+from profiles.report.pages import ROOT, Part
 from tests.scripts.running import run_many
 
-ROOT = Path(__file__).parents[1]
-README, RESULTS = ROOT / "README.md", ROOT / "profiles/results/smollm2-135m-cpu"
-BEGIN, END = "<!-- talk: python -m tests.talk_table -->\n", "<!-- end talk -->"
+RESULTS = ROOT / "profiles/results/smollm2-135m-cpu"
+PART = Part("profiles/expected/README.md", "talk", "tests.talk_table")
 LLAMA = "--topology=v5e:4x4 --weight_dtype=int8 --kv_dtype=int8"
 H100 = "--topology=h100:8 --weight_dtype=int8 --kv_dtype=int8"
 DEEPSEEK = "--model=deepseek-v3 --topology=gb200:72 --weight_dtype=fp8"
@@ -120,5 +121,4 @@ def _recorded() -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    before, rest = README.read_text().split(BEGIN)
-    README.write_text(before + BEGIN + text() + END + rest.split(END)[1])
+    PART.write(text())

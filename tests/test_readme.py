@@ -1,89 +1,125 @@
-"""The README shows recorded runs, and the commands it gives are the ones that are run."""
+"""The pages show recorded runs, and the commands that they give are the ones that are run.
+
+`README.md` is the first page; every folder has one of its own.
+"""
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from profiles.compiled import compiled_table
 from profiles.compiled.grid import summary
-from profiles.report.lines import fit_lines
+from profiles.floor import layout_table, storage_table
+from profiles.measured import perplexity_table, result_tables
+from profiles.published import accuracy_table
 from profiles.report.numbers import number
-from profiles.report.table import markdown_table
-from tests import (
-    accuracy_table,
-    compiled_table,
-    family_cases,
-    layout_table,
-    perplexity_table,
-    storage_table,
-    talk_table,
-)
+from profiles.report.pages import Part
+from tests import family_cases, file_tables, talk_table
 from tests.scripts import running
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "profiles/results"
+FIRST = ROOT / "README.md"
+FOLDERS = ("sharding", "model", "decode", "profiles", "scripts", "tests")
+PAGES = [FIRST, *sorted(itertools.chain(*((ROOT / each).rglob("*.md") for each in FOLDERS)))]
 
 
-def test_the_table_and_the_fit_are_those_of_the_recorded_run():
-    run = json.loads((RESULTS / "smollm2-135m-cpu/profile.json").read_text())
-    assert markdown_table(run["points"], run["bandwidth"]).strip() in README
-    for line in fit_lines(run["fits"]):
-        assert line in README
+def page(name: str) -> str:
+    """Text of a page."""
+    return (ROOT / name).read_text()
+
+
+def test_the_first_page_is_short_and_every_folder_has_a_page_that_it_leads_to():
+    assert len(FIRST.read_text().splitlines()) <= 200
+    rooms = [f"profiles/{path.parent.name}" for path in ROOT.glob("profiles/*/__init__.py")]
+    assert len(rooms) == 10
+    for folder in (*FOLDERS, "model/weights", *rooms):
+        assert f"]({folder}/README.md)" in FIRST.read_text()
+
+
+@pytest.mark.parametrize("part", result_tables.PARTS, ids=lambda part: f"{part.page}: {part.name}")
+def test_tables_and_fits_are_those_of_the_recorded_runs(part: Part):
+    assert part.text() == result_tables.PARTS[part]()
+
+
+def test_the_tables_of_the_first_page_have_six_columns():
+    for name, columns in result_tables.SHORT.items():
+        assert len(columns) == 6
+        assert result_tables.table(name, columns) in FIRST.read_text()
+
+
+@pytest.mark.parametrize("folder", file_tables.FOLDERS)
+def test_the_page_of_a_folder_names_its_files_by_what_they_say(folder: str):
+    assert file_tables.PARTS[folder].text() == file_tables.table(folder)
+
+
+def test_every_generated_part_is_held_by_a_test():
+    known = [layout_table.DIVISIONS, layout_table.PAYMENTS, *result_tables.PARTS]
+    known += [each.PART for each in (storage_table, perplexity_table, accuracy_table, talk_table)]
+    known += [compiled_table.PART, family_cases.PART, *file_tables.PARTS.values()]
+    marks = {(part.page, part.name, part.module) for part in known}
+    found = set()
+    for path in PAGES:
+        for name, module in re.findall("<!-- (.+): python -m (.+) -->", path.read_text()):
+            found.add((str(path.relative_to(ROOT)), name, module))
+    assert found == marks
 
 
 def test_the_table_of_families_is_that_of_the_tests():
-    written = README.split(family_cases.BEGIN)[1].split(family_cases.END)[0]
-    assert written == family_cases.table()
+    assert family_cases.PART.text() == family_cases.table()
     listed = [case for cases in family_cases.FAMILIES.values() for case in cases]
     assert sorted(listed) == family_cases.CASES
 
 
 def test_the_tables_of_layouts_are_those_of_the_code():
-    assert layout_table.BEGIN + layout_table.tables() + layout_table.END in README
+    assert layout_table.DIVISIONS.text() == layout_table.divisions()
+    assert layout_table.PAYMENTS.text() == layout_table.payments()
 
 
 def test_the_tables_of_stored_types_are_those_of_the_code():
-    assert storage_table.BEGIN + storage_table.table(storage_table.SHOWN) in README
+    assert storage_table.PART.text() == storage_table.table(storage_table.SHOWN)
     assert storage_table.WHOLE.read_text() == storage_table.whole()
     for check in storage_table.CHECKS:
         assert (ROOT / check.test).exists()
 
 
-def test_perplexities_and_types_are_those_of_the_recorded_runs():
+def test_perplexities_are_those_of_the_recorded_run():
     run = json.loads(perplexity_table.RECORD.read_text())
-    assert perplexity_table.BEGIN + perplexity_table.table(run) in README
-    run = json.loads((RESULTS / "smollm2-135m-cpu-types/profile.json").read_text())
-    assert markdown_table(run["points"], run["bandwidth"]).strip() in README
+    assert perplexity_table.PART.text() == perplexity_table.table(run)
 
 
-def test_the_steps_of_a_gpu_are_those_of_the_recorded_run_beside_what_was_expected():
-    run = json.loads((RESULTS / "llama3-8b-h200/profile.json").read_text())
-    assert markdown_table(run["points"], run["bandwidth"]).strip() in README
+def test_the_steps_of_a_gpu_stand_beside_what_was_expected_and_what_they_cost():
+    run = result_tables.recorded(result_tables.GPU)
+    assert "--price_per_chip_hour=10.6" in run["command"]
     dearer = run["points"][0]["usd_per_million_tokens"] / run["points"][3]["usd_per_million_tokens"]
-    assert f"A token among 256 sequences costs {dearer:.0f} times less than alone." in README
+    said = f"A token among 256 sequences costs {dearer:.0f} times less than alone."
+    assert said in FIRST.read_text()
     step = ["--model=llama3-8b", "--topology=h200:1", "--context=2048", "--batch=1,8,64,256"]
     found = running.run("estimate.py", *step, "--json=-", folder=ROOT)
     expected = [point["expected_s"] * 1e3 for point in found.document["points"]]
     *first, last = map(number, expected)
-    assert f"{', '.join(first)} and {last} ms of the bfloat16 steps" in " ".join(README.split())
+    said = f"{', '.join(first)} and {last} ms of the bfloat16 steps"
+    assert said in " ".join(page("profiles/measured/README.md").split())
 
 
 def test_the_accuracy_of_expected_times_is_that_of_the_code():
-    assert accuracy_table.BEGIN + accuracy_table.table() + accuracy_table.END in README
+    assert accuracy_table.PART.text() == accuracy_table.table()
 
 
 def test_what_is_said_of_batches_is_what_the_commands_print():
-    assert talk_table.BEGIN + talk_table.text() + talk_table.END in README
+    assert talk_table.PART.text() == talk_table.text()
 
 
 def test_what_a_cache_buys_is_the_recorded_comparison():
-    assert (RESULTS / "smollm2-135m-cpu/no_cache.txt").read_text().strip() in README
+    recorded = (RESULTS / "smollm2-135m-cpu/no_cache.txt").read_text().strip()
+    assert recorded in page("decode/README.md")
 
 
 def test_the_compiled_steps_are_the_recorded_ones():
-    assert compiled_table.BEGIN + compiled_table.table() + compiled_table.END in README
+    assert compiled_table.PART.text() == compiled_table.table()
 
 
 def test_no_recorded_step_copies_a_caches_values_or_a_matrix_and_loops_are_overlapped():
@@ -108,7 +144,12 @@ def test_no_recorded_step_copies_a_caches_values_or_a_matrix_and_loops_are_overl
 
 def test_the_plan_is_the_recorded_one():
     recorded = (RESULTS / "plan-llama3.1-70b/plan.txt").read_text().splitlines()
-    shown = README.split("$ python scripts/plan.py")[1].split("```")[0].splitlines()[1:]
+    shown = (
+        page("profiles/plan/README.md")
+        .split("$ python scripts/plan.py")[1]
+        .split("```")[0]
+        .splitlines()[1:]
+    )
     assert "choice: " in "".join(shown) and set(shown) <= {*recorded, "..."}
 
 
@@ -121,15 +162,25 @@ def test_no_recorded_step_is_faster_than_its_floor():
 def test_the_ratio_to_transformers_is_the_recorded_one():
     runs = json.loads((RESULTS / "smollm2-135m-cpu/peer-transformers.json").read_text())["runs"]
     ratios = [run["ratio"] for run in runs]
-    assert f"{min(ratios):.1f} to {max(ratios):.1f} times" in README
+    assert f"{min(ratios):.1f} to {max(ratios):.1f} times" in page("profiles/measured/README.md")
 
 
 def test_ci_runs_the_readmes_test_command():
-    (command,) = (line for line in README.splitlines() if ".[test]" in line and "-m pytest" in line)
+    lines = FIRST.read_text().splitlines()
+    (command,) = (line for line in lines if ".[test]" in line and "-m pytest" in line)
     assert command in (ROOT / ".ci/run").read_text().splitlines()
 
 
-def test_every_file_that_the_readme_links_to_exists():
-    for part in README.split("](")[1:]:
-        link = part.split(")")[0]
-        assert link.startswith("http") or (ROOT / link).exists()
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_of_every_page_leads_to_a_file_and_a_heading(path: Path):
+    for part in path.read_text().split("](")[1:]:
+        link, _, heading = part.split(")")[0].partition("#")
+        if link.startswith("http"):
+            continue
+        target = path.parent / link if link else path
+        assert target.exists(), link
+        if heading:
+            lines = re.findall("^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert heading in {
+                re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in lines
+            }

@@ -127,20 +127,21 @@ def table(points: Sequence[Record], bandwidth: dict | None = None) -> str:
     return "\n".join(text + [""] * bool(notes) + notes)
 
 
-def markdown_table(points: Sequence[Record], bandwidth: dict | None = None) -> str:
-    """The same table in Markdown, title above and notes below."""
+def markdown_table(
+    points: Sequence[Record], bandwidth: dict | None = None, only: Sequence[str] = ()
+) -> str:
+    """The same table in Markdown, title above and notes below; of all columns, or `only` those."""
     columns, rows = _rows(points, bandwidth)
     headings = [" ".join(column.heading).strip() for column in columns]
     for point, row in zip(points, rows, strict=True):
         if not _ran(point):
             row.append(_status(point).replace("|", "\\|"))
     headings += ["status"] * (max(map(len, rows), default=0) - len(headings))
-    text = [*_title(points, bandwidth), "", "| " + " | ".join(headings) + " |"]
-    text.append("|" + "---:|" * len(headings))
-    for row in rows:
-        text.append("| " + " | ".join(row + [""] * (len(headings) - len(row))) + " |")
-    notes = [f"\n{note}" for note in _notes(points)]
-    return "\n".join(text + notes)
+    whole = [row + [""] * (len(headings) - len(row)) for row in rows]
+    shown = [headings.index(heading) for heading in only or headings]
+    lines = ["| " + " | ".join(row[i] for i in shown) + " |" for row in (headings, *whole)]
+    lines.insert(1, "|" + "---:|" * len(shown))
+    return "\n".join([*_title(points, bandwidth), "", *lines, *(f"\n{n}" for n in _notes(points))])
 
 
 def _title(points: Sequence[Record], bandwidth: dict | None) -> list[str]:

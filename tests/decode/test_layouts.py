@@ -274,7 +274,7 @@ def test_a_batch_that_does_not_divide_is_refused_where_it_counts():
 
 
 def test_a_layout_of_ones_own_is_data():
-    """The README's."""
+    """That of `sharding/README.md`."""
     mine = Layout(
         name="mine",
         summary="heads over z, d_ff over y and z",

@@ -8,9 +8,9 @@ import pytest
 
 from decode.perplexity import perplexity
 from model.form import FLOAT32, Form
+from profiles.floor.storage_table import PERPLEXITY
+from profiles.measured.perplexity_table import TEXT, measure
 from sharding.scaled import SCHEMES
-from tests.perplexity_table import TEXT, measure
-from tests.storage_table import PERPLEXITY
 
 
 @functools.cache

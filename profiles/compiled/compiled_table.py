@@ -1,16 +1,16 @@
-"""What XLA's TPU compiler makes of steps, from recorded grids, for the README.
+"""What XLA's TPU compiler makes of steps, from recorded grids, for this folder's page.
 
-`python -m tests.compiled_table` writes it; `scripts/compile_matrix.py` records the grids.
+`python -m profiles.compiled.compiled_table` writes it; `scripts/compile_matrix.py` records the
+grids.
 """
 
-from pathlib import Path
 
 from profiles.compiled.grid import read_grid, summary
 from profiles.report.numbers import ms
+from profiles.report.pages import ROOT, Part
 
-ROOT = Path(__file__).parents[1]
-README, RECORDED = ROOT / "README.md", ROOT / "profiles/results/compiled"
-BEGIN, END = "<!-- compiled: python -m tests.compiled_table -->\n", "<!-- end compiled -->"
+RECORDED = ROOT / "profiles/results/compiled"
+PART = Part("profiles/compiled/README.md", "compiled", "profiles.compiled.compiled_table")
 
 
 def recorded() -> list[dict]:
@@ -79,5 +79,4 @@ def _line(case: tuple[str, str, str, str], records: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    before, rest = README.read_text().split(BEGIN)
-    README.write_text(before + BEGIN + table() + END + rest.split(END)[1])
+    PART.write(table())

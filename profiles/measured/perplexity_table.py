@@ -1,11 +1,12 @@
-"""The README's table of perplexities; `python -m tests.perplexity_table` measures and writes it.
+"""What storing a model in fewer bits costs in perplexity, measured on this machine.
 
-With `--accept_terms` Gemma 3 270M too. Takes some five minutes on two cores.
+`python -m profiles.measured.perplexity_table` measures it and writes the record and the table
+on the page of `model`, with `--accept_terms` of Gemma 3 270M too. It takes some five minutes on two
+cores.
 """
 
 import json
 import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,15 +15,14 @@ from decode.load import ModelSource, find_source
 from decode.perplexity import perplexity
 from model.form import Form
 from profiles.report.document import versions
+from profiles.report.pages import ROOT, Part
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.scaled import SCHEMES
 
-ROOT = Path(__file__).parents[1]
 TEXT = ROOT / "tests/text/river.txt"
 RECORD = ROOT / "profiles/results/perplexity.json"
-README = ROOT / "README.md"
-BEGIN, END = "<!-- perplexity: python -m tests.perplexity_table -->\n", "<!-- end perplexity -->"
+PART = Part("model/README.md", "perplexity", "profiles.measured.perplexity_table")
 PARTS = 4
 """As so many texts a batch of decode steps reads it, from the KV cache."""
 
@@ -79,12 +79,11 @@ def _cell(value: float, base: float) -> str:
 
 
 def main() -> None:
-    """Measures, and writes the record and the README."""
+    """Measures, and writes the record and the table."""
     models = ["smollm2-135m", *["gemma3-270m"] * ("--accept_terms" in sys.argv)]
     run = record(models)
     RECORD.write_text(json.dumps(run, indent=1) + "\n")
-    before, _, rest = README.read_text().partition(BEGIN)
-    README.write_text(before + BEGIN + table(run) + END + rest.partition(END)[2])
+    PART.write(table(run))
 
 
 if __name__ == "__main__":

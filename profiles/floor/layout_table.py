@@ -1,27 +1,27 @@
-"""The README's tables of layouts, from the code; `python -m tests.layout_table` writes them."""
+"""Tables of layouts, from the code: what each divides, and the collectives that it asks for.
+
+`python -m profiles.floor.layout_table` writes the first to the page of `sharding`, the second to
+this folder's.
+"""
 
 import collections
 import dataclasses
-from pathlib import Path
 
 from model.catalog import find_model
 from model.form import BFLOAT16
 from profiles.floor.collective import Collective
 from profiles.floor.communication import expected_collectives
 from profiles.report.numbers import number
+from profiles.report.pages import Part
 from sharding.catalog import ATTENTION, LAYOUTS, attend_by
 from sharding.layout import Layout, Table
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- layouts: python -m tests.layout_table -->\n", "<!-- end layouts -->"
+MODULE = "profiles.floor.layout_table"
+DIVISIONS = Part("sharding/README.md", "layouts", MODULE)
+PAYMENTS = Part("profiles/floor/README.md", "collectives", MODULE)
 MODEL, MESH, BATCH, PROMPT = "llama3-70b", "4x4x4", 64, 2048
-
-
-def tables() -> str:
-    """What each layout divides, and what it pays for that."""
-    return f"{divisions()}\n{payments()}"
 
 
 def divisions() -> str:
@@ -90,11 +90,6 @@ def _divided(weights: Table) -> str:
     return " ".join(shown) or "whole"
 
 
-def main() -> None:
-    """Writes the tables into the README."""
-    before, _, rest = README.read_text().partition(BEGIN)
-    README.write_text(before + BEGIN + tables() + END + rest.partition(END)[2])
-
-
 if __name__ == "__main__":
-    main()
+    DIVISIONS.write(divisions())
+    PAYMENTS.write(payments())

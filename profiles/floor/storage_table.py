@@ -1,11 +1,11 @@
-"""The table of models and stored types, from the code; `python -m tests.storage_table` writes it.
+"""The bytes of models in every stored type, from the code.
 
-All of the catalogue to `profiles/results/stored-types.md`, a few models to the README.
+`python -m profiles.floor.storage_table` writes those of the whole catalogue to
+`profiles/results/stored-types.md`, and those of a few models to the page of `model`.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import jax.numpy as jnp
 
@@ -14,14 +14,14 @@ from model.config import ModelConfig
 from model.form import Form
 from profiles.floor.counts import decode_traffic
 from profiles.report.numbers import number
+from profiles.report.pages import ROOT, Part
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
 from sharding.scaled import SCHEMES
 
-ROOT = Path(__file__).parents[1]
-README, WHOLE = ROOT / "README.md", ROOT / "profiles/results/stored-types.md"
-BEGIN, END = "<!-- storage: python -m tests.storage_table -->\n", "<!-- end storage -->"
+WHOLE = ROOT / "profiles/results/stored-types.md"
+PART = Part("model/README.md", "storage", "profiles.floor.storage_table")
 SHOWN = "smollm2-135m", "llama3-8b", "llama3-70b", "mixtral-8x7b"
 CONTEXT = 2048
 STORED = {"bfloat16": jnp.bfloat16, **SCHEMES}
@@ -79,9 +79,9 @@ def whole() -> str:
     """The file of all models."""
     return (
         "# Bytes of every catalogue model in every stored type\n\n"
-        "By `python -m tests.storage_table`, on one device: weights with their scales, and what a "
-        f"decode step reads of weights and of a bfloat16 cache of {CONTEXT:,} tokens (or as many "
-        "as the model takes).\n\n" + table(CATALOG)
+        "By `python -m profiles.floor.storage_table`, on one device: weights with their scales, "
+        f"and what a decode step reads of weights and of a bfloat16 cache of {CONTEXT:,} tokens "
+        "(or as many as the model takes).\n\n" + table(CATALOG)
     )
 
 
@@ -103,12 +103,6 @@ def _bytes(config: ModelConfig, stored: str) -> list[float]:
     return [one.weights_resident, *(each.weights_read + each.kv_read for each in (one, many))]
 
 
-def main() -> None:
-    """Writes both."""
-    WHOLE.write_text(whole())
-    before, _, rest = README.read_text().partition(BEGIN)
-    README.write_text(before + BEGIN + table(SHOWN) + END + rest.partition(END)[2])
-
-
 if __name__ == "__main__":
-    main()
+    WHOLE.write_text(whole())
+    PART.write(table(SHOWN))

@@ -1,16 +1,15 @@
 """How floors and expected times do against published steps, from the code.
 
-`python -m tests.accuracy_table` writes it to the README.
+`python -m profiles.published.accuracy_table` writes the table to this folder's page.
 """
 
 import re
-from pathlib import Path
 
 from profiles.published.cases import shipped_cases
 from profiles.published.rows import by_source, reproduce_all, summarise
+from profiles.report.pages import Part
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- accuracy: python -m tests.accuracy_table -->\n", "<!-- end accuracy -->"
+PART = Part("profiles/published/README.md", "accuracy", "profiles.published.accuracy_table")
 
 
 def table() -> str:
@@ -41,5 +40,4 @@ def _line(name: str, chips: str, group: list, fitted: str) -> str:
 
 
 if __name__ == "__main__":
-    before, rest = README.read_text().split(BEGIN)
-    README.write_text(before + BEGIN + table() + END + rest.split(END)[1])
+    PART.write(table())

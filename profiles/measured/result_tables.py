@@ -1,0 +1,51 @@
+"""Tables of the recorded runs: whole ones for this folder's page, short ones for the first page.
+
+`python -m profiles.measured.result_tables` writes them.
+"""
+
+import json
+from collections.abc import Callable
+
+from profiles.report.lines import fit_lines
+from profiles.report.pages import ROOT, Part
+from profiles.report.table import markdown_table
+
+RESULTS = ROOT / "profiles/results"
+MODULE = "profiles.measured.result_tables"
+FIRST_PAGE, PAGE = "README.md", "profiles/measured/README.md"
+GPU, CPU, CPU_TYPES = "llama3-8b-h200", "smollm2-135m-cpu", "smollm2-135m-cpu-types"
+_TIMES = ("batch", "measured step ms", "floor step ms", "floor / measured")
+SHORT = {
+    GPU: ("weight_dtype", *_TIMES, "measured USD/Mtok"),
+    CPU: ("devices (x,y,z)", *_TIMES, "measured tokens/s"),
+}
+"""Columns of the first page's tables, by the recorded run."""
+
+
+def recorded(name: str) -> dict:
+    """The document of a recorded run."""
+    return json.loads((RESULTS / name / "profile.json").read_text())
+
+
+def table(name: str, only: tuple[str, ...] = ()) -> str:
+    """A recorded run in Markdown."""
+    run = recorded(name)
+    return markdown_table(run["points"], run["bandwidth"], only).strip() + "\n"
+
+
+def fits(name: str) -> str:
+    """A recorded run's lines through its steps, as a block of text."""
+    return "```\n" + "\n".join(fit_lines(recorded(name)["fits"])) + "\n```\n"
+
+
+PARTS: dict[Part, Callable[[], str]] = {
+    **{Part(FIRST_PAGE, name, MODULE): lambda n=name: table(n, SHORT[n]) for name in SHORT},
+    **{Part(PAGE, name, MODULE): lambda n=name: table(n) for name in (CPU, CPU_TYPES, GPU)},
+    Part(PAGE, f"{CPU} lines", MODULE): lambda: fits(CPU),
+}
+"""What makes each part."""
+
+
+if __name__ == "__main__":
+    for part, make in PARTS.items():
+        part.write(make())
