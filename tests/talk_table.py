@@ -1,8 +1,8 @@
 """What is said of batch size, latency and cost, each with a command that shows it and its output.
 
 `python -m tests.talk_table` writes them to the page of `profiles/expected`. Estimates are run
-again; what was measured is taken from the recorded runs. It is a test's neighbour because it runs
-the scripts.
+again; what was measured is taken from the recorded runs. It is kept here, above all packages,
+because it runs the scripts.
 """
 
 import dataclasses

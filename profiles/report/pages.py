@@ -1,4 +1,4 @@
-"""Generated parts of the pages in Markdown: each stands between two comments, and what writes it.
+"""The generated parts of pages: each stands between two comments that name what writes it.
 
 A part begins with ``<!-- name: python -m module -->`` and ends with ``<!-- end name -->``;
 `tests/test_readme.py` holds every part to what its module makes.
