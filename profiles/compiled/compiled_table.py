@@ -4,7 +4,6 @@
 grids.
 """
 
-
 from profiles.compiled.grid import read_grid, summary
 from profiles.report.numbers import ms
 from profiles.report.pages import ROOT, Part
