@@ -23,8 +23,8 @@ from absl import flags
 _DEVICES = flags.DEFINE_integer(
     "devices",
     None,
-    "How many devices, on the mesh whose floor is least. Default: one on a CPU, elsewhere all that "
-    "the layout divides.",
+    "How many devices, on the simplest mesh that the layout goes with. Default: one on a CPU, "
+    "elsewhere all that the layout divides.",
     1,
 )
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", None, "Where the checkpoint goes.")
@@ -60,7 +60,8 @@ def main() -> None:
     source = _common.source()
     form = _forms.form(source.stored_scheme(), source.stored_dtype())
     started = time.perf_counter()
-    layout, shape = _layouts.layout(source.config, meshes, lambda: form, [1], [1])
+    # No step runs here, so the simplest mesh will do: others take weights apart for nothing.
+    layout, shape = _layouts.layout(source.config, meshes, lambda: form, [], [])
     engine = source.engine(layout, shape, form, progress=byte_progress)
     loaded = time.perf_counter()
     save(folder, source.config, engine.parameters, source.tokenizer_files(), form.scheme)

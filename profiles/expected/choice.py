@@ -62,7 +62,7 @@ class Work:
     @property
     def prompts(self) -> list[tuple[int, int]]:
         """Of every pass over prompts, which are as long as the longest context."""
-        return [(batch, max(*self.contexts, 2)) for batch in self.batches]
+        return [(batch, max([*self.contexts, 2])) for batch in self.batches]
 
 
 @dataclasses.dataclass(frozen=True)

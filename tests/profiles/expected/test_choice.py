@@ -248,3 +248,13 @@ def test_devices_say_the_shape_of_their_slice():
 def test_devices_of_a_cpu_share_assumed_rates():
     one, four = assumed(1).where, assumed(4).where
     assert four.devices == 4 and four.chip.bandwidth * 4 == one.chip.bandwidth
+
+
+def test_where_no_step_is_to_run_the_simplest_mesh_is_taken(monkeypatch):
+    on_slices(monkeypatch, "v5e:4x4")
+    config, said = find_model("llama3-8b"), []
+    asked, wishes = Work(config, BFLOAT16, [], []), [Wish("weight_stationary_1d", "heads")]
+    _, (mesh,) = place(wishes, config, [meshes(16)], lambda: asked, said.append)
+    assert mesh == parse_mesh("1x1x16") and not said
+    _, (mesh,) = place([Wish()], config, [meshes(16)], lambda: asked, said.append)
+    assert sum(size > 1 for size in mesh.values()) == 1
