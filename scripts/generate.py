@@ -80,7 +80,7 @@ with _common.importing(__name__):
     from profiles.report.progress import byte_progress
     from profiles.report.titles import field_text
     from sharding import processes
-    from sharding.error_types import UsageError
+    from sharding.error_types import FloorlineError, UsageError
     from sharding.placement import Placement
 
 
@@ -141,6 +141,14 @@ class _Run:
 
     def take(self, steps: Iterator[list[Completion]]) -> None:
         """Runs to the end, printing as tokens arrive."""
+        try:
+            self._follow(steps)
+        except (FloorlineError, KeyboardInterrupt):
+            if self.show and self.completions and len(self.request.prompts) == 1:
+                _common.show("")  # ends the line of text that an error would else follow
+            raise
+
+    def _follow(self, steps: Iterator[list[Completion]]) -> None:
         write = _streamer(self.source, len(self.request.prompts)) if self.show else None
         last = time.perf_counter()
         for step, completions in enumerate(steps):
