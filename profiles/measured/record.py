@@ -65,22 +65,33 @@ def decode_record(
     if not samples:
         return record
     step = summarise(samples)
-    seconds = step["median"]
-    record |= {"step_s": step, "steps_per_sample": steps_per_sample}
-    record["tokens_per_s"] = batch / seconds
-    record["tokens_per_s_per_chip"] = record["tokens_per_s"] / chips
-    if price_per_chip_hour is not None:
-        hours = seconds / 3600
-        record["usd_per_million_tokens"] = price_per_chip_hour * chips * hours / batch * 1e6
-        record["price"] = {"usd_per_chip_hour": price_per_chip_hour}
+    return (
+        record
+        | {"step_s": step, "steps_per_sample": steps_per_sample}
+        | _paces(batch, chips, step["median"], price_per_chip_hour)
+        | _held_against(traffic, bound, peaks, step["median"])
+    )
+
+
+def _paces(batch: int, chips: int, seconds: float, price: float | None) -> Record:
+    """Tokens per second, and their cost where there is a price."""
+    paces = {"tokens_per_s": batch / seconds, "tokens_per_s_per_chip": batch / seconds / chips}
+    if price is None:
+        return paces
+    cost = price * chips * seconds / 3600 / batch * 1e6
+    return paces | {"usd_per_million_tokens": cost, "price": {"usd_per_chip_hour": price}}
+
+
+def _held_against(traffic: Traffic, bound: Floor, peaks: Peaks, seconds: float) -> Record:
+    """Shares of the floor and of the peaks, unless part of the bytes may never leave the chip."""
     if peaks.on_chip and traffic.memory < CACHE_MULTIPLE * peaks.on_chip:
-        return record | {
+        return {
             "status": "cache_resident",
             "message": f"its {byte_size(traffic.memory)} per device are less than {CACHE_MULTIPLE} "
             f"times the last-level cache ({byte_size(peaks.on_chip)} per device), so that some may "
             "stay there and no floor applies; measure a larger model, batch or context",
         }
-    return record | {
+    return {
         "fraction_of_floor": bound.seconds / seconds,
         "fraction_of_weight_floor": bound.weights / seconds,
         "mfu": traffic.flops / peaks.flops / seconds,
