@@ -3,7 +3,8 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from model.config import ModelConfig
 from model.layout_check import settle
@@ -25,6 +26,7 @@ from sharding.layout import Layout
 from sharding.mesh import MeshShape
 
 AUTO = "auto"
+Item, Made = TypeVar("Item"), TypeVar("Made")
 
 
 def meshes(devices: int) -> list[MeshShape]:
@@ -132,14 +134,25 @@ def candidates(
     """
     if not isinstance(setting.model, ModelConfig):
         return [Estimator(setting)]
+    ways = itertools.product(wanted, shapes or meshes(setting.where.devices))
+    return not_refused(
+        lambda way: Estimator(dataclasses.replace(setting, layout=way[0], mesh=way[1])), ways
+    )
+
+
+def not_refused(make: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
+    """What is made of these items, those left out that a layout or a mesh does not go with.
+
+    Raises:
+      LayoutError: nothing can be made; the message is the first refusal's.
+    """
     found, refusals = [], []
-    for layout in wanted:
-        for mesh in shapes or meshes(setting.where.devices):
-            try:
-                found.append(Estimator(dataclasses.replace(setting, layout=layout, mesh=mesh)))
-            except LayoutError as error:
-                refusals.append(error)
-    if not found:
+    for item in items:
+        try:
+            found.append(make(item))
+        except LayoutError as error:
+            refusals.append(error)
+    if refusals and not found:
         raise refusals[0]
     return found
 

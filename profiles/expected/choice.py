@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from model.form import Form
 from model.layout_check import settle
 from profiles.chips.here import Here, here
-from profiles.expected.candidates import AUTO, Wish, meshes
+from profiles.expected.candidates import AUTO, Wish, meshes, not_refused
 from profiles.expected.estimate import Estimate, Estimator, Setting, ranked
 from profiles.report.numbers import milliseconds, ms, number
 from profiles.report.titles import field_text
@@ -218,16 +218,12 @@ def admitted(
     Raises:
       LayoutError: there is none; the message is the first refusal's.
     """
-    found, refusals = [], []
-    for layout, mesh in itertools.product(layouts, sorted(shapes, key=_axes)):
-        try:
-            Placement.of(layout, config.sizes, mesh)
-            found.append(Way(layout, mesh))
-        except LayoutError as error:
-            refusals.append(error)
-    if not found:
-        raise refusals[0]
-    return found
+
+    def checked(way: tuple[Layout, MeshShape]) -> Way:
+        Placement.of(way[0], config.sizes, way[1])
+        return Way(*way)
+
+    return not_refused(checked, itertools.product(layouts, sorted(shapes, key=_axes)))
 
 
 def least_floor(
@@ -305,32 +301,20 @@ def _stored_evenly(
     """The meshes that divide the work's form of weights too, in every layout.
 
     Raises:
-      LayoutError: there is none; the message is the last refusal's.
+      LayoutError: there is none.
     """
-    found, refusal = [], None
-    for mesh in shapes:
-        try:
-            for layout in layouts:
-                settle(work.config, work.form, layout, mesh)
-            found.append(mesh)
-        except LayoutError as error:
-            refusal = error
-    if refusal and not found:
-        raise refusal
-    return found
+
+    def settled(mesh: MeshShape) -> MeshShape:
+        for layout in layouts:
+            settle(work.config, work.form, layout, mesh)
+        return mesh
+
+    return not_refused(settled, shapes)
 
 
 def _estimators(work: Work, ways: Iterable[Way], devices: Here) -> list[Estimator]:
     """Of all ways that divide the work's form of weights too; raises as `_stored_evenly`."""
-    found, refusal = [], None
-    for way in ways:
-        try:
-            found.append(_estimator(work, way, devices))
-        except LayoutError as error:
-            refusal = error
-    if refusal and not found:
-        raise refusal
-    return found
+    return not_refused(lambda way: _estimator(work, way, devices), ways)
 
 
 def _estimator(work: Work, way: Way, devices: Here) -> Estimator:
