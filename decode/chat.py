@@ -88,7 +88,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self._deadline = time.monotonic() + MAX_SECONDS
         self.filters["tojson"] = _to_json
         self.globals["raise_exception"] = _raise_exception
-        self.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        self.globals["strftime_now"] = lambda dtypes: datetime.datetime.now().strftime(dtypes)
 
     def check_time(self) -> None:
         """Called by the template itself: only inside it can an endless loop be noticed."""

@@ -25,7 +25,7 @@ from model.cache import (
     whole_tiles,
 )
 from model.config import ModelConfig
-from model.form import Form
+from model.dtypes import Dtypes
 from model.memory_order import lay_out, lay_out_for_tpu
 from model.parameters import Parameters
 from model.transformer import Transformer
@@ -74,7 +74,7 @@ class Engine:
       parameters: nested dict of arrays, placed on the mesh.
       placement: the layout they are in; its `prefill` is that of prompts.
       mesh: the devices.
-      form: how its numbers are stored.
+      dtypes: how its numbers are stored.
     """
 
     def __init__(
@@ -83,16 +83,16 @@ class Engine:
         parameters: Parameters,
         placement: Placement,
         mesh: jax.sharding.Mesh,
-        form: Form,
+        dtypes: Dtypes,
     ):
         self.config = config
-        model = Transformer(config, form)
+        model = Transformer(config, dtypes)
         if mesh.devices.flat[0].platform == "tpu":
             parameters = lay_out_for_tpu(parameters, model)
         self.parameters = parameters
         self.placement = placement
         self.mesh = mesh
-        self.form = form
+        self.dtypes = dtypes
         self._structure, _ = nnx.split(model)
         self._prefill = jax.jit(self._prefill_step, donate_argnames="cache")
         one_token = {"donate_argnames": "cache", "compiler_options": decode_options(mesh)}
@@ -203,7 +203,7 @@ class Engine:
         Returns:
           What changed, in words.
         """
-        step = self.lower_decode(batch, slots, weights_anyhow=True).compile()
+        step = self.lower_decode(batch, slots, auto_weight_layout=True).compile()
         self.parameters, changed = lay_out(self.parameters, step.input_formats[0][0])
         return (
             f"weights as the compiler would have them for batch {batch}: {changed} of "
@@ -211,24 +211,26 @@ class Engine:
         )
 
     def lower_decode(
-        self, batch: int, slots: int, weights_anyhow: bool = False
+        self, batch: int, slots: int, auto_weight_layout: bool = False
     ) -> jax.stages.Lowered:
         """The decode step for these shapes, ready to compile or inspect.
 
         Args:
           batch: sequences.
           slots: of the cache.
-          weights_anyhow: the compiler chooses how each weight's shard lies in memory.
+          auto_weight_layout: the compiler chooses how each weight's shard lies in memory.
         """
         vector = self._abstract_vector(batch)
         with jax.set_mesh(self.mesh):
             given = (self._placed_cache(batch, slots), vector, vector)
-            if weights_anyhow:
-                return self._anyhow(self._decode_step, given, decode_options(self.mesh))
+            if auto_weight_layout:
+                return self._lower_with_auto_layout(
+                    self._decode_step, given, decode_options(self.mesh)
+                )
             return self._decode.lower(self.parameters, *given)
 
     def lower_prefill(
-        self, batch: int, slots: int, length: int, weights_anyhow: bool = False
+        self, batch: int, slots: int, length: int, auto_weight_layout: bool = False
     ) -> jax.stages.Lowered:
         """The prefill of prompts of this padded length, ready to compile or inspect.
 
@@ -236,16 +238,16 @@ class Engine:
           batch: prompts.
           slots: of the cache.
           length: of prompts.
-          weights_anyhow: as of `lower_decode`.
+          auto_weight_layout: as of `lower_decode`.
         """
         with jax.set_mesh(self.mesh):
             cache, lengths = self._placed_cache(batch, slots), self._abstract_vector(batch)
             given = (cache, self._abstract_vector(batch, length), lengths)
-            if weights_anyhow:
-                return self._anyhow(self._prefill_step, given)
+            if auto_weight_layout:
+                return self._lower_with_auto_layout(self._prefill_step, given)
             return self._prefill.lower(self.parameters, *given)
 
-    def _anyhow(
+    def _lower_with_auto_layout(
         self, step: Callable, given: tuple, options: dict[str, str] | None = None
     ) -> jax.stages.Lowered:
         """The step with weights in whatever order and tiles suit it."""
@@ -265,8 +267,8 @@ class Engine:
         self.placement.check_batch(batch)
         multiple = self.placement.multiple("S")
         if self.mesh.devices.flat[0].platform == "tpu":
-            slots = whole_tiles(slots, self.form)
-        cache = abstract_cache(self.config, batch, slots, self.form, multiple)
+            slots = whole_tiles(slots, self.dtypes)
+        cache = abstract_cache(self.config, batch, slots, self.dtypes, multiple)
         return placed(cache, self.placement, self.mesh)
 
     def _abstract_vector(self, *shape: int) -> jax.ShapeDtypeStruct:

@@ -17,7 +17,7 @@ from model.catalog import CATALOG, find_model
 from model.config import ConfigError, ModelConfig
 from model.declarations import Path as ParameterPath
 from model.declarations import matrices, total_bytes
-from model.form import Form
+from model.dtypes import Dtypes
 from model.layout_check import settle
 from model.parameters import Parameters, Readable, initialise, place, store
 from model.transformer import Transformer
@@ -30,10 +30,10 @@ from sharding.devices import default_platform
 from sharding.layout import Layout
 from sharding.mesh import MeshShape, make_mesh
 from sharding.placement import Placement
-from sharding.scaled import Scaled, Scheme
+from sharding.quantization import Quantization, QuantizedArray
 from sharding.stored_types import PLAIN_TYPES
 
-DTYPES = {name: getattr(jnp, name) for name in PLAIN_TYPES}
+PLAIN_DTYPES = {name: getattr(jnp, name) for name in PLAIN_TYPES}
 
 
 # Given a number of bytes, a context whose value is told of every so many that are done.
@@ -62,7 +62,7 @@ class ModelSource:
         self,
         layout: Layout,
         shape: MeshShape,
-        form: Form,
+        dtypes: Dtypes,
         seed: int = 0,
         progress: Progress = _unseen,
     ) -> Engine:
@@ -71,7 +71,7 @@ class ModelSource:
         Args:
           layout: checked against the model and the mesh before anything is allocated.
           shape: sizes of x, y and z.
-          form: how its numbers are stored.
+          dtypes: how its numbers are stored.
           seed: of random weights.
           progress: shows how much of the weights is loaded.
 
@@ -79,9 +79,9 @@ class ModelSource:
           LayoutError: mesh, devices and model do not go together.
           WeightsError: the file does not hold this model, or is to be stored otherwise than it is.
         """
-        self.check_form(form)
-        placement = settle(self.config, form, layout, shape)
-        model = Transformer(self.config, form)
+        self.check_form(dtypes)
+        placement = settle(self.config, dtypes, layout, shape)
+        model = Transformer(self.config, dtypes)
         mesh = make_mesh(shape)
         if self.file is None:
             parameters = initialise(model, placement, mesh, seed)
@@ -90,16 +90,16 @@ class ModelSource:
         else:
             with progress(total_bytes(model)) as watch:
                 parameters = place(model, self._arrays(model), placement, mesh, watch)
-        return Engine(self.config, parameters, placement, mesh, form)
+        return Engine(self.config, parameters, placement, mesh, dtypes)
 
-    def check_form(self, wanted: Form) -> None:
+    def check_form(self, wanted: Dtypes) -> None:
         """Refuses a form that the weights cannot be brought to.
 
         Raises:
           WeightsError: a checkpoint is in few bits, and wanted otherwise.
         """
-        stored = self.stored_scheme()
-        if stored and wanted.scheme is not stored:
+        stored = self.stored_quantization()
+        if stored and wanted.quantization is not stored:
             raise WeightsError(
                 f"weight_dtype is {wanted.weights.name}, but {self.file.path} holds weights in "
                 f"{stored.name}; leave out --weight_dtype, or convert the source again"
@@ -109,20 +109,20 @@ class ModelSource:
         self, model: Transformer, placement: Placement, mesh: jax.sharding.Mesh, progress: Progress
     ) -> Parameters:
         """The parameters of a checkpoint: as they are, or brought to few bits once read."""
-        form = model.form
-        if form.scheme and not self.file.scheme:
-            form = dataclasses.replace(form, weights=DTYPES[self.file.dtype])
-        stored = Transformer(self.config, form)
+        dtypes = model.dtypes
+        if dtypes.quantization and not self.file.quantization:
+            dtypes = dataclasses.replace(dtypes, weights=PLAIN_DTYPES[self.file.dtype])
+        stored = Transformer(self.config, dtypes)
         with progress(self.file.bytes) as watch:
             parameters = self.file.restore(stored, placement, mesh, watch)
-        return parameters if form == model.form else store(model, parameters, mesh)
+        return parameters if dtypes == model.dtypes else store(model, parameters, mesh)
 
-    def stored_scheme(self) -> Scheme | None:
+    def stored_quantization(self) -> Quantization | None:
         """What a checkpoint's matrices are in few bits by; None for plain ones."""
-        return self.file.scheme if isinstance(self.file, OrbaxFolder) else None
+        return self.file.quantization if isinstance(self.file, OrbaxFolder) else None
 
     def stored_dtype(self) -> str:
-        """The dtype of `DTYPES` that the file's weights lose nothing in."""
+        """The dtype of `PLAIN_DTYPES` that the file's weights lose nothing in."""
         if isinstance(self.file, OrbaxFolder | HuggingFaceFolder):
             return self.file.dtype
         return "float32"
@@ -157,10 +157,12 @@ class ModelSource:
             return found + asked_by_folder(self.file.tokenizer)
         return found + asked_by_folder(self.file.path) if self.file else found
 
-    def _arrays(self, model: Transformer) -> Iterable[tuple[ParameterPath, Readable | Scaled]]:
+    def _arrays(
+        self, model: Transformer
+    ) -> Iterable[tuple[ParameterPath, Readable | QuantizedArray]]:
         if isinstance(self.file, HuggingFaceFolder):
             return self.file.read_parameters(self.config)
-        keep = {path: matrix.form.scheme for path, matrix in matrices(model).items()}
+        keep = {path: matrix.dtypes.quantization for path, matrix in matrices(model).items()}
         return gguf.read_parameters(self.file, self.config, keep)
 
 

@@ -10,13 +10,13 @@ from flax import nnx
 from model.cache import Stored, positions_in, slots_of, write
 from model.config import ModelConfig
 from model.declarations import declare, declare_matrix, normal
-from model.form import Form
+from model.dtypes import Dtypes
 from model.linear import Operand
 from model.norm import Norm
 from model.rotary import Rotation, rotate
 from sharding.collectives import reshard, split_softmax
 from sharding.placement import Placement
-from sharding.scaled import in_parts, sharding_of
+from sharding.quantization import in_parts, sharding_of
 
 LayerCache = tuple[Stored, Stored]
 """One layer's keys and values, each [B, K, S, h]."""
@@ -30,20 +30,20 @@ class Attention(nnx.Module):
     copied because heads do not divide.
     """
 
-    def __init__(self, config: ModelConfig, form: Form, window: int | None = None):
+    def __init__(self, config: ModelConfig, dtypes: Dtypes, window: int | None = None):
         D, K, G, h = config.d_model, config.kv_heads, config.group, config.head_size
         into = normal(D**-0.5)
         back = normal((K * G * h) ** -0.5)
-        self.query = declare_matrix((K, G, h, D), ("K", "G", "h", "D"), 3, form, into)
-        self.key_value = declare_matrix((K, 2, h, D), ("K", "C", "h", "D"), 3, form, into)
-        self.output = declare_matrix((D, K, G, h), ("D", "K", "G", "h"), 1, form, back)
+        self.query = declare_matrix((K, G, h, D), ("K", "G", "h", "D"), 3, dtypes, into)
+        self.key_value = declare_matrix((K, 2, h, D), ("K", "C", "h", "D"), 3, dtypes, into)
+        self.output = declare_matrix((D, K, G, h), ("D", "K", "G", "h"), 1, dtypes, back)
         if config.attention_bias:
             zeros = jax.nn.initializers.zeros
-            self.query_bias = declare((K, G, h), ("K", "G", "h"), form.plain, zeros)
-            self.key_value_bias = declare((K, 2, h), ("K", "C", "h"), form.plain, zeros)
+            self.query_bias = declare((K, G, h), ("K", "G", "h"), dtypes.plain, zeros)
+            self.key_value_bias = declare((K, 2, h), ("K", "C", "h"), dtypes.plain, zeros)
         if config.query_key_norm:
             self.query_norm, self.key_norm = (Norm(config, "n") for _ in range(2))
-        self.config, self.form, self.window = config, form, window
+        self.config, self.dtypes, self.window = config, dtypes, window
 
     def __call__(
         self,
@@ -74,7 +74,7 @@ class Attention(nnx.Module):
         stored = (reshard(part, placement.cache("B", "T", "K", None)) for part in new)
         prompts = q.shape[1] > 1
         cache = tuple(
-            write(old, part, slots, placement, self.form, prompts)
+            write(old, part, slots, placement, self.dtypes, prompts)
             for old, part in zip(cache, stored, strict=True)
         )
         positions = reshard(positions, placement.attention("B", "T"))

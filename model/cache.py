@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from model.config import ModelConfig
-from model.form import Form
+from model.dtypes import Dtypes
 from sharding.placement import Placement, entry_axes
 from sharding.platform_workarounds import scatter_row
-from sharding.scaled import Scaled, Scheme, Weight, round_rows
+from sharding.quantization import Quantization, QuantizedArray, Weight, round_rows
 
 CACHE_AXES = ("B", "K", "S", "h")
 SCALE_AXES = ("K", "B", "S")
@@ -48,7 +48,7 @@ class KVCache(NamedTuple):
 
 
 def abstract_cache(
-    config: ModelConfig, batch: int, slots: int, form: Form, multiple: int = 1
+    config: ModelConfig, batch: int, slots: int, dtypes: Dtypes, multiple: int = 1
 ) -> KVCache:
     """Shapes and dtypes of a cache of `slots` tokens for each of `batch` sequences.
 
@@ -60,10 +60,10 @@ def abstract_cache(
     def one(layer: int) -> Stored:
         kept = -(-min(slots, config.window(layer) or slots) // multiple) * multiple
         shape = batch, config.kv_heads, kept, config.head_size
-        if isinstance(form.cache, Scheme):
+        if isinstance(dtypes.cache, Quantization):
             scales = jax.ShapeDtypeStruct((shape[1], shape[0], kept), jnp.float32)
-            return Scaled(jax.ShapeDtypeStruct(shape, form.cache.dtype), scales)
-        return jax.ShapeDtypeStruct(shape, form.cache)
+            return QuantizedArray(jax.ShapeDtypeStruct(shape, dtypes.cache.dtype), scales)
+        return jax.ShapeDtypeStruct(shape, dtypes.cache)
 
     layers = tuple(map(one, range(config.layers)))
     return KVCache(keys=layers, values=layers)
@@ -74,9 +74,9 @@ def axes_of(array: jax.Array | jax.ShapeDtypeStruct) -> tuple[str, ...]:
     return CACHE_AXES if array.ndim == len(CACHE_AXES) else SCALE_AXES
 
 
-def whole_tiles(slots: int, form: Form) -> int:
+def whole_tiles(slots: int, dtypes: Dtypes) -> int:
     """At least so many slots, as a TPU likes them in a cache of this form."""
-    tile = SCALES if isinstance(form.cache, Scheme) else TILE
+    tile = SCALES if isinstance(dtypes.cache, Quantization) else TILE
     return -(-slots // tile) * tile
 
 
@@ -137,7 +137,7 @@ def write(
     new: jax.Array,
     positions: jax.Array,
     placement: Placement,
-    form: Form,
+    dtypes: Dtypes,
     prompts: bool = False,
 ) -> Stored:
     """Stores new tokens in place, in the cache's form; those of a slot past the last are dropped.
@@ -147,7 +147,7 @@ def write(
       new: [B, T, K, h].
       positions: [B, T] int32, the slot of each new token, from `slots_of`.
       placement: gives the cache's sharding.
-      form: of the cache.
+      dtypes: of the cache.
       prompts: the tokens of each sequence are its first, in order. Those that fill a row may then
         be stored too, in slots that no token has reached.
 
@@ -174,10 +174,12 @@ def write(
         )
 
     with jax.named_scope("cache_write"):
-        if not isinstance(form.cache, Scheme):
-            return update(cache, new.astype(form.cache))
-        few = round_rows(new, form.cache)
-        return Scaled(update(cache.values, few.values), update(cache.scales, few.scales[..., 0]))
+        if not isinstance(dtypes.cache, Quantization):
+            return update(cache, new.astype(dtypes.cache))
+        few = round_rows(new, dtypes.cache)
+        return QuantizedArray(
+            update(cache.values, few.values), update(cache.scales, few.scales[..., 0])
+        )
 
 
 def _fill(cache: jax.Array, new: jax.Array) -> jax.Array:

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.form import Form
-from sharding.scaled import Scaled, stored_bytes
+from model.dtypes import Dtypes
+from sharding.quantization import QuantizedArray, stored_bytes
 
 Initializer = jax.nn.initializers.Initializer
 Path = tuple[str | int, ...]
@@ -53,43 +53,43 @@ class Matrix(nnx.Module):
         shape: tuple[int, ...],
         axes: tuple[str, ...],
         outputs: int,
-        form: Form,
+        dtypes: Dtypes,
         init: Initializer,
     ):
-        scheme = form.scheme
-        scales = scheme.abstract(shape, outputs).scales
-        names = axes if scheme.group else (*axes[:outputs], *(None,) * (len(shape) - outputs))
+        quantization = dtypes.quantization
+        scales = quantization.abstract(shape, outputs).scales
+        names = axes if quantization.group else (*axes[:outputs], *(None,) * (len(shape) - outputs))
         numbers = functools.partial(declare, scales.shape, names, scales.dtype, _zeros, scale=True)
-        self.values = declare(shape, axes, scheme.dtype, _zeros)
+        self.values = declare(shape, axes, quantization.dtype, _zeros)
         self.scales = numbers()
-        if scheme.offset:
+        if quantization.offset:
             self.offsets = numbers()
-        self.axes, self.outputs, self.form, self.init = axes, outputs, form, init
+        self.axes, self.outputs, self.dtypes, self.init = axes, outputs, dtypes, init
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the matrix."""
         return self.values.shape
 
-    def __getitem__(self, index: EllipsisType) -> Scaled:
+    def __getitem__(self, index: EllipsisType) -> QuantizedArray:
         """The matrix as matmuls take it; `index` is ``...``, as of a parameter."""
         parts = [part[...] for part in (self.values, self.scales)]
-        scheme = self.form.scheme
-        offsets = self.offsets[...] if scheme.offset else None
-        return Scaled(*parts, offsets, scheme.group, self.form.round_activations)
+        quantization = self.dtypes.quantization
+        offsets = self.offsets[...] if quantization.offset else None
+        return QuantizedArray(*parts, offsets, quantization.group, self.dtypes.round_activations)
 
 
 def declare_matrix(
     shape: tuple[int, ...],
     axes: tuple[str, ...],
     outputs: int,
-    form: Form,
+    dtypes: Dtypes,
     init: Initializer,
 ) -> "nnx.Param | Matrix":
-    """A matmul's weight, [outputs..., inputs...], stored as `form` says; else as `declare`."""
-    if form.scheme is None:
-        return declare(shape, axes, form.plain, init)
-    return Matrix(shape, axes, outputs, form, init)
+    """A matmul's weight, [outputs..., inputs...], stored as `dtypes` says; else as `declare`."""
+    if dtypes.quantization is None:
+        return declare(shape, axes, dtypes.plain, init)
+    return Matrix(shape, axes, outputs, dtypes, init)
 
 
 def matrices(model: nnx.Module) -> dict[Path, Matrix]:

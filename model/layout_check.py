@@ -5,7 +5,7 @@ import functools
 
 from model.config import ModelConfig
 from model.declarations import Matrix, Path, matrices
-from model.form import Form
+from model.dtypes import Dtypes
 from model.transformer import Transformer
 from sharding.error_types import LayoutError
 from sharding.layout import Layout
@@ -13,14 +13,14 @@ from sharding.mesh import MeshShape
 from sharding.placement import Placement, entry_axes, shards
 
 
-def settle(config: ModelConfig, form: Form, layout: Layout, mesh: MeshShape) -> Placement:
+def settle(config: ModelConfig, dtypes: Dtypes, layout: Layout, mesh: MeshShape) -> Placement:
     """A layout settled for one model; allocates nothing.
 
     Whoever loads, estimates, plans or compiles asks here, so that all admit the same.
 
     Args:
       config: the model.
-      form: how its numbers are stored.
+      dtypes: how its numbers are stored.
       layout: the strategy.
       mesh: sizes of the mesh axes.
 
@@ -29,17 +29,17 @@ def settle(config: ModelConfig, form: Form, layout: Layout, mesh: MeshShape) -> 
         cross devices; with both sizes, and what works.
     """
     placement = Placement.of(layout, config.sizes, mesh)
-    for path, matrix in _grouped(config, form).items():
+    for path, matrix in _grouped(config, dtypes).items():
         _check_groups(path, matrix, placement)
     return placement
 
 
 @functools.cache
-def _grouped(config: ModelConfig, form: Form) -> dict[Path, Matrix]:
+def _grouped(config: ModelConfig, dtypes: Dtypes) -> dict[Path, Matrix]:
     """Matrices whose scales are of groups of inputs; those of one layer stand for all layers."""
-    if form.scheme is None or not form.scheme.group:
+    if dtypes.quantization is None or not dtypes.quantization.group:
         return {}
-    return matrices(Transformer(dataclasses.replace(config, layers=1, windows=None), form))
+    return matrices(Transformer(dataclasses.replace(config, layers=1, windows=None), dtypes))
 
 
 def _check_groups(path: Path, matrix: Matrix, placement: Placement) -> None:
@@ -48,12 +48,13 @@ def _check_groups(path: Path, matrix: Matrix, placement: Placement) -> None:
     Raises:
       LayoutError: as of `settle`.
     """
-    scheme, inputs = matrix.form.scheme, matrix.shape[-1]
+    quantization, inputs = matrix.dtypes.quantization, matrix.shape[-1]
     parts = shards(entry_axes(placement.weights(*matrix.axes)[-1]), placement.mesh)
-    if inputs % (parts * scheme.group):
-        whole = [n for n in range(1, parts) if inputs % (n * scheme.group) == 0]
+    if inputs % (parts * quantization.group):
+        whole = [n for n in range(1, parts) if inputs % (n * quantization.group) == 0]
         remedy = f"use {' or '.join(map(str, whole))} shards, " if whole else "use "
         raise LayoutError(
             f"{'.'.join(map(str, path[-2:]))} has {inputs} inputs in {parts} shards, which "
-            f"groups of {scheme.group} ({scheme.name}) do not divide; {remedy}int8 or fp8"
+            f"groups of {quantization.group} ({quantization.name}) do not divide; "
+            f"{remedy}int8 or fp8"
         )

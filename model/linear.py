@@ -9,7 +9,7 @@ from sharding.collectives import reshard
 from sharding.dot import dot
 from sharding.placement import Placement
 from sharding.products import multiply, transfers
-from sharding.scaled import Scaled, Weight, divide, sharding_of
+from sharding.quantization import QuantizedArray, Weight, divide, sharding_of
 
 
 class Operand:
@@ -65,7 +65,7 @@ class Operand:
         stored, now = sharding_of(weight), sharding_of(self._x)
         specs = (stored, use, now, self._spec, result)
         plan = transfers(weight.shape, *specs, self._placement.mesh)
-        moves = plan and (plan.moves or isinstance(weight, Scaled))
+        moves = plan and (plan.moves or isinstance(weight, QuantizedArray))
         if not moves:
             return linear(divide(weight, use, reshard), self.whole(), result, dtype)
         looped = self._placement.layout.collectives == "overlapped"

@@ -16,8 +16,8 @@ def lay_out_for_tpu(parameters: Parameters, model: nnx.Module) -> Parameters:
       parameters: on devices, those that change then gone; or abstract; or none.
       model: that declares them.
     """
-    flat, scheme = flatten(parameters), model.form.scheme
-    if scheme and scheme.group:
+    flat, quantization = flatten(parameters), model.dtypes.quantization
+    if quantization and quantization.group:
         return parameters  # a kernel reads matrices in groups as they are stored
     for path, param in declarations(model).items() if flat else ():
         order = None if param.scale else order_on_tpu(param.axes, flat[path])

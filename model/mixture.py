@@ -14,7 +14,7 @@ from flax import nnx
 from model.config import ModelConfig
 from model.declarations import declare, declare_matrix, normal
 from model.dispatch import ExpertAxes, bring_back, by_destination, expert_axes, send, sums
-from model.form import Form
+from model.dtypes import Dtypes
 from model.linear import linear
 from model.mlp import ACTIVATIONS
 from sharding.collectives import reshard
@@ -22,7 +22,7 @@ from sharding.dot import dot
 from sharding.layout import Axes
 from sharding.placement import Placement, entry, used_axes
 from sharding.platform_workarounds import by_platform
-from sharding.scaled import Scaled, Weight, divide, specs_of
+from sharding.quantization import QuantizedArray, Weight, divide, specs_of
 
 Join = Callable[[jax.Array], jax.Array]
 """Completes the sum over d_model where mesh axes divide it."""
@@ -31,12 +31,12 @@ Join = Callable[[jax.Array], jax.Array]
 class Mixture(nnx.Module):
     """E gated MLPs and the router that weighs k of them for each token."""
 
-    def __init__(self, config: ModelConfig, form: Form):
+    def __init__(self, config: ModelConfig, dtypes: Dtypes):
         D, F, E = config.d_model, config.d_ff, config.experts
         into = normal(D**-0.5)
-        self.router = declare((E, D), ("e", "D"), form.plain, into)
-        self.gate_up = declare_matrix((E, 2, F, D), ("E", "C", "F", "D"), 3, form, into)
-        self.down = declare_matrix((E, D, F), ("E", "D", "F"), 2, form, normal(F**-0.5))
+        self.router = declare((E, D), ("e", "D"), dtypes.plain, into)
+        self.gate_up = declare_matrix((E, 2, F, D), ("E", "C", "F", "D"), 3, dtypes, into)
+        self.down = declare_matrix((E, D, F), ("E", "D", "F"), 2, dtypes, normal(F**-0.5))
         self.chosen = config.experts_per_token
         self.renormalise = config.renormalise_experts
         self.activation = config.activation
@@ -127,7 +127,9 @@ class Mixture(nnx.Module):
             return touched_only(*arrays, self.activation, join)
 
         arrays = (x, share, gate_up, down)
-        if isinstance(gate_up, Scaled):  # a grouped matmul takes plain arrays: it would hold them
+        if isinstance(
+            gate_up, QuantizedArray
+        ):  # a grouped matmul takes plain arrays: it would hold them
             return elsewhere(*arrays)
         return by_platform(*arrays, tpu=on_tpu, default=elsewhere)
 

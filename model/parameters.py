@@ -18,7 +18,7 @@ from flax import nnx
 from model.declarations import Initializer, Matrix, Path, declarations, matrices
 from sharding.error_types import FloorlineError
 from sharding.placement import Placement
-from sharding.scaled import Scaled, Weight, quantize, spec_of, stored_bytes
+from sharding.quantization import QuantizedArray, Weight, quantize, spec_of, stored_bytes
 
 Parameters = dict[str | int, Any]
 """Nested plain dict of arrays, as `nnx.to_pure_dict` gives it: the form every jitted step takes."""
@@ -89,11 +89,11 @@ def _stored(path: Path, array: Weight, matrix: Matrix | None) -> dict[Path, jax.
         return {path: array}
     scaled, finite = array, True
     if isinstance(array, jax.Array):
-        scaled, finite = _quantize(array, matrix.outputs, matrix.form.scheme)
+        scaled, finite = _quantize(array, matrix.outputs, matrix.dtypes.quantization)
     if not finite:
         raise FloorlineError(
             f"parameter {'.'.join(map(str, path))} is not finite everywhere, which "
-            f"{matrix.form.scheme.name} has no code for; mend the checkpoint, or leave out "
+            f"{matrix.dtypes.quantization.name} has no code for; mend the checkpoint, or leave out "
             "--weight_dtype"
         )
     parts = {"values": scaled.values, "scales": scaled.scales, "offsets": scaled.offsets}
@@ -131,7 +131,7 @@ def _random(key: jax.Array, init: Initializer, shape: tuple, dtype: jnp.dtype, s
 
 def place(
     model: nnx.Module,
-    arrays: Iterable[tuple[Path, Readable | Scaled]],
+    arrays: Iterable[tuple[Path, Readable | QuantizedArray]],
     placement: Placement,
     mesh: jax.sharding.Mesh,
     watch: Callable[[int], None] | None = None,
@@ -159,9 +159,9 @@ def place(
         part = functools.partial(_part, values, dtype)
         return jax.make_array_from_callback(values.shape, jax.NamedSharding(mesh, spec), part)
 
-    def read(path: Path, values: Readable | Scaled) -> Weight:
+    def read(path: Path, values: Readable | QuantizedArray) -> Weight:
         spec = placement.weights(*stated[path].axes)
-        if isinstance(values, Scaled):
+        if isinstance(values, QuantizedArray):
             return jax.tree.map(lambda p: put(p, p.dtype, spec_of(p, values, spec)), values)
         return put(values, jnp.float32 if path in whole else stated[path].dtype, spec)
 

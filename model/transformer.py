@@ -2,7 +2,7 @@
 
 Built abstract; a step merges the structure with a plain dict of arrays inside `jax.jit`::
 
-    structure, _ = nnx.split(Transformer(config, form))
+    structure, _ = nnx.split(Transformer(config, dtypes))
     nnx.merge(structure, parameters)(tokens, positions, cache, placement)
 """
 
@@ -16,7 +16,7 @@ from model.attention import Attention, LayerCache
 from model.cache import PADDING, KVCache
 from model.config import ModelConfig
 from model.declarations import declare, normal
-from model.form import Form
+from model.dtypes import Dtypes
 from model.linear import Operand
 from model.mixture import Mixture
 from model.mlp import MLP
@@ -44,10 +44,10 @@ class Output(NamedTuple):
 class Embedding(nnx.Module):
     """A [V, D] table: rows looked up on the way in, or multiplied by on the way out."""
 
-    def __init__(self, config: ModelConfig, form: Form):
+    def __init__(self, config: ModelConfig, dtypes: Dtypes):
         shape, init = (config.vocabulary, config.d_model), normal(0.02)
-        self.weight = declare(shape, ("V", "D"), form.plain, init)
-        self.dtype = form.dtype
+        self.weight = declare(shape, ("V", "D"), dtypes.plain, init)
+        self.dtype = dtypes.dtype
 
     def look_up(self, tokens: jax.Array, placement: Placement) -> jax.Array:
         """tokens: [B, T] int32, whole on every device -> [B, T, R]."""
@@ -66,15 +66,15 @@ class Embedding(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP (or experts), each behind its norm; a parallel block has one for both."""
 
-    def __init__(self, config: ModelConfig, form: Form, layer: int):
+    def __init__(self, config: ModelConfig, dtypes: Dtypes, layer: int):
         self.attention_norm = Norm(config)
-        self.attention = Attention(config, form, config.window(layer))
+        self.attention = Attention(config, dtypes, config.window(layer))
         if not config.parallel_block:
             self.mlp_norm = Norm(config)
         if config.norm_after:
             self.attention_norm_after = Norm(config)
             self.mlp_norm_after = Norm(config)
-        self.mlp = Mixture(config, form) if config.experts else MLP(config, form)
+        self.mlp = Mixture(config, dtypes) if config.experts else MLP(config, dtypes)
         self.config = config
 
     def __call__(
@@ -109,20 +109,20 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """A decoder-only transformer of whatever family `config` describes."""
 
-    def __init__(self, config: ModelConfig, form: Form):
+    def __init__(self, config: ModelConfig, dtypes: Dtypes):
         """Declares every parameter.
 
         Args:
           config: the model.
-          form: how its numbers are stored.
+          dtypes: how its numbers are stored.
         """
-        self.config, self.form = config, form
-        self.embedding = Embedding(config, form)
+        self.config, self.dtypes = config, dtypes
+        self.embedding = Embedding(config, dtypes)
         # Unrolled: a scan over stacked weights copies each layer's slice on CPU and GPU.
-        self.layers = nnx.List([Block(config, form, n) for n in range(config.layers)])
+        self.layers = nnx.List([Block(config, dtypes, n) for n in range(config.layers)])
         self.final_norm = Norm(config)
         if not config.tied_embedding:
-            self.unembedding = Embedding(config, form)
+            self.unembedding = Embedding(config, dtypes)
 
     def __call__(
         self,

@@ -5,7 +5,7 @@ from absl import flags
 
 with _common.importing():
     from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS
-    from sharding.stored_types import CACHE_TYPES, PLAIN_TYPES, SCALED_TYPES
+    from sharding.stored_types import CACHE_TYPES, PLAIN_TYPES, QUANTIZED_TYPES
 
 LAYOUT = flags.DEFINE_string(
     "layout",
@@ -47,7 +47,7 @@ WEIGHT_DTYPE = flags.DEFINE_list(
     "weight_dtype",
     None,
     f"What weights are stored in: {', '.join(PLAIN_TYPES)}; or the matrices of attention, MLPs and "
-    f"experts in {', '.join(SCALED_TYPES)}, with scales, and all else in --dtype. "
+    f"experts in {', '.join(QUANTIZED_TYPES)}, with scales, and all else in --dtype. "
     "profile_decode.py, estimate.py and plan.py take a list.",
 )
 

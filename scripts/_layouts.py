@@ -9,7 +9,7 @@ from _array_flags import ATTENTION_BY, COLLECTIVES_BY, EXPERT_PARALLEL, LAYOUT, 
 from absl import flags
 
 from model.config import ModelConfig
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.expected.candidates import AUTO, Wish
 from profiles.expected.candidates import meshes as meshes_of
 from profiles.expected.choice import Work, check_wishes, every_device, place
@@ -52,7 +52,7 @@ def check(config: ModelConfig, counts: Counts | None) -> None:
 def layout(
     config: ModelConfig,
     counts: Counts | None,
-    form: Callable[[], Form],
+    dtypes: Callable[[], Dtypes],
     batches: Sequence[int],
     contexts: Sequence[int],
 ) -> tuple[Layout, MeshShape]:
@@ -62,7 +62,7 @@ def layout(
       config: the model.
       counts: from `meshes`, of one number of devices; None for all of JAX's that the layout divides
         (on a CPU: one).
-      form: says how its numbers are stored; it may start JAX.
+      dtypes: says how its numbers are stored; it may start JAX.
       batches: sequences per step.
       contexts: tokens in the cache; the longest is taken as the length of prompts.
 
@@ -72,26 +72,26 @@ def layout(
     for flag in (LAYOUT, ATTENTION_BY):
         if "," in flag.value:
             raise UsageError(f"--{flag.name} is {flag.value}; give one of them")
-    (found,), (shape,) = _placed(config, counts, form, batches, contexts)
+    (found,), (shape,) = _placed(config, counts, dtypes, batches, contexts)
     return found, shape
 
 
 def layouts(
     config: ModelConfig,
     counts: Counts | None,
-    form: Callable[[], Form],
+    dtypes: Callable[[], Dtypes],
     batches: Sequence[int],
     contexts: Sequence[int],
 ) -> tuple[list[Layout], list[MeshShape]]:
     """The layouts that the flags name, of a script that compares several, and a mesh of each number
     of devices for all of them; else as `layout`, but that a CPU is one device and two."""
-    return _placed(config, counts, form, batches, contexts, sweep=True)
+    return _placed(config, counts, dtypes, batches, contexts, sweep=True)
 
 
 def _placed(
     config: ModelConfig,
     counts: Counts | None,
-    form: Callable[[], Form],
+    dtypes: Callable[[], Dtypes],
     *sizes: Sequence[int],
     sweep: bool = False,
 ) -> tuple[list[Layout], list[MeshShape]]:
@@ -101,7 +101,7 @@ def _placed(
         asked,
         config,
         counts or every_device(config, asked, on_cpu=(1, 2) if sweep else (1,)),
-        lambda: Work(config, form(), *sizes),
+        lambda: Work(config, dtypes(), *sizes),
         _common.say,
         whole_batches=batches if sweep else (),
     )
@@ -214,13 +214,13 @@ def meshes(
 
 
 def state_choices(
-    config: ModelConfig, placement: Placement, form: Form, batch: int | None = None
+    config: ModelConfig, placement: Placement, dtypes: Dtypes, batch: int | None = None
 ) -> None:
     """Says how this layout divides experts, what it copies and what that costs, what it pads."""
     sizes = field_text(placement.mesh)
     for line in (
         *experts_per_device(config, placement),
-        *replication_cost(config, placement, form),
+        *replication_cost(config, placement, dtypes),
     ):
         _common.say(f"layout {placement.layout.name} on {sizes}: {line}")
     parts = placement.multiple("B")

@@ -41,7 +41,7 @@ if __name__ == "__main__":
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
-    import _forms
+    import _dtypes
     import _layouts
     from tqdm import tqdm
 
@@ -126,14 +126,14 @@ def _points() -> list[Point]:
             raise UsageError(f"--context is {min(contexts)} with --phase=prefill; use 2 or more")
         grid = itertools.product(
             [str(parse_slice(text)) for text in _TOPOLOGY.value],
-            _forms.forms(here=False),
+            _dtypes.dtype_sets(here=False),
             _layouts.wishes(),
             _common.integers("batch", _BATCH.value),
             contexts,
         )
         found += [
-            Point(model, topology, wish, form, batch, context, prefill)
-            for topology, form, wish, batch, context in grid
+            Point(model, topology, wish, dtypes, batch, context, prefill)
+            for topology, dtypes, wish, batch, context in grid
         ]
     return list(dict.fromkeys(found))
 

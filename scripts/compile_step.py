@@ -51,7 +51,7 @@ if __name__ == "__main__":
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
-    import _forms
+    import _dtypes
     import _layouts
     import _slices
 
@@ -122,7 +122,7 @@ def _estimator(model: ModelConfig, batch: int, context: int, prefill: bool) -> E
     setting = Setting(
         model=model,
         where=where,
-        form=_forms.form(here=False),
+        dtypes=_dtypes.dtypes(here=False),
         rates=_slices.rates(where.chip),
         experts=_slice_flags.EXPERTS.value,
         price=_slices.price(where.chip),
@@ -140,7 +140,7 @@ def _report(found: Examined) -> dict:
         write_atomically(_SAVE_HLO.value, found.outcome.text.encode())
         _common.say(f"wrote {_SAVE_HLO.value}")
     arrays = placed_arrays(
-        subject.config, subject.placement, subject.form, subject.batch, subject.slots
+        subject.config, subject.placement, subject.dtypes, subject.batch, subject.slots
     )
     libraries, outcome = versions(), found.outcome
     _common.show(
@@ -164,7 +164,7 @@ def _free_weights(default: CompiledStep, estimator: Estimator, subject: Subject)
     """Compiles with weights laid out as the compiler likes; prints and returns what changes."""
     where = estimator.setting.where
     _common.say(f"compiling again for {where}, weights laid out by the compiler")
-    outcome = compile_step(subject, where, weights_anyhow=True)
+    outcome = compile_step(subject, where, auto_weight_layout=True)
     if outcome.status != "ok":
         raise FloorlineError(f"compiled step is {outcome.status}; {outcome.message}")
     free = read(outcome, subject.placement.mesh)

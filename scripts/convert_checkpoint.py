@@ -35,7 +35,7 @@ if __name__ == "__main__":
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
-    import _forms
+    import _dtypes
     import _layouts
 
     from model.weights.orbax_checkpoint import OrbaxFolder, check_target, save
@@ -54,21 +54,21 @@ def main() -> None:
     )
     folder = Path(_OUTPUT_DIR.value)
     check_target(folder)
-    _forms.check()
+    _dtypes.check()
     meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
     _common.check_json()
     source = _common.source()
-    form = _forms.form(source.stored_scheme(), source.stored_dtype())
+    dtypes = _dtypes.dtypes(source.stored_quantization(), source.stored_dtype())
     started = time.perf_counter()
     # No step runs here, so the simplest mesh will do: others take weights apart for nothing.
-    layout, shape = _layouts.layout(source.config, meshes, lambda: form, [], [])
-    engine = source.engine(layout, shape, form, progress=byte_progress)
+    layout, shape = _layouts.layout(source.config, meshes, lambda: dtypes, [], [])
+    engine = source.engine(layout, shape, dtypes, progress=byte_progress)
     loaded = time.perf_counter()
-    save(folder, source.config, engine.parameters, source.tokenizer_files(), form.scheme)
+    save(folder, source.config, engine.parameters, source.tokenizer_files(), dtypes.quantization)
     seconds = {"load_s": loaded - started, "save_s": time.perf_counter() - loaded}
     size = OrbaxFolder(folder).bytes
     _common.say(
-        f"{source.config.name} in {form.weights.name}: {size / 1e6:.1f} MB in {folder}, "
+        f"{source.config.name} in {dtypes.weights.name}: {size / 1e6:.1f} MB in {folder}, "
         f"read in {seconds['load_s']:.1f} s, written in {seconds['save_s']:.1f} s "
         f"({size / seconds['save_s'] / 1e6:.0f} MB/s)"
     )
@@ -78,8 +78,8 @@ def main() -> None:
     if _common.JSON.value and processes.first():
         written = {
             "model": source.config.name,
-            "dtype": form.plain.name,
-            "weight_dtype": form.weights.name,
+            "dtype": dtypes.plain.name,
+            "weight_dtype": dtypes.weights.name,
             "bytes": size,
             **seconds,
         }

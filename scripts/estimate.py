@@ -51,7 +51,7 @@ if __name__ == "__main__":
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
-    import _forms
+    import _dtypes
     import _layouts
     import _slices
 
@@ -101,7 +101,7 @@ def main() -> None:
     if _ECONOMICS.value and _PHASE.value == "decode":
         for one, passes in found:
             steps = [each for each in passes if each.context == contexts[-1]]
-            _common.show(f"{one.setting.where}, {one.setting.form}:")
+            _common.show(f"{one.setting.where}, {one.setting.dtypes}:")
             _common.show("\n".join(f"-  {line}" for line in estimate_text.consequences(one, steps)))
 
 
@@ -109,18 +109,18 @@ def _estimators(
     model: Model, wanted: list[Layout], batches: list[int], contexts: list[int]
 ) -> list[Estimator]:
     """One for each slice and form, in the layout that is expected to be best."""
-    forms = _forms.forms(here=False)
+    dtype_sets = _dtypes.dtype_sets(here=False)
     slices = list(dict.fromkeys(map(_slices.where, _TOPOLOGY.value or [""])))
     _slices.check_given(slices, "--topology")
     shapes = [parse_mesh(_MESH.value)] if _MESH.value else None
     work = [(b, c) for b in {min(batches), max(batches)} for c in {min(contexts), max(contexts)}]
     found = []
     for where in slices:
-        for form in forms:
+        for dtypes in dtype_sets:
             setting = Setting(
                 model=model,
                 where=where,
-                form=form,
+                dtypes=dtypes,
                 rates=_slices.rates(where.chip),
                 experts=_slice_flags.EXPERTS.value,
                 price=_slices.price(where.chip),
@@ -159,7 +159,7 @@ def _message(step: Estimate, wanted: list[Layout], known: dict) -> str:
         length = f"{step.context:,} cached tokens and {step.tokens:,} of a prompt"
     return (
         f"batch {step.batch:,} at {length} is {number(beyond / 1e9)} GB per chip more "
-        f"than {setting.where} has with weights in {setting.form.weights.name}; {known[key]}"
+        f"than {setting.where} has with weights in {setting.dtypes.weights.name}; {known[key]}"
     )
 
 

@@ -66,7 +66,7 @@ if __name__ == "__main__":
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
-    import _forms
+    import _dtypes
     import _layouts
     import _slices
 
@@ -145,7 +145,7 @@ def _wanted() -> Wanted:
     setting = Setting(
         model=model,
         where=where,
-        form=_forms.form(here=False),
+        dtypes=_dtypes.dtypes(here=False),
         rates=_slices.rates(where.chip),
         experts=_slice_flags.EXPERTS.value,
         price=_slices.price(where.chip),

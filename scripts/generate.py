@@ -56,7 +56,7 @@ if __name__ == "__main__":
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
-    import _forms
+    import _dtypes
     import _layouts
     import jax
     import numpy as np
@@ -71,7 +71,7 @@ with _common.importing(__name__):
     )
     from decode.load import ModelSource
     from decode.sampling import make_sampler
-    from model.form import Form
+    from model.dtypes import Dtypes
     from profiles.floor.memory import check_room, need_of
     from profiles.measured.record import describe_step
     from profiles.report.document import document, summarise
@@ -88,7 +88,7 @@ def main() -> None:
     """Loads, generates, reports."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     sampler = make_sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value)
-    _forms.check()
+    _dtypes.check()
     meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
     source = _common.source()
     request = Request(
@@ -101,18 +101,18 @@ def main() -> None:
     request.check(source.config)
     longest = max(map(len, request.prompts))
 
-    def form() -> Form:
-        return _forms.form(source.stored_scheme())
+    def dtypes() -> Dtypes:
+        return _dtypes.dtypes(source.stored_quantization())
 
     _layouts.check(source.config, meshes)
     _common.check_json()
     sizes = [len(request.prompts)], [longest]
-    layout, shape = _layouts.layout(source.config, meshes, form, *sizes)
+    layout, shape = _layouts.layout(source.config, meshes, dtypes, *sizes)
     placement = Placement.of(layout, source.config.sizes, shape)
-    _layouts.state_choices(source.config, placement, form(), len(request.prompts))
+    _layouts.state_choices(source.config, placement, dtypes(), len(request.prompts))
     batch, slots = cache_sizes(source.config, placement, request)
-    check_room(need_of(source.config, placement, form(), batch=batch, slots=slots))
-    engine = source.engine(layout, shape, form(), _SEED.value, byte_progress)
+    check_room(need_of(source.config, placement, dtypes(), batch=batch, slots=slots))
+    engine = source.engine(layout, shape, dtypes(), _SEED.value, byte_progress)
     if _WEIGHT_LAYOUT.value == "auto":
         _common.say(engine.lay_out_weights(batch, slots))
     to_json = _common.JSON.value == "-"

@@ -52,12 +52,12 @@ if __name__ == "__main__":
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
-    import _forms
+    import _dtypes
     import _layouts
 
     from model.catalog import CATALOG, find_model
     from model.config import ModelConfig
-    from model.form import Form
+    from model.dtypes import Dtypes
     from model.layout_check import settle
     from profiles.compiled.inspection import (
         Subject,
@@ -89,9 +89,9 @@ def main() -> None:
     processes.agree(lambda: check_writable(output))
     _common.check_json()
     subject, compiling = _subject()
-    _layouts.state_choices(subject.config, subject.placement, subject.form, _BATCH.value)
+    _layouts.state_choices(subject.config, subject.placement, subject.dtypes, _BATCH.value)
     arrays = placed_arrays(
-        subject.config, subject.placement, subject.form, subject.batch, subject.slots
+        subject.config, subject.placement, subject.dtypes, subject.batch, subject.slots
     )
     wanted = expected(subject)
     layers = subject.config.layers
@@ -100,7 +100,7 @@ def main() -> None:
         mesh = field_text(subject.placement.mesh)
         _common.say(f"compiling {several(layers, 'layer')} for a mesh of {mesh}")
         found = compiled(subject)
-        differing = differences(wanted, found, subject.form.dtype)
+        differing = differences(wanted, found, subject.dtypes.dtype)
     if processes.first():
         layout_figure(subject.run, str(subject), output / "layout.png")
         _common.say(f"wrote {output / 'layout.png'}")
@@ -110,7 +110,7 @@ def main() -> None:
     _common.show(collective_table(wanted, layers, "expected", wanted) + "\n")
     if found is not None:
         _common.show(collective_table(found, layers, "compiled", wanted) + "\n")
-    _common.show(_verdict(found, differing, stands_in(wanted, subject.form.dtype)))
+    _common.show(_verdict(found, differing, stands_in(wanted, subject.dtypes.dtype)))
     if differing:
         raise FloorlineError(
             f"compiled program has {'; '.join(differing)} than the layout explains; "
@@ -124,19 +124,19 @@ def _subject() -> tuple[Subject, bool]:
     asked = _DEVICES.value or (None if _MESH.value else 8)
     meshes = _layouts.meshes(asked, _MESH.value, request=False)
     count = math.prod(meshes[0][0].values())
-    _forms.check()
+    _dtypes.check()
     source = None if name in CATALOG else _common.source()
     config = source.config if source else _common.lengthened(find_model(name))
 
-    def form() -> Form:
-        return _forms.form(source.stored_scheme() if source else None)
+    def dtypes() -> Dtypes:
+        return _dtypes.dtypes(source.stored_quantization() if source else None)
 
     compiling = _compiles(config, count)
     if compiling:
         request_cpu_devices(count)
     (slots,) = _common.lengths(_CONTEXT, config, prefill=True)
-    layout, shape = _layouts.layout(config, meshes, form, [_BATCH.value], [slots])
-    placement = settle(config, form(), layout, shape)
+    layout, shape = _layouts.layout(config, meshes, dtypes, [_BATCH.value], [slots])
+    placement = settle(config, dtypes(), layout, shape)
     if compiling and count > len(here := devices()):
         if _COMPILE.value:
             raise LayoutError(
@@ -148,7 +148,7 @@ def _subject() -> tuple[Subject, bool]:
     subject = Subject(
         config=config,
         placement=placement,
-        form=form(),
+        dtypes=dtypes(),
         batch=-(-_BATCH.value // rows) * rows,
         slots=slots,
         tokens=1 if _PHASE.value == "decode" else slots,

@@ -65,7 +65,7 @@ if __name__ == "__main__":
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
-    import _forms
+    import _dtypes
     import _layouts
     import _slices
 
@@ -119,7 +119,7 @@ def _space(model: Model, context: int, slots: int, prompt: int | None) -> Space:
         Offer(
             model=model,
             slices=_priced(),
-            forms=tuple(_forms.combined(_KV_DTYPE.value)),
+            dtype_sets=tuple(_dtypes.combined(_KV_DTYPE.value)),
             layouts=tuple(wanted),
             rates=functools.cache(lambda name: _slices.rates(find_chip(name))),
             context=context,

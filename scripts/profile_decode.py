@@ -54,11 +54,11 @@ if __name__ == "__main__":
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
-    import _forms
+    import _dtypes
     import _layouts
     import jax
 
-    from model.form import Form
+    from model.dtypes import Dtypes
     from profiles.chips.chip import DEAREST, RANGE
     from profiles.figures.steps import cost, step_time
     from profiles.measured.sweep import Interrupted, Outcome, Sweep, run
@@ -82,9 +82,9 @@ def main() -> None:
     sweep.check()
     processes.agree(lambda: check_writable(output))
     _common.check_json()
-    for layout, shape, form in sweep.placings():
+    for layout, shape, dtypes in sweep.placings():
         placement = Placement.of(layout, sweep.source.config.sizes, shape)
-        _layouts.state_choices(sweep.source.config, placement, form)
+        _layouts.state_choices(sweep.source.config, placement, dtypes)
     outcome = _measure(sweep, output, started)
     if not processes.first():
         return
@@ -125,22 +125,24 @@ def _sweep(output: Path) -> Sweep:
     if not _SECONDS.value >= 0:  # as NaN is not
         raise UsageError("--seconds is nan; use a number of seconds, 0 or more")
     _layouts.check_layouts()
-    _forms.check()
+    _dtypes.check()
     source = _common.source()
     contexts = _common.within(source.config, _CONTEXT, contexts, 1)
 
-    def forms() -> list[Form]:
-        return _forms.forms(source.stored_scheme())
+    def dtype_sets() -> list[Dtypes]:
+        return _dtypes.dtype_sets(source.stored_quantization())
 
-    layouts, shapes = _layouts.layouts(source.config, meshes, lambda: forms()[0], batches, contexts)
+    layouts, shapes = _layouts.layouts(
+        source.config, meshes, lambda: dtype_sets()[0], batches, contexts
+    )
     return Sweep(
         source=source,
         layouts=layouts,
         shapes=shapes,
         batches=batches,
         contexts=contexts,
-        forms=forms(),
-        weights_anyhow=_WEIGHT_LAYOUT.value == "auto",
+        dtype_sets=dtype_sets(),
+        auto_weight_layout=_WEIGHT_LAYOUT.value == "auto",
         seconds=_SECONDS.value,
         bandwidth=_BANDWIDTH.value,
         peak_flops=_FLOPS.value,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from sharding.layout import Axes
 from sharding.placement import entry, entry_axes
 from sharding.platform_workarounds import by_platform
-from sharding.scaled import from_bits, to_bits
+from sharding.quantization import from_bits, to_bits
 
 Division = tuple[Axes, ...]
 """The mesh axes that divide each dimension, major first."""

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from sharding.grouped import kernel_for
 from sharding.platform_workarounds import by_platform, halves_for_one_token, in_halves
-from sharding.scaled import (
-    Scaled,
+from sharding.quantization import (
+    QuantizedArray,
     Weight,
     cut,
     drop,
@@ -46,14 +46,14 @@ def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None
     in_blocks = functools.partial(by_rows, _by_blocks)
     few = functools.partial(by_rows, _few_on_gpu)
 
-    converts = isinstance(weight, Scaled) or weight.dtype != x.dtype
+    converts = isinstance(weight, QuantizedArray) or weight.dtype != x.dtype
     if not converts and out is not None and halves_for_one_token(weight, x):
         halves = functools.partial(in_halves, dtype=dtype)
         return by_platform(weight, x, cpu=halves, default=whole)
     if not converts or (out is not None and jax.typeof(x).sharding.mesh.size > 1):
         return whole(weight, x)
     others = {"cpu": in_blocks} | _by_kernel(weight, x, outputs, dtype)
-    if isinstance(weight, Scaled):
+    if isinstance(weight, QuantizedArray):
         most = _FEW_OF_GROUPS if weight.group else _EIGHT
         others |= {"cuda": few} if math.prod(x.shape[:2]) <= most else {}
     return by_platform(weight, x, default=whole, **others)
@@ -82,9 +82,9 @@ def dot_of_shards(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 def _by_kernel(
     weight: Weight, x: jax.Array, outputs: int, dtype: jnp.dtype, chips: int = 0
-) -> dict[str, Callable[[Scaled, jax.Array], jax.Array]]:
+) -> dict[str, Callable[[QuantizedArray, jax.Array], jax.Array]]:
     """How a TPU multiplies groups, if it has a kernel; `chips` dimensions of the weight count."""
-    if not isinstance(weight, Scaled) or weight.round_activations or not weight.group:
+    if not isinstance(weight, QuantizedArray) or weight.round_activations or not weight.group:
         return {}
     shards, own, tokens = weight.shape[:chips], weight.shape[chips:], math.prod(x.shape[:2])
     shape = [math.prod(part) for n in (shards, own) for part in (n[:outputs], n[outputs:])]
@@ -92,7 +92,7 @@ def _by_kernel(
     if kernel is None:
         return {}
 
-    def product(weight: Scaled, x: jax.Array) -> jax.Array:
+    def product(weight: QuantizedArray, x: jax.Array) -> jax.Array:
         flat = jax.tree.map(lambda leaf: leaf.reshape(*shape[:3], -1), weight)
         made = kernel(
             flat.values, flat.scales, flat.offsets, x.reshape(tokens, *shape[1::2]), dtype
@@ -107,7 +107,7 @@ def _tokens_first(product: jax.Array) -> jax.Array:
     return jnp.moveaxis(product, (-2, -1), (0, 1))
 
 
-def _few_on_gpu(weight: Scaled, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _few_on_gpu(weight: QuantizedArray, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """weight: [N, K], x: [M, K] -> [N, M], for few tokens.
 
     XLA:GPU reads values of 8 bits more slowly for one token than for eight (63 us against 38 for a

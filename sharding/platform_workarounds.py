@@ -19,7 +19,7 @@ XLA:CPU
   scattered, and dropped (`scatter_row`). 25 ms, then 23; at context 2,048 97 ms, then 33.
 - It converts a whole matrix before a matmul: a few rows at a time (`sharding.dot`).
 - It converts a whole array of small floats to cut or gather it: their bits are integers
-  (`sharding.scaled.to_bits`, and for the embedding `sharding.collectives`).
+  (`sharding.quantization.to_bits`, and for the embedding `sharding.collectives`).
 - It gathers the batch for the top k of a divided array: each chip takes its own
   (`model.mixture`).
 - It multiplies by every expert where a matmul of groups is asked for: a loop over the experts that
@@ -35,7 +35,7 @@ XLA:TPU
 - It takes the rows of a prompt one after another: whole prompts are one block (`model.cache`).
 - It copies a layer's cache to VMEM and back: no evictions (`decode.compiler_options`).
 - It copies 8-bit rows to cut them across tiles, or inside a stack: whole tiles, one matrix at a
-  time (`sharding.scaled`).
+  time (`sharding.quantization`).
 - It writes a scale for every value of a matrix in groups: a kernel (`sharding.grouped`).
 - It keeps products of several steps of a loop for one transfer: barriers (`sharding.products`).
 

@@ -20,7 +20,7 @@ import numpy as np
 from sharding.dot import dot, dot_of_shards
 from sharding.layout import Axes
 from sharding.placement import division, entry
-from sharding.scaled import Scaled, Weight, cut, cut_rows, specs_of
+from sharding.quantization import QuantizedArray, Weight, cut, cut_rows, specs_of
 
 LONGEST_UNROLLED = 4
 """Rings of more chips stay a loop: thousands of unrolled partial products compile slowly."""
@@ -123,7 +123,7 @@ def gathers_in_loop(weight: Weight, x: Sequence[int], plan: Transfers) -> bool:
       x: sizes of [B, T, inputs...].
       plan: of both.
     """
-    plain = not isinstance(weight, Scaled)
+    plain = not isinstance(weight, QuantizedArray)
     return bool(plan.gathered) and (plain or plan.gather_dim < len(x) - 1)
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 PLAIN_TYPES = ("float32", "bfloat16")
 
 
-class ScaledType(NamedTuple):
-    """A form of few bits with scales; see `sharding.scaled.Scheme`, which is made of it."""
+class QuantizedType(NamedTuple):
+    """A type of few bits with scales: what a `sharding.quantization.Quantization` is made of."""
 
     dtype: str
     largest: float
@@ -16,14 +16,17 @@ class ScaledType(NamedTuple):
     offset: bool = False
 
 
-SCALED_TYPES: Mapping[str, ScaledType] = MappingProxyType(
+QUANTIZED_TYPES: Mapping[str, QuantizedType] = MappingProxyType(
     {
-        "int8": ScaledType("int8", 127),
-        "int8_grouped": ScaledType("int8", 127, group=32),
-        "fp8": ScaledType("float8_e4m3fn", 448),
-        "int4": ScaledType("uint4", 15, group=32, offset=True),
-        "int4_symmetric": ScaledType("int4", 7, group=32),
+        "int8": QuantizedType("int8", 127),
+        "int8_grouped": QuantizedType("int8", 127, group=32),
+        "fp8": QuantizedType("float8_e4m3fn", 448),
+        "int4": QuantizedType("uint4", 15, group=32, offset=True),
+        "int4_symmetric": QuantizedType("int4", 7, group=32),
     }
 )
-CACHE_TYPES = (*PLAIN_TYPES, *(name for name, kind in SCALED_TYPES.items() if kind.group is None))
+CACHE_TYPES = (
+    *PLAIN_TYPES,
+    *(name for name, kind in QUANTIZED_TYPES.items() if kind.group is None),
+)
 """Those of a KV cache, which has one scale for each token and head."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from model.form import FLOAT32
+from model.dtypes import FLOAT32
 from sharding.mesh import request_cpu_devices
 
 request_cpu_devices(8)

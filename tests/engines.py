@@ -8,7 +8,7 @@ from decode.engine import Engine
 from decode.load import ModelSource
 from model.config import ModelConfig
 from model.declarations import Path
-from model.form import FLOAT32, Form
+from model.dtypes import FLOAT32, Dtypes
 from model.parameters import flatten, place
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
@@ -25,10 +25,10 @@ def random_arrays(config: ModelConfig) -> dict[Path, np.ndarray]:
     return {path: np.asarray(array) for path, array in flatten(one.parameters).items()}
 
 
-def random_engine(config: ModelConfig, layout: Layout, mesh: str, form: Form) -> Engine:
+def random_engine(config: ModelConfig, layout: Layout, mesh: str, dtypes: Dtypes) -> Engine:
     """An engine with the weights of `random_arrays`, brought to a form."""
     shape = parse_mesh(mesh)
     placement, devices = Placement.of(layout, config.sizes, shape), make_mesh(shape)
-    model = Transformer(config, form)
+    model = Transformer(config, dtypes)
     parameters = place(model, random_arrays(config).items(), placement, devices)
-    return Engine(config, parameters, placement, devices, form)
+    return Engine(config, parameters, placement, devices, dtypes)

@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from model.weights import WeightsError
 from model.weights.gguf_config import ARCHITECTURES, read_keys
 from model.weights.gguf_file import DAMAGED, GGUFFile, short
-from sharding.scaled import Scaled, Scheme
+from sharding.quantization import Quantization, QuantizedArray
 
 KeyPath = tuple[str | int, ...]
 _Build = Callable[..., np.ndarray]
@@ -42,14 +42,14 @@ def read_config(file: GGUFFile) -> ModelConfig:
 
 
 def read_parameters(
-    file: GGUFFile, config: ModelConfig, keep: Mapping[KeyPath, Scheme] | None = None
-) -> Iterator[tuple[KeyPath, np.ndarray | Scaled]]:
+    file: GGUFFile, config: ModelConfig, keep: Mapping[KeyPath, Quantization] | None = None
+) -> Iterator[tuple[KeyPath, np.ndarray | QuantizedArray]]:
     """The model's parameters, one at a time, so that the host never holds all of them.
 
     Args:
       file: the GGUF file.
       config: what `read_config` said of it.
-      keep: the schemes that parameters shall be in; those stored so are not dequantized.
+      keep: the quantizations that parameters shall be in; those stored so are not dequantized.
 
     Returns:
       An iterator of (path in the model, float32 array, or codes and scales) in the order of the
@@ -63,13 +63,15 @@ def read_parameters(
     return ((p.path, _read(file, p, (keep or {}).get(p.path))) for p in parameters)
 
 
-def _read(file: GGUFFile, parameter: "_Parameter", scheme: Scheme | None) -> np.ndarray | Scaled:
+def _read(
+    file: GGUFFile, parameter: "_Parameter", quantization: Quantization | None
+) -> np.ndarray | QuantizedArray:
     sources = list(parameter.sources)
-    if scheme is None or {file.scheme(name) for name in sources} != {scheme.name}:
+    if quantization is None or {file.quantization(name) for name in sources} != {quantization.name}:
         return parameter.build(*map(file.read, sources))
     parts = zip(*map(file.read_kept, sources), strict=True)  # codes, scales, perhaps offsets
     values, *numbers = (parameter.build(*part) for part in parts)
-    return Scaled(values.astype(scheme.dtype), *numbers, group=scheme.group)
+    return QuantizedArray(values.astype(quantization.dtype), *numbers, group=quantization.group)
 
 
 def _as_stored(stored: np.ndarray) -> np.ndarray:

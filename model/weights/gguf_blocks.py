@@ -1,4 +1,4 @@
-"""GGUF's 4- and 8-bit tensors as they are: codes, scales and offsets, where a scheme has that form.
+"""GGUF's 4- and 8-bit tensors as they are: codes, scales and offsets, where we store them alike.
 
 Source: the block structures of llama.cpp's `ggml-common.h`. All have a scale for each 32 inputs;
 Q4_1 and Q4_K a least value too.
@@ -65,4 +65,4 @@ KEPT: dict[GGMLQuantizationType, tuple[str, int, Callable[[np.ndarray], Blocks]]
     GGMLQuantizationType.Q4_K: ("int4", 144, _q4_k),
     GGMLQuantizationType.Q8_0: ("int8_grouped", 34, _q8_0),
 }
-"""By type: the scheme of the same form, bytes of a block, and how it is read."""
+"""By type: the quantization of the same form, bytes of a block, and how it is read."""

@@ -120,13 +120,13 @@ class GGUFFile:
         self._check_finite(name, values)
         return values
 
-    def scheme(self, name: str) -> str | None:
-        """The scheme that stores values as this tensor does; None if there is none."""
+    def quantization(self, name: str) -> str | None:
+        """The quantization that stores values as this tensor does; None if there is none."""
         kept = KEPT.get(self._find(name).type)
         return kept and kept[0]
 
     def read_kept(self, name: str) -> Blocks:
-        """One tensor of a type that has a `scheme`, as it is stored.
+        """One tensor of a type that has a `quantization`, as it is stored.
 
         Returns:
           Codes in the tensor's shape; scales and offsets, one for each 32 of its last dimension.

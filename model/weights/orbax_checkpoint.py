@@ -39,7 +39,7 @@ from model.parameters import Parameters, flatten, nest, shardings, unshare
 from model.weights import WeightsError
 from model.weights.data_folder import check_writable, new_folder, remove_others
 from sharding.placement import Placement
-from sharding.scaled import SCHEMES, Scheme
+from sharding.quantization import QUANTIZATIONS, Quantization
 
 MANIFEST = "floorline.json"
 TOKENIZER = "tokenizer"
@@ -63,7 +63,7 @@ def save(
     config: ModelConfig,
     parameters: Parameters,
     tokenizer: Mapping[str, bytes] | None = None,
-    scheme: Scheme | None = None,
+    quantization: Quantization | None = None,
 ) -> None:
     """Saves a model; one that the folder holds already stays until the new one is whole.
 
@@ -74,7 +74,7 @@ def save(
       config: of the model.
       parameters: as an engine holds them, on any mesh.
       tokenizer: name and content of files that `Tokenizer.from_folder` reads.
-      scheme: of matrices in few bits.
+      quantization: of matrices in few bits.
 
     Raises:
       WeightsError: the folder holds something else, or cannot be written to.
@@ -90,7 +90,7 @@ def save(
         with _orbax(), _threads_ended():
             ocp.save(data / _ARRAYS, flat)
         if jax.process_index() == 0:
-            kinds = {"dtype": dtype, "weight_dtype": scheme.name if scheme else dtype}
+            kinds = {"dtype": dtype, "weight_dtype": quantization.name if quantization else dtype}
             manifest = _finish(data, config, kinds, tokenizer or {})
             if not stands():  # what was written may be what another save left of it
                 raise FileNotFoundError(f"{data} was removed")
@@ -169,7 +169,7 @@ class OrbaxFolder:
       config: the model.
       tokenizer: folder of the tokenizer's files.
       dtype: of plain arrays.
-      scheme: of matrices in few bits; None where they are plain.
+      quantization: of matrices in few bits; None where they are plain.
       bytes: of all files.
 
     Raises:
@@ -182,7 +182,7 @@ class OrbaxFolder:
         content = _read_manifest(self.path / MANIFEST)
         self.config = _config(content["config"])
         self.dtype: str = content["dtype"]
-        self.scheme = self._scheme(content.get("weight_dtype", self.dtype))
+        self.quantization = self._scheme(content.get("weight_dtype", self.dtype))
         self._data = self.path / content["data"]
         self._files: dict[str, dict[str, Any]] = content["files"]
         self.tokenizer = self._data / TOKENIZER
@@ -242,13 +242,14 @@ class OrbaxFolder:
             }
         )
 
-    def _scheme(self, stored: str) -> Scheme | None:
-        if stored != self.dtype and stored not in SCHEMES:
+    def _scheme(self, stored: str) -> Quantization | None:
+        if stored != self.dtype and stored not in QUANTIZATIONS:
             raise WeightsError(
                 f"weight_dtype of {self.path} is {stored!r}, which is not known (known: "
-                f"{', '.join(SCHEMES)}); use the version that saved it, or convert the source again"
+                f"{', '.join(QUANTIZATIONS)}); "
+                "use the version that saved it, or convert the source again"
             )
-        return SCHEMES.get(stored)
+        return QUANTIZATIONS.get(stored)
 
     def _verify(self, names: list[str], watch: Watch | None = None) -> None:
         for name, found in zip(

@@ -16,14 +16,14 @@ import tempfile
 from pathlib import Path
 
 from model.config import ModelConfig
-from model.form import Form, Storage
+from model.dtypes import Dtypes, Storage
 from profiles.chips.slices import Slice
 from profiles.compiled.inspection import Subject
 from sharding.catalog import attend_by, divide_experts, find_layout, schedule_by
 from sharding.error_types import FloorlineError, UsageError
 from sharding.layout import Layout
 from sharding.placement import Placement
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 TARGETS = ("v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
 """Chips that libtpu 0.0.42 compiles for."""
@@ -118,17 +118,17 @@ def topology(where: Slice) -> tuple[str, dict[str, object]]:
     return f"{where.chip.name}:{shape}", options
 
 
-def compile_step(subject: Subject, where: Slice, weights_anyhow: bool = False) -> Outcome:
+def compile_step(subject: Subject, where: Slice, auto_weight_layout: bool = False) -> Outcome:
     """Compiles a pass for a slice; what goes wrong in the compiler is an outcome.
 
     Args:
       subject: the pass.
       where: the slice, of as many devices as the subject's mesh has.
-      weights_anyhow: the compiler also chooses how each weight's shard lies in memory.
+      auto_weight_layout: the compiler also chooses how each weight's shard lies in memory.
     """
     name, options = topology(where)
     job = {"subject": to_json(subject), "topology": name, "options": options}
-    job["weights_anyhow"] = weights_anyhow
+    job["weights_anyhow"] = auto_weight_layout
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, *_CHILD, folder],
@@ -196,12 +196,12 @@ def _crashed(code: int, output: str) -> Outcome:
 
 def to_json(subject: Subject) -> dict:
     """A subject for another process."""
-    layout, form = subject.placement.layout, subject.form
+    layout, dtypes = subject.placement.layout, subject.dtypes
     return {
         "config": dataclasses.asdict(subject.config),
         "mesh": dict(subject.placement.mesh),
         "layout": [layout.name, layout.attends, layout.collectives, layout.expert_parallel],
-        "form": [*form.names().values(), form.round_activations],
+        "dtypes": [*dtypes.names().values(), dtypes.round_activations],
         **{name: getattr(subject, name) for name in ("batch", "slots", "tokens")},
     }
 
@@ -210,11 +210,11 @@ def from_json(values: dict) -> Subject:
     """The subject that `to_json` wrote."""
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in values["config"].items()}
     config = ModelConfig(**config)
-    dtype, weights, cache, rounded = values["form"]
+    dtype, weights, cache, rounded = values["dtypes"]
     return Subject(
         config=config,
         placement=Placement.of(_layout(*values["layout"]), config.sizes, values["mesh"]),
-        form=Form(dtype, _storage(weights), _storage(cache), rounded),
+        dtypes=Dtypes(dtype, _storage(weights), _storage(cache), rounded),
         **{name: values[name] for name in ("batch", "slots", "tokens")},
     )
 
@@ -225,4 +225,4 @@ def _layout(name: str, attends: str, collectives: str, experts: bool) -> Layout:
 
 
 def _storage(name: str) -> Storage | str:
-    return SCHEMES.get(name, name)
+    return QUANTIZATIONS.get(name, name)

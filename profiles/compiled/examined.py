@@ -42,7 +42,7 @@ class Examined:
     @property
     def differing(self) -> list[str]:
         """How the program's collectives depart from those that the layout asks for."""
-        return differences(self.wanted, self.compiled.collectives, self.subject.form.dtype, "tpu")
+        return differences(self.wanted, self.compiled.collectives, self.subject.dtypes.dtype, "tpu")
 
     def as_record(self) -> Record:
         """The record with what was compiled and found in it."""
@@ -85,8 +85,8 @@ def passed(estimator: Estimator, batch: int, context: int, prefill: bool) -> Est
     """The estimate of a pass, its cache as large as an engine's on TPU; arguments of `examine`."""
     if prefill:
         return estimator.prefill(batch, context)
-    form = estimator.setting.form
-    return estimator.decode(batch, context, slots=whole_tiles(context + 1, form))
+    dtypes = estimator.setting.dtypes
+    return estimator.decode(batch, context, slots=whole_tiles(context + 1, dtypes))
 
 
 def subject_of(estimator: Estimator, batch: int, context: int, prefill: bool) -> Subject:
@@ -94,9 +94,9 @@ def subject_of(estimator: Estimator, batch: int, context: int, prefill: bool) ->
     return Subject(
         config=estimator.setting.model,
         placement=estimator.placement,
-        form=estimator.setting.form,
+        dtypes=estimator.setting.dtypes,
         batch=estimator.padded(batch),
-        slots=whole_tiles(context if prefill else context + 1, estimator.setting.form),
+        slots=whole_tiles(context if prefill else context + 1, estimator.setting.dtypes),
         tokens=context if prefill else 1,
     )
 

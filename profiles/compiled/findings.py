@@ -134,7 +134,7 @@ def _move_words(move: Move) -> str:
 def _collectives(step: CompiledStep, subject: Subject, times: CollectiveTimes) -> Iterator[Finding]:
     """Those that the layout does not explain, and those that cost more than what it asked for."""
     wanted, found = expected(subject, "tpu"), step.collectives
-    surplus = surpluses(wanted, found, subject.form.dtype, "tpu")
+    surplus = surpluses(wanted, found, subject.dtypes.dtype, "tpu")
     for (kind, axes, payload), count in sorted(surplus.items()):
         one = Collective(kind, axes, payload)
         words = f"{kind} over {''.join(axes)} of {byte_size(payload)}"
@@ -225,7 +225,7 @@ def _replicated(step: CompiledStep, subject: Subject, bandwidth: float) -> Itera
     shards = {
         array.name: array.bytes_per_chip
         for array in placed_arrays(
-            subject.config, subject.placement, subject.form, subject.batch, subject.slots
+            subject.config, subject.placement, subject.dtypes, subject.batch, subject.slots
         )
     }
     groups: dict[str, list[int]] = {}

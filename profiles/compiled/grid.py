@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from model.config import ModelConfig
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.compiled.compiler import check_target
@@ -40,7 +40,7 @@ class Point:
       model: its sizes.
       topology: text of a slice.
       wish: layouts by names, of which the expected best is compiled.
-      form: how numbers are stored.
+      dtypes: how numbers are stored.
       batch: sequences.
       context: tokens in the cache of each; of prefill, tokens of a prompt.
       prefill: a pass over prompts.
@@ -50,7 +50,7 @@ class Point:
     model: ModelConfig
     topology: str
     wish: Wish
-    form: Form
+    dtypes: Dtypes
     batch: int
     context: int
     prefill: bool = False
@@ -59,7 +59,7 @@ class Point:
     def __str__(self) -> str:
         phase = "prefill" if self.prefill else "decode"
         return (
-            f"{self.model.name} on {self.topology}, {self.wish}, {self.form}, {phase} of batch "
+            f"{self.model.name} on {self.topology}, {self.wish}, {self.dtypes}, {phase} of batch "
             f"{self.batch}, context {self.context}" + (f", mesh {self.mesh}" if self.mesh else "")
         )
 
@@ -84,7 +84,7 @@ class Point:
         setting = Setting(
             model=self.model,
             where=where,
-            form=self.form,
+            dtypes=self.dtypes,
             rates=calibration_of(where.chip.name),
         )
         shapes = [parse_mesh(self.mesh)] if self.mesh else None
@@ -142,7 +142,7 @@ def _examined(point: Point) -> Record:
             "layout": point.wish.layout,
             "batch": point.batch,
             "context": point.context,
-            **point.form.names(),
+            **point.dtypes.names(),
             "status": "unsupported",
             "message": str(error),
         }

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from decode.engine import Engine
 from model.config import ModelConfig
-from model.form import Form
+from model.dtypes import Dtypes
 from model.parameters import abstract
 from model.transformer import Transformer
 from profiles.compiled.substitutes import settle, substitute
@@ -35,7 +35,7 @@ class Subject:
     Attributes:
       config: the model.
       placement: the layout on a mesh.
-      form: how its numbers are stored.
+      dtypes: how its numbers are stored.
       batch: sequences.
       slots: tokens that the cache has room for.
       tokens: per sequence: 1 for a decode step, more for a prefill.
@@ -43,7 +43,7 @@ class Subject:
 
     config: ModelConfig
     placement: Placement
-    form: Form
+    dtypes: Dtypes
     batch: int
     slots: int
     tokens: int = 1
@@ -55,7 +55,7 @@ class Subject:
             f"attention by {fields['attention']}",
             "experts divided" * ("expert_parallel" in fields),
             f"collectives {fields['collectives']}",
-            str(self.form),
+            str(self.dtypes),
             f"batch {self.batch}",
             f"cache of {self.slots} tokens",
             cache_words(fields),
@@ -72,7 +72,7 @@ class Subject:
             "tokens_per_sequence": self.tokens,
             "devices": self.placement.devices,
             **self._partitioning,
-            **self.form.names(),
+            **self.dtypes.names(),
         }
 
     @property
@@ -95,22 +95,22 @@ class Subject:
         """
         shape = self.placement.mesh
         mesh = make_mesh(shape) if devices is None else mesh_over(shape, devices)
-        parameters = abstract(Transformer(self.config, self.form), self.placement, mesh)
-        return Engine(self.config, parameters, self.placement, mesh, self.form)
+        parameters = abstract(Transformer(self.config, self.dtypes), self.placement, mesh)
+        return Engine(self.config, parameters, self.placement, mesh, self.dtypes)
 
     def lower(
-        self, devices: Sequence[jax.Device] | None = None, weights_anyhow: bool = False
+        self, devices: Sequence[jax.Device] | None = None, auto_weight_layout: bool = False
     ) -> jax.stages.Lowered:
         """This pass, ready to compile; raises as `engine` does.
 
         Args:
           devices: as of `engine`.
-          weights_anyhow: the compiler chooses how each weight's shard lies in memory.
+          auto_weight_layout: the compiler chooses how each weight's shard lies in memory.
         """
         engine = self.engine(devices)
         if self.tokens == 1:
-            return engine.lower_decode(self.batch, self.slots, weights_anyhow)
-        return engine.lower_prefill(self.batch, self.slots, self.tokens, weights_anyhow)
+            return engine.lower_decode(self.batch, self.slots, auto_weight_layout)
+        return engine.lower_prefill(self.batch, self.slots, self.tokens, auto_weight_layout)
 
 
 def expected(subject: Subject, platform: str | None = None) -> list[Collective]:
@@ -123,7 +123,7 @@ def expected(subject: Subject, platform: str | None = None) -> list[Collective]:
     return expected_collectives(
         subject.config,
         subject.run,
-        subject.form,
+        subject.dtypes,
         batch=subject.batch,
         tokens=subject.tokens,
         grouped=(platform or default_platform()) == "tpu",

@@ -188,7 +188,7 @@ def _held(
     setting: Setting, devices: int, batch: int, context: int, wanted: Sequence[Layout], tokens: int
 ) -> Iterator[float]:
     """Bytes per device that a pass holds, in each layout on each mesh of so many devices."""
-    model, form = setting.model, setting.form
+    model, dtypes = setting.model, setting.dtypes
 
     def held(costs: StepCosts | SizedCosts, sequences: int) -> float:
         if tokens == 1:
@@ -196,15 +196,15 @@ def _held(
         return costs.prefill(batch=sequences, tokens=tokens, cached=context).held
 
     if not isinstance(model, ModelConfig):
-        yield held(SizedCosts(model, form, devices), batch)
+        yield held(SizedCosts(model, dtypes, devices), batch)
         return
     for layout, mesh in itertools.product(wanted, meshes(devices)):
         try:
-            placement = settle(model, form, layout, mesh)
+            placement = settle(model, dtypes, layout, mesh)
         except LayoutError:
             continue
         multiple = placement.multiple("B")
-        costs = StepCosts(model, placement if tokens == 1 else placement.prefill, form)
+        costs = StepCosts(model, placement if tokens == 1 else placement.prefill, dtypes)
         yield held(costs, -(-batch // multiple) * multiple)
 
 

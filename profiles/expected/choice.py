@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from model.config import ModelConfig
-from model.form import Form
+from model.dtypes import Dtypes
 from model.layout_check import settle
 from profiles.chips.here import Here, here
 from profiles.expected.candidates import AUTO, Wish, meshes, not_refused
@@ -44,13 +44,13 @@ class Work:
 
     Attributes:
       config: the model.
-      form: how its numbers are stored.
+      dtypes: how its numbers are stored.
       batches: sequences per step.
       contexts: tokens in the cache.
     """
 
     config: ModelConfig
-    form: Form
+    dtypes: Dtypes
     batches: Sequence[int]
     contexts: Sequence[int]
 
@@ -306,7 +306,7 @@ def _stored_evenly(
 
     def settled(mesh: MeshShape) -> MeshShape:
         for layout in layouts:
-            settle(work.config, work.form, layout, mesh)
+            settle(work.config, work.dtypes, layout, mesh)
         return mesh
 
     return not_refused(settled, shapes)
@@ -322,7 +322,7 @@ def _estimator(work: Work, way: Way, devices: Here) -> Estimator:
         Setting(
             model=work.config,
             where=devices.where,
-            form=work.form,
+            dtypes=work.dtypes,
             rates=devices.rates,
             layout=way.layout,
             mesh=way.mesh,

@@ -242,7 +242,7 @@ def pipeline(estimator: Estimator, stages: int, batch: int, context: int) -> Pip
     step, setting = estimator.decode(batch, context), estimator.setting
     parts = setting.where.chip.devices_per_chip
     network = setting.where.chip.network or math.inf
-    row = batch * setting.model.d_model * setting.form.dtype.itemsize
+    row = batch * setting.model.d_model * setting.dtypes.dtype.itemsize
     sent = (stages - 1) * row / (network * setting.where.chips)
     return Pipeline(
         weights=step.traffic.weights_resident * parts / stages,

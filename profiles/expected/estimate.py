@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from model.config import ModelConfig
 from model.declarations import count, count_active
-from model.form import Form
+from model.dtypes import Dtypes
 from model.layout_check import settle
 from model.transformer import Transformer
 from profiles.chips.calibration import Calibration
@@ -38,7 +38,7 @@ class Setting:
     Attributes:
       model: by its arrays, or by its sizes.
       where: the slice.
-      form: how numbers are stored.
+      dtypes: how numbers are stored.
       rates: what is achieved of the chip's figures.
       layout: partitioning; None for a model by its sizes, which divides evenly.
       mesh: sizes of the mesh axes; None likewise.
@@ -49,7 +49,7 @@ class Setting:
 
     model: Model
     where: Slice
-    form: Form
+    dtypes: Dtypes
     rates: Calibration
     layout: Layout | None = None
     mesh: MeshShape | None = None
@@ -114,33 +114,33 @@ class Estimator:
 
     def __init__(self, setting: Setting):
         self.setting = setting
-        where, form = setting.where, setting.form
+        where, dtypes = setting.where, setting.dtypes
         self.chip, self.usual = where.chip, where.chip.expected
         parts = self.chip.devices_per_chip
         self.peaks = Peaks(
             bandwidth=self.chip.bandwidth / parts,
-            flops=self.chip.peak(form.arithmetic) / parts,
+            flops=self.chip.peak(dtypes.arithmetic) / parts,
             source="published",
             on_chip=self.chip.on_chip / parts,
             capacity=self.usual.capacity / parts,
             devices_per_chip=parts,
         )
-        self._flops = self.usual.peak(form.arithmetic)
+        self._flops = self.usual.peak(dtypes.arithmetic)
         if isinstance(setting.model, SizedModel):
             self.placement: Placement | None = None
-            self.costs = SizedCosts(setting.model, form, where.devices)
-            self._links = SizedLinks(setting.model, form, where, setting.rates)
+            self.costs = SizedCosts(setting.model, dtypes, where.devices)
+            self._links = SizedLinks(setting.model, dtypes, where, setting.rates)
         else:
             check_size(where, setting.mesh)
-            self.placement = settle(setting.model, form, setting.layout, setting.mesh)
-            self.costs = StepCosts(setting.model, self.placement, form)
+            self.placement = settle(setting.model, dtypes, setting.layout, setting.mesh)
+            self.costs = StepCosts(setting.model, self.placement, dtypes)
             self._links = LinkCosts(
-                Listed(setting.model, self.placement, form), where, setting.rates
+                Listed(setting.model, self.placement, dtypes), where, setting.rates
             )
         self._multiple = self.placement.multiple("B") if self.placement else 1
         self.prompts = self.costs
         if self.placement and self.placement.prefill is not self.placement:
-            self.prompts = StepCosts(setting.model, self.placement.prefill, form)
+            self.prompts = StepCosts(setting.model, self.placement.prefill, dtypes)
         self.sent = functools.cache(self._links.sent)
 
     def decode(self, batch: int, context: int, slots: int | None = None) -> Estimate:
@@ -218,23 +218,23 @@ class Estimator:
         experts = {"experts": setting.experts} if setting.model.experts else {}
         return {
             "model": setting.model.name,
-            "parameters": parameters(setting.model, setting.form),
+            "parameters": parameters(setting.model, setting.dtypes),
             "device_kind": where.chip.device_kinds[0],
             "topology": str(where),
             "chips": where.chips,
             "devices": where.devices,
             **divided,
-            **setting.form.names(),
+            **setting.dtypes.names(),
             **experts,
         }
 
 
 @functools.cache
-def parameters(model: Model, form: Form) -> dict[str, int]:
+def parameters(model: Model, dtypes: Dtypes) -> dict[str, int]:
     """How many a model has, and how many of them a token meets."""
     if isinstance(model, SizedModel):
         return {"total": model.total, "active": model.active}
-    whole = Transformer(model, form)
+    whole = Transformer(model, dtypes)
     return {"total": count(whole), "active": count_active(whole)}
 
 

@@ -59,7 +59,7 @@ def basis(setting: Setting) -> dict:
         "bandwidth": {
             "bytes_per_s": chip.bandwidth,
             "source": "given" if given else "published",
-            "peak_flops_per_s": chip.peak(setting.form.arithmetic),
+            "peak_flops_per_s": chip.peak(setting.dtypes.arithmetic),
         },
         "calibration": dataclasses.asdict(setting.rates),
     }

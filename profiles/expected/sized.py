@@ -12,7 +12,7 @@ from importlib import resources
 
 import jax
 
-from model.form import Form, Storage
+from model.dtypes import Dtypes, Storage
 from profiles.chips.calibration import Calibration
 from profiles.chips.slices import Slice
 from profiles.expected.links import layings
@@ -20,7 +20,7 @@ from profiles.expected.time import Sent
 from profiles.floor.collective import Collective
 from profiles.floor.counts import Line, Traffic, pairs_seen
 from profiles.floor.experts import touched_experts
-from sharding.scaled import Scheme, stored_bytes
+from sharding.quantization import Quantization, stored_bytes
 
 EVENLY = "divided_evenly"
 """Stands for a layout in records."""
@@ -85,14 +85,14 @@ class SizedCosts:
 
     Args:
       model: the sizes.
-      form: how its numbers are stored.
+      dtypes: how its numbers are stored.
       devices: over which all divides evenly.
     """
 
-    def __init__(self, model: SizedModel, form: Form, devices: int):
-        self.model, self.form, self.devices = model, form, devices
-        self.value = _bytes_each(form.cache, HEAD) / devices
-        self.weight = _bytes_each(form.weights, model.d_model) / devices
+    def __init__(self, model: SizedModel, dtypes: Dtypes, devices: int):
+        self.model, self.dtypes, self.devices = model, dtypes, devices
+        self.value = _bytes_each(dtypes.cache, HEAD) / devices
+        self.weight = _bytes_each(dtypes.weights, model.d_model) / devices
         self.resident = model.total * self.weight
 
     def decode(
@@ -163,7 +163,7 @@ class SizedCosts:
 
 def _bytes_each(storage: Storage, inputs: int) -> float:
     """Of one number, with its part of the scales that so many of an output share."""
-    if not isinstance(storage, Scheme):
+    if not isinstance(storage, Quantization):
         return storage.itemsize
     arrays = jax.tree.leaves(storage.abstract((1, inputs), outputs=1))
     return sum(map(stored_bytes, arrays)) / inputs
@@ -174,13 +174,13 @@ class SizedLinks:
 
     Args:
       model: the sizes.
-      form: how its numbers are stored.
+      dtypes: how its numbers are stored.
       where: the slice.
       rates: for the starts of collectives.
     """
 
-    def __init__(self, model: SizedModel, form: Form, where: Slice, rates: Calibration):
-        self.model, self.form, self.where, self.rates = model, form, where, rates
+    def __init__(self, model: SizedModel, dtypes: Dtypes, where: Slice, rates: Calibration):
+        self.model, self.dtypes, self.where, self.rates = model, dtypes, where, rates
         mesh = (("z", where.devices),)
         (self._usual,) = layings(dataclasses.replace(where, chip=where.chip.expected), mesh, False)
 
@@ -193,7 +193,7 @@ class SizedLinks:
         """
         if self.where.devices == 1:
             return Sent(0.0, 0.0, 0.0, 0.0)
-        size = batch * tokens * self.model.d_model * self.form.dtype.itemsize
+        size = batch * tokens * self.model.d_model * self.dtypes.dtype.itemsize
         if self.model.experts:  # each chip has its part of the tokens, and sends k copies of each
             size *= self.model.experts_per_token / self.where.devices
             pair = [Collective("all-to-all", ("z",), size, 2 * self.model.layers)]

@@ -36,7 +36,7 @@ def title(
         lines.append(f"experts that a step reads: {EXPERTS[experts]} ({experts})")
     for name in chips:
         one = next(e for e in estimators if e.setting.where.chip.name == name)
-        chip, dtype = one.chip, one.setting.form.arithmetic
+        chip, dtype = one.chip, one.setting.dtypes.arithmetic
         rates = one.setting.rates
         lines.append(
             f"{name}: floor at {number(chip.bandwidth / 1e9)} GB/s and "

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from model.config import ModelConfig
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration
 from profiles.chips.chip import Chip
 from profiles.chips.slices import Slice
@@ -108,17 +108,17 @@ class Listed:
     Args:
       config: the model.
       placement: the layout on a mesh.
-      form: how its numbers are stored.
+      dtypes: how its numbers are stored.
     """
 
-    def __init__(self, config: ModelConfig, placement: Placement, form: Form):
-        self.config, self.placement, self.form = config, placement, form
+    def __init__(self, config: ModelConfig, placement: Placement, dtypes: Dtypes):
+        self.config, self.placement, self.dtypes = config, placement, dtypes
         self.line = functools.cache(self._find_line)
 
     def at(self, batch: int, tokens: int) -> list[Collective]:
         """Those of a pass over a batch that the layout divides."""
         placement = self.placement if tokens == 1 else self.placement.prefill
-        return expected_collectives(self.config, placement, self.form, batch=batch, tokens=tokens)
+        return expected_collectives(self.config, placement, self.dtypes, batch=batch, tokens=tokens)
 
     def _find_line(self, tokens: int) -> "_Line | None":
         """What every batch sends and what each sequence adds; None if that is not linear."""

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 
 from model.config import ModelConfig
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.expected.economics import largest_batch, slopes
 from profiles.expected.estimate import Estimator, parameters
 from profiles.floor.communication import expected_collectives
 from sharding.placement import Placement
-from sharding.scaled import Scheme, stored_bytes
+from sharding.quantization import Quantization, stored_bytes
 
 RULE_RATIO, RULE_SPARSITY = 300, 8
 """A rule of thumb for chips of 2023 to 2025: 300 FLOPs a byte, and an eighth of the model used."""
@@ -261,23 +261,23 @@ def front(latency: Sequence[float], cost: Sequence[float]) -> list[int]:
 # Critical batch against sparsity -----------------------------------------------------------------
 
 
-def weight_bytes(form: Form) -> float:
+def weight_bytes(dtypes: Dtypes) -> float:
     """Bytes of one number of a large matrix, scales included."""
-    if not isinstance(form.weights, Scheme):
-        return float(form.weights.itemsize)
-    arrays = jax.tree.leaves(form.weights.abstract((1, _SCALED_INPUTS), outputs=1))
+    if not isinstance(dtypes.weights, Quantization):
+        return float(dtypes.weights.itemsize)
+    arrays = jax.tree.leaves(dtypes.weights.abstract((1, _SCALED_INPUTS), outputs=1))
     return sum(map(stored_bytes, arrays)) / _SCALED_INPUTS
 
 
 def dense_batch(estimator: Estimator) -> float:
     """The rule's critical batch of a dense model: peak * bytes per weight / (2 * bandwidth)."""
     peaks = estimator.peaks
-    return peaks.flops * weight_bytes(estimator.setting.form) / (2 * peaks.bandwidth)
+    return peaks.flops * weight_bytes(estimator.setting.dtypes) / (2 * peaks.bandwidth)
 
 
 def sparsity(estimator: Estimator) -> float:
     """Parameters over those that one token meets."""
-    counted = parameters(estimator.setting.model, estimator.setting.form)
+    counted = parameters(estimator.setting.model, estimator.setting.dtypes)
     return counted["total"] / counted["active"]
 
 
@@ -285,14 +285,14 @@ def sparsity(estimator: Estimator) -> float:
 
 
 def layer_bytes(
-    config: ModelConfig, placement: Placement, form: Form, *, batch: int, tokens: int
+    config: ModelConfig, placement: Placement, dtypes: Dtypes, *, batch: int, tokens: int
 ) -> float:
     """Bytes that a chip sends for one layer of a pass, as Pope et al. 2022 count them.
 
     An all-gather or reduce-scatter counts its larger side; an all-reduce counts as one of each; the
     share of a chip's own, 1/n, is not taken off.
     """
-    listed = expected_collectives(config, placement, form, batch=batch, tokens=tokens)
+    listed = expected_collectives(config, placement, dtypes, batch=batch, tokens=tokens)
     sent = 0.0
     for each in listed:
         if each.where.startswith("layer"):
@@ -333,20 +333,20 @@ class Volumes:
 
 
 def volumes(
-    config: ModelConfig, placements: Sequence[Placement], form: Form, lengths: Sequence[int]
+    config: ModelConfig, placements: Sequence[Placement], dtypes: Dtypes, lengths: Sequence[int]
 ) -> Volumes:
     """Bytes sent by layouts on one mesh, for as many prompts as all of them divide.
 
     Args:
       config: the model.
       placements: the layouts on the mesh.
-      form: how its numbers are stored.
+      dtypes: how its numbers are stored.
       lengths: tokens of each prompt, at least 2.
     """
     batch = math.lcm(*(placement.multiple("B") for placement in placements))
     sent = {
         placement.layout.name: np.array(
-            [layer_bytes(config, placement, form, batch=batch, tokens=each) for each in lengths]
+            [layer_bytes(config, placement, dtypes, batch=batch, tokens=each) for each in lengths]
         )
         for placement in placements
     }

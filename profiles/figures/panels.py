@@ -92,7 +92,7 @@ def subject(estimator: Estimator, *more: str, layout: bool = True, where: bool =
     """Model, types, slice, and what else there is to say of all lines of a figure."""
     setting = estimator.setting
     chips = setting.where.chips
-    parts = [setting.model.name, str(setting.form)]
+    parts = [setting.model.name, str(setting.dtypes)]
     parts += [f"{setting.where} ({several(chips, 'chip')})"] if where else []
     parts += [f"experts by {setting.experts}"] if setting.model.experts else []
     parts += [*more, *([layout_words(estimator)] if layout else [])]
@@ -104,7 +104,7 @@ def peaks_words(estimator: Estimator, priced: bool = False) -> list[str]:
     setting, peaks, chip = estimator.setting, estimator.peaks, estimator.chip
     parts = peaks.devices_per_chip
     floor = f"{number(peaks.bandwidth * parts / 1e9)} GB/s of memory, "
-    floor += f"{number(peaks.flops * parts / 1e12)} TFLOP/s ({setting.form.arithmetic})"
+    floor += f"{number(peaks.flops * parts / 1e12)} TFLOP/s ({setting.dtypes.arithmetic})"
     if chip.link and setting.where.chips > 1:
         floor += f" and links of {number(chip.link / 1e9)} GB/s"
     expected = f"Expected: recommended figures, calibration {setting.rates.said_of(chip.name)}."

@@ -142,10 +142,10 @@ def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
         key(label=thumb, **{**star, **grey, "color": SHARED, "markerfacecolor": ORANGE}),
         *handles,
     ]
-    form = study.wanted.setting.form
+    dtypes = study.wanted.setting.dtypes
     head = ["Critical batch against sparsity: from there on a step is bound by compute"]
     head += [
-        f"{form}, chip {chip}, no context, all experts read. Line: peak x bytes per weight / "
+        f"{dtypes}, chip {chip}, no context, all experts read. Line: peak x bytes per weight / "
         f"(2 x bandwidth) x total / active, at {number(found.arithmetic)} FLOPs a byte.",
         peaks_words(study.estimator)[0],
     ]
@@ -194,7 +194,7 @@ def communication(study: Study, found: Volumes, path: str | Path) -> "Figure":
     work = f"mesh {mesh}, prefill of {several(found.batch, 'prompt')} of rising length"
     head += [subject(study.estimator, work, layout=False)]
     head += [
-        f"Exact counts of this model and mesh, activations in {setting.form.dtype.name}: an "
+        f"Exact counts of this model and mesh, activations in {setting.dtypes.dtype.name}: an "
         "all-gather or reduce-scatter counts its larger side, an all-reduce both."
     ]
     notes = ["After Pope et al. 2022, figure 3, which has the same layouts for PaLM 540B."]

@@ -280,7 +280,7 @@ class Study:
         placements = self._cubic(setting, offered)
         prompts = math.lcm(*(placement.multiple("B") for placement in placements))
         lengths = spaced(2, max(MOST_TOKENS // prompts, 4), 50)
-        return volumes(setting.model, placements, setting.form, lengths)
+        return volumes(setting.model, placements, setting.dtypes, lengths)
 
     def _cubic(self, setting: Setting, offered: Sequence[Layout]) -> list[Placement]:
         """The layouts on the mesh that all of them, or most, go with: sides as alike as can be."""
@@ -294,7 +294,9 @@ class Study:
 
         found = min(ways, key=rank)
         if not found:
-            settle(setting.model, setting.form, offered[0], shapes[0])  # says what does not divide
+            settle(
+                setting.model, setting.dtypes, offered[0], shapes[0]
+            )  # says what does not divide
         return found
 
     def _compared_by(self) -> str:
@@ -376,7 +378,7 @@ def _those_that_go(
     found = []
     for layout in offered:
         try:
-            found.append(settle(setting.model, setting.form, layout, shape))
+            found.append(settle(setting.model, setting.dtypes, layout, shape))
         except LayoutError:
             continue
     return found

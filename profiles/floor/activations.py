@@ -7,7 +7,7 @@ some of it away and hold some of it twice: the recorded programs of prompts hold
 """
 
 from model.config import ModelConfig
-from model.form import Form
+from model.dtypes import Dtypes
 from sharding.placement import Placement, shards, used_axes
 
 FLOAT32 = 4  # bytes of a score, a logit, and of sums in attention and experts
@@ -26,30 +26,30 @@ def attention_share(placement: Placement, of_cache: bool) -> float:
 
 
 def activation_bytes(
-    config: ModelConfig, placement: Placement, form: Form, *, tokens: int, slots: int
+    config: ModelConfig, placement: Placement, dtypes: Dtypes, *, tokens: int, slots: int
 ) -> float:
     """Bytes that one sequence of a pass takes on each device where they are most.
 
     Args:
       config: the model.
       placement: of the pass.
-      form: how its numbers are stored.
+      dtypes: how its numbers are stored.
       tokens: new ones of the sequence; 1 of a decode step.
       slots: that the cache has room for; of a prompt, its tokens, which meet each other.
     """
-    D, size = config.d_model, form.dtype.itemsize
+    D, size = config.d_model, dtypes.dtype.itemsize
     stream = D * size * _share(placement, ("activations", "B", "R"))
     whole = D * size * _share(placement, ("contracted", "B", "T", "D"))
     widest = max(
-        _attention(config, placement, form, tokens, slots),
-        tokens * _feed_forward(config, placement, form),
+        _attention(config, placement, dtypes, tokens, slots),
+        tokens * _feed_forward(config, placement, dtypes),
         config.vocabulary * FLOAT32 * _logits_share(placement),  # of each sequence's last token
     )
     return tokens * (stream + whole) + widest
 
 
 def _attention(
-    config: ModelConfig, placement: Placement, form: Form, tokens: int, slots: int
+    config: ModelConfig, placement: Placement, dtypes: Dtypes, tokens: int, slots: int
 ) -> float:
     """Queries, keys and values of the new tokens, scores, and what is mixed by them."""
     seen = slots  # a prompt scores all its tokens, then masks those beyond a window
@@ -60,14 +60,14 @@ def _attention(
     queries = heads * width * attention_share(placement, of_cache=False)
     both = 2 * config.kv_heads * width * _share(placement, ("attention", "B", "K"))
     scores = heads * seen * attention_share(placement, of_cache=tokens == 1)
-    return tokens * ((queries + both) * form.dtype.itemsize + (scores + queries) * FLOAT32)
+    return tokens * ((queries + both) * dtypes.dtype.itemsize + (scores + queries) * FLOAT32)
 
 
-def _feed_forward(config: ModelConfig, placement: Placement, form: Form) -> float:
+def _feed_forward(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:
     """Of one token: gate, up and their product; of a mixture, in each expert that it is sent to."""
     if not config.experts:
         share = _share(placement, ("activations", "B", "F"))
-        return 3 * config.d_ff * form.dtype.itemsize * share
+        return 3 * config.d_ff * dtypes.dtype.itemsize * share
     batch = "activations", "B"
     hidden = config.experts_per_token * 3 * config.d_ff
     inside = hidden * _share(placement, batch, ("use", "E", "F"))

@@ -9,10 +9,10 @@ from flax import nnx
 from model.cache import abstract_cache, axes_of
 from model.config import ModelConfig
 from model.declarations import declarations
-from model.form import Form
+from model.dtypes import Dtypes
 from model.transformer import Transformer
 from sharding.placement import Placement, division
-from sharding.scaled import stored_bytes
+from sharding.quantization import stored_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,20 +48,20 @@ class PlacedArray:
 
 
 def placed_arrays(
-    config: ModelConfig, placement: Placement, form: Form, batch: int, slots: int
+    config: ModelConfig, placement: Placement, dtypes: Dtypes, batch: int, slots: int
 ) -> list[PlacedArray]:
     """Weights as stored, then keys and values, in the order of the model.
 
     Args:
       config: the model.
       placement: the layout on a mesh.
-      form: how they are stored.
+      dtypes: how they are stored.
       batch: sequences in the cache.
       slots: tokens it has room for.
     """
     return [
         _placed(*declared, placement)
-        for declared in _declared(config, placement, form, batch, slots)
+        for declared in _declared(config, placement, dtypes, batch, slots)
     ]
 
 
@@ -76,12 +76,12 @@ def group_layers(arrays: list[PlacedArray]) -> list[tuple[PlacedArray, int]]:
 
 
 def _declared(
-    config: ModelConfig, placement: Placement, form: Form, batch: int, slots: int
+    config: ModelConfig, placement: Placement, dtypes: Dtypes, batch: int, slots: int
 ) -> Iterator[tuple[str, nnx.Param | jax.ShapeDtypeStruct, tuple[str | None, ...], jax.P]]:
-    for path, param in declarations(Transformer(config, form)).items():
+    for path, param in declarations(Transformer(config, dtypes)).items():
         name = "/".join(map(str, path))
         yield name, param, param.axes, placement.weights(*param.axes)
-    cache = abstract_cache(config, batch, slots, form, placement.multiple("S"))
+    cache = abstract_cache(config, batch, slots, dtypes, placement.multiple("S"))
     for path, array in jax.tree_util.tree_leaves_with_path(cache):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         yield f"cache/{name}", array, axes_of(array), placement.cache(*axes_of(array))

@@ -15,7 +15,7 @@ import jax
 
 from model.config import ModelConfig
 from model.dispatch import expert_axes, sums
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.floor.collective import Collective
 from profiles.floor.element_types import bits, element_of
 from profiles.floor.shapes import Shapes
@@ -24,7 +24,7 @@ from sharding.collectives import Division, look_up_steps, moves
 from sharding.layout import Axes
 from sharding.placement import Placement, division, entry, entry_axes, shards, used_axes
 from sharding.products import Transfers, directions, gathers_in_loop, transfers
-from sharding.scaled import Weight, spec_of
+from sharding.quantization import Weight, spec_of
 
 FLOAT32 = "f32"
 
@@ -69,7 +69,7 @@ class Matmul(NamedTuple):
 def expected_collectives(
     config: ModelConfig,
     placement: Placement,
-    form: Form,
+    dtypes: Dtypes,
     *,
     batch: int,
     tokens: int = 1,
@@ -80,7 +80,7 @@ def expected_collectives(
     Args:
       config: the model.
       placement: the layout on a mesh; of prompts, `Placement.prefill`.
-      form: how numbers are stored.
+      dtypes: how numbers are stored.
       batch: sequences.
       tokens: per sequence: 1 in a decode step, more in a prefill, whose logits are those of each
         prompt's last token.
@@ -91,7 +91,7 @@ def expected_collectives(
       Collectives with their `where`: a block, ``layer/`` before those that every layer has. Their
       counts are those of the whole pass.
     """
-    step = ForwardPass(config, placement, form, batch, tokens, grouped)
+    step = ForwardPass(config, placement, dtypes, batch, tokens, grouped)
     step.look_up()
     once, step.found = step.found, []
     step.layer()
@@ -108,15 +108,15 @@ class ForwardPass(Shapes):
         self,
         config: ModelConfig,
         placement: Placement,
-        form: Form,
+        dtypes: Dtypes,
         batch: int,
         tokens: int,
         grouped: bool = True,
     ):
         # A grouped matmul takes plain arrays.
-        self.grouped = grouped and not form.scheme
-        super().__init__(config, placement, form, batch, tokens)
-        self.element = element_of(form.dtype)
+        self.grouped = grouped and not dtypes.quantization
+        super().__init__(config, placement, dtypes, batch, tokens)
+        self.element = element_of(dtypes.dtype)
         self.overlapped = placement.layout.collectives == "overlapped"
         self.found: list[Collective] = []
 
@@ -127,7 +127,7 @@ class ForwardPass(Shapes):
         rows, columns, batch, residual = map(entry_axes, (*table, target[0], target[2]))
         steps = look_up_steps(rows, columns, batch, residual)
         now: Division = (steps.batch, (), columns)
-        by_hand = {"where": "embedding", "by_hand": True, "element": element_of(self.form.plain)}
+        by_hand = {"where": "embedding", "by_hand": True, "element": element_of(self.dtypes.plain)}
         if steps.exchanged:
             self.note("all-to-all", steps.exchanged, self.size("BTD", now), **by_hand)
             now = (steps.batch + steps.exchanged, (), ())

@@ -18,12 +18,12 @@ from flax import nnx
 from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
 from model.declarations import Matrix, Path, declarations, matrices, of_experts
-from model.form import Form
+from model.dtypes import Dtypes
 from model.transformer import Transformer
 from profiles.floor.activations import activation_bytes, attention_share
 from profiles.floor.experts import touched_experts
 from sharding.placement import Placement, shards, used_axes
-from sharding.scaled import stored_bytes
+from sharding.quantization import stored_bytes
 
 LOOKED_UP: Path = ("embedding", "weight")
 
@@ -45,12 +45,12 @@ class Declared(NamedTuple):
 
 
 @functools.cache
-def declared(config: ModelConfig, form: Form) -> list[Declared]:
+def declared(config: ModelConfig, dtypes: Dtypes) -> list[Declared]:
     """Every parameter of the model; many layouts are counted for one model.
 
     Layers differ in their windows alone, which no parameter depends on: one is declared for all.
     """
-    model = Transformer(dataclasses.replace(config, layers=1, windows=None), form)
+    model = Transformer(dataclasses.replace(config, layers=1, windows=None), dtypes)
     whole = matrices(model)
     return [
         Declared(
@@ -106,7 +106,7 @@ class Traffic:
 def decode_traffic(
     config: ModelConfig,
     placement: Placement,
-    form: Form,
+    dtypes: Dtypes,
     *,
     batch: int,
     context: int,
@@ -114,7 +114,7 @@ def decode_traffic(
     experts_touched: float | None = None,
 ) -> Traffic:
     """The least that one decode step costs each device; arguments as of `StepCosts`."""
-    costs = StepCosts(config, placement, form)
+    costs = StepCosts(config, placement, dtypes)
     return costs.decode(batch=batch, context=context, slots=slots, experts=experts_touched)
 
 
@@ -130,10 +130,10 @@ class _Alike(NamedTuple):
 
 
 @functools.cache
-def _alike(config: ModelConfig, form: Form) -> tuple[_Alike, ...]:
+def _alike(config: ModelConfig, dtypes: Dtypes) -> tuple[_Alike, ...]:
     """All weights, those alike in one entry: layers are."""
     sums: dict[tuple, list[int]] = {}
-    for path, param, _, times in declared(config, form):
+    for path, param, _, times in declared(config, dtypes):
         looked_up = path == LOOKED_UP and not config.tied_embedding
         key = param.axes, of_experts(param), "V" in param.axes, looked_up
         entry = sums.setdefault(key, [0, 0])
@@ -177,16 +177,16 @@ class StepCosts:
     Args:
       config: the model.
       placement: the layout on a mesh.
-      form: how its numbers are stored; scales count.
+      dtypes: how its numbers are stored; scales count.
     """
 
-    def __init__(self, config: ModelConfig, placement: Placement, form: Form):
-        self.config, self.placement, self.form = config, placement, form
-        self.token = kv_token_bytes(config, placement, form)
+    def __init__(self, config: ModelConfig, placement: Placement, dtypes: Dtypes):
+        self.config, self.placement, self.dtypes = config, placement, dtypes
+        self.token = kv_token_bytes(config, placement, dtypes)
         self.resident = self._plain = self._experts = self._gathered = 0.0
         self._row = self._rows = 0.0  # of an embedding that is looked up: one, and all
         self._work = self._table_work = 0.0
-        for alike in _alike(config, form):
+        for alike in _alike(config, dtypes):
             self._add(alike)
         experts = used_axes(placement.use("E"))
         batches = used_axes(placement.activations("B"))
@@ -203,7 +203,7 @@ class StepCosts:
         size = alike.size * stored
         self.resident += size
         if alike.looked_up:
-            self._row += self.config.d_model * self.form.plain.itemsize * stored
+            self._row += self.config.d_model * self.dtypes.plain.itemsize * stored
             self._rows += size
             return
         if alike.experts:
@@ -301,11 +301,13 @@ class StepCosts:
     def _kept_bytes(self, slots: int) -> float:
         """Of one sequence's cache."""
         share = self.placement.copies(self.placement.cache(*CACHE_AXES)) / self.placement.devices
-        return _cache_bytes(self.config, slots, self.form, self._multiple) * share
+        return _cache_bytes(self.config, slots, self.dtypes, self._multiple) * share
 
     def _held_bytes(self, tokens: int, slots: int) -> float:
         """Of one sequence's activations."""
-        return activation_bytes(self.config, self.placement, self.form, tokens=tokens, slots=slots)
+        return activation_bytes(
+            self.config, self.placement, self.dtypes, tokens=tokens, slots=slots
+        )
 
     def _touched(self, tokens: int, experts: float | str | None) -> float:
         """Distinct experts that the busiest replica reads at least.
@@ -347,16 +349,16 @@ def pairs_seen(cached: int, tokens: int, window: int) -> int:
     return growing * cached + growing * (growing + 1) // 2 + (tokens - growing) * window
 
 
-def kv_token_bytes(config: ModelConfig, placement: Placement, form: Form) -> float:
+def kv_token_bytes(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:
     """Bytes one cached token takes on each device, keys and values of all layers."""
     share = placement.copies(placement.cache(*CACHE_AXES)) / placement.devices
-    return _cache_bytes(config, 1, form) * share
+    return _cache_bytes(config, 1, dtypes) * share
 
 
 @functools.lru_cache(maxsize=4096)
-def _cache_bytes(config: ModelConfig, slots: int, form: Form, multiple: int = 1) -> int:
+def _cache_bytes(config: ModelConfig, slots: int, dtypes: Dtypes, multiple: int = 1) -> int:
     """Of one sequence's cache, all devices together."""
-    cache = abstract_cache(config, 1, slots, form, multiple)
+    cache = abstract_cache(config, 1, slots, dtypes, multiple)
     return sum(map(stored_bytes, jax.tree.leaves(cache)))
 
 

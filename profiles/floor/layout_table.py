@@ -8,7 +8,7 @@ import collections
 import dataclasses
 
 from model.catalog import find_model
-from model.form import BFLOAT16
+from model.dtypes import BFLOAT16
 from profiles.floor.collective import Collective
 from profiles.floor.communication import expected_collectives
 from profiles.report.numbers import number

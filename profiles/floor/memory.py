@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model.config import ModelConfig
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.floor.counts import decode_traffic
 from profiles.report.numbers import byte_size
 from sharding import processes
@@ -45,7 +45,7 @@ class Need(NamedTuple):
 def need_of(
     config: ModelConfig,
     placement: Placement,
-    form: Form,
+    dtypes: Dtypes,
     *,
     batch: int,
     slots: int,
@@ -56,13 +56,13 @@ def need_of(
     Args:
       config: the model.
       placement: its layout on a mesh.
-      form: how its numbers are stored.
+      dtypes: how its numbers are stored.
       batch: sequences, a multiple of what the layout divides them into.
       slots: of the cache.
       engine: tells it apart where there are several.
     """
     sizes = {"batch": batch, "context": slots - 1, "slots": slots}
-    costs = decode_traffic(config, placement, form, **sizes)
+    costs = decode_traffic(config, placement, dtypes, **sizes)
     # Fake devices share the memory of their process; each of the others has its own.
     shared = placement.devices / processes.count() if shares_memory() else 1
     each = costs.kv_resident / batch + 4 * config.vocabulary / placement.devices

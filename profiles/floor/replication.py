@@ -4,21 +4,21 @@ import jax
 
 from model.cache import CACHE_AXES
 from model.config import ModelConfig
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.floor.counts import declared, kv_token_bytes
 from profiles.report.numbers import byte_size
 from sharding.placement import Placement, entry_axes, shards, used_axes
-from sharding.scaled import stored_bytes
+from sharding.quantization import stored_bytes
 
 
-def replication_cost(config: ModelConfig, placement: Placement, form: Form) -> list[str]:
+def replication_cost(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> list[str]:
     """What this layout copies because sizes do not divide over the mesh, and the bytes it costs.
 
     Returns:
       One line per kind of array; empty if everything divides.
     """
     arrays: dict[str, float] = {}
-    for path, param, stated, times in declared(config, form):
+    for path, param, stated, times in declared(config, dtypes):
         if rest := placement.left_over("weights", stated.axes):
             share = placement.copies(placement.weights(*param.axes)) / placement.devices
             extra = times * stored_bytes(param) * share * (1 - 1 / shards(rest, placement.mesh))
@@ -32,7 +32,7 @@ def replication_cost(config: ModelConfig, placement: Placement, form: Form) -> l
     ]
     if rest := placement.left_over("cache", CACHE_AXES):
         copies = shards(rest, placement.mesh)
-        extra = byte_size(kv_token_bytes(config, placement, form) * (1 - 1 / copies))
+        extra = byte_size(kv_token_bytes(config, placement, dtypes) * (1 - 1 / copies))
         lines.append(
             f"{config.kv_heads} KV heads do not divide over "
             f"{' '.join(f'{axis}={placement.mesh[axis]}' for axis in rest)}, so the KV cache is "

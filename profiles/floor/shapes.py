@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import jax
 
 from model.config import ModelConfig
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.floor.element_types import element_of
 from sharding.collectives import Division
 from sharding.placement import Placement, division, shards
-from sharding.scaled import Weight, spec_of
+from sharding.quantization import Weight, spec_of
 
 
 class Shapes:
@@ -19,29 +19,33 @@ class Shapes:
     Args:
       config: the model.
       placement: its layout on a mesh.
-      form: how its numbers are stored.
+      dtypes: how its numbers are stored.
       batch: sequences.
       tokens: new ones of each.
     """
 
     def __init__(
-        self, config: ModelConfig, placement: Placement, form: Form, batch: int, tokens: int
+        self, config: ModelConfig, placement: Placement, dtypes: Dtypes, batch: int, tokens: int
     ):
-        self.config, self.placement, self.form = config, placement, form
+        self.config, self.placement, self.dtypes = config, placement, dtypes
         self.sizes = {**config.sizes, "B": batch, "T": tokens, "C": 2, "e": config.experts}
 
     def weight(self, letters: str, outputs: int) -> Weight:
         """Shapes and dtypes of a matrix as it is stored."""
-        scheme = self.form.scheme
-        return scheme.abstract(self.shape(letters), outputs) if scheme else self.plain(letters)
+        quantization = self.dtypes.quantization
+        return (
+            quantization.abstract(self.shape(letters), outputs)
+            if quantization
+            else self.plain(letters)
+        )
 
     def plain(self, letters: str) -> jax.ShapeDtypeStruct:
         """A plain weight, or rows of one."""
-        return jax.ShapeDtypeStruct(self.shape(letters), self.form.plain)
+        return jax.ShapeDtypeStruct(self.shape(letters), self.dtypes.plain)
 
     def array(self, letters: str) -> jax.ShapeDtypeStruct:
         """Activations."""
-        return jax.ShapeDtypeStruct(self.shape(letters), self.form.dtype)
+        return jax.ShapeDtypeStruct(self.shape(letters), self.dtypes.dtype)
 
     def stored_parts(self, weight: Weight, stored: jax.P) -> list[tuple[str, int]]:
         """Element type and size of one chip's part of each array of a weight."""

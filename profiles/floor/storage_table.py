@@ -11,20 +11,20 @@ import jax.numpy as jnp
 
 from model.catalog import CATALOG
 from model.config import ModelConfig
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.floor.counts import decode_traffic
 from profiles.report.numbers import number
 from profiles.report.pages import ROOT, Part
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 WHOLE = ROOT / "profiles/results/stored-types.md"
 PART = Part("model/README.md", "storage", "profiles.floor.storage_table")
 SHOWN = "smollm2-135m", "llama3-8b", "llama3-70b", "mixtral-8x7b"
 CONTEXT = 2048
-STORED = {"bfloat16": jnp.bfloat16, **SCHEMES}
+STORED = {"bfloat16": jnp.bfloat16, **QUANTIZATIONS}
 PERPLEXITY = {"int8": 1.015, "fp8": 1.04, "int4": 1.02}
 """Largest ratio to float32's that SmolLM2 may have: `tests/decode/test_perplexity.py`."""
 
@@ -43,7 +43,7 @@ CHECKS = (
         "tests/decode/test_quantized.py",
         "every layout and schedule gives one device's logits, and the bytes are the compiler's, on "
         "small models of the same parts",
-        lambda model, stored: stored in SCHEMES,
+        lambda model, stored: stored in QUANTIZATIONS,
     ),
     Check(
         "tests/model/test_catalog.py",
@@ -93,7 +93,7 @@ def _bytes(config: ModelConfig, stored: str) -> list[float]:
         decode_traffic(
             config,
             placement,
-            Form(jnp.bfloat16, STORED[stored]),
+            Dtypes(jnp.bfloat16, STORED[stored]),
             batch=batch,
             context=slots - 1,
             slots=slots,

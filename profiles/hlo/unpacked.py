@@ -15,7 +15,7 @@ from model.parameters import flatten
 from model.transformer import Transformer
 from profiles.floor.element_types import bits
 from profiles.hlo.program import Instruction, Program, parse
-from sharding import scaled
+from sharding.quantization import bits as array_bits
 
 _SHAPE = re.compile(r"\b((?:f|bf|s|u)\d+)\[([\d,]+)\]")
 _ALIASES = ("parameter", "get-tuple-element", "bitcast", "tuple", "while", "conditional", "call")
@@ -50,10 +50,10 @@ def held_bytes(engine: Engine, text: str) -> int:
 def _matrices(engine: Engine) -> dict[Dims, tuple[int, int]]:
     """One device's part of each matrix in few bits: the bits that it is in, and its groups."""
     flat, found = flatten(engine.parameters), {}
-    for path in matrices(Transformer(engine.config, engine.form)):
+    for path in matrices(Transformer(engine.config, engine.dtypes)):
         values, scales = (flat[*path, name] for name in ("values", "scales"))
         groups = scales.sharding.shard_shape(scales.shape)[-1]
-        found[values.sharding.shard_shape(values.shape)] = scaled.bits(values), groups
+        found[values.sharding.shard_shape(values.shape)] = array_bits(values), groups
     return found
 
 

@@ -13,12 +13,12 @@ import numpy as np
 
 from decode.load import ModelSource, find_source
 from decode.perplexity import perplexity
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.report.document import versions
 from profiles.report.pages import ROOT, Part
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 TEXT = ROOT / "tests/text/river.txt"
 RECORD = ROOT / "profiles/results/perplexity.json"
@@ -27,25 +27,27 @@ PARTS = 4
 """As so many texts a batch of decode steps reads it, from the KV cache."""
 
 
-def forms(cached: bool) -> dict[str, Form]:
+def dtype_sets(cached: bool) -> dict[str, Dtypes]:
     """What is compared, by name; the first is what the others are held against."""
     if cached:
-        stored = {"float32": None, "int8": SCHEMES["int8"], "fp8": SCHEMES["fp8"]}
-        return {f"KV cache {name}": Form(jnp.float32, None, each) for name, each in stored.items()}
+        stored = {"float32": None, "int8": QUANTIZATIONS["int8"], "fp8": QUANTIZATIONS["fp8"]}
+        return {
+            f"KV cache {name}": Dtypes(jnp.float32, None, each) for name, each in stored.items()
+        }
     return {
-        "float32": Form(jnp.float32),
-        "bfloat16": Form(jnp.float32, jnp.bfloat16),
-        **{name: Form(jnp.float32, scheme) for name, scheme in SCHEMES.items()},
-        "int8, activations rounded too": Form(jnp.float32, SCHEMES["int8"], None, True),
+        "float32": Dtypes(jnp.float32),
+        "bfloat16": Dtypes(jnp.float32, jnp.bfloat16),
+        **{name: Dtypes(jnp.float32, quantization) for name, quantization in QUANTIZATIONS.items()},
+        "int8, activations rounded too": Dtypes(jnp.float32, QUANTIZATIONS["int8"], None, True),
     }
 
 
-def measure(source: ModelSource, form: Form, cached: bool) -> float:
+def measure(source: ModelSource, dtypes: Dtypes, cached: bool) -> float:
     """Perplexity of the text."""
     tokens = np.array(source.tokenizer.encode(TEXT.read_text()), np.int32)
     parts = PARTS if cached else 1
     tokens = tokens[: len(tokens) // parts * parts].reshape(parts, -1)
-    engine = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1"), form)
+    engine = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1"), dtypes)
     return perplexity(engine, tokens, cached)
 
 
@@ -56,8 +58,8 @@ def record(models: list[str]) -> dict:
         source = find_source(model, accept_terms=True)
         rows = found[model] = {}
         for cached in (False, True):
-            for name, form in forms(cached).items():
-                rows[name] = measure(source, form, cached)
+            for name, dtypes in dtype_sets(cached).items():
+                rows[name] = measure(source, dtypes, cached)
                 print(f"{model} {name}: {rows[name]:.3f}", file=sys.stderr, flush=True)
     return {"text": TEXT.name, "versions": versions(), "perplexity": found}
 
@@ -67,7 +69,7 @@ def table(run: dict) -> str:
     models = run["perplexity"]
     lines = ["| stored | " + " | ".join(models) + " |", "|---|" + "---:|" * len(models)]
     for cached in (False, True):
-        names = list(forms(cached))
+        names = list(dtype_sets(cached))
         for name in names:
             cells = (_cell(rows[name], rows[names[0]]) for rows in models.values())
             lines.append(f"| {name} | " + " | ".join(cells) + " |")

@@ -46,7 +46,7 @@ def decode_record(
     traffic = decode_traffic(
         engine.config,
         engine.placement,
-        engine.form,
+        engine.dtypes,
         batch=batch,
         context=context,
         slots=slots,
@@ -102,7 +102,7 @@ def _held_against(traffic: Traffic, bound: Floor, peaks: Peaks, seconds: float) 
 
 def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
     """The part of a record that says which step it is."""
-    model = Transformer(engine.config, engine.form)
+    model = Transformer(engine.config, engine.dtypes)
     return {
         "model": engine.config.name,
         "parameters": {"total": count(model), "active": count_active(model)},
@@ -113,7 +113,7 @@ def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
         "device_kind": engine.mesh.devices.flat[0].device_kind,
         "devices": engine.mesh.size,
         **partitioning(engine.config, engine.placement),
-        **engine.form.names(),
+        **engine.dtypes.names(),
     }
 
 

@@ -9,7 +9,7 @@ import jax
 
 from decode.engine import Engine
 from decode.load import ModelSource
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.hlo.unpacked import held_bytes
 from profiles.measured.timing import HeldStep, slots_for
 from profiles.report.progress import byte_progress
@@ -19,7 +19,7 @@ from sharding.layout import Layout
 from sharding.mesh import MeshShape, make_mesh
 from sharding.placement import Placement
 
-Placing = tuple[Layout, MeshShape, Form]
+Placing = tuple[Layout, MeshShape, Dtypes]
 
 
 class Failure(NamedTuple):
@@ -78,8 +78,8 @@ class Row:
 
     def __str__(self) -> str:
         devices, step = self.engine.mesh.size, self.step
-        layout, form = self.engine.placement.layout.name, self.engine.form
-        stored = "" if form == Form(form.dtype) else f", {form}"
+        layout, dtypes = self.engine.placement.layout.name, self.engine.dtypes
+        stored = "" if dtypes == Dtypes(dtypes.dtype) else f", {dtypes}"
         sizes = f"devices {devices}, batch {step.batch}, context {step.context}"
         return f"{layout}{stored}, {sizes}"
 
@@ -119,7 +119,7 @@ class Row:
 
     def _compile(self) -> None:
         self.step.compile()
-        if self.engine.form.scheme:
+        if self.engine.dtypes.quantization:
             self.held = held_bytes(self.engine, self.step.program())
 
 
@@ -127,7 +127,7 @@ def load(
     source: ModelSource,
     placing: Placing,
     fitting: Sequence[tuple[int, int]],
-    weights_anyhow: bool,
+    auto_weight_layout: bool,
     report: Callable[[str], None],
 ) -> tuple[Engine, Failure | None]:
     """The model on a mesh, and why its weights are not there if they could not be loaded.
@@ -136,18 +136,18 @@ def load(
       source: the model.
       placing: its layout, mesh and form.
       fitting: context and batch of the rows that fit; without one no weights are loaded.
-      weights_anyhow: weights are to lie as the compiler would have them for the largest of those.
+      auto_weight_layout: weights lie in memory as the compiler chooses for the largest of those.
       report: told what that changes.
 
     Raises:
       FloorlineError: the weights are not what they should be.
     """
-    (layout, shape, form), failure = placing, None
+    (layout, shape, dtypes), failure = placing, None
     try:
         if fitting:
-            engine = source.engine(layout, shape, form, progress=byte_progress)
+            engine = source.engine(layout, shape, dtypes, progress=byte_progress)
             jax.block_until_ready(engine.parameters)
-            if weights_anyhow:
+            if auto_weight_layout:
                 context, batch = map(max, zip(*fitting, strict=True))
                 report(engine.lay_out_weights(batch, slots_for(context)))
             return engine, None
@@ -158,7 +158,7 @@ def load(
             raise
         failure = failure_of(error)
     placement = Placement.of(layout, source.config.sizes, shape)
-    return Engine(source.config, {}, placement, make_mesh(shape), form), failure
+    return Engine(source.config, {}, placement, make_mesh(shape), dtypes), failure
 
 
 def most_samples(rows: Sequence[Row], least: int) -> int:

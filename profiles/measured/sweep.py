@@ -15,7 +15,7 @@ from pathlib import Path
 from decode.engine import Engine
 from decode.load import ModelSource
 from model.config import check_length
-from model.form import Form
+from model.dtypes import Dtypes
 from model.layout_check import settle
 from profiles.chips.chip import Peaks, published_peaks
 from profiles.floor.memory import free_memory, need_of, refusals, shares_memory
@@ -48,8 +48,8 @@ class Sweep:
       shapes: meshes to run on, each with every layout.
       batches: sequences per step.
       contexts: tokens in the cache when a step starts.
-      forms: how numbers are stored.
-      weights_anyhow: weights lie in memory as the compiler would have them for the largest step.
+      dtype_sets: how numbers are stored.
+      auto_weight_layout: weights lie in memory as the compiler chooses for the largest step.
       seconds: time to spend on samples, beyond the least number of rounds.
       bandwidth: bytes per second of one chip (of a CPU's whole memory), in place of the published
         or measured figure.
@@ -63,8 +63,8 @@ class Sweep:
     shapes: Sequence[MeshShape]
     batches: Sequence[int]
     contexts: Sequence[int]
-    forms: Sequence[Form]
-    weights_anyhow: bool = False
+    dtype_sets: Sequence[Dtypes]
+    auto_weight_layout: bool = False
     seconds: float = 20.0
     bandwidth: float | None = None
     peak_flops: float | None = None
@@ -83,16 +83,16 @@ class Sweep:
                 if value < 1:
                     raise UsageError(f"{name} is {value}; use positive integers")
         check_length(self.source.config, "context", max(self.contexts), 1)
-        for layout, shape, form in self.placings():
-            self.source.check_form(form)
-            placement = settle(self.source.config, form, layout, shape)
+        for layout, shape, dtypes in self.placings():
+            self.source.check_form(dtypes)
+            placement = settle(self.source.config, dtypes, layout, shape)
             for batch in self.batches:
                 placement.check_batch(batch)
 
     def placings(self) -> list[Placing]:
         """Every layout on every mesh, with weights in every form; each once."""
         found: list[Placing] = []
-        for placing in itertools.product(self.layouts, self.shapes, self.forms):
+        for placing in itertools.product(self.layouts, self.shapes, self.dtype_sets):
             found += [placing] * (placing not in found)
         return found
 
@@ -166,7 +166,7 @@ class _Run:
             self.report(f"loading {name} onto {_devices([shape for _, shape, _ in placings])}")
             self.rows = _rows(self.sweep, self.report, placings)
             self.meters = [
-                PeakMeter(mesh, self.sweep.forms[0].dtype)
+                PeakMeter(mesh, self.sweep.dtype_sets[0].dtype)
                 for mesh in dict.fromkeys(row.engine.mesh for row in self.rows)
             ]
             self._measure(seconds)
@@ -235,7 +235,7 @@ def _rows(sweep: Sweep, report: Callable[[str], None], placings: Sequence[Placin
     for number, placing in enumerate(placings):
         mine = refused[number * len(sizes) :][: len(sizes)]
         fitting = [size for size, why in zip(sizes, mine, strict=True) if not why]
-        engine, failure = load(sweep.source, placing, fitting, sweep.weights_anyhow, report)
+        engine, failure = load(sweep.source, placing, fitting, sweep.auto_weight_layout, report)
         for (context, batch), why in zip(sizes, mine, strict=True):
             left_out = Failure("does_not_fit", why) if why else failure
             rows.append(Row(engine, batch, context, left_out))
@@ -248,9 +248,9 @@ def _refused(
     """Why rows of these placings, each at these contexts and batches, do not fit; "" if they do."""
     config = sweep.source.config
     needs = [
-        need_of(config, placement, form, batch=batch, slots=slots_for(context), engine=number)
-        for number, (layout, shape, form) in enumerate(placings)
-        for placement in [settle(config, form, layout, shape)]
+        need_of(config, placement, dtypes, batch=batch, slots=slots_for(context), engine=number)
+        for number, (layout, shape, dtypes) in enumerate(placings)
+        for placement in [settle(config, dtypes, layout, shape)]
         for context, batch in sizes
     ]
     there = processes.agree(free_memory) if shares_memory() else _published(sweep).capacity
@@ -280,9 +280,9 @@ def _record(row: Row, sweep: Sweep, bandwidth: dict, most: int) -> Record:
         experts_touched=step.experts_touched,
         price_per_chip_hour=sweep.price,
     )
-    if sweep.weights_anyhow:
+    if sweep.auto_weight_layout:
         record["weight_layout"] = "auto"
-    if row.engine.form.scheme:
+    if row.engine.dtypes.quantization:
         record["bytes_per_chip"]["weights_unpacked"] = row.held
     if record.get("fraction_of_floor", 0) > 1:
         record["message"] = (
@@ -311,7 +311,7 @@ def _peaks(sweep: Sweep, bandwidth: dict, engine: Engine) -> Peaks:
 
 def _published(sweep: Sweep) -> Peaks:
     """Peaks of each device in the fastest arithmetic of a step, which is that of all forms."""
-    dtype = sweep.forms[0].arithmetic
+    dtype = sweep.dtype_sets[0].arithmetic
     return published_peaks(devices()[0], sweep.bandwidth, sweep.peak_flops, dtype)
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from model.dispatch import expert_axes
-from model.form import BFLOAT16 as PLAIN
-from model.form import Form
+from model.dtypes import BFLOAT16 as PLAIN
+from model.dtypes import Dtypes
 from model.layout_check import settle
 from profiles.chips.calibration import Calibration
 from profiles.chips.chip import Price
@@ -56,7 +56,7 @@ class Offer:
     Attributes:
       model: by its arrays, or by its sizes.
       slices: with what a chip-hour of each costs, in USD.
-      forms: how numbers may be stored.
+      dtype_sets: how numbers may be stored.
       layouts: wanted ones; of no meaning for a model by its sizes.
       rates: what is achieved, by the name of a chip.
       quotes: the listed price that a chip's is, by its name; None for any other.
@@ -69,7 +69,7 @@ class Offer:
 
     model: Model
     slices: tuple[tuple[Slice, float], ...]
-    forms: tuple[Form, ...]
+    dtype_sets: tuple[Dtypes, ...]
     layouts: tuple[Layout, ...]
     rates: Callable[[str], Calibration]
     context: int
@@ -85,8 +85,8 @@ class Row:
 
     devices: int
     placement: Placement | None = None
-    _listed: dict[Form, Listed] = dataclasses.field(default_factory=dict)
-    _links: dict[tuple[Form, Slice], LinkCosts] = dataclasses.field(default_factory=dict)
+    _listed: dict[Dtypes, Listed] = dataclasses.field(default_factory=dict)
+    _links: dict[tuple[Dtypes, Slice], LinkCosts] = dataclasses.field(default_factory=dict)
 
     @property
     def layout(self) -> Layout | None:
@@ -103,33 +103,35 @@ class Row:
         """What batches are padded to."""
         return self.placement.multiple("B") if self.placement else 1
 
-    def line(self, offer: Offer, form: Form) -> Line:
+    def line(self, offer: Offer, dtypes: Dtypes) -> Line:
         """Its decode steps, beside which a prompt finds room."""
-        line = self.costs(offer.model, form).line(offer.context, offer.slots)
+        line = self.costs(offer.model, dtypes).line(offer.context, offer.slots)
         if offer.prompt is None or self.placement is None:
             return line
-        prompts = StepCosts(offer.model, self.placement.prefill, form)
+        prompts = StepCosts(offer.model, self.placement.prefill, dtypes)
         one = prompts.prefill(batch=self.multiple, tokens=offer.prompt)
         return line._replace(resident=line.resident + one.activations)
 
-    def costs(self, model: Model, form: Form) -> StepCosts | SizedCosts:
+    def costs(self, model: Model, dtypes: Dtypes) -> StepCosts | SizedCosts:
         """Its passes."""
         if self.placement:
-            return StepCosts(model, self.placement, form)
-        return SizedCosts(model, form, self.devices)
+            return StepCosts(model, self.placement, dtypes)
+        return SizedCosts(model, dtypes, self.devices)
 
-    def links(self, model: Model, form: Form, where: Slice, rates: Calibration) -> LinkCosts:
+    def links(self, model: Model, dtypes: Dtypes, where: Slice, rates: Calibration) -> LinkCosts:
         """Its collectives on a slice; listed once for all slices."""
         if not self.placement:
-            return SizedLinks(model, form, where, rates)
-        form = dataclasses.replace(form, cache=None)  # which no collective moves
-        if form.scheme and not self._depends_on_weights(model):
-            form = dataclasses.replace(form, weights=None)  # few bits move what plain weights do
-        if form not in self._listed:
-            self._listed[form] = Listed(model, self.placement, form)
-        if (form, where) not in self._links:
-            self._links[form, where] = LinkCosts(self._listed[form], where, rates)
-        return self._links[form, where]
+            return SizedLinks(model, dtypes, where, rates)
+        dtypes = dataclasses.replace(dtypes, cache=None)  # which no collective moves
+        if dtypes.quantization and not self._depends_on_weights(model):
+            dtypes = dataclasses.replace(
+                dtypes, weights=None
+            )  # few bits move what plain weights do
+        if dtypes not in self._listed:
+            self._listed[dtypes] = Listed(model, self.placement, dtypes)
+        if (dtypes, where) not in self._links:
+            self._links[dtypes, where] = LinkCosts(self._listed[dtypes], where, rates)
+        return self._links[dtypes, where]
 
     def _depends_on_weights(self, model: Model) -> bool:
         """Whether what moves depends on how weights are stored.
@@ -155,27 +157,29 @@ class Space:
         self.whole = functools.cache(self._find_whole)
         self.prompt_flops = functools.cache(self._find_prompt_flops)
         self.cells = [
-            Cell(self, where, price, form) for where, price in offer.slices for form in offer.forms
+            Cell(self, where, price, dtypes)
+            for where, price in offer.slices
+            for dtypes in offer.dtype_sets
         ]
 
-    def rows(self, devices: int, form: Form) -> tuple[Row, ...]:
+    def rows(self, devices: int, dtypes: Dtypes) -> tuple[Row, ...]:
         """Layouts on meshes of so many devices, those that divide all arrays alike once.
 
         Of those the first layout on the mesh with the fewest axes.
         """
-        grouped = form.scheme and form.scheme.group  # which not all layouts divide
-        return self._rows(devices, form if grouped else PLAIN)
+        grouped = dtypes.quantization and dtypes.quantization.group  # which not all layouts divide
+        return self._rows(devices, dtypes if grouped else PLAIN)
 
-    def _find_whole(self, form: Form) -> Line:
+    def _find_whole(self, dtypes: Dtypes) -> Line:
         """Decode steps on one device."""
-        return self._rows(1, PLAIN)[0].line(self.offer, form)
+        return self._rows(1, PLAIN)[0].line(self.offer, dtypes)
 
-    def _find_prompt_flops(self, form: Form, tokens: int) -> float:
+    def _find_prompt_flops(self, dtypes: Dtypes, tokens: int) -> float:
         """Of one prompt on one device."""
         (alone, *_) = self._rows(1, PLAIN)
-        return alone.costs(self.offer.model, form).prefill(batch=1, tokens=tokens).flops
+        return alone.costs(self.offer.model, dtypes).prefill(batch=1, tokens=tokens).flops
 
-    def _find_rows(self, devices: int, form: Form) -> tuple[Row, ...]:
+    def _find_rows(self, devices: int, dtypes: Dtypes) -> tuple[Row, ...]:
         model = self.offer.model
         if isinstance(model, SizedModel):
             return (Row(devices),)
@@ -184,7 +188,7 @@ class Space:
         for layout in self.offer.layouts:
             for mesh in shapes:
                 try:
-                    placement = settle(model, form, layout, mesh)
+                    placement = settle(model, dtypes, layout, mesh)
                 except LayoutError:
                     continue
                 key = layout.collectives, _pattern(placement)
@@ -193,9 +197,9 @@ class Space:
                 rows.setdefault(key, Row(devices, placement))
         return tuple(rows.values())
 
-    def _find_lines(self, devices: int, form: Form) -> Line:
+    def _find_lines(self, devices: int, dtypes: Dtypes) -> Line:
         """Lines of all rows, each field an array."""
-        lines = [row.line(self.offer, form) for row in self.rows(devices, form)]
+        lines = [row.line(self.offer, dtypes) for row in self.rows(devices, dtypes)]
         return Line(*np.array(lines).reshape(-1, len(Line._fields)).T)
 
 
@@ -245,30 +249,30 @@ class Cell:
       space: that it is of.
       where: the slice.
       price: USD per chip-hour.
-      form: how numbers are stored.
+      dtypes: how numbers are stored.
     """
 
-    def __init__(self, space: Space, where: Slice, price: float, form: Form):
-        self.space, self.where, self.price, self.form = space, where, price, form
+    def __init__(self, space: Space, where: Slice, price: float, dtypes: Dtypes):
+        self.space, self.where, self.price, self.dtypes = space, where, price, dtypes
         self.usd_per_hour = price * where.chips
         self.quote = space.offer.quotes(where.chip.name)
         self.rates = space.offer.rates(where.chip.name)
         parts, usual = where.chip.devices_per_chip, where.chip.expected
         self.capacity = usual.capacity / parts
         self._bandwidth = usual.bandwidth / parts * self.rates.memory
-        self._flops = usual.peak(form.arithmetic) / parts * self.rates.compute
+        self._flops = usual.peak(dtypes.arithmetic) / parts * self.rates.compute
         self._overhead = self.rates.step_s + space.offer.model.layers * self.rates.layer_s
         self.estimator = functools.cache(self._find_estimator)
 
     @property
     def rows(self) -> tuple[Row, ...]:
         """Layouts on meshes."""
-        return self.space.rows(self.where.devices, self.form)
+        return self.space.rows(self.where.devices, self.dtypes)
 
     @functools.cached_property
     def batches(self) -> np.ndarray:
         """Of each row: `BATCHES` and the largest that fits, 0 where they do not."""
-        lines, multiple = self.space.lines(self.where.devices, self.form), self._multiples
+        lines, multiple = self.space.lines(self.where.devices, self.dtypes), self._multiples
         most = (self.capacity - lines.resident) / lines.kept
         largest = np.maximum(np.floor(most / multiple).astype(int) * multiple, 0)
         fitting = _padded(BATCHES, multiple[:, None]) <= largest[:, None]
@@ -285,7 +289,7 @@ class Cell:
         If everything were divided evenly, and collectives took no time. Infinite where even then
         they would not fit.
         """
-        line, model = self.space.whole(self.form), self.space.offer.model
+        line, model = self.space.whole(self.dtypes), self.space.offer.model
         devices = self.where.devices
         largest = max(math.floor((self.capacity * devices - line.resident) / line.kept), 0)
         batches = np.append(BATCHES, largest)
@@ -305,7 +309,7 @@ class Cell:
     @functools.cached_property
     def parts(self) -> tuple[np.ndarray, np.ndarray]:
         """Expected seconds of memory and of arithmetic, of all rows and batches."""
-        lines, model = self.space.lines(self.where.devices, self.form), self.space.offer.model
+        lines, model = self.space.lines(self.where.devices, self.dtypes), self.space.offer.model
         column = Line(*(field[:, None] for field in lines))
         padded = _padded(np.maximum(self.batches, 1), self._multiples[:, None])
         moved = column.plain + 2 * column.gathered + padded * column.moved
@@ -323,7 +327,7 @@ class Cell:
     def steps(self, number: int) -> np.ndarray:
         """Expected seconds of a row's decode steps, by batch."""
         row, batches = self.rows[number], self.batches[number]
-        links = row.links(self.space.offer.model, self.form, self.where, self.rates)
+        links = row.links(self.space.offer.model, self.dtypes, self.where, self.rates)
         padded = _padded(batches, row.multiple)
         if line := links.usual_line(1):
             (_, starts, sending, looped), (_, _, more, more_looped) = line
@@ -349,7 +353,7 @@ class Cell:
 
     def prompt_bound(self, tokens: int) -> float:
         """Seconds that one prompt takes at least, divided evenly, without collectives."""
-        work = self.space.prompt_flops(self.form, tokens) / self.where.devices
+        work = self.space.prompt_flops(self.dtypes, tokens) / self.where.devices
         return work / self._flops + self._overhead
 
     def _find_estimator(self, number: int) -> Estimator:
@@ -358,7 +362,7 @@ class Cell:
             Setting(
                 model=offer.model,
                 where=self.where,
-                form=self.form,
+                dtypes=self.dtypes,
                 rates=self.rates,
                 layout=row.layout,
                 mesh=row.mesh,
@@ -375,7 +379,7 @@ class Cell:
 
     def lacking(self, keep: Sequence[int], batch: int = 1) -> float:
         """Bytes per chip by which a batch fits in none of these rows; negative if it does."""
-        lines = self.space.lines(self.where.devices, self.form)
+        lines = self.space.lines(self.where.devices, self.dtypes)
         held = lines.resident + _padded(batch, self._multiples) * lines.kept
         least = held[np.array(keep, int)].min(initial=math.inf)
         return float(least - self.capacity) * self.where.chip.devices_per_chip

@@ -146,7 +146,7 @@ def _prompts(row: Row) -> str:
 
 
 def _name(point: Point) -> str:
-    layout, names = point.row.layout, point.cell.form.names()
+    layout, names = point.row.layout, point.cell.dtypes.names()
     parts = [str(point.cell.where)]
     if layout:
         mesh = "x".join(map(str, point.row.mesh.values()))
@@ -176,7 +176,7 @@ class _Neighbours:
         yield from self.batches()
         yield from self.slices()
         yield from self.layouts()
-        yield from self.forms()
+        yield from self.dtype_sets()
         yield from self.chips()
 
     def batches(self) -> Iterable[Lost]:
@@ -212,13 +212,16 @@ class _Neighbours:
                 why = self.best([cell], lambda row, kind=kind: row.layout.attends == kind)
                 yield Lost(f"attention by {kind}", why)
 
-    def forms(self) -> Iterable[Lost]:
+    def dtype_sets(self) -> Iterable[Lost]:
         """Other types of weights, and of the cache, on the same slice."""
         chosen = self.choice.cell
         for cell in self.cells:
-            same = [cell.form.weights == chosen.form.weights, cell.form.cache == chosen.form.cache]
+            same = [
+                cell.dtypes.weights == chosen.dtypes.weights,
+                cell.dtypes.cache == chosen.dtypes.cache,
+            ]
             if cell.where == chosen.where and sum(same) == 1:
-                names = cell.form.names()
+                names = cell.dtypes.names()
                 changed = names["kv_dtype"] if same[0] else names["weight_dtype"]
                 what = "KV cache" if same[0] else "weights"
                 yield Lost(f"{what} {changed} on {cell.where}", self.best([cell]))
@@ -279,7 +282,7 @@ def _why_none(search: Search, cells: Sequence[Cell], keep: Keep) -> str:
     if math.isinf(lacking):
         return "no layout goes with it"
     if lacking > 0:
-        return f"does not fit by {_gb(lacking)} per chip ({nearest.where}, {nearest.form})"
+        return f"does not fit by {_gb(lacking)} per chip ({nearest.where}, {nearest.dtypes})"
     targets = search.targets
     point = search.fastest(cells, keep)
     if point and targets.step_s is not None and point.step_s > targets.step_s:
@@ -344,8 +347,8 @@ def _shortest(search: Search) -> str:
     if math.isinf(_lacking(short)):
         return f"no layout goes with it on any{within}"
     return (
-        f"nearest{within}: {short.where}, {short.form}, where {_gb(_lacking(short))} per chip are "
-        "lacking"
+        f"nearest{within}: {short.where}, {short.dtypes}, where {_gb(_lacking(short))} per chip "
+        "are lacking"
     )
 
 
@@ -360,7 +363,7 @@ def _holding(space: Space) -> str:
     if not found:
         return ""
     least = min(found, key=lambda cell: cell.usd_per_hour)
-    return f"; the least slice that holds it is {least.where}, {least.form}"
+    return f"; the least slice that holds it is {least.where}, {least.dtypes}"
 
 
 def _relaxed(search: Search, cells: Sequence[Cell]) -> Iterable[tuple[float, str, Point]]:

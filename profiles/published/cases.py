@@ -15,7 +15,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from model.catalog import CATALOG, find_model
-from model.form import Form, Storage
+from model.dtypes import Dtypes, Storage
 from profiles.chips.slices import Slice, parse_slice
 from profiles.expected.candidates import AUTO, Wish
 from profiles.expected.estimate import Model
@@ -24,7 +24,7 @@ from profiles.report.numbers import several
 from sharding.error_types import FloorlineError, UsageError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape, parse_mesh
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 PHASES = "decode", "prefill", "run"
 _REQUIRED = "source", "locator", "model", "topology", "layout", "weight_dtype", "phase", "batch"
@@ -53,10 +53,10 @@ class Stored:
 
 _PLAIN = {name: Stored(jnp.dtype(name), jnp.dtype(name)) for name in ("bfloat16", "float32")}
 _TYPES = _PLAIN | {
-    "int8": Stored(SCHEMES["int8"], jnp.dtype("int8")),
-    "fp8": Stored(SCHEMES["fp8"], jnp.dtype("float8_e4m3fn")),
+    "int8": Stored(QUANTIZATIONS["int8"], jnp.dtype("int8")),
+    "fp8": Stored(QUANTIZATIONS["fp8"], jnp.dtype("float8_e4m3fn")),
     # As many bytes as a scale and a zero point of 16 bits for 32 values, as engines keep them.
-    "int4": Stored(SCHEMES["int4_symmetric"], jnp.dtype("int4")),
+    "int4": Stored(QUANTIZATIONS["int4_symmetric"], jnp.dtype("int4")),
 }
 _SPELLINGS = {
     "bfloat16": r"bf16|bfloat16|f(loat|p)?16|half",
@@ -124,11 +124,11 @@ class Case:
         stated = self.dtype or getattr(self.weights.usual, "name", "")
         return "float32" if stated == "float32" else "bfloat16"
 
-    def form(self, least: bool) -> Form:
+    def dtypes(self, least: bool) -> Dtypes:
         """How numbers are stored: for a floor, or as usual."""
         which = "least" if least else "usual"
         cache = getattr(self.cache, which) if self.cache else None
-        return Form(jnp.dtype(self.arithmetic), getattr(self.weights, which), cache)
+        return Dtypes(jnp.dtype(self.arithmetic), getattr(self.weights, which), cache)
 
     def slice_for(self, least: bool) -> Slice:
         """The slice, its chips with the rate of the arithmetic that the case has.

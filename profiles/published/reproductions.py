@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 
 from model.catalog import CATALOG, find_model
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.expected.economics import batching_gain, critical_batch
@@ -226,7 +226,7 @@ def _estimator(text: str, least: bool) -> Estimator:
     setting = Setting(
         model=dataclasses.replace(model, **count.get("changes", {})),
         where=where,
-        form=Form("bfloat16", weights, cache),
+        dtypes=Dtypes("bfloat16", weights, cache),
         rates=calibration_of(where.chip.name),
         layout=find_layout("weight_stationary_1d") if known else None,
         mesh=parse_mesh("1x1x1") if known else None,

@@ -15,7 +15,7 @@ import numpy as np
 
 from model.catalog import find_model
 from model.config import ModelConfig
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration, calibration_of
 from profiles.chips.slices import Slice
 from profiles.expected.candidates import candidates
@@ -45,7 +45,7 @@ def longest_contexts() -> Iterator[dict]:
         config = find_model(case["model"])
         layout = attend_by(find_layout(case["layout"]), case["attention"])
         placement = Placement.of(layout, config.sizes, parse_mesh(case["mesh"]))
-        token = kv_token_bytes(config, placement, Form(jnp.dtype(case["kv_dtype"])))
+        token = kv_token_bytes(config, placement, Dtypes(jnp.dtype(case["kv_dtype"])))
         for batch, published in case["published"].items():
             context = case["kv_bytes_per_chip"] / (int(batch) * token)
             yield {
@@ -138,22 +138,22 @@ def estimators(case: Case, least: bool, rates: Calibration) -> list[Estimator]:
     keys = tuple((layout.name, layout.attends) for layout in case.layouts)
     mesh = tuple(case.mesh.items()) if case.mesh else None
     experts = "least" if least else "coverage"
-    form, where = case.form(least), case.slice_for(least)
-    return _estimators(case.model, where, form, rates, keys, mesh, experts)
+    dtypes, where = case.dtypes(least), case.slice_for(least)
+    return _estimators(case.model, where, dtypes, rates, keys, mesh, experts)
 
 
 @functools.lru_cache(maxsize=256)
 def _estimators(
     model: ModelConfig,
     where: Slice,
-    form: Form,
+    dtypes: Dtypes,
     rates: Calibration,
     keys: Sequence[tuple[str, str]],
     mesh: tuple[tuple[str, int], ...] | None,
     experts: str,
 ) -> list[Estimator]:
     """Cases of one table share these."""
-    setting = Setting(model=model, where=where, form=form, rates=rates, experts=experts)
+    setting = Setting(model=model, where=where, dtypes=dtypes, rates=rates, experts=experts)
     wanted = [attend_by(find_layout(name), attention) for name, attention in keys]
     return candidates(setting, wanted, [dict(mesh)] if mesh else None)
 

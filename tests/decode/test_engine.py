@@ -13,12 +13,12 @@ from decode.generate import Request, bucket, cache_slots, generate, pad
 from decode.sampling import GREEDY
 from model.cache import KVCache
 from model.catalog import find_model
-from model.form import FLOAT32, Form
+from model.dtypes import FLOAT32, Dtypes
 from model.memory_order import lay_out, lay_out_for_tpu
 from model.parameters import abstract, flatten
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 from tests.engines import random_engine
 
 FAMILIES = {
@@ -139,10 +139,10 @@ def reversed_order(array: jax.Array) -> Format:
     return Format(Layout(tuple(reversed(range(array.ndim))), ()), array.sharding)
 
 
-@pytest.mark.parametrize("scheme", ["plain", "int8"])
-def test_weights_laid_out_otherwise_give_the_same_tokens_in_every_step(scheme):
-    form = FLOAT32 if scheme == "plain" else Form("float32", SCHEMES[scheme])
-    engine = random_engine(find_model("tiny"), LAYOUTS["weight_stationary_1d"], "1x1x2", form)
+@pytest.mark.parametrize("quantization", ["plain", "int8"])
+def test_weights_laid_out_otherwise_give_the_same_tokens_in_every_step(quantization):
+    dtypes = FLOAT32 if quantization == "plain" else Dtypes("float32", QUANTIZATIONS[quantization])
+    engine = random_engine(find_model("tiny"), LAYOUTS["weight_stationary_1d"], "1x1x2", dtypes)
     request = Request(prompts=PROMPTS, max_new_tokens=6)
     *_, before = generate(engine, request)
     old = engine.parameters
@@ -154,12 +154,12 @@ def test_weights_laid_out_otherwise_give_the_same_tokens_in_every_step(scheme):
     *_, after = generate(engine, request)
     assert [one.tokens for one in after] == [one.tokens for one in before]
     step = engine.lower_decode(3, 64).compile()
-    taken = jax.tree.map(lambda form: form.layout, step.input_formats[0][0])
+    taken = jax.tree.map(lambda dtypes: dtypes.layout, step.input_formats[0][0])
     assert taken == jax.tree.map(lambda array: array.format.layout, engine.parameters)
 
 
 @pytest.mark.parametrize(
-    ("scheme", "head_size", "mesh", "changed"),
+    ("quantization", "head_size", "mesh", "changed"),
     [
         ("plain", 128, "1x1x2", 2),
         ("int8", 128, "1x1x2", 2),
@@ -169,14 +169,14 @@ def test_weights_laid_out_otherwise_give_the_same_tokens_in_every_step(scheme):
     ],
 )
 def test_on_tpu_attention_outputs_lie_otherwise_and_give_the_same_tokens(
-    scheme, head_size, mesh, changed
+    quantization, head_size, mesh, changed
 ):
-    form = FLOAT32 if scheme == "plain" else Form("float32", SCHEMES[scheme])
+    dtypes = FLOAT32 if quantization == "plain" else Dtypes("float32", QUANTIZATIONS[quantization])
     config = dataclasses.replace(find_model("tiny"), head_size=head_size)
-    engine = random_engine(config, LAYOUTS["weight_stationary_1d"], mesh, form)
+    engine = random_engine(config, LAYOUTS["weight_stationary_1d"], mesh, dtypes)
     request = Request(prompts=PROMPTS, max_new_tokens=6)
     *_, before = generate(engine, request)
-    model = Transformer(config, form)
+    model = Transformer(config, dtypes)
     assert lay_out_for_tpu({}, model) == {}  # an engine of weights that did not fit
     engine.parameters = lay_out_for_tpu(engine.parameters, model)
     orders = {
@@ -200,7 +200,7 @@ def test_the_layout_that_the_compiler_wants_is_taken_and_said(monkeypatch):
     wanted = jax.tree.map(reversed_order, engine.parameters)
     compiled = SimpleNamespace(input_formats=((wanted,), {}))
     step = SimpleNamespace(compile=lambda: compiled)
-    monkeypatch.setattr(engine, "lower_decode", lambda *sizes, weights_anyhow: step)
+    monkeypatch.setattr(engine, "lower_decode", lambda *sizes, auto_weight_layout: step)
     assert "for batch 3: 0 of" not in engine.lay_out_weights(3, 64)
     assert "for batch 3: 0 of" in engine.lay_out_weights(3, 64)
 

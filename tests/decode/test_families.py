@@ -12,7 +12,7 @@ import pytest
 from decode.engine import Engine
 from decode.generate import Request, bucket, cache_slots, generate, pad
 from decode.load import find_source
-from model.form import FLOAT32
+from model.dtypes import FLOAT32
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from tests.family_cases import CASES, FOLDER

@@ -11,7 +11,7 @@ from decode.generate import Request, generate
 from decode.load import find_source
 from model.catalog import find_model
 from model.declarations import count
-from model.form import FLOAT32
+from model.dtypes import FLOAT32
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh

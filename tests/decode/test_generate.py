@@ -69,7 +69,7 @@ def test_logits_that_are_not_finite_end_the_run_and_name_the_step(tiny_engine, r
     whole = tiny_engine("1x1x1")
     final = whole.parameters["final_norm"]
     bad = whole.parameters | {"final_norm": jax.tree.map(lambda scale: scale * np.nan, final)}
-    engine = Engine(whole.config, bad, whole.placement, whole.mesh, whole.form)
+    engine = Engine(whole.config, bad, whole.placement, whole.mesh, whole.dtypes)
     with pytest.raises(FloorlineError, match=r"logits of step 1 are not finite; .* fetch"):
         finish(run(engine, Request(prompts=PROMPTS, max_new_tokens=4)))
 

@@ -12,7 +12,7 @@ from decode.generate import Request, generate
 from decode.load import ModelSource
 from model.catalog import find_model
 from model.config import ModelConfig
-from model.form import BFLOAT16, FLOAT32
+from model.dtypes import BFLOAT16, FLOAT32
 from model.parameters import shardings
 from model.transformer import Transformer
 from sharding.catalog import (

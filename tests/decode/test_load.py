@@ -14,19 +14,19 @@ from safetensors.numpy import load_file, save_file
 
 from decode.load import ModelSource, find_source
 from model.catalog import find_model
-from model.form import BFLOAT16, FLOAT32, Form
+from model.dtypes import BFLOAT16, FLOAT32, Dtypes
 from model.parameters import Parameters, flatten, nest
 from model.weights import WeightsError, orbax_checkpoint
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, save
 from sharding.catalog import LAYOUTS
 from sharding.error_types import FloorlineError
 from sharding.mesh import parse_mesh
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 from tests.family_cases import CASES, FOLDER
 from tests.gguf_samples import write_tiny_gguf
 from tests.processes import run_processes
 
-INT8 = SCHEMES["int8"]
+INT8 = QUANTIZATIONS["int8"]
 LAYOUT, TWO_D = LAYOUTS["weight_stationary_1d"], LAYOUTS["weight_stationary_2d"]
 
 
@@ -67,7 +67,7 @@ def test_a_bfloat16_checkpoint_is_converted_without_losing_a_bit(case, tmp_path)
 _PROCESS = """
 import numpy as np
 from decode.load import find_source
-from model.form import FLOAT32
+from model.dtypes import FLOAT32
 from model.parameters import flatten
 from model.weights.safetensors_files import SafetensorsFiles
 from sharding.catalog import LAYOUTS
@@ -218,16 +218,16 @@ def test_what_a_gguf_file_says_that_is_passed_over_is_told(tmp_path):
     assert told[1].startswith("metadata asks for general.sampling.temp 0.6")
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", QUANTIZATIONS)
 def test_a_checkpoint_in_few_bits_gives_the_same_parameters_on_another_mesh(name, tmp_path):
-    source, form = _wide(), Form(jnp.float32, SCHEMES[name])
-    engine = source.engine(LAYOUT, parse_mesh("1x2"), form)
-    save(tmp_path / "m", source.config, engine.parameters, scheme=form.scheme)
+    source, dtypes = _wide(), Dtypes(jnp.float32, QUANTIZATIONS[name])
+    engine = source.engine(LAYOUT, parse_mesh("1x2"), dtypes)
+    save(tmp_path / "m", source.config, engine.parameters, quantization=dtypes.quantization)
     saved = find_source(str(tmp_path / "m"))
-    assert saved.stored_scheme() is form.scheme and saved.stored_dtype() == "float32"
-    again = saved.engine(TWO_D, parse_mesh("2x2"), form)
+    assert saved.stored_quantization() is dtypes.quantization and saved.stored_dtype() == "float32"
+    again = saved.engine(TWO_D, parse_mesh("2x2"), dtypes)
     _assert_same(again.parameters, engine.parameters)
-    for other in (FLOAT32, Form(jnp.float32, SCHEMES["int8" if name != "int8" else "fp8"])):
+    for other in (FLOAT32, Dtypes(jnp.float32, QUANTIZATIONS["int8" if name != "int8" else "fp8"])):
         with pytest.raises(
             WeightsError, match=f"{other.weights.name}, but .* in {name}; leave out"
         ):
@@ -235,13 +235,13 @@ def test_a_checkpoint_in_few_bits_gives_the_same_parameters_on_another_mesh(name
 
 
 def test_a_plain_checkpoint_is_brought_to_few_bits_as_its_source_is(tmp_path):
-    source, form = _wide(), Form(jnp.float32, SCHEMES["int8"])
+    source, dtypes = _wide(), Dtypes(jnp.float32, QUANTIZATIONS["int8"])
     plain = source.engine(LAYOUT, parse_mesh("1x1"), FLOAT32)
     save(tmp_path / "m", source.config, plain.parameters)
     saved = find_source(str(tmp_path / "m"))
-    assert saved.stored_scheme() is None
-    few = saved.engine(TWO_D, parse_mesh("2x2"), form)
-    _assert_same(few.parameters, source.engine(LAYOUT, parse_mesh("1x1"), form).parameters)
+    assert saved.stored_quantization() is None
+    few = saved.engine(TWO_D, parse_mesh("2x2"), dtypes)
+    _assert_same(few.parameters, source.engine(LAYOUT, parse_mesh("1x1"), dtypes).parameters)
 
 
 def test_a_checkpoint_of_an_unknown_scheme_is_refused_by_name(tmp_path):
@@ -262,7 +262,7 @@ def test_weights_that_are_not_finite_are_refused_whatever_they_come_from(tmp_pat
     flat[path] = flat[path].at[3, 1, 5, 7].set(jnp.nan)  # one expert's
     save(tmp_path / "m", source.config, nest(flat))
     with pytest.raises(FloorlineError, match=r"layers\.0\.mlp\.gate_up is not finite everywhere"):
-        find_source(str(tmp_path / "m")).engine(LAYOUT, parse_mesh("2"), Form("float32", INT8))
+        find_source(str(tmp_path / "m")).engine(LAYOUT, parse_mesh("2"), Dtypes("float32", INT8))
 
 
 def _wide() -> ModelSource:

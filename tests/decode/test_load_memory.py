@@ -66,7 +66,7 @@ from sharding.mesh import parse_mesh, request_cpu_devices
 request_cpu_devices(8)
 import jax, jax.numpy as jnp
 from decode.load import find_source
-from model.form import BFLOAT16
+from model.dtypes import BFLOAT16
 from model.parameters import flatten
 from sharding.catalog import LAYOUTS
 jax.jit(jnp.copy)(jnp.zeros(8)).block_until_ready()

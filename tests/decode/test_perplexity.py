@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from decode.perplexity import perplexity
-from model.form import FLOAT32, Form
+from model.dtypes import FLOAT32, Dtypes
 from profiles.floor.storage_table import PERPLEXITY
 from profiles.measured.perplexity_table import TEXT, measure
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 
 @functools.cache
@@ -35,17 +35,17 @@ def test_perplexity_is_the_exponential_of_the_mean_loss(tiny_engine):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PERPLEXITY)
 def test_weights_in_few_bits_lose_little(smollm2, name):
-    found = measure(smollm2, Form(jnp.float32, SCHEMES[name]), False)
+    found = measure(smollm2, Dtypes(jnp.float32, QUANTIZATIONS[name]), False)
     assert 0.9 < found / plain(smollm2, False) < PERPLEXITY[name]
 
 
 @pytest.mark.slow
 def test_a_cache_in_int8_loses_little(smollm2):
-    found = measure(smollm2, Form(jnp.float32, None, SCHEMES["int8"]), True)
+    found = measure(smollm2, Dtypes(jnp.float32, None, QUANTIZATIONS["int8"]), True)
     assert 0.95 < found / plain(smollm2, True) < 1.01
 
 
 @pytest.mark.slow
 def test_symmetric_int4_loses_much_of_weights_that_have_an_offset(smollm2):
-    found = measure(smollm2, Form(jnp.float32, SCHEMES["int4_symmetric"]), False)
+    found = measure(smollm2, Dtypes(jnp.float32, QUANTIZATIONS["int4_symmetric"]), False)
     assert 1.15 < found / plain(smollm2, False) < 1.45

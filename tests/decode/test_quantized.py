@@ -12,7 +12,7 @@ import pytest
 from decode.engine import Engine
 from decode.load import ModelSource
 from model.catalog import find_model
-from model.form import Form
+from model.dtypes import Dtypes
 from model.parameters import place
 from model.transformer import Transformer
 from profiles.floor.counts import decode_traffic
@@ -21,7 +21,7 @@ from sharding.error_types import FloorlineError, LayoutError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 from tests.engines import random_arrays, random_engine
 
 # Large enough that groups of 32 divide over eight devices.
@@ -32,7 +32,7 @@ ONE_D = LAYOUTS["weight_stationary_1d"]
 
 
 def engine_of(name: str | None, layout: Layout, mesh: str) -> Engine:
-    return random_engine(CONFIG, layout, mesh, Form(jnp.float32, SCHEMES.get(name)))
+    return random_engine(CONFIG, layout, mesh, Dtypes(jnp.float32, QUANTIZATIONS.get(name)))
 
 
 def logits_of(engine: Engine) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_a_layout_gives_the_logits_of_one_device_with_the_same_weights(name, lay
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name == "int4" else pytest.mark.long)
-     for name in SCHEMES],
+     for name in QUANTIZATIONS],
 )  # fmt: skip
 @pytest.mark.usefixtures("quick_compilations")
 def test_every_layout_gives_the_logits_of_one_device_with_the_same_weights(name):
@@ -83,13 +83,13 @@ def test_logits_are_near_those_of_plain_weights_and_not_the_same(name, most):
     assert 0 < difference < most * np.abs(expected_of(None)).max()
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", QUANTIZATIONS)
 def test_the_floor_counts_the_bytes_that_the_compiler_takes(name):
     for layout, mesh in ((ONE_D, "1"), (LAYOUTS["weight_stationary_2d"], "2x2x2")):
         engine = engine_of(name, layout, mesh)
         memory = engine.lower_decode(8, 64).compile().memory_analysis()
         counted = decode_traffic(
-            CONFIG, engine.placement, engine.form, batch=8, context=10, slots=64,
+            CONFIG, engine.placement, engine.dtypes, batch=8, context=10, slots=64,
         )  # fmt: skip
         tokens_and_lengths = 2 * 4 * 8
         expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
@@ -101,7 +101,7 @@ def test_work_is_that_of_plain_weights():
     sizes = {"batch": 8, "context": 10, "slots": 64}
     placement = Placement.of(ONE_D, CONFIG.sizes, parse_mesh("1"))
     plain, few = (
-        decode_traffic(CONFIG, placement, Form(jnp.float32, SCHEMES.get(name)), **sizes)
+        decode_traffic(CONFIG, placement, Dtypes(jnp.float32, QUANTIZATIONS.get(name)), **sizes)
         for name in (None, "int4")
     )
     assert few.flops == plain.flops and few.weights_read < plain.weights_read / 3
@@ -111,7 +111,7 @@ def test_groups_that_would_cross_devices_are_refused_with_what_works():
     config = find_model("smollm2-135m")
     source = ModelSource(config, None, None)
     with pytest.raises(LayoutError) as refusal:
-        source.engine(ONE_D, parse_mesh("8"), Form(jnp.float32, SCHEMES["int4"]))
+        source.engine(ONE_D, parse_mesh("8"), Dtypes(jnp.float32, QUANTIZATIONS["int4"]))
     assert "attention.output has 64 inputs in 8 shards, which groups of 32 (int4)" in str(
         refusal.value
     )
@@ -123,7 +123,10 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad):
     path, arrays = ("layers", 0, "mlp", "down"), dict(random_arrays(CONFIG))
     arrays[path] = arrays[path].copy()
     arrays[path][3, 5] = bad
-    model, mesh = Transformer(CONFIG, Form(jnp.float32, SCHEMES["int8"])), parse_mesh("2x2x2")
+    model, mesh = (
+        Transformer(CONFIG, Dtypes(jnp.float32, QUANTIZATIONS["int8"])),
+        parse_mesh("2x2x2"),
+    )
     placement, devices = Placement.of(ONE_D, CONFIG.sizes, mesh), make_mesh(mesh)
     with pytest.raises(FloorlineError, match=r"layers\.0\.mlp\.down is not finite everywhere"):
         place(model, arrays.items(), placement, devices)
@@ -131,7 +134,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad):
 
 def test_random_weights_are_those_that_plain_ones_round_to():
     source = ModelSource(CONFIG, None, None)
-    few = source.engine(ONE_D, parse_mesh("1"), Form(jnp.float32, SCHEMES["int8"]))
+    few = source.engine(ONE_D, parse_mesh("1"), Dtypes(jnp.float32, QUANTIZATIONS["int8"]))
     loaded = engine_of("int8", ONE_D, "1")
     for mine, expected in zip(
         jax.tree.leaves(few.parameters), jax.tree.leaves(loaded.parameters), strict=True

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from model.catalog import find_model
-from model.form import FLOAT32, Form
+from model.dtypes import FLOAT32, Dtypes
 from profiles.compiled.inspection import Subject
 from profiles.floor.counts import decode_traffic
 from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS, attend_by, divide_experts, schedule_by
 from sharding.layout import Layout
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 from tests.engines import random_engine
 
 CONFIG = dataclasses.replace(find_model("tiny"), layers=1, d_model=256, d_ff=512, head_size=64)
@@ -27,21 +27,21 @@ FAMILIES = {
     "experts": EXPERTS,
     "experts_divided": EXPERTS,
 }
-FORMS = {
-    "int8": Form(jnp.float32, None, SCHEMES["int8"]),
-    "fp8": Form(jnp.float32, None, SCHEMES["fp8"]),
-    "int4_and_int8": Form(jnp.float32, SCHEMES["int4"], SCHEMES["int8"]),
-    "int8_and_fp8": Form(jnp.float32, SCHEMES["int8"], SCHEMES["fp8"]),
+DTYPES = {
+    "int8": Dtypes(jnp.float32, None, QUANTIZATIONS["int8"]),
+    "fp8": Dtypes(jnp.float32, None, QUANTIZATIONS["fp8"]),
+    "int4_and_int8": Dtypes(jnp.float32, QUANTIZATIONS["int4"], QUANTIZATIONS["int8"]),
+    "int8_and_fp8": Dtypes(jnp.float32, QUANTIZATIONS["int8"], QUANTIZATIONS["fp8"]),
 }
 ONE_D = LAYOUTS["weight_stationary_1d"]
 BATCH, PROMPT, STEPS = 8, 13, 3
 
 
-def logits_of(family: str, form: Form, layout: Layout, mesh: str) -> np.ndarray:
+def logits_of(family: str, dtypes: Dtypes, layout: Layout, mesh: str) -> np.ndarray:
     """Of the last tokens of prompts, and of steps that follow; [1 + STEPS, B, V]."""
     config = dataclasses.replace(CONFIG, **FAMILIES[family])
     layout = divide_experts(layout) if family == "experts_divided" else layout
-    engine = random_engine(config, layout, mesh, form)
+    engine = random_engine(config, layout, mesh, dtypes)
     random = np.random.default_rng(0)
     tokens = random.integers(0, 256, (BATCH, PROMPT + STEPS)).astype(np.int32)
     lengths = random.integers(PROMPT // 2, PROMPT + 1, BATCH).astype(np.int32)
@@ -55,61 +55,64 @@ def logits_of(family: str, form: Form, layout: Layout, mesh: str) -> np.ndarray:
 
 
 @functools.cache
-def on_one(family: str, form: Form) -> np.ndarray:
-    return logits_of(family, form, ONE_D, "1")
+def on_one(family: str, dtypes: Dtypes) -> np.ndarray:
+    return logits_of(family, dtypes, ONE_D, "1")
 
 
-def check(family: str, form: str, layout: Layout) -> None:
+def check(family: str, dtypes: str, layout: Layout) -> None:
     """Prefills read no cache. Steps read codes, which another order of sums flips at times.
 
     One code of thousands that is a step off moves logits by 1e-3 at most here (fp8, whose steps are
     up to an eighth of a number; int8 less); all of them, rounded, move them by 1e-2 at least.
     """
-    found, expected = logits_of(family, FORMS[form], layout, "2x2x2"), on_one(family, FORMS[form])
+    found, expected = (
+        logits_of(family, DTYPES[dtypes], layout, "2x2x2"),
+        on_one(family, DTYPES[dtypes]),
+    )
     error = np.abs(found - expected).max(axis=(1, 2)) / np.abs(expected).max()
     assert error[0] < 1e-4 and error[1:].max() < 2e-3
 
 
 @pytest.mark.parametrize(
-    ("family", "form", "layout", "attention", "collectives"),
+    ("family", "dtypes", "layout", "attention", "collectives"),
     [("windowed", "int4_and_int8", "weight_stationary_2d", "sequence", "overlapped"),
      ("windowed", "fp8", "weight_gathered_x", "batch", "compiler"),
      ("experts_divided", "int8_and_fp8", "data_parallel_x_1d", "heads", "compiler")],
 )  # fmt: skip
 def test_a_layout_gives_the_logits_of_one_device_with_the_same_cache(
-    family, form, layout, attention, collectives
+    family, dtypes, layout, attention, collectives
 ):
-    check(family, form, schedule_by(attend_by(LAYOUTS[layout], attention), collectives))
+    check(family, dtypes, schedule_by(attend_by(LAYOUTS[layout], attention), collectives))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.usefixtures("quick_compilations")
 @pytest.mark.long
-def test_every_layout_gives_the_logits_of_one_device_with_the_same_cache(form, attention):
+def test_every_layout_gives_the_logits_of_one_device_with_the_same_cache(dtypes, attention):
     """A family for each layout and schedule, by turns."""
     choices = zip(itertools.product(LAYOUTS, COLLECTIVES), itertools.cycle(FAMILIES), strict=False)
     for (layout, collectives), family in choices:
-        check(family, form, schedule_by(attend_by(LAYOUTS[layout], attention), collectives))
+        check(family, dtypes, schedule_by(attend_by(LAYOUTS[layout], attention), collectives))
 
 
 def test_steps_are_near_those_with_a_plain_cache_and_not_the_same():
-    plain, few = on_one("windowed", FLOAT32), on_one("windowed", FORMS["fp8"])
+    plain, few = on_one("windowed", FLOAT32), on_one("windowed", DTYPES["fp8"])
     error = np.abs(few - plain).max(axis=(1, 2)) / np.abs(plain).max()
     assert error[0] == 0 and error[1:].min() > 1e-2 and error[1:].max() < 0.1
 
 
-@pytest.mark.parametrize("form", ["int8", "fp8"])
+@pytest.mark.parametrize("dtypes", ["int8", "fp8"])
 @pytest.mark.parametrize(("mesh", "batch"), [("1", 1), ("2x2x2", 3)])
-def test_the_donated_cache_is_updated_in_place(form, mesh, batch):
+def test_the_donated_cache_is_updated_in_place(dtypes, mesh, batch):
     config = dataclasses.replace(CONFIG, windows=(None, 48), layers=2)
     placement = Placement.of(ONE_D, config.sizes, parse_mesh(mesh))
-    sizes = {"form": FORMS[form], "batch": batch, "slots": 64}
+    sizes = {"dtypes": DTYPES[dtypes], "batch": batch, "slots": 64}
     subject = Subject(config=config, placement=placement, **sizes)
     compiled = subject.lower().compile()
     counted = decode_traffic(config, placement, **sizes, context=10)
     assert compiled.memory_analysis().alias_size_in_bytes == counted.kv_resident
-    if form == "fp8":  # XLA:CPU has no scatter of it: it makes one of float16, there and back
+    if dtypes == "fp8":  # XLA:CPU has no scatter of it: it makes one of float16, there and back
         return
     # Aliased bytes alone do not prove it: nothing else may make a whole layer's cache.
     heads = 2 if mesh == "1" else 1

@@ -7,17 +7,17 @@ import pytest
 
 from model.cache import CACHE_AXES, PADDING, slots_of, whole_tiles, write
 from model.catalog import find_model
-from model.form import FLOAT32, Form
+from model.dtypes import FLOAT32, Dtypes
 from sharding.catalog import LAYOUTS, attend_by
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
-from sharding.scaled import SCHEMES, Scaled, round_rows
+from sharding.quantization import QUANTIZATIONS, QuantizedArray, round_rows
 
 K, S, h = 2, 8, 4
-FORMS = {
+DTYPES = {
     "float32": FLOAT32,
-    "int8": Form(jnp.float32, None, SCHEMES["int8"]),
-    "fp8": Form(jnp.float32, None, SCHEMES["fp8"]),
+    "int8": Dtypes(jnp.float32, None, QUANTIZATIONS["int8"]),
+    "fp8": Dtypes(jnp.float32, None, QUANTIZATIONS["fp8"]),
 }
 
 
@@ -28,7 +28,7 @@ def setting(request):
     return placement, make_mesh(shape)
 
 
-def run(setting, positions, form, new=None, prompts=False):
+def run(setting, positions, dtypes, new=None, prompts=False):
     """A cache of -1s with tokens written at `positions`, 1, 2, ...; and its compiled write."""
     placement, mesh = setting
     B, T = positions.shape
@@ -36,51 +36,51 @@ def run(setting, positions, form, new=None, prompts=False):
         new = np.arange(1, B * T + 1).reshape(B, T, 1, 1) * np.ones((1, 1, K, h))
     with jax.set_mesh(mesh):
         full = jnp.full((B, K, S, h), -1.0, out_sharding=placement.cache("B", "K", "S", "h"))
-        full = full if form is FLOAT32 else jax.jit(stored, static_argnums=1)(full, form.cache)
+        full = full if dtypes is FLOAT32 else jax.jit(stored, static_argnums=1)(full, dtypes.cache)
         new = jax.device_put(np.float32(new), placement.cache("B", "T", "K", "h"))
         where = jax.device_put(positions, jax.P(None, None))
-        step = jax.jit(lambda c, n, w: write(c, n, w, placement, form, prompts), donate_argnums=0)
+        step = jax.jit(lambda c, n, w: write(c, n, w, placement, dtypes, prompts), donate_argnums=0)
         compiled = step.lower(full, new, where).compile()
         found = step(full, new, where)
-        return np.asarray(meant(found) if isinstance(found, Scaled) else found), compiled
+        return np.asarray(meant(found) if isinstance(found, QuantizedArray) else found), compiled
 
 
-def stored(full, scheme):
+def stored(full, quantization):
     """A cache of these values in few bits, its scales [K, B, S]."""
-    few = round_rows(full, scheme)
-    return Scaled(few.values, jnp.swapaxes(few.scales[..., 0], 0, 1))
+    few = round_rows(full, quantization)
+    return QuantizedArray(few.values, jnp.swapaxes(few.scales[..., 0], 0, 1))
 
 
 def meant(cache):
     return cache.values.astype(jnp.float32) * jnp.swapaxes(cache.scales, 0, 1)[..., None]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize(
     "positions", [[[5]], [[0], [7], [3]], [[1, 2, 3], [4, 5, 6]], [[6, 7, 8, 9]]]
 )
-def test_tokens_land_in_their_slots_and_nowhere_else(setting, positions, form):
+def test_tokens_land_in_their_slots_and_nowhere_else(setting, positions, dtypes):
     positions = np.array(positions, np.int32)
     expected = np.full((len(positions), K, S, h), -1.0)
     for b, row in enumerate(positions):
         for t, slot in enumerate(row):
             if slot < S:  # past the last slot: dropped
                 expected[b, :, slot] = b * len(row) + t + 1
-    found, _ = run(setting, positions, FORMS[form])
-    np.testing.assert_allclose(found, expected, rtol=0 if form == "float32" else 1e-6)
+    found, _ = run(setting, positions, DTYPES[dtypes])
+    np.testing.assert_allclose(found, expected, rtol=0 if dtypes == "float32" else 1e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize(("tokens", "ring"), [(3, False), (S, False), (12, True)])
 def test_prompts_land_in_the_first_slots_and_the_last_of_long_ones_in_a_ring(
-    setting, tokens, ring, form
+    setting, tokens, ring, dtypes
 ):
     lengths = np.array([tokens, 2])
     place = np.arange(tokens, dtype=np.int32)
     positions = np.where(place < lengths[:, None], place, PADDING)
     slots = np.asarray(slots_of(jnp.asarray(positions), S, ring))
-    found, _ = run(setting, slots, FORMS[form], prompts=True)
-    tolerance = 0 if form == "float32" else 1e-6
+    found, _ = run(setting, slots, DTYPES[dtypes], prompts=True)
+    tolerance = 0 if dtypes == "float32" else 1e-6
     for b, length in enumerate(lengths):
         for position in range(max(0, length - S), length):
             token = b * tokens + position + 1
@@ -88,39 +88,39 @@ def test_prompts_land_in_the_first_slots_and_the_last_of_long_ones_in_a_ring(
     np.testing.assert_array_equal(found[:, :, tokens:], -1)  # nor is any other slot written
 
 
-@pytest.mark.parametrize("form", ["int8", "fp8"])
-def test_a_round_trip_is_within_half_a_step_and_rows_of_zeros_stay(setting, form):
+@pytest.mark.parametrize("dtypes", ["int8", "fp8"])
+def test_a_round_trip_is_within_half_a_step_and_rows_of_zeros_stay(setting, dtypes):
     new = np.random.default_rng(0).normal(size=(3, S, K, h)).astype(np.float32)
     new[1, 2] = 0
     positions = np.tile(np.arange(S, dtype=np.int32), (3, 1))
-    found = np.swapaxes(run(setting, positions, FORMS[form], new)[0], 1, 2)
-    scales = np.abs(new).max(axis=-1, keepdims=True) / SCHEMES[form].largest
+    found = np.swapaxes(run(setting, positions, DTYPES[dtypes], new)[0], 1, 2)
+    scales = np.abs(new).max(axis=-1, keepdims=True) / QUANTIZATIONS[dtypes].largest
     half = scales / 2
-    if form == "fp8":  # 3 bits of fraction, and steps of 2**-9 near zero
+    if dtypes == "fp8":  # 3 bits of fraction, and steps of 2**-9 near zero
         half = np.maximum(np.abs(new) / 16, scales * 2**-10)
     assert (np.abs(found - new) <= half * 1.0001).all() and not found[1, 2].any()
     assert (found != new).any()
 
 
 # Not fp8: XLA:CPU has no scatter of it, and makes one of float16, converted there and back.
-@pytest.mark.parametrize("form", ["float32", "int8"])
+@pytest.mark.parametrize("dtypes", ["float32", "int8"])
 @pytest.mark.parametrize("positions", [[[5]], [[0], [7]], [[0, 1, 2], [0, 1, 2]]])
-def test_a_write_moves_no_whole_cache(setting, positions, form):
+def test_a_write_moves_no_whole_cache(setting, positions, dtypes):
     prompts = len(positions[0]) > 1
-    _, compiled = run(setting, np.array(positions, np.int32), FORMS[form], prompts=prompts)
+    _, compiled = run(setting, np.array(positions, np.int32), DTYPES[dtypes], prompts=prompts)
     placement, mesh = setting
     where = jax.NamedSharding(mesh, placement.cache(*CACHE_AXES))
     batch, heads, slots, _ = where.shard_shape((len(positions), K, S, h))
-    token = {"float32": h * 4, "int8": h + 4}[form]  # bytes, the scale's included
+    token = {"float32": h * 4, "int8": h + 4}[dtypes]  # bytes, the scale's included
     assert compiled.memory_analysis().alias_size_in_bytes == batch * heads * slots * token
-    element = {"float32": "f32", "int8": "s8"}[form]
+    element = {"float32": "f32", "int8": "s8"}[dtypes]
     shapes = [f"{element}[{batch},{heads},{slots},{h}]{{", f"f32[{heads},{batch},{slots}]{{"]
     text = compiled.as_text().splitlines()
-    for shape in shapes[: 1 if form == "float32" else 2]:
+    for shape in shapes[: 1 if dtypes == "float32" else 2]:
         lines = [line for line in text if shape in line]
         assert lines and not [line for line in lines if " copy(" in line or " select(" in line]
 
 
 def test_slots_on_tpus_are_whole_tiles_and_of_scales_whole_registers():
     assert [whole_tiles(slots, FLOAT32) for slots in (1, 32, 2049)] == [32, 32, 2080]
-    assert [whole_tiles(slots, FORMS["int8"]) for slots in (1, 128, 2049)] == [128, 128, 2176]
+    assert [whole_tiles(slots, DTYPES["int8"]) for slots in (1, 128, 2049)] == [128, 128, 2176]

@@ -5,7 +5,7 @@ import pytest
 from model.catalog import CATALOG, find_model
 from model.config import ConfigError
 from model.declarations import count, count_active, declarations
-from model.form import BFLOAT16
+from model.dtypes import BFLOAT16
 from model.transformer import Transformer
 
 

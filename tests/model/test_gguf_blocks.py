@@ -7,7 +7,7 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from decode.load import find_source
-from model.form import Form
+from model.dtypes import Dtypes
 from model.parameters import flatten
 from model.weights import WeightsError
 from model.weights.gguf import read_config, read_parameters
@@ -15,7 +15,7 @@ from model.weights.gguf_blocks import KEPT, read_blocks
 from model.weights.gguf_file import GGUFFile
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
-from sharding.scaled import SCHEMES, Scaled
+from sharding.quantization import QUANTIZATIONS, QuantizedArray
 from tests.gguf_samples import write_tiny_gguf
 
 MATRICES = ["query", "key_value", "output", "gate_up", "down"]
@@ -42,9 +42,12 @@ def test_blocks_mean_what_the_gguf_package_makes_of_them(kind):
     rows = blocks.reshape(7, -1)
     parts = read_blocks(rows, kind)
     np.testing.assert_array_equal(meant(*parts), gguf.dequantize(rows, kind))
-    scheme = SCHEMES[KEPT[kind][0]]
-    np.testing.assert_array_equal(parts[0].astype(scheme.dtype).astype(int), parts[0])
-    assert (len(parts) == 3) == scheme.offset and parts[1].shape == (7, length // scheme.group)
+    quantization = QUANTIZATIONS[KEPT[kind][0]]
+    np.testing.assert_array_equal(parts[0].astype(quantization.dtype).astype(int), parts[0])
+    assert (len(parts) == 3) == quantization.offset and parts[1].shape == (
+        7,
+        length // quantization.group,
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,24 +58,24 @@ def test_matrices_of_the_form_asked_for_are_kept_and_others_are_not(tmp_path, st
     file = GGUFFile(tmp_path / "m.gguf")
     config = read_config(file)
     plain = dict(read_parameters(file, config))
-    keep = {path: SCHEMES[wanted] for path in plain if path[-1] in MATRICES}
+    keep = {path: QUANTIZATIONS[wanted] for path in plain if path[-1] in MATRICES}
     found = dict(read_parameters(file, config, keep))
-    assert {path for path, part in found.items() if isinstance(part, Scaled)} == keep.keys()
+    assert {path for path, part in found.items() if isinstance(part, QuantizedArray)} == keep.keys()
     for path, part in found.items():
         if path not in keep:
             np.testing.assert_array_equal(part, plain[path])
             continue
         np.testing.assert_array_equal(meant(part.values, part.scales, part.offsets), plain[path])
-    other = dict.fromkeys(keep, SCHEMES["int8"])
-    assert not any(isinstance(p, Scaled) for _, p in read_parameters(file, config, other))
+    other = dict.fromkeys(keep, QUANTIZATIONS["int8"])
+    assert not any(isinstance(p, QuantizedArray) for _, p in read_parameters(file, config, other))
 
 
 def test_smollm2_is_kept_as_it_is_on_any_mesh(smollm2):
     plain = dict(read_parameters(smollm2.file, smollm2.config))
-    form = Form(jnp.float32, SCHEMES["int4"])
+    dtypes = Dtypes(jnp.float32, QUANTIZATIONS["int4"])
     for mesh in ("1", "2"):
         layout = LAYOUTS["weight_stationary_1d"]
-        flat = flatten(smollm2.engine(layout, parse_mesh(mesh), form).parameters)
+        flat = flatten(smollm2.engine(layout, parse_mesh(mesh), dtypes).parameters)
         for layer, name in ((0, ("attention", "key_value")), (29, ("mlp", "down"))):
             path = ("layers", layer, *name)
             parts = (np.asarray(flat[*path, part]) for part in ("values", "scales", "offsets"))
@@ -87,6 +90,6 @@ def test_a_scale_that_is_not_finite_is_refused(tmp_path):
     content[info.offset : info.offset + 2] = np.float16(np.inf).tobytes()
     (tmp_path / "m.gguf").write_bytes(content)
     source = find_source(str(tmp_path / "m.gguf"))
-    form = Form(jnp.float32, SCHEMES["int4"])
+    dtypes = Dtypes(jnp.float32, QUANTIZATIONS["int4"])
     with pytest.raises(WeightsError, match=r"blk\.0\.ffn_down\.weight.* is not finite everywhere"):
-        source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1"), form)
+        source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1"), dtypes)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
-from model.form import BFLOAT16, Form
+from model.dtypes import BFLOAT16, Dtypes
 from model.layout_check import settle
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
@@ -16,18 +16,18 @@ from profiles.plan.space import Offer, Space
 from sharding.catalog import LAYOUTS
 from sharding.error_types import LayoutError
 from sharding.mesh import parse_mesh
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
-ONE_D, INT4 = LAYOUTS["weight_stationary_1d"], Form(jnp.bfloat16, SCHEMES["int4"])
+ONE_D, INT4 = LAYOUTS["weight_stationary_1d"], Dtypes(jnp.bfloat16, QUANTIZATIONS["int4"])
 LLAMA = find_model("llama3-8b")
 
 
-def setting(form: Form, topology: str, mesh: str | None = None) -> Setting:
+def setting(dtypes: Dtypes, topology: str, mesh: str | None = None) -> Setting:
     where = parse_slice(topology)
     return Setting(
         model=LLAMA,
         where=where,
-        form=form,
+        dtypes=dtypes,
         rates=calibration_of(where.chip.name),
         layout=ONE_D,
         mesh=mesh and parse_mesh(mesh),
@@ -46,14 +46,14 @@ def test_groups_that_would_cross_devices_are_refused_by_estimates_as_by_engines(
             ask()
 
 
-@pytest.mark.parametrize("form", [INT4, BFLOAT16])
-def test_plans_look_at_what_the_engine_admits_and_at_nothing_else(form):
+@pytest.mark.parametrize("dtypes", [INT4, BFLOAT16])
+def test_plans_look_at_what_the_engine_admits_and_at_nothing_else(dtypes):
     where = parse_slice("v5e:4x4")
     space = Space(
         Offer(
             model=LLAMA,
             slices=((where, 1.2),),
-            forms=(form,),
+            dtype_sets=(dtypes,),
             layouts=(ONE_D,),
             rates=calibration_of,
             context=2048,
@@ -62,9 +62,9 @@ def test_plans_look_at_what_the_engine_admits_and_at_nothing_else(form):
     )
     (cell,) = space.cells
     for row in cell.rows:
-        settle(LLAMA, form, row.layout, row.mesh)
+        settle(LLAMA, dtypes, row.layout, row.mesh)
     meshes = {tuple(row.mesh.values()) for row in cell.rows}
-    assert ((1, 1, 16) in meshes) == (form is BFLOAT16)
+    assert ((1, 1, 16) in meshes) == (dtypes is BFLOAT16)
 
 
 def test_a_plan_with_no_layout_at_all_holds_nothing():
@@ -74,7 +74,7 @@ def test_a_plan_with_no_layout_at_all_holds_nothing():
         Offer(
             model=narrow,
             slices=((where, 1.2),),
-            forms=(INT4,),
+            dtype_sets=(INT4,),
             layouts=(ONE_D,),
             rates=calibration_of,
             context=2048,

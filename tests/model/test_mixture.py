@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from model.catalog import find_model
-from model.form import FLOAT32, Form
+from model.dtypes import FLOAT32, Dtypes
 from model.mixture import Mixture, grouped, touched_only
 from sharding.catalog import LAYOUTS, divide_experts
 from sharding.mesh import make_mesh, parse_mesh
@@ -158,7 +158,7 @@ def moved(layout, dtype) -> tuple[list[int], list[int]]:
     """Elements that each all-to-all and each all-gather of a compiled mixture makes."""
     shape = parse_mesh("2x2x2")
     placement = Placement.of(layout, CONFIG.sizes, shape)
-    structure, state = nnx.split(Mixture(CONFIG, Form(dtype)))
+    structure, state = nnx.split(Mixture(CONFIG, Dtypes(dtype)))
     with jax.set_mesh(mesh := make_mesh(shape)):
 
         def abstract(shape, dtype, spec):

@@ -17,7 +17,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from model.catalog import find_model
-from model.form import Form
+from model.dtypes import Dtypes
 from model.parameters import flatten, initialise
 from model.transformer import Transformer
 from model.weights import WeightsError
@@ -36,7 +36,7 @@ def put(mesh: str, dtype=jnp.float32):
     """Model, placement and mesh of `CONFIG`."""
     shape = parse_mesh(mesh)
     placement = Placement.of(LAYOUTS["weight_stationary_1d"], CONFIG.sizes, shape)
-    return Transformer(CONFIG, Form(dtype)), placement, make_mesh(shape)
+    return Transformer(CONFIG, Dtypes(dtype)), placement, make_mesh(shape)
 
 
 def random_parameters(seed=0):

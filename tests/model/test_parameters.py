@@ -7,7 +7,7 @@ import pytest
 
 from model.catalog import find_model
 from model.declarations import declarations, declare
-from model.form import BFLOAT16
+from model.dtypes import BFLOAT16
 from model.parameters import nest, place
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS

@@ -10,13 +10,13 @@ from flax import nnx
 
 from model.cache import abstract_cache
 from model.catalog import find_model
-from model.form import FLOAT32, Form
+from model.dtypes import FLOAT32, Dtypes
 from model.parameters import abstract, initialise
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 FAMILIES = {
     "grouped_query": {},
@@ -92,7 +92,9 @@ def test_parameters_do_not_depend_on_the_mesh():
     jax.tree.map(np.testing.assert_array_equal, one, eight)
 
 
-@pytest.mark.parametrize("weights", [jnp.float32, jnp.bfloat16, SCHEMES["int8"], SCHEMES["int4"]])
+@pytest.mark.parametrize(
+    "weights", [jnp.float32, jnp.bfloat16, QUANTIZATIONS["int8"], QUANTIZATIONS["int4"]]
+)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     "changes",
@@ -100,10 +102,10 @@ def test_parameters_do_not_depend_on_the_mesh():
      {"query_key_norm": True, "norm_after": True, "embedding_scale": 8.0}],
 )  # fmt: skip
 def test_activations_have_the_type_of_arithmetic_whatever_weights_have(changes, dtype, weights):
-    config, form = dataclasses.replace(find_model("tiny"), **changes), Form(dtype, weights)
+    config, dtypes = dataclasses.replace(find_model("tiny"), **changes), Dtypes(dtype, weights)
     mesh = make_mesh(parse_mesh("1"))
     placement = Placement.of(LAYOUTS["weight_stationary_1d"], config.sizes, parse_mesh("1"))
-    model = Transformer(config, form)
+    model = Transformer(config, dtypes)
     structure, _ = nnx.split(model)
 
     def hidden(parameters, cache, tokens):
@@ -111,5 +113,5 @@ def test_activations_have_the_type_of_arithmetic_whatever_weights_have(changes, 
 
     tokens = jax.ShapeDtypeStruct((2, 1), jnp.int32)
     with jax.set_mesh(mesh):
-        parameters, cache = abstract(model, placement, mesh), abstract_cache(config, 2, 8, form)
+        parameters, cache = abstract(model, placement, mesh), abstract_cache(config, 2, 8, dtypes)
         assert jax.eval_shape(hidden, parameters, cache, tokens).dtype == dtype

@@ -21,7 +21,7 @@ from jax.experimental import topologies
 from decode.engine import Engine
 from model.catalog import find_model
 from model.config import ModelConfig
-from model.form import BFLOAT16, Form
+from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.compiled.compiler import Outcome
@@ -31,7 +31,7 @@ from sharding.catalog import LAYOUTS, schedule_by
 from sharding.layout import Layout
 from sharding.mesh import mesh_over, parse_mesh
 from sharding.placement import Placement
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 PROGRAMS = Path(__file__).with_name("programs")
 TOPOLOGY = "v5e:2x2"
@@ -59,7 +59,7 @@ class Planted:
       mesh: sizes of x, y and z.
       layout: partitioning.
       config: the model.
-      form: how numbers are stored.
+      dtypes: how numbers are stored.
       donate: the cache.
       tokens: of each sequence; of prompts as many as the cache has room for, and nothing planted.
       batch: sequences.
@@ -70,7 +70,7 @@ class Planted:
     mesh: str = "1x1x4"
     layout: Layout = LAYOUTS["weight_stationary_1d"]
     config: ModelConfig = CONFIG
-    form: Form = BFLOAT16
+    dtypes: Dtypes = BFLOAT16
     donate: bool = True
     tokens: int = 1
     batch: int = BATCH
@@ -82,7 +82,7 @@ class Planted:
         return Subject(
             config=self.config,
             placement=placement,
-            form=self.form,
+            dtypes=self.dtypes,
             batch=self.batch,
             slots=SLOTS,
             tokens=self.tokens,
@@ -96,7 +96,7 @@ class Planted:
             Setting(
                 model=self.config,
                 where=where,
-                form=self.form,
+                dtypes=self.dtypes,
                 rates=calibration_of(where.chip.name),
                 layout=self.layout,
                 mesh=parse_mesh(self.mesh),
@@ -148,7 +148,9 @@ CASES = {
     "undonated": Planted(donate=False),
     "replicated": Planted(fault=_with_down(_divided), given=_with_down(_whole)),
     "gathered": Planted(fault=_with_down(_gathered)),
-    "dequantized": Planted(fault=_with_down(_unpacked), form=Form(jnp.bfloat16, SCHEMES["int8"])),
+    "dequantized": Planted(
+        fault=_with_down(_unpacked), dtypes=Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"])
+    ),
     "narrow_parts": Planted(
         mesh="2x1x2",
         layout=LAYOUTS["weight_stationary_2d"],

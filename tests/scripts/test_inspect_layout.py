@@ -5,7 +5,7 @@ import json
 import pytest
 
 from model.catalog import find_model
-from model.form import FLOAT32
+from model.dtypes import FLOAT32
 from profiles.compiled.inspection import Subject
 from profiles.figures.layout import shown_arrays
 from sharding.catalog import LAYOUTS, prefill_by
@@ -155,7 +155,7 @@ def test_the_picture_of_a_prefill_is_of_its_layout():
     placement = Placement.of(
         prefill_by(steps, LAYOUTS["weight_gathered_xyz"]), config.sizes, parse_mesh("2x2x2")
     )
-    sizes = {"batch": 8, "slots": 24, "form": FLOAT32}
+    sizes = {"batch": 8, "slots": 24, "dtypes": FLOAT32}
     subject = Subject(config=config, placement=placement, tokens=8, **sizes)
     assert subject.run.layout.name == "weight_gathered_xyz"
     assert any("in use" in shown.title for shown in shown_arrays(subject.run))

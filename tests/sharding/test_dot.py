@@ -7,13 +7,13 @@ import pytest
 
 from sharding.dot import _EIGHT, _FEW_OF_GROUPS, _few_on_gpu, contract, dot, dot_of_shards
 from sharding.mesh import make_mesh, parse_mesh
-from sharding.scaled import SCHEMES, Scaled, quantize
+from sharding.quantization import QUANTIZATIONS, QuantizedArray, quantize
 from tests.sharding.pretended import like, mesh_of
 
-GROUPED = [name for name, scheme in SCHEMES.items() if scheme.group]
+GROUPED = [name for name, quantization in QUANTIZATIONS.items() if quantization.group]
 CASES = [
     (name, tokens)
-    for name in SCHEMES
+    for name in QUANTIZATIONS
     for tokens in range(1, (_FEW_OF_GROUPS if name in GROUPED else _EIGHT) + 1)
 ]
 
@@ -60,9 +60,9 @@ def test_a_group_to_a_shards_row_is_no_scale_for_the_whole_output(name):
     np.testing.assert_allclose(product[:, :, 0], wanted, atol=1e-4)
 
 
-def matrix(name: str, shape: tuple[int, ...]) -> Scaled:
+def matrix(name: str, shape: tuple[int, ...]) -> QuantizedArray:
     """Of one output dimension."""
-    weight, finite = quantize(normal(shape, seed=1), 1, SCHEMES[name])
+    weight, finite = quantize(normal(shape, seed=1), 1, QUANTIZATIONS[name])
     assert finite
     return weight
 

@@ -8,35 +8,37 @@ import pytest
 from sharding.dot import dot
 from sharding.grouped import dense_tile_of, multiply_few, multiply_many, tile_of
 from sharding.mesh import make_mesh
-from sharding.scaled import SCHEMES, Scaled, quantize
+from sharding.quantization import QUANTIZATIONS, QuantizedArray, quantize
 from tests.sharding.pretended import like, mesh_of
 
-GROUPED = [name for name, scheme in SCHEMES.items() if scheme.group]
+GROUPED = [name for name, quantization in QUANTIZATIONS.items() if quantization.group]
 
 
-def operands(scheme: str, rows: int, inputs: int, tokens: int) -> tuple[Scaled, np.ndarray]:
-    """A random matrix in a scheme, and tokens that bfloat16 holds exactly."""
+def operands(
+    quantization: str, rows: int, inputs: int, tokens: int
+) -> tuple[QuantizedArray, np.ndarray]:
+    """A random matrix in a quantization, and tokens that bfloat16 holds exactly."""
     random = np.random.default_rng(0)
     matrix = random.normal(size=(rows, inputs)).astype(np.float32) + 1
     with jax.set_mesh(make_mesh({"x": 1, "y": 1, "z": 1})):
         scaled, _ = jax.jit(quantize, static_argnums=(1, 2))(
-            jax.device_put(matrix, jax.P(None, None)), 1, SCHEMES[scheme]
+            jax.device_put(matrix, jax.P(None, None)), 1, QUANTIZATIONS[quantization]
         )
     x = random.integers(-8, 8, (tokens, inputs)).astype(np.float32)
     return jax.tree.map(np.asarray, scaled), x
 
 
 @pytest.mark.parametrize(
-    ("scheme", "dtype", "tokens", "inputs"),
+    ("quantization", "dtype", "tokens", "inputs"),
     [
-        *((scheme, jnp.float32, 3, 384) for scheme in GROUPED),
+        *((quantization, jnp.float32, 3, 384) for quantization in GROUPED),
         ("int4", jnp.bfloat16, 1, 4096),  # scales of a row fill registers
     ],
 )
 def test_the_kernel_for_few_tokens_gives_the_product_of_the_dense_matrix(
-    scheme, dtype, tokens, inputs
+    quantization, dtype, tokens, inputs
 ):
-    scaled, x = operands(scheme, 128, inputs, tokens)
+    scaled, x = operands(quantization, 128, inputs, tokens)
     one = jax.tree.map(lambda array: jnp.asarray(array)[None, None], scaled)
     arrays = (one.values, one.scales, one.offsets, jnp.asarray(x, dtype)[:, None])
     found = multiply_few(*arrays, jnp.float32, interpret=True)
@@ -46,17 +48,17 @@ def test_the_kernel_for_few_tokens_gives_the_product_of_the_dense_matrix(
 
 
 @pytest.mark.parametrize(
-    ("scheme", "outer", "inner", "rows", "inputs", "tokens"),
+    ("quantization", "outer", "inner", "rows", "inputs", "tokens"),
     [
-        *((scheme, 1, 1, 128, 512, 40) for scheme in GROUPED),
+        *((quantization, 1, 1, 128, 512, 40) for quantization in GROUPED),
         ("int4", 2, 3, 128, 512, 600),  # tokens that fill no second tile; tiles of inputs
         ("int4_symmetric", 1, 2, 256, 768, 130),
     ],
 )
 def test_the_kernel_for_many_tokens_gives_the_product_of_shards(
-    scheme, outer, inner, rows, inputs, tokens
+    quantization, outer, inner, rows, inputs, tokens
 ):
-    scaled, x = operands(scheme, outer * rows, inner * inputs, tokens)
+    scaled, x = operands(quantization, outer * rows, inner * inputs, tokens)
 
     def shards(array):  # -> [outer, inner, rows, inputs or groups]
         return jnp.asarray(array).reshape(outer, rows, inner, -1).swapaxes(1, 2)
@@ -71,9 +73,9 @@ def test_the_kernel_for_many_tokens_gives_the_product_of_shards(
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("scheme", GROUPED)
-def test_a_step_for_tpu_widens_no_matrix_of_groups(scheme):
-    scaled, _ = operands(scheme, 512, 256, 2)
+@pytest.mark.parametrize("quantization", GROUPED)
+def test_a_step_for_tpu_widens_no_matrix_of_groups(quantization):
+    scaled, _ = operands(quantization, 512, 256, 2)
 
     def lowered(tokens: int) -> str:
         x = jax.ShapeDtypeStruct((tokens, 1, 256), jnp.bfloat16)

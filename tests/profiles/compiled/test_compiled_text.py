@@ -16,7 +16,7 @@ def step_of(name: str) -> CompiledStep:
 def memory(name: str) -> str:
     case = CASES[name]
     subject = case.subject
-    arrays = placed_arrays(subject.config, subject.placement, subject.form, BATCH, SLOTS)
+    arrays = placed_arrays(subject.config, subject.placement, subject.dtypes, BATCH, SLOTS)
     return compiled_text.memory(step_of(name), case.estimator.decode(BATCH, SLOTS - 1), arrays)
 
 

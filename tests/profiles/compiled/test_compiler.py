@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.chips.slices import parse_slice
 from profiles.compiled import compiler
 from profiles.compiled.compiler import (
@@ -26,7 +26,7 @@ from sharding.catalog import LAYOUTS, attend_by, divide_experts, schedule_by
 from sharding.error_types import UsageError
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 
 def subject(model: str = "mixtral-8x7b", experts: bool = True) -> Subject:
@@ -36,7 +36,7 @@ def subject(model: str = "mixtral-8x7b", experts: bool = True) -> Subject:
     return Subject(
         config=config,
         placement=Placement.of(layout, config.sizes, parse_mesh("2x2x2")),
-        form=Form(jnp.bfloat16, SCHEMES["int8"], SCHEMES["int8"], True),
+        dtypes=Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"], QUANTIZATIONS["int8"], True),
         batch=32,
         slots=1025,
     )

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from model.catalog import find_model
-from model.form import BFLOAT16
+from model.dtypes import BFLOAT16
 from profiles.compiled import grid as matrix
 from profiles.compiled.grid import (
     POINTS,

@@ -96,7 +96,7 @@ def test_a_small_step_has_its_arguments_its_cache_in_place_and_its_collectives(
 
 
 @pytest.mark.parametrize(
-    ("form", "batch", "context", "place"),
+    ("dtypes", "batch", "context", "place"),
     [
         ("int8", 128, 2048, ["--topology=v5e:2x2", "--layout=weight_stationary_1d"]),
         ("int8", 32, 2048, ["--topology=v6e:2x2", "--layout=weight_stationary_2d", "--mesh=4"]),
@@ -104,10 +104,10 @@ def test_a_small_step_has_its_arguments_its_cache_in_place_and_its_collectives(
     ],
 )
 def test_a_decode_step_in_few_bits_copies_and_unpacks_no_cache_and_no_matrix(
-    form, batch, context, place
+    dtypes, batch, context, place
 ):
     step = ["--model=llama3-8b", "--layers=1", f"--batch={batch}", f"--context={context}"]
-    types = [f"--weight_dtype={form}", "--kv_dtype=int8", "--json=-"]
+    types = [f"--weight_dtype={dtypes}", "--kv_dtype=int8", "--json=-"]
     document = json.loads(run("scripts/compile_step.py", *step, *place, *types).stdout)
     compiled = document["compiled"]
     moved = [one for one in compiled["copies"] if "scales" not in one["what"]]
@@ -127,7 +127,7 @@ def test_a_prompt_in_four_bits_holds_no_gathered_matrix_in_more():
 
 
 @pytest.mark.parametrize(
-    ("topology", "form"),
+    ("topology", "dtypes"),
     [
         ("v5e:2x4", "int8"),
         ("v5p:2x2x1", "int8"),
@@ -135,11 +135,11 @@ def test_a_prompt_in_four_bits_holds_no_gathered_matrix_in_more():
         ("tpu7x:1x1x1", "int8"),
     ],
 )
-def test_overlapped_transfers_run_beside_products_and_copy_no_matrix(topology, form):
+def test_overlapped_transfers_run_beside_products_and_copy_no_matrix(topology, dtypes):
     step = ["--model=llama3-8b", "--layers=1", "--batch=128", "--collectives=overlapped"]
     place = [f"--topology={topology}", "--layout=weight_stationary_2d", "--attention=batch"]
     document = json.loads(
-        run("scripts/compile_step.py", *step, *place, f"--weight_dtype={form}", "--json=-").stdout
+        run("scripts/compile_step.py", *step, *place, f"--weight_dtype={dtypes}", "--json=-").stdout
     )
     sent = [one for one in document["compiled"]["collectives"] if one["kind"] == "permute"]
     assert sent and {one["overlap"] for one in sent} == {"beside a product"}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
-from model.form import BFLOAT16, Form
+from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.chip import find_chip
 from profiles.chips.here import Here, assumed, shape_of
@@ -30,7 +30,7 @@ from profiles.expected.estimate import best as best_of
 from sharding.catalog import ATTENTION, LAYOUTS, attend_by, prefill_by
 from sharding.error_types import LayoutError
 from sharding.mesh import parse_mesh
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 V4 = find_chip("v4")
 
@@ -181,7 +181,7 @@ def test_auto_chooses_layout_and_mesh_together(monkeypatch):
     setting = Setting(
         model=config,
         where=parse_slice("v5e:8x8"),
-        form=BFLOAT16,
+        dtypes=BFLOAT16,
         rates=calibration_of("v5e"),
     )
     expected = best_of(candidates(setting, Wish().layouts(config)), asked.steps)
@@ -194,7 +194,7 @@ def test_auto_chooses_layout_and_mesh_together(monkeypatch):
 def test_a_mixtures_experts_are_divided_where_that_is_expected_to_be_faster(monkeypatch):
     on_slices(monkeypatch, "v5p:2x2x2")
     config, said = find_model("qwen3-30b-a3b"), []
-    asked = Work(config, Form(jnp.bfloat16, SCHEMES["int8"]), [64], [2048])
+    asked = Work(config, Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"]), [64], [2048])
     (layout,), _ = place([Wish()], config, [meshes(8)], lambda: asked, said.append)
     assert layout.expert_parallel and "experts divided" in said[0]
 

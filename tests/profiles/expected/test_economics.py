@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
-from model.form import BFLOAT16, Form
+from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.expected import economics
 from profiles.expected.estimate import Estimator, Setting
 from profiles.expected.sized import SizedModel, sized_models
 from sharding.catalog import find_layout
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 DENSE = SizedModel("dense", "this test", 10, 1000, 10**10, 10**10, cached=10**5, attention_flops=0)
 MIXTURE = dataclasses.replace(
@@ -22,17 +22,17 @@ MIXTURE = dataclasses.replace(
 PRICE = 2.0
 
 
-def estimator(model, topology="h100:8", form=BFLOAT16) -> Estimator:
+def estimator(model, topology="h100:8", dtypes=BFLOAT16) -> Estimator:
     where = parse_slice(topology)
     chip = where.chip.override(bandwidth=3e12, flops=9e14)
     where = dataclasses.replace(where, chip=chip)
     rates = calibration_of(chip.name)
-    return Estimator(Setting(model=model, where=where, form=form, rates=rates, price=PRICE))
+    return Estimator(Setting(model=model, where=where, dtypes=dtypes, rates=rates, price=PRICE))
 
 
 def test_critical_batch_is_peak_times_bytes_over_twice_the_bandwidth_times_sparsity():
     assert economics.critical_batch(estimator(DENSE)) == pytest.approx(9e14 * 2 / (2 * 3e12))
-    int8 = estimator(DENSE, form=Form(jnp.bfloat16, SCHEMES["int8"]))
+    int8 = estimator(DENSE, dtypes=Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"]))
     assert economics.critical_batch(int8) == pytest.approx(300 / 2, rel=0.01)  # and scales
     assert economics.critical_batch(estimator(MIXTURE)) == pytest.approx(300 * 10)
 
@@ -42,7 +42,7 @@ def test_the_critical_batch_of_a_real_model_counts_what_its_arrays_do():
     setting = Setting(
         model=config,
         where=where,
-        form=BFLOAT16,
+        dtypes=BFLOAT16,
         rates=calibration_of("v5e"),
         layout=find_layout("weight_stationary_1d"),
         mesh={"x": 1, "y": 8, "z": 1},

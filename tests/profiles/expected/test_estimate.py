@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
-from model.form import BFLOAT16, Form
+from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.expected.candidates import candidates, layouts, meshes
@@ -18,17 +18,17 @@ from profiles.expected.text import notes
 from profiles.floor.communication import expected_collectives
 from sharding.catalog import LAYOUTS, attend_by, find_layout, schedule_by
 from sharding.error_types import LayoutError
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
-INT8 = Form(jnp.bfloat16, SCHEMES["int8"], SCHEMES["int8"])
+INT8 = Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"], QUANTIZATIONS["int8"])
 
 
-def setting(topology="v5e:4x4", model="llama3-70b", form=BFLOAT16, **changes) -> Setting:
+def setting(topology="v5e:4x4", model="llama3-70b", dtypes=BFLOAT16, **changes) -> Setting:
     where = parse_slice(topology)
     changes.setdefault("layout", find_layout("weight_stationary_1d"))
     changes.setdefault("mesh", {"x": 1, "y": where.devices // 2, "z": 2})
     rates = calibration_of(where.chip.name)
-    return Setting(model=find_model(model), where=where, form=form, rates=rates, **changes)
+    return Setting(model=find_model(model), where=where, dtypes=dtypes, rates=rates, **changes)
 
 
 def test_a_floor_is_bytes_and_flops_over_the_highest_published_rates():
@@ -71,7 +71,7 @@ def test_lines_through_two_batches_say_what_every_batch_sends(layout, collective
     estimator, where = Estimator(one), one.where
     for batch in (64, 192, 1024):
         listed = expected_collectives(
-            one.model, estimator.placement, one.form, batch=batch, tokens=tokens
+            one.model, estimator.placement, one.dtypes, batch=batch, tokens=tokens
         )
         laid = layings(where, mesh_items(one.mesh), least=True)
         least = min(max(least_bounds(listed, wires).values()) for wires in laid)
@@ -82,7 +82,7 @@ def test_lines_through_two_batches_say_what_every_batch_sends(layout, collective
 def test_loops_hide_their_bytes_but_not_their_starts():
     plain, looped = (
         Estimator(setting(layout=schedule_by(find_layout("weight_stationary_2d"), by),
-                          mesh={"x": 4, "y": 2, "z": 2}, form=INT8)).prefill(8, 4096)
+                          mesh={"x": 4, "y": 2, "z": 2}, dtypes=INT8)).prefill(8, 4096)
         for by in ("compiler", "overlapped")
     )  # fmt: skip
     assert plain.expected.overlapped == 0 < looped.expected.overlapped
@@ -95,7 +95,7 @@ def test_loops_hide_their_bytes_but_not_their_starts():
      ("palm-8b", "tpu7x:2x2x1"), ("qwen3-30b-a3b", "v6e:2x4")],
 )  # fmt: skip
 def test_no_pass_is_expected_below_its_floor_in_any_layout(model, topology):
-    whole = setting(topology, model, form=INT8)
+    whole = setting(topology, model, dtypes=INT8)
     for one in candidates(whole, layouts("auto", "auto"), meshes(whole.where.devices)[::3]):
         for batch in (1, 32):
             for each in (one.decode(batch, 777), one.prefill(batch, 128)):
@@ -121,7 +121,7 @@ def test_a_batch_that_does_not_divide_is_padded():
 
 
 def test_the_best_candidate_is_the_fastest_that_fits():
-    whole = setting("v5e:4x4", form=INT8)
+    whole = setting("v5e:4x4", dtypes=INT8)
     found = candidates(whole, layouts("auto", "auto"))
     chosen = best(found, [(32, 8192)])
     times = [each.decode(32, 8192).expected.seconds for each in found if each.decode(32, 8192).fits]
@@ -129,7 +129,7 @@ def test_the_best_candidate_is_the_fastest_that_fits():
 
 
 def test_ten_thousand_points_take_less_than_five_seconds():
-    recorder = Recorder(Estimator(setting(form=INT8)))
+    recorder = Recorder(Estimator(setting(dtypes=INT8)))
     start = time.process_time()
     points = [
         recorder.record(recorder.estimator.decode(batch, context))
@@ -140,8 +140,8 @@ def test_ten_thousand_points_take_less_than_five_seconds():
 
 
 def test_a_record_has_each_time_under_its_name():
-    record = Recorder(Estimator(setting(form=INT8, price=1.2))).record(
-        Estimator(setting(form=INT8, price=1.2)).decode(32, 8192)
+    record = Recorder(Estimator(setting(dtypes=INT8, price=1.2))).record(
+        Estimator(setting(dtypes=INT8, price=1.2)).decode(32, 8192)
     )
     assert record["topology"] == "v5e:4x4" and record["chips"] == record["devices"] == 16
     assert record["floor_s"] == max(

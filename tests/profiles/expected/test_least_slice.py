@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
-from model.form import BFLOAT16, Form
+from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.chip import chips, find_chip
 from profiles.chips.slices import Slice, parse_slice, slices_of
@@ -20,15 +20,15 @@ from profiles.expected.sized import sized_models
 from sharding.error_types import LayoutError
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 
-def _setting(model: str, chip: str, form: Form = BFLOAT16) -> Setting:
+def _setting(model: str, chip: str, dtypes: Dtypes = BFLOAT16) -> Setting:
     found = sized_models().get(model) or find_model(model)
     return Setting(
         model=found,
         where=Slice(find_chip(chip), (1,)),
-        form=form,
+        dtypes=dtypes,
         rates=calibration_of(chip),
     )
 
@@ -48,18 +48,18 @@ def test_the_most_compact_of_equally_many_chips_comes_first():
 
 
 @pytest.mark.parametrize(
-    ("model", "chip", "form", "least"),
+    ("model", "chip", "dtypes", "least"),
     [
         ("llama3-70b", "v5e", BFLOAT16, "v5e:4x4"),
-        ("llama3-70b", "v5e", Form(jnp.bfloat16, SCHEMES["int8"]), "v5e:2x4"),
+        ("llama3-70b", "v5e", Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"]), "v5e:2x4"),
         ("llama3-70b", "h100", BFLOAT16, "h100:2"),
         ("llama3-8b", "h100", BFLOAT16, "h100:1"),
         ("mixtral-8x7b", "tpu7x", BFLOAT16, "tpu7x:1x1x1"),
-        ("deepseek-v3", "v6e", Form(jnp.bfloat16, SCHEMES["int8"]), "v6e:4x8"),
+        ("deepseek-v3", "v6e", Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"]), "v6e:4x8"),
     ],
 )
-def test_the_least_slice_holds_a_model_and_the_next_smaller_none(model, chip, form, least):
-    setting = _setting(model, chip, form)
+def test_the_least_slice_holds_a_model_and_the_next_smaller_none(model, chip, dtypes, least):
+    setting = _setting(model, chip, dtypes)
     found = least_slice(setting, 1, 1024, layouts(AUTO, AUTO))
     assert str(found) == least
     for where in slices_of(setting.where.chip, found.chips):
@@ -77,7 +77,7 @@ def test_a_cache_that_is_copied_needs_a_larger_slice_than_one_that_is_divided():
 
 
 def test_what_no_slice_holds_has_no_least_slice():
-    setting = _setting("palm-540b", "l4", Form(jnp.float32))
+    setting = _setting("palm-540b", "l4", Dtypes(jnp.float32))
     assert least_slice(setting, 10**6, 2048, layouts(AUTO, AUTO)) is None
 
 

@@ -17,7 +17,7 @@ import pytest
 from model.cache import abstract_cache, axes_of
 from model.catalog import CATALOG
 from model.declarations import declarations, matrices
-from model.form import Form
+from model.dtypes import Dtypes
 from model.transformer import Transformer
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
@@ -37,7 +37,7 @@ from sharding.catalog import (
 from sharding.error_types import LayoutError
 from sharding.layout import Layout
 from sharding.placement import Placement, division, shards
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 COUNT = 200
 SLICES = (
@@ -47,8 +47,8 @@ SLICES = (
 )  # fmt: skip
 ALONE = {"x": 1, "y": 1, "z": 1}
 BFLOAT16 = jnp.bfloat16
-WEIGHTS = (BFLOAT16, BFLOAT16, jnp.float32, *SCHEMES.values())
-CACHES = (BFLOAT16, BFLOAT16, SCHEMES["int8"], SCHEMES["fp8"])
+WEIGHTS = (BFLOAT16, BFLOAT16, jnp.float32, *QUANTIZATIONS.values())
+CACHES = (BFLOAT16, BFLOAT16, QUANTIZATIONS["int8"], QUANTIZATIONS["fp8"])
 MODELS = [entry.config for name, entry in CATALOG.items() if name != "tiny"]
 
 
@@ -70,7 +70,7 @@ class Drawn(NamedTuple):
         mesh = "x".join(map(str, setting.mesh.values()))
         return (
             f"{setting.model.name} {setting.where} {mesh} {layout.name} {layout.attends} "
-            f"{layout.collectives} {setting.form} {'prefill' if self.prefill else 'decode'} "
+            f"{layout.collectives} {setting.dtypes} {'prefill' if self.prefill else 'decode'} "
             f"{self.batch} {self.context}"
         )
 
@@ -91,7 +91,7 @@ def _drawn(draw: random.Random) -> Drawn:
         setting = Setting(
             model=model,
             where=where,
-            form=Form(BFLOAT16, draw.choice(WEIGHTS), draw.choice(CACHES)),
+            dtypes=Dtypes(BFLOAT16, draw.choice(WEIGHTS), draw.choice(CACHES)),
             rates=calibration_of(where.chip.name),
             layout=_layout(draw, bool(model.experts)),
             mesh=draw.choice(meshes(where.devices)),
@@ -138,7 +138,7 @@ def test_all_devices_together_hold_and_compute_at_least_what_one_would():
     for drawn in _all():
         setting, context = drawn.estimator.setting, drawn.context
         placement = Placement.of(LAYOUTS["weight_stationary_1d"], setting.model.sizes, ALONE)
-        costs = StepCosts(setting.model, placement, setting.form)
+        costs = StepCosts(setting.model, placement, setting.dtypes)
         one = costs.decode(batch=drawn.batch, context=context, experts=setting.experts)
         if drawn.prefill:
             one = costs.prefill(batch=drawn.batch, tokens=context, experts=setting.experts)
@@ -166,7 +166,7 @@ def test_plans_take_as_long_as_estimates():
         offer = Offer(
             model=setting.model,
             slices=((setting.where, 1.0),),
-            forms=(setting.form,),
+            dtype_sets=(setting.dtypes,),
             layouts=(setting.layout,),
             rates=calibration_of,
             context=drawn.context,
@@ -188,17 +188,17 @@ def test_what_is_admitted_divides_every_array_of_the_engine():
     for drawn in _all():
         setting, placement = drawn.estimator.setting, drawn.estimator.placement
         one_layer = dataclasses.replace(setting.model, layers=1, windows=None)
-        model = Transformer(one_layer, setting.form)
+        model = Transformer(one_layer, setting.dtypes)
         for path, param in declarations(model).items():
             for where in (placement, placement.prefill):
                 for spec in (where.weights(*param.axes), where.use(*param.axes)):
                     _check_even(param.shape, spec, placement, (path, drawn))
         for path, matrix in matrices(model).items():
-            group = setting.form.scheme.group or 1
+            group = setting.dtypes.quantization.group or 1
             parts = shards(division(placement.weights(*matrix.axes))[-1], placement.mesh)
             assert matrix.shape[-1] % (parts * group) == 0, (path, drawn)
         batch, multiple = drawn.estimator.padded(drawn.batch), placement.multiple("S")
-        cache = abstract_cache(one_layer, batch, drawn.context + 1, setting.form, multiple)
+        cache = abstract_cache(one_layer, batch, drawn.context + 1, setting.dtypes, multiple)
         for array in jax.tree.leaves(cache):
             _check_even(array.shape, placement.cache(*axes_of(array)), placement, drawn)
 

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.expected.estimate import Estimate, Estimator, Setting
 from sharding.catalog import attend_by, divide_experts, find_layout
 from sharding.mesh import parse_mesh
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 
 class Sizes(NamedTuple):
@@ -112,7 +112,7 @@ def test_a_recount_by_hand_agrees(one):
     matrices, tables = _weights(one, sizes)
     assert found.weights_resident == pytest.approx((matrices + tables) / chips, **near)
     assert found.weights_read == pytest.approx(_read(one, sizes, matrices, tables), **near)
-    token = 2 * sizes.kv_heads * (sizes.head * BYTES[one.cache] + 4 * (one.cache in SCHEMES))
+    token = 2 * sizes.kv_heads * (sizes.head * BYTES[one.cache] + 4 * (one.cache in QUANTIZATIONS))
     whole, held = sizes.layers - sizes.windowed, min(one.context + one.tokens, sizes.window)
     kept = token * one.batch * (whole * (one.context + one.tokens) + sizes.windowed * held)
     assert found.kv_resident == pytest.approx(kept / one.kv_parts, **near)
@@ -130,12 +130,12 @@ def find_chips(one: Deployment) -> int:
 def _estimate(one: Deployment) -> Estimate:
     where = parse_slice(one.topology)
     layout = attend_by(find_layout(one.layout), one.attention)
-    stored = [SCHEMES.get(name) or jnp.dtype(name) for name in (one.weights, one.cache)]
+    stored = [QUANTIZATIONS.get(name) or jnp.dtype(name) for name in (one.weights, one.cache)]
     estimator = Estimator(
         Setting(
             model=find_model(one.model),
             where=where,
-            form=Form(jnp.bfloat16, *stored),
+            dtypes=Dtypes(jnp.bfloat16, *stored),
             rates=calibration_of(where.chip.name),
             layout=divide_experts(layout) if one.divided else layout,
             mesh=parse_mesh(one.mesh),

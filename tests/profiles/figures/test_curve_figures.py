@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from model.catalog import find_model
-from model.form import BFLOAT16
+from model.dtypes import BFLOAT16
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.expected.estimate import Setting
@@ -22,7 +22,7 @@ def study(model="llama2-13b", topology="v5e:2x2", price: float | None = 1.5, **m
     where = parse_slice(topology)
     config = sized_models().get(model) or find_model(model)
     rates = calibration_of(where.chip.name)
-    setting = Setting(model=config, where=where, form=BFLOAT16, rates=rates, price=price)
+    setting = Setting(model=config, where=where, dtypes=BFLOAT16, rates=rates, price=price)
     sizes = {"batches": (1, 16, 2048), "contexts": (32, 0, 4096), "max_chips": 8}
     sizes |= {"layout": "weight_stationary_1d", "attention": "heads", "chips_batch": 16}
     return Study(Wanted(setting=setting, **sizes | more))

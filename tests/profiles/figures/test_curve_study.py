@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
-from model.form import BFLOAT16, Form
+from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.expected.candidates import candidates, layouts
@@ -15,14 +15,14 @@ from profiles.expected.estimate import Setting, best, ranked
 from profiles.expected.sized import sized_models
 from profiles.figures.study import MODELS, Study, Wanted
 from sharding.error_types import LayoutError, UsageError
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 
 def setting(model="llama3-8b", topology="v5e:2x2", price: float | None = 1.5) -> Setting:
     where = parse_slice(topology)
     config = sized_models().get(model) or find_model(model)
     rates = calibration_of(where.chip.name)
-    return Setting(model=config, where=where, form=BFLOAT16, rates=rates, price=price)
+    return Setting(model=config, where=where, dtypes=BFLOAT16, rates=rates, price=price)
 
 
 def study(model="llama3-8b", topology="v5e:2x2", **more) -> Study:
@@ -64,8 +64,8 @@ def test_the_chosen_layout_is_no_slower_than_one_that_is_named(small):
 
 
 def test_of_a_mixture_layouts_that_divide_experts_are_tried_too():
-    form = Form(jnp.bfloat16, SCHEMES["int8"])
-    mixture = dataclasses.replace(setting("qwen3-30b-a3b", "v5p:2x2x2"), form=form)
+    dtypes = Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"])
+    mixture = dataclasses.replace(setting("qwen3-30b-a3b", "v5p:2x2x2"), dtypes=dtypes)
     found = Study(Wanted(setting=mixture, batches=(64,), contexts=(2048,)))
     assert found.estimator.setting.layout.expert_parallel
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from model.catalog import find_model
-from model.form import BFLOAT16, Form
+from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.expected.economics import balanced_context, critical_batch, slopes
@@ -32,7 +32,7 @@ from profiles.figures.curves import (
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 
 def estimator(model="llama3-8b", topology="v5e:2x2", layout="weight_stationary_1d", **changes):
@@ -41,7 +41,7 @@ def estimator(model="llama3-8b", topology="v5e:2x2", layout="weight_stationary_1
     setting = Setting(
         model=sized or find_model(model),
         where=where,
-        form=BFLOAT16,
+        dtypes=BFLOAT16,
         rates=calibration_of(where.chip.name),
         layout=None if sized else LAYOUTS[layout],
         mesh=None if sized else {"x": 1, "y": 1, "z": where.devices},
@@ -159,7 +159,7 @@ def test_a_tradeoff_has_latency_and_cost_of_each_batch(four):
 
 def test_the_rule_for_critical_batches_is_peak_over_bandwidth_in_bfloat16(four):
     assert dense_batch(four) == pytest.approx(four.peaks.flops / four.peaks.bandwidth)
-    halved = estimator(form=Form(BFLOAT16.dtype, SCHEMES["int8"]))
+    halved = estimator(dtypes=Dtypes(BFLOAT16.dtype, QUANTIZATIONS["int8"]))
     assert dense_batch(halved) == pytest.approx(dense_batch(four) / 2, rel=1e-3)
 
 

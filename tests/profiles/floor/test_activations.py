@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
-from model.form import BFLOAT16, FLOAT32, Form
+from model.dtypes import BFLOAT16, FLOAT32, Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.compiled.grid import read_grid
@@ -16,7 +16,7 @@ from profiles.plan.space import Offer, Space
 from sharding.catalog import LAYOUTS, attend_by, find_layout, schedule_by
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 ONE_D = LAYOUTS["weight_stationary_1d"]
 RESULTS = Path(__file__).parents[3] / "profiles/results"
@@ -30,7 +30,7 @@ def estimator(topology: str, mesh: str) -> Estimator:
         Setting(
             model=config,
             where=where,
-            form=BFLOAT16,
+            dtypes=BFLOAT16,
             rates=rates,
             layout=ONE_D,
             mesh=parse_mesh(mesh),
@@ -75,8 +75,8 @@ def test_recorded_programs_of_prompts_hold_about_as_much():
                 schedule_by(layout, point["collectives"]), config.sizes, point["mesh"]
             )
             stored = (point["weight_dtype"], point["kv_dtype"])
-            form = Form(jnp.bfloat16, *(SCHEMES.get(name, name) for name in stored))
-            counted = StepCosts(config, placement.prefill, form).prefill(
+            dtypes = Dtypes(jnp.bfloat16, *(QUANTIZATIONS.get(name, name) for name in stored))
+            counted = StepCosts(config, placement.prefill, dtypes).prefill(
                 batch=point["batch"], tokens=point["tokens_per_sequence"]
             )
             ratios.append(point["compiled"]["temporary_bytes"] / counted.activations)
@@ -87,7 +87,7 @@ def test_recorded_programs_of_prompts_hold_about_as_much():
 def test_a_plan_leaves_room_for_a_prompt_beside_a_full_batch():
     where, config = parse_slice("v5e:2x4"), find_model("llama3-8b")
     offer = {
-        "model": config, "slices": ((where, 1.2),), "forms": (BFLOAT16,), "layouts": (ONE_D,),
+        "model": config, "slices": ((where, 1.2),), "dtype_sets": (BFLOAT16,), "layouts": (ONE_D,),
         "rates": calibration_of, "context": 8000, "slots": 8192,
     }  # fmt: skip
     (without,) = Space(Offer(**offer)).cells

@@ -9,7 +9,7 @@ import pytest
 
 from model.catalog import find_model
 from model.config import ModelConfig
-from model.form import BFLOAT16, Form
+from model.dtypes import BFLOAT16, Dtypes
 from profiles.figures.layout import MOST_CHIPS, layout_figure, part, shown_arrays
 from profiles.floor.arrays import group_layers, placed_arrays
 from profiles.floor.counts import decode_traffic
@@ -17,31 +17,31 @@ from sharding.catalog import LAYOUTS, attend_by, divide_experts
 from sharding.layout import Layout
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
-FORMS = {
+DTYPES = {
     "bfloat16": BFLOAT16,
-    "float32 weights": Form(jnp.bfloat16, jnp.float32),
-    **{name: Form(jnp.bfloat16, scheme) for name, scheme in SCHEMES.items()},
-    "int4 and int8 cache": Form(jnp.float32, SCHEMES["int4"], SCHEMES["int8"]),
-    "fp8 cache": Form(jnp.bfloat16, None, SCHEMES["fp8"]),
+    "float32 weights": Dtypes(jnp.bfloat16, jnp.float32),
+    **{name: Dtypes(jnp.bfloat16, quantization) for name, quantization in QUANTIZATIONS.items()},
+    "int4 and int8 cache": Dtypes(jnp.float32, QUANTIZATIONS["int4"], QUANTIZATIONS["int8"]),
+    "fp8 cache": Dtypes(jnp.bfloat16, None, QUANTIZATIONS["fp8"]),
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize("model", ["smollm2-135m", "llama3-70b", "mixtral-8x7b", "gemma3-270m"])
-def test_their_bytes_are_those_that_the_floor_counts(model, form):
+def test_their_bytes_are_those_that_the_floor_counts(model, dtypes):
     config = find_model(model)
     windows = config.windows and config.windows[4:6]  # two layers of Gemma's: with one and without
     config = dataclasses.replace(config, layers=2, windows=windows)
     for layout in LAYOUTS.values():
-        check_bytes(config, layout, FORMS[form])
+        check_bytes(config, layout, DTYPES[dtypes])
 
 
-def check_bytes(config: ModelConfig, layout: Layout, form: Form) -> None:
+def check_bytes(config: ModelConfig, layout: Layout, dtypes: Dtypes) -> None:
     placement = Placement.of(attend_by(layout, "batch"), config.sizes, parse_mesh("2x2x2"))
-    arrays = placed_arrays(config, placement, form, 64, 512)
-    counted = decode_traffic(config, placement, form, batch=64, context=511, slots=512)
+    arrays = placed_arrays(config, placement, dtypes, 64, 512)
+    counted = decode_traffic(config, placement, dtypes, batch=64, context=511, slots=512)
     cache = sum(array.bytes_per_chip for array in arrays if array.name.startswith("cache/"))
     assert cache == counted.kv_resident
     assert sum(array.bytes_per_chip for array in arrays) - cache == counted.weights_resident
@@ -60,10 +60,10 @@ def test_a_matrix_in_few_bits_is_a_row_for_each_of_its_arrays():
     """Bytes by hand: 4 bits a value, and 4 bytes a scale and an offset for each group of 32."""
     config = find_model("llama3-8b")
     placement = Placement.of(LAYOUTS["weight_stationary_2d"], config.sizes, parse_mesh("2x2x2"))
-    form = Form(jnp.bfloat16, SCHEMES["int4"], SCHEMES["int8"])
+    dtypes = Dtypes(jnp.bfloat16, QUANTIZATIONS["int4"], QUANTIZATIONS["int8"])
     found = {
         array.name: (array.notation, array.bytes_per_chip)
-        for array, _ in group_layers(placed_arrays(config, placement, form, 8, 128))
+        for array, _ in group_layers(placed_arrays(config, placement, dtypes, 8, 128))
     }
     values = 4096 * 14_336 // 8
     assert found["layers/*/mlp/down/values"] == ("[D.x, F.zy]", values // 2)

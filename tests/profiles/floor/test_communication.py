@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
-from model.form import BFLOAT16, FLOAT32
+from model.dtypes import BFLOAT16, FLOAT32
 from profiles.compiled.inspection import Subject, compiled, differences, expected
 from profiles.floor.communication import ForwardPass, expected_collectives
 from sharding.catalog import (
@@ -42,7 +42,7 @@ PHASES = {"decode": 1, "prefill": 13}
 THREE_HEADS = {"kv_heads": 3, "query_heads": 9, "d_model": 72, "d_ff": 144}
 
 
-def subject_of(family: str, layout: Layout, mesh: str, tokens: int, form=FLOAT32) -> Subject:
+def subject_of(family: str, layout: Layout, mesh: str, tokens: int, dtypes=FLOAT32) -> Subject:
     config = dataclasses.replace(find_model("tiny"), **FAMILIES.get(family, THREE_HEADS))
     layout = divide_experts(layout) if family == "experts_divided" else layout
     placement = Placement.of(layout, config.sizes, parse_mesh(mesh))
@@ -50,7 +50,7 @@ def subject_of(family: str, layout: Layout, mesh: str, tokens: int, form=FLOAT32
     return Subject(
         config=config,
         placement=placement,
-        form=form,
+        dtypes=dtypes,
         batch=-(-8 // rows) * rows,
         slots=24,
         tokens=tokens,
@@ -61,7 +61,7 @@ def check(subject: Subject) -> None:
     """Expected and compiled lists are the same; over replicas alone both may be empty."""
     wanted, found = expected(subject), compiled(subject)
     assert found or subject.placement.mesh["x"] == 8
-    assert differences(wanted, found, subject.form.dtype) == []
+    assert differences(wanted, found, subject.dtypes.dtype) == []
 
 
 def covering() -> list[tuple[str, str, str, str, str, str]]:

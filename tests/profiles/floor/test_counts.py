@@ -9,7 +9,7 @@ import pytest
 from decode.load import ModelSource
 from model.catalog import find_model
 from model.declarations import total_bytes
-from model.form import BFLOAT16, FLOAT32, Form
+from model.dtypes import BFLOAT16, FLOAT32, Dtypes
 from model.transformer import Transformer
 from profiles.floor.counts import StepCosts, decode_traffic, kv_token_bytes, pairs_seen
 from profiles.floor.replication import experts_per_device, replication_cost
@@ -17,17 +17,17 @@ from profiles.report.numbers import byte_size
 from sharding.catalog import ATTENTION, LAYOUTS, attend_by, divide_experts, prefill_by
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 ONE_D = LAYOUTS["weight_stationary_1d"]
 SMOLLM2 = find_model("smollm2-135m")
 
 
-def traffic(name: str, mesh: str, form=BFLOAT16, **work):
+def traffic(name: str, mesh: str, dtypes=BFLOAT16, **work):
     config = find_model(name)
     placement = Placement.of(ONE_D, config.sizes, parse_mesh(mesh))
     sizes = {"batch": 1, "context": 128, "slots": 192} | work
-    return decode_traffic(config, placement, form, **sizes)
+    return decode_traffic(config, placement, dtypes, **sizes)
 
 
 def test_one_device_reads_every_weight_once_whatever_the_batch():
@@ -53,10 +53,10 @@ def test_devices_share_weights_and_the_cache_where_heads_divide():
 def test_one_layer_stands_for_all_of_them():
     changes = {"windows": (8, None), "norm_after": True, "experts": 4, "experts_per_token": 2}
     config = dataclasses.replace(find_model("tiny"), **changes)
-    form = Form(jnp.float32, SCHEMES["int8"])
+    dtypes = Dtypes(jnp.float32, QUANTIZATIONS["int8"])
     placement = Placement.of(ONE_D, config.sizes, parse_mesh("1"))
-    counted = decode_traffic(config, placement, form, batch=1, context=1, slots=64)
-    assert counted.weights_resident == total_bytes(Transformer(config, form))
+    counted = decode_traffic(config, placement, dtypes, batch=1, context=1, slots=64)
+    assert counted.weights_resident == total_bytes(Transformer(config, dtypes))
 
 
 def test_of_an_untied_embedding_only_the_rows_looked_up_are_read():
@@ -88,7 +88,7 @@ def test_resident_bytes_equal_the_compilers(tiny_engine, mesh, batch):
     engine = tiny_engine(mesh, tied_embedding=False)
     memory = engine.lower_decode(batch, 64).compile().memory_analysis()
     counted = decode_traffic(
-        engine.config, engine.placement, engine.form, batch=batch, context=10, slots=64
+        engine.config, engine.placement, engine.dtypes, batch=batch, context=10, slots=64
     )
     tokens_and_lengths = 2 * 4 * batch
     expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
@@ -102,7 +102,7 @@ def test_resident_bytes_are_what_devices_hold(tiny_engine):
         array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(engine.parameters)
     )
     counted = decode_traffic(
-        engine.config, engine.placement, engine.form, batch=1, context=1, slots=64
+        engine.config, engine.placement, engine.dtypes, batch=1, context=1, slots=64
     )
     assert counted.weights_resident == held
 
@@ -143,7 +143,7 @@ def test_resident_bytes_of_divided_experts_equal_the_compilers(layout, experts):
     engine = experts_engine(layout, experts)
     memory = engine.lower_decode(8, 64).compile().memory_analysis()
     counted = decode_traffic(
-        engine.config, engine.placement, engine.form, batch=8, context=10, slots=64
+        engine.config, engine.placement, engine.dtypes, batch=8, context=10, slots=64
     )
     tokens_and_lengths = 2 * 4 * 8
     expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
@@ -189,15 +189,20 @@ def test_experts_that_do_not_divide_are_stated_with_what_their_copies_cost():
     assert not experts_per_device(config, Placement.of(ONE_D, config.sizes, parse_mesh("2")))
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", QUANTIZATIONS)
 def test_values_and_scales_of_a_matrix_are_one_line_and_copied_only_where_values_are(name):
     config = dataclasses.replace(find_model("tiny"), experts=6, experts_per_token=2)
-    layout, form = divide_experts(LAYOUTS["data_parallel_x_1d"]), Form(jnp.float32, SCHEMES[name])
-    lines = replication_cost(config, Placement.of(layout, config.sizes, parse_mesh("2x2x2")), form)
+    layout, dtypes = (
+        divide_experts(LAYOUTS["data_parallel_x_1d"]),
+        Dtypes(jnp.float32, QUANTIZATIONS[name]),
+    )
+    lines = replication_cost(
+        config, Placement.of(layout, config.sizes, parse_mesh("2x2x2")), dtypes
+    )
     assert [line.split()[0] for line in lines[:-1]] == ["mlp.down", "mlp.gate_up"]
     # Scales that all inputs share are on all the chips that the inputs are over, and none to spare.
     divides = Placement.of(layout, config.sizes, parse_mesh("1x2x3"))
-    assert not [line for line in replication_cost(config, divides, form) if "mlp" in line]
+    assert not [line for line in replication_cost(config, divides, dtypes) if "mlp" in line]
 
 
 def test_a_replica_reads_the_experts_of_its_own_tokens():

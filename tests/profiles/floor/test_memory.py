@@ -3,7 +3,7 @@
 import pytest
 
 from model.catalog import find_model
-from model.form import FLOAT32
+from model.dtypes import FLOAT32
 from profiles.floor import memory as room
 from profiles.floor.memory import Need, check_room, free_memory, need_of, refusals
 from sharding.catalog import LAYOUTS

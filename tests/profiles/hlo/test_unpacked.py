@@ -8,20 +8,20 @@ import pytest
 from decode.engine import Engine
 from decode.load import ModelSource
 from model.catalog import find_model
-from model.form import FLOAT32, Form
+from model.dtypes import FLOAT32, Dtypes
 from profiles.hlo.unpacked import held_bytes
 from sharding import dot
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 CONFIG = dataclasses.replace(find_model("tiny"), layers=2, d_model=256, d_ff=512, head_size=64)
 MATRICES = 2 * (3 * 256 * 512 + 2 * 256 * 64 * (CONFIG.query_heads + CONFIG.kv_heads))
 
 
-def engine_of(form: Form, mesh: str = "1") -> Engine:
+def engine_of(dtypes: Dtypes, mesh: str = "1") -> Engine:
     source = ModelSource(CONFIG, None, None)
-    return source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh(mesh), form)
+    return source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh(mesh), dtypes)
 
 
 def found_in(engine: Engine, batch: int = 1) -> int:
@@ -35,23 +35,23 @@ def small_blocks(monkeypatch):
 
 @pytest.mark.parametrize(("name", "mesh"), [("int8", "1"), ("fp8", "1"), ("int8", "2")])
 def test_matrices_are_converted_by_rows(small_blocks, name, mesh):
-    assert found_in(engine_of(Form(jnp.float32, SCHEMES[name]), mesh), batch=3) == 0
+    assert found_in(engine_of(Dtypes(jnp.float32, QUANTIZATIONS[name]), mesh), batch=3) == 0
 
 
 def test_whole_matrices_in_float_are_found(monkeypatch):
     monkeypatch.setattr(dot, "_BLOCK", 2**30)
-    engine = engine_of(Form(jnp.float32, SCHEMES["int8"]))
+    engine = engine_of(Dtypes(jnp.float32, QUANTIZATIONS["int8"]))
     temporary = engine.lower_decode(1, 64).compile().memory_analysis().temp_size_in_bytes
     assert found_in(engine) == 4 * MATRICES
     assert temporary > MATRICES  # they are in memory, some of them at a time
 
 
 def test_four_bits_that_xla_cpu_cannot_slice_are_found_in_eight(small_blocks):
-    assert found_in(engine_of(Form(jnp.float32, SCHEMES["int4"]))) == MATRICES
+    assert found_in(engine_of(Dtypes(jnp.float32, QUANTIZATIONS["int4"]))) == MATRICES
 
 
 def test_a_matrix_whose_inputs_are_in_groups_is_found():
-    engine = engine_of(Form(jnp.float32, SCHEMES["int4"]))
+    engine = engine_of(Dtypes(jnp.float32, QUANTIZATIONS["int4"]))
     text = """HloModule step
 
 %fused (p.1: u4[2,512,256]) -> bf16[2,512,8,32] {

@@ -9,7 +9,7 @@ import pytest
 
 from decode.load import ModelSource
 from model.catalog import find_model
-from model.form import BFLOAT16, FLOAT32, Form
+from model.dtypes import BFLOAT16, FLOAT32, Dtypes
 from profiles.measured import bandwidth
 from profiles.measured import sweep as sweeping
 from profiles.measured.bandwidth import PeakMeter
@@ -19,7 +19,7 @@ from profiles.report.lines import fit_lines, fits, lines
 from sharding.catalog import LAYOUTS
 from sharding.error_types import UsageError
 from sharding.mesh import make_mesh, parse_mesh
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
 
 def sweep(**changes) -> Sweep:
@@ -29,7 +29,7 @@ def sweep(**changes) -> Sweep:
         "shapes": [parse_mesh("1"), parse_mesh("2")],
         "batches": [1, 2],
         "contexts": [16],
-        "forms": [FLOAT32],
+        "dtype_sets": [FLOAT32],
         "seconds": 0.0,
     }
     return Sweep(**settings | changes)
@@ -66,8 +66,12 @@ def test_layouts_are_compared_in_one_run_each_a_line_of_its_own(quick_meter):
 
 
 def test_stored_types_are_compared_in_one_run_each_with_its_own_floor(quick_meter):
-    forms = [FLOAT32, Form(jnp.float32, SCHEMES["int8"]), Form(jnp.float32, None, SCHEMES["int8"])]
-    points = run(sweep(forms=forms, shapes=[parse_mesh("1")]), lambda text: None).points
+    dtype_sets = [
+        FLOAT32,
+        Dtypes(jnp.float32, QUANTIZATIONS["int8"]),
+        Dtypes(jnp.float32, None, QUANTIZATIONS["int8"]),
+    ]
+    points = run(sweep(dtype_sets=dtype_sets, shapes=[parse_mesh("1")]), lambda text: None).points
     plain, weights, cache = points[0], points[2], points[4]
     assert [p["weight_dtype"] for p in points] == ["float32"] * 2 + ["int8"] * 2 + ["float32"] * 2
     assert weights["weight_floor_s"] < plain["weight_floor_s"] == cache["weight_floor_s"]
@@ -109,18 +113,18 @@ def test_given_peaks_replace_the_measured_ones(quick_meter):
 
 
 @pytest.mark.parametrize(
-    ("form", "flops"),
+    ("dtypes", "flops"),
     [
         (FLOAT32, 4.947e14),
         (BFLOAT16, 9.894e14),
-        (Form(jnp.bfloat16, SCHEMES["int8"]), 9.894e14),
-        (Form(jnp.bfloat16, SCHEMES["int8"], round_activations=True), 1.979e15),
+        (Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"]), 9.894e14),
+        (Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"], round_activations=True), 1.979e15),
     ],
 )
-def test_published_peaks_are_of_the_arithmetic_that_a_step_does(monkeypatch, form, flops):
+def test_published_peaks_are_of_the_arithmetic_that_a_step_does(monkeypatch, dtypes, flops):
     h100 = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(sweeping, "devices", lambda: [h100])
-    assert sweeping._published(sweep(forms=[form])).flops == flops
+    assert sweeping._published(sweep(dtype_sets=[dtypes])).flops == flops
 
 
 @pytest.mark.parametrize(
@@ -236,7 +240,7 @@ def test_weights_that_do_not_fit_are_a_result(quick_meter, monkeypatch):
 
 
 def test_a_layout_and_a_form_are_measured_once():
-    twice = sweep(layouts=[LAYOUTS["weight_stationary_1d"]] * 2, forms=[FLOAT32, FLOAT32])
+    twice = sweep(layouts=[LAYOUTS["weight_stationary_1d"]] * 2, dtype_sets=[FLOAT32, FLOAT32])
     assert len(twice.placings()) == 2 and len(twice) == 4
 
 

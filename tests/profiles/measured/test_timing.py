@@ -7,7 +7,7 @@ import pytest
 
 from decode.load import ModelSource
 from model.catalog import find_model
-from model.form import FLOAT32
+from model.dtypes import FLOAT32
 from profiles.floor.experts import expected_experts
 from profiles.measured import bandwidth, timing
 from profiles.measured.sweep import Sweep, run
@@ -67,7 +67,7 @@ def test_the_floor_reads_the_experts_that_were_touched(monkeypatch):
         shapes=[parse_mesh("1")],
         batches=[1, 16],
         contexts=[16],
-        forms=[FLOAT32],
+        dtype_sets=[FLOAT32],
         seconds=0.0,
     )
     one, many = run(wanted, lambda text: None).points

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
-from model.form import Form
+from model.dtypes import Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.chip import chips, find_chip
 from profiles.chips.slices import parse_slice, slices_of
@@ -24,9 +24,9 @@ from profiles.plan.text import Plan, choice_words, front_table, plan, record
 from profiles.report import numbers
 from sharding.catalog import divide_experts, schedule_by
 from sharding.error_types import FloorlineError
-from sharding.scaled import SCHEMES
+from sharding.quantization import QUANTIZATIONS
 
-BOTH = Form(jnp.bfloat16), Form(jnp.bfloat16, SCHEMES["int8"], SCHEMES["int8"])
+BOTH = Dtypes(jnp.bfloat16), Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"], QUANTIZATIONS["int8"])
 CONTEXT = 2048
 
 
@@ -35,7 +35,7 @@ def _offer(model: str, slices: dict[str, float], **changes: object) -> Offer:
     given = {
         "model": found,
         "slices": tuple((parse_slice(text), price) for text, price in slices.items()),
-        "forms": BOTH,
+        "dtype_sets": BOTH,
         "layouts": tuple(layouts(AUTO, AUTO)),
         "rates": calibration_of,
         "context": CONTEXT,
@@ -48,7 +48,7 @@ SMALL = _offer("llama3-8b", {"v5e:2x2": 1.2, "v5e:2x4": 1.2, "h100:2": 5.0, "h10
 MIXTURE = _offer(
     "mixtral-8x7b",
     {"v6e:2x4": 2.7, "mi300x:2": 6.0},
-    forms=BOTH[1:],
+    dtype_sets=BOTH[1:],
     layouts=tuple(layouts(AUTO, "heads") + layouts(AUTO, "batch", divide_experts)),
 )
 
@@ -57,9 +57,9 @@ def _everything(offer: Offer) -> list[tuple[float, float]]:
     """Step and cost of every way, each estimated by itself."""
     found = []
     for where, price in offer.slices:
-        for form in offer.forms:
+        for dtypes in offer.dtype_sets:
             setting = Setting(
-                model=offer.model, where=where, form=form,
+                model=offer.model, where=where, dtypes=dtypes,
                 rates=offer.rates(where.chip.name), price=price,
             )  # fmt: skip
             for estimator in candidates(setting, offer.layouts):
@@ -103,11 +103,11 @@ def test_the_front_is_that_of_looking_at_everything(offer):
 def test_steps_that_a_plan_compares_are_those_of_estimates(schedule):
     """Also where forms share what they send: the first form is not the one that is checked."""
     wanted = layouts(AUTO, AUTO, lambda layout: schedule_by(layout, schedule))
-    few = Form(jnp.bfloat16, SCHEMES["int4"], SCHEMES["int8"])
+    few = Dtypes(jnp.bfloat16, QUANTIZATIONS["int4"], QUANTIZATIONS["int8"])
     pick = random.Random(0)
     for model, where in (("palm-540b", "v4:4x4x4"), ("qwen3-30b-a3b", "v6e:2x4"),
                          ("llama3-8b", "h100:4")):  # fmt: skip
-        space = Space(_offer(model, {where: 1.0}, forms=(*BOTH, few), layouts=tuple(wanted)))
+        space = Space(_offer(model, {where: 1.0}, dtype_sets=(*BOTH, few), layouts=tuple(wanted)))
         for cell in space.cells:
             for number in random.Random(0).sample(range(len(cell.rows)), 12):
                 fitting = cell.batches[number] > 0
@@ -119,7 +119,7 @@ def test_steps_that_a_plan_compares_are_those_of_estimates(schedule):
                     )
                 )
                 found = cell.estimate(number, int(batch)).expected.seconds
-                assert step == pytest.approx(found, rel=1e-9), (cell.rows[number], cell.form)
+                assert step == pytest.approx(found, rel=1e-9), (cell.rows[number], cell.dtypes)
 
 
 def test_what_is_on_the_front_fits_and_meets_the_targets_and_the_choice_is_the_cheapest():
@@ -222,7 +222,7 @@ def test_a_first_token_in_time_is_asked_of_every_way():
 
 
 def test_a_model_that_fits_nowhere_is_told_what_would_hold_it():
-    space = Space(_offer("llama3-70b", {"v5e:2x2": 1.2, "v5e:2x4": 1.2}, forms=BOTH[:1]))
+    space = Space(_offer("llama3-70b", {"v5e:2x2": 1.2, "v5e:2x4": 1.2}, dtype_sets=BOTH[:1]))
     with pytest.raises(
         FloorlineError, match=r"fits on none .* v5e:2x4.* GB per chip are lack"
     ) as told:
@@ -231,7 +231,7 @@ def test_a_model_that_fits_nowhere_is_told_what_would_hold_it():
 
 
 def test_a_model_that_fits_nowhere_is_short_of_least_within_the_chips_that_were_asked_for():
-    space = Space(_offer("llama3-405b", {"v5e:2x4": 1.2, "v5e:4x4": 1.2}, forms=BOTH[:1]))
+    space = Space(_offer("llama3-405b", {"v5e:2x4": 1.2, "v5e:4x4": 1.2}, dtype_sets=BOTH[:1]))
     with pytest.raises(FloorlineError, match="nearest within 8 chips: v5e:2x4, bfloat16, where"):
         plan(space, Targets(chips=8))
     with pytest.raises(FloorlineError, match="nearest: v5e:4x4, bfloat16, where"):
@@ -261,7 +261,9 @@ def test_each_way_of_a_plan_says_whose_price_it_is_at():
 
 
 def test_a_model_by_its_sizes_has_a_plan():
-    offer = _offer("deepseek-v3", {"h200:8": 10.6, "v5p:4x4x4": 4.2}, forms=BOTH[1:], layouts=())
+    offer = _offer(
+        "deepseek-v3", {"h200:8": 10.6, "v5p:4x4x4": 4.2}, dtype_sets=BOTH[1:], layouts=()
+    )
     found = plan(Space(offer), Targets(step_s=0.05))
     assert all(point.step_s <= 0.05 for point in found.front)
     assert record(found.choice)["layout"] == "divided_evenly"

@@ -3,7 +3,7 @@
 import pytest
 
 from model.catalog import find_model
-from model.form import BFLOAT16
+from model.dtypes import BFLOAT16
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.compiled.examined import examine, subject_of
@@ -20,7 +20,7 @@ def estimator(layout, mesh: str, model: str = "llama3-8b") -> Estimator:
         Setting(
             model=find_model(model),
             where=where,
-            form=BFLOAT16,
+            dtypes=BFLOAT16,
             rates=calibration_of("v5e"),
             layout=layout,
             mesh=parse_mesh(mesh),

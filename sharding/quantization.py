@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from sharding.placement import used_axes
-from sharding.stored_types import SCALED_TYPES
+from sharding.stored_types import QUANTIZED_TYPES
 
 
 @dataclasses.dataclass(frozen=True)
-class Scheme:
+class Quantization:
     """How values are stored.
 
     Attributes:
@@ -36,33 +36,33 @@ class Scheme:
     group: int | None = None
     offset: bool = False
 
-    def abstract(self, shape: tuple[int, ...], outputs: int) -> "Scaled":
+    def abstract(self, shape: tuple[int, ...], outputs: int) -> "QuantizedArray":
         """Shapes and dtypes of a matrix in this form, [outputs..., inputs...]."""
         many = (*shape[:-1], -(-shape[-1] // self.group)) if self.group else None
         one = (*shape[:outputs], *(1,) * (len(shape) - outputs))
         numbers = jax.ShapeDtypeStruct(many or one, jnp.float32)
         values = jax.ShapeDtypeStruct(shape, self.dtype)
-        return Scaled(values, numbers, numbers if self.offset else None, self.group)
+        return QuantizedArray(values, numbers, numbers if self.offset else None, self.group)
 
 
-SCHEMES: Mapping[str, Scheme] = MappingProxyType(
+QUANTIZATIONS: Mapping[str, Quantization] = MappingProxyType(
     {
-        name: Scheme(name, getattr(jnp, dtype), *figures)
-        for name, (dtype, *figures) in SCALED_TYPES.items()
+        name: Quantization(name, getattr(jnp, dtype), *figures)
+        for name, (dtype, *figures) in QUANTIZED_TYPES.items()
     }
 )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Scaled:
+class QuantizedArray:
     """A matrix in few bits; stands where an array does as a matmul's weight.
 
     Attributes:
-      values: [outputs..., inputs...], in a scheme's dtype.
+      values: [outputs..., inputs...], in a quantization's dtype.
       scales: float32, of the same rank: inputs are 1, or as many as there are groups. A KV cache
         has them otherwise, see `model/cache.py`.
-      offsets: as scales, where the scheme has them.
+      offsets: as scales, where the quantization has them.
       group: inputs that share a scale, along the last dimension; None for all of an output.
       round_activations: multiply 8-bit integers: what it multiplies is rounded to them first, with
         a scale for each token.
@@ -94,13 +94,13 @@ class Scaled:
         return found.reshape(self.shape)
 
 
-Weight = jax.Array | Scaled
+Weight = jax.Array | QuantizedArray
 """What a matmul takes as its first operand."""
 
 
 def granule(weight: Weight) -> int:
     """Inputs that share a scale, along the last dimension: it can be cut between these only."""
-    return weight.group or 1 if isinstance(weight, Scaled) else 1
+    return weight.group or 1 if isinstance(weight, QuantizedArray) else 1
 
 
 def cut(weight: Weight, number: int | jax.Array, parts: int, axis: int) -> Weight:
@@ -142,7 +142,7 @@ def specs_of(weight: Weight) -> Weight:
 
 def sharding_of(weight: Weight) -> jax.P:
     """How the values are divided."""
-    return jax.typeof(weight.values if isinstance(weight, Scaled) else weight).sharding.spec
+    return jax.typeof(weight.values if isinstance(weight, QuantizedArray) else weight).sharding.spec
 
 
 def divide(weight: Weight, spec: jax.P, reshard: Callable[[jax.Array, jax.P], jax.Array]) -> Weight:
@@ -172,7 +172,9 @@ def from_bits(bits: jax.Array, like: jax.Array) -> jax.Array:
 
 def round_tokens(x: jax.Array, inputs: Sequence[int]) -> tuple[jax.Array, jax.Array]:
     """x in 8-bit integers, and the scale of each token: one for all of its inputs on a chip."""
-    values, scales = _scaled(x.astype(jnp.float32), tuple(inputs), (), SCHEMES["int8"])
+    values, scales = _values_and_scales(
+        x.astype(jnp.float32), tuple(inputs), (), QUANTIZATIONS["int8"]
+    )
     return values, drop(scales, inputs)
 
 
@@ -185,73 +187,79 @@ def drop(scales: jax.Array, dims: Sequence[int]) -> jax.Array:
 
 def in_parts(weight: Weight, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | None]:
     """Values in another type, and the scales that are still to multiply; None if there are none."""
-    if isinstance(weight, Scaled):
+    if isinstance(weight, QuantizedArray):
         return weight.values.astype(dtype), weight.scales
     return weight.astype(dtype), None
 
 
-def round_rows(x: jax.Array, scheme: Scheme) -> Scaled:
+def round_rows(x: jax.Array, quantization: Quantization) -> QuantizedArray:
     """Activations in few bits, with a scale for each row of the last dimension."""
-    return Scaled(*_scaled(x.astype(jnp.float32), (-1,), (), scheme))
+    return QuantizedArray(*_values_and_scales(x.astype(jnp.float32), (-1,), (), quantization))
 
 
-def quantize(array: jax.Array, outputs: int, scheme: Scheme) -> tuple[Scaled, jax.Array]:
+def quantize(
+    array: jax.Array, outputs: int, quantization: Quantization
+) -> tuple[QuantizedArray, jax.Array]:
     """Stores an array in few bits, each device its own part.
 
     Args:
       array: [outputs..., inputs...] with explicit sharding; groups must not cross devices.
       outputs: how many dimensions are outputs.
-      scheme: how.
+      quantization: how.
 
     Returns:
       The scaled array, divided as `array`, and whether all values were finite.
     """
     spec = jax.typeof(array).sharding.spec
     rest = used_axes(spec[outputs:])
-    scale_spec = spec if scheme.group else jax.P(*spec[:outputs], *(None,) * (array.ndim - outputs))
+    scale_spec = (
+        spec if quantization.group else jax.P(*spec[:outputs], *(None,) * (array.ndim - outputs))
+    )
 
     def local(part: jax.Array):
         part = part.astype(jnp.float32)
         finite = jnp.all(jnp.isfinite(part))
         if used_axes(spec):
             finite = jax.lax.pmin(finite.astype(jnp.int32), used_axes(spec)) == 1
-        if scheme.group:
-            blocks = part.reshape(*part.shape[:-1], -1, scheme.group)
+        if quantization.group:
+            blocks = part.reshape(*part.shape[:-1], -1, quantization.group)
             over = (-1,)
         else:
             blocks, over = part, tuple(range(outputs, part.ndim))
-        scaled = _scaled(blocks, over, () if scheme.group else rest, scheme)
+        scaled = _values_and_scales(blocks, over, () if quantization.group else rest, quantization)
         values, *numbers = scaled
-        numbers = [number[..., 0] if scheme.group else number for number in numbers]
+        numbers = [number[..., 0] if quantization.group else number for number in numbers]
         return (values.reshape(part.shape), *numbers), finite
 
-    count = 3 if scheme.offset else 2
+    count = 3 if quantization.offset else 2
     specs = (spec, scale_spec, scale_spec)[:count]
     parts, finite = jax.shard_map(
         local, in_specs=spec, out_specs=(specs, jax.P()), check_vma=False
     )(array)
     values, scales, offsets = (*parts, None)[:3]
-    return Scaled(values, scales, offsets, scheme.group), finite
+    return QuantizedArray(values, scales, offsets, quantization.group), finite
 
 
-def _scaled(blocks: jax.Array, over: tuple[int, ...], axes: tuple[str, ...], scheme: Scheme):
+def _values_and_scales(
+    blocks: jax.Array, over: tuple[int, ...], axes: tuple[str, ...], quantization: Quantization
+):
     """Values, scales and offsets of blocks that share them over some dimensions and mesh axes."""
 
     def most(x: jax.Array) -> jax.Array:
         found = jnp.max(x, axis=over, keepdims=True)
         return jax.lax.pmax(found, axes) if axes else found
 
-    if scheme.offset:
+    if quantization.offset:
         least = -most(-blocks)
-        scale = (most(blocks) - least) / scheme.largest
+        scale = (most(blocks) - least) / quantization.largest
     else:
-        least, scale = None, most(jnp.abs(blocks)) / scheme.largest
+        least, scale = None, most(jnp.abs(blocks)) / quantization.largest
     scale = jnp.where(scale > 0, scale, 1.0)  # all values alike: any scale will do
     stored = (blocks if least is None else blocks - least) / scale
-    low = 0 if scheme.offset else -scheme.largest
-    if jnp.issubdtype(scheme.dtype, jnp.integer):
+    low = 0 if quantization.offset else -quantization.largest
+    if jnp.issubdtype(quantization.dtype, jnp.integer):
         stored = jnp.round(stored)
-    values = jnp.clip(stored, low, scheme.largest).astype(scheme.dtype)
+    values = jnp.clip(stored, low, quantization.largest).astype(quantization.dtype)
     return (values, scale) if least is None else (values, scale, least)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sharding.mesh import make_mesh, parse_mesh
-from sharding.scaled import SCHEMES, Scaled, quantize, stored_bytes
+from sharding.quantization import QUANTIZATIONS, QuantizedArray, quantize, stored_bytes
 
 
 def round_trip(values: np.ndarray, outputs: int, name: str, mesh="1", spec=None):
@@ -14,31 +14,31 @@ def round_trip(values: np.ndarray, outputs: int, name: str, mesh="1", spec=None)
     with jax.set_mesh(devices):
         where = jax.NamedSharding(devices, spec or jax.P(*(None,) * values.ndim))
         array = jax.device_put(jnp.asarray(values), where)
-        return jax.jit(quantize, static_argnums=(1, 2))(array, outputs, SCHEMES[name])
+        return jax.jit(quantize, static_argnums=(1, 2))(array, outputs, QUANTIZATIONS[name])
 
 
 def values_of(shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", QUANTIZATIONS)
 @pytest.mark.parametrize(("shape", "outputs"), [((24, 64), 1), ((2, 8, 96), 2), ((6, 2, 4, 32), 1)])
 def test_a_round_trip_is_within_half_a_step(name, shape, outputs):
-    values, scheme = values_of(shape), SCHEMES[name]
+    values, quantization = values_of(shape), QUANTIZATIONS[name]
     scaled, finite = round_trip(values, outputs, name)
-    assert finite and scaled.values.dtype == scheme.dtype
+    assert finite and scaled.values.dtype == quantization.dtype
     error = np.abs(np.asarray(scaled.dense()) - values)
     if name == "fp8":  # 3 bits of fraction, and steps of 2**-9 near zero
         step = np.maximum(np.abs(values) / 16, np.asarray(scaled.scales) * 2**-10)
         assert (error <= step * 1.0001).all()
         return
-    repeat = values.shape[-1] // scaled.scales.shape[-1] if scheme.group else 1
+    repeat = values.shape[-1] // scaled.scales.shape[-1] if quantization.group else 1
     half = np.repeat(np.asarray(scaled.scales), repeat, axis=-1) / 2
     assert (error <= half * 1.0001).all()
     assert error.max() > half.min() / 4  # and not for nothing
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", QUANTIZATIONS)
 @pytest.mark.parametrize("spec", [("x", ("z", "y")), (("z", "y", "x"), None), (None, "z")])
 def test_devices_make_of_their_parts_what_one_makes_of_the_whole(name, spec):
     values = values_of((16, 256))
@@ -51,7 +51,7 @@ def test_devices_make_of_their_parts_what_one_makes_of_the_whole(name, spec):
         )
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", QUANTIZATIONS)
 def test_channels_of_zeros_stay_zeros(name):
     values = values_of((4, 64))
     values[1] = 0
@@ -68,8 +68,8 @@ def test_what_is_not_finite_is_noticed_on_any_device(bad):
 
 
 def test_the_compiler_takes_as_many_bytes_as_are_counted():
-    for name, scheme in SCHEMES.items():
+    for name, quantization in QUANTIZATIONS.items():
         scaled, _ = round_trip(values_of((64, 128)), 1, name)
-        step = jax.jit(Scaled.dense).lower(scaled).compile()
+        step = jax.jit(QuantizedArray.dense).lower(scaled).compile()
         counted = sum(map(stored_bytes, jax.tree.leaves(scaled)))
-        assert step.memory_analysis().argument_size_in_bytes == counted, scheme
+        assert step.memory_analysis().argument_size_in_bytes == counted, quantization

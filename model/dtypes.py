@@ -8,27 +8,27 @@ import jax.numpy as jnp
 
 from sharding.devices import default_platform
 from sharding.error_types import UsageError
-from sharding.scaled import SCHEMES, Scheme
+from sharding.quantization import QUANTIZATIONS, Quantization
 
-Storage = jnp.dtype | Scheme
+Storage = jnp.dtype | Quantization
 """Plain values of a type, or few bits and scales."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class Dtypes:
     """The types that a model runs with; three flags of the scripts name them.
 
-    A scheme is for what a step reads most of: matrices of attention, MLPs and experts. What stays
-    plain then: norms, biases and the router, which are small and which everything depends on; the
-    embedding and unembedding, whose errors go into all logits.
+    A quantization is for what a step reads most of: matrices of attention, MLPs and experts. What
+    stays plain then: norms, biases and the router, which are small and which everything depends on;
+    the embedding and unembedding, whose errors go into all logits.
 
     Attributes:
       dtype: of activations and of arithmetic.
-      weights: of weights; with a scheme, its matrices are stored so and all else in `dtype`. As
+      weights: of weights; a quantization is that of matrices, and all else is in `dtype` then. As
         `dtype` if None.
       cache: of keys and values. As `dtype` if None.
-      round_activations: multiply 8-bit integers: what a matrix of a scheme with one scale for each
-        output multiplies is rounded to them too, with a scale for each token.
+      round_activations: multiply 8-bit integers: where a matrix has one scale for each output,
+        what it multiplies is rounded to them too, with a scale for each token.
     """
 
     dtype: jnp.dtype
@@ -40,7 +40,7 @@ class Form:
         dtype = jnp.dtype(self.dtype)
         for name in ("dtype", "weights", "cache"):
             given = getattr(self, name) or dtype
-            given = given if isinstance(given, Scheme) else jnp.dtype(given)
+            given = given if isinstance(given, Quantization) else jnp.dtype(given)
             object.__setattr__(self, name, given)
 
     def __str__(self) -> str:
@@ -60,12 +60,12 @@ class Form:
     @property
     def plain(self) -> jnp.dtype:
         """Of weights that are stored as plain arrays."""
-        return self.dtype if self.scheme else self.weights
+        return self.dtype if self.quantization else self.weights
 
     @property
-    def scheme(self) -> Scheme | None:
+    def quantization(self) -> Quantization | None:
         """Of matrices in few bits; None where they are plain."""
-        return self.weights if isinstance(self.weights, Scheme) else None
+        return self.weights if isinstance(self.weights, Quantization) else None
 
     def names(self) -> dict[str, str]:
         """As records have them."""
@@ -73,17 +73,17 @@ class Form:
                 "kv_dtype": self.cache.name}  # fmt: skip
 
 
-def check_platform(scheme: Scheme) -> None:
+def check_platform(quantization: Quantization) -> None:
     """Refuses a type that JAX's platform does not compile.
 
     Raises:
       UsageError: with those that it does.
     """
     platform = default_platform()
-    if not _compiles(scheme.dtype):
-        names = [each.name for each in SCHEMES.values() if _compiles(each.dtype)]
+    if not _compiles(quantization.dtype):
+        names = [each.name for each in QUANTIZATIONS.values() if _compiles(each.dtype)]
         raise UsageError(
-            f"stored type is {scheme.name}, which {platform} does not compile; "
+            f"stored type is {quantization.name}, which {platform} does not compile; "
             f"use one of {', '.join(['float32', 'bfloat16', *names])}"
         )
 
@@ -99,5 +99,5 @@ def _compiles(dtype: jnp.dtype) -> bool:
     return True
 
 
-FLOAT32, BFLOAT16 = Form(jnp.float32), Form(jnp.bfloat16)
+FLOAT32, BFLOAT16 = Dtypes(jnp.float32), Dtypes(jnp.bfloat16)
 """Everything in one type."""
