@@ -10,17 +10,14 @@ from absl import flags
 
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from profiles.expected.candidates import AUTO, Wish
+from profiles.expected.candidates import AUTO, LayoutNames
 from profiles.expected.candidates import meshes as meshes_of
-from profiles.expected.choice import Work, check_wishes, every_device, place
-from profiles.expected.estimate import Model
+from profiles.expected.choice import Purpose, check_names, every_device, place
+from profiles.floor.deployment import Model
+from profiles.floor.passes import Pass
 from profiles.floor.replication import experts_per_device, replication_cost
 from profiles.report.titles import field_text
-from sharding.catalog import (
-    divide_experts,
-    find_layout,
-    schedule_by,
-)
+from sharding.catalog import find_layout
 from sharding.error_types import UsageError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape, parse_mesh, request_cpu_devices
@@ -30,104 +27,100 @@ _MOST = 1_000_000  # devices: more than there are
 _OF_ARRAYS = "layout", "prefill_layout", "attention", "collectives", "expert_parallel"
 
 
-Counts = list[list[MeshShape]]
-"""Of each number of devices the meshes that may be."""
+MeshChoices = list[list[MeshShape]]
+"""For each number of devices the meshes that may be."""
 
 
-def check(config: ModelConfig, counts: Counts | None) -> None:
+def check(config: ModelConfig, choices: MeshChoices | None) -> None:
     """Refuses layouts that do not go with the model and the meshes, before JAX starts.
 
     Args:
       config: the model.
-      counts: from `meshes`.
+      choices: what `meshes` gives.
 
     Raises:
       UsageError: there is no layout of a name, or nothing that it could divide.
       LayoutError: it goes with none of the meshes of some number of devices.
     """
     _check_experts(config)
-    check_wishes(wishes(), config, counts or [])
+    check_names(names(), config, choices or [])
 
 
 def layout(
     config: ModelConfig,
-    counts: Counts | None,
+    choices: MeshChoices | None,
     dtypes: Callable[[], Dtypes],
-    batches: Sequence[int],
-    contexts: Sequence[int],
+    steps: Sequence[Pass],
 ) -> tuple[Layout, MeshShape]:
-    """The one layout that the flags name, or that ``auto`` picks for this work, and a mesh for it.
+    """The one layout that the flags name, or that ``auto`` picks for these steps, and a mesh.
 
     Args:
       config: the model.
-      counts: from `meshes`, of one number of devices; None for all of JAX's that the layout divides
-        (on a CPU: one).
-      dtypes: says how its numbers are stored; it may start JAX.
-      batches: sequences per step.
-      contexts: tokens in the cache; the longest is taken as the length of prompts.
+      choices: what `meshes` gives for one number of devices; None for all of JAX's devices that the
+        layout divides (on a CPU: one).
+      dtypes: says how the model's numbers are stored; it may start JAX.
+      steps: decode steps; the longest context is taken as the length of prompts.
 
     Raises:
       LayoutError: none goes with the model and the mesh.
     """
-    for flag in (LAYOUT, ATTENTION_BY):
-        if "," in flag.value:
-            raise UsageError(f"--{flag.name} is {flag.value}; give one of them")
-    (found,), (shape,) = _placed(config, counts, dtypes, batches, contexts)
+    only_names()
+    (found,), (shape,) = _placed(Purpose(config, dtypes, steps), choices, on_cpu=(1,))
     return found, shape
 
 
 def layouts(
     config: ModelConfig,
-    counts: Counts | None,
+    choices: MeshChoices | None,
     dtypes: Callable[[], Dtypes],
-    batches: Sequence[int],
-    contexts: Sequence[int],
+    steps: Sequence[Pass],
 ) -> tuple[list[Layout], list[MeshShape]]:
-    """The layouts that the flags name, of a script that compares several, and a mesh of each number
-    of devices for all of them; else as `layout`, but that a CPU is one device and two."""
-    return _placed(config, counts, dtypes, batches, contexts, sweep=True)
+    """The layouts that the flags name, for a script that compares several, and for all of them one
+    mesh of each number of devices. Arguments are those of `layout`; a CPU is one device and two."""
+    purpose = Purpose(config, dtypes, steps, whole_batches=True)
+    return _placed(purpose, choices, on_cpu=(1, 2))
 
 
 def _placed(
-    config: ModelConfig,
-    counts: Counts | None,
-    dtypes: Callable[[], Dtypes],
-    *sizes: Sequence[int],
-    sweep: bool = False,
+    purpose: Purpose, choices: MeshChoices | None, on_cpu: Sequence[int]
 ) -> tuple[list[Layout], list[MeshShape]]:
-    check(config, counts)
-    asked, batches = wishes(), sizes[0]
-    return place(
-        asked,
-        config,
-        counts or every_device(config, asked, on_cpu=(1, 2) if sweep else (1,)),
-        lambda: Work(config, dtypes(), *sizes),
-        _common.say,
-        whole_batches=batches if sweep else (),
-    )
+    check(purpose.config, choices)
+    choices = choices or every_device(purpose.config, names(), on_cpu)
+    return place(names(), choices, purpose, _common.say)
 
 
-def wanted(config: Model) -> list[Layout]:
-    """All layouts that the flags admit, each in all attention that they admit.
+def wanted(model: Model) -> list[Layout | None]:
+    """All layouts that the flags admit, each with every kind of attention that they admit.
 
     With ``--layout=auto`` a mixture's experts are divided in both ways, with ``--expert_parallel``
-    in one. None of a model that is known by its sizes, which divides evenly.
+    in one. Only None for a model that is known by its sizes, which divides evenly.
 
     Raises:
       UsageError: there is none of a name, or none that stores weights as ``--prefill_layout`` does;
-        or as of `check_divides`.
+        or what `check_divides` refuses.
     """
-    check_divides(config)
-    if not isinstance(config, ModelConfig):
-        return []
-    return [layout for wish in wishes() for layout in wish.layouts(config)]
+    check_divides(model)
+    found = [layout for each in names() for layout in each.layouts(model)]
+    return found if found[0] else [None]
 
 
-def wishes() -> list[Wish]:
+def names() -> list[LayoutNames]:
     """What the flags name, one for each of a list of layouts and of a list of attention."""
-    names = itertools.product(LAYOUT.value.split(","), ATTENTION_BY.value.split(","))
+    pairs = itertools.product(LAYOUT.value.split(","), ATTENTION_BY.value.split(","))
     more = PREFILL_LAYOUT.value, COLLECTIVES_BY.value, EXPERT_PARALLEL.value
-    return [Wish(*each, *more) for each in dict.fromkeys(names)]
+    return [LayoutNames(*each, *more) for each in dict.fromkeys(pairs)]
+
+
+def only_names() -> LayoutNames:
+    """What the flags name, for a script that takes one layout.
+
+    Raises:
+      UsageError: a flag has a list.
+    """
+    for flag in (LAYOUT, ATTENTION_BY):
+        if "," in flag.value:
+            raise UsageError(f"--{flag.name} is {flag.value}; give one of them")
+    return names()[0]
 
 
 def check_divides(model: Model) -> None:
@@ -159,13 +152,6 @@ def check_layouts() -> None:
             find_layout(name)
 
 
-def finish(layout: Layout) -> Layout:
-    """The layout with everything else that the flags say of it."""
-    if EXPERT_PARALLEL.value:
-        layout = divide_experts(layout)
-    return schedule_by(layout, COLLECTIVES_BY.value)
-
-
 def _check_experts(config: ModelConfig) -> None:
     """Refuses to divide experts of a model that has none.
 
@@ -180,7 +166,7 @@ def _check_experts(config: ModelConfig) -> None:
 
 def meshes(
     devices: Sequence[str] | int | None, mesh: str | None, request: bool = True
-) -> Counts | None:
+) -> MeshChoices | None:
     """The meshes of ``--devices``, of one number or of a list, or the one of ``--mesh``.
 
     Args:

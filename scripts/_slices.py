@@ -7,11 +7,12 @@ import _common
 from _slice_flags import CALIBRATION, EXPERTS, FIGURES, PRICE, PROVIDER
 
 from model.catalog import CATALOG, find_model
+from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration, calibration_of, read_calibration
 from profiles.chips.chip import DEAREST, Chip, Price, find_provider
 from profiles.chips.slices import Slice, parse_slice
-from profiles.expected.estimate import Model
-from profiles.expected.sized import sized_models
+from profiles.floor.deployment import Deployment, Model
+from profiles.floor.sized_models import sized_models
 from profiles.report.numbers import exact
 from sharding.error_types import UsageError
 
@@ -44,7 +45,7 @@ def _model() -> Model:
     return _common.source().config
 
 
-def where(topology: str) -> Slice:
+def slice(topology: str) -> Slice:
     """A slice by its text, its chip with the figures that flags give.
 
     Raises:
@@ -97,7 +98,7 @@ def _given() -> list[str]:
     return [flag.name for flag in (*FIGURES.values(), PRICE) if flag.value is not None]
 
 
-def rates(chip: Chip) -> Calibration:
+def calibration(chip: Chip) -> Calibration:
     """What steps achieve, from ``--calibration`` or as shipped.
 
     Raises:
@@ -108,27 +109,37 @@ def rates(chip: Chip) -> Calibration:
     return calibration_of(chip.name)
 
 
-def price(chip: Chip) -> float | None:
-    """USD per chip-hour, None if none is given or known.
+def deployment(model: Model, slice: Slice, dtypes: Dtypes) -> Deployment:
+    """The model on a slice at what flags say of rates, experts and prices, its layout left open.
+
+    Raises:
+      UsageError: a flag's value is no rate, expert or price.
+    """
+    return Deployment(
+        model=model,
+        slice=slice,
+        dtypes=dtypes,
+        calibration=calibration(slice.chip),
+        experts=EXPERTS.value,
+        price=price(slice.chip),
+    )
+
+
+def price(chip: Chip) -> Price | None:
+    """What a chip-hour costs: as given, or as listed; None where it is neither.
 
     Raises:
       UsageError: one is given that no chip could have, or a provider who lists none of any chip.
     """
     if PRICE.value is None:
-        found = listed_price(chip)
-        return found.usd if found else None
+        return listed_price(chip)
     if PROVIDER.value is not None:
         raise UsageError(
             f"--provider is {PROVIDER.value}, beside --price_per_chip_hour; give one of them"
         )
     if not 0 <= PRICE.value <= DEAREST:
         raise UsageError(f"--price_per_chip_hour is {PRICE.value}; use USD, 0 to {DEAREST:,.0f}")
-    return PRICE.value
-
-
-def quote(chip: Chip) -> Price | None:
-    """The listed price that costs are at; None where one is given or none is listed."""
-    return listed_price(chip) if PRICE.value is None else None
+    return Price(PRICE.value)
 
 
 def listed_price(chip: Chip) -> Price | None:

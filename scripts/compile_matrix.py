@@ -48,8 +48,9 @@ with _common.importing(__name__):
     from model.catalog import find_model
     from profiles.chips.slices import parse_slice
     from profiles.compiled.compiler import check_compiler
-    from profiles.compiled.grid import Point, run, summary, write_grid
+    from profiles.compiled.grid import GridPoint, run, summary, write_grid
     from profiles.figures.grid import heat_map
+    from profiles.floor.passes import Pass
     from profiles.report.document import Record, document, versions
     from profiles.report.files import check_writable, write_csv, write_json
     from profiles.report.numbers import ms
@@ -111,7 +112,7 @@ def _cells(row: Record) -> tuple[str, ...]:
     )
 
 
-def _points() -> list[Point]:
+def _points() -> list[GridPoint]:
     """Every combination of the flags, each once.
 
     Raises:
@@ -124,16 +125,20 @@ def _points() -> list[Point]:
         contexts = _common.lengths(_CONTEXT, model, prefill)
         if prefill and min(contexts) < 2:
             raise UsageError(f"--context is {min(contexts)} with --phase=prefill; use 2 or more")
+        passes = [
+            Pass(batch, 0, length) if prefill else Pass(batch, length)
+            for batch in _common.integers("batch", _BATCH.value)
+            for length in contexts
+        ]
         grid = itertools.product(
             [str(parse_slice(text)) for text in _TOPOLOGY.value],
             _dtypes.dtype_sets(here=False),
-            _layouts.wishes(),
-            _common.integers("batch", _BATCH.value),
-            contexts,
+            _layouts.names(),
+            passes,
         )
         found += [
-            Point(model, topology, wish, dtypes, batch, context, prefill)
-            for topology, dtypes, wish, batch, context in grid
+            GridPoint(model, topology, names, dtypes, pass_)
+            for topology, dtypes, names, pass_ in grid
         ]
     return list(dict.fromkeys(found))
 

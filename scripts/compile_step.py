@@ -58,12 +58,13 @@ with _common.importing(__name__):
     from model.config import ModelConfig
     from profiles.compiled import text as compiled_text
     from profiles.compiled.compiler import check_compiler, check_target, compile_step
-    from profiles.compiled.examined import Examined, examine, passed, subject_of
+    from profiles.compiled.examined import Examined, estimate_on_tpu, examine, subject_of
     from profiles.compiled.inspection import Subject
     from profiles.compiled.step import CompiledStep, read
     from profiles.expected.candidates import candidates
-    from profiles.expected.estimate import Estimator, Setting, best
+    from profiles.expected.estimate import Estimator, best
     from profiles.floor.arrays import placed_arrays
+    from profiles.floor.passes import Pass
     from profiles.report.document import Record, document, versions
     from profiles.report.files import check_file, write_atomically, write_json
     from profiles.report.numbers import several
@@ -81,17 +82,18 @@ def main() -> None:
         raise UsageError(
             f"--context is {_CONTEXT.value} with --phase=prefill; use 2 tokens or more"
         )
-    check_target(_slices.where(_TOPOLOGY.value))
+    check_target(_slices.slice(_TOPOLOGY.value))
     model, prefill = _model(), _PHASE.value == "prefill"
-    sizes = _BATCH.value, _common.lengths(_CONTEXT, model, prefill)[0], prefill
-    estimator = _estimator(model, *sizes)
-    step, subject = passed(estimator, *sizes), subject_of(estimator, *sizes)
-    where = estimator.setting.where
-    _common.show(f"{compiled_text.title(subject, where)}\n{compiled_text.times(estimator, step)}\n")
+    length = _common.lengths(_CONTEXT, model, prefill)[0]
+    pass_ = Pass(_BATCH.value, 0, length) if prefill else Pass(_BATCH.value, length)
+    estimator = _estimator(model, pass_)
+    step, subject = estimate_on_tpu(estimator, pass_), subject_of(estimator, pass_)
+    slice = estimator.deployment.slice
+    _common.show(f"{compiled_text.title(subject, slice)}\n{compiled_text.times(estimator, step)}\n")
     if step.fits:
         check_compiler()
-        _common.say(f"compiling {several(subject.config.layers, 'layer')} for {where}")
-    found = examine(estimator, *sizes)
+        _common.say(f"compiling {several(subject.config.layers, 'layer')} for {slice}")
+    found = examine(estimator, pass_)
     more = _report(found) if found.compiled else {}
     if _common.JSON.value:
         write_json(_common.JSON.value, _document(estimator, found.record, more, started))
@@ -116,21 +118,13 @@ def _model() -> ModelConfig:
     return model
 
 
-def _estimator(model: ModelConfig, batch: int, context: int, prefill: bool) -> Estimator:
+def _estimator(model: ModelConfig, pass_: Pass) -> Estimator:
     """Of the layout and mesh that the flags name, or of the expected best."""
-    where = _slices.where(_TOPOLOGY.value)
-    setting = Setting(
-        model=model,
-        where=where,
-        dtypes=_dtypes.dtypes(here=False),
-        rates=_slices.rates(where.chip),
-        experts=_slice_flags.EXPERTS.value,
-        price=_slices.price(where.chip),
-        quote=_slices.quote(where.chip),
-    )
+    slice, dtypes = _slices.slice(_TOPOLOGY.value), _dtypes.dtypes(here=False)
+    deployment = _slices.deployment(model, slice, dtypes)
     shapes = [parse_mesh(_MESH.value)] if _MESH.value else None
-    found = candidates(setting, _layouts.wanted(model), shapes)
-    return best(found, [(batch, context)], prefill)
+    found = candidates(deployment, _layouts.wanted(model), shapes)
+    return best(found, [pass_])
 
 
 def _report(found: Examined) -> dict:
@@ -162,9 +156,9 @@ def _report(found: Examined) -> dict:
 
 def _free_weights(default: CompiledStep, estimator: Estimator, subject: Subject) -> dict:
     """Compiles with weights laid out as the compiler likes; prints and returns what changes."""
-    where = estimator.setting.where
-    _common.say(f"compiling again for {where}, weights laid out by the compiler")
-    outcome = compile_step(subject, where, auto_weight_layout=True)
+    slice = estimator.deployment.slice
+    _common.say(f"compiling again for {slice}, weights laid out by the compiler")
+    outcome = compile_step(subject, slice, auto_weight_layout=True)
     if outcome.status != "ok":
         raise FloorlineError(f"compiled step is {outcome.status}; {outcome.message}")
     free = read(outcome, subject.placement.mesh)
@@ -185,7 +179,7 @@ def _document(estimator: Estimator, record: Record, more: dict, started: str) ->
             "source": "published",
             "peak_flops_per_s": chip.peak(record["dtype"]),
         },
-        calibration=dataclasses.asdict(estimator.setting.rates),
+        calibration=dataclasses.asdict(estimator.deployment.calibration),
         **more,
     )
 

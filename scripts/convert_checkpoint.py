@@ -61,7 +61,7 @@ def main() -> None:
     dtypes = _dtypes.dtypes(source.stored_quantization(), source.stored_dtype())
     started = time.perf_counter()
     # No step runs here, so the simplest mesh will do: others take weights apart for nothing.
-    layout, shape = _layouts.layout(source.config, meshes, lambda: dtypes, [], [])
+    layout, shape = _layouts.layout(source.config, meshes, lambda: dtypes, steps=[])
     engine = source.engine(layout, shape, dtypes, progress=byte_progress)
     loaded = time.perf_counter()
     save(folder, source.config, engine.parameters, source.tokenizer_files(), dtypes.quantization)

@@ -15,6 +15,7 @@ Examples:
 """
 
 import datetime
+import itertools
 import sys
 
 import _array_flags
@@ -58,9 +59,11 @@ with _common.importing(__name__):
     from model.config import check_length
     from profiles.expected import text as estimate_text
     from profiles.expected.candidates import candidates
-    from profiles.expected.estimate import Estimate, Estimator, Model, Setting, best
+    from profiles.expected.estimate import Estimate, Estimator, best
     from profiles.expected.record import Recorder, basis
     from profiles.expected.remedies import remedy
+    from profiles.floor.deployment import Model
+    from profiles.floor.passes import Pass
     from profiles.report.document import Record, document
     from profiles.report.files import write_json
     from profiles.report.numbers import number
@@ -88,11 +91,13 @@ def main() -> None:
         raise UsageError("--economics is true, but of decode steps; leave out --phase=prefill")
     wanted = _layouts.wanted(model)
     estimators = _estimators(model, wanted, batches, contexts)
-    found = [(one, [_pass(one, b, c) for c in contexts for b in batches]) for one in estimators]
+    found = [
+        (one, [one.estimate(_pass(b, c)) for c in contexts for b in batches]) for one in estimators
+    ]
     points = [record for one, passes in found for record in _records(one, passes, wanted)]
     if _common.JSON.value and processes.first():
         # Of several chips, what the document says once is of the first.
-        whole = document(sys.argv, points, started=started, **basis(estimators[0].setting))
+        whole = document(sys.argv, points, started=started, **basis(estimators[0].deployment))
         write_json(_common.JSON.value, whole)
     title = estimate_text.title(points, estimators, _slices.price_words)
     _common.show(title + "\n\n" + estimate_text.table(points))
@@ -100,44 +105,38 @@ def main() -> None:
         _common.show("\n".join(notes))
     if _ECONOMICS.value and _PHASE.value == "decode":
         for one, passes in found:
-            steps = [each for each in passes if each.context == contexts[-1]]
-            _common.show(f"{one.setting.where}, {one.setting.dtypes}:")
+            steps = [each for each in passes if each.pass_.context == contexts[-1]]
+            _common.show(f"{one.deployment.slice}, {one.deployment.dtypes}:")
             _common.show("\n".join(f"-  {line}" for line in estimate_text.consequences(one, steps)))
 
 
 def _estimators(
-    model: Model, wanted: list[Layout], batches: list[int], contexts: list[int]
+    model: Model, wanted: list[Layout | None], batches: list[int], contexts: list[int]
 ) -> list[Estimator]:
-    """One for each slice and form, in the layout that is expected to be best."""
+    """One for each slice and each set of dtypes, in the layout that is expected to be best."""
     dtype_sets = _dtypes.dtype_sets(here=False)
-    slices = list(dict.fromkeys(map(_slices.where, _TOPOLOGY.value or [""])))
+    slices = list(dict.fromkeys(map(_slices.slice, _TOPOLOGY.value or [""])))
     _slices.check_given(slices, "--topology")
     shapes = [parse_mesh(_MESH.value)] if _MESH.value else None
-    work = [(b, c) for b in {min(batches), max(batches)} for c in {min(contexts), max(contexts)}]
-    found = []
-    for where in slices:
-        for dtypes in dtype_sets:
-            setting = Setting(
-                model=model,
-                where=where,
-                dtypes=dtypes,
-                rates=_slices.rates(where.chip),
-                experts=_slice_flags.EXPERTS.value,
-                price=_slices.price(where.chip),
-                quote=_slices.quote(where.chip),
-            )
-            every = candidates(setting, wanted, shapes)
-            found.append(best(every, work, _PHASE.value == "prefill", _CACHED.value))
-    return found
+    extremes = itertools.product({min(batches), max(batches)}, {min(contexts), max(contexts)})
+    passes = [_pass(*each) for each in extremes]
+    return [
+        best(candidates(_slices.deployment(model, slice, dtypes), wanted, shapes), passes)
+        for slice in slices
+        for dtypes in dtype_sets
+    ]
 
 
-def _pass(estimator: Estimator, batch: int, context: int) -> Estimate:
+def _pass(batch: int, context: int) -> Pass:
+    """A decode step at this context, or a pass over prompts of this length."""
     if _PHASE.value == "decode":
-        return estimator.decode(batch, context)
-    return estimator.prefill(batch, context, _CACHED.value)
+        return Pass(batch, context)
+    return Pass(batch, _CACHED.value, context)
 
 
-def _records(estimator: Estimator, passes: list[Estimate], wanted: list[Layout]) -> list[Record]:
+def _records(
+    estimator: Estimator, passes: list[Estimate], wanted: list[Layout | None]
+) -> list[Record]:
     recorder, least = Recorder(estimator), {}
     records = []
     for each in passes:
@@ -148,18 +147,18 @@ def _records(estimator: Estimator, passes: list[Estimate], wanted: list[Layout])
     return records
 
 
-def _message(step: Estimate, wanted: list[Layout], known: dict) -> str:
+def _message(step: Estimate, wanted: list[Layout | None], known: dict) -> str:
     """How much is missing, and what to do about it."""
-    setting, key = step.setting, (step.batch, step.context, step.tokens)
-    if key not in known:
-        known[key] = remedy(step, wanted)
-    beyond = step.resident - setting.where.chip.expected.capacity
-    length = f"context {step.context:,}"
-    if step.phase == "prefill":
-        length = f"{step.context:,} cached tokens and {step.tokens:,} of a prompt"
+    deployment, pass_ = step.deployment, step.pass_
+    if pass_ not in known:
+        known[pass_] = remedy(step, wanted)
+    beyond = step.resident - deployment.slice.chip.expected.capacity
+    length = f"context {pass_.context:,}"
+    if pass_.over_prompts:
+        length = f"{pass_.context:,} cached tokens and {pass_.tokens:,} of a prompt"
     return (
-        f"batch {step.batch:,} at {length} is {number(beyond / 1e9)} GB per chip more "
-        f"than {setting.where} has with weights in {setting.dtypes.weights.name}; {known[key]}"
+        f"batch {pass_.batch:,} at {length} is {number(beyond / 1e9)} GB per chip more than "
+        f"{deployment.slice} has with weights in {deployment.dtypes.weights.name}; {known[pass_]}"
     )
 
 

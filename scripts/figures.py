@@ -22,7 +22,6 @@ Examples:
       --slices=v5e:2x2,v6e:2x2,h100:1 --json=-
 """
 
-import dataclasses
 import datetime
 import sys
 from pathlib import Path
@@ -70,15 +69,12 @@ with _common.importing(__name__):
     import _layouts
     import _slices
 
-    from profiles.chips.slices import Slice
-    from profiles.expected.candidates import AUTO
-    from profiles.expected.estimate import Model, Setting
     from profiles.figures import curve_figures, slice_figures
     from profiles.figures.document import curves_document
-    from profiles.figures.study import Study, Wanted
+    from profiles.figures.study import Study, StudyOptions
+    from profiles.floor.deployment import Deployment, Model
     from profiles.report.files import check_writable, write_json
     from profiles.report.numbers import several
-    from sharding.catalog import find_layout
     from sharding.error_types import UsageError
     from sharding.mesh import parse_mesh
 
@@ -87,11 +83,11 @@ def main() -> None:
     """Draws what is asked for, and writes the document."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     names = _names()
-    wanted = _wanted()
+    options = _options()
     output = Path(_OUTPUT_DIR.value)
     check_writable(output)
     _common.check_json()
-    study = Study(wanted)
+    study = Study(options)
     found = {}
     for name in names:
         path = output / f"{name}.png"
@@ -100,19 +96,19 @@ def main() -> None:
         else:
             found[name] = study.data(name)
             if found[name] is None:
-                _common.say(f"skipped {path}: {_why_not(wanted.setting)}")
+                _common.say(f"skipped {path}: {_why_not(options.deployment)}")
                 continue
             getattr(slice_figures, name)(study, found[name], path)
         _common.say(f"wrote {path}")
-    _common.say(f"costs: {_slices.price_words(wanted.setting.where.chip)}")
+    _common.say(f"costs: {_slices.price_words(options.deployment.slice.chip)}")
     if _common.JSON.value:
         write_json(_common.JSON.value, curves_document(sys.argv, started, study, names, found))
 
 
-def _why_not(setting: Setting) -> str:
-    if setting.where.devices == 1:
-        return f"{setting.where} is one device, which sends nothing"
-    name = setting.model.name
+def _why_not(deployment: Deployment) -> str:
+    if deployment.slice.devices == 1:
+        return f"{deployment.slice} is one device, which sends nothing"
+    name = deployment.model.name
     return f"{name} is known by its sizes alone, not by the arrays that layouts divide"
 
 
@@ -124,53 +120,36 @@ def _names() -> list[str]:
     return names
 
 
-def _wanted() -> Wanted:
+def _options() -> StudyOptions:
     """What the flags ask for."""
     if _array_flags.PREFILL_LAYOUT.value:
         raise UsageError(
             f"--prefill_layout is {_array_flags.PREFILL_LAYOUT.value}, but the curves are of "
             "decode steps, and communication.png has all layouts of prompts; leave it out"
         )
-    if _array_flags.LAYOUT.value != AUTO:
-        find_layout(_array_flags.LAYOUT.value)
+    names = _layouts.only_names()
+    _layouts.check_layouts()
     slices = None
     if _SLICES.value is not None:
-        slices = tuple(dict.fromkeys(map(_slices.where, _SLICES.value)))
+        slices = tuple(dict.fromkeys(map(_slices.slice, _SLICES.value)))
         if not 0 < len(slices) <= 7:
             raise UsageError(f"--slices has {several(len(slices), 'slice')}; use one to seven")
-    where, model = _slices.where(_TOPOLOGY.value), _slices.model()
+    slice, model = _slices.slice(_TOPOLOGY.value), _slices.model()
     batches, contexts = _batches(), _contexts(model)
-    _slices.check_given((where, *(slices or ())), "--topology and --slices")
+    _slices.check_given((slice, *(slices or ())), "--topology and --slices")
     _layouts.check_divides(model)
-    setting = Setting(
-        model=model,
-        where=where,
-        dtypes=_dtypes.dtypes(here=False),
-        rates=_slices.rates(where.chip),
-        experts=_slice_flags.EXPERTS.value,
-        price=_slices.price(where.chip),
-        quote=_slices.quote(where.chip),
-    )
-    return Wanted(
-        setting=setting,
-        layout=_array_flags.LAYOUT.value,
-        attention=_array_flags.ATTENTION_BY.value,
+    dtypes = _dtypes.dtypes(here=False)
+    return StudyOptions(
+        deployment=_slices.deployment(model, slice, dtypes),
+        names=names,
         mesh=parse_mesh(_MESH.value) if _MESH.value else None,
-        finish=_layouts.finish,
         batches=batches,
         contexts=contexts,
         chips_batch=_CHIPS_BATCH.value,
         max_chips=_MAX_CHIPS.value,
         slices=slices,
-        settings_of=lambda other: _setting_of(setting, other),
+        on_slice=lambda other: _slices.deployment(model, other, dtypes),
     )
-
-
-def _setting_of(setting: Setting, where: Slice) -> Setting:
-    """The same on a slice of another chip, at its price and rates."""
-    chip = where.chip
-    rates, price, quote = _slices.rates(chip), _slices.price(chip), _slices.quote(chip)
-    return dataclasses.replace(setting, where=where, rates=rates, price=price, quote=quote)
 
 
 def _batches() -> tuple[int, ...]:

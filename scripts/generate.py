@@ -73,6 +73,7 @@ with _common.importing(__name__):
     from decode.sampling import make_sampler
     from model.dtypes import Dtypes
     from profiles.floor.memory import check_room, need_of
+    from profiles.floor.passes import Pass
     from profiles.measured.record import describe_step
     from profiles.report.document import document, summarise
     from profiles.report.files import not_taken, write_json
@@ -106,8 +107,8 @@ def main() -> None:
 
     _layouts.check(source.config, meshes)
     _common.check_json()
-    sizes = [len(request.prompts)], [longest]
-    layout, shape = _layouts.layout(source.config, meshes, dtypes, *sizes)
+    step = Pass(len(request.prompts), context=longest)
+    layout, shape = _layouts.layout(source.config, meshes, dtypes, [step])
     placement = Placement.of(layout, source.config.sizes, shape)
     _layouts.state_choices(source.config, placement, dtypes(), len(request.prompts))
     batch, slots = cache_sizes(source.config, placement, request)

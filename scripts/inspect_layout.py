@@ -72,6 +72,7 @@ with _common.importing(__name__):
     from profiles.figures.layout import layout_figure
     from profiles.floor.arrays import PlacedArray, placed_arrays
     from profiles.floor.collective import Collective
+    from profiles.floor.passes import Pass
     from profiles.report.document import document
     from profiles.report.files import check_writable, write_json
     from profiles.report.numbers import several
@@ -135,7 +136,7 @@ def _subject() -> tuple[Subject, bool]:
     if compiling:
         request_cpu_devices(count)
     (slots,) = _common.lengths(_CONTEXT, config, prefill=True)
-    layout, shape = _layouts.layout(config, meshes, dtypes, [_BATCH.value], [slots])
+    layout, shape = _layouts.layout(config, meshes, dtypes, [Pass(_BATCH.value, slots)])
     placement = settle(config, dtypes(), layout, shape)
     if compiling and count > len(here := devices()):
         if _COMPILE.value:

@@ -70,11 +70,11 @@ with _common.importing(__name__):
     import _slices
 
     from model.config import check_length
-    from profiles.chips.chip import Chip, chips, find_chip
+    from profiles.chips.chip import Chip, Price, chips, find_chip
     from profiles.chips.slices import Slice, slices_of
-    from profiles.expected.estimate import Model
     from profiles.expected.record import basis
     from profiles.expected.text import EXPERTS
+    from profiles.floor.deployment import Model
     from profiles.plan.search import Search, Targets
     from profiles.plan.space import Offer, Space
     from profiles.plan.text import choice_words, front_table, plan, record
@@ -99,7 +99,7 @@ def main() -> None:
             sys.argv,
             records,
             started=started,
-            **basis(found.choice.estimate().setting),
+            **basis(found.choice.estimate().deployment),
             choice=record(found.choice),
             pareto=records,
             rejected=[lost._asdict() for lost in found.rejected],
@@ -109,7 +109,7 @@ def main() -> None:
     _common.show("\n" + front_table(records, found.front.index(found.choice)))
     _common.show("\n" + choice_words(found.choice, targets, Search(space, targets)))
     _common.show("\n" + "\n".join(f"  {lost.what}: {lost.why}" for lost in found.rejected))
-    _common.show("\n" + _sources(found.choice.cell.where.chip, bool(space.offer.model.experts)))
+    _common.show("\n" + _sources(found.choice.cell.slice.chip, bool(space.offer.model.experts)))
 
 
 def _space(model: Model, context: int, slots: int, prompt: int | None) -> Space:
@@ -121,12 +121,11 @@ def _space(model: Model, context: int, slots: int, prompt: int | None) -> Space:
             slices=_priced(),
             dtype_sets=tuple(_dtypes.combined(_KV_DTYPE.value)),
             layouts=tuple(wanted),
-            rates=functools.cache(lambda name: _slices.rates(find_chip(name))),
+            calibration=functools.cache(lambda name: _slices.calibration(find_chip(name))),
             context=context,
             slots=slots,
             experts=_slice_flags.EXPERTS.value,
             prompt=prompt,
-            quotes=lambda name: _slices.quote(find_chip(name)),
         )
     )
 
@@ -169,9 +168,9 @@ def _targets(context: int) -> Targets:
     )
 
 
-def _priced() -> tuple[tuple[Slice, float], ...]:
+def _priced() -> tuple[tuple[Slice, Price], ...]:
     """The slices to look at, with the price of a chip-hour of each."""
-    named = [_slices.where(text) for text in _TOPOLOGY.value or ()]
+    named = [_slices.slice(text) for text in _TOPOLOGY.value or ()]
     most = max(_MOST, _CHIPS.value or 0)
     asked = [find_chip(name) for name in _CHIP.value or ()]
     every = asked or ([] if named else [chip for chip in chips() if _slices.listed_price(chip)])
@@ -179,13 +178,13 @@ def _priced() -> tuple[tuple[Slice, float], ...]:
         out = ", ".join(chip.name for chip in chips() if chip not in every)
         _slices.check_given((Slice(chip, (1,)) for chip in every), "--chip")
         _common.say(f"not looked at, for want of an on-demand price{_slices.whose()}: {out}")
-    found = [where for chip in every for where in slices_of(_slices.overridden(chip), most)]
+    found = [slice for chip in every for slice in slices_of(_slices.overridden(chip), most)]
     together = list(dict.fromkeys(named + found))
     _slices.check_given(together, "--chip")
-    return tuple((where, _price(where.chip)) for where in together)
+    return tuple((slice, _price(slice.chip)) for slice in together)
 
 
-def _price(chip: Chip) -> float:
+def _price(chip: Chip) -> Price:
     found = _slices.price(chip)
     if found is None:
         raise UsageError(
@@ -196,7 +195,7 @@ def _price(chip: Chip) -> float:
 
 
 def _title(offer: Offer) -> str:
-    slices = several(len({where for where, _ in offer.slices}), "slice")
+    slices = several(len({slice for slice, _ in offer.slices}), "slice")
     return (
         f"{offer.model.name}, decode at {offer.context:,} cached tokens (room for "
         f"{offer.slots:,}), on {slices}. Ways that no other betters in both expected step and "
@@ -209,7 +208,8 @@ def _sources(chip: Chip, mixture: bool) -> str:
     experts = f"; experts that a step reads: {EXPERTS[read]} ({read})" if mixture else ""
     return (
         f"floor: peaks of {chip.name}, {chip.source}; expected: calibration "
-        f"{_slices.rates(chip).said_of(chip.name)}; cost: {_slices.price_words(chip)}" + experts
+        f"{_slices.calibration(chip).said_of(chip.name)}; cost: {_slices.price_words(chip)}"
+        + experts
     )
 
 

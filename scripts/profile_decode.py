@@ -61,7 +61,8 @@ with _common.importing(__name__):
     from model.dtypes import Dtypes
     from profiles.chips.chip import DEAREST, RANGE
     from profiles.figures.steps import cost, step_time
-    from profiles.measured.sweep import Interrupted, Outcome, Sweep, run
+    from profiles.floor.passes import Pass
+    from profiles.measured.sweep import Interrupted, Sweep, SweepResult, run
     from profiles.measured.tensorboard import remove_events, write_events
     from profiles.report.document import document
     from profiles.report.files import check_writable, remove, write_csv, write_json
@@ -99,10 +100,10 @@ def main() -> None:
     _refuse_impossible(outcome)
 
 
-def _measure(sweep: Sweep, output: Path, started: str) -> Outcome:
+def _measure(sweep: Sweep, output: Path, started: str) -> SweepResult:
     """Runs the sweep; what it has found so far is in the files after every round."""
 
-    def keep(outcome: Outcome) -> None:
+    def keep(outcome: SweepResult) -> None:
         if processes.first():
             _write(output, _document(outcome, started))
 
@@ -132,9 +133,8 @@ def _sweep(output: Path) -> Sweep:
     def dtype_sets() -> list[Dtypes]:
         return _dtypes.dtype_sets(source.stored_quantization())
 
-    layouts, shapes = _layouts.layouts(
-        source.config, meshes, lambda: dtype_sets()[0], batches, contexts
-    )
+    steps = [Pass(batch, context) for batch in batches for context in contexts]
+    layouts, shapes = _layouts.layouts(source.config, meshes, lambda: dtype_sets()[0], steps)
     return Sweep(
         source=source,
         layouts=layouts,
@@ -151,7 +151,7 @@ def _sweep(output: Path) -> Sweep:
     )
 
 
-def _document(outcome: Outcome, started: str) -> dict:
+def _document(outcome: SweepResult, started: str) -> dict:
     return document(
         sys.argv,
         outcome.points,
@@ -181,7 +181,7 @@ def _draw(output: Path, found: dict) -> None:
     _common.say(f"wrote {', '.join(str(path) for path in (output / 'profile.json', *figures))}")
 
 
-def _refuse_unmeasured(outcome: Outcome) -> None:
+def _refuse_unmeasured(outcome: SweepResult) -> None:
     """Fails a run without a measured row; it says why in each."""
     if not any("step_s" in point for point in outcome.points):
         first, count = outcome.points[0], len(outcome.points)
@@ -189,7 +189,7 @@ def _refuse_unmeasured(outcome: Outcome) -> None:
         raise FloorlineError(f"number of rows measured is 0 of {count} ({why})") from outcome.error
 
 
-def _refuse_impossible(outcome: Outcome) -> None:
+def _refuse_impossible(outcome: SweepResult) -> None:
     for point in outcome.points:
         if point.get("fraction_of_floor", 0) > 1:
             raise FloorlineError(point["message"])

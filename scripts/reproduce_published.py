@@ -74,12 +74,12 @@ def main() -> None:
     named = "model", "random_weights", "accept_terms", "max_context"
     _common.refuse(named, "models are those of the cases")
     _slices.refuse_given("chips and experts are those of the cases")
-    rates = (
+    calibration = (
         read_calibration(_slice_flags.CALIBRATION.value) if _slice_flags.CALIBRATION.value else None
     )
     own = _CASES.value is not None
     cases, unusable = cases_of(_CASES.value) if own else shipped_cases()
-    rows, refused = reproduce_all(cases, rates)
+    rows, refused = reproduce_all(cases, calibration)
     unusable += refused
     found = case_records(rows, unusable)
     contexts, printed = ([], []) if own else (list(longest_contexts()), figures())
@@ -87,7 +87,7 @@ def main() -> None:
         found["longest_contexts"] = contexts
         found["reproductions"] = [figure.as_record() for figure in printed]
     if _common.JSON.value and processes.first():
-        names = {"calibration": sorted({row.rates.name for row in rows})}
+        names = {"calibration": sorted({row.calibration.name for row in rows})}
         whole = document(
             sys.argv, [], device_kind="", started=started, bandwidth=None, **names, **found
         )

@@ -60,20 +60,20 @@ class Price:
     """What a chip costs, in USD per hour, where and when.
 
     Attributes:
-      usd: of one chip for one hour.
-      commitment: such as ``on-demand``.
+      usd: what one chip costs for one hour.
+      commitment: for how long it is bought, such as ``on-demand``.
       provider: who lists it.
+      date: when it was listed.
+      source: where it was read. This and the names above are empty for a price that a user gives.
       offer: the provider's machine or tier; empty where it has but one.
       region: empty where the price names none.
-      date: when it was listed.
-      source: where it was read.
     """
 
     usd: float
-    commitment: str
-    provider: str
-    date: str
-    source: str
+    commitment: str = ""
+    provider: str = ""
+    date: str = ""
+    source: str = ""
     offer: str = ""
     region: str = ""
 
@@ -95,7 +95,7 @@ class Price:
 
     def __str__(self) -> str:
         said = ", ".join(filter(None, (self.commitment, self.seller, self.region, self.date)))
-        return f"{exact(self.usd)} USD per chip-hour ({said})"
+        return f"{exact(self.usd)} USD per chip-hour" + f" ({said})" * bool(said)
 
 
 @dataclasses.dataclass(frozen=True)

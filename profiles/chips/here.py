@@ -23,13 +23,13 @@ class Here:
     """Devices to predict for.
 
     Attributes:
-      where: the slice that they are.
-      rates: what steps achieve there.
+      slice: the slice that they are.
+      calibration: what steps achieve there.
       words: what predictions are from.
     """
 
-    where: Slice
-    rates: Calibration
+    slice: Slice
+    calibration: Calibration
     words: str
 
 
@@ -42,9 +42,9 @@ def here(count: int) -> Here:
         except UsageError:
             pass  # a ranking can do with assumed rates; a floor could not
         else:
-            where = Slice(chip, shape_of(chip, [getattr(d, "coords", None) for d in found]))
-            rates = calibration_of(chip.name)
-            return Here(where, rates, f"calibration {rates.said_of(chip.name)}")
+            slice = Slice(chip, shape_of(chip, [getattr(d, "coords", None) for d in found]))
+            calibration = calibration_of(chip.name)
+            return Here(slice, calibration, f"calibration {calibration.said_of(chip.name)}")
     return assumed(count)
 
 
@@ -77,5 +77,7 @@ def assumed(count: int) -> Here:
     shared = {name: rate / count for name, rate in _ASSUMED.items()} | {"fabric": _ASSUMED_LINK}
     figures = {name: Figure(rate, rate, "assumed") for name, rate in shared.items()}
     chip = Chip("cpu", ("cpu",), 1, None, Wiring(dimensions=0), (), figures)
-    rates = Calibration("assumed", "assumed", ("cpu",), 1, 1, 1, _START_S, 0, 0, 0, hidden=False)
-    return Here(Slice(chip, (count,)), rates, "assumed rates of a CPU: not a TPU's choice")
+    calibration = Calibration(
+        "assumed", "assumed", ("cpu",), 1, 1, 1, _START_S, 0, 0, 0, hidden=False
+    )
+    return Here(Slice(chip, (count,)), calibration, "assumed rates of a CPU: not a TPU's choice")

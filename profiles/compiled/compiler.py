@@ -75,15 +75,15 @@ class Outcome:
     beyond: float | None = None
 
 
-def check_target(where: Slice) -> None:
+def check_target(slice: Slice) -> None:
     """Refuses chips that there is no compiler for.
 
     Raises:
       UsageError: the chip is none of `TARGETS`.
     """
-    if where.chip.name not in TARGETS:
+    if slice.chip.name not in TARGETS:
         raise UsageError(
-            f"topology is {where}, which XLA's TPU compiler does not compile for; use one of "
+            f"topology is {slice}, which XLA's TPU compiler does not compile for; use one of "
             f"{', '.join(TARGETS)}"
         )
 
@@ -101,32 +101,32 @@ def check_compiler() -> None:
         )
 
 
-def topology(where: Slice) -> tuple[str, dict[str, object]]:
+def topology(slice: Slice) -> tuple[str, dict[str, object]]:
     """What `jax.experimental.topologies` calls a slice.
 
     Both cores of a v4 chip are one device, as on machines that have them, only if it is told so.
     A slice smaller than a host must say that its host is so small.
     """
-    shape = "x".join(map(str, where.shape))
+    shape = "x".join(map(str, slice.shape))
     options: dict[str, object] = {}
-    if where.chip.name == "v4":
+    if slice.chip.name == "v4":
         options["chip_config_name"] = "megacore"
-    if any(size % 2 for size in where.shape[:2]):
-        options["chips_per_host_bounds"] = [*where.shape, 1][:3]
-    if where.count > 1:
-        options["num_slices"] = where.count
-    return f"{where.chip.name}:{shape}", options
+    if any(size % 2 for size in slice.shape[:2]):
+        options["chips_per_host_bounds"] = [*slice.shape, 1][:3]
+    if slice.count > 1:
+        options["num_slices"] = slice.count
+    return f"{slice.chip.name}:{shape}", options
 
 
-def compile_step(subject: Subject, where: Slice, auto_weight_layout: bool = False) -> Outcome:
+def compile_step(subject: Subject, slice: Slice, auto_weight_layout: bool = False) -> Outcome:
     """Compiles a pass for a slice; what goes wrong in the compiler is an outcome.
 
     Args:
       subject: the pass.
-      where: the slice, of as many devices as the subject's mesh has.
+      slice: the slice, of as many devices as the subject's mesh has.
       auto_weight_layout: the compiler also chooses how each weight's shard lies in memory.
     """
-    name, options = topology(where)
+    name, options = topology(slice)
     job = {"subject": to_json(subject), "topology": name, "options": options}
     job["weights_anyhow"] = auto_weight_layout
     with tempfile.TemporaryDirectory() as folder:

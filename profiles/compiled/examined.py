@@ -11,6 +11,7 @@ from profiles.expected.estimate import Estimate, Estimator
 from profiles.expected.record import Recorder
 from profiles.expected.remedies import remedy
 from profiles.floor.collective import Collective
+from profiles.floor.passes import Pass
 from profiles.report.document import Record
 from profiles.report.numbers import number
 
@@ -56,22 +57,19 @@ class Examined:
         }
 
 
-def examine(estimator: Estimator, batch: int, context: int, prefill: bool = False) -> Examined:
-    """Compiles a pass of one layout on one slice, if its weights and cache fit.
+def examine(estimator: Estimator, pass_: Pass) -> Examined:
+    """Compiles a pass of a deployment, if its weights and cache fit.
 
     Args:
-      estimator: of the layout.
-      batch: sequences.
-      context: tokens in the cache of each; of prefill, tokens of a prompt.
-      prefill: a pass over prompts.
+      estimator: of the deployment.
+      pass_: the pass.
     """
-    step = passed(estimator, batch, context, prefill)
-    subject = subject_of(estimator, batch, context, prefill)
+    step, subject = estimate_on_tpu(estimator, pass_), subject_of(estimator, pass_)
     record = Recorder(estimator).record(step)
     if not step.fits:
-        beyond = step.resident - estimator.setting.where.chip.expected.capacity
+        beyond = step.resident - estimator.deployment.slice.chip.expected.capacity
         return Examined(estimator, step, subject, record | {"message": too_large(step, beyond)})
-    outcome = compile_step(subject, estimator.setting.where)
+    outcome = compile_step(subject, estimator.deployment.slice)
     record |= status(outcome, step)
     if outcome.status != "ok":
         return Examined(estimator, step, subject, record, outcome)
@@ -81,23 +79,24 @@ def examine(estimator: Estimator, batch: int, context: int, prefill: bool = Fals
     return Examined(estimator, step, subject, record, outcome, compiled, wanted, found)
 
 
-def passed(estimator: Estimator, batch: int, context: int, prefill: bool) -> Estimate:
-    """The estimate of a pass, its cache as large as an engine's on TPU; arguments of `examine`."""
-    if prefill:
-        return estimator.prefill(batch, context)
-    dtypes = estimator.setting.dtypes
-    return estimator.decode(batch, context, slots=whole_tiles(context + 1, dtypes))
+def estimate_on_tpu(estimator: Estimator, pass_: Pass) -> Estimate:
+    """The estimate of a pass, the cache of a decode step as large as an engine's on TPU."""
+    if pass_.over_prompts:
+        return estimator.estimate(pass_)
+    slots = whole_tiles(pass_.room, estimator.deployment.dtypes)
+    return estimator.estimate(dataclasses.replace(pass_, slots=slots))
 
 
-def subject_of(estimator: Estimator, batch: int, context: int, prefill: bool) -> Subject:
-    """A pass as a compiler is given it; arguments as of `examine`."""
+def subject_of(estimator: Estimator, pass_: Pass) -> Subject:
+    """A pass as a compiler is given it."""
+    deployment = estimator.deployment
     return Subject(
-        config=estimator.setting.model,
-        placement=estimator.placement,
-        dtypes=estimator.setting.dtypes,
-        batch=estimator.padded(batch),
-        slots=whole_tiles(context if prefill else context + 1, estimator.setting.dtypes),
-        tokens=context if prefill else 1,
+        config=deployment.model,
+        placement=deployment.placement,
+        dtypes=deployment.dtypes,
+        batch=deployment.padded(pass_).batch,
+        slots=whole_tiles(pass_.room, deployment.dtypes),
+        tokens=pass_.tokens,
     )
 
 
@@ -106,7 +105,7 @@ def status(outcome: Outcome, step: Estimate) -> Record:
     if outcome.status == "ok":
         return {"status": "ok", "fits": True}
     if outcome.status == "does_not_fit":
-        parts = step.setting.where.chip.devices_per_chip
+        parts = step.deployment.slice.chip.devices_per_chip
         message = too_large(step, (outcome.beyond or 0) * parts)
         said = f" (XLA: {outcome.message})"
         return {"status": "does_not_fit", "fits": False, "message": message + said}
@@ -118,4 +117,4 @@ def too_large(step: Estimate, beyond: float) -> str:
     need = f"{number(beyond / 1e9)} GB per chip more" if beyond else "more"
     what = "weights, cache and temporaries" if step.fits else "weights, cache and activations"
     advice = "use a smaller batch or a larger slice" if step.fits else remedy(step)
-    return f"{what} need {need} than {step.setting.where} has; {advice}"
+    return f"{what} need {need} than {step.deployment.slice} has; {advice}"

@@ -79,11 +79,11 @@ class CollectiveTimes:
     """
 
     def __init__(self, estimator: Estimator, listed: Sequence[Collective]):
-        where, self.rates = estimator.setting.where, estimator.setting.rates
-        where = dataclasses.replace(where, chip=where.chip.expected)
-        mesh = mesh_items(estimator.setting.mesh)
+        slice, self.calibration = estimator.deployment.slice, estimator.deployment.calibration
+        slice = dataclasses.replace(slice, chip=slice.chip.expected)
+        mesh = mesh_items(estimator.deployment.mesh)
         self._wires = min(
-            layings(where, mesh, False),
+            layings(slice, mesh, False),
             key=lambda wires: sum(each.count * self._seconds(each, wires) for each in listed),
         )
 
@@ -92,8 +92,8 @@ class CollectiveTimes:
         return self._seconds(each, self._wires)
 
     def _seconds(self, each: Collective, wires) -> float:
-        start, per_byte = wires.usual(each.kind, each.axes, self.rates)
-        return start + each.payload_bytes * per_byte / self.rates.link
+        start, per_byte = wires.usual(each.kind, each.axes, self.calibration)
+        return start + each.payload_bytes * per_byte / self.calibration.link
 
 
 def _not_aliased(step: CompiledStep, bandwidth: float) -> Iterator[Finding]:
@@ -123,11 +123,11 @@ def _moved(step: CompiledStep, bandwidth: float, floor_s: float) -> Iterator[Fin
 
 def _move_words(move: Move) -> str:
     what = "held whole in more bits: " if move.wider else ""
-    where = f", in {move.where}" if move.where else ""
+    block = f", in {move.where}" if move.where else ""
     place = "" if "written back" in move.how else " in main memory"
     return (
         f"{move.origin} is {what}{move.how}{place}, {_times(move.count)} a step, "
-        f"{byte_size(move.bytes)} each{where}"
+        f"{byte_size(move.bytes)} each{block}"
     )
 
 
@@ -194,9 +194,9 @@ def _alone(step: CompiledStep, times: CollectiveTimes) -> Iterator[Finding]:
         )
 
 
-def _place(where: str) -> str:
+def _place(block: str) -> str:
     """Scopes with layers not told apart, each once where one operation serves several."""
-    named = re.sub(r"\blayer_\d+", "layer", where)
+    named = re.sub(r"\blayer_\d+", "layer", block)
     return " and ".join(dict.fromkeys(re.split(r"/(?=layer/)", named)))
 
 

@@ -19,9 +19,11 @@ from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.compiled.compiler import check_target
 from profiles.compiled.examined import examine
-from profiles.expected.candidates import Wish, candidates
-from profiles.expected.estimate import Estimator, Setting, best
+from profiles.expected.candidates import LayoutNames, candidates
+from profiles.expected.estimate import Estimator, best
+from profiles.floor.deployment import Deployment
 from profiles.floor.memory import free_memory
+from profiles.floor.passes import Pass
 from profiles.report.document import Record
 from profiles.report.files import to_json, write_atomically
 from sharding.error_types import FloorlineError
@@ -33,34 +35,31 @@ POINTS = "points.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
-    """One step to compile.
+class GridPoint:
+    """One pass to compile.
 
     Attributes:
       model: its sizes.
       topology: text of a slice.
-      wish: layouts by names, of which the expected best is compiled.
+      names: layouts by names, of which the expected best is compiled.
       dtypes: how numbers are stored.
-      batch: sequences.
-      context: tokens in the cache of each; of prefill, tokens of a prompt.
-      prefill: a pass over prompts.
+      pass_: the pass.
       mesh: sizes of its axes as text; None for the expected best.
     """
 
     model: ModelConfig
     topology: str
-    wish: Wish
+    names: LayoutNames
     dtypes: Dtypes
-    batch: int
-    context: int
-    prefill: bool = False
+    pass_: Pass
     mesh: str | None = None
 
     def __str__(self) -> str:
-        phase = "prefill" if self.prefill else "decode"
+        length = self.pass_.tokens if self.pass_.over_prompts else self.pass_.context
         return (
-            f"{self.model.name} on {self.topology}, {self.wish}, {self.dtypes}, {phase} of batch "
-            f"{self.batch}, context {self.context}" + (f", mesh {self.mesh}" if self.mesh else "")
+            f"{self.model.name} on {self.topology}, {self.names}, {self.dtypes}, "
+            f"{self.pass_.phase} of batch {self.pass_.batch}, context {length}"
+            + (f", mesh {self.mesh}" if self.mesh else "")
         )
 
     def check(self) -> None:
@@ -70,7 +69,7 @@ class Point:
           UsageError: an unknown chip, slice, layout or mesh.
         """
         check_target(parse_slice(self.topology))
-        self.wish.layouts(self.model)
+        self.names.layouts(self.model)
         if self.mesh:
             parse_mesh(self.mesh)
 
@@ -80,20 +79,20 @@ class Point:
         Raises:
           LayoutError: none goes with the model and the slice.
         """
-        where = parse_slice(self.topology)
-        setting = Setting(
+        slice = parse_slice(self.topology)
+        deployment = Deployment(
             model=self.model,
-            where=where,
+            slice=slice,
             dtypes=self.dtypes,
-            rates=calibration_of(where.chip.name),
+            calibration=calibration_of(slice.chip.name),
         )
         shapes = [parse_mesh(self.mesh)] if self.mesh else None
-        found = candidates(setting, self.wish.layouts(self.model), shapes)
-        return best(found, [(self.batch, self.context)], self.prefill)
+        found = candidates(deployment, self.names.layouts(self.model), shapes)
+        return best(found, [self.pass_])
 
 
 def run(
-    points: Sequence[Point],
+    points: Sequence[GridPoint],
     folder: Path,
     versions: dict[str, str],
     progress: Callable[[Iterator[tuple[str, Record]], int], Iterator[tuple[str, Record]]],
@@ -132,16 +131,17 @@ def at_once() -> int:
     return max(min(os.cpu_count() or 1, int((free_memory() or EACH) // EACH)), 1)
 
 
-def _examined(point: Point) -> Record:
+def _examined(point: GridPoint) -> Record:
     try:
-        record = examine(point.estimator(), point.batch, point.context, point.prefill).as_record()
+        record = examine(point.estimator(), point.pass_).as_record()
     except FloorlineError as error:
         record = {
             "model": point.model.name,
             "topology": point.topology,
-            "layout": point.wish.layout,
-            "batch": point.batch,
-            "context": point.context,
+            "layout": point.names.layout,
+            "batch": point.pass_.batch,
+            "context": point.pass_.context,
+            "tokens_per_sequence": point.pass_.tokens,
             **point.dtypes.names(),
             "status": "unsupported",
             "message": str(error),

@@ -18,34 +18,34 @@ from profiles.report.table import WIDTH, aligned
 TEMPORARY = 0.01  # of arguments: temporaries that are worth a word
 
 
-def title(subject: Subject, where: Slice) -> str:
+def title(subject: Subject, slice: Slice) -> str:
     """What is compiled."""
-    return "\n".join(textwrap.wrap(f"{subject}, for {where}", WIDTH))
+    return "\n".join(textwrap.wrap(f"{subject}, for {slice}", WIDTH))
 
 
 def times(estimator: Estimator, step: Estimate) -> str:
     """Floor and expected time, with what they are at."""
-    chip, where = estimator.chip, estimator.setting.where
+    chip, slice = estimator.chip, estimator.deployment.slice
     terms = ", ".join(f"{n.replace('_', ' ')} {ms(s)} ms" for n, s in step.floor.terms().items())
     lines = [
         f"floor:     {ms(step.floor.seconds)} ms per step ({terms}), at {chip.name}'s highest "
         f"published figures, {number(chip.bandwidth / 1e9)} GB/s per chip",
         f"expected:  {ms(step.expected.seconds)} ms per step, by calibration "
-        f"{estimator.setting.rates.said_of(where.chip.name)}",
+        f"{estimator.deployment.calibration.said_of(slice.chip.name)}",
     ]
     return _wrapped(lines)
 
 
 def memory(compiled: CompiledStep, step: Estimate, arrays: Sequence[PlacedArray]) -> str:
     """Bytes of one device: the floor's beside the compiler's, and what the layout copies."""
-    traffic, parts = step.traffic, step.setting.where.chip.devices_per_chip
+    traffic, parts = step.counts, step.deployment.slice.chip.devices_per_chip
     resident = traffic.weights_resident + traffic.kv_resident
     arguments = compiled.argument_bytes
-    where = "in place" if not compiled.not_aliased else "NOT in place"
+    written = "in place" if not compiled.not_aliased else "NOT in place"
     rows = [
         ("weights and cache", _count(resident), _count(arguments), _more(arguments, resident)),
         (
-            "cache, written " + where,
+            "cache, written " + written,
             _count(traffic.kv_resident),
             _count(compiled.aliased_bytes),
             _more(compiled.aliased_bytes, traffic.kv_resident),

@@ -1,17 +1,16 @@
 """All ways to put a model on a slice: meshes, layouts and attention, those that the sizes admit."""
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from model.config import ModelConfig
-from model.layout_check import settle
 from profiles.chips.slices import Slice, slices_of
-from profiles.expected.estimate import Estimator, Setting
-from profiles.expected.sized import SizedCosts
-from profiles.floor.counts import StepCosts
+from profiles.expected.estimate import Estimator
+from profiles.floor.deployment import Deployment, Model
+from profiles.floor.passes import Pass
+from profiles.floor.sized_models import SizedModel
 from sharding.catalog import (
     ATTENTION,
     LAYOUTS,
@@ -26,6 +25,7 @@ from sharding.layout import Layout
 from sharding.mesh import MeshShape
 
 AUTO = "auto"
+ONE_DEVICE: MeshShape = {"x": 1, "y": 1, "z": 1}
 Item, Made = TypeVar("Item"), TypeVar("Made")
 
 
@@ -38,34 +38,14 @@ def meshes(devices: int) -> list[MeshShape]:
     ]
 
 
-def layouts(
-    name: str,
-    attention: str,
-    finish: Callable[[Layout], Layout] = lambda layout: layout,
-) -> list[Layout]:
-    """Those of these names, either of which may be `AUTO`.
-
-    Args:
-      name: of a layout.
-      attention: what divides attention.
-      finish: makes of a layout one with whatever else is wanted of it.
-
-    Raises:
-      UsageError: there is none of a name.
-    """
-    names = list(LAYOUTS) if name == AUTO else [name]
-    kinds = ATTENTION if attention == AUTO else [attention]
-    return [finish(attend_by(find_layout(each), kind)) for each in names for kind in kinds]
-
-
 @dataclasses.dataclass(frozen=True)
-class Wish:
+class LayoutNames:
     """Layouts by names, of which the first three may be `AUTO`.
 
     Attributes:
-      layout: of decode steps. With `AUTO` a mixture's experts are divided in both ways.
+      layout: the layout of decode steps. With `AUTO` a mixture's experts are divided in both ways.
       attention: what divides attention.
-      prefill: layout of prompts, over the same stored weights; None for that of decode steps.
+      prefill: the layout of prompts, over the same stored weights; None for that of decode steps.
       collectives: who schedules them.
       expert_parallel: experts are divided over the devices.
     """
@@ -83,22 +63,27 @@ class Wish:
 
     @property
     def open(self) -> bool:
-        """Whether it stands for more than one layout of decode steps."""
+        """Whether these names stand for more than one layout of decode steps."""
         return AUTO in (self.layout, self.attention)
 
-    def layouts(self, config: ModelConfig) -> list[Layout]:
-        """All that it stands for.
+    def layouts(self, model: Model) -> list[Layout | None]:
+        """All layouts that these names stand for; None for a model by its sizes alone.
 
         Raises:
           UsageError: there is none of a name, or the one of prompts stores weights otherwise.
         """
+        if isinstance(model, SizedModel):
+            return [None]
+        named = list(LAYOUTS) if self.layout == AUTO else [self.layout]
+        kinds = ATTENTION if self.attention == AUTO else [self.attention]
+        steps = [attend_by(find_layout(name), kind) for name in named for kind in kinds]
         found = [
             prefill_by(each, prompts) if prompts else each
-            for each in layouts(self.layout, self.attention)
+            for each in steps
             for prompts in self._prompts(each)
         ]
         divided = []
-        if config.experts and (self.expert_parallel or self.layout == AUTO):
+        if model.experts and (self.expert_parallel or self.layout == AUTO):
             divided = list(map(divide_experts, found))
         if self.expert_parallel and divided:
             found = []
@@ -120,24 +105,32 @@ class Wish:
 
 
 def candidates(
-    setting: Setting, wanted: Sequence[Layout], shapes: Sequence[MeshShape] | None = None
+    deployment: Deployment,
+    layouts: Sequence[Layout | None],
+    shapes: Sequence[MeshShape] | None = None,
 ) -> list[Estimator]:
-    """Estimators of a setting in each of these layouts, on each mesh that goes with it.
+    """Estimators of a deployment in each of these layouts, on each mesh that goes with it.
 
     Args:
-      setting: all but layout and mesh.
-      wanted: layouts.
+      deployment: everything but layout and mesh.
+      layouts: the layouts; only None for a model by its sizes, which divides evenly.
       shapes: meshes; all of the slice's if None.
 
     Raises:
       LayoutError: no layout goes with the model on any mesh; the message is the first refusal's.
     """
-    if not isinstance(setting.model, ModelConfig):
-        return [Estimator(setting)]
-    ways = itertools.product(wanted, shapes or meshes(setting.where.devices))
-    return not_refused(
-        lambda way: Estimator(dataclasses.replace(setting, layout=way[0], mesh=way[1])), ways
-    )
+    return not_refused(Estimator, _divided(deployment, layouts, shapes))
+
+
+def _divided(
+    deployment: Deployment,
+    layouts: Sequence[Layout | None],
+    shapes: Sequence[MeshShape] | None = None,
+) -> Iterator[Deployment]:
+    """The deployment in each of these layouts on each mesh, whether they go together or not."""
+    for layout in layouts:
+        for mesh in (shapes or meshes(deployment.slice.devices)) if layout else [None]:
+            yield dataclasses.replace(deployment, layout=layout, mesh=mesh)
 
 
 def not_refused(make: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
@@ -158,54 +151,38 @@ def not_refused(make: Callable[[Item], Made], items: Iterable[Item]) -> list[Mad
 
 
 def least_slice(
-    setting: Setting, batch: int, context: int, wanted: Sequence[Layout], tokens: int = 1
+    deployment: Deployment, pass_: Pass, layouts: Sequence[Layout | None]
 ) -> Slice | None:
-    """The smallest slice of a setting's chip on which a pass fits in some layout.
+    """The smallest slice of a deployment's chip on which a pass fits in some layout.
 
     Args:
-      setting: its model, chip and form.
-      batch: sequences.
-      context: tokens in the cache of each before the pass.
-      wanted: layouts.
-      tokens: new ones of each; 1 of a decode step, more of prompts.
+      deployment: its model, chip and dtypes count.
+      pass_: the pass.
+      layouts: the layouts, as in `candidates`.
 
     Returns:
       None where no slice of the chip holds them.
     """
-    chip = setting.where.chip
+    chip = deployment.slice.chip
     capacity = chip.expected.capacity
-    whole = next(_held(setting, 1, batch, context, wanted, tokens))
-    for where in slices_of(chip):
-        if whole > where.chips * capacity:
+    first = next(_divided(deployment, layouts, [ONE_DEVICE]))
+    whole = first.count(pass_).held * (1 if first.layout else deployment.slice.devices)
+    for slice in slices_of(chip):
+        if whole > slice.chips * capacity:
             continue  # not even if everything divided evenly
-        parts = _held(setting, where.devices, batch, context, wanted, tokens)
+        parts = _held(dataclasses.replace(deployment, slice=slice), pass_, layouts)
         if any(held * chip.devices_per_chip <= capacity for held in parts):
-            return where
+            return slice
     return None
 
 
-def _held(
-    setting: Setting, devices: int, batch: int, context: int, wanted: Sequence[Layout], tokens: int
-) -> Iterator[float]:
-    """Bytes per device that a pass holds, in each layout on each mesh of so many devices."""
-    model, dtypes = setting.model, setting.dtypes
-
-    def held(costs: StepCosts | SizedCosts, sequences: int) -> float:
-        if tokens == 1:
-            return costs.decode(batch=sequences, context=context).held
-        return costs.prefill(batch=sequences, tokens=tokens, cached=context).held
-
-    if not isinstance(model, ModelConfig):
-        yield held(SizedCosts(model, dtypes, devices), batch)
-        return
-    for layout, mesh in itertools.product(wanted, meshes(devices)):
+def _held(deployment: Deployment, pass_: Pass, layouts: Sequence[Layout | None]) -> Iterator[float]:
+    """Bytes per device that a pass holds, in each layout on each mesh that goes with it."""
+    for one in _divided(deployment, layouts):
         try:
-            placement = settle(model, dtypes, layout, mesh)
+            yield one.count(pass_).held
         except LayoutError:
             continue
-        multiple = placement.multiple("B")
-        costs = StepCosts(model, placement if tokens == 1 else placement.prefill, dtypes)
-        yield held(costs, -(-batch // multiple) * multiple)
 
 
 def _divisors(number: int) -> list[int]:

@@ -9,14 +9,14 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from model.layout_check import settle
 from profiles.chips.here import Here, here
-from profiles.expected.candidates import AUTO, Wish, meshes, not_refused
-from profiles.expected.estimate import Estimate, Estimator, Setting, ranked
+from profiles.expected.candidates import AUTO, LayoutNames, meshes, not_refused
+from profiles.expected.estimate import Estimate, Estimator, ranked
+from profiles.floor.deployment import Deployment
+from profiles.floor.passes import Pass
 from profiles.report.numbers import milliseconds, ms, number
 from profiles.report.titles import field_text
 from sharding import processes
@@ -31,52 +31,53 @@ EQUAL = 1e-9
 Report = Callable[[str], None]
 
 
-class Way(NamedTuple):
-    """A layout on a mesh."""
-
-    layout: Layout
-    mesh: MeshShape
-
-
 @dataclasses.dataclass(frozen=True)
-class Work:
+class Purpose:
     """What a layout and a mesh are chosen for.
 
     Attributes:
       config: the model.
-      dtypes: how its numbers are stored.
-      batches: sequences per step.
-      contexts: tokens in the cache.
+      dtypes: says how its numbers are stored. It may start JAX, so it is asked only where the model
+        and the meshes admit a choice.
+      steps: decode steps, whose expected times are added up.
+      whole_batches: whether to prefer meshes that need pad none of their batches.
     """
 
     config: ModelConfig
-    dtypes: Dtypes
-    batches: Sequence[int]
-    contexts: Sequence[int]
+    dtypes: Callable[[], Dtypes]
+    steps: Sequence[Pass]
+    whole_batches: bool = False
 
     @property
-    def steps(self) -> list[tuple[int, int]]:
-        """Batch and context of every decode step."""
-        return list(itertools.product(self.batches, self.contexts))
+    def prompts(self) -> list[Pass]:
+        """Passes over prompts as long as the longest context, one for each batch."""
+        longest = max([*(step.context for step in self.steps), 2])
+        return [Pass(batch, 0, longest) for batch in dict.fromkeys(s.batch for s in self.steps)]
 
-    @property
-    def prompts(self) -> list[tuple[int, int]]:
-        """Of every pass over prompts, which are as long as the longest context."""
-        return [(batch, max([*self.contexts, 2])) for batch in self.batches]
+    def on(self, devices: Here, placement: Placement) -> Deployment:
+        """The model on some devices."""
+        return Deployment(
+            model=self.config,
+            slice=devices.slice,
+            dtypes=self.dtypes(),
+            calibration=devices.calibration,
+            layout=placement.layout,
+            mesh=dict(placement.mesh),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A way's predicted seconds, summed over the work's batches and contexts.
+    """Predicted seconds in one layout on one mesh, summed over passes.
 
     Attributes:
-      name: of what was looked at.
-      way: that it is part of.
-      passes: that were predicted.
+      name: what was looked at, in words.
+      placement: the layout on its mesh.
+      passes: the estimate of each pass.
     """
 
     name: str
-    way: Way
+    placement: Placement
     passes: Sequence[Estimate]
 
     @property
@@ -102,77 +103,73 @@ class Prediction:
 
 
 def place(
-    wishes: Sequence[Wish],
-    config: ModelConfig,
+    names: Sequence[LayoutNames],
     counts: Sequence[Sequence[MeshShape]],
-    work: Callable[[], Work],
+    purpose: Purpose,
     report: Report,
-    whole_batches: Sequence[int] = (),
 ) -> tuple[list[Layout], list[MeshShape]]:
-    """A layout for each wish, and one mesh of each number of devices, on which all layouts go.
+    """A layout for each of the names, and one mesh of each number of devices, for all layouts.
 
-    What wishes leave open is chosen on the largest number of devices.
+    What names leave open is chosen on the largest number of devices.
 
     Args:
-      wishes: layouts by names.
-      config: the model.
+      names: layouts by names.
       counts: the meshes that may be, of each number of devices.
-      work: gives what to choose for, and may start JAX: asked only where the model and the meshes
-        admit a choice.
+      purpose: what to choose for.
       report: told what was picked and why.
-      whole_batches: that must not need padding, if a mesh does without.
 
     Raises:
       LayoutError: a layout goes with none of the meshes of some number.
     """
+    config = purpose.config
     largest = max(counts, key=lambda shapes: math.prod(shapes[0].values()))
-    offered = [admitted(config, wish.steps(config), largest) for wish in wishes]
+    offered = [admitted(config, each.steps(config), largest) for each in names]
     layouts = []
-    for wish, ways in zip(wishes, offered, strict=True):
-        layout, mesh = ways[0]
-        if wish.open:
-            layout, mesh = _pick(wish, _unpadded(config, ways, whole_batches), work, report)
-        layouts.append(layout)
-        if wish.open and len(wishes) == 1:
-            counts = [[mesh] if shapes is largest else shapes for shapes in counts]
-    together = [_together(config, layouts, shapes, whole_batches) for shapes in counts]
-    shapes = [least_floor(layouts, each, work, report) for each in together]
+    for each, placements in zip(names, offered, strict=True):
+        picked = placements[0]
+        if each.open:
+            picked = _pick(each, _unpadded(purpose, placements), purpose, report)
+        layouts.append(picked.layout)
+        if each.open and len(names) == 1:
+            counts = [[picked.mesh] if shapes is largest else shapes for shapes in counts]
+    together = [_together(purpose, layouts, shapes) for shapes in counts]
+    shapes = [least_floor(layouts, each, purpose, report) for each in together]
     largest = max(shapes, key=lambda mesh: math.prod(mesh.values()))
     return [
-        _pick_prompts(wish, layout, largest, work, report) if wish.prefill == AUTO else layout
-        for wish, layout in zip(wishes, layouts, strict=True)
+        _pick_prompts(each, layout, largest, purpose, report) if each.prefill == AUTO else layout
+        for each, layout in zip(names, layouts, strict=True)
     ], shapes
 
 
-def check_wishes(
-    wishes: Sequence[Wish], config: ModelConfig, counts: Sequence[Sequence[MeshShape]]
+def check_names(
+    names: Sequence[LayoutNames], config: ModelConfig, counts: Sequence[Sequence[MeshShape]]
 ) -> None:
-    """Refuses, before JAX starts, what `place` would refuse; raises as it does, too.
+    """Refuses, before JAX starts, what `place` would refuse; raises the same errors, and:
 
     Raises:
       UsageError: there is no layout of a name.
     """
-    for wish in wishes:
-        layouts = wish.steps(config)
+    for each in names:
+        layouts = each.steps(config)
         for shapes in counts:
             admitted(config, layouts, shapes)
 
 
 def every_device(
-    config: ModelConfig, wishes: Sequence[Wish], on_cpu: Sequence[int] = (1,)
+    config: ModelConfig, names: Sequence[LayoutNames], on_cpu: Sequence[int] = (1,)
 ) -> list[list[MeshShape]]:
     """The meshes of as many of JAX's devices as these layouts divide; starts JAX.
 
     Args:
       config: the model.
-      wishes: layouts by names.
+      names: layouts by names.
       on_cpu: how many fake devices a single process makes of a CPU, in turns.
 
     Raises:
       UsageError: there is no layout of a name, found before JAX starts.
       LayoutError: many processes have a number of devices that the layouts do not divide.
     """
-    offered = [wish.steps(config) for wish in wishes]
+    offered = [each.steps(config) for each in names]
     alone = processes.count() == 1
     request_cpu_devices(max(on_cpu) if alone else processes.count())
     if alone and default_platform() == "cpu":
@@ -188,153 +185,129 @@ def every_device(
     return [meshes(1)]
 
 
-def _pick(wish: Wish, ways: Sequence[Way], work: Callable[[], Work], report: Report) -> Way:
-    """The way of decode steps that is predicted to be fastest; arguments as of `place`."""
-    asked, devices = work(), here(math.prod(ways[0].mesh.values()))
-    found = choose(asked, ways, devices)
-    report(explain(found, "layout" if wish.layout == AUTO else "attention", devices))
-    return found[0].way
+def _pick(
+    names: LayoutNames, placements: Sequence[Placement], purpose: Purpose, report: Report
+) -> Placement:
+    """The layout and mesh whose decode steps are predicted to be fastest."""
+    devices = here(placements[0].devices)
+    found = choose(purpose, placements, devices)
+    report(explain(found, "layout" if names.layout == AUTO else "attention", devices))
+    return found[0].placement
 
 
 def _pick_prompts(
-    wish: Wish, steps: Layout, mesh: MeshShape, work: Callable[[], Work], report: Report
+    names: LayoutNames, steps: Layout, mesh: MeshShape, purpose: Purpose, report: Report
 ) -> Layout:
     """The layout with the one for prompts that is predicted to be fastest on a mesh."""
     named = dataclasses.replace(
-        wish, layout=steps.name, attention=steps.attends, expert_parallel=steps.expert_parallel
+        names, layout=steps.name, attention=steps.attends, expert_parallel=steps.expert_parallel
     )
-    asked, devices = work(), here(math.prod(mesh.values()))
-    ways = admitted(asked.config, named.layouts(asked.config), [mesh])
-    found = choose_prefill(asked, ways, devices)
+    devices = here(math.prod(mesh.values()))
+    placements = admitted(purpose.config, named.layouts(purpose.config), [mesh])
+    found = choose_prefill(purpose, placements, devices)
     report(explain(found, "prefill_layout", devices))
-    return found[0].way.layout
+    return found[0].placement.layout
 
 
 def admitted(
     config: ModelConfig, layouts: Iterable[Layout], shapes: Sequence[MeshShape]
-) -> list[Way]:
+) -> list[Placement]:
     """The layouts on the meshes that go with them and the model, on the simplest meshes first.
 
     Raises:
       LayoutError: there is none; the message is the first refusal's.
     """
-
-    def checked(way: tuple[Layout, MeshShape]) -> Way:
-        Placement.of(way[0], config.sizes, way[1])
-        return Way(*way)
-
-    return not_refused(checked, itertools.product(layouts, sorted(shapes, key=_axes)))
+    pairs = itertools.product(layouts, sorted(shapes, key=_axes))
+    return not_refused(lambda pair: Placement.of(pair[0], config.sizes, pair[1]), pairs)
 
 
 def least_floor(
-    layouts: Sequence[Layout],
-    shapes: Sequence[MeshShape],
-    work: Callable[[], Work],
-    report: Report,
+    layouts: Sequence[Layout], shapes: Sequence[MeshShape], purpose: Purpose, report: Report
 ) -> MeshShape:
     """The mesh on which the floors of these layouts' decode steps are least, and all fit if can be.
 
-    Of equal ones that which has fewest axes, z before y before x. Arguments as of `place`.
+    Of equal ones that which has fewest axes, z before y before x.
 
     Args:
-      shapes: on which all layouts go, the simplest first.
+      layouts: those that shall run on it.
+      shapes: meshes on which all layouts go, the simplest first.
+      purpose: what to choose for.
+      report: told what was picked and why, where it is not the simplest mesh.
     """
     if len(shapes) == 1:
         return shapes[0]
-    asked, devices = work(), here(math.prod(shapes[0].values()))
-    shapes = _stored_evenly(asked, layouts, shapes)
+    devices = here(math.prod(shapes[0].values()))
+    # Some divide the sizes but not the groups that share a scale: those are refused here.
+    choices = not_refused(lambda mesh: (mesh, _estimators(purpose, layouts, mesh, devices)), shapes)
     floors = []
-    for mesh in shapes:
-        estimators = [_estimator(asked, Way(layout, mesh), devices) for layout in layouts]
-        passes = [one.decode(*each) for one in estimators for each in asked.steps]
+    for _, estimators in choices:
+        passes = [one.estimate(step) for one in estimators for step in purpose.steps]
         unfit = sum(not each.fits for each in passes)
         floors.append((unfit, sum(each.floor.seconds for each in passes)))
     fewest, least = min(floors)
-    place = next(i for i, (unfit, s) in enumerate(floors)
-                 if unfit == fewest and s <= least * (1 + EQUAL))  # fmt: skip
-    if place:
+    position = next(i for i, (unfit, s) in enumerate(floors)
+                    if unfit == fewest and s <= least * (1 + EQUAL))  # fmt: skip
+    if position:
         names = ", ".join(layout.name for layout in layouts)
+        (simplest, _), (mesh, _) = choices[0], choices[position]
         report(
-            f"mesh {field_text(shapes[place])}: the least floor of {names}, {ms(floors[place][1])} "
-            f"ms; on {field_text(shapes[0])} {ms(floors[0][1])} ms"
+            f"mesh {field_text(mesh)}: the least floor of {names}, {ms(floors[position][1])} "
+            f"ms; on {field_text(simplest)} {ms(floors[0][1])} ms"
             + " and does not fit"
             * (floors[0][0] > fewest)
         )
-    return shapes[place]
+    return choices[position][0]
 
 
 def choose(
-    work: Work, ways: Iterable[Way], devices: Here, count: int | None = 3
+    purpose: Purpose, placements: Iterable[Placement], devices: Here, count: int | None = 3
 ) -> list[Prediction]:
-    """What decode steps are predicted to take each way, the best first.
+    """What decode steps are predicted to take in each placement, the best first.
 
     Args:
-      work: what to choose for.
-      ways: from `admitted`.
-      devices: that steps run on.
+      purpose: what to choose for.
+      placements: what `admitted` gives.
+      devices: the devices that steps run on.
       count: how many to tell; all if None.
+
+    Raises:
+      LayoutError: none of them divides the groups of weights that share a scale.
     """
-    estimators = _estimators(work, ways, devices)
+    estimators = not_refused(lambda one: Estimator(purpose.on(devices, one)), placements)
     return [
-        Prediction(_steps_words(one), _way(one), [one.decode(*each) for each in work.steps])
-        for one in ranked(estimators, work.steps, count=count or len(estimators))
+        Prediction(_words(one), one.placement, [one.estimate(step) for step in purpose.steps])
+        for one in ranked(estimators, purpose.steps, count=count or len(estimators))
     ]
 
 
-def choose_prefill(work: Work, ways: Iterable[Way], devices: Here) -> list[Prediction]:
-    """What prompts are predicted to take in each `prefill`; arguments as of `choose`."""
-    estimators = _estimators(work, ways, devices)
-    found = ranked(estimators, work.prompts, prefill=True, count=len(estimators))
+def choose_prefill(
+    purpose: Purpose, placements: Iterable[Placement], devices: Here
+) -> list[Prediction]:
+    """What prompts are predicted to take in each `prefill`; arguments are those of `choose`."""
+    estimators = not_refused(lambda one: Estimator(purpose.on(devices, one)), placements)
     return [
         Prediction(
             one.placement.prefill.layout.name,
-            _way(one),
-            [one.prefill(*each) for each in work.prompts],
+            one.placement,
+            [one.estimate(each) for each in purpose.prompts],
         )
-        for one in found
+        for one in ranked(estimators, purpose.prompts, count=len(estimators))
     ]
 
 
-def _stored_evenly(
-    work: Work, layouts: Sequence[Layout], shapes: Sequence[MeshShape]
-) -> list[MeshShape]:
-    """The meshes that divide the work's form of weights too, in every layout.
+def _estimators(
+    purpose: Purpose, layouts: Sequence[Layout], mesh: MeshShape, devices: Here
+) -> list[Estimator]:
+    """One for each layout on a mesh.
 
     Raises:
-      LayoutError: there is none.
+      LayoutError: a layout does not divide the groups of weights that share a scale.
     """
-
-    def settled(mesh: MeshShape) -> MeshShape:
-        for layout in layouts:
-            settle(work.config, work.dtypes, layout, mesh)
-        return mesh
-
-    return not_refused(settled, shapes)
+    placements = [Placement.of(layout, purpose.config.sizes, mesh) for layout in layouts]
+    return [Estimator(purpose.on(devices, placement)) for placement in placements]
 
 
-def _estimators(work: Work, ways: Iterable[Way], devices: Here) -> list[Estimator]:
-    """Of all ways that divide the work's form of weights too; raises as `_stored_evenly`."""
-    return not_refused(lambda way: _estimator(work, way, devices), ways)
-
-
-def _estimator(work: Work, way: Way, devices: Here) -> Estimator:
-    return Estimator(
-        Setting(
-            model=work.config,
-            where=devices.where,
-            dtypes=work.dtypes,
-            rates=devices.rates,
-            layout=way.layout,
-            mesh=way.mesh,
-        )
-    )
-
-
-def _way(estimator: Estimator) -> Way:
-    return Way(estimator.setting.layout, estimator.setting.mesh)
-
-
-def _steps_words(estimator: Estimator) -> str:
+def _words(estimator: Estimator) -> str:
     said = estimator.describe()
     experts = ", experts divided" * ("expert_parallel" in said)
     mesh = field_text(said["mesh"])
@@ -342,27 +315,27 @@ def _steps_words(estimator: Estimator) -> str:
 
 
 def _together(
-    config: ModelConfig,
-    layouts: Sequence[Layout],
-    shapes: Sequence[MeshShape],
-    whole_batches: Sequence[int],
+    purpose: Purpose, layouts: Sequence[Layout], shapes: Sequence[MeshShape]
 ) -> list[MeshShape]:
-    """The meshes on which all of these layouts go, the simplest first; raises as `admitted`."""
+    """The meshes on which all of these layouts go, the simplest first.
+
+    Raises:
+      LayoutError: there is none.
+    """
     found = sorted(shapes, key=_axes)
     for layout in layouts:
-        ways = _unpadded(config, admitted(config, [layout], found), whole_batches)
-        found = [mesh for _, mesh in ways]
+        placements = _unpadded(purpose, admitted(purpose.config, [layout], found))
+        found = [placement.mesh for placement in placements]
     return found
 
 
-def _unpadded(config: ModelConfig, ways: list[Way], batches: Sequence[int]) -> list[Way]:
-    """Those that need pad none of the batches; all if each does, and one may then say so."""
-
-    def whole(way: Way) -> bool:
-        multiple = Placement.of(way.layout, config.sizes, way.mesh).multiple("B")
-        return not any(batch % multiple for batch in batches)
-
-    return (list(filter(whole, ways)) or ways) if batches else ways
+def _unpadded(purpose: Purpose, placements: list[Placement]) -> list[Placement]:
+    """Those that need pad none of the batches, where that is preferred; all if each pads one."""
+    if not purpose.whole_batches:
+        return placements
+    batches = {step.batch for step in purpose.steps}
+    whole = [one for one in placements if not any(b % one.multiple("B") for b in batches)]
+    return whole or placements
 
 
 def _axes(mesh: MeshShape) -> tuple[int, int, int]:

@@ -1,122 +1,10 @@
-"""What a step's time means for money: batches, contexts, costs and schedules.
-
-Equations are those of floors, per step and chip: compute is linear in batch, memory a constant (the
-weights) plus a part linear in batch (the KV cache), and a step takes the larger. Source: Pope et
-al. 2022, section 2; Google's scaling book, "All about transformer inference".
-"""
+"""What a step's time means for money: the price of speed, of prompts, and schedules of batches."""
 
 import dataclasses
 import math
 
+from profiles.expected.balance import largest_batch
 from profiles.expected.estimate import Estimate, Estimator
-
-
-@dataclasses.dataclass(frozen=True)
-class Slopes:
-    """A decode step's floor as three straight lines, in seconds.
-
-    Attributes:
-      weights: reading all weights, all experts included: the constant.
-      least: reading those that one token meets.
-      compute: of one more sequence.
-      kv_cache: of one more sequence.
-    """
-
-    weights: float
-    least: float
-    compute: float
-    kv_cache: float
-
-    @property
-    def limit(self) -> float:
-        """Seconds per token that no batch gets below."""
-        return max(self.compute, self.kv_cache)
-
-
-def slopes(estimator: Estimator, context: int) -> Slopes:
-    """The floor's lines at a context.
-
-    Between batches of one and two multiples of what the layout divides a batch into; the weights
-    that touched experts add are in the constants, not in a slope.
-    """
-    one = estimator.padded(1)
-    sizes = {"context": context}
-    peaks = estimator.peaks
-    first = estimator.costs.decode(batch=one, experts="all", **sizes)
-    second = estimator.costs.decode(batch=2 * one, experts="all", **sizes)
-    least = estimator.costs.decode(batch=one, experts="least", **sizes)
-    cached = second.kv_read + second.kv_written - first.kv_read - first.kv_written
-    rows = (second.weights_read - first.weights_read) / one  # of a looked-up embedding
-    return Slopes(
-        weights=(first.weights_read - rows * one) / peaks.bandwidth,
-        least=(least.weights_read - rows * one) / peaks.bandwidth,
-        compute=(second.flops - first.flops) / one / peaks.flops,
-        kv_cache=cached / one / peaks.bandwidth,
-    )
-
-
-def critical_batch(estimator: Estimator) -> float:
-    """Sequences from which arithmetic takes longer than reading all weights, at no context.
-
-    Peak times bytes per weight over twice the bandwidth for a dense model, and its total over its
-    active parameters times that for a mixture.
-    """
-    lines = slopes(estimator, 0)
-    return lines.weights / lines.compute
-
-
-def balanced_context(estimator: Estimator) -> float | None:
-    """Tokens at which one more sequence costs as much memory time as compute time.
-
-    Beyond it no batch makes a step compute-bound. None where the cache never catches up, as with
-    windows in all layers.
-    """
-    low, high = 0, 1
-    while _memory_bound(estimator, high) is False:
-        low, high = high, 2 * high
-        if high > 2**40:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _memory_bound(estimator, middle) else (middle, high)
-    return float(high)
-
-
-def _memory_bound(estimator: Estimator, context: int) -> bool:
-    lines = slopes(estimator, context)
-    return lines.kv_cache > lines.compute
-
-
-def batching_gain(estimator: Estimator, context: int, every_expert: bool = False) -> float:
-    """Cost per token at batch 1 over the least that any batch comes to, both at the floor.
-
-    Args:
-      estimator: the model on its slice.
-      context: tokens in the cache.
-      every_expert: a step at batch 1 (padded where the layout divides none such) reads all
-        experts, as the simplest equation has it; else those that its token chooses.
-    """
-    lines, padded = slopes(estimator, context), estimator.padded(1)
-    weights = lines.weights if every_expert else lines.least
-    alone = max(weights + padded * lines.kv_cache, padded * lines.compute)
-    return alone / lines.limit
-
-
-def drain_s(estimator: Estimator) -> float:
-    """Seconds to read a chip's memory once: how often batches can depart with all of it used."""
-    peaks = estimator.peaks
-    return peaks.capacity / peaks.bandwidth
-
-
-def largest_batch(estimator: Estimator, context: int) -> int:
-    """Sequences that fit beside the weights, a multiple of what the layout divides them into."""
-    one = estimator.padded(1)
-    few, more = (estimator.costs.decode(batch=n * one, context=context).held for n in (1, 2))
-    free = estimator.peaks.capacity - (few - (more - few))
-    return max(math.floor(free / (more - few)), 0) * one
-
-
-# Serving -----------------------------------------------------------------------------------------
 
 
 def best_batch(estimator: Estimator, context: int, most_s: float) -> Estimate | None:
@@ -193,7 +81,7 @@ def phase_costs(
       batch: sequences of decode steps.
       context: of those.
     """
-    chips = estimator.setting.where.chips
+    chips = estimator.deployment.slice.chips
     whole = estimator.prefill(1, prompt).expected.seconds
     rest = estimator.prefill(1, prompt - cached, cached).expected.seconds
     step = estimator.decode(batch, context).expected.seconds
@@ -209,7 +97,7 @@ def price_of_speed(estimator: Estimator, context: int, batch: int, speedup: floa
     faster = best_batch(estimator, context, step.expected.seconds / speedup)
     if faster is None:
         return None
-    return faster.expected.seconds / faster.batch / (step.expected.seconds / batch)
+    return faster.expected.seconds / faster.pass_.batch / (step.expected.seconds / batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,14 +127,14 @@ def pipeline(estimator: Estimator, stages: int, batch: int, context: int) -> Pip
       batch: sequences in each of the batches under way.
       context: tokens in the cache of each.
     """
-    step, setting = estimator.decode(batch, context), estimator.setting
-    parts = setting.where.chip.devices_per_chip
-    network = setting.where.chip.network or math.inf
-    row = batch * setting.model.d_model * setting.dtypes.dtype.itemsize
-    sent = (stages - 1) * row / (network * setting.where.chips)
+    step, deployment = estimator.decode(batch, context), estimator.deployment
+    parts = deployment.slice.chip.devices_per_chip
+    network = deployment.slice.chip.network or math.inf
+    row = batch * deployment.model.d_model * deployment.dtypes.dtype.itemsize
+    sent = (stages - 1) * row / (network * deployment.slice.chips)
     return Pipeline(
-        weights=step.traffic.weights_resident * parts / stages,
-        kv_cache=step.traffic.kv_resident * parts,
+        weights=step.counts.weights_resident * parts / stages,
+        kv_cache=step.counts.kv_resident * parts,
         step_s=step.floor.seconds + sent,
         sent_s=sent,
     )

@@ -45,28 +45,28 @@ Extents = tuple[int, ...]
 """Devices that a group has along each dimension."""
 
 
-def dimensions(where: Slice, least: bool) -> tuple[Dimension, ...]:
+def dimensions(slice: Slice, least: bool) -> tuple[Dimension, ...]:
     """How the devices of a slice are joined, the fastest first.
 
     Args:
-      where: the slice.
+      slice: the slice.
       least: for a floor, which takes what is not published for the best: an axis wraps around.
 
     Where no rate is published, it is taken to be infinite.
     """
-    chip, parts = where.chip, where.chip.devices_per_chip
+    chip, parts = slice.chip, slice.chip.devices_per_chip
     halves = 1 if least else parts  # what both halves of a chip want need only come to it once
     found = []
     if chip.wiring.dimensions:
         rate = chip.ici or math.inf
-        for size, wraps in zip(where.shape, where.wraps, strict=True):
+        for size, wraps in zip(slice.shape, slice.wraps, strict=True):
             closed = least if wraps is None else wraps
             found.append(Dimension(size, RING if closed else LINE, rate / halves))
     else:
-        found.append(Dimension(where.domain, SWITCH, (chip.link or math.inf) / halves))
-    if where.chips > where.domain:
+        found.append(Dimension(slice.domain, SWITCH, (chip.link or math.inf) / halves))
+    if slice.chips > slice.domain:
         network = chip.network or math.inf
-        found.append(Dimension(where.chips // where.domain, NETWORK, network / halves))
+        found.append(Dimension(slice.chips // slice.domain, NETWORK, network / halves))
     if parts > 1:  # halves of a chip share its links
         found.insert(0, Dimension(parts, SWITCH, math.inf))
     return tuple(found)
@@ -103,7 +103,9 @@ class Wires:
         spanned = tuple(self.kinds(self.extents(collective.axes)))
         return collective.payload_bytes * _per_byte(collective.kind, spanned, least=True)
 
-    def usual(self, kind: str, axes: Sequence[str], rates: Calibration) -> tuple[float, float]:
+    def usual(
+        self, kind: str, axes: Sequence[str], calibration: Calibration
+    ) -> tuple[float, float]:
         """What a collective is expected to take: seconds to start, with its hops, and per byte.
 
         Bytes at the links' rates, in the algorithms that are used.
@@ -117,7 +119,7 @@ class Wires:
             latency = hops * self.hop_latency
             self._memo[key] = latency, between, _usual_per_byte(kind, spanned)
         latency, between, per_byte = self._memo[key]
-        return rates.collective_s + latency + rates.network_s * between, per_byte
+        return calibration.collective_s + latency + calibration.network_s * between, per_byte
 
     @functools.cached_property
     def _memo(self) -> dict[tuple[str, Sequence[str]], tuple[float, bool, float]]:
@@ -202,44 +204,44 @@ def _hops(dimension: Dimension, size: int) -> int:
 # Laying a mesh on a slice ------------------------------------------------------------------------
 
 
-def check_size(where: Slice, mesh: MeshShape) -> None:
+def check_size(slice: Slice, mesh: MeshShape) -> None:
     """Refuses a mesh for a slice of another size.
 
     Raises:
       LayoutError: the mesh does not have as many devices as the slice.
     """
-    if math.prod(mesh.values()) != where.devices:
+    if math.prod(mesh.values()) != slice.devices:
         sizes = "x".join(map(str, mesh.values()))
-        halves = ", two to a chip" * (where.chip.devices_per_chip > 1)
+        halves = ", two to a chip" * (slice.chip.devices_per_chip > 1)
         raise LayoutError(
-            f"mesh is {sizes}, of {math.prod(mesh.values())} devices, but {where} has "
-            f"{where.devices}{halves}; use sizes whose product is {where.devices}"
+            f"mesh is {sizes}, of {math.prod(mesh.values())} devices, but {slice} has "
+            f"{slice.devices}{halves}; use sizes whose product is {slice.devices}"
         )
 
 
 @functools.lru_cache(maxsize=4096)
-def layings(where: Slice, mesh: tuple[tuple[str, int], ...], least: bool) -> tuple[Wires, ...]:
+def layings(slice: Slice, mesh: tuple[tuple[str, int], ...], least: bool) -> tuple[Wires, ...]:
     """Ways to lay a mesh on a slice, those first whose axes are in fewest pieces.
 
     An axis in several pieces spans as many dimensions, and has the links of all: a mesh of one axis
     can be laid as any mesh of several is.
 
     Args:
-      where: the slice.
+      slice: the slice.
       mesh: axis and size, as items of a mesh.
       least: for a floor, which takes all ways; else the first few. Also as of `dimensions`.
 
     Raises:
       LayoutError: the mesh does not have as many devices as the slice.
     """
-    check_size(where, dict(mesh))
-    found = dimensions(where, least)
+    check_size(slice, dict(mesh))
+    found = dimensions(slice, least)
     ways = list(_divide([size for _, size in mesh], [dimension.size for dimension in found]))
     ways.sort(key=lambda way: sum(size > 1 for extents in way for size in extents))
     if not least:
         del ways[_WAYS:]
     names = [axis for axis, _ in mesh]
-    hop = where.chip.hop_latency or 0.0
+    hop = slice.chip.hop_latency or 0.0
     return tuple(Wires(found, dict(zip(names, way, strict=True)), hop) for way in ways)
 
 

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 
-from profiles.expected.economics import balanced_context, batching_gain, critical_batch
-from profiles.expected.estimate import Estimate, Estimator, Setting
+from profiles.expected.balance import balanced_context, batching_gain, critical_batch
+from profiles.expected.estimate import Estimate, Estimator
+from profiles.floor.deployment import Deployment
 from profiles.report.document import Record
 
 
@@ -26,52 +27,52 @@ class Recorder:
 
     def record(self, found: Estimate) -> Record:
         """The record of a pass."""
-        seconds, where = found.expected.seconds, self.estimator.setting.where
-        tokens_per_s = found.batch * found.tokens / seconds
+        seconds, slice = found.expected.seconds, self.estimator.deployment.slice
+        tokens_per_s = found.pass_.batch * found.pass_.tokens / seconds
         record = {
-            **self._same(found.phase == "prefill"),
-            "phase": found.phase,
-            "batch": found.batch,
-            "context": found.context,
-            "tokens_per_sequence": found.tokens,
-            **_costs(found, where.chip.devices_per_chip, where.chip.expected.capacity),
+            **self._same(found.pass_.phase == "prefill"),
+            "phase": found.pass_.phase,
+            "batch": found.pass_.batch,
+            "context": found.pass_.context,
+            "tokens_per_sequence": found.pass_.tokens,
+            **_costs(found, slice.chip.devices_per_chip, slice.chip.expected.capacity),
             "expected_s": seconds,
             "expected_terms_s": _terms(found),
             "tokens_per_s": tokens_per_s,
-            "tokens_per_s_per_chip": tokens_per_s / where.chips,
+            "tokens_per_s_per_chip": tokens_per_s / slice.chips,
         }
         if (cost := found.cost(seconds)) is not None:
             record["usd_per_million_tokens"] = cost
-            record["price"] = price_record(self.estimator.setting)
-        if (padded := self.estimator.padded(found.batch)) != found.batch:
+            record["price"] = price_record(self.estimator.deployment)
+        if (padded := self.estimator.padded(found.pass_.batch)) != found.pass_.batch:
             record["padded_batch"] = padded
-        if found.phase == "decode":
-            record |= {**self._critical, "batching_gain": self._gain(found.context)}
+        if found.pass_.phase == "decode":
+            record |= {**self._critical, "batching_gain": self._gain(found.pass_.context)}
         return record | {"fits": found.fits, "status": "ok" if found.fits else "does_not_fit"}
 
 
-def basis(setting: Setting) -> dict:
+def basis(deployment: Deployment) -> dict:
     """What a document says of a chip: its name, the rates of floors, the calibration."""
-    chip = setting.where.chip
+    chip = deployment.slice.chip
     given = chip.figures["bandwidth"].source == "given"
     return {
         "device_kind": chip.device_kinds[0],
         "bandwidth": {
             "bytes_per_s": chip.bandwidth,
             "source": "given" if given else "published",
-            "peak_flops_per_s": chip.peak(setting.dtypes.arithmetic),
+            "peak_flops_per_s": chip.peak(deployment.dtypes.arithmetic),
         },
-        "calibration": dataclasses.asdict(setting.rates),
+        "calibration": dataclasses.asdict(deployment.calibration),
     }
 
 
-def price_record(setting: Setting) -> dict[str, float | str]:
-    """The price that costs are at; whose it is, where it is a listed one."""
-    return setting.quote.as_record() if setting.quote else {"usd_per_chip_hour": setting.price}
+def price_record(deployment: Deployment) -> dict[str, float | str]:
+    """The price that costs are at, and whose it is, where it is a listed one."""
+    return deployment.price.as_record()
 
 
 def _costs(found: Estimate, parts: int, capacity: float) -> Record:
-    traffic, bound = found.traffic, found.floor
+    traffic, bound = found.counts, found.floor
     counted = {name: value * parts for name, value in dataclasses.asdict(traffic).items()}
     flops = counted.pop("flops")
     if not counted["weights_gathered"]:

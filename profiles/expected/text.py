@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from profiles.chips.chip import Chip
-from profiles.expected import economics
+from profiles.expected import balance, economics
 from profiles.expected.estimate import Estimate, Estimator
 from profiles.report.document import Record
 from profiles.report.numbers import exact, ms, number, several
@@ -28,20 +28,20 @@ def title(
     points: Sequence[Record], estimators: Sequence[Estimator], price: Callable[[Chip], str]
 ) -> str:
     """What was estimated, at which peaks, and with which calibration and price of each chip."""
-    chips = dict.fromkeys(estimator.setting.where.chip.name for estimator in estimators)
+    chips = dict.fromkeys(estimator.deployment.slice.chip.name for estimator in estimators)
     meshes = dict.fromkeys(field_text(each["mesh"]) for each in points if "mesh" in each)
     caches = dict.fromkeys(filter(None, map(cache_words, points)))
     lines = [", ".join([subject(points), *(f"mesh {each}" for each in meshes), *caches])]
     if experts := points[0].get("experts"):
         lines.append(f"experts that a step reads: {EXPERTS[experts]} ({experts})")
     for name in chips:
-        one = next(e for e in estimators if e.setting.where.chip.name == name)
-        chip, dtype = one.chip, one.setting.dtypes.arithmetic
-        rates = one.setting.rates
+        one = next(e for e in estimators if e.deployment.slice.chip.name == name)
+        chip, dtype = one.chip, one.deployment.dtypes.arithmetic
+        calibration = one.deployment.calibration
         lines.append(
             f"{name}: floor at {number(chip.bandwidth / 1e9)} GB/s and "
             f"{number(chip.peak(dtype) / 1e12)} TFLOP/s of {dtype} per chip, {chip.source}; "
-            f"expected by calibration {rates.said_of(name)}"
+            f"expected by calibration {calibration.said_of(name)}"
         )
         lines.append(f"{name}: costs of expected times: {price(chip)}")
     return "\n".join(part for line in lines for part in textwrap.wrap(line, WIDTH))
@@ -112,11 +112,11 @@ def consequences(estimator: Estimator, steps: Sequence[Estimate]) -> list[str]:
       steps: decode steps of it, by batch.
     """
     first, last = steps[0], steps[-1]
-    context = last.context
+    batch, context = last.pass_.batch, last.pass_.context
     peaks = estimator.peaks
     return [
         *_batches(estimator, context),
-        f"fetches: batch {last.batch:,} does {number(last.traffic.flops / last.traffic.memory)} "
+        f"fetches: batch {batch:,} does {number(last.counts.flops / last.counts.memory)} "
         "FLOPs for each byte that it reads, of "
         f"{number(peaks.flops / peaks.bandwidth)} that the chip could",
         *_schedules(estimator, first, last),
@@ -127,16 +127,16 @@ def consequences(estimator: Estimator, steps: Sequence[Estimate]) -> list[str]:
 
 
 def _batches(estimator: Estimator, context: int) -> list[str]:
-    lines = economics.slopes(estimator, context)
+    lines = balance.slopes(estimator, context)
     parameters = estimator.describe()["parameters"]
-    touched = economics.batching_gain(estimator, context)
-    every = economics.batching_gain(estimator, context, every_expert=True)
-    balanced = economics.balanced_context(estimator)
+    touched = balance.batching_gain(estimator, context)
+    every = balance.batching_gain(estimator, context, every_expert=True)
+    balanced = balance.balanced_context(estimator)
     said = [
         f"floor of a step at context {context:,}: the larger of {ms(lines.weights)} ms + "
         f"{_us(lines.kv_cache)} us x batch (weights, KV cache) and {_us(lines.compute)} us x batch "
         "(compute)",
-        f"critical batch: {number(economics.critical_batch(estimator))}, where compute overtakes "
+        f"critical batch: {number(balance.critical_batch(estimator))}, where compute overtakes "
         "the read of all weights, at no context",
         f"balanced context: {exact(balanced)} tokens, beyond which no batch is compute-bound"
         if balanced
@@ -144,64 +144,67 @@ def _batches(estimator: Estimator, context: int) -> list[str]:
         f"batching gain: {number(touched)} times, the floor of a token at batch 1 over the least "
         "of any batch",
     ]
-    if estimator.setting.model.experts:
+    if (model := estimator.deployment.model).experts:
         sparsity = parameters["total"] / parameters["active"]
         said[-1] += f", with the experts that it touches; {number(every)} if batch 1 read them all"
         said.append(
             f"sparsity: {number(sparsity)}, total over active parameters; experts alone are "
-            f"{exact(estimator.setting.model.experts / estimator.setting.model.experts_per_token)}"
+            f"{exact(model.experts / model.experts_per_token)}"
         )
     return said
 
 
 def _schedules(estimator: Estimator, first: Estimate, last: Estimate) -> list[str]:
-    room = economics.largest_batch(estimator, last.context)
+    batch, context = last.pass_.batch, last.pass_.context
+    room = balance.largest_batch(estimator, context)
     train = economics.schedule(last, 1)
     said = [
-        f"drain time: {ms(economics.drain_s(estimator))} ms to read all of a chip's memory once, "
-        f"the step of a chip that is full; {several(room, 'sequence')} of {last.context + 1:,} "
+        f"drain time: {ms(balance.drain_s(estimator))} ms to read all of a chip's memory once, "
+        f"the step of a chip that is full; {several(room, 'sequence')} of {context + 1:,} "
         f"tokens {'fits' if room == 1 else 'fit'}",
-        f"departing trains: with a batch of {last.batch:,} every {ms(train.period_s)} ms "
+        f"departing trains: with a batch of {batch:,} every {ms(train.period_s)} ms "
         f"(expected), a token that just missed one takes {ms(train.total_s)} ms",
     ]
-    if last.batch > first.batch:
+    if batch > first.pass_.batch:
         speed = last.expected.seconds / first.expected.seconds
-        cost = first.expected.seconds / first.batch / (last.expected.seconds / last.batch)
+        cost = first.expected.seconds / first.pass_.batch / (last.expected.seconds / batch)
         said.append(
-            f"latency for money: batch {first.batch:,} is {number(speed)} times as fast as batch "
-            f"{last.batch:,} and {number(cost)} times as dear per token (expected)"
+            f"latency for money: batch {first.pass_.batch:,} is {number(speed)} times as fast as "
+            f"batch {batch:,} and {number(cost)} times as dear per token (expected)"
         )
     return said
 
 
 def _prices(estimator: Estimator, last: Estimate) -> list[str]:
     """What speed costs, and what a price step at this context would say of a cache."""
-    times = economics.price_of_speed(estimator, last.context, last.batch, FASTER)
+    batch, context = last.pass_.batch, last.pass_.context
+    times = economics.price_of_speed(estimator, context, batch, FASTER)
     price = f"{number(times)} times as dear per token" if times else "beyond any batch"
     ratio = estimator.peaks.flops / estimator.peaks.bandwidth
     active = estimator.describe()["parameters"]["active"]
-    implied = economics.implied_kv_bytes(active, ratio, max(last.context, 1))
-    written = last.traffic.kv_written / estimator.padded(last.batch)
-    whole = written * estimator.setting.where.devices
+    implied = economics.implied_kv_bytes(active, ratio, max(context, 1))
+    written = last.counts.kv_written / estimator.padded(batch)
+    whole = written * estimator.deployment.slice.devices
     return [
-        f"price of speed: a step {exact(FASTER)} times as fast as batch {last.batch:,}'s is "
+        f"price of speed: a step {exact(FASTER)} times as fast as batch {batch:,}'s is "
         f"{price} (expected)",
-        f"a price step at {several(last.context, 'token')} would imply {number(implied)} bytes of "
+        f"a price step at {several(context, 'token')} would imply {number(implied)} bytes of "
         f"cache per token, where compute is overtaken; here they are {number(whole)}, copies "
         "included",
     ]
 
 
 def _phases(estimator: Estimator, last: Estimate) -> list[str]:
-    prompt = max(last.context, 2)
+    batch, context = last.pass_.batch, last.pass_.context
+    prompt = max(context, 2)
     cached = prompt - max(prompt // 10, 2)
     if cached < 1:
         return []
-    sizes = {"prompt": prompt, "cached": cached, "batch": last.batch, "context": last.context}
+    sizes = {"prompt": prompt, "cached": cached, "batch": batch, "context": context}
     costs = economics.phase_costs(estimator, **sizes)
     return [
         f"prefill: a token of a prompt of {prompt:,} costs "
-        f"{number(costs.prefill / costs.decode)} of a decoded one at batch {last.batch:,} "
+        f"{number(costs.prefill / costs.decode)} of a decoded one at batch {batch:,} "
         f"(expected); with the first {cached:,} cached, "
         f"{number(costs.cached_prefill / costs.decode)}: "
         f"{number(costs.prefill / costs.cached_prefill)} times less"
@@ -209,11 +212,10 @@ def _phases(estimator: Estimator, last: Estimate) -> list[str]:
 
 
 def _stages(estimator: Estimator, last: Estimate) -> list[str]:
-    if not estimator.setting.where.chip.network:
+    if not estimator.deployment.slice.chip.network:
         return []
-    one, four = (
-        economics.pipeline(estimator, stages, last.batch, last.context) for stages in (1, 4)
-    )
+    batch, context = last.pass_.batch, last.pass_.context
+    one, four = (economics.pipeline(estimator, stages, batch, context) for stages in (1, 4))
     return [
         f"pipeline of 4 such slices: weights {number(one.weights / 1e9)} -> "
         f"{number(four.weights / 1e9)} GB per chip, KV cache {number(one.kv_cache / 1e9)} GB as "

@@ -19,7 +19,7 @@ from profiles.chips.slices import Slice
 from profiles.expected.links import Wires, layings, least_bounds, mesh_items
 from profiles.floor.collective import Collective
 from profiles.floor.communication import expected_collectives
-from profiles.floor.counts import Traffic
+from profiles.floor.passes import Counts
 from sharding.placement import Placement
 
 TYPICAL = 64  # sequences: what a mesh is laid on a slice for
@@ -71,7 +71,7 @@ class Sent(NamedTuple):
 
 
 def expect(
-    traffic: Traffic, sent: Sent, chip: Chip, flops: float, layers: int, rates: Calibration
+    traffic: Counts, sent: Sent, chip: Chip, flops: float, layers: int, calibration: Calibration
 ) -> Expected:
     """The expected time of a step.
 
@@ -81,17 +81,17 @@ def expect(
       chip: by its recommended figures.
       flops: recommended FLOP/s of a chip, in the arithmetic of the step.
       layers: of the model.
-      rates: what is achieved.
+      calibration: what is achieved.
     """
     parts = chip.devices_per_chip
     moved = traffic.memory + 2 * traffic.weights_gathered
     return Expected(
-        memory=moved / (chip.bandwidth / parts * rates.memory),
-        compute=traffic.flops / (flops / parts * rates.compute),
-        communication=sent.starts + (sent.sending - sent.looped) / rates.link,
-        overlapped=sent.looped / rates.link,
-        overhead=rates.step_s + layers * rates.layer_s,
-        hidden=rates.hidden,
+        memory=moved / (chip.bandwidth / parts * calibration.memory),
+        compute=traffic.flops / (flops / parts * calibration.compute),
+        communication=sent.starts + (sent.sending - sent.looped) / calibration.link,
+        overlapped=sent.looped / calibration.link,
+        overhead=calibration.step_s + layers * calibration.layer_s,
+        hidden=calibration.hidden,
     )
 
 
@@ -161,18 +161,18 @@ class LinkCosts:
 
     Args:
       listed: of a model in a layout.
-      where: the slice.
-      rates: for the starts of collectives.
+      slice: the slice.
+      calibration: for the starts of collectives.
 
     Raises:
       LayoutError: mesh and slice do not have as many devices.
     """
 
-    def __init__(self, listed: Listed, where: Slice, rates: Calibration):
-        self.listed, self.placement, self.rates = listed, listed.placement, rates
+    def __init__(self, listed: Listed, slice: Slice, calibration: Calibration):
+        self.listed, self.placement, self.calibration = listed, listed.placement, calibration
         mesh = mesh_items(self.placement.mesh)
-        self._least = layings(where, mesh, least=True)
-        self._usual = layings(dataclasses.replace(where, chip=where.chip.expected), mesh, False)
+        self._least = layings(slice, mesh, least=True)
+        self._usual = layings(dataclasses.replace(slice, chip=slice.chip.expected), mesh, False)
         self.usual_line = functools.cache(self._find_usual_line)
         self._bounds_lines = functools.cache(self._find_bounds_lines)
 
@@ -250,7 +250,7 @@ class LinkCosts:
 
         def seconds(wires: Wires) -> float:
             sums = self._sum(listed, paid, wires)
-            return sums.starts + sums.sending / self.rates.link
+            return sums.starts + sums.sending / self.calibration.link
 
         return min(self._usual, key=seconds)
 
@@ -258,7 +258,7 @@ class LinkCosts:
         """Costs of collectives with these payloads."""
         starts = sending = looped = 0.0
         for each, payload in zip(listed, paid, strict=True):
-            start, per_byte = wires.usual(each.kind, each.axes, self.rates)
+            start, per_byte = wires.usual(each.kind, each.axes, self.calibration)
             starts += each.count * start
             seconds = each.count * per_byte * payload
             sending += seconds

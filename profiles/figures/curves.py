@@ -15,9 +15,11 @@ import numpy as np
 
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from profiles.expected.economics import largest_batch, slopes
-from profiles.expected.estimate import Estimator, parameters
+from profiles.chips.chip import Price
+from profiles.expected.balance import largest_batch, slopes
+from profiles.expected.estimate import Estimator
 from profiles.floor.communication import expected_collectives
+from profiles.floor.passes import Pass
 from sharding.placement import Placement
 from sharding.quantization import Quantization, stored_bytes
 
@@ -102,7 +104,7 @@ def takeover(estimator: Estimator, context: int) -> int | None:
     """
 
     def computes(batch: int) -> bool:
-        floor = estimator.quick(batch, context).floor
+        floor = estimator.quick(Pass(batch, context)).floor
         return floor.compute >= floor.memory
 
     if not computes(_MANY):
@@ -125,12 +127,12 @@ class Unit:
     """What a cost is in.
 
     Attributes:
-      chips: that are paid for.
-      price: USD per chip-hour; None where none is known, and chip-seconds stand for it.
+      chips: how many are paid for.
+      price: what a chip-hour costs; None where that is not known, and chip-seconds stand for it.
     """
 
     chips: int
-    price: float | None
+    price: Price | None
 
     @property
     def name(self) -> str:
@@ -140,7 +142,7 @@ class Unit:
     def cost(self, seconds: np.ndarray | float, batch: np.ndarray | float) -> np.ndarray | float:
         """Of a token, at so many seconds per step of so many sequences."""
         chip_seconds = self.chips * seconds / batch
-        return chip_seconds if self.price is None else chip_seconds * self.price / 3600 * 1e6
+        return chip_seconds if self.price is None else chip_seconds * self.price.usd / 3600 * 1e6
 
 
 # Against chips -----------------------------------------------------------------------------------
@@ -167,12 +169,12 @@ class ChipCurve:
     layouts: list[str]
 
 
-def chip_curve(name: str, estimators: Sequence[Estimator], batch: int, context: int) -> ChipCurve:
-    """Steps of the same work by each of these estimators, one for each slice."""
-    steps = [estimator.decode(batch, context) for estimator in estimators]
+def chip_curve(name: str, estimators: Sequence[Estimator], step: Pass) -> ChipCurve:
+    """The same step by each of these estimators, one for each slice."""
+    steps = [estimator.estimate(step) for estimator in estimators]
     return ChipCurve(
         name=name,
-        chips=np.array([step.setting.where.chips for step in steps]),
+        chips=np.array([step.deployment.slice.chips for step in steps]),
         floor=np.array([step.floor.seconds for step in steps]),
         expected=np.array([step.expected.seconds for step in steps]),
         fits=np.array([step.fits for step in steps]),
@@ -187,18 +189,18 @@ def ideal_weight_read(estimator: Estimator, chips: Sequence[int]) -> np.ndarray:
       estimator: on one device, or in a layout that copies nothing.
       chips: numbers of them.
     """
-    setting = estimator.setting
-    chip_seconds = slopes(estimator, 0).weights * setting.where.chips
+    deployment = estimator.deployment
+    chip_seconds = slopes(estimator, 0).weights * deployment.slice.chips
     return chip_seconds / np.array(chips)
 
 
 def layout_words(estimator: Estimator) -> str:
     """Layout, attention and mesh in a few words."""
-    setting = estimator.setting
-    if setting.layout is None:
+    deployment = estimator.deployment
+    if deployment.layout is None:
         return "divided evenly over the chips"
-    mesh = "x".join(str(size) for size in setting.mesh.values())
-    return f"{setting.layout.name}, attention by {setting.layout.attends}, mesh {mesh}"
+    mesh = "x".join(str(size) for size in deployment.mesh.values())
+    return f"{deployment.layout.name}, attention by {deployment.layout.attends}, mesh {mesh}"
 
 
 # Cost against latency ----------------------------------------------------------------------------
@@ -230,13 +232,13 @@ class Tradeoff:
 def tradeoff(estimators: Mapping[int, Estimator], context: int) -> Tradeoff:
     """Latency and cost of each batch with the estimator that was chosen for it; all of a slice."""
     steps = [estimator.decode(batch, context) for batch, estimator in estimators.items()]
-    setting = steps[0].setting
-    unit = Unit(setting.where.chips, setting.price)
+    deployment = steps[0].deployment
+    unit = Unit(deployment.slice.chips, deployment.price)
     batches = np.array(list(estimators))
     expected = np.array([step.expected.seconds for step in steps])
     floor = np.array([step.floor.seconds for step in steps])
     return Tradeoff(
-        topology=str(setting.where),
+        topology=str(deployment.slice),
         batches=batches,
         expected=expected,
         expected_cost=unit.cost(expected, batches),
@@ -272,12 +274,12 @@ def weight_bytes(dtypes: Dtypes) -> float:
 def dense_batch(estimator: Estimator) -> float:
     """The rule's critical batch of a dense model: peak * bytes per weight / (2 * bandwidth)."""
     peaks = estimator.peaks
-    return peaks.flops * weight_bytes(estimator.setting.dtypes) / (2 * peaks.bandwidth)
+    return peaks.flops * weight_bytes(estimator.deployment.dtypes) / (2 * peaks.bandwidth)
 
 
 def sparsity(estimator: Estimator) -> float:
     """Parameters over those that one token meets."""
-    counted = parameters(estimator.setting.model, estimator.setting.dtypes)
+    counted = estimator.counter.parameters
     return counted["total"] / counted["active"]
 
 

@@ -28,27 +28,27 @@ def curves_document(
       With `points`, the records of steps at each batch and context that figures against batch have,
       and `curves`, the numbers of each figure.
     """
-    shown = {"latency": 1, "cost": 1, "contexts": len(study.wanted.contexts)}
+    shown = {"latency": 1, "cost": 1, "contexts": len(study.options.contexts)}
     count = max((shown.get(name, 0) for name in names), default=0)
     recorder, estimator = Recorder(study.estimator), study.estimator
     points = [
         recorder.record(estimator.decode(batch, context))
-        for context in study.wanted.contexts[:count]
-        for batch in study.wanted.batches
+        for context in study.options.contexts[:count]
+        for batch in study.options.batches
     ]
-    setting = estimator.setting
+    deployment = estimator.deployment
     curves = {"steps": study.steps[:count]} if count else {}
     curves |= {name: data for name, data in found.items() if data is not None}
     return document(
         command,
         points,
         started=started,
-        **basis(setting),
-        price_per_chip_hour=setting.price,
+        **basis(deployment),
+        price_per_chip_hour=deployment.price and deployment.price.usd,
         prices={
-            each.chip.name: price_record(each.setting)
+            each.chip.name: price_record(each.deployment)
             for each in study.compared()
-            if each.setting.price is not None
+            if each.deployment.price is not None
         },
         curves=_plain(curves),
     )

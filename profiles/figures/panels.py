@@ -88,31 +88,32 @@ def _png(figure: "Figure") -> bytes:
     return small.getvalue()
 
 
-def subject(estimator: Estimator, *more: str, layout: bool = True, where: bool = True) -> str:
+def subject(estimator: Estimator, *more: str, layout: bool = True, slice: bool = True) -> str:
     """Model, types, slice, and what else there is to say of all lines of a figure."""
-    setting = estimator.setting
-    chips = setting.where.chips
-    parts = [setting.model.name, str(setting.dtypes)]
-    parts += [f"{setting.where} ({several(chips, 'chip')})"] if where else []
-    parts += [f"experts by {setting.experts}"] if setting.model.experts else []
+    deployment = estimator.deployment
+    chips = deployment.slice.chips
+    parts = [deployment.model.name, str(deployment.dtypes)]
+    parts += [f"{deployment.slice} ({several(chips, 'chip')})"] if slice else []
+    parts += [f"experts by {deployment.experts}"] if deployment.model.experts else []
     parts += [*more, *([layout_words(estimator)] if layout else [])]
     return ", ".join(parts)
 
 
 def peaks_words(estimator: Estimator, priced: bool = False) -> list[str]:
     """What floors are at, and what expected times and costs are at."""
-    setting, peaks, chip = estimator.setting, estimator.peaks, estimator.chip
+    deployment, peaks, chip = estimator.deployment, estimator.peaks, estimator.chip
     parts = peaks.devices_per_chip
     floor = f"{number(peaks.bandwidth * parts / 1e9)} GB/s of memory, "
-    floor += f"{number(peaks.flops * parts / 1e12)} TFLOP/s ({setting.dtypes.arithmetic})"
-    if chip.link and setting.where.chips > 1:
+    floor += f"{number(peaks.flops * parts / 1e12)} TFLOP/s ({deployment.dtypes.arithmetic})"
+    if chip.link and deployment.slice.chips > 1:
         floor += f" and links of {number(chip.link / 1e9)} GB/s"
-    expected = f"Expected: recommended figures, calibration {setting.rates.said_of(chip.name)}."
-    if priced and setting.price is None:
+    expected = (
+        f"Expected: recommended figures, calibration {deployment.calibration.said_of(chip.name)}."
+    )
+    if priced and deployment.price is None:
         expected += " No price of the chip is known: costs are in chip-seconds."
     elif priced:
-        price = setting.quote or f"{exact(setting.price)} USD per chip-hour"
-        expected += f" Price: {price}."
+        expected += f" Price: {deployment.price}."
     return [f"Floor: per chip {floor}, {chip.source}, all overlapped.", expected]
 
 
@@ -120,7 +121,7 @@ def sized_words(estimator: Estimator) -> list[str]:
     """What is not known of a model that is known by its sizes alone."""
     if estimator.placement:
         return []
-    name = estimator.setting.model.name
+    name = estimator.deployment.model.name
     return [f"{name} is known by its sizes alone: collectives are in expected times, in no floor."]
 
 

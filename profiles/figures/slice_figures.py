@@ -68,10 +68,10 @@ def chips(study: Study, found: Scaling, path: str | Path) -> "Figure":
         key(marker="o", markersize=7, markerfacecolor="white", linestyle="none",
             label="hollow: does not fit in memory"),
     ]  # fmt: skip
-    name = study.wanted.setting.where.chip.name
+    name = study.options.deployment.slice.chip.name
     work = f"slices of {name}, batch {found.batch}, context {found.context}"
     head = ["Time of a decode step against chips: where communication stops the fall"]
-    head += [subject(study.estimator, work, layout=False, where=False)]
+    head += [subject(study.estimator, work, layout=False, slice=False)]
     head += peaks_words(study.estimator)
     notes = [*_chosen(study), *found.notes]
     return finish(figure, path, head, notes, handles)
@@ -107,7 +107,7 @@ def pareto(study: Study, found: Tradeoffs, path: str | Path) -> "Figure":
         key(color=BLACK, linewidth=2.6, linestyle=(0, (5, 2)), label="front of the floor"),
     ]
     head = ["Cost of a token against latency: batch and slice trade one for the other"]
-    head += [subject(study.estimator, f"context {found.context}", layout=False, where=False)]
+    head += [subject(study.estimator, f"context {found.context}", layout=False, slice=False)]
     for each in study.compared():
         words = peaks_words(each, priced=True)
         head += words if len(study.compared()) == 1 else [f"{each.chip.name}: {' '.join(words)}"]
@@ -122,7 +122,7 @@ def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
     figure, (panel,) = panels(1, 6.0)
     most = 1.4 * max(*(ratio for ratio, _ in found.models.values()), RULE_SPARSITY)
     line = np.array([1.0, most])
-    chip = study.wanted.setting.where.chip.name
+    chip = study.options.deployment.slice.chip.name
     rule = f"{chip}: {number(found.dense)} x total / active"
     panel.plot(line, found.dense * line, color=BLUE, label=rule, **EXPECTED)
     thumb = f"rule of thumb: {RULE_RATIO} x sparsity, {RULE_RATIO} x {RULE_SPARSITY} = "
@@ -131,7 +131,7 @@ def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
     panel.plot(line, RULE_RATIO * line, label="_rule of thumb", **grey)
     star = dict(marker="*", markersize=15, color=ORANGE, markeredgecolor=BLACK)
     panel.plot([RULE_SPARSITY], [RULE_RATIO * RULE_SPARSITY], zorder=4, label="_thumb", **star)
-    handles = _models(panel, found, study.wanted.setting.model.name)
+    handles = _models(panel, found, study.options.deployment.model.name)
     logarithmic(panel.xaxis, [0.8, most], base=10, room=1.0)
     values = [found.dense, RULE_RATIO, *(batch for _, batch in found.models.values())]
     logarithmic(panel.yaxis, [*values, max(found.dense, RULE_RATIO) * most], room=1.4)
@@ -142,7 +142,7 @@ def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
         key(label=thumb, **{**star, **grey, "color": SHARED, "markerfacecolor": ORANGE}),
         *handles,
     ]
-    dtypes = study.wanted.setting.dtypes
+    dtypes = study.options.deployment.dtypes
     head = ["Critical batch against sparsity: from there on a step is bound by compute"]
     head += [
         f"{dtypes}, chip {chip}, no context, all experts read. Line: peak x bytes per weight / "
@@ -177,8 +177,8 @@ def communication(study: Study, found: Volumes, path: str | Path) -> "Figure":
     panel.plot(found.tokens, best, color=BLACK, alpha=0.2, linewidth=9, zorder=1, label="least")
     for name in list(begins)[1:]:
         place = found.tokens.tolist().index(begins[name])
-        where = (found.tokens[place], best[place])
-        panel.plot(*([each] for each in where), "o", color=BLACK, zorder=5, label=f"_to {name}")
+        slice = (found.tokens[place], best[place])
+        panel.plot(*([each] for each in slice), "o", color=BLACK, zorder=5, label=f"_to {name}")
     handles.append(key(color=BLACK, alpha=0.2, linewidth=8, label="the least of them"))
     handles.append(
         key(color=BLACK, marker="o", linestyle="none", label="another becomes the least")
@@ -188,13 +188,13 @@ def communication(study: Study, found: Volumes, path: str | Path) -> "Figure":
     logarithmic(panel.yaxis, every[every > 0], room=1.4)
     panel.set_xlabel("tokens of a prefill (prompts x length)")
     panel.set_ylabel("communication (MB per chip and layer)")
-    setting = study.wanted.setting
+    deployment = study.options.deployment
     mesh = "x".join(str(size) for size in found.mesh.values())
     head = ["Communication of a layer against tokens, by layout"]
     work = f"mesh {mesh}, prefill of {several(found.batch, 'prompt')} of rising length"
     head += [subject(study.estimator, work, layout=False)]
     head += [
-        f"Exact counts of this model and mesh, activations in {setting.dtypes.dtype.name}: an "
+        f"Exact counts of this model and mesh, activations in {deployment.dtypes.dtype.name}: an "
         "all-gather or reduce-scatter counts its larger side, an all-reduce both."
     ]
     notes = ["After Pope et al. 2022, figure 3, which has the same layouts for PaLM 540B."]
@@ -206,7 +206,7 @@ def _chosen(study: Study) -> list[str]:
     if study.estimator.placement is None:
         return sized_words(study.estimator)
     chosen = "the mesh is the one"
-    if study.wanted.attention == AUTO:
+    if study.options.names.attention == AUTO:
         chosen = "mesh and attention are those"
     return [f"On each slice, {chosen} expected to be fastest."]
 

@@ -9,7 +9,7 @@ keeps the bound below.
 import dataclasses
 
 from profiles.chips.chip import Peaks
-from profiles.floor.counts import Traffic
+from profiles.floor.passes import Counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Floor:
         return {name: seconds for name, seconds in found.items() if seconds is not None}
 
 
-def floor(traffic: Traffic, peaks: Peaks, communication: float | None = None) -> Floor:
+def floor(traffic: Counts, peaks: Peaks, communication: float | None = None) -> Floor:
     """The bound for this much work per device at these peaks.
 
     Args:

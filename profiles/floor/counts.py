@@ -17,11 +17,12 @@ from flax import nnx
 
 from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
-from model.declarations import Matrix, Path, declarations, matrices, of_experts
+from model.declarations import Matrix, Path, count, count_active, declarations, matrices, of_experts
 from model.dtypes import Dtypes
 from model.transformer import Transformer
 from profiles.floor.activations import activation_bytes, attention_share
 from profiles.floor.experts import touched_experts
+from profiles.floor.passes import BatchLine, Counts, Pass, pairs_seen
 from sharding.placement import Placement, shards, used_axes
 from sharding.quantization import stored_bytes
 
@@ -63,61 +64,6 @@ def declared(config: ModelConfig, dtypes: Dtypes) -> list[Declared]:
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Traffic:
-    """One forward pass's least work per device: bytes, and FLOPs with a multiply-add as 2.
-
-    And what it holds meanwhile, which no floor counts.
-
-    Attributes:
-      weights_resident: stored weights; a replicated array counts whole on every device.
-      weights_read: the same, but of an embedding that is only looked up, the rows looked up, and
-        no row twice where there are more tokens than rows.
-      kv_resident: the allocated cache.
-      kv_read: cached tokens of all sequences.
-      kv_written: the new tokens, of layers with a window those that it holds.
-      flops: matrix multiplications and attention.
-      weights_gathered: whole copies of weights that a weight-gathered layout makes of its shards.
-        No floor counts them: they could stay on the chip. An expected time does, twice.
-      activations: held beside weights and cache where that is most, as the program makes them:
-        those of all sequences, and where weights are gathered one layer of them.
-    """
-
-    weights_resident: float
-    weights_read: float
-    kv_resident: float
-    kv_read: float
-    kv_written: float
-    flops: float
-    weights_gathered: float = 0.0
-    activations: float = 0.0
-
-    @property
-    def memory(self) -> float:
-        """Bytes moved per step."""
-        return self.weights_read + self.kv_read + self.kv_written
-
-    @property
-    def held(self) -> float:
-        """Bytes that must fit in memory."""
-        return self.weights_resident + self.kv_resident + self.activations
-
-
-def decode_traffic(
-    config: ModelConfig,
-    placement: Placement,
-    dtypes: Dtypes,
-    *,
-    batch: int,
-    context: int,
-    slots: int,
-    experts_touched: float | None = None,
-) -> Traffic:
-    """The least that one decode step costs each device; arguments as of `StepCosts`."""
-    costs = StepCosts(config, placement, dtypes)
-    return costs.decode(batch=batch, context=context, slots=slots, experts=experts_touched)
-
-
 class _Alike(NamedTuple):
     """Arrays of the same logical axes and use, added up."""
 
@@ -143,32 +89,8 @@ def _alike(config: ModelConfig, dtypes: Dtypes) -> tuple[_Alike, ...]:
     return tuple(_Alike(*entry, *key) for key, entry in sums.items())
 
 
-class Line(NamedTuple):
-    """Decode steps of any batch at one context, per device, as lines that plans are made with.
-
-    Attributes:
-      resident: bytes held whatever the batch: stored weights, and a layer of gathered ones.
-      plain: bytes of weights that every step reads.
-      experts: of all experts; a step reads the part that is touched.
-      gathered: as of `Traffic.weights_gathered`.
-      moved: bytes that each sequence adds.
-      kept: bytes of each sequence's cache and activations.
-      flops: of each sequence.
-      replicas: into which touched experts part the batch.
-    """
-
-    resident: float
-    plain: float
-    experts: float
-    gathered: float
-    moved: float
-    kept: float
-    flops: float
-    replicas: int
-
-
-class StepCosts:
-    """What forward passes of one model in one layout cost: counted once, asked for many sizes.
+class PassCounter:
+    """Counts the work of one model's passes in one layout: weights once, then passes of any size.
 
     Experts in its methods are how many distinct ones a layer reads: a number of them, on average
     over layers and over devices that divide them; or ``coverage``, those that tokens choose if they
@@ -197,6 +119,11 @@ class StepCosts:
         self._kept = functools.cache(self._kept_bytes)
         self._held = functools.cache(self._held_bytes)
 
+    @property
+    def parameters(self) -> dict[str, int]:
+        """How many parameters the model has, and how many of them a token meets."""
+        return _parameters(self.config, self.dtypes)
+
     def _add(self, alike: _Alike) -> None:
         """Adds arrays to the sums that passes are counted from."""
         stored, in_use, share = _shares(self.placement, alike.axes)
@@ -218,76 +145,38 @@ class StepCosts:
         self._work += work
         self._gathered += alike.size * in_use if in_use > stored else 0
 
-    def decode(
-        self,
-        *,
-        batch: int,
-        context: int,
-        slots: int | None = None,
-        experts: float | str | None = None,
-    ) -> Traffic:
-        """One decode step.
+    def count(self, pass_: Pass, experts: float | str | None = None) -> Counts:
+        """The work of one pass.
+
+        Prompts' own keys and values need not leave the chip to be read.
 
         Args:
-          batch: sequences.
-          context: tokens already in the cache of each.
-          slots: tokens the cache has room for; with the new token no more if None.
+          pass_: the pass, its batch one that the layout divides.
           experts: as above.
         """
-        return self._pass(batch, context, 1, slots or context + 1, context, experts)
-
-    def prefill(
-        self,
-        *,
-        batch: int,
-        tokens: int,
-        cached: int = 0,
-        slots: int | None = None,
-        experts: float | str | None = None,
-    ) -> Traffic:
-        """One pass over prompts, whose own keys and values need not leave the chip to be read.
-
-        Args:
-          batch: sequences.
-          tokens: of each prompt.
-          cached: tokens before them, whose keys and values are in the cache.
-          slots: tokens the cache has room for; no more than those if None.
-          experts: as above.
-        """
-        return self._pass(batch, cached, tokens, slots or cached + tokens, cached, experts)
-
-    def _pass(
-        self,
-        batch: int,
-        cached: int,
-        tokens: int,
-        slots: int,
-        read: int,
-        experts: float | str | None,
-    ) -> Traffic:
-        config = self.config
+        config, batch, tokens = self.config, pass_.batch, pass_.tokens
         touched = self._touched(batch * tokens, experts) / (config.experts or 1)
-        seen, kept, pairs = _attended(config, read, tokens)
+        seen, kept, pairs = _attended(config, pass_.context, tokens)
         rows = min(batch * tokens * self._row, self._rows)
-        share = self._of_cache if tokens == 1 else self._of_prompts
+        share = self._of_prompts if pass_.over_prompts else self._of_cache
         attention = 4 * config.query_heads * config.head_size * pairs * share
         work = 2 * (tokens * self._work + self._table_work)
-        return Traffic(
+        attended = pass_.context + tokens if pass_.over_prompts else pass_.room
+        return Counts(
             weights_resident=self.resident,
             weights_read=self._plain + self._experts * touched + rows,
-            kv_resident=batch * self._kept(slots),
+            kv_resident=batch * self._kept(pass_.room),
             kv_read=batch * self.token * seen / config.layers,
             kv_written=batch * self.token * kept / config.layers,
             flops=batch * (work + attention),
             weights_gathered=self._gathered,
-            activations=batch * self._held(tokens, slots if tokens == 1 else cached + tokens)
-            + self._gathered / config.layers,
+            activations=batch * self._held(tokens, attended) + self._gathered / config.layers,
         )
 
-    def line(self, context: int, slots: int) -> Line:
-        """Decode steps of all batches; arguments as of `decode`."""
-        one = self._pass(1, context, 1, slots, context, "all")
-        return Line(
+    def line(self, context: int, slots: int) -> BatchLine:
+        """Decode steps of every batch at this context, with room for so many tokens."""
+        one = self.count(Pass(1, context, slots=slots), "all")
+        return BatchLine(
             resident=self.resident + self._gathered / self.config.layers,
             plain=self._plain,
             experts=self._experts,
@@ -320,6 +209,12 @@ class StepCosts:
         return touched_experts(self.config, max(tokens // self._replicas, 1), experts)
 
 
+@functools.cache
+def _parameters(config: ModelConfig, dtypes: Dtypes) -> dict[str, int]:
+    model = Transformer(config, dtypes)
+    return {"total": count(model), "active": count_active(model)}
+
+
 @functools.lru_cache(maxsize=4096)
 def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int, int]:
     """Cached tokens that new ones see, new ones that are kept, and pairs of query and key.
@@ -335,18 +230,6 @@ def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int, 
         kept += layers * min(tokens, window)
         pairs += layers * pairs_seen(cached, tokens, window)
     return seen, kept, pairs
-
-
-def pairs_seen(cached: int, tokens: int, window: int) -> int:
-    """Pairs of query and key where new tokens see those before them, up to a window.
-
-    Args:
-      cached: tokens before the new ones.
-      tokens: new ones; each sees itself too.
-      window: tokens that one sees at most, itself included.
-    """
-    growing = max(min(tokens, window - cached), 0)  # tokens that see all before them
-    return growing * cached + growing * (growing + 1) // 2 + (tokens - growing) * window
 
 
 def kv_token_bytes(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from profiles.floor.counts import decode_traffic
+from profiles.floor.counts import PassCounter
+from profiles.floor.passes import Pass
 from profiles.report.numbers import byte_size
 from sharding import processes
 from sharding.devices import default_platform
@@ -62,7 +63,7 @@ def need_of(
       engine: tells it apart where there are several.
     """
     sizes = {"batch": batch, "context": slots - 1, "slots": slots}
-    costs = decode_traffic(config, placement, dtypes, **sizes)
+    costs = PassCounter(config, placement, dtypes).count(Pass(**sizes))
     # Fake devices share the memory of their process; each of the others has its own.
     shared = placement.devices / processes.count() if shares_memory() else 1
     each = costs.kv_resident / batch + 4 * config.vocabulary / placement.devices

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from model.catalog import CATALOG
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from profiles.floor.counts import decode_traffic
+from profiles.floor.counts import PassCounter
+from profiles.floor.passes import Pass
 from profiles.report.numbers import number
 from profiles.report.pages import ROOT, Part
 from sharding.catalog import LAYOUTS
@@ -90,13 +91,8 @@ def _bytes(config: ModelConfig, stored: str) -> list[float]:
     placement = Placement.of(LAYOUTS["weight_stationary_1d"], config.sizes, parse_mesh("1"))
     slots = min(CONTEXT, config.max_context)
     one, many = (
-        decode_traffic(
-            config,
-            placement,
-            Dtypes(jnp.bfloat16, STORED[stored]),
-            batch=batch,
-            context=slots - 1,
-            slots=slots,
+        PassCounter(config, placement, Dtypes(jnp.bfloat16, STORED[stored])).count(
+            Pass(batch=batch, context=slots - 1, slots=slots)
         )
         for batch in (1, 64)
     )

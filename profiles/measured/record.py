@@ -8,8 +8,9 @@ from model.declarations import count, count_active
 from model.transformer import Transformer
 from profiles.chips.chip import Peaks
 from profiles.floor.bound import Floor, floor
-from profiles.floor.counts import Traffic, decode_traffic
+from profiles.floor.counts import PassCounter
 from profiles.floor.experts import expected_experts
+from profiles.floor.passes import Counts, Pass
 from profiles.report.document import Record, summarise
 from profiles.report.numbers import byte_size
 from profiles.report.partitioning import partitioning
@@ -43,14 +44,8 @@ def decode_record(
         that evenly spread tokens would touch.
       price_per_chip_hour: USD, for the cost per token.
     """
-    traffic = decode_traffic(
-        engine.config,
-        engine.placement,
-        engine.dtypes,
-        batch=batch,
-        context=context,
-        slots=slots,
-        experts_touched=experts_touched,
+    traffic = PassCounter(engine.config, engine.placement, engine.dtypes).count(
+        Pass(batch=batch, context=context, slots=slots), experts_touched
     )
     bound = floor(traffic, peaks)
     chips = -(-engine.mesh.size // peaks.devices_per_chip)
@@ -82,7 +77,7 @@ def _paces(batch: int, chips: int, seconds: float, price: float | None) -> Recor
     return paces | {"usd_per_million_tokens": cost, "price": {"usd_per_chip_hour": price}}
 
 
-def _held_against(traffic: Traffic, bound: Floor, peaks: Peaks, seconds: float) -> Record:
+def _held_against(traffic: Counts, bound: Floor, peaks: Peaks, seconds: float) -> Record:
     """Shares of the floor and of the peaks, unless part of the bytes may never leave the chip."""
     if peaks.on_chip and traffic.memory < CACHE_MULTIPLE * peaks.on_chip:
         return {
@@ -117,7 +112,7 @@ def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
     }
 
 
-def _costs(traffic: Traffic, bound: Floor, peaks: Peaks, devices: int) -> Record:
+def _costs(traffic: Counts, bound: Floor, peaks: Peaks, devices: int) -> Record:
     per_chip = min(devices, peaks.devices_per_chip)
     counted = {name: value * per_chip for name, value in dataclasses.asdict(traffic).items()}
     flops = counted.pop("flops")

@@ -101,7 +101,7 @@ class Sweep:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class SweepResult:
     """What a sweep found so far.
 
     Attributes:
@@ -120,8 +120,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run(
-    sweep: Sweep, report: Callable[[str], None], keep: Callable[[Outcome], None] = lambda _: None
-) -> Outcome:
+    sweep: Sweep,
+    report: Callable[[str], None],
+    keep: Callable[[SweepResult], None] = lambda _: None,
+) -> SweepResult:
     """Measures every row.
 
     Args:
@@ -150,7 +152,7 @@ class _Run:
     """A sweep as it goes: rows of the group that is measured now, records of those before it."""
 
     def __init__(
-        self, sweep: Sweep, report: Callable[[str], None], keep: Callable[[Outcome], None]
+        self, sweep: Sweep, report: Callable[[str], None], keep: Callable[[SweepResult], None]
     ):
         self.sweep, self.report, self.keep = sweep, report, keep
         self.points: list[Record] = []
@@ -179,14 +181,14 @@ class _Run:
         self.points, self.error, self.rates = done.points, done.error, self._rates()
         self.rows, self.meters = [], []  # and with them these meshes' weights
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> SweepResult:
         """All records so far, those of this group at the rates so far."""
         bandwidth = _bandwidth(self.sweep, self._rates())
         most = most_samples(self.rows, LEAST_ROUNDS)
         known = [row for row in self.rows if row.failure or row.step.samples]
         records = [_record(row, self.sweep, bandwidth, most) for row in known]
         errors = (row.failure.error for row in self.rows if row.failure)
-        return Outcome(
+        return SweepResult(
             self.points + records, bandwidth, next(filter(None, [self.error, *errors]), None)
         )
 

@@ -54,7 +54,7 @@ class Targets:
 
     def admits(self, cell: Cell) -> bool:
         """Whether a slice is within the targets of size and price."""
-        return cell.where.chips <= _or_more(self.chips) and (
+        return cell.slice.chips <= _or_more(self.chips) and (
             cell.usd_per_hour <= _or_more(self.usd_per_hour)
         )
 

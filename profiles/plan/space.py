@@ -21,11 +21,14 @@ from profiles.chips.calibration import Calibration
 from profiles.chips.chip import Price
 from profiles.chips.slices import Slice
 from profiles.expected.candidates import meshes
-from profiles.expected.estimate import Estimate, Estimator, Model, Setting
-from profiles.expected.sized import SizedCosts, SizedLinks, SizedModel
+from profiles.expected.estimate import Estimate, Estimator
+from profiles.expected.sized_links import SizedLinks
 from profiles.expected.time import LinkCosts, Listed
-from profiles.floor.counts import Line, StepCosts
+from profiles.floor.counts import PassCounter
+from profiles.floor.deployment import Deployment, Model
 from profiles.floor.experts import expected_experts
+from profiles.floor.passes import BatchLine, Pass
+from profiles.floor.sized_models import SizedModel, SizedPassCounter
 from sharding.error_types import LayoutError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape
@@ -55,11 +58,10 @@ class Offer:
 
     Attributes:
       model: by its arrays, or by its sizes.
-      slices: with what a chip-hour of each costs, in USD.
+      slices: with what a chip-hour of each costs.
       dtype_sets: how numbers may be stored.
       layouts: wanted ones; of no meaning for a model by its sizes.
-      rates: what is achieved, by the name of a chip.
-      quotes: the listed price that a chip's is, by its name; None for any other.
+      calibration: what is achieved, by the name of a chip.
       context: tokens in the cache of each sequence.
       slots: tokens that it has room for.
       experts: which a step is taken to read.
@@ -68,15 +70,14 @@ class Offer:
     """
 
     model: Model
-    slices: tuple[tuple[Slice, float], ...]
+    slices: tuple[tuple[Slice, Price], ...]
     dtype_sets: tuple[Dtypes, ...]
     layouts: tuple[Layout, ...]
-    rates: Callable[[str], Calibration]
+    calibration: Callable[[str], Calibration]
     context: int
     slots: int
     experts: str = "coverage"
     prompt: int | None = None
-    quotes: Callable[[str], Price | None] = lambda name: None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,25 +104,27 @@ class Row:
         """What batches are padded to."""
         return self.placement.multiple("B") if self.placement else 1
 
-    def line(self, offer: Offer, dtypes: Dtypes) -> Line:
+    def line(self, offer: Offer, dtypes: Dtypes) -> BatchLine:
         """Its decode steps, beside which a prompt finds room."""
         line = self.costs(offer.model, dtypes).line(offer.context, offer.slots)
         if offer.prompt is None or self.placement is None:
             return line
-        prompts = StepCosts(offer.model, self.placement.prefill, dtypes)
-        one = prompts.prefill(batch=self.multiple, tokens=offer.prompt)
+        prompts = PassCounter(offer.model, self.placement.prefill, dtypes)
+        one = prompts.count(Pass(self.multiple, 0, offer.prompt))
         return line._replace(resident=line.resident + one.activations)
 
-    def costs(self, model: Model, dtypes: Dtypes) -> StepCosts | SizedCosts:
+    def costs(self, model: Model, dtypes: Dtypes) -> PassCounter | SizedPassCounter:
         """Its passes."""
         if self.placement:
-            return StepCosts(model, self.placement, dtypes)
-        return SizedCosts(model, dtypes, self.devices)
+            return PassCounter(model, self.placement, dtypes)
+        return SizedPassCounter(model, dtypes, self.devices)
 
-    def links(self, model: Model, dtypes: Dtypes, where: Slice, rates: Calibration) -> LinkCosts:
+    def links(
+        self, model: Model, dtypes: Dtypes, slice: Slice, calibration: Calibration
+    ) -> LinkCosts:
         """Its collectives on a slice; listed once for all slices."""
         if not self.placement:
-            return SizedLinks(model, dtypes, where, rates)
+            return SizedLinks(model, dtypes, slice, calibration)
         dtypes = dataclasses.replace(dtypes, cache=None)  # which no collective moves
         if dtypes.quantization and not self._depends_on_weights(model):
             dtypes = dataclasses.replace(
@@ -129,9 +132,9 @@ class Row:
             )  # few bits move what plain weights do
         if dtypes not in self._listed:
             self._listed[dtypes] = Listed(model, self.placement, dtypes)
-        if (dtypes, where) not in self._links:
-            self._links[dtypes, where] = LinkCosts(self._listed[dtypes], where, rates)
-        return self._links[dtypes, where]
+        if (dtypes, slice) not in self._links:
+            self._links[dtypes, slice] = LinkCosts(self._listed[dtypes], slice, calibration)
+        return self._links[dtypes, slice]
 
     def _depends_on_weights(self, model: Model) -> bool:
         """Whether what moves depends on how weights are stored.
@@ -157,8 +160,8 @@ class Space:
         self.whole = functools.cache(self._find_whole)
         self.prompt_flops = functools.cache(self._find_prompt_flops)
         self.cells = [
-            Cell(self, where, price, dtypes)
-            for where, price in offer.slices
+            Cell(self, slice, price, dtypes)
+            for slice, price in offer.slices
             for dtypes in offer.dtype_sets
         ]
 
@@ -170,14 +173,14 @@ class Space:
         grouped = dtypes.quantization and dtypes.quantization.group  # which not all layouts divide
         return self._rows(devices, dtypes if grouped else PLAIN)
 
-    def _find_whole(self, dtypes: Dtypes) -> Line:
+    def _find_whole(self, dtypes: Dtypes) -> BatchLine:
         """Decode steps on one device."""
         return self._rows(1, PLAIN)[0].line(self.offer, dtypes)
 
     def _find_prompt_flops(self, dtypes: Dtypes, tokens: int) -> float:
         """Of one prompt on one device."""
         (alone, *_) = self._rows(1, PLAIN)
-        return alone.costs(self.offer.model, dtypes).prefill(batch=1, tokens=tokens).flops
+        return alone.costs(self.offer.model, dtypes).count(Pass(1, 0, tokens)).flops
 
     def _find_rows(self, devices: int, dtypes: Dtypes) -> tuple[Row, ...]:
         model = self.offer.model
@@ -197,10 +200,10 @@ class Space:
                 rows.setdefault(key, Row(devices, placement))
         return tuple(rows.values())
 
-    def _find_lines(self, devices: int, dtypes: Dtypes) -> Line:
+    def _find_lines(self, devices: int, dtypes: Dtypes) -> BatchLine:
         """Lines of all rows, each field an array."""
         lines = [row.line(self.offer, dtypes) for row in self.rows(devices, dtypes)]
-        return Line(*np.array(lines).reshape(-1, len(Line._fields)).T)
+        return BatchLine(*np.array(lines).reshape(-1, len(BatchLine._fields)).T)
 
 
 def _pattern(placement: Placement) -> tuple:
@@ -247,32 +250,33 @@ class Cell:
 
     Args:
       space: that it is of.
-      where: the slice.
-      price: USD per chip-hour.
+      slice: the slice.
+      price: what a chip-hour costs.
       dtypes: how numbers are stored.
     """
 
-    def __init__(self, space: Space, where: Slice, price: float, dtypes: Dtypes):
-        self.space, self.where, self.price, self.dtypes = space, where, price, dtypes
-        self.usd_per_hour = price * where.chips
-        self.quote = space.offer.quotes(where.chip.name)
-        self.rates = space.offer.rates(where.chip.name)
-        parts, usual = where.chip.devices_per_chip, where.chip.expected
+    def __init__(self, space: Space, slice: Slice, price: Price, dtypes: Dtypes):
+        self.space, self.slice, self.price, self.dtypes = space, slice, price, dtypes
+        self.usd_per_hour = price.usd * slice.chips
+        self.calibration = space.offer.calibration(slice.chip.name)
+        parts, usual = slice.chip.devices_per_chip, slice.chip.expected
         self.capacity = usual.capacity / parts
-        self._bandwidth = usual.bandwidth / parts * self.rates.memory
-        self._flops = usual.peak(dtypes.arithmetic) / parts * self.rates.compute
-        self._overhead = self.rates.step_s + space.offer.model.layers * self.rates.layer_s
+        self._bandwidth = usual.bandwidth / parts * self.calibration.memory
+        self._flops = usual.peak(dtypes.arithmetic) / parts * self.calibration.compute
+        self._overhead = (
+            self.calibration.step_s + space.offer.model.layers * self.calibration.layer_s
+        )
         self.estimator = functools.cache(self._find_estimator)
 
     @property
     def rows(self) -> tuple[Row, ...]:
         """Layouts on meshes."""
-        return self.space.rows(self.where.devices, self.dtypes)
+        return self.space.rows(self.slice.devices, self.dtypes)
 
     @functools.cached_property
     def batches(self) -> np.ndarray:
         """Of each row: `BATCHES` and the largest that fits, 0 where they do not."""
-        lines, multiple = self.space.lines(self.where.devices, self.dtypes), self._multiples
+        lines, multiple = self.space.lines(self.slice.devices, self.dtypes), self._multiples
         most = (self.capacity - lines.resident) / lines.kept
         largest = np.maximum(np.floor(most / multiple).astype(int) * multiple, 0)
         fitting = _padded(BATCHES, multiple[:, None]) <= largest[:, None]
@@ -290,7 +294,7 @@ class Cell:
         they would not fit.
         """
         line, model = self.space.whole(self.dtypes), self.space.offer.model
-        devices = self.where.devices
+        devices = self.slice.devices
         largest = max(math.floor((self.capacity * devices - line.resident) / line.kept), 0)
         batches = np.append(BATCHES, largest)
         moved = line.plain + batches * line.moved
@@ -309,8 +313,8 @@ class Cell:
     @functools.cached_property
     def parts(self) -> tuple[np.ndarray, np.ndarray]:
         """Expected seconds of memory and of arithmetic, of all rows and batches."""
-        lines, model = self.space.lines(self.where.devices, self.dtypes), self.space.offer.model
-        column = Line(*(field[:, None] for field in lines))
+        lines, model = self.space.lines(self.slice.devices, self.dtypes), self.space.offer.model
+        column = BatchLine(*(field[:, None] for field in lines))
         padded = _padded(np.maximum(self.batches, 1), self._multiples[:, None])
         moved = column.plain + 2 * column.gathered + padded * column.moved
         if model.experts:
@@ -327,7 +331,7 @@ class Cell:
     def steps(self, number: int) -> np.ndarray:
         """Expected seconds of a row's decode steps, by batch."""
         row, batches = self.rows[number], self.batches[number]
-        links = row.links(self.space.offer.model, self.dtypes, self.where, self.rates)
+        links = row.links(self.space.offer.model, self.dtypes, self.slice, self.calibration)
         padded = _padded(batches, row.multiple)
         if line := links.usual_line(1):
             (_, starts, sending, looped), (_, _, more, more_looped) = line
@@ -335,11 +339,11 @@ class Cell:
         else:
             sent = [links.usual(int(batch)) for batch in padded]
             _, starts, sending, looped = np.array(sent).T
-        links_s = starts + (sending - looped) / self.rates.link
-        looped = looped / self.rates.link
+        links_s = starts + (sending - looped) / self.calibration.link
+        looped = looped / self.calibration.link
         memory, compute = (part[number] for part in self.parts)
         compute = np.maximum(compute, looped)
-        if self.rates.hidden:
+        if self.calibration.hidden:
             steps = np.maximum(memory, compute + links_s)
         else:
             steps = np.maximum(memory, compute) + links_s
@@ -353,22 +357,21 @@ class Cell:
 
     def prompt_bound(self, tokens: int) -> float:
         """Seconds that one prompt takes at least, divided evenly, without collectives."""
-        work = self.space.prompt_flops(self.dtypes, tokens) / self.where.devices
+        work = self.space.prompt_flops(self.dtypes, tokens) / self.slice.devices
         return work / self._flops + self._overhead
 
     def _find_estimator(self, number: int) -> Estimator:
         row, offer = self.rows[number], self.space.offer
         return Estimator(
-            Setting(
+            Deployment(
                 model=offer.model,
-                where=self.where,
+                slice=self.slice,
                 dtypes=self.dtypes,
-                rates=self.rates,
+                calibration=self.calibration,
                 layout=row.layout,
                 mesh=row.mesh,
                 experts=offer.experts,
                 price=self.price,
-                quote=self.quote,
             )
         )
 
@@ -379,10 +382,10 @@ class Cell:
 
     def lacking(self, keep: Sequence[int], batch: int = 1) -> float:
         """Bytes per chip by which a batch fits in none of these rows; negative if it does."""
-        lines = self.space.lines(self.where.devices, self.dtypes)
+        lines = self.space.lines(self.slice.devices, self.dtypes)
         held = lines.resident + _padded(batch, self._multiples) * lines.kept
         least = held[np.array(keep, int)].min(initial=math.inf)
-        return float(least - self.capacity) * self.where.chip.devices_per_chip
+        return float(least - self.capacity) * self.slice.chip.devices_per_chip
 
 
 def _padded(batches: np.ndarray | int, multiple: np.ndarray | int) -> np.ndarray:
@@ -392,7 +395,7 @@ def _padded(batches: np.ndarray | int, multiple: np.ndarray | int) -> np.ndarray
 def _touched(
     model: Model, padded: np.ndarray, replicas: np.ndarray, experts: str
 ) -> np.ndarray | int:
-    """Experts that steps read, as `StepCosts` counts them."""
+    """Experts that steps read, as `PassCounter` counts them."""
     if experts != "coverage":
         return {"all": model.experts, "least": model.experts_per_token}[experts]
     tokens = np.maximum(padded // replicas, 1)

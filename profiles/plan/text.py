@@ -147,7 +147,7 @@ def _prompts(row: Row) -> str:
 
 def _name(point: Point) -> str:
     layout, names = point.row.layout, point.cell.dtypes.names()
-    parts = [str(point.cell.where)]
+    parts = [str(point.cell.slice)]
     if layout:
         mesh = "x".join(map(str, point.row.mesh.values()))
         parts.append(f"{layout.name} on {mesh}, attention by {layout.attends}")
@@ -158,8 +158,8 @@ def _name(point: Point) -> str:
 
 def _price(cell: Cell) -> str:
     """What a chip-hour costs, and whose price that is."""
-    whose = f"of {cell.quote.seller}" if cell.quote else "as given"
-    return f"{exact(cell.price)} USD per chip-hour {whose}"
+    whose = f"of {cell.price.seller}" if cell.price.seller else "as given"
+    return f"{exact(cell.price.usd)} USD per chip-hour {whose}"
 
 
 # Why neighbours lost -----------------------------------------------------------------------------
@@ -188,13 +188,13 @@ class _Neighbours:
 
     def slices(self) -> Iterable[Lost]:
         """The next smaller and larger of the chip."""
-        chip, chips = self.choice.cell.where.chip.name, self.choice.cell.where.chips
-        offered = [cell for cell in self.search.space.cells if cell.where.chip.name == chip]
-        sizes = sorted({cell.where.chips for cell in offered})
+        chip, chips = self.choice.cell.slice.chip.name, self.choice.cell.slice.chips
+        offered = [cell for cell in self.search.space.cells if cell.slice.chip.name == chip]
+        sizes = sorted({cell.slice.chips for cell in offered})
         place = sizes.index(chips)
         for near in (*sizes[max(place - 1, 0) : place], *sizes[place + 1 : place + 2]):
-            here = [cell for cell in offered if cell.where.chips == near]
-            names = " or ".join(dict.fromkeys(str(cell.where) for cell in here))
+            here = [cell for cell in offered if cell.slice.chips == near]
+            names = " or ".join(dict.fromkeys(str(cell.slice) for cell in here))
             yield Lost(names, self.best(here))
 
     def layouts(self) -> Iterable[Lost]:
@@ -220,17 +220,17 @@ class _Neighbours:
                 cell.dtypes.weights == chosen.dtypes.weights,
                 cell.dtypes.cache == chosen.dtypes.cache,
             ]
-            if cell.where == chosen.where and sum(same) == 1:
+            if cell.slice == chosen.slice and sum(same) == 1:
                 names = cell.dtypes.names()
                 changed = names["kv_dtype"] if same[0] else names["weight_dtype"]
                 what = "KV cache" if same[0] else "weights"
-                yield Lost(f"{what} {changed} on {cell.where}", self.best([cell]))
+                yield Lost(f"{what} {changed} on {cell.slice}", self.best([cell]))
 
     def chips(self) -> Iterable[Lost]:
         """Other chips, each on the slice and in the form that suit it best."""
-        by_chip = itertools.groupby(self.search.space.cells, lambda cell: cell.where.chip.name)
+        by_chip = itertools.groupby(self.search.space.cells, lambda cell: cell.slice.chip.name)
         for name, cells in by_chip:
-            if name != self.choice.cell.where.chip.name:
+            if name != self.choice.cell.slice.chip.name:
                 yield Lost(f"chip {name}", self.best(list(cells), priced=True))
 
     def best(
@@ -270,8 +270,8 @@ class _Neighbours:
 
 def _too_large(cells: Sequence[Cell], targets: Targets) -> str:
     least = min(cells, key=lambda cell: cell.usd_per_hour)
-    if least.where.chips > (targets.chips or least.where.chips):
-        return f"{least.where} is over {several(targets.chips, 'chip')}"
+    if least.slice.chips > (targets.chips or least.slice.chips):
+        return f"{least.slice} is over {several(targets.chips, 'chip')}"
     return f"{exact(least.usd_per_hour)} USD per hour is over {exact(targets.usd_per_hour)}"
 
 
@@ -282,7 +282,7 @@ def _why_none(search: Search, cells: Sequence[Cell], keep: Keep) -> str:
     if math.isinf(lacking):
         return "no layout goes with it"
     if lacking > 0:
-        return f"does not fit by {_gb(lacking)} per chip ({nearest.where}, {nearest.dtypes})"
+        return f"does not fit by {_gb(lacking)} per chip ({nearest.slice}, {nearest.dtypes})"
     targets = search.targets
     point = search.fastest(cells, keep)
     if point and targets.step_s is not None and point.step_s > targets.step_s:
@@ -347,23 +347,23 @@ def _shortest(search: Search) -> str:
     if math.isinf(_lacking(short)):
         return f"no layout goes with it on any{within}"
     return (
-        f"nearest{within}: {short.where}, {short.dtypes}, where {_gb(_lacking(short))} per chip "
+        f"nearest{within}: {short.slice}, {short.dtypes}, where {_gb(_lacking(short))} per chip "
         "are lacking"
     )
 
 
 def _holding(space: Space) -> str:
     """The slice of least cost, of the same chips, that would hold what the plan asks for."""
-    prices = {where.chip: price for where, price in space.offer.slices}
+    prices = {slice.chip: price for slice, price in space.offer.slices}
     found = []
     for chip, price in prices.items():
-        every = tuple((where, price) for where in slices_of(chip))
+        every = tuple((slice, price) for slice in slices_of(chip))
         cells = Space(dataclasses.replace(space.offer, slices=every)).cells
         found += itertools.islice((each for each in cells if each.could and _lacking(each) <= 0), 1)
     if not found:
         return ""
     least = min(found, key=lambda cell: cell.usd_per_hour)
-    return f"; the least slice that holds it is {least.where}, {least.dtypes}"
+    return f"; the least slice that holds it is {least.slice}, {least.dtypes}"
 
 
 def _relaxed(search: Search, cells: Sequence[Cell]) -> Iterable[tuple[float, str, Point]]:
@@ -373,7 +373,7 @@ def _relaxed(search: Search, cells: Sequence[Cell]) -> Iterable[tuple[float, str
     if targets.step_s is not None and (point := search.fastest(admitted)):
         words = f"{milliseconds(point.step_s)} per step"
         yield point.step_s / targets.step_s, words, point
-    sizes = (("chips", lambda cell: cell.where.chips, lambda count: several(count, "chip")),
+    sizes = (("chips", lambda cell: cell.slice.chips, lambda count: several(count, "chip")),
              ("usd_per_hour", lambda cell: cell.usd_per_hour,
               lambda usd: f"{exact(usd)} USD per hour"))  # fmt: skip
     for name, size, words in sizes:

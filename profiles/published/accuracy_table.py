@@ -22,7 +22,7 @@ def table() -> str:
     lines = [head, "|---|---|---:|:---:|---:|---:|---:|"]
     decode = [row for row in rows if row.case.phase == "decode"]
     for source, group in by_source(decode).items():
-        chips = ", ".join(dict.fromkeys(row.case.where.chip.name for row in group))
+        chips = ", ".join(dict.fromkeys(row.case.slice.chip.name for row in group))
         fitted = "no" if group[0].case.held_out else "yes"
         lines.append(_line(re.sub(r" [@(\"].*", "", source), chips, group, fitted))
     for name, held in (("all of the above, fitted", False), ("all of the above, held out", True)):

@@ -17,12 +17,11 @@ import jax.numpy as jnp
 from model.catalog import CATALOG, find_model
 from model.dtypes import Dtypes, Storage
 from profiles.chips.slices import Slice, parse_slice
-from profiles.expected.candidates import AUTO, Wish
-from profiles.expected.estimate import Model
-from profiles.expected.sized import sized_models
+from profiles.expected.candidates import AUTO, LayoutNames
+from profiles.floor.deployment import Model
+from profiles.floor.sized_models import sized_models
 from profiles.report.numbers import several
 from sharding.error_types import FloorlineError, UsageError
-from sharding.layout import Layout
 from sharding.mesh import MeshShape, parse_mesh
 from sharding.quantization import QUANTIZATIONS
 
@@ -75,7 +74,7 @@ class Case:
       source: who published it.
       locator: where in the source.
       model: by its arrays, or by its sizes.
-      where: the slice.
+      slice: the slice.
       layout: the layout that expected times take; None where it is not stated.
       attention: likewise.
       mesh: sizes of its axes; None where they are not stated.
@@ -96,7 +95,7 @@ class Case:
     source: str
     locator: str
     model: Model
-    where: Slice
+    slice: Slice
     layout: str | None
     attention: str | None
     mesh: MeshShape | None = dataclasses.field(hash=False)
@@ -114,9 +113,9 @@ class Case:
     held_out: str | None = None
 
     @property
-    def layouts(self) -> list[Layout]:
-        """All that are consistent with the source."""
-        return Wish(self.layout or AUTO, self.attention or AUTO).layouts(self.model)
+    def names(self) -> LayoutNames:
+        """Of all layouts that are consistent with the source."""
+        return LayoutNames(self.layout or AUTO, self.attention or AUTO)
 
     @property
     def arithmetic(self) -> str:
@@ -136,15 +135,15 @@ class Case:
         Arithmetic on weights of few bits may be in 16 bits or in fewer: where a source does not
         say, a floor takes the fastest that the chip has.
         """
-        chip = self.where.chip if least else self.where.chip.expected
+        chip = self.slice.chip if least else self.slice.chip.expected
         stated = self.dtype or self.arithmetic
         rate = chip.peak(stated)
         if least and not self.dtype and self.weights.few_bits:
             left = () if self.weights.least == jnp.dtype("int4") else ("int4", "fp4")
             rate = max(each for name, each in chip.flops.items() if name not in left)
         if rate == chip.peak(self.arithmetic):
-            return self.where
-        return dataclasses.replace(self.where, chip=self.where.chip.override(flops=rate))
+            return self.slice
+        return dataclasses.replace(self.slice, chip=self.slice.chip.override(flops=rate))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +219,7 @@ def parse_case(row: object) -> Case:
     found = Case(
         **texts,
         model=_model(str(given["model"])),
-        where=parse_slice(str(given["topology"])),
+        slice=parse_slice(str(given["topology"])),
         layout=_open(_text(given, "layout")),
         attention=_open(_text(given, "attention")),
         mesh=parse_mesh(mesh) if mesh else None,
@@ -235,12 +234,12 @@ def parse_case(row: object) -> Case:
     )
     if found.phase != "decode" and found.prompt_length < 2:
         raise UsageError(f"prompt_length is {found.prompt_length}; a prompt has 2 tokens or more")
-    if mesh and math.prod(found.mesh.values()) != found.where.devices:
+    if mesh and math.prod(found.mesh.values()) != found.slice.devices:
         raise UsageError(
-            f"mesh is {mesh}, but {found.where} has {several(found.where.devices, 'device')}; "
+            f"mesh is {mesh}, but {found.slice} has {several(found.slice.devices, 'device')}; "
             "use as many"
         )
-    found.layouts, found.slice_for(False)  # unknown names are refused here
+    found.names.layouts(found.model), found.slice_for(False)  # unknown names are refused here
     return found
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from profiles.chips.calibration import Calibration, calibrations
 from profiles.published.cases import Case, shipped_cases
-from profiles.published.rows import estimators, reproduce, work
+from profiles.published.rows import estimators, passes_of, reproduce
 from profiles.report.table import aligned
 
 GRID = {
@@ -83,10 +83,10 @@ def features(case: Case) -> Iterator[Features]:
     """Of a case's decode step, for each mesh that it may be on."""
     ideal = Calibration("ideal", "", (), 1, 1, 1, 0, 0, 0, 0, False)
     counting = dataclasses.replace(ideal, collective_s=1)
-    ((_, context, _),) = work(case)
+    ((_, pass_),) = passes_of(case)
     pairs = zip(estimators(case, False, ideal), estimators(case, False, counting), strict=True)
     for estimator, counted in pairs:
-        expected = estimator.decode(case.batch, context).expected
+        expected = estimator.estimate(pass_).expected
         sent = estimator.sent(estimator.padded(case.batch))
         count = counted.sent(estimator.padded(case.batch)).starts - sent.starts
         layers = case.model.layers
@@ -152,7 +152,7 @@ HELD_OUT: dict[str, Callable[[Case], object]] = {
     "the row": lambda case: case,
     "its batch": lambda case: case.batch,
     "its weight type": lambda case: case.weights,
-    "its number of chips": lambda case: case.where.chips,
+    "its number of chips": lambda case: case.slice.chips,
 }
 
 
@@ -183,7 +183,7 @@ def main() -> None:
     for source, cases in _others():
         found = [reproduce(case) for case in cases]
         sets = calibrations()
-        lent = {s.name for s in sets for case in cases if case.where.chip.name in s.chips}
+        lent = {s.name for s in sets for case in cases if case.slice.chip.name in s.chips}
         rows.append((", ".join(lent), f"all: {source}", *_cells([each.error for each in found])))
     print(aligned(("set", "not fitted", "rows", "median |error|", "p90", "errors"), rows))
 

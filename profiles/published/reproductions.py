@@ -16,10 +16,11 @@ from model.catalog import CATALOG, find_model
 from model.dtypes import Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
-from profiles.expected.economics import batching_gain, critical_batch
-from profiles.expected.estimate import Estimator, Setting
-from profiles.expected.sized import sized_models
-from profiles.floor.counts import Traffic
+from profiles.expected.balance import batching_gain, critical_batch
+from profiles.expected.estimate import Estimator
+from profiles.floor.deployment import Deployment
+from profiles.floor.passes import Counts, Pass
+from profiles.floor.sized_models import sized_models
 from profiles.published.cases import stored
 from profiles.report.document import Record
 from profiles.report.numbers import exact
@@ -199,18 +200,18 @@ def counted_value(
     if count["what"] == "batching_gain":
         return batching_gain(estimator, place["context"], every_expert=count["every_expert"])
     if count["what"] == "room":
-        kept = traffic(count, place, least)
+        kept = counts_of(count, place, least)
         free = estimator.peaks.capacity * chips - kept.weights_resident
         return free / kept.kv_resident
-    found = traffic(count, place, least)
+    found = counts_of(count, place, least)
     peaks = estimator.peaks
     return max(found.memory / peaks.bandwidth, found.flops / peaks.flops) / chips
 
 
-def traffic(count: Mapping, place: Mapping[str, int], least: bool = True) -> Traffic:
+def counts_of(count: Mapping, place: Mapping[str, int], least: bool = True) -> Counts:
     """A step's work, of all chips together."""
     batch = place.get("batch", count.get("batch", 1))
-    return _estimator(json.dumps(count), least).costs.decode(batch=batch, context=count["context"])
+    return _estimator(json.dumps(count), least).counter.count(Pass(batch, count["context"]))
 
 
 @functools.lru_cache(maxsize=64)
@@ -220,19 +221,19 @@ def _estimator(text: str, least: bool) -> Estimator:
     name, which = count["model"], "least" if least else "usual"
     known = name in CATALOG
     model = find_model(name) if known else sized_models()[name]
-    where = parse_slice(count["topology"])
-    where = dataclasses.replace(where, chip=where.chip.override(**count["chip"]))
+    slice = parse_slice(count["topology"])
+    slice = dataclasses.replace(slice, chip=slice.chip.override(**count["chip"]))
     weights, cache = (getattr(stored(count[f"{kind}_dtype"]), which) for kind in ("weight", "kv"))
-    setting = Setting(
+    deployment = Deployment(
         model=dataclasses.replace(model, **count.get("changes", {})),
-        where=where,
+        slice=slice,
         dtypes=Dtypes("bfloat16", weights, cache),
-        rates=calibration_of(where.chip.name),
+        calibration=calibration_of(slice.chip.name),
         layout=find_layout("weight_stationary_1d") if known else None,
         mesh=parse_mesh("1x1x1") if known else None,
         experts="all",
     )
-    return Estimator(setting)
+    return Estimator(deployment)
 
 
 def left_over(figure: Figure) -> float | None:
@@ -252,4 +253,4 @@ def left_over(figure: Figure) -> float | None:
     named = inputs["weights"] + batch * inputs.get("cache", 0)
     for each in line["differences"]:
         named += each.get("bytes", 0) + batch * each.get("bytes_per_sequence", 0)
-    return named / traffic(line["count"], place).memory - 1
+    return named / counts_of(line["count"], place).memory - 1

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from model.catalog import find_model
-from model.config import ModelConfig
 from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration, calibration_of
-from profiles.chips.slices import Slice
-from profiles.expected.candidates import candidates
-from profiles.expected.estimate import Estimate, Estimator, Setting
+from profiles.expected.candidates import LayoutNames, candidates
+from profiles.expected.estimate import Estimator
 from profiles.floor.bound import floor
 from profiles.floor.counts import kv_token_bytes
+from profiles.floor.deployment import Deployment
+from profiles.floor.passes import Pass
 from profiles.published.cases import Case, Unusable
 from profiles.report.document import Record
 from profiles.report.numbers import ms, number, several
@@ -69,14 +69,14 @@ class Reproduced:
       case: what was measured.
       floor_s: the least that is consistent with the source.
       expected_s: of the mesh that is expected to be fastest, where it is not stated.
-      rates: the constants of the expected time.
+      calibration: the constants of the expected time.
       said: what was assumed for these times beside the case's own assumptions.
     """
 
     case: Case
     floor_s: float
     expected_s: float
-    rates: Calibration
+    calibration: Calibration
     said: tuple[str, ...]
 
     @property
@@ -107,55 +107,52 @@ class Reproduced:
             "error": self.error,
             "fraction_of_floor": self.fraction,
             "model": case.model.name,
-            "topology": str(case.where),
+            "topology": str(case.slice),
             "phase": case.phase,
             "batch": case.batch,
             "use": self.use,
         }
 
 
-def reproduce(case: Case, rates: Calibration | None = None) -> Reproduced:
+def reproduce(case: Case, calibration: Calibration | None = None) -> Reproduced:
     """This project's times for a case.
 
     Args:
       case: what was measured.
-      rates: for expected times; those of the chip if None.
+      calibration: for expected times; those of the chip if None.
 
     Raises:
       LayoutError: the layout does not go with the model on any mesh of the slice.
       UsageError: the chip has no figure for the arithmetic.
     """
-    rates = rates or calibration_of(case.where.chip.name)
-    least = estimators(case, True, rates)
-    usual = estimators(case, False, rates)
+    calibration = calibration or calibration_of(case.slice.chip.name)
+    least = estimators(case, True, calibration)
+    usual = estimators(case, False, calibration)
     bound = min(_least_seconds(case, each) for each in least)
     _, expected = min(_expected(case, each) for each in usual)
-    return Reproduced(case, bound, expected, rates, tuple(_said(case, least, rates)))
+    return Reproduced(case, bound, expected, calibration, tuple(_said(case, least, calibration)))
 
 
-def estimators(case: Case, least: bool, rates: Calibration) -> list[Estimator]:
+def estimators(case: Case, least: bool, calibration: Calibration) -> list[Estimator]:
     """Of all meshes that a case may have: for its floor, or for its expected time."""
-    keys = tuple((layout.name, layout.attends) for layout in case.layouts)
     mesh = tuple(case.mesh.items()) if case.mesh else None
-    experts = "least" if least else "coverage"
-    dtypes, where = case.dtypes(least), case.slice_for(least)
-    return _estimators(case.model, where, dtypes, rates, keys, mesh, experts)
+    deployment = Deployment(
+        model=case.model,
+        slice=case.slice_for(least),
+        dtypes=case.dtypes(least),
+        calibration=calibration,
+        experts="least" if least else "coverage",
+    )
+    return _estimators(deployment, case.names, mesh)
 
 
 @functools.lru_cache(maxsize=256)
 def _estimators(
-    model: ModelConfig,
-    where: Slice,
-    dtypes: Dtypes,
-    rates: Calibration,
-    keys: Sequence[tuple[str, str]],
-    mesh: tuple[tuple[str, int], ...] | None,
-    experts: str,
+    deployment: Deployment, names: LayoutNames, mesh: tuple[tuple[str, int], ...] | None
 ) -> list[Estimator]:
     """Cases of one table share these."""
-    setting = Setting(model=model, where=where, dtypes=dtypes, rates=rates, experts=experts)
-    wanted = [attend_by(find_layout(name), attention) for name, attention in keys]
-    return candidates(setting, wanted, [dict(mesh)] if mesh else None)
+    layouts = names.layouts(deployment.model)
+    return candidates(deployment, layouts, [dict(mesh)] if mesh else None)
 
 
 def _least_seconds(case: Case, estimator: Estimator) -> float:
@@ -173,37 +170,27 @@ def _least_seconds(case: Case, estimator: Estimator) -> float:
 
 def _bound(case: Case, estimator: Estimator, context: int, tokens: int) -> float:
     """Of a pass; a batch that the layout does not divide is not padded, for others need not."""
-    if estimator.padded(case.batch) == case.batch:
-        return _pass(estimator, case.batch, context, tokens).floor.seconds
-    sizes = {"batch": case.batch, "experts": estimator.setting.experts}
-    if tokens == 1:
-        traffic = estimator.costs.decode(context=context, **sizes)
-    else:
-        traffic = estimator.prompts.prefill(tokens=tokens, cached=context, **sizes)
-    return floor(traffic, estimator.peaks).seconds
+    pass_, deployment = Pass(case.batch, context, tokens), estimator.deployment
+    if deployment.padded(pass_) == pass_:
+        return estimator.estimate(pass_).floor.seconds
+    counter = deployment.prompt_counter if pass_.over_prompts else deployment.counter
+    return floor(counter.count(pass_, deployment.experts), estimator.peaks).seconds
 
 
 def _expected(case: Case, estimator: Estimator) -> tuple[bool, float]:
     """Whether the case does not fit in one layout on one mesh, and its expected time."""
-    passes = [(count, _pass(estimator, case.batch, *size)) for count, *size in work(case)]
+    passes = [(count, estimator.estimate(pass_)) for count, pass_ in passes_of(case)]
     seconds = sum(count * each.expected.seconds for count, each in passes)
     return not all(each.fits for _, each in passes), seconds
 
 
-def work(case: Case) -> list[tuple[int, int, int]]:
-    """Passes of a case: how many, tokens in the cache before each, and new tokens."""
-    prompt = (1, cached(case), case.prompt_length)
+def passes_of(case: Case) -> list[tuple[int, Pass]]:
+    """How many passes a case has, of which kinds."""
+    prompt = (1, Pass(case.batch, cached(case), case.prompt_length))
+    step = Pass(case.batch, mean_context(case))
     if case.phase == "prefill":
         return [prompt]
-    if case.phase == "decode":
-        return [(1, mean_context(case), 1)]
-    return [prompt, (case.generated_tokens, mean_context(case), 1)]
-
-
-def _pass(estimator: Estimator, batch: int, context: int, tokens: int) -> Estimate:
-    if tokens == 1:
-        return estimator.decode(batch, context)
-    return estimator.prefill(batch, tokens, context)
+    return [(1, step)] if case.phase == "decode" else [prompt, (case.generated_tokens, step)]
 
 
 def cached(case: Case) -> int:
@@ -225,9 +212,9 @@ def mean_context(case: Case) -> int:
     return least_context(case) + max(case.generated_tokens - 1, 0) // 2
 
 
-def _said(case: Case, least: Sequence[Estimator], rates: Calibration) -> Iterator[str]:
+def _said(case: Case, least: Sequence[Estimator], calibration: Calibration) -> Iterator[str]:
     """What the times assume beyond the case."""
-    sized = not isinstance(case.model, ModelConfig)
+    sized = least[0].deployment.layout is None
     if case.phase != "prefill" and least_context(case) != mean_context(case):
         yield (
             f"steps at a mean context of {mean_context(case)}, the floor's at {least_context(case)}"
@@ -236,7 +223,7 @@ def _said(case: Case, least: Sequence[Estimator], rates: Calibration) -> Iterato
         yield "divided evenly over chips, whatever the layout"
     elif not case.layout:
         yield "layout not stated: the floor is the least of all, the expected time the best"
-    if not sized and not case.attention and case.where.devices > 1:
+    if not sized and not case.attention and case.slice.devices > 1:
         yield "attention not stated: the floor is the least of all, the expected time the best"
     if not case.mesh and len(least) > 1:
         yield "mesh not stated: the floor is the least of all, the expected time the best"
@@ -246,8 +233,8 @@ def _said(case: Case, least: Sequence[Estimator], rates: Calibration) -> Iterato
         yield "arithmetic not stated: bfloat16, the floor's as fast as the chip has"
     if not case.cache:
         yield f"kv_dtype not stated: {case.arithmetic}"
-    if case.where.chip.name not in rates.chips:
-        yield f"expected by {rates.said_of(case.where.chip.name)}"
+    if case.slice.chip.name not in calibration.chips:
+        yield f"expected by {calibration.said_of(case.slice.chip.name)}"
     if case.model.experts:
         yield "the floor reads one token's experts, the expected time those of evenly spread tokens"
 
@@ -294,13 +281,13 @@ def by_source(rows: Iterable[Reproduced]) -> dict[str, list[Reproduced]]:
 
 
 def reproduce_all(
-    cases: Iterable[Case], rates: Calibration | None = None
+    cases: Iterable[Case], calibration: Calibration | None = None
 ) -> tuple[list[Reproduced], list[Unusable]]:
     """`reproduce` of each, and beside them those that do not go with their slice."""
     rows, refused = [], []
     for case in cases:
         try:
-            rows.append(reproduce(case, rates))
+            rows.append(reproduce(case, calibration))
         except FloorlineError as error:
             refused.append(Unusable(case.source, case.locator, str(error)))
     return rows, refused

@@ -20,7 +20,7 @@ _HEAD = (
 
 def rates_text(rows: Iterable[Reproduced]) -> str:
     """Which constants expected times are by, and where those are from."""
-    used = {row.rates.name: row.rates.source for row in rows}
+    used = {row.calibration.name: row.calibration.source for row in rows}
     return "\n".join(f"expected times by {name}: {source}" for name, source in used.items())
 
 
@@ -54,7 +54,7 @@ def _cells(row: Reproduced, notes: dict[str, str]) -> tuple[str, ...]:
     return (
         case.locator + " (held out)" * (row.use == "held_out"),
         case.model.name,
-        str(case.where),
+        str(case.slice),
         case.phase,
         f"{case.batch:,}",
         *(ms(seconds) for seconds in (case.published_s, row.floor_s, row.expected_s)),

@@ -15,7 +15,8 @@ from model.catalog import find_model
 from model.dtypes import Dtypes
 from model.parameters import place
 from model.transformer import Transformer
-from profiles.floor.counts import decode_traffic
+from profiles.floor.counts import PassCounter
+from profiles.floor.passes import Pass
 from sharding.catalog import COLLECTIVES, LAYOUTS, schedule_by
 from sharding.error_types import FloorlineError, LayoutError
 from sharding.layout import Layout
@@ -88,9 +89,8 @@ def test_the_floor_counts_the_bytes_that_the_compiler_takes(name):
     for layout, mesh in ((ONE_D, "1"), (LAYOUTS["weight_stationary_2d"], "2x2x2")):
         engine = engine_of(name, layout, mesh)
         memory = engine.lower_decode(8, 64).compile().memory_analysis()
-        counted = decode_traffic(
-            CONFIG, engine.placement, engine.dtypes, batch=8, context=10, slots=64,
-        )  # fmt: skip
+        counter = PassCounter(CONFIG, engine.placement, engine.dtypes)
+        counted = counter.count(Pass(batch=8, context=10, slots=64))
         tokens_and_lengths = 2 * 4 * 8
         expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
         assert memory.argument_size_in_bytes == expected
@@ -101,7 +101,9 @@ def test_work_is_that_of_plain_weights():
     sizes = {"batch": 8, "context": 10, "slots": 64}
     placement = Placement.of(ONE_D, CONFIG.sizes, parse_mesh("1"))
     plain, few = (
-        decode_traffic(CONFIG, placement, Dtypes(jnp.float32, QUANTIZATIONS.get(name)), **sizes)
+        PassCounter(CONFIG, placement, Dtypes(jnp.float32, QUANTIZATIONS.get(name))).count(
+            Pass(**sizes)
+        )
         for name in (None, "int4")
     )
     assert few.flops == plain.flops and few.weights_read < plain.weights_read / 3

@@ -11,7 +11,8 @@ import pytest
 from model.catalog import find_model
 from model.dtypes import FLOAT32, Dtypes
 from profiles.compiled.inspection import Subject
-from profiles.floor.counts import decode_traffic
+from profiles.floor.counts import PassCounter
+from profiles.floor.passes import Pass
 from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS, attend_by, divide_experts, schedule_by
 from sharding.layout import Layout
 from sharding.mesh import parse_mesh
@@ -110,7 +111,7 @@ def test_the_donated_cache_is_updated_in_place(dtypes, mesh, batch):
     sizes = {"dtypes": DTYPES[dtypes], "batch": batch, "slots": 64}
     subject = Subject(config=config, placement=placement, **sizes)
     compiled = subject.lower().compile()
-    counted = decode_traffic(config, placement, **sizes, context=10)
+    counted = PassCounter(config, placement).count(Pass(context=10, **sizes))
     assert compiled.memory_analysis().alias_size_in_bytes == counted.kv_resident
     if dtypes == "fp8":  # XLA:CPU has no scatter of it: it makes one of float16, there and back
         return

@@ -9,9 +9,11 @@ from model.catalog import find_model
 from model.dtypes import BFLOAT16, Dtypes
 from model.layout_check import settle
 from profiles.chips.calibration import calibration_of
+from profiles.chips.chip import Price
 from profiles.chips.slices import parse_slice
 from profiles.expected.candidates import candidates
-from profiles.expected.estimate import Estimator, Setting
+from profiles.expected.estimate import Estimator
+from profiles.floor.deployment import Deployment
 from profiles.plan.space import Offer, Space
 from sharding.catalog import LAYOUTS
 from sharding.error_types import LayoutError
@@ -22,13 +24,13 @@ ONE_D, INT4 = LAYOUTS["weight_stationary_1d"], Dtypes(jnp.bfloat16, QUANTIZATION
 LLAMA = find_model("llama3-8b")
 
 
-def setting(dtypes: Dtypes, topology: str, mesh: str | None = None) -> Setting:
-    where = parse_slice(topology)
-    return Setting(
+def deployment(dtypes: Dtypes, topology: str, mesh: str | None = None) -> Deployment:
+    slice = parse_slice(topology)
+    return Deployment(
         model=LLAMA,
-        where=where,
+        slice=slice,
         dtypes=dtypes,
-        rates=calibration_of(where.chip.name),
+        calibration=calibration_of(slice.chip.name),
         layout=ONE_D,
         mesh=mesh and parse_mesh(mesh),
     )
@@ -39,8 +41,8 @@ def test_groups_that_would_cross_devices_are_refused_by_estimates_as_by_engines(
     assert settle(LLAMA, BFLOAT16, ONE_D, mesh).devices == 16
     for ask in (
         lambda: settle(LLAMA, INT4, ONE_D, mesh),
-        lambda: Estimator(setting(INT4, "v5e:4x4", "1x1x16")),
-        lambda: candidates(setting(INT4, "v5e:4x4"), [ONE_D], [mesh]),
+        lambda: Estimator(deployment(INT4, "v5e:4x4", "1x1x16")),
+        lambda: candidates(deployment(INT4, "v5e:4x4"), [ONE_D], [mesh]),
     ):
         with pytest.raises(LayoutError, match=r"groups of 32 \(int4\) do not divide; use .*int8"):
             ask()
@@ -48,14 +50,14 @@ def test_groups_that_would_cross_devices_are_refused_by_estimates_as_by_engines(
 
 @pytest.mark.parametrize("dtypes", [INT4, BFLOAT16])
 def test_plans_look_at_what_the_engine_admits_and_at_nothing_else(dtypes):
-    where = parse_slice("v5e:4x4")
+    slice = parse_slice("v5e:4x4")
     space = Space(
         Offer(
             model=LLAMA,
-            slices=((where, 1.2),),
+            slices=((slice, Price(1.2)),),
             dtype_sets=(dtypes,),
             layouts=(ONE_D,),
-            rates=calibration_of,
+            calibration=calibration_of,
             context=2048,
             slots=2049,
         )
@@ -69,14 +71,14 @@ def test_plans_look_at_what_the_engine_admits_and_at_nothing_else(dtypes):
 
 def test_a_plan_with_no_layout_at_all_holds_nothing():
     narrow = dataclasses.replace(LLAMA, d_ff=14_336 + 16)
-    where = parse_slice("v5e:1x1")
+    slice = parse_slice("v5e:1x1")
     space = Space(
         Offer(
             model=narrow,
-            slices=((where, 1.2),),
+            slices=((slice, Price(1.2)),),
             dtype_sets=(INT4,),
             layouts=(ONE_D,),
-            rates=calibration_of,
+            calibration=calibration_of,
             context=2048,
             slots=2049,
         )

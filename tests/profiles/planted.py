@@ -26,7 +26,8 @@ from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.compiled.compiler import Outcome
 from profiles.compiled.inspection import Subject
-from profiles.expected.estimate import Estimator, Setting
+from profiles.expected.estimate import Estimator
+from profiles.floor.deployment import Deployment
 from sharding.catalog import LAYOUTS, schedule_by
 from sharding.layout import Layout
 from sharding.mesh import mesh_over, parse_mesh
@@ -91,13 +92,13 @@ class Planted:
     @property
     def estimator(self) -> Estimator:
         """Of the same model on the same slice."""
-        where = parse_slice(TOPOLOGY)
+        slice = parse_slice(TOPOLOGY)
         return Estimator(
-            Setting(
+            Deployment(
                 model=self.config,
-                where=where,
+                slice=slice,
                 dtypes=self.dtypes,
-                rates=calibration_of(where.chip.name),
+                calibration=calibration_of(slice.chip.name),
                 layout=self.layout,
                 mesh=parse_mesh(self.mesh),
             )

@@ -136,7 +136,7 @@ def test_stored_programs_are_small():
 
 
 @pytest.mark.parametrize(
-    ("where", "place"),
+    ("block", "place"),
     [
         ("layer_3/mlp", "layer/mlp"),
         ("layer/mlp/layer_1/mlp/layer_12/attention", "layer/mlp and layer/attention"),
@@ -144,5 +144,5 @@ def test_stored_programs_are_small():
         ("", ""),
     ],
 )
-def test_a_place_is_named_once_whatever_the_layers(where, place):
-    assert _place(where) == place
+def test_a_place_is_named_once_whatever_the_layers(block, place):
+    assert _place(block) == place

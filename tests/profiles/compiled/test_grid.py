@@ -10,7 +10,7 @@ from model.dtypes import BFLOAT16
 from profiles.compiled import grid as matrix
 from profiles.compiled.grid import (
     POINTS,
-    Point,
+    GridPoint,
     at_once,
     merged,
     read_grid,
@@ -18,12 +18,13 @@ from profiles.compiled.grid import (
     summary,
     write_grid,
 )
-from profiles.expected.candidates import Wish
+from profiles.expected.candidates import LayoutNames
 from profiles.figures.grid import heat_map
+from profiles.floor.passes import Pass
 from sharding.error_types import FloorlineError, UsageError
 
-POINT = Point(find_model("tiny"), "v5e:2x4", Wish(), BFLOAT16, 8, 256)
-OTHERS = [dataclasses.replace(POINT, batch=batch) for batch in (8, 16, 32)]
+POINT = GridPoint(find_model("tiny"), "v5e:2x4", LayoutNames(), BFLOAT16, Pass(8, 256))
+OTHERS = [dataclasses.replace(POINT, pass_=Pass(batch, 256)) for batch in (8, 16, 32)]
 VERSIONS = {"jax": "1", "libtpu": "2"}
 
 
@@ -39,11 +40,11 @@ def compiled(monkeypatch):
         def as_record(self):
             return {"batch": self.batch, "status": "ok"}
 
-    def examine(estimator, batch, context, prefill):
-        seen.append(batch)
-        if batch == 16:
+    def examine(estimator, pass_):
+        seen.append(pass_.batch)
+        if pass_.batch == 16:
             raise FloorlineError("compiler is broken; mend it")
-        return Result(batch)
+        return Result(pass_.batch)
 
     monkeypatch.setattr(matrix, "examine", examine)
     return seen
@@ -69,9 +70,9 @@ def test_a_run_goes_on_where_the_last_one_stopped(compiled, tmp_path):
     assert sorted(compiled) == [8, 8, 16, 16, 32, 32]  # of other versions nothing is kept
 
 
-def collective(where, count=1, **more):
+def collective(block, count=1, **more):
     sizes = {"kind": "all-reduce", "axes": ["z"], "payload_bytes": 64, "count": count}
-    return sizes | {"where": where, "asynchronous": False, "overlap": "alone"} | more
+    return sizes | {"where": block, "asynchronous": False, "overlap": "alone"} | more
 
 
 def test_collectives_of_layers_that_are_alike_are_one_in_a_record():
@@ -108,8 +109,8 @@ def test_names_are_checked_before_anything_is_compiled():
     for changes, message in (
         ({"topology": "v5e:3x5"}, "v5e does not come in"),
         ({"topology": "h100:8"}, "does not compile for"),
-        ({"wish": Wish(layout="diagonal")}, "layout is 'diagonal'"),
-        ({"wish": Wish(prefill="nonsense")}, "layout is 'nonsense'"),
+        ({"names": LayoutNames(layout="diagonal")}, "layout is 'diagonal'"),
+        ({"names": LayoutNames(prefill="nonsense")}, "layout is 'nonsense'"),
         ({"mesh": "2y2"}, "mesh is '2y2'"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -83,8 +83,8 @@ def test_a_small_step_has_its_arguments_its_cache_in_place_and_its_collectives(
     topology, mesh, phase
 ):
     step = ["--model=llama3-8b", "--layers=1", "--batch=8", "--context=512", f"--phase={phase}"]
-    where = [f"--topology={topology}", f"--mesh={mesh}", "--layout=weight_stationary_1d"]
-    document = json.loads(run("scripts/compile_step.py", *step, *where, "--json=-").stdout)
+    slice = [f"--topology={topology}", f"--mesh={mesh}", "--layout=weight_stationary_1d"]
+    document = json.loads(run("scripts/compile_step.py", *step, *slice, "--json=-").stdout)
     (point,), compiled = document["points"], document["compiled"]
     resident = point["bytes_per_chip"]["weights_resident"] + point["bytes_per_chip"]["kv_resident"]
     parts = point["devices"] // point["chips"]

@@ -13,11 +13,11 @@ from profiles.chips.chip import find_chip
 from profiles.chips.here import Here, assumed, shape_of
 from profiles.chips.slices import Slice, parse_slice
 from profiles.expected import choice as choosing
-from profiles.expected.candidates import AUTO, Wish, candidates, meshes
+from profiles.expected.candidates import AUTO, LayoutNames, candidates, meshes
 from profiles.expected.choice import (
-    Work,
+    Purpose,
     admitted,
-    check_wishes,
+    check_names,
     choose,
     choose_prefill,
     every_device,
@@ -25,8 +25,9 @@ from profiles.expected.choice import (
     least_floor,
     place,
 )
-from profiles.expected.estimate import Setting
 from profiles.expected.estimate import best as best_of
+from profiles.floor.deployment import Deployment
+from profiles.floor.passes import Pass
 from sharding.catalog import ATTENTION, LAYOUTS, attend_by, prefill_by
 from sharding.error_types import LayoutError
 from sharding.mesh import parse_mesh
@@ -43,35 +44,35 @@ def v4(mesh) -> Here:
 PALM = find_model("palm-540b-padded")
 
 
-def work(batch: int, context: int, config=PALM) -> Work:
-    return Work(config, BFLOAT16, [batch], [context])
+def purpose(*steps: tuple[int, int], config=PALM, dtypes=BFLOAT16, **more) -> Purpose:
+    return Purpose(config, lambda: dtypes, [Pass(*step) for step in steps], **more)
 
 
-def ranking(asked: Work, mesh: str, attentions=("heads",)) -> list:
+def ranking(asked: Purpose, mesh: str, attentions=("heads",)) -> list:
     layouts = [attend_by(layout, kind) for layout in LAYOUTS.values() for kind in attentions]
     shape = parse_mesh(mesh)
     return choose(asked, admitted(asked.config, layouts, [shape]), v4(shape), count=None)
 
 
-def best(asked: Work, mesh: str, attentions=("heads",)) -> str:
+def best(asked: Purpose, mesh: str, attentions=("heads",)) -> str:
     return ranking(asked, mesh, attentions)[0].name
 
 
 def test_few_chips_take_one_dimension_and_many_take_two():
     """Pope et al. 2022, section 3.2.2: two dimensions win beyond about sixteen chips."""
     small = find_model("llama3-8b")
-    assert best(work(64, 128, small), "1x1x4").startswith("weight_stationary_1d")
-    assert best(work(512, 128), "4x4x4").startswith("weight_stationary_2d")
+    assert best(purpose((64, 128), config=small), "1x1x4").startswith("weight_stationary_1d")
+    assert best(purpose((512, 128)), "4x4x4").startswith("weight_stationary_2d")
 
 
 def test_long_contexts_of_multi_query_attention_are_divided_by_batch():
-    found = best(work(512, 8192), "4x4x4", ATTENTION)
+    found = best(purpose((512, 8192)), "4x4x4", ATTENTION)
     assert found == "weight_stationary_2d, attention by batch, on 4x4x4"
 
 
 def test_one_long_sequence_of_multi_query_attention_is_divided_by_slots():
     config = dataclasses.replace(find_model("llama3-8b"), max_context=1 << 20, kv_heads=1)
-    assert "by sequence" in best(work(1, 500_000, config), "1x1x8", ATTENTION)
+    assert "by sequence" in best(purpose((1, 500_000), config=config), "1x1x8", ATTENTION)
 
 
 def test_times_of_several_batches_are_added_step_by_step():
@@ -81,7 +82,7 @@ def test_times_of_several_batches_are_added_step_by_step():
 
     def seconds(*batches: int) -> float:
         mesh = parse_mesh("1x1x4")
-        asked = Work(config, BFLOAT16, batches, [128])
+        asked = purpose(*((batch, 128) for batch in batches), config=config)
         return choose(asked, admitted(config, [layout], [mesh]), v4(mesh))[0].seconds
 
     assert seconds(1, 4096) == pytest.approx(seconds(1) + seconds(4096))
@@ -98,7 +99,7 @@ def test_times_of_several_batches_are_added_step_by_step():
 )
 def test_large_prefills_gather_weights(batch, length, expected):
     """Pope et al. 2022, section 3.2.3, figure 3 and table 2: the more tokens, the more axes."""
-    asked, mesh = work(batch, length), parse_mesh("4x4x4")
+    asked, mesh = purpose((batch, length)), parse_mesh("4x4x4")
     decode = LAYOUTS["weight_stationary_2d"]
     both = [prefill_by(decode, one) for one in LAYOUTS.values() if one.weights == decode.weights]
     ways = admitted(PALM, both, [mesh])
@@ -106,13 +107,13 @@ def test_large_prefills_gather_weights(batch, length, expected):
 
 
 def test_what_does_not_fit_comes_last():
-    ranked = ranking(work(64, 128), "8x1x8")
+    ranked = ranking(purpose((64, 128)), "8x1x8")
     assert ranked[0].fits and not ranked[-1].fits
     assert "does not fit" in str(ranked[-1])
 
 
 def test_a_choice_is_explained_beside_the_next_ones():
-    ranked = ranking(work(64, 128), "4x4x4")
+    ranked = ranking(purpose((64, 128)), "4x4x4")
     text = explain(ranked, "layout", v4(parse_mesh("4x4x4")))
     assert text.startswith(f"layout auto: {ranked[0].name}: ")
     assert str(ranked[1]) in text and "predicted from a test" in text
@@ -125,7 +126,7 @@ def test_where_no_layout_goes_the_first_refusal_is_told():
 
 def on_slices(monkeypatch, *texts: str) -> None:
     """JAX's first devices are taken to be these slices, by their number."""
-    slices = {where.devices: where for where in map(parse_slice, texts)}
+    slices = {slice.devices: slice for slice in map(parse_slice, texts)}
 
     def found(count: int) -> Here:
         return Here(slices[count], calibration_of(slices[count].chip.name), "a test")
@@ -134,7 +135,7 @@ def on_slices(monkeypatch, *texts: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "where", "batch", "context", "mesh"),
+    ("model", "topology", "batch", "context", "mesh"),
     [
         ("llama3-8b", "v5e:4x4", 64, 2048, "1x8x2"),
         ("llama3-8b", "v5e:4x4", 16, 4096, "1x8x2"),
@@ -145,18 +146,14 @@ def on_slices(monkeypatch, *texts: str) -> None:
     ],
 )
 def test_a_count_of_devices_is_the_mesh_whose_floor_is_least(
-    monkeypatch, model, where, batch, context, mesh
+    monkeypatch, model, topology, batch, context, mesh
 ):
     """In 1D only the cache differs between meshes: y is what divides KV heads and devices both."""
-    on_slices(monkeypatch, where)
-    config, count, said = find_model(model), parse_slice(where).devices, []
-    asked = work(batch, context, config)
+    on_slices(monkeypatch, topology)
+    config, count, said = find_model(model), parse_slice(topology).devices, []
+    asked = purpose((batch, context), config=config)
     layouts, (found,) = place(
-        [Wish("weight_stationary_1d", "heads")],
-        config,
-        [meshes(count)],
-        lambda: asked,
-        said.append,
+        [LayoutNames("weight_stationary_1d", "heads")], [meshes(count)], asked, said.append
     )
     assert found == parse_mesh(mesh) and layouts == [LAYOUTS["weight_stationary_1d"]]
     assert bool(said) == (mesh != f"1x1x{count}")
@@ -168,7 +165,7 @@ def test_a_mesh_that_fits_comes_before_one_whose_floor_is_less(monkeypatch):
     config, said = find_model("llama3-8b"), []
     shapes = [parse_mesh("1x1x16"), parse_mesh("1x8x2")]
     found = least_floor(
-        [LAYOUTS["weight_stationary_1d"]], shapes, lambda: work(64, 8000, config), said.append
+        [LAYOUTS["weight_stationary_1d"]], shapes, purpose((64, 8000), config=config), said.append
     )
     assert found == shapes[1] and said[0].endswith("and does not fit")
 
@@ -176,16 +173,16 @@ def test_a_mesh_that_fits_comes_before_one_whose_floor_is_less(monkeypatch):
 def test_auto_chooses_layout_and_mesh_together(monkeypatch):
     on_slices(monkeypatch, "v5e:8x8")
     config, said = find_model("llama3-70b"), []
-    asked = work(64, 2048, config)
-    (layout,), (mesh,) = place([Wish()], config, [meshes(64)], lambda: asked, said.append)
-    setting = Setting(
+    asked = purpose((64, 2048), config=config)
+    (layout,), (mesh,) = place([LayoutNames()], [meshes(64)], asked, said.append)
+    deployment = Deployment(
         model=config,
-        where=parse_slice("v5e:8x8"),
+        slice=parse_slice("v5e:8x8"),
         dtypes=BFLOAT16,
-        rates=calibration_of("v5e"),
+        calibration=calibration_of("v5e"),
     )
-    expected = best_of(candidates(setting, Wish().layouts(config)), asked.steps)
-    chosen = candidates(setting, [layout], [mesh])[0]
+    expected = best_of(candidates(deployment, LayoutNames().layouts(config)), asked.steps)
+    chosen = candidates(deployment, [layout], [mesh])[0]
     seconds = [one.decode(64, 2048).expected.seconds for one in (chosen, expected)]
     assert seconds[0] == pytest.approx(seconds[1])
     assert f"{layout.name}, attention by {layout.attends}, on " in said[0]
@@ -194,22 +191,24 @@ def test_auto_chooses_layout_and_mesh_together(monkeypatch):
 def test_a_mixtures_experts_are_divided_where_that_is_expected_to_be_faster(monkeypatch):
     on_slices(monkeypatch, "v5p:2x2x2")
     config, said = find_model("qwen3-30b-a3b"), []
-    asked = Work(config, Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"]), [64], [2048])
-    (layout,), _ = place([Wish()], config, [meshes(8)], lambda: asked, said.append)
+    few_bits = Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"])
+    asked = purpose((64, 2048), config=config, dtypes=few_bits)
+    (layout,), _ = place([LayoutNames()], [meshes(8)], asked, said.append)
     assert layout.expert_parallel and "experts divided" in said[0]
 
 
 def test_layouts_that_are_compared_share_a_mesh_that_divides_all_batches(monkeypatch):
     on_slices(monkeypatch, "h100:2", "h100:4")
     config = find_model("llama3-8b")
-    names = [Wish("weight_stationary_1d", "heads"), Wish("data_parallel_x_1d", "heads")]
+    names = [
+        LayoutNames("weight_stationary_1d", "heads"),
+        LayoutNames("data_parallel_x_1d", "heads"),
+    ]
     _, shapes = place(
         names,
-        config,
         [meshes(2), meshes(4)],
-        lambda: work(64, 2048, config),
+        purpose((1, 2048), (64, 2048), config=config, whole_batches=True),
         lambda text: None,
-        whole_batches=[1, 64],
     )
     assert [math.prod(each.values()) for each in shapes] == [2, 4]
     assert all(each["x"] == 1 for each in shapes)  # x divides a batch of data_parallel_x_1d
@@ -217,10 +216,10 @@ def test_layouts_that_are_compared_share_a_mesh_that_divides_all_batches(monkeyp
 
 def test_a_layout_that_no_mesh_of_a_count_takes_is_refused_before_there_is_work_to_know():
     tiny = find_model("tiny")
-    wish = Wish("weight_stationary_1d", "heads")
+    named = LayoutNames("weight_stationary_1d", "heads")
     for refuse in (
-        lambda: check_wishes([wish], tiny, [meshes(2), meshes(5)]),
-        lambda: place([wish], tiny, [meshes(5)], None, None),
+        lambda: check_names([named], tiny, [meshes(2), meshes(5)]),
+        lambda: place([named], [meshes(5)], Purpose(tiny, None, []), None),
     ):
         with pytest.raises(LayoutError, match="d_ff is 128, which mesh axes z=5"):
             refuse()
@@ -230,9 +229,9 @@ def test_without_a_count_an_accelerator_gives_all_devices_that_the_layout_divide
     tiny = find_model("tiny")
     monkeypatch.setattr(choosing, "devices", lambda: [None] * 7)
     monkeypatch.setattr(choosing, "default_platform", lambda: "gpu")
-    assert every_device(tiny, [Wish("weight_stationary_1d", "heads")]) == [meshes(4)]
+    assert every_device(tiny, [LayoutNames("weight_stationary_1d", "heads")]) == [meshes(4)]
     monkeypatch.setattr(choosing, "default_platform", lambda: "cpu")
-    assert every_device(tiny, [Wish(AUTO, "heads")], on_cpu=(1, 2)) == [meshes(1), meshes(2)]
+    assert every_device(tiny, [LayoutNames(AUTO, "heads")], on_cpu=(1, 2)) == [meshes(1), meshes(2)]
 
 
 def test_devices_say_the_shape_of_their_slice():
@@ -246,15 +245,15 @@ def test_devices_say_the_shape_of_their_slice():
 
 
 def test_devices_of_a_cpu_share_assumed_rates():
-    one, four = assumed(1).where, assumed(4).where
+    one, four = assumed(1).slice, assumed(4).slice
     assert four.devices == 4 and four.chip.bandwidth * 4 == one.chip.bandwidth
 
 
 def test_where_no_step_is_to_run_the_simplest_mesh_is_taken(monkeypatch):
     on_slices(monkeypatch, "v5e:4x4")
     config, said = find_model("llama3-8b"), []
-    asked, wishes = Work(config, BFLOAT16, [], []), [Wish("weight_stationary_1d", "heads")]
-    _, (mesh,) = place(wishes, config, [meshes(16)], lambda: asked, said.append)
+    asked, names = purpose(config=config), [LayoutNames("weight_stationary_1d", "heads")]
+    _, (mesh,) = place(names, [meshes(16)], asked, said.append)
     assert mesh == parse_mesh("1x1x16") and not said
-    _, (mesh,) = place([Wish()], config, [meshes(16)], lambda: asked, said.append)
+    _, (mesh,) = place([LayoutNames()], [meshes(16)], asked, said.append)
     assert sum(size > 1 for size in mesh.values()) == 1

@@ -8,10 +8,12 @@ import pytest
 from model.catalog import find_model
 from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
+from profiles.chips.chip import Price
 from profiles.chips.slices import parse_slice
-from profiles.expected import economics
-from profiles.expected.estimate import Estimator, Setting
-from profiles.expected.sized import SizedModel, sized_models
+from profiles.expected import balance, economics
+from profiles.expected.estimate import Estimator
+from profiles.floor.deployment import Deployment
+from profiles.floor.sized_models import SizedModel, sized_models
 from sharding.catalog import find_layout
 from sharding.quantization import QUANTIZATIONS
 
@@ -19,74 +21,76 @@ DENSE = SizedModel("dense", "this test", 10, 1000, 10**10, 10**10, cached=10**5,
 MIXTURE = dataclasses.replace(
     DENSE, active=10**9, in_experts=9 * 10**9, experts=256, experts_per_token=8
 )
-PRICE = 2.0
+PRICE = Price(2.0)
 
 
 def estimator(model, topology="h100:8", dtypes=BFLOAT16) -> Estimator:
-    where = parse_slice(topology)
-    chip = where.chip.override(bandwidth=3e12, flops=9e14)
-    where = dataclasses.replace(where, chip=chip)
-    rates = calibration_of(chip.name)
-    return Estimator(Setting(model=model, where=where, dtypes=dtypes, rates=rates, price=PRICE))
+    slice = parse_slice(topology)
+    chip = slice.chip.override(bandwidth=3e12, flops=9e14)
+    slice = dataclasses.replace(slice, chip=chip)
+    calibration = calibration_of(chip.name)
+    return Estimator(
+        Deployment(model=model, slice=slice, dtypes=dtypes, calibration=calibration, price=PRICE)
+    )
 
 
 def test_critical_batch_is_peak_times_bytes_over_twice_the_bandwidth_times_sparsity():
-    assert economics.critical_batch(estimator(DENSE)) == pytest.approx(9e14 * 2 / (2 * 3e12))
+    assert balance.critical_batch(estimator(DENSE)) == pytest.approx(9e14 * 2 / (2 * 3e12))
     int8 = estimator(DENSE, dtypes=Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"]))
-    assert economics.critical_batch(int8) == pytest.approx(300 / 2, rel=0.01)  # and scales
-    assert economics.critical_batch(estimator(MIXTURE)) == pytest.approx(300 * 10)
+    assert balance.critical_batch(int8) == pytest.approx(300 / 2, rel=0.01)  # and scales
+    assert balance.critical_batch(estimator(MIXTURE)) == pytest.approx(300 * 10)
 
 
 def test_the_critical_batch_of_a_real_model_counts_what_its_arrays_do():
-    config, where = find_model("llama3-8b"), parse_slice("v5e:2x4")
-    setting = Setting(
+    config, slice = find_model("llama3-8b"), parse_slice("v5e:2x4")
+    deployment = Deployment(
         model=config,
-        where=where,
+        slice=slice,
         dtypes=BFLOAT16,
-        rates=calibration_of("v5e"),
+        calibration=calibration_of("v5e"),
         layout=find_layout("weight_stationary_1d"),
         mesh={"x": 1, "y": 8, "z": 1},
     )
-    found = economics.critical_batch(Estimator(setting))
+    found = balance.critical_batch(Estimator(deployment))
     assert found == pytest.approx(197e12 * 2 / (2 * 859e9), rel=0.01)  # attention to itself
 
 
 def test_the_cache_costs_as_much_as_compute_at_the_balanced_context():
-    found = economics.balanced_context(estimator(DENSE))
+    found = balance.balanced_context(estimator(DENSE))
     compute = 2 * 10**10 / 9e14
     assert found == pytest.approx(compute * 3e12 / (2 * 10**5), abs=2)
-    assert economics.slopes(estimator(DENSE), round(found)).kv_cache >= compute / 8
+    assert balance.slopes(estimator(DENSE), round(found)).kv_cache >= compute / 8
     windowed = dataclasses.replace(DENSE, cached=1, windowed=10**5, window=4)
-    assert economics.balanced_context(estimator(windowed)) > 10**7
+    assert balance.balanced_context(estimator(windowed)) > 10**7
 
 
 def test_batching_gain_is_cost_alone_over_the_least_cost():
-    assert economics.batching_gain(estimator(DENSE), 0) == pytest.approx(300, rel=1e-4)
-    every = economics.batching_gain(estimator(MIXTURE), 0, every_expert=True)
+    assert balance.batching_gain(estimator(DENSE), 0) == pytest.approx(300, rel=1e-4)
+    every = balance.batching_gain(estimator(MIXTURE), 0, every_expert=True)
     assert every == pytest.approx(3000, rel=1e-3)  # as the simplest equation has it
-    touched = economics.batching_gain(estimator(MIXTURE), 0)
+    touched = balance.batching_gain(estimator(MIXTURE), 0)
     assert touched == pytest.approx(3000 * (1e9 + 9e9 * 8 / 256) / 1e10, rel=1e-3)
-    long = economics.batching_gain(estimator(DENSE), 10**6)
+    long = balance.batching_gain(estimator(DENSE), 10**6)
     assert long == pytest.approx((2 * 10**10 + 2e11) / 2e11, rel=1e-3)
 
 
 def test_what_fits_is_capacity_less_weights_over_a_sequences_cache():
     one = estimator(DENSE)
     free = one.peaks.capacity - 2 * 10**10 / 8
-    assert economics.largest_batch(one, 999) == int(free // (2 * 10**5 * 1000 / 8))
-    assert economics.largest_batch(estimator(DENSE, "l4:1"), 10) == 1818  # of 2.2 MB, in 4 GB
+    assert balance.largest_batch(one, 999) == int(free // (2 * 10**5 * 1000 / 8))
+    assert balance.largest_batch(estimator(DENSE, "l4:1"), 10) == 1818  # of 2.2 MB, in 4 GB
     small = dataclasses.replace(DENSE, total=10**12)
-    assert economics.largest_batch(estimator(small), 10) == 0
-    assert economics.drain_s(one) == pytest.approx(one.peaks.capacity / 3e12)
+    assert balance.largest_batch(estimator(small), 10) == 0
+    assert balance.drain_s(one) == pytest.approx(one.peaks.capacity / 3e12)
 
 
 def test_the_best_batch_is_the_largest_within_a_target():
     one = estimator(DENSE)
     within = one.decode(200, 1000).expected.seconds
-    assert economics.best_batch(one, 1000, within).batch == 200
+    assert economics.best_batch(one, 1000, within).pass_.batch == 200
     assert economics.best_batch(one, 1000, 1e-9) is None
     everything = economics.best_batch(one, 1000, 1e9)
-    assert everything.batch == economics.largest_batch(one, 1000) and everything.fits
+    assert everything.pass_.batch == balance.largest_batch(one, 1000) and everything.fits
 
 
 def test_a_request_that_just_missed_a_batch_waits_for_one_and_runs():
@@ -105,7 +109,7 @@ def test_a_cached_prefix_saves_its_arithmetic_and_decoding_costs_more_than_promp
 
 def test_a_faster_step_is_one_of_fewer_users_and_a_dearer_token():
     one = estimator(DENSE)
-    batch = economics.largest_batch(one, 1000)
+    batch = balance.largest_batch(one, 1000)
     price = economics.price_of_speed(one, 1000, batch, 2.0)
     faster = economics.best_batch(one, 1000, one.decode(batch, 1000).expected.seconds / 2)
     assert price == pytest.approx(
@@ -143,11 +147,11 @@ def test_sized_models_are_the_sums_of_their_configurations():
 def test_a_sized_model_reads_its_latents_once_and_the_experts_that_tokens_choose():
     one = estimator(sized_models()["deepseek-v3"], "h100:8")
     few, many = one.decode(1, 1000), one.decode(4096, 1000)
-    assert few.traffic.kv_read == pytest.approx(1000 * 35_136 * 2 / 8)
+    assert few.counts.kv_read == pytest.approx(1000 * 35_136 * 2 / 8)
     chosen = 2 * 653_908_770_816 * 8 / 256 / 8
     plain = 2 * (671_026_419_200 - 653_908_770_816 - 926_679_040) / 8
-    assert few.traffic.weights_read == pytest.approx(plain + chosen, rel=1e-3)
-    assert many.traffic.weights_read == pytest.approx(2 * 670e9 / 8, rel=2e-3)
+    assert few.counts.weights_read == pytest.approx(plain + chosen, rel=1e-3)
+    assert many.counts.weights_read == pytest.approx(2 * 670e9 / 8, rel=2e-3)
     assert not few.fits and "mesh" not in one.describe()
 
 
@@ -161,13 +165,13 @@ def test_a_prompt_of_a_sized_model_does_the_least_arithmetic_there_is():
     pairs = model.prompt_flops * 4096 * 4097 / 2
     table = 129_280 * 7168
     work = 2 * ((model.active - table) * 4096 + table) + pairs
-    assert one.prefill(1, 4096).traffic.flops == pytest.approx(work / 8)
-    after = one.prefill(1, 4096, 1000).traffic.flops
+    assert one.prefill(1, 4096).counts.flops == pytest.approx(work / 8)
+    after = one.prefill(1, 4096, 1000).counts.flops
     expanded = 1000 * (4096 * model.prompt_flops + model.expand_flops)
     assert after == pytest.approx((work + expanded) / 8)
-    short = one.prefill(1, 2, 1000).traffic.flops - one.prefill(1, 2).traffic.flops
+    short = one.prefill(1, 2, 1000).counts.flops - one.prefill(1, 2).counts.flops
     assert short == pytest.approx(1000 * 2 * model.attention_flops / 8)
-    many = one.prefill(64, 8192).traffic
+    many = one.prefill(64, 8192).counts
     assert many.weights_read <= many.weights_resident
-    windowed = estimator(sized_models()["gpt-oss-120b"], "h100:8").prefill(1, 1000).traffic
+    windowed = estimator(sized_models()["gpt-oss-120b"], "h100:8").prefill(1, 1000).counts
     assert windowed.kv_written == 2 * 18_432 * (1000 + 128) / 8

@@ -12,24 +12,31 @@ from profiles.chips.calibration import calibration_of
 from profiles.chips.chip import chips, find_chip
 from profiles.chips.slices import Slice, parse_slice, slices_of
 from profiles.compiled.examined import examine, too_large
-from profiles.compiled.grid import Point
-from profiles.expected.candidates import AUTO, Wish, candidates, layouts, least_slice
-from profiles.expected.estimate import Estimator, Setting
+from profiles.compiled.grid import GridPoint
+from profiles.expected.candidates import LayoutNames, candidates, least_slice
+from profiles.expected.estimate import Estimator
 from profiles.expected.remedies import remedy
-from profiles.expected.sized import sized_models
+from profiles.floor.deployment import Deployment
+from profiles.floor.passes import Pass
+from profiles.floor.sized_models import sized_models
 from sharding.error_types import LayoutError
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
 from sharding.quantization import QUANTIZATIONS
 
+ONE_D, BY_BATCH = (
+    LayoutNames("weight_stationary_1d", kind).layouts(find_model("llama3-70b"))
+    for kind in ("heads", "batch")
+)
 
-def _setting(model: str, chip: str, dtypes: Dtypes = BFLOAT16) -> Setting:
+
+def _deployment(model: str, chip: str, dtypes: Dtypes = BFLOAT16) -> Deployment:
     found = sized_models().get(model) or find_model(model)
-    return Setting(
+    return Deployment(
         model=found,
-        where=Slice(find_chip(chip), (1,)),
+        slice=Slice(find_chip(chip), (1,)),
         dtypes=dtypes,
-        rates=calibration_of(chip),
+        calibration=calibration_of(chip),
     )
 
 
@@ -59,43 +66,48 @@ def test_the_most_compact_of_equally_many_chips_comes_first():
     ],
 )
 def test_the_least_slice_holds_a_model_and_the_next_smaller_none(model, chip, dtypes, least):
-    setting = _setting(model, chip, dtypes)
-    found = least_slice(setting, 1, 1024, layouts(AUTO, AUTO))
+    deployment = _deployment(model, chip, dtypes)
+    found = least_slice(deployment, Pass(1, 1024), LayoutNames().layouts(deployment.model))
     assert str(found) == least
-    for where in slices_of(setting.where.chip, found.chips):
-        here = dataclasses.replace(setting, where=where)
-        fitting = [each.decode(1, 1024).fits for each in candidates(here, layouts(AUTO, AUTO))]
-        assert any(fitting) == (where == found or where.chips == found.chips)
+    for slice in slices_of(deployment.slice.chip, found.chips):
+        here = dataclasses.replace(deployment, slice=slice)
+        fitting = [
+            each.decode(1, 1024).fits
+            for each in candidates(here, LayoutNames().layouts(deployment.model))
+        ]
+        assert any(fitting) == (slice == found or slice.chips == found.chips)
 
 
 def test_a_cache_that_is_copied_needs_a_larger_slice_than_one_that_is_divided():
     """8 KV heads on 16 chips are held twice if heads divide attention."""
-    setting = _setting("llama3-70b", "v5e")
-    copied = least_slice(setting, 32, 8192, layouts("weight_stationary_1d", "heads"))
-    divided = least_slice(setting, 32, 8192, layouts("weight_stationary_1d", "batch"))
+    deployment = _deployment("llama3-70b", "v5e")
+    copied = least_slice(deployment, Pass(32, 8192), ONE_D)
+    divided = least_slice(deployment, Pass(32, 8192), BY_BATCH)
     assert (divided.chips, copied.chips) == (16, 32)
 
 
 def test_what_no_slice_holds_has_no_least_slice():
-    setting = _setting("palm-540b", "l4", Dtypes(jnp.float32))
-    assert least_slice(setting, 10**6, 2048, layouts(AUTO, AUTO)) is None
+    deployment = _deployment("palm-540b", "l4", Dtypes(jnp.float32))
+    assert (
+        least_slice(deployment, Pass(10**6, 2048), LayoutNames().layouts(deployment.model)) is None
+    )
 
 
 def test_a_layout_that_goes_with_no_mesh_is_refused_nowhere_but_skipped():
-    setting = _setting("smollm2-135m", "h100")
+    deployment = _deployment("smollm2-135m", "h100")
     with pytest.raises(LayoutError):
         Placement.of(
-            layouts("weight_stationary_1d", "heads")[0],
-            setting.model.sizes,
+            ONE_D[0],
+            deployment.model.sizes,
             {"x": 1, "y": 1, "z": 7},
         )
-    assert str(least_slice(setting, 1, 1024, layouts("weight_stationary_1d", "heads"))) == "h100:1"
+    assert str(least_slice(deployment, Pass(1, 1024), ONE_D)) == "h100:1"
 
 
 def test_a_step_that_fits_in_another_layout_alone_says_so():
-    wish = Wish("weight_stationary_1d", "heads")
-    point = Point(find_model("llama3-70b"), "v5e:4x4", wish, BFLOAT16, 128, 2048)
-    found = examine(point.estimator(), point.batch, point.context)
+    names = LayoutNames("weight_stationary_1d", "heads")
+    point = GridPoint(find_model("llama3-70b"), "v5e:4x4", names, BFLOAT16, Pass(128, 2048))
+    found = examine(point.estimator(), point.pass_)
     assert found.record["status"] == "does_not_fit" and found.outcome is None
     message = found.record["message"]
     assert "another layout fits: " in message and "; use --layout=auto" in message
@@ -104,26 +116,26 @@ def test_a_step_that_fits_in_another_layout_alone_says_so():
 @pytest.mark.parametrize("context", [8000, 2048])
 def test_a_step_that_fits_on_another_mesh_of_the_slice_says_which(context):
     """8 KV heads on 1x1x16 are held 16 times, on 1x8x2 twice."""
-    where = parse_slice("v5e:4x4")
-    setting = dataclasses.replace(
-        _setting("llama3-8b", "v5e"),
-        where=where,
-        layout=layouts("weight_stationary_1d", "heads")[0],
+    slice = parse_slice("v5e:4x4")
+    deployment = dataclasses.replace(
+        _deployment("llama3-8b", "v5e"),
+        slice=slice,
+        layout=ONE_D[0],
         mesh=parse_mesh("1x1x16"),
     )
-    step = Estimator(setting).decode(128 if context == 2048 else 64, context)
+    step = Estimator(deployment).decode(128 if context == 2048 else 64, context)
     assert not step.fits
-    said = remedy(step, [setting.layout])
+    said = remedy(step, [deployment.layout])
     mesh = said.split("--mesh=")[1].split(",")[0]
     assert said.startswith("another mesh of it fits: give --mesh=") and mesh != "1x1x16"
-    there = dataclasses.replace(setting, mesh=parse_mesh(mesh))
-    assert Estimator(there).decode(step.batch, context).fits
+    there = dataclasses.replace(deployment, mesh=parse_mesh(mesh))
+    assert Estimator(there).estimate(step.pass_).fits
     # What compile_step.py says of the same is the same.
     assert too_large(step, 1e9).endswith(said)
 
 
 def test_what_no_mesh_or_layout_of_the_slice_holds_needs_the_least_that_does():
-    setting = _setting("llama3-70b", "v5e")
-    here = dataclasses.replace(setting, where=parse_slice("v5e:2x2"))
-    step = candidates(here, layouts(AUTO, AUTO))[0].decode(1, 1024)
+    deployment = _deployment("llama3-70b", "v5e")
+    here = dataclasses.replace(deployment, slice=parse_slice("v5e:2x2"))
+    step = candidates(here, LayoutNames().layouts(deployment.model))[0].decode(1, 1024)
     assert remedy(step) == "the least slice that fits is v5e:4x4"

@@ -72,9 +72,9 @@ def test_what_lines_gather_and_scatter_may_pass_in_opposite_directions():
 def test_a_switch_may_add_up_on_the_way_in_a_floor_alone():
     mesh, collective = {"x": 1, "y": 1, "z": 8}, Collective("all-reduce", ("z",), 1e9)
     assert wires("h100:8", mesh).least(collective) == pytest.approx(1e9 / 450e9)
-    rates = calibration_of("h100")
-    start, per_byte = wires("h100:8", mesh, least=False).usual("all-reduce", ("z",), rates)
-    assert per_byte == pytest.approx(2 * 7 / 8 / 450e9) and start == rates.collective_s
+    calibration = calibration_of("h100")
+    start, per_byte = wires("h100:8", mesh, least=False).usual("all-reduce", ("z",), calibration)
+    assert per_byte == pytest.approx(2 * 7 / 8 / 450e9) and start == calibration.collective_s
 
 
 def test_between_hosts_the_network_is_shared_by_the_chips_of_each():
@@ -113,16 +113,16 @@ def test_no_collective_is_expected_faster_than_its_floor():
               "tpu8i:64", "a100-80gb:8", "gb200:144", "l4:4", "mi300x:16"]  # fmt: skip
     assert {text.split(":")[0] for text in slices} <= {chip.name for chip in chips()}
     for text, kind in itertools.product(slices, KINDS[:5]):
-        where = parse_slice(text)
-        x = draw.choice([n for n in range(1, where.devices + 1) if where.devices % n == 0])
-        mesh = mesh_items({"x": x, "y": 1, "z": where.devices // x})
-        rates = calibration_of(where.chip.name)
+        slice = parse_slice(text)
+        x = draw.choice([n for n in range(1, slice.devices + 1) if slice.devices % n == 0])
+        mesh = mesh_items({"x": x, "y": 1, "z": slice.devices // x})
+        calibration = calibration_of(slice.chip.name)
         for axes in (("x",), ("z",), ("x", "z")):
             collective = Collective(kind, axes, draw.choice([1, 1e5, 1e9]))
-            least = min(laid.least(collective) for laid in layings(where, mesh, least=True))
-            for laid in layings(where, mesh, least=False):
-                start, per_byte = laid.usual(kind, axes, rates)
-                assert start + per_byte * collective.payload_bytes / rates.link >= least
+            least = min(laid.least(collective) for laid in layings(slice, mesh, least=True))
+            for laid in layings(slice, mesh, least=False):
+                start, per_byte = laid.usual(kind, axes, calibration)
+                assert start + per_byte * collective.payload_bytes / calibration.link >= least
 
 
 def test_slices_are_joined_by_the_network_of_their_hosts():

@@ -20,10 +20,13 @@ from model.declarations import declarations, matrices
 from model.dtypes import Dtypes
 from model.transformer import Transformer
 from profiles.chips.calibration import calibration_of
+from profiles.chips.chip import Price
 from profiles.chips.slices import parse_slice
 from profiles.expected.candidates import meshes
-from profiles.expected.estimate import Estimate, Estimator, Setting
-from profiles.floor.counts import StepCosts
+from profiles.expected.estimate import Estimate, Estimator
+from profiles.floor.counts import PassCounter
+from profiles.floor.deployment import Deployment
+from profiles.floor.passes import Pass
 from profiles.plan.space import Offer, Space
 from sharding.catalog import (
     ATTENTION,
@@ -66,11 +69,11 @@ class Drawn(NamedTuple):
         return ask(batch, context)
 
     def __str__(self) -> str:
-        setting, layout = self.estimator.setting, self.estimator.setting.layout
-        mesh = "x".join(map(str, setting.mesh.values()))
+        deployment, layout = self.estimator.deployment, self.estimator.deployment.layout
+        mesh = "x".join(map(str, deployment.mesh.values()))
         return (
-            f"{setting.model.name} {setting.where} {mesh} {layout.name} {layout.attends} "
-            f"{layout.collectives} {setting.dtypes} {'prefill' if self.prefill else 'decode'} "
+            f"{deployment.model.name} {deployment.slice} {mesh} {layout.name} {layout.attends} "
+            f"{layout.collectives} {deployment.dtypes} {'prefill' if self.prefill else 'decode'} "
             f"{self.batch} {self.context}"
         )
 
@@ -87,19 +90,19 @@ def _layout(draw: random.Random, experts: bool) -> Layout:
 
 def _drawn(draw: random.Random) -> Drawn:
     while True:
-        model, where = draw.choice(MODELS), parse_slice(draw.choice(SLICES))
-        setting = Setting(
+        model, slice = draw.choice(MODELS), parse_slice(draw.choice(SLICES))
+        deployment = Deployment(
             model=model,
-            where=where,
+            slice=slice,
             dtypes=Dtypes(BFLOAT16, draw.choice(WEIGHTS), draw.choice(CACHES)),
-            rates=calibration_of(where.chip.name),
+            calibration=calibration_of(slice.chip.name),
             layout=_layout(draw, bool(model.experts)),
-            mesh=draw.choice(meshes(where.devices)),
+            mesh=draw.choice(meshes(slice.devices)),
             experts=draw.choice(("coverage", "least", "all")),
-            price=1.0,
+            price=Price(1.0),
         )
         try:
-            estimator = Estimator(setting)
+            estimator = Estimator(deployment)
         except LayoutError:
             continue
         context = draw.randint(2, min(model.max_context, 16_384) - 2)
@@ -128,7 +131,7 @@ def test_no_floor_is_above_what_is_expected():
 
 def test_no_more_is_read_than_lies_there():
     for drawn in _all():
-        traffic = drawn.at(drawn.batch, drawn.context).traffic
+        traffic = drawn.at(drawn.batch, drawn.context).counts
         assert 0 < traffic.weights_read <= traffic.weights_resident * (1 + 1e-12), drawn
         most = traffic.kv_resident * (1 + 1e-12)
         assert 0 <= traffic.kv_read <= most and 0 < traffic.kv_written <= most, drawn
@@ -136,15 +139,14 @@ def test_no_more_is_read_than_lies_there():
 
 def test_all_devices_together_hold_and_compute_at_least_what_one_would():
     for drawn in _all():
-        setting, context = drawn.estimator.setting, drawn.context
-        placement = Placement.of(LAYOUTS["weight_stationary_1d"], setting.model.sizes, ALONE)
-        costs = StepCosts(setting.model, placement, setting.dtypes)
-        one = costs.decode(batch=drawn.batch, context=context, experts=setting.experts)
-        if drawn.prefill:
-            one = costs.prefill(batch=drawn.batch, tokens=context, experts=setting.experts)
-        many = drawn.at(drawn.batch, context).traffic
+        deployment, context = drawn.estimator.deployment, drawn.context
+        placement = Placement.of(LAYOUTS["weight_stationary_1d"], deployment.model.sizes, ALONE)
+        costs = PassCounter(deployment.model, placement, deployment.dtypes)
+        pass_ = Pass(drawn.batch, 0, context) if drawn.prefill else Pass(drawn.batch, context)
+        one = costs.count(pass_, deployment.experts)
+        many = drawn.at(drawn.batch, context).counts
         for name in ("weights_resident", "kv_resident", "kv_read", "kv_written", "flops"):
-            copies = setting.where.devices * getattr(many, name) / max(getattr(one, name), 1)
+            copies = deployment.slice.devices * getattr(many, name) / max(getattr(one, name), 1)
             assert copies >= 1 - 1e-9 or not getattr(one, name), (name, drawn)
 
 
@@ -156,22 +158,22 @@ def test_more_sequences_and_tokens_never_take_less():
         for less, more in itertools.pairwise(passes):
             assert less.floor.seconds <= more.floor.seconds * (1 + 1e-9), drawn
             assert less.expected.seconds <= more.expected.seconds * (1 + 1e-9), drawn
-            assert less.traffic.held <= more.traffic.held * (1 + 1e-9), drawn
+            assert less.counts.held <= more.counts.held * (1 + 1e-9), drawn
 
 
 def test_plans_take_as_long_as_estimates():
     draw = random.Random(7)
     for drawn in _all():
-        setting = drawn.estimator.setting
+        deployment = drawn.estimator.deployment
         offer = Offer(
-            model=setting.model,
-            slices=((setting.where, 1.0),),
-            dtype_sets=(setting.dtypes,),
-            layouts=(setting.layout,),
-            rates=calibration_of,
+            model=deployment.model,
+            slices=((deployment.slice, Price(1.0)),),
+            dtype_sets=(deployment.dtypes,),
+            layouts=(deployment.layout,),
+            calibration=calibration_of,
             context=drawn.context,
             slots=drawn.context + 1,
-            experts=setting.experts,
+            experts=deployment.experts,
         )
         (cell,) = Space(offer).cells
         number = draw.randrange(len(cell.rows))
@@ -186,19 +188,19 @@ def test_plans_take_as_long_as_estimates():
 def test_what_is_admitted_divides_every_array_of_the_engine():
     """Shapes are refused by JAX where a mesh axis does not divide a dimension evenly."""
     for drawn in _all():
-        setting, placement = drawn.estimator.setting, drawn.estimator.placement
-        one_layer = dataclasses.replace(setting.model, layers=1, windows=None)
-        model = Transformer(one_layer, setting.dtypes)
+        deployment, placement = drawn.estimator.deployment, drawn.estimator.placement
+        one_layer = dataclasses.replace(deployment.model, layers=1, windows=None)
+        model = Transformer(one_layer, deployment.dtypes)
         for path, param in declarations(model).items():
-            for where in (placement, placement.prefill):
-                for spec in (where.weights(*param.axes), where.use(*param.axes)):
+            for each in (placement, placement.prefill):
+                for spec in (each.weights(*param.axes), each.use(*param.axes)):
                     _check_even(param.shape, spec, placement, (path, drawn))
         for path, matrix in matrices(model).items():
-            group = setting.dtypes.quantization.group or 1
+            group = deployment.dtypes.quantization.group or 1
             parts = shards(division(placement.weights(*matrix.axes))[-1], placement.mesh)
             assert matrix.shape[-1] % (parts * group) == 0, (path, drawn)
         batch, multiple = drawn.estimator.padded(drawn.batch), placement.multiple("S")
-        cache = abstract_cache(one_layer, batch, drawn.context + 1, setting.dtypes, multiple)
+        cache = abstract_cache(one_layer, batch, drawn.context + 1, deployment.dtypes, multiple)
         for array in jax.tree.leaves(cache):
             _check_even(array.shape, placement.cache(*axes_of(array)), placement, drawn)
 

@@ -13,7 +13,8 @@ from model.catalog import find_model
 from model.dtypes import Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
-from profiles.expected.estimate import Estimate, Estimator, Setting
+from profiles.expected.estimate import Estimate, Estimator
+from profiles.floor.deployment import Deployment
 from sharding.catalog import attend_by, divide_experts, find_layout
 from sharding.mesh import parse_mesh
 from sharding.quantization import QUANTIZATIONS
@@ -55,8 +56,8 @@ ONE_D, TWO_D = "weight_stationary_1d", "weight_stationary_2d"
 BYTES = {"bfloat16": 2, "int8": 1, "fp8": 1, "int8_grouped": 1 + 4 / 32, "int4": 0.5 + 8 / 32}
 
 
-class Deployment(NamedTuple):
-    """One to recount.
+class Recount(NamedTuple):
+    """A pass of a deployment to recount.
 
     Attributes:
       kv_parts: into how many parts its cache is divided; of fewer than chips each is copied.
@@ -78,7 +79,7 @@ class Deployment(NamedTuple):
     divided: bool = False  # experts
 
 
-D = Deployment
+D = Recount
 DEPLOYMENTS = [
     D("llama3-8b", "v5e:2x4", "1x1x8", ONE_D, "heads", 8, 2048, "bfloat16", "bfloat16", 8, 8),
     D("llama3-8b", "v5e:4x4", "1x8x2", ONE_D, "heads", 64, 2048, "bfloat16", "bfloat16", 8, 16),
@@ -106,7 +107,7 @@ DEPLOYMENTS = [
 
 @pytest.mark.parametrize("one", DEPLOYMENTS, ids=lambda one: f"{one.model}-{one.topology}")
 def test_a_recount_by_hand_agrees(one):
-    found, sizes = _estimate(one).traffic, MODELS[one.model]
+    found, sizes = _estimate(one).counts, MODELS[one.model]
     chips = find_chips(one)
     near = {"rel": 0.005}
     matrices, tables = _weights(one, sizes)
@@ -121,22 +122,22 @@ def test_a_recount_by_hand_agrees(one):
     assert found.flops == pytest.approx(_flops(one, sizes, chips), **near)
 
 
-def find_chips(one: Deployment) -> int:
+def find_chips(one: Recount) -> int:
     """Chips of the mesh."""
     x, y, z = map(int, one.mesh.split("x"))
     return x * y * z
 
 
-def _estimate(one: Deployment) -> Estimate:
-    where = parse_slice(one.topology)
+def _estimate(one: Recount) -> Estimate:
+    slice = parse_slice(one.topology)
     layout = attend_by(find_layout(one.layout), one.attention)
     stored = [QUANTIZATIONS.get(name) or jnp.dtype(name) for name in (one.weights, one.cache)]
     estimator = Estimator(
-        Setting(
+        Deployment(
             model=find_model(one.model),
-            where=where,
+            slice=slice,
             dtypes=Dtypes(jnp.bfloat16, *stored),
-            rates=calibration_of(where.chip.name),
+            calibration=calibration_of(slice.chip.name),
             layout=divide_experts(layout) if one.divided else layout,
             mesh=parse_mesh(one.mesh),
         )
@@ -156,7 +157,7 @@ def _in_mlp(sizes: Sizes) -> int:
     return 3 * sizes.width * sizes.hidden
 
 
-def _weights(one: Deployment, sizes: Sizes) -> tuple[float, float]:
+def _weights(one: Recount, sizes: Sizes) -> tuple[float, float]:
     """Bytes of all matrices in blocks, and of the tables at both ends; norms are too few."""
     chips, mlps = find_chips(one), max(sizes.experts, 1)
     layer = (_in_attention(sizes) + mlps * _in_mlp(sizes)) * BYTES[one.weights]
@@ -168,7 +169,7 @@ def _weights(one: Deployment, sizes: Sizes) -> tuple[float, float]:
     return sizes.layers * (layer + router), tables
 
 
-def _read(one: Deployment, sizes: Sizes, matrices: float, tables: float) -> float:
+def _read(one: Recount, sizes: Sizes, matrices: float, tables: float) -> float:
     """Bytes of weights that a chip reads in the pass."""
     tokens, chips = one.batch * one.tokens, find_chips(one)
     rows = 0 if sizes.tied else min(tokens, sizes.vocabulary) * sizes.width * 2
@@ -181,7 +182,7 @@ def _read(one: Deployment, sizes: Sizes, matrices: float, tables: float) -> floa
     return (matrices + tables - looked_up - unread + rows) / chips
 
 
-def _flops(one: Deployment, sizes: Sizes, chips: int) -> float:
+def _flops(one: Recount, sizes: Sizes, chips: int) -> float:
     """Of a chip: two for each weight and token, four for each pair of a query and a key."""
     router = sizes.width * sizes.experts * chips
     mlps = max(sizes.chosen, 1) * _in_mlp(sizes) + router

@@ -9,23 +9,32 @@ from PIL import Image
 from model.catalog import find_model
 from model.dtypes import BFLOAT16
 from profiles.chips.calibration import calibration_of
+from profiles.chips.chip import Price
 from profiles.chips.slices import parse_slice
-from profiles.expected.estimate import Setting
-from profiles.expected.sized import sized_models
+from profiles.expected.candidates import LayoutNames
 from profiles.figures import curve_figures, slice_figures
 from profiles.figures.curves import limit
 from profiles.figures.steps import COLOURS
-from profiles.figures.study import Study, Wanted
+from profiles.figures.study import Study, StudyOptions
+from profiles.floor.deployment import Deployment
+from profiles.floor.sized_models import sized_models
 
 
 def study(model="llama2-13b", topology="v5e:2x2", price: float | None = 1.5, **more) -> Study:
-    where = parse_slice(topology)
+    slice = parse_slice(topology)
     config = sized_models().get(model) or find_model(model)
-    rates = calibration_of(where.chip.name)
-    setting = Setting(model=config, where=where, dtypes=BFLOAT16, rates=rates, price=price)
+    calibration = calibration_of(slice.chip.name)
+    deployment = Deployment(
+        model=config,
+        slice=slice,
+        dtypes=BFLOAT16,
+        calibration=calibration,
+        price=price and Price(price),
+    )
     sizes = {"batches": (1, 16, 2048), "contexts": (32, 0, 4096), "max_chips": 8}
-    sizes |= {"layout": "weight_stationary_1d", "attention": "heads", "chips_batch": 16}
-    return Study(Wanted(setting=setting, **sizes | more))
+    names = LayoutNames(more.pop("layout", "weight_stationary_1d"), more.pop("attention", "heads"))
+    sizes |= {"names": names, "chips_batch": 16}
+    return Study(StudyOptions(deployment=deployment, **sizes | more))
 
 
 @pytest.fixture(scope="module")

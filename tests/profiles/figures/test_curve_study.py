@@ -8,27 +8,40 @@ import pytest
 from model.catalog import find_model
 from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
+from profiles.chips.chip import Price
 from profiles.chips.slices import parse_slice
-from profiles.expected.candidates import candidates, layouts
-from profiles.expected.economics import critical_batch
-from profiles.expected.estimate import Setting, best, ranked
-from profiles.expected.sized import sized_models
-from profiles.figures.study import MODELS, Study, Wanted
+from profiles.expected.balance import critical_batch
+from profiles.expected.candidates import LayoutNames, candidates
+from profiles.expected.estimate import best, ranked
+from profiles.figures.study import MODELS, Study, StudyOptions
+from profiles.floor.deployment import Deployment
+from profiles.floor.passes import Pass
+from profiles.floor.sized_models import sized_models
 from sharding.error_types import LayoutError, UsageError
 from sharding.quantization import QUANTIZATIONS
 
+EVERY = LayoutNames().layouts(find_model("llama3-8b"))
 
-def setting(model="llama3-8b", topology="v5e:2x2", price: float | None = 1.5) -> Setting:
-    where = parse_slice(topology)
+
+def deployment(model="llama3-8b", topology="v5e:2x2", price: float | None = 1.5) -> Deployment:
+    slice = parse_slice(topology)
     config = sized_models().get(model) or find_model(model)
-    rates = calibration_of(where.chip.name)
-    return Setting(model=config, where=where, dtypes=BFLOAT16, rates=rates, price=price)
+    calibration = calibration_of(slice.chip.name)
+    return Deployment(
+        model=config,
+        slice=slice,
+        dtypes=BFLOAT16,
+        calibration=calibration,
+        price=price and Price(price),
+    )
 
 
 def study(model="llama3-8b", topology="v5e:2x2", **more) -> Study:
     sizes = {"batches": (1, 16, 256), "contexts": (1024, 0), "max_chips": 8, "chips_batch": 16}
     price = more.pop("price", 1.5)
-    return Study(Wanted(setting=setting(model, topology, price), **sizes | more))
+    named = {name: more.pop(name) for name in ("layout", "attention") if name in more}
+    sizes |= {"names": LayoutNames(**named)}
+    return Study(StudyOptions(deployment=deployment(model, topology, price), **sizes | more))
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +50,22 @@ def small() -> Study:
 
 
 def test_as_many_as_asked_for_are_ranked_as_if_all_were_looked_at():
-    found = candidates(setting(topology="v5e:2x2"), layouts("auto", "auto"))
-    work = [(16, 2048)]
-    every = ranked(found, work, count=len(found))
-    seconds = [each.quick(*work[0], links=True).expected.seconds for each in every]
+    found = candidates(deployment(topology="v5e:2x2"), EVERY)
+    steps = [Pass(16, 2048)]
+    every = ranked(found, steps, count=len(found))
+    seconds = [each.quick(steps[0], links=True).expected.seconds for each in every]
     assert len(every) == len(found) and seconds == sorted(seconds)
-    assert ranked(found, work, count=3) == every[:3]
+    assert ranked(found, steps, count=3) == every[:3]
 
 
-@pytest.mark.parametrize("work", [[(1, 100)], [(3, 8192), (700, 10)]])
-def test_the_best_is_the_best_of_all_though_not_all_are_looked_at(work):
-    found = candidates(setting(topology="v5e:2x4"), layouts("auto", "auto"))
-    steps = [[each.decode(*one) for one in work] for each in found]
+@pytest.mark.parametrize("passes", [[Pass(1, 100)], [Pass(3, 8192), Pass(700, 10)]])
+def test_the_best_is_the_best_of_all_though_not_all_are_looked_at(passes):
+    found = candidates(deployment(topology="v5e:2x4"), EVERY)
+    steps = [[each.estimate(one) for one in passes] for each in found]
     ranks = [
         (sum(not s.fits for s in all_), sum(s.expected.seconds for s in all_)) for all_ in steps
     ]
-    assert best(found, work) is found[ranks.index(min(ranks))]
+    assert best(found, passes) is found[ranks.index(min(ranks))]
 
 
 def test_the_chosen_layout_is_no_slower_than_one_that_is_named(small):
@@ -60,19 +73,19 @@ def test_the_chosen_layout_is_no_slower_than_one_that_is_named(small):
     fitting = [b for b in (1, 16, 256) if small.estimator.decode(b, 1024).fits]
     times = [sum(e.decode(b, 1024).expected.seconds for b in fitting)
              for e in (small.estimator, named)]  # fmt: skip
-    assert times[0] <= times[1] and named.setting.layout.name == "weight_stationary_2d"
+    assert times[0] <= times[1] and named.deployment.layout.name == "weight_stationary_2d"
 
 
 def test_of_a_mixture_layouts_that_divide_experts_are_tried_too():
     dtypes = Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"])
-    mixture = dataclasses.replace(setting("qwen3-30b-a3b", "v5p:2x2x2"), dtypes=dtypes)
-    found = Study(Wanted(setting=mixture, batches=(64,), contexts=(2048,)))
-    assert found.estimator.setting.layout.expert_parallel
+    mixture = dataclasses.replace(deployment("qwen3-30b-a3b", "v5p:2x2x2"), dtypes=dtypes)
+    found = Study(StudyOptions(deployment=mixture, batches=(64,), contexts=(2048,)))
+    assert found.estimator.deployment.layout.expert_parallel
 
 
 def test_a_mesh_that_is_given_is_kept_and_one_of_another_size_refused():
     mesh = {"x": 2, "y": 1, "z": 2}
-    assert study(mesh=mesh).estimator.setting.mesh == mesh
+    assert study(mesh=mesh).estimator.deployment.mesh == mesh
     with pytest.raises(LayoutError, match="product is 4"):
         study(mesh={"x": 1, "y": 1, "z": 2})
 
@@ -107,14 +120,14 @@ def test_costs_and_latencies_are_of_batches_that_fit():
 
 
 def test_slices_of_another_chip_have_its_price_and_rates():
-    def other(where):
-        return dataclasses.replace(setting(topology=str(where)), price=7.0)
+    def other(slice):
+        return dataclasses.replace(deployment(topology=str(slice)), price=Price(7.0))
 
     slices = tuple(map(parse_slice, ("v5e:2x2", "h100:1")))
-    found = study(slices=slices, settings_of=other)
-    assert [each.setting.price for each in found.compared()] == [1.5, 7.0]
+    found = study(slices=slices, on_slice=other)
+    assert [each.deployment.price.usd for each in found.compared()] == [1.5, 7.0]
     assert [each.topology for each in found.tradeoffs().slices] == ["v5e:2x2", "h100:1"]
-    unpriced = study(slices=slices, settings_of=lambda w: setting(topology=str(w), price=None))
+    unpriced = study(slices=slices, on_slice=lambda w: deployment(topology=str(w), price=None))
     with pytest.raises(UsageError, match="price of h100 is not known"):
         unpriced.tradeoffs()
 

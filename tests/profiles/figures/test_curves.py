@@ -9,10 +9,10 @@ import pytest
 from model.catalog import find_model
 from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
+from profiles.chips.chip import Price
 from profiles.chips.slices import parse_slice
-from profiles.expected.economics import balanced_context, critical_batch, slopes
-from profiles.expected.estimate import Estimator, Setting
-from profiles.expected.sized import sized_models
+from profiles.expected.balance import balanced_context, critical_batch, slopes
+from profiles.expected.estimate import Estimator
 from profiles.figures.curves import (
     Unit,
     Volumes,
@@ -29,6 +29,9 @@ from profiles.figures.curves import (
     tradeoff,
     volumes,
 )
+from profiles.floor.deployment import Deployment
+from profiles.floor.passes import Pass
+from profiles.floor.sized_models import sized_models
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
@@ -36,18 +39,18 @@ from sharding.quantization import QUANTIZATIONS
 
 
 def estimator(model="llama3-8b", topology="v5e:2x2", layout="weight_stationary_1d", **changes):
-    where = parse_slice(topology)
+    slice = parse_slice(topology)
     sized = sized_models().get(model)
-    setting = Setting(
+    deployment = Deployment(
         model=sized or find_model(model),
-        where=where,
+        slice=slice,
         dtypes=BFLOAT16,
-        rates=calibration_of(where.chip.name),
+        calibration=calibration_of(slice.chip.name),
         layout=None if sized else LAYOUTS[layout],
-        mesh=None if sized else {"x": 1, "y": 1, "z": where.devices},
-        price=1.5,
+        mesh=None if sized else {"x": 1, "y": 1, "z": slice.devices},
+        price=Price(1.5),
     )
-    return Estimator(dataclasses.replace(setting, **changes))
+    return Estimator(dataclasses.replace(deployment, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,7 @@ def test_compute_takes_over_later_in_a_sparse_model():
 
 @pytest.mark.parametrize("context", [0, 4096])
 def test_cost_falls_to_its_limit_and_not_below(four, context):
-    unit, bound = Unit(4, 1.5), limit(four, context)
+    unit, bound = Unit(4, Price(1.5)), limit(four, context)
     batches = np.array([1, 64, 4096, 10**7])
     curves = step_curves(four, context, batches.tolist())
     costs = unit.cost(curves.floor, batches)
@@ -110,15 +113,15 @@ def test_cost_falls_to_its_limit_and_not_below(four, context):
 def test_the_limit_is_communication_where_links_are_slowest():
     slow = parse_slice("v5e:2x2")
     slow = dataclasses.replace(slow, chip=slow.chip.override(ici=1e8))
-    narrow = estimator(where=slow)
+    narrow = estimator(slice=slow)
     assert limit(narrow, 0) > 10 * slopes(narrow, 0).limit
     assert limit(narrow, 0) == pytest.approx(narrow.decode(10**6, 0).floor.seconds / 10**6)
 
 
 def test_a_cost_is_price_times_chips_times_time_over_tokens():
-    assert Unit(16, 1.2).cost(0.010, 32) == pytest.approx(16 * 1.2 * 0.010 / 32 / 3600 * 1e6)
+    assert Unit(16, Price(1.2)).cost(0.010, 32) == pytest.approx(16 * 1.2 * 0.010 / 32 / 3600 * 1e6)
     assert Unit(16, None).cost(0.010, 32) == pytest.approx(16 * 0.010 / 32)
-    assert "USD" in Unit(16, 1.2).name and "chip-seconds" in Unit(16, None).name
+    assert "USD" in Unit(16, Price(1.2)).name and "chip-seconds" in Unit(16, None).name
 
 
 def test_a_curve_knows_what_fits(four):
@@ -136,7 +139,7 @@ def test_weights_read_alone_fall_with_chips(four):
 
 def test_a_step_stops_falling_with_chips_where_collectives_take_over():
     slices = ("v5e:1x1", "v5e:2x2", "v5e:4x8")
-    found = chip_curve("1d", [estimator("llama2-7b", each) for each in slices], 8, 1024)
+    found = chip_curve("1d", [estimator("llama2-7b", each) for each in slices], Pass(8, 1024))
     assert found.chips.tolist() == [1, 4, 32]
     assert found.fits.tolist() == [False, True, True]
     gain = found.expected[:-1] / found.expected[1:]

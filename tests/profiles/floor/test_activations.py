@@ -8,10 +8,13 @@ import pytest
 from model.catalog import find_model
 from model.dtypes import BFLOAT16, FLOAT32, Dtypes
 from profiles.chips.calibration import calibration_of
+from profiles.chips.chip import Price
 from profiles.chips.slices import parse_slice
 from profiles.compiled.grid import read_grid
-from profiles.expected.estimate import Estimator, Setting
-from profiles.floor.counts import StepCosts
+from profiles.expected.estimate import Estimator
+from profiles.floor.counts import PassCounter
+from profiles.floor.deployment import Deployment
+from profiles.floor.passes import Pass
 from profiles.plan.space import Offer, Space
 from sharding.catalog import LAYOUTS, attend_by, find_layout, schedule_by
 from sharding.mesh import parse_mesh
@@ -23,15 +26,15 @@ RESULTS = Path(__file__).parents[3] / "profiles/results"
 
 
 def estimator(topology: str, mesh: str) -> Estimator:
-    where = parse_slice(topology)
-    rates = calibration_of(where.chip.name)
+    slice = parse_slice(topology)
+    calibration = calibration_of(slice.chip.name)
     config = find_model("llama3-8b")
     return Estimator(
-        Setting(
+        Deployment(
             model=config,
-            where=where,
+            slice=slice,
             dtypes=BFLOAT16,
-            rates=rates,
+            calibration=calibration,
             layout=ONE_D,
             mesh=parse_mesh(mesh),
         )
@@ -45,7 +48,7 @@ def test_all_scores_of_a_layer_are_held_at_once():
     scores = tokens * 4 * 32_768 * 4
     stream = 2 * tokens * 4096 * 2
     heads = tokens * 128 * ((4 + 2 * 1) * 2 + 4 * 4)
-    assert long.traffic.activations == scores + stream + heads
+    assert long.counts.activations == scores + stream + heads
     assert scores == pytest.approx(137e9, rel=0.01)
     assert not long.fits and long.resident > 137e9
     assert estimator("v5e:2x4", "1x1x8").prefill(1, 2048).fits
@@ -53,15 +56,15 @@ def test_all_scores_of_a_layer_are_held_at_once():
 
 def test_a_decode_step_holds_little():
     step = estimator("v5e:2x4", "1x1x8").decode(64, 2048)
-    assert step.traffic.activations < 0.01 * step.traffic.kv_resident
+    assert step.counts.activations < 0.01 * step.counts.kv_resident
 
 
 @pytest.mark.parametrize(("experts", "mesh"), [(0, "1x1x1"), (0, "1x1x2"), (4, "1x1x2")])
 def test_the_compiler_holds_about_as_much(tiny_engine, experts, mesh):
     engine = tiny_engine(mesh, experts=experts, experts_per_token=min(experts, 2))
     memory = engine.lower_prefill(4, 128, 128).compile().memory_analysis()
-    costs = StepCosts(engine.config, engine.placement.prefill, FLOAT32)
-    counted = costs.prefill(batch=4, tokens=128).activations
+    costs = PassCounter(engine.config, engine.placement.prefill, FLOAT32)
+    counted = costs.count(Pass(batch=4, tokens=128, context=0)).activations
     assert 0.6 < memory.temp_size_in_bytes / counted < 2
 
 
@@ -76,8 +79,8 @@ def test_recorded_programs_of_prompts_hold_about_as_much():
             )
             stored = (point["weight_dtype"], point["kv_dtype"])
             dtypes = Dtypes(jnp.bfloat16, *(QUANTIZATIONS.get(name, name) for name in stored))
-            counted = StepCosts(config, placement.prefill, dtypes).prefill(
-                batch=point["batch"], tokens=point["tokens_per_sequence"]
+            counted = PassCounter(config, placement.prefill, dtypes).count(
+                Pass(batch=point["batch"], tokens=point["tokens_per_sequence"], context=0)
             )
             ratios.append(point["compiled"]["temporary_bytes"] / counted.activations)
     assert len(ratios) >= 20
@@ -85,16 +88,21 @@ def test_recorded_programs_of_prompts_hold_about_as_much():
 
 
 def test_a_plan_leaves_room_for_a_prompt_beside_a_full_batch():
-    where, config = parse_slice("v5e:2x4"), find_model("llama3-8b")
+    slice, config = parse_slice("v5e:2x4"), find_model("llama3-8b")
     offer = {
-        "model": config, "slices": ((where, 1.2),), "dtype_sets": (BFLOAT16,), "layouts": (ONE_D,),
-        "rates": calibration_of, "context": 8000, "slots": 8192,
-    }  # fmt: skip
+        "model": config,
+        "slices": ((slice, Price(1.2)),),
+        "dtype_sets": (BFLOAT16,),
+        "layouts": (ONE_D,),
+        "calibration": calibration_of,
+        "context": 8000,
+        "slots": 8192,
+    }
     (without,) = Space(Offer(**offer)).cells
     (beside,) = Space(Offer(**offer, prompt=7900)).cells
     for row, most, less in zip(beside.rows, without.batches, beside.batches, strict=True):
-        costs = StepCosts(config, row.placement, BFLOAT16)
-        prompt = costs.prefill(batch=1, tokens=7900).activations
-        kept = costs.decode(batch=int(less.max()), context=8000, slots=8192).held
+        costs = PassCounter(config, row.placement, BFLOAT16)
+        prompt = costs.count(Pass(batch=1, tokens=7900, context=0)).activations
+        kept = costs.count(Pass(batch=int(less.max()), context=8000, slots=8192)).held
         assert kept + prompt <= beside.capacity < kept + prompt + costs.line(8000, 8192).kept
         assert less.max() < most.max()

@@ -12,7 +12,8 @@ from model.config import ModelConfig
 from model.dtypes import BFLOAT16, Dtypes
 from profiles.figures.layout import MOST_CHIPS, layout_figure, part, shown_arrays
 from profiles.floor.arrays import group_layers, placed_arrays
-from profiles.floor.counts import decode_traffic
+from profiles.floor.counts import PassCounter
+from profiles.floor.passes import Pass
 from sharding.catalog import LAYOUTS, attend_by, divide_experts
 from sharding.layout import Layout
 from sharding.mesh import parse_mesh
@@ -41,7 +42,7 @@ def test_their_bytes_are_those_that_the_floor_counts(model, dtypes):
 def check_bytes(config: ModelConfig, layout: Layout, dtypes: Dtypes) -> None:
     placement = Placement.of(attend_by(layout, "batch"), config.sizes, parse_mesh("2x2x2"))
     arrays = placed_arrays(config, placement, dtypes, 64, 512)
-    counted = decode_traffic(config, placement, dtypes, batch=64, context=511, slots=512)
+    counted = PassCounter(config, placement, dtypes).count(Pass(batch=64, context=511, slots=512))
     cache = sum(array.bytes_per_chip for array in arrays if array.name.startswith("cache/"))
     assert cache == counted.kv_resident
     assert sum(array.bytes_per_chip for array in arrays) - cache == counted.weights_resident

@@ -4,14 +4,14 @@ import pytest
 
 from profiles.chips.chip import Peaks
 from profiles.floor.bound import floor
-from profiles.floor.counts import Traffic
+from profiles.floor.passes import Counts
 from profiles.measured.record import decode_record
 
 PEAKS = Peaks(bandwidth=1e9, flops=1e12, source="published", on_chip=1e6, capacity=16e9)
 
 
 def traffic(weights=2e9, kv=0.5e9, flops=1e12):
-    return Traffic(
+    return Counts(
         weights_resident=weights,
         weights_read=weights,
         kv_resident=kv,

@@ -11,7 +11,8 @@ from model.catalog import find_model
 from model.declarations import total_bytes
 from model.dtypes import BFLOAT16, FLOAT32, Dtypes
 from model.transformer import Transformer
-from profiles.floor.counts import StepCosts, decode_traffic, kv_token_bytes, pairs_seen
+from profiles.floor.counts import PassCounter, kv_token_bytes
+from profiles.floor.passes import Pass, pairs_seen
 from profiles.floor.replication import experts_per_device, replication_cost
 from profiles.report.numbers import byte_size
 from sharding.catalog import ATTENTION, LAYOUTS, attend_by, divide_experts, prefill_by
@@ -27,7 +28,7 @@ def traffic(name: str, mesh: str, dtypes=BFLOAT16, **work):
     config = find_model(name)
     placement = Placement.of(ONE_D, config.sizes, parse_mesh(mesh))
     sizes = {"batch": 1, "context": 128, "slots": 192} | work
-    return decode_traffic(config, placement, dtypes, **sizes)
+    return PassCounter(config, placement, dtypes).count(Pass(**sizes))
 
 
 def test_one_device_reads_every_weight_once_whatever_the_batch():
@@ -55,7 +56,7 @@ def test_one_layer_stands_for_all_of_them():
     config = dataclasses.replace(find_model("tiny"), **changes)
     dtypes = Dtypes(jnp.float32, QUANTIZATIONS["int8"])
     placement = Placement.of(ONE_D, config.sizes, parse_mesh("1"))
-    counted = decode_traffic(config, placement, dtypes, batch=1, context=1, slots=64)
+    counted = PassCounter(config, placement, dtypes).count(Pass(batch=1, context=1, slots=64))
     assert counted.weights_resident == total_bytes(Transformer(config, dtypes))
 
 
@@ -87,8 +88,8 @@ def test_a_copied_cache_is_counted_whole_and_stated():
 def test_resident_bytes_equal_the_compilers(tiny_engine, mesh, batch):
     engine = tiny_engine(mesh, tied_embedding=False)
     memory = engine.lower_decode(batch, 64).compile().memory_analysis()
-    counted = decode_traffic(
-        engine.config, engine.placement, engine.dtypes, batch=batch, context=10, slots=64
+    counted = PassCounter(engine.config, engine.placement, engine.dtypes).count(
+        Pass(batch=batch, context=10, slots=64)
     )
     tokens_and_lengths = 2 * 4 * batch
     expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
@@ -101,8 +102,8 @@ def test_resident_bytes_are_what_devices_hold(tiny_engine):
     held = sum(
         array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(engine.parameters)
     )
-    counted = decode_traffic(
-        engine.config, engine.placement, engine.dtypes, batch=1, context=1, slots=64
+    counted = PassCounter(engine.config, engine.placement, engine.dtypes).count(
+        Pass(batch=1, context=1, slots=64)
     )
     assert counted.weights_resident == held
 
@@ -110,8 +111,8 @@ def test_resident_bytes_are_what_devices_hold(tiny_engine):
 def test_a_layer_with_a_window_reads_no_more_than_it_sees(tiny_engine):
     engine = tiny_engine(windows=(8, None))
     token = kv_token_bytes(engine.config, engine.placement, FLOAT32)
-    traffic = decode_traffic(
-        engine.config, engine.placement, FLOAT32, batch=3, context=20, slots=64
+    traffic = PassCounter(engine.config, engine.placement, FLOAT32).count(
+        Pass(batch=3, context=20, slots=64)
     )
     assert traffic.kv_read == 3 * token * (7 + 20) / 2
     assert traffic.kv_resident == 3 * token * (8 + 64) / 2
@@ -121,9 +122,7 @@ def test_a_layer_with_a_window_reads_no_more_than_it_sees(tiny_engine):
 def test_a_step_reads_the_experts_it_touches(tiny_engine, touched, read):
     engine = tiny_engine(experts=6, experts_per_token=2)
     sizes = {"batch": 3, "context": 20, "slots": 64}
-    traffic = decode_traffic(
-        engine.config, engine.placement, FLOAT32, **sizes, experts_touched=touched
-    )
+    traffic = PassCounter(engine.config, engine.placement, FLOAT32).count(Pass(**sizes), touched)
     expert = 3 * 64 * 128 * 4  # gate, up and down of one expert
     assert traffic.weights_resident - traffic.weights_read == pytest.approx(2 * expert * (6 - read))
 
@@ -142,8 +141,8 @@ def experts_engine(layout: str, experts: int = 8):
 def test_resident_bytes_of_divided_experts_equal_the_compilers(layout, experts):
     engine = experts_engine(layout, experts)
     memory = engine.lower_decode(8, 64).compile().memory_analysis()
-    counted = decode_traffic(
-        engine.config, engine.placement, engine.dtypes, batch=8, context=10, slots=64
+    counted = PassCounter(engine.config, engine.placement, engine.dtypes).count(
+        Pass(batch=8, context=10, slots=64)
     )
     tokens_and_lengths = 2 * 4 * 8
     expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
@@ -161,11 +160,11 @@ def test_devices_share_the_work_of_experts_whoever_has_the_tokens(layout):
         find_model("tiny"), experts=8, experts_per_token=2, kv_heads=4, query_heads=4
     )
     work = {"batch": 16, "context": 10, "slots": 64}
-    one = decode_traffic(
-        config, Placement.of(ONE_D, config.sizes, parse_mesh("1")), FLOAT32, **work
+    one = PassCounter(config, Placement.of(ONE_D, config.sizes, parse_mesh("1")), FLOAT32).count(
+        Pass(**work)
     )
     placement = Placement.of(divide_experts(LAYOUTS[layout]), config.sizes, parse_mesh("2x2x2"))
-    eight = decode_traffic(config, placement, FLOAT32, **work)
+    eight = PassCounter(config, placement, FLOAT32).count(Pass(**work))
     copies = 8 // 2 ** len(LAYOUTS[layout].activations["B"])  # of the router's work
     router = 2 * 16 * config.layers * config.d_model * 8
     assert eight.flops == pytest.approx((one.flops - router) / 8 + router * copies / 8)
@@ -212,7 +211,7 @@ def test_a_replica_reads_the_experts_of_its_own_tokens():
 
     def read(layout, **touched) -> float:
         placement = Placement.of(layout, config.sizes, parse_mesh("2x1x1"))
-        traffic = decode_traffic(config, placement, FLOAT32, **sizes, **touched)
+        traffic = PassCounter(config, placement, FLOAT32).count(Pass(**sizes), *touched.values())
         return (traffic.weights_resident - traffic.weights_read) / (2 * 3 * 64 * 128 * 4)
 
     replicas = LAYOUTS["data_parallel_x_1d"]
@@ -246,10 +245,13 @@ def test_the_longest_contexts_are_those_that_were_published(attention, kv_heads,
 def test_a_long_prompt_writes_what_windows_hold_and_reads_no_row_twice():
     config = dataclasses.replace(find_model("llama3-8b"), windows=(100,) * 16 + (None,) * 16)
     placement = Placement.of(ONE_D, config.sizes, parse_mesh("1"))
-    costs = StepCosts(config, placement, BFLOAT16)
+    costs = PassCounter(config, placement, BFLOAT16)
     token = kv_token_bytes(config, placement, BFLOAT16)
-    assert costs.prefill(batch=2, tokens=1000).kv_written == 2 * token * (1000 + 100) / 2
-    most = costs.prefill(batch=64, tokens=8192)
+    assert (
+        costs.count(Pass(batch=2, tokens=1000, context=0)).kv_written
+        == 2 * token * (1000 + 100) / 2
+    )
+    most = costs.count(Pass(batch=64, tokens=8192, context=0))
     assert most.weights_read == most.weights_resident
 
 
@@ -262,7 +264,9 @@ def test_prompts_cost_the_same_flops_wherever_their_cache_lies(attention):
     matrices = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14_336)
     pairs = 32_768 * 32_769 // 2
     work = 2 * (32_768 * matrices + 128_256 * 4096) + 4 * 32 * 128 * 32 * pairs
-    counted = StepCosts(config, placement, BFLOAT16).prefill(batch=8, tokens=32_768)
+    counted = PassCounter(config, placement, BFLOAT16).count(
+        Pass(batch=8, tokens=32_768, context=0)
+    )
     assert counted.flops == pytest.approx(8 * work / 8, rel=1e-9)
 
 
@@ -274,8 +278,8 @@ def test_prompts_in_another_layout_are_divided_by_that_layout_alone(prompts, mes
     config = find_model("llama3-8b")
     decode = attend_by(LAYOUTS["weight_stationary_2d"], "sequence")
     flops = [
-        StepCosts(config, Placement.of(layout, config.sizes, parse_mesh(mesh)).prefill, BFLOAT16)
-        .prefill(batch=16, tokens=4096)
+        PassCounter(config, Placement.of(layout, config.sizes, parse_mesh(mesh)).prefill, BFLOAT16)
+        .count(Pass(batch=16, tokens=4096, context=0))
         .flops
         for layout in (prefill_by(decode, LAYOUTS[prompts]), LAYOUTS[prompts])
     ]

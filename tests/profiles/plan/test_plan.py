@@ -12,17 +12,16 @@ import pytest
 from model.catalog import find_model
 from model.dtypes import Dtypes
 from profiles.chips.calibration import calibration_of
-from profiles.chips.chip import chips, find_chip
+from profiles.chips.chip import Price, chips
 from profiles.chips.slices import parse_slice, slices_of
-from profiles.expected.candidates import AUTO, candidates, layouts
-from profiles.expected.economics import largest_batch
-from profiles.expected.estimate import Setting
-from profiles.expected.sized import sized_models
+from profiles.expected.balance import largest_batch
+from profiles.expected.candidates import AUTO, LayoutNames, candidates
+from profiles.floor.deployment import Deployment
+from profiles.floor.sized_models import sized_models
 from profiles.plan.search import Search, Targets
 from profiles.plan.space import BATCHES, Offer, Space
 from profiles.plan.text import Plan, choice_words, front_table, plan, record
 from profiles.report import numbers
-from sharding.catalog import divide_experts, schedule_by
 from sharding.error_types import FloorlineError
 from sharding.quantization import QUANTIZATIONS
 
@@ -34,10 +33,10 @@ def _offer(model: str, slices: dict[str, float], **changes: object) -> Offer:
     found = sized_models().get(model) or find_model(model)
     given = {
         "model": found,
-        "slices": tuple((parse_slice(text), price) for text, price in slices.items()),
+        "slices": tuple((parse_slice(text), Price(price)) for text, price in slices.items()),
         "dtype_sets": BOTH,
-        "layouts": tuple(layouts(AUTO, AUTO)),
-        "rates": calibration_of,
+        "layouts": tuple(LayoutNames().layouts(found)),
+        "calibration": calibration_of,
         "context": CONTEXT,
         "slots": CONTEXT + 1,
     }
@@ -45,24 +44,32 @@ def _offer(model: str, slices: dict[str, float], **changes: object) -> Offer:
 
 
 SMALL = _offer("llama3-8b", {"v5e:2x2": 1.2, "v5e:2x4": 1.2, "h100:2": 5.0, "h100:4": 5.0})
+MIXTRAL = find_model("mixtral-8x7b")
 MIXTURE = _offer(
     "mixtral-8x7b",
     {"v6e:2x4": 2.7, "mi300x:2": 6.0},
     dtype_sets=BOTH[1:],
-    layouts=tuple(layouts(AUTO, "heads") + layouts(AUTO, "batch", divide_experts)),
+    layouts=(
+        *(
+            each
+            for each in LayoutNames(attention="heads").layouts(MIXTRAL)
+            if not each.expert_parallel
+        ),
+        *LayoutNames(AUTO, "batch", expert_parallel=True).layouts(MIXTRAL),
+    ),
 )
 
 
 def _everything(offer: Offer) -> list[tuple[float, float]]:
     """Step and cost of every way, each estimated by itself."""
     found = []
-    for where, price in offer.slices:
+    for slice, price in offer.slices:
         for dtypes in offer.dtype_sets:
-            setting = Setting(
-                model=offer.model, where=where, dtypes=dtypes,
-                rates=offer.rates(where.chip.name), price=price,
+            deployment = Deployment(
+                model=offer.model, slice=slice, dtypes=dtypes,
+                calibration=offer.calibration(slice.chip.name), price=price,
             )  # fmt: skip
-            for estimator in candidates(setting, offer.layouts):
+            for estimator in candidates(deployment, offer.layouts):
                 batches = {*map(int, BATCHES), largest_batch(estimator, offer.context)}
                 for batch in sorted(batches - {0}):
                     step = estimator.decode(batch, offer.context)
@@ -102,12 +109,12 @@ def test_the_front_is_that_of_looking_at_everything(offer):
 @pytest.mark.parametrize("schedule", ["compiler", "overlapped"])
 def test_steps_that_a_plan_compares_are_those_of_estimates(schedule):
     """Also where forms share what they send: the first form is not the one that is checked."""
-    wanted = layouts(AUTO, AUTO, lambda layout: schedule_by(layout, schedule))
+    wanted = LayoutNames(collectives=schedule).layouts(find_model("llama3-8b"))
     few = Dtypes(jnp.bfloat16, QUANTIZATIONS["int4"], QUANTIZATIONS["int8"])
     pick = random.Random(0)
-    for model, where in (("palm-540b", "v4:4x4x4"), ("qwen3-30b-a3b", "v6e:2x4"),
+    for model, slice in (("palm-540b", "v4:4x4x4"), ("qwen3-30b-a3b", "v6e:2x4"),
                          ("llama3-8b", "h100:4")):  # fmt: skip
-        space = Space(_offer(model, {where: 1.0}, dtype_sets=(*BOTH, few), layouts=tuple(wanted)))
+        space = Space(_offer(model, {slice: 1.0}, dtype_sets=(*BOTH, few), layouts=tuple(wanted)))
         for cell in space.cells:
             for number in random.Random(0).sample(range(len(cell.rows)), 12):
                 fitting = cell.batches[number] > 0
@@ -175,16 +182,16 @@ def test_the_slice_that_would_hold_a_prompt_too_is_not_one_that_does_not():
 
 def test_nothing_on_a_chip_that_lost_is_cheaper():
     found = _plan(TARGETS)
-    (other,) = {"h100", "v5e"} - {found.choice.cell.where.chip.name}
+    (other,) = {"h100", "v5e"} - {found.choice.cell.slice.chip.name}
     ways = [
         way
         for way in _everything(
             dataclasses.replace(
                 SMALL,
                 slices=tuple(
-                    (where, price)
-                    for where, price in SMALL.slices
-                    if where.chip.name == other and where.chips * price <= TARGETS.usd_per_hour
+                    (slice, price)
+                    for slice, price in SMALL.slices
+                    if slice.chip.name == other and slice.chips * price.usd <= TARGETS.usd_per_hour
                 ),
             )
         )
@@ -245,15 +252,15 @@ def test_costs_without_end_are_an_error_in_words():
 
 
 def test_each_way_of_a_plan_says_whose_price_it_is_at():
-    quotes = lambda name: find_chip(name).price()  # noqa: E731
-    slices = {"v5e:2x4": quotes("v5e").usd, "h200:1": quotes("h200").usd}
-    found = plan(Space(_offer("llama3-8b", slices, quotes=quotes)), Targets())
+    slices = tuple((each, each.chip.price()) for each in map(parse_slice, ("v5e:2x4", "h200:1")))
+    offer = dataclasses.replace(_offer("llama3-8b", {}), slices=slices)
+    found = plan(Space(offer), Targets())
     for point in found.front:
-        price = point.cell.where.chip.price()
+        price = point.cell.slice.chip.price()
         assert record(point)["price"] == price.as_record()
     table = front_table([record(point) for point in found.front], 0)
     assert "4.39  RunPod Secure" in table
-    assert f"USD per chip-hour of {found.choice.cell.quote.seller}" in choice_words(
+    assert f"USD per chip-hour of {found.choice.cell.price.seller}" in choice_words(
         found.choice, Targets()
     )
     (other,) = (lost.why for lost in found.rejected if lost.what.startswith("chip "))
@@ -268,20 +275,17 @@ def test_a_model_by_its_sizes_has_a_plan():
     assert all(point.step_s <= 0.05 for point in found.front)
     assert record(found.choice)["layout"] == "divided_evenly"
     alone = found.choice.cell.estimator(0)
-    (price,) = [p for where, p in offer.slices if where == found.choice.cell.where]
+    (price,) = [p for slice, p in offer.slices if slice == found.choice.cell.slice]
     step = alone.decode(found.choice.batch, CONTEXT).expected.seconds
     assert step == pytest.approx(found.choice.step_s)
-    cost = price * found.choice.cell.where.chips * step / found.choice.batch / 3600 * 1e6
+    cost = price.usd * found.choice.cell.slice.chips * step / found.choice.batch / 3600 * 1e6
     assert cost == pytest.approx(found.choice.usd)
 
 
 def test_all_chips_are_searched_in_seconds():
     """About 4 s of CPU on a slow core; three times that is a search that no longer prunes."""
     slices = tuple(
-        (where, chip.prices[0].usd)
-        for chip in chips()
-        if chip.prices
-        for where in slices_of(chip, 64)
+        (slice, chip.prices[0]) for chip in chips() if chip.prices for slice in slices_of(chip, 64)
     )
     before = time.process_time()
     offer = dataclasses.replace(

@@ -7,21 +7,23 @@ from model.dtypes import BFLOAT16
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.compiled.examined import examine, subject_of
-from profiles.expected.estimate import Estimator, Setting
+from profiles.expected.estimate import Estimator
 from profiles.expected.record import Recorder
+from profiles.floor.deployment import Deployment
+from profiles.floor.passes import Pass
 from profiles.report.partitioning import cache_words
 from sharding.catalog import LAYOUTS, attend_by, divide_experts, prefill_by
 from sharding.mesh import parse_mesh
 
 
 def estimator(layout, mesh: str, model: str = "llama3-8b") -> Estimator:
-    where = parse_slice("v5e:2x4")
+    slice = parse_slice("v5e:2x4")
     return Estimator(
-        Setting(
+        Deployment(
             model=find_model(model),
-            where=where,
+            slice=slice,
             dtypes=BFLOAT16,
-            rates=calibration_of("v5e"),
+            calibration=calibration_of("v5e"),
             layout=layout,
             mesh=parse_mesh(mesh),
         )
@@ -56,13 +58,13 @@ def test_prompts_are_said_to_run_as_they_run_and_their_cache_to_lie_as_it_lies(
     # Too large a batch: the record of a compiled pass is then made without a compiler.
     records = {
         "estimate": Recorder(one).record(one.prefill(8, 512)),
-        "compile": examine(one, 4096, 8192, prefill=True).record,
-        "inspect": subject_of(one, 8, 512, prefill=True).as_record(),
+        "compile": examine(one, Pass(4096, 0, 8192)).record,
+        "inspect": subject_of(one, Pass(8, 0, 512)).as_record(),
     }
     for record in records.values():
         assert (record["layout"], record["attention"]) == runs
         assert (record.get("cache_layout"), record.get("cache_attention")) == cache
-    said = str(subject_of(one, 8, 512, prefill=True))
+    said = str(subject_of(one, Pass(8, 0, 512)))
     assert f"{runs[0]}, attention by {runs[1]}" in said
     assert cache_words(records["inspect"]) in said
     step = Recorder(one).record(one.decode(8, 512))
@@ -74,5 +76,5 @@ def test_experts_are_said_to_be_divided_of_a_mixture_alone():
     layout = divide_experts(LAYOUTS["weight_stationary_1d"])
     for model, divided in (("mixtral-8x7b", True), ("llama3-8b", False)):
         one = estimator(layout, "1x1x8", model)
-        said = one.describe(), subject_of(one, 8, 128, prefill=False).as_record()
+        said = one.describe(), subject_of(one, Pass(8, 128)).as_record()
         assert [("expert_parallel" in record) for record in said] == [divided] * 2

@@ -1,0 +1,58 @@
+"""Collectives of models that are known by their sizes alone, in the terms of all others.
+
+They are those of experts divided over all chips: what a layer sends there and back; or for a dense
+layer, two all-reduces.
+"""
+
+import dataclasses
+
+from model.dtypes import Dtypes
+from profiles.chips.calibration import Calibration
+from profiles.chips.slices import Slice
+from profiles.expected.links import layings
+from profiles.expected.time import Sent
+from profiles.floor.collective import Collective
+from profiles.floor.sized_models import SizedModel
+
+
+class SizedLinks:
+    """Collectives of passes, with the method of `LinkCosts`.
+
+    Args:
+      model: the sizes.
+      dtypes: how its numbers are stored.
+      slice: the slice.
+      calibration: for the starts of collectives.
+    """
+
+    def __init__(self, model: SizedModel, dtypes: Dtypes, slice: Slice, calibration: Calibration):
+        self.model, self.dtypes, self.slice, self.calibration = model, dtypes, slice, calibration
+        mesh = (("z", slice.devices),)
+        (self._usual,) = layings(dataclasses.replace(slice, chip=slice.chip.expected), mesh, False)
+
+    def sent(self, batch: int, tokens: int = 1) -> Sent:
+        """Costs of a pass; no collective has a part in the floor, for another layout needs none.
+
+        Args:
+          batch: sequences.
+          tokens: of each.
+        """
+        if self.slice.devices == 1:
+            return Sent(0.0, 0.0, 0.0, 0.0)
+        size = batch * tokens * self.model.d_model * self.dtypes.dtype.itemsize
+        if self.model.experts:  # each chip has its part of the tokens, and sends k copies of each
+            size *= self.model.experts_per_token / self.slice.devices
+            pair = [Collective("all-to-all", ("z",), size, 2 * self.model.layers)]
+        else:
+            pair = [Collective("all-reduce", ("z",), size, 2 * self.model.layers)]
+        (both,) = pair
+        start, per_byte = self._usual.usual(both.kind, both.axes, self.calibration)
+        return Sent(0.0, both.count * start, both.count * both.payload_bytes * per_byte, 0.0)
+
+    usual = sent  # the same: there is no floor to leave out
+
+    def usual_line(self, tokens: int = 1) -> tuple[Sent, Sent]:
+        """Costs of every batch, and what each sequence adds; as of `LinkCosts`."""
+        one, two = self.sent(1, tokens), self.sent(2, tokens)
+        slope = two.sending - one.sending
+        return one._replace(sending=one.sending - slope), Sent(0.0, 0.0, slope, 0.0)

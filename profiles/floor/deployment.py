@@ -1,0 +1,87 @@
+"""A deployment: a model in a layout on a slice. Every count, estimate and plan is of one."""
+
+import dataclasses
+import functools
+
+from model.config import ModelConfig
+from model.dtypes import Dtypes
+from model.layout_check import settle
+from profiles.chips.calibration import Calibration
+from profiles.chips.chip import Price
+from profiles.chips.slices import Slice
+from profiles.floor.counts import PassCounter
+from profiles.floor.passes import Counts, Pass
+from profiles.floor.sized_models import SizedModel, SizedPassCounter
+from sharding.layout import Layout
+from sharding.mesh import MeshShape
+from sharding.placement import Placement
+
+Model = ModelConfig | SizedModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """A model in a layout on a slice, and what is taken to be true of its steps.
+
+    Attributes:
+      model: a model by its arrays, or by its sizes.
+      slice: the chips.
+      dtypes: how numbers are stored.
+      calibration: what software achieves of the chip's figures.
+      layout: the partitioning; None where it is still to be chosen, and for a model by its sizes,
+        which divides evenly.
+      mesh: sizes of the mesh axes; None likewise.
+      experts: which experts a step is taken to read: ``coverage``, ``least`` or ``all``.
+      price: what a chip costs by the hour; None leaves costs out.
+    """
+
+    model: Model
+    slice: Slice
+    dtypes: Dtypes
+    calibration: Calibration
+    layout: Layout | None = None
+    mesh: MeshShape | None = None
+    experts: str = "coverage"
+    price: Price | None = None
+
+    @functools.cached_property
+    def placement(self) -> Placement | None:
+        """The sharding of every array; None for a model by its sizes.
+
+        Raises:
+          LayoutError: the layout does not go with the model or the mesh.
+        """
+        if isinstance(self.model, SizedModel):
+            return None
+        return settle(self.model, self.dtypes, self.layout, self.mesh)
+
+    @functools.cached_property
+    def counter(self) -> PassCounter | SizedPassCounter:
+        """Counts the work of decode steps."""
+        if self.placement is None:
+            return SizedPassCounter(self.model, self.dtypes, self.slice.devices)
+        return PassCounter(self.model, self.placement, self.dtypes)
+
+    @functools.cached_property
+    def prompt_counter(self) -> PassCounter | SizedPassCounter:
+        """Counts the work of passes over prompts, which may have a layout of their own."""
+        if self.placement is None or self.placement.prefill is self.placement:
+            return self.counter
+        return PassCounter(self.model, self.placement.prefill, self.dtypes)
+
+    def padded(self, pass_: Pass) -> Pass:
+        """The pass with the batch that it really has: a multiple of what the layout divides."""
+        multiple = self.placement.multiple("B") if self.placement else 1
+        return pass_.of_batch(-(-pass_.batch // multiple) * multiple)
+
+    def count(self, pass_: Pass) -> Counts:
+        """The work of a pass on each device."""
+        counter = self.prompt_counter if pass_.over_prompts else self.counter
+        return counter.count(self.padded(pass_), self.experts)
+
+    def usd_per_million_tokens(self, pass_: Pass, seconds: float) -> float | None:
+        """What new tokens cost if a pass takes so many seconds; None without a price."""
+        if self.price is None:
+            return None
+        chip_hours = self.slice.chips * seconds / 3600
+        return self.price.usd * chip_hours / (pass_.batch * pass_.tokens) * 1e6
