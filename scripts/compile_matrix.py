@@ -51,10 +51,11 @@ with _common.importing(__name__):
     from profiles.compiled.grid import GridPoint, run, summary, write_grid
     from profiles.figures.grid import heat_map
     from profiles.floor.passes import Pass
-    from profiles.report.document import Record, document, versions
+    from profiles.report.document import document, versions
     from profiles.report.files import check_writable, write_csv, write_json
     from profiles.report.numbers import ms
-    from profiles.report.table import aligned
+    from profiles.report.record import Record
+    from profiles.report.table import Table
     from profiles.report.titles import field_text
     from sharding.error_types import UsageError
 
@@ -85,15 +86,15 @@ def main() -> None:
     _common.say(f"wrote matrix.jsonl, matrix.csv, resident.png and bytes.png to {output}")
 
 
-def table(rows: list[Record]) -> str:
+def table(rows: list[dict]) -> str:
     """A line for each point."""
     head = ("model", "slice", "mesh", "layout", "attention", "weights", "cache", "batch",
             "context", "floor ms", "arguments / floor's", "temporaries", "cache in place",
             "collectives as expected", "costliest finding")  # fmt: skip
-    return aligned(head, [_cells(row) for row in rows])
+    return Table(head, [_cells(row) for row in rows]).terminal()
 
 
-def _cells(row: Record) -> tuple[str, ...]:
+def _cells(row: dict) -> tuple[str, ...]:
     mesh = field_text(row["mesh"]) if "mesh" in row else ""
     tokens = row.get("tokens_per_sequence", 1)
     what = (row["model"], row["topology"], mesh, row["layout"], row.get("attention", ""),
@@ -150,7 +151,7 @@ def _progress(finished: Iterator[tuple[str, Record]], count: int) -> Iterator[tu
         for number, (key, record) in enumerate(bar, 1):
             bar.set_description_str(key)
             if not watched:
-                _common.say(f"{number} of {count}: {key}: {record['status']}")
+                _common.say(f"{number} of {count}: {key}: {record.status}")
             yield key, record
 
 

@@ -65,9 +65,11 @@ with _common.importing(__name__):
     from profiles.expected.estimate import Estimator, best
     from profiles.floor.arrays import placed_arrays
     from profiles.floor.passes import Pass
-    from profiles.report.document import Record, document, versions
+    from profiles.report.document import document, versions
     from profiles.report.files import check_file, write_atomically, write_json
     from profiles.report.numbers import several
+    from profiles.report.record import Record
+    from profiles.report.table import wrap
     from sharding.error_types import FloorlineError, UsageError
     from sharding.mesh import parse_mesh
 
@@ -98,10 +100,10 @@ def main() -> None:
     if _common.JSON.value:
         write_json(_common.JSON.value, _document(estimator, found.record, more, started))
     record = found.record
-    if record["status"] == "does_not_fit":
-        _common.show(compiled_text.wrapped(f"does not fit: {record['message']}"))
-    elif record["status"] != "ok":
-        raise FloorlineError(f"compiled step is {record['status']}; {record['message']}")
+    if record.status == "does_not_fit":
+        _common.show(wrap(f"does not fit: {record.message}"))
+    elif record.status != "ok":
+        raise FloorlineError(f"compiled step is {record.status}; {record.message}")
 
 
 def _model() -> ModelConfig:
@@ -177,7 +179,7 @@ def _document(estimator: Estimator, record: Record, more: dict, started: str) ->
         bandwidth={
             "bytes_per_s": chip.bandwidth,
             "source": "published",
-            "peak_flops_per_s": chip.peak(record["dtype"]),
+            "peak_flops_per_s": chip.peak(record.dtype),
         },
         calibration=dataclasses.asdict(estimator.deployment.calibration),
         **more,

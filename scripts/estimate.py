@@ -64,9 +64,10 @@ with _common.importing(__name__):
     from profiles.expected.remedies import remedy
     from profiles.floor.deployment import Model
     from profiles.floor.passes import Pass
-    from profiles.report.document import Record, document
+    from profiles.report.document import document
     from profiles.report.files import write_json
     from profiles.report.numbers import number
+    from profiles.report.record import Record
     from sharding import processes
     from sharding.error_types import UsageError
     from sharding.layout import Layout
@@ -142,7 +143,7 @@ def _records(
     for each in passes:
         record = recorder.record(each)
         if not each.fits:
-            record["message"] = _message(each, wanted, least)
+            record |= Record(message=_message(each, wanted, least))
         records.append(record)
     return records
 

@@ -79,6 +79,7 @@ with _common.importing(__name__):
     from profiles.report.files import not_taken, write_json
     from profiles.report.numbers import byte_size, ms, number, several
     from profiles.report.progress import byte_progress
+    from profiles.report.record import Record
     from profiles.report.titles import field_text
     from sharding import processes
     from sharding.error_types import FloorlineError, UsageError
@@ -121,7 +122,7 @@ def main() -> None:
     run.take(generate(engine, request))
     record = describe_step(engine, batch=len(request.prompts), context=run.context())
     if run.step_seconds:
-        record |= {"step_s": summarise(run.step_seconds)}
+        record |= Record(step_s=summarise(run.step_seconds))
     if _common.JSON.value and processes.first():
         write_json(_common.JSON.value, _document(run, record, started))
     _common.say(_speed(run, engine))
@@ -287,7 +288,7 @@ def _comparison(fast: _Run, slow: _Run, engine: Engine) -> str:
     )
 
 
-def _document(run: _Run, record: dict, started: str) -> dict:
+def _document(run: _Run, record: Record, started: str) -> dict:
     return document(
         sys.argv,
         [record],

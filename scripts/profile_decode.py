@@ -67,7 +67,7 @@ with _common.importing(__name__):
     from profiles.report.document import document
     from profiles.report.files import check_writable, remove, write_csv, write_json
     from profiles.report.lines import fit_lines, fits
-    from profiles.report.table import table
+    from profiles.report.step_table import step_table
     from sharding import processes
     from sharding.error_types import FloorlineError, UsageError
     from sharding.placement import Placement
@@ -94,7 +94,7 @@ def main() -> None:
     if _common.JSON.value == "-":
         write_json("-", found)
     else:
-        _common.show(table(outcome.points, outcome.bandwidth))
+        _common.show(step_table(outcome.points, outcome.bandwidth))
         _common.show("\n".join(fit_lines(found["fits"])))
     _refuse_unmeasured(outcome)
     _refuse_impossible(outcome)
@@ -183,16 +183,16 @@ def _draw(output: Path, found: dict) -> None:
 
 def _refuse_unmeasured(outcome: SweepResult) -> None:
     """Fails a run without a measured row; it says why in each."""
-    if not any("step_s" in point for point in outcome.points):
+    if not any(point.ran for point in outcome.points):
         first, count = outcome.points[0], len(outcome.points)
-        why = f"{first['status']}: {first['message']}"
+        why = f"{first.status}: {first.message}"
         raise FloorlineError(f"number of rows measured is 0 of {count} ({why})") from outcome.error
 
 
 def _refuse_impossible(outcome: SweepResult) -> None:
     for point in outcome.points:
-        if point.get("fraction_of_floor", 0) > 1:
-            raise FloorlineError(point["message"])
+        if (point.fraction_of_floor or 0) > 1:
+            raise FloorlineError(point.message)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def test_perplexities_are_those_of_the_recorded_run():
 def test_the_steps_of_a_gpu_stand_beside_what_was_expected_and_what_they_cost():
     run = result_tables.recorded(result_tables.GPU)
     assert "--price_per_chip_hour=10.6" in run["command"]
-    dearer = run["points"][0]["usd_per_million_tokens"] / run["points"][3]["usd_per_million_tokens"]
+    dearer = run["points"][0].usd_per_million_tokens / run["points"][3].usd_per_million_tokens
     said = f"A token among 256 sequences costs {dearer:.0f} times less than alone."
     assert said in FIRST.read_text()
     step = ["--model=llama3-8b", "--topology=h200:1", "--context=2048", "--batch=1,8,64,256"]
@@ -125,20 +125,20 @@ def test_the_compiled_steps_are_the_recorded_ones():
 def test_no_recorded_step_copies_a_caches_values_or_a_matrix_and_loops_are_overlapped():
     seen = {"compiler": 0, "overlapped": 0}
     for point in itertools.chain(*(found["points"] for found in compiled_table.recorded())):
-        if point["status"] == "does_not_fit":
+        if point.status == "does_not_fit":
             continue
-        row, copies = summary(point), point["compiled"]["copies"]
+        row, copies = summary(point), point.compiled["copies"]
         assert row["arguments_over_floor"] == pytest.approx(1, abs=0.01)
         assert row["cache_aliased"] and row["collectives_as_expected"]
-        if point["phase"] == "decode":
+        if point.phase == "decode":
             assert row["temporaries_over_arguments"] < 0.05
         assert row["bytes_over_floor"] < 1.055
         others = [each["bytes"] for each in copies if "scales" not in each["what"]]
         assert max(others, default=0) < 1e5
-        sent = [one for one in point["compiled"]["collectives"] if one["kind"] == "permute"]
+        sent = [one for one in point.compiled["collectives"] if one["kind"] == "permute"]
         assert all(one["overlap"] == "beside a product" for one in sent)
-        assert bool(sent) == (point["collectives"] == "overlapped")
-        seen[point["collectives"]] += 1
+        assert bool(sent) == (point.collectives == "overlapped")
+        seen[point.collectives] += 1
     assert seen["compiler"] > 60 and seen["overlapped"] > 8
 
 

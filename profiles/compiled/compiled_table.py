@@ -7,9 +7,18 @@ grids.
 from profiles.compiled.grid import read_grid, summary
 from profiles.report.numbers import ms
 from profiles.report.pages import ROOT, Part
+from profiles.report.record import Record
+from profiles.report.table import Table
 
 RECORDED = ROOT / "profiles/results/compiled"
 PART = Part("profiles/compiled/README.md", "compiled", "profiles.compiled.compiled_table")
+
+
+HEAD = (
+    "model, weights, cache", "slice, mesh", "layout, attention", "step: batch x tokens", "floor ms",
+    "arguments / floor's", "temporaries / arguments", "cache in place, collectives as expected",
+    "copied, of the floor's bytes", "collectives alone", "costliest finding, of the floor",
+)  # fmt: skip
 
 
 def recorded() -> list[dict]:
@@ -26,18 +35,11 @@ def table() -> str:
         versions = found["versions"]
         made.add((versions["libtpu"], versions["jax"], found["started"][:10]))
     said = "; ".join(f"libtpu {libtpu}, jax {jax}, {date}" for libtpu, jax, date in sorted(made))
-    head = (
-        "| model, weights, cache | slice, mesh | layout, attention | step: batch x tokens "
-        "| floor ms | arguments / floor's | temporaries / arguments | cache in place, collectives "
-        "as expected | copied, of the floor's bytes | collectives alone | costliest finding, of "
-        "the floor |"
-    )
-    lines = [f"Compiled by {said}:", "", head]
-    lines.append("|---|---|---|---|---:|---:|---:|:---:|---:|---:|---|")
-    return "\n".join([*lines, *map(_line, steps, steps.values())]) + "\n"
+    rows = list(map(_cells, steps, steps.values()))
+    return f"Compiled by {said}:\n\n{Table(HEAD, rows, align='llllrrrcrrl').markdown()}\n"
 
 
-def _case(record: dict) -> tuple[str, str, str, str]:
+def _case(record: Record) -> tuple[str, str, str, str]:
     """The cells that say which steps a row is of, all but their batches."""
     row = summary(record)
     overlapped = ", overlapped" * (row["collectives"] == "overlapped")
@@ -50,23 +52,23 @@ def _case(record: dict) -> tuple[str, str, str, str]:
     )
 
 
-def _line(case: tuple[str, str, str, str], records: list[dict]) -> str:
+def _cells(case: tuple[str, str, str, str], records: list[Record]) -> list[str]:
     """A row: of several batches, floors one after another, and else the worst of them."""
     *which, work = case
     batches = ", ".join(
-        str(record["batch"]) + " (does not fit)" * (record["status"] == "does_not_fit")
+        str(record.batch) + " (does not fit)" * (record.status == "does_not_fit")
         for record in records
     )
-    compiled = [record for record in records if record["status"] == "ok"]
+    compiled = [record for record in records if record.ok]
     rows = [summary(record) for record in compiled]
     worst = max(rows, key=lambda row: row["costliest_over_floor"])
     kinds = rows.index(worst) if worst["findings"] else None
-    kind = compiled[kinds]["findings"][0]["kind"].replace("_", " ") if kinds is not None else ""
+    kind = compiled[kinds].findings[0]["kind"].replace("_", " ") if kinds is not None else ""
     sound = all(row["cache_aliased"] and row["collectives_as_expected"] for row in rows)
-    cells = [
+    return [
         *which,
         work % batches,
-        ", ".join(ms(record["floor_s"]) for record in records),
+        ", ".join(ms(record.floor_s) for record in records),
         f"{max(row['arguments_over_floor'] for row in rows):.4f}",
         f"{max(row['temporaries_over_arguments'] for row in rows):.1%}",
         "yes" if sound else "NO",
@@ -74,7 +76,6 @@ def _line(case: tuple[str, str, str, str], records: list[dict]) -> str:
         ", ".join(str(row["collectives_alone"]) for row in rows),
         f"{kind} {worst['costliest_over_floor']:.1%}" if kind else "none",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

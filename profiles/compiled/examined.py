@@ -12,8 +12,8 @@ from profiles.expected.record import Recorder
 from profiles.expected.remedies import remedy
 from profiles.floor.collective import Collective
 from profiles.floor.passes import Pass
-from profiles.report.document import Record
 from profiles.report.numbers import number
+from profiles.report.record import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +49,11 @@ class Examined:
         """The record with what was compiled and found in it."""
         if not self.compiled:
             return self.record
-        return {
-            **self.record,
-            "compiled": self.compiled.as_record(),
-            "collectives_as_expected": not self.differing,
-            "findings": [each.as_record() for each in self.findings],
-        }
+        return self.record | Record(
+            compiled=self.compiled.as_record(),
+            collectives_as_expected=not self.differing,
+            findings=[each.as_record() for each in self.findings],
+        )
 
 
 def examine(estimator: Estimator, pass_: Pass) -> Examined:
@@ -68,7 +67,8 @@ def examine(estimator: Estimator, pass_: Pass) -> Examined:
     record = Recorder(estimator).record(step)
     if not step.fits:
         beyond = step.resident - estimator.deployment.slice.chip.expected.capacity
-        return Examined(estimator, step, subject, record | {"message": too_large(step, beyond)})
+        record |= Record(message=too_large(step, beyond))
+        return Examined(estimator, step, subject, record)
     outcome = compile_step(subject, estimator.deployment.slice)
     record |= status(outcome, step)
     if outcome.status != "ok":
@@ -103,13 +103,13 @@ def subject_of(estimator: Estimator, pass_: Pass) -> Subject:
 def status(outcome: Outcome, step: Estimate) -> Record:
     """What a record says of how compiling went."""
     if outcome.status == "ok":
-        return {"status": "ok", "fits": True}
+        return Record(status="ok", fits=True)
     if outcome.status == "does_not_fit":
         parts = step.deployment.slice.chip.devices_per_chip
         message = too_large(step, (outcome.beyond or 0) * parts)
         said = f" (XLA: {outcome.message})"
-        return {"status": "does_not_fit", "fits": False, "message": message + said}
-    return {"status": outcome.status, "message": outcome.message}
+        return Record(status="does_not_fit", fits=False, message=message + said)
+    return Record(status=outcome.status, message=outcome.message)
 
 
 def too_large(step: Estimate, beyond: float) -> str:

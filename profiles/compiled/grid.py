@@ -24,8 +24,8 @@ from profiles.expected.estimate import Estimator, best
 from profiles.floor.deployment import Deployment
 from profiles.floor.memory import free_memory
 from profiles.floor.passes import Pass
-from profiles.report.document import Record
 from profiles.report.files import to_json, write_atomically
+from profiles.report.record import Record
 from sharding.error_types import FloorlineError
 from sharding.mesh import parse_mesh
 
@@ -135,18 +135,17 @@ def _examined(point: GridPoint) -> Record:
     try:
         record = examine(point.estimator(), point.pass_).as_record()
     except FloorlineError as error:
-        record = {
-            "model": point.model.name,
-            "topology": point.topology,
-            "layout": point.names.layout,
-            "batch": point.pass_.batch,
-            "context": point.pass_.context,
-            "tokens_per_sequence": point.pass_.tokens,
+        record = Record(
+            model=point.model.name,
+            topology=point.topology,
+            layout=point.names.layout,
+            batch=point.pass_.batch,
+            context=point.pass_.context,
             **point.dtypes.names(),
-            "status": "unsupported",
-            "message": str(error),
-        }
-    return record | {"asked": str(point)}
+            status="unsupported",
+            message=str(error),
+        )
+    return record | Record(asked=str(point))
 
 
 def _kept(path: Path, versions: dict[str, str]) -> dict[str, Record]:
@@ -159,7 +158,7 @@ def _kept(path: Path, versions: dict[str, str]) -> dict[str, Record]:
             except ValueError:
                 continue
             if one["versions"] == versions:
-                found[one["point"]] = one["record"]
+                found[one["point"]] = Record.from_json(one["record"])
     return found
 
 
@@ -182,21 +181,21 @@ def write_grid(path: Path, document: dict) -> None:
 def read_grid(path: Path) -> dict:
     """The document that `write_grid` wrote."""
     head, *points = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return head | {"points": points}
+    return head | {"points": list(map(Record.from_json, points))}
 
 
 def merged(record: Record) -> Record:
     """A point whose collectives of several layers, alike in all else, are one of ``layer_*``."""
-    if "compiled" not in record:
+    if not record.compiled:
         return record
     alike: dict[str, list[dict]] = {}
-    for one in record["compiled"]["collectives"]:
+    for one in record.compiled["collectives"]:
         every = one | {"where": re.sub(r"\blayer_\d+", "layer_*", one["where"])}
         alike.setdefault(to_json(every | {"count": 0}), []).append(every)
     collectives = [
         group[0] | {"count": sum(one["count"] for one in group)} for group in alike.values()
     ]
-    return record | {"compiled": record["compiled"] | {"collectives": collectives}}
+    return record | Record(compiled={**record.compiled, "collectives": collectives})
 
 
 # What a table has --------------------------------------------------------------------------------
@@ -211,29 +210,28 @@ def summary(record: Record) -> dict[str, object]:
     same = ("model", "topology", "mesh", "layout", "attention", "collectives", "weight_dtype",
             "kv_dtype", "phase", "batch", "context", "tokens_per_sequence", "floor_s", "expected_s",
             "status", "message")  # fmt: skip
-    row = {name: record[name] for name in same if name in record}
-    if "compiled" not in record:
+    row = {name: value for name in same if (value := getattr(record, name)) is not None}
+    if not record.compiled:
         return row
-    compiled, counted = record["compiled"], record["bytes_per_chip"]
-    parts = record["devices"] // record["chips"]
+    compiled, counted = record.compiled, record.bytes_per_chip
+    parts = record.devices // record.chips
     resident = counted["weights_resident"] + counted["kv_resident"]
     held = (compiled["argument_bytes"] + compiled["temporary_bytes"]) * parts
     moved = sum(copy["bytes"] * copy["count"] for copy in compiled["copies"]) * parts
     read = counted["weights_read"] + counted["kv_read"] + counted["kv_written"]
     alone = [one for one in compiled["collectives"] if one["overlap"] == "alone"]
+    costliest = next(iter(record.findings), {"message": "", "cost_s": 0.0})
     return row | {
         "arguments_over_floor": compiled["argument_bytes"] * parts / resident,
         "temporaries_over_arguments": compiled["temporary_bytes"] / compiled["argument_bytes"],
         "resident_over_capacity": held / counted["capacity"],
         "bytes_over_floor": (read + 2 * moved) / read,
         "cache_aliased": compiled["cache_aliased"],
-        "collectives_as_expected": record["collectives_as_expected"],
+        "collectives_as_expected": record.collectives_as_expected,
         "collectives_alone": sum(one["count"] for one in alone),
         "copies": sum(copy["count"] for copy in compiled["copies"]),
-        "findings": len(record["findings"]),
-        "costliest_finding": record["findings"][0]["message"] if record["findings"] else "",
-        "costliest_over_floor": record["findings"][0]["cost_s"] / record["floor_s"]
-        if record["findings"]
-        else 0.0,
+        "findings": len(record.findings),
+        "costliest_finding": costliest["message"],
+        "costliest_over_floor": costliest["cost_s"] / record.floor_s,
         "compile_s": compiled["compile_s"],
     }

@@ -18,10 +18,10 @@ from profiles.floor.arrays import PlacedArray, group_layers
 from profiles.floor.collective import Collective, merge, without_places
 from profiles.floor.communication import expected_collectives
 from profiles.hlo.census import census
-from profiles.report.document import Record
 from profiles.report.numbers import exact
 from profiles.report.partitioning import cache_words, partitioning
-from profiles.report.table import aligned
+from profiles.report.record import Record
+from profiles.report.table import Table
 from profiles.report.titles import field_text
 from sharding.devices import default_platform
 from sharding.mesh import make_mesh, mesh_over
@@ -49,31 +49,31 @@ class Subject:
     tokens: int = 1
 
     def __str__(self) -> str:
-        fields = self._partitioning
+        divided = self._partitioning
         parts = [
-            f"{self.config.name} on {field_text(fields['mesh'])}, {fields['layout']}",
-            f"attention by {fields['attention']}",
-            "experts divided" * ("expert_parallel" in fields),
-            f"collectives {fields['collectives']}",
+            f"{self.config.name} on {field_text(divided.mesh)}, {divided.layout}",
+            f"attention by {divided.attention}",
+            "experts divided" * bool(divided.expert_parallel),
+            f"collectives {divided.collectives}",
             str(self.dtypes),
             f"batch {self.batch}",
             f"cache of {self.slots} tokens",
-            cache_words(fields),
+            cache_words(divided),
             "decode step" if self.tokens == 1 else f"prefill of {self.tokens} tokens",
         ]
         return ", ".join(filter(None, parts))
 
-    def as_record(self) -> dict:
-        """The record of a step, with what is known of it."""
-        return {
-            "model": self.config.name,
-            "phase": "decode" if self.tokens == 1 else "prefill",
-            "batch": self.batch,
-            "tokens_per_sequence": self.tokens,
-            "devices": self.placement.devices,
-            **self._partitioning,
+    def as_record(self) -> Record:
+        """What is known of the pass before it runs."""
+        return Record(
+            model=self.config.name,
+            phase="decode" if self.tokens == 1 else "prefill",
+            batch=self.batch,
+            tokens_per_sequence=self.tokens,
+            devices=self.placement.devices,
+            **self._partitioning.to_json(),
             **self.dtypes.names(),
-        }
+        )
 
     @property
     def _partitioning(self) -> Record:
@@ -182,7 +182,7 @@ def _counts(collectives: Sequence[Collective]) -> Counter:
 
 
 def array_table(arrays: Sequence[PlacedArray]) -> str:
-    """Arrays in Markdown, those alike in all layers as one row."""
+    """Arrays for a terminal, those alike in all layers as one row."""
     head = "array", "how many", "shape", "sharding", "bytes per chip, each", "copies of each part"
     rows = [
         (
@@ -195,7 +195,7 @@ def array_table(arrays: Sequence[PlacedArray]) -> str:
         )
         for array, count in group_layers(list(arrays))
     ]
-    return aligned(head, rows)
+    return Table(head, rows).terminal()
 
 
 def totals(arrays: Sequence[PlacedArray]) -> str:
@@ -236,7 +236,7 @@ def collective_table(
         )
         for each in found
     ]
-    return aligned(head, rows)
+    return Table(head, rows).terminal()
 
 
 def _any_layer(collectives: Sequence[Collective]) -> list[Collective]:

@@ -1,6 +1,5 @@
 """A compiled step for people: beside its floor and expected time, and what was found wrong."""
 
-import textwrap
 from collections.abc import Sequence
 
 from profiles.chips.slices import Slice
@@ -13,14 +12,14 @@ from profiles.floor.arrays import PlacedArray
 from profiles.floor.collective import OVERLAPS, Collective
 from profiles.hlo.program import Array
 from profiles.report.numbers import ms, number
-from profiles.report.table import WIDTH, aligned
+from profiles.report.table import Table, wrap
 
 TEMPORARY = 0.01  # of arguments: temporaries that are worth a word
 
 
 def title(subject: Subject, slice: Slice) -> str:
     """What is compiled."""
-    return "\n".join(textwrap.wrap(f"{subject}, for {slice}", WIDTH))
+    return wrap(f"{subject}, for {slice}")
 
 
 def times(estimator: Estimator, step: Estimate) -> str:
@@ -33,7 +32,7 @@ def times(estimator: Estimator, step: Estimate) -> str:
         f"expected:  {ms(step.expected.seconds)} ms per step, by calibration "
         f"{estimator.deployment.calibration.said_of(slice.chip.name)}",
     ]
-    return _wrapped(lines)
+    return "\n".join(wrap(line, indent=11) for line in lines)
 
 
 def memory(compiled: CompiledStep, step: Estimate, arrays: Sequence[PlacedArray]) -> str:
@@ -59,7 +58,7 @@ def memory(compiled: CompiledStep, step: Estimate, arrays: Sequence[PlacedArray]
     ]
     unit = "bytes per device" + (f", {parts} to a chip" if parts > 1 else "")
     copied = sum(each.bytes_per_chip * (1 - 1 / each.copies) for each in arrays)
-    lines = [aligned((unit, "floor", "compiled", ""), rows)]
+    lines = [Table((unit, "floor", "compiled", ""), rows).terminal()]
     if copied > 1e-3 * resident:
         lines.append(f"(of the floor's bytes {_count(copied)} are copies that the layout states)")
     if compiled.temporary_bytes > TEMPORARY * arguments:
@@ -91,7 +90,7 @@ def collectives(wanted: Sequence[Collective], found: Sequence[Collective]) -> st
     if not rows:
         return "collectives: none, as expected"
     head = "collective", "axes", "bytes", "expected", "compiled"
-    return aligned((*head, *OVERLAPS), rows)
+    return Table((*head, *OVERLAPS), rows).terminal()
 
 
 def findings(found: Sequence[Finding], floor_s: float) -> str:
@@ -102,7 +101,7 @@ def findings(found: Sequence[Finding], floor_s: float) -> str:
     for each in found:
         cost = f"{ms(each.cost_s)} ms ({each.cost_s / floor_s:.0%})"
         text = f"{cost:>16}  {each.kind}: {each.message}"
-        lines.append("\n".join(textwrap.wrap(text, WIDTH, subsequent_indent=" " * 18)))
+        lines.append(wrap(text, indent=18))
     return "\n".join(lines)
 
 
@@ -159,14 +158,3 @@ def _more(size: float, than: float) -> str:
     if not than:
         return ""
     return f"{size / than - 1:+.1%}" if abs(size / than - 1) >= 5e-4 else "equal"
-
-
-def wrapped(text: str) -> str:
-    """A long line for a terminal."""
-    return "\n".join(textwrap.wrap(text, WIDTH))
-
-
-def _wrapped(lines: Sequence[str]) -> str:
-    return "\n".join(
-        part for line in lines for part in textwrap.wrap(line, WIDTH, subsequent_indent=" " * 11)
-    )

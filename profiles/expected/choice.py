@@ -309,9 +309,9 @@ def _estimators(
 
 def _words(estimator: Estimator) -> str:
     said = estimator.describe()
-    experts = ", experts divided" * ("expert_parallel" in said)
-    mesh = field_text(said["mesh"])
-    return f"{said['layout']}, attention by {said['attention']}{experts}, on {mesh}"
+    experts = ", experts divided" * bool(said.expert_parallel)
+    mesh = field_text(said.mesh)
+    return f"{said.layout}, attention by {said.attention}{experts}, on {mesh}"
 
 
 def _together(

@@ -17,8 +17,8 @@ from profiles.floor.bound import Floor, floor
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Counts, Pass
 from profiles.floor.sized_models import EVENLY
-from profiles.report.document import Record
 from profiles.report.partitioning import partitioning
+from profiles.report.record import Record
 
 NOTHING_SENT = Sent(0.0, 0.0, 0.0, 0.0)
 
@@ -127,21 +127,20 @@ class Estimator:
     def describe(self, prompts: bool = False) -> Record:
         """The part of a record that is the same for every decode step, or every pass of prompts."""
         deployment, slice = self.deployment, self.deployment.slice
-        divided = {"layout": EVENLY}
+        divided = Record(layout=EVENLY)
         if self.placement:
             divided = partitioning(deployment.model, self.placement, prompts)
-        experts = {"experts": deployment.experts} if deployment.model.experts else {}
-        return {
-            "model": deployment.model.name,
-            "parameters": self.counter.parameters,
-            "device_kind": slice.chip.device_kinds[0],
-            "topology": str(slice),
-            "chips": slice.chips,
-            "devices": slice.devices,
-            **divided,
+        return Record(
+            model=deployment.model.name,
+            parameters=self.counter.parameters,
+            device_kind=slice.chip.device_kinds[0],
+            topology=str(slice),
+            chips=slice.chips,
+            devices=slice.devices,
+            **divided.to_json(),
             **deployment.dtypes.names(),
-            **experts,
-        }
+            experts=deployment.experts if deployment.model.experts else None,
+        )
 
 
 def _links(deployment: Deployment) -> LinkCosts | SizedLinks:

@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 
+from profiles.chips.chip import Chip
 from profiles.expected.balance import balanced_context, batching_gain, critical_batch
 from profiles.expected.estimate import Estimate, Estimator
 from profiles.floor.deployment import Deployment
-from profiles.report.document import Record
+from profiles.floor.passes import Counts
+from profiles.report.record import BytesPerChip, Record
 
 
 class Recorder:
@@ -19,36 +21,42 @@ class Recorder:
     def __init__(self, estimator: Estimator):
         self.estimator = estimator
         self._same = functools.cache(estimator.describe)
-        self._critical = {"critical_batch": critical_batch(estimator)}
-        context = balanced_context(estimator)
-        if context is not None:
-            self._critical["critical_context"] = context
+        self._critical = critical_batch(estimator), balanced_context(estimator)
         self._gain = functools.cache(lambda context: batching_gain(estimator, context))
 
     def record(self, found: Estimate) -> Record:
         """The record of a pass."""
-        seconds, slice = found.expected.seconds, self.estimator.deployment.slice
-        tokens_per_s = found.pass_.batch * found.pass_.tokens / seconds
-        record = {
-            **self._same(found.pass_.phase == "prefill"),
-            "phase": found.pass_.phase,
-            "batch": found.pass_.batch,
-            "context": found.pass_.context,
-            "tokens_per_sequence": found.pass_.tokens,
-            **_costs(found, slice.chip.devices_per_chip, slice.chip.expected.capacity),
-            "expected_s": seconds,
-            "expected_terms_s": _terms(found),
-            "tokens_per_s": tokens_per_s,
-            "tokens_per_s_per_chip": tokens_per_s / slice.chips,
-        }
-        if (cost := found.cost(seconds)) is not None:
-            record["usd_per_million_tokens"] = cost
-            record["price"] = price_record(self.estimator.deployment)
-        if (padded := self.estimator.padded(found.pass_.batch)) != found.pass_.batch:
-            record["padded_batch"] = padded
-        if found.pass_.phase == "decode":
-            record |= {**self._critical, "batching_gain": self._gain(found.pass_.context)}
-        return record | {"fits": found.fits, "status": "ok" if found.fits else "does_not_fit"}
+        deployment, pass_, decode = found.deployment, found.pass_, not found.pass_.over_prompts
+        counts, bound, seconds = found.counts, found.floor, found.expected.seconds
+        tokens_per_s = pass_.batch * pass_.tokens / seconds
+        cost, padded = found.cost(seconds), deployment.padded(pass_).batch
+        critical = self._critical if decode else (None, None)
+        return self._same(pass_.over_prompts) | Record(
+            phase=pass_.phase,
+            batch=pass_.batch,
+            context=pass_.context,
+            tokens_per_sequence=pass_.tokens,
+            bytes_per_chip=_bytes(counts, deployment.slice.chip),
+            flops_per_chip=counts.flops * deployment.slice.chip.devices_per_chip,
+            flops_per_byte=counts.flops / counts.memory,
+            floor_s=bound.seconds,
+            floor_terms_s=bound.terms(),
+            weight_floor_s=bound.weights,
+            bound=bound.bound,
+            no_overlap_s=bound.no_overlap,
+            expected_s=seconds,
+            expected_terms_s=_terms(found),
+            tokens_per_s=tokens_per_s,
+            tokens_per_s_per_chip=tokens_per_s / deployment.slice.chips,
+            usd_per_million_tokens=cost,
+            price=None if cost is None else deployment.price.as_record(),
+            padded_batch=None if padded == pass_.batch else padded,
+            critical_batch=critical[0],
+            critical_context=critical[1],
+            batching_gain=self._gain(pass_.context) if decode else None,
+            fits=found.fits,
+            status="ok" if found.fits else "does_not_fit",
+        )
 
 
 def basis(deployment: Deployment) -> dict:
@@ -66,27 +74,12 @@ def basis(deployment: Deployment) -> dict:
     }
 
 
-def price_record(deployment: Deployment) -> dict[str, float | str]:
-    """The price that costs are at, and whose it is, where it is a listed one."""
-    return deployment.price.as_record()
-
-
-def _costs(found: Estimate, parts: int, capacity: float) -> Record:
-    traffic, bound = found.counts, found.floor
-    counted = {name: value * parts for name, value in dataclasses.asdict(traffic).items()}
-    flops = counted.pop("flops")
+def _bytes(counts: Counts, chip: Chip) -> BytesPerChip:
+    counted = {n: v * chip.devices_per_chip for n, v in dataclasses.asdict(counts).items()}
+    del counted["flops"]
     if not counted["weights_gathered"]:
         del counted["weights_gathered"]
-    return {
-        "bytes_per_chip": counted | {"capacity": capacity},
-        "flops_per_chip": flops,
-        "flops_per_byte": traffic.flops / traffic.memory,
-        "floor_s": bound.seconds,
-        "floor_terms_s": bound.terms(),
-        "weight_floor_s": bound.weights,
-        "bound": bound.bound,
-        "no_overlap_s": bound.no_overlap,
-    }
+    return BytesPerChip(**counted, capacity=chip.expected.capacity)
 
 
 def _terms(found: Estimate) -> dict[str, float]:

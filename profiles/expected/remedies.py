@@ -28,8 +28,8 @@ def remedy(step: Estimate, wanted: Sequence[Layout | None] = ()) -> str:
                 if offered is every:
                     flags = "; use --layout=auto --attention=auto, or name it"
                 return (
-                    f"another layout fits: {said['layout']}, attention by {said['attention']}, on "
-                    f"{field_text(said['mesh'])}{flags}"
+                    f"another layout fits: {said.layout}, attention by {said.attention}, on "
+                    f"{field_text(said.mesh)}{flags}"
                 )
         wanted = wanted or every
     least = least_slice(deployment, step.pass_, wanted or [None])

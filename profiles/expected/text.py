@@ -1,22 +1,25 @@
 """Estimates for people: a table of floors and expected times, and what follows for serving."""
 
-import textwrap
 from collections.abc import Callable, Sequence
 
 from profiles.chips.chip import Chip
 from profiles.expected import balance, economics
 from profiles.expected.estimate import Estimate, Estimator
-from profiles.report.document import Record
 from profiles.report.numbers import exact, ms, number, several
 from profiles.report.partitioning import cache_words
-from profiles.report.table import WIDTH, aligned
-from profiles.report.titles import field_text, subject
+from profiles.report.record import Record
+from profiles.report.table import Table, wrap
+from profiles.report.titles import distinct, field_text, subject, text_of
 
 FASTER = 2.5  # times: what providers sell as a fast mode
 HEAD = (
     *("weights ms", "KV ms", "compute ms", "links ms"),
     *("floor ms", "bound by", "expected ms", "tokens/s/chip", "USD/Mtok", "GB per chip"),
 )
+_VARYING = (
+    "topology", "mesh", "layout", "attention", "expert_parallel", "weight_dtype", "kv_dtype",
+)  # fmt: skip
+"""Fields that a column shows where they differ."""
 EXPERTS = {
     "coverage": "those that evenly spread tokens choose",
     "least": "those of one token",
@@ -29,10 +32,13 @@ def title(
 ) -> str:
     """What was estimated, at which peaks, and with which calibration and price of each chip."""
     chips = dict.fromkeys(estimator.deployment.slice.chip.name for estimator in estimators)
-    meshes = dict.fromkeys(field_text(each["mesh"]) for each in points if "mesh" in each)
     caches = dict.fromkeys(filter(None, map(cache_words, points)))
-    lines = [", ".join([subject(points), *(f"mesh {each}" for each in meshes), *caches])]
-    if experts := points[0].get("experts"):
+    lines = [
+        ", ".join(
+            [subject(points), *(f"mesh {each}" for each in distinct(points, "mesh")), *caches]
+        )
+    ]
+    if experts := points[0].experts:
         lines.append(f"experts that a step reads: {EXPERTS[experts]} ({experts})")
     for name in chips:
         one = next(e for e in estimators if e.deployment.slice.chip.name == name)
@@ -44,64 +50,46 @@ def title(
             f"expected by calibration {calibration.said_of(name)}"
         )
         lines.append(f"{name}: costs of expected times: {price(chip)}")
-    return "\n".join(part for line in lines for part in textwrap.wrap(line, WIDTH))
+    return "\n".join(map(wrap, lines))
 
 
 def table(points: Sequence[Record]) -> str:
     """A row for each record; terms are the floor's."""
-    varied = [
-        field
-        for field in (
-            "topology",
-            "mesh",
-            "layout",
-            "attention",
-            "expert_parallel",
-            "weight_dtype",
-            "kv_dtype",
-        )
-        if len({str(point.get(field)) for point in points}) > 1
-    ]
-    per_prompt = any(point["tokens_per_sequence"] > 1 for point in points)
+    varied = [name for name in _VARYING if len({str(getattr(p, name)) for p in points}) > 1]
+    per_prompt = any(point.tokens_per_sequence > 1 for point in points)
     keys = ("cached", "tokens", "batch") if per_prompt else ("context", "batch")
-    head = (*varied, *keys, *HEAD)
-    rows = [
-        (*(field_text(point.get(field, "")) for field in varied), *_cells(point))
-        for point in points
-    ]
-    return aligned(head, rows)
+    rows = [(*(text_of(point, name) for name in varied), *_cells(point)) for point in points]
+    return Table((*varied, *keys, *HEAD), rows).terminal()
 
 
 def _cells(point: Record) -> list[str]:
-    terms, counted = point["floor_terms_s"], point["bytes_per_chip"]
-    tokens = point["tokens_per_sequence"]
+    terms, counted, tokens = point.floor_terms_s, point.bytes_per_chip, point.tokens_per_sequence
     resident = sum(counted[name] for name in ("weights_resident", "kv_resident", "activations"))
-    cost = point.get("usd_per_million_tokens")
+    cost = point.usd_per_million_tokens
     return [
-        f"{point['context']:,}",
+        f"{point.context:,}",
         *([f"{tokens:,}"] if tokens > 1 else []),
-        f"{point['batch']:,}",
+        f"{point.batch:,}",
         *(ms(terms.get(name, 0.0)) for name in ("weights", "kv_cache", "compute", "communication")),
-        ms(point["floor_s"]),
-        point["bound"],
-        ms(point["expected_s"]),
-        number(point["tokens_per_s_per_chip"]),
+        ms(point.floor_s),
+        point.bound,
+        ms(point.expected_s),
+        number(point.tokens_per_s_per_chip),
         number(cost) if cost is not None else "",
-        number(resident / 1e9) + " (!)" * (not point["fits"]),
+        number(resident / 1e9) + " (!)" * (not point.fits),
     ]
 
 
 def notes(points: Sequence[Record]) -> list[str]:
     """What is padded, and what does not fit, once for each slice and dtype."""
     padded = (
-        f"-  batch {point['batch']:,} is padded to {point['padded_batch']:,} by "
-        f"{point['layout']}, attention by {point['attention']}, on {field_text(point['mesh'])}"
+        f"-  batch {point.batch:,} is padded to {point.padded_batch:,} by {point.layout}, "
+        f"attention by {point.attention}, on {field_text(point.mesh)}"
         for point in points
-        if "padded_batch" in point
+        if point.padded_batch
     )
-    unfit = (f"(!)  {point['message']}" for point in points if point.get("message"))
-    seen = dict.fromkeys((*padded, *unfit))
-    return [part for note in seen for part in textwrap.wrap(note, WIDTH)]
+    unfit = (f"(!)  {point.message}" for point in points if point.message)
+    return list(map(wrap, dict.fromkeys((*padded, *unfit))))
 
 
 def consequences(estimator: Estimator, steps: Sequence[Estimate]) -> list[str]:
@@ -128,7 +116,7 @@ def consequences(estimator: Estimator, steps: Sequence[Estimate]) -> list[str]:
 
 def _batches(estimator: Estimator, context: int) -> list[str]:
     lines = balance.slopes(estimator, context)
-    parameters = estimator.describe()["parameters"]
+    parameters = estimator.describe().parameters
     touched = balance.batching_gain(estimator, context)
     every = balance.batching_gain(estimator, context, every_expert=True)
     balanced = balance.balanced_context(estimator)
@@ -181,7 +169,7 @@ def _prices(estimator: Estimator, last: Estimate) -> list[str]:
     times = economics.price_of_speed(estimator, context, batch, FASTER)
     price = f"{number(times)} times as dear per token" if times else "beyond any batch"
     ratio = estimator.peaks.flops / estimator.peaks.bandwidth
-    active = estimator.describe()["parameters"]["active"]
+    active = estimator.describe().parameters["active"]
     implied = economics.implied_kv_bytes(active, ratio, max(context, 1))
     written = last.counts.kv_written / estimator.padded(batch)
     whole = written * estimator.deployment.slice.devices

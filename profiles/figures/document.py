@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from profiles.expected.record import Recorder, basis, price_record
+from profiles.expected.record import Recorder, basis
 from profiles.figures.study import Study
 from profiles.report.document import document
 
@@ -46,7 +46,7 @@ def curves_document(
         **basis(deployment),
         price_per_chip_hour=deployment.price and deployment.price.usd,
         prices={
-            each.chip.name: price_record(each.deployment)
+            each.chip.name: each.deployment.price.as_record()
             for each in study.compared()
             if each.deployment.price is not None
         },

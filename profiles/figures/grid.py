@@ -1,6 +1,6 @@
 """Heat maps of a grid of compiled steps: what they hold, and what they move beyond the floor."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,6 @@ import numpy as np
 
 from profiles.figures import picture
 from profiles.figures.panels import DPI
-from profiles.report.document import Record
 from profiles.report.files import write_atomically
 from profiles.report.numbers import number
 from profiles.report.titles import field_text
@@ -21,7 +20,7 @@ _COLUMN = ("topology", "layout", "attention", "collectives")
 
 
 def heat_map(
-    rows: Sequence[Record], field: str, title: str, path: Path, span: tuple[float, float]
+    rows: Sequence[Mapping], field: str, title: str, path: Path, span: tuple[float, float]
 ) -> "Figure":
     """A coloured square for each point, with its number; grey says why there is none.
 
@@ -70,7 +69,7 @@ def heat_map(
     return figure
 
 
-def _name(row: Record, fields: Sequence[str]) -> str:
+def _name(row: Mapping, fields: Sequence[str]) -> str:
     tokens = row.get("tokens_per_sequence", 1)
     work = f"x {tokens if tokens > 1 else row.get('context', 0):,}"
     shown = [str(value) for field in fields if (value := {**row, "work": work}.get(field))]

@@ -14,8 +14,9 @@ from profiles.figures import picture
 from profiles.report.files import write_atomically
 from profiles.report.lines import devices_words, lines, telling_fields
 from profiles.report.numbers import exact
-from profiles.report.table import TO
-from profiles.report.titles import bandwidth_words, field_text, subject
+from profiles.report.record import Record
+from profiles.report.step_table import TO
+from profiles.report.titles import bandwidth_words, subject, text_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +27,6 @@ MARKERS = "os^Dv*P"
 SHARED = "#555555"  # a floor that is the same for every line of a panel
 SAME = 0.005  # floors closer than this are drawn once
 
-Record = dict
 Times = Callable[[Record], dict[str, float]]
 
 
@@ -51,12 +51,11 @@ def step_time(document: dict, path: str | Path) -> "Figure":
     """
 
     def times(point: Record) -> dict[str, float]:
-        found = {name: point["step_s"][name] * 1e3 for name in ("median", "p10", "p90")}
+        found = {name: point.step_s[name] * 1e3 for name in ("median", "p10", "p90")}
         if _has_floor(point):
-            found |= {"floor": point["floor_s"] * 1e3}
-            found |= (
-                {"weight floor": point["weight_floor_s"] * 1e3} if "weight_floor_s" in point else {}
-            )
+            found["floor"] = point.floor_s * 1e3
+            if point.weight_floor_s is not None:
+                found["weight floor"] = point.weight_floor_s * 1e3
         return found
 
     return _draw(document, path, times, "Step time against batch", "step time (ms)")
@@ -68,14 +67,14 @@ def cost(document: dict, path: str | Path) -> "Figure":
     In USD per million tokens where every measured record carries a price, else in milliseconds
     of step time per token. Arguments and result are those of `step_time`.
     """
-    priced = all("usd_per_million_tokens" in point for point in document["points"] if _ran(point))
+    priced = all(p.usd_per_million_tokens is not None for p in document["points"] if p.ran)
 
     def times(point: Record) -> dict[str, float]:
-        median = point["step_s"]["median"]
-        tokens = point["batch"] * point.get("tokens_per_sequence", 1)
-        per_second = point["usd_per_million_tokens"] / median if priced else 1e3 / tokens
-        found = {name: point["step_s"][name] * per_second for name in ("median", "p10", "p90")}
-        return found | ({"floor": point["floor_s"] * per_second} if _has_floor(point) else {})
+        median = point.step_s["median"]
+        tokens = point.batch * (point.tokens_per_sequence or 1)
+        per_second = point.usd_per_million_tokens / median if priced else 1e3 / tokens
+        found = {name: point.step_s[name] * per_second for name in ("median", "p10", "p90")}
+        return found | ({"floor": point.floor_s * per_second} if _has_floor(point) else {})
 
     if priced:
         title, axis = "Cost of a token against batch", "cost (USD per million tokens)"
@@ -85,12 +84,8 @@ def cost(document: dict, path: str | Path) -> "Figure":
     return _draw(document, path, times, title, axis, logarithmic=True)
 
 
-def _ran(point: Record) -> bool:
-    return "step_s" in point
-
-
 def _has_floor(point: Record) -> bool:
-    return "floor_s" in point and point.get("status", "ok") == "ok"
+    return point.floor_s is not None and point.ok
 
 
 def _draw(
@@ -99,8 +94,8 @@ def _draw(
     """A panel per context in two columns, one legend, a title above and notes below."""
     from matplotlib.figure import Figure
 
-    lines = _lines([point for point in document["points"] if _ran(point)])
-    contexts = sorted({line.points[0].get("context", 0) for line in lines}) or [0]
+    lines = _lines([point for point in document["points"] if point.ran])
+    contexts = sorted({line.points[0].context or 0 for line in lines}) or [0]
     columns = min(len(contexts), 2)
     rows = -(-len(contexts) // columns)
     head = _head(document, title)
@@ -109,7 +104,7 @@ def _draw(
     figure = Figure(figsize=(10, height), dpi=120)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
     for panel, context in zip(panels, contexts, strict=False):
-        mine = [line for line in lines if line.points[0].get("context", 0) == context]
+        mine = [line for line in lines if (line.points[0].context or 0) == context]
         _panel(panel, mine, times)
         if len(contexts) > 1:
             panel.set_title(f"context {context}", fontsize=11)
@@ -127,9 +122,10 @@ def _lines(points: Sequence[Record]) -> list[Line]:
     telling = [field for field in telling_fields(points) if field != "mesh"]
 
     def label(point: Record) -> str:
-        return ", ".join([devices_words(point), *(field_text(point.get(f, "")) for f in telling)])
+        told = (text_of(point, field) for field in telling)
+        return ", ".join([devices_words(point.devices, point.mesh), *told])
 
-    groups = sorted(lines(points), key=lambda group: group[0].get("devices", 1))
+    groups = sorted(lines(points), key=lambda group: group[0].devices or 1)
     looks = {name: i for i, name in enumerate(dict.fromkeys(label(group[0]) for group in groups))}
     return [
         Line(
@@ -144,7 +140,7 @@ def _lines(points: Sequence[Record]) -> list[Line]:
 
 def _panel(panel: "Axes", lines: Sequence[Line], times: Times) -> None:
     for line in lines:
-        batches = [point["batch"] for point in line.points]
+        batches = [point.batch for point in line.points]
         values = [times(point) for point in line.points]
         low, middle, high = ([v[name] for v in values] for name in ("p10", "median", "p90"))
         look = dict(color=line.colour, marker=line.marker, label=f"measured, {line.label}")
@@ -153,7 +149,7 @@ def _panel(panel: "Axes", lines: Sequence[Line], times: Times) -> None:
         panel.vlines(batches, low, high, color=line.colour, alpha=0.5, linewidth=1.5)
     for name, style in (("floor", "--"), ("weight floor", ":")):
         _floors(panel, lines, times, name, style)
-    batches = sorted({point["batch"] for line in lines for point in line.points})
+    batches = sorted({point.batch for line in lines for point in line.points})
     _batch_axis(panel, batches)
     panel.grid(axis="y", which="major", color="#DDDDDD", linewidth=0.8)
     panel.set_axisbelow(True)
@@ -164,7 +160,7 @@ def _floors(panel: "Axes", lines: Sequence[Line], times: Times, name: str, style
     """Draws one kind of floor for each line, or once in grey where all lines share it."""
     curves = {}
     for line in lines:
-        found = [(p["batch"], times(p)[name]) for p in line.points if name in times(p)]
+        found = [(p.batch, times(p)[name]) for p in line.points if name in times(p)]
         if found:
             curves[line.label, line.colour] = dict(found)
     merged = {batch: v for curve in curves.values() for batch, v in curve.items()}
@@ -215,7 +211,7 @@ def _value_axis(panels: Sequence["Axes"], logarithmic: bool) -> None:
 def _head(document: dict, title: str) -> list[str]:
     """The plot's name, then what was run and what its floors refer to, in lines that fit."""
     points = document["points"]
-    contexts = sorted({point["context"] for point in points if "context" in point})
+    contexts = sorted({point.context for point in points if point.context is not None})
     words = subject(points)
     words += f", context {', '.join(map(str, contexts))}" * bool(contexts)
     floor = bandwidth_words(document["bandwidth"], document["device_kind"])
@@ -226,12 +222,14 @@ def _foot(points: Sequence[Record]) -> list[str]:
     """What is not drawn, and why."""
     notes = []
     for point in points:
-        status = point.get("status", "ok")
-        if _ran(point) and status == "ok":
+        if point.ran and point.ok:
             continue
-        where = f"{devices_words(point)}, context {point.get('context')}, batch {point['batch']}"
-        what = "floor not drawn" if _ran(point) else "not drawn"
-        notes.append(f"{where}: {what} ({status})")
+        where = devices_words(point.devices, point.mesh)
+        what = "floor not drawn" if point.ran else "not drawn"
+        notes.append(
+            f"{where}, context {point.context}, batch {point.batch}: {what} "
+            f"({point.status or 'ok'})"
+        )
     return notes if len(notes) < 5 else [*notes[:3], f"and {len(notes) - 3} more not drawn"]
 
 

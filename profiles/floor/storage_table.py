@@ -16,6 +16,7 @@ from profiles.floor.counts import PassCounter
 from profiles.floor.passes import Pass
 from profiles.report.numbers import number
 from profiles.report.pages import ROOT, Part
+from profiles.report.table import Table
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
@@ -61,19 +62,16 @@ CHECKS = (
 
 def table(models: Iterable[str]) -> str:
     """Bytes of models in each type, in Markdown."""
-    lines = [
-        "| model | weights | GB resident | GB read per step, batch 1 | batch 64 | tests |",
-        "|---|---|---:|---:|---:|---|",
-    ]
+    head = "model", "weights", "GB resident", "GB read per step, batch 1", "batch 64", "tests"
+    rows = []
     for model in models:
         for stored in STORED:
             found = _bytes(CATALOG[model].config, stored)
-            cells = " | ".join(number(size / 1e9) for size in found)
             tests = " ".join(f"[{n}]" for n, c in enumerate(CHECKS, 1) if c.covers(model, stored))
             name = f"`{model}`" if stored == "bfloat16" else ""
-            lines.append(f"| {name} | {stored} | {cells} | {tests} |")
+            rows.append((name, stored, *(number(size / 1e9) for size in found), tests))
     notes = [f"{n}. `{c.test}`: {c.what}." for n, c in enumerate(CHECKS, 1)]
-    return "\n".join([*lines, "", *notes]) + "\n"
+    return "\n".join([Table(head, rows, align="llrrrl").markdown(), "", *notes]) + "\n"
 
 
 def whole() -> str:

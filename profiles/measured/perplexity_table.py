@@ -16,6 +16,7 @@ from decode.perplexity import perplexity
 from model.dtypes import Dtypes
 from profiles.report.document import versions
 from profiles.report.pages import ROOT, Part
+from profiles.report.table import Table
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.quantization import QUANTIZATIONS
@@ -67,13 +68,13 @@ def record(models: list[str]) -> dict:
 def table(run: dict) -> str:
     """A run in Markdown."""
     models = run["perplexity"]
-    lines = ["| stored | " + " | ".join(models) + " |", "|---|" + "---:|" * len(models)]
+    cells = []
     for cached in (False, True):
         names = list(dtype_sets(cached))
         for name in names:
-            cells = (_cell(rows[name], rows[names[0]]) for rows in models.values())
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            cells.append([name, *(_cell(rows[name], rows[names[0]]) for rows in models.values())])
+    align = "l" + "r" * len(models)
+    return Table(["stored", *models], cells, align).markdown() + "\n"
 
 
 def _cell(value: float, base: float) -> str:

@@ -11,9 +11,10 @@ from profiles.floor.bound import Floor, floor
 from profiles.floor.counts import PassCounter
 from profiles.floor.experts import expected_experts
 from profiles.floor.passes import Counts, Pass
-from profiles.report.document import Record, summarise
+from profiles.report.document import summarise
 from profiles.report.numbers import byte_size
 from profiles.report.partitioning import partitioning
+from profiles.report.record import BytesPerChip, Experts, Record
 
 CACHE_MULTIPLE = 4  # below this many times the last-level cache, memory's rate bounds nothing
 
@@ -49,67 +50,65 @@ def decode_record(
     )
     bound = floor(traffic, peaks)
     chips = -(-engine.mesh.size // peaks.devices_per_chip)
-    record = describe_step(engine, batch=batch, context=context) | _costs(
-        traffic, bound, peaks, engine.mesh.size
-    )
-    record["chips"] = chips
+    step = describe_step(engine, batch=batch, context=context)
+    record = step | _costs(traffic, bound, peaks, engine.mesh.size) | Record(chips=chips)
     if engine.config.experts:
-        measured = {} if experts_touched is None else {"measured": experts_touched}
-        even = expected_experts(engine.config, batch)
-        record["experts_touched"] = measured | {"expected": even}
+        touched = Experts() if experts_touched is None else Experts(measured=experts_touched)
+        touched["expected"] = expected_experts(engine.config, batch)
+        record |= Record(experts_touched=touched)
     if not samples:
         return record
-    step = summarise(samples)
+    measured = summarise(samples)
     return (
         record
-        | {"step_s": step, "steps_per_sample": steps_per_sample}
-        | _paces(batch, chips, step["median"], price_per_chip_hour)
-        | _held_against(traffic, bound, peaks, step["median"])
+        | Record(step_s=measured, steps_per_sample=steps_per_sample)
+        | _paces(batch, chips, measured["median"], price_per_chip_hour)
+        | _held_against(traffic, bound, peaks, measured["median"])
     )
 
 
 def _paces(batch: int, chips: int, seconds: float, price: float | None) -> Record:
     """Tokens per second, and their cost where there is a price."""
-    paces = {"tokens_per_s": batch / seconds, "tokens_per_s_per_chip": batch / seconds / chips}
+    paces = Record(tokens_per_s=batch / seconds, tokens_per_s_per_chip=batch / seconds / chips)
     if price is None:
         return paces
     cost = price * chips * seconds / 3600 / batch * 1e6
-    return paces | {"usd_per_million_tokens": cost, "price": {"usd_per_chip_hour": price}}
+    return paces | Record(usd_per_million_tokens=cost, price={"usd_per_chip_hour": price})
 
 
 def _held_against(traffic: Counts, bound: Floor, peaks: Peaks, seconds: float) -> Record:
     """Shares of the floor and of the peaks, unless part of the bytes may never leave the chip."""
     if peaks.on_chip and traffic.memory < CACHE_MULTIPLE * peaks.on_chip:
-        return {
-            "status": "cache_resident",
-            "message": f"its {byte_size(traffic.memory)} per device are less than {CACHE_MULTIPLE} "
+        return Record(
+            status="cache_resident",
+            message=f"its {byte_size(traffic.memory)} per device are less than {CACHE_MULTIPLE} "
             f"times the last-level cache ({byte_size(peaks.on_chip)} per device), so that some may "
             "stay there and no floor applies; measure a larger model, batch or context",
-        }
-    return {
-        "fraction_of_floor": bound.seconds / seconds,
-        "fraction_of_weight_floor": bound.weights / seconds,
-        "mfu": traffic.flops / peaks.flops / seconds,
-        "mbu": traffic.memory / peaks.bandwidth / seconds,
-        "status": "ok",
-    }
+        )
+    return Record(
+        fraction_of_floor=bound.seconds / seconds,
+        fraction_of_weight_floor=bound.weights / seconds,
+        mfu=traffic.flops / peaks.flops / seconds,
+        mbu=traffic.memory / peaks.bandwidth / seconds,
+        status="ok",
+    )
 
 
 def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
     """The part of a record that says which step it is."""
     model = Transformer(engine.config, engine.dtypes)
-    return {
-        "model": engine.config.name,
-        "parameters": {"total": count(model), "active": count_active(model)},
-        "phase": "decode",
-        "batch": batch,
-        "context": context,
-        "tokens_per_sequence": 1,
-        "device_kind": engine.mesh.devices.flat[0].device_kind,
-        "devices": engine.mesh.size,
-        **partitioning(engine.config, engine.placement),
+    return Record(
+        model=engine.config.name,
+        parameters={"total": count(model), "active": count_active(model)},
+        phase="decode",
+        batch=batch,
+        context=context,
+        tokens_per_sequence=1,
+        device_kind=engine.mesh.devices.flat[0].device_kind,
+        devices=engine.mesh.size,
+        **partitioning(engine.config, engine.placement).to_json(),
         **engine.dtypes.names(),
-    }
+    )
 
 
 def _costs(traffic: Counts, bound: Floor, peaks: Peaks, devices: int) -> Record:
@@ -120,12 +119,12 @@ def _costs(traffic: Counts, bound: Floor, peaks: Peaks, devices: int) -> Record:
         del counted["weights_gathered"]
     if peaks.capacity:
         counted["capacity"] = peaks.capacity * per_chip
-    return {
-        "bytes_per_chip": counted,
-        "flops_per_chip": flops,
-        "flops_per_byte": traffic.flops / traffic.memory,
-        "floor_s": bound.seconds,
-        "floor_terms_s": bound.terms(),
-        "weight_floor_s": bound.weights,
-        "bound": bound.bound,
-    }
+    return Record(
+        bytes_per_chip=BytesPerChip(**counted),
+        flops_per_chip=flops,
+        flops_per_byte=traffic.flops / traffic.memory,
+        floor_s=bound.seconds,
+        floor_terms_s=bound.terms(),
+        weight_floor_s=bound.weights,
+        bound=bound.bound,
+    )

@@ -3,12 +3,12 @@
 `python -m profiles.measured.result_tables` writes them.
 """
 
-import json
 from collections.abc import Callable
 
+from profiles.report.document import read_document
 from profiles.report.lines import fit_lines
 from profiles.report.pages import ROOT, Part
-from profiles.report.table import markdown_table
+from profiles.report.step_table import markdown_table
 
 RESULTS = ROOT / "profiles/results"
 MODULE = "profiles.measured.result_tables"
@@ -24,7 +24,7 @@ SHORT = {
 
 def recorded(name: str) -> dict:
     """The document of a recorded run."""
-    return json.loads((RESULTS / name / "profile.json").read_text())
+    return read_document(RESULTS / name / "profile.json")
 
 
 def table(name: str, only: tuple[str, ...] = ()) -> str:

@@ -24,9 +24,9 @@ from profiles.measured.record import decode_record
 from profiles.measured.rows import Failure, Placing, Row, kept_words, load, most_samples
 from profiles.measured.timing import slots_for
 from profiles.measured.trace import capture
-from profiles.report.document import Record
 from profiles.report.numbers import ms
 from profiles.report.progress import progress
+from profiles.report.record import BytesPerChip, Record
 from sharding import processes
 from sharding.devices import devices
 from sharding.error_types import UsageError
@@ -223,7 +223,7 @@ class _Run:
         """
         if any(row.step.samples for row in self.rows):
             self.keep(self.outcome())
-        measured = sum("step_s" in point for point in self.points)
+        measured = sum(point.ran for point in self.points)
         measured += sum(not row.failure and bool(row.step.samples) for row in self.rows)
         if measured:
             raise Interrupted(kept_words(measured, len(self.sweep), self.rows, LEAST_ROUNDS))
@@ -271,8 +271,8 @@ def _record(row: Row, sweep: Sweep, bandwidth: dict, most: int) -> Record:
     sizes = {"batch": step.batch, "context": step.context, "slots": step.slots}
     peaks = _peaks(sweep, bandwidth, row.engine)
     if row.failure:
-        record = decode_record(row.engine, peaks, **sizes)
-        return record | {"status": row.failure.status, "message": row.failure.message}
+        failed = Record(status=row.failure.status, message=row.failure.message)
+        return decode_record(row.engine, peaks, **sizes) | failed
     record = decode_record(
         row.engine,
         peaks,
@@ -283,17 +283,18 @@ def _record(row: Row, sweep: Sweep, bandwidth: dict, most: int) -> Record:
         price_per_chip_hour=sweep.price,
     )
     if sweep.auto_weight_layout:
-        record["weight_layout"] = "auto"
+        record |= Record(weight_layout="auto")
     if row.engine.dtypes.quantization:
-        record["bytes_per_chip"]["weights_unpacked"] = row.held
-    if record.get("fraction_of_floor", 0) > 1:
-        record["message"] = (
-            f"measured step is {ms(record['step_s']['median'])} ms on {devices} "
+        counted = BytesPerChip(**record.bytes_per_chip, weights_unpacked=row.held)
+        record |= Record(bytes_per_chip=counted)
+    if (record.fraction_of_floor or 0) > 1:
+        record |= Record(
+            message=f"measured step is {ms(record.step_s['median'])} ms on {devices} "
             "devices, below its floor; the rates that the floor was taken at must be wrong"
         )
     if len(step.samples) < most:
         few = f"{len(step.samples)} of {most} samples: the run ended early"
-        record["message"] = "; ".join(filter(None, (record.get("message"), few)))
+        record |= Record(message="; ".join(filter(None, (record.message, few))))
     return record
 
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from profiles.report.files import OutputError, check_writable, remove, write_atomically
 from profiles.report.lines import telling_fields
-from profiles.report.table import markdown_table
-from profiles.report.titles import field_text
+from profiles.report.record import Record
+from profiles.report.step_table import markdown_table
+from profiles.report.titles import text_of
 
 
 def remove_events(directory: str | Path) -> None:
@@ -46,12 +47,12 @@ def write_events(directory: str | Path, document: dict, figures: Iterable[str | 
         with SummaryWriter(own) as writer:
             for point in points:
                 where = "".join(
-                    f"/{field}_{field_text(point[field])}"
+                    f"/{field}_{text}"
                     for field in ("devices", "context", *telling)
-                    if field in point
+                    if (text := text_of(point, field))
                 )
                 for name, value in scalars(point).items():
-                    writer.add_scalar(name + where, value, global_step=point["batch"])
+                    writer.add_scalar(name + where, value, global_step=point.batch)
             writer.add_text("table", markdown_table(points, document.get("bandwidth")))
             for path in map(Path, figures):
                 writer.add_image(path.stem, _pixels(path), dataformats="HWC")
@@ -60,19 +61,19 @@ def write_events(directory: str | Path, document: dict, figures: Iterable[str | 
         write_atomically(Path(directory) / written.name, written.read_bytes())
 
 
-def scalars(point: dict) -> dict[str, float]:
+def scalars(point: Record) -> dict[str, float]:
     """The numbers of a record worth a curve; the floor's only where it applies."""
     found = {}
-    if "step_s" in point:
-        median = point["step_s"]["median"]
-        tokens = point["batch"] * point.get("tokens_per_sequence", 1)
+    if point.ran:
+        median = point.step_s["median"]
+        tokens = point.batch * (point.tokens_per_sequence or 1)
         found["measured_step_ms"] = median * 1e3
         found["measured_time_per_token_ms"] = median * 1e3 / tokens
-    if point.get("status", "ok") == "ok":
-        in_ms = {"floor_ms": "floor_s", "expected_ms": "expected_s"}
-        found |= {name: point[field] * 1e3 for name, field in in_ms.items() if field in point}
-        if "fraction_of_floor" in point:
-            found["fraction_of_floor"] = point["fraction_of_floor"]
+    if point.ok:
+        in_ms = {"floor_ms": point.floor_s, "expected_ms": point.expected_s}
+        found |= {name: time * 1e3 for name, time in in_ms.items() if time is not None}
+        if point.fraction_of_floor is not None:
+            found["fraction_of_floor"] = point.fraction_of_floor
     return found
 
 

@@ -11,8 +11,10 @@ from profiles.chips.slices import slices_of
 from profiles.expected.record import Recorder
 from profiles.plan.search import Keep, Point, Search, Targets
 from profiles.plan.space import Cell, Row, Space
-from profiles.report.document import Record
 from profiles.report.numbers import exact, milliseconds, ms, number, several
+from profiles.report.record import Record
+from profiles.report.table import Table
+from profiles.report.titles import text_of
 from sharding.error_types import FloorlineError
 
 ROWS = 16
@@ -77,35 +79,27 @@ def front_table(records: Sequence[Record], choice: int) -> str:
     heading = ("", "slice", "mesh", "layout", "attention", "weights", "cache", "batch",
                "expected ms", "floor ms", "bound", "token/s/chip", "USD/Mtoken",
                "USD/chip-hour", "provider")  # fmt: skip
-    table = [heading, *(_cells(records[i], i == choice) for i in shown)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    left = {0, 1, 2, 3, 4, 5, 6, 10, 14}
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) if i in left else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    )
+    rows = [_cells(records[i], i == choice) for i in shown]
+    return Table(heading, rows, align="lllllllrrrlrrrl").terminal()
 
 
 def _cells(record: Record, chosen: bool) -> tuple[str, ...]:
-    price = record["price"]
+    price = record.price
     whose = [price[name] for name in ("provider", "offer") if name in price] or ["given"]
     return (
         "*" * chosen,
-        record["topology"],
-        "x".join(map(str, record["mesh"].values())) if "mesh" in record else "",
-        record["layout"],
-        record.get("attention", ""),
-        record["weight_dtype"],
-        record["kv_dtype"],
-        f"{record['batch']:,}",
-        ms(record["expected_s"]),
-        ms(record["floor_s"]),
-        record["bound"],
-        number(record["tokens_per_s_per_chip"]),
-        number(record["usd_per_million_tokens"]),
+        record.topology,
+        text_of(record, "mesh"),
+        record.layout,
+        text_of(record, "attention"),
+        record.weight_dtype,
+        record.kv_dtype,
+        f"{record.batch:,}",
+        ms(record.expected_s),
+        ms(record.floor_s),
+        record.bound,
+        number(record.tokens_per_s_per_chip),
+        number(record.usd_per_million_tokens),
         exact(price["usd_per_chip_hour"]),
         " ".join(whose),
     )

@@ -25,7 +25,7 @@ import numpy as np
 from profiles.chips.calibration import Calibration, calibrations
 from profiles.published.cases import Case, shipped_cases
 from profiles.published.rows import estimators, passes_of, reproduce
-from profiles.report.table import aligned
+from profiles.report.table import Table
 
 GRID = {
     "hidden": (False, True),
@@ -185,7 +185,8 @@ def main() -> None:
         sets = calibrations()
         lent = {s.name for s in sets for case in cases if case.slice.chip.name in s.chips}
         rows.append((", ".join(lent), f"all: {source}", *_cells([each.error for each in found])))
-    print(aligned(("set", "not fitted", "rows", "median |error|", "p90", "errors"), rows))
+    head = "set", "not fitted", "rows", "median |error|", "p90", "errors"
+    print(Table(head, rows).terminal())
 
 
 def _others() -> Iterator[tuple[str, list[Case]]]:

@@ -22,7 +22,6 @@ from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Counts, Pass
 from profiles.floor.sized_models import sized_models
 from profiles.published.cases import stored
-from profiles.report.document import Record
 from profiles.report.numbers import exact
 from sharding.catalog import find_layout
 from sharding.error_types import FloorlineError
@@ -69,7 +68,7 @@ class Figure:
             return None
         return self.counted / self.derived - 1
 
-    def as_record(self) -> Record:
+    def as_record(self) -> dict[str, object]:
         """A row of a document."""
         line = self.line
         row = {name: line[name] for name in ("source", "locator", "what", "unit")}

@@ -23,7 +23,6 @@ from profiles.floor.counts import kv_token_bytes
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
 from profiles.published.cases import Case, Unusable
-from profiles.report.document import Record
 from profiles.report.numbers import ms, number, several
 from sharding.catalog import attend_by, find_layout
 from sharding.error_types import FloorlineError
@@ -94,7 +93,7 @@ class Reproduced:
         """``fit``, ``held_out``, or ``given`` for a case of no calibration's."""
         return "fit" if self.case.fit else "held_out" if self.case.held_out else "given"
 
-    def as_record(self) -> Record:
+    def as_record(self) -> dict[str, object]:
         """A row of a document."""
         case = self.case
         return {

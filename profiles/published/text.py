@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from profiles.published.cases import Unusable
 from profiles.published.reproductions import Figure
 from profiles.published.rows import Reproduced, Summary, by_source, summarise
-from profiles.report.document import Record
 from profiles.report.numbers import exact, ms, number
-from profiles.report.table import aligned
+from profiles.report.table import Table
 
 _HEAD = (
     "case", "model", "slice", "phase", "batch", "measured ms", "floor ms", "expected ms", "error",
@@ -45,7 +44,7 @@ def _source_text(source: str, rows: Sequence[Reproduced]) -> str:
         lines.append(_cells(row, notes))
     assumed = [f"  {name}: {note}" for note, name in notes.items()]
     summary = f"summary: {summarise(rows)}"
-    return "\n".join([source, aligned(_HEAD, lines), *assumed, summary])
+    return "\n".join([source, Table(_HEAD, lines).terminal(), *assumed, summary])
 
 
 def _cells(row: Reproduced, notes: dict[str, str]) -> tuple[str, ...]:
@@ -82,7 +81,7 @@ def accuracy_text(rows: Iterable[Reproduced]) -> str:
     return "\n".join(f"{name}: {found}" for name, found in accuracy(rows).items())
 
 
-def contexts_text(rows: Iterable[Record]) -> str:
+def contexts_text(rows: Iterable[dict]) -> str:
     """A table of longest contexts."""
     head = "longest context", "batch", "published", "counted", "difference"
     text = [
@@ -95,7 +94,7 @@ def contexts_text(rows: Iterable[Record]) -> str:
         )
         for row in rows
     ]
-    return aligned(head, text)
+    return Table(head, text).terminal()
 
 
 def figures_text(figures: Iterable[Figure], others: Iterable[dict]) -> str:
@@ -109,13 +108,14 @@ def figures_text(figures: Iterable[Figure], others: Iterable[dict]) -> str:
         "",
         "counted",
         "difference",
+        "with scales",
     )
     groups: dict[str, list[Figure]] = {}
     for figure in figures:
         groups.setdefault(figure.line["source"], []).append(figure)
     parts = []
     for source, group in groups.items():
-        lines = [source, aligned((*head, "with scales"), list(map(_figure_cells, group)))]
+        lines = [source, Table(head, list(map(_figure_cells, group))).terminal()]
         for line in {id(each.line): each.line for each in group}.values():
             if "differences" in line:
                 lines.append(f"  what sets apart {line['locator']}, {line['what']}:")
@@ -161,7 +161,7 @@ def _difference(each: dict) -> str:
     return each["what"] + (f" ({', '.join(sizes)})" if sizes else "")
 
 
-def case_records(rows: Sequence[Reproduced], unusable: Sequence[Unusable]) -> Record:
+def case_records(rows: Sequence[Reproduced], unusable: Sequence[Unusable]) -> dict:
     """The part of a document that is about cases."""
     groups = by_source(rows).items()
     return {

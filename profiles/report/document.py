@@ -1,20 +1,14 @@
-"""What a run found, as data: records and documents.
+"""The document of a run: its records, and what is needed to read or repeat them."""
 
-A *record* is one step's dictionary and a *document* one run's; both leave out what is not known.
-Four times are told apart everywhere: floor, expected, compiled and measured.
-"""
-
+import json
 import platform
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 
-from profiles.report.files import check_writable as check_writable
-from profiles.report.files import write_csv as write_csv
-from profiles.report.files import write_json as write_json
-
-Record = dict
+from profiles.report.record import Record, Seconds
 
 
 def document(
@@ -26,7 +20,7 @@ def document(
     bandwidth: dict | None,
     **more: object,
 ) -> dict:
-    """One run's document: its records and what is needed to read or repeat them.
+    """One run's document, which `profiles.report.files.write_json` writes.
 
     Args:
       command: the command line, program first.
@@ -44,6 +38,12 @@ def document(
     return {**head, **run, **more, "points": list(points)}
 
 
+def read_document(path: Path) -> dict:
+    """A document that a run wrote, its points as records."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found | {"points": list(map(Record.from_json, found["points"]))}
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed libraries that decide a step's time."""
     found = {"python": platform.python_version()}
@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def summarise(samples: Sequence[float]) -> dict:
+def summarise(samples: Sequence[float]) -> Seconds:
     """Median and spread of times in seconds, with the samples themselves."""
     p10, median, p90 = (float(v) for v in np.percentile(samples, (10, 50, 90)))
     return {"median": median, "p10": p10, "p90": p90, "samples": [float(s) for s in samples]}

@@ -13,17 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from profiles.report.record import CSV_FIELDS, Record
 from sharding.error_types import FloorlineError
-
-# The order in which a CSV file's columns stand.
-FIELDS = (
-    "model parameters phase batch context tokens_per_sequence device_kind topology chips devices "
-    "mesh layout attention collectives dtype weight_dtype kv_dtype experts experts_touched "
-    "bytes_per_chip flops_per_chip flops_per_byte floor_s floor_terms_s weight_floor_s bound "
-    "no_overlap_s expected_s step_s steps_per_sample device_s host_s fraction_of_floor "
-    "fraction_of_weight_floor mfu mbu tokens_per_s tokens_per_s_per_chip usd_per_million_tokens "
-    "critical_batch critical_context batching_gain fits status message"
-)
 
 
 class OutputError(FloorlineError):
@@ -141,6 +132,8 @@ def not_taken(error: OSError) -> Exception:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, Record):
+        value = value.to_json()
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items() if not _unknown(each)}
     if isinstance(value, list | tuple):
@@ -152,10 +145,10 @@ def _unknown(value: object) -> bool:
     return isinstance(value, float | np.floating) and not np.isfinite(value)
 
 
-def write_csv(path: str | Path, points: Sequence[dict]) -> None:
+def write_csv(path: str | Path, points: Sequence[Record | dict]) -> None:
     """Writes a row per record: nested fields as `step_s.median`, lists as their lengths."""
     rows = [dict(_flatten(_plain(point))) for point in points]
-    ranks = {field: rank for rank, field in enumerate(FIELDS.split())}
+    ranks = {field: rank for rank, field in enumerate(CSV_FIELDS)}
     names = dict.fromkeys(name for row in rows for name in row)
     names = sorted(names, key=lambda name: ranks.get(name.split(".")[0], len(ranks)))
     text = io.StringIO()

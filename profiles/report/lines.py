@@ -1,31 +1,25 @@
 """Records that differ only in batch, as lines: what tells them apart, and a fit of each."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypedDict
 
 import numpy as np
 
-from profiles.report.document import Record
-from profiles.report.files import check_writable as check_writable
-from profiles.report.files import write_csv as write_csv
-from profiles.report.files import write_json as write_json
 from profiles.report.numbers import ms, several
-from profiles.report.titles import _values, field_text
+from profiles.report.record import LINE_FIELDS, Record
+from profiles.report.titles import field_text, text_of
 from sharding.error_types import FloorlineError
 
 TIMES = "\N{MULTIPLICATION SIGN}"
-# What makes two records points of one line, drawn or fitted against batch.
-LINE_FIELDS = (
-    "model", "phase", "device_kind", "devices", "mesh", "context", "tokens_per_sequence", "layout",
-    "attention", "expert_parallel", "collectives", "dtype", "weight_dtype", "kv_dtype", "experts",
-)  # fmt: skip
 
 
 def lines(points: Iterable[Record]) -> list[list[Record]]:
     """Records grouped so that each group differs only in batch, and sorted by it."""
     groups: dict[tuple, list[Record]] = {}
     for point in points:
-        groups.setdefault(tuple(field_text(point.get(f)) for f in LINE_FIELDS), []).append(point)
-    return [sorted(group, key=lambda point: point["batch"]) for group in groups.values()]
+        key = tuple(text_of(point, field) for field in LINE_FIELDS)
+        groups.setdefault(key, []).append(point)
+    return [sorted(group, key=lambda point: point.batch) for group in groups.values()]
 
 
 def telling_fields(points: Sequence[Record]) -> list[str]:
@@ -34,53 +28,71 @@ def telling_fields(points: Sequence[Record]) -> list[str]:
     for field in LINE_FIELDS:
         seen: dict[tuple, set[str]] = {}
         for point in points:
-            place = (point.get("devices"), point.get("context"))
-            seen.setdefault(place, set()).add(field_text(point.get(field)))
+            place = (point.devices, point.context)
+            seen.setdefault(place, set()).add(text_of(point, field))
         if any(len(values) > 1 for values in seen.values()):
             found.append(field)
     return found
 
 
-_FITTED = ("weight_dtype", "kv_dtype")  # told of a fit since runs compare them
+class Fit(TypedDict, total=False):
+    """A line of step time against batch, in seconds, and fields that all of its records share."""
+
+    intercept_s: float  # measured
+    slope_s: float
+    weight_floor_s: float
+    kv_slope_floor_s: float
+    mesh: Mapping[str, int]
+    devices: int
+    context: int
+    layout: str
+    attention: str
+    expert_parallel: bool
+    weight_dtype: str
+    kv_dtype: str
 
 
-def fit(points: Sequence[Record]) -> dict:
+_TOLD = tuple(name for name in Fit.__annotations__ if not name.endswith("_s"))
+_NAMING = "layout", "weight_dtype", "kv_dtype"  # said of a fit where fits differ in it
+
+
+def fit(points: Sequence[Record]) -> Fit:
     """Least-squares line of measured step time against batch, beside the floor's own line.
 
     Args:
       points: measured records of one mesh and context, at two batches or more.
 
     Returns:
-      `intercept_s` and `slope_s` (measured), `weight_floor_s` and `kv_slope_floor_s` (floor, where
-      the records carry them), and which line it is.
+      The measured line; the floor's where the records carry it.
     """
-    batches = [point["batch"] for point in points]
+    batches = [point.batch for point in points]
     if len(set(batches)) < 2:
         raise FloorlineError(f"batches to fit is {batches}; measure at two different ones or more")
-    slope, intercept = np.polyfit(batches, [point["step_s"]["median"] for point in points], 1)
-    found = {"intercept_s": float(intercept), "slope_s": float(slope)}
-    if all("weight_floor_s" in point for point in points):
+    slope, intercept = np.polyfit(batches, [point.step_s["median"] for point in points], 1)
+    found = Fit(intercept_s=float(intercept), slope_s=float(slope))
+    if all(point.weight_floor_s is not None for point in points):
         # Touched experts can grow with batch; the least weights are what an intercept compares to.
-        found["weight_floor_s"] = min(point["weight_floor_s"] for point in points)
-    if all("kv_cache" in point.get("floor_terms_s", {}) for point in points):
-        kv_cache = [point["floor_terms_s"]["kv_cache"] for point in points]
+        found["weight_floor_s"] = min(point.weight_floor_s for point in points)
+    if all("kv_cache" in (point.floor_terms_s or {}) for point in points):
+        kv_cache = [point.floor_terms_s["kv_cache"] for point in points]
         found["kv_slope_floor_s"] = float(np.polyfit(batches, kv_cache, 1)[0])
-    told = "mesh", "devices", "context", "layout", "attention", "expert_parallel", *_FITTED
-    return found | {f: points[0][f] for f in told if f in points[0]}
+    told = ((field, getattr(points[0], field)) for field in _TOLD)
+    return found | {field: value for field, value in told if value is not None}
 
 
-def fits(points: Iterable[Record]) -> list[dict]:
+def fits(points: Iterable[Record]) -> list[Fit]:
     """A fit per mesh and context, of the records with status ok at two batches or more."""
-    usable = (p for p in points if p.get("status", "ok") == "ok" and "step_s" in p)
-    return [fit(line) for line in lines(usable) if len({p["batch"] for p in line}) > 1]
+    usable = (point for point in points if point.ok and point.ran)
+    return [fit(line) for line in lines(usable) if len({point.batch for point in line}) > 1]
 
 
-def fit_lines(fits: Sequence[dict]) -> list[str]:
+def fit_lines(fits: Sequence[Fit]) -> list[str]:
     """Each fit as a line of text, measured first and its floor in brackets."""
     texts = []
-    telling = [field for field in ("layout", *_FITTED) if len(_values(fits, field)) > 1]
+    telling = [name for name in _NAMING if len({line[name] for line in fits if name in line}) > 1]
     for line in fits:
-        where = devices_words(line) + f", context {line.get('context')}" * ("context" in line)
+        where = devices_words(line.get("devices"), line.get("mesh"))
+        where += f", context {line['context']}" if "context" in line else ""
         where = ", ".join([*(str(line.get(field)) for field in telling), where])
         sign = "-" if line["slope_s"] < 0 else "+"
         text = f"{where}: measured step = {ms(line['intercept_s'])} ms {sign} "
@@ -94,7 +106,6 @@ def fit_lines(fits: Sequence[dict]) -> list[str]:
     return texts
 
 
-def devices_words(point: dict) -> str:
-    """Devices and mesh of a record or a fit, `2 devices (1x1x2)`."""
-    mesh = f" ({field_text(point['mesh'])})" if "mesh" in point else ""
-    return several(point.get("devices", 1), "device") + mesh
+def devices_words(devices: int | None, mesh: Mapping[str, int] | None) -> str:
+    """Devices and their mesh, `2 devices (1x1x2)`."""
+    return several(devices or 1, "device") + (f" ({field_text(mesh)})" if mesh else "")

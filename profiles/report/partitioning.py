@@ -1,12 +1,12 @@
-"""How a pass is divided over devices, as fields that every record of one has, and in words."""
+"""How a pass is divided over devices, as part of its record and in words."""
 
 from model.config import ModelConfig
-from profiles.report.document import Record
+from profiles.report.record import Record
 from sharding.placement import Placement
 
 
 def partitioning(config: ModelConfig, placement: Placement, prompts: bool = False) -> Record:
-    """The fields of the layout that a pass runs in, and of how its cache lies where that differs.
+    """The layout that a pass runs in, and how its cache lies where that differs, as a record.
 
     Args:
       config: the model.
@@ -19,21 +19,20 @@ def partitioning(config: ModelConfig, placement: Placement, prompts: bool = Fals
     """
     steps = placement.layout
     runs = placement.prefill.layout if prompts else steps
-    fields: Record = {
-        "mesh": dict(placement.mesh),
-        "layout": runs.name,
-        "attention": runs.attends,
-        "collectives": runs.collectives,
-    }
-    if runs.expert_parallel and config.experts:
-        fields["expert_parallel"] = True
-    if (runs.name, runs.attends) != (steps.name, steps.attends):
-        fields |= {"cache_layout": steps.name, "cache_attention": steps.attends}
-    return fields
+    other = (runs.name, runs.attends) != (steps.name, steps.attends)
+    return Record(
+        mesh=dict(placement.mesh),
+        layout=runs.name,
+        attention=runs.attends,
+        collectives=runs.collectives,
+        expert_parallel=True if runs.expert_parallel and config.experts else None,
+        cache_layout=steps.name if other else None,
+        cache_attention=steps.attends if other else None,
+    )
 
 
-def cache_words(fields: Record) -> str:
+def cache_words(record: Record) -> str:
     """How the cache lies, where it lies otherwise than the pass runs; else empty."""
-    if "cache_layout" not in fields:
+    if record.cache_layout is None:
         return ""
-    return f"cache as {fields['cache_layout']} by {fields['cache_attention']} has it"
+    return f"cache as {record.cache_layout} by {record.cache_attention} has it"

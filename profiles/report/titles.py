@@ -1,40 +1,22 @@
 """What records are of, in words: titles of tables and pictures, and the peaks of their floors."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from profiles.report.document import Record
-from profiles.report.files import check_writable as check_writable
-from profiles.report.files import write_csv as write_csv
-from profiles.report.files import write_json as write_json
 from profiles.report.numbers import number
+from profiles.report.record import TITLES, Record
 
-# Of those, what a title says for all rows of a table, or a column for each where they differ.
-TITLE_FIELDS = (
-    "model", "phase", "layout", "attention", "collectives", "dtype", "weight_dtype", "kv_dtype",
-)  # fmt: skip
+_FIRST = "model", "phase", "dtype"  # a title begins with these
+_STORED = "weight_dtype", "kv_dtype"  # said behind `dtype` where they are another
 
 
 def subject(points: Sequence[Record]) -> str:
     """One line naming model, phase, dtypes, devices and layout of some records."""
-
-    def said(field: str, words: str = "{}") -> str:
-        values = ", ".join(_values(points, field))
-        return words.format(values) if values else ""
-
-    dtype = said("dtype")
-    stored = [("weight_dtype", "weights {}"), ("kv_dtype", "KV cache {}")]
-    stored = [said(field, words) for field, words in stored if said(field) not in ("", dtype)]
-    parts = [
-        said("model"),
-        said("phase"),
-        dtype + f" ({', '.join(stored)})" * bool(stored),
-        said("device_kind", "on {}"),
-        said("layout", "layout {}"),
-        said("attention", "attention by {}"),
-        said("expert_parallel", "expert-parallel"),
-        said("collectives", "collectives {}"),
-    ]
-    return ", ".join(filter(None, parts))
+    values = {field: ", ".join(distinct(points, field)) for field in TITLES}
+    said = {field: TITLES[field].format(text) if text else "" for field, text in values.items()}
+    stored = [said[f] for f in _STORED if values[f] not in ("", values["dtype"])]
+    said["dtype"] += f" ({', '.join(stored)})" * bool(stored)
+    others = [field for field in said if field not in (*_FIRST, *_STORED)]
+    return ", ".join(filter(None, (said[field] for field in (*_FIRST, *others))))
 
 
 def bandwidth_words(bandwidth: dict, device_kind: str = "") -> str:
@@ -46,11 +28,19 @@ def bandwidth_words(bandwidth: dict, device_kind: str = "") -> str:
     return words + ", one memory shared by all CPU devices" * ("cpu" in device_kind.lower())
 
 
-def _values(points: Iterable[Record], field: str) -> list[str]:
-    """The distinct values of a field as text, in the order they appear."""
-    return list(dict.fromkeys(field_text(point[field]) for point in points if field in point))
+def distinct(points: Iterable[Record], field: str) -> list[str]:
+    """The distinct known values of a field as text, in the order they appear."""
+    return list(dict.fromkeys(filter(None, (text_of(point, field) for point in points))))
+
+
+def text_of(point: Record, field: str) -> str:
+    """A field of a record as text, empty where it is not known."""
+    value = getattr(point, field)
+    return "" if value is None else field_text(value)
 
 
 def field_text(value: object) -> str:
     """A record's field in a few characters: a mesh as `1x2x1`, the rest as it is."""
-    return "x".join(str(size) for size in value.values()) if isinstance(value, dict) else str(value)
+    if isinstance(value, Mapping):
+        return "x".join(str(size) for size in value.values())
+    return str(value)

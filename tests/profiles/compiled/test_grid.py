@@ -21,6 +21,7 @@ from profiles.compiled.grid import (
 from profiles.expected.candidates import LayoutNames
 from profiles.figures.grid import heat_map
 from profiles.floor.passes import Pass
+from profiles.report.record import Record
 from sharding.error_types import FloorlineError, UsageError
 
 POINT = GridPoint(find_model("tiny"), "v5e:2x4", LayoutNames(), BFLOAT16, Pass(8, 256))
@@ -38,7 +39,7 @@ def compiled(monkeypatch):
             self.batch = batch
 
         def as_record(self):
-            return {"batch": self.batch, "status": "ok"}
+            return Record(batch=self.batch, status="ok")
 
     def examine(estimator, pass_):
         seen.append(pass_.batch)
@@ -56,16 +57,16 @@ def through(points, folder, versions=VERSIONS):
 
 def test_a_point_that_fails_is_a_record_and_the_rest_goes_on(compiled, tmp_path):
     found = through(OTHERS, tmp_path)
-    assert [record["batch"] for record in found] == [8, 16, 32]
-    assert [record["status"] for record in found] == ["ok", "unsupported", "ok"]
-    assert found[1]["message"] == "compiler is broken; mend it"
+    assert [record.batch for record in found] == [8, 16, 32]
+    assert [record.status for record in found] == ["ok", "unsupported", "ok"]
+    assert found[1].message == "compiler is broken; mend it"
 
 
 def test_a_run_goes_on_where_the_last_one_stopped(compiled, tmp_path):
     through(OTHERS[:1], tmp_path)
     with open(tmp_path / POINTS, "a") as lines:
         lines.write('{"point": "torn')
-    assert through(OTHERS, tmp_path)[0]["batch"] == 8 and sorted(compiled) == [8, 16, 32]
+    assert through(OTHERS, tmp_path)[0].batch == 8 and sorted(compiled) == [8, 16, 32]
     through(OTHERS, tmp_path, VERSIONS | {"jax": "3"})
     assert sorted(compiled) == [8, 8, 16, 16, 32, 32]  # of other versions nothing is kept
 
@@ -84,8 +85,8 @@ def test_collectives_of_layers_that_are_alike_are_one_in_a_record():
         collective("norm", 3),
     ]
     compiled = {"temporary_bytes": 0, "collectives": layers + others}
-    record = {"status": "ok", "compiled": compiled, "batch": 8}
-    found = merged(record)["compiled"]["collectives"]
+    record = Record(status="ok", compiled=compiled, batch=8)
+    found = merged(record).compiled["collectives"]
     assert found == [
         collective("layer_*/mlp", 4),
         collective("layer_*/attention"),
@@ -98,7 +99,7 @@ def test_collectives_of_layers_that_are_alike_are_one_in_a_record():
 
 
 def test_a_recorded_grid_is_a_line_for_each_point_and_reads_back_whole(tmp_path):
-    points = [{"batch": 8, "status": "unsupported", "message": "no\nroom"}, {"batch": 1 / 3}]
+    points = [Record(batch=8, status="unsupported", message="no\nroom"), Record(floor_s=1 / 3)]
     document = {"schema": 1, "versions": VERSIONS, "points": points, "started": "2026-01-01"}
     write_grid(tmp_path / "matrix.jsonl", document)
     assert len((tmp_path / "matrix.jsonl").read_text().splitlines()) == 1 + len(points)
@@ -125,7 +126,7 @@ def test_as_many_compilers_run_as_there_is_memory_for(monkeypatch):
         assert at_once() == count
 
 
-RECORD = {
+FIELDS = {
     "model": "tiny", "topology": "tpu7x:1x1x1", "layout": "weight_stationary_1d", "chips": 1,
     "devices": 2, "mesh": {"x": 1, "y": 1, "z": 2}, "batch": 8, "context": 256, "phase": "decode",
     "floor_s": 1e-3, "status": "ok",
@@ -139,6 +140,7 @@ RECORD = {
     "collectives_as_expected": True,
     "findings": [{"kind": "copy", "message": "cache copied", "cost_s": 2e-5}],
 }  # fmt: skip
+RECORD = Record(**FIELDS)
 
 
 def test_a_row_compares_chips_with_chips():
@@ -150,12 +152,11 @@ def test_a_row_compares_chips_with_chips():
     assert (row["collectives_alone"], row["copies"]) == (3, 2)
     assert row["costliest_over_floor"] == pytest.approx(0.02)
     refused = {"model": "tiny", "status": "does_not_fit", "message": "too large"}
-    assert summary(refused) == refused
+    assert summary(Record(**refused)) == refused
 
 
 def test_heat_maps_have_a_square_for_each_point(tmp_path):
-    lacking = {**RECORD, "batch": 16, "status": "does_not_fit"}
-    del lacking["compiled"]
+    lacking = Record(**{**FIELDS, "batch": 16, "status": "does_not_fit", "compiled": None})
     rows = [json.loads(json.dumps(summary(each))) for each in (RECORD, lacking)]
     title = "arguments and temporaries / memory of a chip\n(jax 0.10.2, libtpu 0.0.42.1)"
     figure = heat_map(rows, "resident_over_capacity", title, tmp_path / "map.png", (0, 1))

@@ -151,23 +151,23 @@ def test_a_record_has_each_time_under_its_name():
     record = Recorder(Estimator(deployment(dtypes=INT8, price=Price(1.2)))).record(
         Estimator(deployment(dtypes=INT8, price=Price(1.2))).decode(32, 8192)
     )
-    assert record["topology"] == "v5e:4x4" and record["chips"] == record["devices"] == 16
-    assert record["floor_s"] == max(
-        record["floor_terms_s"]["weights"] + record["floor_terms_s"]["kv_cache"],
-        record["floor_terms_s"]["compute"],
-        record["floor_terms_s"]["communication"],
+    assert record.topology == "v5e:4x4" and record.chips == record.devices == 16
+    assert record.floor_s == max(
+        record.floor_terms_s["weights"] + record.floor_terms_s["kv_cache"],
+        record.floor_terms_s["compute"],
+        record.floor_terms_s["communication"],
     )
-    assert record["tokens_per_s"] == pytest.approx(32 / record["expected_s"])
-    dollars = 1.2 * 16 * record["expected_s"] / 3600 / 32 * 1e6
-    assert record["usd_per_million_tokens"] == pytest.approx(dollars)
-    assert record["fits"] and record["status"] == "ok" and "step_s" not in record
+    assert record.tokens_per_s == pytest.approx(32 / record.expected_s)
+    dollars = 1.2 * 16 * record.expected_s / 3600 / 32 * 1e6
+    assert record.usd_per_million_tokens == pytest.approx(dollars)
+    assert record.fits and record.status == "ok" and record.step_s is None
 
 
 def test_a_batch_that_is_padded_says_so():
     one = deployment(layout=attend_by(find_layout("weight_stationary_1d"), "batch"))
     recorder = Recorder(Estimator(one))
     few, whole = (recorder.record(recorder.estimator.decode(batch, 100)) for batch in (1, 32))
-    assert few["padded_batch"] == 16 and "padded_batch" not in whole
+    assert few.padded_batch == 16 and whole.padded_batch is None
     (note,) = notes([few, few, whole])
     assert note.startswith("-  batch 1 is padded to 16 by weight_stationary_1d, attention by batch")
 

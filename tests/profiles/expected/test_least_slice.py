@@ -108,8 +108,8 @@ def test_a_step_that_fits_in_another_layout_alone_says_so():
     names = LayoutNames("weight_stationary_1d", "heads")
     point = GridPoint(find_model("llama3-70b"), "v5e:4x4", names, BFLOAT16, Pass(128, 2048))
     found = examine(point.estimator(), point.pass_)
-    assert found.record["status"] == "does_not_fit" and found.outcome is None
-    message = found.record["message"]
+    assert found.record.status == "does_not_fit" and found.outcome is None
+    message = found.record.message
     assert "another layout fits: " in message and "; use --layout=auto" in message
 
 

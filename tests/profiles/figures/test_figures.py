@@ -9,14 +9,15 @@ from profiles.figures import picture
 from profiles.figures import steps as figures
 from profiles.report.document import document as document_of
 from profiles.report.document import summarise
+from profiles.report.record import Record
 
 BATCHES = (1, 4, 16, 64)
 
 
-def record(batch: int, devices: int, context: int = 128, **changes) -> dict:
+def record(batch: int, devices: int, context: int = 128, **changes) -> Record:
     step = (0.024 + 0.001 * batch) * (1 + 0.1 * devices)
     floor = 0.018 + 0.0005 * batch * context / 128
-    return {
+    fields = {
         "model": "tiny",
         "phase": "decode",
         "batch": batch,
@@ -30,14 +31,15 @@ def record(batch: int, devices: int, context: int = 128, **changes) -> dict:
         "weight_floor_s": 0.018,
         "step_s": summarise([step * 0.9, step, step * 1.2]),
         "status": "ok",
-    } | changes
+    }
+    return Record(**(fields | changes))
 
 
-def document(points: list[dict]) -> dict:
+def document(points: list[Record]) -> dict:
     return document_of(
         ["profile_decode.py"],
         points,
-        device_kind=points[0]["device_kind"],
+        device_kind=points[0].device_kind,
         started="2026-01-02T03:04:05",
         bandwidth={"bytes_per_s": 2.5e10, "source": "measured"},
     )
@@ -59,9 +61,9 @@ def test_step_time_draws_each_device_count_in_ms_over_the_floor(tmp_path):
     (panel,) = figure.axes
     lines = drawn(panel)
     for devices, label in ((1, "measured, 1 device (1x1x1)"), (2, "measured, 2 devices (1x1x2)")):
-        expected = [(b, record(b, devices)["step_s"]["median"] * 1e3) for b in BATCHES]
+        expected = [(b, record(b, devices).step_s["median"] * 1e3) for b in BATCHES]
         np.testing.assert_allclose(lines[label], expected)
-    floor = [(b, record(b, 1)["floor_s"] * 1e3) for b in BATCHES]
+    floor = [(b, record(b, 1).floor_s * 1e3) for b in BATCHES]
     np.testing.assert_allclose(lines["floor, all device counts"], floor)
     np.testing.assert_allclose(lines["weight floor, all device counts"][:, 1], 18.0)
     assert (tmp_path / "step_time.png").read_bytes().startswith(b"\x89PNG")
@@ -108,8 +110,7 @@ def test_each_context_has_a_panel_of_its_own_on_one_scale(tmp_path):
 
 
 def test_steps_that_did_not_run_are_left_out_with_a_note(tmp_path):
-    lost = record(64, 2, status="out_of_memory", message="no room")
-    del lost["step_s"]
+    lost = record(64, 2, status="out_of_memory", message="no room", step_s=None)
     resident = record(1, 2, status="cache_resident")
     figure = figures.step_time(document([resident, record(4, 2), lost]), tmp_path / "a.png")
     lines = drawn(figure.axes[0])
@@ -120,8 +121,7 @@ def test_steps_that_did_not_run_are_left_out_with_a_note(tmp_path):
 
 
 def test_a_run_with_nothing_measured_still_makes_a_plot_that_says_so(tmp_path):
-    lost = record(64, 2, status="out_of_memory")
-    del lost["step_s"]
+    lost = record(64, 2, status="out_of_memory", step_s=None)
     figure = figures.cost(document([lost]), tmp_path / "a.png")
     assert figure.axes[0].get_lines() == []
     assert "not drawn (out_of_memory)" in words(figure)
@@ -137,17 +137,19 @@ def test_two_meshes_of_as_many_devices_are_told_apart(tmp_path):
 @pytest.mark.parametrize("price", [None, 3.6])
 def test_cost_divides_the_step_by_its_tokens_in_time_or_in_money(tmp_path, price):
     points = [record(b, 1) for b in BATCHES]
-    for point in points if price else []:
-        hours = point["step_s"]["median"] / 3600
-        point["usd_per_million_tokens"] = price * hours / point["batch"] * 1e6
+    if price:
+        costs = (price * p.step_s["median"] / 3600 / p.batch * 1e6 for p in points)
+        points = [
+            record(b, 1, usd_per_million_tokens=c) for b, c in zip(BATCHES, costs, strict=True)
+        ]
     figure = figures.cost(document(points), tmp_path / "cost.png")
     (panel,) = figure.axes
     scale = 1e3 if price else price_per_token(3.6)
     for label, time in (
-        ("measured", lambda p: p["step_s"]["median"]),
-        ("floor", lambda p: p["floor_s"]),
+        ("measured", lambda p: p.step_s["median"]),
+        ("floor", lambda p: p.floor_s),
     ):
-        expected = [(p["batch"], time(p) / p["batch"] * scale) for p in points]
+        expected = [(p.batch, time(p) / p.batch * scale) for p in points]
         np.testing.assert_allclose(drawn(panel)[f"{label}, 1 device (1x1x1)"], expected)
     assert panel.get_xscale() == panel.get_yscale() == "log"
     assert ("USD per million tokens" if price else "time per token (ms)") in figure.get_supylabel()

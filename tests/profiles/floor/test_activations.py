@@ -72,17 +72,17 @@ def test_recorded_programs_of_prompts_hold_about_as_much():
     ratios = []
     for path in sorted(RESULTS.glob("compiled/*prefill*/matrix.jsonl")):
         for point in read_grid(path)["points"]:
-            layout = attend_by(find_layout(point["layout"]), point["attention"])
-            config = find_model(point["model"])
+            layout = attend_by(find_layout(point.layout), point.attention)
+            config = find_model(point.model)
             placement = Placement.of(
-                schedule_by(layout, point["collectives"]), config.sizes, point["mesh"]
+                schedule_by(layout, point.collectives), config.sizes, point.mesh
             )
-            stored = (point["weight_dtype"], point["kv_dtype"])
+            stored = (point.weight_dtype, point.kv_dtype)
             dtypes = Dtypes(jnp.bfloat16, *(QUANTIZATIONS.get(name, name) for name in stored))
             counted = PassCounter(config, placement.prefill, dtypes).count(
-                Pass(batch=point["batch"], tokens=point["tokens_per_sequence"], context=0)
+                Pass(point.batch, 0, point.tokens_per_sequence)
             )
-            ratios.append(point["compiled"]["temporary_bytes"] / counted.activations)
+            ratios.append(point.compiled["temporary_bytes"] / counted.activations)
     assert len(ratios) >= 20
     assert min(ratios) > 0.35 and max(ratios) < 2.2
 

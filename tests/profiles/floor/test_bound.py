@@ -40,30 +40,30 @@ def test_fractions_in_a_record_are_floor_over_measured(tiny_engine):
     peaks = Peaks(bandwidth=1e6, flops=1e12, source="given")
     sizes = {"batch": 4, "context": 32, "slots": 64}
     record = decode_record(engine, peaks, **sizes, samples=[3.0, 1.0, 2.0], price_per_chip_hour=3.6)
-    counted = record["bytes_per_chip"]
+    counted = record.bytes_per_chip
     memory = counted["weights_read"] + counted["kv_read"] + counted["kv_written"]
-    assert record["floor_s"] == pytest.approx(memory / 1e6)
-    assert record["step_s"]["median"] == 2.0 and record["step_s"]["samples"] == [3.0, 1.0, 2.0]
-    assert record["fraction_of_floor"] == pytest.approx(record["floor_s"] / 2.0)
-    assert record["mbu"] == pytest.approx(record["fraction_of_floor"])
-    assert record["tokens_per_s"] == 2.0 and record["chips"] == 2
+    assert record.floor_s == pytest.approx(memory / 1e6)
+    assert record.step_s["median"] == 2.0 and record.step_s["samples"] == [3.0, 1.0, 2.0]
+    assert record.fraction_of_floor == pytest.approx(record.floor_s / 2.0)
+    assert record.mbu == pytest.approx(record.fraction_of_floor)
+    assert record.tokens_per_s == 2.0 and record.chips == 2
     # 3.6 USD an hour is 0.001 USD a second; 2 chips for 2 s make 4 tokens.
-    assert record["usd_per_million_tokens"] == pytest.approx(0.001 * 2 * 2 / 4 * 1e6)
-    assert record["price"] == {"usd_per_chip_hour": 3.6}
-    assert record["floor_terms_s"].keys() == {"weights", "kv_cache", "compute"}
-    assert record["status"] == "ok"
+    assert record.usd_per_million_tokens == pytest.approx(0.001 * 2 * 2 / 4 * 1e6)
+    assert record.price == {"usd_per_chip_hour": 3.6}
+    assert record.floor_terms_s.keys() == {"weights", "kv_cache", "compute"}
+    assert record.status == "ok"
 
 
 def test_a_working_set_near_the_cache_has_no_floor_of_memory(tiny_engine):
     peaks = Peaks(bandwidth=1e9, flops=1e12, source="measured", on_chip=32e6)
     sizes = {"batch": 1, "context": 32, "slots": 64}
     record = decode_record(tiny_engine("1x1x1"), peaks, **sizes, samples=[1.0])
-    assert record["status"] == "cache_resident" and "fraction_of_floor" not in record
+    assert record.status == "cache_resident" and record.fraction_of_floor is None
 
 
 def test_a_floor_needs_no_measurement(tiny_engine):
     record = decode_record(tiny_engine("1x1x1"), PEAKS, batch=1, context=32, slots=64)
-    assert record["floor_s"] > 0 and "step_s" not in record
+    assert record.floor_s > 0 and record.step_s is None
 
 
 def test_chips_hold_their_devices_bytes(tiny_engine):
@@ -72,7 +72,7 @@ def test_chips_hold_their_devices_bytes(tiny_engine):
     sizes = {"batch": 1, "context": 32, "slots": 64}
     engine = tiny_engine("1x1x2")
     two, one = (decode_record(engine, peaks, **sizes) for peaks in (whole, halves))
-    assert (two["chips"], one["chips"]) == (2, 1)
+    assert (two.chips, one.chips) == (2, 1)
     read = "weights_read"
-    assert one["bytes_per_chip"][read] == 2 * two["bytes_per_chip"][read]
-    assert one["floor_s"] == two["floor_s"]
+    assert one.bytes_per_chip[read] == 2 * two.bytes_per_chip[read]
+    assert one.floor_s == two.floor_s

@@ -16,6 +16,7 @@ from profiles.measured.bandwidth import PeakMeter
 from profiles.measured.sweep import Interrupted, Sweep, run
 from profiles.measured.timing import LEAST_BURST, LONG_S, HeldStep
 from profiles.report.lines import fit_lines, fits, lines
+from profiles.report.record import Record
 from sharding.catalog import LAYOUTS
 from sharding.error_types import UsageError
 from sharding.mesh import make_mesh, parse_mesh
@@ -41,11 +42,11 @@ def outcome():
 
 
 def test_every_mesh_batch_and_context_has_a_record(outcome):
-    cases = [(point["devices"], point["batch"]) for point in outcome.points]
+    cases = [(point.devices, point.batch) for point in outcome.points]
     assert cases == [(1, 1), (1, 2), (2, 1), (2, 2)]
     for point in outcome.points:
-        assert len(point["step_s"]["samples"]) == sweeping.LEAST_ROUNDS
-        assert 0 < point["step_s"]["p10"] <= point["step_s"]["median"] <= point["step_s"]["p90"]
+        assert len(point.step_s["samples"]) == sweeping.LEAST_ROUNDS
+        assert 0 < point.step_s["p10"] <= point.step_s["median"] <= point.step_s["p90"]
 
 
 @pytest.fixture
@@ -59,9 +60,9 @@ def test_layouts_are_compared_in_one_run_each_a_line_of_its_own(quick_meter):
     names = ["weight_stationary_1d", "weight_stationary_2d"]
     wanted = sweep(layouts=[LAYOUTS[name] for name in names], shapes=[parse_mesh("2x1x2")])
     points = run(wanted, lambda text: None).points
-    assert [point["layout"] for point in points] == [names[0]] * 2 + [names[1]] * 2
+    assert [point.layout for point in points] == [names[0]] * 2 + [names[1]] * 2
     assert len(lines(points)) == 2
-    text = fit_lines(fits([point | {"status": "ok"} for point in points]))
+    text = fit_lines(fits([point | Record(status="ok") for point in points]))
     assert [line.split(",")[0] for line in text] == names
 
 
@@ -73,12 +74,12 @@ def test_stored_types_are_compared_in_one_run_each_with_its_own_floor(quick_mete
     ]
     points = run(sweep(dtype_sets=dtype_sets, shapes=[parse_mesh("1")]), lambda text: None).points
     plain, weights, cache = points[0], points[2], points[4]
-    assert [p["weight_dtype"] for p in points] == ["float32"] * 2 + ["int8"] * 2 + ["float32"] * 2
-    assert weights["weight_floor_s"] < plain["weight_floor_s"] == cache["weight_floor_s"]
-    assert cache["floor_terms_s"]["kv_cache"] < plain["floor_terms_s"]["kv_cache"]
-    assert weights["bytes_per_chip"]["weights_unpacked"] > 0  # so small that one block holds them
-    assert "weights_unpacked" not in plain["bytes_per_chip"]
-    text = fit_lines(fits([point | {"status": "ok"} for point in points]))
+    assert [p.weight_dtype for p in points] == ["float32"] * 2 + ["int8"] * 2 + ["float32"] * 2
+    assert weights.weight_floor_s < plain.weight_floor_s == cache.weight_floor_s
+    assert cache.floor_terms_s["kv_cache"] < plain.floor_terms_s["kv_cache"]
+    assert weights.bytes_per_chip["weights_unpacked"] > 0  # so small that one block holds them
+    assert "weights_unpacked" not in plain.bytes_per_chip
+    text = fit_lines(fits([point | Record(status="ok") for point in points]))
     assert [line.split(",")[:2] for line in text] == [
         ["float32", " float32"], ["int8", " float32"], ["float32", " int8"]
     ]  # fmt: skip
@@ -98,18 +99,18 @@ def test_the_floors_bandwidth_is_the_best_sample_of_any_kernel_on_any_mesh(outco
 def test_devices_that_share_a_memory_are_one_chip_with_its_bandwidth(outcome):
     one, _, two, _ = outcome.points
     for point in (one, two):
-        assert point["chips"] == 1  # its bytes are those of all fake devices together
-        counted = point["bytes_per_chip"]["weights_read"]
-        assert point["weight_floor_s"] == pytest.approx(counted / outcome.bandwidth["bytes_per_s"])
+        assert point.chips == 1  # its bytes are those of all fake devices together
+        counted = point.bytes_per_chip["weights_read"]
+        assert point.weight_floor_s == pytest.approx(counted / outcome.bandwidth["bytes_per_s"])
     resident = "weights_resident"
-    assert two["bytes_per_chip"][resident] > one["bytes_per_chip"][resident]  # norms are copied
+    assert two.bytes_per_chip[resident] > one.bytes_per_chip[resident]  # norms are copied
 
 
 def test_given_peaks_replace_the_measured_ones(quick_meter):
     given = run(sweep(shapes=[parse_mesh("1")], batches=[1], bandwidth=5e9), lambda text: None)
     assert given.bandwidth["bytes_per_s"] == 5e9 and given.bandwidth["source"] == "given"
     (point,) = given.points
-    assert point["weight_floor_s"] == point["bytes_per_chip"]["weights_read"] / 5e9
+    assert point.weight_floor_s == point.bytes_per_chip["weights_read"] / 5e9
 
 
 @pytest.mark.parametrize(
@@ -168,9 +169,9 @@ def test_a_rows_failure_is_its_own_result(quick_meter, monkeypatch):
 
     monkeypatch.setattr(HeldStep, "compile", failing)
     outcome = run(sweep(shapes=[parse_mesh("1")], batches=[1, *FAILURES]), lambda text: None)
-    assert len(outcome.points[0]["step_s"]["samples"]) == sweeping.LEAST_ROUNDS
+    assert len(outcome.points[0].step_s["samples"]) == sweeping.LEAST_ROUNDS
     assert outcome.error is FAILURES[2]
-    found = {point["batch"]: (point["status"], point["message"]) for point in outcome.points[1:]}
+    found = {point.batch: (point.status, point.message) for point in outcome.points[1:]}
     assert found == {
         2: ("out_of_memory", "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
         3: (
@@ -183,7 +184,7 @@ def test_a_rows_failure_is_its_own_result(quick_meter, monkeypatch):
         7: ("unsupported", "ValueError: odd"),
     }
     for point in outcome.points[1:]:
-        assert point["floor_s"] > 0 and "step_s" not in point
+        assert point.floor_s > 0 and point.step_s is None
 
 
 def test_batches_that_memory_cannot_hold_are_found_before_anything_is_made(
@@ -192,19 +193,19 @@ def test_batches_that_memory_cannot_hold_are_found_before_anything_is_made(
     monkeypatch.setattr(ModelSource, "engine", lambda *_, **__: pytest.fail("weights were made"))
     wanted = sweep(batches=[10**9, 5 * 10**8])
     points = run(wanted, lambda text: None).points
-    assert [point["status"] for point in points] == ["does_not_fit"] * 4
+    assert [point.status for point in points] == ["does_not_fit"] * 4
     # 64 slots of 2 layers, keys and values, 2 heads of 16 in float32; and 256 logits.
-    assert "33,792 GB" in points[0]["message"] and "use a batch of" in points[0]["message"]
-    assert points[0]["bytes_per_chip"]["kv_resident"] == 10**9 * 64 * 2 * 2 * 2 * 16 * 4
+    assert "33,792 GB" in points[0].message and "use a batch of" in points[0].message
+    assert points[0].bytes_per_chip["kv_resident"] == 10**9 * 64 * 2 * 2 * 2 * 16 * 4
 
 
 def test_all_that_is_measured_is_kept_after_every_round(quick_meter):
     kept = []
     outcome = run(sweep(shapes=[parse_mesh("1")]), lambda text: None, kept.append)
-    counts = [[len(point["step_s"]["samples"]) for point in each.points] for each in kept]
+    counts = [[len(point.step_s["samples"]) for point in each.points] for each in kept]
     assert counts == [[n, n] for n in range(1, sweeping.LEAST_ROUNDS + 1)]
-    assert kept[0].points[0]["message"].endswith("1 of 5 samples: the run ended early")
-    assert "the run ended early" not in outcome.points[0].get("message", "")
+    assert kept[0].points[0].message.endswith("1 of 5 samples: the run ended early")
+    assert "the run ended early" not in (outcome.points[0].message or "")
 
 
 def test_an_interrupted_run_keeps_what_it_measured_and_says_which_rows_have_less(
@@ -221,8 +222,8 @@ def test_an_interrupted_run_keeps_what_it_measured_and_says_which_rows_have_less
     with pytest.raises(Interrupted) as interrupt:
         run(sweep(shapes=[parse_mesh("1")], batches=[1, 2]), lambda text: None, kept.append)
     one, two = kept[-1].points
-    assert [len(point["step_s"]["samples"]) for point in (one, two)] == [4, 3]
-    assert two["message"].endswith("3 of 5 samples: the run ended early")
+    assert [len(point.step_s["samples"]) for point in (one, two)] == [4, 3]
+    assert two.message.endswith("3 of 5 samples: the run ended early")
     where = "weight_stationary_1d, devices 1, batch {}, context 16 ({} of 5)"
     assert str(interrupt.value) == (
         f"2 of 2 rows; with fewer samples: {where.format(1, 4)}; {where.format(2, 3)}"
@@ -235,8 +236,8 @@ def test_weights_that_do_not_fit_are_a_result(quick_meter, monkeypatch):
 
     monkeypatch.setattr(ModelSource, "engine", full)
     points = run(sweep(shapes=[parse_mesh("1")]), lambda text: None).points
-    assert [point["status"] for point in points] == ["out_of_memory"] * 2
-    assert points[0]["message"] == "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"
+    assert [point.status for point in points] == ["out_of_memory"] * 2
+    assert points[0].message == "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"
 
 
 def test_a_layout_and_a_form_are_measured_once():

@@ -11,11 +11,12 @@ from profiles.figures import steps as figures
 from profiles.measured import tensorboard as events
 from profiles.report.document import document as document_of
 from profiles.report.document import summarise
+from profiles.report.record import Record
 from sharding.error_types import FloorlineError
 
 
-def record(batch: int, devices: int = 2, **changes) -> dict:
-    return {
+def record(batch: int, devices: int = 2, **changes) -> Record:
+    fields = {
         "model": "tiny",
         "batch": batch,
         "context": 128,
@@ -26,10 +27,11 @@ def record(batch: int, devices: int = 2, **changes) -> dict:
         "fraction_of_floor": 0.8,
         "step_s": summarise([0.020]),
         "status": "ok",
-    } | changes
+    }
+    return Record(**(fields | changes))
 
 
-def document(points: list[dict]) -> dict:
+def document(points: list[Record]) -> dict:
     bandwidth = {"bytes_per_s": 2.5e10, "source": "measured"}
     return document_of([], points, device_kind="cpu", started="", bandwidth=bandwidth)
 
@@ -69,8 +71,7 @@ def test_two_meshes_of_as_many_devices_do_not_share_a_tag(tmp_path):
 
 
 def test_a_step_without_a_floor_or_a_time_writes_none(tmp_path):
-    lost = record(64, status="out_of_memory")
-    del lost["step_s"]
+    lost = record(64, status="out_of_memory", step_s=None)
     events.write_events(tmp_path, document([lost, record(4, status="cache_resident")]))
     tags = {(tag.split("/")[0], step) for tag, step in values(tmp_path)} - {("table", 0)}
     assert {step for _, step in tags if step != 0} == {4}

@@ -12,7 +12,7 @@ from profiles.floor.experts import expected_experts
 from profiles.measured import bandwidth, timing
 from profiles.measured.sweep import Sweep, run
 from profiles.measured.timing import HeldStep, draw_tokens
-from profiles.report.table import table
+from profiles.report.step_table import step_table
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from tests.engines import random_engine
@@ -71,12 +71,12 @@ def test_the_floor_reads_the_experts_that_were_touched(monkeypatch):
         seconds=0.0,
     )
     one, many = run(wanted, lambda text: None).points
-    touched = [point["experts_touched"]["measured"] for point in (one, many)]
+    touched = [point.experts_touched["measured"] for point in (one, many)]
     assert touched == [2, pytest.approx(14.11, rel=0.1)]
-    assert [p["experts_touched"]["expected"] for p in (one, many)] == [
+    assert [p.experts_touched["expected"] for p in (one, many)] == [
         pytest.approx(2), pytest.approx(14.1109, rel=1e-4)
     ]  # fmt: skip
-    more = many["bytes_per_chip"]["weights_read"] - one["bytes_per_chip"]["weights_read"]
+    more = many.bytes_per_chip["weights_read"] - one.bytes_per_chip["weights_read"]
     expert = 3 * MIXTURE.layers * MIXTURE.d_model * MIXTURE.d_ff * 4
     assert more == pytest.approx((touched[1] - 2) * expert, rel=1e-6)
-    assert f"{touched[1]:.1f} (14.1)" in table([one, many])
+    assert f"{touched[1]:.1f} (14.1)" in step_table([one, many])

@@ -134,13 +134,13 @@ def test_what_is_on_the_front_fits_and_meets_the_targets_and_the_choice_is_the_c
     records = [record(point) for point in found.front]
     assert len(records) > 3
     for each, point in zip(records, found.front, strict=True):
-        assert each["fits"]
-        assert each["expected_s"] == pytest.approx(point.step_s)
+        assert each.fits
+        assert each.expected_s == pytest.approx(point.step_s)
         assert point.step_s <= TARGETS.step_s
-        assert each["floor_s"] <= each["expected_s"]
-        assert each["chips"] <= TARGETS.chips
+        assert each.floor_s <= each.expected_s
+        assert each.chips <= TARGETS.chips
         assert point.cell.usd_per_hour <= TARGETS.usd_per_hour
-        assert each["usd_per_million_tokens"] == pytest.approx(point.usd)
+        assert each.usd_per_million_tokens == pytest.approx(point.usd)
     assert found.choice.usd == min(point.usd for point in found.front)
 
 
@@ -152,7 +152,7 @@ def test_reasons_of_what_lost_are_true():
     for what, why in said.items():
         if cost := re.match(r"costs ([\d.]+) USD per million tokens against ([\d.]+)", why):
             assert float(cost[1]) > float(cost[2])
-            assert float(cost[2]) == pytest.approx(ours["usd_per_million_tokens"], rel=6e-3)
+            assert float(cost[2]) == pytest.approx(ours.usd_per_million_tokens, rel=6e-3)
         elif over := re.match(r"([\d.e+]+) ms per step is over ([\d.]+) ms", why):
             assert float(over[1]) > float(over[2])
             assert float(over[2]) == pytest.approx(TARGETS.step_s * 1e3)
@@ -257,7 +257,7 @@ def test_each_way_of_a_plan_says_whose_price_it_is_at():
     found = plan(Space(offer), Targets())
     for point in found.front:
         price = point.cell.slice.chip.price()
-        assert record(point)["price"] == price.as_record()
+        assert record(point).price == price.as_record()
     table = front_table([record(point) for point in found.front], 0)
     assert "4.39  RunPod Secure" in table
     assert f"USD per chip-hour of {found.choice.cell.price.seller}" in choice_words(
@@ -273,7 +273,7 @@ def test_a_model_by_its_sizes_has_a_plan():
     )
     found = plan(Space(offer), Targets(step_s=0.05))
     assert all(point.step_s <= 0.05 for point in found.front)
-    assert record(found.choice)["layout"] == "divided_evenly"
+    assert record(found.choice).layout == "divided_evenly"
     alone = found.choice.cell.estimator(0)
     (price,) = [p for slice, p in offer.slices if slice == found.choice.cell.slice]
     step = alone.decode(found.choice.batch, CONTEXT).expected.seconds

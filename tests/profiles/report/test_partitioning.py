@@ -62,14 +62,14 @@ def test_prompts_are_said_to_run_as_they_run_and_their_cache_to_lie_as_it_lies(
         "inspect": subject_of(one, Pass(8, 0, 512)).as_record(),
     }
     for record in records.values():
-        assert (record["layout"], record["attention"]) == runs
-        assert (record.get("cache_layout"), record.get("cache_attention")) == cache
+        assert (record.layout, record.attention) == runs
+        assert (record.cache_layout, record.cache_attention) == cache
     said = str(subject_of(one, Pass(8, 0, 512)))
     assert f"{runs[0]}, attention by {runs[1]}" in said
     assert cache_words(records["inspect"]) in said
     step = Recorder(one).record(one.decode(8, 512))
-    assert (step["layout"], step["attention"]) == (layout.name, layout.attends)
-    assert "cache_layout" not in step
+    assert (step.layout, step.attention) == (layout.name, layout.attends)
+    assert step.cache_layout is None
 
 
 def test_experts_are_said_to_be_divided_of_a_mixture_alone():
@@ -77,4 +77,4 @@ def test_experts_are_said_to_be_divided_of_a_mixture_alone():
     for model, divided in (("mixtral-8x7b", True), ("llama3-8b", False)):
         one = estimator(layout, "1x1x8", model)
         said = one.describe(), subject_of(one, Pass(8, 128)).as_record()
-        assert [("expert_parallel" in record) for record in said] == [divided] * 2
+        assert [bool(record.expert_parallel) for record in said] == [divided] * 2

@@ -10,16 +10,17 @@ from profiles.report import files
 from profiles.report.document import document, summarise
 from profiles.report.files import check_writable, write_csv, write_json
 from profiles.report.lines import fit, fit_lines, fits
-from profiles.report.table import markdown_table, table
+from profiles.report.record import CSV_FIELDS, Record
+from profiles.report.step_table import markdown_table, step_table
 from sharding.error_types import FloorlineError
 
 BANDWIDTH = {"bytes_per_s": 2.13e10, "source": "measured"}
 
 
-def record(batch: int, devices: int = 1, **changes) -> dict:
+def record(batch: int, devices: int = 1, **changes) -> Record:
     """A decode step of 20 ms + 2 ms x batch over a floor of 16 ms + 0.25 ms x batch."""
     step, floor = 0.020 + 0.002 * batch, 0.016 + 0.00025 * batch
-    return {
+    fields = {
         "model": "tiny",
         "phase": "decode",
         "batch": batch,
@@ -37,12 +38,13 @@ def record(batch: int, devices: int = 1, **changes) -> dict:
         "fraction_of_floor": floor / step,
         "tokens_per_s": batch / step,
         "status": "ok",
-    } | changes
+    }
+    return Record(**(fields | changes))
 
 
-def failed(batch: int, message: str) -> dict:
-    point = record(batch, status="out_of_memory", message=message)
-    return {k: v for k, v in point.items() if k not in ("step_s", "tokens_per_s")}
+def failed(batch: int, message: str) -> Record:
+    lost = {"step_s": None, "tokens_per_s": None}
+    return record(batch, status="out_of_memory", message=message, **lost)
 
 
 def test_a_document_names_its_command_versions_and_bandwidth():
@@ -72,7 +74,7 @@ def test_a_summary_holds_median_spread_and_samples():
 
 
 def test_a_table_labels_measured_and_floor_and_names_the_bandwidth_of_its_percentages():
-    text = table([record(1), record(8, devices=2)], BANDWIDTH)
+    text = step_table([record(1), record(8, devices=2)], BANDWIDTH)
     title, floor, _, upper, lower, first, second = text.splitlines()
     assert all(word in title for word in ("tiny", "decode", "float32", "cpu", "weight_stationary"))
     assert "21.3 GB/s (measured)" in floor and "shared" in floor
@@ -85,19 +87,19 @@ def test_a_table_labels_measured_and_floor_and_names_the_bandwidth_of_its_percen
 
 
 def test_a_table_without_a_bandwidth_prints_no_percentage():
-    assert "%" not in table([record(1)])
+    assert "%" not in step_table([record(1)])
 
 
 def test_a_published_bandwidth_is_not_called_measured():
     points = [record(1, device_kind="TPU v5e")]
-    text = table(points, {"bytes_per_s": 8.19e11, "source": "published"})
+    text = step_table(points, {"bytes_per_s": 8.19e11, "source": "published"})
     assert "819 GB/s (published)" in text
     assert "shared" not in text
 
 
 def test_a_step_that_did_not_run_shows_why_in_place_of_numbers():
     message = "memory asked for is 12.3 GB, of which 8.1 GB is there; use a smaller --batch " * 2
-    text = table([record(1), failed(64, message)], BANDWIDTH)
+    text = step_table([record(1), failed(64, message)], BANDWIDTH)
     row = next(line for line in text.splitlines() if "out_of_memory" in line)
     assert row.split()[:4] == ["1", "(1x1x1)", "128", "64"]
     assert "%" not in row
@@ -106,7 +108,7 @@ def test_a_step_that_did_not_run_shows_why_in_place_of_numbers():
 
 
 def test_a_cache_resident_step_keeps_its_time_and_loses_its_floor():
-    text = table(
+    text = step_table(
         [record(1), record(2, status="cache_resident", message="bytes are few")], BANDWIDTH
     )
     row = next(line for line in text.splitlines() if line.split()[3:4] == ["2"])
@@ -115,7 +117,7 @@ def test_a_cache_resident_step_keeps_its_time_and_loses_its_floor():
 
 
 def test_a_step_below_its_floor_is_reported_as_an_error_and_not_clamped():
-    text = table([record(1, fraction_of_floor=1.12)], BANDWIDTH)
+    text = step_table([record(1, fraction_of_floor=1.12)], BANDWIDTH)
     assert "112% (!)" in text and "error" in text
 
 
@@ -125,8 +127,8 @@ def test_weights_that_the_compiler_unpacks_are_noted_with_their_steps():
 
     points = [stored("int8", 1, 0), stored("int8", 8, 0), stored("int4", 1, 0)]
     points += [stored("int4", 8, 14 * 10**9), stored("fp8", 1, 2 * 10**6)]
-    points += [stored("int4", 8, 0) | {"devices": 2}]
-    notes = [line for line in table(points, None).splitlines() if "unpacks" in line]
+    points += [stored("int4", 8, 0) | Record(devices=2)]
+    notes = [line for line in step_table(points, None).splitlines() if "unpacks" in line]
     assert [note.split("unpacks ")[1] for note in notes] == [
         "14.0 GB of weights as a whole in each step of batch 8",
         "2.00 MB of weights as a whole in each step",
@@ -136,20 +138,20 @@ def test_weights_that_the_compiler_unpacks_are_noted_with_their_steps():
 def test_a_wide_table_fits_the_terminal():
     extra = {"expected_s": 0.02, "usd_per_million_tokens": 1.5, "bound": "communication"}
     points = [record(64, 4, **extra), record(128, 8, **extra)]
-    text = table(points, BANDWIDTH)
+    text = step_table(points, BANDWIDTH)
     assert "expected" in text and "USD" in text
     assert max(map(len, text.splitlines())) <= 110
 
 
 def test_rates_without_a_measurement_are_not_called_measured():
-    point = {k: v for k, v in record(4).items() if k not in ("step_s", "fraction_of_floor")}
-    heading = table([point | {"expected_s": 0.03}]).splitlines()[-3]
+    point = record(4, step_s=None, fraction_of_floor=None, expected_s=0.03)
+    heading = step_table([point]).splitlines()[-3]
     assert "measured" not in heading
     assert heading.split()[-1] == "expected"
 
 
 def test_a_field_that_differs_between_rows_gets_a_column():
-    text = table([record(1), record(1, layout="weight_stationary_2d")], BANDWIDTH)
+    text = step_table([record(1), record(1, layout="weight_stationary_2d")], BANDWIDTH)
     rows = text.splitlines()[-2:]
     assert rows[0].split()[0] == "weight_stationary_1d"
     assert rows[1].split()[0] == "weight_stationary_2d"
@@ -167,7 +169,7 @@ def test_a_markdown_table_has_the_cells_of_the_text_table():
 
 def test_a_table_of_failed_rows_alone_shows_why_each_failed():
     points = [failed(8, "no room"), failed(64, "none | at all")]
-    for text in (table(points, BANDWIDTH), markdown_table(points, BANDWIDTH)):
+    for text in (step_table(points, BANDWIDTH), markdown_table(points, BANDWIDTH)):
         rows = [line for line in text.splitlines() if "1 (1x1x1)" in line]
         assert "8" in rows[0] and "out_of_memory: no room" in rows[0]
         assert "64" in rows[1] and "out_of_memory: none" in rows[1]
@@ -219,7 +221,7 @@ def test_json_for_a_dash_goes_to_standard_output(capsys):
 
 def test_csv_flattens_nested_fields_in_one_order_whatever_the_records_hold(tmp_path):
     path = tmp_path / "profile.csv"
-    reordered = dict(reversed(record(4).items()))
+    reordered = Record(**dict(reversed(record(4).to_json().items())))
     write_csv(path, [failed(64, "no room"), reordered])
     rows = list(csv.DictReader(path.open()))
     assert rows[0]["message"] == "no room" and rows[0]["step_s.median"] == ""
@@ -227,7 +229,7 @@ def test_csv_flattens_nested_fields_in_one_order_whatever_the_records_hold(tmp_p
     assert rows[1]["step_s.samples"] == "3"
     assert rows[1]["mesh.z"] == "1"
     names = [name.split(".")[0] for name in rows[0]]
-    assert names == sorted(names, key=files.FIELDS.split().index)
+    assert names == sorted(names, key=CSV_FIELDS.index)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
