@@ -11,7 +11,7 @@ from model.cache import Stored, positions_in, slots_of, write
 from model.config import ModelConfig
 from model.declarations import declare, declare_matrix, normal
 from model.dtypes import Dtypes
-from model.linear import Operand
+from model.linear import project
 from model.norm import Norm
 from model.rotary import Rotation, rotate
 from sharding.collectives import reshard, split_softmax
@@ -47,28 +47,29 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: Operand,
+        x: jax.Array,
         cache: LayerCache,
         positions: jax.Array,
         turn: Rotation,
         placement: Placement,
-    ) -> tuple[jax.Array, LayerCache]:
+    ) -> tuple[jax.Array, LayerCache, jax.Array]:
         """Writes the new tokens' keys and values, then attends to each token and those before it.
 
         One token per sequence attends to the cache; several are prompts from their beginning and
         attend to each other.
 
         Args:
-          x: [B, T, D], normed.
+          x: [B, T, D], normed, divided in any way.
           cache: this layer's keys and values.
           positions: [B, T] int32, each token's place in its sequence; whole on every device.
           turn: rotary angles of those positions, divided as attention is.
           placement: shardings.
 
         Returns:
-          [B, T, R] and the updated cache.
+          [B, T, R], the updated cache, and x as the projections gathered it, for an MLP that reads
+          the same.
         """
-        q, new = self._project(x, turn, placement)  # q: [B, T, K, G, h]
+        q, new, x = self._project(x, turn, placement)  # q: [B, T, K, G, h]
         size, ring = cache[0].shape[2], self.window is not None
         slots = reshard(slots_of(positions, size, ring), placement.cache("B", "T"))
         stored = (reshard(part, placement.cache("B", "T", "K", None)) for part in new)
@@ -89,9 +90,8 @@ class Attention(nnx.Module):
         mixed = attend(q, *seen, visible, scale, c.attention_softcap, by_hand)  # [B, T, K, G, h]
         with jax.named_scope("attention_output"):
             mixed = reshard(mixed, placement.activations("B", "T", "K", "G", "h"))
-            spec = placement.contracted("B", "T", "K", "G", "h")
-            mixed = Operand(mixed, spec, placement)
-            return mixed.project(self.output, "B", "T", "R"), cache
+            (y,), _ = project(mixed, [self.output], placement)  # [B, T, R]
+            return y, cache, x
 
     def _visible(self, position: jax.Array, other: jax.Array) -> jax.Array:
         """Whether a token at `position` sees one at `other`."""
@@ -100,13 +100,13 @@ class Attention(nnx.Module):
         return (other <= position) & (other > position - self.window) & (other >= 0)
 
     def _project(
-        self, x: Operand, turn: Rotation, placement: Placement
-    ) -> tuple[jax.Array, LayerCache]:
-        """x: [B, T, D] -> queries [B, T, K, G, h], and keys and values, each [B, T, K, h]."""
+        self, x: jax.Array, turn: Rotation, placement: Placement
+    ) -> tuple[jax.Array, LayerCache, jax.Array]:
+        """x: [B, T, D] -> q: [B, T, K, G, h]; keys and values, each [B, T, K, h]; x gathered."""
         c = self.config
         with jax.named_scope("query_key_value"):
-            q = x.project(self.query, "B", "T", "K", "G", "h")
-            both = x.project(self.key_value, "B", "T", "K", "C", "h")
+            # q: [B, T, K, G, h], both: [B, T, K, 2, h]
+            (q, both), x = project(x, [self.query, self.key_value], placement)
             if c.attention_bias:
                 act = placement.activations
                 q = q + reshard(self.query_bias[...], act("K", "G", "h")).astype(q.dtype)
@@ -117,7 +117,7 @@ class Attention(nnx.Module):
             keys, values = both[:, :, :, :1], both[:, :, :, 1]
             if c.query_key_norm:
                 q, keys = self.query_norm(q), self.key_norm(keys)
-            return rotate(q, turn), (rotate(keys, turn)[:, :, :, 0], values)
+            return rotate(q, turn), (rotate(keys, turn)[:, :, :, 0], values), x
 
 
 def attend(

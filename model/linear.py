@@ -1,5 +1,7 @@
 """Matrix multiplication with weights stored ``[outputs, inputs]``."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,65 +14,71 @@ from sharding.products import multiply, transfers
 from sharding.quantization import QuantizedArray, Weight, divide, sharding_of
 
 
-class Operand:
-    """Activations that matmuls read: gathered from other chips once, however many read them."""
+def project(
+    x: jax.Array, parameters: Sequence[nnx.Param | Matrix], placement: Placement
+) -> tuple[list[jax.Array], jax.Array]:
+    """Multiplies every token by each of several parameters; the first product gathers x for all.
 
-    def __init__(self, x: jax.Array, spec: jax.P, placement: Placement):
-        """Gathers nothing yet.
+    All shardings follow from the parameters' letters: the outputs of a product are divided as
+    activations, and d_model among them as the residual stream.
 
-        Args:
-          x: [B, T, inputs...].
-          spec: its sharding when multiplied.
-          placement: shardings.
-        """
-        self._x, self._spec, self._placement = x, spec, placement
+    Args:
+      x: [B, T, inputs...], divided in any way.
+      parameters: each [outputs..., inputs...].
+      placement: shardings.
 
-    @property
-    def array(self) -> jax.Array:
-        """x, gathered as far as it has been."""
-        return self._x
+    Returns:
+      [B, T, outputs...] for each parameter, and x divided as these matmuls read it, for others that
+      read the same.
+    """
+    products = []
+    for parameter in parameters:
+        outputs = len(parameter.axes) - (x.ndim - 2)
+        made = ("R" if letter == "D" else letter for letter in parameter.axes[:outputs])
+        product, x = multiply_tokens(
+            x,
+            parameter[...],
+            use=placement.use(*parameter.axes),
+            whole=placement.contracted("B", "T", *parameter.axes[outputs:]),
+            result=placement.activations("B", "T", *made),
+            placement=placement,
+        )
+        products.append(product)
+    return products, x
 
-    def whole(self) -> jax.Array:
-        """x, divided as a matmul's weight is."""
-        self._x = reshard(self._x, self._spec)
-        return self._x
 
-    def project(self, param: nnx.Param | Matrix, *axes: str | None) -> jax.Array:
-        """Multiplies every token by a parameter, gathered first where the layout says so.
+def multiply_tokens(
+    x: jax.Array,
+    weight: Weight,
+    use: jax.P,
+    whole: jax.P,
+    result: jax.P,
+    placement: Placement,
+    dtype: jnp.dtype | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Multiplies every token by a weight, scheduling collectives as the layout says.
 
-        Args:
-          param: [outputs..., inputs...].
-          *axes: logical axes of the result, of which the layout says how it is divided.
+    Args:
+      x: [B, T, inputs...].
+      weight: [outputs..., inputs...], as stored.
+      use: sharding of the weight when multiplied.
+      whole: sharding of x when multiplied.
+      result: sharding of the product.
+      placement: the mesh, and who schedules collectives.
+      dtype: type of the product; that of x if None.
 
-        Returns:
-          [B, T, outputs...].
-        """
-        use = self._placement.use(*param.axes)
-        return self.multiply(param[...], use, self._placement.activations(*axes))
-
-    def multiply(
-        self, weight: Weight, use: jax.P, result: jax.P, dtype: jnp.dtype | None = None
-    ) -> jax.Array:
-        """Multiplies every token by a weight, scheduling collectives as the layout says.
-
-        Args:
-          weight: [outputs..., inputs...], as stored.
-          use: its sharding when multiplied.
-          result: sharding of the product.
-          dtype: of the product; that of x if None.
-
-        Returns:
-          [B, T, outputs...].
-        """
-        stored, now = sharding_of(weight), sharding_of(self._x)
-        specs = (stored, use, now, self._spec, result)
-        plan = transfers(weight.shape, *specs, self._placement.mesh)
-        moves = plan and (plan.moves or isinstance(weight, QuantizedArray))
-        if not moves:
-            return linear(divide(weight, use, reshard), self.whole(), result, dtype)
-        looped = self._placement.layout.collectives == "overlapped"
-        product, self._x = multiply(weight, self._x, plan, self._spec, looped=looped, dtype=dtype)
-        return jax.reshard(product, result)
+    Returns:
+      [B, T, outputs...], and x divided as `whole`.
+    """
+    stored, now = sharding_of(weight), sharding_of(x)
+    plan = transfers(weight.shape, stored, use, now, whole, result, placement.mesh)
+    moves = plan and (plan.moves or isinstance(weight, QuantizedArray))
+    if not moves:
+        weight, x = divide(weight, use, reshard), reshard(x, whole)
+        return linear(weight, x, result, dtype), x
+    looped = placement.layout.collectives == "overlapped"
+    product, x = multiply(weight, x, plan, whole, looped=looped, dtype=dtype)
+    return jax.reshard(product, result), x
 
 
 def linear(

@@ -8,7 +8,7 @@ from flax import nnx
 from model.config import ModelConfig
 from model.declarations import declare_matrix, normal
 from model.dtypes import Dtypes
-from model.linear import Operand
+from model.linear import project
 from sharding.placement import Placement
 
 ACTIVATIONS = {
@@ -28,10 +28,10 @@ class MLP(nnx.Module):
         self.down = declare_matrix((D, F), ("D", "F"), 1, dtypes, back)
         self.activation = config.activation
 
-    def __call__(self, x: Operand, placement: Placement) -> jax.Array:
-        """x: [B, T, D] -> [B, T, R]."""
+    def __call__(self, x: jax.Array, placement: Placement) -> jax.Array:
+        """x: [B, T, D], divided in any way -> [B, T, R]."""
         with jax.named_scope("mlp"):
-            both = x.project(self.gate_up, "B", "T", "C", "F")  # [B, T, 2, F]
+            (both,), _ = project(x, [self.gate_up], placement)  # [B, T, 2, F]
             hidden = ACTIVATIONS[self.activation](both[:, :, 0]) * both[:, :, 1]  # [B, T, F]
-            hidden = Operand(hidden, placement.contracted("B", "T", "F"), placement)
-            return hidden.project(self.down, "B", "T", "R")
+            (y,), _ = project(hidden, [self.down], placement)  # [B, T, R]
+            return y

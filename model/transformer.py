@@ -17,7 +17,7 @@ from model.cache import PADDING, KVCache
 from model.config import ModelConfig
 from model.declarations import declare, normal
 from model.dtypes import Dtypes
-from model.linear import Operand
+from model.linear import multiply_tokens
 from model.mixture import Mixture
 from model.mlp import MLP
 from model.norm import Norm
@@ -58,9 +58,16 @@ class Embedding(nnx.Module):
     def logits(self, x: jax.Array, placement: Placement) -> jax.Array:
         """x: [B, T, R] -> [B, T, V], float32."""
         with jax.named_scope("unembedding"):
-            x = Operand(x, placement.beside_stored("B", "T", "D"), placement)
-            spec = jax.P(placement.beside_stored("B")[0], None, placement.activations("V")[0])
-            return x.multiply(self.weight[...], placement.weights("V", "D"), spec, jnp.float32)
+            logits, _ = multiply_tokens(
+                x,
+                self.weight[...],
+                use=placement.weights("V", "D"),
+                whole=placement.beside_stored("B", "T", "D"),
+                result=jax.P(placement.beside_stored("B")[0], None, placement.activations("V")[0]),
+                placement=placement,
+                dtype=jnp.float32,
+            )
+            return logits
 
 
 class Block(nnx.Module):
@@ -86,23 +93,25 @@ class Block(nnx.Module):
         placement: Placement,
     ) -> tuple[jax.Array, LayerCache, jax.Array | None]:
         """x: [B, T, R] -> [B, T, R], this layer's updated cache, the number of experts touched."""
-        whole = placement.contracted("B", "T", "D")
-        y = Operand(self.attention_norm(x), whole, placement)
-        mixed, cache = self.attention(y, cache, positions, turn, placement)
+        y = self.attention_norm(x)  # [B, T, R]
+        mixed, cache, y = self.attention(y, cache, positions, turn, placement)  # y: [B, T, D]
         if self.config.norm_after:
             mixed = self.attention_norm_after(mixed)
         x = x + mixed
         if not self.config.parallel_block:
-            y = Operand(self.mlp_norm(x), whole, placement)
+            y = self.mlp_norm(x)  # [B, T, R]
         real = reshard(positions < PADDING, placement.activations("B", "T"))
         z, touched = self._feed_forward(y, real, placement)
         if self.config.norm_after:
             z = self.mlp_norm_after(z)
         return x + z, cache, touched
 
-    def _feed_forward(self, x: Operand, real: jax.Array, placement: Placement):
+    def _feed_forward(
+        self, x: jax.Array, real: jax.Array, placement: Placement
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """x: [B, T, D], divided in any way -> [B, T, R], the number of experts touched."""
         if self.config.experts:
-            return self.mlp(x.array, real, placement)  # which divides tokens as experts need them
+            return self.mlp(x, real, placement)
         return self.mlp(x, placement), None
 
 

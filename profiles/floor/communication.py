@@ -30,7 +30,7 @@ FLOAT32 = "f32"
 
 
 class Matmul(NamedTuple):
-    """A product of every token with a weight, as `Operand.multiply` is asked for it.
+    """A product of every token with a weight, as `model.linear.multiply_tokens` is asked for it.
 
     Attributes:
       letters: of the weight, outputs first.
@@ -258,7 +258,7 @@ class ForwardPass(Shapes):
         self.product(Matmul("VD", 1, now, whole, result, "unembedding", table=True))
 
     def product(self, m: Matmul) -> None:
-        """A matmul, as `Operand.multiply` does it."""
+        """A matmul, as `model.linear.multiply_tokens` does it."""
         place, stored = self.placement, self.placement.weights(*m.letters)
         if m.table:
             weight, use = self.plain(m.letters), stored
