@@ -3,13 +3,15 @@
 G query heads share each of K KV heads: G = 1 is multi-head attention, K = 1 multi-query.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from model.cache import Stored, positions_in, slots_of, write
 from model.config import ModelConfig
-from model.declarations import declare, declare_matrix, normal
+from model.declarations import declare, declare_matrix
 from model.dtypes import Dtypes
 from model.linear import project
 from model.norm import Norm
@@ -31,16 +33,14 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, dtypes: Dtypes, window: int | None = None):
-        D, K, G, h = config.d_model, config.kv_heads, config.group, config.head_size
-        into = normal(D**-0.5)
-        back = normal((K * G * h) ** -0.5)
-        self.query = declare_matrix((K, G, h, D), ("K", "G", "h", "D"), 3, dtypes, into)
-        self.key_value = declare_matrix((K, 2, h, D), ("K", "C", "h", "D"), 3, dtypes, into)
-        self.output = declare_matrix((D, K, G, h), ("D", "K", "G", "h"), 1, dtypes, back)
+        matrix = functools.partial(declare_matrix, config, dtypes)
+        self.query = matrix("KGh", "D")
+        self.key_value = matrix("KCh", "D")
+        self.output = matrix("D", "KGh")
         if config.attention_bias:
             zeros = jax.nn.initializers.zeros
-            self.query_bias = declare((K, G, h), ("K", "G", "h"), dtypes.plain, zeros)
-            self.key_value_bias = declare((K, 2, h), ("K", "C", "h"), dtypes.plain, zeros)
+            self.query_bias = declare(config, "KGh", dtypes.plain, zeros)
+            self.key_value_bias = declare(config, "KCh", dtypes.plain, zeros)
         if config.query_key_norm:
             self.query_norm, self.key_norm = (Norm(config, "n") for _ in range(2))
         self.config, self.dtypes, self.window = config, dtypes, window
@@ -71,14 +71,14 @@ class Attention(nnx.Module):
         """
         q, new, x = self._project(x, turn, placement)  # q: [B, T, K, G, h]
         size, ring = cache[0].shape[2], self.window is not None
-        slots = reshard(slots_of(positions, size, ring), placement.cache("B", "T"))
-        stored = (reshard(part, placement.cache("B", "T", "K", None)) for part in new)
+        slots = reshard(slots_of(positions, size, ring), placement.cache("BT"))
+        stored = (reshard(part, placement.cache("BTK_")) for part in new)
         prompts = q.shape[1] > 1
         cache = tuple(
             write(old, part, slots, placement, self.dtypes, prompts)
             for old, part in zip(cache, stored, strict=True)
         )
-        positions = reshard(positions, placement.attention("B", "T"))
+        positions = reshard(positions, placement.attention("BT"))
         if prompts:
             seen, where = tuple(jnp.swapaxes(part, 1, 2) for part in new), positions
         else:
@@ -89,7 +89,7 @@ class Attention(nnx.Module):
         by_hand = placement.layout.collectives == "overlapped"
         mixed = attend(q, *seen, visible, scale, c.attention_softcap, by_hand)  # [B, T, K, G, h]
         with jax.named_scope("attention_output"):
-            mixed = reshard(mixed, placement.activations("B", "T", "K", "G", "h"))
+            mixed = reshard(mixed, placement.activations("BTKGh"))
             (y,), _ = project(mixed, [self.output], placement)  # [B, T, R]
             return y, cache, x
 
@@ -109,11 +109,11 @@ class Attention(nnx.Module):
             (q, both), x = project(x, [self.query, self.key_value], placement)
             if c.attention_bias:
                 act = placement.activations
-                q = q + reshard(self.query_bias[...], act("K", "G", "h")).astype(q.dtype)
-                bias = reshard(self.key_value_bias[...], act("K", "C", "h"))
+                q = q + reshard(self.query_bias[...], act("KGh")).astype(q.dtype)
+                bias = reshard(self.key_value_bias[...], act("KCh"))
                 both = both + bias.astype(q.dtype)
-            q = reshard(q, placement.attention("B", "T", "K", "G", None))
-            both = reshard(both, placement.attention("B", "T", "K", "C", None))
+            q = reshard(q, placement.attention("BTKG_"))
+            both = reshard(both, placement.attention("BTKC_"))
             keys, values = both[:, :, :, :1], both[:, :, :, 1]
             if c.query_key_norm:
                 q, keys = self.query_norm(q), self.key_norm(keys)

@@ -16,8 +16,8 @@ from sharding.placement import Placement, entry_axes
 from sharding.platform_workarounds import scatter_row
 from sharding.quantization import Quantization, QuantizedArray, Weight, round_rows
 
-CACHE_AXES = ("B", "K", "S", "h")
-SCALE_AXES = ("K", "B", "S")
+CACHE_AXES = "BKSh"
+SCALE_AXES = "KBS"
 """Of scales: as attention reads them; with sequences first XLA:TPU lays those of a chip with one KV
 head out anew at each step."""
 TILE, SCALES = 32, 128
@@ -69,7 +69,7 @@ def abstract_cache(
     return KVCache(keys=layers, values=layers)
 
 
-def axes_of(array: jax.Array | jax.ShapeDtypeStruct) -> tuple[str, ...]:
+def axes_of(array: jax.Array | jax.ShapeDtypeStruct) -> str:
     """Logical axes of one array of a cache: of keys, values, or their scales."""
     return CACHE_AXES if array.ndim == len(CACHE_AXES) else SCALE_AXES
 
@@ -84,7 +84,7 @@ def placed(abstract: KVCache, placement: Placement, mesh: jax.sharding.Mesh) -> 
     """The same shapes with their shardings."""
 
     def one(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        where = jax.NamedSharding(mesh, placement.cache(*axes_of(array)))
+        where = jax.NamedSharding(mesh, placement.cache(axes_of(array)))
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
 
     return jax.tree.map(one, abstract)
@@ -166,8 +166,8 @@ def write(
         return scatter_row(_scatter, cache, new, slots, beyond=cache.shape[2])
 
     def update(cache: jax.Array, new: jax.Array) -> jax.Array:
-        spec = placement.cache(*axes_of(cache))
-        of_new = placement.cache(*("B", "T", "K", "h")[: new.ndim])
+        spec = placement.cache(axes_of(cache))
+        of_new = placement.cache("BTKh"[: new.ndim])
         specs = spec, of_new, jax.typeof(positions).sharding.spec
         return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(
             cache, new, positions

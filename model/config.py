@@ -183,6 +183,7 @@ class ModelConfig:
             "h": self.head_size,
             "V": self.vocabulary,
             "n": self.head_size,
+            "C": 2,
             **({"E": self.experts, "e": self.experts} if self.experts else {}),
         }
 

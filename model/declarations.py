@@ -1,6 +1,7 @@
-"""One declaration per array: shape, dtype, initialiser and logical axes, stated where it is made.
+"""One declaration per array: its letters, dtype and initialiser, stated where it is made.
 
-A module calls `declare` in its constructor, so a model is abstract from the start. From that one
+A module calls `declare` in its constructor, so a model is abstract from the start. The shape
+follows from the letters and the configuration's sizes. From that one
 statement come the array's sharding, its random start and its place in a checkpoint
 (`model.parameters`), and the bytes it costs a step (`profiles.floor.counts`).
 """
@@ -13,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from model.config import ModelConfig
 from model.dtypes import Dtypes
+from sharding.axes import WHOLE
 from sharding.quantization import QuantizedArray, stored_bytes
 
 Initializer = jax.nn.initializers.Initializer
@@ -24,72 +27,82 @@ normal = functools.cache(jax.nn.initializers.normal)
 """Initialiser of normal values with this standard deviation; the same one for the same value."""
 
 
-def declare(
-    shape: tuple[int, ...],
-    axes: tuple[str, ...],
-    dtype: jnp.dtype,
-    init: Initializer,
-    scale: bool = False,
-) -> nnx.Param:
+def declare(config: ModelConfig, axes: str, dtype: jnp.dtype, init: Initializer) -> nnx.Param:
     """A parameter that holds no memory yet.
 
     Args:
-      shape: the whole array's shape.
+      config: the model, whose sizes give the shape.
       axes: one letter of `sharding.axes.LOGICAL_AXES` per dimension.
       dtype: stored type.
       init: makes random values, as ``init(key, shape, dtype, out_sharding=...)``.
-      scale: these are numbers beside a matrix in few bits, not parameters of the model.
     """
-    if len(shape) != len(axes):
-        raise ValueError(f"shape {shape} and axes {axes} differ in length")
+    return _param(shape_of(config, axes), axes, dtype, init)
+
+
+def declare_matrix(
+    config: ModelConfig, dtypes: Dtypes, outputs: str, inputs: str
+) -> "nnx.Param | Matrix":
+    """A matmul's weight, [outputs..., inputs...], stored as `dtypes` says.
+
+    Random values are normal, their standard deviation one over the square root of the number of
+    inputs.
+
+    Args:
+      config: the model, whose sizes give the shape.
+      dtypes: how its numbers are stored.
+      outputs: letters of the dimensions that the product has.
+      inputs: letters of those that it sums over.
+    """
+    init = normal(math.prod(shape_of(config, inputs)) ** -0.5)
+    if dtypes.quantization is None:
+        return declare(config, outputs + inputs, dtypes.plain, init)
+    return Matrix(config, dtypes, outputs, inputs, init)
+
+
+def shape_of(config: ModelConfig, axes: str) -> tuple[int, ...]:
+    """The shape of an array with these letters."""
+    return tuple(config.sizes[letter] for letter in axes)
+
+
+def _param(
+    shape: tuple[int, ...], axes: str, dtype: jnp.dtype, init: Initializer, scale: bool = False
+) -> nnx.Param:
+    """A parameter; `scale` for numbers beside a matrix in few bits, none of the model's own."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), axes=axes, init=init, scale=scale)
 
 
 class Matrix(nnx.Module):
-    """A matrix in few bits: parameters for its values, scales and offsets."""
+    """A matrix in few bits: parameters for its values, scales and offsets.
+
+    Attributes:
+      axes: letters of its dimensions, outputs first.
+      outputs: how many of them are outputs.
+    """
 
     def __init__(
-        self,
-        shape: tuple[int, ...],
-        axes: tuple[str, ...],
-        outputs: int,
-        dtypes: Dtypes,
-        init: Initializer,
+        self, config: ModelConfig, dtypes: Dtypes, outputs: str, inputs: str, init: Initializer
     ):
-        quantization = dtypes.quantization
-        scales = quantization.abstract(shape, outputs).scales
-        names = axes if quantization.group else (*axes[:outputs], *(None,) * (len(shape) - outputs))
-        numbers = functools.partial(declare, scales.shape, names, scales.dtype, _zeros, scale=True)
-        self.values = declare(shape, axes, quantization.dtype, _zeros)
-        self.scales = numbers()
+        quantization, axes = dtypes.quantization, outputs + inputs
+        abstract = quantization.abstract(shape_of(config, axes), len(outputs))
+        shared = axes if quantization.group else outputs + WHOLE * len(inputs)
+        scales = abstract.scales
+        self.values = _param(abstract.shape, axes, quantization.dtype, _zeros)
+        self.scales = _param(scales.shape, shared, scales.dtype, _zeros, scale=True)
         if quantization.offset:
-            self.offsets = numbers()
-        self.axes, self.outputs, self.dtypes, self.init = axes, outputs, dtypes, init
+            self.offsets = _param(scales.shape, shared, scales.dtype, _zeros, scale=True)
+        self.axes, self.outputs, self.dtypes, self.init = axes, len(outputs), dtypes, init
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the matrix."""
+        """Shape of the matrix."""
         return self.values.shape
 
     def __getitem__(self, index: EllipsisType) -> QuantizedArray:
-        """The matrix as matmuls take it; `index` is ``...``, as of a parameter."""
+        """The matrix as matmuls take it; `index` is ``...``, the same as for a parameter."""
         parts = [part[...] for part in (self.values, self.scales)]
         quantization = self.dtypes.quantization
         offsets = self.offsets[...] if quantization.offset else None
         return QuantizedArray(*parts, offsets, quantization.group, self.dtypes.round_activations)
-
-
-def declare_matrix(
-    shape: tuple[int, ...],
-    axes: tuple[str, ...],
-    outputs: int,
-    dtypes: Dtypes,
-    init: Initializer,
-) -> "nnx.Param | Matrix":
-    """A matmul's weight, [outputs..., inputs...], stored as `dtypes` says; else as `declare`."""
-    if dtypes.quantization is None:
-        return declare(shape, axes, dtypes.plain, init)
-    return Matrix(shape, axes, outputs, dtypes, init)
 
 
 def matrices(model: nnx.Module) -> dict[Path, Matrix]:

@@ -40,7 +40,7 @@ class ExpertAxes(NamedTuple):
 
 def expert_axes(placement: Placement) -> ExpertAxes:
     """How this layout divides a mixture on this mesh."""
-    spread, inputs, hidden = map(entry_axes, placement.use("E", "D", "F"))
+    spread, inputs, hidden = map(entry_axes, placement.use("EDF"))
     batch = used_axes(placement.activations("B"))
     exchanged = tuple(axis for axis in spread if axis in batch)
     kept = tuple(axis for axis in spread if axis not in batch)

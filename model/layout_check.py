@@ -49,7 +49,7 @@ def _check_groups(path: Path, matrix: Matrix, placement: Placement) -> None:
       LayoutError: as of `settle`.
     """
     quantization, inputs = matrix.dtypes.quantization, matrix.shape[-1]
-    parts = shards(entry_axes(placement.weights(*matrix.axes)[-1]), placement.mesh)
+    parts = shards(entry_axes(placement.weights(matrix.axes)[-1]), placement.mesh)
     if inputs % (parts * quantization.group):
         whole = [n for n in range(1, parts) if inputs % (n * quantization.group) == 0]
         remedy = f"use {' or '.join(map(str, whole))} shards, " if whole else "use "

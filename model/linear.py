@@ -34,13 +34,13 @@ def project(
     products = []
     for parameter in parameters:
         outputs = len(parameter.axes) - (x.ndim - 2)
-        made = ("R" if letter == "D" else letter for letter in parameter.axes[:outputs])
+        made = parameter.axes[:outputs].replace("D", "R")
         product, x = multiply_tokens(
             x,
             parameter[...],
-            use=placement.use(*parameter.axes),
-            whole=placement.contracted("B", "T", *parameter.axes[outputs:]),
-            result=placement.activations("B", "T", *made),
+            use=placement.use(parameter.axes),
+            whole=placement.contracted("BT" + parameter.axes[outputs:]),
+            result=placement.activations("BT" + made),
             placement=placement,
         )
         products.append(product)

@@ -32,11 +32,9 @@ class Mixture(nnx.Module):
     """E gated MLPs and the router that weighs k of them for each token."""
 
     def __init__(self, config: ModelConfig, dtypes: Dtypes):
-        D, F, E = config.d_model, config.d_ff, config.experts
-        into = normal(D**-0.5)
-        self.router = declare((E, D), ("e", "D"), dtypes.plain, into)
-        self.gate_up = declare_matrix((E, 2, F, D), ("E", "C", "F", "D"), 3, dtypes, into)
-        self.down = declare_matrix((E, D, F), ("E", "D", "F"), 2, dtypes, normal(F**-0.5))
+        self.router = declare(config, "eD", dtypes.plain, normal(config.d_model**-0.5))
+        self.gate_up = declare_matrix(config, dtypes, "ECF", "D")
+        self.down = declare_matrix(config, dtypes, "ED", "F")
         self.chosen = config.experts_per_token
         self.renormalise = config.renormalise_experts
         self.activation = config.activation
@@ -65,9 +63,9 @@ class Mixture(nnx.Module):
     def _route(self, x: jax.Array, placement: Placement) -> jax.Array:
         """x: [B, T, D] -> each expert's share of each token, [B, T, E] float32, 0 if not chosen."""
         with jax.named_scope("router"):
-            router = reshard(self.router[...], placement.use("e", "D"))
-            x = reshard(x, placement.contracted("B", "T", "D"))
-            spec = placement.activations("B", "T", None)
+            router = reshard(self.router[...], placement.use("eD"))
+            x = reshard(x, placement.contracted("BTD"))
+            spec = placement.activations("BT_")
             scores = linear(router, x, spec, dtype=jnp.float32)
             # On each chip by itself: of an array over the mesh XLA:CPU gathers the batch for top_k.
             return jax.shard_map(self._choose, in_specs=spec, out_specs=spec)(scores)
@@ -86,10 +84,10 @@ class Mixture(nnx.Module):
     ) -> jax.Array:
         """x: [B, T, D], share: [B, T, E] -> [B, T, R]."""
         gate_up, down = (
-            divide(param[...], placement.use(*param.axes), reshard)
+            divide(param[...], placement.use(param.axes), reshard)
             for param in (self.gate_up, self.down)
         )
-        residual = placement.activations("B", "T", "R")
+        residual = placement.activations("BTR")
         scattered, summed = sums(axes, used_axes(placement.activations("R")))
 
         def local(x, share, gate_up, down):

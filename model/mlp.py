@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from model.config import ModelConfig
-from model.declarations import declare_matrix, normal
+from model.declarations import declare_matrix
 from model.dtypes import Dtypes
 from model.linear import project
 from sharding.placement import Placement
@@ -21,11 +21,8 @@ class MLP(nnx.Module):
     """``down(activation(gate(x)) * up(x))``; gate and up are one array, read in one stream."""
 
     def __init__(self, config: ModelConfig, dtypes: Dtypes):
-        D, F = config.d_model, config.d_ff
-        into = normal(D**-0.5)
-        back = normal(F**-0.5)
-        self.gate_up = declare_matrix((2, F, D), ("C", "F", "D"), 2, dtypes, into)
-        self.down = declare_matrix((D, F), ("D", "F"), 1, dtypes, back)
+        self.gate_up = declare_matrix(config, dtypes, "CF", "D")
+        self.down = declare_matrix(config, dtypes, "D", "F")
         self.activation = config.activation
 
     def __call__(self, x: jax.Array, placement: Placement) -> jax.Array:

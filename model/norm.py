@@ -12,9 +12,8 @@ class Norm(nnx.Module):
     """Root-mean-square norm (Zhang and Sennrich 2019), or layer norm without bias (PaLM)."""
 
     def __init__(self, config: ModelConfig, axis: str = "R"):
-        size = config.sizes[axis]
         # In float32 always: Gemma's files hold scale - 1, which loses bits as a bfloat16 scale.
-        self.scale = declare((size,), (axis,), jnp.float32, jax.nn.initializers.ones)
+        self.scale = declare(config, axis, jnp.float32, jax.nn.initializers.ones)
         self.epsilon = config.norm_epsilon
         self.centred = config.norm == "layer"
 

@@ -37,7 +37,7 @@ def shardings(
 ) -> dict[Path, jax.NamedSharding]:
     """Where each parameter lives under this layout."""
     return {
-        path: jax.NamedSharding(mesh, placement.weights(*param.axes))
+        path: jax.NamedSharding(mesh, placement.weights(param.axes))
         for path, param in declarations(model).items()
     }
 
@@ -66,7 +66,7 @@ def initialise(
         for path, param in _stated(model).items():
             key = jax.random.fold_in(base, zlib.crc32("/".join(map(str, path)).encode()))
             dtype = jnp.float32 if path in whole else param.dtype
-            spec = placement.weights(*param.axes)
+            spec = placement.weights(param.axes)
             array = _random(key, param.init, param.shape, dtype, spec)
             flat |= _stored(path, array, whole.get(path))
     return nest(flat)
@@ -160,7 +160,7 @@ def place(
         return jax.make_array_from_callback(values.shape, jax.NamedSharding(mesh, spec), part)
 
     def read(path: Path, values: Readable | QuantizedArray) -> Weight:
-        spec = placement.weights(*stated[path].axes)
+        spec = placement.weights(stated[path].axes)
         if isinstance(values, QuantizedArray):
             return jax.tree.map(lambda p: put(p, p.dtype, spec_of(p, values, spec)), values)
         return put(values, jnp.float32 if path in whole else stated[path].dtype, spec)

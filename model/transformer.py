@@ -45,14 +45,13 @@ class Embedding(nnx.Module):
     """A [V, D] table: rows looked up on the way in, or multiplied by on the way out."""
 
     def __init__(self, config: ModelConfig, dtypes: Dtypes):
-        shape, init = (config.vocabulary, config.d_model), normal(0.02)
-        self.weight = declare(shape, ("V", "D"), dtypes.plain, init)
+        self.weight = declare(config, "VD", dtypes.plain, normal(0.02))
         self.dtype = dtypes.dtype
 
     def look_up(self, tokens: jax.Array, placement: Placement) -> jax.Array:
         """tokens: [B, T] int32, whole on every device -> [B, T, R]."""
         with jax.named_scope("embedding"):
-            rows = look_up(self.weight[...], tokens, placement.activations("B", "T", "R"))
+            rows = look_up(self.weight[...], tokens, placement.activations("BTR"))
             return rows.astype(self.dtype)
 
     def logits(self, x: jax.Array, placement: Placement) -> jax.Array:
@@ -61,8 +60,8 @@ class Embedding(nnx.Module):
             logits, _ = multiply_tokens(
                 x,
                 self.weight[...],
-                use=placement.weights("V", "D"),
-                whole=placement.beside_stored("B", "T", "D"),
+                use=placement.weights("VD"),
+                whole=placement.beside_stored("BTD"),
                 result=jax.P(placement.beside_stored("B")[0], None, placement.activations("V")[0]),
                 placement=placement,
                 dtype=jnp.float32,
@@ -100,7 +99,7 @@ class Block(nnx.Module):
         x = x + mixed
         if not self.config.parallel_block:
             y = self.mlp_norm(x)  # [B, T, R]
-        real = reshard(positions < PADDING, placement.activations("B", "T"))
+        real = reshard(positions < PADDING, placement.activations("BT"))
         z, touched = self._feed_forward(y, real, placement)
         if self.config.norm_after:
             z = self.mlp_norm_after(z)
@@ -152,7 +151,7 @@ class Transformer(nnx.Module):
         x = self.embedding.look_up(tokens, placement)
         if self.config.embedding_scale != 1:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
-        turns = self._turns(reshard(positions, placement.attention("B", "T")))
+        turns = self._turns(reshard(positions, placement.attention("BT")))
         layers, touched = [], []
         for number, block in enumerate(self.layers):
             with jax.named_scope(f"layer_{number}"):

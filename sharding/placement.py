@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-from sharding.axes import LOGICAL_AXES
+from sharding.axes import LOGICAL_AXES, WHOLE
 from sharding.error_types import LayoutError
 from sharding.layout import KINDS, Axes, Layout
 
@@ -20,6 +20,8 @@ from sharding.layout import KINDS, Axes, Layout
 @dataclasses.dataclass(frozen=True)
 class Placement:
     """A layout settled for one model on one mesh: the sharding of every array.
+
+    An array is asked for by its letters, one for each dimension; see `sharding.axes`.
 
     Attributes:
       layout: the strategy.
@@ -48,55 +50,49 @@ class Placement:
         placement = cls(layout, dict(sizes), dict(mesh))
         for kind in ("weights", "use", "cache"):
             for key in layout.table(kind):
-                letters = tuple(letter for letter in key.split() if letter in sizes)
+                letters = "".join(letter for letter in key.split() if letter in sizes)
                 # The d_ff of experts divides what they leave; it is in no array without them.
-                array = (*letters, "E") if "F" in letters and "E" in sizes else letters
-                rest = placement._settle(kind, array).left.get(key, ())
+                experts = "E" if "F" in letters and "E" in sizes else ""
+                rest = placement._settle(kind, letters + experts).left.get(key, ())
                 if rest and layout.rules.get(key, "refuse") == "refuse":
                     raise _refusal(letters, sizes, rest, mesh)
         if layout.prefill:
             cls.of(layout.prefill, sizes, mesh)
         return placement
 
-    def weights(self, *axes: str | None) -> jax.P:
-        """Sharding of a stored weight, one logical axis per dimension; None is whole."""
-        return self._spec("weights", axes)
+    def weights(self, letters: str) -> jax.P:
+        """Sharding of a stored weight."""
+        return self._spec("weights", letters)
 
-    def use(self, *axes: str | None) -> jax.P:
+    def use(self, letters: str) -> jax.P:
         """Sharding of a weight as a matmul reads it."""
-        return self._spec("use", axes)
+        return self._spec("use", letters)
 
-    def activations(self, *axes: str | None) -> jax.P:
-        """Sharding of an activation, one logical axis per dimension; None is whole."""
-        return self._spec("activations", axes)
+    def activations(self, letters: str) -> jax.P:
+        """Sharding of an activation."""
+        return self._spec("activations", letters)
 
-    def contracted(self, *axes: str | None) -> jax.P:
+    def contracted(self, letters: str) -> jax.P:
         """Sharding of an activation that a matmul contracts: as its weight, batch as ever."""
-        batch = self._spec("activations", ("B",))
-        spec = self._spec("use", tuple(None if axis == "B" else axis for axis in axes))
-        return jax.P(*(batch[0] if axis == "B" else e for axis, e in zip(axes, spec, strict=True)))
+        return self._beside("use", letters, self.activations("B")[0])
 
-    def beside_stored(self, *axes: str | None) -> jax.P:
+    def beside_stored(self, letters: str) -> jax.P:
         """Sharding of an activation that meets the stored vocabulary, which is never gathered.
 
         Batch keeps the mesh axes that divide neither V nor D, d_model is as the weights have it.
         """
         table = [axes for key, axes in self.layout.weights.items() if {"V", "D"} & {*key.split()}]
         taken = {axis for mesh_axes in table for axis in mesh_axes}
-        batch = used_axes(self._spec("activations", ("B",)))
-        batch = tuple(axis for axis in batch if axis not in taken)
-        spec = self._spec("weights", tuple(None if axis == "B" else axis for axis in axes))
-        return jax.P(
-            *(entry(batch) if axis == "B" else e for axis, e in zip(axes, spec, strict=True))
-        )
+        batch = tuple(axis for axis in used_axes(self.activations("B")) if axis not in taken)
+        return self._beside("weights", letters, entry(batch))
 
-    def attention(self, *axes: str | None) -> jax.P:
+    def attention(self, letters: str) -> jax.P:
         """Sharding of an array within attention."""
-        return self._spec("attention", axes)
+        return self._spec("attention", letters)
 
-    def cache(self, *axes: str | None) -> jax.P:
-        """Sharding of keys or values, one logical axis per dimension; None is whole."""
-        return self._spec("cache", axes)
+    def cache(self, letters: str) -> jax.P:
+        """Sharding of keys, values or their scales."""
+        return self._spec("cache", letters)
 
     @property
     def devices(self) -> int:
@@ -117,7 +113,7 @@ class Placement:
         """What a batch ("B") or number of slots ("S") must be a multiple of."""
         key = "multiple", axis
         if key not in self.memo:
-            specs = [p._spec(kind, (axis,)) for kind in KINDS for p in (self, self.prefill)]
+            specs = [p._spec(kind, axis) for kind in KINDS for p in (self, self.prefill)]
             self.memo[key] = math.lcm(*(shards(used_axes(spec), self.mesh) for spec in specs))
         return self.memo[key]
 
@@ -135,16 +131,23 @@ class Placement:
                 f"use {f'{near} or ' if near else ''}{near + parts}"
             )
 
-    def left_over(self, kind: str, axes: tuple[str | None, ...]) -> Axes:
+    def left_over(self, kind: str, letters: str) -> Axes:
         """Mesh axes that the layout gives to some of an array's dimensions but that divide none."""
-        left = self._settle(kind, axes).left.values()
+        left = self._settle(kind, letters).left.values()
         return tuple(dict.fromkeys(axis for rest in left for axis in rest))
 
-    def _spec(self, kind: str, axes: tuple[str | None, ...]) -> jax.P:
-        found = self.memo.get((kind, axes))
+    def _beside(self, kind: str, letters: str, batch: str | Axes | None) -> jax.P:
+        """Sharding of an activation that meets a weight: as that, and batch over these axes."""
+        spec = self._spec(kind, letters.replace("B", WHOLE))
+        pairs = zip(letters, spec, strict=True)
+        return jax.P(*(batch if letter == "B" else by for letter, by in pairs))
+
+    def _spec(self, kind: str, letters: str) -> jax.P:
+        found = self.memo.get((kind, letters))
         if found is None:
-            taken = self._settle(kind, axes).taken
-            found = self.memo[kind, axes] = jax.P(*(entry(taken.get(axis, ())) for axis in axes))
+            taken = self._settle(kind, letters).taken
+            found = jax.P(*(entry(taken.get(letter, ())) for letter in letters))
+            self.memo[kind, letters] = found
         return found
 
     @functools.cached_property
@@ -160,32 +163,33 @@ class Placement:
     def _mesh_items(self) -> tuple[tuple[str, int], ...]:
         return tuple(self.mesh.items())
 
-    def _settle(self, kind: str, axes: tuple[str | None, ...]) -> "_Settled":
-        lengths = tuple(self.sizes.get(axis, 0) for axis in axes)  # 0: rounded up until it divides
-        return _settle(self._tables[kind], axes, lengths, self._mesh_items)
+    def _settle(self, kind: str, letters: str) -> "_Settled":
+        # 0: rounded up until it divides
+        lengths = tuple(self.sizes.get(letter, 0) for letter in letters)
+        return _settle(self._tables[kind], letters, lengths, self._mesh_items)
 
 
 class _Settled(NamedTuple):
-    """Mesh axes taken by each logical axis of one array, and by key those that none took."""
+    """Mesh axes taken by each letter of one array, and by key those that none took."""
 
-    taken: dict[str | None, Axes]
+    taken: dict[str, Axes]
     left: dict[str, Axes]
 
 
 @functools.lru_cache(maxsize=2**16)
 def _settle(
     table: tuple[tuple[str, Axes], ...],
-    axes: tuple[str | None, ...],
+    letters: str,
     lengths: tuple[int, ...],
     mesh_items: tuple[tuple[str, int], ...],
 ) -> _Settled:
     """Divides one array; layouts that differ elsewhere share what was found."""
-    mesh, sizes = dict(mesh_items), dict(zip(axes, lengths, strict=True))
-    taken: dict[str | None, Axes] = {}
+    mesh, sizes = dict(mesh_items), dict(zip(letters, lengths, strict=True))
+    taken: dict[str, Axes] = {}
     free = {axis for axis, size in mesh.items() if size > 1}
     left: dict[str, Axes] = {}
     for key, mesh_axes in table:
-        present = [letter for letter in key.split() if letter in axes]
+        present = [letter for letter in key.split() if letter in letters]
         if not present:
             continue
         rest = tuple(axis for axis in mesh_axes if axis in free)
@@ -231,7 +235,7 @@ def division(spec: jax.P) -> tuple[Axes, ...]:
 
 
 def _refusal(
-    letters: tuple[str, ...], sizes: Mapping[str, int], axes: Axes, mesh: Mapping[str, int]
+    letters: str, sizes: Mapping[str, int], axes: Axes, mesh: Mapping[str, int]
 ) -> LayoutError:
     size, parts = math.prod(sizes[letter] for letter in letters), shards(axes, mesh)
     names = " times ".join(LOGICAL_AXES[letter].split(",")[0].split(":")[0] for letter in letters)

@@ -138,13 +138,11 @@ def scatter_row(
     return by_platform(array, row, slot, cpu=with_another, default=scatter)
 
 
-def order_on_tpu(
-    axes: tuple[str, ...], array: jax.Array | jax.ShapeDtypeStruct
-) -> tuple[int, ...] | None:
+def order_on_tpu(axes: str, array: jax.Array | jax.ShapeDtypeStruct) -> tuple[int, ...] | None:
     """The order in memory, outermost dimension first, that a TPU reads a weight best in.
 
     Args:
-      axes: logical axes of its dimensions.
+      axes: letters of its dimensions.
       array: the weight, or its shape and sharding.
 
     Returns:
@@ -157,5 +155,5 @@ def order_on_tpu(
 
 # Matrices that XLA:TPU would lay out at every step, to cut their rows: it wants those beside the
 # heads' own dimension.
-_ORDERS_ON_TPU = {("D", "K", "G", "h"): (1, 2, 0, 3)}
+_ORDERS_ON_TPU = {"DKGh": (1, 2, 0, 3)}
 _LANES = 128

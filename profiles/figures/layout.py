@@ -81,15 +81,15 @@ def shown_arrays(placement: Placement) -> list[Shown]:
     width = "EF" if mixture else "F"
     what = "Experts" if mixture else "MLP"
     kinds = [
-        Shown(f"{what}: weights as stored", width, "D", stored(*width, "D")),
-        Shown("Queries: weights as stored", "KGh", "D", stored(*"KGh", "D")),
-        Shown("Embedding as stored", "V", "D", stored("V", "D")),
-        Shown("KV cache", "B", "KS", placement.cache("B", "K", "S")),
-        Shown("Residual stream", "B", "R", placement.activations("B", "R")),
-        Shown("Queries in attention", "B", "KG", placement.attention("B", "K", "G")),
+        Shown(f"{what}: weights as stored", width, "D", stored(width + "D")),
+        Shown("Queries: weights as stored", "KGh", "D", stored("KGhD")),
+        Shown("Embedding as stored", "V", "D", stored("VD")),
+        Shown("KV cache", "B", "KS", placement.cache("BKS")),
+        Shown("Residual stream", "B", "R", placement.activations("BR")),
+        Shown("Queries in attention", "B", "KG", placement.attention("BKG")),
     ]
-    if use(*width, "D") != stored(*width, "D"):
-        kinds.insert(1, Shown(f"{what}: weights in use", width, "D", use(*width, "D")))
+    if use(width + "D") != stored(width + "D"):
+        kinds.insert(1, Shown(f"{what}: weights in use", width, "D", use(width + "D")))
     return kinds
 
 

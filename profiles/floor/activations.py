@@ -22,7 +22,7 @@ def attention_share(placement: Placement, of_cache: bool) -> float:
         prompt meet each other, wherever their cache lies.
     """
     slots = [("cache", "S")] if of_cache else []
-    return _share(placement, ("attention", "B", "K", "G"), *slots)
+    return _share(placement, ("attention", "BKG"), *slots)
 
 
 def activation_bytes(
@@ -38,8 +38,8 @@ def activation_bytes(
       slots: that the cache has room for; of a prompt, its tokens, which meet each other.
     """
     D, size = config.d_model, dtypes.dtype.itemsize
-    stream = D * size * _share(placement, ("activations", "B", "R"))
-    whole = D * size * _share(placement, ("contracted", "B", "T", "D"))
+    stream = D * size * _share(placement, ("activations", "BR"))
+    whole = D * size * _share(placement, ("contracted", "BTD"))
     widest = max(
         _attention(config, placement, dtypes, tokens, slots),
         tokens * _feed_forward(config, placement, dtypes),
@@ -58,7 +58,7 @@ def _attention(
         seen = max(min(slots, window or slots) for window in windows)
     heads, width = config.query_heads, config.head_size
     queries = heads * width * attention_share(placement, of_cache=False)
-    both = 2 * config.kv_heads * width * _share(placement, ("attention", "B", "K"))
+    both = 2 * config.kv_heads * width * _share(placement, ("attention", "BK"))
     scores = heads * seen * attention_share(placement, of_cache=tokens == 1)
     return tokens * ((queries + both) * dtypes.dtype.itemsize + (scores + queries) * FLOAT32)
 
@@ -66,11 +66,11 @@ def _attention(
 def _feed_forward(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:
     """Of one token: gate, up and their product; of a mixture, in each expert that it is sent to."""
     if not config.experts:
-        share = _share(placement, ("activations", "B", "F"))
+        share = _share(placement, ("activations", "BF"))
         return 3 * config.d_ff * dtypes.dtype.itemsize * share
     batch = "activations", "B"
     hidden = config.experts_per_token * 3 * config.d_ff
-    inside = hidden * _share(placement, batch, ("use", "E", "F"))
+    inside = hidden * _share(placement, batch, ("use", "EF"))
     return (inside + config.d_model * _share(placement, batch)) * FLOAT32
 
 
@@ -78,15 +78,19 @@ def _logits_share(placement: Placement) -> float:
     return _share(placement, ("beside_stored", "B"), ("activations", "V"))
 
 
-def _share(placement: Placement, *arrays: tuple[str, ...]) -> float:
+def _share(placement: Placement, *arrays: tuple[str, str]) -> float:
     """The part of an array that each device has, divided as these are, by each mesh axis once.
 
     Args:
       placement: of the pass.
-      arrays: the kind of each, and its axes.
+      arrays: the kind of each, and its letters.
     """
     key = _share, arrays
     if key not in placement.memo:
-        axes = {axis for kind, *of in arrays for axis in used_axes(getattr(placement, kind)(*of))}
+        axes = {
+            axis
+            for kind, letters in arrays
+            for axis in used_axes(getattr(placement, kind)(letters))
+        }
         placement.memo[key] = 1 / shards(tuple(axes), placement.mesh)
     return placement.memo[key]

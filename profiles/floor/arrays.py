@@ -11,6 +11,7 @@ from model.config import ModelConfig
 from model.declarations import declarations
 from model.dtypes import Dtypes
 from model.transformer import Transformer
+from sharding.axes import WHOLE
 from sharding.placement import Placement, division
 from sharding.quantization import stored_bytes
 
@@ -77,24 +78,24 @@ def group_layers(arrays: list[PlacedArray]) -> list[tuple[PlacedArray, int]]:
 
 def _declared(
     config: ModelConfig, placement: Placement, dtypes: Dtypes, batch: int, slots: int
-) -> Iterator[tuple[str, nnx.Param | jax.ShapeDtypeStruct, tuple[str | None, ...], jax.P]]:
+) -> Iterator[tuple[str, nnx.Param | jax.ShapeDtypeStruct, str, jax.P]]:
     for path, param in declarations(Transformer(config, dtypes)).items():
         name = "/".join(map(str, path))
-        yield name, param, param.axes, placement.weights(*param.axes)
+        yield name, param, param.axes, placement.weights(param.axes)
     cache = abstract_cache(config, batch, slots, dtypes, placement.multiple("S"))
     for path, array in jax.tree_util.tree_leaves_with_path(cache):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        yield f"cache/{name}", array, axes_of(array), placement.cache(*axes_of(array))
+        yield f"cache/{name}", array, axes_of(array), placement.cache(axes_of(array))
 
 
 def _placed(
     name: str,
     array: nnx.Param | jax.ShapeDtypeStruct,
-    axes: tuple[str | None, ...],
+    axes: str,
     spec: jax.P,
     placement: Placement,
 ) -> PlacedArray:
     copies = placement.copies(spec)
     size = round(stored_bytes(array) * copies / placement.devices)
-    letters = tuple(axis or "1" for axis in axes)
+    letters = tuple(axes.replace(WHOLE, "1"))
     return PlacedArray(name, tuple(array.shape), letters, division(spec), size, copies)

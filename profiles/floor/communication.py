@@ -19,7 +19,7 @@ from model.dtypes import Dtypes
 from profiles.floor.collective import Collective
 from profiles.floor.element_types import bits, element_of
 from profiles.floor.shapes import Shapes
-from sharding.axes import MESH_AXES
+from sharding.axes import MESH_AXES, WHOLE
 from sharding.collectives import Division, look_up_steps, moves
 from sharding.layout import Axes
 from sharding.placement import Placement, division, entry, entry_axes, shards, used_axes
@@ -123,7 +123,7 @@ class ForwardPass(Shapes):
     def look_up(self) -> None:
         """Rows of the embedding."""
         place = self.placement
-        table, target = place.weights("V", "D"), place.activations("B", "T", "R")
+        table, target = place.weights("VD"), place.activations("BTR")
         rows, columns, batch, residual = map(entry_axes, (*table, target[0], target[2]))
         steps = look_up_steps(rows, columns, batch, residual)
         now: Division = (steps.batch, (), columns)
@@ -141,7 +141,7 @@ class ForwardPass(Shapes):
     def layer(self) -> None:
         """One block."""
         place, config = self.placement, self.config
-        residual, whole = place.activations("B", "T", "R"), place.contracted("B", "T", "D")
+        residual, whole = place.activations("BTR"), place.contracted("BTD")
         self.norm("layer/norm")
         self.attention(residual, whole)
         if config.norm_after:
@@ -155,7 +155,7 @@ class ForwardPass(Shapes):
 
     def norm(self, where: str) -> None:
         """A mean over the residual stream, two with layer norm."""
-        spec = self.placement.activations("B", "T", "R")
+        spec = self.placement.activations("BTR")
         means = 2 if self.config.norm == "layer" else 1
         for _ in range(means if used_axes(spec[2:]) else 0):
             size = self.size("BT", division(spec)[:2])
@@ -165,26 +165,25 @@ class ForwardPass(Shapes):
         """Projections, attention over the cache or the prompt, and the projection back."""
         place, where = self.placement, "layer/query_key_value"
         for letters in ("KGh", "KCh"):
-            result = place.activations("B", "T", *letters)
+            result = place.activations("BT" + letters)
             self.product(Matmul(letters + "D", 3, now, whole, result, where))
             now = whole
             if self.config.attention_bias:
-                bias = place.activations(*letters)
-                self.reshard(self.plain(letters), place.weights(*letters), bias, where, True)
-            first_two = (letters[0], None if letters[1] == "C" else letters[1])
-            attended = place.attention("B", "T", *first_two, None)
+                bias = place.activations(letters)
+                self.reshard(self.plain(letters), place.weights(letters), bias, where, True)
+            attended = place.attention("BT" + letters.replace("h", WHOLE))
             self.reshard(self.array("BT" + letters), result, attended, where)
-        new, cache = place.attention("B", "T", "K", None), place.cache("B", "T", "K", None)
+        new, cache = place.attention("BTK_"), place.cache("BTK_")
         for _ in range(2):
             self.reshard(self.array("BTKh"), new, cache, "layer")
-        heads = place.attention("B", "T", "K", "G", None)
+        heads = place.attention("BTKG_")
         if self.sizes["T"] == 1:
             self.softmax()
-            stored = place.cache("B", "K")
+            stored = place.cache("BK")
             heads = jax.P(stored[0], None, stored[1], heads[3], None)
-        made, where = place.activations("B", "T", "K", "G", "h"), "layer/attention_output"
+        made, where = place.activations("BTKGh"), "layer/attention_output"
         self.reshard(self.array("BTKGh"), heads, made, where)
-        whole, result = place.contracted("B", "T", *"KGh"), place.activations("B", "T", "R")
+        whole, result = place.contracted("BTKGh"), place.activations("BTR")
         self.product(Matmul("DKGh", 1, made, whole, result, where))
 
     def softmax(self) -> None:
@@ -193,7 +192,7 @@ class ForwardPass(Shapes):
         slots = used_axes(place.cache("S"))
         if not slots:
             return
-        spec = (*division(place.cache("B", "K")), (), entry_axes(place.attention("G")[0]))
+        spec = (*division(place.cache("BK")), (), entry_axes(place.attention("G")[0]))
         one = self.size("BKTG", spec)  # a number for each query
         width = self.sizes["h"]
         for size in (one, one * (width + 1)) if self.overlapped else (one, one, one * width):
@@ -202,9 +201,9 @@ class ForwardPass(Shapes):
     def mlp(self, now: jax.P, whole: jax.P) -> None:
         """Gate and up, and down."""
         place, where = self.placement, "layer/mlp"
-        self.product(Matmul("CFD", 2, now, whole, place.activations("B", "T", "C", "F"), where))
-        hidden, whole = place.activations("B", "T", "F"), place.contracted("B", "T", "F")
-        self.product(Matmul("DF", 1, hidden, whole, place.activations("B", "T", "R"), where))
+        self.product(Matmul("CFD", 2, now, whole, place.activations("BTCF"), where))
+        hidden, whole = place.activations("BTF"), place.contracted("BTF")
+        self.product(Matmul("DF", 1, hidden, whole, place.activations("BTR"), where))
 
     def experts(self, now: jax.P, whole: jax.P) -> None:
         """Router, tokens to their experts, the experts, and answers back."""
@@ -213,13 +212,13 @@ class ForwardPass(Shapes):
         axes = expert_axes(place)
         tokens = jax.P(entry(axes.batch), None, entry(axes.inputs))
         self.reshard(self.array("BTD"), now, tokens, where)
-        self.reshard(self.plain("eD"), place.weights("e", "D"), place.use("e", "D"), where, True)
+        self.reshard(self.plain("eD"), place.weights("eD"), place.use("eD"), where, True)
         self.reshard(self.array("BTD"), tokens, whole, where)
-        scores = self.size("BTe", division(place.activations("B", "T", None)))
+        scores = self.size("BTe", division(place.activations("BT_")))
         if inputs := used_axes(whole[2:]):
             self.note("all-reduce", inputs, scores, where, element=FLOAT32)
         for letters, outputs in (("ECFD", 3), ("EDF", 2)):
-            stored, use = place.weights(*letters), place.use(*letters)
+            stored, use = place.weights(letters), place.use(letters)
             self.divide(self.weight(letters, outputs), stored, use, where)
         batch, _, d_model = self.local(self.shape("BTD"), division(tokens))
         sent = batch * self.sizes["T"] * shards(axes.exchanged, mesh)
@@ -228,7 +227,7 @@ class ForwardPass(Shapes):
             shares = self.sizes["E"] // shards(axes.spread, mesh) * 32 // bits(self.element)
             packed = f"u{bits(self.element)}"
             self.note("all-to-all", axes.exchanged, sent * (d_model + shares), where, True, packed)
-        experts, both, d_ff, _ = self.local(self.shape("ECFD"), division(place.use(*"ECFD")))
+        experts, both, d_ff, _ = self.local(self.shape("ECFD"), division(place.use("ECFD")))
         if axes.inputs:
             rows, times = sent, experts
             if self.grouped:
@@ -237,7 +236,7 @@ class ForwardPass(Shapes):
             self.note("all-reduce", axes.inputs, size, where, True, FLOAT32, times)
         if axes.exchanged:
             self.note("all-to-all", axes.exchanged, sent * d_model, where, True)
-        residual = place.activations("B", "T", "R")
+        residual = place.activations("BTR")
         scattered, summed = sums(axes, entry_axes(residual[2]))
         size = batch * self.sizes["T"] * d_model
         if scattered:
@@ -253,17 +252,17 @@ class ForwardPass(Shapes):
         place = self.placement
         self.norm("norm")
         self.sizes["T"] = 1
-        now, whole = place.activations("B", "T", "R"), place.beside_stored("B", "T", "D")
+        now, whole = place.activations("BTR"), place.beside_stored("BTD")
         result = jax.P(place.beside_stored("B")[0], None, place.activations("V")[0])
         self.product(Matmul("VD", 1, now, whole, result, "unembedding", table=True))
 
     def product(self, m: Matmul) -> None:
         """A matmul, as `model.linear.multiply_tokens` does it."""
-        place, stored = self.placement, self.placement.weights(*m.letters)
+        place, stored = self.placement, self.placement.weights(m.letters)
         if m.table:
             weight, use = self.plain(m.letters), stored
         else:
-            weight, use = self.weight(m.letters, m.outputs), place.use(*m.letters)
+            weight, use = self.weight(m.letters, m.outputs), place.use(m.letters)
         plan = transfers(weight.shape, stored, use, m.now, m.whole, m.result, place.mesh)
         if plan and self.overlapped:
             self.loops(m, plan, weight, self.local(self.shape(m.read), division(m.now)))
@@ -292,7 +291,7 @@ class ForwardPass(Shapes):
             whole = math.prod(chunk) * shards(plan.gathered, mesh)
             self.note("all-gather", plan.gathered, whole, m.where, True)
         if any(plan.fetched):
-            stored = self.placement.weights(*m.letters)
+            stored = self.placement.weights(m.letters)
             shard = self.local(weight.shape, division(stored))
             split = next((n for n in shard[: m.outputs] if n % 2 == 0), 1)
             for kind, elements in self.stored_parts(weight, stored):

@@ -69,7 +69,7 @@ class _Alike(NamedTuple):
 
     size: int  # bytes
     multiplied: int  # elements that every token meets in a matmul
-    axes: tuple[str, ...]
+    axes: str
     experts: bool
     table: bool  # the vocabulary's: the embedding or the unembedding
     looked_up: bool  # read by rows alone
@@ -189,7 +189,7 @@ class PassCounter:
 
     def _kept_bytes(self, slots: int) -> float:
         """Of one sequence's cache."""
-        share = self.placement.copies(self.placement.cache(*CACHE_AXES)) / self.placement.devices
+        share = self.placement.copies(self.placement.cache(CACHE_AXES)) / self.placement.devices
         return _cache_bytes(self.config, slots, self.dtypes, self._multiple) * share
 
     def _held_bytes(self, tokens: int, slots: int) -> float:
@@ -234,7 +234,7 @@ def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int, 
 
 def kv_token_bytes(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:
     """Bytes one cached token takes on each device, keys and values of all layers."""
-    share = placement.copies(placement.cache(*CACHE_AXES)) / placement.devices
+    share = placement.copies(placement.cache(CACHE_AXES)) / placement.devices
     return _cache_bytes(config, 1, dtypes) * share
 
 
@@ -245,21 +245,21 @@ def _cache_bytes(config: ModelConfig, slots: int, dtypes: Dtypes, multiple: int 
     return sum(map(stored_bytes, jax.tree.leaves(cache)))
 
 
-def _shares(placement: Placement, axes: tuple[str, ...]) -> tuple[float, float, float]:
+def _shares(placement: Placement, axes: str) -> tuple[float, float, float]:
     """The part of a weight that each device stores, that in use, and its part of the matmul."""
     key = _shares, axes
     if key not in placement.memo:
-        stored = placement.copies(placement.weights(*axes)) / placement.devices
-        in_use = placement.copies(placement.use(*axes)) / placement.devices
+        stored = placement.copies(placement.weights(axes)) / placement.devices
+        in_use = placement.copies(placement.use(axes)) / placement.devices
         placement.memo[key] = stored, in_use, _work_share(placement, axes)
     return placement.memo[key]
 
 
-def _work_share(placement: Placement, axes: tuple[str, ...]) -> float:
+def _work_share(placement: Placement, axes: str) -> float:
     """The part of a matmul that each device does: of its weight in use, and of the batch.
 
     Mesh axes that divide both the experts and the batch count once: a device has so many experts
     fewer, and answers the tokens of so many devices more.
     """
-    divided = {*used_axes(placement.use(*axes)), *used_axes(placement.activations("B"))}
+    divided = {*used_axes(placement.use(axes)), *used_axes(placement.activations("B"))}
     return 1 / shards(tuple(divided), placement.mesh)

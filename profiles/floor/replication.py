@@ -20,7 +20,7 @@ def replication_cost(config: ModelConfig, placement: Placement, dtypes: Dtypes) 
     arrays: dict[str, float] = {}
     for path, param, stated, times in declared(config, dtypes):
         if rest := placement.left_over("weights", stated.axes):
-            share = placement.copies(placement.weights(*param.axes)) / placement.devices
+            share = placement.copies(placement.weights(param.axes)) / placement.devices
             extra = times * stored_bytes(param) * share * (1 - 1 / shards(rest, placement.mesh))
             # Values and scales of a matrix are one line.
             name = ".".join(map(str, (path if stated is param else path[:-1])[-2:]))
@@ -46,7 +46,7 @@ def experts_per_device(config: ModelConfig, placement: Placement) -> list[str]:
     """How an expert-parallel layout divides the experts, as a line; empty for any other."""
     if not (config.experts and placement.layout.expert_parallel):
         return []
-    experts, *within = placement.weights("E", "D", "F")
+    experts, *within = placement.weights("EDF")
     here = config.experts // shards(entry_axes(experts), placement.mesh)
     line = f"{here} of {config.experts} experts on each device"
     if rest := used_axes(jax.P(*within)):

@@ -28,7 +28,7 @@ class Shapes:
         self, config: ModelConfig, placement: Placement, dtypes: Dtypes, batch: int, tokens: int
     ):
         self.config, self.placement, self.dtypes = config, placement, dtypes
-        self.sizes = {**config.sizes, "B": batch, "T": tokens, "C": 2, "e": config.experts}
+        self.sizes = {**config.sizes, "B": batch, "T": tokens}
 
     def weight(self, letters: str, outputs: int) -> Weight:
         """Shapes and dtypes of a matrix as it is stored."""

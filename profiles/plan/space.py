@@ -217,7 +217,7 @@ def _pattern(placement: Placement) -> tuple:
         for kind, arrays in _SPECS
         for letters in arrays.split()
         if "E" in sizes or not set(letters) & {"E", "e"}
-        for entry in getattr(placement, kind)(*letters)
+        for entry in getattr(placement, kind)(letters)
     ]
     pairs: dict[str, set] = {}
     for axes in entries:

@@ -35,9 +35,9 @@ def run(setting, positions, dtypes, new=None, prompts=False):
     if new is None:
         new = np.arange(1, B * T + 1).reshape(B, T, 1, 1) * np.ones((1, 1, K, h))
     with jax.set_mesh(mesh):
-        full = jnp.full((B, K, S, h), -1.0, out_sharding=placement.cache("B", "K", "S", "h"))
+        full = jnp.full((B, K, S, h), -1.0, out_sharding=placement.cache("BKSh"))
         full = full if dtypes is FLOAT32 else jax.jit(stored, static_argnums=1)(full, dtypes.cache)
-        new = jax.device_put(np.float32(new), placement.cache("B", "T", "K", "h"))
+        new = jax.device_put(np.float32(new), placement.cache("BTKh"))
         where = jax.device_put(positions, jax.P(None, None))
         step = jax.jit(lambda c, n, w: write(c, n, w, placement, dtypes, prompts), donate_argnums=0)
         compiled = step.lower(full, new, where).compile()
@@ -109,7 +109,7 @@ def test_a_write_moves_no_whole_cache(setting, positions, dtypes):
     prompts = len(positions[0]) > 1
     _, compiled = run(setting, np.array(positions, np.int32), DTYPES[dtypes], prompts=prompts)
     placement, mesh = setting
-    where = jax.NamedSharding(mesh, placement.cache(*CACHE_AXES))
+    where = jax.NamedSharding(mesh, placement.cache(CACHE_AXES))
     batch, heads, slots, _ = where.shard_shape((len(positions), K, S, h))
     token = {"float32": h * 4, "int8": h + 4}[dtypes]  # bytes, the scale's included
     assert compiled.memory_analysis().alias_size_in_bytes == batch * heads * slots * token

@@ -110,7 +110,7 @@ def check(layout, mesh, kinds, renormalise=True, experts=E):
         weights = {"router": router[:experts], "gate_up": gate_up, "down": down}
         with jax.set_mesh(mesh := make_mesh(shape)):
             placed = {
-                name: jax.device_put(a, jax.NamedSharding(mesh, placement.weights(*axes[name])))
+                name: jax.device_put(a, jax.NamedSharding(mesh, placement.weights(axes[name])))
                 for name, a in weights.items()
             }
             out, touched = run(placed, x.reshape(*BATCH, D), np.ones(BATCH, bool))
@@ -165,11 +165,11 @@ def moved(layout, dtype) -> tuple[list[int], list[int]]:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, spec))
 
         weights = {
-            path[0]: abstract(param.shape, param.dtype, placement.weights(*param.axes))
+            path[0]: abstract(param.shape, param.dtype, placement.weights(param.axes))
             for path, param in nnx.to_flat_state(state)
         }
-        x = abstract((*BATCH, D), dtype, placement.activations("B", "T", "R"))
-        real = abstract(BATCH, bool, placement.activations("B", "T"))
+        x = abstract((*BATCH, D), dtype, placement.activations("BTR"))
+        real = abstract(BATCH, bool, placement.activations("BT"))
         run = jax.jit(lambda w, x, real: nnx.merge(structure, w)(x, real, placement))
         text = run.lower(weights, x, real).compile().as_text()
 

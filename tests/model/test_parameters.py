@@ -58,9 +58,11 @@ def test_a_missing_an_unknown_and_a_misshapen_array_are_refused():
         placed(arrays | {("final_norm", "scale"): np.zeros(65)})
 
 
-def test_a_declaration_names_every_dimension():
-    with pytest.raises(ValueError, match="differ in length"):
-        declare((2, 3), ("D",), jnp.float32, jax.nn.initializers.ones)
+def test_a_shape_follows_from_the_letters_that_declare_it():
+    param = declare(CONFIG, "KChD", jnp.float32, jax.nn.initializers.ones)
+    assert param.shape == (CONFIG.kv_heads, 2, CONFIG.head_size, CONFIG.d_model)
+    with pytest.raises(KeyError):
+        declare(CONFIG, "Q", jnp.float32, jax.nn.initializers.ones)
 
 
 def test_nest_undoes_flat_paths():

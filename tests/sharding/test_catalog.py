@@ -13,7 +13,7 @@ from sharding.placement import Placement
 
 ONE_D = LAYOUTS["weight_stationary_1d"]
 MIXTRAL = find_model("mixtral-8x7b").sizes
-GATE_UP, DOWN = ("E", "C", "F", "D"), ("E", "D", "F")
+GATE_UP, DOWN = "ECFD", "EDF"
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -23,11 +23,11 @@ def test_experts_take_every_mesh_axis_before_what_is_in_them_and_no_other_array_
         for layout in (LAYOUTS[name], divide_experts(LAYOUTS[name]))
     )
     for kind in ("weights", "use"):
-        assert getattr(divided, kind)(*GATE_UP) == jax.P(("z", "y", "x"), None, None, None)
-        assert getattr(divided, kind)(*DOWN) == jax.P(("z", "y", "x"), None, None)
-        for axes in (("K", "G", "h", "D"), ("V", "D"), ("e", "D"), ("C", "F", "D")):
-            assert getattr(divided, kind)(*axes) == getattr(base, kind)(*axes)
-    assert divided.beside_stored("B", "T", "D") == base.beside_stored("B", "T", "D")
+        assert getattr(divided, kind)(GATE_UP) == jax.P(("z", "y", "x"), None, None, None)
+        assert getattr(divided, kind)(DOWN) == jax.P(("z", "y", "x"), None, None)
+        for axes in ("KGhD", "VD", "eD", "CFD"):
+            assert getattr(divided, kind)(axes) == getattr(base, kind)(axes)
+    assert divided.beside_stored("BTD") == base.beside_stored("BTD")
     assert not divided.left_over("weights", GATE_UP)
 
 
@@ -44,8 +44,8 @@ def test_axes_that_do_not_divide_the_experts_divide_d_ff_and_d_model(name, store
     placement = Placement.of(
         divide_experts(LAYOUTS[name]), {**MIXTRAL, "E": 6}, parse_mesh("2x2x2")
     )
-    assert placement.weights("E", "F", "D") == jax.P(*stored)
-    assert placement.use("E", "F", "D") == jax.P(*use)
+    assert placement.weights("EFD") == jax.P(*stored)
+    assert placement.use("EFD") == jax.P(*use)
     assert placement.left_over("weights", GATE_UP) == copied
 
 
@@ -63,9 +63,9 @@ def test_prompts_divide_experts_as_steps_do(attention):
     steps = attend_by(LAYOUTS["weight_stationary_2d"], attention)
     both = divide_experts(prefill_by(steps, LAYOUTS["weight_gathered_xyz"]))
     placement = Placement.of(both, MIXTRAL, parse_mesh("2x2x2"))
-    assert placement.weights(*GATE_UP) == placement.prefill.weights(*GATE_UP)
-    assert placement.prefill.use(*GATE_UP) == placement.weights(*GATE_UP)
-    assert placement.cache("B", "K", "S", "h") == placement.prefill.cache("B", "K", "S", "h")
+    assert placement.weights(GATE_UP) == placement.prefill.weights(GATE_UP)
+    assert placement.prefill.use(GATE_UP) == placement.weights(GATE_UP)
+    assert placement.cache("BKSh") == placement.prefill.cache("BKSh")
 
 
 def test_layouts_cannot_be_changed():

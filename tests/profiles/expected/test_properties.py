@@ -193,16 +193,16 @@ def test_what_is_admitted_divides_every_array_of_the_engine():
         model = Transformer(one_layer, deployment.dtypes)
         for path, param in declarations(model).items():
             for each in (placement, placement.prefill):
-                for spec in (each.weights(*param.axes), each.use(*param.axes)):
+                for spec in (each.weights(param.axes), each.use(param.axes)):
                     _check_even(param.shape, spec, placement, (path, drawn))
         for path, matrix in matrices(model).items():
             group = deployment.dtypes.quantization.group or 1
-            parts = shards(division(placement.weights(*matrix.axes))[-1], placement.mesh)
+            parts = shards(division(placement.weights(matrix.axes))[-1], placement.mesh)
             assert matrix.shape[-1] % (parts * group) == 0, (path, drawn)
         batch, multiple = drawn.estimator.padded(drawn.batch), placement.multiple("S")
         cache = abstract_cache(one_layer, batch, drawn.context + 1, deployment.dtypes, multiple)
         for array in jax.tree.leaves(cache):
-            _check_even(array.shape, placement.cache(*axes_of(array)), placement, drawn)
+            _check_even(array.shape, placement.cache(axes_of(array)), placement, drawn)
 
 
 def _check_even(shape: tuple[int, ...], spec: jax.P, placement: Placement, what: object) -> None:

@@ -163,8 +163,8 @@ def mlp_elements(layout: Layout, mesh: str, *, batch: int, matrices_in: int) -> 
     placement = Placement.of(layout, palm.sizes, parse_mesh(mesh))
     step = ForwardPass(palm, placement, BFLOAT16, batch, 1)
     step.sizes["C"] = matrices_in
-    residual = placement.activations("B", "T", "R")
-    step.mlp(residual, placement.contracted("B", "T", "D"))
+    residual = placement.activations("BTR")
+    step.mlp(residual, placement.contracted("BTD"))
     times = {"all-reduce": 2}
     return sum(each.payload_bytes / 2 * times.get(each.kind, 1) for each in step.found)
 
