@@ -10,7 +10,7 @@ from model.declarations import Matrix
 from sharding.collectives import reshard
 from sharding.dot import dot
 from sharding.placement import Placement
-from sharding.products import multiply, transfers
+from sharding.products import ProductSpecs, multiply, transfers
 from sharding.quantization import QuantizedArray, Weight, divide, sharding_of
 
 
@@ -39,7 +39,7 @@ def project(
             x,
             parameter[...],
             use=placement.use(parameter.axes),
-            whole=placement.contracted("BT" + parameter.axes[outputs:]),
+            contracted=placement.contracted("BT" + parameter.axes[outputs:]),
             result=placement.activations("BT" + made),
             placement=placement,
         )
@@ -50,8 +50,9 @@ def project(
 def multiply_tokens(
     x: jax.Array,
     weight: Weight,
+    *,
     use: jax.P,
-    whole: jax.P,
+    contracted: jax.P,
     result: jax.P,
     placement: Placement,
     dtype: jnp.dtype | None = None,
@@ -62,22 +63,22 @@ def multiply_tokens(
       x: [B, T, inputs...].
       weight: [outputs..., inputs...], as stored.
       use: sharding of the weight when multiplied.
-      whole: sharding of x when multiplied.
+      contracted: sharding of x when multiplied.
       result: sharding of the product.
       placement: the mesh, and who schedules collectives.
       dtype: type of the product; that of x if None.
 
     Returns:
-      [B, T, outputs...], and x divided as `whole`.
+      [B, T, outputs...], and x divided as `contracted`.
     """
-    stored, now = sharding_of(weight), sharding_of(x)
-    plan = transfers(weight.shape, stored, use, now, whole, result, placement.mesh)
+    specs = ProductSpecs(sharding_of(weight), use, sharding_of(x), contracted, result)
+    plan = transfers(weight.shape, specs, placement.mesh)
     moves = plan and (plan.moves or isinstance(weight, QuantizedArray))
     if not moves:
-        weight, x = divide(weight, use, reshard), reshard(x, whole)
+        weight, x = divide(weight, use, reshard), reshard(x, contracted)
         return linear(weight, x, result, dtype), x
     looped = placement.layout.collectives == "overlapped"
-    product, x = multiply(weight, x, plan, whole, looped=looped, dtype=dtype)
+    product, x = multiply(weight, x, plan, contracted, looped=looped, dtype=dtype)
     return jax.reshard(product, result), x
 
 

@@ -61,7 +61,7 @@ class Embedding(nnx.Module):
                 x,
                 self.weight[...],
                 use=placement.weights("VD"),
-                whole=placement.beside_stored("BTD"),
+                contracted=placement.beside_stored("BTD"),
                 result=jax.P(placement.beside_stored("B")[0], None, placement.activations("V")[0]),
                 placement=placement,
                 dtype=jnp.float32,

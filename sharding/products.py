@@ -10,7 +10,7 @@ of each link are used.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -63,32 +63,40 @@ class Transfers(NamedTuple):
         return self.scattered or (self.summed if self.summed_in_halves else ())
 
 
+class ProductSpecs(NamedTuple):
+    """How the arrays of one product are divided.
+
+    Attributes:
+      stored: the weight, [outputs..., inputs...], as it is kept.
+      use: the weight when multiplied.
+      given: x, [B, T, inputs...], as it comes.
+      contracted: x when multiplied.
+      result: the product, [B, T, outputs...].
+    """
+
+    stored: jax.P
+    use: jax.P
+    given: jax.P
+    contracted: jax.P
+    result: jax.P
+
+
 def transfers(
-    weight: tuple[int, ...],
-    stored: jax.P,
-    use: jax.P,
-    x: jax.P,
-    whole: jax.P,
-    result: jax.P,
-    mesh: dict[str, int],
+    weight: tuple[int, ...], specs: ProductSpecs, mesh: Mapping[str, int]
 ) -> Transfers | None:
     """What `multiply` moves, from shardings alone; None where it is more than `multiply` does.
 
     Args:
       weight: shape of the weight, [outputs..., inputs...].
-      stored: its sharding.
-      use: its sharding when multiplied.
-      x: sharding of [B, T, inputs...].
-      whole: its sharding when multiplied.
-      result: sharding of [B, T, outputs...].
+      specs: shardings of what is multiplied, and of the product.
       mesh: sizes of the mesh axes.
     """
-    stored, use, x, whole, result = (division(spec) for spec in (stored, use, x, whole, result))
+    stored, use, given, contracted, result = map(division, specs)
     outputs = len(result) - 2
-    fetched, gathered, scattered = (
-        _suffixes(*pair) for pair in ((stored, use), (x, whole), (result[2:], use[:outputs]))
-    )
-    if None in (fetched, gathered, scattered) or x[:2] != result[:2]:
+    fetched = _suffixes(stored, use)
+    gathered = _suffixes(given, contracted)
+    scattered = _suffixes(result[2:], use[:outputs])
+    if None in (fetched, gathered, scattered) or given[:2] != result[:2]:
         return None
     inputs = tuple(axis for axes in use[outputs:] for axis in axes)
     if sum(map(bool, gathered)) > 1 or sum(map(bool, scattered)) > 1:
@@ -131,7 +139,7 @@ def multiply(
     weight: Weight,
     x: jax.Array,
     plan: Transfers,
-    whole: jax.P,
+    contracted: jax.P,
     *,
     looped: bool,
     dtype: jnp.dtype | None = None,
@@ -142,13 +150,13 @@ def multiply(
       weight: [outputs..., inputs...], as stored.
       x: [B, T, inputs...].
       plan: from `transfers`, of the same shardings.
-      whole: sharding of x when multiplied.
+      contracted: sharding of x when multiplied.
       looped: move in loops beside partial products, not in one collective each.
       dtype: of the product, and of sums that travel; that of x if None.
 
     Returns:
-      The product, [B, T, outputs...] divided as `plan.made`, and x divided as `whole`, for more
-      products.
+      The product, [B, T, outputs...] divided as `plan.made`, and x divided as
+      `contracted`, for more products.
     """
     dtype = dtype or x.dtype
     along = 2 + plan.scatter_dim
@@ -177,7 +185,7 @@ def multiply(
     return jax.shard_map(
         in_loops if looped else at_once,
         in_specs=(specs_of(weight), specs_of(x)),
-        out_specs=(plan.made, whole),
+        out_specs=(plan.made, contracted),
         check_vma=False,
     )(weight, x)
 

@@ -23,7 +23,7 @@ from sharding.axes import MESH_AXES, WHOLE
 from sharding.collectives import Division, look_up_steps, moves
 from sharding.layout import Axes
 from sharding.placement import Placement, division, entry, entry_axes, shards, used_axes
-from sharding.products import Transfers, directions, gathers_in_loop, transfers
+from sharding.products import ProductSpecs, Transfers, directions, gathers_in_loop, transfers
 from sharding.quantization import Weight, spec_of
 
 FLOAT32 = "f32"
@@ -35,8 +35,8 @@ class Matmul(NamedTuple):
     Attributes:
       letters: of the weight, outputs first.
       outputs: how many of them are outputs.
-      now: sharding of what it multiplies.
-      whole: sharding of that when multiplied.
+      given: sharding of what it multiplies.
+      contracted: sharding of that when multiplied.
       result: sharding of the product.
       where: the block.
       table: the weight is the vocabulary's: plain, multiplied as it is stored, to float32.
@@ -44,8 +44,8 @@ class Matmul(NamedTuple):
 
     letters: str
     outputs: int
-    now: jax.P
-    whole: jax.P
+    given: jax.P
+    contracted: jax.P
     result: jax.P
     where: str
     table: bool = False
@@ -263,9 +263,10 @@ class ForwardPass(Shapes):
             weight, use = self.plain(m.letters), stored
         else:
             weight, use = self.weight(m.letters, m.outputs), place.use(m.letters)
-        plan = transfers(weight.shape, stored, use, m.now, m.whole, m.result, place.mesh)
+        specs = ProductSpecs(stored, use, m.given, m.contracted, m.result)
+        plan = transfers(weight.shape, specs, place.mesh)
         if plan and self.overlapped:
-            self.loops(m, plan, weight, self.local(self.shape(m.read), division(m.now)))
+            self.loops(m, plan, weight, self.local(self.shape(m.read), division(m.given)))
             return
         if plan and (fetched := sum(plan.fetched, ())):  # one all-gather, whatever dimensions
             for element, size in self.stored_parts(weight, stored):
@@ -273,7 +274,7 @@ class ForwardPass(Shapes):
                 self.note("all-gather", fetched, size, m.where, True, element, of_weights=True)
         elif not plan:
             self.divide(weight, stored, use, m.where)
-        self.reshard(self.array(m.read), m.now, m.whole, m.where)
+        self.reshard(self.array(m.read), m.given, m.contracted, m.where)
         if plan:
             self.add_up(m, self.size(m.made, division(plan.made)), plan.scattered, plan.summed)
             return

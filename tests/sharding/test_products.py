@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from sharding.mesh import make_mesh, parse_mesh
-from sharding.products import LONGEST_UNROLLED, directions, multiply, transfers
+from sharding.products import LONGEST_UNROLLED, ProductSpecs, directions, multiply, transfers
 
 # Weight [R, F] times x [B, T, F], both orders of what layouts ask for:
-#   stored          use             x before            x whole         result
+#   stored          use             x given             x contracted    result
 CASES = {
     "gather over one axis": ((None, "x"), (None, "x"), (("x", "z"),), ("x",), (None,)),
     "gather over two": (("y", None), ("y", None), (("z", "x"),), (None,), ("y",)),
@@ -35,24 +35,26 @@ SIZES = {"halves": (16, 48), "at once": (16, 48), "odd": (8, 8)}
 
 def product_of(case: str, mesh: str, sizes: tuple[int, int], looped: bool = True):
     """The product on the mesh, x gathered, and what both should be; small whole numbers."""
-    stored, use, before, whole, result = CASES[case]
+    stored, use, given, contracted, result = CASES[case]
     random = np.random.default_rng(0)
     weight = random.integers(-4, 5, sizes).astype(np.float32)
     x = random.integers(-4, 5, (2, 3, sizes[1])).astype(np.float32)
     stored, use = jax.P(*stored), jax.P(*use)
-    before, whole, result = (jax.P(None, None, *spec) for spec in (before, whole, result))
+    of_tokens = (jax.P(None, None, *spec) for spec in (given, contracted, result))
+    specs = ProductSpecs(stored, use, *of_tokens)
     devices = make_mesh(parse_mesh(mesh))
     with jax.set_mesh(devices):
         put = [
             jax.device_put(jnp.asarray(array), jax.NamedSharding(devices, spec))
-            for array, spec in ((weight, stored), (x, before))
+            for array, spec in ((weight, stored), (x, specs.given))
         ]
-        plan = transfers(sizes, stored, use, before, whole, result, dict(devices.shape))
+        plan = transfers(sizes, specs, dict(devices.shape))
         assert plan is not None and plan.moves
-        step = jax.jit(lambda weight, x: multiply(weight, x, plan, whole, looped=looped))
+        step = jax.jit(lambda w, x: multiply(w, x, plan, specs.contracted, looped=looped))
         found, gathered = step(*put)
         text = step.lower(*put).compile().as_text()
-    assert plan.made == found.sharding.spec == result and gathered.sharding.spec == whole
+    assert plan.made == found.sharding.spec == specs.result
+    assert gathered.sharding.spec == specs.contracted
     return found, gathered, np.einsum("rf,btf->btr", weight, x), x, text
 
 
@@ -91,15 +93,15 @@ def test_even_chunks_go_both_ways_round_where_there_are_two():
 def test_axes_that_divide_no_input_only_slice_the_sum():
     specs = (jax.P(*spec) for spec in (("x", "z"),) * 2)
     rest = (jax.P(None, None, "z"), jax.P(None, None, "z"), jax.P(None, None, ("x", "z", "y")))
-    plan = transfers((16, 48), *specs, *rest, {"x": 2, "y": 2, "z": 2})
+    plan = transfers((16, 48), ProductSpecs(*specs, *rest), {"x": 2, "y": 2, "z": 2})
     assert (plan.scattered, plan.summed) == (("z",), ())
     assert plan.made == jax.P(None, None, ("x", "z"))
 
 
 def test_what_is_not_one_gather_and_one_scatter_is_left_to_the_compiler():
-    def plan(stored, use, x, whole, result):
-        specs = (jax.P(*spec) for spec in (stored, use, x, whole, result))
-        return transfers((16, 48), *specs, {"x": 2, "y": 2, "z": 2})
+    def plan(stored, use, given, contracted, result):
+        specs = ProductSpecs(*(jax.P(*spec) for spec in (stored, use, given, contracted, result)))
+        return transfers((16, 48), specs, {"x": 2, "y": 2, "z": 2})
 
     same = ("y", "x")
     batch_changes = (("x", None, None), (None, None, None))
