@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.cache import Stored, positions_in, slots_of, write
+from model.cache import QuantizedKV, Stored, positions_in, slots_of, write
 from model.config import ModelConfig
 from model.declarations import declare, declare_matrix
 from model.dtypes import Dtypes
@@ -18,7 +18,6 @@ from model.norm import Norm
 from model.rotary import Rotation, rotate
 from sharding.collectives import reshard, split_softmax
 from sharding.placement import Placement
-from sharding.quantization import in_parts, sharding_of
 
 LayerCache = tuple[Stored, Stored]
 """One layer's keys and values, each [B, K, S, h]."""
@@ -145,8 +144,11 @@ def attend(
     """
     with jax.named_scope("attention"):
         # Keys first: with queries first XLA:CPU copies the keys into another order at each step.
-        batch, heads, slots, _ = sharding_of(keys)
-        (keys, of_keys), (values, of_values) = (in_parts(part, q.dtype) for part in (keys, values))
+        key_scales, value_scales = (  # [K, B, S]
+            part.scales if isinstance(part, QuantizedKV) else None for part in (keys, values)
+        )
+        keys, values = keys.astype(q.dtype), values.astype(q.dtype)
+        batch, heads, slots, _ = jax.typeof(keys).sharding.spec
         group = jax.typeof(q).sharding.spec[3]
         scores = jax.lax.dot_general(  # [B, K, S, T, G]
             keys,
@@ -155,22 +157,22 @@ def attend(
             preferred_element_type=jnp.float32,
             out_sharding=jax.P(batch, heads, slots, None, group),
         )
-        if of_keys is not None:
-            scores = scores * jnp.swapaxes(of_keys, 0, 1)[..., None, None]
+        if key_scales is not None:
+            scores = scores * jnp.swapaxes(key_scales, 0, 1)[..., None, None]
         scores = jnp.moveaxis(scores, 2, -1) * scale  # [B, K, T, G, S]
-        if of_values is not None:  # [K, B, S] -> [B, K, 1, 1, S]
-            of_values = jnp.swapaxes(of_values, 0, 1)[:, :, None, None]
+        if value_scales is not None:  # [K, B, S] -> [B, K, 1, 1, S]
+            value_scales = jnp.swapaxes(value_scales, 0, 1)[:, :, None, None]
         if softcap:
             scores = softcap * jnp.tanh(scores / softcap)
         scores = jnp.where(visible[:, None, :, None, :], scores, -jnp.inf)
         if by_hand and slots:
-            mixed = split_softmax(scores, values, of_values)
+            mixed = split_softmax(scores, values, value_scales)
             return jnp.moveaxis(mixed, 1, 2).astype(q.dtype)
         # Dividing after the sum over slots leaves it one reduction where the slots are sharded.
         weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
         total = jnp.sum(weights, axis=-1, keepdims=True)
         mixed = jax.lax.dot_general(  # [B, K, T, G, h]
-            (weights if of_values is None else weights * of_values).astype(values.dtype),
+            (weights if value_scales is None else weights * value_scales).astype(values.dtype),
             values,
             (((4,), (2,)), ((0, 1), (0, 1))),
             preferred_element_type=jnp.float32,

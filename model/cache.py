@@ -1,9 +1,10 @@
 """The KV cache: a plain pytree that is passed in, updated in place and passed out.
 
-One declaration: `abstract_cache` states shape and dtype, `axes_of` the logical axes. Every
-jitted step donates its cache, so that the new one takes the old one's memory.
+One declaration: `abstract_cache` states shapes and dtypes, `axes_of` the letters of each array.
+Every jitted step donates its cache, so that the new one takes the old one's memory.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -14,12 +15,13 @@ from model.config import ModelConfig
 from model.dtypes import Dtypes
 from sharding.placement import Placement, entry_axes
 from sharding.platform_workarounds import scatter_row
-from sharding.quantization import Quantization, QuantizedArray, Weight, round_rows
+from sharding.quantization import Quantization, round_rows
 
 CACHE_AXES = "BKSh"
+"""Letters of keys and values."""
 SCALE_AXES = "KBS"
-"""Of scales: as attention reads them; with sequences first XLA:TPU lays those of a chip with one KV
-head out anew at each step."""
+"""Letters of their scales, in the order that attention reads them: with sequences first, XLA:TPU
+lays the scales of a chip with one KV head out anew at each step."""
 TILE, SCALES = 32, 128
 """Slots of 8-bit numbers, and scales, that a TPU keeps together: in a cache of so many, or a
 multiple, each sequence begins anew and no row of scales is filled up; of others XLA:TPU puts the
@@ -28,8 +30,31 @@ PADDING = 2**30
 """Position of a token that is only there to fill a row: past every slot, seen by none."""
 
 
-Stored = Weight
-"""Keys or values of one layer, [B, K, S, h]: plain, or with scales [K, B, S]."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QuantizedKV:
+    """Keys or values of one layer in few bits, with a scale for each token and head.
+
+    Attributes:
+      values: [B, K, S, h], in a quantization's dtype.
+      scales: [K, B, S], float32.
+    """
+
+    values: jax.Array
+    scales: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the values."""
+        return self.values.shape
+
+    def astype(self, dtype: jnp.dtype) -> jax.Array:
+        """The values in another type, their scales still to multiply."""
+        return self.values.astype(dtype)
+
+
+Stored = jax.Array | QuantizedKV
+"""Keys or values of one layer, [B, K, S, h]."""
 
 
 class KVCache(NamedTuple):
@@ -62,16 +87,21 @@ def abstract_cache(
         shape = batch, config.kv_heads, kept, config.head_size
         if isinstance(dtypes.cache, Quantization):
             scales = jax.ShapeDtypeStruct((shape[1], shape[0], kept), jnp.float32)
-            return QuantizedArray(jax.ShapeDtypeStruct(shape, dtypes.cache.dtype), scales)
+            return QuantizedKV(jax.ShapeDtypeStruct(shape, dtypes.cache.dtype), scales)
         return jax.ShapeDtypeStruct(shape, dtypes.cache)
 
     layers = tuple(map(one, range(config.layers)))
     return KVCache(keys=layers, values=layers)
 
 
-def axes_of(array: jax.Array | jax.ShapeDtypeStruct) -> str:
-    """Logical axes of one array of a cache: of keys, values, or their scales."""
-    return CACHE_AXES if array.ndim == len(CACHE_AXES) else SCALE_AXES
+def axes_of(cache: KVCache) -> KVCache:
+    """The letters of each array of a cache, in the place of the array."""
+
+    def one(part: Stored) -> str | QuantizedKV:
+        few = isinstance(part, QuantizedKV)
+        return QuantizedKV(CACHE_AXES, SCALE_AXES) if few else CACHE_AXES
+
+    return KVCache(*(tuple(map(one, parts)) for parts in cache))
 
 
 def whole_tiles(slots: int, dtypes: Dtypes) -> int:
@@ -83,11 +113,11 @@ def whole_tiles(slots: int, dtypes: Dtypes) -> int:
 def placed(abstract: KVCache, placement: Placement, mesh: jax.sharding.Mesh) -> KVCache:
     """The same shapes with their shardings."""
 
-    def one(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        where = jax.NamedSharding(mesh, placement.cache(axes_of(array)))
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
+    def one(array: jax.ShapeDtypeStruct, axes: str) -> jax.ShapeDtypeStruct:
+        sharding = jax.NamedSharding(mesh, placement.cache(axes))
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
-    return jax.tree.map(one, abstract)
+    return jax.tree.map(one, abstract, axes_of(abstract))
 
 
 def empty_cache(abstract: KVCache, mesh: jax.sharding.Mesh) -> KVCache:
@@ -156,39 +186,46 @@ def write(
     """
     slots_over = entry_axes(placement.cache("S")[0])
 
-    def local(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+    def local(axes: str, cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
         if prompts and new.shape[1] <= cache.shape[2] and not slots_over:
-            return _fill(cache, new)
+            return _fill(axes, cache, new)
         if slots_over:
             slots = slots - jax.lax.axis_index(slots_over) * cache.shape[2]
+        scatter = functools.partial(_scatter, axes)
         if new.shape[:3] != (1, 1, 1):
-            return _scatter(cache, new, slots)
-        return scatter_row(_scatter, cache, new, slots, beyond=cache.shape[2])
+            return scatter(cache, new, slots)
+        return scatter_row(scatter, cache, new, slots, beyond=cache.shape[2])
 
-    def update(cache: jax.Array, new: jax.Array) -> jax.Array:
-        spec = placement.cache(axes_of(cache))
-        of_new = placement.cache("BTKh"[: new.ndim])
-        specs = spec, of_new, jax.typeof(positions).sharding.spec
-        return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(
-            cache, new, positions
-        )
+    def update(axes: str, cache: jax.Array, new: jax.Array) -> jax.Array:
+        spec, new_spec = placement.cache(axes), placement.cache(_new_axes(axes))
+        return jax.shard_map(
+            functools.partial(local, axes),
+            in_specs=(spec, new_spec, jax.typeof(positions).sharding.spec),
+            out_specs=spec,
+            check_vma=False,
+        )(cache, new, positions)
 
     with jax.named_scope("cache_write"):
         if not isinstance(dtypes.cache, Quantization):
-            return update(cache, new.astype(dtypes.cache))
-        few = round_rows(new, dtypes.cache)
-        return QuantizedArray(
-            update(cache.values, few.values), update(cache.scales, few.scales[..., 0])
+            return update(CACHE_AXES, cache, new.astype(dtypes.cache))
+        values, scales = round_rows(new, dtypes.cache)  # [B, T, K, h] and [B, T, K]
+        return QuantizedKV(
+            update(CACHE_AXES, cache.values, values), update(SCALE_AXES, cache.scales, scales)
         )
 
 
-def _fill(cache: jax.Array, new: jax.Array) -> jax.Array:
+def _new_axes(axes: str) -> str:
+    """Letters of new tokens for an array of a cache: ``BTKh`` for keys, ``BTK`` for scales."""
+    return "BTK" + axes.translate({ord(letter): None for letter in "BKS"})
+
+
+def _fill(axes: str, cache: jax.Array, new: jax.Array) -> jax.Array:
     """Whole prompts in the first slots: one block, where XLA:TPU takes rows one after another."""
-    turned = jnp.swapaxes(new, 1, 2) if new.ndim == 4 else jnp.transpose(new, (2, 0, 1))
-    return jax.lax.dynamic_update_slice(cache, turned, (0,) * cache.ndim)
+    order = map(_new_axes(axes).index, axes.replace("S", "T"))
+    return jax.lax.dynamic_update_slice(cache, new.transpose(*order), (0,) * cache.ndim)
 
 
-def _scatter(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+def _scatter(axes: str, cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
     """A row for each token and head on this device; those of slots elsewhere are dropped.
 
     Rows are what XLA:TPU updates where they lie. Asked for several heads of a slot at once, it
@@ -196,5 +233,5 @@ def _scatter(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
     """
     slots = jnp.where(slots < 0, cache.shape[2], slots)[..., None]  # a negative one: from the end
     sequence, head = jnp.arange(new.shape[0])[:, None, None], jnp.arange(new.shape[2])
-    first = (sequence, head) if cache.ndim == 4 else (head, sequence)  # of each [B, T, K]
-    return cache.at[*first, slots].set(new, mode="drop")
+    index = {"B": sequence, "K": head, "S": slots}  # each broadcasts to [B, T, K]
+    return cache.at[*(index[letter] for letter in axes[:3])].set(new, mode="drop")

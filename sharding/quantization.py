@@ -60,8 +60,7 @@ class QuantizedArray:
 
     Attributes:
       values: [outputs..., inputs...], in a quantization's dtype.
-      scales: float32, of the same rank: inputs are 1, or as many as there are groups. A KV cache
-        has them otherwise, see `model/cache.py`.
+      scales: float32, of the same rank: inputs are 1, or as many as there are groups.
       offsets: as scales, where the quantization has them.
       group: inputs that share a scale, along the last dimension; None for all of an output.
       round_activations: multiply 8-bit integers: what it multiplies is rounded to them first, with
@@ -185,16 +184,10 @@ def drop(scales: jax.Array, dims: Sequence[int]) -> jax.Array:
     return jax.lax.squeeze(scales, dims)
 
 
-def in_parts(weight: Weight, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | None]:
-    """Values in another type, and the scales that are still to multiply; None if there are none."""
-    if isinstance(weight, QuantizedArray):
-        return weight.values.astype(dtype), weight.scales
-    return weight.astype(dtype), None
-
-
-def round_rows(x: jax.Array, quantization: Quantization) -> QuantizedArray:
-    """Activations in few bits, with a scale for each row of the last dimension."""
-    return QuantizedArray(*_values_and_scales(x.astype(jnp.float32), (-1,), (), quantization))
+def round_rows(x: jax.Array, quantization: Quantization) -> tuple[jax.Array, jax.Array]:
+    """Activations in few bits, x: [..., h], and a scale for each row: [...], float32."""
+    values, scales = _values_and_scales(x.astype(jnp.float32), (-1,), (), quantization)
+    return values, scales[..., 0]
 
 
 def quantize(

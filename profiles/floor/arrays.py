@@ -83,9 +83,10 @@ def _declared(
         name = "/".join(map(str, path))
         yield name, param, param.axes, placement.weights(param.axes)
     cache = abstract_cache(config, batch, slots, dtypes, placement.multiple("S"))
-    for path, array in jax.tree_util.tree_leaves_with_path(cache):
+    arrays, letters = jax.tree.leaves_with_path(cache), jax.tree.leaves(axes_of(cache))
+    for (path, array), axes in zip(arrays, letters, strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        yield f"cache/{name}", array, axes_of(array), placement.cache(axes_of(array))
+        yield f"cache/{name}", array, axes, placement.cache(axes)
 
 
 def _placed(

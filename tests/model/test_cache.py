@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.cache import CACHE_AXES, PADDING, slots_of, whole_tiles, write
+from model.cache import CACHE_AXES, PADDING, QuantizedKV, slots_of, whole_tiles, write
 from model.catalog import find_model
 from model.dtypes import FLOAT32, Dtypes
 from sharding.catalog import LAYOUTS, attend_by
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
-from sharding.quantization import QUANTIZATIONS, QuantizedArray, round_rows
+from sharding.quantization import QUANTIZATIONS, round_rows
 
 K, S, h = 2, 8, 4
 DTYPES = {
@@ -42,13 +42,13 @@ def run(setting, positions, dtypes, new=None, prompts=False):
         step = jax.jit(lambda c, n, w: write(c, n, w, placement, dtypes, prompts), donate_argnums=0)
         compiled = step.lower(full, new, where).compile()
         found = step(full, new, where)
-        return np.asarray(meant(found) if isinstance(found, QuantizedArray) else found), compiled
+        return np.asarray(meant(found) if isinstance(found, QuantizedKV) else found), compiled
 
 
 def stored(full, quantization):
     """A cache of these values in few bits, its scales [K, B, S]."""
-    few = round_rows(full, quantization)
-    return QuantizedArray(few.values, jnp.swapaxes(few.scales[..., 0], 0, 1))
+    values, scales = round_rows(full, quantization)
+    return QuantizedKV(values, jnp.swapaxes(scales, 0, 1))
 
 
 def meant(cache):

@@ -201,8 +201,8 @@ def test_what_is_admitted_divides_every_array_of_the_engine():
             assert matrix.shape[-1] % (parts * group) == 0, (path, drawn)
         batch, multiple = drawn.estimator.padded(drawn.batch), placement.multiple("S")
         cache = abstract_cache(one_layer, batch, drawn.context + 1, deployment.dtypes, multiple)
-        for array in jax.tree.leaves(cache):
-            _check_even(array.shape, placement.cache(axes_of(array)), placement, drawn)
+        for array, axes in zip(*map(jax.tree.leaves, (cache, axes_of(cache))), strict=True):
+            _check_even(array.shape, placement.cache(axes), placement, drawn)
 
 
 def _check_even(shape: tuple[int, ...], spec: jax.P, placement: Placement, what: object) -> None:
