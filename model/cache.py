@@ -77,17 +77,17 @@ def abstract_cache(
 ) -> KVCache:
     """Shapes and dtypes of a cache of `slots` tokens for each of `batch` sequences.
 
-    Scales of a cache in few bits are float32, [K, B, S].
-
     Where the slots are divided, each layer has as many more as make them a multiple.
     """
+    fixed = config.sizes
 
     def one(layer: int) -> Stored:
         kept = -(-min(slots, config.window(layer) or slots) // multiple) * multiple
-        shape = batch, config.kv_heads, kept, config.head_size
+        sizes = fixed | {"B": batch, "S": kept}
+        shape, of_scales = (tuple(map(sizes.get, axes)) for axes in (CACHE_AXES, SCALE_AXES))
         if isinstance(dtypes.cache, Quantization):
-            scales = jax.ShapeDtypeStruct((shape[1], shape[0], kept), jnp.float32)
-            return QuantizedKV(jax.ShapeDtypeStruct(shape, dtypes.cache.dtype), scales)
+            values = jax.ShapeDtypeStruct(shape, dtypes.cache.dtype)
+            return QuantizedKV(values, jax.ShapeDtypeStruct(of_scales, jnp.float32))
         return jax.ShapeDtypeStruct(shape, dtypes.cache)
 
     layers = tuple(map(one, range(config.layers)))
@@ -197,7 +197,7 @@ def write(
         return scatter_row(scatter, cache, new, slots, beyond=cache.shape[2])
 
     def update(axes: str, cache: jax.Array, new: jax.Array) -> jax.Array:
-        spec, new_spec = placement.cache(axes), placement.cache(_new_axes(axes))
+        spec, new_spec = placement.cache(axes), placement.cache(_NEW_AXES[axes])
         return jax.shard_map(
             functools.partial(local, axes),
             in_specs=(spec, new_spec, jax.typeof(positions).sharding.spec),
@@ -214,14 +214,13 @@ def write(
         )
 
 
-def _new_axes(axes: str) -> str:
-    """Letters of new tokens for an array of a cache: ``BTKh`` for keys, ``BTK`` for scales."""
-    return "BTK" + axes.translate({ord(letter): None for letter in "BKS"})
+_NEW_AXES = {CACHE_AXES: "BTKh", SCALE_AXES: "BTK"}
+"""Letters of what new tokens bring to each array of a cache."""
 
 
 def _fill(axes: str, cache: jax.Array, new: jax.Array) -> jax.Array:
     """Whole prompts in the first slots: one block, where XLA:TPU takes rows one after another."""
-    order = map(_new_axes(axes).index, axes.replace("S", "T"))
+    order = map(_NEW_AXES[axes].index, axes.replace("S", "T"))
     return jax.lax.dynamic_update_slice(cache, new.transpose(*order), (0,) * cache.ndim)
 
 

@@ -7,7 +7,7 @@ happens where two neighbouring shardings differ. The tables are those of `shardi
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -21,7 +21,8 @@ from sharding.layout import KINDS, Axes, Layout
 class Placement:
     """A layout settled for one model on one mesh: the sharding of every array.
 
-    An array is asked for by its letters, one for each dimension; see `sharding.axes`.
+    An array is asked for by its letters, one for each dimension; see `sharding.axes`. Answers are
+    kept as long as the placement: whoever counts a layout's costs asks for the same many times.
 
     Attributes:
       layout: the strategy.
@@ -109,13 +110,27 @@ class Placement:
         layout = self.layout.prefill
         return dataclasses.replace(self, layout=layout) if layout else self
 
-    def multiple(self, axis: str) -> int:
-        """What a batch ("B") or number of slots ("S") must be a multiple of."""
-        key = "multiple", axis
-        if key not in self.memo:
-            specs = [p._spec(kind, axis) for kind in KINDS for p in (self, self.prefill)]
-            self.memo[key] = math.lcm(*(shards(used_axes(spec), self.mesh) for spec in specs))
-        return self.memo[key]
+    @functools.cached_property
+    def share(self) -> Callable[..., float]:
+        """``share((kind, letters), ...)``: the part that each device has of an array.
+
+        Each argument is a kind of array, such as ``activations``, and letters. Of several, the part
+        is that of an array divided as all of them are together, each mesh axis counted once.
+        """
+        return functools.cache(self._share)
+
+    def _share(self, *arrays: tuple[str, str]) -> float:
+        specs = [getattr(self, kind)(letters) for kind, letters in arrays]
+        return 1 / shards(tuple({axis for spec in specs for axis in used_axes(spec)}), self.mesh)
+
+    @functools.cached_property
+    def multiple(self) -> Callable[[str], int]:
+        """``multiple(letter)``: what a batch (B) or number of slots (S) must be a multiple of."""
+        return functools.cache(self._multiple)
+
+    def _multiple(self, letter: str) -> int:
+        specs = [p._spec(kind, letter) for kind in KINDS for p in (self, self.prefill)]
+        return math.lcm(*(shards(used_axes(spec), self.mesh) for spec in specs))
 
     def check_batch(self, batch: int) -> None:
         """Refuses a batch that its shards do not divide.
@@ -142,18 +157,13 @@ class Placement:
         pairs = zip(letters, spec, strict=True)
         return jax.P(*(batch if letter == "B" else by for letter, by in pairs))
 
-    def _spec(self, kind: str, letters: str) -> jax.P:
-        found = self.memo.get((kind, letters))
-        if found is None:
-            taken = self._settle(kind, letters).taken
-            found = jax.P(*(entry(taken.get(letter, ())) for letter in letters))
-            self.memo[kind, letters] = found
-        return found
-
     @functools.cached_property
-    def memo(self) -> dict:
-        """What was found before: whoever counts a layout's costs asks for the same many times."""
-        return {}
+    def _spec(self) -> Callable[[str, str], jax.P]:
+        return functools.cache(self._settled_spec)
+
+    def _settled_spec(self, kind: str, letters: str) -> jax.P:
+        taken = self._settle(kind, letters).taken
+        return jax.P(*[entry(taken.get(letter, ())) for letter in letters])
 
     @functools.cached_property
     def _tables(self) -> dict[str, tuple[tuple[str, Axes], ...]]:
@@ -165,7 +175,7 @@ class Placement:
 
     def _settle(self, kind: str, letters: str) -> "_Settled":
         # 0: rounded up until it divides
-        lengths = tuple(self.sizes.get(letter, 0) for letter in letters)
+        lengths = tuple([self.sizes.get(letter, 0) for letter in letters])
         return _settle(self._tables[kind], letters, lengths, self._mesh_items)
 
 

@@ -8,7 +8,7 @@ some of it away and hold some of it twice: the recorded programs of prompts hold
 
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from sharding.placement import Placement, shards, used_axes
+from sharding.placement import Placement
 
 FLOAT32 = 4  # bytes of a score, a logit, and of sums in attention and experts
 
@@ -22,7 +22,7 @@ def attention_share(placement: Placement, of_cache: bool) -> float:
         prompt meet each other, wherever their cache lies.
     """
     slots = [("cache", "S")] if of_cache else []
-    return _share(placement, ("attention", "BKG"), *slots)
+    return placement.share(("attention", "BKG"), *slots)
 
 
 def activation_bytes(
@@ -38,8 +38,8 @@ def activation_bytes(
       slots: that the cache has room for; of a prompt, its tokens, which meet each other.
     """
     D, size = config.d_model, dtypes.dtype.itemsize
-    stream = D * size * _share(placement, ("activations", "BR"))
-    whole = D * size * _share(placement, ("contracted", "BTD"))
+    stream = D * size * placement.share(("activations", "BR"))
+    whole = D * size * placement.share(("contracted", "BTD"))
     widest = max(
         _attention(config, placement, dtypes, tokens, slots),
         tokens * _feed_forward(config, placement, dtypes),
@@ -58,7 +58,7 @@ def _attention(
         seen = max(min(slots, window or slots) for window in windows)
     heads, width = config.query_heads, config.head_size
     queries = heads * width * attention_share(placement, of_cache=False)
-    both = 2 * config.kv_heads * width * _share(placement, ("attention", "BK"))
+    both = 2 * config.kv_heads * width * placement.share(("attention", "BK"))
     scores = heads * seen * attention_share(placement, of_cache=tokens == 1)
     return tokens * ((queries + both) * dtypes.dtype.itemsize + (scores + queries) * FLOAT32)
 
@@ -66,31 +66,13 @@ def _attention(
 def _feed_forward(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:
     """Of one token: gate, up and their product; of a mixture, in each expert that it is sent to."""
     if not config.experts:
-        share = _share(placement, ("activations", "BF"))
+        share = placement.share(("activations", "BF"))
         return 3 * config.d_ff * dtypes.dtype.itemsize * share
     batch = "activations", "B"
     hidden = config.experts_per_token * 3 * config.d_ff
-    inside = hidden * _share(placement, batch, ("use", "EF"))
-    return (inside + config.d_model * _share(placement, batch)) * FLOAT32
+    inside = hidden * placement.share(batch, ("use", "EF"))
+    return (inside + config.d_model * placement.share(batch)) * FLOAT32
 
 
 def _logits_share(placement: Placement) -> float:
-    return _share(placement, ("beside_stored", "B"), ("activations", "V"))
-
-
-def _share(placement: Placement, *arrays: tuple[str, str]) -> float:
-    """The part of an array that each device has, divided as these are, by each mesh axis once.
-
-    Args:
-      placement: of the pass.
-      arrays: the kind of each, and its letters.
-    """
-    key = _share, arrays
-    if key not in placement.memo:
-        axes = {
-            axis
-            for kind, letters in arrays
-            for axis in used_axes(getattr(placement, kind)(letters))
-        }
-        placement.memo[key] = 1 / shards(tuple(axes), placement.mesh)
-    return placement.memo[key]
+    return placement.share(("beside_stored", "B"), ("activations", "V"))

@@ -126,7 +126,8 @@ class PassCounter:
 
     def _add(self, alike: _Alike) -> None:
         """Adds arrays to the sums that passes are counted from."""
-        stored, in_use, share = _shares(self.placement, alike.axes)
+        share = self.placement.share
+        stored = share(("weights", alike.axes))
         size = alike.size * stored
         self.resident += size
         if alike.looked_up:
@@ -137,12 +138,17 @@ class PassCounter:
             self._experts += size
         else:
             self._plain += size
+        # Each device multiplies its part of a weight in use by its part of the batch. Mesh axes
+        # that divide both the experts and the batch count once: a device has so many experts fewer,
+        # and answers the tokens of so many devices more.
+        worked = share(("use", alike.axes), ("activations", "B"))
         used = self.config.experts_per_token / self.config.experts if alike.experts else 1
-        work = alike.multiplied * used * share
+        work = alike.multiplied * used * worked
         if alike.table:  # multiplied as it is stored
             self._table_work += work
             return
         self._work += work
+        in_use = share(("use", alike.axes))
         self._gathered += alike.size * in_use if in_use > stored else 0
 
     def count(self, pass_: Pass, experts: float | str | None = None) -> Counts:
@@ -189,7 +195,7 @@ class PassCounter:
 
     def _kept_bytes(self, slots: int) -> float:
         """Of one sequence's cache."""
-        share = self.placement.copies(self.placement.cache(CACHE_AXES)) / self.placement.devices
+        share = self.placement.share(("cache", CACHE_AXES))
         return _cache_bytes(self.config, slots, self.dtypes, self._multiple) * share
 
     def _held_bytes(self, tokens: int, slots: int) -> float:
@@ -234,7 +240,7 @@ def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int, 
 
 def kv_token_bytes(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:
     """Bytes one cached token takes on each device, keys and values of all layers."""
-    share = placement.copies(placement.cache(CACHE_AXES)) / placement.devices
+    share = placement.share(("cache", CACHE_AXES))
     return _cache_bytes(config, 1, dtypes) * share
 
 
@@ -243,23 +249,3 @@ def _cache_bytes(config: ModelConfig, slots: int, dtypes: Dtypes, multiple: int 
     """Of one sequence's cache, all devices together."""
     cache = abstract_cache(config, 1, slots, dtypes, multiple)
     return sum(map(stored_bytes, jax.tree.leaves(cache)))
-
-
-def _shares(placement: Placement, axes: str) -> tuple[float, float, float]:
-    """The part of a weight that each device stores, that in use, and its part of the matmul."""
-    key = _shares, axes
-    if key not in placement.memo:
-        stored = placement.copies(placement.weights(axes)) / placement.devices
-        in_use = placement.copies(placement.use(axes)) / placement.devices
-        placement.memo[key] = stored, in_use, _work_share(placement, axes)
-    return placement.memo[key]
-
-
-def _work_share(placement: Placement, axes: str) -> float:
-    """The part of a matmul that each device does: of its weight in use, and of the batch.
-
-    Mesh axes that divide both the experts and the batch count once: a device has so many experts
-    fewer, and answers the tokens of so many devices more.
-    """
-    divided = {*used_axes(placement.use(axes)), *used_axes(placement.activations("B"))}
-    return 1 / shards(tuple(divided), placement.mesh)

@@ -20,7 +20,7 @@ def replication_cost(config: ModelConfig, placement: Placement, dtypes: Dtypes) 
     arrays: dict[str, float] = {}
     for path, param, stated, times in declared(config, dtypes):
         if rest := placement.left_over("weights", stated.axes):
-            share = placement.copies(placement.weights(param.axes)) / placement.devices
+            share = placement.share(("weights", param.axes))
             extra = times * stored_bytes(param) * share * (1 - 1 / shards(rest, placement.mesh))
             # Values and scales of a matrix are one line.
             name = ".".join(map(str, (path if stated is param else path[:-1])[-2:]))
