@@ -2,10 +2,11 @@
 
 import jax
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.layout import Format, Layout
 
 from model.declarations import declarations
-from model.parameters import Parameters, flatten, nest
+from model.parameters import Parameters
 from sharding.platform_workarounds import order_on_tpu
 
 
@@ -16,14 +17,14 @@ def lay_out_for_tpu(parameters: Parameters, model: nnx.Module) -> Parameters:
       parameters: on devices, those that change then gone; or abstract; or none.
       model: that declares them.
     """
-    flat, quantization = flatten(parameters), model.dtypes.quantization
+    flat, quantization = flatten_dict(parameters), model.dtypes.quantization
     if quantization and quantization.group:
         return parameters  # a kernel reads matrices in groups as they are stored
     for path, param in declarations(model).items() if flat else ():
         order = None if param.scale else order_on_tpu(param.axes, flat[path])
         if order:
             flat[path] = _lie(flat[path], Format(Layout(order), flat[path].sharding))
-    return nest(flat)
+    return unflatten_dict(flat)
 
 
 def lay_out(parameters: Parameters, formats: dict) -> tuple[Parameters, int]:

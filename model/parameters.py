@@ -6,7 +6,7 @@
 import collections
 import functools
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from model.declarations import Initializer, Matrix, Path, declarations, matrices
 from sharding.error_types import FloorlineError
@@ -35,7 +36,7 @@ class Readable(Protocol):
 def shardings(
     model: nnx.Module, placement: Placement, mesh: jax.sharding.Mesh
 ) -> dict[Path, jax.NamedSharding]:
-    """Where each parameter lives under this layout."""
+    """How this layout divides each parameter."""
     return {
         path: jax.NamedSharding(mesh, placement.weights(param.axes))
         for path, param in declarations(model).items()
@@ -44,10 +45,10 @@ def shardings(
 
 def abstract(model: nnx.Module, placement: Placement, mesh: jax.sharding.Mesh) -> Parameters:
     """Shapes, dtypes and shardings of all parameters: enough to compile a step, and no memory."""
-    where = shardings(model, placement, mesh)
-    return nest(
+    sharding = shardings(model, placement, mesh)
+    return unflatten_dict(
         {
-            path: jax.ShapeDtypeStruct(param.shape, param.dtype, sharding=where[path])
+            path: jax.ShapeDtypeStruct(param.shape, param.dtype, sharding=sharding[path])
             for path, param in declarations(model).items()
         }
     )
@@ -60,26 +61,26 @@ def initialise(
 
     The values depend on `seed` and the parameter's path alone, not on mesh or layout.
     """
-    base, whole = jax.random.key(seed), matrices(model)
+    base, quantized = jax.random.key(seed), matrices(model)
     flat: dict[Path, jax.Array] = {}
     with jax.set_mesh(mesh):
-        for path, param in _stated(model).items():
+        for path, param in _in_plain_checkpoint(model).items():
             key = jax.random.fold_in(base, zlib.crc32("/".join(map(str, path)).encode()))
-            dtype = jnp.float32 if path in whole else param.dtype
+            dtype = jnp.float32 if path in quantized else param.dtype
             spec = placement.weights(param.axes)
             array = _random(key, param.init, param.shape, dtype, spec)
-            flat |= _stored(path, array, whole.get(path))
-    return nest(flat)
+            flat |= _in_stored_form(path, array, quantized.get(path))
+    return unflatten_dict(flat)
 
 
-def _stated(model: nnx.Module) -> dict[Path, "nnx.Param | Matrix"]:
-    """What a checkpoint in plain arrays has: every parameter, matrices in few bits as one."""
-    whole = matrices(model)
-    plain = {p: param for p, param in declarations(model).items() if p[:-1] not in whole}
-    return plain | whole
+def _in_plain_checkpoint(model: nnx.Module) -> dict[Path, "nnx.Param | Matrix"]:
+    """What a checkpoint in plain arrays has: every parameter, each matrix in few bits as one."""
+    quantized = matrices(model)
+    plain = {p: param for p, param in declarations(model).items() if p[:-1] not in quantized}
+    return plain | quantized
 
 
-def _stored(path: Path, array: Weight, matrix: Matrix | None) -> dict[Path, jax.Array]:
+def _in_stored_form(path: Path, array: Weight, matrix: Matrix | None) -> dict[Path, jax.Array]:
     """The parameters that an array is kept as; one in few bits already stays as it is.
 
     Raises:
@@ -87,16 +88,16 @@ def _stored(path: Path, array: Weight, matrix: Matrix | None) -> dict[Path, jax.
     """
     if matrix is None:
         return {path: array}
-    scaled, finite = array, True
+    few, finite = array, True
     if isinstance(array, jax.Array):
-        scaled, finite = _quantize(array, matrix.outputs, matrix.dtypes.quantization)
+        few, finite = _quantize(array, matrix.outputs, matrix.dtypes.quantization)
     if not finite:
         raise FloorlineError(
             f"parameter {'.'.join(map(str, path))} is not finite everywhere, which "
             f"{matrix.dtypes.quantization.name} has no code for; mend the checkpoint, or leave out "
             "--weight_dtype"
         )
-    parts = {"values": scaled.values, "scales": scaled.scales, "offsets": scaled.offsets}
+    parts = {"values": few.values, "scales": few.scales, "offsets": few.offsets}
     return {(*path, name): part for name, part in parts.items() if part is not None}
 
 
@@ -108,16 +109,16 @@ def store(model: nnx.Module, parameters: Parameters, mesh: jax.sharding.Mesh) ->
     Raises:
       FloorlineError: values that are not finite.
     """
-    flat, whole, plain = flatten(parameters), matrices(model), declarations(model)
+    flat, quantized, plain = flatten_dict(parameters), matrices(model), declarations(model)
     parameters.clear()
     stored: dict[Path, jax.Array] = {}
     with jax.set_mesh(mesh):
         for path in list(flat):
             array = flat.pop(path)
-            if path not in whole:
+            if path not in quantized:
                 array = array.astype(plain[path].dtype)
-            stored |= _stored(path, array, whole.get(path))
-    return nest(stored)
+            stored |= _in_stored_form(path, array, quantized.get(path))
+    return unflatten_dict(stored)
 
 
 _quantize = jax.jit(quantize, static_argnums=(1, 2))
@@ -148,49 +149,72 @@ def place(
         `model` declares.
       placement: the layout to put them in.
       mesh: the devices.
-      watch: told of every so many bytes that are in their place.
+      watch: called with the number of bytes of each array that is in its place.
 
     Raises:
       ValueError: a path or shape that `model` does not declare, or one it declares is absent.
     """
-    stated, whole = _stated(model), matrices(model)
-
-    def put(values: Readable, dtype: jnp.dtype, spec: jax.P) -> jax.Array:
-        part = functools.partial(_part, values, dtype)
-        return jax.make_array_from_callback(values.shape, jax.NamedSharding(mesh, spec), part)
+    declared, quantized = _in_plain_checkpoint(model), matrices(model)
+    placed: dict[Path, jax.Array] = {}
 
     def read(path: Path, values: Readable | QuantizedArray) -> Weight:
-        spec = placement.weights(stated[path].axes)
+        spec = placement.weights(declared[path].axes)
         if isinstance(values, QuantizedArray):
-            return jax.tree.map(lambda p: put(p, p.dtype, spec_of(p, values, spec)), values)
-        return put(values, jnp.float32 if path in whole else stated[path].dtype, spec)
+            return jax.tree.map(
+                lambda part: _put(part, part.dtype, mesh, spec_of(part, values, spec)), values
+            )
+        return _put(values, jnp.float32 if path in quantized else declared[path].dtype, mesh, spec)
 
-    placed: dict[Path, jax.Array] = {}
-    seen: set[Path] = set()
-    reading: collections.deque[tuple[Path, Future]] = collections.deque()
-
-    def finish() -> None:
-        path, future = reading.popleft()
+    def store(path: Path, array: Weight) -> None:
         with jax.set_mesh(mesh):
-            parts = _stored(path, future.result(), whole.get(path))
+            parts = _in_stored_form(path, array, quantized.get(path))
         for name, part in parts.items():
             placed[name] = unshare(part, placement)
             if watch:
                 watch(round(stored_bytes(part)))
 
+    _read_ahead(_checked(arrays, declared), read, store)
+    return unflatten_dict(placed)
+
+
+def _checked(
+    arrays: Iterable[tuple[Path, Readable | QuantizedArray]],
+    declared: Mapping[Path, "nnx.Param | Matrix"],
+) -> Iterator[tuple[Path, Readable | QuantizedArray]]:
+    """The same arrays.
+
+    Raises:
+      ValueError: a path or shape that is not declared, or at the end one that is and was not there.
+    """
+    missing = set(declared)
+    for path, values in arrays:
+        if path not in declared or declared[path].shape != values.shape:
+            raise ValueError(f"parameter {path} of shape {values.shape} is not in the model")
+        missing.discard(path)
+        yield path, values
+    if missing:
+        raise ValueError(f"parameters {sorted(map(str, missing))} are not in the checkpoint")
+
+
+def _read_ahead(
+    arrays: Iterable[tuple[Path, Readable | QuantizedArray]],
+    read: Callable[[Path, Readable | QuantizedArray], Weight],
+    store: Callable[[Path, Weight], None],
+) -> None:
+    """Reads arrays in threads, a few at a time, and stores them one by one in their order."""
+    under_way: collections.deque[tuple[Path, Future]] = collections.deque()
+
+    def finish() -> None:
+        path, future = under_way.popleft()
+        store(path, future.result())
+
     with ThreadPoolExecutor(_READERS) as pool:
         for path, values in arrays:
-            if path not in stated or stated[path].shape != values.shape:
-                raise ValueError(f"parameter {path} of shape {values.shape} is not in the model")
-            seen.add(path)
-            reading.append((path, pool.submit(read, path, values)))
-            if len(reading) == _READERS:
+            under_way.append((path, pool.submit(read, path, values)))
+            if len(under_way) == _READERS:
                 finish()
-        while reading:
+        while under_way:
             finish()
-    if missing := stated.keys() - seen:
-        raise ValueError(f"parameters {sorted(map(str, missing))} are not in the checkpoint")
-    return nest(placed)
 
 
 _READERS = 4  # arrays under way at a time; each of them may be in memory twice
@@ -206,25 +230,10 @@ def unshare(array: jax.Array, placement: Placement) -> jax.Array:
     return _copied(array) if placement.copies(array.sharding.spec) > 1 else array
 
 
-def _part(values: Readable, dtype: jnp.dtype, index: tuple[slice, ...]) -> np.ndarray:
-    return np.asarray(values[index]).astype(dtype)
+def _put(values: Readable, dtype: jnp.dtype, mesh: jax.sharding.Mesh, spec: jax.P) -> jax.Array:
+    """An array on the mesh, each device's shard read on its own."""
 
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        return np.asarray(values[index]).astype(dtype)
 
-def flatten(parameters: Parameters) -> dict[Path, jax.Array]:
-    """Every array by its path; `nest` undoes it."""
-    flat: dict[Path, jax.Array] = {}
-    for key, value in parameters.items():
-        below = flatten(value) if isinstance(value, dict) else {(): value}
-        flat |= {(key, *path): array for path, array in below.items()}
-    return flat
-
-
-def nest(flat: Mapping[Path, Any]) -> Parameters:
-    """A flat mapping by path as the nested dict that steps take."""
-    tree: Parameters = {}
-    for path, value in flat.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = value
-    return tree
+    return jax.make_array_from_callback(values.shape, jax.NamedSharding(mesh, spec), shard)

@@ -3,13 +3,14 @@
 import functools
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from decode.engine import Engine
 from decode.load import ModelSource
 from model.config import ModelConfig
 from model.declarations import Path
 from model.dtypes import FLOAT32, Dtypes
-from model.parameters import flatten, place
+from model.parameters import place
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
 from sharding.layout import Layout
@@ -22,7 +23,7 @@ def random_arrays(config: ModelConfig) -> dict[Path, np.ndarray]:
     """Random weights; making them on each mesh would compile more than steps do."""
     layout, source = LAYOUTS["weight_stationary_1d"], ModelSource(config, None, None)
     one = source.engine(layout, parse_mesh("1"), FLOAT32)
-    return {path: np.asarray(array) for path, array in flatten(one.parameters).items()}
+    return {path: np.asarray(array) for path, array in flatten_dict(one.parameters).items()}
 
 
 def random_engine(config: ModelConfig, layout: Layout, mesh: str, dtypes: Dtypes) -> Engine:

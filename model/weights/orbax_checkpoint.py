@@ -30,12 +30,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from model.config import ModelConfig
 from model.declarations import declarations
-from model.parameters import Parameters, flatten, nest, shardings, unshare
+from model.parameters import Parameters, shardings, unshare
 from model.weights import WeightsError
 from model.weights.data_folder import check_writable, new_folder, remove_others
 from sharding.placement import Placement
@@ -83,7 +84,7 @@ def save(
     check_target(folder)
     number = np.frombuffer(secrets.token_bytes(8), np.uint8)
     data = folder / f"data-{bytes(_agreed(number)).hex()}"
-    flat = {_key(path): _signed(array) for path, array in flatten(parameters).items()}
+    flat = {_key(path): _signed(array) for path, array in flatten_dict(parameters).items()}
     dtype = str(flat["embedding.weight"].dtype)
     current = functools.partial(_current, folder)
     with new_folder(data, current) as stands:
@@ -235,7 +236,7 @@ class OrbaxFolder:
             raise WeightsError(
                 f"arrays of {self.path} cannot be read ({reason:.120}); {_AGAIN}"
             ) from error
-        return nest(
+        return unflatten_dict(
             {
                 path: unshare(_as_bits(flat[_key(path)], param.dtype), placement)
                 for path, param in declarations(model).items()

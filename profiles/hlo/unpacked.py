@@ -9,9 +9,10 @@ import math
 import operator
 import re
 
+from flax.traverse_util import flatten_dict
+
 from decode.engine import Engine
 from model.declarations import matrices
-from model.parameters import flatten
 from model.transformer import Transformer
 from profiles.floor.element_types import bits
 from profiles.hlo.program import Instruction, Program, parse
@@ -49,7 +50,7 @@ def held_bytes(engine: Engine, text: str) -> int:
 
 def _matrices(engine: Engine) -> dict[Dims, tuple[int, int]]:
     """One device's part of each matrix in few bits: the bits that it is in, and its groups."""
-    flat, found = flatten(engine.parameters), {}
+    flat, found = flatten_dict(engine.parameters), {}
     for path in matrices(Transformer(engine.config, engine.dtypes)):
         values, scales = (flat[*path, name] for name in ("values", "scales"))
         groups = scales.sharding.shard_shape(scales.shape)[-1]

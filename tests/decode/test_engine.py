@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from jax.experimental.layout import Format, Layout
 
 from decode.generate import Request, bucket, cache_slots, generate, pad
@@ -15,7 +16,7 @@ from model.cache import KVCache
 from model.catalog import find_model
 from model.dtypes import FLOAT32, Dtypes
 from model.memory_order import lay_out, lay_out_for_tpu
-from model.parameters import abstract, flatten
+from model.parameters import abstract
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
 from sharding.quantization import QUANTIZATIONS
@@ -181,7 +182,7 @@ def test_on_tpu_attention_outputs_lie_otherwise_and_give_the_same_tokens(
     engine.parameters = lay_out_for_tpu(engine.parameters, model)
     orders = {
         path: array.format.layout.major_to_minor
-        for path, array in flatten(engine.parameters).items()
+        for path, array in flatten_dict(engine.parameters).items()
     }
     others = {path: order for path, order in orders.items() if order != tuple(range(len(order)))}
     assert set(others.values()) <= {(1, 2, 0, 3)} and len(others) == changed
@@ -189,7 +190,7 @@ def test_on_tpu_attention_outputs_lie_otherwise_and_give_the_same_tokens(
     *_, after = generate(engine, request)
     assert [one.tokens for one in after] == [one.tokens for one in before]
     engine.parameters = lay_out_for_tpu(abstract(model, engine.placement, engine.mesh), model)
-    taken = flatten(engine.lower_decode(3, 64).compile().input_formats[0][0])
+    taken = flatten_dict(engine.lower_decode(3, 64).compile().input_formats[0][0])
     assert {path: format.layout.major_to_minor for path, format in taken.items()} == orders
 
 

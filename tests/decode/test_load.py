@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from decode.load import ModelSource, find_source
 from model.catalog import find_model
 from model.dtypes import BFLOAT16, FLOAT32, Dtypes
-from model.parameters import Parameters, flatten, nest
+from model.parameters import Parameters
 from model.weights import WeightsError, orbax_checkpoint
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, save
 from sharding.catalog import LAYOUTS
@@ -68,7 +69,7 @@ _PROCESS = """
 import numpy as np
 from decode.load import find_source
 from model.dtypes import FLOAT32
-from model.parameters import flatten
+from flax.traverse_util import flatten_dict
 from model.weights.safetensors_files import SafetensorsFiles
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
@@ -82,7 +83,7 @@ SafetensorsFiles.read = counted
 engine = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("8"), FLOAT32)
 parts = {
     f"{'.'.join(map(str, path))}@{shard.index}": np.asarray(shard.data)
-    for path, array in flatten(engine.parameters).items()
+    for path, array in flatten_dict(engine.parameters).items()
     for shard in array.addressable_shards
 }
 np.savez(f"{out}/{PROCESS}.npz", elements=elements[0], **parts)
@@ -93,7 +94,8 @@ def test_each_process_reads_its_part_of_a_folder_and_no_more(tmp_path):
     run_processes(_PROCESS, FOLDER / "gemma3", tmp_path)
     engine = find_source(str(FOLDER / "gemma3")).engine(LAYOUT, parse_mesh("1x1"), FLOAT32)
     whole = {
-        ".".join(map(str, path)): np.asarray(a) for path, a in flatten(engine.parameters).items()
+        ".".join(map(str, path)): np.asarray(a)
+        for path, a in flatten_dict(engine.parameters).items()
     }
     total = sum(array.size for array in whole.values())
     for number in range(2):
@@ -258,9 +260,9 @@ def test_a_checkpoint_of_an_unknown_scheme_is_refused_by_name(tmp_path):
 
 def test_weights_that_are_not_finite_are_refused_whatever_they_come_from(tmp_path):
     source, path = _wide(), ("layers", 0, "mlp", "gate_up")
-    flat = flatten(source.engine(LAYOUT, parse_mesh("1"), FLOAT32).parameters)
+    flat = flatten_dict(source.engine(LAYOUT, parse_mesh("1"), FLOAT32).parameters)
     flat[path] = flat[path].at[3, 1, 5, 7].set(jnp.nan)  # one expert's
-    save(tmp_path / "m", source.config, nest(flat))
+    save(tmp_path / "m", source.config, unflatten_dict(flat))
     with pytest.raises(FloorlineError, match=r"layers\.0\.mlp\.gate_up is not finite everywhere"):
         find_source(str(tmp_path / "m")).engine(LAYOUT, parse_mesh("2"), Dtypes("float32", INT8))
 

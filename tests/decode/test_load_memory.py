@@ -67,7 +67,7 @@ request_cpu_devices(8)
 import jax, jax.numpy as jnp
 from decode.load import find_source
 from model.dtypes import BFLOAT16
-from model.parameters import flatten
+from flax.traverse_util import flatten_dict
 from sharding.catalog import LAYOUTS
 jax.jit(jnp.copy)(jnp.zeros(8)).block_until_ready()
 
@@ -79,7 +79,7 @@ before = status("VmRSS")
 source = find_source(sys.argv[1])
 started = time.perf_counter()
 engine = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("8"), BFLOAT16)
-shards = [s.data for a in flatten(engine.parameters).values() for s in a.addressable_shards]
+shards = [s.data for a in flatten_dict(engine.parameters).values() for s in a.addressable_shards]
 jax.block_until_ready(shards)
 print(json.dumps({{
     "seconds": time.perf_counter() - started,

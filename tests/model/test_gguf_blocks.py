@@ -4,11 +4,11 @@ import gguf
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from gguf import GGMLQuantizationType as Kind
 
 from decode.load import find_source
 from model.dtypes import Dtypes
-from model.parameters import flatten
 from model.weights import WeightsError
 from model.weights.gguf import read_config, read_parameters
 from model.weights.gguf_blocks import KEPT, read_blocks
@@ -75,7 +75,7 @@ def test_smollm2_is_kept_as_it_is_on_any_mesh(smollm2):
     dtypes = Dtypes(jnp.float32, QUANTIZATIONS["int4"])
     for mesh in ("1", "2"):
         layout = LAYOUTS["weight_stationary_1d"]
-        flat = flatten(smollm2.engine(layout, parse_mesh(mesh), dtypes).parameters)
+        flat = flatten_dict(smollm2.engine(layout, parse_mesh(mesh), dtypes).parameters)
         for layer, name in ((0, ("attention", "key_value")), (29, ("mlp", "down"))):
             path = ("layers", layer, *name)
             parts = (np.asarray(flat[*path, part]) for part in ("values", "scales", "offsets"))

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from orbax.checkpoint import v1 as ocp
 
 from model.catalog import find_model
 from model.dtypes import Dtypes
-from model.parameters import flatten, initialise
+from model.parameters import initialise
 from model.transformer import Transformer
 from model.weights import WeightsError
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, save
@@ -44,7 +45,7 @@ def random_parameters(seed=0):
 
 
 def values(parameters):
-    return {path: np.asarray(array) for path, array in flatten(parameters).items()}
+    return {path: np.asarray(array) for path, array in flatten_dict(parameters).items()}
 
 
 def same(ours, theirs):
@@ -243,12 +244,12 @@ def test_a_save_killed_at_any_moment_leaves_the_old_model_or_the_new_one(tmp_pat
 _PROCESS = """
 from tests.model.test_orbax_checkpoint import CONFIG, OrbaxFolder, put, save
 import numpy as np
-from model.parameters import flatten
+from flax.traverse_util import flatten_dict
 (folder,) = ARGUMENTS
 parameters = OrbaxFolder(folder).restore(*put("2x4"))
 shards = {
     f"{'.'.join(map(str, path))}@{shard.index}": np.asarray(shard.data)
-    for path, array in flatten(parameters).items()
+    for path, array in flatten_dict(parameters).items()
     for shard in array.addressable_shards
 }
 np.savez(f"{folder}-shards-{PROCESS}.npz", **shards)

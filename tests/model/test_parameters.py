@@ -8,7 +8,7 @@ import pytest
 from model.catalog import find_model
 from model.declarations import declarations, declare
 from model.dtypes import BFLOAT16
-from model.parameters import nest, place
+from model.parameters import place
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
 from sharding.mesh import make_mesh, parse_mesh
@@ -63,7 +63,3 @@ def test_a_shape_follows_from_the_letters_that_declare_it():
     assert param.shape == (CONFIG.kv_heads, 2, CONFIG.head_size, CONFIG.d_model)
     with pytest.raises(KeyError):
         declare(CONFIG, "Q", jnp.float32, jax.nn.initializers.ones)
-
-
-def test_nest_undoes_flat_paths():
-    assert nest({("a", 0, "b"): 1, ("a", 1, "b"): 2}) == {"a": {0: {"b": 1}, 1: {"b": 2}}}
