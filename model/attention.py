@@ -60,7 +60,7 @@ class Attention(nnx.Module):
         Args:
           x: [B, T, D], normed, divided in any way.
           cache: this layer's keys and values.
-          positions: [B, T] int32, each token's place in its sequence; whole on every device.
+          positions: [B, T] int32, each token's position in its sequence; whole on every device.
           turn: rotary angles of those positions, divided as attention is.
           placement: shardings.
 
@@ -79,10 +79,11 @@ class Attention(nnx.Module):
         )
         positions = reshard(positions, placement.attention("BT"))
         if prompts:
-            seen, where = tuple(jnp.swapaxes(part, 1, 2) for part in new), positions
+            # Of a prompt S is T: its tokens attend to each other.
+            seen, seen_positions = tuple(jnp.swapaxes(part, 1, 2) for part in new), positions
         else:
-            seen, where = cache, positions_in(size, positions, ring)
-        visible = self._visible(positions[:, :, None], where[:, None])  # [B, T, S]
+            seen, seen_positions = cache, positions_in(size, positions, ring)
+        visible = self._visible(positions[:, :, None], seen_positions[:, None])  # [B, T, S]
         c = self.config
         scale = c.attention_scale or c.head_size**-0.5
         by_hand = placement.layout.collectives == "overlapped"
@@ -108,12 +109,13 @@ class Attention(nnx.Module):
             (q, both), x = project(x, [self.query, self.key_value], placement)
             if c.attention_bias:
                 act = placement.activations
-                q = q + reshard(self.query_bias[...], act("KGh")).astype(q.dtype)
-                bias = reshard(self.key_value_bias[...], act("KCh"))
-                both = both + bias.astype(q.dtype)
+                query_bias = reshard(self.query_bias[...], act("KGh"))
+                q = q + query_bias.astype(q.dtype)
+                key_value_bias = reshard(self.key_value_bias[...], act("KCh"))
+                both = both + key_value_bias.astype(q.dtype)
             q = reshard(q, placement.attention("BTKG_"))
             both = reshard(both, placement.attention("BTKC_"))
-            keys, values = both[:, :, :, :1], both[:, :, :, 1]
+            keys, values = both[:, :, :, :1], both[:, :, :, 1]  # [B, T, K, 1, h], [B, T, K, h]
             if c.query_key_norm:
                 q, keys = self.query_norm(q), self.key_norm(keys)
             return rotate(q, turn), (rotate(keys, turn)[:, :, :, 0], values), x

@@ -95,7 +95,7 @@ def abstract_cache(
 
 
 def axes_of(cache: KVCache) -> KVCache:
-    """The letters of each array of a cache, in the place of the array."""
+    """A tree like the cache, with each array's letters in its stead."""
 
     def one(part: Stored) -> str | QuantizedKV:
         few = isinstance(part, QuantizedKV)
@@ -105,7 +105,7 @@ def axes_of(cache: KVCache) -> KVCache:
 
 
 def whole_tiles(slots: int, dtypes: Dtypes) -> int:
-    """At least so many slots, as a TPU likes them in a cache of this form."""
+    """The number of slots rounded up to whole tiles of a TPU, in a cache of these types."""
     tile = SCALES if isinstance(dtypes.cache, Quantization) else TILE
     return -(-slots // tile) * tile
 
@@ -136,7 +136,7 @@ def slots_of(positions: jax.Array, slots: int, ring: bool) -> jax.Array:
 
     Args:
       positions: [B, T] int32; padding stands at `PADDING`.
-      slots: the cache's.
+      slots: number of slots of the cache, S.
       ring: the layer has a window.
     """
     if not ring:
@@ -165,7 +165,7 @@ def positions_in(slots: int, newest: jax.Array, ring: bool) -> jax.Array:
 def write(
     cache: Stored,
     new: jax.Array,
-    positions: jax.Array,
+    slots: jax.Array,
     placement: Placement,
     dtypes: Dtypes,
     prompts: bool = False,
@@ -175,9 +175,9 @@ def write(
     Args:
       cache: [B, K, S, h].
       new: [B, T, K, h].
-      positions: [B, T] int32, the slot of each new token, from `slots_of`.
+      slots: [B, T] int32, the slot of each new token, from `slots_of`.
       placement: gives the cache's sharding.
-      dtypes: of the cache.
+      dtypes: how the cache is stored.
       prompts: the tokens of each sequence are its first, in order. Those that fill a row may then
         be stored too, in slots that no token has reached.
 
@@ -200,10 +200,10 @@ def write(
         spec, new_spec = placement.cache(axes), placement.cache(_NEW_AXES[axes])
         return jax.shard_map(
             functools.partial(local, axes),
-            in_specs=(spec, new_spec, jax.typeof(positions).sharding.spec),
+            in_specs=(spec, new_spec, jax.typeof(slots).sharding.spec),
             out_specs=spec,
             check_vma=False,
-        )(cache, new, positions)
+        )(cache, new, slots)
 
     with jax.named_scope("cache_write"):
         if not isinstance(dtypes.cache, Quantization):

@@ -43,7 +43,7 @@ class ModelConfig:
         longer ones would have others (dynamic scaling); None for any.
       norm: root-mean-square norm, or layer norm with a scale and no bias.
       norm_epsilon: added to the mean square (or variance) before the square root.
-      activation: of the MLP's gate; ``gelu_tanh`` is GELU's tanh approximation (GeGLU).
+      activation: activation of the MLP's gate; ``gelu_tanh`` is GELU's tanh approximation (GeGLU).
       attention_bias: queries, keys and values have a bias (Qwen2).
       query_key_norm: queries and keys pass an RMS norm over the head size (Qwen3, Gemma 3).
       norm_after: attention and MLP each pass a second norm before they are added (Gemma).
@@ -151,11 +151,11 @@ class ModelConfig:
             raise ConfigError(f"windows of {self.name} is {self.windows}; use integers > 0 or None")
 
     def _check_experts(self) -> None:
-        least = 1 if self.experts else 0
-        if self.experts < 0 or not least <= self.experts_per_token <= self.experts:
+        minimum = 1 if self.experts else 0
+        if self.experts < 0 or not minimum <= self.experts_per_token <= self.experts:
             raise ConfigError(
                 f"experts_per_token of {self.name} is {self.experts_per_token}; it must be "
-                f"{least} to its {self.experts} experts"
+                f"{minimum} to its {self.experts} experts"
             )
 
     def window(self, layer: int) -> int | None:
@@ -192,7 +192,7 @@ def check_length(model: object, name: str, value: int, more: int = 0) -> None:
     """Refuses sequences that are longer than a model goes.
 
     Args:
-      model: with `max_context`; one without goes as far as one likes.
+      model: anything with `max_context`; what has none goes as far as one likes.
       name: what says how long, such as ``--context``.
       value: tokens that it says.
       more: tokens beside those: a decode step's new one, or those before a prompt.
@@ -200,11 +200,11 @@ def check_length(model: object, name: str, value: int, more: int = 0) -> None:
     Raises:
       UsageError: they are too many.
     """
-    most = getattr(model, "max_context", None)
-    if most is None or value + more <= most:
+    limit = getattr(model, "max_context", None)
+    if limit is None or value + more <= limit:
         return
     beside = f" and {more:,} more token{'s' * (more > 1)}" if more else ""
     raise UsageError(
-        f"{name} is {value:,}{beside}, beyond the {most:,} tokens that {model.name} goes to; use "
-        f"at most {max(most - more, 0):,}, or --max_context={value + more} to go beyond on purpose"
+        f"{name} is {value:,}{beside}, beyond the {limit:,} tokens that {model.name} goes to; use "
+        f"at most {max(limit - more, 0):,}, or --max_context={value + more} to go beyond on purpose"
     )

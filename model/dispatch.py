@@ -51,7 +51,7 @@ def sums(axes: ExpertAxes, residual: Axes) -> tuple[Axes, Axes]:
     """Mesh axes that the answers' sum is scattered over, and those it is summed over whole.
 
     Args:
-      axes: of the mixture.
+      axes: how the mixture is divided.
       residual: mesh axes that divide d_model of the residual stream.
     """
     unsummed, further = axes.kept + axes.hidden, residual[len(axes.inputs) :]
@@ -64,8 +64,8 @@ def by_destination(shares: jax.Array, axes: ExpertAxes) -> jax.Array:
     """Each token's shares of the experts of each chip that it can go to.
 
     Args:
-      shares: [N, E], of this chip's tokens.
-      axes: of the mixture.
+      shares: [N, E], for this chip's tokens.
+      axes: how the mixture is divided.
 
     Returns:
       [n, N, E / chips], n chips along `axes.exchanged`; where they are none, this chip's own.
@@ -111,7 +111,7 @@ def bring_back(answers: jax.Array, exchanged: Axes, dtype: jnp.dtype) -> jax.Arr
     Args:
       answers: [n * N, D] float32, of this chip's experts to the tokens that `send` gave.
       exchanged: the mesh axes.
-      dtype: to send them in.
+      dtype: type that they are sent in.
 
     Returns:
       [N, D] float32, summed over the chips.

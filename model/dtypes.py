@@ -23,10 +23,10 @@ class Dtypes:
     the embedding and unembedding, whose errors go into all logits.
 
     Attributes:
-      dtype: of activations and of arithmetic.
-      weights: of weights; a quantization is that of matrices, and all else is in `dtype` then. As
-        `dtype` if None.
-      cache: of keys and values. As `dtype` if None.
+      dtype: type of activations and of arithmetic.
+      weights: type of weights; a quantization is for matrices alone, and other weights are in
+        `dtype` then. The same as `dtype` if None.
+      cache: type of keys and values. The same as `dtype` if None.
       round_activations: multiply 8-bit integers: where a matrix has one scale for each output,
         what it multiplies is rounded to them too, with a scale for each token.
     """
@@ -54,21 +54,21 @@ class Dtypes:
 
     @property
     def arithmetic(self) -> str:
-        """What most is multiplied in, as chips' figures call it."""
+        """Name of the type that matmuls multiply in, the same as in chips' figures."""
         return "int8" if self.round_activations else self.dtype.name
 
     @property
     def plain(self) -> jnp.dtype:
-        """Of weights that are stored as plain arrays."""
+        """Type of weights that are stored as plain arrays."""
         return self.dtype if self.quantization else self.weights
 
     @property
     def quantization(self) -> Quantization | None:
-        """Of matrices in few bits; None where they are plain."""
+        """Quantization of matrices; None where they are plain."""
         return self.weights if isinstance(self.weights, Quantization) else None
 
     def names(self) -> dict[str, str]:
-        """As records have them."""
+        """Names of the three types, by the fields that records have for them."""
         return {"dtype": self.dtype.name, "weight_dtype": self.weights.name,
                 "kv_dtype": self.cache.name}  # fmt: skip
 
@@ -77,7 +77,7 @@ def check_platform(quantization: Quantization) -> None:
     """Refuses a type that JAX's platform does not compile.
 
     Raises:
-      UsageError: with those that it does.
+      UsageError: it does not; the message names those that it does.
     """
     platform = default_platform()
     if not _compiles(quantization.dtype):

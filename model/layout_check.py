@@ -46,13 +46,13 @@ def _check_groups(path: Path, matrix: Matrix, placement: Placement) -> None:
     """Refuses groups of one matrix's inputs that would cross devices.
 
     Raises:
-      LayoutError: as of `settle`.
+      LayoutError: see `settle`.
     """
     quantization, inputs = matrix.dtypes.quantization, matrix.shape[-1]
     parts = shards(entry_axes(placement.weights(matrix.axes)[-1]), placement.mesh)
     if inputs % (parts * quantization.group):
-        whole = [n for n in range(1, parts) if inputs % (n * quantization.group) == 0]
-        remedy = f"use {' or '.join(map(str, whole))} shards, " if whole else "use "
+        fitting = [n for n in range(1, parts) if inputs % (n * quantization.group) == 0]
+        remedy = f"use {' or '.join(map(str, fitting))} shards, " if fitting else "use "
         raise LayoutError(
             f"{'.'.join(map(str, path[-2:]))} has {inputs} inputs in {parts} shards, which "
             f"groups of {quantization.group} ({quantization.name}) do not divide; "

@@ -94,9 +94,9 @@ def linear(
     Args:
       weight: [outputs..., inputs...].
       x: [B, T, inputs...].
-      sharding: of the result. Partial sums over mesh axes that divide the inputs are scattered
-        over those that it names, all-reduced over the others.
-      dtype: of the result; that of `x` if None.
+      sharding: sharding of the result. Partial sums over mesh axes that divide the inputs are
+        scattered over those that it names, all-reduced over the others.
+      dtype: type of the result; that of `x` if None.
 
     Returns:
       [B, T, outputs...].

@@ -15,7 +15,7 @@ def lay_out_for_tpu(parameters: Parameters, model: nnx.Module) -> Parameters:
 
     Args:
       parameters: on devices, those that change then gone; or abstract; or none.
-      model: that declares them.
+      model: the one that declares them.
     """
     flat, quantization = flatten_dict(parameters), model.dtypes.quantization
     if quantization and quantization.group:
@@ -32,7 +32,7 @@ def lay_out(parameters: Parameters, formats: dict) -> tuple[Parameters, int]:
 
     Args:
       parameters: on devices.
-      formats: of each array; nested as the parameters.
+      formats: format of each array, nested like the parameters.
 
     Returns:
       The parameters, and how many of them lie otherwise than before.

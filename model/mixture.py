@@ -153,7 +153,7 @@ def grouped(
       gate_up: [E, 2, F, D].
       down: [E, D, F].
       chosen: k, experts per token.
-      activation: of the gate.
+      activation: name of the gate's activation.
       join: completes gate and up.
 
     Returns:

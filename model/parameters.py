@@ -181,7 +181,7 @@ def _checked(
     arrays: Iterable[tuple[Path, Readable | QuantizedArray]],
     declared: Mapping[Path, "nnx.Param | Matrix"],
 ) -> Iterator[tuple[Path, Readable | QuantizedArray]]:
-    """The same arrays.
+    """The same arrays, each known to be declared.
 
     Raises:
       ValueError: a path or shape that is not declared, or at the end one that is and was not there.

@@ -18,7 +18,7 @@ def frequencies(config: ModelConfig, local: bool = False) -> np.ndarray:
 
     Args:
       config: the model.
-      local: those of the layers with a window, where they have a plain base of their own.
+      local: give those of the layers with a window, where these have a plain base of their own.
     """
     exponents = np.arange(0, config.head_size, 2, dtype=np.float64) / config.head_size
     if local and config.local_rotary_base:
@@ -40,7 +40,7 @@ def rotate(x: jax.Array, turn: Rotation) -> jax.Array:
 
     Args:
       x: [B, T, K, C, h], any two head dimensions between tokens and head size.
-      turn: from `rotation`.
+      turn: what `rotation` gives.
 
     Returns:
       The same shape and dtype.

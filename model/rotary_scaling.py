@@ -33,7 +33,7 @@ def scaling(given: Mapping[str, Any], base: float, head_size: int, longest: int)
 
     Args:
       given: its fields; empty for plain positions.
-      base: of the frequencies.
+      base: base of the frequencies.
       head_size: h.
       longest: `max_position_embeddings`.
 

@@ -143,7 +143,7 @@ class Transformer(nnx.Module):
 
         Args:
           tokens: [B, T] int32, whole on every device.
-          positions: [B, T] int32, whole likewise: each token's place in its sequence; `PADDING`
+          positions: [B, T] int32, whole likewise: each token's position in its sequence; `PADDING`
             fills rows. With T > 1 these are whole prompts, the first token at 0.
           cache: earlier tokens' keys and values; its memory is reused.
           placement: shardings.

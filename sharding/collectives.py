@@ -25,7 +25,7 @@ def reshard(array: jax.Array, spec: jax.P) -> jax.Array:
     """The array divided as `spec` says, by the moves of `moves` one after another.
 
     Args:
-      array: with explicit sharding.
+      array: an array with explicit sharding.
       spec: an entry for each dimension.
     """
     now = tuple(entry_axes(axes) for axes in jax.typeof(array).sharding.spec)
@@ -128,7 +128,7 @@ def look_up(table: jax.Array, tokens: jax.Array, spec: jax.P) -> jax.Array:
     Args:
       table: [V, D].
       tokens: [B, T] int32, whole on every device.
-      spec: of the result.
+      spec: sharding of the result.
 
     Returns:
       [B, T, D].
@@ -137,9 +137,9 @@ def look_up(table: jax.Array, tokens: jax.Array, spec: jax.P) -> jax.Array:
     steps = look_up_steps(rows, columns, *(entry_axes(spec[dim]) for dim in (0, 2)))
 
     def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
-        place = tokens - (jax.lax.axis_index(rows) * table.shape[0] if rows else 0)
-        held = (place >= 0) & (place < table.shape[0])
-        found = _rows(table, jnp.where(held, place, 0))
+        index = tokens - (jax.lax.axis_index(rows) * table.shape[0] if rows else 0)
+        held = (index >= 0) & (index < table.shape[0])
+        found = _rows(table, jnp.where(held, index, 0))
         found = jnp.where(held[..., None], found, 0)  # {rows unsummed}
         if steps.exchanged:
             found = jax.lax.all_to_all(found, steps.exchanged, 0, 2, tiled=True)
@@ -159,7 +159,7 @@ def look_up(table: jax.Array, tokens: jax.Array, spec: jax.P) -> jax.Array:
     return reshard(found, spec)
 
 
-def _rows(table: jax.Array, places: jax.Array) -> jax.Array:
+def _rows(table: jax.Array, indices: jax.Array) -> jax.Array:
     """Rows of a table of one device.
 
     XLA:CPU converts a whole table of 16-bit floats before it takes rows of it, but not one of
@@ -167,9 +167,9 @@ def _rows(table: jax.Array, places: jax.Array) -> jax.Array:
     """
     return by_platform(
         table,
-        places,
-        cpu=lambda table, places: from_bits(to_bits(table)[places], table),
-        default=lambda table, places: table[places],
+        indices,
+        cpu=lambda table, indices: from_bits(to_bits(table)[indices], table),
+        default=lambda table, indices: table[indices],
     )
 
 
@@ -226,7 +226,7 @@ def split_softmax(
     Args:
       scores: [B, K, T, G, S] float32, minus infinity where a slot is not seen.
       values: [B, K, S, h], S divided as in `scores`.
-      scales: of the values, [B, K, 1, 1, S], S divided likewise; None for 1.
+      scales: scales of the values, [B, K, 1, 1, S], S divided likewise; None for 1.
 
     Returns:
       [B, K, T, G, h] float32, S summed.

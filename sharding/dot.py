@@ -32,7 +32,7 @@ def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None
     inputs = range(outputs, weight.ndim), range(2, x.ndim)
     turned = None if out is None else jax.P(*out[2:], *out[:2])
 
-    def whole(weight: Weight, x: jax.Array) -> jax.Array:
+    def at_once(weight: Weight, x: jax.Array) -> jax.Array:
         return _tokens_first(contract(weight, x, inputs, dtype, turned))
 
     def by_rows(
@@ -49,14 +49,14 @@ def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None
     converts = isinstance(weight, QuantizedArray) or weight.dtype != x.dtype
     if not converts and out is not None and halves_for_one_token(weight, x):
         halves = functools.partial(in_halves, dtype=dtype)
-        return by_platform(weight, x, cpu=halves, default=whole)
+        return by_platform(weight, x, cpu=halves, default=at_once)
     if not converts or (out is not None and jax.typeof(x).sharding.mesh.size > 1):
-        return whole(weight, x)
+        return at_once(weight, x)
     others = {"cpu": in_blocks} | _by_kernel(weight, x, outputs, dtype)
     if isinstance(weight, QuantizedArray):
-        most = _FEW_OF_GROUPS if weight.group else _EIGHT
-        others |= {"cuda": few} if math.prod(x.shape[:2]) <= most else {}
-    return by_platform(weight, x, default=whole, **others)
+        limit = _FEW_OF_GROUPS if weight.group else _EIGHT
+        others |= {"cuda": few} if math.prod(x.shape[:2]) <= limit else {}
+    return by_platform(weight, x, default=at_once, **others)
 
 
 def dot_of_shards(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -65,7 +65,7 @@ def dot_of_shards(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     Args:
       weight: [chips of each dimension..., a chip's outputs..., a chip's inputs...].
       x: [B, T, chips of each input..., a chip's inputs...].
-      dtype: of the product.
+      dtype: type of the product.
 
     Returns:
       [B, T, chips of each output..., a chip's outputs...].
@@ -73,11 +73,11 @@ def dot_of_shards(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     rank, outputs = weight.ndim // 2, (weight.ndim - x.ndim + 2) // 2
     inputs = (*range(outputs, rank), *range(rank + outputs, 2 * rank)), range(2, x.ndim)
 
-    def whole(weight: Weight, x: jax.Array) -> jax.Array:
+    def at_once(weight: Weight, x: jax.Array) -> jax.Array:
         return _tokens_first(contract(weight, x, inputs, dtype))
 
     kernel = _by_kernel(weight, x, outputs, dtype, chips=rank)
-    return by_platform(weight, x, default=whole, **kernel)
+    return by_platform(weight, x, default=at_once, **kernel)
 
 
 def _by_kernel(
@@ -166,10 +166,10 @@ def contract(
     groups multiply the values.
 
     Args:
-      weight: plain or scaled.
+      weight: plain or quantized.
       x: what it multiplies, the last of its dimensions inputs.
       inputs: dimensions that are summed over, of the weight and of x.
-      dtype: of the product.
+      dtype: type of the product.
       out: sharding of the product, outside `shard_map`.
 
     Returns:

@@ -30,20 +30,21 @@ class Layout:
 
     Attributes:
       name: what ``--layout`` calls it.
-      weights: for stored weights.
-      activations: for arrays between layers and for what matmuls make.
-      attention: for queries and what attention makes of them.
-      cache: for keys and values.
+      weights: table for stored weights.
+      activations: table for arrays between layers and for what matmuls make.
+      attention: table for queries and what attention makes of them.
+      cache: table for keys and values.
       rules: what happens, by key, when sizes of stored arrays do not divide: ``refuse`` the mesh,
         or ``replicate`` the arrays and say so. A key without a rule refuses. What matmuls make is
         divided as far as it goes.
       summary: one line on when to use it.
-      use: for weights as matmuls read them; a stored weight that is divided further is gathered
-        just before. None for as stored.
+      use: table for weights as matmuls read them; a stored weight that is divided further is
+        gathered just before. None for the same table as `weights`.
       attends: how attention is divided: ``heads``, ``batch`` or ``sequence``.
       collectives: who schedules those beside matmuls: the ``compiler``, or loops written by hand in
         which they are ``overlapped`` with the products.
-      prefill: for prompts, over the same stored weights and into the same cache; None for this.
+      prefill: layout for prompts, over the same stored weights and into the same cache; None for
+        this one.
     """
 
     name: str

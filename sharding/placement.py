@@ -136,7 +136,7 @@ class Placement:
         """Refuses a batch that its shards do not divide.
 
         Raises:
-          LayoutError: with the batches that work.
+          LayoutError: the batch does not divide; the message names batches that do.
         """
         parts = self.multiple("B")
         if batch % parts:
@@ -249,10 +249,10 @@ def _refusal(
 ) -> LayoutError:
     size, parts = math.prod(sizes[letter] for letter in letters), shards(axes, mesh)
     names = " times ".join(LOGICAL_AXES[letter].split(",")[0].split(":")[0] for letter in letters)
-    where = " ".join(f"{axis}={mesh[axis]}" for axis in axes)
+    taken = " ".join(f"{axis}={mesh[axis]}" for axis in axes)
     working = [n for n in range(1, min(max(2 * parts, 9), size + 1)) if size % n == 0]
-    *most, last = sorted(sorted(working, key=lambda n: abs(n - parts))[:4])
+    *others, last = sorted(sorted(working, key=lambda n: abs(n - parts))[:4])
     return LayoutError(
-        f"{names} is {size}, which mesh axes {where} ({parts} shards) do not divide; "
-        f"use {', '.join(map(str, most))} or {last} shards"
+        f"{names} is {size}, which mesh axes {taken} ({parts} shards) do not divide; "
+        f"use {', '.join(map(str, others))} or {last} shards"
     )

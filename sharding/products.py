@@ -30,7 +30,7 @@ class Transfers(NamedTuple):
     """What must move for one product, over which mesh axes.
 
     Attributes:
-      fetched: of each dimension of the weight, the axes that its shards are gathered over.
+      fetched: for each dimension of the weight, the axes that its shards are gathered over.
       gathered: axes that one dimension of x is gathered over ...
       gather_dim: ... this one.
       scattered: axes that sums are scattered over, along one dimension of the product ...
@@ -129,7 +129,7 @@ def gathers_in_loop(weight: Weight, x: Sequence[int], plan: Transfers) -> bool:
     Args:
       weight: [outputs..., inputs...].
       x: sizes of [B, T, inputs...].
-      plan: of both.
+      plan: what moves for their product.
     """
     plain = not isinstance(weight, QuantizedArray)
     return bool(plan.gathered) and (plain or plan.gather_dim < len(x) - 1)
@@ -149,10 +149,10 @@ def multiply(
     Args:
       weight: [outputs..., inputs...], as stored.
       x: [B, T, inputs...].
-      plan: from `transfers`, of the same shardings.
+      plan: what `transfers` gives for the same shardings.
       contracted: sharding of x when multiplied.
       looped: move in loops beside partial products, not in one collective each.
-      dtype: of the product, and of sums that travel; that of x if None.
+      dtype: type of the product, and of sums that travel; that of x if None.
 
     Returns:
       The product, [B, T, outputs...] divided as `plan.made`, and x divided as
@@ -174,8 +174,8 @@ def multiply(
             product = _reduce_scatter(product, plan.scattered, along)
             return _all_reduce(product, plan.summed), x
         if plan.gathered and not gathers_in_loop(weight, x.shape, plan):
-            whole = _all_gather(x, plan.gathered, plan.gather_dim)
-            product, x = _gather_and_scatter(weight, whole, plan._replace(gathered=()), dtype)
+            x = _all_gather(x, plan.gathered, plan.gather_dim)
+            product, x = _gather_and_scatter(weight, x, plan._replace(gathered=()), dtype)
         else:
             product, x = _gather_and_scatter(weight, x, plan, dtype)
         if plan.ring and plan.ring == plan.summed:
@@ -199,17 +199,17 @@ def _gather_and_scatter(
     """
     along, chips = plan.scatter_dim, _chips(plan.ring)
     outputs = weight.ndim - (x.ndim - 2)
-    here = jax.lax.axis_index(plan.ring) if plan.ring else 0
+    own = jax.lax.axis_index(plan.ring) if plan.ring else 0
     ways = directions(weight.shape[along] // chips, chips)
 
     def rows(step: int | jax.Array) -> list[Weight]:
-        """Of each way, what `cut_rows` gives."""
-        chunks = [(here - way * (step + 1)) % chips * len(ways) + i for i, way in enumerate(ways)]
+        """What `cut_rows` gives for each way."""
+        chunks = [(own - way * (step + 1)) % chips * len(ways) + i for i, way in enumerate(ways)]
         parts = chips * len(ways)
         return [one for chunk in chunks for one in cut_rows(weight, chunk, parts, along)]
 
-    def whole(made: list[jax.Array]) -> list[jax.Array]:
-        """Products of each way, [B, T, outputs...], of those with its rows."""
+    def join_rows(made: list[jax.Array]) -> list[jax.Array]:
+        """One product [B, T, outputs...] for each way, from products with each part of `rows`."""
         if made[0].ndim == 2 + outputs:
             return made
         count = len(made) // len(ways)
@@ -224,13 +224,13 @@ def _gather_and_scatter(
         # Barriers before and after, or XLA:TPU makes the products of later steps in this one, adds
         # what comes within its product, or hides one direction's transfer behind the other's sum.
         sums, x = jax.lax.optimization_barrier(state)
-        come = [_pass(part, plan.ring, way) for part, way in zip(sums, ways, strict=True)]
-        made = whole([dot(part, x, jnp.float32) for part in rows(step)])
-        come, made = jax.lax.optimization_barrier((come, made))
-        return [(c + m).astype(c.dtype) for c, m in zip(come, made, strict=True)], x
+        received = [_pass(part, plan.ring, way) for part, way in zip(sums, ways, strict=True)]
+        made = join_rows([dot(part, x, jnp.float32) for part in rows(step)])
+        received, made = jax.lax.optimization_barrier((received, made))
+        return [(r + m).astype(r.dtype) for r, m in zip(received, made, strict=True)], x
 
     made, x = _gather(rows(0) if plan.ring else [weight], x, plan.gathered, plan.gather_dim)
-    sums = [part.astype(dtype) for part in (whole(made) if plan.ring else made)]
+    sums = [part.astype(dtype) for part in (join_rows(made) if plan.ring else made)]
     if plan.ring:
         sums, x = jax.lax.fori_loop(1, chips, add, (sums, x), unroll=_unrolled(chips))
     return jnp.concatenate(sums, axis=2 + along) if len(sums) > 1 else sums[0], x
@@ -243,22 +243,22 @@ def _gather(
     if not axes:
         return [dot(weight, x, jnp.float32) for weight in weights], x
     size = x.shape[dim]
-    whole = jnp.zeros((*x.shape[:dim], size * _chips(axes), *x.shape[dim + 1 :]), x.dtype)
+    gathered = jnp.zeros((*x.shape[:dim], size * _chips(axes), *x.shape[dim + 1 :]), x.dtype)
 
     def visit(carry, piece: jax.Array, source: jax.Array, offset: int):
-        products, whole = carry
+        products, gathered = carry
         start = source * size + offset
-        parts = whole.shape[dim] // piece.shape[dim]
+        parts = gathered.shape[dim] // piece.shape[dim]
         number = start // piece.shape[dim]
         columns = [cut(weight, number, parts, weight.ndim - x.ndim + dim) for weight in weights]
         made = [p + dot(c, piece, jnp.float32) for p, c in zip(products, columns, strict=True)]
-        return made, jax.lax.dynamic_update_slice_in_dim(whole, piece, start, axis=dim)
+        return made, jax.lax.dynamic_update_slice_in_dim(gathered, piece, start, axis=dim)
 
     nothing = [
         jnp.zeros((*x.shape[:2], *weight.shape[: weight.ndim - x.ndim + 2]), jnp.float32)
         for weight in weights
     ]
-    return _ring(x, axes, dim, visit, (nothing, whole))
+    return _ring(x, axes, dim, visit, (nothing, gathered))
 
 
 def _gathered_product(
@@ -306,9 +306,9 @@ def _fetch(weight: jax.Array, x: jax.Array, fetched: tuple[Axes, ...]) -> jax.Ar
             x, (0, 0, *starts[outputs:]), (*x.shape[:2], *piece.shape[outputs:])
         )
         made = dot(piece, columns, jnp.float32)
-        where = (0, 0, *starts[:outputs])
-        made += jax.lax.dynamic_slice(product, where, made.shape)
-        return jax.lax.dynamic_update_slice(product, made, where)
+        corner = (0, 0, *starts[:outputs])
+        made += jax.lax.dynamic_slice(product, corner, made.shape)
+        return jax.lax.dynamic_update_slice(product, made, corner)
 
     return _ring(weight, sum(fetched, ()), split, visit, product)
 
@@ -327,13 +327,13 @@ def _ring(shard: jax.Array, axes: Axes, split: int, visit: Callable, carry):
     Returns:
       The last carry.
     """
-    chips, here = _chips(axes), jax.lax.axis_index(axes)
+    chips, own = _chips(axes), jax.lax.axis_index(axes)
     ways = directions(shard.shape[split], chips)
     pieces = [cut(shard, half, len(ways), split) for half in range(len(ways))]
 
     def show(step: int | jax.Array, pieces: list[jax.Array], carry):
         for half, (piece, way) in enumerate(zip(pieces, ways, strict=True)):
-            carry = visit(carry, piece, (here - way * step) % chips, half * piece.shape[split])
+            carry = visit(carry, piece, (own - way * step) % chips, half * piece.shape[split])
         return carry
 
     def turn(step: int | jax.Array, state):

@@ -23,11 +23,11 @@ class Quantization:
     """How values are stored.
 
     Attributes:
-      name: as ``--weight_dtype`` calls it.
-      dtype: of the stored values.
+      name: what ``--weight_dtype`` calls it.
+      dtype: type of the stored values.
       largest: the largest stored value.
       group: inputs that share a scale, along the last dimension; None for all inputs of an output.
-      offset: whether each group has its least value beside its scale.
+      offset: whether each group has its minimum beside its scale.
     """
 
     name: str
@@ -61,7 +61,7 @@ class QuantizedArray:
     Attributes:
       values: [outputs..., inputs...], in a quantization's dtype.
       scales: float32, of the same rank: inputs are 1, or as many as there are groups.
-      offsets: as scales, where the quantization has them.
+      offsets: the same shape as scales, where the quantization has them.
       group: inputs that share a scale, along the last dimension; None for all of an output.
       round_activations: multiply 8-bit integers: what it multiplies is rounded to them first, with
         a scale for each token.
@@ -75,7 +75,7 @@ class QuantizedArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the values."""
+        """Shape of the values."""
         return self.values.shape
 
     @property
@@ -104,11 +104,11 @@ def granule(weight: Weight) -> int:
 
 def cut(weight: Weight, number: int | jax.Array, parts: int, axis: int) -> Weight:
     """One of so many equal parts of a weight along one dimension, between groups if the last."""
-    whole = weight.shape[axis]
+    length = weight.shape[axis]
 
     def one(leaf: jax.Array) -> jax.Array:
         size = leaf.shape[axis] // parts
-        if leaf.shape[axis] == 1 < whole:
+        if leaf.shape[axis] == 1 < length:  # one scale for all
             return leaf
         if axis == 0 and leaf.ndim == 2 and size % _TILE == 0:
             # XLA:TPU would lay 8-bit rows out anew to cut them where it cannot see whole tiles.
@@ -152,7 +152,7 @@ def divide(weight: Weight, spec: jax.P, reshard: Callable[[jax.Array, jax.P], ja
 def spec_of(leaf: jax.Array, weight: Weight, spec: jax.P) -> jax.P:
     """How an array of a weight is divided whose values `spec` divides."""
     shapes = zip(leaf.shape, weight.shape, spec, strict=True)
-    return jax.P(*(None if n == 1 < whole else by for n, whole, by in shapes))
+    return jax.P(*(None if n == 1 < length else by for n, length, by in shapes))
 
 
 def to_bits(leaf: jax.Array) -> jax.Array:
@@ -201,10 +201,10 @@ def quantize(
       quantization: how.
 
     Returns:
-      The scaled array, divided as `array`, and whether all values were finite.
+      The quantized array, divided as `array`, and whether all values were finite.
     """
     spec = jax.typeof(array).sharding.spec
-    rest = used_axes(spec[outputs:])
+    input_axes = used_axes(spec[outputs:])
     scale_spec = (
         spec if quantization.group else jax.P(*spec[:outputs], *(None,) * (array.ndim - outputs))
     )
@@ -219,8 +219,8 @@ def quantize(
             over = (-1,)
         else:
             blocks, over = part, tuple(range(outputs, part.ndim))
-        scaled = _values_and_scales(blocks, over, () if quantization.group else rest, quantization)
-        values, *numbers = scaled
+        axes = () if quantization.group else input_axes
+        values, *numbers = _values_and_scales(blocks, over, axes, quantization)
         numbers = [number[..., 0] if quantization.group else number for number in numbers]
         return (values.reshape(part.shape), *numbers), finite
 
@@ -238,22 +238,22 @@ def _values_and_scales(
 ):
     """Values, scales and offsets of blocks that share them over some dimensions and mesh axes."""
 
-    def most(x: jax.Array) -> jax.Array:
+    def maximum(x: jax.Array) -> jax.Array:
         found = jnp.max(x, axis=over, keepdims=True)
         return jax.lax.pmax(found, axes) if axes else found
 
     if quantization.offset:
-        least = -most(-blocks)
-        scale = (most(blocks) - least) / quantization.largest
+        minimum = -maximum(-blocks)
+        scale = (maximum(blocks) - minimum) / quantization.largest
     else:
-        least, scale = None, most(jnp.abs(blocks)) / quantization.largest
+        minimum, scale = None, maximum(jnp.abs(blocks)) / quantization.largest
     scale = jnp.where(scale > 0, scale, 1.0)  # all values alike: any scale will do
-    stored = (blocks if least is None else blocks - least) / scale
+    stored = (blocks if minimum is None else blocks - minimum) / scale
     low = 0 if quantization.offset else -quantization.largest
     if jnp.issubdtype(quantization.dtype, jnp.integer):
         stored = jnp.round(stored)
     values = jnp.clip(stored, low, quantization.largest).astype(quantization.dtype)
-    return (values, scale) if least is None else (values, scale, least)
+    return (values, scale) if minimum is None else (values, scale, minimum)
 
 
 def bits(array: jax.Array | jax.ShapeDtypeStruct) -> int:

@@ -17,7 +17,7 @@ def attention_share(placement: Placement, of_cache: bool) -> float:
     """The part of attention that each device does: of batch and heads, and of slots.
 
     Args:
-      placement: that attention runs in.
+      placement: the one that attention runs in.
       of_cache: one token's queries meet the slots of a cache, which may be divided too; tokens of a
         prompt meet each other, wherever their cache lies.
     """
@@ -28,24 +28,24 @@ def attention_share(placement: Placement, of_cache: bool) -> float:
 def activation_bytes(
     config: ModelConfig, placement: Placement, dtypes: Dtypes, *, tokens: int, slots: int
 ) -> float:
-    """Bytes that one sequence of a pass takes on each device where they are most.
+    """Bytes that one sequence of a pass takes on each device, at the peak.
 
     Args:
       config: the model.
-      placement: of the pass.
+      placement: the one that the pass runs in.
       dtypes: how its numbers are stored.
-      tokens: new ones of the sequence; 1 of a decode step.
-      slots: that the cache has room for; of a prompt, its tokens, which meet each other.
+      tokens: new tokens of the sequence; 1 in a decode step.
+      slots: tokens that the cache has room for; for a prompt, its own, which meet each other.
     """
     D, size = config.d_model, dtypes.dtype.itemsize
     stream = D * size * placement.share(("activations", "BR"))
-    whole = D * size * placement.share(("contracted", "BTD"))
+    gathered = D * size * placement.share(("contracted", "BTD"))
     widest = max(
         _attention(config, placement, dtypes, tokens, slots),
         tokens * _feed_forward(config, placement, dtypes),
         config.vocabulary * FLOAT32 * _logits_share(placement),  # of each sequence's last token
     )
-    return tokens * (stream + whole) + widest
+    return tokens * (stream + gathered) + widest
 
 
 def _attention(
@@ -64,7 +64,7 @@ def _attention(
 
 
 def _feed_forward(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:
-    """Of one token: gate, up and their product; of a mixture, in each expert that it is sent to."""
+    """Bytes of one token's gate, up and their product; in a mixture, those in all its experts."""
     if not config.experts:
         share = placement.share(("activations", "BF"))
         return 3 * config.d_ff * dtypes.dtype.itemsize * share

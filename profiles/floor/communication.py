@@ -33,12 +33,12 @@ class Matmul(NamedTuple):
     """A product of every token with a weight, as `model.linear.multiply_tokens` is asked for it.
 
     Attributes:
-      letters: of the weight, outputs first.
+      letters: letters of the weight, outputs first.
       outputs: how many of them are outputs.
       given: sharding of what it multiplies.
       contracted: sharding of that when multiplied.
       result: sharding of the product.
-      where: the block.
+      block: the part of the model that it belongs to.
       table: the weight is the vocabulary's: plain, multiplied as it is stored, to float32.
     """
 
@@ -47,7 +47,7 @@ class Matmul(NamedTuple):
     given: jax.P
     contracted: jax.P
     result: jax.P
-    where: str
+    block: str
     table: bool = False
 
     @property
@@ -84,8 +84,8 @@ def expected_collectives(
       batch: sequences.
       tokens: per sequence: 1 in a decode step, more in a prefill, whose logits are those of each
         prompt's last token.
-      grouped: experts run in one grouped matmul, as on TPU; else one by one, and the list has each
-        of them as if tokens chose them all.
+      grouped: experts run in one grouped matmul, as on TPU; else one by one, and the list has all
+        of them, as if tokens chose each.
 
     Returns:
       Collectives with their `where`: a block, ``layer/`` before those that every layer has. Their
@@ -122,12 +122,12 @@ class ForwardPass(Shapes):
 
     def look_up(self) -> None:
         """Rows of the embedding."""
-        place = self.placement
-        table, target = place.weights("VD"), place.activations("BTR")
+        placement = self.placement
+        table, target = placement.weights("VD"), placement.activations("BTR")
         rows, columns, batch, residual = map(entry_axes, (*table, target[0], target[2]))
         steps = look_up_steps(rows, columns, batch, residual)
         now: Division = (steps.batch, (), columns)
-        by_hand = {"where": "embedding", "by_hand": True, "element": element_of(self.dtypes.plain)}
+        by_hand = {"block": "embedding", "by_hand": True, "element": element_of(self.dtypes.plain)}
         if steps.exchanged:
             self.note("all-to-all", steps.exchanged, self.size("BTD", now), **by_hand)
             now = (steps.batch + steps.exchanged, (), ())
@@ -140,141 +140,142 @@ class ForwardPass(Shapes):
 
     def layer(self) -> None:
         """One block."""
-        place, config = self.placement, self.config
-        residual, whole = place.activations("BTR"), place.contracted("BTD")
+        placement, config = self.placement, self.config
+        residual, contracted = placement.activations("BTR"), placement.contracted("BTD")
         self.norm("layer/norm")
-        self.attention(residual, whole)
+        self.attention(residual, contracted)
         if config.norm_after:
             self.norm("layer/norm")
         if not config.parallel_block:
             self.norm("layer/norm")
-        now = whole if config.parallel_block else residual
-        self.experts(now, whole) if config.experts else self.mlp(now, whole)
+        given = contracted if config.parallel_block else residual
+        self.experts(given, contracted) if config.experts else self.mlp(given, contracted)
         if config.norm_after:
             self.norm("layer/norm")
 
-    def norm(self, where: str) -> None:
+    def norm(self, block: str) -> None:
         """A mean over the residual stream, two with layer norm."""
         spec = self.placement.activations("BTR")
         means = 2 if self.config.norm == "layer" else 1
         for _ in range(means if used_axes(spec[2:]) else 0):
             size = self.size("BT", division(spec)[:2])
-            self.note("all-reduce", entry_axes(spec[2]), size, where, element=FLOAT32)
+            self.note("all-reduce", entry_axes(spec[2]), size, block, element=FLOAT32)
 
-    def attention(self, now: jax.P, whole: jax.P) -> None:
+    def attention(self, given: jax.P, contracted: jax.P) -> None:
         """Projections, attention over the cache or the prompt, and the projection back."""
-        place, where = self.placement, "layer/query_key_value"
+        placement, block = self.placement, "layer/query_key_value"
         for letters in ("KGh", "KCh"):
-            result = place.activations("BT" + letters)
-            self.product(Matmul(letters + "D", 3, now, whole, result, where))
-            now = whole
+            result = placement.activations("BT" + letters)
+            self.product(Matmul(letters + "D", 3, given, contracted, result, block))
+            given = contracted
             if self.config.attention_bias:
-                bias = place.activations(letters)
-                self.reshard(self.plain(letters), place.weights(letters), bias, where, True)
-            attended = place.attention("BT" + letters.replace("h", WHOLE))
-            self.reshard(self.array("BT" + letters), result, attended, where)
-        new, cache = place.attention("BTK_"), place.cache("BTK_")
+                bias = placement.activations(letters)
+                self.reshard(self.plain(letters), placement.weights(letters), bias, block, True)
+            attended = placement.attention("BT" + letters.replace("h", WHOLE))
+            self.reshard(self.array("BT" + letters), result, attended, block)
+        new, cache = placement.attention("BTK_"), placement.cache("BTK_")
         for _ in range(2):
             self.reshard(self.array("BTKh"), new, cache, "layer")
-        heads = place.attention("BTKG_")
+        heads = placement.attention("BTKG_")
         if self.sizes["T"] == 1:
             self.softmax()
-            stored = place.cache("BK")
+            stored = placement.cache("BK")
             heads = jax.P(stored[0], None, stored[1], heads[3], None)
-        made, where = place.activations("BTKGh"), "layer/attention_output"
-        self.reshard(self.array("BTKGh"), heads, made, where)
-        whole, result = place.contracted("BTKGh"), place.activations("BTR")
-        self.product(Matmul("DKGh", 1, made, whole, result, where))
+        made, block = placement.activations("BTKGh"), "layer/attention_output"
+        self.reshard(self.array("BTKGh"), heads, made, block)
+        contracted, result = placement.contracted("BTKGh"), placement.activations("BTR")
+        self.product(Matmul("DKGh", 1, made, contracted, result, block))
 
     def softmax(self) -> None:
         """Joining the parts of a softmax over divided slots."""
-        place, where = self.placement, "layer/attention"
-        slots = used_axes(place.cache("S"))
+        placement, block = self.placement, "layer/attention"
+        slots = used_axes(placement.cache("S"))
         if not slots:
             return
-        spec = (*division(place.cache("BK")), (), entry_axes(place.attention("G")[0]))
+        spec = (*division(placement.cache("BK")), (), entry_axes(placement.attention("G")[0]))
         one = self.size("BKTG", spec)  # a number for each query
         width = self.sizes["h"]
         for size in (one, one * (width + 1)) if self.overlapped else (one, one, one * width):
-            self.note("all-reduce", slots, size, where, element=FLOAT32)
+            self.note("all-reduce", slots, size, block, element=FLOAT32)
 
-    def mlp(self, now: jax.P, whole: jax.P) -> None:
+    def mlp(self, given: jax.P, contracted: jax.P) -> None:
         """Gate and up, and down."""
-        place, where = self.placement, "layer/mlp"
-        self.product(Matmul("CFD", 2, now, whole, place.activations("BTCF"), where))
-        hidden, whole = place.activations("BTF"), place.contracted("BTF")
-        self.product(Matmul("DF", 1, hidden, whole, place.activations("BTR"), where))
+        placement, block = self.placement, "layer/mlp"
+        both = placement.activations("BTCF")
+        self.product(Matmul("CFD", 2, given, contracted, both, block))
+        hidden, contracted = placement.activations("BTF"), placement.contracted("BTF")
+        self.product(Matmul("DF", 1, hidden, contracted, placement.activations("BTR"), block))
 
-    def experts(self, now: jax.P, whole: jax.P) -> None:
+    def experts(self, given: jax.P, contracted: jax.P) -> None:
         """Router, tokens to their experts, the experts, and answers back."""
-        place, config, where = self.placement, self.config, "layer/mixture"
-        mesh = place.mesh
-        axes = expert_axes(place)
+        placement, config, block = self.placement, self.config, "layer/mixture"
+        mesh = placement.mesh
+        axes = expert_axes(placement)
         tokens = jax.P(entry(axes.batch), None, entry(axes.inputs))
-        self.reshard(self.array("BTD"), now, tokens, where)
-        self.reshard(self.plain("eD"), place.weights("eD"), place.use("eD"), where, True)
-        self.reshard(self.array("BTD"), tokens, whole, where)
-        scores = self.size("BTe", division(place.activations("BT_")))
-        if inputs := used_axes(whole[2:]):
-            self.note("all-reduce", inputs, scores, where, element=FLOAT32)
+        self.reshard(self.array("BTD"), given, tokens, block)
+        self.reshard(self.plain("eD"), placement.weights("eD"), placement.use("eD"), block, True)
+        self.reshard(self.array("BTD"), tokens, contracted, block)
+        scores = self.size("BTe", division(placement.activations("BT_")))
+        if inputs := used_axes(contracted[2:]):
+            self.note("all-reduce", inputs, scores, block, element=FLOAT32)
         for letters, outputs in (("ECFD", 3), ("EDF", 2)):
-            stored, use = place.weights(letters), place.use(letters)
-            self.divide(self.weight(letters, outputs), stored, use, where)
+            stored, use = placement.weights(letters), placement.use(letters)
+            self.divide(self.weight(letters, outputs), stored, use, block)
         batch, _, d_model = self.local(self.shape("BTD"), division(tokens))
         sent = batch * self.sizes["T"] * shards(axes.exchanged, mesh)
         if axes.exchanged:
             # Shares are float32 whatever the tokens are; both travel as bits.
             shares = self.sizes["E"] // shards(axes.spread, mesh) * 32 // bits(self.element)
             packed = f"u{bits(self.element)}"
-            self.note("all-to-all", axes.exchanged, sent * (d_model + shares), where, True, packed)
-        experts, both, d_ff, _ = self.local(self.shape("ECFD"), division(place.use("ECFD")))
+            self.note("all-to-all", axes.exchanged, sent * (d_model + shares), block, True, packed)
+        experts, both, d_ff, _ = self.local(self.shape("ECFD"), division(placement.use("ECFD")))
         if axes.inputs:
             rows, times = sent, experts
             if self.grouped:
                 rows, times = sent * min(config.experts_per_token, experts), 1
             size = rows * both * d_ff
-            self.note("all-reduce", axes.inputs, size, where, True, FLOAT32, times)
+            self.note("all-reduce", axes.inputs, size, block, True, FLOAT32, times)
         if axes.exchanged:
-            self.note("all-to-all", axes.exchanged, sent * d_model, where, True)
-        residual = place.activations("BTR")
+            self.note("all-to-all", axes.exchanged, sent * d_model, block, True)
+        residual = placement.activations("BTR")
         scattered, summed = sums(axes, entry_axes(residual[2]))
         size = batch * self.sizes["T"] * d_model
         if scattered:
-            self.note("reduce-scatter", scattered, size, where, True, FLOAT32)
+            self.note("reduce-scatter", scattered, size, block, True, FLOAT32)
         if summed:
             size //= shards(scattered, mesh)
-            self.note("all-reduce", summed, size, where, True, FLOAT32)
+            self.note("all-reduce", summed, size, block, True, FLOAT32)
         made = jax.P(residual[0], None, entry((*axes.inputs, *scattered)))
-        self.reshard(self.array("BTR"), made, residual, where)
+        self.reshard(self.array("BTR"), made, residual, block)
 
     def unembed(self) -> None:
         """The last norm, and logits of one token per sequence."""
-        place = self.placement
+        placement = self.placement
         self.norm("norm")
         self.sizes["T"] = 1
-        now, whole = place.activations("BTR"), place.beside_stored("BTD")
-        result = jax.P(place.beside_stored("B")[0], None, place.activations("V")[0])
-        self.product(Matmul("VD", 1, now, whole, result, "unembedding", table=True))
+        given, contracted = placement.activations("BTR"), placement.beside_stored("BTD")
+        result = jax.P(placement.beside_stored("B")[0], None, placement.activations("V")[0])
+        self.product(Matmul("VD", 1, given, contracted, result, "unembedding", table=True))
 
     def product(self, m: Matmul) -> None:
         """A matmul, as `model.linear.multiply_tokens` does it."""
-        place, stored = self.placement, self.placement.weights(m.letters)
+        placement, stored = self.placement, self.placement.weights(m.letters)
         if m.table:
             weight, use = self.plain(m.letters), stored
         else:
-            weight, use = self.weight(m.letters, m.outputs), place.use(m.letters)
+            weight, use = self.weight(m.letters, m.outputs), placement.use(m.letters)
         specs = ProductSpecs(stored, use, m.given, m.contracted, m.result)
-        plan = transfers(weight.shape, specs, place.mesh)
+        plan = transfers(weight.shape, specs, placement.mesh)
         if plan and self.overlapped:
             self.loops(m, plan, weight, self.local(self.shape(m.read), division(m.given)))
             return
         if plan and (fetched := sum(plan.fetched, ())):  # one all-gather, whatever dimensions
             for element, size in self.stored_parts(weight, stored):
-                size *= shards(fetched, place.mesh)
-                self.note("all-gather", fetched, size, m.where, True, element, of_weights=True)
+                size *= shards(fetched, placement.mesh)
+                self.note("all-gather", fetched, size, m.block, True, element, of_weights=True)
         elif not plan:
-            self.divide(weight, stored, use, m.where)
-        self.reshard(self.array(m.read), m.given, m.contracted, m.where)
+            self.divide(weight, stored, use, m.block)
+        self.reshard(self.array(m.read), m.given, m.contracted, m.block)
         if plan:
             self.add_up(m, self.size(m.made, division(plan.made)), plan.scattered, plan.summed)
             return
@@ -284,29 +285,36 @@ class ForwardPass(Shapes):
         self.add_up(m, self.size(m.made, division(m.result)), scattered, summed, False)
 
     def loops(self, m: Matmul, plan: Transfers, weight: Weight, chunk: list[int]) -> None:
-        """The same in loops, see `sharding.products.multiply`; `chunk` of what it multiplies."""
+        """The same in loops, see `sharding.products.multiply`.
+
+        Args:
+          m: the product.
+          plan: what moves.
+          weight: shapes of the weight's arrays.
+          chunk: sizes of one chip's part of what it multiplies.
+        """
         mesh, product = self.placement.mesh, self.local(self.shape(m.made), division(plan.made))
         size = math.prod(product)
         looped = gathers_in_loop(weight, chunk, plan) and not any(plan.fetched)
         if plan.gathered and not looped:
             whole = math.prod(chunk) * shards(plan.gathered, mesh)
-            self.note("all-gather", plan.gathered, whole, m.where, True)
+            self.note("all-gather", plan.gathered, whole, m.block, True)
         if any(plan.fetched):
             stored = self.placement.weights(m.letters)
             shard = self.local(weight.shape, division(stored))
             split = next((n for n in shard[: m.outputs] if n % 2 == 0), 1)
             for kind, elements in self.stored_parts(weight, stored):
-                self.ring(sum(plan.fetched, ()), split, elements, m.where, kind)
+                self.ring(sum(plan.fetched, ()), split, elements, m.block, kind)
             self.add_up(m, size, plan.scattered, plan.summed)
             return
         if looped:
-            self.ring(plan.gathered, chunk[plan.gather_dim], math.prod(chunk), m.where)
+            self.ring(plan.gathered, chunk[plan.gather_dim], math.prod(chunk), m.block)
         if plan.ring:
             share = 1 if plan.scattered else shards(plan.ring, mesh)
             along = product[2 + plan.scatter_dim] // share
-            self.ring(plan.ring, along, size // share, m.where, m.element)
+            self.ring(plan.ring, along, size // share, m.block, m.element)
         if plan.ring and plan.ring == plan.summed:
-            self.note("all-gather", plan.summed, size, m.where, True, m.element)
+            self.note("all-gather", plan.summed, size, m.block, True, m.element)
         else:
             self.add_up(m, size, (), plan.summed)
 
@@ -316,30 +324,30 @@ class ForwardPass(Shapes):
         """Sums that leave `size` elements on each chip."""
         if scattered:
             whole = size * shards(scattered, self.placement.mesh)
-            self.note("reduce-scatter", scattered, whole, m.where, by_hand, m.element)
+            self.note("reduce-scatter", scattered, whole, m.block, by_hand, m.element)
         if summed:
-            self.note("all-reduce", summed, size, m.where, by_hand, m.element)
+            self.note("all-reduce", summed, size, m.block, by_hand, m.element)
 
     def ring(
-        self, axes: Axes, length: int, size: int, where: str, element: str | None = None
+        self, axes: Axes, length: int, size: int, block: str, element: str | None = None
     ) -> None:
         """Chunks of `size` elements, `length` along what may be halved, passed all round."""
         chips = shards(axes, self.placement.mesh)
         ways = len(directions(length, chips))
-        self.note("permute", axes, size // ways, where, True, element, (chips - 1) * ways)
+        self.note("permute", axes, size // ways, block, True, element, (chips - 1) * ways)
 
-    def divide(self, weight: Weight, stored: jax.P, use: jax.P, where: str) -> None:
+    def divide(self, weight: Weight, stored: jax.P, use: jax.P, block: str) -> None:
         """A weight's change of sharding, each of its arrays on its own."""
         for leaf in jax.tree.leaves(weight):
             specs = (spec_of(leaf, weight, spec) for spec in (stored, use))
-            self.reshard(leaf, *specs, where, of_weights=True)
+            self.reshard(leaf, *specs, block, of_weights=True)
 
     def reshard(
         self,
         array: jax.ShapeDtypeStruct,
         start: jax.P,
         target: jax.P,
-        where: str,
+        block: str,
         of_weights: bool = False,
     ) -> None:
         """A change of sharding, as `sharding.collectives.reshard` makes it."""
@@ -351,14 +359,14 @@ class ForwardPass(Shapes):
             kept = set(lost) <= {axis for axes in after for axis in axes}
             kind, size = "all-to-all" if kept else "all-gather", self.local(array.shape, after)
             element = element_of(array.dtype)
-            self.note(kind, lost, math.prod(size), where, element=element, of_weights=of_weights)
+            self.note(kind, lost, math.prod(size), block, element=element, of_weights=of_weights)
 
     def note(
         self,
         kind: str,
         axes: Axes,
         size: int,
-        where: str,
+        block: str,
         by_hand: bool = False,
         element: str | None = None,
         count: int = 1,
@@ -370,6 +378,6 @@ class ForwardPass(Shapes):
         payload = size * bits(element) // 8
         self.found.append(
             Collective(
-                kind, ordered, payload, count, where, element, by_hand, of_weights=of_weights
+                kind, ordered, payload, count, block, element, by_hand, of_weights=of_weights
             )
         )

@@ -52,12 +52,12 @@ def declared(config: ModelConfig, dtypes: Dtypes) -> list[Declared]:
     Layers differ in their windows alone, which no parameter depends on: one is declared for all.
     """
     model = Transformer(dataclasses.replace(config, layers=1, windows=None), dtypes)
-    whole = matrices(model)
+    quantized = matrices(model)
     return [
         Declared(
             path,
             param,
-            stated=whole.get(path[:-1], param),
+            stated=quantized.get(path[:-1], param),
             times=config.layers if path[0] == "layers" else 1,
         )
         for path, param in declarations(model).items()
@@ -158,7 +158,7 @@ class PassCounter:
 
         Args:
           pass_: the pass, its batch one that the layout divides.
-          experts: as above.
+          experts: distinct experts that a layer reads, see the class.
         """
         config, batch, tokens = self.config, pass_.batch, pass_.tokens
         touched = self._touched(batch * tokens, experts) / (config.experts or 1)
@@ -194,12 +194,12 @@ class PassCounter:
         )
 
     def _kept_bytes(self, slots: int) -> float:
-        """Of one sequence's cache."""
+        """Bytes of one sequence's cache on each device."""
         share = self.placement.share(("cache", CACHE_AXES))
         return _cache_bytes(self.config, slots, self.dtypes, self._multiple) * share
 
     def _held_bytes(self, tokens: int, slots: int) -> float:
-        """Of one sequence's activations."""
+        """Bytes of one sequence's activations on each device."""
         return activation_bytes(
             self.config, self.placement, self.dtypes, tokens=tokens, slots=slots
         )
@@ -225,9 +225,8 @@ def _parameters(config: ModelConfig, dtypes: Dtypes) -> dict[str, int]:
 def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int, int]:
     """Cached tokens that new ones see, new ones that are kept, and pairs of query and key.
 
-    Of all layers and one sequence.
-
-    A token sees those before it, itself included, up to the layer's window.
+    These are sums over all layers, for one sequence. A token sees those before it, itself included,
+    up to the layer's window.
     """
     seen = kept = pairs = 0
     for window, layers in collections.Counter(map(config.window, range(config.layers))).items():
@@ -246,6 +245,6 @@ def kv_token_bytes(config: ModelConfig, placement: Placement, dtypes: Dtypes) ->
 
 @functools.lru_cache(maxsize=4096)
 def _cache_bytes(config: ModelConfig, slots: int, dtypes: Dtypes, multiple: int = 1) -> int:
-    """Of one sequence's cache, all devices together."""
+    """Bytes of one sequence's cache, all devices together."""
     cache = abstract_cache(config, 1, slots, dtypes, multiple)
     return sum(map(stored_bytes, jax.tree.leaves(cache)))

@@ -87,11 +87,11 @@ class BatchLine(NamedTuple):
     Attributes:
       resident: bytes held whatever the batch: stored weights, and a layer of gathered ones.
       plain: bytes of weights that every step reads.
-      experts: of all experts; a step reads the part that is touched.
-      gathered: the same as `Counts.weights_gathered`.
+      experts: bytes of all experts; a step reads the part that is touched.
+      gathered: bytes of gathered weights, see `Counts.weights_gathered`.
       moved: bytes that each sequence adds.
       kept: bytes of each sequence's cache and activations.
-      flops: of each sequence.
+      flops: FLOPs of each sequence.
       replicas: into which touched experts part the batch.
     """
 

@@ -56,7 +56,7 @@ class Shapes:
         ]
 
     def shape(self, letters: str) -> tuple[int, ...]:
-        """Of the whole array."""
+        """Shape of the whole array."""
         return tuple(self.sizes[letter] for letter in letters)
 
     def local(self, shape: Sequence[int], division: Division) -> list[int]:
