@@ -1,9 +1,11 @@
 """A model on a mesh: its parameters and the compiled steps that run it.
 
-A step is one forward pass. `prefill` runs whole prompts and fills the KV cache, `decode_step`
-runs one token per sequence. Both take plain arrays, donate the cache and compile once per shape.
+`prefill` runs whole prompts and fills the KV cache. `advance` is the decode step: it runs one token
+per sequence and chooses the next. What `lower_decode` gives to be compiled and inspected is that
+same program. Both steps take plain arrays, donate the cache and compile once per shape.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +17,7 @@ from flax import nnx
 from jax.experimental.layout import Format, Layout
 
 from decode.compiler_options import decode_options
-from decode.sampling import Sampler, draw_keys
+from decode.sampling import GREEDY, Sampler, draw_keys
 from model.cache import (
     PADDING,
     KVCache,
@@ -72,9 +74,10 @@ class Engine:
     Attributes:
       config: the model.
       parameters: nested dict of arrays, placed on the mesh.
-      placement: the layout they are in; its `prefill` is that of prompts.
+      placement: the layout of the parameters and of decode steps; `placement.prefill` is the
+        layout of prompts.
       mesh: the devices.
-      dtypes: how its numbers are stored.
+      dtypes: how the model's numbers are stored.
     """
 
     def __init__(
@@ -110,13 +113,13 @@ class Engine:
         return empty_cache(self._placed_cache(batch, slots), self.mesh)
 
     def cache_bytes(self, batch: int, slots: int) -> int:
-        """Bytes of such a cache on all devices together, windows and copies counted as they lie."""
+        """Bytes of `new_cache` on all devices together, with windows and copies as they are."""
         arrays = jax.tree.leaves(self._placed_cache(batch, slots))
         shards = ((a.sharding.shard_shape(a.shape), a.dtype.itemsize) for a in arrays)
         return sum(math.prod(shape) * size for shape, size in shards) * self.mesh.size
 
     def put(self, values: np.ndarray | jax.Array) -> jax.Array:
-        """A small host array, whole on every device; every process has the same."""
+        """A small host array, complete on every device; every process has the same."""
         sharding = jax.NamedSharding(self.mesh, jax.P(*(None,) * values.ndim))
         # Unlike device_put, it does not ask all processes whether they agree.
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
@@ -126,7 +129,7 @@ class Engine:
 
         Args:
           lengths: [B] int32, tokens of each sequence in the cache.
-          seed: of the random draws.
+          seed: seed of the random draws.
         """
         return Carry(
             tokens=self.put(np.zeros_like(lengths)),
@@ -142,7 +145,7 @@ class Engine:
         """Runs prompts, padded on the right to one length, into an empty cache.
 
         Args:
-          cache: with at least T slots; its memory is reused.
+          cache: an empty cache of at least T slots; its memory is reused.
           tokens: [B, T] int32.
           lengths: [B] int32, real tokens of each prompt.
 
@@ -155,10 +158,10 @@ class Engine:
     def decode_step(
         self, cache: KVCache, tokens: jax.Array, lengths: jax.Array
     ) -> tuple[jax.Array, KVCache]:
-        """Runs one token per sequence.
+        """The part of `advance` before the choice of tokens: for scoring a text that is given.
 
         Args:
-          cache: `lengths` tokens of each sequence; its memory is reused.
+          cache: holds `lengths` tokens of each sequence; its memory is reused.
           tokens: [B] int32.
           lengths: [B] int32.
 
@@ -166,19 +169,14 @@ class Engine:
           Logits of each sequence's next token, [B, V] float32, and the cache, one token longer.
         """
         with jax.set_mesh(self.mesh):
-            return self._decode(self.parameters, cache, tokens, lengths)
+            return self._decode(self.parameters, cache, tokens, lengths)[:2]
 
     def advance(
         self, cache: KVCache, carry: Carry, sampler: Sampler
     ) -> tuple[KVCache, Carry, Emitted]:
-        """A decode step and the choice of its tokens, compiled as one: generation's inner loop."""
+        """The decode step, with the choice of its tokens: generation's inner loop."""
         with jax.set_mesh(self.mesh):
             return self._advance(self.parameters, cache, carry, sampler=sampler)
-
-    def lower_advance(self, cache: KVCache, carry: Carry, sampler: Sampler) -> jax.stages.Lowered:
-        """What `advance` compiles for these; compiling it again takes no time."""
-        with jax.set_mesh(self.mesh):
-            return self._advance.lower(self.parameters, cache, carry, sampler=sampler)
 
     def choose(self, logits: jax.Array, carry: Carry, sampler: Sampler) -> tuple[Carry, Emitted]:
         """Chooses each sequence's next token from logits [B, V]."""
@@ -192,13 +190,14 @@ class Engine:
             return self._forward(self.parameters, cache, self.put(tokens))
 
     def lay_out_weights(self, batch: int, slots: int) -> str:
-        """Brings weights into the order and tiles that the compiler wants for a decode step.
+        """Brings weights into the order and tiles that the compiler chooses for a decode step.
 
-        Every step then takes them so, prefill too. A compilation, and a copy of what changes.
+        Every step then takes them so, prefill too. It costs a compilation, and a copy of each
+        array that changes.
 
         Args:
-          batch: sequences.
-          slots: of the cache.
+          batch: number of sequences.
+          slots: tokens that the cache has room for.
 
         Returns:
           What changed, in words.
@@ -211,57 +210,56 @@ class Engine:
         )
 
     def lower_decode(
-        self, batch: int, slots: int, auto_weight_layout: bool = False
+        self, batch: int, slots: int, sampler: Sampler = GREEDY, *, auto_weight_layout: bool = False
     ) -> jax.stages.Lowered:
-        """The decode step for these shapes, ready to compile or inspect.
+        """The program of `advance` for these shapes, ready to compile or inspect.
 
         Args:
-          batch: sequences.
-          slots: of the cache.
-          auto_weight_layout: the compiler chooses how each weight's shard lies in memory.
+          batch: number of sequences.
+          slots: tokens that the cache has room for.
+          sampler: how tokens are chosen.
+          auto_weight_layout: whether the compiler chooses how each weight's shard lies in memory.
         """
-        vector = self._abstract_vector(batch)
         with jax.set_mesh(self.mesh):
-            given = (self._placed_cache(batch, slots), vector, vector)
+            arguments = (self._placed_cache(batch, slots), self._abstract_carry(batch))
             if auto_weight_layout:
-                return self._lower_with_auto_layout(
-                    self._decode_step, given, decode_options(self.mesh)
-                )
-            return self._decode.lower(self.parameters, *given)
+                step = functools.partial(self._advance_step, sampler=sampler)
+                return self._lower_with_auto_layout(step, arguments, decode_options(self.mesh))
+            return self._advance.lower(self.parameters, *arguments, sampler=sampler)
 
     def lower_prefill(
-        self, batch: int, slots: int, length: int, auto_weight_layout: bool = False
+        self, batch: int, slots: int, length: int, *, auto_weight_layout: bool = False
     ) -> jax.stages.Lowered:
         """The prefill of prompts of this padded length, ready to compile or inspect.
 
         Args:
-          batch: prompts.
-          slots: of the cache.
-          length: of prompts.
-          auto_weight_layout: as of `lower_decode`.
+          batch: number of prompts.
+          slots: tokens that the cache has room for.
+          length: padded length of the prompts.
+          auto_weight_layout: the same as in `lower_decode`.
         """
         with jax.set_mesh(self.mesh):
-            cache, lengths = self._placed_cache(batch, slots), self._abstract_vector(batch)
-            given = (cache, self._abstract_vector(batch, length), lengths)
+            tokens, lengths = self._abstract(batch, length), self._abstract(batch)
+            arguments = (self._placed_cache(batch, slots), tokens, lengths)
             if auto_weight_layout:
-                return self._lower_with_auto_layout(self._prefill_step, given)
-            return self._prefill.lower(self.parameters, *given)
+                return self._lower_with_auto_layout(self._prefill_step, arguments)
+            return self._prefill.lower(self.parameters, *arguments)
 
     def _lower_with_auto_layout(
-        self, step: Callable, given: tuple, options: dict[str, str] | None = None
+        self, step: Callable, arguments: tuple, options: dict[str, str] | None = None
     ) -> jax.stages.Lowered:
         """The step with weights in whatever order and tiles suit it."""
         weights = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), self.parameters
         )
         free = jax.tree.map(lambda a: Format(Layout.AUTO, a.sharding), weights)
-        others = jax.tree.map(lambda a: a.sharding, given)
+        others = jax.tree.map(lambda a: a.sharding, arguments)
         return jax.jit(
             step,
             donate_argnames="cache",
             in_shardings=(free, *others),
             compiler_options=options,
-        ).lower(weights, *given)
+        ).lower(weights, *arguments)
 
     def _placed_cache(self, batch: int, slots: int) -> KVCache:
         self.placement.check_batch(batch)
@@ -271,15 +269,21 @@ class Engine:
         cache = abstract_cache(self.config, batch, slots, self.dtypes, multiple)
         return placed(cache, self.placement, self.mesh)
 
-    def _abstract_vector(self, *shape: int) -> jax.ShapeDtypeStruct:
-        whole = jax.NamedSharding(self.mesh, jax.P(*(None,) * len(shape)))
-        return jax.ShapeDtypeStruct(shape, np.int32, sharding=whole)
+    def _abstract_carry(self, batch: int) -> Carry:
+        vector, scalar = self._abstract(batch), self._abstract()
+        seed = self._abstract(dtype=jax.eval_shape(jax.random.key, 0).dtype)
+        return Carry(tokens=vector, lengths=vector, index=scalar, sequences=vector, seed=seed)
+
+    def _abstract(self, *shape: int, dtype: jnp.dtype = np.int32) -> jax.ShapeDtypeStruct:
+        """An array that is complete on every device."""
+        sharding = jax.NamedSharding(self.mesh, jax.P(*(None,) * len(shape)))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     def _prefill_step(self, parameters, cache, tokens, lengths):
         with jax.named_scope("prefill"):
             model = nnx.merge(self._structure, parameters)
-            place = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-            positions = jnp.where(place < lengths[:, None], place, PADDING)
+            positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+            positions = jnp.where(positions < lengths[:, None], positions, PADDING)
             placement = self.placement.prefill
             x, cache, _ = model(tokens, positions, cache, placement)
             lengths = jax.reshard(lengths, placement.activations("B"))
@@ -287,16 +291,13 @@ class Engine:
             return model.logits(last, placement)[:, 0], cache
 
     def _decode_step(self, parameters, cache, tokens, lengths):
-        return self._one_token(parameters, cache, tokens, lengths)[:2]
-
-    def _one_token(self, parameters, cache, tokens, lengths):
         with jax.named_scope("decode_step"):
             model = nnx.merge(self._structure, parameters)
             x, cache, touched = model(tokens[:, None], lengths[:, None], cache, self.placement)
             return model.logits(x, self.placement)[:, 0], cache, touched
 
     def _advance_step(self, parameters, cache, carry, sampler):
-        logits, cache, touched = self._one_token(parameters, cache, carry.tokens, carry.lengths)
+        logits, cache, touched = self._decode_step(parameters, cache, carry.tokens, carry.lengths)
         carry, emitted = _emit(logits, carry._replace(lengths=carry.lengths + 1), sampler)
         return cache, carry, emitted._replace(experts_touched=touched)
 
@@ -309,11 +310,6 @@ class Engine:
 
 def _emit(logits: jax.Array, carry: Carry, sampler: Sampler) -> tuple[Carry, Emitted]:
     keys = draw_keys(carry.seed, carry.sequences, carry.index)
-    tokens = sampler.choose(logits, keys)  # [B]
-    with jax.named_scope("logprob"):
-        wanted = jnp.arange(logits.shape[-1]) == tokens[:, None]
-        chosen = jnp.sum(jnp.where(wanted, logits, 0.0), axis=-1)
-        logprobs = chosen - jax.nn.logsumexp(logits, axis=-1)
-    tokens, logprobs = (jax.reshard(part, jax.P(None)) for part in (tokens, logprobs))
+    tokens, logprobs = sampler.choose(logits, keys)
     carry = carry._replace(tokens=tokens, index=carry.index + 1)
     return carry, Emitted(tokens, logprobs)

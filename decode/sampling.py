@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sharding.error_types import UsageError
+from sharding.placement import entry_axes
 
 
 class SamplingError(UsageError):
@@ -97,23 +98,63 @@ class Sampler:
     filters: tuple[Temperature | TopK | TopP | MinP, ...] = ()
     greedy: bool = True
 
-    def choose(self, logits: jax.Array, keys: jax.Array) -> jax.Array:
-        """One token per sequence.
+    def choose(self, logits: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """One token per sequence, and its log probability before temperature and filters.
 
         Args:
-          logits: [B, V], float32, the vocabulary sharded or not.
+          logits: [B, V], float32, divided over devices in any way.
           keys: [B] random keys, one per sequence and token index (see `draw_keys`).
 
         Returns:
-          [B] int32.
+          Tokens, [B] int32, and log probabilities, [B] float32, both complete on every device.
         """
         with jax.named_scope("sample"):
-            if self.greedy:  # over a sharded vocabulary: one candidate per shard is gathered
-                return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-            scores = jax.reshard(logits, jax.P(None, None))  # [B, V], whole: filters sort it
+            if self.greedy:
+                return highest(logits)
+            logits = jax.reshard(logits, jax.P(None, None))  # filters sort the whole vocabulary
+            scores = logits
             for keep in self.filters:
                 scores = keep(scores)
-            return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
+            tokens = jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
+            chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+            return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def highest(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The token of the highest score in each row, the first of equals, and its log probability.
+
+    Each device reduces its own part of the vocabulary to three numbers per sequence: the highest
+    score, its token, and the logsumexp of all its scores. One all-gather brings these to every
+    device, in place of a collective for each reduction.
+
+    Args:
+      logits: [B, V], float32, batch and vocabulary divided over any mesh axes.
+
+    Returns:
+      Tokens, [B] int32, and log probabilities, [B] float32, both complete on every device.
+    """
+    spec, rows = jax.typeof(logits).sharding.spec, logits.shape[0]
+    batch, vocabulary = map(entry_axes, spec)
+    if not batch + vocabulary:
+        tokens, scores, totals = _reduce(logits)
+        return tokens, scores - totals
+
+    def local(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        tokens, scores, totals = _reduce(logits)
+        if vocabulary:
+            tokens += jax.lax.axis_index(vocabulary) * logits.shape[-1]
+        numbers = jnp.stack([tokens, _bits(scores), _bits(totals)])  # [3, B / shards]
+        # XLA:TPU makes an all-reduce of one along the first dimension where B / shards is 1.
+        numbers = jax.lax.all_gather(numbers, vocabulary + batch, axis=1)
+        numbers = numbers.reshape(3, -1, rows)  # [3, parts of the vocabulary, B]
+        tokens, scores, totals = numbers[0], _floats(numbers[1]), _floats(numbers[2])
+        best = jnp.argmax(scores, axis=0, keepdims=True)  # parts are in the vocabulary's order
+        tokens, scores = (jnp.take_along_axis(each, best, 0)[0] for each in (tokens, scores))
+        return tokens, scores - jax.nn.logsumexp(totals, axis=0)
+
+    return jax.shard_map(
+        local, in_specs=spec, out_specs=(jax.P(None), jax.P(None)), check_vma=False
+    )(logits)
 
 
 GREEDY = Sampler()
@@ -160,3 +201,17 @@ def draw_keys(seed: jax.Array, sequences: jax.Array, index: jax.Array) -> jax.Ar
 
 def _drop(scores: jax.Array, unwanted: jax.Array) -> jax.Array:
     return jnp.where(unwanted, -jnp.inf, scores)
+
+
+def _reduce(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of each row of [B, V] the place of its highest score, that score, and the logsumexp."""
+    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return tokens, jnp.max(logits, axis=-1), jax.nn.logsumexp(logits, axis=-1)
+
+
+def _bits(floats: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(floats, jnp.int32)
+
+
+def _floats(bits: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)

@@ -50,15 +50,14 @@ class Mixture(nnx.Module):
           placement: shardings.
 
         Returns:
-          [B, T, R], and how many distinct experts the real tokens chose, int32.
+          [B, T, R], and which experts each sequence's real tokens chose, [B, E] bool.
         """
         with jax.named_scope("mixture"):
             axes = expert_axes(placement)
             x = reshard(x, jax.P(entry(axes.batch), None, entry(axes.inputs)))
             share = self._route(x, placement)  # [B, T, E]
             chosen = (share > 0) & real[:, :, None]
-            touched = jnp.sum(jnp.any(chosen, axis=(0, 1)), dtype=jnp.int32)
-            return self._apply(x, share, axes, placement), touched
+            return self._apply(x, share, axes, placement), jnp.any(chosen, axis=1)
 
     def _route(self, x: jax.Array, placement: Placement) -> jax.Array:
         """x: [B, T, D] -> each expert's share of each token, [B, T, E] float32, 0 if not chosen."""

@@ -91,7 +91,7 @@ class Block(nnx.Module):
         turn: Rotation,
         placement: Placement,
     ) -> tuple[jax.Array, LayerCache, jax.Array | None]:
-        """x: [B, T, R] -> [B, T, R], this layer's updated cache, the number of experts touched."""
+        """x: [B, T, R] -> [B, T, R], this layer's updated cache, the experts chosen, [B, E]."""
         y = self.attention_norm(x)  # [B, T, R]
         mixed, cache, y = self.attention(y, cache, positions, turn, placement)  # y: [B, T, D]
         if self.config.norm_after:
@@ -161,8 +161,21 @@ class Transformer(nnx.Module):
                 layers.append(layer)
                 touched.append(experts)
         keys, values = zip(*layers, strict=True)
-        experts = jnp.stack(touched) if self.config.experts else None
+        experts = self._count(touched) if self.config.experts else None
         return Output(self.final_norm(x), KVCache(keys, values), experts)
+
+    def _count(self, chosen: list[jax.Array]) -> jax.Array:
+        """How many experts each layer's tokens chose, all layers at once: one collective a step.
+
+        Args:
+          chosen: [B, E] bool for each of L layers.
+
+        Returns:
+          [L] int32.
+        """
+        with jax.named_scope("experts_touched"):
+            touched = jnp.max(jnp.stack(chosen).astype(jnp.int32), axis=1)  # [L, E]
+            return jnp.sum(touched, axis=-1)
 
     def _turns(self, positions: jax.Array) -> dict[bool, Rotation]:
         """Rotary angles of the layers without a window and of those with one."""

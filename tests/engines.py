@@ -33,3 +33,9 @@ def random_engine(config: ModelConfig, layout: Layout, mesh: str, dtypes: Dtypes
     model = Transformer(config, dtypes)
     parameters = place(model, random_arrays(config).items(), placement, devices)
     return Engine(config, parameters, placement, devices, dtypes)
+
+
+def carry_bytes(batch: int) -> int:
+    """Bytes per device of what a decode step takes beside weights and cache: `engine.Carry`."""
+    tokens_lengths_and_sequences, index, seed = 3 * 4 * batch, 4, 8
+    return tokens_lengths_and_sequences + index + seed

@@ -107,10 +107,10 @@ class Subject:
           devices: as of `engine`.
           auto_weight_layout: the compiler chooses how each weight's shard lies in memory.
         """
-        engine = self.engine(devices)
+        engine, chosen = self.engine(devices), {"auto_weight_layout": auto_weight_layout}
         if self.tokens == 1:
-            return engine.lower_decode(self.batch, self.slots, auto_weight_layout)
-        return engine.lower_prefill(self.batch, self.slots, self.tokens, auto_weight_layout)
+            return engine.lower_decode(self.batch, self.slots, **chosen)
+        return engine.lower_prefill(self.batch, self.slots, self.tokens, **chosen)
 
 
 def expected(subject: Subject, platform: str | None = None) -> list[Collective]:
@@ -127,6 +127,7 @@ def expected(subject: Subject, platform: str | None = None) -> list[Collective]:
         batch=subject.batch,
         tokens=subject.tokens,
         grouped=(platform or default_platform()) == "tpu",
+        sampled=subject.tokens == 1,
     )
 
 

@@ -74,18 +74,24 @@ def expected_collectives(
     batch: int,
     tokens: int = 1,
     grouped: bool = True,
+    sampled: bool = False,
 ) -> list[Collective]:
     """Every collective of one forward pass.
 
+    Floors and expected times leave out what follows the logits (`sampled`): 12 bytes per sequence
+    and part of the vocabulary, and 4 bytes per layer and expert.
+
     Args:
       config: the model.
-      placement: the layout on a mesh; of prompts, `Placement.prefill`.
+      placement: the layout on a mesh; for prompts, `Placement.prefill`.
       dtypes: how numbers are stored.
-      batch: sequences.
-      tokens: per sequence: 1 in a decode step, more in a prefill, whose logits are those of each
-        prompt's last token.
-      grouped: experts run in one grouped matmul, as on TPU; else one by one, and the list has all
-        of them, as if tokens chose each.
+      batch: number of sequences.
+      tokens: tokens per sequence: 1 in a decode step, more in a prefill, whose logits are those of
+        each prompt's last token.
+      grouped: whether experts run in one grouped matmul, as on TPU; else they run one by one, and
+        the list has each of them as if tokens chose them all.
+      sampled: whether to list also what a compiled decode step does beside the logits: it chooses
+        each sequence's likeliest token and counts the experts that tokens chose.
 
     Returns:
       Collectives with their `where`: a block, ``layer/`` before those that every layer has. Their
@@ -98,6 +104,8 @@ def expected_collectives(
     layers = [dataclasses.replace(each, count=each.count * config.layers) for each in step.found]
     step.found = once + layers
     step.unembed()
+    if sampled:
+        step.sample()
     return step.found
 
 
@@ -254,8 +262,27 @@ class ForwardPass(Shapes):
         self.norm("norm")
         self.sizes["T"] = 1
         given, contracted = placement.activations("BTR"), placement.beside_stored("BTD")
-        result = jax.P(placement.beside_stored("B")[0], None, placement.activations("V")[0])
-        self.product(Matmul("VD", 1, given, contracted, result, "unembedding", table=True))
+        self.product(Matmul("VD", 1, given, contracted, self.logits, "unembedding", table=True))
+
+    def sample(self) -> None:
+        """The experts that tokens chose, and each sequence's likeliest token.
+
+        As `model.transformer` counts and `decode.sampling.highest` chooses.
+        """
+        experts, batch = self.config.experts, division(self.placement.activations("BT"))[0]
+        if experts and batch:
+            size = self.config.layers * experts
+            self.note("all-reduce", batch, size, "experts_touched", element="s32")
+        batch, _, vocabulary = division(self.logits)
+        if batch + vocabulary:
+            size = 3 * self.sizes["B"] * shards(vocabulary, self.placement.mesh)
+            self.note("all-gather", batch + vocabulary, size, "sample", True, "s32")
+
+    @property
+    def logits(self) -> jax.P:
+        """Sharding of the logits, [B, T, V]."""
+        placement = self.placement
+        return jax.P(placement.beside_stored("B")[0], None, placement.activations("V")[0])
 
     def product(self, m: Matmul) -> None:
         """A matmul, as `model.linear.multiply_tokens` does it."""

@@ -72,8 +72,7 @@ class HeldStep:
 
     def program(self) -> str:
         """The compiled step, optimized, as text."""
-        step = self.engine.lower_advance(self._cache, self._carry, GREEDY)
-        return step.compile().as_text()
+        return self.engine.lower_decode(self.batch, self.slots).compile().as_text()
 
     def lengthen(self, seconds: float) -> None:
         """Makes bursts last so long, or `LONG_S` if that is less; all processes' the same."""

@@ -238,7 +238,7 @@ def test_a_whole_generation_compiles_each_step_once(tiny_engine, mesh):
     assert not third
 
 
-def test_the_step_compiled_for_generation_is_one_program(tiny_engine):
+def test_the_step_compiled_for_generation_is_one_program_and_that_which_is_inspected(tiny_engine):
     engine = tiny_engine("1x1x2", layers=1)
     cache = engine.new_cache(2, 64)
     tokens, lengths = pad([[1], [2]], 16)
@@ -249,6 +249,9 @@ def test_the_step_compiled_for_generation_is_one_program(tiny_engine):
         for _ in range(6):
             cache, carry, _ = engine.advance(cache, carry, GREEDY)
     assert len(compiled) == 1
+    with counted_compilations() as again:
+        engine.lower_decode(2, 64).compile()
+    assert not again
 
 
 @pytest.mark.parametrize(

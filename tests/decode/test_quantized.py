@@ -23,7 +23,7 @@ from sharding.layout import Layout
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
 from sharding.quantization import QUANTIZATIONS
-from tests.engines import random_arrays, random_engine
+from tests.engines import carry_bytes, random_arrays, random_engine
 
 # Large enough that groups of 32 divide over eight devices.
 CONFIG = dataclasses.replace(
@@ -91,8 +91,7 @@ def test_the_floor_counts_the_bytes_that_the_compiler_takes(name):
         memory = engine.lower_decode(8, 64).compile().memory_analysis()
         counter = PassCounter(CONFIG, engine.placement, engine.dtypes)
         counted = counter.count(Pass(batch=8, context=10, slots=64))
-        tokens_and_lengths = 2 * 4 * 8
-        expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
+        expected = counted.weights_resident + counted.kv_resident + carry_bytes(8)
         assert memory.argument_size_in_bytes == expected
         assert counted.weights_read == counted.weights_resident  # a tied embedding is read whole
 

@@ -18,6 +18,8 @@ from decode.sampling import (
     draw_keys,
     make_sampler,
 )
+from profiles.hlo.census import census
+from sharding.mesh import make_mesh, parse_mesh
 
 PROBABILITIES = np.array([[0.05, 0.5, 0.15, 0.2, 0.1], [0.2, 0.2, 0.2, 0.2, 0.2]])
 SCORES = jnp.log(jnp.asarray(PROBABILITIES))
@@ -78,6 +80,31 @@ def test_values_out_of_range_are_refused(values, message):
     with pytest.raises(SamplingError) as refusal:
         make_sampler(**values)
     assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "spec"),
+    [("1", (None, None)), ("2x2x2", (None, ("z", "y", "x"))), ("2x2x2", ("x", ("z", "y"))),
+     ("2x2x2", (("x", "y"), None)), ("1x1x8", (None, "z"))],
+)  # fmt: skip
+def test_the_likeliest_token_is_the_first_of_the_highest_wherever_the_vocabulary_lies(mesh, spec):
+    rows, vocabulary = 8, 64
+    logits = np.random.default_rng(0).normal(0, 9, (rows, vocabulary)).astype(np.float32)
+    logits[0, [7, 8, 40]] = 99.0  # equals in one part of the vocabulary and in others
+    logits[1] = 0.0
+    logits[2, :48] = -np.inf  # nothing in most parts
+    logits[3, 50] = np.nan
+    devices = make_mesh(parse_mesh(mesh))
+    with jax.set_mesh(devices):
+        placed = jax.device_put(logits, jax.NamedSharding(devices, jax.P(*spec)))
+        choose = jax.jit(GREEDY.choose, static_argnames="keys").lower(placed, keys=None).compile()
+        tokens, logprobs = map(np.asarray, choose(placed))
+    assert (tokens == logits.argmax(axis=-1)).all() and tokens.dtype == np.int32
+    scores = logits.astype(np.float64)
+    expected = scores.max(axis=-1) - np.log(np.exp(scores).sum(axis=-1))
+    np.testing.assert_allclose(logprobs, expected, rtol=1e-6, atol=1e-5)
+    kinds = [one.kind for one in census(choose.as_text(), devices)]
+    assert kinds == ["all-gather"] * (mesh != "1")
 
 
 def test_draws_follow_the_distribution():

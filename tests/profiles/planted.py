@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from decode.engine import Engine
+from decode.sampling import GREEDY
 from model.catalog import find_model
 from model.config import ModelConfig
 from model.dtypes import BFLOAT16, Dtypes
@@ -171,15 +172,13 @@ def _lowered(case: Planted, devices: list) -> jax.stages.Lowered:
         return case.subject.lower(devices)
     engine: Engine = case.subject.engine(devices)
 
-    def step(parameters, cache, tokens, lengths):
-        return engine._decode_step(case.fault(parameters), cache, tokens, lengths)
+    def step(parameters, cache, carry):
+        return engine._advance_step(case.fault(parameters), cache, carry, GREEDY)
 
     donated = {"donate_argnames": "cache"} if case.donate else {}
-    vector = engine._abstract_vector(BATCH)
     with jax.set_mesh(engine.mesh):
-        cache = engine._placed_cache(BATCH, SLOTS)
-        given = case.given(engine.parameters)
-        return jax.jit(step, **donated).lower(given, cache, vector, vector)
+        cache, carry = engine._placed_cache(BATCH, SLOTS), engine._abstract_carry(BATCH)
+        return jax.jit(step, **donated).lower(case.given(engine.parameters), cache, carry)
 
 
 def _stacked(devices: list) -> jax.stages.Lowered:

@@ -19,6 +19,7 @@ from sharding.catalog import ATTENTION, LAYOUTS, attend_by, divide_experts, pref
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
 from sharding.quantization import QUANTIZATIONS
+from tests.engines import carry_bytes
 
 ONE_D = LAYOUTS["weight_stationary_1d"]
 SMOLLM2 = find_model("smollm2-135m")
@@ -91,8 +92,7 @@ def test_resident_bytes_equal_the_compilers(tiny_engine, mesh, batch):
     counted = PassCounter(engine.config, engine.placement, engine.dtypes).count(
         Pass(batch=batch, context=10, slots=64)
     )
-    tokens_and_lengths = 2 * 4 * batch
-    expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
+    expected = counted.weights_resident + counted.kv_resident + carry_bytes(batch)
     assert memory.argument_size_in_bytes == expected
     assert memory.alias_size_in_bytes == counted.kv_resident
 
@@ -144,8 +144,7 @@ def test_resident_bytes_of_divided_experts_equal_the_compilers(layout, experts):
     counted = PassCounter(engine.config, engine.placement, engine.dtypes).count(
         Pass(batch=8, context=10, slots=64)
     )
-    tokens_and_lengths = 2 * 4 * 8
-    expected = counted.weights_resident + counted.kv_resident + tokens_and_lengths
+    expected = counted.weights_resident + counted.kv_resident + carry_bytes(8)
     assert memory.argument_size_in_bytes == expected
     expert = 2 * 3 * 64 * 128 * 4  # gate, up and down of one expert of each layer
     copies = 2 if experts == 6 and layout == "data_parallel_x_1d" else 1
