@@ -61,7 +61,7 @@ class Request:
       prompts: token ids of each prompt; lengths may differ.
       max_new_tokens: limit for each.
       sampler: how tokens are chosen.
-      seed: of the random draws.
+      seed: seed of the random draws.
       stop_ids: tokens that end a sequence.
     """
 
@@ -118,8 +118,8 @@ def pad(
 
     Args:
       prompts: token ids.
-      length: of every row.
-      multiple: B is the next one of this; rows without a prompt hold one token.
+      length: length of every row.
+      multiple: B is rounded up to a multiple of it; rows without a prompt hold one token.
     """
     tokens = np.zeros((-(-len(prompts) // multiple) * multiple, length), np.int32)
     lengths = np.ones(len(tokens), np.int32)

@@ -204,7 +204,7 @@ def _drop(scores: jax.Array, unwanted: jax.Array) -> jax.Array:
 
 
 def _reduce(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of each row of [B, V] the place of its highest score, that score, and the logsumexp."""
+    """For each row of [B, V]: the index of its highest score, that score, and the logsumexp."""
     tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return tokens, jnp.max(logits, axis=-1), jax.nn.logsumexp(logits, axis=-1)
 

@@ -59,9 +59,9 @@ class Outcome:
       message: the compiler's, where it failed.
       memory: bytes per device: ``argument_bytes``, ``output_bytes``, ``aliased_bytes`` and
         ``temporary_bytes``.
-      text: of the optimized, scheduled program.
+      text: the optimized, scheduled program, as XLA prints it.
       compile_s: seconds in XLA; tracing the model comes on top.
-      trace_s: those.
+      trace_s: seconds of tracing the model.
       beyond: bytes per device that are missing where it does not fit; None if the compiler did
         not say.
     """
@@ -151,7 +151,7 @@ def compile_step(subject: Subject, slice: Slice, auto_weight_layout: bool = Fals
 
 
 def environment() -> dict[str, str]:
-    """Of a process that may load libtpu, with this project's modules."""
+    """The environment of a process that may load libtpu, with this project's modules."""
     root = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return os.environ | _ENVIRONMENT | {"PYTHONPATH": path}

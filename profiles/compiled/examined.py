@@ -21,14 +21,14 @@ class Examined:
     """What came of a pass.
 
     Attributes:
-      estimator: of its layout on its slice.
+      estimator: the estimator of its layout on its slice.
       step: its floor and expected time.
-      subject: as the compiler was given it.
+      subject: the pass, as it is handed to the compiler.
       record: what programs read, with status and message.
-      outcome: of the compiler; None where the floor's bytes do not fit already.
+      outcome: what the compiler made of it; None if the floor's bytes alone do not fit.
       compiled: the program, if there is one.
       wanted: the collectives that the layout asks for.
-      findings: in the program, the costliest first.
+      findings: what was found in the program, the costliest first.
     """
 
     estimator: Estimator
@@ -60,7 +60,7 @@ def examine(estimator: Estimator, pass_: Pass) -> Examined:
     """Compiles a pass of a deployment, if its weights and cache fit.
 
     Args:
-      estimator: of the deployment.
+      estimator: the estimator of the deployment.
       pass_: the pass.
     """
     step, subject = estimate_on_tpu(estimator, pass_), subject_of(estimator, pass_)
@@ -88,7 +88,7 @@ def estimate_on_tpu(estimator: Estimator, pass_: Pass) -> Estimate:
 
 
 def subject_of(estimator: Estimator, pass_: Pass) -> Subject:
-    """A pass as a compiler is given it."""
+    """A pass as it is handed to a compiler."""
     deployment = estimator.deployment
     return Subject(
         config=deployment.model,

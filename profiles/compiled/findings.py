@@ -33,7 +33,7 @@ class Finding:
     Attributes:
       kind: ``cache_not_aliased``, ``copy``, ``dequantized``, ``weight_gather``, ``collective``,
         ``not_overlapped``, ``temporary``, ``replicated`` or ``padding``.
-      message: in words.
+      message: what it is, in words.
       cost_s: seconds per step.
     """
 
@@ -52,10 +52,10 @@ def findings(
     """Everything that is found, the costliest first.
 
     Args:
-      step: compiled.
-      subject: the pass that it is.
-      estimator: of the same model, layout and slice.
-      floor_s: of the pass.
+      step: the compiled step.
+      subject: the pass that was compiled.
+      estimator: the estimator of the same model, layout and slice.
+      floor_s: seconds of the pass's floor.
     """
     bandwidth, times = estimator.peaks.bandwidth, CollectiveTimes(estimator, step.collectives)
     found = [
@@ -74,7 +74,7 @@ class CollectiveTimes:
     """Expected times of collectives on a slice, its mesh laid as suits them best.
 
     Args:
-      estimator: of the layout and the slice.
+      estimator: the estimator of the layout on its slice.
       listed: all collectives of a step.
     """
 
@@ -88,7 +88,7 @@ class CollectiveTimes:
         )
 
     def seconds(self, each: Collective) -> float:
-        """Of one, with nothing else on the links."""
+        """Seconds of one collective with nothing else on the links."""
         return self._seconds(each, self._wires)
 
     def _seconds(self, each: Collective, wires) -> float:
@@ -123,11 +123,11 @@ def _moved(step: CompiledStep, bandwidth: float, floor_s: float) -> Iterator[Fin
 
 def _move_words(move: Move) -> str:
     what = "held whole in more bits: " if move.wider else ""
-    block = f", in {move.where}" if move.where else ""
-    place = "" if "written back" in move.how else " in main memory"
+    scope = f", in {move.where}" if move.where else ""
+    memory = "" if "written back" in move.how else " in main memory"
     return (
-        f"{move.origin} is {what}{move.how}{place}, {_times(move.count)} a step, "
-        f"{byte_size(move.bytes)} each{block}"
+        f"{move.origin} is {what}{move.how}{memory}, {_times(move.count)} a step, "
+        f"{byte_size(move.bytes)} each{scope}"
     )
 
 
@@ -184,19 +184,19 @@ def _alone(step: CompiledStep, times: CollectiveTimes) -> Iterator[Finding]:
         groups.setdefault((one.kind, one.axes), []).append(one)
     for (kind, axes), each in groups.items():
         cost = sum(one.count * times.seconds(one) for one in each)
-        places = dict.fromkeys(_place(one.where) for one in each)
+        scopes = dict.fromkeys(_scopes(one.where) for one in each)
         yield Finding(
             "not_overlapped",
             f"{kind} over {''.join(axes)} runs alone {_times(sum(one.count for one in each))} a "
             f"step, with no work and no fetch of weights or cache beside it (in "
-            f"{', '.join(filter(None, places)) or 'no named place'})",
+            f"{', '.join(filter(None, scopes)) or 'no named place'})",
             cost,
         )
 
 
-def _place(block: str) -> str:
+def _scopes(chain: str) -> str:
     """Scopes with layers not told apart, each once where one operation serves several."""
-    named = re.sub(r"\blayer_\d+", "layer", block)
+    named = re.sub(r"\blayer_\d+", "layer", chain)
     return " and ".join(dict.fromkeys(re.split(r"/(?=layer/)", named)))
 
 

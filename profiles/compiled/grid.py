@@ -74,7 +74,7 @@ class GridPoint:
             parse_mesh(self.mesh)
 
     def estimator(self) -> Estimator:
-        """Of the layout and mesh that are named, or of the expected best.
+        """An estimator of the layout and mesh that are named, or of the expected best.
 
         Raises:
           LayoutError: none goes with the model and the slice.
@@ -103,7 +103,7 @@ def run(
     Args:
       points: the grid.
       folder: where finished points are kept.
-      versions: of JAX and libtpu; points of others are not kept.
+      versions: versions of JAX and libtpu; points made by others are not kept.
       progress: shows how far it is: takes finished points and how many there will be.
       workers: compilers at once; what the machine has room for if None.
 

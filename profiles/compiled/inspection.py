@@ -36,9 +36,9 @@ class Subject:
       config: the model.
       placement: the layout on a mesh.
       dtypes: how its numbers are stored.
-      batch: sequences.
+      batch: number of sequences.
       slots: tokens that the cache has room for.
-      tokens: per sequence: 1 for a decode step, more for a prefill.
+      tokens: tokens per sequence: 1 in a decode step, more in a prefill.
     """
 
     config: ModelConfig
@@ -88,7 +88,7 @@ class Subject:
         """An engine with shapes in place of weights: enough to compile with.
 
         Args:
-          devices: as many as the mesh has, which need not be there; JAX's own if None.
+          devices: one for each place in the mesh; they need not be there. JAX's own if None.
 
         Raises:
           LayoutError: JAX does not have as many devices as the mesh has.
@@ -104,7 +104,7 @@ class Subject:
         """This pass, ready to compile; raises as `engine` does.
 
         Args:
-          devices: as of `engine`.
+          devices: the same as in `engine`.
           auto_weight_layout: the compiler chooses how each weight's shard lies in memory.
         """
         engine, chosen = self.engine(devices), {"auto_weight_layout": auto_weight_layout}
@@ -118,7 +118,7 @@ def expected(subject: Subject, platform: str | None = None) -> list[Collective]:
 
     Args:
       subject: the pass.
-      platform: that it is compiled for, by JAX's name of it; JAX's own if None.
+      platform: JAX's name of the platform that it is compiled for; JAX's own if None.
     """
     return expected_collectives(
         subject.config,
@@ -150,9 +150,9 @@ def differences(
 
     Args:
       wanted: the expected list.
-      found: in the program.
-      dtype: of those expected that do not name their element type.
-      platform: that the program is for; JAX's own if None.
+      found: the collectives of the program.
+      dtype: element type of expected collectives that do not name one.
+      platform: the platform that the program is for; JAX's own if None.
     """
     surplus = surpluses(wanted, found, dtype, platform or default_platform())
     return [
@@ -218,10 +218,10 @@ def collective_table(
     """Collectives for a terminal, block by block: per layer, and per step.
 
     Args:
-      collectives: of one step.
-      layers: of the model; blocks named ``layer_0/mlp`` or ``layer/mlp`` count as one.
+      collectives: the collectives of one step.
+      layers: number of layers; blocks named ``layer_0/mlp`` or ``layer/mlp`` count as one.
       label: ``expected`` or ``compiled``.
-      order: whose blocks come in the order of the model: the expected ones.
+      order: the expected collectives, whose blocks come in the order of the model.
     """
     head = ("block", label, "mesh axes", "bytes per chip, each", "per layer", "per step")
     blocks = {where: rank for rank, where in enumerate(dict.fromkeys(each.where for each in order))}

@@ -25,17 +25,17 @@ class CompiledStep:
     """A compiled step, sizes per device.
 
     Attributes:
-      argument_bytes: of weights, cache and the rest, as they lie in memory.
-      output_bytes: of results, those in the memory of arguments included.
-      aliased_bytes: of results that are in the memory of arguments.
-      temporary_bytes: that are needed beside both.
-      arguments: by name, such as ``layers/0/mlp/down`` or ``cache/keys/0``.
-      aliased: names of those whose memory a result takes.
-      collectives: with what happens meanwhile, `Collective.overlap`.
+      argument_bytes: bytes of weights, cache and the rest, as they lie in memory.
+      output_bytes: bytes of results, those in the memory of arguments included.
+      aliased_bytes: bytes of results that take the memory of arguments.
+      temporary_bytes: bytes that are needed beside both.
+      arguments: each argument by its name, such as ``layers/0/mlp/down`` or ``cache/keys/0``.
+      aliased: names of arguments whose memory a result takes.
+      collectives: each with what happens meanwhile, `Collective.overlap`.
       gathered: payload of an all-gather -> the weight that it gathers, ``*`` for any layer.
       moves: whole arrays that are written to main memory again.
       temporaries: other large arrays in main memory.
-      compile_s: seconds that it took.
+      compile_s: seconds that XLA took.
     """
 
     argument_bytes: int
@@ -87,8 +87,8 @@ def read(outcome: Outcome, mesh: HasShape | Mapping[str, int]) -> CompiledStep:
     """Reads a program that was compiled.
 
     Args:
-      outcome: with status ``ok``.
-      mesh: that it was compiled for, or its axes and their sizes in order.
+      outcome: an outcome with status ``ok``.
+      mesh: the mesh that it was compiled for, or its axes and their sizes in order.
 
     Raises:
       HloError: something in it is not understood.
@@ -137,6 +137,6 @@ def _gathers(program: Program, step: Step) -> Iterator[tuple[Instruction, tuple[
         inner = program[one.called["calls"][0]].instructions
         for each in inner.values():
             if each.opcode == "all-gather":
-                given = [inner[name] for name in each.operands]
-                numbers = [int(p.operands[0]) for p in given if p.opcode == "parameter"]
+                operands = [inner[name] for name in each.operands]
+                numbers = [int(p.operands[0]) for p in operands if p.opcode == "parameter"]
                 yield each, tuple(step.origins[number] for number in numbers)

@@ -20,7 +20,7 @@ class Substitute:
     Attributes:
       asked: a kind of collective, or an element type by HLO's name.
       made: what stands in the program instead.
-      bytes: of its payload for each byte of the one asked for.
+      bytes: bytes of what is made for each byte of what was asked for.
       why: the reason.
     """
 
@@ -67,8 +67,8 @@ def settle(expected: Iterable[Collective], found: Iterable[Collective]) -> list[
     """The collectives that a layout asks for, with what a TPU program has in place of some.
 
     Args:
-      expected: asked for.
-      found: in the program.
+      expected: the collectives that the layout asks for.
+      found: the collectives of the program.
 
     Returns:
       The expected ones, merged without their places; of those in `TPU_SUBSTITUTES` as many are
@@ -101,9 +101,9 @@ def substitute(expected: Iterable[Collective], platform: str, dtype: DTypeLike) 
     must compare the program's output shardings as well.
 
     Args:
-      expected: one by hand keeps its kind, not its element type.
-      platform: JAX's name of it.
-      dtype: of those that do not name their element type.
+      expected: the collectives asked for; one by hand keeps its kind, not its element type.
+      platform: JAX's name of the platform.
+      dtype: element type of collectives that do not name one.
     """
     if platform != "cpu":
         return merge(expected)

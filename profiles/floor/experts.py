@@ -11,7 +11,7 @@ class HasExperts(Protocol):
 
 
 def touched_experts(model: HasExperts, tokens: int, experts: float | str | None) -> float:
-    """Distinct experts of a layer that tokens read, as `StepCosts` explains `experts`."""
+    """Distinct experts of a layer that tokens read, as `PassCounter` explains `experts`."""
     if experts == "all":
         return model.experts
     if experts == "least":

@@ -64,9 +64,9 @@ def census(
     once in each computation.
 
     Args:
-      text: of `compiled.as_text()`, or the program read from it.
-      mesh: that of the program, or its axes and their sizes in order.
-      overlap: to tell apart what is overlapped and what is not.
+      text: what `compiled.as_text()` gives, or the program read from it.
+      mesh: the mesh of the program, or its axes and their sizes in order.
+      overlap: says what happens beside a collective; those that differ in it stay apart.
 
     Raises:
       HloError: a collective, its groups or a loop around one is of a kind that is not understood,
@@ -149,7 +149,7 @@ class _Census:
         started: bool,
         scattered: bool,
     ) -> list[_Found]:
-        """Of an instruction that runs other computations once each."""
+        """Collectives of an instruction that runs other computations once each."""
         every = []
         wraps = opcode in ("fusion", "async")
         started = started or (wraps and one.name.startswith("async"))

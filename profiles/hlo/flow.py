@@ -39,11 +39,11 @@ class Step(NamedTuple):
     """One instruction of a program that runs by itself: not inside a fusion.
 
     Attributes:
-      computation: that it is in.
-      instruction: itself.
-      times: it runs in a step; loops of unknown length count as one round.
-      origins: of its operands.
-      origin: of its value.
+      computation: the computation that it is in.
+      instruction: the instruction itself.
+      times: how often it runs in a step; loops of unknown length count as one round.
+      origins: the origins of its operands.
+      origin: the origin of its value.
     """
 
     computation: Computation
@@ -141,7 +141,7 @@ class _Flow:
         return _plain(computation, one, origins)
 
     def _fused(self, one: Instruction, origins: tuple[Origin, ...]) -> Origin:
-        """Of a fusion, by following the origins through it."""
+        """The origin of a fusion's value, by following origins through the fusion."""
         inner = self.program[one.called["calls"][0]]
         known = _parameters(inner, origins)
         for each in inner.instructions.values():

@@ -127,7 +127,7 @@ def parse_groups(attributes: str, ids: int) -> Groups:
     mesh of the compiler's own, its ids an iota unless ``device_ids`` says otherwise.
 
     Args:
-      attributes: of the instruction.
+      attributes: the instruction's attributes.
       ids: how many there are, for ``{}`` and for no attribute at all.
 
     Raises:

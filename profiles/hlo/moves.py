@@ -32,8 +32,8 @@ class Move:
 
     Attributes:
       origin: the argument that it is, ``layers/0/mlp/down``.
-      how: in words: ``copied``, ``written back from VMEM``, ``converted from s8 to bf16``...
-      bytes: read from and written to HBM each time.
+      how: what is done: ``copied``, ``written back from VMEM``, ``converted from s8 to bf16``...
+      bytes: bytes read from and written to HBM each time.
       count: times per step.
       where: the named scopes, and the primitive that asked for it.
       wider: it then takes more bits a number than its origin.
@@ -57,7 +57,7 @@ def moves(program: Program, steps: Iterable[Step]) -> list[Move]:
 
     Args:
       program: scheduled, for a TPU.
-      steps: of `flow.walk`.
+      steps: what `flow.walk` gives.
     """
     whole = {name: placed(one.shape)[0] for name, one in arguments(program).items()}
     found: dict[tuple, list[tuple[Move, int]]] = {}
@@ -97,7 +97,7 @@ class Temporary(NamedTuple):
 
     Attributes:
       what: element type and sizes, with the place in the model.
-      bytes: of one.
+      bytes: bytes of one array.
       count: times per step.
       sent: a collective takes it or fills it, whose own time that is.
     """
@@ -113,7 +113,7 @@ def temporaries(program: Program, steps: Iterable[Step], least: int) -> list[Tem
 
     Args:
       program: scheduled, for a TPU.
-      steps: of `flow.walk`.
+      steps: what `flow.walk` gives.
       least: bytes of an array worth a word.
     """
     users, counts = Users(), collections.Counter()

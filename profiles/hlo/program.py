@@ -24,7 +24,7 @@ class Instruction:
     Attributes:
       name: unique in its computation.
       opcode: such as ``all-gather-start``.
-      shape: as text, layouts included.
+      shape: the shape as text, layouts included.
       operands: names, in order.
       attributes: the rest of the line.
     """
@@ -62,7 +62,7 @@ class Computation:
 
     Attributes:
       name: unique in the program.
-      instructions: by name, in order.
+      instructions: each instruction by its name, in order.
       root: the name of its result.
     """
 
@@ -76,7 +76,7 @@ class Program:
     """A compiled module.
 
     Attributes:
-      computations: by name.
+      computations: each computation by its name.
       entry: the name of the one that runs.
       replicas: copies of the program, each of `partitions` devices. A jit over a mesh has one.
       partitions: devices that share one replica's arrays.
@@ -190,7 +190,7 @@ class Array:
       element: HLO's name of its type.
       dims: sizes.
       order: dimensions, the one whose neighbours are side by side first.
-      tiles: as text, such as ``T(8,128)(2,1)``; empty if not tiled.
+      tiles: the tiles as text, such as ``T(8,128)(2,1)``; empty if not tiled.
       space: 0 for a chip's main memory; of those on a TPU chip see `ON_CHIP`.
     """
 

@@ -29,8 +29,8 @@ def held_bytes(engine: Engine, text: str) -> int:
     """Bytes of all arrays of a step that are a matrix in few bits, but in more.
 
     Args:
-      engine: whose step it is, with parameters or their shapes.
-      text: of the optimized program.
+      engine: the engine whose step it is, with parameters or their shapes.
+      text: the optimized program as XLA prints it.
 
     Returns:
       Their sum over one device's program; they need not all live at once.

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from profiles.compiled.findings import CollectiveTimes, _place, findings
+from profiles.compiled.findings import CollectiveTimes, _scopes, findings
 from profiles.compiled.step import read
 from profiles.floor.collective import ALONE, PREFETCH, PRODUCT, WORK
 from tests.profiles import fault_table
@@ -149,4 +149,4 @@ def test_stored_programs_are_small():
     ],
 )
 def test_a_place_is_named_once_whatever_the_layers(block, place):
-    assert _place(block) == place
+    assert _scopes(block) == place
