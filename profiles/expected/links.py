@@ -21,7 +21,8 @@ from sharding.error_types import LayoutError
 from sharding.mesh import MeshShape
 
 RING, LINE, SWITCH, NETWORK = "ring", "line", "switch", "network"
-_WAYS = 16  # to lay a mesh for an expected time: others tear axes into many pieces
+USUAL_WAYS = 16
+"""Ways to lay a mesh that an expected time looks at: others tear axes into many pieces."""
 
 
 class Dimension(NamedTuple):
@@ -108,11 +109,19 @@ class Wires:
     ) -> tuple[float, float]:
         """What a collective is expected to take: seconds to start, with its hops, and per byte.
 
-        Bytes at the links' rates, in the algorithms that are used.
+        Bytes at the links' calibration, in the algorithms that are used.
         """
-        key = kind, axes
+        if axes not in self._extents:
+            self._extents[axes] = self.extents(axes)
+        return self.usual_over(kind, self._extents[axes], calibration)
+
+    def usual_over(
+        self, kind: str, extents: Extents, calibration: Calibration
+    ) -> tuple[float, float]:
+        """The same for a group that extends so far along each dimension."""
+        key = kind, extents
         if key not in self._memo:
-            spanned = tuple(self.kinds(self.extents(axes)))
+            spanned = tuple(self.kinds(extents))
             hops = sum(_hops(dimension, size) for dimension, size in spanned)
             hops = 1 if kind == "permute" else (2 if kind == "all-reduce" else 1) * hops
             between = any(dimension.kind == NETWORK for dimension, _ in spanned)
@@ -122,7 +131,11 @@ class Wires:
         return calibration.collective_s + latency + calibration.network_s * between, per_byte
 
     @functools.cached_property
-    def _memo(self) -> dict[tuple[str, Sequence[str]], tuple[float, bool, float]]:
+    def _memo(self) -> dict[tuple[str, Extents], tuple[float, bool, float]]:
+        return {}
+
+    @functools.cached_property
+    def _extents(self) -> dict[Sequence[str], Extents]:
         return {}
 
 
@@ -236,13 +249,26 @@ def layings(slice: Slice, mesh: tuple[tuple[str, int], ...], least: bool) -> tup
     """
     check_size(slice, dict(mesh))
     found = dimensions(slice, least)
-    ways = list(_divide([size for _, size in mesh], [dimension.size for dimension in found]))
-    ways.sort(key=lambda way: sum(size > 1 for extents in way for size in extents))
-    if not least:
-        del ways[_WAYS:]
-    names = [axis for axis, _ in mesh]
+    names, sizes = zip(*mesh, strict=True)
+    ways = ways_to_lay(sizes, tuple(dimension.size for dimension in found))
+    ways = ways if least else ways[:USUAL_WAYS]
     hop = slice.chip.hop_latency or 0.0
     return tuple(Wires(found, dict(zip(names, way, strict=True)), hop) for way in ways)
+
+
+@functools.lru_cache(maxsize=4096)
+def ways_to_lay(sizes: Extents, rooms: Extents) -> tuple[tuple[Extents, ...], ...]:
+    """Extents of each mesh axis along each dimension, in all ways to lay axes on dimensions.
+
+    Args:
+      sizes: devices along each mesh axis.
+      rooms: devices along each dimension; together as many.
+
+    Returns:
+      Those first whose axes are in fewest pieces.
+    """
+    pieces = lambda way: sum(size > 1 for extents in way for size in extents)  # noqa: E731
+    return tuple(sorted(_divide(sizes, rooms), key=pieces))
 
 
 def _divide(sizes: Sequence[int], rooms: Sequence[int]) -> Iterator[tuple[Extents, ...]]:

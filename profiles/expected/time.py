@@ -120,7 +120,7 @@ class Listed:
         placement = self.placement if tokens == 1 else self.placement.prefill
         return expected_collectives(self.config, placement, self.dtypes, batch=batch, tokens=tokens)
 
-    def _find_line(self, tokens: int) -> "_Line | None":
+    def _find_line(self, tokens: int) -> "CollectiveLine | None":
         """What every batch sends and what each sequence adds; None if that is not linear."""
         one = self.placement.multiple("B")
         first = self.at(one, tokens)
@@ -128,7 +128,7 @@ class Listed:
             paid = [each.payload_bytes for each in first]
             steady = [size * each.of_weights for size, each in zip(paid, first, strict=True)]
             growing = [(size - kept) / one for size, kept in zip(paid, steady, strict=True)]
-            return _Line(first, steady, growing)
+            return CollectiveLine(first, steady, growing)
         second = self.at(2 * one, tokens)
         if len(first) != len(second) or not all(map(_alike, first, second)):
             return None
@@ -137,10 +137,10 @@ class Listed:
         ]
         slopes = [(two - one_) / one for one_, two in paid]
         starts = [one_ - slope * one for (one_, _), slope in zip(paid, slopes, strict=True)]
-        return _Line(first, starts, slopes)
+        return CollectiveLine(first, starts, slopes)
 
 
-class _Line(NamedTuple):
+class CollectiveLine(NamedTuple):
     """Collectives, and the bytes of their payloads that every batch and each sequence have."""
 
     listed: list[Collective]

@@ -6,6 +6,8 @@ some of it away and hold some of it twice: the recorded programs of prompts hold
 (on a v5e, where all of it stays on the chip) to 2.1 times.
 """
 
+import numpy as np
+
 from model.config import ModelConfig
 from model.dtypes import Dtypes
 from sharding.placement import Placement
@@ -40,9 +42,11 @@ def activation_bytes(
     D, size = config.d_model, dtypes.dtype.itemsize
     stream = D * size * placement.share(("activations", "BR"))
     gathered = D * size * placement.share(("contracted", "BTD"))
-    widest = max(
-        _attention(config, placement, dtypes, tokens, slots),
-        tokens * _feed_forward(config, placement, dtypes),
+    widest = np.maximum(
+        np.maximum(
+            _attention(config, placement, dtypes, tokens, slots),
+            tokens * _feed_forward(config, placement, dtypes),
+        ),
         config.vocabulary * FLOAT32 * _logits_share(placement),  # of each sequence's last token
     )
     return tokens * (stream + gathered) + widest

@@ -7,6 +7,7 @@ compiled program really holds is counted by `profiles.hlo.census`; the two must 
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from typing import NamedTuple
@@ -240,7 +241,8 @@ class ForwardPass(Shapes):
         if axes.inputs:
             rows, times = sent, experts
             if self.grouped:
-                rows, times = sent * min(config.experts_per_token, experts), 1
+                chosen = config.experts_per_token
+                rows, times = sent * (chosen - (chosen - experts) * (chosen > experts)), 1
             size = rows * both * d_ff
             self.note("all-reduce", axes.inputs, size, block, True, FLOAT32, times)
         if axes.exchanged:
@@ -378,15 +380,10 @@ class ForwardPass(Shapes):
         of_weights: bool = False,
     ) -> None:
         """A change of sharding, as `sharding.collectives.reshard` makes it."""
-        path = [division(start), *moves(division(start), division(target))]
-        for before, after in itertools.pairwise(path):
-            lost = sum((b[len(a) :] for b, a in zip(before, after, strict=True)), ())
-            if not lost:
-                continue
-            kept = set(lost) <= {axis for axes in after for axis in axes}
-            kind, size = "all-to-all" if kept else "all-gather", self.local(array.shape, after)
-            element = element_of(array.dtype)
-            self.note(kind, lost, math.prod(size), block, element=element, of_weights=of_weights)
+        element = element_of(array.dtype)
+        for kind, lost, after in _changes(division(start), division(target)):
+            size = math.prod(self.local(array.shape, after))
+            self.note(kind, lost, size, block, element=element, of_weights=of_weights)
 
     def note(
         self,
@@ -408,3 +405,15 @@ class ForwardPass(Shapes):
                 kind, ordered, payload, count, block, element, by_hand, of_weights=of_weights
             )
         )
+
+
+@functools.lru_cache(maxsize=2**14)
+def _changes(start: Division, target: Division) -> list[tuple[str, Axes, Division]]:
+    """Collectives of a change of sharding: kind, mesh axes, and the division that each makes."""
+    found = []
+    for before, after in itertools.pairwise([start, *moves(start, target)]):
+        lost = sum((b[len(a) :] for b, a in zip(before, after, strict=True)), ())
+        if lost:
+            kept = set(lost) <= {axis for axes in after for axis in axes}
+            found.append(("all-to-all" if kept else "all-gather", lost, after))
+    return found

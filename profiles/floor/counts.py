@@ -13,11 +13,12 @@ import math
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 
 from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
-from model.declarations import Matrix, Path, count, count_active, declarations, matrices, of_experts
+from model.declarations import Matrix, Path, declarations, matrices, of_experts
 from model.dtypes import Dtypes
 from model.transformer import Transformer
 from profiles.floor.activations import activation_bytes, attention_share
@@ -149,7 +150,7 @@ class PassCounter:
             return
         self._work += work
         in_use = share(("use", alike.axes))
-        self._gathered += alike.size * in_use if in_use > stored else 0
+        self._gathered += alike.size * in_use * (in_use > stored)
 
     def count(self, pass_: Pass, experts: float | str | None = None) -> Counts:
         """The work of one pass.
@@ -163,7 +164,7 @@ class PassCounter:
         config, batch, tokens = self.config, pass_.batch, pass_.tokens
         touched = self._touched(batch * tokens, experts) / (config.experts or 1)
         seen, kept, pairs = _attended(config, pass_.context, tokens)
-        rows = min(batch * tokens * self._row, self._rows)
+        rows = np.minimum(batch * tokens * self._row, self._rows)
         share = self._of_prompts if pass_.over_prompts else self._of_cache
         attention = 4 * config.query_heads * config.head_size * pairs * share
         work = 2 * (tokens * self._work + self._table_work)
@@ -196,7 +197,10 @@ class PassCounter:
     def _kept_bytes(self, slots: int) -> float:
         """Bytes of one sequence's cache on each device."""
         share = self.placement.share(("cache", CACHE_AXES))
-        return _cache_bytes(self.config, slots, self.dtypes, self._multiple) * share
+        whole = functools.cache(functools.partial(_cache_bytes, self.config, slots, self.dtypes))
+        multiples = np.asarray(self._multiple)
+        sizes = [whole(multiple) for multiple in multiples.ravel().tolist()]
+        return np.reshape(sizes, multiples.shape) * share
 
     def _held_bytes(self, tokens: int, slots: int) -> float:
         """Bytes of one sequence's activations on each device."""
@@ -212,13 +216,18 @@ class PassCounter:
         """
         if isinstance(experts, int | float):
             return max(experts / self._replicas, self.config.experts_per_token)
-        return touched_experts(self.config, max(tokens // self._replicas, 1), experts)
+        tokens = tokens // self._replicas + (tokens < self._replicas)  # 1 at least
+        return touched_experts(self.config, tokens, experts)
 
 
 @functools.cache
 def _parameters(config: ModelConfig, dtypes: Dtypes) -> dict[str, int]:
-    model = Transformer(config, dtypes)
-    return {"total": count(model), "active": count_active(model)}
+    total = active = 0
+    for _, param, _, times in declared(config, dtypes):
+        size = 0 if param.scale else times * math.prod(param.shape)
+        total += size
+        active += size * config.experts_per_token // config.experts if of_experts(param) else size
+    return {"total": total, "active": active}
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,38 +1,30 @@
-"""What a plan chooses among: slices and forms, on each all layouts and meshes, and all batches.
+"""What a plan chooses among: slices and types, on each all layouts and meshes, and all batches.
 
-A `Cell` is one slice and one form. What its steps take without collectives is a lower bound that
-one product of small arrays gives for all layouts, meshes and batches at once; what they take with
-collectives is found a layout at a time, only where the bound leaves hope. What does not depend on
-the slice is counted once for all slices of as many devices.
+A `Cell` is one slice and one set of types. It finds what steps take in all layouts, on all meshes
+and for all batches at once; what does not depend on the slice is counted once for all slices.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from model.dispatch import expert_axes
 from model.dtypes import BFLOAT16 as PLAIN
 from model.dtypes import Dtypes
-from model.layout_check import settle
 from profiles.chips.calibration import Calibration
 from profiles.chips.chip import Price
 from profiles.chips.slices import Slice
-from profiles.expected.candidates import meshes
 from profiles.expected.estimate import Estimate, Estimator
-from profiles.expected.sized_links import SizedLinks
-from profiles.expected.time import LinkCosts, Listed
-from profiles.floor.counts import PassCounter
 from profiles.floor.deployment import Deployment, Model
 from profiles.floor.experts import expected_experts
-from profiles.floor.passes import BatchLine, Pass
-from profiles.floor.sized_models import SizedModel, SizedPassCounter
-from sharding.error_types import LayoutError
+from profiles.floor.passes import BatchLine
+from profiles.floor.sized_models import SizedModel
+from profiles.plan.rows import Row, Rows
+from profiles.plan.sending import Sending, Sends
+from profiles.plan.sized_rows import SizedRows
 from sharding.layout import Layout
-from sharding.mesh import MeshShape
-from sharding.placement import Placement, entry_axes
 
 LARGEST = 1 << 14
 """Sequences: no batch above is looked at but the largest that fits."""
@@ -40,16 +32,6 @@ BATCHES = np.array(
     sorted({1 << power for power in range(15)} | {3 << power for power in range(13)})
 )
 """Powers of two, and one and a half times those."""
-
-_SPECS = (
-    ("weights", "VD KGhD KhD FD KGh Kh eD EFD"),
-    ("use", "VD KGhD KhD FD KGh Kh eD EFD"),
-    ("activations", "BR BF BKGh BKh V"),
-    ("attention", "BKG BK"),
-    ("cache", "BKS"),
-    ("beside_stored", "BD"),
-)
-"""Arrays whose shardings are all that a pass asks a placement for, whatever their order."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,72 +62,6 @@ class Offer:
     prompt: int | None = None
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Row:
-    """A layout on a mesh; without both, a model by its sizes on so many devices."""
-
-    devices: int
-    placement: Placement | None = None
-    _listed: dict[Dtypes, Listed] = dataclasses.field(default_factory=dict)
-    _links: dict[tuple[Dtypes, Slice], LinkCosts] = dataclasses.field(default_factory=dict)
-
-    @property
-    def layout(self) -> Layout | None:
-        """None for a model by its sizes."""
-        return self.placement and self.placement.layout
-
-    @property
-    def mesh(self) -> MeshShape | None:
-        """None likewise."""
-        return self.placement and self.placement.mesh
-
-    @functools.cached_property
-    def multiple(self) -> int:
-        """What batches are padded to."""
-        return self.placement.multiple("B") if self.placement else 1
-
-    def line(self, offer: Offer, dtypes: Dtypes) -> BatchLine:
-        """Its decode steps, beside which a prompt finds room."""
-        line = self.costs(offer.model, dtypes).line(offer.context, offer.slots)
-        if offer.prompt is None or self.placement is None:
-            return line
-        prompts = PassCounter(offer.model, self.placement.prefill, dtypes)
-        one = prompts.count(Pass(self.multiple, 0, offer.prompt))
-        return line._replace(resident=line.resident + one.activations)
-
-    def costs(self, model: Model, dtypes: Dtypes) -> PassCounter | SizedPassCounter:
-        """Its passes."""
-        if self.placement:
-            return PassCounter(model, self.placement, dtypes)
-        return SizedPassCounter(model, dtypes, self.devices)
-
-    def links(
-        self, model: Model, dtypes: Dtypes, slice: Slice, calibration: Calibration
-    ) -> LinkCosts:
-        """Its collectives on a slice; listed once for all slices."""
-        if not self.placement:
-            return SizedLinks(model, dtypes, slice, calibration)
-        dtypes = dataclasses.replace(dtypes, cache=None)  # which no collective moves
-        if dtypes.quantization and not self._depends_on_weights(model):
-            dtypes = dataclasses.replace(
-                dtypes, weights=None
-            )  # few bits move what plain weights do
-        if dtypes not in self._listed:
-            self._listed[dtypes] = Listed(model, self.placement, dtypes)
-        if (dtypes, slice) not in self._links:
-            self._links[dtypes, slice] = LinkCosts(self._listed[dtypes], slice, calibration)
-        return self._links[dtypes, slice]
-
-    def _depends_on_weights(self, model: Model) -> bool:
-        """Whether what moves depends on how weights are stored.
-
-        It does where they move themselves, in loops, which cut no group of a few bits, and where
-        experts sum over chips: plain ones in one collective, others in many.
-        """
-        summed = bool(model.experts) and bool(expert_axes(self.placement).inputs)
-        return self.layout.use is not None or self.layout.collectives == "overlapped" or summed
-
-
 class Space:
     """All cells of an offer, and what they share.
 
@@ -156,93 +72,49 @@ class Space:
     def __init__(self, offer: Offer):
         self.offer = offer
         self._rows = functools.cache(self._find_rows)
+        self._sending = functools.cache(Sending)
         self.lines = functools.cache(self._find_lines)
         self.whole = functools.cache(self._find_whole)
-        self.prompt_flops = functools.cache(self._find_prompt_flops)
+        self.prompts = functools.cache(
+            lambda dtypes, tokens: self.rows(dtypes).prompts(dtypes, tokens, offer.experts)
+        )
         self.cells = [
             Cell(self, slice, price, dtypes)
             for slice, price in offer.slices
             for dtypes in offer.dtype_sets
         ]
 
-    def rows(self, devices: int, dtypes: Dtypes) -> tuple[Row, ...]:
-        """Layouts on meshes of so many devices, those that divide all arrays alike once.
-
-        Of those the first layout on the mesh with the fewest axes.
-        """
+    def rows(self, dtypes: Dtypes) -> Rows | SizedRows:
+        """All layouts on all meshes of every number of devices, or what stands for them."""
         grouped = dtypes.quantization and dtypes.quantization.group  # which not all layouts divide
-        return self._rows(devices, dtypes if grouped else PLAIN)
+        return self._rows(dtypes if grouped else PLAIN)
+
+    def sends(self, cell: "Cell", tokens: int) -> Sends:
+        """What the rows of a cell send in passes of so many tokens of each sequence."""
+        rows = self.rows(cell.dtypes)
+        if isinstance(rows, SizedRows):
+            return rows.sends(cell.slice, cell.dtypes, cell.calibration, tokens)
+        return self._sending(rows, tokens).on(cell.slice, cell.dtypes, cell.calibration)
+
+    def _find_rows(self, dtypes: Dtypes, counts: Iterable[int] = ()) -> Rows | SizedRows:
+        model, layouts = self.offer.model, self.offer.layouts
+        counts = counts or {slice.devices for slice, _ in self.offer.slices}
+        if isinstance(model, SizedModel):
+            return SizedRows(model, counts)
+        return Rows(model, dtypes, layouts, counts)
+
+    @property
+    def _lengths(self) -> tuple[int, int, int | None]:
+        """Tokens in a cache, those that it has room for, and those of a prompt beside."""
+        return self.offer.context, self.offer.slots, self.offer.prompt
 
     def _find_whole(self, dtypes: Dtypes) -> BatchLine:
         """Decode steps on one device."""
-        return self._rows(1, PLAIN)[0].line(self.offer, dtypes)
+        lines = self._find_rows(PLAIN, {1}).lines(dtypes, *self._lengths)
+        return BatchLine(*(field[0] for field in lines))
 
-    def _find_prompt_flops(self, dtypes: Dtypes, tokens: int) -> float:
-        """Of one prompt on one device."""
-        (alone, *_) = self._rows(1, PLAIN)
-        return alone.costs(self.offer.model, dtypes).count(Pass(1, 0, tokens)).flops
-
-    def _find_rows(self, devices: int, dtypes: Dtypes) -> tuple[Row, ...]:
-        model = self.offer.model
-        if isinstance(model, SizedModel):
-            return (Row(devices),)
-        shapes = sorted(meshes(devices), key=lambda mesh: sum(s > 1 for s in mesh.values()))
-        rows: dict[object, Row] = {}
-        for layout in self.offer.layouts:
-            for mesh in shapes:
-                try:
-                    placement = settle(model, dtypes, layout, mesh)
-                except LayoutError:
-                    continue
-                key = layout.collectives, _pattern(placement)
-                if placement.prefill is not placement:
-                    key += (_pattern(placement.prefill),)
-                rows.setdefault(key, Row(devices, placement))
-        return tuple(rows.values())
-
-    def _find_lines(self, devices: int, dtypes: Dtypes) -> BatchLine:
-        """Lines of all rows, each field an array."""
-        lines = [row.line(self.offer, dtypes) for row in self.rows(devices, dtypes)]
-        return BatchLine(*np.array(lines).reshape(-1, len(BatchLine._fields)).T)
-
-
-def _pattern(placement: Placement) -> tuple:
-    """Of how arrays are divided, all that matters: mesh axes by their sizes and what they divide.
-
-    Axes that always divide the same dimension, one right after the other, are as good as one.
-    """
-    sizes = placement.sizes
-    entries = [
-        entry_axes(entry)
-        for kind, arrays in _SPECS
-        for letters in arrays.split()
-        if "E" in sizes or not set(letters) & {"E", "e"}
-        for entry in getattr(placement, kind)(letters)
-    ]
-    pairs: dict[str, set] = {}
-    for axes in entries:
-        for place, axis in enumerate(axes):
-            pairs.setdefault(axis, set()).add(axes[place + 1] if place + 1 < len(axes) else None)
-    joined = {
-        axis: next(iter(after))
-        for axis, after in pairs.items()
-        if len(after) == 1
-        and None not in after
-        and all((axis in axes) == (next(iter(after)) in axes) for axes in entries)
-    }
-    followers = set(joined.values())
-    names: dict[str, int] = {}
-    merged, lengths = [], []
-    for axes in entries:
-        merged.append(tuple(names.setdefault(a, len(names)) for a in axes if a not in followers))
-    for axis in names:
-        size, here = placement.mesh[axis], axis
-        while here in joined:
-            here = joined[here]
-            size *= placement.mesh[here]
-        lengths.append(size)
-    idle = math.prod(placement.mesh.values()) // math.prod(lengths)
-    return tuple(lengths), idle, tuple(merged)
+    def _find_lines(self, dtypes: Dtypes) -> BatchLine:
+        return self.rows(dtypes).lines(dtypes, *self._lengths)
 
 
 class Cell:
@@ -268,23 +140,35 @@ class Cell:
         )
         self.estimator = functools.cache(self._find_estimator)
 
-    @property
-    def rows(self) -> tuple[Row, ...]:
+    @functools.cached_property
+    def _numbers(self) -> slice:
+        """Of its rows among all."""
+        found = self.space.rows(self.dtypes).of(self.slice.devices)
+        return slice(found.start, found.stop)
+
+    @functools.cached_property
+    def rows(self) -> list[Row]:
         """Layouts on meshes."""
-        return self.space.rows(self.slice.devices, self.dtypes)
+        return self.space.rows(self.dtypes).rows[self._numbers]
+
+    @functools.cached_property
+    def multiples(self) -> np.ndarray:
+        """What batches of each row are padded to."""
+        return self.space.rows(self.dtypes).multiples[self._numbers]
+
+    @property
+    def _lines(self) -> BatchLine:
+        """Decode steps of each row."""
+        return BatchLine(*(field[self._numbers] for field in self.space.lines(self.dtypes)))
 
     @functools.cached_property
     def batches(self) -> np.ndarray:
         """Of each row: `BATCHES` and the largest that fits, 0 where they do not."""
-        lines, multiple = self.space.lines(self.slice.devices, self.dtypes), self._multiples
+        lines, multiples = self._lines, self.multiples
         most = (self.capacity - lines.resident) / lines.kept
-        largest = np.maximum(np.floor(most / multiple).astype(int) * multiple, 0)
-        fitting = _padded(BATCHES, multiple[:, None]) <= largest[:, None]
+        largest = np.maximum(np.floor(most / multiples).astype(int) * multiples, 0)
+        fitting = _padded(BATCHES, multiples[:, None]) <= largest[:, None]
         return np.column_stack([np.where(fitting, BATCHES, 0), largest])
-
-    @functools.cached_property
-    def _multiples(self) -> np.ndarray:
-        return np.array([row.multiple for row in self.rows])
 
     @functools.cached_property
     def least(self) -> tuple[np.ndarray, np.ndarray]:
@@ -293,16 +177,11 @@ class Cell:
         If everything were divided evenly, and collectives took no time. Infinite where even then
         they would not fit.
         """
-        line, model = self.space.whole(self.dtypes), self.space.offer.model
-        devices = self.slice.devices
-        largest = max(math.floor((self.capacity * devices - line.resident) / line.kept), 0)
+        whole, devices = self.space.whole(self.dtypes), self.slice.devices
+        largest = max(math.floor((self.capacity * devices - whole.resident) / whole.kept), 0)
         batches = np.append(BATCHES, largest)
-        moved = line.plain + batches * line.moved
-        if model.experts:
-            touched = _touched(model, batches, 1, self.space.offer.experts)
-            moved = moved + line.experts * touched / model.experts
-        memory = moved / devices / self._bandwidth
-        steps = np.maximum(memory, batches * line.flops / devices / self._flops) + self._overhead
+        memory, compute = self._work(whole, batches, 1)
+        steps = np.maximum(memory / devices, compute / devices) + self._overhead
         return batches, np.where((batches > 0) & (batches <= largest), steps, math.inf)
 
     @property
@@ -311,54 +190,68 @@ class Cell:
         return bool(np.isfinite(self.least[1]).any())
 
     @functools.cached_property
-    def parts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Expected seconds of memory and of arithmetic, of all rows and batches."""
-        lines, model = self.space.lines(self.slice.devices, self.dtypes), self.space.offer.model
-        column = BatchLine(*(field[:, None] for field in lines))
-        padded = _padded(np.maximum(self.batches, 1), self._multiples[:, None])
-        moved = column.plain + 2 * column.gathered + padded * column.moved
-        if model.experts:
-            touched = _touched(model, padded, column.replicas, self.space.offer.experts)
-            moved = moved + column.experts * touched / model.experts
-        return moved / self._bandwidth, padded * column.flops / self._flops
+    def _parts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Expected seconds of memory and of arithmetic, [rows, batches]."""
+        lines = BatchLine(*(field[:, None] for field in self._lines))
+        return self._work(lines, self._padded_batches, lines.replicas)
 
     @functools.cached_property
     def bounds(self) -> np.ndarray:
         """Seconds of decode steps if collectives took no time; infinite where they do not fit."""
-        memory, compute = self.parts
+        memory, compute = self._parts
         return np.where(self.batches > 0, np.maximum(memory, compute) + self._overhead, math.inf)
 
-    def steps(self, number: int) -> np.ndarray:
-        """Expected seconds of a row's decode steps, by batch."""
-        row, batches = self.rows[number], self.batches[number]
-        links = row.links(self.space.offer.model, self.dtypes, self.slice, self.calibration)
-        padded = _padded(batches, row.multiple)
-        if line := links.usual_line(1):
-            (_, starts, sending, looped), (_, _, more, more_looped) = line
-            sending, looped = sending + padded * more, looped + padded * more_looped
-        else:
-            sent = [links.usual(int(batch)) for batch in padded]
-            _, starts, sending, looped = np.array(sent).T
-        links_s = starts + (sending - looped) / self.calibration.link
-        looped = looped / self.calibration.link
-        memory, compute = (part[number] for part in self.parts)
-        compute = np.maximum(compute, looped)
+    @functools.cached_property
+    def steps(self) -> np.ndarray:
+        """Expected seconds of decode steps, [rows, batches]; infinite where they do not fit."""
+        seconds = self._seconds(*self._parts, self._padded_batches, 1)
+        return np.where(self.batches > 0, seconds, math.inf)
+
+    @property
+    def _padded_batches(self) -> np.ndarray:
+        return _padded(self.batches, self.multiples[:, None])
+
+    def _work(
+        self, lines: BatchLine, batches: np.ndarray, replicas: np.ndarray | int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds of memory and of arithmetic of decode steps of padded batches."""
+        model = self.space.offer.model
+        moved = lines.plain + 2 * lines.gathered + batches * lines.moved
+        if model.experts:
+            touched = _touched(model, batches, replicas, self.space.offer.experts)
+            moved = moved + lines.experts * touched / model.experts
+        return moved / self._bandwidth, batches * lines.flops / self._flops
+
+    @functools.cache  # noqa: B019
+    def first_tokens(self, prompt: int) -> np.ndarray:
+        """Expected seconds of the prefill of one prompt of so many tokens, by row."""
+        moved, flops = self.space.prompts(self.dtypes, prompt)[:, self._numbers, None]
+        parts = moved / self._bandwidth, flops / self._flops
+        return self._seconds(*parts, self.multiples[:, None], prompt)[:, 0]
+
+    def _seconds(
+        self, memory: np.ndarray, compute: np.ndarray, padded: np.ndarray, tokens: int
+    ) -> np.ndarray:
+        """Expected seconds of passes, as `profiles.expected.time.Expected` has them.
+
+        Args:
+          memory: seconds of reading and writing it, [rows, batches].
+          compute: seconds of arithmetic, likewise.
+          padded: batches.
+          tokens: of each sequence.
+        """
+        starts, sending, looped = self.space.sends(self, tokens).at(padded)
+        compute = np.maximum(compute, looped / self.calibration.link)
+        links = starts + (sending - looped) / self.calibration.link
         if self.calibration.hidden:
-            steps = np.maximum(memory, compute + links_s)
-        else:
-            steps = np.maximum(memory, compute) + links_s
-        return np.where(batches > 0, steps + self._overhead, math.inf)
+            return np.maximum(memory, compute + links) + self._overhead
+        return np.maximum(memory, compute) + links + self._overhead
 
     def cost(self, seconds: np.ndarray, batches: np.ndarray) -> np.ndarray:
         """USD per million tokens; infinite where steps never end."""
         ends = np.isfinite(seconds)
         costs = self.usd_per_hour * np.where(ends, seconds, 1.0) / 3600
         return np.where(ends, costs / np.maximum(batches, 1) * 1e6, math.inf)
-
-    def prompt_bound(self, tokens: int) -> float:
-        """Seconds that one prompt takes at least, divided evenly, without collectives."""
-        work = self.space.prompt_flops(self.dtypes, tokens) / self.slice.devices
-        return work / self._flops + self._overhead
 
     def _find_estimator(self, number: int) -> Estimator:
         row, offer = self.rows[number], self.space.offer
@@ -382,8 +275,8 @@ class Cell:
 
     def lacking(self, keep: Sequence[int], batch: int = 1) -> float:
         """Bytes per chip by which a batch fits in none of these rows; negative if it does."""
-        lines = self.space.lines(self.slice.devices, self.dtypes)
-        held = lines.resident + _padded(batch, self._multiples) * lines.kept
+        lines = self._lines
+        held = lines.resident + _padded(batch, self.multiples) * lines.kept
         least = held[np.array(keep, int)].min(initial=math.inf)
         return float(least - self.capacity) * self.slice.chip.devices_per_chip
 

@@ -135,7 +135,7 @@ def choice_words(point: Point, targets: Targets, search: Search | None = None) -
 
 def _prompts(row: Row) -> str:
     """The layout of prompts, where it is another than that of decode steps."""
-    layout = row.placement and row.placement.prefill.layout
+    layout = row.layout and row.layout.prefill
     return f" by {layout.name}" if layout and layout.name != row.layout.name else ""
 
 
@@ -227,9 +227,7 @@ class _Neighbours:
             if name != self.choice.cell.slice.chip.name:
                 yield Lost(f"chip {name}", self.best(list(cells), priced=True))
 
-    def best(
-        self, cells: Sequence[Cell], keep: Keep = lambda row: True, priced: bool = False
-    ) -> str:
+    def best(self, cells: Sequence[Cell], keep: Keep | None = None, priced: bool = False) -> str:
         """Why the best of these cells lost; `priced` says whose price it is at."""
         admitted = [cell for cell in cells if self.search.targets.admits(cell)]
         if not admitted:
@@ -269,7 +267,7 @@ def _too_large(cells: Sequence[Cell], targets: Targets) -> str:
     return f"{exact(least.usd_per_hour)} USD per hour is over {exact(targets.usd_per_hour)}"
 
 
-def _why_none(search: Search, cells: Sequence[Cell], keep: Keep) -> str:
+def _why_none(search: Search, cells: Sequence[Cell], keep: Keep | None) -> str:
     """Why no way in these cells meets the targets, by the way that comes nearest."""
     nearest = min(cells, key=lambda cell: _lacking(cell, keep))
     lacking = _lacking(nearest, keep)
@@ -292,9 +290,9 @@ def _why_none(search: Search, cells: Sequence[Cell], keep: Keep) -> str:
     return f"{first} to the first token is over {limit} ms ({_name(point)})"
 
 
-def _lacking(cell: Cell, keep: Keep = lambda row: True) -> float:
+def _lacking(cell: Cell, keep: Keep | None = None) -> float:
     """Bytes per chip by which one sequence fits in none of these rows; infinite without rows."""
-    rows = [place for place, row in enumerate(cell.rows) if keep(row)]
+    rows = [place for place, row in enumerate(cell.rows) if not keep or keep(row)]
     return cell.lacking(rows) if rows else math.inf
 
 

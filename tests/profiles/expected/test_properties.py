@@ -177,7 +177,7 @@ def test_plans_take_as_long_as_estimates():
         )
         (cell,) = Space(offer).cells
         number = draw.randrange(len(cell.rows))
-        steps = cell.steps(number)
+        steps = cell.steps[number]
         for place in (0, 4, -1):
             if batch := int(cell.batches[number][place]):
                 found = cell.estimate(number, batch)

@@ -101,7 +101,8 @@ def test_a_plan_leaves_room_for_a_prompt_beside_a_full_batch():
     (without,) = Space(Offer(**offer)).cells
     (beside,) = Space(Offer(**offer, prompt=7900)).cells
     for row, most, less in zip(beside.rows, without.batches, beside.batches, strict=True):
-        costs = PassCounter(config, row.placement, BFLOAT16)
+        placement = Placement.of(row.layout, config.sizes, row.mesh)
+        costs = PassCounter(config, placement, BFLOAT16)
         prompt = costs.count(Pass(batch=1, tokens=7900, context=0)).activations
         kept = costs.count(Pass(batch=int(less.max()), context=8000, slots=8192)).held
         assert kept + prompt <= beside.capacity < kept + prompt + costs.line(8000, 8192).kept

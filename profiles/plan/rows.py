@@ -1,0 +1,320 @@
+"""Layouts on meshes, as a plan compares them: each divides arrays in one of a few hundred patterns.
+
+What divides what depends on a mesh only by which sizes its axes divide. So a layout is settled once
+for all meshes that divide the same sizes, and what passes cost is counted once for all rows of a
+pattern, with their mesh sizes as arrays.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from model.config import ModelConfig
+from model.dtypes import Dtypes
+from model.layout_check import settle
+from profiles.expected.candidates import meshes
+from profiles.floor.counts import PassCounter
+from profiles.floor.passes import BatchLine, Counts, Pass
+from sharding.axes import MESH_AXES
+from sharding.error_types import LayoutError
+from sharding.layout import KINDS, Axes, Layout
+from sharding.mesh import MeshShape
+from sharding.placement import Placement, entry_axes, shards, used_axes
+
+_ARRAYS = (
+    (("weights",), "weights", "VD KGhD KhD FD KGh Kh eD EFD"),
+    (("use",), "use", "VD KGhD KhD FD KGh Kh eD EFD"),
+    (("activations",), "activations", "BR BF BKGh BKh V"),
+    (("attention",), "attention", "BKG BK"),
+    (("cache",), "cache", "BKS"),
+    (("weights", "activations"), "beside_stored", "BD"),
+)
+"""Arrays whose shardings are all that a pass asks a placement for, behind the tables that say."""
+BIT = {axis: 1 << place for place, axis in enumerate(MESH_AXES)}
+"""Sets of mesh axes as numbers: a bit for each axis."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """A layout on a mesh; without both, a model by its sizes on so many devices."""
+
+    devices: int
+    layout: Layout | None = None
+    mesh: MeshShape | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class OnMeshes(Placement):
+    """A layout on many meshes at once, over whose axes it divides every array alike.
+
+    Attributes:
+      mesh: mesh axis -> devices along it, in an array with an entry for each mesh.
+      first: the layout settled on one of the meshes, which says what divides what.
+    """
+
+    mesh: Mapping[str, np.ndarray]
+    first: Placement
+
+    def _settled_spec(self, kind: str, letters: str) -> jax.P:
+        return self.first._spec(kind, letters)
+
+    @functools.cached_property
+    def devices(self) -> np.ndarray:
+        """Devices in each mesh."""
+        return math.prod(self.mesh.values())
+
+    @functools.cached_property
+    def prefill(self) -> "OnMeshes":
+        """The placement of prompts."""
+        first = self.first.prefill
+        return self if first is self.first else OnMeshes(first.layout, self.sizes, self.mesh, first)
+
+    def _multiple(self, letter: str) -> np.ndarray:
+        specs = [each._spec(kind, letter) for kind in KINDS for each in (self, self.prefill)]
+        parts = (shards(used_axes(spec), self.mesh) for spec in specs)
+        return functools.reduce(np.lcm, parts, np.ones_like(self.devices))
+
+
+class Pattern(NamedTuple):
+    """How a placement divides all arrays, whatever the names and sizes of its mesh axes.
+
+    Attributes:
+      chains: mesh axes; those that always divide the same dimension, one right after the other, are
+        as good as one and stand together.
+      entries: for each dimension of each array the numbers of the chains that divide it.
+    """
+
+    chains: tuple[Axes, ...]
+    entries: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    @functools.cache
+    def of(cls, entries: tuple[Axes, ...]) -> "Pattern":
+        """The pattern of dimensions that these mesh axes divide."""
+        nexts: dict[str, set[str | None]] = {}
+        for axes in entries:
+            for axis, after in itertools.zip_longest(axes, axes[1:]):
+                nexts.setdefault(axis, set()).add(after)
+        joined = {
+            axis: after
+            for axis, (after, *others) in nexts.items()
+            if after and not others and all((axis in axes) == (after in axes) for axes in entries)
+        }
+        heads = [axis for axis in nexts if axis not in joined.values()]
+        numbers = {axis: number for number, axis in enumerate(heads)}
+        merged = tuple(tuple(numbers[axis] for axis in axes if axis in numbers) for axes in entries)
+        return cls(tuple(_chain(axis, joined) for axis in heads), merged)
+
+    def lengths(self, mesh: MeshShape) -> tuple[int, ...]:
+        """Devices along each chain."""
+        return tuple(shards(chain, mesh) for chain in self.chains)
+
+
+def _chain(axis: str, joined: Mapping[str, str]) -> Axes:
+    return (axis, *_chain(joined[axis], joined)) if axis in joined else (axis,)
+
+
+class Group:
+    """Rows of one pattern, whose passes are counted together.
+
+    Args:
+      first: the placement of one of them.
+      pattern: that it has.
+    """
+
+    def __init__(self, first: Placement, pattern: Pattern):
+        self._first, self._pattern = first, pattern
+        self._members: list[tuple[int, tuple[int, ...], tuple[Axes, ...]]] = []
+
+    def add(self, number: int, pattern: Pattern, mesh: MeshShape) -> None:
+        """Takes in a row by its number, with its own names of mesh axes."""
+        self._members.append((number, pattern.lengths(mesh), pattern.chains))
+
+    @functools.cached_property
+    def numbers(self) -> np.ndarray:
+        """Of the rows."""
+        return np.array([number for number, *_ in self._members])
+
+    @functools.cached_property
+    def placement(self) -> OnMeshes:
+        """All rows at once, in the mesh axes of the first; axes that divide nothing have size 1."""
+        lengths = np.array([lengths for _, lengths, _ in self._members]).T
+        mesh = {axis: np.ones(len(self._members), int) for axis in MESH_AXES}
+        mesh |= {chain[0]: of for chain, of in zip(self._pattern.chains, lengths, strict=True)}
+        return OnMeshes(self._first.layout, self._first.sizes, mesh, self._first)
+
+    @functools.cache  # noqa: B019
+    def own_axes(self, axes: Axes) -> np.ndarray:
+        """Mesh axes of the first in those of each row: a bit for each of x, y and z."""
+        picked = [n for n, chain in enumerate(self._pattern.chains) if chain[0] in axes]
+        return np.bitwise_or.reduce(self._bits[:, picked], axis=1)
+
+    @functools.cached_property
+    def _bits(self) -> np.ndarray:
+        return np.array(
+            [[sum(BIT[axis] for axis in chain) for chain in chains]
+             for *_, chains in self._members]
+        )  # fmt: skip
+
+
+class Rows:
+    """All layouts on all meshes of some numbers of devices that divide arrays in different ways.
+
+    Of those that divide all arrays alike the first layout on the mesh with the fewest axes.
+
+    Args:
+      model: by its arrays.
+      dtypes: refuse what groups of a few bits do not divide.
+      layouts: wanted ones.
+      counts: of devices.
+    """
+
+    def __init__(
+        self, model: ModelConfig, dtypes: Dtypes, layouts: Sequence[Layout], counts: Iterable[int]
+    ):
+        self.model, self.dtypes = model, dtypes
+        self.rows: list[Row] = []
+        self.groups: dict[object, Group] = {}
+        self.sending: dict[object, Group] = {}  # those whose collectives are alike, too
+        self._ranges: dict[int, range] = {}
+        self._alike: dict[object, int] = {}
+        self._settled: dict[tuple[int, int], tuple[Placement, Pattern] | None] = {}
+        self._divided: dict[object, list[Axes]] = {}
+        for devices in sorted(set(counts)):
+            start, found = len(self.rows), set()
+            shapes = sorted(meshes(devices), key=lambda mesh: sum(s > 1 for s in mesh.values()))
+            divided = [self._divisibility(mesh) for mesh in shapes]
+            for number, layout in enumerate(layouts):
+                for mesh, alike in zip(shapes, divided, strict=True):
+                    self._add(found, (number, alike), layout, mesh)
+            self._ranges[devices] = range(start, len(self.rows))
+
+    def _divisibility(self, mesh: MeshShape) -> int:
+        """A number for all that decides over which axes a layout divides what on a mesh.
+
+        That is which axes have devices along them, and which sizes of the model they divide.
+        """
+        used = tuple(axis for axis, size in mesh.items() if size > 1)
+        parts = [
+            shards(axes, mesh)
+            for count in range(1, len(used) + 1)
+            for axes in itertools.combinations(used, count)
+        ]
+        group = (self.dtypes.quantization and self.dtypes.quantization.group) or 1
+        divides = tuple(
+            size % (count * unit) == 0
+            for size in sorted({*self.model.sizes.values()})
+            for count in parts
+            for unit in {1, group}
+        )
+        return self._alike.setdefault((used, divides), len(self._alike))
+
+    def _add(self, found: set, key: tuple[int, int], layout: Layout, mesh: MeshShape) -> None:
+        """Adds a layout on a mesh, unless it is refused or one like it was found."""
+        if key not in self._settled:
+            self._settled[key] = self._settle(layout, mesh, key[1])
+        if not self._settled[key]:
+            return
+        placement, pattern = self._settled[key]
+        lengths, alike = pattern.lengths(mesh), (layout.collectives, pattern.entries)
+        if (lengths, alike) in found:
+            return
+        found.add((lengths, alike))
+        number, devices = len(self.rows), math.prod(mesh.values())
+        group = self.groups.setdefault(alike, Group(placement, pattern))
+        group.add(number, pattern, mesh)
+        if layout.collectives == "overlapped":  # whose loops depend on sizes
+            group, alike = Group(dataclasses.replace(placement, mesh=mesh), pattern), number
+            group.add(number, pattern, mesh)
+        self.sending[alike] = group
+        self.rows.append(Row(devices, layout, mesh))
+
+    def _settle(
+        self, layout: Layout, mesh: MeshShape, alike: int
+    ) -> tuple[Placement, Pattern] | None:
+        try:
+            placement = settle(self.model, self.dtypes, layout, mesh)
+        except LayoutError:
+            return None
+        entries = self._entries(placement, alike)
+        if placement.prefill is not placement:
+            entries += self._entries(placement.prefill, alike)
+        return placement, Pattern.of(tuple(entries))
+
+    def _entries(self, placement: Placement, alike: int) -> list[Axes]:
+        """Mesh axes that divide each dimension of all arrays; layouts share their tables."""
+        found = []
+        for tables, kind, arrays in _ARRAYS:
+            said = tuple(tuple(placement.layout.table(table).items()) for table in tables)
+            if (kind, said, alike) not in self._divided:
+                self._divided[kind, said, alike] = [
+                    entry_axes(entry)
+                    for letters in arrays.split()
+                    if "E" in placement.sizes or not set(letters) & {"E", "e"}
+                    for entry in getattr(placement, kind)(letters)
+                ]
+            found += self._divided[kind, said, alike]
+        return found
+
+    def of(self, devices: int) -> range:
+        """Numbers of the rows of so many devices."""
+        return self._ranges[devices]
+
+    def placement(self, number: int) -> Placement:
+        """A row's layout settled on its mesh."""
+        row = self.rows[number]
+        return settle(self.model, self.dtypes, row.layout, row.mesh)
+
+    @functools.cached_property
+    def multiples(self) -> np.ndarray:
+        """What batches of each row are padded to."""
+        (found,) = self._each(1, lambda group: [group.placement.multiple("B")])
+        return found.astype(int)
+
+    def lines(self, dtypes: Dtypes, context: int, slots: int, prompt: int | None) -> BatchLine:
+        """Decode steps of all rows, each field an array; beside a prompt, its activations fit too.
+
+        Args:
+          dtypes: how numbers are stored.
+          context: tokens in the cache of each sequence.
+          slots: tokens that it has room for.
+          prompt: tokens of a prompt; None for none.
+        """
+
+        def line(group: Group) -> BatchLine:
+            found = PassCounter(self.model, group.placement, dtypes).line(context, slots)
+            if prompt is None:
+                return found
+            beside = self._prefill(group, dtypes, prompt).activations
+            return found._replace(resident=found.resident + beside)
+
+        return BatchLine(*self._each(len(BatchLine._fields), line))
+
+    def prompts(self, dtypes: Dtypes, tokens: int, experts: str) -> tuple[np.ndarray, np.ndarray]:
+        """Bytes that the prefill of one prompt, padded, moves on each device, and its FLOPs."""
+
+        def work(group: Group) -> tuple[np.ndarray, np.ndarray]:
+            one = self._prefill(group, dtypes, tokens, experts)
+            return one.memory + 2 * one.weights_gathered, one.flops
+
+        return self._each(2, work)
+
+    def _prefill(
+        self, group: Group, dtypes: Dtypes, tokens: int, experts: str | None = None
+    ) -> Counts:
+        counter = PassCounter(self.model, group.placement.prefill, dtypes)
+        return counter.count(Pass(group.placement.multiple("B"), 0, tokens), experts)
+
+    def _each(self, count: int, of: Callable[[Group], Sequence[np.ndarray]]) -> np.ndarray:
+        """So many numbers of each row, [numbers, rows], found for a group at a time."""
+        found = np.empty((count, len(self.rows)))
+        for group in self.groups.values():
+            for place, numbers in enumerate(of(group)):
+                found[place, group.numbers] = numbers
+        return found

@@ -1,0 +1,259 @@
+"""What collectives of all rows of a plan are expected to cost on a slice, found together.
+
+The same as `profiles.expected.time.LinkCosts` finds for one layout on one mesh, in the same order
+of sums, so that a plan compares what estimates say.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from model.config import ModelConfig
+from model.dispatch import expert_axes
+from model.dtypes import Dtypes
+from profiles.chips.calibration import Calibration
+from profiles.chips.slices import Slice
+from profiles.expected.links import USUAL_WAYS, Wires, dimensions, ways_to_lay
+from profiles.expected.time import CollectiveLine, LinkCosts, Listed, Sent
+from profiles.floor.collective import KINDS
+from profiles.plan.rows import Group, Row, Rows
+from sharding.axes import MESH_AXES
+from sharding.placement import Placement
+
+_PERMUTE = KINDS.index("permute")
+
+
+class Collectives(NamedTuple):
+    """Collectives of many rows, those of a row together and in its pass's order.
+
+    Attributes:
+      row: number of the row.
+      kind: place in `KINDS`.
+      axes: mesh axes, a bit for each.
+      count: times per pass.
+      typical: bytes of a payload that a mesh is laid on a slice for.
+      steady: bytes of each payload that every batch has.
+      growing: bytes that each sequence adds.
+    """
+
+    row: np.ndarray
+    kind: np.ndarray
+    axes: np.ndarray
+    count: np.ndarray
+    typical: np.ndarray
+    steady: np.ndarray
+    growing: np.ndarray
+
+    def of(self, rows: range) -> "Collectives":
+        """Those of some rows, numbered from the first of them."""
+        start, stop = np.searchsorted(self.row, (rows.start, rows.stop))
+        found = Collectives(*(field[start:stop] for field in self))
+        return found._replace(row=found.row - rows.start)
+
+
+class Sends(NamedTuple):
+    """What rows send on a slice, in seconds.
+
+    Attributes:
+      fixed: of every batch.
+      growing: what each sequence adds; both have an array entry for each row.
+      singly: rows whose collectives differ between batches by more than payloads.
+      tokens: of each sequence of the pass.
+    """
+
+    fixed: Sent
+    growing: Sent
+    singly: dict[int, LinkCosts]
+    tokens: int
+
+    def at(self, batches: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Starts, sending and looped (see `Sent`) of padded batches, [rows, batches]."""
+        found = np.array(
+            [
+                line[0][:, None] + batches * line[1][:, None]
+                for line in zip(self.fixed[1:], self.growing[1:], strict=True)
+            ]
+        )
+        for row, links in self.singly.items():
+            each = [links.usual(int(batch), self.tokens)[1:] for batch in batches[row]]
+            found[:, row] = np.array(each).T
+        return tuple(found)
+
+
+class Sending:
+    """Collectives of all rows, listed once for every slice.
+
+    Args:
+      rows: all of them.
+      tokens: of each sequence of a pass: 1 in a decode step.
+    """
+
+    def __init__(self, rows: Rows, tokens: int):
+        self.rows, self.tokens = rows, tokens
+        self._listed = functools.cache(self._list)
+        self._on = functools.cache(self._find)
+        self._listings: dict[tuple[Group, Dtypes], Listed] = {}
+        self._one_by_one: dict[Dtypes, dict[int, Listed]] = {}
+
+    def on(self, slice: Slice, dtypes: Dtypes, calibration: Calibration) -> Sends:
+        """Costs on one slice of the rows with as many devices."""
+        return self._on(
+            slice, dataclasses.replace(dtypes, cache=None), calibration
+        )  # which none moves
+
+    def _find(self, slice: Slice, dtypes: Dtypes, calibration: Calibration) -> Sends:
+        numbers = self.rows.of(slice.devices)
+        collectives = self._listed(dtypes).of(numbers)
+        fixed, growing = _lay(collectives, [self.rows.rows[n] for n in numbers], slice, calibration)
+        singly = {
+            number - numbers.start: LinkCosts(listed, slice, calibration)
+            for number, listed in self._one_by_one[dtypes].items()
+            if number in numbers
+        }
+        return Sends(fixed, growing, singly, self.tokens)
+
+    def _list(self, dtypes: Dtypes) -> Collectives:
+        singly = self._one_by_one[dtypes] = {}
+        parts = []
+        for group in self.rows.sending.values():
+            listed = self._listing(group, dtypes)
+            if line := listed.line(self.tokens):
+                parts.append(_columns(group, line))
+            else:
+                (number,) = group.numbers.tolist()
+                placement = self.rows.placement(number)
+                singly[number] = Listed(self.rows.model, placement, listed.dtypes)
+        columns = [np.concatenate(arrays) for arrays in zip(_NONE, *parts, strict=True)]
+        order = np.argsort(columns[0], kind="stable")
+        return Collectives(*(column[order] for column in columns))
+
+    def _listing(self, group: Group, dtypes: Dtypes) -> Listed:
+        """Collectives of a group's passes; few bits mostly move what plain weights do."""
+        placement = group.placement if self.tokens == 1 else group.placement.prefill
+        if dtypes.quantization and not _depends_on_weights(self.rows.model, placement):
+            dtypes = dataclasses.replace(dtypes, weights=None)
+        if (group, dtypes) not in self._listings:
+            self._listings[group, dtypes] = Listed(self.rows.model, group.placement, dtypes)
+        return self._listings[group, dtypes]
+
+
+_NONE = Collectives(*(np.empty(0, int) for _ in range(3)), *(np.empty(0) for _ in range(4)))
+
+
+def _depends_on_weights(model: ModelConfig, placement: Placement) -> bool:
+    """Whether what moves depends on how weights are stored.
+
+    It does where they move themselves, in loops, which cut no group of a few bits, and where
+    experts sum over chips: plain ones in one collective, others in many.
+    """
+    layout = placement.layout
+    summed = bool(model.experts) and bool(expert_axes(placement).inputs)
+    return layout.use is not None or layout.collectives == "overlapped" or summed
+
+
+def _columns(group: Group, line: CollectiveLine) -> Collectives:
+    """A group's collectives, one after another, each with an entry for each row."""
+    rows, found = len(group.numbers), np.empty((4, len(line.listed), len(group.numbers)))
+    fields = [one.count for one in line.listed], line.typical, line.steady, line.growing
+    for place, numbers in enumerate(fields):
+        for entry, each in enumerate(numbers):
+            found[place, entry] = each
+    axes = [group.own_axes(one.axes) for one in line.listed]
+    return Collectives(
+        np.tile(group.numbers, len(line.listed)),
+        np.repeat(np.array([KINDS.index(one.kind) for one in line.listed], int), rows),
+        np.array(axes, int).ravel(),
+        *found.reshape(4, -1),
+    )
+
+
+def _lay(
+    collectives: Collectives, rows: Sequence[Row], slice: Slice, calibration: Calibration
+) -> tuple[Sent, Sent]:
+    """Costs of every batch and of each sequence, each row's mesh laid as suits it best."""
+    shapes = tuple(dict.fromkeys(tuple(row.mesh.values()) for row in rows))
+    usual = dataclasses.replace(slice, chip=slice.chip.expected)
+    joined = dimensions(usual, least=False)
+    ways = _ways(shapes, tuple(dimension.size for dimension in joined))
+    start, per_byte = ways.costs(Wires(joined, {}, slice.chip.hop_latency or 0.0), calibration)
+
+    shape = np.array([shapes.index(tuple(row.mesh.values())) for row in rows], int)
+    count = ways.count[shape]  # of ways, by row
+    first = np.cumsum(count) - count  # of each row's ways among all ways of all rows
+    row, kind, axes, times, typical, *payloads = collectives
+
+    # Every collective in every way of its row.
+    every = np.repeat(np.arange(row.size), count[row])
+    way = np.arange(every.size) - np.repeat(np.cumsum(count[row]) - count[row], count[row])
+    into, laid = first[row[every]] + way, (kind[every], ways.first[shape[row[every]]] + way,
+                                           axes[every])  # fmt: skip
+
+    def add(numbers: np.ndarray) -> np.ndarray:
+        return np.bincount(into, numbers, minlength=count.sum())
+
+    times_every = times[every]
+    starts = add(times_every * start[laid])
+    seconds = starts + add(times_every * per_byte[laid] * typical[every]) / calibration.link
+    of_row = np.repeat(np.arange(len(rows)), count)
+    best = np.lexsort((seconds, of_row))[first]
+
+    into, laid = row, (kind, (ways.first[shape] + best - first)[row], axes)
+    times = times * per_byte[laid]
+    found = []
+    for payload, started in zip(payloads, (starts[best], np.zeros(len(rows))), strict=True):
+        sending = times * payload
+        sums = (np.bincount(row, part, minlength=len(rows))
+                for part in (sending, np.where(kind == _PERMUTE, sending, 0.0)))  # fmt: skip
+        found.append(Sent(0.0, started, *sums))
+    return tuple(found)
+
+
+class _Ways(NamedTuple):
+    """Ways to lay meshes on dimensions of a slice, those of a mesh together.
+
+    Attributes:
+      count: by mesh.
+      first: of each mesh.
+      extents: that differ, [extents, dimensions].
+      place: of a group's extents among those, by way and mesh axes, [ways, 8].
+    """
+
+    count: np.ndarray
+    first: np.ndarray
+    extents: np.ndarray
+    place: np.ndarray
+
+    def costs(self, wires: Wires, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds to start a collective, and per byte, by kind, way and mesh axes."""
+        found = np.array(
+            [
+                [
+                    wires.usual_over(kind, tuple(extents), calibration)
+                    for extents in self.extents.tolist()
+                ]
+                for kind in KINDS
+            ]
+        ).reshape(len(KINDS), -1, 2)
+        return found[:, self.place, 0], found[:, self.place, 1]
+
+
+@functools.lru_cache(maxsize=256)
+def _ways(shapes: tuple[tuple[int, ...], ...], rooms: tuple[int, ...]) -> _Ways:
+    """Those that are usual, for these meshes."""
+    by_mesh = [ways_to_lay(shape, rooms)[:USUAL_WAYS] for shape in shapes]
+    count = np.array([len(ways) for ways in by_mesh], int)
+    spans = np.array([way for ways in by_mesh for way in ways], int)  # [ways, axes, dimensions]
+    spans = spans.reshape(-1, len(MESH_AXES), len(rooms))
+    extents = np.stack(
+        [
+            np.prod([spans[:, place] for place in range(len(MESH_AXES)) if axes >> place & 1]
+                    or [np.ones_like(spans[:, 0])], axis=0)
+            for axes in range(1 << len(MESH_AXES))
+        ], axis=1,
+    )  # fmt: skip
+    flat = extents.reshape(-1, len(rooms))
+    found, place = np.unique(flat, axis=0, return_inverse=True)
+    return _Ways(count, np.cumsum(count) - count, found, place.reshape(extents.shape[:2]))

@@ -1,0 +1,53 @@
+"""Models known by their sizes alone, as a plan compares them: a row for each number of devices."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from model.dtypes import Dtypes
+from profiles.chips.calibration import Calibration
+from profiles.chips.slices import Slice
+from profiles.expected.estimate import NOTHING_SENT
+from profiles.expected.sized_links import SizedLinks
+from profiles.expected.time import Sent
+from profiles.floor.passes import BatchLine, Pass
+from profiles.floor.sized_models import SizedModel, SizedPassCounter
+from profiles.plan.rows import Row
+from profiles.plan.sending import Sends
+
+
+class SizedRows:
+    """Stands for `Rows`, and for what they send.
+
+    Args:
+      model: by its sizes.
+      counts: of devices.
+    """
+
+    def __init__(self, model: SizedModel, counts: Iterable[int]):
+        self.model = model
+        self.rows = [Row(devices) for devices in sorted(set(counts))]
+        self.multiples = np.ones(len(self.rows), int)
+
+    def of(self, devices: int) -> range:
+        """Numbers of the rows of so many devices."""
+        (number,) = (n for n, row in enumerate(self.rows) if row.devices == devices)
+        return range(number, number + 1)
+
+    def lines(self, dtypes: Dtypes, context: int, slots: int, prompt: int | None) -> BatchLine:
+        """Decode steps of all rows, each field an array; activations are not known."""
+        counters = (SizedPassCounter(self.model, dtypes, row.devices) for row in self.rows)
+        return BatchLine(*np.array([each.line(context, slots) for each in counters]).T)
+
+    def prompts(self, dtypes: Dtypes, tokens: int, experts: str) -> np.ndarray:
+        """Bytes that the prefill of one prompt moves on each device, and its FLOPs."""
+        counters = (SizedPassCounter(self.model, dtypes, row.devices) for row in self.rows)
+        passes = [each.count(Pass(1, 0, tokens), experts) for each in counters]
+        return np.array([(one.memory, one.flops) for one in passes]).T
+
+    def sends(self, slice: Slice, dtypes: Dtypes, calibration: Calibration, tokens: int) -> Sends:
+        """What the row of a slice sends in decode steps, or in the prefill of one prompt."""
+        links = SizedLinks(self.model, dtypes, slice, calibration)
+        lines = links.usual_line() if tokens == 1 else (links.sent(1, tokens), NOTHING_SENT)
+        fixed, growing = (Sent(*map(np.atleast_1d, sent)) for sent in lines)
+        return Sends(fixed, growing, {}, tokens)
