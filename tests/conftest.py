@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,6 +33,22 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if "not speed" in config.option.markexpr:
         jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
+    """One folder of compiled programs for this run: its workers, and the scripts that they start.
+
+    Programs of an earlier run are never taken. JAX counts a program that it finds as compiled.
+    """
+    folder = tmp_path_factory.getbasetemp()  # of this process; those of workers are in the run's
+    folder = (folder if worker_id == "master" else folder.parent) / "compiled"
+    for name, value in (
+        ("jax_compilation_cache_dir", str(folder)),
+        ("jax_persistent_cache_min_compile_time_secs", 0.0),
+    ):
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
-"""Engines with random weights that are made once."""
+"""Small models of every kind of block, and engines with random weights that are made once."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -7,15 +8,63 @@ from flax.traverse_util import flatten_dict
 
 from decode.engine import Engine
 from decode.load import ModelSource
+from model.catalog import find_model
 from model.config import ModelConfig
 from model.declarations import Path
 from model.dtypes import FLOAT32, Dtypes
 from model.parameters import place
 from model.transformer import Transformer
-from sharding.catalog import LAYOUTS
+from sharding.catalog import LAYOUTS, divide_experts
 from sharding.layout import Layout
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
+
+FAMILIES = {
+    "grouped": {},
+    "multi_head_untied": {"kv_heads": 4, "tied_embedding": False},
+    "multi_head_two_norms": {"kv_heads": 4, "norm_after": True, "query_key_norm": True},
+    "multi_head_parallel": {"kv_heads": 4, "parallel_block": True},
+    "multi_query_parallel": {"kv_heads": 1, "parallel_block": True, "norm": "layer"},
+    "wide_multi_query": {"d_model": 1024, "kv_heads": 1, "parallel_block": True},
+    "biased_windowed": {"attention_bias": True, "windows": (5, 5)},
+    "two_norms_and_caps": {
+        "norm_after": True,
+        "query_key_norm": True,
+        "windows": (5, None),
+        "local_rotary_base": 100.0,
+        "rotary_factors": (2.0,) * 8,
+        "attention_softcap": 2.0,
+        "logit_softcap": 3.0,
+        "embedding_scale": 8.0,
+        "attention_scale": 0.5,
+        "activation": "gelu_tanh",
+    },
+    "stretched_positions": {"rotary_factors": (1.0, 1.0, 1.5, 2.0, 4.0, 8.0, 8.0, 8.0)},
+    "three_heads": {"kv_heads": 3, "query_heads": 9, "d_model": 72, "d_ff": 144},
+    "experts": {"experts": 8, "experts_per_token": 2},
+    "experts_multi_query": {"experts": 8, "experts_per_token": 2, "kv_heads": 1},
+    "six_experts": {"experts": 6, "experts_per_token": 2},
+}
+"""Changes that make the tiny model, which has two layers, one of another kind."""
+
+DIVIDED = "divided "
+
+
+def config_of(family: str, **sizes: int) -> ModelConfig:
+    """The tiny model as one of `FAMILIES`, with `sizes` where the family does not say otherwise.
+
+    Before the name may stand "divided ", see `divide`.
+    """
+    tiny = find_model("tiny")
+    changes = sizes | FAMILIES[family.removeprefix(DIVIDED)]
+    if windows := changes.get("windows"):
+        changes["windows"] = windows[: sizes.get("layers", tiny.layers)]
+    return dataclasses.replace(tiny, **changes)
+
+
+def divide(layout: Layout, family: str) -> Layout:
+    """The layout, with experts divided over devices where the family's name begins so."""
+    return divide_experts(layout) if family.startswith(DIVIDED) else layout
 
 
 @functools.cache

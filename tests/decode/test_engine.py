@@ -20,26 +20,11 @@ from model.parameters import abstract
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
 from sharding.quantization import QUANTIZATIONS
-from tests.engines import random_engine
+from tests.engines import FAMILIES, random_engine
 
-FAMILIES = {
-    "grouped_query": {},
-    "multi_query_parallel": {"kv_heads": 1, "parallel_block": True, "norm": "layer"},
-    "bias_and_window": {"attention_bias": True, "windows": (8, 8)},
-    "two_norms_and_caps": {
-        "norm_after": True,
-        "query_key_norm": True,
-        "windows": (5, None),
-        "local_rotary_base": 100.0,
-        "rotary_factors": (2.0,) * 8,
-        "attention_softcap": 2.0,
-        "logit_softcap": 3.0,
-        "embedding_scale": 8.0,
-        "attention_scale": 0.5,
-        "activation": "gelu_tanh",
-    },
-    "experts": {"experts": 6, "experts_per_token": 2},
-}
+CACHED = (
+    "grouped", "multi_query_parallel", "biased_windowed", "two_norms_and_caps", "six_experts",
+)  # fmt: skip
 PROMPTS = [[5, 6, 7], list(range(40, 63)), [9]]
 
 
@@ -62,9 +47,9 @@ def counted_compilations():
 @pytest.mark.parametrize(
     ("family", "mesh"),
     # On one device, `test_families` checks as much of the others by default.
-    [*((family, "2x2x2") for family in FAMILIES), ("multi_query_parallel", "1x1x1"),
+    [*((family, "2x2x2") for family in CACHED), ("multi_query_parallel", "1x1x1"),
      *(pytest.param(family, "1x1x1", marks=pytest.mark.slow)
-       for family in FAMILIES if family != "multi_query_parallel")],
+       for family in CACHED if family != "multi_query_parallel")],
 )  # fmt: skip
 def test_cached_decode_equals_one_full_forward_pass(tiny_engine, family, mesh):
     engine = tiny_engine(mesh, **FAMILIES[family])
@@ -81,7 +66,7 @@ def test_cached_decode_equals_one_full_forward_pass(tiny_engine, family, mesh):
         logits, cache = engine.decode_step(cache, tokens, lengths.astype(np.int32))
 
 
-@pytest.mark.parametrize("family", ["bias_and_window", "two_norms_and_caps", "experts"])
+@pytest.mark.parametrize("family", ["biased_windowed", "two_norms_and_caps", "six_experts"])
 def test_a_ragged_batch_with_prompts_past_the_window_decodes_as_each_prompt_alone(
     tiny_engine, family
 ):
@@ -98,7 +83,7 @@ def test_a_layer_with_a_window_keeps_no_more_slots_than_it_sees(tiny_engine):
 
 
 def test_a_step_counts_the_experts_its_tokens_touch(tiny_engine):
-    engine = tiny_engine("1x1x2", **FAMILIES["experts"])
+    engine = tiny_engine("1x1x2", **FAMILIES["six_experts"])
     for lengths, least, most in (([0], 2, 2), ([0, 0, 0], 2, 2), ([0, 3, 9], 2, 6)):
         carry = engine.start(np.array(lengths, np.int32))
         cache = engine.new_cache(len(lengths), 64)

@@ -59,17 +59,23 @@ def test_a_ragged_batch_continues_greedily_as_transformers_does(case, mesh):
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_full_pass_gives_transformers_logits_and_each_cached_step_gives_its(case):
-    """From a prompt shorter than the window until its ring has gone round four times."""
+    """From a prompt shorter than the window until its ring has gone round four times.
+
+    Steps take as many copies of it as there are prompts, padded as they are: the prefill of the
+    ragged batch, which is compiled.
+    """
     engine = engine_of(case, "1x1x1")
     prompts, logits_of, tokens = reference_of(case)
     start, text = len(prompts[0]), prompts[0] + tokens[0].tolist()
     full = np.asarray(engine.forward(np.array([text], np.int32)))[0]
     assert np.abs(full[:start] - logits_of[0]).max() <= 1e-4 * np.abs(logits_of[0]).max()
-    row, lengths = pad(prompts[:1], bucket(start, engine.config.max_context))
-    cache = engine.new_cache(1, cache_slots(start, NEW_TOKENS, engine.config.max_context))
-    logits, cache = engine.prefill(cache, row, lengths)
+    count, longest = len(prompts), max(map(len, prompts))
+    limit = engine.config.max_context
+    rows, lengths = pad(prompts[:1] * count, bucket(longest, limit))
+    cache = engine.new_cache(count, cache_slots(longest, NEW_TOKENS, limit))
+    logits, cache = engine.prefill(cache, rows, lengths)
     for position in range(start, len(text)):
-        found, expected = np.asarray(logits)[0], full[position - 1]
+        found, expected = np.asarray(logits), full[position - 1]
         assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
-        token, length = (np.array([n], np.int32) for n in (text[position], position))
+        token, length = (np.full(count, n, np.int32) for n in (text[position], position))
         logits, cache = engine.decode_step(cache, engine.put(token), engine.put(length))

@@ -1,4 +1,7 @@
-"""Every layout, attention and family gives the logits of one device, in prefill and in decode."""
+"""Every layout, attention and family gives the logits of one device, in prefill and in decode.
+
+The collectives of the programs that gave them are those expected.
+"""
 
 import dataclasses
 import functools
@@ -11,10 +14,10 @@ from decode.engine import Engine
 from decode.generate import Request, generate
 from decode.load import ModelSource
 from model.catalog import find_model
-from model.config import ModelConfig
 from model.dtypes import BFLOAT16, FLOAT32
 from model.parameters import shardings
 from model.transformer import Transformer
+from profiles.compiled.inspection import Subject
 from sharding.catalog import (
     ATTENTION,
     COLLECTIVES,
@@ -28,28 +31,20 @@ from sharding.error_types import LayoutError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
-from tests.engines import random_engine
+from tests.engines import config_of, random_engine
+from tests.profiles.floor.test_communication import check_collectives
 
-FAMILIES = {
-    "grouped": {},
-    "grouped_biased_windowed": {"attention_bias": True, "windows": (5,)},
-    "multi_query_parallel": {"kv_heads": 1, "parallel_block": True, "norm": "layer"},
-    "multi_head_two_norms": {"kv_heads": 4, "norm_after": True, "query_key_norm": True},
-    "multi_head_parallel": {"kv_heads": 4, "parallel_block": True},
-    "experts": {"experts": 6, "experts_per_token": 2},
-    "experts_multi_query": {"experts": 8, "experts_per_token": 2, "kv_heads": 1},
-}
+MODELS = (
+    "grouped", "biased_windowed", "multi_query_parallel", "multi_head_two_norms",
+    "multi_head_parallel", "six_experts", "experts_multi_query",
+)  # fmt: skip
 SLOW, LONG = pytest.mark.slow, pytest.mark.long
 MESHES = ("2x2x2", "1x2x4", "8x1x1", "4x2x1")
-BATCH, PROMPT, STEPS = 8, 13, 3
-
-
-def config_of(family: str) -> ModelConfig:
-    return dataclasses.replace(find_model("tiny"), layers=1, **FAMILIES[family])
+BATCH, PROMPT, STEPS, SLOTS = 8, 13, 3, 24
 
 
 def engine_of(family: str, layout: Layout, mesh: str) -> Engine:
-    return random_engine(config_of(family), layout, mesh, FLOAT32)
+    return random_engine(config_of(family, layers=1), layout, mesh, FLOAT32)
 
 
 def logits_of(engine: Engine, batch: int = BATCH) -> np.ndarray:
@@ -57,7 +52,7 @@ def logits_of(engine: Engine, batch: int = BATCH) -> np.ndarray:
     random = np.random.default_rng(0)
     tokens = random.integers(0, 256, (batch, PROMPT + STEPS)).astype(np.int32)
     lengths = np.where(np.arange(batch) % 2, PROMPT, PROMPT - 4).astype(np.int32)
-    logits, cache = engine.prefill(engine.new_cache(batch, 24), tokens[:, :PROMPT], lengths)
+    logits, cache = engine.prefill(engine.new_cache(batch, SLOTS), tokens[:, :PROMPT], lengths)
     found = [np.asarray(logits)]
     for step in range(STEPS):
         token, length = engine.put(tokens[:, PROMPT + step]), engine.put(lengths + np.int32(step))
@@ -75,28 +70,48 @@ def check(family: str, layout: Layout, mesh: str, batch: int = BATCH) -> None:
     engine = engine_of(family, layout, mesh)
     expected = expected_of(family, batch)
     assert np.abs(logits_of(engine, batch) - expected).max() < 1e-4 * np.abs(expected).max()
+    check_programs(engine, batch)
 
 
-def covering() -> list[tuple[str, str, str, str]]:
-    """Every other pair of layout and attention, families and meshes in turn; the slow set has all
-    of all.
-    """
-    turns = zip(itertools.cycle(FAMILIES), itertools.cycle(MESHES), strict=False)
-    pairs = list(itertools.product(LAYOUTS, ATTENTION))[::2]
-    return [(*pair, *turn) for pair, turn in zip(pairs, turns, strict=False)]
+def check_programs(engine: Engine, batch: int) -> None:
+    """Both programs have run, so that asking for them again compiles nothing."""
+    sizes = {"batch": batch, "slots": SLOTS}
+    subject = Subject(
+        config=engine.config, placement=engine.placement, dtypes=engine.dtypes, **sizes
+    )
+    check_collectives(subject, engine.lower_decode(**sizes).compile().as_text())
+    check_collectives(
+        dataclasses.replace(subject, tokens=PROMPT),
+        engine.lower_prefill(**sizes, length=PROMPT).compile().as_text(),
+    )
 
 
-@pytest.mark.parametrize(("layout", "attention", "family", "mesh"), covering())
+@pytest.mark.parametrize(
+    ("layout", "attention", "family", "mesh"),
+    # Every other pair of layout and attention; the slow set has all of all.
+    [("weight_stationary_1d", "heads", "grouped", "2x2x2"),
+     ("weight_stationary_1d", "sequence", "biased_windowed", "1x2x4"),
+     ("weight_stationary_2d", "batch", "multi_query_parallel", "8x1x1"),
+     ("weight_gathered_x", "heads", "multi_head_two_norms", "4x2x1"),
+     ("weight_gathered_x", "sequence", "multi_head_parallel", "2x2x2"),
+     ("weight_gathered_xy", "batch", "six_experts", "1x2x4"),
+     ("weight_gathered_xyz", "heads", "experts_multi_query", "8x1x1"),
+     ("weight_gathered_xyz", "sequence", "grouped", "4x2x1"),
+     ("data_parallel_x_1d", "batch", "biased_windowed", "2x2x2"),
+     ("data_parallel_x_2d", "heads", "multi_query_parallel", "1x2x4"),
+     ("data_parallel_x_2d", "sequence", "multi_head_two_norms", "8x1x1"),
+     ("data_parallel_x_gathered_y", "batch", "multi_head_parallel", "4x2x1")],
+)  # fmt: skip
 def test_a_layout_gives_the_logits_of_one_device(layout, attention, family, mesh):
     check(family, attend_by(LAYOUTS[layout], attention), mesh)
 
 
 @pytest.mark.parametrize(
     ("layout", "attention", "family", "mesh"),
-    [("weight_stationary_2d", "heads", "experts", "2x2x2"),
+    [("weight_stationary_2d", "heads", "six_experts", "2x2x2"),
      ("weight_gathered_xyz", "batch", "experts_multi_query", "2x2x2"),
      ("data_parallel_x_1d", "sequence", "experts_multi_query", "2x2x2"),
-     ("data_parallel_x_2d", "heads", "experts", "8x1x1")],
+     ("data_parallel_x_2d", "heads", "six_experts", "8x1x1")],
 )  # fmt: skip
 def test_divided_experts_give_the_logits_of_one_device(layout, attention, family, mesh):
     check(family, divide_experts(attend_by(LAYOUTS[layout], attention)), mesh)
@@ -104,10 +119,10 @@ def test_divided_experts_give_the_logits_of_one_device(layout, attention, family
 
 @pytest.mark.parametrize(
     ("layout", "attention", "family", "mesh"),
-    [("weight_stationary_1d", "batch", "grouped_biased_windowed", "2x2x2"),
+    [("weight_stationary_1d", "batch", "biased_windowed", "2x2x2"),
      ("weight_stationary_2d", "sequence", "multi_query_parallel", "2x2x2"),
      ("weight_gathered_xy", "heads", "multi_head_two_norms", "4x2x1"),
-     ("data_parallel_x_2d", "heads", "experts", "2x2x2")],
+     ("data_parallel_x_2d", "heads", "six_experts", "2x2x2")],
 )  # fmt: skip
 def test_loops_give_the_logits_of_one_device(layout, attention, family, mesh):
     check(family, schedule_by(attend_by(LAYOUTS[layout], attention), "overlapped"), mesh)
@@ -115,7 +130,7 @@ def test_loops_give_the_logits_of_one_device(layout, attention, family, mesh):
 
 def divided_runs():
     """Both families on three meshes; the slow set has each of those with one attention in turn."""
-    runs = itertools.product(["experts", "experts_multi_query"], MESHES[:3], ["heads", "batch"])
+    runs = itertools.product(["six_experts", "experts_multi_query"], MESHES[:3], ["heads", "batch"])
     for at, run in enumerate(runs):
         yield pytest.param(*run, marks=SLOW if at % 4 in (0, 3) else LONG)
 
@@ -125,14 +140,14 @@ def divided_runs():
 def test_all_layouts_with_divided_experts_give_the_logits_of_one_device(family, mesh, attention):
     for layout in LAYOUTS.values():
         chosen = divide_experts(attend_by(layout, attention))
-        placement = Placement.of(chosen, config_of(family).sizes, parse_mesh(mesh))
+        placement = Placement.of(chosen, config_of(family, layers=1).sizes, parse_mesh(mesh))
         batch = -(-BATCH // placement.multiple("B")) * placement.multiple("B")
         check(family, chosen, mesh, batch)
 
 
 def all_runs():
     """Every family on three meshes, and in loops; the slow set has a mesh of each, some loops."""
-    for at, family in enumerate(FAMILIES):
+    for at, family in enumerate(MODELS):
         for number, mesh in enumerate(MESHES[:3]):
             yield pytest.param(family, mesh, "compiler", marks=SLOW if number == at % 3 else LONG)
         yield pytest.param(family, "2x2x2", "overlapped", marks=LONG if at % 2 else SLOW)
@@ -151,7 +166,7 @@ def test_all_layouts_give_the_logits_of_one_device_or_are_refused_at_once(
     for layout, attention in pairs:
         chosen = schedule_by(attend_by(layout, attention), collectives)
         try:
-            placement = Placement.of(chosen, config_of(family).sizes, parse_mesh(mesh))
+            placement = Placement.of(chosen, config_of(family, layers=1).sizes, parse_mesh(mesh))
             batch = -(-BATCH // placement.multiple("B")) * placement.multiple("B")
         except LayoutError as error:
             assert "divide" in str(error) and "; use " in str(error)
@@ -225,7 +240,7 @@ GATHERED = [name for name, layout in LAYOUTS.items() if layout.use is not None]
 )  # fmt: skip
 def test_prompts_may_be_partitioned_otherwise_over_the_same_weights(prompts, attention):
     steps = attend_by(LAYOUTS["weight_stationary_2d"], attention)
-    check("grouped_biased_windowed", prefill_by(steps, LAYOUTS[prompts]), "2x2x2")
+    check("biased_windowed", prefill_by(steps, LAYOUTS[prompts]), "2x2x2")
 
 
 def test_prompts_may_be_partitioned_otherwise_over_the_same_divided_experts():
@@ -256,9 +271,9 @@ def test_prompts_over_weights_stored_otherwise_are_refused_with_those_that_work(
 @pytest.mark.parametrize("attention", ["batch", "sequence"])
 def test_a_batch_and_slots_that_do_not_divide_are_padded_and_change_no_text(attention):
     prompts = [[5, 6, 7], list(range(40, 63)), [9]]
-    one = engine_of("grouped_biased_windowed", LAYOUTS["weight_stationary_1d"], "1")
+    one = engine_of("biased_windowed", LAYOUTS["weight_stationary_1d"], "1")
     layout = attend_by(LAYOUTS["weight_stationary_2d"], attention)
-    engine = engine_of("grouped_biased_windowed", layout, "2x2x2")
+    engine = engine_of("biased_windowed", layout, "2x2x2")
     request = Request(prompts=prompts, max_new_tokens=12)
     (*_, found), (*_, expected) = generate(engine, request), generate(one, request)
     assert [c.tokens for c in found] == [c.tokens for c in expected]

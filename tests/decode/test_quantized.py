@@ -30,9 +30,12 @@ CONFIG = dataclasses.replace(
     find_model("tiny"), layers=1, d_model=256, d_ff=512, head_size=64, attention_bias=True
 )
 ONE_D = LAYOUTS["weight_stationary_1d"]
+SLOTS = 16
 
 
+@functools.cache
 def engine_of(name: str | None, layout: Layout, mesh: str) -> Engine:
+    """The same one each time, whose programs are compiled once."""
     return random_engine(CONFIG, layout, mesh, Dtypes(jnp.float32, QUANTIZATIONS.get(name)))
 
 
@@ -40,7 +43,7 @@ def logits_of(engine: Engine) -> np.ndarray:
     """Of a prompt and of one token more, [2, B, V]."""
     tokens = np.random.default_rng(0).integers(0, 256, (8, 9)).astype(np.int32)
     lengths = np.full(8, 8, np.int32)
-    first, cache = engine.prefill(engine.new_cache(8, 16), tokens[:, :8], lengths)
+    first, cache = engine.prefill(engine.new_cache(8, SLOTS), tokens[:, :8], lengths)
     second, _ = engine.decode_step(cache, engine.put(tokens[:, 8]), engine.put(lengths))
     return np.stack([np.asarray(first), np.asarray(second)])
 
@@ -88,9 +91,9 @@ def test_logits_are_near_those_of_plain_weights_and_not_the_same(name, most):
 def test_the_floor_counts_the_bytes_that_the_compiler_takes(name):
     for layout, mesh in ((ONE_D, "1"), (LAYOUTS["weight_stationary_2d"], "2x2x2")):
         engine = engine_of(name, layout, mesh)
-        memory = engine.lower_decode(8, 64).compile().memory_analysis()
+        memory = engine.lower_decode(8, SLOTS).compile().memory_analysis()
         counter = PassCounter(CONFIG, engine.placement, engine.dtypes)
-        counted = counter.count(Pass(batch=8, context=10, slots=64))
+        counted = counter.count(Pass(batch=8, context=10, slots=SLOTS))
         expected = counted.weights_resident + counted.kv_resident + carry_bytes(8)
         assert memory.argument_size_in_bytes == expected
         assert counted.weights_read == counted.weights_resident  # a tied embedding is read whole

@@ -8,26 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.catalog import find_model
 from model.dtypes import FLOAT32, Dtypes
 from profiles.compiled.inspection import Subject
 from profiles.floor.counts import PassCounter
 from profiles.floor.passes import Pass
-from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS, attend_by, divide_experts, schedule_by
+from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS, attend_by, schedule_by
 from sharding.layout import Layout
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
 from sharding.quantization import QUANTIZATIONS
-from tests.engines import random_engine
+from tests.engines import config_of, divide, random_engine
 
-CONFIG = dataclasses.replace(find_model("tiny"), layers=1, d_model=256, d_ff=512, head_size=64)
-EXPERTS = {"experts": 8, "experts_per_token": 2}
-FAMILIES = {
-    "grouped": {},
-    "windowed": {"windows": (5,), "attention_bias": True},
-    "experts": EXPERTS,
-    "experts_divided": EXPERTS,
-}
+SIZES = {"layers": 1, "d_model": 256, "d_ff": 512, "head_size": 64}
+MODELS = ("grouped", "biased_windowed", "experts", "divided experts")
 DTYPES = {
     "int8": Dtypes(jnp.float32, None, QUANTIZATIONS["int8"]),
     "fp8": Dtypes(jnp.float32, None, QUANTIZATIONS["fp8"]),
@@ -40,9 +33,7 @@ BATCH, PROMPT, STEPS = 8, 13, 3
 
 def logits_of(family: str, dtypes: Dtypes, layout: Layout, mesh: str) -> np.ndarray:
     """Of the last tokens of prompts, and of steps that follow; [1 + STEPS, B, V]."""
-    config = dataclasses.replace(CONFIG, **FAMILIES[family])
-    layout = divide_experts(layout) if family == "experts_divided" else layout
-    engine = random_engine(config, layout, mesh, dtypes)
+    engine = random_engine(config_of(family, **SIZES), divide(layout, family), mesh, dtypes)
     random = np.random.default_rng(0)
     tokens = random.integers(0, 256, (BATCH, PROMPT + STEPS)).astype(np.int32)
     lengths = random.integers(PROMPT // 2, PROMPT + 1, BATCH).astype(np.int32)
@@ -76,9 +67,9 @@ def check(family: str, dtypes: str, layout: Layout) -> None:
 
 @pytest.mark.parametrize(
     ("family", "dtypes", "layout", "attention", "collectives"),
-    [("windowed", "int4_and_int8", "weight_stationary_2d", "sequence", "overlapped"),
-     ("windowed", "fp8", "weight_gathered_x", "batch", "compiler"),
-     ("experts_divided", "int8_and_fp8", "data_parallel_x_1d", "heads", "compiler")],
+    [("biased_windowed", "int4_and_int8", "weight_stationary_2d", "sequence", "overlapped"),
+     ("biased_windowed", "fp8", "weight_gathered_x", "batch", "compiler"),
+     ("divided experts", "int8_and_fp8", "data_parallel_x_1d", "heads", "compiler")],
 )  # fmt: skip
 def test_a_layout_gives_the_logits_of_one_device_with_the_same_cache(
     family, dtypes, layout, attention, collectives
@@ -92,13 +83,13 @@ def test_a_layout_gives_the_logits_of_one_device_with_the_same_cache(
 @pytest.mark.long
 def test_every_layout_gives_the_logits_of_one_device_with_the_same_cache(dtypes, attention):
     """A family for each layout and schedule, by turns."""
-    choices = zip(itertools.product(LAYOUTS, COLLECTIVES), itertools.cycle(FAMILIES), strict=False)
+    choices = zip(itertools.product(LAYOUTS, COLLECTIVES), itertools.cycle(MODELS), strict=False)
     for (layout, collectives), family in choices:
         check(family, dtypes, schedule_by(attend_by(LAYOUTS[layout], attention), collectives))
 
 
 def test_steps_are_near_those_with_a_plain_cache_and_not_the_same():
-    plain, few = on_one("windowed", FLOAT32), on_one("windowed", DTYPES["fp8"])
+    plain, few = on_one("biased_windowed", FLOAT32), on_one("biased_windowed", DTYPES["fp8"])
     error = np.abs(few - plain).max(axis=(1, 2)) / np.abs(plain).max()
     assert error[0] == 0 and error[1:].min() > 1e-2 and error[1:].max() < 0.1
 
@@ -106,7 +97,8 @@ def test_steps_are_near_those_with_a_plain_cache_and_not_the_same():
 @pytest.mark.parametrize("dtypes", ["int8", "fp8"])
 @pytest.mark.parametrize(("mesh", "batch"), [("1", 1), ("2x2x2", 3)])
 def test_the_donated_cache_is_updated_in_place(dtypes, mesh, batch):
-    config = dataclasses.replace(CONFIG, windows=(None, 48), layers=2)
+    config = config_of("grouped", **SIZES | {"layers": 2})
+    config = dataclasses.replace(config, windows=(None, 48))
     placement = Placement.of(ONE_D, config.sizes, parse_mesh(mesh))
     sizes = {"dtypes": DTYPES[dtypes], "batch": batch, "slots": 64}
     subject = Subject(config=config, placement=placement, **sizes)

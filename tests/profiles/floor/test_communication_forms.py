@@ -1,36 +1,29 @@
 """The expected collectives of every form that numbers are stored in are those that XLA compiles."""
 
-import dataclasses
-import itertools
+import contextlib
 import random
 
 import jax.numpy as jnp
 import pytest
 
-from model.catalog import find_model
 from model.dtypes import Dtypes
 from model.layout_check import settle
 from profiles.compiled.inspection import Subject
 from profiles.floor.communication import expected_collectives
-from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS, attend_by, divide_experts, schedule_by
+from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS, attend_by, schedule_by
 from sharding.error_types import LayoutError
-from sharding.layout import Layout
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
 from sharding.quantization import QUANTIZATIONS
+from tests.engines import config_of, divide
 from tests.profiles.floor.test_communication import MESHES, PHASES, check
 
 # Large enough that groups of 32 divide over eight devices, in the inputs that are not head sizes.
-CONFIG = dataclasses.replace(find_model("tiny"), layers=1, d_model=256, d_ff=512, head_size=64)
-EXPERTS = {"experts": 8, "experts_per_token": 2}
-FAMILIES = {
-    "grouped": {},
-    "biased_windowed": {"attention_bias": True, "windows": (5,)},
-    "wide_multi_query": {"d_model": 1024, "kv_heads": 1, "parallel_block": True},
-    "experts": EXPERTS,
-    "experts_divided": EXPERTS,
-    "six_experts_divided": EXPERTS | {"experts": 6},
-}
+SIZES = {"layers": 1, "d_model": 256, "d_ff": 512, "head_size": 64}
+MODELS = (
+    "grouped", "biased_windowed", "wide_multi_query", "experts", "divided experts",
+    "divided six_experts",
+)  # fmt: skip
 BF16, F32, INT8 = jnp.bfloat16, jnp.float32, QUANTIZATIONS["int8"]
 DTYPES = {
     "int8_rounded": Dtypes(BF16, INT8, INT8, round_activations=True),
@@ -44,55 +37,121 @@ DTYPES = {
 }
 
 
-def subject_of(dtypes: Dtypes, layout: Layout, draw: random.Random) -> Subject:
-    """Family, attention, mesh and phase drawn until this form and layout go with them."""
-    while True:
-        family = draw.choice(list(FAMILIES))
-        config = dataclasses.replace(CONFIG, **FAMILIES[family])
-        chosen = attend_by(layout, draw.choice(ATTENTION))
-        chosen = divide_experts(chosen) if "divided" in family else chosen
-        mesh, tokens = parse_mesh(draw.choice(MESHES)), draw.choice(list(PHASES.values()))
-        try:
-            placement = settle(config, dtypes, chosen, mesh)
-        except LayoutError:
-            continue
-        batch = -(-8 // placement.multiple("B")) * placement.multiple("B")
-        return Subject(
-            config=config, placement=placement, dtypes=dtypes, batch=batch, slots=24, tokens=tokens
-        )
+def subject_of(
+    dtypes: str, layout: str, collectives: str, family: str, attention: str, mesh: str, phase: str
+) -> Subject:
+    """Raises LayoutError where these do not go together."""
+    config = config_of(family, **SIZES)
+    chosen = schedule_by(attend_by(LAYOUTS[layout], attention), collectives)
+    placement = settle(config, DTYPES[dtypes], divide(chosen, family), parse_mesh(mesh))
+    return Subject(
+        config=config,
+        placement=placement,
+        dtypes=DTYPES[dtypes],
+        batch=-(-8 // placement.multiple("B")) * placement.multiple("B"),
+        slots=24,
+        tokens=PHASES[phase],
+    )
 
 
-COVERING = [*zip(DTYPES, LAYOUTS, itertools.cycle(COLLECTIVES), strict=False)]
+COVERING = [
+    ("int8_rounded", "weight_stationary_1d", "compiler", "grouped", "heads", "1x2x4", "prefill"),
+    ("int4", "weight_stationary_2d", "overlapped", "grouped", "batch", "8x1x1", "decode"),
+    ("int8_grouped", "weight_gathered_x", "compiler",
+     "wide_multi_query", "heads", "2x2x2", "decode"),
+    ("fp8", "weight_gathered_xy", "overlapped", "divided experts", "sequence", "1x2x4", "prefill"),
+    ("int4_symmetric", "weight_gathered_xyz", "compiler", "experts", "sequence", "4x2x1", "decode"),
+    ("bfloat16_weights", "data_parallel_x_1d", "overlapped",
+     "wide_multi_query", "sequence", "2x2x2", "decode"),
+    ("int8", "data_parallel_x_2d", "compiler", "grouped", "batch", "1x2x4", "prefill"),
+    ("float32_weights", "data_parallel_x_gathered_y", "overlapped",
+     "divided six_experts", "heads", "4x2x1", "prefill"),
+]  # fmt: skip
+MORE = [
+    ("int8_rounded", "weight_stationary_1d", "compiler",
+     "biased_windowed", "sequence", "8x1x1", "decode"),
+    ("int8_rounded", "weight_stationary_1d", "compiler", "grouped", "sequence", "2x2x2", "decode"),
+    ("int8_rounded", "weight_stationary_1d", "overlapped", "grouped", "heads", "8x1x1", "decode"),
+    ("int8_rounded", "weight_stationary_1d", "overlapped",
+     "divided experts", "sequence", "4x2x1", "prefill"),
+    ("int4", "weight_stationary_2d", "compiler", "wide_multi_query", "sequence", "2x2x2", "decode"),
+    ("int4", "weight_stationary_2d", "compiler",
+     "divided six_experts", "heads", "4x2x1", "prefill"),
+    ("int4", "weight_stationary_2d", "overlapped", "experts", "heads", "4x2x1", "decode"),
+    ("int4", "weight_stationary_2d", "overlapped", "experts", "batch", "2x2x2", "decode"),
+    ("int8_grouped", "weight_gathered_x", "compiler",
+     "wide_multi_query", "batch", "1x2x4", "decode"),
+    ("int8_grouped", "weight_gathered_x", "compiler",
+     "wide_multi_query", "heads", "4x2x1", "decode"),
+    ("int8_grouped", "weight_gathered_x", "overlapped", "grouped", "sequence", "8x1x1", "decode"),
+    ("int8_grouped", "weight_gathered_x", "overlapped", "grouped", "sequence", "4x2x1", "prefill"),
+    ("fp8", "weight_gathered_xy", "compiler", "divided experts", "heads", "1x2x4", "decode"),
+    ("fp8", "weight_gathered_xy", "compiler", "grouped", "sequence", "4x2x1", "prefill"),
+    ("fp8", "weight_gathered_xy", "overlapped", "grouped", "heads", "2x2x2", "prefill"),
+    ("fp8", "weight_gathered_xy", "overlapped", "grouped", "heads", "4x2x1", "prefill"),
+    ("int4_symmetric", "weight_gathered_xyz", "compiler",
+     "biased_windowed", "heads", "8x1x1", "prefill"),
+    ("int4_symmetric", "weight_gathered_xyz", "compiler", "experts", "sequence", "8x1x1", "decode"),
+    ("int4_symmetric", "weight_gathered_xyz", "overlapped",
+     "biased_windowed", "heads", "4x2x1", "decode"),
+    ("int4_symmetric", "weight_gathered_xyz", "overlapped", "experts", "batch", "8x1x1", "prefill"),
+    ("bfloat16_weights", "data_parallel_x_1d", "compiler",
+     "grouped", "sequence", "2x2x2", "prefill"),
+    ("bfloat16_weights", "data_parallel_x_1d", "compiler",
+     "divided six_experts", "batch", "4x2x1", "prefill"),
+    ("bfloat16_weights", "data_parallel_x_1d", "overlapped", "experts", "batch", "1x2x4", "decode"),
+    ("bfloat16_weights", "data_parallel_x_1d", "overlapped",
+     "experts", "heads", "2x2x2", "prefill"),
+    ("int8", "data_parallel_x_2d", "compiler", "experts", "batch", "8x1x1", "prefill"),
+    ("int8", "data_parallel_x_2d", "compiler", "biased_windowed", "heads", "2x2x2", "decode"),
+    ("int8", "data_parallel_x_2d", "overlapped", "biased_windowed", "batch", "4x2x1", "decode"),
+    ("int8", "data_parallel_x_2d", "overlapped", "wide_multi_query", "batch", "1x2x4", "prefill"),
+    ("float32_weights", "data_parallel_x_gathered_y", "compiler",
+     "divided experts", "batch", "2x2x2", "decode"),
+    ("float32_weights", "data_parallel_x_gathered_y", "compiler",
+     "biased_windowed", "heads", "4x2x1", "prefill"),
+    ("float32_weights", "data_parallel_x_gathered_y", "overlapped",
+     "divided six_experts", "batch", "2x2x2", "decode"),
+    ("float32_weights", "data_parallel_x_gathered_y", "overlapped",
+     "divided experts", "sequence", "8x1x1", "prefill"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("dtypes", "layout", "collectives"), COVERING)
-def test_xla_compiles_the_collectives_that_are_expected_of_a_form(dtypes, layout, collectives):
-    chosen = schedule_by(LAYOUTS[layout], collectives)
-    check(subject_of(DTYPES[dtypes], chosen, random.Random(f"{dtypes} {layout}")))
-
-
-def every_pair():
-    """A layout for each form in the slow set, all others in the long one."""
-    for at, dtypes in enumerate(DTYPES):
-        for number, layout in enumerate(LAYOUTS):
-            slow = number == at % len(LAYOUTS)
-            yield pytest.param(dtypes, layout, marks=pytest.mark.slow if slow else pytest.mark.long)
-
-
-@pytest.mark.parametrize(("dtypes", "layout"), list(every_pair()))
 @pytest.mark.usefixtures("quick_compilations")
-def test_every_form_and_layout_compile_to_the_collectives_that_are_expected(dtypes, layout):
-    draw = random.Random(f"{dtypes} {layout} slow")
-    for collectives in COLLECTIVES:
-        for _ in range(2):
-            check(subject_of(DTYPES[dtypes], schedule_by(LAYOUTS[layout], collectives), draw))
+@pytest.mark.parametrize(
+    ("dtypes", "layout", "collectives", "family", "attention", "mesh", "phase"),
+    [*COVERING, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)],
+)
+def test_xla_compiles_the_collectives_that_are_expected_of_a_form(
+    dtypes, layout, collectives, family, attention, mesh, phase
+):
+    check(subject_of(dtypes, layout, collectives, family, attention, mesh, phase))
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("quick_compilations")
+@pytest.mark.parametrize("collectives", COLLECTIVES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_every_form_and_layout_compile_to_the_collectives_that_are_expected(
+    dtypes, layout, collectives
+):
+    """The rest is drawn, until two go with this form and layout."""
+    draw, ran = random.Random(f"{dtypes} {layout} {collectives}"), 0
+    while ran < 2:
+        drawn = (draw.choice(list(each)) for each in (MODELS, ATTENTION, MESHES, PHASES))
+        with contextlib.suppress(LayoutError):
+            subject = subject_of(dtypes, layout, collectives, *drawn)
+            check(subject)
+            ran += 1
 
 
 def mlp_gathers(dtypes: Dtypes, layout: str, collectives: str) -> list[tuple]:
+    config = config_of("grouped", **SIZES)
     placement = Placement.of(
-        schedule_by(LAYOUTS[layout], collectives), CONFIG.sizes, parse_mesh("2x2x2")
+        schedule_by(LAYOUTS[layout], collectives), config.sizes, parse_mesh("2x2x2")
     )
-    found = expected_collectives(CONFIG, placement, dtypes, batch=8)
+    found = expected_collectives(config, placement, dtypes, batch=8)
     return [
         (each.kind, "".join(each.axes), each.payload_bytes, each.element)
         for each in found
