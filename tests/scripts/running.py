@@ -14,6 +14,8 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 DRIVER = Path(__file__).with_name("driver.py")
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 """Environment of processes that compile as the default set of tests does, see its conftest."""
+NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+"""Of processes that may be killed: JAX does not write the files of its cache in one piece."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +123,7 @@ def each_started(
         subprocess.Popen(
             command,
             cwd=folder,
-            env=environment(**QUICK | variables[min(number, len(variables) - 1)]),
+            env=environment(**QUICK | NO_CACHE | variables[min(number, len(variables) - 1)]),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
