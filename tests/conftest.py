@@ -21,18 +21,20 @@ from model.catalog import find_model  # noqa: E402
 from sharding.catalog import LAYOUTS  # noqa: E402
 from sharding.mesh import parse_mesh  # noqa: E402
 from tests.engines import random_engine  # noqa: E402
+from tests.scripts.running import XLA_FLAGS  # noqa: E402
 
 REFERENCES = Path(__file__).parent / "references"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compiles the default set with few optimizations, which halves the time that it takes.
+    """Compiles the default set with few optimizations, which takes a quarter of the time.
 
-    These are LLVM's: sharding, collectives and buffers are settled before. The marked sets, and
-    scripts that tests run as users do, compile as users' programs do.
+    These are of machine code: sharding, collectives and buffers are settled before. The marked
+    sets, and scripts that tests run as users do, compile as users' programs do.
     """
     if "not speed" in config.option.markexpr:
         jax.config.update("jax_disable_most_optimizations", True)
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}"
 
 
 @pytest.fixture(scope="session", autouse=True)

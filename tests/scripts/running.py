@@ -10,9 +10,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 DRIVER = Path(__file__).with_name("driver.py")
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+# XLA:CPU's older way to make kernels, which compiles in about half the time. XLA ends a process
+# over a flag that it does not know, and these are the versions that know it.
+XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 13) else ""
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": XLA_FLAGS}
 """Environment of processes that compile as the default set of tests does, see its conftest."""
 NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
 """Of processes that may be killed: JAX does not write the files of its cache in one piece."""
@@ -49,8 +54,11 @@ class Ended:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment with JAX on the CPU, whatever else the machine has."""
-    return os.environ | {"JAX_PLATFORMS": "cpu"} | changes
+    """This process's environment with JAX on the CPU, whatever else the machine has.
+
+    XLA has no flags of this process's, which may be `QUICK`.
+    """
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | changes
 
 
 def run(script: str, *arguments: str, folder: Path, python: tuple[str, ...] = ()) -> Ended:

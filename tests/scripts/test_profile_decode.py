@@ -60,7 +60,8 @@ def beyond_cache(folder):
         << 24,  # a bandwidth too good does here, and is quick
         "profiles.measured.bandwidth.MATMUL_SIZE": 256,
     }
-    optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # floors are those of real steps
+    # Floors are those of real steps.
+    optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
     return run_many(
         "profile_decode.py", cases, folder=folder, patches=patches, full=["full"], **optimized
     )
