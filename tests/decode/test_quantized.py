@@ -19,7 +19,6 @@ from profiles.floor.counts import PassCounter
 from profiles.floor.passes import Pass
 from sharding.catalog import COLLECTIVES, LAYOUTS, schedule_by
 from sharding.error_types import FloorlineError, LayoutError
-from sharding.layout import Layout
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
 from sharding.quantization import QUANTIZATIONS
@@ -34,9 +33,15 @@ SLOTS = 16
 
 
 @functools.cache
-def engine_of(name: str | None, layout: Layout, mesh: str) -> Engine:
+def engine_of(
+    name: str | None,
+    mesh: str = "1",
+    layout: str = "weight_stationary_1d",
+    collectives: str = "compiler",
+) -> Engine:
     """The same one each time, whose programs are compiled once."""
-    return random_engine(CONFIG, layout, mesh, Dtypes(jnp.float32, QUANTIZATIONS.get(name)))
+    chosen = schedule_by(LAYOUTS[layout], collectives)
+    return random_engine(CONFIG, chosen, mesh, Dtypes(jnp.float32, QUANTIZATIONS.get(name)))
 
 
 def logits_of(engine: Engine) -> np.ndarray:
@@ -50,11 +55,11 @@ def logits_of(engine: Engine) -> np.ndarray:
 
 @functools.cache
 def expected_of(name: str | None) -> np.ndarray:
-    return logits_of(engine_of(name, ONE_D, "1"))
+    return logits_of(engine_of(name))
 
 
 def check(name: str, layout: str, collectives: str) -> None:
-    found = logits_of(engine_of(name, schedule_by(LAYOUTS[layout], collectives), "2x2x2"))
+    found = logits_of(engine_of(name, "2x2x2", layout, collectives))
     expected = expected_of(name)
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
@@ -89,8 +94,7 @@ def test_logits_are_near_those_of_plain_weights_and_not_the_same(name, most):
 
 @pytest.mark.parametrize("name", QUANTIZATIONS)
 def test_the_floor_counts_the_bytes_that_the_compiler_takes(name):
-    for layout, mesh in ((ONE_D, "1"), (LAYOUTS["weight_stationary_2d"], "2x2x2")):
-        engine = engine_of(name, layout, mesh)
+    for engine in (engine_of(name), engine_of(name, "2x2x2", "weight_stationary_2d")):
         memory = engine.lower_decode(8, SLOTS).compile().memory_analysis()
         counter = PassCounter(CONFIG, engine.placement, engine.dtypes)
         counted = counter.count(Pass(batch=8, context=10, slots=SLOTS))
@@ -139,7 +143,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad):
 def test_random_weights_are_those_that_plain_ones_round_to():
     source = ModelSource(CONFIG, None, None)
     few = source.engine(ONE_D, parse_mesh("1"), Dtypes(jnp.float32, QUANTIZATIONS["int8"]))
-    loaded = engine_of("int8", ONE_D, "1")
+    loaded = engine_of("int8")
     for mine, expected in zip(
         jax.tree.leaves(few.parameters), jax.tree.leaves(loaded.parameters), strict=True
     ):

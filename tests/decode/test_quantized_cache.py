@@ -18,6 +18,7 @@ from sharding.mesh import parse_mesh
 from sharding.placement import Placement
 from sharding.quantization import QUANTIZATIONS
 from tests.engines import config_of, divide, random_engine
+from tests.scripts.running import USUAL_KERNELS
 
 SIZES = {"layers": 1, "d_model": 256, "d_ff": 512, "head_size": 64}
 MODELS = ("grouped", "biased_windowed", "experts", "divided experts")
@@ -102,8 +103,9 @@ def test_the_donated_cache_is_updated_in_place(dtypes, mesh, batch):
     placement = Placement.of(ONE_D, config.sizes, parse_mesh(mesh))
     sizes = {"dtypes": DTYPES[dtypes], "batch": batch, "slots": 64}
     subject = Subject(config=config, placement=placement, **sizes)
-    compiled = subject.lower().compile()
-    counted = PassCounter(config, placement).count(Pass(context=10, **sizes))
+    compiled = subject.lower().compile(compiler_options=USUAL_KERNELS)
+    counter = PassCounter(config, placement, DTYPES[dtypes])
+    counted = counter.count(Pass(batch, context=10, slots=64))
     assert compiled.memory_analysis().alias_size_in_bytes == counted.kv_resident
     if dtypes == "fp8":  # XLA:CPU has no scatter of it: it makes one of float16, there and back
         return

@@ -15,10 +15,13 @@ import jax
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 DRIVER = Path(__file__).with_name("driver.py")
 # XLA:CPU's older way to make kernels, which compiles in about half the time. XLA ends a process
-# over a flag that it does not know, and these are the versions that know it.
-XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 13) else ""
+# over a flag that it does not know, as that of JAX 0.12 does not.
+XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": XLA_FLAGS}
 """Environment of processes that compile as the default set of tests does, see its conftest."""
+USUAL_KERNELS = {"xla_cpu_use_fusion_emitters": True} if XLA_FLAGS else None
+"""Options for programs of which a test reads more than collectives: scatters of the
+older kernels are loops."""
 NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
 """Of processes that may be killed: JAX does not write the files of its cache in one piece."""
 
