@@ -88,3 +88,12 @@ def carry_bytes(batch: int) -> int:
     """Bytes per device of what a decode step takes beside weights and cache: `engine.Carry`."""
     tokens_lengths_and_sequences, index, seed = 3 * 4 * batch, 4, 8
     return tokens_lengths_and_sequences + index + seed
+
+
+def logits_program(engine: Engine, batch: int, slots: int) -> str:
+    """Text of the program that `Engine.decode_step` runs."""
+    vector = engine.put(np.zeros(batch, np.int32))
+    cache = engine._placed_cache(batch, slots)
+    with jax.set_mesh(engine.mesh):
+        step = engine._decode.lower(engine.parameters, cache, vector, vector)
+    return step.compile().as_text()

@@ -21,6 +21,7 @@ from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
 from sharding.quantization import QUANTIZATIONS
 from tests.engines import FAMILIES, random_engine
+from tests.scripts.running import USUAL_KERNELS
 
 CACHED = (
     "grouped", "multi_query_parallel", "biased_windowed", "two_norms_and_caps", "six_experts",
@@ -105,7 +106,7 @@ def test_padding_and_neighbours_do_not_change_a_prompts_logits(tiny_engine):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_donated_cache_is_updated_in_place(tiny_engine, mesh, batch):
     engine = tiny_engine(mesh)
-    compiled = engine.lower_decode(batch, 64).compile()
+    compiled = engine.lower_decode(batch, 64).compile(compiler_options=USUAL_KERNELS)
     cache = engine.new_cache(batch, 64)
     held = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(cache))
     assert compiled.memory_analysis().alias_size_in_bytes == held

@@ -31,7 +31,7 @@ from sharding.error_types import LayoutError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
-from tests.engines import config_of, random_engine
+from tests.engines import config_of, logits_program, random_engine
 from tests.profiles.floor.test_communication import check_collectives
 
 MODELS = (
@@ -74,12 +74,15 @@ def check(family: str, layout: Layout, mesh: str, batch: int = BATCH) -> None:
 
 
 def check_programs(engine: Engine, batch: int) -> None:
-    """Both programs have run, so that asking for them again compiles nothing."""
+    """Both programs have run, so that asking for them again compiles nothing.
+
+    That of steps ends at the logits; `test_communication` has it with the choice of tokens.
+    """
     sizes = {"batch": batch, "slots": SLOTS}
     subject = Subject(
         config=engine.config, placement=engine.placement, dtypes=engine.dtypes, **sizes
     )
-    check_collectives(subject, engine.lower_decode(**sizes).compile().as_text())
+    check_collectives(subject, logits_program(engine, **sizes), sampled=False)
     check_collectives(
         dataclasses.replace(subject, tokens=PROMPT),
         engine.lower_prefill(**sizes, length=PROMPT).compile().as_text(),

@@ -12,6 +12,7 @@ from sharding.catalog import LAYOUTS, attend_by
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
 from sharding.quantization import QUANTIZATIONS, round_rows
+from tests.scripts.running import USUAL_KERNELS
 
 K, S, h = 2, 8, 4
 DTYPES = {
@@ -40,7 +41,7 @@ def run(setting, positions, dtypes, new=None, prompts=False):
         new = jax.device_put(np.float32(new), placement.cache("BTKh"))
         where = jax.device_put(positions, jax.P(None, None))
         step = jax.jit(lambda c, n, w: write(c, n, w, placement, dtypes, prompts), donate_argnums=0)
-        compiled = step.lower(full, new, where).compile()
+        compiled = step.lower(full, new, where).compile(compiler_options=USUAL_KERNELS)
         found = step(full, new, where)
         return np.asarray(meant(found) if isinstance(found, QuantizedKV) else found), compiled
 

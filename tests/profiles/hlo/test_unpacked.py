@@ -14,6 +14,7 @@ from sharding import dot
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from sharding.quantization import QUANTIZATIONS
+from tests.scripts.running import USUAL_KERNELS
 
 CONFIG = dataclasses.replace(find_model("tiny"), layers=2, d_model=256, d_ff=512, head_size=64)
 MATRICES = 2 * (3 * 256 * 512 + 2 * 256 * 64 * (CONFIG.query_heads + CONFIG.kv_heads))
@@ -25,7 +26,8 @@ def engine_of(dtypes: Dtypes, mesh: str = "1") -> Engine:
 
 
 def found_in(engine: Engine, batch: int = 1) -> int:
-    return held_bytes(engine, engine.lower_decode(batch, 64).compile().as_text())
+    step = engine.lower_decode(batch, 64).compile(compiler_options=USUAL_KERNELS)
+    return held_bytes(engine, step.as_text())
 
 
 @pytest.fixture
