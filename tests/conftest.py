@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if "not speed" in config.option.markexpr:
         jax.config.update("jax_disable_most_optimizations", True)
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}".strip()
 
 
 @pytest.fixture(scope="session", autouse=True)
