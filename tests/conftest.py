@@ -27,7 +27,7 @@ REFERENCES = Path(__file__).parent / "references"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compiles the default set with few optimizations, which takes a quarter of the time.
+    """Compiles the default set with few optimizations, which takes less than half the time.
 
     These are of machine code: sharding, collectives and buffers are settled before. The marked
     sets, and scripts that tests run as users do, compile as users' programs do.

@@ -14,7 +14,7 @@ import jax
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 DRIVER = Path(__file__).with_name("driver.py")
-# XLA:CPU's older way to make kernels, which compiles in about half the time. XLA ends a process
+# XLA:CPU's older way to make kernels, which compiles in less time. XLA ends a process
 # over a flag that it does not know, as that of JAX 0.12 does not.
 XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": XLA_FLAGS}
