@@ -1,4 +1,4 @@
-"""Chat templates: Jinja that came with a model, so run as a stranger's code.
+"""Chat templates: Jinja source that comes with a model, so it is run as untrusted code.
 
 Names that a template may use are those of Hugging Face's `apply_chat_template`.
 """
@@ -34,7 +34,7 @@ def render(template: str, messages: Sequence[dict[str, str]], **names: Any) -> s
       **names: further names for the template, such as `bos_token`.
 
     Raises:
-      ChatError: messages of another form, or a template that is wrong, refuses the messages, or
+      ChatError: messages without role or content, or a template that is wrong, refuses them, or
         exceeds `MAX_CHARACTERS` or `MAX_SECONDS`.
     """
     for message in messages:

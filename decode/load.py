@@ -36,7 +36,7 @@ from sharding.stored_types import PLAIN_TYPES
 PLAIN_DTYPES = {name: getattr(jnp, name) for name in PLAIN_TYPES}
 
 
-# Given a number of bytes, a context whose value is told of every so many that are done.
+# Takes the total number of bytes; the context's value is called with each number of bytes loaded.
 Progress = Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]]
 
 
@@ -50,8 +50,8 @@ class ModelSource:
 
     Attributes:
       config: its sizes.
-      file: where its weights are; None for random ones.
-      tokenizer: turns text into its tokens; None where there is none.
+      file: the file or folder with its weights; None for random weights.
+      tokenizer: turns text into the model's tokens; None if the model has none.
     """
 
     config: ModelConfig
@@ -72,12 +72,12 @@ class ModelSource:
           layout: checked against the model and the mesh before anything is allocated.
           shape: sizes of x, y and z.
           dtypes: how its numbers are stored.
-          seed: of random weights.
+          seed: seed of random weights.
           progress: shows how much of the weights is loaded.
 
         Raises:
-          LayoutError: mesh, devices and model do not go together.
-          WeightsError: the file does not hold this model, or is to be stored otherwise than it is.
+          LayoutError: the layout divides the model or the mesh's axes in a way that it cannot.
+          WeightsError: the file does not hold this model, or holds it quantized in another way.
         """
         self.check_form(dtypes)
         placement = settle(self.config, dtypes, layout, shape)
@@ -93,10 +93,10 @@ class ModelSource:
         return Engine(self.config, parameters, placement, mesh, dtypes)
 
     def check_form(self, wanted: Dtypes) -> None:
-        """Refuses a form that the weights cannot be brought to.
+        """Refuses dtypes that the stored weights cannot be converted to.
 
         Raises:
-          WeightsError: a checkpoint is in few bits, and wanted otherwise.
+          WeightsError: a checkpoint is quantized, and other dtypes are asked for.
         """
         stored = self.stored_quantization()
         if stored and wanted.quantization is not stored:
@@ -108,7 +108,7 @@ class ModelSource:
     def _checkpoint(
         self, model: Transformer, placement: Placement, mesh: jax.sharding.Mesh, progress: Progress
     ) -> Parameters:
-        """The parameters of a checkpoint: as they are, or brought to few bits once read."""
+        """The parameters of a checkpoint: as stored, or quantized once they are read."""
         dtypes = model.dtypes
         if dtypes.quantization and not self.file.quantization:
             dtypes = dataclasses.replace(dtypes, weights=PLAIN_DTYPES[self.file.dtype])
@@ -118,17 +118,17 @@ class ModelSource:
         return parameters if dtypes == model.dtypes else store(model, parameters, mesh)
 
     def stored_quantization(self) -> Quantization | None:
-        """What a checkpoint's matrices are in few bits by; None for plain ones."""
+        """The quantization that a checkpoint's matrices are stored in; None for plain ones."""
         return self.file.quantization if isinstance(self.file, OrbaxFolder) else None
 
     def stored_dtype(self) -> str:
-        """The dtype of `PLAIN_DTYPES` that the file's weights lose nothing in."""
+        """The dtype of `PLAIN_DTYPES` that represents the file's weights exactly."""
         if isinstance(self.file, OrbaxFolder | HuggingFaceFolder):
             return self.file.dtype
         return "float32"
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """Files that `Tokenizer.from_folder` makes this model's tokenizer of."""
+        """The files that `Tokenizer.from_folder` reads this model's tokenizer from."""
         if isinstance(self.file, GGUFFile) and self.tokenizer is not None:
             return {tokenizer_gguf.FILE: tokenizer_gguf.metadata_to_json(self.file.metadata)}
         if isinstance(self.file, HuggingFaceFolder):
@@ -149,13 +149,13 @@ class ModelSource:
         return f"{name} has no tokenizer", []
 
     def notes(self) -> list[str]:
-        """What the model's files say that is passed over, for a person to know."""
-        found = list(self.tokenizer.notes) if self.tokenizer else []
+        """Settings in the model's files that are ignored, as messages for the user."""
+        notes = list(self.tokenizer.notes) if self.tokenizer else []
         if isinstance(self.file, GGUFFile):
-            return found + asked_by_metadata(self.file.metadata)
+            return notes + asked_by_metadata(self.file.metadata)
         if isinstance(self.file, OrbaxFolder):
-            return found + asked_by_folder(self.file.tokenizer)
-        return found + asked_by_folder(self.file.path) if self.file else found
+            return notes + asked_by_folder(self.file.tokenizer)
+        return notes + asked_by_folder(self.file.path) if self.file else notes
 
     def _arrays(
         self, model: Transformer
@@ -179,13 +179,13 @@ def find_source(
 
     Args:
       model: a name in the catalogue or a path.
-      random_weights: make weights up instead of reading them; catalogue names only.
-      report: told before anything is downloaded, of the terms of a model that has some, and of
-        what its files say that is passed over.
-      accept_terms: the user accepts them.
+      random_weights: use random weights instead of reading them; catalogue names only.
+      report: called with a line to show: before anything is downloaded, with the terms of a model
+        that has some, and with settings in its files that are ignored.
+      accept_terms: the user accepts the model's terms.
 
     Raises:
-      ConfigError: no such model, or one whose weights are not to be had.
+      ConfigError: no such model, or one whose weights cannot be fetched.
       UsageError: terms that are not accepted.
       WeightsError: a file that cannot be read.
     """
@@ -205,12 +205,12 @@ def find_source(
             "of a Hugging Face or Orbax folder, or --random_weights for its shapes alone"
         )
     try:
-        found = Path(model).exists()
+        exists = Path(model).exists()
     except OSError as error:
         raise ConfigError(
             f"model is {model[:60]!r}..., which is no path ({error.strerror}); give a name or path"
         ) from None
-    if not (found or model.endswith(".gguf") or "/" in model):
+    if not (exists or model.endswith(".gguf") or "/" in model):
         find_model(model)  # neither a name nor a path: the error lists the names
     return _from_file(Path(model), report)
 

@@ -1,7 +1,7 @@
-"""What a model's files ask of generation that is passed over: a person is told of it.
+"""Generation settings in a model's files that are ignored, as messages for the user.
 
-Tokens are chosen by the flags of a run alone, greedily without any. Names and defaults: those of
-`GenerationConfig` in transformers, and of llama.cpp's keys in `general.sampling`.
+The flags of a run alone say how tokens are chosen, greedily without any. Names and defaults are
+from `GenerationConfig` in transformers and from llama.cpp's keys in `general.sampling`.
 """
 
 import json
@@ -14,7 +14,7 @@ from decode.tokenizer_parts import TokenizerError
 
 _FILE = "generation_config.json"
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-# What changes the tokens of greedy generation too, with the values that do not.
+# Settings that change the tokens of greedy generation too, with the values that change nothing.
 _OTHERS: Mapping[str, tuple[Any, ...]] = {
     "repetition_penalty": (1,),
     "encoder_repetition_penalty": (1,),
@@ -43,7 +43,7 @@ def asked_by_folder(folder: Path) -> list[str]:
     try:
         asked = json.loads(read_text(folder / _FILE) or "{}")
     except (TokenizerError, ValueError, RecursionError):
-        asked = {}  # a tokenizer beside it refuses the file; nothing else reads it
+        asked = {}  # reading the folder's tokenizer refuses such a file; nothing else reads it
     if not isinstance(asked, dict):
         return []
     sampled = ("do_sample", *_SAMPLING) if asked.get("do_sample") is True else ()

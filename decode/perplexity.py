@@ -11,11 +11,11 @@ def perplexity(engine: Engine, tokens: np.ndarray, cached: bool = False) -> floa
     Args:
       engine: the model.
       tokens: [B, T] int32, texts of one length.
-      cached: predict step by step from the KV cache, as generation does, and so from what the cache
-        keeps; otherwise in one pass, whose tokens see each other as they are.
+      cached: predict step by step from the KV cache, as generation does, with keys and values as
+        the cache stores them; otherwise in one pass, with keys and values as computed.
     """
-    found = _cached(engine, tokens) if cached else np.asarray(engine.forward(tokens))
-    scores = found[:, :-1].astype(np.float64)  # [B, T - 1, V]
+    logits = _cached(engine, tokens) if cached else np.asarray(engine.forward(tokens))
+    scores = logits[:, :-1].astype(np.float64)  # [B, T - 1, V]
     highest = scores.max(axis=-1, keepdims=True)
     total = highest[..., 0] + np.log(np.exp(scores - highest).sum(axis=-1))
     chosen = np.take_along_axis(scores, tokens[:, 1:, None], axis=-1)[..., 0]
@@ -27,9 +27,9 @@ def _cached(engine: Engine, tokens: np.ndarray) -> np.ndarray:
     batch, length = tokens.shape
     lengths = np.ones(batch, np.int32)
     logits, cache = engine.prefill(engine.new_cache(batch, length), tokens[:, :1], lengths)
-    found = [np.asarray(logits)]
+    outputs = [np.asarray(logits)]
     for step in range(1, length):
         next_token, seen = engine.put(tokens[:, step]), engine.put(lengths * step)
         logits, cache = engine.decode_step(cache, next_token, seen)
-        found.append(np.asarray(logits))
-    return np.stack(found, axis=1)
+        outputs.append(np.asarray(logits))
+    return np.stack(outputs, axis=1)

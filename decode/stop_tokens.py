@@ -1,6 +1,6 @@
-"""Texts of control tokens that end an answer, in models whose files name only another one.
+"""Texts of control tokens that end an answer, for models whose files name only one of several.
 
-What a model's own files name is added to these where its tokenizer is read.
+The tokens that a model's own files name are added where its tokenizer is read.
 """
 
 STOPS = frozenset(
@@ -14,7 +14,7 @@ STOPS = frozenset(
         "<end_of_turn>",
     }
 )
-"""Of any model."""
+"""Stop tokens of every model."""
 
 STOPS_OF_GGUF = STOPS | {
     "<EOT>",
@@ -25,4 +25,4 @@ STOPS_OF_GGUF = STOPS | {
     "<|call|>",
     "<\uff5cend▁of▁sentence\uff5c>",
 }
-"""Of models in GGUF files: these end an answer whatever the metadata say, as in llama.cpp."""
+"""Stop tokens of models in GGUF files, whatever the metadata say, as in llama.cpp."""

@@ -21,7 +21,7 @@ class Tokenizer:
       vocabulary: number of token ids.
       bos_id: begin-of-sequence token, if the model has one.
       stop_ids: tokens that end an answer.
-      notes: what the model's files say of it that is passed over, for a person to know.
+      notes: settings in the model's files that are ignored, as messages for the user.
     """
 
     def __init__(self, parts: Parts):
@@ -30,7 +30,7 @@ class Tokenizer:
         self.bos_id = parts.bos_id
         self.stop_ids = parts.stop_ids
         self._parts = parts
-        self._lock = threading.Lock()  # over the backend's one switch for special tokens
+        self._lock = threading.Lock()  # guards the backend's one switch for special tokens
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer | None":
@@ -40,7 +40,7 @@ class Tokenizer:
           metadata: what the file says of itself, by key.
 
         Returns:
-          The tokenizer; None where the file says nothing of one.
+          The tokenizer; None where the file has none.
 
         Raises:
           TokenizerError: a model or pre-tokenizer not supported, or metadata that contradicts
@@ -54,9 +54,9 @@ class Tokenizer:
         """The tokenizer in a model's folder as Hugging Face writes it.
 
         Args:
-          folder: has tokenizer.json, and what else is known in tokenizer_config.json,
-            special_tokens_map.json, chat_template.jinja or .json, generation_config.json and
-            config.json; or what `tokenizer_gguf.metadata_to_json` made.
+          folder: has tokenizer.json, and optionally tokenizer_config.json, special_tokens_map.json,
+            chat_template.jinja or .json, generation_config.json and config.json; or the file that
+            `tokenizer_gguf.metadata_to_json` made.
 
         Returns:
           The tokenizer; None where the folder has neither.
@@ -72,12 +72,13 @@ class Tokenizer:
         return None if parts is None else cls(parts)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Token ids of a text, with the tokens that the model wants around it.
+        """Token ids of a text, with the tokens that the model expects before and after it.
 
         Args:
           text: any text.
-          special: read names of control tokens in it as these tokens; for text that `chat` made,
-            the messages' own text included. A token around it that is there is not doubled.
+          special: read names of control tokens in the text as these tokens, as text from `chat`
+            needs (the messages' own text included). A token that the text already begins or ends
+            with is not added again.
 
         Raises:
           TokenizerError: text with lone surrogates, which has no UTF-8, or text that the
@@ -105,10 +106,10 @@ class Tokenizer:
         return [*parts.before, *ids, *parts.after]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of tokens that continue others, without control tokens: what `stream` gives.
+        """The text of tokens that continue a prompt, without control tokens, as `stream` gives it.
 
-        The first space stays, which some models begin every text with: it is what lies between a
-        prompt and its continuation. Bytes that are no UTF-8 become U+FFFD.
+        The first space, which some models begin every text with, is kept: it separates a prompt
+        from its continuation. Bytes that are not UTF-8 become U+FFFD.
 
         Raises:
           TokenizerError: an id outside the vocabulary.
@@ -116,7 +117,7 @@ class Tokenizer:
         return b"".join(map(self._piece, ids)).decode("utf-8", "replace")
 
     def stream(self) -> "TextStream":
-        """Text of tokens as they come, continuing what was before them."""
+        """A decoder of tokens one at a time, which continue a prompt."""
         return TextStream(self._piece)
 
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
@@ -144,16 +145,16 @@ class Tokenizer:
 
 
 class TextStream:
-    """Text of tokens one at a time; half a character waits for its other bytes."""
+    """Decodes tokens one at a time; an incomplete character waits for its other bytes."""
 
     def __init__(self, piece: Callable[[int], bytes]):
         self._piece = piece
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """Text that is complete with this token, perhaps none."""
+        """The text that this token completes; may be empty."""
         return self._decoder.decode(self._piece(token))
 
     def flush(self) -> str:
-        """What is left when no token follows: U+FFFD for half a character."""
+        """The rest of the text when no token follows: U+FFFD for an incomplete character."""
         return self._decoder.decode(b"", final=True)

@@ -1,4 +1,4 @@
-"""The tokenizer of a model's folder as Hugging Face writes it: tokenizer.json and its neighbours.
+"""The tokenizer of a model's folder as Hugging Face writes it: tokenizer.json and files beside it.
 
 What each file and key means is as in transformers 5 (`PreTrainedTokenizerFast`).
 """
@@ -87,10 +87,10 @@ def read_folder(folder: Path) -> Parts | None:
 
 @contextlib.contextmanager
 def guarded(what: str) -> Iterator[None]:
-    """Turns whatever the `tokenizers` package raises, its panics included, into one line.
+    """Turns any failure of the `tokenizers` package, its panics included, into a one-line error.
 
     Args:
-      what: what is wrong if it fails, as the beginning of the message.
+      what: the beginning of the message, which says what fails.
 
     Raises:
       TokenizerError: the block failed.
@@ -148,7 +148,7 @@ class _Decoding:
 
     Attributes:
       piece: the bytes of an ordinary token.
-      byte_level: each character of a token is a byte, so an added token is written otherwise.
+      byte_level: each character of a token stands for a byte, but in added tokens for itself.
     """
 
     piece: Callable[[str], bytes]
@@ -156,9 +156,10 @@ class _Decoding:
 
 
 def _decoding(decoder: Any) -> _Decoding:
-    """What the decoder of tokenizer.json does, if it can be done token by token.
+    """The decoder of tokenizer.json, if it can decode token by token.
 
-    That it takes the first space of a whole text away is of no matter to what continues a prompt.
+    Some decoders remove the first space of a text; that does not concern the continuation of a
+    prompt.
     """
     steps = _steps(decoder)
     kinds = [step.get("type") for step in steps]
@@ -223,7 +224,7 @@ def _added(backend: Backend) -> dict[int, AddedToken]:
 
 
 def _check_added(backend: Backend, document: dict[str, Any]) -> None:
-    """The package numbers an added token itself; it must agree with the file."""
+    """Refuses files whose added tokens have other ids than the package gives them."""
     for token in document.get("added_tokens") or []:
         if (found := backend.token_to_id(token["content"])) != token["id"]:
             raise TokenizerError(
@@ -260,11 +261,11 @@ def _pieces(
 
 
 class _Settings:
-    """What the files beside tokenizer.json say.
+    """The settings in the files beside tokenizer.json.
 
     Attributes:
       names: special tokens by purpose, such as "bos_token".
-      notes: what they say that is passed over.
+      notes: settings that are ignored, as messages for the user.
     """
 
     def __init__(self, folder: Path):
@@ -272,7 +273,7 @@ class _Settings:
         self.notes: list[str] = []
         self._config = self._load(_CONFIG)
         self._map = self._load(_MAP)
-        # Checked and no more: as in transformers, tokenizer.json says what is around a text.
+        # Only checked: as in transformers, tokenizer.json says which tokens go around a text.
         for key in ("add_bos_token", "add_eos_token"):
             if self._config.get(key) is not None:
                 _typed(self._config[key], bool, f"{_CONFIG} {key}")
@@ -287,7 +288,7 @@ class _Settings:
         return {} if text is None else _parse(text, name)
 
     def add_tokens(self, backend: Backend) -> None:
-        """Makes control tokens of those that the files name, as in the backend's own file."""
+        """Makes the special tokens that the files name control tokens of the backend."""
         declared = _typed(
             self._config.get("added_tokens_decoder") or {}, dict, f"{_CONFIG} added_tokens_decoder"
         )
@@ -328,7 +329,7 @@ class _Settings:
                 backend.add_tokens([token])
 
     def token_id(self, name: str, ids: dict[str, int]) -> int | None:
-        """The token that the files name for a purpose."""
+        """The token that the files name for a purpose, such as "bos_token"."""
         text = self.names.get(name)
         if text is None:
             return None
@@ -337,13 +338,13 @@ class _Settings:
         return ids[text]
 
     def model_size(self) -> int:
-        """How many tokens the model has, which may be more than the tokenizer's."""
+        """The number of token ids of the model, which may be more than the tokenizer's."""
         size = self._load("config.json").get("vocab_size")
         return size if type(size) is int else 0
 
     def stop_ids(self, count: int) -> frozenset[int]:
-        """Tokens that end an answer, by the model's files; ids that no token has are noted."""
-        found: set[int] = set()
+        """Tokens that end an answer by the model's files; ids out of range become notes."""
+        stops: set[int] = set()
         for name in ("generation_config.json", "config.json"):
             file = self._load(name)
             nested = file.get("text_config")
@@ -355,10 +356,10 @@ class _Settings:
                     if type(token) is not int:
                         raise TokenizerError(f"{what}, no token id; {_DAMAGED}")
                     if 0 <= token < count:
-                        found.add(token)
+                        stops.add(token)
                     else:
                         self.notes.append(f"{what}, outside the {count} tokens; it is left out")
-        return frozenset(found)
+        return frozenset(stops)
 
     def template(self) -> str | None:
         """The chat template: its own file, else the tokenizer's setting, else the processor's."""
@@ -383,7 +384,7 @@ def _default_template(value: Any, name: str) -> str | None:
 
 
 def _content(token: Any, name: str) -> str:
-    """The text of a token that is written as text or as an object with its content."""
+    """The text of a token that a file writes as text or as an object with its content."""
     return _typed(token.get("content") if isinstance(token, dict) else token, str, name)
 
 

@@ -1,4 +1,4 @@
-"""Forms of tokenizers that are known by the names of their files and not read."""
+"""Tokenizer file formats that are recognized by file name but cannot be read."""
 
 import fnmatch
 import os
@@ -23,13 +23,13 @@ _FORMS = {
 
 
 def other_form(folder: Path) -> tuple[str, str] | None:
-    """The file that holds the tokenizer of a folder without tokenizer.json, and how to make that.
+    """The tokenizer file of a folder without tokenizer.json, and how to make one from it.
 
     Args:
-      folder: a model's.
+      folder: a model's folder.
 
     Returns:
-      The file's name and a remedy; None where no file is known to hold one.
+      The file's name and a remedy; None where no file has a known name.
     """
     names = sorted(os.listdir(folder))
     for pattern, (packages, code) in _FORMS.items():

@@ -25,10 +25,10 @@ class _PreTokenizer:
     """How one family splits text before merging bytes.
 
     Attributes:
-      split: the words; None for GPT-2's own pattern.
+      split: pattern that matches a word; None for GPT-2's own pattern.
       digits: each digit is a word.
       normalizer: applied to the text first.
-      ignore_merges: a word that is a token stays whole, whatever the merges say.
+      ignore_merges: a word that is a token is never split, whatever the merges say.
       add_bos: whether the begin-of-sequence token comes first when the file does not say.
     """
 
@@ -70,7 +70,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> Parts | None:
       metadata: what the file says of itself, by key.
 
     Returns:
-      The parts of a `Tokenizer`; None where the file says nothing of one.
+      The parts of a `Tokenizer`; None where the file has no tokenizer.
 
     Raises:
       TokenizerError: a model or pre-tokenizer not supported, or metadata that contradicts
@@ -113,16 +113,16 @@ def read_metadata(metadata: Mapping[str, Any]) -> Parts | None:
 
 
 def metadata_to_json(metadata: Mapping[str, Any]) -> bytes:
-    """What a GGUF file says of its tokenizer, to be kept beside weights in another format."""
+    """The tokenizer's metadata of a GGUF file, to be kept beside weights in another format."""
     kept = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
     return json.dumps(kept, default=lambda value: value.tolist()).encode()
 
 
 def metadata_from_json(content: str) -> dict[str, Any]:
-    """What `metadata_to_json` kept.
+    """The metadata that `metadata_to_json` wrote.
 
     Raises:
-      TokenizerError: it is something else.
+      TokenizerError: the text is something else.
     """
     try:
         metadata = json.loads(content)
@@ -137,11 +137,11 @@ class _Tokens:
     """The tokens of a GGUF file and what its metadata says of them, checked.
 
     Attributes:
-      texts: of every token, by id.
-      ids: by text.
-      types: what kind each is. Those that are known to end an answer are control tokens, whatever
+      texts: text of every token, in the order of ids.
+      ids: token ids by text.
+      types: type of each token. Tokens that are known to end an answer are control tokens, whatever
         the file says, as in llama.cpp.
-      notes: what the metadata says that is passed over.
+      notes: metadata that is ignored, as messages for the user.
     """
 
     def __init__(self, metadata: Mapping[str, Any]):
@@ -202,9 +202,13 @@ class _Tokens:
         return "" if token is None else self.texts[token]
 
     def pieces(self, normal: Callable[[str], bytes]) -> list[bytes]:
-        """What each token adds to a text, given how to read an ordinary one.
+        """The bytes that each token adds to a text.
 
-        Other kinds add nothing: control tokens, those that pad the vocabulary (UNUSED), unknown.
+        Only ordinary and byte tokens add any: control tokens, tokens that pad the vocabulary
+        (UNUSED) and unknown ones add none.
+
+        Args:
+          normal: gives the bytes of an ordinary token.
         """
         readers = {
             TokenType.NORMAL: normal,
@@ -227,7 +231,7 @@ class _Family:
       backend: encodes ordinary text.
       piece: the bytes that an ordinary token stands for.
       add_bos: whether the begin-of-sequence token comes first when the file does not say.
-      bos_id, eos_id: where the file does not say.
+      bos_id, eos_id: the defaults where the file does not say.
     """
 
     backend: Backend
@@ -277,7 +281,7 @@ def _byte(text: str) -> bytes:
 def _sentence_piece(tokens: _Tokens) -> _Family:
     """Spaces are "▁", unknown characters fall back to byte tokens, scores order the merges.
 
-    As in SentencePiece and llama.cpp, the space before a text is put there whatever the text
+    As in SentencePiece and llama.cpp, a space is put before the text whatever the text
     begins with, and again behind each control token.
     """
     space_prefix = tokens.get("add_space_prefix", bool, True)
@@ -297,9 +301,9 @@ def _sentence_piece(tokens: _Tokens) -> _Family:
 
 
 def _merges(tokens: _Tokens) -> list[tuple[str, str]]:
-    """All ways to make a token of two others, the tokens with the highest score first."""
+    """All pairs of tokens whose concatenation is a token, highest score of the result first."""
     mergeable = set(tokens.of_type(TokenType.NORMAL, TokenType.USER_DEFINED))
-    found = []
+    pairs = []
     for text, score in zip(tokens.texts, tokens.numbers("scores", 0.0), strict=True):
         if text not in mergeable:
             continue
@@ -308,9 +312,9 @@ def _merges(tokens: _Tokens) -> list[tuple[str, str]]:
         for cut in range(1, len(text)):
             left, right = text[:cut], text[cut:]
             if left in mergeable and right in mergeable:
-                found.append((-score, -len(left), -len(right), left, right))
-    found.sort(key=lambda merge: merge[:3])
-    return [merge[3:] for merge in found]
+                pairs.append((-score, -len(left), -len(right), left, right))
+    pairs.sort(key=lambda merge: merge[:3])
+    return [merge[3:] for merge in pairs]
 
 
 _FAMILIES = {"gpt2": _byte_level, "llama": _sentence_piece}

@@ -1,4 +1,4 @@
-"""What a tokenizer is made of, whichever kind of file it comes from."""
+"""The parts of a tokenizer, whichever kind of file it comes from."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ class Parts:
       controls: tokens that plain text must not become.
       bos_id: begin-of-sequence token, if the model has one.
       stop_ids: tokens that end an answer.
-      before, after: tokens around plain text; those after it end a chat as well.
-      post_process: whether the backend puts tokens of its own around plain text.
-      begin_chat: whether text of a chat gets the begin-of-sequence token if it lacks one.
+      before, after: tokens before and after plain text; the latter also come after a chat.
+      post_process: whether the backend itself puts tokens before and after plain text.
+      begin_chat: whether a chat's text gets a begin-of-sequence token if it lacks one.
       template: chat template, if the model has one.
-      names: special tokens by the names that a chat template has for them.
-      notes: what the files say that is passed over, for a person to know.
+      names: special tokens by the names that chat templates use for them.
+      notes: settings in the files that are ignored, as messages for the user.
     """
 
     backend: Backend

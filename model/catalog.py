@@ -15,8 +15,8 @@ class Published:
 
     Attributes:
       config: the shape.
-      parameters: the published count; None for a shape that was published without one, or of ours.
-      digit: what the published count is rounded to: 1 where it is exact.
+      parameters: the published count; None for a shape published without one, and for our own.
+      digit: the unit that the published count is rounded to; 1 where it is exact.
       source: where shape and count were published.
     """
 
@@ -59,15 +59,15 @@ def _palm(
 
 
 def _llama3_factors(factor: float, head_size: int) -> tuple[float, ...]:
-    """Llama 3.1's stretch of its 8,192 trained positions."""
-    given = {
+    """Divisors of rotary frequencies with which Llama 3.1 extends its 8,192 trained positions."""
+    parameters = {
         "rope_type": "llama3",
         "factor": factor,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    return scaling(given, 500_000.0, head_size, 131_072).factors
+    return scaling(parameters, 500_000.0, head_size, 131_072).factors
 
 
 def _llama31(factor: float, head_size: int = 128) -> dict:
@@ -111,7 +111,7 @@ def _gemma2(name: str, layers: int, *sizes: int, **more):
 
 
 def _gemma3(name: str, layers: int, *sizes: int, long: bool = True, **more):
-    """Every sixth layer sees all; those of the long ones have positions stretched eight times."""
+    """Every sixth layer sees all tokens; long models divide its rotary frequencies by eight."""
     head_size = more.get("head_size", 256)
     window = 1024 if long else 512
     return _gemma(
@@ -140,7 +140,7 @@ _QWEN3 = _QWEN | {"max_context": 40_960, "head_size": 128, "query_key_norm": Tru
 _QWEN3_MOE = _QWEN3 | {"experts": 128, "experts_per_token": 8}
 _TIED = {"tied_embedding": True}
 
-# Each beside config.json and the weights of the released model.
+# Sources of the shapes, in addition to config.json and the weights of each released model.
 _LLAMA2_SOURCE = "Touvron et al. 2023 (Llama 2)"
 _LLAMA3_SOURCE = "Llama Team 2024 (The Llama 3 herd of models)"
 _LLAMA32_SOURCE = "Meta, Llama 3.2 and 3.3 model cards (2024)"
@@ -164,7 +164,7 @@ _EXACT = (
     (_config("llama2-70b", 80, 8192, 64, 8, 28_672, **_LLAMA2), 68_976_648_192, _LLAMA2_SOURCE),
     (_config("llama3-8b", 32, 4096, 32, 8, 14_336, **_LLAMA3), 8_030_261_248, _LLAMA3_SOURCE),
     (_config("llama3-70b", 80, 8192, 64, 8, 28_672, **_LLAMA3), 70_553_706_496, _LLAMA3_SOURCE),
-    # Released as 3.1 alone.
+    # This size was only released as 3.1.
     (_config("llama3-405b", 126, 16_384, 128, 8, 53_248, **_llama31(8)),
      405_853_388_800, _LLAMA3_SOURCE),
     (_config("llama3.1-8b", 32, 4096, 32, 8, 14_336, **_llama31(8)),
@@ -244,10 +244,10 @@ CATALOG: Mapping[str, Published] = MappingProxyType(
 
 
 def find_model(name: str) -> ModelConfig:
-    """The catalogue's shape of this name.
+    """The catalogue's configuration of this name.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: the catalogue has no such name.
     """
     if name not in CATALOG:
         raise ConfigError(

@@ -35,29 +35,30 @@ class ModelConfig:
       kv_heads: K; 1 is multi-query attention, H is multi-head.
       head_size: h; even, since rotary embedding turns pairs.
       d_ff: F, hidden width of the gated MLP.
-      max_context: longest sequence the model was trained for or stretched to, in tokens.
+      max_context: tokens of the longest sequence that the model was trained or extended for.
       rotary_base: base of the rotary frequencies.
-      rotary_factors: one divisor per frequency (h / 2 of them) for models trained with stretched
-        positions; None leaves the frequencies as they are.
-      rotary_limit: the longest sequence whose positions these frequencies are right for, where
-        longer ones would have others (dynamic scaling); None for any.
+      rotary_factors: one divisor per frequency (h / 2 of them) for models with rotary scaling;
+        None leaves the frequencies as they are.
+      rotary_limit: tokens of the longest sequence that these frequencies hold for, where dynamic
+        scaling changes them for longer ones; None for no limit.
       norm: root-mean-square norm, or layer norm with a scale and no bias.
       norm_epsilon: added to the mean square (or variance) before the square root.
-      activation: activation of the MLP's gate; ``gelu_tanh`` is GELU's tanh approximation (GeGLU).
+      activation: the gate's in the MLP; ``gelu_tanh`` is GELU's tanh approximation (GeGLU).
       attention_bias: queries, keys and values have a bias (Qwen2).
-      query_key_norm: queries and keys pass an RMS norm over the head size (Qwen3, Gemma 3).
-      norm_after: attention and MLP each pass a second norm before they are added (Gemma).
-      embedding_scale: multiplies embeddings on their way in.
+      query_key_norm: queries and keys have an RMS norm over the head size (Qwen3, Gemma 3).
+      norm_after: the outputs of attention and MLP have a norm before they are added (Gemma).
+      embedding_scale: multiplies the embeddings that are looked up.
       attention_scale: multiplies scores; head_size ** -0.5 if None.
       attention_softcap: c of ``c * tanh(score / c)`` on scaled attention scores; None for none.
       logit_softcap: the same on the logits.
-      windows: one entry per layer: how many tokens a token sees, itself included, if sequences
-        are longer; None in a layer that sees all. None for a model without windows.
-      local_rotary_base: plain base of the layers that have a window; None for that of the others.
+      windows: one sliding window per layer: the tokens that a token attends to, itself included;
+        None in a layer that attends to all. None for a model without windows.
+      local_rotary_base: rotary base of the layers that have a window, whose frequencies are not
+        scaled; None if they have the same rotary embedding as the others.
       rotary_scale: multiplies the cosines and sines (YaRN's attention factor).
-      experts: E, MLPs per layer of which the router chooses; 0 for one MLP for all tokens. Then
-        `d_ff` is the width of each.
-      experts_per_token: k.
+      experts: E, MLPs per layer among which a router chooses, each `d_ff` wide; 0 for one MLP for
+        all tokens.
+      experts_per_token: k, experts that the router chooses for each token.
       renormalise_experts: the chosen experts' router weights are divided by their sum.
       parallel_block: attention and MLP read the same normed input and are added together
         (PaLM, Chowdhery et al. 2022, section 2) instead of one after the other.
@@ -159,9 +160,9 @@ class ModelConfig:
             )
 
     def window(self, layer: int) -> int | None:
-        """How many tokens a token of this layer sees, itself included; None for all.
+        """Tokens that a token of this layer attends to, itself included; None for all.
 
-        All is also what a window not shorter than any sequence shows.
+        None also for a window that is at least as long as any sequence.
         """
         size = self.windows[layer] if self.windows else None
         return size if size and size < self.max_context else None
@@ -173,7 +174,7 @@ class ModelConfig:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Length of each logical axis that the model itself fixes."""
+        """Length of each logical axis that the model fixes."""
         return {
             "D": self.d_model,
             "R": self.d_model,
@@ -189,22 +190,23 @@ class ModelConfig:
 
 
 def check_length(model: object, name: str, value: int, more: int = 0) -> None:
-    """Refuses sequences that are longer than a model goes.
+    """Refuses sequences that are longer than a model's longest.
 
     Args:
-      model: anything with `max_context`; what has none goes as far as one likes.
-      name: what says how long, such as ``--context``.
-      value: tokens that it says.
-      more: tokens beside those: a decode step's new one, or those before a prompt.
+      model: has `max_context`; without that attribute, any length is allowed.
+      name: the flag or field that gives the length, such as ``--context``.
+      value: its number of tokens.
+      more: additional tokens: a decode step's new one, or those before a prompt.
 
     Raises:
-      UsageError: they are too many.
+      UsageError: the sequences are too long.
     """
-    limit = getattr(model, "max_context", None)
-    if limit is None or value + more <= limit:
+    longest = getattr(model, "max_context", None)
+    if longest is None or value + more <= longest:
         return
     beside = f" and {more:,} more token{'s' * (more > 1)}" if more else ""
     raise UsageError(
-        f"{name} is {value:,}{beside}, beyond the {limit:,} tokens that {model.name} goes to; use "
-        f"at most {max(limit - more, 0):,}, or --max_context={value + more} to go beyond on purpose"
+        f"{name} is {value:,}{beside}, beyond the {longest:,} tokens that {model.name} goes to; "
+        f"use at most {max(longest - more, 0):,}, or --max_context={value + more} to go beyond on "
+        "purpose"
     )

@@ -14,11 +14,11 @@ Rotation = tuple[jax.Array, jax.Array]
 
 
 def frequencies(config: ModelConfig, local: bool = False) -> np.ndarray:
-    """Radians per position of each of the h / 2 pairs: base ** (-2 i / h), over the factors.
+    """Radians per position of each of the h / 2 pairs: base ** (-2 i / h), divided by the factors.
 
     Args:
       config: the model.
-      local: give those of the layers with a window, where these have a plain base of their own.
+      local: for the layers with a window, where they have a base of their own.
     """
     exponents = np.arange(0, config.head_size, 2, dtype=np.float64) / config.head_size
     if local and config.local_rotary_base:
@@ -27,7 +27,7 @@ def frequencies(config: ModelConfig, local: bool = False) -> np.ndarray:
 
 
 def rotation(config: ModelConfig, positions: jax.Array, local: bool = False) -> Rotation:
-    """Angles of tokens at `positions` ([B, T], int32), shared by all layers of a kind."""
+    """Cosines and sines at `positions` ([B, T], int32), for all layers with or without a window."""
     with jax.named_scope("rotary_angles"):
         rates = jnp.asarray(frequencies(config, local), jnp.float32)
         angles = positions[..., None].astype(jnp.float32) * rates
@@ -35,17 +35,17 @@ def rotation(config: ModelConfig, positions: jax.Array, local: bool = False) -> 
         return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
-def rotate(x: jax.Array, turn: Rotation) -> jax.Array:
-    """Turns heads by their tokens' angles.
+def rotate(x: jax.Array, angles: Rotation) -> jax.Array:
+    """Applies the rotary embedding: rotates each pair of a head by its token's angle.
 
     Args:
       x: [B, T, K, C, h], any two head dimensions between tokens and head size.
-      turn: what `rotation` gives.
+      angles: cosines and sines from `rotation`.
 
     Returns:
       The same shape and dtype.
     """
-    cosine, sine = (part[:, :, None, None, :] for part in turn)  # [B, T, 1, 1, h / 2]
+    cosine, sine = (part[:, :, None, None, :] for part in angles)  # [B, T, 1, 1, h / 2]
     low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (low * cosine - high * sine, high * cosine + low * sine)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    rotated = (low * cosine - high * sine, high * cosine + low * sine)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -1,6 +1,6 @@
-"""How models stretch rotary positions beyond the length they were first trained for.
+"""Rotary scaling: how models extend positions beyond the length that they were first trained for.
 
-Each kind gives divisors of the plain frequencies ``base ** (-2 i / h)``, and a factor of cosines
+Each kind gives divisors of the unscaled frequencies ``base ** (-2 i / h)``, and a factor of cosines
 and sines. Names and defaults as in `modeling_rope_utils.py` of
 https://github.com/huggingface/transformers.
 """
@@ -13,13 +13,13 @@ import numpy as np
 
 
 class Scaling(NamedTuple):
-    """What becomes of the plain frequencies.
+    """Changes to the unscaled frequencies.
 
     Attributes:
       factors: divisors of the h / 2 frequencies; None for all 1.
       scale: multiplies cosines and sines.
-      reach: tokens that positions are stretched to, where `max_position_embeddings` may say fewer.
-      fixed: sequences beyond `max_position_embeddings` would have other frequencies.
+      reach: tokens that positions are extended to; `max_position_embeddings` may say fewer.
+      fixed: the frequencies only hold for sequences up to `max_position_embeddings`.
     """
 
     factors: tuple[float, ...] | None = None
@@ -28,11 +28,11 @@ class Scaling(NamedTuple):
     fixed: bool = False
 
 
-def scaling(given: Mapping[str, Any], base: float, head_size: int, longest: int) -> Scaling:
+def scaling(parameters: Mapping[str, Any], base: float, head_size: int, longest: int) -> Scaling:
     """The scaling that `rope_parameters` (or the older `rope_scaling`) asks for.
 
     Args:
-      given: its fields; empty for plain positions.
+      parameters: its fields; empty for no scaling.
       base: base of the frequencies.
       head_size: h.
       longest: `max_position_embeddings`.
@@ -41,7 +41,7 @@ def scaling(given: Mapping[str, Any], base: float, head_size: int, longest: int)
       ValueError: an unknown kind or field, or a value out of range.
       KeyError: a field that is missing.
     """
-    left = dict(given)
+    left = dict(parameters)
     old = left.pop("type", None)
     kind = left.pop("rope_type", old or "default")
     if old is not None and old != kind:
@@ -57,26 +57,26 @@ def scaling(given: Mapping[str, Any], base: float, head_size: int, longest: int)
     return result
 
 
-def _default(given: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
+def _default(parameters: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
     return Scaling()
 
 
-def _linear(given: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
-    """All positions divided alike; whether `longest` is before or after, no field says."""
-    return Scaling((_number(given, "factor"),) * (head_size // 2))
+def _linear(parameters: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
+    """Divides all positions by one factor; no field says if `longest` already includes it."""
+    return Scaling((_number(parameters, "factor"),) * (head_size // 2))
 
 
-def _dynamic(given: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
-    """Plain up to the trained length; longer sequences, which would change it, are refused."""
-    _number(given, "factor")
+def _dynamic(parameters: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
+    """No scaling up to the trained length; longer sequences, which would have some, are refused."""
+    _number(parameters, "factor")
     return Scaling(fixed=True)
 
 
-def _llama3(given: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
-    """Llama 3.1: short waves stay, long ones are stretched, those between are blended."""
-    factor, low = _number(given, "factor"), _number(given, "low_freq_factor")
-    high = _number(given, "high_freq_factor")
-    original = _number(given, "original_max_position_embeddings")
+def _llama3(parameters: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
+    """Llama 3.1: high frequencies stay, low ones are divided, those between are interpolated."""
+    factor, low = _number(parameters, "factor"), _number(parameters, "low_freq_factor")
+    high = _number(parameters, "high_freq_factor")
+    original = _number(parameters, "original_max_position_embeddings")
     if not 0 < low < high:
         raise ValueError(f"low_freq_factor {low} is not below high_freq_factor {high}")
     waves = 2 * math.pi / _plain(base, head_size)
@@ -84,17 +84,17 @@ def _llama3(given: dict[str, Any], base: float, head_size: int, longest: int) ->
     return Scaling(tuple((1 / ((1 - kept) / factor + kept)).tolist()))
 
 
-def _yarn(given: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
+def _yarn(parameters: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:
     """YaRN (Peng et al. 2023, section 3)."""
-    factor = _number(given, "factor")
+    factor = _number(parameters, "factor")
     if not factor >= 1:
         raise ValueError(f"factor {factor} is below 1")
-    original = float(given.pop("original_max_position_embeddings", None) or longest)
-    fast = float(given.pop("beta_fast", None) or 32)
-    slow = float(given.pop("beta_slow", None) or 1)
-    truncate = given.pop("truncate", True)
-    attention = given.pop("attention_factor", None)
-    some, all_dim = given.pop("mscale", None), given.pop("mscale_all_dim", None)
+    original = float(parameters.pop("original_max_position_embeddings", None) or longest)
+    fast = float(parameters.pop("beta_fast", None) or 32)
+    slow = float(parameters.pop("beta_slow", None) or 1)
+    truncate = parameters.pop("truncate", True)
+    attention = parameters.pop("attention_factor", None)
+    some, all_dim = parameters.pop("mscale", None), parameters.pop("mscale_all_dim", None)
 
     def magnitude(weight: float = 1.0) -> float:
         return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
@@ -114,12 +114,12 @@ def _yarn(given: dict[str, Any], base: float, head_size: int, longest: int) -> S
     high = high + 0.001 if low == high else high
     stretched = np.clip((np.arange(head_size // 2) - low) / (high - low), 0, 1)
     factors = 1 / (stretched / factor + (1 - stretched))
-    # The owners of Qwen's models leave `max_position_embeddings` at what it was before.
+    # Those who add YaRN to a Qwen model leave `max_position_embeddings` at its value before.
     return Scaling(tuple(factors.tolist()), float(attention), reach=int(original * factor))
 
 
-def _number(given: dict[str, Any], name: str) -> float:
-    value = given.pop(name)
+def _number(parameters: dict[str, Any], name: str) -> float:
+    value = parameters.pop(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} {value!r:.40} is no number")
     return float(value)

@@ -1,4 +1,4 @@
-"""Flags of arrays that scripts share: how they are divided, and what numbers are stored in."""
+"""Flags that scripts share about arrays: how they are divided, and their dtypes."""
 
 import _common
 from absl import flags
@@ -10,17 +10,17 @@ with _common.importing():
 LAYOUT = flags.DEFINE_string(
     "layout",
     "weight_stationary_1d",
-    "Partitioning; auto picks by predicted time and says why. "
+    "Layout of decode steps; auto picks by predicted time and says why. "
     + "; ".join(f"{name}: {LAYOUTS[name].summary}" for name in LAYOUTS),
 )
 PREFILL_LAYOUT = flags.DEFINE_string(
     "prefill_layout",
     None,
-    "Partitioning of prompts, over the same stored weights; auto picks. As --layout.",
+    "Layout of prefills, one of those for --layout, over the same stored weights; auto picks.",
 )
 _KINDS = [*ATTENTION, "auto"]
 ATTENTION_BY = flags.DEFINE_string(
-    "attention", "heads", f"What divides attention and the KV cache: {', '.join(_KINDS)}."
+    "attention", "heads", f"What attention and KV cache are divided by: {', '.join(_KINDS)}."
 )
 flags.register_validator(
     ATTENTION_BY,
@@ -31,7 +31,7 @@ COLLECTIVES_BY = flags.DEFINE_enum(
     "collectives",
     "compiler",
     list(COLLECTIVES),
-    "Who schedules those beside matmuls: the compiler, or loops that overlap them with products.",
+    "What schedules the collectives of matmuls: the compiler, or loops that overlap the two.",
 )
 EXPERT_PARALLEL = flags.DEFINE_bool(
     "expert_parallel", False, "Divide experts over the chips instead of each expert's d_ff."
@@ -40,20 +40,20 @@ DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
     list(PLAIN_TYPES),
-    "Of arithmetic, and of what the flags below do not say. float32 on CPU; bfloat16 "
-    "elsewhere, and of chips that are only spoken of.",
+    "Dtype of arithmetic, and of arrays that no other flag speaks of. By default float32 on a CPU, "
+    "and bfloat16 on other devices and for chips that are not at hand.",
 )
 WEIGHT_DTYPE = flags.DEFINE_list(
     "weight_dtype",
     None,
-    f"What weights are stored in: {', '.join(PLAIN_TYPES)}; or the matrices of attention, MLPs and "
-    f"experts in {', '.join(QUANTIZED_TYPES)}, with scales, and all else in --dtype. "
+    f"Dtype of stored weights: {', '.join(PLAIN_TYPES)}; or {', '.join(QUANTIZED_TYPES)}, with "
+    "scales, for the matrices of attention, MLPs and experts, and --dtype for the rest. "
     "profile_decode.py, estimate.py and plan.py take a list.",
 )
 
 
 def leave_open() -> None:
-    """Makes ``auto`` the default of ``--layout`` and ``--attention``, in scripts that compare."""
+    """Makes ``auto`` the default of ``--layout`` and ``--attention``."""
     for flag in (LAYOUT, ATTENTION_BY):
         flags.set_default(flag, "auto")
 
@@ -64,13 +64,13 @@ def define_step_flags() -> None:
         "kv_dtype",
         None,
         list(CACHE_TYPES),
-        "What the KV cache is stored in; int8 and fp8 with a scale for each token and head.",
+        "Dtype of the KV cache; int8 and fp8 have a scale for each token and head.",
     )
     flags.DEFINE_bool(
         "round_activations",
         False,
-        "With --weight_dtype=int8: multiply 8-bit integers, what weights multiply rounded to them "
-        "with a scale for each token, where the chip can.",
+        "With --weight_dtype=int8: also round activations to 8-bit integers, with a scale for each "
+        "token, and multiply integers, where the chip can.",
     )
 
 
@@ -78,7 +78,7 @@ def define_weight_layout(meaning: str) -> flags.FlagHolder[str]:
     """Defines ``--weight_layout``.
 
     Args:
-      meaning: what auto does, in the words of ``--help``.
+      meaning: the flag's help, which says what auto does.
     """
     values = ["default", "auto"]
     return flags.DEFINE_enum("weight_layout", "default", values, meaning)

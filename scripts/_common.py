@@ -1,4 +1,4 @@
-"""What the scripts share: flags of the same meaning, and how a run starts, fails and ends."""
+"""Flags that all scripts share, and the code that starts and ends their runs."""
 
 import contextlib
 import dataclasses
@@ -19,43 +19,43 @@ _INTERRUPTED = "run is interrupted; nothing more was written"
 
 
 def _on_interrupt(handler: Callable) -> None:
-    """Sets what Ctrl-C does, unless whoever started this wants it ignored."""
+    """Sets the handler of Ctrl-C, unless the parent process made this one ignore it."""
     heeded = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     if heeded and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, handler)
 
 
 def _end_at_once(*_: object) -> None:
-    """Where nothing would turn an exception into a line: in imports, and as Python ends."""
+    """Handler of Ctrl-C during imports and as Python ends, when no exception can be reported."""
     with contextlib.suppress(OSError):
         os.write(sys.stderr.fileno(), f"error: {_INTERRUPTED}\n".encode())
     os._exit(130)
 
 
 def _open_output() -> None:
-    """Lets every run have a standard output and error that take any letter.
+    """Makes sure that standard output and error are open and can write any character.
 
-    One that is closed becomes the null device: nobody reads it, and no file that is opened later
-    may get its number, which libraries in C write to. A letter that the encoding lacks is escaped.
+    A closed one is opened as the null device, so that no file that is opened later gets its
+    number, to which C libraries write. A character that the encoding lacks is escaped.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it
+        sys.stdout.reconfigure(errors="backslashreplace")  # the default of standard error
 
 
 @contextlib.contextmanager
 def importing(name: str = "") -> Iterator[None]:
-    """Around imports of packages, of which one that fails ends the run as one line.
+    """Wraps imports of packages: if one fails, the run ends with a one-line error.
 
     Args:
-      name: ``__name__`` of a script that has defined all its flags. Where it is the one that runs,
-        they are parsed first: neither ``--help`` nor a wrong flag waits for JAX to be imported.
+      name: ``__name__`` of a script that has defined all its flags. If it is the main module, they
+        are parsed first, so that ``--help`` or a wrong flag need not wait for JAX to be imported.
     """
     if name == "__main__":
         with _failing_in_one_line():
@@ -69,11 +69,11 @@ def importing(name: str = "") -> Iterator[None]:
 
 
 def _import_failure(error: ImportError) -> str:
-    """Why a module cannot be had: nothing is installed, or another one has its name."""
+    """Why a module cannot be imported: it is not installed, or another one has its name."""
     said = f"import of {error.name!r} is failing ({error})"
     package = (error.name or "").partition(".")[0]
-    found = sys.modules.get(package)
-    file = getattr(found, "__file__", None) or next(iter(getattr(found, "__path__", [])), "")
+    module = sys.modules.get(package)
+    file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), "")
     remedy = "run `pip install -e .` in the clone first"
     ours = Path(__file__).resolve().parents[1] in Path(file).resolve().parents
     if package in ("model", "sharding", "decode", "profiles") and file and not ours:
@@ -83,7 +83,7 @@ def _import_failure(error: ImportError) -> str:
 
 _on_interrupt(_end_at_once)
 _open_output()
-_parsed: list[list[str]] = []  # what is no flag, once the flags are parsed
+_parsed: list[list[str]] = []  # holds the arguments that are no flags, if flags are parsed already
 with importing():
     from absl import app, flags, logging
 
@@ -94,17 +94,17 @@ with importing():
 
 
 class _PathParser(flags.ArgumentParser):
-    """Of a path, whose ``~`` is the home folder: no shell expands it behind ``--flag=``."""
+    """Parses a path and expands ``~``, because shells do not expand it in ``--flag=~``."""
 
     def parse(self, argument: str) -> str:
-        found = os.path.expanduser(argument)
-        if found.startswith("~"):
-            raise ValueError(f"no home folder is known for it; ./{found} is a file of that name")
-        return found
+        path = os.path.expanduser(argument)
+        if path.startswith("~"):
+            raise ValueError(f"no home folder is known for it; ./{path} is a file of that name")
+        return path
 
 
 PATH = _PathParser()
-"""Of `flags.DEFINE`, for every flag that names a file or a folder."""
+"""The parser for `flags.DEFINE` of every flag that names a file or a folder."""
 MODEL = flags.DEFINE(
     PATH,
     "model",
@@ -121,25 +121,25 @@ RANDOM_WEIGHTS = flags.DEFINE_bool(
 MAX_CONTEXT = flags.DEFINE_integer(
     "max_context",
     None,
-    "Tokens that the model goes to, prompt and answer together, in place of the length that it was "
-    "trained for.",
+    "Longest sequence in tokens, prompt and answer together, in place of the length that the model "
+    "was trained for.",
     1,
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
-    "HOST:PORT of process 0, where many run this command together. On TPU VMs and under Slurm this "
-    "and the two flags below are found without being given.",
+    "HOST:PORT of process 0, if several processes run this command together. On TPU VMs and under "
+    "Slurm this and the two flags below are set automatically.",
 )
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many run it together.", 1)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of these processes.", 1)
 PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "The number of this one, from 0. Process 0 prints and writes for all.", 0
+    "process_id", None, "Index of this process, from 0. Process 0 prints and writes for all.", 0
 )
 PEER_TIMEOUT = flags.DEFINE_integer(
     "peer_timeout",
     processes.PEER_TIMEOUT,
-    "If one of many processes does not come, or dies, the others end with exit code 1 within so "
-    "many seconds, and up to ten more.",
+    "If one of several processes does not start, or dies, the others end with exit code 1 within "
+    "so many seconds, and up to ten more.",
     2,
     24 * 3600,
 )
@@ -164,16 +164,16 @@ def start(main: Callable[[], None]) -> None:
 
 
 def say(text: str) -> None:
-    """Tells a person what goes on, beside the results on standard output."""
+    """Prints a line for the user on standard error, apart from results on standard output."""
     if processes.first():
-        with contextlib.suppress(OSError):  # no result is lost where nobody can be told
+        with contextlib.suppress(OSError):  # without a reader no result is lost
             print(text, file=sys.stderr, flush=True)
 
 
 def show(text: str, end: str = "\n") -> None:
-    """Shows results on standard output, or beside it where that takes the document.
+    """Prints results on standard output, or on standard error if the document goes to the former.
 
-    An output that does not take them ends the run when all is done, see `fail_when_done`.
+    If the output cannot be written, the run fails at its end: see `fail_when_done`.
     """
     if JSON.value == "-":
         return say(text)
@@ -184,10 +184,10 @@ def show(text: str, end: str = "\n") -> None:
 
 
 def fail_when_done(error: OSError) -> None:
-    """Ends the run with an error, but not before its files are written.
+    """Makes the run fail at its end, after its files are written.
 
     Args:
-      error: of an output that is full or whose reader has gone.
+      error: the error of an output that is full or whose reader has gone.
     """
     _unshown.append(not_taken(error))
 
@@ -196,17 +196,17 @@ def source() -> "ModelSource":
     """The model that the flags name."""
     with importing():
         from decode.load import find_source
-    found = find_source(
+    loaded = find_source(
         MODEL.value,
         random_weights=RANDOM_WEIGHTS.value,
         report=say,
         accept_terms=ACCEPT_TERMS.value,
     )
-    return dataclasses.replace(found, config=lengthened(found.config))
+    return dataclasses.replace(loaded, config=lengthened(loaded.config))
 
 
 def lengthened(config: ModelConfig) -> ModelConfig:
-    """A model that goes as far as ``--max_context`` says, or as it was trained for."""
+    """The model with the longest sequence that ``--max_context`` says, if it is given."""
     if MAX_CONTEXT.value is None:
         return config
     return dataclasses.replace(config, max_context=MAX_CONTEXT.value)
@@ -215,37 +215,37 @@ def lengthened(config: ModelConfig) -> ModelConfig:
 def lengths(
     flag: flags.FlagHolder, model: object, prefill: bool = False, cached: int = 0
 ) -> list[int]:
-    """Tokens of ``--context``, one number or a list, as positive integers that a model goes to.
+    """The lengths in tokens of ``--context``, one or several, up to a model's longest sequence.
 
     Args:
-      flag: whose default, where it is not given, is cut to what the model goes to.
-      model: with `max_context`, or without.
-      prefill: they are of prompts; else in the cache before a decode step's new token.
-      cached: tokens before prompts.
+      flag: the flag; its default is reduced to the model's longest sequence.
+      model: may have `max_context`; without that attribute, any length is allowed.
+      prefill: whether these are lengths of prompts, or contexts of decode steps.
+      cached: tokens in the cache before the prompts.
 
     Raises:
-      UsageError: a value is no positive integer, or beyond the model.
+      UsageError: a value is no positive integer, or too long for the model.
     """
     values = flag.value if isinstance(flag.value, list) else [flag.value]
-    found, more = integers(flag.name, list(map(str, values))), cached if prefill else 1
-    return within(model, flag, found, more)
+    tokens, more = integers(flag.name, list(map(str, values))), cached if prefill else 1
+    return within(model, flag, tokens, more)
 
 
 def within(model: object, flag: flags.FlagHolder, values: Iterable[int], more: int) -> list[int]:
-    """Tokens, and `more` beside them, as a model goes to: a flag's default cut, others refused."""
-    most = getattr(model, "max_context", None)
-    if most and not flag.present:
-        return list(dict.fromkeys(min(value, max(most - more, 1)) for value in values))
+    """These lengths, each checked with `more` tokens; a flag's default is reduced to fit."""
+    longest = getattr(model, "max_context", None)
+    if longest and not flag.present:
+        return list(dict.fromkeys(min(value, max(longest - more, 1)) for value in values))
     for value in values:
         check_length(model, f"--{flag.name}", value, more)
     return list(values)
 
 
 def refuse(names: Iterable[str], why: str) -> None:
-    """Refuses flags of these names in a script where they would change nothing.
+    """Refuses flags that would change nothing in a script.
 
     Raises:
-      UsageError: one is given.
+      UsageError: one of them is given.
     """
     for name in names:
         if flags.FLAGS[name].present:
@@ -253,10 +253,10 @@ def refuse(names: Iterable[str], why: str) -> None:
 
 
 def integers(name: str, values: Sequence[str]) -> list[int]:
-    """A list flag as positive integers, each once.
+    """The values of a list flag as positive integers, without duplicates.
 
     Raises:
-      UsageError: a value is not one.
+      UsageError: a value is not a positive integer.
     """
     if not values or not all(re.fullmatch(r"\s*0*[1-9][0-9]{0,17}\s*", value) for value in values):
         joined = ",".join(values)
@@ -265,10 +265,10 @@ def integers(name: str, values: Sequence[str]) -> list[int]:
 
 
 def check_json() -> None:
-    """Refuses a ``--json`` that cannot be written before the work, not after it.
+    """Refuses a ``--json`` that cannot be written, before the work begins.
 
     Raises:
-      OutputError: it is a folder or a device, its name is none, or its folder cannot be written to.
+      OutputError: it is a folder or a device, no valid name, or in a folder that is not writable.
     """
     if JSON.value not in (None, "", "-"):
         processes.agree(lambda: str(check_file(JSON.value, "--json")))
@@ -278,10 +278,10 @@ def _run(main: Callable[[], None], rest: Sequence[str]) -> None:
     if len(rest) > 1:
         raise UsageError(f"argument is {rest[1]!r}, which is no flag; see --help")
     if not VERBOSE.value:
-        logging.set_verbosity(logging.WARNING)  # JAX tells which accelerators are not there
+        logging.set_verbosity(logging.WARNING)  # JAX logs which accelerators are missing
     processes.start(_membership(), PEER_TIMEOUT.value, VERBOSE.value)
     if processes.count() > 1:
-        logging.get_absl_handler().python_handler.stream = sys.stderr  # which is another one now
+        logging.get_absl_handler().python_handler.stream = sys.stderr  # `processes` replaced it
         _check_same_flags()
     main()
     for error in _unshown[:1]:
@@ -291,7 +291,7 @@ def _run(main: Callable[[], None], rest: Sequence[str]) -> None:
 
 
 def _membership() -> processes.Membership | None:
-    """Which of many processes the flags say that this is, None if they say nothing."""
+    """This process's membership in a group of processes, from the flags; None without them."""
     given = [flag for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID) if flag.value is not None]
     if not given:
         return None
@@ -300,13 +300,13 @@ def _membership() -> processes.Membership | None:
             f"--{given[0].name} is {given[0].value}, but --coordinator, --num_processes and "
             "--process_id go together; give all three, or none"
         )
-    found = processes.Membership(NUM_PROCESSES.value, PROCESS_ID.value, COORDINATOR.value)
-    found.check()
-    return found
+    membership = processes.Membership(NUM_PROCESSES.value, PROCESS_ID.value, COORDINATOR.value)
+    membership.check()
+    return membership
 
 
 def _check_same_flags() -> None:
-    """Refuses flags that differ from process 0's: the processes would wait for each other."""
+    """Refuses flags that differ from process 0's, because then processes wait for each other."""
     own = ("coordinator", "process_id", "json", "output_dir", "verbose")
     mine = flags.FLAGS.flag_values_dict()
     theirs = processes.agree(lambda: mine)
@@ -328,13 +328,13 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _flag_error(error: flags.Error) -> str:
-    """absl's message in the form of all others: WHAT is VALUE."""
+    """absl's message in the form of all other errors: WHAT is VALUE."""
     text = _one_line(error)
     if isinstance(error, flags.UnrecognizedFlagError):
         near = text.removesuffix(" ?").partition("Did you mean: ")[2]
         return f"flag is --{error.flagname}, which is unknown" + f" (near {near})" * bool(near)
-    found = re.fullmatch(r"flag --(\w+)=(.*?): (.*)", text)
-    return "--{} is {!r} ({})".format(*found.groups()) if found else text
+    match = re.fullmatch(r"flag --(\w+)=(.*?): (.*)", text)
+    return "--{} is {!r} ({})".format(*match.groups()) if match else text
 
 
 @contextlib.contextmanager
@@ -345,10 +345,10 @@ def _failing_in_one_line() -> Iterator[None]:
             yield
         finally:
             _on_interrupt(_end_at_once)
-            _flush()  # what cannot be written is noticed here, not as Python ends
-    except KeyboardInterrupt as interrupt:  # which may say what is kept
+            _flush()  # raises here if output cannot be written, before Python ends
+    except KeyboardInterrupt as interrupt:  # its message may say which results are kept
         _fail(f"run is interrupted; {interrupt}" if str(interrupt) else _INTERRUPTED, 130)
-    except BrokenPipeError:  # whoever read the output has gone
+    except BrokenPipeError:  # the reader of the output has gone
         processes.leave(1)
     except FloorlineError as error:
         _trace()
@@ -362,11 +362,11 @@ def _failing_in_one_line() -> Iterator[None]:
 
 
 def _flush() -> None:
-    """Writes what standard output still holds; an output that does not take it is given up."""
+    """Writes the rest of standard output; if that fails, replaces it by the null device."""
     try:
         sys.stdout.flush()
     except OSError as error:
-        # Python would try again as it ends, and say so in its own words.
+        # Otherwise Python would try again as it ends, and print an error of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise not_taken(error) from error
 

@@ -1,4 +1,4 @@
-"""Flags that say how a model's numbers are stored, and what they ask for."""
+"""The `Dtypes` that the flags ask for: how a model's numbers are stored."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,10 @@ _STORAGE: dict[str, Storage] = {**PLAIN_DTYPES, **QUANTIZATIONS}
 def dtypes(
     stored: Quantization | None = None, dtype: str | None = None, here: bool = True
 ) -> Dtypes:
-    """How numbers are stored, by the flags; see `dtype_sets`.
+    """The one set of dtypes that the flags give; see `dtype_sets`.
 
     Raises:
-      UsageError: there is no such form, or several are given.
+      UsageError: a name is unknown, or ``--weight_dtype`` has several.
     """
     check()
     if len(set(WEIGHT_DTYPE.value or ())) > 1:
@@ -31,18 +31,16 @@ def dtypes(
 def dtype_sets(
     stored: Quantization | None = None, dtype: str | None = None, here: bool = True
 ) -> list[Dtypes]:
-    """How numbers are stored, by flags of which ``--weight_dtype`` may name several, each once.
-
-    Asks JAX for its platform, which starts it, if they are to be stored here.
+    """The sets of dtypes that the flags give, one for each name in ``--weight_dtype``.
 
     Args:
-      stored: the quantization that a checkpoint is in: the default for weights.
-      dtype: the default for ``--dtype``, if not that of JAX's platform.
-      here: on JAX's platform, which may not have all; else on chips that are only spoken of, whose
-        default is bfloat16.
+      stored: the quantization of a checkpoint, which is the default for weights.
+      dtype: the default for ``--dtype``; None for that of the platform.
+      here: whether the numbers are stored on JAX's devices. This starts JAX, to ask for its
+        platform. Otherwise they are for chips not at hand, whose default is bfloat16.
 
     Raises:
-      UsageError: there is no such form, or this platform has not got it.
+      UsageError: a name is unknown, or JAX's platform does not have that dtype.
     """
     check()
     plain = PLAIN_DTYPES[DTYPE.value or dtype or (default_dtype() if here else "bfloat16")]
@@ -50,26 +48,26 @@ def dtype_sets(
         "cache": _STORAGE.get(_of("kv_dtype")),
         "round_activations": bool(_of("round_activations")),
     }
-    found = [
+    sets = [
         Dtypes(plain, _STORAGE[name] if name else stored, **step)
         for name in dict.fromkeys(WEIGHT_DTYPE.value or [None])
     ]
-    for kind in {kind for dtypes in found for kind in (dtypes.weights, dtypes.cache)}:
+    for kind in {kind for dtypes in sets for kind in (dtypes.weights, dtypes.cache)}:
         if here and isinstance(kind, Quantization):
             check_platform(kind)
-    for each in found:
+    for each in sets:
         if each.round_activations and each.weights is not QUANTIZATIONS["int8"]:
             raise UsageError(
                 f"--round_activations is true with weights in {each.weights.name}, whose products "
                 "are not of 8-bit integers; use --weight_dtype=int8, or leave it out"
             )
-    return found
+    return sets
 
 
 def combined(caches: Sequence[str]) -> list[Dtypes]:
-    """All forms of weights in ``--weight_dtype``, by default bfloat16 and int8, and these caches.
+    """All combinations of ``--weight_dtype``, by default bfloat16 and int8, with dtypes of caches.
 
-    Of chips that are only spoken of.
+    They are for chips that need not be at hand.
 
     Raises:
       UsageError: an unknown name.
@@ -89,7 +87,7 @@ def combined(caches: Sequence[str]) -> list[Dtypes]:
 
 
 def check() -> None:
-    """Refuses names that there are no forms of, before JAX starts.
+    """Refuses unknown names in ``--weight_dtype``, before JAX starts.
 
     Raises:
       UsageError: an unknown name.
@@ -100,5 +98,5 @@ def check() -> None:
 
 
 def _of(name: str):
-    """A flag's value, None in a script that has no such flag."""
+    """A flag's value; None in a script without that flag."""
     return flags.FLAGS[name].value if name in flags.FLAGS else None

@@ -1,4 +1,4 @@
-"""Flags of scripts that put a model on a mesh, and what they ask for."""
+"""The layouts and meshes that the flags ask for."""
 
 import itertools
 import math
@@ -23,24 +23,24 @@ from sharding.layout import Layout
 from sharding.mesh import MeshShape, parse_mesh, request_cpu_devices
 from sharding.placement import Placement
 
-_MOST = 1_000_000  # devices: more than there are
+_MOST = 1_000_000  # largest number of devices, more than any system has
 _OF_ARRAYS = "layout", "prefill_layout", "attention", "collectives", "expert_parallel"
 
 
 MeshChoices = list[list[MeshShape]]
-"""For each number of devices the meshes that may be."""
+"""For each number of devices, the meshes to choose from."""
 
 
 def check(config: ModelConfig, choices: MeshChoices | None) -> None:
-    """Refuses layouts that do not go with the model and the meshes, before JAX starts.
+    """Refuses layouts that cannot divide the model over the meshes, before JAX starts.
 
     Args:
       config: the model.
-      choices: what `meshes` gives.
+      choices: the result of `meshes`.
 
     Raises:
-      UsageError: there is no layout of a name, or nothing that it could divide.
-      LayoutError: it goes with none of the meshes of some number of devices.
+      UsageError: there is no layout of a name, or the model has no experts to divide.
+      LayoutError: a layout cannot divide the model over any mesh of some number of devices.
     """
     _check_experts(config)
     check_names(names(), config, choices or [])
@@ -56,17 +56,17 @@ def layout(
 
     Args:
       config: the model.
-      choices: what `meshes` gives for one number of devices; None for all of JAX's devices that the
-        layout divides (on a CPU: one).
-      dtypes: says how the model's numbers are stored; it may start JAX.
+      choices: the result of `meshes` for one number of devices; None for as many of JAX's devices
+        as the layout can divide (on a CPU: one).
+      dtypes: returns how the model's numbers are stored; it may start JAX.
       steps: decode steps; the longest context is taken as the length of prompts.
 
     Raises:
-      LayoutError: none goes with the model and the mesh.
+      LayoutError: no layout can divide the model over the mesh.
     """
     only_names()
-    (found,), (shape,) = _placed(Purpose(config, dtypes, steps), choices, on_cpu=(1,))
-    return found, shape
+    (chosen,), (shape,) = _placed(Purpose(config, dtypes, steps), choices, on_cpu=(1,))
+    return chosen, shape
 
 
 def layouts(
@@ -75,8 +75,10 @@ def layouts(
     dtypes: Callable[[], Dtypes],
     steps: Sequence[Pass],
 ) -> tuple[list[Layout], list[MeshShape]]:
-    """The layouts that the flags name, for a script that compares several, and for all of them one
-    mesh of each number of devices. Arguments are those of `layout`; a CPU is one device and two."""
+    """The layouts that the flags name, and for each number of devices one mesh for all of them.
+
+    The arguments are those of `layout`. By default, a CPU is used as one device and as two.
+    """
     purpose = Purpose(config, dtypes, steps, whole_batches=True)
     return _placed(purpose, choices, on_cpu=(1, 2))
 
@@ -90,32 +92,32 @@ def _placed(
 
 
 def wanted(model: Model) -> list[Layout | None]:
-    """All layouts that the flags admit, each with every kind of attention that they admit.
+    """All layouts that the flags allow, each with every kind of attention that they allow.
 
-    With ``--layout=auto`` a mixture's experts are divided in both ways, with ``--expert_parallel``
-    in one. Only None for a model that is known by its sizes, which divides evenly.
+    ``--layout=auto`` includes layouts of mixtures with and without expert parallelism, unless
+    ``--expert_parallel`` is given. Only None for a model known by its sizes, which divides evenly.
 
     Raises:
-      UsageError: there is none of a name, or none that stores weights as ``--prefill_layout`` does;
-        or what `check_divides` refuses.
+      UsageError: there is no layout of a name, or none that stores weights as ``--prefill_layout``
+        does; also see `check_divides`.
     """
     check_divides(model)
-    found = [layout for each in names() for layout in each.layouts(model)]
-    return found if found[0] else [None]
+    allowed = [layout for each in names() for layout in each.layouts(model)]
+    return allowed if allowed[0] else [None]
 
 
 def names() -> list[LayoutNames]:
-    """What the flags name, one for each of a list of layouts and of a list of attention."""
+    """Names of layouts in the flags: all combinations of ``--layout`` and ``--attention``."""
     pairs = itertools.product(LAYOUT.value.split(","), ATTENTION_BY.value.split(","))
     more = PREFILL_LAYOUT.value, COLLECTIVES_BY.value, EXPERT_PARALLEL.value
     return [LayoutNames(*each, *more) for each in dict.fromkeys(pairs)]
 
 
 def only_names() -> LayoutNames:
-    """What the flags name, for a script that takes one layout.
+    """The names of the layout in the flags, for a script that takes only one.
 
     Raises:
-      UsageError: a flag has a list.
+      UsageError: a flag has several values.
     """
     for flag in (LAYOUT, ATTENTION_BY):
         if "," in flag.value:
@@ -124,10 +126,10 @@ def only_names() -> LayoutNames:
 
 
 def check_divides(model: Model) -> None:
-    """Refuses flags that say how to divide what a model has not got.
+    """Refuses flags about the division of arrays or experts that a model does not have.
 
     Raises:
-      UsageError: it is known by its sizes alone, or has no experts.
+      UsageError: the model is known by its sizes alone, or has no experts.
     """
     if isinstance(model, ModelConfig):
         _check_experts(model)
@@ -142,10 +144,10 @@ def check_divides(model: Model) -> None:
 
 
 def check_layouts() -> None:
-    """Refuses layouts that there are none of, before JAX starts.
+    """Refuses unknown names of layouts, before JAX starts.
 
     Raises:
-      UsageError: an unknown name.
+      UsageError: a name is unknown.
     """
     for name in (*LAYOUT.value.split(","), PREFILL_LAYOUT.value):
         if name not in (AUTO, None):
@@ -153,10 +155,10 @@ def check_layouts() -> None:
 
 
 def _check_experts(config: ModelConfig) -> None:
-    """Refuses to divide experts of a model that has none.
+    """Refuses ``--expert_parallel`` for a model without experts.
 
     Raises:
-      UsageError: it has none.
+      UsageError: the flag is given, and the model has no experts.
     """
     if EXPERT_PARALLEL.value and not config.experts:
         raise UsageError(
@@ -167,15 +169,16 @@ def _check_experts(config: ModelConfig) -> None:
 def meshes(
     devices: Sequence[str] | int | None, mesh: str | None, request: bool = True
 ) -> MeshChoices | None:
-    """The meshes of ``--devices``, of one number or of a list, or the one of ``--mesh``.
+    """The meshes of each number in ``--devices``, or the mesh of ``--mesh``.
 
     Args:
-      devices: of the flag.
-      mesh: of the flag.
-      request: asks for as many fake CPU devices as the largest needs, before JAX starts.
+      devices: value of ``--devices``.
+      mesh: value of ``--mesh``.
+      request: whether to request as many fake CPU devices as the largest mesh needs; JAX must not
+        have started then.
 
     Returns:
-      None if neither is given.
+      The meshes by number of devices; None if neither flag is given.
 
     Raises:
       UsageError: both are given and do not agree, or a size is not positive.
@@ -184,7 +187,7 @@ def meshes(
     counts = _common.integers("devices", list(map(str, counts))) if counts is not None else []
     if max(counts, default=0) > _MOST:
         raise UsageError(f"--devices is {max(counts)}; use at most {_MOST:,}")
-    found = [meshes_of(count) for count in counts]
+    choices = [meshes_of(count) for count in counts]
     if mesh:
         shape = parse_mesh(mesh)
         size = math.prod(shape.values())
@@ -193,16 +196,16 @@ def meshes(
                 f"--mesh is {mesh}, of {size} devices, beside --devices of {max(counts)}; "
                 "leave one of them out"
             )
-        found = [[shape]]
-    for shapes in found * request:
+        choices = [[shape]]
+    for shapes in choices * request:
         request_cpu_devices(math.prod(shapes[0].values()))
-    return found or None
+    return choices or None
 
 
 def state_choices(
     config: ModelConfig, placement: Placement, dtypes: Dtypes, batch: int | None = None
 ) -> None:
-    """Says how this layout divides experts, what it copies and what that costs, what it pads."""
+    """Tells the user how a layout divides experts, what it replicates and how it pads batches."""
     sizes = field_text(placement.mesh)
     for line in (
         *experts_per_device(config, placement),

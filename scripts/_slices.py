@@ -1,4 +1,4 @@
-"""Flags of scripts that speak of chips which need not be there, and what they ask for."""
+"""The models, slices, prices and deployments that the flags of estimates ask for."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -18,17 +18,17 @@ from sharding.error_types import UsageError
 
 
 def model() -> Model:
-    """The model that ``--model`` names: of the catalogue, by its sizes alone, or a checkpoint's.
+    """The model that ``--model`` names: a configuration, or a model known by its sizes alone.
 
     Raises:
-      UsageError: there is none of the name, or ``--experts`` is given of one that has none.
+      UsageError: there is no such model, or ``--experts`` is given for one without experts.
     """
-    found = _model()
-    if EXPERTS.present and not found.experts:
+    named = _model()
+    if EXPERTS.present and not named.experts:
         raise UsageError(
-            f"--experts is {EXPERTS.value}, but {found.name} has no experts; leave it out"
+            f"--experts is {EXPERTS.value}, but {named.name} has no experts; leave it out"
         )
-    return found
+    return named
 
 
 def _model() -> Model:
@@ -39,40 +39,40 @@ def _model() -> Model:
         if _common.MAX_CONTEXT.value is not None:
             raise UsageError(
                 f"--max_context is {_common.MAX_CONTEXT.value}, but {name} is known by its sizes "
-                "alone, which say nothing of how far it goes; leave it out"
+                "alone, which do not limit its context; leave it out"
             )
         return sized_models()[name]
     return _common.source().config
 
 
 def slice(topology: str) -> Slice:
-    """A slice by its text, its chip with the figures that flags give.
+    """The slice of a text such as ``v5e:4x4``, its chip with the figures that flags give.
 
     Raises:
-      UsageError: there is no such slice, or a figure is not positive.
+      UsageError: there is no such slice, or a figure is out of range.
     """
-    found = parse_slice(topology)
-    return dataclasses.replace(found, chip=overridden(found.chip))
+    parsed = parse_slice(topology)
+    return dataclasses.replace(parsed, chip=overridden(parsed.chip))
 
 
 def overridden(chip: Chip) -> Chip:
-    """A chip with the figures that flags give.
+    """The chip with the figures that flags give.
 
     Raises:
-      UsageError: one is not positive.
+      UsageError: a figure is out of range.
     """
     return chip.override(**{figure: flag.value for figure, flag in FIGURES.items()})
 
 
 def check_given(slices: Iterable[Slice], remedy: str) -> None:
-    """Refuses a figure or a price for several chips alike.
+    """Refuses a figure or a price that would apply to several kinds of chips.
 
     Args:
-      slices: that are spoken of.
+      slices: the slices of the run.
       remedy: the flag that names one chip.
 
     Raises:
-      UsageError: one is given, and the slices are of several chips.
+      UsageError: a figure or a price is given, and the slices are of several kinds of chips.
     """
     given = _given()
     names = list(dict.fromkeys(each.chip.name for each in slices))
@@ -84,10 +84,10 @@ def check_given(slices: Iterable[Slice], remedy: str) -> None:
 
 
 def refuse_given(why: str) -> None:
-    """Refuses figures, prices and experts where they would not be heard.
+    """Refuses flags of figures, prices and experts where they would change nothing.
 
     Raises:
-      UsageError: one is given.
+      UsageError: one of them is given.
     """
     others = [flag.name for flag in (EXPERTS, PROVIDER) if flag.present]
     if given := _given() + others:
@@ -99,10 +99,10 @@ def _given() -> list[str]:
 
 
 def calibration(chip: Chip) -> Calibration:
-    """What steps achieve, from ``--calibration`` or as shipped.
+    """The constants of expected times, from ``--calibration`` or for this chip.
 
     Raises:
-      UsageError: the file is not of the form.
+      UsageError: the file is missing or has other fields.
     """
     if CALIBRATION.value is not None:
         return read_calibration(CALIBRATION.value)
@@ -110,10 +110,10 @@ def calibration(chip: Chip) -> Calibration:
 
 
 def deployment(model: Model, slice: Slice, dtypes: Dtypes) -> Deployment:
-    """The model on a slice at what flags say of rates, experts and prices, its layout left open.
+    """The model on a slice with the calibration, experts and price of the flags, without a layout.
 
     Raises:
-      UsageError: a flag's value is no rate, expert or price.
+      UsageError: the value of a flag is not allowed.
     """
     return Deployment(
         model=model,
@@ -126,10 +126,10 @@ def deployment(model: Model, slice: Slice, dtypes: Dtypes) -> Deployment:
 
 
 def price(chip: Chip) -> Price | None:
-    """What a chip-hour costs: as given, or as listed; None where it is neither.
+    """The price of a chip-hour that a flag gives, else the listed one; None if there is neither.
 
     Raises:
-      UsageError: one is given that no chip could have, or a provider who lists none of any chip.
+      UsageError: a price is out of range, or the provider lists no price of any chip.
     """
     if PRICE.value is None:
         return listed_price(chip)
@@ -143,23 +143,23 @@ def price(chip: Chip) -> Price | None:
 
 
 def listed_price(chip: Chip) -> Price | None:
-    """The cheapest price that is listed on demand, of ``--provider`` if given.
+    """The cheapest listed on-demand price, of ``--provider`` if it is given.
 
     Raises:
-      UsageError: the provider lists none of any chip.
+      UsageError: the provider lists no price of any chip.
     """
     return chip.price(PROVIDER.value and find_provider(PROVIDER.value))
 
 
 def whose() -> str:
-    """Words that follow a price which is not listed."""
+    """Words about the provider, to follow those about a price that is not listed."""
     return f" by {find_provider(PROVIDER.value)}" if PROVIDER.value else ""
 
 
 def price_words(chip: Chip) -> str:
-    """Which price costs are at."""
+    """The price that costs are computed with, in words."""
     if PRICE.value is not None:
         return f"{exact(PRICE.value)} USD per chip-hour (given)"
-    if found := listed_price(chip):
-        return str(found)
+    if listed := listed_price(chip):
+        return str(listed)
     return f"no price of {chip.name} is listed{whose()}; --price_per_chip_hour gives one"

@@ -1,9 +1,9 @@
-"""Compile a grid of steps for TPU slices that nobody here owns, into one table.
+"""Compile a grid of steps for TPU slices, with no TPU at hand, into one table.
 
 Every combination of --model, --topology, --layout, --attention, types, --batch and --context is
-compiled as compile_step.py does it. Writes matrix.csv, matrix.jsonl, and two heat maps: what a chip
-holds over its capacity, and what a step moves over the floor's bytes. A run that is stopped goes on
-where it was; a point that does not fit or that the compiler refuses is a row that says so.
+compiled as compile_step.py does it. Writes matrix.csv, matrix.jsonl, and two heat maps: bytes that
+a chip holds over its capacity, and bytes that a step moves over the floor's. A run that is stopped
+continues where it stopped; a point that does not fit or that the compiler refuses has a row, too.
 
 Examples:
   python scripts/compile_matrix.py --model=llama3-8b --topology=v5e:2x4,v5p:2x2x1 --batch=1,32
@@ -25,11 +25,11 @@ from absl import flags
 _TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x4"], "Slices, such as v5e:4x4,v5p:2x2x2.")
 _BATCH = flags.DEFINE_list("batch", ["1", "32"], "Sequences.")
 _CONTEXT = flags.DEFINE_list(
-    "context", ["2048"], "Tokens in the cache of each; of prefill, tokens of a prompt."
+    "context", ["2048"], "Tokens in each sequence's cache; for prefill, tokens of each prompt."
 )
 _PHASE = flags.DEFINE_enum("phase", "decode", ["decode", "prefill"], "Which passes.")
 _WORKERS = flags.DEFINE_integer(
-    "workers", None, "Compilers at once; by default as many as cores and memory allow.", 1
+    "workers", None, "Concurrent compilers; by default as many as cores and memory allow.", 1
 )
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/matrix", "Folder for results.")
 _array_flags.define_step_flags()
@@ -61,7 +61,7 @@ with _common.importing(__name__):
 
 
 def main() -> None:
-    """Compiles what is not compiled yet, prints, writes."""
+    """Compiles the points that are not compiled yet, prints the table and writes the files."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     output = Path(_OUTPUT_DIR.value)
     _common.check_json()
@@ -73,21 +73,21 @@ def main() -> None:
     used = {name: versions()[name] for name in ("jax", "libtpu") if name in versions()}
     records = run(points, output, used, _progress, _WORKERS.value)
     rows = [summary(record) for record in records]
-    found = document(sys.argv, records, device_kind="", started=started, bandwidth=None)
-    write_grid(output / "matrix.jsonl", found)
+    results = document(sys.argv, records, device_kind="", started=started, bandwidth=None)
+    write_grid(output / "matrix.jsonl", results)
     write_csv(output / "matrix.csv", rows)
     named = ", ".join(f"{name} {version}" for name, version in used.items())
     held, moved = "arguments and temporaries / memory of a chip", "bytes moved / the floor's bytes"
     heat_map(rows, "resident_over_capacity", f"{held}\n({named})", output / "resident.png", (0, 1))
     heat_map(rows, "bytes_over_floor", f"{moved}\n({named})", output / "bytes.png", (1, 2))
     if _common.JSON.value:
-        write_json(_common.JSON.value, found)
+        write_json(_common.JSON.value, results)
     _common.show(table(rows))
     _common.say(f"wrote matrix.jsonl, matrix.csv, resident.png and bytes.png to {output}")
 
 
 def table(rows: list[dict]) -> str:
-    """A line for each point."""
+    """The table, with a row for each point."""
     head = ("model", "slice", "mesh", "layout", "attention", "weights", "cache", "batch",
             "context", "floor ms", "arguments / floor's", "temporaries", "cache in place",
             "collectives as expected", "costliest finding")  # fmt: skip
@@ -114,12 +114,12 @@ def _cells(row: dict) -> tuple[str, ...]:
 
 
 def _points() -> list[GridPoint]:
-    """Every combination of the flags, each once.
+    """Every combination of the flags' values, without duplicates.
 
     Raises:
-      UsageError: prompts of a single token.
+      UsageError: a prompt has a single token.
     """
-    prefill, found = _PHASE.value == "prefill", []
+    prefill, points = _PHASE.value == "prefill", []
     for name in _common.MODEL.value.split(","):
         model = _common.lengthened(find_model(name))
         _layouts.check_divides(model)
@@ -137,15 +137,15 @@ def _points() -> list[GridPoint]:
             _layouts.names(),
             passes,
         )
-        found += [
+        points += [
             GridPoint(model, topology, names, dtypes, pass_)
             for topology, dtypes, names, pass_ in grid
         ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(points))
 
 
 def _progress(finished: Iterator[tuple[str, Record]], count: int) -> Iterator[tuple[str, Record]]:
-    """A bar where someone watches, else a line for each point."""
+    """Shows a progress bar in a terminal, else a line for each point."""
     watched = sys.stderr.isatty()
     with tqdm(finished, total=count, disable=not watched, file=sys.stderr, leave=False) as bar:
         for number, (key, record) in enumerate(bar, 1):

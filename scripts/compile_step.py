@@ -1,9 +1,10 @@
-"""What XLA's TPU compiler makes of a step, for any slice from v4 to TPU7x, with no TPU at hand.
+"""Compile a step with XLA's TPU compiler, for any slice from v4 to TPU7x, with no TPU at hand.
 
-Compiles the step that the engine runs, whole, and says: does it fit, is the cache updated in place,
-which collectives run and beside what, and which weights or caches are copied, with what each costs.
-Beside it stand the step's floor and its expected time. --mesh, --layout and --attention are the
-expected best unless they are given. Nothing is measured, and no weight is made.
+Compiles the complete step that the engine runs, and reports whether it fits, whether the cache is
+updated in place, which collectives run and what they overlap with, and which weights or caches are
+copied, with the cost of each. Also reports the step's floor and its expected time. Unless they are
+given, --mesh, --layout and --attention are those expected to be fastest. Nothing is measured, and
+no weights are created.
 
 Needs libtpu: pip install -e '.[tpu-compile]'. 80 layers take two or three minutes on two cores.
 
@@ -28,19 +29,19 @@ from absl import flags
 _TOPOLOGY = flags.DEFINE_string(
     "topology", "v5e:2x4", "Chip and shape of the slice, such as v5p:2x2x4."
 )
-_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z; the best if not given.")
-_BATCH = flags.DEFINE_integer("batch", 8, "Sequences; padded to what the layout divides.", 1)
+_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z; by default the best.")
+_BATCH = flags.DEFINE_integer("batch", 8, "Sequences; padded if the layout divides batches.", 1)
 _CONTEXT = flags.DEFINE_integer(
-    "context", 2048, "Tokens in the cache of each; of prefill, tokens of a prompt.", 1
+    "context", 2048, "Tokens in each sequence's cache; for prefill, tokens of each prompt.", 1
 )
 _PHASE = flags.DEFINE_enum("phase", "decode", ["decode", "prefill"], "Which pass.")
 _SAVE_HLO = flags.DEFINE(_common.PATH, "save_hlo", None, "Write the compiled program's text here.")
 _WEIGHT_LAYOUT = _array_flags.define_weight_layout(
-    "auto compiles a second time, with weights in memory as the compiler would have them, and says "
-    "what changes. On devices, generate.py and profile_decode.py store them so with this flag."
+    "auto compiles a second time, with weights' memory layout chosen by the compiler, and reports "
+    "what changes. On devices, generate.py and profile_decode.py store weights so with this flag."
 )
 _LAYERS = flags.DEFINE_integer(
-    "layers", None, "For work on the code: so many layers in place of the model's own.", 1
+    "layers", None, "Number of layers in place of the model's own, to compile faster.", 1
 )
 _array_flags.define_step_flags()
 _array_flags.leave_open()
@@ -75,7 +76,7 @@ with _common.importing(__name__):
 
 
 def main() -> None:
-    """Chooses a layout, compiles in a process of its own, prints what came of it."""
+    """Chooses a layout, compiles in a child process, and prints the report."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _common.check_json()
     if _SAVE_HLO.value:
@@ -95,11 +96,11 @@ def main() -> None:
     if step.fits:
         check_compiler()
         _common.say(f"compiling {several(subject.config.layers, 'layer')} for {slice}")
-    found = examine(estimator, pass_)
-    more = _report(found) if found.compiled else {}
+    examined = examine(estimator, pass_)
+    more = _report(examined) if examined.compiled else {}
     if _common.JSON.value:
-        write_json(_common.JSON.value, _document(estimator, found.record, more, started))
-    record = found.record
+        write_json(_common.JSON.value, _document(estimator, examined.record, more, started))
+    record = examined.record
     if record.status == "does_not_fit":
         _common.show(wrap(f"does not fit: {record.message}"))
     elif record.status != "ok":
@@ -107,7 +108,7 @@ def main() -> None:
 
 
 def _model() -> ModelConfig:
-    """With as many layers as the flags say."""
+    """The model that the flags name, with ``--layers`` layers if given."""
     model = _slices.model()
     if not isinstance(model, ModelConfig):
         raise UsageError(
@@ -121,43 +122,43 @@ def _model() -> ModelConfig:
 
 
 def _estimator(model: ModelConfig, pass_: Pass) -> Estimator:
-    """Of the layout and mesh that the flags name, or of the expected best."""
+    """The estimator of the layout and mesh that the flags name, or of the expected best."""
     slice, dtypes = _slices.slice(_TOPOLOGY.value), _dtypes.dtypes(here=False)
     deployment = _slices.deployment(model, slice, dtypes)
     shapes = [parse_mesh(_MESH.value)] if _MESH.value else None
-    found = candidates(deployment, _layouts.wanted(model), shapes)
-    return best(found, [pass_])
+    offered = candidates(deployment, _layouts.wanted(model), shapes)
+    return best(offered, [pass_])
 
 
-def _report(found: Examined) -> dict:
-    """Prints what was compiled; returns what a document says of it."""
-    step, subject, compiled = found.step, found.subject, found.compiled
+def _report(examined: Examined) -> dict:
+    """Prints the report of a compiled step; returns its fields for the document."""
+    step, subject, compiled = examined.step, examined.subject, examined.compiled
     if _SAVE_HLO.value:
-        write_atomically(_SAVE_HLO.value, found.outcome.text.encode())
+        write_atomically(_SAVE_HLO.value, examined.outcome.text.encode())
         _common.say(f"wrote {_SAVE_HLO.value}")
     arrays = placed_arrays(
         subject.config, subject.placement, subject.dtypes, subject.batch, subject.slots
     )
-    libraries, outcome = versions(), found.outcome
+    libraries, outcome = versions(), examined.outcome
     _common.show(
         f"compiled:  by XLA of libtpu {libraries.get('libtpu', '?')}, jax {libraries['jax']}, in "
         f"{outcome.compile_s:.0f} s after {outcome.trace_s:.0f} s of tracing\n\n"
         f"{compiled_text.memory(compiled, step, arrays)}\n\n"
-        f"{compiled_text.collectives(found.wanted, compiled.collectives)}\n\n"
-        f"{compiled_text.findings(found.findings, step.floor.seconds)}"
+        f"{compiled_text.collectives(examined.wanted, compiled.collectives)}\n\n"
+        f"{compiled_text.findings(examined.findings, step.floor.seconds)}"
     )
     fields = {
         "compiled": compiled.as_record(),
-        "findings": [each.as_record() for each in found.findings],
-        "expected_collectives": [each.as_record() for each in found.wanted],
+        "findings": [each.as_record() for each in examined.findings],
+        "expected_collectives": [each.as_record() for each in examined.wanted],
     }
     if _WEIGHT_LAYOUT.value == "auto":
-        fields["weight_layout"] = _free_weights(compiled, found.estimator, subject)
+        fields["weight_layout"] = _free_weights(compiled, examined.estimator, subject)
     return fields
 
 
 def _free_weights(default: CompiledStep, estimator: Estimator, subject: Subject) -> dict:
-    """Compiles with weights laid out as the compiler likes; prints and returns what changes."""
+    """Compiles with weights' memory layout chosen by the compiler; prints and returns changes."""
     slice = estimator.deployment.slice
     _common.say(f"compiling again for {slice}, weights laid out by the compiler")
     outcome = compile_step(subject, slice, auto_weight_layout=True)

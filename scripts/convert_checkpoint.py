@@ -1,10 +1,10 @@
 """Convert a model to an Orbax checkpoint, which loads in parallel on any mesh.
 
 Reads a Hugging Face folder, a GGUF file or another such checkpoint, and writes a folder with the
-weights, the configuration and the tokenizer, every file under a checksum. `--model=FOLDER` of the
-other scripts takes it. The whole model must fit into the memory of the devices: name a mesh of
-several where one is too small. A folder that holds a checkpoint keeps it until the new one is
-whole; one that holds anything else is refused. Many processes must all see the folder.
+weights, the configuration and the tokenizer, and checksums of all files. `--model=FOLDER` of the
+other scripts reads it. The entire model must fit into the memory of the devices: use a mesh of
+several if one is too small. A checkpoint that the folder already holds stays until the new one is
+complete; a folder with any other files is refused. Several processes must all see the folder.
 
 Examples:
   python scripts/convert_checkpoint.py --output_dir=smollm2-orbax
@@ -23,11 +23,11 @@ from absl import flags
 _DEVICES = flags.DEFINE_integer(
     "devices",
     None,
-    "How many devices, on the simplest mesh that the layout goes with. Default: one on a CPU, "
-    "elsewhere all that the layout divides.",
+    "Number of devices, with the simplest mesh that the layout can use. Default: one on a CPU, "
+    "elsewhere all that the layout can divide.",
     1,
 )
-_OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", None, "Where the checkpoint goes.")
+_OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", None, "Folder for the checkpoint.")
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
 
 if __name__ == "__main__":
@@ -60,7 +60,7 @@ def main() -> None:
     source = _common.source()
     dtypes = _dtypes.dtypes(source.stored_quantization(), source.stored_dtype())
     started = time.perf_counter()
-    # No step runs here, so the simplest mesh will do: others take weights apart for nothing.
+    # No step runs here, so the simplest mesh is enough; others would divide weights needlessly.
     layout, shape = _layouts.layout(source.config, meshes, lambda: dtypes, steps=[])
     engine = source.engine(layout, shape, dtypes, progress=byte_progress)
     loaded = time.perf_counter()

@@ -1,9 +1,9 @@
 """The floor and the expected time of a step, for any model on any slice; needs no devices.
 
 Floors are lower bounds at the highest published figures of a chip: reading weights and KV cache,
-arithmetic, links, whichever is longest. Expected times have the same terms at achieved rates, and
-a fixed time for each collective and layer. --layout, --attention and --mesh are the expected best
-of all batches and contexts together, unless they are given.
+arithmetic, or links, whichever takes longest. Expected times have the same terms at achieved rates,
+and a fixed time for each collective and layer. Unless they are given, --layout, --attention and
+--mesh are those expected to be fastest over all batches and contexts together.
 
 Examples:
   python scripts/estimate.py --model=llama3-70b --topology=v5e:4x4 --weight_dtype=int8 --batch=1,32
@@ -28,20 +28,20 @@ _TOPOLOGY = flags.DEFINE_list(
     ["v5e:4x4"],
     "Chips and shape of a slice, such as v5p:2x2x4 or h100:8; joined by commas to compare.",
 )
-_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z; the best if not given.")
+_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z; by default the best.")
 _BATCH = flags.DEFINE_list("batch", ["1", "8", "64"], "Sequences per step.")
 _CONTEXT = flags.DEFINE_list(
-    "context", ["2048"], "Tokens in the cache of each; of prefill, tokens of a prompt."
+    "context", ["2048"], "Tokens in each sequence's cache; for prefill, tokens of each prompt."
 )
 _CACHED = flags.DEFINE_integer(
-    "cached", 0, "Of prefill: tokens before the prompt, in the cache.", 0
+    "cached", 0, "For prefill: tokens in the cache before the prompt.", 0
 )
 _PHASE = flags.DEFINE_enum("phase", "decode", ["decode", "prefill"], "Which passes.")
 _ECONOMICS = flags.DEFINE_bool(
     "economics",
     False,
-    "Also say what follows: critical batch, balanced context, batching gain, schedules, prices of "
-    "speed and of prompts, pipelines.",
+    "Also report critical batch, balanced context, batching gain, schedules, prices of speed and "
+    "of prompts, and pipelines.",
 )
 _array_flags.define_step_flags()
 _array_flags.leave_open()
@@ -75,7 +75,7 @@ with _common.importing(__name__):
 
 
 def main() -> None:
-    """Estimates, prints."""
+    """Makes the estimates and prints them."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _common.check_json()
     batches = _common.integers("batch", _BATCH.value)
@@ -92,20 +92,20 @@ def main() -> None:
         raise UsageError("--economics is true, but of decode steps; leave out --phase=prefill")
     wanted = _layouts.wanted(model)
     estimators = _estimators(model, wanted, batches, contexts)
-    found = [
+    estimated = [
         (one, [one.estimate(_pass(b, c)) for c in contexts for b in batches]) for one in estimators
     ]
-    points = [record for one, passes in found for record in _records(one, passes, wanted)]
+    points = [record for one, passes in estimated for record in _records(one, passes, wanted)]
     if _common.JSON.value and processes.first():
-        # Of several chips, what the document says once is of the first.
-        whole = document(sys.argv, points, started=started, **basis(estimators[0].deployment))
-        write_json(_common.JSON.value, whole)
+        # With several chips, fields that the document has once are those of the first.
+        results = document(sys.argv, points, started=started, **basis(estimators[0].deployment))
+        write_json(_common.JSON.value, results)
     title = estimate_text.title(points, estimators, _slices.price_words)
     _common.show(title + "\n\n" + estimate_text.table(points))
     if notes := estimate_text.notes(points):
         _common.show("\n".join(notes))
     if _ECONOMICS.value and _PHASE.value == "decode":
-        for one, passes in found:
+        for one, passes in estimated:
             steps = [each for each in passes if each.pass_.context == contexts[-1]]
             _common.show(f"{one.deployment.slice}, {one.deployment.dtypes}:")
             _common.show("\n".join(f"-  {line}" for line in estimate_text.consequences(one, steps)))
@@ -114,7 +114,7 @@ def main() -> None:
 def _estimators(
     model: Model, wanted: list[Layout | None], batches: list[int], contexts: list[int]
 ) -> list[Estimator]:
-    """One for each slice and each set of dtypes, in the layout that is expected to be best."""
+    """An estimator for each slice and set of dtypes, in the layout expected to be fastest."""
     dtype_sets = _dtypes.dtype_sets(here=False)
     slices = list(dict.fromkeys(map(_slices.slice, _TOPOLOGY.value or [""])))
     _slices.check_given(slices, "--topology")
@@ -129,7 +129,7 @@ def _estimators(
 
 
 def _pass(batch: int, context: int) -> Pass:
-    """A decode step at this context, or a pass over prompts of this length."""
+    """A decode step at this context, or a prefill of prompts of this length."""
     if _PHASE.value == "decode":
         return Pass(batch, context)
     return Pass(batch, _CACHED.value, context)
@@ -138,28 +138,29 @@ def _pass(batch: int, context: int) -> Pass:
 def _records(
     estimator: Estimator, passes: list[Estimate], wanted: list[Layout | None]
 ) -> list[Record]:
-    recorder, least = Recorder(estimator), {}
+    recorder, remedies = Recorder(estimator), {}
     records = []
     for each in passes:
         record = recorder.record(each)
         if not each.fits:
-            record |= Record(message=_message(each, wanted, least))
+            record |= Record(message=_message(each, wanted, remedies))
         records.append(record)
     return records
 
 
-def _message(step: Estimate, wanted: list[Layout | None], known: dict) -> str:
-    """How much is missing, and what to do about it."""
+def _message(step: Estimate, wanted: list[Layout | None], remedies: dict) -> str:
+    """A message that says how much memory is missing, and what to do about it."""
     deployment, pass_ = step.deployment, step.pass_
-    if pass_ not in known:
-        known[pass_] = remedy(step, wanted)
+    if pass_ not in remedies:
+        remedies[pass_] = remedy(step, wanted)
     beyond = step.resident - deployment.slice.chip.expected.capacity
     length = f"context {pass_.context:,}"
     if pass_.over_prompts:
         length = f"{pass_.context:,} cached tokens and {pass_.tokens:,} of a prompt"
     return (
         f"batch {pass_.batch:,} at {length} is {number(beyond / 1e9)} GB per chip more than "
-        f"{deployment.slice} has with weights in {deployment.dtypes.weights.name}; {known[pass_]}"
+        f"{deployment.slice} has with weights in {deployment.dtypes.weights.name}; "
+        f"{remedies[pass_]}"
     )
 
 

@@ -3,16 +3,16 @@
 Needs neither the model's weights nor the chips: floors and expected times are estimates. Writes one
 picture for each name in --figures:
   latency        step time against batch: weights, KV cache, compute, the floor, the expected time
-  cost           the same per token, with the limit that no batch gets below
-  contexts       both for every context, and where compute takes over at each
-  chips          step time against chips by layout, and where communication stops the fall
-  pareto         cost against latency over batches and slices, with the front
+  cost           the same per token, with the limit that large batches approach
+  contexts       both for every context, and the batch at which compute takes over at each
+  chips          step time against chips by layout, to the point where communication dominates
+  pareto         cost against latency over batches and slices, with the Pareto front
   sparsity       the batch from which a step is bound by compute, for dense and sparse models
   communication  bytes that each layout sends in a prefill, after Pope et al. 2022, figure 3
 
-latency, cost, chips and pareto take the first context of --context, contexts takes all of them.
+latency, cost, chips and pareto use the first context of --context; contexts uses all of them.
 Curves against batch go from the first to the last batch of --batch; the document that --json writes
-has a record at each, and the curves' own numbers under curves.
+has a record for each of these batches, and the numbers of all curves under curves.
 
 Examples:
   python scripts/figures.py --model=llama3-70b --topology=v5e:4x4
@@ -32,7 +32,7 @@ import _slice_flags
 from absl import flags
 
 FIGURES = ("latency", "cost", "contexts", "chips", "pareto", "sparsity", "communication")
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Chip and shape of a slice, owned or not.")
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Chip and shape of a slice.")
 _MESH = flags.DEFINE_string(
     "mesh", None, "Sizes of mesh axes x, y and z on it; by default those expected to be fastest."
 )
@@ -42,11 +42,11 @@ _BATCH = flags.DEFINE_list(
 _CONTEXT = flags.DEFINE_list(
     "context",
     ["1024", "0", "2048", "8192", "32768"],
-    "Tokens in the cache of each sequence. Figures of one context take the first.",
+    "Tokens in each sequence's cache, a list. Figures of one context use the first.",
 )
 _CHIPS_BATCH = flags.DEFINE_integer("chips_batch", 64, "Batch of chips.png.", 1)
 _MAX_CHIPS = flags.DEFINE_integer(
-    "max_chips", 256, "Of the largest slice in chips.png and pareto.png.", 1
+    "max_chips", 256, "Chips of the largest slice in chips.png and pareto.png.", 1
 )
 _SLICES = flags.DEFINE_list(
     "slices",
@@ -54,7 +54,7 @@ _SLICES = flags.DEFINE_list(
     "Slices of pareto.png, of any chips, up to seven; by default the first five of --topology's "
     "chip on which the model fits.",
 )
-_FIGURES = flags.DEFINE_list("figures", list(FIGURES), "Which to draw.")
+_FIGURES = flags.DEFINE_list("figures", list(FIGURES), "Names of the figures to draw.")
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/figures", "Folder for the PNG files.")
 _array_flags.define_step_flags()
 flags.set_default(_common.MODEL, "llama3-70b")
@@ -80,7 +80,7 @@ with _common.importing(__name__):
 
 
 def main() -> None:
-    """Draws what is asked for, and writes the document."""
+    """Draws the figures that the flags name, and writes the document."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     names = _names()
     options = _options()
@@ -88,21 +88,21 @@ def main() -> None:
     check_writable(output)
     _common.check_json()
     study = Study(options)
-    found = {}
+    data = {}
     for name in names:
         path = output / f"{name}.png"
         if name in ("latency", "cost", "contexts"):
             getattr(curve_figures, name)(study, path)
         else:
-            found[name] = study.data(name)
-            if found[name] is None:
+            data[name] = study.data(name)
+            if data[name] is None:
                 _common.say(f"skipped {path}: {_why_not(options.deployment)}")
                 continue
-            getattr(slice_figures, name)(study, found[name], path)
+            getattr(slice_figures, name)(study, data[name], path)
         _common.say(f"wrote {path}")
     _common.say(f"costs: {_slices.price_words(options.deployment.slice.chip)}")
     if _common.JSON.value:
-        write_json(_common.JSON.value, curves_document(sys.argv, started, study, names, found))
+        write_json(_common.JSON.value, curves_document(sys.argv, started, study, names, data))
 
 
 def _why_not(deployment: Deployment) -> str:
@@ -121,7 +121,7 @@ def _names() -> list[str]:
 
 
 def _options() -> StudyOptions:
-    """What the flags ask for."""
+    """The options of the figures, from the flags."""
     if _array_flags.PREFILL_LAYOUT.value:
         raise UsageError(
             f"--prefill_layout is {_array_flags.PREFILL_LAYOUT.value}, but the curves are of "
@@ -153,20 +153,20 @@ def _options() -> StudyOptions:
 
 
 def _batches() -> tuple[int, ...]:
-    given = _common.integers("batch", _BATCH.value)
-    if len(given) == 1:
-        given = [*(1 << power for power in range(given[0].bit_length())), given[0]]
-    return tuple(sorted(set(given)))
+    batches = _common.integers("batch", _BATCH.value)
+    if len(batches) == 1:
+        batches = [*(1 << power for power in range(batches[0].bit_length())), batches[0]]
+    return tuple(sorted(set(batches)))
 
 
 def _contexts(model: Model) -> tuple[int, ...]:
-    """In the order given; 0 is an empty cache."""
+    """The contexts in the order of the flag; 0 is an empty cache."""
     text = ",".join(_CONTEXT.value)
     if not _CONTEXT.value or not all(each.strip().isascii() and each.strip().isdigit()
                                      for each in _CONTEXT.value):  # fmt: skip
         raise UsageError(f"--context is {text!r}; use whole numbers, 0 or more, joined by commas")
-    found = dict.fromkeys(int(each) for each in _CONTEXT.value)
-    return tuple(_common.within(model, _CONTEXT, found, 1))
+    contexts = dict.fromkeys(int(each) for each in _CONTEXT.value)
+    return tuple(_common.within(model, _CONTEXT, contexts, 1))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Answer prompts with a sharded decoder, as streamed text.
 
 The model is loaded onto a mesh of JAX devices (on a CPU, as many fake ones as asked for), prompts
-of any lengths run as one batch, and text appears as it is decoded. What the layout copies, how
-fast each step was and what the KV cache took goes to standard error.
+of any lengths run as one batch, and text appears as it is decoded. What the layout replicates, the
+time of a step and the size of the KV cache are printed on standard error.
 
 Examples:
   python scripts/generate.py --chat --prompt="Why is the sky blue?"
   python scripts/generate.py --devices=4 --prompt="Once upon a time" --max_new_tokens=40
   python scripts/generate.py --model=a.gguf --prompt=One --prompt=Two --temperature=0.8 --top_p=0.9
-  python scripts/generate.py --prompt="Once upon" --no_cache      what a KV cache saves
+  python scripts/generate.py --prompt="Once upon" --no_cache      shows what a KV cache saves
   python scripts/generate.py --model=tiny --random_weights --prompt_tokens=1,2,3 --json=-
 """
 
@@ -30,24 +30,24 @@ _CHAT = flags.DEFINE_bool("chat", False, "Put each prompt into the model's chat 
 _DEVICES = flags.DEFINE_integer(
     "devices",
     None,
-    "How many devices, on the mesh whose floor is least. Default: one on a CPU, elsewhere all that "
-    "the layout divides.",
+    "Number of devices, with the mesh of the lowest floor. Default: one on a CPU, elsewhere all "
+    "that the layout can divide.",
     1,
 )
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Limit for each prompt.")
 _IGNORE_EOS = flags.DEFINE_bool("ignore_eos", False, "Go on past the end-of-sequence token.")
 _STOP = flags.DEFINE_multi_string("stop", [], "End at this token: its text or its id; repeatable.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of random draws, and of random weights.", 0, 2**32 - 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of sampling, and of random weights.", 0, 2**32 - 1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely token.")
 _TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k most likely tokens.")
-_TOP_P = flags.DEFINE_float("top_p", None, "Draw from the likeliest tokens that sum to p.")
+_TOP_P = flags.DEFINE_float("top_p", None, "Draw from the likeliest tokens of probability p.")
 _MIN_P = flags.DEFINE_float("min_p", None, "Draw from tokens p times as likely as the likeliest.")
 _NO_CACHE = flags.DEFINE_bool(
-    "no_cache", False, "Generate again by recomputing every prefix, and compare."
+    "no_cache", False, "Generate again without a KV cache, by recomputing every prefix; compare."
 )
 _WEIGHT_LAYOUT = _array_flags.define_weight_layout(
-    "auto stores weights in memory as the compiler would have them for these prompts."
+    "auto lets the compiler choose the memory layout of weights, for these prompts."
 )
 _array_flags.define_step_flags()
 
@@ -87,7 +87,7 @@ with _common.importing(__name__):
 
 
 def main() -> None:
-    """Loads, generates, reports."""
+    """Loads the model, generates, and reports."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     sampler = make_sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value)
     _dtypes.check()
@@ -133,7 +133,7 @@ def main() -> None:
 
 
 class _Run:
-    """One generation: its completions and when each step's tokens arrived."""
+    """One generation: its completions, and the time at which each step's tokens arrived."""
 
     def __init__(self, source: ModelSource, request: Request, show: bool):
         self.source, self.request, self.show = source, request, show
@@ -147,7 +147,7 @@ class _Run:
             self._follow(steps)
         except (FloorlineError, KeyboardInterrupt):
             if self.show and self.completions and len(self.request.prompts) == 1:
-                _common.show("")  # ends the line of text that an error would else follow
+                _common.show("")  # ends the line of text, so that an error begins a new one
             raise
 
     def _follow(self, steps: Iterator[list[Completion]]) -> None:
@@ -168,14 +168,14 @@ class _Run:
             except OSError as error:
                 if not _common.JSON.value:
                     raise not_taken(error) from error
-                write = _common.fail_when_done(error)  # returns None: nothing more is shown
+                write = _common.fail_when_done(error)  # None, so that nothing more is shown
 
     def tokens(self) -> int:
         """Tokens generated for all prompts together."""
         return sum(len(completion.tokens) for completion in self.completions)
 
     def tokens_per_s(self) -> float:
-        """Tokens of sequences that had not ended, over the time of the steps after the first."""
+        """Tokens per second in the steps after the first, of sequences that had not ended."""
         return (self.tokens() - self.first_tokens) / sum(self.step_seconds)
 
     def context(self) -> int:
@@ -184,12 +184,12 @@ class _Run:
         return longest + len(self.step_seconds) // 2
 
     def texts(self) -> list[str]:
-        """Generated text of each prompt, or its token ids where there is no tokenizer."""
+        """Generated text of each prompt, or token ids if the model has no tokenizer."""
         return [_text(self.source, completion.tokens) for completion in self.completions]
 
 
 def _streamer(source: ModelSource, prompts: int) -> Callable[[list[Completion]], None]:
-    """Prints one prompt's text as it comes; several prompts' texts as each is finished."""
+    """A function that prints one prompt's text as it comes, or several texts as each one ends."""
     stream = source.tokenizer.stream() if source.tokenizer else None
     printed: set[int] = set()
     shown = 0
@@ -251,15 +251,15 @@ def _stop_ids(source: ModelSource) -> frozenset[int]:
     ids = set() if _IGNORE_EOS.value or tokenizer is None else set(tokenizer.stop_ids)
     for stop in _STOP.value:
         if re.fullmatch("[0-9]{1,18}", stop):
-            found = [int(stop)]
+            encoded = [int(stop)]
         else:
-            found = tokenizer.encode(stop, special=True) if tokenizer else []
-        if len(found) != 1 or found[0] >= source.config.vocabulary:
+            encoded = tokenizer.encode(stop, special=True) if tokenizer else []
+        if len(encoded) != 1 or encoded[0] >= source.config.vocabulary:
             raise UsageError(
                 f"--stop is {stop!r}, which is not one token of {source.config.name}; "
                 "give a token's text or its id"
             )
-        ids.add(found[0])
+        ids.add(encoded[0])
     return frozenset(ids)
 
 

@@ -1,12 +1,12 @@
-"""Show what a partitioning layout does to a model: each chip's arrays, and every collective.
+"""Show how a layout partitions a model: each chip's arrays, and every collective.
 
-Prints how each array is divided, what it costs a chip and how often it is copied; then the
-collectives of one forward pass, per layer and per step: those that the layout should cost, and
-those in the program that XLA compiles for JAX's devices. Draws layout.png: the mesh, and what each
-chip holds. Needs no weights, and for the tables no devices.
+Prints how each array is divided, its bytes per chip and its number of copies; then the collectives
+of one forward pass, per layer and per step: those that the layout is expected to need, and those
+in the program that XLA compiles for JAX's devices. Draws layout.png: the mesh, and the shards of
+each chip. Needs no weights, and for the tables no devices.
 
-XLA:CPU does without some collectives that TPUs have (profiles/compiled/substitutes.py lists
-which, and what it makes in their place); beyond those, compiled and expected must agree.
+XLA:CPU replaces some collectives that TPUs have (profiles/compiled/substitutes.py lists them, with
+their substitutes); otherwise, compiled and expected collectives must agree.
 
 Examples:
   python scripts/inspect_layout.py --model=llama3-70b --mesh=4x4x4 --layout=weight_stationary_2d
@@ -27,9 +27,9 @@ from absl import flags
 
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 4x4x4.")
 _DEVICES = flags.DEFINE_integer(
-    "devices", None, "How many devices, 8 by default, on the mesh whose floor is least.", 1
+    "devices", None, "Number of devices, 8 by default, with the mesh of the lowest floor.", 1
 )
-_BATCH = flags.DEFINE_integer("batch", 8, "Sequences; padded to what the layout divides.", 1)
+_BATCH = flags.DEFINE_integer("batch", 8, "Sequences; padded if the layout divides batches.", 1)
 _CONTEXT = flags.DEFINE_integer("context", 128, "Tokens that the KV cache has room for.", 2)
 _PHASE = flags.DEFINE_enum(
     "phase",
@@ -41,7 +41,7 @@ _PHASE = flags.DEFINE_enum(
 _COMPILE = flags.DEFINE_bool(
     "compile",
     None,
-    "Compile and count. By default where layers times devices are at most 256: under a minute.",
+    "Compile and count. By default if layers times devices are at most 256: under a minute.",
 )
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/layout", "Folder for layout.png.")
 _array_flags.define_step_flags()
@@ -84,7 +84,7 @@ with _common.importing(__name__):
 
 
 def main() -> None:
-    """Prints tables, draws, compiles where that is quick or asked for."""
+    """Prints tables and draws the layout; compiles if that is quick or the flags ask for it."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     output = Path(_OUTPUT_DIR.value)
     processes.agree(lambda: check_writable(output))
@@ -120,7 +120,7 @@ def main() -> None:
 
 
 def _subject() -> tuple[Subject, bool]:
-    """What to look at, and whether to compile it."""
+    """The step to inspect, and whether to compile it."""
     name = _common.MODEL.value
     asked = _DEVICES.value or (None if _MESH.value else 8)
     meshes = _layouts.meshes(asked, _MESH.value, request=False)

@@ -1,9 +1,9 @@
-"""Writes tests/families: a tiny random model of every family, with what transformers makes of it.
+"""Writes tests/families: a tiny random model of every family, with transformers' outputs.
 
 Each folder holds `config.json`, safetensors and `reference.npz`: prompts, logits at every
 position of each, and 32 greedy tokens after each, every prompt run alone in float32. The greedy
-tokens are made with a KV cache and again without one, and a model whose best two logits come
-within 1e-3 anywhere on the way is drawn anew. Needs the extra `parity`.
+tokens are made with a KV cache and again without one, and weights are drawn again if the best two
+logits of any token differ by less than 1e-3. Needs the extra `parity`.
 """
 
 import json
@@ -129,7 +129,7 @@ FAMILIES = {
 
 
 def random_model(model_type: str, sizes: dict, seed: int):
-    """A model whose every array matters: norms off one, biases off zero."""
+    """A random model in which every array changes the output: no norm is 1, and no bias 0."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -144,8 +144,8 @@ def random_model(model_type: str, sizes: dict, seed: int):
                 centre = 1.0 if "norm" in name and "gemma" not in model_type else 0.0
                 array.copy_(centre + 0.3 * torch.randn_like(array))
             elif "embed" in name or "lm_head" in name:
-                # Gemma multiplies its embeddings by sqrt(D): at scale one they would drown the
-                # layers, and the tied unembedding would answer every token with itself.
+                # Gemma multiplies its embeddings by sqrt(D): at scale one they would outweigh the
+                # layers, and the tied unembedding would predict every token to repeat.
                 scale = 0.3 * array.shape[-1] ** -0.5 if "gemma" in model_type else 1.0
                 array.copy_(scale * torch.randn_like(array))
             else:
@@ -154,7 +154,7 @@ def random_model(model_type: str, sizes: dict, seed: int):
 
 
 def greedy(model, prompt: list[int]) -> tuple[np.ndarray, list[int], float]:
-    """Logits [T, V] of the prompt, the greedy tokens after it, and the least margin of one."""
+    """Logits [T, V] of the prompt, the greedy tokens after it, and their smallest margin."""
     import torch
 
     tokens, margin = list(prompt), np.inf
@@ -202,7 +202,7 @@ def make(name: str, folder: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Makes the families asked for."""
+    """Writes the families that the flags name."""
     del argv
     import torch
 

@@ -1,19 +1,19 @@
-"""Write what llama.cpp answers with Gemma 3 270M, which Floorline's answers are held against.
+"""Write llama.cpp's answers with Gemma 3 270M, which tests compare with Floorline's.
 
 llama.cpp multiplies quantized weights by activations that it rounds to 8 bits, so two answers can
-differ though both are right. Here the GGUF file is dequantized first, weight by weight, and
-llama.cpp runs the same weights in float32 with a float32 cache. Prompts whose choice between two
-tokens is closer than 1e-3 are refused. Needs the extra `compare` (llama-cpp-python compiles
+differ though both are right. Here the GGUF file is dequantized first, and llama.cpp runs the same
+weights in float32 with a float32 cache. Prompts for which the largest two logits of any token
+differ by less than 1e-3 are refused. Needs the extra `compare` (llama-cpp-python compiles
 llama.cpp, which takes minutes).
 
     pip install -e '.[compare]'
     python scripts/make_gemma_references.py --gguf=gemma-3-270m-q4_k_m.gguf
 
 tests/references/gemma3_270m.json holds the file's SHA-256, the versions and, for each prompt,
-  text, prompt_ids    what was asked, and its tokens
+  text, prompt_ids    the prompt, and its tokens
   new_ids, new_text   the 32 greedy tokens that follow, and their text
   margins             [32] largest logit minus the second largest
-  as_stored           how many of the 32 llama.cpp repeats with the weights left quantized
+  as_stored           how many of the 32 llama.cpp also gives with quantized weights
 """
 
 import hashlib
@@ -47,13 +47,13 @@ PROMPTS = {
     "code": "def fibonacci(n):\n    ",
     "water": "Water boils at",
     "counting": "1, 2, 3, 4,",
-    # Longer than the 512 tokens that five of its six layers see.
+    # Longer than the window of 512 tokens that five of six layers have.
     "window": "".join(_STORY.format(n, 3 * n + 1, n % 7 + 2) for n in range(1, 17)) + "On night 17",
 }
 
 
 def dequantize(source: Path, target: Path) -> None:
-    """Writes the same model with every tensor in float32."""
+    """Writes a GGUF file of the same model with every tensor in float32."""
     library = importlib.import_module("gguf")
     file, fields = GGUFFile(source), library.GGUFReader(source).fields
     writer = library.GGUFWriter(target, file.metadata["general.architecture"])
@@ -70,7 +70,7 @@ def dequantize(source: Path, target: Path) -> None:
 
 
 def answer(gguf: Path) -> dict[str, dict[str, Any]]:
-    """What llama.cpp makes of each prompt."""
+    """llama.cpp's answer to each prompt."""
     library = importlib.import_module("llama_cpp")
     model = library.Llama(
         str(gguf),
@@ -109,14 +109,14 @@ def references(gguf: Path) -> dict[str, Any]:
     """The document to write.
 
     Raises:
-      FloorlineError: llama.cpp chose between two tokens that were as good as equal.
+      FloorlineError: the largest two logits of a token were almost equal.
     """
     with tempfile.TemporaryDirectory() as scratch:
         plain = Path(scratch) / "float32.gguf"
         dequantize(gguf, plain)
-        found = answer(plain)
+        answers = answer(plain)
     stored = answer(gguf)
-    for name, entry in found.items():
+    for name, entry in answers.items():
         if min(entry["margins"]) < MARGIN:
             raise FloorlineError(
                 f"margin of {name!r} is {min(entry['margins'])}; ask something else"
@@ -129,12 +129,12 @@ def references(gguf: Path) -> dict[str, Any]:
         "gguf": gguf.name,
         "sha256": hashlib.sha256(gguf.read_bytes()).hexdigest(),
         "versions": {name: importlib.metadata.version(name) for name in names},
-        "prompts": found,
+        "prompts": answers,
     }
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes the file and says what it holds."""
+    """Writes the file and prints a summary."""
     try:
         if len(argv) > 1:
             raise UsageError(f"argument is {argv[1]!r}, which no flag takes; see --help")

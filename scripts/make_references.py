@@ -1,8 +1,8 @@
-"""Write the references that Floorline's parity tests are held against.
+"""Write transformers' answers with SmolLM2-135M, which tests compare with Floorline's.
 
 Hugging Face transformers loads SmolLM2-135M-Instruct from a GGUF file (dequantized to float32),
 reads a few prompts of different lengths and kinds, and continues each one greedily until
-`<|im_end|>` or 64 tokens. What it answered is stored, so that the tests need neither torch nor
+`<|im_end|>` or 64 tokens. Its answers are stored, so that the tests need neither torch nor
 transformers:
 
     pip install -e '.[parity]'
@@ -11,17 +11,17 @@ transformers:
 smollm2_135m.json holds
   model, gguf, sha256, dtype, attention, eos_id, tokenizer, versions: how it was made;
   prompts: a list of objects, each with
-    name, text          what was asked; `messages` too where the text is a rendered chat
+    name, text          the prompt; also `messages` if the text is a rendered chat
     prompt_ids          [P] the prompt's tokens
     new_ids             [N] the greedy continuation; when it stopped early the last one is eos_id
     new_text            the continuation as text, special tokens left out
     stopped             "eos" or "length"
     log_probs           [N] log-softmax of the raw logits at each chosen token
-    margins             [N] largest logit minus the second largest; near 0 is a near tie, where
-                        a correct program may choose otherwise and then continue differently
+    margins             [N] largest logit minus the second largest; if it is almost 0,
+                        a correct program may choose another token and continue differently
     largest_magnitude   largest |logit| at the prompt's last position
-    uncached_difference largest |log_probs - the same from one pass without a cache|: the peer's
-                        own rounding, below which no test can tell anything.
+    uncached_difference largest |log_probs - those of one pass without a cache|: transformers'
+                        rounding errors, which bound the precision of any test.
 
 smollm2_135m.npz holds the logits at each prompt's last position, thinned to keep it small:
   NAME_largest_ids      [256] int32, tokens of the 256 largest logits, largest first
@@ -29,8 +29,8 @@ smollm2_135m.npz holds the logits at each prompt's last position, thinned to kee
   spaced_ids            [768] int32, tokens evenly spaced over the vocabulary, for every prompt
   NAME_spaced_logits    [768] float32
 
-Tokens are those of the published tokenizer, which cuts every digit apart and then splits as GPT-2
-does. transformers forgets the digits when it rebuilds a tokenizer from a GGUF file, so it is
+Tokens are those of the published tokenizer, which separates all digits and then splits as GPT-2
+does. transformers loses the rule for digits when it rebuilds a tokenizer from a GGUF file, so it is
 built here from the file's vocabulary and merges.
 """
 
@@ -56,7 +56,7 @@ _OUTPUT_DIR = flags.DEFINE_string(
 STEM = "smollm2_135m"
 NEW_TOKENS = 64
 LARGEST, SPACED = 256, 768
-# Cached and uncached passes differ by float32 rounding only; more than this is a broken load.
+# Cached and uncached passes differ by float32 rounding only; a larger difference is a failed load.
 MOST_DIFFERENCE = 1e-3
 SPECIAL_TOKEN = 3  # GGUF's token type "control"
 
@@ -142,11 +142,11 @@ def continue_greedily(torch: Any, model: Any, prompt_ids: list[int], eos_id: int
         new_ids.append(int(rows[-1].argmax()))
         cache, feed = output.past_key_values, new_ids[-1:]
     logits = torch.stack(rows)
-    whole = model(torch.tensor([prompt_ids + new_ids[:-1]]), use_cache=False).logits[0]
+    full = model(torch.tensor([prompt_ids + new_ids[:-1]]), use_cache=False).logits[0]
     chosen = torch.tensor(new_ids)[:, None]
     cached, uncached = (
         values.double().log_softmax(-1).gather(-1, chosen)[:, 0]
-        for values in (logits, whole[len(prompt_ids) - 1 :])
+        for values in (logits, full[len(prompt_ids) - 1 :])
     )
     best = logits.double().topk(2).values
     return dict(
@@ -159,7 +159,7 @@ def continue_greedily(torch: Any, model: Any, prompt_ids: list[int], eos_id: int
 
 
 def thin(name: str, logits: np.ndarray) -> dict[str, np.ndarray]:
-    """The part of one [V] row of logits that is stored, under the names it is stored by."""
+    """The stored part of one [V] row of logits, by name in the file."""
     largest = np.argsort(-logits, kind="stable")[:LARGEST].astype(np.int32)
     spaced = np.linspace(0, len(logits) - 1, SPACED).round().astype(np.int32)
     return {
@@ -171,9 +171,9 @@ def thin(name: str, logits: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def answer_prompts(gguf: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What transformers answers to every prompt, as the JSON object and the arrays to store."""
+    """transformers' answers to all prompts, as the JSON object and the arrays to store."""
     torch, model = peer_transformers.load(gguf, attention="eager")
-    # One thread: sums are then added in the same order on every run.
+    # With one thread, sums are added in the same order on every run.
     torch.set_num_threads(1)
     tokenizer, eos_id = build_tokenizer(gguf)
     prompts, arrays = [], {}
@@ -197,7 +197,7 @@ def answer_prompts(gguf: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _origin(gguf: Path, eos_id: int) -> dict[str, Any]:
-    """How the references were made: which weights, which tokenizer, which versions."""
+    """How the references were made: weights, tokenizer and versions."""
     names = ("torch", "transformers", "tokenizers", "numpy")
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -215,7 +215,7 @@ def _origin(gguf: Path, eos_id: int) -> dict[str, Any]:
 
 
 def _as_text(record: dict[str, Any]) -> str:
-    """JSON with one line per key, so that a change of one prompt reads as a change of few lines."""
+    """JSON with one line per key, so that a change of one prompt changes few lines."""
 
     def fields(values: dict[str, Any], indent: str) -> str:
         lines = (
@@ -230,7 +230,7 @@ def _as_text(record: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write both files and say what they hold."""
+    """Writes both files and prints a summary."""
     try:
         if len(argv) > 1:
             raise UsageError(f"argument is {argv[1]!r}, which no flag takes; see --help")

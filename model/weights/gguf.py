@@ -1,4 +1,4 @@
-"""A model's parameters from a GGUF file: which stored tensors make each array.
+"""A model's parameters from a GGUF file: the stored tensors that each array is made of.
 
 Sources: the tensor names of the GGUF specification
 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) and what llama.cpp's
@@ -36,7 +36,7 @@ def read_config(file: GGUFFile) -> ModelConfig:
       ConfigError: sizes that contradict each other.
     """
     config, linear = read_keys(file)
-    # Factors come last: only a head size that the tensors confirm may size them.
+    # Rotary factors come last: their number is the head size, which the tensors must confirm first.
     _checked_parameters(file, config)
     return dataclasses.replace(config, rotary_factors=_rotary_factors(file, config, linear))
 
@@ -48,16 +48,16 @@ def read_parameters(
 
     Args:
       file: the GGUF file.
-      config: what `read_config` said of it.
-      keep: the quantizations that parameters shall be in; those stored so are not dequantized.
+      config: the configuration that `read_config` gave for this file.
+      keep: quantization to return each parameter in; those already stored so are not dequantized.
 
     Returns:
       An iterator of (path in the model, float32 array, or codes and scales) in the order of the
       model.
 
     Raises:
-      WeightsError: at the call, for tensors missing, left over or misshapen; while iterating, for
-        damaged values.
+      WeightsError: at the call, for tensors that are missing, left over or of another shape; while
+        iterating, for damaged values.
     """
     parameters = _checked_parameters(file, config)
     return ((p.path, _read(file, p, (keep or {}).get(p.path))) for p in parameters)
@@ -80,7 +80,7 @@ def _as_stored(stored: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Parameter:
-    """One parameter: its path, the stored tensors by name and shape, and how they make it."""
+    """One parameter: its path, the stored tensors by name and shape, and the function of them."""
 
     path: KeyPath
     sources: dict[str, tuple[int, ...]]
@@ -103,7 +103,7 @@ class _Layer:
 
     Attributes:
       config: the model.
-      number: of the layer.
+      number: index of the layer.
       paired: the two rows of a rotary pair are adjacent in query and key matrices.
     """
 
@@ -138,7 +138,7 @@ class _Layer:
         c = self.config
         D, K, G, h = c.d_model, c.kv_heads, c.group, c.head_size
         kinds = {"weight": ("", (D,)), **({"bias": ("_bias", ())} if c.attention_bias else {})}
-        found = [
+        parameters = [
             self.one(
                 "attention.output",
                 {"attn_output": (D, K * G * h)},
@@ -148,9 +148,9 @@ class _Layer:
         for kind, (suffix, last) in kinds.items():
             query, others = {"attn_q": (K * G * h, *last)}, (K * h, *last)
             both = {"attn_k": others, "attn_v": others}
-            found.append(self.one("attention.query" + suffix, query, self.queries, kind))
-            found.append(self.one("attention.key_value" + suffix, both, self.join, kind))
-        return found
+            parameters.append(self.one("attention.query" + suffix, query, self.queries, kind))
+            parameters.append(self.one("attention.key_value" + suffix, both, self.join, kind))
+        return parameters
 
     def queries(self, q: np.ndarray) -> np.ndarray:
         """[K * G * h, ...] as [K, G, h, ...]."""
@@ -193,7 +193,7 @@ def _rotate_half(stored: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[_Parameter]:
-    """The model's parameters, once the file is known to hold exactly their tensors."""
+    """The model's parameters, after a check that the file holds exactly their tensors."""
     architecture = file.metadata["general.architecture"]
     if config.layers > len(file.tensors):
         raise WeightsError(
@@ -204,15 +204,15 @@ def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[_Parameter]
     needed = {name: shape for p in parameters for name, shape in p.sources.items()}
     if _ROTARY in file.tensors:
         needed[_ROTARY] = (config.head_size // 2,)
-    found = {name: info.shape for name, info in file.tensors.items()}
+    stored = {name: info.shape for name, info in file.tensors.items()}
     misshapen = [
-        f"{name} {list(found[name])} for {list(shape)}"
+        f"{name} {list(stored[name])} for {list(shape)}"
         for name, shape in needed.items()
-        if name in found and found[name] != shape
+        if name in stored and stored[name] != shape
     ]
     groups = {
-        "missing": [name for name in needed if name not in found],
-        "left over": [short(name) for name in found if name not in needed],
+        "missing": [name for name in needed if name not in stored],
+        "left over": [short(name) for name in stored if name not in needed],
         "misshapen": misshapen,
     }
     wrong = [

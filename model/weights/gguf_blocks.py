@@ -1,7 +1,7 @@
-"""GGUF's 4- and 8-bit tensors as they are: codes, scales and offsets, where we store them alike.
+"""GGUF's 4- and 8-bit tensors without dequantization, for types that this project stores alike.
 
 Source: the block structures of llama.cpp's `ggml-common.h`. All have a scale for each 32 inputs;
-Q4_1 and Q4_K a least value too.
+Q4_1 and Q4_K also have a minimum.
 """
 
 from collections.abc import Callable
@@ -10,18 +10,18 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 Blocks = tuple[np.ndarray, ...]
-"""Codes [N, K] in bytes, scales [N, K / 32] and, where the type has them, offsets likewise."""
+"""Codes [N, K] in bytes, scales [N, K / 32] and, where the type has them, offsets [N, K / 32]."""
 
 
 def read_blocks(rows: np.ndarray, kind: GGMLQuantizationType) -> Blocks:
-    """Takes stored rows apart.
+    """Splits stored rows into codes, scales and offsets.
 
     Args:
       rows: [N, bytes] uint8.
       kind: a key of `KEPT`.
 
     Returns:
-      What gives each value as ``code * scale (+ offset)``, in float32 exactly what the type means.
+      Arrays that give each value as ``code * scale (+ offset)``, exact in float32.
     """
     _, size, read = KEPT[kind]
     blocks = rows.reshape(-1, size)
@@ -41,12 +41,12 @@ def _q4_1(blocks: np.ndarray) -> Blocks:
 
 
 def _q4_k(blocks: np.ndarray) -> Blocks:
-    """256 values: two floats, eight pairs of 6-bit factors in 12 bytes, and the codes."""
+    """Blocks of 256 values: two floats, eight pairs of 6-bit factors in 12 bytes, and the codes."""
     low, middle, high = blocks[:, 4:16].reshape(-1, 3, 4).swapaxes(0, 1)
     scale = np.concatenate([low & 63, (high & 15) | (low >> 2 & 48)], axis=1)
-    least = np.concatenate([middle & 63, (high >> 4) | (middle >> 2 & 48)], axis=1)
+    minimum = np.concatenate([middle & 63, (high >> 4) | (middle >> 2 & 48)], axis=1)
     codes = _nibbles(blocks[:, 16:].reshape(-1, 32))
-    return codes, _half(blocks, 0) * scale, -(_half(blocks, 2) * least)
+    return codes, _half(blocks, 0) * scale, -(_half(blocks, 2) * minimum)
 
 
 def _nibbles(packed: np.ndarray) -> np.ndarray:
@@ -65,4 +65,4 @@ KEPT: dict[GGMLQuantizationType, tuple[str, int, Callable[[np.ndarray], Blocks]]
     GGMLQuantizationType.Q4_K: ("int4", 144, _q4_k),
     GGMLQuantizationType.Q8_0: ("int8_grouped", 34, _q8_0),
 }
-"""By type: the quantization of the same form, bytes of a block, and how it is read."""
+"""By type: name of the same quantization here, bytes of a block, and the function that reads it."""

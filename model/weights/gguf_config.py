@@ -1,8 +1,8 @@
 """A model's configuration from the metadata of a GGUF file.
 
-Every key of the architecture is taken by name or known to change nothing; any other is refused.
+Every key of the architecture is read by name or known to change nothing; any other is refused.
 Sources: the key names of the GGUF specification
-(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md); what each architecture leaves unsaid,
+(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md); defaults of each architecture,
 from the `load_hparams` of its model in https://github.com/ggml-org/llama.cpp.
 """
 
@@ -17,13 +17,13 @@ from model.config import ModelConfig
 from model.weights import WeightsError
 from model.weights.gguf_file import DAMAGED, GGUFFile, short
 
-# Keys that change nothing in the arithmetic when they have this value (_ANY: whatever they have),
+# Keys that change nothing in the arithmetic when they have this value (_ANY: any value),
 # because they only describe where the model comes from, or experts that it lacks.
 _ANY = object()
-_VISION = ("mm.", "vision.")  # of a file that may hold more than the language model
+_VISION = ("mm.", "vision.")  # keys of a vision tower, which a file may hold too
 _HARMLESS = {
     "attention.causal": True,
-    "expert_feed_forward_length": _ANY,  # of a model without experts
+    "expert_feed_forward_length": _ANY,  # may be there in a model without experts
     "expert_used_count": _ANY,
     "expert_weights_norm": True,
     "rope.scaling.finetuned": _ANY,
@@ -34,20 +34,19 @@ _HARMLESS = {
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What a `general.architecture` means beyond the keys and tensors that all share.
+    """Properties of a `general.architecture` that not all architectures share.
 
     Attributes:
       paired: the two rows of a rotary pair are adjacent in query and key matrices.
-      settings: fields of `ModelConfig` that it fixes.
-      window: where the file does not say.
-      pattern: where the file has windows, every so many layers the last one sees all tokens;
-        0 if none does.
-      local_base: base of the layers with a window where the file does not say; None for that of
-        the others.
-      scaled: Gemma's: embeddings are multiplied by sqrt(d_model), scores by head_size ** -0.5.
+      settings: fields of `ModelConfig` that the architecture fixes.
+      window: the default sliding window.
+      pattern: period of the layers without a window, in a model with windows: the last layer of
+        each group of so many sees all tokens; 0 if none does.
+      local_base: the default rotary base of the layers with a window; None for that of the others.
+      scaled: embeddings are multiplied by sqrt(d_model), scores by head_size ** -0.5 (Gemma).
       largest: number of layers of the one Gemma whose scores are multiplied by
         (d_model / heads) ** -0.5 instead, which no key says.
-      attention_softcap, logit_softcap: where the file does not say.
+      attention_softcap, logit_softcap: the defaults.
     """
 
     paired: bool = False
@@ -63,7 +62,7 @@ class Architecture:
 
 _GEMMA = {"norm_after": True, "activation": "gelu_tanh"}
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture(paired=True),  # and Mistral and Mixtral
+    "llama": Architecture(paired=True),  # also Mistral and Mixtral
     "qwen2": Architecture(settings={"attention_bias": True}),
     "qwen3": Architecture(settings={"query_key_norm": True}),
     "qwen3moe": Architecture(settings={"query_key_norm": True}),
@@ -87,7 +86,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 def read_keys(file: GGUFFile) -> tuple[ModelConfig, float]:
-    """The model's configuration as the metadata has it, and by how much positions are divided.
+    """The model's configuration from the metadata, and the divisor of its positions.
 
     Args:
       file: a GGUF file of one of `ARCHITECTURES`.
@@ -100,7 +99,7 @@ def read_keys(file: GGUFFile) -> tuple[ModelConfig, float]:
     keys = _Keys(file)
     architecture = ARCHITECTURES[keys.architecture]
     common = _common(keys, file)
-    ModelConfig(**common)  # refuses sizes before anything is computed from them
+    ModelConfig(**common)  # refuses wrong sizes before anything is computed from them
     more = _experts(keys) | _windows(keys, architecture, common["layers"])
     if architecture.scaled:
         more |= _gemma(keys, architecture, common)
@@ -133,7 +132,7 @@ def _common(keys: "_Keys", file: GGUFFile) -> dict[str, Any]:
 
 
 def _experts(keys: "_Keys") -> dict[str, Any]:
-    """Sizes of the experts; those of a model without any are left to `_HARMLESS`."""
+    """Sizes of the experts; for a model without any, `_HARMLESS` covers these keys."""
     count = keys.integer("expert_count", 0)
     if not count:
         return {}
@@ -170,7 +169,7 @@ def _gemma(keys: "_Keys", architecture: Architecture, common: Mapping[str, Any])
 
 
 class _Keys:
-    """The metadata of the file's architecture, each key taken once, so that none is passed over.
+    """The metadata of the file's architecture; `finish` refuses keys that were never read.
 
     Attributes:
       architecture: the prefix of the keys.
@@ -227,7 +226,7 @@ class _Keys:
         )
 
     def finish(self) -> None:
-        """Refuses whatever was not taken and might change the arithmetic."""
+        """Refuses keys that were not read and might change the arithmetic."""
         for key, value in self._left.items():
             harmless = _ANY if key.startswith(_VISION) else _HARMLESS.get(key)
             if harmless is not _ANY and (harmless is None or short(value) != short(harmless)):
@@ -235,7 +234,7 @@ class _Keys:
 
 
 def _linear_scaling(keys: _Keys) -> float:
-    """By how much positions are divided, for models stretched by linear interpolation."""
+    """The divisor of positions, for models with linear rotary scaling; 1 for others."""
     kind = keys.text("rope.scaling.type", "linear")
     if kind not in ("none", "linear"):
         keys.refuse("rope.scaling.type", kind)
@@ -245,7 +244,7 @@ def _linear_scaling(keys: _Keys) -> float:
 
 
 def _vocabulary(file: GGUFFile) -> int:
-    """Tokens, for files that do not say how many there are."""
+    """The number of token ids, for files without a key for it."""
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and tokens:
         return len(tokens)

@@ -2,9 +2,9 @@
 
 Source: the GGUF specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md,
 versions 2 and 3. Numbers of the format and dequantization come from the `gguf` package. The header
-is parsed here and not by its `GGUFReader`, which walks arrays one element at a time and believes
-every length: one corrupt byte makes it loop practically forever or fill the memory. Here each step
-is checked against the end of the file before it is taken.
+is parsed here and not by its `GGUFReader`, which reads arrays one element at a time and trusts
+every length: one corrupt byte makes it loop almost forever or fill the memory. Here each step
+is checked against the end of the file first.
 """
 
 import dataclasses
@@ -52,14 +52,14 @@ _PLAIN = {
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies in the file.
+    """Position and type of one tensor in the file.
 
     Attributes:
-      name: its name in the file.
+      name: the tensor's name in the file.
       shape: row-major, as numpy has it: a matrix is (outputs, inputs).
-      type: how its values are stored.
-      offset: first byte, from the start of the file.
-      bytes: stored length.
+      type: GGML's type of the stored values.
+      offset: position of the first byte in the file.
+      bytes: stored size.
     """
 
     name: str
@@ -108,28 +108,28 @@ class GGUFFile:
           name: a key of `tensors`.
 
         Returns:
-          float32 in the tensor's shape; the caller's own copy.
+          A new float32 array of the tensor's shape.
 
         Raises:
           WeightsError: no such tensor, a type that cannot be dequantized, or values that are not
             finite, as a corrupt scale gives.
         """
         info = self._find(name)
-        with np.errstate(all="ignore"):  # whatever goes wrong ends as a value that is not finite
+        with np.errstate(all="ignore"):  # any fault ends as a value that is not finite
             values = self._dequantize(info)
         self._check_finite(name, values)
         return values
 
     def quantization(self, name: str) -> str | None:
-        """The quantization that stores values as this tensor does; None if there is none."""
+        """Name of the quantization that stores values as this tensor does; None if none does."""
         kept = KEPT.get(self._find(name).type)
         return kept and kept[0]
 
     def read_kept(self, name: str) -> Blocks:
-        """One tensor of a type that has a `quantization`, as it is stored.
+        """A tensor whose type has a `quantization`, without dequantizing it.
 
         Returns:
-          Codes in the tensor's shape; scales and offsets, one for each 32 of its last dimension.
+          Codes of the tensor's shape; a scale, and perhaps an offset, for each 32 in a row.
 
         Raises:
           WeightsError: no such tensor, or scales that are not finite.
@@ -150,7 +150,7 @@ class GGUFFile:
         return self.tensors[name]
 
     def _check_finite(self, name: str, values: np.ndarray) -> None:
-        # The extremes show it without an array of flags: NaN passes through min and max.
+        # Minimum and maximum show it without an array of flags: both are NaN if a value is.
         if not (np.isfinite(values.min()) and np.isfinite(values.max())):
             raise WeightsError(
                 f"tensor {short(name)} of {self.path.name} is not finite everywhere; {DAMAGED}"
@@ -175,7 +175,7 @@ class GGUFFile:
 
 
 class _Header:
-    """Reads the values of a header in order, none of them beyond the end of the file."""
+    """Reads the values of a header in order, and refuses to read beyond the end of the file."""
 
     def __init__(self, name: str, data: np.ndarray):
         self._name, self._data = name, memoryview(data)
@@ -190,8 +190,8 @@ class _Header:
         self.at += size
         return self._data[self.at - size : self.at]
 
-    def number(self, form: str, what: str) -> Any:
-        return struct.unpack("<" + form, self.take(struct.calcsize(form), what))[0]
+    def number(self, code: str, what: str) -> Any:
+        return struct.unpack("<" + code, self.take(struct.calcsize(code), what))[0]
 
     def string(self, what: str) -> str:
         raw = self.take(self.number("Q", what), what)
@@ -201,7 +201,7 @@ class _Header:
             self.fail(what, f"{short(bytes(raw[:60]))}, not UTF-8")
 
     def start(self) -> tuple[int, int]:
-        """Tensor count and metadata count, behind the magic and the version."""
+        """Reads magic and version; returns the numbers of tensors and of metadata entries."""
         magic = bytes(self.take(4, "start"))
         if magic != b"GGUF":
             self.fail("start", f"{magic!r}, not b'GGUF'", "give a GGUF file")
@@ -246,7 +246,7 @@ class _Header:
 
 
 def _tensor_infos(header: _Header, count: int, alignment: int) -> dict[str, TensorInfo]:
-    """All tensors, each inside the file and none over another."""
+    """All tensors, after a check that each is inside the file and that none overlap."""
     infos: dict[str, TensorInfo] = {}
     for _ in range(count):
         info = _tensor_info(header, alignment)
@@ -266,7 +266,7 @@ def _tensor_infos(header: _Header, count: int, alignment: int) -> dict[str, Tens
 
 
 def _tensor_info(header: _Header, alignment: int) -> TensorInfo:
-    """One tensor, its offset still counted from the start of the tensor data."""
+    """One tensor, with its offset still relative to the start of the tensor data."""
     name = header.string("a tensor name")
     what = f"tensor {short(name)}"
     dimensions = header.number("I", f"number of dimensions of {what}")
@@ -291,7 +291,7 @@ def _map(path: Path) -> np.ndarray:
     """The file's bytes, memory-mapped."""
     try:
         status = path.stat()
-        # A pipe or device has no size to check against, and opening it might wait forever.
+        # A pipe or device has no size to check against, and opening one might block forever.
         if not stat.S_ISREG(status.st_mode):
             raise WeightsError(f"model file is {path}, not a regular file; give a .gguf file")
         if not status.st_size:
@@ -305,6 +305,6 @@ def _map(path: Path) -> np.ndarray:
 
 
 def short(value: object) -> str:
-    """A value of the file on one printable line of bounded length."""
+    """A value of the file as one printable line of bounded length."""
     text = ascii(value)
     return text if len(text) <= 80 else text[:77] + "..."

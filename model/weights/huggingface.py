@@ -1,6 +1,6 @@
-"""Parameters of a Hugging Face model directory: which stored tensors make each array.
+"""Parameters of a Hugging Face model directory: the stored tensors that each array is made of.
 
-Every array of the model is put together from pieces, so that a chip's shard reads only the rows
+Every array of the model is assembled from pieces, so that a chip's shard reads only the rows
 it holds. Names: the `modeling_*.py` of each family in https://github.com/huggingface/transformers.
 """
 
@@ -30,13 +30,13 @@ _UNEMBEDDING = "lm_head.weight"
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """One stored tensor's place in an array.
+    """A stored tensor as a block of one of the model's arrays.
 
     Attributes:
-      name: of the tensor.
+      name: name of the tensor.
       stored: its shape in the file.
-      shape: the same elements with the array's number of dimensions.
-      corner: where its first element is in the array.
+      shape: shape of the block, of the same elements; as many dimensions as the array.
+      corner: index of the block's first element in the array.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Assembled:
-    """An array of the model, read from a file only where it is indexed.
+    """An array of the model, of which indexing reads only the part that it asks for.
 
     Attributes:
       files: the directory's tensors.
-      shape: the whole array's.
-      pieces: cover it without overlap.
+      shape: shape of the array.
+      pieces: blocks that cover the array without overlap.
       offset: added to every element.
     """
 
@@ -85,7 +85,7 @@ def _common_dtype(dtypes: set[np.dtype]) -> np.dtype:
 
 
 class HuggingFaceFolder:
-    """A directory with `config.json` and safetensors; its headers are read and checked at once.
+    """A directory with `config.json` and safetensors; the constructor reads and checks the headers.
 
     Attributes:
       config: the model.
@@ -104,23 +104,23 @@ class HuggingFaceFolder:
 
     @property
     def dtype(self) -> str:
-        """bfloat16 where every matrix is; else float32, which holds whatever they are."""
+        """bfloat16 if every matrix is stored in it; else float32."""
         stored = {t.dtype for t in self._files.tensors.values() if len(t.shape) > 1}
         return "bfloat16" if stored == {np.dtype(ml_dtypes.bfloat16)} else "float32"
 
     def read_parameters(self, config: ModelConfig) -> Iterable[tuple[ParameterPath, Assembled]]:
-        """Every parameter by its path, read only where it is indexed."""
+        """Every parameter with its path; indexing one reads that part of it."""
         return read_parameters(self._files, config, self._model_type).items()
 
 
 def read_parameters(
     files: SafetensorsFiles, config: ModelConfig, model_type: str
 ) -> dict[ParameterPath, Assembled]:
-    """The model's parameters, none of them read yet.
+    """The model's parameters, which are read when they are indexed.
 
     Args:
       files: the directory's tensors.
-      config: what its `config.json` says.
+      config: the configuration that its `config.json` gives.
       model_type: the family, as `config.json` names it.
 
     Raises:
@@ -150,12 +150,12 @@ def read_parameters(
 
 
 def _check_wanted(files: SafetensorsFiles, wanted: Mapping[str, Shape], spare: list[str]) -> None:
-    """Refuses tensors that are not there, or not as they should be.
+    """Refuses files in which a tensor is missing or has another shape or dtype than the model's.
 
     Args:
       files: the directory's tensors.
-      wanted: the shape of each that the model needs.
-      spare: the names of the others.
+      wanted: the shapes of all tensors that the model needs, by name.
+      spare: names of tensors that the model does not need.
     """
     for name, shape in wanted.items():
         if name not in files.tensors:
@@ -192,19 +192,19 @@ def _check_tied(files: SafetensorsFiles, unembedding: str, embedding: str) -> No
 
 
 def _stored_name(tensors: Iterable[str], name: str, default: str) -> str:
-    """What the files call the one tensor that ends with `name`; else the name that is usual."""
-    found = [stored for stored in tensors if f".{stored}".endswith(f".{name}")]
-    return found[0] if len(found) == 1 else default
+    """The full name of the one tensor whose name ends with `name`; else `default`."""
+    matches = [stored for stored in tensors if f".{stored}".endswith(f".{name}")]
+    return matches[0] if len(matches) == 1 else default
 
 
 class _Arrays:
     """Every array of one model, by its path.
 
-    Whoever saves a model may save the base model alone, or one around it, and put no name or
-    more than one before those of its tensors. What stands before the embedding stands before all.
+    The base model may be saved alone or inside another module, so the names of its tensors have a
+    prefix of any length. The embedding's name tells that prefix, which all others share.
 
     Attributes:
-      embedding, unembedding: what the files call them.
+      embedding, unembedding: their names in the files.
     """
 
     def __init__(self, files: SafetensorsFiles, config: ModelConfig, names: Names):

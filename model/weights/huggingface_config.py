@@ -1,7 +1,7 @@
 """A model's configuration from the `config.json` of a Hugging Face directory.
 
-Every field is taken by name or known to change nothing; any other is refused, so that a model is
-never run with mathematics that it was not trained with. Fields and defaults: the
+Every field is read by name or known to change nothing; any other is refused, so that a model is
+never run with other arithmetic than it was trained with. Fields and defaults: the
 `configuration_*.py` of each family in https://github.com/huggingface/transformers.
 """
 
@@ -20,7 +20,7 @@ from model.weights.huggingface_families import ANY, FAMILIES, HARMLESS, Family
 from model.weights.quantized_names import NOT_READ
 
 _LARGEST = 10_000_000  # bytes of a config.json
-_MOST = {"head_dim": 2**16, "num_hidden_layers": 100_000}  # sizes that others are computed from
+_MOST = {"head_dim": 2**16, "num_hidden_layers": 100_000}  # limits of integer fields; else 2**40
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -57,12 +57,12 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
 
 
 def _name(folder: Path) -> str:
-    """What reports call a model: its folder, or in a hub's cache, as `ORG/NAME` there.
+    """The model's name in reports: its folder's name, or `ORG/NAME` in a cache of the hub.
 
-    Such a cache keeps it in `models--ORG--NAME/snapshots/COMMIT`: see `repo_folder_name` of
+    The cache's folders are `models--ORG--NAME/snapshots/COMMIT`: see `repo_folder_name` of
     https://github.com/huggingface/huggingface_hub.
     """
-    path = Path(os.path.abspath(folder))  # which leaves links as they are
+    path = Path(os.path.abspath(folder))  # unlike Path.resolve, follows no links
     kind, *name = path.parent.parent.name.split("--")
     if path.parent.name == "snapshots" and kind == "models" and name:
         return "/".join(name)
@@ -123,7 +123,7 @@ def _caps(fields: "_Fields", family: Family, d_model: int) -> dict[str, Any]:
 
 
 def _windows(fields: "_Fields", family: Family, layers: int) -> tuple[int | None, ...] | None:
-    """Each layer's window; `layer_types` decides where it is present."""
+    """Each layer's window, by `layer_types` if the field is there."""
     if not family.windows:
         return None
     size = int(fields.unset("sliding_window", family.window) or 0)
@@ -145,13 +145,13 @@ def _windows(fields: "_Fields", family: Family, layers: int) -> tuple[int | None
         return None
     if not size:
         if types is not None and any(by_rule):
-            fields.refuse("sliding_window", size, "layer_types wants a window")
+            fields.refuse("sliding_window", size, "layer_types needs a window")
         return None
     return tuple(size if windowed else None for windowed in by_rule)
 
 
 def _windowed(fields: "_Fields", family: Family, layers: int) -> list[bool]:
-    """Which layers have a window by the family's rule."""
+    """Whether each layer has a window, by the family's rule."""
     if family.windows == "pattern":
         every = family.pattern
         if family.local_base:
@@ -224,7 +224,7 @@ _QUANTIZATION = ("quantization_config", "compression_config", "quantization")
 
 
 class _Fields:
-    """The fields of a `config.json`, each taken by name."""
+    """The fields of a `config.json`; `finish` refuses unknown fields that were never read."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -248,7 +248,7 @@ class _Fields:
         return value
 
     def one_of(self, names: tuple[str, ...]) -> int:
-        """The integer that one or more of these fields hold."""
+        """The integer in one or more of these fields, which must agree."""
         found = {name: self.integer(name) for name in names if self._values.get(name) is not None}
         if not found:
             return self.integer(names[0])
@@ -269,7 +269,7 @@ class _Fields:
         return float(value)
 
     def unset(self, name: str, absent: float | None) -> float | None:
-        """A number above 0 that null unsets, which is another thing than leaving it out."""
+        """A positive number; None for null, and `absent` where the field is missing."""
         if name in self._values and self._values[name] is None:
             self._left.discard(name)
             return None
@@ -292,7 +292,7 @@ class _Fields:
         raise WeightsError(f"field {name!r:.80} of {self._path} is {shown}; {remedy}")
 
     def finish(self, known: Mapping[str, tuple[Any, ...] | object]) -> None:
-        """Refuses whatever was not taken and might change the mathematics."""
+        """Refuses fields that were not read and might change the arithmetic."""
         for name in sorted(self._left.intersection(_QUANTIZATION)):
             value = self._values[name]
             method = value.get("quant_method") if isinstance(value, dict) else None
@@ -312,7 +312,7 @@ def _read(path: Path) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            raise ValueError("a field stands there twice")
+            raise ValueError("a field is there twice")
         return found
 
     try:

@@ -1,4 +1,4 @@
-"""What each `model_type` of a Hugging Face `config.json` means, and what its tensors are called.
+"""The properties and tensor names of each `model_type` of a Hugging Face `config.json`.
 
 Sources: `configuration_*.py` and `modeling_*.py` of each family in
 https://github.com/huggingface/transformers.
@@ -29,7 +29,7 @@ _DESCRIPTIONS = [
     "exponential_decay_length_penalty",
 ]
 # fmt: on
-# Fields that change nothing in inference when they have one of these values.
+# Fields that do not change inference when they have one of these values.
 HARMLESS: Mapping[str, tuple[Any, ...] | object] = {
     **dict.fromkeys(_DESCRIPTIONS, ANY),
     "model_type": ANY,
@@ -48,8 +48,8 @@ HARMLESS: Mapping[str, tuple[Any, ...] | object] = {
     "decoder_sparse_step": (1,),
     "mlp_only_layers": ([], None),
     "shared_expert_intermediate_size": (0, None),
-    "_sliding_window_pattern": ANY,  # layer_types say the same
-    "sliding_window": (None,),  # of families that have none
+    "_sliding_window_pattern": ANY,  # layer_types says the same
+    "sliding_window": (None,),  # in families without windows
     "layer_types": (None,),
     "partial_rotary_factor": (1.0,),
 }
@@ -57,14 +57,14 @@ HARMLESS: Mapping[str, tuple[Any, ...] | object] = {
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """What a family calls the tensors that not all families call the same.
+    """A family's names of the tensors that are named differently among families.
 
     Attributes:
       mlp_norm: the norm before the MLP.
-      attention_norm_after, mlp_norm_after: the norms behind, where there are any.
-      norm_offset: what the stored scales of norms leave out; Gemma stores scale - 1.
-      router, experts: of a mixture.
-      gate, up, down: one MLP's, or one expert's, matrices.
+      attention_norm_after, mlp_norm_after: the norms after attention and MLP; empty for none.
+      norm_offset: added to stored scales of norms; 1 for Gemma, which stores scale - 1.
+      router, experts: the router and the experts of a mixture.
+      gate, up, down: the matrices of an MLP or an expert.
     """
 
     mlp_norm: str = "post_attention_layernorm"
@@ -88,25 +88,26 @@ _GEMMA_NAMES = Names(
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What a `model_type` means beyond the fields that all share.
+    """Properties of a `model_type` that not all families share.
 
     Attributes:
-      names: what its tensors are called.
-      activation_field: where the activation is.
+      names: names of its tensors.
+      activation_field: the field with the activation.
       tied: the default of `tie_word_embeddings`.
       epsilon: the default of `rms_norm_eps`.
       base: the default rotary base.
       local_base: the default base of layers with a window; None where all share one.
       window: the default of `sliding_window`; 0 for families that have none.
-      windows: which layers have one where `layer_types` is absent: ``all``; ``switched``, all if
-        `use_sliding_window` says so; ``upper``, the same from `max_window_layers` on; ``pattern``,
-        all but every so many.
-      pattern: of which the last sees all; where a field says how many, its default.
-      experts: the fields that may hold the number of experts; empty for none.
-      expert_width: the field with the width of each.
-      renormalise: whether chosen experts' weights are; None where a field says so.
+      windows: the layers that have a window where `layer_types` is absent: ``all``; ``switched``,
+        all if `use_sliding_window` is true; ``upper``, as ``switched``, from `max_window_layers`
+        on; ``pattern``, all but the last of each group of `pattern` layers.
+      pattern: layers of such a group; the default where a field says it.
+      experts: the fields that may hold the number of experts; empty for a dense model.
+      expert_width: the field with the d_ff of each expert.
+      renormalise: whether chosen experts' router weights are divided by their sum; None where a
+        field says it.
       settings: fields of `ModelConfig` that the family fixes.
-      harmless: values of further fields that change nothing, by field.
+      harmless: for each further field, the values with which it changes nothing.
       scaled: embeddings are multiplied by sqrt(d_model), scores by query_pre_attn_scalar ** -0.5.
       attention_softcap, logit_softcap: the defaults where the fields are absent.
     """

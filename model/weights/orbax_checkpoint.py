@@ -1,13 +1,13 @@
-"""A model in a folder of its own: arrays as Orbax writes them, the configuration, a tokenizer.
+"""This project's checkpoints: a folder with arrays that Orbax writes, configuration and tokenizer.
 
     floorline.json     the configuration, and every file's size and SHA-256
-    data-<letters>/    all else; the one that floorline.json names
+    data-<letters>/    everything else; floorline.json names the current one
       arrays/          written by Orbax
-      tokenizer/       small files, passed on as they are
+      tokenizer/       copies of the tokenizer's files
 
 A save writes a new data folder beside the old one and then replaces floorline.json in one rename.
-Wherever it is cut off, the folder holds the old model, or none; one that fails removes what it
-wrote.
+A save that is interrupted leaves the old model in place, if there was one; a save that fails also
+removes what it wrote.
 """
 
 import concurrent.futures
@@ -47,16 +47,16 @@ TOKENIZER = "tokenizer"
 _ARRAYS = "arrays"
 _FORMAT = 1
 _DATA = re.compile("data-[0-9a-f]{16}")
-# Of one piece on disk: a chip that wants part of an array reads no more than this beside it.
+# Size of a chunk on disk: a chip that needs part of an array reads at most so much in excess.
 _CHUNK_BYTES = 64 * 2**20
-# Read at a time, unless one array has more.
+# Bytes read concurrently, unless one array has more.
 _READ_BYTES = 256 * 2**20
 _LARGEST_MANIFEST = 100_000_000
-_ENDING_SECONDS = 5.0  # for a thread of a save, more than any was seen to take
+_ENDING_SECONDS = 5.0  # longest wait for a thread of a failed save; none took as long
 _AGAIN = "the checkpoint is damaged, convert or save it again"
 
 Watch = Callable[[int], None]
-"""Told of every so many bytes that have been read."""
+"""Called with each number of bytes that have been read."""
 
 
 def save(
@@ -66,16 +66,16 @@ def save(
     tokenizer: Mapping[str, bytes] | None = None,
     quantization: Quantization | None = None,
 ) -> None:
-    """Saves a model; one that the folder holds already stays until the new one is whole.
+    """Saves a model; a model that the folder already holds stays until the new one is complete.
 
-    Every process of a run calls this; they see the same folder.
+    Every process of a run calls this, and all must see the same folder.
 
     Args:
-      folder: made if absent.
-      config: of the model.
+      folder: the folder, created if absent.
+      config: the model's configuration.
       parameters: as an engine holds them, on any mesh.
-      tokenizer: name and content of files that `Tokenizer.from_folder` reads.
-      quantization: of matrices in few bits.
+      tokenizer: content of the files that `Tokenizer.from_folder` reads, by name.
+      quantization: how matrices are quantized; None for plain ones.
 
     Raises:
       WeightsError: the folder holds something else, or cannot be written to.
@@ -93,7 +93,7 @@ def save(
         if jax.process_index() == 0:
             kinds = {"dtype": dtype, "weight_dtype": quantization.name if quantization else dtype}
             manifest = _finish(data, config, kinds, tokenizer or {})
-            if not stands():  # what was written may be what another save left of it
+            if not stands():  # another save moved the folder away, so it may be incomplete
                 raise FileNotFoundError(f"{data} was removed")
             os.replace(manifest, folder / MANIFEST)
             _synchronise(folder)
@@ -109,12 +109,12 @@ def _current(folder: Path) -> str | None:
 
 
 def check_target(folder: Path) -> None:
-    """Refuses a folder in which something else is kept, or that cannot be written to.
+    """Refuses a folder that holds other files, or that cannot be written to.
 
-    It need not be there, and is not made.
+    The folder need not exist, and is not created.
 
     Raises:
-      WeightsError: it is no folder, holds files of others, or takes no file.
+      WeightsError: the path is no folder, or one that holds other files or is not writable.
     """
     try:
         others = [entry.name for entry in folder.iterdir()] if folder.exists() else []
@@ -137,7 +137,7 @@ def _finish(
     kinds: Mapping[str, str],
     tokenizer: Mapping[str, bytes],
 ) -> Path:
-    """Writes what is beside the arrays; returns the manifest, which renaming makes the folder's."""
+    """Writes everything but the arrays; returns the path of the manifest, yet to be renamed."""
     (data / TOKENIZER).mkdir()
     for file, content in tokenizer.items():
         (data / TOKENIZER / file).write_bytes(content)
@@ -154,7 +154,7 @@ def _finish(
     }
     for path in (*data.rglob("*"), data):
         _synchronise(path)
-    temporary = data / MANIFEST  # where no other save writes
+    temporary = data / MANIFEST  # no other save writes to this data folder
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(content | {"sha256": _own_digest(content)}, file, indent=1, allow_nan=False)
         file.flush()
@@ -163,15 +163,15 @@ def _finish(
 
 
 class OrbaxFolder:
-    """A saved model of which floorline.json is read and checked, and nothing else yet.
+    """A saved model; the constructor reads and checks floorline.json alone.
 
     Attributes:
       path: the folder.
       config: the model.
-      tokenizer: folder of the tokenizer's files.
-      dtype: of plain arrays.
-      quantization: of matrices in few bits; None where they are plain.
-      bytes: of all files.
+      tokenizer: folder with the tokenizer's files.
+      dtype: dtype of plain arrays.
+      quantization: how matrices are quantized; None for plain ones.
+      bytes: size of all files.
 
     Raises:
       WeightsError: no checkpoint, or one that is damaged.
@@ -183,7 +183,7 @@ class OrbaxFolder:
         content = _read_manifest(self.path / MANIFEST)
         self.config = _config(content["config"])
         self.dtype: str = content["dtype"]
-        self.quantization = self._scheme(content.get("weight_dtype", self.dtype))
+        self.quantization = self._known_quantization(content.get("weight_dtype", self.dtype))
         self._data = self.path / content["data"]
         self._files: dict[str, dict[str, Any]] = content["files"]
         self.tokenizer = self._data / TOKENIZER
@@ -214,17 +214,17 @@ class OrbaxFolder:
           model: declares shapes and dtypes; values stored in another dtype are converted.
           placement: the layout to put them in.
           mesh: the devices.
-          watch: told as files are checked, `bytes` in all over all processes.
+          watch: called as files are checked; the numbers add up to `bytes` over all processes.
 
         Raises:
-          WeightsError: a file that is not as it was saved.
+          WeightsError: a file differs from what was saved.
         """
         mine = sorted(self._files)[jax.process_index() :: jax.process_count()]
         self._verify(mine, watch)
-        where = shardings(model, placement, mesh)
+        by_path = shardings(model, placement, mesh)
         wanted = {
             _key(path): jax.ShapeDtypeStruct(
-                param.shape, _SIGNED.get(param.dtype, param.dtype), sharding=where[path]
+                param.shape, _SIGNED.get(param.dtype, param.dtype), sharding=by_path[path]
             )
             for path, param in declarations(model).items()
         }
@@ -243,7 +243,7 @@ class OrbaxFolder:
             }
         )
 
-    def _scheme(self, stored: str) -> Quantization | None:
+    def _known_quantization(self, stored: str) -> Quantization | None:
         if stored != self.dtype and stored not in QUANTIZATIONS:
             raise WeightsError(
                 f"weight_dtype of {self.path} is {stored!r}, which is not known (known: "
@@ -277,7 +277,7 @@ def _signed(array: jax.Array) -> jax.Array:
 
 
 def _as_bits(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The same bits as another type of as many."""
+    """The same bits as another type of the same width."""
     return array if array.dtype == dtype else _reinterpret(array, dtype)
 
 
@@ -285,39 +285,39 @@ _reinterpret = jax.jit(jax.lax.bitcast_convert_type, static_argnums=1)
 
 
 def _agreed(value: np.ndarray) -> np.ndarray:
-    """The first process's value, in all of them."""
+    """Process 0's value, in every process."""
     if jax.process_count() == 1:
         return value
     return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
 def _orbax(wanted: Iterable[jax.ShapeDtypeStruct] = ()) -> contextlib.AbstractContextManager:
-    """How arrays are stored, and read with little memory beside them."""
+    """Orbax's options: uncompressed chunks, read with little additional memory."""
     context = ocp.Context()
-    # A folder that cannot be made in the background is waited for, for minutes.
+    # If it creates folders in the background and fails, Orbax waits for them for minutes.
     context.async_options.create_directories_asynchronously = False
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     # Compression would save a quarter of bfloat16 weights, but every compressed array stays in
     # memory until the save ends, as much again as the model.
     context.array.saving.use_compression = False
     largest = max((math.prod(array.shape) for array in wanted), default=0)
-    # As float32, whatever they are stored as; Orbax wants room for more than the largest.
+    # Orbax needs room for more than the largest array, which it counts as float32.
     context.memory_options.read_concurrent_bytes = max(_READ_BYTES, 4 * largest + 1)
     return context
 
 
 @contextlib.contextmanager
 def _threads_ended() -> Iterator[None]:
-    """Waits for the threads of a save that fails, which write on for a moment.
+    """If a save fails, waits for its threads, which go on writing for a moment.
 
-    Each would log its stack, too, of which what is raised says all.
+    Also drops the stack traces that they log: the exception says the same.
     """
     before, log = set(threading.enumerate()), logging.getLogger("absl")
 
-    def wanted(record: logging.LogRecord) -> bool:
+    def below_error(record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR
 
-    log.addFilter(wanted)
+    log.addFilter(below_error)
     try:
         yield
     except BaseException:
@@ -325,11 +325,11 @@ def _threads_ended() -> Iterator[None]:
             thread.join(_ENDING_SECONDS)
         raise
     finally:
-        log.removeFilter(wanted)
+        log.removeFilter(below_error)
 
 
 def _digests(files: list[Path], watch: Watch | None = None) -> list[str]:
-    """SHA-256 of each file, several at a time."""
+    """SHA-256 of each file, computed in several threads."""
 
     def digest(path: Path) -> str:
         state, buffer = hashlib.sha256(), bytearray(2**20)
@@ -381,5 +381,5 @@ def _config(values: dict[str, Any]) -> ModelConfig:
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     try:
         return ModelConfig(**values | lists)
-    except TypeError as error:  # a field of another version
+    except TypeError as error:  # another version's ModelConfig had other fields
         raise WeightsError(f"configuration is not readable ({error}); {_AGAIN}") from None

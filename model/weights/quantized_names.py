@@ -1,6 +1,7 @@
-"""Quantized weights of other makers, known by what their tensors and files are called.
+"""Recognizes weights that other tools quantized, by the names of tensors and files.
 
-None of them is read. Names: what each maker's `save_pretrained` or `save_quantized` writes.
+Such weights cannot be read. The names are those that each tool's `save_pretrained` or
+`save_quantized` writes.
 """
 
 from collections.abc import Iterable
@@ -25,20 +26,20 @@ _TENSORS = {
 
 
 def file_of(names: Iterable[str]) -> str | None:
-    """The file that says of a folder, given the names of all its files, how it is quantized."""
+    """The file in a folder that says how it is quantized, from the names of all its files."""
     return next((name for name in _FILES if name in names), None)
 
 
 def quantized(tensors: Iterable[str], files: Iterable[str]) -> str | None:
-    """What quantized these tensors, and by what one sees it, as the beginning of an error.
+    """The tool that quantized these tensors and the name that shows it, to begin an error with.
 
     Args:
-      tensors: their names.
-      files: names of the files beside them.
+      tensors: names of the tensors.
+      files: names of the other files in their folder.
 
     Returns:
-      Such as "tensor a.qweight is quantized by GPTQ (quantize_config.json)"; None where no name
-      tells of it.
+      A text such as "tensor a.qweight is quantized by GPTQ (quantize_config.json)"; None if no name
+      shows any quantization.
     """
     seen = ((kind, name) for kind in _TENSORS for name in tensors if name.endswith(kind))
     kind, name = next(seen, ("", ""))

@@ -1,9 +1,9 @@
 """Tensors of a Hugging Face model directory, kept in one or several safetensors files.
 
-Source: the format's description in https://github.com/huggingface/safetensors (README, "Format"),
-and for the index of a model in several files what `save_pretrained` of
-https://github.com/huggingface/transformers writes. The headers are parsed here, because reading
-part of a tensor in another shape than the stored one needs to know where its bytes are.
+Sources: the format's description in https://github.com/huggingface/safetensors (README, "Format"),
+and `save_pretrained` of https://github.com/huggingface/transformers, which writes the index of a
+model in several files. The headers are parsed here, because reading part of a tensor in another
+shape than the stored one needs the position of its bytes.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ from model.weights.quantized_names import NOT_READ, file_of
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-MAX_JSON_BYTES = 100_000_000  # the limit that the format sets to a header
-# Saved by old versions and computed from the configuration: never there for a reader, so that it
-# matters neither whether an index lists them nor how many files hold them.
+MAX_JSON_BYTES = 100_000_000  # the format's limit for a header
+# Rotary frequencies, which old versions saved. They follow from the configuration, so they are
+# left out of files and indexes alike.
 _DERIVED = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
-# The embedding once more in many models, which an index may list where no file has it, or the
-# reverse. A model that needs it and has not got it is refused by name.
+# In many models a copy of the embedding: an index may list it where no file has it, or the reverse.
+# A model that needs it and lacks it is refused by name.
 _UNEMBEDDING = re.compile(r"(.*\.)?lm_head\.weight")
-_SHORT_RUN = 1 << 16  # bytes; seeking from one such run to the next costs more than reading on
+_SHORT_RUN = 1 << 16  # bytes; between shorter runs, seeking costs more than reading the gap
 _BLOCK = 1 << 24  # bytes read at a time where runs are short
 _MAX_DIMENSIONS = 64  # numpy's limit
 
@@ -61,13 +61,13 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies.
+    """Position and type of one tensor.
 
     Attributes:
-      file: that holds it.
-      dtype: of its elements.
+      file: the file that holds it.
+      dtype: dtype of its elements.
       shape: row-major, as numpy has it.
-      start: its first byte, from the start of the file.
+      start: position of its first byte in the file.
     """
 
     file: Path
@@ -80,8 +80,8 @@ class SafetensorsFiles:
     """All tensors of a directory: one `model.safetensors`, or the files that the index names.
 
     Args:
-      folder: the directory. Where it has an index and a single file, the index counts, unless a
-        file that it names is missing.
+      folder: the directory. If it has both an index and a single file, the index is used, unless
+        a file that it names is missing.
 
     Attributes:
       tensors: name to `StoredTensor`; rotary frequencies, which old versions saved, are left out.
@@ -118,11 +118,11 @@ class SafetensorsFiles:
 
         Args:
           name: a key of `tensors`.
-          shape: to view it as; its own by default.
-          index: the part of that view, slices of step 1; the whole by default.
+          shape: shape to view the tensor in; its own by default.
+          index: the part of that view to read, slices of step 1; all of it by default.
 
         Returns:
-          A contiguous array; the caller's own copy.
+          A new contiguous array.
 
         Raises:
           WeightsError: no such tensor, another number of elements than `shape` has, or a file
@@ -141,8 +141,8 @@ class SafetensorsFiles:
         bounds = _bounds(shape, index or ())
         out = np.empty([stop - start for start, stop in bounds], tensor.dtype)
         if out.size:
-            # Plain reads and no memory map: when the file shrinks or its disk fails, they say so
-            # where touching a map kills the process.
+            # Plain reads and no memory map: when the file shrinks or its disk fails, a read raises
+            # an error, but access to a map kills the process.
             with _opened(tensor.file) as file:
                 _read_part(file, tensor, shape, bounds, out)
             if tensor.dtype == bool and out.view(np.uint8).max() > 1:
@@ -150,8 +150,8 @@ class SafetensorsFiles:
         return out
 
 
-def _without_derived(found: dict[str, _T]) -> dict[str, _T]:
-    return {name: value for name, value in found.items() if not _DERIVED.fullmatch(name)}
+def _without_derived(entries: dict[str, _T]) -> dict[str, _T]:
+    return {name: value for name, value in entries.items() if not _DERIVED.fullmatch(name)}
 
 
 def _read_part(
@@ -161,21 +161,21 @@ def _read_part(
     bounds: list[tuple[int, int]],
     out: np.ndarray,
 ) -> None:
-    """Fills `out` with a part of a tensor: run by run, or if runs are short, with all between."""
+    """Fills `out` with a part of a tensor; if its runs are short, also reads the gaps between."""
     size, starts = tensor.dtype.itemsize, _run_starts(shape, bounds)
     rows = out.reshape(-1).view(np.uint8).reshape(len(starts), -1)
     if len(starts) == 1 or rows.shape[1] >= _SHORT_RUN:
         for start, row in zip((tensor.start + starts * size).tolist(), rows, strict=True):
             _fill(memoryview(row), file, start)
         return
-    whole, (first, last) = math.prod(shape[1:]), bounds[0]
-    step = max(1, _BLOCK // (whole * size))
+    row_size, (first, last) = math.prod(shape[1:]), bounds[0]
+    step = max(1, _BLOCK // (row_size * size))
     inner = tuple(slice(*bound) for bound in bounds[1:])
-    block = np.empty(min(step, last - first) * whole, tensor.dtype)
+    block = np.empty(min(step, last - first) * row_size, tensor.dtype)
     for at in range(first, last, step):
         count = min(step, last - at)
-        part = block[: count * whole]
-        _fill(memoryview(part.view(np.uint8)), file, tensor.start + at * whole * size)
+        part = block[: count * row_size]
+        _fill(memoryview(part.view(np.uint8)), file, tensor.start + at * row_size * size)
         out[at - first : at - first + count] = part.reshape(count, *shape[1:])[:, *inner]
 
 
@@ -184,8 +184,8 @@ def _bounds(shape: tuple[int, ...], index: tuple[slice, ...]) -> list[tuple[int,
     if len(index) > len(shape) or any(part.step not in (None, 1) for part in index):
         raise ValueError(f"index is {index}; give at most {len(shape)} slices of step 1")
     index += (slice(None),) * (len(shape) - len(index))
-    found = (part.indices(size) for part, size in zip(index, shape, strict=True))
-    return [(start, max(start, stop)) for start, stop, _ in found]
+    ranges = (part.indices(size) for part, size in zip(index, shape, strict=True))
+    return [(start, max(start, stop)) for start, stop, _ in ranges]
 
 
 def _run_starts(shape: tuple[int, ...], bounds: list[tuple[int, int]]) -> np.ndarray:
@@ -194,7 +194,7 @@ def _run_starts(shape: tuple[int, ...], bounds: list[tuple[int, int]]) -> np.nda
     if not cut:
         return np.zeros(1, np.int64)
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    last = cut[-1]  # whatever the dimensions behind are, the part has all of them
+    last = cut[-1]  # the part has all of the dimensions after this one
     starts = np.array([bounds[last][0] * strides[last]], np.int64)
     for axis in reversed(range(last)):
         steps = np.arange(*bounds[axis], dtype=np.int64) * strides[axis]
@@ -204,9 +204,9 @@ def _run_starts(shape: tuple[int, ...], bounds: list[tuple[int, int]]) -> np.nda
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[io.FileIO]:
-    """A file to read; errors of the system in the block become ours."""
+    """Opens a file for reading; an OSError in the block becomes a WeightsError."""
     try:
-        # Opening a pipe might wait forever.
+        # Opening a pipe might block forever.
         if not stat.S_ISREG(path.stat().st_mode):
             raise WeightsError(f"model file is {path}, not a regular file; {DAMAGED}")
         with open(path, "rb", buffering=0) as file:
@@ -232,7 +232,7 @@ def _fail(what: str, file: str, value: str, remedy: str = DAMAGED) -> NoReturn:
 
 
 def _parse(raw: bytearray, what: str, file: str) -> dict[str, Any]:
-    """A JSON object of which no key is there twice."""
+    """Parses a JSON object; refuses duplicate keys."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -255,7 +255,7 @@ def _parse(raw: bytearray, what: str, file: str) -> dict[str, Any]:
 
 
 def _read_header(path: Path, file: io.FileIO) -> dict[str, StoredTensor]:
-    """The tensors of one file, which together cover it to its end."""
+    """The tensors of one file, after a check that they cover its data without gaps."""
     size = os.fstat(file.fileno()).st_size
     length = bytearray(8)
     _fill(memoryview(length), file, 0)
@@ -271,7 +271,7 @@ def _read_header(path: Path, file: io.FileIO) -> dict[str, StoredTensor]:
     for name, entry in header.items():
         tensors[name], ends[name] = _stored_tensor(path, name, entry, 8 + count)
     at = 8 + count
-    # Empty tensors share their start with the next one.
+    # An empty tensor starts where the next one does.
     for name in sorted(tensors, key=lambda name: (tensors[name].start, ends[name])):
         if tensors[name].start != at:
             start = tensors[name].start
@@ -283,7 +283,7 @@ def _read_header(path: Path, file: io.FileIO) -> dict[str, StoredTensor]:
 
 
 def _stored_tensor(path: Path, name: str, entry: Any, data: int) -> tuple[StoredTensor, int]:
-    """One entry of the header, and the tensor's end; the data of all starts at byte `data`."""
+    """The tensor of one entry of the header, and its end; the file's data start at byte `data`."""
     what = f"tensor {short(name)}"
     if not isinstance(entry, dict):
         _fail(what, path.name, f"{short(entry)}, not a JSON object")
@@ -321,7 +321,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _find_index(folder: Path, names: set[str]) -> dict[str, str] | None:
-    """Tensor name to file name as the index has it, or None where the single file counts."""
+    """The index, tensor name to file name; None where the single file is to be read."""
     if INDEX in names:
         index = _read_index(folder / INDEX)
         missing = sorted(set(index.values()) - names)
@@ -366,7 +366,7 @@ def _read_index(path: Path) -> dict[str, str]:
         _fail("weight_map", path.name, f"{short(found)}, not an object that maps tensors to files")
     for file in found.values():
         if not isinstance(file, str) or not file.endswith(".safetensors") or set(file) & set("/\\"):
-            remedy = "take the index of files beside it"
+            remedy = "use the index that belongs to the files beside it"
             _fail(
                 "file in weight_map", path.name, f"{short(file)}, not a .safetensors file", remedy
             )
@@ -374,7 +374,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _check_index(index: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> None:
-    """Refuses an index that does not place every tensor where it is."""
+    """Refuses an index that disagrees with the files on which file has which tensor."""
     remedy = "fetch all files of the model again, from one version of it"
     for name, tensor in tensors.items():
         if not (name in index or _UNEMBEDDING.fullmatch(name)):

@@ -1,4 +1,4 @@
-"""Chips and slices of them, published figures with their sources, and the devices that are here.
+"""Chips and slices of them, published figures with their sources, and the devices of this run.
 
 May import `report`.
 """

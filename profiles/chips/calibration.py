@@ -1,8 +1,8 @@
-"""What a step achieves of a chip's recommended figures: the constants of an expected time.
+"""Calibrations: the constants of expected times, such as the achieved fraction of a bandwidth.
 
-One set for a family of chips and the software on it, each with its source, in `calibrations.json`,
-or from a file of one's own with ``--calibration``. A set that was fitted for one chip and lent to
-another says so.
+`calibrations.json` has one for each family of chips and the software on it, with its source;
+``--calibration`` reads one from a file of the user's. Reports say when a calibration that was
+fitted for one chip is used for another.
 """
 
 import dataclasses
@@ -18,20 +18,21 @@ _NOT_NUMBERS = ("name", "source", "chips", "hidden")
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Achieved rates, as fractions of recommended figures, and fixed times in seconds.
+    """Achieved rates, as fractions of a chip's recommended figures, and fixed times in seconds.
 
     Attributes:
-      name: of the set.
+      name: name of the calibration.
       source: where its numbers are from, or what they were fitted to.
-      chips: short names of those that it was fitted for.
-      memory: of a memory's bandwidth, reading weights and cache.
-      compute: of the arithmetic peak, in the matmuls of a step.
-      link: of the rate of links.
-      collective_s: of each collective, whatever its size; hops come on top.
-      network_s: of each collective between hosts or slices, on top.
-      layer_s: of each layer, whatever its size: starting its kernels.
-      step_s: of each step.
-      hidden: collectives run while memory is read, and add to arithmetic alone.
+      chips: short names of the chips that it was fitted for.
+      memory: achieved fraction of the memory bandwidth, reading weights and cache.
+      compute: achieved fraction of the arithmetic peak, in the matmuls of a step.
+      link: achieved fraction of the rate of links.
+      collective_s: fixed time of each collective; hops are added to it.
+      network_s: fixed time of each collective between hosts or slices, added to `collective_s`.
+      layer_s: fixed time of each layer, in which its kernels start.
+      step_s: fixed time of each step.
+      hidden: whether collectives overlap with reading memory, so that their time only adds to that
+        of arithmetic.
     """
 
     name: str
@@ -62,66 +63,66 @@ class Calibration:
                 )
 
     def said_of(self, chip: str) -> str:
-        """The name, and if it was fitted for other chips, which."""
+        """The name, for a report on a chip; says which chips it was fitted for if not this one."""
         if chip in self.chips:
             return self.name
         return f"{self.name}, lent to {chip} from {', '.join(self.chips)}"
 
 
 def calibrations() -> tuple[Calibration, ...]:
-    """All shipped sets."""
+    """All calibrations of `calibrations.json`."""
     return tuple(_shipped()[0].values())
 
 
 def calibration_of(chip: str) -> Calibration:
-    """The set for this chip, its own or lent by the nearest kind that has one.
+    """The calibration for a chip: its own, or that of the nearest kind of chip that has one.
 
     Args:
-      chip: short name.
+      chip: the chip's short name.
     """
     sets, lent = _shipped()
-    for found in sets.values():
-        if chip in found.chips:
-            return found
+    for calibration in sets.values():
+        if chip in calibration.chips:
+            return calibration
     return sets[lent[chip]]
 
 
 def read_calibration(path: str) -> Calibration:
-    """A set of one's own: a JSON object with all fields of `Calibration`, as the shipped ones.
+    """Reads a calibration from a file: a JSON object with all fields of `Calibration`.
 
     Raises:
-      UsageError: there is no such file, or it is not of this form.
+      UsageError: there is no such file, or it is no such object.
     """
     try:
-        given = json.loads(Path(path).read_text())
+        values = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"--calibration is {path!r}, which cannot be read: {error}") from None
-    return _parse(given, path)
+    return _parse(values, path)
 
 
-def _parse(given: object, where: str) -> Calibration:
+def _parse(values: object, file: str) -> Calibration:
     fields = {field.name: field.type for field in dataclasses.fields(Calibration)}
-    if not isinstance(given, dict) or given.keys() - fields.keys() or fields.keys() - given.keys():
+    if not isinstance(values, dict) or values.keys() ^ fields.keys():
         raise UsageError(
-            f"calibration in {where} is not of the fields {', '.join(fields)}; give exactly those"
+            f"calibration in {file} is not of the fields {', '.join(fields)}; give exactly those"
         )
-    numbers = {k: v for k, v in given.items() if k not in _NOT_NUMBERS}
+    numbers = {k: v for k, v in values.items() if k not in _NOT_NUMBERS}
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UsageError(f"{name} of the calibration in {where} is {value!r}; use a number")
+            raise UsageError(f"{name} of the calibration in {file} is {value!r}; use a number")
     kinds = {"name": str, "source": str, "chips": list, "hidden": bool}
     for name, kind in kinds.items():
-        if not isinstance(given[name], kind):
+        if not isinstance(values[name], kind):
             words = {str: "text", list: "a list of chips", bool: "true or false"}[kind]
             raise UsageError(
-                f"{name} of the calibration in {where} is {given[name]!r}; use {words}"
+                f"{name} of the calibration in {file} is {values[name]!r}; use {words}"
             )
-    return Calibration(**given | {"chips": tuple(map(str, given["chips"]))})
+    return Calibration(**values | {"chips": tuple(map(str, values["chips"]))})
 
 
 @functools.cache
 def _shipped() -> tuple[dict[str, Calibration], dict[str, str]]:
-    """The sets by name, and the name of the set that is lent to each other chip."""
+    """The calibrations by name, and for each chip without its own the name of the one to use."""
     data = json.loads(resources.files("profiles.chips").joinpath("calibrations.json").read_text())
     sets = [_parse(row, "calibrations.json") for row in data["sets"]]
     return {each.name: each for each in sets}, data["lent"]

@@ -1,4 +1,4 @@
-"""Published figures of chips, from `chips.json`, by short name or by what JAX calls a device."""
+"""Published figures of chips, from `chips.json`, by short name or by JAX's device kind."""
 
 import dataclasses
 import functools
@@ -13,10 +13,10 @@ from profiles.report.numbers import exact
 from sharding.error_types import UsageError
 
 FLOPS = "_flops"
-"""Ends the name of a figure that is a rate of arithmetic; before it stands the type."""
-RANGE = (1.0, 1e24)  # of figures that a chip may be given; far beyond it times overflow
+"""The end of the name of a figure that is a rate of arithmetic, after the type."""
+RANGE = (1.0, 1e24)  # allowed figures of a chip; times would overflow far beyond it
 _RANGES = {"hop_latency": (1e-12, 1.0)}  # seconds
-DEAREST = 1e6  # USD per chip-hour that anyone is taken to pay
+DEAREST = 1e6  # USD per chip-hour, the highest price that is allowed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Figure:
     """A published number.
 
     Attributes:
-      highest: the highest credible one, for a floor.
-      recommended: for an expected time.
-      source: of the recommended one, or ``given``.
-      note: what it is or how it was read.
+      highest: the highest credible value, for a floor.
+      recommended: the value for an expected time.
+      source: source of the recommended value; ``given`` if a flag gave it.
+      note: what the figure means or how it was read.
     """
 
     highest: float
@@ -38,14 +38,17 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Wiring:
-    """How chips are joined, and which slices of them there are.
+    """How chips are connected, and which slices of them exist.
 
     Attributes:
-      dimensions: of the torus; 0 where all chips of a domain reach one another alike.
-      domain: the most chips joined without the network between hosts; None where not known.
-      shapes: of slices, besides those of whole cubes; None where not published.
-      cube: edge of the cubes that larger slices are built of, which alone wrap around.
-      wraps_at: length of an axis that wraps around. Without it and `cube`, that is not known.
+      dimensions: number of dimensions of the torus; 0 where a switch connects all chips of a
+        domain.
+      domain: largest number of chips connected without the network between hosts; None where not
+        known.
+      shapes: shapes of slices, in addition to those made of cubes; None where not published.
+      cube: edge of the cubes that larger slices are built of; only these slices wrap around.
+      wraps_at: length at which a dimension wraps around; without it and `cube`, wrapping is not
+        known.
     """
 
     dimensions: int
@@ -57,16 +60,16 @@ class Wiring:
 
 @dataclasses.dataclass(frozen=True)
 class Price:
-    """What a chip costs, in USD per hour, where and when.
+    """The price of a chip in USD per hour, with its provider and date.
 
     Attributes:
-      usd: what one chip costs for one hour.
-      commitment: for how long it is bought, such as ``on-demand``.
+      usd: price of one chip for one hour.
+      commitment: how long a customer commits to pay, such as ``on-demand``.
       provider: who lists it.
       date: when it was listed.
-      source: where it was read. This and the names above are empty for a price that a user gives.
-      offer: the provider's machine or tier; empty where it has but one.
-      region: empty where the price names none.
+      source: where it was read. This and the three above are empty for a price that a user gives.
+      offer: the provider's machine or tier; empty if it has only one.
+      region: region of the price; empty if it names none.
     """
 
     usd: float
@@ -79,7 +82,7 @@ class Price:
 
     @property
     def on_demand(self) -> bool:
-        """Whether a chip can be had at it by the hour."""
+        """Whether a chip can be rented by the hour at this price."""
         return "on-demand" in self.commitment
 
     @property
@@ -88,7 +91,7 @@ class Price:
         return " ".join(filter(None, (self.provider, self.offer)))
 
     def as_record(self) -> dict[str, float | str]:
-        """What programs read, without what is not known."""
+        """The price as fields of a record, without those that are not known."""
         known = ("provider", "offer", "region", "commitment", "date")
         said = {name: getattr(self, name) for name in known if getattr(self, name)}
         return {"usd_per_chip_hour": self.usd, **said}
@@ -100,17 +103,18 @@ class Price:
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A chip by its highest credible figures, those of a floor; `expected` has the recommended.
+    """A chip by its highest credible figures, for floors; `expected` has the recommended ones.
 
     Attributes:
       name: short name, as ``--topology`` spells it.
-      device_kinds: what JAX calls its devices.
+      device_kinds: JAX's names of its devices.
       devices_per_chip: 2 where a JAX device is half a chip.
-      chips_per_host: in one machine; None where not known.
-      wiring: of many.
-      prices: with region, commitment and date, without which they say little.
-      figures: with their sources, by the names of properties; of arithmetic as ``int8_flops``.
-      which: the attribute of figures that properties give.
+      chips_per_host: chips in one machine; None where not known.
+      wiring: how several chips are connected.
+      prices: listed prices, with region, commitment and date.
+      figures: figures with their sources, by the names of properties; rates of arithmetic by names
+        such as ``int8_flops``.
+      which: the attribute of `Figure` that properties return.
     """
 
     name: str
@@ -151,7 +155,7 @@ class Chip:
 
     @property
     def fabric(self) -> float | None:
-        """Bytes per second one way between a chip and all others of its domain: NVLink and such."""
+        """Bytes per second one way between a chip and all others of its domain, as over NVLink."""
         return self._rate("fabric")
 
     @property
@@ -171,9 +175,9 @@ class Chip:
 
     @property
     def link(self) -> float | None:
-        """Bytes per second that a chip sends in a collective over one mesh axis.
+        """Bytes per second that a chip can send in a collective over one mesh axis.
 
-        Both directions of one torus axis, all of its fabric, or PCIe where that is all there is;
+        Both directions of one torus axis, all of its fabric, or PCIe if it has no fabric;
         None where not published.
         """
         if self.wiring.dimensions:
@@ -182,15 +186,15 @@ class Chip:
 
     @property
     def source(self) -> str:
-        """Where figures are from, in words that follow them."""
-        given = [name for name, figure in self.figures.items() if figure.source == "given"]
-        if not given:
+        """Where figures are from, as a text to put after them."""
+        names = [name for name, figure in self.figures.items() if figure.source == "given"]
+        if not names:
             return f"{self.which} published"
-        return f"published, but for {', '.join(given)}, given"
+        return f"published, but for {', '.join(names)}, given"
 
     @property
     def expected(self) -> "Chip":
-        """The same chip by its recommended figures, those of an expected time."""
+        """The same chip by its recommended figures, for expected times."""
         return dataclasses.replace(self, which="recommended")
 
     def price(self, provider: str | None = None) -> Price | None:
@@ -200,7 +204,7 @@ class Chip:
         return min(wanted, key=lambda price: price.usd, default=None)
 
     def peak(self, dtype: str) -> float:
-        """FLOP/s of arithmetic in `dtype`, by JAX's name or the data file's.
+        """FLOP/s of arithmetic in `dtype`, a name of JAX or of the data file.
 
         Raises:
           UsageError: no such rate is known.
@@ -213,29 +217,29 @@ class Chip:
             )
         return self.flops[name]
 
-    def override(self, **given: float | None) -> "Chip":
-        """This chip with other figures, in the units of properties; None leaves a figure.
+    def override(self, **values: float | None) -> "Chip":
+        """This chip with some figures replaced, in the units of properties; None keeps a figure.
 
         Args:
-          **given: by the names of figures; ``flops`` is of every type.
+          **values: new figures by name; ``flops`` is the rate of every type of arithmetic.
 
         Raises:
-          UsageError: a name is of no figure, or a number is none that a chip could have.
+          UsageError: there is no figure of such a name, or a number is out of range.
         """
-        given = {name: value for name, value in given.items() if value is not None}
-        if "flops" in given:
-            every = given.pop("flops")
-            given = {dtype + FLOPS: every for dtype in self.flops} | given
-        for name, value in given.items():
+        values = {name: value for name, value in values.items() if value is not None}
+        if "flops" in values:
+            every = values.pop("flops")
+            values = {dtype + FLOPS: every for dtype in self.flops} | values
+        for name, value in values.items():
             if name not in figure_names():
                 raise UsageError(
                     f"chip figure is {name!r}; use one of {', '.join(figure_names())} or flops"
                 )
-            least, most = _RANGES.get(name, RANGE)
-            if not least <= value <= most:
-                remedy = f"use a positive number, {least:g} to {most:g}"
+            low, high = _RANGES.get(name, RANGE)
+            if not low <= value <= high:
+                remedy = f"use a positive number, {low:g} to {high:g}"
                 raise UsageError(f"{name} of {self.name} is {value}; {remedy}")
-        figures = {name: Figure(value, value, "given") for name, value in given.items()}
+        figures = {name: Figure(value, value, "given") for name, value in values.items()}
         return dataclasses.replace(self, figures={**self.figures, **figures})
 
     def _rate(self, name: str) -> float | None:
@@ -251,10 +255,10 @@ def chips() -> tuple[Chip, ...]:
 
 
 def find_provider(name: str) -> str:
-    """The provider of this name, in whatever case.
+    """The provider of this name, in upper or lower case.
 
     Raises:
-      UsageError: it lists no on-demand price of any chip.
+      UsageError: no on-demand price of this provider is listed for any chip.
     """
     prices = (price for chip in chips() for price in chip.prices if price.on_demand)
     known = dict.fromkeys(price.provider for price in prices)
@@ -262,13 +266,13 @@ def find_provider(name: str) -> str:
         if provider.lower() == name.strip().lower():
             return provider
     raise UsageError(
-        f"provider is {name!r}, of whom no on-demand price is listed; use one of {', '.join(known)}"
+        f"provider is {name!r}, which has no listed on-demand price; use one of {', '.join(known)}"
     )
 
 
 @functools.cache
 def figure_names() -> tuple[str, ...]:
-    """Of the figures that any chip has."""
+    """Names of the figures that any chip has."""
     return tuple(dict.fromkeys(name for chip in chips() for name in chip.figures))
 
 
@@ -296,7 +300,7 @@ def _chip(row: dict, sources: dict[str, str]) -> Chip:
 
 
 def find_chip(name: str) -> Chip:
-    """The chip of this short name, or whose devices JAX calls so.
+    """The chip with this short name or JAX device kind.
 
     Raises:
       UsageError: the chip is not in the data file.
@@ -313,12 +317,12 @@ def find_chip(name: str) -> Chip:
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """What a floor divides by, per JAX device.
+    """The peak rates of one JAX device that a floor divides by.
 
     Attributes:
-      bandwidth: bytes per second. On a CPU mesh, where devices share one memory, the whole
-        memory's over the number of devices.
-      flops: FLOP/s, shared in the same way.
+      bandwidth: bytes per second. On a CPU mesh, where devices share one memory, that memory's
+        rate divided by the number of devices.
+      flops: FLOP/s, divided in the same way.
       source: ``measured`` in this run, ``published``, or ``given`` by a flag.
       on_chip: bytes of last-level cache or VMEM, None where not known.
       capacity: bytes of memory, None where not known.
@@ -341,13 +345,13 @@ def published_peaks(
     flops: float | None = None,
     dtype: str = "bfloat16",
 ) -> Peaks:
-    """Peaks of one JAX device from the data file, or those given for one chip.
+    """Peaks of one JAX device from the data file, or from the rates of one chip if they are given.
 
     Args:
-      device: by whose kind the chip is found.
+      device: the device, whose kind names the chip.
       bandwidth: bytes per second of one chip, in place of the published figure.
-      flops: FLOP/s of one chip, likewise.
-      dtype: of arithmetic.
+      flops: FLOP/s of one chip, in place of the published figure.
+      dtype: dtype of the arithmetic.
 
     Raises:
       UsageError: the chip is unknown and not both figures are given, or it has no figure for the

@@ -1,4 +1,4 @@
-"""The slice that JAX's devices are, for predictions; CPUs and unknown chips at assumed rates."""
+"""JAX's devices in this run as a slice, for predictions; assumed rates if the chip is unknown."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from sharding.error_types import UsageError
 
 _ASSUMED = {"bandwidth": 3e10, "bfloat16_flops": 2e11, "int8_flops": 2e11, "capacity": float("inf"),
             "on_chip": 3e7}  # fmt: skip
-"""Of a whole CPU: its fake devices share one memory and its cores."""
-_ASSUMED_LINK = 1e10  # of each device
+"""Rates of one CPU, whose memory and cores all its fake devices share."""
+_ASSUMED_LINK = 1e10  # bytes per second between a device and the others
 _START_S = 5e-6
-"""Of a collective: about that of a small `ppermute` on TPU v5p and v6e, as measured
+"""Fixed time of a collective: about that of a small `ppermute` on TPU v5p and v6e, as measured
 (github.com/marin-community/marin/issues/6736)."""
 
 
@@ -23,9 +23,9 @@ class Here:
     """Devices to predict for.
 
     Attributes:
-      slice: the slice that they are.
-      calibration: what steps achieve there.
-      words: what predictions are from.
+      slice: the devices as a slice.
+      calibration: the constants of expected times on them.
+      words: the source of predictions, for reports.
     """
 
     slice: Slice
@@ -34,29 +34,30 @@ class Here:
 
 
 def here(count: int) -> Here:
-    """JAX's first devices, so many of them, of assumed rates if there are fewer; starts JAX."""
-    found = devices()[:count]
-    if found[0].platform != "cpu" and len(found) == count:
+    """JAX's first `count` devices; fake ones at assumed rates if there are fewer; starts JAX."""
+    first = devices()[:count]
+    if first[0].platform != "cpu" and len(first) == count:
         try:
-            chip = find_chip(found[0].device_kind)
+            chip = find_chip(first[0].device_kind)
         except UsageError:
-            pass  # a ranking can do with assumed rates; a floor could not
+            pass  # assumed rates are good enough to rank layouts, though not for a floor
         else:
-            slice = Slice(chip, shape_of(chip, [getattr(d, "coords", None) for d in found]))
+            slice = Slice(chip, shape_of(chip, [getattr(d, "coords", None) for d in first]))
             calibration = calibration_of(chip.name)
             return Here(slice, calibration, f"calibration {calibration.said_of(chip.name)}")
     return assumed(count)
 
 
 def shape_of(chip: Chip, coordinates: Sequence[Sequence[int] | None]) -> tuple[int, ...]:
-    """Chips along each dimension, from where devices say that they are.
+    """Chips along each dimension of a slice, from the coordinates of its devices.
 
     Args:
-      chip: of which all are.
-      coordinates: of each device in its torus; None where it has none.
+      chip: the kind of all these chips.
+      coordinates: coordinates of each device in its torus; None for a device without any.
 
     Returns:
-      For devices that fill no box, and where there is no torus, their number.
+      The shape; the number of chips alone if there is no torus, and along the first dimension if
+      the devices do not fill a box.
     """
     chips = max(len(coordinates) // chip.devices_per_chip, 1)
     if not chip.wiring.dimensions:
@@ -73,7 +74,7 @@ def shape_of(chip: Chip, coordinates: Sequence[Sequence[int] | None]) -> tuple[i
 
 
 def assumed(count: int) -> Here:
-    """Fake devices of a CPU, or of a chip that is not known."""
+    """Fake devices of a CPU, or devices of an unknown chip, at assumed rates."""
     shared = {name: rate / count for name, rate in _ASSUMED.items()} | {"fabric": _ASSUMED_LINK}
     figures = {name: Figure(rate, rate, "assumed") for name, rate in shared.items()}
     chip = Chip("cpu", ("cpu",), 1, None, Wiring(dimensions=0), (), figures)

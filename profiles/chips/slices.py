@@ -1,6 +1,6 @@
-"""Slices of chips, owned or not, by the text of ``--topology``: ``v5e:4x4``, ``h100:8``.
+"""Slices of chips, at hand or not, by the text of ``--topology``: ``v5e:4x4``, ``h100:8``.
 
-Several slices that a network joins are written with their number: ``v5e:16x16*2``.
+Several slices that are connected by a network are written with their number: ``v5e:16x16*2``.
 """
 
 import dataclasses
@@ -16,19 +16,19 @@ from sharding.error_types import UsageError
 
 Shape = tuple[int, ...]
 MOST = 4096
-"""Chips of the largest slice that is looked at where nobody says how many there may be."""
+"""Chips of the largest slice to consider, unless a caller says otherwise."""
 ONE_MACHINE = 8
-"""Chips that a machine holds, where it is not known how many are joined."""
+"""Chips of one machine, where it is not known how many are connected."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Chips wired together.
+    """Chips that are connected to each other.
 
     Attributes:
-      chip: of which all are.
-      shape: chips along each dimension of a torus; else their number alone.
-      count: slices of this shape, joined by the network between hosts.
+      chip: the kind of all these chips.
+      shape: chips along each dimension of a torus; without a torus, their number alone.
+      count: number of slices of this shape, connected by the network between hosts.
     """
 
     chip: Chip
@@ -40,36 +40,36 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        """How many, in all slices."""
+        """The number of chips, in all slices together."""
         return math.prod(self.shape) * self.count
 
     @property
     def devices(self) -> int:
-        """How many JAX devices they are."""
+        """The number of JAX devices of these chips."""
         return self.chips * self.chip.devices_per_chip
 
     @property
     def hosts(self) -> int | None:
-        """Machines that hold them, each perhaps rented as smaller ones; None where not known."""
+        """Machines that hold the chips, or hold more than them; None where not known."""
         per_host = self.chip.chips_per_host
         return per_host and -(-self.chips // per_host)
 
     @property
     def domain(self) -> int:
-        """Chips that reach one another without the network between hosts."""
+        """Number of chips that communicate without the network between hosts."""
         wiring, chips = self.chip.wiring, math.prod(self.shape)
         return chips if wiring.dimensions else min(chips, wiring.domain or chips)
 
     @property
     def wraps(self) -> tuple[bool | None, ...]:
-        """Whether each dimension closes into a ring.
+        """Whether each dimension wraps around into a ring.
 
-        None where that is not published: a floor then takes it for a ring, an expected time not.
+        None where that is not published: a floor then assumes a ring, an expected time none.
         """
         wiring = self.chip.wiring
         if not wiring.dimensions:
             return (False,) * len(self.shape)
-        if wiring.cube:  # by optical switches, which only whole cubes reach
+        if wiring.cube:  # optical switches close the rings, and only connect complete cubes
             return (all(size % wiring.cube == 0 for size in self.shape),) * len(self.shape)
         return tuple(wiring.wraps_at and size == wiring.wraps_at for size in self.shape)
 
@@ -77,18 +77,18 @@ class Slice:
 def parse_slice(text: str) -> Slice:
     """Reads a chip's short name, a shape and perhaps a number of slices: ``v5p:2x2x4*2``.
 
-    A torus that is turned is the same slice: ``v5e:4x2`` is ``v5e:2x4``.
+    Permuted dimensions of a torus are the same slice: ``v5e:4x2`` is ``v5e:2x4``.
 
     Raises:
-      UsageError: the text is not of this form, the chip is not known, or does not come so.
+      UsageError: the text has another form, the chip is not known, or has no slice of this shape.
     """
-    form = re.fullmatch(r"([^:]+):([1-9]\d*(?:x[1-9]\d*)*)(?:\*([1-9]\d*))?", text)
-    if not form:
+    parts = re.fullmatch(r"([^:]+):([1-9]\d*(?:x[1-9]\d*)*)(?:\*([1-9]\d*))?", text)
+    if not parts:
         raise UsageError(
             f"topology is {text!r}; write a chip and the shape of a slice, such as v5e:4x4, "
             "v5p:2x2x4 or h100:8, and *2 after it for two of them"
         )
-    chip, shape = find_chip(form[1]), tuple(map(int, form[2].split("x")))
+    chip, shape = find_chip(parts[1]), tuple(map(int, parts[2].split("x")))
     offered = _tori(chip.wiring) if chip.wiring.dimensions else _groups(chip.wiring, shape)
     turned = set(itertools.permutations(shape)) if len(shape) == chip.wiring.dimensions else {shape}
     if found := turned.intersection(offered):
@@ -99,27 +99,27 @@ def parse_slice(text: str) -> Slice:
             f"topology is {text}, a slice that {chip.name} does not come in; "
             f"use {' or '.join(str(Slice(chip, other)) for other in nearest)}"
         )
-    return Slice(chip, shape, int(form[3] or 1))
+    return Slice(chip, shape, int(parts[3] or 1))
 
 
 def slices_of(chip: Chip, most: int = MOST) -> list[Slice]:
-    """Slices worth planning with, those of fewest chips first; of as many, the most compact.
+    """Slices worth planning with, the fewest chips first; of as many chips, the most compact first.
 
-    Where chips come in any number, powers of two of them within a domain, and of whole domains,
-    but no more than a machine's where no domain is known;
-    where the shapes of a torus are not published, sides that are powers of two.
+    Where any number of chips can be connected: powers of two of chips within a domain, then powers
+    of two of domains; at most one machine's chips where no domain is known. Where the shapes of a
+    torus are not published: sides that are powers of two.
 
     Args:
-      chip: of which they are.
-      most: chips.
+      chip: the kind of the chips.
+      most: largest number of chips.
     """
     wiring, domain = chip.wiring, chip.wiring.domain
     if not wiring.dimensions:
-        if domain is None:  # one machine's, since nothing is known of what joins more
+        if domain is None:  # how more than one machine's chips are connected is not known
             domain, most = ONE_MACHINE, min(most, ONE_MACHINE)
         within = [1 << power for power in range(most.bit_length()) if 1 << power < domain]
-        whole = [domain << power for power in range(most.bit_length())]
-        return [Slice(chip, (count,)) for count in (*within, *whole) if count <= most]
+        domains = [domain << power for power in range(most.bit_length())]
+        return [Slice(chip, (count,)) for count in (*within, *domains) if count <= most]
     known = wiring.shapes or wiring.cube
     shapes = [
         shape
@@ -131,24 +131,24 @@ def slices_of(chip: Chip, most: int = MOST) -> list[Slice]:
 
 
 def _groups(wiring: Wiring, asked: Shape) -> list[Shape]:
-    """Numbers of chips joined by switches: of one domain, or whole ones about as many as asked."""
+    """Numbers of chips behind switches: any in a domain, and multiples of it near `asked`."""
     chips, domain = math.prod(asked), wiring.domain
     if domain is None:
         return [(chips,)]
-    whole = max(chips // domain, 1) * domain
-    return [(count,) for count in (*range(1, domain), whole, whole + domain)]
+    full = max(chips // domain, 1) * domain
+    return [(count,) for count in (*range(1, domain), full, full + domain)]
 
 
 @functools.cache
 def _tori(wiring: Wiring) -> frozenset[Shape]:
-    """Slices of a torus: those listed and those of cubes; all that there could be if not known."""
+    """Shapes of slices of a torus: listed ones and boxes of cubes; all boxes if none is listed."""
     listed = [tuple(map(int, shape.split("x"))) for shape in wiring.shapes or ()]
     edge = wiring.cube if wiring.shapes else 1
     return frozenset(listed).union(_boxes(wiring.dimensions, edge, wiring.domain) if edge else ())
 
 
 def _boxes(dimensions: int, edge: int, most: int, least: int = 1) -> Iterator[Shape]:
-    """Boxes of cubes with at most so many chips; sides rise, the first from `least` cubes on."""
+    """Boxes of cubes of at most `most` chips, sides in rising order, none below `least` cubes."""
     if not dimensions:
         yield ()
         return
@@ -161,7 +161,7 @@ def _boxes(dimensions: int, edge: int, most: int, least: int = 1) -> Iterator[Sh
 
 
 def _distance(asked: Shape, offered: Shape) -> tuple[float, int, Shape]:
-    """By the number of chips, as a ratio, then by the lengths of sides; the shape settles ties."""
+    """Sorts shapes by the ratio of numbers of chips, then by the sides; the shape breaks ties."""
     falling = (sorted(shape, reverse=True) for shape in (asked, offered))
     sides = itertools.zip_longest(*falling, fillvalue=1)
     ratio = abs(math.log(math.prod(offered) / math.prod(asked)))

@@ -1,8 +1,8 @@
-"""Where a step changes what bounds it: batches and contexts at which two of its terms are equal.
+"""Balance points: the batches and contexts at which two terms of a step's floor are equal.
 
-Equations are those of floors, per step and chip: compute is linear in batch, memory a constant (the
-weights) plus a part linear in batch (the KV cache), and a step takes the larger. Source: Pope et
-al. 2022, section 2; Google's scaling book, "All about transformer inference".
+The equations are those of floors, per step and chip: compute is linear in batch, memory is a
+constant (the weights) plus a part linear in batch (the KV cache), and a step takes the larger.
+Source: Pope et al. 2022, section 2; Google's scaling book, "All about transformer inference".
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ class Slopes:
     """A decode step's floor as three straight lines, in seconds.
 
     Attributes:
-      weights: reading all weights, all experts included: the constant.
-      least: reading those that one token meets.
-      compute: of one more sequence.
-      kv_cache: of one more sequence.
+      weights: time to read all weights, all experts included; does not depend on batch.
+      least: time to read the weights that one token is multiplied by.
+      compute: time that one more sequence adds to arithmetic.
+      kv_cache: time that one more sequence adds to reading and writing the cache.
     """
 
     weights: float
@@ -35,10 +35,10 @@ class Slopes:
 
 
 def slopes(estimator: Estimator, context: int) -> Slopes:
-    """The floor's lines at a context.
+    """The straight lines of the floor at a context.
 
-    Between batches of one and two multiples of what the layout divides a batch into; the weights
-    that touched experts add are in the constants, not in a slope.
+    The slopes are those between the smallest unpadded batch and twice that. All experts are in the
+    constant `weights`, so more touched experts add to no slope.
     """
     one = estimator.padded(1)
     peaks = estimator.peaks
@@ -46,7 +46,7 @@ def slopes(estimator: Estimator, context: int) -> Slopes:
     second = estimator.counter.count(Pass(2 * one, context), "all")
     least = estimator.counter.count(Pass(one, context), "least")
     cached = second.kv_read + second.kv_written - first.kv_read - first.kv_written
-    rows = (second.weights_read - first.weights_read) / one  # of a looked-up embedding
+    rows = (second.weights_read - first.weights_read) / one  # an embedding's, one per sequence
     return Slopes(
         weights=(first.weights_read - rows * one) / peaks.bandwidth,
         least=(least.weights_read - rows * one) / peaks.bandwidth,
@@ -56,20 +56,20 @@ def slopes(estimator: Estimator, context: int) -> Slopes:
 
 
 def critical_batch(estimator: Estimator) -> float:
-    """Sequences from which arithmetic takes longer than reading all weights, at no context.
+    """The batch beyond which arithmetic takes longer than reading all weights, without a context.
 
-    Peak times bytes per weight over twice the bandwidth for a dense model, and its total over its
-    active parameters times that for a mixture.
+    For a dense model: peak FLOP/s times bytes per weight over twice the bandwidth. For a mixture,
+    that times total over active parameters.
     """
     lines = slopes(estimator, 0)
     return lines.weights / lines.compute
 
 
 def balanced_context(estimator: Estimator) -> float | None:
-    """Tokens at which one more sequence costs as much memory time as compute time.
+    """The context at which one more sequence adds as much time to memory as to compute.
 
-    Beyond it no batch makes a step compute-bound. None where the cache never catches up, as with
-    windows in all layers.
+    With a longer one no batch makes a step compute-bound. None if the cache always takes less time,
+    as with windows in all layers.
     """
     low, high = 0, 1
     while _memory_bound(estimator, high) is False:
@@ -88,13 +88,13 @@ def _memory_bound(estimator: Estimator, context: int) -> bool:
 
 
 def batching_gain(estimator: Estimator, context: int, every_expert: bool = False) -> float:
-    """Cost per token at batch 1 over the least that any batch comes to, both at the floor.
+    """Cost per token at batch 1 over the lowest limit of any batch, both at the floor.
 
     Args:
       estimator: the model on its slice.
       context: tokens in the cache.
-      every_expert: a step at batch 1 (padded where the layout divides none such) reads all
-        experts, as the simplest equation has it; else those that its token chooses.
+      every_expert: whether a step at batch 1 (padded if the layout divides batches) reads all
+        experts, as in the simplest equation, or only those that its token chooses.
     """
     lines, padded = slopes(estimator, context), estimator.padded(1)
     weights = lines.weights if every_expert else lines.least
@@ -103,7 +103,7 @@ def batching_gain(estimator: Estimator, context: int, every_expert: bool = False
 
 
 def drain_s(estimator: Estimator) -> float:
-    """Seconds to read a chip's memory once: how often batches can depart with all of it used."""
+    """Seconds to read a chip's memory once, which is the time of a step that uses all of it."""
     peaks = estimator.peaks
     return peaks.capacity / peaks.bandwidth
 

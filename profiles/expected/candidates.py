@@ -1,4 +1,4 @@
-"""All ways to put a model on a slice: meshes, layouts and attention, those that the sizes admit."""
+"""All candidates for a model on a slice: the meshes, layouts and attention that its sizes allow."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ Item, Made = TypeVar("Item"), TypeVar("Made")
 
 
 def meshes(devices: int) -> list[MeshShape]:
-    """All sizes of x, y and z of so many devices."""
+    """All meshes of a number of devices, as sizes of x, y and z."""
     return [
         {"x": x, "y": y, "z": devices // x // y}
         for x in _divisors(devices)
@@ -40,14 +40,15 @@ def meshes(devices: int) -> list[MeshShape]:
 
 @dataclasses.dataclass(frozen=True)
 class LayoutNames:
-    """Layouts by names, of which the first three may be `AUTO`.
+    """Names of layouts as the flags give them; the first three may be `AUTO`.
 
     Attributes:
-      layout: the layout of decode steps. With `AUTO` a mixture's experts are divided in both ways.
-      attention: what divides attention.
-      prefill: the layout of prompts, over the same stored weights; None for that of decode steps.
-      collectives: who schedules them.
-      expert_parallel: experts are divided over the devices.
+      layout: layout of decode steps. `AUTO` includes layouts of mixtures with and without expert
+        parallelism.
+      attention: what attention is divided by.
+      prefill: layout of prefills, over the same stored weights; None for that of decode steps.
+      collectives: what schedules the collectives.
+      expert_parallel: whether to divide experts over the devices, and not each expert's d_ff.
     """
 
     layout: str = AUTO
@@ -67,40 +68,40 @@ class LayoutNames:
         return AUTO in (self.layout, self.attention)
 
     def layouts(self, model: Model) -> list[Layout | None]:
-        """All layouts that these names stand for; None for a model by its sizes alone.
+        """All layouts that these names allow; only None for a model known by its sizes alone.
 
         Raises:
-          UsageError: there is none of a name, or the one of prompts stores weights otherwise.
+          UsageError: there is no layout of a name, or that of prefills stores weights differently.
         """
         if isinstance(model, SizedModel):
             return [None]
         named = list(LAYOUTS) if self.layout == AUTO else [self.layout]
         kinds = ATTENTION if self.attention == AUTO else [self.attention]
         steps = [attend_by(find_layout(name), kind) for name in named for kind in kinds]
-        found = [
+        shared = [
             prefill_by(each, prompts) if prompts else each
             for each in steps
             for prompts in self._prompts(each)
         ]
         divided = []
         if model.experts and (self.expert_parallel or self.layout == AUTO):
-            divided = list(map(divide_experts, found))
+            divided = list(map(divide_experts, shared))
         if self.expert_parallel and divided:
-            found = []
-        return [schedule_by(each, self.collectives) for each in found + divided]
+            shared = []
+        return [schedule_by(each, self.collectives) for each in shared + divided]
 
     def steps(self, config: ModelConfig) -> list[Layout]:
-        """The same, but for what prompts leave open."""
+        """The same layouts, without the choices of `AUTO` for prefills."""
         prefill = None if self.prefill == AUTO else self.prefill
         return dataclasses.replace(self, prefill=prefill).layouts(config)
 
     def _prompts(self, steps: Layout) -> list[Layout | None]:
-        """Layouts of prompts that go with one of decode steps; None for its own."""
+        """Layouts of prefills to combine with a layout of decode steps; None for that layout."""
         if not self.prefill:
             return [None]
         named = list(LAYOUTS.values()) if self.prefill == AUTO else [find_layout(self.prefill)]
         if AUTO not in (self.prefill, self.layout):
-            return named  # which is refused where weights are stored otherwise
+            return named  # `prefill_by` refuses it if it stores weights differently
         return [each for each in named if each.weights == steps.weights]
 
 
@@ -109,15 +110,15 @@ def candidates(
     layouts: Sequence[Layout | None],
     shapes: Sequence[MeshShape] | None = None,
 ) -> list[Estimator]:
-    """Estimators of a deployment in each of these layouts, on each mesh that goes with it.
+    """Estimators of a deployment in each of these layouts on each mesh that it divides.
 
     Args:
-      deployment: everything but layout and mesh.
-      layouts: the layouts; only None for a model by its sizes, which divides evenly.
-      shapes: meshes; all of the slice's if None.
+      deployment: the deployment, whose layout and mesh are replaced.
+      layouts: the layouts; only None for a model known by its sizes, which divides evenly.
+      shapes: the meshes; all meshes of the slice if None.
 
     Raises:
-      LayoutError: no layout goes with the model on any mesh; the message is the first refusal's.
+      LayoutError: no layout divides the model on any mesh; the message is that of the first.
     """
     return not_refused(Estimator, _divided(deployment, layouts, shapes))
 
@@ -127,27 +128,27 @@ def _divided(
     layouts: Sequence[Layout | None],
     shapes: Sequence[MeshShape] | None = None,
 ) -> Iterator[Deployment]:
-    """The deployment in each of these layouts on each mesh, whether they go together or not."""
+    """The deployment in each of these layouts on each mesh, even if the layout cannot divide it."""
     for layout in layouts:
         for mesh in (shapes or meshes(deployment.slice.devices)) if layout else [None]:
             yield dataclasses.replace(deployment, layout=layout, mesh=mesh)
 
 
 def not_refused(make: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
-    """What is made of these items, those left out that a layout or a mesh does not go with.
+    """The results of `make` for these items, without those for which it raises a LayoutError.
 
     Raises:
-      LayoutError: nothing can be made; the message is the first refusal's.
+      LayoutError: `make` fails for all items; the first error is raised.
     """
-    found, refusals = [], []
+    results, refusals = [], []
     for item in items:
         try:
-            found.append(make(item))
+            results.append(make(item))
         except LayoutError as error:
             refusals.append(error)
-    if refusals and not found:
+    if refusals and not results:
         raise refusals[0]
-    return found
+    return results
 
 
 def least_slice(
@@ -156,20 +157,20 @@ def least_slice(
     """The smallest slice of a deployment's chip on which a pass fits in some layout.
 
     Args:
-      deployment: its model, chip and dtypes count.
+      deployment: gives the model, the chip and the dtypes.
       pass_: the pass.
-      layouts: the layouts, as in `candidates`.
+      layouts: the layouts; only None for a model known by its sizes.
 
     Returns:
-      None where no slice of the chip holds them.
+      The slice; None where the pass fits on no slice of the chip.
     """
     chip = deployment.slice.chip
     capacity = chip.expected.capacity
     first = next(_divided(deployment, layouts, [ONE_DEVICE]))
-    whole = first.count(pass_).held * (1 if first.layout else deployment.slice.devices)
+    unsharded = first.count(pass_).held * (1 if first.layout else deployment.slice.devices)
     for slice in slices_of(chip):
-        if whole > slice.chips * capacity:
-            continue  # not even if everything divided evenly
+        if unsharded > slice.chips * capacity:
+            continue  # would not fit even if everything divided evenly
         parts = _held(dataclasses.replace(deployment, slice=slice), pass_, layouts)
         if any(held * chip.devices_per_chip <= capacity for held in parts):
             return slice
@@ -177,7 +178,7 @@ def least_slice(
 
 
 def _held(deployment: Deployment, pass_: Pass, layouts: Sequence[Layout | None]) -> Iterator[float]:
-    """Bytes per device that a pass holds, in each layout on each mesh that goes with it."""
+    """Bytes per device that a pass holds, in each layout on each mesh that it divides."""
     for one in _divided(deployment, layouts):
         try:
             yield one.count(pass_).held

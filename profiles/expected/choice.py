@@ -1,8 +1,8 @@
-"""Choosing a layout by predicted time, and a mesh: what ``--layout=auto`` and ``--devices`` do.
+"""Chooses a layout by predicted time, and a mesh: what ``--layout=auto`` and ``--devices`` do.
 
-The rule is that of every expected time (`profiles.expected.time`), for JAX's devices. Good for
-ranking layouts of one model; on a CPU and on unknown chips, at assumed rates. Where layouts are
-named, the mesh is the one whose floor is least.
+Predictions are expected times (`profiles.expected.time`) on JAX's devices; on a CPU and on unknown
+chips they use assumed rates, which is good enough to rank layouts of one model. If the layouts are
+named, the mesh with the lowest floor is chosen.
 """
 
 import dataclasses
@@ -27,20 +27,20 @@ from sharding.mesh import MeshShape, request_cpu_devices
 from sharding.placement import Placement
 
 EQUAL = 1e-9
-"""Floors that differ by a smaller part are equal."""
+"""Floors whose relative difference is smaller count as equal."""
 Report = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Purpose:
-    """What a layout and a mesh are chosen for.
+    """The model and the steps for which a layout and a mesh are chosen.
 
     Attributes:
       config: the model.
-      dtypes: says how its numbers are stored. It may start JAX, so it is asked only where the model
-        and the meshes admit a choice.
+      dtypes: returns how its numbers are stored. It may start JAX, so it is only called where there
+        is a choice to make.
       steps: decode steps, whose expected times are added up.
-      whole_batches: whether to prefer meshes that need pad none of their batches.
+      whole_batches: whether to prefer meshes on which no batch needs padding.
     """
 
     config: ModelConfig
@@ -50,12 +50,12 @@ class Purpose:
 
     @property
     def prompts(self) -> list[Pass]:
-        """Passes over prompts as long as the longest context, one for each batch."""
+        """A prefill for each batch, of prompts as long as the longest context."""
         longest = max([*(step.context for step in self.steps), 2])
         return [Pass(batch, 0, longest) for batch in dict.fromkeys(s.batch for s in self.steps)]
 
     def on(self, devices: Here, placement: Placement) -> Deployment:
-        """The model on some devices."""
+        """The model in a layout on some devices."""
         return Deployment(
             model=self.config,
             slice=devices.slice,
@@ -71,7 +71,7 @@ class Prediction:
     """Predicted seconds in one layout on one mesh, summed over passes.
 
     Attributes:
-      name: what was looked at, in words.
+      name: name of the candidate in reports.
       placement: the layout on its mesh.
       passes: the estimate of each pass.
     """
@@ -82,12 +82,12 @@ class Prediction:
 
     @property
     def seconds(self) -> float:
-        """Of all passes."""
+        """Predicted seconds of all passes together."""
         return sum(each.expected.seconds for each in self.passes)
 
     @property
     def fits(self) -> bool:
-        """Whether weights and cache fit in the chip in all of them."""
+        """Whether weights and cache fit in memory in every pass."""
         return all(each.fits for each in self.passes)
 
     def __str__(self) -> str:
@@ -108,18 +108,18 @@ def place(
     purpose: Purpose,
     report: Report,
 ) -> tuple[list[Layout], list[MeshShape]]:
-    """A layout for each of the names, and one mesh of each number of devices, for all layouts.
+    """A layout for each of the names, and for each number of devices one mesh for all layouts.
 
-    What names leave open is chosen on the largest number of devices.
+    `AUTO` is decided on the largest number of devices.
 
     Args:
-      names: layouts by names.
-      counts: the meshes that may be, of each number of devices.
-      purpose: what to choose for.
-      report: told what was picked and why.
+      names: names of the layouts.
+      counts: for each number of devices, the meshes to choose from.
+      purpose: the model and the steps to choose for.
+      report: called with a line that says what was picked and why.
 
     Raises:
-      LayoutError: a layout goes with none of the meshes of some number.
+      LayoutError: a layout cannot divide the model over any mesh of some number of devices.
     """
     config = purpose.config
     largest = max(counts, key=lambda shapes: math.prod(shapes[0].values()))
@@ -144,10 +144,11 @@ def place(
 def check_names(
     names: Sequence[LayoutNames], config: ModelConfig, counts: Sequence[Sequence[MeshShape]]
 ) -> None:
-    """Refuses, before JAX starts, what `place` would refuse; raises the same errors, and:
+    """Refuses, before JAX starts, names that `place` would refuse.
 
     Raises:
       UsageError: there is no layout of a name.
+      LayoutError: a layout cannot divide the model over any mesh of some number of devices.
     """
     for each in names:
         layouts = each.steps(config)
@@ -158,16 +159,19 @@ def check_names(
 def every_device(
     config: ModelConfig, names: Sequence[LayoutNames], on_cpu: Sequence[int] = (1,)
 ) -> list[list[MeshShape]]:
-    """The meshes of as many of JAX's devices as these layouts divide; starts JAX.
+    """The meshes of as many of JAX's devices as all these layouts can divide; starts JAX.
 
     Args:
       config: the model.
-      names: layouts by names.
-      on_cpu: how many fake devices a single process makes of a CPU, in turns.
+      names: names of the layouts.
+      on_cpu: the numbers of fake devices to use on a CPU, if there is one process.
+
+    Returns:
+      Lists of meshes, one for each number of devices.
 
     Raises:
       UsageError: there is no layout of a name, found before JAX starts.
-      LayoutError: many processes have a number of devices that the layouts do not divide.
+      LayoutError: the layouts cannot divide the number of devices of several processes.
     """
     offered = [each.steps(config) for each in names]
     alone = processes.count() == 1
@@ -190,32 +194,32 @@ def _pick(
 ) -> Placement:
     """The layout and mesh whose decode steps are predicted to be fastest."""
     devices = here(placements[0].devices)
-    found = choose(purpose, placements, devices)
-    report(explain(found, "layout" if names.layout == AUTO else "attention", devices))
-    return found[0].placement
+    ranking = choose(purpose, placements, devices)
+    report(explain(ranking, "layout" if names.layout == AUTO else "attention", devices))
+    return ranking[0].placement
 
 
 def _pick_prompts(
     names: LayoutNames, steps: Layout, mesh: MeshShape, purpose: Purpose, report: Report
 ) -> Layout:
-    """The layout with the one for prompts that is predicted to be fastest on a mesh."""
+    """The layout of decode steps with the layout of prefills that is predicted to be fastest."""
     named = dataclasses.replace(
         names, layout=steps.name, attention=steps.attends, expert_parallel=steps.expert_parallel
     )
     devices = here(math.prod(mesh.values()))
     placements = admitted(purpose.config, named.layouts(purpose.config), [mesh])
-    found = choose_prefill(purpose, placements, devices)
-    report(explain(found, "prefill_layout", devices))
-    return found[0].placement.layout
+    ranking = choose_prefill(purpose, placements, devices)
+    report(explain(ranking, "prefill_layout", devices))
+    return ranking[0].placement.layout
 
 
 def admitted(
     config: ModelConfig, layouts: Iterable[Layout], shapes: Sequence[MeshShape]
 ) -> list[Placement]:
-    """The layouts on the meshes that go with them and the model, on the simplest meshes first.
+    """The layouts on all meshes over which they can divide the model, the simplest meshes first.
 
     Raises:
-      LayoutError: there is none; the message is the first refusal's.
+      LayoutError: there is none; the message is that of the first.
     """
     pairs = itertools.product(layouts, sorted(shapes, key=_axes))
     return not_refused(lambda pair: Placement.of(pair[0], config.sizes, pair[1]), pairs)
@@ -224,20 +228,21 @@ def admitted(
 def least_floor(
     layouts: Sequence[Layout], shapes: Sequence[MeshShape], purpose: Purpose, report: Report
 ) -> MeshShape:
-    """The mesh on which the floors of these layouts' decode steps are least, and all fit if can be.
+    """The mesh with the lowest sum of floors of these layouts' decode steps.
 
-    Of equal ones that which has fewest axes, z before y before x.
+    A mesh on which more steps fit comes first. Of equal meshes the one with the fewest axes is
+    chosen, z before y before x.
 
     Args:
-      layouts: those that shall run on it.
-      shapes: meshes on which all layouts go, the simplest first.
-      purpose: what to choose for.
-      report: told what was picked and why, where it is not the simplest mesh.
+      layouts: the layouts that will run on the mesh.
+      shapes: meshes that all layouts can divide the model over, the simplest first.
+      purpose: the model and the steps to choose for.
+      report: called with a line that says what was picked and why, if not the simplest mesh.
     """
     if len(shapes) == 1:
         return shapes[0]
     devices = here(math.prod(shapes[0].values()))
-    # Some divide the sizes but not the groups that share a scale: those are refused here.
+    # Refuses meshes that divide the sizes, but not the groups of weights that share a scale.
     choices = not_refused(lambda mesh: (mesh, _estimators(purpose, layouts, mesh, devices)), shapes)
     floors = []
     for _, estimators in choices:
@@ -262,13 +267,13 @@ def least_floor(
 def choose(
     purpose: Purpose, placements: Iterable[Placement], devices: Here, count: int | None = 3
 ) -> list[Prediction]:
-    """What decode steps are predicted to take in each placement, the best first.
+    """Predicted times of decode steps in each placement, the fastest first.
 
     Args:
-      purpose: what to choose for.
-      placements: what `admitted` gives.
+      purpose: the model and the steps.
+      placements: the placements from `admitted`.
       devices: the devices that steps run on.
-      count: how many to tell; all if None.
+      count: number of predictions to return; all if None.
 
     Raises:
       LayoutError: none of them divides the groups of weights that share a scale.
@@ -283,7 +288,7 @@ def choose(
 def choose_prefill(
     purpose: Purpose, placements: Iterable[Placement], devices: Here
 ) -> list[Prediction]:
-    """What prompts are predicted to take in each `prefill`; arguments are those of `choose`."""
+    """Predicted times of prefills in each placement; the arguments are those of `choose`."""
     estimators = not_refused(lambda one: Estimator(purpose.on(devices, one)), placements)
     return [
         Prediction(
@@ -298,7 +303,7 @@ def choose_prefill(
 def _estimators(
     purpose: Purpose, layouts: Sequence[Layout], mesh: MeshShape, devices: Here
 ) -> list[Estimator]:
-    """One for each layout on a mesh.
+    """An estimator for each layout on a mesh.
 
     Raises:
       LayoutError: a layout does not divide the groups of weights that share a scale.
@@ -317,37 +322,37 @@ def _words(estimator: Estimator) -> str:
 def _together(
     purpose: Purpose, layouts: Sequence[Layout], shapes: Sequence[MeshShape]
 ) -> list[MeshShape]:
-    """The meshes on which all of these layouts go, the simplest first.
+    """The meshes over which all of these layouts can divide the model, the simplest first.
 
     Raises:
-      LayoutError: there is none.
+      LayoutError: there is no such mesh.
     """
-    found = sorted(shapes, key=_axes)
+    common = sorted(shapes, key=_axes)
     for layout in layouts:
-        placements = _unpadded(purpose, admitted(purpose.config, [layout], found))
-        found = [placement.mesh for placement in placements]
-    return found
+        placements = _unpadded(purpose, admitted(purpose.config, [layout], common))
+        common = [placement.mesh for placement in placements]
+    return common
 
 
 def _unpadded(purpose: Purpose, placements: list[Placement]) -> list[Placement]:
-    """Those that need pad none of the batches, where that is preferred; all if each pads one."""
+    """The placements that pad no batch, if that is preferred; all if every one pads some batch."""
     if not purpose.whole_batches:
         return placements
     batches = {step.batch for step in purpose.steps}
-    whole = [one for one in placements if not any(b % one.multiple("B") for b in batches)]
-    return whole or placements
+    unpadded = [one for one in placements if not any(b % one.multiple("B") for b in batches)]
+    return unpadded or placements
 
 
 def _axes(mesh: MeshShape) -> tuple[int, int, int]:
-    """Sorts meshes: the fewest axes first, z before y before x."""
+    """Sort key of meshes: the fewest axes first, z before y before x."""
     return sum(size > 1 for size in mesh.values()), mesh["x"], mesh["y"]
 
 
-def explain(found: Sequence[Prediction], what: str, devices: Here) -> str:
-    """Which was picked, and why not the next ones."""
-    first, *others = found
+def explain(ranking: Sequence[Prediction], what: str, devices: Here) -> str:
+    """Names the choice and the next best two, with their predicted times."""
+    first, *others = ranking
     rest = "; ".join(map(str, others[:2]))
-    beside = f"; next: {rest}" if rest else "; no other goes with this model and mesh"
+    beside = f"; next: {rest}" if rest else "; no other can divide this model over this mesh"
     return f"{what} auto: {first}, predicted from {devices.words}{beside}"
 
 

@@ -1,4 +1,4 @@
-"""What a step's time means for money: the price of speed, of prompts, and schedules of batches."""
+"""Costs that follow from a step's time: prices of speed and of prompts, schedules, pipelines."""
 
 import dataclasses
 import math
@@ -8,10 +8,10 @@ from profiles.expected.estimate import Estimate, Estimator
 
 
 def best_batch(estimator: Estimator, context: int, most_s: float) -> Estimate | None:
-    """The largest batch whose step is expected within so many seconds, and which fits.
+    """The largest batch that fits and whose expected step takes at most `most_s` seconds.
 
-    Cost per token falls with batch as long as a step's time grows more slowly than it, which is
-    always so; so this is also the cheapest. None where batch 1 takes longer, or does not fit.
+    It is also the cheapest per token, because a step's time always grows more slowly than its
+    batch. None where batch 1 takes longer, or does not fit.
     """
 
     def within(count: int) -> bool:
@@ -30,12 +30,12 @@ def best_batch(estimator: Estimator, context: int, most_s: float) -> Estimate | 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Batches that depart like trains: full or not, one each period.
+    """A schedule on which a new batch starts at regular times, full or not.
 
     Attributes:
-      period_s: seconds between departures: those of one step of the batch.
-      longest_wait_s: of a request that has just missed one.
-      total_s: of such a request, from its arrival to its last token.
+      period_s: seconds between starts, which are those of one step of the batch.
+      longest_wait_s: longest time until a request's batch starts: it has just missed one.
+      total_s: seconds from the arrival of that request to its last token.
     """
 
     period_s: float
@@ -44,11 +44,11 @@ class Schedule:
 
 
 def schedule(step: Estimate, tokens: int) -> Schedule:
-    """The worst that a request meets where a new batch departs with every step.
+    """The longest times of a request if a new batch starts with every step.
 
     Args:
-      step: of the batch, at the mean context of its tokens.
-      tokens: that the request asks for.
+      step: a step of the batch, at the mean context of its tokens.
+      tokens: number of tokens that the request asks for.
     """
     seconds = step.expected.seconds
     return Schedule(seconds, seconds, seconds * (1 + tokens))
@@ -56,12 +56,13 @@ def schedule(step: Estimate, tokens: int) -> Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class PhaseCosts:
-    """Chip-seconds per token, expected.
+    """Expected chip-seconds per token.
 
     Attributes:
-      prefill: of a prompt's tokens.
-      cached_prefill: of all of a prompt's tokens where the first were in a cache already.
-      decode: of generated ones.
+      prefill: cost of a token of a prompt.
+      cached_prefill: the same for a prompt whose first tokens are already cached; the cost of the
+        others, divided by the number of all its tokens.
+      decode: cost of a generated token.
     """
 
     prefill: float
@@ -72,26 +73,26 @@ class PhaseCosts:
 def phase_costs(
     estimator: Estimator, *, prompt: int, cached: int, batch: int, context: int
 ) -> PhaseCosts:
-    """What tokens cost in either phase, and what a cached prefix saves.
+    """Costs of tokens in prefill and decode, and what a cached prefix saves.
 
     Args:
       estimator: the model on its slice.
-      prompt: tokens of a prompt, prefilled alone.
-      cached: of those, the first, whose keys and values are kept from another request.
-      batch: sequences of decode steps.
-      context: of those.
+      prompt: tokens of a prompt, prefilled in a batch of one.
+      cached: the prompt's first tokens whose keys and values are cached from another request.
+      batch: sequences of a decode step.
+      context: tokens in the cache of each of them.
     """
     chips = estimator.deployment.slice.chips
-    whole = estimator.prefill(1, prompt).expected.seconds
+    uncached = estimator.prefill(1, prompt).expected.seconds
     rest = estimator.prefill(1, prompt - cached, cached).expected.seconds
     step = estimator.decode(batch, context).expected.seconds
-    return PhaseCosts(whole * chips / prompt, rest * chips / prompt, step * chips / batch)
+    return PhaseCosts(uncached * chips / prompt, rest * chips / prompt, step * chips / batch)
 
 
 def price_of_speed(estimator: Estimator, context: int, batch: int, speedup: float) -> float | None:
-    """How many times dearer a token is if its step is to be so many times faster.
+    """The factor by which a token's cost rises if its step is to be `speedup` times faster.
 
-    A faster step is one of fewer users on the same chips. None where no batch is that fast.
+    The faster step has a smaller batch on the same chips. None where no batch is that fast.
     """
     step = estimator.decode(batch, context)
     faster = best_batch(estimator, context, step.expected.seconds / speedup)
@@ -102,14 +103,14 @@ def price_of_speed(estimator: Estimator, context: int, batch: int, speedup: floa
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A model whose layers are divided over stages, each a slice of its own.
+    """Pipeline parallelism: a model whose layers are divided over stages, each on its own slice.
 
     Attributes:
       weights: bytes per chip.
-      kv_cache: bytes per chip. The same for any number of stages: each has fewer layers of more
-        sequences, as many batches as stages being under way at once.
-      step_s: floor from a token to the next: all stages, one after another, and what is sent.
-      sent_s: of that, sending activations from stage to stage over the network.
+      kv_cache: bytes per chip. They do not depend on the number of stages: each stage has fewer
+        layers, but as many batches are in flight as there are stages.
+      step_s: floor of the seconds from a token to the next: all stages in turn, and `sent_s`.
+      sent_s: seconds to send activations from stage to stage over the network.
     """
 
     weights: float
@@ -119,13 +120,13 @@ class Pipeline:
 
 
 def pipeline(estimator: Estimator, stages: int, batch: int, context: int) -> Pipeline:
-    """Stages across slices such as the estimator's, all busy.
+    """A pipeline over slices like the estimator's, with all stages busy.
 
     Args:
-      estimator: of one slice, with the whole model on it.
-      stages: how many slices share the layers.
-      batch: sequences in each of the batches under way.
-      context: tokens in the cache of each.
+      estimator: the entire model on one slice.
+      stages: number of slices that the layers are divided over.
+      batch: sequences in each batch in flight.
+      context: tokens in the cache of each sequence.
     """
     step, deployment = estimator.decode(batch, context), estimator.deployment
     parts = deployment.slice.chip.devices_per_chip
@@ -141,14 +142,14 @@ def pipeline(estimator: Estimator, stages: int, batch: int, context: int) -> Pip
 
 
 def implied_kv_bytes(active: float, flops_per_byte: float, context: int) -> float:
-    """Bytes of KV cache per token, if a price step at a context is where memory overtakes compute.
+    """Bytes of KV cache per token, if a price rises at the context where memory overtakes compute.
 
     Reading `context` tokens takes as long as multiplying one token through the model:
     2 x active / FLOP rate = bytes x context / bandwidth.
 
     Args:
-      active: parameters that a token meets.
+      active: parameters that a token is multiplied by.
       flops_per_byte: FLOP rate over bandwidth.
-      context: tokens at which the price steps up.
+      context: number of tokens at which the price rises.
     """
     return 2 * active / (flops_per_byte * context)

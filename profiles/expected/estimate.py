@@ -1,8 +1,8 @@
-"""A forward pass on chips that need not be there: its floor, its expected time, and their terms.
+"""Estimates of a forward pass, on chips that need not be at hand: floor, expected time, and terms.
 
-An `Estimator` stands for a model in one layout on one slice. It counts what does not change once,
-and then answers for any batch and context in microseconds. `profiles.expected.record` makes of an
-answer the record that programs read.
+An `Estimator` is made for a model in one layout on one slice. It counts once what is the same for
+all passes, and then estimates any batch and context in microseconds. `profiles.expected.record`
+converts an estimate to a record.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ NOTHING_SENT = Sent(0.0, 0.0, 0.0, 0.0)
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What one forward pass of a deployment is estimated to take.
+    """The estimated time and memory of one forward pass of a deployment.
 
     Attributes:
       deployment: the model on its slice.
@@ -60,8 +60,8 @@ class Estimator:
       deployment: the model in a layout on a slice.
 
     Raises:
-      LayoutError: the layout does not go with the model and the mesh, or the mesh with the slice.
-      UsageError: the chip has no figure for the arithmetic.
+      LayoutError: the layout cannot divide the model over the mesh, or the slice has another size.
+      UsageError: the chip has no known rate for the dtype of arithmetic.
     """
 
     def __init__(self, deployment: Deployment):
@@ -90,26 +90,26 @@ class Estimator:
         return self._estimate(pass_, self.sent(padded.batch, pass_.tokens))
 
     def decode(self, batch: int, context: int, slots: int | None = None) -> Estimate:
-        """A decode step: the same as `estimate` of its pass."""
+        """The estimate of a decode step."""
         return self.estimate(Pass(batch, context, slots=slots))
 
     def prefill(self, batch: int, tokens: int, cached: int = 0) -> Estimate:
-        """A pass over prompts of at least 2 tokens: the same as `estimate` of its pass."""
+        """The estimate of a prefill of at least 2 tokens."""
         return self.estimate(Pass(batch, cached, tokens))
 
     def quick(self, pass_: Pass, links: bool = False) -> Estimate:
-        """An estimate whose floor leaves collectives out, which take longest to find.
+        """An estimate whose floor leaves out collectives, which take longest to compute.
 
         Args:
           pass_: the pass.
-          links: whether collectives take time in the expected time.
+          links: whether the expected time includes collectives.
         """
         padded = self.deployment.padded(pass_)
         sent = self._links.usual(padded.batch, pass_.tokens) if links else NOTHING_SENT
         return self._estimate(pass_, sent)
 
     def padded(self, batch: int) -> int:
-        """The batch that a step really has."""
+        """The batch of a step after padding."""
         return self.deployment.padded(Pass(batch, 0)).batch
 
     def _estimate(self, pass_: Pass, sent: Sent) -> Estimate:
@@ -125,7 +125,7 @@ class Estimator:
         )
 
     def describe(self, prompts: bool = False) -> Record:
-        """The part of a record that is the same for every decode step, or every pass of prompts."""
+        """The fields of a record that all decode steps share, or all prefills."""
         deployment, slice = self.deployment, self.deployment.slice
         divided = Record(layout=EVENLY)
         if self.placement:
@@ -152,7 +152,7 @@ def _links(deployment: Deployment) -> LinkCosts | SizedLinks:
 
 
 def best(estimators: Iterable[Estimator], passes: Sequence[Pass]) -> Estimator:
-    """The first of `ranked`; arguments are the same."""
+    """The first of `ranked`; the arguments are the same."""
     return ranked(estimators, passes)[0]
 
 
@@ -161,25 +161,26 @@ def ranked(
 ) -> list[Estimator]:
     """The estimators whose passes are expected to be fastest, those whose passes fit before others.
 
-    Listing an estimator's collectives is most of the work. So estimators are looked at in the order
-    of their times without collectives, and the rest is left out once even those are longer than as
-    many complete ones.
+    Listing an estimator's collectives is most of the work. So estimators are tried in the order of
+    their times without collectives, until that time alone is longer than the complete times of
+    `count` others.
 
     Args:
-      estimators: to choose among, at least one.
-      passes: whose expected times are added up.
-      count: how many are wanted; of equal ones the first are taken.
+      estimators: the estimators to choose from, at least one.
+      passes: the passes whose expected times are added up.
+      count: how many to return; of equal ones the first.
     """
 
     def rank(estimator: Estimator, links: bool) -> tuple[int, float]:
-        found = [estimator.quick(pass_, links) for pass_ in passes]
-        return sum(not each.fits for each in found), sum(each.expected.seconds for each in found)
+        estimates = [estimator.quick(pass_, links) for pass_ in passes]
+        unfit = sum(not each.fits for each in estimates)
+        return unfit, sum(each.expected.seconds for each in estimates)
 
-    found = list(estimators)
-    bounds = [rank(one, links=False) for one in found]
+    options = list(estimators)
+    bounds = [rank(one, links=False) for one in options]
     ranks: list[tuple[tuple[int, float], int]] = []
-    for place in sorted(range(len(found)), key=bounds.__getitem__):
-        if len(ranks) == count and bounds[place] > ranks[-1][0]:
+    for index in sorted(range(len(options)), key=bounds.__getitem__):
+        if len(ranks) == count and bounds[index] > ranks[-1][0]:
             break
-        ranks = sorted([*ranks, (rank(found[place], links=True), place)])[:count]
-    return [found[place] for _, place in ranks]
+        ranks = sorted([*ranks, (rank(options[index], links=True), index)])[:count]
+    return [options[index] for _, index in ranks]

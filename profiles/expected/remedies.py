@@ -1,4 +1,4 @@
-"""What to do about a pass that does not fit: the nearest way in which it does."""
+"""Advice about a pass that does not fit: the most similar deployment in which it does."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from sharding.layout import Layout
 
 
 def remedy(step: Estimate, wanted: Sequence[Layout | None] = ()) -> str:
-    """Another mesh of the same slice, or another layout, or else the least slice that does.
+    """Names another mesh of the slice, or another layout, or else the smallest slice that fits.
 
     Args:
-      step: the pass.
-      wanted: layouts that may be, which are preferred to others.
+      step: the pass that does not fit.
+      wanted: layouts to prefer to others.
     """
     deployment = step.deployment
     if deployment.layout:
@@ -39,14 +39,14 @@ def remedy(step: Estimate, wanted: Sequence[Layout | None] = ()) -> str:
 
 
 def _fitting(step: Estimate, layouts: Sequence[Layout]) -> Estimator | None:
-    """The expected best of these layouts on the pass's slice that holds it, if one does."""
+    """The layout expected to be fastest on the pass's slice, if the pass fits and it is another."""
     deployment = step.deployment
     if not layouts:
         return None
     try:
-        found = best(candidates(deployment, layouts), [step.pass_])
+        fastest = best(candidates(deployment, layouts), [step.pass_])
     except LayoutError:
         return None
-    same = (found.deployment.layout, found.deployment.mesh) == (deployment.layout, deployment.mesh)
-    fits = found.quick(step.pass_).fits
-    return found if fits and not same else None
+    other = fastest.deployment
+    same = (other.layout, other.mesh) == (deployment.layout, deployment.mesh)
+    return fastest if fastest.quick(step.pass_).fits and not same else None

@@ -1,7 +1,7 @@
-"""Collectives of models that are known by their sizes alone, in the terms of all others.
+"""Expected times of collectives of models that are known by their sizes alone.
 
-They are those of experts divided over all chips: what a layer sends there and back; or for a dense
-layer, two all-reduces.
+A layer of a mixture, whose experts are divided over all chips, has an all-to-all to the experts and
+one back; a dense layer has two all-reduces.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ from profiles.floor.sized_models import SizedModel
 
 
 class SizedLinks:
-    """Collectives of passes, with the method of `LinkCosts`.
+    """Times of the collectives of passes, with the methods of `LinkCosts`.
 
     Args:
-      model: the sizes.
+      model: the model.
       dtypes: how its numbers are stored.
       slice: the slice.
-      calibration: for the starts of collectives.
+      calibration: gives the fixed time of a collective.
     """
 
     def __init__(self, model: SizedModel, dtypes: Dtypes, slice: Slice, calibration: Calibration):
@@ -31,16 +31,16 @@ class SizedLinks:
         (self._usual,) = layings(dataclasses.replace(slice, chip=slice.chip.expected), mesh, False)
 
     def sent(self, batch: int, tokens: int = 1) -> Sent:
-        """Costs of a pass; no collective has a part in the floor, for another layout needs none.
+        """Times of a pass's collectives. The floor has none, because some layout may need none.
 
         Args:
           batch: sequences.
-          tokens: of each.
+          tokens: new tokens of each sequence.
         """
         if self.slice.devices == 1:
             return Sent(0.0, 0.0, 0.0, 0.0)
         size = batch * tokens * self.model.d_model * self.dtypes.dtype.itemsize
-        if self.model.experts:  # each chip has its part of the tokens, and sends k copies of each
+        if self.model.experts:  # each chip has a part of the tokens, and sends k copies of each
             size *= self.model.experts_per_token / self.slice.devices
             pair = [Collective("all-to-all", ("z",), size, 2 * self.model.layers)]
         else:
@@ -49,10 +49,10 @@ class SizedLinks:
         start, per_byte = self._usual.usual(both.kind, both.axes, self.calibration)
         return Sent(0.0, both.count * start, both.count * both.payload_bytes * per_byte, 0.0)
 
-    usual = sent  # the same: there is no floor to leave out
+    usual = sent  # the method of `LinkCosts` without a floor, which is the same here
 
     def usual_line(self, tokens: int = 1) -> tuple[Sent, Sent]:
-        """Costs of every batch, and what each sequence adds; as of `LinkCosts`."""
+        """Times that do not depend on batch, and those that each sequence adds."""
         one, two = self.sent(1, tokens), self.sent(2, tokens)
         slope = two.sending - one.sending
         return one._replace(sending=one.sending - slope), Sent(0.0, 0.0, slope, 0.0)

@@ -1,7 +1,7 @@
-"""Figures of decode steps against batch: step time, cost of a token, and both by context.
+"""Figures of decode steps against batch: step time, cost of a token, and both for each context.
 
-Each stands alone: its title names model, types, slice, context and layout, and what the floor and
-the expected time are at. Floors are dashed, expected times solid, as in every plot of the project.
+Each explains itself: its title names model, types, slice, context and layout, and the rates of
+floor and expected time. Floors are dashed, expected times solid, as in every plot of the project.
 """
 
 from collections.abc import Sequence
@@ -42,14 +42,14 @@ BATCH = "batch (sequences)"
 
 
 def latency(study: Study, path: str | Path) -> "Figure":
-    """Draws a step's floor and its terms against batch, and the expected time.
+    """Draws a step's floor with its terms, and its expected time, against batch.
 
     Args:
-      study: of what.
+      study: the study whose curves are drawn.
       path: the PNG file to write.
 
     Returns:
-      The figure as drawn.
+      The figure.
     """
     curves = study.steps[0]
     figure, (near, far) = panels(2)
@@ -76,7 +76,7 @@ def latency(study: Study, path: str | Path) -> "Figure":
 
 
 def cost(study: Study, path: str | Path) -> "Figure":
-    """Draws what a token costs against batch, by term; arguments as of `latency`."""
+    """Draws the cost of a token against batch, by term; the arguments are those of `latency`."""
     curves, unit = study.steps[0], study.unit
     batches = curves.batches
     figure, (near, far) = panels(2)
@@ -108,11 +108,11 @@ def cost(study: Study, path: str | Path) -> "Figure":
 
 
 def contexts(study: Study, path: str | Path) -> "Figure":
-    """Draws step time and cost for every context; arguments as of `latency`."""
-    unit, found = study.unit, sorted(study.steps, key=lambda each: each.context)
+    """Draws step time and cost for every context; the arguments are those of `latency`."""
+    unit, steps = study.unit, sorted(study.steps, key=lambda each: each.context)
     figure, (times, costs) = panels(2, 6.3)
     handles = []
-    for colour, curves in zip(_hues(len(found)), found, strict=True):
+    for colour, curves in zip(_hues(len(steps)), steps, strict=True):
         _one_context(times, costs, unit, curves, colour)
         words = "compute never takes over"
         if curves.takeover:
@@ -124,8 +124,8 @@ def contexts(study: Study, path: str | Path) -> "Figure":
     ):
         panel.set_xlabel(BATCH)
         panel.set_ylabel(axis)
-        logarithmic(panel.xaxis, found[0].batches, base=2)
-        both = [scale(curves, each) for curves in found for each in (curves.floor, curves.expected)]
+        logarithmic(panel.xaxis, steps[0].batches, base=2)
+        both = [scale(curves, each) for curves in steps for each in (curves.floor, curves.expected)]
         logarithmic(panel.yaxis, np.concatenate(both), room=1.3)
     handles += [
         key(label="expected", **EXPECTED),
@@ -154,7 +154,7 @@ def _one_context(times: "Axes", costs: "Axes", unit: Unit, curves: StepCurves, c
 
 
 def balance_words(study: Study) -> str:
-    """The context from which no batch makes a step compute-bound."""
+    """Words about the context beyond which no batch makes a step compute-bound."""
     if study.balanced is None:
         return (
             "The cache never takes as long to read as a sequence's arithmetic: enough batch "
@@ -172,23 +172,23 @@ def _of_steps(study: Study, priced: bool = False) -> list[str]:
 
 
 def _expected_words(study: Study, curves: StepCurves) -> str:
-    """The rule that joins the terms of an expected time, and those of one."""
+    """The rule that combines the terms of an expected time, and the terms at one batch."""
     last = int(curves.batches[-1])
     batch = min(curves.takeover or last, curves.fits_to or last, last)
-    found = study.estimator.decode(batch, curves.context).expected
+    terms = study.estimator.decode(batch, curves.context).expected
     memory, sent, rest, total = (
         ms(seconds)
-        for seconds in (found.memory, found.communication, found.overhead, found.seconds)
+        for seconds in (terms.memory, terms.communication, terms.overhead, terms.seconds)
     )
-    compute = ms(max(found.compute, found.overlapped))
+    compute = ms(max(terms.compute, terms.overlapped))
     rule, sums = "max(memory, compute) + communication", f"max({memory}, {compute}) + {sent}"
-    if found.hidden:
+    if terms.hidden:
         rule, sums = "max(memory, compute + communication)", f"max({memory}, {compute} + {sent})"
     return f"Expected: {rule} + overhead; at batch {batch}, in ms, {sums} + {rest} = {total}."
 
 
 def _drawn(curves: StepCurves) -> list[str]:
-    """Terms that are ever above nothing."""
+    """Names of the terms that are above 0 at any batch."""
     return [name for name in TERMS if getattr(curves, name).max() > 0]
 
 
@@ -197,8 +197,8 @@ def _least(curves: StepCurves) -> float:
 
 
 def _near(curves: StepCurves) -> float:
-    """The last batch of linear axes: twice where lines cross, or where the cache takes as long as
-    the weights."""
+    """The last batch of linear axes: twice the batch where lines cross, or where the cache takes
+    as long as the weights."""
     sequence = (curves.kv_cache / curves.batches)[-1]
     crossing = curves.takeover or (curves.weights[-1] / sequence if sequence else 0)
     return float(min(max(2 * crossing, 4), curves.batches[-1]))
@@ -244,13 +244,13 @@ def _unfit(panel: "Axes", curves: StepCurves) -> None:
 
 
 def _fitting(panel: "Axes", curves: StepCurves, values: np.ndarray, **look: object) -> None:
-    """A line, pale where batches do not fit."""
-    batches, most = curves.batches, curves.fits_to
+    """Draws a line, pale where batches do not fit."""
+    batches, largest = curves.batches, curves.fits_to
     label = look.pop("label")
     panel.plot(batches, values, alpha=PALE, label=label, **look)
-    inside = batches <= most
+    inside = batches <= largest
     if inside.any():
-        ends = np.append(batches[inside], min(most, batches[-1]))
+        ends = np.append(batches[inside], min(largest, batches[-1]))
         edge = np.exp(np.interp(np.log(ends[-1]), np.log(batches), np.log(values)))
         panel.plot(ends, np.append(values[inside], edge), label=f"_{label}, fits", **look)
 
@@ -271,4 +271,4 @@ def _notes(study: Study, curves: StepCurves) -> list[str]:
 
 def _hues(count: int) -> Sequence[str]:
     hues = (SKY, BLUE, GREEN, ORANGE, RED, PINK, BLACK)
-    return [hues[place % len(hues)] for place in range(count)]
+    return [hues[index % len(hues)] for index in range(count)]

@@ -1,6 +1,6 @@
-"""Curves of decode steps: time and cost against batch, chips and sparsity, bytes sent per layout.
+"""Data of the figures: time and cost against batch, chips and sparsity, bytes sent per layout.
 
-Pure functions from estimators to arrays, in seconds and bytes; drawing them is the business of
+Pure functions from estimators to arrays, in seconds and bytes; they are drawn in
 `profiles.figures.curve_figures` and `profiles.figures.slice_figures`. Source of the equations: Pope
 et al. 2022, section 2 (time and cost against batch) and figure 3 (communication); Google's scaling
 book, "All about transformer inference".
@@ -24,13 +24,13 @@ from sharding.placement import Placement
 from sharding.quantization import Quantization, stored_bytes
 
 RULE_RATIO, RULE_SPARSITY = 300, 8
-"""A rule of thumb for chips of 2023 to 2025: 300 FLOPs a byte, and an eighth of the model used."""
-_MANY = 2**40  # sequences, at which everything but what grows with them is gone
-_SCALED_INPUTS = 8192  # numbers of an output, over which a scale is spread
+"""A rule of thumb for chips of 2023 to 2025: 300 FLOPs per byte, an eighth of a model active."""
+_MANY = 2**40  # sequences; all terms that do not grow with them are negligible then
+_SCALED_INPUTS = 8192  # inputs per output of a large matrix, which share its scales
 
 
 def spaced(low: int, high: int, count: int = 60) -> list[int]:
-    """Whole numbers from `low` to `high`, evenly on a logarithmic axis, each once."""
+    """Distinct integers from `low` to `high`, evenly spaced on a logarithmic axis."""
     return sorted({round(value) for value in np.geomspace(low, high, count)} | {low, high})
 
 
@@ -43,16 +43,16 @@ class StepCurves:
 
     Attributes:
       context: tokens in the cache of each sequence.
-      batches: sequences.
-      weights: reading them, at the floor; so are the next three.
-      kv_cache: reading and writing it.
-      compute: arithmetic.
-      communication: collectives.
+      batches: numbers of sequences; the curves have one value for each.
+      weights: time to read the weights, at the floor.
+      kv_cache: time to read and write the KV cache, at the floor.
+      compute: time of arithmetic, at the floor.
+      communication: time of collectives, at the floor.
       floor: the largest of memory, compute and communication.
       expected: expected time.
       fits_to: the largest batch that fits in memory, 0 if none does.
-      takeover: the batch from which compute takes longer than memory; None if none does.
-      limit: seconds of floor per sequence that no batch gets below.
+      takeover: the batch from which compute takes longer than memory; None if it never does.
+      limit: lowest floor per sequence that large batches approach.
     """
 
     context: int
@@ -69,16 +69,16 @@ class StepCurves:
 
     @property
     def memory(self) -> np.ndarray:
-        """Seconds for weights and cache."""
+        """Seconds to read weights and to read and write the cache."""
         return self.weights + self.kv_cache
 
     def at(self, name: str, batch: int) -> float:
-        """A curve's value between the batches that it has."""
+        """A curve's value at any batch, interpolated."""
         return float(np.interp(batch, self.batches, getattr(self, name)))
 
 
 def step_curves(estimator: Estimator, context: int, batches: Sequence[int]) -> StepCurves:
-    """Decode steps of these batches at one context."""
+    """Curves of decode steps of these batches at one context."""
     steps = [estimator.decode(batch, context) for batch in batches]
     floors = [step.floor for step in steps]
     return StepCurves(
@@ -97,10 +97,10 @@ def step_curves(estimator: Estimator, context: int, batches: Sequence[int]) -> S
 
 
 def takeover(estimator: Estimator, context: int) -> int | None:
-    """The least batch whose arithmetic takes longer than its memory, both at the floor.
+    """The smallest batch at which compute takes longer than memory, both at the floor.
 
-    For a dense model weights / (compute - KV cache), in seconds of which the last two are per
-    sequence. None where the cache of another sequence takes as long as its arithmetic or longer.
+    For a dense model it is weights / (compute - KV cache), in seconds, the last two per sequence.
+    None where the cache of a sequence takes at least as long as its arithmetic.
     """
 
     def computes(batch: int) -> bool:
@@ -117,18 +117,18 @@ def takeover(estimator: Estimator, context: int) -> int | None:
 
 
 def limit(estimator: Estimator, context: int) -> float:
-    """Seconds of floor per sequence as batches grow: the largest of three slopes."""
+    """The limit of floor over batch as batches grow: the largest of three slopes, in seconds."""
     links = estimator.decode(_MANY, context).floor.communication or 0.0
     return max(slopes(estimator, context).limit, links / _MANY)
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """What a cost is in.
+    """The unit of a cost.
 
     Attributes:
-      chips: how many are paid for.
-      price: what a chip-hour costs; None where that is not known, and chip-seconds stand for it.
+      chips: number of chips that are paid for.
+      price: price of a chip-hour; None where it is not known, so that costs are in chip-seconds.
     """
 
     chips: int
@@ -136,11 +136,11 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Of an axis."""
+        """The unit's name, for an axis."""
         return "chip-seconds per token" if self.price is None else "USD per million tokens"
 
     def cost(self, seconds: np.ndarray | float, batch: np.ndarray | float) -> np.ndarray | float:
-        """Of a token, at so many seconds per step of so many sequences."""
+        """Cost of a token, if a step of `batch` sequences takes so many seconds."""
         chip_seconds = self.chips * seconds / batch
         return chip_seconds if self.price is None else chip_seconds * self.price.usd / 3600 * 1e6
 
@@ -150,15 +150,15 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class ChipCurve:
-    """Decode steps of one batch and context on slices of more and more chips; times in seconds.
+    """Decode steps of one batch and context on slices of rising size; times in seconds.
 
     Attributes:
-      name: of the layout, or of what it was chosen by.
-      chips: of each slice.
-      floor: of its step.
-      expected: expected time.
-      fits: whether weights and cache fit.
-      layouts: what was chosen on each.
+      name: name of the layout, or of the rule that chose one on each slice.
+      chips: number of chips of each slice.
+      floor: floor of the step on each slice.
+      expected: expected time of the step on each slice.
+      fits: whether weights and cache fit on each slice.
+      layouts: words for the layout on each slice.
     """
 
     name: str
@@ -170,7 +170,7 @@ class ChipCurve:
 
 
 def chip_curve(name: str, estimators: Sequence[Estimator], step: Pass) -> ChipCurve:
-    """The same step by each of these estimators, one for each slice."""
+    """The curve of a step over slices, with one estimator for each slice."""
     steps = [estimator.estimate(step) for estimator in estimators]
     return ChipCurve(
         name=name,
@@ -186,8 +186,8 @@ def ideal_weight_read(estimator: Estimator, chips: Sequence[int]) -> np.ndarray:
     """Seconds to read one copy of all weights divided evenly over so many chips.
 
     Args:
-      estimator: on one device, or in a layout that copies nothing.
-      chips: numbers of them.
+      estimator: the model on one device, or in a layout that replicates nothing.
+      chips: numbers of chips.
     """
     deployment = estimator.deployment
     chip_seconds = slopes(estimator, 0).weights * deployment.slice.chips
@@ -195,7 +195,7 @@ def ideal_weight_read(estimator: Estimator, chips: Sequence[int]) -> np.ndarray:
 
 
 def layout_words(estimator: Estimator) -> str:
-    """Layout, attention and mesh in a few words."""
+    """Layout, attention and mesh of an estimator in words."""
     deployment = estimator.deployment
     if deployment.layout is None:
         return "divided evenly over the chips"
@@ -208,16 +208,16 @@ def layout_words(estimator: Estimator) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Tradeoff:
-    """Latency and cost on one slice, over batches that fit.
+    """Latency and cost on one slice, for all batches that fit.
 
     Attributes:
       topology: the slice.
-      batches: sequences.
-      expected: seconds per step.
-      expected_cost: of a token, as `Unit` has it.
-      floor: seconds per step.
-      floor_cost: of a token.
-      layouts: what is expected to be fastest at each batch.
+      batches: numbers of sequences; the arrays have one value for each.
+      expected: expected seconds per step.
+      expected_cost: expected cost of a token, in the unit that `Unit` names.
+      floor: floor of a step in seconds.
+      floor_cost: cost of a token at the floor.
+      layouts: words for the layout that is expected to be fastest at each batch.
     """
 
     topology: str
@@ -230,7 +230,7 @@ class Tradeoff:
 
 
 def tradeoff(estimators: Mapping[int, Estimator], context: int) -> Tradeoff:
-    """Latency and cost of each batch with the estimator that was chosen for it; all of a slice."""
+    """Latency and cost on a slice, with the estimator that was chosen for each batch."""
     steps = [estimator.decode(batch, context) for batch, estimator in estimators.items()]
     deployment = steps[0].deployment
     unit = Unit(deployment.slice.chips, deployment.price)
@@ -249,15 +249,15 @@ def tradeoff(estimators: Mapping[int, Estimator], context: int) -> Tradeoff:
 
 
 def front(latency: Sequence[float], cost: Sequence[float]) -> list[int]:
-    """Places of the points that no other point beats in one of the two and equals in the other.
+    """Indices of the Pareto front: no other point is better in one value and as good in the other.
 
-    In order of rising latency, so of falling cost.
+    They are in order of rising latency, and so of falling cost.
     """
-    found: list[int] = []
-    for place in sorted(range(len(latency)), key=lambda i: (latency[i], cost[i])):
-        if not found or cost[place] < cost[found[-1]]:
-            found.append(place)
-    return found
+    indices: list[int] = []
+    for index in sorted(range(len(latency)), key=lambda i: (latency[i], cost[i])):
+        if not indices or cost[index] < cost[indices[-1]]:
+            indices.append(index)
+    return indices
 
 
 # Critical batch against sparsity -----------------------------------------------------------------
@@ -272,13 +272,13 @@ def weight_bytes(dtypes: Dtypes) -> float:
 
 
 def dense_batch(estimator: Estimator) -> float:
-    """The rule's critical batch of a dense model: peak * bytes per weight / (2 * bandwidth)."""
+    """Critical batch of a dense model by the rule peak * bytes per weight / (2 * bandwidth)."""
     peaks = estimator.peaks
     return peaks.flops * weight_bytes(estimator.deployment.dtypes) / (2 * peaks.bandwidth)
 
 
 def sparsity(estimator: Estimator) -> float:
-    """Parameters over those that one token meets."""
+    """Total over active parameters."""
     counted = estimator.counter.parameters
     return counted["total"] / counted["active"]
 
@@ -291,8 +291,8 @@ def layer_bytes(
 ) -> float:
     """Bytes that a chip sends for one layer of a pass, as Pope et al. 2022 count them.
 
-    An all-gather or reduce-scatter counts its larger side; an all-reduce counts as one of each; the
-    share of a chip's own, 1/n, is not taken off.
+    An all-gather or reduce-scatter counts its larger side, and an all-reduce counts as one of each.
+    The 1/n of it that a chip already has is not subtracted.
     """
     listed = expected_collectives(config, placement, dtypes, batch=batch, tokens=tokens)
     sent = 0.0
@@ -308,10 +308,10 @@ class Volumes:
     """Bytes that a chip sends for one layer of a prefill, by layout.
 
     Attributes:
-      batch: prompts; their length makes the tokens.
+      batch: number of prompts, whose length varies.
       mesh: sizes of x, y and z.
-      tokens: of all prompts together.
-      sent: bytes by name of the layout, one for each number of tokens.
+      tokens: numbers of tokens of all prompts together.
+      sent: by name of the layout, the bytes for each number of tokens.
     """
 
     batch: int
@@ -323,21 +323,21 @@ class Volumes:
     def best(self) -> list[str]:
         """The layout that sends least, for each number of tokens."""
         names = list(self.sent)
-        least = np.argmin([self.sent[name] for name in names], axis=0)
-        return [names[place] for place in least]
+        indices = np.argmin([self.sent[name] for name in names], axis=0)
+        return [names[index] for index in indices]
 
     def begins(self) -> dict[str, int]:
-        """The number of tokens from which each layout is best, of those that ever are, in order."""
-        found: dict[str, int] = {}
+        """The first number of tokens at which each layout sends least, for those that ever do."""
+        first: dict[str, int] = {}
         for name, tokens in zip(self.best, self.tokens.tolist(), strict=True):
-            found.setdefault(name, tokens)
-        return found
+            first.setdefault(name, tokens)
+        return first
 
 
 def volumes(
     config: ModelConfig, placements: Sequence[Placement], dtypes: Dtypes, lengths: Sequence[int]
 ) -> Volumes:
-    """Bytes sent by layouts on one mesh, for as many prompts as all of them divide.
+    """Bytes that layouts on one mesh send, for the smallest batch of prompts that all can divide.
 
     Args:
       config: the model.

@@ -1,4 +1,4 @@
-"""A picture of a layout: the mesh, and the part of each kind of array that each chip holds."""
+"""Draws a layout: the mesh, and the part of each kind of array that each chip holds."""
 
 import itertools
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_CHIPS = 128
-"""Of a larger mesh the first chips are drawn, and the picture says so."""
-_CELL = 0.82  # of the room that a chip has
+"""Most chips to draw; the picture of a larger mesh says that it shows only the first ones."""
+_CELL = 0.82  # side of a chip's square, as a fraction of its cell
 
 
 class Shown(NamedTuple):
-    """One kind of array: its letters down and across a chip's square, and its sharding."""
+    """One kind of array: title, axes down and across a chip's square, and sharding."""
 
     title: str
     down: str
@@ -36,15 +36,15 @@ class Shown(NamedTuple):
 def layout_figure(placement: Placement, subject: str, path: str | Path) -> "Figure":
     """Draws what each chip holds: a panel per kind of array, a square per chip.
 
-    A square stands for the whole array; its filled part is what that chip has.
+    A square stands for the entire array; its filled part is that chip's shard.
 
     Args:
       placement: the layout on a mesh.
-      subject: names model, dtypes, batch and context; the picture's second line.
+      subject: the picture's second line, which names model, dtypes, batch and context.
       path: the PNG file to write.
 
     Returns:
-      The figure as drawn.
+      The figure.
     """
     from matplotlib.figure import Figure
 
@@ -75,7 +75,7 @@ def layout_figure(placement: Placement, subject: str, path: str | Path) -> "Figu
 
 
 def shown_arrays(placement: Placement) -> list[Shown]:
-    """The kinds of arrays that tell layouts apart."""
+    """The kinds of arrays in whose sharding layouts differ."""
     stored, use = placement.weights, placement.use
     mixture = "E" in placement.sizes
     width = "EF" if mixture else "F"
@@ -96,15 +96,15 @@ def shown_arrays(placement: Placement) -> list[Shown]:
 def part(
     divided: Sequence[Axes], chip: dict[str, int], mesh: dict[str, int]
 ) -> tuple[float, float]:
-    """Where along one side of the square a chip's part lies.
+    """Position of a chip's shard along one side of its square.
 
     Args:
       divided: mesh axes that divide each dimension of that side, the slowest first.
-      chip: the chip's place on the mesh.
+      chip: the chip's coordinate along each mesh axis.
       mesh: sizes of the mesh axes.
 
     Returns:
-      Where it begins and how long it is, of a side of length 1, in the order of the shards.
+      Begin and length of the shard on a side of length 1.
     """
     begin, length = 0.0, 1.0
     for axis in itertools.chain(*divided):
@@ -121,9 +121,11 @@ def _draw(panel: "Panel", kind: Shown, placement: Placement, chips: list[tuple[i
     divided = [entry_axes(entry) for entry in kind.spec]
     split = len(kind.down)
     outlines, parts, colours = [], [], []
-    for place in chips:
-        chip = dict(zip(placement.mesh, place, strict=True))
-        row, column = divmod(np.ravel_multi_index(place, tuple(placement.mesh.values())), columns)
+    for coordinates in chips:
+        chip = dict(zip(placement.mesh, coordinates, strict=True))
+        row, column = divmod(
+            np.ravel_multi_index(coordinates, tuple(placement.mesh.values())), columns
+        )
         left, top = column + (1 - _CELL) / 2, row + (1 - _CELL) / 2
         outlines.append(Rectangle((left, top), _CELL, _CELL))
         y, height = part(divided[:split], chip, placement.mesh)
@@ -132,7 +134,7 @@ def _draw(panel: "Panel", kind: Shown, placement: Placement, chips: list[tuple[i
         parts.append(Rectangle((left + x * _CELL, top + y * _CELL), *size))
         colours.append(COLOURS[chip["x"] % len(COLOURS)])
         if len(chips) <= 16:
-            name = "".join(map(str, place))
+            name = "".join(map(str, coordinates))
             panel.text(column + 0.5, row + 1.03, name, fontsize=7, ha="center", va="center")
     panel.add_collection(
         PatchCollection(outlines, facecolor="#EEEEEE", edgecolor="#999999", lw=0.6)
@@ -161,13 +163,13 @@ def _copies(copies: int) -> str:
 
 
 def _grid(placement: Placement) -> tuple[int, int]:
-    """Rows over x and columns over y and z; one row where that leaves one column."""
+    """Rows and columns of chips: x by y times z; one row of x if y and z are 1."""
     x, y, z = placement.mesh.values()
     return (x, y * z) if y * z > 1 else (1, x)
 
 
 def _legend(placement: Placement, chips: int) -> list[str]:
-    """What squares, colours and letters mean."""
+    """Lines that explain squares, colours and letters."""
     sizes = ", ".join(f"{axis}={size}" for axis, size in placement.mesh.items())
     rows, _ = _grid(placement)
     order = "a row for each x, in it z fastest" if rows > 1 else "in the order of x, y, z"

@@ -1,4 +1,4 @@
-"""What the figures of curves share: titles in words, axes, and a picture written whole."""
+"""Parts that the figures of curves share: panels, titles, notes, axes and legends."""
 
 import io
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXPECTED = dict(linestyle="-", linewidth=2)
 FLOOR = dict(linestyle=(0, (5, 2)), linewidth=1.8)
 WIDTH, DPI = 11.0, 100
-LINE = 140  # characters below the title
+LINE = 140  # characters of a line below the title
 PALE = 0.28
 
 
@@ -41,15 +41,15 @@ def finish(
     handles: Sequence[object] | None = None,
     at_last: Callable[[], None] = lambda: None,
 ) -> "Figure":
-    """Sets words around the panels and writes the PNG file.
+    """Writes title, notes and legend around the panels, and saves the PNG file.
 
     Args:
-      figure: with its panels drawn.
-      path: of the file.
-      head: the title, then what the figure is of; long ones are wrapped.
-      notes: at the bottom, wrapped likewise.
-      handles: of the legend; the lines with a name, each name once, if None.
-      at_last: writes into the panels what depends on their final places.
+      figure: the figure, with its panels drawn.
+      path: path of the file.
+      head: the title, then lines about the subject; long ones are wrapped.
+      notes: lines at the bottom; long ones are wrapped.
+      handles: entries of the legend; if None, the lines with a name, each name once.
+      at_last: draws into the panels what depends on their final positions.
 
     Raises:
       OutputError: the file cannot be written.
@@ -72,7 +72,7 @@ def finish(
 
 
 def _png(figure: "Figure") -> bytes:
-    """The picture in its 256 most frequent colours: all flat ones, at a third of the bytes."""
+    """The picture with a palette of 256 colours, which takes a third of the bytes."""
     from PIL import Image
 
     drawn, small = io.BytesIO(picture.png(figure)), io.BytesIO()
@@ -89,7 +89,7 @@ def _png(figure: "Figure") -> bytes:
 
 
 def subject(estimator: Estimator, *more: str, layout: bool = True, slice: bool = True) -> str:
-    """Model, types, slice, and what else there is to say of all lines of a figure."""
+    """A line with model, types, slice, and more that all lines of a figure have in common."""
     deployment = estimator.deployment
     chips = deployment.slice.chips
     parts = [deployment.model.name, str(deployment.dtypes)]
@@ -100,7 +100,7 @@ def subject(estimator: Estimator, *more: str, layout: bool = True, slice: bool =
 
 
 def peaks_words(estimator: Estimator, priced: bool = False) -> list[str]:
-    """What floors are at, and what expected times and costs are at."""
+    """Two lines: the rates of the floor; calibration and price of expected times and costs."""
     deployment, peaks, chip = estimator.deployment, estimator.peaks, estimator.chip
     parts = peaks.devices_per_chip
     floor = f"{number(peaks.bandwidth * parts / 1e9)} GB/s of memory, "
@@ -118,7 +118,7 @@ def peaks_words(estimator: Estimator, priced: bool = False) -> list[str]:
 
 
 def sized_words(estimator: Estimator) -> list[str]:
-    """What is not known of a model that is known by its sizes alone."""
+    """A line about collectives, if a model is known by its sizes alone."""
     if estimator.placement:
         return []
     name = estimator.deployment.model.name
@@ -126,14 +126,14 @@ def sized_words(estimator: Estimator) -> list[str]:
 
 
 def logarithmic(axis: object, values: Sequence[float], base: int = 10, room: float = 1.15) -> None:
-    """Makes an axis logarithmic over these values, with plain numbers at its ticks."""
+    """Makes an axis logarithmic over these values, with decimal numbers at its ticks."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = min(values) / room, max(values) * room
     axis._set_axes_scale("log", base=base)
     wide = np.log10(high / low)
     subs = (1.0,) if base == 2 or wide > 3 else (1.0, 2.0, 5.0)
-    step = 4 if base == 2 and wide > 2.7 else base  # ten powers of two would touch
+    step = 4 if base == 2 and wide > 2.7 else base  # labels of ten powers of two would touch
     axis.set_major_locator(LogLocator(step, subs=subs, numticks=16))
     axis.set_minor_locator(NullLocator())
     text = exact if base == 2 else short
@@ -142,7 +142,7 @@ def logarithmic(axis: object, values: Sequence[float], base: int = 10, room: flo
 
 
 def key(**look: object) -> object:
-    """A handle of the legend alone."""
+    """An entry for the legend that draws nothing in the panel."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], **{"color": SHARED, **look})

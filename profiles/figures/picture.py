@@ -1,4 +1,4 @@
-"""What all pictures share: words that are never formulas, lines that fit, and the file's bytes."""
+"""Parts that all pictures share: text without formulas, wrapped lines, and PNG bytes."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def lay_out(figure: "Figure", **room: object) -> None:
-    """Gives each panel the room that its words need; arguments are those of ``tight_layout``."""
+    """Makes room for the text of each panel; the arguments are those of ``tight_layout``."""
     with _words_as_they_are(figure):
         figure.tight_layout(**room)
 
@@ -27,9 +27,9 @@ def png(figure: "Figure") -> bytes:
 
 @contextlib.contextmanager
 def _words_as_they_are(figure: "Figure") -> Iterator[None]:
-    """Draws a model's name as it is: dollar signs in it are no formula.
+    """Draws text literally: dollar signs in a model's name begin no formula.
 
-    A letter that the font has not got becomes a box without a warning.
+    A letter that the font lacks becomes a box without a warning.
     """
     import matplotlib
     from matplotlib.text import Text
@@ -42,8 +42,8 @@ def _words_as_they_are(figure: "Figure") -> Iterator[None]:
 
 
 def lines(text: str, width: int) -> list[str]:
-    """Text in as few lines of at most so many characters as it needs, all about as long."""
+    """Wraps text into the fewest lines of at most `width` characters, of about equal length."""
     few = len(textwrap.wrap(text, width))
-    least = min(len(text) // max(few, 1), width)
-    widths = range(max(least, 1), width + 1)
+    narrowest = min(len(text) // max(few, 1), width)
+    widths = range(max(narrowest, 1), width + 1)
     return textwrap.wrap(text, next(w for w in widths if len(textwrap.wrap(text, w)) <= few))

@@ -1,6 +1,6 @@
 """Figures across slices, models and layouts: chips, cost against latency, sparsity, communication.
 
-Looks and words as in `profiles.figures.curve_figures`.
+Styles and words are those of `profiles.figures.curve_figures`.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from profiles.figures.panels import (
     subject,
 )
 from profiles.figures.steps import MARKERS, SHARED
-from profiles.figures.study import BEST, Scaling, Sparsities, Study, Tradeoffs
+from profiles.figures.study import BEST, ChipScaling, Sparsities, Study, Tradeoffs
 from profiles.report.numbers import milliseconds, number, several, short
 
 if TYPE_CHECKING:
@@ -36,28 +36,28 @@ SHAPES = "os^DvPX"
 HUES = (BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK)
 
 
-def chips(study: Study, found: Scaling, path: str | Path) -> "Figure":
+def chips(study: Study, data: ChipScaling, path: str | Path) -> "Figure":
     """Draws step time against number of chips, a line per layout.
 
     Args:
-      study: of what.
-      found: its `Study.scaling`.
+      study: the study that the data are from.
+      data: the result of the study's `scaling`.
       path: the PNG file to write.
 
     Returns:
-      The figure as drawn.
+      The figure.
     """
     figure, (panel,) = panels(1, 6.3)
     handles = []
-    for place, curve in enumerate(found.curves):
-        colour = GREEN if curve.name == BEST else HUES[place]
+    for index, curve in enumerate(data.curves):
+        colour = GREEN if curve.name == BEST else HUES[index]
         _chip_lines(panel, curve, colour, wide=curve.name == BEST)
         handles.append(key(color=colour, linewidth=3, label=_least_time(curve)))
-    sizes, ideal = list(found.ideal), np.array(list(found.ideal.values())) * 1e3
+    sizes, ideal = list(data.ideal), np.array(list(data.ideal.values())) * 1e3
     panel.plot(sizes, ideal, color=SHARED, linestyle=":", linewidth=1.8, label="weights / chips")
     panel.set_xlabel("chips")
     panel.set_ylabel("step time (ms)")
-    values = [each * 1e3 for curve in found.curves for each in (*curve.floor, *curve.expected)]
+    values = [each * 1e3 for curve in data.curves for each in (*curve.floor, *curve.expected)]
     logarithmic(panel.xaxis, sizes, base=2, room=1.2)
     panel.set_xticks(sizes)
     logarithmic(panel.yaxis, [*values, *ideal], room=1.25)
@@ -69,37 +69,38 @@ def chips(study: Study, found: Scaling, path: str | Path) -> "Figure":
             label="hollow: does not fit in memory"),
     ]  # fmt: skip
     name = study.options.deployment.slice.chip.name
-    work = f"slices of {name}, batch {found.batch}, context {found.context}"
+    work = f"slices of {name}, batch {data.batch}, context {data.context}"
     head = ["Time of a decode step against chips: where communication stops the fall"]
     head += [subject(study.estimator, work, layout=False, slice=False)]
     head += peaks_words(study.estimator)
-    notes = [*_chosen(study), *found.notes]
+    notes = [*_chosen(study), *data.notes]
     return finish(figure, path, head, notes, handles)
 
 
-def pareto(study: Study, found: Tradeoffs, path: str | Path) -> "Figure":
-    """Draws cost against latency, a line per slice and the front; arguments as of `chips`."""
+def pareto(study: Study, data: Tradeoffs, path: str | Path) -> "Figure":
+    """Draws cost against latency, a line per slice and the front; arguments as in `chips`."""
     figure, (panel,) = panels(1, 7.2)
     handles = []
-    for place, (colour, each) in enumerate(zip(HUES, found.slices, strict=False)):
+    for index, (colour, each) in enumerate(zip(HUES, data.slices, strict=False)):
         steps, floors = each.expected * 1e3, each.floor * 1e3
-        look = dict(color=colour, marker=MARKERS[place], markersize=9 - place, zorder=3)
-        look |= dict(linewidth=7 - 1.3 * place if place < 5 else 1.2)  # to be seen under others
+        look = dict(color=colour, marker=MARKERS[index], markersize=9 - index, zorder=3)
+        # Lines of falling width, so that one below another still shows.
+        look |= dict(linewidth=7 - 1.3 * index if index < 5 else 1.2)
         panel.plot(steps, each.expected_cost, label=f"expected, {each.topology}", **look)
         pale = dict(color=colour, alpha=0.55, **FLOOR | {"linewidth": 1.2})
         panel.plot(floors, each.floor_cost, label=f"floor, {each.topology}", **pale)
-        handles.append(key(color=colour, linewidth=3, marker=MARKERS[place], label=each.topology))
+        handles.append(key(color=colour, linewidth=3, marker=MARKERS[index], label=each.topology))
     for kind, points, style in (
-        ("expected", found.front, "-"),
-        ("floor", found.floor_front, (0, (5, 2))),
+        ("expected", data.front, "-"),
+        ("floor", data.floor_front, (0, (5, 2))),
     ):
-        _front(panel, kind, _at(found, points, kind), style)
-    points = [value for each in found.slices for value in (*each.expected, *each.floor)]
-    costs = [value for each in found.slices for value in (*each.expected_cost, *each.floor_cost)]
+        _front(panel, kind, _at(data, points, kind), style)
+    points = [value for each in data.slices for value in (*each.expected, *each.floor)]
+    costs = [value for each in data.slices for value in (*each.expected_cost, *each.floor_cost)]
     logarithmic(panel.xaxis, np.array(points or [1e-3, 1]) * 1e3, room=1.2)
     logarithmic(panel.yaxis, costs or [1, 10], room=1.4)
     panel.set_xlabel("step time, which is the time per token of a sequence (ms)")
-    panel.set_ylabel(f"cost ({found.unit})")
+    panel.set_ylabel(f"cost ({data.unit})")
     handles += [
         key(label="expected, a mark per batch", marker="o", markersize=5, **EXPECTED),
         key(label="floor", **FLOOR),
@@ -107,34 +108,34 @@ def pareto(study: Study, found: Tradeoffs, path: str | Path) -> "Figure":
         key(color=BLACK, linewidth=2.6, linestyle=(0, (5, 2)), label="front of the floor"),
     ]
     head = ["Cost of a token against latency: batch and slice trade one for the other"]
-    head += [subject(study.estimator, f"context {found.context}", layout=False, slice=False)]
+    head += [subject(study.estimator, f"context {data.context}", layout=False, slice=False)]
     for each in study.compared():
         words = peaks_words(each, priced=True)
         head += words if len(study.compared()) == 1 else [f"{each.chip.name}: {' '.join(words)}"]
-    notes = [*found.notes, *sized_words(study.estimator)]
+    notes = [*data.notes, *sized_words(study.estimator)]
     if study.estimator.placement:
         notes.append("At each batch, expected and floor are of the layout expected to be fastest.")
-    return finish(figure, path, head, notes, handles, lambda: write_labels(panel, _batches(found)))
+    return finish(figure, path, head, notes, handles, lambda: write_labels(panel, _batches(data)))
 
 
-def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
-    """Draws critical batch against sparsity, with models as points; arguments as of `chips`."""
+def sparsity(study: Study, data: Sparsities, path: str | Path) -> "Figure":
+    """Draws critical batch against sparsity, with models as points; arguments as in `chips`."""
     figure, (panel,) = panels(1, 6.0)
-    most = 1.4 * max(*(ratio for ratio, _ in found.models.values()), RULE_SPARSITY)
-    line = np.array([1.0, most])
+    highest = 1.4 * max(*(ratio for ratio, _ in data.models.values()), RULE_SPARSITY)
+    line = np.array([1.0, highest])
     chip = study.options.deployment.slice.chip.name
-    rule = f"{chip}: {number(found.dense)} x total / active"
-    panel.plot(line, found.dense * line, color=BLUE, label=rule, **EXPECTED)
+    rule = f"{chip}: {number(data.dense)} x total / active"
+    panel.plot(line, data.dense * line, color=BLUE, label=rule, **EXPECTED)
     thumb = f"rule of thumb: {RULE_RATIO} x sparsity, {RULE_RATIO} x {RULE_SPARSITY} = "
     thumb += f"{RULE_RATIO * RULE_SPARSITY}"
     grey = dict(color=SHARED, linestyle=":", linewidth=1.8)
     panel.plot(line, RULE_RATIO * line, label="_rule of thumb", **grey)
     star = dict(marker="*", markersize=15, color=ORANGE, markeredgecolor=BLACK)
     panel.plot([RULE_SPARSITY], [RULE_RATIO * RULE_SPARSITY], zorder=4, label="_thumb", **star)
-    handles = _models(panel, found, study.options.deployment.model.name)
-    logarithmic(panel.xaxis, [0.8, most], base=10, room=1.0)
-    values = [found.dense, RULE_RATIO, *(batch for _, batch in found.models.values())]
-    logarithmic(panel.yaxis, [*values, max(found.dense, RULE_RATIO) * most], room=1.4)
+    handles = _models(panel, data, study.options.deployment.model.name)
+    logarithmic(panel.xaxis, [0.8, highest], base=10, room=1.0)
+    values = [data.dense, RULE_RATIO, *(batch for _, batch in data.models.values())]
+    logarithmic(panel.yaxis, [*values, max(data.dense, RULE_RATIO) * highest], room=1.4)
     panel.set_xlabel("sparsity: total over active parameters")
     panel.set_ylabel("critical batch (sequences)")
     handles = [
@@ -146,52 +147,52 @@ def sparsity(study: Study, found: Sparsities, path: str | Path) -> "Figure":
     head = ["Critical batch against sparsity: from there on a step is bound by compute"]
     head += [
         f"{dtypes}, chip {chip}, no context, all experts read. Line: peak x bytes per weight / "
-        f"(2 x bandwidth) x total / active, at {number(found.arithmetic)} FLOPs a byte.",
+        f"(2 x bandwidth) x total / active, at {number(data.arithmetic)} FLOPs a byte.",
         peaks_words(study.estimator)[0],
     ]
     note = "Points: critical batches of models at their exact sizes."
     return finish(figure, path, head, [note], handles)
 
 
-def _models(panel: "Axes", found: Sparsities, own: str) -> list[object]:
-    """Draws each model's point, the chosen one's with an edge, and returns the legend's handles."""
+def _models(panel: "Axes", data: Sparsities, own: str) -> list[object]:
+    """Draws each model's point, the study's own with an edge, and returns the legend's entries."""
     handles = []
-    for place, (name, (ratio, batch)) in enumerate(sorted(found.models.items(), key=_by_ratio)):
-        look = dict(marker=SHAPES[place % 7], color=HUES[1:][place % 6], markersize=10)
+    for index, (name, (ratio, batch)) in enumerate(sorted(data.models.items(), key=_by_ratio)):
+        look = dict(marker=SHAPES[index % 7], color=HUES[1:][index % 6], markersize=10)
         look |= dict(linestyle="none") | (dict(markeredgecolor=BLACK) if name == own else {})
         panel.plot([ratio], [batch], zorder=5, label=name, **look)
         handles.append(key(label=f"{name}: {number(batch)} at sparsity {number(ratio)}", **look))
     return handles
 
 
-def communication(study: Study, found: Volumes, path: str | Path) -> "Figure":
-    """Draws what layouts send in a layer of a prefill; arguments as of `chips`."""
+def communication(study: Study, data: Volumes, path: str | Path) -> "Figure":
+    """Draws the bytes that layouts send in a layer of a prefill; arguments as in `chips`."""
     figure, (panel,) = panels(1, 6.4)
-    handles, begins = [], found.begins()
-    for colour, (name, sent) in zip(HUES, found.sent.items(), strict=False):
-        panel.plot(found.tokens, sent / 1e6, color=colour, linewidth=2, label=name)
+    handles, begins = [], data.begins()
+    for colour, (name, sent) in zip(HUES, data.sent.items(), strict=False):
+        panel.plot(data.tokens, sent / 1e6, color=colour, linewidth=2, label=name)
         handles.append(
             key(color=colour, linewidth=3, label=f"{name}: {_least_words(name, begins)}")
         )
-    best = np.min(list(found.sent.values()), axis=0) / 1e6
-    panel.plot(found.tokens, best, color=BLACK, alpha=0.2, linewidth=9, zorder=1, label="least")
+    best = np.min(list(data.sent.values()), axis=0) / 1e6
+    panel.plot(data.tokens, best, color=BLACK, alpha=0.2, linewidth=9, zorder=1, label="least")
     for name in list(begins)[1:]:
-        place = found.tokens.tolist().index(begins[name])
-        slice = (found.tokens[place], best[place])
-        panel.plot(*([each] for each in slice), "o", color=BLACK, zorder=5, label=f"_to {name}")
+        index = data.tokens.tolist().index(begins[name])
+        point = (data.tokens[index], best[index])
+        panel.plot(*([each] for each in point), "o", color=BLACK, zorder=5, label=f"_to {name}")
     handles.append(key(color=BLACK, alpha=0.2, linewidth=8, label="the least of them"))
     handles.append(
         key(color=BLACK, marker="o", linestyle="none", label="another becomes the least")
     )
-    logarithmic(panel.xaxis, found.tokens, base=2)
-    every = np.concatenate(list(found.sent.values())) / 1e6
+    logarithmic(panel.xaxis, data.tokens, base=2)
+    every = np.concatenate(list(data.sent.values())) / 1e6
     logarithmic(panel.yaxis, every[every > 0], room=1.4)
     panel.set_xlabel("tokens of a prefill (prompts x length)")
     panel.set_ylabel("communication (MB per chip and layer)")
     deployment = study.options.deployment
-    mesh = "x".join(str(size) for size in found.mesh.values())
+    mesh = "x".join(str(size) for size in data.mesh.values())
     head = ["Communication of a layer against tokens, by layout"]
-    work = f"mesh {mesh}, prefill of {several(found.batch, 'prompt')} of rising length"
+    work = f"mesh {mesh}, prefill of {several(data.batch, 'prompt')} of rising length"
     head += [subject(study.estimator, work, layout=False)]
     head += [
         f"Exact counts of this model and mesh, activations in {deployment.dtypes.dtype.name}: an "
@@ -202,7 +203,7 @@ def communication(study: Study, found: Volumes, path: str | Path) -> "Figure":
 
 
 def _chosen(study: Study) -> list[str]:
-    """What was chosen on each slice, if anything was."""
+    """A line about what was chosen on each slice; for a model known by its sizes, about that."""
     if study.estimator.placement is None:
         return sized_words(study.estimator)
     chosen = "the mesh is the one"
@@ -212,14 +213,14 @@ def _chosen(study: Study) -> list[str]:
 
 
 def _least_words(name: str, begins: dict[str, int]) -> str:
-    """From how many tokens to how many a layout sends least, to two digits."""
+    """The range of tokens in which a layout sends least, to two digits."""
     if name not in begins:
         return "never least"
     order = list(begins)
-    place = order.index(name)
+    index = order.index(name)
     rounded = [short(float(f"{tokens:.2g}")) for tokens in begins.values()]
-    until = f" to {rounded[place + 1]}" if place + 1 < len(order) else ""
-    return f"least from {rounded[place]}{until}" if place else f"least{until and ' up' + until}"
+    until = f" to {rounded[index + 1]}" if index + 1 < len(order) else ""
+    return f"least from {rounded[index]}{until}" if index else f"least{until and ' up' + until}"
 
 
 def _by_ratio(model: tuple[str, tuple[float, float]]) -> float:
@@ -227,7 +228,7 @@ def _by_ratio(model: tuple[str, tuple[float, float]]) -> float:
 
 
 def _least_time(curve: ChipCurve) -> str:
-    """The layout, its least expected time, and on how many chips."""
+    """The layout, its lowest expected time, and the number of chips for it."""
     if not curve.fits.any():
         return curve.name
     fastest = int(np.argmin(np.where(curve.fits, curve.expected, np.inf)))
@@ -236,7 +237,7 @@ def _least_time(curve: ChipCurve) -> str:
 
 
 def _chip_lines(panel: "Axes", curve: ChipCurve, colour: str, wide: bool) -> None:
-    """Expected and floor of one layout, markers hollow where it does not fit."""
+    """Draws expected time and floor of one layout, with hollow markers where it does not fit."""
     under = dict(linewidth=7, alpha=0.3, zorder=1) if wide else dict(linewidth=2, zorder=3)
     expected, floor = curve.expected * 1e3, curve.floor * 1e3
     panel.plot(curve.chips, expected, color=colour, label=f"expected, {curve.name}", **under)
@@ -251,16 +252,16 @@ def _chip_lines(panel: "Axes", curve: ChipCurve, colour: str, wide: bool) -> Non
 
 
 def _at(
-    found: Tradeoffs, points: Sequence[tuple[str, int]], kind: str
+    data: Tradeoffs, points: Sequence[tuple[str, int]], kind: str
 ) -> list[tuple[float, float, int]]:
-    """Milliseconds, cost and batch of points of a front."""
-    slices: dict[str, Tradeoff] = {each.topology: each for each in found.slices}
+    """Milliseconds, cost and batch of each point of a front."""
+    slices: dict[str, Tradeoff] = {each.topology: each for each in data.slices}
     placed = []
     for topology, batch in points:
         each = slices[topology]
-        place = each.batches.tolist().index(batch)
+        index = each.batches.tolist().index(batch)
         placed.append(
-            (getattr(each, kind)[place] * 1e3, getattr(each, f"{kind}_cost")[place], batch)
+            (getattr(each, kind)[index] * 1e3, getattr(each, f"{kind}_cost")[index], batch)
         )
     return placed
 
@@ -276,10 +277,10 @@ def _front(
     panel.plot(times, costs, color=BLACK, linestyle=style, label=f"front, {kind}", **look)
 
 
-def _batches(found: Tradeoffs) -> list[Label]:
-    """The batch of each point of the front, in the colour of its slice."""
-    names = [each.topology for each in found.slices]
-    points = zip(found.front, _at(found, found.front, "expected"), strict=True)
+def _batches(data: Tradeoffs) -> list[Label]:
+    """Labels with the batch of each point of the front, in the colour of its slice."""
+    names = [each.topology for each in data.slices]
+    points = zip(data.front, _at(data, data.front, "expected"), strict=True)
     return [
         Label(str(batch), (time, cost), topology, HUES[names.index(topology)])
         for (topology, _), (time, cost, batch) in points

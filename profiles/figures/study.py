@@ -1,4 +1,4 @@
-"""What the curves are of: layouts, slices and models chosen for one model on one slice."""
+"""Chooses the layouts, slices and models that the figures of one model on one slice compare."""
 
 import dataclasses
 import functools
@@ -43,7 +43,7 @@ MODELS = (
     "gpt-oss-120b",
     "deepseek-v3",
 )
-"""Dense and sparse ones, whose critical batches stand beside the model's."""
+"""Dense and sparse models whose critical batches are drawn beside that of the study's model."""
 PAPER = (
     "weight_stationary_1d",
     "weight_stationary_2d",
@@ -54,25 +54,25 @@ PAPER = (
 """Layouts of Pope et al. 2022, figure 3."""
 ONE_D, TWO_D = PAPER[:2]
 BEST, EVEN = "fastest layout of all", "divided evenly"
-MOST_SLICES = 5  # that one figure of cost against latency holds
-POINTS = 80  # of a curve against batch
-MOST_TOKENS = 2**21  # of prompts together
+MOST_SLICES = 5  # most slices in a figure of cost against latency
+POINTS = 80  # points of a curve against batch
+MOST_TOKENS = 2**21  # most tokens of all prompts of a prefill
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyOptions:
-    """What curves shall show.
+    """Options of the figures.
 
     Attributes:
-      deployment: the model on a slice; its layout is to be chosen.
-      names: layouts of decode steps; an open one stands for those whose weights stay where they
-        are, for gathering them pays in prompts alone.
+      deployment: the model on a slice, without a layout.
+      names: names of layouts of decode steps; `AUTO` leaves out weight-gathered layouts, which only
+        pay in prefills.
       mesh: sizes of the mesh axes on the slice; None for the best.
       batches: batches of records, rising; curves go from the first to the last.
-      contexts: tokens in the cache; figures of one context take the first.
-      chips_batch: sequences of the steps that are drawn against chips.
-      max_chips: size of the largest slice.
-      slices: slices whose costs and latencies are compared; None for those of the slice's chip.
+      contexts: numbers of tokens in the cache; figures of one context take the first.
+      chips_batch: batch of the steps that are drawn against chips.
+      max_chips: chips of the largest slice.
+      slices: slices whose costs and latencies are compared; None for slices of the same chip.
       on_slice: makes the deployment on a slice of another chip.
     """
 
@@ -88,15 +88,15 @@ class StudyOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scaling:
-    """Steps against chips.
+class ChipScaling:
+    """Data of the figure of step time against chips.
 
     Attributes:
-      batch: sequences.
-      context: tokens in the cache of each.
-      curves: of each layout, the best last.
-      ideal: seconds of weight read by number of chips, as if divided evenly.
-      notes: what is not there, and why.
+      batch: number of sequences.
+      context: tokens in the cache of each sequence.
+      curves: the curve of each layout, that of the fastest last.
+      ideal: by number of chips, seconds to read the weights if they divided evenly.
+      notes: lines that say what is missing in the figure, and why.
     """
 
     batch: int
@@ -108,15 +108,15 @@ class Scaling:
 
 @dataclasses.dataclass(frozen=True)
 class Tradeoffs:
-    """Cost against latency.
+    """Data of the figure of cost against latency.
 
     Attributes:
       context: tokens in the cache.
-      unit: name of the cost's unit.
-      slices: each with its batches.
-      front: slice and batch of each point that none beats in expected time and cost.
+      unit: name of the unit of costs.
+      slices: latency and cost of each slice.
+      front: slice and batch of each point of the Pareto front of expected time and cost.
       floor_front: the same at the floor.
-      notes: what is not there, and why.
+      notes: lines that say what is missing in the figure, and why.
     """
 
     context: int
@@ -129,11 +129,11 @@ class Tradeoffs:
 
 @dataclasses.dataclass(frozen=True)
 class Sparsities:
-    """Critical batches.
+    """Data of the figure of critical batch against sparsity.
 
     Attributes:
-      dense: the rule's of a dense model.
-      arithmetic: FLOPs a byte of the chip.
+      dense: critical batch of a dense model by the simple rule.
+      arithmetic: FLOPs per byte of the chip.
       models: by name, total over active parameters, and the critical batch.
     """
 
@@ -146,19 +146,19 @@ class Study:
     """Chooses layouts and slices once, and gives the data of each figure.
 
     Args:
-      options: what they shall show.
+      options: options of the figures.
 
     Raises:
-      LayoutError: the layout goes with no mesh of the slice, or not with the one that is given.
-      UsageError: no such layout, or the chip has no figure for the arithmetic.
+      LayoutError: the layout cannot divide the model over any mesh of the slice, or the given one.
+      UsageError: there is no such layout, or the chip has no rate for the dtype of arithmetic.
     """
 
     def __init__(self, options: StudyOptions):
         self.options = options
         self.context = options.contexts[0]
         shapes = [options.mesh] if options.mesh else None
-        found = candidates(options.deployment, self._layouts(options.names.layout), shapes)
-        self.estimator = self._best(found, options.batches)
+        offered = candidates(options.deployment, self._layouts(options.names.layout), shapes)
+        self.estimator = self._best(offered, options.batches)
         self.unit = Unit(options.deployment.slice.chips, options.deployment.price)
         self._candidates = functools.cache(self._on)
 
@@ -169,19 +169,19 @@ class Study:
 
     @functools.cached_property
     def batches(self) -> list[int]:
-        """Those of smooth curves: above the first that needs no padding, only such."""
+        """Batches of the curves; above the smallest unpadded batch, only unpadded ones."""
         first, last = self.options.batches[0], self.options.batches[-1]
         one, padded = self.estimator.padded(1), self.estimator.padded
-        found = {each if each < one else padded(each) for each in spaced(first, last, POINTS)}
-        return sorted({each for each in found if each <= last} | {first, last})
+        spread = {each if each < one else padded(each) for each in spaced(first, last, POINTS)}
+        return sorted({each for each in spread if each <= last} | {first, last})
 
     @functools.cached_property
     def steps(self) -> list[StepCurves]:
-        """Steps at each context, the main one's first."""
+        """Curves of decode steps at each context, the first option first."""
         return [step_curves(self.estimator, each, self.batches) for each in self.options.contexts]
 
-    def data(self, figure: str) -> "Scaling | Tradeoffs | Sparsities | Volumes | None":
-        """What ``chips``, ``pareto``, ``sparsity`` or ``communication`` draws."""
+    def data(self, figure: str) -> "ChipScaling | Tradeoffs | Sparsities | Volumes | None":
+        """The data of a figure: ``chips``, ``pareto``, ``sparsity`` or ``communication``."""
         methods = {
             "chips": self.scaling,
             "pareto": self.tradeoffs,
@@ -190,8 +190,8 @@ class Study:
         }
         return methods[figure]()
 
-    def scaling(self) -> Scaling:
-        """Steps of one batch on slices of the chip, in a few layouts."""
+    def scaling(self) -> ChipScaling:
+        """Steps of one batch on slices of the chip, in several layouts."""
         options, step = self.options, Pass(self.options.chips_batch, self.context)
         slices = self._slices()
         names = [ONE_D, TWO_D, BEST] if self._free() else [options.names.layout]
@@ -199,33 +199,33 @@ class Study:
             names = [EVEN]
         curves, notes = [], []
         for name in names:
-            found, missing = [], []
+            estimators, missing = [], []
             for slice in slices:
                 offered = self._candidates(slice, name)
-                found += [best(offered, [step])] if offered else []
+                estimators += [best(offered, [step])] if offered else []
                 missing += [] if offered else [str(slice)]
             if missing:
                 notes.append(f"{name} does not divide the model on {', '.join(missing)}")
-            if found:
-                curves.append(chip_curve(name, found, step))
+            if estimators:
+                curves.append(chip_curve(name, estimators, step))
         chips = [slice.chips for slice in slices]
         ideal = ideal_weight_read(self._one_device(options.deployment.model), chips).tolist()
         pairs = dict(zip(chips, ideal, strict=True))
-        return Scaling(options.chips_batch, self.context, curves, pairs, notes)
+        return ChipScaling(options.chips_batch, self.context, curves, pairs, notes)
 
     def compared(self) -> list[Estimator]:
-        """An estimator of each chip whose slices are compared."""
+        """An estimator for each chip whose slices are compared."""
         slices = {slice.chip.name: slice for slice in self.options.slices or ()}
-        found = [self._candidates(slice, self._compared_by()) for slice in slices.values()]
-        return [each[0] for each in found if each] or [self.estimator]
+        offered = [self._candidates(slice, self._compared_by()) for slice in slices.values()]
+        return [each[0] for each in offered if each] or [self.estimator]
 
     def tradeoffs(self) -> Tradeoffs:
-        """Cost against latency, on several slices with the layout that suits each batch.
+        """Cost against latency on several slices, with the fastest layout for each batch.
 
         Raises:
-          UsageError: slices of several chips are asked for, and one has no price.
+          UsageError: slices of several chips are compared, and one has no price.
         """
-        options, found, unfit = self.options, [], []
+        options, fitting, unfit = self.options, [], []
         chips = self.compared()
         for each in chips if len(chips) > 1 else ():
             if each.deployment.price is None:
@@ -238,24 +238,24 @@ class Study:
             batches = [each for each in options.batches if self._fits(offered, each)]
             if not batches:
                 unfit.append(str(slice))
-            elif options.slices or len(found) < MOST_SLICES:
+            elif options.slices or len(fitting) < MOST_SLICES:
                 chosen = {each: best(offered, [Pass(each, self.context)]) for each in batches}
-                found.append(tradeoff(chosen, self.context))
+                fitting.append(tradeoff(chosen, self.context))
         notes = [f"Does not fit on {', '.join(unfit)}"] if unfit else []
         unit = Unit(1, chips[0].deployment.price).name
-        points = [(each, i) for each in found for i in range(len(each.batches))]
+        points = [(each, i) for each in fitting for i in range(len(each.batches))]
 
-        def beaten_by_none(kind: str) -> list[tuple[str, int]]:
+        def pareto_front(kind: str) -> list[tuple[str, int]]:
             times = [getattr(each, kind)[i] for each, i in points]
             costs = [getattr(each, f"{kind}_cost")[i] for each, i in points]
-            best_ones = [points[place] for place in front(times, costs)]
+            best_ones = [points[index] for index in front(times, costs)]
             return [(each.topology, int(each.batches[i])) for each, i in best_ones]
 
-        fronts = beaten_by_none("expected"), beaten_by_none("floor")
-        return Tradeoffs(self.context, unit, found, *fronts, notes)
+        fronts = pareto_front("expected"), pareto_front("floor")
+        return Tradeoffs(self.context, unit, fitting, *fronts, notes)
 
     def sparsities(self) -> Sparsities:
-        """Critical batches of models on this chip, each at its exact sizes."""
+        """Critical batches of models on this chip, from each model's exact sizes."""
         models: dict[str, tuple[float, float]] = {}
         for model in dict.fromkeys((self.options.deployment.model, *map(_find, MODELS))):
             estimator = self._one_device(model)
@@ -266,7 +266,7 @@ class Study:
     def volumes(self) -> Volumes | None:
         """Bytes that layouts send in prefills on the slice.
 
-        None for a model by its sizes, and where there is but one device.
+        None for a model known by its sizes, and on a single device.
         """
         deployment = self.options.deployment
         if self.estimator.deployment.layout is None or deployment.slice.devices == 1:
@@ -281,21 +281,19 @@ class Study:
         return volumes(deployment.model, placements, deployment.dtypes, lengths)
 
     def _cubic(self, deployment: Deployment, offered: Sequence[Layout]) -> list[Placement]:
-        """The layouts on the mesh that all of them, or most, go with: sides as alike as can be."""
+        """The layouts on the mesh that most of them can use, with sides as equal as possible."""
         devices = deployment.slice.devices
         shapes = [self.options.mesh] if self.options.mesh else meshes(devices)
-        ways = [_those_that_go(deployment, offered, shape) for shape in shapes]
+        choices = [_settled(deployment, offered, shape) for shape in shapes]
 
-        def rank(way: Sequence[Placement]) -> tuple[int, float, int]:
-            sizes = list(way[0].mesh.values()) if way else [devices]
-            return -len(way), max(sizes) / min(sizes), way[0].mesh["x"] if way else 0
+        def rank(placed: Sequence[Placement]) -> tuple[int, float, int]:
+            sizes = list(placed[0].mesh.values()) if placed else [devices]
+            return -len(placed), max(sizes) / min(sizes), placed[0].mesh["x"] if placed else 0
 
-        found = min(ways, key=rank)
-        if not found:
-            settle(
-                deployment.model, deployment.dtypes, offered[0], shapes[0]
-            )  # says what does not divide
-        return found
+        placements = min(choices, key=rank)
+        if not placements:  # raises the error that says what does not divide
+            settle(deployment.model, deployment.dtypes, offered[0], shapes[0])
+        return placements
 
     def _compared_by(self) -> str:
         return BEST if self._free() else self.options.names.layout
@@ -304,50 +302,50 @@ class Study:
         return self.options.names.layout == AUTO
 
     def _layouts(self, name: str) -> list[Layout | None]:
-        """Those of decode steps that a name stands for."""
+        """The layouts of decode steps that a name stands for."""
         model, any_ = self.options.deployment.model, name in (AUTO, BEST, EVEN)
         names = dataclasses.replace(self.options.names, layout=AUTO if any_ else name)
-        found = names.layouts(model)
-        return [one for one in found if one is None or one.use is None] if any_ else found
+        layouts = names.layouts(model)
+        return [one for one in layouts if one is None or one.use is None] if any_ else layouts
 
-    def _best(self, found: Sequence[Estimator], batches: Sequence[int]) -> Estimator:
-        """The fastest over the batches that fit somewhere."""
-        fitting = [each for each in batches if self._fits(found, each)] or batches[:1]
-        return best(found, [Pass(each, self.context) for each in fitting])
+    def _best(self, offered: Sequence[Estimator], batches: Sequence[int]) -> Estimator:
+        """The fastest estimator over the batches that fit with any of them."""
+        fitting = [each for each in batches if self._fits(offered, each)] or batches[:1]
+        return best(offered, [Pass(each, self.context) for each in fitting])
 
-    def _fits(self, found: Sequence[Estimator], batch: int) -> bool:
-        return any(each.quick(Pass(batch, self.context)).fits for each in found)
+    def _fits(self, offered: Sequence[Estimator], batch: int) -> bool:
+        return any(each.quick(Pass(batch, self.context)).fits for each in offered)
 
     def _on(self, slice: Slice, name: str) -> list[Estimator]:
-        """Estimators on another slice, none where the layout divides nothing."""
+        """Estimators on a slice in the layouts of a name; empty where none divides the model."""
         options = self.options
         deployment = dataclasses.replace(options.deployment, slice=slice)
         if slice.chip.name != options.deployment.slice.chip.name:
             deployment = options.on_slice(slice)
-        if self._free() and name not in (BEST, EVEN):  # one of those that best is found among
-            found = self._candidates(slice, BEST)
-            found = [each for each in found if each.deployment.layout.name == name]
-            return [each for each in found if name != TWO_D or _divides_twice(each)] or found
+        if self._free() and name not in (BEST, EVEN):  # this layout is among those of BEST
+            offered = self._candidates(slice, BEST)
+            offered = [each for each in offered if each.deployment.layout.name == name]
+            return [each for each in offered if name != TWO_D or _divides_twice(each)] or offered
         try:
             return candidates(deployment, self._layouts(name))
         except LayoutError:
             return []
 
     def _slices(self) -> list[Slice]:
-        """The most compact slice of each number of chips, in powers of two or whole domains."""
+        """The most compact slice of each power of two of chips, and of full domains."""
         own = self.options.deployment.slice
         domain = own.chip.wiring.domain if not own.chip.wiring.dimensions else None
-        found = {}
+        by_chips = {}
         for slice in slices_of(own.chip, self.options.max_chips):
             power = slice.chips & (slice.chips - 1) == 0
             if power or (domain and slice.chips % domain == 0):
-                found.setdefault(slice.chips, slice)
+                by_chips.setdefault(slice.chips, slice)
         if own.chips <= self.options.max_chips:
-            found[own.chips] = own
-        return [found[chips] for chips in sorted(found)]
+            by_chips[own.chips] = own
+        return [by_chips[chips] for chips in sorted(by_chips)]
 
     def _one_device(self, model: Model) -> Estimator:
-        """A model on the least of the chip: one device, or the halves of one chip."""
+        """A model on a single chip: one device, or the two devices that are its halves."""
         deployment = self.options.deployment
         chip = deployment.slice.chip
         alone = Slice(chip, (1,) * max(chip.wiring.dimensions, 1))
@@ -359,21 +357,21 @@ class Study:
 
 
 def _divides_twice(estimator: Estimator) -> bool:
-    """Whether d_model and d_ff both are divided, without which 2D is 1D by another name."""
+    """Whether both d_model and d_ff are divided; otherwise a 2D layout is the same as 1D."""
     x, y, z = estimator.deployment.mesh.values()
     return x > 1 and y * z > 1
 
 
-def _those_that_go(
+def _settled(
     deployment: Deployment, offered: Sequence[Layout], shape: MeshShape
 ) -> list[Placement]:
-    found = []
+    placements = []
     for layout in offered:
         try:
-            found.append(settle(deployment.model, deployment.dtypes, layout, shape))
+            placements.append(settle(deployment.model, deployment.dtypes, layout, shape))
         except LayoutError:
             continue
-    return found
+    return placements
 
 
 def _find(name: str) -> Model:

@@ -1,4 +1,4 @@
-"""Every array of a model on a mesh: how the layout divides it and what that costs each chip."""
+"""Every array of a model on a mesh: how the layout shards it and the bytes that each chip holds."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ class PlacedArray:
     """One array under a layout.
 
     Attributes:
-      name: path of a weight, such as ``layers/0/mlp/down``, or ``cache/keys/0``; in few bits it
-        ends in ``values``, ``scales`` or ``offsets``.
-      shape: of the whole.
-      axes: a logical axis for each dimension, ``1`` for one that scales share.
-      sharding: mesh axes that divide each dimension, major first; empty for a whole one.
-      bytes_per_chip: of each device's part.
-      copies: devices that hold each element.
+      name: path of a weight, such as ``layers/0/mlp/down``, or ``cache/keys/0``; for a quantized
+        array it ends in ``values``, ``scales`` or ``offsets``.
+      shape: shape of the unsharded array.
+      axes: a logical axis for each dimension; ``1`` for a dimension along which scales are shared.
+      sharding: mesh axes that divide each dimension, major first; empty for an undivided one.
+      bytes_per_chip: bytes of each device's shard.
+      copies: number of devices that hold each element.
     """
 
     name: str
@@ -38,12 +38,12 @@ class PlacedArray:
     copies: int
 
     def as_record(self) -> dict:
-        """The form that programs read; ``sharding`` has a list of mesh axes for each dimension."""
+        """The array as a record; ``sharding`` has a list of mesh axes for each dimension."""
         return dataclasses.asdict(self)
 
     @property
     def notation(self) -> str:
-        """Such as ``[D.x, F.zy]``."""
+        """Axes and sharding in letters, such as ``[D.x, F.zy]``."""
         pairs = zip(self.axes, map("".join, self.sharding), strict=True)
         return f"[{', '.join(f'{axis}.{by}' if by else axis for axis, by in pairs)}]"
 
@@ -51,14 +51,14 @@ class PlacedArray:
 def placed_arrays(
     config: ModelConfig, placement: Placement, dtypes: Dtypes, batch: int, slots: int
 ) -> list[PlacedArray]:
-    """Weights as stored, then keys and values, in the order of the model.
+    """Stored weights, then keys and values, in the order of the model.
 
     Args:
       config: the model.
       placement: the layout on a mesh.
-      dtypes: how they are stored.
+      dtypes: how the model's numbers are stored.
       batch: sequences in the cache.
-      slots: tokens it has room for.
+      slots: tokens of each sequence that the cache has room for.
     """
     return [
         _placed(*declared, placement)
@@ -67,12 +67,12 @@ def placed_arrays(
 
 
 def group_layers(arrays: list[PlacedArray]) -> list[tuple[PlacedArray, int]]:
-    """Arrays alike in all layers as one, its number replaced by ``*``, with how many there are."""
+    """Merges arrays that differ by layer alone, whose index becomes ``*``, and counts them."""
     groups: dict[PlacedArray, int] = {}
     for array in arrays:
         parts = ("*" if part.isdigit() else part for part in array.name.split("/"))
-        like = dataclasses.replace(array, name="/".join(parts))
-        groups[like] = groups.get(like, 0) + 1
+        merged = dataclasses.replace(array, name="/".join(parts))
+        groups[merged] = groups.get(merged, 0) + 1
     return list(groups.items())
 
 

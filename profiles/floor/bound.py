@@ -1,9 +1,9 @@
-"""The least time a step can take: a lower bound that no honest measurement falls below.
+"""The floor: the least time a step can take, which no correct measurement falls below.
 
 ``floor = max(memory, compute, communication)`` at peak rates, with perfect overlap and no
 overheads. Memory is the weight read, constant in batch, plus the KV cache, linear in batch and
-context. Communication is counted where it is known how devices are joined; leaving a term out
-keeps the bound below.
+context. Communication is counted where it is known how devices are connected; without it the result
+is still a lower bound.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ class Floor:
       weights: reading this device's weights.
       kv_cache: reading the cached tokens and writing the new ones.
       compute: matrix multiplications and attention.
-      communication: what must cross links between devices; None where those are not known.
+      communication: transfers that must cross links between devices; None if links are unknown.
     """
 
     weights: float
@@ -30,7 +30,7 @@ class Floor:
 
     @property
     def seconds(self) -> float:
-        """The bound itself."""
+        """The floor: the largest of memory, compute and communication."""
         return max(self.memory, self.compute, self.communication or 0.0)
 
     @property
@@ -40,12 +40,12 @@ class Floor:
 
     @property
     def no_overlap(self) -> float:
-        """A step that does nothing while it communicates: no bound, but what overlap can win."""
+        """Seconds if nothing overlaps communication: no floor, but shows what overlap can gain."""
         return max(self.memory, self.compute) + (self.communication or 0.0)
 
     @property
     def bound(self) -> str:
-        """The largest term of the largest side: what a faster step would have to shrink."""
+        """Name of the term that bounds the step; of weights and KV cache, the larger."""
         if (self.communication or 0.0) > max(self.memory, self.compute):
             return "communication"
         if self.compute > self.memory:
@@ -53,18 +53,18 @@ class Floor:
         return "weights" if self.weights >= self.kv_cache else "kv_cache"
 
     def terms(self) -> dict[str, float]:
-        """Seconds by term, of those that are known."""
-        found = dataclasses.asdict(self)
-        return {name: seconds for name, seconds in found.items() if seconds is not None}
+        """Seconds by name of the term, without a term that is not known."""
+        terms = dataclasses.asdict(self)
+        return {name: seconds for name, seconds in terms.items() if seconds is not None}
 
 
 def floor(traffic: Counts, peaks: Peaks, communication: float | None = None) -> Floor:
-    """The bound for this much work per device at these peaks.
+    """The floor of a pass with this work per device, at these peaks.
 
     Args:
-      traffic: the work.
-      peaks: of a device.
-      communication: seconds that links take at least, if that is known.
+      traffic: the work of each device.
+      peaks: peak rates of a device.
+      communication: least seconds that links take; None where links are not known.
     """
     return Floor(
         communication=communication,

@@ -1,4 +1,4 @@
-"""A deployment: a model in a layout on a slice. Every count, estimate and plan is of one."""
+"""A deployment: a model in a layout on a slice. Counts, estimates and plans are made for one."""
 
 import dataclasses
 import functools
@@ -21,17 +21,17 @@ Model = ModelConfig | SizedModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """A model in a layout on a slice, and what is taken to be true of its steps.
+    """A model in a layout on a slice, and assumptions about its steps.
 
     Attributes:
-      model: a model by its arrays, or by its sizes.
+      model: a configuration, or a model known by its sizes alone.
       slice: the chips.
       dtypes: how numbers are stored.
-      calibration: what software achieves of the chip's figures.
-      layout: the partitioning; None where it is still to be chosen, and for a model by its sizes,
+      calibration: the constants of expected times.
+      layout: the layout; None where it is still to be chosen, and for a model known by its sizes,
         which divides evenly.
-      mesh: sizes of the mesh axes; None likewise.
-      experts: which experts a step is taken to read: ``coverage``, ``least`` or ``all``.
+      mesh: sizes of the mesh axes; None where the layout is None.
+      experts: which experts a step is assumed to read: ``coverage``, ``least`` or ``all``.
       price: what a chip costs by the hour; None leaves costs out.
     """
 
@@ -46,10 +46,10 @@ class Deployment:
 
     @functools.cached_property
     def placement(self) -> Placement | None:
-        """The sharding of every array; None for a model by its sizes.
+        """The layout on the mesh, which shards every array; None for a model known by its sizes.
 
         Raises:
-          LayoutError: the layout does not go with the model or the mesh.
+          LayoutError: the layout cannot divide the model over the mesh.
         """
         if isinstance(self.model, SizedModel):
             return None
@@ -64,13 +64,13 @@ class Deployment:
 
     @functools.cached_property
     def prompt_counter(self) -> PassCounter | SizedPassCounter:
-        """Counts the work of passes over prompts, which may have a layout of their own."""
+        """Counts the work of prefills, which may have a layout of their own."""
         if self.placement is None or self.placement.prefill is self.placement:
             return self.counter
         return PassCounter(self.model, self.placement.prefill, self.dtypes)
 
     def padded(self, pass_: Pass) -> Pass:
-        """The pass with the batch that it really has: a multiple of what the layout divides."""
+        """The pass with its batch padded to a multiple of what the layout divides it into."""
         multiple = self.placement.multiple("B") if self.placement else 1
         return pass_.of_batch(-(-pass_.batch // multiple) * multiple)
 
@@ -80,7 +80,7 @@ class Deployment:
         return counter.count(self.padded(pass_), self.experts)
 
     def usd_per_million_tokens(self, pass_: Pass, seconds: float) -> float | None:
-        """What new tokens cost if a pass takes so many seconds; None without a price."""
+        """Cost of a million new tokens if a pass takes so many seconds; None without a price."""
         if self.price is None:
             return None
         chip_hours = self.slice.chips * seconds / 3600

@@ -4,14 +4,14 @@ from typing import Protocol
 
 
 class HasExperts(Protocol):
-    """A model, as far as it is a mixture."""
+    """A model's numbers of experts, as far as this module needs them."""
 
     experts: int
     experts_per_token: int
 
 
 def touched_experts(model: HasExperts, tokens: int, experts: float | str | None) -> float:
-    """Distinct experts of a layer that tokens read, as `PassCounter` explains `experts`."""
+    """Distinct experts of a layer that tokens read; `PassCounter` explains `experts`."""
     if experts == "all":
         return model.experts
     if experts == "least":
@@ -20,7 +20,7 @@ def touched_experts(model: HasExperts, tokens: int, experts: float | str | None)
 
 
 def expected_experts(config: HasExperts, tokens: int) -> float:
-    """Distinct experts that `tokens` tokens choose if they choose independently and evenly.
+    """Expected number of distinct experts, if tokens choose independently and uniformly.
 
     E (1 - (1 - k / E) ** tokens); 0 for a model without experts.
     """

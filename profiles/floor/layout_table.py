@@ -1,7 +1,7 @@
-"""Tables of layouts, from the code: what each divides, and the collectives that it asks for.
+"""Generates the tables of layouts: what each divides, and the collectives that it needs.
 
-`python -m profiles.floor.layout_table` writes the first to the page of `sharding`, the second to
-this folder's.
+`python -m profiles.floor.layout_table` writes the first to the README of `sharding`, the second to
+that of this folder.
 """
 
 import collections
@@ -25,7 +25,7 @@ MODEL, MESH, BATCH, PROMPT = "llama3-70b", "4x4x4", 64, 2048
 
 
 def divisions() -> str:
-    """One row per layout: which mesh axes divide its weights, stored and in use, and the batch."""
+    """One row per layout: mesh axes that divide stored weights, weights in use and the batch."""
     lines = [
         "| `--layout` | weights stored | weights in use | batch over | for |",
         "| --- | --- | --- | --- | --- |",
@@ -40,7 +40,7 @@ def divisions() -> str:
 
 
 def payments() -> str:
-    """One row per layout, and per attention of one: its collectives in each layer."""
+    """The collectives in a layer: a row per layout, and per kind of attention for one layout."""
     lines = [
         f"Expected collectives of one layer of {MODEL} in bfloat16 on {MESH}, and their payload in "
         f"MB per chip: of a decode step of {BATCH} sequences, and of {BATCH} prompts of {PROMPT:,} "
@@ -85,7 +85,7 @@ def _megabytes(listed: list[Collective]) -> str:
 
 
 def _divided(weights: Table) -> str:
-    """Such as ``D.x F.zy``; heads and vocabulary are divided as d_ff is."""
+    """The division in letters, such as ``D.x F.zy``; heads and vocabulary divide as d_ff does."""
     shown = [f"{key}.{''.join(axes)}" for key, axes in weights.items() if key in ("D", "F")]
     return " ".join(shown) or "whole"
 

@@ -1,7 +1,7 @@
-"""Which rows of a sweep fit in the memory that there is, by arithmetic, before anything is made.
+"""Which rows of a sweep fit in memory, computed before anything is allocated.
 
-Counted is what is sure to be there at once: weights, caches, and each step's logits. A compiler's
-own temporaries come on top, so what fits here can still run out of memory.
+Only arrays that certainly exist at the same time are counted: weights, caches, and each step's
+logits. The compiler's temporaries come on top, so a row that fits here can still run out of memory.
 """
 
 import re
@@ -23,13 +23,13 @@ GROUP = "/sys/fs/cgroup"
 
 
 class Need(NamedTuple):
-    """What a row needs of one memory.
+    """The bytes that a row of a sweep needs in one memory.
 
     Attributes:
-      engine: whose weights it takes; those of one engine are there once.
-      weights: their bytes.
-      batch: sequences.
-      each: bytes of each sequence.
+      engine: the engine whose weights it uses; rows of one engine share them.
+      weights: bytes of the weights.
+      batch: number of sequences.
+      each: bytes of each sequence's cache and logits.
     """
 
     engine: Hashable
@@ -39,7 +39,7 @@ class Need(NamedTuple):
 
     @property
     def bytes(self) -> float:
-        """What the row needs where it is alone."""
+        """Bytes of the row without any others."""
         return self.weights + self.batch * self.each
 
 
@@ -52,42 +52,42 @@ def need_of(
     slots: int,
     engine: Hashable = None,
 ) -> Need:
-    """What a decode step needs of one memory: its device's, or that of this process's fake devices.
+    """The memory that a decode step needs on a device, or on all fake devices of this process.
 
     Args:
       config: the model.
       placement: its layout on a mesh.
       dtypes: how its numbers are stored.
       batch: sequences, a multiple of what the layout divides them into.
-      slots: of the cache.
-      engine: tells it apart where there are several.
+      slots: tokens of each sequence that the cache has room for.
+      engine: a key for the engine where there are several.
     """
     sizes = {"batch": batch, "context": slots - 1, "slots": slots}
     costs = PassCounter(config, placement, dtypes).count(Pass(**sizes))
-    # Fake devices share the memory of their process; each of the others has its own.
+    # Fake devices share the memory of their process; a real device has its own.
     shared = placement.devices / processes.count() if shares_memory() else 1
     each = costs.kv_resident / batch + 4 * config.vocabulary / placement.devices
     return Need(engine, costs.weights_resident * shared, batch, each * shared)
 
 
 def shares_memory() -> bool:
-    """Whether all devices of this process are fake ones, of one memory; starts JAX."""
+    """Whether the devices of this process are fake ones that share its memory; starts JAX."""
     return default_platform() == "cpu"
 
 
 def check_room(need: Need) -> None:
-    """Refuses what the memory of fake devices lacks, before loading ends in a killed process.
+    """Refuses a step that fake devices have no memory for, before loading gets the process killed.
 
     Raises:
-      FloorlineError: with what is needed, and what there is.
+      FloorlineError: there is too little memory; the message has both sizes.
     """
-    there = processes.agree(free_memory) if shares_memory() else None
-    if there is not None and (why := refusals([need], there)[0]):
+    available = processes.agree(free_memory) if shares_memory() else None
+    if available is not None and (why := refusals([need], available)[0]):
         raise FloorlineError(why)
 
 
 def free_memory() -> float | None:
-    """Bytes that this process can still have; None where the system does not tell.
+    """Bytes that this process can still allocate; None where the system does not tell.
 
     The least of what the machine, its container (control group) and the process's own limit leave.
     """
@@ -100,44 +100,46 @@ def free_memory() -> float | None:
 
 
 def _told(path: str, word: str = "") -> int | None:
-    """The number behind a word that begins a line; kB are made bytes."""
+    """The number after a word at the beginning of a line, kB converted to bytes."""
     try:
-        found = re.search(rf"^{word}\s*(\d+)( kB)?", Path(path).read_text(), re.MULTILINE)
+        match = re.search(rf"^{word}\s*(\d+)( kB)?", Path(path).read_text(), re.MULTILINE)
     except OSError:
         return None
-    return int(found[1]) * (1024 if found[2] else 1) if found else None
+    return int(match[1]) * (1024 if match[2] else 1) if match else None
 
 
-def refusals(needs: Sequence[Need], there: float) -> list[str]:
-    """Why each row cannot be measured, empty for those that can be, all of them together.
+def refusals(needs: Sequence[Need], available: float) -> list[str]:
+    """Why each row does not fit beside the others; empty for rows that do.
 
-    Small rows go first: a large one that does not fit leaves them their room.
+    Small rows go first, so that a large one that does not fit takes no room from them.
 
     Args:
-      needs: of the rows whose weights and caches are in one memory at once.
-      there: its bytes.
+      needs: the rows whose weights and caches are in one memory at the same time.
+      available: bytes of that memory.
     """
-    found, used, loaded = [""] * len(needs), 0.0, set()
-    for place in sorted(range(len(needs)), key=lambda place: needs[place].bytes):
-        need = needs[place]
+    reasons, used, loaded = [""] * len(needs), 0.0, set()
+    for row in sorted(range(len(needs)), key=lambda row: needs[row].bytes):
+        need = needs[row]
         more = need.bytes - need.weights * (need.engine in loaded)
-        if used + more <= there:
+        if used + more <= available:
             used += more
             loaded.add(need.engine)
         else:
-            found[place] = _why(need, more, there, there - used)
-    return found
+            reasons[row] = _why(need, more, available, available - used)
+    return reasons
 
 
-def _why(need: Need, more: float, there: float, left: float) -> str:
-    if need.bytes <= there:
+def _why(need: Need, more: float, available: float, left: float) -> str:
+    if need.bytes <= available:
         return (
             f"memory needed beside smaller rows is {byte_size(more)}, where they leave "
             f"{byte_size(left)}; measure it in a run of its own"
         )
-    most = int((there - need.weights) // need.each)
-    remedy = f"use a batch of {most:,} at most" if most > 0 else "use fewer bits, or more chips"
+    largest = int((available - need.weights) // need.each)
+    remedy = (
+        f"use a batch of {largest:,} at most" if largest > 0 else "use fewer bits, or more chips"
+    )
     return (
         f"memory for weights ({byte_size(need.weights)}), cache and logits is "
-        f"{byte_size(need.bytes)}, where there are {byte_size(there)}; {remedy}"
+        f"{byte_size(need.bytes)}, where there are {byte_size(available)}; {remedy}"
     )

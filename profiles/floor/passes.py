@@ -1,4 +1,4 @@
-"""A forward pass of a deployment, and the work that it is for each device."""
+"""A forward pass of a deployment, and the work of each device in it."""
 
 import dataclasses
 from typing import NamedTuple
@@ -12,8 +12,8 @@ class Pass:
       batch: number of sequences.
       context: tokens in the cache of each sequence before the pass.
       tokens: new tokens of each sequence: 1 in a decode step, more in a pass over prompts.
-      slots: tokens that the cache of each sequence has room for; no more than there are after the
-        pass if None.
+      slots: tokens that the cache of each sequence has room for; if None, as many as there are
+        after the pass.
     """
 
     batch: int
@@ -23,7 +23,7 @@ class Pass:
 
     @property
     def over_prompts(self) -> bool:
-        """Whether this is a prefill, and not a decode step."""
+        """Whether this is a prefill rather than a decode step."""
         return self.tokens > 1
 
     @property
@@ -45,20 +45,21 @@ class Pass:
 class Counts:
     """The least work of a pass for each device, in bytes and FLOPs (a multiply-add is two).
 
-    Also the memory that it holds meanwhile, which no floor counts.
+    Also the bytes in memory during the pass, which are no part of a floor.
 
     Attributes:
-      weights_resident: stored weights; a replicated array counts whole on every device.
-      weights_read: the same, but of an embedding that is only looked up, the rows looked up, and
-        no row twice where there are more tokens than rows.
-      kv_resident: the allocated cache.
-      kv_read: cached tokens of all sequences.
-      kv_written: the new tokens, of layers with a window those that it holds.
-      flops: matrix multiplications and attention.
-      weights_gathered: whole copies of weights that a weight-gathered layout makes of its shards.
-        No floor counts them: they could stay on the chip. An expected time does, twice.
-      activations: held beside weights and cache where that is most, as the program makes them:
-        those of all sequences, and where weights are gathered one layer of them.
+      weights_resident: bytes of stored weights; every device counts all of a replicated array.
+      weights_read: bytes of weights that are read: all of them, but of an embedding that is only
+        looked up one row per token, at most each row once.
+      kv_resident: bytes of the allocated cache.
+      kv_read: bytes of cached tokens that attention reads.
+      kv_written: bytes of new tokens in the cache; layers with a window keep the last ones alone.
+      flops: FLOPs of matrix multiplications and attention.
+      weights_gathered: bytes of gathered weights that a weight-gathered layout makes of its shards.
+        A floor does not count them, because they could stay on the chip; an expected time counts
+        them twice.
+      activations: largest number of bytes that the program holds in addition to weights and cache:
+        activations of all sequences, and one layer of gathered weights.
     """
 
     weights_resident: float
@@ -82,17 +83,17 @@ class Counts:
 
 
 class BatchLine(NamedTuple):
-    """Decode steps of any batch at one context, per device, as lines that plans are made with.
+    """Decode steps at one context, per device, as linear functions of batch; plans use them.
 
     Attributes:
-      resident: bytes held whatever the batch: stored weights, and a layer of gathered ones.
-      plain: bytes of weights that every step reads.
-      experts: bytes of all experts; a step reads the part that is touched.
-      gathered: bytes of gathered weights, see `Counts.weights_gathered`.
-      moved: bytes that each sequence adds.
+      resident: bytes in memory at any batch: stored weights, and a layer of gathered ones.
+      plain: bytes of weights that every step reads, experts aside.
+      experts: bytes of all experts, of which a step reads those that its tokens choose.
+      gathered: the same as `Counts.weights_gathered`.
+      moved: bytes that each sequence adds to what a step reads and writes.
       kept: bytes of each sequence's cache and activations.
       flops: FLOPs of each sequence.
-      replicas: into which touched experts part the batch.
+      replicas: number of parts of the batch that choose experts apart from each other.
     """
 
     resident: float
@@ -106,12 +107,12 @@ class BatchLine(NamedTuple):
 
 
 def pairs_seen(cached: int, tokens: int, window: int) -> int:
-    """Pairs of query and key where new tokens see those before them, up to a window.
+    """Pairs of query and key, if new tokens attend to the tokens before them within a window.
 
     Args:
       cached: tokens before the new ones.
-      tokens: new ones; each sees itself too.
-      window: tokens that one sees at most, itself included.
+      tokens: new tokens; each also attends to itself.
+      window: most tokens that a token attends to, itself included.
     """
-    growing = max(min(tokens, window - cached), 0)  # tokens that see all before them
+    growing = max(min(tokens, window - cached), 0)  # new tokens that attend to all before them
     return growing * cached + growing * (growing + 1) // 2 + (tokens - growing) * window

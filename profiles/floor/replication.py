@@ -1,4 +1,4 @@
-"""What a layout copies or divides otherwise than evenly on a mesh, in words with the bytes."""
+"""What a layout replicates because sizes do not divide over a mesh, in words, with the bytes."""
 
 import jax
 
@@ -12,17 +12,17 @@ from sharding.quantization import stored_bytes
 
 
 def replication_cost(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> list[str]:
-    """What this layout copies because sizes do not divide over the mesh, and the bytes it costs.
+    """Lines that say what a layout replicates because sizes do not divide over the mesh.
 
     Returns:
-      One line per kind of array; empty if everything divides.
+      One line per kind of array, with the additional bytes; empty if everything divides.
     """
     arrays: dict[str, float] = {}
     for path, param, stated, times in declared(config, dtypes):
         if rest := placement.left_over("weights", stated.axes):
             share = placement.share(("weights", param.axes))
             extra = times * stored_bytes(param) * share * (1 - 1 / shards(rest, placement.mesh))
-            # Values and scales of a matrix are one line.
+            # Values and scales of a quantized matrix count as one array.
             name = ".".join(map(str, (path if stated is param else path[:-1])[-2:]))
             arrays[name] = arrays.get(name, 0) + extra
     lines = [
@@ -43,7 +43,7 @@ def replication_cost(config: ModelConfig, placement: Placement, dtypes: Dtypes) 
 
 
 def experts_per_device(config: ModelConfig, placement: Placement) -> list[str]:
-    """How an expert-parallel layout divides the experts, as a line; empty for any other."""
+    """A line that says how an expert-parallel layout divides experts; none for other layouts."""
     if not (config.experts and placement.layout.expert_parallel):
         return []
     experts, *within = placement.weights("EDF")

@@ -1,7 +1,7 @@
-"""Models known by their sizes alone, which the engine does not run: from `sized_models.json`.
+"""Models known by their sizes alone, which the engine cannot run: from `sized_models.json`.
 
-Their weights, caches and arithmetic are taken to divide evenly over the chips, as bytes and FLOPs
-in the terms of every other model.
+Their weights, caches and arithmetic are assumed to divide evenly over the chips, and are counted in
+the same terms as those of other models.
 """
 
 import dataclasses
@@ -17,35 +17,35 @@ from profiles.floor.passes import BatchLine, Counts, Pass, pairs_seen
 from sharding.quantization import Quantization, stored_bytes
 
 EVENLY = "divided_evenly"
-"""Stands for a layout in records."""
-HEAD = 128  # numbers of a cached token that share a scale where the cache is in few bits
+"""The name in records in place of a layout."""
+HEAD = 128  # numbers of a cached token that share a scale in a quantized cache
 
 
 @dataclasses.dataclass(frozen=True)
 class SizedModel:
-    """A model by its sizes.
+    """A model that is known by its sizes alone.
 
     Attributes:
-      name: as ``--model`` spells it.
-      source: of the sizes.
-      layers: blocks.
+      name: the name for ``--model``.
+      source: where the sizes are from.
+      layers: number of blocks.
       d_model: width of the residual stream.
-      total: parameters.
-      active: parameters that one token meets in matmuls.
-      looked_up: of the total, those of an embedding that is only looked up, by rows. The
-        unembedding has as many, which only the last token of a prompt meets.
-      in_experts: of the total, those of experts that a router chooses among.
-      experts: of each layer that has them; 0 for a dense model.
-      experts_per_token: that a token is sent to.
-      cached: numbers that the cache holds of a token, of all layers that see every token.
-      windowed: numbers of the layers that see a window alone.
-      window: tokens that those see, the newest included; 0 if all see all.
-      attention_flops: for each query and cached token of the layers that see all.
-      windowed_flops: the same of those that see a window.
-      prompt_flops: as `attention_flops`, for pairs within a prompt, where latents need not be
-        absorbed; None if it is the same.
-      expand_flops: to make keys and values of one cached latent, with which prompts need not absorb
-        those before them either.
+      total: number of parameters.
+      active: parameters that each token is multiplied by.
+      looked_up: parameters of an embedding that is only looked up, included in `total`. The
+        unembedding has as many, which only the last token of a prompt is multiplied by.
+      in_experts: parameters of the experts that a router chooses among, included in `total`.
+      experts: experts of each layer that has them; 0 for a dense model.
+      experts_per_token: experts that the router chooses for each token.
+      cached: numbers that the cache holds per token, over all layers without a window.
+      windowed: numbers that the cache holds per token, over all layers with a window.
+      window: tokens that layers with a window attend to, the newest included; 0 for no windows.
+      attention_flops: FLOPs per query and cached token, over all layers without a window.
+      windowed_flops: FLOPs per query and cached token, over all layers with a window.
+      prompt_flops: FLOPs per query and key within a prompt, over all layers without a window. Fewer
+        with latent attention, because latents need not be absorbed; None for `attention_flops`.
+      expand_flops: FLOPs to expand a cached latent to keys and values, after which a prompt need
+        not absorb it either.
     """
 
     name: str
@@ -69,18 +69,18 @@ class SizedModel:
 
 @functools.cache
 def sized_models() -> dict[str, SizedModel]:
-    """All of them by name."""
+    """All models of the data file, by name."""
     data = json.loads(resources.files("profiles.floor").joinpath("sized_models.json").read_text())
     return {row["name"]: SizedModel(**row) for row in data["models"]}
 
 
 class SizedPassCounter:
-    """Counts the work of a model's passes by its sizes, with the methods of `PassCounter`.
+    """Counts the work of passes from a model's sizes, with the methods of `PassCounter`.
 
     Args:
-      model: the sizes.
+      model: the model.
       dtypes: how its numbers are stored.
-      devices: over which all divides evenly.
+      devices: number of devices that everything divides over evenly.
     """
 
     def __init__(self, model: SizedModel, dtypes: Dtypes, devices: int):
@@ -91,7 +91,7 @@ class SizedPassCounter:
         self.parameters = {"total": model.total, "active": model.active}
 
     def count(self, pass_: Pass, experts: float | str | None = None) -> Counts:
-        """The work of one pass; arguments are those of `PassCounter.count`."""
+        """The work of one pass; the arguments are those of `PassCounter.count`."""
         model, batch, cached, tokens = self.model, pass_.batch, pass_.context, pass_.tokens
         seen = min(cached, model.window - 1) if model.window else cached
         kept = min(pass_.room, model.window) if model.window else pass_.room
@@ -121,7 +121,7 @@ class SizedPassCounter:
         return 2 * (model.active * tokens - model.looked_up * (tokens - 1)) + attention
 
     def line(self, context: int, slots: int) -> BatchLine:
-        """Decode steps of every batch; arguments are those of `PassCounter.line`."""
+        """Decode steps of every batch; the arguments are those of `PassCounter.line`."""
         model, one = self.model, self.count(Pass(1, context, slots=slots), "all")
         row = model.d_model * (self.weight if model.looked_up else 0)
         return BatchLine(
@@ -137,7 +137,7 @@ class SizedPassCounter:
 
 
 def _bytes_each(storage: Storage, inputs: int) -> float:
-    """Of one number, with its part of the scales that so many of an output share."""
+    """Bytes of one number, with its part of the scales of an output with so many inputs."""
     if not isinstance(storage, Quantization):
         return storage.itemsize
     arrays = jax.tree.leaves(storage.abstract((1, inputs), outputs=1))

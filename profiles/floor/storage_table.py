@@ -1,7 +1,7 @@
-"""The bytes of models in every stored type, from the code.
+"""Generates the tables of the bytes of models in every stored type.
 
-`python -m profiles.floor.storage_table` writes those of the whole catalogue to
-`profiles/results/stored-types.md`, and those of a few models to the page of `model`.
+`python -m profiles.floor.storage_table` writes the table of all models to
+`profiles/results/stored-types.md`, and that of a few models to the README of `model`.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ SHOWN = "smollm2-135m", "llama3-8b", "llama3-70b", "mixtral-8x7b"
 CONTEXT = 2048
 STORED = {"bfloat16": jnp.bfloat16, **QUANTIZATIONS}
 PERPLEXITY = {"int8": 1.015, "fp8": 1.04, "int4": 1.02}
-"""Largest ratio to float32's that SmolLM2 may have: `tests/decode/test_perplexity.py`."""
+"""Highest perplexity of SmolLM2 over float32's that `tests/decode/test_perplexity.py` allows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A test, and the models and types that it covers."""
+    """A test, what it checks, and the models and types that it covers."""
 
     test: str
     what: str
@@ -61,7 +61,7 @@ CHECKS = (
 
 
 def table(models: Iterable[str]) -> str:
-    """Bytes of models in each type, in Markdown."""
+    """A Markdown table of the bytes of models in each type."""
     head = "model", "weights", "GB resident", "GB read per step, batch 1", "batch 64", "tests"
     rows = []
     for model in models:
@@ -75,7 +75,7 @@ def table(models: Iterable[str]) -> str:
 
 
 def whole() -> str:
-    """The file of all models."""
+    """The text of the file with all models."""
     return (
         "# Bytes of every catalogue model in every stored type\n\n"
         "By `python -m profiles.floor.storage_table`, on one device: weights with their scales, "
@@ -85,7 +85,7 @@ def whole() -> str:
 
 
 def _bytes(config: ModelConfig, stored: str) -> list[float]:
-    """Resident weights, and what a step reads at batch 1 and at batch 64, on one device."""
+    """Bytes of weights, and bytes that a step reads at batch 1 and at batch 64, on one device."""
     placement = Placement.of(LAYOUTS["weight_stationary_1d"], config.sizes, parse_mesh("1"))
     slots = min(CONTEXT, config.max_context)
     one, many = (

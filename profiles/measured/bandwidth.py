@@ -1,6 +1,6 @@
-"""Peak rates measured on a mesh, in the same run as the steps they are held against.
+"""Measures peak rates of a mesh, in the same run as the steps that are compared with them.
 
-Where no published peak fits (a CPU mesh, whose devices share one memory), the floor divides by
+Where there is no published peak (a CPU mesh, whose devices share one memory), the floor divides by
 the best rate that any of several kernels reached at any time in the run.
 """
 
@@ -14,21 +14,21 @@ import jax
 import jax.numpy as jnp
 
 READ_BYTES = 1 << 28  # 256 MiB over a CPU mesh: far more than a last-level cache
-READ_BYTES_PER_CHIP = 1 << 30  # elsewhere on each device
-LAUNCHES = 16  # for each sample there: launching one read and waiting can take as long as it
+READ_BYTES_PER_CHIP = 1 << 30  # on each device of other meshes
+LAUNCHES = 16  # reads per sample there: launching and awaiting one can take as long as the read
 MATMUL_SIZE = 1024
 ALL = ("x", "y", "z")
 
 
 @dataclasses.dataclass
 class PeakMeter:
-    """Runs its kernels whenever asked and remembers every rate.
+    """Measures the rates of several kernels repeatedly, and keeps every sample.
 
     Attributes:
-      mesh: the devices to measure, together.
-      dtype: of the matrix multiplication.
-      read_rates: bytes per second of the whole mesh, by kernel, a sample per run.
-      flop_rates: FLOP/s of the whole mesh, a sample per run.
+      mesh: the devices, which are measured together.
+      dtype: dtype of the matrix multiplication.
+      read_rates: by kernel, bytes per second of all devices together, a sample per run.
+      flop_rates: FLOP/s of all devices together, a sample per run.
     """
 
     mesh: jax.sharding.Mesh
@@ -44,7 +44,7 @@ class PeakMeter:
         rows = size // 4 // width
         rows -= rows % self.mesh.size
         with jax.set_mesh(self.mesh):
-            # Filled, not zeros: untouched pages of zeros can all be one page of memory.
+            # No zeros: the system can map all untouched pages of zeros to one page of memory.
             self._big = jax.jit(lambda: _filled((rows, width), jax.P(ALL, None)))()
             self._vector = jax.jit(lambda: _filled((width,), jax.P(None)))()
             square = (MATMUL_SIZE * self.mesh.size, MATMUL_SIZE)
@@ -70,11 +70,11 @@ class PeakMeter:
             self.flop_rates += self._rates(matmul, flops, repeats)
 
     def rates(self) -> dict[str, list[float]]:
-        """Every sample so far by kernel: bytes per second, and FLOP/s under ``matmul``."""
+        """All samples so far, by kernel: bytes per second, and FLOP/s for ``matmul``."""
         return {**self.read_rates, "matmul": self.flop_rates}
 
-    def _rates(self, run: Callable[[], jax.Array], work: float, repeats: int) -> list[float]:
-        """Units of `work` per second of each repeat."""
+    def _rates(self, run: Callable[[], jax.Array], amount: float, repeats: int) -> list[float]:
+        """Bytes or FLOPs per second of each repeat, if a run has `amount` of them."""
         run().block_until_ready()  # compiles the first time, warms up otherwise
         rates = []
         for _ in range(repeats):
@@ -82,7 +82,7 @@ class PeakMeter:
             for _ in range(self._launches):
                 last = run()
             last.block_until_ready()
-            rates.append(self._launches * work / (time.perf_counter() - start))
+            rates.append(self._launches * amount / (time.perf_counter() - start))
         return rates
 
 

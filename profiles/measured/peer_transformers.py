@@ -42,7 +42,7 @@ def load(gguf: Path, attention: str = "sdpa") -> tuple[Any, Any]:
 
     Args:
       gguf: the checkpoint; its blocks are dequantized exactly, nothing is quantized again.
-      attention: `sdpa`, which transformers takes unasked, or `eager`, the plain einsum.
+      attention: `sdpa`, the default of transformers, or `eager`, the plain einsum.
 
     Returns:
       (the torch module, the model in evaluation mode).
@@ -55,7 +55,7 @@ def load(gguf: Path, attention: str = "sdpa") -> tuple[Any, Any]:
     for package in ("torch", "transformers", "gguf"):
         if importlib.util.find_spec(package) is None:
             raise UsageError(f"package {package} is missing; {_REMEDY}")
-    # The progress bars and warnings of a load would bury an error's one line; tqdm reads this
+    # Progress bars and warnings of a load would hide the one line of an error; tqdm reads this
     # variable when it is first imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
     torch = importlib.import_module("torch")
@@ -81,17 +81,17 @@ def measure(
     """Time transformers' decode step in a fresh process.
 
     Args:
-      gguf: the checkpoint, also the one Floorline is timed with.
+      gguf: the checkpoint that Floorline is timed with, too.
       context: tokens in the cache before the first timed step.
       batch: sequences decoded together.
-      new_tokens: N, the steps one sample is averaged over.
+      new_tokens: N, the number of steps that a sample is averaged over.
       threads: torch's threads.
-      repeats: samples of each way of decoding.
+      repeats: number of samples of `generate` and of the loop.
       python: interpreter with the `parity` extra installed.
-      timeout_s: seconds after which the peer is given up.
+      timeout_s: seconds after which the process is killed.
 
     Returns:
-      What the process printed; see `time_decode`.
+      The result of `time_decode`, which the process printed.
 
     Raises:
       FloorlineError: the process failed, ran out of time or printed no JSON.
@@ -124,7 +124,7 @@ def measure(
 def time_decode(
     gguf: Path, *, context: int, batch: int, new_tokens: int, threads: int, repeats: int
 ) -> dict[str, Any]:
-    """Time decode steps of transformers in this process; see the module's text for how.
+    """Time decode steps of transformers in this process, as the module's docstring says.
 
     Returns:
       `generate` and `manual_loop`, each with `samples_s` (seconds per step, one per repeat, in
@@ -140,7 +140,7 @@ def time_decode(
     }
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
-        # Alternating, and in turns, so that a slow spell of the machine falls on both alike.
+        # Both take turns, so that a slow minute of the machine affects both alike.
         for name in sorted(ways, reverse=bool(repeat % 2)):
             seconds = ways[name]()
             if repeat:  # the first round warms up the allocator and the kernels
@@ -158,13 +158,13 @@ def time_decode(
 
 
 def _random_prompt(torch: Any, vocabulary: int, batch: int, context: int) -> Any:
-    """[batch, context] token ids: what they say does not change how long a step takes."""
+    """Random token ids, [batch, context]; a step's time does not depend on them."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, vocabulary, (batch, context), generator=generator)
 
 
 def _generate_step(torch: Any, model: Any, prompt: Any, new_tokens: int) -> float:
-    """Seconds per step of `model.generate`, its prefill and set-up taken away."""
+    """Seconds per step of `model.generate`, without its prefill and set-up."""
 
     def seconds(count: int) -> float:
         with torch.inference_mode():
@@ -205,7 +205,7 @@ def _summary(samples: Sequence[float]) -> dict[str, Any]:
 
 
 def _define_flags() -> None:
-    """Flags of the command line, kept out of import: callers have flags of the same names."""
+    """Defines the command-line flags; not at import, as callers have flags of the same names."""
     flags.DEFINE_string("gguf", None, "Path of the GGUF file to load, dequantized to float32.")
     counts = dict(
         context=(128, "Tokens in the cache before the first timed step."),

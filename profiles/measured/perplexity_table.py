@@ -1,8 +1,7 @@
-"""What storing a model in fewer bits costs in perplexity, measured on this machine.
+"""Measures the perplexity of models in every stored type, and writes the table of them.
 
-`python -m profiles.measured.perplexity_table` measures it and writes the record and the table
-on the page of `model`, with `--accept_terms` of Gemma 3 270M too. It takes some five minutes on two
-cores.
+`python -m profiles.measured.perplexity_table` writes the record, and the table in the README of
+`model`; with `--accept_terms` it includes Gemma 3 270M. It takes about five minutes on two cores.
 """
 
 import json
@@ -25,11 +24,11 @@ TEXT = ROOT / "tests/text/river.txt"
 RECORD = ROOT / "profiles/results/perplexity.json"
 PART = Part("model/README.md", "perplexity", "profiles.measured.perplexity_table")
 PARTS = 4
-"""As so many texts a batch of decode steps reads it, from the KV cache."""
+"""Number of parts of the text, which decode steps read as a batch, from the KV cache."""
 
 
 def dtype_sets(cached: bool) -> dict[str, Dtypes]:
-    """What is compared, by name; the first is what the others are held against."""
+    """The dtypes to compare, by name; the others are compared with the first."""
     if cached:
         stored = {"float32": None, "int8": QUANTIZATIONS["int8"], "fp8": QUANTIZATIONS["fp8"]}
         return {
@@ -44,7 +43,7 @@ def dtype_sets(cached: bool) -> dict[str, Dtypes]:
 
 
 def measure(source: ModelSource, dtypes: Dtypes, cached: bool) -> float:
-    """Perplexity of the text."""
+    """The perplexity of the text under a model in these dtypes."""
     tokens = np.array(source.tokenizer.encode(TEXT.read_text()), np.int32)
     parts = PARTS if cached else 1
     tokens = tokens[: len(tokens) // parts * parts].reshape(parts, -1)
@@ -53,20 +52,20 @@ def measure(source: ModelSource, dtypes: Dtypes, cached: bool) -> float:
 
 
 def record(models: list[str]) -> dict:
-    """Measures every form of every model."""
-    found = {}
+    """Measures every model in all dtypes."""
+    perplexities = {}
     for model in models:
         source = find_source(model, accept_terms=True)
-        rows = found[model] = {}
+        rows = perplexities[model] = {}
         for cached in (False, True):
             for name, dtypes in dtype_sets(cached).items():
                 rows[name] = measure(source, dtypes, cached)
                 print(f"{model} {name}: {rows[name]:.3f}", file=sys.stderr, flush=True)
-    return {"text": TEXT.name, "versions": versions(), "perplexity": found}
+    return {"text": TEXT.name, "versions": versions(), "perplexity": perplexities}
 
 
 def table(run: dict) -> str:
-    """A run in Markdown."""
+    """The table of a run, in Markdown."""
     models = run["perplexity"]
     cells = []
     for cached in (False, True):

@@ -1,4 +1,4 @@
-"""Tables of the recorded runs: whole ones for this folder's page, short ones for the first page.
+"""Generates the tables of recorded runs, for this folder's README and the project's README.
 
 `python -m profiles.measured.result_tables` writes them.
 """
@@ -19,7 +19,7 @@ SHORT = {
     GPU: ("weight_dtype", *_TIMES, "measured USD/Mtok"),
     CPU: ("devices (x,y,z)", *_TIMES, "measured tokens/s"),
 }
-"""Columns of the first page's tables, by the recorded run."""
+"""Columns of the tables of the project's README, by the name of the run."""
 
 
 def recorded(name: str) -> dict:
@@ -28,13 +28,13 @@ def recorded(name: str) -> dict:
 
 
 def table(name: str, only: tuple[str, ...] = ()) -> str:
-    """A recorded run in Markdown."""
+    """A recorded run as a table in Markdown, with all columns or some only."""
     run = recorded(name)
     return markdown_table(run["points"], run["bandwidth"], only).strip() + "\n"
 
 
 def fits(name: str) -> str:
-    """A recorded run's lines through its steps, as a block of text."""
+    """A recorded run's fitted lines of step time against batch, as a block of text."""
     return "```\n" + "\n".join(fit_lines(recorded(name)["fits"])) + "\n```\n"
 
 
@@ -43,7 +43,7 @@ PARTS: dict[Part, Callable[[], str]] = {
     **{Part(PAGE, name, MODULE): lambda n=name: table(n) for name in (CPU, CPU_TYPES, GPU)},
     Part(PAGE, f"{CPU} lines", MODULE): lambda: fits(CPU),
 }
-"""What makes each part."""
+"""The function that makes each part of a README."""
 
 
 if __name__ == "__main__":

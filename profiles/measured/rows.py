@@ -1,4 +1,4 @@
-"""The rows of a sweep: a held step each, and how it failed if it did."""
+"""The rows of a sweep: each has a decode step to time, and the failure if it could not run."""
 
 import functools
 import traceback
@@ -23,12 +23,12 @@ Placing = tuple[Layout, MeshShape, Dtypes]
 
 
 class Failure(NamedTuple):
-    """Why a row has no time.
+    """Why a row could not be measured.
 
     Attributes:
-      status: its record's.
-      message: likewise, one line.
-      error: what was raised, if anything was; its frames hold no arrays.
+      status: status for its record.
+      message: message for its record, one line.
+      error: the exception, if there was one; its stack frames are cleared.
     """
 
     status: str
@@ -37,12 +37,12 @@ class Failure(NamedTuple):
 
 
 def failure_of(error: Exception) -> Failure:
-    """What an error says of a row."""
+    """The failure of a row for an exception."""
     text = " ".join(str(error).split("\n")[0].split())
     name = type(error).__name__
     out = is_out_of_memory(error)
     one = error
-    while one is not None:  # arrays in them would take the next rows' room
+    while one is not None:  # arrays in stack frames would take memory from the next rows
         traceback.clear_frames(one.__traceback__)
         one = one.__cause__ or one.__context__
     known = isinstance(error, FloorlineError | jax.errors.JaxRuntimeError)
@@ -51,9 +51,9 @@ def failure_of(error: Exception) -> Failure:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or this machine had too little memory.
+    """Whether an exception says that a device or this machine had too little memory.
 
-    XLA says so as RESOURCE_EXHAUSTED, and of steps that XLA:CPU dispatched ahead as INTERNAL.
+    XLA's status is RESOURCE_EXHAUSTED, or INTERNAL for steps that XLA:CPU dispatched ahead.
     """
     if isinstance(error, jax.errors.JaxRuntimeError):
         return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
@@ -61,13 +61,13 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 class Row:
-    """A mesh, a batch and a context, and how far they came.
+    """A decode step of one mesh, batch and context to measure, with its samples or its failure.
 
     Attributes:
-      engine: the model on the mesh; without weights where they do not fit.
-      step: at this batch and context.
-      failure: why it did not run; None as long as it does.
-      held: bytes of weights in few bits that the step holds in more.
+      engine: the model on the mesh; without weights if they do not fit.
+      step: the decode step at this batch and context.
+      failure: why it did not run; None as long as it has not failed.
+      held: bytes of quantized weights that the step keeps dequantized.
     """
 
     def __init__(self, engine: Engine, batch: int, context: int, failure: Failure | None = None):
@@ -84,11 +84,11 @@ class Row:
         return f"{layout}{stored}, {sizes}"
 
     def compile(self) -> None:
-        """Makes the step ready, and looks for weights that it unpacks as a whole."""
+        """Compiles the step, and finds matrices that the program dequantizes as a whole."""
         self.attempt(self._compile)
 
     def lengthen(self, seconds: float) -> None:
-        """Makes bursts last so long."""
+        """Sets the number of steps of a burst so that it lasts about `seconds`."""
         self.attempt(functools.partial(self.step.lengthen, seconds))
 
     def sample(self) -> None:
@@ -96,14 +96,14 @@ class Row:
         self.attempt(self.step.sample)
 
     def rehearse(self) -> None:
-        """Runs a burst that does not count."""
+        """Runs a burst without taking a sample."""
         self.attempt(self.step.rehearse)
 
     def attempt(self, work: Callable[[], None]) -> None:
-        """Does the work unless the row has failed; a failure is the row's result, not the run's.
+        """Calls `work` unless the row has failed before; an exception becomes the row's failure.
 
-        It is the run's where many processes run: one may have failed alone, and the others wait
-        for it.
+        With several processes it ends the run instead: it may have happened in one process alone,
+        for which the others would wait.
         """
         if self.failure:
             return
@@ -130,17 +130,18 @@ def load(
     auto_weight_layout: bool,
     report: Callable[[str], None],
 ) -> tuple[Engine, Failure | None]:
-    """The model on a mesh, and why its weights are not there if they could not be loaded.
+    """The model on a mesh, and the failure if its weights could not be loaded.
 
     Args:
       source: the model.
-      placing: its layout, mesh and form.
-      fitting: context and batch of the rows that fit; without one no weights are loaded.
-      auto_weight_layout: weights lie in memory as the compiler chooses for the largest of those.
-      report: told what that changes.
+      placing: its layout, mesh and dtypes.
+      fitting: context and batch of the rows that fit; if there are none, no weights are loaded.
+      auto_weight_layout: whether the compiler chooses the memory layout of weights, for the largest
+        of these rows.
+      report: called with a line that says what that changes.
 
     Raises:
-      FloorlineError: the weights are not what they should be.
+      FloorlineError: the weights are damaged or do not belong to the model.
     """
     (layout, shape, dtypes), failure = placing, None
     try:
@@ -162,12 +163,12 @@ def load(
 
 
 def most_samples(rows: Sequence[Row], least: int) -> int:
-    """How many samples each row that ran has once a run has ended: so many at least."""
+    """Number of samples of each row when a run ends regularly; at least `least`."""
     return max([least, *(len(row.step.samples) for row in rows)])
 
 
 def kept_words(measured: int, total: int, rows: Sequence[Row], least: int) -> str:
-    """How many rows of a run that ended early have samples, and which of its last have fewer."""
+    """Says how many rows of an interrupted run have samples, and which have fewer than others."""
     most = most_samples(rows, least)
     fewer = [
         f"{row} ({len(row.step.samples)} of {most})"

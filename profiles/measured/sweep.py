@@ -1,8 +1,8 @@
-"""Decode steps over meshes, batches and contexts, a row each, held against its floor.
+"""Measures decode steps over meshes, batches and contexts; each row is compared with its floor.
 
-All rows of a memory are compiled first and then take turns, so that a slow minute of the machine
-falls on every row alike; peak rates are sampled before, between and after. After every round the
-caller is given all that is known, so that a run which ends early has lost nothing.
+Rows that share a memory are all compiled first and then take turns, so that a slow minute of the
+machine affects every row alike; peak rates are sampled before, between and after. After every round
+the caller gets all results so far, so that a run that ends early loses nothing.
 """
 
 import contextlib
@@ -44,18 +44,18 @@ class Sweep:
 
     Attributes:
       source: the model.
-      layouts: its partitionings.
-      shapes: meshes to run on, each with every layout.
-      batches: sequences per step.
-      contexts: tokens in the cache when a step starts.
+      layouts: the layouts to measure.
+      shapes: the meshes, each with every layout.
+      batches: numbers of sequences per step.
+      contexts: numbers of tokens in the cache when a step starts.
       dtype_sets: how numbers are stored.
-      auto_weight_layout: weights lie in memory as the compiler chooses for the largest step.
-      seconds: time to spend on samples, beyond the least number of rounds.
-      bandwidth: bytes per second of one chip (of a CPU's whole memory), in place of the published
+      auto_weight_layout: whether the compiler chooses weights' memory layout, for the largest step.
+      seconds: time to spend on samples; `LEAST_ROUNDS` are taken even if they need longer.
+      bandwidth: bytes per second of one chip (on a CPU, of its memory), in place of the published
         or measured figure.
-      peak_flops: FLOP/s of one chip, likewise.
+      peak_flops: FLOP/s of one chip, in place of the published or measured figure.
       price: USD per chip-hour, for cost.
-      trace: folder for a profiler trace of one burst of every case; None for no trace.
+      trace: folder for a profiler trace of one burst of every row; None for no trace.
     """
 
     source: ModelSource
@@ -72,11 +72,11 @@ class Sweep:
     trace: Path | None = None
 
     def check(self) -> None:
-        """Refuses what cannot run, before anything is allocated.
+        """Refuses a sweep that cannot run, before anything is allocated.
 
         Raises:
-          UsageError: a size that is not positive or does not fit, or a layout that does not.
-          WeightsError: a form that a checkpoint is not in.
+          UsageError: a size is not positive or too large, or a layout cannot divide the model.
+          WeightsError: a checkpoint is quantized, and other dtypes are asked for.
         """
         for name, values in (("batch", self.batches), ("context", self.contexts)):
             for value in values:
@@ -90,11 +90,11 @@ class Sweep:
                 placement.check_batch(batch)
 
     def placings(self) -> list[Placing]:
-        """Every layout on every mesh, with weights in every form; each once."""
-        found: list[Placing] = []
+        """Every layout on every mesh with every set of dtypes, without duplicates."""
+        distinct: list[Placing] = []
         for placing in itertools.product(self.layouts, self.shapes, self.dtype_sets):
-            found += [placing] * (placing not in found)
-        return found
+            distinct += [placing] * (placing not in distinct)
+        return distinct
 
     def __len__(self) -> int:
         return len(self.placings()) * len(self.batches) * len(self.contexts)
@@ -102,12 +102,12 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class SweepResult:
-    """What a sweep found so far.
+    """The results of a sweep so far.
 
     Attributes:
-      points: a record for every row that was measured or that failed.
-      bandwidth: the rates that floors were taken at.
-      error: what the first row that failed raised, if any did.
+      points: records of the rows that were measured or that failed.
+      bandwidth: the peak rates that floors divide by, with their samples.
+      error: the exception of the first row that failed, if there is one.
     """
 
     points: list[Record]
@@ -116,7 +116,7 @@ class SweepResult:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C once something was measured; the message says which rows are kept."""
+    """Raised for Ctrl-C after something was measured; the message says which rows are kept."""
 
 
 def run(
@@ -128,19 +128,19 @@ def run(
 
     Args:
       sweep: what to measure.
-      report: told in a line what goes on.
-      keep: given what was found so far after every round of samples, and when interrupted.
+      report: called with a line that says what is being done.
+      keep: called with the results so far, after every round of samples and on an interrupt.
 
     Raises:
-      UsageError: before anything is allocated.
-      FloorlineError: the model cannot be loaded; where many processes run, a row failed.
-      Interrupted: by Ctrl-C, once something was measured.
+      UsageError: the sweep cannot run; raised before anything is allocated.
+      FloorlineError: the model cannot be loaded, or with several processes a row failed.
+      Interrupted: Ctrl-C after something was measured.
     """
     sweep.check()
-    if not shares_memory():  # an unknown chip is refused before the long work, not after
+    if not shares_memory():  # refuses an unknown chip before the long work
         _published(sweep)
     going = _Run(sweep, report, keep)
-    # Where each mesh has its own memory, one at a time has all of it; CPU meshes take turns.
+    # On accelerators one placing at a time has all memory; CPU meshes take turns instead.
     placings = sweep.placings()
     groups = [placings] if shares_memory() else [[placing] for placing in placings]
     for group in groups:
@@ -149,7 +149,7 @@ def run(
 
 
 class _Run:
-    """A sweep as it goes: rows of the group that is measured now, records of those before it."""
+    """State of a running sweep: rows of the current group, and records of earlier groups."""
 
     def __init__(
         self, sweep: Sweep, report: Callable[[str], None], keep: Callable[[SweepResult], None]
@@ -162,7 +162,7 @@ class _Run:
         self.meters: list[PeakMeter] = []
 
     def group(self, placings: Sequence[Placing], seconds: float) -> None:
-        """Measures the rows of layouts, meshes and forms whose weights are loaded at once."""
+        """Measures the rows of placings whose weights are loaded at the same time."""
         name = self.sweep.source.config.name
         try:
             self.report(f"loading {name} onto {_devices([shape for _, shape, _ in placings])}")
@@ -179,10 +179,10 @@ class _Run:
             raise
         done = self.outcome()
         self.points, self.error, self.rates = done.points, done.error, self._rates()
-        self.rows, self.meters = [], []  # and with them these meshes' weights
+        self.rows, self.meters = [], []  # frees the weights of these meshes
 
     def outcome(self) -> SweepResult:
-        """All records so far, those of this group at the rates so far."""
+        """All results so far; the current group's floors use the rates measured so far."""
         bandwidth = _bandwidth(self.sweep, self._rates())
         most = most_samples(self.rows, LEAST_ROUNDS)
         known = [row for row in self.rows if row.failure or row.step.samples]
@@ -209,14 +209,14 @@ class _Run:
             self.keep(self.outcome())
             for meter in self.meters:
                 meter.sample(repeats=1)
-            # One clock for all processes: they must run the same steps.
+            # All processes must run the same steps, so process 0's clock decides.
             if turn >= LEAST_ROUNDS and processes.agree(lambda: time.perf_counter() > stop):
                 break
             if all(row.failure for row in self.rows):
                 break
 
     def _interrupted(self) -> None:
-        """Keeps what this group has, and says which rows are kept.
+        """Keeps the results of the current group, and says which rows are kept.
 
         Raises:
           Interrupted: something was measured.
@@ -230,7 +230,7 @@ class _Run:
 
 
 def _rows(sweep: Sweep, report: Callable[[str], None], placings: Sequence[Placing]) -> list[Row]:
-    """All rows of a group, their weights loaded where they fit."""
+    """All rows of a group; the weights of rows that fit are loaded."""
     sizes = list(itertools.product(sweep.contexts, sweep.batches))
     refused = _refused(sweep, placings, sizes)
     rows = []
@@ -247,7 +247,7 @@ def _rows(sweep: Sweep, report: Callable[[str], None], placings: Sequence[Placin
 def _refused(
     sweep: Sweep, placings: Sequence[Placing], sizes: Sequence[tuple[int, int]]
 ) -> list[str]:
-    """Why rows of these placings, each at these contexts and batches, do not fit; "" if they do."""
+    """Why each row of these placings, contexts and batches does not fit; "" for a row that does."""
     config = sweep.source.config
     needs = [
         need_of(config, placement, dtypes, batch=batch, slots=slots_for(context), engine=number)
@@ -255,8 +255,8 @@ def _refused(
         for placement in [settle(config, dtypes, layout, shape)]
         for context, batch in sizes
     ]
-    there = processes.agree(free_memory) if shares_memory() else _published(sweep).capacity
-    return [""] * len(needs) if there is None else refusals(needs, there)
+    available = processes.agree(free_memory) if shares_memory() else _published(sweep).capacity
+    return [""] * len(needs) if available is None else refusals(needs, available)
 
 
 def _trace(rows: Sequence[Row], directory: Path) -> None:
@@ -266,7 +266,7 @@ def _trace(rows: Sequence[Row], directory: Path) -> None:
 
 
 def _record(row: Row, sweep: Sweep, bandwidth: dict, most: int) -> Record:
-    """A row's record; one with fewer than so many samples says so."""
+    """A row's record, with a message if it has fewer than `most` samples."""
     step, devices = row.step, row.engine.mesh.size
     sizes = {"batch": step.batch, "context": step.context, "slots": step.slots}
     peaks = _peaks(sweep, bandwidth, row.engine)
@@ -299,7 +299,7 @@ def _record(row: Row, sweep: Sweep, bandwidth: dict, most: int) -> Record:
 
 
 def _peaks(sweep: Sweep, bandwidth: dict, engine: Engine) -> Peaks:
-    """Peaks of each device; all fake devices of a CPU are one chip and share its."""
+    """Peaks of each device; the fake devices of a CPU count as one chip, whose peaks they share."""
     if not shares_memory():
         return _published(sweep)
     devices = engine.mesh.size
@@ -313,16 +313,16 @@ def _peaks(sweep: Sweep, bandwidth: dict, engine: Engine) -> Peaks:
 
 
 def _published(sweep: Sweep) -> Peaks:
-    """Peaks of each device in the fastest arithmetic of a step, which is that of all forms."""
+    """Published peaks of each device, for the arithmetic that all dtypes of the sweep share."""
     dtype = sweep.dtype_sets[0].arithmetic
     return published_peaks(devices()[0], sweep.bandwidth, sweep.peak_flops, dtype)
 
 
 def _bandwidth(sweep: Sweep, rates: dict[str, dict[str, list[float]]]) -> dict:
-    """The rates of one chip that floors divide by, and every sample measured beside them.
+    """The rates of one chip that floors divide by, and all measured samples.
 
     Args:
-      sweep: may give rates of its own.
+      sweep: gives rates to use in place of measured or published ones.
       rates: samples by mesh and kernel, as `PeakMeter.rates` gives them.
     """
     reads = [kernels[name] for kernels in rates.values() for name in kernels if name != "matmul"]
@@ -350,7 +350,7 @@ def _bandwidth(sweep: Sweep, rates: dict[str, dict[str, list[float]]]) -> dict:
 
 
 def _cpu_cache() -> float:
-    """Bytes of the CPU's last-level caches together; 32 MiB where the system does not say."""
+    """Bytes of all last-level caches of the CPU; 32 MiB where the system does not tell."""
     domains = {}
     try:
         for cache in CPU_CACHES.glob("cpu[0-9]*/cache/index3"):

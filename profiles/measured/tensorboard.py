@@ -1,4 +1,4 @@
-"""A run's numbers as TensorBoard events, so that runs can be laid over each other there."""
+"""Writes a run's numbers as TensorBoard events, so that several runs can be compared there."""
 
 import tempfile
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from profiles.report.titles import text_of
 
 
 def remove_events(directory: str | Path) -> None:
-    """Removes an earlier run's events, which TensorBoard would show as one run with new ones.
+    """Removes an earlier run's events, which TensorBoard would merge with new ones.
 
     Raises:
       OutputError: they cannot be removed.
@@ -24,7 +24,7 @@ def remove_events(directory: str | Path) -> None:
 
 
 def write_events(directory: str | Path, document: dict, figures: Iterable[str | Path] = ()) -> None:
-    """Writes the folder's one event file: scalars against batch, the table as text, and plots.
+    """Writes one event file: scalars against batch, the table as text, and plots.
 
     Scalars are tagged like `measured_step_ms/devices_2/context_128` and stepped by batch, so that
     TensorBoard's horizontal axis reads as batch.
@@ -32,7 +32,7 @@ def write_events(directory: str | Path, document: dict, figures: Iterable[str | 
     Args:
       directory: the folder for the event file.
       document: a run's document.
-      figures: PNG files to show as images, each under its stem.
+      figures: PNG files to show as images, each under its name without suffix.
 
     Raises:
       OutputError: the folder cannot be written to, or a figure cannot be read.
@@ -42,17 +42,17 @@ def write_events(directory: str | Path, document: dict, figures: Iterable[str | 
     check_writable(directory)
     points = document["points"]
     telling = telling_fields(points)
-    # Its thread says a full disk in a trace of its own, and may be waited for without an end.
+    # On a full disk, its thread prints a stack trace and may never end, so it writes elsewhere.
     with tempfile.TemporaryDirectory() as own:
         with SummaryWriter(own) as writer:
             for point in points:
-                where = "".join(
+                suffix = "".join(
                     f"/{field}_{text}"
                     for field in ("devices", "context", *telling)
                     if (text := text_of(point, field))
                 )
                 for name, value in scalars(point).items():
-                    writer.add_scalar(name + where, value, global_step=point.batch)
+                    writer.add_scalar(name + suffix, value, global_step=point.batch)
             writer.add_text("table", markdown_table(points, document.get("bandwidth")))
             for path in map(Path, figures):
                 writer.add_image(path.stem, _pixels(path), dataformats="HWC")
@@ -62,19 +62,19 @@ def write_events(directory: str | Path, document: dict, figures: Iterable[str | 
 
 
 def scalars(point: Record) -> dict[str, float]:
-    """The numbers of a record worth a curve; the floor's only where it applies."""
-    found = {}
+    """The numbers of a record to draw as curves; the floor's only if the row has one."""
+    numbers = {}
     if point.ran:
         median = point.step_s["median"]
         tokens = point.batch * (point.tokens_per_sequence or 1)
-        found["measured_step_ms"] = median * 1e3
-        found["measured_time_per_token_ms"] = median * 1e3 / tokens
+        numbers["measured_step_ms"] = median * 1e3
+        numbers["measured_time_per_token_ms"] = median * 1e3 / tokens
     if point.ok:
         in_ms = {"floor_ms": point.floor_s, "expected_ms": point.expected_s}
-        found |= {name: time * 1e3 for name, time in in_ms.items() if time is not None}
+        numbers |= {name: time * 1e3 for name, time in in_ms.items() if time is not None}
         if point.fraction_of_floor is not None:
-            found["fraction_of_floor"] = point.fraction_of_floor
-    return found
+            numbers["fraction_of_floor"] = point.fraction_of_floor
+    return numbers
 
 
 def _pixels(path: Path) -> np.ndarray:

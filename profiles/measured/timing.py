@@ -1,13 +1,13 @@
-"""Times decode steps: compile first, warm up, hold the context, interleave, keep every sample.
+"""Times decode steps at a fixed batch and context, in bursts, and keeps every sample.
 
-A sample is a burst of consecutive steps, launched as generation launches them (each given the cache
-of the one before it, none waited for until the last), over the number of steps. On a GPU or TPU the
-host needs milliseconds to launch the first, in which the device has nothing to do, and runs ahead
-after that; so a burst is long beside a launch where there is time for it.
+A sample is the time of a burst of consecutive steps over their number. Steps are launched as in
+generation: each gets the cache of the one before it, and only the last is waited for. On a GPU or
+TPU the host needs milliseconds to launch the first step, while the device is idle, and then runs
+ahead; so a burst is made much longer than a launch where there is time for it.
 
-Rows carry tokens of their own, new ones at each step, which lie on the devices before the clock
-starts. Tokens fed back from step to step would all become the same: rows of one context differ by
-their token alone. All rows of a mixture would then choose the same experts.
+Each sequence has tokens of its own, new ones at each step, which are on the devices before the
+clock starts. With tokens fed back from step to step, all sequences would soon be the same, because
+they differ by their token alone, and would all choose the same experts of a mixture.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from decode.engine import Engine
 from decode.sampling import GREEDY
 from sharding import processes
 
-DRAWS = 16  # of a batch's tokens, that steps take in turn
+DRAWS = 16  # number of random batches of tokens, which steps use in turn
 LEAST_BURST = 4
 LONG_S = 0.25
 WARM_UP = 2
@@ -39,10 +39,10 @@ class HeldStep:
       engine: the model on its mesh.
       batch: sequences.
       context: tokens in the cache when the step starts.
-      burst: steps of each sample.
+      burst: number of steps of each sample.
       samples: seconds per step of each burst so far.
-      touched: distinct experts that a layer read, the mean over layers and steps of each of those
-        bursts; empty for a model without experts.
+      touched: for each sample, the mean number of distinct experts that a layer read, over layers
+        and steps; empty for a model without experts.
     """
 
     engine: Engine
@@ -59,11 +59,11 @@ class HeldStep:
 
     @property
     def slots(self) -> int:
-        """Tokens the cache has room for."""
+        """Tokens of each sequence that the cache has room for."""
         return slots_for(self.context)
 
     def compile(self) -> None:
-        """Allocates the cache, compiles the step and runs it until it is warm."""
+        """Allocates the cache, compiles the step and runs it several times to warm up."""
         self._cache = self.engine.new_cache(self.batch, self.slots)
         self._carry = self.engine.start(np.full(self.batch, self.context, np.int32))
         drawn = draw_tokens(self.engine.config.vocabulary, self.batch)
@@ -71,14 +71,14 @@ class HeldStep:
         self._run(WARM_UP)
 
     def program(self) -> str:
-        """The compiled step, optimized, as text."""
+        """The text of the compiled, optimized program of the step."""
         return self.engine.lower_decode(self.batch, self.slots).compile().as_text()
 
     def lengthen(self, seconds: float) -> None:
-        """Makes bursts last so long, or `LONG_S` if that is less; all processes' the same."""
+        """Sets the steps of a burst, in all processes, to last `seconds` but `LONG_S` at most."""
         few, more = self._run(LEAST_BURST)[0], self._run(3 * LEAST_BURST)[0]
         mean = more / (3 * LEAST_BURST)
-        step = max((more - few) / (2 * LEAST_BURST), mean / 4)  # without the launch of the first
+        step = max((more - few) / (2 * LEAST_BURST), mean / 4)  # without the first launch
         steps = math.ceil(min(seconds, LONG_S) / step)
         self.burst = processes.agree(lambda: max(steps, LEAST_BURST))
 
@@ -90,7 +90,7 @@ class HeldStep:
         self.samples.append(seconds / self.burst)
 
     def rehearse(self) -> None:
-        """Runs a burst that does not count, for a trace."""
+        """Runs a burst without taking a sample, for a trace."""
         self._run(LEAST_BURST)
 
     def _run(self, steps: int) -> tuple[float, list[jax.Array | None]]:
@@ -110,14 +110,14 @@ class HeldStep:
 
 
 def slots_for(context: int) -> int:
-    """Room for the context and the new token, in whole rows of 64."""
+    """Slots for the context and the new token, rounded up to a multiple of 64."""
     return -(-(context + 1) // 64) * 64
 
 
 def draw_tokens(vocabulary: int, batch: int) -> list[np.ndarray]:
     """A batch's tokens for each of `DRAWS` steps, [B] int32, the same in every process.
 
-    They are drawn evenly, and no two rows have the same where the vocabulary has as many.
+    They are drawn uniformly, and all different if the vocabulary is large enough.
     """
     random, different = np.random.default_rng(0), min(batch, vocabulary)
     drawn = (random.choice(vocabulary, different, replace=False) for _ in range(DRAWS))

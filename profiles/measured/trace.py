@@ -1,4 +1,4 @@
-"""Profiler traces: taking one, and reading back where its time went.
+"""Takes profiler traces, and reads from a trace which operations took the time.
 
 A trace is the `.xplane.pb` file that JAX's profiler writes and xprof (`pip install xprof`) or
 TensorBoard opens; it is read here without either.
@@ -24,19 +24,19 @@ class TraceError(FloorlineError):
 
 
 class Event(NamedTuple):
-    """One event of a trace: where it ran, what it was and when."""
+    """One event of a trace: its device or thread, name, start and duration in seconds."""
 
     plane: str
     line: str
     name: str
     start_s: float
     duration_s: float
-    operation: str = ""  # the XLA instruction, empty for events that are not one
-    scope: str = ""  # the `jax.named_scope` path, where the trace holds it
+    operation: str = ""  # name of the XLA instruction; empty for other events
+    scope: str = ""  # the `jax.named_scope` path; empty if the trace does not have it
 
 
 class Operation(NamedTuple):
-    """All runs of one XLA instruction: seconds without those of operations inside it."""
+    """All runs of one XLA instruction; its seconds are without those of operations inside it."""
 
     name: str
     seconds: float
@@ -46,7 +46,7 @@ class Operation(NamedTuple):
 
 @contextlib.contextmanager
 def capture(directory: str | Path) -> Iterator[None]:
-    """Traces what runs inside the block into a folder of its own below a directory.
+    """Traces the block, into a new folder below a directory.
 
     Compile and warm up first, and wait for results inside the block: compilation would bury the
     steps and unfinished steps would be cut off.
@@ -57,10 +57,10 @@ def capture(directory: str | Path) -> Iterator[None]:
     """
     check_writable(directory)
     options = ProfileOptions()
-    # A call of each Python function would outnumber operations and slow the host it times.
+    # Events of Python functions would outnumber operations, and slow down the host.
     options.python_tracer_level = 0
     options.host_tracer_level = 1
-    # The profiler names folders by the second, and a later trace would replace a quick one.
+    # The profiler names folders by the second, so a second trace could overwrite the first.
     options.session_id = datetime.now().strftime("%Y_%m_%d_%H_%M_%S_%f")
     with _profiler(directory, "started"):
         jax.profiler.start_trace(str(directory), profiler_options=options)
@@ -86,12 +86,12 @@ def newest(directory: str | Path) -> Path:
     """The trace file below a directory that was written last.
 
     Raises:
-      TraceError: there is none.
+      TraceError: there is no trace.
     """
-    found = sorted(Path(directory).rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    files = sorted(Path(directory).rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    if not files:
         raise TraceError(f"trace in {directory} is missing; run with --trace to write one")
-    return found[-1]
+    return files[-1]
 
 
 def read(directory: str | Path) -> list[Event]:
@@ -116,18 +116,18 @@ def read(directory: str | Path) -> list[Event]:
 def _event(plane: str, line: str, event) -> Event:
     stats = {name: value for name, value in event.stats if name in ("hlo_op", "tf_op")}
     operation = str(stats.get("hlo_op", ""))
-    if line == "XLA Ops" and not operation:  # on a TPU the name is the instruction's whole text
+    if line == "XLA Ops" and not operation:  # on a TPU the name is the text of the instruction
         operation = event.name.split(" = ")[0].removeprefix("%")
     start, duration = event.start_ns * 1e-9, event.duration_ns * 1e-9
     scope = str(stats.get("tf_op", ""))
-    scope = scope if "/" in scope else ""  # on a GPU it is the module's name
+    scope = scope if "/" in scope else ""  # on a GPU this can be the module's name
     return Event(plane, line, event.name, start, duration, operation, scope)
 
 
 def scopes(hlo_text: str) -> dict[str, str]:
     """Each instruction's `jax.named_scope` path, from `compiled.as_text()`.
 
-    CPU traces name instructions only; this says which part of the model each belongs to.
+    CPU traces have only names of instructions; the scope tells their part of the model.
     """
     pattern = r'^\s*(?:ROOT )?%?([\w.\-]+) = .*metadata=\{[^}]*op_name="([^"]*)"'
     return dict(re.findall(pattern, hlo_text, re.MULTILINE))
@@ -139,12 +139,12 @@ def top_operations(
     """The XLA operations of the newest trace that took longest, over all devices and threads.
 
     Args:
-      directory: where traces were written.
-      n: how many operations.
-      scopes: instruction -> scope, for traces that hold no scopes of their own.
+      directory: the directory that traces were written to.
+      n: number of operations to return.
+      scopes: scope by instruction, for traces without scopes.
 
     Returns:
-      At most n operations, longest first. Their seconds are those of all devices added up.
+      At most n operations, longest first; their seconds are added up over all devices.
     """
     totals: dict[str, Operation] = {}
     events = [event for event in read(directory) if event.operation]
@@ -158,11 +158,11 @@ def top_operations(
 
 
 def _own_seconds(events: Sequence[Event]) -> list[tuple[Event, float]]:
-    """Each event's duration less that of events directly inside it on its line.
+    """Each event's duration, less the durations of events directly inside it on its line.
 
     A loop or a call lasts as long as its body, whose operations have events of their own.
     """
-    found: list[list] = []
+    shares: list[list] = []
     ordered = sorted(events, key=lambda e: (e.plane, e.line, e.start_s, -e.duration_s))
     for _, line in groupby(ordered, key=lambda event: (event.plane, event.line)):
         open_events: list[list] = []
@@ -172,8 +172,8 @@ def _own_seconds(events: Sequence[Event]) -> list[tuple[Event, float]]:
             if open_events:
                 open_events[-1][1] -= event.duration_s
             open_events.append([event, event.duration_s])
-            found.append(open_events[-1])
-    return [(event, max(seconds, 0.0)) for event, seconds in found]
+            shares.append(open_events[-1])
+    return [(event, max(seconds, 0.0)) for event, seconds in shares]
 
 
 def _end(event: Event) -> float:

@@ -1,6 +1,6 @@
-"""How floors and expected times do against published steps, from the code.
+"""Generates the table of the errors of floors and expected times against published steps.
 
-`python -m profiles.published.accuracy_table` writes the table to this folder's page.
+`python -m profiles.published.accuracy_table` writes the table to this folder's README.
 """
 
 import re
@@ -14,7 +14,7 @@ PART = Part("profiles/published/README.md", "accuracy", "profiles.published.accu
 
 
 def table() -> str:
-    """A row for each source and use, in Markdown."""
+    """The table in Markdown: a row for each source, and for fitted and held-out cases."""
     rows, _ = reproduce_all(shipped_cases()[0])
     head = (
         "decode steps published by", "on", "rows", "constants fitted to them",
@@ -33,9 +33,9 @@ def table() -> str:
 
 
 def _cells(name: str, chips: str, group: list[Reproduced], fitted: str) -> tuple[str, ...]:
-    found = summarise(group)
-    shares = f"{found.median:.1%}", f"{found.p90:.1%}", f"{found.closest:.0%}"
-    return (name, chips, str(found.rows), fitted, *shares)
+    errors = summarise(group)
+    shares = f"{errors.median:.1%}", f"{errors.p90:.1%}", f"{errors.closest:.0%}"
+    return (name, chips, str(errors.rows), fitted, *shares)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Published cases: measured steps in a form that anyone can add to, and what their words stand for.
+"""Published measurements of steps: their data file, and the meaning of its fields.
 
-A case names its model, slice, layout and sizes as the scripts' flags do. What a source leaves open
-stays open: a floor then takes the least that is consistent with it, and says so.
+A case names its model, slice, layout and sizes as the scripts' flags do. A field that the source
+does not state is left out; a floor is then the lowest one that is consistent with the source.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ PHASES = "decode", "prefill", "run"
 _REQUIRED = "source", "locator", "model", "topology", "layout", "weight_dtype", "phase", "batch"
 _LENGTHS = {"decode": ("prompt_length",), "prefill": ("prompt_length",),
             "run": ("prompt_length", "generated_tokens")}  # fmt: skip
-_MOST = 2**24  # sequences or tokens
+_MOST = 2**24  # largest number of sequences or tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Stored:
     """How a type's numbers are stored.
 
     Attributes:
-      usual: with scales, for an expected time.
-      least: values alone, tables included, for a floor.
+      usual: the storage for expected times, with scales.
+      least: the storage for floors: values without scales.
     """
 
     usual: Storage
@@ -54,7 +54,7 @@ _PLAIN = {name: Stored(jnp.dtype(name), jnp.dtype(name)) for name in ("bfloat16"
 _TYPES = _PLAIN | {
     "int8": Stored(QUANTIZATIONS["int8"], jnp.dtype("int8")),
     "fp8": Stored(QUANTIZATIONS["fp8"], jnp.dtype("float8_e4m3fn")),
-    # As many bytes as a scale and a zero point of 16 bits for 32 values, as engines keep them.
+    # As many bytes as 16 bits each for scale and zero point of 32 values, which engines store.
     "int4": Stored(QUANTIZATIONS["int4_symmetric"], jnp.dtype("int4")),
 }
 _SPELLINGS = {
@@ -72,24 +72,24 @@ class Case:
 
     Attributes:
       source: who published it.
-      locator: where in the source.
-      model: by its arrays, or by its sizes.
+      locator: where it stands in the source.
+      model: a configuration, or a model known by its sizes alone.
       slice: the slice.
-      layout: the layout that expected times take; None where it is not stated.
-      attention: likewise.
-      mesh: sizes of its axes; None where they are not stated.
-      dtype: of arithmetic; None where it is not stated.
-      weights: how they are stored.
-      cache: how keys and values are; None as arithmetic.
+      layout: name of the layout; None where it is not stated.
+      attention: what attention is divided by; None where it is not stated.
+      mesh: sizes of the mesh axes; None where they are not stated.
+      dtype: dtype of arithmetic; None where it is not stated.
+      weights: how weights are stored.
+      cache: how keys and values are stored; None for the dtype of arithmetic.
       phase: ``decode``, ``prefill`` or ``run``.
-      batch: sequences.
+      batch: number of sequences.
       prompt_length: tokens of each prompt.
-      generated_tokens: of each sequence.
-      context: tokens in the cache before the step; for a prompt, before its first.
-      published_s: seconds of a step, of a prefill, or of a whole run.
-      assumed: what was read into the source.
-      fit: the calibration that was fitted to it among others.
-      held_out: why none was.
+      generated_tokens: generated tokens of each sequence.
+      context: tokens in the cache before the step, or before the prompt.
+      published_s: seconds of a step, of a prefill, or of a run of prefill and all steps.
+      assumed: assumptions about what the source leaves open.
+      fit: name of the calibration that was fitted to this case and others.
+      held_out: why no calibration was fitted to it.
     """
 
     source: str
@@ -114,33 +114,33 @@ class Case:
 
     @property
     def names(self) -> LayoutNames:
-        """Of all layouts that are consistent with the source."""
+        """Names of all layouts that are consistent with the source."""
         return LayoutNames(self.layout or AUTO, self.attention or AUTO)
 
     @property
     def arithmetic(self) -> str:
-        """As JAX calls the type, where it is stated or follows."""
+        """JAX's name of the dtype of arithmetic: float32 if stated, or if weights are in it."""
         stated = self.dtype or getattr(self.weights.usual, "name", "")
         return "float32" if stated == "float32" else "bfloat16"
 
     def dtypes(self, least: bool) -> Dtypes:
-        """How numbers are stored: for a floor, or as usual."""
+        """How numbers are stored: for a floor (`least`), or for an expected time."""
         which = "least" if least else "usual"
         cache = getattr(self.cache, which) if self.cache else None
         return Dtypes(jnp.dtype(self.arithmetic), getattr(self.weights, which), cache)
 
     def slice_for(self, least: bool) -> Slice:
-        """The slice, its chips with the rate of the arithmetic that the case has.
+        """The slice, with chips whose FLOP/s are those of the case's arithmetic.
 
-        Arithmetic on weights of few bits may be in 16 bits or in fewer: where a source does not
-        say, a floor takes the fastest that the chip has.
+        Arithmetic on quantized weights may be in 16 bits or in fewer: where a source does not say,
+        a floor (`least`) takes the fastest rate of the chip.
         """
         chip = self.slice.chip if least else self.slice.chip.expected
         stated = self.dtype or self.arithmetic
         rate = chip.peak(stated)
         if least and not self.dtype and self.weights.few_bits:
-            left = () if self.weights.least == jnp.dtype("int4") else ("int4", "fp4")
-            rate = max(each for name, each in chip.flops.items() if name not in left)
+            excluded = () if self.weights.least == jnp.dtype("int4") else ("int4", "fp4")
+            rate = max(each for name, each in chip.flops.items() if name not in excluded)
         if rate == chip.peak(self.arithmetic):
             return self.slice
         return dataclasses.replace(self.slice, chip=self.slice.chip.override(flops=rate))
@@ -148,12 +148,12 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Unusable:
-    """A case that no step stands for.
+    """A case that cannot be compared with a step.
 
     Attributes:
       source: who published it.
-      locator: where in the source.
-      why: in a line.
+      locator: where it stands in the source.
+      why: the reason, in one line.
     """
 
     source: str
@@ -162,7 +162,7 @@ class Unusable:
 
 
 def shipped_cases() -> tuple[list[Case], list[Unusable]]:
-    """Those of `published_steps.json`."""
+    """The cases of `steps.json`, and those that cannot be used."""
     text = resources.files("profiles.published").joinpath("steps.json").read_text()
     data = json.loads(text)
     cases, wrong = read_rows(data["cases"])
@@ -170,10 +170,10 @@ def shipped_cases() -> tuple[list[Case], list[Unusable]]:
 
 
 def cases_of(path: str) -> tuple[list[Case], list[Unusable]]:
-    """Those of a file: a JSON list of cases, or an object whose ``cases`` is one.
+    """The cases of a file: a JSON list of them, or an object with a list ``cases``.
 
     Raises:
-      UsageError: there is no such file, or it is not of this form.
+      UsageError: there is no such file, or it has no list of cases.
     """
     try:
         data = json.loads(Path(path).read_text())
@@ -189,75 +189,75 @@ def cases_of(path: str) -> tuple[list[Case], list[Unusable]]:
 
 
 def read_rows(rows: Iterable[object]) -> tuple[list[Case], list[Unusable]]:
-    """Cases in the order given, and beside them those that cannot be used."""
+    """The cases in these rows, in their order, and those that cannot be used."""
     cases, wrong = [], []
     for number, row in enumerate(rows, 1):
-        given = row if isinstance(row, dict) else {}
+        fields = row if isinstance(row, dict) else {}
         try:
             cases.append(parse_case(row))
         except FloorlineError as error:
-            source = given.get("source") or f"case {number}"
-            wrong.append(Unusable(str(source), str(given.get("locator") or ""), str(error)))
+            source = fields.get("source") or f"case {number}"
+            wrong.append(Unusable(str(source), str(fields.get("locator") or ""), str(error)))
     return cases, wrong
 
 
 def parse_case(row: object) -> Case:
-    """A case by its fields; those that are null count as absent, and others than these are left.
+    """The case in an object of fields; null counts as absent, and unknown fields are ignored.
 
     Raises:
-      UsageError: a field is missing or stands for nothing known.
+      UsageError: a field is missing, or its value is not known.
     """
     if not isinstance(row, Mapping):
         raise UsageError(f"case is {row!r}; write an object of {', '.join(_REQUIRED)} and more")
-    given = {name: value for name, value in row.items() if value is not None}
+    fields = {name: value for name, value in row.items() if value is not None}
     layout = row.get("layout", AUTO)
-    _check_fields(given | ({"layout": AUTO} if layout is None else {}))
-    texts = {name: _text(given, name) for name in ("source", "locator", "fit", "held_out")}
+    _check_fields(fields | ({"layout": AUTO} if layout is None else {}))
+    texts = {name: _text(fields, name) for name in ("source", "locator", "fit", "held_out")}
     sizes = ("prompt_length", "generated_tokens", "context")
-    cache = _text(given, "kv_dtype")
-    mesh = _text(given, "mesh")
-    found = Case(
+    cache = _text(fields, "kv_dtype")
+    mesh = _text(fields, "mesh")
+    case = Case(
         **texts,
-        model=_model(str(given["model"])),
-        slice=parse_slice(str(given["topology"])),
-        layout=_open(_text(given, "layout")),
-        attention=_open(_text(given, "attention")),
+        model=_model(str(fields["model"])),
+        slice=parse_slice(str(fields["topology"])),
+        layout=_open(_text(fields, "layout")),
+        attention=_open(_text(fields, "attention")),
         mesh=parse_mesh(mesh) if mesh else None,
-        dtype=_arithmetic(_text(given, "dtype")),
-        weights=stored(str(given["weight_dtype"]), "weight_dtype"),
+        dtype=_arithmetic(_text(fields, "dtype")),
+        weights=stored(str(fields["weight_dtype"]), "weight_dtype"),
         cache=stored(cache, "kv_dtype") if cache else None,
-        phase=given["phase"],
-        batch=_whole(given, "batch", 1),
-        **{name: _whole(given, name, 0) for name in sizes},
-        published_s=_seconds(given["published_s"]),
-        assumed=_words(given.get("assumed", ())),
+        phase=fields["phase"],
+        batch=_integer(fields, "batch", 1),
+        **{name: _integer(fields, name, 0) for name in sizes},
+        published_s=_seconds(fields["published_s"]),
+        assumed=_words(fields.get("assumed", ())),
     )
-    if found.phase != "decode" and found.prompt_length < 2:
-        raise UsageError(f"prompt_length is {found.prompt_length}; a prompt has 2 tokens or more")
-    if mesh and math.prod(found.mesh.values()) != found.slice.devices:
+    if case.phase != "decode" and case.prompt_length < 2:
+        raise UsageError(f"prompt_length is {case.prompt_length}; a prompt has 2 tokens or more")
+    if mesh and math.prod(case.mesh.values()) != case.slice.devices:
         raise UsageError(
-            f"mesh is {mesh}, but {found.slice} has {several(found.slice.devices, 'device')}; "
+            f"mesh is {mesh}, but {case.slice} has {several(case.slice.devices, 'device')}; "
             "use as many"
         )
-    found.names.layouts(found.model), found.slice_for(False)  # unknown names are refused here
-    return found
+    case.names.layouts(case.model), case.slice_for(False)  # refuse unknown names
+    return case
 
 
-def _check_fields(given: Mapping[str, object]) -> None:
-    """Names what is missing, and refuses a phase that there is not."""
-    missing = [name for name in (*_REQUIRED, "published_s") if name not in given]
-    phase = given.get("phase")
+def _check_fields(fields: Mapping[str, object]) -> None:
+    """Refuses missing fields and unknown phases."""
+    missing = [name for name in (*_REQUIRED, "published_s") if name not in fields]
+    phase = fields.get("phase")
     if phase is not None and phase not in PHASES:
         raise UsageError(f"phase is {phase!r}; use one of {', '.join(PHASES)}")
-    if not (phase == "decode" and "context" in given):
-        missing += [name for name in _LENGTHS.get(phase, ()) if name not in given]
+    if not (phase == "decode" and "context" in fields):
+        missing += [name for name in _LENGTHS.get(phase, ()) if name not in fields]
     if missing:
         hint = " (or context)" * (phase == "decode" and "prompt_length" in missing)
         raise UsageError(f"case is without {', '.join(missing)}{hint}; give what the source states")
 
 
 def _model(name: str) -> Model:
-    """By its name, or by one that differs in capitals and marks alone."""
+    """The model of a name, which may differ from the known one in case and punctuation."""
     known = [*CATALOG, *sized_models()]
     near = [each for each in known if _letters(each) == _letters(name)]
     if name not in known and len(near) != 1:
@@ -275,15 +275,15 @@ def _open(name: str | None) -> str | None:
 
 
 def _arithmetic(name: str | None) -> str | None:
-    """A type of arithmetic, as chips' figures call it."""
+    """The name that chips' figures have for a dtype of arithmetic."""
     return _spelled("dtype", name) if name else None
 
 
 def stored(name: str, field: str = "type") -> Stored:
-    """How numbers of a type are stored, by any common spelling of it.
+    """How numbers of a type are stored; the type's name may have any common spelling.
 
     Raises:
-      UsageError: the type is not known; the message calls it by `field`.
+      UsageError: the type is not known; the message names `field`.
     """
     return _TYPES[_spelled(field, name)]
 
@@ -295,16 +295,16 @@ def _spelled(field: str, name: str) -> str:
     raise UsageError(f"{field} is {name!r}; use one of {', '.join(_TYPES)}")
 
 
-def _text(given: Mapping[str, object], name: str) -> str | None:
-    value = given.get(name)
+def _text(fields: Mapping[str, object], name: str) -> str | None:
+    value = fields.get(name)
     if value is None or isinstance(value, str):
         return value
     raise UsageError(f"{name} is {value!r}; write text")
 
 
-def _whole(given: Mapping[str, object], name: str, least: int) -> int | None:
-    """A number of tokens or sequences; absent lengths are 0, an absent context None."""
-    value = given.get(name, None if name == "context" else 0)
+def _integer(fields: Mapping[str, object], name: str, least: int) -> int | None:
+    """An integer field of tokens or sequences; 0 if it is absent, but None for the context."""
+    value = fields.get(name, None if name == "context" else 0)
     if value is None:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,16 +1,17 @@
 """Finds the constants of `calibrations.json` from published decode steps.
 
-One set for a family of chips and the software on it, fitted to the cases of `published_steps.json`
-that name it. All round numbers of a grid are tried, with the rule of overlap either way, so that a
-constant has no more digits than the data can tell. What is least is the mean of the errors' sizes
-(logarithms of expected over measured) plus three tenths of their 90th percentile, and a little for
-each doubling that separates a constant from a typical one, which keeps a set from following the
-noise of a few rows, and alone decides about constants that the steps at hand say nothing of.
+There is one calibration for a family of chips and the software on it, fitted to the cases of
+`steps.json` that name it. All points of a grid of round numbers are tried, with and without overlap
+of collectives, so that a constant has no more digits than the data determine. The score to
+minimize is the mean absolute error (the logarithm of expected over measured) plus three tenths of
+its 90th percentile, plus a small penalty for each doubling between a constant and its typical
+value. The penalty keeps a fit from following the noise of a few rows, and alone decides about
+constants that these steps do not determine.
 
-Each set is also tried on steps that it did not see: on each by a fit without it, without all of its
-batch, of its stored type, of its number of chips; and on the cases of other software. `PULL` and
-`HIDING` were chosen with the first four in view, whose errors are so much too kind; no constant and
-no choice was made by the cases of other software.
+Each calibration is also tested on steps that it was not fitted to: on each case by a fit without
+it, without all cases of its batch, of its stored type, or of its number of chips; and on the cases
+of other software. `PULL` and `HIDING` were chosen by the first four errors, which are therefore too
+low; nothing was chosen by the cases of other software.
 
   python -m profiles.published.fitting
 """
@@ -35,28 +36,28 @@ GRID = {
     "collective_s": (1e-6, 2e-6, 3e-6, 5e-6, 8e-6, 1.2e-5),
     "layer_s": (0.0, 2e-6, 5e-6, 1e-5, 2e-5, 3e-5, 4e-5, 5e-5, 6e-5, 8e-5),
 }
-"""Constants that are fitted, and the values that they may take."""
+"""Constants that are fitted, and the values to try for each."""
 TYPICAL = {"memory": 0.85, "compute": 0.6, "link": 0.8, "collective_s": 5e-6, "layer_s": 1e-5}
-"""Where steps do not tell: published rates of copies (0.80 to 0.87 of a memory's), of whole models
+"""Typical constants: published rates of copies (0.80 to 0.87 of memory bandwidth), of entire models
 (0.4 to 0.76 of the arithmetic peak) and of collectives (2.3 to 10 us each); three kernels of 3 us
-for a layer. Nothing hides collectives."""
+for a layer. Collectives are typically not overlapped."""
 TAIL, PULL, HIDING = 0.3, 0.01, 2
-"""Weights of the 90th percentile, of a doubling, and how many doublings the rule of overlap is."""
-_RESOLVED = 2e-6  # seconds per layer that no fit tells from none
+"""Weight of the 90th percentile; penalty of a doubling; doublings that overlap counts as."""
+_RESOLVED = 2e-6  # seconds per layer that a fit cannot distinguish from 0
 _SHAPE = tuple(map(len, GRID.values()))
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What an expected time is made of, in seconds at rates of 1, for one layout and mesh.
+    """The terms of an expected time in one layout on one mesh, before calibration.
 
     Attributes:
-      memory: moving bytes.
-      compute: arithmetic.
-      sending: collectives' bytes.
-      hops: their way through a torus.
-      collectives: how many.
-      layers: of the model.
+      memory: seconds to move bytes at the full bandwidth.
+      compute: seconds of arithmetic at the full rate.
+      sending: seconds to send the collectives' bytes at the full rate of links.
+      hops: seconds of the collectives' hops through a torus.
+      collectives: number of collectives.
+      layers: number of layers of the model.
     """
 
     memory: float
@@ -80,7 +81,7 @@ class Features:
 
 
 def features(case: Case) -> Iterator[Features]:
-    """Of a case's decode step, for each mesh that it may be on."""
+    """The features of a case's decode step, for each mesh that it may have run on."""
     ideal = Calibration("ideal", "", (), 1, 1, 1, 0, 0, 0, 0, False)
     counting = dataclasses.replace(ideal, collective_s=1)
     ((_, pass_),) = passes_of(case)
@@ -96,7 +97,7 @@ def features(case: Case) -> Iterator[Features]:
 
 
 class Fit:
-    """All sets of the grid, held against some cases.
+    """The errors of all points of the grid on some cases.
 
     Args:
       cases: decode steps.
@@ -118,34 +119,35 @@ class Fit:
         )
 
     def best(self, keep: Callable[[Case], bool] = lambda case: True) -> tuple[int, ...]:
-        """Where on the grid the errors of the cases to keep are least."""
+        """Indices of the point of the grid with the lowest score over the cases to keep."""
         errors = np.abs(self.errors[[keep(case) for case in self.cases]])
         score = errors.mean(axis=0) + TAIL * np.percentile(errors, 90, axis=0) + self.pull
         return tuple(map(int, np.unravel_index(np.argmin(score), _SHAPE)))
 
-    def constants(self, place: tuple[int, ...]) -> dict[str, float | bool]:
-        """The set at a place of the grid."""
-        return {name: values[i] for (name, values), i in zip(GRID.items(), place, strict=True)}
+    def constants(self, indices: tuple[int, ...]) -> dict[str, float | bool]:
+        """The constants at a point of the grid."""
+        return {name: values[i] for (name, values), i in zip(GRID.items(), indices, strict=True)}
 
     def held_out(self, alike: Callable[[Case], object]) -> np.ndarray | None:
-        """Each case's error, as a fraction, by a fit without any that are like it.
+        """Each case's relative error by a fit that leaves out all cases of its group.
 
         Args:
-          alike: what cases have in common that are left out together.
+          alike: returns the group of a case.
 
         Returns:
-          None if all are alike: nothing would be left to fit.
+          The errors in the order of the cases; None if there is one group, which leaves nothing to
+          fit.
         """
         groups = [alike(case) for case in self.cases]
         if len(set(groups)) < 2:
             return None
-        found = np.empty(len(groups))
+        errors = np.empty(len(groups))
         for group in set(groups):
-            place = self.best(lambda case, group=group: alike(case) != group)
+            indices = self.best(lambda case, group=group: alike(case) != group)
             for number, other in enumerate(groups):
                 if other == group:
-                    found[number] = np.expm1(self.errors[(number, *place)])
-        return found
+                    errors[number] = np.expm1(self.errors[(number, *indices)])
+        return errors
 
 
 HELD_OUT: dict[str, Callable[[Case], object]] = {
@@ -157,40 +159,40 @@ HELD_OUT: dict[str, Callable[[Case], object]] = {
 
 
 def _doublings(name: str, values: np.ndarray, typical: float) -> np.ndarray:
-    """That separate values from a typical one."""
-    least = _RESOLVED if name == "layer_s" else 0
-    return np.abs(np.log2((values + least) / (typical + least)))
+    """Number of doublings between values and a typical one."""
+    added = _RESOLVED if name == "layer_s" else 0
+    return np.abs(np.log2((values + added) / (typical + added)))
 
 
 def fitted_cases(name: str) -> list[Case]:
-    """Those that a calibration of this name is fitted to."""
+    """The cases that the calibration of this name is fitted to."""
     return [case for case in shipped_cases()[0] if case.fit == name]
 
 
 def main() -> None:
-    """Prints each set as found and as shipped, and errors on what was and was not fitted."""
+    """Prints the fitted constants, whether they are the shipped ones, and errors on all cases."""
     rows = []
     for shipped in calibrations():
         fit = Fit(fitted_cases(shipped.name))
-        found = fit.constants(fit.best())
-        same = all(getattr(shipped, name) == value for name, value in found.items())
-        print(f"{shipped.name}: {found}" + ("" if same else "; SHIPPED OTHERWISE"))
+        fitted = fit.constants(fit.best())
+        same = all(getattr(shipped, name) == value for name, value in fitted.items())
+        print(f"{shipped.name}: {fitted}" + ("" if same else "; SHIPPED OTHERWISE"))
         errors = np.expm1(fit.errors[(slice(None), *fit.best())])
         rows.append((shipped.name, "nothing: all fitted", *_cells(errors)))
         for words, alike in HELD_OUT.items():
             if (errors := fit.held_out(alike)) is not None:
                 rows.append((shipped.name, words, *_cells(errors)))
     for source, cases in _others():
-        found = [reproduce(case) for case in cases]
+        results = [reproduce(case) for case in cases]
         sets = calibrations()
         lent = {s.name for s in sets for case in cases if case.slice.chip.name in s.chips}
-        rows.append((", ".join(lent), f"all: {source}", *_cells([each.error for each in found])))
+        rows.append((", ".join(lent), f"all: {source}", *_cells([each.error for each in results])))
     head = "set", "not fitted", "rows", "median |error|", "p90", "errors"
     print(Table(head, rows).terminal())
 
 
 def _others() -> Iterator[tuple[str, list[Case]]]:
-    """Decode steps of sources that nothing was fitted to."""
+    """Decode steps of sources that no calibration was fitted to, by source."""
     cases = [case for case in shipped_cases()[0] if case.held_out and case.phase == "decode"]
     for source, group in itertools.groupby(cases, lambda case: case.source):
         yield source.split(" ")[0].rstrip(","), list(group)

@@ -1,8 +1,8 @@
-"""Printed figures of others, by their own equations and inputs, beside this project's exact counts.
+"""Theoretical figures that others printed, from their own equations, beside this project's counts.
 
-The figures are theoretical: nobody measured them. Each must come out of its equation digit for
-digit; then the same case is counted from the model's own arrays, and the differences are named, in
-bytes wherever the figure is a step's time, so that they add up. Data: `reproductions.json`.
+The figures are not measured. Each must follow from its authors' equation digit for digit; then the
+same case is counted from the model's own arrays, and the differences are named. Differences of a
+step's time are in bytes, so that they add up. Data: `reproductions.json`.
 """
 
 import dataclasses
@@ -31,16 +31,16 @@ _UNITS = {"ms": 1e3, "us": 1e6, "MB": 1e-6}
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class PrintedFigure:
     """One printed figure.
 
     Attributes:
-      line: the entry of the data file that it is of.
-      at: what it is at, such as a batch; empty if at nothing.
+      line: the entry of the data file that it belongs to.
+      at: the batch, context or other size that it was printed for; empty if none.
       printed: its digits.
-      derived: the same by the authors' equation; None where they give none.
-      counted: this project's own; None where the case names no model of it.
-      with_scales: the same with the scales that this project stores; None where there are none.
+      derived: the value of the authors' equation; None where they give no equation.
+      counted: this project's value; None where the entry names no model.
+      with_scales: this project's value with the scales of quantized arrays; None without any.
     """
 
     line: Mapping
@@ -63,13 +63,13 @@ class Figure:
 
     @property
     def difference(self) -> float | None:
-        """Of the count from the equation's value, as a fraction."""
+        """Relative difference of `counted` from `derived`."""
         if self.counted is None or self.derived is None:
             return None
         return self.counted / self.derived - 1
 
     def as_record(self) -> dict[str, object]:
-        """A row of a document."""
+        """The figure as a row of a document."""
         line = self.line
         row = {name: line[name] for name in ("source", "locator", "what", "unit")}
         row |= {"at": self.at, "printed": self.printed, "agrees": self.agrees}
@@ -82,18 +82,18 @@ class Figure:
         return row | {name: value for name, value in values.items() if value is not None}
 
 
-def figures() -> list[Figure]:
+def figures() -> list[PrintedFigure]:
     """All printed figures of the data file."""
     return [figure for line in _data()["lines"] for figure in _figures(line)]
 
 
-def check_digits(found: Sequence[Figure]) -> None:
-    """Refuses figures that their own equations do not give.
+def check_digits(printed: Sequence[PrintedFigure]) -> None:
+    """Refuses figures that do not follow from their own equations.
 
     Raises:
-      FloorlineError: with the first of them.
+      FloorlineError: there is such a figure; the message names the first.
     """
-    for figure in found:
+    for figure in printed:
         if not figure.agrees:
             line = figure.line
             raise FloorlineError(
@@ -104,7 +104,7 @@ def check_digits(found: Sequence[Figure]) -> None:
 
 
 def not_recomputed() -> list[Mapping[str, str]]:
-    """Printed figures that no equation at hand gives, each with the reason."""
+    """Printed figures without a known equation, each with the reason."""
     return _data()["not_recomputed"]
 
 
@@ -115,21 +115,21 @@ def _data() -> dict:
     )
 
 
-def _figures(line: Mapping) -> Iterator[Figure]:
+def _figures(line: Mapping) -> Iterator[PrintedFigure]:
     scale = _UNITS.get(line["unit"], 1)
     for at, printed in line["printed"].items():
-        place = {line["over"]: int(at)} if at else {}
+        sizes = {line["over"]: int(at)} if at else {}
         derived = counted = scaled = None
         if "equation" in line:
-            derived = EQUATIONS[line["equation"]](**line["inputs"], **place) * scale
+            derived = EQUATIONS[line["equation"]](**line["inputs"], **sizes) * scale
         if count := line.get("count"):
-            counted = counted_value(count, line, place) * scale
+            counted = counted_value(count, line, sizes) * scale
             if stored(count["weight_dtype"]).few_bits and count["what"] == "step":
-                scaled = counted_value(count, line, place, least=False) * scale
-        yield Figure(line, at, printed, derived, counted, scaled)
+                scaled = counted_value(count, line, sizes, least=False) * scale
+        yield PrintedFigure(line, at, printed, derived, counted, scaled)
 
 
-# Equations, all in bytes and seconds -------------------------------------------------------------
+# The authors' equations, in bytes and seconds ----------------------------------------------------
 
 
 def step(
@@ -145,13 +145,13 @@ def step(
     """Seconds of a step: reading the cache, and the larger of reading weights and arithmetic.
 
     Args:
-      weights: bytes.
-      bandwidth: of a chip.
-      chips: over which all divides.
-      batch: sequences.
-      cache: bytes of each.
-      parameters: that each token meets.
-      flops: of a chip.
+      weights: bytes of weights.
+      bandwidth: bytes per second of a chip.
+      chips: number of chips that everything divides over.
+      batch: number of sequences.
+      cache: bytes of the cache of each sequence.
+      parameters: parameters that each token is multiplied by.
+      flops: FLOP/s of a chip.
 
     Source: Google's scaling book, "All about transformer inference".
     """
@@ -161,17 +161,17 @@ def step(
 
 
 def throughput(*, batch: int = 1, **inputs: float) -> float:
-    """Tokens per second, of a `step`."""
+    """Tokens per second of a `step`."""
     return batch / step(batch=batch, **inputs)
 
 
-def ratio(*, over: Sequence[float], under: Sequence[float] = (), **place: float) -> float:
-    """A product over another one."""
-    return math.prod(over) * math.prod(place.values()) / math.prod(under)
+def ratio(*, over: Sequence[float], under: Sequence[float] = (), **sizes: float) -> float:
+    """The product of `over` and `sizes`, divided by the product of `under`."""
+    return math.prod(over) * math.prod(sizes.values()) / math.prod(under)
 
 
 def room(*, capacity: float, chips: int, weights: float, cache: float) -> float:
-    """Caches that fit beside weights."""
+    """Number of caches that fit in memory beside the weights."""
     return (capacity * chips - weights) / cache
 
 
@@ -182,40 +182,40 @@ EQUATIONS = {"step": step, "throughput": throughput, "ratio": ratio, "room": roo
 
 
 def counted_value(
-    count: Mapping, line: Mapping, place: Mapping[str, int], least: bool = True
+    count: Mapping, line: Mapping, sizes: Mapping[str, int], least: bool = True
 ) -> float:
-    """What this project counts for a printed figure, in seconds, sequences or as a factor.
+    """This project's value of a printed figure, in seconds, sequences or as a factor.
 
     Args:
-      count: what of which model, as the data file has it.
-      line: the entry that it is of.
-      place: what the figure is at.
-      least: values alone, without the scales of few bits.
+      count: the entry's field ``count``: the quantity, the model and its dtypes.
+      line: the entry of the data file.
+      sizes: the batch, context or other size that the figure was printed for.
+      least: whether to leave out the scales of quantized arrays.
     """
     estimator = _estimator(json.dumps(count), least)
-    chips = place.get("chips", line.get("inputs", {}).get("chips", 1))
+    chips = sizes.get("chips", line.get("inputs", {}).get("chips", 1))
     if count["what"] == "critical_batch":
         return critical_batch(estimator)
     if count["what"] == "batching_gain":
-        return batching_gain(estimator, place["context"], every_expert=count["every_expert"])
+        return batching_gain(estimator, sizes["context"], every_expert=count["every_expert"])
     if count["what"] == "room":
-        kept = counts_of(count, place, least)
+        kept = counts_of(count, sizes, least)
         free = estimator.peaks.capacity * chips - kept.weights_resident
         return free / kept.kv_resident
-    found = counts_of(count, place, least)
+    work = counts_of(count, sizes, least)
     peaks = estimator.peaks
-    return max(found.memory / peaks.bandwidth, found.flops / peaks.flops) / chips
+    return max(work.memory / peaks.bandwidth, work.flops / peaks.flops) / chips
 
 
-def counts_of(count: Mapping, place: Mapping[str, int], least: bool = True) -> Counts:
-    """A step's work, of all chips together."""
-    batch = place.get("batch", count.get("batch", 1))
+def counts_of(count: Mapping, sizes: Mapping[str, int], least: bool = True) -> Counts:
+    """The work of a step on all chips together."""
+    batch = sizes.get("batch", count.get("batch", 1))
     return _estimator(json.dumps(count), least).counter.count(Pass(batch, count["context"]))
 
 
 @functools.lru_cache(maxsize=64)
 def _estimator(text: str, least: bool) -> Estimator:
-    """On one chip with the authors' figures: in their equations all divides evenly."""
+    """The model on one chip with the authors' figures, as their equations divide evenly."""
     count = json.loads(text)
     name, which = count["model"], "least" if least else "usual"
     known = name in CATALOG
@@ -235,16 +235,16 @@ def _estimator(text: str, least: bool) -> Estimator:
     return Estimator(deployment)
 
 
-def left_over(figure: Figure) -> float | None:
-    """The part of a step's bytes that named differences do not account for; None of other figures.
+def left_over(figure: PrintedFigure) -> float | None:
+    """The fraction of a step's bytes that the named differences do not explain.
 
-    A step that arithmetic bounds, by the equation or as counted, has no such sum.
+    None for figures that are not times of steps, and for steps that are bound by arithmetic.
     """
     line = figure.line
     if line.get("equation") not in ("step", "throughput") or "count" not in line:
         return None
-    inputs, place = line["inputs"], {line["over"]: int(figure.at)} if figure.at else {}
-    batch = place.get("batch", line["count"].get("batch", inputs.get("batch", 1)))
+    inputs, sizes = line["inputs"], {line["over"]: int(figure.at)} if figure.at else {}
+    batch = sizes.get("batch", line["count"].get("batch", inputs.get("batch", 1)))
     if 2 * batch * inputs.get("parameters", 0) / inputs.get("flops", math.inf) > (
         inputs["weights"] / inputs["bandwidth"]
     ):
@@ -252,4 +252,4 @@ def left_over(figure: Figure) -> float | None:
     named = inputs["weights"] + batch * inputs.get("cache", 0)
     for each in line["differences"]:
         named += each.get("bytes", 0) + batch * each.get("bytes_per_sequence", 0)
-    return named / counts_of(line["count"], place).memory - 1
+    return named / counts_of(line["count"], sizes).memory - 1

@@ -6,7 +6,7 @@ import string
 from collections.abc import Iterable, Sequence
 
 from profiles.published.cases import Unusable
-from profiles.published.reproductions import Figure
+from profiles.published.reproductions import PrintedFigure
 from profiles.published.rows import Reproduced, Summary, by_source, summarise
 from profiles.report.numbers import exact, ms, number
 from profiles.report.table import Table
@@ -97,7 +97,7 @@ def contexts_text(rows: Iterable[dict]) -> str:
     return Table(head, text).terminal()
 
 
-def figures_text(figures: Iterable[Figure], others: Iterable[dict]) -> str:
+def figures_text(figures: Iterable[PrintedFigure], others: Iterable[dict]) -> str:
     """A table of printed figures for each source, differences named below."""
     head = (
         "figure",
@@ -110,7 +110,7 @@ def figures_text(figures: Iterable[Figure], others: Iterable[dict]) -> str:
         "difference",
         "with scales",
     )
-    groups: dict[str, list[Figure]] = {}
+    groups: dict[str, list[PrintedFigure]] = {}
     for figure in figures:
         groups.setdefault(figure.line["source"], []).append(figure)
     parts = []
@@ -132,7 +132,7 @@ def figures_text(figures: Iterable[Figure], others: Iterable[dict]) -> str:
     return "\n\n".join([*parts, "\n".join(["not recomputed:", *lines])])
 
 
-def _figure_cells(figure: Figure) -> tuple[str, ...]:
+def _figure_cells(figure: PrintedFigure) -> tuple[str, ...]:
     line = figure.line
     agrees = "" if figure.derived is None else "same digits" if figure.agrees else "OTHER DIGITS"
     return (
