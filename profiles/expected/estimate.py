@@ -121,7 +121,7 @@ class Estimator:
             counts,
             floor=floor(counts, self.peaks, sent.least),
             expected=expect(counts, sent, self.usual, self._flops, layers, deployment.calibration),
-            fits=counts.held <= self.peaks.capacity,
+            fits=bool(counts.held <= self.peaks.capacity),
         )
 
     def describe(self, prompts: bool = False) -> Record:

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import NamedTuple
 
 import jax
 
@@ -19,52 +18,13 @@ from model.dispatch import expert_axes, sums
 from model.dtypes import Dtypes
 from profiles.floor.collective import Collective
 from profiles.floor.element_types import bits, element_of
-from profiles.floor.shapes import Shapes
+from profiles.floor.shapes import FLOAT32, Matmul, Shapes
 from sharding.axes import MESH_AXES, WHOLE
 from sharding.collectives import Division, look_up_steps, moves
 from sharding.layout import Axes
 from sharding.placement import Placement, division, entry, entry_axes, shards, used_axes
 from sharding.products import ProductSpecs, Transfers, directions, gathers_in_loop, transfers
 from sharding.quantization import Weight, spec_of
-
-FLOAT32 = "f32"
-
-
-class Matmul(NamedTuple):
-    """A product of every token with a weight, as `model.linear.multiply_tokens` is asked for it.
-
-    Attributes:
-      letters: letters of the weight, outputs first.
-      outputs: how many of them are outputs.
-      given: sharding of what it multiplies.
-      contracted: sharding of that when multiplied.
-      result: sharding of the product.
-      block: the part of the model that it belongs to.
-      table: the weight is the vocabulary's: plain, multiplied as it is stored, to float32.
-    """
-
-    letters: str
-    outputs: int
-    given: jax.P
-    contracted: jax.P
-    result: jax.P
-    block: str
-    table: bool = False
-
-    @property
-    def read(self) -> str:
-        """Letters of what it multiplies."""
-        return "BT" + self.letters[self.outputs :]
-
-    @property
-    def made(self) -> str:
-        """Letters of the product."""
-        return "BT" + self.letters[: self.outputs]
-
-    @property
-    def element(self) -> str | None:
-        """Type of the product, if not that of activations."""
-        return FLOAT32 if self.table else None
 
 
 def expected_collectives(

@@ -1,7 +1,8 @@
-"""Shapes of the arrays that a forward pass reads and makes, and of one chip's part of each."""
+"""Products of a forward pass, and shapes of the arrays that it reads and makes, whole and per chip."""
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 
@@ -11,6 +12,45 @@ from profiles.floor.element_types import element_of
 from sharding.collectives import Division
 from sharding.placement import Placement, division, shards
 from sharding.quantization import Weight, spec_of
+
+FLOAT32 = "f32"
+
+
+class Matmul(NamedTuple):
+    """A product of every token with a weight, as `model.linear.multiply_tokens` is asked for it.
+
+    Attributes:
+      letters: letters of the weight, outputs first.
+      outputs: how many of them are outputs.
+      given: sharding of what it multiplies.
+      contracted: sharding of that when multiplied.
+      result: sharding of the product.
+      block: the part of the model that it belongs to.
+      table: the weight is the vocabulary's: plain, multiplied as it is stored, to float32.
+    """
+
+    letters: str
+    outputs: int
+    given: jax.P
+    contracted: jax.P
+    result: jax.P
+    block: str
+    table: bool = False
+
+    @property
+    def read(self) -> str:
+        """Letters of what it multiplies."""
+        return "BT" + self.letters[self.outputs :]
+
+    @property
+    def made(self) -> str:
+        """Letters of the product."""
+        return "BT" + self.letters[: self.outputs]
+
+    @property
+    def element(self) -> str | None:
+        """Type of the product, if not that of activations."""
+        return FLOAT32 if self.table else None
 
 
 class Shapes:
