@@ -169,7 +169,7 @@ class PassCounter:
         attention = 4 * config.query_heads * config.head_size * pairs * share
         work = 2 * (tokens * self._work + self._table_work)
         attended = pass_.context + tokens if pass_.over_prompts else pass_.room
-        return Counts(
+        counts = Counts(
             weights_resident=self.resident,
             weights_read=self._plain + self._experts * touched + rows,
             kv_resident=batch * self._kept(pass_.room),
@@ -179,6 +179,7 @@ class PassCounter:
             weights_gathered=self._gathered,
             activations=batch * self._held(tokens, attended) + self._gathered / config.layers,
         )
+        return counts.plain()
 
     def line(self, context: int, slots: int) -> BatchLine:
         """Decode steps of every batch at this context, with room for so many tokens."""

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import NamedTuple
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
@@ -70,6 +72,11 @@ class Counts:
     flops: float
     weights_gathered: float = 0.0
     activations: float = 0.0
+
+    def plain(self) -> "Counts":
+        """The same with Python's numbers in place of NumPy's; arrays, for many meshes, stay."""
+        values = dataclasses.astuple(self)
+        return Counts(*(v.item() if isinstance(v, np.generic) else v for v in values))
 
     @property
     def memory(self) -> float:

@@ -1,4 +1,4 @@
-"""Products of a forward pass, and shapes of the arrays that it reads and makes, whole and per chip."""
+"""Products of a forward pass, and shapes of what it reads and makes, whole and on each chip."""
 
 import math
 from collections.abc import Sequence
