@@ -75,8 +75,7 @@ class Counts:
 
     def plain(self) -> "Counts":
         """The same with Python's numbers in place of NumPy's; arrays, for many meshes, stay."""
-        values = dataclasses.astuple(self)
-        return Counts(*(v.item() if isinstance(v, np.generic) else v for v in values))
+        return Counts(*(v.item() if isinstance(v, np.generic) else v for v in vars(self).values()))
 
     @property
     def memory(self) -> float:
