@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from decode import tokenizer_files, tokenizer_gguf
 from decode.engine import Engine
-from decode.passed_over import asked_by_folder, asked_by_metadata
+from decode.ignored_settings import asked_by_folder, asked_by_metadata
 from decode.tokenizer import Tokenizer
-from decode.tokenizer_forms import other_form
+from decode.unreadable_tokenizers import unreadable_file
 from model.catalog import CATALOG, find_model
 from model.config import ConfigError, ModelConfig
 from model.declarations import Path as ParameterPath
@@ -143,7 +143,7 @@ class ModelSource:
         if isinstance(self.file, OrbaxFolder):
             remedy = "convert a model again that has tokenizer.json"
             return f"{name} was converted without a tokenizer", [remedy]
-        if isinstance(self.file, HuggingFaceFolder) and (other := other_form(self.file.path)):
+        if isinstance(self.file, HuggingFaceFolder) and (other := unreadable_file(self.file.path)):
             file, remedy = other
             return f"{name} has its tokenizer in {file}, which is not read", [remedy]
         return f"{name} has no tokenizer", []

@@ -59,8 +59,8 @@ with _common.importing(__name__):
     from model.config import ModelConfig
     from profiles.compiled import text as compiled_text
     from profiles.compiled.compiler import check_compiler, check_target, compile_step
-    from profiles.compiled.examined import Examined, estimate_on_tpu, examine, subject_of
-    from profiles.compiled.inspection import Subject
+    from profiles.compiled.examined import Examined, estimate_on_tpu, examine, program_of
+    from profiles.compiled.inspection import PassProgram
     from profiles.compiled.step import CompiledStep, read
     from profiles.expected.candidates import candidates
     from profiles.expected.estimate import Estimator, best
@@ -90,12 +90,12 @@ def main() -> None:
     length = _common.lengths(_CONTEXT, model, prefill)[0]
     pass_ = Pass(_BATCH.value, 0, length) if prefill else Pass(_BATCH.value, length)
     estimator = _estimator(model, pass_)
-    step, subject = estimate_on_tpu(estimator, pass_), subject_of(estimator, pass_)
+    step, program = estimate_on_tpu(estimator, pass_), program_of(estimator, pass_)
     slice = estimator.deployment.slice
-    _common.show(f"{compiled_text.title(subject, slice)}\n{compiled_text.times(estimator, step)}\n")
+    _common.show(f"{compiled_text.title(program, slice)}\n{compiled_text.times(estimator, step)}\n")
     if step.fits:
         check_compiler()
-        _common.say(f"compiling {several(subject.config.layers, 'layer')} for {slice}")
+        _common.say(f"compiling {several(program.config.layers, 'layer')} for {slice}")
     examined = examine(estimator, pass_)
     more = _report(examined) if examined.compiled else {}
     if _common.JSON.value:
@@ -132,12 +132,12 @@ def _estimator(model: ModelConfig, pass_: Pass) -> Estimator:
 
 def _report(examined: Examined) -> dict:
     """Prints the report of a compiled step; returns its fields for the document."""
-    step, subject, compiled = examined.step, examined.subject, examined.compiled
+    step, program, compiled = examined.step, examined.program, examined.compiled
     if _SAVE_HLO.value:
         write_atomically(_SAVE_HLO.value, examined.outcome.text.encode())
         _common.say(f"wrote {_SAVE_HLO.value}")
     arrays = placed_arrays(
-        subject.config, subject.placement, subject.dtypes, subject.batch, subject.slots
+        program.config, program.placement, program.dtypes, program.pass_.batch, program.pass_.room
     )
     libraries, outcome = versions(), examined.outcome
     _common.show(
@@ -153,18 +153,18 @@ def _report(examined: Examined) -> dict:
         "expected_collectives": [each.as_record() for each in examined.wanted],
     }
     if _WEIGHT_LAYOUT.value == "auto":
-        fields["weight_layout"] = _free_weights(compiled, examined.estimator, subject)
+        fields["weight_layout"] = _free_weights(compiled, examined.estimator, program)
     return fields
 
 
-def _free_weights(default: CompiledStep, estimator: Estimator, subject: Subject) -> dict:
+def _free_weights(default: CompiledStep, estimator: Estimator, program: PassProgram) -> dict:
     """Compiles with weights' memory layout chosen by the compiler; prints and returns changes."""
     slice = estimator.deployment.slice
     _common.say(f"compiling again for {slice}, weights laid out by the compiler")
-    outcome = compile_step(subject, slice, auto_weight_layout=True)
+    outcome = compile_step(program, slice, auto_weight_layout=True)
     if outcome.status != "ok":
         raise FloorlineError(f"compiled step is {outcome.status}; {outcome.message}")
-    free = read(outcome, subject.placement.mesh)
+    free = read(outcome, program.placement.mesh)
     _common.show(compiled_text.weight_layouts(default, free, estimator.peaks.bandwidth))
     changed = compiled_text.layout_changes(default, free)
     return {"changed": changed, "compiled": free.as_record()}

@@ -60,7 +60,7 @@ with _common.importing(__name__):
     from profiles.expected import text as estimate_text
     from profiles.expected.candidates import candidates
     from profiles.expected.estimate import Estimate, Estimator, best
-    from profiles.expected.record import Recorder, basis
+    from profiles.expected.estimate_record import Recorder, basis
     from profiles.expected.remedies import remedy
     from profiles.floor.deployment import Model
     from profiles.floor.passes import Pass

@@ -74,7 +74,7 @@ with _common.importing(__name__):
     from model.dtypes import Dtypes
     from profiles.floor.memory import check_room, need_of
     from profiles.floor.passes import Pass
-    from profiles.measured.record import describe_step
+    from profiles.measured.step_record import describe_step
     from profiles.report.document import document, summarise
     from profiles.report.files import not_taken, write_json
     from profiles.report.numbers import byte_size, ms, number, several

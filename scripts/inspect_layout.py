@@ -60,7 +60,7 @@ with _common.importing(__name__):
     from model.dtypes import Dtypes
     from model.layout_check import settle
     from profiles.compiled.inspection import (
-        Subject,
+        PassProgram,
         array_table,
         collective_table,
         compiled,
@@ -89,29 +89,29 @@ def main() -> None:
     output = Path(_OUTPUT_DIR.value)
     processes.agree(lambda: check_writable(output))
     _common.check_json()
-    subject, compiling = _subject()
-    _layouts.state_choices(subject.config, subject.placement, subject.dtypes, _BATCH.value)
+    program, compiling = _program()
+    _layouts.state_choices(program.config, program.placement, program.dtypes, _BATCH.value)
     arrays = placed_arrays(
-        subject.config, subject.placement, subject.dtypes, subject.batch, subject.slots
+        program.config, program.placement, program.dtypes, program.pass_.batch, program.pass_.room
     )
-    wanted = expected(subject)
-    layers = subject.config.layers
+    wanted = expected(program)
+    layers = program.config.layers
     found, differing = None, []
     if compiling:
-        mesh = field_text(subject.placement.mesh)
+        mesh = field_text(program.placement.mesh)
         _common.say(f"compiling {several(layers, 'layer')} for a mesh of {mesh}")
-        found = compiled(subject)
-        differing = differences(wanted, found, subject.dtypes.dtype)
+        found = compiled(program)
+        differing = differences(wanted, found, program.dtypes.dtype)
     if processes.first():
-        layout_figure(subject.run, str(subject), output / "layout.png")
+        layout_figure(program.run, str(program), output / "layout.png")
         _common.say(f"wrote {output / 'layout.png'}")
         if _common.JSON.value:
-            write_json(_common.JSON.value, _document(subject, arrays, wanted, found, started))
-    _common.show(f"{subject}\n\n{array_table(arrays)}\n\n{totals(arrays)}\n")
+            write_json(_common.JSON.value, _document(program, arrays, wanted, found, started))
+    _common.show(f"{program}\n\n{array_table(arrays)}\n\n{totals(arrays)}\n")
     _common.show(collective_table(wanted, layers, "expected", wanted) + "\n")
     if found is not None:
         _common.show(collective_table(found, layers, "compiled", wanted) + "\n")
-    _common.show(_verdict(found, differing, stands_in(wanted, subject.dtypes.dtype)))
+    _common.show(_verdict(found, differing, stands_in(wanted, program.dtypes.dtype)))
     if differing:
         raise FloorlineError(
             f"compiled program has {'; '.join(differing)} than the layout explains; "
@@ -119,7 +119,7 @@ def main() -> None:
         )
 
 
-def _subject() -> tuple[Subject, bool]:
+def _program() -> tuple[PassProgram, bool]:
     """The step to inspect, and whether to compile it."""
     name = _common.MODEL.value
     asked = _DEVICES.value or (None if _MESH.value else 8)
@@ -146,15 +146,18 @@ def _subject() -> tuple[Subject, bool]:
             )
         compiling = False
     rows = placement.multiple("B")
-    subject = Subject(
+    program = PassProgram(
         config=config,
         placement=placement,
         dtypes=dtypes(),
-        batch=-(-_BATCH.value // rows) * rows,
-        slots=slots,
-        tokens=1 if _PHASE.value == "decode" else slots,
+        pass_=Pass(
+            -(-_BATCH.value // rows) * rows,
+            context=0,
+            tokens=1 if _PHASE.value == "decode" else slots,
+            slots=slots,
+        ),
     )
-    return subject, compiling
+    return program, compiling
 
 
 def _compiles(config: ModelConfig, devices: int) -> bool:
@@ -176,7 +179,7 @@ def _verdict(
 
 
 def _document(
-    subject: Subject,
+    program: PassProgram,
     arrays: Sequence[PlacedArray],
     wanted: Sequence[Collective],
     found: Sequence[Collective] | None,
@@ -187,7 +190,7 @@ def _document(
         collectives["compiled"] = [each.as_record() for each in found]
     return document(
         sys.argv,
-        [subject.as_record()],
+        [program.as_record()],
         device_kind=devices()[0].device_kind,
         started=started,
         bandwidth=None,

@@ -69,11 +69,11 @@ with _common.importing(__name__):
     from model.config import check_length
     from profiles.chips.chip import Chip, Price, chips, find_chip
     from profiles.chips.slices import Slice, slices_of
-    from profiles.expected.record import basis
+    from profiles.expected.estimate_record import basis
     from profiles.expected.text import EXPERTS
     from profiles.floor.deployment import Model
     from profiles.plan.search import Search, Targets
-    from profiles.plan.space import Offer, Space
+    from profiles.plan.space import Space
     from profiles.plan.text import choice_words, front_table, plan, record
     from profiles.report.document import document
     from profiles.report.files import write_json
@@ -102,28 +102,26 @@ def main() -> None:
             rejected=[lost._asdict() for lost in found.rejected],
         )
         write_json(_common.JSON.value, results)
-    _common.show(_title(space.offer))
+    _common.show(_title(space))
     _common.show("\n" + front_table(records, found.front.index(found.choice)))
     _common.show("\n" + choice_words(found.choice, targets, Search(space, targets)))
     _common.show("\n" + "\n".join(f"  {lost.what}: {lost.why}" for lost in found.rejected))
-    _common.show("\n" + _sources(found.choice.cell.slice.chip, bool(space.offer.model.experts)))
+    _common.show("\n" + _sources(found.choice.cell.slice.chip, bool(space.model.experts)))
 
 
 def _space(model: Model, context: int, slots: int, prompt: int | None) -> Space:
     """The space that the flags leave to choose from, with room for a prompt of `prompt` tokens."""
     wanted = _layouts.wanted(model)
     return Space(
-        Offer(
-            model=model,
-            slices=_priced(),
-            dtype_sets=tuple(_dtypes.combined(_KV_DTYPE.value)),
-            layouts=tuple(wanted),
-            calibration=functools.cache(lambda name: _slices.calibration(find_chip(name))),
-            context=context,
-            slots=slots,
-            experts=_slice_flags.EXPERTS.value,
-            prompt=prompt,
-        )
+        model=model,
+        slices=_priced(),
+        dtype_sets=tuple(_dtypes.combined(_KV_DTYPE.value)),
+        layouts=tuple(wanted),
+        calibration=functools.cache(lambda name: _slices.calibration(find_chip(name))),
+        context=context,
+        slots=slots,
+        experts=_slice_flags.EXPERTS.value,
+        prompt=prompt,
     )
 
 
@@ -191,11 +189,11 @@ def _price(chip: Chip) -> Price:
     return price
 
 
-def _title(offer: Offer) -> str:
-    slices = several(len({slice for slice, _ in offer.slices}), "slice")
+def _title(space: Space) -> str:
+    slices = several(len({slice for slice, _ in space.slices}), "slice")
     return (
-        f"{offer.model.name}, decode at {offer.context:,} cached tokens (room for "
-        f"{offer.slots:,}), on {slices}. Ways that no other betters in both expected step and "
+        f"{space.model.name}, decode at {space.context:,} cached tokens (room for "
+        f"{space.slots:,}), on {slices}. Ways that no other betters in both expected step and "
         "cost; * is chosen:"
     )
 

@@ -31,13 +31,13 @@ def _compile(job: dict) -> tuple[dict, str]:
     found = topologies.get_topology_desc(
         platform="tpu", topology_name=job["topology"], **job["options"]
     )
-    subject = from_json(job["subject"])
-    if len(found.devices) != subject.placement.devices:
+    program = from_json(job["program"])
+    if len(found.devices) != program.placement.devices:
         raise ValueError(
             f"topology {job['topology']} has {len(found.devices)} devices, and the mesh "
-            f"{subject.placement.devices}"
+            f"{program.placement.devices}"
         )
-    lowered = subject.lower(found.devices, job["weights_anyhow"])
+    lowered = program.lower(found.devices, job["auto_weight_layout"])
     traced = time.perf_counter()
     compiled = lowered.compile()
     memory = compiled.memory_analysis()

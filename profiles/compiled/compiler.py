@@ -18,7 +18,8 @@ from pathlib import Path
 from model.config import ModelConfig
 from model.dtypes import Dtypes, Storage
 from profiles.chips.slices import Slice
-from profiles.compiled.inspection import Subject
+from profiles.compiled.inspection import PassProgram
+from profiles.floor.passes import Pass
 from sharding.catalog import attend_by, divide_experts, find_layout, schedule_by
 from sharding.error_types import FloorlineError, UsageError
 from sharding.layout import Layout
@@ -50,7 +51,7 @@ class CompilerError(FloorlineError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Compilation:
     """What came of compiling.
 
     Attributes:
@@ -118,17 +119,19 @@ def topology(slice: Slice) -> tuple[str, dict[str, object]]:
     return f"{slice.chip.name}:{shape}", options
 
 
-def compile_step(subject: Subject, slice: Slice, auto_weight_layout: bool = False) -> Outcome:
+def compile_step(
+    program: PassProgram, slice: Slice, auto_weight_layout: bool = False
+) -> Compilation:
     """Compiles a pass for a slice; what goes wrong in the compiler is an outcome.
 
     Args:
-      subject: the pass.
-      slice: the slice, of as many devices as the subject's mesh has.
+      program: the pass.
+      slice: the slice, of as many devices as the mesh of the pass has.
       auto_weight_layout: the compiler also chooses how each weight's shard lies in memory.
     """
     name, options = topology(slice)
-    job = {"subject": to_json(subject), "topology": name, "options": options}
-    job["weights_anyhow"] = auto_weight_layout
+    job = {"program": to_json(program), "topology": name, "options": options}
+    job["auto_weight_layout"] = auto_weight_layout
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, *_CHILD, folder],
@@ -147,7 +150,7 @@ def compile_step(subject: Subject, slice: Slice, auto_weight_layout: bool = Fals
         found["text"] = text.read_text() if text.is_file() else ""
     if found["status"] != "ok":
         return refused(found["message"])
-    return Outcome(**found)
+    return Compilation(**found)
 
 
 def environment() -> dict[str, str]:
@@ -157,13 +160,13 @@ def environment() -> dict[str, str]:
     return os.environ | _ENVIRONMENT | {"PYTHONPATH": path}
 
 
-def refused(message: str) -> Outcome:
+def refused(message: str) -> Compilation:
     """The outcome of a message that the compiler raised."""
     message = " ".join(message.split())
     if "RESOURCE_EXHAUSTED" not in message:
-        return Outcome(status="unsupported", message=message[:600])
+        return Compilation(status="unsupported", message=message[:600])
     fits = "hbm" not in message.lower()
-    return Outcome(
+    return Compilation(
         status="out_of_memory" if fits else "does_not_fit",
         message=message[:600],
         beyond=_beyond(message),
@@ -182,40 +185,42 @@ def _bytes(number: str, unit: str) -> float:
     return float(number) * 2 ** (10 * " KMGT".index(unit or " "))
 
 
-def _crashed(code: int, output: str) -> Outcome:
+def _crashed(code: int, output: str) -> Compilation:
     """The outcome of a process that ended before it could say how."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     last = " | ".join(lines[-_TAIL:]) or "without a word"
     if code == -9:  # by the system, as it does where memory ends
-        return Outcome(status="out_of_memory", message=f"compiler was killed (signal 9): {last}")
-    return Outcome(status="unsupported", message=f"compiler ended with code {code}: {last}")
+        return Compilation(
+            status="out_of_memory", message=f"compiler was killed (signal 9): {last}"
+        )
+    return Compilation(status="unsupported", message=f"compiler ended with code {code}: {last}")
 
 
-# A subject as JSON -------------------------------------------------------------------------------
+# A program as JSON -------------------------------------------------------------------------------
 
 
-def to_json(subject: Subject) -> dict:
-    """A subject for another process."""
-    layout, dtypes = subject.placement.layout, subject.dtypes
+def to_json(program: PassProgram) -> dict:
+    """The program of a pass for another process."""
+    layout, dtypes = program.placement.layout, program.dtypes
     return {
-        "config": dataclasses.asdict(subject.config),
-        "mesh": dict(subject.placement.mesh),
+        "config": dataclasses.asdict(program.config),
+        "mesh": dict(program.placement.mesh),
         "layout": [layout.name, layout.attends, layout.collectives, layout.expert_parallel],
         "dtypes": [*dtypes.names().values(), dtypes.round_activations],
-        **{name: getattr(subject, name) for name in ("batch", "slots", "tokens")},
+        "pass": dataclasses.asdict(program.pass_),
     }
 
 
-def from_json(values: dict) -> Subject:
-    """The subject that `to_json` wrote."""
+def from_json(values: dict) -> PassProgram:
+    """What `to_json` wrote."""
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in values["config"].items()}
     config = ModelConfig(**config)
     dtype, weights, cache, rounded = values["dtypes"]
-    return Subject(
+    return PassProgram(
         config=config,
         placement=Placement.of(_layout(*values["layout"]), config.sizes, values["mesh"]),
         dtypes=Dtypes(dtype, _storage(weights), _storage(cache), rounded),
-        **{name: values[name] for name in ("batch", "slots", "tokens")},
+        pass_=Pass(**values["pass"]),
     )
 
 

@@ -3,12 +3,12 @@
 import dataclasses
 
 from model.cache import whole_tiles
-from profiles.compiled.compiler import Outcome, compile_step
+from profiles.compiled.compiler import Compilation, compile_step
 from profiles.compiled.findings import Finding, findings
-from profiles.compiled.inspection import Subject, differences, expected
+from profiles.compiled.inspection import PassProgram, differences, expected
 from profiles.compiled.step import CompiledStep, read
 from profiles.expected.estimate import Estimate, Estimator
-from profiles.expected.record import Recorder
+from profiles.expected.estimate_record import Recorder
 from profiles.expected.remedies import remedy
 from profiles.floor.collective import Collective
 from profiles.floor.passes import Pass
@@ -23,7 +23,7 @@ class Examined:
     Attributes:
       estimator: the estimator of its layout on its slice.
       step: its floor and expected time.
-      subject: the pass, as it is handed to the compiler.
+      program: the pass, as it is handed to the compiler.
       record: what programs read, with status and message.
       outcome: what the compiler made of it; None if the floor's bytes alone do not fit.
       compiled: the program, if there is one.
@@ -33,9 +33,9 @@ class Examined:
 
     estimator: Estimator
     step: Estimate
-    subject: Subject
+    program: PassProgram
     record: Record
-    outcome: Outcome | None = None
+    outcome: Compilation | None = None
     compiled: CompiledStep | None = None
     wanted: tuple[Collective, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -43,7 +43,7 @@ class Examined:
     @property
     def differing(self) -> list[str]:
         """How the program's collectives depart from those that the layout asks for."""
-        return differences(self.wanted, self.compiled.collectives, self.subject.dtypes.dtype, "tpu")
+        return differences(self.wanted, self.compiled.collectives, self.program.dtypes.dtype, "tpu")
 
     def as_record(self) -> Record:
         """The record with what was compiled and found in it."""
@@ -63,20 +63,20 @@ def examine(estimator: Estimator, pass_: Pass) -> Examined:
       estimator: the estimator of the deployment.
       pass_: the pass.
     """
-    step, subject = estimate_on_tpu(estimator, pass_), subject_of(estimator, pass_)
+    step, program = estimate_on_tpu(estimator, pass_), program_of(estimator, pass_)
     record = Recorder(estimator).record(step)
     if not step.fits:
         beyond = step.resident - estimator.deployment.slice.chip.expected.capacity
         record |= Record(message=too_large(step, beyond))
-        return Examined(estimator, step, subject, record)
-    outcome = compile_step(subject, estimator.deployment.slice)
+        return Examined(estimator, step, program, record)
+    outcome = compile_step(program, estimator.deployment.slice)
     record |= status(outcome, step)
     if outcome.status != "ok":
-        return Examined(estimator, step, subject, record, outcome)
-    compiled = read(outcome, subject.placement.mesh)
-    found = tuple(findings(compiled, subject, estimator, step.floor.seconds))
-    wanted = tuple(expected(subject, "tpu"))
-    return Examined(estimator, step, subject, record, outcome, compiled, wanted, found)
+        return Examined(estimator, step, program, record, outcome)
+    compiled = read(outcome, program.placement.mesh)
+    found = tuple(findings(compiled, program, estimator, step.floor.seconds))
+    wanted = tuple(expected(program, "tpu"))
+    return Examined(estimator, step, program, record, outcome, compiled, wanted, found)
 
 
 def estimate_on_tpu(estimator: Estimator, pass_: Pass) -> Estimate:
@@ -87,20 +87,19 @@ def estimate_on_tpu(estimator: Estimator, pass_: Pass) -> Estimate:
     return estimator.estimate(dataclasses.replace(pass_, slots=slots))
 
 
-def subject_of(estimator: Estimator, pass_: Pass) -> Subject:
-    """A pass as it is handed to a compiler."""
+def program_of(estimator: Estimator, pass_: Pass) -> PassProgram:
+    """The program of a pass, as it is handed to a compiler."""
     deployment = estimator.deployment
-    return Subject(
+    slots = whole_tiles(pass_.room, deployment.dtypes)
+    return PassProgram(
         config=deployment.model,
         placement=deployment.placement,
         dtypes=deployment.dtypes,
-        batch=deployment.padded(pass_).batch,
-        slots=whole_tiles(pass_.room, deployment.dtypes),
-        tokens=pass_.tokens,
+        pass_=dataclasses.replace(deployment.padded(pass_), slots=slots),
     )
 
 
-def status(outcome: Outcome, step: Estimate) -> Record:
+def status(outcome: Compilation, step: Estimate) -> Record:
     """What a record says of how compiling went."""
     if outcome.status == "ok":
         return Record(status="ok", fits=True)

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from profiles.compiled.inspection import Subject, expected, surpluses
+from profiles.compiled.inspection import PassProgram, expected, surpluses
 from profiles.compiled.step import CACHE, CompiledStep
 from profiles.compiled.substitutes import TPU_SUBSTITUTES, settle
 from profiles.expected.estimate import Estimator
@@ -47,13 +47,13 @@ class Finding:
 
 
 def findings(
-    step: CompiledStep, subject: Subject, estimator: Estimator, floor_s: float
+    step: CompiledStep, program: PassProgram, estimator: Estimator, floor_s: float
 ) -> list[Finding]:
     """Everything that is found, the costliest first.
 
     Args:
       step: the compiled step.
-      subject: the pass that was compiled.
+      program: the pass that was compiled.
       estimator: the estimator of the same model, layout and slice.
       floor_s: seconds of the pass's floor.
     """
@@ -61,10 +61,10 @@ def findings(
     found = [
         *_not_aliased(step, bandwidth),
         *_moved(step, bandwidth, floor_s),
-        *_collectives(step, subject, times),
+        *_collectives(step, program, times),
         *_alone(step, times),
         *_temporary(step, bandwidth, floor_s),
-        *_replicated(step, subject, bandwidth),
+        *_replicated(step, program, bandwidth),
         *_padding(step, bandwidth),
     ]
     return sorted(found, key=lambda each: -each.cost_s)
@@ -131,10 +131,12 @@ def _move_words(move: Move) -> str:
     )
 
 
-def _collectives(step: CompiledStep, subject: Subject, times: CollectiveTimes) -> Iterator[Finding]:
+def _collectives(
+    step: CompiledStep, program: PassProgram, times: CollectiveTimes
+) -> Iterator[Finding]:
     """Those that the layout does not explain, and those that cost more than what it asked for."""
-    wanted, found = expected(subject, "tpu"), step.collectives
-    surplus = surpluses(wanted, found, subject.dtypes.dtype, "tpu")
+    wanted, found = expected(program, "tpu"), step.collectives
+    surplus = surpluses(wanted, found, program.dtypes.dtype, "tpu")
     for (kind, axes, payload), count in sorted(surplus.items()):
         one = Collective(kind, axes, payload)
         words = f"{kind} over {''.join(axes)} of {byte_size(payload)}"
@@ -220,12 +222,16 @@ def _temporary(step: CompiledStep, bandwidth: float, floor_s: float) -> Iterator
             )
 
 
-def _replicated(step: CompiledStep, subject: Subject, bandwidth: float) -> Iterator[Finding]:
+def _replicated(step: CompiledStep, program: PassProgram, bandwidth: float) -> Iterator[Finding]:
     """Arguments of which a device has more than the layout's shard."""
     shards = {
         array.name: array.bytes_per_chip
         for array in placed_arrays(
-            subject.config, subject.placement, subject.dtypes, subject.batch, subject.slots
+            program.config,
+            program.placement,
+            program.dtypes,
+            program.pass_.batch,
+            program.pass_.room,
         )
     }
     groups: dict[str, list[int]] = {}

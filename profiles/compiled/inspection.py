@@ -17,6 +17,7 @@ from profiles.compiled.substitutes import settle, substitute
 from profiles.floor.arrays import PlacedArray, group_layers
 from profiles.floor.collective import Collective, merge, without_places
 from profiles.floor.communication import expected_collectives
+from profiles.floor.passes import Pass
 from profiles.hlo.census import census
 from profiles.report.numbers import exact
 from profiles.report.partitioning import cache_words, partitioning
@@ -29,24 +30,20 @@ from sharding.placement import Placement
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A forward pass to look at.
+class PassProgram:
+    """The program of a pass: what a compiler is given, and what is inspected.
 
     Attributes:
       config: the model.
       placement: the layout on a mesh.
       dtypes: how its numbers are stored.
-      batch: number of sequences.
-      slots: tokens that the cache has room for.
-      tokens: tokens per sequence: 1 in a decode step, more in a prefill.
+      pass_: the pass, its batch one that the layout divides; programs of all contexts are the same.
     """
 
     config: ModelConfig
     placement: Placement
     dtypes: Dtypes
-    batch: int
-    slots: int
-    tokens: int = 1
+    pass_: Pass
 
     def __str__(self) -> str:
         divided = self._partitioning
@@ -56,10 +53,10 @@ class Subject:
             "experts divided" * bool(divided.expert_parallel),
             f"collectives {divided.collectives}",
             str(self.dtypes),
-            f"batch {self.batch}",
-            f"cache of {self.slots} tokens",
+            f"batch {self.pass_.batch}",
+            f"cache of {self.pass_.room} tokens",
             cache_words(divided),
-            "decode step" if self.tokens == 1 else f"prefill of {self.tokens} tokens",
+            f"prefill of {self.pass_.tokens} tokens" if self.pass_.over_prompts else "decode step",
         ]
         return ", ".join(filter(None, parts))
 
@@ -67,9 +64,9 @@ class Subject:
         """What is known of the pass before it runs."""
         return Record(
             model=self.config.name,
-            phase="decode" if self.tokens == 1 else "prefill",
-            batch=self.batch,
-            tokens_per_sequence=self.tokens,
+            phase=self.pass_.phase,
+            batch=self.pass_.batch,
+            tokens_per_sequence=self.pass_.tokens,
             devices=self.placement.devices,
             **self._partitioning.to_json(),
             **self.dtypes.names(),
@@ -77,12 +74,12 @@ class Subject:
 
     @property
     def _partitioning(self) -> Record:
-        return partitioning(self.config, self.placement, prompts=self.tokens > 1)
+        return partitioning(self.config, self.placement, prompts=self.pass_.over_prompts)
 
     @property
     def run(self) -> Placement:
         """The placement that this pass runs in."""
-        return self.placement if self.tokens == 1 else self.placement.prefill
+        return self.placement.prefill if self.pass_.over_prompts else self.placement
 
     def engine(self, devices: Sequence[jax.Device] | None = None) -> Engine:
         """An engine with shapes in place of weights: enough to compile with.
@@ -108,36 +105,37 @@ class Subject:
           auto_weight_layout: the compiler chooses how each weight's shard lies in memory.
         """
         engine, chosen = self.engine(devices), {"auto_weight_layout": auto_weight_layout}
-        if self.tokens == 1:
-            return engine.lower_decode(self.batch, self.slots, **chosen)
-        return engine.lower_prefill(self.batch, self.slots, self.tokens, **chosen)
+        batch, slots = self.pass_.batch, self.pass_.room
+        if self.pass_.over_prompts:
+            return engine.lower_prefill(batch, slots, self.pass_.tokens, **chosen)
+        return engine.lower_decode(batch, slots, **chosen)
 
 
-def expected(subject: Subject, platform: str | None = None) -> list[Collective]:
+def expected(program: PassProgram, platform: str | None = None) -> list[Collective]:
     """The collectives that should be there; see `expected_collectives`.
 
     Args:
-      subject: the pass.
+      program: the pass.
       platform: JAX's name of the platform that it is compiled for; JAX's own if None.
     """
     return expected_collectives(
-        subject.config,
-        subject.run,
-        subject.dtypes,
-        batch=subject.batch,
-        tokens=subject.tokens,
+        program.config,
+        program.run,
+        program.dtypes,
+        batch=program.pass_.batch,
+        tokens=program.pass_.tokens,
         grouped=(platform or default_platform()) == "tpu",
-        sampled=subject.tokens == 1,
+        sampled=not program.pass_.over_prompts,
     )
 
 
-def compiled(subject: Subject) -> list[Collective]:
+def compiled(program: PassProgram) -> list[Collective]:
     """The collectives that XLA made for JAX's devices; no weight is made for it.
 
     Raises:
       LayoutError: there are not as many devices as the mesh has.
     """
-    return census(subject.lower().compile().as_text(), subject.placement.mesh)
+    return census(program.lower().compile().as_text(), program.placement.mesh)
 
 
 def differences(

@@ -8,7 +8,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 
-from profiles.compiled.compiler import Outcome
+from profiles.compiled.compiler import Compilation
 from profiles.floor.collective import PRODUCT, WORK, Collective
 from profiles.hlo.census import HasShape, census
 from profiles.hlo.flow import Origin, Step, arguments, leaves, walk
@@ -83,7 +83,7 @@ class CompiledStep:
         }
 
 
-def read(outcome: Outcome, mesh: HasShape | Mapping[str, int]) -> CompiledStep:
+def read(outcome: Compilation, mesh: HasShape | Mapping[str, int]) -> CompiledStep:
     """Reads a program that was compiled.
 
     Args:

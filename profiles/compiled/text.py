@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from profiles.chips.slices import Slice
 from profiles.compiled.findings import Finding
-from profiles.compiled.inspection import Subject
+from profiles.compiled.inspection import PassProgram
 from profiles.compiled.step import CompiledStep
 from profiles.compiled.substitutes import settle
 from profiles.expected.estimate import Estimate, Estimator
@@ -17,9 +17,9 @@ from profiles.report.table import Table, wrap
 TEMPORARY = 0.01  # of arguments: temporaries that are worth a word
 
 
-def title(subject: Subject, slice: Slice) -> str:
+def title(program: PassProgram, slice: Slice) -> str:
     """What is compiled."""
-    return wrap(f"{subject}, for {slice}")
+    return wrap(f"{program}, for {slice}")
 
 
 def times(estimator: Estimator, step: Estimate) -> str:

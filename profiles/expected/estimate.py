@@ -1,8 +1,8 @@
 """Estimates of a forward pass, on chips that need not be at hand: floor, expected time, and terms.
 
 An `Estimator` is made for a model in one layout on one slice. It counts once what is the same for
-all passes, and then estimates any batch and context in microseconds. `profiles.expected.record`
-converts an estimate to a record.
+all passes, and then estimates any batch and context in microseconds. An estimate is converted to a
+record by `profiles.expected.estimate_record`.
 """
 
 import dataclasses

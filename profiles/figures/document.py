@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from profiles.expected.record import Recorder, basis
+from profiles.expected.estimate_record import Recorder, basis
 from profiles.figures.study import Study
 from profiles.report.document import document
 

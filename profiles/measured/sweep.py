@@ -20,8 +20,8 @@ from model.layout_check import settle
 from profiles.chips.chip import Peaks, published_peaks
 from profiles.floor.memory import free_memory, need_of, refusals, shares_memory
 from profiles.measured.bandwidth import PeakMeter
-from profiles.measured.record import decode_record
 from profiles.measured.rows import Failure, Placing, Row, kept_words, load, most_samples
+from profiles.measured.step_record import decode_record
 from profiles.measured.timing import slots_for
 from profiles.measured.trace import capture
 from profiles.report.numbers import ms

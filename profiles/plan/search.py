@@ -52,7 +52,7 @@ class Targets:
         )
 
 
-class Point(NamedTuple):
+class Candidate(NamedTuple):
     """One way to serve.
 
     Attributes:
@@ -96,19 +96,19 @@ class Search:
     def __init__(self, space: Space, targets: Targets):
         self.space, self.targets = space, targets
 
-    def front(self, cells: Iterable[Cell]) -> list[Point]:
+    def front(self, cells: Iterable[Cell]) -> list[Candidate]:
         """All ways that no other betters in step or cost without being worse in the other.
 
         The fastest first; of equals the one found first.
         """
         return self._look(cells, None, lambda steps, costs: (steps, costs))
 
-    def cheapest(self, cells: Iterable[Cell], keep: Keep | None = None) -> Point | None:
+    def cheapest(self, cells: Iterable[Cell], keep: Keep | None = None) -> Candidate | None:
         """The way of the least cost that meets the targets; of equals the one found first."""
         found = self._look(cells, keep, lambda steps, costs: (np.zeros_like(steps), costs))
         return found[0] if found else None
 
-    def fastest(self, cells: Iterable[Cell], keep: Keep | None = None) -> Point | None:
+    def fastest(self, cells: Iterable[Cell], keep: Keep | None = None) -> Candidate | None:
         """The way of the shortest step, whatever it costs."""
         loose = self.relaxed(step_s=None)
         found = loose._look(cells, keep, lambda steps, costs: (steps, np.zeros_like(costs)))
@@ -122,7 +122,7 @@ class Search:
         """Expected seconds of one prompt's prefill."""
         return float(cell.first_tokens(self.targets.prompt)[number])
 
-    def _look(self, cells: Iterable[Cell], keep: Keep | None, aims: Aims) -> list[Point]:
+    def _look(self, cells: Iterable[Cell], keep: Keep | None, aims: Aims) -> list[Candidate]:
         """Ways that meet the targets and that none betters in both aims, by the first of them.
 
         Of equals the first: on the slice that would cost least, in the layout that would take and
@@ -133,7 +133,7 @@ class Search:
             batches, steps = cell.least
             _, hope = self._aimed(cell, steps * _GAIN, batches, aims)
             hopes.append((hope.min(), cell))
-        found: list[tuple[float, float, Point]] = []
+        found: list[tuple[float, float, Candidate]] = []
         for _, cell in sorted(hopes, key=lambda hope: hope[0]):
             first, second = self._aimed(cell, cell.steps, cell.batches, aims)
             edges, limits = np.array([(-math.inf, math.inf), *(each[:2] for each in found)]).T
@@ -146,7 +146,7 @@ class Search:
 
     def _points(
         self, cell: Cell, chosen: np.ndarray, aimed: tuple[np.ndarray, np.ndarray], aims: Aims
-    ) -> list[tuple[float, float, Point]]:
+    ) -> list[tuple[float, float, Candidate]]:
         """Chosen ways of a cell, each behind its aims, in the order in which one is preferred."""
         bounds = self._aimed(cell, cell.bounds * _GAIN, cell.batches, aims)
         hopes = bounds[0].min(axis=1) + bounds[1].min(axis=1)
@@ -157,7 +157,7 @@ class Search:
         order = order[np.diff(least, prepend=math.inf) < 0]
         costs = cell.cost(cell.steps, cell.batches)
         return [
-            (*both, Point(cell, place[0], int(cell.batches[place]), float(cell.steps[place]),
+            (*both, Candidate(cell, place[0], int(cell.batches[place]), float(cell.steps[place]),
                           float(costs[place])))
             for both, place in zip(zip(first[order].tolist(), second[order].tolist(), strict=True),
                                    map(tuple, places[order].tolist()), strict=True)
@@ -179,9 +179,11 @@ class Search:
         return tuple(np.where(within, aim, math.inf) for aim in aimed)
 
 
-def _unbettered(ways: Iterable[tuple[float, float, Point]]) -> list[tuple[float, float, Point]]:
+def _unbettered(
+    ways: Iterable[tuple[float, float, Candidate]],
+) -> list[tuple[float, float, Candidate]]:
     """Those that no other betters in both aims, by the first; of equals the first."""
-    found: list[tuple[float, float, Point]] = []
+    found: list[tuple[float, float, Candidate]] = []
     for way in sorted(ways, key=lambda way: way[:2]):
         if not found or way[1] < found[-1][1]:
             found.append(way)

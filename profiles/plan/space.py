@@ -7,7 +7,7 @@ and for all batches at once; what does not depend on the slice is counted once f
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -34,60 +34,62 @@ BATCHES = np.array(
 """Powers of two, and one and a half times those."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Offer:
-    """What there is to choose from.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Space:
+    """All that a plan chooses among.
 
     Attributes:
-      model: by its arrays, or by its sizes.
-      slices: with what a chip-hour of each costs.
+      model: a model by its arrays, or by its sizes.
+      slices: the slices, each with the price of a chip-hour.
       dtype_sets: how numbers may be stored.
-      layouts: wanted ones; of no meaning for a model by its sizes.
-      calibration: what is achieved, by the name of a chip.
+      layouts: the layouts to try; only None for a model by its sizes.
+      calibration: gives what software achieves on a chip, by the chip's name.
       context: tokens in the cache of each sequence.
-      slots: tokens that it has room for.
-      experts: which a step is taken to read.
-      prompt: tokens of a prompt that is let in beside a full batch, whose activations must fit
-        too; None for none.
+      slots: tokens that the cache of each sequence has room for.
+      experts: which experts a step is taken to read.
+      prompt: tokens of a prompt whose activations must fit beside a full batch; None for none.
     """
 
     model: Model
     slices: tuple[tuple[Slice, Price], ...]
     dtype_sets: tuple[Dtypes, ...]
-    layouts: tuple[Layout, ...]
+    layouts: tuple[Layout | None, ...]
     calibration: Callable[[str], Calibration]
     context: int
     slots: int
     experts: str = "coverage"
     prompt: int | None = None
 
-
-class Space:
-    """All cells of an offer, and what they share.
-
-    Args:
-      offer: what there is to choose from.
-    """
-
-    def __init__(self, offer: Offer):
-        self.offer = offer
-        self._rows = functools.cache(self._find_rows)
-        self._sending = functools.cache(Sending)
-        self.lines = functools.cache(self._find_lines)
-        self.whole = functools.cache(self._find_whole)
-        self.prompts = functools.cache(
-            lambda dtypes, tokens: self.rows(dtypes).prompts(dtypes, tokens, offer.experts)
-        )
-        self.cells = [
+    @functools.cached_property
+    def cells(self) -> list["Cell"]:
+        """A cell for each slice and each set of types."""
+        return [
             Cell(self, slice, price, dtypes)
-            for slice, price in offer.slices
-            for dtypes in offer.dtype_sets
+            for slice, price in self.slices
+            for dtypes in self.dtype_sets
         ]
+
+    @functools.cache  # noqa: B019
+    def lines(self, dtypes: Dtypes) -> BatchLine:
+        """Decode steps of all rows, each field an array."""
+        return self.rows(dtypes).lines(dtypes, *self._lengths)
+
+    @functools.cache  # noqa: B019
+    def whole(self, dtypes: Dtypes) -> BatchLine:
+        """Decode steps on one device."""
+        lines = self._rows_of(PLAIN, frozenset({1})).lines(dtypes, *self._lengths)
+        return BatchLine(*(field[0] for field in lines))
+
+    @functools.cache  # noqa: B019
+    def prompts(self, dtypes: Dtypes, tokens: int) -> np.ndarray:
+        """Bytes that one prompt's prefill moves on each device, and its FLOPs, for all rows."""
+        return self.rows(dtypes).prompts(dtypes, tokens, self.experts)
 
     def rows(self, dtypes: Dtypes) -> Rows | SizedRows:
         """All layouts on all meshes of every number of devices, or what stands for them."""
         grouped = dtypes.quantization and dtypes.quantization.group  # which not all layouts divide
-        return self._rows(dtypes if grouped else PLAIN)
+        counts = frozenset(slice.devices for slice, _ in self.slices)
+        return self._rows_of(dtypes if grouped else PLAIN, counts)
 
     def sends(self, cell: "Cell", tokens: int) -> Sends:
         """What the rows of a cell send in passes of so many tokens of each sequence."""
@@ -96,32 +98,27 @@ class Space:
             return rows.sends(cell.slice, cell.dtypes, cell.calibration, tokens)
         return self._sending(rows, tokens).on(cell.slice, cell.dtypes, cell.calibration)
 
-    def _find_rows(self, dtypes: Dtypes, counts: Iterable[int] = ()) -> Rows | SizedRows:
-        model, layouts = self.offer.model, self.offer.layouts
-        counts = counts or {slice.devices for slice, _ in self.offer.slices}
-        if isinstance(model, SizedModel):
-            return SizedRows(model, counts)
-        return Rows(model, dtypes, layouts, counts)
+    @functools.cache  # noqa: B019
+    def _rows_of(self, dtypes: Dtypes, counts: frozenset[int]) -> Rows | SizedRows:
+        if isinstance(self.model, SizedModel):
+            return SizedRows(self.model, counts)
+        return Rows(self.model, dtypes, self.layouts, counts)
+
+    @functools.cache  # noqa: B019
+    def _sending(self, rows: Rows, tokens: int) -> Sending:
+        return Sending(rows, tokens)
 
     @property
     def _lengths(self) -> tuple[int, int, int | None]:
         """Tokens in a cache, those that it has room for, and those of a prompt beside."""
-        return self.offer.context, self.offer.slots, self.offer.prompt
-
-    def _find_whole(self, dtypes: Dtypes) -> BatchLine:
-        """Decode steps on one device."""
-        lines = self._find_rows(PLAIN, {1}).lines(dtypes, *self._lengths)
-        return BatchLine(*(field[0] for field in lines))
-
-    def _find_lines(self, dtypes: Dtypes) -> BatchLine:
-        return self.rows(dtypes).lines(dtypes, *self._lengths)
+        return self.context, self.slots, self.prompt
 
 
 class Cell:
-    """One slice and one form.
+    """A slice and a set of types, on which all layouts and batches are compared.
 
     Args:
-      space: that it is of.
+      space: the space that it is a part of.
       slice: the slice.
       price: what a chip-hour costs.
       dtypes: how numbers are stored.
@@ -130,14 +127,12 @@ class Cell:
     def __init__(self, space: Space, slice: Slice, price: Price, dtypes: Dtypes):
         self.space, self.slice, self.price, self.dtypes = space, slice, price, dtypes
         self.usd_per_hour = price.usd * slice.chips
-        self.calibration = space.offer.calibration(slice.chip.name)
+        self.calibration = space.calibration(slice.chip.name)
         parts, usual = slice.chip.devices_per_chip, slice.chip.expected
         self.capacity = usual.capacity / parts
         self._bandwidth = usual.bandwidth / parts * self.calibration.memory
         self._flops = usual.peak(dtypes.arithmetic) / parts * self.calibration.compute
-        self._overhead = (
-            self.calibration.step_s + space.offer.model.layers * self.calibration.layer_s
-        )
+        self._overhead = self.calibration.step_s + space.model.layers * self.calibration.layer_s
         self.estimator = functools.cache(self._find_estimator)
 
     @functools.cached_property
@@ -215,10 +210,10 @@ class Cell:
         self, lines: BatchLine, batches: np.ndarray, replicas: np.ndarray | int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Seconds of memory and of arithmetic of decode steps of padded batches."""
-        model = self.space.offer.model
+        model = self.space.model
         moved = lines.plain + 2 * lines.gathered + batches * lines.moved
         if model.experts:
-            touched = _touched(model, batches, replicas, self.space.offer.experts)
+            touched = _touched(model, batches, replicas, self.space.experts)
             moved = moved + lines.experts * touched / model.experts
         return moved / self._bandwidth, batches * lines.flops / self._flops
 
@@ -254,24 +249,24 @@ class Cell:
         return np.where(ends, costs / np.maximum(batches, 1) * 1e6, math.inf)
 
     def _find_estimator(self, number: int) -> Estimator:
-        row, offer = self.rows[number], self.space.offer
+        row, space = self.rows[number], self.space
         return Estimator(
             Deployment(
-                model=offer.model,
+                model=space.model,
                 slice=self.slice,
                 dtypes=self.dtypes,
                 calibration=self.calibration,
                 layout=row.layout,
                 mesh=row.mesh,
-                experts=offer.experts,
+                experts=space.experts,
                 price=self.price,
             )
         )
 
     def estimate(self, number: int, batch: int) -> Estimate:
         """A row's decode step, with its floor."""
-        offer = self.space.offer
-        return self.estimator(number).decode(batch, offer.context, offer.slots)
+        space = self.space
+        return self.estimator(number).decode(batch, space.context, space.slots)
 
     def lacking(self, keep: Sequence[int], batch: int = 1) -> float:
         """Bytes per chip by which a batch fits in none of these rows; negative if it does."""

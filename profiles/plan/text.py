@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from profiles.chips.slices import slices_of
-from profiles.expected.record import Recorder
-from profiles.plan.search import Keep, Point, Search, Targets
+from profiles.expected.estimate_record import Recorder
+from profiles.plan.search import Candidate, Keep, Search, Targets
 from profiles.plan.space import Cell, Row, Space
 from profiles.report.numbers import exact, milliseconds, ms, number, several
 from profiles.report.record import Record
@@ -30,8 +30,8 @@ class Plan(NamedTuple):
       rejected: what is next to the choice, and why it lost.
     """
 
-    choice: Point
-    front: list[Point]
+    choice: Candidate
+    front: list[Candidate]
     rejected: list["Lost"]
 
 
@@ -62,7 +62,7 @@ def _recorder(cell: Cell, number: int) -> Recorder:
     return Recorder(cell.estimator(number))
 
 
-def record(point: Point) -> Record:
+def record(point: Candidate) -> Record:
     """A point as programs read it."""
     return _recorder(point.cell, point.number).record(point.estimate())
 
@@ -105,7 +105,7 @@ def _cells(record: Record, chosen: bool) -> tuple[str, ...]:
     )
 
 
-def choice_words(point: Point, targets: Targets, search: Search | None = None) -> str:
+def choice_words(point: Candidate, targets: Targets, search: Search | None = None) -> str:
     """The choice with its terms, floor and expected."""
     found = point.estimate()
     floor, expected = found.floor, found.expected
@@ -139,7 +139,7 @@ def _prompts(row: Row) -> str:
     return f" by {layout.name}" if layout and layout.name != row.layout.name else ""
 
 
-def _name(point: Point) -> str:
+def _name(point: Candidate) -> str:
     layout, names = point.row.layout, point.cell.dtypes.names()
     parts = [str(point.cell.slice)]
     if layout:
@@ -162,7 +162,7 @@ def _price(cell: Cell) -> str:
 class _Neighbours:
     """What is one step from a choice in each direction."""
 
-    def __init__(self, search: Search, choice: Point, cells: Sequence[Cell]):
+    def __init__(self, search: Search, choice: Candidate, cells: Sequence[Cell]):
         self.search, self.choice, self.cells = search, choice, cells
 
     def lost(self) -> Iterable[Lost]:
@@ -309,7 +309,7 @@ def _nearest(search: Search) -> str:
     fitting = [cell for cell in space.cells if _lacking(cell) <= 0]
     if not fitting:
         return (
-            f"model is {space.offer.model.name}, which fits on none of the slices looked at; "
+            f"model is {space.model.name}, which fits on none of the slices looked at; "
             f"{_shortest(search)}{_holding(space)}"
         )
     found = sorted(_relaxed(search, fitting), key=lambda each: each[0])
@@ -346,11 +346,11 @@ def _shortest(search: Search) -> str:
 
 def _holding(space: Space) -> str:
     """The slice of least cost, of the same chips, that would hold what the plan asks for."""
-    prices = {slice.chip: price for slice, price in space.offer.slices}
+    prices = {slice.chip: price for slice, price in space.slices}
     found = []
     for chip, price in prices.items():
         every = tuple((slice, price) for slice in slices_of(chip))
-        cells = Space(dataclasses.replace(space.offer, slices=every)).cells
+        cells = dataclasses.replace(space, slices=every).cells
         found += itertools.islice((each for each in cells if each.could and _lacking(each) <= 0), 1)
     if not found:
         return ""
@@ -358,7 +358,7 @@ def _holding(space: Space) -> str:
     return f"; the least slice that holds it is {least.slice}, {least.dtypes}"
 
 
-def _relaxed(search: Search, cells: Sequence[Cell]) -> Iterable[tuple[float, str, Point]]:
+def _relaxed(search: Search, cells: Sequence[Cell]) -> Iterable[tuple[float, str, Candidate]]:
     """For each target: by which factor, to what it alone would have to be relaxed, and a way."""
     targets = search.targets
     admitted = [cell for cell in cells if targets.admits(cell)]
@@ -382,7 +382,9 @@ def _relaxed(search: Search, cells: Sequence[Cell]) -> Iterable[tuple[float, str
             yield first / targets.first_token_s, f"{milliseconds(first)} to the first token", point
 
 
-def _first(search: Search, cells: Sequence[Cell], size: Callable[[Cell], float]) -> Point | None:
+def _first(
+    search: Search, cells: Sequence[Cell], size: Callable[[Cell], float]
+) -> Candidate | None:
     """The cheapest way on the cells of the least size that have any."""
     admitted = sorted((cell for cell in cells if search.targets.admits(cell)), key=size)
     for _, here in itertools.groupby(admitted, size):

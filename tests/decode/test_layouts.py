@@ -17,7 +17,8 @@ from model.catalog import find_model
 from model.dtypes import BFLOAT16, FLOAT32
 from model.parameters import shardings
 from model.transformer import Transformer
-from profiles.compiled.inspection import Subject
+from profiles.compiled.inspection import PassProgram
+from profiles.floor.passes import Pass
 from sharding.catalog import (
     ATTENTION,
     COLLECTIVES,
@@ -79,12 +80,13 @@ def check_programs(engine: Engine, batch: int) -> None:
     That of steps ends at the logits; `test_communication` has it with the choice of tokens.
     """
     sizes = {"batch": batch, "slots": SLOTS}
-    subject = Subject(
-        config=engine.config, placement=engine.placement, dtypes=engine.dtypes, **sizes
+    step = Pass(batch, context=0, slots=SLOTS)
+    program = PassProgram(
+        config=engine.config, placement=engine.placement, dtypes=engine.dtypes, pass_=step
     )
-    check_collectives(subject, logits_program(engine, **sizes), sampled=False)
+    check_collectives(program, logits_program(engine, **sizes), sampled=False)
     check_collectives(
-        dataclasses.replace(subject, tokens=PROMPT),
+        dataclasses.replace(program, pass_=dataclasses.replace(step, tokens=PROMPT)),
         engine.lower_prefill(**sizes, length=PROMPT).compile().as_text(),
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model.dtypes import FLOAT32, Dtypes
-from profiles.compiled.inspection import Subject
+from profiles.compiled.inspection import PassProgram
 from profiles.floor.counts import PassCounter
 from profiles.floor.passes import Pass
 from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS, attend_by, schedule_by
@@ -101,11 +101,11 @@ def test_the_donated_cache_is_updated_in_place(dtypes, mesh, batch):
     config = config_of("grouped", **SIZES | {"layers": 2})
     config = dataclasses.replace(config, windows=(None, 48))
     placement = Placement.of(ONE_D, config.sizes, parse_mesh(mesh))
-    sizes = {"dtypes": DTYPES[dtypes], "batch": batch, "slots": 64}
-    subject = Subject(config=config, placement=placement, **sizes)
-    compiled = subject.lower().compile(compiler_options=USUAL_KERNELS)
+    step = Pass(batch, context=10, slots=64)
+    program = PassProgram(config=config, placement=placement, dtypes=DTYPES[dtypes], pass_=step)
+    compiled = program.lower().compile(compiler_options=USUAL_KERNELS)
     counter = PassCounter(config, placement, DTYPES[dtypes])
-    counted = counter.count(Pass(batch, context=10, slots=64))
+    counted = counter.count(step)
     assert compiled.memory_analysis().alias_size_in_bytes == counted.kv_resident
     if dtypes == "fp8":  # XLA:CPU has no scatter of it: it makes one of float16, there and back
         return

@@ -14,7 +14,7 @@ from profiles.chips.slices import parse_slice
 from profiles.expected.candidates import candidates
 from profiles.expected.estimate import Estimator
 from profiles.floor.deployment import Deployment
-from profiles.plan.space import Offer, Space
+from profiles.plan.space import Space
 from sharding.catalog import LAYOUTS
 from sharding.error_types import LayoutError
 from sharding.mesh import parse_mesh
@@ -52,15 +52,13 @@ def test_groups_that_would_cross_devices_are_refused_by_estimates_as_by_engines(
 def test_plans_look_at_what_the_engine_admits_and_at_nothing_else(dtypes):
     slice = parse_slice("v5e:4x4")
     space = Space(
-        Offer(
-            model=LLAMA,
-            slices=((slice, Price(1.2)),),
-            dtype_sets=(dtypes,),
-            layouts=(ONE_D,),
-            calibration=calibration_of,
-            context=2048,
-            slots=2049,
-        )
+        model=LLAMA,
+        slices=((slice, Price(1.2)),),
+        dtype_sets=(dtypes,),
+        layouts=(ONE_D,),
+        calibration=calibration_of,
+        context=2048,
+        slots=2049,
     )
     (cell,) = space.cells
     for row in cell.rows:
@@ -73,15 +71,13 @@ def test_a_plan_with_no_layout_at_all_holds_nothing():
     narrow = dataclasses.replace(LLAMA, d_ff=14_336 + 16)
     slice = parse_slice("v5e:1x1")
     space = Space(
-        Offer(
-            model=narrow,
-            slices=((slice, Price(1.2)),),
-            dtype_sets=(INT4,),
-            layouts=(ONE_D,),
-            calibration=calibration_of,
-            context=2048,
-            slots=2049,
-        )
+        model=narrow,
+        slices=((slice, Price(1.2)),),
+        dtype_sets=(INT4,),
+        layouts=(ONE_D,),
+        calibration=calibration_of,
+        context=2048,
+        slots=2049,
     )
     (cell,) = space.cells
     assert not cell.rows and cell.lacking(()) == float("inf")

@@ -26,8 +26,8 @@ KINDS = {
 
 def found_in(name: str, folder: Path = PROGRAMS) -> list[Finding]:
     case = CASES[name]
-    step = read(load(name, folder), case.subject.placement.mesh)
-    return findings(step, case.subject, case.estimator, case.floor_s)
+    step = read(load(name, folder), case.program.placement.mesh)
+    return findings(step, case.program, case.estimator, case.floor_s)
 
 
 def check(name: str, folder: Path = PROGRAMS) -> None:

@@ -25,10 +25,11 @@ from model.config import ModelConfig
 from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
-from profiles.compiled.compiler import Outcome
-from profiles.compiled.inspection import Subject
+from profiles.compiled.compiler import Compilation
+from profiles.compiled.inspection import PassProgram
 from profiles.expected.estimate import Estimator
 from profiles.floor.deployment import Deployment
+from profiles.floor.passes import Pass
 from sharding.catalog import LAYOUTS, schedule_by
 from sharding.layout import Layout
 from sharding.mesh import mesh_over, parse_mesh
@@ -78,16 +79,14 @@ class Planted:
     batch: int = BATCH
 
     @property
-    def subject(self) -> Subject:
+    def program(self) -> PassProgram:
         """The step."""
         placement = Placement.of(self.layout, self.config.sizes, parse_mesh(self.mesh))
-        return Subject(
+        return PassProgram(
             config=self.config,
             placement=placement,
             dtypes=self.dtypes,
-            batch=self.batch,
-            slots=SLOTS,
-            tokens=self.tokens,
+            pass_=Pass(self.batch, context=0, tokens=self.tokens, slots=SLOTS),
         )
 
     @property
@@ -169,8 +168,8 @@ CASES = {
 
 def _lowered(case: Planted, devices: list) -> jax.stages.Lowered:
     if case.tokens > 1:
-        return case.subject.lower(devices)
-    engine: Engine = case.subject.engine(devices)
+        return case.program.lower(devices)
+    engine: Engine = case.program.engine(devices)
 
     def step(parameters, cache, carry):
         return engine._advance_step(case.fault(parameters), cache, carry, GREEDY)
@@ -253,11 +252,11 @@ def write(folder: Path) -> None:
     (folder / "sizes.json").write_text(json.dumps(sizes, indent=1) + "\n")
 
 
-def load(name: str, folder: Path = PROGRAMS) -> Outcome:
+def load(name: str, folder: Path = PROGRAMS) -> Compilation:
     """A program that was written."""
     sizes = json.loads((folder / "sizes.json").read_text())
     text = gzip.decompress((folder / f"{name}.txt.gz").read_bytes()).decode()
-    return Outcome(status="ok", memory=sizes[name], text=text)
+    return Compilation(status="ok", memory=sizes[name], text=text)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import pytest
 
 from model.catalog import find_model
 from model.dtypes import FLOAT32
-from profiles.compiled.inspection import Subject
+from profiles.compiled.inspection import PassProgram
 from profiles.figures.layout import shown_arrays
+from profiles.floor.passes import Pass
 from sharding.catalog import LAYOUTS, prefill_by
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
@@ -155,11 +156,11 @@ def test_the_picture_of_a_prefill_is_of_its_layout():
     placement = Placement.of(
         prefill_by(steps, LAYOUTS["weight_gathered_xyz"]), config.sizes, parse_mesh("2x2x2")
     )
-    sizes = {"batch": 8, "slots": 24, "dtypes": FLOAT32}
-    subject = Subject(config=config, placement=placement, tokens=8, **sizes)
-    assert subject.run.layout.name == "weight_gathered_xyz"
-    assert any("in use" in shown.title for shown in shown_arrays(subject.run))
-    assert "weight_gathered_xyz" in str(subject)
+    prompts = Pass(8, context=0, tokens=8, slots=24)
+    program = PassProgram(config=config, placement=placement, dtypes=FLOAT32, pass_=prompts)
+    assert program.run.layout.name == "weight_gathered_xyz"
+    assert any("in use" in shown.title for shown in shown_arrays(program.run))
+    assert "weight_gathered_xyz" in str(program)
 
 
 def test_experts_of_each_device_are_said(ended):

@@ -10,13 +10,13 @@ from tests.profiles.planted import BATCH, CASES, SLOTS, load
 
 
 def step_of(name: str) -> CompiledStep:
-    return read(load(name), CASES[name].subject.placement.mesh)
+    return read(load(name), CASES[name].program.placement.mesh)
 
 
 def memory(name: str) -> str:
     case = CASES[name]
-    subject = case.subject
-    arrays = placed_arrays(subject.config, subject.placement, subject.dtypes, BATCH, SLOTS)
+    program = case.program
+    arrays = placed_arrays(program.config, program.placement, program.dtypes, BATCH, SLOTS)
     return compiled_text.memory(step_of(name), case.estimator.decode(BATCH, SLOTS - 1), arrays)
 
 
@@ -41,7 +41,7 @@ def test_large_temporaries_are_named():
 def test_collectives_stand_in_one_row_with_what_runs_beside_them():
     case = CASES["overlapped"]
     step = step_of("overlapped")
-    text = compiled_text.collectives(expected(case.subject, "tpu"), step.collectives)
+    text = compiled_text.collectives(expected(case.program, "tpu"), step.collectives)
     head, *rows = (line.split() for line in text.splitlines())
     assert head[:5] == ["collective", "axes", "bytes", "expected", "compiled"]
     assert all(cells[3] == cells[4] for cells in rows)

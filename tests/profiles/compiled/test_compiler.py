@@ -19,9 +19,10 @@ from profiles.compiled.compiler import (
     to_json,
     topology,
 )
-from profiles.compiled.inspection import Subject, differences
+from profiles.compiled.inspection import PassProgram, differences
 from profiles.compiled.substitutes import settle
 from profiles.floor.collective import Collective
+from profiles.floor.passes import Pass
 from sharding.catalog import LAYOUTS, attend_by, divide_experts, schedule_by
 from sharding.error_types import UsageError
 from sharding.mesh import parse_mesh
@@ -29,22 +30,21 @@ from sharding.placement import Placement
 from sharding.quantization import QUANTIZATIONS
 
 
-def subject(model: str = "mixtral-8x7b", experts: bool = True) -> Subject:
+def program(model: str = "mixtral-8x7b", experts: bool = True) -> PassProgram:
     layout = schedule_by(attend_by(LAYOUTS["weight_stationary_2d"], "batch"), "overlapped")
     config = find_model(model)
     layout = divide_experts(layout) if experts else layout
-    return Subject(
+    return PassProgram(
         config=config,
         placement=Placement.of(layout, config.sizes, parse_mesh("2x2x2")),
         dtypes=Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"], QUANTIZATIONS["int8"], True),
-        batch=32,
-        slots=1025,
+        pass_=Pass(32, context=0, slots=1025),
     )
 
 
 @pytest.mark.parametrize("model", ["mixtral-8x7b", "gemma3-270m", "llama3-70b"])
 def test_a_step_comes_through_json_as_it_was(model):
-    given = subject(model, experts=model.startswith("mixtral"))
+    given = program(model, experts=model.startswith("mixtral"))
     assert str(from_json(to_json(given))) == str(given)
     assert from_json(to_json(given)) == given
 
@@ -95,11 +95,11 @@ def test_a_refusal_is_an_outcome_with_its_message(message, status, beyond):
 def test_a_compiler_that_dies_leaves_its_last_words(monkeypatch):
     monkeypatch.setattr(compiler.sys, "executable", "/bin/sh")
     monkeypatch.setattr(compiler, "_CHILD", ("-c", "echo first; echo last words >&2; exit 3"))
-    outcome = compile_step(subject(), parse_slice("v5e:2x4"))
+    outcome = compile_step(program(), parse_slice("v5e:2x4"))
     assert outcome.status == "unsupported"
     assert "code 3" in outcome.message and "last words" in outcome.message
     monkeypatch.setattr(compiler, "_CHILD", ("-c", "kill -9 $$"))
-    assert compile_step(subject(), parse_slice("v5e:2x4")).status == "out_of_memory"
+    assert compile_step(program(), parse_slice("v5e:2x4")).status == "out_of_memory"
 
 
 def test_of_reduce_scatters_as_many_may_be_all_reduces_as_the_program_has_more():

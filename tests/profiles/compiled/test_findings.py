@@ -37,7 +37,7 @@ def test_a_cache_that_is_not_donated_costs_its_bytes():
     found = one("undonated", "cache_not_aliased")
     assert found.cost_s == pytest.approx(2 * CACHE / BANDWIDTH, rel=0.01)
     assert "2 of the cache's 2 arrays" in found.message
-    step = read(load("undonated"), CASES["undonated"].subject.placement.mesh)
+    step = read(load("undonated"), CASES["undonated"].program.placement.mesh)
     assert not step.as_record()["cache_aliased"] and step.aliased_bytes < CACHE
 
 
@@ -74,7 +74,7 @@ def test_a_sum_that_the_compiler_does_not_scatter_costs_more_than_it_should():
 
 def test_loops_overlap_products_and_collectives_between_them_fetches():
     case = CASES["overlapped"]
-    step = read(load("overlapped"), case.subject.placement.mesh)
+    step = read(load("overlapped"), case.program.placement.mesh)
     permutes = [each for each in step.collectives if each.kind == "permute"]
     others = [each for each in step.collectives if each.kind != "permute"]
     (chosen,) = (each for each in others if each.where == "sample")  # nothing is left to do beside
@@ -89,7 +89,7 @@ def test_loops_overlap_products_and_collectives_between_them_fetches():
 
 def test_collectives_that_run_alone_cost_their_expected_times():
     case = CASES["undonated"]
-    step = read(load("undonated"), case.subject.placement.mesh)
+    step = read(load("undonated"), case.program.placement.mesh)
     alone = [each for each in step.collectives if each.overlap == "alone"]
     times = CollectiveTimes(case.estimator, step.collectives)
     cost = sum(each.count * times.seconds(each) for each in alone)
@@ -99,7 +99,7 @@ def test_collectives_that_run_alone_cost_their_expected_times():
 
 def test_an_argument_padded_by_tiles_is_named():
     case = CASES["sound"]
-    step = read(load("sound"), case.subject.placement.mesh)
+    step = read(load("sound"), case.program.placement.mesh)
     name = "cache/keys/0"
     array = step.arguments[name]
     padded = dataclasses.replace(array, dims=(*array.dims[:-1], 100))
@@ -107,7 +107,7 @@ def test_an_argument_padded_by_tiles_is_named():
         step, arguments={**step.arguments, name: padded}, argument_bytes=CACHE
     )
     (found,) = (
-        e for e in findings(wide, case.subject, case.estimator, 1e-3) if e.kind == "padding"
+        e for e in findings(wide, case.program, case.estimator, 1e-3) if e.kind == "padding"
     )
     assert "cache/keys/*" in found.message
     assert found.cost_s == pytest.approx(CACHE * 28 / 128 / BANDWIDTH, rel=0.01)
@@ -123,13 +123,13 @@ def test_scores_of_a_prompt_that_go_through_memory_cost_a_write_and_a_read():
         "step, 268 MB each"
     )
     assert "1709% of arguments" in found.message
-    step = read(load("prompts"), case.subject.placement.mesh)
+    step = read(load("prompts"), case.program.placement.mesh)
     (record,) = step.as_record()["temporaries"]
     assert (record["bytes"], record["count"]) == (heads * scores, 1)
 
 
 def test_an_array_that_a_collective_fills_is_no_temporary_besides():
-    step = read(load("gathered"), CASES["gathered"].subject.placement.mesh)
+    step = read(load("gathered"), CASES["gathered"].program.placement.mesh)
     assert step.temporary_bytes > step.argument_bytes
     assert step.temporaries and all(each.sent for each in step.temporaries)
 

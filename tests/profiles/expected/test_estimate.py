@@ -13,8 +13,8 @@ from profiles.chips.chip import Price
 from profiles.chips.slices import parse_slice
 from profiles.expected.candidates import LayoutNames, candidates, meshes
 from profiles.expected.estimate import Estimator, best
+from profiles.expected.estimate_record import Recorder
 from profiles.expected.links import layings, least_bounds, mesh_items
-from profiles.expected.record import Recorder
 from profiles.expected.text import notes
 from profiles.floor.communication import expected_collectives
 from profiles.floor.deployment import Deployment

@@ -27,7 +27,7 @@ from profiles.expected.estimate import Estimate, Estimator
 from profiles.floor.counts import PassCounter
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
-from profiles.plan.space import Offer, Space
+from profiles.plan.space import Space
 from sharding.catalog import (
     ATTENTION,
     COLLECTIVES,
@@ -165,7 +165,7 @@ def test_plans_take_as_long_as_estimates():
     draw = random.Random(7)
     for drawn in _all():
         deployment = drawn.estimator.deployment
-        offer = Offer(
+        space = Space(
             model=deployment.model,
             slices=((deployment.slice, Price(1.0)),),
             dtype_sets=(deployment.dtypes,),
@@ -175,7 +175,7 @@ def test_plans_take_as_long_as_estimates():
             slots=drawn.context + 1,
             experts=deployment.experts,
         )
-        (cell,) = Space(offer).cells
+        (cell,) = space.cells
         number = draw.randrange(len(cell.rows))
         steps = cell.steps[number]
         for place in (0, 4, -1):

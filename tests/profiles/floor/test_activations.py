@@ -15,7 +15,7 @@ from profiles.expected.estimate import Estimator
 from profiles.floor.counts import PassCounter
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
-from profiles.plan.space import Offer, Space
+from profiles.plan.space import Space
 from sharding.catalog import LAYOUTS, attend_by, find_layout, schedule_by
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
@@ -89,7 +89,7 @@ def test_recorded_programs_of_prompts_hold_about_as_much():
 
 def test_a_plan_leaves_room_for_a_prompt_beside_a_full_batch():
     slice, config = parse_slice("v5e:2x4"), find_model("llama3-8b")
-    offer = {
+    given = {
         "model": config,
         "slices": ((slice, Price(1.2)),),
         "dtype_sets": (BFLOAT16,),
@@ -98,8 +98,8 @@ def test_a_plan_leaves_room_for_a_prompt_beside_a_full_batch():
         "context": 8000,
         "slots": 8192,
     }
-    (without,) = Space(Offer(**offer)).cells
-    (beside,) = Space(Offer(**offer, prompt=7900)).cells
+    (without,) = Space(**given).cells
+    (beside,) = Space(**given, prompt=7900).cells
     for row, most, less in zip(beside.rows, without.batches, beside.batches, strict=True):
         placement = Placement.of(row.layout, config.sizes, row.mesh)
         costs = PassCounter(config, placement, BFLOAT16)

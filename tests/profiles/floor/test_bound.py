@@ -5,7 +5,7 @@ import pytest
 from profiles.chips.chip import Peaks
 from profiles.floor.bound import floor
 from profiles.floor.passes import Counts
-from profiles.measured.record import decode_record
+from profiles.measured.step_record import decode_record
 
 PEAKS = Peaks(bandwidth=1e9, flops=1e12, source="published", on_chip=1e6, capacity=16e9)
 

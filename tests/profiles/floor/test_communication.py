@@ -9,8 +9,9 @@ import pytest
 
 from model.catalog import find_model
 from model.dtypes import BFLOAT16, FLOAT32
-from profiles.compiled.inspection import Subject, compiled, differences, expected
+from profiles.compiled.inspection import PassProgram, compiled, differences, expected
 from profiles.floor.communication import ForwardPass, expected_collectives
+from profiles.floor.passes import Pass
 from profiles.hlo.census import census
 from sharding.catalog import (
     ATTENTION,
@@ -33,30 +34,28 @@ MESHES = ("2x2x2", "1x2x4", "8x1x1", "4x2x1")
 PHASES = {"decode": 1, "prefill": 13}
 
 
-def subject_of(family: str, layout: Layout, mesh: str, tokens: int, dtypes=FLOAT32) -> Subject:
+def program_of(family: str, layout: Layout, mesh: str, tokens: int, dtypes=FLOAT32) -> PassProgram:
     config, layout = config_of(family), divide(layout, family)
     placement = Placement.of(layout, config.sizes, parse_mesh(mesh))
     rows = placement.multiple("B")
-    return Subject(
+    return PassProgram(
         config=config,
         placement=placement,
         dtypes=dtypes,
-        batch=-(-8 // rows) * rows,
-        slots=24,
-        tokens=tokens,
+        pass_=Pass(-(-8 // rows) * rows, context=0, tokens=tokens, slots=24),
     )
 
 
-def check(subject: Subject) -> None:
-    check_collectives(subject, subject.lower().compile().as_text())
+def check(program: PassProgram) -> None:
+    check_collectives(program, program.lower().compile().as_text())
 
 
-def check_collectives(subject: Subject, text: str, sampled: bool = True) -> None:
+def check_collectives(program: PassProgram, text: str, sampled: bool = True) -> None:
     """A program has those that are expected; over replicas alone there may be none."""
-    wanted, found = expected(subject), census(text, subject.placement.mesh)
+    wanted, found = expected(program), census(text, program.placement.mesh)
     wanted = [one for one in wanted if sampled or one.where != "sample"]
-    assert found or subject.placement.mesh["x"] == 8
-    assert differences(wanted, found, subject.dtypes.dtype) == []
+    assert found or program.placement.mesh["x"] == 8
+    assert differences(wanted, found, program.dtypes.dtype) == []
 
 
 # `test_layouts` checks those of all other layouts, in the programs that it runs.
@@ -93,7 +92,7 @@ def test_xla_compiles_the_collectives_that_are_expected(
     layout, collectives, attention, family, mesh, phase
 ):
     chosen = schedule_by(attend_by(LAYOUTS[layout], attention), collectives)
-    check(subject_of(family, chosen, mesh, PHASES[phase]))
+    check(program_of(family, chosen, mesh, PHASES[phase]))
 
 
 # A layout of `LAYOUTS` each: the first letters of its attention, collectives and phase.
@@ -140,30 +139,30 @@ def test_every_layout_compiles_to_the_collectives_that_are_expected(family, mesh
     for layout, letters in zip(LAYOUTS.values(), EVERY_LAYOUT[family, mesh].split(), strict=True):
         attention, collectives, phase = (first[letter] for letter in letters)
         chosen = schedule_by(attend_by(layout, attention), collectives)
-        check(subject_of(family, chosen, mesh, PHASES[phase]))
+        check(program_of(family, chosen, mesh, PHASES[phase]))
 
 
 @pytest.mark.parametrize("collectives", COLLECTIVES)
 def test_bfloat16_travels_as_float32_on_a_cpu_and_nothing_else_differs(collectives):
     layout = schedule_by(attend_by(LAYOUTS["weight_stationary_2d"], "batch"), collectives)
-    check(subject_of("grouped", layout, "2x2x2", 1, BFLOAT16))
+    check(program_of("grouped", layout, "2x2x2", 1, BFLOAT16))
 
 
 @pytest.mark.parametrize("collectives", COLLECTIVES)
 def test_an_axis_that_divides_no_head_costs_nothing(collectives):
     """Head size over z and nothing over y, but the residual stream over both."""
     layout = schedule_by(LAYOUTS["weight_stationary_2d"], collectives)
-    check(subject_of("three_heads", layout, "1x3x2", 1))
+    check(program_of("three_heads", layout, "1x3x2", 1))
 
 
 def test_grouped_experts_join_gate_and_up_once():
-    subject = subject_of("experts", LAYOUTS["weight_stationary_2d"], "2x2x2", 1)
-    sizes = {"batch": subject.batch}
+    program = program_of("experts", LAYOUTS["weight_stationary_2d"], "2x2x2", 1)
+    sizes = {"batch": program.pass_.batch}
     both = [
         [
             each
             for each in expected_collectives(
-                subject.config, subject.placement, FLOAT32, **sizes, grouped=grouped
+                program.config, program.placement, FLOAT32, **sizes, grouped=grouped
             )
             if each.where == "layer/mixture" and each.axes == ("x",) and each.kind == "all-reduce"
         ]
@@ -178,7 +177,7 @@ def test_grouped_experts_join_gate_and_up_once():
 def test_a_list_of_another_layout_does_not_pass():
     """1D's and 2D's sums are told apart, though a CPU may show both as all-reduces."""
     one, two = (
-        subject_of("grouped", LAYOUTS[f"weight_stationary_{n}d"], "2x2x2", 1) for n in (1, 2)
+        program_of("grouped", LAYOUTS[f"weight_stationary_{n}d"], "2x2x2", 1) for n in (1, 2)
     )
     assert differences(expected(two), compiled(one), jnp.float32)
     assert differences(expected(one), compiled(two), jnp.float32)
@@ -188,7 +187,7 @@ def test_prompts_in_another_layout_fill_the_cache_of_decode_steps():
     layout = prefill_by(
         attend_by(LAYOUTS["weight_stationary_2d"], "batch"), LAYOUTS["weight_gathered_x"]
     )
-    check(subject_of("grouped", layout, "2x2x2", 13))
+    check(program_of("grouped", layout, "2x2x2", 13))
 
 
 def mlp_elements(layout: Layout, mesh: str, *, batch: int, matrices_in: int) -> float:
@@ -256,12 +255,12 @@ def test_switching_to_the_layout_of_prompts_leaves_resident_weights_as_they_are(
     )
     arguments = {}
     for tokens in PHASES.values():
-        subject = subject_of("grouped", layout, "2x2x2", tokens)
-        engine = subject.engine()
-        cache = engine.new_cache(subject.batch, subject.slots)
+        program = program_of("grouped", layout, "2x2x2", tokens)
+        engine = program.engine()
+        cache = engine.new_cache(program.pass_.batch, program.pass_.room)
         kept = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(cache))
-        memory = subject.lower().compile().memory_analysis()
-        batch = subject.batch
+        memory = program.lower().compile().memory_analysis()
+        batch = program.pass_.batch
         inputs = carry_bytes(batch) if tokens == 1 else batch * (tokens + 1) * 4
         arguments[tokens] = memory.argument_size_in_bytes - kept - inputs
         assert memory.alias_size_in_bytes == kept

@@ -8,8 +8,9 @@ import pytest
 
 from model.dtypes import Dtypes
 from model.layout_check import settle
-from profiles.compiled.inspection import Subject
+from profiles.compiled.inspection import PassProgram
 from profiles.floor.communication import expected_collectives
+from profiles.floor.passes import Pass
 from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS, attend_by, schedule_by
 from sharding.error_types import LayoutError
 from sharding.mesh import parse_mesh
@@ -37,20 +38,23 @@ DTYPES = {
 }
 
 
-def subject_of(
+def program_of(
     dtypes: str, layout: str, collectives: str, family: str, attention: str, mesh: str, phase: str
-) -> Subject:
+) -> PassProgram:
     """Raises LayoutError where these do not go together."""
     config = config_of(family, **SIZES)
     chosen = schedule_by(attend_by(LAYOUTS[layout], attention), collectives)
     placement = settle(config, DTYPES[dtypes], divide(chosen, family), parse_mesh(mesh))
-    return Subject(
+    return PassProgram(
         config=config,
         placement=placement,
         dtypes=DTYPES[dtypes],
-        batch=-(-8 // placement.multiple("B")) * placement.multiple("B"),
-        slots=24,
-        tokens=PHASES[phase],
+        pass_=Pass(
+            -(-8 // placement.multiple("B")) * placement.multiple("B"),
+            context=0,
+            tokens=PHASES[phase],
+            slots=24,
+        ),
     )
 
 
@@ -125,7 +129,7 @@ MORE = [
 def test_xla_compiles_the_collectives_that_are_expected_of_a_form(
     dtypes, layout, collectives, family, attention, mesh, phase
 ):
-    check(subject_of(dtypes, layout, collectives, family, attention, mesh, phase))
+    check(program_of(dtypes, layout, collectives, family, attention, mesh, phase))
 
 
 @pytest.mark.long
@@ -141,8 +145,8 @@ def test_every_form_and_layout_compile_to_the_collectives_that_are_expected(
     while ran < 2:
         drawn = (draw.choice(list(each)) for each in (MODELS, ATTENTION, MESHES, PHASES))
         with contextlib.suppress(LayoutError):
-            subject = subject_of(dtypes, layout, collectives, *drawn)
-            check(subject)
+            program = program_of(dtypes, layout, collectives, *drawn)
+            check(program)
             ran += 1
 
 

@@ -19,7 +19,7 @@ from profiles.expected.candidates import LayoutNames, candidates
 from profiles.floor.deployment import Deployment
 from profiles.floor.sized_models import sized_models
 from profiles.plan.search import Search, Targets
-from profiles.plan.space import BATCHES, Offer, Space
+from profiles.plan.space import BATCHES, Space
 from profiles.plan.text import Plan, choice_words, front_table, plan, record
 from profiles.report import numbers
 from sharding.catalog import find_layout, prefill_by, schedule_by
@@ -30,7 +30,7 @@ BOTH = Dtypes(jnp.bfloat16), Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"], QUANTIZ
 CONTEXT = 2048
 
 
-def _offer(model: str, slices: dict[str, float], **changes: object) -> Offer:
+def _space(model: str, slices: dict[str, float], **changes: object) -> Space:
     found = sized_models().get(model) or find_model(model)
     given = {
         "model": found,
@@ -41,12 +41,12 @@ def _offer(model: str, slices: dict[str, float], **changes: object) -> Offer:
         "context": CONTEXT,
         "slots": CONTEXT + 1,
     }
-    return Offer(**given | changes)
+    return Space(**given | changes)
 
 
-SMALL = _offer("llama3-8b", {"v5e:2x2": 1.2, "v5e:2x4": 1.2, "h100:2": 5.0, "h100:4": 5.0})
+SMALL = _space("llama3-8b", {"v5e:2x2": 1.2, "v5e:2x4": 1.2, "h100:2": 5.0, "h100:4": 5.0})
 MIXTRAL = find_model("mixtral-8x7b")
-MIXTURE = _offer(
+MIXTURE = _space(
     "mixtral-8x7b",
     {"v6e:2x4": 2.7, "mi300x:2": 6.0},
     dtype_sets=BOTH[1:],
@@ -61,19 +61,19 @@ MIXTURE = _offer(
 )
 
 
-def _everything(offer: Offer) -> list[tuple[float, float]]:
+def _everything(space: Space) -> list[tuple[float, float]]:
     """Step and cost of every way, each estimated by itself."""
     found = []
-    for slice, price in offer.slices:
-        for dtypes in offer.dtype_sets:
+    for slice, price in space.slices:
+        for dtypes in space.dtype_sets:
             deployment = Deployment(
-                model=offer.model, slice=slice, dtypes=dtypes,
-                calibration=offer.calibration(slice.chip.name), price=price,
+                model=space.model, slice=slice, dtypes=dtypes,
+                calibration=space.calibration(slice.chip.name), price=price,
             )  # fmt: skip
-            for estimator in candidates(deployment, offer.layouts):
-                batches = {*map(int, BATCHES), largest_batch(estimator, offer.context)}
+            for estimator in candidates(deployment, space.layouts):
+                batches = {*map(int, BATCHES), largest_batch(estimator, space.context)}
                 for batch in sorted(batches - {0}):
-                    step = estimator.decode(batch, offer.context)
+                    step = estimator.decode(batch, space.context)
                     if not step.fits:
                         break
                     found.append((step.expected.seconds, step.cost(step.expected.seconds)))
@@ -91,16 +91,15 @@ def _unbettered(ways: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 @functools.cache
 def _plan(targets: Targets) -> Plan:
-    return plan(Space(SMALL), targets)
+    return plan(SMALL, targets)
 
 
 TARGETS = Targets(step_s=0.012, chips=8, usd_per_hour=12.0)
 
 
-@pytest.mark.parametrize("offer", [SMALL, MIXTURE], ids=["dense", "mixture"])
-def test_the_front_is_that_of_looking_at_everything(offer):
-    everything = _everything(offer)
-    space = Space(offer)
+@pytest.mark.parametrize("space", [SMALL, MIXTURE], ids=["dense", "mixture"])
+def test_the_front_is_that_of_looking_at_everything(space):
+    everything = _everything(space)
     for limit in (None, 0.012):
         found = Search(space, Targets(step_s=limit)).front(space.cells)
         wanted = _unbettered([way for way in everything if way[0] <= (limit or 1e9)])
@@ -115,7 +114,7 @@ def test_steps_that_a_plan_compares_are_those_of_estimates(schedule):
     pick = random.Random(0)
     for model, slice in (("palm-540b", "v4:4x4x4"), ("qwen3-30b-a3b", "v6e:2x4"),
                          ("llama3-8b", "h100:4")):  # fmt: skip
-        space = Space(_offer(model, {slice: 1.0}, dtype_sets=(*BOTH, few), layouts=tuple(wanted)))
+        space = _space(model, {slice: 1.0}, dtype_sets=(*BOTH, few), layouts=tuple(wanted))
         for cell in space.cells:
             for number in random.Random(0).sample(range(len(cell.rows)), 12):
                 fitting = cell.batches[number] > 0
@@ -140,7 +139,7 @@ def test_first_tokens_that_a_plan_compares_are_those_of_estimates(schedule):
         for gathers in (False, True)
     ]
     for model, slice in (("mixtral-8x7b", "v6e:2x4"), ("llama3-8b", "mi300x:8")):
-        space = Space(_offer(model, {slice: 1.0}, layouts=tuple(wanted)))
+        space = _space(model, {slice: 1.0}, layouts=tuple(wanted))
         for cell in space.cells:
             for number in random.Random(0).sample(range(len(cell.rows)), 8):
                 found = cell.estimator(number).prefill(1, 1000).expected.seconds
@@ -183,8 +182,8 @@ def test_reasons_of_what_lost_are_true():
 
 
 def test_twice_the_batch_does_not_fit_beside_a_prompt_though_it_would_alone():
-    offer = _offer("llama3-8b", {"v5e:2x2": 1.2}, context=10, slots=11, prompt=8000)
-    found = plan(Space(offer), Targets(prompt=8000))
+    space = _space("llama3-8b", {"v5e:2x2": 1.2}, context=10, slots=11, prompt=8000)
+    found = plan(space, Targets(prompt=8000))
     twice = found.choice.batch * 2
     said = {lost.what: lost.why for lost in found.rejected}
     assert found.choice.cell.estimate(found.choice.number, twice).fits
@@ -193,7 +192,7 @@ def test_twice_the_batch_does_not_fit_beside_a_prompt_though_it_would_alone():
 
 def test_the_slice_that_would_hold_a_prompt_too_is_not_one_that_does_not():
     """Scores of 8,000 tokens alone take 8.2 GB."""
-    space = Space(_offer("llama3-8b", {"v5e:1x1": 1.2}, context=8050, slots=8100, prompt=8000))
+    space = _space("llama3-8b", {"v5e:1x1": 1.2}, context=8050, slots=8100, prompt=8000)
     with pytest.raises(FloorlineError, match=r"lacking; the least slice that holds it is v5e:2x2"):
         plan(space, Targets(prompt=8000))
 
@@ -247,7 +246,7 @@ def test_a_first_token_in_time_is_asked_of_every_way():
 
 
 def test_a_model_that_fits_nowhere_is_told_what_would_hold_it():
-    space = Space(_offer("llama3-70b", {"v5e:2x2": 1.2, "v5e:2x4": 1.2}, dtype_sets=BOTH[:1]))
+    space = _space("llama3-70b", {"v5e:2x2": 1.2, "v5e:2x4": 1.2}, dtype_sets=BOTH[:1])
     with pytest.raises(
         FloorlineError, match=r"fits on none .* v5e:2x4.* GB per chip are lack"
     ) as told:
@@ -256,7 +255,7 @@ def test_a_model_that_fits_nowhere_is_told_what_would_hold_it():
 
 
 def test_a_model_that_fits_nowhere_is_short_of_least_within_the_chips_that_were_asked_for():
-    space = Space(_offer("llama3-405b", {"v5e:2x4": 1.2, "v5e:4x4": 1.2}, dtype_sets=BOTH[:1]))
+    space = _space("llama3-405b", {"v5e:2x4": 1.2, "v5e:4x4": 1.2}, dtype_sets=BOTH[:1])
     with pytest.raises(FloorlineError, match="nearest within 8 chips: v5e:2x4, bfloat16, where"):
         plan(space, Targets(chips=8))
     with pytest.raises(FloorlineError, match="nearest: v5e:4x4, bfloat16, where"):
@@ -264,15 +263,15 @@ def test_a_model_that_fits_nowhere_is_short_of_least_within_the_chips_that_were_
 
 
 def test_costs_without_end_are_an_error_in_words():
-    space = Space(_offer("llama3-8b", {"v5e:2x4": float("inf")}))
+    space = _space("llama3-8b", {"v5e:2x4": float("inf")})
     with pytest.raises(FloorlineError, match="no step is expected to end at a cost that has a num"):
         plan(space, Targets())
 
 
 def test_each_way_of_a_plan_says_whose_price_it_is_at():
     slices = tuple((each, each.chip.price()) for each in map(parse_slice, ("v5e:2x4", "h200:1")))
-    offer = dataclasses.replace(_offer("llama3-8b", {}), slices=slices)
-    found = plan(Space(offer), Targets())
+    space = dataclasses.replace(_space("llama3-8b", {}), slices=slices)
+    found = plan(space, Targets())
     for point in found.front:
         price = point.cell.slice.chip.price()
         assert record(point).price == price.as_record()
@@ -286,14 +285,14 @@ def test_each_way_of_a_plan_says_whose_price_it_is_at():
 
 
 def test_a_model_by_its_sizes_has_a_plan():
-    offer = _offer(
+    space = _space(
         "deepseek-v3", {"h200:8": 10.6, "v5p:4x4x4": 4.2}, dtype_sets=BOTH[1:], layouts=()
     )
-    found = plan(Space(offer), Targets(step_s=0.05))
+    found = plan(space, Targets(step_s=0.05))
     assert all(point.step_s <= 0.05 for point in found.front)
     assert record(found.choice).layout == "divided_evenly"
     alone = found.choice.cell.estimator(0)
-    (price,) = [p for slice, p in offer.slices if slice == found.choice.cell.slice]
+    (price,) = [p for slice, p in space.slices if slice == found.choice.cell.slice]
     step = alone.decode(found.choice.batch, CONTEXT).expected.seconds
     assert step == pytest.approx(found.choice.step_s)
     cost = price.usd * found.choice.cell.slice.chips * step / found.choice.batch / 3600 * 1e6
@@ -306,9 +305,9 @@ def test_all_chips_are_searched_in_seconds():
         (slice, chip.prices[0]) for chip in chips() if chip.prices for slice in slices_of(chip, 64)
     )
     before = time.process_time()
-    offer = dataclasses.replace(
+    space = dataclasses.replace(
         SMALL, model=find_model("llama3-70b"), slices=slices, context=8192, slots=8193
     )
-    found = plan(Space(offer), Targets(step_s=0.02))
+    found = plan(space, Targets(step_s=0.02))
     assert found.front
     assert time.process_time() - before < 8

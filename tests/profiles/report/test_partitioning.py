@@ -6,9 +6,9 @@ from model.catalog import find_model
 from model.dtypes import BFLOAT16
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
-from profiles.compiled.examined import examine, subject_of
+from profiles.compiled.examined import examine, program_of
 from profiles.expected.estimate import Estimator
-from profiles.expected.record import Recorder
+from profiles.expected.estimate_record import Recorder
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
 from profiles.report.partitioning import cache_words
@@ -59,12 +59,12 @@ def test_prompts_are_said_to_run_as_they_run_and_their_cache_to_lie_as_it_lies(
     records = {
         "estimate": Recorder(one).record(one.prefill(8, 512)),
         "compile": examine(one, Pass(4096, 0, 8192)).record,
-        "inspect": subject_of(one, Pass(8, 0, 512)).as_record(),
+        "inspect": program_of(one, Pass(8, 0, 512)).as_record(),
     }
     for record in records.values():
         assert (record.layout, record.attention) == runs
         assert (record.cache_layout, record.cache_attention) == cache
-    said = str(subject_of(one, Pass(8, 0, 512)))
+    said = str(program_of(one, Pass(8, 0, 512)))
     assert f"{runs[0]}, attention by {runs[1]}" in said
     assert cache_words(records["inspect"]) in said
     step = Recorder(one).record(one.decode(8, 512))
@@ -76,5 +76,5 @@ def test_experts_are_said_to_be_divided_of_a_mixture_alone():
     layout = divide_experts(LAYOUTS["weight_stationary_1d"])
     for model, divided in (("mixtral-8x7b", True), ("llama3-8b", False)):
         one = estimator(layout, "1x1x8", model)
-        said = one.describe(), subject_of(one, Pass(8, 128)).as_record()
+        said = one.describe(), program_of(one, Pass(8, 128)).as_record()
         assert [bool(record.expert_parallel) for record in said] == [divided] * 2

@@ -22,7 +22,7 @@ _FORMS = {
 }
 
 
-def other_form(folder: Path) -> tuple[str, str] | None:
+def unreadable_file(folder: Path) -> tuple[str, str] | None:
     """The tokenizer file of a folder without tokenizer.json, and how to make one from it.
 
     Args:
