@@ -26,6 +26,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "os^Dv*P"
 SHARED = "#555555"  # a floor that is the same for every line of a panel
 SAME = 0.005  # floors closer than this are drawn once
+TICK_ROOM = 0.04  # part of a linear axis between two numbers at its ticks
 
 Times = Callable[[Record], dict[str, float]]
 
@@ -106,6 +107,7 @@ def _draw(
     for panel, context in zip(panels, contexts, strict=False):
         mine = [line for line in lines if (line.points[0].context or 0) == context]
         _panel(panel, mine, times)
+        _batch_axis(panel, sorted({p.batch for line in mine for p in line.points}), logarithmic)
         if len(contexts) > 1:
             panel.set_title(f"context {context}", fontsize=11)
     for panel in list(panels)[len(contexts) :]:
@@ -149,8 +151,6 @@ def _panel(panel: "Axes", lines: Sequence[Line], times: Times) -> None:
         panel.vlines(batches, low, high, color=line.colour, alpha=0.5, linewidth=1.5)
     for name, style in (("floor", "--"), ("weight floor", ":")):
         _floors(panel, lines, times, name, style)
-    batches = sorted({point.batch for line in lines for point in line.points})
-    _batch_axis(panel, batches)
     panel.grid(axis="y", which="major", color="#DDDDDD", linewidth=0.8)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
@@ -178,25 +178,36 @@ def _floors(panel: "Axes", lines: Sequence[Line], times: Times, name: str, style
         panel.plot(batches, values, zorder=2, **look)
 
 
-def _batch_axis(panel: "Axes", batches: Sequence[int]) -> None:
-    """A log2 axis whose ticks are the batches that were run."""
+def _batch_axis(panel: "Axes", batches: Sequence[int], logarithmic: bool) -> None:
+    """The axis of batches, with ticks at those that were run and that have room for a number.
+
+    Linear where a step's time is drawn: that is a straight line in batch, which starts at the
+    weights' read.
+    """
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     panel.set_xlabel("batch (sequences)")
-    panel.set_xscale("log", base=2)
-    panel.xaxis.set_major_locator(FixedLocator(batches))
+    ticks = list(batches)
+    if logarithmic:
+        panel.set_xscale("log", base=2)
+        panel.set_xlim(*([batches[0] / 1.3, batches[-1] * 1.3] if batches else [1, 2]))
+    elif batches:
+        panel.set_xlim(0, batches[-1] * 1.05)
+        ticks = [batches[-1]]
+        for batch in reversed(batches):
+            if ticks[0] - batch >= TICK_ROOM * batches[-1]:
+                ticks.insert(0, batch)
+    panel.xaxis.set_major_locator(FixedLocator(ticks))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: exact(value)))
-    if batches:
-        panel.set_xlim(batches[0] / 1.3, batches[-1] * 1.3)
 
 
 def _value_axis(panels: Sequence["Axes"], logarithmic: bool) -> None:
-    """The axis that panels share: linear from zero unless the values' range would hide them."""
+    """The axis that panels share, linear from zero or logarithmic."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     values = [v for panel in panels for line in panel.get_lines() for v in line.get_ydata()]
-    if not values or not (logarithmic or max(values) > 20 * min(values)):
+    if not values or not logarithmic:
         panels[0].set_ylim(bottom=0)
         return
     for panel in panels:
