@@ -3,7 +3,7 @@
 A module calls `declare` in its constructor, so a model is abstract from the start. The shape
 follows from the letters and the configuration's sizes. From that one
 statement come the array's sharding, its random start and its place in a checkpoint
-(`model.parameters`), and the bytes it costs a step (`profiles.floor.counts`).
+(`model.parameters`), and the bytes it costs a step (`profiles.floor.bytes_and_flops`).
 """
 
 import functools

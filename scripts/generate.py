@@ -72,7 +72,7 @@ with _common.importing(__name__):
     from decode.load import ModelSource
     from decode.sampling import make_sampler
     from model.dtypes import Dtypes
-    from profiles.floor.memory import check_room, need_of
+    from profiles.floor.memory_needed import check_room, need_of
     from profiles.floor.passes import Pass
     from profiles.measured.step_record import describe_step
     from profiles.report.document import document, summarise

@@ -22,7 +22,7 @@ from profiles.compiled.examined import examine
 from profiles.expected.candidates import LayoutNames, candidates
 from profiles.expected.estimate import Estimator, best
 from profiles.floor.deployment import Deployment
-from profiles.floor.memory import free_memory
+from profiles.floor.memory_needed import free_memory
 from profiles.floor.passes import Pass
 from profiles.report.files import to_json, write_atomically
 from profiles.report.record import Record

@@ -9,7 +9,7 @@ from model.layout_check import settle
 from profiles.chips.calibration import Calibration
 from profiles.chips.chip import Price
 from profiles.chips.slices import Slice
-from profiles.floor.counts import PassCounter
+from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Counts, Pass
 from profiles.floor.sized_models import SizedModel, SizedPassCounter
 from sharding.layout import Layout

@@ -5,7 +5,7 @@ import jax
 from model.cache import CACHE_AXES
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from profiles.floor.counts import declared, kv_token_bytes
+from profiles.floor.bytes_and_flops import declared, kv_token_bytes
 from profiles.report.numbers import byte_size
 from sharding.placement import Placement, entry_axes, shards, used_axes
 from sharding.quantization import stored_bytes

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from model.catalog import CATALOG
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from profiles.floor.counts import PassCounter
+from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass
 from profiles.report.numbers import number
 from profiles.report.pages import ROOT, Part

@@ -8,7 +8,7 @@ from model.declarations import count, count_active
 from model.transformer import Transformer
 from profiles.chips.chip import Peaks
 from profiles.floor.bound import Floor, floor
-from profiles.floor.counts import PassCounter
+from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.experts import expected_experts
 from profiles.floor.passes import Counts, Pass
 from profiles.report.document import summarise

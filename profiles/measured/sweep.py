@@ -18,7 +18,7 @@ from model.config import check_length
 from model.dtypes import Dtypes
 from model.layout_check import settle
 from profiles.chips.chip import Peaks, published_peaks
-from profiles.floor.memory import free_memory, need_of, refusals, shares_memory
+from profiles.floor.memory_needed import free_memory, need_of, refusals, shares_memory
 from profiles.measured.bandwidth import PeakMeter
 from profiles.measured.rows import Failure, Placing, Row, kept_words, load, most_samples
 from profiles.measured.step_record import decode_record

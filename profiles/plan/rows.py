@@ -19,7 +19,7 @@ from model.config import ModelConfig
 from model.dtypes import Dtypes
 from model.layout_check import settle
 from profiles.expected.candidates import meshes
-from profiles.floor.counts import PassCounter
+from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import BatchLine, Counts, Pass
 from sharding.axes import MESH_AXES
 from sharding.error_types import LayoutError

@@ -6,7 +6,7 @@
 import re
 
 from profiles.published.cases import shipped_cases
-from profiles.published.rows import Reproduced, by_source, reproduce_all, summarise
+from profiles.published.comparison import Reproduced, by_source, reproduce_all, summarise
 from profiles.report.pages import Part
 from profiles.report.table import Table
 

@@ -6,8 +6,8 @@ import string
 from collections.abc import Iterable, Sequence
 
 from profiles.published.cases import Unusable
-from profiles.published.reproductions import PrintedFigure
-from profiles.published.rows import Reproduced, Summary, by_source, summarise
+from profiles.published.comparison import Reproduced, Summary, by_source, summarise
+from profiles.published.printed_figures import PrintedFigure
 from profiles.report.numbers import exact, ms, number
 from profiles.report.table import Table
 

@@ -15,7 +15,7 @@ from model.catalog import find_model
 from model.dtypes import Dtypes
 from model.parameters import place
 from model.transformer import Transformer
-from profiles.floor.counts import PassCounter
+from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass
 from sharding.catalog import COLLECTIVES, LAYOUTS, schedule_by
 from sharding.error_types import FloorlineError, LayoutError

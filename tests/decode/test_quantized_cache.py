@@ -10,7 +10,7 @@ import pytest
 
 from model.dtypes import FLOAT32, Dtypes
 from profiles.compiled.inspection import PassProgram
-from profiles.floor.counts import PassCounter
+from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass
 from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS, attend_by, schedule_by
 from sharding.layout import Layout

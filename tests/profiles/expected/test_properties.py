@@ -24,7 +24,7 @@ from profiles.chips.chip import Price
 from profiles.chips.slices import parse_slice
 from profiles.expected.candidates import meshes
 from profiles.expected.estimate import Estimate, Estimator
-from profiles.floor.counts import PassCounter
+from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
 from profiles.plan.space import Space

@@ -12,7 +12,7 @@ from profiles.chips.chip import Price
 from profiles.chips.slices import parse_slice
 from profiles.compiled.grid import read_grid
 from profiles.expected.estimate import Estimator
-from profiles.floor.counts import PassCounter
+from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
 from profiles.plan.space import Space

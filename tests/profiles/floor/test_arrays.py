@@ -12,7 +12,7 @@ from model.config import ModelConfig
 from model.dtypes import BFLOAT16, Dtypes
 from profiles.figures.layout import MOST_CHIPS, layout_figure, part, shown_arrays
 from profiles.floor.arrays import group_layers, placed_arrays
-from profiles.floor.counts import PassCounter
+from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass
 from sharding.catalog import LAYOUTS, attend_by, divide_experts
 from sharding.layout import Layout

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from profiles.chips.calibration import calibrations
+from profiles.published.comparison import reproduce
 from profiles.published.fitting import GRID, HELD_OUT, TYPICAL, Fit, fitted_cases
-from profiles.published.rows import reproduce
 
 
 @pytest.fixture(scope="module")

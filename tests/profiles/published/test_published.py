@@ -1,7 +1,7 @@
 import pytest
 
 from profiles.published.cases import parse_case, read_rows, shipped_cases
-from profiles.published.rows import (
+from profiles.published.comparison import (
     by_source,
     check_floors,
     longest_contexts,

@@ -11,7 +11,7 @@ from model.catalog import find_model
 from model.declarations import total_bytes
 from model.dtypes import BFLOAT16, FLOAT32, Dtypes
 from model.transformer import Transformer
-from profiles.floor.counts import PassCounter, kv_token_bytes
+from profiles.floor.bytes_and_flops import PassCounter, kv_token_bytes
 from profiles.floor.passes import Pass, pairs_seen
 from profiles.floor.replication import experts_per_device, replication_cost
 from profiles.report.numbers import byte_size

@@ -19,7 +19,7 @@ from profiles.chips.calibration import Calibration, calibration_of
 from profiles.expected.candidates import LayoutNames, candidates
 from profiles.expected.estimate import Estimator
 from profiles.floor.bound import floor
-from profiles.floor.counts import kv_token_bytes
+from profiles.floor.bytes_and_flops import kv_token_bytes
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
 from profiles.published.cases import Case, Unusable

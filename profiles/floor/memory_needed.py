@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from profiles.floor.counts import PassCounter
+from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass
 from profiles.report.numbers import byte_size
 from sharding import processes

@@ -2,7 +2,13 @@ import dataclasses
 
 import pytest
 
-from profiles.published.reproductions import check_digits, figures, left_over, not_recomputed, step
+from profiles.published.printed_figures import (
+    check_digits,
+    figures,
+    left_over,
+    not_recomputed,
+    step,
+)
 from sharding.error_types import FloorlineError
 
 

@@ -2,7 +2,7 @@
 
 The figures are not measured. Each must follow from its authors' equation digit for digit; then the
 same case is counted from the model's own arrays, and the differences are named. Differences of a
-step's time are in bytes, so that they add up. Data: `reproductions.json`.
+step's time are in bytes, so that they add up. Data: `printed_figures.json`.
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ def check_digits(printed: Sequence[PrintedFigure]) -> None:
             raise FloorlineError(
                 f"{line['what']} is {exact(figure.derived)} {line['unit']} by its equation, where "
                 f"{line['source']}, {line['locator']} prints {figure.printed}; the inputs in "
-                "profiles/published/reproductions.json must be wrong"
+                "profiles/published/printed_figures.json must be wrong"
             )
 
 
@@ -111,7 +111,7 @@ def not_recomputed() -> list[Mapping[str, str]]:
 @functools.cache
 def _data() -> dict:
     return json.loads(
-        resources.files("profiles.published").joinpath("reproductions.json").read_text()
+        resources.files("profiles.published").joinpath("printed_figures.json").read_text()
     )
 
 
