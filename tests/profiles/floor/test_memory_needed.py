@@ -4,7 +4,7 @@ import pytest
 
 from model.catalog import find_model
 from model.dtypes import FLOAT32
-from profiles.floor import memory as room
+from profiles.floor import memory_needed as room
 from profiles.floor.memory_needed import Need, check_room, free_memory, need_of, refusals
 from sharding.catalog import LAYOUTS
 from sharding.error_types import FloorlineError
