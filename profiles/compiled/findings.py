@@ -14,7 +14,7 @@ from profiles.compiled.inspection import PassProgram, expected, surpluses
 from profiles.compiled.step import CACHE, CompiledStep
 from profiles.compiled.substitutes import TPU_SUBSTITUTES, settle
 from profiles.expected.estimate import Estimator
-from profiles.expected.links import layings, mesh_items
+from profiles.expected.links import MeshEmbedding, embeddings, mesh_items
 from profiles.floor.arrays import placed_arrays
 from profiles.floor.collective import ALONE, Collective, merge, without_places
 from profiles.floor.element_types import bits
@@ -71,7 +71,7 @@ def findings(
 
 
 class CollectiveTimes:
-    """Expected times of collectives on a slice, its mesh laid as suits them best.
+    """Expected times of collectives on a slice, in the fastest embedding of its mesh.
 
     Args:
       estimator: the estimator of the layout on its slice.
@@ -82,17 +82,19 @@ class CollectiveTimes:
         slice, self.calibration = estimator.deployment.slice, estimator.deployment.calibration
         slice = dataclasses.replace(slice, chip=slice.chip.expected)
         mesh = mesh_items(estimator.deployment.mesh)
-        self._wires = min(
-            layings(slice, mesh, False),
-            key=lambda wires: sum(each.count * self._seconds(each, wires) for each in listed),
+        self._embedding = min(
+            embeddings(slice, mesh, False),
+            key=lambda embedding: sum(
+                each.count * self._seconds(each, embedding) for each in listed
+            ),
         )
 
     def seconds(self, each: Collective) -> float:
         """Seconds of one collective with nothing else on the links."""
-        return self._seconds(each, self._wires)
+        return self._seconds(each, self._embedding)
 
-    def _seconds(self, each: Collective, wires) -> float:
-        start, per_byte = wires.usual(each.kind, each.axes, self.calibration)
+    def _seconds(self, each: Collective, embedding: MeshEmbedding) -> float:
+        start, per_byte = embedding.expected_cost(each.kind, each.axes, self.calibration)
         return start + each.payload_bytes * per_byte / self.calibration.link
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from profiles.chips.chip import Peaks
 from profiles.expected.links import check_size
 from profiles.expected.sized_links import SizedLinks
-from profiles.expected.time import Expected, LinkCosts, Listed, Sent, expect
+from profiles.expected.time import CollectiveLists, CommunicationTime, Expected, LinkTimes, expect
 from profiles.floor.bound import Floor, floor
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Counts, Pass
@@ -20,7 +20,7 @@ from profiles.floor.sized_models import EVENLY
 from profiles.report.partitioning import partitioning
 from profiles.report.record import Record
 
-NOTHING_SENT = Sent(0.0, 0.0, 0.0, 0.0)
+NO_COMMUNICATION = CommunicationTime(0.0, 0.0, 0.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +82,12 @@ class Estimator:
             check_size(slice, deployment.mesh)
         self.placement, self.counter = deployment.placement, deployment.counter
         self._links = _links(deployment)
-        self.sent = functools.cache(self._links.sent)
+        self.communication = functools.cache(self._links.communication)
 
     def estimate(self, pass_: Pass) -> Estimate:
         """Floor and expected time of a pass; a batch that the layout does not divide is padded."""
         padded = self.deployment.padded(pass_)
-        return self._estimate(pass_, self.sent(padded.batch, pass_.tokens))
+        return self._estimate(pass_, self.communication(padded.batch, pass_.tokens))
 
     def decode(self, batch: int, context: int, slots: int | None = None) -> Estimate:
         """The estimate of a decode step."""
@@ -105,22 +105,26 @@ class Estimator:
           links: whether the expected time includes collectives.
         """
         padded = self.deployment.padded(pass_)
-        sent = self._links.usual(padded.batch, pass_.tokens) if links else NOTHING_SENT
-        return self._estimate(pass_, sent)
+        communication = (
+            self._links.expected(padded.batch, pass_.tokens) if links else NO_COMMUNICATION
+        )
+        return self._estimate(pass_, communication)
 
     def padded(self, batch: int) -> int:
         """The batch of a step after padding."""
         return self.deployment.padded(Pass(batch, 0)).batch
 
-    def _estimate(self, pass_: Pass, sent: Sent) -> Estimate:
+    def _estimate(self, pass_: Pass, communication: CommunicationTime) -> Estimate:
         deployment = self.deployment
         counts, layers = deployment.count(pass_), deployment.model.layers
         return Estimate(
             deployment,
             pass_,
             counts,
-            floor=floor(counts, self.peaks, sent.least),
-            expected=expect(counts, sent, self.usual, self._flops, layers, deployment.calibration),
+            floor=floor(counts, self.peaks, communication.floor),
+            expected=expect(
+                counts, communication, self.usual, self._flops, layers, deployment.calibration
+            ),
             fits=bool(counts.held <= self.peaks.capacity),
         )
 
@@ -143,12 +147,14 @@ class Estimator:
         )
 
 
-def _links(deployment: Deployment) -> LinkCosts | SizedLinks:
+def _links(deployment: Deployment) -> LinkTimes | SizedLinks:
     """The times of a deployment's collectives."""
     model, dtypes, slice = deployment.model, deployment.dtypes, deployment.slice
     if deployment.placement is None:
         return SizedLinks(model, dtypes, slice, deployment.calibration)
-    return LinkCosts(Listed(model, deployment.placement, dtypes), slice, deployment.calibration)
+    return LinkTimes(
+        CollectiveLists(model, deployment.placement, dtypes), slice, deployment.calibration
+    )
 
 
 def best(estimators: Iterable[Estimator], passes: Sequence[Pass]) -> Estimator:

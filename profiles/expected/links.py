@@ -1,10 +1,10 @@
-"""Time that collectives take on the links of a slice: the least there could be, and the expected.
+"""Time that collectives take on the links of a slice: their floor, and the time that is expected.
 
-Mesh axes are laid on the dimensions of a torus, on a domain of switches, and on the network between
-those. A group of a collective then extends so far along each dimension. Floors count what a chip
-must receive, or what must cross the middle of a ring, over all links that the group's dimensions
-have. Source: Google's scaling book, "Sharded matrices", for rings and for all-to-all, a quarter of
-an all-gather on a wrapped ring; Pope et al. 2022, appendix A.1.
+Mesh axes are embedded in the dimensions of a torus, in a domain of switches, and in the network
+between those. A group of a collective then extends so far along each dimension. Floors count what a
+chip must receive, or what must cross the middle of a ring, over all links that the group's
+dimensions have. Source: Google's scaling book, "Sharded matrices", for rings and for all-to-all, a
+quarter of an all-gather on a wrapped ring; Pope et al. 2022, appendix A.1.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from sharding.error_types import LayoutError
 from sharding.mesh import MeshShape
 
 RING, LINE, SWITCH, NETWORK = "ring", "line", "switch", "network"
-USUAL_WAYS = 16
-"""Ways to lay a mesh that an expected time looks at: others tear axes into many pieces."""
+EXPECTED_EMBEDDINGS = 16
+"""Embeddings of a mesh that an expected time looks at: others tear axes into many pieces."""
 
 
 class Dimension(NamedTuple):
@@ -40,28 +40,28 @@ class Dimension(NamedTuple):
 
 
 _WAYS_OF = {"all-gather": ("in",), "reduce-scatter": ("out",), "all-to-all": ("across",)}
-"""Where a collective's least bytes go, of a device; those of any other kind both in and out."""
+"""Where the bytes of a collective's floor go on a device; of other kinds, both in and out."""
 
 Extents = tuple[int, ...]
 """Devices that a group has along each dimension."""
 
 
-def dimensions(slice: Slice, least: bool) -> tuple[Dimension, ...]:
+def dimensions(slice: Slice, for_floor: bool) -> tuple[Dimension, ...]:
     """How the devices of a slice are joined, the fastest first.
 
     Args:
       slice: the slice.
-      least: for a floor, which takes what is not published for the best: an axis wraps around.
+      for_floor: take what is not published for the best, as a floor does: an axis wraps around.
 
     Where no rate is published, it is taken to be infinite.
     """
     chip, parts = slice.chip, slice.chip.devices_per_chip
-    halves = 1 if least else parts  # what both halves of a chip want need only come to it once
+    halves = 1 if for_floor else parts  # what both halves of a chip want need only come to it once
     found = []
     if chip.wiring.dimensions:
         rate = chip.ici or math.inf
         for size, wraps in zip(slice.shape, slice.wraps, strict=True):
-            closed = least if wraps is None else wraps
+            closed = for_floor if wraps is None else wraps
             found.append(Dimension(size, RING if closed else LINE, rate / halves))
     else:
         found.append(Dimension(slice.domain, SWITCH, (chip.link or math.inf) / halves))
@@ -74,11 +74,11 @@ def dimensions(slice: Slice, least: bool) -> tuple[Dimension, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wires:
-    """Mesh axes laid on the dimensions of a slice.
+class MeshEmbedding:
+    """A mesh embedded in a slice: its axes along the dimensions that join devices.
 
     Attributes:
-      dimensions: of the slice.
+      dimensions: how the slice joins its devices.
       spans: by mesh axis, its devices along each dimension.
       hop_latency: seconds from a chip to its neighbour.
     """
@@ -99,12 +99,12 @@ class Wires:
                 part = dimension.kind == RING and size < dimension.size
                 yield dimension._replace(kind=LINE) if part else dimension, size
 
-    def least(self, collective: Collective) -> float:
-        """Seconds that one collective takes a device at least, in the direction of most bytes."""
+    def floor_seconds(self, collective: Collective) -> float:
+        """The floor of one collective in seconds, in the direction of most bytes on a device."""
         spanned = tuple(self.kinds(self.extents(collective.axes)))
-        return collective.payload_bytes * _per_byte(collective.kind, spanned, least=True)
+        return collective.payload_bytes * _per_byte(collective.kind, spanned, for_floor=True)
 
-    def usual(
+    def expected_cost(
         self, kind: str, axes: Sequence[str], calibration: Calibration
     ) -> tuple[float, float]:
         """What a collective is expected to take: seconds to start, with its hops, and per byte.
@@ -113,9 +113,9 @@ class Wires:
         """
         if axes not in self._extents:
             self._extents[axes] = self.extents(axes)
-        return self.usual_over(kind, self._extents[axes], calibration)
+        return self.expected_cost_over(kind, self._extents[axes], calibration)
 
-    def usual_over(
+    def expected_cost_over(
         self, kind: str, extents: Extents, calibration: Calibration
     ) -> tuple[float, float]:
         """The same for a group that extends so far along each dimension."""
@@ -126,7 +126,7 @@ class Wires:
             hops = 1 if kind == "permute" else (2 if kind == "all-reduce" else 1) * hops
             between = any(dimension.kind == NETWORK for dimension, _ in spanned)
             latency = hops * self.hop_latency
-            self._memo[key] = latency, between, _usual_per_byte(kind, spanned)
+            self._memo[key] = latency, between, _expected_per_byte(kind, spanned)
         latency, between, per_byte = self._memo[key]
         return calibration.collective_s + latency + calibration.network_s * between, per_byte
 
@@ -140,10 +140,10 @@ class Wires:
 
 
 @functools.lru_cache(maxsize=65536)
-def _per_byte(kind: str, spanned: tuple[tuple[Dimension, int], ...], least: bool) -> float:
+def _per_byte(kind: str, spanned: tuple[tuple[Dimension, int], ...], for_floor: bool) -> float:
     """Seconds per byte of payload of the device that has most to do, in the best algorithm.
 
-    At least, or as is usual: sums are then scattered and gathered, one after the other.
+    For an expected time, sums are scattered and then gathered, one after the other.
     """
     bounds = [0.0]
     devices = math.prod(size for _, size in spanned)
@@ -159,7 +159,7 @@ def _per_byte(kind: str, spanned: tuple[tuple[Dimension, int], ...], least: bool
             return 1 / sum(2 * dimension.rate for dimension, _ in joined)
         else:
             # The end of a line can send its part of a sum while the sum of others comes back.
-            bounds.append(_received(kind, cluster, summing=least) / links)
+            bounds.append(_received(kind, cluster, summing=for_floor) / links)
         inside = cluster
     for dimension, size in spanned:
         if dimension.kind in (RING, LINE):
@@ -198,9 +198,9 @@ def _crossing(dimension: Dimension, size: int) -> float:
 
 
 @functools.lru_cache(maxsize=65536)
-def _usual_per_byte(kind: str, spanned: tuple[tuple[Dimension, int], ...]) -> float:
+def _expected_per_byte(kind: str, spanned: tuple[tuple[Dimension, int], ...]) -> float:
     """Seconds per byte of payload, where no switch adds up on the way."""
-    per_byte = _per_byte(kind, spanned, least=False)
+    per_byte = _per_byte(kind, spanned, for_floor=False)
     for dimension, size in spanned:
         if dimension.kind == SWITCH and kind == "all-reduce":
             per_byte = max(per_byte, 2 * (size - 1) / size / dimension.rate)
@@ -214,7 +214,7 @@ def _hops(dimension: Dimension, size: int) -> int:
     return size - 1 if dimension.kind == LINE else 0
 
 
-# Laying a mesh on a slice ------------------------------------------------------------------------
+# Embeddings of a mesh in a slice ------------------------------------------------------------------
 
 
 def check_size(slice: Slice, mesh: MeshShape) -> None:
@@ -233,65 +233,67 @@ def check_size(slice: Slice, mesh: MeshShape) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def layings(slice: Slice, mesh: tuple[tuple[str, int], ...], least: bool) -> tuple[Wires, ...]:
-    """Ways to lay a mesh on a slice, those first whose axes are in fewest pieces.
+def embeddings(
+    slice: Slice, mesh: tuple[tuple[str, int], ...], for_floor: bool
+) -> tuple[MeshEmbedding, ...]:
+    """Embeddings of a mesh in a slice, those first whose axes are in fewest pieces.
 
     An axis in several pieces spans as many dimensions, and has the links of all: a mesh of one axis
-    can be laid as any mesh of several is.
+    has every embedding that a mesh of several has.
 
     Args:
       slice: the slice.
       mesh: axis and size, as items of a mesh.
-      least: for a floor, which takes all ways; else the first few. Also as of `dimensions`.
+      for_floor: all embeddings, for a floor; otherwise the first few. See `dimensions`, too.
 
     Raises:
       LayoutError: the mesh does not have as many devices as the slice.
     """
     check_size(slice, dict(mesh))
-    found = dimensions(slice, least)
+    found = dimensions(slice, for_floor)
     names, sizes = zip(*mesh, strict=True)
-    ways = ways_to_lay(sizes, tuple(dimension.size for dimension in found))
-    ways = ways if least else ways[:USUAL_WAYS]
+    ways = axis_extents(sizes, tuple(dimension.size for dimension in found))
+    ways = ways if for_floor else ways[:EXPECTED_EMBEDDINGS]
     hop = slice.chip.hop_latency or 0.0
-    return tuple(Wires(found, dict(zip(names, way, strict=True)), hop) for way in ways)
+    return tuple(MeshEmbedding(found, dict(zip(names, way, strict=True)), hop) for way in ways)
 
 
 @functools.lru_cache(maxsize=4096)
-def ways_to_lay(sizes: Extents, rooms: Extents) -> tuple[tuple[Extents, ...], ...]:
-    """Extents of each mesh axis along each dimension, in all ways to lay axes on dimensions.
+def axis_extents(sizes: Extents, lengths: Extents) -> tuple[tuple[Extents, ...], ...]:
+    """Extents of each mesh axis along each dimension, in all embeddings of axes in dimensions.
 
     Args:
       sizes: devices along each mesh axis.
-      rooms: devices along each dimension; together as many.
+      lengths: devices along each dimension; together as many.
 
     Returns:
       Those first whose axes are in fewest pieces.
     """
     pieces = lambda way: sum(size > 1 for extents in way for size in extents)  # noqa: E731
-    return tuple(sorted(_divide(sizes, rooms), key=pieces))
+    return tuple(sorted(_divide(sizes, lengths), key=pieces))
 
 
-def _divide(sizes: Sequence[int], rooms: Sequence[int]) -> Iterator[tuple[Extents, ...]]:
-    """All ways to write each size as a product over rooms that they fill together."""
+def _divide(sizes: Sequence[int], lengths: Sequence[int]) -> Iterator[tuple[Extents, ...]]:
+    """All ways to write each size as a product over dimensions that they fill together."""
     if not sizes:
-        if all(room == 1 for room in rooms):
+        if all(length == 1 for length in lengths):
             yield ()
         return
-    for extents in _products(sizes[0], rooms):
-        left = [room // size for room, size in zip(rooms, extents, strict=True)]
+    for extents in _products(sizes[0], lengths):
+        left = [length // size for length, size in zip(lengths, extents, strict=True)]
         for rest in _divide(sizes[1:], left):
             yield (extents, *rest)
 
 
-def _products(size: int, rooms: Sequence[int]) -> Iterator[Extents]:
-    """All ways to write a size as a product of divisors of the rooms."""
-    if not rooms:
+def _products(size: int, lengths: Sequence[int]) -> Iterator[Extents]:
+    """All ways to write a size as a product of divisors of the lengths."""
+    if not lengths:
         if size == 1:
             yield ()
         return
-    room, *others = rooms
-    for part in range(1, room + 1):
-        if room % part == 0 and size % part == 0:
+    length, *others = lengths
+    for part in range(1, length + 1):
+        if length % part == 0 and size % part == 0:
             for rest in _products(size // part, others):
                 yield (part, *rest)
 
@@ -301,7 +303,9 @@ def mesh_items(mesh: MeshShape) -> tuple[tuple[str, int], ...]:
     return tuple(mesh.items())
 
 
-def least_bounds(collectives: Iterable[Collective], wires: Wires) -> dict[object, float]:
+def floor_bounds(
+    collectives: Iterable[Collective], embedding: MeshEmbedding
+) -> dict[object, float]:
     """Seconds below which all collectives of a step cannot stay, however well they overlap.
 
     Bounds of two kinds. Collectives of one group share its links, so the times add up of those that
@@ -315,22 +319,22 @@ def least_bounds(collectives: Iterable[Collective], wires: Wires) -> dict[object
     bounds: dict[object, float] = {}
     over: dict[frozenset[int], float] = {}
     for each in collectives:
-        extents = wires.extents(each.axes)
+        extents = embedding.extents(each.axes)
         for way in _WAYS_OF.get(each.kind, ("in", "out")):
             place = extents, way
-            bounds[place] = bounds.get(place, 0) + each.count * wires.least(each)
+            bounds[place] = bounds.get(place, 0) + each.count * embedding.floor_seconds(each)
         if each.kind != "permute":
             # Halves of a chip take no link between them.
             spanned = [i for i, size in enumerate(extents)
-                       if size > 1 and wires.dimensions[i].rate < math.inf]  # fmt: skip
-            summing = any(wires.dimensions[i].kind == SWITCH for i in spanned)
+                       if size > 1 and embedding.dimensions[i].rate < math.inf]  # fmt: skip
+            summing = any(embedding.dimensions[i].kind == SWITCH for i in spanned)
             received = _received(each.kind, math.prod(extents[i] for i in spanned), summing)
             key, sent = frozenset(spanned), each.count * each.payload_bytes * received
             over[key] = over.get(key, 0) + sent
-    for chosen in _subsets(len(wires.dimensions)):
+    for chosen in _subsets(len(embedding.dimensions)):
         total = sum(sent for spanned, sent in over.items() if spanned <= chosen)
         if total:
-            bounds[chosen] = total / sum(_whole_rate(wires.dimensions[i]) for i in chosen)
+            bounds[chosen] = total / sum(_whole_rate(embedding.dimensions[i]) for i in chosen)
     return bounds
 
 

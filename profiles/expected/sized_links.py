@@ -9,14 +9,14 @@ import dataclasses
 from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration
 from profiles.chips.slices import Slice
-from profiles.expected.links import layings
-from profiles.expected.time import Sent
+from profiles.expected.links import embeddings
+from profiles.expected.time import CommunicationTime
 from profiles.floor.collective import Collective
 from profiles.floor.sized_models import SizedModel
 
 
 class SizedLinks:
-    """Times of the collectives of passes, with the methods of `LinkCosts`.
+    """Times of the collectives of passes, with the methods of `LinkTimes`.
 
     Args:
       model: the model.
@@ -28,17 +28,18 @@ class SizedLinks:
     def __init__(self, model: SizedModel, dtypes: Dtypes, slice: Slice, calibration: Calibration):
         self.model, self.dtypes, self.slice, self.calibration = model, dtypes, slice, calibration
         mesh = (("z", slice.devices),)
-        (self._usual,) = layings(dataclasses.replace(slice, chip=slice.chip.expected), mesh, False)
+        recommended = dataclasses.replace(slice, chip=slice.chip.expected)
+        (self._embedding,) = embeddings(recommended, mesh, for_floor=False)
 
-    def sent(self, batch: int, tokens: int = 1) -> Sent:
+    def communication(self, batch: int, tokens: int = 1) -> CommunicationTime:
         """Times of a pass's collectives. The floor has none, because some layout may need none.
 
         Args:
-          batch: sequences.
+          batch: number of sequences.
           tokens: new tokens of each sequence.
         """
         if self.slice.devices == 1:
-            return Sent(0.0, 0.0, 0.0, 0.0)
+            return CommunicationTime(0.0, 0.0, 0.0, 0.0)
         size = batch * tokens * self.model.d_model * self.dtypes.dtype.itemsize
         if self.model.experts:  # each chip has a part of the tokens, and sends k copies of each
             size *= self.model.experts_per_token / self.slice.devices
@@ -46,13 +47,15 @@ class SizedLinks:
         else:
             pair = [Collective("all-reduce", ("z",), size, 2 * self.model.layers)]
         (both,) = pair
-        start, per_byte = self._usual.usual(both.kind, both.axes, self.calibration)
-        return Sent(0.0, both.count * start, both.count * both.payload_bytes * per_byte, 0.0)
+        start, per_byte = self._embedding.expected_cost(both.kind, both.axes, self.calibration)
+        return CommunicationTime(
+            0.0, both.count * start, both.count * both.payload_bytes * per_byte, 0.0
+        )
 
-    usual = sent  # the method of `LinkCosts` without a floor, which is the same here
+    expected = communication  # the method of `LinkTimes` without a floor, which is the same here
 
-    def usual_line(self, tokens: int = 1) -> tuple[Sent, Sent]:
+    def expected_line(self, tokens: int = 1) -> tuple[CommunicationTime, CommunicationTime]:
         """Times that do not depend on batch, and those that each sequence adds."""
-        one, two = self.sent(1, tokens), self.sent(2, tokens)
-        slope = two.sending - one.sending
-        return one._replace(sending=one.sending - slope), Sent(0.0, 0.0, slope, 0.0)
+        one, two = self.communication(1, tokens), self.communication(2, tokens)
+        slope = two.transfer - one.transfer
+        return one._replace(transfer=one.transfer - slope), CommunicationTime(0.0, 0.0, slope, 0.0)

@@ -1,4 +1,4 @@
-"""The time a step is expected to take, and what its collectives cost at least.
+"""The time a step is expected to take, and the time of its collectives.
 
 An expected time has the floor's terms at achieved rates, and a fixed time for each collective, hop
 and layer. While links are busy, one of two rules says what goes on: nothing, or, where the software
@@ -16,13 +16,13 @@ from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration
 from profiles.chips.chip import Chip
 from profiles.chips.slices import Slice
-from profiles.expected.links import Wires, layings, least_bounds, mesh_items
+from profiles.expected.links import MeshEmbedding, embeddings, floor_bounds, mesh_items
 from profiles.floor.collective import Collective
 from profiles.floor.communication import expected_collectives
 from profiles.floor.passes import Counts
 from sharding.placement import Placement
 
-TYPICAL = 64  # sequences: what a mesh is laid on a slice for
+TYPICAL = 64  # sequences: what an embedding of a mesh is chosen for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,31 +54,36 @@ class Expected:
         return max(self.memory, compute) + self.communication + self.overhead
 
 
-class Sent(NamedTuple):
-    """What the collectives of a step cost, in seconds.
+class CommunicationTime(NamedTuple):
+    """Time of the collectives of a pass, in seconds.
 
     Attributes:
-      least: at the highest rates, with perfect overlap among them.
-      starts: fixed parts and hops, as expected.
-      sending: bytes at recommended rates.
-      looped: of those, the bytes that loops written by hand hide behind products.
+      floor: their floor: peak rates, and perfect overlap among them.
+      latency: expected time of their fixed parts and hops.
+      transfer: time of their bytes at recommended rates.
+      overlapped: the part of `transfer` that loops written by hand hide behind products.
     """
 
-    least: float
-    starts: float
-    sending: float
-    looped: float
+    floor: float
+    latency: float
+    transfer: float
+    overlapped: float
 
 
 def expect(
-    traffic: Counts, sent: Sent, chip: Chip, flops: float, layers: int, calibration: Calibration
+    traffic: Counts,
+    communication: CommunicationTime,
+    chip: Chip,
+    flops: float,
+    layers: int,
+    calibration: Calibration,
 ) -> Expected:
     """The expected time of a step.
 
     Args:
       traffic: its work per device.
-      sent: its collectives.
-      chip: by its recommended figures.
+      communication: time of its collectives.
+      chip: the chip at its recommended figures.
       flops: recommended FLOP/s of a chip, in the arithmetic of the step.
       layers: of the model.
       calibration: what is achieved.
@@ -88,17 +93,18 @@ def expect(
     return Expected(
         memory=moved / (chip.bandwidth / parts * calibration.memory),
         compute=traffic.flops / (flops / parts * calibration.compute),
-        communication=sent.starts + (sent.sending - sent.looped) / calibration.link,
-        overlapped=sent.looped / calibration.link,
+        communication=communication.latency
+        + (communication.transfer - communication.overlapped) / calibration.link,
+        overlapped=communication.overlapped / calibration.link,
         overhead=calibration.step_s + layers * calibration.layer_s,
         hidden=calibration.hidden,
     )
 
 
-_NOTHING = Sent(0.0, 0.0, 0.0, 0.0)
+_NO_COMMUNICATION = CommunicationTime(0.0, 0.0, 0.0, 0.0)
 
 
-class Listed:
+class CollectiveLists:
     """Collectives of passes in one layout, listed once for many batches and slices.
 
     Payloads are of weights or proportional to the batch, so one list of collectives tells of all.
@@ -136,8 +142,8 @@ class Listed:
             (each.payload_bytes, two.payload_bytes) for each, two in zip(first, second, strict=True)
         ]
         slopes = [(two - one_) / one for one_, two in paid]
-        starts = [one_ - slope * one for (one_, _), slope in zip(paid, slopes, strict=True)]
-        return CollectiveLine(first, starts, slopes)
+        steady = [one_ - slope * one for (one_, _), slope in zip(paid, slopes, strict=True)]
+        return CollectiveLine(first, steady, slopes)
 
 
 class CollectiveLine(NamedTuple):
@@ -149,71 +155,72 @@ class CollectiveLine(NamedTuple):
 
     @property
     def typical(self) -> list[float]:
-        """Payloads of a batch to lay a mesh for."""
+        """Payloads of the batch that an embedding is chosen for."""
         return [
             each.payload_bytes + slope * TYPICAL
             for each, slope in zip(self.listed, self.growing, strict=True)
         ]
 
 
-class LinkCosts:
-    """What listed collectives cost on one slice.
+class LinkTimes:
+    """Times of listed collectives on the links of one slice.
 
     Args:
-      listed: of a model in a layout.
+      listed: collectives of a model in a layout.
       slice: the slice.
-      calibration: for the starts of collectives.
+      calibration: gives the fixed time of a collective.
 
     Raises:
       LayoutError: mesh and slice do not have as many devices.
     """
 
-    def __init__(self, listed: Listed, slice: Slice, calibration: Calibration):
+    def __init__(self, listed: CollectiveLists, slice: Slice, calibration: Calibration):
         self.listed, self.placement, self.calibration = listed, listed.placement, calibration
         mesh = mesh_items(self.placement.mesh)
-        self._least = layings(slice, mesh, least=True)
-        self._usual = layings(dataclasses.replace(slice, chip=slice.chip.expected), mesh, False)
-        self.usual_line = functools.cache(self._find_usual_line)
+        self._floor = embeddings(slice, mesh, for_floor=True)
+        recommended = dataclasses.replace(slice, chip=slice.chip.expected)
+        self._expected = embeddings(recommended, mesh, for_floor=False)
+        self.expected_line = functools.cache(self._find_expected_line)
         self._bounds_lines = functools.cache(self._find_bounds_lines)
 
-    def sent(self, batch: int, tokens: int = 1) -> Sent:
-        """Costs of a pass; a batch that the layout does not divide is padded.
+    def communication(self, batch: int, tokens: int = 1) -> CommunicationTime:
+        """Time of a pass's collectives; a batch that the layout does not divide is padded.
 
         Args:
-          batch: sequences.
-          tokens: of each; 1 in a decode step.
+          batch: number of sequences.
+          tokens: new tokens of each sequence; 1 in a decode step.
         """
-        usual = self.usual(batch, tokens)
-        return usual._replace(least=self._find_least(self._padded(batch), tokens))
+        expected = self.expected(batch, tokens)
+        return expected._replace(floor=self._find_floor(self._padded(batch), tokens))
 
-    def usual(self, batch: int, tokens: int = 1) -> Sent:
-        """The same but for `Sent.least`, which takes as long to find as all the rest; it is 0."""
+    def expected(self, batch: int, tokens: int = 1) -> CommunicationTime:
+        """The same without the floor, which takes as long to find as all the rest; it is 0."""
         batch = self._padded(batch)
-        line = self.usual_line(tokens)
+        line = self.expected_line(tokens)
         if line is None:
             each = self.listed.at(batch, tokens)
             paid = [one.payload_bytes for one in each]
-            return self._sum(each, paid, self._lay(each, paid))
+            return self._sum(each, paid, self._best_embedding(each, paid))
         fixed, growing = line
-        return Sent(
-            least=0.0,
-            starts=fixed.starts,
-            sending=fixed.sending + batch * growing.sending,
-            looped=fixed.looped + batch * growing.looped,
+        return CommunicationTime(
+            floor=0.0,
+            latency=fixed.latency,
+            transfer=fixed.transfer + batch * growing.transfer,
+            overlapped=fixed.overlapped + batch * growing.overlapped,
         )
 
     def _padded(self, batch: int) -> int:
         step = self.placement.multiple("B")
         return -(-batch // step) * step
 
-    def _find_least(self, batch: int, tokens: int) -> float:
-        """The least of all ways to lay the mesh on the slice: one may, for this very pass."""
+    def _find_floor(self, batch: int, tokens: int) -> float:
+        """The floor in the best of all embeddings of the mesh in the slice for this very pass."""
         if self.placement.devices == 1:
             return 0.0
         lines = self._bounds_lines(tokens)
         if lines is None:
             listed = self.listed.at(batch, tokens)
-            ways = (least_bounds(listed, wires).values() for wires in self._least)
+            ways = (floor_bounds(listed, embedding).values() for embedding in self._floor)
         else:
             ways = (
                 [fixed.get(key, 0.0) + batch * each for key, each in growing.items()]
@@ -222,18 +229,22 @@ class LinkCosts:
             )
         return min(max(bounds, default=0.0) for bounds in ways)
 
-    def _find_usual_line(self, tokens: int) -> tuple[Sent, Sent] | None:
-        """Costs of every batch, and what each sequence adds; None if they are not linear."""
+    def _find_expected_line(
+        self, tokens: int
+    ) -> tuple[CommunicationTime, CommunicationTime] | None:
+        """Times of every batch, and what each sequence adds; None if they are not linear."""
         if self.placement.devices == 1:
-            return _NOTHING, _NOTHING
+            return _NO_COMMUNICATION, _NO_COMMUNICATION
         line = self.listed.line(tokens)
         if line is None:
             return None
-        wires = self._lay(line.listed, line.typical)
-        return tuple(self._sum(line.listed, paid, wires) for paid in (line.steady, line.growing))
+        embedding = self._best_embedding(line.listed, line.typical)
+        return tuple(
+            self._sum(line.listed, paid, embedding) for paid in (line.steady, line.growing)
+        )
 
     def _find_bounds_lines(self, tokens: int) -> list[tuple[dict, dict]] | None:
-        """Bounds likewise, in each way to lay the mesh."""
+        """Bounds likewise, in each embedding of the mesh."""
         line = self.listed.line(tokens)
         if line is None:
             return None
@@ -241,29 +252,34 @@ class LinkCosts:
             [_paying(each, size) for each, size in zip(line.listed, paid, strict=True) if size]
             for paid in (line.steady, line.growing)
         )
-        return [(least_bounds(fixed, wires), least_bounds(growing, wires)) for wires in self._least]
+        return [
+            (floor_bounds(fixed, embedding), floor_bounds(growing, embedding))
+            for embedding in self._floor
+        ]
 
-    def _lay(self, listed: Sequence[Collective], paid: Sequence[float]) -> Wires:
-        """The mesh laid on the slice as suits these collectives with these payloads best."""
-        if len(self._usual) == 1:
-            return self._usual[0]
+    def _best_embedding(self, listed: Sequence[Collective], paid: Sequence[float]) -> MeshEmbedding:
+        """The embedding in which collectives with these payloads are expected to be fastest."""
+        if len(self._expected) == 1:
+            return self._expected[0]
 
-        def seconds(wires: Wires) -> float:
-            sums = self._sum(listed, paid, wires)
-            return sums.starts + sums.sending / self.calibration.link
+        def seconds(embedding: MeshEmbedding) -> float:
+            sums = self._sum(listed, paid, embedding)
+            return sums.latency + sums.transfer / self.calibration.link
 
-        return min(self._usual, key=seconds)
+        return min(self._expected, key=seconds)
 
-    def _sum(self, listed: Sequence[Collective], paid: Sequence[float], wires: Wires) -> Sent:
-        """Costs of collectives with these payloads."""
-        starts = sending = looped = 0.0
+    def _sum(
+        self, listed: Sequence[Collective], paid: Sequence[float], embedding: MeshEmbedding
+    ) -> CommunicationTime:
+        """Times of collectives with these payloads in one embedding."""
+        latency = transfer = overlapped = 0.0
         for each, payload in zip(listed, paid, strict=True):
-            start, per_byte = wires.usual(each.kind, each.axes, self.calibration)
-            starts += each.count * start
+            start, per_byte = embedding.expected_cost(each.kind, each.axes, self.calibration)
+            latency += each.count * start
             seconds = each.count * per_byte * payload
-            sending += seconds
-            looped += seconds if each.kind == "permute" else 0.0
-        return Sent(0.0, starts, sending, looped)
+            transfer += seconds
+            overlapped += seconds if each.kind == "permute" else 0.0
+        return CommunicationTime(0.0, latency, transfer, overlapped)
 
 
 def _alike(one: Collective, other: Collective) -> bool:

@@ -181,7 +181,7 @@ class Rows:
         self.model, self.dtypes = model, dtypes
         self.rows: list[Row] = []
         self.groups: dict[object, Group] = {}
-        self.sending: dict[object, Group] = {}  # those whose collectives are alike, too
+        self.collective_groups: dict[object, Group] = {}  # those whose collectives are alike, too
         self._ranges: dict[int, range] = {}
         self._alike: dict[object, int] = {}
         self._settled: dict[tuple[int, int], tuple[Placement, Pattern] | None] = {}
@@ -232,7 +232,7 @@ class Rows:
         if layout.collectives == "overlapped":  # whose loops depend on sizes
             group, alike = Group(dataclasses.replace(placement, mesh=mesh), pattern), number
             group.add(number, pattern, mesh)
-        self.sending[alike] = group
+        self.collective_groups[alike] = group
         self.rows.append(Row(devices, layout, mesh))
 
     def _settle(

@@ -7,13 +7,13 @@ import numpy as np
 from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration
 from profiles.chips.slices import Slice
-from profiles.expected.estimate import NOTHING_SENT
+from profiles.expected.estimate import NO_COMMUNICATION
 from profiles.expected.sized_links import SizedLinks
-from profiles.expected.time import Sent
+from profiles.expected.time import CommunicationTime
 from profiles.floor.passes import BatchLine, Pass
 from profiles.floor.sized_models import SizedModel, SizedPassCounter
+from profiles.plan.row_communication import RowTimes
 from profiles.plan.rows import Row
-from profiles.plan.sending import Sends
 
 
 class SizedRows:
@@ -45,9 +45,14 @@ class SizedRows:
         passes = [each.count(Pass(1, 0, tokens), experts) for each in counters]
         return np.array([(one.memory, one.flops) for one in passes]).T
 
-    def sends(self, slice: Slice, dtypes: Dtypes, calibration: Calibration, tokens: int) -> Sends:
-        """What the row of a slice sends in decode steps, or in the prefill of one prompt."""
+    def communication(
+        self, slice: Slice, dtypes: Dtypes, calibration: Calibration, tokens: int
+    ) -> RowTimes:
+        """Times of collectives of a slice's row in decode steps, or in one prompt's prefill."""
         links = SizedLinks(self.model, dtypes, slice, calibration)
-        lines = links.usual_line() if tokens == 1 else (links.sent(1, tokens), NOTHING_SENT)
-        fixed, growing = (Sent(*map(np.atleast_1d, sent)) for sent in lines)
-        return Sends(fixed, growing, {}, tokens)
+        if tokens == 1:
+            line = links.expected_line()
+        else:
+            line = links.communication(1, tokens), NO_COMMUNICATION
+        fixed, growing = (CommunicationTime(*map(np.atleast_1d, each)) for each in line)
+        return RowTimes(fixed, growing, {}, tokens)

@@ -21,8 +21,8 @@ from profiles.floor.deployment import Deployment, Model
 from profiles.floor.experts import expected_experts
 from profiles.floor.passes import BatchLine
 from profiles.floor.sized_models import SizedModel
+from profiles.plan.row_communication import RowCommunication, RowTimes
 from profiles.plan.rows import Row, Rows
-from profiles.plan.sending import Sending, Sends
 from profiles.plan.sized_rows import SizedRows
 from sharding.layout import Layout
 
@@ -91,12 +91,12 @@ class Space:
         counts = frozenset(slice.devices for slice, _ in self.slices)
         return self._rows_of(dtypes if grouped else PLAIN, counts)
 
-    def sends(self, cell: "Cell", tokens: int) -> Sends:
-        """What the rows of a cell send in passes of so many tokens of each sequence."""
+    def communication(self, cell: "Cell", tokens: int) -> RowTimes:
+        """Times of the collectives of a cell's rows, in passes of so many tokens a sequence."""
         rows = self.rows(cell.dtypes)
         if isinstance(rows, SizedRows):
-            return rows.sends(cell.slice, cell.dtypes, cell.calibration, tokens)
-        return self._sending(rows, tokens).on(cell.slice, cell.dtypes, cell.calibration)
+            return rows.communication(cell.slice, cell.dtypes, cell.calibration, tokens)
+        return self._row_communication(rows, tokens).on(cell.slice, cell.dtypes, cell.calibration)
 
     @functools.cache  # noqa: B019
     def _rows_of(self, dtypes: Dtypes, counts: frozenset[int]) -> Rows | SizedRows:
@@ -105,8 +105,8 @@ class Space:
         return Rows(self.model, dtypes, self.layouts, counts)
 
     @functools.cache  # noqa: B019
-    def _sending(self, rows: Rows, tokens: int) -> Sending:
-        return Sending(rows, tokens)
+    def _row_communication(self, rows: Rows, tokens: int) -> RowCommunication:
+        return RowCommunication(rows, tokens)
 
     @property
     def _lengths(self) -> tuple[int, int, int | None]:
@@ -235,9 +235,9 @@ class Cell:
           padded: batches.
           tokens: of each sequence.
         """
-        starts, sending, looped = self.space.sends(self, tokens).at(padded)
-        compute = np.maximum(compute, looped / self.calibration.link)
-        links = starts + (sending - looped) / self.calibration.link
+        latency, transfer, overlapped = self.space.communication(self, tokens).at(padded)
+        compute = np.maximum(compute, overlapped / self.calibration.link)
+        links = latency + (transfer - overlapped) / self.calibration.link
         if self.calibration.hidden:
             return np.maximum(memory, compute + links) + self._overhead
         return np.maximum(memory, compute) + links + self._overhead

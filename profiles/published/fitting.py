@@ -54,7 +54,7 @@ class Features:
     Attributes:
       memory: seconds to move bytes at the full bandwidth.
       compute: seconds of arithmetic at the full rate.
-      sending: seconds to send the collectives' bytes at the full rate of links.
+      transfer: seconds to send the collectives' bytes at the full rate of links.
       hops: seconds of the collectives' hops through a torus.
       collectives: number of collectives.
       layers: number of layers of the model.
@@ -62,7 +62,7 @@ class Features:
 
     memory: float
     compute: float
-    sending: float
+    transfer: float
     hops: float
     collectives: float
     layers: int
@@ -70,12 +70,12 @@ class Features:
     def seconds(self, constants: dict[str, np.ndarray]) -> np.ndarray:
         """The expected time for each set of constants, by the equation of `Expected.seconds`."""
         memory, compute = self.memory / constants["memory"], self.compute / constants["compute"]
-        sent = self.hops + self.collectives * constants["collective_s"]
-        sent = sent + self.sending / constants["link"]
+        communication = self.hops + self.collectives * constants["collective_s"]
+        communication = communication + self.transfer / constants["link"]
         seconds = np.where(
             constants["hidden"],
-            np.maximum(memory, compute + sent),
-            np.maximum(memory, compute) + sent,
+            np.maximum(memory, compute + communication),
+            np.maximum(memory, compute) + communication,
         )
         return seconds + self.layers * constants["layer_s"]
 
@@ -88,11 +88,16 @@ def features(case: Case) -> Iterator[Features]:
     pairs = zip(estimators(case, False, ideal), estimators(case, False, counting), strict=True)
     for estimator, counted in pairs:
         expected = estimator.estimate(pass_).expected
-        sent = estimator.sent(estimator.padded(case.batch))
-        count = counted.sent(estimator.padded(case.batch)).starts - sent.starts
+        communication = estimator.communication(estimator.padded(case.batch))
+        count = counted.communication(estimator.padded(case.batch)).latency - communication.latency
         layers = case.model.layers
         yield Features(
-            expected.memory, expected.compute, sent.sending, sent.starts, round(count), layers
+            expected.memory,
+            expected.compute,
+            communication.transfer,
+            communication.latency,
+            round(count),
+            layers,
         )
 
 

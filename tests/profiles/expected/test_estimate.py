@@ -14,7 +14,7 @@ from profiles.chips.slices import parse_slice
 from profiles.expected.candidates import LayoutNames, candidates, meshes
 from profiles.expected.estimate import Estimator, best
 from profiles.expected.estimate_record import Recorder
-from profiles.expected.links import layings, least_bounds, mesh_items
+from profiles.expected.links import embeddings, floor_bounds, mesh_items
 from profiles.expected.text import notes
 from profiles.floor.communication import expected_collectives
 from profiles.floor.deployment import Deployment
@@ -80,10 +80,10 @@ def test_lines_through_two_batches_say_what_every_batch_sends(layout, collective
         listed = expected_collectives(
             one.model, estimator.placement, one.dtypes, batch=batch, tokens=tokens
         )
-        laid = layings(slice, mesh_items(one.mesh), least=True)
-        least = min(max(least_bounds(listed, wires).values()) for wires in laid)
+        laid = embeddings(slice, mesh_items(one.mesh), for_floor=True)
+        bound = min(max(floor_bounds(listed, embedding).values()) for embedding in laid)
         step = estimator.decode(batch, 9) if tokens == 1 else estimator.prefill(batch, tokens)
-        assert step.floor.communication == pytest.approx(least, rel=1e-6)
+        assert step.floor.communication == pytest.approx(bound, rel=1e-6)
 
 
 def test_loops_hide_their_bytes_but_not_their_starts():

@@ -8,19 +8,19 @@ import pytest
 from profiles.chips.calibration import calibration_of
 from profiles.chips.chip import chips
 from profiles.chips.slices import parse_slice
-from profiles.expected.links import layings, least_bounds, mesh_items
+from profiles.expected.links import embeddings, floor_bounds, mesh_items
 from profiles.floor.collective import KINDS, Collective
 from sharding.error_types import LayoutError
 
 
-def wires(topology: str, mesh: dict[str, int], least: bool = True):
+def embedding(topology: str, mesh: dict[str, int], for_floor: bool = True):
     """The first way to lay a mesh on a slice."""
-    return layings(parse_slice(topology), mesh_items(mesh), least)[0]
+    return embeddings(parse_slice(topology), mesh_items(mesh), for_floor)[0]
 
 
 def seconds(topology: str, mesh: dict[str, int], kind: str, axes: str, payload: float = 1e9):
     return max(
-        least_bounds([Collective(kind, tuple(axes), payload)], wires(topology, mesh)).values()
+        floor_bounds([Collective(kind, tuple(axes), payload)], embedding(topology, mesh)).values()
     )
 
 
@@ -63,17 +63,19 @@ def test_a_sum_on_a_line_comes_back_while_it_is_still_sent():
 
 
 def test_what_lines_gather_and_scatter_may_pass_in_opposite_directions():
-    laid = wires("v5e:4x4", {"x": 4, "y": 1, "z": 4})
+    laid = embedding("v5e:4x4", {"x": 4, "y": 1, "z": 4})
     pair = [Collective(kind, ("x",), 1e9) for kind in ("all-gather", "reduce-scatter")]
-    both, one = (max(least_bounds(some, laid).values()) for some in (pair, pair[:1]))
+    both, one = (max(floor_bounds(some, laid).values()) for some in (pair, pair[:1]))
     assert both == pytest.approx(1e9 / 50e9) and one == pytest.approx(3 / 4 * 1e9 / 50e9)
 
 
 def test_a_switch_may_add_up_on_the_way_in_a_floor_alone():
     mesh, collective = {"x": 1, "y": 1, "z": 8}, Collective("all-reduce", ("z",), 1e9)
-    assert wires("h100:8", mesh).least(collective) == pytest.approx(1e9 / 450e9)
+    assert embedding("h100:8", mesh).floor_seconds(collective) == pytest.approx(1e9 / 450e9)
     calibration = calibration_of("h100")
-    start, per_byte = wires("h100:8", mesh, least=False).usual("all-reduce", ("z",), calibration)
+    start, per_byte = embedding("h100:8", mesh, for_floor=False).expected_cost(
+        "all-reduce", ("z",), calibration
+    )
     assert per_byte == pytest.approx(2 * 7 / 8 / 450e9) and start == calibration.collective_s
 
 
@@ -89,22 +91,22 @@ def test_between_hosts_the_network_is_shared_by_the_chips_of_each():
 
 
 def test_groups_of_different_dimensions_overlap_and_those_of_one_add_up():
-    laid = wires("v4:4x4x4", CUBE)
+    laid = embedding("v4:4x4x4", CUBE)
     x, y = (Collective("all-gather", (axis,), 1e9) for axis in "xy")
-    alone = max(least_bounds([x], laid).values())
-    assert max(least_bounds([x, y], laid).values()) == pytest.approx(alone)
-    assert max(least_bounds([x, x], laid).values()) == pytest.approx(2 * alone)
+    alone = max(floor_bounds([x], laid).values())
+    assert max(floor_bounds([x, y], laid).values()) == pytest.approx(alone)
+    assert max(floor_bounds([x, x], laid).values()) == pytest.approx(2 * alone)
 
 
 def test_a_mesh_that_no_axis_fits_is_laid_over_several_dimensions():
-    laid = wires("v5e:4x4", {"x": 1, "y": 8, "z": 2})
+    laid = embedding("v5e:4x4", {"x": 1, "y": 8, "z": 2})
     assert sorted(laid.extents(("y",))) == [2, 4] and sorted(laid.extents(("z",))) == [1, 2]
     with pytest.raises(LayoutError, match="mesh is 1x2x4, of 8 devices, but v5e:4x4 has 16"):
-        wires("v5e:4x4", {"x": 1, "y": 2, "z": 4})
+        embedding("v5e:4x4", {"x": 1, "y": 2, "z": 4})
 
 
 def test_halves_of_a_chip_are_devices():
-    assert wires("tpu7x:2x2x1", {"x": 2, "y": 2, "z": 2}).extents(("x", "y", "z"))[0] == 2
+    assert embedding("tpu7x:2x2x1", {"x": 2, "y": 2, "z": 2}).extents(("x", "y", "z"))[0] == 2
 
 
 def test_no_collective_is_expected_faster_than_its_floor():
@@ -119,10 +121,12 @@ def test_no_collective_is_expected_faster_than_its_floor():
         calibration = calibration_of(slice.chip.name)
         for axes in (("x",), ("z",), ("x", "z")):
             collective = Collective(kind, axes, draw.choice([1, 1e5, 1e9]))
-            least = min(laid.least(collective) for laid in layings(slice, mesh, least=True))
-            for laid in layings(slice, mesh, least=False):
-                start, per_byte = laid.usual(kind, axes, calibration)
-                assert start + per_byte * collective.payload_bytes / calibration.link >= least
+            floor = min(
+                laid.floor_seconds(collective) for laid in embeddings(slice, mesh, for_floor=True)
+            )
+            for laid in embeddings(slice, mesh, for_floor=False):
+                start, per_byte = laid.expected_cost(kind, axes, calibration)
+                assert start + per_byte * collective.payload_bytes / calibration.link >= floor
 
 
 def test_slices_are_joined_by_the_network_of_their_hosts():
@@ -137,13 +141,15 @@ def test_slices_are_joined_by_the_network_of_their_hosts():
 
 def test_a_floor_knows_every_way_to_lay_a_mesh_and_an_expected_time_the_plain_ones():
     mesh = mesh_items({"x": 4, "y": 16, "z": 16})
-    every, plain = (layings(parse_slice("v5p:8x8x16"), mesh, least) for least in (True, False))
+    every, plain = (
+        embeddings(parse_slice("v5p:8x8x16"), mesh, for_floor) for for_floor in (True, False)
+    )
     assert len(every) > len(plain) and len(set(map(str, every))) == len(every)
 
 
 def test_an_odd_line_has_no_two_halves_to_exchange():
-    laid = wires("tpu8t:3x3x3", {"x": 3, "y": 3, "z": 3})
+    laid = embedding("tpu8t:3x3x3", {"x": 3, "y": 3, "z": 3})
     (dimension, *_) = laid.dimensions
-    found = laid.least(Collective("all-to-all", ("x",), 1e9))
+    found = laid.floor_seconds(Collective("all-to-all", ("x",), 1e9))
     links = 2 if dimension.kind == "ring" else 1
     assert found == pytest.approx(2 / 3 * 1e9 / (links * dimension.rate))

@@ -1,6 +1,6 @@
-"""What collectives of all rows of a plan are expected to cost on a slice, found together.
+"""Expected times of the collectives of all rows of a plan on a slice, found together.
 
-The same as `profiles.expected.time.LinkCosts` finds for one layout on one mesh, in the same order
+The same as `profiles.expected.time.LinkTimes` finds for one layout on one mesh, in the same order
 of sums, so that a plan compares what estimates say.
 """
 
@@ -16,8 +16,8 @@ from model.dispatch import expert_axes
 from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration
 from profiles.chips.slices import Slice
-from profiles.expected.links import USUAL_WAYS, Wires, dimensions, ways_to_lay
-from profiles.expected.time import CollectiveLine, LinkCosts, Listed, Sent
+from profiles.expected.links import EXPECTED_EMBEDDINGS, MeshEmbedding, axis_extents, dimensions
+from profiles.expected.time import CollectiveLine, CollectiveLists, CommunicationTime, LinkTimes
 from profiles.floor.collective import KINDS
 from profiles.plan.rows import Group, Row, Rows
 from sharding.axes import MESH_AXES
@@ -34,7 +34,7 @@ class Collectives(NamedTuple):
       kind: place in `KINDS`.
       axes: mesh axes, a bit for each.
       count: times per pass.
-      typical: bytes of a payload that a mesh is laid on a slice for.
+      typical: bytes of a payload that the embedding of a mesh is chosen for.
       steady: bytes of each payload that every batch has.
       growing: bytes that each sequence adds.
     """
@@ -54,36 +54,40 @@ class Collectives(NamedTuple):
         return found._replace(row=found.row - rows.start)
 
 
-class Sends(NamedTuple):
-    """What rows send on a slice, in seconds.
+class RowTimes(NamedTuple):
+    """Times of the collectives of rows on a slice, in seconds.
 
     Attributes:
-      fixed: of every batch.
-      growing: what each sequence adds; both have an array entry for each row.
-      singly: rows whose collectives differ between batches by more than payloads.
+      fixed: times of every batch.
+      growing: times that each sequence adds; both have an array entry for each row.
+      not_linear: rows whose collectives differ between batches by more than payloads.
       tokens: of each sequence of the pass.
     """
 
-    fixed: Sent
-    growing: Sent
-    singly: dict[int, LinkCosts]
+    fixed: CommunicationTime
+    growing: CommunicationTime
+    not_linear: dict[int, LinkTimes]
     tokens: int
 
     def at(self, batches: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Starts, sending and looped (see `Sent`) of padded batches, [rows, batches]."""
+        """Latency, transfer and overlapped (see `CommunicationTime`), [rows, batches].
+
+        Args:
+          batches: padded batches of each row.
+        """
         found = np.array(
             [
                 line[0][:, None] + batches * line[1][:, None]
                 for line in zip(self.fixed[1:], self.growing[1:], strict=True)
             ]
         )
-        for row, links in self.singly.items():
-            each = [links.usual(int(batch), self.tokens)[1:] for batch in batches[row]]
+        for row, links in self.not_linear.items():
+            each = [links.expected(int(batch), self.tokens)[1:] for batch in batches[row]]
             found[:, row] = np.array(each).T
         return tuple(found)
 
 
-class Sending:
+class RowCommunication:
     """Collectives of all rows, listed once for every slice.
 
     Args:
@@ -95,48 +99,52 @@ class Sending:
         self.rows, self.tokens = rows, tokens
         self._listed = functools.cache(self._list)
         self._on = functools.cache(self._find)
-        self._listings: dict[tuple[Group, Dtypes], Listed] = {}
-        self._one_by_one: dict[Dtypes, dict[int, Listed]] = {}
+        self._listings: dict[tuple[Group, Dtypes], CollectiveLists] = {}
+        self._not_linear: dict[Dtypes, dict[int, CollectiveLists]] = {}
 
-    def on(self, slice: Slice, dtypes: Dtypes, calibration: Calibration) -> Sends:
-        """Costs on one slice of the rows with as many devices."""
+    def on(self, slice: Slice, dtypes: Dtypes, calibration: Calibration) -> RowTimes:
+        """Times on one slice of the rows with as many devices."""
         return self._on(
             slice, dataclasses.replace(dtypes, cache=None), calibration
         )  # which none moves
 
-    def _find(self, slice: Slice, dtypes: Dtypes, calibration: Calibration) -> Sends:
+    def _find(self, slice: Slice, dtypes: Dtypes, calibration: Calibration) -> RowTimes:
         numbers = self.rows.of(slice.devices)
         collectives = self._listed(dtypes).of(numbers)
-        fixed, growing = _lay(collectives, [self.rows.rows[n] for n in numbers], slice, calibration)
-        singly = {
-            number - numbers.start: LinkCosts(listed, slice, calibration)
-            for number, listed in self._one_by_one[dtypes].items()
+        fixed, growing = _times(
+            collectives, [self.rows.rows[n] for n in numbers], slice, calibration
+        )
+        not_linear = {
+            number - numbers.start: LinkTimes(listed, slice, calibration)
+            for number, listed in self._not_linear[dtypes].items()
             if number in numbers
         }
-        return Sends(fixed, growing, singly, self.tokens)
+        return RowTimes(fixed, growing, not_linear, self.tokens)
 
     def _list(self, dtypes: Dtypes) -> Collectives:
-        singly = self._one_by_one[dtypes] = {}
+        not_linear = self._not_linear[dtypes] = {}
         parts = []
-        for group in self.rows.sending.values():
+        for group in self.rows.collective_groups.values():
             listed = self._listing(group, dtypes)
             if line := listed.line(self.tokens):
                 parts.append(_columns(group, line))
             else:
                 (number,) = group.numbers.tolist()
                 placement = self.rows.placement(number)
-                singly[number] = Listed(self.rows.model, placement, listed.dtypes)
+                not_linear[number] = CollectiveLists(self.rows.model, placement, listed.dtypes)
         columns = [np.concatenate(arrays) for arrays in zip(_NONE, *parts, strict=True)]
         order = np.argsort(columns[0], kind="stable")
         return Collectives(*(column[order] for column in columns))
 
-    def _listing(self, group: Group, dtypes: Dtypes) -> Listed:
+    def _listing(self, group: Group, dtypes: Dtypes) -> CollectiveLists:
         """Collectives of a group's passes; few bits mostly move what plain weights do."""
         placement = group.placement if self.tokens == 1 else group.placement.prefill
         if dtypes.quantization and not _depends_on_weights(self.rows.model, placement):
             dtypes = dataclasses.replace(dtypes, weights=None)
         if (group, dtypes) not in self._listings:
-            self._listings[group, dtypes] = Listed(self.rows.model, group.placement, dtypes)
+            self._listings[group, dtypes] = CollectiveLists(
+                self.rows.model, group.placement, dtypes
+            )
         return self._listings[group, dtypes]
 
 
@@ -170,55 +178,57 @@ def _columns(group: Group, line: CollectiveLine) -> Collectives:
     )
 
 
-def _lay(
+def _times(
     collectives: Collectives, rows: Sequence[Row], slice: Slice, calibration: Calibration
-) -> tuple[Sent, Sent]:
-    """Costs of every batch and of each sequence, each row's mesh laid as suits it best."""
+) -> tuple[CommunicationTime, CommunicationTime]:
+    """Times of every batch and of each sequence, each row in its fastest embedding."""
     shapes = tuple(dict.fromkeys(tuple(row.mesh.values()) for row in rows))
-    usual = dataclasses.replace(slice, chip=slice.chip.expected)
-    joined = dimensions(usual, least=False)
-    ways = _ways(shapes, tuple(dimension.size for dimension in joined))
-    start, per_byte = ways.costs(Wires(joined, {}, slice.chip.hop_latency or 0.0), calibration)
+    recommended = dataclasses.replace(slice, chip=slice.chip.expected)
+    joined = dimensions(recommended, for_floor=False)
+    embeddings = _embeddings(shapes, tuple(dimension.size for dimension in joined))
+    start, per_byte = embeddings.costs(
+        MeshEmbedding(joined, {}, slice.chip.hop_latency or 0.0), calibration
+    )
 
     shape = np.array([shapes.index(tuple(row.mesh.values())) for row in rows], int)
-    count = ways.count[shape]  # of ways, by row
-    first = np.cumsum(count) - count  # of each row's ways among all ways of all rows
+    count = embeddings.count[shape]  # of embeddings, by row
+    first = np.cumsum(count) - count  # of each row's among those of all rows
     row, kind, axes, times, typical, *payloads = collectives
 
-    # Every collective in every way of its row.
+    # Every collective in every embedding of its row.
     every = np.repeat(np.arange(row.size), count[row])
     way = np.arange(every.size) - np.repeat(np.cumsum(count[row]) - count[row], count[row])
-    into, laid = first[row[every]] + way, (kind[every], ways.first[shape[row[every]]] + way,
-                                           axes[every])  # fmt: skip
+    into = first[row[every]] + way
+    index = kind[every], embeddings.first[shape[row[every]]] + way, axes[every]
 
     def add(numbers: np.ndarray) -> np.ndarray:
         return np.bincount(into, numbers, minlength=count.sum())
 
     times_every = times[every]
-    starts = add(times_every * start[laid])
-    seconds = starts + add(times_every * per_byte[laid] * typical[every]) / calibration.link
+    latency = add(times_every * start[index])
+    seconds = latency + add(times_every * per_byte[index] * typical[every]) / calibration.link
     of_row = np.repeat(np.arange(len(rows)), count)
     best = np.lexsort((seconds, of_row))[first]
 
-    into, laid = row, (kind, (ways.first[shape] + best - first)[row], axes)
-    times = times * per_byte[laid]
+    into, index = row, (kind, (embeddings.first[shape] + best - first)[row], axes)
+    times = times * per_byte[index]
     found = []
-    for payload, started in zip(payloads, (starts[best], np.zeros(len(rows))), strict=True):
-        sending = times * payload
+    for payload, started in zip(payloads, (latency[best], np.zeros(len(rows))), strict=True):
+        transfer = times * payload
         sums = (np.bincount(row, part, minlength=len(rows))
-                for part in (sending, np.where(kind == _PERMUTE, sending, 0.0)))  # fmt: skip
-        found.append(Sent(0.0, started, *sums))
+                for part in (transfer, np.where(kind == _PERMUTE, transfer, 0.0)))  # fmt: skip
+        found.append(CommunicationTime(0.0, started, *sums))
     return tuple(found)
 
 
-class _Ways(NamedTuple):
-    """Ways to lay meshes on dimensions of a slice, those of a mesh together.
+class _Embeddings(NamedTuple):
+    """Embeddings of meshes in the dimensions of a slice, those of a mesh together.
 
     Attributes:
-      count: by mesh.
-      first: of each mesh.
-      extents: that differ, [extents, dimensions].
-      place: of a group's extents among those, by way and mesh axes, [ways, 8].
+      count: number of embeddings, by mesh.
+      first: number of the first embedding of each mesh.
+      extents: all extents of groups that differ, [extents, dimensions].
+      place: row of `extents`, by embedding and mesh axes of a group, [embeddings, 8].
     """
 
     count: np.ndarray
@@ -226,12 +236,14 @@ class _Ways(NamedTuple):
     extents: np.ndarray
     place: np.ndarray
 
-    def costs(self, wires: Wires, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds to start a collective, and per byte, by kind, way and mesh axes."""
+    def costs(
+        self, embedding: MeshEmbedding, calibration: Calibration
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds to start a collective, and per byte, by kind, embedding and mesh axes."""
         found = np.array(
             [
                 [
-                    wires.usual_over(kind, tuple(extents), calibration)
+                    embedding.expected_cost_over(kind, tuple(extents), calibration)
                     for extents in self.extents.tolist()
                 ]
                 for kind in KINDS
@@ -241,12 +253,13 @@ class _Ways(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _ways(shapes: tuple[tuple[int, ...], ...], rooms: tuple[int, ...]) -> _Ways:
-    """Those that are usual, for these meshes."""
-    by_mesh = [ways_to_lay(shape, rooms)[:USUAL_WAYS] for shape in shapes]
-    count = np.array([len(ways) for ways in by_mesh], int)
-    spans = np.array([way for ways in by_mesh for way in ways], int)  # [ways, axes, dimensions]
-    spans = spans.reshape(-1, len(MESH_AXES), len(rooms))
+def _embeddings(shapes: tuple[tuple[int, ...], ...], lengths: tuple[int, ...]) -> _Embeddings:
+    """The embeddings of these meshes that an expected time looks at."""
+    by_mesh = [axis_extents(shape, lengths)[:EXPECTED_EMBEDDINGS] for shape in shapes]
+    count = np.array([len(embeddings) for embeddings in by_mesh], int)
+    # [embeddings, axes, dimensions]
+    spans = np.array([spans for embeddings in by_mesh for spans in embeddings], int)
+    spans = spans.reshape(-1, len(MESH_AXES), len(lengths))
     extents = np.stack(
         [
             np.prod([spans[:, place] for place in range(len(MESH_AXES)) if axes >> place & 1]
@@ -254,6 +267,6 @@ def _ways(shapes: tuple[tuple[int, ...], ...], rooms: tuple[int, ...]) -> _Ways:
             for axes in range(1 << len(MESH_AXES))
         ], axis=1,
     )  # fmt: skip
-    flat = extents.reshape(-1, len(rooms))
+    flat = extents.reshape(-1, len(lengths))
     found, place = np.unique(flat, axis=0, return_inverse=True)
-    return _Ways(count, np.cumsum(count) - count, found, place.reshape(extents.shape[:2]))
+    return _Embeddings(count, np.cumsum(count) - count, found, place.reshape(extents.shape[:2]))
