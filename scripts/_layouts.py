@@ -12,7 +12,7 @@ from model.config import ModelConfig
 from model.dtypes import Dtypes
 from profiles.expected.candidates import AUTO, LayoutNames
 from profiles.expected.candidates import meshes as meshes_of
-from profiles.expected.choice import Purpose, check_names, every_device, place
+from profiles.expected.choice import Purpose, check_names, choose_layouts, every_device
 from profiles.floor.deployment import Model
 from profiles.floor.passes import Pass
 from profiles.floor.replication import experts_per_device, replication_cost
@@ -88,7 +88,7 @@ def _placed(
 ) -> tuple[list[Layout], list[MeshShape]]:
     check(purpose.config, choices)
     choices = choices or every_device(purpose.config, names(), on_cpu)
-    return place(names(), choices, purpose, _common.say)
+    return choose_layouts(names(), choices, purpose, _common.say)
 
 
 def wanted(model: Model) -> list[Layout | None]:

@@ -203,7 +203,7 @@ def _sources(chip: Chip, mixture: bool) -> str:
     experts = f"; experts that a step reads: {EXPERTS[read]} ({read})" if mixture else ""
     return (
         f"floor: peaks of {chip.name}, {chip.source}; expected: calibration "
-        f"{_slices.calibration(chip).said_of(chip.name)}; cost: {_slices.price_words(chip)}"
+        f"{_slices.calibration(chip).describe(chip.name)}; cost: {_slices.price_words(chip)}"
         + experts
     )
 

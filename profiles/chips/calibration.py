@@ -62,7 +62,7 @@ class Calibration:
                     f"{field} of calibration {self.name} is {value}; use seconds, 0 or more"
                 )
 
-    def said_of(self, chip: str) -> str:
+    def describe(self, chip: str) -> str:
         """The name, for a report on a chip; says which chips it was fitted for if not this one."""
         if chip in self.chips:
             return self.name

@@ -30,7 +30,7 @@ def times(estimator: Estimator, step: Estimate) -> str:
         f"floor:     {ms(step.floor.seconds)} ms per step ({terms}), at {chip.name}'s highest "
         f"published figures, {number(chip.bandwidth / 1e9)} GB/s per chip",
         f"expected:  {ms(step.expected.seconds)} ms per step, by calibration "
-        f"{estimator.deployment.calibration.said_of(slice.chip.name)}",
+        f"{estimator.deployment.calibration.describe(slice.chip.name)}",
     ]
     return "\n".join(wrap(line, indent=11) for line in lines)
 

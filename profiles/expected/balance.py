@@ -18,18 +18,18 @@ class Slopes:
 
     Attributes:
       weights: time to read all weights, all experts included; does not depend on batch.
-      least: time to read the weights that one token is multiplied by.
+      active_weights: time to read the weights that one token is multiplied by.
       compute: time that one more sequence adds to arithmetic.
       kv_cache: time that one more sequence adds to reading and writing the cache.
     """
 
     weights: float
-    least: float
+    active_weights: float
     compute: float
     kv_cache: float
 
     @property
-    def limit(self) -> float:
+    def floor_per_token(self) -> float:
         """Seconds per token that no batch gets below."""
         return max(self.compute, self.kv_cache)
 
@@ -44,12 +44,12 @@ def slopes(estimator: Estimator, context: int) -> Slopes:
     peaks = estimator.peaks
     first = estimator.counter.count(Pass(one, context), "all")
     second = estimator.counter.count(Pass(2 * one, context), "all")
-    least = estimator.counter.count(Pass(one, context), "least")
+    one_token = estimator.counter.count(Pass(one, context), "least")
     cached = second.kv_read + second.kv_written - first.kv_read - first.kv_written
     rows = (second.weights_read - first.weights_read) / one  # an embedding's, one per sequence
     return Slopes(
         weights=(first.weights_read - rows * one) / peaks.bandwidth,
-        least=(least.weights_read - rows * one) / peaks.bandwidth,
+        active_weights=(one_token.weights_read - rows * one) / peaks.bandwidth,
         compute=(second.flops - first.flops) / one / peaks.flops,
         kv_cache=cached / one / peaks.bandwidth,
     )
@@ -88,7 +88,7 @@ def _memory_bound(estimator: Estimator, context: int) -> bool:
 
 
 def batching_gain(estimator: Estimator, context: int, every_expert: bool = False) -> float:
-    """Cost per token at batch 1 over the lowest limit of any batch, both at the floor.
+    """Cost per token at batch 1 over the lowest of any batch, both at the floor.
 
     Args:
       estimator: the model on its slice.
@@ -97,9 +97,9 @@ def batching_gain(estimator: Estimator, context: int, every_expert: bool = False
         experts, as in the simplest equation, or only those that its token chooses.
     """
     lines, padded = slopes(estimator, context), estimator.padded(1)
-    weights = lines.weights if every_expert else lines.least
+    weights = lines.weights if every_expert else lines.active_weights
     alone = max(weights + padded * lines.kv_cache, padded * lines.compute)
-    return alone / lines.limit
+    return alone / lines.floor_per_token
 
 
 def drain_s(estimator: Estimator) -> float:

@@ -151,7 +151,7 @@ def not_refused(make: Callable[[Item], Made], items: Iterable[Item]) -> list[Mad
     return results
 
 
-def least_slice(
+def smallest_slice(
     deployment: Deployment, pass_: Pass, layouts: Sequence[Layout | None]
 ) -> Slice | None:
     """The smallest slice of a deployment's chip on which a pass fits in some layout.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from profiles.chips.here import Here, here
+from profiles.chips.local_devices import LocalDevices, local_devices
 from profiles.expected.candidates import AUTO, LayoutNames, meshes, not_refused
 from profiles.expected.estimate import Estimate, Estimator, ranked
 from profiles.floor.deployment import Deployment
@@ -54,7 +54,7 @@ class Purpose:
         longest = max([*(step.context for step in self.steps), 2])
         return [Pass(batch, 0, longest) for batch in dict.fromkeys(s.batch for s in self.steps)]
 
-    def on(self, devices: Here, placement: Placement) -> Deployment:
+    def on(self, devices: LocalDevices, placement: Placement) -> Deployment:
         """The model in a layout on some devices."""
         return Deployment(
             model=self.config,
@@ -102,7 +102,7 @@ class Prediction:
         return f"{self.name}: {_time(self.seconds)} ({shown}{too_large})"
 
 
-def place(
+def choose_layouts(
     names: Sequence[LayoutNames],
     counts: Sequence[Sequence[MeshShape]],
     purpose: Purpose,
@@ -133,7 +133,7 @@ def place(
         if each.open and len(names) == 1:
             counts = [[picked.mesh] if shapes is largest else shapes for shapes in counts]
     together = [_together(purpose, layouts, shapes) for shapes in counts]
-    shapes = [least_floor(layouts, each, purpose, report) for each in together]
+    shapes = [lowest_floor_mesh(layouts, each, purpose, report) for each in together]
     largest = max(shapes, key=lambda mesh: math.prod(mesh.values()))
     return [
         _pick_prompts(each, layout, largest, purpose, report) if each.prefill == AUTO else layout
@@ -144,7 +144,7 @@ def place(
 def check_names(
     names: Sequence[LayoutNames], config: ModelConfig, counts: Sequence[Sequence[MeshShape]]
 ) -> None:
-    """Refuses, before JAX starts, names that `place` would refuse.
+    """Refuses, before JAX starts, names that `choose_layouts` would refuse.
 
     Raises:
       UsageError: there is no layout of a name.
@@ -193,7 +193,7 @@ def _pick(
     names: LayoutNames, placements: Sequence[Placement], purpose: Purpose, report: Report
 ) -> Placement:
     """The layout and mesh whose decode steps are predicted to be fastest."""
-    devices = here(placements[0].devices)
+    devices = local_devices(placements[0].devices)
     ranking = choose(purpose, placements, devices)
     report(explain(ranking, "layout" if names.layout == AUTO else "attention", devices))
     return ranking[0].placement
@@ -206,7 +206,7 @@ def _pick_prompts(
     named = dataclasses.replace(
         names, layout=steps.name, attention=steps.attends, expert_parallel=steps.expert_parallel
     )
-    devices = here(math.prod(mesh.values()))
+    devices = local_devices(math.prod(mesh.values()))
     placements = admitted(purpose.config, named.layouts(purpose.config), [mesh])
     ranking = choose_prefill(purpose, placements, devices)
     report(explain(ranking, "prefill_layout", devices))
@@ -225,7 +225,7 @@ def admitted(
     return not_refused(lambda pair: Placement.of(pair[0], config.sizes, pair[1]), pairs)
 
 
-def least_floor(
+def lowest_floor_mesh(
     layouts: Sequence[Layout], shapes: Sequence[MeshShape], purpose: Purpose, report: Report
 ) -> MeshShape:
     """The mesh with the lowest sum of floors of these layouts' decode steps.
@@ -241,7 +241,7 @@ def least_floor(
     """
     if len(shapes) == 1:
         return shapes[0]
-    devices = here(math.prod(shapes[0].values()))
+    devices = local_devices(math.prod(shapes[0].values()))
     # Refuses meshes that divide the sizes, but not the groups of weights that share a scale.
     choices = not_refused(lambda mesh: (mesh, _estimators(purpose, layouts, mesh, devices)), shapes)
     floors = []
@@ -249,9 +249,9 @@ def least_floor(
         passes = [one.estimate(step) for one in estimators for step in purpose.steps]
         unfit = sum(not each.fits for each in passes)
         floors.append((unfit, sum(each.floor.seconds for each in passes)))
-    fewest, least = min(floors)
+    fewest, lowest = min(floors)
     position = next(i for i, (unfit, s) in enumerate(floors)
-                    if unfit == fewest and s <= least * (1 + EQUAL))  # fmt: skip
+                    if unfit == fewest and s <= lowest * (1 + EQUAL))  # fmt: skip
     if position:
         names = ", ".join(layout.name for layout in layouts)
         (simplest, _), (mesh, _) = choices[0], choices[position]
@@ -265,7 +265,7 @@ def least_floor(
 
 
 def choose(
-    purpose: Purpose, placements: Iterable[Placement], devices: Here, count: int | None = 3
+    purpose: Purpose, placements: Iterable[Placement], devices: LocalDevices, count: int | None = 3
 ) -> list[Prediction]:
     """Predicted times of decode steps in each placement, the fastest first.
 
@@ -286,7 +286,7 @@ def choose(
 
 
 def choose_prefill(
-    purpose: Purpose, placements: Iterable[Placement], devices: Here
+    purpose: Purpose, placements: Iterable[Placement], devices: LocalDevices
 ) -> list[Prediction]:
     """Predicted times of prefills in each placement; the arguments are those of `choose`."""
     estimators = not_refused(lambda one: Estimator(purpose.on(devices, one)), placements)
@@ -301,7 +301,7 @@ def choose_prefill(
 
 
 def _estimators(
-    purpose: Purpose, layouts: Sequence[Layout], mesh: MeshShape, devices: Here
+    purpose: Purpose, layouts: Sequence[Layout], mesh: MeshShape, devices: LocalDevices
 ) -> list[Estimator]:
     """An estimator for each layout on a mesh.
 
@@ -348,7 +348,7 @@ def _axes(mesh: MeshShape) -> tuple[int, int, int]:
     return sum(size > 1 for size in mesh.values()), mesh["x"], mesh["y"]
 
 
-def explain(ranking: Sequence[Prediction], what: str, devices: Here) -> str:
+def explain(ranking: Sequence[Prediction], what: str, devices: LocalDevices) -> str:
     """Names the choice and the next best two, with their predicted times."""
     first, *others = ranking
     rest = "; ".join(map(str, others[:2]))

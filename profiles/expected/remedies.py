@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 
-from profiles.expected.candidates import LayoutNames, candidates, least_slice
+from profiles.expected.candidates import LayoutNames, candidates, smallest_slice
 from profiles.expected.estimate import Estimate, Estimator, best
 from profiles.report.titles import field_text
 from sharding.error_types import LayoutError
 from sharding.layout import Layout
 
 
-def remedy(step: Estimate, wanted: Sequence[Layout | None] = ()) -> str:
+def remedy(step: Estimate, preferred: Sequence[Layout | None] = ()) -> str:
     """Names another mesh of the slice, or another layout, or else the smallest slice that fits.
 
     Args:
       step: the pass that does not fit.
-      wanted: layouts to prefer to others.
+      preferred: layouts to prefer to others.
     """
     deployment = step.deployment
     if deployment.layout:
@@ -22,7 +22,7 @@ def remedy(step: Estimate, wanted: Sequence[Layout | None] = ()) -> str:
         if found := _fitting(step, [deployment.layout]):
             mesh = field_text(found.deployment.mesh)
             return f"another mesh of it fits: give --mesh={mesh}, or leave it out"
-        for offered in (wanted, every):
+        for offered in (preferred, every):
             if found := _fitting(step, offered):
                 said, flags = found.describe(), ""
                 if offered is every:
@@ -31,11 +31,11 @@ def remedy(step: Estimate, wanted: Sequence[Layout | None] = ()) -> str:
                     f"another layout fits: {said.layout}, attention by {said.attention}, on "
                     f"{field_text(said.mesh)}{flags}"
                 )
-        wanted = wanted or every
-    least = least_slice(deployment, step.pass_, wanted or [None])
-    if least and least.chips <= deployment.slice.chips:
+        preferred = preferred or every
+    smallest = smallest_slice(deployment, step.pass_, preferred or [None])
+    if smallest and smallest.chips <= deployment.slice.chips:
         return "use a smaller batch or a larger slice"
-    return f"the least slice that fits is {least}" if least else "no slice of it fits"
+    return f"the least slice that fits is {smallest}" if smallest else "no slice of it fits"
 
 
 def _fitting(step: Estimate, layouts: Sequence[Layout]) -> Estimator | None:

@@ -47,7 +47,7 @@ def title(
         lines.append(
             f"{name}: floor at {number(chip.bandwidth / 1e9)} GB/s and "
             f"{number(chip.peak(dtype) / 1e12)} TFLOP/s of {dtype} per chip, {chip.source}; "
-            f"expected by calibration {calibration.said_of(name)}"
+            f"expected by calibration {calibration.describe(name)}"
         )
         lines.append(f"{name}: costs of expected times: {price(chip)}")
     return "\n".join(map(wrap, lines))

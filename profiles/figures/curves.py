@@ -119,7 +119,7 @@ def takeover(estimator: Estimator, context: int) -> int | None:
 def limit(estimator: Estimator, context: int) -> float:
     """The limit of floor over batch as batches grow: the largest of three slopes, in seconds."""
     links = estimator.decode(_MANY, context).floor.communication or 0.0
-    return max(slopes(estimator, context).limit, links / _MANY)
+    return max(slopes(estimator, context).floor_per_token, links / _MANY)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,7 +108,7 @@ def peaks_words(estimator: Estimator, priced: bool = False) -> list[str]:
     if chip.link and deployment.slice.chips > 1:
         floor += f" and links of {number(chip.link / 1e9)} GB/s"
     expected = (
-        f"Expected: recommended figures, calibration {deployment.calibration.said_of(chip.name)}."
+        f"Expected: recommended figures, calibration {deployment.calibration.describe(chip.name)}."
     )
     if priced and deployment.price is None:
         expected += " No price of the chip is known: costs are in chip-seconds."

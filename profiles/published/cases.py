@@ -37,17 +37,17 @@ class Stored:
     """How a type's numbers are stored.
 
     Attributes:
-      usual: the storage for expected times, with scales.
-      least: the storage for floors: values without scales.
+      expected: the storage for expected times, with scales.
+      floor: the storage for floors: values without scales.
     """
 
-    usual: Storage
-    least: jnp.dtype
+    expected: Storage
+    floor: jnp.dtype
 
     @property
     def few_bits(self) -> bool:
         """Whether arithmetic may be in fewer bits than 16."""
-        return self.usual != self.least
+        return self.expected != self.floor
 
 
 _PLAIN = {name: Stored(jnp.dtype(name), jnp.dtype(name)) for name in ("bfloat16", "float32")}
@@ -120,26 +120,26 @@ class Case:
     @property
     def arithmetic(self) -> str:
         """JAX's name of the dtype of arithmetic: float32 if stated, or if weights are in it."""
-        stated = self.dtype or getattr(self.weights.usual, "name", "")
+        stated = self.dtype or getattr(self.weights.expected, "name", "")
         return "float32" if stated == "float32" else "bfloat16"
 
-    def dtypes(self, least: bool) -> Dtypes:
-        """How numbers are stored: for a floor (`least`), or for an expected time."""
-        which = "least" if least else "usual"
+    def dtypes(self, for_floor: bool) -> Dtypes:
+        """How numbers are stored: for a floor or for an expected time."""
+        which = "floor" if for_floor else "expected"
         cache = getattr(self.cache, which) if self.cache else None
         return Dtypes(jnp.dtype(self.arithmetic), getattr(self.weights, which), cache)
 
-    def slice_for(self, least: bool) -> Slice:
+    def slice_for(self, for_floor: bool) -> Slice:
         """The slice, with chips whose FLOP/s are those of the case's arithmetic.
 
         Arithmetic on quantized weights may be in 16 bits or in fewer: where a source does not say,
-        a floor (`least`) takes the fastest rate of the chip.
+        a floor takes the fastest rate of the chip.
         """
-        chip = self.slice.chip if least else self.slice.chip.expected
+        chip = self.slice.chip if for_floor else self.slice.chip.expected
         stated = self.dtype or self.arithmetic
         rate = chip.peak(stated)
-        if least and not self.dtype and self.weights.few_bits:
-            excluded = () if self.weights.least == jnp.dtype("int4") else ("int4", "fp4")
+        if for_floor and not self.dtype and self.weights.few_bits:
+            excluded = () if self.weights.floor == jnp.dtype("int4") else ("int4", "fp4")
             rate = max(each for name, each in chip.flops.items() if name not in excluded)
         if rate == chip.peak(self.arithmetic):
             return self.slice
@@ -302,14 +302,14 @@ def _text(fields: Mapping[str, object], name: str) -> str | None:
     raise UsageError(f"{name} is {value!r}; write text")
 
 
-def _integer(fields: Mapping[str, object], name: str, least: int) -> int | None:
+def _integer(fields: Mapping[str, object], name: str, minimum: int) -> int | None:
     """An integer field of tokens or sequences; 0 if it is absent, but None for the context."""
     value = fields.get(name, None if name == "context" else 0)
     if value is None:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and least <= value <= _MOST and value == int(value)):
-        raise UsageError(f"{name} is {value!r}; use a whole number from {least} to {_MOST}")
+    if not (number and minimum <= value <= _MOST and value == int(value)):
+        raise UsageError(f"{name} is {value!r}; use a whole number from {minimum} to {_MOST}")
     return int(value)
 
 

@@ -125,22 +125,22 @@ def reproduce(case: Case, calibration: Calibration | None = None) -> Reproduced:
       UsageError: the chip has no figure for the arithmetic.
     """
     calibration = calibration or calibration_of(case.slice.chip.name)
-    least = estimators(case, True, calibration)
-    usual = estimators(case, False, calibration)
-    bound = min(_least_seconds(case, each) for each in least)
-    _, expected = min(_expected(case, each) for each in usual)
-    return Reproduced(case, bound, expected, calibration, tuple(_said(case, least, calibration)))
+    for_floor = estimators(case, True, calibration)
+    floor_s = min(_floor_seconds(case, each) for each in for_floor)
+    _, expected_s = min(_expected(case, each) for each in estimators(case, False, calibration))
+    assumed = tuple(_assumed(case, for_floor, calibration))
+    return Reproduced(case, floor_s, expected_s, calibration, assumed)
 
 
-def estimators(case: Case, least: bool, calibration: Calibration) -> list[Estimator]:
+def estimators(case: Case, for_floor: bool, calibration: Calibration) -> list[Estimator]:
     """Of all meshes that a case may have: for its floor, or for its expected time."""
     mesh = tuple(case.mesh.items()) if case.mesh else None
     deployment = Deployment(
         model=case.model,
-        slice=case.slice_for(least),
-        dtypes=case.dtypes(least),
+        slice=case.slice_for(for_floor),
+        dtypes=case.dtypes(for_floor),
         calibration=calibration,
-        experts="least" if least else "coverage",
+        experts="least" if for_floor else "coverage",
     )
     return _estimators(deployment, case.names, mesh)
 
@@ -154,9 +154,9 @@ def _estimators(
     return candidates(deployment, layouts, [dict(mesh)] if mesh else None)
 
 
-def _least_seconds(case: Case, estimator: Estimator) -> float:
+def _floor_seconds(case: Case, estimator: Estimator) -> float:
     """The floor of a case in one layout on one mesh."""
-    prompt, context = case.prompt_length, least_context(case)
+    prompt, context = case.prompt_length, first_context(case)
     if case.phase == "decode":
         return _bound(case, estimator, context, 1)
     first = _bound(case, estimator, cached(case), prompt)
@@ -197,7 +197,7 @@ def cached(case: Case) -> int:
     return 0 if case.context in (None, case.prompt_length) else case.context
 
 
-def least_context(case: Case) -> int:
+def first_context(case: Case) -> int:
     """Tokens in the cache as the first step starts."""
     if case.phase == "decode" and case.context is not None:
         return case.context
@@ -208,15 +208,15 @@ def mean_context(case: Case) -> int:
     """Tokens in the cache on average over steps."""
     if case.phase == "decode" and case.context is not None:
         return case.context
-    return least_context(case) + max(case.generated_tokens - 1, 0) // 2
+    return first_context(case) + max(case.generated_tokens - 1, 0) // 2
 
 
-def _said(case: Case, least: Sequence[Estimator], calibration: Calibration) -> Iterator[str]:
+def _assumed(case: Case, for_floor: Sequence[Estimator], calibration: Calibration) -> Iterator[str]:
     """What the times assume beyond the case."""
-    sized = least[0].deployment.layout is None
-    if case.phase != "prefill" and least_context(case) != mean_context(case):
+    sized = for_floor[0].deployment.layout is None
+    if case.phase != "prefill" and first_context(case) != mean_context(case):
         yield (
-            f"steps at a mean context of {mean_context(case)}, the floor's at {least_context(case)}"
+            f"steps at a mean context of {mean_context(case)}, the floor's at {first_context(case)}"
         )
     if sized:
         yield "divided evenly over chips, whatever the layout"
@@ -224,7 +224,7 @@ def _said(case: Case, least: Sequence[Estimator], calibration: Calibration) -> I
         yield "layout not stated: the floor is the least of all, the expected time the best"
     if not sized and not case.attention and case.slice.devices > 1:
         yield "attention not stated: the floor is the least of all, the expected time the best"
-    if not case.mesh and len(least) > 1:
+    if not case.mesh and len(for_floor) > 1:
         yield "mesh not stated: the floor is the least of all, the expected time the best"
     if case.weights.few_bits or (case.cache and case.cache.few_bits):
         yield "the floor counts values of few bits without scales, and all tables in them"
@@ -233,7 +233,7 @@ def _said(case: Case, least: Sequence[Estimator], calibration: Calibration) -> I
     if not case.cache:
         yield f"kv_dtype not stated: {case.arithmetic}"
     if case.slice.chip.name not in calibration.chips:
-        yield f"expected by {calibration.said_of(case.slice.chip.name)}"
+        yield f"expected by {calibration.describe(case.slice.chip.name)}"
     if case.model.experts:
         yield "the floor reads one token's experts, the expected time those of evenly spread tokens"
 

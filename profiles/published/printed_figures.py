@@ -125,7 +125,7 @@ def _figures(line: Mapping) -> Iterator[PrintedFigure]:
         if count := line.get("count"):
             counted = counted_value(count, line, sizes) * scale
             if stored(count["weight_dtype"]).few_bits and count["what"] == "step":
-                scaled = counted_value(count, line, sizes, least=False) * scale
+                scaled = counted_value(count, line, sizes, for_floor=False) * scale
         yield PrintedFigure(line, at, printed, derived, counted, scaled)
 
 
@@ -182,7 +182,7 @@ EQUATIONS = {"step": step, "throughput": throughput, "ratio": ratio, "room": roo
 
 
 def counted_value(
-    count: Mapping, line: Mapping, sizes: Mapping[str, int], least: bool = True
+    count: Mapping, line: Mapping, sizes: Mapping[str, int], for_floor: bool = True
 ) -> float:
     """This project's value of a printed figure, in seconds, sequences or as a factor.
 
@@ -190,34 +190,34 @@ def counted_value(
       count: the entry's field ``count``: the quantity, the model and its dtypes.
       line: the entry of the data file.
       sizes: the batch, context or other size that the figure was printed for.
-      least: whether to leave out the scales of quantized arrays.
+      for_floor: whether to leave out the scales of quantized arrays.
     """
-    estimator = _estimator(json.dumps(count), least)
+    estimator = _estimator(json.dumps(count), for_floor)
     chips = sizes.get("chips", line.get("inputs", {}).get("chips", 1))
     if count["what"] == "critical_batch":
         return critical_batch(estimator)
     if count["what"] == "batching_gain":
         return batching_gain(estimator, sizes["context"], every_expert=count["every_expert"])
     if count["what"] == "room":
-        kept = counts_of(count, sizes, least)
+        kept = counts_of(count, sizes, for_floor)
         free = estimator.peaks.capacity * chips - kept.weights_resident
         return free / kept.kv_resident
-    work = counts_of(count, sizes, least)
+    work = counts_of(count, sizes, for_floor)
     peaks = estimator.peaks
     return max(work.memory / peaks.bandwidth, work.flops / peaks.flops) / chips
 
 
-def counts_of(count: Mapping, sizes: Mapping[str, int], least: bool = True) -> Counts:
+def counts_of(count: Mapping, sizes: Mapping[str, int], for_floor: bool = True) -> Counts:
     """The work of a step on all chips together."""
     batch = sizes.get("batch", count.get("batch", 1))
-    return _estimator(json.dumps(count), least).counter.count(Pass(batch, count["context"]))
+    return _estimator(json.dumps(count), for_floor).counter.count(Pass(batch, count["context"]))
 
 
 @functools.lru_cache(maxsize=64)
-def _estimator(text: str, least: bool) -> Estimator:
+def _estimator(text: str, for_floor: bool) -> Estimator:
     """The model on one chip with the authors' figures, as their equations divide evenly."""
     count = json.loads(text)
-    name, which = count["model"], "least" if least else "usual"
+    name, which = count["model"], "floor" if for_floor else "expected"
     known = name in CATALOG
     model = find_model(name) if known else sized_models()[name]
     slice = parse_slice(count["topology"])

@@ -14,7 +14,7 @@ def test_every_chip_has_a_calibration_which_says_if_it_is_lent():
     for chip in chips():
         found = calibration_of(chip.name)
         assert found.source
-        assert ("lent to" in found.said_of(chip.name)) == (chip.name not in found.chips)
+        assert ("lent to" in found.describe(chip.name)) == (chip.name not in found.chips)
 
 
 def test_a_file_is_read_and_a_wrong_one_is_refused_by_what_is_wrong(tmp_path):

@@ -10,7 +10,7 @@ from model.catalog import find_model
 from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.chip import find_chip
-from profiles.chips.here import Here, assumed, shape_of
+from profiles.chips.local_devices import LocalDevices, assumed_devices, shape_of
 from profiles.chips.slices import Slice, parse_slice
 from profiles.expected import choice as choosing
 from profiles.expected.candidates import AUTO, LayoutNames, candidates, meshes
@@ -19,11 +19,11 @@ from profiles.expected.choice import (
     admitted,
     check_names,
     choose,
+    choose_layouts,
     choose_prefill,
     every_device,
     explain,
-    least_floor,
-    place,
+    lowest_floor_mesh,
 )
 from profiles.expected.estimate import best as best_of
 from profiles.floor.deployment import Deployment
@@ -36,9 +36,9 @@ from sharding.quantization import QUANTIZATIONS
 V4 = find_chip("v4")
 
 
-def v4(mesh) -> Here:
+def v4(mesh) -> LocalDevices:
     """Chips of v4 as a mesh has them, all dimensions rings of their own."""
-    return Here(Slice(V4, tuple(mesh.values())), calibration_of("v4"), "a test")
+    return LocalDevices(Slice(V4, tuple(mesh.values())), calibration_of("v4"), "a test")
 
 
 PALM = find_model("palm-540b-padded")
@@ -128,10 +128,10 @@ def on_slices(monkeypatch, *texts: str) -> None:
     """JAX's first devices are taken to be these slices, by their number."""
     slices = {slice.devices: slice for slice in map(parse_slice, texts)}
 
-    def found(count: int) -> Here:
-        return Here(slices[count], calibration_of(slices[count].chip.name), "a test")
+    def found(count: int) -> LocalDevices:
+        return LocalDevices(slices[count], calibration_of(slices[count].chip.name), "a test")
 
-    monkeypatch.setattr("profiles.expected.choice.here", found)
+    monkeypatch.setattr("profiles.expected.choice.local_devices", found)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_count_of_devices_is_the_mesh_whose_floor_is_least(
     on_slices(monkeypatch, topology)
     config, count, said = find_model(model), parse_slice(topology).devices, []
     asked = purpose((batch, context), config=config)
-    layouts, (found,) = place(
+    layouts, (found,) = choose_layouts(
         [LayoutNames("weight_stationary_1d", "heads")], [meshes(count)], asked, said.append
     )
     assert found == parse_mesh(mesh) and layouts == [LAYOUTS["weight_stationary_1d"]]
@@ -164,7 +164,7 @@ def test_a_mesh_that_fits_comes_before_one_whose_floor_is_less(monkeypatch):
     on_slices(monkeypatch, "v5e:4x4")
     config, said = find_model("llama3-8b"), []
     shapes = [parse_mesh("1x1x16"), parse_mesh("1x8x2")]
-    found = least_floor(
+    found = lowest_floor_mesh(
         [LAYOUTS["weight_stationary_1d"]], shapes, purpose((64, 8000), config=config), said.append
     )
     assert found == shapes[1] and said[0].endswith("and does not fit")
@@ -174,7 +174,7 @@ def test_auto_chooses_layout_and_mesh_together(monkeypatch):
     on_slices(monkeypatch, "v5e:8x8")
     config, said = find_model("llama3-70b"), []
     asked = purpose((64, 2048), config=config)
-    (layout,), (mesh,) = place([LayoutNames()], [meshes(64)], asked, said.append)
+    (layout,), (mesh,) = choose_layouts([LayoutNames()], [meshes(64)], asked, said.append)
     deployment = Deployment(
         model=config,
         slice=parse_slice("v5e:8x8"),
@@ -193,7 +193,7 @@ def test_a_mixtures_experts_are_divided_where_that_is_expected_to_be_faster(monk
     config, said = find_model("qwen3-30b-a3b"), []
     few_bits = Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"])
     asked = purpose((64, 2048), config=config, dtypes=few_bits)
-    (layout,), _ = place([LayoutNames()], [meshes(8)], asked, said.append)
+    (layout,), _ = choose_layouts([LayoutNames()], [meshes(8)], asked, said.append)
     assert layout.expert_parallel and "experts divided" in said[0]
 
 
@@ -204,7 +204,7 @@ def test_layouts_that_are_compared_share_a_mesh_that_divides_all_batches(monkeyp
         LayoutNames("weight_stationary_1d", "heads"),
         LayoutNames("data_parallel_x_1d", "heads"),
     ]
-    _, shapes = place(
+    _, shapes = choose_layouts(
         names,
         [meshes(2), meshes(4)],
         purpose((1, 2048), (64, 2048), config=config, whole_batches=True),
@@ -219,7 +219,7 @@ def test_a_layout_that_no_mesh_of_a_count_takes_is_refused_before_there_is_work_
     named = LayoutNames("weight_stationary_1d", "heads")
     for refuse in (
         lambda: check_names([named], tiny, [meshes(2), meshes(5)]),
-        lambda: place([named], [meshes(5)], Purpose(tiny, None, []), None),
+        lambda: choose_layouts([named], [meshes(5)], Purpose(tiny, None, []), None),
     ):
         with pytest.raises(LayoutError, match="d_ff is 128, which mesh axes z=5"):
             refuse()
@@ -245,7 +245,7 @@ def test_devices_say_the_shape_of_their_slice():
 
 
 def test_devices_of_a_cpu_share_assumed_rates():
-    one, four = assumed(1).slice, assumed(4).slice
+    one, four = assumed_devices(1).slice, assumed_devices(4).slice
     assert four.devices == 4 and four.chip.bandwidth * 4 == one.chip.bandwidth
 
 
@@ -253,7 +253,7 @@ def test_where_no_step_is_to_run_the_simplest_mesh_is_taken(monkeypatch):
     on_slices(monkeypatch, "v5e:4x4")
     config, said = find_model("llama3-8b"), []
     asked, names = purpose(config=config), [LayoutNames("weight_stationary_1d", "heads")]
-    _, (mesh,) = place(names, [meshes(16)], asked, said.append)
+    _, (mesh,) = choose_layouts(names, [meshes(16)], asked, said.append)
     assert mesh == parse_mesh("1x1x16") and not said
-    _, (mesh,) = place([LayoutNames()], [meshes(16)], asked, said.append)
+    _, (mesh,) = choose_layouts([LayoutNames()], [meshes(16)], asked, said.append)
     assert sum(size > 1 for size in mesh.values()) == 1

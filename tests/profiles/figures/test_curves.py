@@ -114,7 +114,7 @@ def test_the_limit_is_communication_where_links_are_slowest():
     slow = parse_slice("v5e:2x2")
     slow = dataclasses.replace(slow, chip=slow.chip.override(ici=1e8))
     narrow = estimator(slice=slow)
-    assert limit(narrow, 0) > 10 * slopes(narrow, 0).limit
+    assert limit(narrow, 0) > 10 * slopes(narrow, 0).floor_per_token
     assert limit(narrow, 0) == pytest.approx(narrow.decode(10**6, 0).floor.seconds / 10**6)
 
 

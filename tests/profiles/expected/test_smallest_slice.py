@@ -13,7 +13,7 @@ from profiles.chips.chip import chips, find_chip
 from profiles.chips.slices import Slice, parse_slice, slices_of
 from profiles.compiled.examined import examine, too_large
 from profiles.compiled.grid import GridPoint
-from profiles.expected.candidates import LayoutNames, candidates, least_slice
+from profiles.expected.candidates import LayoutNames, candidates, smallest_slice
 from profiles.expected.estimate import Estimator
 from profiles.expected.remedies import remedy
 from profiles.floor.deployment import Deployment
@@ -55,7 +55,7 @@ def test_the_most_compact_of_equally_many_chips_comes_first():
 
 
 @pytest.mark.parametrize(
-    ("model", "chip", "dtypes", "least"),
+    ("model", "chip", "dtypes", "smallest"),
     [
         ("llama3-70b", "v5e", BFLOAT16, "v5e:4x4"),
         ("llama3-70b", "v5e", Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"]), "v5e:2x4"),
@@ -65,15 +65,15 @@ def test_the_most_compact_of_equally_many_chips_comes_first():
         ("deepseek-v3", "v6e", Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"]), "v6e:4x8"),
     ],
 )
-def test_the_least_slice_holds_a_model_and_the_next_smaller_none(model, chip, dtypes, least):
+def test_the_least_slice_holds_a_model_and_the_next_smaller_none(model, chip, dtypes, smallest):
     deployment = _deployment(model, chip, dtypes)
-    found = least_slice(deployment, Pass(1, 1024), LayoutNames().layouts(deployment.model))
-    assert str(found) == least
+    found = smallest_slice(deployment, Pass(1, 1024), LayoutNames().layouts(deployment.model))
+    assert str(found) == smallest
     for slice in slices_of(deployment.slice.chip, found.chips):
-        here = dataclasses.replace(deployment, slice=slice)
+        smaller = dataclasses.replace(deployment, slice=slice)
         fitting = [
             each.decode(1, 1024).fits
-            for each in candidates(here, LayoutNames().layouts(deployment.model))
+            for each in candidates(smaller, LayoutNames().layouts(deployment.model))
         ]
         assert any(fitting) == (slice == found or slice.chips == found.chips)
 
@@ -81,15 +81,16 @@ def test_the_least_slice_holds_a_model_and_the_next_smaller_none(model, chip, dt
 def test_a_cache_that_is_copied_needs_a_larger_slice_than_one_that_is_divided():
     """8 KV heads on 16 chips are held twice if heads divide attention."""
     deployment = _deployment("llama3-70b", "v5e")
-    copied = least_slice(deployment, Pass(32, 8192), ONE_D)
-    divided = least_slice(deployment, Pass(32, 8192), BY_BATCH)
+    copied = smallest_slice(deployment, Pass(32, 8192), ONE_D)
+    divided = smallest_slice(deployment, Pass(32, 8192), BY_BATCH)
     assert (divided.chips, copied.chips) == (16, 32)
 
 
 def test_what_no_slice_holds_has_no_least_slice():
     deployment = _deployment("palm-540b", "l4", Dtypes(jnp.float32))
     assert (
-        least_slice(deployment, Pass(10**6, 2048), LayoutNames().layouts(deployment.model)) is None
+        smallest_slice(deployment, Pass(10**6, 2048), LayoutNames().layouts(deployment.model))
+        is None
     )
 
 
@@ -101,7 +102,7 @@ def test_a_layout_that_goes_with_no_mesh_is_refused_nowhere_but_skipped():
             deployment.model.sizes,
             {"x": 1, "y": 1, "z": 7},
         )
-    assert str(least_slice(deployment, Pass(1, 1024), ONE_D)) == "h100:1"
+    assert str(smallest_slice(deployment, Pass(1, 1024), ONE_D)) == "h100:1"
 
 
 def test_a_step_that_fits_in_another_layout_alone_says_so():
@@ -136,6 +137,6 @@ def test_a_step_that_fits_on_another_mesh_of_the_slice_says_which(context):
 
 def test_what_no_mesh_or_layout_of_the_slice_holds_needs_the_least_that_does():
     deployment = _deployment("llama3-70b", "v5e")
-    here = dataclasses.replace(deployment, slice=parse_slice("v5e:2x2"))
-    step = candidates(here, LayoutNames().layouts(deployment.model))[0].decode(1, 1024)
+    smaller = dataclasses.replace(deployment, slice=parse_slice("v5e:2x2"))
+    step = candidates(smaller, LayoutNames().layouts(deployment.model))[0].decode(1, 1024)
     assert remedy(step) == "the least slice that fits is v5e:4x4"

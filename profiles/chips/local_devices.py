@@ -19,7 +19,7 @@ _START_S = 5e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class Here:
+class LocalDevices:
     """Devices to predict for.
 
     Attributes:
@@ -33,7 +33,7 @@ class Here:
     words: str
 
 
-def here(count: int) -> Here:
+def local_devices(count: int) -> LocalDevices:
     """JAX's first `count` devices; fake ones at assumed rates if there are fewer; starts JAX."""
     first = devices()[:count]
     if first[0].platform != "cpu" and len(first) == count:
@@ -44,8 +44,10 @@ def here(count: int) -> Here:
         else:
             slice = Slice(chip, shape_of(chip, [getattr(d, "coords", None) for d in first]))
             calibration = calibration_of(chip.name)
-            return Here(slice, calibration, f"calibration {calibration.said_of(chip.name)}")
-    return assumed(count)
+            return LocalDevices(
+                slice, calibration, f"calibration {calibration.describe(chip.name)}"
+            )
+    return assumed_devices(count)
 
 
 def shape_of(chip: Chip, coordinates: Sequence[Sequence[int] | None]) -> tuple[int, ...]:
@@ -73,7 +75,7 @@ def shape_of(chip: Chip, coordinates: Sequence[Sequence[int] | None]) -> tuple[i
     return shape if product == chips else alone
 
 
-def assumed(count: int) -> Here:
+def assumed_devices(count: int) -> LocalDevices:
     """Fake devices of a CPU, or devices of an unknown chip, at assumed rates."""
     shared = {name: rate / count for name, rate in _ASSUMED.items()} | {"fabric": _ASSUMED_LINK}
     figures = {name: Figure(rate, rate, "assumed") for name, rate in shared.items()}
@@ -81,4 +83,6 @@ def assumed(count: int) -> Here:
     calibration = Calibration(
         "assumed", "assumed", ("cpu",), 1, 1, 1, _START_S, 0, 0, 0, hidden=False
     )
-    return Here(Slice(chip, (count,)), calibration, "assumed rates of a CPU: not a TPU's choice")
+    return LocalDevices(
+        Slice(chip, (count,)), calibration, "assumed rates of a CPU: not a TPU's choice"
+    )
