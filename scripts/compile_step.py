@@ -58,8 +58,13 @@ with _common.importing(__name__):
 
     from model.config import ModelConfig
     from profiles.compiled import text as compiled_text
+    from profiles.compiled.compiled_pass import (
+        CompiledPass,
+        compile_pass,
+        estimate_on_tpu,
+        program_of,
+    )
     from profiles.compiled.compiler import check_compiler, check_target, compile_step
-    from profiles.compiled.examined import Examined, estimate_on_tpu, examine, program_of
     from profiles.compiled.inspection import PassProgram
     from profiles.compiled.step import CompiledStep, read
     from profiles.expected.candidates import candidates
@@ -96,11 +101,11 @@ def main() -> None:
     if step.fits:
         check_compiler()
         _common.say(f"compiling {several(program.config.layers, 'layer')} for {slice}")
-    examined = examine(estimator, pass_)
-    more = _report(examined) if examined.compiled else {}
+    compiled_pass = compile_pass(estimator, pass_)
+    more = _report(compiled_pass) if compiled_pass.compiled else {}
     if _common.JSON.value:
-        write_json(_common.JSON.value, _document(estimator, examined.record, more, started))
-    record = examined.record
+        write_json(_common.JSON.value, _document(estimator, compiled_pass.record, more, started))
+    record = compiled_pass.record
     if record.status == "does_not_fit":
         _common.show(wrap(f"does not fit: {record.message}"))
     elif record.status != "ok":
@@ -130,30 +135,30 @@ def _estimator(model: ModelConfig, pass_: Pass) -> Estimator:
     return best(offered, [pass_])
 
 
-def _report(examined: Examined) -> dict:
+def _report(compiled_pass: CompiledPass) -> dict:
     """Prints the report of a compiled step; returns its fields for the document."""
-    step, program, compiled = examined.step, examined.program, examined.compiled
+    step, program, compiled = compiled_pass.step, compiled_pass.program, compiled_pass.compiled
     if _SAVE_HLO.value:
-        write_atomically(_SAVE_HLO.value, examined.outcome.text.encode())
+        write_atomically(_SAVE_HLO.value, compiled_pass.compilation.text.encode())
         _common.say(f"wrote {_SAVE_HLO.value}")
     arrays = placed_arrays(
         program.config, program.placement, program.dtypes, program.pass_.batch, program.pass_.room
     )
-    libraries, outcome = versions(), examined.outcome
+    libraries, compilation = versions(), compiled_pass.compilation
     _common.show(
         f"compiled:  by XLA of libtpu {libraries.get('libtpu', '?')}, jax {libraries['jax']}, in "
-        f"{outcome.compile_s:.0f} s after {outcome.trace_s:.0f} s of tracing\n\n"
+        f"{compilation.compile_s:.0f} s after {compilation.trace_s:.0f} s of tracing\n\n"
         f"{compiled_text.memory(compiled, step, arrays)}\n\n"
-        f"{compiled_text.collectives(examined.wanted, compiled.collectives)}\n\n"
-        f"{compiled_text.findings(examined.findings, step.floor.seconds)}"
+        f"{compiled_text.collectives(compiled_pass.expected_collectives, compiled.collectives)}\n\n"
+        f"{compiled_text.findings(compiled_pass.findings, step.floor.seconds)}"
     )
     fields = {
         "compiled": compiled.as_record(),
-        "findings": [each.as_record() for each in examined.findings],
-        "expected_collectives": [each.as_record() for each in examined.wanted],
+        "findings": [each.as_record() for each in compiled_pass.findings],
+        "expected_collectives": [each.as_record() for each in compiled_pass.expected_collectives],
     }
     if _WEIGHT_LAYOUT.value == "auto":
-        fields["weight_layout"] = _free_weights(compiled, examined.estimator, program)
+        fields["weight_layout"] = _free_weights(compiled, compiled_pass.estimator, program)
     return fields
 
 
@@ -161,10 +166,10 @@ def _free_weights(default: CompiledStep, estimator: Estimator, program: PassProg
     """Compiles with weights' memory layout chosen by the compiler; prints and returns changes."""
     slice = estimator.deployment.slice
     _common.say(f"compiling again for {slice}, weights laid out by the compiler")
-    outcome = compile_step(program, slice, auto_weight_layout=True)
-    if outcome.status != "ok":
-        raise FloorlineError(f"compiled step is {outcome.status}; {outcome.message}")
-    free = read(outcome, program.placement.mesh)
+    compilation = compile_step(program, slice, auto_weight_layout=True)
+    if compilation.status != "ok":
+        raise FloorlineError(f"compiled step is {compilation.status}; {compilation.message}")
+    free = read(compilation, program.placement.mesh)
     _common.show(compiled_text.weight_layouts(default, free, estimator.peaks.bandwidth))
     changed = compiled_text.layout_changes(default, free)
     return {"changed": changed, "compiled": free.as_record()}

@@ -94,24 +94,28 @@ def main() -> None:
     arrays = placed_arrays(
         program.config, program.placement, program.dtypes, program.pass_.batch, program.pass_.room
     )
-    wanted = expected(program)
+    expected_collectives = expected(program)
     layers = program.config.layers
     found, differing = None, []
     if compiling:
         mesh = field_text(program.placement.mesh)
         _common.say(f"compiling {several(layers, 'layer')} for a mesh of {mesh}")
         found = compiled(program)
-        differing = differences(wanted, found, program.dtypes.dtype)
+        differing = differences(expected_collectives, found, program.dtypes.dtype)
     if processes.first():
         layout_figure(program.run, str(program), output / "layout.png")
         _common.say(f"wrote {output / 'layout.png'}")
         if _common.JSON.value:
-            write_json(_common.JSON.value, _document(program, arrays, wanted, found, started))
+            write_json(
+                _common.JSON.value, _document(program, arrays, expected_collectives, found, started)
+            )
     _common.show(f"{program}\n\n{array_table(arrays)}\n\n{totals(arrays)}\n")
-    _common.show(collective_table(wanted, layers, "expected", wanted) + "\n")
+    _common.show(
+        collective_table(expected_collectives, layers, "expected", expected_collectives) + "\n"
+    )
     if found is not None:
-        _common.show(collective_table(found, layers, "compiled", wanted) + "\n")
-    _common.show(_verdict(found, differing, stands_in(wanted, program.dtypes.dtype)))
+        _common.show(collective_table(found, layers, "compiled", expected_collectives) + "\n")
+    _common.show(_verdict(found, differing, stands_in(expected_collectives, program.dtypes.dtype)))
     if differing:
         raise FloorlineError(
             f"compiled program has {'; '.join(differing)} than the layout explains; "
@@ -181,11 +185,11 @@ def _verdict(
 def _document(
     program: PassProgram,
     arrays: Sequence[PlacedArray],
-    wanted: Sequence[Collective],
+    expected_collectives: Sequence[Collective],
     found: Sequence[Collective] | None,
     started: str,
 ) -> dict:
-    collectives = {"expected": [each.as_record() for each in wanted]}
+    collectives = {"expected": [each.as_record() for each in expected_collectives]}
     if found is not None:
         collectives["compiled"] = [each.as_record() for each in found]
     return document(

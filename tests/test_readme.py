@@ -81,7 +81,7 @@ def test_the_tables_of_layouts_are_those_of_the_code():
 
 def test_the_tables_of_stored_types_are_those_of_the_code():
     assert storage_table.PART.text() == storage_table.table(storage_table.SHOWN)
-    assert storage_table.WHOLE.read_text() == storage_table.whole()
+    assert storage_table.CATALOG_FILE.read_text() == storage_table.catalog_text()
     for check in storage_table.CHECKS:
         assert (ROOT / check.test).exists()
 

@@ -63,8 +63,8 @@ class Compilation:
       text: the optimized, scheduled program, as XLA prints it.
       compile_s: seconds in XLA; tracing the model comes on top.
       trace_s: seconds of tracing the model.
-      beyond: bytes per device that are missing where it does not fit; None if the compiler did
-        not say.
+      missing_bytes: bytes per device by which it does not fit; None if it does, or if the compiler
+        did not say.
     """
 
     status: str
@@ -73,7 +73,7 @@ class Compilation:
     text: str = ""
     compile_s: float = 0.0
     trace_s: float = 0.0
-    beyond: float | None = None
+    missing_bytes: float | None = None
 
 
 def check_target(slice: Slice) -> None:
@@ -169,11 +169,11 @@ def refused(message: str) -> Compilation:
     return Compilation(
         status="out_of_memory" if fits else "does_not_fit",
         message=message[:600],
-        beyond=_beyond(message),
+        missing_bytes=_missing_bytes(message),
     )
 
 
-def _beyond(message: str) -> float | None:
+def _missing_bytes(message: str) -> float | None:
     """Bytes by which a chip's memory is exceeded, as the compiler says it in one of two ways."""
     if found := re.search(rf"Exceeded hbm capacity by {_SIZE}", message):
         return _bytes(*found.groups())

@@ -137,8 +137,8 @@ def _collectives(
     step: CompiledStep, program: PassProgram, times: CollectiveTimes
 ) -> Iterator[Finding]:
     """Those that the layout does not explain, and those that cost more than what it asked for."""
-    wanted, found = expected(program, "tpu"), step.collectives
-    surplus = surpluses(wanted, found, program.dtypes.dtype, "tpu")
+    expected_collectives, found = expected(program, "tpu"), step.collectives
+    surplus = surpluses(expected_collectives, found, program.dtypes.dtype, "tpu")
     for (kind, axes, payload), count in sorted(surplus.items()):
         one = Collective(kind, axes, payload)
         words = f"{kind} over {''.join(axes)} of {byte_size(payload)}"
@@ -153,15 +153,17 @@ def _collectives(
         else:
             message = f"{words} is in the program {_times(count)} more than in the layout"
             yield Finding("collective", message, count * times.seconds(one))
-    yield from _replaced(wanted, found, times)
+    yield from _replaced(expected_collectives, found, times)
 
 
 def _replaced(
-    wanted: Sequence[Collective], found: Sequence[Collective], times: CollectiveTimes
+    expected_collectives: Sequence[Collective], found: Sequence[Collective], times: CollectiveTimes
 ) -> Iterator[Finding]:
     """What the compiler makes of collectives that its own do not do."""
-    left = collections.Counter({_key(one): one.count for one in settle(wanted, found)})
-    for one in without_places(wanted):
+    left = collections.Counter(
+        {_key(one): one.count for one in settle(expected_collectives, found)}
+    )
+    for one in without_places(expected_collectives):
         entry = TPU_SUBSTITUTES.get(one.kind)
         count = one.count - left[_key(one)] if entry else 0
         if count > 0:

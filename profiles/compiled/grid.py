@@ -1,4 +1,4 @@
-"""A grid of compiled steps: models, slices, layouts, types and sizes, each examined, one table.
+"""A grid of compiled steps: models, slices, layouts, types and sizes, in one table.
 
 Finished points are lines of a file, so that a run that ends early goes on where it stopped; points
 of other versions of JAX or libtpu are compiled again. Several are compiled at once, as many as the
@@ -17,8 +17,8 @@ from model.config import ModelConfig
 from model.dtypes import Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
+from profiles.compiled.compiled_pass import compile_pass
 from profiles.compiled.compiler import check_target
-from profiles.compiled.examined import examine
 from profiles.expected.candidates import LayoutNames, candidates
 from profiles.expected.estimate import Estimator, best
 from profiles.floor.deployment import Deployment
@@ -116,7 +116,7 @@ def run(
         open(folder / POINTS, "a", encoding="utf-8") as lines,
         ThreadPoolExecutor(workers or at_once()) as pool,
     ):
-        done = {pool.submit(_examined, point): point for point in missing}
+        done = {pool.submit(_compile_point, point): point for point in missing}
         finished = ((str(done[each]), each.result()) for each in as_completed(done))
         for key, record in progress(finished, len(missing)):
             kept[key] = record
@@ -131,9 +131,9 @@ def at_once() -> int:
     return max(min(os.cpu_count() or 1, int((free_memory() or EACH) // EACH)), 1)
 
 
-def _examined(point: GridPoint) -> Record:
+def _compile_point(point: GridPoint) -> Record:
     try:
-        record = examine(point.estimator(), point.pass_).as_record()
+        record = compile_pass(point.estimator(), point.pass_).as_record()
     except FloorlineError as error:
         record = Record(
             model=point.model.name,

@@ -139,7 +139,7 @@ def compiled(program: PassProgram) -> list[Collective]:
 
 
 def differences(
-    wanted: Sequence[Collective],
+    expected_collectives: Sequence[Collective],
     found: Sequence[Collective],
     dtype: jnp.dtype,
     platform: str | None = None,
@@ -147,12 +147,12 @@ def differences(
     """How a compiled program departs from the expected list, beyond what compilers replace.
 
     Args:
-      wanted: the expected list.
+      expected_collectives: the collectives that the layout asks for.
       found: the collectives of the program.
       dtype: element type of expected collectives that do not name one.
       platform: the platform that the program is for; JAX's own if None.
     """
-    surplus = surpluses(wanted, found, dtype, platform or default_platform())
+    surplus = surpluses(expected_collectives, found, dtype, platform or default_platform())
     return [
         f"{abs(count)} {'more' if count > 0 else 'fewer'} {kind} over {''.join(axes)} of "
         f"{size:,} bytes"
@@ -161,18 +161,24 @@ def differences(
 
 
 def surpluses(
-    wanted: Sequence[Collective], found: Sequence[Collective], dtype: jnp.dtype, platform: str
+    expected_collectives: Sequence[Collective],
+    found: Sequence[Collective],
+    dtype: jnp.dtype,
+    platform: str,
 ) -> dict[tuple[str, tuple[str, ...], int], int]:
     """How many more of each kind, axes and payload a program has; negative where fewer."""
-    asked = settle(wanted, found) if platform == "tpu" else substitute(wanted, platform, dtype)
+    if platform == "tpu":
+        asked = settle(expected_collectives, found)
+    else:
+        asked = substitute(expected_collectives, platform, dtype)
     surplus = _counts(found)
     surplus.subtract(_counts(asked))
     return {key: count for key, count in surplus.items() if count}
 
 
-def stands_in(wanted: Sequence[Collective], dtype: jnp.dtype) -> bool:
+def stands_in(collectives: Sequence[Collective], dtype: jnp.dtype) -> bool:
     """Whether this platform's compiler makes something else of any of these."""
-    return _counts(substitute(wanted, default_platform(), dtype)) != _counts(wanted)
+    return _counts(substitute(collectives, default_platform(), dtype)) != _counts(collectives)
 
 
 def _counts(collectives: Sequence[Collective]) -> Counter:

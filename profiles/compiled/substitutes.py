@@ -76,13 +76,13 @@ def settle(expected: Iterable[Collective], found: Iterable[Collective]) -> list[
     """
     expected = without_places(expected)
     counts = {_key(one): one.count for one in without_places(found)}
-    wanted = {_key(one): one.count for one in expected}
+    asked = {_key(one): one.count for one in expected}
     settled = []
     for one in expected:
         if entry := TPU_SUBSTITUTES.get(one.kind):
             made = dataclasses.replace(one, kind=entry.made)
             lacking = one.count - counts.get(_key(one), 0)
-            spare = counts.get(_key(made), 0) - wanted.get(_key(made), 0)
+            spare = counts.get(_key(made), 0) - asked.get(_key(made), 0)
             if (count := min(lacking, spare)) > 0:
                 settled.append(dataclasses.replace(made, count=count))
                 one = dataclasses.replace(one, count=one.count - count)

@@ -69,9 +69,9 @@ def memory(compiled: CompiledStep, step: Estimate, arrays: Sequence[PlacedArray]
     return "\n".join(lines)
 
 
-def collectives(wanted: Sequence[Collective], found: Sequence[Collective]) -> str:
+def collectives(expected_collectives: Sequence[Collective], found: Sequence[Collective]) -> str:
     """Collectives of a step: how many the layout expects, how many there are, and beside what."""
-    asked = {_key(one): one.count for one in settle(wanted, found)}
+    asked = {_key(one): one.count for one in settle(expected_collectives, found)}
     there: dict[tuple, dict[str, int]] = {}
     for one in found:
         counts = there.setdefault(_key(one), {})

@@ -67,17 +67,17 @@ class Estimator:
     def __init__(self, deployment: Deployment):
         self.deployment = deployment
         slice, dtypes = deployment.slice, deployment.dtypes
-        self.chip, self.usual = slice.chip, slice.chip.expected
+        self.chip, self.recommended_chip = slice.chip, slice.chip.expected
         parts = self.chip.devices_per_chip
         self.peaks = Peaks(
             bandwidth=self.chip.bandwidth / parts,
             flops=self.chip.peak(dtypes.arithmetic) / parts,
             source="published",
             on_chip=self.chip.on_chip / parts,
-            capacity=self.usual.capacity / parts,
+            capacity=self.recommended_chip.capacity / parts,
             devices_per_chip=parts,
         )
-        self._flops = self.usual.peak(dtypes.arithmetic)
+        self._flops = self.recommended_chip.peak(dtypes.arithmetic)
         if deployment.layout:
             check_size(slice, deployment.mesh)
         self.placement, self.counter = deployment.placement, deployment.counter
@@ -123,7 +123,12 @@ class Estimator:
             counts,
             floor=floor(counts, self.peaks, communication.floor),
             expected=expect(
-                counts, communication, self.usual, self._flops, layers, deployment.calibration
+                counts,
+                communication,
+                self.recommended_chip,
+                self._flops,
+                layers,
+                deployment.calibration,
             ),
             fits=bool(counts.held <= self.peaks.capacity),
         )

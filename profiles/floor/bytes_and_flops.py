@@ -106,7 +106,7 @@ class PassCounter:
     def __init__(self, config: ModelConfig, placement: Placement, dtypes: Dtypes):
         self.config, self.placement, self.dtypes = config, placement, dtypes
         self.token = kv_token_bytes(config, placement, dtypes)
-        self.resident = self._plain = self._experts = self._gathered = 0.0
+        self.resident = self._dense_weights = self._experts = self._gathered = 0.0
         self._row = self._rows = 0.0  # of an embedding that is looked up: one, and all
         self._work = self._table_work = 0.0
         for alike in _alike(config, dtypes):
@@ -138,7 +138,7 @@ class PassCounter:
         if alike.experts:
             self._experts += size
         else:
-            self._plain += size
+            self._dense_weights += size
         # Each device multiplies its part of a weight in use by its part of the batch. Mesh axes
         # that divide both the experts and the batch count once: a device has so many experts fewer,
         # and answers the tokens of so many devices more.
@@ -171,7 +171,7 @@ class PassCounter:
         attended = pass_.context + tokens if pass_.over_prompts else pass_.room
         counts = Counts(
             weights_resident=self.resident,
-            weights_read=self._plain + self._experts * touched + rows,
+            weights_read=self._dense_weights + self._experts * touched + rows,
             kv_resident=batch * self._kept(pass_.room),
             kv_read=batch * self.token * seen / config.layers,
             kv_written=batch * self.token * kept / config.layers,
@@ -179,18 +179,18 @@ class PassCounter:
             weights_gathered=self._gathered,
             activations=batch * self._held(tokens, attended) + self._gathered / config.layers,
         )
-        return counts.plain()
+        return counts.as_python_numbers()
 
     def line(self, context: int, slots: int) -> BatchLine:
         """Decode steps of every batch at this context, with room for so many tokens."""
         one = self.count(Pass(1, context, slots=slots), "all")
         return BatchLine(
             resident=self.resident + self._gathered / self.config.layers,
-            plain=self._plain,
+            dense_weights=self._dense_weights,
             experts=self._experts,
             gathered=self._gathered,
-            moved=self._row + one.kv_read + one.kv_written,
-            kept=one.kv_resident + self._held(1, slots),
+            bytes_per_sequence=self._row + one.kv_read + one.kv_written,
+            memory_per_sequence=one.kv_resident + self._held(1, slots),
             flops=one.flops,
             replicas=self._replicas,
         )

@@ -73,7 +73,7 @@ class Counts:
     weights_gathered: float = 0.0
     activations: float = 0.0
 
-    def plain(self) -> "Counts":
+    def as_python_numbers(self) -> "Counts":
         """The same with Python's numbers in place of NumPy's; arrays, for many meshes, stay."""
         return Counts(*(v.item() if isinstance(v, np.generic) else v for v in vars(self).values()))
 
@@ -93,21 +93,21 @@ class BatchLine(NamedTuple):
 
     Attributes:
       resident: bytes in memory at any batch: stored weights, and a layer of gathered ones.
-      plain: bytes of weights that every step reads, experts aside.
+      dense_weights: bytes of weights that every step reads, experts aside.
       experts: bytes of all experts, of which a step reads those that its tokens choose.
       gathered: the same as `Counts.weights_gathered`.
-      moved: bytes that each sequence adds to what a step reads and writes.
-      kept: bytes of each sequence's cache and activations.
+      bytes_per_sequence: bytes that each sequence adds to what a step reads and writes.
+      memory_per_sequence: bytes of each sequence's cache and activations.
       flops: FLOPs of each sequence.
       replicas: number of parts of the batch that choose experts apart from each other.
     """
 
     resident: float
-    plain: float
+    dense_weights: float
     experts: float
     gathered: float
-    moved: float
-    kept: float
+    bytes_per_sequence: float
+    memory_per_sequence: float
     flops: float
     replicas: int
 

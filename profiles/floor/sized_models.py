@@ -126,11 +126,11 @@ class SizedPassCounter:
         row = model.d_model * (self.weight if model.looked_up else 0)
         return BatchLine(
             resident=self.resident,
-            plain=self.weight * (model.total - model.in_experts - model.looked_up),
+            dense_weights=self.weight * (model.total - model.in_experts - model.looked_up),
             experts=self.weight * model.in_experts,
             gathered=0.0,
-            moved=row + one.kv_read + one.kv_written,
-            kept=one.kv_resident,
+            bytes_per_sequence=row + one.kv_read + one.kv_written,
+            memory_per_sequence=one.kv_resident,
             flops=one.flops,
             replicas=1,
         )

@@ -22,7 +22,7 @@ from sharding.mesh import parse_mesh
 from sharding.placement import Placement
 from sharding.quantization import QUANTIZATIONS
 
-WHOLE = ROOT / "profiles/results/stored-types.md"
+CATALOG_FILE = ROOT / "profiles/results/stored-types.md"
 PART = Part("model/README.md", "storage", "profiles.floor.storage_table")
 SHOWN = "smollm2-135m", "llama3-8b", "llama3-70b", "mixtral-8x7b"
 CONTEXT = 2048
@@ -74,7 +74,7 @@ def table(models: Iterable[str]) -> str:
     return "\n".join([Table(head, rows, align="llrrrl").markdown(), "", *notes]) + "\n"
 
 
-def whole() -> str:
+def catalog_text() -> str:
     """The text of the file with all models."""
     return (
         "# Bytes of every catalogue model in every stored type\n\n"
@@ -98,5 +98,5 @@ def _bytes(config: ModelConfig, stored: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    WHOLE.write_text(whole())
+    CATALOG_FILE.write_text(catalog_text())
     PART.write(table(SHOWN))

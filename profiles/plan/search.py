@@ -130,7 +130,7 @@ class Search:
         """
         hopes = []
         for cell in cells:
-            batches, steps = cell.least
+            batches, steps = cell.even_bounds
             _, hope = self._aimed(cell, steps * _GAIN, batches, aims)
             hopes.append((hope.min(), cell))
         found: list[tuple[float, float, Candidate]] = []

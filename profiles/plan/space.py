@@ -75,7 +75,7 @@ class Space:
         return self.rows(dtypes).lines(dtypes, *self._lengths)
 
     @functools.cache  # noqa: B019
-    def whole(self, dtypes: Dtypes) -> BatchLine:
+    def one_device(self, dtypes: Dtypes) -> BatchLine:
         """Decode steps on one device."""
         lines = self._rows_of(PLAIN, frozenset({1})).lines(dtypes, *self._lengths)
         return BatchLine(*(field[0] for field in lines))
@@ -128,10 +128,10 @@ class Cell:
         self.space, self.slice, self.price, self.dtypes = space, slice, price, dtypes
         self.usd_per_hour = price.usd * slice.chips
         self.calibration = space.calibration(slice.chip.name)
-        parts, usual = slice.chip.devices_per_chip, slice.chip.expected
-        self.capacity = usual.capacity / parts
-        self._bandwidth = usual.bandwidth / parts * self.calibration.memory
-        self._flops = usual.peak(dtypes.arithmetic) / parts * self.calibration.compute
+        parts, recommended = slice.chip.devices_per_chip, slice.chip.expected
+        self.capacity = recommended.capacity / parts
+        self._bandwidth = recommended.bandwidth / parts * self.calibration.memory
+        self._flops = recommended.peak(dtypes.arithmetic) / parts * self.calibration.compute
         self._overhead = self.calibration.step_s + space.model.layers * self.calibration.layer_s
         self.estimator = functools.cache(self._find_estimator)
 
@@ -160,29 +160,34 @@ class Cell:
     def batches(self) -> np.ndarray:
         """Of each row: `BATCHES` and the largest that fits, 0 where they do not."""
         lines, multiples = self._lines, self.multiples
-        most = (self.capacity - lines.resident) / lines.kept
+        most = (self.capacity - lines.resident) / lines.memory_per_sequence
         largest = np.maximum(np.floor(most / multiples).astype(int) * multiples, 0)
         fitting = _padded(BATCHES, multiples[:, None]) <= largest[:, None]
         return np.column_stack([np.where(fitting, BATCHES, 0), largest])
 
     @functools.cached_property
-    def least(self) -> tuple[np.ndarray, np.ndarray]:
-        """Batches, and seconds that their steps take at least in any layout.
+    def even_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Batches, and lower bounds in seconds of their steps in any layout.
 
         If everything were divided evenly, and collectives took no time. Infinite where even then
         they would not fit.
         """
-        whole, devices = self.space.whole(self.dtypes), self.slice.devices
-        largest = max(math.floor((self.capacity * devices - whole.resident) / whole.kept), 0)
+        devices, one_device = self.slice.devices, self.space.one_device(self.dtypes)
+        largest = max(
+            math.floor(
+                (self.capacity * devices - one_device.resident) / one_device.memory_per_sequence
+            ),
+            0,
+        )
         batches = np.append(BATCHES, largest)
-        memory, compute = self._work(whole, batches, 1)
+        memory, compute = self._work(one_device, batches, 1)
         steps = np.maximum(memory / devices, compute / devices) + self._overhead
         return batches, np.where((batches > 0) & (batches <= largest), steps, math.inf)
 
     @property
-    def could(self) -> bool:
+    def may_fit(self) -> bool:
         """Whether a sequence would fit if everything were divided evenly."""
-        return bool(np.isfinite(self.least[1]).any())
+        return bool(np.isfinite(self.even_bounds[1]).any())
 
     @functools.cached_property
     def _parts(self) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +216,7 @@ class Cell:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Seconds of memory and of arithmetic of decode steps of padded batches."""
         model = self.space.model
-        moved = lines.plain + 2 * lines.gathered + batches * lines.moved
+        moved = lines.dense_weights + 2 * lines.gathered + batches * lines.bytes_per_sequence
         if model.experts:
             touched = _touched(model, batches, replicas, self.space.experts)
             moved = moved + lines.experts * touched / model.experts
@@ -271,9 +276,9 @@ class Cell:
     def lacking(self, keep: Sequence[int], batch: int = 1) -> float:
         """Bytes per chip by which a batch fits in none of these rows; negative if it does."""
         lines = self._lines
-        held = lines.resident + _padded(batch, self.multiples) * lines.kept
-        least = held[np.array(keep, int)].min(initial=math.inf)
-        return float(least - self.capacity) * self.slice.chip.devices_per_chip
+        held = lines.resident + _padded(batch, self.multiples) * lines.memory_per_sequence
+        smallest = held[np.array(keep, int)].min(initial=math.inf)
+        return float(smallest - self.capacity) * self.slice.chip.devices_per_chip
 
 
 def _padded(batches: np.ndarray | int, multiple: np.ndarray | int) -> np.ndarray:

@@ -351,7 +351,9 @@ def _holding(space: Space) -> str:
     for chip, price in prices.items():
         every = tuple((slice, price) for slice in slices_of(chip))
         cells = dataclasses.replace(space, slices=every).cells
-        found += itertools.islice((each for each in cells if each.could and _lacking(each) <= 0), 1)
+        found += itertools.islice(
+            (each for each in cells if each.may_fit and _lacking(each) <= 0), 1
+        )
     if not found:
         return ""
     least = min(found, key=lambda cell: cell.usd_per_hour)

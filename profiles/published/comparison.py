@@ -69,14 +69,14 @@ class Reproduced:
       floor_s: the least that is consistent with the source.
       expected_s: of the mesh that is expected to be fastest, where it is not stated.
       calibration: the constants of the expected time.
-      said: what was assumed for these times beside the case's own assumptions.
+      assumptions: what was assumed for these times beside the case's own assumptions.
     """
 
     case: Case
     floor_s: float
     expected_s: float
     calibration: Calibration
-    said: tuple[str, ...]
+    assumptions: tuple[str, ...]
 
     @property
     def error(self) -> float:
@@ -99,7 +99,7 @@ class Reproduced:
         return {
             "source": case.source,
             "locator": case.locator,
-            "assumed": [*case.assumed, *self.said],
+            "assumed": [*case.assumed, *self.assumptions],
             "published_s": case.published_s,
             "floor_s": self.floor_s,
             "expected_s": self.expected_s,

@@ -38,7 +38,7 @@ def _source_text(source: str, rows: Sequence[Reproduced]) -> str:
         string.ascii_lowercase, repeat=2)))  # fmt: skip
     lines = []
     for row in rows:
-        for note in (*row.case.assumed, *row.said):
+        for note in (*row.case.assumed, *row.assumptions):
             if note not in notes:
                 notes[note] = next(names)
         lines.append(_cells(row, notes))
@@ -59,7 +59,7 @@ def _cells(row: Reproduced, notes: dict[str, str]) -> tuple[str, ...]:
         *(ms(seconds) for seconds in (case.published_s, row.floor_s, row.expected_s)),
         f"{row.error:+.1%}",
         f"{row.fraction:.0%}{beats}",
-        " ".join(notes[note] for note in (*case.assumed, *row.said)),
+        " ".join(notes[note] for note in (*case.assumed, *row.assumptions)),
     )
 
 

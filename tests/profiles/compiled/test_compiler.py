@@ -76,7 +76,7 @@ def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("message", "status", "beyond"),
+    ("message", "status", "missing_bytes"),
     [
         ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 22.96G of 15.75G hbm. "
          "Exceeded hbm capacity by 7.21G.", "does_not_fit", 7.21 * 2**30),
@@ -86,10 +86,10 @@ def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch):
         ("UNIMPLEMENTED: no such\nthing", "unsupported", None),
     ],
 )  # fmt: skip
-def test_a_refusal_is_an_outcome_with_its_message(message, status, beyond):
+def test_a_refusal_is_an_outcome_with_its_message(message, status, missing_bytes):
     outcome = refused(message)
     assert outcome.status == status and outcome.message == " ".join(message.split())
-    assert outcome.beyond == (beyond and pytest.approx(beyond))
+    assert outcome.missing_bytes == (missing_bytes and pytest.approx(missing_bytes))
 
 
 def test_a_compiler_that_dies_leaves_its_last_words(monkeypatch):

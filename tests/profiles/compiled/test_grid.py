@@ -41,13 +41,13 @@ def compiled(monkeypatch):
         def as_record(self):
             return Record(batch=self.batch, status="ok")
 
-    def examine(estimator, pass_):
+    def compile_pass(estimator, pass_):
         seen.append(pass_.batch)
         if pass_.batch == 16:
             raise FloorlineError("compiler is broken; mend it")
         return Result(pass_.batch)
 
-    monkeypatch.setattr(matrix, "examine", examine)
+    monkeypatch.setattr(matrix, "compile_pass", compile_pass)
     return seen
 
 

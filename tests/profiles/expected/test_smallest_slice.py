@@ -11,7 +11,7 @@ from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.chip import chips, find_chip
 from profiles.chips.slices import Slice, parse_slice, slices_of
-from profiles.compiled.examined import examine, too_large
+from profiles.compiled.compiled_pass import compile_pass, too_large
 from profiles.compiled.grid import GridPoint
 from profiles.expected.candidates import LayoutNames, candidates, smallest_slice
 from profiles.expected.estimate import Estimator
@@ -108,8 +108,8 @@ def test_a_layout_that_goes_with_no_mesh_is_refused_nowhere_but_skipped():
 def test_a_step_that_fits_in_another_layout_alone_says_so():
     names = LayoutNames("weight_stationary_1d", "heads")
     point = GridPoint(find_model("llama3-70b"), "v5e:4x4", names, BFLOAT16, Pass(128, 2048))
-    found = examine(point.estimator(), point.pass_)
-    assert found.record.status == "does_not_fit" and found.outcome is None
+    found = compile_pass(point.estimator(), point.pass_)
+    assert found.record.status == "does_not_fit" and found.compilation is None
     message = found.record.message
     assert "another layout fits: " in message and "; use --layout=auto" in message
 

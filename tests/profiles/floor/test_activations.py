@@ -105,5 +105,9 @@ def test_a_plan_leaves_room_for_a_prompt_beside_a_full_batch():
         costs = PassCounter(config, placement, BFLOAT16)
         prompt = costs.count(Pass(batch=1, tokens=7900, context=0)).activations
         kept = costs.count(Pass(batch=int(less.max()), context=8000, slots=8192)).held
-        assert kept + prompt <= beside.capacity < kept + prompt + costs.line(8000, 8192).kept
+        assert (
+            kept + prompt
+            <= beside.capacity
+            < kept + prompt + costs.line(8000, 8192).memory_per_sequence
+        )
         assert less.max() < most.max()

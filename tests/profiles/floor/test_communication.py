@@ -52,10 +52,10 @@ def check(program: PassProgram) -> None:
 
 def check_collectives(program: PassProgram, text: str, sampled: bool = True) -> None:
     """A program has those that are expected; over replicas alone there may be none."""
-    wanted, found = expected(program), census(text, program.placement.mesh)
-    wanted = [one for one in wanted if sampled or one.where != "sample"]
+    expected_collectives, found = expected(program), census(text, program.placement.mesh)
+    expected_collectives = [one for one in expected_collectives if sampled or one.where != "sample"]
     assert found or program.placement.mesh["x"] == 8
-    assert differences(wanted, found, program.dtypes.dtype) == []
+    assert differences(expected_collectives, found, program.dtypes.dtype) == []
 
 
 # `test_layouts` checks those of all other layouts, in the programs that it runs.

@@ -94,7 +94,7 @@ def test_without_a_context_the_floor_is_at_the_prompt_and_the_expected_time_at_t
     assert mean_context(lengths) == 250
     assert reproduce(lengths).floor_s == reproduce(case(context=100)).floor_s
     assert reproduce(lengths).expected_s == reproduce(case(context=250)).expected_s
-    assert any("mean context of 250" in text for text in reproduce(lengths).said)
+    assert any("mean context of 250" in text for text in reproduce(lengths).assumptions)
 
 
 def test_a_run_is_its_prefill_and_its_steps():
@@ -124,7 +124,7 @@ def test_what_is_not_stated_gives_the_least_floor():
     open_case = reproduce(case(attention=..., layout=None, **wide))
     assert open_case.floor_s <= min(row.floor_s for row in stated)
     assert open_case.expected_s <= min(row.expected_s for row in stated)
-    assert {text.split(" not stated")[0] for text in open_case.said} >= {
+    assert {text.split(" not stated")[0] for text in open_case.assumptions} >= {
         "layout",
         "attention",
         "mesh",
@@ -135,7 +135,7 @@ def test_a_mesh_that_is_stated_is_the_only_one():
     wide = {"topology": "v4:2x2x2", "model": "llama2-70b", "layout": "weight_stationary_2d"}
     free, fixed = reproduce(case(**wide)), reproduce(case(mesh="8x1x1", **wide))
     assert free.floor_s <= fixed.floor_s and free.expected_s < fixed.expected_s
-    assert not any("mesh" in text for text in fixed.said)
+    assert not any("mesh" in text for text in fixed.assumptions)
 
 
 def test_the_floor_of_few_bits_counts_values_alone():

@@ -54,7 +54,9 @@ def test_what_is_not_finite_is_an_empty_cell(tmp_path):
 
 
 def test_points_that_a_matrix_keeps_are_such_json(tmp_path, monkeypatch):
-    monkeypatch.setattr(matrix, "_examined", lambda point: Record(floor_s=float("nan"), batch=1))
+    monkeypatch.setattr(
+        matrix, "_compile_point", lambda point: Record(floor_s=float("nan"), batch=1)
+    )
     matrix.run(["a point"], tmp_path, {}, lambda finished, count: finished, workers=1)
     assert strictly((tmp_path / matrix.POINTS).read_text())["record"] == {"batch": 1}
 

@@ -6,7 +6,7 @@ from model.catalog import find_model
 from model.dtypes import BFLOAT16
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
-from profiles.compiled.examined import examine, program_of
+from profiles.compiled.compiled_pass import compile_pass, program_of
 from profiles.expected.estimate import Estimator
 from profiles.expected.estimate_record import Recorder
 from profiles.floor.deployment import Deployment
@@ -58,7 +58,7 @@ def test_prompts_are_said_to_run_as_they_run_and_their_cache_to_lie_as_it_lies(
     # Too large a batch: the record of a compiled pass is then made without a compiler.
     records = {
         "estimate": Recorder(one).record(one.prefill(8, 512)),
-        "compile": examine(one, Pass(4096, 0, 8192)).record,
+        "compile": compile_pass(one, Pass(4096, 0, 8192)).record,
         "inspect": program_of(one, Pass(8, 0, 512)).as_record(),
     }
     for record in records.values():

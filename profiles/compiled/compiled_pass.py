@@ -17,17 +17,17 @@ from profiles.report.record import Record
 
 
 @dataclasses.dataclass(frozen=True)
-class Examined:
-    """What came of a pass.
+class CompiledPass:
+    """A pass compiled for a slice, and what was found in it.
 
     Attributes:
       estimator: the estimator of its layout on its slice.
       step: its floor and expected time.
       program: the pass, as it is handed to the compiler.
       record: what programs read, with status and message.
-      outcome: what the compiler made of it; None if the floor's bytes alone do not fit.
+      compilation: what the compiler made of it; None if the floor's bytes alone do not fit.
       compiled: the program, if there is one.
-      wanted: the collectives that the layout asks for.
+      expected_collectives: the collectives that the layout asks for.
       findings: what was found in the program, the costliest first.
     """
 
@@ -35,15 +35,17 @@ class Examined:
     step: Estimate
     program: PassProgram
     record: Record
-    outcome: Compilation | None = None
+    compilation: Compilation | None = None
     compiled: CompiledStep | None = None
-    wanted: tuple[Collective, ...] = ()
+    expected_collectives: tuple[Collective, ...] = ()
     findings: tuple[Finding, ...] = ()
 
     @property
     def differing(self) -> list[str]:
         """How the program's collectives depart from those that the layout asks for."""
-        return differences(self.wanted, self.compiled.collectives, self.program.dtypes.dtype, "tpu")
+        return differences(
+            self.expected_collectives, self.compiled.collectives, self.program.dtypes.dtype, "tpu"
+        )
 
     def as_record(self) -> Record:
         """The record with what was compiled and found in it."""
@@ -56,7 +58,7 @@ class Examined:
         )
 
 
-def examine(estimator: Estimator, pass_: Pass) -> Examined:
+def compile_pass(estimator: Estimator, pass_: Pass) -> CompiledPass:
     """Compiles a pass of a deployment, if its weights and cache fit.
 
     Args:
@@ -66,17 +68,19 @@ def examine(estimator: Estimator, pass_: Pass) -> Examined:
     step, program = estimate_on_tpu(estimator, pass_), program_of(estimator, pass_)
     record = Recorder(estimator).record(step)
     if not step.fits:
-        beyond = step.resident - estimator.deployment.slice.chip.expected.capacity
-        record |= Record(message=too_large(step, beyond))
-        return Examined(estimator, step, program, record)
-    outcome = compile_step(program, estimator.deployment.slice)
-    record |= status(outcome, step)
-    if outcome.status != "ok":
-        return Examined(estimator, step, program, record, outcome)
-    compiled = read(outcome, program.placement.mesh)
+        missing_bytes = step.resident - estimator.deployment.slice.chip.expected.capacity
+        record |= Record(message=too_large(step, missing_bytes))
+        return CompiledPass(estimator, step, program, record)
+    compilation = compile_step(program, estimator.deployment.slice)
+    record |= status(compilation, step)
+    if compilation.status != "ok":
+        return CompiledPass(estimator, step, program, record, compilation)
+    compiled = read(compilation, program.placement.mesh)
     found = tuple(findings(compiled, program, estimator, step.floor.seconds))
-    wanted = tuple(expected(program, "tpu"))
-    return Examined(estimator, step, program, record, outcome, compiled, wanted, found)
+    expected_collectives = tuple(expected(program, "tpu"))
+    return CompiledPass(
+        estimator, step, program, record, compilation, compiled, expected_collectives, found
+    )
 
 
 def estimate_on_tpu(estimator: Estimator, pass_: Pass) -> Estimate:
@@ -99,21 +103,21 @@ def program_of(estimator: Estimator, pass_: Pass) -> PassProgram:
     )
 
 
-def status(outcome: Compilation, step: Estimate) -> Record:
+def status(compilation: Compilation, step: Estimate) -> Record:
     """What a record says of how compiling went."""
-    if outcome.status == "ok":
+    if compilation.status == "ok":
         return Record(status="ok", fits=True)
-    if outcome.status == "does_not_fit":
+    if compilation.status == "does_not_fit":
         parts = step.deployment.slice.chip.devices_per_chip
-        message = too_large(step, (outcome.beyond or 0) * parts)
-        said = f" (XLA: {outcome.message})"
+        message = too_large(step, (compilation.missing_bytes or 0) * parts)
+        said = f" (XLA: {compilation.message})"
         return Record(status="does_not_fit", fits=False, message=message + said)
-    return Record(status=outcome.status, message=outcome.message)
+    return Record(status=compilation.status, message=compilation.message)
 
 
-def too_large(step: Estimate, beyond: float) -> str:
+def too_large(step: Estimate, missing_bytes: float) -> str:
     """How much is missing, and what to do about it."""
-    need = f"{number(beyond / 1e9)} GB per chip more" if beyond else "more"
+    need = f"{number(missing_bytes / 1e9)} GB per chip more" if missing_bytes else "more"
     what = "weights, cache and temporaries" if step.fits else "weights, cache and activations"
     advice = "use a smaller batch or a larger slice" if step.fits else remedy(step)
     return f"{what} need {need} than {step.deployment.slice} has; {advice}"
