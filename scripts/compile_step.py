@@ -142,7 +142,11 @@ def _report(compiled_pass: CompiledPass) -> dict:
         write_atomically(_SAVE_HLO.value, compiled_pass.compilation.text.encode())
         _common.say(f"wrote {_SAVE_HLO.value}")
     arrays = placed_arrays(
-        program.config, program.placement, program.dtypes, program.pass_.batch, program.pass_.room
+        program.config,
+        program.placement,
+        program.dtypes,
+        program.pass_.batch,
+        program.pass_.cache_slots,
     )
     libraries, compilation = versions(), compiled_pass.compilation
     _common.show(

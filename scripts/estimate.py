@@ -153,7 +153,7 @@ def _message(step: Estimate, wanted: list[Layout | None], remedies: dict) -> str
     deployment, pass_ = step.deployment, step.pass_
     if pass_ not in remedies:
         remedies[pass_] = remedy(step, wanted)
-    beyond = step.resident - deployment.slice.chip.expected.capacity
+    beyond = step.resident - deployment.slice.chip.recommended.capacity
     length = f"context {pass_.context:,}"
     if pass_.over_prompts:
         length = f"{pass_.context:,} cached tokens and {pass_.tokens:,} of a prompt"

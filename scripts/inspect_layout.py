@@ -92,7 +92,11 @@ def main() -> None:
     program, compiling = _program()
     _layouts.state_choices(program.config, program.placement, program.dtypes, _BATCH.value)
     arrays = placed_arrays(
-        program.config, program.placement, program.dtypes, program.pass_.batch, program.pass_.room
+        program.config,
+        program.placement,
+        program.dtypes,
+        program.pass_.batch,
+        program.pass_.cache_slots,
     )
     expected_collectives = expected(program)
     layers = program.config.layers

@@ -103,7 +103,7 @@ class Price:
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A chip by its highest credible figures, for floors; `expected` has the recommended ones.
+    """A chip by its highest credible figures, for floors; `recommended` has the others.
 
     Attributes:
       name: short name, as ``--topology`` spells it.
@@ -193,7 +193,7 @@ class Chip:
         return f"published, but for {', '.join(names)}, given"
 
     @property
-    def expected(self) -> "Chip":
+    def recommended(self) -> "Chip":
         """The same chip by its recommended figures, for expected times."""
         return dataclasses.replace(self, which="recommended")
 

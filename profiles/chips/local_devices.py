@@ -25,12 +25,12 @@ class LocalDevices:
     Attributes:
       slice: the devices as a slice.
       calibration: the constants of expected times on them.
-      words: the source of predictions, for reports.
+      source: the source of predictions, for reports.
     """
 
     slice: Slice
     calibration: Calibration
-    words: str
+    source: str
 
 
 def local_devices(count: int) -> LocalDevices:

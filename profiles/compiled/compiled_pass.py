@@ -68,7 +68,7 @@ def compile_pass(estimator: Estimator, pass_: Pass) -> CompiledPass:
     step, program = estimate_on_tpu(estimator, pass_), program_of(estimator, pass_)
     record = Recorder(estimator).record(step)
     if not step.fits:
-        missing_bytes = step.resident - estimator.deployment.slice.chip.expected.capacity
+        missing_bytes = step.resident - estimator.deployment.slice.chip.recommended.capacity
         record |= Record(message=too_large(step, missing_bytes))
         return CompiledPass(estimator, step, program, record)
     compilation = compile_step(program, estimator.deployment.slice)
@@ -87,14 +87,14 @@ def estimate_on_tpu(estimator: Estimator, pass_: Pass) -> Estimate:
     """The estimate of a pass, the cache of a decode step as large as an engine's on TPU."""
     if pass_.over_prompts:
         return estimator.estimate(pass_)
-    slots = whole_tiles(pass_.room, estimator.deployment.dtypes)
+    slots = whole_tiles(pass_.cache_slots, estimator.deployment.dtypes)
     return estimator.estimate(dataclasses.replace(pass_, slots=slots))
 
 
 def program_of(estimator: Estimator, pass_: Pass) -> PassProgram:
     """The program of a pass, as it is handed to a compiler."""
     deployment = estimator.deployment
-    slots = whole_tiles(pass_.room, deployment.dtypes)
+    slots = whole_tiles(pass_.cache_slots, deployment.dtypes)
     return PassProgram(
         config=deployment.model,
         placement=deployment.placement,

@@ -80,7 +80,7 @@ class CollectiveTimes:
 
     def __init__(self, estimator: Estimator, listed: Sequence[Collective]):
         slice, self.calibration = estimator.deployment.slice, estimator.deployment.calibration
-        slice = dataclasses.replace(slice, chip=slice.chip.expected)
+        slice = dataclasses.replace(slice, chip=slice.chip.recommended)
         mesh = mesh_items(estimator.deployment.mesh)
         self._embedding = min(
             embeddings(slice, mesh, False),
@@ -235,7 +235,7 @@ def _replicated(step: CompiledStep, program: PassProgram, bandwidth: float) -> I
             program.placement,
             program.dtypes,
             program.pass_.batch,
-            program.pass_.room,
+            program.pass_.cache_slots,
         )
     }
     groups: dict[str, list[int]] = {}

@@ -114,7 +114,7 @@ def run(
     missing = [point for point in dict.fromkeys(points) if str(point) not in kept]
     with (
         open(folder / POINTS, "a", encoding="utf-8") as lines,
-        ThreadPoolExecutor(workers or at_once()) as pool,
+        ThreadPoolExecutor(workers or compilers_at_once()) as pool,
     ):
         done = {pool.submit(_compile_point, point): point for point in missing}
         finished = ((str(done[each]), each.result()) for each in as_completed(done))
@@ -126,7 +126,7 @@ def run(
     return [kept[str(point)] for point in points]
 
 
-def at_once() -> int:
+def compilers_at_once() -> int:
     """Compilers that this machine has cores and free memory for, at least one."""
     return max(min(os.cpu_count() or 1, int((free_memory() or EACH) // EACH)), 1)
 

@@ -54,7 +54,7 @@ class PassProgram:
             f"collectives {divided.collectives}",
             str(self.dtypes),
             f"batch {self.pass_.batch}",
-            f"cache of {self.pass_.room} tokens",
+            f"cache of {self.pass_.cache_slots} tokens",
             cache_words(divided),
             f"prefill of {self.pass_.tokens} tokens" if self.pass_.over_prompts else "decode step",
         ]
@@ -105,7 +105,7 @@ class PassProgram:
           auto_weight_layout: the compiler chooses how each weight's shard lies in memory.
         """
         engine, chosen = self.engine(devices), {"auto_weight_layout": auto_weight_layout}
-        batch, slots = self.pass_.batch, self.pass_.room
+        batch, slots = self.pass_.batch, self.pass_.cache_slots
         if self.pass_.over_prompts:
             return engine.lower_prefill(batch, slots, self.pass_.tokens, **chosen)
         return engine.lower_decode(batch, slots, **chosen)

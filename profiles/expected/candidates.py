@@ -165,7 +165,7 @@ def smallest_slice(
       The slice; None where the pass fits on no slice of the chip.
     """
     chip = deployment.slice.chip
-    capacity = chip.expected.capacity
+    capacity = chip.recommended.capacity
     first = next(_divided(deployment, layouts, [ONE_DEVICE]))
     unsharded = first.count(pass_).held * (1 if first.layout else deployment.slice.devices)
     for slice in slices_of(chip):

@@ -353,7 +353,7 @@ def explain(ranking: Sequence[Prediction], what: str, devices: LocalDevices) -> 
     first, *others = ranking
     rest = "; ".join(map(str, others[:2]))
     beside = f"; next: {rest}" if rest else "; no other can divide this model over this mesh"
-    return f"{what} auto: {first}, predicted from {devices.words}{beside}"
+    return f"{what} auto: {first}, predicted from {devices.source}{beside}"
 
 
 def _time(seconds: float) -> str:

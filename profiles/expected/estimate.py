@@ -67,7 +67,7 @@ class Estimator:
     def __init__(self, deployment: Deployment):
         self.deployment = deployment
         slice, dtypes = deployment.slice, deployment.dtypes
-        self.chip, self.recommended_chip = slice.chip, slice.chip.expected
+        self.chip, self.recommended_chip = slice.chip, slice.chip.recommended
         parts = self.chip.devices_per_chip
         self.peaks = Peaks(
             bandwidth=self.chip.bandwidth / parts,

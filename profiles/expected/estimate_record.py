@@ -79,7 +79,7 @@ def _bytes(counts: Counts, chip: Chip) -> BytesPerChip:
     del counted["flops"]
     if not counted["weights_gathered"]:
         del counted["weights_gathered"]
-    return BytesPerChip(**counted, capacity=chip.expected.capacity)
+    return BytesPerChip(**counted, capacity=chip.recommended.capacity)
 
 
 def _terms(found: Estimate) -> dict[str, float]:

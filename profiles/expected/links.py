@@ -39,7 +39,7 @@ class Dimension(NamedTuple):
     rate: float
 
 
-_WAYS_OF = {"all-gather": ("in",), "reduce-scatter": ("out",), "all-to-all": ("across",)}
+_DIRECTIONS = {"all-gather": ("in",), "reduce-scatter": ("out",), "all-to-all": ("across",)}
 """Where the bytes of a collective's floor go on a device; of other kinds, both in and out."""
 
 Extents = tuple[int, ...]
@@ -92,7 +92,7 @@ class MeshEmbedding:
         along = zip(*(self.spans[axis] for axis in axes), strict=True)
         return tuple(map(math.prod, along))
 
-    def kinds(self, extents: Extents) -> Iterator[tuple[Dimension, int]]:
+    def spanned_dimensions(self, extents: Extents) -> Iterator[tuple[Dimension, int]]:
         """The dimensions that a group spans, and how far; part of a ring is a line."""
         for dimension, size in zip(self.dimensions, extents, strict=True):
             if size > 1:
@@ -101,7 +101,7 @@ class MeshEmbedding:
 
     def floor_seconds(self, collective: Collective) -> float:
         """The floor of one collective in seconds, in the direction of most bytes on a device."""
-        spanned = tuple(self.kinds(self.extents(collective.axes)))
+        spanned = tuple(self.spanned_dimensions(self.extents(collective.axes)))
         return collective.payload_bytes * _per_byte(collective.kind, spanned, for_floor=True)
 
     def expected_cost(
@@ -121,7 +121,7 @@ class MeshEmbedding:
         """The same for a group that extends so far along each dimension."""
         key = kind, extents
         if key not in self._memo:
-            spanned = tuple(self.kinds(extents))
+            spanned = tuple(self.spanned_dimensions(extents))
             hops = sum(_hops(dimension, size) for dimension, size in spanned)
             hops = 1 if kind == "permute" else (2 if kind == "all-reduce" else 1) * hops
             between = any(dimension.kind == NETWORK for dimension, _ in spanned)
@@ -252,10 +252,10 @@ def embeddings(
     check_size(slice, dict(mesh))
     found = dimensions(slice, for_floor)
     names, sizes = zip(*mesh, strict=True)
-    ways = axis_extents(sizes, tuple(dimension.size for dimension in found))
-    ways = ways if for_floor else ways[:EXPECTED_EMBEDDINGS]
+    spans = axis_extents(sizes, tuple(dimension.size for dimension in found))
+    spans = spans if for_floor else spans[:EXPECTED_EMBEDDINGS]
     hop = slice.chip.hop_latency or 0.0
-    return tuple(MeshEmbedding(found, dict(zip(names, way, strict=True)), hop) for way in ways)
+    return tuple(MeshEmbedding(found, dict(zip(names, each, strict=True)), hop) for each in spans)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -269,7 +269,7 @@ def axis_extents(sizes: Extents, lengths: Extents) -> tuple[tuple[Extents, ...],
     Returns:
       Those first whose axes are in fewest pieces.
     """
-    pieces = lambda way: sum(size > 1 for extents in way for size in extents)  # noqa: E731
+    pieces = lambda spans: sum(size > 1 for extents in spans for size in extents)  # noqa: E731
     return tuple(sorted(_divide(sizes, lengths), key=pieces))
 
 
@@ -320,8 +320,8 @@ def floor_bounds(
     over: dict[frozenset[int], float] = {}
     for each in collectives:
         extents = embedding.extents(each.axes)
-        for way in _WAYS_OF.get(each.kind, ("in", "out")):
-            place = extents, way
+        for direction in _DIRECTIONS.get(each.kind, ("in", "out")):
+            place = extents, direction
             bounds[place] = bounds.get(place, 0) + each.count * embedding.floor_seconds(each)
         if each.kind != "permute":
             # Halves of a chip take no link between them.

@@ -28,7 +28,7 @@ class SizedLinks:
     def __init__(self, model: SizedModel, dtypes: Dtypes, slice: Slice, calibration: Calibration):
         self.model, self.dtypes, self.slice, self.calibration = model, dtypes, slice, calibration
         mesh = (("z", slice.devices),)
-        recommended = dataclasses.replace(slice, chip=slice.chip.expected)
+        recommended = dataclasses.replace(slice, chip=slice.chip.recommended)
         (self._embedding,) = embeddings(recommended, mesh, for_floor=False)
 
     def communication(self, batch: int, tokens: int = 1) -> CommunicationTime:

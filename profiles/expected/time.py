@@ -121,7 +121,7 @@ class CollectiveLists:
         self.config, self.placement, self.dtypes = config, placement, dtypes
         self.line = functools.cache(self._find_line)
 
-    def at(self, batch: int, tokens: int) -> list[Collective]:
+    def collectives(self, batch: int, tokens: int) -> list[Collective]:
         """Those of a pass over a batch that the layout divides."""
         placement = self.placement if tokens == 1 else self.placement.prefill
         return expected_collectives(self.config, placement, self.dtypes, batch=batch, tokens=tokens)
@@ -129,13 +129,13 @@ class CollectiveLists:
     def _find_line(self, tokens: int) -> "CollectiveLine | None":
         """What every batch sends and what each sequence adds; None if that is not linear."""
         one = self.placement.multiple("B")
-        first = self.at(one, tokens)
+        first = self.collectives(one, tokens)
         if self.placement.layout.collectives != "overlapped":
             paid = [each.payload_bytes for each in first]
             steady = [size * each.of_weights for size, each in zip(paid, first, strict=True)]
             growing = [(size - kept) / one for size, kept in zip(paid, steady, strict=True)]
             return CollectiveLine(first, steady, growing)
-        second = self.at(2 * one, tokens)
+        second = self.collectives(2 * one, tokens)
         if len(first) != len(second) or not all(map(_alike, first, second)):
             return None
         paid = [
@@ -178,7 +178,7 @@ class LinkTimes:
         self.listed, self.placement, self.calibration = listed, listed.placement, calibration
         mesh = mesh_items(self.placement.mesh)
         self._floor = embeddings(slice, mesh, for_floor=True)
-        recommended = dataclasses.replace(slice, chip=slice.chip.expected)
+        recommended = dataclasses.replace(slice, chip=slice.chip.recommended)
         self._expected = embeddings(recommended, mesh, for_floor=False)
         self.expected_line = functools.cache(self._find_expected_line)
         self._bounds_lines = functools.cache(self._find_bounds_lines)
@@ -198,7 +198,7 @@ class LinkTimes:
         batch = self._padded(batch)
         line = self.expected_line(tokens)
         if line is None:
-            each = self.listed.at(batch, tokens)
+            each = self.listed.collectives(batch, tokens)
             paid = [one.payload_bytes for one in each]
             return self._sum(each, paid, self._best_embedding(each, paid))
         fixed, growing = line
@@ -219,15 +219,15 @@ class LinkTimes:
             return 0.0
         lines = self._bounds_lines(tokens)
         if lines is None:
-            listed = self.listed.at(batch, tokens)
-            ways = (floor_bounds(listed, embedding).values() for embedding in self._floor)
+            listed = self.listed.collectives(batch, tokens)
+            bounds = (floor_bounds(listed, embedding).values() for embedding in self._floor)
         else:
-            ways = (
+            bounds = (
                 [fixed.get(key, 0.0) + batch * each for key, each in growing.items()]
                 + list(fixed.values())
                 for fixed, growing in lines
             )
-        return min(max(bounds, default=0.0) for bounds in ways)
+        return min(max(each, default=0.0) for each in bounds)
 
     def _find_expected_line(
         self, tokens: int

@@ -23,7 +23,7 @@ from model.dtypes import Dtypes
 from model.transformer import Transformer
 from profiles.floor.activations import activation_bytes, attention_share
 from profiles.floor.experts import touched_experts
-from profiles.floor.passes import BatchLine, Counts, Pass, pairs_seen
+from profiles.floor.passes import BatchLine, Counts, Pass, attended_pairs
 from sharding.placement import Placement, shards, used_axes
 from sharding.quantization import stored_bytes
 
@@ -168,11 +168,11 @@ class PassCounter:
         share = self._of_prompts if pass_.over_prompts else self._of_cache
         attention = 4 * config.query_heads * config.head_size * pairs * share
         work = 2 * (tokens * self._work + self._table_work)
-        attended = pass_.context + tokens if pass_.over_prompts else pass_.room
+        attended = pass_.context + tokens if pass_.over_prompts else pass_.cache_slots
         counts = Counts(
             weights_resident=self.resident,
             weights_read=self._dense_weights + self._experts * touched + rows,
-            kv_resident=batch * self._kept(pass_.room),
+            kv_resident=batch * self._kept(pass_.cache_slots),
             kv_read=batch * self.token * seen / config.layers,
             kv_written=batch * self.token * kept / config.layers,
             flops=batch * (work + attention),
@@ -243,7 +243,7 @@ def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int, 
         window = window or cached + tokens
         seen += layers * min(cached, window - 1)
         kept += layers * min(tokens, window)
-        pairs += layers * pairs_seen(cached, tokens, window)
+        pairs += layers * attended_pairs(cached, tokens, window)
     return seen, kept, pairs
 
 

@@ -34,7 +34,7 @@ class Pass:
         return "prefill" if self.over_prompts else "decode"
 
     @property
-    def room(self) -> int:
+    def cache_slots(self) -> int:
         """Tokens that the cache of each sequence has room for."""
         return self.slots or self.context + self.tokens
 
@@ -112,7 +112,7 @@ class BatchLine(NamedTuple):
     replicas: int
 
 
-def pairs_seen(cached: int, tokens: int, window: int) -> int:
+def attended_pairs(cached: int, tokens: int, window: int) -> int:
     """Pairs of query and key, if new tokens attend to the tokens before them within a window.
 
     Args:

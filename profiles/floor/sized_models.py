@@ -13,7 +13,7 @@ import jax
 
 from model.dtypes import Dtypes, Storage
 from profiles.floor.experts import touched_experts
-from profiles.floor.passes import BatchLine, Counts, Pass, pairs_seen
+from profiles.floor.passes import BatchLine, Counts, Pass, attended_pairs
 from sharding.quantization import Quantization, stored_bytes
 
 EVENLY = "divided_evenly"
@@ -94,7 +94,7 @@ class SizedPassCounter:
         """The work of one pass; the arguments are those of `PassCounter.count`."""
         model, batch, cached, tokens = self.model, pass_.batch, pass_.context, pass_.tokens
         seen = min(cached, model.window - 1) if model.window else cached
-        kept = min(pass_.room, model.window) if model.window else pass_.room
+        kept = min(pass_.cache_slots, model.window) if model.window else pass_.cache_slots
         read = model.cached * cached + model.windowed * seen
         written = model.cached * tokens + model.windowed * min(tokens, model.window or tokens)
         share = 1.0
@@ -105,7 +105,9 @@ class SizedPassCounter:
             weights_resident=self.resident,
             weights_read=self.weight * (plain + model.in_experts * share)
             + min(batch * tokens * model.d_model, model.looked_up) * self.weight,
-            kv_resident=batch * self.value * (model.cached * pass_.room + model.windowed * kept),
+            kv_resident=batch
+            * self.value
+            * (model.cached * pass_.cache_slots + model.windowed * kept),
             kv_read=batch * self.value * read,
             kv_written=batch * self.value * written,
             flops=batch * self._flops(cached, tokens) / self.devices,
@@ -115,7 +117,7 @@ class SizedPassCounter:
         """FLOPs of one sequence, on all devices together."""
         model = self.model
         within = model.prompt_flops if tokens > 1 and model.prompt_flops else model.attention_flops
-        near = pairs_seen(cached, tokens, model.window) if model.window else 0
+        near = attended_pairs(cached, tokens, model.window) if model.window else 0
         before = cached * min(tokens * model.attention_flops, tokens * within + model.expand_flops)
         attention = before + within * tokens * (tokens + 1) // 2 + model.windowed_flops * near
         return 2 * (model.active * tokens - model.looked_up * (tokens - 1)) + attention

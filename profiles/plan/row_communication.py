@@ -183,7 +183,7 @@ def _times(
 ) -> tuple[CommunicationTime, CommunicationTime]:
     """Times of every batch and of each sequence, each row in its fastest embedding."""
     shapes = tuple(dict.fromkeys(tuple(row.mesh.values()) for row in rows))
-    recommended = dataclasses.replace(slice, chip=slice.chip.expected)
+    recommended = dataclasses.replace(slice, chip=slice.chip.recommended)
     joined = dimensions(recommended, for_floor=False)
     embeddings = _embeddings(shapes, tuple(dimension.size for dimension in joined))
     start, per_byte = embeddings.costs(

@@ -50,7 +50,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class OnMeshes(Placement):
+class PlacementOnMeshes(Placement):
     """A layout on many meshes at once, over whose axes it divides every array alike.
 
     Attributes:
@@ -70,10 +70,14 @@ class OnMeshes(Placement):
         return math.prod(self.mesh.values())
 
     @functools.cached_property
-    def prefill(self) -> "OnMeshes":
+    def prefill(self) -> "PlacementOnMeshes":
         """The placement of prompts."""
         first = self.first.prefill
-        return self if first is self.first else OnMeshes(first.layout, self.sizes, self.mesh, first)
+        return (
+            self
+            if first is self.first
+            else PlacementOnMeshes(first.layout, self.sizes, self.mesh, first)
+        )
 
     def _multiple(self, letter: str) -> np.ndarray:
         specs = [each._spec(kind, letter) for kind in KINDS for each in (self, self.prefill)]
@@ -142,12 +146,12 @@ class Group:
         return np.array([number for number, *_ in self._members])
 
     @functools.cached_property
-    def placement(self) -> OnMeshes:
+    def placement(self) -> PlacementOnMeshes:
         """All rows at once, in the mesh axes of the first; axes that divide nothing have size 1."""
         lengths = np.array([lengths for _, lengths, _ in self._members]).T
         mesh = {axis: np.ones(len(self._members), int) for axis in MESH_AXES}
         mesh |= {chain[0]: of for chain, of in zip(self._pattern.chains, lengths, strict=True)}
-        return OnMeshes(self._first.layout, self._first.sizes, mesh, self._first)
+        return PlacementOnMeshes(self._first.layout, self._first.sizes, mesh, self._first)
 
     @functools.cache  # noqa: B019
     def own_axes(self, axes: Axes) -> np.ndarray:

@@ -128,7 +128,7 @@ class Cell:
         self.space, self.slice, self.price, self.dtypes = space, slice, price, dtypes
         self.usd_per_hour = price.usd * slice.chips
         self.calibration = space.calibration(slice.chip.name)
-        parts, recommended = slice.chip.devices_per_chip, slice.chip.expected
+        parts, recommended = slice.chip.devices_per_chip, slice.chip.recommended
         self.capacity = recommended.capacity / parts
         self._bandwidth = recommended.bandwidth / parts * self.calibration.memory
         self._flops = recommended.peak(dtypes.arithmetic) / parts * self.calibration.compute
@@ -273,7 +273,7 @@ class Cell:
         space = self.space
         return self.estimator(number).decode(batch, space.context, space.slots)
 
-    def lacking(self, keep: Sequence[int], batch: int = 1) -> float:
+    def missing_bytes(self, keep: Sequence[int], batch: int = 1) -> float:
         """Bytes per chip by which a batch fits in none of these rows; negative if it does."""
         lines = self._lines
         held = lines.resident + _padded(batch, self.multiples) * lines.memory_per_sequence

@@ -241,7 +241,7 @@ class _Neighbours:
     def verdict(self, batch: int) -> str:
         """Why the choice with another batch lost."""
         point, limit = self.choice, self.search.targets.step_s
-        lacking = point.cell.lacking([point.number], batch)
+        lacking = point.cell.missing_bytes([point.number], batch)
         if lacking > 0:
             return f"does not fit by {_gb(lacking)} per chip"
         found = point.cell.estimate(point.number, batch)
@@ -293,7 +293,7 @@ def _why_none(search: Search, cells: Sequence[Cell], keep: Keep | None) -> str:
 def _lacking(cell: Cell, keep: Keep | None = None) -> float:
     """Bytes per chip by which one sequence fits in none of these rows; infinite without rows."""
     rows = [place for place, row in enumerate(cell.rows) if not keep or keep(row)]
-    return cell.lacking(rows) if rows else math.inf
+    return cell.missing_bytes(rows) if rows else math.inf
 
 
 def _gb(size: float) -> str:

@@ -135,7 +135,7 @@ class Case:
         Arithmetic on quantized weights may be in 16 bits or in fewer: where a source does not say,
         a floor takes the fastest rate of the chip.
         """
-        chip = self.slice.chip if for_floor else self.slice.chip.expected
+        chip = self.slice.chip if for_floor else self.slice.chip.recommended
         stated = self.dtype or self.arithmetic
         rate = chip.peak(stated)
         if for_floor and not self.dtype and self.weights.few_bits:

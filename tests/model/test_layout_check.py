@@ -80,4 +80,4 @@ def test_a_plan_with_no_layout_at_all_holds_nothing():
         slots=2049,
     )
     (cell,) = space.cells
-    assert not cell.rows and cell.lacking(()) == float("inf")
+    assert not cell.rows and cell.missing_bytes(()) == float("inf")

@@ -113,11 +113,11 @@ def test_an_unknown_chip_is_refused_with_the_known_ones_and_how_to_add_it():
 
 def test_floors_take_the_highest_figures_and_expected_times_the_recommended():
     chip = find_chip("v5e")
-    assert (chip.bandwidth, chip.expected.bandwidth) == (8.59e11, 8.19e11)
+    assert (chip.bandwidth, chip.recommended.bandwidth) == (8.59e11, 8.19e11)
     assert chip.figures["bandwidth"].source == "docs.cloud.google.com/tpu/docs/v5e"
     for chip in chips():
-        assert chip.bandwidth >= chip.expected.bandwidth
-        assert all(rate >= chip.expected.flops[name] for name, rate in chip.flops.items())
+        assert chip.bandwidth >= chip.recommended.bandwidth
+        assert all(rate >= chip.recommended.flops[name] for name, rate in chip.flops.items())
 
 
 def test_a_chip_sends_both_ways_round_one_axis_of_a_torus_and_once_into_a_fabric():
@@ -128,7 +128,7 @@ def test_a_chip_sends_both_ways_round_one_axis_of_a_torus_and_once_into_a_fabric
 
 def test_given_figures_take_the_place_of_published_ones_in_floors_and_expected_times():
     chip = find_chip("v5e").override(bandwidth=8e11, int8_flops=3e14, capacity=None, network=1e9)
-    assert chip.bandwidth == chip.expected.bandwidth == 8e11
+    assert chip.bandwidth == chip.recommended.bandwidth == 8e11
     assert chip.figures["bandwidth"].source == "given"
     assert (chip.flops["int8"], chip.network) == (3e14, 1e9)
     assert chip.capacity == find_chip("v5e").capacity and find_chip("v5e").bandwidth == 8.59e11
@@ -204,4 +204,4 @@ def test_given_rates_are_those_of_a_chip():
 
 def test_chips_can_be_keys():
     chip = find_chip("v5e")
-    assert len({chip, dataclasses.replace(chip), chip.expected}) == 2
+    assert len({chip, dataclasses.replace(chip), chip.recommended}) == 2

@@ -11,7 +11,7 @@ from profiles.compiled import grid as matrix
 from profiles.compiled.grid import (
     POINTS,
     GridPoint,
-    at_once,
+    compilers_at_once,
     merged,
     read_grid,
     run,
@@ -123,7 +123,7 @@ def test_as_many_compilers_run_as_there_is_memory_for(monkeypatch):
     monkeypatch.setattr(matrix.os, "cpu_count", lambda: 8)
     for free, count in ((3e9, 1), (15e9, 2), (1e12, 8)):
         monkeypatch.setattr(matrix, "free_memory", lambda free=free: free)
-        assert at_once() == count
+        assert compilers_at_once() == count
 
 
 FIELDS = {

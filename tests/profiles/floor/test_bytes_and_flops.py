@@ -12,7 +12,7 @@ from model.declarations import total_bytes
 from model.dtypes import BFLOAT16, FLOAT32, Dtypes
 from model.transformer import Transformer
 from profiles.floor.bytes_and_flops import PassCounter, kv_token_bytes
-from profiles.floor.passes import Pass, pairs_seen
+from profiles.floor.passes import Pass, attended_pairs
 from profiles.floor.replication import experts_per_device, replication_cost
 from profiles.report.numbers import byte_size
 from sharding.catalog import ATTENTION, LAYOUTS, attend_by, divide_experts, prefill_by
@@ -290,4 +290,4 @@ def test_prompts_in_another_layout_are_divided_by_that_layout_alone(prompts, mes
 )
 def test_pairs_of_query_and_key_are_those_of_each_token_added_up(cached, tokens, window):
     pairs = sum(min(cached + token + 1, window) for token in range(tokens))
-    assert pairs_seen(cached, tokens, window) == pairs
+    assert attended_pairs(cached, tokens, window) == pairs

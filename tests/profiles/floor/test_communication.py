@@ -257,7 +257,7 @@ def test_switching_to_the_layout_of_prompts_leaves_resident_weights_as_they_are(
     for tokens in PHASES.values():
         program = program_of("grouped", layout, "2x2x2", tokens)
         engine = program.engine()
-        cache = engine.new_cache(program.pass_.batch, program.pass_.room)
+        cache = engine.new_cache(program.pass_.batch, program.pass_.cache_slots)
         kept = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(cache))
         memory = program.lower().compile().memory_analysis()
         batch = program.pass_.batch
