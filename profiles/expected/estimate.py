@@ -12,15 +12,20 @@ from collections.abc import Iterable, Sequence
 from profiles.chips.chip import Peaks
 from profiles.expected.links import check_size
 from profiles.expected.sized_links import SizedLinks
-from profiles.expected.time import CollectiveLists, CommunicationTime, Expected, LinkTimes, expect
+from profiles.expected.time import (
+    NO_COMMUNICATION,
+    CollectiveLists,
+    CommunicationTime,
+    Expected,
+    LinkTimes,
+    expect,
+)
 from profiles.floor.bound import Floor, floor
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Counts, Pass
 from profiles.floor.sized_models import EVENLY
 from profiles.report.partitioning import partitioning
 from profiles.report.record import Record
-
-NO_COMMUNICATION = CommunicationTime(0.0, 0.0, 0.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration
 from profiles.chips.slices import Slice
 from profiles.expected.links import embeddings
-from profiles.expected.time import CommunicationTime
+from profiles.expected.time import NO_COMMUNICATION, CommunicationTime
 from profiles.floor.collective import Collective
 from profiles.floor.sized_models import SizedModel
 
@@ -39,7 +39,7 @@ class SizedLinks:
           tokens: new tokens of each sequence.
         """
         if self.slice.devices == 1:
-            return CommunicationTime(0.0, 0.0, 0.0, 0.0)
+            return NO_COMMUNICATION
         size = batch * tokens * self.model.d_model * self.dtypes.dtype.itemsize
         if self.model.experts:  # each chip has a part of the tokens, and sends k copies of each
             size *= self.model.experts_per_token / self.slice.devices

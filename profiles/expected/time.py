@@ -101,7 +101,7 @@ def expect(
     )
 
 
-_NO_COMMUNICATION = CommunicationTime(0.0, 0.0, 0.0, 0.0)
+NO_COMMUNICATION = CommunicationTime(0.0, 0.0, 0.0, 0.0)
 
 
 class CollectiveLists:
@@ -234,7 +234,7 @@ class LinkTimes:
     ) -> tuple[CommunicationTime, CommunicationTime] | None:
         """Times of every batch, and what each sequence adds; None if they are not linear."""
         if self.placement.devices == 1:
-            return _NO_COMMUNICATION, _NO_COMMUNICATION
+            return NO_COMMUNICATION, NO_COMMUNICATION
         line = self.listed.line(tokens)
         if line is None:
             return None

@@ -7,9 +7,8 @@ import numpy as np
 from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration
 from profiles.chips.slices import Slice
-from profiles.expected.estimate import NO_COMMUNICATION
 from profiles.expected.sized_links import SizedLinks
-from profiles.expected.time import CommunicationTime
+from profiles.expected.time import NO_COMMUNICATION, CommunicationTime
 from profiles.floor.passes import BatchLine, Pass
 from profiles.floor.sized_models import SizedModel, SizedPassCounter
 from profiles.plan.row_communication import RowTimes
