@@ -103,7 +103,7 @@ def _not_aliased(step: CompiledStep, bandwidth: float) -> Iterator[Finding]:
     if not names:
         return
     size = sum(step.arguments[name].padded for name in names)
-    copied = sum(move.whole for move in step.moves if move.origin in names)
+    copied = sum(move.total_bytes for move in step.moves if move.origin in names)
     total = sum(name.startswith(CACHE) for name in step.arguments)
     yield Finding(
         "cache_not_aliased",
@@ -117,15 +117,15 @@ def _moved(step: CompiledStep, bandwidth: float, floor_s: float) -> Iterator[Fin
     """Copies, conversions and changes of layout of whole arrays."""
     elsewhere = set(step.not_aliased)
     for move in grouped(move for move in step.moves if move.origin not in elsewhere):
-        cost = move.whole / bandwidth
+        cost = move.total_bytes / bandwidth
         if cost >= LEAST * floor_s:
-            wider = move.wider and not move.origin.startswith(CACHE)
+            wider = move.widened and not move.origin.startswith(CACHE)
             yield Finding("dequantized" if wider else "copy", _move_words(move), cost)
 
 
 def _move_words(move: Move) -> str:
-    what = "held whole in more bits: " if move.wider else ""
-    scope = f", in {move.where}" if move.where else ""
+    what = "held whole in more bits: " if move.widened else ""
+    scope = f", in {move.scope}" if move.scope else ""
     memory = "" if "written back" in move.how else " in main memory"
     return (
         f"{move.origin} is {what}{move.how}{memory}, {_times(move.count)} a step, "

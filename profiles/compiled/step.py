@@ -71,7 +71,7 @@ class CompiledStep:
                     "what": f"{move.origin} {move.how}",
                     "bytes": move.bytes,
                     "count": move.count,
-                    **({"where": move.where} if move.where else {}),
+                    **({"where": move.scope} if move.scope else {}),
                 }
                 for move in grouped(self.moves)
             ],

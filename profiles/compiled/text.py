@@ -120,7 +120,7 @@ def weight_layouts(default: CompiledStep, free: CompiledStep, bandwidth: float) 
         for each in changed
     ] or ["  none would lie otherwise"]
     sizes = [f"{_count(one.temporary_bytes)}" for one in (default, free)]
-    moved = [sum(move.whole for move in one.moves) / bandwidth for one in (default, free)]
+    moved = [sum(move.total_bytes for move in one.moves) / bandwidth for one in (default, free)]
     lines.append(f"  temporaries {sizes[0]} -> {sizes[1]} bytes")
     lines.append(f"  whole arrays moved {ms(moved[0])} -> {ms(moved[1])} ms a step")
     return "\n".join(lines)

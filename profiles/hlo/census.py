@@ -85,7 +85,7 @@ def census(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
+class _FoundCollective:
     """A collective on the way up the call graph, with what tells its repeats from others."""
 
     collective: Collective
@@ -107,12 +107,12 @@ class _Census:
             for names in one.called.values()
             for name in names
         )
-        self.read: dict[tuple[str, bool], list[_Found]] = {}
+        self.read: dict[tuple[str, bool], list[_FoundCollective]] = {}
 
     def of(self, computation: Computation) -> list[Collective]:
         return [found.collective for found in self._found(computation, scattered=False)]
 
-    def _found(self, computation: Computation, scattered: bool) -> list[_Found]:
+    def _found(self, computation: Computation, scattered: bool) -> list[_FoundCollective]:
         key = (computation.name, scattered)
         if key not in self.read:
             lines = computation.instructions.values()
@@ -122,13 +122,14 @@ class _Census:
 
     def _instruction(
         self, computation: Computation, one: Instruction, scattered: bool
-    ) -> list[_Found]:
+    ) -> list[_FoundCollective]:
         opcode, started = one.opcode.removesuffix("-start"), one.opcode.endswith("-start")
         if opcode in OPCODES:
             made = self._collectives(computation, one, opcode, started, scattered)
             meanwhile = self.overlap(computation, one)
             return [
-                _Found(dataclasses.replace(each, overlap=meanwhile), one.channel) for each in made
+                _FoundCollective(dataclasses.replace(each, overlap=meanwhile), one.channel)
+                for each in made
             ]
         _refuse_unknown(one)
         if one.opcode.endswith(("-done", "-update")) or not one.called:
@@ -148,28 +149,28 @@ class _Census:
         opcode: str,
         started: bool,
         scattered: bool,
-    ) -> list[_Found]:
+    ) -> list[_FoundCollective]:
         """Collectives of an instruction that runs other computations once each."""
-        every = []
+        collectives = []
         wraps = opcode in ("fusion", "async")
         started = started or (wraps and one.name.startswith("async"))
         for name in (name for names in one.called.values() for name in names):
-            inner, place = self.program[name], scopes(one.op_name)
+            inner, scope = self.program[name], scopes(one.op_name)
             shared = self.callers[name] > 1  # and says where its first caller is
             slices = name.startswith("all-reduce-scatter") and _slices(inner)
             for found in self._found(inner, scattered or slices):
                 collective = dataclasses.replace(
                     found.collective,
-                    where=(shared and place) or found.collective.where or place,
+                    where=(shared and scope) or found.collective.where or scope,
                     asynchronous=found.collective.asynchronous or started,
                 )
                 if wraps or started:
                     meanwhile = self.overlap(computation, one)
                     collective = dataclasses.replace(collective, overlap=meanwhile)
-                every.append(_Found(collective, found.channel, wraps))
-        return every
+                collectives.append(_FoundCollective(collective, found.channel, wraps))
+        return collectives
 
-    def _loop(self, computation: Computation, one: Instruction) -> list[_Found]:
+    def _loop(self, computation: Computation, one: Instruction) -> list[_FoundCollective]:
         body, condition = (
             self._found(self.program[one.called[key][0]], False) for key in ("body", "condition")
         )
@@ -182,8 +183,8 @@ class _Census:
                 "count with fori_loop or scan of constant length"
             )
         # A condition is asked once more than the body runs.
-        timed = [(found, trips) for found in body] + [(found, trips + 1) for found in condition]
-        return [_times(found, times) for found, times in timed if times]
+        repeated = [(found, trips) for found in body] + [(found, trips + 1) for found in condition]
+        return [_multiplied(found, runs) for found, runs in repeated if runs]
 
     def _collectives(
         self, computation: Computation, one: Instruction, opcode: str, started: bool, scatter: bool
@@ -248,7 +249,7 @@ def _slices(computation: Computation) -> bool:
     return {"all-reduce", "dynamic-slice"} <= opcodes
 
 
-def _without_repeats(each: list[list[_Found]]) -> Iterator[_Found]:
+def _without_repeats(each: list[list[_FoundCollective]]) -> Iterator[_FoundCollective]:
     """Joins what instructions found, less what a wrapper repeats of another instruction's."""
     seen = {found.channel for every in each for found in every if not found.wrapped} - {None}
     for every in each:
@@ -258,10 +259,10 @@ def _without_repeats(each: list[list[_Found]]) -> Iterator[_Found]:
         seen |= {found.channel for found in every} - {None}
 
 
-def _times(found: _Found, times: int) -> _Found:
+def _multiplied(found: _FoundCollective, runs: int) -> _FoundCollective:
     one = found.collective
-    return dataclasses.replace(found, collective=dataclasses.replace(one, count=one.count * times))
+    return dataclasses.replace(found, collective=dataclasses.replace(one, count=one.count * runs))
 
 
-def _bytes(found: list[_Found]) -> int:
+def _bytes(found: list[_FoundCollective]) -> int:
     return sum(one.collective.payload_bytes * one.collective.count for one in found)

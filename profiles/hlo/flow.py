@@ -15,16 +15,16 @@ Origin = str | None | tuple["Origin", ...]
 """The argument that an array is made of; of a tuple, one for each element."""
 
 # What makes something new of its operands.
-_NEW = {
+_NEW_VALUE = {
     "dot", "convolution", "reduce", "reduce-window", "select-and-scatter", "gather", "sort", "map",
     "rng", "iota", "constant", "broadcast", "partition-id", "replica-id", "infeed", "recv", "topk",
     "cholesky", "triangular-solve", "fft",
 }  # fmt: skip
 # What hands on its operand, or its first operand changed in part.
-_SAME = {
+_SAME_VALUE = {
     "bitcast", "copy", "transpose", "reshape", "convert", "optimization-barrier", "add-dependency",
 }  # fmt: skip
-_FIRST = {
+_FIRST_OPERAND = {
     "dynamic-update-slice", "scatter", "slice", "dynamic-slice", "reverse", "pad",
     "reduce-precision",
 }  # fmt: skip
@@ -41,14 +41,14 @@ class Step(NamedTuple):
     Attributes:
       computation: the computation that it is in.
       instruction: the instruction itself.
-      times: how often it runs in a step; loops of unknown length count as one round.
+      executions: how often it runs in a step; loops of unknown length count as one round.
       origins: the origins of its operands.
       origin: the origin of its value.
     """
 
     computation: Computation
     instruction: Instruction
-    times: int
+    executions: int
     origins: tuple[Origin, ...]
     origin: Origin
 
@@ -81,42 +81,50 @@ class _Flow:
         self.program = program
         self.results: dict[str, Origin] = {}
 
-    def run(self, computation: Computation, known: dict[str, Origin], times: int) -> Iterator[Step]:
+    def run(
+        self, computation: Computation, known: dict[str, Origin], executions: int
+    ) -> Iterator[Step]:
         """Steps of a computation, given the origins of its parameters by their names."""
         for one in computation.instructions.values():
             if one.opcode == "parameter":
                 origins, origin = (), known.get(one.name)
             elif one.opcode in ("while", "conditional", "call", "call-start"):
                 origins = tuple(known.get(name) for name in one.operands)
-                origin = yield from self._called(computation, one, origins, times)
+                origin = yield from self._called(computation, one, origins, executions)
             else:
                 origins = tuple(known.get(name) for name in one.operands)
-                origin = self._made(computation, one, origins)
+                origin = self._origin(computation, one, origins)
             known[one.name] = origin
-            yield Step(computation, one, times, origins, origin)
+            yield Step(computation, one, executions, origins, origin)
         self.results[computation.name] = known.get(computation.root)
 
     def _called(
-        self, computation: Computation, one: Instruction, origins: tuple[Origin, ...], times: int
+        self,
+        computation: Computation,
+        one: Instruction,
+        origins: tuple[Origin, ...],
+        executions: int,
     ) -> Iterator[Step]:
         """Steps of what an instruction runs; returns the origin of its value."""
         if one.opcode == "while":
             trips = trip_count(self.program, computation, one)
-            rounds = times * (1 if trips is None else trips)
+            rounds = executions * (1 if trips is None else trips)
             yield from self._body(one.called["body"][0], origins, rounds)
             return origins[0]
         names = [name for names in one.called.values() for name in names]
-        for place, name in enumerate(names):
-            given = (origins[1 + place],) if one.opcode == "conditional" else origins
-            yield from self._body(name, given, times)
+        for number, name in enumerate(names):
+            parameter_origins = (origins[1 + number],) if one.opcode == "conditional" else origins
+            yield from self._body(name, parameter_origins, executions)
         result = self.results[names[0]]
         return (origins, result) if one.opcode == "call-start" else result
 
-    def _body(self, name: str, given: tuple[Origin, ...], times: int) -> Iterator[Step]:
+    def _body(
+        self, name: str, parameter_origins: tuple[Origin, ...], executions: int
+    ) -> Iterator[Step]:
         body = self.program[name]
-        yield from self.run(body, _parameters(body, given), times)
+        yield from self.run(body, _parameters(body, parameter_origins), executions)
 
-    def _made(
+    def _origin(
         self, computation: Computation, one: Instruction, origins: tuple[Origin, ...]
     ) -> Origin:
         """The origin of what an instruction makes."""
@@ -136,8 +144,8 @@ class _Flow:
         if opcode.endswith(("-done", "-update")):
             if opcode.endswith("-update"):
                 return origins[0]
-            place = 0 if opcode == "copy-done" else 1
-            return _element(origins[0], place)
+            index = 0 if opcode == "copy-done" else 1
+            return _element(origins[0], index)
         return _plain(computation, one, origins)
 
     def _fused(self, one: Instruction, origins: tuple[Origin, ...]) -> Origin:
@@ -146,25 +154,28 @@ class _Flow:
         known = _parameters(inner, origins)
         for each in inner.instructions.values():
             if each.opcode != "parameter":
-                within = tuple(known.get(name) for name in each.operands)
-                known[each.name] = self._made(inner, each, within)
-        made = known.get(inner.root)
-        return (origins, made) if one.opcode == "async-start" else made
+                operands = tuple(known.get(name) for name in each.operands)
+                known[each.name] = self._origin(inner, each, operands)
+        origin = known.get(inner.root)
+        return (origins, origin) if one.opcode == "async-start" else origin
 
 
-def _parameters(inner: Computation, given: tuple[Origin, ...]) -> dict[str, Origin]:
-    """Origins of a computation's parameters by their names; of those not given, none."""
+def _parameters(inner: Computation, parameter_origins: tuple[Origin, ...]) -> dict[str, Origin]:
+    """Origins of a computation's parameters by their names; None for those that have none."""
     lines = (one for one in inner.instructions.values() if one.opcode == "parameter")
     numbers = {one.name: int(one.operands[0]) for one in lines}
-    return {name: given[n] if n < len(given) else None for name, n in numbers.items()}
+    return {
+        name: parameter_origins[n] if n < len(parameter_origins) else None
+        for name, n in numbers.items()
+    }
 
 
 def _plain(computation: Computation, one: Instruction, origins: tuple[Origin, ...]) -> Origin:
     opcode = one.opcode
-    if opcode in _NEW or (opcode == "custom-call" and _JOINED not in one.attributes):
+    if opcode in _NEW_VALUE or (opcode == "custom-call" and _JOINED not in one.attributes):
         return None
-    if opcode in _SAME or opcode in _FIRST or opcode in _COLLECTIVE:
-        return origins[0] if opcode in _FIRST else next(filter(_known, origins), None)
+    if opcode in _SAME_VALUE or opcode in _FIRST_OPERAND or opcode in _COLLECTIVE:
+        return origins[0] if opcode in _FIRST_OPERAND else next(filter(_known, origins), None)
     # Number by number: of the operand that has as many as the result.
     size = sum(array.elements for array in placed(one.shape))
     for name, origin in zip(one.operands, origins, strict=True):

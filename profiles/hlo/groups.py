@@ -1,6 +1,6 @@
 """Which mesh axes a collective spans, from the device groups in its HLO attributes.
 
-A program numbers devices by their place in the mesh, flattened with the last axis fastest; the
+A program numbers devices by their position in the mesh, flattened with the last axis fastest; the
 devices' own ids play no part. Source of the syntax: XLA's `replica_group.cc`, `mesh_and_axis.cc`.
 """
 
@@ -29,7 +29,7 @@ def axes_of(groups: Iterable[Sequence[int]], mesh_shape: Mapping[str, int]) -> t
     """The mesh axes along which the devices of each group lie, in the mesh's order.
 
     Args:
-      groups: devices, numbered by their place in the flattened mesh; every device in one group.
+      groups: devices, numbered by their position in the flattened mesh; every device in one group.
       mesh_shape: mesh axis -> devices.
 
     Raises:
@@ -38,11 +38,11 @@ def axes_of(groups: Iterable[Sequence[int]], mesh_shape: Mapping[str, int]) -> t
     groups = [tuple(group) for group in groups]
     axes = _spanned(((group[0], other) for group in groups for other in group), mesh_shape)
     sizes = list(mesh_shape.values())
-    places = np.arange(math.prod(sizes)).reshape(sizes)
+    positions = np.arange(math.prod(sizes)).reshape(sizes)
     inside = [n for n, axis in enumerate(mesh_shape) if axis in axes]
-    whole = math.prod(sizes[n] for n in inside)
+    group_size = math.prod(sizes[n] for n in inside)
     last = range(len(sizes) - len(inside), len(sizes))
-    expected = np.moveaxis(places, inside, list(last)).reshape(-1, whole)
+    expected = np.moveaxis(positions, inside, list(last)).reshape(-1, group_size)
     if sorted(map(sorted, groups)) != sorted(map(sorted, expected.tolist())):
         shape = " ".join(f"{axis}={size}" for axis, size in mesh_shape.items())
         shown = str(groups if len(groups) < 5 else [*groups[:4], "..."])
@@ -63,19 +63,19 @@ def axes_of_pairs(
 def _spanned(pairs: Iterable[tuple[int, int]], mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
     sizes = tuple(mesh_shape.values())
     try:
-        places = np.array(list(pairs), dtype=int).reshape(-1, 2)
-        differ = np.not_equal(*(np.array(np.unravel_index(side, sizes)) for side in places.T))
+        positions = np.array(list(pairs), dtype=int).reshape(-1, 2)
+        differ = np.not_equal(*(np.array(np.unravel_index(side, sizes)) for side in positions.T))
     except ValueError as error:
         devices = math.prod(sizes)
         raise HloError(
-            f"device {places.max()} is in a program for a mesh of {devices}; "
+            f"device {positions.max()} is in a program for a mesh of {devices}; "
             "use the mesh that the program was compiled for"
         ) from error
     return tuple(axis for axis, moved in zip(mesh_shape, differ.any(axis=1), strict=True) if moved)
 
 
 def groups_of(one: Instruction, kind: str, program: Program) -> Groups:
-    """The groups of a collective as places in the flattened mesh.
+    """The groups of a collective as positions in the flattened mesh.
 
     Which ids the text holds depends on the kind, the channel and ``use_global_device_ids``; see
     https://openxla.org/xla/operation_semantics#allreduce.
@@ -85,25 +85,25 @@ def groups_of(one: Instruction, kind: str, program: Program) -> Groups:
     """
     replicas, partitions = range(program.replicas), range(program.partitions)
     between_replicas = kind in ("all-gather", "all-reduce", "reduce-scatter")
-    everywhere = "use_global_device_ids=true" in one.attributes
+    global_ids = "use_global_device_ids=true" in one.attributes
 
-    def place(replica: int, partition: int) -> int:
+    def position(replica: int, partition: int) -> int:
         return replica * program.partitions + partition
 
-    if between_replicas and everywhere:
+    if between_replicas and global_ids:
         return parse_groups(one.attributes, len(replicas) * len(partitions))
     if one.channel is None:
         found = parse_groups(one.attributes, len(replicas))
-        return [tuple(place(r, p) for r in group) for group in found for p in partitions]
+        return [tuple(position(r, p) for r in group) for group in found for p in partitions]
     if between_replicas:
         found = parse_groups(one.attributes, len(replicas))
-        return [tuple(place(*pair) for pair in itertools.product(g, partitions)) for g in found]
+        return [tuple(position(*pair) for pair in itertools.product(g, partitions)) for g in found]
     found = parse_groups(one.attributes, len(partitions))
-    return [tuple(place(r, p) for p in group) for group in found for r in replicas]
+    return [tuple(position(r, p) for p in group) for group in found for r in replicas]
 
 
 def pairs_of(one: Instruction, program: Program) -> list[tuple[int, int]]:
-    """Sources and targets of a permute as places in the flattened mesh.
+    """Sources and targets of a permute as positions in the flattened mesh.
 
     Raises:
       HloError: there are none.
@@ -153,10 +153,10 @@ def _along(axes: str, ids: str | None, grouped: str) -> Groups:
     else:
         flat = np.array(_integers(ids))
     dims, inside = [], []
-    wanted = _AXIS.findall(grouped)
+    grouped_axes = _AXIS.findall(grouped)
     for name, size in sizes.items():
         # A part of an axis, 'a':(p)s, is the middle of p * s * rest.
-        parts = sorted((int(p or 1), int(s or size)) for axis, p, s in wanted if axis == name)
+        parts = sorted((int(p or 1), int(s or size)) for axis, p, s in grouped_axes if axis == name)
         before = 1
         for outer, part in parts:
             dims += [outer // before, part]

@@ -22,7 +22,7 @@ _ALIASES = {
     "async-start", "call-start",
 }  # fmt: skip
 _UPDATES = ("dynamic-update-slice", "scatter")
-WHOLE = 0.5
+MOVED_FRACTION = 0.5
 """Part of an array that must be moved in a step for it to count as moved."""
 
 
@@ -35,19 +35,19 @@ class Move:
       how: what is done: ``copied``, ``written back from VMEM``, ``converted from s8 to bf16``...
       bytes: bytes read from and written to HBM each time.
       count: times per step.
-      where: the named scopes, and the primitive that asked for it.
-      wider: it then takes more bits a number than its origin.
+      scope: the named scopes, and the primitive that asked for it.
+      widened: it then takes more bits a number than its origin.
     """
 
     origin: str
     how: str
     bytes: int
     count: int
-    where: str
-    wider: bool = False
+    scope: str
+    widened: bool = False
 
     @property
-    def whole(self) -> int:
+    def total_bytes(self) -> int:
         """Bytes per step."""
         return self.bytes * self.count
 
@@ -59,16 +59,17 @@ def moves(program: Program, steps: Iterable[Step]) -> list[Move]:
       program: scheduled, for a TPU.
       steps: what `flow.walk` gives.
     """
-    whole = {name: placed(one.shape)[0] for name, one in arguments(program).items()}
-    found: dict[tuple, list[tuple[Move, int]]] = {}
+    argument_arrays = {name: placed(one.shape)[0] for name, one in arguments(program).items()}
+    by_origin: dict[tuple, list[tuple[Move, int]]] = {}
     users = Users()
     for step in steps:
-        for move, elements in _of(program, step, whole, users):
-            found.setdefault((move.origin, move.how), []).append((move, elements * move.count))
+        for move, elements in _of(program, step, argument_arrays, users):
+            by_origin.setdefault((move.origin, move.how), []).append((move, elements * move.count))
     return [
         move
-        for (origin, _), parts in found.items()
-        if sum(elements for _, elements in parts) >= WHOLE * whole[origin].elements
+        for (origin, _), parts in by_origin.items()
+        if sum(elements for _, elements in parts)
+        >= MOVED_FRACTION * argument_arrays[origin].elements
         for move, _ in parts
     ]
 
@@ -82,14 +83,14 @@ def grouped(each: Iterable[Move]) -> list[Move]:
     groups: dict[tuple, list[Move]] = {}
     for move in each:
         origin = re.sub(r"(?<=/)\d+(?=/|$)", "*", move.origin)
-        groups.setdefault((origin, move.how, move.wider), []).append(move)
-    found = []
-    for (origin, how, wider), alike in groups.items():
+        groups.setdefault((origin, move.how, move.widened), []).append(move)
+    merged = []
+    for (origin, how, widened), alike in groups.items():
         count = sum(move.count for move in alike)
-        size = round(sum(move.whole for move in alike) / count)
-        where = next((move.where for move in alike if move.where), "")
-        found.append(Move(origin, how, size, count, where, wider))
-    return sorted(found, key=lambda move: -move.whole)
+        size = round(sum(move.total_bytes for move in alike) / count)
+        scope = next((move.scope for move in alike if move.scope), "")
+        merged.append(Move(origin, how, size, count, scope, widened))
+    return sorted(merged, key=lambda move: -move.total_bytes)
 
 
 class Temporary(NamedTuple):
@@ -108,26 +109,26 @@ class Temporary(NamedTuple):
     sent: bool
 
 
-def temporaries(program: Program, steps: Iterable[Step], least: int) -> list[Temporary]:
+def temporaries(program: Program, steps: Iterable[Step], min_bytes: int) -> list[Temporary]:
     """What is made in main memory beside arguments and results, large arrays first.
 
     Args:
       program: scheduled, for a TPU.
       steps: what `flow.walk` gives.
-      least: bytes of an array worth a word.
+      min_bytes: bytes of an array worth a word.
     """
     users, counts = Users(), collections.Counter()
     for step in steps:
         one = step.instruction
         if one.opcode in _ALIASES or one.opcode.endswith(("-start", "-done", "-update")):
             continue
-        kept, sent = _updated(program, step), _sent(program, one)
-        for place, (array, origin) in enumerate(zip(*_values(step), strict=True)):
-            if array.space or place in kept or array.padded < least or origin is not None:
+        in_place, sent = _updated(program, step), _sent(program, one)
+        for index, (array, origin) in enumerate(zip(*_values(step), strict=True)):
+            if array.space or index in in_place or array.padded < min_bytes or origin is not None:
                 continue
             sizes = ",".join(map(str, array.dims))
-            what = f"{array.element}[{sizes}] in {users.where(step) or one.name}"
-            counts[what, array.padded, (array.element, array.dims) in sent] += step.times
+            what = f"{array.element}[{sizes}] in {users.scope(step) or one.name}"
+            counts[what, array.padded, (array.element, array.dims) in sent] += step.executions
     found = [Temporary(what, size, count, sent) for (what, size, sent), count in counts.items()]
     return sorted(found, key=lambda each: -each.bytes)
 
@@ -154,7 +155,7 @@ def _values(step: Step) -> tuple[tuple[Array, ...], tuple[str | None, ...]]:
 
 
 def _of(
-    program: Program, step: Step, whole: dict[str, Array], users: "Users"
+    program: Program, step: Step, argument_arrays: dict[str, Array], users: "Users"
 ) -> Iterator[tuple[Move, int]]:
     """Moves that one instruction makes, with how many numbers each."""
     one = step.instruction
@@ -166,21 +167,26 @@ def _of(
     elif is_collective(one):
         return
     origins = leaves(step.origin, len(made))
-    kept = _updated(program, step) if one.opcode != "copy-start" else ()
-    for place, (array, origin) in enumerate(zip(made, origins, strict=True)):
-        if origin not in whole or array.space or math.prod(array.dims) <= 1 or place in kept:
+    in_place = _updated(program, step) if one.opcode != "copy-start" else ()
+    for index, (array, origin) in enumerate(zip(made, origins, strict=True)):
+        if (
+            origin not in argument_arrays
+            or array.space
+            or math.prod(array.dims) <= 1
+            or index in in_place
+        ):
             continue
         read, source = _read(step, origin, array)
-        how, wider = _how(array, source, whole[origin])
-        move = Move(origin, how, array.padded + read, step.times, users.where(step), wider)
+        how, widened = _how(array, source, argument_arrays[origin])
+        move = Move(origin, how, array.padded + read, step.executions, users.scope(step), widened)
         yield move, array.elements
 
 
 def _read(step: Step, origin: str, made: Array) -> tuple[int, Array]:
     """Bytes of the array's origin that an instruction reads from HBM, and where they lie."""
-    for name, given in zip(step.instruction.operands, step.origins, strict=True):
+    for name, operand_origin in zip(step.instruction.operands, step.origins, strict=True):
         arrays = placed(step.computation.instructions[name].shape)
-        for array, leaf in zip(arrays, leaves(given, len(arrays)), strict=True):
+        for array, leaf in zip(arrays, leaves(operand_origin, len(arrays)), strict=True):
             if leaf == origin:
                 part = min(1.0, made.elements / max(array.elements, 1))
                 return 0 if array.space else math.ceil(array.padded * part), array
@@ -189,15 +195,15 @@ def _read(step: Step, origin: str, made: Array) -> tuple[int, Array]:
 
 def _how(made: Array, source: Array, argument: Array) -> tuple[str, bool]:
     """In words, and whether a number takes more bits than in the argument."""
-    wider = bits(made.element) > bits(argument.element)
+    widened = bits(made.element) > bits(argument.element)
     if made.element != source.element:
-        return f"converted from {source.element} to {made.element}", wider
+        return f"converted from {source.element} to {made.element}", widened
     if source.space:
-        return f"written back from {ON_CHIP.get(source.space, 'the chip')}", wider
-    still = made.elements == source.elements and _physical(made) == _physical(source)
-    if still:
-        return "copied", wider
-    return ("copied by parts" if made.elements < source.elements else "laid out again"), wider
+        return f"written back from {ON_CHIP.get(source.space, 'the chip')}", widened
+    same_order = made.elements == source.elements and _physical(made) == _physical(source)
+    if same_order:
+        return "copied", widened
+    return ("copied by parts" if made.elements < source.elements else "laid out again"), widened
 
 
 def _physical(array: Array) -> tuple:
@@ -216,7 +222,7 @@ def _updated(program: Program, step: Step) -> set[int]:
     inner = program[one.called["calls"][0]]
     root = inner.instructions[inner.root]
     parts = root.operands if root.opcode == "tuple" else (inner.root,)
-    return {place for place, name in enumerate(parts) if _stays(program, inner, name)}
+    return {index for index, name in enumerate(parts) if _stays(program, inner, name)}
 
 
 def _stays(program: Program, inner: Computation, name: str) -> bool:
@@ -240,10 +246,10 @@ def _updates_parameter(program: Program, inner: Computation, name: str) -> bool:
             changed = True
         elif one.opcode == "fusion":
             deeper = program[one.called["calls"][0]]
-            place = _updated_parameter(program, deeper)
-            if place is None:
+            index = _updated_parameter(program, deeper)
+            if index is None:
                 return False
-            one, changed = inner.instructions[one.operands[place]], True
+            one, changed = inner.instructions[one.operands[index]], True
             continue
         elif one.opcode != "bitcast" or not _alike(inner, one, one.operands[0]):
             return False
@@ -257,8 +263,8 @@ def _updated_parameter(program: Program, inner: Computation) -> int | None:
     one = inner.instructions[inner.root]
     while one.opcode != "parameter":
         if one.opcode == "fusion":
-            place = _updated_parameter(program, program[one.called["calls"][0]])
-            one = inner.instructions[one.operands[place]]
+            index = _updated_parameter(program, program[one.called["calls"][0]])
+            one = inner.instructions[one.operands[index]]
         else:
             one = inner.instructions[one.operands[0]]
     return int(one.operands[0])
@@ -266,8 +272,8 @@ def _updated_parameter(program: Program, inner: Computation) -> int | None:
 
 def _alike(computation: Computation, one: Instruction, name: str) -> bool:
     """Whether a value lies in memory as its operand does."""
-    (made,), (given,) = (placed(s)[:1] for s in (one.shape, computation.instructions[name].shape))
-    return (made.element, made.tiles) == (given.element, given.tiles)
+    (made,), (operand,) = (placed(s)[:1] for s in (one.shape, computation.instructions[name].shape))
+    return (made.element, made.tiles) == (operand.element, operand.tiles)
 
 
 class Users:
@@ -276,23 +282,23 @@ class Users:
     def __init__(self) -> None:
         self.read: dict[str, dict[str, Instruction]] = {}
 
-    def where(self, step: Step) -> str:
+    def scope(self, step: Step) -> str:
         """Named scopes and primitive, layers not told apart; empty if nobody says."""
         one, steps = step.instruction, 8  # of a chain of copies and tuples
         while one and not scopes(one.op_name) and steps:
             one, steps = self._of(step.computation).get(one.name), steps - 1
         if not one or not scopes(one.op_name):
             return ""
-        place = re.sub(r"^layer_\d+", "layer", scopes(one.op_name))
+        scope = re.sub(r"^layer_\d+", "layer", scopes(one.op_name))
         by = "" if one is step.instruction else "for "
-        return f"{place} ({by}{one.op_name.rpartition('/')[2]})"
+        return f"{scope} ({by}{one.op_name.rpartition('/')[2]})"
 
     def _of(self, computation: Computation) -> dict[str, Instruction]:
         """The first user of each value."""
         if computation.name not in self.read:
-            found: dict[str, Instruction] = {}
+            first_users: dict[str, Instruction] = {}
             for one in computation.instructions.values():
                 for name in one.operands:
-                    found.setdefault(name, one)
-            self.read[computation.name] = found
+                    first_users.setdefault(name, one)
+            self.read[computation.name] = first_users
         return self.read[computation.name]

@@ -40,31 +40,31 @@ def overlaps(program: Program) -> Callable[[Computation, Instruction], str]:
 
 
 class _Schedule:
-    """The order of one computation, and what is under way at each place of it."""
+    """The order of one computation, and what is under way at each position of it."""
 
     def __init__(self, computation: Computation, program: Program):
         self.program = program
         self.lines = list(computation.instructions.values())
-        self.places = {one.name: place for place, one in enumerate(self.lines)}
+        self.positions = {one.name: position for position, one in enumerate(self.lines)}
         self.ends = self._ends()
-        self.fetched = [0] * (len(self.lines) + 1)  # prefetches under way before each place
+        self.fetched = [0] * (len(self.lines) + 1)  # prefetches under way before each position
         changes = [0] * (len(self.lines) + 1)
         for name, end in self.ends.items():
-            if _prefetches(self.lines[self.places[name]]):
-                changes[self.places[name] + 1] += 1
+            if _prefetches(self.lines[self.positions[name]]):
+                changes[self.positions[name] + 1] += 1
                 changes[end] -= 1
-        for place in range(len(self.lines)):
-            self.fetched[place + 1] = self.fetched[place] + changes[place]
+        for position in range(len(self.lines)):
+            self.fetched[position + 1] = self.fetched[position] + changes[position]
 
     def _ends(self) -> dict[str, int]:
-        """The place where each instruction that starts something is awaited."""
+        """The position where each instruction that starts something is awaited."""
         begun: dict[str, str] = {}  # value -> the start that it is of
         ends: dict[str, int] = {}
-        for place, one in enumerate(self.lines):
+        for position, one in enumerate(self.lines):
             started = one.opcode.endswith("-start") or re.match(r"async\S*-start", one.name)
             source = next((begun[name] for name in one.operands if name in begun), None)
             if source and (one.opcode.endswith("-done") or "-done" in one.name):
-                ends[source] = place
+                ends[source] = position
             elif started:
                 begun[one.name] = one.name
             elif source and one.opcode in ("tuple", "get-tuple-element", "bitcast"):
@@ -72,14 +72,14 @@ class _Schedule:
         return ends
 
     def overlap(self, one: Instruction) -> str:
-        place = self.places[one.name]
-        end = self.ends.get(one.name, place)
-        between = [each for each in self.lines[place + 1 : end] if _works(each)]
+        position = self.positions[one.name]
+        end = self.ends.get(one.name, position)
+        between = [each for each in self.lines[position + 1 : end] if _works(each)]
         if any(_multiplies(each, self.program) for each in between):
             return PRODUCT
         if between:
             return WORK
-        return PREFETCH if self.fetched[place + 1] > 0 else ALONE
+        return PREFETCH if self.fetched[position + 1] > 0 else ALONE
 
 
 def _prefetches(one: Instruction) -> bool:

@@ -212,8 +212,8 @@ class Array:
         if tile := re.match(r"T\(([\d,]+)\)", self.tiles):
             edges = [int(edge) for edge in tile[1].split(",")]
             edges = edges[max(0, len(edges) - len(sizes)) :]
-            for place, edge in zip(range(-len(edges), 0), edges, strict=True):
-                sizes[place] = -(-sizes[place] // edge) * edge
+            for dim, edge in zip(range(-len(edges), 0), edges, strict=True):
+                sizes[dim] = -(-sizes[dim] // edge) * edge
         return math.ceil(math.prod(sizes) * bits(self.element) / 8)
 
 
@@ -249,7 +249,7 @@ def trip_count(program: Program, caller: Computation, loop: Instruction) -> int 
     if known:
         return int(known[1])
     condition, body = (program[loop.called[key][0]] for key in ("condition", "body"))
-    compare = _seen_through(program, condition, condition.root)
+    compare = _through_fusion(program, condition, condition.root)
     if not compare or compare[0] != "compare" or "direction=LT" not in compare[2]:
         return None
     counter, end = (_leaf(condition, name) for name in compare[1])
@@ -264,7 +264,7 @@ def trip_count(program: Program, caller: Computation, loop: Instruction) -> int 
 def _step(program: Program, body: Computation, index: int | None) -> int | None:
     """What a loop's body adds to one element of its state."""
     name = _element(body, body.root, index)
-    add = _seen_through(program, body, name) if name else None
+    add = _through_fusion(program, body, name) if name else None
     if not add or add[0] != "add":
         return None
     leaves = [_leaf(body, operand) for operand in add[1]]
@@ -287,7 +287,7 @@ def _leaf(computation: Computation, name: str | None) -> Instruction | None:
     return one
 
 
-def _seen_through(
+def _through_fusion(
     program: Program, computation: Computation, name: str
 ) -> tuple[str, tuple[str, ...], str] | None:
     """Opcode, operands and attributes of a value, seen through a fusion of that one operation."""

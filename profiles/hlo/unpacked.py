@@ -25,7 +25,7 @@ _INNER = ("fusion", "reduce", "reduce-window", "scatter", "select-and-scatter", 
 Dims = tuple[int, ...]
 
 
-def held_bytes(engine: Engine, text: str) -> int:
+def dequantized_bytes(engine: Engine, text: str) -> int:
     """Bytes of all arrays of a step that are a matrix in few bits, but in more.
 
     Args:
@@ -77,15 +77,15 @@ def _bytes(instruction: Instruction, stored: dict[Dims, tuple[int, int]]) -> int
     for element, text in _SHAPE.findall(instruction.shape):
         dims = tuple(map(int, text.split(",")))
         if any(
-            bits(element) > few and _is_merged(dims, whole, groups)
-            for whole, (few, groups) in stored.items()
+            bits(element) > stored_bits and _is_merged(dims, matrix, groups)
+            for matrix, (stored_bits, groups) in stored.items()
         ):
             total += math.prod(dims) * bits(element) // 8
     return total
 
 
-def _is_merged(dims: Dims, whole: Dims, groups: int) -> bool:
-    """Whether neighbours in `whole`, its inputs perhaps in groups, give `dims` when multiplied."""
-    split = (*whole[:-1], groups, whole[-1] // groups)
+def _is_merged(dims: Dims, matrix: Dims, groups: int) -> bool:
+    """Whether neighbours in `matrix`, its inputs perhaps in groups, give `dims` when multiplied."""
+    split = (*matrix[:-1], groups, matrix[-1] // groups)
     products = [set(itertools.accumulate(each, operator.mul)) for each in (dims, split)]
-    return math.prod(dims) == math.prod(whole) and products[0] - {1} <= products[1]
+    return math.prod(dims) == math.prod(matrix) and products[0] - {1} <= products[1]

@@ -10,8 +10,8 @@ import jax
 from decode.engine import Engine
 from decode.load import ModelSource
 from model.dtypes import Dtypes
-from profiles.hlo.unpacked import held_bytes
-from profiles.measured.timing import HeldStep, slots_for
+from profiles.hlo.unpacked import dequantized_bytes
+from profiles.measured.timing import RepeatedStep, slots_for
 from profiles.report.progress import byte_progress
 from sharding import processes
 from sharding.error_types import FloorlineError
@@ -60,21 +60,21 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError)
 
 
-class Row:
+class SweepRow:
     """A decode step of one mesh, batch and context to measure, with its samples or its failure.
 
     Attributes:
       engine: the model on the mesh; without weights if they do not fit.
       step: the decode step at this batch and context.
       failure: why it did not run; None as long as it has not failed.
-      held: bytes of quantized weights that the step keeps dequantized.
+      dequantized_bytes: bytes of quantized weights that the step keeps dequantized.
     """
 
     def __init__(self, engine: Engine, batch: int, context: int, failure: Failure | None = None):
         self.engine = engine
-        self.step = HeldStep(engine, batch, context)
+        self.step = RepeatedStep(engine, batch, context)
         self.failure = failure
-        self.held = 0
+        self.dequantized_bytes = 0
 
     def __str__(self) -> str:
         devices, step = self.engine.mesh.size, self.step
@@ -120,7 +120,7 @@ class Row:
     def _compile(self) -> None:
         self.step.compile()
         if self.engine.dtypes.quantization:
-            self.held = held_bytes(self.engine, self.step.program())
+            self.dequantized_bytes = dequantized_bytes(self.engine, self.step.program())
 
 
 def load(
@@ -162,17 +162,19 @@ def load(
     return Engine(source.config, {}, placement, make_mesh(shape), dtypes), failure
 
 
-def most_samples(rows: Sequence[Row], least: int) -> int:
-    """Number of samples of each row when a run ends regularly; at least `least`."""
-    return max([least, *(len(row.step.samples) for row in rows)])
+def full_sample_count(rows: Sequence[SweepRow], min_samples: int) -> int:
+    """Number of samples of each row when a run ends regularly; at least `min_samples`."""
+    return max([min_samples, *(len(row.step.samples) for row in rows)])
 
 
-def kept_words(measured: int, total: int, rows: Sequence[Row], least: int) -> str:
+def describe_interrupted_rows(
+    measured: int, total: int, rows: Sequence[SweepRow], min_samples: int
+) -> str:
     """Says how many rows of an interrupted run have samples, and which have fewer than others."""
-    most = most_samples(rows, least)
+    full_samples = full_sample_count(rows, min_samples)
     fewer = [
-        f"{row} ({len(row.step.samples)} of {most})"
+        f"{row} ({len(row.step.samples)} of {full_samples})"
         for row in rows
-        if not row.failure and len(row.step.samples) < most
+        if not row.failure and len(row.step.samples) < full_samples
     ]
     return f"{measured} of {total} rows" + f"; with fewer samples: {'; '.join(fewer)}" * bool(fewer)

@@ -20,7 +20,14 @@ from model.layout_check import settle
 from profiles.chips.chip import Peaks, published_peaks
 from profiles.floor.memory_needed import free_memory, need_of, refusals, shares_memory
 from profiles.measured.bandwidth import PeakMeter
-from profiles.measured.rows import Failure, Placing, Row, kept_words, load, most_samples
+from profiles.measured.rows import (
+    Failure,
+    Placing,
+    SweepRow,
+    describe_interrupted_rows,
+    full_sample_count,
+    load,
+)
 from profiles.measured.step_record import decode_record
 from profiles.measured.timing import slots_for
 from profiles.measured.trace import capture
@@ -33,8 +40,8 @@ from sharding.error_types import UsageError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape
 
-LEAST_ROUNDS = 5
-MOST_ROUNDS = 25
+MIN_ROUNDS = 5
+MAX_ROUNDS = 25
 CPU_CACHES = Path("/sys/devices/system/cpu")
 
 
@@ -50,7 +57,7 @@ class Sweep:
       contexts: numbers of tokens in the cache when a step starts.
       dtype_sets: how numbers are stored.
       auto_weight_layout: whether the compiler chooses weights' memory layout, for the largest step.
-      seconds: time to spend on samples; `LEAST_ROUNDS` are taken even if they need longer.
+      seconds: time to spend on samples; `MIN_ROUNDS` are taken even if they need longer.
       bandwidth: bytes per second of one chip (on a CPU, of its memory), in place of the published
         or measured figure.
       peak_flops: FLOP/s of one chip, in place of the published or measured figure.
@@ -158,7 +165,7 @@ class _Run:
         self.points: list[Record] = []
         self.rates: dict[str, dict[str, list[float]]] = {}
         self.error: Exception | None = None
-        self.rows: list[Row] = []
+        self.rows: list[SweepRow] = []
         self.meters: list[PeakMeter] = []
 
     def group(self, placings: Sequence[Placing], seconds: float) -> None:
@@ -184,9 +191,9 @@ class _Run:
     def outcome(self) -> SweepResult:
         """All results so far; the current group's floors use the rates measured so far."""
         bandwidth = _bandwidth(self.sweep, self._rates())
-        most = most_samples(self.rows, LEAST_ROUNDS)
+        full_samples = full_sample_count(self.rows, MIN_ROUNDS)
         known = [row for row in self.rows if row.failure or row.step.samples]
-        records = [_record(row, self.sweep, bandwidth, most) for row in known]
+        records = [_record(row, self.sweep, bandwidth, full_samples) for row in known]
         errors = (row.failure.error for row in self.rows if row.failure)
         return SweepResult(
             self.points + records, bandwidth, next(filter(None, [self.error, *errors]), None)
@@ -199,18 +206,20 @@ class _Run:
         for row in progress(self.rows, lambda row: f"compiling {row}"):
             row.compile()
         for row in self.rows:
-            row.lengthen(seconds / LEAST_ROUNDS / len(self.rows))
+            row.lengthen(seconds / MIN_ROUNDS / len(self.rows))
         for meter in self.meters:
             meter.sample(repeats=3)
         stop = time.perf_counter() + seconds
-        for turn in progress(range(1, MOST_ROUNDS + 1), lambda turn: f"measuring, round {turn}"):
+        for round_number in progress(
+            range(1, MAX_ROUNDS + 1), lambda round_number: f"measuring, round {round_number}"
+        ):
             for row in self.rows:
                 row.sample()
             self.keep(self.outcome())
             for meter in self.meters:
                 meter.sample(repeats=1)
             # All processes must run the same steps, so process 0's clock decides.
-            if turn >= LEAST_ROUNDS and processes.agree(lambda: time.perf_counter() > stop):
+            if round_number >= MIN_ROUNDS and processes.agree(lambda: time.perf_counter() > stop):
                 break
             if all(row.failure for row in self.rows):
                 break
@@ -226,21 +235,25 @@ class _Run:
         measured = sum(point.ran for point in self.points)
         measured += sum(not row.failure and bool(row.step.samples) for row in self.rows)
         if measured:
-            raise Interrupted(kept_words(measured, len(self.sweep), self.rows, LEAST_ROUNDS))
+            raise Interrupted(
+                describe_interrupted_rows(measured, len(self.sweep), self.rows, MIN_ROUNDS)
+            )
 
 
-def _rows(sweep: Sweep, report: Callable[[str], None], placings: Sequence[Placing]) -> list[Row]:
+def _rows(
+    sweep: Sweep, report: Callable[[str], None], placings: Sequence[Placing]
+) -> list[SweepRow]:
     """All rows of a group; the weights of rows that fit are loaded."""
     sizes = list(itertools.product(sweep.contexts, sweep.batches))
     refused = _refused(sweep, placings, sizes)
     rows = []
     for number, placing in enumerate(placings):
-        mine = refused[number * len(sizes) :][: len(sizes)]
-        fitting = [size for size, why in zip(sizes, mine, strict=True) if not why]
+        reasons = refused[number * len(sizes) :][: len(sizes)]
+        fitting = [size for size, reason in zip(sizes, reasons, strict=True) if not reason]
         engine, failure = load(sweep.source, placing, fitting, sweep.auto_weight_layout, report)
-        for (context, batch), why in zip(sizes, mine, strict=True):
-            left_out = Failure("does_not_fit", why) if why else failure
-            rows.append(Row(engine, batch, context, left_out))
+        for (context, batch), reason in zip(sizes, reasons, strict=True):
+            row_failure = Failure("does_not_fit", reason) if reason else failure
+            rows.append(SweepRow(engine, batch, context, row_failure))
     return rows
 
 
@@ -259,14 +272,14 @@ def _refused(
     return [""] * len(needs) if available is None else refusals(needs, available)
 
 
-def _trace(rows: Sequence[Row], directory: Path) -> None:
+def _trace(rows: Sequence[SweepRow], directory: Path) -> None:
     with capture(directory) if processes.first() else contextlib.nullcontext():
         for row in rows:
             row.rehearse()
 
 
-def _record(row: Row, sweep: Sweep, bandwidth: dict, most: int) -> Record:
-    """A row's record, with a message if it has fewer than `most` samples."""
+def _record(row: SweepRow, sweep: Sweep, bandwidth: dict, full_samples: int) -> Record:
+    """A row's record, with a message if it has fewer than `full_samples` samples."""
     step, devices = row.step, row.engine.mesh.size
     sizes = {"batch": step.batch, "context": step.context, "slots": step.slots}
     peaks = _peaks(sweep, bandwidth, row.engine)
@@ -285,15 +298,15 @@ def _record(row: Row, sweep: Sweep, bandwidth: dict, most: int) -> Record:
     if sweep.auto_weight_layout:
         record |= Record(weight_layout="auto")
     if row.engine.dtypes.quantization:
-        counted = BytesPerChip(**record.bytes_per_chip, weights_unpacked=row.held)
+        counted = BytesPerChip(**record.bytes_per_chip, weights_unpacked=row.dequantized_bytes)
         record |= Record(bytes_per_chip=counted)
     if (record.fraction_of_floor or 0) > 1:
         record |= Record(
             message=f"measured step is {ms(record.step_s['median'])} ms on {devices} "
             "devices, below its floor; the rates that the floor was taken at must be wrong"
         )
-    if len(step.samples) < most:
-        few = f"{len(step.samples)} of {most} samples: the run ended early"
+    if len(step.samples) < full_samples:
+        few = f"{len(step.samples)} of {full_samples} samples: the run ended early"
         record |= Record(message="; ".join(filter(None, (record.message, few))))
     return record
 

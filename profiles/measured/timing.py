@@ -23,13 +23,13 @@ from decode.sampling import GREEDY
 from sharding import processes
 
 DRAWS = 16  # number of random batches of tokens, which steps use in turn
-LEAST_BURST = 4
+MIN_BURST = 4
 LONG_S = 0.25
 WARM_UP = 2
 
 
 @dataclasses.dataclass
-class HeldStep:
+class RepeatedStep:
     """One decode step at a fixed batch and context, ready to run again and again.
 
     Every run writes the same cache slot and attends to the same number of tokens, so that a
@@ -48,7 +48,7 @@ class HeldStep:
     engine: Engine
     batch: int
     context: int
-    burst: int = LEAST_BURST
+    burst: int = MIN_BURST
     samples: list[float] = dataclasses.field(default_factory=list)
     touched: list[float] = dataclasses.field(default_factory=list)
 
@@ -76,11 +76,11 @@ class HeldStep:
 
     def lengthen(self, seconds: float) -> None:
         """Sets the steps of a burst, in all processes, to last `seconds` but `LONG_S` at most."""
-        few, more = self._run(LEAST_BURST)[0], self._run(3 * LEAST_BURST)[0]
-        mean = more / (3 * LEAST_BURST)
-        step = max((more - few) / (2 * LEAST_BURST), mean / 4)  # without the first launch
+        few, more = self._run(MIN_BURST)[0], self._run(3 * MIN_BURST)[0]
+        mean = more / (3 * MIN_BURST)
+        step = max((more - few) / (2 * MIN_BURST), mean / 4)  # without the first launch
         steps = math.ceil(min(seconds, LONG_S) / step)
-        self.burst = processes.agree(lambda: max(steps, LEAST_BURST))
+        self.burst = processes.agree(lambda: max(steps, MIN_BURST))
 
     def sample(self) -> None:
         """Times one more burst."""
@@ -91,7 +91,7 @@ class HeldStep:
 
     def rehearse(self) -> None:
         """Runs a burst without taking a sample, for a trace."""
-        self._run(LEAST_BURST)
+        self._run(MIN_BURST)
 
     def _run(self, steps: int) -> tuple[float, list[jax.Array | None]]:
         """Seconds of so many steps, and the experts that each layer read in each of them."""

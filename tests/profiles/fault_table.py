@@ -43,6 +43,6 @@ def check_stacked(folder: Path = PROGRAMS) -> None:
     step = read(load("stacked", folder), parse_mesh("1x1x4"))
     moves = [move for move in step.moves if move.origin == "layers/up"]
     assert sum(move.count for move in moves) >= LAYERS
-    assert sum(move.whole for move in moves) >= 2 * LAYERS * WIDTH * WIDTH * BFLOAT16
+    assert sum(move.total_bytes for move in moves) >= 2 * LAYERS * WIDTH * WIDTH * BFLOAT16
     (sum_over_z,) = step.collectives
     assert (sum_over_z.kind, sum_over_z.overlap) == ("all-reduce", ALONE)

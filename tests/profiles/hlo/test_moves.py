@@ -67,7 +67,7 @@ def test_a_whole_array_written_again_is_a_move(how):
     lines, size = CASES[how]
     (move,) = found(*lines)
     assert (move.origin, move.how, move.bytes, move.count) == ("cache/keys/3", how, size, 1)
-    assert move.wider == (how == "converted from bf16 to f32")
+    assert move.widened == (how == "converted from bf16 to f32")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_moves_in_a_loop_count_for_every_round():
         f"%end = {WEIGHT} get-tuple-element(%loop), index=0",
         before=loop,
     )
-    assert (move.count, move.whole) == (5, 10 * BYTES)
+    assert (move.count, move.total_bytes) == (5, 10 * BYTES)
 
 
 def test_layers_are_grouped_and_counts_added_up():

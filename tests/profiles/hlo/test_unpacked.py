@@ -9,7 +9,7 @@ from decode.engine import Engine
 from decode.load import ModelSource
 from model.catalog import find_model
 from model.dtypes import FLOAT32, Dtypes
-from profiles.hlo.unpacked import held_bytes
+from profiles.hlo.unpacked import dequantized_bytes
 from sharding import dot
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
@@ -27,7 +27,7 @@ def engine_of(dtypes: Dtypes, mesh: str = "1") -> Engine:
 
 def found_in(engine: Engine, batch: int = 1) -> int:
     step = engine.lower_decode(batch, 64).compile(compiler_options=USUAL_KERNELS)
-    return held_bytes(engine, step.as_text())
+    return dequantized_bytes(engine, step.as_text())
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ ENTRY %main (p: u4[2,512,256]) -> bf16[2,512,8,32] {
   ROOT %dense = bf16[2,512,8,32]{3,2,1,0} fusion(%p), kind=kLoop, calls=%fused
 }
 """
-    assert held_bytes(engine, text) == 2 * 2 * 512 * 256  # as XLA:GPU makes it
+    assert dequantized_bytes(engine, text) == 2 * 2 * 512 * 256  # as XLA:GPU makes it
 
 
 def test_plain_weights_are_not_looked_for():

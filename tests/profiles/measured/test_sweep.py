@@ -14,7 +14,7 @@ from profiles.measured import bandwidth
 from profiles.measured import sweep as sweeping
 from profiles.measured.bandwidth import PeakMeter
 from profiles.measured.sweep import Interrupted, Sweep, run
-from profiles.measured.timing import LEAST_BURST, LONG_S, HeldStep
+from profiles.measured.timing import LONG_S, MIN_BURST, RepeatedStep
 from profiles.report.lines import fit_lines, fits, lines
 from profiles.report.record import Record
 from sharding.catalog import LAYOUTS
@@ -45,7 +45,7 @@ def test_every_mesh_batch_and_context_has_a_record(outcome):
     cases = [(point.devices, point.batch) for point in outcome.points]
     assert cases == [(1, 1), (1, 2), (2, 1), (2, 2)]
     for point in outcome.points:
-        assert len(point.step_s["samples"]) == sweeping.LEAST_ROUNDS
+        assert len(point.step_s["samples"]) == sweeping.MIN_ROUNDS
         assert 0 < point.step_s["p10"] <= point.step_s["median"] <= point.step_s["p90"]
 
 
@@ -91,7 +91,7 @@ def test_the_floors_bandwidth_is_the_best_sample_of_any_kernel_on_any_mesh(outco
     assert outcome.bandwidth["bytes_per_s"] == max(samples)
     assert outcome.bandwidth["source"] == "measured"
     # Three samples of each kernel on each mesh before the rows, then one after every round.
-    assert len(samples) == 2 * 3 * (3 + sweeping.LEAST_ROUNDS)
+    assert len(samples) == 2 * 3 * (3 + sweeping.MIN_ROUNDS)
     flops = [rate for name, rates in kernels if name == "matmul" for rate in rates]
     assert outcome.bandwidth["peak_flops_per_s"] == max(flops)
 
@@ -160,16 +160,16 @@ FAILURES = {
 
 
 def test_a_rows_failure_is_its_own_result(quick_meter, monkeypatch):
-    compile_step = HeldStep.compile
+    compile_step = RepeatedStep.compile
 
     def failing(self):
         if self.batch in FAILURES:
             raise FAILURES[self.batch]
         compile_step(self)
 
-    monkeypatch.setattr(HeldStep, "compile", failing)
+    monkeypatch.setattr(RepeatedStep, "compile", failing)
     outcome = run(sweep(shapes=[parse_mesh("1")], batches=[1, *FAILURES]), lambda text: None)
-    assert len(outcome.points[0].step_s["samples"]) == sweeping.LEAST_ROUNDS
+    assert len(outcome.points[0].step_s["samples"]) == sweeping.MIN_ROUNDS
     assert outcome.error is FAILURES[2]
     found = {point.batch: (point.status, point.message) for point in outcome.points[1:]}
     assert found == {
@@ -203,7 +203,7 @@ def test_all_that_is_measured_is_kept_after_every_round(quick_meter):
     kept = []
     outcome = run(sweep(shapes=[parse_mesh("1")]), lambda text: None, kept.append)
     counts = [[len(point.step_s["samples"]) for point in each.points] for each in kept]
-    assert counts == [[n, n] for n in range(1, sweeping.LEAST_ROUNDS + 1)]
+    assert counts == [[n, n] for n in range(1, sweeping.MIN_ROUNDS + 1)]
     assert kept[0].points[0].message.endswith("1 of 5 samples: the run ended early")
     assert "the run ended early" not in (outcome.points[0].message or "")
 
@@ -211,14 +211,14 @@ def test_all_that_is_measured_is_kept_after_every_round(quick_meter):
 def test_an_interrupted_run_keeps_what_it_measured_and_says_which_rows_have_less(
     quick_meter, monkeypatch
 ):
-    sample, kept = HeldStep.sample, []
+    sample, kept = RepeatedStep.sample, []
 
     def stopping(self):
         if self.batch == 2 and len(self.samples) == 3:
             raise KeyboardInterrupt
         sample(self)
 
-    monkeypatch.setattr(HeldStep, "sample", stopping)
+    monkeypatch.setattr(RepeatedStep, "sample", stopping)
     with pytest.raises(Interrupted) as interrupt:
         run(sweep(shapes=[parse_mesh("1")], batches=[1, 2]), lambda text: None, kept.append)
     one, two = kept[-1].points
@@ -246,7 +246,7 @@ def test_a_layout_and_a_form_are_measured_once():
 
 
 def test_a_held_step_keeps_its_context(tiny_engine):
-    step = HeldStep(tiny_engine("1x1x1"), batch=2, context=20)
+    step = RepeatedStep(tiny_engine("1x1x1"), batch=2, context=20)
     step.compile()
     lengths = np.asarray(step._carry.lengths)
     before = np.asarray(step._cache.keys[0])
@@ -261,13 +261,13 @@ def test_a_held_step_keeps_its_context(tiny_engine):
 
 
 def test_a_burst_is_long_where_there_is_time(tiny_engine):
-    step = HeldStep(tiny_engine("1x1x1"), batch=1, context=20)
+    step = RepeatedStep(tiny_engine("1x1x1"), batch=1, context=20)
     step.compile()
     step.lengthen(0)
-    assert step.burst == LEAST_BURST
+    assert step.burst == MIN_BURST
     step.lengthen(10)  # LONG_S of steps well below a millisecond
     long = step.burst
-    assert long > LEAST_BURST
+    assert long > MIN_BURST
     step.sample()
     assert LONG_S / 20 < long * step.samples[-1] < 20 * LONG_S
 

@@ -11,7 +11,7 @@ from model.dtypes import FLOAT32
 from profiles.floor.experts import expected_experts
 from profiles.measured import bandwidth, timing
 from profiles.measured.sweep import Sweep, run
-from profiles.measured.timing import HeldStep, draw_tokens
+from profiles.measured.timing import RepeatedStep, draw_tokens
 from profiles.report.step_table import step_table
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
@@ -24,7 +24,7 @@ MIXTURE = dataclasses.replace(find_model("tiny"), **EXPERTS)
 @pytest.mark.parametrize("batch", [16, 64])
 def test_rows_choose_as_many_experts_as_tokens_that_choose_evenly(batch):
     engine = random_engine(MIXTURE, LAYOUTS["weight_stationary_1d"], "1x1x1", FLOAT32)
-    step = HeldStep(engine, batch, context=20)
+    step = RepeatedStep(engine, batch, context=20)
     step.compile()
     assert step.experts_touched is None
     for _ in range(3):
@@ -36,7 +36,7 @@ def test_rows_choose_as_many_experts_as_tokens_that_choose_evenly(batch):
 
 def test_a_bursts_tokens_are_on_the_devices_before_the_clock_starts(tiny_engine, monkeypatch):
     engine, fed = tiny_engine("1x1x1"), []
-    step = HeldStep(engine, batch=8, context=20)
+    step = RepeatedStep(engine, batch=8, context=20)
     step.compile()
     advance = engine.advance
     monkeypatch.setattr(engine, "put", lambda values: pytest.fail("the host made an array"))
@@ -47,7 +47,7 @@ def test_a_bursts_tokens_are_on_the_devices_before_the_clock_starts(tiny_engine,
     step.sample()
     rows = np.stack([np.asarray(tokens) for tokens in fed])
     assert all(len(set(tokens)) == 8 for tokens in rows.tolist())
-    assert len({tuple(tokens) for tokens in rows.tolist()}) == len(rows) == 2 * timing.LEAST_BURST
+    assert len({tuple(tokens) for tokens in rows.tolist()}) == len(rows) == 2 * timing.MIN_BURST
 
 
 def test_rows_take_different_tokens_while_there_are_as_many():
