@@ -73,8 +73,8 @@ def multiply_tokens(
     """
     specs = ProductSpecs(sharding_of(weight), use, sharding_of(x), contracted, result)
     plan = transfers(weight.shape, specs, placement.mesh)
-    moves = plan and (plan.moves or isinstance(weight, QuantizedArray))
-    if not moves:
+    communicates = plan and (plan.communicates or isinstance(weight, QuantizedArray))
+    if not communicates:
         weight, x = divide(weight, use, reshard), reshard(x, contracted)
         return linear(weight, x, result, dtype), x
     looped = placement.layout.collectives == "overlapped"

@@ -165,7 +165,7 @@ def start(main: Callable[[], None]) -> None:
 
 def say(text: str) -> None:
     """Prints a line for the user on standard error, apart from results on standard output."""
-    if processes.first():
+    if processes.is_first():
         with contextlib.suppress(OSError):  # without a reader no result is lost
             print(text, file=sys.stderr, flush=True)
 
@@ -271,7 +271,7 @@ def check_json() -> None:
       OutputError: it is a folder or a device, no valid name, or in a folder that is not writable.
     """
     if JSON.value not in (None, "", "-"):
-        processes.agree(lambda: str(check_file(JSON.value, "--json")))
+        processes.from_first_process(lambda: str(check_file(JSON.value, "--json")))
 
 
 def _run(main: Callable[[], None], rest: Sequence[str]) -> None:
@@ -287,7 +287,7 @@ def _run(main: Callable[[], None], rest: Sequence[str]) -> None:
     for error in _unshown[:1]:
         raise error
     _flush()
-    processes.finish()
+    processes.wait_for_all()
 
 
 def _membership() -> processes.Membership | None:
@@ -309,7 +309,7 @@ def _check_same_flags() -> None:
     """Refuses flags that differ from process 0's, because then processes wait for each other."""
     own = ("coordinator", "process_id", "json", "output_dir", "verbose")
     mine = flags.FLAGS.flag_values_dict()
-    theirs = processes.agree(lambda: mine)
+    theirs = processes.from_first_process(lambda: mine)
     for name in sorted(mine.keys() - set(own)):
         if mine[name] != theirs[name]:
             raise UsageError(
@@ -349,7 +349,7 @@ def _failing_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt as interrupt:  # its message may say which results are kept
         _fail(f"run is interrupted; {interrupt}" if str(interrupt) else _INTERRUPTED, 130)
     except BrokenPipeError:  # the reader of the output has gone
-        processes.leave(1)
+        processes.exit_failed(1)
     except FloorlineError as error:
         _trace()
         _fail(_one_line(error), error.exit_code)
@@ -379,7 +379,7 @@ def _trace() -> None:
 def _fail(message: str, code: int) -> None:
     with contextlib.suppress(OSError):
         print(f"error: {message}", file=sys.stderr)
-    processes.leave(code)
+    processes.exit_failed(code)
 
 
 def _one_line(error: BaseException) -> str:

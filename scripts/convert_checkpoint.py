@@ -75,7 +75,7 @@ def main() -> None:
     if source.tokenizer is None:
         why, remedies = source.without_tokenizer()
         _common.say("; ".join([f"it takes token ids and no text, for {why}", *remedies]))
-    if _common.JSON.value and processes.first():
+    if _common.JSON.value and processes.is_first():
         written = {
             "model": source.config.name,
             "dtype": dtypes.plain.name,

@@ -96,7 +96,7 @@ def main() -> None:
         (one, [one.estimate(_pass(b, c)) for c in contexts for b in batches]) for one in estimators
     ]
     points = [record for one, passes in estimated for record in _records(one, passes, wanted)]
-    if _common.JSON.value and processes.first():
+    if _common.JSON.value and processes.is_first():
         # With several chips, fields that the document has once are those of the first.
         results = document(sys.argv, points, started=started, **basis(estimators[0].deployment))
         write_json(_common.JSON.value, results)

@@ -123,7 +123,7 @@ def main() -> None:
     record = describe_step(engine, batch=len(request.prompts), context=run.context())
     if run.step_seconds:
         record |= Record(step_s=summarise(run.step_seconds))
-    if _common.JSON.value and processes.first():
+    if _common.JSON.value and processes.is_first():
         write_json(_common.JSON.value, _document(run, record, started))
     _common.say(_speed(run, engine))
     if _NO_CACHE.value:

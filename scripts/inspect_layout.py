@@ -87,7 +87,7 @@ def main() -> None:
     """Prints tables and draws the layout; compiles if that is quick or the flags ask for it."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     output = Path(_OUTPUT_DIR.value)
-    processes.agree(lambda: check_writable(output))
+    processes.from_first_process(lambda: check_writable(output))
     _common.check_json()
     program, compiling = _program()
     _layouts.state_choices(program.config, program.placement, program.dtypes, _BATCH.value)
@@ -106,7 +106,7 @@ def main() -> None:
         _common.say(f"compiling {several(layers, 'layer')} for a mesh of {mesh}")
         found = compiled(program)
         differing = differences(expected_collectives, found, program.dtypes.dtype)
-    if processes.first():
+    if processes.is_first():
         layout_figure(program.run, str(program), output / "layout.png")
         _common.say(f"wrote {output / 'layout.png'}")
         if _common.JSON.value:

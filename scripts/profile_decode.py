@@ -81,13 +81,13 @@ def main() -> None:
     output = Path(_OUTPUT_DIR.value)
     sweep = _sweep(output)
     sweep.check()
-    processes.agree(lambda: check_writable(output))
+    processes.from_first_process(lambda: check_writable(output))
     _common.check_json()
     for layout, shape, dtypes in sweep.placings():
         placement = Placement.of(layout, sweep.source.config.sizes, shape)
         _layouts.state_choices(sweep.source.config, placement, dtypes)
     outcome = _measure(sweep, output, started)
-    if not processes.first():
+    if not processes.is_first():
         return
     results = _document(outcome, started)
     _draw(output, results)
@@ -104,7 +104,7 @@ def _measure(sweep: Sweep, output: Path, started: str) -> SweepResult:
     """Runs the sweep, and writes all results so far to the files after every round."""
 
     def keep(outcome: SweepResult) -> None:
-        if processes.first():
+        if processes.is_first():
             _write(output, _document(outcome, started))
 
     try:

@@ -87,7 +87,7 @@ def main() -> None:
     if not own:
         records["longest_contexts"] = contexts
         records["reproductions"] = [figure.as_record() for figure in printed]
-    if _common.JSON.value and processes.first():
+    if _common.JSON.value and processes.is_first():
         names = {"calibration": sorted({row.calibration.name for row in rows})}
         results = document(
             sys.argv, [], device_kind="", started=started, bandwidth=None, **names, **records

@@ -22,7 +22,7 @@ Division = tuple[Axes, ...]
 
 
 def reshard(array: jax.Array, spec: jax.P) -> jax.Array:
-    """The array divided as `spec` says, by the moves of `moves` one after another.
+    """The array divided as `spec` says, by the steps of `reshard_path` one after another.
 
     Args:
       array: an array with explicit sharding.
@@ -30,9 +30,9 @@ def reshard(array: jax.Array, spec: jax.P) -> jax.Array:
     """
     now = tuple(entry_axes(axes) for axes in jax.typeof(array).sharding.spec)
     now += ((),) * (array.ndim - len(now))
-    for division in moves(now, tuple(entry_axes(axes) for axes in spec)):
+    for division in reshard_path(now, tuple(entry_axes(axes) for axes in spec)):
         changed = sum(a != b for a, b in zip(now, division, strict=True))
-        if changed > 2 and _only_moves(now, division):
+        if changed > 2 and _is_all_to_all(now, division):
             array = _exchange(array, now, division)
         else:
             array = jax.reshard(array, jax.P(*map(entry, division)))
@@ -40,7 +40,7 @@ def reshard(array: jax.Array, spec: jax.P) -> jax.Array:
     return array
 
 
-def moves(start: Division, target: Division) -> list[Division]:
+def reshard_path(start: Division, target: Division) -> list[Division]:
     """Divisions on the way from one to another, each a single collective from the one before.
 
     A move takes mesh axes from the end of dimensions' and either puts them at the end of others'
@@ -51,25 +51,27 @@ def moves(start: Division, target: Division) -> list[Division]:
       The divisions after each move; the last is `target`. Empty where nothing changes.
     """
     now, path = [list(axes) for axes in start], []
-    wanted = {axis: dim for dim, axes in enumerate(target) for axis in axes}
+    target_dims = {axis: dim for dim, axes in enumerate(target) for axis in axes}
     while stray := [dim for dim, axes in enumerate(now) if tuple(axes) != target[dim][: len(axes)]]:
-        _move(now, stray, target, wanted)
+        _advance(now, stray, target, target_dims)
         path.append(tuple(map(tuple, now)))
-        if len(path) > 1 and _only_moves(path[-3] if len(path) > 2 else start, path[-1]):
+        if len(path) > 1 and _is_all_to_all(path[-3] if len(path) > 2 else start, path[-1]):
             del path[-2]  # two all-to-alls are one
     if path[-1:] != [target] and start != target:
         path.append(target)
     return path
 
 
-def _move(now: list[list[str]], stray: list[int], target: Division, wanted: dict[str, int]) -> None:
+def _advance(
+    now: list[list[str]], stray: list[int], target: Division, target_dims: dict[str, int]
+) -> None:
     """Makes one move in place: an all-to-all if any is possible, else an all-gather."""
     for dim in stray:
-        to = wanted.get(now[dim][-1])
+        to = target_dims.get(now[dim][-1])
         if to is None or to == dim:
             continue
         moved: list[str] = []
-        while now[dim] and wanted.get(now[dim][-1]) == to and not _settled(now, dim, target):
+        while now[dim] and target_dims.get(now[dim][-1]) == to and not _is_prefix(now, dim, target):
             moved.insert(0, now[dim].pop())
         if tuple(now[to] + moved) == target[to][: len(now[to]) + len(moved)]:
             now[to] += moved
@@ -77,11 +79,11 @@ def _move(now: list[list[str]], stray: list[int], target: Division, wanted: dict
         now[dim] += moved
     dim = stray[0]
     now[dim].pop()
-    while not _settled(now, dim, target) and wanted.get(now[dim][-1], dim) == dim:
+    while not _is_prefix(now, dim, target) and target_dims.get(now[dim][-1], dim) == dim:
         now[dim].pop()
 
 
-def _only_moves(before: Division, after: Division) -> bool:
+def _is_all_to_all(before: Division, after: Division) -> bool:
     """Whether all that changes is that mesh axes go from ends of dimensions to ends of others."""
     pairs = list(zip(before, after, strict=True))
     nested = all(a[: len(b)] == b or b[: len(a)] == a for b, a in pairs)
@@ -98,9 +100,10 @@ def _exchange(array: jax.Array, before: Division, after: Division) -> jax.Array:
 
     def local(part: jax.Array) -> jax.Array:
         chips = {axis: jax.lax.axis_size(axis) for axis in moved}
-        share = [math.prod(chips[axis] for axis in axes) for axes in gained]
+        split_shares = [math.prod(chips[axis] for axis in axes) for axes in gained]
         sizes = chips | {
-            dim: size // n for dim, (size, n) in enumerate(zip(part.shape, share, strict=True))
+            dim: size // n
+            for dim, (size, n) in enumerate(zip(part.shape, split_shares, strict=True))
         }
         part = part.reshape([sizes[name] for name in names])
         order = [*moved, *range(array.ndim)]  # a piece for each chip, then what each piece holds
@@ -109,14 +112,14 @@ def _exchange(array: jax.Array, before: Division, after: Division) -> jax.Array:
         part = jax.lax.all_to_all(part, moved, split_axis=0, concat_axis=0, tiled=True)
         part = part.reshape([sizes[name] for name in order])  # a piece from each chip
         part = part.transpose([order.index(name) for name in merged])
-        times = [math.prod(chips[axis] for axis in axes) for axes in lost]
-        return part.reshape([sizes[dim] * n for dim, n in enumerate(times)])
+        gathered_shares = [math.prod(chips[axis] for axis in axes) for axes in lost]
+        return part.reshape([sizes[dim] * n for dim, n in enumerate(gathered_shares)])
 
     old, new = (jax.P(*map(entry, division)) for division in (before, after))
     return jax.shard_map(local, in_specs=old, out_specs=new, check_vma=False)(array)
 
 
-def _settled(now: list[list[str]], dim: int, target: Division) -> bool:
+def _is_prefix(now: list[list[str]], dim: int, target: Division) -> bool:
     return tuple(now[dim]) == target[dim][: len(now[dim])]
 
 
@@ -138,25 +141,25 @@ def look_up(table: jax.Array, tokens: jax.Array, spec: jax.P) -> jax.Array:
 
     def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
         index = tokens - (jax.lax.axis_index(rows) * table.shape[0] if rows else 0)
-        held = (index >= 0) & (index < table.shape[0])
-        found = _rows(table, jnp.where(held, index, 0))
-        found = jnp.where(held[..., None], found, 0)  # {rows unsummed}
+        is_local = (index >= 0) & (index < table.shape[0])
+        looked_up = _rows(table, jnp.where(is_local, index, 0))
+        looked_up = jnp.where(is_local[..., None], looked_up, 0)  # {rows unsummed}
         if steps.exchanged:
-            found = jax.lax.all_to_all(found, steps.exchanged, 0, 2, tiled=True)
+            looked_up = jax.lax.all_to_all(looked_up, steps.exchanged, 0, 2, tiled=True)
         if steps.scattered:
-            found = jax.lax.psum_scatter(
-                found, steps.scattered, scatter_dimension=steps.along, tiled=True
+            looked_up = jax.lax.psum_scatter(
+                looked_up, steps.scattered, scatter_dimension=steps.along, tiled=True
             )
-        return jax.lax.psum(found, steps.summed) if steps.summed else found
+        return jax.lax.psum(looked_up, steps.summed) if steps.summed else looked_up
 
     tokens = jax.reshard(tokens, jax.P(entry(steps.batch), None))
-    found = jax.shard_map(
+    looked_up = jax.shard_map(
         local,
         in_specs=(jax.P(entry(rows), entry(columns)), jax.typeof(tokens).sharding.spec),
         out_specs=jax.P(entry(steps.result[0]), None, entry(steps.result[1])),
         check_vma=False,
     )(table, tokens)
-    return reshard(found, spec)
+    return reshard(looked_up, spec)
 
 
 def _rows(table: jax.Array, indices: jax.Array) -> jax.Array:
@@ -193,25 +196,25 @@ class LookUpSteps(NamedTuple):
     result: tuple[Axes, Axes]
 
 
-def look_up_steps(rows: Axes, columns: Axes, batch: Axes, wanted: Axes) -> LookUpSteps:
+def look_up_steps(rows: Axes, columns: Axes, batch: Axes, result_columns: Axes) -> LookUpSteps:
     """Plans `look_up`.
 
     Args:
       rows: mesh axes that divide the table's rows.
       columns: mesh axes that divide its columns.
       batch: mesh axes that shall divide the batch.
-      wanted: mesh axes that shall divide the result's columns.
+      result_columns: mesh axes that shall divide the result's columns.
     """
     free = tuple(itertools.takewhile(lambda axis: axis not in rows + columns, batch))
     exchanged = columns if columns and batch[len(free) :][: len(columns)] == columns else ()
-    now, left = free + exchanged, () if exchanged else columns
+    batch_axes, column_axes = free + exchanged, () if exchanged else columns
     scattered, along = (), 2
-    if rows and wanted == left + rows:
-        scattered, left = rows, left + rows
-    elif rows and batch == now + rows:
-        scattered, along, now = rows, 0, now + rows
+    if rows and result_columns == column_axes + rows:
+        scattered, column_axes = rows, column_axes + rows
+    elif rows and batch == batch_axes + rows:
+        scattered, along, batch_axes = rows, 0, batch_axes + rows
     summed = () if scattered else rows
-    return LookUpSteps(free, exchanged, scattered, along, summed, (now, left))
+    return LookUpSteps(free, exchanged, scattered, along, summed, (batch_axes, column_axes))
 
 
 def split_softmax(
@@ -245,9 +248,11 @@ def split_softmax(
             (((4,), (2,)), ((0, 1), (0, 1))),
             preferred_element_type=jnp.float32,
         )
-        both = jnp.concatenate([sums, jnp.sum(weights, axis=-1, keepdims=True)], axis=-1)
-        both = jax.lax.psum(both * jnp.exp(highest - jax.lax.pmax(highest, axes)), axes)
-        return both[..., :-1] / both[..., -1:]
+        sums_and_total = jnp.concatenate([sums, jnp.sum(weights, axis=-1, keepdims=True)], axis=-1)
+        sums_and_total = jax.lax.psum(
+            sums_and_total * jnp.exp(highest - jax.lax.pmax(highest, axes)), axes
+        )
+        return sums_and_total[..., :-1] / sums_and_total[..., -1:]
 
     return jax.shard_map(
         local,

@@ -16,12 +16,12 @@ def devices() -> list[jax.Device]:
     try:
         return jax.devices()
     except (AssertionError, RuntimeError) as error:  # the first has no text
-        wanted = jax.config.jax_platforms or ""
-        why = f" ({' '.join(str(error).split())})" if str(error) else ""
-        extras = [extra for name, extra in _EXTRAS.items() if name in wanted.split(",")]
+        platforms = jax.config.jax_platforms or ""
+        reason = f" ({' '.join(str(error).split())})" if str(error) else ""
+        extras = [extra for name, extra in _EXTRAS.items() if name in platforms.split(",")]
         install = f"install its plugin (pip install -e '.[{extras[0]}]') or " if extras else ""
         raise FloorlineError(
-            f"JAX_PLATFORMS is {wanted!r}, of which JAX finds no device{why}; "
+            f"JAX_PLATFORMS is {platforms!r}, of which JAX finds no device{reason}; "
             f"{install}set JAX_PLATFORMS=cpu"
         ) from error
 
@@ -30,6 +30,6 @@ def default_platform() -> str:
     """What JAX runs on where nothing else is said: ``cpu``, ``gpu`` or ``tpu``; starts JAX.
 
     Raises:
-      FloorlineError: as of `devices`.
+      FloorlineError: the same as `devices`.
     """
     return devices()[0].platform

@@ -26,10 +26,10 @@ from jax.experimental.pallas import tpu as pltpu
 _LANES, _SUBLANES = 128, 8
 _TILES = (512, 256, 128)
 _FEW_TOKENS = 256  # of more, products of dense values are cheaper
-_MOST_VALUES = 2**21  # of a matrix's tile, or of all tokens: a few MB of VMEM
+_MAX_VALUES = 2**21  # of a matrix's tile, or of all tokens: a few MB of VMEM
 _TOKENS = 512  # at a time, of many ...
 _TILE_ROWS = (1024, 512, 256, 128)
-_MOST_DENSE = 2**19  # ... by as many values of the matrix, dense: 3 MB of VMEM
+_MAX_DENSE_VALUES = 2**19  # ... by as many values of the matrix, dense: 3 MB of VMEM
 
 
 def kernel_for(
@@ -61,10 +61,10 @@ def tile_of(rows: int, inputs: int, groups: int, tokens: int) -> int | None:
     """
     if groups < 2 or inputs % _LANES or _LANES % (inputs // groups):
         return None
-    if tokens > _FEW_TOKENS or tokens * inputs > _MOST_VALUES:
+    if tokens > _FEW_TOKENS or tokens * inputs > _MAX_VALUES:
         return None
-    fit = (n for n in _TILES if rows % n == 0 and n * inputs <= _MOST_VALUES)
-    return next(fit, None)
+    fitting = (n for n in _TILES if rows % n == 0 and n * inputs <= _MAX_VALUES)
+    return next(fitting, None)
 
 
 def dense_tile_of(rows: int, inputs: int, groups: int) -> tuple[int, int] | None:
@@ -80,8 +80,10 @@ def dense_tile_of(rows: int, inputs: int, groups: int) -> tuple[int, int] | None
     # Whole registers of values and of scales.
     granule = math.lcm(_LANES, _SUBLANES * (inputs // groups))
     columns = [n for n in range(granule, inputs + 1, granule) if inputs % n == 0]
-    fit = [(n, k) for n in _TILE_ROWS if rows % n == 0 for k in columns if n * k <= _MOST_DENSE]
-    return max(fit, key=lambda tile: (math.prod(tile), tile), default=None)
+    fitting = [
+        (n, k) for n in _TILE_ROWS if rows % n == 0 for k in columns if n * k <= _MAX_DENSE_VALUES
+    ]
+    return max(fitting, key=lambda tile: (math.prod(tile), tile), default=None)
 
 
 def multiply_few(
@@ -92,43 +94,43 @@ def multiply_few(
     dtype: jnp.dtype,
     interpret: bool = False,
 ) -> jax.Array:
-    """A matrix in one shard times few tokens; arguments and result as of `multiply_many`."""
+    """A matrix in one shard times few tokens; arguments and result the same as in `multiply_many`."""
     numbers = [scales[0, 0]] if offsets is None else [scales[0, 0], offsets[0, 0]]
     values, x = values[0, 0], x[:, 0]
     (rows, inputs), groups, tokens = values.shape, scales.shape[-1], x.shape[0]
     tile = tile_of(rows, inputs, groups, tokens)
     sums = jnp.sum(x.astype(jnp.float32).reshape(tokens, groups, -1), axis=-1)
     # XLA:TPU keeps a matrix whose rows are not whole registers by its columns: it is read so.
-    turned = groups % _LANES != 0
+    transposed = groups % _LANES != 0
     by_rows = pl.BlockSpec((tile, groups), lambda n: (n, 0))
     by_groups = pl.BlockSpec((groups, tile), lambda n: (0, n))
     product = pl.pallas_call(
-        functools.partial(_kernel, inputs // groups, turned),
+        functools.partial(_kernel, inputs // groups, transposed),
         grid=(rows // tile,),
         in_specs=[
             pl.BlockSpec((tokens, inputs), lambda n: (0, 0)),
             pl.BlockSpec((tokens, groups), lambda n: (0, 0)),
             pl.BlockSpec((tile, inputs), lambda n: (n, 0)),
-            *(by_groups if turned else by_rows for _ in numbers),
+            *(by_groups if transposed else by_rows for _ in numbers),
         ],
         out_specs=pl.BlockSpec((tokens, tile), lambda n: (0, n)),
         out_shape=jax.ShapeDtypeStruct((tokens, rows), dtype),
         interpret=pltpu.InterpretParams() if interpret else False,
         name="multiply_groups_few",
-    )(x, sums, values, *(number.T if turned else number for number in numbers))
+    )(x, sums, values, *(number.T if transposed else number for number in numbers))
     return product[:, None]
 
 
-def _kernel(group: int, turned: bool, x_ref, sums_ref, values_ref, scales_ref, *rest) -> None:
+def _kernel(group: int, transposed: bool, x_ref, sums_ref, values_ref, scales_ref, *rest) -> None:
     """One tile of rows: tokens, their sums, values, scales and offsets -> [M, N]."""
     *offsets_ref, out_ref = rest
     (tokens, dtype), (rows, inputs) = (x_ref.shape[0], x_ref.dtype), values_ref.shape
-    many = _LANES // group
-    lane = jax.lax.broadcasted_iota(jnp.int32, (many, 1, _LANES), 2)
-    first = jax.lax.broadcasted_iota(jnp.int32, (many, 1, _LANES), 0) * group
-    own = (lane >= first) & (lane < first + group)
+    per_register = _LANES // group
+    lane = jax.lax.broadcasted_iota(jnp.int32, (per_register, 1, _LANES), 2)
+    first_lane = jax.lax.broadcasted_iota(jnp.int32, (per_register, 1, _LANES), 0) * group
+    in_group = (lane >= first_lane) & (lane < first_lane + group)
     scales, *offsets = (
-        ref[...] if turned else ref[...].T for ref in (scales_ref, *offsets_ref)
+        ref[...] if transposed else ref[...].T for ref in (scales_ref, *offsets_ref)
     )  # [groups, N]
     total = jnp.zeros((tokens, rows), jnp.float32)
     for offset in offsets:
@@ -136,15 +138,16 @@ def _kernel(group: int, turned: bool, x_ref, sums_ref, values_ref, scales_ref, *
     for start in range(0, inputs, _LANES):
         lanes = slice(start, start + _LANES)
         # Selected as float32: 16-bit vectors take masks of another shape.
-        apart = jnp.where(own, x_ref[:, lanes].astype(jnp.float32)[None], 0).astype(dtype)
-        found = jax.lax.dot_general(  # [many * M, N]
-            apart.reshape(many * tokens, _LANES),
+        apart = jnp.where(in_group, x_ref[:, lanes].astype(jnp.float32)[None], 0).astype(dtype)
+        group_sums = jax.lax.dot_general(  # [per_register * M, N]
+            apart.reshape(per_register * tokens, _LANES),
             values_ref[:, lanes].astype(dtype),
             (((1,), (1,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
-        here = scales[start // group : start // group + many, None]  # [many, 1, N]
-        total += jnp.sum(found.reshape(many, tokens, rows) * here, axis=0)
+        tile_groups = slice(start // group, start // group + per_register)
+        tile_scales = scales[tile_groups, None]  # [per_register, 1, N]
+        total += jnp.sum(group_sums.reshape(per_register, tokens, rows) * tile_scales, axis=0)
     out_ref[...] = total.astype(out_ref.dtype)
 
 
@@ -175,23 +178,23 @@ def multiply_many(
     across, along = rows // tile_rows, inputs // tile_inputs  # tiles of a shard
     tile_tokens = min(_TOKENS, -(-tokens // _LANES) * _LANES)
 
-    def shard(n: int, k: int) -> tuple[int, ...]:
+    def values_index(n: int, k: int) -> tuple[int, ...]:
         div, rem = jax.lax.div, jax.lax.rem  # of numbers that are never negative
         return div(n, across), div(k, along), rem(n, across), rem(k, along)
 
-    def turned(n: int, m: int, k: int) -> tuple[int, ...]:
-        p, q, n, k = shard(n, k)
+    def scales_index(n: int, m: int, k: int) -> tuple[int, ...]:
+        p, q, n, k = values_index(n, k)
         return p, q, k, n
 
     numbers = [scales] if offsets is None else [scales, offsets]
-    of_groups = pl.BlockSpec((None, None, tile_groups, tile_rows), turned)
+    scales_spec = pl.BlockSpec((None, None, tile_groups, tile_rows), scales_index)
     product = pl.pallas_call(
         _dense_kernel,
         grid=(outer * across, pl.cdiv(tokens, tile_tokens), inner * along),
         in_specs=[
             pl.BlockSpec((tile_tokens, tile_inputs), lambda n, m, k: (m, k)),
-            pl.BlockSpec((None, None, tile_rows, tile_inputs), lambda n, m, k: shard(n, k)),
-            *(of_groups for _ in numbers),
+            pl.BlockSpec((None, None, tile_rows, tile_inputs), lambda n, m, k: values_index(n, k)),
+            *(scales_spec for _ in numbers),
         ],
         out_specs=pl.BlockSpec((tile_tokens, tile_rows), lambda n, m, k: (m, n)),
         out_shape=jax.ShapeDtypeStruct((tokens, outer * rows), dtype),

@@ -18,7 +18,7 @@ from sharding.axes import MESH_AXES
 from sharding.devices import devices
 from sharding.error_types import LayoutError, UsageError
 
-MOST_CPU_DEVICES = 512
+MAX_CPU_DEVICES = 512
 """Fake ones of a process: each takes threads, and with some thousands JAX ends in native code."""
 
 MeshShape = Mapping[str, int]
@@ -41,7 +41,7 @@ def request_cpu_devices(count: int) -> None:
     """Asks JAX for `count` fake CPU devices; without effect on other platforms.
 
     Must run before JAX starts its backends. The fake devices share the machine's cores and its
-    one memory. Of many processes each makes its share. More than `MOST_CPU_DEVICES` are not asked
+    one memory. Of many processes each makes its share. More than `MAX_CPU_DEVICES` are not asked
     for, so that `make_mesh` refuses the mesh.
 
     Raises:
@@ -49,7 +49,7 @@ def request_cpu_devices(count: int) -> None:
     """
     count = _share(count)
     # 0.10 to 0.12 refuse the setting beside XLA_FLAGS' older one only where they disagree.
-    if jax.config.jax_num_cpu_devices < count <= MOST_CPU_DEVICES:
+    if jax.config.jax_num_cpu_devices < count <= MAX_CPU_DEVICES:
         jax.config.update("jax_num_cpu_devices", count)
 
 
@@ -62,18 +62,18 @@ def make_mesh(shape: MeshShape) -> jax.sharding.Mesh:
     Raises:
       LayoutError: the mesh needs more devices than there are, or not as many of each process.
     """
-    needed, found = math.prod(shape.values()), devices()
-    share, seen = _share(needed), collections.defaultdict(itertools.count)
-    if needed > len(found):
+    needed, available = math.prod(shape.values()), devices()
+    share, counters = _share(needed), collections.defaultdict(itertools.count)
+    if needed > len(available):
         sizes = "x".join(str(shape[axis]) for axis in MESH_AXES)
-        fake = found[0].platform == "cpu" and share > MOST_CPU_DEVICES
-        most = MOST_CPU_DEVICES * processes.count() if fake else len(found)
+        fake = available[0].platform == "cpu" and share > MAX_CPU_DEVICES
+        largest = MAX_CPU_DEVICES * processes.count() if fake else len(available)
         raise LayoutError(
-            f"mesh is {sizes}, which needs {needed} devices, but JAX has {len(found)} "
-            f"({found[0].device_kind}); use a mesh of at most {most}"
+            f"mesh is {sizes}, which needs {needed} devices, but JAX has {len(available)} "
+            f"({available[0].device_kind}); use a mesh of at most {largest}"
         )
     return mesh_over(
-        shape, [device for device in found if next(seen[device.process_index]) < share]
+        shape, [device for device in available if next(counters[device.process_index]) < share]
     )
 
 
@@ -95,8 +95,8 @@ def mesh_over(shape: MeshShape, devices: Sequence[jax.Device]) -> jax.sharding.M
 
 def _share(devices: int) -> int:
     """How many of these devices each process has; one without any would have no part in a step."""
-    share, left = divmod(devices, processes.count())
-    if left:
+    share, remainder = divmod(devices, processes.count())
+    if remainder:
         raise LayoutError(
             f"number of devices is {devices}, which {processes.count()} processes do not divide; "
             f"use a multiple of {processes.count()}"

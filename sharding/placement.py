@@ -54,7 +54,7 @@ class Placement:
                 letters = "".join(letter for letter in key.split() if letter in sizes)
                 # The d_ff of experts divides what they leave; it is in no array without them.
                 experts = "E" if "F" in letters and "E" in sizes else ""
-                rest = placement._settle(kind, letters + experts).left.get(key, ())
+                rest = placement._divide(kind, letters + experts).unused.get(key, ())
                 if rest and layout.rules.get(key, "refuse") == "refuse":
                     raise _refusal(letters, sizes, rest, mesh)
         if layout.prefill:
@@ -146,10 +146,10 @@ class Placement:
                 f"use {f'{near} or ' if near else ''}{near + parts}"
             )
 
-    def left_over(self, kind: str, letters: str) -> Axes:
+    def unused_axes(self, kind: str, letters: str) -> Axes:
         """Mesh axes that the layout gives to some of an array's dimensions but that divide none."""
-        left = self._settle(kind, letters).left.values()
-        return tuple(dict.fromkeys(axis for rest in left for axis in rest))
+        unused = self._divide(kind, letters).unused.values()
+        return tuple(dict.fromkeys(axis for rest in unused for axis in rest))
 
     def _beside(self, kind: str, letters: str, batch: str | Axes | None) -> jax.P:
         """Sharding of an activation that meets a weight: as that, and batch over these axes."""
@@ -159,10 +159,10 @@ class Placement:
 
     @functools.cached_property
     def _spec(self) -> Callable[[str, str], jax.P]:
-        return functools.cache(self._settled_spec)
+        return functools.cache(self._divided_spec)
 
-    def _settled_spec(self, kind: str, letters: str) -> jax.P:
-        taken = self._settle(kind, letters).taken
+    def _divided_spec(self, kind: str, letters: str) -> jax.P:
+        taken = self._divide(kind, letters).taken
         return jax.P(*[entry(taken.get(letter, ())) for letter in letters])
 
     @functools.cached_property
@@ -173,31 +173,31 @@ class Placement:
     def _mesh_items(self) -> tuple[tuple[str, int], ...]:
         return tuple(self.mesh.items())
 
-    def _settle(self, kind: str, letters: str) -> "_Settled":
+    def _divide(self, kind: str, letters: str) -> "_Divided":
         # 0: rounded up until it divides
         lengths = tuple([self.sizes.get(letter, 0) for letter in letters])
-        return _settle(self._tables[kind], letters, lengths, self._mesh_items)
+        return _divide(self._tables[kind], letters, lengths, self._mesh_items)
 
 
-class _Settled(NamedTuple):
+class _Divided(NamedTuple):
     """Mesh axes taken by each letter of one array, and by key those that none took."""
 
     taken: dict[str, Axes]
-    left: dict[str, Axes]
+    unused: dict[str, Axes]
 
 
 @functools.lru_cache(maxsize=2**16)
-def _settle(
+def _divide(
     table: tuple[tuple[str, Axes], ...],
     letters: str,
     lengths: tuple[int, ...],
     mesh_items: tuple[tuple[str, int], ...],
-) -> _Settled:
+) -> _Divided:
     """Divides one array; layouts that differ elsewhere share what was found."""
     mesh, sizes = dict(mesh_items), dict(zip(letters, lengths, strict=True))
     taken: dict[str, Axes] = {}
     free = {axis for axis, size in mesh.items() if size > 1}
-    left: dict[str, Axes] = {}
+    unused: dict[str, Axes] = {}
     for key, mesh_axes in table:
         present = [letter for letter in key.split() if letter in letters]
         if not present:
@@ -206,9 +206,9 @@ def _settle(
         for letter in present:
             taken[letter], rest = longest_dividing_run(sizes[letter], rest, mesh)
             free -= {*taken[letter]}
-        left[key] = rest
-    still = {key: tuple(axis for axis in rest if axis in free) for key, rest in left.items()}
-    return _Settled(taken, still)
+        unused[key] = rest
+    still_free = {key: tuple(axis for axis in rest if axis in free) for key, rest in unused.items()}
+    return _Divided(taken, still_free)
 
 
 def used_axes(spec: jax.P) -> Axes:

@@ -25,9 +25,9 @@ Answer = TypeVar("Answer")
 
 PEER_TIMEOUT = 60
 """Default seconds for a process to come, or to be silent, before all others give it up."""
-LEAVING_SECONDS = 5.0  # for the other processes of a run that failed to fail alike
-_TELLING = ("slurm", "ompi")  # clusters whose variables say where process 0 is
-_DETECTED = (*_TELLING, "gketpu", "gcetpu")
+EXIT_SECONDS = 5.0  # for the other processes of a run that failed to fail alike
+_WITH_ADDRESS = ("slurm", "ompi")  # clusters whose variables say where process 0 is
+_DETECTED = (*_WITH_ADDRESS, "gketpu", "gcetpu")
 _LONG_MS = 7 * 24 * 3600 * 1000  # a peer that is gone ends this process before that
 
 
@@ -67,9 +67,9 @@ class Membership:
 
 
 _membership = Membership()
-_leaving: int | None = None  # the exit code, once this process is about to end
+_exit_code: int | None = None  # the exit code, once this process is about to end
 _numbers = itertools.count()
-_kept: list[object] = []  # what C holds a pointer to
+_referenced_by_c: list[object] = []  # what C holds a pointer to
 
 
 def count() -> int:
@@ -77,13 +77,13 @@ def count() -> int:
     return _membership.count
 
 
-def first() -> bool:
+def is_first() -> bool:
     """Whether this is process 0, which speaks and writes for all."""
     return _membership.index == 0
 
 
 def start(
-    given: Membership | None, peer_timeout: int = PEER_TIMEOUT, verbose: bool = False
+    membership: Membership | None, peer_timeout: int = PEER_TIMEOUT, verbose: bool = False
 ) -> None:
     """Joins the other processes, if there are any; must run before JAX makes its devices.
 
@@ -91,7 +91,7 @@ def start(
     within `peer_timeout` seconds (and up to ten more) with one line and exit code 1.
 
     Args:
-      given: which process this is; None to see whether a cluster that JAX knows started several.
+      membership: which process this is; None to ask the clusters that JAX knows.
       peer_timeout: seconds for the others to come, and for one to be silent.
       verbose: let JAX's own messages through.
 
@@ -102,21 +102,21 @@ def start(
     import jax  # takes half a second: asked late here and below, as one process may end before it
 
     global _membership
-    joined = given or _detect()
+    joined = membership or _detect()
     if joined.count == 1:
         return
     _membership = joined
-    _end_in_one_line(_take_over_output(verbose), peer_timeout)
+    _replace_stack_dump(_take_over_output(verbose), peer_timeout)
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     jax.config.update("jax_check_proxy_envs", verbose)
-    if first() and joined.coordinator:
+    if is_first() and joined.coordinator:
         _try_port(joined)
     try:
         jax.distributed.initialize(
             joined.coordinator,
-            joined.count if given else None,
-            joined.index if given else None,
-            cluster_detection_method="deactivate" if given else None,
+            joined.count if membership else None,
+            joined.index if membership else None,
+            cluster_detection_method="deactivate" if membership else None,
             initialization_timeout=peer_timeout,
             heartbeat_timeout_seconds=peer_timeout,
         )
@@ -169,7 +169,7 @@ def _detect() -> Membership:
                 if number == 1:
                     return Membership()
                 address = None  # of a TPU slice JAX asks for it, and waits
-                if cluster.name in _TELLING:
+                if cluster.name in _WITH_ADDRESS:
                     port = os.environ.get("JAX_COORDINATOR_PORT")
                     address = cluster.get_coordinator_address(None, port)
                 return Membership(number, cluster.get_process_id(), address)
@@ -181,7 +181,7 @@ def _detect() -> Membership:
     return Membership()
 
 
-def agree(work: Callable[[], Answer]) -> Answer:
+def from_first_process(work: Callable[[], Answer]) -> Answer:
     """Process 0's answer, in all of them.
 
     Args:
@@ -195,7 +195,7 @@ def agree(work: Callable[[], Answer]) -> Answer:
     from jax._src import distributed  # has no public name
 
     client, key = distributed.global_state.client, f"floorline/{next(_numbers)}"
-    if first():
+    if is_first():
         try:
             found = {"answer": work()}
         except FloorlineError as error:
@@ -207,31 +207,31 @@ def agree(work: Callable[[], Answer]) -> Answer:
     return found["answer"]
 
 
-def finish() -> None:
+def wait_for_all() -> None:
     """Waits until every process is done, so that none takes a peer for dead."""
-    global _leaving
+    global _exit_code
     if count() > 1:
         import jax
 
         jax.distributed.shutdown()
-        _leaving = 0
+        _exit_code = 0
 
 
-def leave(code: int) -> NoReturn:
+def exit_failed(code: int) -> NoReturn:
     """Ends a run that failed, in seconds even where other processes do not.
 
     Those that fail alike part in order, each with its own code; any other takes this one's end for
     a death and ends, too.
     """
-    global _leaving
+    global _exit_code
     if count() == 1:
         sys.exit(code)
     import jax
 
-    _leaving = code
+    _exit_code = code
     parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     parting.start()
-    parting.join(LEAVING_SECONDS)
+    parting.join(EXIT_SECONDS)
     sys.stderr.flush()
     os._exit(code)  # an orderly exit would wait for devices that wait for the others
 
@@ -241,7 +241,7 @@ def _take_over_output(verbose: bool) -> IO[bytes] | None:
 
     JAX's libraries write their own to both, stack dumps among it, in every process.
     """
-    out = os.dup(1) if first() else os.open(os.devnull, os.O_WRONLY)
+    out = os.dup(1) if is_first() else os.open(os.devnull, os.O_WRONLY)
     letters = {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors}
     sys.stdout.flush()
     sys.stderr.flush()
@@ -255,7 +255,7 @@ def _take_over_output(verbose: bool) -> IO[bytes] | None:
     return unseen
 
 
-def _end_in_one_line(unseen: IO[bytes] | None, peer_timeout: int) -> None:
+def _replace_stack_dump(unseen: IO[bytes] | None, peer_timeout: int) -> None:
     """Replaces the stack dump of a process that JAX aborts, as it does where a peer is gone.
 
     JAX aborts in a thread of its own, while the program may wait in a collective for ever. Python's
@@ -265,12 +265,12 @@ def _end_in_one_line(unseen: IO[bytes] | None, peer_timeout: int) -> None:
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def aborted(_: int) -> None:
-        if _leaving is None:
+        if _exit_code is None:
             text = os.pread(unseen.fileno(), 1 << 20, 0).decode(errors="replace") if unseen else ""
             print(f"error: {_reason(text, peer_timeout)}", file=sys.stderr, flush=True)
-        os._exit(1 if _leaving is None else _leaving)
+        os._exit(1 if _exit_code is None else _exit_code)
 
-    _kept.append((aborted, unseen))
+    _referenced_by_c.append((aborted, unseen))
     library = ctypes.CDLL(None)
     library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], None
     library.signal(int(signal.SIGABRT), ctypes.cast(aborted, ctypes.c_void_p))
@@ -278,22 +278,22 @@ def _end_in_one_line(unseen: IO[bytes] | None, peer_timeout: int) -> None:
 
 def _reason(text: str, peer_timeout: int) -> str:
     """Why JAX aborts, from what its libraries wrote."""
-    me, total = _membership, _membership.count
+    this, total = _membership, _membership.count
     if "RegisterTask" in text:
         return (
-            f"start of {me} is in vain: not all came within {peer_timeout} s; start all {total} "
+            f"start of {this} is in vain: not all came within {peer_timeout} s; start all {total} "
             "with the same coordinator, or give a longer --peer_timeout"
         )
     lost = re.search(r"stopped sending heartbeats\):\s+((?:\d+\s+)+)", text)
     if lost or "JAX distributed service" in text or "oordination service" in text:
         numbers = ", ".join(lost[1].split()) if lost else "0"
         return (
-            f"process {numbers} of {total} is gone, so {me} ends; see what it said itself, then "
+            f"process {numbers} of {total} is gone, so {this} ends; see what it said itself, then "
             f"start all {total} again"
         )
     if not text:
-        return f"{me} is aborted by JAX; see its messages above"
-    return f"{me} is aborted by JAX ({_one_line(text)}); see all with --verbose"
+        return f"{this} is aborted by JAX; see its messages above"
+    return f"{this} is aborted by JAX ({_one_line(text)}); see all with --verbose"
 
 
 def _one_line(text: object) -> str:

@@ -38,7 +38,8 @@ class Transfers(NamedTuple):
       summed: axes that sums are made over whole; along `scatter_dim` they are first scattered and
         then gathered where `summed_in_halves`.
       summed_in_halves: whether that dimension divides so.
-      made: sharding of the product that `multiply` gives; further axes can divide it for nothing.
+      product_spec: sharding of the product that `multiply` gives; further axes can divide it
+        without communication.
     """
 
     fetched: tuple[Axes, ...]
@@ -48,10 +49,10 @@ class Transfers(NamedTuple):
     scatter_dim: int
     summed: Axes
     summed_in_halves: bool
-    made: jax.P
+    product_spec: jax.P
 
     @property
-    def moves(self) -> bool:
+    def communicates(self) -> bool:
         """Whether anything moves at all."""
         return bool(any(self.fetched) or self.gathered or self.scattered or self.summed)
 
@@ -69,14 +70,14 @@ class ProductSpecs(NamedTuple):
     Attributes:
       stored: the weight, [outputs..., inputs...], as it is kept.
       use: the weight when multiplied.
-      given: x, [B, T, inputs...], as it comes.
+      incoming: x, [B, T, inputs...], as it comes.
       contracted: x when multiplied.
       result: the product, [B, T, outputs...].
     """
 
     stored: jax.P
     use: jax.P
-    given: jax.P
+    incoming: jax.P
     contracted: jax.P
     result: jax.P
 
@@ -91,12 +92,12 @@ def transfers(
       specs: shardings of what is multiplied, and of the product.
       mesh: sizes of the mesh axes.
     """
-    stored, use, given, contracted, result = map(division, specs)
+    stored, use, incoming, contracted, result = map(division, specs)
     outputs = len(result) - 2
     fetched = _suffixes(stored, use)
-    gathered = _suffixes(given, contracted)
+    gathered = _suffixes(incoming, contracted)
     scattered = _suffixes(result[2:], use[:outputs])
-    if None in (fetched, gathered, scattered) or given[:2] != result[:2]:
+    if None in (fetched, gathered, scattered) or incoming[:2] != result[:2]:
         return None
     inputs = tuple(axis for axes in use[outputs:] for axis in axes)
     if sum(map(bool, gathered)) > 1 or sum(map(bool, scattered)) > 1:
@@ -104,8 +105,8 @@ def transfers(
     along = next((dim for dim, axes in enumerate(scattered) if axes), outputs - 1)
     # Axes that divide no input have nothing to sum: they only slice what is made.
     over = tuple(itertools.takewhile(lambda axis: axis in inputs, scattered[along]))
-    made = list(result)
-    made[2 + along] = use[along] + over
+    product = list(result)
+    product[2 + along] = use[along] + over
     summed = tuple(axis for axis in inputs if axis not in over)
     local = weight[along] // math.prod(mesh[axis] for axis in use[along])
     return Transfers(
@@ -116,7 +117,7 @@ def transfers(
         scatter_dim=along,
         summed=summed,
         summed_in_halves=not over and local % math.prod(mesh[axis] for axis in summed) == 0,
-        made=jax.P(*map(entry, made)),
+        product_spec=jax.P(*map(entry, product)),
     )
 
 
@@ -155,7 +156,7 @@ def multiply(
       dtype: type of the product, and of sums that travel; that of x if None.
 
     Returns:
-      The product, [B, T, outputs...] divided as `plan.made`, and x divided as
+      The product, [B, T, outputs...] divided as `plan.product_spec`, and x divided as
       `contracted`, for more products.
     """
     dtype = dtype or x.dtype
@@ -185,7 +186,7 @@ def multiply(
     return jax.shard_map(
         in_loops if looped else at_once,
         in_specs=(specs_of(weight), specs_of(x)),
-        out_specs=(plan.made, contracted),
+        out_specs=(plan.product_spec, contracted),
         check_vma=False,
     )(weight, x)
 
@@ -199,21 +200,24 @@ def _gather_and_scatter(
     """
     along, chips = plan.scatter_dim, _chips(plan.ring)
     outputs = weight.ndim - (x.ndim - 2)
-    own = jax.lax.axis_index(plan.ring) if plan.ring else 0
-    ways = directions(weight.shape[along] // chips, chips)
+    position = jax.lax.axis_index(plan.ring) if plan.ring else 0
+    directions = ring_directions(weight.shape[along] // chips, chips)
 
     def rows(step: int | jax.Array) -> list[Weight]:
-        """What `cut_rows` gives for each way."""
-        chunks = [(own - way * (step + 1)) % chips * len(ways) + i for i, way in enumerate(ways)]
-        parts = chips * len(ways)
+        """What `cut_rows` gives for each direction."""
+        chunks = [
+            (position - direction * (step + 1)) % chips * len(directions) + i
+            for i, direction in enumerate(directions)
+        ]
+        parts = chips * len(directions)
         return [one for chunk in chunks for one in cut_rows(weight, chunk, parts, along)]
 
-    def join_rows(made: list[jax.Array]) -> list[jax.Array]:
-        """One product [B, T, outputs...] for each way, from products with each part of `rows`."""
-        if made[0].ndim == 2 + outputs:
-            return made
-        count = len(made) // len(ways)
-        stacks = [jnp.stack(made[i : i + count], 2) for i in range(0, len(made), count)]
+    def join_rows(products: list[jax.Array]) -> list[jax.Array]:
+        """Products [B, T, outputs...] of each direction, from those of each part of `rows`."""
+        if products[0].ndim == 2 + outputs:
+            return products
+        count = len(products) // len(directions)
+        stacks = [jnp.stack(products[i : i + count], 2) for i in range(0, len(products), count)]
         return [
             one.reshape(*one.shape[:2], *weight.shape[:along], *one.shape[3:]) for one in stacks
         ]
@@ -224,13 +228,16 @@ def _gather_and_scatter(
         # Barriers before and after, or XLA:TPU makes the products of later steps in this one, adds
         # what comes within its product, or hides one direction's transfer behind the other's sum.
         sums, x = jax.lax.optimization_barrier(state)
-        received = [_pass(part, plan.ring, way) for part, way in zip(sums, ways, strict=True)]
-        made = join_rows([dot(part, x, jnp.float32) for part in rows(step)])
-        received, made = jax.lax.optimization_barrier((received, made))
-        return [(r + m).astype(r.dtype) for r, m in zip(received, made, strict=True)], x
+        received = [
+            _pass(part, plan.ring, direction)
+            for part, direction in zip(sums, directions, strict=True)
+        ]
+        products = join_rows([dot(part, x, jnp.float32) for part in rows(step)])
+        received, products = jax.lax.optimization_barrier((received, products))
+        return [(r + m).astype(r.dtype) for r, m in zip(received, products, strict=True)], x
 
-    made, x = _gather(rows(0) if plan.ring else [weight], x, plan.gathered, plan.gather_dim)
-    sums = [part.astype(dtype) for part in (join_rows(made) if plan.ring else made)]
+    products, x = _gather(rows(0) if plan.ring else [weight], x, plan.gathered, plan.gather_dim)
+    sums = [part.astype(dtype) for part in (join_rows(products) if plan.ring else products)]
     if plan.ring:
         sums, x = jax.lax.fori_loop(1, chips, add, (sums, x), unroll=_unrolled(chips))
     return jnp.concatenate(sums, axis=2 + along) if len(sums) > 1 else sums[0], x
@@ -251,14 +258,14 @@ def _gather(
         parts = gathered.shape[dim] // piece.shape[dim]
         number = start // piece.shape[dim]
         columns = [cut(weight, number, parts, weight.ndim - x.ndim + dim) for weight in weights]
-        made = [p + dot(c, piece, jnp.float32) for p, c in zip(products, columns, strict=True)]
-        return made, jax.lax.dynamic_update_slice_in_dim(gathered, piece, start, axis=dim)
+        products = [p + dot(c, piece, jnp.float32) for p, c in zip(products, columns, strict=True)]
+        return products, jax.lax.dynamic_update_slice_in_dim(gathered, piece, start, axis=dim)
 
-    nothing = [
+    zeros = [
         jnp.zeros((*x.shape[:2], *weight.shape[: weight.ndim - x.ndim + 2]), jnp.float32)
         for weight in weights
     ]
-    return _ring(x, axes, dim, visit, (nothing, gathered))
+    return _ring(x, axes, dim, visit, (zeros, gathered))
 
 
 def _gathered_product(
@@ -305,10 +312,10 @@ def _fetch(weight: jax.Array, x: jax.Array, fetched: tuple[Axes, ...]) -> jax.Ar
         columns = jax.lax.dynamic_slice(
             x, (0, 0, *starts[outputs:]), (*x.shape[:2], *piece.shape[outputs:])
         )
-        made = dot(piece, columns, jnp.float32)
+        partial = dot(piece, columns, jnp.float32)
         corner = (0, 0, *starts[:outputs])
-        made += jax.lax.dynamic_slice(product, corner, made.shape)
-        return jax.lax.dynamic_update_slice(product, made, corner)
+        partial += jax.lax.dynamic_slice(product, corner, partial.shape)
+        return jax.lax.dynamic_update_slice(product, partial, corner)
 
     return _ring(weight, sum(fetched, ()), split, visit, product)
 
@@ -327,23 +334,28 @@ def _ring(shard: jax.Array, axes: Axes, split: int, visit: Callable, carry):
     Returns:
       The last carry.
     """
-    chips, own = _chips(axes), jax.lax.axis_index(axes)
-    ways = directions(shard.shape[split], chips)
-    pieces = [cut(shard, half, len(ways), split) for half in range(len(ways))]
+    chips, position = _chips(axes), jax.lax.axis_index(axes)
+    directions = ring_directions(shard.shape[split], chips)
+    pieces = [cut(shard, half, len(directions), split) for half in range(len(directions))]
 
     def show(step: int | jax.Array, pieces: list[jax.Array], carry):
-        for half, (piece, way) in enumerate(zip(pieces, ways, strict=True)):
-            carry = visit(carry, piece, (own - way * step) % chips, half * piece.shape[split])
+        for half, (piece, direction) in enumerate(zip(pieces, directions, strict=True)):
+            carry = visit(
+                carry, piece, (position - direction * step) % chips, half * piece.shape[split]
+            )
         return carry
 
-    def turn(step: int | jax.Array, state):
+    def pass_on(step: int | jax.Array, state):
         pieces, carry = state
-        sent = [_pass(piece, axes, way) for piece, way in zip(pieces, ways, strict=True)]
+        sent = [
+            _pass(piece, axes, direction)
+            for piece, direction in zip(pieces, directions, strict=True)
+        ]
         # Without a barrier XLA:TPU may keep several steps' products for one of the transfers.
         return jax.lax.optimization_barrier((sent, show(step, pieces, carry)))
 
     state = (pieces, carry)
-    pieces, carry = jax.lax.fori_loop(0, chips - 1, turn, state, unroll=_unrolled(chips))
+    pieces, carry = jax.lax.fori_loop(0, chips - 1, pass_on, state, unroll=_unrolled(chips))
     return show(chips - 1, pieces, carry)
 
 
@@ -359,18 +371,18 @@ def _all_reduce(x: jax.Array, axes: Axes) -> jax.Array:
     return jax.lax.psum(x, axes) if axes else x
 
 
-def _pass(piece: jax.Array, axes: Axes, way: int) -> jax.Array:
-    """Hands a piece to the next chip (way 1) or the one before (way -1) of the ring."""
+def _pass(piece: jax.Array, axes: Axes, direction: int) -> jax.Array:
+    """Hands a piece to the next chip (direction 1) or the one before (direction -1) of the ring."""
     # `ppermute` numbers chips in the order of the mesh, whatever the order of the axes it is given.
     names = [name for name in jax.sharding.get_abstract_mesh().axis_names if name in axes]
     ranks = np.arange(_chips(axes)).reshape([jax.lax.axis_size(name) for name in names])
     ring = ranks.transpose([names.index(axis) for axis in axes]).ravel().tolist()
-    after = ring[way:] + ring[:way]
+    after = ring[direction:] + ring[:direction]
     pairs = list(zip(ring, after, strict=True))
     return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, tuple(names), pairs), piece)
 
 
-def directions(size: int, chips: int) -> tuple[int, ...]:
+def ring_directions(size: int, chips: int) -> tuple[int, ...]:
     """Two ways round for a chunk that halves evenly; between two chips there is only one."""
     return (1, -1) if size % 2 == 0 and chips > 2 else (1,)
 

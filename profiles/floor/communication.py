@@ -20,10 +20,10 @@ from profiles.floor.collective import Collective
 from profiles.floor.element_types import bits, element_of
 from profiles.floor.shapes import FLOAT32, Matmul, Shapes
 from sharding.axes import MESH_AXES, WHOLE
-from sharding.collectives import Division, look_up_steps, moves
+from sharding.collectives import Division, look_up_steps, reshard_path
 from sharding.layout import Axes
 from sharding.placement import Placement, division, entry, entry_axes, shards, used_axes
-from sharding.products import ProductSpecs, Transfers, directions, gathers_in_loop, transfers
+from sharding.products import ProductSpecs, Transfers, gathers_in_loop, ring_directions, transfers
 from sharding.quantization import Weight, spec_of
 
 
@@ -266,7 +266,9 @@ class ForwardPass(Shapes):
             self.divide(weight, stored, use, m.block)
         self.reshard(self.array(m.read), m.given, m.contracted, m.block)
         if plan:
-            self.add_up(m, self.size(m.made, division(plan.made)), plan.scattered, plan.summed)
+            self.add_up(
+                m, self.size(m.made, division(plan.product_spec)), plan.scattered, plan.summed
+            )
             return
         inputs, kept = used_axes(use[m.outputs :]), used_axes(m.result[2:])
         scattered = tuple(axis for axis in inputs if axis in kept)
@@ -282,7 +284,10 @@ class ForwardPass(Shapes):
           weight: shapes of the weight's arrays.
           chunk: sizes of one chip's part of what it multiplies.
         """
-        mesh, product = self.placement.mesh, self.local(self.shape(m.made), division(plan.made))
+        mesh, product = (
+            self.placement.mesh,
+            self.local(self.shape(m.made), division(plan.product_spec)),
+        )
         size = math.prod(product)
         looped = gathers_in_loop(weight, chunk, plan) and not any(plan.fetched)
         if plan.gathered and not looped:
@@ -322,7 +327,7 @@ class ForwardPass(Shapes):
     ) -> None:
         """Chunks of `size` elements, `length` along what may be halved, passed all round."""
         chips = shards(axes, self.placement.mesh)
-        ways = len(directions(length, chips))
+        ways = len(ring_directions(length, chips))
         self.note("permute", axes, size // ways, block, True, element, (chips - 1) * ways)
 
     def divide(self, weight: Weight, stored: jax.P, use: jax.P, block: str) -> None:
@@ -371,7 +376,7 @@ class ForwardPass(Shapes):
 def _changes(start: Division, target: Division) -> list[tuple[str, Axes, Division]]:
     """Collectives of a change of sharding: kind, mesh axes, and the division that each makes."""
     found = []
-    for before, after in itertools.pairwise([start, *moves(start, target)]):
+    for before, after in itertools.pairwise([start, *reshard_path(start, target)]):
         lost = sum((b[len(a) :] for b, a in zip(before, after, strict=True)), ())
         if lost:
             kept = set(lost) <= {axis for axes in after for axis in axes}

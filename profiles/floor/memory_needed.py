@@ -81,7 +81,7 @@ def check_room(need: Need) -> None:
     Raises:
       FloorlineError: there is too little memory; the message has both sizes.
     """
-    available = processes.agree(free_memory) if shares_memory() else None
+    available = processes.from_first_process(free_memory) if shares_memory() else None
     if available is not None and (why := refusals([need], available)[0]):
         raise FloorlineError(why)
 

@@ -19,7 +19,7 @@ def replication_cost(config: ModelConfig, placement: Placement, dtypes: Dtypes) 
     """
     arrays: dict[str, float] = {}
     for path, param, stated, times in declared(config, dtypes):
-        if rest := placement.left_over("weights", stated.axes):
+        if rest := placement.unused_axes("weights", stated.axes):
             share = placement.share(("weights", param.axes))
             extra = times * stored_bytes(param) * share * (1 - 1 / shards(rest, placement.mesh))
             # Values and scales of a quantized matrix count as one array.
@@ -30,7 +30,7 @@ def replication_cost(config: ModelConfig, placement: Placement, dtypes: Dtypes) 
         "more than its share"
         for name, extra in arrays.items()
     ]
-    if rest := placement.left_over("cache", CACHE_AXES):
+    if rest := placement.unused_axes("cache", CACHE_AXES):
         copies = shards(rest, placement.mesh)
         extra = byte_size(kv_token_bytes(config, placement, dtypes) * (1 - 1 / copies))
         lines.append(

@@ -219,7 +219,9 @@ class _Run:
             for meter in self.meters:
                 meter.sample(repeats=1)
             # All processes must run the same steps, so process 0's clock decides.
-            if round_number >= MIN_ROUNDS and processes.agree(lambda: time.perf_counter() > stop):
+            if round_number >= MIN_ROUNDS and processes.from_first_process(
+                lambda: time.perf_counter() > stop
+            ):
                 break
             if all(row.failure for row in self.rows):
                 break
@@ -268,12 +270,14 @@ def _refused(
         for placement in [settle(config, dtypes, layout, shape)]
         for context, batch in sizes
     ]
-    available = processes.agree(free_memory) if shares_memory() else _published(sweep).capacity
+    available = (
+        processes.from_first_process(free_memory) if shares_memory() else _published(sweep).capacity
+    )
     return [""] * len(needs) if available is None else refusals(needs, available)
 
 
 def _trace(rows: Sequence[SweepRow], directory: Path) -> None:
-    with capture(directory) if processes.first() else contextlib.nullcontext():
+    with capture(directory) if processes.is_first() else contextlib.nullcontext():
         for row in rows:
             row.rehearse()
 

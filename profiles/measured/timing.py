@@ -80,7 +80,7 @@ class RepeatedStep:
         mean = more / (3 * MIN_BURST)
         step = max((more - few) / (2 * MIN_BURST), mean / 4)  # without the first launch
         steps = math.ceil(min(seconds, LONG_S) / step)
-        self.burst = processes.agree(lambda: max(steps, MIN_BURST))
+        self.burst = processes.from_first_process(lambda: max(steps, MIN_BURST))
 
     def sample(self) -> None:
         """Times one more burst."""

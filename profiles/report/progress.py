@@ -62,5 +62,5 @@ def byte_progress(total: int, *, show: bool | None = None) -> Iterator[Callable[
 def _hidden(show: bool | None) -> bool | None:
     """tqdm's `disable`, whose None asks whether it writes to a terminal."""
     if show is None:
-        return None if processes.first() else True
+        return None if processes.is_first() else True
     return not show

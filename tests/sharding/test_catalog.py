@@ -28,7 +28,7 @@ def test_experts_take_every_mesh_axis_before_what_is_in_them_and_no_other_array_
         for axes in ("KGhD", "VD", "eD", "CFD"):
             assert getattr(divided, kind)(axes) == getattr(base, kind)(axes)
     assert divided.beside_stored("BTD") == base.beside_stored("BTD")
-    assert not divided.left_over("weights", GATE_UP)
+    assert not divided.unused_axes("weights", GATE_UP)
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ def test_axes_that_do_not_divide_the_experts_divide_d_ff_and_d_model(name, store
     )
     assert placement.weights("EFD") == jax.P(*stored)
     assert placement.use("EFD") == jax.P(*use)
-    assert placement.left_over("weights", GATE_UP) == copied
+    assert placement.unused_axes("weights", GATE_UP) == copied
 
 
 def test_d_ff_need_only_divide_what_experts_leave():
     layout, odd = divide_experts(ONE_D), {**MIXTRAL, "F": 14_337}
-    assert Placement.of(layout, odd, parse_mesh("2x2x2")).left_over("weights", GATE_UP) == ()
+    assert Placement.of(layout, odd, parse_mesh("2x2x2")).unused_axes("weights", GATE_UP) == ()
     with pytest.raises(LayoutError, match=r"d_ff is 14337, .* x=2 y=2 \(4 shards\) .*; use "):
         Placement.of(layout, odd | {"E": 6}, parse_mesh("2x2x2"))
     with pytest.raises(LayoutError, match=r"d_ff is 14337, .* x=2 y=2 z=2 \(8 shards\)"):

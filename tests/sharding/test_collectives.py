@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sharding.collectives import moves, reshard
+from sharding.collectives import reshard, reshard_path
 from sharding.mesh import make_mesh, parse_mesh
 
 X, Y, Z = "xyz"
@@ -23,18 +23,21 @@ DIVISIONS = [
 
 
 def test_each_move_is_one_collective():
-    assert moves(((), (Z, Y, X)), ((Z, Y, X), ())) == [((Z, Y, X), ())]  # one all-to-all
-    assert moves(((), (Z, Y, X)), ((), (Z, Y))) == [((), (Z, Y))]  # one all-gather
-    assert moves(((), (Z, Y)), ((), (Z, Y, X))) == [((), (Z, Y, X))]  # none
-    assert moves(((X,), ()), ((X,), ())) == []
-    assert moves(((X, Z, Y), ()), ((), (X,))) == [((X,), ()), ((), (X,))]  # gather, all-to-all
-    assert moves(((), (Z,), (Y, X)), ((Z, Y, X), (), ())) == [((Z, Y, X), (), ())]
-    assert moves(((Z, Y, X), (), ()), ((), (Z,), (Y, X))) == [((), (Z,), (Y, X))]
+    assert reshard_path(((), (Z, Y, X)), ((Z, Y, X), ())) == [((Z, Y, X), ())]  # one all-to-all
+    assert reshard_path(((), (Z, Y, X)), ((), (Z, Y))) == [((), (Z, Y))]  # one all-gather
+    assert reshard_path(((), (Z, Y)), ((), (Z, Y, X))) == [((), (Z, Y, X))]  # none
+    assert reshard_path(((X,), ()), ((X,), ())) == []
+    assert reshard_path(((X, Z, Y), ()), ((), (X,))) == [
+        ((X,), ()),
+        ((), (X,)),
+    ]  # gather, all-to-all
+    assert reshard_path(((), (Z,), (Y, X)), ((Z, Y, X), (), ())) == [((Z, Y, X), (), ())]
+    assert reshard_path(((Z, Y, X), (), ()), ((), (Z,), (Y, X))) == [((), (Z,), (Y, X))]
 
 
 @pytest.mark.parametrize(("start", "target"), list(itertools.permutations(DIVISIONS, 2)))
 def test_moves_lead_there_without_dividing_twice_by_an_axis(start, target):
-    path = moves(start, target)
+    path = reshard_path(start, target)
     assert path[-1] == target and len(path) <= 5
     for before, division in itertools.pairwise([start, *path]):
         used = [axis for axes in division for axis in axes]

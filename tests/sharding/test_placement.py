@@ -22,7 +22,7 @@ def test_one_d_divides_d_ff_heads_and_vocabulary_over_all_axes():
     assert placement.weights("KGhD") == jax.P(("x", "y", "z"), None, None, None)
     assert placement.cache("BKSh") == jax.P(None, ("x", "y", "z"), None, None)
     assert placement.activations("BTD") == jax.P(None, None, None)
-    assert not placement.left_over("cache", "K")
+    assert not placement.unused_axes("cache", "K")
 
 
 def test_axes_that_do_not_divide_kv_heads_divide_query_heads_then_head_size():
@@ -32,7 +32,7 @@ def test_axes_that_do_not_divide_kv_heads_divide_query_heads_then_head_size():
     assert placement.activations("BTKG_") == jax.P(None, None, "x", "y", None)
     assert placement.copies(placement.weights("DKGh")) == 1
     # What is left copies the cache, and the placement says over which axes.
-    assert placement.left_over("cache", "BKSh") == ("y", "z")
+    assert placement.unused_axes("cache", "BKSh") == ("y", "z")
     assert placement.copies(placement.cache("BKSh")) == 16
 
 
@@ -41,13 +41,13 @@ def test_no_weight_of_smollm2_is_copied_though_its_heads_do_not_divide(devices):
     placement = Placement.of(ONE_D, SMOLLM2, {"x": 1, "y": 1, "z": devices})
     for axes in ("KGhD", "DKGh", "CFD", "VD"):
         assert placement.copies(placement.weights(axes)) == 1
-    assert placement.left_over("cache", "K") == ("z",)
+    assert placement.unused_axes("cache", "K") == ("z",)
 
 
 def test_three_devices_divide_the_three_kv_heads_of_smollm2():
     placement = Placement.of(ONE_D, SMOLLM2, {"x": 1, "y": 1, "z": 3})
     assert placement.cache("BKSh") == jax.P(None, "z", None, None)
-    assert not placement.left_over("cache", "K")
+    assert not placement.unused_axes("cache", "K")
 
 
 def test_d_ff_that_does_not_divide_is_refused_with_shard_counts_that_work():
@@ -61,7 +61,7 @@ def test_d_ff_that_does_not_divide_is_refused_with_shard_counts_that_work():
 def test_a_vocabulary_that_does_not_divide_is_copied_and_said_so():
     placement = Placement.of(ONE_D, {**SMOLLM2, "V": 49_153}, {"x": 1, "y": 1, "z": 2})
     assert placement.weights("VD") == jax.P(None, None)
-    assert placement.left_over("weights", "VD") == ("z",)
+    assert placement.unused_axes("weights", "VD") == ("z",)
 
 
 def test_a_layout_is_data():

@@ -100,10 +100,10 @@ def test_devices_that_processes_do_not_divide_are_refused(monkeypatch):
 
 
 def test_alone_nothing_is_asked_of_others():
-    assert processes.agree(lambda: 5) == 5
-    processes.finish()
+    assert processes.from_first_process(lambda: 5) == 5
+    processes.wait_for_all()
     with pytest.raises(SystemExit) as end:
-        processes.leave(2)
+        processes.exit_failed(2)
     assert end.value.code == 2
 
 

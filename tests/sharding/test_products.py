@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sharding.mesh import make_mesh, parse_mesh
-from sharding.products import LONGEST_UNROLLED, ProductSpecs, directions, multiply, transfers
+from sharding.products import LONGEST_UNROLLED, ProductSpecs, multiply, ring_directions, transfers
 
 # Weight [R, F] times x [B, T, F], both orders of what layouts ask for:
 #   stored          use             x given             x contracted    result
@@ -49,11 +49,11 @@ def product_of(case: str, mesh: str, sizes: tuple[int, int], looped: bool = True
             for array, spec in ((weight, stored), (x, specs.given))
         ]
         plan = transfers(sizes, specs, dict(devices.shape))
-        assert plan is not None and plan.moves
+        assert plan is not None and plan.communicates
         step = jax.jit(lambda w, x: multiply(w, x, plan, specs.contracted, looped=looped))
         found, gathered = step(*put)
         text = step.lower(*put).compile().as_text()
-    assert plan.made == found.sharding.spec == specs.result
+    assert plan.product_spec == found.sharding.spec == specs.result
     assert gathered.sharding.spec == specs.contracted
     return found, gathered, np.einsum("rf,btf->btr", weight, x), x, text
 
@@ -86,8 +86,8 @@ def test_long_rings_are_loops_and_short_ones_are_not():
 
 
 def test_even_chunks_go_both_ways_round_where_there_are_two():
-    assert directions(6, 4) == (1, -1)
-    assert directions(6, 2) == directions(5, 4) == (1,)
+    assert ring_directions(6, 4) == (1, -1)
+    assert ring_directions(6, 2) == ring_directions(5, 4) == (1,)
 
 
 def test_axes_that_divide_no_input_only_slice_the_sum():
@@ -95,7 +95,7 @@ def test_axes_that_divide_no_input_only_slice_the_sum():
     rest = (jax.P(None, None, "z"), jax.P(None, None, "z"), jax.P(None, None, ("x", "z", "y")))
     plan = transfers((16, 48), ProductSpecs(*specs, *rest), {"x": 2, "y": 2, "z": 2})
     assert (plan.scattered, plan.summed) == (("z",), ())
-    assert plan.made == jax.P(None, None, ("x", "z"))
+    assert plan.product_spec == jax.P(None, None, ("x", "z"))
 
 
 def test_what_is_not_one_gather_and_one_scatter_is_left_to_the_compiler():
