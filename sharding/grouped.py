@@ -94,7 +94,7 @@ def multiply_few(
     dtype: jnp.dtype,
     interpret: bool = False,
 ) -> jax.Array:
-    """A matrix in one shard times few tokens; arguments and result the same as in `multiply_many`."""
+    """A matrix in one shard times few tokens; arguments and result are those of `multiply_many`."""
     numbers = [scales[0, 0]] if offsets is None else [scales[0, 0], offsets[0, 0]]
     values, x = values[0, 0], x[:, 0]
     (rows, inputs), groups, tokens = values.shape, scales.shape[-1], x.shape[0]

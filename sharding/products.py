@@ -201,22 +201,21 @@ def _gather_and_scatter(
     along, chips = plan.scatter_dim, _chips(plan.ring)
     outputs = weight.ndim - (x.ndim - 2)
     position = jax.lax.axis_index(plan.ring) if plan.ring else 0
-    directions = ring_directions(weight.shape[along] // chips, chips)
+    signs = ring_directions(weight.shape[along] // chips, chips)
 
     def rows(step: int | jax.Array) -> list[Weight]:
         """What `cut_rows` gives for each direction."""
         chunks = [
-            (position - direction * (step + 1)) % chips * len(directions) + i
-            for i, direction in enumerate(directions)
+            (position - sign * (step + 1)) % chips * len(signs) + i for i, sign in enumerate(signs)
         ]
-        parts = chips * len(directions)
+        parts = chips * len(signs)
         return [one for chunk in chunks for one in cut_rows(weight, chunk, parts, along)]
 
     def join_rows(products: list[jax.Array]) -> list[jax.Array]:
         """Products [B, T, outputs...] of each direction, from those of each part of `rows`."""
         if products[0].ndim == 2 + outputs:
             return products
-        count = len(products) // len(directions)
+        count = len(products) // len(signs)
         stacks = [jnp.stack(products[i : i + count], 2) for i in range(0, len(products), count)]
         return [
             one.reshape(*one.shape[:2], *weight.shape[:along], *one.shape[3:]) for one in stacks
@@ -228,10 +227,7 @@ def _gather_and_scatter(
         # Barriers before and after, or XLA:TPU makes the products of later steps in this one, adds
         # what comes within its product, or hides one direction's transfer behind the other's sum.
         sums, x = jax.lax.optimization_barrier(state)
-        received = [
-            _pass(part, plan.ring, direction)
-            for part, direction in zip(sums, directions, strict=True)
-        ]
+        received = [_pass(part, plan.ring, sign) for part, sign in zip(sums, signs, strict=True)]
         products = join_rows([dot(part, x, jnp.float32) for part in rows(step)])
         received, products = jax.lax.optimization_barrier((received, products))
         return [(r + m).astype(r.dtype) for r, m in zip(received, products, strict=True)], x
@@ -335,22 +331,17 @@ def _ring(shard: jax.Array, axes: Axes, split: int, visit: Callable, carry):
       The last carry.
     """
     chips, position = _chips(axes), jax.lax.axis_index(axes)
-    directions = ring_directions(shard.shape[split], chips)
-    pieces = [cut(shard, half, len(directions), split) for half in range(len(directions))]
+    signs = ring_directions(shard.shape[split], chips)
+    pieces = [cut(shard, half, len(signs), split) for half in range(len(signs))]
 
     def show(step: int | jax.Array, pieces: list[jax.Array], carry):
-        for half, (piece, direction) in enumerate(zip(pieces, directions, strict=True)):
-            carry = visit(
-                carry, piece, (position - direction * step) % chips, half * piece.shape[split]
-            )
+        for half, (piece, sign) in enumerate(zip(pieces, signs, strict=True)):
+            carry = visit(carry, piece, (position - sign * step) % chips, half * piece.shape[split])
         return carry
 
     def pass_on(step: int | jax.Array, state):
         pieces, carry = state
-        sent = [
-            _pass(piece, axes, direction)
-            for piece, direction in zip(pieces, directions, strict=True)
-        ]
+        sent = [_pass(piece, axes, sign) for piece, sign in zip(pieces, signs, strict=True)]
         # Without a barrier XLA:TPU may keep several steps' products for one of the transfers.
         return jax.lax.optimization_barrier((sent, show(step, pieces, carry)))
 
@@ -371,13 +362,13 @@ def _all_reduce(x: jax.Array, axes: Axes) -> jax.Array:
     return jax.lax.psum(x, axes) if axes else x
 
 
-def _pass(piece: jax.Array, axes: Axes, direction: int) -> jax.Array:
-    """Hands a piece to the next chip (direction 1) or the one before (direction -1) of the ring."""
+def _pass(piece: jax.Array, axes: Axes, sign: int) -> jax.Array:
+    """Hands a piece to the next chip (sign 1) or the one before (sign -1) of the ring."""
     # `ppermute` numbers chips in the order of the mesh, whatever the order of the axes it is given.
     names = [name for name in jax.sharding.get_abstract_mesh().axis_names if name in axes]
     ranks = np.arange(_chips(axes)).reshape([jax.lax.axis_size(name) for name in names])
     ring = ranks.transpose([names.index(axis) for axis in axes]).ravel().tolist()
-    after = ring[direction:] + ring[:direction]
+    after = ring[sign:] + ring[:sign]
     pairs = list(zip(ring, after, strict=True))
     return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, tuple(names), pairs), piece)
 

@@ -46,7 +46,7 @@ def product_of(case: str, mesh: str, sizes: tuple[int, int], looped: bool = True
     with jax.set_mesh(devices):
         put = [
             jax.device_put(jnp.asarray(array), jax.NamedSharding(devices, spec))
-            for array, spec in ((weight, stored), (x, specs.given))
+            for array, spec in ((weight, stored), (x, specs.incoming))
         ]
         plan = transfers(sizes, specs, dict(devices.shape))
         assert plan is not None and plan.communicates
