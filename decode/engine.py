@@ -23,12 +23,12 @@ from model.cache import (
     KVCache,
     abstract_cache,
     empty_cache,
-    placed,
-    whole_tiles,
+    round_up_to_tiles,
+    with_shardings,
 )
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from model.memory_order import lay_out, lay_out_for_tpu
+from model.memory_order import apply_formats, apply_tpu_orders
 from model.parameters import Parameters
 from model.transformer import Transformer
 from sharding.placement import Placement
@@ -91,7 +91,7 @@ class Engine:
         self.config = config
         model = Transformer(config, dtypes)
         if mesh.devices.flat[0].platform == "tpu":
-            parameters = lay_out_for_tpu(parameters, model)
+            parameters = apply_tpu_orders(parameters, model)
         self.parameters = parameters
         self.placement = placement
         self.mesh = mesh
@@ -189,7 +189,7 @@ class Engine:
             cache = self.new_cache(*tokens.shape)
             return self._forward(self.parameters, cache, self.put(tokens))
 
-    def lay_out_weights(self, batch: int, slots: int) -> str:
+    def optimize_weight_layout(self, batch: int, slots: int) -> str:
         """Brings weights into the order and tiles that the compiler chooses for a decode step.
 
         Every step then takes them so, prefill too. It costs a compilation, and a copy of each
@@ -203,7 +203,7 @@ class Engine:
           What changed, in words.
         """
         step = self.lower_decode(batch, slots, auto_weight_layout=True).compile()
-        self.parameters, changed = lay_out(self.parameters, step.input_formats[0][0])
+        self.parameters, changed = apply_formats(self.parameters, step.input_formats[0][0])
         return (
             f"weights as the compiler would have them for batch {batch}: {changed} of "
             f"{len(jax.tree.leaves(self.parameters))} arrays lie otherwise than by default"
@@ -265,9 +265,9 @@ class Engine:
         self.placement.check_batch(batch)
         multiple = self.placement.multiple("S")
         if self.mesh.devices.flat[0].platform == "tpu":
-            slots = whole_tiles(slots, self.dtypes)
+            slots = round_up_to_tiles(slots, self.dtypes)
         cache = abstract_cache(self.config, batch, slots, self.dtypes, multiple)
-        return placed(cache, self.placement, self.mesh)
+        return with_shardings(cache, self.placement, self.mesh)
 
     def _abstract_carry(self, batch: int) -> Carry:
         vector, scalar = self._abstract(batch), self._abstract()

@@ -38,32 +38,36 @@ _OTHERS: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def asked_by_folder(folder: Path) -> list[str]:
+def ignored_in_folder(folder: Path) -> list[str]:
     """What generation_config.json of a model's folder asks for, as at most one sentence."""
     try:
-        asked = json.loads(read_text(folder / _FILE) or "{}")
+        settings = json.loads(read_text(folder / _FILE) or "{}")
     except (TokenizerError, ValueError, RecursionError):
-        asked = {}  # reading the folder's tokenizer refuses such a file; nothing else reads it
-    if not isinstance(asked, dict):
+        settings = {}  # reading the folder's tokenizer refuses such a file; nothing else reads it
+    if not isinstance(settings, dict):
         return []
-    sampled = ("do_sample", *_SAMPLING) if asked.get("do_sample") is True else ()
-    kept = {name: asked[name] for name in sampled if asked.get(name) is not None}
+    sampled = ("do_sample", *_SAMPLING) if settings.get("do_sample") is True else ()
+    ignored = {name: settings[name] for name in sampled if settings.get(name) is not None}
     for name, neutral in _OTHERS.items():
-        if asked.get(name) not in (None, [], {}, *neutral):
-            kept[name] = asked[name]
-    return _said(_FILE, kept)
+        if settings.get(name) not in (None, [], {}, *neutral):
+            ignored[name] = settings[name]
+    return _message(_FILE, ignored)
 
 
-def asked_by_metadata(metadata: Mapping[str, Any]) -> list[str]:
+def ignored_in_metadata(metadata: Mapping[str, Any]) -> list[str]:
     """What the metadata of a GGUF file asks for, as at most one sentence."""
-    wanted = ("general.sampling.", "tokenizer.ggml.suppress_tokens")
-    return _said("metadata", {k: value for k, value in metadata.items() if k.startswith(wanted)})
+    prefixes = ("general.sampling.", "tokenizer.ggml.suppress_tokens")
+    return _message(
+        "metadata", {k: value for k, value in metadata.items() if k.startswith(prefixes)}
+    )
 
 
-def _said(what: str, asked: Mapping[str, Any]) -> list[str]:
-    if not asked:
+def _message(what: str, settings: Mapping[str, Any]) -> list[str]:
+    if not settings:
         return []
-    shown = ", ".join(f"{name} {' '.join(str(value).split()):.40}" for name, value in asked.items())
+    shown = ", ".join(
+        f"{name} {' '.join(str(value).split()):.40}" for name, value in settings.items()
+    )
     return [
         f"{what} asks for {shown:.300}, which is not used: "
         "flags alone say how tokens are chosen, greedily without any"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from decode import tokenizer_files, tokenizer_gguf
 from decode.engine import Engine
-from decode.ignored_settings import asked_by_folder, asked_by_metadata
+from decode.ignored_settings import ignored_in_folder, ignored_in_metadata
 from decode.tokenizer import Tokenizer
 from decode.unreadable_tokenizers import unreadable_file
 from model.catalog import CATALOG, find_model
@@ -19,7 +19,7 @@ from model.declarations import Path as ParameterPath
 from model.declarations import matrices, total_bytes
 from model.dtypes import Dtypes
 from model.layout_check import settle
-from model.parameters import Parameters, Readable, initialise, place, store
+from model.parameters import Parameters, Readable, convert_parameters, initialise, place_parameters
 from model.transformer import Transformer
 from model.weights import WeightsError, gguf
 from model.weights.fetch import FETCHABLE, fetch
@@ -79,7 +79,7 @@ class ModelSource:
           LayoutError: the layout divides the model or the mesh's axes in a way that it cannot.
           WeightsError: the file does not hold this model, or holds it quantized in another way.
         """
-        self.check_form(dtypes)
+        self.check_dtypes(dtypes)
         placement = settle(self.config, dtypes, layout, shape)
         model = Transformer(self.config, dtypes)
         mesh = make_mesh(shape)
@@ -89,19 +89,19 @@ class ModelSource:
             parameters = self._checkpoint(model, placement, mesh, progress)
         else:
             with progress(total_bytes(model)) as watch:
-                parameters = place(model, self._arrays(model), placement, mesh, watch)
+                parameters = place_parameters(model, self._arrays(model), placement, mesh, watch)
         return Engine(self.config, parameters, placement, mesh, dtypes)
 
-    def check_form(self, wanted: Dtypes) -> None:
+    def check_dtypes(self, dtypes: Dtypes) -> None:
         """Refuses dtypes that the stored weights cannot be converted to.
 
         Raises:
           WeightsError: a checkpoint is quantized, and other dtypes are asked for.
         """
         stored = self.stored_quantization()
-        if stored and wanted.quantization is not stored:
+        if stored and dtypes.quantization is not stored:
             raise WeightsError(
-                f"weight_dtype is {wanted.weights.name}, but {self.file.path} holds weights in "
+                f"weight_dtype is {dtypes.weights.name}, but {self.file.path} holds weights in "
                 f"{stored.name}; leave out --weight_dtype, or convert the source again"
             )
 
@@ -115,7 +115,7 @@ class ModelSource:
         stored = Transformer(self.config, dtypes)
         with progress(self.file.bytes) as watch:
             parameters = self.file.restore(stored, placement, mesh, watch)
-        return parameters if dtypes == model.dtypes else store(model, parameters, mesh)
+        return parameters if dtypes == model.dtypes else convert_parameters(model, parameters, mesh)
 
     def stored_quantization(self) -> Quantization | None:
         """The quantization that a checkpoint's matrices are stored in; None for plain ones."""
@@ -132,7 +132,7 @@ class ModelSource:
         if isinstance(self.file, GGUFFile) and self.tokenizer is not None:
             return {tokenizer_gguf.FILE: tokenizer_gguf.metadata_to_json(self.file.metadata)}
         if isinstance(self.file, HuggingFaceFolder):
-            return tokenizer_files.kept_files(self.file.path)
+            return tokenizer_files.read_files(self.file.path)
         if isinstance(self.file, OrbaxFolder):
             return {path.name: path.read_bytes() for path in self.file.tokenizer.iterdir()}
         return {}
@@ -152,10 +152,10 @@ class ModelSource:
         """Settings in the model's files that are ignored, as messages for the user."""
         notes = list(self.tokenizer.notes) if self.tokenizer else []
         if isinstance(self.file, GGUFFile):
-            return notes + asked_by_metadata(self.file.metadata)
+            return notes + ignored_in_metadata(self.file.metadata)
         if isinstance(self.file, OrbaxFolder):
-            return notes + asked_by_folder(self.file.tokenizer)
-        return notes + asked_by_folder(self.file.path) if self.file else notes
+            return notes + ignored_in_folder(self.file.tokenizer)
+        return notes + ignored_in_folder(self.file.path) if self.file else notes
 
     def _arrays(
         self, model: Transformer

@@ -23,8 +23,8 @@ MAX_OTHER_BYTES = 20_000_000
 _FILE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 _MAP = "special_tokens_map.json"
-KEPT = (_FILE, _CONFIG, _MAP, "chat_template.jinja", "chat_template.json")
-KEPT = (*KEPT, "generation_config.json", "config.json")
+_FILES = (_FILE, _CONFIG, _MAP, "chat_template.jinja", "chat_template.json")
+_FILES = (*_FILES, "generation_config.json", "config.json")
 _DAMAGED = "the file is damaged, fetch it again"
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 _NAMES = (*_NAMES, "mask_token")
@@ -33,11 +33,11 @@ _DECODERS = "supported are ByteLevel, and Replace, ByteFallback, Fuse and Strip 
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
-def kept_files(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     """The files of a model's folder that its tokenizer and chat template are read from."""
     if not (folder / _FILE).exists():
         return {}
-    return {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}
+    return {name: (folder / name).read_bytes() for name in _FILES if (folder / name).is_file()}
 
 
 def read_folder(folder: Path) -> Parts | None:

@@ -49,7 +49,7 @@ class Attention(nnx.Module):
         x: jax.Array,
         cache: LayerCache,
         positions: jax.Array,
-        turn: Rotation,
+        angles: Rotation,
         placement: Placement,
     ) -> tuple[jax.Array, LayerCache, jax.Array]:
         """Writes the new tokens' keys and values, then attends to each token and those before it.
@@ -61,64 +61,82 @@ class Attention(nnx.Module):
           x: [B, T, D], normed, divided in any way.
           cache: this layer's keys and values.
           positions: [B, T] int32, each token's position in its sequence; whole on every device.
-          turn: rotary angles of those positions, divided as attention is.
+          angles: rotary angles of those positions, divided as attention is.
           placement: shardings.
 
         Returns:
           [B, T, R], the updated cache, and x as the projections gathered it, for an MLP that reads
           the same.
         """
-        q, new, x = self._project(x, turn, placement)  # q: [B, T, K, G, h]
-        size, ring = cache[0].shape[2], self.window is not None
-        slots = reshard(slots_of(positions, size, ring), placement.cache("BT"))
-        stored = (reshard(part, placement.cache("BTK_")) for part in new)
+        q, new, x = self._project(x, angles, placement)  # q: [B, T, K, G, h]
         prompts = q.shape[1] > 1
-        cache = tuple(
-            write(old, part, slots, placement, self.dtypes, prompts)
-            for old, part in zip(cache, stored, strict=True)
-        )
+        cache = self._write(cache, new, positions, prompts, placement)
         positions = reshard(positions, placement.attention("BT"))
         if prompts:
-            # Of a prompt S is T: its tokens attend to each other.
-            seen, seen_positions = tuple(jnp.swapaxes(part, 1, 2) for part in new), positions
+            # A prompt's tokens attend to each other: S is T.
+            attended = tuple(jnp.swapaxes(part, 1, 2) for part in new)
+            attended_positions = positions
         else:
-            seen, seen_positions = cache, positions_in(size, positions, ring)
-        visible = self._visible(positions[:, :, None], seen_positions[:, None])  # [B, T, S]
+            attended = cache
+            attended_positions = positions_in(cache[0].shape[2], positions, self.window is not None)
+        visible = self._visible(positions[:, :, None], attended_positions[:, None])  # [B, T, S]
         c = self.config
         scale = c.attention_scale or c.head_size**-0.5
-        by_hand = placement.layout.collectives == "overlapped"
-        mixed = attend(q, *seen, visible, scale, c.attention_softcap, by_hand)  # [B, T, K, G, h]
+        overlapped = placement.layout.collectives == "overlapped"
+        # [B, T, K, G, h]
+        mixed = attend(q, *attended, visible, scale, c.attention_softcap, overlapped)
         with jax.named_scope("attention_output"):
             mixed = reshard(mixed, placement.activations("BTKGh"))
             (y,), _ = project(mixed, [self.output], placement)  # [B, T, R]
             return y, cache, x
 
-    def _visible(self, position: jax.Array, other: jax.Array) -> jax.Array:
-        """Whether a token at `position` sees one at `other`."""
+    def _write(
+        self,
+        cache: LayerCache,
+        new: LayerCache,
+        positions: jax.Array,
+        prompts: bool,
+        placement: Placement,
+    ) -> LayerCache:
+        """The cache with new keys and values, each [B, T, K, h], at their tokens' slots."""
+        slots = slots_of(positions, cache[0].shape[2], self.window is not None)
+        slots = reshard(slots, placement.cache("BT"))
+        stored = (reshard(part, placement.cache("BTK_")) for part in new)
+        return tuple(
+            write(old, part, slots, placement, self.dtypes, prompts)
+            for old, part in zip(cache, stored, strict=True)
+        )
+
+    def _visible(self, query_position: jax.Array, key_position: jax.Array) -> jax.Array:
+        """Whether a token at `query_position` sees one at `key_position`."""
         if self.window is None:
-            return other <= position
-        return (other <= position) & (other > position - self.window) & (other >= 0)
+            return key_position <= query_position
+        return (
+            (key_position <= query_position)
+            & (key_position > query_position - self.window)
+            & (key_position >= 0)
+        )
 
     def _project(
-        self, x: jax.Array, turn: Rotation, placement: Placement
+        self, x: jax.Array, angles: Rotation, placement: Placement
     ) -> tuple[jax.Array, LayerCache, jax.Array]:
         """x: [B, T, D] -> q: [B, T, K, G, h]; keys and values, each [B, T, K, h]; x gathered."""
         c = self.config
         with jax.named_scope("query_key_value"):
-            # q: [B, T, K, G, h], both: [B, T, K, 2, h]
-            (q, both), x = project(x, [self.query, self.key_value], placement)
+            # q: [B, T, K, G, h], kv: [B, T, K, 2, h]
+            (q, kv), x = project(x, [self.query, self.key_value], placement)
             if c.attention_bias:
                 act = placement.activations
                 query_bias = reshard(self.query_bias[...], act("KGh"))
                 q = q + query_bias.astype(q.dtype)
                 key_value_bias = reshard(self.key_value_bias[...], act("KCh"))
-                both = both + key_value_bias.astype(q.dtype)
+                kv = kv + key_value_bias.astype(q.dtype)
             q = reshard(q, placement.attention("BTKG_"))
-            both = reshard(both, placement.attention("BTKC_"))
-            keys, values = both[:, :, :, :1], both[:, :, :, 1]  # [B, T, K, 1, h], [B, T, K, h]
+            kv = reshard(kv, placement.attention("BTKC_"))
+            keys, values = kv[:, :, :, :1], kv[:, :, :, 1]  # [B, T, K, 1, h], [B, T, K, h]
             if c.query_key_norm:
                 q, keys = self.query_norm(q), self.key_norm(keys)
-            return rotate(q, turn), (rotate(keys, turn)[:, :, :, 0], values), x
+            return rotate(q, angles), (rotate(keys, angles)[:, :, :, 0], values), x
 
 
 def attend(
@@ -128,7 +146,7 @@ def attend(
     visible: jax.Array,
     scale: float,
     softcap: float | None = None,
-    by_hand: bool = False,
+    overlapped: bool = False,
 ) -> jax.Array:
     """Softmax attention of each token to the slots it sees.
 
@@ -139,45 +157,64 @@ def attend(
       visible: [B, T, S], at least one slot for each token.
       scale: multiplies the scores.
       softcap: c of ``c * tanh(score / c)``, if any (Gemma Team 2024, section 2).
-      by_hand: where slots are divided, combine the parts by `split_softmax`.
+      overlapped: where mesh axes divide the slots, combine their parts by `split_softmax`.
 
     Returns:
       [B, T, K, G, h].
     """
     with jax.named_scope("attention"):
-        # Keys first: with queries first XLA:CPU copies the keys into another order at each step.
         key_scales, value_scales = (  # [K, B, S]
             part.scales if isinstance(part, QuantizedKV) else None for part in (keys, values)
         )
         keys, values = keys.astype(q.dtype), values.astype(q.dtype)
-        batch, heads, slots, _ = jax.typeof(keys).sharding.spec
-        group = jax.typeof(q).sharding.spec[3]
-        scores = jax.lax.dot_general(  # [B, K, S, T, G]
-            keys,
-            q,
-            (((3,), (4,)), ((0, 1), (0, 2))),
-            preferred_element_type=jnp.float32,
-            out_sharding=jax.P(batch, heads, slots, None, group),
-        )
-        if key_scales is not None:
-            scores = scores * jnp.swapaxes(key_scales, 0, 1)[..., None, None]
-        scores = jnp.moveaxis(scores, 2, -1) * scale  # [B, K, T, G, S]
+        scores = _scores(q, keys, key_scales) * scale
         if value_scales is not None:  # [K, B, S] -> [B, K, 1, 1, S]
             value_scales = jnp.swapaxes(value_scales, 0, 1)[:, :, None, None]
         if softcap:
             scores = softcap * jnp.tanh(scores / softcap)
         scores = jnp.where(visible[:, None, :, None, :], scores, -jnp.inf)
-        if by_hand and slots:
-            mixed = split_softmax(scores, values, value_scales)
-            return jnp.moveaxis(mixed, 1, 2).astype(q.dtype)
-        # Dividing after the sum over slots leaves it one reduction where the slots are sharded.
-        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        mixed = jax.lax.dot_general(  # [B, K, T, G, h]
-            (weights if value_scales is None else weights * value_scales).astype(values.dtype),
-            values,
-            (((4,), (2,)), ((0, 1), (0, 1))),
-            preferred_element_type=jnp.float32,
-            out_sharding=jax.P(batch, heads, None, group, None),
-        )
-        return jnp.moveaxis(mixed / total, 1, 2).astype(q.dtype)
+        slots_divided = bool(jax.typeof(keys).sharding.spec[2])
+        weigh = split_softmax if overlapped and slots_divided else _softmax
+        return jnp.moveaxis(weigh(scores, values, value_scales), 1, 2).astype(q.dtype)
+
+
+def _scores(q: jax.Array, keys: jax.Array, key_scales: jax.Array | None) -> jax.Array:
+    """Products of queries and keys.
+
+    Args:
+      q: [B, T, K, G, h].
+      keys: [B, K, S, h].
+      key_scales: [K, B, S], if any.
+
+    Returns:
+      [B, K, T, G, S] float32.
+    """
+    # Keys first: with queries first XLA:CPU copies the keys into another order at each step.
+    batch, heads, slots, _ = jax.typeof(keys).sharding.spec
+    group = jax.typeof(q).sharding.spec[3]
+    scores = jax.lax.dot_general(  # [B, K, S, T, G]
+        keys,
+        q,
+        (((3,), (4,)), ((0, 1), (0, 2))),
+        preferred_element_type=jnp.float32,
+        out_sharding=jax.P(batch, heads, slots, None, group),
+    )
+    if key_scales is not None:
+        scores = scores * jnp.swapaxes(key_scales, 0, 1)[..., None, None]
+    return jnp.moveaxis(scores, 2, -1)
+
+
+def _softmax(scores: jax.Array, values: jax.Array, scales: jax.Array | None) -> jax.Array:
+    """The sum of values weighted by a softmax of scores; arguments are those of `split_softmax`."""
+    batch, heads, _, group, _ = jax.typeof(scores).sharding.spec
+    # Dividing after the sum over slots leaves it one reduction where the slots are sharded.
+    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    sums = jax.lax.dot_general(  # [B, K, T, G, h]
+        (weights if scales is None else weights * scales).astype(values.dtype),
+        values,
+        (((4,), (2,)), ((0, 1), (0, 1))),
+        preferred_element_type=jnp.float32,
+        out_sharding=jax.P(batch, heads, None, group, None),
+    )
+    return sums / total

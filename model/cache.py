@@ -1,6 +1,6 @@
 """The KV cache: a plain pytree that is passed in, updated in place and passed out.
 
-One declaration: `abstract_cache` states shapes and dtypes, `axes_of` the letters of each array.
+One declaration: `abstract_cache` states shapes and dtypes, `cache_axes` the letters of each array.
 Every jitted step donates its cache, so that the new one takes the old one's memory.
 """
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from model.config import ModelConfig
 from model.dtypes import Dtypes
+from sharding.layout import Axes
 from sharding.placement import Placement, entry_axes
 from sharding.platform_workarounds import scatter_row
 from sharding.quantization import Quantization, round_rows
@@ -81,43 +82,43 @@ def abstract_cache(
     """
     fixed = config.sizes
 
-    def one(layer: int) -> Stored:
-        kept = -(-min(slots, config.window(layer) or slots) // multiple) * multiple
-        sizes = fixed | {"B": batch, "S": kept}
-        shape, of_scales = (tuple(map(sizes.get, axes)) for axes in (CACHE_AXES, SCALE_AXES))
+    def layer_array(layer: int) -> Stored:
+        layer_slots = -(-min(slots, config.window(layer) or slots) // multiple) * multiple
+        sizes = fixed | {"B": batch, "S": layer_slots}
+        shape, scales_shape = (tuple(map(sizes.get, axes)) for axes in (CACHE_AXES, SCALE_AXES))
         if isinstance(dtypes.cache, Quantization):
             values = jax.ShapeDtypeStruct(shape, dtypes.cache.dtype)
-            return QuantizedKV(values, jax.ShapeDtypeStruct(of_scales, jnp.float32))
+            return QuantizedKV(values, jax.ShapeDtypeStruct(scales_shape, jnp.float32))
         return jax.ShapeDtypeStruct(shape, dtypes.cache)
 
-    layers = tuple(map(one, range(config.layers)))
+    layers = tuple(map(layer_array, range(config.layers)))
     return KVCache(keys=layers, values=layers)
 
 
-def axes_of(cache: KVCache) -> KVCache:
+def cache_axes(cache: KVCache) -> KVCache:
     """A tree like the cache, with each array's letters in its stead."""
 
-    def one(part: Stored) -> str | QuantizedKV:
-        few = isinstance(part, QuantizedKV)
-        return QuantizedKV(CACHE_AXES, SCALE_AXES) if few else CACHE_AXES
+    def axes_of(part: Stored) -> str | QuantizedKV:
+        quantized = isinstance(part, QuantizedKV)
+        return QuantizedKV(CACHE_AXES, SCALE_AXES) if quantized else CACHE_AXES
 
-    return KVCache(*(tuple(map(one, parts)) for parts in cache))
+    return KVCache(*(tuple(map(axes_of, parts)) for parts in cache))
 
 
-def whole_tiles(slots: int, dtypes: Dtypes) -> int:
+def round_up_to_tiles(slots: int, dtypes: Dtypes) -> int:
     """The number of slots rounded up to whole tiles of a TPU, in a cache of these types."""
     tile = SCALES if isinstance(dtypes.cache, Quantization) else TILE
     return -(-slots // tile) * tile
 
 
-def placed(abstract: KVCache, placement: Placement, mesh: jax.sharding.Mesh) -> KVCache:
+def with_shardings(abstract: KVCache, placement: Placement, mesh: jax.sharding.Mesh) -> KVCache:
     """The same shapes with their shardings."""
 
-    def one(array: jax.ShapeDtypeStruct, axes: str) -> jax.ShapeDtypeStruct:
+    def with_sharding(array: jax.ShapeDtypeStruct, axes: str) -> jax.ShapeDtypeStruct:
         sharding = jax.NamedSharding(mesh, placement.cache(axes))
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
-    return jax.tree.map(one, abstract, axes_of(abstract))
+    return jax.tree.map(with_sharding, abstract, cache_axes(abstract))
 
 
 def empty_cache(abstract: KVCache, mesh: jax.sharding.Mesh) -> KVCache:
@@ -143,8 +144,8 @@ def slots_of(positions: jax.Array, slots: int, ring: bool) -> jax.Array:
         return jnp.minimum(positions, slots)
     real = positions < PADDING
     newest = jnp.max(jnp.where(real, positions, -1), axis=1, keepdims=True)
-    kept = real & (positions > newest - slots)  # so no two tokens of a prompt want one slot
-    return jnp.where(kept, positions % slots, slots)
+    stored = real & (positions > newest - slots)  # so no two tokens of a prompt want one slot
+    return jnp.where(stored, positions % slots, slots)
 
 
 def positions_in(slots: int, newest: jax.Array, ring: bool) -> jax.Array:
@@ -184,22 +185,12 @@ def write(
     Returns:
       The updated cache, [B, K, S, h].
     """
-    slots_over = entry_axes(placement.cache("S")[0])
-
-    def local(axes: str, cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-        if prompts and new.shape[1] <= cache.shape[2] and not slots_over:
-            return _fill(axes, cache, new)
-        if slots_over:
-            slots = slots - jax.lax.axis_index(slots_over) * cache.shape[2]
-        scatter = functools.partial(_scatter, axes)
-        if new.shape[:3] != (1, 1, 1):
-            return scatter(cache, new, slots)
-        return scatter_row(scatter, cache, new, slots, beyond=cache.shape[2])
 
     def update(axes: str, cache: jax.Array, new: jax.Array) -> jax.Array:
         spec, new_spec = placement.cache(axes), placement.cache(_NEW_AXES[axes])
+        slot_axes = entry_axes(placement.cache("S")[0])
         return jax.shard_map(
-            functools.partial(local, axes),
+            functools.partial(_write_shard, axes, slot_axes, prompts),
             in_specs=(spec, new_spec, jax.typeof(slots).sharding.spec),
             out_specs=spec,
             check_vma=False,
@@ -216,6 +207,25 @@ def write(
 
 _NEW_AXES = {CACHE_AXES: "BTKh", SCALE_AXES: "BTK"}
 """Letters of what new tokens bring to each array of a cache."""
+
+
+def _write_shard(
+    axes: str,
+    slot_axes: Axes,
+    prompts: bool,
+    cache: jax.Array,
+    new: jax.Array,
+    slots: jax.Array,
+) -> jax.Array:
+    """Stores new tokens in one device's part of a cache, whose slots `slot_axes` divide."""
+    if prompts and new.shape[1] <= cache.shape[2] and not slot_axes:
+        return _fill(axes, cache, new)
+    if slot_axes:
+        slots = slots - jax.lax.axis_index(slot_axes) * cache.shape[2]
+    scatter = functools.partial(_scatter, axes)
+    if new.shape[:3] != (1, 1, 1):
+        return scatter(cache, new, slots)
+    return scatter_row(scatter, cache, new, slots, past_last=cache.shape[2])
 
 
 def _fill(axes: str, cache: jax.Array, new: jax.Array) -> jax.Array:

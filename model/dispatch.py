@@ -23,7 +23,7 @@ class ExpertAxes(NamedTuple):
 
     Attributes:
       exchanged: divide experts and batch: tokens go to the experts' chips, and answers back.
-      kept: divide experts but not the batch: each chip has all tokens for its experts.
+      replicated: divide experts but not the batch: each chip has all tokens for its experts.
       spread: both, in the order that the experts lie in.
       inputs: divide d_model of the experts.
       hidden: divide d_ff of the experts.
@@ -31,7 +31,7 @@ class ExpertAxes(NamedTuple):
     """
 
     exchanged: Axes
-    kept: Axes
+    replicated: Axes
     spread: Axes
     inputs: Axes
     hidden: Axes
@@ -43,8 +43,8 @@ def expert_axes(placement: Placement) -> ExpertAxes:
     spread, inputs, hidden = map(entry_axes, placement.use("EDF"))
     batch = used_axes(placement.activations("B"))
     exchanged = tuple(axis for axis in spread if axis in batch)
-    kept = tuple(axis for axis in spread if axis not in batch)
-    return ExpertAxes(exchanged, kept, spread, inputs, hidden, batch)
+    replicated = tuple(axis for axis in spread if axis not in batch)
+    return ExpertAxes(exchanged, replicated, spread, inputs, hidden, batch)
 
 
 def sums(axes: ExpertAxes, residual: Axes) -> tuple[Axes, Axes]:
@@ -54,9 +54,9 @@ def sums(axes: ExpertAxes, residual: Axes) -> tuple[Axes, Axes]:
       axes: how the mixture is divided.
       residual: mesh axes that divide d_model of the residual stream.
     """
-    unsummed, further = axes.kept + axes.hidden, residual[len(axes.inputs) :]
-    fits = residual[: len(axes.inputs)] == axes.inputs and set(further) <= set(unsummed)
-    scattered = further if fits else ()
+    unsummed, further = axes.replicated + axes.hidden, residual[len(axes.inputs) :]
+    can_scatter = residual[: len(axes.inputs)] == axes.inputs and set(further) <= set(unsummed)
+    scattered = further if can_scatter else ()
     return scattered, tuple(axis for axis in unsummed if axis not in scattered)
 
 
@@ -73,9 +73,9 @@ def by_destination(shares: jax.Array, axes: ExpertAxes) -> jax.Array:
     tokens = shares.shape[0]
     shares = shares.reshape(tokens, *map(jax.lax.axis_size, axes.spread), -1)
     for dim, axis in reversed([*enumerate(axes.spread, start=1)]):
-        if axis in axes.kept:
-            here = jax.lax.axis_index(axis)
-            shares = jax.lax.dynamic_index_in_dim(shares, here, dim, keepdims=False)
+        if axis in axes.replicated:
+            chip = jax.lax.axis_index(axis)
+            shares = jax.lax.dynamic_index_in_dim(shares, chip, dim, keepdims=False)
     return jnp.moveaxis(shares.reshape(tokens, -1, shares.shape[-1]), 1, 0)
 
 

@@ -10,7 +10,7 @@ from model.parameters import Parameters
 from sharding.platform_workarounds import order_on_tpu
 
 
-def lay_out_for_tpu(parameters: Parameters, model: nnx.Module) -> Parameters:
+def apply_tpu_orders(parameters: Parameters, model: nnx.Module) -> Parameters:
     """Brings arrays into the orders of `order_on_tpu`; no others are touched.
 
     Args:
@@ -23,11 +23,11 @@ def lay_out_for_tpu(parameters: Parameters, model: nnx.Module) -> Parameters:
     for path, param in declarations(model).items() if flat else ():
         order = None if param.scale else order_on_tpu(param.axes, flat[path])
         if order:
-            flat[path] = _lie(flat[path], Format(Layout(order), flat[path].sharding))
+            flat[path] = _with_format(flat[path], Format(Layout(order), flat[path].sharding))
     return unflatten_dict(flat)
 
 
-def lay_out(parameters: Parameters, formats: dict) -> tuple[Parameters, int]:
+def apply_formats(parameters: Parameters, formats: dict) -> tuple[Parameters, int]:
     """Brings arrays into other orders and tiles in memory, one at a time; the old ones are gone.
 
     Args:
@@ -39,15 +39,15 @@ def lay_out(parameters: Parameters, formats: dict) -> tuple[Parameters, int]:
     """
     arrays, tree = jax.tree.flatten(parameters)
     changed = 0
-    for number, wanted in enumerate(jax.tree.leaves(formats)):
-        if arrays[number].format.layout != wanted.layout:
-            arrays[number] = _lie(arrays[number], wanted)
+    for number, format in enumerate(jax.tree.leaves(formats)):
+        if arrays[number].format.layout != format.layout:
+            arrays[number] = _with_format(arrays[number], format)
             changed += 1
     return jax.tree.unflatten(tree, arrays), changed
 
 
-def _lie(array: jax.Array | jax.ShapeDtypeStruct, wanted: Format) -> jax.Array:
+def _with_format(array: jax.Array | jax.ShapeDtypeStruct, format: Format) -> jax.Array:
     if isinstance(array, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=wanted)
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=format)
     # Before the next is made beside it.
-    return jax.block_until_ready(jax.device_put(array, wanted, donate=True))
+    return jax.block_until_ready(jax.device_put(array, format, donate=True))

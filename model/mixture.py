@@ -72,11 +72,11 @@ class Mixture(nnx.Module):
     def _choose(self, scores: jax.Array) -> jax.Array:
         """scores: [..., E] -> shares, [..., E]."""
         probabilities = jax.nn.softmax(scores, axis=-1)
-        best, which = jax.lax.top_k(probabilities, self.chosen)  # [..., k]
+        best, chosen = jax.lax.top_k(probabilities, self.chosen)  # [..., k]
         if self.renormalise:
             best = best / jnp.sum(best, axis=-1, keepdims=True)
         experts = jnp.arange(scores.shape[-1])
-        return jnp.sum(jnp.where(which[..., None] == experts, best[..., None], 0.0), axis=-2)
+        return jnp.sum(jnp.where(chosen[..., None] == experts, best[..., None], 0.0), axis=-2)
 
     def _apply(
         self, x: jax.Array, share: jax.Array, axes: ExpertAxes, placement: Placement
@@ -114,21 +114,20 @@ class Mixture(nnx.Module):
     ) -> jax.Array:
         """What one chip's experts make of tokens, each by its share: [N, D] float32."""
 
-        def join(both: jax.Array) -> jax.Array:  # {inputs unsummed}
-            return jax.lax.psum(both, inputs) if inputs else both
+        def join(sums: jax.Array) -> jax.Array:  # {inputs unsummed}
+            return jax.lax.psum(sums, inputs) if inputs else sums
 
         def on_tpu(*arrays: jax.Array) -> jax.Array:
             return grouped(*arrays, self.chosen, self.activation, join)
 
-        def elsewhere(*arrays: jax.Array) -> jax.Array:
+        def on_others(*arrays: jax.Array) -> jax.Array:
             return touched_only(*arrays, self.activation, join)
 
         arrays = (x, share, gate_up, down)
-        if isinstance(
-            gate_up, QuantizedArray
-        ):  # a grouped matmul takes plain arrays: it would hold them
-            return elsewhere(*arrays)
-        return by_platform(*arrays, tpu=on_tpu, default=elsewhere)
+        # A grouped matmul takes plain arrays: quantized ones would be held dequantized.
+        if isinstance(gate_up, QuantizedArray):
+            return on_others(*arrays)
+        return by_platform(*arrays, tpu=on_tpu, default=on_others)
 
 
 def grouped(
@@ -138,7 +137,7 @@ def grouped(
     down: jax.Array,
     chosen: int,
     activation: str,
-    join: Join = lambda both: both,
+    join: Join = lambda sums: sums,
 ) -> jax.Array:
     """The experts' weighted sum, tokens sorted by expert, each expert's in one matmul.
 
@@ -160,10 +159,10 @@ def grouped(
     """
     experts, _, width, d_model = gate_up.shape
     chosen = min(chosen, experts)
-    weight, which = (part.reshape(-1) for part in jax.lax.top_k(share, chosen))  # [N * k]
-    which = jnp.where(weight > 0, which, experts)
-    order = jnp.argsort(which, stable=True)
-    sizes = jnp.bincount(which, length=experts).astype(jnp.int32)
+    weight, expert_ids = (part.reshape(-1) for part in jax.lax.top_k(share, chosen))  # [N * k]
+    expert_ids = jnp.where(weight > 0, expert_ids, experts)
+    order = jnp.argsort(expert_ids, stable=True)
+    sizes = jnp.bincount(expert_ids, length=experts).astype(jnp.int32)
     contract_last = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
 
     def matmul(rows: jax.Array, weights: jax.Array) -> jax.Array:
@@ -172,8 +171,8 @@ def grouped(
             rows, weights, sizes, contract_last, preferred_element_type=jnp.float32
         )
 
-    both = join(matmul(x[order // chosen], gate_up.reshape(experts, 2 * width, d_model)))
-    hidden = ACTIVATIONS[activation](both[:, :width]) * both[:, width:]  # [N * k, F]
+    gate_and_up = join(matmul(x[order // chosen], gate_up.reshape(experts, 2 * width, d_model)))
+    hidden = ACTIVATIONS[activation](gate_and_up[:, :width]) * gate_and_up[:, width:]  # [N * k, F]
     weight = weight[order, None]
     rows = jnp.where(weight > 0, matmul(hidden.astype(x.dtype), down) * weight, 0)  # [N * k, D]
     return jnp.zeros((x.shape[0], d_model), jnp.float32).at[order // chosen].add(rows)
@@ -185,27 +184,27 @@ def touched_only(
     gate_up: Weight,
     down: Weight,
     activation: str,
-    join: Join = lambda both: both,
+    join: Join = lambda sums: sums,
 ) -> jax.Array:
     """The same sum, expert by expert, leaving out those that no token chose.
 
     For backends without a grouped matmul: a decode step reads only the experts it touches.
-    Arguments and result as in `grouped`.
+    Arguments and result are those of `grouped`.
     """
 
     def add(expert: jax.Array, total: jax.Array) -> jax.Array:
-        into, back = jax.tree.map(  # [2, F, D] and [D, F]
+        expert_gate_up, expert_down = jax.tree.map(  # [2, F, D] and [D, F]
             lambda stack: jax.lax.dynamic_index_in_dim(stack, expert, keepdims=False),
             (gate_up, down),
         )
-        both = join(dot(into, x[None], jnp.float32)[0])  # [N, 2, F]
-        hidden = (ACTIVATIONS[activation](both[:, 0]) * both[:, 1]).astype(x.dtype)  # [N, F]
-        rows = dot(back, hidden[None], jnp.float32)[0]  # [N, D]
+        gate_and_up = join(dot(expert_gate_up, x[None], jnp.float32)[0])  # [N, 2, F]
+        hidden = ACTIVATIONS[activation](gate_and_up[:, 0]) * gate_and_up[:, 1]  # [N, F]
+        rows = dot(expert_down, hidden.astype(x.dtype)[None], jnp.float32)[0]  # [N, D]
         return total + rows * jax.lax.dynamic_slice_in_dim(share, expert, 1, axis=1)
 
     def visit(expert: jax.Array, total: jax.Array) -> jax.Array:
-        wanted = jnp.any(jax.lax.dynamic_index_in_dim(share, expert, axis=1) > 0)
-        return jax.lax.cond(wanted, add, lambda _, total: total, expert, total)
+        touched = jnp.any(jax.lax.dynamic_index_in_dim(share, expert, axis=1) > 0)
+        return jax.lax.cond(touched, add, lambda _, total: total, expert, total)
 
     zeros = jnp.zeros(x.shape, jnp.float32)
     return jax.lax.fori_loop(0, share.shape[1], visit, zeros)

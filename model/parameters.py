@@ -88,20 +88,22 @@ def _in_stored_form(path: Path, array: Weight, matrix: Matrix | None) -> dict[Pa
     """
     if matrix is None:
         return {path: array}
-    few, finite = array, True
+    quantized, finite = array, True
     if isinstance(array, jax.Array):
-        few, finite = _quantize(array, matrix.outputs, matrix.dtypes.quantization)
+        quantized, finite = _quantize(array, matrix.outputs, matrix.dtypes.quantization)
     if not finite:
         raise FloorlineError(
             f"parameter {'.'.join(map(str, path))} is not finite everywhere, which "
             f"{matrix.dtypes.quantization.name} has no code for; mend the checkpoint, or leave out "
             "--weight_dtype"
         )
-    parts = {"values": few.values, "scales": few.scales, "offsets": few.offsets}
+    parts = {"values": quantized.values, "scales": quantized.scales, "offsets": quantized.offsets}
     return {(*path, name): part for name, part in parts.items() if part is not None}
 
 
-def store(model: nnx.Module, parameters: Parameters, mesh: jax.sharding.Mesh) -> Parameters:
+def convert_parameters(
+    model: nnx.Module, parameters: Parameters, mesh: jax.sharding.Mesh
+) -> Parameters:
     """Brings plain parameters to the form that `model` declares, one after the other.
 
     The plain matrices are given up as it goes, so that few are held twice.
@@ -130,7 +132,7 @@ def _random(key: jax.Array, init: Initializer, shape: tuple, dtype: jnp.dtype, s
     return init(key, shape, dtype, out_sharding=spec)
 
 
-def place(
+def place_parameters(
     model: nnx.Module,
     arrays: Iterable[tuple[Path, Readable | QuantizedArray]],
     placement: Placement,
@@ -165,15 +167,15 @@ def place(
             )
         return _put(values, jnp.float32 if path in quantized else declared[path].dtype, mesh, spec)
 
-    def store(path: Path, array: Weight) -> None:
+    def put_on_devices(path: Path, array: Weight) -> None:
         with jax.set_mesh(mesh):
             parts = _in_stored_form(path, array, quantized.get(path))
         for name, part in parts.items():
-            placed[name] = unshare(part, placement)
+            placed[name] = copy_per_device(part, placement)
             if watch:
                 watch(round(stored_bytes(part)))
 
-    _read_ahead(_checked(arrays, declared), read, store)
+    _read_ahead(_checked(arrays, declared), read, put_on_devices)
     return unflatten_dict(placed)
 
 
@@ -199,29 +201,29 @@ def _checked(
 def _read_ahead(
     arrays: Iterable[tuple[Path, Readable | QuantizedArray]],
     read: Callable[[Path, Readable | QuantizedArray], Weight],
-    store: Callable[[Path, Weight], None],
+    consume: Callable[[Path, Weight], None],
 ) -> None:
-    """Reads arrays in threads, a few at a time, and stores them one by one in their order."""
-    under_way: collections.deque[tuple[Path, Future]] = collections.deque()
+    """Reads arrays in threads, a few at a time, and hands them on one by one in their order."""
+    pending: collections.deque[tuple[Path, Future]] = collections.deque()
 
-    def finish() -> None:
-        path, future = under_way.popleft()
-        store(path, future.result())
+    def consume_oldest() -> None:
+        path, future = pending.popleft()
+        consume(path, future.result())
 
     with ThreadPoolExecutor(_READERS) as pool:
         for path, values in arrays:
-            under_way.append((path, pool.submit(read, path, values)))
-            if len(under_way) == _READERS:
-                finish()
-        while under_way:
-            finish()
+            pending.append((path, pool.submit(read, path, values)))
+            if len(pending) == _READERS:
+                consume_oldest()
+        while pending:
+            consume_oldest()
 
 
 _READERS = 4  # arrays under way at a time; each of them may be in memory twice
 _copied = jax.jit(jnp.copy)
 
 
-def unshare(array: jax.Array, placement: Placement) -> jax.Array:
+def copy_per_device(array: jax.Array, placement: Placement) -> jax.Array:
     """The array with memory of its own for each device's copy.
 
     Fake CPU devices may share the host's one copy of an array that is whole on each; then a step

@@ -88,12 +88,12 @@ class Block(nnx.Module):
         x: jax.Array,
         cache: LayerCache,
         positions: jax.Array,
-        turn: Rotation,
+        angles: Rotation,
         placement: Placement,
     ) -> tuple[jax.Array, LayerCache, jax.Array | None]:
         """x: [B, T, R] -> [B, T, R], this layer's updated cache, the experts chosen, [B, E]."""
         y = self.attention_norm(x)  # [B, T, R]
-        mixed, cache, y = self.attention(y, cache, positions, turn, placement)  # y: [B, T, D]
+        mixed, cache, y = self.attention(y, cache, positions, angles, placement)  # y: [B, T, D]
         if self.config.norm_after:
             mixed = self.attention_norm_after(mixed)
         x = x + mixed
@@ -151,13 +151,13 @@ class Transformer(nnx.Module):
         x = self.embedding.look_up(tokens, placement)
         if self.config.embedding_scale != 1:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
-        turns = self._turns(reshard(positions, placement.attention("BT")))
+        angles_by_window = self._rotary_angles(reshard(positions, placement.attention("BT")))
         layers, touched = [], []
         for number, block in enumerate(self.layers):
             with jax.named_scope(f"layer_{number}"):
                 layer = (cache.keys[number], cache.values[number])
-                turn = turns[self.config.window(number) is not None]
-                x, layer, experts = block(x, layer, positions, turn, placement)
+                angles = angles_by_window[self.config.window(number) is not None]
+                x, layer, experts = block(x, layer, positions, angles, placement)
                 layers.append(layer)
                 touched.append(experts)
         keys, values = zip(*layers, strict=True)
@@ -177,7 +177,7 @@ class Transformer(nnx.Module):
             touched = jnp.max(jnp.stack(chosen).astype(jnp.int32), axis=1)  # [L, E]
             return jnp.sum(touched, axis=-1)
 
-    def _turns(self, positions: jax.Array) -> dict[bool, Rotation]:
+    def _rotary_angles(self, positions: jax.Array) -> dict[bool, Rotation]:
         """Rotary angles of the layers without a window and of those with one."""
         everywhere = rotation(self.config, positions)
         if not self.config.local_rotary_base:

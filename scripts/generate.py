@@ -116,7 +116,7 @@ def main() -> None:
     check_room(need_of(source.config, placement, dtypes(), batch=batch, slots=slots))
     engine = source.engine(layout, shape, dtypes(), _SEED.value, byte_progress)
     if _WEIGHT_LAYOUT.value == "auto":
-        _common.say(engine.lay_out_weights(batch, slots))
+        _common.say(engine.optimize_weight_layout(batch, slots))
     to_json = _common.JSON.value == "-"
     run = _Run(source, request, show=not to_json)
     run.take(generate(engine, request))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sharding.grouped import kernel_for
-from sharding.platform_workarounds import by_platform, halves_for_one_token, in_halves
+from sharding.platform_workarounds import by_platform, faster_in_halves, multiply_in_halves
 from sharding.quantization import (
     QuantizedArray,
     Weight,
@@ -47,8 +47,8 @@ def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None
     few = functools.partial(by_rows, _few_on_gpu)
 
     converts = isinstance(weight, QuantizedArray) or weight.dtype != x.dtype
-    if not converts and out is not None and halves_for_one_token(weight, x):
-        halves = functools.partial(in_halves, dtype=dtype)
+    if not converts and out is not None and faster_in_halves(weight, x):
+        halves = functools.partial(multiply_in_halves, dtype=dtype)
         return by_platform(weight, x, cpu=halves, default=at_once)
     if not converts or (out is not None and jax.typeof(x).sharding.mesh.size > 1):
         return at_once(weight, x)

@@ -14,7 +14,7 @@ XLA:CPU
 - It copies keys where queries come first: keys before queries, probabilities before values
   (`model.attention`). Within the 27 ms above.
 - It cuts a matrix-vector product into small blocks: two halves of the outputs make a batch of two,
-  a stream for each thread (`halves_for_one_token`). 34.4 ms, then 31.6, on a later host.
+  a stream for each thread (`faster_in_halves`). 34.4 ms, then 31.6, on a later host.
 - It makes a scatter of one row an update that copies the whole cache twice: a second row is
   scattered, and dropped (`scatter_row`). 25 ms, then 23; at context 2,048 97 ms, then 33.
 - It converts a whole matrix before a matmul: a few rows at a time (`sharding.dot`).
@@ -75,19 +75,19 @@ def by_platform(*operands: object, default: Callable, **others: Callable) -> obj
     return others.get(platform, default)(*operands)
 
 
-def halves_for_one_token(weight: jax.Array, x: jax.Array) -> bool:
-    """Whether `in_halves` can multiply these, and XLA:CPU is faster so.
+def faster_in_halves(weight: jax.Array, x: jax.Array) -> bool:
+    """Whether `multiply_in_halves` can multiply these, and XLA:CPU is faster so.
 
     Args:
       weight: [outputs..., inputs...], plain.
       x: [B, T, inputs...], of the same type.
     """
     outputs = math.prod(weight.shape[: weight.ndim - (x.ndim - 2)])
-    alone = jax.typeof(weight).sharding.mesh.size == 1
-    return x.shape[:2] == (1, 1) and outputs % 2 == 0 and alone
+    one_device = jax.typeof(weight).sharding.mesh.size == 1
+    return x.shape[:2] == (1, 1) and outputs % 2 == 0 and one_device
 
 
-def in_halves(weight: jax.Array, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def multiply_in_halves(weight: jax.Array, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """One token's product as a batch of two, each with half of the outputs.
 
     XLA:CPU gives each matrix of a batch to one thread, which reads its half in one stream; a single
@@ -103,10 +103,10 @@ def in_halves(weight: jax.Array, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """
     outputs = weight.ndim - (x.ndim - 2)
     halves = weight.reshape(2, -1, *weight.shape[outputs:])
-    twice = jnp.broadcast_to(x[0, 0], (2, *x.shape[2:]))
-    contracting = (tuple(range(2, halves.ndim)), tuple(range(1, twice.ndim)))
+    doubled = jnp.broadcast_to(x[0, 0], (2, *x.shape[2:]))
+    contracting = (tuple(range(2, halves.ndim)), tuple(range(1, doubled.ndim)))
     result = jax.lax.dot_general(  # [2, outputs / 2]
-        halves, twice, (contracting, ((0,), (0,))), preferred_element_type=dtype
+        halves, doubled, (contracting, ((0,), (0,))), preferred_element_type=dtype
     )
     return result.reshape(1, 1, *weight.shape[:outputs])
 
@@ -115,7 +115,7 @@ Scatter = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def scatter_row(
-    scatter: Scatter, array: jax.Array, row: jax.Array, slot: jax.Array, beyond: int
+    scatter: Scatter, array: jax.Array, row: jax.Array, slot: jax.Array, past_last: int
 ) -> jax.Array:
     """One row written where an array lies.
 
@@ -127,15 +127,15 @@ def scatter_row(
       array: that is written to.
       row: [B, 1, ...].
       slot: [B, 1] int32.
-      beyond: a slot past the last.
+      past_last: a slot past the last.
     """
 
-    def with_another(array: jax.Array, row: jax.Array, slot: jax.Array) -> jax.Array:
-        dropped = jnp.full_like(slot, beyond)
+    def with_dropped_row(array: jax.Array, row: jax.Array, slot: jax.Array) -> jax.Array:
+        dropped = jnp.full_like(slot, past_last)
         rows, slots = jnp.concatenate([row, row], axis=1), jnp.concatenate([slot, dropped], axis=1)
         return scatter(array, rows, slots)
 
-    return by_platform(array, row, slot, cpu=with_another, default=scatter)
+    return by_platform(array, row, slot, cpu=with_dropped_row, default=scatter)
 
 
 def order_on_tpu(axes: str, array: jax.Array | jax.ShapeDtypeStruct) -> tuple[int, ...] | None:

@@ -8,6 +8,7 @@ multiplied. Chunks of even size travel as two halves in opposite directions, so 
 of each link are used.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -159,36 +160,40 @@ def multiply(
       The product, [B, T, outputs...] divided as `plan.product_spec`, and x divided as
       `contracted`, for more products.
     """
-    dtype = dtype or x.dtype
-    along = 2 + plan.scatter_dim
-
-    def at_once(weight: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = _all_gather(x, plan.gathered, plan.gather_dim)
-        product = _gathered_product(weight, x, plan.fetched, dtype)
-        product = _reduce_scatter(product, plan.scattered, along)
-        return _all_reduce(product, plan.summed), x
-
-    def in_loops(weight: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        if any(plan.fetched):
-            x = _all_gather(x, plan.gathered, plan.gather_dim)
-            product = _fetch(weight, x, plan.fetched).astype(dtype)
-            product = _reduce_scatter(product, plan.scattered, along)
-            return _all_reduce(product, plan.summed), x
-        if plan.gathered and not gathers_in_loop(weight, x.shape, plan):
-            x = _all_gather(x, plan.gathered, plan.gather_dim)
-            product, x = _gather_and_scatter(weight, x, plan._replace(gathered=()), dtype)
-        else:
-            product, x = _gather_and_scatter(weight, x, plan, dtype)
-        if plan.ring and plan.ring == plan.summed:
-            return _all_gather(product, plan.summed, along), x
-        return _all_reduce(product, plan.summed), x
-
+    local = _multiply_in_loops if looped else _multiply_at_once
     return jax.shard_map(
-        in_loops if looped else at_once,
+        functools.partial(local, plan=plan, dtype=dtype or x.dtype),
         in_specs=(specs_of(weight), specs_of(x)),
         out_specs=(plan.product_spec, contracted),
         check_vma=False,
     )(weight, x)
+
+
+def _multiply_at_once(
+    weight: Weight, x: jax.Array, plan: Transfers, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    x = _all_gather(x, plan.gathered, plan.gather_dim)
+    product = _gathered_product(weight, x, plan.fetched, dtype)
+    product = _reduce_scatter(product, plan.scattered, 2 + plan.scatter_dim)
+    return _all_reduce(product, plan.summed), x
+
+
+def _multiply_in_loops(
+    weight: Weight, x: jax.Array, plan: Transfers, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    along = 2 + plan.scatter_dim
+    if any(plan.fetched):
+        x = _all_gather(x, plan.gathered, plan.gather_dim)
+        product = _fetch(weight, x, plan.fetched).astype(dtype)
+        product = _reduce_scatter(product, plan.scattered, along)
+        return _all_reduce(product, plan.summed), x
+    if plan.gathered and not gathers_in_loop(weight, x.shape, plan):
+        x = _all_gather(x, plan.gathered, plan.gather_dim)
+        plan = plan._replace(gathered=())
+    product, x = _gather_and_scatter(weight, x, plan, dtype)
+    if plan.ring and plan.ring == plan.summed:
+        return _all_gather(product, plan.summed, along), x
+    return _all_reduce(product, plan.summed), x
 
 
 def _gather_and_scatter(

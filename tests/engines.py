@@ -13,7 +13,7 @@ from model.catalog import find_model
 from model.config import ModelConfig
 from model.declarations import Path
 from model.dtypes import FLOAT32, Dtypes
-from model.parameters import place
+from model.parameters import place_parameters
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS, divide_experts
 from sharding.layout import Layout
@@ -81,7 +81,7 @@ def random_engine(config: ModelConfig, layout: Layout, mesh: str, dtypes: Dtypes
     shape = parse_mesh(mesh)
     placement, devices = Placement.of(layout, config.sizes, shape), make_mesh(shape)
     model = Transformer(config, dtypes)
-    parameters = place(model, random_arrays(config).items(), placement, devices)
+    parameters = place_parameters(model, random_arrays(config).items(), placement, devices)
     return Engine(config, parameters, placement, devices, dtypes)
 
 

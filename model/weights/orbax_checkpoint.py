@@ -36,7 +36,7 @@ from orbax.checkpoint import v1 as ocp
 
 from model.config import ModelConfig
 from model.declarations import declarations
-from model.parameters import Parameters, shardings, unshare
+from model.parameters import Parameters, copy_per_device, shardings
 from model.weights import WeightsError
 from model.weights.data_folder import check_writable, new_folder, remove_others
 from sharding.placement import Placement
@@ -238,7 +238,7 @@ class OrbaxFolder:
             ) from error
         return unflatten_dict(
             {
-                path: unshare(_as_bits(flat[_key(path)], param.dtype), placement)
+                path: copy_per_device(_as_bits(flat[_key(path)], param.dtype), placement)
                 for path, param in declarations(model).items()
             }
         )

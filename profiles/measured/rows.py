@@ -150,7 +150,7 @@ def load(
             jax.block_until_ready(engine.parameters)
             if auto_weight_layout:
                 context, batch = map(max, zip(*fitting, strict=True))
-                report(engine.lay_out_weights(batch, slots_for(context)))
+                report(engine.optimize_weight_layout(batch, slots_for(context)))
             return engine, None
     except FloorlineError:
         raise

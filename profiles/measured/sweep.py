@@ -91,7 +91,7 @@ class Sweep:
                     raise UsageError(f"{name} is {value}; use positive integers")
         check_length(self.source.config, "context", max(self.contexts), 1)
         for layout, shape, dtypes in self.placings():
-            self.source.check_form(dtypes)
+            self.source.check_dtypes(dtypes)
             placement = settle(self.source.config, dtypes, layout, shape)
             for batch in self.batches:
                 placement.check_batch(batch)

@@ -15,7 +15,7 @@ from decode.sampling import GREEDY
 from model.cache import KVCache
 from model.catalog import find_model
 from model.dtypes import FLOAT32, Dtypes
-from model.memory_order import lay_out, lay_out_for_tpu
+from model.memory_order import apply_formats, apply_tpu_orders
 from model.parameters import abstract
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
@@ -133,7 +133,7 @@ def test_weights_laid_out_otherwise_give_the_same_tokens_in_every_step(quantizat
     request = Request(prompts=PROMPTS, max_new_tokens=6)
     *_, before = generate(engine, request)
     old = engine.parameters
-    engine.parameters, changed = lay_out(old, jax.tree.map(reversed_order, old))
+    engine.parameters, changed = apply_formats(old, jax.tree.map(reversed_order, old))
     matrices = [array for array in jax.tree.leaves(engine.parameters) if array.ndim > 1]
     assert changed == len(matrices) > 10
     assert all(array.format.layout.major_to_minor[0] != 0 for array in matrices)
@@ -164,8 +164,8 @@ def test_on_tpu_attention_outputs_lie_otherwise_and_give_the_same_tokens(
     request = Request(prompts=PROMPTS, max_new_tokens=6)
     *_, before = generate(engine, request)
     model = Transformer(config, dtypes)
-    assert lay_out_for_tpu({}, model) == {}  # an engine of weights that did not fit
-    engine.parameters = lay_out_for_tpu(engine.parameters, model)
+    assert apply_tpu_orders({}, model) == {}  # an engine of weights that did not fit
+    engine.parameters = apply_tpu_orders(engine.parameters, model)
     orders = {
         path: array.format.layout.major_to_minor
         for path, array in flatten_dict(engine.parameters).items()
@@ -175,7 +175,7 @@ def test_on_tpu_attention_outputs_lie_otherwise_and_give_the_same_tokens(
     assert all("output" in path and "scales" not in path for path in others)
     *_, after = generate(engine, request)
     assert [one.tokens for one in after] == [one.tokens for one in before]
-    engine.parameters = lay_out_for_tpu(abstract(model, engine.placement, engine.mesh), model)
+    engine.parameters = apply_tpu_orders(abstract(model, engine.placement, engine.mesh), model)
     taken = flatten_dict(engine.lower_decode(3, 64).compile().input_formats[0][0])
     assert {path: format.layout.major_to_minor for path, format in taken.items()} == orders
 
@@ -183,13 +183,13 @@ def test_on_tpu_attention_outputs_lie_otherwise_and_give_the_same_tokens(
 def test_the_layout_that_the_compiler_wants_is_taken_and_said(monkeypatch):
     layout = LAYOUTS["weight_stationary_1d"]
     engine = random_engine(find_model("tiny"), layout, "1x1x2", FLOAT32)
-    assert ": 0 of " in engine.lay_out_weights(3, 64)  # XLA:CPU wants no other
+    assert ": 0 of " in engine.optimize_weight_layout(3, 64)  # XLA:CPU wants no other
     wanted = jax.tree.map(reversed_order, engine.parameters)
     compiled = SimpleNamespace(input_formats=((wanted,), {}))
     step = SimpleNamespace(compile=lambda: compiled)
     monkeypatch.setattr(engine, "lower_decode", lambda *sizes, auto_weight_layout: step)
-    assert "for batch 3: 0 of" not in engine.lay_out_weights(3, 64)
-    assert "for batch 3: 0 of" in engine.lay_out_weights(3, 64)
+    assert "for batch 3: 0 of" not in engine.optimize_weight_layout(3, 64)
+    assert "for batch 3: 0 of" in engine.optimize_weight_layout(3, 64)
 
 
 def test_donated_memory_is_reused(tiny_engine):

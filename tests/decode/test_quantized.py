@@ -13,7 +13,7 @@ from decode.engine import Engine
 from decode.load import ModelSource
 from model.catalog import find_model
 from model.dtypes import Dtypes
-from model.parameters import place
+from model.parameters import place_parameters
 from model.transformer import Transformer
 from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass
@@ -137,7 +137,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad):
     )
     placement, devices = Placement.of(ONE_D, CONFIG.sizes, mesh), make_mesh(mesh)
     with pytest.raises(FloorlineError, match=r"layers\.0\.mlp\.down is not finite everywhere"):
-        place(model, arrays.items(), placement, devices)
+        place_parameters(model, arrays.items(), placement, devices)
 
 
 def test_random_weights_are_those_that_plain_ones_round_to():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.cache import CACHE_AXES, PADDING, QuantizedKV, slots_of, whole_tiles, write
+from model.cache import CACHE_AXES, PADDING, QuantizedKV, round_up_to_tiles, slots_of, write
 from model.catalog import find_model
 from model.dtypes import FLOAT32, Dtypes
 from sharding.catalog import LAYOUTS, attend_by
@@ -123,5 +123,9 @@ def test_a_write_moves_no_whole_cache(setting, positions, dtypes):
 
 
 def test_slots_on_tpus_are_whole_tiles_and_of_scales_whole_registers():
-    assert [whole_tiles(slots, FLOAT32) for slots in (1, 32, 2049)] == [32, 32, 2080]
-    assert [whole_tiles(slots, DTYPES["int8"]) for slots in (1, 128, 2049)] == [128, 128, 2176]
+    assert [round_up_to_tiles(slots, FLOAT32) for slots in (1, 32, 2049)] == [32, 32, 2080]
+    assert [round_up_to_tiles(slots, DTYPES["int8"]) for slots in (1, 128, 2049)] == [
+        128,
+        128,
+        2176,
+    ]

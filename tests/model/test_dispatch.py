@@ -31,7 +31,7 @@ def test_each_chip_gets_all_tokens_and_their_shares_of_its_experts_bit_for_bit(
         assert tokens.dtype == dtype and shares.shape == (len(tokens), len(weight))
         answers = tokens.astype(jnp.float32) * (shares @ weight)[:, None]
         answers = bring_back(answers, axes.exchanged, jnp.float32)
-        return jax.lax.psum(answers, axes.kept) if axes.kept else answers
+        return jax.lax.psum(answers, axes.replicated) if axes.replicated else answers
 
     with jax.set_mesh(make_mesh(parse_mesh("2x2x2"))):
         specs = jax.P(tuple(batch), None), jax.P(tuple(batch), None), jax.P(tuple(spread))

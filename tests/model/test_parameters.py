@@ -8,7 +8,7 @@ import pytest
 from model.catalog import find_model
 from model.declarations import declarations, declare
 from model.dtypes import BFLOAT16
-from model.parameters import place
+from model.parameters import place_parameters
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
 from sharding.mesh import make_mesh, parse_mesh
@@ -27,7 +27,7 @@ def host_arrays():
 def placed(arrays):
     placement = Placement.of(LAYOUTS["weight_stationary_1d"], CONFIG.sizes, SHAPE)
     model = Transformer(CONFIG, BFLOAT16)
-    return place(model, arrays.items(), placement, make_mesh(SHAPE))
+    return place_parameters(model, arrays.items(), placement, make_mesh(SHAPE))
 
 
 def test_arrays_keep_their_values_in_the_declared_dtype_and_are_divided():

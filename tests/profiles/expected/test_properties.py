@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from model.cache import abstract_cache, axes_of
+from model.cache import abstract_cache, cache_axes
 from model.catalog import CATALOG
 from model.declarations import declarations, matrices
 from model.dtypes import Dtypes
@@ -201,7 +201,7 @@ def test_what_is_admitted_divides_every_array_of_the_engine():
             assert matrix.shape[-1] % (parts * group) == 0, (path, drawn)
         batch, multiple = drawn.estimator.padded(drawn.batch), placement.multiple("S")
         cache = abstract_cache(one_layer, batch, drawn.context + 1, deployment.dtypes, multiple)
-        for array, axes in zip(*map(jax.tree.leaves, (cache, axes_of(cache))), strict=True):
+        for array, axes in zip(*map(jax.tree.leaves, (cache, cache_axes(cache))), strict=True):
             _check_even(array.shape, placement.cache(axes), placement, drawn)
 
 
