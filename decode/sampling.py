@@ -171,8 +171,8 @@ def make_sampler(
     Raises:
       SamplingError: a value out of range, or a filter beside temperature 0.
     """
-    wanted = ((TopK, top_k), (TopP, top_p), (MinP, min_p))
-    filters = tuple(make(value) for make, value in wanted if value is not None)
+    settings = ((TopK, top_k), (TopP, top_p), (MinP, min_p))
+    filters = tuple(make(value) for make, value in settings if value is not None)
     if temperature == 0:
         if filters:
             name = type(filters[0]).__name__

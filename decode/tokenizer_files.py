@@ -202,8 +202,8 @@ def _replacement(step: dict[str, Any]) -> tuple[str, str]:
 
 
 def _check_strip(step: dict[str, Any]) -> None:
-    wanted = [step.get(key) for key in ("content", "start", "stop")]
-    if wanted not in ([" ", 1, 0], [" ", 0, 0]):
+    settings = [step.get(key) for key in ("content", "start", "stop")]
+    if settings not in ([" ", 1, 0], [" ", 0, 0]):
         raise TokenizerError(f"{_FILE} decoder is {_shown(step)}; only one first space goes")
 
 

@@ -114,8 +114,8 @@ def read_metadata(metadata: Mapping[str, Any]) -> Parts | None:
 
 def metadata_to_json(metadata: Mapping[str, Any]) -> bytes:
     """The tokenizer's metadata of a GGUF file, to be kept beside weights in another format."""
-    kept = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
-    return json.dumps(kept, default=lambda value: value.tolist()).encode()
+    tokenizer = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
+    return json.dumps(tokenizer, default=lambda value: value.tolist()).encode()
 
 
 def metadata_from_json(content: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from flax import nnx
 
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from sharding.axes import WHOLE
+from sharding.axes import UNDIVIDED
 from sharding.quantization import QuantizedArray, stored_bytes
 
 Initializer = jax.nn.initializers.Initializer
@@ -84,7 +84,7 @@ class Matrix(nnx.Module):
     ):
         quantization, axes = dtypes.quantization, outputs + inputs
         abstract = quantization.abstract(shape_of(config, axes), len(outputs))
-        shared = axes if quantization.group else outputs + WHOLE * len(inputs)
+        shared = axes if quantization.group else outputs + UNDIVIDED * len(inputs)
         scales = abstract.scales
         self.values = _param(abstract.shape, axes, quantization.dtype, _zeros)
         self.scales = _param(scales.shape, shared, scales.dtype, _zeros, scale=True)

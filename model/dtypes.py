@@ -39,9 +39,9 @@ class Dtypes:
     def __post_init__(self):
         dtype = jnp.dtype(self.dtype)
         for name in ("dtype", "weights", "cache"):
-            given = getattr(self, name) or dtype
-            given = given if isinstance(given, Quantization) else jnp.dtype(given)
-            object.__setattr__(self, name, given)
+            storage = getattr(self, name) or dtype
+            storage = storage if isinstance(storage, Quantization) else jnp.dtype(storage)
+            object.__setattr__(self, name, storage)
 
     def __str__(self) -> str:
         names = self.names()

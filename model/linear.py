@@ -34,13 +34,13 @@ def project(
     products = []
     for parameter in parameters:
         outputs = len(parameter.axes) - (x.ndim - 2)
-        made = parameter.axes[:outputs].replace("D", "R")
+        result_axes = parameter.axes[:outputs].replace("D", "R")
         product, x = multiply_tokens(
             x,
             parameter[...],
             use=placement.use(parameter.axes),
             contracted=placement.contracted("BT" + parameter.axes[outputs:]),
-            result=placement.activations("BT" + made),
+            result=placement.activations("BT" + result_axes),
             placement=placement,
         )
         products.append(product)

@@ -28,7 +28,7 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array, placement: Placement) -> jax.Array:
         """x: [B, T, D], divided in any way -> [B, T, R]."""
         with jax.named_scope("mlp"):
-            (both,), _ = project(x, [self.gate_up], placement)  # [B, T, 2, F]
-            hidden = ACTIVATIONS[self.activation](both[:, :, 0]) * both[:, :, 1]  # [B, T, F]
+            (gate_up,), _ = project(x, [self.gate_up], placement)  # [B, T, 2, F]
+            hidden = ACTIVATIONS[self.activation](gate_up[:, :, 0]) * gate_up[:, :, 1]  # [B, T, F]
             (y,), _ = project(hidden, [self.down], placement)  # [B, T, R]
             return y

@@ -80,8 +80,8 @@ def _llama3(parameters: dict[str, Any], base: float, head_size: int, longest: in
     if not 0 < low < high:
         raise ValueError(f"low_freq_factor {low} is not below high_freq_factor {high}")
     waves = 2 * math.pi / _plain(base, head_size)
-    kept = np.clip((original / waves - low) / (high - low), 0, 1)
-    return Scaling(tuple((1 / ((1 - kept) / factor + kept)).tolist()))
+    unscaled = np.clip((original / waves - low) / (high - low), 0, 1)
+    return Scaling(tuple((1 / ((1 - unscaled) / factor + unscaled)).tolist()))
 
 
 def _yarn(parameters: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:

@@ -1,14 +1,14 @@
 """The glossary: every mesh axis and every logical array axis, one line each.
 
 A parameter or activation names its dimensions with a string of these letters, one for each:
-``"BTKGh"``. `WHOLE` takes the place of a letter where no mesh axis may divide the dimension:
+``"BTKGh"``. `UNDIVIDED` takes the place of a letter where no mesh axis may divide the dimension:
 ``"BTKG_"``. A `Layout` says which mesh axes divide each letter. Comments beside the code write
 ``[B, T, F.yz]`` for an array whose d_ff dimension is divided over mesh axes y and z, as in Pope et
 al. 2022 ("Efficiently Scaling Transformer Inference", section 3.1).
 """
 
-WHOLE = "_"
-"""In the place of a letter: a dimension that is whole on every chip."""
+UNDIVIDED = "_"
+"""In place of a letter: a dimension that no mesh axis divides."""
 
 MESH_AXES: dict[str, str] = {
     "x": "shards d_model in layouts of two dimensions; d_ff and heads in layouts of one",

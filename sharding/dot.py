@@ -86,18 +86,18 @@ def _by_kernel(
     """How a TPU multiplies groups, if it has a kernel; `chips` dimensions of the weight count."""
     if not isinstance(weight, QuantizedArray) or weight.round_activations or not weight.group:
         return {}
-    shards, own, tokens = weight.shape[:chips], weight.shape[chips:], math.prod(x.shape[:2])
-    shape = [math.prod(part) for n in (shards, own) for part in (n[:outputs], n[outputs:])]
+    shards, local, tokens = weight.shape[:chips], weight.shape[chips:], math.prod(x.shape[:2])
+    shape = [math.prod(part) for n in (shards, local) for part in (n[:outputs], n[outputs:])]
     kernel = kernel_for(*shape, shape[-1] // granule(weight), tokens)
     if kernel is None:
         return {}
 
     def product(weight: QuantizedArray, x: jax.Array) -> jax.Array:
         flat = jax.tree.map(lambda leaf: leaf.reshape(*shape[:3], -1), weight)
-        made = kernel(
+        result = kernel(
             flat.values, flat.scales, flat.offsets, x.reshape(tokens, *shape[1::2]), dtype
         )
-        return made.reshape(*x.shape[:2], *shards[:outputs], *own[:outputs])
+        return result.reshape(*x.shape[:2], *shards[:outputs], *local[:outputs])
 
     return {"tpu": product}
 
@@ -138,8 +138,8 @@ def _by_blocks(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
     def visit(number: jax.Array, product: jax.Array) -> jax.Array:
         part = jax.tree.map(_widen, cut(bits, number, parts, 0), weight)
-        made = contract(part, x, ((1,), (1,)), dtype)
-        return jax.lax.dynamic_update_slice_in_dim(product, made, number * size, axis=0)
+        rows_product = contract(part, x, ((1,), (1,)), dtype)
+        return jax.lax.dynamic_update_slice_in_dim(product, rows_product, number * size, axis=0)
 
     return jax.lax.fori_loop(0, parts, visit, jnp.zeros((rows, x.shape[0]), dtype))
 

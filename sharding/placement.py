@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-from sharding.axes import LOGICAL_AXES, WHOLE
+from sharding.axes import LOGICAL_AXES, UNDIVIDED
 from sharding.error_types import LayoutError
 from sharding.layout import KINDS, Axes, Layout
 
@@ -153,7 +153,7 @@ class Placement:
 
     def _beside(self, kind: str, letters: str, batch: str | Axes | None) -> jax.P:
         """Sharding of an activation that meets a weight: as that, and batch over these axes."""
-        spec = self._spec(kind, letters.replace("B", WHOLE))
+        spec = self._spec(kind, letters.replace("B", UNDIVIDED))
         pairs = zip(letters, spec, strict=True)
         return jax.P(*(batch if letter == "B" else by for letter, by in pairs))
 

@@ -55,8 +55,8 @@ class Membership:
             raise UsageError(
                 f"process id is {self.index} of {self.count}; use 0 to {self.count - 1}"
             )
-        found = re.fullmatch(r"([^\s:/\[\]]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", self.coordinator or "")
-        if not found or not 0 < int(found[2]) < 2**16:
+        match = re.fullmatch(r"([^\s:/\[\]]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", self.coordinator or "")
+        if not match or not 0 < int(match[2]) < 2**16:
             raise UsageError(
                 f"coordinator is {self.coordinator!r}; use HOST:PORT of process 0, "
                 "such as 10.0.0.1:8476"
@@ -197,14 +197,14 @@ def from_first_process(work: Callable[[], Answer]) -> Answer:
     client, key = distributed.global_state.client, f"floorline/{next(_numbers)}"
     if is_first():
         try:
-            found = {"answer": work()}
+            outcome = {"answer": work()}
         except FloorlineError as error:
-            found = {"error": str(error), "usage": isinstance(error, UsageError)}
-        client.key_value_set(key, json.dumps(found))
-    found = json.loads(client.blocking_key_value_get(key, _LONG_MS))
-    if "error" in found:
-        raise (UsageError if found["usage"] else FloorlineError)(found["error"])
-    return found["answer"]
+            outcome = {"error": str(error), "usage": isinstance(error, UsageError)}
+        client.key_value_set(key, json.dumps(outcome))
+    outcome = json.loads(client.blocking_key_value_get(key, _LONG_MS))
+    if "error" in outcome:
+        raise (UsageError if outcome["usage"] else FloorlineError)(outcome["error"])
+    return outcome["answer"]
 
 
 def wait_for_all() -> None:

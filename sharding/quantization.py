@@ -38,9 +38,9 @@ class Quantization:
 
     def abstract(self, shape: tuple[int, ...], outputs: int) -> "QuantizedArray":
         """Shapes and dtypes of a matrix in this form, [outputs..., inputs...]."""
-        many = (*shape[:-1], -(-shape[-1] // self.group)) if self.group else None
-        one = (*shape[:outputs], *(1,) * (len(shape) - outputs))
-        numbers = jax.ShapeDtypeStruct(many or one, jnp.float32)
+        group_scales = (*shape[:-1], -(-shape[-1] // self.group)) if self.group else None
+        output_scales = (*shape[:outputs], *(1,) * (len(shape) - outputs))
+        numbers = jax.ShapeDtypeStruct(group_scales or output_scales, jnp.float32)
         values = jax.ShapeDtypeStruct(shape, self.dtype)
         return QuantizedArray(values, numbers, numbers if self.offset else None, self.group)
 
@@ -106,7 +106,7 @@ def cut(weight: Weight, number: int | jax.Array, parts: int, axis: int) -> Weigh
     """One of so many equal parts of a weight along one dimension, between groups if the last."""
     length = weight.shape[axis]
 
-    def one(leaf: jax.Array) -> jax.Array:
+    def cut_leaf(leaf: jax.Array) -> jax.Array:
         size = leaf.shape[axis] // parts
         if leaf.shape[axis] == 1 < length:  # one scale for all
             return leaf
@@ -116,7 +116,7 @@ def cut(weight: Weight, number: int | jax.Array, parts: int, axis: int) -> Weigh
             return jax.lax.dynamic_index_in_dim(tiles, number, keepdims=False)
         return jax.lax.dynamic_slice_in_dim(leaf, number * size, size, axis=axis)
 
-    return jax.tree.map(one, weight)
+    return jax.tree.map(cut_leaf, weight)
 
 
 _TILE = 32  # rows of 8-bit values that a TPU keeps together

@@ -11,7 +11,7 @@ from model.config import ModelConfig
 from model.declarations import declarations
 from model.dtypes import Dtypes
 from model.transformer import Transformer
-from sharding.axes import WHOLE
+from sharding.axes import UNDIVIDED
 from sharding.placement import Placement, division
 from sharding.quantization import stored_bytes
 
@@ -98,5 +98,5 @@ def _placed(
 ) -> PlacedArray:
     copies = placement.copies(spec)
     size = round(stored_bytes(array) * copies / placement.devices)
-    letters = tuple(axes.replace(WHOLE, "1"))
+    letters = tuple(axes.replace(UNDIVIDED, "1"))
     return PlacedArray(name, tuple(array.shape), letters, division(spec), size, copies)

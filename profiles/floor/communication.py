@@ -19,7 +19,7 @@ from model.dtypes import Dtypes
 from profiles.floor.collective import Collective
 from profiles.floor.element_types import bits, element_of
 from profiles.floor.shapes import FLOAT32, Matmul, Shapes
-from sharding.axes import MESH_AXES, WHOLE
+from sharding.axes import MESH_AXES, UNDIVIDED
 from sharding.collectives import Division, look_up_steps, reshard_path
 from sharding.layout import Axes
 from sharding.placement import Placement, division, entry, entry_axes, shards, used_axes
@@ -140,7 +140,7 @@ class ForwardPass(Shapes):
             if self.config.attention_bias:
                 bias = placement.activations(letters)
                 self.reshard(self.plain(letters), placement.weights(letters), bias, block, True)
-            attended = placement.attention("BT" + letters.replace("h", WHOLE))
+            attended = placement.attention("BT" + letters.replace("h", UNDIVIDED))
             self.reshard(self.array("BT" + letters), result, attended, block)
         new, cache = placement.attention("BTK_"), placement.cache("BTK_")
         for _ in range(2):

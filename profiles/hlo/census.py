@@ -110,9 +110,9 @@ class _Census:
         self.read: dict[tuple[str, bool], list[_FoundCollective]] = {}
 
     def of(self, computation: Computation) -> list[Collective]:
-        return [found.collective for found in self._found(computation, scattered=False)]
+        return [found.collective for found in self._collectives_in(computation, scattered=False)]
 
-    def _found(self, computation: Computation, scattered: bool) -> list[_FoundCollective]:
+    def _collectives_in(self, computation: Computation, scattered: bool) -> list[_FoundCollective]:
         key = (computation.name, scattered)
         if key not in self.read:
             lines = computation.instructions.values()
@@ -138,7 +138,7 @@ class _Census:
             return self._loop(computation, one)
         if opcode == "conditional":
             names = [name for names in one.called.values() for name in names]
-            branches = [self._found(self.program[name], scattered) for name in names]
+            branches = [self._collectives_in(self.program[name], scattered) for name in names]
             return max(branches, key=_bytes)
         return self._wrapped(computation, one, opcode, started, scattered)
 
@@ -158,7 +158,7 @@ class _Census:
             inner, scope = self.program[name], scopes(one.op_name)
             shared = self.callers[name] > 1  # and says where its first caller is
             slices = name.startswith("all-reduce-scatter") and _slices(inner)
-            for found in self._found(inner, scattered or slices):
+            for found in self._collectives_in(inner, scattered or slices):
                 collective = dataclasses.replace(
                     found.collective,
                     where=(shared and scope) or found.collective.where or scope,
@@ -172,7 +172,8 @@ class _Census:
 
     def _loop(self, computation: Computation, one: Instruction) -> list[_FoundCollective]:
         body, condition = (
-            self._found(self.program[one.called[key][0]], False) for key in ("body", "condition")
+            self._collectives_in(self.program[one.called[key][0]], False)
+            for key in ("body", "condition")
         )
         if not body and not condition:
             return []

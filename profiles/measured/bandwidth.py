@@ -17,7 +17,7 @@ READ_BYTES = 1 << 28  # 256 MiB over a CPU mesh: far more than a last-level cach
 READ_BYTES_PER_CHIP = 1 << 30  # on each device of other meshes
 LAUNCHES = 16  # reads per sample there: launching and awaiting one can take as long as the read
 MATMUL_SIZE = 1024
-ALL = ("x", "y", "z")
+_XYZ = ("x", "y", "z")
 
 
 @dataclasses.dataclass
@@ -45,10 +45,10 @@ class PeakMeter:
         rows -= rows % self.mesh.size
         with jax.set_mesh(self.mesh):
             # No zeros: the system can map all untouched pages of zeros to one page of memory.
-            self._big = jax.jit(lambda: _filled((rows, width), jax.P(ALL, None)))()
+            self._big = jax.jit(lambda: _filled((rows, width), jax.P(_XYZ, None)))()
             self._vector = jax.jit(lambda: _filled((width,), jax.P(None)))()
             square = (MATMUL_SIZE * self.mesh.size, MATMUL_SIZE)
-            self._left = jax.jit(lambda: _filled(square, jax.P(ALL, None)).astype(self.dtype))()
+            self._left = jax.jit(lambda: _filled(square, jax.P(_XYZ, None)).astype(self.dtype))()
             right = (MATMUL_SIZE, MATMUL_SIZE)
             self._right = jax.jit(lambda: _filled(right, jax.P(None, None)).astype(self.dtype))()
         self._reads: dict[str, Callable[[], jax.Array]] = {

@@ -12,12 +12,12 @@ from profiles.report.step_table import markdown_table
 
 RESULTS = ROOT / "profiles/results"
 MODULE = "profiles.measured.result_tables"
-FIRST_PAGE, PAGE = "README.md", "profiles/measured/README.md"
+PROJECT_PAGE, PAGE = "README.md", "profiles/measured/README.md"
 GPU, CPU, CPU_TYPES = "llama3-8b-h200", "smollm2-135m-cpu", "smollm2-135m-cpu-types"
-_TIMES = ("batch", "measured step ms", "floor step ms", "floor / measured")
+_TIME_COLUMNS = ("batch", "measured step ms", "floor step ms", "floor / measured")
 SHORT = {
-    GPU: ("weight_dtype", *_TIMES, "measured USD/Mtok"),
-    CPU: ("devices (x,y,z)", *_TIMES, "measured tokens/s"),
+    GPU: ("weight_dtype", *_TIME_COLUMNS, "measured USD/Mtok"),
+    CPU: ("devices (x,y,z)", *_TIME_COLUMNS, "measured tokens/s"),
 }
 """Columns of the tables of the project's README, by the name of the run."""
 
@@ -39,7 +39,7 @@ def fits(name: str) -> str:
 
 
 PARTS: dict[Part, Callable[[], str]] = {
-    **{Part(FIRST_PAGE, name, MODULE): lambda n=name: table(n, SHORT[n]) for name in SHORT},
+    **{Part(PROJECT_PAGE, name, MODULE): lambda n=name: table(n, SHORT[n]) for name in SHORT},
     **{Part(PAGE, name, MODULE): lambda n=name: table(n) for name in (CPU, CPU_TYPES, GPU)},
     Part(PAGE, f"{CPU} lines", MODULE): lambda: fits(CPU),
 }

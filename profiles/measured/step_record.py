@@ -62,21 +62,21 @@ def decode_record(
     return (
         record
         | Record(step_s=measured, steps_per_sample=steps_per_sample)
-        | _paces(batch, chips, measured["median"], price_per_chip_hour)
-        | _held_against(traffic, bound, peaks, measured["median"])
+        | _throughput(batch, chips, measured["median"], price_per_chip_hour)
+        | _fractions(traffic, bound, peaks, measured["median"])
     )
 
 
-def _paces(batch: int, chips: int, seconds: float, price: float | None) -> Record:
+def _throughput(batch: int, chips: int, seconds: float, price: float | None) -> Record:
     """Tokens per second, and their cost where there is a price."""
-    paces = Record(tokens_per_s=batch / seconds, tokens_per_s_per_chip=batch / seconds / chips)
+    throughput = Record(tokens_per_s=batch / seconds, tokens_per_s_per_chip=batch / seconds / chips)
     if price is None:
-        return paces
+        return throughput
     cost = price * chips * seconds / 3600 / batch * 1e6
-    return paces | Record(usd_per_million_tokens=cost, price={"usd_per_chip_hour": price})
+    return throughput | Record(usd_per_million_tokens=cost, price={"usd_per_chip_hour": price})
 
 
-def _held_against(traffic: Counts, bound: Floor, peaks: Peaks, seconds: float) -> Record:
+def _fractions(traffic: Counts, bound: Floor, peaks: Peaks, seconds: float) -> Record:
     """Shares of the floor and of the peaks, unless part of the bytes may never leave the chip."""
     if peaks.on_chip and traffic.memory < CACHE_MULTIPLE * peaks.on_chip:
         return Record(

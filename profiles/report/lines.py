@@ -10,7 +10,7 @@ from profiles.report.record import LINE_FIELDS, Record
 from profiles.report.titles import field_text, text_of
 from sharding.error_types import FloorlineError
 
-TIMES = "\N{MULTIPLICATION SIGN}"
+MULTIPLICATION_SIGN = "\N{MULTIPLICATION SIGN}"
 
 
 def lines(points: Iterable[Record]) -> list[list[Record]]:
@@ -26,11 +26,11 @@ def telling_fields(points: Sequence[Record]) -> list[str]:
     """Fields besides devices and context without which two lines would bear the same name."""
     found = []
     for field in LINE_FIELDS:
-        seen: dict[tuple, set[str]] = {}
+        texts: dict[tuple, set[str]] = {}
         for point in points:
-            place = (point.devices, point.context)
-            seen.setdefault(place, set()).add(text_of(point, field))
-        if any(len(values) > 1 for values in seen.values()):
+            sizes = (point.devices, point.context)
+            texts.setdefault(sizes, set()).add(text_of(point, field))
+        if any(len(values) > 1 for values in texts.values()):
             found.append(field)
     return found
 
@@ -52,8 +52,8 @@ class Fit(TypedDict, total=False):
     kv_dtype: str
 
 
-_TOLD = tuple(name for name in Fit.__annotations__ if not name.endswith("_s"))
-_NAMING = "layout", "weight_dtype", "kv_dtype"  # said of a fit where fits differ in it
+_SHARED_FIELDS = tuple(name for name in Fit.__annotations__ if not name.endswith("_s"))
+_NAMING_FIELDS = "layout", "weight_dtype", "kv_dtype"  # said of a fit where fits differ in it
 
 
 def fit(points: Sequence[Record]) -> Fit:
@@ -76,8 +76,8 @@ def fit(points: Sequence[Record]) -> Fit:
     if all("kv_cache" in (point.floor_terms_s or {}) for point in points):
         kv_cache = [point.floor_terms_s["kv_cache"] for point in points]
         found["kv_slope_floor_s"] = float(np.polyfit(batches, kv_cache, 1)[0])
-    told = ((field, getattr(points[0], field)) for field in _TOLD)
-    return found | {field: value for field, value in told if value is not None}
+    shared = ((field, getattr(points[0], field)) for field in _SHARED_FIELDS)
+    return found | {field: value for field, value in shared if value is not None}
 
 
 def fits(points: Iterable[Record]) -> list[Fit]:
@@ -89,17 +89,21 @@ def fits(points: Iterable[Record]) -> list[Fit]:
 def fit_lines(fits: Sequence[Fit]) -> list[str]:
     """Each fit as a line of text, measured first and its floor in brackets."""
     texts = []
-    telling = [name for name in _NAMING if len({line[name] for line in fits if name in line}) > 1]
+    telling = [
+        field
+        for field in _NAMING_FIELDS
+        if len({line[field] for line in fits if field in line}) > 1
+    ]
     for line in fits:
-        where = devices_words(line.get("devices"), line.get("mesh"))
-        where += f", context {line['context']}" if "context" in line else ""
-        where = ", ".join([*(str(line.get(field)) for field in telling), where])
+        name = devices_words(line.get("devices"), line.get("mesh"))
+        name += f", context {line['context']}" if "context" in line else ""
+        name = ", ".join([*(str(line.get(field)) for field in telling), name])
         sign = "-" if line["slope_s"] < 0 else "+"
-        text = f"{where}: measured step = {ms(line['intercept_s'])} ms {sign} "
-        text += f"{ms(abs(line['slope_s']))} ms {TIMES} batch"
+        text = f"{name}: measured step = {ms(line['intercept_s'])} ms {sign} "
+        text += f"{ms(abs(line['slope_s']))} ms {MULTIPLICATION_SIGN} batch"
         named = (
             ("weight_floor_s", "weight floor {} ms"),
-            ("kv_slope_floor_s", f"KV floor {{}} ms {TIMES} batch"),
+            ("kv_slope_floor_s", f"KV floor {{}} ms {MULTIPLICATION_SIGN} batch"),
         )
         floor = "; ".join(words.format(ms(line[f])) for f, words in named if f in line)
         texts.append(text + f"   ({floor})" * bool(floor))

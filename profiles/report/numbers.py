@@ -2,7 +2,7 @@
 
 import math
 
-_LEAST, _MOST = -9, 15  # powers of ten; beyond, zeros say less than an exponent
+_MIN_POWER, _MAX_POWER = -9, 15  # powers of ten; beyond, zeros say less than an exponent
 
 
 def number(value: float, figures: int = 3) -> str:
@@ -11,7 +11,7 @@ def number(value: float, figures: int = 3) -> str:
         return f"{value:g}"
     rounded = f"{value:.{figures - 1}e}"
     power = int(rounded.partition("e")[2])  # of ten, once rounded: 99.96 is 100
-    if not _LEAST <= power < _MOST:
+    if not _MIN_POWER <= power < _MAX_POWER:
         return rounded
     return f"{value:,.{max(figures - 1 - power, 0)}f}"
 
@@ -44,8 +44,8 @@ def byte_size(count: float) -> str:
 def short(value: float) -> str:
     """A number in few characters, as at an axis: 0.5, 4096, 131k, 2M."""
     rounded = float(f"{value:.3g}")
-    for least, scale, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if abs(rounded) >= least:
+    for minimum, scale, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(rounded) >= minimum:
             return exact(rounded / scale) + letter
     return exact(float(f"{value:.4g}")).replace(",", "")
 

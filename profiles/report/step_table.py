@@ -176,13 +176,13 @@ def _unpacked(points: Sequence[Record]) -> list[str]:
     """Types that the compiler holds in more bits: how much, and in which steps if not all."""
     found: dict[str, list[tuple[float, int]]] = {}
     for point in points:
-        held = (point.bytes_per_chip or {}).get("weights_unpacked", 0)
-        found.setdefault(point.weight_dtype or "", []).append((held, point.batch))
+        size = (point.bytes_per_chip or {}).get("weights_unpacked", 0)
+        found.setdefault(point.weight_dtype or "", []).append((size, point.batch))
     notes = []
     for name, steps in found.items():
-        if most := max(steps)[0]:
-            batches = dict.fromkeys(str(batch) for held, batch in steps if held)
-            which = "" if all(held for held, _ in steps) else f" of batch {', '.join(batches)}"
-            what = f"unpacks {byte_size(most)} of weights as a whole in each step{which}"
+        if largest := max(steps)[0]:
+            batches = dict.fromkeys(str(batch) for size, batch in steps if size)
+            batch_note = "" if all(size for size, _ in steps) else f" of batch {', '.join(batches)}"
+            what = f"unpacks {byte_size(largest)} of weights as a whole in each step{batch_note}"
             notes.append(f"-  {name}: the compiler {what}")
     return notes

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 WIDTH = 110
 """Columns of a terminal that a table or a line of text may fill."""
-_LEAST_REMARK = 30  # columns that a remark is given at least, beyond `WIDTH` if need be
+_MIN_REMARK_WIDTH = 30  # columns that a remark is given at least, beyond `WIDTH` if need be
 _RULES = {"l": "---", "c": ":---:", "r": "---:"}
 _PADS = {"l": str.ljust, "c": str.center, "r": str.rjust}
 
@@ -97,7 +97,7 @@ class Table:
         for row, remark in zip(self.rows, self._remarks(), strict=True):
             start = line(row)
             indent = " " * (len(start) + 2)
-            wrapped = textwrap.wrap(remark, max(WIDTH - len(indent), _LEAST_REMARK)) or [""]
+            wrapped = textwrap.wrap(remark, max(WIDTH - len(indent), _MIN_REMARK_WIDTH)) or [""]
             lines += [f"{start}  {wrapped[0]}".rstrip(), *(indent + more for more in wrapped[1:])]
         return lines
 

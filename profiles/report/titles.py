@@ -6,17 +6,17 @@ from profiles.report.numbers import number
 from profiles.report.record import TITLES, Record
 
 _FIRST = "model", "phase", "dtype"  # a title begins with these
-_STORED = "weight_dtype", "kv_dtype"  # said behind `dtype` where they are another
+_STORED = "weight_dtype", "kv_dtype"  # given behind `dtype` where they are another
 
 
 def subject(points: Sequence[Record]) -> str:
     """One line naming model, phase, dtypes, devices and layout of some records."""
     values = {field: ", ".join(distinct(points, field)) for field in TITLES}
-    said = {field: TITLES[field].format(text) if text else "" for field, text in values.items()}
-    stored = [said[f] for f in _STORED if values[f] not in ("", values["dtype"])]
-    said["dtype"] += f" ({', '.join(stored)})" * bool(stored)
-    others = [field for field in said if field not in (*_FIRST, *_STORED)]
-    return ", ".join(filter(None, (said[field] for field in (*_FIRST, *others))))
+    texts = {field: TITLES[field].format(text) if text else "" for field, text in values.items()}
+    stored = [texts[f] for f in _STORED if values[f] not in ("", values["dtype"])]
+    texts["dtype"] += f" ({', '.join(stored)})" * bool(stored)
+    others = [field for field in texts if field not in (*_FIRST, *_STORED)]
+    return ", ".join(filter(None, (texts[field] for field in (*_FIRST, *others))))
 
 
 def bandwidth_words(bandwidth: dict, device_kind: str = "") -> str:

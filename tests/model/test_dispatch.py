@@ -47,7 +47,7 @@ def test_each_chip_gets_all_tokens_and_their_shares_of_its_experts_bit_for_bit(
 def axes_of(spread, batch):
     return ExpertAxes(
         exchanged=tuple(axis for axis in spread if axis in batch),
-        kept=tuple(axis for axis in spread if axis not in batch),
+        replicated=tuple(axis for axis in spread if axis not in batch),
         spread=tuple(spread),
         inputs=(),
         hidden=(),
