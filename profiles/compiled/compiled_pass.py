@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from model.cache import whole_tiles
+from model.cache import round_up_to_tiles
 from profiles.compiled.compiler import Compilation, compile_step
 from profiles.compiled.findings import Finding, findings
 from profiles.compiled.inspection import PassProgram, differences, expected
@@ -87,14 +87,14 @@ def estimate_on_tpu(estimator: Estimator, pass_: Pass) -> Estimate:
     """The estimate of a pass, the cache of a decode step as large as an engine's on TPU."""
     if pass_.over_prompts:
         return estimator.estimate(pass_)
-    slots = whole_tiles(pass_.cache_slots, estimator.deployment.dtypes)
+    slots = round_up_to_tiles(pass_.cache_slots, estimator.deployment.dtypes)
     return estimator.estimate(dataclasses.replace(pass_, slots=slots))
 
 
 def program_of(estimator: Estimator, pass_: Pass) -> PassProgram:
     """The program of a pass, as it is handed to a compiler."""
     deployment = estimator.deployment
-    slots = whole_tiles(pass_.cache_slots, deployment.dtypes)
+    slots = round_up_to_tiles(pass_.cache_slots, deployment.dtypes)
     return PassProgram(
         config=deployment.model,
         placement=deployment.placement,
