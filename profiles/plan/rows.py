@@ -61,7 +61,7 @@ class PlacementOnMeshes(Placement):
     mesh: Mapping[str, np.ndarray]
     first: Placement
 
-    def _settled_spec(self, kind: str, letters: str) -> jax.P:
+    def _divided_spec(self, kind: str, letters: str) -> jax.P:
         return self.first._spec(kind, letters)
 
     @functools.cached_property
