@@ -20,6 +20,7 @@ from model.weights.gguf_file import GGUFFile
 from tests.family_cases import FOLDER
 from tests.gguf_families import write_gguf
 from tests.gguf_samples import CHAT_TEMPLATE, write_tiny_gguf
+from tests.scripts.refused_runs import REFUSED, TEXT, TOKENS
 from tests.scripts.running import SCRIPTS, environment, run, run_many
 
 TINY = {"layers": 1, "tied": False, "seed": 3}
@@ -286,106 +287,6 @@ def test_text_arrives_while_it_is_decoded_and_an_interrupt_is_one_line(folder):
 
 
 # What does not -----------------------------------------------------------------------------------
-
-TOKENS = [*RANDOM, "--prompt_tokens=1,2,3"]
-TEXT = ["--prompt=the"]
-TEN = [*RANDOM, "--prompt_tokens=1,2,3,4,5,6,7,8,9,10"]
-
-# Name -> arguments, exit code, and what the message must say in order.
-REFUSED = {
-    # Files.
-    "missing file": (["--model=none.gguf", *TEXT], 1, "none.gguf", "No such file", "; give"),
-    "truncated": (["--model=truncated.gguf", *TEXT], 1, "truncated.gguf", "; the file is damaged"),
-    "corrupt": (["--model=corrupt.gguf", *TEXT], 1, "corrupt.gguf", "; the file is damaged"),
-    "no GGUF": (["--model=text.gguf", *TEXT], 1, "start of text.gguf is", "; give a GGUF file"),
-    "empty file": (["--model=empty.gguf", *TEXT], 1, "empty.gguf, which is empty; fetch it again"),
-    "a folder": (["--model=./", *TEXT], 1, "neither config.json nor floorline.json; give"),
-    "architecture": (["--model=architecture.gguf", *TEXT], 1, "'gptneox'; supported are llama"),
-    "lacking": (["--model=lacking.gguf", *TEXT], 1, "1 missing (blk.1.ffn_up.weight)", "; give"),
-    "left over": (["--model=crowded.gguf", *TEXT], 1, "1 left over ('blk.0.attn_q.bias')", "; "),
-    "misshapen": (
-        ["--model=misshapen.gguf", *TEXT],
-        1,
-        "1 misshapen (blk.0.ffn_down.weight [32, 65] for [32, 64])",
-        "; ",
-    ),
-    "no template": (["--model=untemplated.gguf", "--chat", *TEXT], 2, "chat template is missing"),
-    "a path too long": ([f"--model={'a/' * 3000}", *TEXT], 2, "...", "no path", "; give"),
-    # Folders.
-    "no such folder": (["--model=none/here", *TEXT], 1, "none/here", "No such file", "; give"),
-    "shard": (["--model=./shardless", *TEXT], 1, "model-00002-of-00005", "missing from", "; fetch"),
-    "family": (["--model=./family", *TEXT], 1, "model_type", "is 'mamba'; supported are llama"),
-    "field": (["--model=./field", *TEXT], 1, "'logits_scaling'", "is 2.0; this may change the"),
-    "quantized": (["--model=./quantized", *TEXT], 1, "'gptq'", "are not read; give"),
-    "text for a folder of ids": (
-        [f"--model={FOLDER / 'qwen2'}", *TEXT],
-        2,
-        "qwen2 has no tokenizer; pass --prompt_tokens",
-    ),
-    # Models by name.
-    "unknown model": (["--model=gpt5", *TEXT], 2, "model is 'gpt5'", "; ", "llama3-8b", "tiny"),
-    "weights not had": (["--model=llama3-8b", *TEXT], 2, "model is 'llama3-8b'", "random_weights"),
-    "random file": (["--model=tiny.gguf", "--random_weights", *TEXT], 2, "model is 'tiny.gguf'"),
-    # Meshes and layouts.
-    "five devices": ([*TOKENS, "--devices=5"], 2, "d_ff is 128", "z=5", "; use", "shards"),
-    "three on y": ([*TOKENS, "--mesh=3x1"], 2, "d_ff is 128", "y=3", "; use 1, 2, 4 or 8 shards"),
-    "mesh beside devices": (
-        [*TOKENS, "--mesh=2x2", "--devices=8"],
-        2,
-        "--mesh is 2x2, of 4 devices, beside",
-        "; leave",
-    ),
-    "mesh with a zero": ([*TOKENS, "--mesh=2x0"], 2, "mesh is '2x0'; write"),
-    "mesh of letters": ([*TOKENS, "--mesh=axb"], 2, "mesh is 'axb'; write"),
-    "mesh of four": ([*TOKENS, "--mesh=1x1x1x1"], 2, "mesh is '1x1x1x1'; write"),
-    "no devices": ([*TOKENS, "--devices=0"], 2, "--devices is '0'", "; "),
-    "devices in words": ([*TOKENS, "--devices=two"], 2, "--devices is 'two'", "; "),
-    "list of devices": ([*TOKENS, "--devices=1,2"], 2, "--devices is '1,2'", "; "),
-    "experts of none": (
-        [*TOKENS, "--expert_parallel"],
-        2,
-        "--expert_parallel is true, but tiny",
-        "; ",
-    ),
-    "unknown layout": ([*TOKENS, "--layout=3d"], 2, "layout is '3d'; use one of weight_stat"),
-    # Prompts.
-    "no prompt": (RANDOM, 2, "--prompt is not given; pass --prompt=TEXT"),
-    "empty prompt": (["--model=tiny.gguf", "--prompt="], 2, "--prompt is empty; give"),
-    "empty tokens": ([*RANDOM, "--prompt_tokens="], 2, "--prompt_tokens is ''; use token ids"),
-    "tokens in words": ([*RANDOM, "--prompt_tokens=1,a"], 2, "--prompt_tokens is '1,a'; use"),
-    "superscript token": ([*RANDOM, "--prompt_tokens=²"], 2, "--prompt_tokens is '²'; use"),
-    "unknown token": ([*RANDOM, "--prompt_tokens=256"], 2, "token 256", "; use ids from 0 to 255"),
-    "text for no tokenizer": ([*RANDOM, *TEXT], 2, "tiny", "no tokenizer; pass --prompt_tokens"),
-    "beyond the model": (
-        [*TEN, "--max_new_tokens=503"],
-        2,
-        "10 tokens and max_new_tokens is 503, but max_context of tiny is 512; shorten",
-    ),
-    "no new tokens": ([*TOKENS, "--max_new_tokens=0"], 2, "max_new_tokens is 0; use a positive"),
-    "stop of two": (["--model=tiny.gguf", *TEXT, "--stop=xyz"], 2, "--stop is 'xyz'", "; give"),
-    "unknown stop": ([*TOKENS, "--stop=256"], 2, "--stop is '256'", "not one token of tiny; give"),
-    # Sampling.
-    "negative temperature": ([*TOKENS, "--temperature=-1"], 2, "temperature is -1.0; use"),
-    "no temperature": ([*TOKENS, "--temperature=nan"], 2, "temperature is nan; use"),
-    "hot": ([*TOKENS, "--temperature=hot"], 2, "--temperature is 'hot'", "; see --help"),
-    "top_k 0": ([*TOKENS, "--temperature=1", "--top_k=0"], 2, "top_k is 0; use a positive"),
-    "top_p 0": ([*TOKENS, "--temperature=1", "--top_p=0"], 2, "top_p is 0.0; use a number above"),
-    "top_p 1.5": ([*TOKENS, "--temperature=1", "--top_p=1.5"], 2, "top_p is 1.5; use a number"),
-    "min_p 2": ([*TOKENS, "--temperature=1", "--min_p=2"], 2, "min_p is 2.0; use a number from 0"),
-    "greedy filter": ([*TOKENS, "--top_k=5"], 2, "temperature is 0", "TopK has no effect; give"),
-    "negative seed": ([*TOKENS, "--seed=-1"], 2, "--seed is '-1'", "[0, 4294967295]", "; "),
-    "great seed": ([*TOKENS, "--seed=4294967296"], 2, "--seed is '4294967296'", "; "),
-    # Flags and output.
-    "unknown flag": ([*TOKENS, "--promt=a"], 2, "flag is --promt", "unknown (near prompt"),
-    "no flag": ([*TOKENS, "stray"], 2, "argument is 'stray', which is no flag; see --help"),
-    "flag of other values": ([*TOKENS, "--dtype=int8"], 2, "--dtype is 'int8'", "; see --help"),
-    "json below a file": ([*TOKENS, "--json=text.gguf/a/b.json"], 1, "text.gguf", "; name"),
-    "json on a folder": ([*TOKENS, "--json=."], 1, "--json is ., not a regular file; name one"),
-    "json on a device": ([*TOKENS, "--json=/dev/null"], 1, "--json is /dev/null", "; name one"),
-    # Last, for what comes behind them in this process asks for no fewer devices.
-    "absurd devices": ([*TOKENS, "--devices=1000000"], 2, "d_ff is 128", "z=1000000"),
-    "absurd mesh": ([*TOKENS, "--mesh=99x99x99"], 2, "d_ff is 128", "x=99 y=99 z=99"),
-}
 
 
 @pytest.fixture(scope="module")
