@@ -31,7 +31,7 @@ def attend_by(layout: Layout, kind: str) -> Layout:
     """The layout with attention divided otherwise (Pope et al. 2022, section 3.3).
 
     Args:
-      layout: of the catalogue, which attends by heads.
+      layout: a layout of the catalogue, which attends by heads.
       kind: ``heads``; ``batch``, each chip some sequences with all their heads; or ``sequence``,
         each chip some slots of the cache, for one long sequence.
 
@@ -61,8 +61,8 @@ def prefill_by(layout: Layout, prompts: Layout) -> Layout:
     """The layout with prompts partitioned otherwise, over the same stored weights.
 
     Args:
-      layout: of decode steps, which also says how the cache lies.
-      prompts: of prefills.
+      layout: the layout of decode steps, which also says how the cache lies.
+      prompts: the layout of prefills.
 
     Raises:
       LayoutError: the two store their weights differently.

@@ -9,7 +9,7 @@ class FloorlineError(Exception):
     """Something the caller can put right: the message names the thing, its value and a remedy.
 
     Attributes:
-      exit_code: of a script that fails so.
+      exit_code: exit code of a script that fails with it.
     """
 
     exit_code = 1

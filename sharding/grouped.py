@@ -43,7 +43,7 @@ def kernel_for(
       rows: outputs of a shard.
       inputs: its other dimension.
       groups: into which its inputs are divided.
-      tokens: that the matrix multiplies.
+      tokens: number of tokens that the matrix multiplies.
     """
     if outer * inner == 1 and tile_of(rows, inputs, groups, tokens):
         return multiply_few
@@ -54,10 +54,10 @@ def tile_of(rows: int, inputs: int, groups: int, tokens: int) -> int | None:
     """Rows of the matrix that are taken at a time for few tokens; None where none fit or pay.
 
     Args:
-      rows: of the matrix.
+      rows: number of rows of the matrix.
       inputs: its other dimension.
       groups: into which its inputs are divided.
-      tokens: that it multiplies.
+      tokens: number of tokens that it multiplies.
     """
     if groups < 2 or inputs % _LANES or _LANES % (inputs // groups):
         return None
@@ -71,7 +71,7 @@ def dense_tile_of(rows: int, inputs: int, groups: int) -> tuple[int, int] | None
     """Rows and inputs that are made dense at a time for many tokens; None where none fit.
 
     Args:
-      rows: of the matrix.
+      rows: number of rows of the matrix.
       inputs: its other dimension.
       groups: into which its inputs are divided.
     """
@@ -166,7 +166,7 @@ def multiply_many(
       scales: [P, Q, N, groups] float32.
       offsets: as scales, if any.
       x: [M, Q, K].
-      dtype: of the product.
+      dtype: type of the product.
       interpret: run it on a CPU, as a TPU would.
 
     Returns:

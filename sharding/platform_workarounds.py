@@ -62,8 +62,8 @@ def by_platform(*operands: object, default: Callable, **others: Callable) -> obj
     is chosen is traced: the others take their time, and leave conditionals in the program.
 
     Args:
-      operands: of any of the functions.
-      default: of platforms that are not named.
+      operands: arguments of whichever function is called.
+      default: the function for platforms that are not named.
       others: by platform, such as ``cpu``, ``tpu`` or ``cuda``.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
@@ -96,7 +96,7 @@ def multiply_in_halves(weight: jax.Array, x: jax.Array, dtype: jnp.dtype) -> jax
     Args:
       weight: [outputs..., inputs...], an even number of outputs.
       x: [1, 1, inputs...].
-      dtype: of the product.
+      dtype: type of the product.
 
     Returns:
       [1, 1, outputs...].
@@ -124,7 +124,7 @@ def scatter_row(
 
     Args:
       scatter: writes rows into an array, and drops those of slots past its last.
-      array: that is written to.
+      array: the array to write to.
       row: [B, 1, ...].
       slot: [B, 1] int32.
       past_last: a slot past the last.

@@ -184,7 +184,7 @@ def _received(kind: str, devices: int, summing: bool) -> float:
 
 
 def _links(dimension: Dimension) -> int:
-    """Of the device that has fewest: the end of a line."""
+    """Links of the device that has the fewest: the end of a line."""
     return 2 if dimension.kind == RING else 1
 
 

@@ -34,7 +34,7 @@ class Expected:
       compute: arithmetic.
       communication: collectives that products do not hide.
       overlapped: collectives that they do.
-      overhead: of layers and of the step.
+      overhead: fixed times of the layers and of the step.
       hidden: communication runs while the memory is read.
     """
 
@@ -85,7 +85,7 @@ def expect(
       communication: time of its collectives.
       chip: the chip at its recommended figures.
       flops: recommended FLOP/s of a chip, in the arithmetic of the step.
-      layers: of the model.
+      layers: number of layers of the model.
       calibration: what is achieved.
     """
     parts = chip.devices_per_chip

@@ -21,7 +21,7 @@ def curves_document(
       command: the command line.
       started: when the run began, ISO 8601.
       study: what was drawn.
-      names: of the figures.
+      names: names of the figures.
       found: data of the figures that are not against batch, by name; None for one left out.
 
     Returns:

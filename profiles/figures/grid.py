@@ -25,10 +25,10 @@ def heat_map(
     """A coloured square for each point, with its number; grey says why there is none.
 
     Args:
-      rows: from `profiles.compiled.grid.summary`.
+      rows: what `profiles.compiled.grid.summary` gives.
       field: what is drawn.
       title: what that is, with what it is over.
-      path: of the PNG file.
+      path: the PNG file.
       span: numbers at which colours begin and end.
 
     Returns:

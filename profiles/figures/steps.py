@@ -275,7 +275,7 @@ def frame(figure: "Figure", head: Sequence[str], foot: Sequence[str], handles: l
       figure: with its panels.
       head: the title, then lines below it.
       foot: notes at the bottom.
-      handles: of the legend.
+      handles: entries of the legend.
     """
     inch = 1 / figure.get_figheight()
     y = 1 - 0.12 * inch

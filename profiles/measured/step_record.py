@@ -35,12 +35,12 @@ def decode_record(
 
     Args:
       engine: the model on its mesh.
-      peaks: of each device.
+      peaks: peak rates of each device.
       batch: sequences.
       context: tokens in the cache when the step starts.
       slots: tokens the cache has room for.
       samples: measured seconds per step; none for a floor alone.
-      steps_per_sample: that each of them is the mean of.
+      steps_per_sample: number of steps whose mean a sample is.
       experts_touched: distinct experts that a layer read, on average over layers; if None, those
         that evenly spread tokens would touch.
       price_per_chip_hour: USD, for the cost per token.

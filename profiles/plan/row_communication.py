@@ -61,7 +61,7 @@ class RowTimes(NamedTuple):
       fixed: times of every batch.
       growing: times that each sequence adds; both have an array entry for each row.
       not_linear: rows whose collectives differ between batches by more than payloads.
-      tokens: of each sequence of the pass.
+      tokens: tokens of each sequence of the pass.
     """
 
     fixed: CommunicationTime
@@ -92,7 +92,7 @@ class RowCommunication:
 
     Args:
       rows: all of them.
-      tokens: of each sequence of a pass: 1 in a decode step.
+      tokens: tokens of each sequence of a pass: 1 in a decode step.
     """
 
     def __init__(self, rows: Rows, tokens: int):

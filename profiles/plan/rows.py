@@ -129,7 +129,7 @@ class Group:
 
     Args:
       first: the placement of one of them.
-      pattern: that it has.
+      pattern: its pattern.
     """
 
     def __init__(self, first: Placement, pattern: Pattern):
@@ -142,7 +142,7 @@ class Group:
 
     @functools.cached_property
     def numbers(self) -> np.ndarray:
-        """Of the rows."""
+        """Numbers of the rows."""
         return np.array([number for number, *_ in self._members])
 
     @functools.cached_property
@@ -176,7 +176,7 @@ class Rows:
       model: by its arrays.
       dtypes: refuse what groups of a few bits do not divide.
       layouts: wanted ones.
-      counts: of devices.
+      counts: numbers of devices.
     """
 
     def __init__(

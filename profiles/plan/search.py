@@ -23,7 +23,7 @@ class Targets:
       prompt: tokens of a prompt; a first token takes one's prefill.
       first_token_s: expected seconds of it.
       chips: at most.
-      usd_per_hour: of all chips.
+      usd_per_hour: most that all chips may cost in an hour, in USD.
     """
 
     step_s: float | None = None
@@ -57,7 +57,7 @@ class Candidate(NamedTuple):
 
     Attributes:
       cell: slice and form.
-      number: of the cell's row: layout and mesh.
+      number: number of the cell's row, which is a layout on a mesh.
       batch: sequences.
       step_s: expected seconds of a decode step.
       usd: expected cost of a million tokens.

@@ -20,7 +20,7 @@ class SizedRows:
 
     Args:
       model: by its sizes.
-      counts: of devices.
+      counts: numbers of devices.
     """
 
     def __init__(self, model: SizedModel, counts: Iterable[int]):

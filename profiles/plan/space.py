@@ -137,7 +137,7 @@ class Cell:
 
     @functools.cached_property
     def _numbers(self) -> slice:
-        """Of its rows among all."""
+        """Numbers of its rows among all."""
         found = self.space.rows(self.dtypes).of(self.slice.devices)
         return slice(found.start, found.stop)
 
@@ -158,7 +158,7 @@ class Cell:
 
     @functools.cached_property
     def batches(self) -> np.ndarray:
-        """Of each row: `BATCHES` and the largest that fits, 0 where they do not."""
+        """For each row `BATCHES` and the largest batch that fits; 0 where one does not."""
         lines, multiples = self._lines, self.multiples
         most = (self.capacity - lines.resident) / lines.memory_per_sequence
         largest = np.maximum(np.floor(most / multiples).astype(int) * multiples, 0)
@@ -238,7 +238,7 @@ class Cell:
           memory: seconds of reading and writing it, [rows, batches].
           compute: seconds of arithmetic, likewise.
           padded: batches.
-          tokens: of each sequence.
+          tokens: tokens of each sequence.
         """
         latency, transfer, overlapped = self.space.communication(self, tokens).at(padded)
         compute = np.maximum(compute, overlapped / self.calibration.link)

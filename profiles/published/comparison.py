@@ -67,7 +67,7 @@ class Reproduced:
     Attributes:
       case: what was measured.
       floor_s: the least that is consistent with the source.
-      expected_s: of the mesh that is expected to be fastest, where it is not stated.
+      expected_s: expected time, on the mesh where it is least if none is stated.
       calibration: the constants of the expected time.
       assumptions: what was assumed for these times beside the case's own assumptions.
     """
@@ -133,7 +133,7 @@ def reproduce(case: Case, calibration: Calibration | None = None) -> Reproduced:
 
 
 def estimators(case: Case, for_floor: bool, calibration: Calibration) -> list[Estimator]:
-    """Of all meshes that a case may have: for its floor, or for its expected time."""
+    """Estimators of all meshes that a case may have, for its floor or for its expected time."""
     mesh = tuple(case.mesh.items()) if case.mesh else None
     deployment = Deployment(
         model=case.model,
@@ -168,7 +168,7 @@ def _floor_seconds(case: Case, estimator: Estimator) -> float:
 
 
 def _bound(case: Case, estimator: Estimator, context: int, tokens: int) -> float:
-    """Of a pass; a batch that the layout does not divide is not padded, for others need not."""
+    """The floor of a pass; a batch is not padded, because another layout need not pad it."""
     pass_, deployment = Pass(case.batch, context, tokens), estimator.deployment
     if deployment.padded(pass_) == pass_:
         return estimator.estimate(pass_).floor.seconds
@@ -244,7 +244,7 @@ class Summary:
 
     Attributes:
       rows: how many.
-      median: of the errors' sizes.
+      median: median of the errors' sizes.
       p90: the size that nine in ten stay below.
       closest: the largest part of a measured time that its floor is.
     """

@@ -39,7 +39,7 @@ def check_file(path: str | Path, name: str = "output path") -> Path:
     """Refuses a file that `write_atomically` could not write, so that no work is lost by it.
 
     Args:
-      path: of the file; it and its folder need not be there.
+      path: the file; it and its folder need not be there.
       name: what the message calls it, such as a flag.
 
     Returns:

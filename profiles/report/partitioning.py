@@ -10,7 +10,7 @@ def partitioning(config: ModelConfig, placement: Placement, prompts: bool = Fals
 
     Args:
       config: the model.
-      placement: of decode steps, which says how the cache lies.
+      placement: the placement of decode steps, which says how the cache lies.
       prompts: the pass is over prompts, which may have a layout of their own.
 
     Returns:
