@@ -4,7 +4,7 @@ import jax
 
 from sharding.error_types import FloorlineError
 
-_EXTRAS = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}  # of this project, by JAX's platforms
+_EXTRAS = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}  # this project's extras by JAX's platforms
 
 
 def devices() -> list[jax.Device]:

@@ -25,8 +25,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 _LANES, _SUBLANES = 128, 8
 _TILES = (512, 256, 128)
-_FEW_TOKENS = 256  # of more, products of dense values are cheaper
-_MAX_VALUES = 2**21  # of a matrix's tile, or of all tokens: a few MB of VMEM
+_FEW_TOKENS = 256  # for more, products of dense values are cheaper
+_MAX_VALUES = 2**21  # values of a matrix's tile, or of all tokens: a few MB of VMEM
 _TOKENS = 512  # at a time, of many ...
 _TILE_ROWS = (1024, 512, 256, 128)
 _MAX_DENSE_VALUES = 2**19  # ... by as many values of the matrix, dense: 3 MB of VMEM
@@ -179,7 +179,7 @@ def multiply_many(
     tile_tokens = min(_TOKENS, -(-tokens // _LANES) * _LANES)
 
     def values_index(n: int, k: int) -> tuple[int, ...]:
-        div, rem = jax.lax.div, jax.lax.rem  # of numbers that are never negative
+        div, rem = jax.lax.div, jax.lax.rem  # for numbers that are never negative
         return div(n, across), div(k, along), rem(n, across), rem(k, along)
 
     def scales_index(n: int, m: int, k: int) -> tuple[int, ...]:

@@ -168,7 +168,7 @@ def _detect() -> Membership:
                 number = cluster.get_process_count()
                 if number == 1:
                     return Membership()
-                address = None  # of a TPU slice JAX asks for it, and waits
+                address = None  # on a TPU slice JAX asks for it, and waits
                 if cluster.name in _WITH_ADDRESS:
                     port = os.environ.get("JAX_COORDINATOR_PORT")
                     address = cluster.get_coordinator_address(None, port)

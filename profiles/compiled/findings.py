@@ -21,9 +21,9 @@ from profiles.floor.element_types import bits
 from profiles.hlo.moves import Move, grouped
 from profiles.report.numbers import byte_size, several
 
-PADDED = 0.005  # of all arguments: what padding by tiles is worth a word
-LEAST = 1e-3  # of a floor: moves that cost less are listed, but no findings
-LARGE = 0.01  # of all arguments, and of a floor: temporaries and their cost worth a word
+PADDED = 0.005  # part of all arguments from which padding by tiles is a finding
+LEAST = 1e-3  # part of a floor: moves that cost less are listed, but no findings
+LARGE = 0.01  # part of all arguments and of a floor from which temporaries are a finding
 
 
 @dataclasses.dataclass(frozen=True)

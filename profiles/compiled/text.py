@@ -14,7 +14,7 @@ from profiles.hlo.program import Array
 from profiles.report.numbers import ms, number
 from profiles.report.table import Table, wrap
 
-TEMPORARY = 0.01  # of arguments: temporaries that are worth a word
+TEMPORARY = 0.01  # part of arguments from which temporaries are named
 
 
 def title(program: PassProgram, slice: Slice) -> str:

@@ -9,7 +9,7 @@ from profiles.expected.estimate_record import Recorder, basis
 from profiles.figures.study import Study
 from profiles.report.document import document
 
-DIGITS = 6  # that a curve's numbers keep
+DIGITS = 6  # significant digits of a curve's numbers
 
 
 def curves_document(

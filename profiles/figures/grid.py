@@ -41,7 +41,7 @@ def heat_map(
 
     names = [_name(row, _ROW) for row in rows], [_name(row, _COLUMN) for row in rows]
     ups, acrosses = (list(dict.fromkeys(each)) for each in names)
-    meshes = {name: {} for name in acrosses}  # of a column's squares, each once
+    meshes = {name: {} for name in acrosses}  # meshes of a column's squares, each once
     for row, across in zip(rows, names[1], strict=True):
         meshes[across] |= {field_text(row["mesh"]): None} if "mesh" in row else {}
     values = np.full((len(ups), len(acrosses)), np.nan)

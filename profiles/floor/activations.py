@@ -47,7 +47,7 @@ def activation_bytes(
             _attention(config, placement, dtypes, tokens, slots),
             tokens * _feed_forward(config, placement, dtypes),
         ),
-        config.vocabulary * FLOAT32 * _logits_share(placement),  # of each sequence's last token
+        config.vocabulary * FLOAT32 * _logits_share(placement),  # the last token's logits
     )
     return tokens * (stream + gathered) + widest
 

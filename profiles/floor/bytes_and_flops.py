@@ -107,7 +107,7 @@ class PassCounter:
         self.config, self.placement, self.dtypes = config, placement, dtypes
         self.token = kv_token_bytes(config, placement, dtypes)
         self.resident = self._dense_weights = self._experts = self._gathered = 0.0
-        self._row = self._rows = 0.0  # of an embedding that is looked up: one, and all
+        self._row = self._rows = 0.0  # bytes of an embedding that is looked up: one row, all
         self._work = self._table_work = 0.0
         for alike in _alike(config, dtypes):
             self._add(alike)

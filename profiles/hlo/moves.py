@@ -284,7 +284,7 @@ class Users:
 
     def scope(self, step: Step) -> str:
         """Named scopes and primitive, layers not told apart; empty if nobody says."""
-        one, steps = step.instruction, 8  # of a chain of copies and tuples
+        one, steps = step.instruction, 8  # the longest chain of copies and tuples
         while one and not scopes(one.op_name) and steps:
             one, steps = self._of(step.computation).get(one.name), steps - 1
         if not one or not scopes(one.op_name):

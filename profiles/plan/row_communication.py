@@ -191,8 +191,8 @@ def _times(
     )
 
     shape = np.array([shapes.index(tuple(row.mesh.values())) for row in rows], int)
-    count = embeddings.count[shape]  # of embeddings, by row
-    first = np.cumsum(count) - count  # of each row's among those of all rows
+    count = embeddings.count[shape]  # number of embeddings, by row
+    first = np.cumsum(count) - count  # index of each row's first among those of all rows
     row, kind, axes, times, typical, *payloads = collectives
 
     # Every collective in every embedding of its row.
