@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from decode import tokenizer_files, tokenizer_gguf
 from decode.engine import Engine
@@ -17,7 +16,7 @@ from model.catalog import CATALOG, find_model
 from model.config import ConfigError, ModelConfig
 from model.declarations import Path as ParameterPath
 from model.declarations import matrices, total_bytes
-from model.dtypes import Dtypes
+from model.dtypes import PLAIN_DTYPES, Dtypes
 from model.layout_check import settle
 from model.parameters import Parameters, Readable, convert_parameters, initialise, place_parameters
 from model.transformer import Transformer
@@ -26,15 +25,10 @@ from model.weights.fetch import FETCHABLE, fetch
 from model.weights.gguf_file import GGUFFile
 from model.weights.huggingface import HuggingFaceFolder
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, is_checkpoint
-from sharding.devices import default_platform
 from sharding.layout import Layout
 from sharding.mesh import MeshShape, make_mesh
 from sharding.placement import Placement
 from sharding.quantization import Quantization, QuantizedArray
-from sharding.stored_types import PLAIN_TYPES
-
-PLAIN_DTYPES = {name: getattr(jnp, name) for name in PLAIN_TYPES}
-
 
 # Takes the total number of bytes; the context's value is called with each number of bytes loaded.
 Progress = Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]]
@@ -236,8 +230,3 @@ def _read(path: Path) -> ModelSource:
         return ModelSource(folder.config, folder, Tokenizer.from_folder(path))
     file = GGUFFile(path)
     return ModelSource(gguf.read_config(file), file, Tokenizer.from_gguf(file.metadata))
-
-
-def default_dtype() -> str:
-    """float32 on CPU, where bfloat16 is slow; bfloat16 elsewhere."""
-    return "float32" if default_platform() == "cpu" else "bfloat16"

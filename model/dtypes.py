@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from sharding.devices import default_platform
 from sharding.error_types import UsageError
 from sharding.quantization import QUANTIZATIONS, Quantization
+from sharding.stored_types import PLAIN_TYPES
 
 Storage = jnp.dtype | Quantization
 """Plain values of a type, or few bits and scales."""
+PLAIN_DTYPES = {name: getattr(jnp, name) for name in PLAIN_TYPES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,11 @@ class Dtypes:
         """Names of the three types, by the fields that records have for them."""
         return {"dtype": self.dtype.name, "weight_dtype": self.weights.name,
                 "kv_dtype": self.cache.name}  # fmt: skip
+
+
+def default_dtype() -> str:
+    """float32 on CPU, where bfloat16 is slow; bfloat16 elsewhere."""
+    return "float32" if default_platform() == "cpu" else "bfloat16"
 
 
 def check_platform(quantization: Quantization) -> None:

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from _array_flags import DTYPE, WEIGHT_DTYPE
 from absl import flags
 
-from decode.load import PLAIN_DTYPES, default_dtype
-from model.dtypes import Dtypes, Storage, check_platform
+from model.dtypes import PLAIN_DTYPES, Dtypes, Storage, check_platform, default_dtype
 from sharding.error_types import UsageError
 from sharding.quantization import QUANTIZATIONS, Quantization
 from sharding.stored_types import CACHE_TYPES

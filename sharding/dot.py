@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from sharding.grouped import kernel_for
 from sharding.platform_workarounds import by_platform, faster_in_halves, multiply_in_halves
 from sharding.quantization import (
     QuantizedArray,
@@ -86,6 +85,8 @@ def _by_kernel(
     """How a TPU multiplies groups, if it has a kernel; `chips` dimensions of the weight count."""
     if not isinstance(weight, QuantizedArray) or weight.round_activations or not weight.group:
         return {}
+    from sharding.grouped import kernel_for  # imports Pallas, which takes a while
+
     shards, local, tokens = weight.shape[:chips], weight.shape[chips:], math.prod(x.shape[:2])
     shape = [math.prod(part) for n in (shards, local) for part in (n[:outputs], n[outputs:])]
     kernel = kernel_for(*shape, shape[-1] // granule(weight), tokens)

@@ -79,6 +79,17 @@ def test_no_help_and_no_wrong_flag_waits_for_jax(script, flag, code):
     assert not HEAVY & {*imported.split()}
 
 
+@pytest.mark.parametrize("script", ["plan.py", "estimate.py"])
+def test_what_needs_no_weights_does_not_wait_for_what_reads_them(script):
+    command = [sys.executable, "-c", REPORTS, str(SCRIPTS / script), "--model=llama3-8b",
+               "--topology=v5e:2x4"]  # fmt: skip
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    imported = {*ended.stderr.splitlines()[-1].split()}
+    assert (ended.returncode, "flax" in imported) == (0, True)
+    kernels = {"jax.experimental.pallas.tpu"}
+    assert not imported & {*HEAVY, *kernels} - {"jax", "flax"}
+
+
 @pytest.mark.parametrize("path", sorted(SCRIPTS.glob("[a-z]*.py")), ids=lambda path: path.name)
 def test_no_example_of_a_help_has_two_lines_in_one(path):
     """As where a backslash at the end of a line is taken for Python's own."""
