@@ -8,13 +8,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 
 from sharding.axes import LOGICAL_AXES, UNDIVIDED
 from sharding.error_types import LayoutError
-from sharding.layout import KINDS, Axes, Layout
+from sharding.layout import KINDS, Axes, Layout, Rule
+
+_T = TypeVar("_T")
+_Items = tuple[tuple[str, _T], ...]
+"""A mapping that can be a key of another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +53,11 @@ class Placement:
             and shard counts that would work.
         """
         placement = cls(layout, dict(sizes), dict(mesh))
+        rules, lengths = tuple(layout.rules.items()), tuple(sizes.items())
         for kind in ("weights", "use", "cache"):
-            for key in layout.table(kind):
-                letters = "".join(letter for letter in key.split() if letter in sizes)
-                # The d_ff of experts divides what they leave; it is in no array without them.
-                experts = "E" if "F" in letters and "E" in sizes else ""
-                rest = placement._divide(kind, letters + experts).unused.get(key, ())
-                if rest and layout.rules.get(key, "refuse") == "refuse":
-                    raise _refusal(letters, sizes, rest, mesh)
+            table = placement.tables[kind]
+            if refused := _refused(table, rules, lengths, placement._mesh_items):
+                raise _refusal(*refused, sizes, mesh)
         if layout.prefill:
             cls.of(layout.prefill, sizes, mesh)
         return placement
@@ -110,18 +111,26 @@ class Placement:
         layout = self.layout.prefill
         return dataclasses.replace(self, layout=layout) if layout else self
 
+    def share(self, *arrays: tuple[str, str]) -> float:
+        """The part that each device has of an array: one of `parts`."""
+        return 1 / self.parts(*arrays)
+
     @functools.cached_property
-    def share(self) -> Callable[..., float]:
-        """``share((kind, letters), ...)``: the part that each device has of an array.
+    def parts(self) -> Callable[..., int]:
+        """``parts((kind, letters), ...)``: into how many parts an array is divided.
 
-        Each argument is a kind of array, such as ``activations``, and letters. Of several, the part
-        is that of an array divided as all of them are together, each mesh axis counted once.
+        Each argument is a kind of array, such as ``activations``, and letters. Of several, the
+        number is that of an array divided as all of them are together, each mesh axis counted once.
         """
-        return functools.cache(self._share)
+        return functools.cache(self._parts)
 
-    def _share(self, *arrays: tuple[str, str]) -> float:
+    def _parts(self, *arrays: tuple[str, str]) -> int:
+        return shards(tuple(self.dividing(*arrays)), self.mesh)
+
+    def dividing(self, *arrays: tuple[str, str]) -> set[str]:
+        """Mesh axes that divide any of these arrays."""
         specs = [getattr(self, kind)(letters) for kind, letters in arrays]
-        return 1 / shards(tuple({axis for spec in specs for axis in used_axes(spec)}), self.mesh)
+        return {axis for spec in specs for axis in used_axes(spec)}
 
     @functools.cached_property
     def multiple(self) -> Callable[[str], int]:
@@ -166,17 +175,18 @@ class Placement:
         return jax.P(*[entry(taken.get(letter, ())) for letter in letters])
 
     @functools.cached_property
-    def _tables(self) -> dict[str, tuple[tuple[str, Axes], ...]]:
+    def tables(self) -> dict[str, _Items[Axes]]:
+        """The layout's tables by their names, as tuples."""
         return {kind: tuple(self.layout.table(kind).items()) for kind in KINDS}
 
     @functools.cached_property
-    def _mesh_items(self) -> tuple[tuple[str, int], ...]:
+    def _mesh_items(self) -> _Items[int]:
         return tuple(self.mesh.items())
 
     def _divide(self, kind: str, letters: str) -> "_Divided":
         # 0: rounded up until it divides
         lengths = tuple([self.sizes.get(letter, 0) for letter in letters])
-        return _divide(self._tables[kind], letters, lengths, self._mesh_items)
+        return _divide(self.tables[kind], letters, lengths, self._mesh_items)
 
 
 class _Divided(NamedTuple):
@@ -188,10 +198,7 @@ class _Divided(NamedTuple):
 
 @functools.lru_cache(maxsize=2**16)
 def _divide(
-    table: tuple[tuple[str, Axes], ...],
-    letters: str,
-    lengths: tuple[int, ...],
-    mesh_items: tuple[tuple[str, int], ...],
+    table: _Items[Axes], letters: str, lengths: tuple[int, ...], mesh_items: _Items[int]
 ) -> _Divided:
     """Divides one array; layouts that differ elsewhere share what was found."""
     mesh, sizes = dict(mesh_items), dict(zip(letters, lengths, strict=True))
@@ -211,6 +218,23 @@ def _divide(
     return _Divided(taken, still_free)
 
 
+@functools.lru_cache(maxsize=2**14)
+def _refused(
+    table: _Items[Axes], rules: _Items[Rule], sizes: _Items[int], mesh: _Items[int]
+) -> tuple[str, Axes] | None:
+    """Letters and the mesh axes that must divide them but do not; None where all do."""
+    lengths, rule_of = dict(sizes), dict(rules)
+    for key, _ in table:
+        letters = "".join(letter for letter in key.split() if letter in lengths)
+        # The d_ff of experts divides what they leave; it is in no array without them.
+        array = letters + ("E" if "F" in letters and "E" in lengths else "")
+        rest = _divide(table, array, tuple(map(lengths.get, array)), mesh).unused.get(key, ())
+        if rest and rule_of.get(key, "refuse") == "refuse":
+            return letters, rest
+    return None
+
+
+@functools.lru_cache(maxsize=2**14)
 def used_axes(spec: jax.P) -> Axes:
     """The mesh axes that a sharding names, in order."""
     return tuple(axis for dimension in spec for axis in entry_axes(dimension))
@@ -239,13 +263,14 @@ def entry_axes(entry: str | Axes | None) -> Axes:
     return entry if isinstance(entry, tuple) else (entry,) if entry else ()
 
 
+@functools.lru_cache(maxsize=2**14)
 def division(spec: jax.P) -> tuple[Axes, ...]:
     """The mesh axes of every dimension."""
     return tuple(map(entry_axes, spec))
 
 
 def _refusal(
-    letters: str, sizes: Mapping[str, int], axes: Axes, mesh: Mapping[str, int]
+    letters: str, axes: Axes, sizes: Mapping[str, int], mesh: Mapping[str, int]
 ) -> LayoutError:
     size, parts = math.prod(sizes[letter] for letter in letters), shards(axes, mesh)
     names = " times ".join(LOGICAL_AXES[letter].split(",")[0].split(":")[0] for letter in letters)

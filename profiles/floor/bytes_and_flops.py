@@ -24,7 +24,7 @@ from model.transformer import Transformer
 from profiles.floor.activations import activation_bytes, attention_share
 from profiles.floor.experts import touched_experts
 from profiles.floor.passes import BatchLine, Counts, Pass, attended_pairs
-from sharding.placement import Placement, shards, used_axes
+from sharding.placement import Placement
 from sharding.quantization import stored_bytes
 
 LOOKED_UP: Path = ("embedding", "weight")
@@ -52,7 +52,7 @@ def declared(config: ModelConfig, dtypes: Dtypes) -> list[Declared]:
 
     Layers differ in their windows alone, which no parameter depends on: one is declared for all.
     """
-    model = Transformer(dataclasses.replace(config, layers=1, windows=None), dtypes)
+    model = Transformer(_one_layer(config), dtypes)
     quantized = matrices(model)
     return [
         Declared(
@@ -111,9 +111,8 @@ class PassCounter:
         self._work = self._table_work = 0.0
         for alike in _alike(config, dtypes):
             self._add(alike)
-        experts = used_axes(placement.use("E"))
-        batches = used_axes(placement.activations("B"))
-        self._replicas = shards(tuple({*batches} - {*experts}), placement.mesh)
+        experts = "use", "E"
+        self._replicas = placement.parts(experts, ("activations", "B")) // placement.parts(experts)
         self._of_cache = attention_share(placement, of_cache=True)
         self._of_prompts = attention_share(placement, of_cache=False)
         self._multiple = placement.multiple("S")
@@ -239,7 +238,7 @@ def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int, 
     up to the layer's window.
     """
     seen = kept = pairs = 0
-    for window, layers in collections.Counter(map(config.window, range(config.layers))).items():
+    for window, layers in _windows(config).items():
         window = window or cached + tokens
         seen += layers * min(cached, window - 1)
         kept += layers * min(tokens, window)
@@ -256,5 +255,20 @@ def kv_token_bytes(config: ModelConfig, placement: Placement, dtypes: Dtypes) ->
 @functools.lru_cache(maxsize=4096)
 def _cache_bytes(config: ModelConfig, slots: int, dtypes: Dtypes, multiple: int = 1) -> int:
     """Bytes of one sequence's cache, all devices together."""
-    cache = abstract_cache(config, 1, slots, dtypes, multiple)
-    return sum(map(stored_bytes, jax.tree.leaves(cache)))
+    one, total = _one_layer(config), 0
+    for window, layers in _windows(config).items():
+        cache = abstract_cache(one, 1, min(slots, window or slots), dtypes, multiple)
+        total += layers * sum(map(stored_bytes, jax.tree.leaves(cache)))
+    return total
+
+
+@functools.cache
+def _windows(config: ModelConfig) -> dict[int | None, int]:
+    """How many layers have each window, in which alone they differ; None is without one."""
+    return collections.Counter(map(config.window, range(config.layers)))
+
+
+@functools.cache
+def _one_layer(config: ModelConfig) -> ModelConfig:
+    """The same model with one layer, of no window."""
+    return dataclasses.replace(config, layers=1, windows=None)

@@ -6,7 +6,6 @@ appendix A, give the closed forms that this list takes in that paper's configura
 compiled program really holds is counted by `profiles.hlo.census`; the two must agree.
 """
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -60,10 +59,9 @@ def expected_collectives(
     """
     step = ForwardPass(config, placement, dtypes, batch, tokens, grouped)
     step.look_up()
-    once, step.found = step.found, []
+    step.times = config.layers
     step.layer()
-    layers = [dataclasses.replace(each, count=each.count * config.layers) for each in step.found]
-    step.found = once + layers
+    step.times = 1
     step.unembed()
     if sampled:
         step.sample()
@@ -87,6 +85,7 @@ class ForwardPass(Shapes):
         super().__init__(config, placement, dtypes, batch, tokens)
         self.element = element_of(dtypes.dtype)
         self.overlapped = placement.layout.collectives == "overlapped"
+        self.times = 1  # that the part walked through is run
         self.found: list[Collective] = []
 
     def look_up(self) -> None:
@@ -345,6 +344,8 @@ class ForwardPass(Shapes):
         of_weights: bool = False,
     ) -> None:
         """A change of sharding, as `sharding.collectives.reshard` makes it."""
+        if start == target:
+            return
         element = element_of(array.dtype)
         for kind, lost, after in _changes(division(start), division(target)):
             size = math.prod(self.local(array.shape, after))
@@ -367,7 +368,14 @@ class ForwardPass(Shapes):
         payload = size * bits(element) // 8
         self.found.append(
             Collective(
-                kind, ordered, payload, count, block, element, by_hand, of_weights=of_weights
+                kind,
+                ordered,
+                payload,
+                count * self.times,
+                block,
+                element,
+                by_hand,
+                of_weights=of_weights,
             )
         )
 

@@ -1,5 +1,6 @@
 """Element types by the names that XLA prints, and their sizes."""
 
+import functools
 import re
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import DTypeLike
 from sharding.error_types import FloorlineError
 
 
+@functools.cache
 def bits(element: str) -> int:
     """Bits of one element, by HLO's name of its type.
 
@@ -23,6 +25,7 @@ def bits(element: str) -> int:
     return int(found[1])
 
 
+@functools.cache
 def element_of(dtype: DTypeLike) -> str:
     """HLO's name of an array's dtype: ``bf16`` for bfloat16, ``s4`` for int4."""
     name = np.dtype(dtype).name.replace("_", "")

@@ -1,5 +1,6 @@
 """Products of a forward pass, and shapes of what it reads and makes, whole and on each chip."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -69,6 +70,7 @@ class Shapes:
     ):
         self.config, self.placement, self.dtypes = config, placement, dtypes
         self.sizes = {**config.sizes, "B": batch, "T": tokens}
+        self._shards = functools.cache(lambda axes: shards(axes, placement.mesh))
 
     def weight(self, letters: str, outputs: int) -> Weight:
         """Shapes and dtypes of a matrix as it is stored."""
@@ -102,7 +104,7 @@ class Shapes:
     def local(self, shape: Sequence[int], division: Division) -> list[int]:
         """Sizes of one chip's part of an array."""
         pairs = zip(shape, division, strict=True)
-        return [size // shards(axes, self.placement.mesh) for size, axes in pairs]
+        return [size // self._shards(axes) for size, axes in pairs]
 
     def size(self, letters: str, division: Division) -> int:
         """Elements of one chip's part of an array."""

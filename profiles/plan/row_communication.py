@@ -6,7 +6,6 @@ of sums, so that a plan compares what estimates say.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +18,13 @@ from profiles.chips.slices import Slice
 from profiles.expected.links import EXPECTED_EMBEDDINGS, MeshEmbedding, axis_extents, dimensions
 from profiles.expected.time import CollectiveLine, CollectiveLists, CommunicationTime, LinkTimes
 from profiles.floor.collective import KINDS
-from profiles.plan.rows import Group, Row, Rows
+from profiles.plan.rows import Group, Rows
 from sharding.axes import MESH_AXES
 from sharding.placement import Placement
 
 _PERMUTE = KINDS.index("permute")
+_Meshes = tuple[tuple[tuple[int, ...], ...], np.ndarray]
+"""Meshes, each by the sizes of its axes, and the number of each row's among them."""
 
 
 class Collectives(NamedTuple):
@@ -104,22 +105,25 @@ class RowCommunication:
 
     def on(self, slice: Slice, dtypes: Dtypes, calibration: Calibration) -> RowTimes:
         """Times on one slice of the rows with as many devices."""
-        return self._on(
-            slice, dataclasses.replace(dtypes, cache=None), calibration
-        )  # which none moves
+        moved = dataclasses.replace(dtypes, cache=None)  # which none moves
+        return self._on(slice, moved, calibration)
 
     def _find(self, slice: Slice, dtypes: Dtypes, calibration: Calibration) -> RowTimes:
         numbers = self.rows.of(slice.devices)
         collectives = self._listed(dtypes).of(numbers)
-        fixed, growing = _times(
-            collectives, [self.rows.rows[n] for n in numbers], slice, calibration
-        )
+        fixed, growing = _times(collectives, self._meshes(slice.devices), slice, calibration)
         not_linear = {
             number - numbers.start: LinkTimes(listed, slice, calibration)
             for number, listed in self._not_linear[dtypes].items()
             if number in numbers
         }
         return RowTimes(fixed, growing, not_linear, self.tokens)
+
+    @functools.cache  # noqa: B019
+    def _meshes(self, devices: int) -> _Meshes:
+        every = [tuple(self.rows.rows[n].mesh.values()) for n in self.rows.of(devices)]
+        place = {mesh: number for number, mesh in enumerate(dict.fromkeys(every))}
+        return tuple(place), np.array([place[mesh] for mesh in every], int)
 
     def _list(self, dtypes: Dtypes) -> Collectives:
         not_linear = self._not_linear[dtypes] = {}
@@ -142,9 +146,8 @@ class RowCommunication:
         if dtypes.quantization and not _depends_on_weights(self.rows.model, placement):
             dtypes = dataclasses.replace(dtypes, weights=None)
         if (group, dtypes) not in self._listings:
-            self._listings[group, dtypes] = CollectiveLists(
-                self.rows.model, group.placement, dtypes
-            )
+            listed = CollectiveLists(self.rows.model, group.placement, dtypes)
+            self._listings[group, dtypes] = listed
         return self._listings[group, dtypes]
 
 
@@ -179,18 +182,11 @@ def _columns(group: Group, line: CollectiveLine) -> Collectives:
 
 
 def _times(
-    collectives: Collectives, rows: Sequence[Row], slice: Slice, calibration: Calibration
+    collectives: Collectives, meshes: _Meshes, slice: Slice, calibration: Calibration
 ) -> tuple[CommunicationTime, CommunicationTime]:
     """Times of every batch and of each sequence, each row in its fastest embedding."""
-    shapes = tuple(dict.fromkeys(tuple(row.mesh.values()) for row in rows))
-    recommended = dataclasses.replace(slice, chip=slice.chip.recommended)
-    joined = dimensions(recommended, for_floor=False)
-    embeddings = _embeddings(shapes, tuple(dimension.size for dimension in joined))
-    start, per_byte = embeddings.costs(
-        MeshEmbedding(joined, {}, slice.chip.hop_latency or 0.0), calibration
-    )
-
-    shape = np.array([shapes.index(tuple(row.mesh.values())) for row in rows], int)
+    shapes, shape = meshes
+    embeddings, start, per_byte = _costs(shapes, slice, calibration)
     count = embeddings.count[shape]  # number of embeddings, by row
     first = np.cumsum(count) - count  # index of each row's first among those of all rows
     row, kind, axes, times, typical, *payloads = collectives
@@ -207,15 +203,15 @@ def _times(
     times_every = times[every]
     latency = add(times_every * start[index])
     seconds = latency + add(times_every * per_byte[index] * typical[every]) / calibration.link
-    of_row = np.repeat(np.arange(len(rows)), count)
+    of_row = np.repeat(np.arange(shape.size), count)
     best = np.lexsort((seconds, of_row))[first]
 
     into, index = row, (kind, (embeddings.first[shape] + best - first)[row], axes)
     times = times * per_byte[index]
     found = []
-    for payload, started in zip(payloads, (latency[best], np.zeros(len(rows))), strict=True):
+    for payload, started in zip(payloads, (latency[best], np.zeros(shape.size)), strict=True):
         transfer = times * payload
-        sums = (np.bincount(row, part, minlength=len(rows))
+        sums = (np.bincount(row, part, minlength=shape.size)
                 for part in (transfer, np.where(kind == _PERMUTE, transfer, 0.0)))  # fmt: skip
         found.append(CommunicationTime(0.0, started, *sums))
     return tuple(found)
@@ -236,20 +232,23 @@ class _Embeddings(NamedTuple):
     extents: np.ndarray
     place: np.ndarray
 
-    def costs(
-        self, embedding: MeshEmbedding, calibration: Calibration
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds to start a collective, and per byte, by kind, embedding and mesh axes."""
-        found = np.array(
-            [
-                [
-                    embedding.expected_cost_over(kind, tuple(extents), calibration)
-                    for extents in self.extents.tolist()
-                ]
-                for kind in KINDS
-            ]
-        ).reshape(len(KINDS), -1, 2)
-        return found[:, self.place, 0], found[:, self.place, 1]
+
+@functools.lru_cache(maxsize=256)
+def _costs(
+    shapes: tuple[tuple[int, ...], ...], slice: Slice, calibration: Calibration
+) -> tuple[_Embeddings, np.ndarray, np.ndarray]:
+    """Embeddings, and seconds to start a collective, and per byte, by kind, embedding and axes."""
+    joined = dimensions(dataclasses.replace(slice, chip=slice.chip.recommended), for_floor=False)
+    embeddings = _embeddings(shapes, tuple(dimension.size for dimension in joined))
+    embedding = MeshEmbedding(joined, {}, slice.chip.hop_latency or 0.0)
+    found = np.array(
+        [
+            embedding.expected_cost_over(kind, tuple(extents), calibration)
+            for kind in KINDS
+            for extents in embeddings.extents.tolist()
+        ]
+    ).reshape(len(KINDS), -1, 2)
+    return embeddings, found[:, embeddings.place, 0], found[:, embeddings.place, 1]
 
 
 @functools.lru_cache(maxsize=256)

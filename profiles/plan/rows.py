@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from sharding.axes import MESH_AXES
 from sharding.error_types import LayoutError
 from sharding.layout import KINDS, Axes, Layout
 from sharding.mesh import MeshShape
-from sharding.placement import Placement, entry_axes, shards, used_axes
+from sharding.placement import Placement, division, shards
 
 _ARRAYS = (
     (("weights",), "weights", "VD KGhD KhD FD KGh Kh eD EFD"),
@@ -51,38 +51,42 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class PlacementOnMeshes(Placement):
-    """A layout on many meshes at once, over whose axes it divides every array alike.
+    """Layouts on many meshes at once; counts of bytes, FLOPs and devices are arrays.
 
     Attributes:
       mesh: mesh axis -> devices along it, in an array with an entry for each mesh.
-      first: the layout settled on one of the meshes, which says what divides what.
+      firsts: layouts, each settled on one mesh, which say what divides what. Of several there are
+        no shardings, and `layout` is None.
+      which: number of the one among them that each mesh goes with.
     """
 
     mesh: Mapping[str, np.ndarray]
-    first: Placement
-
-    def _divided_spec(self, kind: str, letters: str) -> jax.P:
-        return self.first._spec(kind, letters)
-
-    @functools.cached_property
-    def devices(self) -> np.ndarray:
-        """Devices in each mesh."""
-        return math.prod(self.mesh.values())
+    firsts: tuple[Placement, ...]
+    which: np.ndarray
 
     @functools.cached_property
     def prefill(self) -> "PlacementOnMeshes":
         """The placement of prompts."""
-        first = self.first.prefill
-        return (
-            self
-            if first is self.first
-            else PlacementOnMeshes(first.layout, self.sizes, self.mesh, first)
+        firsts = tuple(first.prefill for first in self.firsts)
+        if firsts == self.firsts:
+            return self
+        layout = self.layout and self.layout.prefill
+        return dataclasses.replace(self, layout=layout, firsts=firsts)
+
+    def _divided_spec(self, kind: str, letters: str) -> jax.P:
+        (first,) = self.firsts
+        return first._spec(kind, letters)
+
+    def _parts(self, *arrays: tuple[str, str]) -> np.ndarray:
+        dividing = [first.dividing(*arrays) for first in self.firsts]
+        return math.prod(
+            np.where(np.array([axis in axes for axes in dividing], bool)[self.which], devices, 1)
+            for axis, devices in self.mesh.items()
         )
 
     def _multiple(self, letter: str) -> np.ndarray:
-        specs = [each._spec(kind, letter) for kind in KINDS for each in (self, self.prefill)]
-        parts = (shards(used_axes(spec), self.mesh) for spec in specs)
-        return functools.reduce(np.lcm, parts, np.ones_like(self.devices))
+        both = self, self.prefill
+        return np.lcm.reduce([each.parts((kind, letter)) for kind in KINDS for each in both])
 
 
 class Pattern(NamedTuple):
@@ -133,7 +137,7 @@ class Group:
     """
 
     def __init__(self, first: Placement, pattern: Pattern):
-        self._first, self._pattern = first, pattern
+        self.first, self._pattern = first, pattern
         self._members: list[tuple[int, tuple[int, ...], tuple[Axes, ...]]] = []
 
     def add(self, number: int, pattern: Pattern, mesh: MeshShape) -> None:
@@ -151,7 +155,8 @@ class Group:
         lengths = np.array([lengths for _, lengths, _ in self._members]).T
         mesh = {axis: np.ones(len(self._members), int) for axis in MESH_AXES}
         mesh |= {chain[0]: of for chain, of in zip(self._pattern.chains, lengths, strict=True)}
-        return PlacementOnMeshes(self._first.layout, self._first.sizes, mesh, self._first)
+        which = np.zeros(len(self._members), int)
+        return PlacementOnMeshes(self.first.layout, self.first.sizes, mesh, (self.first,), which)
 
     @functools.cache  # noqa: B019
     def own_axes(self, axes: Axes) -> np.ndarray:
@@ -255,15 +260,15 @@ class Rows:
         """Mesh axes that divide each dimension of all arrays; layouts share their tables."""
         found = []
         for tables, kind, arrays in _ARRAYS:
-            said = tuple(tuple(placement.layout.table(table).items()) for table in tables)
-            if (kind, said, alike) not in self._divided:
-                self._divided[kind, said, alike] = [
-                    entry_axes(entry)
+            key = arrays, *(placement.tables[table] for table in tables), alike
+            if key not in self._divided:
+                self._divided[key] = [
+                    axes
                     for letters in arrays.split()
                     if "E" in placement.sizes or not set(letters) & {"E", "e"}
-                    for entry in getattr(placement, kind)(letters)
+                    for axes in division(getattr(placement, kind)(letters))
                 ]
-            found += self._divided[kind, said, alike]
+            found += self._divided[key]
         return found
 
     def of(self, devices: int) -> range:
@@ -278,8 +283,7 @@ class Rows:
     @functools.cached_property
     def multiples(self) -> np.ndarray:
         """What batches of each row are padded to."""
-        (found,) = self._each(1, lambda group: [group.placement.multiple("B")])
-        return found.astype(int)
+        return self._together.multiple("B")
 
     def lines(self, dtypes: Dtypes, context: int, slots: int, prompt: int | None) -> BatchLine:
         """Decode steps of all rows, each field an array; beside a prompt, its activations fit too.
@@ -290,35 +294,29 @@ class Rows:
           slots: tokens that it has room for.
           prompt: tokens of a prompt; None for none.
         """
+        found = PassCounter(self.model, self._together, dtypes).line(context, slots)
+        if prompt is not None:
+            beside = self._prefill(dtypes, prompt).activations
+            found = found._replace(resident=found.resident + beside)
+        return BatchLine(*np.array(np.broadcast_arrays(*found), float))
 
-        def line(group: Group) -> BatchLine:
-            found = PassCounter(self.model, group.placement, dtypes).line(context, slots)
-            if prompt is None:
-                return found
-            beside = self._prefill(group, dtypes, prompt).activations
-            return found._replace(resident=found.resident + beside)
-
-        return BatchLine(*self._each(len(BatchLine._fields), line))
-
-    def prompts(self, dtypes: Dtypes, tokens: int, experts: str) -> tuple[np.ndarray, np.ndarray]:
+    def prompts(self, dtypes: Dtypes, tokens: int, experts: str) -> np.ndarray:
         """Bytes that the prefill of one prompt, padded, moves on each device, and its FLOPs."""
+        one = self._prefill(dtypes, tokens, experts)
+        return np.array([one.memory + 2 * one.weights_gathered, one.flops])
 
-        def work(group: Group) -> tuple[np.ndarray, np.ndarray]:
-            one = self._prefill(group, dtypes, tokens, experts)
-            return one.memory + 2 * one.weights_gathered, one.flops
+    def _prefill(self, dtypes: Dtypes, tokens: int, experts: str | None = None) -> Counts:
+        counter = PassCounter(self.model, self._together.prefill, dtypes)
+        return counter.count(Pass(self.multiples, 0, tokens), experts)
 
-        return self._each(2, work)
-
-    def _prefill(
-        self, group: Group, dtypes: Dtypes, tokens: int, experts: str | None = None
-    ) -> Counts:
-        counter = PassCounter(self.model, group.placement.prefill, dtypes)
-        return counter.count(Pass(group.placement.multiple("B"), 0, tokens), experts)
-
-    def _each(self, count: int, of: Callable[[Group], Sequence[np.ndarray]]) -> np.ndarray:
-        """So many numbers of each row, [numbers, rows], found for a group at a time."""
-        found = np.empty((count, len(self.rows)))
-        for group in self.groups.values():
-            for place, numbers in enumerate(of(group)):
-                found[place, group.numbers] = numbers
-        return found
+    @functools.cached_property
+    def _together(self) -> PlacementOnMeshes:
+        """The placements of all rows at once."""
+        which = np.empty(len(self.rows), int)
+        meshes = np.empty((len(MESH_AXES), len(self.rows)), int)
+        for place, group in enumerate(self.groups.values()):
+            which[group.numbers] = place
+            meshes[:, group.numbers] = [*group.placement.mesh.values()]
+        firsts = tuple(group.first for group in self.groups.values())
+        mesh = dict(zip(MESH_AXES, meshes, strict=True))
+        return PlacementOnMeshes(None, self.model.sizes, mesh, firsts, which)
