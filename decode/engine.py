@@ -1,8 +1,8 @@
 """A model on a mesh: its parameters and the compiled steps that run it.
 
-`prefill` runs whole prompts and fills the KV cache. `advance` is the decode step: it runs one token
-per sequence and chooses the next. What `lower_decode` gives to be compiled and inspected is that
-same program. Both steps take plain arrays, donate the cache and compile once per shape.
+`prefill` runs prompts, chunk by chunk, and fills the KV cache. `advance` is the decode step: it
+runs one token per sequence and chooses the next. What `lower_decode` gives to be compiled and
+inspected is that same program. Both steps take plain arrays, donate the cache and compile once per shape.
 """
 
 import functools
@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental.layout import Format, Layout
 
+from decode.chunks import check_chunk, chunk_sizes, default_chunk
 from decode.compiler_options import decode_options
 from decode.sampling import GREEDY, Sampler, draw_keys
 from model.cache import (
@@ -26,6 +27,7 @@ from model.cache import (
     round_up_to_tiles,
     with_shardings,
 )
+from model.cache_write import NewTokens
 from model.config import ModelConfig
 from model.dtypes import Dtypes
 from model.memory_order import apply_formats, apply_tpu_orders
@@ -78,6 +80,7 @@ class Engine:
         layout of prompts.
       mesh: the devices.
       dtypes: how the model's numbers are stored.
+      chunk: tokens of a prompt that run at once.
     """
 
     def __init__(
@@ -87,7 +90,13 @@ class Engine:
         placement: Placement,
         mesh: jax.sharding.Mesh,
         dtypes: Dtypes,
+        chunk: int | None = None,
     ):
+        """Places what is given.
+
+        Raises:
+          UsageError: a chunk that is no multiple of a tile.
+        """
         self.config = config
         model = Transformer(config, dtypes)
         if mesh.devices.flat[0].platform == "tpu":
@@ -96,13 +105,18 @@ class Engine:
         self.placement = placement
         self.mesh = mesh
         self.dtypes = dtypes
+        self.chunk = chunk or default_chunk(mesh.devices.flat[0].platform)
+        check_chunk(self.chunk)
         self._structure, _ = nnx.split(model)
-        self._prefill = jax.jit(self._prefill_step, donate_argnames="cache")
+        self._prefill = jax.jit(
+            self._prefill_step, donate_argnames="cache", static_argnames="continues"
+        )
         one_token = {"donate_argnames": "cache", "compiler_options": decode_options(mesh)}
         self._decode = jax.jit(self._decode_step, **one_token)
         self._advance = jax.jit(self._advance_step, static_argnames="sampler", **one_token)
         self._choose = jax.jit(_emit, static_argnames="sampler")
         self._forward = jax.jit(self._forward_step)
+        self._update = jax.jit(_choose_rows)
 
     def new_cache(self, batch: int, slots: int) -> KVCache:
         """An empty cache of `slots` tokens for each of `batch` sequences.
@@ -140,20 +154,41 @@ class Engine:
         )
 
     def prefill(
-        self, cache: KVCache, tokens: np.ndarray, lengths: np.ndarray
+        self,
+        cache: KVCache,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        cached: np.ndarray | None = None,
     ) -> tuple[jax.Array, KVCache]:
-        """Runs prompts, padded on the right to one length, into an empty cache.
+        """Runs prompts, or what follows in them, chunk by chunk.
 
         Args:
-          cache: an empty cache of at least T slots; its memory is reused.
-          tokens: [B, T] int32.
-          lengths: [B] int32, real tokens of each prompt.
+          cache: has a slot for each token; its memory is reused.
+          tokens: [B, T] int32, padded on the right.
+          lengths: [B] int32, real tokens of each row, at least one.
+          cached: [B] int32, tokens of each sequence that the cache holds; none if None.
 
         Returns:
           Logits after each prompt's last token, [B, V] float32, and the filled cache.
         """
+        earlier = np.zeros_like(lengths) if cached is None else cached
+        sizes = chunk_sizes(int(lengths.max()), self.chunk)
+        # One program for all chunks of a size, where that costs the first nothing.
+        continues = bool(earlier.any()) or (len(sizes) > 1 and self._reads_as_it_lies)
+        tokens = np.pad(tokens, [(0, 0), (0, max(sum(sizes) - tokens.shape[1], 0))])
+        logits, start = None, 0
         with jax.set_mesh(self.mesh):
-            return self._prefill(self.parameters, cache, self.put(tokens), self.put(lengths))
+            for size in sizes:
+                part = self.put(tokens[:, start : start + size])
+                count = np.clip(lengths - start, 0, size).astype(np.int32)
+                new = NewTokens(self.put(earlier + np.int32(start)), self.put(count))
+                last, cache = self._prefill(
+                    self.parameters, cache, part, new, continues=continues or start > 0
+                )
+                all_taken = logits is None or count.all()
+                logits = last if all_taken else self._update(logits, last, new.count)
+                start += size
+        return logits, cache
 
     def decode_step(
         self, cache: KVCache, tokens: jax.Array, lengths: jax.Array
@@ -228,22 +263,30 @@ class Engine:
             return self._advance.lower(self.parameters, *arguments, sampler=sampler)
 
     def lower_prefill(
-        self, batch: int, slots: int, length: int, *, auto_weight_layout: bool = False
+        self,
+        batch: int,
+        slots: int,
+        length: int,
+        *,
+        continues: bool = False,
+        auto_weight_layout: bool = False,
     ) -> jax.stages.Lowered:
-        """The prefill of prompts of this padded length, ready to compile or inspect.
+        """The program of a chunk of prompts, ready to compile or inspect.
 
         Args:
           batch: number of prompts.
           slots: tokens that the cache has room for.
-          length: padded length of the prompts.
+          length: tokens of the chunk.
+          continues: whether tokens of the prompts are in the cache already.
           auto_weight_layout: the same as in `lower_decode`.
         """
         with jax.set_mesh(self.mesh):
-            tokens, lengths = self._abstract(batch, length), self._abstract(batch)
-            arguments = (self._placed_cache(batch, slots), tokens, lengths)
+            new = NewTokens(*(self._abstract(batch),) * 2)
+            arguments = (self._placed_cache(batch, slots), self._abstract(batch, length), new)
             if auto_weight_layout:
-                return self._lower_with_auto_layout(self._prefill_step, arguments)
-            return self._prefill.lower(self.parameters, *arguments)
+                step = functools.partial(self._prefill_step, continues=continues)
+                return self._lower_with_auto_layout(step, arguments)
+            return self._prefill.lower(self.parameters, *arguments, continues=continues)
 
     def _lower_with_auto_layout(
         self, step: Callable, arguments: tuple, options: dict[str, str] | None = None
@@ -279,15 +322,21 @@ class Engine:
         sharding = jax.NamedSharding(self.mesh, jax.P(*(None,) * len(shape)))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    def _prefill_step(self, parameters, cache, tokens, lengths):
+    @property
+    def _reads_as_it_lies(self) -> bool:
+        """Whether prompts attend in the division of their cache, so that nothing moves to it."""
+        placement = self.placement.prefill
+        return placement.attention("BK") == placement.cache("BK") and not any(placement.cache("S"))
+
+    def _prefill_step(self, parameters, cache, tokens, new, continues=False):
         with jax.named_scope("prefill"):
             model = nnx.merge(self._structure, parameters)
-            positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-            positions = jnp.where(positions < lengths[:, None], positions, PADDING)
+            order = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+            positions = jnp.where(order < new.count[:, None], new.first[:, None] + order, PADDING)
             placement = self.placement.prefill
-            x, cache, _ = model(tokens, positions, cache, placement)
-            lengths = jax.reshard(lengths, placement.activations("B"))
-            last = jax.vmap(lambda row, n: jax.lax.dynamic_slice_in_dim(row, n - 1, 1))(x, lengths)
+            x, cache, _ = model(tokens, positions, cache, placement, continues)
+            last = jax.reshard(jnp.maximum(new.count - 1, 0), placement.activations("B"))
+            last = jax.vmap(lambda row, n: jax.lax.dynamic_slice_in_dim(row, n, 1))(x, last)
             return model.logits(last, placement)[:, 0], cache
 
     def _decode_step(self, parameters, cache, tokens, lengths):
@@ -306,6 +355,12 @@ class Engine:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         placement = self.placement.prefill
         return model.logits(model(tokens, positions, cache, placement).hidden, placement)
+
+
+def _choose_rows(old: jax.Array, new: jax.Array, count: jax.Array) -> jax.Array:
+    """Logits [B, V]: new ones where a chunk has tokens of a sequence, `count` [B], else old."""
+    taken = jax.reshard(count > 0, jax.P(jax.typeof(new).sharding.spec[0]))
+    return jnp.where(taken[:, None], new, old)
 
 
 def _emit(logits: jax.Array, carry: Carry, sampler: Sampler) -> tuple[Carry, Emitted]:

@@ -9,15 +9,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.cache import QuantizedKV, Stored, positions_in, slots_of, write
+from model.cache import Stored, store
+from model.cache_write import NewTokens, write
 from model.config import ModelConfig
 from model.declarations import declare, declare_matrix
 from model.dtypes import Dtypes
+from model.filled_attention import Softmax, attend
 from model.linear import project
 from model.norm import Norm
 from model.rotary import Rotation, rotate
-from sharding.collectives import reshard, split_softmax
-from sharding.placement import Placement
+from model.softmax_parts import Softmaxed, Spans, join
+from sharding.collectives import reshard
+from sharding.placement import Placement, entry, entry_axes
 
 LayerCache = tuple[Stored, Stored]
 """One layer's keys and values, each [B, K, S, h]."""
@@ -51,11 +54,9 @@ class Attention(nnx.Module):
         positions: jax.Array,
         angles: Rotation,
         placement: Placement,
+        continues: bool = False,
     ) -> tuple[jax.Array, LayerCache, jax.Array]:
-        """Writes the new tokens' keys and values, then attends to each token and those before it.
-
-        One token per sequence attends to the cache; several are prompts from their beginning and
-        attend to each other.
+        """Writes the new tokens' keys and values, and attends to what is then filled.
 
         Args:
           x: [B, T, D], normed, divided in any way.
@@ -63,58 +64,89 @@ class Attention(nnx.Module):
           positions: [B, T] int32, each token's position in its sequence; whole on every device.
           angles: rotary angles of those positions, divided as attention is.
           placement: shardings.
+          continues: of prompts, whether the cache holds tokens before them.
 
         Returns:
           [B, T, R], the updated cache, and x as the projections gathered it, for an MLP that reads
           the same.
         """
         q, new, x = self._project(x, angles, placement)  # q: [B, T, K, G, h]
-        prompts = q.shape[1] > 1
-        cache = self._write(cache, new, positions, prompts, placement)
-        positions = reshard(positions, placement.attention("BT"))
-        if prompts:
-            # A prompt's tokens attend to each other: S is T.
-            attended = tuple(jnp.swapaxes(part, 1, 2) for part in new)
-            attended_positions = positions
+        tokens = NewTokens.at(positions)
+        if q.shape[1] == 1:
+            cache = self._write(cache, new, tokens, placement)
+            mixed = self._over_cache(q, cache, tokens, tokens.first + 1, placement)
         else:
-            attended = cache
-            attended_positions = positions_in(cache[0].shape[2], positions, self.window is not None)
-        visible = self._visible(positions[:, :, None], attended_positions[:, None])  # [B, T, S]
-        c = self.config
-        scale = c.attention_scale or c.head_size**-0.5
-        overlapped = placement.layout.collectives == "overlapped"
-        # [B, T, K, G, h]
-        mixed = attend(q, *attended, visible, scale, c.attention_softcap, overlapped)
+            mixed = self._over_each_other(q, new, tokens)
+            if continues:
+                before = self._over_cache(q, cache, tokens, tokens.first, placement)
+                mixed = join(mixed, before)
+            cache = self._write(cache, new, tokens, placement, continues)
         with jax.named_scope("attention_output"):
-            mixed = reshard(mixed, placement.activations("BTKGh"))
+            # [B, T, K, G, h]
+            mixed = reshard(mixed.mean().astype(q.dtype), placement.activations("BTKGh"))
             (y,), _ = project(mixed, [self.output], placement)  # [B, T, R]
             return y, cache, x
+
+    def _over_cache(
+        self,
+        q: jax.Array,
+        cache: LayerCache,
+        tokens: NewTokens,
+        filled: jax.Array,
+        placement: Placement,
+    ) -> Softmaxed:
+        """Attention to what the cache holds, divided as that is; the answer is divided as q is.
+
+        Args:
+          q: [B, T, K, G, h].
+          cache: this layer's keys and values.
+          tokens: where the queries stand.
+          filled: tokens of each sequence in the cache, [B] int32.
+          placement: shardings.
+        """
+        spec = beside_cache(jax.typeof(q).sharding.spec, placement)
+        ring = self.window is not None
+        part = attend(
+            reshard(q, spec),
+            cache,
+            Spans(tokens.first, jnp.zeros_like(filled), filled),
+            self._softmax,
+            ring=ring,
+        )
+        return _reshard_part(part, jax.typeof(q).sharding.spec)
+
+    def _over_each_other(self, q: jax.Array, new: LayerCache, tokens: NewTokens) -> Softmaxed:
+        """Attention of new tokens to each other, as they will be read from the cache.
+
+        Args:
+          q: [B, T, K, G, h].
+          new: keys and values, each [B, T, K, h].
+          tokens: where they stand.
+        """
+        stored = tuple(store(part, self.dtypes) for part in new)
+        spans = Spans(tokens.first, tokens.first, tokens.first + tokens.count)
+        return attend(q, stored, spans, self._softmax)
+
+    @property
+    def _softmax(self) -> Softmax:
+        c = self.config
+        return Softmax(self.window, c.attention_scale or c.head_size**-0.5, c.attention_softcap)
 
     def _write(
         self,
         cache: LayerCache,
         new: LayerCache,
-        positions: jax.Array,
-        prompts: bool,
+        tokens: NewTokens,
         placement: Placement,
+        continues: bool = False,
     ) -> LayerCache:
         """The cache with new keys and values, each [B, T, K, h], at their tokens' slots."""
-        slots = slots_of(positions, cache[0].shape[2], self.window is not None)
-        slots = reshard(slots, placement.cache("BT"))
-        stored = (reshard(part, placement.cache("BTK_")) for part in new)
+        tokens = NewTokens(*(reshard(each, placement.cache("B")) for each in tokens))
+        ring = self.window is not None
+        brought = (reshard(part, placement.cache("BTK_")) for part in new)
         return tuple(
-            write(old, part, slots, placement, self.dtypes, prompts)
-            for old, part in zip(cache, stored, strict=True)
-        )
-
-    def _visible(self, query_position: jax.Array, key_position: jax.Array) -> jax.Array:
-        """Whether a token at `query_position` sees one at `key_position`."""
-        if self.window is None:
-            return key_position <= query_position
-        return (
-            (key_position <= query_position)
-            & (key_position > query_position - self.window)
-            & (key_position >= 0)
+            write(old, part, tokens, placement, self.dtypes, ring=ring, continues=continues)
+            for old, part in zip(cache, brought, strict=True)
         )
 
     def _project(
@@ -139,82 +171,18 @@ class Attention(nnx.Module):
             return rotate(q, angles), (rotate(keys, angles)[:, :, :, 0], values), x
 
 
-def attend(
-    q: jax.Array,
-    keys: Stored,
-    values: Stored,
-    visible: jax.Array,
-    scale: float,
-    softcap: float | None = None,
-    overlapped: bool = False,
-) -> jax.Array:
-    """Softmax attention of each token to the slots it sees.
-
-    Args:
-      q: [B, T, K, G, h].
-      keys: [B, K, S, h].
-      values: [B, K, S, h].
-      visible: [B, T, S], at least one slot for each token.
-      scale: multiplies the scores.
-      softcap: c of ``c * tanh(score / c)``, if any (Gemma Team 2024, section 2).
-      overlapped: where mesh axes divide the slots, combine their parts by `split_softmax`.
-
-    Returns:
-      [B, T, K, G, h].
-    """
-    with jax.named_scope("attention"):
-        key_scales, value_scales = (  # [K, B, S]
-            part.scales if isinstance(part, QuantizedKV) else None for part in (keys, values)
-        )
-        keys, values = keys.astype(q.dtype), values.astype(q.dtype)
-        scores = _scores(q, keys, key_scales) * scale
-        if value_scales is not None:  # [K, B, S] -> [B, K, 1, 1, S]
-            value_scales = jnp.swapaxes(value_scales, 0, 1)[:, :, None, None]
-        if softcap:
-            scores = softcap * jnp.tanh(scores / softcap)
-        scores = jnp.where(visible[:, None, :, None, :], scores, -jnp.inf)
-        slots_divided = bool(jax.typeof(keys).sharding.spec[2])
-        weigh = split_softmax if overlapped and slots_divided else _softmax
-        return jnp.moveaxis(weigh(scores, values, value_scales), 1, 2).astype(q.dtype)
+def beside_cache(spec: jax.P, placement: Placement) -> jax.P:
+    """Sharding of queries [B, T, K, G, h] that meet a cache, from what attention gives them."""
+    batch, heads, slots = placement.cache("BKS")
+    taken = {axis for part in (batch, heads, slots) for axis in entry_axes(part)}
+    group = tuple(axis for axis in entry_axes(spec[3]) if axis not in taken)
+    return jax.P(batch, None, heads, entry(group), None)
 
 
-def _scores(q: jax.Array, keys: jax.Array, key_scales: jax.Array | None) -> jax.Array:
-    """Products of queries and keys.
-
-    Args:
-      q: [B, T, K, G, h].
-      keys: [B, K, S, h].
-      key_scales: [K, B, S], if any.
-
-    Returns:
-      [B, K, T, G, S] float32.
-    """
-    # Keys first: with queries first XLA:CPU copies the keys into another order at each step.
-    batch, heads, slots, _ = jax.typeof(keys).sharding.spec
-    group = jax.typeof(q).sharding.spec[3]
-    scores = jax.lax.dot_general(  # [B, K, S, T, G]
-        keys,
-        q,
-        (((3,), (4,)), ((0, 1), (0, 2))),
-        preferred_element_type=jnp.float32,
-        out_sharding=jax.P(batch, heads, slots, None, group),
-    )
-    if key_scales is not None:
-        scores = scores * jnp.swapaxes(key_scales, 0, 1)[..., None, None]
-    return jnp.moveaxis(scores, 2, -1)
-
-
-def _softmax(scores: jax.Array, values: jax.Array, scales: jax.Array | None) -> jax.Array:
-    """The sum of values weighted by a softmax of scores; arguments are those of `split_softmax`."""
-    batch, heads, _, group, _ = jax.typeof(scores).sharding.spec
-    # Dividing after the sum over slots leaves it one reduction where the slots are sharded.
-    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    sums = jax.lax.dot_general(  # [B, K, T, G, h]
-        (weights if scales is None else weights * scales).astype(values.dtype),
-        values,
-        (((4,), (2,)), ((0, 1), (0, 1))),
-        preferred_element_type=jnp.float32,
-        out_sharding=jax.P(batch, heads, None, group, None),
-    )
-    return sums / total
+def _reshard_part(part: Softmaxed, spec: jax.P) -> Softmaxed:
+    """A part divided as `spec` says of its sums, moved as one array."""
+    if jax.typeof(part.sums).sharding.spec == spec:
+        return part
+    numbers = [part.highest[..., None], part.total[..., None]]
+    moved = reshard(jnp.concatenate([part.sums, *numbers], axis=-1), spec)
+    return Softmaxed(moved[..., :-2], moved[..., -2], moved[..., -1])

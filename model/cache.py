@@ -13,9 +13,7 @@ import jax.numpy as jnp
 
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from sharding.layout import Axes
-from sharding.placement import Placement, entry_axes
-from sharding.platform_workarounds import scatter_row
+from sharding.placement import Placement
 from sharding.quantization import Quantization, round_rows
 
 CACHE_AXES = "BKSh"
@@ -132,115 +130,9 @@ def _zeros(abstract: KVCache) -> KVCache:
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, out_sharding=a.sharding), abstract)
 
 
-def slots_of(positions: jax.Array, slots: int, ring: bool) -> jax.Array:
-    """The slot of each new token, `slots` (none) for padding and for what a ring soon forgets.
-
-    Args:
-      positions: [B, T] int32; padding stands at `PADDING`.
-      slots: number of slots of the cache, S.
-      ring: the layer has a window.
-    """
-    if not ring:
-        return jnp.minimum(positions, slots)
-    real = positions < PADDING
-    newest = jnp.max(jnp.where(real, positions, -1), axis=1, keepdims=True)
-    stored = real & (positions > newest - slots)  # so no two tokens of a prompt want one slot
-    return jnp.where(stored, positions % slots, slots)
-
-
-def positions_in(slots: int, newest: jax.Array, ring: bool) -> jax.Array:
-    """The position of the token in each slot, negative or past `newest` where there is none.
-
-    Args:
-      slots: S.
-      newest: [B, 1] int32, position of each sequence's newest token.
-      ring: the layer has a window.
-
-    Returns:
-      [B, S] int32, or [1, S] where all sequences agree.
-    """
-    slot = jnp.arange(slots, dtype=jnp.int32)[None]
-    return newest - (newest - slot) % slots if ring else slot
-
-
-def write(
-    cache: Stored,
-    new: jax.Array,
-    slots: jax.Array,
-    placement: Placement,
-    dtypes: Dtypes,
-    prompts: bool = False,
-) -> Stored:
-    """Stores new tokens in place, in the cache's form; those of a slot past the last are dropped.
-
-    Args:
-      cache: [B, K, S, h].
-      new: [B, T, K, h].
-      slots: [B, T] int32, the slot of each new token, from `slots_of`.
-      placement: gives the cache's sharding.
-      dtypes: how the cache is stored.
-      prompts: the tokens of each sequence are its first, in order. Those that fill a row may then
-        be stored too, in slots that no token has reached.
-
-    Returns:
-      The updated cache, [B, K, S, h].
-    """
-
-    def update(axes: str, cache: jax.Array, new: jax.Array) -> jax.Array:
-        spec, new_spec = placement.cache(axes), placement.cache(_NEW_AXES[axes])
-        slot_axes = entry_axes(placement.cache("S")[0])
-        return jax.shard_map(
-            functools.partial(_write_shard, axes, slot_axes, prompts),
-            in_specs=(spec, new_spec, jax.typeof(slots).sharding.spec),
-            out_specs=spec,
-            check_vma=False,
-        )(cache, new, slots)
-
-    with jax.named_scope("cache_write"):
-        if not isinstance(dtypes.cache, Quantization):
-            return update(CACHE_AXES, cache, new.astype(dtypes.cache))
-        values, scales = round_rows(new, dtypes.cache)  # [B, T, K, h] and [B, T, K]
-        return QuantizedKV(
-            update(CACHE_AXES, cache.values, values), update(SCALE_AXES, cache.scales, scales)
-        )
-
-
-_NEW_AXES = {CACHE_AXES: "BTKh", SCALE_AXES: "BTK"}
-"""Letters of what new tokens bring to each array of a cache."""
-
-
-def _write_shard(
-    axes: str,
-    slot_axes: Axes,
-    prompts: bool,
-    cache: jax.Array,
-    new: jax.Array,
-    slots: jax.Array,
-) -> jax.Array:
-    """Stores new tokens in one device's part of a cache, whose slots `slot_axes` divide."""
-    if prompts and new.shape[1] <= cache.shape[2] and not slot_axes:
-        return _fill(axes, cache, new)
-    if slot_axes:
-        slots = slots - jax.lax.axis_index(slot_axes) * cache.shape[2]
-    scatter = functools.partial(_scatter, axes)
-    if new.shape[:3] != (1, 1, 1):
-        return scatter(cache, new, slots)
-    return scatter_row(scatter, cache, new, slots, past_last=cache.shape[2])
-
-
-def _fill(axes: str, cache: jax.Array, new: jax.Array) -> jax.Array:
-    """Whole prompts in the first slots: one block, where XLA:TPU takes rows one after another."""
-    order = map(_NEW_AXES[axes].index, axes.replace("S", "T"))
-    return jax.lax.dynamic_update_slice(cache, new.transpose(*order), (0,) * cache.ndim)
-
-
-def _scatter(axes: str, cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-    """A row for each token and head on this device; those of slots elsewhere are dropped.
-
-    Rows are what XLA:TPU updates where they lie. Asked for several heads of a slot at once, it
-    first brings the whole cache into an order in which they are neighbours.
-    """
-    slots = jnp.where(slots < 0, cache.shape[2], slots)[..., None]  # a negative one: from the end
-    sequence, head = jnp.arange(new.shape[0])[:, None, None], jnp.arange(new.shape[2])
-    index = {"B": sequence, "K": head, "S": slots}  # each broadcasts to [B, T, K]
-    return cache.at[*(index[letter] for letter in axes[:3])].set(new, mode="drop")
+def store(new: jax.Array, dtypes: Dtypes) -> Stored:
+    """New keys or values in the form of the cache: [B, T, K, h] -> [B, K, T, h]."""
+    if not isinstance(dtypes.cache, Quantization):
+        return new.astype(dtypes.cache).swapaxes(1, 2)
+    values, scales = round_rows(new, dtypes.cache)  # [B, T, K, h] and [B, T, K]
+    return QuantizedKV(values.swapaxes(1, 2), jnp.moveaxis(scales, 2, 0))

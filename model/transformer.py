@@ -90,10 +90,12 @@ class Block(nnx.Module):
         positions: jax.Array,
         angles: Rotation,
         placement: Placement,
+        continues: bool,
     ) -> tuple[jax.Array, LayerCache, jax.Array | None]:
         """x: [B, T, R] -> [B, T, R], this layer's updated cache, the experts chosen, [B, E]."""
         y = self.attention_norm(x)  # [B, T, R]
-        mixed, cache, y = self.attention(y, cache, positions, angles, placement)  # y: [B, T, D]
+        # y: [B, T, D]
+        mixed, cache, y = self.attention(y, cache, positions, angles, placement, continues)
         if self.config.norm_after:
             mixed = self.attention_norm_after(mixed)
         x = x + mixed
@@ -138,15 +140,17 @@ class Transformer(nnx.Module):
         positions: jax.Array,
         cache: KVCache,
         placement: Placement,
+        continues: bool = False,
     ) -> "Output":
         """Runs every block over new tokens.
 
         Args:
           tokens: [B, T] int32, whole on every device.
-          positions: [B, T] int32, whole likewise: each token's position in its sequence; `PADDING`
-            fills rows. With T > 1 these are whole prompts, the first token at 0.
+          positions: [B, T] int32, whole likewise: each token's position in its sequence, one after
+            the other; `PADDING` fills rows.
           cache: earlier tokens' keys and values; its memory is reused.
           placement: shardings.
+          continues: with T > 1, whether there are earlier tokens; the first position is 0 if not.
         """
         x = self.embedding.look_up(tokens, placement)
         if self.config.embedding_scale != 1:
@@ -157,7 +161,7 @@ class Transformer(nnx.Module):
             with jax.named_scope(f"layer_{number}"):
                 layer = (cache.keys[number], cache.values[number])
                 angles = angles_by_window[self.config.window(number) is not None]
-                x, layer, experts = block(x, layer, positions, angles, placement)
+                x, layer, experts = block(x, layer, positions, angles, placement, continues)
                 layers.append(layer)
                 touched.append(experts)
         keys, values = zip(*layers, strict=True)

@@ -1,5 +1,4 @@
-"""Collectives apart from matmuls: changes of sharding, one at a time; look-ups in a divided table;
-a softmax over divided slots.
+"""Collectives apart from matmuls: changes of sharding, one at a time; look-ups in a divided table.
 
 XLA turns a change of sharding into one collective where one will do. Asked for several at once, as
 from heads over y and z to batch over all axes, it gathers the whole array on every device instead.
@@ -215,48 +214,3 @@ def look_up_steps(rows: Axes, columns: Axes, batch: Axes, result_columns: Axes) 
         scattered, along, batch_axes = rows, 0, batch_axes + rows
     summed = () if scattered else rows
     return LookUpSteps(free, exchanged, scattered, along, summed, (batch_axes, column_axes))
-
-
-def split_softmax(
-    scores: jax.Array, values: jax.Array, scales: jax.Array | None = None
-) -> jax.Array:
-    """The sum of values weighted by a softmax of scores, over slots that mesh axes divide.
-
-    Each device takes its own slots' softmax with their maximum and sum; the parts are then joined
-    with two all-reduces: of the maximum, which hides behind the products, and of sums and total
-    together (Milakov and Gimelshein 2018; the split over chips as in Flash-Decoding, 2023).
-
-    Args:
-      scores: [B, K, T, G, S] float32, minus infinity where a slot is not seen.
-      values: [B, K, S, h], S divided as in `scores`.
-      scales: scales of the values, [B, K, 1, 1, S], S divided likewise; None for 1.
-
-    Returns:
-      [B, K, T, G, h] float32, S summed.
-    """
-    arrays = (scores, values, scales)
-    divided, *rest = jax.tree.map(lambda array: jax.typeof(array).sharding.spec, arrays)
-    axes = entry_axes(divided[-1])
-
-    def local(scores: jax.Array, values: jax.Array, scales: jax.Array | None) -> jax.Array:
-        # A device may see none of its slots.
-        highest = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), jnp.finfo(jnp.float32).min)
-        weights = jnp.exp(scores - highest)
-        sums = jax.lax.dot_general(  # [B, K, T, G, h]
-            (weights if scales is None else weights * scales).astype(values.dtype),
-            values,
-            (((4,), (2,)), ((0, 1), (0, 1))),
-            preferred_element_type=jnp.float32,
-        )
-        sums_and_total = jnp.concatenate([sums, jnp.sum(weights, axis=-1, keepdims=True)], axis=-1)
-        sums_and_total = jax.lax.psum(
-            sums_and_total * jnp.exp(highest - jax.lax.pmax(highest, axes)), axes
-        )
-        return sums_and_total[..., :-1] / sums_and_total[..., -1:]
-
-    return jax.shard_map(
-        local,
-        in_specs=(divided, *rest),
-        out_specs=jax.P(*divided[:-1], None),
-        check_vma=False,
-    )(*arrays)

@@ -37,7 +37,8 @@ class PassProgram:
       config: the model.
       placement: the layout on a mesh.
       dtypes: how its numbers are stored.
-      pass_: the pass, its batch one that the layout divides; programs of all contexts are the same.
+      pass_: the pass, its batch one that the layout divides; programs of
+        all contexts are the same, but prompts with none before them have one of their own.
     """
 
     config: ModelConfig
@@ -107,7 +108,8 @@ class PassProgram:
         engine, chosen = self.engine(devices), {"auto_weight_layout": auto_weight_layout}
         batch, slots = self.pass_.batch, self.pass_.cache_slots
         if self.pass_.over_prompts:
-            return engine.lower_prefill(batch, slots, self.pass_.tokens, **chosen)
+            length, continues = self.pass_.tokens, self.pass_.continues
+            return engine.lower_prefill(batch, slots, length, continues=continues, **chosen)
         return engine.lower_decode(batch, slots, **chosen)
 
 
@@ -124,6 +126,7 @@ def expected(program: PassProgram, platform: str | None = None) -> list[Collecti
         program.dtypes,
         batch=program.pass_.batch,
         tokens=program.pass_.tokens,
+        continues=program.pass_.continues,
         grouped=(platform or default_platform()) == "tpu",
         sampled=not program.pass_.over_prompts,
     )

@@ -92,7 +92,8 @@ class Estimator:
     def estimate(self, pass_: Pass) -> Estimate:
         """Floor and expected time of a pass; a batch that the layout does not divide is padded."""
         padded = self.deployment.padded(pass_)
-        return self._estimate(pass_, self.communication(padded.batch, pass_.tokens))
+        passed = padded.batch, pass_.tokens, pass_.continues
+        return self._estimate(pass_, self.communication(*passed))
 
     def decode(self, batch: int, context: int, slots: int | None = None) -> Estimate:
         """The estimate of a decode step."""
@@ -111,7 +112,9 @@ class Estimator:
         """
         padded = self.deployment.padded(pass_)
         communication = (
-            self._links.expected(padded.batch, pass_.tokens) if links else NO_COMMUNICATION
+            self._links.expected(padded.batch, pass_.tokens, pass_.continues)
+            if links
+            else NO_COMMUNICATION
         )
         return self._estimate(pass_, communication)
 

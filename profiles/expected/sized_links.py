@@ -31,12 +31,15 @@ class SizedLinks:
         recommended = dataclasses.replace(slice, chip=slice.chip.recommended)
         (self._embedding,) = embeddings(recommended, mesh, for_floor=False)
 
-    def communication(self, batch: int, tokens: int = 1) -> CommunicationTime:
+    def communication(
+        self, batch: int, tokens: int = 1, continues: bool = False
+    ) -> CommunicationTime:
         """Times of a pass's collectives. The floor has none, because some layout may need none.
 
         Args:
           batch: number of sequences.
           tokens: new tokens of each sequence.
+          continues: changes nothing here: a cache lies as attention wants it.
         """
         if self.slice.devices == 1:
             return NO_COMMUNICATION

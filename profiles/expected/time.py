@@ -121,21 +121,22 @@ class CollectiveLists:
         self.config, self.placement, self.dtypes = config, placement, dtypes
         self.line = functools.cache(self._find_line)
 
-    def collectives(self, batch: int, tokens: int) -> list[Collective]:
+    def collectives(self, batch: int, tokens: int, continues: bool = False) -> list[Collective]:
         """Those of a pass over a batch that the layout divides."""
         placement = self.placement if tokens == 1 else self.placement.prefill
-        return expected_collectives(self.config, placement, self.dtypes, batch=batch, tokens=tokens)
+        passed = {"batch": batch, "tokens": tokens, "continues": continues}
+        return expected_collectives(self.config, placement, self.dtypes, **passed)
 
-    def _find_line(self, tokens: int) -> "CollectiveLine | None":
+    def _find_line(self, tokens: int, continues: bool = False) -> "CollectiveLine | None":
         """What every batch sends and what each sequence adds; None if that is not linear."""
         one = self.placement.multiple("B")
-        first = self.collectives(one, tokens)
+        first = self.collectives(one, tokens, continues)
         if self.placement.layout.collectives != "overlapped":
             paid = [each.payload_bytes for each in first]
             steady = [size * each.of_weights for size, each in zip(paid, first, strict=True)]
             growing = [(size - kept) / one for size, kept in zip(paid, steady, strict=True)]
             return CollectiveLine(first, steady, growing)
-        second = self.collectives(2 * one, tokens)
+        second = self.collectives(2 * one, tokens, continues)
         if len(first) != len(second) or not all(map(_alike, first, second)):
             return None
         paid = [
@@ -183,22 +184,25 @@ class LinkTimes:
         self.expected_line = functools.cache(self._find_expected_line)
         self._bounds_lines = functools.cache(self._find_bounds_lines)
 
-    def communication(self, batch: int, tokens: int = 1) -> CommunicationTime:
+    def communication(
+        self, batch: int, tokens: int = 1, continues: bool = False
+    ) -> CommunicationTime:
         """Time of a pass's collectives; a batch that the layout does not divide is padded.
 
         Args:
           batch: number of sequences.
           tokens: new tokens of each sequence; 1 in a decode step.
+          continues: whether prompts have tokens in the cache already.
         """
-        expected = self.expected(batch, tokens)
-        return expected._replace(floor=self._find_floor(self._padded(batch), tokens))
+        expected = self.expected(batch, tokens, continues)
+        return expected._replace(floor=self._find_floor(self._padded(batch), tokens, continues))
 
-    def expected(self, batch: int, tokens: int = 1) -> CommunicationTime:
+    def expected(self, batch: int, tokens: int = 1, continues: bool = False) -> CommunicationTime:
         """The same without the floor, which takes as long to find as all the rest; it is 0."""
         batch = self._padded(batch)
-        line = self.expected_line(tokens)
+        line = self.expected_line(tokens, continues)
         if line is None:
-            each = self.listed.collectives(batch, tokens)
+            each = self.listed.collectives(batch, tokens, continues)
             paid = [one.payload_bytes for one in each]
             return self._sum(each, paid, self._best_embedding(each, paid))
         fixed, growing = line
@@ -213,13 +217,13 @@ class LinkTimes:
         step = self.placement.multiple("B")
         return -(-batch // step) * step
 
-    def _find_floor(self, batch: int, tokens: int) -> float:
+    def _find_floor(self, batch: int, tokens: int, continues: bool) -> float:
         """The floor in the best of all embeddings of the mesh in the slice for this very pass."""
         if self.placement.devices == 1:
             return 0.0
-        lines = self._bounds_lines(tokens)
+        lines = self._bounds_lines(tokens, continues)
         if lines is None:
-            listed = self.listed.collectives(batch, tokens)
+            listed = self.listed.collectives(batch, tokens, continues)
             bounds = (floor_bounds(listed, embedding).values() for embedding in self._floor)
         else:
             bounds = (
@@ -230,12 +234,12 @@ class LinkTimes:
         return min(max(each, default=0.0) for each in bounds)
 
     def _find_expected_line(
-        self, tokens: int
+        self, tokens: int, continues: bool = False
     ) -> tuple[CommunicationTime, CommunicationTime] | None:
         """Times of every batch, and what each sequence adds; None if they are not linear."""
         if self.placement.devices == 1:
             return NO_COMMUNICATION, NO_COMMUNICATION
-        line = self.listed.line(tokens)
+        line = self.listed.line(tokens, continues)
         if line is None:
             return None
         embedding = self._best_embedding(line.listed, line.typical)
@@ -243,9 +247,9 @@ class LinkTimes:
             self._sum(line.listed, paid, embedding) for paid in (line.steady, line.growing)
         )
 
-    def _find_bounds_lines(self, tokens: int) -> list[tuple[dict, dict]] | None:
+    def _find_bounds_lines(self, tokens: int, continues: bool) -> list[tuple[dict, dict]] | None:
         """Bounds likewise, in each embedding of the mesh."""
-        line = self.listed.line(tokens)
+        line = self.listed.line(tokens, continues)
         if line is None:
             return None
         fixed, growing = (

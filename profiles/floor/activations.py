@@ -1,13 +1,15 @@
-"""What a pass holds beside weights and cache: activations, scores of attention, logits.
+"""What a pass holds beside weights and cache: activations and logits.
 
-Counted as the engine's program makes them, a layer at a time and all scores of a layer at once
-(`model.attention.attend`), so that a prompt's grow with the square of its length. Compilers fuse
-some of it away and hold some of it twice: the recorded programs of prompts hold 0.4 times as much
-(on a v5e, where all of it stays on the chip) to 2.1 times.
+Counted as the engine's program makes them, a layer at a time. Prompts run in chunks, and attention
+keeps the scores of one block of keys alone (`model.block_attention`), so that a prompt holds no
+more than a chunk does, whatever its length. Compilers fuse some of it away and hold some of it
+twice.
 """
 
 import numpy as np
 
+from decode.chunks import CHUNK
+from model.block_attention import KEYS_OF_A_PROMPT, KEYS_OF_A_TOKEN, QUERIES
 from model.config import ModelConfig
 from model.dtypes import Dtypes
 from sharding.placement import Placement
@@ -28,7 +30,7 @@ def attention_share(placement: Placement, of_cache: bool) -> float:
 
 
 def activation_bytes(
-    config: ModelConfig, placement: Placement, dtypes: Dtypes, *, tokens: int, slots: int
+    config: ModelConfig, placement: Placement, dtypes: Dtypes, *, tokens: int
 ) -> float:
     """Bytes that one sequence of a pass takes on each device, at the peak.
 
@@ -37,14 +39,14 @@ def activation_bytes(
       placement: the one that the pass runs in.
       dtypes: how its numbers are stored.
       tokens: new tokens of the sequence; 1 in a decode step.
-      slots: tokens that the cache has room for; for a prompt, its own, which meet each other.
     """
+    tokens = min(tokens, CHUNK)
     D, size = config.d_model, dtypes.dtype.itemsize
     stream = D * size * placement.share(("activations", "BR"))
     gathered = D * size * placement.share(("contracted", "BTD"))
     widest = np.maximum(
         np.maximum(
-            _attention(config, placement, dtypes, tokens, slots),
+            _attention(config, placement, dtypes, tokens),
             tokens * _feed_forward(config, placement, dtypes),
         ),
         config.vocabulary * FLOAT32 * _logits_share(placement),  # the last token's logits
@@ -52,19 +54,15 @@ def activation_bytes(
     return tokens * (stream + gathered) + widest
 
 
-def _attention(
-    config: ModelConfig, placement: Placement, dtypes: Dtypes, tokens: int, slots: int
-) -> float:
-    """Queries, keys and values of the new tokens, scores, and what is mixed by them."""
-    seen = slots  # a prompt scores all its tokens, then masks those beyond a window
-    if tokens == 1 and config.windows:  # a decode step what a layer's cache keeps
-        windows = set(map(config.window, range(config.layers)))
-        seen = max(min(slots, window or slots) for window in windows)
+def _attention(config: ModelConfig, placement: Placement, dtypes: Dtypes, tokens: int) -> float:
+    """Queries, keys and values of the new tokens, sums of values, and scores of one block."""
     heads, width = config.query_heads, config.head_size
-    queries = heads * width * attention_share(placement, of_cache=False)
+    share = attention_share(placement, of_cache=False)
+    queries = heads * width * share
     both = 2 * config.kv_heads * width * placement.share(("attention", "BK"))
-    scores = heads * seen * attention_share(placement, of_cache=tokens == 1)
-    return tokens * ((queries + both) * dtypes.dtype.itemsize + (scores + queries) * FLOAT32)
+    keys = KEYS_OF_A_TOKEN if tokens == 1 else KEYS_OF_A_PROMPT
+    scores = heads * min(tokens, QUERIES) * keys * share * FLOAT32
+    return tokens * ((queries + both) * dtypes.dtype.itemsize + queries * FLOAT32) + scores
 
 
 def _feed_forward(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:

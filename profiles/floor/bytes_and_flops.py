@@ -167,7 +167,6 @@ class PassCounter:
         share = self._of_prompts if pass_.over_prompts else self._of_cache
         attention = 4 * config.query_heads * config.head_size * pairs * share
         work = 2 * (tokens * self._work + self._table_work)
-        attended = pass_.context + tokens if pass_.over_prompts else pass_.cache_slots
         counts = Counts(
             weights_resident=self.resident,
             weights_read=self._dense_weights + self._experts * touched + rows,
@@ -176,7 +175,7 @@ class PassCounter:
             kv_written=batch * self.token * kept / config.layers,
             flops=batch * (work + attention),
             weights_gathered=self._gathered,
-            activations=batch * self._held(tokens, attended) + self._gathered / config.layers,
+            activations=batch * self._held(tokens) + self._gathered / config.layers,
         )
         return counts.as_python_numbers()
 
@@ -189,7 +188,7 @@ class PassCounter:
             experts=self._experts,
             gathered=self._gathered,
             bytes_per_sequence=self._row + one.kv_read + one.kv_written,
-            memory_per_sequence=one.kv_resident + self._held(1, slots),
+            memory_per_sequence=one.kv_resident + self._held(1),
             flops=one.flops,
             replicas=self._replicas,
         )
@@ -202,11 +201,9 @@ class PassCounter:
         sizes = [whole(multiple) for multiple in multiples.ravel().tolist()]
         return np.reshape(sizes, multiples.shape) * share
 
-    def _held_bytes(self, tokens: int, slots: int) -> float:
+    def _held_bytes(self, tokens: int) -> float:
         """Bytes of one sequence's activations on each device."""
-        return activation_bytes(
-            self.config, self.placement, self.dtypes, tokens=tokens, slots=slots
-        )
+        return activation_bytes(self.config, self.placement, self.dtypes, tokens=tokens)
 
     def _touched(self, tokens: int, experts: float | str | None) -> float:
         """Distinct experts that the busiest replica reads at least.

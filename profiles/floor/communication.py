@@ -11,7 +11,9 @@ import itertools
 import math
 
 import jax
+import jax.numpy as jnp
 
+from model.attention import beside_cache
 from model.config import ModelConfig
 from model.dispatch import expert_axes, sums
 from model.dtypes import Dtypes
@@ -33,6 +35,7 @@ def expected_collectives(
     *,
     batch: int,
     tokens: int = 1,
+    continues: bool = False,
     grouped: bool = True,
     sampled: bool = False,
 ) -> list[Collective]:
@@ -48,6 +51,7 @@ def expected_collectives(
       batch: number of sequences.
       tokens: tokens per sequence: 1 in a decode step, more in a prefill, whose logits are those of
         each prompt's last token.
+      continues: whether prompts attend also to tokens that the cache holds.
       grouped: whether experts run in one grouped matmul, as on TPU; else they run one by one, and
         the list has each of them as if tokens chose them all.
       sampled: whether to list also what a compiled decode step does beside the logits: it chooses
@@ -57,7 +61,7 @@ def expected_collectives(
       Collectives with their `where`: a block, ``layer/`` before those that every layer has. Their
       counts are those of the whole pass.
     """
-    step = ForwardPass(config, placement, dtypes, batch, tokens, grouped)
+    step = ForwardPass(config, placement, dtypes, batch, tokens, continues, grouped)
     step.look_up()
     step.times = config.layers
     step.layer()
@@ -78,8 +82,10 @@ class ForwardPass(Shapes):
         dtypes: Dtypes,
         batch: int,
         tokens: int,
+        continues: bool = False,
         grouped: bool = True,
     ):
+        self.attends_to_cache = tokens == 1 or continues
         # A grouped matmul takes plain arrays.
         self.grouped = grouped and not dtypes.quantization
         super().__init__(config, placement, dtypes, batch, tokens)
@@ -145,26 +151,29 @@ class ForwardPass(Shapes):
         for _ in range(2):
             self.reshard(self.array("BTKh"), new, cache, "layer")
         heads = placement.attention("BTKG_")
-        if self.sizes["T"] == 1:
-            self.softmax()
-            stored = placement.cache("BK")
-            heads = jax.P(stored[0], None, stored[1], heads[3], None)
+        if self.attends_to_cache:
+            self.softmax(heads)
         made, block = placement.activations("BTKGh"), "layer/attention_output"
         self.reshard(self.array("BTKGh"), heads, made, block)
         contracted, result = placement.contracted("BTKGh"), placement.activations("BTR")
         self.product(Matmul("DKGh", 1, made, contracted, result, block))
 
-    def softmax(self) -> None:
-        """Joining the parts of a softmax over divided slots."""
+    def softmax(self, heads: jax.P) -> None:
+        """Queries to where the cache lies, parts of a softmax over divided slots, and its answer.
+
+        Args:
+          heads: sharding of the queries, [B, T, K, G, h].
+        """
         placement, block = self.placement, "layer/attention"
-        slots = used_axes(placement.cache("S"))
-        if not slots:
-            return
-        spec = (*division(placement.cache("BK")), (), entry_axes(placement.attention("G")[0]))
-        one = self.size("BKTG", spec)  # a number for each query
-        width = self.sizes["h"]
-        for size in (one, one * (width + 1)) if self.overlapped else (one, one, one * width):
-            self.note("all-reduce", slots, size, block, element=FLOAT32)
+        there = beside_cache(heads, placement)
+        self.reshard(self.array("BTKGh"), heads, there, block)
+        parts, slots = division(there), used_axes(placement.cache("S"))
+        if slots:
+            one = self.size("BTKG", parts[:4])  # a number for each query
+            for size in (one, one * (self.sizes["h"] + 1)):
+                self.note("all-reduce", slots, size, block, True, FLOAT32)
+        shape = (*self.shape("BTKG"), self.sizes["h"] + 2)
+        self.reshard(jax.ShapeDtypeStruct(shape, jnp.float32), there, heads, block)
 
     def mlp(self, given: jax.P, contracted: jax.P) -> None:
         """Gate and up, and down."""

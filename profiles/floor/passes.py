@@ -29,6 +29,11 @@ class Pass:
         return self.tokens > 1
 
     @property
+    def continues(self) -> bool:
+        """Whether it is over prompts that have tokens in the cache already."""
+        return self.over_prompts and self.context > 0
+
+    @property
     def phase(self) -> str:
         """``decode`` or ``prefill``."""
         return "prefill" if self.over_prompts else "decode"

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.cache import CACHE_AXES, PADDING, QuantizedKV, round_up_to_tiles, slots_of, write
+from model.cache import CACHE_AXES, PADDING, QuantizedKV, round_up_to_tiles
+from model.cache_write import NewTokens, write
 from model.catalog import find_model
 from model.dtypes import FLOAT32, Dtypes
 from sharding.catalog import LAYOUTS, attend_by
@@ -29,7 +30,7 @@ def setting(request):
     return placement, make_mesh(shape)
 
 
-def run(setting, positions, dtypes, new=None, prompts=False):
+def run(setting, positions, dtypes, new=None, **how):
     """A cache of -1s with tokens written at `positions`, 1, 2, ...; and its compiled write."""
     placement, mesh = setting
     B, T = positions.shape
@@ -39,8 +40,9 @@ def run(setting, positions, dtypes, new=None, prompts=False):
         full = jnp.full((B, K, S, h), -1.0, out_sharding=placement.cache("BKSh"))
         full = full if dtypes is FLOAT32 else jax.jit(stored, static_argnums=1)(full, dtypes.cache)
         new = jax.device_put(np.float32(new), placement.cache("BTKh"))
-        where = jax.device_put(positions, jax.P(None, None))
-        step = jax.jit(lambda c, n, w: write(c, n, w, placement, dtypes, prompts), donate_argnums=0)
+        where = NewTokens.at(jax.device_put(positions, jax.P(None, None)))
+        how = {"ring": False, "continues": True} | how
+        step = jax.jit(lambda c, n, w: write(c, n, w, placement, dtypes, **how), donate_argnums=0)
         compiled = step.lower(full, new, where).compile(compiler_options=USUAL_KERNELS)
         found = step(full, new, where)
         return np.asarray(meant(found) if isinstance(found, QuantizedKV) else found), compiled
@@ -72,21 +74,35 @@ def test_tokens_land_in_their_slots_and_nowhere_else(setting, positions, dtypes)
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
-@pytest.mark.parametrize(("tokens", "ring"), [(3, False), (S, False), (12, True)])
+@pytest.mark.parametrize(("tokens", "ring"), [(3, False), (S, False), (12, True), (3, True)])
 def test_prompts_land_in_the_first_slots_and_the_last_of_long_ones_in_a_ring(
     setting, tokens, ring, dtypes
 ):
     lengths = np.array([tokens, 2])
     place = np.arange(tokens, dtype=np.int32)
     positions = np.where(place < lengths[:, None], place, PADDING)
-    slots = np.asarray(slots_of(jnp.asarray(positions), S, ring))
-    found, _ = run(setting, slots, DTYPES[dtypes], prompts=True)
+    found, _ = run(setting, positions, DTYPES[dtypes], ring=ring, continues=False)
     tolerance = 0 if dtypes == "float32" else 1e-6
     for b, length in enumerate(lengths):
         for position in range(max(0, length - S), length):
             token = b * tokens + position + 1
             np.testing.assert_allclose(found[b, :, position % S], token, rtol=tolerance)
     np.testing.assert_array_equal(found[:, :, tokens:], -1)  # nor is any other slot written
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize(("first", "tokens"), [(0, 12), (3, 3), (5, 8), (21, 6), (15, 2), (9, 20)])
+def test_what_follows_in_a_ring_takes_the_place_of_the_oldest(setting, first, tokens, dtypes):
+    firsts = np.array([first, first + 2], np.int32)
+    counts = np.array([tokens, max(tokens - 2, 1)])
+    order = np.arange(tokens, dtype=np.int32)
+    positions = np.where(order < counts[:, None], firsts[:, None] + order, PADDING)
+    expected = np.full((2, K, S, h), -1.0)
+    for b in range(2):
+        for t in range(counts[b]):
+            expected[b, :, (firsts[b] + t) % S] = b * tokens + t + 1
+    found, _ = run(setting, positions.astype(np.int32), DTYPES[dtypes], ring=True)
+    np.testing.assert_allclose(found, expected, rtol=0 if dtypes == "float32" else 1e-6)
 
 
 @pytest.mark.parametrize("dtypes", ["int8", "fp8"])
@@ -105,10 +121,13 @@ def test_a_round_trip_is_within_half_a_step_and_rows_of_zeros_stay(setting, dtyp
 
 # Not fp8: XLA:CPU has no scatter of it, and makes one of float16, converted there and back.
 @pytest.mark.parametrize("dtypes", ["float32", "int8"])
-@pytest.mark.parametrize("positions", [[[5]], [[0], [7]], [[0, 1, 2], [0, 1, 2]]])
-def test_a_write_moves_no_whole_cache(setting, positions, dtypes):
-    prompts = len(positions[0]) > 1
-    _, compiled = run(setting, np.array(positions, np.int32), DTYPES[dtypes], prompts=prompts)
+@pytest.mark.parametrize(
+    ("positions", "continues"),
+    [([[5]], True), ([[0], [7]], True), ([[0, 1, 2]] * 2, False), ([[3, 4, 5]] * 2, True)],
+)
+def test_a_write_moves_no_whole_cache(setting, positions, continues, dtypes):
+    new = {"continues": len(positions[0]) == 1 or continues}
+    _, compiled = run(setting, np.array(positions, np.int32), DTYPES[dtypes], **new)
     placement, mesh = setting
     where = jax.NamedSharding(mesh, placement.cache(CACHE_AXES))
     batch, heads, slots, _ = where.shard_shape((len(positions), K, S, h))

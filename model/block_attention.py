@@ -1,0 +1,222 @@
+"""Attention of new tokens over filled slots, block by block: the form that XLA compiles.
+
+Each block of keys adds to a running softmax, so that no array of all scores is ever stored
+(Dao et al. 2022, "FlashAttention"), and loops end where the last key is that a query sees: a step's
+time follows the tokens that a cache holds and not the slots that it has.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from model.softmax_parts import LOWEST, Softmaxed, Spans
+
+Ring = tuple[int, jax.Array]
+"""Slots of a whole ring, and which of them is the first here."""
+KEYS_OF_A_TOKEN = 128
+"""Keys that a block has where each sequence has one query."""
+KEYS_OF_A_PROMPT = 256
+"""Keys that a block has where there are more."""
+QUERIES = 256
+"""Queries that meet a block of keys at once."""
+
+
+def attend_part(
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    key_scales: jax.Array | None,
+    value_scales: jax.Array | None,
+    spans: Spans,
+    *,
+    ring: Ring | None = None,
+    window: int | None = None,
+    scale: float,
+    softcap: float | None = None,
+) -> Softmaxed:
+    """Softmax attention of queries to those keys of one device that they see.
+
+    A query sees the keys of its own position and those before it, within the window.
+
+    Args:
+      q: [B, T, K, G, h].
+      keys: [B, K, S, h], plain or without their scales.
+      values: [B, K, S, h].
+      key_scales: [K, B, S] float32; None for 1.
+      value_scales: as `key_scales`.
+      spans: positions of queries and keys.
+      ring: the slots are a ring, or a part of one.
+      window: how many keys a query sees at most, its own included; None for all.
+      scale: multiplies the scores.
+      softcap: c of ``c * tanh(score / c)``, if any (Gemma Team 2024, section 2).
+    """
+    batch, tokens, heads, group, width = q.shape
+    loop = functools.partial(_over_blocks, ring=ring, window=window, scale=scale, softcap=softcap)
+    q = q.transpose(0, 2, 1, 3, 4)  # [B, K, T, G, h]
+    arrays = keys, values, key_scales, value_scales
+    if tokens == 1:
+        return _in_order_of_queries(loop(q, arrays, spans, KEYS_OF_A_TOKEN))
+    block = min(QUERIES, tokens)
+    blocks = -(-tokens // block)
+    q = jnp.pad(q, [(0, 0)] * 2 + [(0, blocks * block - tokens)] + [(0, 0)] * 2)
+
+    def of_queries(number: jax.Array) -> Softmaxed:
+        """A block of one sequence's queries over its keys."""
+        row, start = number // blocks, number % blocks * block
+        some = jax.lax.dynamic_slice(q, (row, 0, start, 0, 0), (1, heads, block, group, width))
+        own = Spans(*(jax.lax.dynamic_slice_in_dim(each, row, 1) for each in spans))
+        own = own._replace(first_query=own.first_query + start)
+        return loop(some, arrays, own, KEYS_OF_A_PROMPT, row)
+
+    parts = jax.lax.map(of_queries, jnp.arange(batch * blocks))  # [B * blocks, 1, K, T, G, h]
+    return _in_order_of_queries(
+        Softmaxed(*(_whole_sequences(part, batch, tokens) for part in parts))
+    )
+
+
+def _whole_sequences(parts: jax.Array, batch: int, tokens: int) -> jax.Array:
+    """[B * blocks, 1, K, queries, ...] -> [B, K, T, ...]."""
+    _, _, heads, block, *rest = parts.shape
+    parts = parts.reshape(batch, -1, heads, block, *rest).swapaxes(1, 2)
+    return parts.reshape(batch, heads, -1, *rest)[:, :, :tokens]
+
+
+def _in_order_of_queries(part: Softmaxed) -> Softmaxed:
+    """From [B, K, T, ...] to [B, T, K, ...]."""
+    return Softmaxed(*(each.swapaxes(1, 2) for each in part))
+
+
+def _over_blocks(
+    q: jax.Array,
+    arrays: tuple[jax.Array | None, ...],
+    spans: Spans,
+    block: int,
+    row: jax.Array | int = 0,
+    *,
+    ring: Ring | None,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> Softmaxed:
+    """Queries over the blocks of keys that any of them sees.
+
+    Args:
+      q: [B, K, T, G, h].
+      arrays: keys, values and their scales, of at least B sequences.
+      spans: of the B sequences.
+      block: keys at a time.
+      row: the first of the B sequences among those of the arrays.
+      ring: as in `attend_part`, like those after it.
+    """
+    (batch, heads, tokens, group, width), slots = q.shape, arrays[0].shape[2]
+    block = min(block, slots)
+    first, last = _seen_slots(spans, tokens, slots, ring, window)
+    rows = q.reshape(batch, heads, tokens * group, width)
+
+    def step(number: jax.Array, part: Softmaxed) -> Softmaxed:
+        start = jnp.minimum(number * block, slots - block)
+        keys, values, key_scales, value_scales = (
+            array if array is None else _cut(array, row, start, batch, block) for array in arrays
+        )
+        at = start + jnp.arange(block)
+        seen = _seen(spans, tokens, at, ring, window)
+        seen &= at >= number * block  # the last block may begin within the one before
+        return _add(part, rows, keys, values, key_scales, value_scales, seen, scale, softcap)
+
+    shape = batch, heads, tokens * group
+    nothing = Softmaxed(
+        jnp.zeros((*shape, width), jnp.float32),
+        jnp.full(shape, LOWEST, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+    )
+    part = jax.lax.fori_loop(first // block, -(-last // block), step, nothing)
+    return Softmaxed(*(each.reshape(batch, heads, tokens, group, *each.shape[3:]) for each in part))
+
+
+def _add(
+    part: Softmaxed,
+    rows: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    key_scales: jax.Array | None,
+    value_scales: jax.Array | None,
+    seen: jax.Array,
+    scale: float,
+    softcap: float | None,
+) -> Softmaxed:
+    """The part with a block of keys more; its arrays are [B, K, rows, ...].
+
+    Args:
+      part: of the keys before.
+      rows: queries, [B, K, T * G, h].
+      keys: [B, K, block, h].
+      values: [B, K, block, h].
+      key_scales: [K, B, block], if any.
+      value_scales: as `key_scales`.
+      seen: [B, T, block] bool.
+      scale: multiplies scores.
+      softcap: caps them.
+    """
+    scores = _product(rows, keys.astype(rows.dtype), 3) * scale  # [B, K, T * G, block]
+    if key_scales is not None:
+        scores *= key_scales.swapaxes(0, 1)[:, :, None]
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    group = rows.shape[2] // seen.shape[1]
+    scores = jnp.where(jnp.repeat(seen, group, axis=1)[:, None], scores, -jnp.inf)
+    highest = jnp.maximum(part.highest, jnp.max(scores, axis=-1))
+    weights, before = jnp.exp(scores - highest[..., None]), jnp.exp(part.highest - highest)
+    total = part.total * before + jnp.sum(weights, axis=-1)
+    if value_scales is not None:
+        weights *= value_scales.swapaxes(0, 1)[:, :, None]
+    values = values.astype(rows.dtype)
+    sums = part.sums * before[..., None] + _product(weights.astype(rows.dtype), values, 2)
+    return Softmaxed(sums, highest, total)
+
+
+def _product(left: jax.Array, right: jax.Array, contracted: int) -> jax.Array:
+    """[B, K, rows, n] with [B, K, ...], whose dimension `contracted` is n."""
+    dimensions = (((3,), (contracted,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
+
+
+def _cut(
+    array: jax.Array, row: jax.Array | int, start: jax.Array, batch: int, block: int
+) -> jax.Array:
+    """A block of slots of some sequences: of [B, K, S, h], or of scales, [K, B, S]."""
+    at, sizes = [0] * array.ndim, list(array.shape)
+    where = 0 if array.ndim == 4 else 1
+    at[where], sizes[where] = row, batch
+    at[2], sizes[2] = start, block
+    return jax.lax.dynamic_slice(array, at, sizes)
+
+
+def _seen_slots(
+    spans: Spans, tokens: int, slots: int, ring: Ring | None, window: int | None
+) -> tuple[jax.Array, jax.Array]:
+    """The first slot that any query sees, and the one past the last."""
+    if ring:
+        return jnp.int32(0), jnp.clip(jnp.max(spans.filled) - ring[1], 0, slots)
+    last = jnp.minimum(spans.filled, spans.first_query + tokens) - spans.first_key
+    last = jnp.clip(jnp.max(last), 0, slots)
+    if window is None:
+        return jnp.minimum(jnp.clip(jnp.min(-spans.first_key), 0, slots), last), last
+    first = jnp.maximum(spans.first_query - window + 1, 0) - spans.first_key
+    return jnp.minimum(jnp.clip(jnp.min(first), 0, slots), last), last
+
+
+def _seen(
+    spans: Spans, tokens: int, slots: jax.Array, ring: Ring | None, window: int | None
+) -> jax.Array:
+    """Which keys of these slots each query sees, [B, T, slots]."""
+    filled = spans.filled[:, None]
+    if ring:
+        size, begin = ring
+        positions = filled - 1 - (filled - 1 - (begin + slots)) % size  # [B, slots]
+    else:
+        positions = spans.first_key[:, None] + slots
+    there = (positions >= 0) & (positions < filled)
+    query = (spans.first_query[:, None] + jnp.arange(tokens))[:, :, None]
+    seen = there[:, None] & (positions[:, None] <= query)
+    return seen if window is None else seen & (positions[:, None] > query - window)

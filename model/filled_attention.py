@@ -1,0 +1,95 @@
+"""Attention of new tokens over the slots that tokens have filled, on every device its own part.
+
+Where mesh axes divide the slots, each device attends to those that it has, and the parts are
+joined.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+
+from model.block_attention import attend_part
+from model.cache import QuantizedKV, Stored
+from model.softmax_parts import Softmaxed, Spans, join_devices
+from sharding.layout import Axes
+from sharding.placement import entry_axes
+
+
+class Softmax(NamedTuple):
+    """How scores are made, and which count.
+
+    Attributes:
+      window: how many keys a query sees at most, its own included; None for all before it.
+      scale: multiplies the scores.
+      softcap: c of ``c * tanh(score / c)``, if any (Gemma Team 2024, section 2).
+    """
+
+    window: int | None
+    scale: float
+    softcap: float | None = None
+
+
+def attend(
+    q: jax.Array,
+    stored: tuple[Stored, Stored],
+    spans: Spans,
+    softmax: Softmax,
+    ring: bool = False,
+) -> Softmaxed:
+    """Softmax attention of queries to the keys that they see.
+
+    Args:
+      q: [B, T, K, G, h], B and K divided as in the keys, T and h whole.
+      stored: keys and values, each [B, K, S, h].
+      spans: positions of queries and keys, divided in any way.
+      softmax: scale, cap and window.
+      ring: the slots are a ring: the token at position p is in slot p modulo S.
+    """
+    with jax.named_scope("attention"):
+        keys, values = stored
+        arrays = (*_plain(keys), *_plain(values))
+        specs = jax.tree.map(lambda array: jax.typeof(array).sharding.spec, arrays)
+        batch, heads, slots, _ = specs[0]
+        group = jax.typeof(q).sharding.spec[3]
+        query = jax.P(batch, None, heads, group, None)
+        by_sequence = Spans(*(jax.P(batch),) * 3)
+        spans = Spans(*(jax.reshard(each, jax.P(batch)) for each in spans))
+        local = functools.partial(
+            _attend_local, softmax, keys.shape[2] if ring else None, entry_axes(slots)
+        )
+        return jax.shard_map(
+            local,
+            in_specs=(query, specs, by_sequence),
+            out_specs=Softmaxed(query, jax.P(*query[:-1]), jax.P(*query[:-1])),
+            check_vma=False,
+        )(q, arrays, spans)
+
+
+def _plain(stored: Stored) -> tuple[jax.Array, jax.Array | None]:
+    """Values, and their scales if they have any."""
+    return (stored.values, stored.scales) if isinstance(stored, QuantizedKV) else (stored, None)
+
+
+def _attend_local(
+    softmax: Softmax,
+    ring: int | None,
+    slot_axes: Axes,
+    q: jax.Array,
+    arrays: tuple[jax.Array | None, ...],
+    spans: Spans,
+) -> Softmaxed:
+    """One device's part, joined with those of devices that have other slots."""
+    keys, key_scales, values, value_scales = arrays
+    begin = jax.lax.axis_index(slot_axes) * keys.shape[2] if slot_axes else 0
+    part = attend_part(
+        q,
+        keys,
+        values,
+        key_scales,
+        value_scales,
+        spans._replace(first_key=spans.first_key + begin),
+        ring=None if ring is None else (ring, begin),
+        **softmax._asdict(),
+    )
+    return join_devices(part, slot_axes) if slot_axes else part

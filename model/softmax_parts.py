@@ -1,0 +1,70 @@
+"""Parts of a softmax that are found apart, over some keys each, and then joined.
+
+A part keeps the largest score beside its sums, so that parts join without any score again
+(Milakov and Gimelshein 2018, "Online normalizer calculation for softmax").
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sharding.layout import Axes
+
+LOWEST = float(jnp.finfo(jnp.float32).min)
+"""The largest score of a part in which no key is seen."""
+
+
+class Spans(NamedTuple):
+    """Where the queries and keys of each sequence stand in it; each is [B] int32.
+
+    Attributes:
+      first_query: position of the first query; the others follow it.
+      first_key: position of the key in the first slot; the others follow it. A ring has none.
+      filled: tokens of the sequence that there are; slots of other positions hold anything.
+    """
+
+    first_query: jax.Array
+    first_key: jax.Array
+    filled: jax.Array
+
+
+class Softmaxed(NamedTuple):
+    """Values weighted by a softmax over some of the keys.
+
+    Attributes:
+      sums: sums of values, each times exp(score - highest): [B, T, K, G, h] float32.
+      highest: the largest score, `LOWEST` where no key is seen: [B, T, K, G] float32.
+      total: sum of exp(score - highest), 0 where no key is seen: [B, T, K, G] float32.
+    """
+
+    sums: jax.Array
+    highest: jax.Array
+    total: jax.Array
+
+    def mean(self) -> jax.Array:
+        """The weighted mean of the values, [B, T, K, G, h]; 0 where no key is seen."""
+        return self.sums / jnp.maximum(self.total, jnp.finfo(jnp.float32).tiny)[..., None]
+
+
+def join(a: Softmaxed, b: Softmaxed) -> Softmaxed:
+    """One part of two over different keys."""
+    highest = jnp.maximum(a.highest, b.highest)
+    weights = [jnp.exp(part.highest - highest) for part in (a, b)]
+    sums, totals = (
+        sum(each * weight[..., *none] for each, weight in zip(parts, weights, strict=True))
+        for parts, none in (((a.sums, b.sums), (None,)), ((a.total, b.total), ()))
+    )
+    return Softmaxed(sums, highest, totals)
+
+
+def join_devices(part: Softmaxed, axes: Axes) -> Softmaxed:
+    """One part of those of the devices along mesh axes, within a `jax.shard_map`.
+
+    Two all-reduces: of the largest scores, and of sums and totals together (as Flash-Decoding,
+    Dao et al. 2023, joins parts of one device).
+    """
+    highest = jax.lax.pmax(part.highest, axes)
+    both = jnp.concatenate([part.sums, part.total[..., None]], axis=-1)
+    both = jax.lax.psum(both * jnp.exp(part.highest - highest)[..., None], axes)
+    return Softmaxed(both[..., :-1], highest, both[..., -1])
