@@ -2,7 +2,8 @@
 
 `prefill` runs prompts, chunk by chunk, and fills the KV cache. `advance` is the decode step: it
 runs one token per sequence and chooses the next. What `lower_decode` gives to be compiled and
-inspected is that same program. Both steps take plain arrays, donate the cache and compile once per shape.
+inspected is that same program. Both steps take plain arrays, donate the cache and compile once per
+shape.
 """
 
 import functools
@@ -23,6 +24,7 @@ from model.cache import (
     PADDING,
     KVCache,
     abstract_cache,
+    cache_axes,
     empty_cache,
     round_up_to_tiles,
     with_shardings,
@@ -189,6 +191,18 @@ class Engine:
                 logits = last if all_taken else self._update(logits, last, new.count)
                 start += size
         return logits, cache
+
+    def repeat(self, cache: KVCache, times: int) -> KVCache:
+        """A cache in which each sequence is there so many times; the old one is gone."""
+        specs = jax.tree.map(self.placement.cache, cache_axes(cache))
+
+        def local(cache: KVCache) -> KVCache:
+            axes = cache_axes(cache)
+            return jax.tree.map(lambda a, by: jnp.repeat(a, times, axis=by.index("B")), cache, axes)
+
+        with jax.set_mesh(self.mesh):
+            step = jax.shard_map(local, in_specs=(specs,), out_specs=specs, check_vma=False)
+            return jax.jit(step)(cache)
 
     def decode_step(
         self, cache: KVCache, tokens: jax.Array, lengths: jax.Array

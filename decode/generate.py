@@ -6,18 +6,21 @@ the device's. At most one step more than needed runs after the last sequence has
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
+import jax
 import numpy as np
 
 from decode.engine import Emitted, Engine
 from decode.sampling import GREEDY, Sampler
+from model.cache import KVCache
 from model.config import ModelConfig
 from sharding.error_types import FloorlineError, UsageError
 from sharding.placement import Placement
 
-SMALLEST_BUCKET = 16
 SLOT_MULTIPLE = 64
+WORTH_SHARING = 2048
+"""Tokens that running a shared beginning once must save: its program takes time to compile."""
 
 
 class PromptError(UsageError):
@@ -100,15 +103,22 @@ class Request:
                 )
 
 
-def bucket(length: int, limit: int) -> int:
-    """The padded length for a prompt: the next power of two, so that few shapes compile."""
-    return min(max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()), max(limit, length))
-
-
 def cache_slots(prompt: int, new: int, limit: int) -> int:
-    """Slots for a bucketed prompt and its new tokens, a multiple of 64 up to `limit`."""
-    needed = max(bucket(prompt, limit), prompt + new)
+    """Slots for a prompt and its new tokens, a multiple of 64 up to `limit`."""
+    needed = prompt + new
     return min(-(-needed // SLOT_MULTIPLE) * SLOT_MULTIPLE, max(limit, needed))
+
+
+def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, if it is worth running them once; else 0.
+
+    Each prompt keeps a token of its own at least, after which its text goes on.
+    """
+    shortest, longest = min(prompts), max(prompts)  # in alphabetical order
+    pairs = zip(shortest, longest, strict=False)
+    alike = next((n for n, (a, b) in enumerate(pairs) if a != b), len(shortest))
+    alike = min(alike, min(map(len, prompts)) - 1)
+    return alike if alike * (len(prompts) - 1) >= WORTH_SHARING else 0
 
 
 def pad(
@@ -151,27 +161,79 @@ def generate(engine: Engine, request: Request) -> Iterator[list[Completion]]:
 
 
 def _generate(engine: Engine, request: Request) -> Iterator[list[Completion]]:
-    limit = engine.config.max_context
-    longest = max(map(len, request.prompts))
-    rows = engine.placement.multiple("B")
-    tokens, lengths = pad(request.prompts, bucket(longest, limit), rows)
-    cache = engine.new_cache(*cache_sizes(engine.config, engine.placement, request))
-    logits, cache = engine.prefill(cache, tokens, lengths)
+    rows, slots = cache_sizes(engine.config, engine.placement, request)
+    tokens, lengths = pad(request.prompts, max(map(len, request.prompts)), rows)
+    logits, cache = _prefill(engine, tokens, lengths, slots, shared_tokens(request.prompts))
+    yield from follow(engine, cache, logits, lengths, request, Fed())
+
+
+def _prefill(
+    engine: Engine, tokens: np.ndarray, lengths: np.ndarray, slots: int, shared: int
+) -> tuple[jax.Array, KVCache]:
+    """Runs prompts into a new cache, the tokens that all begin with once."""
+    if not shared:
+        return engine.prefill(engine.new_cache(len(tokens), slots), tokens, lengths)
+    few = engine.placement.multiple("B")
+    cached = np.full_like(lengths, shared)
+    _, cache = engine.prefill(
+        engine.new_cache(few, slots), np.tile(tokens[:1, :shared], (few, 1)), cached[:few]
+    )
+    cache = engine.repeat(cache, len(tokens) // few)
+    filling = lengths < shared  # rows without a prompt
+    own = np.where(filling, 1, lengths - shared).astype(np.int32)
+    return engine.prefill(cache, tokens[:, shared:], own, cached)
+
+
+@dataclasses.dataclass
+class Fed:
+    """Tokens that decode steps were given so far, those of the first prompt."""
+
+    tokens: list[int] = dataclasses.field(default_factory=list)
+
+
+def follow(
+    engine: Engine,
+    cache: KVCache,
+    logits: jax.Array,
+    lengths: np.ndarray,
+    request: Request,
+    fed: Fed,
+) -> Generator[list[Completion], None, KVCache]:
+    """Decodes after a prefill.
+
+    Args:
+      engine: the model.
+      cache: holds `lengths` tokens of each sequence.
+      logits: after each sequence's last token, [B, V].
+      lengths: [B] int32.
+      request: what to generate.
+      fed: takes the tokens that steps are given.
+
+    Yields:
+      As `generate` does.
+
+    Returns:
+      The cache, with the tokens that were fed.
+    """
     carry = engine.start(lengths, request.seed)
     carry, emitted = engine.choose(logits, carry, request.sampler)
-
     completions = [Completion() for _ in request.prompts]
     in_flight = collections.deque([_fetch(emitted)])
     launched = 1
     while in_flight:
-        if launched < request.max_new_tokens:  # before waiting for the token already in flight
+        advanced = launched < request.max_new_tokens
+        if advanced:  # before waiting for the token already in flight
             cache, carry, emitted = engine.advance(cache, carry, request.sampler)
             in_flight.append(_fetch(emitted))
             launched += 1
-        _collect(completions, in_flight.popleft(), request)
+        arrived = in_flight.popleft()
+        _collect(completions, arrived, request)
+        if advanced:
+            fed.tokens.append(int(np.asarray(arrived.tokens)[0]))
         yield completions
         if all(completion.finish_reason for completion in completions):
-            return
+            break
+    return cache
 
 
 def generate_without_cache(engine: Engine, request: Request) -> Iterator[list[Completion]]:
@@ -180,11 +242,10 @@ def generate_without_cache(engine: Engine, request: Request) -> Iterator[list[Co
     Yields and raises as `generate` does.
     """
     request.check(engine.config)
-    limit = engine.config.max_context
     longest = max(map(len, request.prompts)) + request.max_new_tokens
     completions = [Completion() for _ in request.prompts]
     prefixes = [list(prompt) for prompt in request.prompts]
-    tokens, lengths = pad(prefixes, bucket(longest, limit), engine.placement.multiple("B"))
+    tokens, lengths = pad(prefixes, longest, engine.placement.multiple("B"))
     carry = engine.start(lengths, request.seed)
     while not all(completion.finish_reason for completion in completions):
         cache = engine.new_cache(*tokens.shape)

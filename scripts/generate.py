@@ -8,15 +8,16 @@ Examples:
   python scripts/generate.py --chat --prompt="Why is the sky blue?"
   python scripts/generate.py --devices=4 --prompt="Once upon a time" --max_new_tokens=40
   python scripts/generate.py --model=a.gguf --prompt=One --prompt=Two --temperature=0.8 --top_p=0.9
+  python scripts/generate.py --chat --turns      talks: each line of standard input is a message
   python scripts/generate.py --prompt="Once upon" --no_cache      shows what a KV cache saves
   python scripts/generate.py --model=tiny --random_weights --prompt_tokens=1,2,3 --json=-
 """
 
+import dataclasses
 import datetime
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import _array_flags
 import _common
@@ -27,6 +28,12 @@ _PROMPT_TOKENS = flags.DEFINE_multi_string(
     "prompt_tokens", [], "Token ids joined by commas, in place of text; repeat for a batch."
 )
 _CHAT = flags.DEFINE_bool("chat", False, "Put each prompt into the model's chat template.")
+_TURNS = flags.DEFINE_bool(
+    "turns",
+    False,
+    "With --chat: go on with the conversation. Each line of standard input is a message, after "
+    "--prompt if there is one; what the cache holds of the conversation is not run again.",
+)
 _DEVICES = flags.DEFINE_integer(
     "devices",
     None,
@@ -43,6 +50,12 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely t
 _TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k most likely tokens.")
 _TOP_P = flags.DEFINE_float("top_p", None, "Draw from the likeliest tokens of probability p.")
 _MIN_P = flags.DEFINE_float("min_p", None, "Draw from tokens p times as likely as the likeliest.")
+_CHUNK = flags.DEFINE_integer(
+    "chunk",
+    None,
+    "Tokens of a prompt that run at once, a multiple of 16; more take more memory. Default: 512 on "
+    "a CPU, else 2048.",
+)
 _NO_CACHE = flags.DEFINE_bool(
     "no_cache", False, "Generate again without a KV cache, by recomputing every prefix; compare."
 )
@@ -60,10 +73,13 @@ with _common.importing(__name__):
     import _layouts
     import jax
     import numpy as np
+    from _generation import Run
 
+    from decode.chunks import check_chunk
+    from decode.conversation import Conversation
     from decode.engine import Engine
     from decode.generate import (
-        Completion,
+        PromptError,
         Request,
         cache_sizes,
         generate,
@@ -71,18 +87,19 @@ with _common.importing(__name__):
     )
     from decode.load import ModelSource
     from decode.sampling import make_sampler
+    from decode.tokenizer import Tokenizer
     from model.dtypes import Dtypes
     from profiles.floor.memory_needed import check_room, need_of
     from profiles.floor.passes import Pass
     from profiles.measured.step_record import describe_step
     from profiles.report.document import document, summarise
-    from profiles.report.files import not_taken, write_json
+    from profiles.report.files import write_json
     from profiles.report.numbers import byte_size, ms, number, several
     from profiles.report.progress import byte_progress
     from profiles.report.record import Record
     from profiles.report.titles import field_text
     from sharding import processes
-    from sharding.error_types import FloorlineError, UsageError
+    from sharding.error_types import UsageError
     from sharding.placement import Placement
 
 
@@ -91,131 +108,120 @@ def main() -> None:
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     sampler = make_sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value)
     _dtypes.check()
+    _check_flags()
     meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
     source = _common.source()
+    talk = _Talk(source, *_first_message()) if _TURNS.value else None
     request = Request(
-        prompts=_prompts(source),
+        prompts=[talk.prompt] if talk else _prompts(source),
         max_new_tokens=_MAX_NEW_TOKENS.value,
         sampler=sampler,
         seed=_SEED.value,
         stop_ids=_stop_ids(source),
     )
     request.check(source.config)
-    longest = max(map(len, request.prompts))
+    engine = _engine(source, meshes, request)
+    show = _common.JSON.value != "-"
+    if talk:
+        runs = talk.answer(engine, request, show)
+    else:
+        runs = [Run(source, request, show)]
+        runs[0].take(generate(engine, request))
+    run = runs[-1]
+    record = describe_step(engine, batch=len(request.prompts), context=run.context())
+    if run.step_seconds:
+        record |= Record(step_s=summarise(run.step_seconds))
+    if _common.JSON.value and processes.is_first():
+        write_json(_common.JSON.value, _document(runs, record, started))
+    _common.say(_speed(run, engine))
+    if _NO_CACHE.value:
+        slow = Run(source, request, show=False)
+        slow.take(generate_without_cache(engine, request))
+        _common.say(_comparison(run, slow, engine))
+
+
+def _check_flags() -> None:
+    if _CHUNK.value is not None:
+        check_chunk(_CHUNK.value)
+    if not _TURNS.value:
+        return
+    if not _CHAT.value:
+        raise UsageError("--turns is set without --chat; pass both, to put messages in a template")
+    if len(_PROMPT.value) > 1 or _PROMPT_TOKENS.value or _NO_CACHE.value:
+        raise UsageError(
+            "--turns is one conversation; pass one --prompt at most, no --prompt_tokens and no "
+            "--no_cache"
+        )
+
+
+def _engine(source: ModelSource, meshes: list, request: Request) -> Engine:
+    """The model in the layout that is asked for, if it fits."""
 
     def dtypes() -> Dtypes:
         return _dtypes.dtypes(source.stored_quantization())
 
     _layouts.check(source.config, meshes)
     _common.check_json()
-    step = Pass(len(request.prompts), context=longest)
+    prompts = len(request.prompts)
+    step = Pass(prompts, context=max(map(len, request.prompts)))
     layout, shape = _layouts.layout(source.config, meshes, dtypes, [step])
     placement = Placement.of(layout, source.config.sizes, shape)
-    _layouts.state_choices(source.config, placement, dtypes(), len(request.prompts))
+    _layouts.state_choices(source.config, placement, dtypes(), prompts)
     batch, slots = cache_sizes(source.config, placement, request)
     check_room(need_of(source.config, placement, dtypes(), batch=batch, slots=slots))
     engine = source.engine(layout, shape, dtypes(), _SEED.value, byte_progress)
+    engine.chunk = _CHUNK.value or engine.chunk
     if _WEIGHT_LAYOUT.value == "auto":
         _common.say(engine.optimize_weight_layout(batch, slots))
-    to_json = _common.JSON.value == "-"
-    run = _Run(source, request, show=not to_json)
-    run.take(generate(engine, request))
-    record = describe_step(engine, batch=len(request.prompts), context=run.context())
-    if run.step_seconds:
-        record |= Record(step_s=summarise(run.step_seconds))
-    if _common.JSON.value and processes.is_first():
-        write_json(_common.JSON.value, _document(run, record, started))
-    _common.say(_speed(run, engine))
-    if _NO_CACHE.value:
-        slow = _Run(source, request, show=False)
-        slow.take(generate_without_cache(engine, request))
-        _common.say(_comparison(run, slow, engine))
+    return engine
 
 
-class _Run:
-    """One generation: its completions, and the time at which each step's tokens arrived."""
+class _Talk:
+    """A conversation: messages so far, and where the next ones come from."""
 
-    def __init__(self, source: ModelSource, request: Request, show: bool):
-        self.source, self.request, self.show = source, request, show
-        self.completions: list[Completion] = []
-        self.first_seconds, self.first_tokens = 0.0, 0
-        self.step_seconds: list[float] = []
+    def __init__(self, source: ModelSource, message: str, lines: Iterator[str]):
+        self.source, self.lines = source, lines
+        self.messages = [{"role": "user", "content": message}]
+        self.runs: list[Run] = []
 
-    def take(self, steps: Iterator[list[Completion]]) -> None:
-        """Runs to the end, printing as tokens arrive."""
-        try:
-            self._follow(steps)
-        except (FloorlineError, KeyboardInterrupt):
-            if self.show and self.completions and len(self.request.prompts) == 1:
-                _common.show("")  # ends the line of text, so that an error begins a new one
-            raise
+    @property
+    def prompt(self) -> list[int]:
+        """Tokens of all messages, in the model's template."""
+        tokenizer = _tokenizer(self.source)
+        return tokenizer.encode(tokenizer.chat(self.messages), special=True)
 
-    def _follow(self, steps: Iterator[list[Completion]]) -> None:
-        write = _streamer(self.source, len(self.request.prompts)) if self.show else None
-        last = time.perf_counter()
-        for step, completions in enumerate(steps):
-            now = time.perf_counter()
-            if step:
-                self.step_seconds.append(now - last)
-            else:
-                self.first_seconds = now - last
-                self.first_tokens = sum(len(completion.tokens) for completion in completions)
-            last = now
-            self.completions = completions
+    def answer(self, engine: Engine, request: Request, show: bool) -> "list[Run]":
+        """Answers message by message, until there are no more or the cache is full."""
+        conversation = Conversation(engine)
+        while True:
+            turn = dataclasses.replace(request, prompts=[self.prompt])
+            run = Run(self.source, turn, show)
             try:
-                if write:
-                    write(completions)
-            except OSError as error:
-                if not _common.JSON.value:
-                    raise not_taken(error) from error
-                write = _common.fail_when_done(error)  # None, so that nothing more is shown
-
-    def tokens(self) -> int:
-        """Tokens generated for all prompts together."""
-        return sum(len(completion.tokens) for completion in self.completions)
-
-    def tokens_per_s(self) -> float:
-        """Tokens per second in the steps after the first, of sequences that had not ended."""
-        return (self.tokens() - self.first_tokens) / sum(self.step_seconds)
-
-    def context(self) -> int:
-        """Tokens in the longest sequence halfway through."""
-        longest = max(map(len, self.request.prompts))
-        return longest + len(self.step_seconds) // 2
-
-    def texts(self) -> list[str]:
-        """Generated text of each prompt, or token ids if the model has no tokenizer."""
-        return [_text(self.source, completion.tokens) for completion in self.completions]
+                run.take(conversation.answer(turn))
+            except PromptError as error:
+                if not self.runs:
+                    raise
+                _common.say(f"{error}; the conversation ends here")
+                return self.runs
+            run.reused = conversation.reused
+            self.runs.append(run)
+            message = next(self.lines, None)
+            if message is None:
+                return self.runs
+            self.messages += [
+                {"role": "assistant", "content": run.texts()[0]},
+                {"role": "user", "content": message},
+            ]
 
 
-def _streamer(source: ModelSource, prompts: int) -> Callable[[list[Completion]], None]:
-    """A function that prints one prompt's text as it comes, or several texts as each one ends."""
-    stream = source.tokenizer.stream() if source.tokenizer else None
-    printed: set[int] = set()
-    shown = 0
-
-    def as_it_comes(completions: list[Completion]) -> None:
-        nonlocal shown
-        (completion,) = completions
-        for token in completion.tokens[shown:]:
-            print(stream.push(token) if stream else f"{token} ", end="", flush=True)
-        shown = len(completion.tokens)
-        if completion.finish_reason:
-            print(stream.flush() if stream else "", flush=True)
-
-    def as_each_ends(completions: list[Completion]) -> None:
-        for prompt, completion in enumerate(completions):
-            if completion.finish_reason and prompt not in printed:
-                printed.add(prompt)
-                print(f"[{prompt}] {_text(source, completion.tokens)}", flush=True)
-
-    return as_it_comes if prompts == 1 else as_each_ends
-
-
-def _text(source: ModelSource, tokens: list[int]) -> str:
-    if source.tokenizer is None:
-        return " ".join(map(str, tokens))
-    return source.tokenizer.decode(tokens)
+def _first_message() -> tuple[str, Iterator[str]]:
+    """The first message of a conversation, and those that follow it."""
+    lines = (line.strip() for line in sys.stdin)
+    messages = (line for line in lines if line)
+    first = _PROMPT.value[0] if _PROMPT.value else next(messages, None)
+    if not first:
+        raise UsageError("--turns has no message; pass --prompt=TEXT or lines on standard input")
+    return first, messages
 
 
 def _prompts(source: ModelSource) -> list[list[int]]:
@@ -224,19 +230,29 @@ def _prompts(source: ModelSource) -> list[list[int]]:
     if _CHAT.value and not _PROMPT.value:
         raise UsageError("--chat is set, but no --prompt is text; pass --prompt=TEXT")
     prompts = [_token_ids(text) for text in _PROMPT_TOKENS.value]
-    if _PROMPT.value and source.tokenizer is None:
-        why, remedies = source.without_tokenizer()
-        remedies.append("pass --prompt_tokens=1,2,3")
-        raise UsageError(f"--prompt is text, but {why}; {', or '.join(remedies)}")
+    tokenizer = _tokenizer(source) if _PROMPT.value else None
     for text in _PROMPT.value:
         if not text:
             raise UsageError("--prompt is empty; give at least one character")
         if _CHAT.value:
-            rendered = source.tokenizer.chat([{"role": "user", "content": text}])
-            prompts.append(source.tokenizer.encode(rendered, special=True))
+            rendered = tokenizer.chat([{"role": "user", "content": text}])
+            prompts.append(tokenizer.encode(rendered, special=True))
         else:
-            prompts.append(source.tokenizer.encode(text))
+            prompts.append(tokenizer.encode(text))
     return prompts
+
+
+def _tokenizer(source: ModelSource) -> Tokenizer:
+    """The model's tokenizer.
+
+    Raises:
+      UsageError: there is none, or none that can be read.
+    """
+    if source.tokenizer is None:
+        why, remedies = source.without_tokenizer()
+        remedies.append("pass --prompt_tokens=1,2,3")
+        raise UsageError(f"--prompt is text, but {why}; {', or '.join(remedies)}")
+    return source.tokenizer
 
 
 def _token_ids(text: str) -> list[int]:
@@ -263,7 +279,7 @@ def _stop_ids(source: ModelSource) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _speed(run: _Run, engine: Engine) -> str:
+def _speed(run: Run, engine: Engine) -> str:
     text = f"{run.tokens()} tokens; first after {run.first_seconds:.2f} s, compilation included"
     if run.step_seconds:
         median = float(np.median(run.step_seconds))
@@ -273,7 +289,7 @@ def _speed(run: _Run, engine: Engine) -> str:
     return f"{text} on {several(engine.mesh.size, f'{kind} device')}, mesh {mesh}"
 
 
-def _comparison(fast: _Run, slow: _Run, engine: Engine) -> str:
+def _comparison(fast: Run, slow: Run, engine: Engine) -> str:
     same = "the same" if fast.texts() == slow.texts() else "NOT the same"
     longest = max(map(len, fast.request.prompts)) + len(fast.step_seconds) + 1
     size = engine.cache_bytes(*cache_sizes(engine.config, engine.placement, fast.request))
@@ -288,19 +304,23 @@ def _comparison(fast: _Run, slow: _Run, engine: Engine) -> str:
     )
 
 
-def _document(run: _Run, record: Record, started: str) -> dict:
+def _document(runs: list[Run], record: Record, started: str) -> dict:
+    """What programs read: a list entry for each prompt, or for each turn of a conversation."""
+    completions = [completion for run in runs for completion in run.completions]
+    turns = {"reused_tokens": [run.reused for run in runs]} if _TURNS.value else {}
     return document(
         sys.argv,
         [record],
         device_kind=jax.devices()[0].device_kind,
         started=started,
         bandwidth=None,
-        prompt_tokens=[list(prompt) for prompt in run.request.prompts],
-        tokens=[completion.tokens for completion in run.completions],
-        text=run.texts(),
-        logprobs=[completion.logprobs for completion in run.completions],
-        finish_reasons=[completion.finish_reason for completion in run.completions],
-        first_token_s=run.first_seconds,
+        prompt_tokens=[list(prompt) for run in runs for prompt in run.request.prompts],
+        tokens=[completion.tokens for completion in completions],
+        text=[text for run in runs for text in run.texts()],
+        logprobs=[completion.logprobs for completion in completions],
+        finish_reasons=[completion.finish_reason for completion in completions],
+        first_token_s=runs[-1].first_seconds,
+        **turns,
     )
 
 

@@ -1,0 +1,144 @@
+"""Prompts in chunks: few sizes, little padding, the logits of whole prompts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from decode.chunks import chunk_sizes
+from decode.engine import Engine
+from decode.generate import Request, generate, shared_tokens
+from decode.sampling import GREEDY
+from model.dtypes import FLOAT32, Dtypes
+from sharding.catalog import LAYOUTS, attend_by, prefill_by
+from sharding.error_types import UsageError
+from sharding.quantization import QUANTIZATIONS
+from tests.engines import FAMILIES, config_of, random_engine
+
+CHUNK, LENGTH = 16, 45  # whole in one of 48
+
+
+@pytest.mark.parametrize(
+    ("tokens", "chunk", "sizes"),
+    [(1, 512, [16]), (17, 512, [32]), (512, 512, [512]), (2049, 512, [512] * 4 + [16]),
+     (600, 512, [512, 128]), (900, 512, [512, 512]), (33, 48, [48]), (50, 48, [48, 16])],
+)  # fmt: skip
+def test_a_prompt_is_full_chunks_and_powers_of_two(tokens, chunk, sizes):
+    assert chunk_sizes(tokens, chunk) == sizes
+
+
+@pytest.mark.parametrize("chunk", [16, 48, 512, 2048])
+def test_chunks_hold_every_token_and_little_more(chunk):
+    for tokens in range(1, 5000, 7):
+        sizes = chunk_sizes(tokens, chunk)
+        assert 0 <= sum(sizes) - tokens <= max(tokens / 8, 15)
+        assert all(size % 16 == 0 and size <= chunk for size in sizes)
+        assert sum(sizes[:-1]) < tokens
+
+
+def in_chunks(engine: Engine, chunk: int) -> Engine:
+    parts = engine.config, engine.parameters, engine.placement, engine.mesh, engine.dtypes
+    return Engine(*parts, chunk=chunk)
+
+
+def logits_of(engine: Engine, lengths: list[int], slots: int) -> list[np.ndarray]:
+    """Logits of prompts of these lengths, and of two steps after them."""
+    tokens = np.random.default_rng(0).integers(0, 256, (len(lengths), max(lengths) + 2))
+    tokens, lengths = tokens.astype(np.int32), np.array(lengths, np.int32)
+    cache = engine.new_cache(len(lengths), slots)
+    logits, cache = engine.prefill(cache, tokens[:, : lengths.max()], lengths)
+    found = [np.asarray(logits)]
+    for step in range(2):
+        token = engine.put(tokens[:, lengths.max() + step])
+        logits, cache = engine.decode_step(cache, token, engine.put(lengths + np.int32(step)))
+        found.append(np.asarray(logits))
+    return found
+
+
+def check(engine: Engine, lengths: list[int] = [LENGTH, 20], slots: int = 64) -> None:  # noqa: B006
+    for whole, parts in zip(
+        logits_of(in_chunks(engine, 48), lengths, slots),
+        logits_of(in_chunks(engine, CHUNK), lengths, slots),
+        strict=True,
+    ):
+        assert np.abs(parts - whole).max() < 1e-4 * np.abs(whole).max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunks_give_the_logits_of_the_whole_prompt(tiny_engine, family):
+    check(tiny_engine("1x1x1", **FAMILIES[family]))
+
+
+@pytest.mark.parametrize("window", [5, 16, 24, 40])
+def test_chunks_wrap_around_windows(tiny_engine, window):
+    check(tiny_engine("1x1x1", windows=(window, None), layers=2))
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_chunks_read_a_cache_of_few_bits_as_the_whole_prompt_does(kind):
+    dtypes = Dtypes(FLOAT32.dtype, None, QUANTIZATIONS[kind])
+    config = dataclasses.replace(config_of("grouped"), windows=(24, None))
+    check(random_engine(config, LAYOUTS["weight_stationary_1d"], "1x1x1", dtypes))
+
+
+@pytest.mark.parametrize(
+    ("layout", "attention", "family", "mesh"),
+    [("weight_stationary_1d", "heads", "grouped", "2x2x2"),
+     ("weight_stationary_1d", "sequence", "biased_windowed", "1x2x4"),
+     ("weight_stationary_2d", "batch", "multi_query_parallel", "8x1x1"),
+     ("weight_gathered_x", "sequence", "multi_head_parallel", "2x2x2"),
+     ("weight_gathered_xyz", "heads", "experts_multi_query", "8x1x1"),
+     ("data_parallel_x_1d", "batch", "biased_windowed", "2x2x2")],
+)  # fmt: skip
+def test_chunks_give_the_same_in_every_layout(layout, attention, family, mesh):
+    layout = attend_by(LAYOUTS[layout], attention)
+    check(random_engine(config_of(family, layers=1), layout, mesh, FLOAT32), [LENGTH, 20] * 4)
+
+
+def test_chunks_of_prompts_whose_layout_is_another_than_that_of_their_cache():
+    layout = attend_by(LAYOUTS["weight_stationary_2d"], "batch")
+    layout = prefill_by(layout, LAYOUTS["weight_gathered_x"])
+    engine = random_engine(config_of("grouped", layers=1), layout, "2x2x2", FLOAT32)
+    check(engine, [LENGTH, 20] * 4)
+
+
+def test_a_chunk_is_whole_tiles(tiny_engine):
+    engine = tiny_engine("1x1x1")
+    with pytest.raises(UsageError, match="chunk is 40 tokens, .* use 32 or 48"):
+        in_chunks(engine, 40)
+    with pytest.raises(UsageError, match="chunk is 3 tokens, .* use 16"):
+        in_chunks(engine, 3)
+
+
+def tokens_of(engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
+    *_, last = generate(engine, Request(prompts=prompts, max_new_tokens=4, sampler=GREEDY))
+    return [completion.tokens for completion in last]
+
+
+@pytest.mark.parametrize("mesh", ["1x1x1", "1x1x2"])
+def test_a_beginning_that_prompts_share_is_run_once(tiny_engine, mesh, monkeypatch):
+    engine = in_chunks(tiny_engine(mesh, windows=(24, None), layers=2), CHUNK)
+    shared = np.random.default_rng(0).integers(0, 256, 40).tolist()
+    prompts = [shared + [7], shared + [9, 3, 5], shared]
+    expected = tokens_of(engine, prompts)
+    monkeypatch.setattr("decode.generate.WORTH_SHARING", 64)
+    assert shared_tokens(prompts) == 39
+    ran = []
+    real = engine.prefill
+    monkeypatch.setattr(
+        engine, "prefill", lambda c, t, n, *a: ran.append(t.shape) or real(c, t, n, *a)
+    )
+    assert tokens_of(engine, prompts) == expected
+    assert ran == [(1, 39), (3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shared"),
+    [([[1, 2, 3]], 0), ([[1, 2], [1, 2]], 1), ([[1, 2, 3], [1, 2, 4, 5]], 2), ([[1], [1, 2]], 0),
+     ([[3, 1], [4, 1]], 0)],
+)  # fmt: skip
+def test_what_prompts_share_leaves_each_a_token(prompts, shared, monkeypatch):
+    monkeypatch.setattr("decode.generate.WORTH_SHARING", 1)
+    assert shared_tokens(prompts) == shared
+    monkeypatch.setattr("decode.generate.WORTH_SHARING", 100)
+    assert shared_tokens(prompts) == 0
