@@ -120,8 +120,12 @@ def _over_blocks(
             array if array is None else _cut(array, row, start, batch, block) for array in arrays
         )
         at = start + jnp.arange(block)
-        seen = _seen(spans, tokens, at, ring, window)
+        there, seen = _seen(spans, tokens, at, ring, window)
         seen &= at >= number * block  # the last block may begin within the one before
+        # Slots that hold no token hold anything, and 0 times that may not be 0.
+        values = jnp.where(there[:, None, :, None], values, jnp.zeros_like(values))
+        if value_scales is not None:
+            value_scales = jnp.where(there, value_scales, 0.0)
         return _add(part, rows, keys, values, key_scales, value_scales, seen, scale, softcap)
 
     shape = batch, heads, tokens * group
@@ -208,8 +212,8 @@ def _seen_slots(
 
 def _seen(
     spans: Spans, tokens: int, slots: jax.Array, ring: Ring | None, window: int | None
-) -> jax.Array:
-    """Which keys of these slots each query sees, [B, T, slots]."""
+) -> tuple[jax.Array, jax.Array]:
+    """Which slots hold a token, [B, slots], and which each query sees, [B, T, slots]."""
     filled = spans.filled[:, None]
     if ring:
         size, begin = ring
@@ -219,4 +223,6 @@ def _seen(
     there = (positions >= 0) & (positions < filled)
     query = (spans.first_query[:, None] + jnp.arange(tokens))[:, :, None]
     seen = there[:, None] & (positions[:, None] <= query)
-    return seen if window is None else seen & (positions[:, None] > query - window)
+    if window is not None:
+        seen &= positions[:, None] > query - window
+    return there, seen

@@ -50,12 +50,17 @@ class Softmaxed(NamedTuple):
 def join(a: Softmaxed, b: Softmaxed) -> Softmaxed:
     """One part of two over different keys."""
     highest = jnp.maximum(a.highest, b.highest)
-    weights = [jnp.exp(part.highest - highest) for part in (a, b)]
-    sums, totals = (
-        sum(each * weight[..., *none] for each, weight in zip(parts, weights, strict=True))
-        for parts, none in (((a.sums, b.sums), (None,)), ((a.total, b.total), ()))
-    )
-    return Softmaxed(sums, highest, totals)
+    of_a, of_b = (jnp.exp(part.highest - highest) for part in (a, b))
+    sums = a.sums * of_a[..., None] + b.sums * of_b[..., None]
+    return Softmaxed(sums, highest, a.total * of_a + b.total * of_b)
+
+
+def combine(parts: Softmaxed) -> Softmaxed:
+    """One part of many over different keys, stacked along a new first axis of each array."""
+    highest = jnp.max(parts.highest, axis=0)
+    share = jnp.exp(parts.highest - highest)
+    sums = jnp.sum(parts.sums * share[..., None], axis=0)
+    return Softmaxed(sums, highest, jnp.sum(parts.total * share, axis=0))
 
 
 def join_devices(part: Softmaxed, axes: Axes) -> Softmaxed:

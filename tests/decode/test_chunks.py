@@ -21,7 +21,7 @@ CHUNK, LENGTH = 16, 45  # whole in one of 48
 @pytest.mark.parametrize(
     ("tokens", "chunk", "sizes"),
     [(1, 512, [16]), (17, 512, [32]), (512, 512, [512]), (2049, 512, [512] * 4 + [16]),
-     (600, 512, [512, 128]), (900, 512, [512, 512]), (33, 48, [48]), (50, 48, [48, 16])],
+     (600, 512, [512, 128]), (900, 512, [512, 256, 128, 16]), (920, 512, [512, 512]), (33, 48, [48]), (50, 48, [48, 16])],
 )  # fmt: skip
 def test_a_prompt_is_full_chunks_and_powers_of_two(tokens, chunk, sizes):
     assert chunk_sizes(tokens, chunk) == sizes
