@@ -18,7 +18,7 @@ from flax import nnx
 from jax.experimental.layout import Format, Layout
 
 from decode.chunks import check_chunk, chunk_sizes, default_chunk
-from decode.compiler_options import decode_options
+from decode.compiler_options import decode_options, prefill_options
 from decode.sampling import GREEDY, Sampler, draw_keys
 from model.cache import (
     PADDING,
@@ -111,7 +111,10 @@ class Engine:
         check_chunk(self.chunk)
         self._structure, _ = nnx.split(model)
         self._prefill = jax.jit(
-            self._prefill_step, donate_argnames="cache", static_argnames="continues"
+            self._prefill_step,
+            donate_argnames="cache",
+            static_argnames="continues",
+            compiler_options=prefill_options(mesh),
         )
         one_token = {"donate_argnames": "cache", "compiler_options": decode_options(mesh)}
         self._decode = jax.jit(self._decode_step, **one_token)
@@ -299,11 +302,11 @@ class Engine:
             arguments = (self._placed_cache(batch, slots), self._abstract(batch, length), new)
             if auto_weight_layout:
                 step = functools.partial(self._prefill_step, continues=continues)
-                return self._lower_with_auto_layout(step, arguments)
+                return self._lower_with_auto_layout(step, arguments, prefill_options(self.mesh))
             return self._prefill.lower(self.parameters, *arguments, continues=continues)
 
     def _lower_with_auto_layout(
-        self, step: Callable, arguments: tuple, options: dict[str, str] | None = None
+        self, step: Callable, arguments: tuple, options: dict[str, str] | None
     ) -> jax.stages.Lowered:
         """The step with weights in whatever order and tiles suit it."""
         weights = jax.tree.map(

@@ -84,6 +84,12 @@ class Span(NamedTuple):
     origin: jax.Array
 
 
+def takes(q: jax.Array, keys: jax.Array) -> bool:
+    """Whether the kernel can be compiled for these: Triton wants whole powers of two."""
+    size, stored = q.shape[-1], jnp.dtype(keys.dtype)
+    return size & (size - 1) == 0 and size >= 16 and stored != jnp.int4
+
+
 def attend_part(
     q: jax.Array,
     keys: jax.Array,

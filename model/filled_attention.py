@@ -1,19 +1,22 @@
 """Attention of new tokens over the slots that tokens have filled, on every device its own part.
 
 Where mesh axes divide the slots, each device attends to those that it has, and the parts are
-joined.
+joined. A part is found by a kernel on TPUs and NVIDIA GPUs, elsewhere by loops that XLA compiles.
 """
 
 import functools
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from model.block_attention import attend_part
+from model import attention_gpu, attention_tpu, block_attention
 from model.cache import QuantizedKV, Stored
 from model.softmax_parts import Softmaxed, Spans, join_devices
 from sharding.layout import Axes
 from sharding.placement import entry_axes
+from sharding.platform_workarounds import by_platform
 
 
 class Softmax(NamedTuple):
@@ -82,14 +85,27 @@ def _attend_local(
     """One device's part, joined with those of devices that have other slots."""
     keys, key_scales, values, value_scales = arrays
     begin = jax.lax.axis_index(slot_axes) * keys.shape[2] if slot_axes else 0
-    part = attend_part(
-        q,
-        keys,
-        values,
-        key_scales,
-        value_scales,
+    forms = {"tpu": attention_tpu, "default": block_attention}
+    if attention_gpu.takes(q, keys):
+        forms["cuda"] = attention_gpu
+    part = by_platform(
+        (q, keys, values, key_scales, value_scales),
         spans._replace(first_key=spans.first_key + begin),
-        ring=None if ring is None else (ring, begin),
-        **softmax._asdict(),
+        jnp.asarray(begin, jnp.int32),
+        **{name: functools.partial(_part, form, softmax, ring) for name, form in forms.items()},
     )
     return join_devices(part, slot_axes) if slot_axes else part
+
+
+def _part(
+    form: ModuleType,
+    softmax: Softmax,
+    ring: int | None,
+    arrays: tuple[jax.Array | None, ...],
+    spans: Spans,
+    begin: jax.Array,
+) -> Softmaxed:
+    """What a form of attention makes of a device's arrays, the first of whose slots is `begin`."""
+    return form.attend_part(
+        *arrays, spans, ring=None if ring is None else (ring, begin), **softmax._asdict()
+    )

@@ -21,7 +21,8 @@ CHUNK, LENGTH = 16, 45  # whole in one of 48
 @pytest.mark.parametrize(
     ("tokens", "chunk", "sizes"),
     [(1, 512, [16]), (17, 512, [32]), (512, 512, [512]), (2049, 512, [512] * 4 + [16]),
-     (600, 512, [512, 128]), (900, 512, [512, 256, 128, 16]), (920, 512, [512, 512]), (33, 48, [48]), (50, 48, [48, 16])],
+     (600, 512, [512, 128]), (900, 512, [512, 256, 128, 16]), (920, 512, [512, 512]),
+     (33, 48, [48]), (50, 48, [48, 16])],
 )  # fmt: skip
 def test_a_prompt_is_full_chunks_and_powers_of_two(tokens, chunk, sizes):
     assert chunk_sizes(tokens, chunk) == sizes
@@ -104,9 +105,9 @@ def test_chunks_of_prompts_whose_layout_is_another_than_that_of_their_cache():
 
 def test_a_chunk_is_whole_tiles(tiny_engine):
     engine = tiny_engine("1x1x1")
-    with pytest.raises(UsageError, match="chunk is 40 tokens, .* use 32 or 48"):
+    with pytest.raises(UsageError, match=r"chunk is 40 tokens, .* use 32 or 48"):
         in_chunks(engine, 40)
-    with pytest.raises(UsageError, match="chunk is 3 tokens, .* use 16"):
+    with pytest.raises(UsageError, match=r"chunk is 3 tokens, .* use 16"):
         in_chunks(engine, 3)
 
 
@@ -119,7 +120,7 @@ def tokens_of(engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
 def test_a_beginning_that_prompts_share_is_run_once(tiny_engine, mesh, monkeypatch):
     engine = in_chunks(tiny_engine(mesh, windows=(24, None), layers=2), CHUNK)
     shared = np.random.default_rng(0).integers(0, 256, 40).tolist()
-    prompts = [shared + [7], shared + [9, 3, 5], shared]
+    prompts = [[*shared, 7], [*shared, 9, 3, 5], shared]
     expected = tokens_of(engine, prompts)
     monkeypatch.setattr("decode.generate.WORTH_SHARING", 64)
     assert shared_tokens(prompts) == 39

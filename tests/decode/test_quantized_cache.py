@@ -53,7 +53,7 @@ def on_one(family: str, dtypes: Dtypes) -> np.ndarray:
 
 
 def check(family: str, dtypes: str, layout: Layout) -> None:
-    """Prefills read no cache. Steps read codes, which another order of sums flips at times.
+    """Prefills and steps read codes, which another order of sums flips at times.
 
     One code of thousands that is a step off moves logits by 1e-3 at most here (fp8, whose steps are
     up to an eighth of a number; int8 less); all of them, rounded, move them by 1e-2 at least.
@@ -62,8 +62,7 @@ def check(family: str, dtypes: str, layout: Layout) -> None:
         logits_of(family, DTYPES[dtypes], layout, "2x2x2"),
         on_one(family, DTYPES[dtypes]),
     )
-    error = np.abs(found - expected).max(axis=(1, 2)) / np.abs(expected).max()
-    assert error[0] < 1e-4 and error[1:].max() < 2e-3
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 2e-3
 
 
 @pytest.mark.parametrize(

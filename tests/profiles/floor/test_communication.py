@@ -261,7 +261,7 @@ def test_switching_to_the_layout_of_prompts_leaves_resident_weights_as_they_are(
         kept = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(cache))
         memory = program.lower().compile().memory_analysis()
         batch = program.pass_.batch
-        inputs = carry_bytes(batch) if tokens == 1 else batch * (tokens + 1) * 4
+        inputs = carry_bytes(batch) if tokens == 1 else batch * (tokens + 2) * 4
         arguments[tokens] = memory.argument_size_in_bytes - kept - inputs
         assert memory.alias_size_in_bytes == kept
     declared = jax.tree.leaves(engine.parameters)

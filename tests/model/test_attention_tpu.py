@@ -1,0 +1,342 @@
+"""The TPU kernel of attention to a cache: its numbers as a TPU computes them, and what compiles."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model.attention_tpu import attend_part
+from model.softmax_parts import LOWEST, Softmaxed, Spans, join
+from profiles.compiled.compiler import environment
+
+ROOT = Path(__file__).parents[2]
+K, G, H = 2, 2, 128
+
+
+def expected_part(q, keys, values, key_scales, value_scales, positions, first_query, window, **how):
+    """Scores' maximum, sum of exponentials and result of one sequence and head, in float64.
+
+    q: [T, G, h]; keys and values: [S, h]; positions: [S], negative where there is no key.
+    """
+    query = first_query + np.arange(len(q))[:, None]
+    visible = (positions >= 0) & (positions <= query)
+    if window is not None:
+        visible &= positions > query - window
+    there = positions >= 0
+    keys, values = (np.where(there[:, None], part, 0) for part in (keys, values))
+    key_scales, value_scales = (np.where(there, part, 0) for part in (key_scales, value_scales))
+    scores = np.einsum("tgh,sh->tgs", q, keys) * key_scales * how["scale"]
+    if how["softcap"]:
+        scores = how["softcap"] * np.tanh(scores / how["softcap"])
+    scores = np.where(visible[:, None], scores, -np.inf)
+    highest = np.maximum(scores.max(-1), LOWEST)
+    weights = np.exp(scores - highest[..., None])
+    sums = np.einsum("tgs,sh->tgh", weights * value_scales, values)
+    return highest, weights.sum(-1), sums
+
+
+def positions_of(slots, first_key, filled, ring):
+    """The position of the key in each slot; -1 where there is none."""
+    slot = np.arange(slots)
+    if ring is None:
+        position = first_key + slot
+    else:
+        last = filled - 1
+        position = last - (last - (ring[1] + slot)) % ring[0]
+    return np.where((position >= 0) & (position < filled), position, -1)
+
+
+def check(
+    tokens,
+    slots,
+    first_query,
+    filled,
+    *,
+    first_key=0,
+    ring=None,
+    window=None,
+    softcap=None,
+    stored=jnp.float32,
+    dtype=jnp.float32,
+    group=G,
+    width=H,
+):
+    """The kernel gives what NumPy does where slots without a token hold NaN."""
+    random = np.random.default_rng(0)
+    batch, scale = len(filled), width**-0.5
+    q = jnp.asarray(random.normal(size=(batch, tokens, K, group, width)) * 2, dtype)
+    places = [positions_of(slots, first_key, n, ring) for n in filled]
+    gone = np.stack(places)[:, None, :] < 0  # [B, 1, S]
+    whole, floats = jnp.issubdtype(stored, jnp.integer), jnp.issubdtype(stored, jnp.floating)
+    cache, scales = [], []
+    for _ in range(2):
+        part = random.normal(size=(batch, K, slots, width)) * (2 if whole else 1)
+        part = part.round() if whole else np.where(gone[..., None], np.nan, part)
+        cache.append(jnp.asarray(part).astype(stored))
+        factors = random.uniform(0.2, 2, (K, batch, slots))
+        scales.append(np.where(gone[:, 0], np.nan, factors).astype(np.float32))
+    quantized = whole or jnp.dtype(stored).itemsize == 1
+    assert floats or quantized
+    spans = Spans(
+        jnp.asarray(first_query, jnp.int32),
+        jnp.full(batch, first_key, jnp.int32),
+        jnp.asarray(filled, jnp.int32),
+    )
+    how = {"scale": scale, "softcap": softcap}
+    arrays = (q, *cache, *(map(jnp.asarray, scales) if quantized else (None, None)))
+    device_ring = ring and (ring[0], jnp.int32(ring[1]))
+    part = jax.jit(
+        lambda arrays, spans, ring_start: attend_part(
+            *arrays,
+            spans,
+            ring=ring and (ring[0], ring_start),
+            window=window,
+            interpret=True,
+            **how,
+        )
+    )(arrays, spans, device_ring and device_ring[1])
+    assert {array.dtype for array in part} == {jnp.dtype("float32")}
+    found, joined = [np.asarray(array) for array in part], np.asarray(part.mean())
+    tolerance = 2e-5 if dtype == jnp.float32 else 2e-2
+    ones = np.ones(slots)
+    for b in range(batch):
+        for k in range(K):
+            factors = [each[k, b] if quantized else ones for each in scales]
+            stored_parts = [np.asarray(part[b, k], np.float64) for part in cache]
+            highest, total, sums = expected_part(
+                np.asarray(q[b, :, k], np.float64),
+                *stored_parts,
+                *factors,
+                places[b],
+                first_query[b],
+                window,
+                **how,
+            )
+            np.testing.assert_allclose(found[1][b, :, k], highest, rtol=tolerance, atol=tolerance)
+            np.testing.assert_allclose(found[2][b, :, k], total, rtol=tolerance, atol=tolerance)
+            size = max(np.abs(sums).max(), 1)
+            np.testing.assert_allclose(found[0][b, :, k], sums, atol=tolerance * size)
+            mean = sums / np.where(total > 0, total, 1)[..., None]
+            np.testing.assert_allclose(joined[b, :, k], mean, atol=tolerance * 10)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        # Blocks of 512 slots, the last of them partial; none filled, a few, up to an edge, all.
+        {"filled": [1, 512, 513, 1300, 0], "slots": 1300},
+        {"filled": [3, 900], "slots": 1000, "window": 100},  # the second begins past block 0
+        {"filled": [5, 90], "slots": 96, "softcap": 3.0, "group": 3, "width": 64},
+        {"filled": [5, 700], "slots": 768, "stored": jnp.int8},
+        {"filled": [7, 33], "slots": 40, "stored": jnp.float8_e4m3fn, "dtype": jnp.bfloat16},
+        {"filled": [64, 200], "slots": 256, "stored": jnp.bfloat16, "dtype": jnp.bfloat16},
+        # A chip with slots 96 to 191 of each sequence: nothing there, a part, all of it.
+        {"filled": [20, 100, 400], "slots": 96, "first_key": 96},
+    ],
+    ids=lambda case: ",".join(case),
+)
+def test_a_decode_step_sees_each_sequence_as_far_as_it_is_filled(case):
+    check(1, first_query=[n - 1 for n in case["filled"]], **case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        # The end of a prompt: behind much, behind nothing, and one that has fewer tokens.
+        {"first_query": [600, 0, 3], "filled": [640, 40, 11], "slots": 1100},
+        {"first_query": [30, 0], "filled": [70, 40], "slots": 72, "window": 16},
+        {"first_query": [900, 0], "filled": [940, 40], "slots": 1024, "window": 300},
+        {"first_query": [0, 16], "filled": [40, 56], "slots": 64, "softcap": 5.0, "group": 5},
+        {"first_query": [24, 60], "filled": [64, 100], "slots": 104, "stored": jnp.int8},
+        {"first_query": [9, 600], "filled": [49, 640], "slots": 700, "width": 64},
+        {"first_query": [200, 20], "filled": [240, 60], "slots": 96, "first_key": 192},
+    ],
+    ids=lambda case: ",".join(case),
+)
+def test_a_chunk_of_a_prompt_sees_what_is_before_each_of_its_tokens(case):
+    check(40, **case)
+
+
+@pytest.mark.parametrize("tokens", [1, 24])
+@pytest.mark.parametrize(
+    ("slots", "ring"),
+    [
+        (64, (64, 0)),
+        (32, (96, 32)),  # the second of three chips
+    ],
+)
+def test_a_ring_is_seen_before_and_after_it_has_come_round(tokens, slots, ring):
+    # Not begun, not yet round, just round, past it, and on its fourth round.
+    filled = [5, 40, ring[0], ring[0] + 7, 3 * ring[0] + 50]
+    first_query = [max(n - tokens, 0) for n in filled]
+    check(tokens, slots, first_query, filled, ring=ring, window=60)
+
+
+def test_queries_after_a_ring_see_less_of_it_each():
+    filled = [10, 64, 200]  # a chunk that is not in the ring yet
+    check(24, 64, filled, filled, ring=(64, 0), window=64)
+
+
+def test_a_long_chunk_is_cut_into_blocks_of_queries():
+    # 3 queries to a KV head: blocks of 256 tokens, the last of them partial.
+    check(600, 700, [80, 0], [680, 600], window=200, group=3)
+
+
+def test_batches_of_eight_and_more_find_their_own_scales():
+    filled = list(range(1, 17))
+    check(1, 32, [n - 1 for n in filled], filled, stored=jnp.int8)
+
+
+def test_parts_of_two_chips_join_to_the_whole():
+    random = np.random.default_rng(1)
+    q = jnp.asarray(random.normal(size=(3, 1, K, G, 16)), jnp.float32)
+    keys, values = jnp.asarray(random.normal(size=(2, 3, K, 64, 16)), jnp.float32)
+    filled = jnp.asarray([20, 50, 0])  # in the first half, in both, in none
+
+    def attend(first: int, end: int) -> Softmaxed:
+        parts = (part[:, :, first:end] for part in (keys, values))
+        spans = Spans(filled - 1, jnp.full(3, first), filled)
+        how = {"ring": None, "window": None, "scale": 1.0, "softcap": None}
+        return attend_part(q, *parts, None, None, spans, **how, interpret=True)
+
+    joined = join(attend(0, 32), attend(32, 64)).mean()
+    np.testing.assert_allclose(joined, attend(0, 64).mean(), atol=1e-5)
+    assert not joined[2].any() and np.abs(joined[:2]).min() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", [jnp.float32, jnp.bfloat16, jnp.int8, jnp.float8_e4m3fn])
+@pytest.mark.parametrize("group", [1, 7, 16])
+@pytest.mark.parametrize("width", [64, 256])
+def test_all_groups_head_sizes_and_types(stored, group, width):
+    case = {"stored": stored, "group": group, "width": width, "dtype": jnp.bfloat16}
+    check(1, 1300, [0, 1200], [1, 1201], window=900, **case)
+    check(130, 1300, [0, 1100], [130, 1230], softcap=20.0, **case)
+    check(130, 256, [0, 1100], [130, 1230], ring=(256, 0), window=250, **case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_random_spans(seed):
+    random = np.random.default_rng(seed)
+    tokens, slots = int(random.choice([1, 1, 17, 300])), int(random.integers(1, 1500))
+    filled = random.integers(0, 2 * slots, 5).tolist()
+    first_query = [int(max(n - random.integers(0, 2 * tokens), 0)) for n in filled]
+    size = slots * int(random.integers(1, 4))
+    ring = (size, slots * int(random.integers(0, size // slots))) if seed % 2 else None
+    window = int(random.integers(1, size + 1)) if ring or seed % 4 else None
+    first_key = 0 if ring else int(random.integers(0, slots))
+    check(tokens, slots, first_query, filled, first_key=first_key, ring=ring, window=window)
+
+
+# Writes new tokens into a cache of Llama 3 8B over the heads of 8 devices, and attends to it.
+COMPILE = """
+import json, math, re, sys
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from decode.compiler_options import IN_PLACE
+from model.attention_tpu import attend_part
+from model.cache import QuantizedKV
+from model.cache_write import NewTokens, write
+from model.catalog import find_model
+from model.dtypes import Dtypes
+from model.softmax_parts import Spans
+from sharding.catalog import LAYOUTS
+from sharding.mesh import mesh_over, parse_mesh
+from sharding.placement import Placement
+from sharding.quantization import QUANTIZATIONS
+
+options = {"chips_per_host_bounds": [2, 2, 1]} if sys.argv[1].startswith("tpu7x") else {}
+found = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1], **options)
+shape, slots, config = parse_mesh("8"), 32768, find_model("llama3-8b")
+mesh = mesh_over(shape, found.devices)
+placement = Placement.of(LAYOUTS["weight_stationary_1d"], config.sizes, shape)
+
+def array(spec, *shape, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, spec))
+
+def compile(stored, batch, tokens, width, writes):
+    quantization = QUANTIZATIONS.get(stored)
+    dtypes = Dtypes(jnp.bfloat16, cache=quantization)
+    q = array(placement.attention("BTKG_"), batch, tokens, 8, 4, width)
+    new = array(placement.cache("BTKh"), batch, tokens, 8, width)
+    dtype = quantization.dtype if quantization else jnp.bfloat16
+    part = array(placement.cache("BKSh"), batch, 8, slots, width, dtype=dtype)
+    if quantization:
+        scales = array(placement.cache("KBS"), 8, batch, slots, dtype=jnp.float32)
+        part = QuantizedKV(part, scales)
+    positions = array(jax.P(), batch, tokens, dtype=jnp.int32)
+
+    def attend(q, keys, values, positions):
+        parts = [(each.values, each.scales) if quantization else (each, None)
+                 for each in (keys, values)]
+        spans = Spans(positions[:, 0], jnp.zeros_like(positions[:, 0]), positions[:, -1] + 1)
+        part = attend_part(q, *(each for pair in zip(*parts) for each in pair), spans,
+                           ring=None, window=None, scale=width**-0.5, softcap=None)
+        return part.mean().astype(q.dtype)
+
+    def step(cache, new, q, positions):
+        if writes:
+            tokens = NewTokens.at(positions)
+            cache = tuple(
+                write(each, new, tokens, placement, dtypes, ring=False, continues=True)
+                for each in cache)
+        operands = (q, *cache, positions)
+        specs = jax.tree.map(lambda each: jax.typeof(each).sharding.spec, operands)
+        mixed = jax.shard_map(
+            attend, in_specs=specs, out_specs=specs[0], check_vma=False)(*operands)
+        return mixed, cache
+
+    with jax.set_mesh(mesh):
+        step = jax.jit(step, donate_argnums=0, compiler_options=IN_PLACE)
+        compiled = step.lower((part, part), new, q, positions).compile()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    values = part.values if quantization else part
+    results = re.findall(r" = [a-z]\\w+\\[([\\d,]+)\\]\\S* ([\\w-]+)\\(", text)
+    sizes = [(math.prod(map(int, shape.split(","))), kind) for shape, kind in results]
+    return {
+        "cache": 2 * sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(part)) // 8,
+        "aliased": memory.alias_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        "made": sorted({kind for size, kind in sizes if size >= values.size // 8}),
+        "kernels": text.count('custom_call_target="tpu_custom_call"'),
+    }
+
+print(json.dumps([compile(*case) for case in json.loads(sys.argv[2])]))
+"""
+
+CASES = [  # type of the cache, B, T, h, and whether tokens are written before
+    ("bfloat16", 16, 1, 128, True),
+    ("int8", 16, 1, 128, True),
+    ("bfloat16", 1, 2048, 128, True),
+    ("int8", 1, 2048, 128, True),
+    ("bfloat16", 16, 1, 64, False),
+    ("int8", 1, 2048, 64, False),
+]
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu")
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x4", "tpu7x:2x2x1"])
+def test_it_compiles_in_a_step_and_copies_no_cache(topology):
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, topology, json.dumps(CASES)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for case, found in zip(CASES, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        assert found["kernels"] == 1 and found["aliased"] == found["cache"], (case, found)
+        assert found["temporary"] < 2e6, (case, found)
+        # New tokens are scattered where the cache lies; nothing else makes an array of its size.
+        in_place = {"parameter", "bitcast", "get-tuple-element", "scatter", "fusion"}
+        assert set(found["made"]) <= in_place, (case, found)
