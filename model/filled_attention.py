@@ -5,13 +5,13 @@ joined. A part is found by a kernel on TPUs and NVIDIA GPUs, elsewhere by loops 
 """
 
 import functools
-from types import ModuleType
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from model import attention_gpu, attention_tpu, block_attention
+from model.block_attention import attend_part
 from model.cache import QuantizedKV, Stored
 from model.softmax_parts import Softmaxed, Spans, join_devices
 from sharding.layout import Axes
@@ -85,27 +85,38 @@ def _attend_local(
     """One device's part, joined with those of devices that have other slots."""
     keys, key_scales, values, value_scales = arrays
     begin = jax.lax.axis_index(slot_axes) * keys.shape[2] if slot_axes else 0
-    forms = {"tpu": attention_tpu, "default": block_attention}
-    if attention_gpu.takes(q, keys):
-        forms["cuda"] = attention_gpu
-    part = by_platform(
-        (q, keys, values, key_scales, value_scales),
-        spans._replace(first_key=spans.first_key + begin),
-        jnp.asarray(begin, jnp.int32),
-        **{name: functools.partial(_part, form, softmax, ring) for name, form in forms.items()},
-    )
+    arrays = q, keys, values, key_scales, value_scales
+    spans = spans._replace(first_key=spans.first_key + begin)
+    one = functools.partial(_part, softmax, ring)
+    forms = {"tpu": _on_tpu, "cuda": _on_nvidia, "default": attend_part}
+    forms = {platform: functools.partial(one, form) for platform, form in forms.items()}
+    part = by_platform(arrays, spans, jnp.asarray(begin, jnp.int32), **forms)
     return join_devices(part, slot_axes) if slot_axes else part
 
 
 def _part(
-    form: ModuleType,
     softmax: Softmax,
     ring: int | None,
+    form: Callable[..., Softmaxed],
     arrays: tuple[jax.Array | None, ...],
     spans: Spans,
     begin: jax.Array,
 ) -> Softmaxed:
     """What a form of attention makes of a device's arrays, the first of whose slots is `begin`."""
-    return form.attend_part(
-        *arrays, spans, ring=None if ring is None else (ring, begin), **softmax._asdict()
-    )
+    return form(*arrays, spans, ring=None if ring is None else (ring, begin), **softmax._asdict())
+
+
+# Kernels are imported where they are traced: it takes a third of a second.
+
+
+def _on_tpu(*operands: Any, **options: Any) -> Softmaxed:
+    from model import attention_tpu
+
+    return attention_tpu.attend_part(*operands, **options)
+
+
+def _on_nvidia(q: jax.Array, keys: jax.Array, *operands: Any, **options: Any) -> Softmaxed:
+    from model import attention_gpu
+
+    form = attention_gpu.attend_part if attention_gpu.takes(q, keys) else attend_part
+    return form(q, keys, *operands, **options)

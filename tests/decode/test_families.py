@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from decode.engine import Engine
-from decode.generate import Request, bucket, cache_slots, generate, pad
+from decode.generate import Request, cache_slots, generate, pad
 from decode.load import find_source
 from model.dtypes import FLOAT32
 from sharding.catalog import LAYOUTS
@@ -41,7 +41,7 @@ def test_prefill_of_a_ragged_batch_gives_the_logits_of_transformers(case, mesh):
     engine = engine_of(case, mesh)
     prompts, logits, _ = reference_of(case)
     longest, limit = max(map(len, prompts)), engine.config.max_context
-    tokens, lengths = pad(prompts, bucket(longest, limit))
+    tokens, lengths = pad(prompts, longest)
     cache = engine.new_cache(len(prompts), cache_slots(longest, NEW_TOKENS, limit))
     found, _ = engine.prefill(cache, tokens, lengths)
     for row, expected in zip(np.asarray(found), logits, strict=True):
@@ -71,7 +71,7 @@ def test_one_full_pass_gives_transformers_logits_and_each_cached_step_gives_its(
     assert np.abs(full[:start] - logits_of[0]).max() <= 1e-4 * np.abs(logits_of[0]).max()
     count, longest = len(prompts), max(map(len, prompts))
     limit = engine.config.max_context
-    rows, lengths = pad(prompts[:1] * count, bucket(longest, limit))
+    rows, lengths = pad(prompts[:1] * count, longest)
     cache = engine.new_cache(count, cache_slots(longest, NEW_TOKENS, limit))
     logits, cache = engine.prefill(cache, rows, lengths)
     for position in range(start, len(text)):

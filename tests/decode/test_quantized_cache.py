@@ -91,16 +91,16 @@ def test_every_layout_gives_the_logits_of_one_device_with_the_same_cache(dtypes,
 def test_steps_are_near_those_with_a_plain_cache_and_not_the_same():
     plain, few = on_one("biased_windowed", FLOAT32), on_one("biased_windowed", DTYPES["fp8"])
     error = np.abs(few - plain).max(axis=(1, 2)) / np.abs(plain).max()
-    assert error[0] == 0 and error[1:].min() > 1e-2 and error[1:].max() < 0.1
+    assert error.min() > 1e-2 and error.max() < 0.1  # prompts read what steps will read
 
 
 @pytest.mark.parametrize("dtypes", ["int8", "fp8"])
 @pytest.mark.parametrize(("mesh", "batch"), [("1", 1), ("2x2x2", 3)])
 def test_the_donated_cache_is_updated_in_place(dtypes, mesh, batch):
     config = config_of("grouped", **SIZES | {"layers": 2})
-    config = dataclasses.replace(config, windows=(None, 48))
+    config = dataclasses.replace(config, windows=(None, 384))
     placement = Placement.of(ONE_D, config.sizes, parse_mesh(mesh))
-    step = Pass(batch, context=10, slots=64)
+    step = Pass(batch, context=10, slots=512)
     program = PassProgram(config=config, placement=placement, dtypes=DTYPES[dtypes], pass_=step)
     compiled = program.lower().compile(compiler_options=USUAL_KERNELS)
     counter = PassCounter(config, placement, DTYPES[dtypes])
@@ -108,16 +108,18 @@ def test_the_donated_cache_is_updated_in_place(dtypes, mesh, batch):
     assert compiled.memory_analysis().alias_size_in_bytes == counted.kv_resident
     if dtypes == "fp8":  # XLA:CPU has no scatter of it: it makes one of float16, there and back
         return
-    # Aliased bytes alone do not prove it: nothing else may make a whole layer's cache.
+    # Aliased bytes alone do not prove it: nothing else may make a whole layer's cache. Attention
+    # makes blocks of it, which are smaller.
     heads = 2 if mesh == "1" else 1
     values, scales = (
         [
             line
             for line in compiled.as_text().splitlines()
-            for slots in (64, 48)
+            for slots in (512, 384)
             if f"= {shape},{slots}{width}]" in line
         ]
         for shape, width in ((f"s8[{batch},{heads}", ",64"), (f"f32[{heads},{batch}", ""))
     )
-    assert values and all("parameter(" in line or "scatter" in line for line in values)
+    passed = " parameter(", " get-tuple-element(", "scatter"
+    assert values and all(any(each in line for each in passed) for line in values)
     assert scales and not [line for line in scales if " copy(" in line or " select(" in line]
