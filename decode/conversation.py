@@ -45,10 +45,11 @@ class Conversation:
         engine, (prompt,) = self.engine, request.prompts
         rows = engine.placement.multiple("B")
         if len(prompt) + request.max_new_tokens > self.slots:
-            self.slots = _slots(len(prompt) + request.max_new_tokens, engine.config)
+            self.slots = first_slots(request, engine.config)
             self._tokens = []
         self.reused = self._reusable(prompt)
-        cache, self._cache = self._cache if self.reused else None, None
+        cache = self._cache if self.reused else None
+        self._cache, self._tokens = None, []  # of a turn that is broken off, nothing is held
         cache = cache or engine.new_cache(rows, self.slots)
         tokens, lengths = pad([prompt[self.reused :]], len(prompt) - self.reused, rows)
         cached = np.full(rows, self.reused, np.int32)
@@ -59,8 +60,8 @@ class Conversation:
 
     def _reusable(self, prompt: Sequence[int]) -> int:
         """How many of the prompt's first tokens the cache holds, one less than all at most."""
-        pairs = zip(prompt, self._tokens, strict=False)
-        alike = next((n for n, (a, b) in enumerate(pairs) if a != b), len(self._tokens))
+        pairs = list(zip(prompt, self._tokens, strict=False))
+        alike = next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
         config = self.engine.config
         rings = [w for w in map(config.window, range(config.layers)) if w]
         if alike < len(self._tokens) and rings and len(self._tokens) > min(rings):
@@ -85,6 +86,8 @@ def check(request: Request, config: ModelConfig) -> None:
     request.check(config)
 
 
-def _slots(needed: int, config: ModelConfig) -> int:
+def first_slots(request: Request, config: ModelConfig) -> int:
+    """Slots of the cache for a request's one prompt, its answer and much of what may follow."""
+    needed = len(request.prompts[0]) + request.max_new_tokens
     doubled = max(FEWEST_SLOTS, 1 << (needed - 1).bit_length())
     return cache_slots(min(doubled, max(config.max_context, needed)), 0, config.max_context)

@@ -1,23 +1,44 @@
-"""One generation as it is shown: text that appears as it comes, and when each token arrived."""
+"""Generations as they are shown: text that appears as it comes, and when each token arrived."""
 
+import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator
 
 import _common
+import jax
 
-from decode.generate import Completion, Request
+from decode.conversation import Conversation
+from decode.engine import Engine
+from decode.generate import Completion, PromptError, Request
 from decode.load import ModelSource
 from profiles.report.files import not_taken
-from sharding.error_types import FloorlineError
+from sharding import processes
+from sharding.error_types import FloorlineError, UsageError
+
+_compiled: list[float] = []  # seconds of each program that XLA has compiled
+
+
+@jax.monitoring.register_event_duration_secs_listener
+def _note(event: str, seconds: float, **_: object) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiled.append(seconds)
 
 
 class Run:
-    """One generation: its completions, and the time at which each step's tokens arrived."""
+    """One generation: its completions, and the time at which each step's tokens arrived.
+
+    Attributes:
+      first_seconds: time to the first token.
+      compile_seconds: the part of it in which XLA compiled.
+      step_seconds: time of each step after it.
+      reused: tokens of the prompt that the cache held already.
+    """
 
     def __init__(self, source: ModelSource, request: Request, show: bool):
         self.source, self.request, self.show = source, request, show
         self.completions: list[Completion] = []
-        self.first_seconds, self.first_tokens = 0.0, 0
+        self.first_seconds, self.compile_seconds, self.first_tokens = 0.0, 0.0, 0
         self.step_seconds: list[float] = []
         self.reused = 0
 
@@ -32,13 +53,16 @@ class Run:
 
     def _follow(self, steps: Iterator[list[Completion]]) -> None:
         write = _streamer(self.source, len(self.request.prompts)) if self.show else None
-        last = time.perf_counter()
+        last, compiled = time.perf_counter(), len(_compiled)
         for step, completions in enumerate(steps):
             now = time.perf_counter()
             if step:
                 self.step_seconds.append(now - last)
             else:
-                self.first_seconds = now - last
+                self.first_seconds, self.compile_seconds = (
+                    now - last,
+                    sum(_compiled[compiled:], 0.0),
+                )
                 self.first_tokens = sum(len(completion.tokens) for completion in completions)
             last = now
             self.completions = completions
@@ -66,6 +90,79 @@ class Run:
     def texts(self) -> list[str]:
         """Generated text of each prompt, or token ids if the model has no tokenizer."""
         return [text_of(self.source, completion.tokens) for completion in self.completions]
+
+
+class Talk:
+    """A conversation: messages so far, and where the next ones come from.
+
+    Attributes:
+      messages: those said so far, as a chat template takes them.
+      refused: why the last message has no answer, if it has none.
+    """
+
+    def __init__(self, source: ModelSource, message: str, following: Iterator[str]):
+        self.source, self.following = source, following
+        self.messages = [{"role": "user", "content": message}]
+        self.refused: PromptError | None = None
+
+    @property
+    def prompt(self) -> list[int]:
+        """Tokens of all messages, in the model's template."""
+        tokenizer = self.source.tokenizer
+        return tokenizer.encode(tokenizer.chat(self.messages), special=True)
+
+    def answer(self, engine: Engine, request: Request, show: bool) -> list[Run]:
+        """Answers message by message, until there are no more or one cannot be answered."""
+        conversation, runs = Conversation(engine), []
+        while True:
+            turn = dataclasses.replace(request, prompts=[self.prompt])
+            run = Run(self.source, turn, show)
+            try:
+                steps = conversation.answer(turn)
+            except PromptError as error:
+                self.refused = error
+                return runs
+            run.take(steps)
+            run.reused = conversation.reused
+            runs.append(run)
+            message = next(self.following, None)
+            if message is None:
+                return runs
+            said = {"role": "assistant", "content": run.texts()[0]}
+            self.messages += [said, {"role": "user", "content": message}]
+
+
+def messages() -> Iterator[str]:
+    """Lines of standard input that are not empty, the same in all processes.
+
+    Raises:
+      UsageError: a line that is no text.
+    """
+    while (line := processes.from_first_process(_line)) is not None:
+        if line := line.strip():
+            yield line
+
+
+def _line() -> str | None:
+    """The next line, which a terminal is asked for; None at the end."""
+    asks = sys.stdin is not None and sys.stdin.isatty()
+    if asks:
+        print("> ", end="", file=sys.stderr, flush=True)
+    try:
+        line = sys.stdin.readline() if sys.stdin else ""
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is no text ({error}); give lines of UTF-8") from error
+    except KeyboardInterrupt:
+        _end_line(asks)
+        raise
+    if not line:
+        _end_line(asks)
+    return line or None
+
+
+def _end_line(asks: bool) -> None:
+    if asks:
+        _common.say("")
 
 
 def _streamer(source: ModelSource, prompts: int) -> Callable[[list[Completion]], None]:

@@ -13,11 +13,10 @@ Examples:
   python scripts/generate.py --model=tiny --random_weights --prompt_tokens=1,2,3 --json=-
 """
 
-import dataclasses
 import datetime
+import functools
 import re
 import sys
-from collections.abc import Iterator
 
 import _array_flags
 import _common
@@ -73,18 +72,12 @@ with _common.importing(__name__):
     import _layouts
     import jax
     import numpy as np
-    from _generation import Run
+    from _generation import Run, Talk, messages
 
-    from decode.chunks import check_chunk
-    from decode.conversation import Conversation
+    from decode.chunks import check_chunk, chunk_sizes, default_chunk
+    from decode.conversation import first_slots
     from decode.engine import Engine
-    from decode.generate import (
-        PromptError,
-        Request,
-        cache_sizes,
-        generate,
-        generate_without_cache,
-    )
+    from decode.generate import Request, cache_sizes, generate, generate_without_cache
     from decode.load import ModelSource
     from decode.sampling import make_sampler
     from decode.tokenizer import Tokenizer
@@ -99,6 +92,7 @@ with _common.importing(__name__):
     from profiles.report.record import Record
     from profiles.report.titles import field_text
     from sharding import processes
+    from sharding.devices import default_platform
     from sharding.error_types import UsageError
     from sharding.placement import Placement
 
@@ -111,7 +105,7 @@ def main() -> None:
     _check_flags()
     meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
     source = _common.source()
-    talk = _Talk(source, *_first_message()) if _TURNS.value else None
+    talk = _talk(source) if _TURNS.value else None
     request = Request(
         prompts=[talk.prompt] if talk else _prompts(source),
         max_new_tokens=_MAX_NEW_TOKENS.value,
@@ -133,7 +127,9 @@ def main() -> None:
         record |= Record(step_s=summarise(run.step_seconds))
     if _common.JSON.value and processes.is_first():
         write_json(_common.JSON.value, _document(runs, record, started))
-    _common.say(_speed(run, engine))
+    _common.say(_speed(runs, engine))
+    if talk and talk.refused:
+        raise talk.refused
     if _NO_CACHE.value:
         slow = Run(source, request, show=False)
         slow.take(generate_without_cache(engine, request))
@@ -168,60 +164,27 @@ def _engine(source: ModelSource, meshes: list, request: Request) -> Engine:
     placement = Placement.of(layout, source.config.sizes, shape)
     _layouts.state_choices(source.config, placement, dtypes(), prompts)
     batch, slots = cache_sizes(source.config, placement, request)
-    check_room(need_of(source.config, placement, dtypes(), batch=batch, slots=slots))
+    if _TURNS.value:
+        slots = first_slots(request, source.config)
+    chunk = _CHUNK.value or default_chunk(default_platform())
+    prompt = chunk_sizes(step.context, chunk)[0]
+    need = functools.partial(need_of, source.config, placement, dtypes(), batch=batch, slots=slots)
+    check_room(need(prompt_tokens=prompt), need)
     engine = source.engine(layout, shape, dtypes(), _SEED.value, byte_progress)
-    engine.chunk = _CHUNK.value or engine.chunk
+    engine.chunk = chunk
     if _WEIGHT_LAYOUT.value == "auto":
         _common.say(engine.optimize_weight_layout(batch, slots))
     return engine
 
 
-class _Talk:
-    """A conversation: messages so far, and where the next ones come from."""
-
-    def __init__(self, source: ModelSource, message: str, lines: Iterator[str]):
-        self.source, self.lines = source, lines
-        self.messages = [{"role": "user", "content": message}]
-        self.runs: list[Run] = []
-
-    @property
-    def prompt(self) -> list[int]:
-        """Tokens of all messages, in the model's template."""
-        tokenizer = _tokenizer(self.source)
-        return tokenizer.encode(tokenizer.chat(self.messages), special=True)
-
-    def answer(self, engine: Engine, request: Request, show: bool) -> "list[Run]":
-        """Answers message by message, until there are no more or the cache is full."""
-        conversation = Conversation(engine)
-        while True:
-            turn = dataclasses.replace(request, prompts=[self.prompt])
-            run = Run(self.source, turn, show)
-            try:
-                run.take(conversation.answer(turn))
-            except PromptError as error:
-                if not self.runs:
-                    raise
-                _common.say(f"{error}; the conversation ends here")
-                return self.runs
-            run.reused = conversation.reused
-            self.runs.append(run)
-            message = next(self.lines, None)
-            if message is None:
-                return self.runs
-            self.messages += [
-                {"role": "assistant", "content": run.texts()[0]},
-                {"role": "user", "content": message},
-            ]
-
-
-def _first_message() -> tuple[str, Iterator[str]]:
-    """The first message of a conversation, and those that follow it."""
-    lines = (line.strip() for line in sys.stdin)
-    messages = (line for line in lines if line)
-    first = _PROMPT.value[0] if _PROMPT.value else next(messages, None)
+def _talk(source: ModelSource) -> Talk:
+    """A conversation with its first message."""
+    _tokenizer(source)  # refuses a model that has none before a message is asked for
+    following = messages()
+    first = _PROMPT.value[0] if _PROMPT.value else next(following, None)
     if not first:
         raise UsageError("--turns has no message; pass --prompt=TEXT or lines on standard input")
-    return first, messages
+    return Talk(source, first, following)
 
 
 def _prompts(source: ModelSource) -> list[list[int]]:
@@ -279,8 +242,16 @@ def _stop_ids(source: ModelSource) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _speed(run: Run, engine: Engine) -> str:
-    text = f"{run.tokens()} tokens; first after {run.first_seconds:.2f} s, compilation included"
+def _speed(runs: list[Run], engine: Engine) -> str:
+    """When tokens came: each run's first one, and those of the last run's steps."""
+    run = runs[-1]
+    text = f"{sum(each.tokens() for each in runs)} tokens"
+    text += f" in {len(runs)} turns" if len(runs) > 1 else ""
+    compiled = f"{runs[0].compile_seconds:.2f} s of it compilation by XLA"
+    text += f"; first after {runs[0].first_seconds:.2f} s, {compiled}"
+    if len(runs) > 1:
+        later = float(np.median([each.first_seconds - each.compile_seconds for each in runs[1:]]))
+        text += f"; first of a later turn after {later:.2f} s without compilation (measured median)"
     if run.step_seconds:
         median = float(np.median(run.step_seconds))
         text += f"; then {ms(median)} ms per step (measured median)"
@@ -307,7 +278,10 @@ def _comparison(fast: Run, slow: Run, engine: Engine) -> str:
 def _document(runs: list[Run], record: Record, started: str) -> dict:
     """What programs read: a list entry for each prompt, or for each turn of a conversation."""
     completions = [completion for run in runs for completion in run.completions]
-    turns = {"reused_tokens": [run.reused for run in runs]} if _TURNS.value else {}
+    turns = {}
+    if _TURNS.value:
+        times = [{"first_token_s": r.first_seconds, "compile_s": r.compile_seconds} for r in runs]
+        turns = {"turns": times, "reused_tokens": [run.reused for run in runs]}
     return document(
         sys.argv,
         [record],
@@ -319,7 +293,8 @@ def _document(runs: list[Run], record: Record, started: str) -> dict:
         text=[text for run in runs for text in run.texts()],
         logprobs=[completion.logprobs for completion in completions],
         finish_reasons=[completion.finish_reason for completion in completions],
-        first_token_s=runs[-1].first_seconds,
+        first_token_s=runs[0].first_seconds,
+        compile_s=runs[0].compile_seconds,
         **turns,
     )
 

@@ -30,7 +30,7 @@ def attention_share(placement: Placement, of_cache: bool) -> float:
 
 
 def activation_bytes(
-    config: ModelConfig, placement: Placement, dtypes: Dtypes, *, tokens: int
+    config: ModelConfig, placement: Placement, dtypes: Dtypes, *, tokens: int, chunk: int = CHUNK
 ) -> float:
     """Bytes that one sequence of a pass takes on each device, at the peak.
 
@@ -39,8 +39,9 @@ def activation_bytes(
       placement: the one that the pass runs in.
       dtypes: how its numbers are stored.
       tokens: new tokens of the sequence; 1 in a decode step.
+      chunk: tokens of a prompt that run at once.
     """
-    tokens = min(tokens, CHUNK)
+    tokens = min(tokens, chunk)
     D, size = config.d_model, dtypes.dtype.itemsize
     stream = D * size * placement.share(("activations", "BR"))
     gathered = D * size * placement.share(("contracted", "BTD"))

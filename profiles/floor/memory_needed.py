@@ -1,19 +1,22 @@
 """Which rows of a sweep fit in memory, computed before anything is allocated.
 
 Only arrays that certainly exist at the same time are counted: weights, caches, and each step's
-logits. The compiler's temporaries come on top, so a row that fits here can still run out of memory.
+logits, or the activations of a chunk of prompts. The compiler's temporaries come on top, so a row
+that fits here can still run out of memory.
 """
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from decode.chunks import TILE
 from model.config import ModelConfig
 from model.dtypes import Dtypes
+from profiles.floor.activations import activation_bytes
 from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass
-from profiles.report.numbers import byte_size
+from profiles.report.numbers import byte_size, several
 from sharding import processes
 from sharding.devices import default_platform
 from sharding.error_types import FloorlineError
@@ -29,13 +32,15 @@ class Need(NamedTuple):
       engine: the engine whose weights it uses; rows of one engine share them.
       weights: bytes of the weights.
       batch: number of sequences.
-      each: bytes of each sequence's cache and logits.
+      each: bytes of each sequence's cache, and of its logits or its prompt's activations.
+      prompt_tokens: tokens of prompts that run at once, 0 where only decode steps run.
     """
 
     engine: Hashable
     weights: float
     batch: int
     each: float
+    prompt_tokens: int = 0
 
     @property
     def bytes(self) -> float:
@@ -50,9 +55,10 @@ def need_of(
     *,
     batch: int,
     slots: int,
+    prompt_tokens: int = 0,
     engine: Hashable = None,
 ) -> Need:
-    """The memory that a decode step needs on a device, or on all fake devices of this process.
+    """The memory that steps need on a device, or on all fake devices of this process.
 
     Args:
       config: the model.
@@ -60,14 +66,20 @@ def need_of(
       dtypes: how its numbers are stored.
       batch: sequences, a multiple of what the layout divides them into.
       slots: tokens of each sequence that the cache has room for.
+      prompt_tokens: tokens of each prompt's largest chunk, 0 where only decode steps run.
       engine: a key for the engine where there are several.
     """
     sizes = {"batch": batch, "context": slots - 1, "slots": slots}
     costs = PassCounter(config, placement, dtypes).count(Pass(**sizes))
     # Fake devices share the memory of their process; a real device has its own.
     shared = placement.devices / processes.count() if shares_memory() else 1
-    each = costs.kv_resident / batch + 4 * config.vocabulary / placement.devices
-    return Need(engine, costs.weights_resident * shared, batch, each * shared)
+    beside = 4 * config.vocabulary / placement.devices
+    if prompt_tokens:
+        sizes = {"tokens": prompt_tokens, "chunk": prompt_tokens}
+        prompt = activation_bytes(config, placement.prefill, dtypes, **sizes)
+        beside = max(beside, float(prompt))
+    each = costs.kv_resident / batch + beside
+    return Need(engine, costs.weights_resident * shared, batch, each * shared, prompt_tokens)
 
 
 def shares_memory() -> bool:
@@ -75,15 +87,25 @@ def shares_memory() -> bool:
     return default_platform() == "cpu"
 
 
-def check_room(need: Need) -> None:
-    """Refuses a step that fake devices have no memory for, before loading gets the process killed.
+def check_room(need: Need, with_chunk: Callable[..., Need] | None = None) -> None:
+    """Refuses steps that fake devices have no memory for, before loading gets the process killed.
+
+    Args:
+      need: what they need.
+      with_chunk: what they would need with fewer `prompt_tokens`.
 
     Raises:
-      FloorlineError: there is too little memory; the message has both sizes.
+      FloorlineError: there is too little memory; the message has both sizes, and the chunk of
+        prompts that would fit if a smaller one does.
     """
     available = processes.from_first_process(free_memory) if shares_memory() else None
-    if available is not None and (why := refusals([need], available)[0]):
-        raise FloorlineError(why)
+    if available is None or not (why := refusals([need], available)[0]):
+        return
+    smaller = range((need.prompt_tokens - 1) // TILE * TILE, 0, -TILE) if with_chunk else ()
+    for chunk in smaller:
+        if with_chunk(prompt_tokens=chunk).bytes <= available:
+            raise FloorlineError(f"{why}, or --chunk={chunk} at most")
+    raise FloorlineError(why)
 
 
 def free_memory() -> float | None:
@@ -136,10 +158,12 @@ def _why(need: Need, more: float, available: float, left: float) -> str:
             f"{byte_size(left)}; measure it in a run of its own"
         )
     largest = int((available - need.weights) // need.each)
+    chunk = several(need.prompt_tokens, "token")
+    beside = f"prompts in chunks of {chunk}" if need.prompt_tokens else "logits"
     remedy = (
         f"use a batch of {largest:,} at most" if largest > 0 else "use fewer bits, or more chips"
     )
     return (
-        f"memory for weights ({byte_size(need.weights)}), cache and logits is "
+        f"memory for weights ({byte_size(need.weights)}), cache and {beside} is "
         f"{byte_size(need.bytes)}, where there are {byte_size(available)}; {remedy}"
     )

@@ -1,11 +1,14 @@
 """What fits in a memory, by arithmetic on needs that are known in advance."""
 
+import functools
+
 import pytest
 
 from model.catalog import find_model
 from model.dtypes import FLOAT32
 from profiles.floor import memory_needed as room
 from profiles.floor.memory_needed import Need, check_room, free_memory, need_of, refusals
+from profiles.report.numbers import byte_size
 from sharding.catalog import LAYOUTS
 from sharding.error_types import FloorlineError
 from sharding.mesh import parse_mesh
@@ -68,3 +71,27 @@ def test_what_generates_is_refused_where_this_machine_lacks_the_memory(monkeypat
     with pytest.raises(FloorlineError, match=r"weights \(32\.1 GB\).*there are 20\.0 GB"):
         check_room(need)
     check_room(need._replace(weights=1e9))
+
+
+def test_a_prompt_that_does_not_fit_names_its_chunk_and_the_largest_that_would(monkeypatch):
+    """SmolLM2 in float32: the activations of its prompts grow with the chunk."""
+    config = find_model("smollm2-135m")
+    placement = Placement.of(LAYOUTS["weight_stationary_1d"], config.sizes, parse_mesh("1"))
+    sizes = {"batch": 4, "slots": 4096}
+    need = functools.partial(need_of, config, placement, FLOAT32, **sizes)
+    large, fits = need(prompt_tokens=4096), need(prompt_tokens=1024)
+    assert large.bytes > need(prompt_tokens=2048).bytes > fits.bytes > need().bytes
+    feed_forward = 3 * config.d_ff * 4  # gate, up and their product, of each token
+    assert large.each - need(prompt_tokens=2048).each > 2048 * feed_forward
+    monkeypatch.setattr(room, "free_memory", lambda: fits.bytes)
+    check_room(fits, need)
+    with pytest.raises(FloorlineError) as refusal:
+        check_room(large, need)
+    assert str(refusal.value) == (
+        f"memory for weights ({byte_size(large.weights)}), cache and prompts in chunks of 4,096 "
+        f"tokens is {byte_size(large.bytes)}, where there are {byte_size(fits.bytes)}; use a batch "
+        "of 3 at most, or --chunk=1024 at most"
+    )
+    monkeypatch.setattr(room, "free_memory", lambda: need(prompt_tokens=16).bytes - 1)
+    with pytest.raises(FloorlineError, match=r"; use a batch of \d at most$"):
+        check_room(large, need)
