@@ -33,13 +33,14 @@ class Full(io.StringIO):
         raise OSError(28, "No space left on device")
 
 
-def end_of(script, common, arguments: list[str], full: bool) -> dict:
+def end_of(script, common, arguments: list[str], full: bool, typed: str) -> dict:
     from absl.testing import flagsaver
 
     out, err = Full() if full else io.StringIO(), io.StringIO()
     with (
         flagsaver.flagsaver(),
         mock.patch.object(sys, "argv", [script.__file__, *arguments]),
+        mock.patch.object(sys, "stdin", io.StringIO(typed)),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -66,7 +67,7 @@ def main() -> None:
             before = pkgutil.resolve_name(name)
             stack.enter_context(mock.patch(name, type(before)(value)))
         ended = [
-            end_of(script, common, arguments, name in job["full"])
+            end_of(script, common, arguments, name in job["full"], job["typed"].get(name, ""))
             for name, arguments in job["cases"].items()
         ]
     json.dump(ended, sys.stdout)

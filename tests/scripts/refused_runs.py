@@ -5,6 +5,7 @@ from tests.family_cases import FOLDER
 RANDOM = ["--model=tiny", "--random_weights"]
 TOKENS = [*RANDOM, "--prompt_tokens=1,2,3"]
 TEXT = ["--prompt=the"]
+TALK = ["--model=tiny.gguf", "--chat", "--turns"]
 TEN = [*RANDOM, "--prompt_tokens=1,2,3,4,5,6,7,8,9,10"]
 
 # Name -> arguments, exit code, and what the message must say in order.
@@ -80,6 +81,16 @@ REFUSED = {
     "no new tokens": ([*TOKENS, "--max_new_tokens=0"], 2, "max_new_tokens is 0; use a positive"),
     "stop of two": (["--model=tiny.gguf", *TEXT, "--stop=xyz"], 2, "--stop is 'xyz'", "; give"),
     "unknown stop": ([*TOKENS, "--stop=256"], 2, "--stop is '256'", "not one token of tiny; give"),
+    "chunk of no tiles": ([*TOKENS, "--chunk=40"], 2, "chunk is 40 tokens", "of 16; use 32 or 48"),
+    "turns of no chat": (
+        ["--model=tiny.gguf", "--turns"],
+        2,
+        "--turns is set without --chat; pass",
+    ),
+    "turns of two": ([*TALK, *TEXT, *TEXT], 2, "--turns is one conversation; pass one --prompt"),
+    "turns of ids": ([*RANDOM, "--chat", "--turns"], 2, "tiny has no tokenizer; "),
+    "turns of none": (TALK, 2, "--turns has no message; pass --prompt=TEXT or lines on standard"),
+    "turns too long": ([*TALK, *TEXT, "--max_context=16"], 2, "max_context of tiny is 16; shorten"),
     # Sampling.
     "negative temperature": ([*TOKENS, "--temperature=-1"], 2, "temperature is -1.0; use"),
     "no temperature": ([*TOKENS, "--temperature=nan"], 2, "temperature is nan; use"),

@@ -80,6 +80,7 @@ def run_many(
     folder: Path,
     patches: dict[str, str | int] | None = None,
     full: Sequence[str] = (),
+    typed: dict[str, str] | None = None,
     **variables: str,
 ) -> dict[str, Ended]:
     """Runs a script once for each list of arguments, one after another in one process.
@@ -90,9 +91,11 @@ def run_many(
       folder: the current folder.
       patches: dotted name of a module's constant -> what to put in its place, in its type.
       full: names of cases whose standard output takes nothing.
+      typed: name of a case -> its standard input, if it has any.
       **variables: of the environment; `QUICK` unless they say otherwise.
     """
     job = {"script": script, "cases": cases, "patches": patches or {}, "full": list(full)}
+    job["typed"] = typed or {}
     done = subprocess.run(
         [sys.executable, str(DRIVER)],
         cwd=folder,
