@@ -19,10 +19,12 @@ from sharding.error_types import FloorlineError, UsageError
 _compiled: list[float] = []  # seconds of each program that XLA has compiled
 
 
-@jax.monitoring.register_event_duration_secs_listener
 def _note(event: str, seconds: float, **_: object) -> None:
     if event == "/jax/core/compile/backend_compile_duration":
         _compiled.append(seconds)
+
+
+jax.monitoring.register_event_duration_secs_listener(_note)
 
 
 class Run:

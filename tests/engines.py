@@ -1,7 +1,9 @@
 """Small models of every kind of block, and engines with random weights that are made once."""
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -98,3 +100,19 @@ def logits_program(engine: Engine, batch: int, slots: int) -> str:
     with jax.set_mesh(engine.mesh):
         step = engine._decode.lower(engine.parameters, cache, vector, vector)
     return step.compile().as_text()
+
+
+@contextlib.contextmanager
+def counted_compilations() -> Iterator[list[float]]:
+    """Collects one entry per program that XLA compiles."""
+    compiled: list[float] = []
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.clear_event_listeners()

@@ -1,19 +1,20 @@
 """Prompts in chunks: few sizes, little padding, the logits of whole prompts."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from decode.chunks import chunk_sizes
 from decode.engine import Engine
-from decode.generate import Request, generate, shared_tokens
+from decode.generate import Request, generate, generate_without_cache, shared_tokens
 from decode.sampling import GREEDY
 from model.dtypes import FLOAT32, Dtypes
 from sharding.catalog import LAYOUTS, attend_by, prefill_by
 from sharding.error_types import UsageError
 from sharding.quantization import QUANTIZATIONS
-from tests.engines import FAMILIES, config_of, random_engine
+from tests.engines import FAMILIES, config_of, counted_compilations, random_engine
 
 CHUNK, LENGTH = 16, 45  # whole in one of 48
 
@@ -111,9 +112,30 @@ def test_a_chunk_is_whole_tiles(tiny_engine):
         in_chunks(engine, 3)
 
 
-def tokens_of(engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
-    *_, last = generate(engine, Request(prompts=prompts, max_new_tokens=4, sampler=GREEDY))
+def test_prompts_of_many_lengths_run_few_programs(tiny_engine):
+    engine = in_chunks(tiny_engine("1x1x1", layers=1, max_context=2048), 64)
+    cache = engine.new_cache(1, 1152)
+    tokens = np.ones((1, 1100), np.int32)
+    with counted_compilations() as compiled:
+        for length in (*range(1, 130), *range(130, 1101, 31)):
+            _, cache = engine.prefill(cache, tokens[:, :length], np.array([length], np.int32))
+    sizes = 3  # 16, 32 and 64, each with and without tokens before it
+    assert 0 < len(compiled) <= 2 * sizes
+
+
+def tokens_of(
+    engine: Engine, prompts: list[list[int]], run: Callable = generate
+) -> list[list[int]]:
+    *_, last = run(engine, Request(prompts=prompts, max_new_tokens=4, sampler=GREEDY))
     return [completion.tokens for completion in last]
+
+
+def test_without_a_cache_prompts_in_chunks_give_the_same_tokens(tiny_engine):
+    """Their prefixes grow from two chunks into three."""
+    engine = tiny_engine("1x1x1")
+    prompts = [np.random.default_rng(0).integers(0, 256, n).tolist() for n in (30, 7)]
+    expected = tokens_of(engine, prompts)
+    assert tokens_of(in_chunks(engine, CHUNK), prompts, generate_without_cache) == expected
 
 
 @pytest.mark.parametrize("mesh", ["1x1x1", "1x1x2"])

@@ -1,6 +1,5 @@
 """Steps: the cache changes nothing, is updated in place, and shapes compile once."""
 
-import contextlib
 import dataclasses
 from types import SimpleNamespace
 
@@ -20,29 +19,13 @@ from model.parameters import abstract
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
 from sharding.quantization import QUANTIZATIONS
-from tests.engines import FAMILIES, random_engine
+from tests.engines import FAMILIES, counted_compilations, random_engine
 from tests.scripts.running import USUAL_KERNELS
 
 CACHED = (
     "grouped", "multi_query_parallel", "biased_windowed", "two_norms_and_caps", "six_experts",
 )  # fmt: skip
 PROMPTS = [[5, 6, 7], list(range(40, 63)), [9]]
-
-
-@contextlib.contextmanager
-def counted_compilations():
-    """Collects one entry per program that XLA compiles."""
-    compiled: list[float] = []
-
-    def listen(event: str, seconds: float, **_: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield compiled
-    finally:
-        jax.monitoring.clear_event_listeners()
 
 
 @pytest.mark.parametrize(
@@ -141,9 +124,10 @@ def test_weights_laid_out_otherwise_give_the_same_tokens_in_every_step(quantizat
     assert sum(array.is_deleted() for array in jax.tree.leaves(old)) == changed
     *_, after = generate(engine, request)
     assert [one.tokens for one in after] == [one.tokens for one in before]
-    step = engine.lower_decode(3, 64).compile()
-    taken = jax.tree.map(lambda dtypes: dtypes.layout, step.input_formats[0][0])
-    assert taken == jax.tree.map(lambda array: array.format.layout, engine.parameters)
+    chunks = [engine.lower_prefill(3, 64, 32, continues=continues) for continues in (False, True)]
+    for step in (engine.lower_decode(3, 64), *chunks):
+        taken = jax.tree.map(lambda format: format.layout, step.compile().input_formats[0][0])
+        assert taken == jax.tree.map(lambda array: array.format.layout, engine.parameters)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +222,22 @@ def test_the_step_compiled_for_generation_is_one_program_and_that_which_is_inspe
     assert len(compiled) == 1
     with counted_compilations() as again:
         engine.lower_decode(2, 64).compile()
+    assert not again
+
+
+@pytest.mark.parametrize("continues", [False, True], ids=["first", "further"])
+def test_the_chunk_compiled_for_prompts_is_one_program_and_that_which_is_inspected(
+    tiny_engine, continues
+):
+    engine = tiny_engine("1x1x2", layers=1)
+    tokens, lengths = pad([[1], [2]], 16)
+    cache, cached = engine.new_cache(2, 192), np.full(2, 8 * continues, np.int32)
+    with counted_compilations() as compiled:
+        _, cache = engine.prefill(cache, tokens, lengths, cached)
+        engine.prefill(cache, tokens, lengths + 1, cached)
+    assert len(compiled) == 1
+    with counted_compilations() as again:
+        engine.lower_prefill(2, 192, 16, continues=continues).compile()
     assert not again
 
 
