@@ -158,18 +158,17 @@ def _engine(source: ModelSource, meshes: list, request: Request) -> Engine:
 
     _layouts.check(source.config, meshes)
     _common.check_json()
-    prompts = len(request.prompts)
-    step = Pass(prompts, context=max(map(len, request.prompts)))
+    prompts, longest = len(request.prompts), max(map(len, request.prompts))
+    step = Pass(prompts, context=longest)
     layout, shape = _layouts.layout(source.config, meshes, dtypes, [step])
     placement = Placement.of(layout, source.config.sizes, shape)
     _layouts.state_choices(source.config, placement, dtypes(), prompts)
     batch, slots = cache_sizes(source.config, placement, request)
     if _TURNS.value:
-        slots = first_slots(request, source.config)
+        longest = slots = first_slots(request, source.config)
     chunk = _CHUNK.value or default_chunk(default_platform())
-    prompt = chunk_sizes(step.context, chunk)[0]
     need = functools.partial(need_of, source.config, placement, dtypes(), batch=batch, slots=slots)
-    check_room(need(prompt_tokens=prompt), need)
+    check_room(need(prompt_tokens=chunk_sizes(longest, chunk)[0]), need)
     engine = source.engine(layout, shape, dtypes(), _SEED.value, byte_progress)
     engine.chunk = chunk
     if _WEIGHT_LAYOUT.value == "auto":

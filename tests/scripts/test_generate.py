@@ -16,7 +16,14 @@ import pytest
 
 from decode.generate import cache_slots
 from decode.tokenizer import Tokenizer
+from model.catalog import find_model
+from model.dtypes import FLOAT32
 from model.weights.gguf_file import GGUFFile
+from profiles.floor.memory_needed import need_of
+from profiles.report.numbers import byte_size
+from sharding.catalog import LAYOUTS
+from sharding.mesh import parse_mesh
+from sharding.placement import Placement
 from tests.family_cases import FOLDER
 from tests.gguf_families import write_gguf
 from tests.gguf_samples import CHAT_TEMPLATE, write_tiny_gguf
@@ -313,6 +320,25 @@ def test_bad_input_is_refused_in_one_line_before_any_work(refused, name):
 
 def test_a_refused_run_leaves_no_document(refused, folder):
     assert not (folder / "refused").exists()
+
+
+def test_a_prompt_with_no_room_is_refused_before_loading_and_a_chunk_that_fits_is_named(folder):
+    config = find_model("tiny")
+    placement = Placement.of(LAYOUTS["weight_stationary_1d"], config.sizes, parse_mesh("1"))
+    sizes = {"batch": 1, "slots": 512}
+    whole, fits = (need_of(config, placement, FLOAT32, **sizes, prompt_tokens=n) for n in (128, 64))
+    (folder / "memory.max").write_text(f"{fits.bytes:.0f}")
+    (folder / "memory.stat").write_text("anon 0")
+    ids = ",".join(["1"] * 200)  # a chunk of 128, then smaller ones
+    arguments = [*RANDOM, f"--prompt_tokens={ids}", "--max_new_tokens=300", "--chunk=256"]
+    group = {"profiles.floor.memory_needed.GROUP": str(folder)}
+    cases = {"refused": arguments, "taken": [*arguments, "--chunk=64", "--max_new_tokens=249"]}
+    ended = run_many("generate.py", cases, folder=folder, patches=group)
+    assert ended["refused"].code == 1
+    assert "prompts in chunks of 128 tokens is " in ended["refused"].error
+    assert f"{byte_size(whole.bytes)}, where there are " in ended["refused"].error
+    assert ended["refused"].error.endswith(", or --chunk=64 at most")
+    assert ended["taken"].code == 0, ended["taken"].stderr
 
 
 def test_verbose_shows_where_and_still_ends_in_the_line(refused):
