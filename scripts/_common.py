@@ -270,8 +270,9 @@ def check_json() -> None:
     Raises:
       OutputError: it is a folder or a device, no valid name, or in a folder that is not writable.
     """
-    if JSON.value not in (None, "", "-"):
-        processes.from_first_process(lambda: str(check_file(JSON.value, "--json")))
+    written = JSON.value not in (None, "", "-")
+    # The first process alone writes; the others may not have been given the flag.
+    processes.from_first_process(lambda: written and str(check_file(JSON.value, "--json")))
 
 
 def _run(main: Callable[[], None], rest: Sequence[str]) -> None:

@@ -89,6 +89,16 @@ def test_what_the_first_process_cannot_write_ends_every_process(tmp_path):
         assert [(e.code, e.error.split(",")[0]) for e in ends(these)] == [(1, "--json is .")] * 2
 
 
+def test_the_first_process_alone_may_be_asked_for_a_document(tmp_path):
+    together = [f"--coordinator={free_address()}", "--num_processes=2"]
+    command = [sys.executable, str(SCRIPTS / "generate.py"), *TINY, "--prompt_tokens=1,2,3"]
+    command += ["--devices=2", "--max_new_tokens=3", *together]
+    commands = [[*command, "--process_id=0", "--json=a.json"], [*command, "--process_id=1"]]
+    with each_started(commands, tmp_path, {}) as these:
+        assert [ended.code for ended in ends(these)] == [0, 0]
+    assert len(json.loads((tmp_path / "a.json").read_text())["tokens"][0]) == 3
+
+
 @pytest.mark.slow
 def test_flags_that_differ_end_every_process(tmp_path):
     script, where = str(SCRIPTS / "generate.py"), f"--coordinator={free_address()}"
