@@ -227,9 +227,9 @@ def follow(
             in_flight.append(_fetch(emitted))
             launched += 1
         arrived = in_flight.popleft()
-        _collect(completions, arrived, request)
+        tokens = _collect(completions, arrived, request)
         if advanced:
-            fed.tokens.append(int(np.asarray(arrived.tokens)[0]))
+            fed.tokens.append(int(tokens[0]))
         yield completions
         if all(completion.finish_reason for completion in completions):
             break
@@ -264,7 +264,8 @@ def _fetch(emitted: Emitted) -> Emitted:
     return emitted
 
 
-def _collect(completions: list[Completion], emitted: Emitted, request: Request) -> None:
+def _collect(completions: list[Completion], emitted: Emitted, request: Request) -> np.ndarray:
+    """Adds a step's tokens, [B], to completions, and returns them."""
     tokens, logprobs = np.asarray(emitted.tokens), np.asarray(emitted.logprobs)
     count = len(completions)  # further rows only fill the batch
     for completion, token, logprob in zip(
@@ -276,3 +277,4 @@ def _collect(completions: list[Completion], emitted: Emitted, request: Request) 
                 "or infinity, or numbers overflow: fetch the model again, or give a wider --dtype"
             )
         completion.add(int(token), float(logprob), request.stop_ids, request.max_new_tokens)
+    return tokens
