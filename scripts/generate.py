@@ -74,7 +74,7 @@ with _common.importing(__name__):
     import numpy as np
     from _generation import Run, Talk, messages
 
-    from decode.chunks import check_chunk, chunk_sizes, default_chunk
+    from decode.chunks import check_chunk, default_chunk
     from decode.conversation import first_slots
     from decode.engine import Engine
     from decode.generate import Request, cache_sizes, generate, generate_without_cache
@@ -168,7 +168,7 @@ def _engine(source: ModelSource, meshes: list, request: Request) -> Engine:
         longest = slots = first_slots(request, source.config)
     chunk = _CHUNK.value or default_chunk(default_platform())
     need = functools.partial(need_of, source.config, placement, dtypes(), batch=batch, slots=slots)
-    check_room(need(prompt_tokens=chunk_sizes(longest, chunk)[0]), need)
+    check_room(need(prompt=(longest, chunk)), need)
     engine = source.engine(layout, shape, dtypes(), _SEED.value, byte_progress)
     engine.chunk = chunk
     if _WEIGHT_LAYOUT.value == "auto":

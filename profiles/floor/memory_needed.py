@@ -16,7 +16,7 @@ from model.dtypes import Dtypes
 from profiles.floor.activations import activation_bytes
 from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass
-from profiles.report.numbers import byte_size, several
+from profiles.report.numbers import byte_size
 from sharding import processes
 from sharding.devices import default_platform
 from sharding.error_types import FloorlineError
@@ -33,14 +33,14 @@ class Need(NamedTuple):
       weights: bytes of the weights.
       batch: number of sequences.
       each: bytes of each sequence's cache, and of its logits or its prompt's activations.
-      prompt_tokens: tokens of prompts that run at once, 0 where only decode steps run.
+      prompt: tokens of each prompt and of a chunk, where prompts run; None for a decode step.
     """
 
     engine: Hashable
     weights: float
     batch: int
     each: float
-    prompt_tokens: int = 0
+    prompt: tuple[int, int] | None = None
 
     @property
     def bytes(self) -> float:
@@ -55,7 +55,7 @@ def need_of(
     *,
     batch: int,
     slots: int,
-    prompt_tokens: int = 0,
+    prompt: tuple[int, int] | None = None,
     engine: Hashable = None,
 ) -> Need:
     """The memory that steps need on a device, or on all fake devices of this process.
@@ -66,7 +66,7 @@ def need_of(
       dtypes: how its numbers are stored.
       batch: sequences, a multiple of what the layout divides them into.
       slots: tokens of each sequence that the cache has room for.
-      prompt_tokens: tokens of each prompt's largest chunk, 0 where only decode steps run.
+      prompt: tokens of each prompt and of a chunk; None for a decode step.
       engine: a key for the engine where there are several.
     """
     sizes = {"batch": batch, "context": slots - 1, "slots": slots}
@@ -74,12 +74,12 @@ def need_of(
     # Fake devices share the memory of their process; a real device has its own.
     shared = placement.devices / processes.count() if shares_memory() else 1
     beside = 4 * config.vocabulary / placement.devices
-    if prompt_tokens:
-        sizes = {"tokens": prompt_tokens, "chunk": prompt_tokens}
-        prompt = activation_bytes(config, placement.prefill, dtypes, **sizes)
-        beside = max(beside, float(prompt))
+    if prompt:
+        tokens, chunk = prompt
+        sizes = {"tokens": tokens, "chunk": chunk}
+        beside = max(beside, float(activation_bytes(config, placement.prefill, dtypes, **sizes)))
     each = costs.kv_resident / batch + beside
-    return Need(engine, costs.weights_resident * shared, batch, each * shared, prompt_tokens)
+    return Need(engine, costs.weights_resident * shared, batch, each * shared, prompt)
 
 
 def shares_memory() -> bool:
@@ -92,7 +92,7 @@ def check_room(need: Need, with_chunk: Callable[..., Need] | None = None) -> Non
 
     Args:
       need: what they need.
-      with_chunk: what they would need with fewer `prompt_tokens`.
+      with_chunk: what they would need with another `prompt`.
 
     Raises:
       FloorlineError: there is too little memory; the message has both sizes, and the chunk of
@@ -101,9 +101,10 @@ def check_room(need: Need, with_chunk: Callable[..., Need] | None = None) -> Non
     available = processes.from_first_process(free_memory) if shares_memory() else None
     if available is None or not (why := refusals([need], available)[0]):
         return
-    smaller = range((need.prompt_tokens - 1) // TILE * TILE, 0, -TILE) if with_chunk else ()
+    length, largest = need.prompt or (0, 0)
+    smaller = range((min(length, largest) - 1) // TILE * TILE, 0, -TILE) if with_chunk else ()
     for chunk in smaller:
-        if with_chunk(prompt_tokens=chunk).bytes <= available:
+        if with_chunk(prompt=(length, chunk)).bytes <= available:
             raise FloorlineError(f"{why}, or --chunk={chunk} at most")
     raise FloorlineError(why)
 
@@ -158,12 +159,18 @@ def _why(need: Need, more: float, available: float, left: float) -> str:
             f"{byte_size(left)}; measure it in a run of its own"
         )
     largest = int((available - need.weights) // need.each)
-    chunk = several(need.prompt_tokens, "token")
-    beside = f"prompts in chunks of {chunk}" if need.prompt_tokens else "logits"
     remedy = (
         f"use a batch of {largest:,} at most" if largest > 0 else "use fewer bits, or more chips"
     )
+    if need.prompt:
+        length, chunk = need.prompt
+        remedy += ", or shorter prompts" * (need.weights < available)
+        return (
+            f"prompt is {length:,} tokens in chunks of {chunk:,}: batch {need.batch:,} needs "
+            f"{byte_size(need.bytes)}, {byte_size(need.weights)} of them for weights, where there "
+            f"are {byte_size(available)}; {remedy}"
+        )
     return (
-        f"memory for weights ({byte_size(need.weights)}), cache and {beside} is "
+        f"memory for weights ({byte_size(need.weights)}), cache and logits is "
         f"{byte_size(need.bytes)}, where there are {byte_size(available)}; {remedy}"
     )

@@ -326,17 +326,17 @@ def test_a_prompt_with_no_room_is_refused_before_loading_and_a_chunk_that_fits_i
     config = find_model("tiny")
     placement = Placement.of(LAYOUTS["weight_stationary_1d"], config.sizes, parse_mesh("1"))
     sizes = {"batch": 1, "slots": 512}
-    whole, fits = (need_of(config, placement, FLOAT32, **sizes, prompt_tokens=n) for n in (128, 64))
+    whole, fits = (need_of(config, placement, FLOAT32, **sizes, prompt=(200, n)) for n in (256, 64))
     (folder / "memory.max").write_text(f"{fits.bytes:.0f}")
     (folder / "memory.stat").write_text("anon 0")
-    ids = ",".join(["1"] * 200)  # a chunk of 128, then smaller ones
+    ids = ",".join(["1"] * 200)
     arguments = [*RANDOM, f"--prompt_tokens={ids}", "--max_new_tokens=300", "--chunk=256"]
     group = {"profiles.floor.memory_needed.GROUP": str(folder)}
     cases = {"refused": arguments, "taken": [*arguments, "--chunk=64", "--max_new_tokens=249"]}
     ended = run_many("generate.py", cases, folder=folder, patches=group)
     assert ended["refused"].code == 1
-    assert "prompts in chunks of 128 tokens is " in ended["refused"].error
-    assert f"{byte_size(whole.bytes)}, where there are " in ended["refused"].error
+    assert "prompt is 200 tokens in chunks of 256: batch 1 needs " in ended["refused"].error
+    assert f"batch 1 needs {byte_size(whole.bytes)}, " in ended["refused"].error
     assert ended["refused"].error.endswith(", or --chunk=64 at most")
     assert ended["taken"].code == 0, ended["taken"].stderr
 

@@ -79,19 +79,19 @@ def test_a_prompt_that_does_not_fit_names_its_chunk_and_the_largest_that_would(m
     placement = Placement.of(LAYOUTS["weight_stationary_1d"], config.sizes, parse_mesh("1"))
     sizes = {"batch": 4, "slots": 4096}
     need = functools.partial(need_of, config, placement, FLOAT32, **sizes)
-    large, fits = need(prompt_tokens=4096), need(prompt_tokens=1024)
-    assert large.bytes > need(prompt_tokens=2048).bytes > fits.bytes > need().bytes
+    large, fits = need(prompt=(4096, 4096)), need(prompt=(4096, 1024))
+    assert large.bytes > need(prompt=(4096, 2048)).bytes > fits.bytes > need().bytes
     feed_forward = 3 * config.d_ff * 4  # gate, up and their product, of each token
-    assert large.each - need(prompt_tokens=2048).each > 2048 * feed_forward
+    assert large.each - need(prompt=(4096, 2048)).each > 2048 * feed_forward
     monkeypatch.setattr(room, "free_memory", lambda: fits.bytes)
     check_room(fits, need)
     with pytest.raises(FloorlineError) as refusal:
         check_room(large, need)
     assert str(refusal.value) == (
-        f"memory for weights ({byte_size(large.weights)}), cache and prompts in chunks of 4,096 "
-        f"tokens is {byte_size(large.bytes)}, where there are {byte_size(fits.bytes)}; use a batch "
-        "of 3 at most, or --chunk=1024 at most"
+        f"prompt is 4,096 tokens in chunks of 4,096: batch 4 needs {byte_size(large.bytes)}, "
+        f"{byte_size(large.weights)} of them for weights, where there are {byte_size(fits.bytes)}; "
+        "use a batch of 3 at most, or shorter prompts, or --chunk=1024 at most"
     )
-    monkeypatch.setattr(room, "free_memory", lambda: need(prompt_tokens=16).bytes - 1)
-    with pytest.raises(FloorlineError, match=r"; use a batch of \d at most$"):
+    monkeypatch.setattr(room, "free_memory", lambda: need(prompt=(4096, 16)).bytes - 1)
+    with pytest.raises(FloorlineError, match=r"; use a batch of \d at most, or shorter prompts$"):
         check_room(large, need)
