@@ -1,4 +1,4 @@
-"""Decode-step time of Hugging Face transformers on this processor, in a process of its own.
+"""Decode-step and prompt time of Hugging Face transformers here, in a process of its own.
 
 The peer runs as its users run it: float32 weights, a KV cache, `torch.inference_mode`, and
 `model.generate` with greedy sampling that may not stop early. A step's time is
@@ -8,7 +8,8 @@ The peer runs as its users run it: float32 weights, a KV cache, `torch.inference
 so prefill cancels. `generate` carries bookkeeping that a careful user can leave out, so the same
 steps are also timed as a plain loop over `model(input_ids, past_key_values=...)`; the faster of
 the two is the fair peer, and both are reported. Steps read a cache that grows from `context` to
-`context + N` tokens.
+`context + N` tokens. With N = 0 the prompt itself is timed, as one call of the model that fills a
+cache and gives the logits of the last position.
 
 Torch must not share its threads or its memory with JAX, hence the separate process:
 
@@ -84,9 +85,9 @@ def measure(
       gguf: the checkpoint that Floorline is timed with, too.
       context: tokens in the cache before the first timed step.
       batch: sequences decoded together.
-      new_tokens: N, the number of steps that a sample is averaged over.
+      new_tokens: N, the number of steps that a sample is averaged over; 0 times the prompt.
       threads: torch's threads.
-      repeats: number of samples of `generate` and of the loop.
+      repeats: number of samples of each way.
       python: interpreter with the `parity` extra installed.
       timeout_s: seconds after which the process is killed.
 
@@ -101,7 +102,7 @@ def measure(
     )
     command = [python, "-m", "profiles.measured.peer_transformers", f"--gguf={gguf.resolve()}"]
     command += [f"--{name}={value}" for name, value in sizes.items()]
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     try:
         done = subprocess.run(
             command, cwd=root, capture_output=True, text=True, timeout=timeout_s, check=False
@@ -127,9 +128,10 @@ def time_decode(
     """Time decode steps of transformers in this process, as the module's docstring says.
 
     Returns:
-      `generate` and `manual_loop`, each with `samples_s` (seconds per step, one per repeat, in
-      the order taken), `median_s`, `p10_s` and `p90_s`; `fastest`, the name of the one with the
-      smaller median; the sizes asked for and the versions used.
+      `generate` and `manual_loop`, or `prompt` where `new_tokens` is 0, each with `samples_s`
+      (seconds per step or prompt, one per repeat, in the order taken), `median_s`, `p10_s` and
+      `p90_s`; `fastest`, the name of the one with the smallest median; the sizes asked for and
+      the versions used.
     """
     torch, model = load(gguf)
     torch.set_num_threads(threads)
@@ -138,6 +140,8 @@ def time_decode(
         "generate": lambda: _generate_step(torch, model, prompt, new_tokens),
         "manual_loop": lambda: _manual_step(torch, model, prompt, new_tokens),
     }
+    if not new_tokens:
+        ways = {"prompt": lambda: _prompt(torch, model, prompt)}
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         # Both take turns, so that a slow minute of the machine affects both alike.
@@ -198,6 +202,14 @@ def _manual_step(torch: Any, model: Any, prompt: Any, new_tokens: int) -> float:
         return (time.perf_counter() - start) / new_tokens
 
 
+def _prompt(torch: Any, model: Any, prompt: Any) -> float:
+    """Seconds that the model takes for a prompt."""
+    with torch.inference_mode():
+        start = time.perf_counter()
+        model(prompt, use_cache=True, logits_to_keep=1)
+        return time.perf_counter() - start
+
+
 def _summary(samples: Sequence[float]) -> dict[str, Any]:
     """The samples with their median and the tenth and ninetieth percentiles, in seconds."""
     p10, median, p90 = (float(value) for value in np.percentile(samples, (10, 50, 90)))
@@ -210,12 +222,12 @@ def _define_flags() -> None:
     counts = dict(
         context=(128, "Tokens in the cache before the first timed step."),
         batch=(1, "Sequences decoded together."),
-        new_tokens=(32, "Steps that one sample is averaged over."),
+        new_tokens=(32, "Steps that one sample is averaged over; 0 times the prompt."),
         threads=(2, "Threads torch may use."),
         repeats=(7, "Samples of each way of decoding; the ways alternate."),
     )
     for name, (default, text) in counts.items():
-        flags.DEFINE_integer(name, default, text, lower_bound=1)
+        flags.DEFINE_integer(name, default, text, lower_bound=int(name != "new_tokens"))
 
 
 def _main(argv: Sequence[str]) -> int:
