@@ -125,7 +125,7 @@ class Attention(nnx.Module):
         """
         stored = tuple(store(part, self.dtypes) for part in new)
         spans = Spans(tokens.first, tokens.first, tokens.first + tokens.count)
-        return attend(q, stored, spans, self._softmax)
+        return attend(q, stored, spans, self._softmax, together=True)
 
     @property
     def _softmax(self) -> Softmax:

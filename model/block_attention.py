@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model.softmax_parts import LOWEST, Softmaxed, Spans
 
@@ -75,6 +76,52 @@ def attend_part(
     )
 
 
+def attend_each_other(
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    key_scales: jax.Array | None,
+    value_scales: jax.Array | None,
+    *,
+    window: int | None = None,
+    scale: float,
+    softcap: float | None = None,
+) -> Softmaxed:
+    """The same among new tokens: the key of each query is in the slot of its number.
+
+    Which keys a query sees is then known when this is compiled. So each block of queries meets its
+    keys at once, without a loop. Tokens that fill a row come last, where no other sees them.
+
+    Args:
+      q: as in `attend_part`, like those after it; S is T.
+    """
+    q = q.transpose(0, 2, 1, 3, 4)  # [B, K, T, G, h]
+    arrays = keys, values, key_scales, value_scales
+    tokens = q.shape[2]
+
+    def one(row: jax.Array | int) -> Softmaxed:
+        parts = []
+        for first in range(0, tokens, QUERIES):
+            last = min(first + QUERIES, tokens)
+            least = 0 if window is None else max(first - window + 1, 0)
+            some = jax.lax.dynamic_slice_in_dim(q[:, :, first:last], row, 1)
+            query, key = np.arange(first, last)[:, None], np.arange(least, last)
+            seen = (key <= query) & ((window is None) | (key > query - (window or 0)))
+            cut = (
+                each if each is None else _cut(each, row, least, 1, last - least) for each in arrays
+            )
+            rows = some.reshape(1, some.shape[1], -1, some.shape[-1])
+            part = _add(None, rows, *cut, jnp.asarray(seen)[None], scale, softcap)
+            shape = some.shape[:-1]
+            parts.append([each.reshape(*shape, *each.shape[3:]) for each in part])
+        return Softmaxed(*(jnp.concatenate(each, axis=2) for each in zip(*parts, strict=True)))
+
+    if q.shape[0] == 1:
+        return _in_order_of_queries(one(0))
+    found = jax.lax.map(one, jnp.arange(q.shape[0]))  # [B, 1, K, T, ...]
+    return _in_order_of_queries(Softmaxed(*(each[:, 0] for each in found)))
+
+
 def _whole_sequences(parts: jax.Array, batch: int, tokens: int) -> jax.Array:
     """[B * blocks, 1, K, queries, ...] -> [B, K, T, ...]."""
     _, _, heads, block, *rest = parts.shape
@@ -139,7 +186,7 @@ def _over_blocks(
 
 
 def _add(
-    part: Softmaxed,
+    part: Softmaxed | None,
     rows: jax.Array,
     keys: jax.Array,
     values: jax.Array,
@@ -152,7 +199,7 @@ def _add(
     """The part with a block of keys more; its arrays are [B, K, rows, ...].
 
     Args:
-      part: of the keys before.
+      part: of the keys before, if any.
       rows: queries, [B, K, T * G, h].
       keys: [B, K, block, h].
       values: [B, K, block, h].
@@ -169,14 +216,17 @@ def _add(
         scores = softcap * jnp.tanh(scores / softcap)
     group = rows.shape[2] // seen.shape[1]
     scores = jnp.where(jnp.repeat(seen, group, axis=1)[:, None], scores, -jnp.inf)
-    highest = jnp.maximum(part.highest, jnp.max(scores, axis=-1))
-    weights, before = jnp.exp(scores - highest[..., None]), jnp.exp(part.highest - highest)
-    total = part.total * before + jnp.sum(weights, axis=-1)
+    highest = jnp.max(scores, axis=-1)
+    highest = jnp.maximum(highest, LOWEST if part is None else part.highest)
+    weights = jnp.exp(scores - highest[..., None])
+    total = jnp.sum(weights, axis=-1)
     if value_scales is not None:
         weights *= value_scales.swapaxes(0, 1)[:, :, None]
-    values = values.astype(rows.dtype)
-    sums = part.sums * before[..., None] + _product(weights.astype(rows.dtype), values, 2)
-    return Softmaxed(sums, highest, total)
+    sums = _product(weights.astype(rows.dtype), values.astype(rows.dtype), 2)
+    if part is None:
+        return Softmaxed(sums, highest, total)
+    before = jnp.exp(part.highest - highest)
+    return Softmaxed(part.sums * before[..., None] + sums, highest, part.total * before + total)
 
 
 def _product(left: jax.Array, right: jax.Array, contracted: int) -> jax.Array:

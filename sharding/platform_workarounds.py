@@ -27,6 +27,8 @@ XLA:CPU
   (`model.mixture`).
 - It multiplies by every expert where a matmul of groups is asked for: a loop over the experts that
   have tokens (`model.mixture`).
+- It takes sines of a rotary embedding anew in each layer, for every head: they are multiplied by
+  the identity, which it does once (`computed_once`).
 - It has no ragged all-to-all: a plain one takes every token to every chip that may have its expert
   (`model.dispatch`).
 
@@ -76,6 +78,20 @@ def by_platform(*operands: object, default: Callable, **others: Callable) -> obj
     if platform == "gpu":
         platform = "cuda" if device.device_kind.startswith("NVIDIA") else "rocm"
     return others.get(platform, default)(*operands)
+
+
+def computed_once(array: jax.Array) -> jax.Array:
+    """The array, in memory of its own on a CPU, whoever reads it.
+
+    XLA:CPU computes what is read in several places in each of them, sines of a rotary embedding for
+    every layer and head. What a matmul makes it does not: the array is multiplied by the identity,
+    which leaves every number as it is.
+
+    Args:
+      array: [..., n].
+    """
+    identity = jnp.eye(array.shape[-1], dtype=array.dtype)
+    return by_platform(array, cpu=lambda each: each @ identity, default=lambda each: each)
 
 
 def faster_in_halves(weight: jax.Array, x: jax.Array) -> bool:
