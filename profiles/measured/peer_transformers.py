@@ -20,19 +20,15 @@ prints one line of JSON; `measure` starts that process and returns the parsed li
 
 import importlib
 import importlib.util
-import json
 import os
 import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from absl import app, flags
-
+from profiles.measured.peer_process import print_times, run_peer, summary
 from sharding.error_types import FloorlineError, UsageError
 
 _REMEDY = "pip install -e '.[parity]'"
@@ -100,26 +96,7 @@ def measure(
     sizes = dict(
         context=context, batch=batch, new_tokens=new_tokens, threads=threads, repeats=repeats
     )
-    command = [python, "-m", "profiles.measured.peer_transformers", f"--gguf={gguf.resolve()}"]
-    command += [f"--{name}={value}" for name, value in sizes.items()]
-    root = Path(__file__).resolve().parents[2]
-    try:
-        done = subprocess.run(
-            command, cwd=root, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise FloorlineError(
-            f"time of transformers is above {timeout_s:g} s; ask for fewer repeats or new tokens"
-        ) from error
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        reason = (done.stderr.strip().splitlines() or ["nothing on standard error"])[-1]
-        kind = UsageError if done.returncode == 2 else FloorlineError
-        raise kind(
-            f"transformers' exit code is {done.returncode} ({reason.removeprefix('error: ')}); "
-            f"run `{' '.join(command)}` from {root}"
-        )
-    return json.loads(lines[-1])
+    return run_peer("peer_transformers", "transformers", gguf, sizes, python, timeout_s)
 
 
 def time_decode(
@@ -149,7 +126,7 @@ def time_decode(
             seconds = ways[name]()
             if repeat:  # the first round warms up the allocator and the kernels
                 samples[name].append(seconds)
-    report: dict[str, Any] = {name: _summary(values) for name, values in samples.items()}
+    report: dict[str, Any] = {name: summary(values) for name, values in samples.items()}
     report["fastest"] = min(samples, key=lambda name: report[name]["median_s"])
     report |= dict(
         gguf=gguf.name, dtype="float32", context=context, batch=batch, new_tokens=new_tokens
@@ -210,41 +187,5 @@ def _prompt(torch: Any, model: Any, prompt: Any) -> float:
         return time.perf_counter() - start
 
 
-def _summary(samples: Sequence[float]) -> dict[str, Any]:
-    """The samples with their median and the tenth and ninetieth percentiles, in seconds."""
-    p10, median, p90 = (float(value) for value in np.percentile(samples, (10, 50, 90)))
-    return dict(samples_s=list(samples), median_s=median, p10_s=p10, p90_s=p90)
-
-
-def _define_flags() -> None:
-    """Defines the command-line flags; not at import, as callers have flags of the same names."""
-    flags.DEFINE_string("gguf", None, "Path of the GGUF file to load, dequantized to float32.")
-    counts = dict(
-        context=(128, "Tokens in the cache before the first timed step."),
-        batch=(1, "Sequences decoded together."),
-        new_tokens=(32, "Steps that one sample is averaged over; 0 times the prompt."),
-        threads=(2, "Threads torch may use."),
-        repeats=(7, "Samples of each way of decoding; the ways alternate."),
-    )
-    for name, (default, text) in counts.items():
-        flags.DEFINE_integer(name, default, text, lower_bound=int(name != "new_tokens"))
-
-
-def _main(argv: Sequence[str]) -> int:
-    try:
-        if len(argv) > 1:
-            raise UsageError(f"argument is {argv[1]!r}, which no flag takes; see --help")
-        if flags.FLAGS.gguf is None:
-            raise UsageError("--gguf is not given; give the path of a GGUF file")
-        names = ("context", "batch", "new_tokens", "threads", "repeats")
-        sizes = {name: flags.FLAGS[name].value for name in names}
-        print(json.dumps(time_decode(Path(flags.FLAGS.gguf), **sizes)))
-    except FloorlineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
-
-
 if __name__ == "__main__":
-    _define_flags()
-    app.run(_main)
+    print_times(time_decode)

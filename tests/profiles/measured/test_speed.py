@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from profiles.measured import peer_transformers
+from profiles.measured import peer_llama_cpp, peer_transformers
 
 ROOT = Path(__file__).parents[3]
 RUNS = 3
@@ -43,3 +43,14 @@ def test_a_step_is_much_faster_than_transformers(tmp_path, smollm2):
         fastest = min(peer[way]["median_s"] for way in ("generate", "manual_loop"))
         ratios.append(fastest / own)
     assert np.median(ratios) >= 2.5, ratios
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("xllamacpp"), reason="needs extra `peers`")
+def test_a_step_is_no_slower_than_llama_cpp(tmp_path, smollm2):
+    gguf, ratios = tmp_path / "float32.gguf", []
+    peer_llama_cpp.write_float32(smollm2.file.path, gguf)
+    for _ in range(RUNS):
+        own = best_row(tmp_path)["step_s"]["median"]
+        peer = peer_llama_cpp.measure(gguf, context=128, batch=1, new_tokens=16, repeats=7)
+        ratios.append(peer["median_s"] / own)
+    assert np.median(ratios) >= 1, ratios
