@@ -25,7 +25,6 @@ from model.weights.fetch import FETCHABLE, fetch
 from model.weights.gguf_file import GGUFFile
 from model.weights.huggingface import HuggingFaceFolder
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, is_checkpoint
-from sharding.huge_pages import in_huge_pages
 from sharding.layout import Layout
 from sharding.mesh import MeshShape, make_mesh
 from sharding.placement import Placement
@@ -85,7 +84,7 @@ class ModelSource:
         else:
             with progress(total_bytes(model)) as watch:
                 parameters = place_parameters(model, self._arrays(model), placement, mesh, watch)
-        return Engine(self.config, in_huge_pages(parameters, mesh), placement, mesh, dtypes)
+        return Engine(self.config, parameters, placement, mesh, dtypes)
 
     def check_dtypes(self, dtypes: Dtypes) -> None:
         """Refuses dtypes that the stored weights cannot be converted to.

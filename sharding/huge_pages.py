@@ -7,8 +7,11 @@ Linux gives pages of 2 MiB to memory for which they are asked, and arrays are pa
 
 import contextlib
 import mmap
+import threading
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 PAGE = 2**21
@@ -16,31 +19,26 @@ _REGION = 2**26  # bytes asked for at a time
 _ALIGNMENT = 64  # bytes; XLA:CPU takes a NumPy array that begins at a multiple without a copy
 
 
-def in_huge_pages(parameters: dict, mesh: jax.sharding.Mesh) -> dict:
-    """The same arrays in huge pages, where they are on CPUs of a system that has such pages.
+Convert = Callable[[np.ndarray, jnp.dtype], np.ndarray]
+"""Gives the values in another type, in memory of their own."""
 
-    Args:
-      parameters: nested dict of arrays. It is emptied if they move, so that few are held twice.
-      mesh: their devices.
+
+def convert(values: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
+    """The values in another type, wherever NumPy puts them."""
+    return np.asarray(values).astype(dtype)
+
+
+def convert_to_stay(mesh: jax.sharding.Mesh) -> Convert:
+    """What converts arrays that stay on the mesh as they are.
+
+    For CPUs it packs them into huge pages, if the system has them, and JAX leaves them there. Each
+    keeps others' memory, so those that are soon gone are better left to `convert`. It may be called
+    from several threads.
     """
-    arrays, tree = jax.tree.flatten(parameters)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    fill_pages = sum(array.nbytes for array in arrays) >= PAGE
-    if not (on_cpu and fill_pages and hasattr(mmap, "MADV_HUGEPAGE")):
-        return parameters
-    parameters.clear()
-    memory = _Memory()
-    for number, array in enumerate(arrays):
-        arrays[number] = _moved(array, memory)
-    return jax.tree.unflatten(tree, arrays)
-
-
-def _moved(array: jax.Array, memory: "_Memory") -> jax.Array:
-    shards = [
-        jax.device_put(memory.copy(np.asarray(shard.data)), shard.device)
-        for shard in array.addressable_shards
-    ]
-    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards)
+    if on_cpu and hasattr(mmap, "MADV_HUGEPAGE"):
+        return _Memory().convert
+    return convert
 
 
 class _Memory:
@@ -48,20 +46,28 @@ class _Memory:
 
     def __init__(self):
         self._free = np.empty(0, np.uint8)
+        self._lock = threading.Lock()
 
-    def copy(self, values: np.ndarray) -> np.ndarray:
-        """A copy of the values; its memory is freed with the last array of the same region."""
-        size = -(-values.nbytes // _ALIGNMENT) * _ALIGNMENT
-        if size > self._free.size:
-            self._free = _region(max(size, _REGION))
-        piece, self._free = self._free[: values.nbytes], self._free[size:]
-        copied = piece.view(values.dtype).reshape(values.shape)
-        copied[...] = values
-        return copied
+    def convert(self, values: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
+        """The values in another type; their memory is freed with the last array of its region."""
+        values, dtype = np.asarray(values), np.dtype(dtype)
+        piece = self._take(values.size * dtype.itemsize)
+        converted = piece.view(dtype).reshape(values.shape)
+        converted[...] = values
+        return converted
+
+    def _take(self, size: int) -> np.ndarray:
+        """So many bytes, uint8, that nothing else has."""
+        whole = -(-size // _ALIGNMENT) * _ALIGNMENT
+        with self._lock:
+            if whole > self._free.size:
+                self._free = _region(max(whole, _REGION))
+            piece, self._free = self._free[:size], self._free[whole:]
+        return piece
 
 
 def _region(size: int) -> np.ndarray:
-    """So many bytes that begin where a huge page can."""
+    """So many bytes, uint8, that begin where a huge page can."""
     memory = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel built without them
         memory.madvise(mmap.MADV_HUGEPAGE)

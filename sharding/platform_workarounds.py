@@ -21,7 +21,7 @@ XLA:CPU
 - It makes a scatter of one row an update that copies the whole cache twice: a second row is
   scattered, and dropped (`scatter_row`). 25 ms, then 23; at context 2,048 97 ms, then 33.
 - It allocates weights in pages of 4 KiB: huge ones (`sharding.huge_pages`). A host's page tables
-  decide what that costs: 98 ms, then 82, on two busy cores of a virtual machine.
+  decide what that costs: 30.1 ms, then 28.5, on a virtual machine.
 - It converts a whole matrix before a matmul: a few rows at a time (`sharding.dot`).
 - It converts a whole array of small floats to cut or gather it: their bits are integers
   (`sharding.quantization.to_bits`, and for the embedding `sharding.collectives`).

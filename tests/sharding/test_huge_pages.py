@@ -1,7 +1,8 @@
 """Weights of CPUs in huge pages."""
 
-import dataclasses
+import math
 import mmap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -9,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from decode.load import ModelSource
 from model.catalog import find_model
+from model.declarations import declarations
 from model.dtypes import FLOAT32
+from model.parameters import place_parameters
+from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
-from sharding.huge_pages import PAGE, in_huge_pages
+from sharding.huge_pages import PAGE, Convert, convert_to_stay
 from sharding.mesh import make_mesh, parse_mesh
+from sharding.placement import Placement
 
 pytestmark = pytest.mark.skipif(
     not hasattr(mmap, "MADV_HUGEPAGE"), reason="the system has no huge pages"
@@ -38,54 +42,57 @@ def asks_for_huge_pages(address: int) -> bool:
     return False
 
 
-def parameters(mesh: jax.sharding.Mesh) -> dict:
-    """Arrays of several types, divided and whole, of which some do not fill the alignment."""
-    values = {
-        "divided": (np.arange(2**20, dtype=np.float32).reshape(4, -1), jax.P("z")),
-        "whole": (np.arange(7, dtype=np.int8), jax.P()),
-        "bits": (np.arange(12).astype(jnp.bfloat16).reshape(4, 3), jax.P(None, None)),
-    }
-    return {
-        "layer": {
-            name: jax.device_put(array, jax.NamedSharding(mesh, spec))
-            for name, (array, spec) in values.items()
-        }
-    }
+def place(
+    values: np.ndarray, dtype: jnp.dtype, mesh: jax.sharding.Mesh, spec: jax.P, stay: Convert
+):
+    return jax.make_array_from_callback(
+        values.shape, jax.NamedSharding(mesh, spec), lambda index: stay(values[index], dtype)
+    )
+
+
+CASES = [
+    ((4, 2**18), jnp.float32, jax.P("z")),
+    ((7,), jnp.int8, jax.P(None)),
+    ((2, 3), jnp.bfloat16, jax.P("z", None)),
+    ((3, 2**24), jnp.int8, jax.P(None, "z")),  # with those before, more than a region
+]
 
 
 @pytest.mark.parametrize("shape", ["1x1x1", "1x1x2"])
-def test_arrays_keep_values_types_and_shardings(shape):
+def test_arrays_have_memory_of_their_own_in_huge_pages(shape):
     mesh = make_mesh(parse_mesh(shape))
-    before, given = parameters(mesh), parameters(mesh)
-    after = in_huge_pages(given, mesh)
-    assert not given  # few arrays are held twice
-    assert jax.tree.structure(after) == jax.tree.structure(before)
-    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-        assert new.dtype == old.dtype and new.sharding == old.sharding
-        np.testing.assert_array_equal(old, new)
-
-
-@pytest.mark.parametrize("shape", ["1x1x1", "1x1x2"])
-def test_every_shard_has_memory_of_its_own_in_huge_pages(shape):
-    mesh = make_mesh(parse_mesh(shape))
-    places = [
-        place
-        for a in jax.tree.leaves(in_huge_pages(parameters(mesh), mesh))
-        for place in addresses(a)
+    stay = convert_to_stay(mesh)
+    values = [np.arange(math.prod(sizes)).reshape(sizes) % 100 for sizes, _, _ in CASES]
+    arrays = [
+        place(each, dtype, mesh, spec, stay)
+        for each, (_, dtype, spec) in zip(values, CASES, strict=True)
     ]
-    assert len(set(places)) == 3 * mesh.size
-    assert min(places) % PAGE == 0 and max(places) - min(places) < 2**23
-    assert all(asks_for_huge_pages(place) for place in places)
+    for array, each, (_, dtype, _) in zip(arrays, values, CASES, strict=True):
+        assert array.dtype == dtype
+        np.testing.assert_array_equal(np.asarray(array, np.int64), each)
+        assert all(asks_for_huge_pages(place) for place in addresses(array))
+    assert addresses(arrays[0])[0] % PAGE == 0
+    # One behind the other: the second begins where the first ends.
+    if mesh.size == 1:
+        assert addresses(arrays[1])[0] - addresses(arrays[0])[0] == 2**22
 
 
-def test_few_bytes_stay_where_they_are():
-    mesh = make_mesh(parse_mesh("1x1x1"))
-    small = {"scale": jnp.ones(576)}
-    assert in_huge_pages(small, mesh) is small and small
+def test_pieces_of_many_threads_do_not_overlap():
+    stay = convert_to_stay(make_mesh(parse_mesh("1x1x1")))
+    with ThreadPoolExecutor(8) as pool:
+        given = [np.full(100_003, number) for number in range(64)]
+        pieces = list(pool.map(lambda values: stay(values, np.int32), given))
+    for values, piece in zip(given, pieces, strict=True):
+        np.testing.assert_array_equal(piece, values)
 
 
-def test_an_engine_s_weights_are_in_huge_pages():
-    source = ModelSource(dataclasses.replace(find_model("tiny"), d_ff=2**12), None, None)
-    engine = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1x1x1"), FLOAT32)
-    weights = jax.tree.leaves(engine.parameters)
-    assert all(asks_for_huge_pages(place) for a in weights for place in addresses(a))
+def read_whole(model: Transformer) -> list[tuple]:
+    return [(path, np.zeros(p.shape, np.float32)) for path, p in declarations(model).items()]
+
+
+def test_a_file_s_weights_stay_in_huge_pages():
+    model = Transformer(find_model("tiny"), FLOAT32)
+    shape = parse_mesh("1x1x1")
+    placement = Placement.of(LAYOUTS["weight_stationary_1d"], model.config.sizes, shape)
+    weights = place_parameters(model, read_whole(model), placement, make_mesh(shape))
+    assert all(asks_for_huge_pages(p) for a in jax.tree.leaves(weights) for p in addresses(a))
