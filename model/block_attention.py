@@ -15,8 +15,8 @@ from model.softmax_parts import LOWEST, Softmaxed, Spans
 
 Ring = tuple[int, jax.Array]
 """Slots of a whole ring, and which of them is the first here."""
-KEYS_OF_A_TOKEN = 128
-"""Keys that a block has where each sequence has one query."""
+KEYS_OF_A_TOKEN = 32
+"""Keys that a block has where each sequence has one query: few enough to stay in a CPU's cache."""
 KEYS_OF_A_PROMPT = 256
 """Keys that a block has where there are more."""
 QUERIES = 256
@@ -38,7 +38,8 @@ def attend_part(
 ) -> Softmaxed:
     """Softmax attention of queries to those keys of one device that they see.
 
-    A query sees the keys of its own position and those before it, within the window.
+    A query sees the keys of its own position and those before it, within the window. Slots that
+    hold no token hold finite numbers: caches begin as zeros.
 
     Args:
       q: [B, T, K, G, h].
@@ -57,7 +58,14 @@ def attend_part(
     q = q.transpose(0, 2, 1, 3, 4)  # [B, K, T, G, h]
     arrays = keys, values, key_scales, value_scales
     if tokens == 1:
-        return _in_order_of_queries(loop(q, arrays, spans, KEYS_OF_A_TOKEN))
+        loop = functools.partial(loop, q, arrays, spans, KEYS_OF_A_TOKEN)
+        whole = functools.partial(_over_all, q, arrays, spans, ring, window, scale, softcap)
+        slots = keys.shape[2]
+        if slots <= 2 * KEYS_OF_A_TOKEN:
+            return _in_order_of_queries(whole())
+        # A block is copied before it is read, so that half of all slots take as long as all.
+        first, last = _seen_slots(spans, tokens, slots, ring, window)
+        return _in_order_of_queries(jax.lax.cond(2 * (last - first) >= slots, whole, loop))
     block = min(QUERIES, tokens)
     blocks = -(-tokens // block)
     q = jnp.pad(q, [(0, 0)] * 2 + [(0, blocks * block - tokens)] + [(0, 0)] * 2)
@@ -163,17 +171,13 @@ def _over_blocks(
 
     def step(number: jax.Array, part: Softmaxed) -> Softmaxed:
         start = jnp.minimum(number * block, slots - block)
-        keys, values, key_scales, value_scales = (
+        cut = tuple(
             array if array is None else _cut(array, row, start, batch, block) for array in arrays
         )
         at = start + jnp.arange(block)
-        there, seen = _seen(spans, tokens, at, ring, window)
+        seen = _seen(spans, tokens, at, ring, window)
         seen &= at >= number * block  # the last block may begin within the one before
-        # Slots that hold no token hold anything, and 0 times that may not be 0.
-        values = jnp.where(there[:, None, :, None], values, jnp.zeros_like(values))
-        if value_scales is not None:
-            value_scales = jnp.where(there, value_scales, 0.0)
-        return _add(part, rows, keys, values, key_scales, value_scales, seen, scale, softcap)
+        return _add(part, rows, *cut, seen, scale, softcap)
 
     shape = batch, heads, tokens * group
     nothing = Softmaxed(
@@ -182,6 +186,23 @@ def _over_blocks(
         jnp.zeros(shape, jnp.float32),
     )
     part = jax.lax.fori_loop(first // block, -(-last // block), step, nothing)
+    return Softmaxed(*(each.reshape(batch, heads, tokens, group, *each.shape[3:]) for each in part))
+
+
+def _over_all(
+    q: jax.Array,
+    arrays: tuple[jax.Array | None, ...],
+    spans: Spans,
+    ring: Ring | None,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> Softmaxed:
+    """One query of each sequence over all keys at once; arguments are those of `_over_blocks`."""
+    batch, heads, tokens, group, width = q.shape
+    seen = _seen(spans, tokens, jnp.arange(arrays[0].shape[2]), ring, window)
+    rows = q.reshape(batch, heads, tokens * group, width)
+    part = _add(None, rows, *arrays, seen, scale, softcap, keys_first=True)
     return Softmaxed(*(each.reshape(batch, heads, tokens, group, *each.shape[3:]) for each in part))
 
 
@@ -195,6 +216,7 @@ def _add(
     seen: jax.Array,
     scale: float,
     softcap: float | None,
+    keys_first: bool = False,
 ) -> Softmaxed:
     """The part with a block of keys more; its arrays are [B, K, rows, ...].
 
@@ -208,8 +230,12 @@ def _add(
       seen: [B, T, block] bool.
       scale: multiplies scores.
       softcap: caps them.
+      keys_first: multiply keys with queries, so that XLA:CPU does not copy many keys into another
+        order; of a few it is slower.
     """
-    scores = _product(rows, keys.astype(rows.dtype), 3) * scale  # [B, K, T * G, block]
+    keys = keys.astype(rows.dtype)
+    products = _product(keys, rows, 3).swapaxes(2, 3) if keys_first else _product(rows, keys, 3)
+    scores = products * scale  # [B, K, T * G, block]
     if key_scales is not None:
         scores *= key_scales.swapaxes(0, 1)[:, :, None]
     if softcap:
@@ -262,8 +288,8 @@ def _seen_slots(
 
 def _seen(
     spans: Spans, tokens: int, slots: jax.Array, ring: Ring | None, window: int | None
-) -> tuple[jax.Array, jax.Array]:
-    """Which slots hold a token, [B, slots], and which each query sees, [B, T, slots]."""
+) -> jax.Array:
+    """Which keys of these slots each query sees, [B, T, slots]."""
     filled = spans.filled[:, None]
     if ring:
         size, begin = ring
@@ -273,6 +299,4 @@ def _seen(
     there = (positions >= 0) & (positions < filled)
     query = (spans.first_query[:, None] + jnp.arange(tokens))[:, :, None]
     seen = there[:, None] & (positions[:, None] <= query)
-    if window is not None:
-        seen &= positions[:, None] > query - window
-    return there, seen
+    return seen if window is None else seen & (positions[:, None] > query - window)
