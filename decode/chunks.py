@@ -3,6 +3,9 @@
 A chunk bounds what a prompt takes beside weights and cache, whatever the prompt's length.
 """
 
+import itertools
+from typing import NamedTuple
+
 from sharding.error_types import UsageError
 
 TILE = 16
@@ -12,6 +15,20 @@ CHUNK_ON_CPU, CHUNK = 512, 2048
 reading the weights again (the critical batch of most chips is 200 to 600)."""
 SPARE = 8
 """A prompt's last chunk is filled up by at most one part in so many of the prompt, or a tile."""
+
+
+class Chunk(NamedTuple):
+    """A part of prompts that runs at once.
+
+    Attributes:
+      start: tokens of the prompts that run before it.
+      size: tokens of each prompt that it has room for.
+      continues: whether its program looks for earlier tokens in the cache.
+    """
+
+    start: int
+    size: int
+    continues: bool
 
 
 def default_chunk(platform: str) -> int:
@@ -52,6 +69,22 @@ def chunk_sizes(tokens: int, chunk: int) -> list[int]:
         sizes.append(size)
         rest -= size
     return sizes
+
+
+def cut(tokens: int, chunk: int, continued: bool, one_program: bool) -> list[Chunk]:
+    """The chunks of a prompt.
+
+    Args:
+      tokens: of the longest prompt, at least one.
+      chunk: tokens of a full chunk.
+      continued: whether the cache may hold tokens before the prompts.
+      one_program: whether the first of several chunks runs the program of those behind it, which
+        costs it nothing where prompts attend to their cache as it lies.
+    """
+    sizes = chunk_sizes(tokens, chunk)
+    continued |= one_program and len(sizes) > 1
+    starts = itertools.accumulate(sizes, initial=0)
+    return [Chunk(at, size, continued or at > 0) for at, size in zip(starts, sizes, strict=False)]
 
 
 def _powers(chunk: int) -> list[int]:

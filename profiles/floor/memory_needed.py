@@ -1,7 +1,8 @@
 """Which rows of a sweep fit in memory, computed before anything is allocated.
 
 Only arrays that certainly exist at the same time are counted: weights, caches, and each step's
-logits. The compiler's temporaries come on top, so a row that fits here can still run out of memory.
+logits; of prompts also the residual stream of a chunk. The compiler's temporaries come on top, so a
+row that fits here can still run out of memory.
 """
 
 import re
@@ -29,13 +30,15 @@ class Need(NamedTuple):
       engine: the engine whose weights it uses; rows of one engine share them.
       weights: bytes of the weights.
       batch: number of sequences.
-      each: bytes of each sequence's cache and logits.
+      each: bytes of each sequence's cache and logits, and of its part of a chunk.
+      prompt: tokens of each prompt and of a chunk, where prompts run; None for a decode step.
     """
 
     engine: Hashable
     weights: float
     batch: int
     each: float
+    prompt: tuple[int, int] | None = None
 
     @property
     def bytes(self) -> float:
@@ -50,9 +53,10 @@ def need_of(
     *,
     batch: int,
     slots: int,
+    prompt: tuple[int, int] | None = None,
     engine: Hashable = None,
 ) -> Need:
-    """The memory that a decode step needs on a device, or on all fake devices of this process.
+    """The memory that a step needs on a device, or on all fake devices of this process.
 
     Args:
       config: the model.
@@ -60,6 +64,7 @@ def need_of(
       dtypes: how its numbers are stored.
       batch: sequences, a multiple of what the layout divides them into.
       slots: tokens of each sequence that the cache has room for.
+      prompt: tokens of each prompt and of a chunk; None for a decode step.
       engine: a key for the engine where there are several.
     """
     sizes = {"batch": batch, "context": slots - 1, "slots": slots}
@@ -67,7 +72,11 @@ def need_of(
     # Fake devices share the memory of their process; a real device has its own.
     shared = placement.devices / processes.count() if shares_memory() else 1
     each = costs.kv_resident / batch + 4 * config.vocabulary / placement.devices
-    return Need(engine, costs.weights_resident * shared, batch, each * shared)
+    if prompt:
+        stream = config.d_model * dtypes.dtype.itemsize
+        stream *= placement.prefill.share(("activations", "BR"))
+        each += min(prompt) * stream
+    return Need(engine, costs.weights_resident * shared, batch, each * shared, prompt)
 
 
 def shares_memory() -> bool:
@@ -139,6 +148,14 @@ def _why(need: Need, more: float, available: float, left: float) -> str:
     remedy = (
         f"use a batch of {largest:,} at most" if largest > 0 else "use fewer bits, or more chips"
     )
+    if need.prompt:
+        length, chunk = need.prompt
+        fitting = f"{remedy}, or shorter prompts" if need.weights < available else remedy
+        return (
+            f"prompt is {length:,} tokens in chunks of {chunk:,}: batch {need.batch:,} needs "
+            f"{byte_size(need.bytes)}, {byte_size(need.weights)} of them for weights, where there "
+            f"are {byte_size(available)}; {fitting}"
+        )
     return (
         f"memory for weights ({byte_size(need.weights)}), cache and logits is "
         f"{byte_size(need.bytes)}, where there are {byte_size(available)}; {remedy}"

@@ -39,6 +39,7 @@ class RepeatedStep:
       engine: the model on its mesh.
       batch: sequences.
       context: tokens in the cache when the step starts.
+      slots: tokens of each sequence that the cache has room for.
       burst: number of steps of each sample.
       samples: seconds per step of each burst so far.
       touched: for each sample, the mean number of distinct experts that a layer read, over layers
@@ -48,19 +49,21 @@ class RepeatedStep:
     engine: Engine
     batch: int
     context: int
+    slots: int = 0
     burst: int = MIN_BURST
     samples: list[float] = dataclasses.field(default_factory=list)
     touched: list[float] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.slots = self.slots or slots_for(self.context)
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, context {self.context}"
 
     @property
     def experts_touched(self) -> float | None:
         """The mean over all samples; None before the first and for a model without experts."""
         return float(np.mean(self.touched)) if self.touched else None
-
-    @property
-    def slots(self) -> int:
-        """Tokens of each sequence that the cache has room for."""
-        return slots_for(self.context)
 
     def compile(self) -> None:
         """Allocates the cache, compiles the step and runs it several times to warm up."""

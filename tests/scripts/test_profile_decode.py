@@ -55,7 +55,7 @@ def beyond_cache(folder):
     (folder / "full" / "events").mkdir(parents=True)
     (folder / "full" / "events" / "events.out.tfevents.1.earlier").touch()
     patches = {
-        "profiles.measured.sweep.CPU_CACHES": str(folder / "cpus"),
+        "profiles.measured.bandwidth.CPU_CACHES": str(folder / "cpus"),
         "profiles.measured.bandwidth.READ_BYTES": 1
         << 24,  # a bandwidth too good does here, and is quick
         "profiles.measured.bandwidth.MATMUL_SIZE": 256,
