@@ -92,6 +92,7 @@ with _common.importing(__name__):
     from profiles.floor.passes import Pass
     from profiles.measured.sweep import Interrupted, Sweep, SweepResult, run
     from profiles.measured.tensorboard import remove_events, write_events
+    from profiles.measured.timing import check_slots
     from profiles.report.document import document
     from profiles.report.files import check_writable, remove, write_csv, write_json
     from profiles.report.lines import fit_lines, fits, prompt_lines
@@ -164,7 +165,9 @@ def _sweep(output: Path) -> Sweep:
     _layouts.check_layouts()
     _dtypes.check()
     source = _common.source()
-    lengths = _common.within(source.config, length_flag, lengths, int(not prefill))
+    new = int(not prefill)
+    lengths = _common.within(source.config, length_flag, lengths, new)
+    check_slots(_SLOTS.value, length_flag.name, max(lengths), new)
 
     def dtype_sets() -> list[Dtypes]:
         return _dtypes.dtype_sets(source.stored_quantization())

@@ -31,7 +31,7 @@ from profiles.measured.rows import (
     full_sample_count,
     load,
 )
-from profiles.measured.timing import RepeatedStep, slots_for
+from profiles.measured.timing import RepeatedStep, check_slots, slots_for
 from profiles.measured.trace import capture
 from profiles.report.progress import progress
 from profiles.report.record import Record
@@ -100,11 +100,7 @@ class Sweep:
         check_length(self.source.config, kind, longest, new)
         if self.chunk is not None:
             check_chunk(self.chunk)
-        if self.slots is not None and self.slots < longest + new:
-            raise UsageError(
-                f"slots is {self.slots:,}, fewer than the {longest + new:,} tokens of "
-                f"{kind} {longest:,}{' and the new one' * new}; use {longest + new} or more"
-            )
+        check_slots(self.slots, kind, longest, new)
         for layout, shape, dtypes in self.placings():
             self.source.check_dtypes(dtypes)
             placement = settle(self.source.config, dtypes, layout, shape)

@@ -21,6 +21,7 @@ import numpy as np
 from decode.engine import Engine
 from decode.sampling import GREEDY
 from sharding import processes
+from sharding.error_types import UsageError
 
 DRAWS = 16  # number of random batches of tokens, which steps use in turn
 MIN_BURST = 4
@@ -115,6 +116,26 @@ class RepeatedStep:
 def slots_for(context: int) -> int:
     """Slots for the context and the new token, rounded up to a multiple of 64."""
     return -(-(context + 1) // 64) * 64
+
+
+def check_slots(slots: int | None, kind: str, longest: int, new: int) -> None:
+    """Refuses a cache that has too little room for the longest rows of a sweep.
+
+    Args:
+      slots: tokens of each sequence that it has room for; None for just enough.
+      kind: what their length is: ``context`` or ``prompt_length``.
+      longest: that length.
+      new: tokens that come to it.
+
+    Raises:
+      UsageError: it has less room than they take.
+    """
+    needed = longest + new
+    if slots is not None and slots < needed:
+        raise UsageError(
+            f"slots is {slots:,}, fewer than the {needed:,} tokens of {kind} {longest:,}"
+            f"{' and the new one' * new}; use {needed} or more"
+        )
 
 
 def draw_tokens(vocabulary: int, batch: int) -> list[np.ndarray]:
