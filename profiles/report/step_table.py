@@ -214,5 +214,5 @@ def _allocated(points: Sequence[Record]) -> list[str]:
             for more, batch in dict.fromkeys((min(rows), max(rows)))
         )
         what = f"reading all {exact(slots)} allocated slots in place of {exact(filled)} filled ones"
-        notes.append(f"-  {what} would take {cost} longer, at the rate of the floor")
+        notes.append(f"-  {what} would take longer by {cost}, at the rate of the floor")
     return notes

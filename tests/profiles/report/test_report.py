@@ -145,8 +145,8 @@ def test_slots_that_no_token_fills_are_noted_with_what_reading_them_would_cost()
     (note,) = [line for line in markdown_table(points, None).splitlines() if "allocated" in line]
     # 3,967 slots of 2 MB at 10 GB/s; 192 slots are no more than a cache's grain.
     assert note == (
-        "-  reading all 4,096 allocated slots in place of 129 filled ones would take 793 ms at "
-        "batch 1 and 6,347 ms at batch 8 longer, at the rate of the floor"
+        "-  reading all 4,096 allocated slots in place of 129 filled ones would take longer by "
+        "793 ms at batch 1 and 6,347 ms at batch 8, at the rate of the floor"
     )
 
 
