@@ -1,4 +1,4 @@
-"""Processes in which peers are timed; tests of the times themselves are in test_speed.py."""
+"""Processes in which peers are timed; tests of the times themselves are in tests/speed."""
 
 import os
 from pathlib import Path
