@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental.layout import Format, Layout
 
-from decode.chunks import check_chunk, chunk_sizes, default_chunk
+from decode.chunks import Chunk, check_chunk, cut, default_chunk
 from decode.compiler_options import decode_options, prefill_options
 from decode.sampling import GREEDY, Sampler, draw_keys
 from model.cache import (
@@ -177,23 +177,30 @@ class Engine:
           Logits after each prompt's last token, [B, V] float32, and the filled cache.
         """
         earlier = np.zeros_like(lengths) if cached is None else cached
-        sizes = chunk_sizes(int(lengths.max()), self.chunk)
-        # One program for all chunks of a size, where that costs the first nothing.
-        continues = bool(earlier.any()) or (len(sizes) > 1 and self._reads_as_it_lies)
-        tokens = np.pad(tokens, [(0, 0), (0, max(sum(sizes) - tokens.shape[1], 0))])
-        logits, start = None, 0
+        chunks = self.chunks(int(lengths.max()), bool(earlier.any()))
+        room = chunks[-1].start + chunks[-1].size
+        tokens = np.pad(tokens, [(0, 0), (0, max(room - tokens.shape[1], 0))])
+        logits = None
         with jax.set_mesh(self.mesh):
-            for size in sizes:
+            for start, size, continues in chunks:
                 part = self.put(tokens[:, start : start + size])
                 count = np.clip(lengths - start, 0, size).astype(np.int32)
                 new = NewTokens(self.put(earlier + np.int32(start)), self.put(count))
-                last, cache = self._prefill(
-                    self.parameters, cache, part, new, continues=continues or start > 0
-                )
+                last, cache = self.run_chunk(cache, part, new, continues=continues)
                 all_taken = logits is None or count.all()
                 logits = last if all_taken else self._update(logits, last, new.count)
-                start += size
         return logits, cache
+
+    def chunks(self, longest: int, continued: bool = False) -> list[Chunk]:
+        """How prompts are cut, the longest of so many tokens, some perhaps `continued`."""
+        return cut(longest, self.chunk, continued, one_program=self._reads_as_it_lies)
+
+    def run_chunk(
+        self, cache: KVCache, tokens: jax.Array, new: NewTokens, *, continues: bool
+    ) -> tuple[jax.Array, KVCache]:
+        """One chunk of `prefill`: tokens [B, T] int32 that belong where `new` says."""
+        with jax.set_mesh(self.mesh):
+            return self._prefill(self.parameters, cache, tokens, new, continues=continues)
 
     def repeat(self, cache: KVCache, times: int) -> KVCache:
         """A cache in which each sequence is there so many times; the old one is gone."""

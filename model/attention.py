@@ -77,10 +77,13 @@ class Attention(nnx.Module):
             mixed = self._over_cache(q, cache, tokens, tokens.first + 1, placement)
         else:
             mixed = self._over_each_other(q, new, tokens)
+            written = self._write(cache, new, tokens, placement, continues)
             if continues:
-                before = self._over_cache(q, cache, tokens, tokens.first, placement)
+                # What is not overwritten is read after the write, so that the write is in place.
+                held = written if self.window is None else cache
+                before = self._over_cache(q, held, tokens, tokens.first, placement)
                 mixed = join(mixed, before)
-            cache = self._write(cache, new, tokens, placement, continues)
+            cache = written
         with jax.named_scope("attention_output"):
             # [B, T, K, G, h]
             mixed = reshard(mixed.mean().astype(q.dtype), placement.activations("BTKGh"))
@@ -125,7 +128,7 @@ class Attention(nnx.Module):
         """
         stored = tuple(store(part, self.dtypes) for part in new)
         spans = Spans(tokens.first, tokens.first, tokens.first + tokens.count)
-        return attend(q, stored, spans, self._softmax)
+        return attend(q, stored, spans, self._softmax, together=True)
 
     @property
     def _softmax(self) -> Softmax:

@@ -9,13 +9,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model.softmax_parts import LOWEST, Softmaxed, Spans
 
 Ring = tuple[int, jax.Array]
 """Slots of a whole ring, and which of them is the first here."""
-KEYS_OF_A_TOKEN = 128
-"""Keys that a block has where each sequence has one query."""
+KEYS_OF_A_TOKEN = 32
+"""Keys that a block has where each sequence has one query: few enough to stay in a CPU's cache."""
 KEYS_OF_A_PROMPT = 256
 """Keys that a block has where there are more."""
 QUERIES = 256
@@ -37,7 +38,8 @@ def attend_part(
 ) -> Softmaxed:
     """Softmax attention of queries to those keys of one device that they see.
 
-    A query sees the keys of its own position and those before it, within the window.
+    A query sees the keys of its own position and those before it, within the window. Slots that
+    hold no token hold finite numbers: caches begin as zeros.
 
     Args:
       q: [B, T, K, G, h].
@@ -56,7 +58,14 @@ def attend_part(
     q = q.transpose(0, 2, 1, 3, 4)  # [B, K, T, G, h]
     arrays = keys, values, key_scales, value_scales
     if tokens == 1:
-        return _in_order_of_queries(loop(q, arrays, spans, KEYS_OF_A_TOKEN))
+        loop = functools.partial(loop, q, arrays, spans, KEYS_OF_A_TOKEN)
+        whole = functools.partial(_over_all, q, arrays, spans, ring, window, scale, softcap)
+        slots = keys.shape[2]
+        if slots <= 2 * KEYS_OF_A_TOKEN:
+            return _in_order_of_queries(whole())
+        # A block is copied before it is read, so that half of all slots take as long as all.
+        first, last = _seen_slots(spans, tokens, slots, ring, window)
+        return _in_order_of_queries(jax.lax.cond(2 * (last - first) >= slots, whole, loop))
     block = min(QUERIES, tokens)
     blocks = -(-tokens // block)
     q = jnp.pad(q, [(0, 0)] * 2 + [(0, blocks * block - tokens)] + [(0, 0)] * 2)
@@ -73,6 +82,52 @@ def attend_part(
     return _in_order_of_queries(
         Softmaxed(*(_whole_sequences(part, batch, tokens) for part in parts))
     )
+
+
+def attend_each_other(
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    key_scales: jax.Array | None,
+    value_scales: jax.Array | None,
+    *,
+    window: int | None = None,
+    scale: float,
+    softcap: float | None = None,
+) -> Softmaxed:
+    """The same among new tokens: the key of each query is in the slot of its number.
+
+    Which keys a query sees is then known when this is compiled. So each block of queries meets its
+    keys at once, without a loop. Tokens that fill a row come last, where no other sees them.
+
+    Args:
+      q: as in `attend_part`, like those after it; S is T.
+    """
+    q = q.transpose(0, 2, 1, 3, 4)  # [B, K, T, G, h]
+    arrays = keys, values, key_scales, value_scales
+    tokens = q.shape[2]
+
+    def one(row: jax.Array | int) -> Softmaxed:
+        parts = []
+        for first in range(0, tokens, QUERIES):
+            last = min(first + QUERIES, tokens)
+            least = 0 if window is None else max(first - window + 1, 0)
+            some = jax.lax.dynamic_slice_in_dim(q[:, :, first:last], row, 1)
+            query, key = np.arange(first, last)[:, None], np.arange(least, last)
+            seen = (key <= query) & ((window is None) | (key > query - (window or 0)))
+            cut = (
+                each if each is None else _cut(each, row, least, 1, last - least) for each in arrays
+            )
+            rows = some.reshape(1, some.shape[1], -1, some.shape[-1])
+            part = _add(None, rows, *cut, jnp.asarray(seen)[None], scale, softcap)
+            shape = some.shape[:-1]
+            parts.append([each.reshape(*shape, *each.shape[3:]) for each in part])
+        return Softmaxed(*(jnp.concatenate(each, axis=2) for each in zip(*parts, strict=True)))
+
+    if q.shape[0] == 1:
+        return _in_order_of_queries(one(0))
+    found = jax.lax.map(one, jnp.arange(q.shape[0]))  # [B, 1, K, T, ...]
+    return _in_order_of_queries(Softmaxed(*(each[:, 0] for each in found)))
 
 
 def _whole_sequences(parts: jax.Array, batch: int, tokens: int) -> jax.Array:
@@ -116,17 +171,13 @@ def _over_blocks(
 
     def step(number: jax.Array, part: Softmaxed) -> Softmaxed:
         start = jnp.minimum(number * block, slots - block)
-        keys, values, key_scales, value_scales = (
+        cut = tuple(
             array if array is None else _cut(array, row, start, batch, block) for array in arrays
         )
         at = start + jnp.arange(block)
-        there, seen = _seen(spans, tokens, at, ring, window)
+        seen = _seen(spans, tokens, at, ring, window)
         seen &= at >= number * block  # the last block may begin within the one before
-        # Slots that hold no token hold anything, and 0 times that may not be 0.
-        values = jnp.where(there[:, None, :, None], values, jnp.zeros_like(values))
-        if value_scales is not None:
-            value_scales = jnp.where(there, value_scales, 0.0)
-        return _add(part, rows, keys, values, key_scales, value_scales, seen, scale, softcap)
+        return _add(part, rows, *cut, seen, scale, softcap)
 
     shape = batch, heads, tokens * group
     nothing = Softmaxed(
@@ -138,8 +189,25 @@ def _over_blocks(
     return Softmaxed(*(each.reshape(batch, heads, tokens, group, *each.shape[3:]) for each in part))
 
 
+def _over_all(
+    q: jax.Array,
+    arrays: tuple[jax.Array | None, ...],
+    spans: Spans,
+    ring: Ring | None,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> Softmaxed:
+    """One query of each sequence over all keys at once; arguments are those of `_over_blocks`."""
+    batch, heads, tokens, group, width = q.shape
+    seen = _seen(spans, tokens, jnp.arange(arrays[0].shape[2]), ring, window)
+    rows = q.reshape(batch, heads, tokens * group, width)
+    part = _add(None, rows, *arrays, seen, scale, softcap, keys_first=True)
+    return Softmaxed(*(each.reshape(batch, heads, tokens, group, *each.shape[3:]) for each in part))
+
+
 def _add(
-    part: Softmaxed,
+    part: Softmaxed | None,
     rows: jax.Array,
     keys: jax.Array,
     values: jax.Array,
@@ -148,11 +216,12 @@ def _add(
     seen: jax.Array,
     scale: float,
     softcap: float | None,
+    keys_first: bool = False,
 ) -> Softmaxed:
     """The part with a block of keys more; its arrays are [B, K, rows, ...].
 
     Args:
-      part: of the keys before.
+      part: of the keys before, if any.
       rows: queries, [B, K, T * G, h].
       keys: [B, K, block, h].
       values: [B, K, block, h].
@@ -161,22 +230,29 @@ def _add(
       seen: [B, T, block] bool.
       scale: multiplies scores.
       softcap: caps them.
+      keys_first: multiply keys with queries, so that XLA:CPU does not copy many keys into another
+        order; of a few it is slower.
     """
-    scores = _product(rows, keys.astype(rows.dtype), 3) * scale  # [B, K, T * G, block]
+    keys = keys.astype(rows.dtype)
+    products = _product(keys, rows, 3).swapaxes(2, 3) if keys_first else _product(rows, keys, 3)
+    scores = products * scale  # [B, K, T * G, block]
     if key_scales is not None:
         scores *= key_scales.swapaxes(0, 1)[:, :, None]
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     group = rows.shape[2] // seen.shape[1]
     scores = jnp.where(jnp.repeat(seen, group, axis=1)[:, None], scores, -jnp.inf)
-    highest = jnp.maximum(part.highest, jnp.max(scores, axis=-1))
-    weights, before = jnp.exp(scores - highest[..., None]), jnp.exp(part.highest - highest)
-    total = part.total * before + jnp.sum(weights, axis=-1)
+    highest = jnp.max(scores, axis=-1)
+    highest = jnp.maximum(highest, LOWEST if part is None else part.highest)
+    weights = jnp.exp(scores - highest[..., None])
+    total = jnp.sum(weights, axis=-1)
     if value_scales is not None:
         weights *= value_scales.swapaxes(0, 1)[:, :, None]
-    values = values.astype(rows.dtype)
-    sums = part.sums * before[..., None] + _product(weights.astype(rows.dtype), values, 2)
-    return Softmaxed(sums, highest, total)
+    sums = _product(weights.astype(rows.dtype), values.astype(rows.dtype), 2)
+    if part is None:
+        return Softmaxed(sums, highest, total)
+    before = jnp.exp(part.highest - highest)
+    return Softmaxed(part.sums * before[..., None] + sums, highest, part.total * before + total)
 
 
 def _product(left: jax.Array, right: jax.Array, contracted: int) -> jax.Array:
@@ -212,8 +288,8 @@ def _seen_slots(
 
 def _seen(
     spans: Spans, tokens: int, slots: jax.Array, ring: Ring | None, window: int | None
-) -> tuple[jax.Array, jax.Array]:
-    """Which slots hold a token, [B, slots], and which each query sees, [B, T, slots]."""
+) -> jax.Array:
+    """Which keys of these slots each query sees, [B, T, slots]."""
     filled = spans.filled[:, None]
     if ring:
         size, begin = ring
@@ -223,6 +299,4 @@ def _seen(
     there = (positions >= 0) & (positions < filled)
     query = (spans.first_query[:, None] + jnp.arange(tokens))[:, :, None]
     seen = there[:, None] & (positions[:, None] <= query)
-    if window is not None:
-        seen &= positions[:, None] > query - window
-    return there, seen
+    return seen if window is None else seen & (positions[:, None] > query - window)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from model.block_attention import attend_part
+from model.block_attention import attend_each_other, attend_part
 from model.cache import QuantizedKV, Stored
 from model.softmax_parts import Softmaxed, Spans, join_devices
 from sharding.layout import Axes
@@ -38,7 +38,9 @@ def attend(
     stored: tuple[Stored, Stored],
     spans: Spans,
     softmax: Softmax,
+    *,
     ring: bool = False,
+    together: bool = False,
 ) -> Softmaxed:
     """Softmax attention of queries to the keys that they see.
 
@@ -48,6 +50,7 @@ def attend(
       spans: positions of queries and keys, divided in any way.
       softmax: scale, cap and window.
       ring: the slots are a ring: the token at position p is in slot p modulo S.
+      together: keys are those of the queries' own tokens, in their order; no mesh axes divide them.
     """
     with jax.named_scope("attention"):
         keys, values = stored
@@ -59,7 +62,7 @@ def attend(
         by_sequence = Spans(*(jax.P(batch),) * 3)
         spans = Spans(*(jax.reshard(each, jax.P(batch)) for each in spans))
         local = functools.partial(
-            _attend_local, softmax, keys.shape[2] if ring else None, entry_axes(slots)
+            _attend_local, softmax, keys.shape[2] if ring else None, together, entry_axes(slots)
         )
         return jax.shard_map(
             local,
@@ -77,6 +80,7 @@ def _plain(stored: Stored) -> tuple[jax.Array, jax.Array | None]:
 def _attend_local(
     softmax: Softmax,
     ring: int | None,
+    together: bool,
     slot_axes: Axes,
     q: jax.Array,
     arrays: tuple[jax.Array | None, ...],
@@ -88,7 +92,8 @@ def _attend_local(
     arrays = q, keys, values, key_scales, value_scales
     spans = spans._replace(first_key=spans.first_key + begin)
     one = functools.partial(_part, softmax, ring)
-    forms = {"tpu": _on_tpu, "cuda": _on_nvidia, "default": attend_part}
+    default = _each_other if together else attend_part
+    forms = {"tpu": _on_tpu, "cuda": _on_nvidia, "default": default}
     forms = {platform: functools.partial(one, form) for platform, form in forms.items()}
     part = by_platform(arrays, spans, jnp.asarray(begin, jnp.int32), **forms)
     return join_devices(part, slot_axes) if slot_axes else part
@@ -104,6 +109,11 @@ def _part(
 ) -> Softmaxed:
     """What a form of attention makes of a device's arrays, the first of whose slots is `begin`."""
     return form(*arrays, spans, ring=None if ring is None else (ring, begin), **softmax._asdict())
+
+
+def _each_other(*operands: Any, ring: None, **options: Any) -> Softmaxed:
+    *arrays, _ = operands
+    return attend_each_other(*arrays, **options)
 
 
 # Kernels are imported where they are traced: it takes a third of a second.

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from model.declarations import Initializer, Matrix, Path, declarations, matrices
 from sharding.error_types import FloorlineError
+from sharding.huge_pages import Convert, convert, convert_to_stay
 from sharding.placement import Placement
 from sharding.quantization import QuantizedArray, Weight, quantize, spec_of, stored_bytes
 
@@ -157,15 +158,19 @@ def place_parameters(
       ValueError: a path or shape that `model` does not declare, or one it declares is absent.
     """
     declared, quantized = _in_plain_checkpoint(model), matrices(model)
+    stay = convert_to_stay(mesh)
     placed: dict[Path, jax.Array] = {}
 
     def read(path: Path, values: Readable | QuantizedArray) -> Weight:
         spec = placement.weights(declared[path].axes)
         if isinstance(values, QuantizedArray):
             return jax.tree.map(
-                lambda part: _put(part, part.dtype, mesh, spec_of(part, values, spec)), values
+                lambda part: _put(part, part.dtype, mesh, spec_of(part, values, spec), stay), values
             )
-        return _put(values, jnp.float32 if path in quantized else declared[path].dtype, mesh, spec)
+        if path in quantized:
+            return _put(values, jnp.float32, mesh, spec, convert)
+        to_stay = stay if placement.copies(spec) == 1 else convert
+        return _put(values, declared[path].dtype, mesh, spec, to_stay)
 
     def put_on_devices(path: Path, array: Weight) -> None:
         with jax.set_mesh(mesh):
@@ -232,10 +237,16 @@ def copy_per_device(array: jax.Array, placement: Placement) -> jax.Array:
     return _copied(array) if placement.copies(array.sharding.spec) > 1 else array
 
 
-def _put(values: Readable, dtype: jnp.dtype, mesh: jax.sharding.Mesh, spec: jax.P) -> jax.Array:
+def _put(
+    values: Readable,
+    dtype: jnp.dtype,
+    mesh: jax.sharding.Mesh,
+    spec: jax.P,
+    convert: Convert,
+) -> jax.Array:
     """An array on the mesh, each device's shard read on its own."""
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
-        return np.asarray(values[index]).astype(dtype)
+        return convert(values[index], dtype)
 
     return jax.make_array_from_callback(values.shape, jax.NamedSharding(mesh, spec), shard)

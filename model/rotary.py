@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model.config import ModelConfig
+from sharding.platform_workarounds import computed_once
 
 Rotation = tuple[jax.Array, jax.Array]
 """Cosine and sine of each token's angles, each [B, T, h / 2], float32."""
@@ -32,7 +33,7 @@ def rotation(config: ModelConfig, positions: jax.Array, local: bool = False) -> 
         rates = jnp.asarray(frequencies(config, local), jnp.float32)
         angles = positions[..., None].astype(jnp.float32) * rates
         scale = 1.0 if local and config.local_rotary_base else config.rotary_scale
-        return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+        return tuple(computed_once(part(angles) * scale) for part in (jnp.cos, jnp.sin))
 
 
 def rotate(x: jax.Array, angles: Rotation) -> jax.Array:

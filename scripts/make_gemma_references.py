@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from model.weights.gguf_file import GGUFFile
+from profiles.measured.peer_llama_cpp import write_float32
 from sharding.error_types import FloorlineError, UsageError
 
 _GGUF = flags.DEFINE_string("gguf", None, "Path of Gemma 3 270M as a GGUF file.")
@@ -50,23 +50,6 @@ PROMPTS = {
     # Longer than the window of 512 tokens that five of six layers have.
     "window": "".join(_STORY.format(n, 3 * n + 1, n % 7 + 2) for n in range(1, 17)) + "On night 17",
 }
-
-
-def dequantize(source: Path, target: Path) -> None:
-    """Writes a GGUF file of the same model with every tensor in float32."""
-    library = importlib.import_module("gguf")
-    file, fields = GGUFFile(source), library.GGUFReader(source).fields
-    writer = library.GGUFWriter(target, file.metadata["general.architecture"])
-    for key, field in fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
-            value = 0 if key == "general.file_type" else field.contents()
-            writer.add_key_value(key, value, *field.types[:2])
-    for name in file.tensors:
-        writer.add_tensor(name, file.read(name))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def answer(gguf: Path) -> dict[str, dict[str, Any]]:
@@ -113,7 +96,7 @@ def references(gguf: Path) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         plain = Path(scratch) / "float32.gguf"
-        dequantize(gguf, plain)
+        write_float32(gguf, plain)
         answers = answer(plain)
     stored = answer(gguf)
     for name, entry in answers.items():

@@ -1,9 +1,13 @@
-"""Measure decode steps over devices, batches and contexts, and compare each with its floor.
+"""Measure decode steps or prompts over devices, batches and lengths, each beside its floor.
 
 The floor is the least time that a step can take: reading this model's weights and KV cache at the
 memory's peak rate, or computing at the peak FLOP rate, whichever is longer. On a GPU or TPU the
 peaks are the published ones of the chip. On a CPU the devices share one memory, whose rate is
-measured in the same run, before, between and after the steps.
+measured in the same run, before, between and after the steps, like that of its arithmetic.
+
+--phase=prefill measures prompts of --prompt_length chunk by chunk: each chunk is a row, run again
+and again behind the tokens that are in the cache before it. Below the table stands each whole
+prompt, its chunks added up, beside the floor of all its tokens as one pass.
 
 --layout takes a list here: the layouts are measured in turns and compared in one report. Where
 there are several meshes, auto picks for the largest.
@@ -16,6 +20,8 @@ Of many processes, process 0 writes, and samples and trace are its own.
 Examples:
   python scripts/profile_decode.py
   python scripts/profile_decode.py --devices=1,2 --batch=1,8 --context=128,1024 --trace
+  python scripts/profile_decode.py --phase=prefill --prompt_length=512,2048 --devices=1
+  python scripts/profile_decode.py --batch=8 --context=128 --slots=4096
   python scripts/profile_decode.py --mesh=2x1x2 --layout=weight_stationary_1d,weight_stationary_2d
   python scripts/profile_decode.py --model=llama3-8b --random_weights --batch=1,8,64 --context=2048
 """
@@ -35,8 +41,29 @@ _DEVICES = flags.DEFINE_list(
     "CPU, elsewhere all that the layouts can divide.",
 )
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
-_BATCH = flags.DEFINE_list("batch", ["1", "4", "16", "64"], "Sequences per step, a list.")
+_PHASE = flags.DEFINE_enum(
+    "phase", "decode", ["decode", "prefill"], "Which passes: decode steps, or prompts by chunks."
+)
+_BATCH = flags.DEFINE_list(
+    "batch", None, "Sequences per step, a list. Default: 1,4,16,64; of prompts 1."
+)
 _CONTEXT = flags.DEFINE_list("context", ["128"], "Tokens in each sequence's cache, a list.")
+_PROMPT_LENGTH = flags.DEFINE_list(
+    "prompt_length", ["512", "2048"], "With --phase=prefill: tokens of each prompt, a list."
+)
+_CHUNK = flags.DEFINE_integer(
+    "chunk",
+    None,
+    "With --phase=prefill: tokens of a prompt that run at once, a multiple of 16. Default: 512 on "
+    "a CPU, else 2048.",
+)
+_SLOTS = flags.DEFINE_integer(
+    "slots",
+    None,
+    "Room in the cache for so many tokens of each sequence. Default: the context and a new token, "
+    "or the prompt, and up to 64 more. Steps take the time of what is filled.",
+    1,
+)
 _SECONDS = flags.DEFINE_float("seconds", 20, "Time for samples; at least five rounds.", 0)
 _BANDWIDTH = flags.DEFINE_float("hbm_bandwidth", None, "Peak bytes/s of a chip, for the floor.")
 _FLOPS = flags.DEFINE_float("peak_flops", None, "Peak FLOP/s of a chip, for the floor.")
@@ -58,15 +85,17 @@ with _common.importing(__name__):
     import _layouts
     import jax
 
+    from decode.chunks import check_chunk
     from model.dtypes import Dtypes
     from profiles.chips.chip import DEAREST, RANGE
     from profiles.figures.steps import cost, step_time
     from profiles.floor.passes import Pass
     from profiles.measured.sweep import Interrupted, Sweep, SweepResult, run
     from profiles.measured.tensorboard import remove_events, write_events
+    from profiles.measured.timing import check_slots
     from profiles.report.document import document
     from profiles.report.files import check_writable, remove, write_csv, write_json
-    from profiles.report.lines import fit_lines, fits
+    from profiles.report.lines import fit_lines, fits, prompt_lines
     from profiles.report.step_table import step_table
     from sharding import processes
     from sharding.error_types import FloorlineError, UsageError
@@ -95,7 +124,8 @@ def main() -> None:
         write_json("-", results)
     else:
         _common.show(step_table(outcome.points, outcome.bandwidth))
-        _common.show("\n".join(fit_lines(results["fits"])))
+        sums = fit_lines(results["fits"]) if "fits" in results else prompt_lines(outcome.prompts)
+        _common.show("\n".join(sums))
     _refuse_unmeasured(outcome)
     _refuse_impossible(outcome)
 
@@ -116,9 +146,16 @@ def _measure(sweep: Sweep, output: Path, started: str) -> SweepResult:
 
 
 def _sweep(output: Path) -> Sweep:
+    prefill = _PHASE.value == "prefill"
+    others = ["context"] if prefill else ["prompt_length", "chunk"]
+    _common.refuse(others, f"--phase is {_PHASE.value}")
+    if _CHUNK.value is not None:
+        check_chunk(_CHUNK.value)
     meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
-    batches = _common.integers("batch", _BATCH.value)
-    contexts = _common.integers("context", _CONTEXT.value)
+    batches = ["1"] if prefill else ["1", "4", "16", "64"]
+    batches = _common.integers("batch", batches if _BATCH.value is None else _BATCH.value)
+    length_flag = _PROMPT_LENGTH if prefill else _CONTEXT
+    lengths = _common.integers(length_flag.name, length_flag.value)
     for flag, (low, high) in ((_BANDWIDTH, RANGE), (_FLOPS, RANGE), (_PRICE, (1e-6, DEAREST))):
         if flag.value is not None and not low <= flag.value <= high:
             remedy = f"use a positive number, {low:g} to {high:g}"
@@ -128,19 +165,24 @@ def _sweep(output: Path) -> Sweep:
     _layouts.check_layouts()
     _dtypes.check()
     source = _common.source()
-    contexts = _common.within(source.config, _CONTEXT, contexts, 1)
+    new = int(not prefill)
+    lengths = _common.within(source.config, length_flag, lengths, new)
+    check_slots(_SLOTS.value, length_flag.name, max(lengths), new)
 
     def dtype_sets() -> list[Dtypes]:
         return _dtypes.dtype_sets(source.stored_quantization())
 
-    steps = [Pass(batch, context) for batch in batches for context in contexts]
+    steps = [Pass(batch, length) for batch in batches for length in lengths]
     layouts, shapes = _layouts.layouts(source.config, meshes, lambda: dtype_sets()[0], steps)
     return Sweep(
         source=source,
         layouts=layouts,
         shapes=shapes,
         batches=batches,
-        contexts=contexts,
+        contexts=() if prefill else lengths,
+        prompt_lengths=lengths if prefill else (),
+        chunk=_CHUNK.value,
+        slots=_SLOTS.value,
         dtype_sets=dtype_sets(),
         auto_weight_layout=_WEIGHT_LAYOUT.value == "auto",
         seconds=_SECONDS.value,
@@ -152,20 +194,21 @@ def _sweep(output: Path) -> Sweep:
 
 
 def _document(outcome: SweepResult, started: str) -> dict:
+    prefill = _PHASE.value == "prefill"
     return document(
         sys.argv,
         outcome.points,
         device_kind=jax.devices()[0].device_kind,
         started=started,
         bandwidth=outcome.bandwidth,
-        fits=fits(outcome.points),
+        **({"prompts": outcome.prompts} if prefill else {"fits": fits(outcome.points)}),
     )
 
 
 def _write(output: Path, results: dict) -> None:
     """Writes the data, and removes plots of an earlier run, because a folder holds one run."""
     write_json(output / "profile.json", results)
-    write_csv(output / "profile.csv", results["points"])
+    write_csv(output / "profile.csv", [*results["points"], *results.get("prompts", ())])
     if _common.JSON.value not in (None, "", "-"):
         write_json(_common.JSON.value, results)
     for name in _FIGURES:
@@ -190,7 +233,7 @@ def _refuse_unmeasured(outcome: SweepResult) -> None:
 
 
 def _refuse_impossible(outcome: SweepResult) -> None:
-    for point in outcome.points:
+    for point in (*outcome.points, *outcome.prompts):
         if (point.fraction_of_floor or 0) > 1:
             raise FloorlineError(point.message)
 

@@ -12,7 +12,14 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from sharding.platform_workarounds import by_platform, faster_in_halves, multiply_in_halves
+from sharding.platform_workarounds import (
+    MANY_TOKENS,
+    by_platform,
+    faster_in_halves,
+    faster_tokens_first,
+    multiply_in_halves,
+    multiply_tokens_first,
+)
 from sharding.quantization import (
     QuantizedArray,
     Weight,
@@ -49,6 +56,9 @@ def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None
     if not converts and out is not None and faster_in_halves(weight, x):
         halves = functools.partial(multiply_in_halves, dtype=dtype)
         return by_platform(weight, x, cpu=halves, default=at_once)
+    if not converts and faster_tokens_first(weight, x):
+        rows = functools.partial(multiply_tokens_first, dtype=dtype)
+        return by_platform(weight, x, cpu=rows, default=at_once)
     if not converts or (out is not None and jax.typeof(x).sharding.mesh.size > 1):
         return at_once(weight, x)
     others = {"cpu": in_blocks} | _by_kernel(weight, x, outputs, dtype)
@@ -133,7 +143,8 @@ def _by_blocks(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     XLA:CPU converts a matrix as a whole before a matmul; a few rows stay in its caches.
     """
     rows, length = weight.shape
-    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n * length <= _BLOCK)
+    block = _BLOCK if x.shape[0] < MANY_TOKENS else _BLOCK_OF_MANY
+    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n * length <= block)
     size = rows // parts
     bits = jax.tree.map(to_bits, weight)
 
@@ -146,6 +157,7 @@ def _by_blocks(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 _BLOCK = 2**16  # values: a quarter of a megabyte as float32
+_BLOCK_OF_MANY = 2**18  # for many tokens, whose products of few rows are slow
 
 
 def _widen(bits: jax.Array, like: jax.Array) -> jax.Array:

@@ -155,7 +155,7 @@ def compile_step(
 
 def environment() -> dict[str, str]:
     """The environment of a process that may load libtpu, with this project's modules."""
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return os.environ | _ENVIRONMENT | {"PYTHONPATH": path}
 

@@ -1,7 +1,8 @@
 """Plots of a run: step time and cost of a token against batch, measured and floor.
 
-Each plot stands alone: its title names model, devices, dtypes, layout and the bandwidth that the
-floors were taken at. Colours are those of Okabe and Ito, told apart with any kind of sight.
+Of prompts the chunks are drawn, against the tokens that are in the cache before them. Each plot
+stands alone: its title names model, devices, dtypes, layout and the bandwidth that the floors were
+taken at. Colours are those of Okabe and Ito, told apart with any kind of sight.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 
 from profiles.figures import picture
 from profiles.report.files import write_atomically
-from profiles.report.lines import devices_words, lines, telling_fields
+from profiles.report.lines import BY_BATCH, Axis, axis_of, devices_words, lines, telling_fields
 from profiles.report.numbers import exact
 from profiles.report.record import Record
 from profiles.report.step_table import TO
@@ -27,12 +28,15 @@ MARKERS = "os^Dv*P"
 SHARED = "#555555"  # a floor that is the same for every line of a panel
 SAME = 0.005  # floors closer than this are drawn once
 TICK_ROOM = 0.04  # part of a linear axis between two numbers at its ticks
+LABEL = 42  # letters of labels of which three fit beside each other in a legend
+AXES = {"batch": "batch (sequences)", "context": "tokens in the cache before the chunk"}
+AGAINST = {"batch": "batch", "context": "tokens in the cache"}
 
 Times = Callable[[Record], dict[str, float]]
 
 
 class Line(NamedTuple):
-    """One line of a panel: its name in the legend, its look and its records by batch."""
+    """One line of a panel: its name in the legend, its look and its records in order."""
 
     label: str
     colour: str
@@ -43,6 +47,8 @@ class Line(NamedTuple):
 def step_time(document: dict, path: str | Path) -> "Figure":
     """Draws measured step time against batch over its floor, a panel per context.
 
+    Of prompts it draws the time of each chunk against the tokens before it, a panel per batch.
+
     Args:
       document: a run's document.
       path: the PNG file to write.
@@ -51,19 +57,26 @@ def step_time(document: dict, path: str | Path) -> "Figure":
       The figure as drawn.
     """
 
+    by_batch = axis_of(document["points"]) is BY_BATCH
+
     def times(point: Record) -> dict[str, float]:
         found = {name: point.step_s[name] * 1e3 for name in ("median", "p10", "p90")}
         if _has_floor(point):
             found["floor"] = point.floor_s * 1e3
-            if point.weight_floor_s is not None:
+            if by_batch and point.weight_floor_s is not None:
                 found["weight floor"] = point.weight_floor_s * 1e3
         return found
 
-    return _draw(document, path, times, "Step time against batch", "step time (ms)")
+    if by_batch:
+        return _draw(document, path, times, "Step time against batch", "step time (ms)")
+    title = "Time of a prompt's chunk against tokens in the cache"
+    return _draw(document, path, times, title, "chunk time (ms)")
 
 
 def cost(document: dict, path: str | Path) -> "Figure":
-    """Draws what a token costs against batch over its floor, both axes logarithmic.
+    """Draws what a token costs over its floor, against batch or as `step_time` does.
+
+    The axis of costs is logarithmic, and that of batches.
 
     In USD per million tokens where every measured record carries a price, else in milliseconds
     of step time per token. Arguments and result are those of `step_time`.
@@ -78,10 +91,11 @@ def cost(document: dict, path: str | Path) -> "Figure":
         return found | ({"floor": point.floor_s * per_second} if _has_floor(point) else {})
 
     if priced:
-        title, axis = "Cost of a token against batch", "cost (USD per million tokens)"
+        title, axis = "Cost of a token", "cost (USD per million tokens)"
     else:
-        title = "Time per token (step time over the step's tokens) against batch"
+        title = "Time per token (step time over the step's tokens)"
         axis = "time per token (ms)"
+    title += f" against {AGAINST[axis_of(document['points']).along]}"
     return _draw(document, path, times, title, axis, logarithmic=True)
 
 
@@ -92,25 +106,30 @@ def _has_floor(point: Record) -> bool:
 def _draw(
     document: dict, path: str | Path, times: Times, title: str, axis: str, logarithmic: bool = False
 ) -> "Figure":
-    """A panel per context in two columns, one legend, a title above and notes below."""
+    """A panel per context, or batch, in two columns, one legend, title above and notes below."""
     from matplotlib.figure import Figure
 
-    lines = _lines([point for point in document["points"] if point.ran])
-    contexts = sorted({line.points[0].context or 0 for line in lines}) or [0]
-    columns = min(len(contexts), 2)
-    rows = -(-len(contexts) // columns)
+    lines_along = axis_of(document["points"])
+    lines = _lines([point for point in document["points"] if point.ran], lines_along)
+
+    def panel_of(line: Line) -> int:
+        return getattr(line.points[0], lines_along.panel) or 0
+
+    values = sorted({panel_of(line) for line in lines}) or [0]
+    columns = min(len(values), 2)
+    rows = -(-len(values) // columns)
     head = _head(document, title)
     foot = _foot(document["points"])
     height = 3.9 * rows + 1.0 + 0.2 * (len(head) + len(foot))
     figure = Figure(figsize=(10, height), dpi=120)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
-    for panel, context in zip(panels, contexts, strict=False):
-        mine = [line for line in lines if (line.points[0].context or 0) == context]
-        _panel(panel, mine, times)
-        _batch_axis(panel, sorted({p.batch for line in mine for p in line.points}), logarithmic)
-        if len(contexts) > 1:
-            panel.set_title(f"context {context}", fontsize=11)
-    for panel in list(panels)[len(contexts) :]:
+    for panel, value in zip(panels, values, strict=False):
+        mine = [line for line in lines if panel_of(line) == value]
+        _panel(panel, mine, times, lines_along.along)
+        _size_axis(panel, mine, lines_along.along, logarithmic)
+        if len(values) > 1:
+            panel.set_title(f"{lines_along.panel} {value}", fontsize=11)
+    for panel in list(panels)[len(values) :]:
         panel.remove()
     _value_axis(figure.axes, logarithmic)
     figure.supylabel(axis, fontsize=11)
@@ -119,15 +138,15 @@ def _draw(
     return figure
 
 
-def _lines(points: Sequence[Record]) -> list[Line]:
+def _lines(points: Sequence[Record], axis: Axis) -> list[Line]:
     """Lines in order of device count; the same colour and marker for a label in every panel."""
-    telling = [field for field in telling_fields(points) if field != "mesh"]
+    telling = [field for field in telling_fields(points, axis) if field != "mesh"]
 
     def label(point: Record) -> str:
-        told = (text_of(point, field) for field in telling)
+        told = ("prompt " * (f == "prompt_length") + text_of(point, f) for f in telling)
         return ", ".join([devices_words(point.devices, point.mesh), *told])
 
-    groups = sorted(lines(points), key=lambda group: group[0].devices or 1)
+    groups = sorted(lines(points, axis), key=lambda group: group[0].devices or 1)
     looks = {name: i for i, name in enumerate(dict.fromkeys(label(group[0]) for group in groups))}
     return [
         Line(
@@ -140,31 +159,33 @@ def _lines(points: Sequence[Record]) -> list[Line]:
     ]
 
 
-def _panel(panel: "Axes", lines: Sequence[Line], times: Times) -> None:
+def _panel(panel: "Axes", lines: Sequence[Line], times: Times, along: str) -> None:
     for line in lines:
-        batches = [point.batch for point in line.points]
+        sizes = [getattr(point, along) for point in line.points]
         values = [times(point) for point in line.points]
         low, middle, high = ([v[name] for v in values] for name in ("p10", "median", "p90"))
         look = dict(color=line.colour, marker=line.marker, label=f"measured, {line.label}")
-        panel.plot(batches, middle, linewidth=2, markersize=6, zorder=3, **look)
-        panel.fill_between(batches, low, high, color=line.colour, alpha=0.18, linewidth=0)
-        panel.vlines(batches, low, high, color=line.colour, alpha=0.5, linewidth=1.5)
+        panel.plot(sizes, middle, linewidth=2, markersize=6, zorder=3, **look)
+        panel.fill_between(sizes, low, high, color=line.colour, alpha=0.18, linewidth=0)
+        panel.vlines(sizes, low, high, color=line.colour, alpha=0.5, linewidth=1.5)
     for name, style in (("floor", "--"), ("weight floor", ":")):
-        _floors(panel, lines, times, name, style)
+        _floors(panel, lines, times, along, name, style)
     panel.grid(axis="y", which="major", color="#DDDDDD", linewidth=0.8)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _floors(panel: "Axes", lines: Sequence[Line], times: Times, name: str, style: str) -> None:
+def _floors(
+    panel: "Axes", lines: Sequence[Line], times: Times, along: str, name: str, style: str
+) -> None:
     """Draws one kind of floor for each line, or once in grey where all lines share it."""
     curves = {}
     for line in lines:
-        found = [(p.batch, times(p)[name]) for p in line.points if name in times(p)]
+        found = [(getattr(p, along), times(p)[name]) for p in line.points if name in times(p)]
         if found:
             curves[line.label, line.colour] = dict(found)
-    merged = {batch: v for curve in curves.values() for batch, v in curve.items()}
-    shared = all(np.isclose(v, merged[b], rtol=SAME) for c in curves.values() for b, v in c.items())
+    merged = {size: v for curve in curves.values() for size, v in curve.items()}
+    shared = all(np.isclose(v, merged[n], rtol=SAME) for c in curves.values() for n, v in c.items())
     if shared and len(curves) > 1:
         curves = {("all device counts", SHARED): dict(sorted(merged.items()))}
     for (label, colour), curve in curves.items():
@@ -172,31 +193,34 @@ def _floors(panel: "Axes", lines: Sequence[Line], times: Times, name: str, style
         if name == "weight floor":
             panel.axhline(min(curve.values()), zorder=1, **look)
             continue
-        batches, values = list(curve), list(curve.values())
+        sizes, values = list(curve), list(curve.values())
         if len(curve) == 1:  # a point has no line; a short one makes its dashes visible
-            batches, values = [batches[0] / 1.1, batches[0] * 1.1], values * 2
-        panel.plot(batches, values, zorder=2, **look)
+            (size,) = sizes
+            sizes, values = [size / 1.1, size * 1.1] if size else [-0.1, 0.1], values * 2
+        panel.plot(sizes, values, zorder=2, **look)
 
 
-def _batch_axis(panel: "Axes", batches: Sequence[int], logarithmic: bool) -> None:
-    """The axis of batches, with ticks at those that were run and that have room for a number.
+def _size_axis(panel: "Axes", lines: Sequence[Line], along: str, logarithmic: bool) -> None:
+    """The axis of sizes, with ticks at those that were run and that have room for a number.
 
     Linear where a step's time is drawn: that is a straight line in batch, which starts at the
-    weights' read.
+    weights' read. Tokens in the cache begin with none, so that their axis is always linear.
     """
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    panel.set_xlabel("batch (sequences)")
-    ticks = list(batches)
-    if logarithmic:
+    panel.set_xlabel(AXES[along])
+    sizes = sorted({getattr(point, along) for line in lines for point in line.points})
+    ticks = list(sizes)
+    if logarithmic and along == "batch":
         panel.set_xscale("log", base=2)
-        panel.set_xlim(*([batches[0] / 1.3, batches[-1] * 1.3] if batches else [1, 2]))
-    elif batches:
-        panel.set_xlim(0, batches[-1] * 1.05)
-        ticks = [batches[-1]]
-        for batch in reversed(batches):
-            if ticks[0] - batch >= TICK_ROOM * batches[-1]:
-                ticks.insert(0, batch)
+        panel.set_xlim(*([sizes[0] / 1.3, sizes[-1] * 1.3] if sizes else [1, 2]))
+    elif sizes:
+        longest = max(sizes[-1], 1)
+        panel.set_xlim(0 if sizes[0] else -0.03 * longest, longest * 1.05)
+        ticks = [sizes[-1]]
+        for size in reversed(sizes):
+            if ticks[0] - size >= TICK_ROOM * longest:
+                ticks.insert(0, size)
     panel.xaxis.set_major_locator(FixedLocator(ticks))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: exact(value)))
@@ -222,11 +246,20 @@ def _value_axis(panels: Sequence["Axes"], logarithmic: bool) -> None:
 def _head(document: dict, title: str) -> list[str]:
     """The plot's name, then what was run and what its floors refer to, in lines that fit."""
     points = document["points"]
-    contexts = sorted({point.context for point in points if point.context is not None})
     words = subject(points)
-    words += f", context {', '.join(map(str, contexts))}" * bool(contexts)
+    if axis_of(points) is BY_BATCH:
+        words += _sizes(points, "context", ", context {}")
+    else:
+        words += _sizes(points, "batch", ", batch {}")
+        words += _sizes(points, "prompt_length", ", prompts of {} tokens")
     floor = bandwidth_words(document["bandwidth"], document["device_kind"])
     return [title, *picture.lines(words, 126), *picture.lines(f"Floor at {floor}", 126)]
+
+
+def _sizes(points: Sequence[Record], field: str, words: str) -> str:
+    """The values of a field in words, empty if none is known."""
+    sizes = sorted({getattr(point, field) for point in points} - {None})
+    return words.format(", ".join(map(str, sizes))) * bool(sizes)
 
 
 def _foot(points: Sequence[Record]) -> list[str]:
@@ -285,7 +318,8 @@ def frame(figure: "Figure", head: Sequence[str], foot: Sequence[str], handles: l
     ]:
         figure.text(0.06, y, text, fontsize=size, fontweight=weight, va="top")
         y -= (0.3 if size > 10 else 0.2) * inch
-    columns = 3 if len(handles) > 2 else max(len(handles), 1)
+    longest = max((len(handle.get_label()) for handle in handles), default=0)
+    columns = max(min(len(handles), 3 if longest <= LABEL else 2), 1)
     below = 0.2 * len(foot) + 0.1
     for i, note in enumerate(reversed(foot)):
         figure.text(0.06, (0.1 + 0.2 * i) * inch, note, fontsize=9, color=SHARED)

@@ -159,11 +159,7 @@ class ForwardPass(Shapes):
         self.product(Matmul("DKGh", 1, made, contracted, result, block))
 
     def softmax(self, heads: jax.P) -> None:
-        """Queries to where the cache lies, parts of a softmax over divided slots, and its answer.
-
-        Args:
-          heads: sharding of the queries, [B, T, K, G, h].
-        """
+        """Queries, divided as `heads` says, to the cache, its divided slots' softmax, and back."""
         placement, block = self.placement, "layer/attention"
         there = beside_cache(heads, placement)
         self.reshard(self.array("BTKGh"), heads, there, block)

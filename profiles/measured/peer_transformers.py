@@ -1,4 +1,4 @@
-"""Decode-step time of Hugging Face transformers on this processor, in a process of its own.
+"""Decode-step and prompt time of Hugging Face transformers here, in a process of its own.
 
 The peer runs as its users run it: float32 weights, a KV cache, `torch.inference_mode`, and
 `model.generate` with greedy sampling that may not stop early. A step's time is
@@ -8,7 +8,8 @@ The peer runs as its users run it: float32 weights, a KV cache, `torch.inference
 so prefill cancels. `generate` carries bookkeeping that a careful user can leave out, so the same
 steps are also timed as a plain loop over `model(input_ids, past_key_values=...)`; the faster of
 the two is the fair peer, and both are reported. Steps read a cache that grows from `context` to
-`context + N` tokens.
+`context + N` tokens. With N = 0 the prompt itself is timed, as one call of the model that fills a
+cache and gives the logits of the last position.
 
 Torch must not share its threads or its memory with JAX, hence the separate process:
 
@@ -19,19 +20,15 @@ prints one line of JSON; `measure` starts that process and returns the parsed li
 
 import importlib
 import importlib.util
-import json
 import os
 import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from absl import app, flags
-
+from profiles.measured.peer_process import print_times, run_peer, summary
 from sharding.error_types import FloorlineError, UsageError
 
 _REMEDY = "pip install -e '.[parity]'"
@@ -84,9 +81,9 @@ def measure(
       gguf: the checkpoint that Floorline is timed with, too.
       context: tokens in the cache before the first timed step.
       batch: sequences decoded together.
-      new_tokens: N, the number of steps that a sample is averaged over.
+      new_tokens: N, the number of steps that a sample is averaged over; 0 times the prompt.
       threads: torch's threads.
-      repeats: number of samples of `generate` and of the loop.
+      repeats: number of samples of each way.
       python: interpreter with the `parity` extra installed.
       timeout_s: seconds after which the process is killed.
 
@@ -99,26 +96,7 @@ def measure(
     sizes = dict(
         context=context, batch=batch, new_tokens=new_tokens, threads=threads, repeats=repeats
     )
-    command = [python, "-m", "profiles.measured.peer_transformers", f"--gguf={gguf.resolve()}"]
-    command += [f"--{name}={value}" for name, value in sizes.items()]
-    root = Path(__file__).resolve().parents[1]
-    try:
-        done = subprocess.run(
-            command, cwd=root, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise FloorlineError(
-            f"time of transformers is above {timeout_s:g} s; ask for fewer repeats or new tokens"
-        ) from error
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        reason = (done.stderr.strip().splitlines() or ["nothing on standard error"])[-1]
-        kind = UsageError if done.returncode == 2 else FloorlineError
-        raise kind(
-            f"transformers' exit code is {done.returncode} ({reason.removeprefix('error: ')}); "
-            f"run `{' '.join(command)}` from {root}"
-        )
-    return json.loads(lines[-1])
+    return run_peer("peer_transformers", "transformers", gguf, sizes, python, timeout_s)
 
 
 def time_decode(
@@ -127,9 +105,10 @@ def time_decode(
     """Time decode steps of transformers in this process, as the module's docstring says.
 
     Returns:
-      `generate` and `manual_loop`, each with `samples_s` (seconds per step, one per repeat, in
-      the order taken), `median_s`, `p10_s` and `p90_s`; `fastest`, the name of the one with the
-      smaller median; the sizes asked for and the versions used.
+      `generate` and `manual_loop`, or `prompt` where `new_tokens` is 0, each with `samples_s`
+      (seconds per step or prompt, one per repeat, in the order taken), `median_s`, `p10_s` and
+      `p90_s`; `fastest`, the name of the one with the smallest median; the sizes asked for and
+      the versions used.
     """
     torch, model = load(gguf)
     torch.set_num_threads(threads)
@@ -138,6 +117,8 @@ def time_decode(
         "generate": lambda: _generate_step(torch, model, prompt, new_tokens),
         "manual_loop": lambda: _manual_step(torch, model, prompt, new_tokens),
     }
+    if not new_tokens:
+        ways = {"prompt": lambda: _prompt(torch, model, prompt)}
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         # Both take turns, so that a slow minute of the machine affects both alike.
@@ -145,7 +126,7 @@ def time_decode(
             seconds = ways[name]()
             if repeat:  # the first round warms up the allocator and the kernels
                 samples[name].append(seconds)
-    report: dict[str, Any] = {name: _summary(values) for name, values in samples.items()}
+    report: dict[str, Any] = {name: summary(values) for name, values in samples.items()}
     report["fastest"] = min(samples, key=lambda name: report[name]["median_s"])
     report |= dict(
         gguf=gguf.name, dtype="float32", context=context, batch=batch, new_tokens=new_tokens
@@ -198,41 +179,13 @@ def _manual_step(torch: Any, model: Any, prompt: Any, new_tokens: int) -> float:
         return (time.perf_counter() - start) / new_tokens
 
 
-def _summary(samples: Sequence[float]) -> dict[str, Any]:
-    """The samples with their median and the tenth and ninetieth percentiles, in seconds."""
-    p10, median, p90 = (float(value) for value in np.percentile(samples, (10, 50, 90)))
-    return dict(samples_s=list(samples), median_s=median, p10_s=p10, p90_s=p90)
-
-
-def _define_flags() -> None:
-    """Defines the command-line flags; not at import, as callers have flags of the same names."""
-    flags.DEFINE_string("gguf", None, "Path of the GGUF file to load, dequantized to float32.")
-    counts = dict(
-        context=(128, "Tokens in the cache before the first timed step."),
-        batch=(1, "Sequences decoded together."),
-        new_tokens=(32, "Steps that one sample is averaged over."),
-        threads=(2, "Threads torch may use."),
-        repeats=(7, "Samples of each way of decoding; the ways alternate."),
-    )
-    for name, (default, text) in counts.items():
-        flags.DEFINE_integer(name, default, text, lower_bound=1)
-
-
-def _main(argv: Sequence[str]) -> int:
-    try:
-        if len(argv) > 1:
-            raise UsageError(f"argument is {argv[1]!r}, which no flag takes; see --help")
-        if flags.FLAGS.gguf is None:
-            raise UsageError("--gguf is not given; give the path of a GGUF file")
-        names = ("context", "batch", "new_tokens", "threads", "repeats")
-        sizes = {name: flags.FLAGS[name].value for name in names}
-        print(json.dumps(time_decode(Path(flags.FLAGS.gguf), **sizes)))
-    except FloorlineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
+def _prompt(torch: Any, model: Any, prompt: Any) -> float:
+    """Seconds that the model takes for a prompt."""
+    with torch.inference_mode():
+        start = time.perf_counter()
+        model(prompt, use_cache=True, logits_to_keep=1)
+        return time.perf_counter() - start
 
 
 if __name__ == "__main__":
-    _define_flags()
-    app.run(_main)
+    print_times(time_decode)

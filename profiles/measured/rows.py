@@ -1,4 +1,4 @@
-"""The rows of a sweep: each has a decode step to time, and the failure if it could not run."""
+"""The rows of a sweep: each has a step or a prompt to time, and the failure if it did not run."""
 
 import functools
 import traceback
@@ -11,7 +11,8 @@ from decode.engine import Engine
 from decode.load import ModelSource
 from model.dtypes import Dtypes
 from profiles.hlo.unpacked import dequantized_bytes
-from profiles.measured.timing import RepeatedStep, slots_for
+from profiles.measured.prompt_timing import RepeatedPrompt
+from profiles.measured.timing import RepeatedStep
 from profiles.report.progress import byte_progress
 from sharding import processes
 from sharding.error_types import FloorlineError
@@ -61,27 +62,25 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 class SweepRow:
-    """A decode step of one mesh, batch and context to measure, with its samples or its failure.
+    """What is measured on one mesh at one batch and length, with its samples or its failure.
 
     Attributes:
       engine: the model on the mesh; without weights if they do not fit.
-      step: the decode step at this batch and context.
+      step: the decode step, or the prompts with a step for each chunk.
       failure: why it did not run; None as long as it has not failed.
-      dequantized_bytes: bytes of quantized weights that the step keeps dequantized.
+      dequantized_bytes: bytes of quantized weights that a decode step keeps dequantized.
     """
 
-    def __init__(self, engine: Engine, batch: int, context: int, failure: Failure | None = None):
-        self.engine = engine
-        self.step = RepeatedStep(engine, batch, context)
+    def __init__(self, step: RepeatedStep | RepeatedPrompt, failure: Failure | None = None):
+        self.engine = step.engine
+        self.step = step
         self.failure = failure
         self.dequantized_bytes = 0
 
     def __str__(self) -> str:
-        devices, step = self.engine.mesh.size, self.step
         layout, dtypes = self.engine.placement.layout.name, self.engine.dtypes
         stored = "" if dtypes == Dtypes(dtypes.dtype) else f", {dtypes}"
-        sizes = f"devices {devices}, batch {step.batch}, context {step.context}"
-        return f"{layout}{stored}, {sizes}"
+        return f"{layout}{stored}, devices {self.engine.mesh.size}, {self.step}"
 
     def compile(self) -> None:
         """Compiles the step, and finds matrices that the program dequantizes as a whole."""
@@ -119,7 +118,7 @@ class SweepRow:
 
     def _compile(self) -> None:
         self.step.compile()
-        if self.engine.dtypes.quantization:
+        if self.engine.dtypes.quantization and isinstance(self.step, RepeatedStep):
             self.dequantized_bytes = dequantized_bytes(self.engine, self.step.program())
 
 
@@ -127,6 +126,7 @@ def load(
     source: ModelSource,
     placing: Placing,
     fitting: Sequence[tuple[int, int]],
+    chunk: int | None,
     auto_weight_layout: bool,
     report: Callable[[str], None],
 ) -> tuple[Engine, Failure | None]:
@@ -135,7 +135,8 @@ def load(
     Args:
       source: the model.
       placing: its layout, mesh and dtypes.
-      fitting: context and batch of the rows that fit; if there are none, no weights are loaded.
+      fitting: slots and batch of the rows that fit; if there are none, no weights are loaded.
+      chunk: tokens of a prompt that run at once; the platform's default if None.
       auto_weight_layout: whether the compiler chooses the memory layout of weights, for the largest
         of these rows.
       report: called with a line that says what that changes.
@@ -149,8 +150,9 @@ def load(
             engine = source.engine(layout, shape, dtypes, progress=byte_progress)
             jax.block_until_ready(engine.parameters)
             if auto_weight_layout:
-                context, batch = map(max, zip(*fitting, strict=True))
-                report(engine.optimize_weight_layout(batch, slots_for(context)))
+                slots, batch = map(max, zip(*fitting, strict=True))
+                report(engine.optimize_weight_layout(batch, slots))
+            engine.chunk = chunk or engine.chunk
             return engine, None
     except FloorlineError:
         raise
@@ -159,7 +161,7 @@ def load(
             raise
         failure = failure_of(error)
     placement = Placement.of(layout, source.config.sizes, shape)
-    return Engine(source.config, {}, placement, make_mesh(shape), dtypes), failure
+    return Engine(source.config, {}, placement, make_mesh(shape), dtypes, chunk), failure
 
 
 def full_sample_count(rows: Sequence[SweepRow], min_samples: int) -> int:

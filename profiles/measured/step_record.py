@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 from decode.engine import Engine
 from model.declarations import count, count_active
@@ -16,45 +17,48 @@ from profiles.report.numbers import byte_size
 from profiles.report.partitioning import partitioning
 from profiles.report.record import BytesPerChip, Experts, Record
 
+Phase = Literal["decode", "prefill"]
 CACHE_MULTIPLE = 4  # below this many times the last-level cache, memory's rate bounds nothing
 
 
-def decode_record(
+def step_record(
     engine: Engine,
     peaks: Peaks,
+    pass_: Pass,
     *,
-    batch: int,
-    context: int,
-    slots: int,
+    phase: Phase = "decode",
     samples: Sequence[float] = (),
-    steps_per_sample: int = 1,
+    steps_per_sample: int | None = 1,
     experts_touched: float | None = None,
     price_per_chip_hour: float | None = None,
 ) -> Record:
-    """The record of one decode step.
+    """The record of one decode step, or of a pass over prompts.
 
     Args:
       engine: the model on its mesh.
       peaks: peak rates of each device.
-      batch: sequences.
-      context: tokens in the cache when the step starts.
-      slots: tokens the cache has room for.
+      pass_: its sizes.
+      phase: what it is a part of; a prompt's last chunk can have one token.
       samples: measured seconds per step; none for a floor alone.
-      steps_per_sample: number of steps whose mean a sample is.
+      steps_per_sample: number of steps whose mean a sample is; None for a sum of several passes.
       experts_touched: distinct experts that a layer read, on average over layers; if None, those
         that evenly spread tokens would touch.
       price_per_chip_hour: USD, for the cost per token.
     """
-    traffic = PassCounter(engine.config, engine.placement, engine.dtypes).count(
-        Pass(batch=batch, context=context, slots=slots), experts_touched
-    )
+    placement = engine.placement if phase == "decode" else engine.placement.prefill
+    counter = PassCounter(engine.config, placement, engine.dtypes)
+    traffic = counter.count(pass_, experts_touched)
     bound = floor(traffic, peaks)
     chips = -(-engine.mesh.size // peaks.devices_per_chip)
-    step = describe_step(engine, batch=batch, context=context)
-    record = step | _costs(traffic, bound, peaks, engine.mesh.size) | Record(chips=chips)
+    record = (
+        _describe(engine, pass_, phase)
+        | _costs(traffic, bound, peaks, engine.mesh.size)
+        | Record(chips=chips)
+    )
+    tokens = pass_.batch * pass_.tokens
     if engine.config.experts:
         touched = Experts() if experts_touched is None else Experts(measured=experts_touched)
-        touched["expected"] = expected_experts(engine.config, batch)
+        touched["expected"] = expected_experts(engine.config, tokens)
         record |= Record(experts_touched=touched)
     if not samples:
         return record
@@ -62,23 +66,28 @@ def decode_record(
     return (
         record
         | Record(step_s=measured, steps_per_sample=steps_per_sample)
-        | _throughput(batch, chips, measured["median"], price_per_chip_hour)
-        | _fractions(traffic, bound, peaks, measured["median"])
+        | _throughput(tokens, chips, measured["median"], price_per_chip_hour)
+        | _fractions(traffic, bound, peaks, measured["median"], phase)
     )
 
 
-def _throughput(batch: int, chips: int, seconds: float, price: float | None) -> Record:
+def _throughput(tokens: int, chips: int, seconds: float, price: float | None) -> Record:
     """Tokens per second, and their cost where there is a price."""
-    throughput = Record(tokens_per_s=batch / seconds, tokens_per_s_per_chip=batch / seconds / chips)
+    rate = tokens / seconds
+    throughput = Record(tokens_per_s=rate, tokens_per_s_per_chip=rate / chips)
     if price is None:
         return throughput
-    cost = price * chips * seconds / 3600 / batch * 1e6
+    cost = price * chips / rate / 3600 * 1e6
     return throughput | Record(usd_per_million_tokens=cost, price={"usd_per_chip_hour": price})
 
 
-def _fractions(traffic: Counts, bound: Floor, peaks: Peaks, seconds: float) -> Record:
-    """Shares of the floor and of the peaks, unless part of the bytes may never leave the chip."""
-    if peaks.on_chip and traffic.memory < CACHE_MULTIPLE * peaks.on_chip:
+def _fractions(traffic: Counts, bound: Floor, peaks: Peaks, seconds: float, phase: Phase) -> Record:
+    """Shares of the floor and of the peaks, unless part of the bytes may never leave the chip.
+
+    The floor of prompts that are bound by arithmetic applies wherever their bytes are.
+    """
+    by_arithmetic = phase == "prefill" and bound.bound == "compute"
+    if traffic.memory < CACHE_MULTIPLE * (peaks.on_chip or 0) and not by_arithmetic:
         return Record(
             status="cache_resident",
             message=f"its {byte_size(traffic.memory)} per device are less than {CACHE_MULTIPLE} "
@@ -95,18 +104,23 @@ def _fractions(traffic: Counts, bound: Floor, peaks: Peaks, seconds: float) -> R
 
 
 def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
-    """The part of a record that says which step it is."""
+    """The part of a record that says which decode step it is."""
+    return _describe(engine, Pass(batch, context), "decode")
+
+
+def _describe(engine: Engine, pass_: Pass, phase: Phase) -> Record:
     model = Transformer(engine.config, engine.dtypes)
     return Record(
         model=engine.config.name,
         parameters={"total": count(model), "active": count_active(model)},
-        phase="decode",
-        batch=batch,
-        context=context,
-        tokens_per_sequence=1,
+        phase=phase,
+        batch=pass_.batch,
+        context=pass_.context,
+        tokens_per_sequence=pass_.tokens,
+        slots=pass_.slots,
         device_kind=engine.mesh.devices.flat[0].device_kind,
         devices=engine.mesh.size,
-        **partitioning(engine.config, engine.placement).to_json(),
+        **partitioning(engine.config, engine.placement, phase == "prefill").to_json(),
         **engine.dtypes.names(),
     )
 

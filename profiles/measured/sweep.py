@@ -1,4 +1,4 @@
-"""Measures decode steps over meshes, batches and contexts; each row is compared with its floor.
+"""Measures decode steps or prompts over meshes, batches and lengths, each beside its floor.
 
 Rows that share a memory are all compiled first and then take turns, so that a slow minute of the
 machine affects every row alike; peak rates are sampled before, between and after. After every round
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from decode.chunks import check_chunk, default_chunk
 from decode.engine import Engine
 from decode.load import ModelSource
 from model.config import check_length
@@ -19,7 +20,9 @@ from model.dtypes import Dtypes
 from model.layout_check import settle
 from profiles.chips.chip import Peaks, published_peaks
 from profiles.floor.memory_needed import free_memory, need_of, refusals, shares_memory
-from profiles.measured.bandwidth import PeakMeter
+from profiles.measured.bandwidth import PeakMeter, cpu_cache
+from profiles.measured.prompt_timing import RepeatedPrompt
+from profiles.measured.row_records import Basis, row_records
 from profiles.measured.rows import (
     Failure,
     Placing,
@@ -28,21 +31,18 @@ from profiles.measured.rows import (
     full_sample_count,
     load,
 )
-from profiles.measured.step_record import decode_record
-from profiles.measured.timing import slots_for
+from profiles.measured.timing import RepeatedStep, check_slots, slots_for
 from profiles.measured.trace import capture
-from profiles.report.numbers import ms
 from profiles.report.progress import progress
-from profiles.report.record import BytesPerChip, Record
+from profiles.report.record import Record
 from sharding import processes
-from sharding.devices import devices
+from sharding.devices import default_platform, devices
 from sharding.error_types import UsageError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape
 
 MIN_ROUNDS = 5
 MAX_ROUNDS = 25
-CPU_CACHES = Path("/sys/devices/system/cpu")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,10 @@ class Sweep:
       layouts: the layouts to measure.
       shapes: the meshes, each with every layout.
       batches: numbers of sequences per step.
-      contexts: numbers of tokens in the cache when a step starts.
+      contexts: numbers of tokens in the cache when a decode step starts; () to measure prompts.
+      prompt_lengths: tokens of prompts, which are measured chunk by chunk in place of decode steps.
+      chunk: tokens of a prompt that run at once; the platform's default if None.
+      slots: tokens of each sequence that the cache has room for; if None, just enough.
       dtype_sets: how numbers are stored.
       auto_weight_layout: whether the compiler chooses weights' memory layout, for the largest step.
       seconds: time to spend on samples; `MIN_ROUNDS` are taken even if they need longer.
@@ -71,6 +74,9 @@ class Sweep:
     batches: Sequence[int]
     contexts: Sequence[int]
     dtype_sets: Sequence[Dtypes]
+    prompt_lengths: Sequence[int] = ()
+    chunk: int | None = None
+    slots: int | None = None
     auto_weight_layout: bool = False
     seconds: float = 20.0
     bandwidth: float | None = None
@@ -85,16 +91,30 @@ class Sweep:
           UsageError: a size is not positive or too large, or a layout cannot divide the model.
           WeightsError: a checkpoint is quantized, and other dtypes are asked for.
         """
-        for name, values in (("batch", self.batches), ("context", self.contexts)):
+        kind, new = ("prompt_length", 0) if self.prompt_lengths else ("context", 1)
+        for name, values in (("batch", self.batches), (kind, self.lengths)):
             for value in values:
                 if value < 1:
                     raise UsageError(f"{name} is {value}; use positive integers")
-        check_length(self.source.config, "context", max(self.contexts), 1)
+        longest = max(self.lengths)
+        check_length(self.source.config, kind, longest, new)
+        if self.chunk is not None:
+            check_chunk(self.chunk)
+        check_slots(self.slots, kind, longest, new)
         for layout, shape, dtypes in self.placings():
             self.source.check_dtypes(dtypes)
             placement = settle(self.source.config, dtypes, layout, shape)
             for batch in self.batches:
                 placement.check_batch(batch)
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Of prompts, or of what is in the cache."""
+        return self.prompt_lengths or self.contexts
+
+    def slots_of(self, length: int) -> int:
+        """Tokens that the cache has room for, in the rows of one length."""
+        return self.slots or slots_for(length)
 
     def placings(self) -> list[Placing]:
         """Every layout on every mesh with every set of dtypes, without duplicates."""
@@ -104,7 +124,7 @@ class Sweep:
         return distinct
 
     def __len__(self) -> int:
-        return len(self.placings()) * len(self.batches) * len(self.contexts)
+        return len(self.placings()) * len(self.batches) * len(self.lengths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,14 +132,16 @@ class SweepResult:
     """The results of a sweep so far.
 
     Attributes:
-      points: records of the rows that were measured or that failed.
+      points: records of the steps that were measured or that failed: of prompts, each chunk.
       bandwidth: the peak rates that floors divide by, with their samples.
       error: the exception of the first row that failed, if there is one.
+      prompts: records of whole prompts, the sums of their chunks.
     """
 
     points: list[Record]
     bandwidth: dict
     error: Exception | None = None
+    prompts: list[Record] = dataclasses.field(default_factory=list)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -163,6 +185,8 @@ class _Run:
     ):
         self.sweep, self.report, self.keep = sweep, report, keep
         self.points: list[Record] = []
+        self.prompts: list[Record] = []
+        self.measured = 0  # rows of earlier groups that have samples
         self.rates: dict[str, dict[str, list[float]]] = {}
         self.error: Exception | None = None
         self.rows: list[SweepRow] = []
@@ -185,19 +209,31 @@ class _Run:
             self._interrupted()
             raise
         done = self.outcome()
-        self.points, self.error, self.rates = done.points, done.error, self._rates()
+        self.points, self.prompts, self.error = done.points, done.prompts, done.error
+        self.measured, self.rates = self._measured(), self._rates()
         self.rows, self.meters = [], []  # frees the weights of these meshes
 
     def outcome(self) -> SweepResult:
         """All results so far; the current group's floors use the rates measured so far."""
         bandwidth = _bandwidth(self.sweep, self._rates())
-        full_samples = full_sample_count(self.rows, MIN_ROUNDS)
-        known = [row for row in self.rows if row.failure or row.step.samples]
-        records = [_record(row, self.sweep, bandwidth, full_samples) for row in known]
+        sweep, full_samples = self.sweep, full_sample_count(self.rows, MIN_ROUNDS)
+        basis = Basis(full_samples, sweep.price, sweep.auto_weight_layout)
+        found = [
+            row_records(row, _peaks(sweep, bandwidth, row.engine), basis)
+            for row in self.rows
+            if row.failure or row.step.samples
+        ]
         errors = (row.failure.error for row in self.rows if row.failure)
         return SweepResult(
-            self.points + records, bandwidth, next(filter(None, [self.error, *errors]), None)
+            self.points + [record for each in found for record in each.passes],
+            bandwidth,
+            next(filter(None, [self.error, *errors]), None),
+            self.prompts + [record for each in found for record in each.prompts],
         )
+
+    def _measured(self) -> int:
+        """How many rows have samples and did not fail, those of earlier groups too."""
+        return self.measured + sum(not r.failure and bool(r.step.samples) for r in self.rows)
 
     def _rates(self) -> dict[str, dict[str, list[float]]]:
         return self.rates | {_devices([m.mesh.shape]): m.rates() for m in self.meters}
@@ -234,9 +270,7 @@ class _Run:
         """
         if any(row.step.samples for row in self.rows):
             self.keep(self.outcome())
-        measured = sum(point.ran for point in self.points)
-        measured += sum(not row.failure and bool(row.step.samples) for row in self.rows)
-        if measured:
+        if measured := self._measured():
             raise Interrupted(
                 describe_interrupted_rows(measured, len(self.sweep), self.rows, MIN_ROUNDS)
             )
@@ -246,29 +280,45 @@ def _rows(
     sweep: Sweep, report: Callable[[str], None], placings: Sequence[Placing]
 ) -> list[SweepRow]:
     """All rows of a group; the weights of rows that fit are loaded."""
-    sizes = list(itertools.product(sweep.contexts, sweep.batches))
+    sizes = list(itertools.product(sweep.lengths, sweep.batches))
     refused = _refused(sweep, placings, sizes)
     rows = []
     for number, placing in enumerate(placings):
         reasons = refused[number * len(sizes) :][: len(sizes)]
-        fitting = [size for size, reason in zip(sizes, reasons, strict=True) if not reason]
-        engine, failure = load(sweep.source, placing, fitting, sweep.auto_weight_layout, report)
-        for (context, batch), reason in zip(sizes, reasons, strict=True):
+        fitting = [
+            (sweep.slots_of(length), batch)
+            for (length, batch), reason in zip(sizes, reasons, strict=True)
+            if not reason
+        ]
+        engine, failure = load(
+            sweep.source, placing, fitting, sweep.chunk, sweep.auto_weight_layout, report
+        )
+        repeated = RepeatedPrompt if sweep.prompt_lengths else RepeatedStep
+        for (length, batch), reason in zip(sizes, reasons, strict=True):
             row_failure = Failure("does_not_fit", reason) if reason else failure
-            rows.append(SweepRow(engine, batch, context, row_failure))
+            step = repeated(engine, batch, length, sweep.slots_of(length))
+            rows.append(SweepRow(step, row_failure))
     return rows
 
 
 def _refused(
     sweep: Sweep, placings: Sequence[Placing], sizes: Sequence[tuple[int, int]]
 ) -> list[str]:
-    """Why each row of these placings, contexts and batches does not fit; "" for a row that does."""
-    config = sweep.source.config
+    """Why each row of these placings, lengths and batches does not fit; "" for a row that does."""
+    config, chunk = sweep.source.config, sweep.chunk or default_chunk(default_platform())
     needs = [
-        need_of(config, placement, dtypes, batch=batch, slots=slots_for(context), engine=number)
+        need_of(
+            config,
+            placement,
+            dtypes,
+            batch=batch,
+            slots=sweep.slots_of(length),
+            prompt=(length, chunk) if sweep.prompt_lengths else None,
+            engine=number,
+        )
         for number, (layout, shape, dtypes) in enumerate(placings)
         for placement in [settle(config, dtypes, layout, shape)]
-        for context, batch in sizes
+        for length, batch in sizes
     ]
     available = (
         processes.from_first_process(free_memory) if shares_memory() else _published(sweep).capacity
@@ -282,39 +332,6 @@ def _trace(rows: Sequence[SweepRow], directory: Path) -> None:
             row.rehearse()
 
 
-def _record(row: SweepRow, sweep: Sweep, bandwidth: dict, full_samples: int) -> Record:
-    """A row's record, with a message if it has fewer than `full_samples` samples."""
-    step, devices = row.step, row.engine.mesh.size
-    sizes = {"batch": step.batch, "context": step.context, "slots": step.slots}
-    peaks = _peaks(sweep, bandwidth, row.engine)
-    if row.failure:
-        failed = Record(status=row.failure.status, message=row.failure.message)
-        return decode_record(row.engine, peaks, **sizes) | failed
-    record = decode_record(
-        row.engine,
-        peaks,
-        **sizes,
-        samples=step.samples,
-        steps_per_sample=step.burst,
-        experts_touched=step.experts_touched,
-        price_per_chip_hour=sweep.price,
-    )
-    if sweep.auto_weight_layout:
-        record |= Record(weight_layout="auto")
-    if row.engine.dtypes.quantization:
-        counted = BytesPerChip(**record.bytes_per_chip, weights_unpacked=row.dequantized_bytes)
-        record |= Record(bytes_per_chip=counted)
-    if (record.fraction_of_floor or 0) > 1:
-        record |= Record(
-            message=f"measured step is {ms(record.step_s['median'])} ms on {devices} "
-            "devices, below its floor; the rates that the floor was taken at must be wrong"
-        )
-    if len(step.samples) < full_samples:
-        few = f"{len(step.samples)} of {full_samples} samples: the run ended early"
-        record |= Record(message="; ".join(filter(None, (record.message, few))))
-    return record
-
-
 def _peaks(sweep: Sweep, bandwidth: dict, engine: Engine) -> Peaks:
     """Peaks of each device; the fake devices of a CPU count as one chip, whose peaks they share."""
     if not shares_memory():
@@ -324,7 +341,7 @@ def _peaks(sweep: Sweep, bandwidth: dict, engine: Engine) -> Peaks:
         bandwidth=bandwidth["bytes_per_s"] / devices,
         flops=bandwidth["peak_flops_per_s"] / devices,
         source=bandwidth["source"],
-        on_chip=_cpu_cache() / devices,
+        on_chip=cpu_cache() / devices,
         devices_per_chip=devices,
     )
 
@@ -364,18 +381,6 @@ def _bandwidth(sweep: Sweep, rates: dict[str, dict[str, list[float]]]) -> dict:
         "whole mesh and each device's floor takes its share",
         **measured,
     }
-
-
-def _cpu_cache() -> float:
-    """Bytes of all last-level caches of the CPU; 32 MiB where the system does not tell."""
-    domains = {}
-    try:
-        for cache in CPU_CACHES.glob("cpu[0-9]*/cache/index3"):
-            cores = (cache / "shared_cpu_list").read_text()
-            domains[cores] = int((cache / "size").read_text().strip().removesuffix("K")) * 1024
-    except (OSError, ValueError):
-        domains.clear()
-    return sum(domains.values()) or 32 << 20
 
 
 def _devices(shapes: Sequence[MeshShape]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from profiles.report.files import OutputError, check_writable, remove, write_atomically
-from profiles.report.lines import telling_fields
+from profiles.report.lines import axis_of, telling_fields
 from profiles.report.record import Record
 from profiles.report.step_table import markdown_table
 from profiles.report.titles import text_of
@@ -27,7 +27,9 @@ def write_events(directory: str | Path, document: dict, figures: Iterable[str | 
     """Writes one event file: scalars against batch, the table as text, and plots.
 
     Scalars are tagged like `measured_step_ms/devices_2/context_128` and stepped by batch, so that
-    TensorBoard's horizontal axis reads as batch.
+    TensorBoard's horizontal axis reads as batch. Those of chunks of prompts are tagged by batch and
+    stepped by the tokens before them; those of whole prompts begin with `prompt_`, and are stepped
+    by their lengths.
 
     Args:
       directory: the folder for the event file.
@@ -41,24 +43,32 @@ def write_events(directory: str | Path, document: dict, figures: Iterable[str | 
 
     check_writable(directory)
     points = document["points"]
-    telling = telling_fields(points)
+    axis = axis_of(points)
+    telling = telling_fields(points, axis)
     # On a full disk, its thread prints a stack trace and may never end, so it writes elsewhere.
     with tempfile.TemporaryDirectory() as own:
         with SummaryWriter(own) as writer:
+            tags = "devices", axis.panel, *telling
             for point in points:
-                suffix = "".join(
-                    f"/{field}_{text}"
-                    for field in ("devices", "context", *telling)
-                    if (text := text_of(point, field))
-                )
+                step = getattr(point, axis.along)
                 for name, value in scalars(point).items():
-                    writer.add_scalar(name + suffix, value, global_step=point.batch)
+                    writer.add_scalar(name + _suffix(point, tags), value, global_step=step)
+            tags = [field for field in tags if field != "prompt_length"]
+            for point in document.get("prompts", ()):
+                for name, value in scalars(point).items():
+                    name = f"prompt_{name}{_suffix(point, tags)}"
+                    writer.add_scalar(name, value, global_step=point.prompt_length)
             writer.add_text("table", markdown_table(points, document.get("bandwidth")))
             for path in map(Path, figures):
                 writer.add_image(path.stem, _pixels(path), dataformats="HWC")
         (written,) = Path(own).iterdir()
         remove_events(directory)
         write_atomically(Path(directory) / written.name, written.read_bytes())
+
+
+def _suffix(point: Record, fields: Iterable[str]) -> str:
+    known = ((field, text_of(point, field)) for field in fields)
+    return "".join(f"/{field}_{text}" for field, text in known if text)
 
 
 def scalars(point: Record) -> dict[str, float]:

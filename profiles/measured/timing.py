@@ -21,6 +21,7 @@ import numpy as np
 from decode.engine import Engine
 from decode.sampling import GREEDY
 from sharding import processes
+from sharding.error_types import UsageError
 
 DRAWS = 16  # number of random batches of tokens, which steps use in turn
 MIN_BURST = 4
@@ -39,6 +40,7 @@ class RepeatedStep:
       engine: the model on its mesh.
       batch: sequences.
       context: tokens in the cache when the step starts.
+      slots: tokens of each sequence that the cache has room for.
       burst: number of steps of each sample.
       samples: seconds per step of each burst so far.
       touched: for each sample, the mean number of distinct experts that a layer read, over layers
@@ -48,19 +50,21 @@ class RepeatedStep:
     engine: Engine
     batch: int
     context: int
+    slots: int = 0
     burst: int = MIN_BURST
     samples: list[float] = dataclasses.field(default_factory=list)
     touched: list[float] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.slots = self.slots or slots_for(self.context)
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, context {self.context}"
 
     @property
     def experts_touched(self) -> float | None:
         """The mean over all samples; None before the first and for a model without experts."""
         return float(np.mean(self.touched)) if self.touched else None
-
-    @property
-    def slots(self) -> int:
-        """Tokens of each sequence that the cache has room for."""
-        return slots_for(self.context)
 
     def compile(self) -> None:
         """Allocates the cache, compiles the step and runs it several times to warm up."""
@@ -112,6 +116,26 @@ class RepeatedStep:
 def slots_for(context: int) -> int:
     """Slots for the context and the new token, rounded up to a multiple of 64."""
     return -(-(context + 1) // 64) * 64
+
+
+def check_slots(slots: int | None, kind: str, longest: int, new: int) -> None:
+    """Refuses a cache that has too little room for the longest rows of a sweep.
+
+    Args:
+      slots: tokens of each sequence that it has room for; None for just enough.
+      kind: what their length is: ``context`` or ``prompt_length``.
+      longest: that length.
+      new: tokens that come to it.
+
+    Raises:
+      UsageError: it has less room than they take.
+    """
+    needed = longest + new
+    if slots is not None and slots < needed:
+        raise UsageError(
+            f"slots is {slots:,}, fewer than the {needed:,} tokens of {kind} {longest:,}"
+            f"{' and the new one' * new}; use {needed} or more"
+        )
 
 
 def draw_tokens(vocabulary: int, batch: int) -> list[np.ndarray]:

@@ -29,7 +29,7 @@ def document(
       started: when the run began, ISO 8601.
       bandwidth: `{"bytes_per_s", "source": "measured" | "published"}`, what floors were taken at;
         None where the run has no floor.
-      **more: what the script adds, such as `fits` or `calibration`.
+      **more: what the script adds, such as `fits`, `prompts` or `calibration`.
     """
     head = {"schema": 1, "command": list(command), "versions": versions()}
     run = {"device_kind": device_kind, "started": started}
@@ -39,9 +39,10 @@ def document(
 
 
 def read_document(path: Path) -> dict:
-    """A document that a run wrote, its points as records."""
+    """A document that a run wrote, its points and whole prompts as records."""
     found = json.loads(path.read_text(encoding="utf-8"))
-    return found | {"points": list(map(Record.from_json, found["points"]))}
+    records = (field for field in ("points", "prompts") if field in found)
+    return found | {field: list(map(Record.from_json, found[field])) for field in records}
 
 
 def versions() -> dict[str, str]:

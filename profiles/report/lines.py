@@ -1,11 +1,11 @@
-"""Records that differ only in batch, as lines: what tells them apart, and a fit of each."""
+"""Records that differ in one size alone, as lines: what tells them apart, and a fit of each."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from profiles.report.numbers import ms, several
+from profiles.report.numbers import exact, ms, number, several
 from profiles.report.record import LINE_FIELDS, Record
 from profiles.report.titles import field_text, text_of
 from sharding.error_types import FloorlineError
@@ -13,22 +13,46 @@ from sharding.error_types import FloorlineError
 MULTIPLICATION_SIGN = "\N{MULTIPLICATION SIGN}"
 
 
-def lines(points: Iterable[Record]) -> list[list[Record]]:
-    """Records grouped so that each group differs only in batch, and sorted by it."""
+class Axis(NamedTuple):
+    """What lines run along.
+
+    Attributes:
+      along: the field in which the records of a line differ.
+      panel: the field that a picture has a panel for each value of.
+      fields: what makes two records points of one line.
+    """
+
+    along: str
+    panel: str
+    fields: tuple[str, ...]
+
+
+_OF_CHUNKS = tuple(f for f in LINE_FIELDS if f not in ("context", "tokens_per_sequence"))
+BY_BATCH = Axis("batch", "context", LINE_FIELDS)
+BY_CONTEXT = Axis("context", "batch", (*_OF_CHUNKS, "batch", "prompt_length"))
+
+
+def axis_of(points: Iterable[Record]) -> Axis:
+    """By the tokens before them for the chunks of prompts, else by batch."""
+    return BY_CONTEXT if any(point.prompt_length for point in points) else BY_BATCH
+
+
+def lines(points: Iterable[Record], axis: Axis = BY_BATCH) -> list[list[Record]]:
+    """Records grouped so that each group is a line along the axis, and sorted by it."""
     groups: dict[tuple, list[Record]] = {}
     for point in points:
-        key = tuple(text_of(point, field) for field in LINE_FIELDS)
+        key = tuple(text_of(point, field) for field in axis.fields)
         groups.setdefault(key, []).append(point)
-    return [sorted(group, key=lambda point: point.batch) for group in groups.values()]
+    return [sorted(group, key=lambda p: getattr(p, axis.along)) for group in groups.values()]
 
 
-def telling_fields(points: Sequence[Record]) -> list[str]:
-    """Fields besides devices and context without which two lines would bear the same name."""
+def telling_fields(points: Sequence[Record], axis: Axis = BY_BATCH) -> list[str]:
+    """Fields besides devices and the panel's without which two lines would bear the same name."""
     found = []
-    for field in LINE_FIELDS:
+    for field in axis.fields:
         texts: dict[tuple, set[str]] = {}
         for point in points:
-            sizes = (point.devices, point.context)
+            sizes = (point.devices, getattr(point, axis.panel))
             texts.setdefault(sizes, set()).add(text_of(point, field))
         if any(len(values) > 1 for values in texts.values()):
             found.append(field)
@@ -107,6 +131,27 @@ def fit_lines(fits: Sequence[Fit]) -> list[str]:
         )
         floor = "; ".join(words.format(ms(line[f])) for f, words in named if f in line)
         texts.append(text + f"   ({floor})" * bool(floor))
+    return texts
+
+
+def prompt_lines(prompts: Sequence[Record]) -> list[str]:
+    """Each whole prompt as a line of text, measured first and its floor in brackets.
+
+    Args:
+      prompts: the sums of their chunks; the floor is that of the whole as one pass.
+    """
+    texts, telling = [], telling_fields(prompts, BY_CONTEXT)
+    telling = [field for field in telling if field not in ("mesh", "prompt_length")]
+    for point in prompts:
+        seconds = point.step_s["median"]
+        told = [text_of(point, field) for field in telling]
+        name = ", ".join([*told, devices_words(point.devices, point.mesh)])
+        name += f", batch {exact(point.batch)}, prompt {exact(point.prompt_length)}"
+        text = f"{name}: {ms(seconds)} ms in {several(point.chunks, 'chunk')}, "
+        text += f"{number(point.tokens_per_s)} tokens/s, "
+        text += f"{number(point.flops_per_chip * point.chips / seconds / 1e12)} TFLOP/s"
+        floor = f"   (floor as one pass {ms(point.floor_s)} ms, {point.fraction_of_floor or 0:.0%})"
+        texts.append(text + floor * point.ok)
     return texts
 
 

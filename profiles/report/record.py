@@ -87,6 +87,10 @@ class Record:
     batch: int | None = None  # sequences
     context: int | None = _field(line=True)  # cached tokens of each sequence before the pass
     tokens_per_sequence: int | None = _field(line=True)  # new tokens: 1 in a decode step
+    slots: int | None = _field(late=True)  # tokens of each sequence that the cache has room for
+    prompt_length: int | None = _field(late=True)  # tokens of each prompt that it is a chunk of
+    chunks: int | None = _field(late=True)  # passes whose times are added up: a whole prompt's
+    padded_tokens: int | None = _field(late=True)  # those that run, beyond `tokens_per_sequence`
     # The devices.
     device_kind: str | None = _field("on {}", line=True)  # JAX's name for them
     topology: str | None = None  # the slice, such as v5e:4x4

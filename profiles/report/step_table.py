@@ -12,6 +12,7 @@ from profiles.report.record import TITLES, Record
 from profiles.report.table import WIDTH, Table
 from profiles.report.titles import bandwidth_words, distinct, field_text, subject
 
+ALLOCATED = 2  # from so many times the filled slots on, what reading all would cost is told
 TO = "\N{EN DASH}"
 
 
@@ -56,6 +57,13 @@ def _experts(point: Record) -> str:
     return f"{touched['measured']:.1f} ({touched['expected']:.1f})" if "measured" in touched else ""
 
 
+def _arithmetic(point: Record) -> str:
+    """The measured rate of arithmetic, in passes over prompts."""
+    if point.phase != "prefill" or not (point.ran and point.flops_per_chip):
+        return ""
+    return number(point.flops_per_chip / point.step_s["median"] / 1e12)
+
+
 def _share(fraction: float) -> str:
     return f"{fraction:.0%}" + " (!)" * (fraction > 1)
 
@@ -63,6 +71,7 @@ def _share(fraction: float) -> str:
 COLUMNS = (
     *(Column(field, _show(field), key=field, if_varied=True) for field in TITLES),
     Column("devices\n(x,y,z)", _devices_and_mesh, key="devices"),
+    Column("prompt\ntokens", _show("prompt_length", exact), key="prompt_length"),
     Column("context", _show("context", exact), key="context"),
     Column("batch", _show("batch", exact), key="batch"),
     Column(
@@ -83,6 +92,7 @@ COLUMNS = (
     Column("weight\nfloor ms", _show("weight_floor_s", ms), of_floor=True, spare=True),
     Column("floor\nbound by", _show("bound"), of_floor=True),
     Column("floor /\nmeasured", _show("fraction_of_floor", _share), of_floor=True, percentage=True),
+    Column("TFLOP/s\nper chip", _arithmetic),
     *(
         Column(f"{basis}\n{unit}", _by_basis(basis, field))
         for field, unit in (("tokens_per_s", "tokens/s"), ("usd_per_million_tokens", "USD/Mtok"))
@@ -164,7 +174,7 @@ def _notes(points: Sequence[Record]) -> list[str]:
         f"-  {_status(rows[0])}" + f" (and {several(len(rows) - 1, 'row')} more)" * (len(rows) > 1)
         for rows in odd.values()
     ]
-    notes += _unpacked(points)
+    notes += [*_unpacked(points), *_allocated(points)]
     if any((point.fraction_of_floor or 0) > 1 for point in points):
         notes.append(
             "(!)  error: a step measured below its floor; the bandwidth or the timing is wrong"
@@ -185,4 +195,24 @@ def _unpacked(points: Sequence[Record]) -> list[str]:
             batch_note = "" if all(size for size, _ in steps) else f" of batch {', '.join(batches)}"
             what = f"unpacks {byte_size(largest)} of weights as a whole in each step{batch_note}"
             notes.append(f"-  {name}: the compiler {what}")
+    return notes
+
+
+def _allocated(points: Sequence[Record]) -> list[str]:
+    """How much longer decode steps would take if they read slots that no token has filled."""
+    found: dict[tuple[int, int], list[tuple[float, int]]] = {}
+    for point in points:
+        filled, size = (point.context or 0) + 1, point.bytes_per_chip
+        if point.ran and point.phase == "decode" and (point.slots or 0) >= ALLOCATED * filled:
+            second = point.weight_floor_s / size["weights_read"]  # of a byte
+            more = (size["kv_resident"] - size["kv_read"] - size["kv_written"]) * second
+            found.setdefault((point.slots, filled), []).append((more, point.batch))
+    notes = []
+    for (slots, filled), rows in found.items():
+        cost = " and ".join(
+            f"{ms(more)} ms at batch {exact(batch)}"
+            for more, batch in dict.fromkeys((min(rows), max(rows)))
+        )
+        what = f"reading all {exact(slots)} allocated slots in place of {exact(filled)} filled ones"
+        notes.append(f"-  {what} would take longer by {cost}, at the rate of the floor")
     return notes

@@ -34,9 +34,10 @@ def visible(case: dict, b: int, query: int) -> np.ndarray:
 
 
 def make_case(seed: int = 0, **changes) -> dict:
-    """Sizes, spans and arrays; slots that no token has reached hold not-a-numbers."""
+    """Sizes, spans and arrays; slots that no token has reached hold `garbage`."""
     case = {"B": 2, "T": 1, "K": 2, "G": 3, "h": 16, "S": 100, "ring": None, "window": None,
             "softcap": None, "scale": 0.3, "dtype": np.float32, "cache": np.float32,
+            "garbage": np.nan,
             "first_query": (69, 3), "first_key": (0, 0), "filled": (70, 4)} | changes  # fmt: skip
     random = np.random.default_rng(seed)
     B, T, K, G, h, S = (case[letter] for letter in "BTKGhS")
@@ -50,9 +51,9 @@ def make_case(seed: int = 0, **changes) -> dict:
         for b in range(B):
             absent = sequence_positions(case, b) < 0
             if case["cache"] != np.int8:
-                case[name][b][:, absent] = np.nan
+                case[name][b][:, absent] = case["garbage"]
             if scales is not None:
-                scales[:, b, absent] = np.nan
+                scales[:, b, absent] = case["garbage"]
     return case
 
 

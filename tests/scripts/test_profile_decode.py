@@ -12,6 +12,7 @@ from tests.scripts.running import run, run_many
 HELD = ["--context=16", "--seconds=0"]
 TINY = ["--model=tiny", "--random_weights", *HELD]
 FILE = ["--model=tiny.gguf", *HELD]
+PROMPTS = ["--random_weights", "--phase=prefill", "--seconds=0", "--devices=1"]
 FILES = ["cost.png", "events", "profile.csv", "profile.json", "step_time.png"]
 MESHES = [{"x": 1, "y": 1, "z": 1}, {"x": 1, "y": 1, "z": 2}]
 
@@ -50,12 +51,21 @@ def beyond_cache(folder):
         "full": [
             *TINY, "--devices=1", "--batch=1,2,1", "--output_dir=full", "--json=full/copy.json"
         ],
+        "prompts": [
+            "--model=tiny.gguf", *PROMPTS[1:], "--prompt_length=32,100", "--chunk=32", "--batch=2",
+            "--output_dir=prompts", "--json=prompts/copy.json",
+        ],
+        "long prompts": [
+            "--model=tiny", *PROMPTS, "--prompt_length=100", "--batch=1000000000",
+            "--output_dir=long",
+        ],
+        "roomy": [*TINY, "--devices=1", "--batch=1,2", "--slots=4096", "--output_dir=roomy"],
         "too large": [*TINY, "--devices=1", "--batch=1000000000", "--output_dir=large"],
     }  # fmt: skip
     (folder / "full" / "events").mkdir(parents=True)
     (folder / "full" / "events" / "events.out.tfevents.1.earlier").touch()
     patches = {
-        "profiles.measured.sweep.CPU_CACHES": str(folder / "cpus"),
+        "profiles.measured.bandwidth.CPU_CACHES": str(folder / "cpus"),
         "profiles.measured.bandwidth.READ_BYTES": 1
         << 24,  # a bandwidth too good does here, and is quick
         "profiles.measured.bandwidth.MATMUL_SIZE": 256,
@@ -195,6 +205,48 @@ def test_a_run_without_a_measured_row_is_written_and_shown_and_fails(beyond_cach
     assert sorted(path.name for path in (folder / "large").iterdir()) == FILES
 
 
+def test_prompts_are_measured_chunk_by_chunk(beyond_cache, folder):
+    ended = beyond_cache["prompts"]
+    assert ended.code == 0, ended.stderr
+    document = json.loads((folder / "prompts" / "profile.json").read_text())
+    assert "fits" not in document  # lines over batches are of decode steps alone
+    points, prompts = document["points"], document["prompts"]
+    cut = {32: [(0, 32)], 100: [(0, 32), (32, 32), (64, 32), (96, 4)]}
+    found = [(p["prompt_length"], p["context"], p["tokens_per_sequence"]) for p in points]
+    assert found == [(length, *chunk) for length, chunks in cut.items() for chunk in chunks]
+    assert [(p["prompt_length"], p["chunks"]) for p in prompts] == [(32, 1), (100, 4)]
+    for point in (*points, *prompts):
+        assert point["phase"] == "prefill" and len(point["step_s"]["samples"]) >= 5
+        assert point.keys() >= {"floor_s", "floor_terms_s", "tokens_per_s", "flops_per_chip"}
+        assert point["status"] == "ok" and 0 < point["fraction_of_floor"] <= 1
+        assert 0 < point["mfu"] <= 1
+    rows = list(csv.DictReader((folder / "prompts" / "profile.csv").open()))
+    assert [row["chunks"] for row in rows] == [""] * 5 + ["1", "4"]  # whole prompts come last
+    lines = ended.stdout.splitlines()
+    assert lines[0].startswith("tiny, prefill, float32, on cpu")
+    assert [line.split(": ")[0] for line in lines[-2:]] == [
+        "1 device (1x1x1), batch 2, prompt 32", "1 device (1x1x1), batch 2, prompt 100"
+    ]  # fmt: skip
+    assert sorted(path.name for path in (folder / "prompts").iterdir()) == ["copy.json", *FILES]
+
+
+def test_prompts_that_do_not_fit_are_a_result_that_names_the_chunk(beyond_cache, folder):
+    ended = beyond_cache["long prompts"]
+    assert ended.code == 1
+    said = "number of rows measured is 0 of 1 (does_not_fit: prompt is 100 tokens in chunks of 512:"
+    assert ended.error.startswith(said)
+    (point,) = points_of(folder / "long")
+    assert (point["prompt_length"], point["tokens_per_sequence"]) == (100, 100)
+
+
+def test_what_reading_allocated_slots_would_cost_is_told(beyond_cache, folder):
+    ended = beyond_cache["roomy"]
+    assert ended.code == 0, ended.stderr
+    assert [point["slots"] for point in points_of(folder / "roomy")] == [4096, 4096]
+    assert "-  reading all 4,096 allocated slots in place of 17 filled ones would" in ended.stdout
+    assert "allocated" not in beyond_cache["sound"].stdout
+
+
 # What is refused ---------------------------------------------------------------------------------
 
 REFUSED = {
@@ -222,8 +274,18 @@ REFUSED = {
     "no model": (["--model=none"], 2, "model is 'none', which random weights have no shapes for"),
     "no flag": (["--prompt=a"], 2, "flag is --prompt, which is unknown"),
     "a stray argument": (["stray"], 2, "argument is 'stray', which is no flag; see --help"),
+    "context of prompts": (["--phase=prefill"], 2, "--context is given, but --phase is prefill"),
+    "prompts of steps": (["--prompt_length=9"], 2, "--prompt_length is given, but --phase is dec"),
+    "chunk of steps": (["--chunk=64"], 2, "--chunk is given, but --phase is decode; leave it out"),
+    "few slots": (["--slots=16"], 2, "slots is 16, fewer than the 17 tokens of context 16 and"),
     # Last, for what comes behind it in this process asks for no fewer devices.
     "absurd devices": (["--devices=1000000"], 2, "d_ff is 128, which mesh axes z=1000000"),
+}
+REFUSED_PROMPTS = {
+    "an odd chunk": (["--chunk=24"], 2, "chunk is 24 tokens, which is no positive multiple of 16"),
+    "no prompt": (["--prompt_length=0"], 2, "--prompt_length is '0'; use positive integers"),
+    "a long prompt": (["--prompt_length=513"], 2, "--prompt_length is 513, beyond the 512 tokens"),
+    "few slots of prompts": (["--prompt_length=99", "--slots=98"], 2, "slots is 98, fewer than"),
 }
 # Here JAX has to start first, to say what it runs on.
 REFUSED_LATER = {
@@ -235,20 +297,21 @@ REFUSED_LATER = {
 @pytest.fixture(scope="module")
 def refused(folder):
     found = {}
-    for table in (REFUSED, REFUSED_LATER):
-        cases = {name: [*TINY, "--output_dir=no", *case[0]] for name, case in table.items()}
+    prompts = ["--model=tiny", *PROMPTS]
+    for table, base in ((REFUSED_PROMPTS, prompts), (REFUSED, TINY), (REFUSED_LATER, TINY)):
+        cases = {name: [*base, "--output_dir=no", *case[0]] for name, case in table.items()}
         found |= run_many("profile_decode.py", cases, folder=folder)
     return found
 
 
-@pytest.mark.parametrize("name", [*REFUSED, *REFUSED_LATER])
+@pytest.mark.parametrize("name", [*REFUSED, *REFUSED_PROMPTS, *REFUSED_LATER])
 def test_bad_input_is_refused_in_one_line_before_any_measurement(refused, folder, name):
-    _, code, message = (REFUSED | REFUSED_LATER)[name]
+    _, code, message = (REFUSED | REFUSED_PROMPTS | REFUSED_LATER)[name]
     ended = refused[name]
     assert ended.stderr == f"error: {ended.error}\n"
     assert ended.error.startswith(message)
     assert "; " in ended.error
     assert ended.code == code
     assert ended.stdout == ""
-    assert not (ended.jax_started and name in REFUSED)
+    assert not (ended.jax_started and name not in REFUSED_LATER)
     assert list(folder.glob("no/*")) == []

@@ -1,12 +1,21 @@
-"""Products of weights in few bits: what a GPU computes for few tokens, and one group in a shard."""
+"""Products of weights in few bits: of few tokens on a GPU, of blocks on a CPU, of one group."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sharding.dot import _EIGHT, _FEW_OF_GROUPS, _few_on_gpu, contract, dot, dot_of_shards
+from sharding.dot import (
+    _EIGHT,
+    _FEW_OF_GROUPS,
+    _by_blocks,
+    _few_on_gpu,
+    contract,
+    dot,
+    dot_of_shards,
+)
 from sharding.mesh import make_mesh, parse_mesh
+from sharding.platform_workarounds import MANY_TOKENS
 from sharding.quantization import QUANTIZATIONS, QuantizedArray, quantize
 from tests.sharding.pretended import like, mesh_of
 
@@ -45,6 +54,15 @@ def test_a_gpus_program_has_them_where_tokens_are_few(name, tokens, widened, pro
     made = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     assert len(made) == products
     assert all(f"tensor<{widened}x" in line for line in made)
+
+
+@pytest.mark.parametrize(("tokens", "blocks"), [(MANY_TOKENS - 1, 8), (MANY_TOKENS, 2)])
+def test_more_tokens_take_longer_blocks_of_a_weight_on_a_cpu(tokens, blocks):
+    weight, x = matrix("int8", (2048, 256)), normal((tokens, 256), seed=2)
+    traced = jax.jit(_by_blocks, static_argnums=2).trace(weight, x, jnp.float32)
+    assert f"{2048 // blocks},256]" in str(traced.jaxpr)
+    wanted = np.asarray(weight.dense(), np.float64) @ np.asarray(x, np.float64).T
+    np.testing.assert_allclose(_by_blocks(weight, x, jnp.float32), wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", GROUPED)

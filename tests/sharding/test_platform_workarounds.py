@@ -4,9 +4,15 @@ import jax
 import numpy as np
 import pytest
 
+from sharding.dot import dot
 from sharding.mesh import make_mesh, parse_mesh
-from sharding.platform_workarounds import by_platform, faster_in_halves, multiply_in_halves
-from tests.sharding.pretended import mesh_of
+from sharding.platform_workarounds import (
+    by_platform,
+    faster_in_halves,
+    faster_tokens_first,
+    multiply_in_halves,
+)
+from tests.sharding.pretended import like, mesh_of
 
 FACTORS = {"cpu": 2, "tpu": 3, "cuda": 5, "rocm": 7}
 OTHERS = {
@@ -61,3 +67,36 @@ def test_one_token_alone_is_multiplied_in_halves(tokens, outputs, mesh, halved):
     if halved:
         expected = np.einsum("oac,btac->bto", weight, x)
         np.testing.assert_allclose(multiply_in_halves(weight, x, x.dtype), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "mesh", "first"),
+    [
+        (1, 128, "1", True),
+        (8, 16, "1", True),
+        (1, 127, "1", False),
+        (127, 1, "1", False),
+        (1, 128, "2", False),
+    ],
+)
+def test_many_tokens_are_the_first_operand(batch, tokens, mesh, first):
+    whole = jax.NamedSharding(make_mesh(parse_mesh(mesh)), jax.P())
+    arrays = jax.numpy.zeros((6, 4, 2)), jax.numpy.zeros((batch, tokens, 4, 2))
+    assert faster_tokens_first(*jax.device_put(arrays, whole)) == first
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jax.numpy.bfloat16])
+def test_a_prompts_product_is_turned_round_on_other_platforms_alone(dtype):
+    rng = np.random.default_rng(0)
+    weight, x = rng.normal(size=(3, 5, 4, 2)), rng.normal(size=(2, 64, 4, 2))
+    given = jax.numpy.asarray(weight, dtype), jax.numpy.asarray(x, dtype)
+    step = jax.jit(lambda weight, x: dot(weight, x, jax.numpy.float32))
+    with mesh_of("tpu", "TPU v5 lite"):
+        assert "transpose" in str(step.trace(*like(given)).jaxpr)
+    mesh = make_mesh(parse_mesh("1"))
+    given = jax.device_put(given, jax.NamedSharding(mesh, jax.P()))
+    with jax.set_mesh(mesh):
+        assert "transpose" not in str(step.trace(*given).jaxpr)
+        product = step(*given)
+    wanted = np.einsum("mncd,btcd->btmn", *(np.asarray(each, np.float32) for each in given))
+    np.testing.assert_allclose(product, wanted, atol=1e-4)

@@ -158,6 +158,34 @@ def test_cost_divides_the_step_by_its_tokens_in_time_or_in_money(tmp_path, price
     assert ("USD per million tokens" if price else "time per token (ms)") in figure.get_supylabel()
 
 
+def test_chunks_of_prompts_are_drawn_against_the_tokens_before_them(tmp_path):
+    def chunk(length: int, context: int, batch: int) -> Record:
+        tokens = min(512, length - context)
+        sizes = {"prompt_length": length, "tokens_per_sequence": tokens, "phase": "prefill"}
+        return record(batch, 1, context, floor_s=tokens * 1e-5 + context * 1e-6, **sizes)
+
+    places = [(512, 0), (1200, 0), (1200, 512), (1200, 1024)]
+    points = [chunk(*place, batch) for batch in (1, 4) for place in places]
+    for draw, scale in (
+        (figures.step_time, lambda p: 1e3),
+        (figures.cost, lambda p: 1e3 / p.batch / p.tokens_per_sequence),
+    ):
+        figure = draw(document(points), tmp_path / "a.png")
+        assert [panel.get_title() for panel in figure.axes] == ["batch 1", "batch 4"]
+        for panel, batch in zip(figure.axes, (1, 4), strict=True):
+            mine = [p for p in points if p.batch == batch and p.prompt_length == 1200]
+            expected = [(p.context, p.step_s["median"] * scale(p)) for p in mine]
+            found = drawn(panel)["measured, 1 device (1x1x1), prompt 1200"]
+            np.testing.assert_allclose(found, expected)
+            assert panel.get_xscale() == "linear" and panel.get_xlim()[0] < 0
+            assert panel.get_xlabel() == "tokens in the cache before the chunk"
+            assert not any(label.startswith("weight floor") for label in drawn(panel))
+            floor = [(p.context, p.floor_s * scale(p)) for p in mine]
+            np.testing.assert_allclose(drawn(panel)["floor, all device counts"], floor)
+        said = words(figure)
+        assert "batch 1, 4" in said and "prompts of 512, 1200 tokens" in said
+
+
 NAMES = ["a$^$b", "pay$5^x$_{", r"cost$\alpha_{$", "\N{CJK UNIFIED IDEOGRAPH-6A21} ü"]
 
 

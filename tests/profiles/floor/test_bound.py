@@ -4,8 +4,8 @@ import pytest
 
 from profiles.chips.chip import Peaks
 from profiles.floor.bound import floor
-from profiles.floor.passes import Counts
-from profiles.measured.step_record import decode_record
+from profiles.floor.passes import Counts, Pass
+from profiles.measured.step_record import step_record
 
 PEAKS = Peaks(bandwidth=1e9, flops=1e12, source="published", on_chip=1e6, capacity=16e9)
 
@@ -38,8 +38,8 @@ def test_the_floor_is_the_larger_of_memory_and_compute(work, seconds, bound):
 def test_fractions_in_a_record_are_floor_over_measured(tiny_engine):
     engine = tiny_engine("1x1x2")
     peaks = Peaks(bandwidth=1e6, flops=1e12, source="given")
-    sizes = {"batch": 4, "context": 32, "slots": 64}
-    record = decode_record(engine, peaks, **sizes, samples=[3.0, 1.0, 2.0], price_per_chip_hour=3.6)
+    sizes = Pass(batch=4, context=32, slots=64)
+    record = step_record(engine, peaks, sizes, samples=[3.0, 1.0, 2.0], price_per_chip_hour=3.6)
     counted = record.bytes_per_chip
     memory = counted["weights_read"] + counted["kv_read"] + counted["kv_written"]
     assert record.floor_s == pytest.approx(memory / 1e6)
@@ -56,22 +56,22 @@ def test_fractions_in_a_record_are_floor_over_measured(tiny_engine):
 
 def test_a_working_set_near_the_cache_has_no_floor_of_memory(tiny_engine):
     peaks = Peaks(bandwidth=1e9, flops=1e12, source="measured", on_chip=32e6)
-    sizes = {"batch": 1, "context": 32, "slots": 64}
-    record = decode_record(tiny_engine("1x1x1"), peaks, **sizes, samples=[1.0])
+    sizes = Pass(batch=1, context=32, slots=64)
+    record = step_record(tiny_engine("1x1x1"), peaks, sizes, samples=[1.0])
     assert record.status == "cache_resident" and record.fraction_of_floor is None
 
 
 def test_a_floor_needs_no_measurement(tiny_engine):
-    record = decode_record(tiny_engine("1x1x1"), PEAKS, batch=1, context=32, slots=64)
+    record = step_record(tiny_engine("1x1x1"), PEAKS, Pass(batch=1, context=32, slots=64))
     assert record.floor_s > 0 and record.step_s is None
 
 
 def test_chips_hold_their_devices_bytes(tiny_engine):
     whole = Peaks(bandwidth=1e6, flops=1e12, source="published")
     halves = Peaks(bandwidth=1e6, flops=1e12, source="published", devices_per_chip=2)
-    sizes = {"batch": 1, "context": 32, "slots": 64}
+    sizes = Pass(batch=1, context=32, slots=64)
     engine = tiny_engine("1x1x2")
-    two, one = (decode_record(engine, peaks, **sizes) for peaks in (whole, halves))
+    two, one = (step_record(engine, peaks, sizes) for peaks in (whole, halves))
     assert (two.chips, one.chips) == (2, 1)
     read = "weights_read"
     assert one.bytes_per_chip[read] == 2 * two.bytes_per_chip[read]

@@ -51,6 +51,18 @@ def values(directory) -> dict[tuple[str, int], object]:
     return {(v.tag, e.step): v for e in written(directory) for v in e.summary.value}
 
 
+def test_chunks_are_stepped_by_the_tokens_before_them_and_prompts_by_their_lengths(tmp_path):
+    sizes = {"phase": "prefill", "prompt_length": 300, "tokens_per_sequence": 100}
+    points = [record(1, context=context, **sizes) for context in (0, 100, 200)]
+    whole = points[0] | Record(tokens_per_sequence=300, chunks=3, step_s=summarise([0.060]))
+    events.write_events(tmp_path, document(points) | {"prompts": [whole]})
+    found, where = values(tmp_path), "/devices_2/batch_1"
+    for context in (0, 100, 200):
+        assert found["measured_step_ms" + where, context].simple_value == pytest.approx(20)
+    prompt = found["prompt_measured_step_ms" + where, 300]
+    assert prompt.simple_value == pytest.approx(60)
+
+
 def test_scalars_are_tagged_by_devices_and_context_and_stepped_by_batch(tmp_path):
     events.write_events(tmp_path, document([record(1), record(8)]))
     found = values(tmp_path)

@@ -184,7 +184,7 @@ def test_reasons_of_what_lost_are_true():
 
 
 def test_twice_the_batch_does_not_fit_beside_a_prompt_though_it_would_alone():
-    space = _space("llama3-8b", {"v5e:2x2": 1.2}, context=10, slots=11, prompt=8000)
+    space = _space("llama3-8b", {"v5e:1x1": 1.2}, context=59_450, slots=59_500, prompt=8000)
     found = plan(space, Targets(prompt=8000))
     twice = found.choice.batch * 2
     said = {lost.what: lost.why for lost in found.rejected}
@@ -193,8 +193,10 @@ def test_twice_the_batch_does_not_fit_beside_a_prompt_though_it_would_alone():
 
 
 def test_the_slice_that_would_hold_a_prompt_too_is_not_one_that_does_not():
-    """Scores of 8,000 tokens alone take 8.2 GB."""
-    space = _space("llama3-8b", {"v5e:1x1": 1.2}, context=8050, slots=8100, prompt=8000)
+    """A chunk of 2,048 tokens takes 0.21 GB, of which a full cache leaves 0.05."""
+    given = {"context": 118_950, "slots": 119_000}
+    plan(_space("llama3-8b", {"v5e:1x1": 1.2}, **given), Targets())
+    space = _space("llama3-8b", {"v5e:1x1": 1.2}, **given, prompt=8000)
     with pytest.raises(FloorlineError, match=r"lacking; the least slice that holds it is v5e:2x2"):
         plan(space, Targets(prompt=8000))
 

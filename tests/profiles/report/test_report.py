@@ -135,6 +135,32 @@ def test_weights_that_the_compiler_unpacks_are_noted_with_their_steps():
     ]
 
 
+def test_slots_that_no_token_fills_are_noted_with_what_reading_them_would_cost():
+    def step(batch: int, slots: int) -> Record:
+        sizes = {"kv_resident": 2e6 * batch * slots, "kv_written": 2e6 * batch}
+        sizes |= {"kv_read": 2e6 * batch * 128, "weights_read": 1e9}
+        return record(batch, bytes_per_chip=sizes, slots=slots, weight_floor_s=0.1)
+
+    points = [step(1, 192), step(1, 4096), step(2, 4096), step(8, 4096)]
+    (note,) = [line for line in markdown_table(points, None).splitlines() if "allocated" in line]
+    # 3,967 slots of 2 MB at 10 GB/s; 192 slots are no more than a cache's grain.
+    assert note == (
+        "-  reading all 4,096 allocated slots in place of 129 filled ones would take longer by "
+        "793 ms at batch 1 and 6,347 ms at batch 8, at the rate of the floor"
+    )
+
+
+def test_chunks_of_prompts_have_their_prompt_and_their_rate_of_arithmetic():
+    sizes = {"phase": "prefill", "prompt_length": 2048, "flops_per_chip": 4e9}
+    text = markdown_table([record(1, tokens_per_sequence=512, **sizes)], BANDWIDTH)
+    head, _, row = [line for line in text.splitlines() if line.startswith("|")]
+    cells = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    step = record(1).step_s["median"]
+    assert cells["prompt tokens"] == "2,048"
+    assert float(cells["TFLOP/s per chip"]) == pytest.approx(4e9 / step / 1e12, rel=0.01)
+    assert "TFLOP/s per chip" not in markdown_table([record(1, flops_per_chip=4e9)], BANDWIDTH)
+
+
 def test_a_wide_table_fits_the_terminal():
     extra = {"expected_s": 0.02, "usd_per_million_tokens": 1.5, "bound": "communication"}
     points = [record(64, 4, **extra), record(128, 8, **extra)]
