@@ -80,6 +80,8 @@ class Attention(nnx.Module):
             if continues:
                 before = self._over_cache(q, cache, tokens, tokens.first, placement)
                 mixed = join(mixed, before)
+                # XLA:TPU writes first where it may, and then to a copy of the cache.
+                cache, _ = jax.lax.optimization_barrier((cache, before.highest))
             cache = self._write(cache, new, tokens, placement, continues)
         with jax.named_scope("attention_output"):
             # [B, T, K, G, h]
