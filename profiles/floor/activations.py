@@ -13,7 +13,7 @@ from model.config import ModelConfig
 from model.dtypes import Dtypes
 from sharding.placement import Placement
 
-FLOAT32 = 4  # bytes of a logit, and of sums in attention and experts
+FLOAT32 = 4  # bytes of a normed number, a logit, and of sums in attention and experts
 
 
 def attention_share(placement: Placement, of_cache: bool) -> float:
@@ -42,7 +42,7 @@ def activation_bytes(
     tokens = min(tokens, CHUNK)
     D, size = config.d_model, dtypes.dtype.itemsize
     stream = D * size * placement.share(("activations", "BR"))
-    gathered = D * size * placement.share(("contracted", "BTD"))
+    gathered = D * FLOAT32 * placement.share(("contracted", "BTD"))  # as it is normed
     widest = np.maximum(
         np.maximum(
             tokens * _attention(config, placement, dtypes),

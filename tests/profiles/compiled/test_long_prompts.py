@@ -1,7 +1,5 @@
 """Long prompts, as their last chunks were compiled for slices, and what attention multiplies."""
 
-import math
-
 import jax.numpy as jnp
 import pytest
 
@@ -37,10 +35,11 @@ def test_a_long_prompt_fits_and_neither_copies_its_cache_nor_holds_scores(point:
     assert not any("cache/" in what or str(prompt) in what for what in made)
 
 
-def test_temporaries_are_those_of_a_chunk_and_do_not_grow_as_the_prompt_does():
-    for slice in ("v5e:2x4", "v6e:4x4"):
-        short, long = (POINTS[slice, n].compiled["temporary_bytes"] for n in (32_768, 131_072))
-        assert long < 2 * short
+@pytest.mark.parametrize("point", POINTS.values(), ids=map(str, POINTS))
+def test_temporaries_are_those_of_a_chunk_whatever_the_length(point: Record):
+    """Few arrays as large as the chunk's residual stream; scores would be a hundred of them."""
+    stream = point.tokens_per_sequence * find_model(point.model).d_model * 2
+    assert point.compiled["temporary_bytes"] < 8 * stream
 
 
 @pytest.mark.parametrize("point", POINTS.values(), ids=map(str, POINTS))
@@ -61,4 +60,4 @@ def test_attention_multiplies_little_more_than_the_causal_half_of_a_prompt(point
             multiplied += multiplied_pairs(q, slots, jnp.bfloat16, spans)
     share = placement.share(("attention", "BKG"))
     floor = config.query_heads * share * attended_pairs(0, prompt, prompt)
-    assert math.isclose(multiplied, floor, rel_tol=0.15) and multiplied > floor
+    assert floor < multiplied < 1.02 * floor

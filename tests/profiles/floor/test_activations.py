@@ -45,7 +45,7 @@ def test_prompts_hold_a_chunk_each_and_no_scores():
     """8 prompts of 32,768 tokens, an eighth of the MLP and of the heads on each of eight chips."""
     prompts = estimator("v5e:2x4", "1x1x8").prefill(8, 32_768)
     tokens = 8 * 2048
-    stream = 2 * tokens * 4096 * 2
+    stream = tokens * 4096 * (2 + 4)  # and normed, in float32
     hidden = 3 * tokens * 14_336 // 8 * 2  # wider than the queries, keys and sums of 4 heads
     assert prompts.counts.activations == stream + hidden and prompts.fits
     chunks = estimator("v5e:2x4", "1x1x8").prefill(8, 2048)
@@ -67,9 +67,11 @@ def test_the_compiler_holds_about_as_much(tiny_engine, experts, mesh):
 
 
 def test_recorded_programs_of_prompts_hold_about_as_much():
+    """Those whose attention keeps no scores in memory: former ones were compiled before."""
+    grids = map(read_grid, sorted(RESULTS.glob("compiled/*pr*/matrix.jsonl")))
     ratios = []
-    for path in sorted(RESULTS.glob("compiled/*prefill*/matrix.jsonl")):
-        for point in read_grid(path)["points"]:
+    for found in (grid for grid in grids if grid["started"] >= "2026-11-29"):
+        for point in found["points"]:
             layout = attend_by(find_layout(point.layout), point.attention)
             config = find_model(point.model)
             placement = Placement.of(
@@ -81,7 +83,7 @@ def test_recorded_programs_of_prompts_hold_about_as_much():
                 Pass(point.batch, 0, point.tokens_per_sequence)
             )
             ratios.append(point.compiled["temporary_bytes"] / counted.activations)
-    assert len(ratios) >= 20
+    assert len(ratios) >= 4
     assert min(ratios) > 0.35 and max(ratios) < 2.2
 
 
