@@ -29,7 +29,7 @@ COMMON = {
 OWN = {
     "generate.py": {
         "prompt", "prompt_tokens", "chat", "devices", "mesh", "max_new_tokens", "ignore_eos",
-        "stop", "seed", "temperature", "top_k", "top_p", "min_p", "no_cache",
+        "stop", "seed", "temperature", "top_k", "top_p", "min_p", "no_cache", "turns", "chunk",
     },
     "profile_decode.py": {
         "devices", "mesh", "batch", "context", "seconds", "hbm_bandwidth", "peak_flops",
