@@ -76,14 +76,11 @@ class Attention(nnx.Module):
             cache = self._write(cache, new, tokens, placement)
             mixed = self._over_cache(q, cache, tokens, tokens.first + 1, placement)
         else:
-            mixed = self._over_each_other(q, new, tokens)
-            written = self._write(cache, new, tokens, placement, continues)
+            mixed, before = self._over_each_other(q, new, tokens), None
             if continues:
-                # What is not overwritten is read after the write, so that the write is in place.
-                held = written if self.window is None else cache
-                before = self._over_cache(q, held, tokens, tokens.first, placement)
+                before = self._over_cache(q, cache, tokens, tokens.first, placement)
                 mixed = join(mixed, before)
-            cache = written
+            cache = self._write(cache, new, tokens, placement, before)
         with jax.named_scope("attention_output"):
             # [B, T, K, G, h]
             mixed = reshard(mixed.mean().astype(q.dtype), placement.activations("BTKGh"))
@@ -141,14 +138,18 @@ class Attention(nnx.Module):
         new: LayerCache,
         tokens: NewTokens,
         placement: Placement,
-        continues: bool = False,
+        before: Softmaxed | None = None,
     ) -> LayerCache:
-        """The cache with new keys and values, each [B, T, K, h], at their tokens' slots."""
+        """The cache with new keys and values, each [B, T, K, h], at their tokens' slots.
+
+        Of prompts that go on, `before` is what was read of the cache.
+        """
         tokens = NewTokens(*(reshard(each, placement.cache("B")) for each in tokens))
         ring = self.window is not None
         brought = (reshard(part, placement.cache("BTK_")) for part in new)
+        how = {"ring": ring, "continues": before is not None, "after": before and before.highest}
         return tuple(
-            write(old, part, tokens, placement, self.dtypes, ring=ring, continues=continues)
+            write(old, part, tokens, placement, self.dtypes, **how)
             for old, part in zip(cache, brought, strict=True)
         )
 

@@ -135,6 +135,35 @@ def attend_part(
     return Softmaxed(*(_by_tokens(each, tokens, form) for each in (sums, highest, total)))
 
 
+def multiplied_pairs(
+    query_shape: tuple[int, int, int, int, int],
+    slots: int,
+    stored: jnp.dtype,
+    spans: Spans,
+    *,
+    ring: tuple[int, int] | None = None,
+    window: int | None = None,
+) -> int:
+    """Pairs of a query, in each of its heads, and a key that `attend_part` multiplies.
+
+    Each is 4 * h FLOPs: of a score, and of a value. What fills up blocks of queries and of slots
+    counts, because it is multiplied too.
+
+    Args:
+      query_shape: sizes [B, T, K, G, h] of this chip's queries.
+      slots: in this chip's cache.
+      stored: type of the cache.
+      spans: the same as of `attend_part`, as numbers.
+      ring: the same.
+      window: the same.
+    """
+    _, tokens, heads, group, width = query_shape
+    _, block_tokens, rows, _, _, step, _ = _blocks_of(tokens, heads, group, width, slots, stored)
+    first, end = _seen(spans, ring, window, tokens, slots, block_tokens)
+    steps = jnp.maximum(pl.cdiv(end, step) - first // step, 0)  # as `_kernel` goes over them
+    return int(jnp.sum(steps)) * heads * rows * step
+
+
 def _blocks_of(
     tokens: int, heads: int, group: int, width: int, slots: int, stored: jnp.dtype
 ) -> tuple[int, int, int, int, int, int, bool]:

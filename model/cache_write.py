@@ -48,6 +48,7 @@ def write(
     *,
     ring: bool,
     continues: bool = False,
+    after: jax.Array | None = None,
 ) -> Stored:
     """Stores new tokens in place, in the cache's form; those past the last slot are dropped.
 
@@ -60,6 +61,8 @@ def write(
       ring: the layer has a window: the token at position p is in slot p modulo S.
       continues: there may be tokens before these. Without, those that fill a row may be stored
         too, in slots that no token has reached.
+      after: finite numbers that are made of the cache as it was: it is written after them, because
+        XLA:TPU writes to a copy where it may write before it reads.
 
     Returns:
       The updated cache, [B, K, S, h].
@@ -69,6 +72,7 @@ def write(
     def update(axes: str, cache: jax.Array, new: jax.Array) -> jax.Array:
         spec, new_spec = placement.cache(axes), placement.cache(_NEW_AXES[axes])
         by_sequence = NewTokens(*(jax.typeof(each).sharding.spec for each in tokens))
+        made = None if after is None else jax.typeof(after).sharding.spec
         return jax.shard_map(
             functools.partial(
                 _write_shard,
@@ -77,10 +81,10 @@ def write(
                 entry_axes(placement.cache("S")[0]),
                 continues,
             ),
-            in_specs=(spec, new_spec, by_sequence),
+            in_specs=(spec, new_spec, by_sequence, made),
             out_specs=spec,
             check_vma=False,
-        )(cache, new, tokens)
+        )(cache, new, tokens, after)
 
     with jax.named_scope("cache_write"):
         if not isinstance(dtypes.cache, Quantization):
@@ -99,6 +103,7 @@ def _write_shard(
     cache: jax.Array,
     new: jax.Array,
     tokens: NewTokens,
+    after: jax.Array | None,
 ) -> jax.Array:
     """Stores new tokens in one device's part of a cache, whose slots `slot_axes` divide."""
     slots = cache.shape[2]
@@ -109,6 +114,9 @@ def _write_shard(
     new = new.transpose([_NEW_AXES[axes].index(axis) for axis in axes.replace("S", "T")])
     if not continues and new.shape[2] <= slots and not slot_axes:
         return jax.lax.dynamic_update_slice(cache, new, (0,) * cache.ndim)
+    if after is not None:  # of no number does it depend, which no compiler knows
+        never = after[(0,) * after.ndim] == jnp.inf
+        tokens = tokens._replace(count=jnp.where(never, 0, tokens.count))
     if not ring:
         return _write_block(axes, cache, new, tokens, jnp.full_like(tokens.first, begin), 0)
     oldest = jnp.maximum(tokens.first + tokens.count - ring, 0)  # those before are soon forgotten

@@ -4,7 +4,9 @@ import _common
 from absl import flags
 
 with _common.importing():
+    from decode.chunks import CHUNK, check_chunk
     from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS
+    from sharding.error_types import UsageError
     from sharding.stored_types import CACHE_TYPES, PLAIN_TYPES, QUANTIZED_TYPES
 
 LAYOUT = flags.DEFINE_string(
@@ -72,6 +74,33 @@ def define_step_flags() -> None:
         "With --weight_dtype=int8: also round activations to 8-bit integers, with a scale for each "
         "token, and multiply integers, where the chip can.",
     )
+
+
+def define_chunk(meaning: str) -> flags.FlagHolder[int | None]:
+    """Defines ``--chunk``.
+
+    Args:
+      meaning: the flag's help, which says what its default is.
+    """
+    return flags.DEFINE_integer("chunk", None, meaning)
+
+
+def accelerator_chunk(flag: flags.FlagHolder[int | None], phase: str) -> int:
+    """Tokens of a prompt that run at once on a TPU or GPU, by ``--chunk`` or by default.
+
+    Args:
+      flag: the flag.
+      phase: ``decode`` or ``prefill``.
+
+    Raises:
+      UsageError: a chunk of a decode step, or one that is no multiple of a tile.
+    """
+    if flag.value is None:
+        return CHUNK
+    if phase != "prefill":
+        raise UsageError(f"--chunk is {flag.value} of no prompt; give --phase=prefill with it")
+    check_chunk(flag.value)
+    return flag.value
 
 
 def define_weight_layout(meaning: str) -> flags.FlagHolder[str]:

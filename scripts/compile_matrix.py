@@ -28,6 +28,10 @@ _CONTEXT = flags.DEFINE_list(
     "context", ["2048"], "Tokens in each sequence's cache; for prefill, tokens of each prompt."
 )
 _PHASE = flags.DEFINE_enum("phase", "decode", ["decode", "prefill"], "Which passes.")
+_CHUNK = _array_flags.define_chunk(
+    "Tokens of a prompt that run at once, a multiple of 16; of longer prompts the last whole one "
+    "is compiled, after all tokens before it. Default: 2048."
+)
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Concurrent compilers; by default as many as cores and memory allow.", 1
 )
@@ -120,6 +124,7 @@ def _points() -> list[GridPoint]:
       UsageError: a prompt has a single token.
     """
     prefill, points = _PHASE.value == "prefill", []
+    chunk = _array_flags.accelerator_chunk(_CHUNK, _PHASE.value)
     for name in _common.MODEL.value.split(","):
         model = _common.lengthened(find_model(name))
         _layouts.check_divides(model)
@@ -127,7 +132,7 @@ def _points() -> list[GridPoint]:
         if prefill and min(contexts) < 2:
             raise UsageError(f"--context is {min(contexts)} with --phase=prefill; use 2 or more")
         passes = [
-            Pass(batch, 0, length) if prefill else Pass(batch, length)
+            Pass(batch, 0, length).last_chunk(chunk) if prefill else Pass(batch, length)
             for batch in _common.integers("batch", _BATCH.value)
             for length in contexts
         ]

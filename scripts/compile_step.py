@@ -13,6 +13,8 @@ Examples:
   python scripts/compile_step.py --model=llama3.1-70b --topology=v5e:4x4 --batch=32 \\
       --context=8192 --weight_dtype=int8 --kv_dtype=int8 --collectives=overlapped
   python scripts/compile_step.py --model=llama3-8b --topology=v5p:2x2x1 --phase=prefill --batch=1
+  python scripts/compile_step.py --model=llama3-8b --topology=v5e:2x4 --phase=prefill --batch=1 \\
+      --context=32768 --max_context=32768
   python scripts/compile_step.py --model=mixtral-8x7b --topology=tpu7x:2x2x1 --json=- \\
       --save_hlo=step.txt
 """
@@ -35,6 +37,10 @@ _CONTEXT = flags.DEFINE_integer(
     "context", 2048, "Tokens in each sequence's cache; for prefill, tokens of each prompt.", 1
 )
 _PHASE = flags.DEFINE_enum("phase", "decode", ["decode", "prefill"], "Which pass.")
+_CHUNK = _array_flags.define_chunk(
+    "Tokens of a prompt that run at once, a multiple of 16; of a longer prompt the last whole one "
+    "is compiled, after all tokens before it. Default: 2048."
+)
 _SAVE_HLO = flags.DEFINE(_common.PATH, "save_hlo", None, "Write the compiled program's text here.")
 _WEIGHT_LAYOUT = _array_flags.define_weight_layout(
     "auto compiles a second time, with weights' memory layout chosen by the compiler, and reports "
@@ -86,6 +92,7 @@ def main() -> None:
     _common.check_json()
     if _SAVE_HLO.value:
         check_file(_SAVE_HLO.value, "--save_hlo")
+    chunk = _array_flags.accelerator_chunk(_CHUNK, _PHASE.value)
     if _PHASE.value == "prefill" and _CONTEXT.value < 2:
         raise UsageError(
             f"--context is {_CONTEXT.value} with --phase=prefill; use 2 tokens or more"
@@ -93,11 +100,19 @@ def main() -> None:
     check_target(_slices.slice(_TOPOLOGY.value))
     model, prefill = _model(), _PHASE.value == "prefill"
     length = _common.lengths(_CONTEXT, model, prefill)[0]
-    pass_ = Pass(_BATCH.value, 0, length) if prefill else Pass(_BATCH.value, length)
+    pass_ = Pass(_BATCH.value, length)
+    if prefill:
+        pass_ = Pass(_BATCH.value, 0, length).last_chunk(chunk)
     estimator = _estimator(model, pass_)
     step, program = estimate_on_tpu(estimator, pass_), program_of(estimator, pass_)
     slice = estimator.deployment.slice
-    _common.show(f"{compiled_text.title(program, slice)}\n{compiled_text.times(estimator, step)}\n")
+    title = compiled_text.title(program, slice)
+    if prefill and pass_.tokens < length:
+        _common.say(
+            f"a prompt of {length:,} tokens runs in chunks of {chunk:,}; compiled is the last "
+            f"whole one, after {pass_.context:,} tokens"
+        )
+    _common.show(f"{title}\n{compiled_text.times(estimator, step)}\n")
     if step.fits:
         check_compiler()
         _common.say(f"compiling {several(program.config.layers, 'layer')} for {slice}")

@@ -49,11 +49,9 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely t
 _TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k most likely tokens.")
 _TOP_P = flags.DEFINE_float("top_p", None, "Draw from the likeliest tokens of probability p.")
 _MIN_P = flags.DEFINE_float("min_p", None, "Draw from tokens p times as likely as the likeliest.")
-_CHUNK = flags.DEFINE_integer(
-    "chunk",
-    None,
+_CHUNK = _array_flags.define_chunk(
     "Tokens of a prompt that run at once, a multiple of 16; more take more memory. Default: 512 on "
-    "a CPU, else 2048.",
+    "a CPU, else 2048."
 )
 _NO_CACHE = flags.DEFINE_bool(
     "no_cache", False, "Generate again without a KV cache, by recomputing every prefix; compare."

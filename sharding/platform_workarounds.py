@@ -41,6 +41,8 @@ XLA:TPU
   (`model.cache_write`), scales with KV heads first, and slots in whole tiles.
 - It takes the rows of a prompt one after another: a chunk is one block (`model.cache_write`).
 - It copies a layer's cache to VMEM and back: no evictions (`decode.compiler_options`).
+- It writes a chunk of a prompt before it reads what was there, and so to a copy of the cache: the
+  write takes a number that is made of what is read (`model.cache_write`).
 - It copies 8-bit rows to cut them across tiles, or inside a stack: whole tiles, one matrix at a
   time (`sharding.quantization`).
 - It writes a scale for every value of a matrix in groups: a kernel (`sharding.grouped`).

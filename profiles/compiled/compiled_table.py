@@ -48,8 +48,15 @@ def _case(record: Record) -> tuple[str, str, str, str]:
         f"{row['model']}, {row['weight_dtype']}, {row['kv_dtype']}",
         f"{row['topology']}, {'x'.join(map(str, row['mesh'].values()))}",
         f"{row['layout']}, {row['attention']}{overlapped}",
-        f"prefill %s x {tokens:,}" if tokens > 1 else f"decode %s x {row['context']:,}",
+        _work(tokens, row["context"]),
     )
+
+
+def _work(tokens: int, context: int) -> str:
+    """New and cached tokens of each sequence, with a place for the number of sequences."""
+    if tokens == 1:
+        return f"decode %s x {context:,}"
+    return f"prefill %s x {tokens:,}" + f" after {context:,}" * (context > 0)
 
 
 def _cells(case: tuple[str, str, str, str], records: list[Record]) -> list[str]:

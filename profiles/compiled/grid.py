@@ -55,7 +55,9 @@ class GridPoint:
     mesh: str | None = None
 
     def __str__(self) -> str:
-        length = self.pass_.tokens if self.pass_.over_prompts else self.pass_.context
+        length = str(self.pass_.tokens if self.pass_.over_prompts else self.pass_.context)
+        if self.pass_.continues:
+            length = f"{self.pass_.context} and {length} tokens"
         return (
             f"{self.model.name} on {self.topology}, {self.names}, {self.dtypes}, "
             f"{self.pass_.phase} of batch {self.pass_.batch}, context {length}"

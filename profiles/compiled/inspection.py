@@ -57,9 +57,16 @@ class PassProgram:
             f"batch {self.pass_.batch}",
             f"cache of {self.pass_.cache_slots} tokens",
             cache_words(divided),
-            f"prefill of {self.pass_.tokens} tokens" if self.pass_.over_prompts else "decode step",
+            self._work,
         ]
         return ", ".join(filter(None, parts))
+
+    @property
+    def _work(self) -> str:
+        if not self.pass_.over_prompts:
+            return "decode step"
+        after = f" after {self.pass_.context}" if self.pass_.continues else ""
+        return f"prefill of {self.pass_.tokens} tokens{after}"
 
     def as_record(self) -> Record:
         """What is known of the pass before it runs."""

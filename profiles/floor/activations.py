@@ -1,20 +1,19 @@
 """What a pass holds beside weights and cache: activations and logits.
 
-Counted as the engine's program makes them, a layer at a time. Prompts run in chunks, and attention
-keeps the scores of one block of keys alone (`model.block_attention`), so that a prompt holds no
-more than a chunk does, whatever its length. Compilers fuse some of it away and hold some of it
-twice.
+Counted as the engine's program makes them, a layer at a time. Prompts run in chunks, so that one
+holds no more than a chunk does, whatever its length. Attention keeps the scores of one block of
+keys alone: kernels on the chip, and loops of XLA in memory, a few megabytes that are left out here.
+Compilers fuse some of it away and hold some of it twice.
 """
 
 import numpy as np
 
 from decode.chunks import CHUNK
-from model.block_attention import KEYS_OF_A_PROMPT, KEYS_OF_A_TOKEN, QUERIES
 from model.config import ModelConfig
 from model.dtypes import Dtypes
 from sharding.placement import Placement
 
-FLOAT32 = 4  # bytes of a score, a logit, and of sums in attention and experts
+FLOAT32 = 4  # bytes of a normed number, a logit, and of sums in attention and experts
 
 
 def attention_share(placement: Placement, of_cache: bool) -> float:
@@ -44,10 +43,10 @@ def activation_bytes(
     tokens = min(tokens, chunk)
     D, size = config.d_model, dtypes.dtype.itemsize
     stream = D * size * placement.share(("activations", "BR"))
-    gathered = D * size * placement.share(("contracted", "BTD"))
+    gathered = D * FLOAT32 * placement.share(("contracted", "BTD"))  # as it is normed
     widest = np.maximum(
         np.maximum(
-            _attention(config, placement, dtypes, tokens),
+            tokens * _attention(config, placement, dtypes),
             tokens * _feed_forward(config, placement, dtypes),
         ),
         config.vocabulary * FLOAT32 * _logits_share(placement),  # the last token's logits
@@ -55,15 +54,12 @@ def activation_bytes(
     return tokens * (stream + gathered) + widest
 
 
-def _attention(config: ModelConfig, placement: Placement, dtypes: Dtypes, tokens: int) -> float:
-    """Queries, keys and values of the new tokens, sums of values, and scores of one block."""
-    heads, width = config.query_heads, config.head_size
-    share = attention_share(placement, of_cache=False)
-    queries = heads * width * share
+def _attention(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:
+    """Bytes of one token's queries, key and value, and its sums of values."""
+    width = config.head_size
+    queries = config.query_heads * width * attention_share(placement, of_cache=False)
     both = 2 * config.kv_heads * width * placement.share(("attention", "BK"))
-    keys = KEYS_OF_A_TOKEN if tokens == 1 else KEYS_OF_A_PROMPT
-    scores = heads * min(tokens, QUERIES) * keys * share * FLOAT32
-    return tokens * ((queries + both) * dtypes.dtype.itemsize + queries * FLOAT32) + scores
+    return (queries + both) * dtypes.dtype.itemsize + queries * FLOAT32
 
 
 def _feed_forward(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:

@@ -86,8 +86,7 @@ class ForwardPass(Shapes):
         grouped: bool = True,
     ):
         self.attends_to_cache = tokens == 1 or continues
-        # A grouped matmul takes plain arrays.
-        self.grouped = grouped and not dtypes.quantization
+        self.grouped = grouped and not dtypes.quantization  # such a matmul takes plain arrays
         super().__init__(config, placement, dtypes, batch, tokens)
         self.element = element_of(dtypes.dtype)
         self.overlapped = placement.layout.collectives == "overlapped"

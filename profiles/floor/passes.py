@@ -43,6 +43,17 @@ class Pass:
         """Tokens that the cache of each sequence has room for."""
         return self.slots or self.context + self.tokens
 
+    def last_chunk(self, chunk: int) -> "Pass":
+        """The last whole chunk of prompts, as they run; of all it attends to the most tokens.
+
+        Args:
+          chunk: tokens of the prompts that run at once; prompts of no more are one pass.
+        """
+        if self.tokens <= chunk:
+            return self
+        before = self.context + (self.tokens // chunk - 1) * chunk
+        return Pass(self.batch, before, chunk, slots=self.cache_slots)
+
     def of_batch(self, batch: int) -> "Pass":
         """The same pass with another number of sequences."""
         return dataclasses.replace(self, batch=batch)

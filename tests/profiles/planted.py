@@ -162,7 +162,7 @@ CASES = {
         mesh="2x1x2",
         config=dataclasses.replace(CONFIG, d_ff=2048),
     ),
-    "prompts": Planted(config=dataclasses.replace(CONFIG, d_ff=2048), tokens=SLOTS, batch=1),
+    "prompts": Planted(config=dataclasses.replace(CONFIG, d_ff=32768), tokens=SLOTS, batch=1),
 }
 
 

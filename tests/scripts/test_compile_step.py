@@ -13,6 +13,9 @@ CASES = {
     "sized": ["--model=deepseek-v3"],
     "short": ["--phase=prefill", "--context=1"],
     "long": ["--context=8192"],
+    "chunk": ["--phase=prefill", "--chunk=100"],
+    "chunk_of_steps": ["--chunk=128"],
+    "chunks": ["--phase=prefill", "--context=5000", "--chunk=1024", "--batch=1"],
     "prompts_layout": ["--layout=weight_stationary_2d", "--prefill_layout=nonsense"],
     "no_experts": ["--expert_parallel"],
     "mixture": [
@@ -56,6 +59,12 @@ def test_of_a_mixture_the_expected_best_divides_experts_as_an_estimate_does(ende
     assert "expected: 2.63 ms per step" in text
 
 
+def test_of_a_long_prompt_the_last_whole_chunk_is_compiled(ended):
+    text = " ".join(ended["chunks"].stdout.split())
+    assert "cache of 5024 tokens, prefill of 1024 tokens after 3072, for v5e:2x4" in text
+    assert "a prompt of 5,000 tokens runs in chunks of 1,024" in ended["chunks"].stderr
+
+
 @pytest.mark.parametrize(
     ("case", "words"),
     [
@@ -68,6 +77,8 @@ def test_of_a_mixture_the_expected_best_divides_experts_as_an_estimate_does(ende
             "long",
             "--context is 8,192 and 1 more token, beyond the 8,192 tokens that llama3-8b goes to",
         ),
+        ("chunk", "chunk is 100 tokens, which is no positive multiple of 16; use 96 or 112"),
+        ("chunk_of_steps", "--chunk is 128 of no prompt; give --phase=prefill with it"),
         ("prompts_layout", "layout is 'nonsense'; use"),
         ("no_experts", "--expert_parallel is true, but llama3-8b has no experts"),
         ("slice", "topology is v5e:3x5"),

@@ -117,6 +117,43 @@ def test_a_decode_step_in_few_bits_copies_and_unpacks_no_cache_and_no_matrix(
     assert not kinds & (FAULTS - {"copy"})
 
 
+@pytest.mark.parametrize(
+    ("model", "place"),
+    [
+        ("llama3-8b", ["--topology=v5e:2x4", "--attention=heads", "--kv_dtype=int8"]),
+        ("llama3-8b", ["--topology=v5e:2x4", "--attention=batch"]),
+        ("llama3-8b", ["--topology=v5e:2x4", "--attention=sequence"]),
+        ("gemma2-2b", ["--topology=v6e:2x2", "--kv_dtype=int8"]),  # a window, and a ring
+    ],
+)
+def test_a_chunk_of_several_prompts_is_written_where_the_cache_lies(model, place):
+    """Not before what the cache holds is read: that would take a copy of it."""
+    step = [f"--model={model}", "--layers=1", "--phase=prefill", "--batch=8", "--context=32768"]
+    document = json.loads(
+        run("scripts/compile_step.py", *step, *place, "--max_context=32768", "--json=-").stdout
+    )
+    (point,), compiled = document["points"], document["compiled"]
+    assert compiled["cache_aliased"]
+    moved = [each["bytes"] for each in compiled["copies"] if "cache/" in each["what"]]
+    assert max(moved, default=0) < 0.02 * point["bytes_per_chip"]["kv_resident"]
+
+
+@pytest.mark.parametrize(("topology", "prompt"), [("v5e:2x4", 32_768), ("v6e:4x4", 131_072)])
+def test_a_long_prompt_fits_and_copies_no_cache(topology, prompt):
+    """Its last chunk, which sees all before it."""
+    step = ["--model=llama3-8b", "--phase=prefill", "--batch=1", f"--topology={topology}"]
+    size = [f"--context={prompt}", f"--max_context={prompt}", "--json=-"]
+    document = json.loads(run("scripts/compile_step.py", *step, *size).stdout)
+    (point,), compiled = document["points"], document["compiled"]
+    counted = point["bytes_per_chip"]
+    assert (point["status"], point["context"]) == ("ok", prompt - point["tokens_per_sequence"])
+    assert compiled["temporary_bytes"] < 0.1 * compiled["argument_bytes"]
+    assert compiled["cache_aliased"] and compiled["aliased_bytes"] == counted["kv_resident"]
+    made = [one["what"] for one in compiled["copies"] + compiled["temporaries"]]
+    assert not any("cache/" in what or str(prompt) in what for what in made)
+    assert not {each["kind"] for each in document["findings"]} & FAULTS
+
+
 def test_a_prompt_in_four_bits_holds_no_gathered_matrix_in_more():
     step = ["--model=llama3-8b", "--layers=1", "--phase=prefill", "--batch=8"]
     place = ["--topology=v5e:2x4", "--layout=weight_gathered_xyz", "--context=2048"]
@@ -149,7 +186,8 @@ def test_overlapped_transfers_run_beside_products_and_copy_no_matrix(topology, d
 def test_a_step_that_the_compiler_finds_too_large_does_not_fit():
     step = ["--model=llama3-8b", "--layers=1", "--topology=v5e:2x2", "--phase=prefill"]
     work = ["--batch=64", "--context=8191", "--mesh=4", "--layout=weight_stationary_1d"]
-    (point,) = json.loads(run("scripts/compile_step.py", *step, *work, "--json=-").stdout)["points"]
+    work += ["--chunk=8192", "--json=-"]  # all tokens at once
+    (point,) = json.loads(run("scripts/compile_step.py", *step, *work).stdout)["points"]
     assert point["status"] == "does_not_fit" and "per chip more" in point["message"]
 
 

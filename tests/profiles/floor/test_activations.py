@@ -41,17 +41,15 @@ def estimator(topology: str, mesh: str) -> Estimator:
     )
 
 
-def test_all_scores_of_a_layer_are_held_at_once():
-    """8 prompts of 32,768 tokens, 4 of 32 query heads on each of eight chips."""
-    long = estimator("v5e:2x4", "1x1x8").prefill(8, 32_768)
-    tokens = 8 * 32_768
-    scores = tokens * 4 * 32_768 * 4
-    stream = 2 * tokens * 4096 * 2
-    heads = tokens * 128 * ((4 + 2 * 1) * 2 + 4 * 4)
-    assert long.counts.activations == scores + stream + heads
-    assert scores == pytest.approx(137e9, rel=0.01)
-    assert not long.fits and long.resident > 137e9
-    assert estimator("v5e:2x4", "1x1x8").prefill(1, 2048).fits
+def test_prompts_hold_a_chunk_each_and_no_scores():
+    """8 prompts of 32,768 tokens, an eighth of the MLP and of the heads on each of eight chips."""
+    prompts = estimator("v5e:2x4", "1x1x8").prefill(8, 32_768)
+    tokens = 8 * 2048
+    stream = tokens * 4096 * (2 + 4)  # and normed, in float32
+    hidden = 3 * tokens * 14_336 // 8 * 2  # wider than the queries, keys and sums of 4 heads
+    assert prompts.counts.activations == stream + hidden and prompts.fits
+    chunks = estimator("v5e:2x4", "1x1x8").prefill(8, 2048)
+    assert prompts.counts.activations == chunks.counts.activations
 
 
 def test_a_decode_step_holds_little():
@@ -69,9 +67,11 @@ def test_the_compiler_holds_about_as_much(tiny_engine, experts, mesh):
 
 
 def test_recorded_programs_of_prompts_hold_about_as_much():
+    """Those whose attention keeps no scores in memory: former ones were compiled before."""
+    grids = map(read_grid, sorted(RESULTS.glob("compiled/*pr*/matrix.jsonl")))
     ratios = []
-    for path in sorted(RESULTS.glob("compiled/*prefill*/matrix.jsonl")):
-        for point in read_grid(path)["points"]:
+    for found in (grid for grid in grids if grid["started"] >= "2026-11-29"):
+        for point in found["points"]:
             layout = attend_by(find_layout(point.layout), point.attention)
             config = find_model(point.model)
             placement = Placement.of(
@@ -83,7 +83,7 @@ def test_recorded_programs_of_prompts_hold_about_as_much():
                 Pass(point.batch, 0, point.tokens_per_sequence)
             )
             ratios.append(point.compiled["temporary_bytes"] / counted.activations)
-    assert len(ratios) >= 20
+    assert len(ratios) >= 4
     assert min(ratios) > 0.35 and max(ratios) < 2.2
 
 
@@ -95,19 +95,19 @@ def test_a_plan_leaves_room_for_a_prompt_beside_a_full_batch():
         "dtype_sets": (BFLOAT16,),
         "layouts": (ONE_D,),
         "calibration": calibration_of,
-        "context": 8000,
-        "slots": 8192,
+        "context": 500,
+        "slots": 512,
     }
     (without,) = Space(**given).cells
-    (beside,) = Space(**given, prompt=7900).cells
+    (beside,) = Space(**given, prompt=480).cells
     for row, most, less in zip(beside.rows, without.batches, beside.batches, strict=True):
         placement = Placement.of(row.layout, config.sizes, row.mesh)
         costs = PassCounter(config, placement, BFLOAT16)
-        prompt = costs.count(Pass(batch=1, tokens=7900, context=0)).activations
-        kept = costs.count(Pass(batch=int(less.max()), context=8000, slots=8192)).held
+        prompt = costs.count(Pass(batch=1, tokens=480, context=0)).activations
+        kept = costs.count(Pass(batch=int(less.max()), context=500, slots=512)).held
         assert (
             kept + prompt
             <= beside.capacity
-            < kept + prompt + costs.line(8000, 8192).memory_per_sequence
+            < kept + prompt + costs.line(500, 512).memory_per_sequence
         )
         assert less.max() < most.max()

@@ -184,8 +184,8 @@ def test_reasons_of_what_lost_are_true():
 
 
 def test_twice_the_batch_does_not_fit_beside_a_prompt_though_it_would_alone():
-    space = _space("llama3-8b", {"v5e:1x1": 1.2}, context=59_450, slots=59_500, prompt=8000)
-    found = plan(space, Targets(prompt=8000))
+    size = {"context": 4000, "slots": 4001, "prompt": 3900, "dtype_sets": BOTH[:1]}
+    found = plan(_space("llama3-8b", {"v5e:1x1": 1.2}, **size), Targets(prompt=3900))
     twice = found.choice.batch * 2
     said = {lost.what: lost.why for lost in found.rejected}
     assert found.choice.cell.estimate(found.choice.number, twice).fits
@@ -193,10 +193,9 @@ def test_twice_the_batch_does_not_fit_beside_a_prompt_though_it_would_alone():
 
 
 def test_the_slice_that_would_hold_a_prompt_too_is_not_one_that_does_not():
-    """A chunk of 2,048 tokens takes 0.21 GB, of which a full cache leaves 0.05."""
-    given = {"context": 118_950, "slots": 119_000}
-    plan(_space("llama3-8b", {"v5e:1x1": 1.2}, **given), Targets())
-    space = _space("llama3-8b", {"v5e:1x1": 1.2}, **given, prompt=8000)
+    """A cache of 8,100 tokens leaves 57 MB, and a chunk of a prompt holds 226."""
+    size = {"context": 8050, "slots": 8100, "prompt": 8000, "dtype_sets": BOTH[:1]}
+    space = _space("llama3-8b", {"v5e:1x1": 1.2}, **size)
     with pytest.raises(FloorlineError, match=r"lacking; the least slice that holds it is v5e:2x2"):
         plan(space, Targets(prompt=8000))
 
