@@ -43,7 +43,8 @@ def activation_bytes(
     tokens = min(tokens, chunk)
     D, size = config.d_model, dtypes.dtype.itemsize
     stream = D * size * placement.share(("activations", "BR"))
-    gathered = D * FLOAT32 * placement.share(("contracted", "BTD"))  # as it is normed
+    normed = D * FLOAT32 * placement.share(("activations", "BR"))  # before it is gathered
+    gathered = D * size * placement.share(("contracted", "BTD"))
     widest = np.maximum(
         np.maximum(
             tokens * _attention(config, placement, dtypes),
@@ -51,7 +52,7 @@ def activation_bytes(
         ),
         config.vocabulary * FLOAT32 * _logits_share(placement),  # the last token's logits
     )
-    return tokens * (stream + gathered) + widest
+    return tokens * stream + np.maximum(tokens * gathered + widest, tokens * normed)
 
 
 def _attention(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:

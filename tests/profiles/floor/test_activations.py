@@ -45,7 +45,7 @@ def test_prompts_hold_a_chunk_each_and_no_scores():
     """8 prompts of 32,768 tokens, an eighth of the MLP and of the heads on each of eight chips."""
     prompts = estimator("v5e:2x4", "1x1x8").prefill(8, 32_768)
     tokens = 8 * 2048
-    stream = tokens * 4096 * (2 + 4)  # and normed, in float32
+    stream = 2 * tokens * 4096 * 2
     hidden = 3 * tokens * 14_336 // 8 * 2  # wider than the queries, keys and sums of 4 heads
     assert prompts.counts.activations == stream + hidden and prompts.fits
     chunks = estimator("v5e:2x4", "1x1x8").prefill(8, 2048)

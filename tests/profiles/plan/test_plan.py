@@ -193,7 +193,7 @@ def test_twice_the_batch_does_not_fit_beside_a_prompt_though_it_would_alone():
 
 
 def test_the_slice_that_would_hold_a_prompt_too_is_not_one_that_does_not():
-    """A cache of 8,100 tokens leaves 57 MB, and a chunk of a prompt holds 226."""
+    """A cache of 8,100 tokens leaves 57 MB, and a chunk of a prompt holds 210."""
     size = {"context": 8050, "slots": 8100, "prompt": 8000, "dtype_sets": BOTH[:1]}
     space = _space("llama3-8b", {"v5e:1x1": 1.2}, **size)
     with pytest.raises(FloorlineError, match=r"lacking; the least slice that holds it is v5e:2x2"):
