@@ -6,6 +6,7 @@ time follows the tokens that a cache holds and not the slots that it has.
 """
 
 import functools
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ Ring = tuple[int, jax.Array]
 """Slots of a whole ring, and which of them is the first here."""
 KEYS_OF_A_TOKEN = 32
 """Keys that a block has where each sequence has one query: few enough to stay in a CPU's cache."""
-KEYS_OF_A_PROMPT = 256
+KEYS_OF_A_PROMPT = 512
 """Keys that a block has where there are more."""
 QUERIES = 256
 """Queries that meet a block of keys at once."""
@@ -53,7 +54,7 @@ def attend_part(
       scale: multiplies the scores.
       softcap: c of ``c * tanh(score / c)``, if any (Gemma Team 2024, section 2).
     """
-    batch, tokens, heads, group, width = q.shape
+    batch, tokens, *_ = q.shape
     loop = functools.partial(_over_blocks, ring=ring, window=window, scale=scale, softcap=softcap)
     q = q.transpose(0, 2, 1, 3, 4)  # [B, K, T, G, h]
     arrays = keys, values, key_scales, value_scales
@@ -66,22 +67,36 @@ def attend_part(
         # A block is copied before it is read, so that half of all slots take as long as all.
         first, last = _seen_slots(spans, tokens, slots, ring, window)
         return _in_order_of_queries(jax.lax.cond(2 * (last - first) >= slots, whole, loop))
-    block = min(QUERIES, tokens)
-    blocks = -(-tokens // block)
-    q = jnp.pad(q, [(0, 0)] * 2 + [(0, blocks * block - tokens)] + [(0, 0)] * 2)
 
-    def of_queries(number: jax.Array) -> Softmaxed:
-        """A block of one sequence's queries over its keys."""
-        row, start = number // blocks, number % blocks * block
-        some = jax.lax.dynamic_slice(q, (row, 0, start, 0, 0), (1, heads, block, group, width))
+    def one(row: jax.Array | int) -> Softmaxed:
+        """A sequence, a loop for each block of queries: XLA:CPU runs them side by side."""
         own = Spans(*(jax.lax.dynamic_slice_in_dim(each, row, 1) for each in spans))
-        own = own._replace(first_query=own.first_query + start)
-        return loop(some, arrays, own, KEYS_OF_A_PROMPT, row)
+        parts = [
+            loop(
+                jax.lax.dynamic_slice_in_dim(q[:, :, first : first + QUERIES], row, 1),
+                arrays,
+                own._replace(first_query=own.first_query + first),
+                KEYS_OF_A_PROMPT,
+                row,
+            )
+            for first in range(0, tokens, QUERIES)
+        ]
+        return _one_after_another(parts)
 
-    parts = jax.lax.map(of_queries, jnp.arange(batch * blocks))  # [B * blocks, 1, K, T, G, h]
-    return _in_order_of_queries(
-        Softmaxed(*(_whole_sequences(part, batch, tokens) for part in parts))
-    )
+    return _in_order_of_queries(_each_sequence(one, batch))
+
+
+def _one_after_another(parts: Iterable[Softmaxed]) -> Softmaxed:
+    """Blocks of queries, each [B, K, queries, ...], as one."""
+    return Softmaxed(*(jnp.concatenate(each, axis=2) for each in zip(*parts, strict=True)))
+
+
+def _each_sequence(one: Callable[[jax.Array | int], Softmaxed], batch: int) -> Softmaxed:
+    """What `one` finds of each of so many sequences, [B, K, T, ...]."""
+    if batch == 1:
+        return one(0)
+    found = jax.lax.map(one, jnp.arange(batch))  # [B, 1, K, T, ...]
+    return Softmaxed(*(each[:, 0] for each in found))
 
 
 def attend_each_other(
@@ -122,19 +137,9 @@ def attend_each_other(
             part = _add(None, rows, *cut, jnp.asarray(seen)[None], scale, softcap)
             shape = some.shape[:-1]
             parts.append([each.reshape(*shape, *each.shape[3:]) for each in part])
-        return Softmaxed(*(jnp.concatenate(each, axis=2) for each in zip(*parts, strict=True)))
+        return _one_after_another(map(Softmaxed._make, parts))
 
-    if q.shape[0] == 1:
-        return _in_order_of_queries(one(0))
-    found = jax.lax.map(one, jnp.arange(q.shape[0]))  # [B, 1, K, T, ...]
-    return _in_order_of_queries(Softmaxed(*(each[:, 0] for each in found)))
-
-
-def _whole_sequences(parts: jax.Array, batch: int, tokens: int) -> jax.Array:
-    """[B * blocks, 1, K, queries, ...] -> [B, K, T, ...]."""
-    _, _, heads, block, *rest = parts.shape
-    parts = parts.reshape(batch, -1, heads, block, *rest).swapaxes(1, 2)
-    return parts.reshape(batch, heads, -1, *rest)[:, :, :tokens]
+    return _in_order_of_queries(_each_sequence(one, q.shape[0]))
 
 
 def _in_order_of_queries(part: Softmaxed) -> Softmaxed:
@@ -169,14 +174,16 @@ def _over_blocks(
     first, last = _seen_slots(spans, tokens, slots, ring, window)
     rows = q.reshape(batch, heads, tokens * group, width)
 
-    def step(number: jax.Array, part: Softmaxed) -> Softmaxed:
+    def step(number: jax.Array, part: Softmaxed, masked: bool = True) -> Softmaxed:
         start = jnp.minimum(number * block, slots - block)
         cut = tuple(
             array if array is None else _cut(array, row, start, batch, block) for array in arrays
         )
-        at = start + jnp.arange(block)
-        seen = _seen(spans, tokens, at, ring, window)
-        seen &= at >= number * block  # the last block may begin within the one before
+        seen = None
+        if masked:
+            at = start + jnp.arange(block)
+            seen = _seen(spans, tokens, at, ring, window)
+            seen &= at >= number * block  # the last block may begin within the one before
         return _add(part, rows, *cut, seen, scale, softcap)
 
     shape = batch, heads, tokens * group
@@ -185,7 +192,14 @@ def _over_blocks(
         jnp.full(shape, LOWEST, jnp.float32),
         jnp.zeros(shape, jnp.float32),
     )
-    part = jax.lax.fori_loop(first // block, -(-last // block), step, nothing)
+    begin, end = first // block, -(-last // block)
+    if ring is None and window is None:
+        # All queries see all keys of all blocks but the last ones.
+        seen_by_all = jnp.minimum(spans.filled, spans.first_query + 1) - spans.first_key
+        some = jnp.clip(jnp.min(seen_by_all) // block, begin, end)
+        nothing = jax.lax.fori_loop(begin, some, functools.partial(step, masked=False), nothing)
+        begin = some
+    part = jax.lax.fori_loop(begin, end, step, nothing)
     return Softmaxed(*(each.reshape(batch, heads, tokens, group, *each.shape[3:]) for each in part))
 
 
@@ -213,7 +227,7 @@ def _add(
     values: jax.Array,
     key_scales: jax.Array | None,
     value_scales: jax.Array | None,
-    seen: jax.Array,
+    seen: jax.Array | None,
     scale: float,
     softcap: float | None,
     keys_first: bool = False,
@@ -227,7 +241,7 @@ def _add(
       values: [B, K, block, h].
       key_scales: [K, B, block], if any.
       value_scales: as `key_scales`.
-      seen: [B, T, block] bool.
+      seen: [B, T, block] bool; None for all.
       scale: multiplies scores.
       softcap: caps them.
       keys_first: multiply keys with queries, so that XLA:CPU does not copy many keys into another
@@ -240,8 +254,9 @@ def _add(
         scores *= key_scales.swapaxes(0, 1)[:, :, None]
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
-    group = rows.shape[2] // seen.shape[1]
-    scores = jnp.where(jnp.repeat(seen, group, axis=1)[:, None], scores, -jnp.inf)
+    if seen is not None:
+        group = rows.shape[2] // seen.shape[1]
+        scores = jnp.where(jnp.repeat(seen, group, axis=1)[:, None], scores, -jnp.inf)
     highest = jnp.max(scores, axis=-1)
     highest = jnp.maximum(highest, LOWEST if part is None else part.highest)
     weights = jnp.exp(scores - highest[..., None])

@@ -118,7 +118,7 @@ def test_a_repeated_chunk_leaves_what_a_prompt_that_is_run_once_leaves(tiny_engi
     step = RepeatedPrompt(tiny_engine("1x1x1"), batch=2, length=270)
     step.compile()
     once = np.asarray(step._cache.keys[0])
-    step.lengthen(0.05)
+    step.lengthen(0.3)
     for _ in range(2):
         step.sample()
     np.testing.assert_array_equal(np.asarray(step._cache.keys[0]), once)
