@@ -84,8 +84,7 @@ with _common.importing(__name__):
 
 def main() -> None:
     """Prints the front, the choice and the plans that lost."""
-    gc.freeze()  # JAX's modules are many objects, which each collection would look through
-    gc.set_threshold(50_000)  # a plan makes many small objects, few of them in cycles
+    gc.disable()  # a plan makes many small objects, few of them in cycles
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _common.check_json()
     model = _slices.model()

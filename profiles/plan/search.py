@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -128,27 +128,33 @@ class Search:
         Of equals the first: on the slice that would cost least, in the layout that would take and
         cost least, if collectives took no time.
         """
-        hopes = []
-        for cell in cells:
-            batches, steps = cell.even_bounds
-            _, hope = self._aimed(cell, steps * _GAIN, batches, aims)
-            hopes.append((hope.min(), cell))
+        hopes = [(self._hope(cell, aims), cell) for cell in cells]
         found: list[tuple[float, float, Candidate]] = []
-        for _, cell in sorted(hopes, key=lambda hope: hope[0]):
-            first, second = self._aimed(cell, cell.steps, cell.batches, aims)
-            edges, limits = np.array([(-math.inf, math.inf), *(each[:2] for each in found)]).T
-            gains = second < limits[np.searchsorted(edges, first, side="right") - 1]
-            gains &= self._kept(cell, keep)[:, None]
+        for hope, cell in sorted(hopes, key=lambda each: each[0][1].min()):
+            if not _gains(found, *hope).any():
+                continue
+            first, second = self._aimed(cell.steps, cell.cost(cell.steps, cell.batches), aims)
+            gains = _gains(found, first, second) & self._kept(cell, keep)[:, None]
             if gains.any():
                 new = self._points(cell, gains, (first, second), aims)
                 found = _unbettered([*found, *new])
         return [point for *_, point in found]
 
+    def _hope(self, cell: Cell, aims: Aims) -> tuple[np.ndarray, np.ndarray]:
+        """Lower bounds of both aims in any layout, for batches from each to the next of a list.
+
+        A larger batch takes no less time, a smaller one costs no less.
+        """
+        batches, steps = cell.even_bounds
+        costs = cell.cost(steps, batches)
+        return self._aimed(steps[:-1] / _GAIN, costs[1:] / _GAIN, aims)
+
     def _points(
         self, cell: Cell, chosen: np.ndarray, aimed: tuple[np.ndarray, np.ndarray], aims: Aims
     ) -> list[tuple[float, float, Candidate]]:
         """Chosen ways of a cell, each behind its aims, in the order in which one is preferred."""
-        bounds = self._aimed(cell, cell.bounds * _GAIN, cell.batches, aims)
+        steps = cell.bounds * _GAIN
+        bounds = self._aimed(steps, cell.cost(steps, cell.batches), aims)
         hopes = bounds[0].min(axis=1) + bounds[1].min(axis=1)
         first, second = (aim[chosen] for aim in aimed)
         places = np.argwhere(chosen)
@@ -171,12 +177,19 @@ class Search:
         return kept
 
     def _aimed(
-        self, cell: Cell, steps: np.ndarray, batches: np.ndarray, aims: Aims
+        self, steps: np.ndarray, costs: np.ndarray, aims: Aims
     ) -> tuple[np.ndarray, np.ndarray]:
         """Aims of steps that meet the target of a step; infinite of others."""
         within = (steps <= _or_more(self.targets.step_s)) & np.isfinite(steps)
-        aimed = aims(steps, cell.cost(steps, batches))
-        return tuple(np.where(within, aim, math.inf) for aim in aimed)
+        return tuple(np.where(within, aim, math.inf) for aim in aims(steps, costs))
+
+
+def _gains(
+    found: Sequence[tuple[float, float, Candidate]], first: np.ndarray, second: np.ndarray
+) -> np.ndarray:
+    """Where these aims are not bettered by what was found, which is in order of the first aim."""
+    edges, limits = np.array([(-math.inf, math.inf), *(each[:2] for each in found)]).T
+    return second < limits[np.searchsorted(edges, first, side="right") - 1]
 
 
 def _unbettered(

@@ -179,7 +179,7 @@ class Cell:
             ),
             0,
         )
-        batches = np.append(BATCHES, largest)
+        batches = np.sort(np.append(BATCHES, largest))
         memory, compute = self._work(one_device, batches, 1)
         steps = np.maximum(memory / devices, compute / devices) + self._overhead
         return batches, np.where((batches > 0) & (batches <= largest), steps, math.inf)
