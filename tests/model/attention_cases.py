@@ -39,12 +39,13 @@ def make_case(seed: int = 0, **changes) -> dict:
             "softcap": None, "scale": 0.3, "dtype": np.float32, "cache": np.float32,
             "garbage": np.nan,
             "first_query": (69, 3), "first_key": (0, 0), "filled": (70, 4)} | changes  # fmt: skip
+    case["cache"] = np.dtype(case["cache"])
     random = np.random.default_rng(seed)
     B, T, K, G, h, S = (case[letter] for letter in "BTKGhS")
     case["q"] = random.normal(size=(B, T, K, G, h)).astype(case["dtype"])
     for name in ("keys", "values"):
         stored, scales = random.normal(size=(B, K, S, h)), None
-        if np.dtype(case["cache"]).itemsize == 1:
+        if case["cache"].itemsize == 1:
             scales = random.uniform(0.01, 0.1, size=(K, B, S)).astype(np.float32)
             stored = np.round(stored * 20)
         case[name], case[f"{name[:-1]}_scales"] = stored.astype(case["cache"]), scales
@@ -65,6 +66,7 @@ def run(form: Form, case: dict) -> Softmaxed:
     names = ("q", "keys", "values", "key_scales", "value_scales")
     attend = functools.partial(form, ring=ring, **keywords)
     part = jax.jit(attend)(*(case[name] for name in names), spans)
+    assert {array.dtype for array in part} == {np.dtype("float32")}
     return Softmaxed(*(np.asarray(array, np.float64) for array in part))
 
 

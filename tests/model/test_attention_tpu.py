@@ -1,129 +1,47 @@
 """The TPU kernel of attention to a cache: its numbers as a TPU computes them, and what compiles."""
 
+import functools
 import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.typing import DTypeLike
 
 from model.attention_tpu import attend_part
-from model.softmax_parts import LOWEST, Softmaxed, Spans, join
+from model.softmax_parts import Softmaxed, Spans, join
 from profiles.compiled.compiler import environment
+from tests.model import attention_cases
 
 ROOT = Path(__file__).parents[2]
 K, G, H = 2, 2, 128
 
 
-def expected_part(q, keys, values, key_scales, value_scales, positions, first_query, window, **how):
-    """Scores' maximum, sum of exponentials and result of one sequence and head, in float64.
-
-    q: [T, G, h]; keys and values: [S, h]; positions: [S], negative where there is no key.
-    """
-    query = first_query + np.arange(len(q))[:, None]
-    visible = (positions >= 0) & (positions <= query)
-    if window is not None:
-        visible &= positions > query - window
-    there = positions >= 0
-    keys, values = (np.where(there[:, None], part, 0) for part in (keys, values))
-    key_scales, value_scales = (np.where(there, part, 0) for part in (key_scales, value_scales))
-    scores = np.einsum("tgh,sh->tgs", q, keys) * key_scales * how["scale"]
-    if how["softcap"]:
-        scores = how["softcap"] * np.tanh(scores / how["softcap"])
-    scores = np.where(visible[:, None], scores, -np.inf)
-    highest = np.maximum(scores.max(-1), LOWEST)
-    weights = np.exp(scores - highest[..., None])
-    sums = np.einsum("tgs,sh->tgh", weights * value_scales, values)
-    return highest, weights.sum(-1), sums
-
-
-def positions_of(slots, first_key, filled, ring):
-    """The position of the key in each slot; -1 where there is none."""
-    slot = np.arange(slots)
-    if ring is None:
-        position = first_key + slot
-    else:
-        last = filled - 1
-        position = last - (last - (ring[1] + slot)) % ring[0]
-    return np.where((position >= 0) & (position < filled), position, -1)
-
-
 def check(
-    tokens,
-    slots,
-    first_query,
-    filled,
+    tokens: int,
+    slots: int,
+    first_query: Sequence[int],
+    filled: Sequence[int],
     *,
-    first_key=0,
-    ring=None,
-    window=None,
-    softcap=None,
-    stored=jnp.float32,
-    dtype=jnp.float32,
-    group=G,
-    width=H,
-):
+    first_key: int = 0,
+    stored: DTypeLike = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
+    group: int = G,
+    width: int = H,
+    **changes: object,
+) -> None:
     """The kernel gives what NumPy does where slots without a token hold NaN."""
-    random = np.random.default_rng(0)
-    batch, scale = len(filled), width**-0.5
-    q = jnp.asarray(random.normal(size=(batch, tokens, K, group, width)) * 2, dtype)
-    places = [positions_of(slots, first_key, n, ring) for n in filled]
-    gone = np.stack(places)[:, None, :] < 0  # [B, 1, S]
-    whole, floats = jnp.issubdtype(stored, jnp.integer), jnp.issubdtype(stored, jnp.floating)
-    cache, scales = [], []
-    for _ in range(2):
-        part = random.normal(size=(batch, K, slots, width)) * (2 if whole else 1)
-        part = part.round() if whole else np.where(gone[..., None], np.nan, part)
-        cache.append(jnp.asarray(part).astype(stored))
-        factors = random.uniform(0.2, 2, (K, batch, slots))
-        scales.append(np.where(gone[:, 0], np.nan, factors).astype(np.float32))
-    quantized = whole or jnp.dtype(stored).itemsize == 1
-    assert floats or quantized
-    spans = Spans(
-        jnp.asarray(first_query, jnp.int32),
-        jnp.full(batch, first_key, jnp.int32),
-        jnp.asarray(filled, jnp.int32),
-    )
-    how = {"scale": scale, "softcap": softcap}
-    arrays = (q, *cache, *(map(jnp.asarray, scales) if quantized else (None, None)))
-    device_ring = ring and (ring[0], jnp.int32(ring[1]))
-    part = jax.jit(
-        lambda arrays, spans, ring_start: attend_part(
-            *arrays,
-            spans,
-            ring=ring and (ring[0], ring_start),
-            window=window,
-            interpret=True,
-            **how,
-        )
-    )(arrays, spans, device_ring and device_ring[1])
-    assert {array.dtype for array in part} == {jnp.dtype("float32")}
-    found, joined = [np.asarray(array) for array in part], np.asarray(part.mean())
+    sizes = {"B": len(filled), "T": tokens, "K": K, "G": group, "h": width, "S": slots}
+    spans = {"first_query": first_query, "first_key": [first_key] * len(filled), "filled": filled}
+    types = {"dtype": dtype, "cache": stored, "scale": width**-0.5}
+    case = attention_cases.make_case(**sizes, **spans, **types, **changes)
     tolerance = 2e-5 if dtype == jnp.float32 else 2e-2
-    ones = np.ones(slots)
-    for b in range(batch):
-        for k in range(K):
-            factors = [each[k, b] if quantized else ones for each in scales]
-            stored_parts = [np.asarray(part[b, k], np.float64) for part in cache]
-            highest, total, sums = expected_part(
-                np.asarray(q[b, :, k], np.float64),
-                *stored_parts,
-                *factors,
-                places[b],
-                first_query[b],
-                window,
-                **how,
-            )
-            np.testing.assert_allclose(found[1][b, :, k], highest, rtol=tolerance, atol=tolerance)
-            np.testing.assert_allclose(found[2][b, :, k], total, rtol=tolerance, atol=tolerance)
-            size = max(np.abs(sums).max(), 1)
-            np.testing.assert_allclose(found[0][b, :, k], sums, atol=tolerance * size)
-            mean = sums / np.where(total > 0, total, 1)[..., None]
-            np.testing.assert_allclose(joined[b, :, k], mean, atol=tolerance * 10)
+    attention_cases.check(functools.partial(attend_part, interpret=True), case, tolerance)
 
 
 @pytest.mark.parametrize(
