@@ -3,17 +3,23 @@
 `python -m profiles.measured.result_tables` writes them.
 """
 
+import json
+import statistics
+from collections import defaultdict
 from collections.abc import Callable
 
 from profiles.report.document import read_document
 from profiles.report.lines import fit_lines
+from profiles.report.numbers import exact, number
 from profiles.report.pages import ROOT, Part
 from profiles.report.step_table import markdown_table
+from profiles.report.table import Table
 
 RESULTS = ROOT / "profiles/results"
 MODULE = "profiles.measured.result_tables"
 PROJECT_PAGE, PAGE = "README.md", "profiles/measured/README.md"
 GPU, CPU, CPU_TYPES = "llama3-8b-h200", "smollm2-135m-cpu", "smollm2-135m-cpu-types"
+CPU_PROMPTS = "smollm2-135m-cpu-prompts"
 _TIME_COLUMNS = ("batch", "measured step ms", "floor step ms", "floor / measured")
 SHORT = {
     GPU: ("weight_dtype", *_TIME_COLUMNS, "measured USD/Mtok"),
@@ -38,10 +44,35 @@ def fits(name: str) -> str:
     return "```\n" + "\n".join(fit_lines(recorded(name)["fits"])) + "\n```\n"
 
 
+def prompts(name: str) -> str:
+    """A recorded run's whole prompts, each the sum of its chunks, beside the floor of one pass."""
+    run = recorded(name)
+    columns = "prompt tokens", *_TIME_COLUMNS[1:], "measured tokens/s"
+    return markdown_table(run["prompts"], run["bandwidth"], columns).strip() + "\n"
+
+
+def peers(name: str) -> str:
+    """Prompts in rounds that alternate with transformers: medians, and the median of the ratios."""
+    rounds = defaultdict(list)
+    for one in json.loads((RESULTS / name / "peer-transformers.json").read_text())["runs"]:
+        rounds[one["prompt_length"]].append(one)
+    rows = []
+    for length, runs in sorted(rounds.items()):
+        own, peer = (
+            statistics.median(run[side] for run in runs) for side in ("own_s", "transformers_s")
+        )
+        ratio = statistics.median(run["transformers_s"] / run["own_s"] for run in runs)
+        rows.append([exact(length), exact(len(runs)), number(own), number(peer), f"{ratio:.2f}"])
+    head = ("prompt tokens", "rounds", "measured s", "transformers s", "times as fast")
+    return Table(head, rows, align="r" * len(head)).markdown() + "\n"
+
+
 PARTS: dict[Part, Callable[[], str]] = {
     **{Part(PROJECT_PAGE, name, MODULE): lambda n=name: table(n, SHORT[n]) for name in SHORT},
     **{Part(PAGE, name, MODULE): lambda n=name: table(n) for name in (CPU, CPU_TYPES, GPU)},
     Part(PAGE, f"{CPU} lines", MODULE): lambda: fits(CPU),
+    Part(PAGE, CPU_PROMPTS, MODULE): lambda: prompts(CPU_PROMPTS),
+    Part(PAGE, f"{CPU_PROMPTS} peers", MODULE): lambda: peers(CPU_PROMPTS),
 }
 """The function that makes each part of a README."""
 
