@@ -32,8 +32,8 @@ def request(prompts: list[dict], new: int = NEW_TOKENS) -> Request:
     return Request(prompts=ids, max_new_tokens=new, stop_ids=frozenset({FOUND["eos_id"]}))
 
 
-# Half of the text on many devices, which share a few cores: one prompt still ends by itself.
-RUNS = [("1x1x1", NEW_TOKENS), ("1x1x8", 32)]
+# The start of the text on two devices, which share a few cores; the slow set has all of it on more.
+RUNS = [("1x1x1", NEW_TOKENS), ("1x1x2", 12)]
 MORE_RUNS = [(f"1x1x{devices}", NEW_TOKENS) for devices in (2, 3, 4, 8)]
 
 
@@ -52,8 +52,10 @@ def test_text_becomes_the_same_tokens_and_back(smollm2: ModelSource, prompt):
 def test_greedy_text_equals_transformers_in_a_ragged_batch(smollm2_engine, mesh, new):
     completions = finish(generate(smollm2_engine(mesh), request(PROMPTS, new)))
     for prompt, completion in zip(PROMPTS, completions, strict=True):
-        assert completion.tokens == expected_tokens(prompt)[:new]
-        assert completion.finish_reason == {"eos": "stop", "length": "length"}[prompt["stopped"]]
+        tokens = expected_tokens(prompt)
+        assert completion.tokens == tokens[:new]
+        ended = prompt["stopped"] == "eos" and len(tokens) < new
+        assert completion.finish_reason == ("stop" if ended else "length")
         logprobs = prompt["log_probs"][: len(completion.tokens)]
         np.testing.assert_allclose(completion.logprobs, logprobs, atol=1e-3)
 

@@ -129,9 +129,19 @@ def test_parts_of_two_chips_join_to_the_whole():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stored", [jnp.float32, jnp.bfloat16, jnp.int8, jnp.float8_e4m3fn])
-@pytest.mark.parametrize("group", [1, 7, 16])
-@pytest.mark.parametrize("width", [64, 256])
+@pytest.mark.parametrize(
+    ("stored", "group", "width"),
+    [
+        (jnp.float32, 7, 256),
+        (jnp.float32, 16, 64),
+        (jnp.bfloat16, 1, 64),
+        (jnp.bfloat16, 16, 256),
+        (jnp.int8, 1, 256),
+        (jnp.int8, 7, 64),
+        (jnp.float8_e4m3fn, 7, 64),
+        (jnp.float8_e4m3fn, 16, 256),
+    ],
+)
 def test_all_groups_head_sizes_and_types(stored, group, width):
     case = {"stored": stored, "group": group, "width": width, "dtype": jnp.bfloat16}
     check(1, 1300, [0, 1200], [1, 1201], window=900, **case)
@@ -140,7 +150,7 @@ def test_all_groups_head_sizes_and_types(stored, group, width):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_random_spans(seed):
     random = np.random.default_rng(seed)
     tokens, slots = int(random.choice([1, 1, 17, 300])), int(random.integers(1, 1500))
