@@ -102,11 +102,13 @@ def calibration(chip: Chip) -> Calibration:
     """The constants of expected times, from ``--calibration`` or for this chip.
 
     Raises:
-      UsageError: the file is missing or has other fields.
+      UsageError: the file is missing or has other fields, or was measured on another device.
     """
-    if CALIBRATION.value is not None:
-        return read_calibration(CALIBRATION.value)
-    return calibration_of(chip.name)
+    if CALIBRATION.value is None:
+        return calibration_of(chip.name)
+    given = read_calibration(CALIBRATION.value)
+    given.check_chip(chip.name)
+    return given
 
 
 def deployment(model: Model, slice: Slice, dtypes: Dtypes) -> Deployment:

@@ -2,7 +2,7 @@
 
 `calibrations.json` has one for each family of chips and the software on it, with its source;
 ``--calibration`` reads one from a file of the user's. Reports say when a calibration that was
-fitted for one chip is used for another.
+fitted for one chip is used for another. One that was measured on a device is refused for others.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sharding.error_types import UsageError
 
-_NOT_NUMBERS = ("name", "source", "chips", "hidden")
+_NOT_NUMBERS = ("name", "source", "chips", "hidden", "measured_on")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Calibration:
       step_s: fixed time of each step.
       hidden: whether collectives overlap with reading memory, so that their time only adds to that
         of arithmetic.
+      measured_on: short name of the chip, or JAX's name of the device, that all this was measured
+        on; empty for a calibration that was fitted, and that other chips may be lent.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Calibration:
     layer_s: float
     step_s: float
     hidden: bool
+    measured_on: str = ""
 
     def __post_init__(self) -> None:
         for field in ("memory", "compute", "link"):
@@ -61,6 +64,21 @@ class Calibration:
                 raise UsageError(
                     f"{field} of calibration {self.name} is {value}; use seconds, 0 or more"
                 )
+
+    def check_chip(self, chip: str) -> None:
+        """Refuses a calibration that was measured on one device for another.
+
+        Args:
+          chip: the short name of the chip that it is wanted for.
+
+        Raises:
+          UsageError: it was measured on another.
+        """
+        if self.measured_on not in ("", chip):
+            raise UsageError(
+                f"calibration {self.name} is measured on {self.measured_on}, not on {chip}; give "
+                f"one that microbenchmark.py wrote on {chip}, or leave --calibration out"
+            )
 
     def describe(self, chip: str) -> str:
         """The name, for a report on a chip; says which chips it was fitted for if not this one."""
@@ -90,6 +108,8 @@ def calibration_of(chip: str) -> Calibration:
 def read_calibration(path: str) -> Calibration:
     """Reads a calibration from a file: a JSON object with all fields of `Calibration`.
 
+    `measured_on` alone may be missing.
+
     Raises:
       UsageError: there is no such file, or it is no such object.
     """
@@ -102,6 +122,8 @@ def read_calibration(path: str) -> Calibration:
 
 def _parse(values: object, file: str) -> Calibration:
     fields = {field.name: field.type for field in dataclasses.fields(Calibration)}
+    if isinstance(values, dict):
+        values = {"measured_on": ""} | values
     if not isinstance(values, dict) or values.keys() ^ fields.keys():
         raise UsageError(
             f"calibration in {file} is not of the fields {', '.join(fields)}; give exactly those"
@@ -110,7 +132,7 @@ def _parse(values: object, file: str) -> Calibration:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UsageError(f"{name} of the calibration in {file} is {value!r}; use a number")
-    kinds = {"name": str, "source": str, "chips": list, "hidden": bool}
+    kinds = {"name": str, "source": str, "chips": list, "hidden": bool, "measured_on": str}
     for name, kind in kinds.items():
         if not isinstance(values[name], kind):
             words = {str: "text", list: "a list of chips", bool: "true or false"}[kind]

@@ -122,9 +122,11 @@ def reproduce(case: Case, calibration: Calibration | None = None) -> Reproduced:
 
     Raises:
       LayoutError: the layout does not go with the model on any mesh of the slice.
-      UsageError: the chip has no figure for the arithmetic.
+      UsageError: the chip has no figure for the arithmetic, or the calibration was measured on
+        another device.
     """
     calibration = calibration or calibration_of(case.slice.chip.name)
+    calibration.check_chip(case.slice.chip.name)
     for_floor = estimators(case, True, calibration)
     floor_s = min(_floor_seconds(case, each) for each in for_floor)
     _, expected_s = min(_expected(case, each) for each in estimators(case, False, calibration))

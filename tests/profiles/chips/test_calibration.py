@@ -32,6 +32,7 @@ def test_a_file_is_read_and_a_wrong_one_is_refused_by_what_is_wrong(tmp_path):
         ({"link": "fast"}, "link of the calibration in .* is 'fast'"),
         ({"chips": 5}, "chips of the calibration in .* is 5; use a list"),
         ({"hidden": "no"}, "hidden of the calibration in .* is 'no'; use true or false"),
+        ({"measured_on": 5}, "measured_on of the calibration in .* is 5; use text"),
         ({"speed": 1}, "is not of the fields"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -41,3 +42,17 @@ def test_a_file_is_read_and_a_wrong_one_is_refused_by_what_is_wrong(tmp_path):
         read_calibration(str(path))
     with pytest.raises(UsageError, match="cannot be read"):
         read_calibration(str(tmp_path / "none.json"))
+
+
+def test_what_was_fitted_is_lent_and_what_was_measured_is_refused_for_other_chips(tmp_path):
+    path = tmp_path / "fitted.json"
+    fields = dataclasses.asdict(calibration_of("v5e"))
+    del fields["measured_on"]  # as in files of a user's own
+    path.write_text(json.dumps(fields))
+    fitted = read_calibration(str(path))
+    fitted.check_chip("v5e")
+    fitted.check_chip("h100")
+    measured = dataclasses.replace(fitted, name="mine", measured_on="v5e")
+    measured.check_chip("v5e")
+    with pytest.raises(UsageError, match="calibration mine is measured on v5e, not on h100; give"):
+        measured.check_chip("h100")
