@@ -34,6 +34,8 @@ XLA:CPU
   the identity, which it does once (`computed_once`).
 - It has no ragged all-to-all: a plain one takes every token to every chip that may have its expert
   (`model.dispatch`).
+- It stops where some dozens of launches with collectives wait in its queue: each is awaited
+  (`profiles.measured.kernels`).
 
 XLA:TPU
 - It lays attention's output weights out anew at every step, to cut their rows: they are stored in

@@ -19,7 +19,15 @@ READ_BYTES_PER_CHIP = 1 << 30  # on each device of other meshes
 LAUNCHES = 16  # reads per sample there: launching and awaiting one can take as long as the read
 MATMUL_SIZE = 1024
 CPU_CACHES = Path("/sys/devices/system/cpu")
+WIDTH = 4096  # numbers of a row of the array that is read
 _XYZ = ("x", "y", "z")
+
+READS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "sum": jax.jit(lambda big, _: jnp.sum(big, axis=1)),
+    "max": jax.jit(lambda big, _: jnp.max(big, axis=1)),
+    "matrix_vector": jax.jit(lambda big, vector: big @ vector),
+}
+"""Kernels that read an array [rows.xyz, width], given a vector [width] beside it."""
 
 
 @dataclasses.dataclass
@@ -39,32 +47,21 @@ class PeakMeter:
     flop_rates: list[float] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        width = 4096
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         size = READ_BYTES if on_cpu else READ_BYTES_PER_CHIP * self.mesh.size
         self._launches = 1 if on_cpu else LAUNCHES
-        rows = size // 4 // width
-        rows -= rows % self.mesh.size
-        with jax.set_mesh(self.mesh):
-            # No zeros: the system can map all untouched pages of zeros to one page of memory.
-            self._big = jax.jit(lambda: _filled((rows, width), jax.P(_XYZ, None)))()
-            self._vector = jax.jit(lambda: _filled((width,), jax.P(None)))()
-            square = (MATMUL_SIZE * self.mesh.size, MATMUL_SIZE)
-            self._left = jax.jit(lambda: _filled(square, jax.P(_XYZ, None)).astype(self.dtype))()
-            right = (MATMUL_SIZE, MATMUL_SIZE)
-            self._right = jax.jit(lambda: _filled(right, jax.P(None, None)).astype(self.dtype))()
-        self._reads: dict[str, Callable[[], jax.Array]] = {
-            "sum": jax.jit(lambda big, _: jnp.sum(big, axis=1)),
-            "max": jax.jit(lambda big, _: jnp.max(big, axis=1)),
-            "matrix_vector": jax.jit(lambda big, vector: big @ vector),
-        }
+        self._big, self._vector = read_operands(self.mesh, size)
+        square = (MATMUL_SIZE * self.mesh.size, MATMUL_SIZE)
+        self._left = filled(self.mesh, square, jax.P(_XYZ, None), self.dtype)
+        right = (MATMUL_SIZE, MATMUL_SIZE)
+        self._right = filled(self.mesh, right, jax.P(None, None), self.dtype)
         self._matmul = jax.jit(lambda left, right: left @ right)
 
     def sample(self, repeats: int = 3) -> None:
         """Runs every kernel `repeats` times more."""
         flops = 2 * math.prod(self._left.shape) * MATMUL_SIZE
         with jax.set_mesh(self.mesh):
-            for name, kernel in self._reads.items():
+            for name, kernel in READS.items():
                 rates = self.read_rates.setdefault(name, [])
                 read = functools.partial(kernel, self._big, self._vector)
                 rates += self._rates(read, self._big.nbytes, repeats)
@@ -78,19 +75,39 @@ class PeakMeter:
     def _rates(self, run: Callable[[], jax.Array], amount: float, repeats: int) -> list[float]:
         """Bytes or FLOPs per second of each repeat, if a run has `amount` of them."""
         run().block_until_ready()  # compiles the first time, warms up otherwise
-        rates = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            for _ in range(self._launches):
-                last = run()
-            last.block_until_ready()
-            rates.append(self._launches * amount / (time.perf_counter() - start))
-        return rates
+        return [amount / seconds_of(run, self._launches) for _ in range(repeats)]
 
 
-def _filled(shape: tuple[int, ...], spec: jax.P) -> jax.Array:
-    ramp = jax.lax.broadcasted_iota(jnp.float32, shape, len(shape) - 1, out_sharding=spec)
-    return ramp * 1e-6 + 0.5
+def seconds_of(run: Callable[[], jax.Array], launches: int) -> float:
+    """Seconds of each of so many launches, the last of which is awaited."""
+    start = time.perf_counter()
+    for _ in range(launches):
+        last = run()
+    last.block_until_ready()
+    return (time.perf_counter() - start) / launches
+
+
+def read_operands(mesh: jax.sharding.Mesh, size: int) -> tuple[jax.Array, jax.Array]:
+    """What `READS` take: an array of about `size` bytes over all devices, and a vector."""
+    rows = max(size // 4 // WIDTH // mesh.size, 1) * mesh.size
+    big = filled(mesh, (rows, WIDTH), jax.P(_XYZ, None))
+    return big, filled(mesh, (WIDTH,), jax.P(None))
+
+
+def filled(
+    mesh: jax.sharding.Mesh, shape: tuple[int, ...], spec: jax.P, dtype: jnp.dtype = jnp.float32
+) -> jax.Array:
+    """An array of numbers near a half, none of them zero.
+
+    The system can map all untouched pages of zeros to one page of memory.
+    """
+
+    def ramp() -> jax.Array:
+        index = jax.lax.broadcasted_iota(jnp.float32, shape, len(shape) - 1, out_sharding=spec)
+        return (index * 1e-6 + 0.5).astype(dtype)
+
+    with jax.set_mesh(mesh):
+        return jax.jit(ramp)()
 
 
 def cpu_cache() -> float:

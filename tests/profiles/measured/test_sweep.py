@@ -12,7 +12,7 @@ from model.catalog import find_model
 from model.dtypes import BFLOAT16, FLOAT32, Dtypes
 from profiles.measured import bandwidth
 from profiles.measured import sweep as sweeping
-from profiles.measured.bandwidth import PeakMeter
+from profiles.measured.bandwidth import READS, PeakMeter
 from profiles.measured.sweep import Interrupted, Sweep, run
 from profiles.measured.timing import LONG_S, MIN_BURST, RepeatedStep
 from profiles.report.lines import fit_lines, fits, lines
@@ -281,8 +281,8 @@ def test_the_meter_reads_more_than_a_cache_holds_and_its_kernels_read_all_of_it(
     meter.sample(repeats=1)
     big = np.asarray(meter._big, np.float64)
     with jax.set_mesh(meter.mesh):
-        rows = np.asarray(meter._reads["sum"](meter._big, meter._vector))
-        product = np.asarray(meter._reads["matrix_vector"](meter._big, meter._vector))
+        rows = np.asarray(READS["sum"](meter._big, meter._vector))
+        product = np.asarray(READS["matrix_vector"](meter._big, meter._vector))
     np.testing.assert_allclose(rows, big.sum(1), rtol=1e-4)
     np.testing.assert_allclose(product, big @ np.asarray(meter._vector, np.float64), rtol=1e-4)
     assert {name: len(rates) for name, rates in meter.rates().items()} == dict.fromkeys(

@@ -1,0 +1,98 @@
+"""The calibration that a microbenchmark tells: achieved fractions and fixed times of these devices.
+
+What no kernel measures is taken from another calibration, and the source says so.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from profiles.chips.calibration import Calibration
+
+LinkCost = Callable[[str, Sequence[str]], tuple[float, float]]
+"""Of a kind of collective over mesh axes: seconds of hops, and per byte of payload at the rate of
+links that fractions are of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Basis:
+    """What fractions are of, and where the measurement was made.
+
+    Attributes:
+      chip: short name of the chip, or JAX's name of a device that is no chip of the list.
+      memory: recommended bytes per second of all devices together; None for the best sample of
+        the run.
+      flops: recommended FLOP/s likewise, in the type of arithmetic that is calibrated.
+      link_cost: times of collectives at recommended rates.
+      published: whether rates of links are; else they are fractions of the best of the run.
+      dtype: the type of arithmetic.
+      words: the devices and the date, for the source.
+    """
+
+    chip: str
+    memory: float | None
+    flops: float | None
+    link_cost: LinkCost
+    published: bool
+    dtype: str
+    words: str
+
+
+def calibrate(found: Mapping[str, dict], basis: Basis, lent: Calibration) -> Calibration:
+    """The calibration of measured devices.
+
+    memory: the median rate of the best read kernel at the largest size. compute: that of the most
+    rows. link and collective_s: the medians over kinds and mesh axes of fitted rates and fixed
+    costs. step_s: how much later than the call a program ends that hardly computes, because calls
+    return while earlier steps run.
+
+    Args:
+      found: `memory`, `matmul`, `collectives` and `dispatch` of a document.
+      basis: what fractions are of.
+      lent: the calibration to take what was not measured from.
+    """
+    memory = _fraction(_largest(found["memory"]["samples"], "bytes"), "bytes_per_s", basis.memory)
+    products = [row for row in found["matmul"]["samples"] if row["dtype"] == basis.dtype]
+    compute = _fraction(_largest(products, "rows"), "flops_per_s", basis.flops)
+    links = _links(found["collectives"]["fits"], basis)
+    call = min(found["dispatch"]["samples"], key=lambda row: row["arguments"])
+    waiting = call["awaited"]["median"] - call["returned"]["median"]
+    others = ["network_s", "layer_s", "hidden", *({"link", "collective_s"} - links.keys())]
+    measured = {"memory": memory, "compute": compute, **links, "step_s": max(waiting, 0.0)}
+    of = "recommended figures" if basis.published else "the best rates of the run"
+    return dataclasses.replace(
+        lent,
+        name=f"{basis.chip.replace(' ', '-')}-measured",
+        source=f"measured on {basis.words}, fractions of {of}, arithmetic in {basis.dtype}; "
+        f"{', '.join(sorted(others))} are those of {lent.name}",
+        chips=(basis.chip,),
+        measured_on=basis.chip,
+        **measured,
+    )
+
+
+def _largest(rows: Sequence[dict], size: str) -> list[dict]:
+    most = max(row[size] for row in rows)
+    return [row for row in rows if row[size] == most]
+
+
+def _fraction(rows: Sequence[dict], rate: str, peak: float | None) -> float:
+    """The best median rate over the peak, or over the best sample where there is none."""
+    best = max(rows, key=lambda row: row[rate])
+    highest = max(row[rate] * row["seconds"]["median"] / min(row["seconds"]["samples"])
+                  for row in rows)  # fmt: skip
+    return min(best[rate] / (peak or highest), 1.0)
+
+
+def _links(fits: Sequence[dict], basis: Basis) -> dict[str, float]:
+    """`link` and `collective_s`; only what the fits of collectives tell."""
+    if not fits:
+        return {}
+    costs = [basis.link_cost(row["kind"], row["axes"]) for row in fits]
+    fixed = [max(row["fixed_s"] - hops, 0.0) for row, (hops, _) in zip(fits, costs, strict=True)]
+    found = {"collective_s": statistics.median(fixed)}
+    rates = [row["bytes_per_s"] * per_byte for row, (_, per_byte) in zip(fits, costs, strict=True)]
+    if rates := [rate for rate in rates if 0 < rate < float("inf")]:
+        best = 1.0 if basis.published else max(rates)
+        found["link"] = min(statistics.median(rates) / best, 1.0)
+    return found

@@ -1,0 +1,149 @@
+"""Measures the rates and fixed costs of devices, apart from any model.
+
+All kernels are timed in turns, round after round, so that a slow moment of the machine falls on all
+of them. Of the samples, medians are fitted by lines (`profiles.measured.fits`).
+"""
+
+import itertools
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from profiles.measured.fits import fit_line
+from profiles.measured.kernels import (
+    Calls,
+    Kernel,
+    collective_kernels,
+    product_kernels,
+    read_kernels,
+)
+from profiles.report.document import summarise
+from profiles.report.progress import progress
+from sharding import processes
+
+MIN_ROUNDS, MAX_ROUNDS = 5, 1000
+SMALLEST_READ, LARGEST_READ = 1 << 18, 1 << 28  # bytes: of a CPU's devices together ...
+LARGEST_READ_PER_DEVICE = 1 << 30  # ... and of each other device
+WIDTH, WIDTH_PER_DEVICE = 1024, 8192  # inputs of a matmul likewise
+MOST_ROWS = 1024
+SMALLEST_PAYLOAD, LARGEST_PAYLOAD = 1 << 12, 1 << 24  # bytes per device
+LARGEST_PAYLOAD_PER_DEVICE = 1 << 27
+ARGUMENTS = (1, 256)  # a model of thirty layers is some two hundred arrays
+BEYOND_CACHE = 4  # times what all caches hold: an array of so much is read from memory
+
+
+class Kernels(NamedTuple):
+    """All kernels of a run, by the parts of the document."""
+
+    memory: list[Kernel]
+    matmul: list[Kernel]
+    collectives: list[Kernel]
+    dispatch: list[Calls]
+
+
+def kernels(mesh: jax.sharding.Mesh, dtypes: Sequence[jnp.dtype]) -> Kernels:
+    """The kernels to measure on a mesh, with their operands in its memory.
+
+    Args:
+      mesh: the devices.
+      dtypes: those of matmuls.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    largest = LARGEST_READ if on_cpu else LARGEST_READ_PER_DEVICE * mesh.size
+    smallest = SMALLEST_READ if on_cpu else SMALLEST_READ * mesh.size
+    payload = LARGEST_PAYLOAD if on_cpu else LARGEST_PAYLOAD_PER_DEVICE
+    width = WIDTH if on_cpu else WIDTH_PER_DEVICE
+    calls = [Calls(mesh, arguments) for arguments in ARGUMENTS]
+    return Kernels(
+        memory=list(read_kernels(mesh, powers(smallest, largest, 4))),
+        matmul=list(product_kernels(mesh, dtypes, powers(1, MOST_ROWS, 4), width)),
+        collectives=list(collective_kernels(mesh, powers(SMALLEST_PAYLOAD, payload, 8))),
+        dispatch=calls,
+    )
+
+
+def powers(first: int, last: int, factor: int) -> list[int]:
+    """Both sizes and those between them, each so many times smaller than the next."""
+    sizes = itertools.takewhile(
+        lambda size: size > first, (last // factor**power for power in itertools.count())
+    )
+    return [first, *reversed(list(sizes))]
+
+
+def measure(found: Kernels, seconds: float) -> None:
+    """Takes samples of all kernels in turns, for so many seconds but five rounds at least."""
+    each = [*found.memory, *found.matmul, *found.collectives, *found.dispatch]
+    for one in progress(each, lambda one: f"compiling {one}"):
+        one.prepare()
+    stop = time.perf_counter() + seconds
+    rounds = range(1, MAX_ROUNDS + 1)
+    for number in progress(rounds, lambda number: f"measuring, round {number}"):
+        for one in each:
+            one.sample()
+        # All processes must run the same kernels, so process 0's clock decides.
+        if number >= MIN_ROUNDS and processes.from_first_process(
+            lambda: time.perf_counter() > stop
+        ):
+            break
+
+
+def results(found: Kernels, on_chip: float) -> dict[str, dict]:
+    """Samples and fits of each part, as the document has them.
+
+    Rates of memory and matmuls are those of all devices together, payloads those of one device.
+
+    Args:
+      found: measured kernels.
+      on_chip: bytes that the caches of all devices hold: smaller arrays are not fitted.
+    """
+    largest = sorted({one.amount for one in found.memory})
+    beyond = [size for size in largest if size >= BEYOND_CACHE * on_chip]
+    fitted = beyond if len(beyond) > 1 else largest[-2:]
+    memory = [one for one in found.memory if one.amount in fitted]
+    return {
+        "memory": {
+            "samples": [one.as_record("bytes_per_s") for one in found.memory],
+            "fits": fits(memory, ("kernel",), "bytes_per_s"),
+        },
+        "matmul": {
+            "samples": [one.as_record("flops_per_s") for one in found.matmul],
+            "fits": fits(found.matmul, ("dtype", "width"), "flops_per_s"),
+        },
+        "collectives": {
+            "samples": [one.as_record("bytes_per_s") for one in found.collectives],
+            "fits": fits(found.collectives, ("kind", "axes", "devices"), "bytes_per_s"),
+        },
+        "dispatch": {
+            "samples": [one.as_record() for one in found.dispatch],
+            "fits": [call_fit(found.dispatch)],
+        },
+    }
+
+
+def fits(found: Sequence[Kernel], keys: Sequence[str], rate: str) -> list[dict[str, object]]:
+    """A line of seconds against the amount for kernels that are alike in these fields.
+
+    Args:
+      found: measured kernels.
+      keys: names of fields.
+      rate: what the amount per second is called.
+    """
+    alike: dict[str, list[Kernel]] = {}
+    for one in found:
+        alike.setdefault(str([one.fields[key] for key in keys]), []).append(one)
+    records = []
+    for ones in alike.values():
+        line = fit_line([one.amount for one in ones], [one.seconds for one in ones])
+        fields = {key: ones[0].fields[key] for key in keys}
+        records.append({**fields, "fixed_s": line.fixed_s, rate: line.rate})
+    return records
+
+
+def call_fit(found: Sequence[Calls]) -> dict[str, float]:
+    """The time until a call returns, as a fixed cost and one of each argument."""
+    times = [summarise(one.returned)["median"] for one in found]
+    line = fit_line([one.arguments for one in found], times)
+    return {"devices": found[0].mesh.size, "fixed_s": line.fixed_s, "argument_s": 1 / line.rate}

@@ -1,0 +1,227 @@
+"""Microbenchmarks: fits of planted times, amounts as the compiler counts them, calibrations."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from profiles.chips.calibration import calibration_of, read_calibration
+from profiles.hlo.census import census
+from profiles.measured import microbenchmark
+from profiles.measured.fits import fit_line
+from profiles.measured.kernels import (
+    COLLECTIVES,
+    Calls,
+    Kernel,
+    collective_kernels,
+    groups,
+    product_kernels,
+    read_kernels,
+)
+from profiles.measured.measured_calibration import Basis, calibrate
+from profiles.measured.microbenchmark import Kernels, fits, measure, powers, results
+from profiles.measured.microbenchmark_tables import tables
+from sharding.mesh import make_mesh, parse_mesh
+
+
+def test_fits_find_a_planted_fixed_cost_and_rate():
+    sizes = powers(1 << 12, 1 << 24, 8)
+    line = fit_line(sizes, [5e-6 + size / 3e9 for size in sizes])
+    assert line.fixed_s == pytest.approx(5e-6) and line.rate == pytest.approx(3e9)
+    assert line.seconds(3e9) == pytest.approx(1 + 5e-6)
+
+
+def test_fits_are_of_medians_and_of_relative_errors():
+    """A sample that was held up moves nothing, and a tenth of the longest time not the shortest."""
+    kernels = [
+        Kernel(None, {"kind": "permute"}, None, (), size, samples=[time, time, 40 * time])
+        for size in powers(1 << 12, 1 << 24, 8)
+        for time in [5e-6 + size / 3e9]
+    ]
+    (found,) = fits(kernels, ("kind",), "bytes_per_s")
+    assert found["fixed_s"] == pytest.approx(5e-6)
+    assert found["bytes_per_s"] == pytest.approx(3e9)
+    kernels[-1].samples = [1.1 * kernels[-1].seconds]
+    (found,) = fits(kernels, ("kind",), "bytes_per_s")
+    assert found["fixed_s"] == pytest.approx(5e-6, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "times", "fixed", "rate"),
+    [
+        ([1.0, 2.0], [1.0, 3.0], 0, 5 / 8),  # begins below zero: 1 and 2/3 per second
+        ([1.0, 4.0], [2.0, 2.0], 2, np.inf),
+        ([8.0], [2.0], 0, 4),
+    ],
+)
+def test_no_fit_has_a_negative_cost(sizes, times, fixed, rate):
+    line = fit_line(sizes, times)
+    assert line.fixed_s == pytest.approx(fixed)
+    if sizes == [1.0, 2.0]:
+        relative = np.divide(sizes, times)
+        rate = (relative**2).sum() / relative.sum()
+    assert line.rate == pytest.approx(rate)
+
+
+def compiled(kernel: Kernel) -> jax.stages.Compiled:
+    with jax.set_mesh(kernel.mesh):
+        return kernel.program.lower(*kernel.operands).compile()
+
+
+@pytest.mark.parametrize("shape", ["1", "2x2x2"])
+def test_bytes_and_flops_are_those_that_the_compiler_counts(shape):
+    """The compiler counts those of one device."""
+    mesh = make_mesh(parse_mesh(shape))
+    for kernel in read_kernels(mesh, [1 << 22]):
+        counted = compiled(kernel).cost_analysis()["bytes accessed"]
+        beside = 4096 * 4 + (kernel.amount / 4096) / mesh.size  # a vector, and a sum of each row
+        assert kernel.amount / mesh.size <= counted + 4 * 4096
+        assert counted <= kernel.amount / mesh.size + 3 * beside, kernel
+    for kernel in product_kernels(mesh, [np.float32], [1, 4], 256):
+        counted = compiled(kernel).cost_analysis()["flops"]
+        assert counted == pytest.approx(kernel.amount / mesh.size, rel=0.01), kernel
+
+
+def test_payloads_and_axes_are_those_of_the_compiled_collectives():
+    mesh = make_mesh(parse_mesh("2x1x4"))
+    assert groups(mesh) == [("x",), ("z",), ("x", "z")]
+    kernels = list(collective_kernels(mesh, [1 << 20]))
+    assert len(kernels) == 3 * len(COLLECTIVES)
+    for kernel in kernels:
+        (found,) = census(compiled(kernel).as_text(), mesh)
+        made = found.kind, list(found.axes), found.payload_bytes, found.count
+        asked = (*(kernel.fields[key] for key in ("kind", "axes", "payload_bytes")), kernel.repeats)
+        assert made == asked
+
+
+def test_collectives_move_what_they_are_called_after():
+    mesh = make_mesh(parse_mesh("4"))
+    for kind, collective in COLLECTIVES.items():
+        specs = {"in_specs": jax.P("z"), "out_specs": jax.P("z"), "check_vma": False}
+        with jax.set_mesh(mesh):
+            parts = jax.device_put(np.arange(16.0), jax.NamedSharding(mesh, jax.P("z")))
+            run = jax.shard_map(lambda part, one=collective: one(part, ("z",)), **specs)
+            moved = np.asarray(jax.jit(run)(parts)).reshape(4, -1)
+        own = np.arange(16.0).reshape(4, 4)
+        wanted = {
+            "all-gather": np.tile(np.arange(16.0), (4, 1)),
+            "reduce-scatter": own.sum(0)[:, None],
+            "all-reduce": np.tile(own.sum(0), (4, 1)),
+            "all-to-all": own.T,
+            "permute": np.roll(own, 1, axis=0),
+        }[kind]
+        np.testing.assert_array_equal(moved, wanted)
+
+
+@pytest.fixture(scope="module")
+def found():
+    """A run of small kernels on four devices."""
+    mesh = make_mesh(parse_mesh("2x2"))
+    kernels = Kernels(
+        memory=list(read_kernels(mesh, [1 << 18, 1 << 20])),
+        matmul=list(product_kernels(mesh, [np.float32], [1, 8], 64)),
+        collectives=list(collective_kernels(mesh, [1 << 8, 1 << 12])),
+        dispatch=[Calls(mesh, arguments) for arguments in (1, 16)],
+    )
+    measure(kernels, 0)
+    return json.loads(json.dumps(results(kernels, 0)))
+
+
+def test_a_document_has_samples_and_fits_of_each_part(found):
+    assert {name: len(part["samples"]) for name, part in found.items()} == {
+        "memory": 2 * 3, "matmul": 2, "collectives": 5 * 3 * 2, "dispatch": 2,
+    }  # fmt: skip
+    assert {name: len(part["fits"]) for name, part in found.items()} == {
+        "memory": 3, "matmul": 1, "collectives": 5 * 3, "dispatch": 1,
+    }  # fmt: skip
+    for name, size, rate in (
+        ("memory", lambda row: row["bytes"], "bytes_per_s"),
+        ("matmul", lambda row: 2 * row["rows"] * row["width"] ** 2 * 4, "flops_per_s"),
+        ("collectives", lambda row: row["payload_bytes"], "bytes_per_s"),
+    ):
+        for row in found[name]["samples"]:
+            assert len(row["seconds"]["samples"]) == microbenchmark.MIN_ROUNDS
+            assert row[rate] == pytest.approx(size(row) / row["seconds"]["median"])
+    for row in found["dispatch"]["samples"]:
+        assert 0 < row["returned"]["median"] <= row["awaited"]["median"]
+
+
+def test_tables_have_a_row_for_each_size_kind_and_call(found):
+    text = tables(found, 4, "cpu")
+    assert text.count("measured on 4 x cpu") == 4
+    for words in ("matrix_vector", "262 kB", "TFLOP/s of all devices together", "all-to-all",
+                  "call returned"):  # fmt: skip
+        assert words in text
+    alone = found | {"collectives": {"samples": [], "fits": []}}
+    assert "Collectives" not in tables(alone, 1, "cpu")
+
+
+def rows(rate: str, key: str, sizes, rates, **fields) -> list[dict]:
+    return [
+        {**fields, key: size, rate: each, "seconds": {"median": 2.0, "samples": [1.6, 2.0, 3.0]}}
+        for size, each in zip(sizes, rates, strict=True)
+    ]
+
+
+PLANTED = {
+    "memory": {
+        "samples": [
+            *rows("bytes_per_s", "bytes", [1, 9], [9e12, 3.6e12], kernel="sum"),
+            *rows("bytes_per_s", "bytes", [1, 9], [9e12, 3.0e12], kernel="max"),
+        ]
+    },
+    "matmul": {
+        "samples": [
+            *rows("flops_per_s", "rows", [1, 64], [1e12, 5e14], dtype="bfloat16"),
+            *rows("flops_per_s", "rows", [1, 64], [1e12, 9e14], dtype="float32"),
+        ]
+    },
+    "collectives": {
+        "fits": [
+            {"kind": kind, "axes": ["z"], "fixed_s": fixed, "bytes_per_s": rate}
+            for kind, fixed, rate in (("a", 5e-6, 1e11), ("b", 7e-6, 2e11), ("c", 9e-6, 4e11))
+        ]
+    },
+    "dispatch": {
+        "samples": [
+            {"arguments": n, "returned": {"median": n * 1e-5}, "awaited": {"median": n * 3e-5}}
+            for n in (16, 1)
+        ]
+    },
+}
+ON_CHIP = Basis("h200", 4.8e12, 1e15, lambda kind, axes: (1e-6, 2.5e-12), True, "bfloat16", "here")
+
+
+def test_fractions_are_of_recommended_figures_and_the_rest_is_lent():
+    lent = calibration_of("h200")
+    found = calibrate(PLANTED, ON_CHIP, lent)
+    assert found.memory == pytest.approx(0.75)  # of the best kernel at the largest size
+    assert found.compute == pytest.approx(0.5)
+    assert found.link == pytest.approx(0.5)  # the median kind
+    assert found.collective_s == pytest.approx(6e-6)  # without its hops
+    assert found.step_s == pytest.approx(2e-5)
+    assert (found.chips, found.measured_on) == (("h200",), "h200")
+    kept = ("layer_s", "network_s", "hidden")
+    assert all(getattr(found, name) == getattr(lent, name) for name in kept)
+    assert f"{', '.join(sorted(kept))} are those of {lent.name}" in found.source
+
+
+def test_without_published_figures_fractions_are_of_the_best_of_the_run():
+    basis = dataclasses.replace(ON_CHIP, chip="cpu", memory=None, flops=None, published=False)
+    found = calibrate(PLANTED, basis, calibration_of("h200"))
+    assert found.memory == pytest.approx(1.6 / 2.0)
+    assert found.compute == pytest.approx(1.6 / 2.0)
+    assert found.link == pytest.approx(0.5)
+    assert (found.chips, found.measured_on) == (("cpu",), "cpu")
+
+
+def test_one_device_takes_its_links_from_another_calibration(tmp_path):
+    lent = calibration_of("h200")
+    found = calibrate(PLANTED | {"collectives": {"fits": []}}, ON_CHIP, lent)
+    assert (found.link, found.collective_s) == (lent.link, lent.collective_s)
+    assert "collective_s" in found.source
+    file = tmp_path / "calibration.json"
+    file.write_text(json.dumps(dataclasses.asdict(found)))
+    assert read_calibration(str(file)) == found
