@@ -99,10 +99,9 @@ def results(found: Kernels, on_chip: float) -> dict[str, dict]:
       found: measured kernels.
       on_chip: bytes that the caches of all devices hold: smaller arrays are not fitted.
     """
-    largest = sorted({one.amount for one in found.memory})
-    beyond = [size for size in largest if size >= BEYOND_CACHE * on_chip]
-    fitted = beyond if len(beyond) > 1 else largest[-2:]
-    memory = [one for one in found.memory if one.amount in fitted]
+    largest = max(one.amount for one in found.memory)
+    fitted = min(BEYOND_CACHE * on_chip, largest)  # the largest array alone where caches hold all
+    memory = [one for one in found.memory if one.amount >= fitted]
     return {
         "memory": {
             "samples": [one.as_record("bytes_per_s") for one in found.memory],

@@ -34,7 +34,7 @@ def test_fits_find_a_planted_fixed_cost_and_rate():
 
 
 def test_fits_are_of_medians_and_of_relative_errors():
-    """A sample that was held up moves nothing, and a tenth of the longest time not the shortest."""
+    """Neither a sample that was held up nor a tenth of the longest time moves the fixed cost."""
     kernels = [
         Kernel(None, {"kind": "permute"}, None, (), size, samples=[time, time, 40 * time])
         for size in powers(1 << 12, 1 << 24, 8)
@@ -43,7 +43,7 @@ def test_fits_are_of_medians_and_of_relative_errors():
     (found,) = fits(kernels, ("kind",), "bytes_per_s")
     assert found["fixed_s"] == pytest.approx(5e-6)
     assert found["bytes_per_s"] == pytest.approx(3e9)
-    kernels[-1].samples = [1.1 * kernels[-1].seconds]
+    kernels[-1].samples = [1.1 * kernels[-1].seconds]  # longer than all others together
     (found,) = fits(kernels, ("kind",), "bytes_per_s")
     assert found["fixed_s"] == pytest.approx(5e-6, rel=0.02)
 
@@ -146,6 +146,24 @@ def test_a_document_has_samples_and_fits_of_each_part(found):
             assert row[rate] == pytest.approx(size(row) / row["seconds"]["median"])
     for row in found["dispatch"]["samples"]:
         assert 0 < row["returned"]["median"] <= row["awaited"]["median"]
+
+
+def test_memory_is_fitted_beyond_caches_alone():
+    """A cache is read ten times as fast as memory; of the largest array alone there is no line."""
+
+    def fit(on_chip: float) -> dict:
+        reads = [
+            Kernel(None, {"kernel": "sum", "bytes": size}, None, (), size, samples=[time])
+            for size, time in ((1e6, 1e-5), (4e6, 5e-5), (16e6, 17e-4), (64e6, 65e-4))
+        ]
+        calls = [Calls(make_mesh(parse_mesh("1")), 1, returned=[1e-5], awaited=[2e-5])]
+        (line,) = results(Kernels(reads, [], [], calls), on_chip)["memory"]["fits"]
+        return line
+
+    assert fit(4e6)["bytes_per_s"] == pytest.approx(1e10)
+    assert fit(4e6)["fixed_s"] == pytest.approx(1e-4)
+    assert fit(1e9)["bytes_per_s"] == pytest.approx(64e6 / 65e-4)
+    assert fit(1e9)["fixed_s"] == 0
 
 
 def test_tables_have_a_row_for_each_size_kind_and_call(found):
