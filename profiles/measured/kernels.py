@@ -23,7 +23,7 @@ from sharding import processes
 
 SAMPLE_S = 0.01  # at least so long is a sample, by more launches of a short kernel
 MOST_LAUNCHES = 64
-REPEATED_BYTES, FEWEST, MOST = 1 << 22, 4, 256  # see `repeats_of`
+REPEATED_BYTES, FEWEST, MOST = 1 << 22, 4, 64  # see `repeats_of`
 CALLS = 20  # calls of which a sample of dispatch is the median
 _XYZ = ("x", "y", "z")
 

@@ -29,8 +29,8 @@ SMALLEST_READ, LARGEST_READ = 1 << 18, 1 << 28  # bytes: of a CPU's devices toge
 LARGEST_READ_PER_DEVICE = 1 << 30  # ... and of each other device
 WIDTH, WIDTH_PER_DEVICE = 1024, 8192  # inputs of a matmul likewise
 MOST_ROWS = 1024
-SMALLEST_PAYLOAD, LARGEST_PAYLOAD = 1 << 12, 1 << 24  # bytes per device
-LARGEST_PAYLOAD_PER_DEVICE = 1 << 27
+SMALLEST_PAYLOAD = 1 << 12  # bytes per device
+LARGEST_PAYLOAD, LARGEST_PAYLOAD_PER_DEVICE = 1 << 25, 1 << 27  # as of reads
 ARGUMENTS = (1, 256)  # a model of thirty layers is some two hundred arrays
 BEYOND_CACHE = 4  # times what all caches hold: an array of so much is read from memory
 
@@ -54,7 +54,7 @@ def kernels(mesh: jax.sharding.Mesh, dtypes: Sequence[jnp.dtype]) -> Kernels:
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     largest = LARGEST_READ if on_cpu else LARGEST_READ_PER_DEVICE * mesh.size
     smallest = SMALLEST_READ if on_cpu else SMALLEST_READ * mesh.size
-    payload = LARGEST_PAYLOAD if on_cpu else LARGEST_PAYLOAD_PER_DEVICE
+    payload = LARGEST_PAYLOAD // mesh.size if on_cpu else LARGEST_PAYLOAD_PER_DEVICE
     width = WIDTH if on_cpu else WIDTH_PER_DEVICE
     calls = [Calls(mesh, arguments) for arguments in ARGUMENTS]
     return Kernels(

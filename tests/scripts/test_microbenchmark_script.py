@@ -11,7 +11,7 @@ from tests.scripts.running import run_many
 MODULE = "profiles.measured.microbenchmark"
 SMALL = {
     f"{MODULE}.MIN_ROUNDS": 2, f"{MODULE}.LARGEST_READ": 1 << 20, f"{MODULE}.WIDTH": 64,
-    f"{MODULE}.MOST_ROWS": 4, f"{MODULE}.LARGEST_PAYLOAD": 1 << 15,
+    f"{MODULE}.MOST_ROWS": 4, f"{MODULE}.LARGEST_PAYLOAD": 1 << 18,
     "profiles.measured.kernels.MOST": 4, "profiles.measured.kernels.SAMPLE_S": 1e-6,
 }  # fmt: skip
 CASES = {
