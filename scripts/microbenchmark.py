@@ -1,9 +1,9 @@
 """Measure what these devices achieve, apart from any model, and write it as a calibration.
 
-Memory: bytes that read kernels take in per second, for arrays from 256 kB on. Matmuls: FLOP/s for 1
-to 1,024 rows, in each type. Collectives: every kind over every set of mesh axes, by payload, with
-a fitted fixed cost and rate. Calls: when the call of a program returns, and when its result is
-there. Kernels are timed in turns, and medians are fitted by lines.
+Memory: bytes that read kernels take in per second, for arrays of 256 KiB to 1 GiB. Matmuls: FLOP/s
+for 1 to 1,024 rows, in each type. Collectives: every kind over every set of mesh axes, by payload,
+with a fitted fixed cost and rate. Calls: when the call of a program returns, and when its result is
+there. Kernels are timed in turns, and medians are fitted by lines. Takes half a minute on a CPU.
 
 Writes microbenchmark.json and calibration.json to --output_dir, then prints. The second is for
 --calibration of estimate.py and plan.py: achieved fractions of a chip's recommended figures, and

@@ -21,7 +21,7 @@ class Basis:
     Attributes:
       chip: short name of the chip, or JAX's name of a device that is no chip of the list.
       memory: recommended bytes per second of all devices together; None for the best sample of
-        the run.
+        the run, of those of the largest size.
       flops: recommended FLOP/s likewise, in the type of arithmetic that is calibrated.
       link_cost: times of collectives at recommended rates.
       published: whether rates of links are; else they are fractions of the best of the run.
@@ -51,14 +51,20 @@ def calibrate(found: Mapping[str, dict], basis: Basis, lent: Calibration) -> Cal
       basis: what fractions are of.
       lent: the calibration to take what was not measured from.
     """
-    memory = _fraction(_largest(found["memory"]["samples"], "bytes"), "bytes_per_s", basis.memory)
+    reads = _largest(found["memory"]["samples"], "bytes")
     products = [row for row in found["matmul"]["samples"] if row["dtype"] == basis.dtype]
-    compute = _fraction(_largest(products, "rows"), "flops_per_s", basis.flops)
+    memory_peak = basis.memory or _best_sample(reads, "bytes_per_s")
+    flops_peak = basis.flops or _best_sample(products, "flops_per_s")
     links = _links(found["collectives"]["fits"], basis)
     call = min(found["dispatch"]["samples"], key=lambda row: row["arguments"])
     waiting = call["awaited"]["median"] - call["returned"]["median"]
     others = ["network_s", "layer_s", "hidden", *({"link", "collective_s"} - links.keys())]
-    measured = {"memory": memory, "compute": compute, **links, "step_s": max(waiting, 0.0)}
+    measured = {
+        "memory": _fraction(reads, "bytes_per_s", memory_peak),
+        "compute": _fraction(_largest(products, "rows"), "flops_per_s", flops_peak),
+        "step_s": max(waiting, 0.0),
+        **links,
+    }
     of = "recommended figures" if basis.published else "the best rates of the run"
     return dataclasses.replace(
         lent,
@@ -76,12 +82,15 @@ def _largest(rows: Sequence[dict], size: str) -> list[dict]:
     return [row for row in rows if row[size] == most]
 
 
-def _fraction(rows: Sequence[dict], rate: str, peak: float | None) -> float:
-    """The best median rate over the peak, or over the best sample where there is none."""
-    best = max(rows, key=lambda row: row[rate])
-    highest = max(row[rate] * row["seconds"]["median"] / min(row["seconds"]["samples"])
-                  for row in rows)  # fmt: skip
-    return min(best[rate] / (peak or highest), 1.0)
+def _fraction(rows: Sequence[dict], rate: str, peak: float) -> float:
+    return min(max(row[rate] for row in rows) / peak, 1.0)
+
+
+def _best_sample(rows: Sequence[dict], rate: str) -> float:
+    """The rate of the fastest of all samples, where the rates of rows are those of medians."""
+    times = (row["seconds"] for row in rows)
+    ratios = (each["median"] / min(each["samples"]) for each in times)
+    return max(row[rate] * ratio for row, ratio in zip(rows, ratios, strict=True))
 
 
 def _links(fits: Sequence[dict], basis: Basis) -> dict[str, float]:

@@ -25,7 +25,7 @@ from profiles.report.progress import progress
 from sharding import processes
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 1000
-SMALLEST_READ, LARGEST_READ = 1 << 18, 1 << 28  # bytes: of a CPU's devices together ...
+SMALLEST_READ, LARGEST_READ = 1 << 18, 1 << 30  # bytes: of a CPU's devices together ...
 LARGEST_READ_PER_DEVICE = 1 << 30  # ... and of each other device
 WIDTH, WIDTH_PER_DEVICE = 1024, 8192  # inputs of a matmul likewise
 MOST_ROWS = 1024
