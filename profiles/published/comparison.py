@@ -284,8 +284,15 @@ def by_source(rows: Iterable[Reproduced]) -> dict[str, list[Reproduced]]:
 def reproduce_all(
     cases: Iterable[Case], calibration: Calibration | None = None
 ) -> tuple[list[Reproduced], list[Unusable]]:
-    """`reproduce` of each, and beside them those that do not go with their slice."""
-    rows, refused = [], []
+    """`reproduce` of each, and beside them those that do not go with their slice or calibration.
+
+    Raises:
+      UsageError: the calibration was measured on a device that no case is of.
+    """
+    rows, refused, cases = [], [], list(cases)
+    chips = [case.slice.chip.name for case in cases]
+    if calibration and chips and calibration.measured_on not in chips:
+        calibration.check_chip(chips[0])
     for case in cases:
         try:
             rows.append(reproduce(case, calibration))

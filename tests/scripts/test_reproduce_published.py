@@ -42,6 +42,9 @@ def ended(tmp_path_factory):
     cases = {"shipped": ["--json=-"], "table": ["--cases=list.json"]}
     cases |= {name: [f"--cases={name}.json", "--json=-"] for name in (*FILES, "broken", "absent")}
     cases["rates"] = ["--cases=object.json", "--calibration=rates.json", "--json=-"]
+    elsewhere = {"measured_on": "h200", "chips": ["h200"]}
+    (folder / "elsewhere.json").write_text(json.dumps(rates | elsewhere))
+    cases["elsewhere"] = ["--cases=object.json", "--calibration=elsewhere.json"]
     cases["figure"] = ["--cases=object.json", "--hbm_bandwidth=1e12"]
     cases["experts"] = ["--cases=object.json", "--experts=all"]
     cases["model"] = ["--cases=object.json", "--model=llama3-8b"]
@@ -130,3 +133,9 @@ def test_what_the_cases_say_is_refused_as_a_flag(ended, case, flag):
 def test_a_model_named_beside_those_of_the_cases_is_refused(ended):
     assert ended["model"].code == 2
     assert "--model is given, but models are those of the cases" in ended["model"].error
+
+
+def test_a_calibration_that_was_measured_on_no_chip_of_the_cases_is_refused_by_name(ended):
+    done = ended["elsewhere"]
+    assert done.code == 2
+    assert "calibration mine is measured on h200, not on a100-80gb; give" in done.error
