@@ -134,9 +134,9 @@ def test_weights_laid_out_otherwise_give_the_same_tokens_in_every_step(quantizat
     ("quantization", "head_size", "mesh", "changed"),
     [
         ("plain", 128, "1x1x2", 2),
-        ("int8", 128, "1x1x2", 2),
-        ("int4", 128, "1x1x2", 0),
-        ("plain", 64, "1x1x2", 0),
+        pytest.param("int8", 128, "1x1x2", 2, marks=pytest.mark.slow),
+        pytest.param("int4", 128, "1x1x2", 0, marks=pytest.mark.slow),
+        pytest.param("plain", 64, "1x1x2", 0, marks=pytest.mark.slow),
         ("plain", 128, "1x1x4", 0),  # halves of heads
     ],
 )

@@ -17,7 +17,14 @@ from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
 from tests.family_cases import CASES, FOLDER
 
-MESHES = ("1x1x1", "2x2x2")
+RUNS = [
+    *((case, "1x1x1") for case in CASES),
+    *(
+        pytest.param(case, "2x2x2", marks=pytest.mark.slow if number % 2 else ())
+        for number, case in enumerate(CASES)
+    ),
+]
+"""Every family on one device, every other one on eight; the slow set has the rest of these."""
 NEW_TOKENS = 32
 
 
@@ -35,8 +42,7 @@ def reference_of(case: str) -> tuple[list[list[int]], list[np.ndarray], np.ndarr
     return prompts, [stored[f"logits_{n}"] for n in range(count)], stored["tokens"]
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "mesh"), RUNS)
 def test_prefill_of_a_ragged_batch_gives_the_logits_of_transformers(case, mesh):
     engine = engine_of(case, mesh)
     prompts, logits, _ = reference_of(case)
@@ -48,8 +54,7 @@ def test_prefill_of_a_ragged_batch_gives_the_logits_of_transformers(case, mesh):
         assert np.abs(row - expected[-1]).max() <= 1e-4 * np.abs(expected[-1]).max()
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "mesh"), RUNS)
 def test_a_ragged_batch_continues_greedily_as_transformers_does(case, mesh):
     prompts, _, tokens = reference_of(case)
     request = Request(prompts=prompts, max_new_tokens=NEW_TOKENS)

@@ -41,6 +41,7 @@ def check(alone, first, *others):
         assert mine == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_tasks_of_slurm_find_each_other_and_draw_the_tokens_of_one_process(alone, tmp_path):
     command = [sys.executable, str(SCRIPTS / "generate.py"), *SAMPLED, "--json=-"]
     job = {
