@@ -14,13 +14,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from sharding.axes import MESH_AXES
+
 READ_BYTES = 1 << 28  # 256 MiB over a CPU mesh: far more than a last-level cache
 READ_BYTES_PER_CHIP = 1 << 30  # on each device of other meshes
 LAUNCHES = 16  # reads per sample there: launching and awaiting one can take as long as the read
 MATMUL_SIZE = 1024
 CPU_CACHES = Path("/sys/devices/system/cpu")
 WIDTH = 4096  # numbers of a row of the array that is read
-_XYZ = ("x", "y", "z")
+ALL_AXES = tuple(MESH_AXES)
 
 READS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "sum": jax.jit(lambda big, _: jnp.sum(big, axis=1)),
@@ -52,7 +54,7 @@ class PeakMeter:
         self._launches = 1 if on_cpu else LAUNCHES
         self._big, self._vector = read_operands(self.mesh, size)
         square = (MATMUL_SIZE * self.mesh.size, MATMUL_SIZE)
-        self._left = filled(self.mesh, square, jax.P(_XYZ, None), self.dtype)
+        self._left = filled(self.mesh, square, jax.P(ALL_AXES, None), self.dtype)
         right = (MATMUL_SIZE, MATMUL_SIZE)
         self._right = filled(self.mesh, right, jax.P(None, None), self.dtype)
         self._matmul = jax.jit(lambda left, right: left @ right)
@@ -90,7 +92,7 @@ def seconds_of(run: Callable[[], jax.Array], launches: int) -> float:
 def read_operands(mesh: jax.sharding.Mesh, size: int) -> tuple[jax.Array, jax.Array]:
     """What `READS` take: an array of about `size` bytes over all devices, and a vector."""
     rows = max(size // 4 // WIDTH // mesh.size, 1) * mesh.size
-    big = filled(mesh, (rows, WIDTH), jax.P(_XYZ, None))
+    big = filled(mesh, (rows, WIDTH), jax.P(ALL_AXES, None))
     return big, filled(mesh, (WIDTH,), jax.P(None))
 
 

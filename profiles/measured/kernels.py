@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model.linear import linear
-from profiles.measured.bandwidth import READS, filled, read_operands, seconds_of
+from profiles.measured.bandwidth import ALL_AXES, READS, filled, read_operands, seconds_of
 from profiles.report.document import summarise
 from sharding import processes
 
@@ -25,7 +25,6 @@ SAMPLE_S = 0.01  # at least so long is a sample, by more launches of a short ker
 MOST_LAUNCHES = 64
 REPEATED_BYTES, FEWEST, MOST = 1 << 22, 4, 64  # see `repeats_of`
 CALLS = 20  # calls of which a sample of dispatch is the median
-_XYZ = ("x", "y", "z")
 
 
 @dataclasses.dataclass
@@ -107,7 +106,7 @@ def product_kernels(
       rows: numbers of tokens, one of each sequence.
       width: inputs.
     """
-    axes = tuple(axis for axis in _XYZ if mesh.shape[axis] > 1) or None
+    axes = tuple(axis for axis in ALL_AXES if mesh.shape[axis] > 1) or None
     program = jax.jit(lambda weight, x: linear(weight, x, jax.P(None, None, axes)))
     for dtype in dtypes:
         # weight: [F.xyz, D]
@@ -150,7 +149,7 @@ def collective_kernels(mesh: jax.sharding.Mesh, payloads: Sequence[int]) -> Iter
             program = _repeated(functools.partial(collective, axes=axes), repeats)
             share = max(payload // 4 // devices, 1)  # numbers that go to or come from each device
             numbers = share if kind == "all-gather" else share * devices
-            parts = filled(mesh, (numbers * mesh.size,), jax.P(_XYZ))
+            parts = filled(mesh, (numbers * mesh.size,), jax.P(ALL_AXES))
             size = 4 * share * devices
             fields = {"kind": kind, "axes": list(axes), "devices": devices, "payload_bytes": size}
             yield Kernel(mesh, fields, program, (parts,), size, repeats, awaited=True)
@@ -172,7 +171,7 @@ def _repeated(
     def local(part: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, repeats, once, part)
 
-    specs = {"in_specs": jax.P(_XYZ), "out_specs": jax.P(_XYZ), "check_vma": False}
+    specs = {"in_specs": jax.P(ALL_AXES), "out_specs": jax.P(ALL_AXES), "check_vma": False}
     return jax.jit(lambda parts: jax.shard_map(local, **specs)(parts))
 
 
@@ -193,7 +192,7 @@ class Calls:
     awaited: list[float] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        array = filled(self.mesh, (self.mesh.size,), jax.P(_XYZ))
+        array = filled(self.mesh, (self.mesh.size,), jax.P(ALL_AXES))
         self._arrays = [array] * self.arguments
         self._program = jax.jit(lambda arrays: arrays[0] + 1, keep_unused=True)
 

@@ -187,7 +187,7 @@ class Search:
 def _gains(
     found: Sequence[tuple[float, float, Candidate]], first: np.ndarray, second: np.ndarray
 ) -> np.ndarray:
-    """Where these aims are not bettered by what was found, which is in order of the first aim."""
+    """Where nothing found is as good in both aims; what was found is in order of the first."""
     edges, limits = np.array([(-math.inf, math.inf), *(each[:2] for each in found)]).T
     return second < limits[np.searchsorted(edges, first, side="right") - 1]
 
