@@ -44,8 +44,7 @@ class Recorder:
             weight_floor_s=bound.weights,
             bound=bound.bound,
             no_overlap_s=bound.no_overlap,
-            expected_s=seconds,
-            expected_terms_s=_terms(found),
+            **expected_fields(found).to_json(),
             tokens_per_s=tokens_per_s,
             tokens_per_s_per_chip=tokens_per_s / deployment.slice.chips,
             usd_per_million_tokens=cost,
@@ -82,7 +81,11 @@ def _bytes(counts: Counts, chip: Chip) -> BytesPerChip:
     return BytesPerChip(**counted, capacity=chip.recommended.capacity)
 
 
-def _terms(found: Estimate) -> dict[str, float]:
+def expected_fields(found: Estimate) -> Record:
+    """The expected time of a pass and its terms, those that are not zero."""
     terms = dataclasses.asdict(found.expected)
     del terms["hidden"]
-    return {name: seconds for name, seconds in terms.items() if seconds}
+    return Record(
+        expected_s=found.expected.seconds,
+        expected_terms_s={name: seconds for name, seconds in terms.items() if seconds},
+    )

@@ -1,9 +1,10 @@
 """A measured row as records: a decode step's, or those of a prompt's chunks and of their sum."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from decode.engine import Engine
 from profiles.chips.chip import Peaks
 from profiles.floor.passes import Pass
 from profiles.measured.prompt_timing import RepeatedPrompt
@@ -11,6 +12,9 @@ from profiles.measured.rows import SweepRow
 from profiles.measured.step_record import step_record
 from profiles.report.numbers import ms
 from profiles.report.record import BytesPerChip, Record
+
+Expect = Callable[[Engine, Pass, Peaks], Record]
+"""Of a pass of a model on its mesh, at peak rates of each device: fields of its record."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +25,13 @@ class Basis:
       full_samples: samples of a row that did not end early.
       price: USD per chip-hour, for cost.
       auto_weight_layout: whether the compiler chose weights' memory layout.
+      expect: the expected time of a pass, as fields of its record.
     """
 
     full_samples: int
     price: float | None = None
     auto_weight_layout: bool = False
+    expect: Expect = lambda engine, pass_, peaks: Record()
 
 
 class RowRecords(NamedTuple):
@@ -56,8 +62,9 @@ def row_records(row: SweepRow, peaks: Peaks, basis: Basis) -> RowRecords:
 def _of_step(row: SweepRow, peaks: Peaks, basis: Basis) -> Record:
     step = row.step
     sizes = Pass(step.batch, step.context, slots=step.slots)
+    expected = basis.expect(row.engine, sizes, peaks)
     if row.failure:
-        return step_record(row.engine, peaks, sizes) | _failed(row)
+        return step_record(row.engine, peaks, sizes) | expected | _failed(row)
     record = step_record(
         row.engine,
         peaks,
@@ -70,23 +77,25 @@ def _of_step(row: SweepRow, peaks: Peaks, basis: Basis) -> Record:
     if row.engine.dtypes.quantization:
         counted = BytesPerChip(**record.bytes_per_chip, weights_unpacked=row.dequantized_bytes)
         record |= Record(bytes_per_chip=counted)
-    return _remarked(record, step.samples, basis)
+    return _remarked(record | expected | row.compiled, step.samples, basis)
 
 
 def _of_prompts(row: SweepRow, peaks: Peaks, basis: Basis) -> RowRecords:
     prompts = row.step
 
     def record(context: int, tokens: int, samples: Sequence[float], burst: int | None) -> Record:
+        pass_ = Pass(prompts.batch, context, tokens, prompts.slots)
         found = step_record(
             row.engine,
             peaks,
-            Pass(prompts.batch, context, tokens, prompts.slots),
+            pass_,
             phase="prefill",
             samples=samples,
             steps_per_sample=burst,
             price_per_chip_hour=basis.price,
         )
-        return found | Record(prompt_length=prompts.length)
+        expected = basis.expect(row.engine, pass_, peaks)
+        return found | expected | Record(prompt_length=prompts.length)
 
     if row.failure:
         return RowRecords([record(0, prompts.length, (), None) | _failed(row)], [])

@@ -14,6 +14,7 @@ from profiles.hlo.unpacked import dequantized_bytes
 from profiles.measured.prompt_timing import RepeatedPrompt
 from profiles.measured.timing import RepeatedStep
 from profiles.report.progress import byte_progress
+from profiles.report.record import Record
 from sharding import processes
 from sharding.error_types import FloorlineError
 from sharding.layout import Layout
@@ -61,6 +62,10 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError)
 
 
+Inspect = Callable[["SweepRow"], Record]
+"""Tells what the compiled program of a row is like, as fields of its record."""
+
+
 class SweepRow:
     """What is measured on one mesh at one batch and length, with its samples or its failure.
 
@@ -68,6 +73,7 @@ class SweepRow:
       engine: the model on the mesh; without weights if they do not fit.
       step: the decode step, or the prompts with a step for each chunk.
       failure: why it did not run; None as long as it has not failed.
+      compiled: what its compiled program is like, for its record.
       dequantized_bytes: bytes of quantized weights that a decode step keeps dequantized.
     """
 
@@ -75,6 +81,7 @@ class SweepRow:
         self.engine = step.engine
         self.step = step
         self.failure = failure
+        self.compiled = Record()
         self.dequantized_bytes = 0
 
     def __str__(self) -> str:
@@ -82,9 +89,13 @@ class SweepRow:
         stored = "" if dtypes == Dtypes(dtypes.dtype) else f", {dtypes}"
         return f"{layout}{stored}, devices {self.engine.mesh.size}, {self.step}"
 
-    def compile(self) -> None:
-        """Compiles the step, and finds matrices that the program dequantizes as a whole."""
-        self.attempt(self._compile)
+    def compile(self, inspect: Inspect) -> None:
+        """Compiles the step, and finds matrices that the program dequantizes as a whole.
+
+        Args:
+          inspect: tells what the compiled program is like.
+        """
+        self.attempt(functools.partial(self._compile, inspect))
 
     def lengthen(self, seconds: float) -> None:
         """Sets the number of steps of a burst so that it lasts about `seconds`."""
@@ -116,8 +127,9 @@ class SweepRow:
             self.failure = failure
             self.step.release()
 
-    def _compile(self) -> None:
+    def _compile(self, inspect: Inspect) -> None:
         self.step.compile()
+        self.compiled = inspect(self)
         if self.engine.dtypes.quantization and isinstance(self.step, RepeatedStep):
             self.dequantized_bytes = dequantized_bytes(self.engine, self.step.program())
 

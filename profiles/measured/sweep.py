@@ -22,9 +22,10 @@ from profiles.chips.chip import Peaks, published_peaks
 from profiles.floor.memory_needed import free_memory, need_of, refusals, shares_memory
 from profiles.measured.bandwidth import PeakMeter, cpu_cache
 from profiles.measured.prompt_timing import RepeatedPrompt
-from profiles.measured.row_records import Basis, row_records
+from profiles.measured.row_records import Basis, Expect, row_records
 from profiles.measured.rows import (
     Failure,
+    Inspect,
     Placing,
     SweepRow,
     describe_interrupted_rows,
@@ -66,6 +67,8 @@ class Sweep:
       peak_flops: FLOP/s of one chip, in place of the published or measured figure.
       price: USD per chip-hour, for cost.
       trace: folder for a profiler trace of one burst of every row; None for no trace.
+      expect: the expected time of a pass, as fields of its record.
+      inspect: tells what the compiled program of a row is like, as fields of its record.
     """
 
     source: ModelSource
@@ -83,6 +86,8 @@ class Sweep:
     peak_flops: float | None = None
     price: float | None = None
     trace: Path | None = None
+    expect: Expect = lambda engine, pass_, peaks: Record()
+    inspect: Inspect = lambda row: Record()
 
     def check(self) -> None:
         """Refuses a sweep that cannot run, before anything is allocated.
@@ -217,7 +222,7 @@ class _Run:
         """All results so far; the current group's floors use the rates measured so far."""
         bandwidth = _bandwidth(self.sweep, self._rates())
         sweep, full_samples = self.sweep, full_sample_count(self.rows, MIN_ROUNDS)
-        basis = Basis(full_samples, sweep.price, sweep.auto_weight_layout)
+        basis = Basis(full_samples, sweep.price, sweep.auto_weight_layout, sweep.expect)
         found = [
             row_records(row, _peaks(sweep, bandwidth, row.engine), basis)
             for row in self.rows
@@ -240,7 +245,7 @@ class _Run:
 
     def _measure(self, seconds: float) -> None:
         for row in progress(self.rows, lambda row: f"compiling {row}"):
-            row.compile()
+            row.compile(self.sweep.inspect)
         for row in self.rows:
             row.lengthen(seconds / MIN_ROUNDS / len(self.rows))
         for meter in self.meters:
