@@ -328,6 +328,8 @@ class Peaks:
       capacity: bytes of memory, None where not known.
       link: bytes per second to other devices, None where not known.
       devices_per_chip: 2 where a JAX device is half a chip.
+      read_rate: bytes per second that read kernels reached in this run, where `bandwidth` is not
+        that itself.
     """
 
     bandwidth: float
@@ -337,6 +339,7 @@ class Peaks:
     capacity: float | None = None
     link: float | None = None
     devices_per_chip: int = 1
+    read_rate: float | None = None
 
 
 def published_peaks(

@@ -16,6 +16,7 @@ from decode.chunks import Chunk
 from decode.engine import Engine
 from model.cache_write import NewTokens
 from profiles.measured.timing import LONG_S, slots_for
+from profiles.report.record import Record
 from sharding import processes
 
 
@@ -28,12 +29,16 @@ class RepeatedChunk:
       tokens: those of each prompt that it has.
       burst: number of runs of each sample.
       samples: seconds per run of each burst so far.
+      calls: seconds until the call of each burst's first run returned.
+      compiled: what its compiled program is like, for its record.
     """
 
     chunk: Chunk
     tokens: int
     burst: int = 1
     samples: list[float] = dataclasses.field(default_factory=list)
+    calls: list[float] = dataclasses.field(default_factory=list)
+    compiled: Record = Record()
 
 
 @dataclasses.dataclass
@@ -82,15 +87,16 @@ class RepeatedPrompt:
         """Sets the runs of each burst, in all processes, so that a round lasts about `seconds`."""
         seconds = min(seconds / len(self.chunks), LONG_S)
         for number, each in enumerate(self.chunks):
-            runs = math.ceil(seconds / self._run(number, 1))
+            runs = math.ceil(seconds / self._run(number, 1)[0])
             each.burst = processes.from_first_process(lambda runs=runs: max(runs, 1))
 
     def sample(self) -> None:
         """Times a burst of every chunk."""
-        times = [self._run(n, each.burst) / each.burst for n, each in enumerate(self.chunks)]
-        for each, seconds in zip(self.chunks, times, strict=True):
-            each.samples.append(seconds)
-        self.samples.append(sum(times))
+        for number, each in enumerate(self.chunks):
+            seconds, call = self._run(number, each.burst)
+            each.samples.append(seconds / each.burst)
+            each.calls.append(call)
+        self.samples.append(sum(each.samples[-1] for each in self.chunks))
 
     def rehearse(self) -> None:
         """Runs every chunk without taking a sample."""
@@ -101,14 +107,18 @@ class RepeatedPrompt:
         """Frees the cache."""
         self._cache = self._inputs = None
 
-    def _run(self, number: int, times: int) -> float:
-        """Seconds of so many runs of a chunk, each given the cache of the one before it."""
+    def _run(self, number: int, times: int) -> tuple[float, float]:
+        """Seconds of so many runs of a chunk, and until the call of the first returned.
+
+        Each is given the cache of the one before it.
+        """
         tokens, new = self._inputs[number]
-        continues = self.chunks[number].chunk.continues
+        continues, returned = self.chunks[number].chunk.continues, None
         start = time.perf_counter()
         for _ in range(times):
             logits, self._cache = self.engine.run_chunk(
                 self._cache, tokens, new, continues=continues
             )
+            returned = returned or time.perf_counter()
         jax.block_until_ready(logits)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, returned - start

@@ -1,13 +1,14 @@
 """A measured row as records: a decode step's, or those of a prompt's chunks and of their sum."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from decode.engine import Engine
 from profiles.chips.chip import Peaks
 from profiles.floor.passes import Pass
-from profiles.measured.prompt_timing import RepeatedPrompt
+from profiles.measured.prompt_timing import RepeatedChunk, RepeatedPrompt
 from profiles.measured.rows import SweepRow
 from profiles.measured.step_record import step_record
 from profiles.report.numbers import ms
@@ -15,6 +16,8 @@ from profiles.report.record import BytesPerChip, Record
 
 Expect = Callable[[Engine, Pass, Peaks], Record]
 """Of a pass of a model on its mesh, at peak rates of each device: fields of its record."""
+InspectPass = Callable[[Engine, Pass], Record]
+"""Of a pass that a model runs on its mesh: what its program was compiled to, likewise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,29 @@ def row_records(row: SweepRow, peaks: Peaks, basis: Basis) -> RowRecords:
     return RowRecords([_of_step(row, peaks, basis)], [])
 
 
+def inspect_row(inspect_pass: InspectPass, row: SweepRow) -> Record:
+    """What the programs of a compiled row are like; chunks of prompts keep theirs themselves.
+
+    Args:
+      inspect_pass: tells it of one program.
+      row: compiled, and not run yet.
+    """
+    if not isinstance(row.step, RepeatedPrompt):
+        return inspect_pass(row.engine, Pass(row.step.batch, row.step.context, 1, row.step.slots))
+    found: dict[tuple[int, bool], Record] = {}  # chunks of one size have one program, or two
+    for each in row.step.chunks:
+        key = each.chunk.size, each.chunk.continues
+        if key not in found:
+            found[key] = inspect_pass(row.engine, _run_as(row.step, each))
+        each.compiled = found[key]
+    return Record()
+
+
+def _run_as(prompts: RepeatedPrompt, each: RepeatedChunk) -> Pass:
+    """The pass that a chunk is, padding and all."""
+    return Pass(prompts.batch, each.chunk.start, each.chunk.size, prompts.slots)
+
+
 def _of_step(row: SweepRow, peaks: Peaks, basis: Basis) -> Record:
     step = row.step
     sizes = Pass(step.batch, step.context, slots=step.slots)
@@ -71,6 +97,7 @@ def _of_step(row: SweepRow, peaks: Peaks, basis: Basis) -> Record:
         sizes,
         samples=step.samples,
         steps_per_sample=step.burst,
+        calls=step.calls,
         experts_touched=step.experts_touched,
         price_per_chip_hour=basis.price,
     )
@@ -83,30 +110,47 @@ def _of_step(row: SweepRow, peaks: Peaks, basis: Basis) -> Record:
 def _of_prompts(row: SweepRow, peaks: Peaks, basis: Basis) -> RowRecords:
     prompts = row.step
 
-    def record(context: int, tokens: int, samples: Sequence[float], burst: int | None) -> Record:
+    def record(context: int, tokens: int, **measured: Any) -> Record:
         pass_ = Pass(prompts.batch, context, tokens, prompts.slots)
+        price = basis.price
         found = step_record(
-            row.engine,
-            peaks,
-            pass_,
-            phase="prefill",
-            samples=samples,
-            steps_per_sample=burst,
-            price_per_chip_hour=basis.price,
+            row.engine, peaks, pass_, phase="prefill", price_per_chip_hour=price, **measured
         )
-        expected = basis.expect(row.engine, pass_, peaks)
-        return found | expected | Record(prompt_length=prompts.length)
+        return found | Record(prompt_length=prompts.length)
 
+    expected = [
+        basis.expect(row.engine, _run_as(prompts, each), peaks) for each in prompts.chunks
+    ]
     if row.failure:
-        return RowRecords([record(0, prompts.length, (), None) | _failed(row)], [])
+        whole = record(0, prompts.length) | _added_up(expected)
+        return RowRecords([whole | _failed(row)], [])
     passes = []
-    for each in prompts.chunks:
-        one = record(each.chunk.start, each.tokens, each.samples, each.burst)
+    for each, time in zip(prompts.chunks, expected, strict=True):
+        one = record(
+            each.chunk.start,
+            each.tokens,
+            samples=each.samples,
+            steps_per_sample=each.burst,
+            calls=each.calls,
+        )
         if each.chunk.size > each.tokens:
             one |= Record(padded_tokens=each.chunk.size)
-        passes.append(_remarked(one, each.samples, basis))
-    whole = record(0, prompts.length, prompts.samples, None) | Record(chunks=len(passes))
+        passes.append(_remarked(one | time | each.compiled, each.samples, basis))
+    whole = record(0, prompts.length, samples=prompts.samples, steps_per_sample=None)
+    whole |= _added_up(expected) | Record(chunks=len(passes))
     return RowRecords(passes, [_remarked(whole, prompts.samples, basis)])
+
+
+def _added_up(expected: Sequence[Record]) -> Record:
+    """The expected time of chunks that run one after the other; empty if one has none."""
+    if any(each.expected_s is None for each in expected):
+        return Record()
+    terms = collections.Counter()
+    for each in expected:
+        terms.update(each.expected_terms_s)
+    return Record(
+        expected_s=sum(each.expected_s for each in expected), expected_terms_s=dict(terms)
+    )
 
 
 def _failed(row: SweepRow) -> Record:

@@ -29,6 +29,7 @@ def step_record(
     phase: Phase = "decode",
     samples: Sequence[float] = (),
     steps_per_sample: int | None = 1,
+    calls: Sequence[float] = (),
     experts_touched: float | None = None,
     price_per_chip_hour: float | None = None,
 ) -> Record:
@@ -41,6 +42,7 @@ def step_record(
       phase: what it is a part of; a prompt's last chunk can have one token.
       samples: measured seconds per step; none for a floor alone.
       steps_per_sample: number of steps whose mean a sample is; None for a sum of several passes.
+      calls: measured seconds until the call of a step returned.
       experts_touched: distinct experts that a layer read, on average over layers; if None, those
         that evenly spread tokens would touch.
       price_per_chip_hour: USD, for the cost per token.
@@ -63,11 +65,13 @@ def step_record(
     if not samples:
         return record
     measured = summarise(samples)
+    host = summarise(calls) if calls else None
     return (
         record
-        | Record(step_s=measured, steps_per_sample=steps_per_sample)
+        | Record(step_s=measured, steps_per_sample=steps_per_sample, host_s=host)
         | _throughput(tokens, chips, measured["median"], price_per_chip_hour)
         | _fractions(traffic, bound, peaks, measured["median"], phase)
+        | _at_read_rate(traffic, peaks, measured["median"])
     )
 
 
@@ -101,6 +105,14 @@ def _fractions(traffic: Counts, bound: Floor, peaks: Peaks, seconds: float, phas
         mbu=traffic.memory / peaks.bandwidth / seconds,
         status="ok",
     )
+
+
+def _at_read_rate(traffic: Counts, peaks: Peaks, seconds: float) -> Record:
+    """The floor at the rate that read kernels reached, where the floor itself is at another."""
+    if peaks.read_rate is None:
+        return Record()
+    least = floor(traffic, dataclasses.replace(peaks, bandwidth=peaks.read_rate)).seconds
+    return Record(read_floor_s=least, fraction_of_read_floor=least / seconds)
 
 
 def describe_step(engine: Engine, *, batch: int, context: int) -> Record:

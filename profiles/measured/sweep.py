@@ -8,6 +8,7 @@ the caller gets all results so far, so that a run that ends early loses nothing.
 import contextlib
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -340,7 +341,9 @@ def _trace(rows: Sequence[SweepRow], directory: Path) -> None:
 def _peaks(sweep: Sweep, bandwidth: dict, engine: Engine) -> Peaks:
     """Peaks of each device; the fake devices of a CPU count as one chip, whose peaks they share."""
     if not shares_memory():
-        return _published(sweep)
+        published = _published(sweep)
+        read_rate = bandwidth["measured_bytes_per_s"] / published.devices_per_chip
+        return dataclasses.replace(published, read_rate=read_rate)
     devices = engine.mesh.size
     return Peaks(
         bandwidth=bandwidth["bytes_per_s"] / devices,
@@ -362,16 +365,21 @@ def _bandwidth(sweep: Sweep, rates: dict[str, dict[str, list[float]]]) -> dict:
 
     Args:
       sweep: gives rates to use in place of measured or published ones.
-      rates: samples by mesh and kernel, as `PeakMeter.rates` gives them.
+      rates: samples by mesh and kernel, as `PeakMeter.rates` gives them: of all its devices.
     """
-    reads = [kernels[name] for kernels in rates.values() for name in kernels if name != "matmul"]
+    peaks = None if shares_memory() else _published(sweep)
+    best = {"read": 0.0, "matmul": 0.0}
+    for mesh, kernels in rates.items():
+        chips = math.prod(map(int, mesh.split("x"))) / peaks.devices_per_chip if peaks else 1
+        for name, samples in kernels.items():
+            kind = name if name in best else "read"
+            best[kind] = max(best[kind], max(samples) / chips)
     measured = {
-        "measured_bytes_per_s": max(map(max, reads)),
-        "measured_flops_per_s": max(max(kernels["matmul"]) for kernels in rates.values()),
+        "measured_bytes_per_s": best["read"],
+        "measured_flops_per_s": best["matmul"],
         "samples": rates,
     }
-    if not shares_memory():
-        peaks = _published(sweep)
+    if peaks:
         return {
             "bytes_per_s": peaks.bandwidth * peaks.devices_per_chip,
             "source": peaks.source,

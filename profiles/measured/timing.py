@@ -3,7 +3,8 @@
 A sample is the time of a burst of consecutive steps over their number. Steps are launched as in
 generation: each gets the cache of the one before it, and only the last is waited for. On a GPU or
 TPU the host needs milliseconds to launch the first step, while the device is idle, and then runs
-ahead; so a burst is made much longer than a launch where there is time for it.
+ahead; so a burst is made much longer than a launch where there is time for it. How long the call of
+that first step takes to return is kept beside each sample.
 
 Each sequence has tokens of its own, new ones at each step, which are on the devices before the
 clock starts. With tokens fed back from step to step, all sequences would soon be the same, because
@@ -14,6 +15,7 @@ import dataclasses
 import itertools
 import math
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -27,6 +29,20 @@ DRAWS = 16  # number of random batches of tokens, which steps use in turn
 MIN_BURST = 4
 LONG_S = 0.25
 WARM_UP = 2
+
+
+class _Burst(NamedTuple):
+    """Steps that ran one after the other.
+
+    Attributes:
+      seconds: of all of them.
+      call: seconds until the call of the first returned.
+      touched: the experts that each layer read, of each step.
+    """
+
+    seconds: float
+    call: float
+    touched: list[jax.Array | None]
 
 
 @dataclasses.dataclass
@@ -43,6 +59,7 @@ class RepeatedStep:
       slots: tokens of each sequence that the cache has room for.
       burst: number of steps of each sample.
       samples: seconds per step of each burst so far.
+      calls: seconds until the call of each burst's first step returned.
       touched: for each sample, the mean number of distinct experts that a layer read, over layers
         and steps; empty for a model without experts.
     """
@@ -53,6 +70,7 @@ class RepeatedStep:
     slots: int = 0
     burst: int = MIN_BURST
     samples: list[float] = dataclasses.field(default_factory=list)
+    calls: list[float] = dataclasses.field(default_factory=list)
     touched: list[float] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -80,7 +98,7 @@ class RepeatedStep:
 
     def lengthen(self, seconds: float) -> None:
         """Sets the steps of a burst, in all processes, to last `seconds` but `LONG_S` at most."""
-        few, more = self._run(MIN_BURST)[0], self._run(3 * MIN_BURST)[0]
+        few, more = self._run(MIN_BURST).seconds, self._run(3 * MIN_BURST).seconds
         mean = more / (3 * MIN_BURST)
         step = max((more - few) / (2 * MIN_BURST), mean / 4)  # without the first launch
         steps = math.ceil(min(seconds, LONG_S) / step)
@@ -88,25 +106,26 @@ class RepeatedStep:
 
     def sample(self) -> None:
         """Times one more burst."""
-        seconds, touched = self._run(self.burst)
-        if touched[0] is not None:
-            self.touched.append(float(np.mean(jax.device_get(touched))))
-        self.samples.append(seconds / self.burst)
+        burst = self._run(self.burst)
+        if burst.touched[0] is not None:
+            self.touched.append(float(np.mean(jax.device_get(burst.touched))))
+        self.samples.append(burst.seconds / self.burst)
+        self.calls.append(burst.call)
 
     def rehearse(self) -> None:
         """Runs a burst without taking a sample, for a trace."""
         self._run(MIN_BURST)
 
-    def _run(self, steps: int) -> tuple[float, list[jax.Array | None]]:
-        """Seconds of so many steps, and the experts that each layer read in each of them."""
-        touched = []
+    def _run(self, steps: int) -> "_Burst":
+        touched, returned = [], None
         start = time.perf_counter()
         for tokens in itertools.islice(self._tokens, steps):
             carry = self._carry._replace(tokens=tokens)
             self._cache, _, emitted = self.engine.advance(self._cache, carry, GREEDY)
+            returned = returned or time.perf_counter()
             touched.append(emitted.experts_touched)
         jax.block_until_ready(emitted)
-        return time.perf_counter() - start, touched
+        return _Burst(time.perf_counter() - start, returned - start, touched)
 
     def release(self) -> None:
         """Frees the cache."""

@@ -119,6 +119,7 @@ class Record:
     floor_s: float | None = None
     floor_terms_s: Mapping[str, float] | None = None  # weights, kv_cache, compute, communication
     weight_floor_s: float | None = None  # reading the weights alone
+    read_floor_s: float | None = _field(late=True)  # at the rate that read kernels reached here
     bound: str | None = None  # the largest of these terms
     no_overlap_s: float | None = None  # the floor of a step that only waits while it communicates
     # Expected, by a calibration.
@@ -127,10 +128,11 @@ class Record:
     # Measured.
     step_s: Seconds | None = None
     steps_per_sample: int | None = None  # each sample of `step_s` is a mean of so many
-    device_s: Seconds | None = None  # the part of a step in which devices work
-    host_s: Seconds | None = None  # the rest
+    device_s: Seconds | None = None  # the part of a step in which devices work, by a trace
+    host_s: Seconds | None = None  # until the call of a step returns, with nothing queued before it
     fraction_of_floor: float | None = None  # floor over measured
     fraction_of_weight_floor: float | None = None
+    fraction_of_read_floor: float | None = _field(late=True)
     mfu: float | None = None  # FLOPs over those that the peak allows in the measured time
     mbu: float | None = None  # the same for bytes
     # Rate and cost, measured where `step_s` is there, and else expected.
@@ -147,7 +149,7 @@ class Record:
     status: Status | None = None
     message: str | None = None  # why the status is not ok, or what else must be known
     # Compiled.
-    compiled: Mapping[str, Any] | None = _field(late=True)  # sizes, collectives, copies
+    compiled: Mapping[str, Any] | None = _field(late=True)  # per device: sizes, collectives, copies
     collectives_as_expected: bool | None = _field(late=True)
     findings: Sequence[Mapping[str, Any]] | None = _field(late=True)  # costliest first
     asked: str | None = _field(late=True)  # the point of a grid, in words
