@@ -1,9 +1,19 @@
 """Measure decode steps or prompts over devices, batches and lengths, each beside its floor.
 
+The table shows floor, expected and measured time, and below it what the timed program itself was
+compiled to.
+
 The floor is the least time that a step can take: reading this model's weights and KV cache at the
 memory's peak rate, or computing at the peak FLOP rate, whichever is longer. On a GPU or TPU the
 peaks are the published ones of the chip. On a CPU the devices share one memory, whose rate is
 measured in the same run, before, between and after the steps, like that of its arithmetic.
+Elsewhere a column more has the floor at the rate that read kernels reached in the same run.
+
+The expected time is at rates that devices achieve, with fixed times: those of --calibration, of the
+chip's own calibration, or on a CPU of one that is measured in the run. The lines on compiled
+programs tell the bytes that they hold against those that the floor counts, the cache updated in
+place or not, whole arrays that are copied, weights held in more bits, collectives as the layout asks
+or how they differ, and temporaries. The host's column is the time until the call of a step returns.
 
 --phase=prefill measures prompts of --prompt_length chunk by chunk: each chunk is a row, run again
 and again behind the tokens that are in the cache before it. Below the table stands each whole
@@ -24,9 +34,13 @@ Examples:
   python scripts/profile_decode.py --batch=8 --context=128 --slots=4096
   python scripts/profile_decode.py --mesh=2x1x2 --layout=weight_stationary_1d,weight_stationary_2d
   python scripts/profile_decode.py --model=llama3-8b --random_weights --batch=1,8,64 --context=2048
+  python scripts/profile_decode.py --calibration=out/microbenchmark/calibration.json
 """
 
+import dataclasses
 import datetime
+import functools
+import math
 import sys
 from pathlib import Path
 
@@ -67,6 +81,13 @@ _SLOTS = flags.DEFINE_integer(
 _SECONDS = flags.DEFINE_float("seconds", 20, "Time for samples; at least five rounds.", 0)
 _BANDWIDTH = flags.DEFINE_float("hbm_bandwidth", None, "Peak bytes/s of a chip, for the floor.")
 _FLOPS = flags.DEFINE_float("peak_flops", None, "Peak FLOP/s of a chip, for the floor.")
+_CALIBRATION = flags.DEFINE(
+    _common.PATH,
+    "calibration",
+    None,
+    "File with the achieved rates and fixed times of expected times, as microbenchmark.py writes "
+    "it. Default: the chip's own; on a CPU it is measured in the run.",
+)
 _PRICE = flags.DEFINE_float("price_per_chip_hour", None, "USD; the plot of cost is then in USD.")
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/profile", "Folder for results.")
 _TRACE = flags.DEFINE_bool("trace", False, "Also write a profiler trace, for TensorBoard.")
@@ -85,11 +106,17 @@ with _common.importing(__name__):
     import _layouts
     import jax
 
-    from decode.chunks import check_chunk
+    from decode.chunks import check_chunk, default_chunk
     from model.dtypes import Dtypes
+    from profiles.chips.calibration import Calibration, calibration_of, read_calibration
     from profiles.chips.chip import DEAREST, RANGE
+    from profiles.chips.local_devices import local_devices
+    from profiles.compiled.running import inspect_pass
+    from profiles.expected.here import expected_here
     from profiles.figures.steps import cost, step_time
     from profiles.floor.passes import Pass
+    from profiles.measured.calibration_here import calibration_here
+    from profiles.measured.row_records import inspect_row
     from profiles.measured.sweep import Interrupted, Sweep, SweepResult, run
     from profiles.measured.tensorboard import remove_events, write_events
     from profiles.measured.timing import check_slots
@@ -98,9 +125,12 @@ with _common.importing(__name__):
     from profiles.report.lines import fit_lines, fits, prompt_lines
     from profiles.report.step_table import step_table
     from sharding import processes
+    from sharding.devices import default_platform, devices
     from sharding.error_types import FloorlineError, UsageError
+    from sharding.mesh import make_mesh
     from sharding.placement import Placement
 
+_NO_CHIP = "cpu"  # what predictions call devices that are no chip of the list
 _FIGURES = {"step_time.png": step_time, "cost.png": cost}
 
 
@@ -110,32 +140,77 @@ def main() -> None:
     output = Path(_OUTPUT_DIR.value)
     sweep = _sweep(output)
     sweep.check()
+    calibration = _known_calibration()
     processes.from_first_process(lambda: check_writable(output))
     _common.check_json()
     for layout, shape, dtypes in sweep.placings():
         placement = Placement.of(layout, sweep.source.config.sizes, shape)
         _layouts.state_choices(sweep.source.config, placement, dtypes)
-    outcome = _measure(sweep, output, started)
+    calibration = calibration or _measured_calibration(sweep)
+    sweep = dataclasses.replace(
+        sweep,
+        expect=lambda engine, pass_, peaks: expected_here(
+            engine.config, engine.placement, engine.dtypes, pass_, peaks, calibration
+        ),
+        inspect=functools.partial(inspect_row, inspect_pass),
+    )
+    head = {"started": started, "calibration": _as_record(calibration)}
+    outcome = _measure(sweep, output, head)
     if not processes.is_first():
         return
-    results = _document(outcome, started)
+    results = _document(outcome, head)
     _draw(output, results)
     if _common.JSON.value == "-":
         write_json("-", results)
     else:
-        _common.show(step_table(outcome.points, outcome.bandwidth))
+        _common.show(step_table(outcome.points, outcome.bandwidth, head["calibration"]))
         sums = fit_lines(results["fits"]) if "fits" in results else prompt_lines(outcome.prompts)
         _common.show("\n".join(sums))
     _refuse_unmeasured(outcome)
     _refuse_impossible(outcome)
 
 
-def _measure(sweep: Sweep, output: Path, started: str) -> SweepResult:
+def _known_calibration() -> Calibration | None:
+    """That of the flag, or the chip's own; None if it has none and must be measured.
+
+    Raises:
+      UsageError: the file cannot be read, or was measured on another device.
+    """
+    given = _CALIBRATION.value and read_calibration(_CALIBRATION.value)
+    chip = local_devices(1).slice.chip.name
+    if given:
+        given.check_chip(_measured_on())
+        return given
+    return None if chip == _NO_CHIP else calibration_of(chip)
+
+
+def _measured_calibration(sweep: Sweep) -> Calibration:
+    """What these devices achieve, measured on the largest mesh for the sweep's numbers of rows."""
+    shape = max(sweep.shapes, key=lambda shape: math.prod(shape.values()))
+    chunk = sweep.chunk or default_chunk(default_platform())
+    tokens = [min(chunk, length) for length in sweep.prompt_lengths] or [1]
+    rows = sorted({batch * each for batch in sweep.batches for each in tokens})
+    dtypes = list(dict.fromkeys(each.dtype for each in sweep.dtype_sets))
+    return calibration_here(make_mesh(shape), dtypes, rows, sweep.seconds / 3, _common.say)
+
+
+def _measured_on() -> str:
+    """The chip's short name, or JAX's name of devices that are no chip of the list."""
+    name = local_devices(1).slice.chip.name
+    return devices()[0].device_kind if name == _NO_CHIP else name
+
+
+def _as_record(calibration: Calibration) -> dict:
+    """The calibration as the document has it, with what a title says of it."""
+    return dataclasses.asdict(calibration) | {"words": calibration.describe(_measured_on())}
+
+
+def _measure(sweep: Sweep, output: Path, head: dict) -> SweepResult:
     """Runs the sweep, and writes all results so far to the files after every round."""
 
     def keep(outcome: SweepResult) -> None:
         if processes.is_first():
-            _write(output, _document(outcome, started))
+            _write(output, _document(outcome, head))
 
     try:
         outcome = run(sweep, _common.say, keep)
@@ -193,14 +268,14 @@ def _sweep(output: Path) -> Sweep:
     )
 
 
-def _document(outcome: SweepResult, started: str) -> dict:
+def _document(outcome: SweepResult, head: dict) -> dict:
     prefill = _PHASE.value == "prefill"
     return document(
         sys.argv,
         outcome.points,
         device_kind=jax.devices()[0].device_kind,
-        started=started,
         bandwidth=outcome.bandwidth,
+        **head,
         **({"prompts": outcome.prompts} if prefill else {"fits": fits(outcome.points)}),
     )
 

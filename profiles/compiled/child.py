@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from jax.experimental import topologies
 
-from profiles.compiled.compiler import from_json
+from profiles.compiled.compiler import from_json, memory_sizes
 
 
 def main(folder: Path) -> None:
@@ -40,17 +40,11 @@ def _compile(job: dict) -> tuple[dict, str]:
     lowered = program.lower(found.devices, job["auto_weight_layout"])
     traced = time.perf_counter()
     compiled = lowered.compile()
-    memory = compiled.memory_analysis()
     result = {
         "status": "ok",
         "trace_s": traced - started,
         "compile_s": time.perf_counter() - traced,
-        "memory": {
-            "argument_bytes": memory.argument_size_in_bytes,
-            "output_bytes": memory.output_size_in_bytes,
-            "aliased_bytes": memory.alias_size_in_bytes,
-            "temporary_bytes": memory.temp_size_in_bytes,
-        },
+        "memory": memory_sizes(compiled),
     }
     return result, compiled.as_text()
 

@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import jax
+
 from model.config import ModelConfig
 from model.dtypes import Dtypes, Storage
 from profiles.chips.slices import Slice
@@ -183,6 +185,23 @@ def _missing_bytes(message: str) -> float | None:
 
 def _bytes(number: str, unit: str) -> float:
     return float(number) * 2 ** (10 * " KMGT".index(unit or " "))
+
+
+def memory_sizes(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """The sizes that a compiled program accounts for, as `Compilation.memory` has them.
+
+    Raises:
+      NotImplementedError: its platform does not tell them.
+    """
+    found = compiled.memory_analysis()
+    if found is None:
+        raise NotImplementedError("the platform does not tell the sizes of a program's memory")
+    return {
+        "argument_bytes": found.argument_size_in_bytes,
+        "output_bytes": found.output_size_in_bytes,
+        "aliased_bytes": found.alias_size_in_bytes,
+        "temporary_bytes": found.temp_size_in_bytes,
+    }
 
 
 def _crashed(code: int, output: str) -> Compilation:

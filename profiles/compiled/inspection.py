@@ -112,7 +112,11 @@ class PassProgram:
           devices: the same as in `engine`.
           auto_weight_layout: the compiler chooses how each weight's shard lies in memory.
         """
-        engine, chosen = self.engine(devices), {"auto_weight_layout": auto_weight_layout}
+        return self.lowered_by(self.engine(devices), auto_weight_layout)
+
+    def lowered_by(self, engine: Engine, auto_weight_layout: bool = False) -> jax.stages.Lowered:
+        """This pass as an engine runs it, ready to compile; of one that it has run, compiled."""
+        chosen = {"auto_weight_layout": auto_weight_layout}
         batch, slots = self.pass_.batch, self.pass_.cache_slots
         if self.pass_.over_prompts:
             length, continues = self.pass_.tokens, self.pass_.continues
@@ -239,7 +243,7 @@ def collective_table(
     """
     head = ("block", label, "mesh axes", "bytes per chip, each", "per layer", "per step")
     blocks = {where: rank for rank, where in enumerate(dict.fromkeys(each.where for each in order))}
-    found = sorted(merge(_any_layer(collectives)), key=lambda e: blocks.get(e.where, len(blocks)))
+    found = sorted(merge(any_layer(collectives)), key=lambda e: blocks.get(e.where, len(blocks)))
     rows = [
         (
             each.where.removeprefix("layer/"),
@@ -254,7 +258,8 @@ def collective_table(
     return Table(head, rows).terminal()
 
 
-def _any_layer(collectives: Sequence[Collective]) -> list[Collective]:
+def any_layer(collectives: Sequence[Collective]) -> list[Collective]:
+    """The same collectives, layers not told apart."""
     return [
         dataclasses.replace(each, where=re.sub(r"^layer_\d+", "layer", each.where))
         for each in collectives

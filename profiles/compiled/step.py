@@ -71,6 +71,7 @@ class CompiledStep:
                     "what": f"{move.origin} {move.how}",
                     "bytes": move.bytes,
                     "count": move.count,
+                    "widened": move.widened,
                     **({"where": move.scope} if move.scope else {}),
                 }
                 for move in grouped(self.moves)

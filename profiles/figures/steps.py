@@ -1,4 +1,4 @@
-"""Plots of a run: step time and cost of a token against batch, measured and floor.
+"""Plots of a run: step time and cost of a token against batch, measured, expected and floor.
 
 Of prompts the chunks are drawn, against the tokens that are in the cache before them. Each plot
 stands alone: its title names model, devices, dtypes, layout and the bandwidth that the floors were
@@ -17,7 +17,7 @@ from profiles.report.lines import BY_BATCH, Axis, axis_of, devices_words, lines,
 from profiles.report.numbers import exact
 from profiles.report.record import Record
 from profiles.report.step_table import TO
-from profiles.report.titles import bandwidth_words, subject, text_of
+from profiles.report.titles import rates_words, subject, text_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +29,8 @@ SHARED = "#555555"  # a floor that is the same for every line of a panel
 SAME = 0.005  # floors closer than this are drawn once
 TICK_ROOM = 0.04  # part of a linear axis between two numbers at its ticks
 LABEL = 42  # letters of labels of which three fit beside each other in a legend
+STYLES = {"floor": "--", "weight floor": ":", "expected": "-."}
+"""Lines of what is not measured."""
 AXES = {"batch": "batch (sequences)", "context": "tokens in the cache before the chunk"}
 AGAINST = {"batch": "batch", "context": "tokens in the cache"}
 
@@ -45,7 +47,7 @@ class Line(NamedTuple):
 
 
 def step_time(document: dict, path: str | Path) -> "Figure":
-    """Draws measured step time against batch over its floor, a panel per context.
+    """Draws measured step time against batch, its expected time and floor, a panel per context.
 
     Of prompts it draws the time of each chunk against the tokens before it, a panel per batch.
 
@@ -65,6 +67,8 @@ def step_time(document: dict, path: str | Path) -> "Figure":
             found["floor"] = point.floor_s * 1e3
             if by_batch and point.weight_floor_s is not None:
                 found["weight floor"] = point.weight_floor_s * 1e3
+        if point.expected_s is not None:
+            found["expected"] = point.expected_s * 1e3
         return found
 
     if by_batch:
@@ -168,7 +172,7 @@ def _panel(panel: "Axes", lines: Sequence[Line], times: Times, along: str) -> No
         panel.plot(sizes, middle, linewidth=2, markersize=6, zorder=3, **look)
         panel.fill_between(sizes, low, high, color=line.colour, alpha=0.18, linewidth=0)
         panel.vlines(sizes, low, high, color=line.colour, alpha=0.5, linewidth=1.5)
-    for name, style in (("floor", "--"), ("weight floor", ":")):
+    for name, style in STYLES.items():
         _floors(panel, lines, times, along, name, style)
     panel.grid(axis="y", which="major", color="#DDDDDD", linewidth=0.8)
     panel.set_axisbelow(True)
@@ -178,7 +182,7 @@ def _panel(panel: "Axes", lines: Sequence[Line], times: Times, along: str) -> No
 def _floors(
     panel: "Axes", lines: Sequence[Line], times: Times, along: str, name: str, style: str
 ) -> None:
-    """Draws one kind of floor for each line, or once in grey where all lines share it."""
+    """Draws one kind of time that is not measured for each line, or in grey where all share it."""
     curves = {}
     for line in lines:
         found = [(getattr(p, along), times(p)[name]) for p in line.points if name in times(p)]
@@ -252,8 +256,8 @@ def _head(document: dict, title: str) -> list[str]:
     else:
         words += _sizes(points, "batch", ", batch {}")
         words += _sizes(points, "prompt_length", ", prompts of {} tokens")
-    floor = bandwidth_words(document["bandwidth"], document["device_kind"])
-    return [title, *picture.lines(words, 126), *picture.lines(f"Floor at {floor}", 126)]
+    rates = rates_words(document["bandwidth"], document.get("calibration"), document["device_kind"])
+    return [title, *picture.lines(words, 126), *picture.lines(rates, 126)]
 
 
 def _sizes(points: Sequence[Record], field: str, words: str) -> str:
@@ -289,7 +293,7 @@ def _legend(lines: Sequence[Line], panels: Sequence["Axes"]) -> list:
     ]
     handles.append(Patch(color=SHARED, alpha=0.25, label=f"measured, p10{TO}p90"))
     drawn = [line.get_label() for panel in panels for line in panel.get_lines()]
-    for name, style in (("floor", "--"), ("weight floor", ":")):
+    for name, style in STYLES.items():
         if any(label.startswith(f"{name},") for label in drawn):
             alike = all(f"{name}, all" in label for label in drawn if label.startswith(f"{name},"))
             words = name + ", the same for all lines" * (alike and len(colours) > 1)

@@ -38,7 +38,7 @@ class RepeatedChunk:
     burst: int = 1
     samples: list[float] = dataclasses.field(default_factory=list)
     calls: list[float] = dataclasses.field(default_factory=list)
-    compiled: Record = Record()
+    compiled: Record = dataclasses.field(default_factory=Record)
 
 
 @dataclasses.dataclass

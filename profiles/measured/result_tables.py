@@ -20,12 +20,22 @@ MODULE = "profiles.measured.result_tables"
 PROJECT_PAGE, PAGE = "README.md", "profiles/measured/README.md"
 GPU, CPU, CPU_TYPES = "llama3-8b-h200", "smollm2-135m-cpu", "smollm2-135m-cpu-types"
 CPU_PROMPTS = "smollm2-135m-cpu-prompts"
-_TIME_COLUMNS = ("batch", "measured step ms", "floor step ms", "floor / measured")
+_TIME_COLUMNS = (
+    "batch",
+    "floor step ms",
+    "expected step ms",
+    "measured step ms",
+    "floor / measured",
+    "expected / measured",
+)
 SHORT = {
     GPU: ("weight_dtype", *_TIME_COLUMNS, "measured USD/Mtok"),
     CPU: ("devices (x,y,z)", *_TIME_COLUMNS, "measured tokens/s"),
 }
-"""Columns of the tables of the project's README, by the name of the run."""
+"""Columns of the tables of the project's README, by the name of the run.
+
+Former runs have no expected times.
+"""
 
 
 def recorded(name: str) -> dict:
@@ -34,9 +44,8 @@ def recorded(name: str) -> dict:
 
 
 def table(name: str, only: tuple[str, ...] = ()) -> str:
-    """A recorded run as a table in Markdown, with all columns or some only."""
-    run = recorded(name)
-    return markdown_table(run["points"], run["bandwidth"], only).strip() + "\n"
+    """A recorded run as a table in Markdown, with all columns or those only that it has of some."""
+    return _markdown(recorded(name), "points", only)
 
 
 def fits(name: str) -> str:
@@ -46,9 +55,13 @@ def fits(name: str) -> str:
 
 def prompts(name: str) -> str:
     """A recorded run's whole prompts, each the sum of its chunks, beside the floor of one pass."""
-    run = recorded(name)
     columns = "prompt tokens", *_TIME_COLUMNS[1:], "measured tokens/s"
-    return markdown_table(run["prompts"], run["bandwidth"], columns).strip() + "\n"
+    return _markdown(recorded(name), "prompts", columns)
+
+
+def _markdown(run: dict, records: str, only: tuple[str, ...]) -> str:
+    table = markdown_table(run[records], run["bandwidth"], run.get("calibration"), only)
+    return table.strip() + "\n"
 
 
 def peers(name: str) -> str:

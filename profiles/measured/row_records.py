@@ -118,9 +118,7 @@ def _of_prompts(row: SweepRow, peaks: Peaks, basis: Basis) -> RowRecords:
         )
         return found | Record(prompt_length=prompts.length)
 
-    expected = [
-        basis.expect(row.engine, _run_as(prompts, each), peaks) for each in prompts.chunks
-    ]
+    expected = [basis.expect(row.engine, _run_as(prompts, each), peaks) for each in prompts.chunks]
     if row.failure:
         whole = record(0, prompts.length) | _added_up(expected)
         return RowRecords([whole | _failed(row)], [])

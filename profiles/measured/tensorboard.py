@@ -1,7 +1,7 @@
 """Writes a run's numbers as TensorBoard events, so that several runs can be compared there."""
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ def write_events(directory: str | Path, document: dict, figures: Iterable[str | 
 
     check_writable(directory)
     points = document["points"]
+    table = markdown_table(points, document.get("bandwidth"), document.get("calibration"))
     axis = axis_of(points)
     telling = telling_fields(points, axis)
     # On a full disk, its thread prints a stack trace and may never end, so it writes elsewhere.
@@ -58,7 +59,7 @@ def write_events(directory: str | Path, document: dict, figures: Iterable[str | 
                 for name, value in scalars(point).items():
                     name = f"prompt_{name}{_suffix(point, tags)}"
                     writer.add_scalar(name, value, global_step=point.prompt_length)
-            writer.add_text("table", markdown_table(points, document.get("bandwidth")))
+            writer.add_text("table", table)
             for path in map(Path, figures):
                 writer.add_image(path.stem, _pixels(path), dataformats="HWC")
         (written,) = Path(own).iterdir()
@@ -72,19 +73,38 @@ def _suffix(point: Record, fields: Iterable[str]) -> str:
 
 
 def scalars(point: Record) -> dict[str, float]:
-    """The numbers of a record to draw as curves; the floor's only if the row has one."""
+    """The numbers of a record to draw as curves; the floor's only if the row has one.
+
+    Floor, expected, compiled, measured and host are told apart by the first word of their names;
+    terms of a time bear its name and theirs, such as `floor_kv_cache_ms`.
+    """
     numbers = {}
     if point.ran:
         median = point.step_s["median"]
         tokens = point.batch * (point.tokens_per_sequence or 1)
         numbers["measured_step_ms"] = median * 1e3
         numbers["measured_time_per_token_ms"] = median * 1e3 / tokens
+        numbers |= _in_ms("expected", point.expected_s, point.expected_terms_s)
+        if point.host_s:
+            numbers["host_call_ms"] = point.host_s["median"] * 1e3
+        for name in ("resident_bytes", "temporary_bytes"):
+            if name in (point.compiled or {}):
+                numbers[f"compiled_{name}"] = float(point.compiled[name])
     if point.ok:
-        in_ms = {"floor_ms": point.floor_s, "expected_ms": point.expected_s}
-        numbers |= {name: time * 1e3 for name, time in in_ms.items() if time is not None}
-        if point.fraction_of_floor is not None:
-            numbers["fraction_of_floor"] = point.fraction_of_floor
+        numbers |= _in_ms("floor", point.floor_s, point.floor_terms_s)
+        numbers |= _in_ms("floor_at_read_rate", point.read_floor_s, {})
+        for name in ("fraction_of_floor", "fraction_of_read_floor"):
+            if getattr(point, name) is not None:
+                numbers[name] = getattr(point, name)
     return numbers
+
+
+def _in_ms(name: str, seconds: float | None, terms: Mapping[str, float] | None) -> dict[str, float]:
+    """A time and its terms; of a step without it none."""
+    if seconds is None:
+        return {}
+    found = {f"{name}_{term}_ms": value * 1e3 for term, value in (terms or {}).items()}
+    return {f"{name}_ms": seconds * 1e3} | found
 
 
 def _pixels(path: Path) -> np.ndarray:

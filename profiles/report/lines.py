@@ -77,6 +77,13 @@ class Fit(TypedDict, total=False):
 
 
 _SHARED_FIELDS = tuple(name for name in Fit.__annotations__ if not name.endswith("_s"))
+_SIZES = {
+    "context": "context",
+    "tokens_per_sequence": "tokens",
+    "prompt_length": "prompt",
+    "batch": "batch",
+}
+"""Fields that are sizes, by what a row is named by them."""
 _NAMING_FIELDS = "layout", "weight_dtype", "kv_dtype"  # said of a fit where fits differ in it
 
 
@@ -135,10 +142,11 @@ def fit_lines(fits: Sequence[Fit]) -> list[str]:
 
 
 def prompt_lines(prompts: Sequence[Record]) -> list[str]:
-    """Each whole prompt as a line of text, measured first and its floor in brackets.
+    """Each whole prompt as a line of text, measured first, floor and expected time in brackets.
 
     Args:
-      prompts: the sums of their chunks; the floor is that of the whole as one pass.
+      prompts: the sums of their chunks, expected times too; the floor is that of the whole as one
+        pass.
     """
     texts, telling = [], telling_fields(prompts, BY_CONTEXT)
     telling = [field for field in telling if field not in ("mesh", "prompt_length")]
@@ -150,9 +158,42 @@ def prompt_lines(prompts: Sequence[Record]) -> list[str]:
         text = f"{name}: {ms(seconds)} ms in {several(point.chunks, 'chunk')}, "
         text += f"{number(point.tokens_per_s)} tokens/s, "
         text += f"{number(point.flops_per_chip * point.chips / seconds / 1e12)} TFLOP/s"
-        floor = f"   (floor as one pass {ms(point.floor_s)} ms, {point.fraction_of_floor or 0:.0%})"
-        texts.append(text + floor * point.ok)
+        beside = []
+        if point.ok:
+            share = point.fraction_of_floor or 0
+            beside.append(f"floor as one pass {ms(point.floor_s)} ms, {share:.0%}")
+        if point.expected_s is not None:
+            beside.append(f"expected {ms(point.expected_s)} ms, {point.expected_s / seconds:.0%}")
+        texts.append(text + f"   ({'; '.join(beside)})" * bool(beside))
     return texts
+
+
+def rows_in_words(some: Sequence[Record], among: Sequence[Record]) -> str:
+    """Some records by what tells them from others: `1 device (1x1x1), batch 1, 4`, or `all`."""
+    if len(some) == len(among):
+        return "all rows"
+    fields = dict.fromkeys(["layout", *LINE_FIELDS, "prompt_length", "batch"])
+    varied = [f for f in fields if len({text_of(point, f) for point in among}) > 1]
+    if "devices" in varied or "mesh" in varied:
+        varied = ["mesh", *(f for f in varied if f not in ("devices", "mesh"))]
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for point in some:
+        *others, last = (_named(point, field) for field in varied or ["batch"])
+        groups.setdefault(tuple(others), []).append(last)
+    found = []
+    for others, last in groups.items():
+        first, *rest = dict.fromkeys(last)
+        word = first.split()[0] + " "
+        found.append(", ".join([*others, first, *(each.removeprefix(word) for each in rest)]))
+    return "; ".join(found)
+
+
+def _named(point: Record, field: str) -> str:
+    """A record's field in words that say which it is."""
+    if field == "mesh":
+        return devices_words(point.devices, point.mesh)
+    word = _SIZES.get(field)
+    return f"{word} {exact(getattr(point, field) or 0)}" if word else text_of(point, field)
 
 
 def devices_words(devices: int | None, mesh: Mapping[str, int] | None) -> str:

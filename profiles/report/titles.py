@@ -28,6 +28,17 @@ def bandwidth_words(bandwidth: dict, device_kind: str = "") -> str:
     return words + ", one memory shared by all CPU devices" * ("cpu" in device_kind.lower())
 
 
+def rates_words(bandwidth: dict, calibration: dict | None, device_kind: str = "") -> str:
+    """What floors and expected times were taken at, a document's `bandwidth` and `calibration`."""
+    words = f"Floor at {bandwidth_words(bandwidth, device_kind)}"
+    if calibration:
+        words += f"; expected by calibration {calibration.get('words', calibration['name'])}"
+    if bandwidth["source"] == "published" and "measured_bytes_per_s" in bandwidth:
+        reads = number(bandwidth["measured_bytes_per_s"] / 1e9)
+        words += f"; read kernels reached {reads} GB/s in this run"
+    return words
+
+
 def distinct(points: Iterable[Record], field: str) -> list[str]:
     """The distinct known values of a field as text, in the order they appear."""
     return list(dict.fromkeys(filter(None, (text_of(point, field) for point in points))))

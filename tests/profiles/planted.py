@@ -25,7 +25,7 @@ from model.config import ModelConfig
 from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
-from profiles.compiled.compiler import Compilation
+from profiles.compiled.compiler import Compilation, memory_sizes
 from profiles.compiled.inspection import PassProgram
 from profiles.expected.estimate import Estimator
 from profiles.floor.deployment import Deployment
@@ -240,13 +240,7 @@ def write(folder: Path) -> None:
     sizes = {}
     for name, lower in lowered.items():
         compiled = lower().compile()
-        found = compiled.memory_analysis()
-        sizes[name] = {
-            "argument_bytes": found.argument_size_in_bytes,
-            "output_bytes": found.output_size_in_bytes,
-            "aliased_bytes": found.alias_size_in_bytes,
-            "temporary_bytes": found.temp_size_in_bytes,
-        }
+        sizes[name] = memory_sizes(compiled)
         text = _without_notes(compiled.as_text()).encode()
         (folder / f"{name}.txt.gz").write_bytes(gzip.compress(text, mtime=0))
     (folder / "sizes.json").write_text(json.dumps(sizes, indent=1) + "\n")
