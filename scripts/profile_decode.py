@@ -12,8 +12,8 @@ Elsewhere a column more has the floor at the rate that read kernels reached in t
 The expected time is at rates that devices achieve, with fixed times: those of --calibration, of the
 chip's own calibration, or on a CPU of one that is measured in the run. The lines on compiled
 programs tell the bytes that they hold against those that the floor counts, the cache updated in
-place or not, whole arrays that are copied, weights held in more bits, collectives as the layout asks
-or how they differ, and temporaries. The host's column is the time until the call of a step returns.
+place or not, whole arrays that are copied, weights held in more bits, collectives as the layout
+asks or how they differ, and temporaries. The host's column is the time until a step's call returns.
 
 --phase=prefill measures prompts of --prompt_length chunk by chunk: each chunk is a row, run again
 and again behind the tokens that are in the cache before it. Below the table stands each whole

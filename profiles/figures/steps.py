@@ -29,8 +29,12 @@ SHARED = "#555555"  # a floor that is the same for every line of a panel
 SAME = 0.005  # floors closer than this are drawn once
 TICK_ROOM = 0.04  # part of a linear axis between two numbers at its ticks
 LABEL = 42  # letters of labels of which three fit beside each other in a legend
-STYLES = {"floor": "--", "weight floor": ":", "expected": "-."}
-"""Lines of what is not measured."""
+STYLES: dict[str, dict] = {
+    "floor": {"linestyle": "--", "linewidth": 1.6},
+    "weight floor": {"linestyle": ":", "linewidth": 1.6},
+    "expected": {"linestyle": "-", "linewidth": 1, "marker": "x", "markersize": 5},
+}
+"""Looks of lines that are not measured."""
 AXES = {"batch": "batch (sequences)", "context": "tokens in the cache before the chunk"}
 AGAINST = {"batch": "batch", "context": "tokens in the cache"}
 
@@ -180,7 +184,7 @@ def _panel(panel: "Axes", lines: Sequence[Line], times: Times, along: str) -> No
 
 
 def _floors(
-    panel: "Axes", lines: Sequence[Line], times: Times, along: str, name: str, style: str
+    panel: "Axes", lines: Sequence[Line], times: Times, along: str, name: str, style: dict
 ) -> None:
     """Draws one kind of time that is not measured for each line, or in grey where all share it."""
     curves = {}
@@ -193,7 +197,7 @@ def _floors(
     if shared and len(curves) > 1:
         curves = {("all device counts", SHARED): dict(sorted(merged.items()))}
     for (label, colour), curve in curves.items():
-        look = dict(color=colour, linestyle=style, linewidth=1.6, label=f"{name}, {label}")
+        look = dict(color=colour, **style, label=f"{name}, {label}")
         if name == "weight floor":
             panel.axhline(min(curve.values()), zorder=1, **look)
             continue
@@ -299,9 +303,7 @@ def _legend(lines: Sequence[Line], panels: Sequence["Axes"]) -> list:
             words = name + ", the same for all lines" * (alike and len(colours) > 1)
             words += ", in its line's colour" * (not alike and len(colours) > 1)
             colour = SHARED if alike or len(colours) > 1 else lines[0].colour
-            handles.append(
-                Line2D([], [], color=colour, linestyle=style, linewidth=1.6, label=words)
-            )
+            handles.append(Line2D([], [], color=colour, **style, label=words))
     return handles
 
 

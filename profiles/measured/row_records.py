@@ -75,7 +75,10 @@ def inspect_row(inspect_pass: InspectPass, row: SweepRow) -> Record:
     for each in row.step.chunks:
         key = each.chunk.size, each.chunk.continues
         if key not in found:
-            found[key] = inspect_pass(row.engine, _run_as(row.step, each))
+            program = _run_as(row.step, each)
+            if each.chunk.continues:  # the program is that of chunks behind others, even the first
+                program = dataclasses.replace(program, context=max(program.context, 1))
+            found[key] = inspect_pass(row.engine, program)
         each.compiled = found[key]
     return Record()
 

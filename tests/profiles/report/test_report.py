@@ -78,10 +78,10 @@ def test_a_table_labels_measured_and_floor_and_names_the_bandwidth_of_its_percen
     title, floor, _, upper, lower, first, second = text.splitlines()
     assert all(word in title for word in ("tiny", "decode", "float32", "cpu", "weight_stationary"))
     assert "21.3 GB/s (measured)" in floor and "shared" in floor
-    assert upper.split()[:4] == ["devices", "measured", "measured", "floor"]
+    assert upper.split()[:4] == ["devices", "floor", "measured", "floor"]
     assert lower.split()[:5] == ["(x,y,z)", "context", "batch", "step", "ms"]
-    assert first.split()[:5] == ["1", "(1x1x1)", "128", "1", "22.0"]
-    assert second.split()[:5] == ["2", "(1x1x2)", "128", "8", "36.0"]
+    assert first.split()[:6] == ["1", "(1x1x1)", "128", "1", "16.2", "22.0"]
+    assert second.split()[:6] == ["2", "(1x1x2)", "128", "8", "18.0", "36.0"]
     assert "74%" in first and "16.2" in first and "16.0" in first and "weights" in first
     assert len({len(line) for line in (upper, lower, first, second)}) == 1
 
@@ -114,6 +114,66 @@ def test_a_cache_resident_step_keeps_its_time_and_loses_its_floor():
     row = next(line for line in text.splitlines() if line.split()[3:4] == ["2"])
     assert "24.0" in row and "%" not in row and "16.5" not in row
     assert "cache_resident: bytes are few" in text
+
+
+def cells_of(text: str, number: int = 0) -> dict[str, str]:
+    """A row of a table in Markdown, by headings."""
+    head, _, *rows = [line.strip("| ") for line in text.splitlines() if line.startswith("|")]
+    return dict(zip(head.split(" | "), rows[number].split(" | "), strict=True))
+
+
+def test_floor_expected_and_measured_stand_side_by_side_with_both_ratios():
+    calls = {"median": 0.0011, "p10": 0.001, "p90": 0.002, "samples": [0.0011]}
+    points = [record(1, expected_s=0.0198, host_s=calls)]
+    calibration = {"name": "mine", "words": "mine, lent to cpu from h200"}
+    text = markdown_table(points, BANDWIDTH, calibration)
+    cells = cells_of(text)
+    assert list(cells.items())[3:8] == [
+        ("floor step ms", "16.2"),
+        ("expected step ms", "19.8"),
+        ("measured step ms", "22.0"),
+        ("floor / measured", "74%"),
+        ("expected / measured", "90%"),
+    ]
+    assert cells["host call ms"] == "1.10"
+    assert (
+        "GB/s (measured), one memory shared by all CPU devices; expected by calibration mine, "
+        in (text)
+    )
+
+
+def test_where_no_floor_applies_its_columns_stay_and_the_expected_time_too():
+    point = record(1, status="cache_resident", fraction_of_floor=None, expected_s=0.044)
+    cells = cells_of(markdown_table([point], BANDWIDTH))
+    assert (cells["floor step ms"], cells["floor / measured"]) == ("-", "-")
+    assert (cells["expected step ms"], cells["expected / measured"]) == ("44.0", "200%")
+
+
+def test_a_published_rate_is_not_the_only_one_that_a_step_is_held_against():
+    bandwidth = {"bytes_per_s": 4.8e12, "source": "published", "measured_bytes_per_s": 4.4e12}
+    points = [record(1, device_kind="NVIDIA H200", fraction_of_read_floor=0.81)]
+    text = markdown_table(points, bandwidth)
+    assert "Floor at 4,800 GB/s (published); read kernels reached 4,400 GB/s in this run" in text
+    cells = cells_of(text)
+    assert (cells["floor / measured"], cells["floor at read rate / measured"]) == ("74%", "81%")
+    assert "floor at read rate / measured" not in cells_of(markdown_table([record(1)], bandwidth))
+
+
+def test_only_the_columns_that_are_asked_for_and_known_are_shown():
+    only = "batch", "floor step ms", "expected step ms", "measured step ms"
+    cells = cells_of(markdown_table([record(1)], BANDWIDTH, only=only))
+    assert cells == {"batch": "1", "floor step ms": "16.2", "measured step ms": "22.0"}
+
+
+def test_a_step_that_waits_for_its_call_is_bound_by_dispatch():
+    def calling(batch: int, share: float) -> Record:
+        median = share * record(batch).step_s["median"]
+        return record(batch, host_s={"median": median, "p10": 0, "p90": 1, "samples": [median]})
+
+    points = [calling(1, 0.95), calling(4, 0.92), calling(64, 0.1)]
+    (note,) = [line for line in markdown_table(points).splitlines() if "dispatch" in line]
+    assert note.startswith("-  bound by dispatch, batch 1, 4: a call takes more than 90% of a step")
+    assert "dispatch" not in markdown_table(points[2:])
 
 
 def test_a_step_below_its_floor_is_reported_as_an_error_and_not_clamped():
@@ -188,7 +248,7 @@ def test_a_markdown_table_has_the_cells_of_the_text_table():
     heading, rule, first, second = [line for line in lines if line.startswith("|")]
     cells = [cell.strip() for cell in first.strip("|").split("|")]
     assert len(cells) == heading.count("|") - 1 == rule.count("|") - 1
-    assert cells[:4] == ["1 (1x1x1)", "128", "1", "22.0"]
+    assert cells[:5] == ["1 (1x1x1)", "128", "1", "16.2", "22.0"]
     assert "out_of_memory: no \\| room" in second
     assert any("21.3 GB/s (measured)" in line for line in lines)
 
