@@ -138,9 +138,10 @@ def main() -> None:
     """Measures, and writes and prints the results."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     output = Path(_OUTPUT_DIR.value)
+    given = read_calibration(_CALIBRATION.value) if _CALIBRATION.value else None
     sweep = _sweep(output)
     sweep.check()
-    calibration = _known_calibration()
+    calibration = _known_calibration(given)
     processes.from_first_process(lambda: check_writable(output))
     _common.check_json()
     for layout, shape, dtypes in sweep.placings():
@@ -170,13 +171,12 @@ def main() -> None:
     _refuse_impossible(outcome)
 
 
-def _known_calibration() -> Calibration | None:
-    """That of the flag, or the chip's own; None if it has none and must be measured.
+def _known_calibration(given: Calibration | None) -> Calibration | None:
+    """The one that is given, or the chip's own; None if it has none and must be measured.
 
     Raises:
-      UsageError: the file cannot be read, or was measured on another device.
+      UsageError: it was measured on another device.
     """
-    given = _CALIBRATION.value and read_calibration(_CALIBRATION.value)
     chip = local_devices(1).slice.chip.name
     if given:
         given.check_chip(_measured_on())

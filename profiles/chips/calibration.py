@@ -116,7 +116,10 @@ def read_calibration(path: str) -> Calibration:
     try:
         values = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"--calibration is {path!r}, which cannot be read: {error}") from None
+        raise UsageError(
+            f"--calibration is {path!r}, which cannot be read: {error}; name a file that "
+            "microbenchmark.py wrote"
+        ) from None
     return _parse(values, path)
 
 

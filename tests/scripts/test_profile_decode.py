@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
 
 import pytest
 
 from profiles.measured import trace
+from profiles.report.numbers import ms
 from tests.gguf_samples import write_tiny_gguf
 from tests.scripts.running import run, run_many
 
@@ -13,6 +15,7 @@ HELD = ["--context=16", "--seconds=0"]
 TINY = ["--model=tiny", "--random_weights", *HELD]
 FILE = ["--model=tiny.gguf", *HELD]
 PROMPTS = ["--random_weights", "--phase=prefill", "--seconds=0", "--devices=1"]
+GIVEN = "--calibration=slow.json"  # measuring one takes longer than these rows
 FILES = ["cost.png", "events", "profile.csv", "profile.json", "step_time.png"]
 MESHES = [{"x": 1, "y": 1, "z": 1}, {"x": 1, "y": 1, "z": 2}]
 
@@ -22,6 +25,7 @@ def folder(tmp_path_factory):
     """Where the script runs."""
     folder = tmp_path_factory.mktemp("profile")
     (folder / "file").touch()
+    write_calibration(folder / "slow.json", "cpu")
     write_tiny_gguf(folder / "tiny.gguf")
     return folder
 
@@ -29,7 +33,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def profiled(folder):
     """A sweep of a tiny model, which a CPU's cache holds: how it ended, and its folder."""
-    sweep = [*FILE, "--devices=1,2", "--batch=1,2", "--price_per_chip_hour=3", "--trace"]
+    sweep = [*FILE, GIVEN, "--devices=1,2", "--batch=1,2", "--price_per_chip_hour=3", "--trace"]
     sweep.append("--weight_layout=auto")
     ended = run("profile_decode.py", *sweep, "--output_dir=out/tiny", folder=folder)
     assert ended.code == 0, ended.stderr
@@ -44,23 +48,25 @@ def beyond_cache(folder):
     (cache / "size").write_text("1K\n")
     (cache / "shared_cpu_list").write_text("0\n")
     cases = {
-        "sound": [*FILE, "--devices=1,2", "--batch=1,2", "--output_dir=sound", "--json=-"],
+        "sound": [*FILE, GIVEN, "--devices=1,2", "--batch=1,2", "--output_dir=sound", "--json=-"],
         "impossible": [
-            *TINY, "--devices=1", "--batch=1", "--output_dir=impossible", "--hbm_bandwidth=1"
+            *TINY, GIVEN, "--devices=1", "--batch=1", "--output_dir=impossible",
+            "--hbm_bandwidth=1",
         ],
         "full": [
-            *TINY, "--devices=1", "--batch=1,2,1", "--output_dir=full", "--json=full/copy.json"
+            *TINY, GIVEN, "--devices=1", "--batch=1,2,1", "--output_dir=full",
+            "--json=full/copy.json",
         ],
         "prompts": [
-            "--model=tiny.gguf", *PROMPTS[1:], "--prompt_length=32,100", "--chunk=32", "--batch=2",
-            "--output_dir=prompts", "--json=prompts/copy.json",
+            "--model=tiny.gguf", GIVEN, *PROMPTS[1:], "--prompt_length=32,100", "--chunk=32",
+            "--batch=2", "--output_dir=prompts", "--json=prompts/copy.json",
         ],
         "long prompts": [
-            "--model=tiny", *PROMPTS, "--prompt_length=100", "--batch=1000000000",
+            "--model=tiny", GIVEN, *PROMPTS, "--prompt_length=100", "--batch=1000000000",
             "--output_dir=long",
         ],
         "roomy": [*TINY, "--devices=1", "--batch=1,2", "--slots=4096", "--output_dir=roomy"],
-        "too large": [*TINY, "--devices=1", "--batch=1000000000", "--output_dir=large"],
+        "too large": [*TINY, GIVEN, "--devices=1", "--batch=1000000000", "--output_dir=large"],
     }  # fmt: skip
     (folder / "full" / "events").mkdir(parents=True)
     (folder / "full" / "events" / "events.out.tfevents.1.earlier").touch()
@@ -77,6 +83,13 @@ def beyond_cache(folder):
     )
 
 
+def write_calibration(path, chip):
+    fractions = {"memory": 0.5, "compute": 0.25, "link": 1}
+    fixed = {"collective_s": 0, "network_s": 0, "layer_s": 0.25, "step_s": 0.5, "hidden": False}
+    words = {"name": "slow", "source": "made up", "chips": [chip], "measured_on": chip}
+    path.write_text(json.dumps(words | fractions | fixed))
+
+
 def points_of(output):
     return json.loads((output / "profile.json").read_text())["points"]
 
@@ -86,6 +99,7 @@ def test_every_file_is_written(profiled):
     assert sorted(path.name for path in output.iterdir()) == [*FILES, "trace"]
     for name in ("cost.png", "step_time.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
+    assert "expected by calibration slow" in " ".join(profiled[0].stdout.split())
     (events,) = (output / "events").iterdir()
     assert "tfevents" in events.name
     assert events.stat().st_size > 10_000  # with both figures in it
@@ -135,19 +149,69 @@ def test_the_csv_file_has_a_row_for_each_record(profiled):
     assert [row["status"] for row in rows] == ["cache_resident"] * 4
 
 
+def rows_of(stdout: str) -> list[list[str]]:
+    """The cells of a table's rows."""
+    return [line.split() for line in stdout.splitlines() if re.match(r" *\d+ \(\dx\dx\d\)  ", line)]
+
+
 def test_a_model_that_the_cache_holds_is_held_against_no_floor(profiled):
     for point in points_of(profiled[1]):
         assert point["status"] == "cache_resident"
         assert "fraction_of_floor" not in point
     assert "cache_resident: its" in profiled[0].stdout
-    assert "%" not in profiled[0].stdout
+    for row in rows_of(profiled[0].stdout):  # floor and its ratio; the expected time has its own
+        assert (row[4], row[7]) == ("-", "-") and row[8].endswith("%")
 
 
 def test_the_table_has_a_row_for_each_record(profiled):
     lines = profiled[0].stdout.splitlines()
     assert lines[0].startswith("tiny, decode, float32, on cpu, layout weight_stationary_1d")
-    rows = [line for line in lines if "(1x1x1)" in line or "(1x1x2)" in line]
-    assert len(rows) == 4
+    assert len(rows_of(profiled[0].stdout)) == 4
+
+
+def test_the_table_has_floor_expected_and_measured_time_and_both_ratios(beyond_cache, folder):
+    ended = beyond_cache["roomy"]
+    points = points_of(folder / "roomy")
+    for row, point in zip(rows_of(ended.stdout), points, strict=True):
+        seconds = point["floor_s"], point["expected_s"], point["step_s"]["median"]
+        assert row[4:7] == [ms(each) for each in seconds]
+        shares = point["fraction_of_floor"], point["expected_s"] / point["step_s"]["median"]
+        assert row[7:9] == [f"{share:.0%}" for share in shares]
+    assert "expected by calibration cpu-" in " ".join(ended.stdout.split())
+
+
+def test_a_record_has_all_four_times_and_the_hosts(profiled):
+    for point in points_of(profiled[1]):
+        assert point["floor_s"] > 0 and point["expected_s"] > 0
+        assert point["expected_terms_s"].keys() >= {"memory", "compute"}
+        assert point["compiled"]["cache_aliased"] and point["collectives_as_expected"]
+        samples = point["host_s"]["samples"]
+        assert len(samples) == len(point["step_s"]["samples"]) and min(samples) > 0
+        assert "device_s" not in point  # nothing measured it
+    calibration = json.loads((profiled[1] / "profile.json").read_text())["calibration"]
+    assert calibration["measured_on"] == "cpu" and 0 < calibration["memory"] <= 1
+
+
+def test_the_lines_under_the_table_say_what_the_programs_were_compiled_to(beyond_cache):
+    text = " ".join(beyond_cache["roomy"].stdout.split())
+    assert "- compiled: weights and cache " in text
+    assert "as the floor counts them, cache in place, " in text
+    assert "collectives as the layout asks, temporaries " in text
+
+
+def test_a_calibration_of_these_devices_is_taken_and_named(beyond_cache, folder):
+    ended = beyond_cache["full"]
+    document = json.loads((folder / "full" / "profile.json").read_text())
+    point = document["points"][0]
+    flops = document["bandwidth"]["peak_flops_per_s"]
+    terms = point["expected_terms_s"]
+    assert terms["compute"] == pytest.approx(point["flops_per_chip"] / flops / 0.25)
+    assert terms["overhead"] == pytest.approx(0.5 + 2 * 0.25)  # a step and two layers
+    assert point["expected_s"] == pytest.approx(
+        max(terms["memory"], terms["compute"]) + terms["overhead"]
+    )
+    assert document["calibration"]["words"] == "slow"
+    assert "measuring what" not in ended.stderr  # nothing else is measured for it
 
 
 def test_the_trace_holds_the_steps(profiled):
@@ -220,6 +284,12 @@ def test_prompts_are_measured_chunk_by_chunk(beyond_cache, folder):
         assert point.keys() >= {"floor_s", "floor_terms_s", "tokens_per_s", "flops_per_chip"}
         assert point["status"] == "ok" and 0 < point["fraction_of_floor"] <= 1
         assert 0 < point["mfu"] <= 1
+        assert point["expected_s"] > 0
+    for length in cut:
+        chunks = [point["expected_s"] for point in points if point["prompt_length"] == length]
+        (whole,) = (point for point in prompts if point["prompt_length"] == length)
+        assert whole["expected_s"] == pytest.approx(sum(chunks))
+    assert all(point["compiled"]["cache_aliased"] for point in points)
     rows = list(csv.DictReader((folder / "prompts" / "profile.csv").open()))
     assert [row["chunks"] for row in rows] == [""] * 5 + ["1", "4"]  # whole prompts come last
     lines = ended.stdout.splitlines()
@@ -272,6 +342,11 @@ REFUSED = {
     "NaN seconds": (["--seconds=nan"], 2, "--seconds is nan; use a number of seconds, 0 or more"),
     "no layout": (["--layout=none"], 2, "layout is 'none'; use one of"),
     "no model": (["--model=none"], 2, "model is 'none', which random weights have no shapes for"),
+    "no calibration": (
+        ["--calibration=gone.json"],
+        2,
+        "--calibration is 'gone.json', which cannot",
+    ),
     "no flag": (["--prompt=a"], 2, "flag is --prompt, which is unknown"),
     "a stray argument": (["stray"], 2, "argument is 'stray', which is no flag; see --help"),
     "context of prompts": (["--phase=prefill"], 2, "--context is given, but --phase is prefill"),
@@ -291,11 +366,17 @@ REFUSED_PROMPTS = {
 REFUSED_LATER = {
     "folder below a file": (["--output_dir=file/a"], 1, "output path is file/a (Not a directory)"),
     "json on a folder": (["--json=."], 1, "--json is ., not a regular file; name one"),
+    "a calibration of another device": (
+        ["--calibration=h200.json"],
+        2,
+        "calibration slow is measured on h200, not on cpu; give one",
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def refused(folder):
+    write_calibration(folder / "h200.json", "h200")
     found = {}
     prompts = ["--model=tiny", *PROMPTS]
     for table, base in ((REFUSED_PROMPTS, prompts), (REFUSED, TINY), (REFUSED_LATER, TINY)):

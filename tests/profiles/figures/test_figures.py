@@ -56,6 +56,19 @@ def words(figure) -> str:
     return " ".join(texts + [text.get_text() for text in figure.legends[0].get_texts()])
 
 
+def test_step_time_draws_the_expected_time_where_it_is_known(tmp_path):
+    points = [record(b, d, expected_s=0.02 * d + 0.001 * b) for d in (1, 2) for b in BATCHES]
+    lost = record(128, 1, status="cache_resident", expected_s=0.5)  # no floor, but expected
+    figure = figures.step_time(document([*points, lost]), tmp_path / "s.png")
+    lines = drawn(figure.axes[0])
+    expected = lines["expected, 1 device (1x1x1)"]
+    np.testing.assert_allclose(expected[:4], [[b, 20 + b] for b in BATCHES])
+    np.testing.assert_allclose(expected[4], [128, 500])
+    assert len(lines["expected, 2 devices (1x1x2)"]) == len(BATCHES)
+    assert "expected, in its line's colour" in words(figure)
+    assert "expected" not in words(figures.step_time(document([record(1, 1)]), tmp_path / "t.png"))
+
+
 def test_step_time_draws_each_device_count_in_ms_over_the_floor(tmp_path):
     points = [record(b, d) for d in (1, 2) for b in BATCHES]
     figure = figures.step_time(document(points), tmp_path / "step_time.png")

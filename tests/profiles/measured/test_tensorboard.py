@@ -75,6 +75,28 @@ def test_scalars_are_tagged_by_devices_and_context_and_stepped_by_batch(tmp_path
         assert per_token == pytest.approx(20 / batch)
 
 
+def test_each_of_the_times_and_each_term_is_a_scalar():
+    terms = {"weights": 0.012, "kv_cache": 0.004, "compute": 0.001}
+    point = record(
+        1,
+        floor_terms_s=terms,
+        read_floor_s=0.017,
+        fraction_of_read_floor=0.85,
+        expected_s=0.019,
+        expected_terms_s={"memory": 0.018, "overhead": 0.001},
+        host_s=summarise([0.002]),
+        compiled={"resident_bytes": 600, "temporary_bytes": 12},
+    )
+    wanted = {
+        "floor_ms": 16, "floor_weights_ms": 12, "floor_kv_cache_ms": 4, "floor_compute_ms": 1,
+        "floor_at_read_rate_ms": 17, "fraction_of_read_floor": 0.85, "fraction_of_floor": 0.8,
+        "expected_ms": 19, "expected_memory_ms": 18, "expected_overhead_ms": 1,
+        "compiled_resident_bytes": 600, "compiled_temporary_bytes": 12,
+        "measured_step_ms": 20, "measured_time_per_token_ms": 20, "host_call_ms": 2,
+    }  # fmt: skip
+    assert events.scalars(point) == pytest.approx(wanted)
+
+
 def test_two_meshes_of_as_many_devices_do_not_share_a_tag(tmp_path):
     other = record(1, mesh={"x": 1, "y": 2, "z": 1})
     events.write_events(tmp_path, document([record(1), other]))
