@@ -40,7 +40,6 @@ Examples:
 import dataclasses
 import datetime
 import functools
-import math
 import sys
 from pathlib import Path
 
@@ -102,20 +101,18 @@ if __name__ == "__main__":
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
+    import _calibrations
     import _dtypes
     import _layouts
     import jax
 
-    from decode.chunks import check_chunk, default_chunk
+    from decode.chunks import check_chunk
     from model.dtypes import Dtypes
-    from profiles.chips.calibration import Calibration, calibration_of, read_calibration
+    from profiles.chips.calibration import read_calibration
     from profiles.chips.chip import DEAREST, RANGE
-    from profiles.chips.local_devices import local_devices
     from profiles.compiled.running import inspect_pass
-    from profiles.expected.here import expected_here
     from profiles.figures.steps import cost, step_time
     from profiles.floor.passes import Pass
-    from profiles.measured.calibration_here import calibration_here
     from profiles.measured.row_records import inspect_row
     from profiles.measured.sweep import Interrupted, Sweep, SweepResult, run
     from profiles.measured.tensorboard import remove_events, write_events
@@ -125,12 +122,9 @@ with _common.importing(__name__):
     from profiles.report.lines import fit_lines, fits, prompt_lines
     from profiles.report.step_table import step_table
     from sharding import processes
-    from sharding.devices import default_platform, devices
     from sharding.error_types import FloorlineError, UsageError
-    from sharding.mesh import make_mesh
     from sharding.placement import Placement
 
-_NO_CHIP = "cpu"  # what predictions call devices that are no chip of the list
 _FIGURES = {"step_time.png": step_time, "cost.png": cost}
 
 
@@ -141,21 +135,16 @@ def main() -> None:
     given = read_calibration(_CALIBRATION.value) if _CALIBRATION.value else None
     sweep = _sweep(output)
     sweep.check()
-    calibration = _known_calibration(given)
+    shared = _calibrations.given_or_own(given)
     processes.from_first_process(lambda: check_writable(output))
     _common.check_json()
     for layout, shape, dtypes in sweep.placings():
         placement = Placement.of(layout, sweep.source.config.sizes, shape)
         _layouts.state_choices(sweep.source.config, placement, dtypes)
-    calibration = calibration or _measured_calibration(sweep)
-    sweep = dataclasses.replace(
-        sweep,
-        expect=lambda engine, pass_, peaks: expected_here(
-            engine.config, engine.placement, engine.dtypes, pass_, peaks, calibration
-        ),
-        inspect=functools.partial(inspect_row, inspect_pass),
-    )
-    head = {"started": started, "calibration": _as_record(calibration)}
+    calibrations = _calibrations.calibrations(sweep, shared)
+    inspect = functools.partial(inspect_row, inspect_pass)
+    sweep = dataclasses.replace(sweep, expect=calibrations.expect, inspect=inspect)
+    head = {"started": started, **calibrations.as_fields()}
     outcome = _measure(sweep, output, head)
     if not processes.is_first():
         return
@@ -169,40 +158,6 @@ def main() -> None:
         _common.show("\n".join(sums))
     _refuse_unmeasured(outcome)
     _refuse_impossible(outcome)
-
-
-def _known_calibration(given: Calibration | None) -> Calibration | None:
-    """The one that is given, or the chip's own; None if it has none and must be measured.
-
-    Raises:
-      UsageError: it was measured on another device.
-    """
-    chip = local_devices(1).slice.chip.name
-    if given:
-        given.check_chip(_measured_on())
-        return given
-    return None if chip == _NO_CHIP else calibration_of(chip)
-
-
-def _measured_calibration(sweep: Sweep) -> Calibration:
-    """What these devices achieve, measured on the largest mesh for the sweep's numbers of rows."""
-    shape = max(sweep.shapes, key=lambda shape: math.prod(shape.values()))
-    chunk = sweep.chunk or default_chunk(default_platform())
-    tokens = [min(chunk, length) for length in sweep.prompt_lengths] or [1]
-    rows = sorted({batch * each for batch in sweep.batches for each in tokens})
-    dtypes = list(dict.fromkeys(each.dtype for each in sweep.dtype_sets))
-    return calibration_here(make_mesh(shape), dtypes, rows, sweep.seconds / 3, _common.say)
-
-
-def _measured_on() -> str:
-    """The chip's short name, or JAX's name of devices that are no chip of the list."""
-    name = local_devices(1).slice.chip.name
-    return devices()[0].device_kind if name == _NO_CHIP else name
-
-
-def _as_record(calibration: Calibration) -> dict:
-    """The calibration as the document has it, with what a title says of it."""
-    return dataclasses.asdict(calibration) | {"words": calibration.describe(_measured_on())}
 
 
 def _measure(sweep: Sweep, output: Path, head: dict) -> SweepResult:
