@@ -1,4 +1,4 @@
-"""Whole weights and caches that a step moves about in a TPU's main memory, and need not.
+"""Whole weights and caches that a step moves about in main memory, and need not.
 
 Fetching an array into VMEM is reading it, which every step must. Writing one to HBM again, in
 another type, in another order or from VMEM, costs time that no floor has.
@@ -56,7 +56,7 @@ def moves(program: Program, steps: Iterable[Step]) -> list[Move]:
     """The moves of a step, of arrays of which at least half is moved.
 
     Args:
-      program: scheduled, for a TPU.
+      program: scheduled.
       steps: what `flow.walk` gives.
     """
     argument_arrays = {name: placed(one.shape)[0] for name, one in arguments(program).items()}
@@ -113,7 +113,7 @@ def temporaries(program: Program, steps: Iterable[Step], min_bytes: int) -> list
     """What is made in main memory beside arguments and results, large arrays first.
 
     Args:
-      program: scheduled, for a TPU.
+      program: scheduled.
       steps: what `flow.walk` gives.
       min_bytes: bytes of an array worth a word.
     """
