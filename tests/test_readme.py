@@ -45,9 +45,11 @@ def test_tables_and_fits_are_those_of_the_recorded_runs(part: Part):
     assert part.text() == result_tables.PARTS[part]()
 
 
-def test_the_tables_of_the_first_page_have_six_columns():
+def test_the_tables_of_the_first_page_have_the_times_side_by_side_and_little_else():
+    times = "floor step ms", "expected step ms", "measured step ms"
+    ratios = "floor / measured", "expected / measured"
     for name, columns in result_tables.SHORT.items():
-        assert len(columns) == 6
+        assert columns[1:7] == ("batch", *times, *ratios) and len(columns) == 8
         assert result_tables.table(name, columns) in FIRST.read_text()
 
 

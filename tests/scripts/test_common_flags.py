@@ -34,6 +34,7 @@ OWN = {
     "profile_decode.py": {
         "devices", "mesh", "batch", "context", "seconds", "hbm_bandwidth", "peak_flops",
         "price_per_chip_hour", "output_dir", "trace", "phase", "prompt_length", "chunk", "slots",
+        "calibration",
     },
     "convert_checkpoint.py": {"devices", "mesh", "output_dir"},
     "inspect_layout.py": {"mesh", "batch", "context", "phase", "compile", "output_dir"},
