@@ -39,7 +39,9 @@ class Instruction:
     def called(self) -> dict[str, tuple[str, ...]]:
         """Names of the computations in each attribute that names any, such as ``body``."""
         found = {}
-        for key, one, several in _CALLED.findall(self.attributes):
+        # Most of a line's attributes are notes of the compiler and of JAX, which call nothing.
+        plain = self.attributes.partition(", metadata={")[0]
+        for key, one, several in _CALLED.findall(plain):
             found[key] = tuple(_NAME.findall(several or one))
         return found
 
