@@ -90,10 +90,10 @@ def main() -> None:
     kind = devices()[0].device_kind
     whole = document(
         sys.argv, [], device_kind=kind, started=started, bandwidth=None,
-        calibration=dataclasses.asdict(calibration), mesh=shape, **found,
+        calibration=calibration.as_record(), mesh=shape, **found,
     )  # fmt: skip
     write_json(output / "microbenchmark.json", whole)
-    write_json(output / "calibration.json", dataclasses.asdict(calibration))
+    write_json(output / "calibration.json", calibration.as_record())
     if _common.JSON.value:
         write_json(_common.JSON.value, whole)
     _common.say(f"wrote {output / 'microbenchmark.json'}, {output / 'calibration.json'}")

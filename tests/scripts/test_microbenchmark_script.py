@@ -45,7 +45,7 @@ def ended(folder):
 def estimates(folder, ended):
     changes = {"name": "h200-measured", "chips": ("h200",), "measured_on": "h200", "memory": 0.5}
     measured = dataclasses.replace(calibration_of("h200"), **changes)
-    (folder / "h200.json").write_text(json.dumps(dataclasses.asdict(measured)))
+    (folder / "h200.json").write_text(json.dumps(measured.as_record()))
     cases = {name: ["--model=llama3-8b", "--batch=1", *flags] for name, flags in ESTIMATES.items()}
     return run_many("estimate.py", cases, folder=folder)
 

@@ -18,7 +18,7 @@ def test_every_chip_has_a_calibration_which_says_if_it_is_lent():
 
 
 def test_a_file_is_read_and_a_wrong_one_is_refused_by_what_is_wrong(tmp_path):
-    given = dataclasses.asdict(calibration_of("v5e")) | {"memory": 0.5, "name": "mine"}
+    given = calibration_of("v5e").as_record() | {"memory": 0.5, "name": "mine"}
     path = tmp_path / "mine.json"
 
     def read(changes):
@@ -46,7 +46,7 @@ def test_a_file_is_read_and_a_wrong_one_is_refused_by_what_is_wrong(tmp_path):
 
 def test_what_was_fitted_is_lent_and_what_was_measured_is_refused_for_other_chips(tmp_path):
     path = tmp_path / "fitted.json"
-    fields = dataclasses.asdict(calibration_of("v5e"))
+    fields = calibration_of("v5e").as_record()
     del fields["measured_on"]  # as in files of a user's own
     path.write_text(json.dumps(fields))
     fitted = read_calibration(str(path))

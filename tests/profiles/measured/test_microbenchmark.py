@@ -241,5 +241,5 @@ def test_one_device_takes_its_links_from_another_calibration(tmp_path):
     assert (found.link, found.collective_s) == (lent.link, lent.collective_s)
     assert "collective_s" in found.source
     file = tmp_path / "calibration.json"
-    file.write_text(json.dumps(dataclasses.asdict(found)))
+    file.write_text(json.dumps(found.as_record()))
     assert read_calibration(str(file)) == found
