@@ -16,10 +16,8 @@ from profiles.measured.kernels import Calls, collective_kernels, groups, read_ke
 from profiles.measured.measured_calibration import Basis, calibrate
 from profiles.measured.microbenchmark import (
     ATTENDING,
-    CACHES,
     MODEL,
     MOST_ROWS,
-    WEIGHTS,
     Kernels,
     measure,
     results,
@@ -28,6 +26,7 @@ from profiles.measured.model_kernels import Layers, attention_kernel, product_ke
 from profiles.report.numbers import number
 
 PAYLOAD = 1 << 14  # bytes of a collective: those of some sequences
+WEIGHTS, CACHES = 1 << 26, 1 << 25  # bytes that are multiplied, and attended to
 
 
 def calibration_here(

@@ -69,15 +69,13 @@ def kernels(
     rows = sorted({*(rows or powers(1, MOST_ROWS, 4)), MOST_ROWS})
     model = find_model(MODEL if on_cpu else MODEL_OF_CHIPS)
     weights = WEIGHTS if on_cpu else WEIGHTS_PER_DEVICE * mesh.size
-    calls = [Calls(mesh, arguments) for arguments in ARGUMENTS]
+    attended = mesh, dtypes[0].dtype, ATTENDING, CONTEXT, model, CACHES
     return Kernels(
         memory=list(read_kernels(mesh, powers(smallest, largest, 4))),
         matmul=list(product_kernels(mesh, dtypes, rows, model, weights)),
         collectives=list(collective_kernels(mesh, powers(SMALLEST_PAYLOAD, payload, 8))),
-        dispatch=calls,
-        attention=[attention_kernel(mesh, dtypes[0].dtype, ATTENDING, CONTEXT, model, CACHES)]
-        if on_cpu
-        else [],
+        dispatch=[Calls(mesh, arguments) for arguments in ARGUMENTS],
+        attention=[attention_kernel(*attended)] if on_cpu else [],
         layers=[Layers(dtypes[0])],
     )
 

@@ -29,7 +29,7 @@ from sharding.mesh import parse_mesh
 from sharding.quantization import Quantization, Weight, quantize, specs_of
 
 MOST_FLOPS = 1 << 32  # of one run of products, but that of a layer is whole
-FEW_LAYERS, MANY_LAYERS = 2, 8
+FEW_LAYERS, MANY_LAYERS = 2, 6
 STEPS = 16
 WHOLE = jax.P(None, None, None)
 
