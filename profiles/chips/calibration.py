@@ -96,7 +96,7 @@ class Calibration:
     def _check_rows(self) -> None:
         """Refuses rows out of order, and fractions that fall: plans need bounds of steps."""
         for rows, _ in self.compute_by_rows[:1]:
-            if not rows >= 1:
+            if not 1 <= rows < float("inf"):
                 raise UsageError(
                     f"compute_by_rows of calibration {self.name} has {rows:g} rows; use 1 or more"
                 )

@@ -1,7 +1,5 @@
 """A quick calibration of the devices that are here, for the expected times of one sweep's rows."""
 
-import dataclasses
-import statistics
 from collections.abc import Callable, Sequence
 
 import jax
@@ -22,11 +20,11 @@ from profiles.measured.microbenchmark import (
     measure,
     results,
 )
-from profiles.measured.model_kernels import Layers, attention_kernel, product_kernels
+from profiles.measured.model_kernels import Layers, product_kernels
 from profiles.report.numbers import number
 
 PAYLOAD = 1 << 14  # bytes of a collective: those of some sequences
-WEIGHTS, CACHES = 1 << 26, 1 << 25  # bytes that are multiplied, and attended to
+WEIGHTS = 1 << 26  # bytes that are multiplied
 
 
 def calibration_here(
@@ -78,11 +76,9 @@ def calibration_here(
         dtype=dtypes.dtype.name,
         words=f"{mesh.size} x {kind}",
     )
-    calibration = calibrate(found | {"collectives": {"fits": []}}, basis, here.calibration)
-    if not ready.collectives:
-        return calibration
-    start = statistics.median(one.seconds for one in ready.collectives)
-    return dataclasses.replace(calibration, collective_s=start)
+    starts = [one.seconds for one in ready.collectives]
+    links = [{"kind": "", "axes": [], "fixed_s": start, "bytes_per_s": 0.0} for start in starts]
+    return calibrate(found | {"collectives": {"fits": links}}, basis, here.calibration)
 
 
 def _kernels(
@@ -93,13 +89,11 @@ def _kernels(
     context: int,
 ) -> Kernels:
     """What is measured, in the order of a round."""
-    batch = min(max(rows), ATTENDING)
     rows = sorted({*rows, MOST_ROWS})
     return Kernels(
         memory=list(read_kernels(mesh, [READ_BYTES])),
         matmul=list(product_kernels(mesh, [dtypes], rows, config, WEIGHTS)),
         collectives=list(collective_kernels(mesh, [PAYLOAD], groups(mesh)[-1:])),
         dispatch=[Calls(mesh, 1)],
-        attention=[attention_kernel(mesh, dtypes.dtype, batch, context, config, CACHES)],
-        layers=[Layers(dtypes)],
+        layers=[Layers(mesh, dtypes, config, ATTENDING, context)],
     )

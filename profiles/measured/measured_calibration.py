@@ -46,10 +46,11 @@ def calibrate(found: Mapping[str, dict], basis: Basis, lent: Calibration) -> Cal
     """The calibration of measured devices.
 
     memory: the median rate of the best read kernel at the largest size. compute: that of the most
-    rows, and compute_by_rows that of each. attention: that of its kernel. layer_s: what a layer
-    adds to a step of a tiny model. link and collective_s: the medians over kinds and mesh axes of
-    fitted rates and fixed costs. step_s: how much later than the call a program ends that hardly
-    computes, because calls return while earlier steps run.
+    rows, and compute_by_rows that of each. link and collective_s: the medians over kinds and mesh
+    axes of fitted rates and fixed costs. layer_s: what a layer adds to a step that has no width,
+    without its collectives; attention, on a CPU: what a sequence adds to that. On chips it is bound
+    by memory, whose fraction tells it. step_s: how much later than the call a program ends that
+    hardly computes, because calls return while earlier steps run.
 
     Args:
       found: the parts of a document.
@@ -66,15 +67,17 @@ def calibrate(found: Mapping[str, dict], basis: Basis, lent: Calibration) -> Cal
     others = ["network_s", "hidden", *({"link", "collective_s"} - links.keys())]
     memory = _fraction(reads, "bytes_per_s", memory_peak)
     limited = memory * memory_peak if basis.published else None
-    attention = found["attention"]["samples"]
+    (layer,) = found["layers"]["fits"]
+    starts = links.get("collective_s", 0.0) * layer["collectives"]
+    attention = 0.0 if basis.published else layer["attention_flops_per_s"] / flops_peak
     peaks = () if basis.published else (("bandwidth", memory_peak), ("flops", flops_peak))
     measured = {
         "memory": memory,
         "compute": _fraction(_largest(products, "rows"), "flops_per_s", flops_peak),
         "compute_by_rows": _by_rows(products, flops_peak, limited),
-        "attention": _fraction(attention, "flops_per_s", flops_peak) if attention else None,
+        "attention": min(attention, 1.0) or None,
         "peaks": peaks,
-        "layer_s": found["layers"]["fits"][0]["layer_s"],
+        "layer_s": max(layer["layer_s"] - starts, 0.0),
         "step_s": max(waiting, 0.0),
         **links,
     }

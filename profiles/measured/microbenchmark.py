@@ -15,7 +15,7 @@ from model.catalog import find_model
 from model.dtypes import Dtypes
 from profiles.measured.fits import fit_line
 from profiles.measured.kernels import Calls, Kernel, collective_kernels, read_kernels
-from profiles.measured.model_kernels import Layers, attention_kernel, product_kernels
+from profiles.measured.model_kernels import Layers, product_kernels
 from profiles.report.document import summarise
 from profiles.report.progress import progress
 from sharding import processes
@@ -26,8 +26,7 @@ LARGEST_READ_PER_DEVICE = 1 << 30  # ... and of each other device
 MODEL, MODEL_OF_CHIPS = "smollm2-135m", "llama3-8b"  # whose sizes products have likewise
 WEIGHTS, WEIGHTS_PER_DEVICE = 1 << 27, 1 << 30  # bytes of the weights that are multiplied
 MOST_ROWS = 1024
-ATTENDING, CONTEXT = 16, 128  # sequences of a device and tokens that each has in the cache
-CACHES = 1 << 26  # bytes of these caches of all devices
+ATTENDING, CONTEXT = 64, 128  # sequences and tokens that each has in the cache
 SMALLEST_PAYLOAD = 1 << 12  # bytes per device
 LARGEST_PAYLOAD, LARGEST_PAYLOAD_PER_DEVICE = 1 << 25, 1 << 27  # as of reads
 ARGUMENTS = (1, 256)  # a model of thirty layers is some two hundred arrays
@@ -41,7 +40,6 @@ class Kernels(NamedTuple):
     matmul: list[Kernel]
     collectives: list[Kernel]
     dispatch: list[Calls]
-    attention: list[Kernel]
     layers: list[Layers]
 
     @property
@@ -69,14 +67,12 @@ def kernels(
     rows = sorted({*(rows or powers(1, MOST_ROWS, 4)), MOST_ROWS})
     model = find_model(MODEL if on_cpu else MODEL_OF_CHIPS)
     weights = WEIGHTS if on_cpu else WEIGHTS_PER_DEVICE * mesh.size
-    attended = mesh, dtypes[0].dtype, ATTENDING, CONTEXT, model, CACHES
     return Kernels(
         memory=list(read_kernels(mesh, powers(smallest, largest, 4))),
         matmul=list(product_kernels(mesh, dtypes, rows, model, weights)),
         collectives=list(collective_kernels(mesh, powers(SMALLEST_PAYLOAD, payload, 8))),
         dispatch=[Calls(mesh, arguments) for arguments in ARGUMENTS],
-        attention=[attention_kernel(*attended)] if on_cpu else [],
-        layers=[Layers(dtypes[0])],
+        layers=[Layers(mesh, dtypes[0], model, ATTENDING, CONTEXT)],
     )
 
 
@@ -134,10 +130,9 @@ def results(found: Kernels, on_chip: float) -> dict[str, dict]:
             "samples": [one.as_record() for one in found.dispatch],
             "fits": [call_fit(found.dispatch)],
         },
-        "attention": {"samples": [one.as_record("flops_per_s") for one in found.attention]},
         "layers": {
             "samples": [row for one in found.layers for row in one.as_records()],
-            "fits": [{"layer_s": one.seconds} for one in found.layers],
+            "fits": [one.fit() for one in found.layers],
         },
     }
 

@@ -1,4 +1,4 @@
-"""The kernels of a microbenchmark that are sized as a model: products, attention, layers.
+"""The kernels of a microbenchmark that are sized as a model: products, and layers with attention.
 
 A model's products take more time than those of one large matrix: each waits for the one before it,
 its matrix is read from memory, and XLA:CPU multiplies few rows by narrow matrices at a rate of
@@ -17,20 +17,21 @@ from decode.load import ModelSource
 from model.catalog import find_model
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from model.filled_attention import Softmax, attend
-from model.softmax_parts import Spans
+from profiles.floor.bytes_and_flops import PassCounter
+from profiles.floor.communication import expected_collectives
+from profiles.floor.passes import Pass
 from profiles.measured.bandwidth import ALL_AXES, filled
 from profiles.measured.kernels import Kernel
-from profiles.measured.timing import RepeatedStep, slots_for
+from profiles.measured.timing import RepeatedStep
 from profiles.report.document import summarise
 from sharding.catalog import LAYOUTS
 from sharding.dot import dot
-from sharding.mesh import parse_mesh
 from sharding.quantization import Quantization, Weight, quantize, specs_of
 
 MOST_FLOPS = 1 << 32  # of one run of products, but that of a layer is whole
 FEW_LAYERS, MANY_LAYERS = 2, 6
-STEPS = 16
+THIN = 16  # d_model, d_ff and vocabulary for each device, of a model that hardly multiplies
+STEPS = 8
 WHOLE = jax.P(None, None, None)
 
 
@@ -130,66 +131,37 @@ def _norm(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
 
 
-def attention_kernel(
-    mesh: jax.sharding.Mesh,
-    dtype: jnp.dtype,
-    batch: int,
-    context: int,
-    config: ModelConfig,
-    most_bytes: float,
-) -> Kernel:
-    """Attention of one token of each sequence over what is cached, in several layers in turn.
-
-    Args:
-      mesh: the devices, each with sequences of its own.
-      dtype: type of queries, keys and values.
-      batch: sequences of each device.
-      context: tokens in the cache before the step; the new one is there too.
-      config: gives heads, groups and head size.
-      most_bytes: bytes of caches over all devices; at least one layer's is read.
-    """
-    heads, size = config.kv_heads, config.head_size
-    shape = (batch * mesh.size, heads, slots_for(context), size)
-    one = 2 * np.prod(shape) * jnp.dtype(dtype).itemsize
-    spec = jax.P(ALL_AXES, None, None, None)
-    pairs = [
-        tuple(filled(mesh, shape, spec, dtype) for _ in range(2))
-        for _ in range(_whole(most_bytes / one, config))
-    ]
-    query_shape = (shape[0], 1, heads, config.group, size)
-    q = filled(mesh, query_shape, jax.P(ALL_AXES, None, None, None, None), dtype)
-    softmax = Softmax(None, size**-0.5)
-
-    def run(q: jax.Array, pairs: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
-        first = jnp.full(shape[0], context, jnp.int32)
-        spans = Spans(first, jnp.zeros_like(first), first + 1)
-        for pair in pairs:
-            q = attend(q, pair, spans, softmax).mean().astype(q.dtype)
-        return q
-
-    fields = {"dtype": jnp.dtype(dtype).name, "batch": batch, "context": context}
-    amount = 4 * shape[0] * heads * config.group * size * (context + 1) * len(pairs)
-    return Kernel(mesh, fields, jax.jit(run), (q, pairs), float(amount))
-
-
 class Layers:
-    """Decode steps of a model so small that hardly anything but fixed times is left, on one device.
+    """Decode steps of a model of hardly any width, but with the heads of another.
+
+    What a layer adds to a step is then its fixed time, that of its collectives, and what grows with
+    the batch: attention over the cache, with its rotation and the write of the new tokens.
 
     Args:
+      mesh: the devices.
       dtypes: how its numbers are stored.
+      config: gives the number of heads and their size.
+      batch: sequences of the steps that have more than one.
+      context: tokens in the cache of each.
     """
 
-    def __init__(self, dtypes: Dtypes):
-        tiny, shape = find_model("tiny"), parse_mesh("1")
+    def __init__(
+        self, mesh: jax.sharding.Mesh, dtypes: Dtypes, config: ModelConfig, batch: int, context: int
+    ):
+        self.pass_ = Pass(batch, context)
         self.steps: list[RepeatedStep] = []
+        thin = dict.fromkeys(("d_model", "d_ff", "vocabulary"), THIN * mesh.size)
+        heads = {name: getattr(config, name) for name in ("query_heads", "kv_heads", "head_size")}
         for layers in (FEW_LAYERS, MANY_LAYERS):
-            config = dataclasses.replace(tiny, layers=layers)
-            source = ModelSource(config, None, None)
-            engine = source.engine(LAYOUTS["weight_stationary_1d"], shape, dtypes)
-            self.steps.append(RepeatedStep(engine, 1, 1, burst=STEPS))
+            thin["layers"] = layers
+            own = dataclasses.replace(find_model("tiny"), max_context=2 * context, **heads, **thin)
+            source = ModelSource(own, None, None)
+            engine = source.engine(LAYOUTS["weight_stationary_1d"], dict(mesh.shape), dtypes)
+            for sequences in (1, batch):
+                self.steps.append(RepeatedStep(engine, sequences, context, burst=STEPS))
 
     def __str__(self) -> str:
-        return "decode steps of a tiny model"
+        return "decode steps of a model without width"
 
     def prepare(self) -> None:
         """Compiles and warms up."""
@@ -204,12 +176,34 @@ class Layers:
     def as_records(self) -> list[dict[str, object]]:
         """The seconds of the steps, with samples."""
         return [
-            {"layers": step.engine.config.layers, "seconds": summarise(step.samples)}
+            {
+                "layers": step.engine.config.layers,
+                "batch": step.batch,
+                "context": step.context,
+                "seconds": summarise(step.samples),
+            }
             for step in self.steps
         ]
 
-    @property
-    def seconds(self) -> float:
-        """Of a layer: the difference of the medians, by their difference in layers."""
-        few, many = (float(np.median(step.samples)) for step in self.steps)
-        return max(many - few, 0.0) / (MANY_LAYERS - FEW_LAYERS)
+    def fit(self) -> dict[str, float]:
+        """What a layer takes, by differences of medians between few and many layers.
+
+        Returns:
+          `layer_s`, whatever the batch, and its `collectives`; `sequence_s` of each sequence more,
+          and the `attention_flops_per_s` of all devices in it, 0 where no time was seen.
+        """
+        times = [float(np.median(step.samples)) for step in self.steps]
+        more = MANY_LAYERS - FEW_LAYERS
+        one, many = ((times[2 + i] - times[i]) / more for i in range(2))
+        sequence = max(many - one, 0.0) / max(self.pass_.batch - 1, 1)
+        engine = self.steps[-1].engine
+        placed = engine.config, engine.placement, engine.dtypes
+        listed = expected_collectives(*placed, batch=1, tokens=1, continues=False)
+        flops = PassCounter(*placed).count(self.pass_).attention * engine.mesh.size
+        flops /= self.pass_.batch * MANY_LAYERS
+        return {
+            "layer_s": max(one - sequence, 0.0),
+            "collectives": sum(each.count for each in listed) // MANY_LAYERS,
+            "sequence_s": sequence,
+            "attention_flops_per_s": flops / sequence if sequence else 0.0,
+        }
