@@ -51,10 +51,10 @@ class Calibrations:
         """
         if self.shared:
             words = self.shared.describe(_name_here())
-            return {"calibration": dataclasses.asdict(self.shared) | {"words": words}}
+            return {"calibration": self.shared.as_record() | {"words": words}}
         *_, last = self.measured.values()
-        found = {"calibration": dataclasses.asdict(last) | {"words": f"{last.name}, of this run"}}
-        several = {place: dataclasses.asdict(each) for place, each in self.measured.items()}
+        found = {"calibration": last.as_record() | {"words": f"{last.name}, of this run"}}
+        several = {place: each.as_record() for place, each in self.measured.items()}
         return found | ({"calibrations": several} if len(several) > 1 else {})
 
 

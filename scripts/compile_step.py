@@ -206,7 +206,7 @@ def _document(estimator: Estimator, record: Record, more: dict, started: str) ->
             "source": "published",
             "peak_flops_per_s": chip.peak(record.dtype),
         },
-        calibration=dataclasses.asdict(estimator.deployment.calibration),
+        calibration=estimator.deployment.calibration.as_record(),
         **more,
     )
 

@@ -1,9 +1,11 @@
 """Measure what these devices achieve, apart from any model, and write it as a calibration.
 
 Memory: bytes that read kernels take in per second, for arrays of 256 KiB to 1 GiB. Matmuls: FLOP/s
-for 1 to 1,024 rows, in each type. Collectives: every kind over every set of mesh axes, by payload,
-with a fitted fixed cost and rate. Calls: when the call of a program returns, and when its result is
-there. Kernels are timed in turns, and medians are fitted by lines. Takes half a minute on a CPU.
+for 1 to 1,024 rows, in each type, with the matrices of a model's layers, read from memory in turn.
+Attention over a cache on a CPU, and the fixed time of a layer. Collectives: every kind over every
+set of mesh axes, by payload, with a fitted fixed cost and rate. Calls: when the call of a program
+returns, and when its result is there. Kernels are timed in turns, and medians are fitted by lines.
+Takes less than a minute on a CPU.
 
 Writes microbenchmark.json and calibration.json to --output_dir, then prints. The second is for
 --calibration of estimate.py and plan.py: achieved fractions of a chip's recommended figures, and
@@ -16,6 +18,7 @@ all devices are measured. Of many processes, process 0 writes.
 Examples:
   python scripts/microbenchmark.py
   python scripts/microbenchmark.py --devices=8 --mesh=2x2x2 --seconds=60
+  python scripts/microbenchmark.py --rows=1,8,64,256
   python scripts/microbenchmark.py --dtype=bfloat16 --output_dir=out/h200 --json=-
   python scripts/estimate.py --model=llama3-8b --topology=h200:1 \\
       --calibration=out/h200/calibration.json
@@ -42,6 +45,12 @@ _DTYPE = flags.DEFINE_list(
     "Types of matmuls; the first is the one that is calibrated. Default: float32 and bfloat16 on a "
     "CPU, elsewhere bfloat16 and float32.",
 )
+_ROWS = flags.DEFINE_list(
+    "rows",
+    None,
+    "Rows of matmuls, such as 1,8,64: the batches of steps. Default: 1 to 1,024. The most are "
+    "measured beside those that are given.",
+)
 _SECONDS = flags.DEFINE_float("seconds", 15, "Time for samples; at least five rounds.", 0)
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/microbenchmark", "Folder for results.")
 _ON_CPU = 2
@@ -50,13 +59,13 @@ if __name__ == "__main__":
     flags.adopt_module_key_flags(_common)
 
 with _common.importing(__name__):
-    from model.dtypes import PLAIN_DTYPES, default_dtype
+    from model.dtypes import PLAIN_DTYPES, Dtypes, default_dtype
     from profiles.chips.calibration import Calibration
     from profiles.chips.local_devices import LocalDevices, local_devices
     from profiles.expected.links import embeddings, mesh_items
     from profiles.measured.bandwidth import cpu_cache
     from profiles.measured.measured_calibration import Basis, LinkCost, calibrate
-    from profiles.measured.microbenchmark import kernels, measure, results
+    from profiles.measured.microbenchmark import MOST_ROWS, kernels, measure, results
     from profiles.measured.microbenchmark_tables import tables
     from profiles.report.document import document
     from profiles.report.files import check_writable, write_json
@@ -77,11 +86,12 @@ def main() -> None:
     if not _SECONDS.value >= 0:  # false for NaN
         raise UsageError("--seconds is nan; use a number of seconds, 0 or more")
     _check_dtypes()
+    rows = _rows()
     shape = _mesh()
     processes.from_first_process(lambda: check_writable(output))
     _common.check_json()
     mesh, dtypes, here = make_mesh(shape), _dtypes(), local_devices(math.prod(shape.values()))
-    ready = kernels(mesh, [PLAIN_DTYPES[name] for name in dtypes])
+    ready = kernels(mesh, [Dtypes(PLAIN_DTYPES[name]) for name in dtypes], rows)
     measure(ready, _SECONDS.value)
     found = results(ready, _caches(here))
     calibration = calibrate(found, _basis(here, shape, dtypes[0], started), here.calibration)
@@ -90,10 +100,10 @@ def main() -> None:
     kind = devices()[0].device_kind
     whole = document(
         sys.argv, [], device_kind=kind, started=started, bandwidth=None,
-        calibration=dataclasses.asdict(calibration), mesh=shape, **found,
+        calibration=calibration.as_record(), mesh=shape, **found,
     )  # fmt: skip
     write_json(output / "microbenchmark.json", whole)
-    write_json(output / "calibration.json", dataclasses.asdict(calibration))
+    write_json(output / "calibration.json", calibration.as_record())
     if _common.JSON.value:
         write_json(_common.JSON.value, whole)
     _common.say(f"wrote {output / 'microbenchmark.json'}, {output / 'calibration.json'}")
@@ -124,6 +134,16 @@ def _check_dtypes() -> None:
             raise UsageError(
                 f"--dtype is {name!r}; use one or several of {', '.join(PLAIN_DTYPES)}"
             )
+
+
+def _rows() -> list[int]:
+    """Rows of matmuls; none for the default ones."""
+    for text in _ROWS.value or ():
+        if not text.isdecimal() or not 1 <= int(text) <= MOST_ROWS:
+            raise UsageError(
+                f"--rows is {text!r}; use one or several numbers of 1 to {MOST_ROWS:,}, by commas"
+            )
+    return [int(text) for text in _ROWS.value or ()]
 
 
 def _dtypes() -> list[str]:
@@ -165,10 +185,13 @@ def _link_cost(here: LocalDevices, shape: MeshShape) -> LinkCost:
 
 def _summary(found: Calibration) -> str:
     """The calibration in words."""
+    rows = ", ".join(f"{fraction:.0%} of {rows:g} rows" for rows, fraction in found.compute_by_rows)
+    attention = f"attention {found.attention:.1%}, " if found.attention else ""
     return (
-        f"Calibration {found.name}: memory {found.memory:.0%}, arithmetic {found.compute:.0%}, "
-        f"links {found.link:.0%}; a collective {number(found.collective_s * 1e6)} us, a step "
-        f"{number(found.step_s * 1e6)} us. {found.source[0].upper()}{found.source[1:]}."
+        f"Calibration {found.name}: memory {found.memory:.0%}, arithmetic {rows}, {attention}"
+        f"links {found.link:.0%}; a collective {number(found.collective_s * 1e6)} us, a layer "
+        f"{number(found.layer_s * 1e6)} us, a step {number(found.step_s * 1e6)} us. "
+        f"{found.source[0].upper()}{found.source[1:]}."
     )
 
 

@@ -7,13 +7,21 @@ fitted for one chip is used for another. One that was measured on a device is re
 
 import dataclasses
 import functools
+import itertools
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+
 from sharding.error_types import UsageError
 
-_NOT_NUMBERS = ("name", "source", "chips", "hidden", "measured_on")
+_KINDS = {"name": str, "source": str, "chips": list, "hidden": bool, "measured_on": str}
+_TABLES = ("compute_by_rows", "peaks")
+_OPTIONAL = {"measured_on": "", "attention": None, "compute_by_rows": {}, "peaks": {}}
+PEAKS = ("bandwidth", "flops")
+"""Names of peak rates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +43,12 @@ class Calibration:
         of arithmetic.
       measured_on: short name of the chip, or JAX's name of the device, that all this was measured
         on; empty for a calibration that was fitted, and that other chips may be lent.
+      attention: achieved fraction of the arithmetic peak where the tokens of a decode step meet
+        what is cached; None for that of products.
+      compute_by_rows: numbers of rows that a device multiplies with each matrix, rising, and the
+        achieved fraction of the arithmetic peak at each, not falling; empty for `compute` at any.
+      peaks: rates of all devices together that fractions are of, by the names in `PEAKS`, in bytes
+        and FLOPs per second; empty where they are of a chip's recommended figures.
     """
 
     name: str
@@ -49,10 +63,17 @@ class Calibration:
     step_s: float
     hidden: bool
     measured_on: str = ""
+    attention: float | None = None
+    compute_by_rows: tuple[tuple[float, float], ...] = ()
+    peaks: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("memory", "compute", "link"):
-            value = getattr(self, field)
+        fractions = {field: getattr(self, field) for field in ("memory", "compute", "link")}
+        if self.attention is not None:
+            fractions["attention"] = self.attention
+        for rows, value in self.compute_by_rows:
+            fractions[f"compute_by_rows at {rows:g}"] = value
+        for field, value in fractions.items():
             if not 0 < value <= 1:
                 raise UsageError(
                     f"{field} of calibration {self.name} is {value}, a fraction of a peak; use a "
@@ -64,6 +85,69 @@ class Calibration:
                 raise UsageError(
                     f"{field} of calibration {self.name} is {value}; use seconds, 0 or more"
                 )
+        for name, value in self.peaks:
+            if name not in PEAKS or not 0 < value < float("inf"):
+                raise UsageError(
+                    f"peaks of calibration {self.name} have {name} of {value}; use positive rates "
+                    f"by the names {', '.join(PEAKS)}"
+                )
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        """Refuses rows out of order, and fractions that fall: plans need bounds of steps."""
+        for rows, _ in self.compute_by_rows[:1]:
+            if not 1 <= rows < float("inf"):
+                raise UsageError(
+                    f"compute_by_rows of calibration {self.name} has {rows:g} rows; use 1 or more"
+                )
+        for (rows, one), (more, other) in itertools.pairwise(self.compute_by_rows):
+            if not (rows < more < float("inf") and one <= other):
+                raise UsageError(
+                    f"compute_by_rows of calibration {self.name} goes from {one} at {rows:g} rows "
+                    f"to {other} at {more:g}; use more rows each time, and no smaller fraction"
+                )
+
+    def compute_at(self, rows: float | np.ndarray) -> float | np.ndarray:
+        """The achieved fraction of the arithmetic peak in products of so many rows.
+
+        Logarithms are interpolated between the rows that are given; beyond them it is constant.
+
+        Args:
+          rows: tokens that a device multiplies with each matrix; one number or an array.
+        """
+        if not self.compute_by_rows:
+            return self.compute
+        known, fractions = np.log(np.array(self.compute_by_rows).T)
+        found = np.exp(np.interp(np.log(np.maximum(rows, 1)), known, fractions))
+        return found if np.ndim(rows) else float(found)
+
+    def compute_s(
+        self,
+        flops: float | np.ndarray,
+        attention: float | np.ndarray,
+        rows: float | np.ndarray,
+        peak: float,
+    ) -> float | np.ndarray:
+        """Seconds of a device's arithmetic.
+
+        Args:
+          flops: all its FLOPs.
+          attention: those of them in which tokens of decode steps meet what is cached.
+          rows: tokens that it multiplies with each matrix.
+          peak: its recommended FLOP/s.
+        """
+        rate = peak * self.compute_at(rows)
+        if self.attention is None:
+            return flops / rate
+        return (flops - attention) / rate + attention / (peak * self.attention)
+
+    def as_record(self) -> dict[str, object]:
+        """Its fields as `read_calibration` takes them, without those that say nothing."""
+        fields = dataclasses.asdict(self)
+        fields["compute_by_rows"] = {f"{rows:g}": each for rows, each in self.compute_by_rows}
+        fields["peaks"] = dict(self.peaks)
+        unsaid = ("attention", *_TABLES)
+        return {k: v for k, v in fields.items() if k not in unsaid or v not in (None, {})}
 
     def check_chip(self, chip: str) -> None:
         """Refuses a calibration that was measured on one device for another.
@@ -108,7 +192,8 @@ def calibration_of(chip: str) -> Calibration:
 def read_calibration(path: str) -> Calibration:
     """Reads a calibration from a file: a JSON object with all fields of `Calibration`.
 
-    `measured_on` alone may be missing.
+    Those that have a default may be missing. `compute_by_rows` and `peaks` are objects: rows as
+    text, or names of rates, and numbers.
 
     Raises:
       UsageError: there is no such file, or it is no such object.
@@ -124,25 +209,49 @@ def read_calibration(path: str) -> Calibration:
 
 
 def _parse(values: object, file: str) -> Calibration:
-    fields = {field.name: field.type for field in dataclasses.fields(Calibration)}
+    fields = [field.name for field in dataclasses.fields(Calibration)]
     if isinstance(values, dict):
-        values = {"measured_on": ""} | values
-    if not isinstance(values, dict) or values.keys() ^ fields.keys():
+        values = _OPTIONAL | values
+    if not isinstance(values, dict) or values.keys() ^ set(fields):
         raise UsageError(
             f"calibration in {file} is not of the fields {', '.join(fields)}; give exactly those"
         )
-    numbers = {k: v for k, v in values.items() if k not in _NOT_NUMBERS}
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UsageError(f"{name} of the calibration in {file} is {value!r}; use a number")
-    kinds = {"name": str, "source": str, "chips": list, "hidden": bool, "measured_on": str}
-    for name, kind in kinds.items():
+    for name, kind in _KINDS.items():
         if not isinstance(values[name], kind):
             words = {str: "text", list: "a list of chips", bool: "true or false"}[kind]
             raise UsageError(
                 f"{name} of the calibration in {file} is {values[name]!r}; use {words}"
             )
-    return Calibration(**values | {"chips": tuple(map(str, values["chips"]))})
+    for name in fields:
+        if name not in (*_KINDS, *_TABLES) and (name, values[name]) != ("attention", None):
+            _check_number(name, values[name], file)
+    tables = {name: _table(name, values[name], file) for name in _TABLES}
+    rows = []
+    for text, fraction in tables["compute_by_rows"]:
+        try:
+            rows.append((float(text), fraction))
+        except ValueError:
+            raise UsageError(
+                f"compute_by_rows of the calibration in {file} has {text!r}; use numbers of rows"
+            ) from None
+    tables["compute_by_rows"] = tuple(rows)
+    return Calibration(**values | tables | {"chips": tuple(map(str, values["chips"]))})
+
+
+def _table(name: str, value: object, file: str) -> tuple[tuple[str, float], ...]:
+    """The items of an object whose values are numbers."""
+    if not isinstance(value, Mapping):
+        raise UsageError(
+            f"{name} of the calibration in {file} is {value!r}; use an object of numbers"
+        )
+    for key, each in value.items():
+        _check_number(f"{name} at {key}", each, file)
+    return tuple(value.items())
+
+
+def _check_number(name: str, value: object, file: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{name} of the calibration in {file} is {value!r}; use a number")
 
 
 @functools.cache

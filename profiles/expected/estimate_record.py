@@ -69,15 +69,12 @@ def basis(deployment: Deployment) -> dict:
             "source": "given" if given else "published",
             "peak_flops_per_s": chip.peak(deployment.dtypes.arithmetic),
         },
-        "calibration": dataclasses.asdict(deployment.calibration),
+        "calibration": deployment.calibration.as_record(),
     }
 
 
 def _bytes(counts: Counts, chip: Chip) -> BytesPerChip:
-    counted = {n: v * chip.devices_per_chip for n, v in dataclasses.asdict(counts).items()}
-    del counted["flops"]
-    if not counted["weights_gathered"]:
-        del counted["weights_gathered"]
+    counted = counts.bytes_of(chip.devices_per_chip)
     return BytesPerChip(**counted, capacity=chip.recommended.capacity)
 
 

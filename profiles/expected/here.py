@@ -32,8 +32,12 @@ def expected_here(
       dtypes: how its numbers are stored.
       pass_: the pass.
       peaks: peak rates of each device, which stand for published ones where a chip has none.
-      calibration: what of them is achieved, and fixed times.
+      calibration: what of them is achieved, or of its own peaks where it has any, and fixed times.
     """
+    own = dict(calibration.peaks)
+    if own:  # of all devices together
+        each = {name: rate / placement.devices for name, rate in own.items()}
+        peaks = dataclasses.replace(peaks, **each)
     deployment = Deployment(
         model=config,
         slice=slice_here(placement.devices, peaks),

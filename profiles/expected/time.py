@@ -92,7 +92,9 @@ def expect(
     moved = traffic.memory + 2 * traffic.weights_gathered
     return Expected(
         memory=moved / (chip.bandwidth / parts * calibration.memory),
-        compute=traffic.flops / (flops / parts * calibration.compute),
+        compute=calibration.compute_s(
+            traffic.flops, traffic.attention, traffic.rows, flops / parts
+        ),
         communication=communication.latency
         + (communication.transfer - communication.overlapped) / calibration.link,
         overlapped=communication.overlapped / calibration.link,

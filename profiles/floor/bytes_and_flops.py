@@ -113,6 +113,7 @@ class PassCounter:
             self._add(alike)
         experts = "use", "E"
         self._replicas = placement.parts(experts, ("activations", "B")) // placement.parts(experts)
+        self._parts = placement.parts(("activations", "B"))
         self._of_cache = attention_share(placement, of_cache=True)
         self._of_prompts = attention_share(placement, of_cache=False)
         self._multiple = placement.multiple("S")
@@ -176,6 +177,8 @@ class PassCounter:
             flops=batch * (work + attention),
             weights_gathered=self._gathered,
             activations=batch * self._held(tokens) + self._gathered / config.layers,
+            attention=0.0 if pass_.over_prompts else batch * attention,
+            rows=batch * tokens / self._parts,
         )
         return counts.as_python_numbers()
 
@@ -191,6 +194,8 @@ class PassCounter:
             memory_per_sequence=one.kv_resident + self._held(1),
             flops=one.flops,
             replicas=self._replicas,
+            attention=one.attention,
+            parts=self._parts,
         )
 
     def _kept_bytes(self, slots: int) -> float:

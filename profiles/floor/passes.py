@@ -78,6 +78,8 @@ class Counts:
         them twice.
       activations: largest number of bytes that the program holds in addition to weights and cache:
         activations of all sequences, and one layer of gathered weights.
+      attention: those of `flops` in which the tokens of a decode step meet what is cached.
+      rows: tokens that the device multiplies with each matrix.
     """
 
     weights_resident: float
@@ -88,10 +90,18 @@ class Counts:
     flops: float
     weights_gathered: float = 0.0
     activations: float = 0.0
+    attention: float = 0.0
+    rows: float = 1.0
 
     def as_python_numbers(self) -> "Counts":
         """The same with Python's numbers in place of NumPy's; arrays, for many meshes, stay."""
         return Counts(*(v.item() if isinstance(v, np.generic) else v for v in vars(self).values()))
+
+    def bytes_of(self, devices: float) -> dict[str, float]:
+        """The fields that are bytes, of so many devices; those of gathered weights if any are."""
+        beside = ["flops", "attention", "rows"]
+        beside += ["weights_gathered"] * (not self.weights_gathered)
+        return {n: v * devices for n, v in vars(self).items() if n not in beside}
 
     @property
     def memory(self) -> float:
@@ -116,6 +126,8 @@ class BatchLine(NamedTuple):
       memory_per_sequence: bytes of each sequence's cache and activations.
       flops: FLOPs of each sequence.
       replicas: number of parts of the batch that choose experts apart from each other.
+      attention: those of `flops` that are of attention.
+      parts: number of parts of the batch that are multiplied apart from each other.
     """
 
     resident: float
@@ -126,6 +138,8 @@ class BatchLine(NamedTuple):
     memory_per_sequence: float
     flops: float
     replicas: int
+    attention: float
+    parts: int
 
 
 def attended_pairs(cached: int, tokens: int, window: int) -> int:

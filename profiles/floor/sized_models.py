@@ -111,6 +111,7 @@ class SizedPassCounter:
             kv_read=batch * self.value * read,
             kv_written=batch * self.value * written,
             flops=batch * self._flops(cached, tokens) / self.devices,
+            rows=batch * tokens,
         )
 
     def _flops(self, cached: int, tokens: int) -> float:
@@ -135,6 +136,8 @@ class SizedPassCounter:
             memory_per_sequence=one.kv_resident,
             flops=one.flops,
             replicas=1,
+            attention=0.0,
+            parts=1,
         )
 
 

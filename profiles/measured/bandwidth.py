@@ -103,13 +103,14 @@ def filled(
 
     The system can map all untouched pages of zeros to one page of memory.
     """
-
-    def ramp() -> jax.Array:
-        index = jax.lax.broadcasted_iota(jnp.float32, shape, len(shape) - 1, out_sharding=spec)
-        return (index * 1e-6 + 0.5).astype(dtype)
-
     with jax.set_mesh(mesh):
-        return jax.jit(ramp)()
+        return _ramp(shape, spec, jnp.dtype(dtype))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _ramp(shape: tuple[int, ...], spec: jax.P, dtype: jnp.dtype) -> jax.Array:
+    index = jax.lax.broadcasted_iota(jnp.float32, shape, len(shape) - 1, out_sharding=spec)
+    return (index * 1e-6 + 0.5).astype(dtype)
 
 
 def cpu_cache() -> float:

@@ -1,16 +1,30 @@
-"""A quick calibration of the devices that are here, for the expected times of one sweep."""
+"""A quick calibration of the devices that are here, for the expected times of one sweep's rows."""
 
-import statistics
 from collections.abc import Callable, Sequence
 
 import jax
 
+from model.catalog import find_model
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from profiles.chips.calibration import Calibration
-from profiles.measured.bandwidth import PeakMeter
+from profiles.chips.calibration import Calibration, calibration_of
+from profiles.chips.local_devices import local_devices
+from profiles.measured.bandwidth import READ_BYTES
+from profiles.measured.kernels import Calls, collective_kernels, groups, read_kernels
+from profiles.measured.measured_calibration import Basis, calibrate
+from profiles.measured.microbenchmark import (
+    ATTENDING,
+    MODEL,
+    MOST_ROWS,
+    Kernels,
+    measure,
+    results,
+)
+from profiles.measured.model_kernels import Layers, product_kernels
+from profiles.report.numbers import number
 
-REPEATS = 5  # samples of each kernel, at most as many as fit the time
+PAYLOAD = 1 << 14  # bytes of a collective: those of some sequences
+WEIGHTS = 1 << 26  # bytes that are multiplied
 
 
 def calibration_here(
@@ -23,33 +37,63 @@ def calibration_here(
     config: ModelConfig | None = None,
     context: int = 128,
 ) -> Calibration:
-    """What these devices achieve of the best rates that they reach, as medians over bests.
+    """The calibration of a mesh's devices: that of their chip, or else measured now.
+
+    Measures what the expected times of some rows need: products of so many rows, attention, layers
+    and collectives, by the kernels of the microbenchmark. It takes `seconds` and about as long
+    again to compile, and less than 0.6 GB, which are freed.
 
     Args:
-      mesh: the devices, which are measured together.
+      mesh: the devices of the rows; of each mesh of a sweep there is a calibration of its own.
       dtypes: how numbers are stored.
-      rows: numbers of tokens that products are wanted for; the rate of many stands for all.
-      seconds: time to spend, which the samples of a small machine may exceed.
+      rows: tokens that a device multiplies with each matrix: of decode steps the batches.
+      seconds: time for samples; five rounds at least.
       report: called with a line that says what is being done.
-      config: the model, whose sizes are not measured apart.
-      context: tokens in the cache of each sequence, likewise.
+      config: the model whose sizes products and attention have; the one that is profiled where
+        none is named, if None.
+      context: tokens in the cache of each sequence.
+
+    Returns:
+      The calibration. Of measured devices, its fractions are of its own peaks.
     """
+    here = local_devices(mesh.size)
+    if here.slice.chip.name != "cpu":
+        return calibration_of(here.slice.chip.name)
     kind = mesh.devices.flat[0].device_kind
-    report(f"measuring what {kind} achieves, for expected times")
-    meter = PeakMeter(mesh, dtypes.dtype)
-    meter.sample(REPEATS if seconds >= 1 else 2)
-    reads = max(meter.read_rates.values(), key=statistics.median)
-    return Calibration(
-        name=f"{kind.replace(' ', '-')}-measured",
-        source=f"measured on {mesh.size} x {kind} in the same run, medians over the best samples",
-        chips=(kind,),
-        memory=statistics.median(reads) / max(map(max, meter.read_rates.values())),
-        compute=statistics.median(meter.flop_rates) / max(meter.flop_rates),
-        link=1.0,
-        collective_s=0.0,
-        network_s=0.0,
-        layer_s=0.0,
-        step_s=0.0,
-        hidden=False,
-        measured_on=kind,
+    report(
+        f"measuring rates of {mesh.size} {kind} device{'s' * (mesh.size > 1)} for expected times, "
+        f"some {number(2 * seconds)} s"
+    )
+    ready = _kernels(mesh, dtypes, rows, config or find_model(MODEL), context)
+    measure(ready, seconds)
+    found = results(ready, 0.0)
+    basis = Basis(
+        chip=kind,
+        memory=None,
+        flops=None,
+        link_cost=lambda kind, axes: (0.0, 0.0),
+        published=False,
+        dtype=dtypes.dtype.name,
+        words=f"{mesh.size} x {kind}",
+    )
+    starts = [one.seconds for one in ready.collectives]
+    links = [{"kind": "", "axes": [], "fixed_s": start, "bytes_per_s": 0.0} for start in starts]
+    return calibrate(found | {"collectives": {"fits": links}}, basis, here.calibration)
+
+
+def _kernels(
+    mesh: jax.sharding.Mesh,
+    dtypes: Dtypes,
+    rows: Sequence[int],
+    config: ModelConfig,
+    context: int,
+) -> Kernels:
+    """What is measured, in the order of a round."""
+    rows = sorted({*rows, MOST_ROWS})
+    return Kernels(
+        memory=list(read_kernels(mesh, [READ_BYTES])),
+        matmul=list(product_kernels(mesh, [dtypes], rows, config, WEIGHTS)),
+        collectives=list(collective_kernels(mesh, [PAYLOAD], groups(mesh)[-1:])),
+        dispatch=[Calls(mesh, 1)],
+        layers=[Layers(mesh, dtypes, config, ATTENDING, context)],
     )

@@ -1,8 +1,8 @@
-"""The kernels of a microbenchmark: reads, products, collectives and calls, each with its amount.
+"""The kernels of a microbenchmark: reads, collectives and calls, each with its amount.
 
 Each is one compiled program on all devices of a mesh, ready to be timed again and again. Amounts
-are counted from shapes: bytes that all devices read together, FLOPs that they compute together,
-and the payload of a collective per device, as `profiles.floor.collective` counts it.
+are counted from shapes: bytes that all devices read together, and the payload of a collective per
+device, as `profiles.floor.collective` counts it.
 """
 
 import dataclasses
@@ -11,12 +11,11 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from model.linear import linear
 from profiles.measured.bandwidth import ALL_AXES, READS, filled, read_operands, seconds_of
 from profiles.report.document import summarise
 from sharding import processes
@@ -47,7 +46,7 @@ class Kernel:
     mesh: jax.sharding.Mesh
     fields: dict[str, object]
     program: Callable[..., jax.Array]
-    operands: tuple[jax.Array, ...]
+    operands: tuple[Any, ...]
     amount: float
     repeats: int = 1
     awaited: bool = False
@@ -95,28 +94,6 @@ def read_kernels(mesh: jax.sharding.Mesh, sizes: Sequence[int]) -> Iterator[Kern
             yield Kernel(mesh, fields, program, operands, operands[0].nbytes)
 
 
-def product_kernels(
-    mesh: jax.sharding.Mesh, dtypes: Sequence[jnp.dtype], rows: Sequence[int], width: int
-) -> Iterator[Kernel]:
-    """Products of so many rows with a matrix that every device has outputs of, as models multiply.
-
-    Args:
-      mesh: the devices, each with `width` outputs.
-      dtypes: those of the operands and of the result.
-      rows: numbers of tokens, one of each sequence.
-      width: inputs.
-    """
-    axes = tuple(axis for axis in ALL_AXES if mesh.shape[axis] > 1) or None
-    program = jax.jit(lambda weight, x: linear(weight, x, jax.P(None, None, axes)))
-    for dtype in dtypes:
-        # weight: [F.xyz, D]
-        weight = filled(mesh, (width * mesh.size, width), jax.P(axes, None), dtype)
-        for count in rows:
-            x = filled(mesh, (count, 1, width), jax.P(None, None, None), dtype)  # [B, T, D]
-            fields = {"dtype": jnp.dtype(dtype).name, "rows": count, "width": width}
-            yield Kernel(mesh, fields, program, (weight, x), 2 * count * weight.size)
-
-
 def _pass_on(part: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """Every device's part to the next one of its group."""
     devices = jax.lax.axis_size(axes)
@@ -140,9 +117,20 @@ def groups(mesh: jax.sharding.Mesh) -> list[tuple[str, ...]]:
     return list(itertools.chain.from_iterable(sets))
 
 
-def collective_kernels(mesh: jax.sharding.Mesh, payloads: Sequence[int]) -> Iterator[Kernel]:
-    """Every kind of collective over every set of mesh axes, at about so many bytes per device."""
-    for axes, (kind, collective) in itertools.product(groups(mesh), COLLECTIVES.items()):
+def collective_kernels(
+    mesh: jax.sharding.Mesh,
+    payloads: Sequence[int],
+    spanned: Sequence[tuple[str, ...]] | None = None,
+) -> Iterator[Kernel]:
+    """Every kind of collective over sets of mesh axes, at about so many bytes per device.
+
+    Args:
+      mesh: the devices.
+      payloads: bytes.
+      spanned: sets of mesh axes; all that there are, if None.
+    """
+    spanned = groups(mesh) if spanned is None else spanned
+    for axes, (kind, collective) in itertools.product(spanned, COLLECTIVES.items()):
         devices = math.prod(mesh.shape[axis] for axis in axes)
         for payload in payloads:
             repeats = repeats_of(payload)

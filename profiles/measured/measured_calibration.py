@@ -7,8 +7,12 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+import jax.numpy as jnp
+
+from model.dtypes import PLAIN_DTYPES
 from profiles.chips.calibration import Calibration
 
+NEARLY = 0.75  # of the memory's rate: products that read weights so fast are limited by it
 LinkCost = Callable[[str, Sequence[str]], tuple[float, float]]
 """Of a kind of collective over mesh axes: seconds of hops, and per byte of payload at the rate of
 links that fractions are of."""
@@ -42,12 +46,14 @@ def calibrate(found: Mapping[str, dict], basis: Basis, lent: Calibration) -> Cal
     """The calibration of measured devices.
 
     memory: the median rate of the best read kernel at the largest size. compute: that of the most
-    rows. link and collective_s: the medians over kinds and mesh axes of fitted rates and fixed
-    costs. step_s: how much later than the call a program ends that hardly computes, because calls
-    return while earlier steps run.
+    rows, and compute_by_rows that of each. link and collective_s: the medians over kinds and mesh
+    axes of fitted rates and fixed costs. layer_s: what a layer adds to a step that has no width,
+    without its collectives; attention, on a CPU: what a sequence adds to that. On chips it is bound
+    by memory, whose fraction tells it. step_s: how much later than the call a program ends that
+    hardly computes, because calls return while earlier steps run.
 
     Args:
-      found: `memory`, `matmul`, `collectives` and `dispatch` of a document.
+      found: the parts of a document.
       basis: what fractions are of.
       lent: the calibration to take what was not measured from.
     """
@@ -58,10 +64,20 @@ def calibrate(found: Mapping[str, dict], basis: Basis, lent: Calibration) -> Cal
     links = _links(found["collectives"]["fits"], basis)
     call = min(found["dispatch"]["samples"], key=lambda row: row["arguments"])
     waiting = call["awaited"]["median"] - call["returned"]["median"]
-    others = ["network_s", "layer_s", "hidden", *({"link", "collective_s"} - links.keys())]
+    others = ["network_s", "hidden", *({"link", "collective_s"} - links.keys())]
+    memory = _fraction(reads, "bytes_per_s", memory_peak)
+    limited = memory * memory_peak if basis.published else None
+    (layer,) = found["layers"]["fits"]
+    starts = links.get("collective_s", 0.0) * layer["collectives"]
+    attention = 0.0 if basis.published else layer["attention_flops_per_s"] / flops_peak
+    peaks = () if basis.published else (("bandwidth", memory_peak), ("flops", flops_peak))
     measured = {
-        "memory": _fraction(reads, "bytes_per_s", memory_peak),
+        "memory": memory,
         "compute": _fraction(_largest(products, "rows"), "flops_per_s", flops_peak),
+        "compute_by_rows": _by_rows(products, flops_peak, limited),
+        "attention": min(attention, 1.0) or None,
+        "peaks": peaks,
+        "layer_s": max(layer["layer_s"] - starts, 0.0),
         "step_s": max(waiting, 0.0),
         **links,
     }
@@ -75,6 +91,32 @@ def calibrate(found: Mapping[str, dict], basis: Basis, lent: Calibration) -> Cal
         measured_on=basis.chip,
         **measured,
     )
+
+
+def _by_rows(
+    products: Sequence[dict], peak: float, limited: float | None
+) -> tuple[tuple[float, float], ...]:
+    """Fractions of the peak by rows, such that more rows take no less time, and fall in no rate.
+
+    Args:
+      products: records of products.
+      peak: FLOP/s that fractions are of.
+      limited: bytes per second that memory achieves; products whose weights come nearly as fast
+        tell nothing of arithmetic, and are left out. None to keep all.
+    """
+    found: list[tuple[float, float]] = []
+    most = max(row["rows"] for row in products)
+    for row in sorted(products, key=lambda row: row["rows"]):
+        rows, rate = row["rows"], row["flops_per_s"]
+        read = rate / (2 * rows) * jnp.dtype(PLAIN_DTYPES[row["dtype"]]).itemsize
+        if limited and read > NEARLY * limited and rows < most:
+            continue
+        fraction = min(rate / peak, 1.0)
+        if found:
+            fewer, least = found[-1]
+            fraction = min(max(fraction, least), least * rows / fewer, 1.0)
+        found.append((rows, fraction))
+    return tuple(found)
 
 
 def _largest(rows: Sequence[dict], size: str) -> list[dict]:

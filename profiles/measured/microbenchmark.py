@@ -10,16 +10,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
+from model.catalog import find_model
+from model.dtypes import Dtypes
 from profiles.measured.fits import fit_line
-from profiles.measured.kernels import (
-    Calls,
-    Kernel,
-    collective_kernels,
-    product_kernels,
-    read_kernels,
-)
+from profiles.measured.kernels import Calls, Kernel, collective_kernels, read_kernels
+from profiles.measured.model_kernels import Layers, product_kernels
 from profiles.report.document import summarise
 from profiles.report.progress import progress
 from sharding import processes
@@ -27,8 +23,10 @@ from sharding import processes
 MIN_ROUNDS, MAX_ROUNDS = 5, 1000
 SMALLEST_READ, LARGEST_READ = 1 << 18, 1 << 30  # bytes: of a CPU's devices together ...
 LARGEST_READ_PER_DEVICE = 1 << 30  # ... and of each other device
-WIDTH, WIDTH_PER_DEVICE = 1024, 8192  # inputs of a matmul likewise
+MODEL, MODEL_OF_CHIPS = "smollm2-135m", "llama3-8b"  # whose sizes products have likewise
+WEIGHTS, WEIGHTS_PER_DEVICE = 1 << 27, 1 << 30  # bytes of the weights that are multiplied
 MOST_ROWS = 1024
+ATTENDING, CONTEXT = 64, 128  # sequences and tokens that each has in the cache
 SMALLEST_PAYLOAD = 1 << 12  # bytes per device
 LARGEST_PAYLOAD, LARGEST_PAYLOAD_PER_DEVICE = 1 << 25, 1 << 27  # as of reads
 ARGUMENTS = (1, 256)  # a model of thirty layers is some two hundred arrays
@@ -42,26 +40,39 @@ class Kernels(NamedTuple):
     matmul: list[Kernel]
     collectives: list[Kernel]
     dispatch: list[Calls]
+    layers: list[Layers]
+
+    @property
+    def all(self) -> list[Kernel | Calls | Layers]:
+        """All of them, in the order of a round."""
+        return [one for part in self for one in part]
 
 
-def kernels(mesh: jax.sharding.Mesh, dtypes: Sequence[jnp.dtype]) -> Kernels:
+def kernels(
+    mesh: jax.sharding.Mesh,
+    dtypes: Sequence[Dtypes],
+    rows: Sequence[int] = (),
+) -> Kernels:
     """The kernels to measure on a mesh, with their operands in its memory.
 
     Args:
       mesh: the devices.
       dtypes: those of matmuls.
+      rows: those of matmuls; powers of 4 up to `MOST_ROWS` if there are none.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     largest = LARGEST_READ if on_cpu else LARGEST_READ_PER_DEVICE * mesh.size
     smallest = SMALLEST_READ if on_cpu else SMALLEST_READ * mesh.size
     payload = LARGEST_PAYLOAD // mesh.size if on_cpu else LARGEST_PAYLOAD_PER_DEVICE
-    width = WIDTH if on_cpu else WIDTH_PER_DEVICE
-    calls = [Calls(mesh, arguments) for arguments in ARGUMENTS]
+    rows = sorted({*(rows or powers(1, MOST_ROWS, 4)), MOST_ROWS})
+    model = find_model(MODEL if on_cpu else MODEL_OF_CHIPS)
+    weights = WEIGHTS if on_cpu else WEIGHTS_PER_DEVICE * mesh.size
     return Kernels(
         memory=list(read_kernels(mesh, powers(smallest, largest, 4))),
-        matmul=list(product_kernels(mesh, dtypes, powers(1, MOST_ROWS, 4), width)),
+        matmul=list(product_kernels(mesh, dtypes, rows, model, weights)),
         collectives=list(collective_kernels(mesh, powers(SMALLEST_PAYLOAD, payload, 8))),
-        dispatch=calls,
+        dispatch=[Calls(mesh, arguments) for arguments in ARGUMENTS],
+        layers=[Layers(mesh, dtypes[0], model, ATTENDING, CONTEXT)],
     )
 
 
@@ -75,7 +86,7 @@ def powers(first: int, last: int, factor: int) -> list[int]:
 
 def measure(found: Kernels, seconds: float) -> None:
     """Takes samples of all kernels in turns, for so many seconds but five rounds at least."""
-    each = [*found.memory, *found.matmul, *found.collectives, *found.dispatch]
+    each = found.all
     for one in progress(each, lambda one: f"compiling {one}"):
         one.prepare()
     stop = time.perf_counter() + seconds
@@ -118,6 +129,10 @@ def results(found: Kernels, on_chip: float) -> dict[str, dict]:
         "dispatch": {
             "samples": [one.as_record() for one in found.dispatch],
             "fits": [call_fit(found.dispatch)],
+        },
+        "layers": {
+            "samples": [row for one in found.layers for row in one.as_records()],
+            "fits": [one.fit() for one in found.layers],
         },
     }
 

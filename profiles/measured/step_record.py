@@ -1,6 +1,5 @@
 """One step as the record that programs read: what it must cost beside what it did cost."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
@@ -139,15 +138,12 @@ def _describe(engine: Engine, pass_: Pass, phase: Phase) -> Record:
 
 def _costs(traffic: Counts, bound: Floor, peaks: Peaks, devices: int) -> Record:
     per_chip = min(devices, peaks.devices_per_chip)
-    counted = {name: value * per_chip for name, value in dataclasses.asdict(traffic).items()}
-    flops = counted.pop("flops")
-    if not counted["weights_gathered"]:
-        del counted["weights_gathered"]
+    counted = traffic.bytes_of(per_chip)
     if peaks.capacity:
         counted["capacity"] = peaks.capacity * per_chip
     return Record(
         bytes_per_chip=BytesPerChip(**counted),
-        flops_per_chip=flops,
+        flops_per_chip=traffic.flops * per_chip,
         flops_per_byte=traffic.flops / traffic.memory,
         floor_s=bound.seconds,
         floor_terms_s=bound.terms(),

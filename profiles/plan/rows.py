@@ -301,9 +301,9 @@ class Rows:
         return BatchLine(*np.array(np.broadcast_arrays(*found), float))
 
     def prompts(self, dtypes: Dtypes, tokens: int, experts: str) -> np.ndarray:
-        """Bytes that the prefill of one prompt, padded, moves on each device, and its FLOPs."""
+        """Bytes that a padded prompt's prefill moves on each device, its FLOPs and its rows."""
         one = self._prefill(dtypes, tokens, experts)
-        return np.array([one.memory + 2 * one.weights_gathered, one.flops])
+        return np.array([one.memory + 2 * one.weights_gathered, one.flops, one.rows])
 
     def _prefill(self, dtypes: Dtypes, tokens: int, experts: str | None = None) -> Counts:
         counter = PassCounter(self.model, self._together.prefill, dtypes)

@@ -82,7 +82,7 @@ class Space:
 
     @functools.cache  # noqa: B019
     def prompts(self, dtypes: Dtypes, tokens: int) -> np.ndarray:
-        """Bytes that one prompt's prefill moves on each device, and its FLOPs, for all rows."""
+        """Bytes that one prompt's prefill moves on each device, its FLOPs and rows, by layout."""
         return self.rows(dtypes).prompts(dtypes, tokens, self.experts)
 
     def rows(self, dtypes: Dtypes) -> Rows | SizedRows:
@@ -131,7 +131,7 @@ class Cell:
         parts, recommended = slice.chip.devices_per_chip, slice.chip.recommended
         self.capacity = recommended.capacity / parts
         self._bandwidth = recommended.bandwidth / parts * self.calibration.memory
-        self._flops = recommended.peak(dtypes.arithmetic) / parts * self.calibration.compute
+        self._flops = recommended.peak(dtypes.arithmetic) / parts
         self._overhead = self.calibration.step_s + space.model.layers * self.calibration.layer_s
         self.estimator = functools.cache(self._find_estimator)
 
@@ -220,13 +220,14 @@ class Cell:
         if model.experts:
             touched = _touched(model, batches, replicas, self.space.experts)
             moved = moved + lines.experts * touched / model.experts
-        return moved / self._bandwidth, batches * lines.flops / self._flops
+        work = batches * lines.flops, batches * lines.attention, batches / lines.parts
+        return moved / self._bandwidth, self.calibration.compute_s(*work, self._flops)
 
     @functools.cache  # noqa: B019
     def first_tokens(self, prompt: int) -> np.ndarray:
         """Expected seconds of the prefill of one prompt of so many tokens, by row."""
-        moved, flops = self.space.prompts(self.dtypes, prompt)[:, self._numbers, None]
-        parts = moved / self._bandwidth, flops / self._flops
+        moved, flops, rows = self.space.prompts(self.dtypes, prompt)[:, self._numbers, None]
+        parts = moved / self._bandwidth, self.calibration.compute_s(flops, 0.0, rows, self._flops)
         return self._seconds(*parts, self.multiples[:, None], prompt)[:, 0]
 
     def _seconds(

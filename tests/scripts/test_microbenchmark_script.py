@@ -10,16 +10,19 @@ from tests.scripts.running import run_many
 
 MODULE = "profiles.measured.microbenchmark"
 SMALL = {
-    f"{MODULE}.MIN_ROUNDS": 2, f"{MODULE}.LARGEST_READ": 1 << 20, f"{MODULE}.WIDTH": 64,
-    f"{MODULE}.MOST_ROWS": 4, f"{MODULE}.LARGEST_PAYLOAD": 1 << 18,
+    f"{MODULE}.MIN_ROUNDS": 2, f"{MODULE}.LARGEST_READ": 1 << 20, f"{MODULE}.MODEL": "tiny",
+    f"{MODULE}.MOST_ROWS": 4, f"{MODULE}.WEIGHTS": 1 << 16, f"{MODULE}.CACHES": 1 << 16,
+    f"{MODULE}.LARGEST_PAYLOAD": 1 << 18,
     "profiles.measured.kernels.MOST": 4, "profiles.measured.kernels.SAMPLE_S": 1e-6,
 }  # fmt: skip
 CASES = {
-    "eight": ["--mesh=2x1x4", "--seconds=0", "--dtype=float32", "--output_dir=eight",
+    "eight": ["--mesh=2x1x4", "--seconds=0", "--dtype=float32", "--rows=2", "--output_dir=eight",
               "--json=eight.json"],
     "model": ["--model=tiny"],
     "dtype": ["--dtype=float32,int3"],
     "seconds": ["--seconds=nan"],
+    "rows": ["--rows=1,none"],
+    "many": ["--rows=2048"],
     "beside": ["--mesh=2x2", "--devices=2"],
     "folder": ["--output_dir=eight.json/a"],
 }  # fmt: skip
@@ -45,7 +48,7 @@ def ended(folder):
 def estimates(folder, ended):
     changes = {"name": "h200-measured", "chips": ("h200",), "measured_on": "h200", "memory": 0.5}
     measured = dataclasses.replace(calibration_of("h200"), **changes)
-    (folder / "h200.json").write_text(json.dumps(dataclasses.asdict(measured)))
+    (folder / "h200.json").write_text(json.dumps(measured.as_record()))
     cases = {name: ["--model=llama3-8b", "--batch=1", *flags] for name, flags in ESTIMATES.items()}
     return run_many("estimate.py", cases, folder=folder)
 
@@ -56,7 +59,9 @@ def test_files_are_written_and_tables_are_printed(ended, folder):
     document = json.loads((folder / "eight/microbenchmark.json").read_text())
     assert document == json.loads((folder / "eight.json").read_text())
     assert document["schema"] == 1 and document["mesh"] == {"x": 2, "y": 1, "z": 4}
-    assert {"memory", "matmul", "collectives", "dispatch", "calibration"} <= document.keys()
+    parts = {"memory", "matmul", "attention", "layers", "collectives", "dispatch"}
+    assert parts | {"calibration"} <= document.keys()
+    assert [row["rows"] for row in document["matmul"]["samples"]] == [2, 4]
     kinds = {(fit["kind"], *fit["axes"]) for fit in document["collectives"]["fits"]}
     assert len(kinds) == 15 and ("all-reduce", "x", "z") in kinds
     assert "wrote eight/microbenchmark.json, eight/calibration.json" in done.stderr
@@ -68,6 +73,8 @@ def test_the_calibration_says_where_it_was_measured(ended, folder):
     found = read_calibration(str(folder / "eight/calibration.json"))
     assert found.measured_on == "cpu" and found.chips == ("cpu",)
     assert "measured on 8 x cpu" in found.source
+    assert [rows for rows, _ in found.compute_by_rows] == [2, 4]
+    assert found.attention and found.layer_s and dict(found.peaks)["flops"] > 0
 
 
 def test_a_calibration_is_taken_for_its_own_chip_and_refused_by_name_for_others(estimates):
@@ -92,6 +99,8 @@ def test_a_plan_refuses_the_calibration_of_another_device_too(folder, estimates)
         ("model", 2, "--model is given, but devices are measured apart from any model; leave"),
         ("dtype", 2, "--dtype is 'int3'; use one or several of float32"),
         ("seconds", 2, "--seconds is nan; use"),
+        ("rows", 2, "--rows is 'none'; use one or several numbers of 1 to"),
+        ("many", 2, "--rows is '2048'; use one or several numbers of 1 to"),
         ("beside", 2, "--mesh is 2x2, of 4 devices, beside --devices of 2; leave"),
         ("folder", 1, "eight.json/a (Not a directory); name"),
     ],

@@ -31,3 +31,37 @@ def test_a_cpu_reads_and_computes_at_fractions_of_its_measured_rates(batch):
     terms = {"memory": memory, "compute": compute, "overhead": 2e-3 + CONFIG.layers * 1e-4}
     assert found.expected_terms_s == pytest.approx(terms)
     assert found.expected_s == pytest.approx(max(memory, compute) + terms["overhead"])
+
+
+def test_products_have_the_rate_of_their_rows_and_attention_its_own():
+    changes = {"compute_by_rows": ((1, 0.1), (16, 0.4)), "attention": 0.02}
+    calibration = dataclasses.replace(assumed_devices(1).calibration, **changes)
+    counter = PassCounter(CONFIG, PLACEMENT, FLOAT32)
+    for batch, fraction in ((1, 0.1), (4, 0.2), (16, 0.4), (64, 0.4)):
+        pass_ = Pass(batch, 128)
+        found = expected_here(CONFIG, PLACEMENT, FLOAT32, pass_, PEAKS, calibration)
+        counts = counter.count(pass_)
+        attention = 4 * batch * CONFIG.layers * CONFIG.query_heads * CONFIG.head_size * 129
+        assert counts.attention == attention and counts.rows == batch
+        products = (counts.flops - attention) / (1e11 * fraction)
+        compute = products + attention / (1e11 * 0.02)
+        assert found.expected_terms_s["compute"] == pytest.approx(compute)
+    prompt = counter.count(Pass(2, 0, 100))
+    assert (prompt.rows, prompt.attention) == (200, 0)
+
+
+def test_a_batch_that_is_divided_is_multiplied_in_fewer_rows():
+    layout = LAYOUTS["weight_gathered_x"]
+    placement = Placement.of(layout, CONFIG.sizes, parse_mesh("3x1x1"))
+    assert PassCounter(CONFIG, placement, FLOAT32).count(Pass(12, 128)).rows == 4
+
+
+def test_fractions_of_peaks_of_their_own_are_taken_of_those():
+    """Of all devices together."""
+    own = {"memory": 0.5, "peaks": (("bandwidth", 4e10), ("flops", 8e11))}
+    calibration = dataclasses.replace(assumed_devices(1).calibration, **own)
+    pass_ = Pass(4, 128)
+    found = expected_here(CONFIG, PLACEMENT, FLOAT32, pass_, PEAKS, calibration)
+    counts = PassCounter(CONFIG, PLACEMENT, FLOAT32).count(pass_)
+    assert found.expected_terms_s["memory"] == pytest.approx(counts.memory / 2e10)
+    assert found.expected_terms_s["compute"] == pytest.approx(counts.flops / 8e11)

@@ -2,14 +2,20 @@
 
 import dataclasses
 import json
+import math
+import re
+import types
 
 import jax
 import numpy as np
 import pytest
 
+from model.catalog import find_model
+from model.dtypes import FLOAT32, Dtypes
 from profiles.chips.calibration import calibration_of, read_calibration
+from profiles.chips.chip import find_chip
 from profiles.hlo.census import census
-from profiles.measured import microbenchmark
+from profiles.measured import calibration_here, microbenchmark, model_kernels
 from profiles.measured.fits import fit_line
 from profiles.measured.kernels import (
     COLLECTIVES,
@@ -17,13 +23,14 @@ from profiles.measured.kernels import (
     Kernel,
     collective_kernels,
     groups,
-    product_kernels,
     read_kernels,
 )
 from profiles.measured.measured_calibration import Basis, calibrate
 from profiles.measured.microbenchmark import Kernels, fits, measure, powers, results
 from profiles.measured.microbenchmark_tables import tables
+from profiles.measured.model_kernels import Layers, attention_kernel, product_kernels
 from sharding.mesh import make_mesh, parse_mesh
+from sharding.quantization import QUANTIZATIONS
 
 
 def test_fits_find_a_planted_fixed_cost_and_rate():
@@ -65,6 +72,23 @@ def test_no_fit_has_a_negative_cost(sizes, times, fixed, rate):
     assert line.rate == pytest.approx(rate)
 
 
+TINY = find_model("tiny")
+
+
+def dot_flops(program: jax.stages.Compiled) -> float:
+    """Two for each product of numbers in the dots of a program for one device."""
+    text, total = program.as_text(), 0
+    shapes = dict(re.findall(r"(%[\w.-]+) = \w+\[([\d,]*)\]", text))
+    dots = re.findall(
+        r"(%[\w.-]+) = [^\n]* dot\((%[\w.-]+)[^\n]*lhs_contracting_dims={([\d,]+)}", text
+    )
+    for result, left, contracted in dots:
+        sizes = [int(size) for size in shapes[left].split(",")]
+        inner = math.prod(sizes[int(dim)] for dim in contracted.split(","))
+        total += 2 * inner * math.prod(int(size) for size in shapes[result].split(",") if size)
+    return total
+
+
 def compiled(kernel: Kernel) -> jax.stages.Compiled:
     with jax.set_mesh(kernel.mesh):
         return kernel.program.lower(*kernel.operands).compile()
@@ -79,9 +103,50 @@ def test_bytes_and_flops_are_those_that_the_compiler_counts(shape):
         beside = 4096 * 4 + (kernel.amount / 4096) / mesh.size  # a vector, and a sum of each row
         assert kernel.amount / mesh.size <= counted + 4 * 4096
         assert counted <= kernel.amount / mesh.size + 3 * beside, kernel
-    for kernel in product_kernels(mesh, [np.float32], [1, 4], 256):
-        counted = compiled(kernel).cost_analysis()["flops"]
-        assert counted == pytest.approx(kernel.amount / mesh.size, rel=0.01), kernel
+
+
+@pytest.mark.parametrize(
+    ("shape", "weights", "fitting"),
+    [("1", "float32", 1), ("2x1x2", "float32", 2), ("2", "float32", 4), ("2", "int8", 1)],
+)
+def test_flops_of_products_are_those_of_the_compiled_dots(shape, weights, fitting):
+    """Of each device; as many layers as fit, but one at least, and as much of the vocabulary."""
+    mesh = make_mesh(parse_mesh(shape))
+    stored = QUANTIZATIONS.get(weights)
+    config = dataclasses.replace(TINY, layers=4)
+    one = 64 * (2 * 64 + 64 + 3 * 128)  # query and output, keys and values, MLP
+    most_bytes = {1: 1, 2: 8 * one, 4: 1e9}[fitting]
+    (kernel,) = product_kernels(mesh, [Dtypes(np.float32, stored)], [4], config, most_bytes)
+    assert kernel.amount == 2 * 4 * fitting * (one + 64 * 64)
+    assert dot_flops(compiled(kernel)) == kernel.amount / mesh.size
+
+
+def test_more_rows_are_multiplied_in_fewer_layers(monkeypatch):
+    """So that no run is long; each row's weights are those of the layers before, not new ones."""
+    mesh, one = make_mesh(parse_mesh("1")), 64 * (2 * 64 + 64 + 3 * 128)
+    monkeypatch.setattr(model_kernels, "MOST_FLOPS", 2 * 8 * one)
+    config = dataclasses.replace(TINY, layers=8)
+    few, more, many = product_kernels(mesh, [FLOAT32], [1, 4, 64], config, 1e9)
+    assert [len(each.operands[0]) for each in (few, more, many)] == [8, 2, 1]
+    assert many.operands[0][0][0] is few.operands[0][0][0]
+
+
+def test_flops_of_attention_are_those_of_all_slots_that_are_filled():
+    mesh = make_mesh(parse_mesh("2"))
+    kernel = attention_kernel(mesh, np.float32, 3, 63, TINY, 1e9)
+    pairs = 2 * 3 * TINY.query_heads * 64 * TINY.layers  # sequences, heads, keys
+    assert kernel.amount == 4 * TINY.head_size * pairs
+    assert dot_flops(compiled(kernel)) == kernel.amount / 2
+
+
+def test_a_layer_takes_what_it_adds_to_a_step():
+    layers = object.__new__(Layers)
+    layers.steps = [
+        types.SimpleNamespace(samples=each) for each in ([1e-3, 1e-3, 9e-3], [3e-3, 2e-3, 3e-3])
+    ]
+    assert layers.seconds == pytest.approx(2e-3 / 4)
+    layers.steps[0].samples = [5e-3]
+    assert layers.seconds == 0
 
 
 def test_payloads_and_axes_are_those_of_the_compiled_collectives():
@@ -116,14 +181,25 @@ def test_collectives_move_what_they_are_called_after():
 
 
 @pytest.fixture(scope="module")
-def found():
+def few_layers():
+    """Compiled sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_kernels, "FEW_LAYERS", 1)
+        patch.setattr(model_kernels, "MANY_LAYERS", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def found(few_layers):
     """A run of small kernels on four devices."""
     mesh = make_mesh(parse_mesh("2x2"))
     kernels = Kernels(
         memory=list(read_kernels(mesh, [1 << 18, 1 << 20])),
-        matmul=list(product_kernels(mesh, [np.float32], [1, 8], 64)),
+        matmul=list(product_kernels(mesh, [FLOAT32], [1, 8], TINY, 1e9)),
         collectives=list(collective_kernels(mesh, [1 << 8, 1 << 12])),
         dispatch=[Calls(mesh, arguments) for arguments in (1, 16)],
+        attention=[attention_kernel(mesh, np.float32, 2, 63, TINY, 1e9)],
+        layers=[Layers(FLOAT32)],
     )
     measure(kernels, 0)
     return json.loads(json.dumps(results(kernels, 0)))
@@ -131,14 +207,16 @@ def found():
 
 def test_a_document_has_samples_and_fits_of_each_part(found):
     assert {name: len(part["samples"]) for name, part in found.items()} == {
-        "memory": 2 * 3, "matmul": 2, "collectives": 5 * 3 * 2, "dispatch": 2,
+        "memory": 2 * 3, "matmul": 2, "collectives": 5 * 3 * 2, "dispatch": 2, "attention": 1,
+        "layers": 2,
     }  # fmt: skip
-    assert {name: len(part["fits"]) for name, part in found.items()} == {
-        "memory": 3, "matmul": 1, "collectives": 5 * 3, "dispatch": 1,
+    assert {name: len(part["fits"]) for name, part in found.items() if "fits" in part} == {
+        "memory": 3, "matmul": 1, "collectives": 5 * 3, "dispatch": 1, "layers": 1,
     }  # fmt: skip
+    multiplied = 2 * 64 * (2 * (2 * 64 + 64 + 3 * 128) + 256)
     for name, size, rate in (
         ("memory", lambda row: row["bytes"], "bytes_per_s"),
-        ("matmul", lambda row: 2 * row["rows"] * row["width"] ** 2 * 4, "flops_per_s"),
+        ("matmul", lambda row: row["rows"] * multiplied, "flops_per_s"),
         ("collectives", lambda row: row["payload_bytes"], "bytes_per_s"),
     ):
         for row in found[name]["samples"]:
@@ -157,7 +235,7 @@ def test_memory_is_fitted_beyond_caches_alone():
             for size, time in ((1e6, 1e-5), (4e6, 5e-5), (16e6, 17e-4), (64e6, 65e-4))
         ]
         calls = [Calls(make_mesh(parse_mesh("1")), 1, returned=[1e-5], awaited=[2e-5])]
-        (line,) = results(Kernels(reads, [], [], calls), on_chip)["memory"]["fits"]
+        (line,) = results(Kernels(reads, [], [], calls, [], []), on_chip)["memory"]["fits"]
         return line
 
     assert fit(4e6)["bytes_per_s"] == pytest.approx(1e10)
@@ -168,7 +246,7 @@ def test_memory_is_fitted_beyond_caches_alone():
 
 def test_tables_have_a_row_for_each_size_kind_and_call(found):
     text = tables(found, 4, "cpu")
-    assert text.count("measured on 4 x cpu") == 4
+    assert text.count("measured on 4 x cpu") == 5 and "measured on one cpu" in text
     for words in ("matrix_vector", "262 kB", "TFLOP/s of all devices together", "all-to-all",
                   "call returned"):  # fmt: skip
         assert words in text
@@ -208,6 +286,8 @@ PLANTED = {
             for n in (16, 1)
         ]
     },
+    "attention": {"samples": [{"flops_per_s": 4e13}]},
+    "layers": {"fits": [{"layer_s": 7e-5}]},
 }
 ON_CHIP = Basis("h200", 4.8e12, 1e15, lambda kind, axes: (1e-6, 2.5e-12), True, "bfloat16", "here")
 
@@ -221,7 +301,9 @@ def test_fractions_are_of_recommended_figures_and_the_rest_is_lent():
     assert found.collective_s == pytest.approx(6e-6)  # without its hops
     assert found.step_s == pytest.approx(2e-5)
     assert (found.chips, found.measured_on) == (("h200",), "h200")
-    kept = ("layer_s", "network_s", "hidden")
+    assert (found.layer_s, found.attention) == (7e-5, pytest.approx(0.04))
+    assert found.peaks == ()
+    kept = ("network_s", "hidden")
     assert all(getattr(found, name) == getattr(lent, name) for name in kept)
     assert f"{', '.join(sorted(kept))} are those of {lent.name}" in found.source
 
@@ -233,6 +315,31 @@ def test_without_published_figures_fractions_are_of_the_best_of_the_run():
     assert found.compute == pytest.approx(5 / 6 * 1.6 / 2.0)  # the best is of fewer rows
     assert found.link == pytest.approx(0.5)
     assert (found.chips, found.measured_on) == (("cpu",), "cpu")
+    peaks = {"bandwidth": 3.6e12 * 2.0 / 1.6, "flops": 6e14 * 2.0 / 1.6}
+    assert dict(found.peaks) == pytest.approx(peaks)
+    assert found.attention == pytest.approx(4e13 / peaks["flops"])
+
+
+def planted(rates: dict[int, float]) -> dict:
+    """What was found, with products of these rows at these FLOP/s."""
+    samples = rows("flops_per_s", "rows", rates, rates.values(), dtype="bfloat16")
+    return PLANTED | {"matmul": {"samples": samples}}
+
+
+def test_more_rows_take_no_less_time_and_have_no_lower_rate():
+    basis = dataclasses.replace(ON_CHIP, memory=None, flops=None, published=False)
+    found = calibrate(
+        planted({1: 1e12, 4: 9e12, 16: 8e12, 64: 5e13}), basis, calibration_of("h200")
+    )
+    peak = 5e13 * 2.0 / 1.6
+    wanted = [(1, 1e12 / peak), (4, 4e12 / peak), (16, 8e12 / peak), (64, 3.2e13 / peak)]
+    assert dict(found.compute_by_rows) == pytest.approx(dict(wanted))
+
+
+def test_where_memory_limits_products_of_a_chip_they_tell_nothing_of_arithmetic():
+    """Of 1 row 3.4e12 bytes per second were read, of 3.6e12 that memory achieves."""
+    found = calibrate(planted({1: 3.4e12, 64: 5e13, 256: 4e14}), ON_CHIP, calibration_of("h200"))
+    assert dict(found.compute_by_rows) == pytest.approx({64: 0.05, 256: 0.2})
 
 
 def test_one_device_takes_its_links_from_another_calibration(tmp_path):
@@ -241,5 +348,26 @@ def test_one_device_takes_its_links_from_another_calibration(tmp_path):
     assert (found.link, found.collective_s) == (lent.link, lent.collective_s)
     assert "collective_s" in found.source
     file = tmp_path / "calibration.json"
-    file.write_text(json.dumps(dataclasses.asdict(found)))
+    file.write_text(json.dumps(found.as_record()))
     assert read_calibration(str(file)) == found
+
+
+def test_devices_are_calibrated_for_the_rows_of_a_sweep(few_layers, monkeypatch):
+    """Fractions are of their own peaks; two devices tell collectives too."""
+    for name, value in {"WEIGHTS": 1, "CACHES": 1, "READ_BYTES": 1 << 18, "MOST_ROWS": 8}.items():
+        monkeypatch.setattr(calibration_here, name, value)
+    monkeypatch.setattr(microbenchmark, "MIN_ROUNDS", 1)
+    mesh, said = make_mesh(parse_mesh("2")), []
+    found = calibration_here.calibration_here(mesh, FLOAT32, [1, 4], 0, said.append, config=TINY)
+    assert [rows for rows, _ in found.compute_by_rows] == [1, 4, 8]
+    assert found.measured_on == "cpu" and found.collective_s > 0 and found.attention > 0
+    assert dict(found.peaks).keys() == {"bandwidth", "flops"}
+    assert len(said) == 1 and "2 cpu devices" in said[0]
+
+
+def test_a_chip_of_the_list_has_the_calibration_that_is_shipped(monkeypatch):
+    h200 = types.SimpleNamespace(slice=types.SimpleNamespace(chip=find_chip("h200")))
+    monkeypatch.setattr(calibration_here, "local_devices", lambda count: h200)
+    mesh = make_mesh(parse_mesh("1"))
+    found = calibration_here.calibration_here(mesh, FLOAT32, [1])
+    assert found == calibration_of("h200")
