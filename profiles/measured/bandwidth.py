@@ -32,6 +32,11 @@ READS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 """Kernels that read an array [rows.xyz, width], given a vector [width] beside it."""
 
 
+@jax.jit
+def _matmul(left: jax.Array, right: jax.Array) -> jax.Array:
+    return left @ right
+
+
 @dataclasses.dataclass
 class PeakMeter:
     """Measures the rates of several kernels repeatedly, and keeps every sample.
@@ -57,7 +62,6 @@ class PeakMeter:
         self._left = filled(self.mesh, square, jax.P(ALL_AXES, None), self.dtype)
         right = (MATMUL_SIZE, MATMUL_SIZE)
         self._right = filled(self.mesh, right, jax.P(None, None), self.dtype)
-        self._matmul = jax.jit(lambda left, right: left @ right)
 
     def sample(self, repeats: int = 3) -> None:
         """Runs every kernel `repeats` times more."""
@@ -67,7 +71,7 @@ class PeakMeter:
                 rates = self.read_rates.setdefault(name, [])
                 read = functools.partial(kernel, self._big, self._vector)
                 rates += self._rates(read, self._big.nbytes, repeats)
-            matmul = functools.partial(self._matmul, self._left, self._right)
+            matmul = functools.partial(_matmul, self._left, self._right)
             self.flop_rates += self._rates(matmul, flops, repeats)
 
     def rates(self) -> dict[str, list[float]]:
@@ -104,12 +108,14 @@ def filled(
     The system can map all untouched pages of zeros to one page of memory.
     """
 
-    def ramp() -> jax.Array:
-        index = jax.lax.broadcasted_iota(jnp.float32, shape, len(shape) - 1, out_sharding=spec)
-        return (index * 1e-6 + 0.5).astype(dtype)
-
     with jax.set_mesh(mesh):
-        return jax.jit(ramp)()
+        return _ramp(shape, spec, jnp.dtype(dtype))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _ramp(shape: tuple[int, ...], spec: jax.P, dtype: jnp.dtype) -> jax.Array:
+    index = jax.lax.broadcasted_iota(jnp.float32, shape, len(shape) - 1, out_sharding=spec)
+    return (index * 1e-6 + 0.5).astype(dtype)
 
 
 def cpu_cache() -> float:

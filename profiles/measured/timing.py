@@ -17,6 +17,7 @@ import time
 
 import jax
 import numpy as np
+from jax.profiler import StepTraceAnnotation
 
 from decode.engine import Engine
 from decode.sampling import GREEDY
@@ -27,6 +28,7 @@ DRAWS = 16  # number of random batches of tokens, which steps use in turn
 MIN_BURST = 4
 LONG_S = 0.25
 WARM_UP = 2
+STEP = "step"  # what a trace calls the launch of one, for TensorBoard to group operations by
 
 
 @dataclasses.dataclass
@@ -67,20 +69,29 @@ class RepeatedStep:
         return float(np.mean(self.touched)) if self.touched else None
 
     def compile(self) -> None:
-        """Allocates the cache, compiles the step and runs it several times to warm up."""
+        """Allocates a cache, compiles the step if need be and runs it several times to warm up."""
         self._cache = self.engine.new_cache(self.batch, self.slots)
         self._carry = self.engine.start(np.full(self.batch, self.context, np.int32))
         drawn = draw_tokens(self.engine.config.vocabulary, self.batch)
         self._tokens = itertools.cycle([self.engine.put(tokens) for tokens in drawn])
         self._run(WARM_UP)
 
+    def lower(self) -> list[jax.stages.Lowered]:
+        """The program of the step, ready to compile, which `compile` then finds compiled."""
+        return [self.engine.lower_decode(self.batch, self.slots)]
+
     def program(self) -> str:
         """The text of the compiled, optimized program of the step."""
-        return self.engine.lower_decode(self.batch, self.slots).compile().as_text()
+        return self.lower()[0].compile().as_text()
 
     def lengthen(self, seconds: float) -> None:
         """Sets the steps of a burst, in all processes, to last `seconds` but `LONG_S` at most."""
-        few, more = self._run(MIN_BURST)[0], self._run(3 * MIN_BURST)[0]
+        few = self._run(MIN_BURST)[0]
+        # Where the least burst is long however its launch counts, no longer one need be timed.
+        if processes.from_first_process(lambda: few > 2 * min(seconds, LONG_S)):
+            self.burst = MIN_BURST
+            return
+        more = self._run(3 * MIN_BURST)[0]
         mean = more / (3 * MIN_BURST)
         step = max((more - few) / (2 * MIN_BURST), mean / 4)  # without the first launch
         steps = math.ceil(min(seconds, LONG_S) / step)
@@ -101,9 +112,10 @@ class RepeatedStep:
         """Seconds of so many steps, and the experts that each layer read in each of them."""
         touched = []
         start = time.perf_counter()
-        for tokens in itertools.islice(self._tokens, steps):
+        for number, tokens in enumerate(itertools.islice(self._tokens, steps)):
             carry = self._carry._replace(tokens=tokens)
-            self._cache, _, emitted = self.engine.advance(self._cache, carry, GREEDY)
+            with StepTraceAnnotation(STEP, step_num=number):
+                self._cache, _, emitted = self.engine.advance(self._cache, carry, GREEDY)
             touched.append(emitted.experts_touched)
         jax.block_until_ready(emitted)
         return time.perf_counter() - start, touched
