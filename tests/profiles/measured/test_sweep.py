@@ -10,7 +10,7 @@ import pytest
 from decode.load import ModelSource
 from model.catalog import find_model
 from model.dtypes import BFLOAT16, FLOAT32, Dtypes
-from profiles.measured import bandwidth
+from profiles.measured import bandwidth, peak_rates
 from profiles.measured import sweep as sweeping
 from profiles.measured.bandwidth import READS, PeakMeter
 from profiles.measured.sweep import Interrupted, Sweep, run
@@ -124,8 +124,8 @@ def test_given_peaks_replace_the_measured_ones(quick_meter):
 )
 def test_published_peaks_are_of_the_arithmetic_that_a_step_does(monkeypatch, dtypes, flops):
     h100 = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(sweeping, "devices", lambda: [h100])
-    assert sweeping._published(sweep(dtype_sets=[dtypes])).flops == flops
+    monkeypatch.setattr(peak_rates, "devices", lambda: [h100])
+    assert peak_rates.published(sweep(), dtypes).flops == flops
 
 
 @pytest.mark.parametrize(
