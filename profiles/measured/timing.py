@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import math
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -59,6 +60,7 @@ class RepeatedStep:
 
     def __post_init__(self) -> None:
         self.slots = self.slots or slots_for(self.context)
+        self._tokens: Iterator[jax.Array] | None = None
 
     def __str__(self) -> str:
         return f"batch {self.batch}, context {self.context}"
@@ -72,8 +74,9 @@ class RepeatedStep:
         """Allocates a cache, compiles the step if need be and runs it several times to warm up."""
         self._cache = self.engine.new_cache(self.batch, self.slots)
         self._carry = self.engine.start(np.full(self.batch, self.context, np.int32))
-        drawn = draw_tokens(self.engine.config.vocabulary, self.batch)
-        self._tokens = itertools.cycle([self.engine.put(tokens) for tokens in drawn])
+        if self._tokens is None:  # a later cache gets the tokens that are next in turn
+            drawn = draw_tokens(self.engine.config.vocabulary, self.batch)
+            self._tokens = itertools.cycle([self.engine.put(tokens) for tokens in drawn])
         self._run(WARM_UP)
 
     def lower(self) -> list[jax.stages.Lowered]:
@@ -122,7 +125,7 @@ class RepeatedStep:
 
     def release(self) -> None:
         """Frees the cache."""
-        self._cache = self._carry = self._tokens = None
+        self._cache = self._carry = None
 
 
 def slots_for(context: int) -> int:
