@@ -22,6 +22,7 @@ from jax.profiler import StepTraceAnnotation
 
 from decode.engine import Engine
 from decode.sampling import GREEDY
+from model.cache import TILE
 from sharding import processes
 from sharding.error_types import UsageError
 
@@ -129,8 +130,8 @@ class RepeatedStep:
 
 
 def slots_for(context: int) -> int:
-    """Slots for the context and the new token, rounded up to a multiple of 64."""
-    return -(-(context + 1) // 64) * 64
+    """Slots for the context and the new token, rounded up to a whole tile of the cache."""
+    return -(-(context + 1) // TILE) * TILE
 
 
 def check_slots(slots: int | None, kind: str, longest: int, new: int) -> None:
