@@ -84,6 +84,8 @@ class ModelSource:
         else:
             with progress(total_bytes(model)) as watch:
                 parameters = place_parameters(model, self._arrays(model), placement, mesh, watch)
+            if isinstance(self.file, GGUFFile):
+                self.file.let_go()
         return Engine(self.config, parameters, placement, mesh, dtypes)
 
     def check_dtypes(self, dtypes: Dtypes) -> None:

@@ -38,12 +38,17 @@ COLLECTIVES_BY = flags.DEFINE_enum(
 EXPERT_PARALLEL = flags.DEFINE_bool(
     "expert_parallel", False, "Divide experts over the chips instead of each expert's d_ff."
 )
-DTYPE = flags.DEFINE_enum(
+DTYPE = flags.DEFINE_list(
     "dtype",
     None,
-    list(PLAIN_TYPES),
-    "Dtype of arithmetic, and of arrays that no other flag speaks of. By default float32 on a CPU, "
-    "and bfloat16 on other devices and for chips that are not at hand.",
+    f"Dtype of arithmetic, and of arrays that no other flag speaks of: {', '.join(PLAIN_TYPES)}. "
+    "By default float32 on a CPU, and bfloat16 on other devices and for chips that are not at "
+    "hand. profile_decode.py takes a list.",
+)
+flags.register_validator(
+    DTYPE,
+    lambda value: value is None or (value and {*value} <= {*PLAIN_TYPES}),
+    f"use one of {', '.join(PLAIN_TYPES)}",
 )
 WEIGHT_DTYPE = flags.DEFINE_list(
     "weight_dtype",

@@ -80,19 +80,19 @@ def calibrations(sweep: Sweep, shared: Calibration | None) -> Calibrations:
     """
     measured: dict[str, Calibration] = {}
     chunk = sweep.chunk or default_chunk(default_platform())
-    tokens = [min(chunk, length) for length in sweep.prompt_lengths] or [1]
-    rows = sorted({batch * each for batch in sweep.batches for each in tokens})
+    sizes = sweep.sizes()
+    rows = {each.batch * (min(chunk, each.length) if each.prompts else 1) for each in sizes}
     shapes = sorted(sweep.shapes, key=lambda shape: math.prod(shape.values()))
     for shape in [] if shared else shapes:
         for dtypes in sweep.dtype_sets:
             measured[_place(shape, dtypes)] = calibration_here(
                 make_mesh(shape),
                 dtypes,
-                rows,
+                sorted(rows),
                 sweep.seconds / _PART,
                 _common.say,
                 config=sweep.source.config,
-                context=max(sweep.lengths),
+                context=max(each.length for each in sizes),
             )
     return Calibrations(shared, measured)
 

@@ -19,18 +19,18 @@ def dtypes(
     """The one set of dtypes that the flags give; see `dtype_sets`.
 
     Raises:
-      UsageError: a name is unknown, or ``--weight_dtype`` has several.
+      UsageError: a name is unknown, or ``--dtype`` or ``--weight_dtype`` has several.
     """
     check()
-    if len(set(WEIGHT_DTYPE.value or ())) > 1:
-        raise UsageError(f"--weight_dtype is {','.join(WEIGHT_DTYPE.value)}; give one of them")
+    for flag in (DTYPE, WEIGHT_DTYPE):
+        _only(flag)
     return dtype_sets(stored, dtype, here)[0]
 
 
 def dtype_sets(
     stored: Quantization | None = None, dtype: str | None = None, here: bool = True
 ) -> list[Dtypes]:
-    """The sets of dtypes that the flags give, one for each name in ``--weight_dtype``.
+    """The sets of dtypes that the flags give: each of ``--dtype`` with each of ``--weight_dtype``.
 
     Args:
       stored: the quantization of a checkpoint, which is the default for weights.
@@ -42,13 +42,14 @@ def dtype_sets(
       UsageError: a name is unknown, or JAX's platform does not have that dtype.
     """
     check()
-    plain = PLAIN_DTYPES[DTYPE.value or dtype or (default_dtype() if here else "bfloat16")]
+    default = dtype or (default_dtype() if here else "bfloat16")
     step = {
         "cache": _STORAGE.get(_of("kv_dtype")),
         "round_activations": bool(_of("round_activations")),
     }
     sets = [
-        Dtypes(plain, _STORAGE[name] if name else stored, **step)
+        Dtypes(PLAIN_DTYPES[plain], _STORAGE[name] if name else stored, **step)
+        for plain in dict.fromkeys(DTYPE.value or [default])
         for name in dict.fromkeys(WEIGHT_DTYPE.value or [None])
     ]
     for kind in {kind for dtypes in sets for kind in (dtypes.weights, dtypes.cache)}:
@@ -75,7 +76,7 @@ def combined(caches: Sequence[str]) -> list[Dtypes]:
     for name in caches or [""]:
         if name not in CACHE_TYPES:
             raise UsageError(f"--kv_dtype is {name!r}; use one of {', '.join(CACHE_TYPES)}")
-    plain = PLAIN_DTYPES[DTYPE.value or "bfloat16"]
+    plain = PLAIN_DTYPES[_only(DTYPE) or "bfloat16"]
     return list(
         dict.fromkeys(
             Dtypes(plain, _STORAGE[weights], _STORAGE[cache])
@@ -94,6 +95,17 @@ def check() -> None:
     for name in WEIGHT_DTYPE.value or ():
         if name not in _STORAGE:
             raise UsageError(f"--weight_dtype is {name!r}; use one of {', '.join(_STORAGE)}")
+
+
+def _only(flag: flags.FlagHolder) -> str | None:
+    """The one value of a list flag; None if it is not given.
+
+    Raises:
+      UsageError: it has several.
+    """
+    if len(set(flag.value or ())) > 1:
+        raise UsageError(f"--{flag.name} is {','.join(flag.value)}; give one of them")
+    return flag.value[0] if flag.value else None
 
 
 def _of(name: str):

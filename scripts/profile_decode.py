@@ -17,20 +17,24 @@ asks or how they differ, and temporaries. The host's column is the time until a 
 
 --phase=prefill measures prompts of --prompt_length chunk by chunk: each chunk is a row, run again
 and again behind the tokens that are in the cache before it. Below the table stands each whole
-prompt, its chunks added up, beside the floor of all its tokens as one pass.
+prompt, its chunks added up, beside the floor of all its tokens as one pass. --phase=decode,prefill
+measures both, with a table and pictures for each.
 
---layout takes a list here: the layouts are measured in turns and compared in one report. Where
-there are several meshes, auto picks for the largest.
+--layout, --dtype and --weight_dtype take lists here: all combinations are measured and compared in
+one report. Where there are several meshes, --layout=auto picks for the largest.
 
 Writes profile.json, profile.csv, step_time.png, cost.png and TensorBoard events to --output_dir,
-then prints. The first two are complete after every round of samples, so that an interrupted run
-keeps what it measured; the row of a step that fails says why.
-Of many processes, process 0 writes, and samples and trace are its own.
+then prints. The first two are complete after every round of samples; the row of a step that fails
+says why. A run that was interrupted or killed goes on with the same command: it takes over the rows
+that were finished, and measures the others. A finished run is measured anew. A folder with a run of
+another model, of other versions or of other devices is left as it is.
+Of many processes, process 0 writes, and samples and traces are its own.
 
 Examples:
   python scripts/profile_decode.py
   python scripts/profile_decode.py --devices=1,2 --batch=1,8 --context=128,1024 --trace
   python scripts/profile_decode.py --phase=prefill --prompt_length=512,2048 --devices=1
+  python scripts/profile_decode.py --phase=decode,prefill --batch=1,8 --prompt_length=512
   python scripts/profile_decode.py --batch=8 --context=128 --slots=4096
   python scripts/profile_decode.py --mesh=2x1x2 --layout=weight_stationary_1d,weight_stationary_2d
   python scripts/profile_decode.py --model=llama3-8b --random_weights --batch=1,8,64 --context=2048
@@ -54,8 +58,13 @@ _DEVICES = flags.DEFINE_list(
     "CPU, elsewhere all that the layouts can divide.",
 )
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
-_PHASE = flags.DEFINE_enum(
-    "phase", "decode", ["decode", "prefill"], "Which passes: decode steps, or prompts by chunks."
+_PHASE = flags.DEFINE_list(
+    "phase", ["decode"], "Which passes, a list: decode steps, prefill for prompts by chunks."
+)
+flags.register_validator(
+    _PHASE,
+    lambda value: value and {*value} <= {"decode", "prefill"},
+    "use decode, prefill or decode,prefill",
 )
 _BATCH = flags.DEFINE_list(
     "batch", None, "Sequences per step, a list. Default: 1,4,16,64; of prompts 1."
@@ -74,7 +83,7 @@ _SLOTS = flags.DEFINE_integer(
     "slots",
     None,
     "Room in the cache for so many tokens of each sequence. Default: the context and a new token, "
-    "or the prompt, and up to 64 more. Steps take the time of what is filled.",
+    "or the prompt, and up to 31 more. Steps take the time of what is filled.",
     1,
 )
 _SECONDS = flags.DEFINE_float("seconds", 20, "Time for samples; at least five rounds.", 0)
@@ -89,7 +98,9 @@ _CALIBRATION = flags.DEFINE(
 )
 _PRICE = flags.DEFINE_float("price_per_chip_hour", None, "USD; the plot of cost is then in USD.")
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/profile", "Folder for results.")
-_TRACE = flags.DEFINE_bool("trace", False, "Also write a profiler trace, for TensorBoard.")
+_TRACE = flags.DEFINE_bool(
+    "trace", False, "Also write a profiler trace of each row, for TensorBoard."
+)
 _WEIGHT_LAYOUT = _array_flags.define_weight_layout(
     "auto lets the compiler choose the memory layout of weights, for the longest context and the "
     "largest batch."
@@ -113,6 +124,7 @@ with _common.importing(__name__):
     from profiles.compiled.running import inspect_pass
     from profiles.figures.steps import cost, step_time
     from profiles.floor.passes import Pass
+    from profiles.measured.resume import Earlier, earlier_run
     from profiles.measured.row_records import inspect_row
     from profiles.measured.sweep import Interrupted, Sweep, SweepResult, run
     from profiles.measured.tensorboard import remove_events, write_events
@@ -126,6 +138,7 @@ with _common.importing(__name__):
     from sharding.placement import Placement
 
 _FIGURES = {"step_time.png": step_time, "cost.png": cost}
+_PROMPT_FIGURES = {"prompt_time.png": step_time, "prompt_cost.png": cost}  # beside those of steps
 
 
 def main() -> None:
@@ -141,51 +154,70 @@ def main() -> None:
     for layout, shape, dtypes in sweep.placings():
         placement = Placement.of(layout, sweep.source.config.sizes, shape)
         _layouts.state_choices(sweep.source.config, placement, dtypes)
+    device_kind = jax.devices()[0].device_kind
+    earlier = earlier_run(output, sweep.settings(), device_kind)
     calibrations = _calibrations.calibrations(sweep, shared)
     inspect = functools.partial(inspect_row, inspect_pass)
+    settings = sweep.settings()
     sweep = dataclasses.replace(sweep, expect=calibrations.expect, inspect=inspect)
-    head = {"started": started, **calibrations.as_fields()}
-    outcome = _measure(sweep, output, head)
+    head = {
+        "device_kind": device_kind,
+        "started": earlier.started if earlier else started,
+        "settings": settings,
+        **calibrations.as_fields(),
+    }
+    outcome = _measure(sweep, output, head, earlier)
     if not processes.is_first():
         return
-    results = _document(outcome, head)
+    results = _document(outcome, head, complete=True)
     _draw(output, results)
+    _write(output, results)
     if _common.JSON.value == "-":
         write_json("-", results)
     else:
-        _common.show(step_table(outcome.points, outcome.bandwidth, head["calibration"]))
-        sums = fit_lines(results["fits"]) if "fits" in results else prompt_lines(outcome.prompts)
-        _common.show("\n".join(sums))
+        for part in _by_phase(results):
+            _common.show(step_table(part["points"], outcome.bandwidth, head["calibration"]))
+            sums = fit_lines(part["fits"]) if "fits" in part else prompt_lines(outcome.prompts)
+            _common.show("\n".join(sums))
     _refuse_unmeasured(outcome)
     _refuse_impossible(outcome)
 
 
-def _measure(sweep: Sweep, output: Path, head: dict) -> SweepResult:
+def _measure(sweep: Sweep, output: Path, head: dict, earlier: Earlier | None) -> SweepResult:
     """Runs the sweep, and writes all results so far to the files after every round."""
 
     def keep(outcome: SweepResult) -> None:
         if processes.is_first():
-            _write(output, _document(outcome, head))
+            _remove_pictures(output)
+            _write(output, _document(outcome, head, complete=False))
 
     try:
-        outcome = run(sweep, _common.say, keep)
+        outcome = run(sweep, _common.say, keep, earlier)
     except Interrupted as interrupt:
-        raise Interrupted(f"{output / 'profile.json'} keeps {interrupt}") from None
+        where = f"{output / 'profile.json'} keeps {interrupt}"
+        raise Interrupted(f"{where}; the same command goes on") from None
     keep(outcome)
     return outcome
 
 
 def _sweep(output: Path) -> Sweep:
-    prefill = _PHASE.value == "prefill"
-    others = ["context"] if prefill else ["prompt_length", "chunk"]
-    _common.refuse(others, f"--phase is {_PHASE.value}")
+    phases = list(dict.fromkeys(_PHASE.value))
+    for phase, others in (("decode", ["context"]), ("prefill", ["prompt_length", "chunk"])):
+        if phase not in phases:
+            _common.refuse(others, f"--phase is {','.join(phases)}")
     if _CHUNK.value is not None:
         check_chunk(_CHUNK.value)
     meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
-    batches = ["1"] if prefill else ["1", "4", "16", "64"]
-    batches = _common.integers("batch", batches if _BATCH.value is None else _BATCH.value)
-    length_flag = _PROMPT_LENGTH if prefill else _CONTEXT
-    lengths = _common.integers(length_flag.name, length_flag.value)
+    given = _BATCH.value
+    batches, prompt_batches = (
+        _common.integers("batch", default if given is None else given)
+        for default in (["1", "4", "16", "64"], ["1"])
+    )
+    lengths = {
+        phase: _common.integers(flag.name, flag.value)
+        for phase, flag in (("decode", _CONTEXT), ("prefill", _PROMPT_LENGTH))
+        if phase in phases
+    }
     for flag, (low, high) in ((_BANDWIDTH, RANGE), (_FLOPS, RANGE), (_PRICE, (1e-6, DEAREST))):
         if flag.value is not None and not low <= flag.value <= high:
             remedy = f"use a positive number, {low:g} to {high:g}"
@@ -195,22 +227,26 @@ def _sweep(output: Path) -> Sweep:
     _layouts.check_layouts()
     _dtypes.check()
     source = _common.source()
-    new = int(not prefill)
-    lengths = _common.within(source.config, length_flag, lengths, new)
-    check_slots(_SLOTS.value, length_flag.name, max(lengths), new)
+    for phase, flag, new in (("decode", _CONTEXT, 1), ("prefill", _PROMPT_LENGTH, 0)):
+        if phase in phases:
+            lengths[phase] = _common.within(source.config, flag, lengths[phase], new)
+            check_slots(_SLOTS.value, flag.name, max(lengths[phase]), new)
+    contexts, prompts = (lengths.get(phase, ()) for phase in ("decode", "prefill"))
 
     def dtype_sets() -> list[Dtypes]:
         return _dtypes.dtype_sets(source.stored_quantization())
 
-    steps = [Pass(batch, length) for batch in batches for length in lengths]
+    steps = [Pass(batch, length) for batch in batches for length in contexts]
+    steps += [Pass(batch, length) for batch in prompt_batches for length in prompts]
     layouts, shapes = _layouts.layouts(source.config, meshes, lambda: dtype_sets()[0], steps)
     return Sweep(
         source=source,
         layouts=layouts,
         shapes=shapes,
         batches=batches,
-        contexts=() if prefill else lengths,
-        prompt_lengths=lengths if prefill else (),
+        contexts=contexts,
+        prompt_lengths=prompts,
+        prompt_batches=prompt_batches,
         chunk=_CHUNK.value,
         slots=_SLOTS.value,
         dtype_sets=dtype_sets(),
@@ -223,35 +259,55 @@ def _sweep(output: Path) -> Sweep:
     )
 
 
-def _document(outcome: SweepResult, head: dict) -> dict:
-    prefill = _PHASE.value == "prefill"
+def _document(outcome: SweepResult, head: dict, complete: bool) -> dict:
+    steps = [point for point in outcome.points if point.phase == "decode"]
     return document(
         sys.argv,
         outcome.points,
-        device_kind=jax.devices()[0].device_kind,
-        bandwidth=outcome.bandwidth,
         **head,
-        **({"prompts": outcome.prompts} if prefill else {"fits": fits(outcome.points)}),
+        bandwidth=outcome.bandwidth,
+        complete=complete,
+        **({"fits": fits(steps)} if "decode" in _PHASE.value else {}),
+        **({"prompts": outcome.prompts} if "prefill" in _PHASE.value else {}),
     )
 
 
+def _by_phase(results: dict) -> list[dict]:
+    """The document's steps and its prompts, each as a document of its own."""
+    parts = []
+    for phase, foreign in (("decode", "prompts"), ("prefill", "fits")):
+        points = [point for point in results["points"] if point.phase == phase]
+        if points:
+            part = {name: value for name, value in results.items() if name != foreign}
+            parts.append(part | {"points": points})
+    return parts
+
+
 def _write(output: Path, results: dict) -> None:
-    """Writes the data, and removes plots of an earlier run, because a folder holds one run."""
     write_json(output / "profile.json", results)
     write_csv(output / "profile.csv", [*results["points"], *results.get("prompts", ())])
     if _common.JSON.value not in (None, "", "-"):
         write_json(_common.JSON.value, results)
-    for name in _FIGURES:
+
+
+def _remove_pictures(output: Path) -> None:
+    """Removes plots of an earlier run, because a folder holds one run."""
+    for name in (*_FIGURES, *_PROMPT_FIGURES):
         remove(output / name)
-    remove_events(output / "events")
+    for events in (output / "events", output / "events" / "prefill"):
+        remove_events(events)
 
 
 def _draw(output: Path, results: dict) -> None:
-    for name, draw in _FIGURES.items():
-        draw(results, output / name)
-    figures = [output / name for name in _FIGURES]
-    write_events(output / "events", results, figures)
-    _common.say(f"wrote {', '.join(str(path) for path in (output / 'profile.json', *figures))}")
+    drawn = []
+    for number, part in enumerate(_by_phase(results)):
+        figures = _PROMPT_FIGURES if number else _FIGURES
+        for name, draw in figures.items():
+            draw(part, output / name)
+        paths = [output / name for name in figures]
+        write_events(output / "events" / ("prefill" if number else ""), part, paths)
+        drawn += paths
+    _common.say(f"wrote {', '.join(str(path) for path in (output / 'profile.json', *drawn))}")
 
 
 def _refuse_unmeasured(outcome: SweepResult) -> None:

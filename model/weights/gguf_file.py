@@ -9,6 +9,7 @@ is checked against the end of the file first.
 
 import dataclasses
 import math
+import mmap
 import os
 import stat
 import struct
@@ -140,6 +141,15 @@ class GGUFFile:
         for part in parts[1:]:
             self._check_finite(name, part)
         return tuple(part.reshape(*info.shape[:-1], -1) for part in parts)
+
+    def let_go(self) -> None:
+        """Counts the pages that were read no more as this process's memory, where that is known.
+
+        They are read again where they are needed.
+        """
+        mapped = self._data.base
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def _find(self, name: str) -> TensorInfo:
         if name not in self.tensors:

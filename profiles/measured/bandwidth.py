@@ -32,6 +32,11 @@ READS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 """Kernels that read an array [rows.xyz, width], given a vector [width] beside it."""
 
 
+@jax.jit
+def _matmul(left: jax.Array, right: jax.Array) -> jax.Array:
+    return left @ right
+
+
 @dataclasses.dataclass
 class PeakMeter:
     """Measures the rates of several kernels repeatedly, and keeps every sample.
@@ -57,7 +62,6 @@ class PeakMeter:
         self._left = filled(self.mesh, square, jax.P(ALL_AXES, None), self.dtype)
         right = (MATMUL_SIZE, MATMUL_SIZE)
         self._right = filled(self.mesh, right, jax.P(None, None), self.dtype)
-        self._matmul = jax.jit(lambda left, right: left @ right)
 
     def sample(self, repeats: int = 3) -> None:
         """Runs every kernel `repeats` times more."""
@@ -67,7 +71,7 @@ class PeakMeter:
                 rates = self.read_rates.setdefault(name, [])
                 read = functools.partial(kernel, self._big, self._vector)
                 rates += self._rates(read, self._big.nbytes, repeats)
-            matmul = functools.partial(self._matmul, self._left, self._right)
+            matmul = functools.partial(_matmul, self._left, self._right)
             self.flop_rates += self._rates(matmul, flops, repeats)
 
     def rates(self) -> dict[str, list[float]]:

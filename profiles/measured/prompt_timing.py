@@ -11,11 +11,12 @@ import time
 
 import jax
 import numpy as np
+from jax.profiler import StepTraceAnnotation
 
 from decode.chunks import Chunk
 from decode.engine import Engine
 from model.cache_write import NewTokens
-from profiles.measured.timing import LONG_S, slots_for
+from profiles.measured.timing import LONG_S, STEP, slots_for
 from profiles.report.record import Record
 from sharding import processes
 
@@ -70,8 +71,16 @@ class RepeatedPrompt:
     def __str__(self) -> str:
         return f"batch {self.batch}, prompt {self.length}"
 
+    def lower(self) -> list[jax.stages.Lowered]:
+        """The programs of the chunks, ready to compile, which `compile` then finds compiled."""
+        kinds = dict.fromkeys((each.chunk.size, each.chunk.continues) for each in self.chunks)
+        return [
+            self.engine.lower_prefill(self.batch, self.slots, size, continues=continues)
+            for size, continues in kinds
+        ]
+
     def compile(self) -> None:
-        """Allocates the cache, compiles the programs of the chunks and runs each once."""
+        """Allocates a cache, compiles the programs of the chunks if need be and runs each once."""
         random, vocabulary = np.random.default_rng(0), self.engine.config.vocabulary
         self._cache = self.engine.new_cache(self.batch, self.slots)
         self._inputs = []
@@ -101,7 +110,8 @@ class RepeatedPrompt:
     def rehearse(self) -> None:
         """Runs every chunk without taking a sample."""
         for number in range(len(self.chunks)):
-            self._run(number, 1)
+            with StepTraceAnnotation(STEP, step_num=number):
+                self._run(number, 1)
 
     def release(self) -> None:
         """Frees the cache."""

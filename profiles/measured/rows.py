@@ -1,8 +1,13 @@
 """The rows of a sweep: each has a step or a prompt to time, and the failure if it did not run."""
 
+import contextlib
+import ctypes
 import functools
+import gc
+import re
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -13,8 +18,10 @@ from model.dtypes import Dtypes
 from profiles.hlo.unpacked import dequantized_bytes
 from profiles.measured.prompt_timing import RepeatedPrompt
 from profiles.measured.timing import RepeatedStep
+from profiles.measured.trace import capture
 from profiles.report.progress import byte_progress
 from profiles.report.record import Record
+from profiles.report.titles import field_text
 from sharding import processes
 from sharding.error_types import FloorlineError
 from sharding.layout import Layout
@@ -69,47 +76,82 @@ Inspect = Callable[["SweepRow"], Record]
 class SweepRow:
     """What is measured on one mesh at one batch and length, with its samples or its failure.
 
+    Its cache is there only while it is timed, so that rows need not fit in memory side by side.
+
     Attributes:
-      engine: the model on the mesh; without weights if they do not fit.
       step: the decode step, or the prompts with a step for each chunk.
+      placing: its layout, mesh and dtypes.
       failure: why it did not run; None as long as it has not failed.
       compiled: what its compiled program is like, for its record.
       dequantized_bytes: bytes of quantized weights that a decode step keeps dequantized.
+      kept: its records by an earlier run, of passes and of prompts; None if it is this run's own.
     """
 
-    def __init__(self, step: RepeatedStep | RepeatedPrompt, failure: Failure | None = None):
-        self.engine = step.engine
+    def __init__(
+        self, step: RepeatedStep | RepeatedPrompt, placing: Placing, failure: Failure | None = None
+    ):
         self.step = step
+        self.placing = placing
         self.failure = failure
         self.compiled = Record()
         self.dequantized_bytes = 0
+        self.kept: tuple[list[Record], list[Record]] | None = None
 
     def __str__(self) -> str:
         layout, dtypes = self.engine.placement.layout.name, self.engine.dtypes
         stored = "" if dtypes == Dtypes(dtypes.dtype) else f", {dtypes}"
         return f"{layout}{stored}, devices {self.engine.mesh.size}, {self.step}"
 
-    def compile(self, inspect: Inspect) -> None:
-        """Compiles the step, and finds matrices that the program dequantizes as a whole.
+    @property
+    def name(self) -> str:
+        """A name for files: layout, types, mesh and sizes, in letters, digits and underscores."""
+        layout, shape, dtypes = self.placing
+        words = layout.name, layout.attends, layout.collectives, dtypes, field_text(shape)
+        return re.sub(r"\W+", "_", " ".join(map(str, (*words, self.step)))).strip("_")
+
+    @property
+    def engine(self) -> Engine:
+        """The model on the mesh; with weights only while its placing is measured."""
+        return self.step.engine
+
+    @engine.setter
+    def engine(self, engine: Engine) -> None:
+        self.step.engine = engine
+
+    def compile(self) -> None:
+        """Compiles the program of the step, or those of the chunks; needs no cache."""
+        self.attempt(lambda: [program.compile() for program in self.step.lower()])
+
+    def set_up(self, inspect: Inspect, seconds: float) -> None:
+        """Finds what the program is like, and sets the steps of a burst to last about `seconds`.
 
         Args:
           inspect: tells what the compiled program is like.
+          seconds: of a burst.
         """
-        self.attempt(functools.partial(self._compile, inspect))
-
-    def lengthen(self, seconds: float) -> None:
-        """Sets the number of steps of a burst so that it lasts about `seconds`."""
-        self.attempt(functools.partial(self.step.lengthen, seconds))
+        self.attempt(functools.partial(self._inspect, inspect))
+        self._with_cache(functools.partial(self.step.lengthen, seconds))
 
     def sample(self) -> None:
-        """Times one more burst."""
-        self.attempt(self.step.sample)
+        """Times one more burst, in a new cache that is warm."""
+        self._with_cache(self.step.sample)
 
-    def rehearse(self) -> None:
-        """Runs a burst without taking a sample."""
-        self.attempt(self.step.rehearse)
+    def trace(self, directory: Path) -> None:
+        """Runs a burst without taking a sample; process 0 writes a trace of it to a folder."""
 
-    def attempt(self, work: Callable[[], None]) -> None:
+        def traced() -> None:
+            with capture(directory) if processes.is_first() else contextlib.nullcontext():
+                self.step.rehearse()
+
+        self._with_cache(traced)
+
+    def _with_cache(self, work: Callable[[], None]) -> None:
+        self.attempt(self.step.compile)
+        self.attempt(work)
+        self.step.release()
+        give_back()
+
+    def attempt(self, work: Callable[[], object]) -> None:
         """Calls `work` unless the row has failed before; an exception becomes the row's failure.
 
         With several processes it ends the run instead: it may have happened in one process alone,
@@ -127,11 +169,24 @@ class SweepRow:
             self.failure = failure
             self.step.release()
 
-    def _compile(self, inspect: Inspect) -> None:
-        self.step.compile()
+    def _inspect(self, inspect: Inspect) -> None:
         self.compiled = inspect(self)
         if self.engine.dtypes.quantization and isinstance(self.step, RepeatedStep):
             self.dequantized_bytes = dequantized_bytes(self.engine, self.step.program())
+
+
+def give_back(collect: bool = False) -> None:
+    """Gives freed memory back to the system, where the C library can be told to.
+
+    It would keep a cache's for arrays of the same sizes, and the next row's has others.
+
+    Args:
+      collect: first frees what nothing refers to but itself, as an engine and its programs.
+    """
+    if collect:
+        gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def load(
@@ -172,8 +227,14 @@ def load(
         if processes.count() > 1:
             raise
         failure = failure_of(error)
+    return weightless(source, placing, chunk), failure
+
+
+def weightless(source: ModelSource, placing: Placing, chunk: int | None) -> Engine:
+    """The model on a mesh without its weights: all that records ask for."""
+    layout, shape, dtypes = placing
     placement = Placement.of(layout, source.config.sizes, shape)
-    return Engine(source.config, {}, placement, make_mesh(shape), dtypes, chunk), failure
+    return Engine(source.config, {}, placement, make_mesh(shape), dtypes, chunk)
 
 
 def full_sample_count(rows: Sequence[SweepRow], min_samples: int) -> int:

@@ -1,5 +1,6 @@
 """One step as the record that programs read: what it must cost beside what it did cost."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 

@@ -1,136 +1,46 @@
 """Measures decode steps or prompts over meshes, batches and lengths, each beside its floor.
 
-Rows that share a memory are all compiled first and then take turns, so that a slow minute of the
-machine affects every row alike; peak rates are sampled before, between and after. After every round
-the caller gets all results so far, so that a run that ends early loses nothing.
+Placings (a layout, a mesh and types) are measured one after the other, so that only one has its
+weights in memory. The rows of a placing are all compiled first and then take turns, each with a
+cache of its own while it is timed, so that a slow minute of the machine affects all of them alike;
+peak rates are sampled before and between. After every round the caller gets all results so far, so
+that a run that ends early loses nothing, and a later one can go on from there.
 """
 
-import contextlib
+import concurrent.futures
 import dataclasses
-import itertools
-import math
+import os
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
-from decode.chunks import check_chunk, default_chunk
-from decode.engine import Engine
-from decode.load import ModelSource
-from model.config import check_length
-from model.dtypes import Dtypes
+from decode.chunks import default_chunk
 from model.layout_check import settle
-from profiles.chips.chip import Peaks, published_peaks
 from profiles.floor.memory_needed import free_memory, need_of, refusals, shares_memory
-from profiles.measured.bandwidth import PeakMeter, cpu_cache
+from profiles.measured.bandwidth import PeakMeter
+from profiles.measured.peak_rates import Rates, bandwidth_of, peaks_of, published, sample_rates
 from profiles.measured.prompt_timing import RepeatedPrompt
-from profiles.measured.row_records import Basis, Expect, row_records
+from profiles.measured.resume import MIN_ROUNDS, Earlier, merged, take_over
+from profiles.measured.row_records import Basis, RowRecords, row_records
 from profiles.measured.rows import (
     Failure,
-    Inspect,
     Placing,
     SweepRow,
     describe_interrupted_rows,
     full_sample_count,
+    give_back,
     load,
+    weightless,
 )
-from profiles.measured.timing import RepeatedStep, check_slots, slots_for
-from profiles.measured.trace import capture
+from profiles.measured.sweep_settings import Sweep
+from profiles.measured.timing import RepeatedStep
 from profiles.report.progress import progress
 from profiles.report.record import Record
+from profiles.report.titles import field_text
 from sharding import processes
-from sharding.devices import default_platform, devices
-from sharding.error_types import UsageError
-from sharding.layout import Layout
-from sharding.mesh import MeshShape
+from sharding.devices import default_platform
 
-MIN_ROUNDS = 5
 MAX_ROUNDS = 25
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """What to measure.
-
-    Attributes:
-      source: the model.
-      layouts: the layouts to measure.
-      shapes: the meshes, each with every layout.
-      batches: numbers of sequences per step.
-      contexts: numbers of tokens in the cache when a decode step starts; () to measure prompts.
-      prompt_lengths: tokens of prompts, which are measured chunk by chunk in place of decode steps.
-      chunk: tokens of a prompt that run at once; the platform's default if None.
-      slots: tokens of each sequence that the cache has room for; if None, just enough.
-      dtype_sets: how numbers are stored.
-      auto_weight_layout: whether the compiler chooses weights' memory layout, for the largest step.
-      seconds: time to spend on samples; `MIN_ROUNDS` are taken even if they need longer.
-      bandwidth: bytes per second of one chip (on a CPU, of its memory), in place of the published
-        or measured figure.
-      peak_flops: FLOP/s of one chip, in place of the published or measured figure.
-      price: USD per chip-hour, for cost.
-      trace: folder for a profiler trace of one burst of every row; None for no trace.
-      expect: the expected time of a pass, as fields of its record.
-      inspect: tells what the compiled program of a row is like, as fields of its record.
-    """
-
-    source: ModelSource
-    layouts: Sequence[Layout]
-    shapes: Sequence[MeshShape]
-    batches: Sequence[int]
-    contexts: Sequence[int]
-    dtype_sets: Sequence[Dtypes]
-    prompt_lengths: Sequence[int] = ()
-    chunk: int | None = None
-    slots: int | None = None
-    auto_weight_layout: bool = False
-    seconds: float = 20.0
-    bandwidth: float | None = None
-    peak_flops: float | None = None
-    price: float | None = None
-    trace: Path | None = None
-    expect: Expect = lambda engine, pass_, peaks: Record()
-    inspect: Inspect = lambda row: Record()
-
-    def check(self) -> None:
-        """Refuses a sweep that cannot run, before anything is allocated.
-
-        Raises:
-          UsageError: a size is not positive or too large, or a layout cannot divide the model.
-          WeightsError: a checkpoint is quantized, and other dtypes are asked for.
-        """
-        kind, new = ("prompt_length", 0) if self.prompt_lengths else ("context", 1)
-        for name, values in (("batch", self.batches), (kind, self.lengths)):
-            for value in values:
-                if value < 1:
-                    raise UsageError(f"{name} is {value}; use positive integers")
-        longest = max(self.lengths)
-        check_length(self.source.config, kind, longest, new)
-        if self.chunk is not None:
-            check_chunk(self.chunk)
-        check_slots(self.slots, kind, longest, new)
-        for layout, shape, dtypes in self.placings():
-            self.source.check_dtypes(dtypes)
-            placement = settle(self.source.config, dtypes, layout, shape)
-            for batch in self.batches:
-                placement.check_batch(batch)
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        """Of prompts, or of what is in the cache."""
-        return self.prompt_lengths or self.contexts
-
-    def slots_of(self, length: int) -> int:
-        """Tokens that the cache has room for, in the rows of one length."""
-        return self.slots or slots_for(length)
-
-    def placings(self) -> list[Placing]:
-        """Every layout on every mesh with every set of dtypes, without duplicates."""
-        distinct: list[Placing] = []
-        for placing in itertools.product(self.layouts, self.shapes, self.dtype_sets):
-            distinct += [placing] * (placing not in distinct)
-        return distinct
-
-    def __len__(self) -> int:
-        return len(self.placings()) * len(self.batches) * len(self.lengths)
+COMPILERS = 2  # programs compiled at the same time: each takes one core, and memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +68,7 @@ def run(
     sweep: Sweep,
     report: Callable[[str], None],
     keep: Callable[[SweepResult], None] = lambda _: None,
+    earlier: Earlier | None = None,
 ) -> SweepResult:
     """Measures every row.
 
@@ -165,6 +76,7 @@ def run(
       sweep: what to measure.
       report: called with a line that says what is being done.
       keep: called with the results so far, after every round of samples and on an interrupt.
+      earlier: the unfinished sweep whose finished rows are taken over.
 
     Raises:
       UsageError: the sweep cannot run; raised before anything is allocated.
@@ -173,228 +85,192 @@ def run(
     """
     sweep.check()
     if not shares_memory():  # refuses an unknown chip before the long work
-        _published(sweep)
+        published(sweep, sweep.dtype_sets[0])
     going = _Run(sweep, report, keep)
-    # On accelerators one placing at a time has all memory; CPU meshes take turns instead.
+    if earlier:
+        going.go_on(earlier)
     placings = sweep.placings()
-    groups = [placings] if shares_memory() else [[placing] for placing in placings]
-    for group in groups:
-        going.group(group, sweep.seconds / len(groups))
+    for placing in placings:
+        going.measure(placing, sweep.seconds / len(placings))
     return going.outcome()
 
 
 class _Run:
-    """State of a running sweep: rows of the current group, and records of earlier groups."""
+    """State of a running sweep: its rows, which come to have samples, and the rates so far."""
 
     def __init__(
         self, sweep: Sweep, report: Callable[[str], None], keep: Callable[[SweepResult], None]
     ):
         self.sweep, self.report, self.keep = sweep, report, keep
-        self.points: list[Record] = []
-        self.prompts: list[Record] = []
-        self.measured = 0  # rows of earlier groups that have samples
-        self.rates: dict[str, dict[str, list[float]]] = {}
-        self.error: Exception | None = None
-        self.rows: list[SweepRow] = []
-        self.meters: list[PeakMeter] = []
+        self.rows = [row for placing in sweep.placings() for row in _rows(sweep, placing)]
+        self.turns: list[SweepRow] = []  # those of the placing that is measured now
+        self.rates: Rates = {}
+        self.records: dict[SweepRow, tuple[tuple, RowRecords]] = {}
 
-    def group(self, placings: Sequence[Placing], seconds: float) -> None:
-        """Measures the rows of placings whose weights are loaded at the same time."""
+    def go_on(self, earlier: Earlier) -> None:
+        """Takes over the finished rows of an unfinished sweep, and the rates of its devices."""
+        count = take_over(self.rows, earlier)
+        rows = f"{count} of {len(self.rows)} rows"
+        self.report(f"{rows} are kept from {earlier.started}; going on")
+        self.rates = earlier.rates if count else {}
+
+    def measure(self, placing: Placing, seconds: float) -> None:
+        """Measures those rows of a placing that no earlier run has measured."""
+        rows = [row for row in self.rows if row.placing == placing and row.kept is None]
+        if not rows:
+            return
         name = self.sweep.source.config.name
         try:
-            self.report(f"loading {name} onto {_devices([shape for _, shape, _ in placings])}")
-            self.rows = _rows(self.sweep, self.report, placings)
-            self.meters = [
-                PeakMeter(mesh, self.sweep.dtype_sets[0].dtype)
-                for mesh in dict.fromkeys(row.engine.mesh for row in self.rows)
-            ]
-            self._measure(seconds)
-            if self.sweep.trace:
-                _trace(self.rows, self.sweep.trace)
+            self.turns = rows
+            self.report(f"loading {name} onto {field_text(placing[1])}")
+            self._load(placing)
+            self._take_turns(seconds)
+            for row in rows if self.sweep.trace else ():
+                if not row.failure:
+                    row.trace(self.sweep.trace / row.name)
         except KeyboardInterrupt:
             self._interrupted()
             raise
-        done = self.outcome()
-        self.points, self.prompts, self.error = done.points, done.prompts, done.error
-        self.measured, self.rates = self._measured(), self._rates()
-        self.rows, self.meters = [], []  # frees the weights of these meshes
+        light = weightless(self.sweep.source, placing, self.sweep.chunk)
+        for row in rows:
+            row.engine = light
+        give_back(collect=True)
 
     def outcome(self) -> SweepResult:
-        """All results so far; the current group's floors use the rates measured so far."""
-        bandwidth = _bandwidth(self.sweep, self._rates())
-        sweep, full_samples = self.sweep, full_sample_count(self.rows, MIN_ROUNDS)
-        basis = Basis(full_samples, sweep.price, sweep.auto_weight_layout, sweep.expect)
+        """All results so far, with floors by the best rates so far."""
+        bandwidth = bandwidth_of(self.sweep, self.rates)
+        full_samples = full_sample_count(self.turns, MIN_ROUNDS)
         found = [
-            row_records(row, _peaks(sweep, bandwidth, row.engine), basis)
+            self._records(row, bandwidth, full_samples if row in self.turns else MIN_ROUNDS)
             for row in self.rows
             if row.failure or row.step.samples
         ]
         errors = (row.failure.error for row in self.rows if row.failure)
         return SweepResult(
-            self.points + [record for each in found for record in each.passes],
+            [record for each in found for record in each.passes],
             bandwidth,
-            next(filter(None, [self.error, *errors]), None),
-            self.prompts + [record for each in found for record in each.prompts],
+            next(filter(None, errors), None),
+            [record for each in found for record in each.prompts],
         )
 
-    def _measured(self) -> int:
-        """How many rows have samples and did not fail, those of earlier groups too."""
-        return self.measured + sum(not r.failure and bool(r.step.samples) for r in self.rows)
+    def _records(self, row: SweepRow, bandwidth: dict, full_samples: int) -> RowRecords:
+        """Records of a row, made anew only where what they are of has changed."""
+        sweep, peaks = self.sweep, peaks_of(self.sweep, bandwidth, row.engine)
+        state = peaks, full_samples, len(row.step.samples), row.failure is None
+        if row not in self.records or self.records[row][0] != state:
+            basis = Basis(full_samples, sweep.price, sweep.auto_weight_layout, sweep.expect)
+            found = merged(row.kept, row_records(row, peaks, basis))
+            self.records[row] = state, found
+        return self.records[row][1]
 
-    def _rates(self) -> dict[str, dict[str, list[float]]]:
-        return self.rates | {_devices([m.mesh.shape]): m.rates() for m in self.meters}
+    def _load(self, placing: Placing) -> None:
+        """Loads the weights, if a row fits beside them; says of the others why they do not."""
+        sweep, rows = self.sweep, self.turns
+        for row, reason in zip(rows, _refused(sweep, placing, rows), strict=True):
+            row.failure = Failure("does_not_fit", reason) if reason else None
+        fitting = [(row.step.slots, row.step.batch) for row in rows if not row.failure]
+        chunk, auto = sweep.chunk, sweep.auto_weight_layout
+        engine, failure = load(sweep.source, placing, fitting, chunk, auto, self.report)
+        for row in rows:
+            row.engine = engine
+            row.failure = row.failure or failure
 
-    def _measure(self, seconds: float) -> None:
-        for row in progress(self.rows, lambda row: f"compiling {row}"):
-            row.compile(self.sweep.inspect)
-        for row in self.rows:
-            row.lengthen(seconds / MIN_ROUNDS / len(self.rows))
-        for meter in self.meters:
-            meter.sample(repeats=3)
+    def _take_turns(self, seconds: float) -> None:
+        rows = self.turns
+        for row in _compiled(rows):
+            row.set_up(self.sweep.inspect, seconds / MIN_ROUNDS / len(rows))
+        self._sample_rates(repeats=3)
         stop = time.perf_counter() + seconds
         for round_number in progress(
             range(1, MAX_ROUNDS + 1), lambda round_number: f"measuring, round {round_number}"
         ):
-            for row in self.rows:
+            for row in rows:
                 row.sample()
             self.keep(self.outcome())
-            for meter in self.meters:
-                meter.sample(repeats=1)
+            self._sample_rates(repeats=1)
             # All processes must run the same steps, so process 0's clock decides.
             if round_number >= MIN_ROUNDS and processes.from_first_process(
                 lambda: time.perf_counter() > stop
             ):
                 break
-            if all(row.failure for row in self.rows):
+            if all(row.failure for row in rows):
                 break
 
+    def _sample_rates(self, repeats: int) -> None:
+        """Measures the devices of the placing, which have no cache in memory now."""
+        engine, first = self.turns[0].engine, self.sweep.dtype_sets[0].dtype
+        meter = PeakMeter(engine.mesh, engine.dtypes.dtype)
+        sample_rates(self.rates, meter, repeats, first.name)
+        del meter
+        give_back()
+
     def _interrupted(self) -> None:
-        """Keeps the results of the current group, and says which rows are kept.
+        """Keeps the results so far, and says which rows are kept.
 
         Raises:
           Interrupted: something was measured.
         """
-        if any(row.step.samples for row in self.rows):
+        if any(row.step.samples for row in self.turns):
             self.keep(self.outcome())
-        if measured := self._measured():
+        measured = sum(not row.failure and bool(row.step.samples) for row in self.rows)
+        if measured:
             raise Interrupted(
-                describe_interrupted_rows(measured, len(self.sweep), self.rows, MIN_ROUNDS)
+                describe_interrupted_rows(measured, len(self.rows), self.turns, MIN_ROUNDS)
             )
 
 
-def _rows(
-    sweep: Sweep, report: Callable[[str], None], placings: Sequence[Placing]
-) -> list[SweepRow]:
-    """All rows of a group; the weights of rows that fit are loaded."""
-    sizes = list(itertools.product(sweep.lengths, sweep.batches))
-    refused = _refused(sweep, placings, sizes)
-    rows = []
-    for number, placing in enumerate(placings):
-        reasons = refused[number * len(sizes) :][: len(sizes)]
-        fitting = [
-            (sweep.slots_of(length), batch)
-            for (length, batch), reason in zip(sizes, reasons, strict=True)
-            if not reason
-        ]
-        engine, failure = load(
-            sweep.source, placing, fitting, sweep.chunk, sweep.auto_weight_layout, report
+def _rows(sweep: Sweep, placing: Placing) -> list[SweepRow]:
+    """All rows of a placing, without its weights."""
+    engine = weightless(sweep.source, placing, sweep.chunk)
+    return [
+        SweepRow(
+            (RepeatedPrompt if size.prompts else RepeatedStep)(
+                engine, size.batch, size.length, size.slots
+            ),
+            placing,
         )
-        repeated = RepeatedPrompt if sweep.prompt_lengths else RepeatedStep
-        for (length, batch), reason in zip(sizes, reasons, strict=True):
-            row_failure = Failure("does_not_fit", reason) if reason else failure
-            step = repeated(engine, batch, length, sweep.slots_of(length))
-            rows.append(SweepRow(step, row_failure))
-    return rows
+        for size in sweep.sizes()
+    ]
 
 
-def _refused(
-    sweep: Sweep, placings: Sequence[Placing], sizes: Sequence[tuple[int, int]]
-) -> list[str]:
-    """Why each row of these placings, lengths and batches does not fit; "" for a row that does."""
-    config, chunk = sweep.source.config, sweep.chunk or default_chunk(default_platform())
+def _compiled(rows: Sequence[SweepRow]) -> Iterator[SweepRow]:
+    """Compiles the rows, several at once, and gives them back when all of them are.
+
+    Compiling leaves the interpreter to other threads. Many processes compile in one order, because
+    they may share what they find out.
+    """
+    workers = min(COMPILERS, os.cpu_count() or 1) if processes.count() == 1 else 1
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        jobs = [pool.submit(row.compile) for row in rows]
+        try:
+            named = list(zip(jobs, rows, strict=True))
+            for job, _ in progress(named, lambda each: f"compiling {each[1]}"):
+                job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    give_back()
+    yield from rows
+
+
+def _refused(sweep: Sweep, placing: Placing, rows: Sequence[SweepRow]) -> list[str]:
+    """Why each row of a placing does not fit, itself alone; "" for a row that does."""
+    (layout, shape, dtypes), config = placing, sweep.source.config
+    chunk = sweep.chunk or default_chunk(default_platform())
+    placement = settle(config, dtypes, layout, shape)
     needs = [
         need_of(
             config,
             placement,
             dtypes,
-            batch=batch,
-            slots=sweep.slots_of(length),
-            prompt=(length, chunk) if sweep.prompt_lengths else None,
-            engine=number,
+            batch=row.step.batch,
+            slots=row.step.slots,
+            prompt=(row.step.length, chunk) if isinstance(row.step, RepeatedPrompt) else None,
         )
-        for number, (layout, shape, dtypes) in enumerate(placings)
-        for placement in [settle(config, dtypes, layout, shape)]
-        for length, batch in sizes
+        for row in rows
     ]
     available = (
-        processes.from_first_process(free_memory) if shares_memory() else _published(sweep).capacity
+        processes.from_first_process(free_memory)
+        if shares_memory()
+        else published(sweep, dtypes).capacity
     )
-    return [""] * len(needs) if available is None else refusals(needs, available)
-
-
-def _trace(rows: Sequence[SweepRow], directory: Path) -> None:
-    with capture(directory) if processes.is_first() else contextlib.nullcontext():
-        for row in rows:
-            row.rehearse()
-
-
-def _peaks(sweep: Sweep, bandwidth: dict, engine: Engine) -> Peaks:
-    """Peaks of each device; the fake devices of a CPU count as one chip, whose peaks they share."""
-    if not shares_memory():
-        published = _published(sweep)
-        read_rate = bandwidth["measured_bytes_per_s"] / published.devices_per_chip
-        return dataclasses.replace(published, read_rate=read_rate)
-    devices = engine.mesh.size
-    return Peaks(
-        bandwidth=bandwidth["bytes_per_s"] / devices,
-        flops=bandwidth["peak_flops_per_s"] / devices,
-        source=bandwidth["source"],
-        on_chip=cpu_cache() / devices,
-        devices_per_chip=devices,
-    )
-
-
-def _published(sweep: Sweep) -> Peaks:
-    """Published peaks of each device, for the arithmetic that all dtypes of the sweep share."""
-    dtype = sweep.dtype_sets[0].arithmetic
-    return published_peaks(devices()[0], sweep.bandwidth, sweep.peak_flops, dtype)
-
-
-def _bandwidth(sweep: Sweep, rates: dict[str, dict[str, list[float]]]) -> dict:
-    """The rates of one chip that floors divide by, and all measured samples.
-
-    Args:
-      sweep: gives rates to use in place of measured or published ones.
-      rates: samples by mesh and kernel, as `PeakMeter.rates` gives them: of all its devices.
-    """
-    peaks = None if shares_memory() else _published(sweep)
-    best = {"read": 0.0, "matmul": 0.0}
-    for mesh, kernels in rates.items():
-        chips = math.prod(map(int, mesh.split("x"))) / peaks.devices_per_chip if peaks else 1
-        for name, samples in kernels.items():
-            kind = name if name in best else "read"
-            best[kind] = max(best[kind], max(samples) / chips)
-    measured = {
-        "measured_bytes_per_s": best["read"],
-        "measured_flops_per_s": best["matmul"],
-        "samples": rates,
-    }
-    if peaks:
-        return {
-            "bytes_per_s": peaks.bandwidth * peaks.devices_per_chip,
-            "source": peaks.source,
-            "peak_flops_per_s": peaks.flops * peaks.devices_per_chip,
-            **measured,
-        }
-    return {
-        "bytes_per_s": sweep.bandwidth or measured["measured_bytes_per_s"],
-        "source": "given" if sweep.bandwidth else "measured",
-        "peak_flops_per_s": sweep.peak_flops or measured["measured_flops_per_s"],
-        "shared": "all devices of this CPU mesh share one memory, so its rate is that of the "
-        "whole mesh and each device's floor takes its share",
-        **measured,
-    }
-
-
-def _devices(shapes: Sequence[MeshShape]) -> str:
-    return " and ".join(dict.fromkeys("x".join(map(str, shape.values())) for shape in shapes))
+    return ["" if available is None else refusals([need], available)[0] for need in needs]

@@ -15,13 +15,16 @@ import dataclasses
 import itertools
 import math
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.profiler import StepTraceAnnotation
 
 from decode.engine import Engine
 from decode.sampling import GREEDY
+from model.cache import TILE
 from sharding import processes
 from sharding.error_types import UsageError
 
@@ -29,6 +32,7 @@ DRAWS = 16  # number of random batches of tokens, which steps use in turn
 MIN_BURST = 4
 LONG_S = 0.25
 WARM_UP = 2
+STEP = "step"  # what a trace calls the launch of one, for TensorBoard to group operations by
 
 
 class _Burst(NamedTuple):
@@ -75,6 +79,7 @@ class RepeatedStep:
 
     def __post_init__(self) -> None:
         self.slots = self.slots or slots_for(self.context)
+        self._tokens: Iterator[jax.Array] | None = None
 
     def __str__(self) -> str:
         return f"batch {self.batch}, context {self.context}"
@@ -85,20 +90,30 @@ class RepeatedStep:
         return float(np.mean(self.touched)) if self.touched else None
 
     def compile(self) -> None:
-        """Allocates the cache, compiles the step and runs it several times to warm up."""
+        """Allocates a cache, compiles the step if need be and runs it several times to warm up."""
         self._cache = self.engine.new_cache(self.batch, self.slots)
         self._carry = self.engine.start(np.full(self.batch, self.context, np.int32))
-        drawn = draw_tokens(self.engine.config.vocabulary, self.batch)
-        self._tokens = itertools.cycle([self.engine.put(tokens) for tokens in drawn])
+        if self._tokens is None:  # a later cache gets the tokens that are next in turn
+            drawn = draw_tokens(self.engine.config.vocabulary, self.batch)
+            self._tokens = itertools.cycle([self.engine.put(tokens) for tokens in drawn])
         self._run(WARM_UP)
+
+    def lower(self) -> list[jax.stages.Lowered]:
+        """The program of the step, ready to compile, which `compile` then finds compiled."""
+        return [self.engine.lower_decode(self.batch, self.slots)]
 
     def program(self) -> str:
         """The text of the compiled, optimized program of the step."""
-        return self.engine.lower_decode(self.batch, self.slots).compile().as_text()
+        return self.lower()[0].compile().as_text()
 
     def lengthen(self, seconds: float) -> None:
         """Sets the steps of a burst, in all processes, to last `seconds` but `LONG_S` at most."""
-        few, more = self._run(MIN_BURST).seconds, self._run(3 * MIN_BURST).seconds
+        few = self._run(MIN_BURST).seconds
+        # Where the least burst is long however its launch counts, no longer one need be timed.
+        if processes.from_first_process(lambda: few > 2 * min(seconds, LONG_S)):
+            self.burst = MIN_BURST
+            return
+        more = self._run(3 * MIN_BURST).seconds
         mean = more / (3 * MIN_BURST)
         step = max((more - few) / (2 * MIN_BURST), mean / 4)  # without the first launch
         steps = math.ceil(min(seconds, LONG_S) / step)
@@ -119,9 +134,10 @@ class RepeatedStep:
     def _run(self, steps: int) -> "_Burst":
         touched, returned = [], None
         start = time.perf_counter()
-        for tokens in itertools.islice(self._tokens, steps):
+        for number, tokens in enumerate(itertools.islice(self._tokens, steps)):
             carry = self._carry._replace(tokens=tokens)
-            self._cache, _, emitted = self.engine.advance(self._cache, carry, GREEDY)
+            with StepTraceAnnotation(STEP, step_num=number):
+                self._cache, _, emitted = self.engine.advance(self._cache, carry, GREEDY)
             returned = returned or time.perf_counter()
             touched.append(emitted.experts_touched)
         jax.block_until_ready(emitted)
@@ -129,12 +145,12 @@ class RepeatedStep:
 
     def release(self) -> None:
         """Frees the cache."""
-        self._cache = self._carry = self._tokens = None
+        self._cache = self._carry = None
 
 
 def slots_for(context: int) -> int:
-    """Slots for the context and the new token, rounded up to a multiple of 64."""
-    return -(-(context + 1) // 64) * 64
+    """Slots for the context and the new token, rounded up to a whole tile of the cache."""
+    return -(-(context + 1) // TILE) * TILE
 
 
 def check_slots(slots: int | None, kind: str, longest: int, new: int) -> None:

@@ -46,9 +46,9 @@ def read_document(path: Path) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the installed libraries that decide a step's time."""
+    """Versions of Python, of the installed libraries that decide a step's time, and of this one."""
     found = {"python": platform.python_version()}
-    for name in ("jax", "jaxlib", "flax", "libtpu"):
+    for name in ("jax", "jaxlib", "flax", "libtpu", "floorline"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -22,7 +22,10 @@ def subject(points: Sequence[Record]) -> str:
 def bandwidth_words(bandwidth: dict, device_kind: str = "") -> str:
     """The peaks that floors were taken at, and whether they were measured or published."""
     words = f"{number(bandwidth['bytes_per_s'] / 1e9)} GB/s"
-    if "peak_flops_per_s" in bandwidth:
+    if by_dtype := bandwidth.get("peak_flops_by_dtype"):
+        rates = (f"{number(flops / 1e12)} ({name})" for name, flops in by_dtype.items())
+        words += f" and {', '.join(rates)} TFLOP/s"
+    elif "peak_flops_per_s" in bandwidth:
         words += f" and {number(bandwidth['peak_flops_per_s'] / 1e12)} TFLOP/s"
     words += f" ({bandwidth['source']})"
     return words + ", one memory shared by all CPU devices" * ("cpu" in device_kind.lower())

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from profiles.measured import trace
+from profiles.measured.timing import MIN_BURST
 from profiles.report.numbers import ms
 from tests.gguf_samples import write_tiny_gguf
 from tests.scripts.running import run, run_many
@@ -66,6 +67,11 @@ def beyond_cache(folder):
             "--output_dir=long",
         ],
         "roomy": [*TINY, "--devices=1", "--batch=1,2", "--slots=4096", "--output_dir=roomy"],
+        "both": [
+            *TINY, GIVEN, "--phase=decode,prefill", "--dtype=float32,bfloat16", "--devices=1",
+            "--batch=2", "--prompt_length=32", "--chunk=32", "--output_dir=both",
+        ],
+        "another model": [*TINY, GIVEN, "--devices=1", "--batch=1", "--output_dir=sound"],
         "too large": [*TINY, GIVEN, "--devices=1", "--batch=1000000000", "--output_dir=large"],
     }  # fmt: skip
     (folder / "full" / "events").mkdir(parents=True)
@@ -214,10 +220,17 @@ def test_a_calibration_of_these_devices_is_taken_and_named(beyond_cache, folder)
     assert "measuring what" not in ended.stderr  # nothing else is measured for it
 
 
-def test_the_trace_holds_the_steps(profiled):
+def test_each_row_has_a_trace_with_its_steps(profiled):
     output = profiled[1] / "trace"
-    assert trace.newest(output).name.endswith(".xplane.pb")
-    assert any("dot" in event.operation for event in trace.read(output))
+    start = "weight_stationary_1d_heads_compiler_float32"
+    assert sorted(path.name for path in output.iterdir()) == [
+        f"{start}_1x1x{devices}_batch_{batch}_context_16" for devices in (1, 2) for batch in (1, 2)
+    ]
+    for row in output.iterdir():
+        assert trace.newest(row).name.endswith(".xplane.pb")
+        events = trace.read(row)
+        assert sum(event.name == "step" for event in events) == MIN_BURST
+        assert any("fusion" in event.operation for event in events)
 
 
 def test_beyond_the_cache_each_mesh_has_a_fit_and_each_step_a_fraction(beyond_cache):
@@ -300,6 +313,39 @@ def test_prompts_are_measured_chunk_by_chunk(beyond_cache, folder):
     assert sorted(path.name for path in (folder / "prompts").iterdir()) == ["copy.json", *FILES]
 
 
+def test_steps_and_prompts_in_two_types_are_measured_in_one_run(beyond_cache, folder):
+    ended = beyond_cache["both"]
+    assert ended.code == 0, ended.stderr
+    document = json.loads((folder / "both" / "profile.json").read_text())
+    assert document["complete"] is True
+    points, types = document["points"], ["float32", "bfloat16"]
+    assert [(p["phase"], p["dtype"]) for p in points] == [
+        (phase, dtype) for dtype in types for phase in ("decode", "prefill")
+    ]
+    assert [p["prompt_length"] for p in document["prompts"]] == [32, 32]
+    assert document["fits"] == []  # of one batch
+    peaks = document["bandwidth"]["peak_flops_by_dtype"]
+    assert [*peaks] == types and peaks["float32"] == document["bandwidth"]["peak_flops_per_s"]
+    for point in points:
+        rate = peaks[point["dtype"]]
+        assert point["floor_terms_s"]["compute"] == pytest.approx(point["flops_per_chip"] / rate)
+    titles = [line for line in ended.stdout.splitlines() if line.startswith("tiny, ")]
+    assert [title.split(", ")[1] for title in titles] == ["decode", "prefill"]
+    assert sorted(path.name for path in (folder / "both").iterdir()) == sorted(
+        [*FILES, "prompt_cost.png", "prompt_time.png"]
+    )
+    assert [*(folder / "both" / "events" / "prefill").iterdir()]
+
+
+def test_a_folder_with_a_run_of_another_model_is_left_as_it_is(beyond_cache, folder):
+    ended = beyond_cache["another model"]
+    assert ended.code == 2
+    assert ended.error.startswith("output folder is sound, whose run has ")
+    assert ended.error.endswith("; give another --output_dir, or remove it")
+    written = json.loads((folder / "sound" / "profile.json").read_text())
+    assert written == beyond_cache["sound"].document
+
+
 def test_prompts_that_do_not_fit_are_a_result_that_names_the_chunk(beyond_cache, folder):
     ended = beyond_cache["long prompts"]
     assert ended.code == 1
@@ -338,6 +384,9 @@ REFUSED = {
     "no bandwidth": (["--hbm_bandwidth=0"], 2, "--hbm_bandwidth is 0.0; use a positive number"),
     "NaN FLOP/s": (["--peak_flops=nan"], 2, "--peak_flops is nan; use a positive number"),
     "free of charge": (["--price_per_chip_hour=-2"], 2, "--price_per_chip_hour is -2.0; use"),
+    "no phase": (["--phase=serving"], 2, "--phase is 'serving' (use decode, prefill or decode,"),
+    "no phases": (["--phase="], 2, "--phase is '' (use decode, prefill or decode,prefill)"),
+    "no dtype": (["--dtype=float8"], 2, "--dtype is 'float8' (use one of float32, bfloat16"),
     "no seconds": (["--seconds=-1"], 2, "--seconds is '-1'"),
     "NaN seconds": (["--seconds=nan"], 2, "--seconds is nan; use a number of seconds, 0 or more"),
     "no layout": (["--layout=none"], 2, "layout is 'none'; use one of"),

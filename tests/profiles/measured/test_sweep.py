@@ -12,7 +12,7 @@ from decode.load import ModelSource
 from model.catalog import find_model
 from model.dtypes import BFLOAT16, FLOAT32, Dtypes
 from profiles.floor.passes import Pass
-from profiles.measured import bandwidth
+from profiles.measured import bandwidth, peak_rates
 from profiles.measured import sweep as sweeping
 from profiles.measured.bandwidth import READS, PeakMeter
 from profiles.measured.step_record import step_record
@@ -127,25 +127,25 @@ def test_given_peaks_replace_the_measured_ones(quick_meter):
 )
 def test_published_peaks_are_of_the_arithmetic_that_a_step_does(monkeypatch, dtypes, flops):
     h100 = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(sweeping, "devices", lambda: [h100])
-    assert sweeping._published(sweep(dtype_sets=[dtypes])).flops == flops
+    monkeypatch.setattr(peak_rates, "devices", lambda: [h100])
+    assert peak_rates.published(sweep(), dtypes).flops == flops
 
 
 def test_a_published_peak_stands_beside_the_rate_that_reads_reached_on_each_chip(
     monkeypatch, tiny_engine
 ):
     h200 = SimpleNamespace(device_kind="NVIDIA H200")
-    monkeypatch.setattr(sweeping, "devices", lambda: [h200])
-    monkeypatch.setattr(sweeping, "shares_memory", lambda: False)
+    monkeypatch.setattr(peak_rates, "devices", lambda: [h200])
+    monkeypatch.setattr(peak_rates, "shares_memory", lambda: False)
     samples = {
         "1x1x1": {"sum": [4.0e12, 4.2e12], "matmul": [6e14]},
         "1x1x2": {"sum": [8.8e12], "max": [8.0e12], "matmul": [1e15]},  # of both chips
     }
-    found = sweeping._bandwidth(sweep(), samples)
+    found = peak_rates.bandwidth_of(sweep(), samples)
     assert (found["source"], found["bytes_per_s"]) == ("published", 4.8e12)
     assert found["measured_bytes_per_s"] == 4.4e12 and found["measured_flops_per_s"] == 6e14
     engine = tiny_engine("1x1x1")
-    peaks = sweeping._peaks(sweep(), found, engine)
+    peaks = peak_rates.peaks_of(sweep(), found, engine)
     assert (peaks.bandwidth, peaks.read_rate) == (4.8e12, 4.4e12)
     peaks = dataclasses.replace(peaks, on_chip=0)
     point = step_record(engine, peaks, Pass(1, 16, slots=64), samples=[1e-6])
