@@ -87,14 +87,17 @@ def combined(caches: Sequence[str]) -> list[Dtypes]:
 
 
 def check() -> None:
-    """Refuses unknown names in ``--weight_dtype``, before JAX starts.
+    """Refuses unknown names in ``--dtype`` and ``--weight_dtype``, before JAX starts.
 
     Raises:
       UsageError: an unknown name.
     """
-    for name in WEIGHT_DTYPE.value or ():
-        if name not in _STORAGE:
-            raise UsageError(f"--weight_dtype is {name!r}; use one of {', '.join(_STORAGE)}")
+    for flag, known in ((DTYPE, PLAIN_DTYPES), (WEIGHT_DTYPE, _STORAGE)):
+        for name in flag.value if flag.value is not None else ():
+            if name not in known:
+                raise UsageError(f"--{flag.name} is {name!r}; use one of {', '.join(known)}")
+    if DTYPE.value == []:
+        raise UsageError(f"--dtype is ''; use one of {', '.join(PLAIN_DTYPES)}")
 
 
 def _only(flag: flags.FlagHolder) -> str | None:

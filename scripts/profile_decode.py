@@ -61,11 +61,6 @@ _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such a
 _PHASE = flags.DEFINE_list(
     "phase", ["decode"], "Which passes, a list: decode steps, prefill for prompts by chunks."
 )
-flags.register_validator(
-    _PHASE,
-    lambda value: value and {*value} <= {"decode", "prefill"},
-    "use decode, prefill or decode,prefill",
-)
 _BATCH = flags.DEFINE_list(
     "batch", None, "Sequences per step, a list. Default: 1,4,16,64; of prompts 1."
 )
@@ -202,6 +197,9 @@ def _measure(sweep: Sweep, output: Path, head: dict, earlier: Earlier | None) ->
 
 def _sweep(output: Path) -> Sweep:
     phases = list(dict.fromkeys(_PHASE.value))
+    if not phases or not {*phases} <= {"decode", "prefill"}:
+        given = ",".join(phases)
+        raise UsageError(f"--phase is {given!r}; use decode, prefill or decode,prefill")
     for phase, others in (("decode", ["context"]), ("prefill", ["prompt_length", "chunk"])):
         if phase not in phases:
             _common.refuse(others, f"--phase is {','.join(phases)}")

@@ -109,8 +109,8 @@ class RepeatedStep:
     def lengthen(self, seconds: float) -> None:
         """Sets the steps of a burst, in all processes, to last `seconds` but `LONG_S` at most."""
         few = self._run(MIN_BURST).seconds
-        # Where the least burst is long however its launch counts, no longer one need be timed.
-        if processes.from_first_process(lambda: few > 2 * min(seconds, LONG_S)):
+        # Where the least burst is long, its launch hardly counts, and no longer one need be timed.
+        if processes.from_first_process(lambda: few > min(seconds, LONG_S)):
             self.burst = MIN_BURST
             return
         more = self._run(3 * MIN_BURST).seconds
