@@ -2,10 +2,10 @@
 
 Memory: bytes that read kernels take in per second, for arrays of 256 KiB to 1 GiB. Matmuls: FLOP/s
 for 1 to 1,024 rows, in each type, with the matrices of a model's layers, read from memory in turn.
-Attention over a cache on a CPU, and the fixed time of a layer. Collectives: every kind over every
-set of mesh axes, by payload, with a fitted fixed cost and rate. Calls: when the call of a program
-returns, and when its result is there. Kernels are timed in turns, and medians are fitted by lines.
-Takes less than a minute on a CPU.
+Layers: what each adds to a step, and each sequence to it by attention. Collectives: every kind
+over every set of mesh axes, by payload, with a fitted fixed cost and rate. Calls: when the call of
+a program returns, and when its result is there. Kernels are timed in turns, and medians are fitted
+by lines. Takes less than a minute on a CPU.
 
 Writes microbenchmark.json and calibration.json to --output_dir, then prints. The second is for
 --calibration of estimate.py and plan.py: achieved fractions of a chip's recommended figures, and

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from decode.load import ModelSource
+from decode.sampling import highest
 from model.catalog import find_model
 from model.config import ModelConfig
 from model.dtypes import Dtypes
@@ -45,7 +46,8 @@ def product_kernels(
     """Products of so many rows with the matrices of a model's layers, one after the other.
 
     Outputs or inputs of each matrix are divided over all devices, as heads and d_ff are, and no
-    device waits for another. The last matrix is of the vocabulary, in proportion to the layers.
+    device waits for another. The last matrix is of the vocabulary, as much of it as of the layers;
+    of its products the most likely tokens are chosen.
 
     Args:
       mesh: the devices.
@@ -96,7 +98,7 @@ def _weight(mesh: jax.sharding.Mesh, shape: tuple[int, int], dtypes: Dtypes) -> 
 
 
 def _layers_program(layers: list[list[Weight]], last: jax.Array):
-    """A program of the products of these weights and x [B, T, D]: [B, T, V.xyz]."""
+    """A program of these products with x [B, T, D], and of the choice of tokens, [B]."""
     specs = jax.tree.map(specs_of, (layers, last), is_leaf=_is_weight)
 
     def local(layers: list[list[Weight]], last: jax.Array, x: jax.Array) -> jax.Array:
@@ -104,14 +106,14 @@ def _layers_program(layers: list[list[Weight]], last: jax.Array):
             x = _layer(x, *weights)
         return dot(last, _norm(x), jnp.float32)
 
-    return jax.jit(
-        jax.shard_map(
-            local,
-            in_specs=(*specs, WHOLE),
-            out_specs=jax.P(None, None, ALL_AXES),
-            check_vma=False,
-        )
-    )
+    divided = {"in_specs": (*specs, WHOLE), "out_specs": jax.P(None, None, ALL_AXES)}
+
+    def run(layers: list[list[Weight]], last: jax.Array, x: jax.Array) -> jax.Array:
+        logits = jax.shard_map(local, **divided, check_vma=False)(layers, last, x)  # [B, T, V.xyz]
+        tokens, logprobs = highest(logits[:, 0])
+        return tokens + logprobs  # one array, which needs both
+
+    return jax.jit(run)
 
 
 def _is_weight(each: object) -> bool:
