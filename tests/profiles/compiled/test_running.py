@@ -20,6 +20,7 @@ from profiles.measured import bandwidth
 from profiles.measured.row_records import inspect_row
 from profiles.measured.sweep import Sweep, run
 from profiles.report.compiled_lines import compiled_lines
+from profiles.report.numbers import byte_size
 from profiles.report.step_table import step_table
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
@@ -99,7 +100,8 @@ def test_a_cache_that_is_not_donated_shows_under_the_table(quick_meter, monkeypa
     assert not point.compiled["cache_aliased"]
     assert point.compiled["cache_not_aliased_bytes"] == point.bytes_per_chip["kv_resident"]
     text = " ".join(step_table(outcome.points, outcome.bandwidth).split())
-    assert "compiled, all rows: cache NOT in place: each step writes 65.5 kB of it to" in text
+    size = byte_size(point.bytes_per_chip["kv_resident"])
+    assert f"compiled, all rows: cache NOT in place: each step writes {size} of it to" in text
     assert "cache in place" not in text
 
 
