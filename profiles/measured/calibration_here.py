@@ -9,14 +9,12 @@ from model.config import ModelConfig
 from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration, calibration_of
 from profiles.chips.local_devices import local_devices
-from profiles.measured.bandwidth import READ_BYTES
 from profiles.measured.kernels import Calls, collective_kernels, groups, read_kernels
 from profiles.measured.measured_calibration import Basis, calibrate
 from profiles.measured.microbenchmark import (
-    ATTENDING,
     MODEL,
-    MOST_ROWS,
     Kernels,
+    attending,
     measure,
     results,
 )
@@ -24,14 +22,14 @@ from profiles.measured.model_kernels import Layers, product_kernels
 from profiles.report.numbers import number
 
 PAYLOAD = 1 << 14  # bytes of a collective: those of some sequences
-WEIGHTS = 1 << 26  # bytes that are multiplied
+READ_BYTES, WEIGHTS = 1 << 27, 1 << 26  # what is read, and what is multiplied
 
 
 def calibration_here(
     mesh: jax.sharding.Mesh,
     dtypes: Dtypes,
     rows: Sequence[int],
-    seconds: float = 3.0,
+    seconds: float = 2.0,
     report: Callable[[str], None] = lambda line: None,
     *,
     config: ModelConfig | None = None,
@@ -89,11 +87,10 @@ def _kernels(
     context: int,
 ) -> Kernels:
     """What is measured, in the order of a round."""
-    rows = sorted({*rows, MOST_ROWS})
     return Kernels(
         memory=list(read_kernels(mesh, [READ_BYTES])),
-        matmul=list(product_kernels(mesh, [dtypes], rows, config, WEIGHTS)),
+        matmul=list(product_kernels(mesh, [dtypes], sorted({*rows}), config, WEIGHTS)),
         collectives=list(collective_kernels(mesh, [PAYLOAD], groups(mesh)[-1:])),
         dispatch=[Calls(mesh, 1)],
-        layers=[Layers(mesh, dtypes, config, ATTENDING, context)],
+        layers=[Layers(mesh, dtypes, config, attending(mesh), context)],
     )

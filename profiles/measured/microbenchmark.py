@@ -72,8 +72,13 @@ def kernels(
         matmul=list(product_kernels(mesh, dtypes, rows, model, weights)),
         collectives=list(collective_kernels(mesh, powers(SMALLEST_PAYLOAD, payload, 8))),
         dispatch=[Calls(mesh, arguments) for arguments in ARGUMENTS],
-        layers=[Layers(mesh, dtypes[0], model, ATTENDING, CONTEXT)],
+        layers=[Layers(mesh, dtypes[0], model, attending(mesh), CONTEXT)],
     )
+
+
+def attending(mesh: jax.sharding.Mesh) -> int:
+    """Sequences of the steps that tell attention: few where each device may read all of them."""
+    return max(ATTENDING // mesh.size, 2)
 
 
 def powers(first: int, last: int, factor: int) -> list[int]:

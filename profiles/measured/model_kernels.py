@@ -12,12 +12,16 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
-from decode.load import ModelSource
+from decode.engine import Engine
 from decode.sampling import highest
 from model.catalog import find_model
 from model.config import ModelConfig
+from model.declarations import declarations
 from model.dtypes import Dtypes
+from model.layout_check import settle
+from model.transformer import Transformer
 from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.communication import expected_collectives
 from profiles.floor.passes import Pass
@@ -30,9 +34,9 @@ from sharding.dot import dot
 from sharding.quantization import Quantization, Weight, quantize, specs_of
 
 MOST_FLOPS = 1 << 32  # of one run of products, but that of a layer is whole
-FEW_LAYERS, MANY_LAYERS = 2, 6
+FEW_LAYERS, MANY_LAYERS = 1, 4
 THIN = 16  # d_model, d_ff and vocabulary for each device, of a model that hardly multiplies
-STEPS = 8
+STEPS = 4
 WHOLE = jax.P(None, None, None)
 
 
@@ -154,13 +158,10 @@ class Layers:
         self.steps: list[RepeatedStep] = []
         thin = dict.fromkeys(("d_model", "d_ff", "vocabulary"), THIN * mesh.size)
         heads = {name: getattr(config, name) for name in ("query_heads", "kv_heads", "head_size")}
-        for layers in (FEW_LAYERS, MANY_LAYERS):
-            thin["layers"] = layers
-            own = dataclasses.replace(find_model("tiny"), max_context=2 * context, **heads, **thin)
-            source = ModelSource(own, None, None)
-            engine = source.engine(LAYOUTS["weight_stationary_1d"], dict(mesh.shape), dtypes)
-            for sequences in (1, batch):
-                self.steps.append(RepeatedStep(engine, sequences, context, burst=STEPS))
+        own = dataclasses.replace(find_model("tiny"), max_context=2 * context, **heads, **thin)
+        for layers, sequences in ((FEW_LAYERS, [1]), (MANY_LAYERS, [1, batch])):
+            engine = _engine(mesh, dataclasses.replace(own, layers=layers), dtypes)
+            self.steps += [RepeatedStep(engine, each, context, burst=STEPS) for each in sequences]
 
     def __str__(self) -> str:
         return "decode steps of a model without width"
@@ -194,10 +195,9 @@ class Layers:
           `layer_s`, whatever the batch, and its `collectives`; `sequence_s` of each sequence more,
           and the `attention_flops_per_s` of all devices in it, 0 where no time was seen.
         """
-        times = [float(np.median(step.samples)) for step in self.steps]
-        more = MANY_LAYERS - FEW_LAYERS
-        one, many = ((times[2 + i] - times[i]) / more for i in range(2))
-        sequence = max(many - one, 0.0) / max(self.pass_.batch - 1, 1)
+        few, many, more = (float(np.median(step.samples)) for step in self.steps)
+        one = (many - few) / (MANY_LAYERS - FEW_LAYERS)
+        sequence = max(more - many, 0.0) / MANY_LAYERS / max(self.pass_.batch - 1, 1)
         engine = self.steps[-1].engine
         placed = engine.config, engine.placement, engine.dtypes
         listed = expected_collectives(*placed, batch=1, tokens=1, continues=False)
@@ -209,3 +209,14 @@ class Layers:
             "sequence_s": sequence,
             "attention_flops_per_s": flops / sequence if sequence else 0.0,
         }
+
+
+def _engine(mesh: jax.sharding.Mesh, config: ModelConfig, dtypes: Dtypes) -> Engine:
+    """A model on a mesh with plain weights that are made sooner than random ones."""
+    plain = dataclasses.replace(dtypes, weights=None, round_activations=False)
+    placement = settle(config, plain, LAYOUTS["weight_stationary_1d"], dict(mesh.shape))
+    weights = {
+        path: filled(mesh, param.shape, placement.weights(param.axes), param.dtype)
+        for path, param in declarations(Transformer(config, plain)).items()
+    }
+    return Engine(config, unflatten_dict(weights), placement, mesh, plain)
