@@ -93,17 +93,18 @@ class RepeatedStep:
             self.touched.append(float(np.mean(jax.device_get(touched))))
         self.samples.append(seconds / self.burst)
 
-    def rehearse(self) -> None:
+    def rehearse(self, steps: int = MIN_BURST) -> None:
         """Runs a burst without taking a sample, for a trace."""
-        self._run(MIN_BURST)
+        self._run(steps)
 
     def _run(self, steps: int) -> tuple[float, list[jax.Array | None]]:
         """Seconds of so many steps, and the experts that each layer read in each of them."""
         touched = []
         start = time.perf_counter()
-        for tokens in itertools.islice(self._tokens, steps):
+        for number, tokens in enumerate(itertools.islice(self._tokens, steps)):
             carry = self._carry._replace(tokens=tokens)
-            self._cache, _, emitted = self.engine.advance(self._cache, carry, GREEDY)
+            with jax.profiler.StepTraceAnnotation("step", step_num=number):
+                self._cache, _, emitted = self.engine.advance(self._cache, carry, GREEDY)
             touched.append(emitted.experts_touched)
         jax.block_until_ready(emitted)
         return time.perf_counter() - start, touched

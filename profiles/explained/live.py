@@ -1,0 +1,147 @@
+"""Times one decode step on the devices that are here, traces it, and explains it; or reads a trace.
+
+The step is timed as it runs, and traced apart: a profiler slows it, and the names of kernels in
+CUDA graphs are not in its traces, so that on a GPU the traced step is compiled without them.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from decode.compiler_options import NO_GRAPHS
+from decode.engine import Engine
+from profiles.chips.chip import Peaks
+from profiles.compiled.inspection import PassProgram
+from profiles.explained.attribution import Attribution, attribute
+from profiles.explained.explanation import Explanation, explain
+from profiles.explained.operations import Operations, operations
+from profiles.floor.block_counts import block_counts
+from profiles.floor.passes import Pass
+from profiles.hlo.program import parse
+from profiles.measured.rows import SweepRow
+from profiles.measured.step_record import step_record
+from profiles.measured.sweep import Sweep, run
+from profiles.measured.timing import RepeatedStep
+from profiles.measured.trace import capture, read
+from profiles.report.record import Record
+from sharding import processes
+from sharding.error_types import FloorlineError
+
+TRACED = 8  # steps of a trace
+GPU = ("gpu", "cuda", "rocm")
+
+
+@dataclasses.dataclass
+class _Seen:
+    """What the hooks of a sweep are told of its only row."""
+
+    engine: Engine | None = None
+    known: Operations | None = None
+    peaks: Peaks | None = None
+
+
+def explain_live(
+    sweep: Sweep, directory: Path, report: Callable[[str], None]
+) -> tuple[Explanation, dict] | None:
+    """Runs a sweep of one row, with a trace of some of its steps.
+
+    Args:
+      sweep: one model in one layout, of one batch and context.
+      directory: where the trace is written.
+      report: called with a line that says what is being done.
+
+    Returns:
+      The explained step and the peak rates as the document has them; None in a process that is not
+      the first of several.
+
+    Raises:
+      FloorlineError: the step did not run, or the trace cannot be taken or read.
+    """
+    seen = _Seen()
+
+    def inspect(row: SweepRow) -> Record:
+        report(f"tracing {TRACED} steps")
+        seen.engine = row.engine
+        seen.known = _trace(row.step, directory)
+        return Record()
+
+    def expect(engine: Engine, pass_: Pass, peaks: Peaks) -> Record:
+        seen.peaks = peaks
+        return expected(engine, pass_, peaks)
+
+    expected = sweep.expect
+    outcome = run(dataclasses.replace(sweep, inspect=inspect, expect=expect), report)
+    if not processes.is_first():
+        return None
+    record = outcome.points[0]
+    if not record.ran:
+        raise FloorlineError(f"step is not measured ({record.status}: {record.message})")
+    found = attribute(read(directory), seen.known.containers.__contains__)
+    return _explained(seen.engine, record, found, seen.known, seen.peaks), outcome.bandwidth
+
+
+def explain_trace(program: PassProgram, directory: Path, peaks: Peaks) -> Explanation:
+    """Explains the steps of a trace that was taken before.
+
+    Args:
+      program: the decode step that was traced.
+      directory: where the trace is, or a folder above it; the newest one there is read.
+      peaks: peak rates of each device.
+
+    Raises:
+      TraceError: there is no trace, or none of steps, or it is of another program.
+    """
+    events = read(directory)
+    attribute(events, lambda name: False)  # refuses a trace without steps before compiling
+    engine = program.engine()
+    known = known_operations(without_graphs(engine), program.pass_)
+    found = attribute(events, known.containers.__contains__)
+    record = step_record(
+        engine, peaks, program.pass_, samples=[found.step_s], steps_per_sample=found.steps
+    )
+    return _explained(engine, record, found, known, peaks)
+
+
+def known_operations(engine: Engine, pass_: Pass) -> Operations:
+    """The operations of a decode step's program, which is compiled for it."""
+    text = engine.lower_decode(pass_.batch, pass_.cache_slots).compile().as_text()
+    return operations(parse(text), engine.config)
+
+
+def without_graphs(engine: Engine) -> Engine:
+    """On a GPU the same engine, whose decode steps are compiled without CUDA graphs."""
+    if engine.mesh.devices.flat[0].platform not in GPU:
+        return engine
+    return Engine(
+        engine.config,
+        engine.parameters,
+        engine.placement,
+        engine.mesh,
+        engine.dtypes,
+        engine.chunk,
+        options=NO_GRAPHS,
+    )
+
+
+def _trace(step: RepeatedStep, directory: Path) -> Operations:
+    """Writes a trace of some steps, and tells their operations."""
+    engine = without_graphs(step.engine)
+    traced = step
+    if engine is not step.engine:
+        traced = RepeatedStep(engine, step.batch, step.context, step.slots)
+        traced.compile()
+    with capture(directory) if processes.is_first() else contextlib.nullcontext():
+        traced.rehearse(TRACED)
+    if traced is not step:
+        traced.release()
+    return known_operations(engine, Pass(step.batch, step.context, slots=step.slots))
+
+
+def _explained(
+    engine: Engine, record: Record, found: Attribution, known: Operations, peaks: Peaks
+) -> Explanation:
+    pass_ = Pass(record.batch, record.context, slots=record.slots)
+    touched = (record.experts_touched or {}).get("measured")
+    counts = block_counts(engine.config, engine.placement, engine.dtypes, pass_, touched)
+    return explain(record, found, known, counts, peaks)
