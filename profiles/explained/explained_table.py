@@ -49,7 +49,8 @@ def table(document: dict) -> Table:
     rows = [_row(block, measured) for block in shown]
     if small:
         sums = {key: sum(block[key] for block in small) for key in ("measured_s", "floor_s")}
-        rows.append(_row({"name": ", ".join(block["name"] for block in small), **sums}, measured))
+        name = small[0]["name"] if len(small) == 1 else f"{len(small)} others"
+        rows.append(_row({"name": name, **sums}, measured))
     unattributed = {"name": "unattributed", "measured_s": document["unattributed_s"], "floor_s": 0}
     rows.append(_row(unattributed, measured))
     floors = sum(block["floor_s"] for block in document["blocks"])

@@ -15,11 +15,9 @@ from profiles.explained.attribution import Attribution
 from profiles.explained.blocks import HOST, LAUNCHES, block_of_scope, collective_kind
 from profiles.explained.operations import Operations
 from profiles.floor.block_counts import BlockCounts
-from profiles.measured.trace import TraceError
 from profiles.report.record import Record
 
 SHOWN = 20  # operations of a block that are listed in its record
-KNOWN = 0.5  # part of the operations' time that the program must have, to be that of the trace
 
 
 class Share(NamedTuple):
@@ -133,10 +131,7 @@ def explain(
       counts: the work of each block.
       peaks: peak rates of each device.
 
-    Raises:
-      TraceError: the trace is of another program.
     """
-    check_program(found, known)
     scale, launches = _timed(found, record.step_s["median"])
     shares: dict[str | None, list[Share]] = collections.defaultdict(list)
     for name, seconds in found.operations.items():
@@ -169,22 +164,6 @@ def _timed(found: Attribution, step_s: float) -> tuple[float, float]:
         return step_s / found.step_s, found.launches * step_s / found.step_s
     launches = max(found.launches - added, 0.0)
     return (step_s - launches) / (found.step_s - found.launches), launches
-
-
-def check_program(found: Attribution, known: Operations) -> None:
-    """Refuses a trace whose operations are not those of a program.
-
-    Raises:
-      TraceError: less than half of their time is of instructions that the program has.
-    """
-    total = sum(found.operations.values())
-    inside = sum(seconds for name, seconds in found.operations.items() if name in known.opcodes)
-    if inside < KNOWN * total:
-        raise TraceError(
-            f"trace is of another program: {inside / total:.0%} of its operations' time is of "
-            "operations that this step has; give the model, the devices and all flags that it was "
-            "taken with, under the same version of JAX"
-        )
 
 
 def _told_by_trace(name: str, scope: str) -> str | None:

@@ -16,6 +16,7 @@ from profiles.compiled.inspection import PassProgram
 from profiles.explained.attribution import Attribution, attribute
 from profiles.explained.explanation import Explanation, explain
 from profiles.explained.operations import Operations, operations
+from profiles.explained.same_step import check_facts, check_program, step_facts
 from profiles.floor.block_counts import block_counts
 from profiles.floor.passes import Pass
 from profiles.hlo.program import parse
@@ -95,8 +96,10 @@ def explain_trace(program: PassProgram, directory: Path, peaks: Peaks) -> Explan
     events = read(directory)
     attribute(events, lambda name: False)  # refuses a trace without steps before compiling
     engine = program.engine()
+    check_facts(step_record(engine, peaks, program.pass_), step_facts(directory))
     known = known_operations(without_graphs(engine), program.pass_)
     found = attribute(events, known.containers.__contains__)
+    check_program(found, known)
     record = step_record(
         engine, peaks, program.pass_, samples=[found.step_s], steps_per_sample=found.steps
     )

@@ -17,6 +17,7 @@ from profiles.hlo.program import Computation, Instruction, Program
 
 _PRODUCTS = {"dot", "convolution", "custom-call"}
 _CONTAINERS = {"while", "conditional", "call"}
+_KERNELS = {"fusion", "dot", "convolution"}
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
 
 
@@ -28,11 +29,13 @@ class Operations:
       blocks: the block of each; without those of which nothing tells it.
       opcodes: what each does, such as ``dot`` or ``copy``; a fusion's is that of its result.
       containers: loops, branches and calls: they last as long as what runs inside them.
+      always: products and fusions that run once in every step.
     """
 
     blocks: Mapping[str, str]
     opcodes: Mapping[str, str]
     containers: frozenset[str]
+    always: frozenset[str] = frozenset()
 
 
 def operations(program: Program, config: ModelConfig) -> Operations:
@@ -62,6 +65,11 @@ def operations(program: Program, config: ModelConfig) -> Operations:
         opcodes={step.instruction.name: _opcode(program, step.instruction) for step in steps},
         containers=frozenset(
             step.instruction.name for step in steps if step.instruction.opcode in _CONTAINERS
+        ),
+        always=frozenset(
+            step.instruction.name
+            for step in steps
+            if step.computation.name == program.entry and step.instruction.opcode in _KERNELS
         ),
     )
 
@@ -107,7 +115,7 @@ def _of_arguments(step: Step, config: ModelConfig) -> str | None:
 
 def _from_neighbours(computation: Computation, found: dict[str, str | None]) -> None:
     """Gives instructions of no block that of what uses them, or else of what they use."""
-    lines = list(computation.instructions.values())
+    lines = [one for one in computation.instructions.values() if one.opcode != "parameter"]
     users: dict[str, list[str]] = collections.defaultdict(list)
     for one in lines:
         for operand in one.operands:

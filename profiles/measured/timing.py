@@ -103,11 +103,17 @@ class RepeatedStep:
         start = time.perf_counter()
         for number, tokens in enumerate(itertools.islice(self._tokens, steps)):
             carry = self._carry._replace(tokens=tokens)
-            with jax.profiler.StepTraceAnnotation("step", step_num=number):
+            with jax.profiler.StepTraceAnnotation("step", step_num=number, **self._facts):
                 self._cache, _, emitted = self.engine.advance(self._cache, carry, GREEDY)
             touched.append(emitted.experts_touched)
         jax.block_until_ready(emitted)
         return time.perf_counter() - start, touched
+
+    @property
+    def _facts(self) -> dict[str, str | int]:
+        """What a trace says of each of its steps."""
+        sizes = {"batch": self.batch, "context": self.context, "slots": self.slots}
+        return {"model": self.engine.config.name, "devices": self.engine.mesh.size, **sizes}
 
     def release(self) -> None:
         """Frees the cache."""
