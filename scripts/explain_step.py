@@ -9,7 +9,8 @@ the trace, and blocks have their shares of that time, so that they add up to the
 
 --trace_dir explains a trace that was taken before, by this script or by profile_decode.py --trace,
 given the model and the flags that it was taken with: these are not in it. Its own time is then the
-step's. On a CPU the peak rates are measured now, unless they are given.
+step's. On a CPU the peak rates are measured now, unless they are given. A trace of a GPU or TPU can
+be read anywhere, given the peak rates of its chip.
 
 What cannot be told: on a CPU how many threads worked at an operation, and with several fake devices
 whose operation had the cores. Wall time is divided evenly between what ran at the same time.
@@ -73,7 +74,6 @@ with _common.importing(__name__):
     from profiles.explained.explained_table import fields, text
     from profiles.explained.explanation import Explanation
     from profiles.explained.live import explain_live, explain_trace
-    from profiles.explained.rates import rates_here
     from profiles.figures.waterfall import waterfall
     from profiles.floor.passes import Pass
     from profiles.measured.sweep import Sweep
@@ -82,7 +82,6 @@ with _common.importing(__name__):
     from profiles.report.document import document
     from profiles.report.files import check_writable, write_json
     from sharding import processes
-    from sharding.devices import default_platform, devices
     from sharding.error_types import UsageError
 
 
@@ -118,9 +117,8 @@ def _of_trace(sweep: Sweep) -> tuple[Explanation, dict]:
         dtypes=dtypes,
         pass_=Pass(batch, context, slots=sweep.slots or slots_for(context)),
     )
-    peaks, bandwidth = rates_here(shape, dtypes, _BANDWIDTH.value, _FLOPS.value)
     _common.say(f"reading {newest(_TRACE_DIR.value)}")
-    return explain_trace(program, Path(_TRACE_DIR.value), peaks), bandwidth
+    return explain_trace(program, Path(_TRACE_DIR.value), _BANDWIDTH.value, _FLOPS.value)
 
 
 def _sweep() -> Sweep:
@@ -157,14 +155,13 @@ def _sweep() -> Sweep:
 
 
 def _write(output: Path, explanation: Explanation, bandwidth: dict, started: str) -> None:
-    platform = {"cuda": "gpu", "rocm": "gpu"}.get(default_platform(), default_platform())
     whole = document(
         sys.argv,
         [explanation.record],
-        device_kind=devices()[0].device_kind,
+        device_kind=explanation.record.device_kind,
         started=started,
         bandwidth=bandwidth,
-        **fields(explanation, platform),
+        **fields(explanation),
     )
     write_json(output / "explain.json", whole)
     if _common.JSON.value:

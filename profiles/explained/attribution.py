@@ -13,6 +13,7 @@ devices share its cores, which of them has them.
 
 import collections
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 
@@ -35,6 +36,7 @@ class Attribution:
       scopes: each operation's scope, where the trace itself has it.
       launches: in which no operation of a step runs, between the first and the last of it.
       host: in which none runs between the steps.
+      platform: cpu, gpu or tpu.
     """
 
     steps: int
@@ -43,6 +45,7 @@ class Attribution:
     scopes: Mapping[str, str]
     launches: float
     host: float
+    platform: str = "cpu"
 
 
 def attribute(events: Sequence[Event], is_container: Callable[[str], bool]) -> Attribution:
@@ -84,7 +87,14 @@ def attribute(events: Sequence[Event], is_container: Callable[[str], bool]) -> A
         scopes={event.operation: event.scope for plane in planes for event in plane if event.scope},
         launches=step_s - host - sum(operations.values()),
         host=host,
+        platform=_platform(planes[0][0].plane),
     )
+
+
+def _platform(plane: str) -> str:
+    """The kind of devices that a plane is of."""
+    found = re.match(r"/device:(\w+)", plane)
+    return found[1].lower() if found else "cpu"
 
 
 def _planes(events: Sequence[Event], start: float) -> list[list[Event]]:

@@ -21,7 +21,7 @@ from profiles.floor.block_counts import (
 RESIDUAL = "sums and positions"  # the residual stream, and what stands in no scope of its own
 SAMPLING = "sampling"
 LAUNCHES = "between operations"  # no operation runs: a device goes from one to the next
-HOST = "between steps"  # no operation runs: a device waits for the host
+HOST = "host"  # no operation runs, from one step to the next: a device waits for the host
 
 SCOPES = {
     "embedding": EMBEDDING,

@@ -21,16 +21,11 @@ HEAD = ("block", "measured\nms", "of the\nstep", "floor\nms", "over\nfloor ms", 
 LEAST = 0.005  # part of the step below which blocks share a row
 
 
-def fields(explanation: Explanation, platform: str) -> dict:
-    """What a document says of an explained step, with what is known to help each block.
-
-    Args:
-      explanation: the step.
-      platform: cpu, gpu or tpu.
-    """
+def fields(explanation: Explanation) -> dict:
+    """What a document says of an explained step, with what is known to help each block."""
     found = explanation.to_json()
     for told, block in zip(found["blocks"], explanation.blocks, strict=True):
-        if words := remedy(Evidence(block, explanation.record, platform)):
+        if words := remedy(Evidence(block, explanation.record, explanation.platform)):
             told["remedy"] = words
     return found
 

@@ -17,7 +17,7 @@ from profiles.explained.operations import Operations
 from profiles.floor.block_counts import BlockCounts
 from profiles.report.record import Record
 
-SHOWN = 20  # operations of a block that are listed in its record
+SHOWN = 5  # operations of a block that are listed in its record
 
 
 class Share(NamedTuple):
@@ -76,6 +76,7 @@ class Explanation:
       unattributed_s: seconds of operations of which nothing tells the block.
       traced_s: the step's wall time in the trace, which is longer than that of a timed step.
       steps: steps in the trace.
+      platform: cpu, gpu or tpu.
     """
 
     record: Record
@@ -83,6 +84,7 @@ class Explanation:
     unattributed_s: float
     traced_s: float
     steps: int
+    platform: str
 
     @property
     def measured_s(self) -> float:
@@ -145,7 +147,7 @@ def explain(
     for name, seconds in ((LAUNCHES, launches), (HOST, found.host * scale)):
         blocks.append(Block(name=name, measured_s=seconds))
     blocks.sort(key=lambda block: -block.over_floor_s)
-    return Explanation(record, blocks, unattributed, found.step_s, found.steps)
+    return Explanation(record, blocks, unattributed, found.step_s, found.steps, found.platform)
 
 
 def _timed(found: Attribution, step_s: float) -> tuple[float, float]:

@@ -6,6 +6,7 @@ CUDA graphs are not in its traces, so that on a GPU the traced step is compiled 
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from profiles.chips.chip import Peaks
 from profiles.compiled.inspection import PassProgram
 from profiles.explained.attribution import Attribution, attribute
 from profiles.explained.explanation import Explanation, explain
-from profiles.explained.operations import Operations, operations
+from profiles.explained.operations import UNKNOWN, Operations, operations
+from profiles.explained.rates import platform_here, rates_of
 from profiles.explained.same_step import check_facts, check_program, step_facts
 from profiles.floor.block_counts import block_counts
 from profiles.floor.passes import Pass
@@ -30,7 +32,7 @@ from sharding import processes
 from sharding.error_types import FloorlineError
 
 TRACED = 8  # steps of a trace
-GPU = ("gpu", "cuda", "rocm")
+UNIT = Peaks(bandwidth=1.0, flops=1.0, source="given")
 
 
 @dataclasses.dataclass
@@ -65,13 +67,12 @@ def explain_live(
         report(f"tracing {TRACED} steps")
         seen.engine = row.engine
         seen.known = _trace(row.step, directory)
-        return Record()
+        return sweep.inspect(row)
 
     def expect(engine: Engine, pass_: Pass, peaks: Peaks) -> Record:
         seen.peaks = peaks
-        return expected(engine, pass_, peaks)
+        return sweep.expect(engine, pass_, peaks)
 
-    expected = sweep.expect
     outcome = run(dataclasses.replace(sweep, inspect=inspect, expect=expect), report)
     if not processes.is_first():
         return None
@@ -82,28 +83,49 @@ def explain_live(
     return _explained(seen.engine, record, found, seen.known, seen.peaks), outcome.bandwidth
 
 
-def explain_trace(program: PassProgram, directory: Path, peaks: Peaks) -> Explanation:
-    """Explains the steps of a trace that was taken before.
+def explain_trace(
+    program: PassProgram, directory: Path, bandwidth: float | None, flops: float | None
+) -> tuple[Explanation, dict]:
+    """Explains the steps of a trace that was taken before, here or on other devices.
+
+    A program for other devices is not at hand: there the trace alone tells the blocks, which those
+    of GPUs and TPUs do.
 
     Args:
       program: the decode step that was traced.
       directory: where the trace is, or a folder above it; the newest one there is read.
-      peaks: peak rates of each device.
+      bandwidth: peak bytes per second of one chip, in place of that of the devices here.
+      flops: peak FLOP/s of one chip, likewise.
+
+    Returns:
+      The explained step, and the peak rates as the document has them.
 
     Raises:
       TraceError: there is no trace, or none of steps, or it is of another program.
+      UsageError: it is of other devices, and their peak rates are not given.
     """
     events = read(directory)
-    attribute(events, lambda name: False)  # refuses a trace without steps before compiling
+    platform = attribute(events, _is_container).platform
+    here = platform_here()
     engine = program.engine()
-    check_facts(step_record(engine, peaks, program.pass_), step_facts(directory))
-    known = known_operations(without_graphs(engine), program.pass_)
-    found = attribute(events, known.containers.__contains__)
-    check_program(found, known)
+    check_facts(step_record(engine, UNIT, program.pass_), step_facts(directory))
+    peaks, rates = rates_of(program, platform if platform != here else None, bandwidth, flops)
+    known = UNKNOWN
+    if platform == here:
+        known = known_operations(without_graphs(engine), program.pass_)
+        check_program(attribute(events, _is_container), known)
+    found = attribute(events, lambda name: name in known.containers or _is_container(name))
     record = step_record(
         engine, peaks, program.pass_, samples=[found.step_s], steps_per_sample=found.steps
     )
-    return _explained(engine, record, found, known, peaks)
+    if platform != here:
+        record |= Record(device_kind=platform)
+    return _explained(engine, record, found, known, peaks), rates
+
+
+def _is_container(operation: str) -> bool:
+    """Whether an operation is a loop, a branch or a call, by the name that XLA gives those."""
+    return bool(re.fullmatch(r"(while|conditional|call)(\.\d+)*", operation))
 
 
 def known_operations(engine: Engine, pass_: Pass) -> Operations:
@@ -114,7 +136,7 @@ def known_operations(engine: Engine, pass_: Pass) -> Operations:
 
 def without_graphs(engine: Engine) -> Engine:
     """On a GPU the same engine, whose decode steps are compiled without CUDA graphs."""
-    if engine.mesh.devices.flat[0].platform not in GPU:
+    if platform_here() != "gpu":
         return engine
     return Engine(
         engine.config,

@@ -38,6 +38,10 @@ class Operations:
     always: frozenset[str] = frozenset()
 
 
+UNKNOWN = Operations({}, {}, frozenset())
+"""Of a program that is not at hand."""
+
+
 def operations(program: Program, config: ModelConfig) -> Operations:
     """Reads the blocks of a program.
 

@@ -1,48 +1,68 @@
-"""Peak rates of the devices that are here, for the floors of a trace that was taken before."""
+"""Peak rates for the floors of a trace that was taken before: of devices here, or of others."""
 
-from model.dtypes import Dtypes
 from profiles.chips.chip import Peaks, published_peaks
+from profiles.compiled.inspection import PassProgram
 from profiles.floor.memory_needed import shares_memory
 from profiles.measured.bandwidth import PeakMeter, cpu_cache
-from sharding.devices import devices
-from sharding.mesh import MeshShape, make_mesh
+from sharding.devices import default_platform, devices
+from sharding.error_types import UsageError
+from sharding.mesh import make_mesh
+
+_GPU = ("gpu", "cuda", "rocm")
 
 
-def rates_here(
-    shape: MeshShape, dtypes: Dtypes, bandwidth: float | None, flops: float | None
+def platform_here() -> str:
+    """The kind of JAX's devices: cpu, gpu or tpu."""
+    platform = default_platform()
+    return "gpu" if platform in _GPU else platform
+
+
+def rates_of(
+    program: PassProgram, elsewhere: str | None, bandwidth: float | None, flops: float | None
 ) -> tuple[Peaks, dict]:
     """Peak rates as a sweep takes them: published ones, or on a CPU those that are measured now.
 
     Args:
-      shape: the mesh.
-      dtypes: how numbers are stored.
+      program: the step, whose mesh they are of.
+      elsewhere: the kind of devices if they are not those that are here.
       bandwidth: bytes per second of one chip, in place of its figure.
       flops: FLOP/s of one chip, in place of its figure.
 
     Returns:
       Those of each device, and those of a chip as a document has them.
+
+    Raises:
+      UsageError: the devices are not here, and their rates are not given.
     """
-    if not shares_memory():
-        peaks = published_peaks(devices()[0], bandwidth, flops, dtypes.arithmetic)
-        return peaks, _fields(peaks.bandwidth, peaks.flops, peaks.devices_per_chip, peaks.source)
-    count, source = make_mesh(shape).size, "given"
+    if elsewhere:
+        if not (bandwidth and flops):
+            raise UsageError(
+                f"trace is of a {elsewhere}, whose peak rates are not known here; give "
+                "--hbm_bandwidth and --peak_flops"
+            )
+        peaks = Peaks(bandwidth, flops, "given")
+    elif shares_memory():
+        peaks = _of_cpu(program, bandwidth, flops)
+    else:
+        peaks = published_peaks(devices()[0], bandwidth, flops, program.dtypes.arithmetic)
+    chip = {"bytes_per_s": peaks.bandwidth, "peak_flops_per_s": peaks.flops}
+    parts = peaks.devices_per_chip
+    return peaks, {"source": peaks.source} | {name: rate * parts for name, rate in chip.items()}
+
+
+def _of_cpu(program: PassProgram, bandwidth: float | None, flops: float | None) -> Peaks:
+    """Rates of each fake device of a CPU, which share those of one memory and its cores."""
+    mesh, source = make_mesh(program.placement.mesh), "given"
     if not (bandwidth and flops):
-        meter = PeakMeter(make_mesh(shape), dtypes.dtype)
+        meter, source = PeakMeter(mesh, program.dtypes.dtype), "measured"
         meter.sample()
         rates = meter.rates()
-        source = "measured"
-        flops = flops or max(rates.pop("matmul"))
+        flops = flops or max(rates["matmul"])
         bandwidth = bandwidth or max(max(rates[name]) for name in rates if name != "matmul")
-    peaks = Peaks(
-        bandwidth / count, flops / count, source, cpu_cache() / count, devices_per_chip=count
+    return Peaks(
+        bandwidth / mesh.size,
+        flops / mesh.size,
+        source,
+        on_chip=cpu_cache() / mesh.size,
+        devices_per_chip=mesh.size,
     )
-    return peaks, _fields(peaks.bandwidth, peaks.flops, count, source)
-
-
-def _fields(bandwidth: float, flops: float, devices: int, source: str) -> dict:
-    """Rates of a chip, from those of each of its devices."""
-    return {
-        "bytes_per_s": bandwidth * devices,
-        "source": source,
-        "peak_flops_per_s": flops * devices,
-    }

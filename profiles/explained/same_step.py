@@ -59,7 +59,8 @@ def check_program(found: Attribution, known: Operations) -> None:
     ran = len(known.always & found.operations.keys())
     if inside < KNOWN * total or ran < KNOWN * len(known.always):
         raise TraceError(
-            f"trace is of another program: {inside / total:.0%} of its operations' time is of this "
-            f"step's, and {ran} of the {len(known.always)} that this step always runs are in it; give "
-            "the model, the devices and all flags that it was taken with, with the same JAX"
+            f"trace is of another program: {inside / total:.0%} of its operations' time is of "
+            f"this step's, and {ran} of the {len(known.always)} that this step always runs are in "
+            "it; give the model, the devices and all flags that it was taken with, with the same "
+            "JAX"
         )

@@ -100,10 +100,11 @@ class RepeatedStep:
     def _run(self, steps: int) -> tuple[float, list[jax.Array | None]]:
         """Seconds of so many steps, and the experts that each layer read in each of them."""
         touched = []
+        facts = self._facts
         start = time.perf_counter()
         for number, tokens in enumerate(itertools.islice(self._tokens, steps)):
             carry = self._carry._replace(tokens=tokens)
-            with jax.profiler.StepTraceAnnotation("step", step_num=number, **self._facts):
+            with jax.profiler.StepTraceAnnotation("step", step_num=number, **facts):
                 self._cache, _, emitted = self.engine.advance(self._cache, carry, GREEDY)
             touched.append(emitted.experts_touched)
         jax.block_until_ready(emitted)

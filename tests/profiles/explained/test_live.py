@@ -1,4 +1,4 @@
-"""A block that is made slow is named first, by steps that run here."""
+"""Steps that are traced here: a block that is made slow is named first, and blocks add up."""
 
 import time
 
@@ -7,17 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from decode.compiler_options import NO_GRAPHS, known
+from decode.engine import Engine
 from decode.load import find_source
 from model import transformer
 from model.dtypes import FLOAT32
 from model.mlp import MLP
+from profiles.compiled.inspection import PassProgram
+from profiles.explained import live
 from profiles.explained.explained_table import fields
-from profiles.explained.live import explain_live
+from profiles.floor.passes import Pass
 from profiles.measured.sweep import Sweep
+from profiles.measured.trace import Event
 from sharding.catalog import LAYOUTS
+from sharding.error_types import UsageError
 from sharding.mesh import parse_mesh
+from sharding.placement import Placement
 
 SLEEP_S = 0.01
+LAYOUT = "weight_stationary_1d"
 
 
 def sleeping(x: jax.Array) -> jax.Array:
@@ -60,14 +68,14 @@ def explained(tmp_path, monkeypatch):
         monkeypatch.setattr(transformer, "MLP", mlp)
         sweep = Sweep(
             source=find_source("tiny", random_weights=True),
-            layouts=[LAYOUTS["weight_stationary_1d"]],
+            layouts=[LAYOUTS[LAYOUT]],
             shapes=[parse_mesh(mesh)],
             batches=[2],
             contexts=[20],
             dtype_sets=[FLOAT32],
             seconds=0,
         )
-        return explain_live(sweep, tmp_path / "trace", lambda line: None)[0]
+        return live.explain_live(sweep, tmp_path / "trace", lambda line: None)[0]
 
     return make
 
@@ -84,7 +92,7 @@ def test_a_planted_slow_block_is_named_first(explained, where, slow, block, said
     first, second, *_ = found.blocks
     assert first.name == block
     assert first.over_floor_s > 2 * second.over_floor_s
-    assert said in fields(found, "cpu")["blocks"][0]["remedy"]
+    assert said in fields(found)["blocks"][0]["remedy"]
 
 
 def test_blocks_of_a_step_over_two_devices_add_up_and_collectives_are_among_them(explained):
@@ -93,4 +101,42 @@ def test_blocks_of_a_step_over_two_devices_add_up_and_collectives_are_among_them
     assert total == pytest.approx(found.measured_s, rel=1e-9)
     assert found.steps == 8 and found.named > 0.9
     names = {block.name for block in found.blocks if block.measured_s}
-    assert {"all-reduce", "MLP", "attention", "between steps", "sampling"} <= names
+    assert {"all-reduce", "MLP", "attention", "host", "sampling"} <= names
+
+
+def test_a_gpu_s_trace_is_taken_by_options_that_xla_has(tiny_engine):
+    """They are read by XLA on every platform, and refused where they are unknown."""
+    engine = tiny_engine()
+    assert known(engine.mesh, *NO_GRAPHS.items())
+    traced = Engine(
+        engine.config, engine.parameters, engine.placement, engine.mesh, engine.dtypes,
+        options=NO_GRAPHS,
+    )  # fmt: skip
+    usual, others = (each.lower_decode(2, 64).compile().as_text() for each in (engine, traced))
+    assert usual.count("op_name") == others.count("op_name")
+
+
+def test_the_trace_of_a_gpu_is_read_where_there_is_none(monkeypatch, tmp_path):
+    """By its own scopes, and at rates that are given."""
+    mlp = "jit(_advance_step)/decode_step/layer_0/mlp/dot_general"
+    plane, stream = "/device:GPU:0", "Stream #14"
+    events = [
+        Event("/host:CPU", "python", "step", 0.0, 0.1),
+        Event(plane, stream, "gemm", 1.0, 3.0, "gemm_fusion_dot.1", mlp),
+        Event(plane, stream, "ncclDevKernel_AllReduce", 4.0, 1.0, "all-reduce-start.2"),
+        Event(plane, stream, "memcpy", 5.0, 0.5, "wrapped_copy.7"),
+    ]
+    monkeypatch.setattr(live, "read", lambda directory: events)
+    monkeypatch.setattr(live, "step_facts", lambda directory: {"batch": "2"})
+    config, layout = find_source("tiny", random_weights=True).config, LAYOUTS[LAYOUT]
+    placement = Placement.of(layout, config.sizes, parse_mesh("1"))
+    program = PassProgram(
+        config=config, placement=placement, dtypes=FLOAT32, pass_=Pass(2, 20, slots=64)
+    )
+    with pytest.raises(UsageError, match="trace is of a gpu, whose peak rates are not known"):
+        live.explain_trace(program, tmp_path, None, None)
+    found, rates = live.explain_trace(program, tmp_path, 1e12, 1e14)
+    times = {block.name: block.measured_s for block in found.blocks if block.measured_s}
+    assert times == {"MLP": 3.0, "all-reduce": 1.0} and found.unattributed_s == 0.5
+    assert found.record.device_kind == found.platform == "gpu"
+    assert rates == {"source": "given", "bytes_per_s": 1e12, "peak_flops_per_s": 1e14}
