@@ -12,7 +12,7 @@ from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass
 from sharding.placement import Placement
 
-EMBEDDING, NORMS, QUERY_KEY_VALUE = "embedding", "norms", "query, key, value"
+EMBEDDING, NORMS, QUERY_KEY_VALUE = "embedding", "norms", "query/key/value"
 CACHE_WRITE, ATTENTION, OUTPUT = "cache write", "attention", "output projection"
 MLP, EXPERTS, UNEMBEDDING = "MLP", "experts", "unembedding"
 BLOCKS = (

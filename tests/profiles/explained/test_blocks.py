@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[3]
     ("path", "block"),
     [
         (f"{STEP}layer_12/mlp/jit(silu)/div", "MLP"),
-        (f"{STEP}layer_0/query_key_value/norm/mul", "query, key, value"),
-        (f"{STEP}rotary_angles/cos", "query, key, value"),
+        (f"{STEP}layer_0/query_key_value/norm/mul", "query/key/value"),
+        (f"{STEP}rotary_angles/cos", "query/key/value"),
         (f"{STEP}layer_3/attention/cond/branch_1_fun/while/body/exp", "attention"),
         (f"{STEP}layer_3/attention/shard_map/pallas_call[name=attend]/dot", "attention"),
         (f"{STEP}layer_0/mixture/router/dot_general", "experts"),

@@ -19,7 +19,7 @@ from profiles.report.record import Record
 
 PEAKS = Peaks(bandwidth=10.0, flops=100.0, source="measured")
 COUNTS = {
-    "query, key, value": BlockCounts(1.0, 0.0),
+    "query/key/value": BlockCounts(1.0, 0.0),
     "norms": BlockCounts(0.5, 0.0),
     "MLP": BlockCounts(20.0, 50.0),
     "attention": BlockCounts(1.0, 30.0),
@@ -112,7 +112,7 @@ def test_a_remedy_is_named_by_its_evidence():
     assert "CUDA graphs" in words(explained(), "between operations", "gpu")
     assert words(explained(), "norms") == "no remedy is known here"
     assert words(explained(batch=64), "MLP") == "no remedy is known here"
-    assert words(explained(), "query, key, value") == ""
+    assert words(explained(), "query/key/value") == ""
 
 
 def test_every_remedy_is_for_blocks_that_there_are():
@@ -137,7 +137,7 @@ def test_bars_lead_from_the_floor_to_the_measured_step(tmp_path):
     assert bars[-1].name == "measured" and bars[-2].end == pytest.approx(bars[-1].end)
     assert all(bar.start == before.end for before, bar in itertools.pairwise(bars[:-1]))
     # Then what no block has, and what is too small for a bar of its own.
-    assert [bar.name for bar in bars[-3:-1]] == ["unattributed", "query, key, value"]
+    assert [bar.name for bar in bars[-3:-1]] == ["unattributed", "query/key/value"]
     gaps = [bar.end - bar.start for bar in bars[2:-3]]
     assert gaps == sorted(gaps, reverse=True)
     figure = waterfall(whole, tmp_path / "waterfall.png")

@@ -25,7 +25,7 @@ def test_nearly_every_instruction_has_a_block_and_every_product_the_one_of_its_w
     assert sum(name in found.blocks for name in work) >= 0.95 * len(work)
     products = {found.blocks[name] for name in work if found.opcodes[name] == "dot"}
     mlp = "experts" if family == "experts" else "MLP"
-    assert {"query, key, value", "attention", "output projection", mlp, "unembedding"} <= products
+    assert {"query/key/value", "attention", "output projection", mlp, "unembedding"} <= products
     assert set(found.blocks.values()) <= {*BLOCKS, "sampling", "sums and positions"}
 
 

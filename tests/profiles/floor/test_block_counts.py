@@ -49,7 +49,7 @@ def test_experts_that_were_touched_are_those_that_the_block_reads():
         ("multi_head_untied", "unembedding", {"unembedding"}),
         ("grouped", "unembedding", {"embedding"}),
         ("grouped", "output projection", {"output"}),
-        ("biased_windowed", "query, key, value", {"query", "key_value", "query_bias",
+        ("biased_windowed", "query/key/value", {"query", "key_value", "query_bias",
                                                   "key_value_bias"}),
         ("experts", "experts", {"router", "gate_up", "down"}),
         ("grouped", "MLP", {"gate_up", "down"}),
