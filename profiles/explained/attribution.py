@@ -58,25 +58,19 @@ def attribute(events: Sequence[Event], is_container: Callable[[str], bool]) -> A
     Raises:
       TraceError: there are no steps, or no operations.
     """
-    starts = [event.start_s for event in events if event.name == STEP and not event.operation]
-    planes = _planes(events, min(starts, default=0.0))
-    if not starts or not planes:
-        what = "operations" if starts else "steps"
-        remedy = "take it with scripts/explain_step.py, or with --trace of profile_decode.py"
-        raise TraceError(f"number of {what} in the trace is 0; {remedy}")
-    steps = len(starts)
+    steps, planes = _steps_and_planes(events)
     start = min(event.start_s for plane in planes for event in plane)
     end = max(_end(event) for plane in planes for event in plane)
     totals: dict[str, float] = collections.defaultdict(float)
     host = 0.0
     for plane in planes:
-        busy: list[Interval] = []
-        for interval, running in _instants(plane):
+        instants = list(_instants(plane))
+        for (begins, ends), running in instants:
             inner = [name for name in running if not is_container(name)] or running
             for name in inner:
-                totals[name] += (interval[1] - interval[0]) / len(inner)
-            busy.append(interval)
-        host += _between(_gaps(busy, start, end), _bounds(plane, steps))
+                totals[name] += (ends - begins) / len(inner)
+        idle = _gaps([interval for interval, _ in instants], start, end)
+        host += _between(idle, _bounds(plane, steps))
     parts = steps * len(planes)
     operations = {name: seconds / parts for name, seconds in totals.items()}
     step_s, host = (end - start) / steps, host / parts
@@ -95,6 +89,16 @@ def _platform(plane: str) -> str:
     """The kind of devices that a plane is of."""
     found = re.match(r"/device:(\w+)", plane)
     return found[1].lower() if found else "cpu"
+
+
+def _steps_and_planes(events: Sequence[Event]) -> tuple[int, list[list[Event]]]:
+    starts = [event.start_s for event in events if event.name == STEP and not event.operation]
+    planes = _planes(events, min(starts, default=0.0))
+    if not starts or not planes:
+        what = "operations" if starts else "steps"
+        remedy = "take it with scripts/explain_step.py, or with --trace of profile_decode.py"
+        raise TraceError(f"number of {what} in the trace is 0; {remedy}")
+    return len(starts), planes
 
 
 def _planes(events: Sequence[Event], start: float) -> list[list[Event]]:

@@ -81,11 +81,11 @@ def operations(program: Program, config: ModelConfig) -> Operations:
 def _block(program: Program, step: Step, config: ModelConfig) -> str | None:
     """The block that an instruction itself tells."""
     one, inside = step.instruction, list(_inside(program, step.instruction))
-    for each in (one, *inside):
-        if kind := collective_kind(each.opcode):
-            return kind
-    # A product is what takes the time of a fusion, whatever comes after it.
+    # A product is what takes the time of a fusion, whatever comes after it or moves meanwhile.
     products = [each for each in (one, *inside) if each.opcode in _PRODUCTS]
+    kinds = filter(None, (collective_kind(each.opcode) for each in (one, *inside)))
+    if not products and (kind := next(kinds, None)):
+        return kind
     named = [block_of_scope(each.op_name) for each in products]
     if named and not any(named):
         return _of_arguments(step, config) or block_of_scope(one.op_name) or _most(inside)

@@ -63,6 +63,14 @@ REMEDIES = (
         "of the step",
     ),
     Remedy(
+        PRODUCTS,
+        lambda e: e.platform == "cpu"
+        and e.record.weight_dtype != "float32"
+        and e.mostly("convert"),
+        lambda e: f"a large part of it widens {e.record.weight_dtype} weights before they are "
+        "multiplied: --weight_dtype=float32, where they fit, needs no widening",
+    ),
+    Remedy(
         (),
         lambda e: e.mostly(*MOVES),
         lambda e: f"{milliseconds(e.seconds(*MOVES))} of it copy arrays or change their type or "

@@ -20,14 +20,24 @@ FIELDS = ("model", "devices", "batch", "context", "slots")
 
 
 def step_facts(directory: str | Path) -> dict[str, str]:
-    """What the newest trace below a directory says of its first step; empty if nothing."""
-    for plane in ProfileData.from_file(str(newest(directory))).planes:
+    """What the newest trace below a directory says of its steps; empty if nothing.
+
+    Raises:
+      TraceError: they are not all of one batch, context, and so on.
+    """
+    path, found = newest(directory), []
+    for plane in ProfileData.from_file(str(path)).planes:
         for line in plane.lines:
             for event in line.events:
                 if event.name == STEP:
                     stats = {name: str(value) for name, value in event.stats}
-                    return {name: stats[name] for name in FIELDS if name in stats}
-    return {}
+                    facts = {name: stats[name] for name in FIELDS if name in stats}
+                    found += [facts] * (facts not in found)
+    if len(found) > 1:
+        raise TraceError(
+            f"number of different steps in {path} is {len(found)}; give a trace of one row"
+        )
+    return found[0] if found else {}
 
 
 def check_facts(record: Record, facts: Mapping[str, str]) -> None:

@@ -105,6 +105,9 @@ def test_a_remedy_is_named_by_its_evidence():
     assert "copy.1" in words(explained(), "attention")
     assert "2 rows far below" in words(explained(), "MLP")
     assert "--weight_dtype=float32" in words(explained(weight_dtype="bfloat16"), "MLP")
+    widening = dataclasses.replace(KNOWN, opcodes={**KNOWN.opcodes, "dot.1": "convert"})
+    found = explain(record(12.0, weight_dtype="int8"), TRACE, widening, COUNTS, PEAKS)
+    assert "a large part of it widens int8 weights" in words(found, "MLP")
     unpacked = {"weights_unpacked": 1e9}
     assert "--weight_dtype=int8" in words(explained(bytes_per_chip=unpacked), "MLP", "gpu")
     assert "--devices=1" in words(explained(), "all-reduce")

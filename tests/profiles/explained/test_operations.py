@@ -1,7 +1,11 @@
 """Programs of steps of every kind of model: the block of each instruction."""
 
+import gzip
+from pathlib import Path
+
 import pytest
 
+from model.catalog import find_model
 from model.dtypes import FLOAT32
 from profiles.explained.operations import operations
 from profiles.floor.block_counts import BLOCKS
@@ -27,6 +31,17 @@ def test_nearly_every_instruction_has_a_block_and_every_product_the_one_of_its_w
     mlp = "experts" if family == "experts" else "MLP"
     assert {"query/key/value", "attention", "output projection", mlp, "unembedding"} <= products
     assert set(found.blocks.values()) <= {*BLOCKS, "sampling", "sums and positions"}
+
+
+@pytest.mark.parametrize("name", ["sound", "overlapped", "gathered"])
+def test_a_tpu_s_program_has_blocks_for_its_products_and_for_nearly_all_else(name):
+    path = Path(__file__).parents[1] / f"programs/{name}.txt.gz"
+    found = operations(parse(gzip.decompress(path.read_bytes()).decode()), find_model("llama3-70b"))
+    work = [name for name, opcode in found.opcodes.items() if opcode not in FREE]
+    assert sum(name in found.blocks for name in work) >= 0.92 * len(work)
+    products = [name for name in work if found.opcodes[name] in ("dot", "convolution")]
+    blocks = {found.blocks[name] for name in products}
+    assert blocks == {"query/key/value", "output projection", "MLP", "unembedding"}
 
 
 def test_collectives_are_blocks_of_their_own_kind():
