@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from decode.compiler_options import NO_GRAPHS
+from decode.compiler_options import known as known_to_xla
 from decode.engine import Engine
 from profiles.chips.chip import Peaks
 from profiles.compiled.inspection import PassProgram
@@ -138,6 +139,7 @@ def without_graphs(engine: Engine) -> Engine:
     """On a GPU the same engine, whose decode steps are compiled without CUDA graphs."""
     if platform_here() != "gpu":
         return engine
+    options = dict(each for each in NO_GRAPHS.items() if known_to_xla(engine.mesh, each))
     return Engine(
         engine.config,
         engine.parameters,
@@ -145,7 +147,7 @@ def without_graphs(engine: Engine) -> Engine:
         engine.mesh,
         engine.dtypes,
         engine.chunk,
-        options=NO_GRAPHS,
+        options=options,
     )
 
 

@@ -32,4 +32,5 @@ def test_blocks_of_a_real_step_add_up_to_it_and_nearly_all_of_it_is_named(flags,
     assert found["named"] >= NAMED
     floors = {block["name"]: block["floor_s"] for block in blocks}
     assert sum(floors.values()) >= record["floor_s"] * (1 - 1e-9)
-    assert max(blocks, key=lambda block: block["measured_s"])["name"] == "MLP"
+    if record["devices"] == 1:  # fake devices wait for each other as long as others use the cores
+        assert max(blocks, key=lambda block: block["measured_s"])["name"] == "MLP"

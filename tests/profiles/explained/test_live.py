@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from decode.compiler_options import NO_GRAPHS, known
+from decode.compiler_options import NO_GRAPHS
 from decode.engine import Engine
 from decode.load import find_source
 from model import transformer
@@ -104,16 +104,24 @@ def test_blocks_of_a_step_over_two_devices_add_up_and_collectives_are_among_them
     assert {"all-reduce", "MLP", "attention", "host", "sampling"} <= names
 
 
-def test_a_gpu_s_trace_is_taken_by_options_that_xla_has(tiny_engine):
-    """They are read by XLA on every platform, and refused where they are unknown."""
-    engine = tiny_engine()
-    assert known(engine.mesh, *NO_GRAPHS.items())
-    traced = Engine(
-        engine.config, engine.parameters, engine.placement, engine.mesh, engine.dtypes,
-        options=NO_GRAPHS,
-    )  # fmt: skip
-    usual, others = (each.lower_decode(2, 64).compile().as_text() for each in (engine, traced))
-    assert usual.count("op_name") == others.count("op_name")
+def test_on_a_gpu_the_traced_step_is_compiled_without_graphs_by_options_that_xla_has(
+    explained, tiny_engine, monkeypatch
+):
+    """XLA reads them on every platform, and refuses those that it does not know."""
+    given = []
+
+    class Told(Engine):
+        def __init__(self, *arguments, options=None):
+            given.append(options)
+            super().__init__(*arguments, options=options)
+
+    monkeypatch.setattr(live, "Engine", Told)
+    assert live.without_graphs(tiny_engine()) is tiny_engine() and not given
+    monkeypatch.setattr(live, "platform_here", lambda: "gpu")
+    found = explained()
+    total = sum(block.measured_s for block in found.blocks) + found.unattributed_s
+    assert total == pytest.approx(found.measured_s, rel=1e-9) and found.named > 0.9
+    assert given == [NO_GRAPHS] and len(NO_GRAPHS) == 2
 
 
 def test_the_trace_of_a_gpu_is_read_where_there_is_none(monkeypatch, tmp_path):
