@@ -81,8 +81,9 @@ with _common.importing(__name__):
     from profiles.measured.trace import newest
     from profiles.report.document import document
     from profiles.report.files import check_writable, write_json
+    from profiles.report.numbers import milliseconds
     from sharding import processes
-    from sharding.error_types import UsageError
+    from sharding.error_types import FloorlineError, UsageError
 
 
 def main() -> None:
@@ -105,6 +106,7 @@ def main() -> None:
         found = explain_live(sweep, output / "trace", _common.say)
     if found and processes.is_first():
         _write(output, *found, started)
+        _refuse_impossible(found[0])
 
 
 def _of_trace(sweep: Sweep) -> tuple[Explanation, dict]:
@@ -169,6 +171,15 @@ def _write(output: Path, explanation: Explanation, bandwidth: dict, started: str
     waterfall(whole, output / "waterfall.png")
     _common.say(f"wrote {output / 'explain.json'}, {output / 'waterfall.png'}")
     _common.show(text(whole))
+
+
+def _refuse_impossible(explanation: Explanation) -> None:
+    record = explanation.record
+    if (record.fraction_of_floor or 0) > 1:
+        raise FloorlineError(
+            f"measured step is {milliseconds(explanation.measured_s)}, below its floor of "
+            f"{milliseconds(record.floor_s)}; the rates that the floor was taken at must be wrong"
+        )
 
 
 if __name__ == "__main__":

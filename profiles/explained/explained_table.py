@@ -68,7 +68,7 @@ def title(document: dict) -> list[str]:
 
 
 def notes(document: dict) -> list[str]:
-    """The floor of the whole step, the trace, and remedies of blocks."""
+    """The floor of the whole step, the trace, what is said against them, and remedies of blocks."""
     record, trace = _record(document), document["trace"]
     measured, floors = record.step_s["median"], sum(b["floor_s"] for b in document["blocks"])
     lines = [
@@ -77,6 +77,7 @@ def notes(document: dict) -> list[str]:
         f"{trace['steps']} steps of the trace took {milliseconds(trace['step_s'])} each, of which "
         f"{document['named']:.1%} is in blocks."
     ]
+    lines += [f"{record.status}: {record.message}"] * (not record.ok)
     lines += [
         f"{', '.join(block['name'] for block in blocks)}, "
         f"{milliseconds(sum(block['measured_s'] - block['floor_s'] for block in blocks))} over "

@@ -13,6 +13,7 @@ CASES = {
     "folder": [*TINY, *RATES, "--trace_dir=live/trace", "--output_dir=again", "--json=-"],
     "types": [*TINY, *RATES, "--trace_dir=live/trace", "--weight_dtype=int8"],
     "batch": [*TINY[:2], *RATES, "--batch=4", "--context=20", "--trace_dir=live/trace"],
+    "impossible": [*TINY, "--hbm_bandwidth=2e6", "--peak_flops=1e9", "--trace_dir=live/trace"],
     "empty": [*TINY, "--trace_dir=nothing_here"],
     "no_steps": [*TINY, *RATES, "--trace_dir=no_steps"],
     "model": ["--model=unheard_of"],
@@ -38,7 +39,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ended(folder):
-    patches = {"profiles.measured.bandwidth.READ_BYTES": 1 << 22}
+    # Else a floor would not apply to a model that caches hold.
+    patches = {"profiles.measured.bandwidth.READ_BYTES": 1 << 22,
+               "profiles.measured.step_record.CACHE_MULTIPLE": 0}  # fmt: skip
     return run_many("explain_step.py", CASES, folder=folder, patches=patches)
 
 
@@ -76,6 +79,7 @@ def test_a_folder_s_trace_is_explained_at_its_own_time_and_at_given_rates(ended,
     [
         ("types", 1, "trace is of another program: "),
         ("batch", 1, "batch of the trace is 2, and that of the step 4; give --batch=2"),
+        ("impossible", 1, "below its floor of"),
         ("empty", 1, "trace in nothing_here is missing; run with --trace to write one"),
         ("no_steps", 1, "number of steps in the trace is 0; take it with"),
         ("model", 2, "unheard_of"),

@@ -133,6 +133,11 @@ def test_a_table_has_the_blocks_in_order_and_the_step_last():
     assert "attention, 4,700 ms over its floor: 4,000 ms of it copy arrays" in said
 
 
+def test_what_is_said_against_a_floor_is_said_of_an_explained_step():
+    whole = document(explained(status="cache_resident", message="its bytes may stay there"))
+    assert "cache_resident: its bytes may stay there" in text(whole)
+
+
 def test_bars_lead_from_the_floor_to_the_measured_step(tmp_path):
     whole = document(explained())
     bars = bars_of(whole, 12.0)
