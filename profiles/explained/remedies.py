@@ -99,7 +99,7 @@ REMEDIES = (
         and e.record.weight_dtype == "float32"
         and 1 < e.record.batch < 64,
         lambda e: f"XLA:CPU multiplies {exact(e.record.batch)} rows far below the rate of its best "
-        "product: a larger batch uses more of what a row costs",
+        "product: a larger batch comes nearer to it",
     ),
     Remedy(
         PRODUCTS,
@@ -111,7 +111,7 @@ REMEDIES = (
         (ATTENTION,),
         lambda e: e.platform == "cpu",
         lambda e: "scores, exponentials and sums are operations of their own, each of which writes "
-        "what the next one reads; XLA:CPU has no kernel of all, as GPUs and TPUs have here",
+        "what the next one reads; XLA:CPU has no one kernel for all, as GPUs and TPUs have here",
     ),
     Remedy(
         (ATTENTION,),
