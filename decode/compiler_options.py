@@ -20,6 +20,12 @@ SIDE_BY_SIDE = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
 On an H200 this made llama3-8b's step for one sequence 4% shorter.
 """
 
+NO_GRAPHS = {"xla_gpu_enable_command_buffer": "", "xla_gpu_graph_min_graph_size": "1000000"}
+"""No CUDA graphs, for traces: a profiler does not tell the names of what runs in a graph.
+
+The first is no kind of operation that graphs may have, the second more than any step has.
+"""
+
 WIDE = {"xla_cpu_prefer_vector_width": "512"}
 """Loops of XLA:CPU use vectors as long as a processor has them, in place of 256 bits at most.
 

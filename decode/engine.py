@@ -8,7 +8,7 @@ shape.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -93,8 +93,9 @@ class Engine:
         mesh: jax.sharding.Mesh,
         dtypes: Dtypes,
         chunk: int | None = None,
+        options: Mapping[str, str] | None = None,
     ):
-        """Places what is given.
+        """Places what is given; `options` are compiler options of decode steps beside the usual.
 
         Raises:
           UsageError: a chunk that is no multiple of a tile.
@@ -116,7 +117,11 @@ class Engine:
             static_argnames="continues",
             compiler_options=prefill_options(mesh),
         )
-        one_token = {"donate_argnames": "cache", "compiler_options": decode_options(mesh)}
+        usual = decode_options(mesh)
+        one_token = {
+            "donate_argnames": "cache",
+            "compiler_options": (usual or {}) | dict(options) if options else usual,
+        }
         self._decode = jax.jit(self._decode_step, **one_token)
         self._advance = jax.jit(self._advance_step, static_argnames="sampler", **one_token)
         self._choose = jax.jit(_emit, static_argnames="sampler")

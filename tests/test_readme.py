@@ -12,6 +12,7 @@ import pytest
 
 from profiles.compiled import compiled_table
 from profiles.compiled.grid import summary
+from profiles.explained import explained_table
 from profiles.floor import layout_table, storage_table
 from profiles.measured import perplexity_table, result_tables
 from profiles.published import accuracy_table
@@ -35,7 +36,7 @@ def page(name: str) -> str:
 def test_the_first_page_is_short_and_every_folder_has_a_page_that_it_leads_to():
     assert len(FIRST.read_text().splitlines()) <= 200
     rooms = [f"profiles/{path.parent.name}" for path in ROOT.glob("profiles/*/__init__.py")]
-    assert len(rooms) == 10
+    assert len(rooms) == 11
     for folder in (*FOLDERS, "model/weights", *rooms):
         assert f"]({folder}/README.md)" in FIRST.read_text()
 
@@ -43,6 +44,11 @@ def test_the_first_page_is_short_and_every_folder_has_a_page_that_it_leads_to():
 @pytest.mark.parametrize("part", result_tables.PARTS, ids=lambda part: f"{part.page}: {part.name}")
 def test_tables_and_fits_are_those_of_the_recorded_runs(part: Part):
     assert part.text() == result_tables.PARTS[part]()
+
+
+@pytest.mark.parametrize("part", explained_table.PARTS, ids=lambda part: part.name)
+def test_explained_steps_are_the_recorded_ones(part: Part):
+    assert part.text() == explained_table.PARTS[part]()
 
 
 def test_the_tables_of_the_first_page_have_the_times_side_by_side_and_little_else():
@@ -62,6 +68,7 @@ def test_every_generated_part_is_held_by_a_test():
     known = [layout_table.DIVISIONS, layout_table.PAYMENTS, *result_tables.PARTS]
     known += [each.PART for each in (storage_table, perplexity_table, accuracy_table, talk_table)]
     known += [compiled_table.PART, family_cases.PART, *file_tables.PARTS.values()]
+    known += explained_table.PARTS
     marks = {(part.page, part.name, part.module) for part in known}
     found = set()
     for path in PAGES:

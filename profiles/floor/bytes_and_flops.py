@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -77,10 +78,14 @@ class _Alike(NamedTuple):
 
 
 @functools.cache
-def _alike(config: ModelConfig, dtypes: Dtypes) -> tuple[_Alike, ...]:
-    """All weights, those alike in one entry: layers are."""
+def _alike(
+    config: ModelConfig, dtypes: Dtypes, only: Callable[[Path], bool] | None
+) -> tuple[_Alike, ...]:
+    """All weights, or those at some paths, those alike in one entry: layers are."""
     sums: dict[tuple, list[int]] = {}
     for path, param, _, times in declared(config, dtypes):
+        if only and not only(path):
+            continue
         looked_up = path == LOOKED_UP and not config.tied_embedding
         key = param.axes, of_experts(param), "V" in param.axes, looked_up
         entry = sums.setdefault(key, [0, 0])
@@ -101,15 +106,22 @@ class PassCounter:
       config: the model.
       placement: the layout on a mesh.
       dtypes: how its numbers are stored; scales count.
+      only: which weights to count, by the path of the first layer's; all if None.
     """
 
-    def __init__(self, config: ModelConfig, placement: Placement, dtypes: Dtypes):
+    def __init__(
+        self,
+        config: ModelConfig,
+        placement: Placement,
+        dtypes: Dtypes,
+        only: Callable[[Path], bool] | None = None,
+    ):
         self.config, self.placement, self.dtypes = config, placement, dtypes
         self.token = kv_token_bytes(config, placement, dtypes)
         self.resident = self._dense_weights = self._experts = self._gathered = 0.0
         self._row = self._rows = 0.0  # bytes of an embedding that is looked up: one row, all
         self._work = self._table_work = 0.0
-        for alike in _alike(config, dtypes):
+        for alike in _alike(config, dtypes, only):
             self._add(alike)
         experts = "use", "E"
         self._replicas = placement.parts(experts, ("activations", "B")) // placement.parts(experts)
@@ -162,25 +174,37 @@ class PassCounter:
           experts: distinct experts that a layer reads, see the class.
         """
         config, batch, tokens = self.config, pass_.batch, pass_.tokens
-        touched = self._touched(batch * tokens, experts) / (config.experts or 1)
-        seen, kept, pairs = _attended(config, pass_.context, tokens)
-        rows = np.minimum(batch * tokens * self._row, self._rows)
-        share = self._of_prompts if pass_.over_prompts else self._of_cache
-        attention = 4 * config.query_heads * config.head_size * pairs * share
-        work = 2 * (tokens * self._work + self._table_work)
+        seen, kept, _ = _attended(config, pass_.context, tokens)
         counts = Counts(
             weights_resident=self.resident,
-            weights_read=self._dense_weights + self._experts * touched + rows,
+            weights_read=self.weights_read(pass_, experts),
             kv_resident=batch * self._kept(pass_.cache_slots),
             kv_read=batch * self.token * seen / config.layers,
             kv_written=batch * self.token * kept / config.layers,
-            flops=batch * (work + attention),
+            flops=batch * (self.weight_flops(tokens) + self.attention_flops(pass_)),
             weights_gathered=self._gathered,
             activations=batch * self._held(tokens) + self._gathered / config.layers,
-            attention=0.0 if pass_.over_prompts else batch * attention,
+            attention=0.0 if pass_.over_prompts else batch * self.attention_flops(pass_),
             rows=batch * tokens / self._parts,
         )
         return counts.as_python_numbers()
+
+    def weights_read(self, pass_: Pass, experts: float | str | None = None) -> float:
+        """Bytes of weights that a pass reads; for `experts` see the class."""
+        tokens = pass_.batch * pass_.tokens
+        touched = self._touched(tokens, experts) / (self.config.experts or 1)
+        rows = np.minimum(tokens * self._row, self._rows)
+        return self._dense_weights + self._experts * touched + rows
+
+    def weight_flops(self, tokens: int) -> float:
+        """FLOPs of one sequence's products with weights, so many tokens of it being new."""
+        return 2 * (tokens * self._work + self._table_work)
+
+    def attention_flops(self, pass_: Pass) -> float:
+        """FLOPs of one sequence's scores and sums of values."""
+        _, _, pairs = _attended(self.config, pass_.context, pass_.tokens)
+        share = self._of_prompts if pass_.over_prompts else self._of_cache
+        return 4 * self.config.query_heads * self.config.head_size * pairs * share
 
     def line(self, context: int, slots: int) -> BatchLine:
         """Decode steps of every batch at this context, with room for so many tokens."""

@@ -127,21 +127,27 @@ class RepeatedStep:
         self.samples.append(burst.seconds / self.burst)
         self.calls.append(burst.call)
 
-    def rehearse(self) -> None:
+    def rehearse(self, steps: int = MIN_BURST) -> None:
         """Runs a burst without taking a sample, for a trace."""
-        self._run(MIN_BURST)
+        self._run(steps)
 
     def _run(self, steps: int) -> "_Burst":
-        touched, returned = [], None
+        touched, returned, facts = [], None, self._facts
         start = time.perf_counter()
         for number, tokens in enumerate(itertools.islice(self._tokens, steps)):
             carry = self._carry._replace(tokens=tokens)
-            with StepTraceAnnotation(STEP, step_num=number):
+            with StepTraceAnnotation(STEP, step_num=number, **facts):
                 self._cache, _, emitted = self.engine.advance(self._cache, carry, GREEDY)
             returned = returned or time.perf_counter()
             touched.append(emitted.experts_touched)
         jax.block_until_ready(emitted)
         return _Burst(time.perf_counter() - start, returned - start, touched)
+
+    @property
+    def _facts(self) -> dict[str, str | int]:
+        """What a trace says of each of its steps."""
+        sizes = {"batch": self.batch, "context": self.context, "slots": self.slots}
+        return {"model": self.engine.config.name, "devices": self.engine.mesh.size, **sizes}
 
     def release(self) -> None:
         """Frees the cache."""

@@ -15,6 +15,7 @@ ROOMS = {
     "hlo": ("floor",),
     "compiled": ("expected", "hlo"),
     "measured": ("hlo",),
+    "explained": ("measured", "compiled"),
     "plan": ("expected",),
     "published": ("expected",),
     "figures": ("expected",),
