@@ -18,7 +18,7 @@ def step(tiny_engine):
 def test_a_trace_says_which_step_it_is_of(step, tmp_path):
     with capture(tmp_path):
         step.rehearse()
-    facts = {"model": "tiny", "devices": "1", "batch": "2", "context": "20", "slots": "64"}
+    facts = {"model": "tiny", "devices": "1", "batch": "2", "context": "20", "slots": "32"}
     assert step_facts(tmp_path) == facts
 
 
