@@ -140,11 +140,20 @@ def _telling(outcome: Outcome):
         outcome.status, outcome.message = error.status, str(error)
 
 
-def engine_rows(outcomes: Sequence[Outcome], batch: int) -> list[dict]:
+def engine_rows(
+    outcomes: Sequence[Outcome], batch: int, end_ids: frozenset[int] = frozenset()
+) -> list[dict]:
     """What programs read of each engine, times in seconds.
 
-    `same_text` says whether its tokens are Floorline's, `first_difference` where they first differ
-    (sequence and token, from 0); neither is there for weights of another kind or without Floorline.
+    `same_text` says whether its tokens are Floorline's in the `sequences_compared`, and
+    `first_difference` where they first differ (sequence and token, from 0). None of them is there
+    with random weights, which are others in each engine, or without Floorline.
+
+    Args:
+      outcomes: of one comparison.
+      batch: sequences decoded together.
+      end_ids: tokens at which Floorline's sequences are compared no further: some engines never
+        take such a token, and all go on behind it.
     """
     own = _own(outcomes)
     rows = []
@@ -159,10 +168,7 @@ def engine_rows(outcomes: Sequence[Outcome], batch: int) -> list[dict]:
             first = summarise([each.first_token_s for each in outcome.rounds])
             row |= {"step_s": step, "tokens_per_s": batch / step["median"], "first_token_s": first}
             if own and outcome.job.form != "random":
-                place = first_difference(own.rounds[0].tokens, outcome.rounds[0].tokens)
-                row["same_text"] = place is None
-                if place:
-                    row["first_difference"] = {"sequence": place[0], "token": place[1]}
+                row |= _same(own.rounds[0].tokens, outcome.rounds[0].tokens, end_ids)
         if outcome.message:
             row["message"] = outcome.message
         rows.append(row)
@@ -191,20 +197,28 @@ def ratios(outcomes: Sequence[Outcome]) -> list[dict]:
     return found
 
 
-def first_difference(
-    own: Sequence[Sequence[int]], other: Sequence[Sequence[int]]
-) -> tuple[int, int] | None:
-    """The sequence and token at which tokens of two engines first differ; None where nowhere.
-
-    Of several sequences that differ, the one that does so at the earliest token.
-    """
+def _same(
+    own: Sequence[Sequence[int]], other: Sequence[Sequence[int]], end_ids: frozenset[int]
+) -> dict:
+    """Whether tokens are the same; of several places where they differ, the earliest token."""
+    compared = {}  # by sequence: pairs of tokens
+    for sequence, (mine, its) in enumerate(zip(own, other, strict=True)):
+        end = next((place for place, token in enumerate(mine) if token in end_ids), len(mine))
+        if its and end:
+            compared[sequence] = list(zip(mine, its, strict=True))[:end]
+    if not compared:
+        return {}
     places = [
         (token, sequence)
-        for sequence, pair in enumerate(zip(own, other, strict=True))
-        for token, (mine, its) in enumerate(zip(*pair, strict=True))
+        for sequence, pairs in compared.items()
+        for token, (mine, its) in enumerate(pairs)
         if mine != its
     ]
-    return min(places)[::-1] if places else None
+    found: dict = {"same_text": not places, "sequences_compared": len(compared)}
+    if places:
+        token, sequence = min(places)
+        found["first_difference"] = {"sequence": sequence, "token": token}
+    return found
 
 
 def _own(outcomes: Sequence[Outcome]) -> Outcome | None:
@@ -234,9 +248,7 @@ def measure(job: Job, *, context: int, new_tokens: int, repeats: int, vocabulary
     """
     work = Work(random_prompts(vocabulary, job.batch, context), new_tokens)
     job = dataclasses.replace(job, slots=max(job.slots, context + new_tokens))
-    (outcome,) = compare(
-        [job], work, repeats, open_process=lambda job: EngineProcess(job, **how)
-    )
+    (outcome,) = compare([job], work, repeats, open_process=lambda job: EngineProcess(job, **how))
     if outcome.status != "ok":
         raise EngineError(outcome.message, outcome.status)
     return engine_rows([outcome], job.batch)[0]

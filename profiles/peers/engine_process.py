@@ -58,7 +58,7 @@ class EngineProcess:
         Raises:
           EngineError: it cannot load.
         """
-        module = (modules or {name: kind.module for name, kind in ENGINES.items()})[job.engine]
+        module = (modules or ENGINES)[job.engine]
         self.job, self._timeout_s = job, timeout_s
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(

@@ -1,33 +1,14 @@
-"""The engines that are compared: the module that runs each, and what it is."""
-
-from typing import NamedTuple
+"""The engines that are compared, and the module that runs each: see `serve`."""
 
 OWN = "floorline"
-
-
-class Kind(NamedTuple):
-    """An engine.
-
-    Attributes:
-      module: what ``python -m`` runs, see `serve`.
-      summary: what it is, in a few words.
-    """
-
-    module: str
-    summary: str
-
-
+_HUGGING_FACE, _LLAMA_CPP = "profiles.peers.hugging_face", "profiles.peers.llama_cpp"
 ENGINES = {
-    OWN: Kind("profiles.peers.floorline", "this project, on one device"),
-    "transformers": Kind(
-        "profiles.peers.hugging_face", "a plain loop over the model, with a growing cache"
-    ),
-    "transformers-generate": Kind("profiles.peers.hugging_face", "its own `generate`"),
-    "transformers-compiled": Kind(
-        "profiles.peers.hugging_face", "a static cache, and steps compiled by torch.compile"
-    ),
-    "llama.cpp": Kind("profiles.peers.llama_cpp", "its server, on the same weights in one type"),
-    "llama.cpp-quantized": Kind("profiles.peers.llama_cpp", "its server, on the file as it is"),
+    OWN: "profiles.peers.floorline",  # this project, on one device
+    "transformers": _HUGGING_FACE,  # a plain loop over the model, with a growing cache
+    "transformers-compiled": _HUGGING_FACE,  # a static cache, and steps compiled by torch.compile
+    "transformers-generate": _HUGGING_FACE,  # its own loop
+    "llama.cpp": _LLAMA_CPP,  # its server, on the same weights in one plain type
+    "llama.cpp-quantized": _LLAMA_CPP,  # its server, on the file as it is
 }
 DEFAULT = [name for name in ENGINES if name != "transformers-generate"]
 """Those that are compared unless others are asked for."""

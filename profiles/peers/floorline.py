@@ -43,8 +43,9 @@ def _round(engine: Engine, work: Work) -> Round:
     cache = engine.new_cache(len(tokens), slots)
     begin = time.perf_counter()
     logits, cache = engine.prefill(cache, tokens, lengths)
-    times = []
-    for completions in follow(engine, cache, logits, lengths, request, Fed()):
+    steps = follow(engine, cache, logits, lengths, request, Fed())
+    times, completions = [], []
+    for completions in steps:  # noqa: B007
         times.append(time.perf_counter())
     step = (times[-1] - times[0]) / (work.new_tokens - 1)
     return Round(times[0] - begin, step, [completion.tokens for completion in completions])

@@ -1,9 +1,11 @@
 """Decode steps of llama.cpp on this processor as an engine: see `serve`.
 
 It is the server of llama.cpp inside a Python process, as the package xllamacpp wraps it. A request
-with a prompt that is not cached is continued greedily and may not stop early. The server times the
-prompt and the tokens after the first itself. With a batch of B, B requests go at the same time,
-each in a slot of its own, and the slowest counts.
+with a prompt that is not cached is continued greedily and may not stop early: the server then never
+takes a token that ends a text. It times the prompt and the tokens after the first itself. With a
+batch of B, B requests go at the same time, each in a slot of its own, and the slowest counts. Token
+ids are told with their probabilities alone, which take time, so they are asked for where a `Work`
+comes first: in the round that warms up.
 
 `llama.cpp` reads a GGUF file that `write_plain` makes, all matrices in one plain type, and keeps a
 cache of that type; `llama.cpp-quantized` reads the file as it is, and keeps its usual cache.
@@ -39,7 +41,8 @@ def start(job: Job) -> tuple[Run, About]:
         path = write_plain(path, Path(job.scratch) / f"{job.dtype}.gguf", job.dtype)
     server = _server(library, path, job, plain)
     about = About(version=f"xllamacpp {library.__version__}", device="cpu", dtype=dtype)
-    return lambda work: _round(server, work), about
+    known: dict[str, list[list[int]]] = {}
+    return lambda work: _round(server, work, known), about
 
 
 def write_plain(source: Path, target: Path, dtype: str) -> Path:
@@ -106,40 +109,47 @@ def _server(library: Any, path: Path, job: Job, plain: bool) -> Any:
     return library.Server(parameters)
 
 
-def _round(server: Any, work: Work) -> Round:
+def _round(server: Any, work: Work, known: dict[str, list[list[int]]]) -> Round:
+    """Runs a round; `known` holds the tokens of works that came before."""
+    key = repr(work)
     with ThreadPoolExecutor(len(work.prompts)) as pool:
-        answers = list(pool.map(lambda prompt: _answer(server, prompt, work), work.prompts))
-    return Round(
-        first_token_s=max(answer["timings"]["prompt_ms"] for answer in answers) / 1e3,
-        step_s=max(answer["timings"]["predicted_ms"] for answer in answers)
-        / 1e3
-        / (work.new_tokens - 1),
-        tokens=[answer["tokens"] for answer in answers],
+        ask = lambda prompt: _answer(server, prompt, work.new_tokens, key not in known)  # noqa: E731
+        answers = list(pool.map(ask, work.prompts))
+    if key not in known:
+        known[key] = [_tokens(answer, work.new_tokens) for answer in answers]
+    first, others = (
+        max(answer["timings"][part] for answer in answers) / 1e3
+        for part in ("prompt_ms", "predicted_ms")
     )
+    return Round(first, others / (work.new_tokens - 1), known[key])
 
 
-def _answer(server: Any, prompt: list[int], work: Work) -> dict:
+def _answer(server: Any, prompt: list[int], new_tokens: int, with_tokens: bool) -> dict:
     answer = server.handle_completions(
         {
             "prompt": prompt,
-            "n_predict": work.new_tokens,  # the first comes of the prompt
+            "n_predict": new_tokens,  # the first comes of the prompt
             "temperature": 0,
             "top_k": 1,
             "samplers": ["top_k"],
             "ignore_eos": True,
             "cache_prompt": False,
-            "return_tokens": True,
+            "n_probs": int(with_tokens),
         }
     )
     answer = answer if isinstance(answer, dict) else json.loads(answer)
     if "timings" not in answer:
         raise FloorlineError(f"answer of llama.cpp is {json.dumps(answer)[:200]}; report this")
     made = answer["timings"]["predicted_n"]
-    if made != work.new_tokens:
-        raise FloorlineError(
-            f"tokens from llama.cpp is {made}, not {work.new_tokens}; report this"
-        )
+    if made != new_tokens:
+        raise FloorlineError(f"tokens from llama.cpp is {made}, not {new_tokens}; report this")
     return answer
+
+
+def _tokens(answer: dict, new_tokens: int) -> list[int]:
+    """Token ids of an answer; none where some are not told: those that end within a letter."""
+    told = [token["id"] for token in answer["choices"][0]["logprobs"]["content"]]
+    return told if len(told) == new_tokens else []
 
 
 if __name__ == "__main__":

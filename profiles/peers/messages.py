@@ -19,7 +19,7 @@ class Job:
       engine: its name, one of `engines.ENGINES`.
       model: path of the weights, or a name of the catalogue for random ones.
       form: what `model` is.
-      dtype: arithmetic, and weights as far as they are not quantized; empty for Floorline's default.
+      dtype: arithmetic, and weights as far as they are not quantized; empty for a default.
       batch: sequences decoded together.
       slots: tokens of each sequence that the cache has room for.
       threads: processors that it may use, and threads of its own making.
@@ -78,7 +78,7 @@ class Round:
     Attributes:
       first_token_s: seconds from the prompts to the first token of each sequence.
       step_s: seconds of a decode step, the mean over the steps after that.
-      tokens: the new tokens of each sequence.
+      tokens: the new tokens of each sequence; none where the engine does not tell them.
     """
 
     first_token_s: float

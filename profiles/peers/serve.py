@@ -23,7 +23,7 @@ Start = Callable[[Job], tuple[Run, About]]
 REMEDY = "pip install -e '.[compare]'"
 
 
-class MissingPackage(UsageError):
+class MissingPackageError(UsageError):
     """A package that an engine needs is not installed."""
 
 
@@ -31,11 +31,11 @@ def need(*packages: str) -> None:
     """Refuses to go on without these packages.
 
     Raises:
-      MissingPackage: one of them is not installed.
+      MissingPackageError: one of them is not installed.
     """
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise MissingPackage(f"package {package} is missing; {REMEDY}")
+            raise MissingPackageError(f"package {package} is missing; {REMEDY}")
 
 
 def serve(start: Start) -> None:
@@ -64,7 +64,7 @@ def _answer(start: Start, answers: TextIO) -> int:
         tell(about)
         for line in sys.stdin:
             tell(run(Work(**json.loads(line))))
-    except MissingPackage as error:
+    except MissingPackageError as error:
         tell(Failure("missing", str(error)))
         return 2
     except FloorlineError as error:

@@ -24,6 +24,7 @@ def llama_fields(config: ModelConfig) -> dict | None:
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_size,
         "intermediate_size": config.d_ff,
+        "hidden_act": config.activation,
         "max_position_embeddings": config.max_context,
         "rms_norm_eps": config.norm_epsilon,
         "tie_word_embeddings": config.tied_embedding,

@@ -15,6 +15,7 @@ ROOMS = {
     "hlo": ("floor",),
     "compiled": ("expected", "hlo"),
     "measured": ("hlo",),
+    "peers": ("report",),
     "plan": ("expected",),
     "published": ("expected",),
     "figures": ("expected",),

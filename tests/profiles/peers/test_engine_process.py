@@ -1,52 +1,101 @@
-"""Processes in which peers are timed; tests of the times themselves are in tests/speed."""
+"""Processes of engines, planted ones; tests of the times themselves are in tests/speed."""
 
-import os
-from pathlib import Path
+import functools
 
-import gguf
-import numpy as np
 import pytest
 
-from model.weights.gguf_file import GGUFFile
-from profiles.compiled.compiler import environment
-from profiles.measured import peer_llama_cpp, peer_process, peer_transformers
-from sharding.error_types import UsageError
+from profiles.peers.comparison import compare, engine_rows, random_prompts, ratios
+from profiles.peers.engine_process import EngineError, EngineProcess
+from profiles.peers.engines import ENGINES
+from profiles.peers.messages import Job, Work
 
-ROOT = Path(__file__).parents[3]
-
-
-@pytest.mark.parametrize("peer", [peer_llama_cpp, peer_transformers])
-def test_a_peer_starts_beside_the_project_and_says_what_is_missing(peer, tmp_path, monkeypatch):
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    with pytest.raises(UsageError, match=r"exit code is 2 .*absent\.gguf, which is not a file"):
-        peer.measure(tmp_path / "absent.gguf", context=8, batch=1)
+PLANTED = dict.fromkeys(ENGINES, "tests.profiles.peers.planted_engine")
+OPEN = functools.partial(EngineProcess, modules=PLANTED, timeout_s=20)
+WORK = Work(random_prompts(100, 2, 3), 4)
 
 
-def test_other_processes_find_the_project():
-    assert environment()["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+def job(engine: str, **more) -> Job:
+    return Job(engine=engine, model="none.gguf", form="gguf", batch=2, **more)
 
 
-def test_a_file_becomes_one_of_float32_with_the_same_values(tmp_path):
-    values = np.arange(128, dtype=np.float32).reshape(2, 64) / 64
-    writer = gguf.GGUFWriter(tmp_path / "stored.gguf", "llama")
-    writer.add_uint32("llama.block_count", 3)
-    writer.add_array("some.names", ["a", "b"])
-    kind = gguf.GGMLQuantizationType.Q8_0
-    writer.add_tensor("weight", gguf.quants.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    stored = GGUFFile(tmp_path / "stored.gguf")
-    peer_llama_cpp.write_float32(stored.path, tmp_path / "plain.gguf")
-    plain = GGUFFile(tmp_path / "plain.gguf")
-    tensor = gguf.GGUFReader(tmp_path / "plain.gguf").tensors[0]
-    assert tensor.tensor_type == gguf.GGMLQuantizationType.F32
-    np.testing.assert_array_equal(plain.read("weight"), stored.read("weight"))
-    assert plain.metadata["llama.block_count"] == 3
-    assert list(plain.metadata["some.names"]) == ["a", "b"]
+@pytest.fixture(scope="module")
+def outcomes():
+    names = "floorline", "transformers", "transformers-compiled", "llama.cpp", "llama.cpp-quantized"
+    return compare([job(name) for name in names], WORK, 3, open_process=OPEN)
 
 
-def test_samples_are_summed_up():
-    times = peer_process.summary([3.0, 1.0, 2.0])
-    assert times["samples_s"] == [3.0, 1.0, 2.0] and times["median_s"] == 2.0
+@pytest.fixture(scope="module")
+def rows(outcomes):
+    return {row["name"]: row for row in engine_rows(outcomes, 2)}
+
+
+def test_each_engine_has_a_row_of_its_rounds(rows):
+    assert rows["floorline"]["status"] == "ok" and rows["floorline"]["same_text"]
+    assert rows["floorline"]["step_s"]["samples"] == [0.002] * 3
+    assert rows["floorline"]["tokens_per_s"] == pytest.approx(2 / 0.002)
+    assert rows["transformers"]["first_token_s"]["median"] == pytest.approx(0.04)
+    assert rows["transformers"]["same_text"] and rows["transformers"]["sequences_compared"] == 2
+
+
+def test_engines_are_given_the_dtype_and_the_platform_of_floorline(outcomes):
+    assert [each.job.dtype for each in outcomes[1:]] == ["float32"] * 4
+    assert [each.job.platform for each in outcomes[1:]] == ["cpu"] * 4
+
+
+def test_another_text_says_where_it_begins(rows):
+    assert not rows["transformers-compiled"]["same_text"]
+    assert rows["transformers-compiled"]["first_difference"] == {"sequence": 0, "token": 1}
+
+
+def test_texts_are_compared_up_to_an_end(outcomes):
+    found = {row["name"]: row for row in engine_rows(outcomes, 2, frozenset({5}))}
+    assert "same_text" not in found["transformers-compiled"]  # the first token ends the text
+
+
+def test_an_engine_that_dies_keeps_its_rounds_and_says_why(rows):
+    dead = rows["llama.cpp"]
+    assert dead["status"] == "failed" and len(dead["step_s"]["samples"]) == 1
+    assert "exit code of llama.cpp is 139 (Segmentation fault of a peer); " in dead["message"]
+
+
+def test_a_missing_package_names_what_installs_it(rows):
+    assert rows["llama.cpp-quantized"]["status"] == "missing"
+    assert "a_package_that_is_not_there is missing; pip" in rows["llama.cpp-quantized"]["message"]
+    assert "step_s" not in rows["llama.cpp-quantized"]
+
+
+def test_ratios_are_those_of_the_same_rounds(outcomes):
+    found = {each["name"]: each for each in ratios(outcomes)}
+    assert found.keys() == {"transformers", "transformers-compiled", "llama.cpp"}
+    assert found["transformers"]["step"] == pytest.approx(2)
+    assert found["llama.cpp"]["first_token"] == pytest.approx(1)
+
+
+def test_an_engine_can_be_loaded_for_each_round_alone():
+    opened, most, here = [], [], set()
+
+    class Counted(EngineProcess):
+        def __init__(self, job):
+            super().__init__(job, PLANTED)
+            opened.append(job.engine)
+            here.add(self)
+            most.append(len(here))
+
+        def close(self):
+            here.discard(self)
+            super().close()
+
+    jobs = [job("floorline"), job("transformers")]
+    found = compare(jobs, WORK, 2, together=False, open_process=Counted)
+    assert [len(each.rounds) for each in found] == [2, 2]
+    assert opened == ["floorline", "transformers"] * 2 + ["transformers", "floorline"]
+    assert max(most) == 1
+
+
+def test_an_engine_that_hangs_is_ended():
+    with (
+        EngineProcess(job("transformers-generate"), PLANTED, timeout_s=3) as process,
+        pytest.raises(EngineError, match="transformers-generate is above 3 s; ask"),
+    ):
+        process.round(WORK)
+    assert process._process.returncode == -9
