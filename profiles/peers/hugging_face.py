@@ -60,7 +60,7 @@ def load(job: Job, attention: str = "sdpa") -> tuple[Any, Any]:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
     transformers.logging.set_verbosity_error()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() and job.platform != "cpu" else "cpu"
     if job.platform not in ("", "cpu") and device == "cpu":
         raise UsageError(f"device is {job.platform} for Floorline, which this torch lacks; "
                          "install torch for it")  # fmt: skip

@@ -63,9 +63,9 @@ def test_llama_cpp_takes_gguf_files_alone(form):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("family", ["llama3", "qwen3_moe"])
-def test_transformers_decodes_the_same_text(family):
+def test_transformers_decodes_the_same_text():
     pytest.importorskip("transformers")
+    family = "llama3"
     config, _ = read_config(FOLDER / family)
     work = Work(random_prompts(config.vocabulary, 2, 9), 8)
     names = "floorline", "transformers", "transformers-generate", "transformers-compiled"
