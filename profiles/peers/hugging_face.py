@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from profiles.peers.messages import About, Job, Round, Work
-from profiles.peers.serve import Run, need, serve
+from profiles.peers.serve import MissingPackageError, Run, need, serve
 from sharding.error_types import FloorlineError, UsageError
 
 
@@ -34,7 +34,7 @@ def start(job: Job) -> tuple[Run, About]:
     )
     if job.engine == "transformers-generate":
         return lambda work: _generate(torch, model, work), about
-    return _Loop(torch, model, job).run, about
+    return _naming_the_compiler(_Loop(torch, model, job).run), about
 
 
 def load(job: Job, attention: str = "sdpa") -> tuple[Any, Any]:
@@ -75,6 +75,23 @@ def load(job: Job, attention: str = "sdpa") -> tuple[Any, Any]:
     else:
         model = classes.from_pretrained(path, **how)
     return torch, model.to(device).eval()
+
+
+def _naming_the_compiler(run: Run) -> Run:
+    """The same, where a missing C++ compiler is told apart from other failures."""
+
+    def named(work: Work) -> Round:
+        try:
+            return run(work)
+        except Exception as error:
+            if "CxxCompiler" in str(error):
+                raise MissingPackageError(
+                    "C++ compiler is missing, which torch.compile needs; install g++, or leave "
+                    "transformers-compiled out of --engines"
+                ) from error
+            raise
+
+    return named
 
 
 class _Loop:
