@@ -105,11 +105,13 @@ def _parts(output: Path) -> list[CommandPart]:
     joined = {flag.name: f"--{flag.name}={','.join(flag.value)}"
               for flag in (_BATCH, _CONTEXT, _WEIGHT_DTYPE, _PROMPT_LENGTH)}  # fmt: skip
     middle = _CONTEXT.value[len(_CONTEXT.value) // 2]
-    calibration = output / "microbenchmark" / "calibration.json"
+    # Documents keep these commands, and so no more of this machine's paths than need be.
+    scripts, folder = Path(os.path.relpath(SCRIPTS)), Path(os.path.relpath(output))
+    calibration = folder / "microbenchmark" / "calibration.json"
     expected = {calibration: f"--calibration={calibration}"}
 
     def part(name: str, script: str, *words: str, share: float = 1, **more) -> CommandPart:
-        command = [sys.executable, str(SCRIPTS / script), *words, f"--output_dir={output / name}"]
+        command = [sys.executable, str(scripts / script), *words, f"--output_dir={folder / name}"]
         return CommandPart(name, command, share, **more)
 
     steps = [*model, "--devices=1"]
@@ -119,7 +121,7 @@ def _parts(output: Path) -> list[CommandPart]:
         for batch in _EXPLAINED_BATCH.value
     ]  # fmt: skip
     return [
-        part("microbenchmark", "microbenchmark.py", "--devices=1", "--seconds=10", share=1),
+        part("microbenchmark", "microbenchmark.py", "--devices=1", "--seconds=6", share=2),
         part("decode", "profile_decode.py", *steps, joined["batch"], joined["context"],
              joined["weight_dtype"], share=6, where_there=expected),
         part("prefill", "profile_decode.py", *steps, "--phase=prefill", joined["prompt_length"],
