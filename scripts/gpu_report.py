@@ -6,8 +6,9 @@ weights, explained steps, and a compiled step of transformers beside Floorline's
 network, and takes less than --minutes: each part has a share of the time, and one that needs more
 is ended and keeps its rows. A part that fails is named, and the rest goes on.
 
-The same command goes on with what is not finished, also after it was killed. report.md and
-report.json are there after every part, and hold all that was printed and measured.
+The same command goes on with what is not finished, also after it was killed; a folder of other
+flags or versions is refused. report.md and report.json are there after every part, and hold all
+that was printed and measured.
 
 Examples:
   python scripts/gpu_report.py
@@ -46,15 +47,14 @@ if __name__ == "__main__":
 
 with _common.importing(__name__):
     from model.catalog import find_model
-    from profiles.report.document import document, read_document
-    from profiles.report.files import check_writable, write_json
+    from profiles.report.document import document, read_document, versions
+    from profiles.report.files import check_writable, write_atomically, write_json
     from profiles.report.parts import (
         CommandPart,
         State,
         read_state,
         report_markdown,
         run_parts,
-        write_markdown,
     )
     from profiles.report.step_table import step_table
     from sharding.error_types import FloorlineError, UsageError
@@ -70,7 +70,7 @@ def main() -> None:
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     output = Path(_OUTPUT_DIR.value).resolve()
     _check()
-    settings = {name: flags.FLAGS[name].value for name in _SETTINGS}
+    settings = versions() | {name: flags.FLAGS[name].value for name in _SETTINGS}
     check_writable(output)
     _common.check_json()
     state, parts = read_state(output, settings), _parts(output)
@@ -128,7 +128,7 @@ def _parts(output: Path) -> list[CommandPart]:
              "--seconds=10", share=1.5, where_there=expected),
         *explained,
         part("transformers", "compare_engines.py", *model, "--engines=transformers-compiled",
-             f"--prompt_length={middle}", share=2),
+             f"--prompt_length={middle}", "--noone_at_a_time", share=2),
     ]  # fmt: skip
 
 
@@ -151,9 +151,8 @@ def _write(output: Path, parts: list[CommandPart], state: State, started: str) -
     )
     write_json(output / "report.json", whole)
     title = f"{_common.MODEL.value} with random weights on {kind or 'these devices'}"
-    write_markdown(
-        output / "report.md", report_markdown(title, parts, state, output, _table_so_far)
-    )
+    page = report_markdown(title, parts, state, output, _table_so_far)
+    write_atomically(output / "report.md", page.encode())
 
 
 def _name(folder: Path) -> str:

@@ -114,7 +114,8 @@ class _Loop:
     def run(self, work: Work) -> Round:
         """Runs one round."""
         torch, prompt = self.torch, _prompt(self.torch, self.model, work)
-        with torch.inference_mode():
+        # Compiled steps write into a cache that they know as their own, as under `generate`.
+        with torch.inference_mode() if self.static is None else torch.no_grad():
             cache = self._cache()
             self._wait()
             begin = time.perf_counter()
@@ -136,11 +137,10 @@ class _Loop:
 
     def _next(self, step: Any, tokens: Any, cache: Any) -> Any:
         """The most likely token after the last one of each sequence, [B, 1]."""
-        if self.cuda and step is self.step:
+        if self.cuda and self.static is not None:
             self.torch.compiler.cudagraph_mark_step_begin()
         output = step(tokens, use_cache=True, logits_to_keep=1, **{self.name: cache})
-        # A copy: the next compiled step writes its logits where these are.
-        return output.logits[:, -1].argmax(-1, keepdim=True).clone()
+        return output.logits[:, -1].argmax(-1, keepdim=True)
 
     def _wait(self) -> None:
         if self.cuda:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from profiles.report.files import check_writable, write_atomically, write_json
+from profiles.report.files import check_writable, write_json
 from sharding.error_types import FloorlineError, UsageError
 
 STATE = "state.json"
@@ -206,8 +206,3 @@ def report_markdown(
         for picture in sorted(own.glob("*.png")):
             lines += ["", f"![{picture.stem} of {part.name}]({part.name}/{picture.name})"]
     return "\n".join(lines) + "\n"
-
-
-def write_markdown(path: Path, text: str) -> None:
-    """Writes a page, whole or not at all."""
-    write_atomically(path, text.encode())

@@ -28,6 +28,7 @@ CASES = {
     "again": ["--output_dir=out", "--json=again.json"],
     "other": ["--output_dir=out", "--batch=1"],
     "model": ["--model=gpt5"],
+    "version": ["--output_dir=older"],
     "minutes": ["--minutes=0"],
     "batch": ["--batch=0"],
 }
@@ -44,6 +45,9 @@ def ended(folder):
     scripts.mkdir()
     for name, file in FILES.items():
         (scripts / name).write_text(PLANTED.replace("NAME", file))
+    older = {"settings": {"jax": "0.4"}, "parts": {}}
+    (folder / "older").mkdir()
+    (folder / "older/state.json").write_text(json.dumps(older))
     patches = {"gpu_report.SCRIPTS": str(scripts)}
     return run_many("gpu_report.py", CASES, folder=folder, patches=patches)
 
@@ -84,6 +88,7 @@ def test_parts_are_the_commands_of_the_shapes_that_are_asked_for(ended, folder):
     [
         ("other", "batch is ['1'] here and ['1', '8', '64', '256'] in"),
         ("model", "model is 'gpt5'"),
+        ("version", "older; give the same flags to go on, or another --output_dir"),
         ("minutes", "--minutes is 0.0; use a positive number"),
         ("batch", "--batch is '0'; use positive integers"),
     ],
