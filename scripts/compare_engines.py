@@ -71,7 +71,7 @@ with _common.importing(__name__):
     from profiles.figures.engines import engine_bars
     from profiles.floor.memory_needed import free_memory
     from profiles.peers.comparison import Outcome, compare, engine_rows, random_prompts, ratios
-    from profiles.peers.comparison_table import engine_table
+    from profiles.peers.comparison_table import engine_table, notes
     from profiles.peers.engines import DEFAULT, ENGINES, OWN
     from profiles.peers.messages import Job, Work
     from profiles.peers.shapes import llama_fields
@@ -103,6 +103,8 @@ def main() -> None:
     _common.say(f"wrote {output / 'engines.json'}, {output / 'engines.png'}")
     _common.show(wrap(_title(results), 2) + "\n")
     _common.show(engine_table(results["engines"], results["ratios"]).terminal())
+    for note in notes(results["engines"]):
+        _common.show("\n" + wrap(note, 2))
     _refuse_too_few(outcomes)
 
 

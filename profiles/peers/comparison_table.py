@@ -19,39 +19,46 @@ def engine_table(engines: Sequence[Mapping], ratios: Sequence[Mapping]) -> Table
       ratios: as `comparison.ratios` gives them.
     """
     by_name = {each["name"]: each for each in ratios}
-    rows, remarks = [], []
+    rows = []
     for engine in engines:
-        name, remark = engine["name"], ""
-        if engine["status"] != "ok":
-            remark = f"{engine['status']}: {engine.get('message', '')}"
         if "step_s" not in engine:
-            rows.append([name])
-        else:
-            over = by_name.get(name)
-            rows.append(
-                [
-                    name,
-                    engine.get("dtype", ""),
-                    *_time(engine["step_s"]),
-                    number(engine["tokens_per_s"]),
-                    *_time(engine["first_token_s"]),
-                    f"{over['step']:.2f}" if over else "",
-                    f"{over['first_token']:.2f}" if over else "",
-                    text_words(engine),
-                ]
-            )
-        remarks.append(remark)
+            rows.append([engine["name"], f"{engine['status']}: {engine.get('message', '')}"])
+            continue
+        over = by_name.get(engine["name"])
+        rows.append(
+            [
+                engine["name"],
+                engine["dtype"],
+                *_time(engine["step_s"]),
+                number(engine["tokens_per_s"]),
+                *_time(engine["first_token_s"]),
+                *(f"{over[part]:.2f}" if over else "" for part in ("step", "first_token")),
+                _text(engine),
+            ]
+        )
+    remarks = [row.pop() if len(row) == 2 else "" for row in rows]
     return Table(_HEAD, rows, align="llrrrrrrrl", remarks=remarks, spare=(6, 3))
 
 
-def text_words(engine: Mapping) -> str:
+def notes(engines: Sequence[Mapping]) -> list[str]:
+    """Why an engine that was measured has fewer rounds than the others, a line for each."""
+    stopped = [each for each in engines if "step_s" in each and each["status"] != "ok"]
+    return [
+        f"{each['name']} {each['status']} in round {len(each['step_s']['samples']) + 1}: "
+        f"{each['message']}"
+        for each in stopped
+    ]
+
+
+def _text(engine: Mapping) -> str:
     """Whether an engine's text is Floorline's, in a few words."""
     if "same_text" not in engine:
         return ""
     if engine["same_text"]:
         return "the same"
     place = engine["first_difference"]
-    return f"other from token {place['token'] + 1} of sequence {place['sequence'] + 1}"
+    sequence = f" of sequence {place['sequence'] + 1}" if place["sequence"] else ""
+    return f"other from token {place['token'] + 1}{sequence}"
 
 
 def _time(seconds: Mapping[str, float]) -> list[str]:

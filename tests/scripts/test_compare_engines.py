@@ -53,7 +53,7 @@ def test_files_are_written_and_a_table_is_printed(ended, folder):
     assert "transformers  " in done.stdout and "2.00" in done.stdout
     words = " ".join(done.stdout.split())
     assert "missing: package a_package_that_is_not_there is missing; pip install" in words
-    assert "failed: exit code of llama.cpp is 139" in words
+    assert "llama.cpp failed in round 2: exit code of llama.cpp is 139" in words
     assert not done.jax_started  # devices are the engines' alone
 
 
