@@ -72,7 +72,7 @@ with _common.importing(__name__):
     from profiles.floor.memory_needed import free_memory
     from profiles.peers.comparison import Outcome, compare, engine_rows, random_prompts, ratios
     from profiles.peers.comparison_table import engine_table, notes
-    from profiles.peers.engines import DEFAULT, ENGINES, OWN
+    from profiles.peers.engine_process import DEFAULT, ENGINES, OWN
     from profiles.peers.messages import Job, Work
     from profiles.peers.shapes import llama_fields
     from profiles.report.document import document

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from profiles.peers.engine_process import EngineError, EngineProcess
-from profiles.peers.engines import OWN
+from profiles.peers.engine_process import OWN, EngineError, EngineProcess
 from profiles.peers.messages import About, Job, Round, Status, Work
 from profiles.report.document import summarise
 

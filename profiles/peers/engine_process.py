@@ -12,12 +12,24 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from profiles.peers.engines import ENGINES
 from profiles.peers.messages import About, Failure, Job, Round, Status, Work
 from sharding.error_types import FloorlineError
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 1800.0
+OWN = "floorline"
+_HUGGING_FACE, _LLAMA_CPP = "profiles.peers.hugging_face", "profiles.peers.llama_cpp"
+ENGINES = {
+    OWN: "profiles.peers.floorline",  # this project, on one device
+    "transformers": _HUGGING_FACE,  # a plain loop over the model, with a growing cache
+    "transformers-compiled": _HUGGING_FACE,  # a static cache, and steps compiled by torch.compile
+    "transformers-generate": _HUGGING_FACE,  # its own loop
+    "llama.cpp": _LLAMA_CPP,  # its server, on the same weights in one plain type
+    "llama.cpp-quantized": _LLAMA_CPP,  # its server, on the file as it is
+}
+"""The engines that are compared, and the module that runs each: see `serve`."""
+DEFAULT = [name for name in ENGINES if name != "transformers-generate"]
+"""Those that are compared unless others are asked for."""
 
 
 class EngineError(FloorlineError):

@@ -16,7 +16,7 @@ class Job:
     """What an engine is to load, and what of this machine it may use.
 
     Attributes:
-      engine: its name, one of `engines.ENGINES`.
+      engine: its name, one of `engine_process.ENGINES`.
       model: path of the weights, or a name of the catalogue for random ones.
       form: what `model` is.
       dtype: arithmetic, and weights as far as they are not quantized; empty for a default.

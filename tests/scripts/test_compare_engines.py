@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from profiles.peers.engines import ENGINES
+from profiles.peers.engine_process import ENGINES
 from tests.scripts.running import run_many
 
 PLANTED = {

@@ -5,8 +5,7 @@ import functools
 import pytest
 
 from profiles.peers.comparison import compare, engine_rows, random_prompts, ratios
-from profiles.peers.engine_process import EngineError, EngineProcess
-from profiles.peers.engines import ENGINES
+from profiles.peers.engine_process import ENGINES, EngineError, EngineProcess
 from profiles.peers.messages import Job, Work
 
 PLANTED = dict.fromkeys(ENGINES, "tests.profiles.peers.planted_engine")
