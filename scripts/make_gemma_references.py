@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from profiles.measured.peer_llama_cpp import write_float32
+from profiles.peers.llama_cpp import write_plain
 from sharding.error_types import FloorlineError, UsageError
 
 _GGUF = flags.DEFINE_string("gguf", None, "Path of Gemma 3 270M as a GGUF file.")
@@ -96,7 +96,7 @@ def references(gguf: Path) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         plain = Path(scratch) / "float32.gguf"
-        write_float32(gguf, plain)
+        write_plain(gguf, plain, "float32")
         answers = answer(plain)
     stored = answer(gguf)
     for name, entry in answers.items():

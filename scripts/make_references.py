@@ -45,7 +45,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from profiles.measured import peer_transformers
+from profiles.peers import hugging_face
+from profiles.peers.messages import Job
 from sharding.error_types import FloorlineError, UsageError
 
 _GGUF = flags.DEFINE_string("gguf", None, "Path of SmolLM2-135M-Instruct as a GGUF file.")
@@ -172,7 +173,8 @@ def thin(name: str, logits: np.ndarray) -> dict[str, np.ndarray]:
 
 def answer_prompts(gguf: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """transformers' answers to all prompts, as the JSON object and the arrays to store."""
-    torch, model = peer_transformers.load(gguf, attention="eager")
+    job = Job("transformers", str(gguf), "gguf", dtype="float32", platform="cpu")
+    torch, model = hugging_face.load(job, attention="eager")
     # With one thread, sums are added in the same order on every run.
     torch.set_num_threads(1)
     tokenizer, eos_id = build_tokenizer(gguf)

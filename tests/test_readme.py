@@ -19,6 +19,7 @@ from profiles.published import accuracy_table
 from profiles.report.numbers import number
 from profiles.report.pages import Part
 from tests import family_cases, file_tables, talk_table
+from tests.profiles.test_rooms import ROOMS
 from tests.scripts import running
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +37,7 @@ def page(name: str) -> str:
 def test_the_first_page_is_short_and_every_folder_has_a_page_that_it_leads_to():
     assert len(FIRST.read_text().splitlines()) <= 200
     rooms = [f"profiles/{path.parent.name}" for path in ROOT.glob("profiles/*/__init__.py")]
-    assert len(rooms) == 11
+    assert len(rooms) == len(ROOMS)
     for folder in (*FOLDERS, "model/weights", *rooms):
         assert f"]({folder}/README.md)" in FIRST.read_text()
 

@@ -1,4 +1,4 @@
-"""Decode steps timed on the devices that are here, their traces, and peers timed beside them.
+"""Decode steps timed on the devices that are here, and their traces.
 
 May import `hlo` and what that may import.
 """

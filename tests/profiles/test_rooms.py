@@ -16,6 +16,7 @@ ROOMS = {
     "compiled": ("expected", "hlo"),
     "measured": ("hlo",),
     "explained": ("measured", "compiled"),
+    "peers": ("report",),
     "plan": ("expected",),
     "published": ("expected",),
     "figures": ("expected",),

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from profiles.measured import peer_llama_cpp, peer_transformers
+from profiles.peers.comparison import measure
+from profiles.peers.messages import Job
 
 ROOT = Path(__file__).parents[2]
 RUNS = 3
@@ -32,6 +33,14 @@ def best_row(tmp_path: Path, batch: int = 1) -> dict:
     return min(points, key=lambda point: point["step_s"]["median"])
 
 
+def peer_step(smollm2, engine: str, scratch: Path, batch: int, repeats: int) -> float:
+    """The median step of a peer at context 128, in a process of its own."""
+    job = Job(engine, str(smollm2.file.path), "gguf", batch=batch, threads=2, scratch=str(scratch))
+    vocabulary = smollm2.config.vocabulary
+    row = measure(job, context=128, new_tokens=17, repeats=repeats, vocabulary=vocabulary)
+    return row["step_s"]["median"]
+
+
 def test_a_step_reaches_more_than_half_of_its_floor(tmp_path):
     fractions = [best_row(tmp_path)["fraction_of_floor"] for _ in range(RUNS)]
     assert np.median(fractions) >= 0.55, fractions
@@ -44,20 +53,16 @@ def test_a_step_is_much_faster_than_transformers(tmp_path, smollm2, batch, bar):
     ratios = []
     for _ in range(RUNS):  # alternating, so that a slow minute falls on both
         own = best_row(tmp_path, batch)["step_s"]["median"]
-        peer = peer_transformers.measure(
-            smollm2.file.path, context=128, batch=batch, new_tokens=16, repeats=3
-        )
-        fastest = min(peer[way]["median_s"] for way in ("generate", "manual_loop"))
+        ways = "transformers", "transformers-generate"
+        fastest = min(peer_step(smollm2, way, tmp_path, batch, repeats=3) for way in ways)
         ratios.append(fastest / own)
     assert np.median(ratios) >= bar, ratios
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("xllamacpp"), reason="needs extra `peers`")
+@pytest.mark.skipif(not importlib.util.find_spec("xllamacpp"), reason="needs extra `compare`")
 def test_a_step_is_no_slower_than_llama_cpp(tmp_path, smollm2):
-    gguf, ratios = tmp_path / "float32.gguf", []
-    peer_llama_cpp.write_float32(smollm2.file.path, gguf)
+    ratios = []
     for _ in range(RUNS):
         own = best_row(tmp_path)["step_s"]["median"]
-        peer = peer_llama_cpp.measure(gguf, context=128, batch=1, new_tokens=16, repeats=7)
-        ratios.append(peer["median_s"] / own)
+        ratios.append(peer_step(smollm2, "llama.cpp", tmp_path, batch=1, repeats=7) / own)
     assert np.median(ratios) >= 1, ratios

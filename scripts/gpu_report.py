@@ -1,0 +1,182 @@
+"""Measure all that this project measures on a machine with one GPU, with one command.
+
+Runs the other scripts one after another, each in a process of its own and with a folder of its own
+in --output_dir: the microbenchmark, decode steps and prompts of a model's shapes with random
+weights, explained steps, and a compiled step of transformers beside Floorline's. It needs no
+network, and takes less than --minutes: each part has a share of the time, and one that needs more
+is ended and keeps its rows. A part that fails is named, and the rest goes on.
+
+The same command goes on with what is not finished, also after it was killed; a folder of other
+flags or versions is refused. report.md and report.json are there after every part, and hold all
+that was printed and measured.
+
+Examples:
+  python scripts/gpu_report.py
+  python scripts/gpu_report.py --minutes=20 --output_dir=out/h200
+  python scripts/gpu_report.py --model=tiny --batch=1,2 --context=16,32 --prompt_length=32
+"""
+
+import datetime
+import json
+import os
+import sys
+from pathlib import Path
+
+import _common
+from absl import flags
+
+_BATCH = flags.DEFINE_list("batch", ["1", "8", "64", "256"], "Sequences per step, a list.")
+_CONTEXT = flags.DEFINE_list(
+    "context",
+    ["512", "2048", "16384"],
+    "Tokens in each sequence's cache, a list; steps are explained and compared at the middle one.",
+)
+_WEIGHT_DTYPE = flags.DEFINE_list(
+    "weight_dtype", ["bfloat16", "int8", "int4"], "Dtypes of stored weights, a list."
+)
+_PROMPT_LENGTH = flags.DEFINE_list("prompt_length", ["512", "8192"], "Tokens of prompts, a list.")
+_EXPLAINED_BATCH = flags.DEFINE_list(
+    "explained_batch", ["1", "64"], "Sequences of steps that are explained, a list."
+)
+_MINUTES = flags.DEFINE_float("minutes", 8, "Time for all parts.", 0)
+_OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/gpu_report", "Folder for results.")
+flags.set_default(_common.MODEL, "llama3-8b")
+
+if __name__ == "__main__":
+    flags.adopt_module_key_flags(_common)
+
+with _common.importing(__name__):
+    from model.catalog import find_model
+    from profiles.report.document import document, read_document, versions
+    from profiles.report.files import check_writable, write_atomically, write_json
+    from profiles.report.parts import (
+        CommandPart,
+        State,
+        read_state,
+        report_markdown,
+        run_parts,
+    )
+    from profiles.report.step_table import step_table
+    from sharding.error_types import FloorlineError, UsageError
+
+SCRIPTS = Path(__file__).resolve().parent
+_SETTINGS = "model", "batch", "context", "weight_dtype", "prompt_length", "explained_batch"
+_DOCUMENTS = "profile.json", "explain.json", "engines.json", "microbenchmark.json"
+_LAST_S = 20.0  # of the time for what ends after its share
+
+
+def main() -> None:
+    """Runs the parts, and writes the report after each."""
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    output = Path(_OUTPUT_DIR.value).resolve()
+    _check()
+    settings = versions() | {name: flags.FLAGS[name].value for name in _SETTINGS}
+    check_writable(output)
+    _common.check_json()
+    state, parts = read_state(output, settings), _parts(output)
+
+    def report(state: State) -> None:
+        _write(output, parts, state, started)
+
+    # Programs are compiled once, however often the report goes on.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(output / "compiled"))
+    seconds = max(_MINUTES.value * 60 - _LAST_S, _MINUTES.value * 30)
+    run_parts(parts, output, state, seconds, _common.say, report)
+    report(state)
+    if _common.JSON.value:
+        write_json(_common.JSON.value, json.loads((output / "report.json").read_text()))
+    _common.say(f"wrote {output / 'report.json'}, {output / 'report.md'}")
+    _common.show((output / "report.md").read_text(), end="")
+    _refuse_unfinished(parts, state)
+
+
+def _check() -> None:
+    _common.refuse(["random_weights"], "weights are random always")
+    find_model(_common.MODEL.value)
+    for flag in (_BATCH, _CONTEXT, _PROMPT_LENGTH, _EXPLAINED_BATCH):
+        _common.integers(flag.name, flag.value)
+    if not 0 < _MINUTES.value < float("inf"):
+        raise UsageError(f"--minutes is {_MINUTES.value}; use a positive number")
+
+
+def _parts(output: Path) -> list[CommandPart]:
+    """The project's own commands, in the order of their worth."""
+    model = [f"--model={_common.MODEL.value}", "--random_weights"]
+    joined = {flag.name: f"--{flag.name}={','.join(flag.value)}"
+              for flag in (_BATCH, _CONTEXT, _WEIGHT_DTYPE, _PROMPT_LENGTH)}  # fmt: skip
+    middle = _CONTEXT.value[len(_CONTEXT.value) // 2]
+    # Documents keep these commands, and so no more of this machine's paths than need be.
+    scripts, folder = Path(os.path.relpath(SCRIPTS)), Path(os.path.relpath(output))
+    calibration = folder / "microbenchmark" / "calibration.json"
+    expected = {calibration: f"--calibration={calibration}"}
+
+    def part(name: str, script: str, *words: str, share: float = 1, **more) -> CommandPart:
+        command = [sys.executable, str(scripts / script), *words, f"--output_dir={folder / name}"]
+        return CommandPart(name, command, share, **more)
+
+    steps = [*model, "--devices=1"]
+    explained = [
+        part(f"explained-{batch}", "explain_step.py", *steps, f"--batch={batch}",
+             f"--context={middle}")
+        for batch in _EXPLAINED_BATCH.value
+    ]  # fmt: skip
+    return [
+        part("microbenchmark", "microbenchmark.py", "--devices=1", "--seconds=6", share=2),
+        part("decode", "profile_decode.py", *steps, joined["batch"], joined["context"],
+             joined["weight_dtype"], share=6, where_there=expected),
+        part("prefill", "profile_decode.py", *steps, "--phase=prefill", joined["prompt_length"],
+             "--seconds=10", share=1.5, where_there=expected),
+        *explained,
+        part("transformers", "compare_engines.py", *model, "--engines=transformers-compiled",
+             f"--prompt_length={middle}", "--noone_at_a_time", share=2),
+    ]  # fmt: skip
+
+
+def _write(output: Path, parts: list[CommandPart], state: State, started: str) -> None:
+    found = {}  # by part: its document
+    for part in parts:
+        for path in (output / part.name / name for name in _DOCUMENTS):
+            if path.exists():
+                found[part.name] = json.loads(path.read_text(encoding="utf-8"))
+    kind = next((each["device_kind"] for each in found.values()), "")
+    whole = document(
+        sys.argv,
+        [{**point, "part": name} for name, each in found.items() for point in each["points"]],
+        device_kind=kind,
+        started=started,
+        bandwidth=None,
+        parts=[{"name": name, **what} for name, what in state.parts.items()],
+        documents={name: f"{name}/{_name(output / name)}" for name in found},
+        engines=found.get("transformers", {}).get("engines", []),
+    )
+    write_json(output / "report.json", whole)
+    title = f"{_common.MODEL.value} with random weights on {kind or 'these devices'}"
+    page = report_markdown(title, parts, state, output, _table_so_far)
+    write_atomically(output / "report.md", page.encode())
+
+
+def _name(folder: Path) -> str:
+    return next(name for name in _DOCUMENTS if (folder / name).exists())
+
+
+def _table_so_far(folder: Path) -> str:
+    """The table of a sweep that was ended before it printed one."""
+    path = folder / "profile.json"
+    if not path.exists():
+        return ""
+    run = read_document(path)
+    return step_table(run["points"], run["bandwidth"])
+
+
+def _refuse_unfinished(parts: list[CommandPart], state: State) -> None:
+    unfinished = [part.name for part in parts if not state.done(part.name)]
+    if unfinished:
+        words = ", ".join(f"{name} is {state.parts[name]['status']}" for name in unfinished)
+        raise FloorlineError(
+            f"number of parts finished is {len(parts) - len(unfinished)} of {len(parts)} "
+            f"({words}); the same command goes on with the others"
+        )
+
+
+if __name__ == "__main__":
+    _common.start(main)
