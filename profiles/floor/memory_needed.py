@@ -6,7 +6,7 @@ that fits here can still run out of memory.
 """
 
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,14 +29,12 @@ class Need(NamedTuple):
     """The bytes that a row of a sweep needs in one memory.
 
     Attributes:
-      engine: the engine whose weights it uses; rows of one engine share them.
       weights: bytes of the weights.
       batch: number of sequences.
       each: bytes of each sequence's cache, and of its logits or its prompt's activations.
       prompt: tokens of each prompt and of a chunk, where prompts run; None for a decode step.
     """
 
-    engine: Hashable
     weights: float
     batch: int
     each: float
@@ -44,7 +42,7 @@ class Need(NamedTuple):
 
     @property
     def bytes(self) -> float:
-        """Bytes of the row without any others."""
+        """Bytes of the row in all."""
         return self.weights + self.batch * self.each
 
 
@@ -56,7 +54,6 @@ def need_of(
     batch: int,
     slots: int,
     prompt: tuple[int, int] | None = None,
-    engine: Hashable = None,
 ) -> Need:
     """The memory that steps need on a device, or on all fake devices of this process.
 
@@ -67,7 +64,6 @@ def need_of(
       batch: sequences, a multiple of what the layout divides them into.
       slots: tokens of each sequence that the cache has room for.
       prompt: tokens of each prompt and of a chunk; None for a decode step.
-      engine: a key for the engine where there are several.
     """
     sizes = {"batch": batch, "context": slots - 1, "slots": slots}
     costs = PassCounter(config, placement, dtypes).count(Pass(**sizes))
@@ -79,7 +75,7 @@ def need_of(
         sizes = {"tokens": tokens, "chunk": chunk}
         beside = max(beside, float(activation_bytes(config, placement.prefill, dtypes, **sizes)))
     each = costs.kv_resident / batch + beside
-    return Need(engine, costs.weights_resident * shared, batch, each * shared, prompt)
+    return Need(costs.weights_resident * shared, batch, each * shared, prompt)
 
 
 def shares_memory() -> bool:
@@ -99,7 +95,7 @@ def check_room(need: Need, with_chunk: Callable[..., Need] | None = None) -> Non
         prompts that would fit if a smaller one does.
     """
     available = processes.from_first_process(free_memory) if shares_memory() else None
-    if available is None or not (why := refusals([need], available)[0]):
+    if available is None or not (why := refusal(need, available)):
         return
     length, largest = need.prompt or (0, 0)
     smaller = range((min(length, largest) - 1) // TILE * TILE, 0, -TILE) if with_chunk else ()
@@ -131,33 +127,10 @@ def _told(path: str, word: str = "") -> int | None:
     return int(match[1]) * (1024 if match[2] else 1) if match else None
 
 
-def refusals(needs: Sequence[Need], available: float) -> list[str]:
-    """Why each row does not fit beside the others; empty for rows that do.
-
-    Small rows go first, so that a large one that does not fit takes no room from them.
-
-    Args:
-      needs: the rows whose weights and caches are in one memory at the same time.
-      available: bytes of that memory.
-    """
-    reasons, used, loaded = [""] * len(needs), 0.0, set()
-    for row in sorted(range(len(needs)), key=lambda row: needs[row].bytes):
-        need = needs[row]
-        more = need.bytes - need.weights * (need.engine in loaded)
-        if used + more <= available:
-            used += more
-            loaded.add(need.engine)
-        else:
-            reasons[row] = _why(need, more, available, available - used)
-    return reasons
-
-
-def _why(need: Need, more: float, available: float, left: float) -> str:
+def refusal(need: Need, available: float) -> str:
+    """Why a row does not fit in so many bytes of memory; empty for one that does."""
     if need.bytes <= available:
-        return (
-            f"memory needed beside smaller rows is {byte_size(more)}, where they leave "
-            f"{byte_size(left)}; measure it in a run of its own"
-        )
+        return ""
     largest = int((available - need.weights) // need.each)
     remedy = (
         f"use a batch of {largest:,} at most" if largest > 0 else "use fewer bits, or more chips"

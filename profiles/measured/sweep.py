@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from decode.chunks import default_chunk
 from model.layout_check import settle
-from profiles.floor.memory_needed import free_memory, need_of, refusals, shares_memory
+from profiles.floor.memory_needed import free_memory, need_of, refusal, shares_memory
 from profiles.measured.bandwidth import PeakMeter
 from profiles.measured.peak_rates import Rates, bandwidth_of, peaks_of, published, sample_rates
 from profiles.measured.prompt_timing import RepeatedPrompt
@@ -273,4 +273,4 @@ def _refused(sweep: Sweep, placing: Placing, rows: Sequence[SweepRow]) -> list[s
         if shares_memory()
         else published(sweep, dtypes).capacity
     )
-    return ["" if available is None else refusals([need], available)[0] for need in needs]
+    return ["" if available is None else refusal(need, available) for need in needs]

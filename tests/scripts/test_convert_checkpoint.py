@@ -83,7 +83,7 @@ REFUSED = {
         "--attention is given, but a checkpoint is the same for all steps; leave it out",
     ),
     "shapes alone": (["--model=llama3-8b", "--output_dir=new"], 2, "'llama3-8b', whose weights"),
-    "dtype": (["--model=tiny.gguf", "--output_dir=new", "--dtype=int3"], 2, "'int3'", "use one of"),
+    "dtype": (["--model=tiny.gguf", "--output_dir=new", "--dtype=int3"], 2, "'int3'", "; use one"),
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pytest
 from model.catalog import find_model
 from model.dtypes import FLOAT32
 from profiles.floor import memory_needed as room
-from profiles.floor.memory_needed import Need, check_room, free_memory, need_of, refusals
+from profiles.floor.memory_needed import Need, check_room, free_memory, need_of, refusal
 from profiles.report.numbers import byte_size
 from sharding.catalog import LAYOUTS
 from sharding.error_types import FloorlineError
@@ -17,33 +17,17 @@ from sharding.placement import Placement
 GB = 10**9
 
 
-def test_rows_that_fit_together_are_all_admitted():
-    needs = [Need("a", 2 * GB, 4, GB), Need("a", 2 * GB, 1, GB), Need("b", GB, 2, GB)]
-    assert refusals(needs, 10 * GB) == ["", "", ""]  # 2 + 4 + 1 + 1 + 2: weights once an engine
-
-
 def test_a_row_that_never_fits_names_the_largest_batch_that_would():
-    first, second = refusals([Need("a", 2 * GB, 64, GB), Need("a", 2 * GB, 4, GB)], 10.5 * GB)
-    assert second == ""
-    assert first == (
+    assert refusal(Need(2 * GB, 4, GB), 10.5 * GB) == ""
+    assert refusal(Need(2 * GB, 64, GB), 10.5 * GB) == (
         "memory for weights (2.00 GB), cache and logits is 66.0 GB, where there are 10.5 GB; use a "
         "batch of 8 at most"
     )
 
 
 def test_weights_that_never_fit_are_no_matter_of_batch():
-    (why,) = refusals([Need("a", 20 * GB, 1, GB)], 10 * GB)
+    why = refusal(Need(20 * GB, 1, GB), 10 * GB)
     assert why.endswith("; use fewer bits, or more chips")
-
-
-def test_small_rows_go_first_and_a_large_one_beside_them_is_told_to_run_alone():
-    large, one, two = (Need("a", GB, batch, GB) for batch in (8, 1, 2))
-    found = refusals([large, one, two], 10 * GB)
-    assert found[1:] == ["", ""]
-    assert found[0] == (
-        "memory needed beside smaller rows is 8.00 GB, where they leave 6.00 GB; "
-        "measure it in a run of its own"
-    )
 
 
 def test_a_containers_limit_is_the_memory_that_there_is(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from model.dtypes import FLOAT32
 from profiles.chips.chip import Peaks
 from profiles.floor import memory_needed
 from profiles.floor.activations import activation_bytes
-from profiles.floor.memory_needed import Need, need_of, refusals
+from profiles.floor.memory_needed import Need, need_of, refusal
 from profiles.floor.passes import Pass
 from profiles.measured import bandwidth
 from profiles.measured import sweep as sweeping
@@ -157,11 +157,11 @@ def test_what_cannot_run_is_refused_before_anything_is_loaded(monkeypatch, chang
 
 
 def test_prompts_that_do_not_fit_name_both_sizes_and_the_chunk():
-    need = Need("a", 2e9, 64, 1e9, (100_000, 512))
-    assert refusals([need], 10.5e9) == [
+    need = Need(2e9, 64, 1e9, (100_000, 512))
+    assert refusal(need, 10.5e9) == (
         "prompt is 100,000 tokens in chunks of 512: batch 64 needs 66.0 GB, 2.00 GB of them for "
         "weights, where there are 10.5 GB; use a batch of 8 at most, or shorter prompts"
-    ]
+    )
 
 
 def test_a_longer_chunk_needs_more_memory(monkeypatch):

@@ -220,9 +220,9 @@ def test_batches_that_memory_cannot_hold_are_found_before_anything_is_made(
     wanted = sweep(batches=[10**9, 5 * 10**8])
     points = run(wanted, lambda text: None).points
     assert [point.status for point in points] == ["does_not_fit"] * 4
-    # 64 slots of 2 layers, keys and values, 2 heads of 16 in float32; and 256 logits.
-    assert "33,792 GB" in points[0].message and "use a batch of" in points[0].message
-    assert points[0].bytes_per_chip["kv_resident"] == 10**9 * 64 * 2 * 2 * 2 * 16 * 4
+    # 32 slots of 2 layers, keys and values, 2 heads of 16 in float32; and 256 logits.
+    assert "17,408 GB" in points[0].message and "use a batch of" in points[0].message
+    assert points[0].bytes_per_chip["kv_resident"] == 10**9 * 32 * 2 * 2 * 2 * 16 * 4
 
 
 def test_all_that_is_measured_is_kept_after_every_round(quick_meter):
@@ -283,7 +283,7 @@ def test_a_held_step_keeps_its_context(tiny_engine):
     # Only the one slot was ever written.
     changed = np.flatnonzero((np.asarray(step._cache.keys[0]) != before).any(axis=(0, 1, 3)))
     assert set(changed) <= {20}
-    assert step.slots == 64
+    assert step.slots == 32
 
 
 def test_a_burst_is_long_where_there_is_time(tiny_engine):

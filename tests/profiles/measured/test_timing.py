@@ -10,12 +10,13 @@ from model.catalog import find_model
 from model.dtypes import FLOAT32
 from profiles.floor.experts import expected_experts
 from profiles.measured import bandwidth, timing
+from profiles.measured.prompt_timing import RepeatedPrompt
 from profiles.measured.sweep import Sweep, run
 from profiles.measured.timing import RepeatedStep, draw_tokens
 from profiles.report.step_table import step_table
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
-from tests.engines import random_engine
+from tests.engines import counted_compilations, random_engine
 
 EXPERTS = dict(experts=16, experts_per_token=2)
 MIXTURE = dataclasses.replace(find_model("tiny"), **EXPERTS)
@@ -48,6 +49,33 @@ def test_a_bursts_tokens_are_on_the_devices_before_the_clock_starts(tiny_engine,
     rows = np.stack([np.asarray(tokens) for tokens in fed])
     assert all(len(set(tokens)) == 8 for tokens in rows.tolist())
     assert len({tuple(tokens) for tokens in rows.tolist()}) == len(rows) == 2 * timing.MIN_BURST
+
+
+def test_tokens_go_on_from_one_cache_to_the_next(tiny_engine, monkeypatch):
+    engine, fed = tiny_engine("1x1x1"), []
+    step, advance = RepeatedStep(engine, batch=8, context=20), engine.advance
+    monkeypatch.setattr(
+        engine, "advance", lambda *given: fed.append(given[1].tokens) or advance(*given)
+    )
+    for _ in range(2):
+        step.compile()
+        step.sample()
+        step.release()
+    rows = {tuple(np.asarray(tokens).tolist()) for tokens in fed}
+    assert len(rows) == len(fed) == 2 * (timing.WARM_UP + timing.MIN_BURST) <= timing.DRAWS
+
+
+def test_what_is_lowered_and_compiled_beforehand_is_not_compiled_again(tiny_engine):
+    engine = tiny_engine("1x1x1")
+    for step in (RepeatedStep(engine, 3, 20), RepeatedPrompt(engine, 3, 40)):
+        engine.new_cache(3, step.slots)
+        engine.start(np.full(3, 20, np.int32))
+        with counted_compilations() as compiled:
+            for program in step.lower():
+                program.compile()
+            assert len(compiled) == 1
+            step.compile()
+            assert len(compiled) == 1
 
 
 def test_rows_take_different_tokens_while_there_are_as_many():
