@@ -70,45 +70,54 @@ def _unfinished(folder: Path, settings: dict, device_kind: str) -> dict | None:
     path = folder / "profile.json"
     if not path.exists():
         return None
-    try:
-        document = read_document(path)
-        points, prompts = document["points"], document.get("prompts", [])
-        rates = document["bandwidth"].get("samples", {})
-        earlier = {
-            "model": document.get("settings", {}).get("model") or points[0].model,
-            "weights": document.get("settings", {}).get("weights"),
-            **{name: document["versions"].get(name) for name in _VERSIONS},
-            "device kind": document["device_kind"],
-        }
-        started, held = document["started"], document.get("settings", {})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        why = " ".join(str(error).split())[:80]
-        raise UsageError(
-            f"{path} is damaged ({type(error).__name__}: {why}); remove it, or give another "
-            "--output_dir"
-        ) from error
-    here = versions()
-    now = {
-        "model": settings["model"],
-        "weights": settings["weights"] if held else None,
-        **{name: here.get(name) for name in _VERSIONS},
-        "device kind": device_kind,
-    }
-    if other := _differing(earlier, now):
+    found, held = _read(path)
+    identity = {"model": settings["model"], "weights": settings["weights"] if held else None}
+    now = identity | _versions(versions()) | {"device kind": device_kind}
+    if other := _differing(found["identity"], now):
         raise UsageError(
             f"output folder is {folder}, whose run has {other}; give another --output_dir, or "
             "remove it"
         )
-    if document.get("complete", True):
+    if found["complete"]:
         return None
     if other := _differing(held, settings):
         raise UsageError(
             f"output folder is {folder}, whose unfinished sweep has {other}; go on with its "
             "command, give another --output_dir, or remove it"
         )
-    records = {"points": points, "prompts": prompts}
-    plain = {name: [record.to_json() for record in found] for name, found in records.items()}
-    return {"started": started, "rates": rates, **plain}
+    return {name: found[name] for name in ("started", "rates", "points", "prompts")}
+
+
+def _read(path: Path) -> tuple[dict, dict]:
+    """What a document holds of its run, as JSON has it, and the run's settings if it has them.
+
+    Raises:
+      UsageError: the document is damaged.
+    """
+    try:
+        document = read_document(path)
+        held = document.get("settings", {})
+        points, prompts = document["points"], document.get("prompts", [])
+        model = {"model": held.get("model") or points[0].model, "weights": held.get("weights")}
+        versions_then = _versions(document["versions"])
+        return {
+            "identity": model | versions_then | {"device kind": document["device_kind"]},
+            "complete": document.get("complete", True),
+            "started": document["started"],
+            "rates": document["bandwidth"].get("samples", {}),
+            "points": [point.to_json() for point in points],
+            "prompts": [prompt.to_json() for prompt in prompts],
+        }, held
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        why = " ".join(str(error).split())[:80]
+        raise UsageError(
+            f"{path} is damaged ({type(error).__name__}: {why}); remove it, or give another "
+            "--output_dir"
+        ) from error
+
+
+def _versions(found: Mapping[str, str]) -> dict[str, str | None]:
+    return {name: found.get(name) for name in _VERSIONS}
 
 
 def _differing(earlier: Mapping, now: Mapping) -> str:
