@@ -36,7 +36,7 @@ from sharding.quantization import Quantization, Weight, quantize, specs_of
 MOST_FLOPS = 1 << 32  # of one run of products, but that of a layer is whole
 FEW_LAYERS, MANY_LAYERS = 1, 4
 THIN = 16  # d_model, d_ff and vocabulary for each device, of a model that hardly multiplies
-STEPS = 4
+STEPS, MORE_STEPS = 4, 32  # of a sample, of many sequences and of one
 WHOLE = jax.P(None, None, None)
 
 
@@ -161,7 +161,9 @@ class Layers:
         own = dataclasses.replace(find_model("tiny"), max_context=2 * context, **heads, **thin)
         for layers, sequences in ((FEW_LAYERS, [1]), (MANY_LAYERS, [1, batch])):
             engine = _engine(mesh, dataclasses.replace(own, layers=layers), dtypes)
-            self.steps += [RepeatedStep(engine, each, context, burst=STEPS) for each in sequences]
+            for each in sequences:
+                burst = MORE_STEPS if each == 1 else STEPS
+                self.steps.append(RepeatedStep(engine, each, context, burst=burst))
 
     def __str__(self) -> str:
         return "decode steps of a model without width"
