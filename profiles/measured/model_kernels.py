@@ -51,7 +51,7 @@ def product_kernels(
 
     Outputs or inputs of each matrix are divided over all devices, as heads and d_ff are, and no
     device waits for another. The last matrix is of the vocabulary, as much of it as of the layers;
-    of its products the most likely tokens are chosen.
+    of its products the most likely tokens are chosen. Amounts and seconds are of one layer's worth.
 
     Args:
       mesh: the devices.
@@ -74,8 +74,9 @@ def product_kernels(
             last = _weight(mesh, shape, dataclasses.replace(each, weights=each.plain))
             x = filled(mesh, (count, 1, config.d_model), WHOLE, each.dtype)  # [B, T, D]
             fields = {"dtype": each.dtype.name, "rows": count, "width": config.d_model}
-            amount = 2 * count * (len(few) * one + np.prod(shape) * mesh.size)
-            yield Kernel(mesh, fields, _layers_program(few, last), (few, last, x), float(amount))
+            amount, runs = 2.0 * count * one, len(few) + np.prod(shape) * mesh.size / one
+            operands = few, last, x
+            yield Kernel(mesh, fields, _layers_program(few, last), operands, amount, float(runs))
 
 
 def _whole(layers: float, config: ModelConfig) -> int:
