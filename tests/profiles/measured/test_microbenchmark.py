@@ -366,7 +366,7 @@ def test_devices_are_calibrated_for_the_rows_of_a_sweep(few_layers, monkeypatch)
     assert [rows for rows, _ in found.compute_by_rows] == [1, 4]
     assert found.measured_on == "cpu" and found.collective_s > 0
     assert dict(found.peaks).keys() == {"bandwidth", "flops"}
-    assert len(said) == 1 and "2 cpu devices" in said[0]
+    assert len(said) == 1 and "2 x cpu" in said[0]
 
 
 def test_a_chip_of_the_list_has_the_calibration_that_is_shipped(monkeypatch):
