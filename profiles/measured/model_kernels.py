@@ -7,6 +7,7 @@ their own. So products are those of several layers in turn, each with weights of
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -62,7 +63,7 @@ def product_kernels(
     """
     for each in dtypes:
         shapes = _matrices(config, mesh.size)
-        one = sum(map(np.prod, shapes)) * mesh.size
+        one = sum(map(math.prod, shapes)) * mesh.size
         most = most_bytes / each.dtype.itemsize / one
         layers = [
             [_weight(mesh, shape, each) for shape in shapes] for _ in range(_whole(most, config))
@@ -74,7 +75,7 @@ def product_kernels(
             last = _weight(mesh, shape, dataclasses.replace(each, weights=each.plain))
             x = filled(mesh, (count, 1, config.d_model), WHOLE, each.dtype)  # [B, T, D]
             fields = {"dtype": each.dtype.name, "rows": count, "width": config.d_model}
-            amount, runs = 2.0 * count * one, len(few) + np.prod(shape) * mesh.size / one
+            amount, runs = 2.0 * count * one, len(few) + math.prod(shape) * mesh.size / one
             operands = few, last, x
             yield Kernel(mesh, fields, _layers_program(few, last), operands, amount, float(runs))
 
