@@ -11,15 +11,8 @@ from profiles.chips.calibration import Calibration, calibration_of
 from profiles.chips.local_devices import local_devices
 from profiles.measured.kernels import Calls, collective_kernels, groups, read_kernels
 from profiles.measured.measured_calibration import Basis, calibrate
-from profiles.measured.microbenchmark import (
-    MODEL,
-    Kernels,
-    attending,
-    measure,
-    results,
-)
+from profiles.measured.microbenchmark import MODEL, Kernels, attending, measure, results
 from profiles.measured.model_kernels import Layers, product_kernels
-from profiles.report.numbers import number
 
 PAYLOAD = 1 << 14  # bytes of a collective: those of some sequences
 READ_BYTES, WEIGHTS = 1 << 27, 1 << 26  # what is read, and what is multiplied
@@ -38,8 +31,8 @@ def calibration_here(
     """The calibration of a mesh's devices: that of their chip, or else measured now.
 
     Measures what the expected times of some rows need: products of so many rows, attention, layers
-    and collectives, by the kernels of the microbenchmark. It takes `seconds` and about as long
-    again to compile, and less than 0.6 GB, which are freed.
+    and collectives, by the kernels of the microbenchmark. On two cores that takes `seconds` and
+    some 5 more to compile, and 0.6 GB with what the compiler takes; all but that is freed.
 
     Args:
       mesh: the devices of the rows; of each mesh of a sweep there is a calibration of its own.
@@ -58,10 +51,7 @@ def calibration_here(
     if here.slice.chip.name != "cpu":
         return calibration_of(here.slice.chip.name)
     kind = mesh.devices.flat[0].device_kind
-    report(
-        f"measuring rates of {mesh.size} {kind} device{'s' * (mesh.size > 1)} for expected times, "
-        f"some {number(2 * seconds)} s"
-    )
+    report(f"measuring rates of {mesh.size} x {kind} for expected times")
     ready = _kernels(mesh, dtypes, rows, config or find_model(MODEL), context)
     measure(ready, seconds)
     found = results(ready, 0.0)

@@ -7,6 +7,7 @@ their own. So products are those of several layers in turn, each with weights of
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -36,7 +37,7 @@ from sharding.quantization import Quantization, Weight, quantize, specs_of
 MOST_FLOPS = 1 << 32  # of one run of products, but that of a layer is whole
 FEW_LAYERS, MANY_LAYERS = 1, 4
 THIN = 16  # d_model, d_ff and vocabulary for each device, of a model that hardly multiplies
-STEPS = 4
+STEPS, MORE_STEPS = 4, 32  # of a sample, of many sequences and of one
 WHOLE = jax.P(None, None, None)
 
 
@@ -51,7 +52,7 @@ def product_kernels(
 
     Outputs or inputs of each matrix are divided over all devices, as heads and d_ff are, and no
     device waits for another. The last matrix is of the vocabulary, as much of it as of the layers;
-    of its products the most likely tokens are chosen.
+    of its products the most likely tokens are chosen. Amounts and seconds are of one layer's worth.
 
     Args:
       mesh: the devices.
@@ -62,7 +63,7 @@ def product_kernels(
     """
     for each in dtypes:
         shapes = _matrices(config, mesh.size)
-        one = sum(map(np.prod, shapes)) * mesh.size
+        one = sum(map(math.prod, shapes)) * mesh.size
         most = most_bytes / each.dtype.itemsize / one
         layers = [
             [_weight(mesh, shape, each) for shape in shapes] for _ in range(_whole(most, config))
@@ -74,8 +75,9 @@ def product_kernels(
             last = _weight(mesh, shape, dataclasses.replace(each, weights=each.plain))
             x = filled(mesh, (count, 1, config.d_model), WHOLE, each.dtype)  # [B, T, D]
             fields = {"dtype": each.dtype.name, "rows": count, "width": config.d_model}
-            amount = 2 * count * (len(few) * one + np.prod(shape) * mesh.size)
-            yield Kernel(mesh, fields, _layers_program(few, last), (few, last, x), float(amount))
+            amount, runs = 2.0 * count * one, len(few) + math.prod(shape) * mesh.size / one
+            operands = few, last, x
+            yield Kernel(mesh, fields, _layers_program(few, last), operands, amount, float(runs))
 
 
 def _whole(layers: float, config: ModelConfig) -> int:
@@ -161,7 +163,9 @@ class Layers:
         own = dataclasses.replace(find_model("tiny"), max_context=2 * context, **heads, **thin)
         for layers, sequences in ((FEW_LAYERS, [1]), (MANY_LAYERS, [1, batch])):
             engine = _engine(mesh, dataclasses.replace(own, layers=layers), dtypes)
-            self.steps += [RepeatedStep(engine, each, context, burst=STEPS) for each in sequences]
+            for each in sequences:
+                burst = MORE_STEPS if each == 1 else STEPS
+                self.steps.append(RepeatedStep(engine, each, context, burst=burst))
 
     def __str__(self) -> str:
         return "decode steps of a model without width"
