@@ -22,7 +22,7 @@ from sharding.devices import default_platform, devices
 from sharding.mesh import MeshShape, make_mesh
 
 _NO_CHIP = "cpu"  # what predictions call devices that are no chip of the list
-_PART = 6  # part of the time for samples that measuring a calibration may take, on each mesh
+_PART = 10  # part of the time for samples that measuring a calibration may take, on each mesh
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,10 @@
 """Measure what these devices achieve, apart from any model, and write it as a calibration.
 
 Memory: bytes that read kernels take in per second, for arrays of 256 KiB to 1 GiB. Matmuls: FLOP/s
-for 1 to 1,024 rows, in each type, with the matrices of a model's layers, read from memory in turn.
-Layers: what each adds to a step, and each sequence to it by attention. Collectives: every kind
-over every set of mesh axes, by payload, with a fitted fixed cost and rate. Calls: when the call of
-a program returns, and when its result is there. Kernels are timed in turns, and medians are fitted
-by lines. Takes less than a minute on a CPU.
+for 1 to 1,024 rows, in each type, in passes of some layers of a model, and of attention in them.
+Collectives: every kind over every set of mesh axes, by payload, with a fitted fixed cost and rate.
+Calls: when the call of a program returns, and when its result is there. Kernels are timed in turns,
+and medians are fitted by lines. Takes less than a minute on a CPU.
 
 Writes microbenchmark.json and calibration.json to --output_dir, then prints. The second is for
 --calibration of estimate.py and plan.py: achieved fractions of a chip's recommended figures, and
@@ -189,8 +188,8 @@ def _summary(found: Calibration) -> str:
     attention = f"attention {found.attention:.1%}, " if found.attention else ""
     return (
         f"Calibration {found.name}: memory {found.memory:.0%}, arithmetic {rows}, {attention}"
-        f"links {found.link:.0%}; a collective {number(found.collective_s * 1e6)} us, a layer "
-        f"{number(found.layer_s * 1e6)} us, a step {number(found.step_s * 1e6)} us. "
+        f"links {found.link:.0%}; a collective {number(found.collective_s * 1e6)} us, a step "
+        f"{number(found.step_s * 1e6)} us. "
         f"{found.source[0].upper()}{found.source[1:]}."
     )
 

@@ -11,8 +11,8 @@ from profiles.chips.calibration import Calibration, calibration_of
 from profiles.chips.local_devices import local_devices
 from profiles.measured.kernels import Calls, collective_kernels, groups, read_kernels
 from profiles.measured.measured_calibration import Basis, calibrate
-from profiles.measured.microbenchmark import MODEL, Kernels, attending, measure, results
-from profiles.measured.model_kernels import Layers, product_kernels
+from profiles.measured.microbenchmark import MODEL, Kernels, measure, results
+from profiles.measured.model_kernels import model_passes
 
 PAYLOAD = 1 << 14  # bytes of a collective: those of some sequences
 READ_BYTES, WEIGHTS = 1 << 27, 1 << 26  # what is read, and what is multiplied
@@ -30,8 +30,8 @@ def calibration_here(
 ) -> Calibration:
     """The calibration of a mesh's devices: that of their chip, or else measured now.
 
-    Measures what the expected times of some rows need: products of so many rows, attention, layers
-    and collectives, by the kernels of the microbenchmark. On two cores that takes `seconds` and
+    Measures what the expected times of some rows need: passes of so many rows, attention and
+    collectives, by the kernels of the microbenchmark. On two cores that takes `seconds` and
     some 5 more to compile, and 0.6 GB with what the compiler takes; all but that is freed.
 
     Args:
@@ -77,10 +77,11 @@ def _kernels(
     context: int,
 ) -> Kernels:
     """What is measured, in the order of a round."""
+    passes = model_passes(mesh, [dtypes], sorted({*rows}), config, WEIGHTS, context)
     return Kernels(
         memory=list(read_kernels(mesh, [READ_BYTES])),
-        matmul=list(product_kernels(mesh, [dtypes], sorted({*rows}), config, WEIGHTS)),
+        matmul=passes.filled,
         collectives=list(collective_kernels(mesh, [PAYLOAD], groups(mesh)[-1:])),
         dispatch=[Calls(mesh, 1)],
-        layers=[Layers(mesh, dtypes, config, attending(mesh), context)],
+        attention=passes.empty,
     )

@@ -6,12 +6,15 @@ What no kernel measures is taken from another calibration, and the source says s
 import dataclasses
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from model.dtypes import PLAIN_DTYPES
 from profiles.chips.calibration import Calibration
 
+MOST_OF_COLLECTIVES = 0.5  # of a step, by what its collectives are held to take
+LEAST_OF_PRODUCTS = 0.25  # of a pass, whatever attention and collectives seem to take
 NEARLY = 0.75  # of the memory's rate: products that read weights so fast are limited by it
 LinkCost = Callable[[str, Sequence[str]], tuple[float, float]]
 """Of a kind of collective over mesh axes: seconds of hops, and per byte of payload at the rate of
@@ -45,12 +48,12 @@ class Basis:
 def calibrate(found: Mapping[str, dict], basis: Basis, lent: Calibration) -> Calibration:
     """The calibration of measured devices.
 
-    memory: the median rate of the best read kernel at the largest size. compute: that of the most
-    rows, and compute_by_rows that of each. link and collective_s: the medians over kinds and mesh
-    axes of fitted rates and fixed costs. layer_s: what a layer adds to a step that has no width,
-    without its collectives; attention, on a CPU: what a sequence adds to that. On chips it is bound
-    by memory, whose fraction tells it. step_s: how much later than the call a program ends that
-    hardly computes, because calls return while earlier steps run.
+    memory: the median rate of the best read kernel at the largest size. compute: that of passes of
+    the most rows, and compute_by_rows that of each, without their collectives and attention.
+    attention, on a CPU: what a step takes more with tokens in the cache. On chips it is bound by
+    memory, whose fraction tells it. link and collective_s: the medians over kinds and mesh axes of
+    fitted rates and fixed costs. step_s: how much later than the call a program ends that hardly
+    computes, because calls return while earlier steps run.
 
     Args:
       found: the parts of a document.
@@ -60,24 +63,24 @@ def calibrate(found: Mapping[str, dict], basis: Basis, lent: Calibration) -> Cal
     reads = _largest(found["memory"]["samples"], "bytes")
     products = [row for row in found["matmul"]["samples"] if row["dtype"] == basis.dtype]
     memory_peak = basis.memory or _best_sample(reads, "bytes_per_s")
-    flops_peak = basis.flops or _best_sample(products, "flops_per_s")
     links = _links(found["collectives"]["fits"], basis)
     call = min(found["dispatch"]["samples"], key=lambda row: row["arguments"])
     waiting = call["awaited"]["median"] - call["returned"]["median"]
-    others = ["network_s", "hidden", *({"link", "collective_s"} - links.keys())]
+    others = ["network_s", "layer_s", "hidden", *({"link", "collective_s"} - links.keys())]
     memory = _fraction(reads, "bytes_per_s", memory_peak)
     limited = memory * memory_peak if basis.published else None
-    (layer,) = found["layers"]["fits"]
-    starts = links.get("collective_s", 0.0) * layer["collectives"]
-    attention = 0.0 if basis.published else layer["attention_flops_per_s"] / flops_peak
-    peaks = () if basis.published else (("bandwidth", memory_peak), ("flops", flops_peak))
+    attention = None if basis.published else _attention(found["attention"]["fits"], basis)
+    if "collective_s" in links:
+        links["collective_s"] = min(links["collective_s"], _most_of_collective(products))
+    rates = _rates(products, attention, links.get("collective_s", 0.0))
+    best = max(_best_sample(products, "flops_per_s"), *(rate.flops_per_s for rate in rates))
+    flops_peak = basis.flops or best
     measured = {
         "memory": memory,
-        "compute": _fraction(_largest(products, "rows"), "flops_per_s", flops_peak),
-        "compute_by_rows": _by_rows(products, flops_peak, limited),
-        "attention": min(attention, 1.0) or None,
-        "peaks": peaks,
-        "layer_s": max(layer["layer_s"] - starts, 0.0),
+        "compute": min(rates[-1].flops_per_s / flops_peak, 1.0),
+        "compute_by_rows": _by_rows(rates, flops_peak, limited),
+        "attention": attention and min(attention / flops_peak, 1.0),
+        "peaks": () if basis.published else (("bandwidth", memory_peak), ("flops", flops_peak)),
         "step_s": max(waiting, 0.0),
         **links,
     }
@@ -93,23 +96,64 @@ def calibrate(found: Mapping[str, dict], basis: Basis, lent: Calibration) -> Cal
     )
 
 
+class _Rate(NamedTuple):
+    """FLOP/s of products of so many rows, all devices together."""
+
+    rows: int
+    dtype: str
+    flops_per_s: float
+
+
+def _attention(fits: Sequence[dict], basis: Basis) -> float | None:
+    """FLOP/s where tokens of decode steps meet what is cached; None where no time was seen."""
+    return next((fit["flops_per_s"] for fit in fits if fit["dtype"] == basis.dtype), 0.0) or None
+
+
+def _most_of_collective(products: Sequence[dict]) -> float:
+    """Seconds that a collective of these steps can take at most, if most of a step is products."""
+    times = [
+        MOST_OF_COLLECTIVES * row["seconds"]["median"] / row["collectives"]
+        for row in products
+        if row["collectives"]
+    ]
+    return min(times, default=float("inf"))
+
+
+def _rates(products: Sequence[dict], attention: float | None, collective_s: float) -> list[_Rate]:
+    """Rates of products alone, by rising rows: without attention, where that is apart.
+
+    Args:
+      products: records of passes of a model.
+      attention: FLOP/s of attention; None where it counts as products do.
+      collective_s: seconds of each collective.
+    """
+    found = []
+    for row in sorted(products, key=lambda row: row["rows"]):
+        seconds, flops = row["seconds"]["median"], row["flops"]
+        beside = row["collectives"] * collective_s
+        if attention:
+            beside += row["attention_flops"] / attention
+            flops -= row["attention_flops"]
+        alone = max(seconds - beside, LEAST_OF_PRODUCTS * seconds)
+        found.append(_Rate(row["rows"], row["dtype"], flops / alone))
+    return found
+
+
 def _by_rows(
-    products: Sequence[dict], peak: float, limited: float | None
+    rates: Sequence[_Rate], peak: float, limited: float | None
 ) -> tuple[tuple[float, float], ...]:
     """Fractions of the peak by rows, such that more rows take no less time, and fall in no rate.
 
     Args:
-      products: records of products.
+      rates: those of products, by rising rows.
       peak: FLOP/s that fractions are of.
       limited: bytes per second that memory achieves; products whose weights come nearly as fast
         tell nothing of arithmetic, and are left out. None to keep all.
     """
     found: list[tuple[float, float]] = []
-    most = max(row["rows"] for row in products)
-    for row in sorted(products, key=lambda row: row["rows"]):
-        rows, rate = row["rows"], row["flops_per_s"]
-        read = rate / (2 * rows) * jnp.dtype(PLAIN_DTYPES[row["dtype"]]).itemsize
-        if limited and read > NEARLY * limited and rows < most:
+    for rows, dtype, rate in rates:
+        read = rate / (2 * rows) * jnp.dtype(PLAIN_DTYPES[dtype]).itemsize
+        if limited and read > NEARLY * limited and rows < rates[-1].rows:
             continue
         fraction = min(rate / peak, 1.0)
         if found:

@@ -13,9 +13,10 @@ import jax
 
 from model.catalog import find_model
 from model.dtypes import Dtypes
+from profiles.measured.compiling import compile_together
 from profiles.measured.fits import fit_line
 from profiles.measured.kernels import Calls, Kernel, collective_kernels, read_kernels
-from profiles.measured.model_kernels import Layers, product_kernels
+from profiles.measured.model_kernels import ModelPass, model_passes
 from profiles.report.document import summarise
 from profiles.report.progress import progress
 from sharding import processes
@@ -24,9 +25,9 @@ MIN_ROUNDS, MAX_ROUNDS = 5, 1000
 SMALLEST_READ, LARGEST_READ = 1 << 18, 1 << 30  # bytes: of a CPU's devices together ...
 LARGEST_READ_PER_DEVICE = 1 << 30  # ... and of each other device
 MODEL, MODEL_OF_CHIPS = "smollm2-135m", "llama3-8b"  # whose sizes products have likewise
-WEIGHTS, WEIGHTS_PER_DEVICE = 1 << 27, 1 << 30  # bytes of the weights that are multiplied
+WEIGHTS, WEIGHTS_PER_DEVICE = 1 << 26, 1 << 30  # bytes of the weights that are multiplied
 MOST_ROWS = 1024
-ATTENDING, CONTEXT = 64, 128  # sequences and tokens that each has in the cache
+CONTEXT = 128  # tokens in the cache of each sequence
 SMALLEST_PAYLOAD = 1 << 12  # bytes per device
 LARGEST_PAYLOAD, LARGEST_PAYLOAD_PER_DEVICE = 1 << 25, 1 << 27  # as of reads
 ARGUMENTS = (1, 256)  # a model of thirty layers is some two hundred arrays
@@ -37,13 +38,13 @@ class Kernels(NamedTuple):
     """All kernels of a run, by the parts of the document."""
 
     memory: list[Kernel]
-    matmul: list[Kernel]
+    matmul: list[ModelPass]
     collectives: list[Kernel]
     dispatch: list[Calls]
-    layers: list[Layers]
+    attention: list[ModelPass]  # steps of `matmul` once more, with nothing in the cache
 
     @property
-    def all(self) -> list[Kernel | Calls | Layers]:
+    def all(self) -> list[Kernel | ModelPass | Calls]:
         """All of them, in the order of a round."""
         return [one for part in self for one in part]
 
@@ -67,18 +68,14 @@ def kernels(
     rows = sorted({*(rows or powers(1, MOST_ROWS, 4)), MOST_ROWS})
     model = find_model(MODEL if on_cpu else MODEL_OF_CHIPS)
     weights = WEIGHTS if on_cpu else WEIGHTS_PER_DEVICE * mesh.size
+    passes = model_passes(mesh, dtypes, rows, model, weights, CONTEXT)
     return Kernels(
         memory=list(read_kernels(mesh, powers(smallest, largest, 4))),
-        matmul=list(product_kernels(mesh, dtypes, rows, model, weights)),
+        matmul=passes.filled,
         collectives=list(collective_kernels(mesh, powers(SMALLEST_PAYLOAD, payload, 8))),
         dispatch=[Calls(mesh, arguments) for arguments in ARGUMENTS],
-        layers=[Layers(mesh, dtypes[0], model, attending(mesh), CONTEXT)],
+        attention=passes.empty,
     )
-
-
-def attending(mesh: jax.sharding.Mesh) -> int:
-    """Sequences of the steps that tell attention: few where each device may read all of them."""
-    return max(ATTENDING // mesh.size, 2)
 
 
 def powers(first: int, last: int, factor: int) -> list[int]:
@@ -92,7 +89,8 @@ def powers(first: int, last: int, factor: int) -> list[int]:
 def measure(found: Kernels, seconds: float) -> None:
     """Takes samples of all kernels in turns, for so many seconds but five rounds at least."""
     each = found.all
-    for one in progress(each, lambda one: f"compiling {one}"):
+    compile_together(found.matmul)
+    for one in progress(each, lambda one: f"preparing {one}"):
         one.prepare()
     stop = time.perf_counter() + seconds
     rounds = range(1, MAX_ROUNDS + 1)
@@ -135,9 +133,9 @@ def results(found: Kernels, on_chip: float) -> dict[str, dict]:
             "samples": [one.as_record() for one in found.dispatch],
             "fits": [call_fit(found.dispatch)],
         },
-        "layers": {
-            "samples": [row for one in found.layers for row in one.as_records()],
-            "fits": [one.fit() for one in found.layers],
+        "attention": {
+            "samples": [one.as_record("flops_per_s") for one in found.attention],
+            "fits": attention_fits(found),
         },
     }
 
@@ -166,3 +164,17 @@ def call_fit(found: Sequence[Calls]) -> dict[str, float]:
     times = [summarise(one.returned)["median"] for one in found]
     line = fit_line([one.arguments for one in found], times)
     return {"devices": found[0].mesh.size, "fixed_s": line.fixed_s, "argument_s": 1 / line.rate}
+
+
+def attention_fits(found: Kernels) -> list[dict[str, object]]:
+    """What a step takes more for what is cached, as FLOP/s; 0 where no time was seen."""
+    records = []
+    for empty in found.attention:
+        keys = ("dtype", "rows", "width")
+        (filled,) = (
+            one for one in found.matmul if all(one.fields[k] == empty.fields[k] for k in keys)
+        )
+        seconds = max(filled.seconds - empty.seconds, 0.0)
+        rate = (filled.attention - empty.attention) / seconds if seconds else 0.0
+        records.append({**filled.fields, "flops_per_s": rate})
+    return records

@@ -1,4 +1,4 @@
-"""The tables of a microbenchmark: memory, matmuls, layers, collectives and calls."""
+"""The four tables of a microbenchmark: memory, matmuls, collectives and calls."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,7 +18,6 @@ def tables(found: Mapping[str, dict], devices: int, kind: str) -> str:
     parts = [
         (f"Reading memory, measured on {on}, GB/s of all devices together", _memory(found)),
         (f"Matmuls, measured on {on}, TFLOP/s of all devices together", _matmul(found)),
-        (f"Decode steps of a model without width, measured on {on}", _layers(found)),
         (f"Collectives, measured on {on}, microseconds by payload per device", _collectives(found)),
         (f"Calls of a program that hardly computes, measured on {on}", _dispatch(found)),
     ]
@@ -35,18 +34,6 @@ def _matmul(found: Mapping[str, dict]) -> Table:
     rate = lambda row: number(row["flops_per_s"] / 1e12)  # noqa: E731
     head, rows = _pivot(found["matmul"]["samples"], "rows", "dtype", rate, exact)
     return Table(head, [*rows, ["fitted", *_fitted(found["matmul"], 1e12)]])
-
-
-def _layers(found: Mapping[str, dict]) -> Table:
-    """Times of steps, and of them what a layer and what a sequence of it take."""
-    rows = [
-        [exact(row["layers"]), exact(row["batch"]), number(row["seconds"]["median"] * 1e6)]
-        for row in found["layers"]["samples"]
-    ]
-    for fit in found["layers"]["fits"]:
-        rows.append(["each more", "0", number(fit["layer_s"] * 1e6)])
-        rows.append(["each more", "each more", number(fit["sequence_s"] * 1e6)])
-    return Table(["layers", "batch", "us"], rows)
 
 
 def _fitted(part: dict, unit: float) -> list[str]:

@@ -1,226 +1,191 @@
-"""The kernels of a microbenchmark that are sized as a model: products, and layers with attention.
+"""The kernels of a microbenchmark that are sized as a model: passes of some of its layers.
 
 A model's products take more time than those of one large matrix: each waits for the one before it,
-its matrix is read from memory, and XLA:CPU multiplies few rows by narrow matrices at a rate of
-their own. So products are those of several layers in turn, each with weights of its own.
+reads its matrix from memory, and XLA:CPU multiplies few rows by narrow matrices at rates of their
+own. So what is timed are passes of a model with the same widths and random weights, but of fewer
+layers, and with as much of the vocabulary as of the layers.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from decode.engine import Engine
-from decode.sampling import highest
-from model.catalog import find_model
+from decode.load import ModelSource
 from model.config import ModelConfig
-from model.declarations import declarations
+from model.declarations import count, declarations
 from model.dtypes import Dtypes
 from model.layout_check import settle
 from model.transformer import Transformer
 from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.communication import expected_collectives
 from profiles.floor.passes import Pass
-from profiles.measured.bandwidth import ALL_AXES, filled
-from profiles.measured.kernels import Kernel
+from profiles.measured.bandwidth import filled
+from profiles.measured.prompt_timing import RepeatedPrompt
 from profiles.measured.timing import RepeatedStep
 from profiles.report.document import summarise
 from sharding.catalog import LAYOUTS
-from sharding.dot import dot
-from sharding.quantization import Quantization, Weight, quantize, specs_of
 
-MOST_FLOPS = 1 << 32  # of one run of products, but that of a layer is whole
-FEW_LAYERS, MANY_LAYERS = 1, 4
-THIN = 16  # d_model, d_ff and vocabulary for each device, of a model that hardly multiplies
-STEPS, MORE_STEPS = 4, 32  # of a sample, of many sequences and of one
-WHOLE = jax.P(None, None, None)
+MOST_SEQUENCES = 64  # more rows are those of one prompt, whose cache is small
+BURST_S = 0.05  # at least so long is a sample
+VOCABULARY_MULTIPLE = 64  # of tokens, so that the part of a vocabulary divides as the whole does
 
 
-def product_kernels(
+@dataclasses.dataclass
+class ModelPass:
+    """A decode step or a prompt of a part of a model, ready to be timed again and again.
+
+    Attributes:
+      fields: what it is, as the document has it.
+      step: the step or the prompt.
+      amount: FLOPs of all devices in one run.
+      attention: those of them in which tokens of decode steps meet what is cached.
+      collectives: those of a run.
+    """
+
+    fields: dict[str, object]
+    step: RepeatedStep | RepeatedPrompt
+    amount: float
+    attention: float
+    collectives: int
+
+    def __str__(self) -> str:
+        layers = self.step.engine.config.layers
+        return f"{layers} layers, {self.fields['dtype']}, {self.step}"
+
+    @property
+    def seconds(self) -> float:
+        """The median of all samples."""
+        return float(np.median(self.step.samples))
+
+    def compile(self) -> None:
+        """Compiles its programs, which `prepare` then finds compiled."""
+        for program in self.step.lower():
+            program.compile()
+
+    def prepare(self) -> None:
+        """Warms up, and sets the length of a sample."""
+        self.step.compile()
+        self.step.lengthen(BURST_S)
+
+    def sample(self) -> None:
+        """Times a burst."""
+        self.step.sample()
+
+    def as_record(self, rate: str) -> dict[str, object]:
+        """Its fields, its rate under this name, its work, and its seconds with the samples."""
+        work = {"flops": self.amount, "attention_flops": self.attention}
+        return {
+            **self.fields,
+            rate: self.amount / self.seconds,
+            **work,
+            "collectives": self.collectives,
+            "seconds": summarise(self.step.samples),
+        }
+
+
+class ModelPasses(NamedTuple):
+    """Passes of a part of a model.
+
+    Attributes:
+      filled: decode steps and prompts, by types and rows.
+      empty: of each type the step of most sequences once more, with nothing in the cache.
+    """
+
+    filled: list[ModelPass]
+    empty: list[ModelPass]
+
+
+def model_passes(
     mesh: jax.sharding.Mesh,
     dtypes: Sequence[Dtypes],
     rows: Sequence[int],
     config: ModelConfig,
     most_bytes: float,
-) -> Iterator[Kernel]:
-    """Products of so many rows with the matrices of a model's layers, one after the other.
+    context: int,
+) -> ModelPasses:
+    """Passes of so many rows, each the tokens that a device multiplies with every matrix.
 
-    Outputs or inputs of each matrix are divided over all devices, as heads and d_ff are, and no
-    device waits for another. The last matrix is of the vocabulary, as much of it as of the layers;
-    of its products the most likely tokens are chosen. Amounts and seconds are of one layer's worth.
+    Few rows are the sequences of a decode step, and more than `MOST_SEQUENCES` the tokens of a
+    prompt.
 
     Args:
       mesh: the devices.
-      dtypes: types of weights, and of what they multiply and the products.
-      rows: numbers of tokens, one of each sequence.
+      dtypes: how numbers are stored, in turn.
+      rows: numbers of rows.
       config: the model.
       most_bytes: bytes of weights over all devices; at least one layer is multiplied.
+      context: tokens in the cache of each sequence.
     """
+    found = ModelPasses([], [])
     for each in dtypes:
-        shapes = _matrices(config, mesh.size)
-        one = sum(map(math.prod, shapes)) * mesh.size
-        most = most_bytes / each.dtype.itemsize / one
-        layers = [
-            [_weight(mesh, shape, each) for shape in shapes] for _ in range(_whole(most, config))
-        ]
-        for count in rows:
-            few = layers[: _whole(MOST_FLOPS / (2 * count * one), config)]
-            share = len(few) / config.layers
-            shape = max(int(config.vocabulary * share) // mesh.size, 1), config.d_model
-            last = _weight(mesh, shape, dataclasses.replace(each, weights=each.plain))
-            x = filled(mesh, (count, 1, config.d_model), WHOLE, each.dtype)  # [B, T, D]
-            fields = {"dtype": each.dtype.name, "rows": count, "width": config.d_model}
-            amount, runs = 2.0 * count * one, len(few) + math.prod(shape) * mesh.size / one
-            operands = few, last, x
-            yield Kernel(mesh, fields, _layers_program(few, last), operands, amount, float(runs))
+        engine = _engine(mesh, part_of(config, each, most_bytes), each)
+        engine.chunk = -(-max(rows) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        sequences = [number for number in rows if number <= MOST_SEQUENCES]
+        steps = [RepeatedStep(engine, number, context) for number in sequences]
+        prompts = [RepeatedPrompt(engine, 1, number) for number in rows if number not in sequences]
+        found.filled.extend(_pass(step, each) for step in (*steps, *prompts))
+        for last in steps[-1:]:
+            empty = RepeatedStep(engine, last.batch, 0, slots=last.slots)
+            found.empty.append(_pass(empty, each))
+    return found
 
 
-def _whole(layers: float, config: ModelConfig) -> int:
-    return int(min(max(layers, 1), config.layers))
-
-
-def _matrices(config: ModelConfig, devices: int) -> list[tuple[int, int]]:
-    """Outputs and inputs of a layer's matrices on each of so many devices."""
-    heads = max(config.query_heads * config.head_size // devices, 1)
-    both = max(2 * config.kv_heads * config.head_size // devices, 1)
-    wide, width = max(config.d_ff // devices, 1), config.d_model
-    return [(heads, width), (both, width), (width, heads), *[(wide, width)] * 2, (width, wide)]
-
-
-def _weight(mesh: jax.sharding.Mesh, shape: tuple[int, int], dtypes: Dtypes) -> Weight:
-    """A matrix [outputs.xyz, inputs] of which each device has so many outputs."""
-    stored = dtypes.weights
-    plain = dtypes.dtype if isinstance(stored, Quantization) else stored
-    array = filled(mesh, (shape[0] * mesh.size, shape[1]), jax.P(ALL_AXES, None), plain)
-    if not isinstance(stored, Quantization):
-        return array
-    with jax.set_mesh(mesh):
-        return jax.jit(lambda each: quantize(each, 1, stored)[0])(array)
-
-
-def _layers_program(layers: list[list[Weight]], last: jax.Array):
-    """A program of these products with x [B, T, D], and of the choice of tokens, [B]."""
-    specs = jax.tree.map(specs_of, (layers, last), is_leaf=_is_weight)
-
-    def local(layers: list[list[Weight]], last: jax.Array, x: jax.Array) -> jax.Array:
-        for weights in layers:
-            x = _layer(x, *weights)
-        return dot(last, _norm(x), jnp.float32)
-
-    divided = {"in_specs": (*specs, WHOLE), "out_specs": jax.P(None, None, ALL_AXES)}
-
-    def run(layers: list[list[Weight]], last: jax.Array, x: jax.Array) -> jax.Array:
-        logits = jax.shard_map(local, **divided, check_vma=False)(layers, last, x)  # [B, T, V.xyz]
-        tokens, logprobs = highest(logits[:, 0])
-        return tokens + logprobs  # one array, which needs both
-
-    return jax.jit(run)
-
-
-def _is_weight(each: object) -> bool:
-    return not isinstance(each, list | tuple)
-
-
-def _layer(x: jax.Array, query, key_value, output, gate, up, down) -> jax.Array:
-    """x: [B, T, D] -> [B, T, D], by all products of a layer and what lies between them."""
-    y, multiply = _norm(x), functools.partial(dot, dtype=x.dtype)
-    mixed = multiply(query, y) + multiply(key_value, y)[..., :1]
-    x = x + multiply(output, mixed)
-    y = _norm(x)
-    return x + multiply(down, jax.nn.silu(multiply(gate, y)) * multiply(up, y))
-
-
-def _norm(x: jax.Array) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
-
-
-class Layers:
-    """Decode steps of a model of hardly any width, but with the heads of another.
-
-    What a layer adds to a step is then its fixed time, that of its collectives, and what grows with
-    the batch: attention over the cache, with its rotation and the write of the new tokens.
-
-    Args:
-      mesh: the devices.
-      dtypes: how its numbers are stored.
-      config: gives the number of heads and their size.
-      batch: sequences of the steps that have more than one.
-      context: tokens in the cache of each.
-    """
-
-    def __init__(
-        self, mesh: jax.sharding.Mesh, dtypes: Dtypes, config: ModelConfig, batch: int, context: int
-    ):
-        self.pass_ = Pass(batch, context)
-        self.steps: list[RepeatedStep] = []
-        thin = dict.fromkeys(("d_model", "d_ff", "vocabulary"), THIN * mesh.size)
-        heads = {name: getattr(config, name) for name in ("query_heads", "kv_heads", "head_size")}
-        own = dataclasses.replace(find_model("tiny"), max_context=2 * context, **heads, **thin)
-        for layers, sequences in ((FEW_LAYERS, [1]), (MANY_LAYERS, [1, batch])):
-            engine = _engine(mesh, dataclasses.replace(own, layers=layers), dtypes)
-            for each in sequences:
-                burst = MORE_STEPS if each == 1 else STEPS
-                self.steps.append(RepeatedStep(engine, each, context, burst=burst))
-
-    def __str__(self) -> str:
-        return "decode steps of a model without width"
-
-    def prepare(self) -> None:
-        """Compiles and warms up."""
-        for step in self.steps:
-            step.compile()
-
-    def sample(self) -> None:
-        """Times a burst of each."""
-        for step in self.steps:
-            step.sample()
-
-    def as_records(self) -> list[dict[str, object]]:
-        """The seconds of the steps, with samples."""
-        return [
-            {
-                "layers": step.engine.config.layers,
-                "batch": step.batch,
-                "context": step.context,
-                "seconds": summarise(step.samples),
-            }
-            for step in self.steps
-        ]
-
-    def fit(self) -> dict[str, float]:
-        """What a layer takes, by differences of medians between few and many layers.
-
-        Returns:
-          `layer_s`, whatever the batch, and its `collectives`; `sequence_s` of each sequence more,
-          and the `attention_flops_per_s` of all devices in it, 0 where no time was seen.
-        """
-        few, many, more = (float(np.median(step.samples)) for step in self.steps)
-        one = (many - few) / (MANY_LAYERS - FEW_LAYERS)
-        sequence = max(more - many, 0.0) / MANY_LAYERS / max(self.pass_.batch - 1, 1)
-        engine = self.steps[-1].engine
-        placed = engine.config, engine.placement, engine.dtypes
-        listed = expected_collectives(*placed, batch=1, tokens=1, continues=False)
-        flops = PassCounter(*placed).count(self.pass_).attention * engine.mesh.size
-        flops /= self.pass_.batch * MANY_LAYERS
-        return {
-            "layer_s": max(one - sequence, 0.0),
-            "collectives": sum(each.count for each in listed) // MANY_LAYERS,
-            "sequence_s": sequence,
-            "attention_flops_per_s": flops / sequence if sequence else 0.0,
-        }
+def part_of(config: ModelConfig, dtypes: Dtypes, most_bytes: float) -> ModelConfig:
+    """The model with as many layers as weigh so much, one at least, and as much vocabulary."""
+    least = dataclasses.replace(config, layers=1, windows=None, vocabulary=VOCABULARY_MULTIPLE)
+    two = dataclasses.replace(least, layers=2)
+    layer = count(Transformer(two, dtypes)) - count(Transformer(least, dtypes))
+    share = config.vocabulary * config.d_model / config.layers  # beside each layer
+    fitting = most_bytes / ((layer + share) * dtypes.dtype.itemsize)
+    layers = int(min(max(fitting, 1), config.layers))
+    tokens = config.vocabulary * layers / config.layers
+    return dataclasses.replace(
+        config,
+        layers=layers,
+        windows=config.windows and config.windows[:layers],
+        vocabulary=max(math.ceil(tokens / VOCABULARY_MULTIPLE), 1) * VOCABULARY_MULTIPLE,
+    )
 
 
 def _engine(mesh: jax.sharding.Mesh, config: ModelConfig, dtypes: Dtypes) -> Engine:
-    """A model on a mesh with plain weights that are made sooner than random ones."""
-    plain = dataclasses.replace(dtypes, weights=None, round_activations=False)
-    placement = settle(config, plain, LAYOUTS["weight_stationary_1d"], dict(mesh.shape))
+    """The model with random weights; plain ones are made sooner, and are not zero either."""
+    layout, shape = LAYOUTS["weight_stationary_1d"], dict(mesh.shape)
+    if dtypes.quantization:
+        return ModelSource(config, None, None).engine(layout, shape, dtypes)
+    placement = settle(config, dtypes, layout, shape)
     weights = {
         path: filled(mesh, param.shape, placement.weights(param.axes), param.dtype)
-        for path, param in declarations(Transformer(config, plain)).items()
+        for path, param in declarations(Transformer(config, dtypes)).items()
     }
-    return Engine(config, unflatten_dict(weights), placement, mesh, plain)
+    return Engine(config, unflatten_dict(weights), placement, mesh, dtypes)
+
+
+def _pass(step: RepeatedStep | RepeatedPrompt, dtypes: Dtypes) -> ModelPass:
+    engine, decodes = step.engine, isinstance(step, RepeatedStep)
+    sizes = Pass(step.batch, step.context) if decodes else Pass(1, 0, step.length)
+    placement = engine.placement if decodes else engine.placement.prefill
+    counts = PassCounter(engine.config, placement, dtypes).count(sizes)
+    listed = expected_collectives(
+        engine.config, placement, dtypes, batch=sizes.batch, tokens=sizes.tokens, continues=False
+    )
+    fields = {
+        "dtype": dtypes.dtype.name,
+        "rows": sizes.batch * sizes.tokens,
+        "width": engine.config.d_model,
+        "layers": engine.config.layers,
+        "context": sizes.context,
+    }
+    devices = engine.mesh.size
+    return ModelPass(
+        fields,
+        step,
+        amount=counts.flops * devices,
+        attention=counts.attention * devices,
+        collectives=sum(each.count for each in listed),
+    )

@@ -181,10 +181,12 @@ def give_back(collect: bool = False) -> None:
     It would keep a cache's for arrays of the same sizes, and the next row's has others.
 
     Args:
-      collect: first frees what nothing refers to but itself, as an engine and its programs.
+      collect: first frees what nothing refers to but itself, as an engine and its programs, and
+        what JAX keeps of programs that ran.
     """
     if collect:
         gc.collect()
+        jax.clear_caches()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 

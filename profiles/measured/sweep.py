@@ -7,16 +7,15 @@ peak rates are sampled before and between. After every round the caller gets all
 that a run that ends early loses nothing, and a later one can go on from there.
 """
 
-import concurrent.futures
 import dataclasses
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from decode.chunks import default_chunk
 from model.layout_check import settle
 from profiles.floor.memory_needed import free_memory, need_of, refusal, shares_memory
 from profiles.measured.bandwidth import PeakMeter
+from profiles.measured.compiling import compile_together
 from profiles.measured.peak_rates import Rates, bandwidth_of, peaks_of, published, sample_rates
 from profiles.measured.prompt_timing import RepeatedPrompt
 from profiles.measured.resume import MIN_ROUNDS, Earlier, merged, take_over
@@ -40,7 +39,6 @@ from sharding import processes
 from sharding.devices import default_platform
 
 MAX_ROUNDS = 25
-COMPILERS = 2  # programs compiled at the same time: each takes one core, and memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +175,9 @@ class _Run:
 
     def _take_turns(self, seconds: float) -> None:
         rows = self.turns
-        for row in _compiled(rows):
+        compile_together(rows)
+        give_back()
+        for row in rows:
             row.set_up(self.sweep.inspect, seconds / MIN_ROUNDS / len(rows))
         self._sample_rates(repeats=3)
         stop = time.perf_counter() + seconds
@@ -231,25 +231,6 @@ def _rows(sweep: Sweep, placing: Placing) -> list[SweepRow]:
         )
         for size in sweep.sizes()
     ]
-
-
-def _compiled(rows: Sequence[SweepRow]) -> Iterator[SweepRow]:
-    """Compiles the rows, several at once, and gives them back when all of them are.
-
-    Compiling leaves the interpreter to other threads. Many processes compile in one order, because
-    they may share what they find out.
-    """
-    workers = min(COMPILERS, os.cpu_count() or 1) if processes.count() == 1 else 1
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(row.compile) for row in rows]
-        try:
-            named = list(zip(jobs, rows, strict=True))
-            for job, _ in progress(named, lambda each: f"compiling {each[1]}"):
-                job.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-    give_back()
-    yield from rows
 
 
 def _refused(sweep: Sweep, placing: Placing, rows: Sequence[SweepRow]) -> list[str]:

@@ -31,7 +31,7 @@ from sharding.error_types import UsageError
 DRAWS = 16  # number of random batches of tokens, which steps use in turn
 MIN_BURST = 4
 LONG_S = 0.25
-WARM_UP = 2
+WARM_UP = 2  # steps of a first cache; a later one finds the program warm, and needs one
 STEP = "step"  # what a trace calls the launch of one, for TensorBoard to group operations by
 
 
@@ -93,9 +93,11 @@ class RepeatedStep:
         """Allocates a cache, compiles the step if need be and runs it several times to warm up."""
         self._cache = self.engine.new_cache(self.batch, self.slots)
         self._carry = self.engine.start(np.full(self.batch, self.context, np.int32))
-        if self._tokens is None:  # a later cache gets the tokens that are next in turn
-            drawn = draw_tokens(self.engine.config.vocabulary, self.batch)
-            self._tokens = itertools.cycle([self.engine.put(tokens) for tokens in drawn])
+        if self._tokens is not None:  # a later cache gets the tokens that are next in turn
+            self._run(1)
+            return
+        drawn = draw_tokens(self.engine.config.vocabulary, self.batch)
+        self._tokens = itertools.cycle([self.engine.put(tokens) for tokens in drawn])
         self._run(WARM_UP)
 
     def lower(self) -> list[jax.stages.Lowered]:
@@ -107,13 +109,16 @@ class RepeatedStep:
         return self.lower()[0].compile().as_text()
 
     def lengthen(self, seconds: float) -> None:
-        """Sets the steps of a burst, in all processes, to last `seconds` but `LONG_S` at most."""
-        few = self._run(MIN_BURST).seconds
-        # Where the least burst is long, its launch hardly counts, and no longer one need be timed.
-        if processes.from_first_process(lambda: few > min(seconds, LONG_S)):
-            self.burst = MIN_BURST
+        """Sets the steps of a burst, in all processes, to last `seconds` but `LONG_S` at most.
+
+        There are `MIN_BURST` at least, or as many as last `LONG_S`.
+        """
+        few = self._run(1).seconds
+        # Where a step is long, its launch hardly counts, and no longer burst need be timed.
+        if processes.from_first_process(lambda: few > LONG_S / MIN_BURST):
+            self.burst = processes.from_first_process(lambda: math.ceil(LONG_S / few))
             return
-        more = self._run(3 * MIN_BURST).seconds
+        few, more = self._run(MIN_BURST).seconds, self._run(3 * MIN_BURST).seconds
         mean = more / (3 * MIN_BURST)
         step = max((more - few) / (2 * MIN_BURST), mean / 4)  # without the first launch
         steps = math.ceil(min(seconds, LONG_S) / step)

@@ -11,9 +11,8 @@ from tests.scripts.running import run_many
 MODULE = "profiles.measured.microbenchmark"
 SMALL = {
     f"{MODULE}.MIN_ROUNDS": 2, f"{MODULE}.LARGEST_READ": 1 << 20, f"{MODULE}.MODEL": "tiny",
-    f"{MODULE}.MOST_ROWS": 4, f"{MODULE}.WEIGHTS": 1 << 16, f"{MODULE}.ATTENDING": 2,
-    "profiles.measured.model_kernels.FEW_LAYERS": 1,
-    "profiles.measured.model_kernels.MANY_LAYERS": 2, f"{MODULE}.LARGEST_PAYLOAD": 1 << 18,
+    f"{MODULE}.MOST_ROWS": 4, f"{MODULE}.WEIGHTS": 1 << 16, f"{MODULE}.LARGEST_PAYLOAD": 1 << 18,
+    "profiles.measured.model_kernels.BURST_S": 0,
     "profiles.measured.kernels.MOST": 4, "profiles.measured.kernels.SAMPLE_S": 1e-6,
 }  # fmt: skip
 CASES = {
@@ -60,7 +59,7 @@ def test_files_are_written_and_tables_are_printed(ended, folder):
     document = json.loads((folder / "eight/microbenchmark.json").read_text())
     assert document == json.loads((folder / "eight.json").read_text())
     assert document["schema"] == 1 and document["mesh"] == {"x": 2, "y": 1, "z": 4}
-    parts = {"memory", "matmul", "layers", "collectives", "dispatch"}
+    parts = {"memory", "matmul", "attention", "collectives", "dispatch"}
     assert parts | {"calibration"} <= document.keys()
     assert [row["rows"] for row in document["matmul"]["samples"]] == [2, 4]
     kinds = {(fit["kind"], *fit["axes"]) for fit in document["collectives"]["fits"]}

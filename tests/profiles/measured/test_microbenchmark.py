@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import math
-import re
 import types
 
 import jax
@@ -11,9 +9,13 @@ import numpy as np
 import pytest
 
 from model.catalog import find_model
+from model.declarations import count
 from model.dtypes import FLOAT32, Dtypes
+from model.transformer import Transformer
 from profiles.chips.calibration import calibration_of, read_calibration
 from profiles.chips.chip import find_chip
+from profiles.floor.bytes_and_flops import PassCounter
+from profiles.floor.passes import Pass
 from profiles.hlo.census import census
 from profiles.measured import calibration_here, microbenchmark, model_kernels
 from profiles.measured.fits import fit_line
@@ -28,7 +30,7 @@ from profiles.measured.kernels import (
 from profiles.measured.measured_calibration import Basis, calibrate
 from profiles.measured.microbenchmark import Kernels, fits, measure, powers, results
 from profiles.measured.microbenchmark_tables import tables
-from profiles.measured.model_kernels import Layers, product_kernels
+from profiles.measured.model_kernels import model_passes
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.quantization import QUANTIZATIONS
 
@@ -75,20 +77,6 @@ def test_no_fit_has_a_negative_cost(sizes, times, fixed, rate):
 TINY = find_model("tiny")
 
 
-def dot_flops(program: jax.stages.Compiled) -> float:
-    """Two for each product of numbers in the dots of a program for one device."""
-    text, total = program.as_text(), 0
-    shapes = dict(re.findall(r"(%[\w.-]+) = \w+\[([\d,]*)\]", text))
-    dots = re.findall(
-        r"(%[\w.-]+) = [^\n]* dot\((%[\w.-]+)[^\n]*lhs_contracting_dims={([\d,]+)}", text
-    )
-    for result, left, contracted in dots:
-        sizes = [int(size) for size in shapes[left].split(",")]
-        inner = math.prod(sizes[int(dim)] for dim in contracted.split(","))
-        total += 2 * inner * math.prod(int(size) for size in shapes[result].split(",") if size)
-    return total
-
-
 def compiled(kernel: Kernel) -> jax.stages.Compiled:
     with jax.set_mesh(kernel.mesh):
         return kernel.program.lower(*kernel.operands).compile()
@@ -105,53 +93,35 @@ def test_bytes_and_flops_are_those_that_the_compiler_counts(shape):
         assert counted <= kernel.amount / mesh.size + 3 * beside, kernel
 
 
-@pytest.mark.parametrize(
-    ("shape", "weights", "fitting"),
-    [("1", "float32", 1), ("2x1x2", "float32", 2), ("2", "float32", 4), ("2", "int8", 1)],
-)
-def test_flops_of_products_are_those_of_the_compiled_dots(shape, weights, fitting):
-    """Of each device; as many layers as fit, but one at least, and as much of the vocabulary."""
-    mesh = make_mesh(parse_mesh(shape))
-    stored = QUANTIZATIONS.get(weights)
-    config = dataclasses.replace(TINY, layers=4)
-    one = 64 * (2 * 64 + 64 + 3 * 128)  # query and output, keys and values, MLP
-    most_bytes = {1: 1, 2: 8 * one, 4: 1e9}[fitting]
-    (kernel,) = product_kernels(mesh, [Dtypes(np.float32, stored)], [4], config, most_bytes)
-    assert kernel.amount == 2 * 4 * one
-    done = kernel.amount * kernel.repeats
-    assert done == pytest.approx(2 * 4 * fitting * (one + 64 * 64))
-    assert dot_flops(compiled(kernel)) == pytest.approx(done / mesh.size)
+def test_the_part_of_a_model_weighs_no_more_than_wanted_and_has_a_layer_at_least():
+    """Vocabulary and layers are the same share of the model's."""
+    config = find_model("smollm2-135m")
+    for most_bytes, layers in ((1, 1), (1 << 26, 3), (1e12, 30)):
+        part = model_kernels.part_of(config, FLOAT32, most_bytes)
+        assert part.layers == layers
+        assert part.vocabulary / config.vocabulary == pytest.approx(layers / 30, rel=0.02)
+        assert layers == 1 or 4 * count(Transformer(part, FLOAT32)) <= most_bytes
+        assert (part.d_model, part.d_ff, part.kv_heads) == (576, 1536, 3)
 
 
-def test_more_rows_are_multiplied_in_fewer_layers(monkeypatch):
-    """So that no run is long; each row's weights are those of the layers before, not new ones."""
-    mesh, one = make_mesh(parse_mesh("1")), 64 * (2 * 64 + 64 + 3 * 128)
-    monkeypatch.setattr(model_kernels, "MOST_FLOPS", 2 * 8 * one)
-    config = dataclasses.replace(TINY, layers=8)
-    few, more, many = product_kernels(mesh, [FLOAT32], [1, 4, 64], config, 1e9)
-    assert [len(each.operands[0]) for each in (few, more, many)] == [8, 2, 1]
-    assert many.operands[0][0][0] is few.operands[0][0][0]
-
-
-def test_a_layer_is_what_it_adds_to_a_step_and_attention_what_sequences_add(few_layers):
-    """Planted: 10 ms, 2 ms a layer and 0.5 ms for each of its sequences; a slow sample is none."""
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_passes_are_steps_and_prompts_of_the_rows_that_are_asked_for(weights, monkeypatch):
+    """Their FLOPs are those that floors count, of all devices."""
+    monkeypatch.setattr(model_kernels, "MOST_SEQUENCES", 4)
     mesh = make_mesh(parse_mesh("2"))
-    layers = Layers(mesh, FLOAT32, TINY, 5, 63)
-    assert [(step.engine.config.layers, step.batch) for step in layers.steps] == [
-        (1, 1), (2, 1), (2, 5),
+    dtypes = Dtypes(np.float32, QUANTIZATIONS.get(weights))
+    found = model_passes(mesh, [dtypes], [1, 4, 48], TINY, 1e9, 10)
+    assert [(each.fields["rows"], each.fields["context"]) for each in found.filled] == [
+        (1, 10), (4, 10), (48, 0),
     ]  # fmt: skip
-    for step in layers.steps:
-        planted = 10e-3 + step.engine.config.layers * (2e-3 + step.batch * 0.5e-3)
-        step.samples = [planted, planted, 1.0]
-    fit = layers.fit()
-    assert fit["layer_s"] == pytest.approx(2e-3) and fit["sequence_s"] == pytest.approx(0.5e-3)
-    flops = 4 * TINY.query_heads * TINY.head_size * 64  # of 64 keys; two KV heads divide over two
-    assert fit["attention_flops_per_s"] == pytest.approx(flops / 0.5e-3)
-    assert fit["collectives"] == 2  # all-reduces after attention and after the MLP
-    for step in layers.steps:
-        step.samples = [1e-3 / step.engine.config.layers / step.batch]
-    nothing = layers.fit()
-    assert nothing["layer_s"] == nothing["sequence_s"] == nothing["attention_flops_per_s"] == 0
+    assert [(each.fields["rows"], each.fields["context"]) for each in found.empty] == [(4, 0)]
+    engine = found.filled[0].step.engine
+    assert (engine.config.layers, engine.config.vocabulary) == (TINY.layers, TINY.vocabulary)
+    for each, pass_ in zip(found.filled, [Pass(1, 10), Pass(4, 10), Pass(1, 0, 48)], strict=True):
+        counts = PassCounter(engine.config, engine.placement, dtypes).count(pass_)
+        assert each.amount == 2 * counts.flops
+        assert each.attention == (0 if pass_.over_prompts else 2 * counts.attention)
+        assert each.collectives == 2 * TINY.layers + 1  # the last one is of the vocabulary
 
 
 def test_payloads_and_axes_are_those_of_the_compiled_collectives():
@@ -186,24 +156,16 @@ def test_collectives_move_what_they_are_called_after():
 
 
 @pytest.fixture(scope="module")
-def few_layers():
-    """Compiled sooner."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_kernels, "FEW_LAYERS", 1)
-        patch.setattr(model_kernels, "MANY_LAYERS", 2)
-        yield
-
-
-@pytest.fixture(scope="module")
-def found(few_layers):
+def found():
     """A run of small kernels on four devices."""
     mesh = make_mesh(parse_mesh("2x2"))
+    passes = model_passes(mesh, [FLOAT32], [1, 8], TINY, 1e9, 10)
     kernels = Kernels(
         memory=list(read_kernels(mesh, [1 << 18, 1 << 20])),
-        matmul=list(product_kernels(mesh, [FLOAT32], [1, 8], TINY, 1e9)),
+        matmul=passes.filled,
         collectives=list(collective_kernels(mesh, [1 << 8, 1 << 12])),
         dispatch=[Calls(mesh, arguments) for arguments in (1, 16)],
-        layers=[Layers(mesh, FLOAT32, TINY, 2, 10)],
+        attention=passes.empty,
     )
     measure(kernels, 0)
     return json.loads(json.dumps(results(kernels, 0)))
@@ -211,15 +173,14 @@ def found(few_layers):
 
 def test_a_document_has_samples_and_fits_of_each_part(found):
     assert {name: len(part["samples"]) for name, part in found.items()} == {
-        "memory": 2 * 3, "matmul": 2, "collectives": 5 * 3 * 2, "dispatch": 2, "layers": 3,
+        "memory": 2 * 3, "matmul": 2, "collectives": 5 * 3 * 2, "dispatch": 2, "attention": 1,
     }  # fmt: skip
     assert {name: len(part["fits"]) for name, part in found.items()} == {
-        "memory": 3, "matmul": 1, "collectives": 5 * 3, "dispatch": 1, "layers": 1,
+        "memory": 3, "matmul": 1, "collectives": 5 * 3, "dispatch": 1, "attention": 1,
     }  # fmt: skip
-    multiplied = 2 * 64 * (2 * 64 + 64 + 3 * 128)
     for name, size, rate in (
         ("memory", lambda row: row["bytes"], "bytes_per_s"),
-        ("matmul", lambda row: row["rows"] * multiplied, "flops_per_s"),
+        ("matmul", lambda row: row["flops"], "flops_per_s"),
         ("collectives", lambda row: row["payload_bytes"], "bytes_per_s"),
     ):
         for row in found[name]["samples"]:
@@ -249,7 +210,7 @@ def test_memory_is_fitted_beyond_caches_alone():
 
 def test_tables_have_a_row_for_each_size_kind_and_call(found):
     text = tables(found, 4, "cpu")
-    assert text.count("measured on 4 x cpu") == 5
+    assert text.count("measured on 4 x cpu") == 4
     for words in ("matrix_vector", "262 kB", "TFLOP/s of all devices together", "all-to-all",
                   "call returned"):  # fmt: skip
         assert words in text
@@ -258,10 +219,12 @@ def test_tables_have_a_row_for_each_size_kind_and_call(found):
 
 
 def rows(rate: str, key: str, sizes, rates, **fields) -> list[dict]:
+    seconds = {"median": 2.0, "samples": [1.6, 2.0, 3.0]}
     return [
-        {**fields, key: size, rate: each, "seconds": {"median": 2.0, "samples": [1.6, 2.0, 3.0]}}
+        {**fields, key: size, rate: each, "seconds": seconds, "flops": 2 * each,
+         "attention_flops": 0.0, "collectives": 0}
         for size, each in zip(sizes, rates, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 PLANTED = {
@@ -289,7 +252,7 @@ PLANTED = {
             for n in (16, 1)
         ]
     },
-    "layers": {"fits": [{"layer_s": 7e-5, "collectives": 2, "attention_flops_per_s": 4e13}]},
+    "attention": {"fits": [{"dtype": "bfloat16", "flops_per_s": 4e13}]},
 }
 ON_CHIP = Basis("h200", 4.8e12, 1e15, lambda kind, axes: (1e-6, 2.5e-12), True, "bfloat16", "here")
 
@@ -303,9 +266,8 @@ def test_fractions_are_of_recommended_figures_and_the_rest_is_lent():
     assert found.collective_s == pytest.approx(6e-6)  # without its hops
     assert found.step_s == pytest.approx(2e-5)
     assert (found.chips, found.measured_on) == (("h200",), "h200")
-    assert found.layer_s == pytest.approx(7e-5 - 2 * 6e-6)  # without its collectives
     assert found.attention is None and found.peaks == ()  # which memory bounds on a chip
-    kept = ("network_s", "hidden")
+    kept = ("network_s", "layer_s", "hidden")
     assert all(getattr(found, name) == getattr(lent, name) for name in kept)
     assert f"{', '.join(sorted(kept))} are those of {lent.name}" in found.source
 
@@ -344,6 +306,20 @@ def test_where_memory_limits_products_of_a_chip_they_tell_nothing_of_arithmetic(
     assert dict(found.compute_by_rows) == pytest.approx({64: 0.05, 256: 0.2})
 
 
+def test_products_are_what_attention_and_collectives_leave_of_a_pass():
+    """Planted: 2 s, 0.5 s of attention at 4e13 FLOP/s, and 3 collectives of 6 us; never all."""
+    (row,) = rows("flops_per_s", "rows", [4], [1e13], dtype="bfloat16")
+    row |= {"attention_flops": 2e13 - 1e12, "collectives": 3}
+    basis = dataclasses.replace(ON_CHIP, memory=None, flops=None, published=False)
+    found = calibrate(PLANTED | {"matmul": {"samples": [row]}}, basis, calibration_of("h200"))
+    peak = dict(found.peaks)["flops"]
+    alone = 2 - (2e13 - 1e12) / 4e13 - 3 * 6e-6
+    assert found.compute_at(4) * peak == pytest.approx(1e12 / alone)
+    row["collectives"] = 1_000_000  # 6 s, of a step of 2 s: no more than half is believed
+    found = calibrate(PLANTED | {"matmul": {"samples": [row]}}, basis, calibration_of("h200"))
+    assert found.collective_s == pytest.approx(1e-6)
+
+
 def test_one_device_takes_its_links_from_another_calibration(tmp_path):
     lent = calibration_of("h200")
     found = calibrate(PLANTED | {"collectives": {"fits": []}}, ON_CHIP, lent)
@@ -354,11 +330,11 @@ def test_one_device_takes_its_links_from_another_calibration(tmp_path):
     assert read_calibration(str(file)) == found
 
 
-def test_devices_are_calibrated_for_the_rows_of_a_sweep(few_layers, monkeypatch):
+def test_devices_are_calibrated_for_the_rows_of_a_sweep(monkeypatch):
     """Fractions are of their own peaks; two devices tell collectives too."""
     for name, value in {"WEIGHTS": 1, "READ_BYTES": 1 << 18}.items():
         monkeypatch.setattr(calibration_here, name, value)
-    monkeypatch.setattr(microbenchmark, "ATTENDING", 4)
+    monkeypatch.setattr(model_kernels, "BURST_S", 0)
     monkeypatch.setattr(microbenchmark, "MIN_ROUNDS", 1)
     mesh, said = make_mesh(parse_mesh("2")), []
     sizes = {"config": TINY, "context": 10}
