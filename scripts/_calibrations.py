@@ -15,6 +15,7 @@ from profiles.chips.local_devices import local_devices
 from profiles.expected.here import expected_here
 from profiles.floor.passes import Pass
 from profiles.measured.calibration_here import calibration_here
+from profiles.measured.rows import give_back
 from profiles.measured.sweep import Sweep
 from profiles.report.record import Record
 from profiles.report.titles import field_text
@@ -94,6 +95,7 @@ def calibrations(sweep: Sweep, shared: Calibration | None) -> Calibrations:
                 config=sweep.source.config,
                 context=max(each.length for each in sizes),
             )
+    give_back(collect=True)
     return Calibrations(shared, measured)
 
 

@@ -15,6 +15,7 @@ from profiles.compiled.grid import summary
 from profiles.explained import explained_table
 from profiles.floor import layout_table, storage_table
 from profiles.measured import perplexity_table, result_tables
+from profiles.peers import comparison_table
 from profiles.published import accuracy_table
 from profiles.report.numbers import number
 from profiles.report.pages import Part
@@ -47,6 +48,11 @@ def test_tables_and_fits_are_those_of_the_recorded_runs(part: Part):
     assert part.text() == result_tables.PARTS[part]()
 
 
+@pytest.mark.parametrize("part", comparison_table.PARTS, ids=lambda part: part.name)
+def test_compared_engines_are_the_recorded_ones(part: Part):
+    assert part.text() == comparison_table.PARTS[part]()
+
+
 @pytest.mark.parametrize("part", explained_table.PARTS, ids=lambda part: part.name)
 def test_explained_steps_are_the_recorded_ones(part: Part):
     assert part.text() == explained_table.PARTS[part]()
@@ -69,7 +75,7 @@ def test_every_generated_part_is_held_by_a_test():
     known = [layout_table.DIVISIONS, layout_table.PAYMENTS, *result_tables.PARTS]
     known += [each.PART for each in (storage_table, perplexity_table, accuracy_table, talk_table)]
     known += [compiled_table.PART, family_cases.PART, *file_tables.PARTS.values()]
-    known += explained_table.PARTS
+    known += [*explained_table.PARTS, *comparison_table.PARTS]
     marks = {(part.page, part.name, part.module) for part in known}
     found = set()
     for path in PAGES:

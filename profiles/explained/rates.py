@@ -3,7 +3,7 @@
 from profiles.chips.chip import Peaks, published_peaks
 from profiles.compiled.inspection import PassProgram
 from profiles.floor.memory_needed import shares_memory
-from profiles.measured.bandwidth import PeakMeter, cpu_cache
+from profiles.measured.bandwidth import PeakMeter, cache_beside_rates
 from sharding.devices import default_platform, devices
 from sharding.error_types import UsageError
 from sharding.mesh import make_mesh
@@ -63,6 +63,6 @@ def _of_cpu(program: PassProgram, bandwidth: float | None, flops: float | None) 
         bandwidth / mesh.size,
         flops / mesh.size,
         source,
-        on_chip=cpu_cache() / mesh.size,
+        on_chip=cache_beside_rates() / mesh.size,
         devices_per_chip=mesh.size,
     )

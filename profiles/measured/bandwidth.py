@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from sharding.axes import MESH_AXES
 
-READ_BYTES = 1 << 28  # 256 MiB over a CPU mesh: far more than a last-level cache
+READ_BYTES = 1 << 28  # 256 MiB over a CPU mesh: more than most last-level caches
 READ_BYTES_PER_CHIP = 1 << 30  # on each device of other meshes
 LAUNCHES = 16  # reads per sample there: launching and awaiting one can take as long as the read
 MATMUL_SIZE = 1024
@@ -119,11 +119,26 @@ def _ramp(shape: tuple[int, ...], spec: jax.P, dtype: jnp.dtype) -> jax.Array:
 
 def cpu_cache() -> float:
     """Bytes of all last-level caches of the CPU; 32 MiB where the system does not tell."""
+    return _cache_bytes(3) or 32 << 20
+
+
+def cache_beside_rates() -> float:
+    """Bytes of the largest caches of the CPU that are faster than the measured rate of its memory.
+
+    Last-level caches that hold the arrays that are read have their own rate measured in place of
+    the memory's. Nothing is read faster but from the level before them.
+    """
+    last = cpu_cache()
+    return (_cache_bytes(2) or last) if last >= READ_BYTES else last
+
+
+def _cache_bytes(level: int) -> float:
+    """Bytes of all caches of a level; 0 where the system does not tell."""
     domains = {}
     try:
-        for cache in CPU_CACHES.glob("cpu[0-9]*/cache/index3"):
+        for cache in CPU_CACHES.glob(f"cpu[0-9]*/cache/index{level}"):
             cores = (cache / "shared_cpu_list").read_text()
             domains[cores] = int((cache / "size").read_text().strip().removesuffix("K")) * 1024
     except (OSError, ValueError):
-        domains.clear()
-    return sum(domains.values()) or 32 << 20
+        return 0
+    return sum(domains.values())

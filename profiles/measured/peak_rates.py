@@ -9,7 +9,7 @@ from decode.engine import Engine
 from model.dtypes import Dtypes
 from profiles.chips.chip import Peaks, published_peaks
 from profiles.floor.memory_needed import shares_memory
-from profiles.measured.bandwidth import PeakMeter, cpu_cache
+from profiles.measured.bandwidth import PeakMeter, cache_beside_rates
 from profiles.measured.sweep_settings import Sweep
 from profiles.report.titles import field_text
 from sharding.devices import devices
@@ -53,7 +53,7 @@ def peaks_of(sweep: Sweep, bandwidth: dict, engine: Engine) -> Peaks:
         bandwidth=bandwidth["bytes_per_s"] / count,
         flops=flops / count,
         source=bandwidth["source"],
-        on_chip=cpu_cache() / count,
+        on_chip=cache_beside_rates() / count,
         devices_per_chip=count,
     )
 

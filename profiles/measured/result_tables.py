@@ -18,7 +18,7 @@ from profiles.report.table import Table
 RESULTS = ROOT / "profiles/results"
 MODULE = "profiles.measured.result_tables"
 PROJECT_PAGE, PAGE = "README.md", "profiles/measured/README.md"
-GPU, CPU, CPU_TYPES = "llama3-8b-h200", "smollm2-135m-cpu", "smollm2-135m-cpu-types"
+GPU, CPU, CPU_TYPES = "llama3-8b-h200", "smollm2-135m-xeon", "smollm2-135m-cpu-types"
 CPU_PROMPTS = "smollm2-135m-cpu-prompts"
 _TIME_COLUMNS = (
     "batch",

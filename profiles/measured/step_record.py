@@ -18,7 +18,7 @@ from profiles.report.partitioning import partitioning
 from profiles.report.record import BytesPerChip, Experts, Record
 
 Phase = Literal["decode", "prefill"]
-CACHE_MULTIPLE = 4  # below this many times the last-level cache, memory's rate bounds nothing
+CACHE_MULTIPLE = 4  # below this many times the cache, memory's rate bounds nothing
 
 
 def step_record(
@@ -95,7 +95,7 @@ def _fractions(traffic: Counts, bound: Floor, peaks: Peaks, seconds: float, phas
         return Record(
             status="cache_resident",
             message=f"its {byte_size(traffic.memory)} per device are less than {CACHE_MULTIPLE} "
-            f"times the last-level cache ({byte_size(peaks.on_chip)} per device), so that some may "
+            f"times the cache ({byte_size(peaks.on_chip)} per device), so that some may "
             "stay there and no floor applies; measure a larger model, batch or context",
         )
     return Record(

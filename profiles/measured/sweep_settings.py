@@ -131,7 +131,7 @@ class Sweep:
         source = self.source
         return {
             "model": source.config.name,
-            "weights": "random" if source.file is None else str(Path(source.file.path).resolve()),
+            "weights": "random" if source.file is None else _file_words(Path(source.file.path)),
             "config": hashlib.sha256(repr(source.config).encode()).hexdigest()[:16],
             "layout": [_layout_words(layout) for layout in self.layouts],
             "mesh": [field_text(shape) for shape in self.shapes],
@@ -147,6 +147,12 @@ class Sweep:
             "slots": self.slots,
             "weight_layout": "auto" if self.auto_weight_layout else "default",
         }
+
+
+def _file_words(path: Path) -> str:
+    """A file or folder by its name and its size, wherever it lies."""
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    return f"{path.resolve().name}, {sum(each.stat().st_size for each in files)} bytes"
 
 
 def _layout_words(layout: Layout) -> str:

@@ -1,14 +1,23 @@
-"""The table of compared engines."""
+"""The table of compared engines, for a terminal and for this folder's README.
 
-from collections.abc import Mapping, Sequence
+`python -m profiles.peers.comparison_table` writes the latter.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
 
 from profiles.report.numbers import ms, number
+from profiles.report.pages import ROOT, Part
 from profiles.report.table import Table
 
 _HEAD = [
-    "engine", "weights", "measured\nstep ms", "p10 to p90", "tokens/s", "measured first\ntoken ms",
-    "p10 to p90", "step over\nFloorline's", "first token\nover its", "text",
+    "engine", "weights", "measured\nstep ms", "step ms\np10 to p90", "tokens/s",
+    "measured first\ntoken ms", "first token ms\np10 to p90", "step over\nFloorline's",
+    "first token\nover its", "text",
 ]  # fmt: skip
+
+RESULTS = ROOT / "profiles/results"
+RECORDED = "smollm2-135m-cpu-engines"
 
 
 def engine_table(engines: Sequence[Mapping], ratios: Sequence[Mapping]) -> Table:
@@ -63,3 +72,21 @@ def _text(engine: Mapping) -> str:
 
 def _time(seconds: Mapping[str, float]) -> list[str]:
     return [ms(seconds["median"]), f"{ms(seconds['p10'])}-{ms(seconds['p90'])}"]
+
+
+def recorded(name: str) -> str:
+    """The table of a recorded comparison, in Markdown."""
+    found = json.loads((RESULTS / name / "engines.json").read_text(encoding="utf-8"))
+    return engine_table(found["engines"], found["ratios"]).markdown() + "\n"
+
+
+_MODULE = "profiles.peers.comparison_table"
+PARTS: dict[Part, Callable[[], str]] = {
+    Part("profiles/peers/README.md", RECORDED, _MODULE): lambda: recorded(RECORDED)
+}
+"""The function that makes the part of the page."""
+
+
+if __name__ == "__main__":
+    for part, make in PARTS.items():
+        part.write(make())

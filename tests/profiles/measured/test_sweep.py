@@ -1,6 +1,7 @@
 """Measuring: held contexts, interleaved samples, honest peaks, refusals before any work."""
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
 import jax
@@ -314,3 +315,24 @@ def test_the_meter_reads_more_than_a_cache_holds_and_its_kernels_read_all_of_it(
     assert {name: len(rates) for name, rates in meter.rates().items()} == dict.fromkeys(
         ("sum", "max", "matrix_vector", "matmul"), 1
     )
+
+
+@pytest.mark.parametrize(
+    ("levels", "size"),
+    [
+        ({2: "2048K", 3: "32768K"}, 64 << 20),  # a last-level cache for each of two cores
+        ({2: "2048K", 3: "491520K"}, 4 << 20),  # which the meter measures, in place of memory
+        ({3: "491520K"}, 960 << 20),
+        ({}, 32 << 20),
+    ],
+)
+def test_a_cache_that_holds_what_the_meter_reads_has_its_own_rate_measured(
+    levels, size, tmp_path, monkeypatch
+):
+    for core, (level, text) in itertools.product(range(2), levels.items()):
+        cache = tmp_path / f"cpu{core}" / "cache" / f"index{level}"
+        cache.mkdir(parents=True)
+        (cache / "size").write_text(text + "\n")
+        (cache / "shared_cpu_list").write_text(f"{core}\n")
+    monkeypatch.setattr(bandwidth, "CPU_CACHES", tmp_path)
+    assert bandwidth.cache_beside_rates() == size
