@@ -52,7 +52,7 @@ def kill_after(process, path: Path, rounds: int, more_s: float) -> None:
     process.wait()
 
 
-def killed_and_finished(folder: Path, moments: list[tuple[int, float]]) -> None:
+def check_killed_and_finished(folder: Path, moments: list[tuple[int, float]]) -> None:
     """Kills a sweep at each of these moments, and checks what it keeps; then lets it finish."""
     path = folder / "out" / "profile.json"
     command = [sys.executable, str(SCRIPTS / "profile_decode.py"), *SWEEP]
@@ -78,11 +78,11 @@ def killed_and_finished(folder: Path, moments: list[tuple[int, float]]) -> None:
 def test_a_sweep_killed_at_random_moments_loses_and_repeats_no_finished_row(tmp_path):
     draw = random.Random(3)
     moments = [(draw.randint(MIN_ROUNDS, 2 * MIN_ROUNDS - 1), draw.random() * 0.1), (2, 0.0)]
-    killed_and_finished(tmp_path, moments)
+    check_killed_and_finished(tmp_path, moments)
 
 
 @pytest.mark.slow
 def test_a_sweep_killed_at_ten_random_moments_loses_and_repeats_no_finished_row(tmp_path):
     draw = random.Random(10)
     moments = [(draw.randint(0, MIN_ROUNDS), draw.random() * 0.5) for _ in range(10)]
-    killed_and_finished(tmp_path, moments)
+    check_killed_and_finished(tmp_path, moments)
