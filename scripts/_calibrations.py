@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import _common
 
-from decode.chunks import default_chunk
+from decode.chunks import chunk_sizes, default_chunk
 from decode.engine import Engine
 from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration, calibration_of
@@ -23,7 +23,8 @@ from sharding.devices import default_platform, devices
 from sharding.mesh import MeshShape, make_mesh
 
 _NO_CHIP = "cpu"  # what predictions call devices that are no chip of the list
-_PART = 10  # part of the time for samples that measuring a calibration may take, on each mesh
+_PART = 10  # the samples of a calibration take so many times less time than those of the rows
+_LONGEST = 1024  # tokens in a cache of which attention is measured; more take as long each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Calibrations:
     def expect(self, engine: Engine, pass_: Pass, peaks: Peaks) -> Record:
         """The expected time of a pass of a model on its mesh, as `Sweep.expect` wants it."""
         placement, dtypes = engine.placement, engine.dtypes
-        calibration = self.shared or self.measured[_place(placement.mesh, dtypes)]
+        calibration = self.shared or self.measured.get(_place(placement.mesh, dtypes))
+        if calibration is None:
+            return Record()
         return expected_here(engine.config, placement, dtypes, pass_, peaks, calibration)
 
     def as_fields(self) -> dict:
@@ -53,6 +56,8 @@ class Calibrations:
         if self.shared:
             words = self.shared.describe(_name_here())
             return {"calibration": self.shared.as_record() | {"words": words}}
+        if not self.measured:
+            return {}
         *_, last = self.measured.values()
         found = {"calibration": last.as_record() | {"words": f"{last.name}, of this run"}}
         several = {place: each.as_record() for place, each in self.measured.items()}
@@ -82,19 +87,25 @@ def calibrations(sweep: Sweep, shared: Calibration | None) -> Calibrations:
     measured: dict[str, Calibration] = {}
     chunk = sweep.chunk or default_chunk(default_platform())
     sizes = sweep.sizes()
-    rows = {each.batch * (min(chunk, each.length) if each.prompts else 1) for each in sizes}
+    rows = {each.batch for each in sizes if not each.prompts}
+    for each in sizes:
+        if each.prompts:
+            rows |= {each.batch * size for size in chunk_sizes(each.length, chunk)}
+    contexts = [min(each.length, _LONGEST) for each in sizes if not each.prompts]
     shapes = sorted(sweep.shapes, key=lambda shape: math.prod(shape.values()))
     for shape in [] if shared else shapes:
         for dtypes in sweep.dtype_sets:
-            measured[_place(shape, dtypes)] = calibration_here(
+            found = calibration_here(
                 make_mesh(shape),
                 dtypes,
                 sorted(rows),
                 sweep.seconds / _PART,
                 _common.say,
                 config=sweep.source.config,
-                context=max(each.length for each in sizes),
+                context=max(contexts, default=0),
             )
+            if found:
+                measured[_place(shape, dtypes)] = found
     give_back(collect=True)
     return Calibrations(shared, measured)
 

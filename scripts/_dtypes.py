@@ -23,7 +23,7 @@ def dtypes(
     """
     check()
     for flag in (DTYPE, WEIGHT_DTYPE):
-        _only(flag)
+        only(flag)
     return dtype_sets(stored, dtype, here)[0]
 
 
@@ -76,7 +76,7 @@ def combined(caches: Sequence[str]) -> list[Dtypes]:
     for name in caches or [""]:
         if name not in CACHE_TYPES:
             raise UsageError(f"--kv_dtype is {name!r}; use one of {', '.join(CACHE_TYPES)}")
-    plain = PLAIN_DTYPES[_only(DTYPE) or "bfloat16"]
+    plain = PLAIN_DTYPES[only(DTYPE) or "bfloat16"]
     return list(
         dict.fromkeys(
             Dtypes(plain, _STORAGE[weights], _STORAGE[cache])
@@ -100,7 +100,7 @@ def check() -> None:
         raise UsageError(f"--dtype is ''; use one of {', '.join(PLAIN_DTYPES)}")
 
 
-def _only(flag: flags.FlagHolder) -> str | None:
+def only(flag: flags.FlagHolder) -> str | None:
     """The one value of a list flag; None if it is not given.
 
     Raises:

@@ -61,6 +61,8 @@ if __name__ == "__main__":
     flags.declare_key_flag("dtype")
 
 with _common.importing(__name__):
+    import _dtypes
+
     from decode.generate import PromptError
     from decode.load import ModelSource
     from model.declarations import total_bytes
@@ -174,7 +176,8 @@ def _job(source: ModelSource, name: str, threads: int, work: Work, scratch: str)
         engine=name,
         model=_common.MODEL.value if file is None else str(Path(file.path).resolve()),
         form=form,
-        dtype=_array_flags.DTYPE.value or "",
+        dtype=_dtypes.only(_array_flags.DTYPE) or "",
+        max_context=_common.MAX_CONTEXT.value,
         batch=_BATCH.value,
         slots=len(work.prompts[0]) + work.new_tokens,
         threads=threads,
@@ -187,7 +190,7 @@ def _together(source: ModelSource, engines: int) -> bool:
     """Whether all engines are loaded at once: if asked for, else if the host's memory allows."""
     if _ONE_AT_A_TIME.value is not None:
         return not _ONE_AT_A_TIME.value
-    dtypes = Dtypes(PLAIN_DTYPES[_array_flags.DTYPE.value or "float32"])
+    dtypes = Dtypes(PLAIN_DTYPES[_dtypes.only(_array_flags.DTYPE) or "float32"])
     needed = _ROOM * engines * total_bytes(Transformer(source.config, dtypes))
     free = free_memory()
     if free is None or needed <= free:

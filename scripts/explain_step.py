@@ -47,7 +47,7 @@ _SLOTS = flags.DEFINE_integer(
     "slots",
     None,
     "Room in the cache for so many tokens of each sequence. Default: the context and a new token, "
-    "and up to 64 more.",
+    "and up to 31 more.",
     1,
 )
 _SECONDS = flags.DEFINE_float("seconds", 5, "Time for samples; at least five rounds.", 0)

@@ -4,7 +4,8 @@ Runs the other scripts one after another, each in a process of its own and with 
 in --output_dir: the microbenchmark, decode steps and prompts of a model's shapes with random
 weights, explained steps, and a compiled step of transformers beside Floorline's. It needs no
 network, and takes less than --minutes: each part has a share of the time, and one that needs more
-is ended and keeps its rows. A part that fails is named, and the rest goes on.
+is ended; decode steps and prompts keep the rows that were finished. A part that fails is named, and
+the rest goes on.
 
 The same command goes on with what is not finished, also after it was killed; a folder of other
 flags or versions is refused. report.md and report.json are there after every part, and hold all
@@ -62,7 +63,8 @@ with _common.importing(__name__):
 SCRIPTS = Path(__file__).resolve().parent
 _SETTINGS = "model", "batch", "context", "weight_dtype", "prompt_length", "explained_batch"
 _DOCUMENTS = "profile.json", "explain.json", "engines.json", "microbenchmark.json"
-_LAST_S = 20.0  # of the time for what ends after its share
+_LAST_S = 20.0  # kept back for a part that needs seconds to stop
+_NEW = 64  # tokens beyond the longest context or prompt
 
 
 def main() -> None:
@@ -91,7 +93,7 @@ def main() -> None:
 
 
 def _check() -> None:
-    _common.refuse(["random_weights"], "weights are random always")
+    _common.refuse(["random_weights", "max_context"], "weights are random, and lengths as asked")
     find_model(_common.MODEL.value)
     for flag in (_BATCH, _CONTEXT, _PROMPT_LENGTH, _EXPLAINED_BATCH):
         _common.integers(flag.name, flag.value)
@@ -101,7 +103,7 @@ def _check() -> None:
 
 def _parts(output: Path) -> list[CommandPart]:
     """The project's own commands, in the order of their worth."""
-    model = [f"--model={_common.MODEL.value}", "--random_weights"]
+    model = [f"--model={_common.MODEL.value}", "--random_weights", f"--max_context={_room()}"]
     joined = {flag.name: f"--{flag.name}={','.join(flag.value)}"
               for flag in (_BATCH, _CONTEXT, _WEIGHT_DTYPE, _PROMPT_LENGTH)}  # fmt: skip
     middle = _CONTEXT.value[len(_CONTEXT.value) // 2]
@@ -117,19 +119,25 @@ def _parts(output: Path) -> list[CommandPart]:
     steps = [*model, "--devices=1"]
     explained = [
         part(f"explained-{batch}", "explain_step.py", *steps, f"--batch={batch}",
-             f"--context={middle}")
+             f"--context={middle}", share=2)
         for batch in _EXPLAINED_BATCH.value
     ]  # fmt: skip
     return [
         part("microbenchmark", "microbenchmark.py", "--devices=1", "--seconds=6", share=2),
-        part("decode", "profile_decode.py", *steps, joined["batch"], joined["context"],
-             joined["weight_dtype"], share=6, where_there=expected),
-        part("prefill", "profile_decode.py", *steps, "--phase=prefill", joined["prompt_length"],
-             "--seconds=10", share=1.5, where_there=expected),
         *explained,
         part("transformers", "compare_engines.py", *model, "--engines=transformers-compiled",
-             f"--prompt_length={middle}", "--noone_at_a_time", share=2),
+             f"--prompt_length={middle}", "--rounds=3", "--noone_at_a_time", share=3),
+        part("prefill", "profile_decode.py", *steps, "--phase=prefill", joined["prompt_length"],
+             "--seconds=10", share=1.5, where_there=expected),
+        part("decode", "profile_decode.py", *steps, joined["batch"], joined["context"],
+             joined["weight_dtype"], share=6, where_there=expected),
     ]  # fmt: skip
+
+
+def _room() -> int:
+    """Tokens of the longest sequence: models of random weights go as far as they are told to."""
+    longest = max(int(text) for text in (*_CONTEXT.value, *_PROMPT_LENGTH.value)) + _NEW
+    return max(longest, find_model(_common.MODEL.value).max_context)
 
 
 def _write(output: Path, parts: list[CommandPart], state: State, started: str) -> None:
@@ -165,7 +173,7 @@ def _table_so_far(folder: Path) -> str:
     if not path.exists():
         return ""
     run = read_document(path)
-    return step_table(run["points"], run["bandwidth"])
+    return step_table(run["points"], run["bandwidth"], run.get("calibration"))
 
 
 def _refuse_unfinished(parts: list[CommandPart], state: State) -> None:

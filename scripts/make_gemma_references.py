@@ -3,10 +3,10 @@
 llama.cpp multiplies quantized weights by activations that it rounds to 8 bits, so two answers can
 differ though both are right. Here the GGUF file is dequantized first, and llama.cpp runs the same
 weights in float32 with a float32 cache. Prompts for which the largest two logits of any token
-differ by less than 1e-3 are refused. Needs the extra `compare` (llama-cpp-python compiles
-llama.cpp, which takes minutes).
+differ by less than 1e-3 are refused. Needs llama-cpp-python, which compiles
+llama.cpp for minutes.
 
-    pip install -e '.[compare]'
+    pip install llama-cpp-python
     python scripts/make_gemma_references.py --gguf=gemma-3-270m-q4_k_m.gguf
 
 tests/references/gemma3_270m.json holds the file's SHA-256, the versions and, for each prompt,

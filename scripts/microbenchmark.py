@@ -7,9 +7,10 @@ Calls: when the call of a program returns, and when its result is there. Kernels
 and medians are fitted by lines. Takes less than a minute on a CPU.
 
 Writes microbenchmark.json and calibration.json to --output_dir, then prints. The second is for
---calibration of estimate.py and plan.py: achieved fractions of a chip's recommended figures, and
-fixed times. It is for the chip that it was measured on, and refused for others. A CPU has no
-published figures: its fractions are of the best rates of the run, and no slice is of CPUs.
+--calibration of estimate.py, plan.py and profile_decode.py: achieved fractions of a chip's
+recommended figures, and fixed times. It is for the chip that it was measured on, and refused for
+others. A CPU has no published figures: its fractions are of the best rates of the run, and no slice
+is of CPUs.
 
 On a CPU two fake devices share its cores and its memory, or as many as --devices says; elsewhere
 all devices are measured. Of many processes, process 0 writes.
@@ -47,8 +48,8 @@ _DTYPE = flags.DEFINE_list(
 _ROWS = flags.DEFINE_list(
     "rows",
     None,
-    "Rows of matmuls, such as 1,8,64: the batches of steps. Default: 1 to 1,024. The most are "
-    "measured beside those that are given.",
+    "Rows of matmuls, such as 1,8,64: the batches of steps. Default: 1 to 1,024. 1,024 rows are "
+    "measured always.",
 )
 _SECONDS = flags.DEFINE_float("seconds", 15, "Time for samples; at least five rounds.", 0)
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/microbenchmark", "Folder for results.")

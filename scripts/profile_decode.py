@@ -44,6 +44,7 @@ Examples:
 import dataclasses
 import datetime
 import functools
+import shutil
 import sys
 from pathlib import Path
 
@@ -132,6 +133,7 @@ with _common.importing(__name__):
     from sharding.error_types import FloorlineError, UsageError
     from sharding.placement import Placement
 
+_TRACES = "trace"  # folder of traces below the results
 _FIGURES = {"step_time.png": step_time, "cost.png": cost}
 _PROMPT_FIGURES = {"prompt_time.png": step_time, "prompt_cost.png": cost}  # beside those of steps
 
@@ -150,10 +152,12 @@ def main() -> None:
         placement = Placement.of(layout, sweep.source.config.sizes, shape)
         _layouts.state_choices(sweep.source.config, placement, dtypes)
     device_kind = jax.devices()[0].device_kind
-    earlier = earlier_run(output, sweep.settings(), device_kind)
+    settings = sweep.settings()
+    earlier = earlier_run(output, settings, device_kind)
+    if not earlier and processes.is_first():
+        shutil.rmtree(output / _TRACES, ignore_errors=True)  # those of a run before
     calibrations = _calibrations.calibrations(sweep, shared)
     inspect = functools.partial(inspect_row, inspect_pass)
-    settings = sweep.settings()
     sweep = dataclasses.replace(sweep, expect=calibrations.expect, inspect=inspect)
     head = {
         "device_kind": device_kind,
@@ -170,8 +174,10 @@ def main() -> None:
     if _common.JSON.value == "-":
         write_json("-", results)
     else:
-        for part in _by_phase(results):
-            _common.show(step_table(part["points"], outcome.bandwidth, head["calibration"]))
+        for number, part in enumerate(_by_phase(results)):
+            if number:
+                _common.show("")
+            _common.show(step_table(part["points"], outcome.bandwidth, head.get("calibration")))
             sums = fit_lines(part["fits"]) if "fits" in part else prompt_lines(outcome.prompts)
             _common.show("\n".join(sums))
     _refuse_unmeasured(outcome)
@@ -253,7 +259,7 @@ def _sweep(output: Path) -> Sweep:
         bandwidth=_BANDWIDTH.value,
         peak_flops=_FLOPS.value,
         price=_PRICE.value,
-        trace=output / "trace" if _TRACE.value else None,
+        trace=output / _TRACES if _TRACE.value else None,
     )
 
 

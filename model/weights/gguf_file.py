@@ -143,7 +143,7 @@ class GGUFFile:
         return tuple(part.reshape(*info.shape[:-1], -1) for part in parts)
 
     def let_go(self) -> None:
-        """Counts the pages that were read no more as this process's memory, where that is known.
+        """Lets the system take back the pages that were read, where it can be told to.
 
         They are read again where they are needed.
         """

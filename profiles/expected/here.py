@@ -1,11 +1,12 @@
-"""The expected time of a pass on the devices that are here, at rates that were measured on them."""
+"""The expected time of a pass on the devices that are here."""
 
 import dataclasses
+import math
 
 from model.config import ModelConfig
 from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration
-from profiles.chips.chip import Peaks
+from profiles.chips.chip import Chip, Peaks
 from profiles.chips.local_devices import local_devices
 from profiles.chips.slices import Slice
 from profiles.expected.estimate import Estimator
@@ -13,6 +14,7 @@ from profiles.expected.estimate_record import expected_fields
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
 from profiles.report.record import Record
+from sharding.error_types import UsageError
 from sharding.placement import Placement
 
 
@@ -26,6 +28,8 @@ def expected_here(
 ) -> Record:
     """`expected_s` and its terms, of a pass on JAX's first devices.
 
+    Nothing where there is no such time: of devices that are no whole chip.
+
     Args:
       config: the model.
       placement: its layout on the mesh, of decode steps.
@@ -38,9 +42,12 @@ def expected_here(
     if own:  # of all devices together
         each = {name: rate / placement.devices for name, rate in own.items()}
         peaks = dataclasses.replace(peaks, **each)
+    slice = slice_here(placement.devices, peaks, dtypes)
+    if slice.devices != placement.devices:
+        return Record()
     deployment = Deployment(
         model=config,
-        slice=slice_here(placement.devices, peaks),
+        slice=slice,
         dtypes=dtypes,
         calibration=calibration,
         layout=placement.layout,
@@ -49,10 +56,25 @@ def expected_here(
     return expected_fields(Estimator(deployment).estimate(pass_))
 
 
-def slice_here(count: int, peaks: Peaks) -> Slice:
-    """JAX's first devices as a slice; devices of no chip of the list have the rates of `peaks`."""
+def slice_here(count: int, peaks: Peaks, dtypes: Dtypes) -> Slice:
+    """JAX's first devices as a slice, whose chip has the rates of `peaks` where it has no others.
+
+    Those are measured ones of devices that are no chip of the list, and given ones of a chip.
+    """
     slice = local_devices(count).slice
-    if slice.chip.name != "cpu":
-        return slice
-    chip = slice.chip.override(bandwidth=peaks.bandwidth, flops=peaks.flops)
-    return dataclasses.replace(slice, chip=chip)
+    chip, parts = slice.chip, slice.chip.devices_per_chip
+    rates = {"bandwidth": peaks.bandwidth * parts, "flops": peaks.flops * parts}
+    if chip.name != "cpu":
+        published = {"bandwidth": chip.bandwidth, "flops": _peak(chip, dtypes)}
+        rates = {
+            name: rate for name, rate in rates.items() if not math.isclose(rate, published[name])
+        }
+    return dataclasses.replace(slice, chip=chip.override(**rates))
+
+
+def _peak(chip: Chip, dtypes: Dtypes) -> float:
+    """Published FLOP/s of the arithmetic; 0 where there is no such figure."""
+    try:
+        return chip.peak(dtypes.arithmetic)
+    except UsageError:
+        return 0.0

@@ -22,6 +22,9 @@ from profiles.measured.trace import Event, TraceError
 STEP = "step"
 """The name of the annotation round the launch of every step."""
 
+NAMELESS = "kernel "
+"""What the names of kernels begin with that tell no operation."""
+
 Interval = tuple[float, float]
 
 
@@ -105,11 +108,14 @@ def _planes(events: Sequence[Event], start: float) -> list[list[Event]]:
     """The operations of each device, or of all devices of a CPU from the first step on.
 
     XLA:CPU marks with ``end: `` where an operation has ended. Of a device's lines, those that
-    repeat others under other names are left out.
+    repeat others under other names are left out. What runs on a stream without telling its
+    operation, as kernels of CUDA graphs do, has the kernel's name.
     """
     planes: dict[str, list[Event]] = collections.defaultdict(list)
     for event in events:
         on_device = event.plane.startswith("/device:")
+        if on_device and event.line.startswith("Stream") and not event.operation:
+            event = event._replace(operation=f"{NAMELESS}{event.name}")
         if (
             event.operation
             and not event.name.startswith("end: ")

@@ -153,7 +153,7 @@ REMEDIES = (
 
 
 def remedy(evidence: Evidence) -> str:
-    """What is known to help a block, in words; empty where it loses little or nothing is known."""
+    """What is known to help a block, in words; empty where it loses little."""
     block = evidence.block
     if block.over_floor_s < LEAST * evidence.record.step_s["median"]:
         return ""

@@ -7,6 +7,9 @@ the best rate that any of several kernels reached at any time in the run.
 import dataclasses
 import functools
 import math
+import os
+import platform
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +24,7 @@ READ_BYTES_PER_CHIP = 1 << 30  # on each device of other meshes
 LAUNCHES = 16  # reads per sample there: launching and awaiting one can take as long as the read
 MATMUL_SIZE = 1024
 CPU_CACHES = Path("/sys/devices/system/cpu")
+CPU_NAMES = Path("/proc/cpuinfo")
 WIDTH = 4096  # numbers of a row of the array that is read
 ALL_AXES = tuple(MESH_AXES)
 
@@ -142,3 +146,12 @@ def _cache_bytes(level: int) -> float:
     except (OSError, ValueError):
         return 0
     return sum(domains.values())
+
+
+def processor() -> str:
+    """The kind of this machine's processor, as far as the system tells, and its cores."""
+    try:
+        names = re.findall(r"^model name\s*: (.+)$", CPU_NAMES.read_text(), re.MULTILINE)
+    except OSError:
+        names = []
+    return f"{next(iter(names), platform.machine())}, {os.cpu_count()} cores"

@@ -35,8 +35,8 @@ class Kernel:
       fields: what it is, as the document has it.
       program: the jitted function.
       operands: its arguments.
-      amount: bytes or FLOPs of one run.
-      repeats: runs in one launch of the program, which may end with a part of one.
+      amount: bytes of one run.
+      repeats: runs in one launch of the program.
       awaited: each launch is awaited before the next. XLA:CPU stops for want of threads where many
         launches of collectives wait in a queue.
       launches: launches of a sample.
@@ -48,7 +48,7 @@ class Kernel:
     program: Callable[..., jax.Array]
     operands: tuple[Any, ...]
     amount: float
-    repeats: float = 1
+    repeats: int = 1
     awaited: bool = False
     launches: int = 1
     samples: list[float] = dataclasses.field(default_factory=list)

@@ -72,10 +72,13 @@ class ModelPass:
         """Warms up, and sets the length of a sample."""
         self.step.compile()
         self.step.lengthen(BURST_S)
+        self.step.release()
 
     def sample(self) -> None:
-        """Times a burst."""
+        """Times a burst, in a cache that is there no longer."""
+        self.step.compile()
         self.step.sample()
+        self.step.release()
 
     def as_record(self, rate: str) -> dict[str, object]:
         """Its fields, its rate under this name, its work, and its seconds with the samples."""
@@ -112,7 +115,7 @@ def model_passes(
     """Passes of so many rows, each the tokens that a device multiplies with every matrix.
 
     Few rows are the sequences of a decode step, and more than `MOST_SEQUENCES` the tokens of a
-    prompt.
+    prompt, at least: prompts are of powers of two.
 
     Args:
       mesh: the devices.
@@ -125,15 +128,21 @@ def model_passes(
     found = ModelPasses([], [])
     for each in dtypes:
         engine = _engine(mesh, part_of(config, each, most_bytes), each)
-        engine.chunk = -(-max(rows) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         sequences = [number for number in rows if number <= MOST_SEQUENCES]
         steps = [RepeatedStep(engine, number, context) for number in sequences]
-        prompts = [RepeatedPrompt(engine, 1, number) for number in rows if number not in sequences]
+        lengths = dict.fromkeys(_whole_chunk(number) for number in rows if number not in sequences)
+        engine.chunk = max(lengths, default=engine.chunk)
+        prompts = [RepeatedPrompt(engine, 1, length) for length in lengths]
         found.filled.extend(_pass(step, each) for step in (*steps, *prompts))
         for last in steps[-1:]:
             empty = RepeatedStep(engine, last.batch, 0, slots=last.slots)
             found.empty.append(_pass(empty, each))
     return found
+
+
+def _whole_chunk(tokens: int) -> int:
+    """A power of two, so that a prompt of so many tokens is one chunk without padding."""
+    return 1 << (tokens - 1).bit_length()
 
 
 def part_of(config: ModelConfig, dtypes: Dtypes, most_bytes: float) -> ModelConfig:

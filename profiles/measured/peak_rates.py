@@ -45,7 +45,8 @@ def peaks_of(sweep: Sweep, bandwidth: dict, engine: Engine) -> Peaks:
     """Peaks of each device; the fake devices of a CPU count as one chip, whose peaks they share."""
     if not shares_memory():
         peaks = published(sweep, engine.dtypes)
-        read_rate = bandwidth["measured_bytes_per_s"] / peaks.devices_per_chip
+        read_rate = bandwidth.get("measured_bytes_per_s")
+        read_rate = read_rate and read_rate / peaks.devices_per_chip
         return dataclasses.replace(peaks, read_rate=read_rate)
     count, by_dtype = engine.mesh.size, bandwidth.get("peak_flops_by_dtype", {})
     flops = by_dtype.get(engine.dtypes.dtype.name, bandwidth["peak_flops_per_s"])
@@ -76,16 +77,16 @@ def bandwidth_of(sweep: Sweep, rates: Rates) -> dict:
     """
     first = sweep.dtype_sets[0]
     flops = _measured_flops(sweep, rates)
-    measured = {
-        "measured_bytes_per_s": max(
-            max(samples) / _chips(sweep, mesh)
-            for mesh, kernels in rates.items()
-            for name, samples in kernels.items()
-            if not name.startswith(MATMUL)
-        ),
-        "measured_flops_per_s": max(flops.values()),
-        "samples": rates,
-    }
+    reads = [
+        max(samples) / _chips(sweep, mesh)
+        for mesh, kernels in rates.items()
+        for name, samples in kernels.items()
+        if not name.startswith(MATMUL)
+    ]
+    measured: dict = {"samples": rates}
+    if reads and flops:  # weights may have left no memory to measure them
+        best = {"measured_bytes_per_s": max(reads), "measured_flops_per_s": max(flops.values())}
+        measured = best | measured
     if shares_memory():
         found = {
             "bytes_per_s": sweep.bandwidth or measured["measured_bytes_per_s"],

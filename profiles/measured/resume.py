@@ -136,12 +136,18 @@ def _words(value: object) -> str:
     return "unknown" if value is None else str(value)
 
 
-def take_over(rows: Sequence[SweepRow], earlier: Earlier) -> int:
+def take_over(rows: Sequence[SweepRow], earlier: Earlier, trace: Path | None) -> int:
     """Gives rows what an earlier run found of them, those that were finished.
+
+    Args:
+      rows: all of the sweep.
+      earlier: what it found.
+      trace: the folder of traces, one for each finished row that ran; None for a sweep without.
 
     Returns:
       How many.
     """
+    untraced = set(processes.from_first_process(lambda: _untraced(rows, trace)))
     points: dict[tuple, list[Record]] = {}
     for point in earlier.points:
         points.setdefault(_key(point), []).append(point)
@@ -149,9 +155,18 @@ def take_over(rows: Sequence[SweepRow], earlier: Earlier) -> int:
     for row in rows:
         key = _key(_described(row))
         found = RowRecords(points.get(key, []), prompts.get(key, []))
-        if found.passes and _finished(row, found):
+        if not found.passes or not _finished(row, found):
+            continue
+        if row.name not in untraced or found.passes[0].status in FAILED:
             _restore(row, found)
     return sum(row.kept is not None for row in rows)
+
+
+def _untraced(rows: Sequence[SweepRow], trace: Path | None) -> list[str]:
+    """Names of the rows whose traces are wanted and not there."""
+    if trace is None:
+        return []
+    return [row.name for row in rows if not any((trace / row.name).rglob("*.xplane.pb"))]
 
 
 def merged(kept: RowRecords | None, now: RowRecords) -> RowRecords:

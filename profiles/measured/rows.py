@@ -137,13 +137,19 @@ class SweepRow:
         self._with_cache(self.step.sample)
 
     def trace(self, directory: Path) -> None:
-        """Runs a burst without taking a sample; process 0 writes a trace of it to a folder."""
+        """Runs a burst without taking a sample; process 0 writes a trace of it to a folder.
 
-        def traced() -> None:
+        Raises:
+          TraceError: the profiler does not start or stop.
+          OutputError: the folder cannot be written to.
+        """
+        self.step.compile()
+        try:
             with capture(directory) if processes.is_first() else contextlib.nullcontext():
                 self.step.rehearse()
-
-        self._with_cache(traced)
+        finally:
+            self.step.release()
+            give_back()
 
     def _with_cache(self, work: Callable[[], None]) -> None:
         self.attempt(self.step.compile)

@@ -66,12 +66,14 @@ def step_record(
         return record
     measured = summarise(samples)
     host = summarise(calls) if calls else None
+    fractions = _fractions(traffic, bound, peaks, measured["median"], phase)
+    if fractions.ok:
+        fractions |= _at_read_rate(traffic, peaks, measured["median"])
     return (
         record
         | Record(step_s=measured, steps_per_sample=steps_per_sample, host_s=host)
         | _throughput(tokens, chips, measured["median"], price_per_chip_hour)
-        | _fractions(traffic, bound, peaks, measured["median"], phase)
-        | _at_read_rate(traffic, peaks, measured["median"])
+        | fractions
     )
 
 

@@ -11,6 +11,8 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
+import jax
+
 from decode.chunks import default_chunk
 from model.layout_check import settle
 from profiles.floor.memory_needed import free_memory, need_of, refusal, shares_memory
@@ -27,6 +29,7 @@ from profiles.measured.rows import (
     describe_interrupted_rows,
     full_sample_count,
     give_back,
+    is_out_of_memory,
     load,
     weightless,
 )
@@ -37,6 +40,7 @@ from profiles.report.record import Record
 from profiles.report.titles import field_text
 from sharding import processes
 from sharding.devices import default_platform
+from sharding.error_types import FloorlineError
 
 MAX_ROUNDS = 25
 
@@ -83,7 +87,8 @@ def run(
     """
     sweep.check()
     if not shares_memory():  # refuses an unknown chip before the long work
-        published(sweep, sweep.dtype_sets[0])
+        for dtypes in sweep.dtype_sets:
+            published(sweep, dtypes)
     going = _Run(sweep, report, keep)
     if earlier:
         going.go_on(earlier)
@@ -107,7 +112,7 @@ class _Run:
 
     def go_on(self, earlier: Earlier) -> None:
         """Takes over the finished rows of an unfinished sweep, and the rates of its devices."""
-        count = take_over(self.rows, earlier)
+        count = take_over(self.rows, earlier, self.sweep.trace)
         rows = f"{count} of {len(self.rows)} rows"
         self.report(f"{rows} are kept from {earlier.started}; going on")
         self.rates = earlier.rates if count else {}
@@ -125,7 +130,7 @@ class _Run:
             self._take_turns(seconds)
             for row in rows if self.sweep.trace else ():
                 if not row.failure:
-                    row.trace(self.sweep.trace / row.name)
+                    self._trace(row)
         except KeyboardInterrupt:
             self._interrupted()
             raise
@@ -167,6 +172,8 @@ class _Run:
         for row, reason in zip(rows, _refused(sweep, placing, rows), strict=True):
             row.failure = Failure("does_not_fit", reason) if reason else None
         fitting = [(row.step.slots, row.step.batch) for row in rows if not row.failure]
+        kept = (row for row in self.rows if row.placing == placing and row.kept is not None)
+        fitting += [(row.step.slots, row.step.batch) for row in kept if not row.failure and fitting]
         chunk, auto = sweep.chunk, sweep.auto_weight_layout
         engine, failure = load(sweep.source, placing, fitting, chunk, auto, self.report)
         for row in rows:
@@ -196,12 +203,26 @@ class _Run:
             if all(row.failure for row in rows):
                 break
 
+    def _trace(self, row: SweepRow) -> None:
+        """Traces a row that is measured; without its trace it stays so."""
+        try:
+            row.trace(self.sweep.trace / row.name)
+        except FloorlineError as error:
+            self.report(f"trace of {row} is missing: {error}")
+
     def _sample_rates(self, repeats: int) -> None:
-        """Measures the devices of the placing, which have no cache in memory now."""
+        """Measures the devices of the placing, which have no cache in memory now.
+
+        Weights may leave too little for it on an accelerator, whose floors need no measured rate.
+        """
         engine, first = self.turns[0].engine, self.sweep.dtype_sets[0].dtype
-        meter = PeakMeter(engine.mesh, engine.dtypes.dtype)
-        sample_rates(self.rates, meter, repeats, first.name)
-        del meter
+        try:
+            meter = PeakMeter(engine.mesh, engine.dtypes.dtype)
+            sample_rates(self.rates, meter, repeats, first.name)
+            del meter
+        except jax.errors.JaxRuntimeError as error:
+            if shares_memory() or not is_out_of_memory(error) or processes.count() > 1:
+                raise
         give_back()
 
     def _interrupted(self) -> None:

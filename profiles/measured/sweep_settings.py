@@ -12,6 +12,8 @@ from decode.load import ModelSource
 from model.config import check_length
 from model.dtypes import Dtypes
 from model.layout_check import settle
+from profiles.floor.memory_needed import shares_memory
+from profiles.measured.bandwidth import processor
 from profiles.measured.row_records import Expect
 from profiles.measured.rows import Inspect, Placing
 from profiles.measured.timing import check_slots, slots_for
@@ -120,9 +122,6 @@ class Sweep:
             distinct += [placing] * (placing not in distinct)
         return distinct
 
-    def __len__(self) -> int:
-        return len(self.placings()) * len(self.sizes())
-
     def settings(self) -> dict:
         """All that decides which rows there are and what their samples are of, as JSON has it.
 
@@ -146,6 +145,8 @@ class Sweep:
             "chunk": self.chunk,
             "slots": self.slots,
             "weight_layout": "auto" if self.auto_weight_layout else "default",
+            "trace": self.trace is not None,
+            "processor": processor() if shares_memory() else None,
         }
 
 

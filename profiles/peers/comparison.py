@@ -76,7 +76,8 @@ def compare(
     with contextlib.ExitStack() as processes:
         turns = _Turns(work, say, open_process, processes if together else None)
         for place, outcome in enumerate(outcomes):
-            outcome.job = _as_floorline(outcome.job, outcomes[0].about)
+            if outcome.job.engine != OWN:
+                outcome.job = _as_floorline(outcome.job, outcomes[0].about)
             turns.first(outcome)
             if place and outcome.status != "ok":
                 say(f"{outcome.job.engine} is left out: {outcome.message}")
@@ -129,6 +130,8 @@ class _Turns:
                 process.round(self.work)
             time.sleep(PAUSE_S)
             outcome.rounds.append(process.round(self.work))
+        if outcome.status != "ok" and outcome.job.engine in self.running:
+            self.running.pop(outcome.job.engine).close()  # it must not work beside the others
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from profiles.report.table import Table
 _HEAD = [
     "engine", "weights", "measured\nstep ms", "step ms\np10 to p90", "tokens/s",
     "measured first\ntoken ms", "first token ms\np10 to p90", "step over\nFloorline's",
-    "first token\nover its", "text",
+    "first token\nover Floorline's", "text",
 ]  # fmt: skip
 
 RESULTS = ROOT / "profiles/results"

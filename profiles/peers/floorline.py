@@ -4,6 +4,7 @@ Prefill and the loop that `generate.py` runs, on one device. The clock of a roun
 empty cache and stops when the last token is on the host.
 """
 
+import dataclasses
 import time
 
 import jax
@@ -24,6 +25,9 @@ def start(job: Job) -> tuple[Run, About]:
     request_cpu_devices(1)
     dtype = job.dtype or default_dtype()
     source = find_source(job.model, random_weights=job.form == "random")
+    if job.max_context:
+        config = dataclasses.replace(source.config, max_context=job.max_context)
+        source = dataclasses.replace(source, config=config)
     dtypes = Dtypes(PLAIN_DTYPES[dtype], source.stored_quantization())
     engine = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1"), dtypes)
     about = About(

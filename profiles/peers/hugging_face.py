@@ -84,10 +84,10 @@ def _naming_the_compiler(run: Run) -> Run:
         try:
             return run(work)
         except Exception as error:
-            if "CxxCompiler" in str(error):
+            if any(words in str(error) for words in ("CxxCompiler", "C compiler")):
                 raise MissingPackageError(
-                    "C++ compiler is missing, which torch.compile needs; install g++, or leave "
-                    "transformers-compiled out of --engines"
+                    "C or C++ compiler is missing, which torch.compile needs; install g++, or "
+                    "leave transformers-compiled out of --engines"
                 ) from error
             raise
 

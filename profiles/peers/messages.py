@@ -26,6 +26,7 @@ class Job:
       platform: JAX's name of the devices that Floorline runs on; empty where that is not known.
       scratch: a folder for files that it makes.
       config: with random weights, the shapes as the fields of a Llama in transformers.
+      max_context: tokens that the model goes to, in place of its own number; None to keep that.
     """
 
     engine: str
@@ -38,6 +39,7 @@ class Job:
     platform: str = ""
     scratch: str = ""
     config: dict | None = None
+    max_context: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,12 +104,12 @@ def _in_place(point: Record) -> Iterator[Fault]:
 def _moved(point: Record) -> Iterator[Fault]:
     """Whole arrays that are moved, in as many bits or in more."""
     step = point.compiled
-    unpacked = "weights_unpacked" in point.bytes_per_chip  # is told in a line of its own
+    unpacked = bool(point.bytes_per_chip.get("weights_unpacked"))  # told in a line of its own
     large = [
         each
         for each in step["copies"]
         if each["bytes"] * each["count"] >= LARGE * step["argument_bytes"]
-        and not (unpacked and each["widened"])
+        and not (unpacked and each["widened"] and not each["what"].startswith("cache/"))
         and (step["cache_aliased"] or not each["what"].startswith("cache/"))
     ]
     for each in large[:FEW]:

@@ -72,6 +72,7 @@ class Fit(TypedDict, total=False):
     layout: str
     attention: str
     expert_parallel: bool
+    dtype: str
     weight_dtype: str
     kv_dtype: str
 
@@ -84,7 +85,13 @@ _SIZES = {
     "batch": "batch",
 }
 """Fields that are sizes, by what a row is named by them."""
-_NAMING_FIELDS = "layout", "weight_dtype", "kv_dtype"  # said of a fit where fits differ in it
+_NAMING_FIELDS = "layout", "dtype", "weight_dtype", "kv_dtype"
+"""What is said of a fit where fits differ in it."""
+    "layout",
+    "dtype",
+    "weight_dtype",
+    "kv_dtype",
+)  # said of a fit where fits differ in it
 
 
 def fit(points: Sequence[Record]) -> Fit:
@@ -183,8 +190,9 @@ def rows_in_words(some: Sequence[Record], among: Sequence[Record]) -> str:
     found = []
     for others, last in groups.items():
         first, *rest = dict.fromkeys(last)
-        word = first.split()[0] + " "
-        found.append(", ".join([*others, first, *(each.removeprefix(word) for each in rest)]))
+        word = f"{_SIZES[varied[-1]]} " if varied and varied[-1] in _SIZES else ""
+        shown = [*others, first, *(each.removeprefix(word) for each in rest)]
+        found.append(", ".join(filter(None, shown)))
     return "; ".join(found)
 
 

@@ -166,6 +166,7 @@ def _end_with_us() -> None:
     """In a new process: it is interrupted where this one is killed, and holds no device then."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 
 def _last_line(path: Path) -> str:

@@ -16,6 +16,8 @@ TINY = ["--model=tiny", "--random_weights", "--rounds=3", "--prompt_length=5"]
 CASES = {
     "all": [*TINY, "--batch=2", "--max_new_tokens=4", "--output_dir=all", "--json=all.json"],
     "absent": [*TINY, "--engines=llama.cpp-quantized", "--output_dir=absent"],
+    "typed": [*TINY, "--engines=transformers", "--dtype=float32", "--output_dir=typed"],
+    "types": [*TINY, "--dtype=float32,bfloat16"],
     "unknown": [*TINY, "--engines=vllm"],
     "none": [*TINY, "--engines=floorline"],
     "threads": [*TINY, "--threads=100000"],
@@ -46,7 +48,9 @@ def test_files_are_written_and_a_table_is_printed(ended, folder):
     rows = {row["name"]: row for row in document["engines"]}
     assert list(rows) == [name for name in ENGINES if name != "transformers-generate"]
     assert rows["floorline"].keys() >= {"version", "step_s", "tokens_per_s", "first_token_s"}
-    assert document["device_kind"] == "cpu" and document["dtype"] == "float32"
+    # Floorline has the default of its devices, and the others what Floorline has.
+    assert document["device_kind"] == "cpu" and document["dtype"] == "bfloat16"
+    assert {row["dtype"] for row in rows.values() if row["status"] == "ok"} == {"bfloat16"}
     assert document["work"]["batch"] == 2 and document["work"]["rounds"] == 3
     ratio = next(each for each in document["ratios"] if each["name"] == "transformers")
     assert ratio["step"] == pytest.approx(2)
@@ -55,6 +59,12 @@ def test_files_are_written_and_a_table_is_printed(ended, folder):
     assert "missing: package a_package_that_is_not_there is missing; pip install" in words
     assert "llama.cpp failed in round 2: exit code of llama.cpp is 139" in words
     assert not done.jax_started  # devices are the engines' alone
+
+
+def test_a_type_that_is_given_is_that_of_all_engines(ended, folder):
+    assert ended["typed"].code == 0, ended["typed"].stderr
+    document = json.loads((folder / "typed/engines.json").read_text())
+    assert {row["dtype"] for row in document["engines"]} == {document["dtype"]} == {"float32"}
 
 
 def test_a_comparison_without_any_peer_fails_and_keeps_its_file(ended, folder):
@@ -67,6 +77,7 @@ def test_a_comparison_without_any_peer_fails_and_keeps_its_file(ended, folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("types", "--dtype is float32,bfloat16; give one of them"),
         ("unknown", "--engines has 'vllm'; use some of floorline, transformers"),
         ("none", "--engines has no peer; use some of transformers"),
         ("threads", "--threads is 100000, more than the"),

@@ -100,9 +100,20 @@ def test_wrong_use_is_one_line(ended, name, message):
 
 @pytest.mark.slow
 def test_a_report_of_a_tiny_model(tmp_path):
-    done = run("gpu_report.py", *TINY, "--minutes=5", "--output_dir=out", folder=tmp_path)
+    done = run("gpu_report.py", *TINY, "--minutes=3", "--output_dir=out", folder=tmp_path)
     report = json.loads((tmp_path / "out/report.json").read_text())
     status = {part["name"]: part["status"] for part in report["parts"]}
     status.pop("transformers")  # needs an extra
     assert {*status.values()} == {"ok"}, done.stderr
     assert {point["part"] for point in report["points"]} >= {"decode", "prefill"}
+
+
+def test_lengths_of_the_default_sweep_are_within_what_the_model_is_told_to_go_to(ended, folder):
+    """llama3-8b itself goes to 8,192 tokens, and is asked for 16,384 and a new one."""
+    state = json.loads((folder / "out/state.json").read_text())
+    commands = [
+        part["command"] for name, part in state["parts"].items() if name != "microbenchmark"
+    ]
+    assert len(commands) == 5
+    for command in commands:
+        assert f"--max_context={16384 + 64}" in command

@@ -2,12 +2,15 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from model.catalog import find_model
-from model.dtypes import FLOAT32
-from profiles.chips.chip import Peaks
-from profiles.chips.local_devices import assumed_devices
+from model.dtypes import FLOAT32, Dtypes
+from profiles.chips.calibration import calibration_of
+from profiles.chips.chip import Peaks, find_chip
+from profiles.chips.local_devices import LocalDevices, assumed_devices
+from profiles.chips.slices import Slice
 from profiles.expected.here import expected_here
 from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass
@@ -65,3 +68,27 @@ def test_fractions_of_peaks_of_their_own_are_taken_of_those():
     counts = PassCounter(CONFIG, PLACEMENT, FLOAT32).count(pass_)
     assert found.expected_terms_s["memory"] == pytest.approx(counts.memory / 2e10)
     assert found.expected_terms_s["compute"] == pytest.approx(counts.flops / 8e11)
+
+
+def test_given_rates_of_a_chip_replace_its_published_ones(monkeypatch):
+    """A TPU v5e has no published rate of float32, and its memory's is given too."""
+    chip = find_chip("v5e")
+    here = LocalDevices(Slice(chip, (1, 1)), calibration_of("v5e"), "")
+    monkeypatch.setattr("profiles.expected.here.local_devices", lambda count: here)
+    dtypes = Dtypes(np.float32)
+    peaks = Peaks(bandwidth=4e11, flops=5e13, source="given")
+    pass_ = Pass(64, 128)
+    found = expected_here(CONFIG, PLACEMENT, dtypes, pass_, peaks, calibration_of("v5e"))
+    counts = PassCounter(CONFIG, PLACEMENT, dtypes).count(pass_)
+    terms = found.expected_terms_s
+    assert terms["memory"] == pytest.approx(counts.memory / 4e11 / here.calibration.memory)
+    assert terms["compute"] == pytest.approx(counts.flops / 5e13 / here.calibration.compute)
+
+
+def test_half_a_chip_has_no_expected_time(monkeypatch):
+    """A TPU7x is two devices; one of them is no slice."""
+    chip = find_chip("tpu7x")
+    here = LocalDevices(Slice(chip, (1, 1, 1)), calibration_of("tpu7x"), "")
+    monkeypatch.setattr("profiles.expected.here.local_devices", lambda count: here)
+    found = expected_here(CONFIG, PLACEMENT, FLOAT32, Pass(1, 128), PEAKS, calibration_of("tpu7x"))
+    assert found.expected_s is None

@@ -69,6 +69,13 @@ def test_streams_of_a_gpu_share_its_time_and_lines_made_of_them_are_left_out():
     assert found.scopes == {"gemm": "jit(f)/decode_step/layer_0/mlp/dot"}
 
 
+def test_kernels_that_tell_no_operation_run_all_the_same():
+    """Those of CUDA graphs: no block is known of them, and no time is lost."""
+    graph = Event(GPU, "Stream #14", "gemm_kernel", 3.0, 4.0)
+    found = shared([step(0.0), ran("gemm", 1.0, 2.0, "Stream #14", GPU), graph])
+    assert found.operations == {"gemm": 2.0, "kernel gemm_kernel": 4.0}
+
+
 def test_chips_are_averaged_and_asynchronous_lines_are_left_out():
     events = [step(0.0)]
     for number, seconds in ((0, 2.0), (1, 4.0)):

@@ -7,13 +7,14 @@ import pytest
 
 from profiles.chips.chip import Peaks
 from profiles.explained.attribution import Attribution
+from profiles.explained.blocks import COLLECTIVES, HOST, LAUNCHES
 from profiles.explained.explained_table import fields, table, text
 from profiles.explained.explanation import explain
 from profiles.explained.operations import Operations
 from profiles.explained.remedies import REMEDIES, Evidence, remedy
 from profiles.explained.same_step import check_facts, check_program
 from profiles.figures.waterfall import bars_of, waterfall
-from profiles.floor.block_counts import BlockCounts
+from profiles.floor.block_counts import BLOCKS, BlockCounts
 from profiles.measured.trace import TraceError
 from profiles.report.record import Record
 
@@ -121,6 +122,7 @@ def test_a_remedy_is_named_by_its_evidence():
 def test_every_remedy_is_for_blocks_that_there_are():
     names = {name for each in REMEDIES for name in each.blocks}
     assert {"MLP", "attention", "all-reduce", "host"} <= names
+    assert names <= {*BLOCKS, *COLLECTIVES.values(), LAUNCHES, HOST}
 
 
 def test_a_table_has_the_blocks_in_order_and_the_step_last():

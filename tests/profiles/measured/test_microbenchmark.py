@@ -112,12 +112,12 @@ def test_passes_are_steps_and_prompts_of_the_rows_that_are_asked_for(weights, mo
     dtypes = Dtypes(np.float32, QUANTIZATIONS.get(weights))
     found = model_passes(mesh, [dtypes], [1, 4, 48], TINY, 1e9, 10)
     assert [(each.fields["rows"], each.fields["context"]) for each in found.filled] == [
-        (1, 10), (4, 10), (48, 0),
+        (1, 10), (4, 10), (64, 0),
     ]  # fmt: skip
     assert [(each.fields["rows"], each.fields["context"]) for each in found.empty] == [(4, 0)]
     engine = found.filled[0].step.engine
     assert (engine.config.layers, engine.config.vocabulary) == (TINY.layers, TINY.vocabulary)
-    for each, pass_ in zip(found.filled, [Pass(1, 10), Pass(4, 10), Pass(1, 0, 48)], strict=True):
+    for each, pass_ in zip(found.filled, [Pass(1, 10), Pass(4, 10), Pass(1, 0, 64)], strict=True):
         counts = PassCounter(engine.config, engine.placement, dtypes).count(pass_)
         assert each.amount == 2 * counts.flops
         assert each.attention == (0 if pass_.over_prompts else 2 * counts.attention)

@@ -19,6 +19,7 @@ from profiles.measured.bandwidth import READS, PeakMeter
 from profiles.measured.step_record import step_record
 from profiles.measured.sweep import Interrupted, Sweep, run
 from profiles.measured.timing import LONG_S, MIN_BURST, RepeatedStep
+from profiles.measured.trace import TraceError
 from profiles.report.lines import fit_lines, fits, lines
 from profiles.report.record import Record
 from sharding.catalog import LAYOUTS
@@ -269,7 +270,7 @@ def test_weights_that_do_not_fit_are_a_result(quick_meter, monkeypatch):
 
 def test_a_layout_and_a_form_are_measured_once():
     twice = sweep(layouts=[LAYOUTS["weight_stationary_1d"]] * 2, dtype_sets=[FLOAT32, FLOAT32])
-    assert len(twice.placings()) == 2 and len(twice) == 4
+    assert len(twice.placings()) == 2 and len(twice.sizes()) == 2
 
 
 def test_a_held_step_keeps_its_context(tiny_engine):
@@ -336,3 +337,16 @@ def test_a_cache_that_holds_what_the_meter_reads_has_its_own_rate_measured(
         (cache / "shared_cpu_list").write_text(f"{core}\n")
     monkeypatch.setattr(bandwidth, "CPU_CACHES", tmp_path)
     assert bandwidth.cache_beside_rates() == size
+
+
+def test_a_row_whose_trace_fails_stays_measured(quick_meter, monkeypatch, tmp_path):
+    def full(directory):
+        raise TraceError(f"trace to {directory} is not started (no room); make some")
+
+    monkeypatch.setattr("profiles.measured.rows.capture", full)
+    said = []
+    outcome = run(sweep(shapes=[parse_mesh("1")], batches=[1], trace=tmp_path), said.append)
+    assert outcome.points[0].ran and outcome.points[0].status != "unsupported"
+    assert outcome.error is None
+    (line,) = (each for each in said if "trace" in each)
+    assert "batch 1, context 16 is missing: trace to" in line and "no room" in line

@@ -34,7 +34,7 @@ def start(job: Job) -> tuple[Run, About]:
         tokens = [[5, token] + [5] * (work.new_tokens - 2) for _ in work.prompts]
         return Round(10 * step, step, tokens)
 
-    about = About("1.0", "cpu", job.dtype or "float32", "cpu" if job.engine == "floorline" else "")
+    about = About("1.0", "cpu", job.dtype or "bfloat16", "cpu" if job.engine == "floorline" else "")
     return run, about
 
 

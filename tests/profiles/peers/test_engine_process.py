@@ -37,7 +37,8 @@ def test_each_engine_has_a_row_of_its_rounds(rows):
 
 
 def test_engines_are_given_the_dtype_and_the_platform_of_floorline(outcomes):
-    assert [each.job.dtype for each in outcomes[1:]] == ["float32"] * 4
+    assert outcomes[0].job.dtype == ""  # its own default
+    assert [each.job.dtype for each in outcomes[1:]] == ["bfloat16"] * 4
     assert [each.job.platform for each in outcomes[1:]] == ["cpu"] * 4
 
 
