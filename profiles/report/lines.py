@@ -87,11 +87,6 @@ _SIZES = {
 """Fields that are sizes, by what a row is named by them."""
 _NAMING_FIELDS = "layout", "dtype", "weight_dtype", "kv_dtype"
 """What is said of a fit where fits differ in it."""
-    "layout",
-    "dtype",
-    "weight_dtype",
-    "kv_dtype",
-)  # said of a fit where fits differ in it
 
 
 def fit(points: Sequence[Record]) -> Fit:
