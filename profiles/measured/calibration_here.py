@@ -13,7 +13,7 @@ from profiles.chips.local_devices import local_devices
 from profiles.floor.memory_needed import free_memory, need_of, refusal
 from profiles.measured.kernels import Calls, collective_kernels, groups, read_kernels
 from profiles.measured.measured_calibration import Basis, calibrate
-from profiles.measured.microbenchmark import MODEL, Kernels, measure, results
+from profiles.measured.microbenchmark import MODEL, MOST_ROWS, Kernels, measure, results
 from profiles.measured.model_kernels import MOST_SEQUENCES, model_passes, part_of
 from profiles.measured.timing import slots_for
 from sharding.catalog import LAYOUTS
@@ -44,7 +44,8 @@ def calibration_here(
     Args:
       mesh: the devices of the rows; of each mesh of a sweep there is a calibration of its own.
       dtypes: how numbers are stored.
-      rows: tokens that a device multiplies with each matrix: of decode steps the batches.
+      rows: tokens that a device multiplies with each matrix: of decode steps the batches. More
+        than `MOST_ROWS` have their rate.
       seconds: time for samples; five rounds at least.
       report: called with a line that says what is being done.
       config: the model whose sizes products and attention have; the one that is profiled where
@@ -101,7 +102,8 @@ def _kernels(
     context: int,
 ) -> Kernels:
     """What is measured, in the order of a round."""
-    passes = model_passes(mesh, [dtypes], sorted({*rows}), config, WEIGHTS, context)
+    most = sorted({min(number, MOST_ROWS) for number in rows})
+    passes = model_passes(mesh, [dtypes], most, config, WEIGHTS, context)
     return Kernels(
         memory=list(read_kernels(mesh, [READ_BYTES])),
         matmul=passes.filled,

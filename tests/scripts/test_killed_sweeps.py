@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from profiles.measured.resume import FAILED, MIN_ROUNDS
+from tests.scripts.profile_cases import write_calibration
 from tests.scripts.running import SCRIPTS, each_started, ends
 
 SWEEP = [
     *("--model=tiny", "--random_weights", "--seconds=0", "--context=16", "--output_dir=out"),
-    *("--devices=1,2", "--batch=1,1000000000"),
+    *("--devices=1,2", "--batch=1,1000000000", "--calibration=slow.json"),
 ]
 ROWS = 4  # those of the largest batch do not fit
 POLL_S = 0.005
@@ -55,6 +56,7 @@ def kill_after(process, path: Path, rounds: int, more_s: float) -> None:
 def check_killed_and_finished(folder: Path, moments: list[tuple[int, float]]) -> None:
     """Kills a sweep at each of these moments, and checks what it keeps; then lets it finish."""
     path = folder / "out" / "profile.json"
+    write_calibration(folder / "slow.json", "cpu")
     command = [sys.executable, str(SCRIPTS / "profile_decode.py"), *SWEEP]
     before: dict = {}
     for rounds, more_s in moments:

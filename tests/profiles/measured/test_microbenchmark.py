@@ -338,8 +338,10 @@ def test_devices_are_calibrated_for_the_rows_of_a_sweep(monkeypatch):
     monkeypatch.setattr(microbenchmark, "MIN_ROUNDS", 1)
     mesh, said = make_mesh(parse_mesh("2")), []
     sizes = {"config": TINY, "context": 10}
-    found = calibration_here.calibration_here(mesh, FLOAT32, [4, 1], 0, said.append, **sizes)
-    assert [rows for rows, _ in found.compute_by_rows] == [1, 4]
+    monkeypatch.setattr(calibration_here, "MOST_ROWS", 128)
+    many = [4, 10**9, 1]  # a batch that no memory holds is a row all the same
+    found = calibration_here.calibration_here(mesh, FLOAT32, many, 0, said.append, **sizes)
+    assert [rows for rows, _ in found.compute_by_rows] == [1, 4, 128]
     assert found.measured_on == "cpu" and found.collective_s > 0
     assert dict(found.peaks).keys() == {"bandwidth", "flops"}
     assert len(said) == 1 and "2 x cpu" in said[0]
