@@ -124,6 +124,8 @@ def _differing(earlier: Mapping, now: Mapping) -> str:
     """The first entry that differs, with both values; empty if none does."""
     for name in dict.fromkeys((*now, *earlier)):
         values = [each.get(name) for each in (earlier, now)]
+        if values[0] != values[1] and name == "config":
+            return "another configuration of the model, such as of --max_context"
         if values[0] != values[1]:
             was, is_now = (_words(value) for value in values)
             return f"{name.replace('_', ' ')} {was}, not {is_now}"
