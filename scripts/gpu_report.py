@@ -123,7 +123,8 @@ def _parts(output: Path) -> list[CommandPart]:
         for batch in _EXPLAINED_BATCH.value
     ]  # fmt: skip
     return [
-        part("microbenchmark", "microbenchmark.py", "--devices=1", "--seconds=6", share=2),
+        part("microbenchmark", "microbenchmark.py", "--devices=1", "--seconds=6",
+             "--dtype=bfloat16", joined["batch"].replace("batch", "rows"), share=2),
         *explained,
         part("transformers", "compare_engines.py", *model, "--engines=transformers-compiled",
              f"--prompt_length={middle}", "--rounds=3", "--noone_at_a_time", share=3),

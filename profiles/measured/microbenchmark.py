@@ -59,13 +59,13 @@ def kernels(
     Args:
       mesh: the devices.
       dtypes: those of matmuls.
-      rows: those of matmuls; powers of 4 up to `MOST_ROWS` if there are none.
+      rows: those of matmuls; 1, 4, 64 and `MOST_ROWS` if there are none.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     largest = LARGEST_READ if on_cpu else LARGEST_READ_PER_DEVICE * mesh.size
     smallest = SMALLEST_READ if on_cpu else SMALLEST_READ * mesh.size
     payload = LARGEST_PAYLOAD // mesh.size if on_cpu else LARGEST_PAYLOAD_PER_DEVICE
-    rows = sorted({*(rows or powers(1, MOST_ROWS, 4)), MOST_ROWS})
+    rows = sorted({*(rows or powers(1, MOST_ROWS, 16)), MOST_ROWS})
     model = find_model(MODEL if on_cpu else MODEL_OF_CHIPS)
     weights = WEIGHTS if on_cpu else WEIGHTS_PER_DEVICE * mesh.size
     passes = model_passes(mesh, dtypes, rows, model, weights, CONTEXT)

@@ -29,6 +29,7 @@ from profiles.measured.bandwidth import filled
 from profiles.measured.prompt_timing import RepeatedPrompt
 from profiles.measured.timing import RepeatedStep
 from profiles.report.document import summarise
+from sharding import processes
 from sharding.catalog import LAYOUTS
 
 MOST_SEQUENCES = 64  # more rows are those of one prompt, whose cache is small
@@ -71,8 +72,17 @@ class ModelPass:
     def prepare(self) -> None:
         """Warms up, and sets the length of a sample."""
         self.step.compile()
-        self.step.lengthen(BURST_S)
+        if isinstance(self.step, RepeatedStep):
+            self.step.burst = 1
+            self.step.sample()
+            self.step.burst = self._burst(self.step.samples.pop())
+        else:
+            self.step.lengthen(BURST_S)
         self.step.release()
+
+    def _burst(self, seconds: float) -> int:
+        """Steps of a sample, alike in all processes, where one takes so long."""
+        return processes.from_first_process(lambda: max(math.ceil(BURST_S / seconds), 1))
 
     def sample(self) -> None:
         """Times a burst, in a cache that is there no longer."""
