@@ -1,4 +1,4 @@
-"""Measure what these devices achieve, apart from any model, and write it as a calibration.
+"""Measure what these devices achieve, and write it as a calibration.
 
 Memory: bytes that read kernels take in per second, for arrays of 256 KiB to 1 GiB. Matmuls: FLOP/s
 for 1 to 1,024 rows, in each type, in passes of some layers of a model, and of attention in them.
@@ -82,7 +82,7 @@ def main() -> None:
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     output = Path(_OUTPUT_DIR.value)
     named = "model", "random_weights", "accept_terms", "max_context"
-    _common.refuse(named, "devices are measured apart from any model")
+    _common.refuse(named, "products are of a model that this script chooses")
     if not _SECONDS.value >= 0:  # false for NaN
         raise UsageError("--seconds is nan; use a number of seconds, 0 or more")
     _check_dtypes()

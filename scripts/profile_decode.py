@@ -79,7 +79,7 @@ _SLOTS = flags.DEFINE_integer(
     "slots",
     None,
     "Room in the cache for so many tokens of each sequence. Default: the context and a new token, "
-    "or the prompt, and up to 31 more. Steps take the time of what is filled.",
+    "or the prompt, and up to 32 more. Steps take the time of what is filled.",
     1,
 )
 _SECONDS = flags.DEFINE_float("seconds", 20, "Time for samples; at least five rounds.", 0)

@@ -18,7 +18,7 @@ _SMALL = ("carry/", "tokens", "new/")
 
 
 def inspect_pass(engine: Engine, pass_: Pass) -> Record:
-    """`compiled` and `collectives_as_expected` of a pass that an engine has run once already.
+    """`compiled` and `collectives_as_expected` of a pass whose program an engine has compiled.
 
     Its program is there, so that this compiles nothing. Sizes are per device. A program that
     cannot be read costs no measurement: `compiled` then says why as `unread`.

@@ -1,4 +1,4 @@
-"""Measures the rates and fixed costs of devices, apart from any model.
+"""Measures the rates and fixed costs of devices.
 
 All kernels are timed in turns, round after round, so that a slow moment of the machine falls on all
 of them. Of the samples, medians are fitted by lines (`profiles.measured.fits`).

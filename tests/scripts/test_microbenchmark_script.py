@@ -96,7 +96,7 @@ def test_a_plan_refuses_the_calibration_of_another_device_too(folder, estimates)
 @pytest.mark.parametrize(
     ("name", "code", "message"),
     [
-        ("model", 2, "--model is given, but devices are measured apart from any model; leave"),
+        ("model", 2, "--model is given, but products are of a model that this script chooses;"),
         ("dtype", 2, "--dtype is 'int3'; use one or several of float32"),
         ("seconds", 2, "--seconds is nan; use"),
         ("rows", 2, "--rows is 'none'; use one or several numbers of 1 to"),
