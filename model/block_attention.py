@@ -18,6 +18,9 @@ Ring = tuple[int, jax.Array]
 """Slots of a whole ring, and which of them is the first here."""
 KEYS_OF_A_TOKEN = 32
 """Keys that a block has where each sequence has one query: few enough to stay in a CPU's cache."""
+FEW_SLOTS = 192
+"""Slots that one query of each sequence meets at once: loops over so few would save less time in a
+step than they take to compile, a third of a small model's program."""
 KEYS_OF_A_PROMPT = 512
 """Keys that a block has where there are more."""
 QUERIES = 512
@@ -64,7 +67,7 @@ def attend_part(
         loop = functools.partial(loop, q, arrays, spans, KEYS_OF_A_TOKEN)
         whole = functools.partial(_over_all, q, arrays, spans, ring, window, scale, softcap)
         slots = keys.shape[2]
-        if slots <= 2 * KEYS_OF_A_TOKEN:
+        if slots <= FEW_SLOTS:
             return _in_order_of_queries(whole())
         # A block is copied before it is read, so that half of all slots take as long as all.
         first, last = _seen_slots(spans, tokens, slots, ring, window)

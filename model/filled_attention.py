@@ -33,6 +33,7 @@ class Softmax(NamedTuple):
     softcap: float | None = None
 
 
+@functools.partial(jax.jit, static_argnames=("softmax", "ring", "together"))
 def attend(
     q: jax.Array,
     stored: tuple[Stored, Stored],
@@ -43,6 +44,9 @@ def attend(
     together: bool = False,
 ) -> Softmaxed:
     """Softmax attention of queries to the keys that they see.
+
+    It is traced once for all layers that are alike, which halves the time that a step takes to
+    trace: there are more operations here than in all of the rest.
 
     Args:
       q: [B, T, K, G, h], B and K divided as in the keys, T and h whole.

@@ -19,6 +19,7 @@ make_case = functools.partial(any_case, garbage=100.0)
 def _small_blocks(monkeypatch):
     """So that the cases have several, the last of which is no whole one."""
     monkeypatch.setattr(block_attention, "KEYS_OF_A_TOKEN", 8)
+    monkeypatch.setattr(block_attention, "FEW_SLOTS", 16)
     monkeypatch.setattr(block_attention, "KEYS_OF_A_PROMPT", 24)
     monkeypatch.setattr(block_attention, "QUERIES", 16)
 
