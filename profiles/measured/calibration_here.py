@@ -14,7 +14,7 @@ from profiles.floor.memory_needed import free_memory, need_of, refusal
 from profiles.measured.kernels import Calls, collective_kernels, groups, read_kernels
 from profiles.measured.measured_calibration import Basis, calibrate
 from profiles.measured.microbenchmark import MODEL, MOST_ROWS, Kernels, measure, results
-from profiles.measured.model_kernels import MOST_SEQUENCES, model_passes, part_of
+from profiles.measured.model_kernels import MOST_SEQUENCES, model_passes, part_of, places_of
 from profiles.measured.timing import slots_for
 from sharding.catalog import LAYOUTS
 
@@ -39,7 +39,7 @@ def calibration_here(
     Measures what the expected times of some rows need: passes of so many rows, attention and
     collectives, by the kernels of the microbenchmark. On two cores that takes `seconds` and
     some 5 more to compile, and memory for a layer and for its largest cache: for the model that is
-    profiled by default 0.6 GB, with what the compiler takes.
+    profiled by default 1.2 GB, with what the compiler takes.
 
     Args:
       mesh: the devices of the rows; of each mesh of a sweep there is a calibration of its own.
@@ -83,7 +83,9 @@ def calibration_here(
 def _fits(
     mesh: jax.sharding.Mesh, dtypes: Dtypes, rows: Sequence[int], config: ModelConfig, context: int
 ) -> bool:
-    """Whether a part of the model and its largest cache take no more than half of what is free."""
+    """Whether a part of the model, in all its places, and its largest cache take no more than half
+    of what is free.
+    """
     available = free_memory()
     if available is None:
         return True
@@ -91,6 +93,7 @@ def _fits(
     placement = settle(part, dtypes, LAYOUTS["weight_stationary_1d"], dict(mesh.shape))
     batch = max((number for number in rows if number <= MOST_SEQUENCES), default=1)
     need = need_of(part, placement, dtypes, batch=batch, slots=slots_for(context))
+    need = need._replace(weights=need.weights * places_of(mesh, need.weights))
     return not refusal(need, available / 2)
 
 

@@ -15,6 +15,7 @@ from model.declarations import declarations
 from model.dtypes import FLOAT32
 from model.parameters import place_parameters
 from model.transformer import Transformer
+from profiles.measured.bandwidth import read_operands
 from sharding.catalog import LAYOUTS
 from sharding.huge_pages import PAGE, Convert, convert_to_stay
 from sharding.mesh import make_mesh, parse_mesh
@@ -96,3 +97,12 @@ def test_a_file_s_weights_stay_in_huge_pages():
     placement = Placement.of(LAYOUTS["weight_stationary_1d"], model.config.sizes, shape)
     weights = place_parameters(model, read_whole(model), placement, make_mesh(shape))
     assert all(asks_for_huge_pages(p) for a in jax.tree.leaves(weights) for p in addresses(a))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell")
+def test_what_measures_the_memory_of_a_cpu_is_in_huge_pages_as_weights_are():
+    """Else its rate would be too low, and with it all floors too long."""
+    big, _ = read_operands(make_mesh(parse_mesh("2")), 4 * PAGE)
+    assert all(map(asks_for_huge_pages, addresses(big)))
+    assert big.nbytes == 4 * PAGE
+    assert np.asarray(big).min() == 0.5

@@ -124,6 +124,29 @@ def test_passes_are_steps_and_prompts_of_the_rows_that_are_asked_for(weights, mo
         assert each.collectives == 2 * TINY.layers + 1  # the last one is of the vocabulary
 
 
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_passes_read_equal_weights_in_places_that_take_turns(weights, monkeypatch):
+    """A few layers would stay in a cache of the CPU."""
+    mesh = make_mesh(parse_mesh("2"))
+    dtypes = Dtypes(np.float32, QUANTIZATIONS.get(weights))
+    monkeypatch.setattr(model_kernels, "MOST_PLACES", 3)
+    (one,) = model_passes(mesh, [dtypes], [1], TINY, 1e9, 10).filled
+    turns = [jax.tree.leaves(one.step.engine.parameters) for _ in range(6)]
+    for first, *others in zip(*turns, strict=True):
+        places = [array.addressable_shards[1].data.unsafe_buffer_pointer() for array in others]
+        assert len(set(places)) == 3
+        assert places[:2] == places[3:]
+        for other in others:
+            assert other.sharding == first.sharding
+            np.testing.assert_array_equal(other, first)
+
+
+def test_places_hold_more_than_a_cache_does_and_no_more_than_that():
+    mesh = make_mesh(parse_mesh("1"))
+    found = [model_kernels.places_of(mesh, size) for size in (1 << 20, 1 << 27, 1 << 29, 1 << 33)]
+    assert found == [8, 4, 1, 1]
+
+
 def test_payloads_and_axes_are_those_of_the_compiled_collectives():
     mesh = make_mesh(parse_mesh("2x1x4"))
     assert groups(mesh) == [("x",), ("z",), ("x", "z")]
