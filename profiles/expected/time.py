@@ -1,9 +1,10 @@
 """The time a step is expected to take, and the time of its collectives.
 
-An expected time has the floor's terms at achieved rates, and a fixed time for each collective, hop
-and layer. While links are busy, one of two rules says what goes on: nothing, or, where the software
-fetches what comes next meanwhile (`Calibration.hidden`), reading memory. Loops written by hand
-(``--collectives=overlapped``) hide their bytes behind products, not their starts.
+An expected time has the floor's terms at achieved rates, and a fixed time for each collective, hop,
+layer and sequence. Reading memory and arithmetic overlap, unless the software's kernels take turns
+at them (`Calibration.adds`). While links are busy, one of two rules says what goes on: nothing, or,
+where the software fetches what comes next meanwhile (`Calibration.hidden`), reading memory. Loops
+written by hand (``--collectives=overlapped``) hide their bytes behind products, not their starts.
 """
 
 import dataclasses
@@ -34,8 +35,9 @@ class Expected:
       compute: arithmetic.
       communication: collectives that products do not hide.
       overlapped: collectives that they do.
-      overhead: fixed times of the layers and of the step.
+      overhead: fixed times of the layers, of the sequences and of the step.
       hidden: communication runs while the memory is read.
+      adds: memory and arithmetic take turns.
     """
 
     memory: float
@@ -44,14 +46,17 @@ class Expected:
     overlapped: float
     overhead: float
     hidden: bool
+    adds: bool = False
 
     @property
     def seconds(self) -> float:
         """The time itself."""
         compute = max(self.compute, self.overlapped)
+        beside, after = compute, self.communication
         if self.hidden:
-            return max(self.memory, compute + self.communication) + self.overhead
-        return max(self.memory, compute) + self.communication + self.overhead
+            beside, after = compute + self.communication, 0.0
+        busy = self.memory + beside if self.adds else max(self.memory, beside)
+        return busy + after + self.overhead
 
 
 class CommunicationTime(NamedTuple):
@@ -93,13 +98,16 @@ def expect(
     return Expected(
         memory=moved / (chip.bandwidth / parts * calibration.memory),
         compute=calibration.compute_s(
-            traffic.flops, traffic.attention, traffic.rows, flops / parts
+            traffic.flops, traffic.attention, traffic.rows, flops / parts, traffic.expert_flops
         ),
         communication=communication.latency
         + (communication.transfer - communication.overlapped) / calibration.link,
         overlapped=communication.overlapped / calibration.link,
-        overhead=calibration.step_s + layers * calibration.layer_s,
+        overhead=calibration.step_s
+        + layers * calibration.layer_s
+        + traffic.sequences * calibration.sequence_s,
         hidden=calibration.hidden,
+        adds=calibration.adds,
     )
 
 

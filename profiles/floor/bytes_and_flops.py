@@ -120,7 +120,7 @@ class PassCounter:
         self.token = kv_token_bytes(config, placement, dtypes)
         self.resident = self._dense_weights = self._experts = self._gathered = 0.0
         self._row = self._rows = 0.0  # bytes of an embedding that is looked up: one row, all
-        self._work = self._table_work = 0.0
+        self._work = self._table_work = self._expert_work = 0.0
         for alike in _alike(config, dtypes, only):
             self._add(alike)
         experts = "use", "E"
@@ -161,6 +161,7 @@ class PassCounter:
             self._table_work += work
             return
         self._work += work
+        self._expert_work += work * alike.experts
         in_use = share(("use", alike.axes))
         self._gathered += alike.size * in_use * (in_use > stored)
 
@@ -186,6 +187,8 @@ class PassCounter:
             activations=batch * self._held(tokens) + self._gathered / config.layers,
             attention=0.0 if pass_.over_prompts else batch * self.attention_flops(pass_),
             rows=batch * tokens / self._parts,
+            expert_flops=2 * batch * tokens * self._expert_work,
+            sequences=batch / self._parts,
         )
         return counts.as_python_numbers()
 
@@ -220,6 +223,7 @@ class PassCounter:
             replicas=self._replicas,
             attention=one.attention,
             parts=self._parts,
+            expert_flops=one.expert_flops,
         )
 
     def _kept_bytes(self, slots: int) -> float:

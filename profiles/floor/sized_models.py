@@ -88,6 +88,8 @@ class SizedPassCounter:
         self.value = _bytes_each(dtypes.cache, HEAD) / devices
         self.weight = _bytes_each(dtypes.weights, model.d_model) / devices
         self.resident = model.total * self.weight
+        used = model.experts_per_token / model.experts if model.experts else 0
+        self._expert_flops = 2 * model.in_experts * used / devices
         self.parameters = {"total": model.total, "active": model.active}
 
     def count(self, pass_: Pass, experts: float | str | None = None) -> Counts:
@@ -112,6 +114,8 @@ class SizedPassCounter:
             kv_written=batch * self.value * written,
             flops=batch * self._flops(cached, tokens) / self.devices,
             rows=batch * tokens,
+            expert_flops=batch * tokens * self._expert_flops,
+            sequences=batch,
         )
 
     def _flops(self, cached: int, tokens: int) -> float:
@@ -138,6 +142,7 @@ class SizedPassCounter:
             replicas=1,
             attention=0.0,
             parts=1,
+            expert_flops=one.expert_flops,
         )
 
 

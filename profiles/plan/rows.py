@@ -301,9 +301,10 @@ class Rows:
         return BatchLine(*np.array(np.broadcast_arrays(*found), float))
 
     def prompts(self, dtypes: Dtypes, tokens: int, experts: str) -> np.ndarray:
-        """Bytes that a padded prompt's prefill moves on each device, its FLOPs and its rows."""
+        """Bytes that a padded prompt's pass moves on each device, FLOPs, rows, experts' FLOPs."""
         one = self._prefill(dtypes, tokens, experts)
-        return np.array([one.memory + 2 * one.weights_gathered, one.flops, one.rows])
+        moved = one.memory + 2 * one.weights_gathered
+        return np.array(np.broadcast_arrays(moved, one.flops, one.rows, one.expert_flops))
 
     def _prefill(self, dtypes: Dtypes, tokens: int, experts: str | None = None) -> Counts:
         counter = PassCounter(self.model, self._together.prefill, dtypes)

@@ -39,10 +39,10 @@ class SizedRows:
         return BatchLine(*np.array([each.line(context, slots) for each in counters]).T)
 
     def prompts(self, dtypes: Dtypes, tokens: int, experts: str) -> np.ndarray:
-        """Bytes that the prefill of one prompt moves on each device, its FLOPs and rows."""
+        """Bytes that one prompt's pass moves on each device, FLOPs, rows, experts' FLOPs."""
         counters = (SizedPassCounter(self.model, dtypes, row.devices) for row in self.rows)
         passes = [each.count(Pass(1, 0, tokens), experts) for each in counters]
-        return np.array([(one.memory, one.flops, one.rows) for one in passes]).T
+        return np.array([(one.memory, one.flops, one.rows, one.expert_flops) for one in passes]).T
 
     def communication(
         self, slice: Slice, dtypes: Dtypes, calibration: Calibration, tokens: int

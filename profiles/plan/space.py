@@ -82,7 +82,7 @@ class Space:
 
     @functools.cache  # noqa: B019
     def prompts(self, dtypes: Dtypes, tokens: int) -> np.ndarray:
-        """Bytes that one prompt's prefill moves on each device, its FLOPs and rows, by layout."""
+        """Bytes that one prompt's pass moves on each device, FLOPs, rows, experts' FLOPs."""
         return self.rows(dtypes).prompts(dtypes, tokens, self.experts)
 
     def rows(self, dtypes: Dtypes) -> Rows | SizedRows:
@@ -181,7 +181,7 @@ class Cell:
         )
         batches = np.sort(np.append(BATCHES, largest))
         memory, compute = self._work(one_device, batches, 1)
-        steps = np.maximum(memory / devices, compute / devices) + self._overhead
+        steps = self.calibration.together(memory / devices, compute / devices) + self._overhead
         return batches, np.where((batches > 0) & (batches <= largest), steps, math.inf)
 
     @property
@@ -199,12 +199,14 @@ class Cell:
     def bounds(self) -> np.ndarray:
         """Seconds of decode steps if collectives took no time; infinite where they do not fit."""
         memory, compute = self._parts
-        return np.where(self.batches > 0, np.maximum(memory, compute) + self._overhead, math.inf)
+        seconds = self.calibration.together(memory, compute) + self._overhead
+        return np.where(self.batches > 0, seconds, math.inf)
 
     @functools.cached_property
     def steps(self) -> np.ndarray:
         """Expected seconds of decode steps, [rows, batches]; infinite where they do not fit."""
-        seconds = self._seconds(*self._parts, self._padded_batches, 1)
+        sequences = self._padded_batches / self._lines.parts[:, None]
+        seconds = self._seconds(*self._parts, self._padded_batches, 1, sequences)
         return np.where(self.batches > 0, seconds, math.inf)
 
     @property
@@ -221,17 +223,25 @@ class Cell:
             touched = _touched(model, batches, replicas, self.space.experts)
             moved = moved + lines.experts * touched / model.experts
         work = batches * lines.flops, batches * lines.attention, batches / lines.parts
-        return moved / self._bandwidth, self.calibration.compute_s(*work, self._flops)
+        experts = batches * lines.expert_flops
+        return moved / self._bandwidth, self.calibration.compute_s(*work, self._flops, experts)
 
     @functools.cache  # noqa: B019
     def first_tokens(self, prompt: int) -> np.ndarray:
         """Expected seconds of the prefill of one prompt of so many tokens, by row."""
-        moved, flops, rows = self.space.prompts(self.dtypes, prompt)[:, self._numbers, None]
-        parts = moved / self._bandwidth, self.calibration.compute_s(flops, 0.0, rows, self._flops)
-        return self._seconds(*parts, self.multiples[:, None], prompt)[:, 0]
+        work = self.space.prompts(self.dtypes, prompt)[:, self._numbers, None]
+        moved, flops, rows, experts = work
+        compute = self.calibration.compute_s(flops, 0.0, rows, self._flops, experts)
+        parts = moved / self._bandwidth, compute
+        return self._seconds(*parts, self.multiples[:, None], prompt, rows / prompt)[:, 0]
 
     def _seconds(
-        self, memory: np.ndarray, compute: np.ndarray, padded: np.ndarray, tokens: int
+        self,
+        memory: np.ndarray,
+        compute: np.ndarray,
+        padded: np.ndarray,
+        tokens: int,
+        sequences: np.ndarray,
     ) -> np.ndarray:
         """Expected seconds of passes, as `profiles.expected.time.Expected` has them.
 
@@ -240,13 +250,15 @@ class Cell:
           compute: seconds of arithmetic, likewise.
           padded: batches.
           tokens: tokens of each sequence.
+          sequences: sequences that each device advances.
         """
         latency, transfer, overlapped = self.space.communication(self, tokens).at(padded)
         compute = np.maximum(compute, overlapped / self.calibration.link)
         links = latency + (transfer - overlapped) / self.calibration.link
+        overhead = self._overhead + sequences * self.calibration.sequence_s
         if self.calibration.hidden:
-            return np.maximum(memory, compute + links) + self._overhead
-        return np.maximum(memory, compute) + links + self._overhead
+            return self.calibration.together(memory, compute + links) + overhead
+        return self.calibration.together(memory, compute) + links + overhead
 
     def cost(self, seconds: np.ndarray, batches: np.ndarray) -> np.ndarray:
         """USD per million tokens; infinite where steps never end."""

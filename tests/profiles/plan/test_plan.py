@@ -347,5 +347,5 @@ def test_where_every_layout_is_refused_there_are_no_rows():
     layouts = LayoutNames("weight_stationary_1d", "heads").layouts(model)
     found = rows.Rows(model, BOTH[0], layouts, {5})
     assert found.lines(BOTH[0], 10, 11, prompt=100).resident.shape == (0,)
-    assert found.prompts(BOTH[0], 100, "coverage").shape == (3, 0)
+    assert found.prompts(BOTH[0], 100, "coverage").shape == (4, 0)
     assert found.multiples.shape == (0,)
