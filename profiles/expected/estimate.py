@@ -71,18 +71,18 @@ class Estimator:
 
     def __init__(self, deployment: Deployment):
         self.deployment = deployment
-        slice, dtypes = deployment.slice, deployment.dtypes
+        slice = deployment.slice
         self.chip, self.recommended_chip = slice.chip, slice.chip.recommended
-        parts = self.chip.devices_per_chip
+        parts, arithmetic = self.chip.devices_per_chip, deployment.arithmetic
         self.peaks = Peaks(
             bandwidth=self.chip.bandwidth / parts,
-            flops=self.chip.peak(dtypes.arithmetic) / parts,
+            flops=self.chip.peak(arithmetic) / parts,
             source="published",
             on_chip=self.chip.on_chip / parts,
             capacity=self.recommended_chip.capacity / parts,
             devices_per_chip=parts,
         )
-        self._flops = self.recommended_chip.peak(dtypes.arithmetic)
+        self._flops = self.recommended_chip.peak(arithmetic)
         if deployment.layout:
             check_size(slice, deployment.mesh)
         self.placement, self.counter = deployment.placement, deployment.counter

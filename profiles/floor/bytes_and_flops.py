@@ -26,7 +26,7 @@ from profiles.floor.activations import activation_bytes, attention_share
 from profiles.floor.experts import touched_experts
 from profiles.floor.passes import BatchLine, Counts, Pass, attended_pairs
 from sharding.placement import Placement
-from sharding.quantization import stored_bytes
+from sharding.quantization import bits_of, stored_bytes
 
 LOOKED_UP: Path = ("embedding", "weight")
 
@@ -144,7 +144,7 @@ class PassCounter:
         size = alike.size * stored
         self.resident += size
         if alike.looked_up:
-            self._row += self.config.d_model * self.dtypes.plain.itemsize * stored
+            self._row += self.config.d_model * bits_of(self.dtypes.plain) / 8 * stored
             self._rows += size
             return
         if alike.experts:

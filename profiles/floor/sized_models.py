@@ -14,7 +14,7 @@ import jax
 from model.dtypes import Dtypes, Storage
 from profiles.floor.experts import touched_experts
 from profiles.floor.passes import BatchLine, Counts, Pass, attended_pairs
-from sharding.quantization import Quantization, stored_bytes
+from sharding.quantization import Quantization, bits_of, stored_bytes
 
 EVENLY = "divided_evenly"
 """The name in records in place of a layout."""
@@ -144,6 +144,6 @@ class SizedPassCounter:
 def _bytes_each(storage: Storage, inputs: int) -> float:
     """Bytes of one number, with its part of the scales of an output with so many inputs."""
     if not isinstance(storage, Quantization):
-        return storage.itemsize
+        return bits_of(storage) / 8
     arrays = jax.tree.leaves(storage.abstract((1, inputs), outputs=1))
     return sum(map(stored_bytes, arrays)) / inputs
