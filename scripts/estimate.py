@@ -115,7 +115,7 @@ def _estimators(
     model: Model, wanted: list[Layout | None], batches: list[int], contexts: list[int]
 ) -> list[Estimator]:
     """An estimator for each slice and set of dtypes, in the layout expected to be fastest."""
-    dtype_sets = _dtypes.dtype_sets(here=False)
+    dtype_sets = _dtypes.dtype_sets(here=False, counted=True)
     slices = list(dict.fromkeys(map(_slices.slice, _TOPOLOGY.value or [""])))
     _slices.check_given(slices, "--topology")
     shapes = [parse_mesh(_MESH.value)] if _MESH.value else None

@@ -67,7 +67,7 @@ def basis(deployment: Deployment) -> dict:
         "bandwidth": {
             "bytes_per_s": chip.bandwidth,
             "source": "given" if given else "published",
-            "peak_flops_per_s": chip.peak(deployment.dtypes.arithmetic),
+            "peak_flops_per_s": chip.peak(deployment.arithmetic),
         },
         "calibration": deployment.calibration.as_record(),
     }

@@ -41,12 +41,14 @@ def title(
     if experts := points[0].experts:
         lines.append(f"experts that a step reads: {EXPERTS[experts]} ({experts})")
     for name in chips:
-        one = next(e for e in estimators if e.deployment.slice.chip.name == name)
-        chip, dtype = one.chip, one.deployment.dtypes.arithmetic
+        of_chip = [e for e in estimators if e.deployment.slice.chip.name == name]
+        one, kinds = of_chip[0], dict.fromkeys(each.deployment.arithmetic for each in of_chip)
+        chip = one.chip
+        rates = [f"{number(chip.peak(kind) / 1e12)} TFLOP/s of {kind}" for kind in kinds]
         calibration = one.deployment.calibration
         lines.append(
             f"{name}: floor at {number(chip.bandwidth / 1e9)} GB/s and "
-            f"{number(chip.peak(dtype) / 1e12)} TFLOP/s of {dtype} per chip, {chip.source}; "
+            f"{' or '.join(rates)} per chip, {chip.source}; "
             f"expected by calibration {calibration.describe(name)}"
         )
         lines.append(f"{name}: costs of expected times: {price(chip)}")

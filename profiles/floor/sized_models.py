@@ -14,7 +14,7 @@ import jax
 from model.dtypes import Dtypes, Storage
 from profiles.floor.experts import touched_experts
 from profiles.floor.passes import BatchLine, Counts, Pass, attended_pairs
-from sharding.quantization import Quantization, stored_bytes
+from sharding.quantization import Quantization, bits_of, stored_bytes
 
 EVENLY = "divided_evenly"
 """The name in records in place of a layout."""
@@ -99,14 +99,9 @@ class SizedPassCounter:
         kept = min(pass_.cache_slots, model.window) if model.window else pass_.cache_slots
         read = model.cached * cached + model.windowed * seen
         written = model.cached * tokens + model.windowed * min(tokens, model.window or tokens)
-        share = 1.0
-        if model.experts:
-            share = touched_experts(model, batch * tokens, experts) / model.experts
-        plain = model.total - model.in_experts - model.looked_up
         return Counts(
             weights_resident=self.resident,
-            weights_read=self.weight * (plain + model.in_experts * share)
-            + min(batch * tokens * model.d_model, model.looked_up) * self.weight,
+            weights_read=self.weights_read(batch * tokens, experts),
             kv_resident=batch
             * self.value
             * (model.cached * pass_.cache_slots + model.windowed * kept),
@@ -117,6 +112,15 @@ class SizedPassCounter:
             expert_flops=batch * tokens * self._expert_flops,
             sequences=batch,
         )
+
+    def weights_read(self, tokens: float, experts: float | str | None = None) -> float:
+        """Bytes of weights that a pass reads; the arguments are those of `PassCounter`'s."""
+        model, share = self.model, 1.0
+        if model.experts:
+            share = touched_experts(model, tokens, experts) / model.experts
+        plain = model.total - model.in_experts - model.looked_up
+        rows = min(tokens * model.d_model, model.looked_up)
+        return self.weight * (plain + model.in_experts * share + rows)
 
     def _flops(self, cached: int, tokens: int) -> float:
         """FLOPs of one sequence, on all devices together."""
@@ -149,6 +153,6 @@ class SizedPassCounter:
 def _bytes_each(storage: Storage, inputs: int) -> float:
     """Bytes of one number, with its part of the scales of an output with so many inputs."""
     if not isinstance(storage, Quantization):
-        return storage.itemsize
+        return bits_of(storage) / 8
     arrays = jax.tree.leaves(storage.abstract((1, inputs), outputs=1))
     return sum(map(stored_bytes, arrays)) / inputs

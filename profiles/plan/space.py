@@ -131,7 +131,7 @@ class Cell:
         parts, recommended = slice.chip.devices_per_chip, slice.chip.recommended
         self.capacity = recommended.capacity / parts
         self._bandwidth = recommended.bandwidth / parts * self.calibration.memory
-        self._flops = recommended.peak(dtypes.arithmetic) / parts
+        self._flops = recommended.peak(dtypes.arithmetic_on(recommended.flops)) / parts
         self._overhead = self.calibration.step_s + space.model.layers * self.calibration.layer_s
         self.estimator = functools.cache(self._find_estimator)
 

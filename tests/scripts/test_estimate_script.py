@@ -78,6 +78,8 @@ CASES = {
     "list_of_attention": ["--attention=heads,rows"],
     "one_token": ["--model=llama3-8b", "--topology=v5e:1x1", "--weight_dtype=int8", "--batch=1",
                   "--context=1", "--economics"],
+    "four_bits": ["--model=llama3-8b", "--topology=b200:1", "--weight_dtype=bfloat16,nvfp4",
+                  "--batch=512", "--json=four_bits.json"],
     "economics_of_prompts": ["--phase=prefill", "--economics"],
 }  # fmt: skip
 
@@ -118,6 +120,15 @@ def test_what_does_not_fit_is_a_result_with_the_least_slice_that_does(ended):
     (point,) = ended["too_large"].document["points"]
     assert ended["too_large"].code == 0 and point["status"] == "does_not_fit"
     assert not point["fits"] and "the least slice that fits is v5e:4x4" in point["message"]
+
+
+def test_four_bit_floats_are_counted_at_the_rate_of_chips_that_multiply_them(ended, folder):
+    words = " ".join(ended["four_bits"].stdout.split())
+    assert "2,250 TFLOP/s of bfloat16 or 9,000 TFLOP/s of fp4 per chip" in words
+    plain, four = json.loads((folder / "four_bits.json").read_text())["points"]
+    assert four["weight_dtype"] == "nvfp4"
+    assert four["floor_terms_s"]["compute"] == plain["floor_terms_s"]["compute"] / 4
+    assert four["bytes_per_chip"]["weights_read"] < 0.35 * plain["bytes_per_chip"]["weights_read"]
 
 
 def test_mesh_and_layout_are_as_given(ended):
