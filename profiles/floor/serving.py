@@ -158,7 +158,7 @@ def _mean_prompts(deployment: Deployment, service: Service, joining: float) -> C
         (often, deployment.count(Pass(one, 0, prompt))) for prompt, _, often in service.lengths()
     )
     share = joining / one
-    growing = "kv_read", "kv_written", "flops", "attention", "rows"
+    growing = "kv_read", "kv_written", "flops", "attention", "rows", "expert_flops", "sequences"
     return dataclasses.replace(
         mean,
         weights_resident=0.0,
