@@ -86,8 +86,8 @@ class Estimator:
         if deployment.layout:
             check_size(slice, deployment.mesh)
         self.placement, self.counter = deployment.placement, deployment.counter
-        self._links = _links(deployment)
-        self.communication = functools.cache(self._links.communication)
+        self.links = _links(deployment)
+        self.communication = functools.cache(self.links.communication)
 
     def estimate(self, pass_: Pass) -> Estimate:
         """Floor and expected time of a pass; a batch that the layout does not divide is padded."""
@@ -112,7 +112,7 @@ class Estimator:
         """
         padded = self.deployment.padded(pass_)
         communication = (
-            self._links.expected(padded.batch, pass_.tokens, pass_.continues)
+            self.links.expected(padded.batch, pass_.tokens, pass_.continues)
             if links
             else NO_COMMUNICATION
         )
@@ -123,22 +123,25 @@ class Estimator:
         return self.deployment.padded(Pass(batch, 0)).batch
 
     def _estimate(self, pass_: Pass, communication: CommunicationTime) -> Estimate:
-        deployment = self.deployment
-        counts, layers = deployment.count(pass_), deployment.model.layers
+        counts = self.deployment.count(pass_)
         return Estimate(
-            deployment,
+            self.deployment,
             pass_,
             counts,
             floor=floor(counts, self.peaks, communication.floor),
-            expected=expect(
-                counts,
-                communication,
-                self.recommended_chip,
-                self._flops,
-                layers,
-                deployment.calibration,
-            ),
+            expected=self.expect(counts, communication),
             fits=bool(counts.held <= self.peaks.capacity),
+        )
+
+    def expect(self, counts: Counts, communication: CommunicationTime) -> Expected:
+        """The expected time of this work per device, with these collectives."""
+        return expect(
+            counts,
+            communication,
+            self.recommended_chip,
+            self._flops,
+            self.deployment.model.layers,
+            self.deployment.calibration,
         )
 
     def describe(self, prompts: bool = False) -> Record:

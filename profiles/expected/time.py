@@ -215,6 +215,56 @@ class LinkTimes:
             overlapped=fixed.overlapped + batch * growing.overlapped,
         )
 
+    def beside(self, batch: int, prompts: float, tokens: int) -> CommunicationTime:
+        """Time of the collectives of a decode step that prompts' chunks ride along with.
+
+        Each collective carries both, so what does not depend on their numbers is paid once.
+
+        Args:
+          batch: sequences that the step advances.
+          prompts: prompts that join in a step, on average.
+          tokens: tokens of each prompt.
+        """
+        batch = self._padded(batch)
+        (fixed, growing), (started, joining) = self._split(1), self._split(tokens)
+        transfer, overlapped = (
+            max(getattr(fixed, part), getattr(started, part))
+            + batch * getattr(growing, part)
+            + prompts * getattr(joining, part)
+            for part in ("transfer", "overlapped")
+        )
+        latency = max(fixed.latency, started.latency)
+        floor = self._find_floor_beside(batch, prompts, tokens)
+        return CommunicationTime(floor, latency, transfer, overlapped)
+
+    def _split(self, tokens: int) -> tuple[CommunicationTime, CommunicationTime]:
+        """`expected_line`, or where times are not linear that through the two smallest batches."""
+        if line := self.expected_line(tokens):
+            return line
+        one = self.placement.multiple("B")
+        first, second = (self.expected(count * one, tokens) for count in (1, 2))
+        growing = [(more - few) / one for few, more in zip(first, second, strict=True)]
+        fixed = [few - one * each for few, each in zip(first, growing, strict=True)]
+        return CommunicationTime(*fixed), CommunicationTime(*growing)
+
+    def _find_floor_beside(self, batch: int, prompts: float, tokens: int) -> float:
+        """The floor in the best of all embeddings; of prompts only what grows with their number."""
+        if self.placement.devices == 1:
+            return 0.0
+        steps, joining = self._bounds_lines(1, False), self._bounds_lines(tokens, False)
+        if steps is None or joining is None:
+            one = self.placement.multiple("B")
+            first, second = (self._find_floor(n * one, tokens, False) for n in (1, 2))
+            alone = self._find_floor(batch, 1, False)
+            return max(alone, prompts * (second - first) / one)
+        return min(
+            max(
+                fixed.get(key, 0.0) + batch * growing.get(key, 0.0) + prompts * each.get(key, 0.0)
+                for key in {**fixed, **growing, **each, None: 0.0}
+            )
+            for (fixed, growing), (_, each) in zip(steps, joining, strict=True)
+        )
+
     def _padded(self, batch: int) -> int:
         step = self.placement.multiple("B")
         return -(-batch // step) * step

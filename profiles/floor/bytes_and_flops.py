@@ -177,7 +177,7 @@ class PassCounter:
         seen, kept, _ = _attended(config, pass_.context, tokens)
         counts = Counts(
             weights_resident=self.resident,
-            weights_read=self.weights_read(pass_, experts),
+            weights_read=self.weights_read(batch * tokens, experts),
             kv_resident=batch * self._kept(pass_.cache_slots),
             kv_read=batch * self.token * seen / config.layers,
             kv_written=batch * self.token * kept / config.layers,
@@ -189,9 +189,8 @@ class PassCounter:
         )
         return counts.as_python_numbers()
 
-    def weights_read(self, pass_: Pass, experts: float | str | None = None) -> float:
-        """Bytes of weights that a pass reads; for `experts` see the class."""
-        tokens = pass_.batch * pass_.tokens
+    def weights_read(self, tokens: float, experts: float | str | None = None) -> float:
+        """Bytes of weights that a pass over so many tokens reads; for `experts` see the class."""
         touched = self._touched(tokens, experts) / (self.config.experts or 1)
         rows = np.minimum(tokens * self._row, self._rows)
         return self._dense_weights + self._experts * touched + rows
@@ -234,7 +233,7 @@ class PassCounter:
         """Bytes of one sequence's activations on each device."""
         return activation_bytes(self.config, self.placement, self.dtypes, tokens=tokens)
 
-    def _touched(self, tokens: int, experts: float | str | None) -> float:
+    def _touched(self, tokens: float, experts: float | str | None) -> float:
         """Distinct experts that the busiest replica reads at least.
 
         Replicas are over mesh axes that divide the batch but not the experts: each has tokens of
@@ -242,8 +241,7 @@ class PassCounter:
         """
         if isinstance(experts, int | float):
             return max(experts / self._replicas, self.config.experts_per_token)
-        tokens = tokens // self._replicas + (tokens < self._replicas)  # 1 at least
-        return touched_experts(self.config, tokens, experts)
+        return touched_experts(self.config, np.maximum(tokens / self._replicas, 1), experts)
 
 
 @functools.cache

@@ -97,14 +97,9 @@ class SizedPassCounter:
         kept = min(pass_.cache_slots, model.window) if model.window else pass_.cache_slots
         read = model.cached * cached + model.windowed * seen
         written = model.cached * tokens + model.windowed * min(tokens, model.window or tokens)
-        share = 1.0
-        if model.experts:
-            share = touched_experts(model, batch * tokens, experts) / model.experts
-        plain = model.total - model.in_experts - model.looked_up
         return Counts(
             weights_resident=self.resident,
-            weights_read=self.weight * (plain + model.in_experts * share)
-            + min(batch * tokens * model.d_model, model.looked_up) * self.weight,
+            weights_read=self.weights_read(batch * tokens, experts),
             kv_resident=batch
             * self.value
             * (model.cached * pass_.cache_slots + model.windowed * kept),
@@ -113,6 +108,15 @@ class SizedPassCounter:
             flops=batch * self._flops(cached, tokens) / self.devices,
             rows=batch * tokens,
         )
+
+    def weights_read(self, tokens: float, experts: float | str | None = None) -> float:
+        """Bytes of weights that a pass reads; the arguments are those of `PassCounter`'s."""
+        model, share = self.model, 1.0
+        if model.experts:
+            share = touched_experts(model, tokens, experts) / model.experts
+        plain = model.total - model.in_experts - model.looked_up
+        rows = min(tokens * model.d_model, model.looked_up)
+        return self.weight * (plain + model.in_experts * share + rows)
 
     def _flops(self, cached: int, tokens: int) -> float:
         """FLOPs of one sequence, on all devices together."""
