@@ -108,9 +108,9 @@ def serving_work(deployment: Deployment, service: Service, concurrency: int) -> 
     return ServingWork(steps, prompts, beside)
 
 
-def reserved(deployment: Deployment, service: Service, concurrency: int) -> float:
-    """Bytes that a device holds if each sequence's cache has room for its longest length."""
-    return deployment.count(Pass(concurrency, service.longest - 1)).held
+def reserved(deployment: Deployment, service: Service, concurrency: int) -> Counts:
+    """A step whose caches have room for the longest prompt and answer, all of them full."""
+    return deployment.count(Pass(concurrency, service.longest - 1))
 
 
 def most_sequences(
@@ -125,11 +125,9 @@ def most_sequences(
       paged: whether a sequence takes the cache that it fills, on average over its life, and not
         that of its longest length from the beginning.
     """
-    held = reserved
-    if paged:
-        held = lambda *service: _mean_steps(*service).held  # noqa: E731
+    step = _mean_steps if paged else reserved
     one = deployment.padded(Pass(1, 0)).batch
-    few, more = (held(deployment, service, count * one) for count in (1, 2))
+    few, more = (step(deployment, service, count * one).held for count in (1, 2))
     free = capacity - (few - (more - few))
     return max(math.floor(free / (more - few) * (1 + 1e-12)), 0) * one
 
