@@ -56,11 +56,14 @@ class Recorder:
         deployment, seconds = found.deployment, found.expected_beside_s
         chip, reserved = deployment.slice.chip, found.reserved_cache
         work = _work(found.counts, found.floor, chip, kv_reserved=reserved)
+        prompt, answer = found.service.prompt_length, found.service.generated_tokens
         return self._same(False) | Record(
             phase="serving",
+            batch=found.concurrency,
+            context=prompt + answer // 2,  # half way through the answer
             concurrency=found.concurrency,
-            prompt_length=found.service.prompt_length,
-            generated_tokens=found.service.generated_tokens,
+            prompt_length=prompt,
+            generated_tokens=answer,
             **work.to_json(),
             **expected_fields(found.beside).to_json(),
             expected_forms_s={"beside": seconds, "between": found.expected_between_s},

@@ -60,6 +60,11 @@ class ServiceEstimate:
         return self.work.beside
 
     @property
+    def expected(self) -> Expected:
+        """The expected time of a step, chunks of prompts beside it: `beside`."""
+        return self.beside
+
+    @property
     def resident(self) -> float:
         """Bytes per chip of weights, activations and what caches fill on average."""
         return self.counts.held * self.deployment.slice.chip.devices_per_chip

@@ -132,21 +132,27 @@ def most_sequences(
     return max(math.floor(free / (more - few) * (1 + 1e-12)), 0) * one
 
 
-def _mean_steps(deployment: Deployment, service: Service, concurrency: int) -> Counts:
-    """A decode step over sequences whose answers have all lengths, each as likely.
+def mean_contexts(model: Model, service: Service) -> list[tuple[float, int]]:
+    """Contexts, each with a weight, at which decode steps cost what the service's do on average.
 
     What a step costs is linear in the context between lengths that fill a window, so the mean over
     each such stretch is that of its two ends. Long answers are in flight for longer.
     """
-    windows = _windows(deployment.model)
-    found = []
+    windows, found = _windows(model), []
     for prompt, answer, often in service.lengths():
         for first, last in _stretches(prompt, prompt + answer - 1, windows):
             weight = often * (last - first + 1) / 2
-            for context in (first, last):
-                found.append((weight, deployment.count(Pass(concurrency, context))))
+            found += [(weight, first), (weight, last)]
     total = sum(weight for weight, _ in found)
-    return _sum((weight / total, counts) for weight, counts in found)
+    return [(weight / total, context) for weight, context in found]
+
+
+def _mean_steps(deployment: Deployment, service: Service, concurrency: int) -> Counts:
+    """A decode step over sequences whose answers have all lengths, each as likely."""
+    return _sum(
+        (weight, deployment.count(Pass(concurrency, context)))
+        for weight, context in mean_contexts(deployment.model, service)
+    )
 
 
 def _mean_prompts(deployment: Deployment, service: Service, joining: float) -> Counts:
