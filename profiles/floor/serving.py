@@ -5,7 +5,9 @@ a step advances C tokens, and on average C / G prompts join in it, whose chunks 
 of the C sequences has seen its prompt and, on average over its life, half of its answer: the cache
 that a step reads and writes is that of ``P + (G + 1) / 2`` tokens a sequence, or what windows leave
 of each length, and its arithmetic is that of C tokens and ``C P / G`` tokens of prompts. Weights
-are read once. A prompt's last token alone meets the unembedding, as in a prefill.
+are read once. A prompt's last token alone meets the unembedding, as in a prefill. An answer's first
+token is counted as a step's like all others; an engine that takes it from its prompt's pass saves
+one row in G.
 """
 
 import dataclasses
