@@ -50,11 +50,11 @@ with _common.importing(__name__):
     from profiles.published.cases import cases_of, shipped_cases
     from profiles.published.comparison import (
         check_contexts,
-        check_floors,
         longest_contexts,
         reproduce_all,
     )
     from profiles.published.printed_figures import check_digits, figures, not_recomputed
+    from profiles.published.reproduced import check_floors
     from profiles.published.text import (
         accuracy_text,
         case_records,

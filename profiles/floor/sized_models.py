@@ -13,7 +13,7 @@ import jax
 
 from model.dtypes import Dtypes, Storage
 from profiles.floor.experts import touched_experts
-from profiles.floor.passes import BatchLine, Counts, Pass, attended_pairs
+from profiles.floor.passes import BatchLine, Counts, Pass, PromptLine, attended_pairs
 from sharding.quantization import Quantization, bits_of, stored_bytes
 
 EVENLY = "divided_evenly"
@@ -148,6 +148,13 @@ class SizedPassCounter:
             parts=1,
             expert_flops=one.expert_flops,
         )
+
+    def prompt_line(self, counts: Counts, prompts: int) -> PromptLine:
+        """What each prompt adds to steps; the arguments are those of `PassCounter.prompt_line`."""
+        each = (field / prompts for field in (counts.kv_written, counts.flops, counts.rows))
+        table = self.model.looked_up * self.weight
+        row, experts = self.model.d_model * self.weight * bool(table), counts.expert_flops / prompts
+        return PromptLine(*each, 0.0, row, table, experts)
 
 
 def _bytes_each(storage: Storage, inputs: int) -> float:

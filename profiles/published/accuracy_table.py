@@ -6,7 +6,8 @@
 import re
 
 from profiles.published.cases import shipped_cases
-from profiles.published.comparison import Reproduced, by_source, reproduce_all, summarise
+from profiles.published.comparison import reproduce_all
+from profiles.published.reproduced import Reproduced, by_source, summarise
 from profiles.report.pages import Part
 from profiles.report.table import Table
 

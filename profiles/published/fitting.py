@@ -25,7 +25,8 @@ import numpy as np
 
 from profiles.chips.calibration import Calibration, calibrations
 from profiles.published.cases import Case, shipped_cases
-from profiles.published.comparison import estimators, passes_of, reproduce
+from profiles.published.comparison import passes_of, reproduce
+from profiles.published.estimators import estimators
 from profiles.report.table import Table
 
 GRID = {

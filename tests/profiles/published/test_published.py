@@ -2,14 +2,12 @@ import pytest
 
 from profiles.published.cases import parse_case, read_rows, shipped_cases
 from profiles.published.comparison import (
-    by_source,
-    check_floors,
     longest_contexts,
     mean_context,
     reproduce,
     reproduce_all,
-    summarise,
 )
+from profiles.published.reproduced import by_source, check_floors, summarise
 from profiles.published.text import accuracy, rows_text
 from sharding.error_types import FloorlineError, UsageError
 
