@@ -14,6 +14,8 @@ from model.catalog import find_model
 from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration, calibration_of
 from profiles.expected.estimate import Estimator
+from profiles.expected.serving import estimate_service
+from profiles.expected.time import Expected
 from profiles.floor.bytes_and_flops import kv_token_bytes
 from profiles.floor.passes import Pass
 from profiles.published.cases import Case
@@ -26,7 +28,7 @@ from profiles.published.estimators import (
 )
 from profiles.published.measurement import Unusable
 from profiles.published.reproduced import Reproduced
-from profiles.published.service_times import reproduce_service
+from profiles.published.service_times import reproduce_service, service_parts
 from profiles.published.services import ServiceCase
 from profiles.report.numbers import number
 from sharding.catalog import attend_by, find_layout
@@ -70,14 +72,15 @@ def reproduce(case: Case | ServiceCase, calibration: Calibration | None = None) 
 
     Args:
       case: what was measured.
-      calibration: for expected times; those of the chip if None.
+      calibration: for expected times; that of the engine on the chip if None, or of the chip.
 
     Raises:
       LayoutError: the layout does not go with the model on any mesh of the slice.
       UsageError: the chip has no figure for the arithmetic, the calibration was measured on
         another device, or a service's concurrency does not fit.
     """
-    calibration = calibration or calibration_of(case.slice.chip.name)
+    named = case.engine and case.engine.name
+    calibration = calibration or calibration_of(case.slice.chip.name, named)
     calibration.check_chip(case.slice.chip.name)
     if isinstance(case, ServiceCase):
         return reproduce_service(case, calibration)
@@ -104,9 +107,20 @@ def _floor_seconds(case: Case, estimator: Estimator) -> tuple[float, str | None]
 
 def _expected(case: Case, estimator: Estimator) -> tuple[bool, float]:
     """Whether the case does not fit in one layout on one mesh, and its expected time."""
+    unfit, parts = expected_parts(case, estimator)
+    return unfit, sum(count * each.seconds for count, each in parts)
+
+
+def expected_parts(
+    case: Case | ServiceCase, estimator: Estimator
+) -> tuple[bool, list[tuple[float, Expected]]]:
+    """Whether a case does not fit in one layout on one mesh, and its times and how many of each."""
+    if isinstance(case, ServiceCase):
+        one = estimate_service(estimator, case.service)
+        return not one.fits, service_parts(case, one)
     passes = [(count, estimator.estimate(pass_)) for count, pass_ in passes_of(case)]
-    seconds = sum(count * each.expected.seconds for count, each in passes)
-    return not all(each.fits for _, each in passes), seconds
+    unfit = not all(each.fits for _, each in passes)
+    return unfit, [(count, each.expected) for count, each in passes]
 
 
 def passes_of(case: Case) -> list[tuple[int, Pass]]:

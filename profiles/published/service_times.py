@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from profiles.chips.calibration import Calibration
 from profiles.expected.estimate import Estimator
 from profiles.expected.serving import ServiceEstimate, estimate_service
+from profiles.expected.time import Expected
 from profiles.floor.passes import Pass
 from profiles.published.estimators import (
     EVENLY,
@@ -52,10 +53,17 @@ def _per_token(case: ServiceCase, one: ServiceEstimate, step_s: float) -> float:
     return step_s if case.of_one_sequence else step_s / one.concurrency
 
 
+def service_parts(case: ServiceCase, one: ServiceEstimate) -> list[tuple[float, Expected]]:
+    """The expected times that each token takes, and how many of each: prompts where they run."""
+    steps = _per_token(case, one, 1.0)
+    if case.engine.prompts == "beside":
+        return [(steps, one.beside)]
+    return [(steps, one.steps), (steps * one.prefills, one.prompts.expected)]
+
+
 def _expected(case: ServiceCase, one: ServiceEstimate) -> float:
     """Expected seconds for each token, with prompts where the engine runs them."""
-    beside = case.engine.prompts == "beside"
-    return _per_token(case, one, one.expected_beside_s if beside else one.expected_between_s)
+    return sum(count * each.seconds for count, each in service_parts(case, one))
 
 
 def _shortest_floor(
