@@ -7,7 +7,7 @@ record by `profiles.expected.estimate_record`.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from profiles.chips.chip import Peaks
 from profiles.expected.links import check_size
@@ -26,6 +26,9 @@ from profiles.floor.passes import Counts, Pass
 from profiles.floor.sized_models import EVENLY
 from profiles.report.partitioning import partitioning
 from profiles.report.record import Record
+
+Rank = Callable[["Estimator", bool], tuple[int, float]]
+"""Of an estimator, with collectives or without: what does not fit, and seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,10 +186,6 @@ def ranked(
 ) -> list[Estimator]:
     """The estimators whose passes are expected to be fastest, those whose passes fit before others.
 
-    Listing an estimator's collectives is most of the work. So estimators are tried in the order of
-    their times without collectives, until that time alone is longer than the complete times of
-    `count` others.
-
     Args:
       estimators: the estimators to choose from, at least one.
       passes: the passes whose expected times are added up.
@@ -198,11 +197,27 @@ def ranked(
         unfit = sum(not each.fits for each in estimates)
         return unfit, sum(each.expected.seconds for each in estimates)
 
+    return lowest(estimators, rank, count)
+
+
+def lowest(estimators: Iterable[Estimator], rank: Rank, count: int = 1) -> list[Estimator]:
+    """The estimators of the lowest ranks; of equal ones the first.
+
+    Listing an estimator's collectives is most of the work. So estimators are tried in the order of
+    their ranks without collectives, until that rank alone is beyond the complete ranks of `count`
+    others.
+
+    Args:
+      estimators: the estimators to choose from, at least one.
+      rank: how many passes of an estimator do not fit, and seconds; of two calls for an estimator
+        the one without collectives gives no more than the other.
+      count: how many to return.
+    """
     options = list(estimators)
-    bounds = [rank(one, links=False) for one in options]
+    bounds = [rank(one, False) for one in options]
     ranks: list[tuple[tuple[int, float], int]] = []
     for index in sorted(range(len(options)), key=bounds.__getitem__):
         if len(ranks) == count and bounds[index] > ranks[-1][0]:
             break
-        ranks = sorted([*ranks, (rank(options[index], links=True), index)])[:count]
+        ranks = sorted([*ranks, (rank(options[index], True), index)])[:count]
     return [options[index] for _, index in ranks]

@@ -225,6 +225,12 @@ class LinkTimes:
           prompts: prompts that join in a step, on average.
           tokens: tokens of each prompt.
         """
+        expected = self.expected_beside(batch, prompts, tokens)
+        batch = self._padded(batch)
+        return expected._replace(floor=self._find_floor_beside(batch, prompts, tokens))
+
+    def expected_beside(self, batch: int, prompts: float, tokens: int) -> CommunicationTime:
+        """The same without the floor; it is 0."""
         batch = self._padded(batch)
         (fixed, growing), (started, joining) = self._split(1), self._split(tokens)
         transfer, overlapped = (
@@ -233,9 +239,7 @@ class LinkTimes:
             + prompts * getattr(joining, part)
             for part in ("transfer", "overlapped")
         )
-        latency = max(fixed.latency, started.latency)
-        floor = self._find_floor_beside(batch, prompts, tokens)
-        return CommunicationTime(floor, latency, transfer, overlapped)
+        return CommunicationTime(0.0, max(fixed.latency, started.latency), transfer, overlapped)
 
     def _split(self, tokens: int) -> tuple[CommunicationTime, CommunicationTime]:
         """`expected_line`, or where times are not linear that through the two smallest batches."""

@@ -24,7 +24,7 @@ from model.dtypes import Dtypes
 from model.transformer import Transformer
 from profiles.floor.activations import activation_bytes, attention_share
 from profiles.floor.experts import touched_experts
-from profiles.floor.passes import BatchLine, Counts, Pass, attended_pairs
+from profiles.floor.passes import BatchLine, Counts, Pass, PromptLine, attended_pairs
 from sharding.placement import Placement
 from sharding.quantization import bits_of, stored_bytes
 
@@ -220,6 +220,16 @@ class PassCounter:
             attention=one.attention,
             parts=self._parts,
         )
+
+    def prompt_line(self, counts: Counts, prompts: int) -> PromptLine:
+        """What each prompt adds to steps.
+
+        Args:
+          counts: of a pass over prompts, in their own layout.
+          prompts: how many.
+        """
+        each = (field / prompts for field in (counts.kv_written, counts.flops, counts.rows))
+        return PromptLine(*each, counts.weights_gathered, self._row, self._rows)
 
     def _kept_bytes(self, slots: int) -> float:
         """Bytes of one sequence's cache on each device."""

@@ -142,6 +142,26 @@ class BatchLine(NamedTuple):
     parts: int
 
 
+class PromptLine(NamedTuple):
+    """What each prompt of a service adds to the steps that it joins in, per device.
+
+    Attributes:
+      written: bytes of its keys and values.
+      flops: its FLOPs.
+      rows: its tokens that the device multiplies with each matrix.
+      gathered: bytes of weights that are gathered for any number of prompts.
+      looked_up: bytes of an embedding that is only looked up, one row of it.
+      table: bytes of all its rows.
+    """
+
+    written: float
+    flops: float
+    rows: float
+    gathered: float
+    looked_up: float
+    table: float
+
+
 def attended_pairs(cached: int, tokens: int, window: int) -> int:
     """Pairs of query and key, if new tokens attend to the tokens before them within a window.
 

@@ -5,7 +5,9 @@ a step advances C tokens, and on average C / G prompts join in it, whose chunks 
 of the C sequences has seen its prompt and, on average over its life, half of its answer: the cache
 that a step reads and writes is that of ``P + (G + 1) / 2`` tokens a sequence, or what windows leave
 of each length, and its arithmetic is that of C tokens and ``C P / G`` tokens of prompts. Weights
-are read once. A prompt's last token alone meets the unembedding, as in a prefill.
+are read once. A prompt's last token alone meets the unembedding, as in a prefill. An answer's first
+token is counted as a step's like all others; an engine that takes it from its prompt's pass saves
+one row in G.
 """
 
 import dataclasses
@@ -108,9 +110,9 @@ def serving_work(deployment: Deployment, service: Service, concurrency: int) -> 
     return ServingWork(steps, prompts, beside)
 
 
-def reserved(deployment: Deployment, service: Service, concurrency: int) -> float:
-    """Bytes that a device holds if each sequence's cache has room for its longest length."""
-    return deployment.count(Pass(concurrency, service.longest - 1)).held
+def reserved(deployment: Deployment, service: Service, concurrency: int) -> Counts:
+    """A step whose caches have room for the longest prompt and answer, all of them full."""
+    return deployment.count(Pass(concurrency, service.longest - 1))
 
 
 def most_sequences(
@@ -125,30 +127,34 @@ def most_sequences(
       paged: whether a sequence takes the cache that it fills, on average over its life, and not
         that of its longest length from the beginning.
     """
-    held = reserved
-    if paged:
-        held = lambda *service: _mean_steps(*service).held  # noqa: E731
+    step = _mean_steps if paged else reserved
     one = deployment.padded(Pass(1, 0)).batch
-    few, more = (held(deployment, service, count * one) for count in (1, 2))
+    few, more = (step(deployment, service, count * one).held for count in (1, 2))
     free = capacity - (few - (more - few))
     return max(math.floor(free / (more - few) * (1 + 1e-12)), 0) * one
 
 
-def _mean_steps(deployment: Deployment, service: Service, concurrency: int) -> Counts:
-    """A decode step over sequences whose answers have all lengths, each as likely.
+def mean_contexts(model: Model, service: Service) -> list[tuple[float, int]]:
+    """Contexts, each with a weight, at which decode steps cost what the service's do on average.
 
     What a step costs is linear in the context between lengths that fill a window, so the mean over
     each such stretch is that of its two ends. Long answers are in flight for longer.
     """
-    windows = _windows(deployment.model)
-    found = []
+    windows, found = _windows(model), []
     for prompt, answer, often in service.lengths():
         for first, last in _stretches(prompt, prompt + answer - 1, windows):
             weight = often * (last - first + 1) / 2
-            for context in (first, last):
-                found.append((weight, deployment.count(Pass(concurrency, context))))
+            found += [(weight, first), (weight, last)]
     total = sum(weight for weight, _ in found)
-    return _sum((weight / total, counts) for weight, counts in found)
+    return [(weight / total, context) for weight, context in found]
+
+
+def _mean_steps(deployment: Deployment, service: Service, concurrency: int) -> Counts:
+    """A decode step over sequences whose answers have all lengths, each as likely."""
+    return _sum(
+        (weight, deployment.count(Pass(concurrency, context)))
+        for weight, context in mean_contexts(deployment.model, service)
+    )
 
 
 def _mean_prompts(deployment: Deployment, service: Service, joining: float) -> Counts:

@@ -13,7 +13,7 @@ import jax
 
 from model.dtypes import Dtypes, Storage
 from profiles.floor.experts import touched_experts
-from profiles.floor.passes import BatchLine, Counts, Pass, attended_pairs
+from profiles.floor.passes import BatchLine, Counts, Pass, PromptLine, attended_pairs
 from sharding.quantization import Quantization, bits_of, stored_bytes
 
 EVENLY = "divided_evenly"
@@ -143,6 +143,12 @@ class SizedPassCounter:
             attention=0.0,
             parts=1,
         )
+
+    def prompt_line(self, counts: Counts, prompts: int) -> PromptLine:
+        """What each prompt adds to steps; the arguments are those of `PassCounter.prompt_line`."""
+        each = (field / prompts for field in (counts.kv_written, counts.flops, counts.rows))
+        table = self.model.looked_up * self.weight
+        return PromptLine(*each, 0.0, self.model.d_model * self.weight * bool(table), table)
 
 
 def _bytes_each(storage: Storage, inputs: int) -> float:
