@@ -16,13 +16,12 @@ PART = Part("profiles/published/README.md", "accuracy", "profiles.published.accu
 
 def table() -> str:
     """The table in Markdown: a row for each source, and for fitted and held-out cases."""
-    rows, _ = reproduce_all(shipped_cases()[0])
+    decode, _ = reproduce_all(each for each in shipped_cases()[0] if each.phase == "decode")
     head = (
         "decode steps published by", "on", "rows", "constants fitted to them",
         "error of expected, median", "90th percentile", "floor at most, of measured",
     )  # fmt: skip
     cells = []
-    decode = [row for row in rows if row.case.phase == "decode"]
     for source, group in by_source(decode).items():
         chips = ", ".join(dict.fromkeys(row.case.slice.chip.name for row in group))
         fitted = "no" if group[0].case.held_out else "yes"

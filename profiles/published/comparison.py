@@ -17,6 +17,7 @@ from profiles.expected.estimate import Estimator
 from profiles.expected.serving import estimate_service
 from profiles.expected.time import Expected
 from profiles.floor.bytes_and_flops import kv_token_bytes
+from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
 from profiles.published.cases import Case
 from profiles.published.estimators import (
@@ -28,7 +29,7 @@ from profiles.published.estimators import (
 )
 from profiles.published.measurement import Unusable
 from profiles.published.reproduced import Reproduced
-from profiles.published.service_times import reproduce_service, service_parts
+from profiles.published.service_times import fastest_service, reproduce_service, service_parts
 from profiles.published.services import ServiceCase
 from profiles.report.numbers import number
 from sharding.catalog import attend_by, find_layout
@@ -107,20 +108,28 @@ def _floor_seconds(case: Case, estimator: Estimator) -> tuple[float, str | None]
 
 def _expected(case: Case, estimator: Estimator) -> tuple[bool, float]:
     """Whether the case does not fit in one layout on one mesh, and its expected time."""
-    unfit, parts = expected_parts(case, estimator)
-    return unfit, sum(count * each.seconds for count, each in parts)
-
-
-def expected_parts(
-    case: Case | ServiceCase, estimator: Estimator
-) -> tuple[bool, list[tuple[float, Expected]]]:
-    """Whether a case does not fit in one layout on one mesh, and its times and how many of each."""
-    if isinstance(case, ServiceCase):
-        one = estimate_service(estimator, case.service)
-        return not one.fits, service_parts(case, one)
     passes = [(count, estimator.estimate(pass_)) for count, pass_ in passes_of(case)]
-    unfit = not all(each.fits for _, each in passes)
-    return unfit, [(count, each.expected) for count, each in passes]
+    seconds = sum(count * each.expected.seconds for count, each in passes)
+    return not all(each.fits for _, each in passes), seconds
+
+
+def fastest(case: Case | ServiceCase, calibration: Calibration) -> Deployment:
+    """The layout on a mesh in which a case is expected to take least, of those that it may have.
+
+    Raises:
+      LayoutError: no layout divides the model over the slice.
+    """
+    if isinstance(case, ServiceCase):
+        return fastest_service(case, calibration)[1].deployment
+    found = estimators(case, False, calibration)
+    return min(found, key=lambda each: _expected(case, each)).deployment
+
+
+def expected_parts(case: Case | ServiceCase, estimator: Estimator) -> list[tuple[float, Expected]]:
+    """The times that a case's expected time is the sum of, and how many of each there are."""
+    if isinstance(case, ServiceCase):
+        return service_parts(case, estimate_service(estimator, case.service))
+    return [(count, estimator.estimate(pass_).expected) for count, pass_ in passes_of(case)]
 
 
 def passes_of(case: Case) -> list[tuple[int, Pass]]:

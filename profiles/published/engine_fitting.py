@@ -20,15 +20,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from profiles.chips.calibration import Calibration
-from profiles.expected.time import Expected
+from profiles.expected.estimate import Estimator
 from profiles.published.cases import Case
-from profiles.published.comparison import expected_parts
-from profiles.published.estimators import estimators
+from profiles.published.comparison import expected_parts, fastest
 from profiles.published.services import ServiceCase
 
-Part = tuple[float, Expected]
 _FRACTIONS = tuple(round(0.05 * n, 2) for n in range(1, 21))
-_STARTS = tuple(n * 1e-6 for n in (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200))
+_STARTS = tuple(float(f"{n}e-6") for n in (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200))
 CHOICES = {
     "memory": _FRACTIONS,
     "compute": _FRACTIONS,
@@ -36,7 +34,7 @@ CHOICES = {
     "link": _FRACTIONS,
     "layer_s": _STARTS,
     "sequence_s": _STARTS,
-    "step_s": tuple(n * 5e-4 for n in range(21)),
+    "step_s": tuple(round(5e-4 * n, 4) for n in range(21)),
 }
 """Constants that may be fitted, and the values to try for each."""
 TYPICAL = {
@@ -54,29 +52,27 @@ _PLAIN = Calibration("plain", "", (), 1, 1, 1, 0, 0, 0, 0, False, adds=True, exp
 _PROBE = dataclasses.replace(_PLAIN, experts=0.5, link=0.5, sequence_s=1.0)
 
 
-def terms(case: Case | ServiceCase, collective_s: float, network_s: float) -> np.ndarray:
-    """What each constant is multiplied by in a case's expected time, [layouts, constants + 1].
+def terms(case: Case | ServiceCase, calibration: Calibration) -> np.ndarray:
+    """What each constant is multiplied by in a case's expected time, and what no constant changes.
 
-    The last is the time that no constant changes. Fractions are multiplied by their inverses.
+    Fractions are multiplied by their inverses.
 
     Args:
       case: what was published.
-      collective_s: fixed time of each collective.
-      network_s: fixed time of each collective between hosts, added to it.
+      calibration: gives the constants that are never fitted, and the layout: the one in which it
+        expects the least time.
     """
-    starts = {"collective_s": collective_s, "network_s": network_s}
-    plain, probe = (dataclasses.replace(each, **starts) for each in (_PLAIN, _PROBE))
-    both = (estimators(case, False, each) for each in (plain, probe))
-    found = [
-        (expected_parts(case, one), expected_parts(case, other))
-        for one, other in zip(*both, strict=True)
-    ]
-    fitting = [each for each in found if not each[0][0]] or found
-    return np.array([_terms(case, one, other) for (_, one), (_, other) in fitting])
-
-
-def _terms(case: Case | ServiceCase, plain: Sequence[Part], probe: Sequence[Part]) -> np.ndarray:
-    """The terms in one layout, from its times at two sets of constants."""
+    kept = {name: getattr(calibration, name) for name in ("collective_s", "network_s")}
+    deployment = fastest(case, calibration)
+    plain, probe = (
+        expected_parts(
+            case,
+            Estimator(
+                dataclasses.replace(deployment, calibration=dataclasses.replace(each, **kept))
+            ),
+        )
+        for each in (_PLAIN, _PROBE)
+    )
     found = np.zeros(len(CHOICES) + 1)
     for (times, one), (_, other) in zip(plain, probe, strict=True):
         experts = other.compute - one.compute
@@ -105,10 +101,7 @@ class EngineFit:
     def __init__(self, calibration: Calibration, cases: Sequence[Case | ServiceCase]):
         self.calibration, self.cases = calibration, list(cases)
         self.fitted = tuple(calibration.fitted)
-        starts = calibration.collective_s, calibration.network_s
-        found = [terms(case, *starts) for case in self.cases]
-        most = max(map(len, found))  # layouts; a case that has fewer repeats its last
-        self._terms = np.array([each[np.minimum(np.arange(most), len(each) - 1)] for each in found])
+        self._terms = np.array([terms(case, calibration) for case in self.cases])
         self._published = np.array([case.published_s for case in self.cases])
 
     @functools.cached_property
@@ -152,8 +145,7 @@ class EngineFit:
             for name, v in values.items()
         }
         weights = np.array(np.broadcast_arrays(*map(np.atleast_1d, inverse.values()), np.ones(1)))
-        seconds = (self._terms @ weights).min(axis=1)
-        return np.log(seconds / self._published[:, None])
+        return np.log(self._terms @ weights / self._published[:, None])
 
     def _score(self, constants: dict[str, float | np.ndarray], kept: np.ndarray) -> np.ndarray:
         logs = self._logs(constants)[kept]

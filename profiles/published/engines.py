@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from importlib import resources
 
 from profiles.chips.slices import Slice
-from profiles.expected.candidates import AUTO, LayoutNames
+from profiles.expected.candidates import LayoutNames
 from profiles.floor.deployment import Model
 from profiles.published.fields import Stored, stored
 from profiles.report.numbers import several
@@ -96,18 +96,13 @@ def layout_names(parallelism: str, model: Model, slice: Slice) -> tuple[LayoutNa
             f"parallelism is {parallelism!r}, of {several(devices, 'device')}, but {slice} has "
             f"{slice.devices}; use a larger slice, or the source's word for this one"
         )
-    kinds = {kind for kind, count in counted.items() if count > 1 or len(counted) == 1}
-    if not model.experts:
-        kinds -= {"EP"} if "TP" in kinds else set()
     if devices < slice.devices:
         return ()
+    kinds = {kind for kind, count in counted.items() if count > 1 or len(counted) == 1}
+    of = "mixture" if model.experts else "dense"
     for row in _data()["parallelism"]:
-        if kinds == set(row["words"]) and (model.experts or row["experts"] != "divided"):
-            divided = {"divided": (True,), "either": (False, True)}[row["experts"]]
-            return tuple(
-                LayoutNames(row["layout"] or AUTO, row["attention"] or AUTO, expert_parallel=each)
-                for each in (divided if model.experts else (False,))
-            )
+        if kinds == set(row["words"]) and of == row["model"]:
+            return tuple(LayoutNames(**names) for names in row["layouts"])
     return ()
 
 

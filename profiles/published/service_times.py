@@ -1,23 +1,43 @@
 """Floors and expected times of published services, for each generated token."""
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from profiles.chips.calibration import Calibration
+from profiles.expected.candidates import LayoutNames
 from profiles.expected.estimate import Estimator
 from profiles.expected.serving import ServiceEstimate, estimate_service
-from profiles.expected.time import Expected
+from profiles.expected.time import NO_COMMUNICATION, Expected
+from profiles.floor.bound import floor
 from profiles.floor.passes import Pass
-from profiles.published.estimators import (
-    EVENLY,
-    EXPERTS,
-    assumed_types,
-    estimators,
-    unpadded_floor,
-)
+from profiles.floor.serving import ServingWork, most_sequences, serving_work
+from profiles.published.estimators import EVENLY, EXPERTS, assumed_types, estimators
 from profiles.published.reproduced import Reproduced
 from profiles.published.services import ServiceCase
 from profiles.report.numbers import ms, number
 from sharding.error_types import UsageError
+
+
+class Option(NamedTuple):
+    """A layout on a mesh that a service may have run in, without the times of its collectives.
+
+    Attributes:
+      estimator: of the deployment.
+      most: sequences that fit with what their caches fill on average.
+      concurrency: sequences at once.
+      work: what each device has to do.
+    """
+
+    estimator: Estimator
+    most: int
+    concurrency: int
+    work: ServingWork
+
+    @property
+    def fits(self) -> bool:
+        """Whether as many fit."""
+        return self.concurrency <= self.most
 
 
 def reproduce_service(case: ServiceCase, calibration: Calibration) -> Reproduced:
@@ -27,55 +47,105 @@ def reproduce_service(case: ServiceCase, calibration: Calibration) -> Reproduced
       LayoutError: no layout divides the model over the slice.
       UsageError: the concurrency does not fit.
     """
-    for_floor = estimators(case, True, calibration)
-    found = [estimate_service(each, case.service) for each in for_floor]
-    _check_fits(case, found)
-    least = min(found, key=lambda one: _per_token(case, one, one.floor.seconds))
-    floor_s, bound = _per_token(case, least, least.floor.seconds), least.floor.bound
-    assumed = list(_assumed(case, for_floor, calibration))
+    for_floor = _options(case, estimators(case, True, calibration))
+    _check_fits(case, for_floor)
+    floor_s, least = _least(case, for_floor, _floor_without_links, lambda one: one.floor.seconds)
+    bound = least.floor.bound
+    assumed = list(_assumed(case, for_floor[0].estimator, calibration))
     if case.shortest is None:
         assumed.append(
             "lengths are at most those stated: the floor is of steps with an empty cache and no "
             f"prompts; at those lengths it would be {ms(floor_s)} ms"
         )
         floor_s, bound = _shortest_floor(case, for_floor, least.concurrency)
-    expected = [
-        estimate_service(each, case.service) for each in estimators(case, False, calibration)
-    ]
-    _, expected_s = min((not one.fits, _expected(case, one)) for one in expected)
-    return Reproduced(
-        case, floor_s, expected_s, calibration, tuple(assumed), bound, least.concurrency
-    )
+    expected_s, _ = fastest_service(case, calibration)
+    seconds_of = float(floor_s), float(expected_s)
+    return Reproduced(case, *seconds_of, calibration, tuple(assumed), bound, least.concurrency)
 
 
-def _per_token(case: ServiceCase, one: ServiceEstimate, step_s: float) -> float:
+def fastest_service(case: ServiceCase, calibration: Calibration) -> tuple[float, ServiceEstimate]:
+    """Expected seconds for each token in the layout where they are least, and the estimate there.
+
+    Raises:
+      LayoutError: no layout divides the model over the slice.
+    """
+    options = _options(case, estimators(case, False, calibration))
+    fitting = [one for one in options if one.fits] or options
+    if case.engine.prompts == "beside":
+        seconds = operator.attrgetter("expected_beside_s")
+    else:
+        seconds = operator.attrgetter("expected_between_s")
+    return _least(case, fitting, _expected_without_links, seconds)
+
+
+def _options(case: ServiceCase, found: Iterable[Estimator]) -> list[Option]:
+    """Where the service may have run, with the work there."""
+    options = []
+    for each in found:
+        most = most_sequences(each.deployment, case.service, each.peaks.capacity)
+        concurrency = case.concurrency or most or each.padded(1)
+        work = serving_work(each.deployment, case.service, concurrency)
+        options.append(Option(each, most, concurrency, work))
+    return options
+
+
+def _floor_without_links(option: Option) -> float:
+    return floor(option.work.beside, option.estimator.peaks).seconds
+
+
+def _expected_without_links(option: Option) -> float:
+    """At most the seconds of a step: prompts between steps are left out too."""
+    return option.estimator.expect(option.work.steps, NO_COMMUNICATION).seconds
+
+
+def _least(
+    case: ServiceCase,
+    options: Iterable[Option],
+    bound: Callable[[Option], float],
+    seconds: Callable[[ServiceEstimate], float],
+) -> tuple[float, ServiceEstimate]:
+    """The least seconds for each token among the options, and the estimate that has them.
+
+    Listing collectives is most of the work. So options are tried in the order of their times
+    without them, until that time alone is longer than the complete time of another.
+    """
+    tried = []
+    bounds = [(_per_token(case, bound(one), one.concurrency), one) for one in options]
+    for least, option in sorted(bounds, key=operator.itemgetter(0)):
+        if tried and least >= min(tried, key=operator.itemgetter(0))[0]:
+            break
+        found = estimate_service(option.estimator, case.service)
+        tried.append((_per_token(case, seconds(found), found.concurrency), found))
+    return min(tried, key=operator.itemgetter(0))
+
+
+def _per_token(case: ServiceCase, step_s: float, concurrency: int) -> float:
     """Seconds for each token in the sense of the case, of a step of so many seconds."""
-    return step_s if case.of_one_sequence else step_s / one.concurrency
+    return step_s if case.of_one_sequence else step_s / concurrency
 
 
 def service_parts(case: ServiceCase, one: ServiceEstimate) -> list[tuple[float, Expected]]:
     """The expected times that each token takes, and how many of each: prompts where they run."""
-    steps = _per_token(case, one, 1.0)
+    steps = _per_token(case, 1.0, one.concurrency)
     if case.engine.prompts == "beside":
         return [(steps, one.beside)]
     return [(steps, one.steps), (steps * one.prefills, one.prompts.expected)]
 
 
-def _expected(case: ServiceCase, one: ServiceEstimate) -> float:
-    """Expected seconds for each token, with prompts where the engine runs them."""
-    return sum(count * each.seconds for count, each in service_parts(case, one))
-
-
 def _shortest_floor(
-    case: ServiceCase, for_floor: Sequence[Estimator], concurrency: int
+    case: ServiceCase, for_floor: Iterable[Option], concurrency: int
 ) -> tuple[float, str]:
-    """The floor whatever the lengths, and what bounds it."""
-    floors = (unpadded_floor(each, Pass(concurrency, 0)) for each in for_floor)
+    """The floor whatever the lengths, without collectives, and what bounds it."""
+    empty = Pass(concurrency, 0)
+    floors = (
+        floor(one.deployment.counter.count(empty, one.deployment.experts), one.peaks)
+        for one in (option.estimator for option in for_floor)
+    )
     least = min(floors, key=lambda one: one.seconds)
-    return least.seconds / (1 if case.of_one_sequence else concurrency), least.bound
+    return _per_token(case, least.seconds, concurrency), least.bound
 
 
-def _check_fits(case: ServiceCase, found: Sequence[ServiceEstimate]) -> None:
+def _check_fits(case: ServiceCase, found: Iterable[Option]) -> None:
     """Refuses a concurrency beyond what fits in any layout, at mean lengths of smallest types.
 
     Raises:
@@ -94,11 +164,9 @@ def _check_fits(case: ServiceCase, found: Sequence[ServiceEstimate]) -> None:
         )
 
 
-def _assumed(
-    case: ServiceCase, for_floor: Sequence[Estimator], calibration: Calibration
-) -> Iterator[str]:
+def _assumed(case: ServiceCase, estimator: Estimator, calibration: Calibration) -> Iterator[str]:
     """What the times assume beyond the case."""
-    if for_floor[0].deployment.layout is None:
+    if estimator.deployment.layout is None:
         yield EVENLY
     elif not case.divisions and case.slice.devices > 1:
         yield (
@@ -120,7 +188,7 @@ def _assumed(
         yield EXPERTS
 
 
-def _layout_words(names) -> str:
+def _layout_words(names: LayoutNames) -> str:
     layout = "any layout" if names.layout == "auto" else names.layout
     attention = "" if names.attention == "auto" else f" with attention by {names.attention}"
     return layout + attention + " and experts divided" * names.expert_parallel
