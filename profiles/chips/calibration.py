@@ -63,7 +63,8 @@ class Calibration:
         that are bound by one and by the other run one after another. Otherwise they overlap.
       experts: achieved fraction of the arithmetic peak in products of a mixture's experts, where
         tokens are few for each and not alike; None for that of other products.
-      sequence_s: fixed time of each sequence that a device advances: scheduling and sampling it.
+      sequence_s: fixed time of each sequence of a step, on any number of devices: the software's
+        scheduler and sampler take them one after another.
       fitted: names of the constants that were fitted to published rows; the others are borrowed.
       borrowed: what the rows do not tell, and from where its constants are.
     """

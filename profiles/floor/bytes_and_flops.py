@@ -188,7 +188,7 @@ class PassCounter:
             attention=0.0 if pass_.over_prompts else batch * self.attention_flops(pass_),
             rows=batch * tokens / self._parts,
             expert_flops=2 * batch * tokens * self._expert_work,
-            sequences=batch / self._parts,
+            sequences=batch,
         )
         return counts.as_python_numbers()
 

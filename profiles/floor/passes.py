@@ -81,7 +81,7 @@ class Counts:
       attention: those of `flops` in which the tokens of a decode step meet what is cached.
       rows: tokens that the device multiplies with each matrix.
       expert_flops: those of `flops` in the products of a mixture's experts.
-      sequences: sequences that the device advances.
+      sequences: sequences that all devices together advance.
     """
 
     weights_resident: float

@@ -266,7 +266,7 @@ class Cell:
         model, service, tokens = self.space.model, self.space.service, padded
         gathered, moved = lines.gathered, padded * lines.bytes_per_sequence
         flops, rows = padded * lines.flops, padded / lines.parts
-        sequences, expert_flops = rows, padded * lines.expert_flops
+        sequences, expert_flops = padded, padded * lines.expert_flops
         if service:
             joining = service.prompts(batches)
             tokens = padded + joining * service.prompt_length
@@ -274,7 +274,7 @@ class Cell:
             looked_up = np.minimum(tokens * prompt.looked_up, prompt.table)
             moved = moved + joining * prompt.written + looked_up - padded * prompt.looked_up
             flops, rows = flops + joining * prompt.flops, rows + joining * prompt.rows
-            sequences = sequences + joining * prompt.rows / service.prompt_length
+            sequences = padded + joining
             expert_flops = expert_flops + joining * prompt.expert_flops
         moved = moved + lines.dense_weights + 2 * gathered
         if model.experts:
@@ -290,8 +290,9 @@ class Cell:
         work = self.space.prompts(self.dtypes, prompt)[:, self._numbers, None]
         moved, flops, rows, experts = work
         compute = self.calibration.compute_s(flops, 0.0, rows, self._flops, experts)
-        links = self.space.communication(self, prompt).at(self.multiples[:, None])
-        return self._seconds(moved / self._bandwidth, compute, rows / prompt, links)[:, 0]
+        batches = self.multiples[:, None]
+        links = self.space.communication(self, prompt).at(batches)
+        return self._seconds(moved / self._bandwidth, compute, batches, links)[:, 0]
 
     def _seconds(
         self,
@@ -305,7 +306,7 @@ class Cell:
         Args:
           memory: seconds of reading and writing it, [rows, batches].
           compute: seconds of arithmetic, likewise.
-          sequences: sequences that each device advances.
+          sequences: sequences that all devices together advance.
           links: seconds of collectives: latency, transfer and what of it is overlapped.
         """
         latency, transfer, overlapped = links

@@ -39,13 +39,13 @@ CHOICES = {
 """Constants that may be fitted, and the values to try for each."""
 TYPICAL = {
     "memory": 0.85, "compute": 0.6, "experts": 0.3, "link": 0.8,
-    "layer_s": 2e-5, "sequence_s": 5e-6, "step_s": 5e-4,
+    "layer_s": 6e-5, "sequence_s": 5e-6, "step_s": 5e-4,
 }  # fmt: skip
 """Typical constants: those of `fitting.TYPICAL`; half the rate of other products for experts, each
 of which has a part of the tokens; an engine's kernels of a layer, and its work for a sequence."""
 MOST, ROUNDS = 6, 20
 """Constants that a set may fit; how often all pairs are moved at most."""
-SMALL, PULL = 0.1, 0.01
+SMALL, PULL = 0.1, 0.02
 """Errors below count by their squares; the penalty of a doubling."""
 _RESOLVED = {"layer_s": 2e-6, "sequence_s": 1e-6, "step_s": 1e-4}  # not told from 0
 _PLAIN = Calibration("plain", "", (), 1, 1, 1, 0, 0, 0, 0, False, adds=True, experts=1)
