@@ -131,6 +131,20 @@ class EngineFit:
             lowest = scores.min()
         return found
 
+    def halves(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Errors of two fits to half of the cases each: on that half, and on the other half.
+
+        Args:
+          seed: of the order in which the cases are dealt to the halves in turns.
+        """
+        order = np.random.default_rng(seed).permutation(len(self.cases))
+        seen, unseen = np.empty(len(order)), np.empty(len(order))
+        for half, other in ((order[::2], order[1::2]), (order[1::2], order[::2])):
+            kept = {id(self.cases[number]) for number in half}
+            errors = self.errors(self.best(lambda case, kept=kept: id(case) in kept))
+            seen[half], unseen[other] = errors[half], errors[other]
+        return seen, unseen
+
     def errors(self, constants: dict[str, float]) -> np.ndarray:
         """Each case's error of tokens per second, as a fraction of what was published."""
         return np.exp(-self._logs(constants)[:, 0]) - 1
