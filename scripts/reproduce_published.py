@@ -28,7 +28,7 @@ over all layouts (profiles/published/engines.json lists what words stand for, an
 does that a source does not say). A concurrency of null is as many as fit. tokens_per_s is of the
 whole service's generated tokens; where only per_token_s is given, times are of one sequence's.
 lengths may be 0.8, if lengths are drawn evenly from 0.8 of these to these, or "at most", if these
-are the largest.
+are the largest; requests is how many there were, if fewer than fit.
 
 Exit code 1: a measurement beats its floor, a printed digit does not come out, or a context is more
 than 1.5% off; 2: --cases cannot be read.

@@ -1,5 +1,6 @@
 """Floors and expected times of published services, for each generated token."""
 
+import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -83,7 +84,7 @@ def _options(case: ServiceCase, found: Iterable[Estimator]) -> list[Option]:
     options = []
     for each in found:
         most = most_sequences(each.deployment, case.service, each.peaks.capacity)
-        concurrency = case.concurrency or most or each.padded(1)
+        concurrency = case.concurrency or min(most, case.requests or most) or each.padded(1)
         work = serving_work(each.deployment, case.service, concurrency)
         options.append(Option(each, most, concurrency, work))
     return options
@@ -114,7 +115,8 @@ def _least(
     for least, option in sorted(bounds, key=operator.itemgetter(0)):
         if tried and least >= min(tried, key=operator.itemgetter(0))[0]:
             break
-        found = estimate_service(option.estimator, case.service)
+        service = dataclasses.replace(case.service, concurrency=option.concurrency)
+        found = estimate_service(option.estimator, service)
         tried.append((_per_token(case, seconds(found), found.concurrency), found))
     return min(tried, key=operator.itemgetter(0))
 
@@ -177,7 +179,8 @@ def _assumed(case: ServiceCase, estimator: Estimator, calibration: Calibration) 
         words = " or ".join(map(_layout_words, case.divisions))
         yield f"parallelism {case.parallelism!r} is {words}, on the mesh that is best for each time"
     if case.concurrency is None:
-        yield "as many sequences as fit, with caches of a mean length"
+        there = f", {case.requests:,} at most: as many requests were there" if case.requests else ""
+        yield f"as many sequences as fit, with caches of a mean length{there}"
     if case.shortest not in (None, 1):
         yield f"lengths spread evenly from {number(case.shortest)} of those stated to these"
     yield f"expected: prompts {case.engine.prompts} steps"

@@ -45,6 +45,7 @@ class ServiceCase(Measurement):
       generated_tokens: tokens of each answer.
       shortest: lengths are drawn evenly from this part of those two to the whole; None where the
         source states the largest lengths alone.
+      requests: requests that there were, the most that can run at once; None where not stated.
       published: the figures by name.
     """
 
@@ -54,6 +55,7 @@ class ServiceCase(Measurement):
     prompt_length: int
     generated_tokens: int
     shortest: float | None = 1.0
+    requests: int | None = None
     published: Mapping[str, float] = dataclasses.field(hash=False)
 
     @property
@@ -108,6 +110,7 @@ def parse_service(fields: Mapping[str, object]) -> ServiceCase:
         concurrency=integer(fields, "concurrency", 1),
         prompt_length=integer(fields, "prompt_length", 1),
         generated_tokens=integer(fields, "generated_tokens", 1),
+        requests=integer(fields, "requests", 1),
         shortest=_shortest(fields.get("lengths", 1.0)),
         published=_figures(fields["published"]),
         assumed=texts(fields.get("assumed", ()), "assumed"),

@@ -118,6 +118,9 @@ def test_as_many_as_fit_are_counted_and_their_number_is_told():
     token = 2 * 32 * 1024
     assert record["concurrency"] == pytest.approx((80e9 - 8.03e9) / (token * 1536.5), rel=0.1)
     assert row.floor_s < reproduce(case()).floor_s
+    few = reproduce(case(concurrency=None, requests=100))
+    assert few.concurrency == 100 and few.floor_s == reproduce(case(concurrency=100)).floor_s
+    assert any("100 at most: as many requests were there" in each for each in few.assumptions)
     fields = {"published_s", "floor_s", "expected_s", "error", "prompt_length", "parallelism"}
     assert fields <= record.keys() and "batch" not in record
 
