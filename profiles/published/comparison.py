@@ -4,8 +4,9 @@ Longest contexts are of `contexts.json`; measured steps and services are cases
 (`profiles.published.cases`), each with its floor, its expected time and the expected time's error.
 """
 
+import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 
 import jax.numpy as jnp
@@ -17,7 +18,6 @@ from profiles.expected.estimate import Estimator
 from profiles.expected.serving import estimate_service
 from profiles.expected.time import Expected
 from profiles.floor.bytes_and_flops import kv_token_bytes
-from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
 from profiles.published.cases import Case
 from profiles.published.estimators import (
@@ -29,7 +29,7 @@ from profiles.published.estimators import (
 )
 from profiles.published.measurement import Unusable
 from profiles.published.reproduced import Reproduced
-from profiles.published.service_times import fastest_service, reproduce_service, service_parts
+from profiles.published.service_times import fastest_service, reproduce_service, service_times
 from profiles.published.services import ServiceCase
 from profiles.report.numbers import number
 from sharding.catalog import attend_by, find_layout
@@ -113,23 +113,37 @@ def _expected(case: Case, estimator: Estimator) -> tuple[bool, float]:
     return not all(each.fits for _, each in passes), seconds
 
 
-def fastest(case: Case | ServiceCase, calibration: Calibration) -> Deployment:
-    """The layout on a mesh in which a case is expected to take least, of those that it may have.
+def times_where_fastest(
+    case: Case | ServiceCase, calibration: Calibration
+) -> Callable[[Calibration], list[tuple[float, Expected]]]:
+    """Gives the times that a case's expected time is the sum of, and how many of each there are.
+
+    Args:
+      case: what was measured.
+      calibration: chooses the layout on a mesh, and how many sequences of a service run at once:
+        those in which it expects the least time.
+
+    Returns:
+      A function of other constants.
 
     Raises:
       LayoutError: no layout divides the model over the slice.
     """
+    served = None
     if isinstance(case, ServiceCase):
-        return fastest_service(case, calibration)[1].deployment
-    found = estimators(case, False, calibration)
-    return min(found, key=lambda each: _expected(case, each)).deployment
+        served = fastest_service(case, calibration)[1]
+        deployment = served.deployment
+    else:
+        found = estimators(case, False, calibration)
+        deployment = min(found, key=lambda each: _expected(case, each)).deployment
 
+    def times(constants: Calibration) -> list[tuple[float, Expected]]:
+        estimator = Estimator(dataclasses.replace(deployment, calibration=constants))
+        if served:
+            return service_times(case, estimate_service(estimator, served.service))
+        return [(count, estimator.estimate(pass_).expected) for count, pass_ in passes_of(case)]
 
-def expected_parts(case: Case | ServiceCase, estimator: Estimator) -> list[tuple[float, Expected]]:
-    """The times that a case's expected time is the sum of, and how many of each there are."""
-    if isinstance(case, ServiceCase):
-        return service_parts(case, estimate_service(estimator, case.service))
-    return [(count, estimator.estimate(pass_).expected) for count, pass_ in passes_of(case)]
+    return times
 
 
 def passes_of(case: Case) -> list[tuple[int, Pass]]:

@@ -20,9 +20,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from profiles.chips.calibration import Calibration
-from profiles.expected.estimate import Estimator
 from profiles.published.cases import Case
-from profiles.published.comparison import expected_parts, fastest
+from profiles.published.comparison import times_where_fastest
 from profiles.published.services import ServiceCase
 
 _FRACTIONS = tuple(round(0.05 * n, 2) for n in range(1, 21))
@@ -63,18 +62,10 @@ def terms(case: Case | ServiceCase, calibration: Calibration) -> np.ndarray:
         expects the least time.
     """
     kept = {name: getattr(calibration, name) for name in ("collective_s", "network_s")}
-    deployment = fastest(case, calibration)
-    plain, probe = (
-        expected_parts(
-            case,
-            Estimator(
-                dataclasses.replace(deployment, calibration=dataclasses.replace(each, **kept))
-            ),
-        )
-        for each in (_PLAIN, _PROBE)
-    )
+    times = times_where_fastest(case, calibration)
+    plain, probe = (times(dataclasses.replace(each, **kept)) for each in (_PLAIN, _PROBE))
     found = np.zeros(len(CHOICES) + 1)
-    for (times, one), (_, other) in zip(plain, probe, strict=True):
+    for (count, one), (_, other) in zip(plain, probe, strict=True):
         experts = other.compute - one.compute
         transfer = other.communication - one.communication
         each = {
@@ -86,7 +77,7 @@ def terms(case: Case | ServiceCase, calibration: Calibration) -> np.ndarray:
             "sequence_s": other.overhead,
             "step_s": 1.0,
         }
-        found += times * np.array([*each.values(), one.communication - transfer])
+        found += count * np.array([*each.values(), one.communication - transfer])
     return found
 
 

@@ -126,7 +126,7 @@ def _per_token(case: ServiceCase, step_s: float, concurrency: int) -> float:
     return step_s if case.of_one_sequence else step_s / concurrency
 
 
-def service_parts(case: ServiceCase, one: ServiceEstimate) -> list[tuple[float, Expected]]:
+def service_times(case: ServiceCase, one: ServiceEstimate) -> list[tuple[float, Expected]]:
     """The expected times that each token takes, and how many of each: prompts where they run."""
     steps = _per_token(case, 1.0, one.concurrency)
     if case.engine.prompts == "beside":
