@@ -164,13 +164,14 @@ def _mean_prompts(deployment: Deployment, service: Service, joining: float) -> C
         (often, deployment.count(Pass(one, 0, prompt))) for prompt, _, often in service.lengths()
     )
     share = joining / one
-    growing = "kv_read", "kv_written", "flops", "attention", "rows", "expert_flops", "sequences"
+    growing = "kv_read", "kv_written", "flops", "attention", "rows", "expert_flops"
     return dataclasses.replace(
         mean,
         weights_resident=0.0,
         weights_read=0.0,
         kv_resident=0.0,
         activations=0.0,
+        sequences=0.0,  # those in flight are counted in steps
         **{field: getattr(mean, field) * share for field in growing},
     )
 

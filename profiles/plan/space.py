@@ -205,7 +205,7 @@ class Cell:
         )
         batches = np.sort(np.append(BATCHES, largest))
         prompt = self.space.service and self.space.prompt_on_one_device(self.dtypes)
-        memory, compute, _ = self._work(one_device, prompt, batches, batches, 1)
+        memory, compute = self._work(one_device, prompt, batches, batches, 1)
         steps = self.calibration.together(memory / devices, compute / devices) + self._overhead
         return batches, np.where((batches > 0) & (batches <= largest), steps, math.inf)
 
@@ -215,8 +215,8 @@ class Cell:
         return bool(np.isfinite(self.even_bounds[1]).any())
 
     @functools.cached_property
-    def _parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Expected seconds of memory and of arithmetic, and sequences, [rows, batches]."""
+    def _parts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Expected seconds of memory and of arithmetic, [rows, batches]."""
         lines = BatchLine(*(field[:, None] for field in self._lines))
         prompt = None
         if self.space.service:
@@ -227,7 +227,7 @@ class Cell:
     @functools.cached_property
     def bounds(self) -> np.ndarray:
         """Seconds of decode steps if collectives took no time; infinite where they do not fit."""
-        memory, compute, _ = self._parts
+        memory, compute = self._parts
         seconds = self.calibration.together(memory, compute) + self._overhead
         return np.where(self.batches > 0, seconds, math.inf)
 
@@ -240,7 +240,9 @@ class Cell:
             links = sent.beside(prompts, self._padded_batches, service.prompts(self.batches))
         else:
             links = sent.at(self._padded_batches)
-        return np.where(self.batches > 0, self._seconds(*self._parts, links), math.inf)
+        return np.where(
+            self.batches > 0, self._seconds(*self._parts, self._padded_batches, links), math.inf
+        )
 
     @property
     def _padded_batches(self) -> np.ndarray:
@@ -253,8 +255,8 @@ class Cell:
         padded: np.ndarray,
         batches: np.ndarray,
         replicas: np.ndarray | int,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Seconds of memory and of arithmetic of steps, of a service with its prompts; sequences.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds of memory and of arithmetic of decode steps, of a service with its prompts.
 
         Args:
           lines: decode steps.
@@ -266,7 +268,7 @@ class Cell:
         model, service, tokens = self.space.model, self.space.service, padded
         gathered, moved = lines.gathered, padded * lines.bytes_per_sequence
         flops, rows = padded * lines.flops, padded / lines.parts
-        sequences, expert_flops = padded, padded * lines.expert_flops
+        expert_flops = padded * lines.expert_flops
         if service:
             joining = service.prompts(batches)
             tokens = padded + joining * service.prompt_length
@@ -274,7 +276,6 @@ class Cell:
             looked_up = np.minimum(tokens * prompt.looked_up, prompt.table)
             moved = moved + joining * prompt.written + looked_up - padded * prompt.looked_up
             flops, rows = flops + joining * prompt.flops, rows + joining * prompt.rows
-            sequences = padded + joining
             expert_flops = expert_flops + joining * prompt.expert_flops
         moved = moved + lines.dense_weights + 2 * gathered
         if model.experts:
@@ -282,7 +283,7 @@ class Cell:
             moved = moved + lines.experts * touched / model.experts
         work = flops, padded * lines.attention, rows
         compute = self.calibration.compute_s(*work, self._flops, expert_flops)
-        return moved / self._bandwidth, compute, sequences
+        return moved / self._bandwidth, compute
 
     @functools.cache  # noqa: B019
     def first_tokens(self, prompt: int) -> np.ndarray:

@@ -321,7 +321,7 @@ def test_costs_without_end_are_an_error_in_words():
 
 
 def test_each_way_of_a_plan_says_whose_price_it_is_at():
-    slices = tuple((each, each.chip.price()) for each in map(parse_slice, ("v5e:2x4", "h200:1")))
+    slices = tuple((each, each.chip.price()) for each in map(parse_slice, ("v5e:1x1", "h200:1")))
     space = dataclasses.replace(_space("llama3-8b", {}), slices=slices)
     found = plan(space, Targets())
     for point in found.front:
@@ -371,7 +371,8 @@ def test_slices_that_are_passed_over_hold_nothing_better(monkeypatch):
             patch.setattr(Search, "_hope", lambda *_: (np.zeros(1), np.zeros(1)))
             every = plan(dataclasses.replace(space), targets).front
         assert 0 < few < len(looked_at) - few
-        assert [record(point) for point in pruned] == [record(point) for point in every]
+        # Ways that are exactly as good may be found in another order.
+        assert [(p.step_s, p.usd) for p in pruned] == [(p.step_s, p.usd) for p in every]
         looked_at.clear()
 
 
