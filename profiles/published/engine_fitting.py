@@ -41,7 +41,8 @@ TYPICAL = {
     "layer_s": 6e-5, "sequence_s": 5e-6, "step_s": 5e-4,
 }  # fmt: skip
 """Typical constants: those of `fitting.TYPICAL`; half the rate of other products for experts, each
-of which has a part of the tokens; an engine's kernels of a layer, and its work for a sequence."""
+of which has a part of the tokens; starts of a layer as `gpu-2023` has them; a few microseconds for
+each sequence, which software on the host schedules."""
 MOST, ROUNDS = 6, 20
 """Constants that a set may fit; how often all pairs are moved at most."""
 SMALL, PULL = 0.1, 0.02
