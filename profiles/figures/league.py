@@ -72,10 +72,11 @@ def league_bars(bars: Sequence[Bar], path: str | Path) -> "Figure":
     marks.append(key(color="black", marker="|", linestyle="", label="floor of one run"))
     marks.append(key(color="black", marker="D", markerfacecolor="white", linestyle="",
                      label="expected, median"))  # fmt: skip
-    panel.legend(handles=marks, loc="lower right", fontsize=8)
+    panel.annotate("published", (1, -0.6), xytext=(4, 2), textcoords="offset points", fontsize=8)
+    figure.legend(handles=marks, loc="lower center", ncols=len(marks), fontsize=8)
     runs = several(sum(len(bar.of_floor) for bar in bars), "published run")
     title = f"What engines reach of the floor: medians of {runs} of services"
     figure.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold")
-    picture.lay_out(figure, rect=(0, 0, 1, 0.99))
+    picture.lay_out(figure, rect=(0, 0.35 / figure.get_figheight(), 1, 0.99))
     write_atomically(path, picture.png(figure))
     return figure
