@@ -90,6 +90,11 @@ def main() -> None:
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     names = _names()
     output = Path(_OUTPUT_DIR.value)
+    if names == [ENGINES] and _common.JSON.value:
+        raise UsageError(
+            f"--json is {_common.JSON.value}, but {ENGINES} alone have no document; use "
+            "scripts/reproduce_published.py --json, which has every run"
+        )
     if ENGINES in names:
         check_writable(output)
         _draw_league(output / f"{ENGINES}.png")

@@ -371,8 +371,7 @@ def test_slices_that_are_passed_over_hold_nothing_better(monkeypatch):
             patch.setattr(Search, "_hope", lambda *_: (np.zeros(1), np.zeros(1)))
             every = plan(dataclasses.replace(space), targets).front
         assert 0 < few < len(looked_at) - few
-        # Ways that are exactly as good may be found in another order.
-        assert [(p.step_s, p.usd) for p in pruned] == [(p.step_s, p.usd) for p in every]
+        assert [(p.step_s, p.usd) for p in pruned] == [(p.step_s, p.usd) for p in every]  # ties
         looked_at.clear()
 
 
