@@ -75,7 +75,8 @@ def test_every_generated_part_is_held_by_a_test():
     known = [layout_table.DIVISIONS, layout_table.PAYMENTS, *result_tables.PARTS]
     known += [each.PART for each in (storage_table, perplexity_table, accuracy_table, talk_table)]
     known += [compiled_table.PART, family_cases.PART, *file_tables.PARTS.values()]
-    known += [*explained_table.PARTS, *comparison_table.PARTS, league_table.PART]
+    known += [*explained_table.PARTS, *comparison_table.PARTS]
+    known += [league_table.PART, accuracy_table.ENGINES]
     marks = {(part.page, part.name, part.module) for part in known}
     found = set()
     for path in PAGES:
@@ -123,6 +124,7 @@ def test_the_steps_of_a_gpu_stand_beside_what_was_expected_and_what_they_cost():
 
 def test_the_accuracy_of_expected_times_is_that_of_the_code():
     assert accuracy_table.PART.text() == accuracy_table.table()
+    assert accuracy_table.ENGINES.text() == accuracy_table.engines_table()
 
 
 def test_the_league_of_published_services_is_that_of_the_code():

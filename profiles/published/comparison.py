@@ -23,6 +23,7 @@ from profiles.published.cases import Case
 from profiles.published.estimators import (
     EVENLY,
     EXPERTS,
+    assumed_constants,
     assumed_types,
     estimators,
     unpadded_floor,
@@ -189,8 +190,7 @@ def _assumed(case: Case, for_floor: Sequence[Estimator], calibration: Calibratio
     if not case.mesh and len(for_floor) > 1:
         yield "mesh not stated: the floor is the least of all, the expected time the best"
     yield from assumed_types(case)
-    if case.slice.chip.name not in calibration.chips:
-        yield f"expected by {calibration.describe(case.slice.chip.name)}"
+    yield from assumed_constants(case, calibration)
     if case.model.experts:
         yield EXPERTS
 

@@ -67,3 +67,10 @@ def assumed_types(case: Measurement) -> Iterator[str]:
         )
     else:
         yield f"kv_dtype not stated: {case.arithmetic}"
+
+
+def assumed_constants(case: Measurement, calibration: Calibration) -> Iterator[str]:
+    """Whose constants an expected time has, if not those of the case's engine on its chip."""
+    chip, engine = case.slice.chip.name, case.engine and case.engine.name
+    if chip not in calibration.chips or (engine and calibration.engine not in ("", engine)):
+        yield f"expected by {calibration.describe(chip)}"

@@ -13,7 +13,13 @@ from profiles.expected.time import NO_COMMUNICATION, Expected
 from profiles.floor.bound import floor
 from profiles.floor.passes import Pass
 from profiles.floor.serving import ServingWork, most_sequences, serving_work
-from profiles.published.estimators import EVENLY, EXPERTS, assumed_types, estimators
+from profiles.published.estimators import (
+    EVENLY,
+    EXPERTS,
+    assumed_constants,
+    assumed_types,
+    estimators,
+)
 from profiles.published.reproduced import Reproduced
 from profiles.published.services import ServiceCase
 from profiles.report.numbers import ms, number
@@ -185,8 +191,7 @@ def _assumed(case: ServiceCase, estimator: Estimator, calibration: Calibration) 
         yield f"lengths spread evenly from {number(case.shortest)} of those stated to these"
     yield f"expected: prompts {case.engine.prompts} steps"
     yield from assumed_types(case)
-    if case.slice.chip.name not in calibration.chips:
-        yield f"expected by {calibration.describe(case.slice.chip.name)}"
+    yield from assumed_constants(case, calibration)
     if case.model.experts:
         yield EXPERTS
 
