@@ -16,7 +16,7 @@ from model.catalog import CATALOG, find_model
 from model.config import ConfigError, ModelConfig
 from model.declarations import Path as ParameterPath
 from model.declarations import matrices, total_bytes
-from model.dtypes import PLAIN_DTYPES, Dtypes
+from model.dtypes import PLAIN_DTYPES, Dtypes, check_runs
 from model.layout_check import settle
 from model.parameters import Parameters, Readable, convert_parameters, initialise, place_parameters
 from model.transformer import Transformer
@@ -92,8 +92,10 @@ class ModelSource:
         """Refuses dtypes that the stored weights cannot be converted to.
 
         Raises:
+          UsageError: a type is counted but does not run.
           WeightsError: a checkpoint is quantized, and other dtypes are asked for.
         """
+        check_runs(dtypes)
         stored = self.stored_quantization()
         if stored and dtypes.quantization is not stored:
             raise WeightsError(

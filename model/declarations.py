@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model.config import ModelConfig
-from model.dtypes import Dtypes
+from model.dtypes import Dtypes, check_runs
 from sharding.axes import UNDIVIDED
 from sharding.quantization import QuantizedArray, stored_bytes
 
@@ -72,7 +72,7 @@ def _param(
 
 
 class Matrix(nnx.Module):
-    """A matrix in few bits: parameters for its values, scales and offsets.
+    """A matrix in few bits: parameters for its values, scales, offsets and its own scale.
 
     Attributes:
       axes: letters of its dimensions, outputs first.
@@ -90,6 +90,11 @@ class Matrix(nnx.Module):
         self.scales = _param(scales.shape, shared, scales.dtype, _zeros, scale=True)
         if quantization.offset:
             self.offsets = _param(scales.shape, shared, scales.dtype, _zeros, scale=True)
+        if quantization.whole:  # one for each expert's matrix
+            letters = "".join(axis if axis == "E" else UNDIVIDED for axis in axes)
+            shape = shape_of(config, axes)
+            kept = tuple(n if axis == "E" else 1 for n, axis in zip(shape, axes, strict=True))
+            self.whole = _param(kept, letters, jnp.dtype("float32"), _zeros, scale=True)
         self.axes, self.outputs, self.dtypes, self.init = axes, len(outputs), dtypes, init
 
     @property
@@ -98,7 +103,12 @@ class Matrix(nnx.Module):
         return self.values.shape
 
     def __getitem__(self, index: EllipsisType) -> QuantizedArray:
-        """The matrix as matmuls take it; `index` is ``...``, the same as for a parameter."""
+        """The matrix as matmuls take it; `index` is ``...``, the same as for a parameter.
+
+        Raises:
+          UsageError: it is in a type that does not run.
+        """
+        check_runs(self.dtypes)
         parts = [part[...] for part in (self.values, self.scales)]
         quantization = self.dtypes.quantization
         offsets = self.offsets[...] if quantization.offset else None

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+from collections.abc import Container
 
 import jax
 import jax.numpy as jnp
 
 from sharding.devices import default_platform
 from sharding.error_types import UsageError
-from sharding.quantization import QUANTIZATIONS, Quantization
+from sharding.quantization import COUNTED, QUANTIZATIONS, Quantization
 from sharding.stored_types import PLAIN_TYPES
 
 Storage = jnp.dtype | Quantization
@@ -59,6 +60,11 @@ class Dtypes:
         """Name of the type that matmuls multiply in, the same as in chips' figures."""
         return "int8" if self.round_activations else self.dtype.name
 
+    def arithmetic_on(self, rates: Container[str]) -> str:
+        """`arithmetic` on a chip with rates of these types: stored values unconverted if it can."""
+        multiplied = self.quantization and self.quantization.multiplied
+        return multiplied if multiplied in rates else self.arithmetic
+
     @property
     def plain(self) -> jnp.dtype:
         """Type of weights that are stored as plain arrays."""
@@ -78,6 +84,19 @@ class Dtypes:
 def default_dtype() -> str:
     """float32 on CPU, where bfloat16 is slow; bfloat16 elsewhere."""
     return "float32" if default_platform() == "cpu" else "bfloat16"
+
+
+def check_runs(dtypes: Dtypes) -> None:
+    """Refuses types whose bytes are counted but which do not run.
+
+    Raises:
+      UsageError: weights are of such a type; the message names those that run.
+    """
+    if dtypes.weights in COUNTED.values():
+        raise UsageError(
+            f"weights are {dtypes.weights.name}, which is counted but does not run; use one of "
+            f"{', '.join([*PLAIN_DTYPES, *QUANTIZATIONS])}"
+        )
 
 
 def check_platform(quantization: Quantization) -> None:

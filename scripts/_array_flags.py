@@ -7,7 +7,7 @@ with _common.importing():
     from decode.chunks import CHUNK, check_chunk
     from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS
     from sharding.error_types import UsageError
-    from sharding.stored_types import CACHE_TYPES, PLAIN_TYPES, QUANTIZED_TYPES
+    from sharding.stored_types import CACHE_TYPES, COUNTED_TYPES, PLAIN_TYPES, QUANTIZED_TYPES
 
 LAYOUT = flags.DEFINE_string(
     "layout",
@@ -50,7 +50,8 @@ WEIGHT_DTYPE = flags.DEFINE_list(
     None,
     f"Dtype of stored weights: {', '.join(PLAIN_TYPES)}; or {', '.join(QUANTIZED_TYPES)}, with "
     "scales, for the matrices of attention, MLPs and experts, and --dtype for the rest. "
-    "profile_decode.py, estimate.py and plan.py take a list.",
+    "profile_decode.py, estimate.py and plan.py take a list. Scripts that only count, estimate.py, "
+    f"plan.py and inspect_layout.py, also take {' and '.join(COUNTED_TYPES)}.",
 )
 
 

@@ -5,10 +5,18 @@ arithmetic, or links, whichever takes longest. Expected times have the same term
 and a fixed time for each collective and layer. Unless they are given, --layout, --attention and
 --mesh are those expected to be fastest over all batches and contexts together.
 
+--phase=serving is of a service in steady state: prompts of --prompt_length tokens join, answers of
+--generated_tokens leave, and --concurrency of them are in flight, or as many as fit. Each step
+gives every sequence in flight a token. The floor reads the weights once a step, and caches as full
+as they are on average. Expected times have two forms: chunks of prompts ride along beside steps, or
+prompts run alone between them.
+
 Examples:
   python scripts/estimate.py --model=llama3-70b --topology=v5e:4x4 --weight_dtype=int8 --batch=1,32
   python scripts/estimate.py --model=llama3-8b --topology=h100:1,h200:1,b200:1 --context=4096
   python scripts/estimate.py --model=llama3-70b --topology=v5p:2x2x2 --phase=prefill --context=4096
+  python scripts/estimate.py --model=llama3.1-70b --topology=h100:4,h200:2 --weight_dtype=fp8 \\
+      --phase=serving --concurrency=64,max --prompt_length=2048 --generated_tokens=512
   python scripts/estimate.py --model=deepseek-v3 --topology=gb200:72 --weight_dtype=fp8 --economics
   python scripts/estimate.py --model=llama3-70b --topology=v6e:4x4 --layout=weight_stationary_2d \\
       --mesh=4x2x2 --attention=batch --json=-
@@ -16,7 +24,10 @@ Examples:
 
 import datetime
 import itertools
+import math
+import re
 import sys
+from collections.abc import Callable
 
 import _array_flags
 import _common
@@ -36,7 +47,21 @@ _CONTEXT = flags.DEFINE_list(
 _CACHED = flags.DEFINE_integer(
     "cached", 0, "For prefill: tokens in the cache before the prompt.", 0
 )
-_PHASE = flags.DEFINE_enum("phase", "decode", ["decode", "prefill"], "Which passes.")
+_PHASE = flags.DEFINE_enum(
+    "phase",
+    "decode",
+    ["decode", "prefill", "serving"],
+    "Which passes: decode steps, prompts, or steps of a service that prompts join and answers "
+    "leave.",
+)
+_CONCURRENCY = flags.DEFINE_list(
+    "concurrency",
+    ["max"],
+    "For serving: sequences in flight; max for as many as fit with caches as full as they are on "
+    "average.",
+)
+_PROMPT = flags.DEFINE_list("prompt_length", ["1024"], "For serving: tokens of each prompt.")
+_GENERATED = flags.DEFINE_list("generated_tokens", ["1024"], "For serving: tokens of each answer.")
 _ECONOMICS = flags.DEFINE_bool(
     "economics",
     False,
@@ -57,13 +82,16 @@ with _common.importing(__name__):
     import _slices
 
     from model.config import check_length
+    from profiles.expected import service_text
     from profiles.expected import text as estimate_text
-    from profiles.expected.candidates import candidates
+    from profiles.expected.candidates import candidates, smallest_slice
     from profiles.expected.estimate import Estimate, Estimator, best
     from profiles.expected.estimate_record import Recorder, basis
     from profiles.expected.remedies import remedy
+    from profiles.expected.serving import ServiceEstimate, best_for, estimate_service
     from profiles.floor.deployment import Model
     from profiles.floor.passes import Pass
+    from profiles.floor.serving import Service
     from profiles.report.document import document
     from profiles.report.files import write_json
     from profiles.report.numbers import number
@@ -74,10 +102,24 @@ with _common.importing(__name__):
     from sharding.mesh import parse_mesh
 
 
+_OF_SERVICES = "concurrency", "prompt_length", "generated_tokens"
+_OF_PASSES = "batch", "context", "cached", "economics"
+
+
 def main() -> None:
     """Makes the estimates and prints them."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _common.check_json()
+    if _PHASE.value == "serving":
+        _common.refuse(_OF_PASSES, "--phase is serving, of --concurrency and two lengths")
+        _serving(started)
+        return
+    _common.refuse(_OF_SERVICES, f"it is of services, and --phase is {_PHASE.value}")
+    _passes(started)
+
+
+def _passes(started: str) -> None:
+    """Estimates of decode steps or prompts."""
     batches = _common.integers("batch", _BATCH.value)
     model = _slices.model()
     prefill = _PHASE.value == "prefill"
@@ -91,19 +133,14 @@ def main() -> None:
     if prefill and _ECONOMICS.value:
         raise UsageError("--economics is true, but of decode steps; leave out --phase=prefill")
     wanted = _layouts.wanted(model)
-    estimators = _estimators(model, wanted, batches, contexts)
+    extremes = itertools.product({min(batches), max(batches)}, {min(contexts), max(contexts)})
+    passes = [_pass(*each) for each in extremes]
+    estimators = _estimators(model, wanted, lambda offered: best(offered, passes))
     estimated = [
         (one, [one.estimate(_pass(b, c)) for c in contexts for b in batches]) for one in estimators
     ]
     points = [record for one, passes in estimated for record in _records(one, passes, wanted)]
-    if _common.JSON.value and processes.is_first():
-        # With several chips, fields that the document has once are those of the first.
-        results = document(sys.argv, points, started=started, **basis(estimators[0].deployment))
-        write_json(_common.JSON.value, results)
-    title = estimate_text.title(points, estimators, _slices.price_words)
-    _common.show(title + "\n\n" + estimate_text.table(points))
-    if notes := estimate_text.notes(points):
-        _common.show("\n".join(notes))
+    _show(started, points, estimators, estimate_text.table(points), estimate_text.notes(points))
     if _ECONOMICS.value and _PHASE.value == "decode":
         for one, passes in estimated:
             steps = [each for each in passes if each.pass_.context == contexts[-1]]
@@ -111,18 +148,91 @@ def main() -> None:
             _common.show("\n".join(f"-  {line}" for line in estimate_text.consequences(one, steps)))
 
 
+def _serving(started: str) -> None:
+    """Estimates of services.
+
+    Raises:
+      UsageError: as many sequences as are asked for do not fit.
+    """
+    model = _slices.model()
+    services = _services(model)
+    wanted = _layouts.wanted(model)
+    estimators = _estimators(model, wanted, lambda offered: best_for(offered, services))
+    found = [(one, [estimate_service(one, each) for each in services]) for one in estimators]
+    for one, estimates in found:
+        for each in estimates:
+            if not each.fits:
+                raise UsageError(f"{service_text.shortage(each)}; {_more_room(one, each, wanted)}")
+    points = [
+        record
+        for one, estimates in found
+        for record in map(Recorder(one).record_service, estimates)
+    ]
+    together = [each for _, estimates in found for each in estimates]
+    _show(started, points, estimators, service_text.table(points), service_text.notes(together))
+
+
+def _services(model: Model) -> list[Service]:
+    """The services that the flags ask for; lengths by default are reduced to fit the model."""
+    given = [text.strip() for text in _CONCURRENCY.value]
+    if not given or not all(re.fullmatch("max|0*[1-9][0-9]{0,17}", text) for text in given):
+        raise UsageError(
+            f"--concurrency is {','.join(given)!r}; use positive integers or max, joined by commas"
+        )
+    counts = [None if text == "max" else int(text) for text in given]
+    half = getattr(model, "max_context", math.inf) // 2
+    prompts, answers = (
+        [
+            count if flag.present else min(count, half)
+            for count in _common.integers(name, flag.value)
+        ]
+        for name, flag in zip(_OF_SERVICES[1:], (_PROMPT, _GENERATED), strict=True)
+    )
+    for prompt in prompts:
+        check_length(model, "--prompt_length", prompt, more=max(answers))
+    lengths = itertools.product(prompts, answers, dict.fromkeys(counts))
+    return [Service(count, prompt, answer) for prompt, answer, count in lengths]
+
+
+def _more_room(one: Estimator, found: ServiceEstimate, wanted: list[Layout | None]) -> str:
+    """What to do about a service that does not fit."""
+    if found.most:
+        return f"use {found.most:,} at most, fewer bits or a larger slice"
+    step = service_text.longest_step(one, found.service)
+    smallest = smallest_slice(one.deployment, step, wanted)
+    return f"the least slice that fits is {smallest}" if smallest else "no slice of it fits"
+
+
+def _show(
+    started: str,
+    points: list[Record],
+    estimators: list[Estimator],
+    table: str,
+    notes: list[str],
+) -> None:
+    """Writes the document if one is wanted, then prints title, table and notes."""
+    if _common.JSON.value and processes.is_first():
+        # With several chips, fields that the document has once are those of the first.
+        results = document(sys.argv, points, started=started, **basis(estimators[0].deployment))
+        write_json(_common.JSON.value, results)
+    title = estimate_text.title(points, estimators, _slices.price_words)
+    _common.show(title + "\n\n" + table)
+    if notes:
+        _common.show("\n".join(notes))
+
+
 def _estimators(
-    model: Model, wanted: list[Layout | None], batches: list[int], contexts: list[int]
+    model: Model,
+    wanted: list[Layout | None],
+    choose: Callable[[list[Estimator]], Estimator],
 ) -> list[Estimator]:
-    """An estimator for each slice and set of dtypes, in the layout expected to be fastest."""
-    dtype_sets = _dtypes.dtype_sets(here=False)
+    """An estimator for each slice and set of dtypes, in the layout that is chosen."""
+    dtype_sets = _dtypes.dtype_sets(here=False, counted=True)
     slices = list(dict.fromkeys(map(_slices.slice, _TOPOLOGY.value or [""])))
     _slices.check_given(slices, "--topology")
     shapes = [parse_mesh(_MESH.value)] if _MESH.value else None
-    extremes = itertools.product({min(batches), max(batches)}, {min(contexts), max(contexts)})
-    passes = [_pass(*each) for each in extremes]
     return [
-        best(candidates(_slices.deployment(model, slice, dtypes), wanted, shapes), passes)
+        choose(candidates(_slices.deployment(model, slice, dtypes), wanted, shapes))
         for slice in slices
         for dtypes in dtype_sets
     ]

@@ -9,6 +9,8 @@ picture for each name in --figures:
   pareto         cost against latency over batches and slices, with the Pareto front
   sparsity       the batch from which a step is bound by compute, for dense and sparse models
   communication  bytes that each layout sends in a prefill, after Pope et al. 2022, figure 3
+and, if it is named, of all published services at once:
+  engines        what serving engines reach of the floor, by chip and model
 
 latency, cost, chips and pareto use the first context of --context; contexts uses all of them.
 Curves against batch go from the first to the last batch of --batch; the document that --json writes
@@ -20,6 +22,7 @@ Examples:
   python scripts/figures.py --model=qwen3-235b-a22b --topology=v5p:2x2x4 --figures=latency,sparsity
   python scripts/figures.py --model=llama3-8b --topology=v5e:2x2 --figures=pareto \\
       --slices=v5e:2x2,v6e:2x2,h100:1 --json=-
+  python scripts/figures.py --figures=engines
 """
 
 import datetime
@@ -32,6 +35,7 @@ import _slice_flags
 from absl import flags
 
 FIGURES = ("latency", "cost", "contexts", "chips", "pareto", "sparsity", "communication")
+ENGINES = "engines"
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Chip and shape of a slice.")
 _MESH = flags.DEFINE_string(
     "mesh", None, "Sizes of mesh axes x, y and z on it; by default those expected to be fastest."
@@ -69,10 +73,12 @@ with _common.importing(__name__):
     import _layouts
     import _slices
 
-    from profiles.figures import curve_figures, slice_figures
+    from profiles.figures import curve_figures, league, slice_figures
     from profiles.figures.document import curves_document
     from profiles.figures.study import Study, StudyOptions
     from profiles.floor.deployment import Deployment, Model
+    from profiles.published import league as published_league
+    from profiles.published.league_table import published_services
     from profiles.report.files import check_writable, write_json
     from profiles.report.numbers import several
     from sharding.error_types import UsageError
@@ -83,8 +89,19 @@ def main() -> None:
     """Draws the figures that the flags name, and writes the document."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     names = _names()
-    options = _options()
     output = Path(_OUTPUT_DIR.value)
+    if names == [ENGINES] and _common.JSON.value:
+        raise UsageError(
+            f"--json is {_common.JSON.value}, but {ENGINES} alone have no document; use "
+            "scripts/reproduce_published.py --json, which has every run"
+        )
+    if ENGINES in names:
+        check_writable(output)
+        _draw_league(output / f"{ENGINES}.png")
+        names.remove(ENGINES)
+        if not names:
+            return
+    options = _options()
     check_writable(output)
     _common.check_json()
     study = Study(options)
@@ -105,6 +122,22 @@ def main() -> None:
         write_json(_common.JSON.value, curves_document(sys.argv, started, study, names, data))
 
 
+def _draw_league(path: Path) -> None:
+    """Draws published services against their floors."""
+    bars = [
+        league.Bar(
+            ", ".join(entry.names),
+            [row.fraction for row in entry.rows],
+            entry.of_floor,
+            entry.of_expected,
+            entry.bound,
+        )
+        for entry in published_league.league(published_services())
+    ]
+    league.league_bars(bars, path)
+    _common.say(f"wrote {path}")
+
+
 def _why_not(deployment: Deployment) -> str:
     if deployment.slice.devices == 1:
         return f"{deployment.slice} is one device, which sends nothing"
@@ -115,8 +148,8 @@ def _why_not(deployment: Deployment) -> str:
 def _names() -> list[str]:
     names = list(dict.fromkeys(_FIGURES.value))
     for name in names or [""]:
-        if name not in FIGURES:
-            raise UsageError(f"--figures is {name!r}; use {', '.join(FIGURES)}")
+        if name not in (*FIGURES, ENGINES):
+            raise UsageError(f"--figures is {name!r}; use {', '.join((*FIGURES, ENGINES))}")
     return names
 
 
@@ -138,7 +171,7 @@ def _options() -> StudyOptions:
     batches, contexts = _batches(), _contexts(model)
     _slices.check_given((slice, *(slices or ())), "--topology and --slices")
     _layouts.check_divides(model)
-    dtypes = _dtypes.dtypes(here=False)
+    dtypes = _dtypes.dtypes(here=False, counted=True)
     return StudyOptions(
         deployment=_slices.deployment(model, slice, dtypes),
         names=names,

@@ -59,6 +59,7 @@ with _common.importing(__name__):
     )
     from profiles.report.step_table import step_table
     from sharding.error_types import FloorlineError, UsageError
+    from sharding.stored_types import PLAIN_TYPES, QUANTIZED_TYPES
 
 SCRIPTS = Path(__file__).resolve().parent
 _SETTINGS = "model", "batch", "context", "weight_dtype", "prompt_length", "explained_batch"
@@ -97,6 +98,12 @@ def _check() -> None:
     find_model(_common.MODEL.value)
     for flag in (_BATCH, _CONTEXT, _PROMPT_LENGTH, _EXPLAINED_BATCH):
         _common.integers(flag.name, flag.value)
+    for name in _WEIGHT_DTYPE.value:
+        if name not in (*PLAIN_TYPES, *QUANTIZED_TYPES):
+            raise UsageError(
+                f"--weight_dtype is {name}, which does not run; use "
+                f"{', '.join((*PLAIN_TYPES, *QUANTIZED_TYPES))}"
+            )
     if not 0 < _MINUTES.value < float("inf"):
         raise UsageError(f"--minutes is {_MINUTES.value}; use a positive number")
 

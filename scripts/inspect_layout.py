@@ -133,14 +133,14 @@ def _program() -> tuple[PassProgram, bool]:
     asked = _DEVICES.value or (None if _MESH.value else 8)
     meshes = _layouts.meshes(asked, _MESH.value, request=False)
     count = math.prod(meshes[0][0].values())
-    _dtypes.check()
+    _dtypes.check(counted=not _COMPILE.value)
     source = None if name in CATALOG else _common.source()
     config = source.config if source else _common.lengthened(find_model(name))
 
     def dtypes() -> Dtypes:
-        return _dtypes.dtypes(source.stored_quantization() if source else None)
+        return _dtypes.dtypes(source.stored_quantization() if source else None, counted=True)
 
-    compiling = _compiles(config, count)
+    compiling = _dtypes.runs() and _compiles(config, count)
     if compiling:
         request_cpu_devices(count)
     (slots,) = _common.lengths(_CONTEXT, config, prefill=True)
@@ -177,6 +177,8 @@ def _compiles(config: ModelConfig, devices: int) -> bool:
 def _verdict(
     found: Sequence[Collective] | None, differing: Sequence[str], substituted: bool
 ) -> str:
+    if not _dtypes.runs():
+        return "compiled: not tried; weights of this type are counted but do not run"
     if found is None:
         return "compiled: not tried; --compile does, on as many JAX devices as the mesh has"
     if differing:

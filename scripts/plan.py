@@ -7,7 +7,9 @@ plan that meets the targets, with its floor and expected terms; and why similar 
 
 Floor: the least a step can take, at the chip's published peaks. Expected: at the rates and fixed
 times of a calibration, which the output names. Both are of a decode step with --context cached
-tokens per sequence. Nothing here is measured.
+tokens per sequence; or with --prompt_length and --generated_tokens of a step of a service in steady
+state, which chunks of the prompts that join ride along with: what they cost is a part of the price
+of a generated token (estimate.py --phase=serving). Nothing here is measured.
 
 Examples:
   python scripts/plan.py --model=llama3.1-70b --context=8192 --max_step_ms=20
@@ -32,15 +34,21 @@ _MOST = 64  # chips of the largest slice to consider, unless a flag asks for mor
 _CONTEXT = flags.DEFINE_integer(
     "context",
     None,
-    "Tokens in each sequence's cache; by default 2048, or with --generated_tokens those half way "
-    "through the answer.",
+    "Tokens in each sequence's cache; by default 2048, or with --generated_tokens all from the "
+    "prompt's to the whole answer's.",
     1,
 )
 _PROMPT = flags.DEFINE_integer("prompt_length", None, "Tokens of a prompt.", 2)
 _GENERATED = flags.DEFINE_integer(
-    "generated_tokens", None, "Tokens of an answer; the cache has room for it and the prompt.", 1
+    "generated_tokens",
+    None,
+    "Tokens of an answer; the cache has room for it and the prompt, and steps have prompts beside "
+    "them, one for each answer.",
+    1,
 )
-_STEP = flags.DEFINE_float("max_step_ms", None, "Expected time of a decode step, at most.")
+_STEP = flags.DEFINE_float(
+    "max_step_ms", None, "Expected time from a token to the next, at most: a step's."
+)
 _FIRST = flags.DEFINE_float(
     "max_first_token_ms",
     None,
@@ -73,6 +81,7 @@ with _common.importing(__name__):
     from profiles.expected.estimate_record import basis
     from profiles.expected.text import EXPERTS
     from profiles.floor.deployment import Model
+    from profiles.floor.serving import Service
     from profiles.plan.search import Search, Targets
     from profiles.plan.space import Space
     from profiles.plan.text import choice_words, front_table, plan, record
@@ -124,6 +133,7 @@ def _space(model: Model, context: int, slots: int, prompt: int | None) -> Space:
         slots=slots,
         experts=_slice_flags.EXPERTS.value,
         prompt=prompt,
+        service=_GENERATED.value and Service(None, _PROMPT.value, _GENERATED.value),
     )
 
 
@@ -193,10 +203,15 @@ def _price(chip: Chip) -> Price:
 
 def _title(space: Space) -> str:
     slices = several(len({slice for slice, _ in space.slices}), "slice")
+    steps = f"decode at {space.context:,} cached tokens"
+    if service := space.service:
+        steps = (
+            f"steps of a service with prompts of {service.prompt_length:,} and answers of "
+            f"{service.generated_tokens:,} tokens beside each other"
+        )
     return (
-        f"{space.model.name}, decode at {space.context:,} cached tokens (room for "
-        f"{space.slots:,}), on {slices}. Ways that no other betters in both expected step and "
-        "cost; * is chosen:"
+        f"{space.model.name}, {steps} (room for {space.slots:,}), on {slices}. Ways that no other "
+        "betters in both expected step and cost; * is chosen:"
     )
 
 

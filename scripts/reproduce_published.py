@@ -1,12 +1,13 @@
 """Compare published figures with this project's floors, expected times and counts.
 
-Measured steps come first, a line for each, by source: measured, floor, expected, the error of the
-expected time, and assumptions. Floors are lower bounds: if a source leaves something open (context,
-layout, mesh), the floor is the lowest that is consistent with it. Expected times use the constants
-of profiles/chips/calibrations.json; rows that these were fitted to and held-out rows are summarized
-apart (python -m profiles.published.fitting has more). Then come longest contexts of KV caches, and
-theoretical figures of others: by their own equations, which must give the printed digits, and by
-this project's counts, with the differences named.
+Measured steps and services come first, a line for each, by source: measured, floor, expected, the
+error of the expected time, and assumptions. Times of a service are of each generated token. Floors
+are lower bounds: if a source leaves something open (context, layout, mesh, parallelism, the type of
+the cache or of arithmetic), the floor is the lowest that is consistent with it. Expected times use
+the constants of profiles/chips/calibrations.json; rows that these were fitted to and held-out rows
+are summarized apart (python -m profiles.published.fitting has more). Then come longest contexts of
+KV caches, and theoretical figures of others: by their own equations, which must give the printed
+digits, and by this project's counts, with the differences named.
 
 --cases reads measurements of your own, a JSON list of them or {"cases": [...]}:
   {"source": "mine", "locator": "run 1", "model": "llama3-70b", "topology": "h100:8",
@@ -16,8 +17,18 @@ model, topology, layout and attention have the values of the flags; published_s 
 step, of a prefill, or of a run: a prompt and all generated tokens. prompt_length and
 generated_tokens may replace a decode step's context. For a prompt, context is the number of tokens
 cached before it. Null stands for a layout that is not stated. attention, kv_dtype, dtype (of
-arithmetic), mesh and assumed (a list of texts) may be left out. A case that cannot be used is
-listed with the reason.
+arithmetic), engine, mesh and assumed (a list of texts) may be left out. A case that cannot be used
+is listed with the reason. A service, whose prompts and answers join and leave:
+  {"source": "mine", "locator": "run 2", "engine": "vLLM", "model": "llama3-70b",
+   "topology": "h100:8", "parallelism": "TP8", "weight_dtype": "fp8", "phase": "serving",
+   "concurrency": 64, "prompt_length": 1024, "generated_tokens": 1024,
+   "published": {"tokens_per_s": 2900, "per_token_s": 0.021, "first_token_s": 0.3}}
+parallelism is the source's word: TP8, TP8 EP8, DEP8, or any other, of which the floor is the least
+over all layouts (profiles/published/engines.json lists what words stand for, and what each engine
+does that a source does not say). A concurrency of null is as many as fit. tokens_per_s is of the
+whole service's generated tokens; where only per_token_s is given, times are of one sequence's.
+lengths may be 0.8, if lengths are drawn evenly from 0.8 of these to these, or "at most", if these
+are the largest; requests is how many there were, if fewer than fit.
 
 Exit code 1: a measurement beats its floor, a printed digit does not come out, or a context is more
 than 1.5% off; 2: --cases cannot be read.
@@ -50,11 +61,11 @@ with _common.importing(__name__):
     from profiles.published.cases import cases_of, shipped_cases
     from profiles.published.comparison import (
         check_contexts,
-        check_floors,
         longest_contexts,
         reproduce_all,
     )
     from profiles.published.printed_figures import check_digits, figures, not_recomputed
+    from profiles.published.reproduced import check_floors
     from profiles.published.text import (
         accuracy_text,
         case_records,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from sharding.placement import used_axes
-from sharding.stored_types import QUANTIZED_TYPES
+from sharding.stored_types import COUNTED_TYPES, QUANTIZED_TYPES, QuantizedType
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Quantization:
       largest: the largest stored value.
       group: inputs that share a scale, along the last dimension; None for all inputs of an output.
       offset: whether each group has its minimum beside its scale.
+      scale: type of the scales, and of the minima.
+      whole: whether the matrix has a float32 scale of its own beside those of its groups.
+      multiplied: chips' name of the arithmetic that multiplies stored values without conversion,
+        where a chip has it; None if a matmul converts them to the type of activations.
     """
 
     name: str
@@ -35,22 +39,30 @@ class Quantization:
     largest: float
     group: int | None = None
     offset: bool = False
+    scale: jnp.dtype = jnp.float32
+    whole: bool = False
+    multiplied: str | None = None
 
     def abstract(self, shape: tuple[int, ...], outputs: int) -> "QuantizedArray":
         """Shapes and dtypes of a matrix in this form, [outputs..., inputs...]."""
         group_scales = (*shape[:-1], -(-shape[-1] // self.group)) if self.group else None
         output_scales = (*shape[:outputs], *(1,) * (len(shape) - outputs))
-        numbers = jax.ShapeDtypeStruct(group_scales or output_scales, jnp.float32)
+        numbers = jax.ShapeDtypeStruct(group_scales or output_scales, self.scale)
         values = jax.ShapeDtypeStruct(shape, self.dtype)
         return QuantizedArray(values, numbers, numbers if self.offset else None, self.group)
 
 
-QUANTIZATIONS: Mapping[str, Quantization] = MappingProxyType(
-    {
-        name: Quantization(name, getattr(jnp, dtype), *figures)
-        for name, (dtype, *figures) in QUANTIZED_TYPES.items()
-    }
-)
+def _quantizations(kinds: Mapping[str, QuantizedType]) -> Mapping[str, Quantization]:
+    made = {}
+    for name, kind in kinds.items():
+        types = {"dtype": getattr(jnp, kind.dtype), "scale": getattr(jnp, kind.scale)}
+        made[name] = Quantization(name, **kind._asdict() | types)
+    return MappingProxyType(made)
+
+
+QUANTIZATIONS = _quantizations(QUANTIZED_TYPES)
+COUNTED = _quantizations(COUNTED_TYPES)
+"""Forms whose bytes and floors are counted, but which do not run."""
 
 
 @jax.tree_util.register_dataclass
@@ -257,9 +269,14 @@ def _values_and_scales(
 
 
 def bits(array: jax.Array | jax.ShapeDtypeStruct) -> int:
-    """Bits of one element as they lie in memory: four of a 4-bit integer, packed two by two."""
-    dtype = jnp.dtype(array.dtype)
-    return 4 if dtype.name in ("int4", "uint4") else 8 * dtype.itemsize
+    """Bits of one element as they lie in memory: those of 4-bit types are packed two by two."""
+    return bits_of(array.dtype)
+
+
+def bits_of(dtype: jnp.dtype) -> int:
+    """Bits of one element of a type as they lie in memory."""
+    dtype = jnp.dtype(dtype)
+    return 4 if dtype.name in ("int4", "uint4", "float4_e2m1fn") else 8 * dtype.itemsize
 
 
 def stored_bytes(array: jax.Array | jax.ShapeDtypeStruct) -> float:

@@ -14,6 +14,9 @@ class QuantizedType(NamedTuple):
     largest: float
     group: int | None = None
     offset: bool = False
+    scale: str = "float32"
+    whole: bool = False
+    multiplied: str | None = None
 
 
 QUANTIZED_TYPES: Mapping[str, QuantizedType] = MappingProxyType(
@@ -25,6 +28,19 @@ QUANTIZED_TYPES: Mapping[str, QuantizedType] = MappingProxyType(
         "int4_symmetric": QuantizedType("int4", 7, group=32),
     }
 )
+COUNTED_TYPES: Mapping[str, QuantizedType] = MappingProxyType(
+    {
+        "nvfp4": QuantizedType(
+            "float4_e2m1fn", 6, 16, scale="float8_e4m3fn", whole=True, multiplied="fp4"
+        ),
+        "mxfp4": QuantizedType("float4_e2m1fn", 6, 32, scale="float8_e8m0fnu", multiplied="fp4"),
+    }
+)
+"""Types of weights whose bytes and floors are counted, but which do not run.
+
+Sources: NVIDIA, Introducing NVFP4 (16 values share a scale in float8, and the tensor one in
+float32); Open Compute Project, Microscaling Formats 1.0 (32 values share a power of two).
+"""
 CACHE_TYPES = (
     *PLAIN_TYPES,
     *(name for name, kind in QUANTIZED_TYPES.items() if kind.group is None),

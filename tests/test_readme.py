@@ -16,7 +16,7 @@ from profiles.explained import explained_table
 from profiles.floor import layout_table, storage_table
 from profiles.measured import perplexity_table, result_tables
 from profiles.peers import comparison_table
-from profiles.published import accuracy_table
+from profiles.published import accuracy_table, league_table
 from profiles.report.numbers import number
 from profiles.report.pages import Part
 from tests import family_cases, file_tables, talk_table
@@ -76,6 +76,7 @@ def test_every_generated_part_is_held_by_a_test():
     known += [each.PART for each in (storage_table, perplexity_table, accuracy_table, talk_table)]
     known += [compiled_table.PART, family_cases.PART, *file_tables.PARTS.values()]
     known += [*explained_table.PARTS, *comparison_table.PARTS]
+    known += [league_table.PART, accuracy_table.ENGINES]
     marks = {(part.page, part.name, part.module) for part in known}
     found = set()
     for path in PAGES:
@@ -123,6 +124,13 @@ def test_the_steps_of_a_gpu_stand_beside_what_was_expected_and_what_they_cost():
 
 def test_the_accuracy_of_expected_times_is_that_of_the_code():
     assert accuracy_table.PART.text() == accuracy_table.table()
+    assert accuracy_table.ENGINES.text() == accuracy_table.engines_table()
+
+
+def test_the_league_of_published_services_is_that_of_the_code():
+    rows = league_table.published_services()
+    assert league_table.PART.text() == league_table.table(rows)
+    assert len(league_table.first_page(rows).splitlines()) == 6
 
 
 def test_what_is_said_of_batches_is_what_the_commands_print():

@@ -17,9 +17,17 @@ import numpy as np
 
 from sharding.error_types import UsageError
 
-_KINDS = {"name": str, "source": str, "chips": list, "hidden": bool, "measured_on": str}
+_KINDS = {
+    "name": str, "source": str, "chips": list, "hidden": bool, "measured_on": str,
+    "engine": str, "adds": bool, "fitted": list, "borrowed": str,
+}  # fmt: skip
 _TABLES = ("compute_by_rows", "peaks")
-_OPTIONAL = {"measured_on": "", "attention": None, "compute_by_rows": {}, "peaks": {}}
+_MAYBE = ("attention", "experts")
+_UNSAID = {
+    "attention": None, "experts": None, "compute_by_rows": {}, "peaks": {}, "engine": "",
+    "adds": False, "sequence_s": 0.0, "fitted": [], "borrowed": "",
+}  # fmt: skip
+_OPTIONAL = {"measured_on": "", **_UNSAID}
 PEAKS = ("bandwidth", "flops")
 """Names of peak rates."""
 
@@ -49,6 +57,16 @@ class Calibration:
         achieved fraction of the arithmetic peak at each, not falling; empty for `compute` at any.
       peaks: rates of all devices together that fractions are of, by the names in `PEAKS`, in bytes
         and FLOPs per second; empty where they are of a chip's recommended figures.
+      engine: the software that it was fitted to, whose efficiency is not the chip's; empty where it
+        was measured.
+      adds: whether reading memory and arithmetic take turns, so that their times add up: kernels
+        that are bound by one and by the other run one after another. Otherwise they overlap.
+      experts: achieved fraction of the arithmetic peak in products of a mixture's experts, where
+        tokens are few for each and not alike; None for that of other products.
+      sequence_s: fixed time of each sequence of a step, on any number of devices: the software's
+        scheduler and sampler take them one after another.
+      fitted: names of the constants that were fitted to published rows; the others are borrowed.
+      borrowed: what the rows do not tell, and from where its constants are.
     """
 
     name: str
@@ -66,11 +84,18 @@ class Calibration:
     attention: float | None = None
     compute_by_rows: tuple[tuple[float, float], ...] = ()
     peaks: tuple[tuple[str, float], ...] = ()
+    engine: str = ""
+    adds: bool = False
+    experts: float | None = None
+    sequence_s: float = 0.0
+    fitted: tuple[str, ...] = ()
+    borrowed: str = ""
 
     def __post_init__(self) -> None:
         fractions = {field: getattr(self, field) for field in ("memory", "compute", "link")}
-        if self.attention is not None:
-            fractions["attention"] = self.attention
+        for field in _MAYBE:
+            if getattr(self, field) is not None:
+                fractions[field] = getattr(self, field)
         for rows, value in self.compute_by_rows:
             fractions[f"compute_by_rows at {rows:g}"] = value
         for field, value in fractions.items():
@@ -79,7 +104,7 @@ class Calibration:
                     f"{field} of calibration {self.name} is {value}, a fraction of a peak; use a "
                     "number above 0, and 1 at most"
                 )
-        for field in ("collective_s", "network_s", "layer_s", "step_s"):
+        for field in ("collective_s", "network_s", "layer_s", "step_s", "sequence_s"):
             value = getattr(self, field)
             if not 0 <= value < float("inf"):
                 raise UsageError(
@@ -127,6 +152,7 @@ class Calibration:
         attention: float | np.ndarray,
         rows: float | np.ndarray,
         peak: float,
+        experts: float | np.ndarray = 0.0,
     ) -> float | np.ndarray:
         """Seconds of a device's arithmetic.
 
@@ -135,19 +161,27 @@ class Calibration:
           attention: those of them in which tokens of decode steps meet what is cached.
           rows: tokens that it multiplies with each matrix.
           peak: its recommended FLOP/s.
+          experts: those of the FLOPs in products of experts.
         """
-        rate = peak * self.compute_at(rows)
-        if self.attention is None:
-            return flops / rate
-        return (flops - attention) / rate + attention / (peak * self.attention)
+        rate, seconds = peak * self.compute_at(rows), 0.0
+        for part, fraction in ((attention, self.attention), (experts, self.experts)):
+            if fraction is not None:
+                flops, seconds = flops - part, seconds + part / (peak * fraction)
+        return flops / rate + seconds
+
+    def together(
+        self, memory: float | np.ndarray, compute: float | np.ndarray
+    ) -> float | np.ndarray:
+        """Seconds of reading memory and of arithmetic, which overlap or take turns."""
+        return memory + compute if self.adds else np.maximum(memory, compute)
 
     def as_record(self) -> dict[str, object]:
         """Its fields as `read_calibration` takes them, without those that say nothing."""
         fields = dataclasses.asdict(self)
         fields["compute_by_rows"] = {f"{rows:g}": each for rows, each in self.compute_by_rows}
         fields["peaks"] = dict(self.peaks)
-        unsaid = ("attention", *_TABLES)
-        return {k: v for k, v in fields.items() if k not in unsaid or v not in (None, {})}
+        fields |= {name: list(fields[name]) for name in ("chips", "fitted")}
+        return {k: v for k, v in fields.items() if k not in _UNSAID or v != _UNSAID[k]}
 
     def check_chip(self, chip: str) -> None:
         """Refuses a calibration that was measured on one device for another.
@@ -165,10 +199,11 @@ class Calibration:
             )
 
     def describe(self, chip: str) -> str:
-        """The name, for a report on a chip; says which chips it was fitted for if not this one."""
+        """The name, for a report on a chip; says what software and which other chips it is of."""
+        of = f", fitted to {self.engine}" if self.engine else ""
         if chip in self.chips:
-            return self.name
-        return f"{self.name}, lent to {chip} from {', '.join(self.chips)}"
+            return self.name + of
+        return f"{self.name}{of}, lent to {chip} from {', '.join(self.chips)}"
 
 
 def calibrations() -> tuple[Calibration, ...]:
@@ -176,17 +211,17 @@ def calibrations() -> tuple[Calibration, ...]:
     return tuple(_shipped()[0].values())
 
 
-def calibration_of(chip: str) -> Calibration:
+def calibration_of(chip: str, engine: str | None = None) -> Calibration:
     """The calibration for a chip: its own, or that of the nearest kind of chip that has one.
 
     Args:
       chip: the chip's short name.
+      engine: software that has one of its own on some chips, where that is preferred.
     """
     sets, lent = _shipped()
-    for calibration in sets.values():
-        if chip in calibration.chips:
-            return calibration
-    return sets[lent[chip]]
+    own = [each for each in sets.values() if chip in each.chips]
+    of_engine = [each for each in own if each.engine == engine]
+    return (of_engine or own or [sets[lent[chip]]])[0]
 
 
 def read_calibration(path: str) -> Calibration:
@@ -218,12 +253,13 @@ def _parse(values: object, file: str) -> Calibration:
         )
     for name, kind in _KINDS.items():
         if not isinstance(values[name], kind):
-            words = {str: "text", list: "a list of chips", bool: "true or false"}[kind]
+            words = {str: "text", list: "a list of names", bool: "true or false"}[kind]
             raise UsageError(
                 f"{name} of the calibration in {file} is {values[name]!r}; use {words}"
             )
     for name in fields:
-        if name not in (*_KINDS, *_TABLES) and (name, values[name]) != ("attention", None):
+        missing = name in _MAYBE and values[name] is None
+        if name not in (*_KINDS, *_TABLES) and not missing:
             _check_number(name, values[name], file)
     tables = {name: _table(name, values[name], file) for name in _TABLES}
     rows = []
@@ -235,7 +271,8 @@ def _parse(values: object, file: str) -> Calibration:
                 f"compute_by_rows of the calibration in {file} has {text!r}; use numbers of rows"
             ) from None
     tables["compute_by_rows"] = tuple(rows)
-    return Calibration(**values | tables | {"chips": tuple(map(str, values["chips"]))})
+    names = {name: tuple(map(str, values[name])) for name in ("chips", "fitted")}
+    return Calibration(**values | tables | names)
 
 
 def _table(name: str, value: object, file: str) -> tuple[tuple[str, float], ...]:

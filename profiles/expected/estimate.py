@@ -7,7 +7,7 @@ record by `profiles.expected.estimate_record`.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from profiles.chips.chip import Peaks
 from profiles.expected.links import check_size
@@ -26,6 +26,9 @@ from profiles.floor.passes import Counts, Pass
 from profiles.floor.sized_models import EVENLY
 from profiles.report.partitioning import partitioning
 from profiles.report.record import Record
+
+Rank = Callable[["Estimator", bool], tuple[int, float]]
+"""Of an estimator, with collectives or without: what does not fit, and seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,23 +74,23 @@ class Estimator:
 
     def __init__(self, deployment: Deployment):
         self.deployment = deployment
-        slice, dtypes = deployment.slice, deployment.dtypes
+        slice = deployment.slice
         self.chip, self.recommended_chip = slice.chip, slice.chip.recommended
-        parts = self.chip.devices_per_chip
+        parts, arithmetic = self.chip.devices_per_chip, deployment.arithmetic
         self.peaks = Peaks(
             bandwidth=self.chip.bandwidth / parts,
-            flops=self.chip.peak(dtypes.arithmetic) / parts,
+            flops=self.chip.peak(arithmetic) / parts,
             source="published",
             on_chip=self.chip.on_chip / parts,
             capacity=self.recommended_chip.capacity / parts,
             devices_per_chip=parts,
         )
-        self._flops = self.recommended_chip.peak(dtypes.arithmetic)
+        self._flops = self.recommended_chip.peak(arithmetic)
         if deployment.layout:
             check_size(slice, deployment.mesh)
         self.placement, self.counter = deployment.placement, deployment.counter
-        self._links = _links(deployment)
-        self.communication = functools.cache(self._links.communication)
+        self.links = _links(deployment)
+        self.communication = functools.cache(self.links.communication)
 
     def estimate(self, pass_: Pass) -> Estimate:
         """Floor and expected time of a pass; a batch that the layout does not divide is padded."""
@@ -112,7 +115,7 @@ class Estimator:
         """
         padded = self.deployment.padded(pass_)
         communication = (
-            self._links.expected(padded.batch, pass_.tokens, pass_.continues)
+            self.links.expected(padded.batch, pass_.tokens, pass_.continues)
             if links
             else NO_COMMUNICATION
         )
@@ -123,22 +126,25 @@ class Estimator:
         return self.deployment.padded(Pass(batch, 0)).batch
 
     def _estimate(self, pass_: Pass, communication: CommunicationTime) -> Estimate:
-        deployment = self.deployment
-        counts, layers = deployment.count(pass_), deployment.model.layers
+        counts = self.deployment.count(pass_)
         return Estimate(
-            deployment,
+            self.deployment,
             pass_,
             counts,
             floor=floor(counts, self.peaks, communication.floor),
-            expected=expect(
-                counts,
-                communication,
-                self.recommended_chip,
-                self._flops,
-                layers,
-                deployment.calibration,
-            ),
+            expected=self.expect(counts, communication),
             fits=bool(counts.held <= self.peaks.capacity),
+        )
+
+    def expect(self, counts: Counts, communication: CommunicationTime) -> Expected:
+        """The expected time of this work per device, with these collectives."""
+        return expect(
+            counts,
+            communication,
+            self.recommended_chip,
+            self._flops,
+            self.deployment.model.layers,
+            self.deployment.calibration,
         )
 
     def describe(self, prompts: bool = False) -> Record:
@@ -180,10 +186,6 @@ def ranked(
 ) -> list[Estimator]:
     """The estimators whose passes are expected to be fastest, those whose passes fit before others.
 
-    Listing an estimator's collectives is most of the work. So estimators are tried in the order of
-    their times without collectives, until that time alone is longer than the complete times of
-    `count` others.
-
     Args:
       estimators: the estimators to choose from, at least one.
       passes: the passes whose expected times are added up.
@@ -195,11 +197,27 @@ def ranked(
         unfit = sum(not each.fits for each in estimates)
         return unfit, sum(each.expected.seconds for each in estimates)
 
+    return lowest(estimators, rank, count)
+
+
+def lowest(estimators: Iterable[Estimator], rank: Rank, count: int = 1) -> list[Estimator]:
+    """The estimators of the lowest ranks; of equal ones the first.
+
+    Listing an estimator's collectives is most of the work. So estimators are tried in the order of
+    their ranks without collectives, until that rank alone is beyond the complete ranks of `count`
+    others.
+
+    Args:
+      estimators: the estimators to choose from, at least one.
+      rank: how many passes of an estimator do not fit, and seconds; of two calls for an estimator
+        the one without collectives gives no more than the other.
+      count: how many to return.
+    """
     options = list(estimators)
-    bounds = [rank(one, links=False) for one in options]
+    bounds = [rank(one, False) for one in options]
     ranks: list[tuple[tuple[int, float], int]] = []
     for index in sorted(range(len(options)), key=bounds.__getitem__):
         if len(ranks) == count and bounds[index] > ranks[-1][0]:
             break
-        ranks = sorted([*ranks, (rank(options[index], links=True), index)])[:count]
+        ranks = sorted([*ranks, (rank(options[index], True), index)])[:count]
     return [options[index] for _, index in ranks]

@@ -6,6 +6,9 @@ import functools
 from profiles.chips.chip import Chip
 from profiles.expected.balance import balanced_context, batching_gain, critical_batch
 from profiles.expected.estimate import Estimate, Estimator
+from profiles.expected.serving import ServiceEstimate
+from profiles.expected.time import Expected
+from profiles.floor.bound import Floor
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Counts
 from profiles.report.record import BytesPerChip, Record
@@ -27,32 +30,44 @@ class Recorder:
     def record(self, found: Estimate) -> Record:
         """The record of a pass."""
         deployment, pass_, decode = found.deployment, found.pass_, not found.pass_.over_prompts
-        counts, bound, seconds = found.counts, found.floor, found.expected.seconds
-        tokens_per_s = pass_.batch * pass_.tokens / seconds
-        cost, padded = found.cost(seconds), deployment.padded(pass_).batch
+        seconds = found.expected.seconds
+        padded = deployment.padded(pass_).batch
         critical = self._critical if decode else (None, None)
         return self._same(pass_.over_prompts) | Record(
             phase=pass_.phase,
             batch=pass_.batch,
             context=pass_.context,
             tokens_per_sequence=pass_.tokens,
-            bytes_per_chip=_bytes(counts, deployment.slice.chip),
-            flops_per_chip=counts.flops * deployment.slice.chip.devices_per_chip,
-            flops_per_byte=counts.flops / counts.memory,
-            floor_s=bound.seconds,
-            floor_terms_s=bound.terms(),
-            weight_floor_s=bound.weights,
-            bound=bound.bound,
-            no_overlap_s=bound.no_overlap,
-            **expected_fields(found).to_json(),
-            tokens_per_s=tokens_per_s,
-            tokens_per_s_per_chip=tokens_per_s / deployment.slice.chips,
-            usd_per_million_tokens=cost,
-            price=None if cost is None else deployment.price.as_record(),
+            **_work(found.counts, found.floor, deployment.slice.chip).to_json(),
+            **expected_fields(found.expected).to_json(),
+            **_rates(
+                deployment, pass_.batch * pass_.tokens, seconds, found.cost(seconds)
+            ).to_json(),
             padded_batch=None if padded == pass_.batch else padded,
             critical_batch=critical[0],
             critical_context=critical[1],
             batching_gain=self._gain(pass_.context) if decode else None,
+            fits=found.fits,
+            status="ok" if found.fits else "does_not_fit",
+        )
+
+    def record_service(self, found: ServiceEstimate) -> Record:
+        """The record of a service's mean step; rates are those of prompts beside steps."""
+        deployment, seconds = found.deployment, found.expected_beside_s
+        chip, reserved = deployment.slice.chip, found.reserved_cache
+        work = _work(found.counts, found.floor, chip, kv_reserved=reserved)
+        prompt, answer = found.service.prompt_length, found.service.generated_tokens
+        return self._same(False) | Record(
+            phase="serving",
+            batch=found.concurrency,
+            context=prompt + answer // 2,  # half way through the answer
+            concurrency=found.concurrency,
+            prompt_length=prompt,
+            generated_tokens=answer,
+            **work.to_json(),
+            **expected_fields(found.beside).to_json(),
+            expected_forms_s={"beside": seconds, "between": found.expected_between_s},
+            **_rates(deployment, found.concurrency, seconds, found.cost(seconds)).to_json(),
             fits=found.fits,
             status="ok" if found.fits else "does_not_fit",
         )
@@ -67,22 +82,42 @@ def basis(deployment: Deployment) -> dict:
         "bandwidth": {
             "bytes_per_s": chip.bandwidth,
             "source": "given" if given else "published",
-            "peak_flops_per_s": chip.peak(deployment.dtypes.arithmetic),
+            "peak_flops_per_s": chip.peak(deployment.arithmetic),
         },
         "calibration": deployment.calibration.as_record(),
     }
 
 
-def _bytes(counts: Counts, chip: Chip) -> BytesPerChip:
-    counted = counts.bytes_of(chip.devices_per_chip)
-    return BytesPerChip(**counted, capacity=chip.recommended.capacity)
+def _work(counts: Counts, bound: Floor, chip: Chip, **beside: float) -> Record:
+    """What a chip has to do, and its floor; `beside` are more bytes of a chip."""
+    counted = counts.bytes_of(chip.devices_per_chip) | beside
+    return Record(
+        bytes_per_chip=BytesPerChip(**counted, capacity=chip.recommended.capacity),
+        flops_per_chip=counts.flops * chip.devices_per_chip,
+        flops_per_byte=counts.flops / counts.memory,
+        floor_s=bound.seconds,
+        floor_terms_s=bound.terms(),
+        weight_floor_s=bound.weights,
+        bound=bound.bound,
+        no_overlap_s=bound.no_overlap,
+    )
 
 
-def expected_fields(found: Estimate) -> Record:
-    """The expected time of a pass and its terms, those that are not zero."""
-    terms = dataclasses.asdict(found.expected)
+def _rates(deployment: Deployment, tokens: int, seconds: float, cost: float | None) -> Record:
+    """New tokens per second, and their cost where there is a price."""
+    return Record(
+        tokens_per_s=tokens / seconds,
+        tokens_per_s_per_chip=tokens / seconds / deployment.slice.chips,
+        usd_per_million_tokens=cost,
+        price=None if cost is None else deployment.price.as_record(),
+    )
+
+
+def expected_fields(expected: Expected) -> Record:
+    """An expected time and its terms, those that are not zero."""
+    terms = dataclasses.asdict(expected)
     del terms["hidden"]
     return Record(
-        expected_s=found.expected.seconds,
+        expected_s=expected.seconds,
         expected_terms_s={name: seconds for name, seconds in terms.items() if seconds},
     )

@@ -53,7 +53,7 @@ def expected_here(
         layout=placement.layout,
         mesh=placement.mesh,
     )
-    return expected_fields(Estimator(deployment).estimate(pass_))
+    return expected_fields(Estimator(deployment).estimate(pass_).expected)
 
 
 def slice_here(count: int, peaks: Peaks, dtypes: Dtypes) -> Slice:

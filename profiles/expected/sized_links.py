@@ -32,7 +32,7 @@ class SizedLinks:
         (self._embedding,) = embeddings(recommended, mesh, for_floor=False)
 
     def communication(
-        self, batch: int, tokens: int = 1, continues: bool = False
+        self, batch: float, tokens: int = 1, continues: bool = False
     ) -> CommunicationTime:
         """Times of a pass's collectives. The floor has none, because some layout may need none.
 
@@ -54,6 +54,10 @@ class SizedLinks:
         return CommunicationTime(
             0.0, both.count * start, both.count * both.payload_bytes * per_byte, 0.0
         )
+
+    def beside(self, batch: int, prompts: float, tokens: int) -> CommunicationTime:
+        """Times of a decode step that prompts' chunks ride along with; see `LinkTimes.beside`."""
+        return self.communication(batch + prompts * tokens)
 
     expected = communication  # the method of `LinkTimes` without a floor, which is the same here
 

@@ -41,12 +41,14 @@ def title(
     if experts := points[0].experts:
         lines.append(f"experts that a step reads: {EXPERTS[experts]} ({experts})")
     for name in chips:
-        one = next(e for e in estimators if e.deployment.slice.chip.name == name)
-        chip, dtype = one.chip, one.deployment.dtypes.arithmetic
+        of_chip = [e for e in estimators if e.deployment.slice.chip.name == name]
+        one, kinds = of_chip[0], dict.fromkeys(each.deployment.arithmetic for each in of_chip)
+        chip = one.chip
+        rates = [f"{number(chip.peak(kind) / 1e12)} TFLOP/s of {kind}" for kind in kinds]
         calibration = one.deployment.calibration
         lines.append(
             f"{name}: floor at {number(chip.bandwidth / 1e9)} GB/s and "
-            f"{number(chip.peak(dtype) / 1e12)} TFLOP/s of {dtype} per chip, {chip.source}; "
+            f"{' or '.join(rates)} per chip, {chip.source}; "
             f"expected by calibration {calibration.describe(name)}"
         )
         lines.append(f"{name}: costs of expected times: {price(chip)}")
@@ -55,28 +57,41 @@ def title(
 
 def table(points: Sequence[Record]) -> str:
     """A row for each record; terms are the floor's."""
-    varied = [name for name in _VARYING if len({str(getattr(p, name)) for p in points}) > 1]
+    varied = varying(points)
     per_prompt = any(point.tokens_per_sequence > 1 for point in points)
     keys = ("cached", "tokens", "batch") if per_prompt else ("context", "batch")
     rows = [(*(text_of(point, name) for name in varied), *_cells(point)) for point in points]
     return Table((*varied, *keys, *HEAD), rows).terminal()
 
 
+def varying(points: Sequence[Record]) -> list[str]:
+    """Fields that a table needs a column for."""
+    return [name for name in _VARYING if len({str(getattr(p, name)) for p in points}) > 1]
+
+
+def terms(point: Record) -> list[str]:
+    """Cells of the floor's terms, the floor, and what bounds it."""
+    found, names = point.floor_terms_s, ("weights", "kv_cache", "compute", "communication")
+    return [*(ms(found.get(name, 0.0)) for name in names), ms(point.floor_s), point.bound]
+
+
+def resident(point: Record) -> float:
+    """Bytes that a chip holds."""
+    held = "weights_resident", "kv_resident", "activations"
+    return sum(point.bytes_per_chip[name] for name in held)
+
+
 def _cells(point: Record) -> list[str]:
-    terms, counted, tokens = point.floor_terms_s, point.bytes_per_chip, point.tokens_per_sequence
-    resident = sum(counted[name] for name in ("weights_resident", "kv_resident", "activations"))
-    cost = point.usd_per_million_tokens
+    tokens, cost = point.tokens_per_sequence, point.usd_per_million_tokens
     return [
         f"{point.context:,}",
         *([f"{tokens:,}"] if tokens > 1 else []),
         f"{point.batch:,}",
-        *(ms(terms.get(name, 0.0)) for name in ("weights", "kv_cache", "compute", "communication")),
-        ms(point.floor_s),
-        point.bound,
+        *terms(point),
         ms(point.expected_s),
         number(point.tokens_per_s_per_chip),
         number(cost) if cost is not None else "",
-        number(resident / 1e9) + " (!)" * (not point.fits),
+        number(resident(point) / 1e9) + " (!)" * (not point.fits),
     ]
 
 

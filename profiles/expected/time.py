@@ -1,9 +1,10 @@
 """The time a step is expected to take, and the time of its collectives.
 
-An expected time has the floor's terms at achieved rates, and a fixed time for each collective, hop
-and layer. While links are busy, one of two rules says what goes on: nothing, or, where the software
-fetches what comes next meanwhile (`Calibration.hidden`), reading memory. Loops written by hand
-(``--collectives=overlapped``) hide their bytes behind products, not their starts.
+An expected time has the floor's terms at achieved rates, and a fixed time for each collective, hop,
+layer and sequence. Reading memory and arithmetic overlap, unless the software's kernels take turns
+at them (`Calibration.adds`). While links are busy, one of two rules says what goes on: nothing, or,
+where the software fetches what comes next meanwhile (`Calibration.hidden`), reading memory. Loops
+written by hand (``--collectives=overlapped``) hide their bytes behind products, not their starts.
 """
 
 import dataclasses
@@ -34,8 +35,9 @@ class Expected:
       compute: arithmetic.
       communication: collectives that products do not hide.
       overlapped: collectives that they do.
-      overhead: fixed times of the layers and of the step.
+      overhead: fixed times of the layers, of the sequences and of the step.
       hidden: communication runs while the memory is read.
+      adds: memory and arithmetic take turns.
     """
 
     memory: float
@@ -44,14 +46,17 @@ class Expected:
     overlapped: float
     overhead: float
     hidden: bool
+    adds: bool = False
 
     @property
     def seconds(self) -> float:
         """The time itself."""
         compute = max(self.compute, self.overlapped)
+        beside, after = compute, self.communication
         if self.hidden:
-            return max(self.memory, compute + self.communication) + self.overhead
-        return max(self.memory, compute) + self.communication + self.overhead
+            beside, after = compute + self.communication, 0.0
+        busy = self.memory + beside if self.adds else max(self.memory, beside)
+        return busy + after + self.overhead
 
 
 class CommunicationTime(NamedTuple):
@@ -93,13 +98,16 @@ def expect(
     return Expected(
         memory=moved / (chip.bandwidth / parts * calibration.memory),
         compute=calibration.compute_s(
-            traffic.flops, traffic.attention, traffic.rows, flops / parts
+            traffic.flops, traffic.attention, traffic.rows, flops / parts, traffic.expert_flops
         ),
         communication=communication.latency
         + (communication.transfer - communication.overlapped) / calibration.link,
         overlapped=communication.overlapped / calibration.link,
-        overhead=calibration.step_s + layers * calibration.layer_s,
+        overhead=calibration.step_s
+        + layers * calibration.layer_s
+        + traffic.sequences * calibration.sequence_s,
         hidden=calibration.hidden,
+        adds=calibration.adds,
     )
 
 
@@ -213,6 +221,60 @@ class LinkTimes:
             latency=fixed.latency,
             transfer=fixed.transfer + batch * growing.transfer,
             overlapped=fixed.overlapped + batch * growing.overlapped,
+        )
+
+    def beside(self, batch: int, prompts: float, tokens: int) -> CommunicationTime:
+        """Time of the collectives of a decode step that prompts' chunks ride along with.
+
+        Each collective carries both, so what does not depend on their numbers is paid once.
+
+        Args:
+          batch: sequences that the step advances.
+          prompts: prompts that join in a step, on average.
+          tokens: tokens of each prompt.
+        """
+        expected = self.expected_beside(batch, prompts, tokens)
+        batch = self._padded(batch)
+        return expected._replace(floor=self._find_floor_beside(batch, prompts, tokens))
+
+    def expected_beside(self, batch: int, prompts: float, tokens: int) -> CommunicationTime:
+        """The same without the floor; it is 0."""
+        batch = self._padded(batch)
+        (fixed, growing), (started, joining) = self._split(1), self._split(tokens)
+        transfer, overlapped = (
+            max(getattr(fixed, part), getattr(started, part))
+            + batch * getattr(growing, part)
+            + prompts * getattr(joining, part)
+            for part in ("transfer", "overlapped")
+        )
+        return CommunicationTime(0.0, max(fixed.latency, started.latency), transfer, overlapped)
+
+    def _split(self, tokens: int) -> tuple[CommunicationTime, CommunicationTime]:
+        """`expected_line`, or where times are not linear that through the two smallest batches."""
+        if line := self.expected_line(tokens):
+            return line
+        one = self.placement.multiple("B")
+        first, second = (self.expected(count * one, tokens) for count in (1, 2))
+        growing = [(more - few) / one for few, more in zip(first, second, strict=True)]
+        fixed = [few - one * each for few, each in zip(first, growing, strict=True)]
+        return CommunicationTime(*fixed), CommunicationTime(*growing)
+
+    def _find_floor_beside(self, batch: int, prompts: float, tokens: int) -> float:
+        """The floor in the best of all embeddings; of prompts only what grows with their number."""
+        if self.placement.devices == 1:
+            return 0.0
+        steps, joining = self._bounds_lines(1, False), self._bounds_lines(tokens, False)
+        if steps is None or joining is None:
+            one = self.placement.multiple("B")
+            first, second = (self._find_floor(n * one, tokens, False) for n in (1, 2))
+            alone = self._find_floor(batch, 1, False)
+            return max(alone, prompts * (second - first) / one)
+        return min(
+            max(
+                fixed.get(key, 0.0) + batch * growing.get(key, 0.0) + prompts * each.get(key, 0.0)
+                for key in {**fixed, **growing, **each, None: 0.0}
+            )
+            for (fixed, growing), (_, each) in zip(steps, joining, strict=True)
         )
 
     def _padded(self, batch: int) -> int:

@@ -182,7 +182,9 @@ def _expected_words(study: Study, curves: StepCurves) -> str:
     )
     compute = ms(max(terms.compute, terms.overlapped))
     rule, sums = "max(memory, compute) + communication", f"max({memory}, {compute}) + {sent}"
-    if terms.hidden:
+    if terms.adds:
+        rule, sums = "memory + compute + communication", f"{memory} + {compute} + {sent}"
+    elif terms.hidden:
         rule, sums = "max(memory, compute + communication)", f"max({memory}, {compute} + {sent})"
     return f"Expected: {rule} + overhead; at batch {batch}, in ms, {sums} + {rest} = {total}."
 

@@ -1,4 +1,7 @@
-"""Bars of compared engines: a decode step beside the first token, medians with their spread."""
+"""Bars of engines that were compared here: a decode step beside the first token, with spread.
+
+Engines whose services others published are drawn by `league`.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

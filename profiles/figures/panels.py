@@ -104,7 +104,7 @@ def peaks_words(estimator: Estimator, priced: bool = False) -> list[str]:
     deployment, peaks, chip = estimator.deployment, estimator.peaks, estimator.chip
     parts = peaks.devices_per_chip
     floor = f"{number(peaks.bandwidth * parts / 1e9)} GB/s of memory, "
-    floor += f"{number(peaks.flops * parts / 1e12)} TFLOP/s ({deployment.dtypes.arithmetic})"
+    floor += f"{number(peaks.flops * parts / 1e12)} TFLOP/s ({deployment.arithmetic})"
     if chip.link and deployment.slice.chips > 1:
         floor += f" and links of {number(chip.link / 1e9)} GB/s"
     expected = (

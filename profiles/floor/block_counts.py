@@ -77,7 +77,8 @@ def block_counts(
         only = _weights_of(block, config)
         counter = PassCounter(config, placement, dtypes, only)
         found[block] = BlockCounts(
-            counter.weights_read(pass_, experts), pass_.batch * counter.weight_flops(pass_.tokens)
+            counter.weights_read(pass_.batch * pass_.tokens, experts),
+            pass_.batch * counter.weight_flops(pass_.tokens),
         )
     whole = PassCounter(config, placement, dtypes)
     counts = whole.count(pass_, experts)

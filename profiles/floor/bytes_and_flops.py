@@ -24,9 +24,9 @@ from model.dtypes import Dtypes
 from model.transformer import Transformer
 from profiles.floor.activations import activation_bytes, attention_share
 from profiles.floor.experts import touched_experts
-from profiles.floor.passes import BatchLine, Counts, Pass, attended_pairs
+from profiles.floor.passes import BatchLine, Counts, Pass, PromptLine, attended_pairs
 from sharding.placement import Placement
-from sharding.quantization import stored_bytes
+from sharding.quantization import bits_of, stored_bytes
 
 LOOKED_UP: Path = ("embedding", "weight")
 
@@ -120,7 +120,7 @@ class PassCounter:
         self.token = kv_token_bytes(config, placement, dtypes)
         self.resident = self._dense_weights = self._experts = self._gathered = 0.0
         self._row = self._rows = 0.0  # bytes of an embedding that is looked up: one row, all
-        self._work = self._table_work = 0.0
+        self._work = self._table_work = self._expert_work = 0.0
         for alike in _alike(config, dtypes, only):
             self._add(alike)
         experts = "use", "E"
@@ -144,7 +144,7 @@ class PassCounter:
         size = alike.size * stored
         self.resident += size
         if alike.looked_up:
-            self._row += self.config.d_model * self.dtypes.plain.itemsize * stored
+            self._row += self.config.d_model * bits_of(self.dtypes.plain) / 8 * stored
             self._rows += size
             return
         if alike.experts:
@@ -161,6 +161,7 @@ class PassCounter:
             self._table_work += work
             return
         self._work += work
+        self._expert_work += work * alike.experts
         in_use = share(("use", alike.axes))
         self._gathered += alike.size * in_use * (in_use > stored)
 
@@ -177,7 +178,7 @@ class PassCounter:
         seen, kept, _ = _attended(config, pass_.context, tokens)
         counts = Counts(
             weights_resident=self.resident,
-            weights_read=self.weights_read(pass_, experts),
+            weights_read=self.weights_read(batch * tokens, experts),
             kv_resident=batch * self._kept(pass_.cache_slots),
             kv_read=batch * self.token * seen / config.layers,
             kv_written=batch * self.token * kept / config.layers,
@@ -186,12 +187,13 @@ class PassCounter:
             activations=batch * self._held(tokens) + self._gathered / config.layers,
             attention=0.0 if pass_.over_prompts else batch * self.attention_flops(pass_),
             rows=batch * tokens / self._parts,
+            expert_flops=2 * batch * tokens * self._expert_work,
+            sequences=batch,
         )
         return counts.as_python_numbers()
 
-    def weights_read(self, pass_: Pass, experts: float | str | None = None) -> float:
-        """Bytes of weights that a pass reads; for `experts` see the class."""
-        tokens = pass_.batch * pass_.tokens
+    def weights_read(self, tokens: float, experts: float | str | None = None) -> float:
+        """Bytes of weights that a pass over so many tokens reads; for `experts` see the class."""
         touched = self._touched(tokens, experts) / (self.config.experts or 1)
         rows = np.minimum(tokens * self._row, self._rows)
         return self._dense_weights + self._experts * touched + rows
@@ -220,7 +222,19 @@ class PassCounter:
             replicas=self._replicas,
             attention=one.attention,
             parts=self._parts,
+            expert_flops=one.expert_flops,
         )
+
+    def prompt_line(self, counts: Counts, prompts: int) -> PromptLine:
+        """What each prompt adds to steps.
+
+        Args:
+          counts: of a pass over prompts, in their own layout.
+          prompts: how many.
+        """
+        each = (field / prompts for field in (counts.kv_written, counts.flops, counts.rows))
+        experts = counts.expert_flops / prompts
+        return PromptLine(*each, counts.weights_gathered, self._row, self._rows, experts)
 
     def _kept_bytes(self, slots: int) -> float:
         """Bytes of one sequence's cache on each device."""
@@ -234,7 +248,7 @@ class PassCounter:
         """Bytes of one sequence's activations on each device."""
         return activation_bytes(self.config, self.placement, self.dtypes, tokens=tokens)
 
-    def _touched(self, tokens: int, experts: float | str | None) -> float:
+    def _touched(self, tokens: float, experts: float | str | None) -> float:
         """Distinct experts that the busiest replica reads at least.
 
         Replicas are over mesh axes that divide the batch but not the experts: each has tokens of
@@ -242,8 +256,7 @@ class PassCounter:
         """
         if isinstance(experts, int | float):
             return max(experts / self._replicas, self.config.experts_per_token)
-        tokens = tokens // self._replicas + (tokens < self._replicas)  # 1 at least
-        return touched_experts(self.config, tokens, experts)
+        return touched_experts(self.config, np.maximum(tokens / self._replicas, 1), experts)
 
 
 @functools.cache

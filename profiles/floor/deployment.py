@@ -55,6 +55,11 @@ class Deployment:
             return None
         return settle(self.model, self.dtypes, self.layout, self.mesh)
 
+    @property
+    def arithmetic(self) -> str:
+        """Name of the type that matmuls multiply in on these chips, as chips' figures have it."""
+        return self.dtypes.arithmetic_on(self.slice.chip.flops)
+
     @functools.cached_property
     def counter(self) -> PassCounter | SizedPassCounter:
         """Counts the work of decode steps."""

@@ -10,7 +10,7 @@ class HasExperts(Protocol):
     experts_per_token: int
 
 
-def touched_experts(model: HasExperts, tokens: int, experts: float | str | None) -> float:
+def touched_experts(model: HasExperts, tokens: float, experts: float | str | None) -> float:
     """Distinct experts of a layer that tokens read; `PassCounter` explains `experts`."""
     if experts == "all":
         return model.experts
@@ -19,7 +19,7 @@ def touched_experts(model: HasExperts, tokens: int, experts: float | str | None)
     return expected_experts(model, tokens) if experts in (None, "coverage") else experts
 
 
-def expected_experts(config: HasExperts, tokens: int) -> float:
+def expected_experts(config: HasExperts, tokens: float) -> float:
     """Expected number of distinct experts, if tokens choose independently and uniformly.
 
     E (1 - (1 - k / E) ** tokens); 0 for a model without experts.

@@ -80,6 +80,8 @@ class Counts:
         activations of all sequences, and one layer of gathered weights.
       attention: those of `flops` in which the tokens of a decode step meet what is cached.
       rows: tokens that the device multiplies with each matrix.
+      expert_flops: those of `flops` in the products of a mixture's experts.
+      sequences: sequences that all devices together advance.
     """
 
     weights_resident: float
@@ -92,6 +94,8 @@ class Counts:
     activations: float = 0.0
     attention: float = 0.0
     rows: float = 1.0
+    expert_flops: float = 0.0
+    sequences: float = 1.0
 
     def as_python_numbers(self) -> "Counts":
         """The same with Python's numbers in place of NumPy's; arrays, for many meshes, stay."""
@@ -99,7 +103,7 @@ class Counts:
 
     def bytes_of(self, devices: float) -> dict[str, float]:
         """The fields that are bytes, of so many devices; those of gathered weights if any are."""
-        beside = ["flops", "attention", "rows"]
+        beside = ["flops", "attention", "rows", "expert_flops", "sequences"]
         beside += ["weights_gathered"] * (not self.weights_gathered)
         return {n: v * devices for n, v in vars(self).items() if n not in beside}
 
@@ -128,6 +132,7 @@ class BatchLine(NamedTuple):
       replicas: number of parts of the batch that choose experts apart from each other.
       attention: those of `flops` that are of attention.
       parts: number of parts of the batch that are multiplied apart from each other.
+      expert_flops: those of `flops` that are of experts.
     """
 
     resident: float
@@ -140,6 +145,29 @@ class BatchLine(NamedTuple):
     replicas: int
     attention: float
     parts: int
+    expert_flops: float
+
+
+class PromptLine(NamedTuple):
+    """What each prompt of a service adds to the steps that it joins in, per device.
+
+    Attributes:
+      written: bytes of its keys and values.
+      flops: its FLOPs.
+      rows: its tokens that the device multiplies with each matrix.
+      gathered: bytes of weights that are gathered for any number of prompts.
+      looked_up: bytes of an embedding that is only looked up, one row of it.
+      table: bytes of all its rows.
+      expert_flops: those of `flops` in the products of experts.
+    """
+
+    written: float
+    flops: float
+    rows: float
+    gathered: float
+    looked_up: float
+    table: float
+    expert_flops: float
 
 
 def attended_pairs(cached: int, tokens: int, window: int) -> int:

@@ -13,8 +13,8 @@ import jax
 
 from model.dtypes import Dtypes, Storage
 from profiles.floor.experts import touched_experts
-from profiles.floor.passes import BatchLine, Counts, Pass, attended_pairs
-from sharding.quantization import Quantization, stored_bytes
+from profiles.floor.passes import BatchLine, Counts, Pass, PromptLine, attended_pairs
+from sharding.quantization import Quantization, bits_of, stored_bytes
 
 EVENLY = "divided_evenly"
 """The name in records in place of a layout."""
@@ -88,6 +88,8 @@ class SizedPassCounter:
         self.value = _bytes_each(dtypes.cache, HEAD) / devices
         self.weight = _bytes_each(dtypes.weights, model.d_model) / devices
         self.resident = model.total * self.weight
+        used = model.experts_per_token / model.experts if model.experts else 0
+        self._expert_flops = 2 * model.in_experts * used / devices
         self.parameters = {"total": model.total, "active": model.active}
 
     def count(self, pass_: Pass, experts: float | str | None = None) -> Counts:
@@ -97,14 +99,9 @@ class SizedPassCounter:
         kept = min(pass_.cache_slots, model.window) if model.window else pass_.cache_slots
         read = model.cached * cached + model.windowed * seen
         written = model.cached * tokens + model.windowed * min(tokens, model.window or tokens)
-        share = 1.0
-        if model.experts:
-            share = touched_experts(model, batch * tokens, experts) / model.experts
-        plain = model.total - model.in_experts - model.looked_up
         return Counts(
             weights_resident=self.resident,
-            weights_read=self.weight * (plain + model.in_experts * share)
-            + min(batch * tokens * model.d_model, model.looked_up) * self.weight,
+            weights_read=self.weights_read(batch * tokens, experts),
             kv_resident=batch
             * self.value
             * (model.cached * pass_.cache_slots + model.windowed * kept),
@@ -112,7 +109,18 @@ class SizedPassCounter:
             kv_written=batch * self.value * written,
             flops=batch * self._flops(cached, tokens) / self.devices,
             rows=batch * tokens,
+            expert_flops=batch * tokens * self._expert_flops,
+            sequences=batch,
         )
+
+    def weights_read(self, tokens: float, experts: float | str | None = None) -> float:
+        """Bytes of weights that a pass reads; the arguments are those of `PassCounter`'s."""
+        model, share = self.model, 1.0
+        if model.experts:
+            share = touched_experts(model, tokens, experts) / model.experts
+        plain = model.total - model.in_experts - model.looked_up
+        rows = min(tokens * model.d_model, model.looked_up)
+        return self.weight * (plain + model.in_experts * share + rows)
 
     def _flops(self, cached: int, tokens: int) -> float:
         """FLOPs of one sequence, on all devices together."""
@@ -138,12 +146,20 @@ class SizedPassCounter:
             replicas=1,
             attention=0.0,
             parts=1,
+            expert_flops=one.expert_flops,
         )
+
+    def prompt_line(self, counts: Counts, prompts: int) -> PromptLine:
+        """What each prompt adds to steps; the arguments are those of `PassCounter.prompt_line`."""
+        each = (field / prompts for field in (counts.kv_written, counts.flops, counts.rows))
+        table = self.model.looked_up * self.weight
+        row, experts = self.model.d_model * self.weight * bool(table), counts.expert_flops / prompts
+        return PromptLine(*each, 0.0, row, table, experts)
 
 
 def _bytes_each(storage: Storage, inputs: int) -> float:
     """Bytes of one number, with its part of the scales of an output with so many inputs."""
     if not isinstance(storage, Quantization):
-        return storage.itemsize
+        return bits_of(storage) / 8
     arrays = jax.tree.leaves(storage.abstract((1, inputs), outputs=1))
     return sum(map(stored_bytes, arrays)) / inputs

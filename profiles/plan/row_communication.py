@@ -87,6 +87,33 @@ class RowTimes(NamedTuple):
             found[:, row] = np.array(each).T
         return tuple(found)
 
+    def beside(
+        self, prompts: "RowTimes", batches: np.ndarray, joining: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same of decode steps that chunks of prompts ride along with; see `LinkTimes.beside`.
+
+        Args:
+          prompts: times of the collectives of their passes.
+          batches: padded batches of each row.
+          joining: prompts that join in a step, on average, [rows, batches].
+        """
+        lines = zip(
+            self.fixed[1:], prompts.fixed[1:], self.growing[1:], prompts.growing[1:], strict=True
+        )
+        found = np.array(
+            [
+                np.maximum(fixed, started)[:, None]
+                + batches * growing[:, None]
+                + joining * each[:, None]
+                for fixed, started, growing, each in lines
+            ]
+        )
+        for row, links in (self.not_linear | prompts.not_linear).items():
+            pairs = zip(batches[row].tolist(), joining[row].tolist(), strict=True)
+            each = [links.expected_beside(*pair, prompts.tokens)[1:] for pair in pairs]
+            found[:, row] = np.array(each).T
+        return tuple(found)
+
 
 class RowCommunication:
     """Collectives of all rows, listed once for every slice.

@@ -20,7 +20,7 @@ from model.dtypes import Dtypes
 from model.layout_check import settle
 from profiles.expected.candidates import meshes
 from profiles.floor.bytes_and_flops import PassCounter
-from profiles.floor.passes import BatchLine, Counts, Pass
+from profiles.floor.passes import BatchLine, Counts, Pass, PromptLine
 from sharding.axes import MESH_AXES
 from sharding.error_types import LayoutError
 from sharding.layout import KINDS, Axes, Layout
@@ -294,16 +294,26 @@ class Rows:
           slots: tokens that it has room for.
           prompt: tokens of a prompt; None for none.
         """
-        found = PassCounter(self.model, self._together, dtypes).line(context, slots)
+        found = self._counter(dtypes).line(context, slots)
         if prompt is not None:
             beside = self._prefill(dtypes, prompt).activations
             found = found._replace(resident=found.resident + beside)
         return BatchLine(*np.array(np.broadcast_arrays(*found), float))
 
     def prompts(self, dtypes: Dtypes, tokens: int, experts: str) -> np.ndarray:
-        """Bytes that a padded prompt's prefill moves on each device, its FLOPs and its rows."""
+        """Bytes that a padded prompt's pass moves on each device, FLOPs, rows, experts' FLOPs."""
         one = self._prefill(dtypes, tokens, experts)
-        return np.array([one.memory + 2 * one.weights_gathered, one.flops, one.rows])
+        moved = one.memory + 2 * one.weights_gathered
+        return np.array(np.broadcast_arrays(moved, one.flops, one.rows, one.expert_flops))
+
+    def prompt_lines(self, dtypes: Dtypes, tokens: int) -> PromptLine:
+        """What each prompt of a service adds to steps, each field an array."""
+        counter, counts = self._counter(dtypes), self._prefill(dtypes, tokens)
+        found = counter.prompt_line(counts, self.multiples)
+        return PromptLine(*np.array(np.broadcast_arrays(*found, self.multiples)[:-1], float))
+
+    def _counter(self, dtypes: Dtypes) -> PassCounter:
+        return PassCounter(self.model, self._together, dtypes)
 
     def _prefill(self, dtypes: Dtypes, tokens: int, experts: str | None = None) -> Counts:
         counter = PassCounter(self.model, self._together.prefill, dtypes)

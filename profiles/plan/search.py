@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from profiles.expected.estimate import Estimate
+from profiles.expected.serving import ServiceEstimate
 from profiles.plan.space import Cell, Row, Space
 from profiles.report.numbers import exact, several
 
@@ -74,7 +75,7 @@ class Candidate(NamedTuple):
         """Layout and mesh."""
         return self.cell.rows[self.number]
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> Estimate | ServiceEstimate:
         """With floor and terms."""
         return self.cell.estimate(self.number, self.batch)
 

@@ -8,8 +8,8 @@ from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration
 from profiles.chips.slices import Slice
 from profiles.expected.sized_links import SizedLinks
-from profiles.expected.time import NO_COMMUNICATION, CommunicationTime
-from profiles.floor.passes import BatchLine, Pass
+from profiles.expected.time import CommunicationTime
+from profiles.floor.passes import BatchLine, Pass, PromptLine
 from profiles.floor.sized_models import SizedModel, SizedPassCounter
 from profiles.plan.row_communication import RowTimes
 from profiles.plan.rows import Row
@@ -39,19 +39,21 @@ class SizedRows:
         return BatchLine(*np.array([each.line(context, slots) for each in counters]).T)
 
     def prompts(self, dtypes: Dtypes, tokens: int, experts: str) -> np.ndarray:
-        """Bytes that the prefill of one prompt moves on each device, its FLOPs and rows."""
+        """Bytes that one prompt's pass moves on each device, FLOPs, rows, experts' FLOPs."""
         counters = (SizedPassCounter(self.model, dtypes, row.devices) for row in self.rows)
         passes = [each.count(Pass(1, 0, tokens), experts) for each in counters]
-        return np.array([(one.memory, one.flops, one.rows) for one in passes]).T
+        return np.array([(one.memory, one.flops, one.rows, one.expert_flops) for one in passes]).T
+
+    def prompt_lines(self, dtypes: Dtypes, tokens: int) -> PromptLine:
+        """What each prompt of a service adds to steps, each field an array."""
+        counters = [SizedPassCounter(self.model, dtypes, row.devices) for row in self.rows]
+        found = [each.prompt_line(each.count(Pass(1, 0, tokens)), 1) for each in counters]
+        return PromptLine(*np.array(found).T)
 
     def communication(
         self, slice: Slice, dtypes: Dtypes, calibration: Calibration, tokens: int
     ) -> RowTimes:
         """Times of collectives of a slice's row in decode steps, or in one prompt's prefill."""
-        links = SizedLinks(self.model, dtypes, slice, calibration)
-        if tokens == 1:
-            line = links.expected_line()
-        else:
-            line = links.communication(1, tokens), NO_COMMUNICATION
+        line = SizedLinks(self.model, dtypes, slice, calibration).expected_line(tokens)
         fixed, growing = (CommunicationTime(*map(np.atleast_1d, each)) for each in line)
         return RowTimes(fixed, growing, {}, tokens)

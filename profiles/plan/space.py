@@ -17,9 +17,11 @@ from profiles.chips.calibration import Calibration
 from profiles.chips.chip import Price
 from profiles.chips.slices import Slice
 from profiles.expected.estimate import Estimate, Estimator
+from profiles.expected.serving import ServiceEstimate, estimate_service
 from profiles.floor.deployment import Deployment, Model
 from profiles.floor.experts import expected_experts
-from profiles.floor.passes import BatchLine
+from profiles.floor.passes import BatchLine, PromptLine
+from profiles.floor.serving import Service, mean_contexts
 from profiles.floor.sized_models import SizedModel
 from profiles.plan.row_communication import RowCommunication, RowTimes
 from profiles.plan.rows import Row, Rows
@@ -48,6 +50,8 @@ class Space:
       slots: tokens that the cache of each sequence has room for.
       experts: which experts a step is taken to read.
       prompt: tokens of a prompt whose activations must fit beside a full batch; None for none.
+      service: lengths of prompts and answers, if steps are those of a service in steady state that
+        chunks of prompts ride along with; None for decode steps at `context`.
     """
 
     model: Model
@@ -59,6 +63,7 @@ class Space:
     slots: int
     experts: str = "coverage"
     prompt: int | None = None
+    service: Service | None = None
 
     @functools.cached_property
     def cells(self) -> list["Cell"]:
@@ -72,17 +77,28 @@ class Space:
     @functools.cache  # noqa: B019
     def lines(self, dtypes: Dtypes) -> BatchLine:
         """Decode steps of all rows, each field an array."""
-        return self.rows(dtypes).lines(dtypes, *self._lengths)
+        return self._mean_lines(self.rows(dtypes), dtypes)
 
     @functools.cache  # noqa: B019
     def one_device(self, dtypes: Dtypes) -> BatchLine:
         """Decode steps on one device."""
-        lines = self._rows_of(PLAIN, frozenset({1})).lines(dtypes, *self._lengths)
+        lines = self._mean_lines(self._one_device_rows, dtypes)
         return BatchLine(*(field[0] for field in lines))
 
     @functools.cache  # noqa: B019
+    def prompt_lines(self, dtypes: Dtypes) -> PromptLine:
+        """What each prompt of a service adds to steps, each field an array by layout."""
+        return self.rows(dtypes).prompt_lines(dtypes, self.service.prompt_length)
+
+    @functools.cache  # noqa: B019
+    def prompt_on_one_device(self, dtypes: Dtypes) -> PromptLine:
+        """The same on one device."""
+        lines = self._one_device_rows.prompt_lines(dtypes, self.service.prompt_length)
+        return PromptLine(*(field[0] for field in lines))
+
+    @functools.cache  # noqa: B019
     def prompts(self, dtypes: Dtypes, tokens: int) -> np.ndarray:
-        """Bytes that one prompt's prefill moves on each device, its FLOPs and rows, by layout."""
+        """Bytes that one prompt's pass moves on each device, FLOPs, rows, experts' FLOPs."""
         return self.rows(dtypes).prompts(dtypes, tokens, self.experts)
 
     def rows(self, dtypes: Dtypes) -> Rows | SizedRows:
@@ -109,9 +125,17 @@ class Space:
         return RowCommunication(rows, tokens)
 
     @property
-    def _lengths(self) -> tuple[int, int, int | None]:
-        """Tokens in a cache, those that it has room for, and those of a prompt beside."""
-        return self.context, self.slots, self.prompt
+    def _one_device_rows(self) -> Rows | SizedRows:
+        return self._rows_of(PLAIN, frozenset({1}))
+
+    def _mean_lines(self, rows: Rows | SizedRows, dtypes: Dtypes) -> BatchLine:
+        """Decode steps of rows, of a service over the lives of its answers."""
+        contexts = [(1.0, self.context)]
+        if self.service:
+            contexts = mean_contexts(self.model, self.service)
+        lines = [rows.lines(dtypes, each, self.slots, self.prompt) for _, each in contexts]
+        weights = [weight for weight, _ in contexts]
+        return BatchLine(*(np.tensordot(weights, field, 1) for field in zip(*lines, strict=True)))
 
 
 class Cell:
@@ -131,7 +155,7 @@ class Cell:
         parts, recommended = slice.chip.devices_per_chip, slice.chip.recommended
         self.capacity = recommended.capacity / parts
         self._bandwidth = recommended.bandwidth / parts * self.calibration.memory
-        self._flops = recommended.peak(dtypes.arithmetic) / parts
+        self._flops = recommended.peak(dtypes.arithmetic_on(recommended.flops)) / parts
         self._overhead = self.calibration.step_s + space.model.layers * self.calibration.layer_s
         self.estimator = functools.cache(self._find_estimator)
 
@@ -180,8 +204,9 @@ class Cell:
             0,
         )
         batches = np.sort(np.append(BATCHES, largest))
-        memory, compute = self._work(one_device, batches, 1)
-        steps = np.maximum(memory / devices, compute / devices) + self._overhead
+        prompt = self.space.service and self.space.prompt_on_one_device(self.dtypes)
+        memory, compute = self._work(one_device, prompt, batches, batches, 1)
+        steps = self.calibration.together(memory / devices, compute / devices) + self._overhead
         return batches, np.where((batches > 0) & (batches <= largest), steps, math.inf)
 
     @property
@@ -193,60 +218,105 @@ class Cell:
     def _parts(self) -> tuple[np.ndarray, np.ndarray]:
         """Expected seconds of memory and of arithmetic, [rows, batches]."""
         lines = BatchLine(*(field[:, None] for field in self._lines))
-        return self._work(lines, self._padded_batches, lines.replicas)
+        prompt = None
+        if self.space.service:
+            every = self.space.prompt_lines(self.dtypes)
+            prompt = PromptLine(*(field[self._numbers, None] for field in every))
+        return self._work(lines, prompt, self._padded_batches, self.batches, lines.replicas)
 
     @functools.cached_property
     def bounds(self) -> np.ndarray:
         """Seconds of decode steps if collectives took no time; infinite where they do not fit."""
         memory, compute = self._parts
-        return np.where(self.batches > 0, np.maximum(memory, compute) + self._overhead, math.inf)
+        seconds = self.calibration.together(memory, compute) + self._overhead
+        return np.where(self.batches > 0, seconds, math.inf)
 
     @functools.cached_property
     def steps(self) -> np.ndarray:
         """Expected seconds of decode steps, [rows, batches]; infinite where they do not fit."""
-        seconds = self._seconds(*self._parts, self._padded_batches, 1)
-        return np.where(self.batches > 0, seconds, math.inf)
+        service, sent = self.space.service, self.space.communication(self, 1)
+        if service:
+            prompts = self.space.communication(self, service.prompt_length)
+            links = sent.beside(prompts, self._padded_batches, service.prompts(self.batches))
+        else:
+            links = sent.at(self._padded_batches)
+        return np.where(
+            self.batches > 0, self._seconds(*self._parts, self._padded_batches, links), math.inf
+        )
 
     @property
     def _padded_batches(self) -> np.ndarray:
         return _padded(self.batches, self.multiples[:, None])
 
     def _work(
-        self, lines: BatchLine, batches: np.ndarray, replicas: np.ndarray | int
+        self,
+        lines: BatchLine,
+        prompt: PromptLine | None,
+        padded: np.ndarray,
+        batches: np.ndarray,
+        replicas: np.ndarray | int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds of memory and of arithmetic of decode steps of padded batches."""
-        model = self.space.model
-        moved = lines.dense_weights + 2 * lines.gathered + batches * lines.bytes_per_sequence
+        """Seconds of memory and of arithmetic of decode steps, of a service with its prompts.
+
+        Args:
+          lines: decode steps.
+          prompt: what each prompt adds, if they are those of a service.
+          padded: padded batches.
+          batches: the same as they are asked for.
+          replicas: number of parts of a batch that choose experts apart from each other.
+        """
+        model, service, tokens = self.space.model, self.space.service, padded
+        gathered, moved = lines.gathered, padded * lines.bytes_per_sequence
+        flops, rows = padded * lines.flops, padded / lines.parts
+        expert_flops = padded * lines.expert_flops
+        if service:
+            joining = service.prompts(batches)
+            tokens = padded + joining * service.prompt_length
+            gathered = np.maximum(gathered, prompt.gathered)
+            looked_up = np.minimum(tokens * prompt.looked_up, prompt.table)
+            moved = moved + joining * prompt.written + looked_up - padded * prompt.looked_up
+            flops, rows = flops + joining * prompt.flops, rows + joining * prompt.rows
+            expert_flops = expert_flops + joining * prompt.expert_flops
+        moved = moved + lines.dense_weights + 2 * gathered
         if model.experts:
-            touched = _touched(model, batches, replicas, self.space.experts)
+            touched = _touched(model, tokens, replicas, self.space.experts)
             moved = moved + lines.experts * touched / model.experts
-        work = batches * lines.flops, batches * lines.attention, batches / lines.parts
-        return moved / self._bandwidth, self.calibration.compute_s(*work, self._flops)
+        work = flops, padded * lines.attention, rows
+        compute = self.calibration.compute_s(*work, self._flops, expert_flops)
+        return moved / self._bandwidth, compute
 
     @functools.cache  # noqa: B019
     def first_tokens(self, prompt: int) -> np.ndarray:
         """Expected seconds of the prefill of one prompt of so many tokens, by row."""
-        moved, flops, rows = self.space.prompts(self.dtypes, prompt)[:, self._numbers, None]
-        parts = moved / self._bandwidth, self.calibration.compute_s(flops, 0.0, rows, self._flops)
-        return self._seconds(*parts, self.multiples[:, None], prompt)[:, 0]
+        work = self.space.prompts(self.dtypes, prompt)[:, self._numbers, None]
+        moved, flops, rows, experts = work
+        compute = self.calibration.compute_s(flops, 0.0, rows, self._flops, experts)
+        batches = self.multiples[:, None]
+        links = self.space.communication(self, prompt).at(batches)
+        return self._seconds(moved / self._bandwidth, compute, batches, links)[:, 0]
 
     def _seconds(
-        self, memory: np.ndarray, compute: np.ndarray, padded: np.ndarray, tokens: int
+        self,
+        memory: np.ndarray,
+        compute: np.ndarray,
+        sequences: np.ndarray,
+        links: tuple[np.ndarray, ...],
     ) -> np.ndarray:
         """Expected seconds of passes, as `profiles.expected.time.Expected` has them.
 
         Args:
           memory: seconds of reading and writing it, [rows, batches].
           compute: seconds of arithmetic, likewise.
-          padded: batches.
-          tokens: tokens of each sequence.
+          sequences: sequences that all devices together advance.
+          links: seconds of collectives: latency, transfer and what of it is overlapped.
         """
-        latency, transfer, overlapped = self.space.communication(self, tokens).at(padded)
+        latency, transfer, overlapped = links
         compute = np.maximum(compute, overlapped / self.calibration.link)
-        links = latency + (transfer - overlapped) / self.calibration.link
+        waits = latency + (transfer - overlapped) / self.calibration.link
+        overhead = self._overhead + sequences * self.calibration.sequence_s
         if self.calibration.hidden:
-            return np.maximum(memory, compute + links) + self._overhead
-        return np.maximum(memory, compute) + links + self._overhead
+            return self.calibration.together(memory, compute + waits) + overhead
+        return self.calibration.together(memory, compute) + waits + overhead
 
     def cost(self, seconds: np.ndarray, batches: np.ndarray) -> np.ndarray:
         """USD per million tokens; infinite where steps never end."""
@@ -269,9 +339,12 @@ class Cell:
             )
         )
 
-    def estimate(self, number: int, batch: int) -> Estimate:
-        """A row's decode step, with its floor."""
+    def estimate(self, number: int, batch: int) -> Estimate | ServiceEstimate:
+        """A row's step, with its floor."""
         space = self.space
+        if space.service:
+            service = dataclasses.replace(space.service, concurrency=batch)
+            return estimate_service(self.estimator(number), service)
         return self.estimator(number).decode(batch, space.context, space.slots)
 
     def missing_bytes(self, keep: Sequence[int], batch: int = 1) -> float:
@@ -287,10 +360,9 @@ def _padded(batches: np.ndarray | int, multiple: np.ndarray | int) -> np.ndarray
 
 
 def _touched(
-    model: Model, padded: np.ndarray, replicas: np.ndarray, experts: str
+    model: Model, tokens: np.ndarray, replicas: np.ndarray, experts: str
 ) -> np.ndarray | int:
     """Experts that steps read, as `PassCounter` counts them."""
     if experts != "coverage":
         return {"all": model.experts, "least": model.experts_per_token}[experts]
-    tokens = np.maximum(padded // replicas, 1)
-    return expected_experts(model, tokens)
+    return expected_experts(model, np.maximum(tokens / replicas, 1))

@@ -64,7 +64,9 @@ def _recorder(cell: Cell, number: int) -> Recorder:
 
 def record(point: Candidate) -> Record:
     """A point as programs read it."""
-    return _recorder(point.cell, point.number).record(point.estimate())
+    recorder = _recorder(point.cell, point.number)
+    make = recorder.record_service if point.cell.space.service else recorder.record
+    return make(point.estimate())
 
 
 # Tables ------------------------------------------------------------------------------------------

@@ -1,29 +1,38 @@
 """Published figures beside what this project counts for the same case.
 
-Longest contexts are of `contexts.json`; measured steps are cases (`profiles.published.cases`), each
-with its floor, its expected time and the expected time's error.
+Longest contexts are of `contexts.json`; measured steps and services are cases
+(`profiles.published.cases`), each with its floor, its expected time and the expected time's error.
 """
 
 import dataclasses
-import functools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 
 import jax.numpy as jnp
-import numpy as np
 
 from model.catalog import find_model
 from model.dtypes import Dtypes
 from profiles.chips.calibration import Calibration, calibration_of
-from profiles.expected.candidates import LayoutNames, candidates
 from profiles.expected.estimate import Estimator
-from profiles.floor.bound import floor
+from profiles.expected.serving import estimate_service
+from profiles.expected.time import Expected
 from profiles.floor.bytes_and_flops import kv_token_bytes
-from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
-from profiles.published.cases import Case, Unusable
-from profiles.report.numbers import ms, number, several
+from profiles.published.cases import Case
+from profiles.published.estimators import (
+    EVENLY,
+    EXPERTS,
+    assumed_constants,
+    assumed_types,
+    estimators,
+    unpadded_floor,
+)
+from profiles.published.measurement import Unusable
+from profiles.published.reproduced import Reproduced
+from profiles.published.service_times import fastest_service, reproduce_service, service_times
+from profiles.published.services import ServiceCase
+from profiles.report.numbers import number
 from sharding.catalog import attend_by, find_layout
 from sharding.error_types import FloorlineError
 from sharding.mesh import parse_mesh
@@ -60,122 +69,42 @@ def _data() -> dict:
     return json.loads(resources.files("profiles.published").joinpath("contexts.json").read_text())
 
 
-@dataclasses.dataclass(frozen=True)
-class Reproduced:
-    """A case beside this project's times for it.
-
-    Attributes:
-      case: what was measured.
-      floor_s: the least that is consistent with the source.
-      expected_s: expected time, on the mesh where it is least if none is stated.
-      calibration: the constants of the expected time.
-      assumptions: what was assumed for these times beside the case's own assumptions.
-    """
-
-    case: Case
-    floor_s: float
-    expected_s: float
-    calibration: Calibration
-    assumptions: tuple[str, ...]
-
-    @property
-    def error(self) -> float:
-        """The expected time's distance from the measured one, as a fraction of it."""
-        return self.expected_s / self.case.published_s - 1
-
-    @property
-    def fraction(self) -> float:
-        """Floor over measured; above 1, one of the two is wrong."""
-        return self.floor_s / self.case.published_s
-
-    @property
-    def use(self) -> str:
-        """``fit``, ``held_out``, or ``given`` for a case of no calibration's."""
-        return "fit" if self.case.fit else "held_out" if self.case.held_out else "given"
-
-    def as_record(self) -> dict[str, object]:
-        """A row of a document."""
-        case = self.case
-        return {
-            "source": case.source,
-            "locator": case.locator,
-            "assumed": [*case.assumed, *self.assumptions],
-            "published_s": case.published_s,
-            "floor_s": self.floor_s,
-            "expected_s": self.expected_s,
-            "error": self.error,
-            "fraction_of_floor": self.fraction,
-            "model": case.model.name,
-            "topology": str(case.slice),
-            "phase": case.phase,
-            "batch": case.batch,
-            "use": self.use,
-        }
-
-
-def reproduce(case: Case, calibration: Calibration | None = None) -> Reproduced:
+def reproduce(case: Case | ServiceCase, calibration: Calibration | None = None) -> Reproduced:
     """This project's times for a case.
 
     Args:
       case: what was measured.
-      calibration: for expected times; those of the chip if None.
+      calibration: for expected times; that of the engine on the chip if None, or of the chip.
 
     Raises:
       LayoutError: the layout does not go with the model on any mesh of the slice.
-      UsageError: the chip has no figure for the arithmetic, or the calibration was measured on
-        another device.
+      UsageError: the chip has no figure for the arithmetic, the calibration was measured on
+        another device, or a service's concurrency does not fit.
     """
-    calibration = calibration or calibration_of(case.slice.chip.name)
+    named = case.engine and case.engine.name
+    calibration = calibration or calibration_of(case.slice.chip.name, named)
     calibration.check_chip(case.slice.chip.name)
+    if isinstance(case, ServiceCase):
+        return reproduce_service(case, calibration)
     for_floor = estimators(case, True, calibration)
-    floor_s = min(_floor_seconds(case, each) for each in for_floor)
+    floor_s, bound = min((_floor_seconds(case, each) for each in for_floor), key=lambda one: one[0])
     _, expected_s = min(_expected(case, each) for each in estimators(case, False, calibration))
     assumed = tuple(_assumed(case, for_floor, calibration))
-    return Reproduced(case, floor_s, expected_s, calibration, assumed)
+    return Reproduced(case, floor_s, expected_s, calibration, assumed, bound)
 
 
-def estimators(case: Case, for_floor: bool, calibration: Calibration) -> list[Estimator]:
-    """Estimators of all meshes that a case may have, for its floor or for its expected time."""
-    mesh = tuple(case.mesh.items()) if case.mesh else None
-    deployment = Deployment(
-        model=case.model,
-        slice=case.slice_for(for_floor),
-        dtypes=case.dtypes(for_floor),
-        calibration=calibration,
-        experts="least" if for_floor else "coverage",
-    )
-    return _estimators(deployment, case.names, mesh)
-
-
-@functools.lru_cache(maxsize=256)
-def _estimators(
-    deployment: Deployment, names: LayoutNames, mesh: tuple[tuple[str, int], ...] | None
-) -> list[Estimator]:
-    """Cases of one table share these."""
-    layouts = names.layouts(deployment.model)
-    return candidates(deployment, layouts, [dict(mesh)] if mesh else None)
-
-
-def _floor_seconds(case: Case, estimator: Estimator) -> float:
-    """The floor of a case in one layout on one mesh."""
-    prompt, context = case.prompt_length, first_context(case)
+def _floor_seconds(case: Case, estimator: Estimator) -> tuple[float, str | None]:
+    """The floor of a case in one layout on one mesh, and what bounds it if it is one pass."""
+    step = Pass(case.batch, first_context(case))
     if case.phase == "decode":
-        return _bound(case, estimator, context, 1)
-    first = _bound(case, estimator, cached(case), prompt)
+        found = unpadded_floor(estimator, step)
+        return found.seconds, found.bound
+    first = unpadded_floor(estimator, Pass(case.batch, cached(case), case.prompt_length))
     if case.phase == "prefill":
-        return first
+        return first.seconds, first.bound
     # The pass over the prompt makes the first token.
     steps = max(case.generated_tokens - 1, 0)
-    return first + steps * _bound(case, estimator, context, 1)
-
-
-def _bound(case: Case, estimator: Estimator, context: int, tokens: int) -> float:
-    """The floor of a pass; a batch is not padded, because another layout need not pad it."""
-    pass_, deployment = Pass(case.batch, context, tokens), estimator.deployment
-    if deployment.padded(pass_) == pass_:
-        return estimator.estimate(pass_).floor.seconds
-    counter = deployment.prompt_counter if pass_.over_prompts else deployment.counter
-    return floor(counter.count(pass_, deployment.experts), estimator.peaks).seconds
+    return first.seconds + steps * unpadded_floor(estimator, step).seconds, None
 
 
 def _expected(case: Case, estimator: Estimator) -> tuple[bool, float]:
@@ -183,6 +112,39 @@ def _expected(case: Case, estimator: Estimator) -> tuple[bool, float]:
     passes = [(count, estimator.estimate(pass_)) for count, pass_ in passes_of(case)]
     seconds = sum(count * each.expected.seconds for count, each in passes)
     return not all(each.fits for _, each in passes), seconds
+
+
+def times_where_fastest(
+    case: Case | ServiceCase, calibration: Calibration
+) -> Callable[[Calibration], list[tuple[float, Expected]]]:
+    """Gives the times that a case's expected time is the sum of, and how many of each there are.
+
+    Args:
+      case: what was measured.
+      calibration: chooses the layout on a mesh, and how many sequences of a service run at once:
+        those in which it expects the least time.
+
+    Returns:
+      A function of other constants.
+
+    Raises:
+      LayoutError: no layout divides the model over the slice.
+    """
+    served = None
+    if isinstance(case, ServiceCase):
+        served = fastest_service(case, calibration)[1]
+        deployment = served.deployment
+    else:
+        found = estimators(case, False, calibration)
+        deployment = min(found, key=lambda each: _expected(case, each)).deployment
+
+    def times(constants: Calibration) -> list[tuple[float, Expected]]:
+        estimator = Estimator(dataclasses.replace(deployment, calibration=constants))
+        if served:
+            return service_times(case, estimate_service(estimator, served.service))
+        return [(count, estimator.estimate(pass_).expected) for count, pass_ in passes_of(case)]
+
+    return times
 
 
 def passes_of(case: Case) -> list[tuple[int, Pass]]:
@@ -215,74 +177,26 @@ def mean_context(case: Case) -> int:
 
 def _assumed(case: Case, for_floor: Sequence[Estimator], calibration: Calibration) -> Iterator[str]:
     """What the times assume beyond the case."""
-    sized = for_floor[0].deployment.layout is None
     if case.phase != "prefill" and first_context(case) != mean_context(case):
         yield (
             f"steps at a mean context of {mean_context(case)}, the floor's at {first_context(case)}"
         )
-    if sized:
-        yield "divided evenly over chips, whatever the layout"
+    if for_floor[0].deployment.layout is None:
+        yield EVENLY
     elif not case.layout:
         yield "layout not stated: the floor is the least of all, the expected time the best"
-    if not sized and not case.attention and case.slice.devices > 1:
+    if for_floor[0].deployment.layout and not case.attention and case.slice.devices > 1:
         yield "attention not stated: the floor is the least of all, the expected time the best"
     if not case.mesh and len(for_floor) > 1:
         yield "mesh not stated: the floor is the least of all, the expected time the best"
-    if case.weights.few_bits or (case.cache and case.cache.few_bits):
-        yield "the floor counts values of few bits without scales, and all tables in them"
-    if case.weights.few_bits and not case.dtype:
-        yield "arithmetic not stated: bfloat16, the floor's as fast as the chip has"
-    if not case.cache:
-        yield f"kv_dtype not stated: {case.arithmetic}"
-    if case.slice.chip.name not in calibration.chips:
-        yield f"expected by {calibration.describe(case.slice.chip.name)}"
+    yield from assumed_types(case)
+    yield from assumed_constants(case, calibration)
     if case.model.experts:
-        yield "the floor reads one token's experts, the expected time those of evenly spread tokens"
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """How times of many rows compare.
-
-    Attributes:
-      rows: how many.
-      median: median of the errors' sizes.
-      p90: the size that nine in ten stay below.
-      closest: the largest part of a measured time that its floor is.
-    """
-
-    rows: int
-    median: float
-    p90: float
-    closest: float
-
-    def __str__(self) -> str:
-        return (
-            f"{several(self.rows, 'row')}: |error| median {self.median:.1%}, p90 {self.p90:.1%}; "
-            f"floor at most {self.closest:.0%} of measured"
-        )
-
-
-def summarise(rows: Iterable[Reproduced]) -> Summary | None:
-    """A summary; None of no rows."""
-    found = list(rows)
-    if not found:
-        return None
-    errors = [abs(row.error) for row in found]
-    median, p90 = (float(value) for value in np.percentile(errors, (50, 90)))
-    return Summary(len(found), median, p90, max(row.fraction for row in found))
-
-
-def by_source(rows: Iterable[Reproduced]) -> dict[str, list[Reproduced]]:
-    """Rows in groups of one source each, in the order of first appearance."""
-    groups: dict[str, list[Reproduced]] = {}
-    for row in rows:
-        groups.setdefault(row.case.source, []).append(row)
-    return groups
+        yield EXPERTS
 
 
 def reproduce_all(
-    cases: Iterable[Case], calibration: Calibration | None = None
+    cases: Iterable[Case | ServiceCase], calibration: Calibration | None = None
 ) -> tuple[list[Reproduced], list[Unusable]]:
     """`reproduce` of each, and beside them those that do not go with their slice or calibration.
 
@@ -299,24 +213,6 @@ def reproduce_all(
         except FloorlineError as error:
             refused.append(Unusable(case.source, case.locator, str(error)))
     return rows, refused
-
-
-def check_floors(rows: Iterable[Reproduced]) -> None:
-    """Refuses measurements that beat their floors.
-
-    Raises:
-      FloorlineError: with the first of them.
-    """
-    if beating := [row for row in rows if row.fraction > 1]:
-        row = beating[0]
-        case = row.case
-        raise FloorlineError(
-            f"measured time is {ms(case.published_s)} ms in {case.source}, {case.locator}, "
-            f"below its floor of {ms(row.floor_s)} ms ({len(beating)} such); the measurement "
-            "is of something else, or the case's assumptions or a peak in "
-            "profiles/chips/chips.json are "
-            "wrong"
-        )
 
 
 def check_contexts(rows: Iterable[dict]) -> None:

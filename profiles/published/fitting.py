@@ -1,12 +1,12 @@
-"""Finds the constants of `calibrations.json` from published decode steps.
+"""Finds the constants of `calibrations.json` from published measurements.
 
-There is one calibration for a family of chips and the software on it, fitted to the cases of
-`steps.json` that name it. All points of a grid of round numbers are tried, with and without overlap
-of collectives, so that a constant has no more digits than the data determine. The score to
-minimize is the mean absolute error (the logarithm of expected over measured) plus three tenths of
-its 90th percentile, plus a small penalty for each doubling between a constant and its typical
-value. The penalty keeps a fit from following the noise of a few rows, and alone decides about
-constants that these steps do not determine.
+There is one calibration for a family of chips and the software on it, fitted to the cases that name
+it. Those of serving engines are found by `engine_fitting`, the others as follows. All points of a
+grid of round numbers are tried, with and without overlap of collectives, so that a constant has no
+more digits than the data determine. The score to minimize is the mean absolute error (the logarithm
+of expected over measured) plus three tenths of its 90th percentile, plus a small penalty for each
+doubling between a constant and its typical value. The penalty keeps a fit from following the noise
+of a few rows, and alone decides about constants that these steps do not determine.
 
 Each calibration is also tested on steps that it was not fitted to: on each case by a fit without
 it, without all cases of its batch, of its stored type, or of its number of chips; and on the cases
@@ -25,7 +25,9 @@ import numpy as np
 
 from profiles.chips.calibration import Calibration, calibrations
 from profiles.published.cases import Case, shipped_cases
-from profiles.published.comparison import estimators, passes_of, reproduce
+from profiles.published.comparison import passes_of, reproduce
+from profiles.published.engine_fitting import EngineFit
+from profiles.published.estimators import estimators
 from profiles.report.table import Table
 
 GRID = {
@@ -43,6 +45,8 @@ TYPICAL = {"memory": 0.85, "compute": 0.6, "link": 0.8, "collective_s": 5e-6, "l
 for a layer. Collectives are typically not overlapped."""
 TAIL, PULL, HIDING = 0.3, 0.01, 2
 """Weight of the 90th percentile; penalty of a doubling; doublings that overlap counts as."""
+MANY = 20
+"""Errors that a table does not show one by one."""
 _RESOLVED = 2e-6  # seconds per layer that a fit cannot distinguish from 0
 _SHAPE = tuple(map(len, GRID.values()))
 
@@ -177,7 +181,8 @@ def fitted_cases(name: str) -> list[Case]:
 def main() -> None:
     """Prints the fitted constants, whether they are the shipped ones, and errors on all cases."""
     rows = []
-    for shipped in calibrations():
+    sets = calibrations()
+    for shipped in (each for each in sets if not each.fitted):
         fit = Fit(fitted_cases(shipped.name))
         fitted = fit.constants(fit.best())
         same = all(getattr(shipped, name) == value for name, value in fitted.items())
@@ -187,13 +192,27 @@ def main() -> None:
         for words, alike in HELD_OUT.items():
             if (errors := fit.held_out(alike)) is not None:
                 rows.append((shipped.name, words, *_cells(errors)))
+    for shipped in (each for each in sets if each.fitted):
+        rows += _of_engine(shipped)
     for source, cases in _others():
         results = [reproduce(case) for case in cases]
-        sets = calibrations()
-        lent = {s.name for s in sets for case in cases if case.slice.chip.name in s.chips}
+        lent = dict.fromkeys(each.calibration.name for each in results)
         rows.append((", ".join(lent), f"all: {source}", *_cells([each.error for each in results])))
     head = "set", "not fitted", "rows", "median |error|", "p90", "errors"
     print(Table(head, rows).terminal())
+
+
+def _of_engine(shipped: Calibration) -> Iterator[tuple[str, ...]]:
+    """Rows of the set of an engine, whose constants it prints."""
+    fit = EngineFit(shipped, fitted_cases(shipped.name))
+    same = all(getattr(shipped, name) == value for name, value in fit.constants.items())
+    print(f"{shipped.name}: {fit.constants}" + ("" if same else "; SHIPPED OTHERWISE"))
+    yield shipped.name, "nothing: all fitted", *_cells(fit.errors(fit.constants))
+    if len(fit.cases) > 2 * len(shipped.fitted):
+        for words, errors in zip(
+            ("nothing: half, fitted", "the other half"), fit.halves(0), strict=True
+        ):
+            yield shipped.name, words, *_cells(errors)
 
 
 def _others() -> Iterator[tuple[str, list[Case]]]:
@@ -209,7 +228,7 @@ def _cells(errors: Iterable[float]) -> tuple[str, ...]:
         str(len(sizes)),
         f"{np.median(sizes):.1%}",
         f"{np.percentile(sizes, 90):.1%}",
-        " ".join(f"{error:+.0%}" for error in errors),
+        " ".join(f"{error:+.0%}" for error in errors) if len(sizes) <= MANY else "",
     )
 
 

@@ -21,7 +21,7 @@ from profiles.expected.estimate import Estimator
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Counts, Pass
 from profiles.floor.sized_models import sized_models
-from profiles.published.cases import stored
+from profiles.published.fields import stored
 from profiles.report.numbers import exact
 from sharding.catalog import find_layout
 from sharding.error_types import FloorlineError

@@ -5,15 +5,22 @@ import itertools
 import string
 from collections.abc import Iterable, Sequence
 
-from profiles.published.cases import Unusable
-from profiles.published.comparison import Reproduced, Summary, by_source, summarise
+from profiles.published.measurement import Unusable
 from profiles.published.printed_figures import PrintedFigure
+from profiles.published.reproduced import Reproduced, Summary, by_source, summarise
+from profiles.published.services import SERVING
 from profiles.report.numbers import exact, ms, number
 from profiles.report.table import Table
 
 _HEAD = (
     "case", "model", "slice", "phase", "batch", "measured ms", "floor ms", "expected ms", "error",
     "floor/measured", "assumed",
+)  # fmt: skip
+
+
+_OF_SERVICES = (
+    "case", "model", "slice", "weights", "at once", "measured ms a token", "floor ms",
+    "expected ms", "error", "floor/measured", "assumed",
 )  # fmt: skip
 
 
@@ -36,15 +43,17 @@ def _source_text(source: str, rows: Sequence[Reproduced]) -> str:
     notes: dict[str, str] = {}
     names = itertools.chain(string.ascii_lowercase, map("".join, itertools.product(
         string.ascii_lowercase, repeat=2)))  # fmt: skip
-    lines = []
+    tables: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for row in rows:
         for note in (*row.case.assumed, *row.assumptions):
             if note not in notes:
                 notes[note] = next(names)
-        lines.append(_cells(row, notes))
+        head = _OF_SERVICES if row.case.phase == SERVING else _HEAD
+        tables.setdefault(head, []).append(_cells(row, notes))
     assumed = [f"  {name}: {note}" for note, name in notes.items()]
     summary = f"summary: {summarise(rows)}"
-    return "\n".join([source, Table(_HEAD, lines).terminal(), *assumed, summary])
+    shown = [Table(head, lines).terminal() for head, lines in tables.items()]
+    return "\n".join([source, *shown, *assumed, summary])
 
 
 def _cells(row: Reproduced, notes: dict[str, str]) -> tuple[str, ...]:
@@ -54,8 +63,8 @@ def _cells(row: Reproduced, notes: dict[str, str]) -> tuple[str, ...]:
         case.locator + " (held out)" * (row.use == "held_out"),
         case.model.name,
         str(case.slice),
-        case.phase,
-        f"{case.batch:,}",
+        case.weights.name if case.phase == SERVING else case.phase,
+        f"{row.sequences:,}",
         *(ms(seconds) for seconds in (case.published_s, row.floor_s, row.expected_s)),
         f"{row.error:+.1%}",
         f"{row.fraction:.0%}{beats}",
@@ -71,7 +80,8 @@ def accuracy(rows: Iterable[Reproduced]) -> dict[str, Summary]:
         "decode steps": steps,
         "decode steps, fitted": [row for row in steps if row.use == "fit"],
         "decode steps, held out": [row for row in steps if row.use == "held_out"],
-        "prefills and runs": [row for row in rows if row.case.phase != "decode"],
+        "prefills and runs": [row for row in rows if row.case.phase in ("prefill", "run")],
+        "services": [row for row in rows if row.case.phase == SERVING],
     }
     return {name: summarise(group) for name, group in groups.items() if group}
 

@@ -24,7 +24,8 @@ class BytesPerChip(TypedDict, total=False):
 
     weights_resident: float  # stored weights
     weights_read: float  # the weights that the pass reads
-    kv_resident: float  # the allocated cache
+    kv_resident: float  # the allocated cache; of a service what is filled of it on average
+    kv_reserved: float  # a service's cache with room for the longest prompt and answer
     kv_read: float  # cached tokens that the pass reads
     kv_written: float  # new tokens
     weights_gathered: float  # whole copies that a weight-gathered layout makes of its shards
@@ -83,14 +84,16 @@ class Record:
     # The model and the pass.
     model: str | None = _field("{}", line=True)
     parameters: Parameters | None = None
-    phase: Literal["decode", "prefill"] | None = _field("{}", line=True)
+    phase: Literal["decode", "prefill", "serving"] | None = _field("{}", line=True)
     batch: int | None = None  # sequences
     context: int | None = _field(line=True)  # cached tokens of each sequence before the pass
     tokens_per_sequence: int | None = _field(line=True)  # new tokens: 1 in a decode step
     slots: int | None = _field(late=True)  # tokens of each sequence that the cache has room for
-    prompt_length: int | None = _field(late=True)  # tokens of each prompt that it is a chunk of
+    prompt_length: int | None = _field(late=True)  # tokens of each prompt, or that it is a chunk of
     chunks: int | None = _field(late=True)  # passes whose times are added up: a whole prompt's
     padded_tokens: int | None = _field(late=True)  # those that run, beyond `tokens_per_sequence`
+    concurrency: int | None = _field(late=True)  # sequences that a service has in flight
+    generated_tokens: int | None = _field(late=True)  # tokens of each of its answers
     # The devices.
     device_kind: str | None = _field("on {}", line=True)  # JAX's name for them
     topology: str | None = None  # the slice, such as v5e:4x4
@@ -125,6 +128,7 @@ class Record:
     # Expected, by a calibration.
     expected_s: float | None = None
     expected_terms_s: Mapping[str, float] | None = _field(late=True)  # those that are not zero
+    expected_forms_s: Mapping[str, float] | None = _field(late=True)  # prompts beside, or between
     # Measured.
     step_s: Seconds | None = None
     steps_per_sample: int | None = None  # each sample of `step_s` is a mean of so many

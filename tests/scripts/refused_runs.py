@@ -43,6 +43,13 @@ REFUSED = {
     "unknown model": (["--model=gpt5", *TEXT], 2, "model is 'gpt5'", "; ", "llama3-8b", "tiny"),
     "weights not had": (["--model=llama3-8b", *TEXT], 2, "model is 'llama3-8b'", "random_weights"),
     "random file": (["--model=tiny.gguf", "--random_weights", *TEXT], 2, "model is 'tiny.gguf'"),
+    "four-bit floats": (
+        [*TOKENS, "--weight_dtype=nvfp4"],
+        2,
+        "--weight_dtype is nvfp4",
+        "does not run; use one of float32",
+        "estimate.py",
+    ),
     # Meshes and layouts.
     "five devices": ([*TOKENS, "--devices=5"], 2, "d_ff is 128", "z=5", "; use", "shards"),
     "three on y": ([*TOKENS, "--mesh=3x1"], 2, "d_ff is 128", "y=3", "; use 1, 2, 4 or 8 shards"),

@@ -12,6 +12,7 @@ CASES = {
             "--price_per_chip_hour=3"],
     "sized": ["--model=deepseek-v3", "--topology=h200:8", "--weight_dtype=fp8", "--batch=64",
               "--figures=sparsity,communication", "--context=0"],
+    "engines": ["--figures=engines"],
     "large": ["--model=llama3-405b", "--topology=h100:1", "--figures=latency", "--batch=4",
               "--layout=weight_stationary_1d", "--attention=heads", "--json=-"],
 }  # fmt: skip
@@ -41,6 +42,7 @@ REFUSALS = {
     "prompts": (["--prefill_layout=auto"], "--prefill_layout is auto, but the curves are of"),
     "output": ([*SMALL, "--output_dir=file"], "output path is file"),
     "json": ([*SMALL, "--json=out"], "--json is out, not a regular file"),
+    "no document": (["--figures=engines", "--json=-"], "--json is -, but engines alone have no"),
 }
 
 
@@ -99,6 +101,11 @@ def test_what_cannot_be_drawn_of_a_model_known_by_its_sizes_is_skipped_with_a_re
     assert ended["sized"].code == 0
     assert written(folder, "sized") == {"sparsity.png"}
     assert "skipped out/sized/communication.png: deepseek-v3 is known by" in ended["sized"].stderr
+
+
+def test_published_services_are_drawn_without_a_model(ended, folder):
+    assert ended["engines"].code == 0
+    assert written(folder, "engines") == {"engines.png"}
 
 
 def test_a_model_that_does_not_fit_is_drawn_and_its_records_say_so(ended, folder):

@@ -27,9 +27,14 @@ CASES = {
     "experts": ["--model=mixtral-8x7b", "--mesh=2x2x2", "--expert_parallel", "--compile=false"],
     "count": ["--model=llama3-8b", "--devices=16", "--batch=64", "--context=2048",
               "--compile=false"],
+    "counted": ["--model=tiny", "--mesh=1x1x2", "--weight_dtype=nvfp4", "--json=-"],
     "both": ["--model=llama3-8b", "--devices=16", "--mesh=1x1x16", "--compile=false"],
 }  # fmt: skip
 REFUSALS = {
+    "counted": (
+        ["--model=tiny", "--mesh=2", "--weight_dtype=mxfp4", "--compile"],
+        "--weight_dtype is mxfp4, which is counted but does not run",
+    ),
     "mesh": (["--model=tiny", "--mesh=2x"], "mesh is '2x'; write sizes of x, y and z"),
     "layout": (["--model=tiny", "--layout=3d"], "layout is '3d'; use one of weight_stationary_1d"),
     "divide": (["--model=tiny", "--mesh=1x1x5"], "d_ff is 128, which mesh axes z=5 (5 shards)"),
@@ -125,6 +130,17 @@ def test_arrays_in_few_bits_are_rows_of_their_own(ended):
         "bytes_per_chip": 128,
         "copies": 4,
     }
+
+
+def test_types_that_are_counted_alone_are_listed_and_not_compiled(ended):
+    document = ended["counted"].document
+    values, scales, whole = (
+        next(a for a in document["arrays"] if a["name"] == f"layers/0/mlp/down/{part}")
+        for part in ("values", "scales", "whole")
+    )
+    assert values["bytes_per_chip"] == 64 * 128 / 4 and scales["bytes_per_chip"] == 64 * 8 / 2
+    assert (whole["bytes_per_chip"], whole["copies"]) == (4, 2)
+    assert "compiled" not in document["collectives"]
 
 
 def test_a_large_model_is_not_compiled_unasked(ended, folder):

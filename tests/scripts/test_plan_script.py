@@ -77,6 +77,17 @@ def test_lengths_give_the_context_half_way_and_room_for_all(ended):
     assert "room for 1,500" in ended["lengths"].stderr
 
 
+def test_lengths_make_steps_those_of_a_service_and_prompts_part_of_the_price(ended):
+    choice = ended["lengths"].document["choice"]
+    lengths = choice["prompt_length"], choice["generated_tokens"]
+    assert choice["phase"] == "serving" and lengths == (1000, 500)
+    assert choice["concurrency"] == choice["batch"]
+    assert "prompts of 1,000 and answers of 500 tokens beside" in ended["lengths"].stderr
+    assert choice["expected_s"] == choice["expected_forms_s"]["beside"]
+    usd = choice["price"]["usd_per_chip_hour"] / 3600 / choice["tokens_per_s_per_chip"] * 1e6
+    assert choice["usd_per_million_tokens"] == pytest.approx(usd)
+
+
 def test_a_price_twice_as_high_costs_twice_as_much(ended):
     listed, given = (ended[name].document["choice"] for name in ("json", "own price"))
     assert given["usd_per_million_tokens"] == pytest.approx(2 * listed["usd_per_million_tokens"])

@@ -19,7 +19,31 @@ STEP = {
     "context": 1000,
     "published_s": 0.011,
 }
+SERVICE = {
+    "source": "theirs",
+    "locator": "table 1",
+    "engine": "vLLM",
+    "model": "llama2-7b",
+    "topology": "a100-80gb:1",
+    "parallelism": "TP1",
+    "weight_dtype": "bf16",
+    "phase": "serving",
+    "concurrency": 16,
+    "prompt_length": 512,
+    "generated_tokens": 128,
+    "published": {"tokens_per_s": 400},
+}
 FILES = {
+    "services": [
+        SERVICE,
+        SERVICE | {"concurrency": None, "published": {"per_token_s": 0.5}},
+        SERVICE | {"parallelism": "TP8"},
+        SERVICE | {"phase": "served"},
+        SERVICE | {"source": ""},
+        SERVICE | {"generated_tokens": 0},
+        SERVICE | {"concurrency": 1000},
+        STEP,
+    ],
     "list": [STEP, STEP | {"locator": "run 2", "batch": 8, "published_s": 0.012}],
     "object": {"cases": [STEP]},
     "beating": [STEP, STEP | {"locator": "run 3", "published_s": 0.005}],
@@ -56,7 +80,8 @@ def test_shipped_rows_have_every_field_and_none_beats_its_floor(ended):
     assert done.code == 0, done.stderr
     rows = done.document["rows"]
     fields = {"source", "locator", "assumed", "published_s", "floor_s", "expected_s", "error"}
-    assert len(rows) >= 63 and all(fields <= row.keys() for row in rows)
+    assert len(rows) >= 63 + 178 and all(fields <= row.keys() for row in rows)
+    assert sum(row["phase"] == "serving" for row in rows) == 129
     assert all(row["floor_s"] < row["published_s"] for row in rows)
     assert all(
         row["error"] == pytest.approx(row["expected_s"] / row["published_s"] - 1) for row in rows
@@ -73,6 +98,27 @@ def test_each_source_has_a_summary_and_so_have_fitted_and_held_out_rows(ended):
         steps["decode steps, held out"]["rows"] + steps["decode steps, fitted"]["rows"]
         == (steps["decode steps"]["rows"])
     )
+
+
+def test_services_are_reproduced_beside_steps_and_bad_ones_are_listed_in_one_line_each(ended):
+    done = ended["services"]
+    assert done.code == 0, done.stderr
+    one, all_that_fit, step = done.document["rows"]
+    assert (one["concurrency"], one["published_s"], one["prompts"]) == (16, 1 / 400, "beside")
+    assert one["floor_s"] < one["expected_s"] < one["published_s"]
+    assert all_that_fit["concurrency"] > 100 and all_that_fit["published_s"] == 0.5
+    assert step["batch"] == 1 and "concurrency" not in step
+    reasons = {each["why"] for each in done.document["unusable"]}
+    said = (
+        "parallelism is 'TP8', of 8 devices, but a100-80gb:1 has 1",
+        "phase is 'served'; use one of decode, prefill, run, serving",
+        "case is without source; give",
+        "generated_tokens is 0; use",
+        f"concurrency is 1,000, but {all_that_fit['concurrency']} fit on a100-80gb:1",
+    )
+    assert len(reasons) == len(said) and not any("\n" in each for each in reasons)
+    for words in said:
+        assert any(each.startswith(words) for each in reasons), words
 
 
 def test_contexts_and_printed_digits_are_reproduced_too(ended):

@@ -35,6 +35,11 @@ def test_a_file_is_read_and_a_wrong_one_is_refused_by_what_is_wrong(tmp_path):
         ({"hidden": "no"}, "hidden of the calibration in .* is 'no'; use true or false"),
         ({"measured_on": 5}, "measured_on of the calibration in .* is 5; use text"),
         ({"speed": 1}, "is not of the fields"),
+        ({"experts": 2}, "experts of calibration mine is 2"),
+        ({"sequence_s": -1}, "sequence_s of calibration mine is -1"),
+        ({"adds": 1}, "adds of the calibration in .* is 1; use true or false"),
+        ({"fitted": "memory"}, "fitted of the calibration in .* is 'memory'; use a list"),
+        ({"engine": None}, "engine of the calibration in .* is None; use text"),
         ({"attention": 0}, "attention of calibration mine is 0"),
         ({"attention": "slow"}, "attention of the calibration in .* is 'slow'; use a number"),
         (
@@ -113,11 +118,27 @@ def test_attention_has_a_rate_of_its_own_where_it_is_given():
     assert one.compute_s(8e9, 2e9, 1, 1e12) == pytest.approx(6e9 / 1e11 + 2e9 / 1e10)
 
 
+def test_experts_have_a_rate_of_their_own_where_it_is_given():
+    plain = calibration_of("v5e")
+    assert plain.compute_s(8e9, 2e9, 1, 1e12, 3e9) == 8e9 / (1e12 * plain.compute)
+    one = dataclasses.replace(plain, compute=0.5, experts=0.1, attention=0.2)
+    assert one.compute_s(8e9, 2e9, 1, 1e12, 3e9) == pytest.approx(3e9 / 5e11 + 0.01 + 0.03)
+
+
+def test_memory_and_arithmetic_overlap_or_take_turns():
+    plain = calibration_of("v5e")
+    assert plain.together(2.0, 3.0) == 3.0
+    turns = dataclasses.replace(plain, adds=True)
+    np.testing.assert_array_equal(turns.together(np.array([2.0, 1.0]), 3.0), [5.0, 4.0])
+
+
 def test_a_record_is_read_back_and_says_nothing_that_is_not_there(tmp_path):
     plain = calibration_of("v5e")
-    assert not {"attention", "compute_by_rows", "peaks"} & plain.as_record().keys()
+    unsaid = {"attention", "compute_by_rows", "peaks", "experts", "adds", "sequence_s", "borrowed"}
+    assert not unsaid & plain.as_record().keys()
     tables = {"compute_by_rows": ((1, 0.1), (16, 0.3)), "peaks": (("flops", 1e11),)}
-    one = dataclasses.replace(plain, attention=0.02, **tables)
+    more = {"adds": True, "experts": 0.2, "sequence_s": 1e-6, "fitted": ("memory", "experts")}
+    one = dataclasses.replace(plain, attention=0.02, engine="vLLM", borrowed="", **tables, **more)
     path = tmp_path / "one.json"
     path.write_text(json.dumps(one.as_record()))
     assert read_calibration(str(path)) == one

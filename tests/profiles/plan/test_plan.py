@@ -16,8 +16,10 @@ from profiles.chips.chip import Price, chips
 from profiles.chips.slices import parse_slice, slices_of
 from profiles.expected.balance import largest_batch
 from profiles.expected.candidates import LayoutNames, candidates
+from profiles.expected.serving import estimate_service
 from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.deployment import Deployment
+from profiles.floor.serving import Service
 from profiles.floor.sized_models import sized_models
 from profiles.plan import rows
 from profiles.plan.search import Search, Targets
@@ -129,6 +131,53 @@ def test_steps_that_a_plan_compares_are_those_of_estimates(schedule):
                 )
                 found = cell.estimate(number, int(batch)).expected.seconds
                 assert step == pytest.approx(found, rel=1e-9), (cell.rows[number], cell.dtypes)
+
+
+SERVICE = Service(None, 1500, 300)
+
+
+@pytest.mark.parametrize("schedule", ["compiler", "overlapped"])
+def test_steps_of_a_service_that_a_plan_compares_are_those_of_estimates(schedule):
+    """Also with windows, where prompts gather weights that steps do not, and of models by sizes."""
+    prompts = find_layout("weight_gathered_xy")
+    wanted = [
+        schedule_by(prefill_by(layout, prompts) if gathers else layout, schedule)
+        for layout in LayoutNames("weight_stationary_2d").layouts(find_model("gemma3-4b"))
+        for gathers in (False, True)
+    ] + [schedule_by(find_layout("data_parallel_x_1d"), schedule)]
+    for model, slice in (("qwen3-30b-a3b", "v6e:2x4"), ("gemma3-4b", "mi300x:4"),
+                         ("deepseek-v3", "h200:8")):  # fmt: skip
+        layouts = (None,) if model in sized_models() else tuple(wanted)
+        size = {"slots": 1800, "prompt": 1500, "service": SERVICE, "layouts": layouts}
+        for cell in _space(model, {slice: 1.0}, **size).cells:
+            for number in random.Random(0).sample(range(len(cell.rows)), min(len(cell.rows), 6)):
+                fitting = np.flatnonzero(cell.batches[number])
+                for place in fitting[:: max(len(fitting) // 3, 1)]:
+                    found = cell.estimate(number, int(cell.batches[number][place]))
+                    step = cell.steps[number][place]
+                    assert step == pytest.approx(found.expected_beside_s, rel=1e-9)
+
+
+def test_the_front_of_a_service_pays_for_prompts_and_is_that_of_looking_at_everything():
+    size = {"slots": 1800, "prompt": 1500, "dtype_sets": BOTH[1:]}
+    given = _space("llama3-8b", {"v5e:2x2": 1.2, "h100:2": 5.0}, service=SERVICE, **size)
+    found = plan(given, Targets(prompt=1500))
+    every = []
+    for cell in given.cells:
+        for number in range(len(cell.rows)):
+            for batch in cell.batches[number][cell.batches[number] > 0].tolist():
+                step = estimate_service(cell.estimator(number), Service(batch, 1500, 300))
+                every.append((step.expected_beside_s, step.cost(step.expected_beside_s)))
+    wanted = _unbettered(every)
+    assert [(p.step_s, p.usd) for p in found.front] == [pytest.approx(w, rel=1e-8) for w in wanted]
+    made = record(found.choice)
+    assert made.phase == "serving" and made.concurrency == found.choice.batch
+    assert made.expected_s == pytest.approx(found.choice.step_s)
+    assert f"batch {found.choice.batch:,}" in choice_words(found.choice, Targets())
+    assert f"{found.choice.batch:,}" in front_table([made], 0)
+    alone = plan(_space("llama3-8b", {"v5e:2x2": 1.2, "h100:2": 5.0}, context=1650, **size),
+                 Targets(prompt=1500))  # fmt: skip
+    assert found.choice.usd > 2 * alone.choice.usd
 
 
 @pytest.mark.parametrize("schedule", ["compiler", "overlapped"])
@@ -272,7 +321,7 @@ def test_costs_without_end_are_an_error_in_words():
 
 
 def test_each_way_of_a_plan_says_whose_price_it_is_at():
-    slices = tuple((each, each.chip.price()) for each in map(parse_slice, ("v5e:2x4", "h200:1")))
+    slices = tuple((each, each.chip.price()) for each in map(parse_slice, ("v5e:1x1", "h200:1")))
     space = dataclasses.replace(_space("llama3-8b", {}), slices=slices)
     found = plan(space, Targets())
     for point in found.front:
@@ -322,7 +371,7 @@ def test_slices_that_are_passed_over_hold_nothing_better(monkeypatch):
             patch.setattr(Search, "_hope", lambda *_: (np.zeros(1), np.zeros(1)))
             every = plan(dataclasses.replace(space), targets).front
         assert 0 < few < len(looked_at) - few
-        assert [record(point) for point in pruned] == [record(point) for point in every]
+        assert [(p.step_s, p.usd) for p in pruned] == [(p.step_s, p.usd) for p in every]  # ties
         looked_at.clear()
 
 
@@ -347,5 +396,5 @@ def test_where_every_layout_is_refused_there_are_no_rows():
     layouts = LayoutNames("weight_stationary_1d", "heads").layouts(model)
     found = rows.Rows(model, BOTH[0], layouts, {5})
     assert found.lines(BOTH[0], 10, 11, prompt=100).resident.shape == (0,)
-    assert found.prompts(BOTH[0], 100, "coverage").shape == (3, 0)
+    assert found.prompts(BOTH[0], 100, "coverage").shape == (4, 0)
     assert found.multiples.shape == (0,)

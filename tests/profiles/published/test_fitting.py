@@ -8,7 +8,8 @@ from profiles.published.fitting import GRID, HELD_OUT, TYPICAL, Fit, fitted_case
 
 @pytest.fixture(scope="module")
 def fits():
-    return {each.name: (each, Fit(fitted_cases(each.name))) for each in calibrations()}
+    steps = [each for each in calibrations() if not each.fitted]
+    return {each.name: (each, Fit(fitted_cases(each.name))) for each in steps}
 
 
 def test_shipped_constants_are_those_that_the_fit_finds(fits):

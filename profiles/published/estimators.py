@@ -1,0 +1,76 @@
+"""The deployments that a published case may have run as, and what their times take for granted."""
+
+import functools
+from collections.abc import Iterator
+
+from profiles.chips.calibration import Calibration
+from profiles.expected.candidates import LayoutNames, candidates
+from profiles.expected.estimate import Estimator
+from profiles.floor.bound import Floor, floor
+from profiles.floor.deployment import Deployment
+from profiles.floor.passes import Pass
+from profiles.published.measurement import Measurement
+
+EVENLY = "divided evenly over chips, whatever the layout"
+EXPERTS = "the floor reads one token's experts, the expected time those of evenly spread tokens"
+
+
+def estimators(case: Measurement, for_floor: bool, calibration: Calibration) -> list[Estimator]:
+    """Estimators of all layouts and meshes that a case may have, for its floor or expected time.
+
+    Raises:
+      LayoutError: no layout divides the model over the slice.
+    """
+    mesh = tuple(case.mesh.items()) if case.mesh else None
+    deployment = Deployment(
+        model=case.model,
+        slice=case.slice_for(for_floor),
+        dtypes=case.dtypes(for_floor),
+        calibration=calibration,
+        experts="least" if for_floor else "coverage",
+    )
+    return _estimators(deployment, tuple(case.names), mesh)
+
+
+@functools.lru_cache(maxsize=256)
+def _estimators(
+    deployment: Deployment,
+    names: tuple[LayoutNames, ...],
+    mesh: tuple[tuple[str, int], ...] | None,
+) -> list[Estimator]:
+    """Cases of one table share these."""
+    layouts = [layout for each in names for layout in each.layouts(deployment.model)]
+    return candidates(deployment, layouts, [dict(mesh)] if mesh else None)
+
+
+def unpadded_floor(estimator: Estimator, pass_: Pass) -> Floor:
+    """The floor of a pass; a batch is not padded, because another layout need not pad it."""
+    deployment = estimator.deployment
+    if deployment.padded(pass_) == pass_:
+        return estimator.estimate(pass_).floor
+    counter = deployment.prompt_counter if pass_.over_prompts else deployment.counter
+    return floor(counter.count(pass_, deployment.experts), estimator.peaks)
+
+
+def assumed_types(case: Measurement) -> Iterator[str]:
+    """What times assume about types that a case leaves open."""
+    if case.weights.few_bits or (case.cache and case.cache.few_bits):
+        yield "the floor counts values of few bits without scales, and all tables in them"
+    if case.weights.few_bits and not case.dtype:
+        yield f"arithmetic not stated: {case.multiplied}, the floor's as fast as the chip has"
+    if case.stated_cache:
+        return
+    if case.cache:
+        yield (
+            f"kv_dtype not stated: {case.cache.name}, the smallest that {case.engine.name} has "
+            f"beside {case.weights.name}"
+        )
+    else:
+        yield f"kv_dtype not stated: {case.arithmetic}"
+
+
+def assumed_constants(case: Measurement, calibration: Calibration) -> Iterator[str]:
+    """Whose constants an expected time has, if not those of the case's engine on its chip."""
+    chip, engine = case.slice.chip.name, case.engine and case.engine.name
+    if chip not in calibration.chips or (engine and calibration.engine not in ("", engine)):
+        yield f"expected by {calibration.describe(chip)}"

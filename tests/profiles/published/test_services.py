@@ -1,0 +1,224 @@
+"""Published services: how cases are read, what their words stand for, and their floors."""
+
+import statistics
+
+import pytest
+
+from profiles.chips.slices import parse_slice
+from profiles.published.cases import parse_case, read_rows, shipped_cases
+from profiles.published.comparison import reproduce, reproduce_all
+from profiles.published.engines import engine_of, layout_names
+from profiles.published.fields import model_of, stored
+from profiles.published.text import accuracy, rows_text
+from sharding.error_types import UsageError
+
+SERVICE = {
+    "source": "theirs",
+    "locator": "table 1",
+    "engine": "TensorRT-LLM",
+    "model": "llama3.1-8b",
+    "topology": "h100:1",
+    "parallelism": "TP1",
+    "weight_dtype": "fp8",
+    "phase": "serving",
+    "concurrency": 64,
+    "prompt_length": 1024,
+    "generated_tokens": 1024,
+    "published": {"tokens_per_s": 5000},
+}
+
+
+def case(**changes):
+    return parse_case({name: v for name, v in (SERVICE | changes).items() if v is not ...})
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    services = [each for each in shipped_cases()[0] if each.phase == "serving"]
+    assert len(services) == 129
+    # Of those in any layout on eight chips, which take longest, one; the script's test has all.
+    wide = [each for each in services if not each.divisions and each.slice.devices > 1]
+    rows, refused = reproduce_all(each for each in services if each not in wide[1:])
+    assert len(wide) == 3 and not refused
+    return rows
+
+
+def test_no_shipped_service_beats_its_floor(shipped):
+    assert all(row.fraction < 1 for row in shipped)
+    assert all(row.floor_s < row.expected_s for row in shipped)
+
+
+def test_dense_services_reach_what_a_calculation_by_hand_gave_for_each_chip(shipped):
+    # Medians of weights once a step, the cache at its mean length and arithmetic, over the peaks.
+    by_hand = {"h100": 0.38, "h200": 0.40, "b200": 0.27, "gb200": 0.29}
+    for chip, published in by_hand.items():
+        reached = [
+            row.fraction
+            for row in shipped
+            if row.case.slice.chip.name == chip and not row.case.model.experts
+        ]
+        assert len(reached) >= 13
+        assert statistics.median(reached) == pytest.approx(published, abs=0.03), chip
+
+
+def test_services_have_a_summary_and_a_table_of_their_own(shipped):
+    assert accuracy(shipped)["services"].rows == len(shipped) == 127
+    text = rows_text(shipped[:3], [])
+    assert "at once  measured ms a token" in text
+    words = " ".join(text.split())
+    assert "stands for no layout here: the floor is the least of all layouts" in words
+
+
+def test_every_shipped_service_says_where_it_stands_and_what_was_assumed(shipped):
+    places = {(row.case.source, row.case.locator) for row in shipped}
+    assert len(places) == len(shipped)
+    for row in shipped:
+        assert row.case.fit or row.case.held_out
+        assert any("prompts" in each for each in row.assumptions)
+
+
+def test_the_floor_of_a_service_is_that_of_its_mean_step_by_hand():
+    layers, width = 32, 4096
+    matrices = layers * (2 * width**2 + 2 * 1024 * width + 3 * 14336 * width)
+    table = 128256 * width
+
+    def by_hand(slots, prompt, answer):
+        joining = slots / answer
+        tokens = slots + joining * prompt  # of answers and of prompts
+        weights = matrices + table + 4 * 65 * width + tokens * width  # a byte; norms have four
+        cached = slots * (prompt + (answer + 1) / 2) + joining * prompt
+        memory = weights + cached * 2 * layers * 1024
+        pairs = slots * (prompt + (answer + 1) / 2) + joining * prompt * (prompt + 1) / 2
+        flops = 2 * matrices * tokens + 2 * table * (slots + joining)
+        flops += 4 * layers * width * pairs
+        return {"memory": memory / 3.35232e12 / slots, "compute": flops / 1.979e15 / slots}
+
+    hand, found = by_hand(64, 1024, 1024), reproduce(case())
+    assert (found.bound, found.concurrency) == ("weights", 64)
+    assert found.floor_s == pytest.approx(max(hand.values()), rel=1e-4)
+    assert hand["memory"] > hand["compute"]
+    sizes = {"concurrency": 200, "prompt_length": 4096, "generated_tokens": 64}
+    hand, found = by_hand(200, 4096, 64), reproduce(case(**sizes))
+    assert found.bound == "compute"
+    assert found.floor_s == pytest.approx(max(hand.values()), rel=1e-4)
+
+
+def test_seconds_are_of_the_whole_service_or_of_one_sequence_where_no_more_is_known():
+    whole = reproduce(case(published={"tokens_per_s": 5000, "per_token_s": 0.0128}))
+    one = reproduce(case(published={"per_token_s": 0.0128, "first_token_s": 0.2}))
+    assert (whole.case.published_s, one.case.published_s) == (1 / 5000, 0.0128)
+    assert one.floor_s == pytest.approx(64 * whole.floor_s)
+    assert one.expected_s == pytest.approx(64 * whole.expected_s)
+    assert one.as_record()["of"] == "one sequence" != whole.as_record()["of"]
+
+
+def test_as_many_as_fit_are_counted_and_their_number_is_told():
+    row = reproduce(case(concurrency=None))
+    record = row.as_record()
+    token = 2 * 32 * 1024
+    assert record["concurrency"] == pytest.approx((80e9 - 8.03e9) / (token * 1536.5), rel=0.1)
+    assert row.floor_s < reproduce(case()).floor_s
+    few = reproduce(case(concurrency=None, requests=100))
+    assert few.concurrency == 100 and few.floor_s == reproduce(case(concurrency=100)).floor_s
+    assert any("100 at most: as many requests were there" in each for each in few.assumptions)
+    fields = {"published_s", "floor_s", "expected_s", "error", "prompt_length", "parallelism"}
+    assert fields <= record.keys() and "batch" not in record
+
+
+def test_lengths_that_vary_or_are_the_largest_lower_the_floor():
+    stated, drawn, most = (reproduce(case(lengths=each)) for each in (1, 0.8, "at most"))
+    assert most.floor_s < drawn.floor_s < stated.floor_s
+    assert any("evenly from 0.8" in each for each in drawn.assumptions)
+    assert any("empty cache and no prompts" in each for each in most.assumptions)
+    weights = 8.03e9 - 128256 * 4096
+    assert most.floor_s == pytest.approx(weights / 3.35232e12 / 64, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "words, topology, model, found",
+    [
+        ("TP4", "h100:4", "llama3-70b", [("weight_stationary_1d", "heads", False)]),
+        ("tp=8", "h100:8", "llama3-70b", [("weight_stationary_1d", "heads", False)]),
+        ("TP2 (2 devices)", "tpu7x:1x1x1", "qwen3-32b", [("weight_stationary_1d", "heads", False)]),
+        ("DEP4", "b200:4", "qwen3-235b-a22b", [("auto", "batch", True)]),
+        ("DP8EP8", "b200:8", "qwen3-235b-a22b", [("auto", "batch", True)]),
+        (
+            "TP16 EP16",
+            "v6e:4x4",
+            "qwen3-30b-a3b",
+            [("weight_stationary_1d", kind, True) for kind in ("heads", "batch")],
+        ),
+        ("EP8", "h200:8", "mixtral-8x7b", [("auto", "auto", True)]),
+        ("v5e-8", "v5e:2x4", "llama3-8b", []),
+        ("vLLM", "mi300x:1", "gpt-oss-120b", []),
+        ("TP4", "h100:8", "llama3-70b", []),
+        ("TP4 PP2", "h100:8", "llama3-70b", []),
+        ("DEP4", "h100:4", "llama3-70b", []),
+    ],
+)
+def test_words_for_parallelism_stand_for_layouts(words, topology, model, found):
+    names = layout_names(words, model_of(model), parse_slice(topology))
+    assert [(each.layout, each.attention, each.expert_parallel) for each in names] == found
+
+
+def test_tensor_parallel_mixtures_may_divide_experts_and_attention_either_way():
+    names = layout_names("TP8", model_of("qwen3-235b-a22b"), parse_slice("h200:8"))
+    assert {(each.attention, each.expert_parallel) for each in names} == {
+        (kind, divided) for kind in ("heads", "batch") for divided in (False, True)
+    }
+
+
+def test_what_a_source_leaves_open_is_as_its_engine_does():
+    assert case().cache == stored("fp8") and case().multiplied == "fp8"
+    four = case(weight_dtype="nvfp4", topology="b200:1")
+    assert four.cache == stored("fp8") and four.multiplied == "fp4"
+    # The chip multiplies no 4-bit floats.
+    assert case(weight_dtype="mxfp4", model="gpt-oss-120b").multiplied == "bfloat16"
+    assert case(weight_dtype="bfloat16").cache is None
+    assert case(kv_dtype="bfloat16").cache == stored("bfloat16")
+    assert case(engine="JetStream", weight_dtype="int8").cache == stored("int8")
+    assert case(engine="of one's own").engine.prompts == "beside"
+    assert engine_of(None, "NVIDIA/TensorRT-LLM docs/performance.md").name == "TensorRT-LLM"
+    assert engine_of(None, "a blog") is None
+
+
+def test_prompts_run_where_the_engine_runs_them():
+    beside, between = (reproduce(case(engine=name)) for name in ("vLLM", "SGLang"))
+    assert beside.floor_s == between.floor_s and beside.expected_s < between.expected_s
+    assert "expected: prompts beside steps" in beside.assumptions
+    assert "expected: prompts between steps" in between.assumptions
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"phase": "served"}, "phase is 'served'; use one of decode, prefill, run, serving"),
+        ({"source": ...}, "case is without source; give what"),
+        ({"source": ""}, "case is without source; give what"),
+        ({"locator": None}, "case is without locator"),
+        ({"published": ...}, "case is without published"),
+        ({"published": {"first_token_s": 1}}, "give tokens_per_s or per_token_s"),
+        ({"published": {"tokens_per_s": 0}}, "published tokens_per_s is 0; use tokens per second"),
+        ({"published": 5}, "published is 5; write an object of tokens_per_s"),
+        ({"generated_tokens": 0}, "generated_tokens is 0; use a whole number from 1"),
+        ({"concurrency": 0}, "concurrency is 0; use a whole number from 1"),
+        ({"parallelism": "TP8"}, "parallelism is 'TP8', of 8 devices, but h100:1 has 1; use"),
+        ({"parallelism": "v5e-8", "topology": "v5e:2x2"}, "of 8 devices, but v5e:2x2 has 4"),
+        ({"parallelism": "TP4 PP4", "topology": "h100:8"}, "of 16 devices, but h100:8 has 8"),
+        ({"lengths": 2}, "lengths is 2; use 'at most', or"),
+    ],
+)
+def test_a_service_that_cannot_be_read_is_refused_by_what_is_wrong(changes, said):
+    with pytest.raises(UsageError) as refused:
+        case(**changes)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_concurrency_that_does_not_fit_is_refused_with_both_numbers_and_the_others_go_on():
+    cases, wrong = read_rows([SERVICE, SERVICE | {"concurrency": 100_000}, {"phase": "serving"}])
+    rows, refused = reproduce_all(cases)
+    assert len(rows) == 1 and len(wrong) == 1
+    assert "concurrency is 100,000, but 7" in refused[0].why and "; give those" in refused[0].why
+    big = case(model="llama3-405b", concurrency=None)
+    with pytest.raises(UsageError, match="h100:1 has no room for llama3-405b in fp8"):
+        reproduce(big)
