@@ -126,7 +126,7 @@ def _draw_league(path: Path) -> None:
     """Draws published services against their floors."""
     bars = [
         league.Bar(
-            ", ".join(entry.names),
+            ", ".join(entry.names) + ", lengths unknown" * (not entry.lengths_known),
             [row.fraction for row in entry.rows],
             entry.of_floor,
             entry.of_expected,

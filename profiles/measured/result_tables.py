@@ -36,6 +36,8 @@ SHORT = {
 
 Former runs have no expected times.
 """
+ENDS = {GPU: (1, 256)}
+"""Batches of the rows that such a table has, where it has not all."""
 
 
 def recorded(name: str) -> dict:
@@ -43,9 +45,17 @@ def recorded(name: str) -> dict:
     return read_document(RESULTS / name / "profile.json")
 
 
-def table(name: str, only: tuple[str, ...] = ()) -> str:
-    """A recorded run as a table in Markdown, with all columns or those only that it has of some."""
-    return _markdown(recorded(name), "points", only)
+def table(name: str) -> str:
+    """A recorded run as a table in Markdown, with all rows and columns."""
+    return _markdown(recorded(name), "points", ())
+
+
+def short_table(name: str) -> str:
+    """The table of a recorded run in the project's README."""
+    run = recorded(name)
+    batches = ENDS.get(name) or {each.batch for each in run["points"]}
+    points = [each for each in run["points"] if each.batch in batches]
+    return _markdown(run | {"points": points}, "points", SHORT[name])
 
 
 def fits(name: str) -> str:
@@ -81,7 +91,7 @@ def peers(name: str) -> str:
 
 
 PARTS: dict[Part, Callable[[], str]] = {
-    **{Part(PROJECT_PAGE, name, MODULE): lambda n=name: table(n, SHORT[n]) for name in SHORT},
+    **{Part(PROJECT_PAGE, name, MODULE): lambda n=name: short_table(n) for name in SHORT},
     **{Part(PAGE, name, MODULE): lambda n=name: table(n) for name in (CPU, CPU_TYPES, GPU)},
     Part(PAGE, f"{CPU} lines", MODULE): lambda: fits(CPU),
     Part(PAGE, CPU_PROMPTS, MODULE): lambda: prompts(CPU_PROMPTS),

@@ -2,6 +2,8 @@
 
 An entry takes the median over its runs: of the floor over what was published, and of the expected
 time over what was published. Its assumptions and sources are those of its runs, each named once.
+Entries whose lengths of prompts and answers are not known come last: their floors leave out what
+depends on them.
 """
 
 import collections
@@ -16,6 +18,8 @@ from profiles.published.services import SERVING
 
 FEW = 10
 """Runs of an engine's calibration below which they are told together with its others."""
+LEAST = 3
+"""Runs of an engine below which it has no line of its own."""
 _FILE = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+) (?:@\w+ )?(?P<path>[\w./-]+\.\w+)")
 _COMMIT = re.compile(r"@([0-9a-f]{7,40})\b")
 _THREAD = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+) (?P<kind>issue |PR ?)#(?P<number>\d+)")
@@ -57,6 +61,16 @@ class Entry:
         )
 
     @property
+    def lengths_known(self) -> bool:
+        """Whether all sources state how long prompts and answers were."""
+        return all(row.case.shortest is not None for row in self.rows)
+
+    @property
+    def reached(self) -> str:
+        """`of_floor` in words."""
+        return "at least " * (not self.lengths_known) + f"{self.of_floor:.2f}"
+
+    @property
     def bound(self) -> str:
         """What bounds the floors of most runs."""
         ((name, _),) = collections.Counter(row.bound for row in self.rows).most_common(1)
@@ -79,7 +93,7 @@ def assumptions(row: Reproduced) -> list[str]:
 
 
 def league(rows: Iterable[Reproduced]) -> list[Entry]:
-    """An entry for each engine, chip and model, the nearest to the floor first.
+    """An entry for each engine, chip and model, the nearest to the floor first, as far as known.
 
     Args:
       rows: published cases; those that are not of services are left out.
@@ -93,18 +107,17 @@ def league(rows: Iterable[Reproduced]) -> list[Entry]:
 
 
 def by_engine(rows: Iterable[Reproduced]) -> list[Entry]:
-    """An entry for each engine, or for each of its calibrations that have many runs."""
+    """An entry for each engine of some runs, or for each of its calibrations that have many."""
     groups: dict[tuple[str, str], list[Reproduced]] = {}
     for row in _services(rows):
-        groups.setdefault((row.case.engine.name.split(" ")[0], row.calibration.name), []).append(
-            row
-        )
+        groups.setdefault((row.case.engine.name, row.calibration.name), []).append(row)
     joined: dict[tuple[str, str], list[Reproduced]] = {}
     for (engine, calibration), found in groups.items():
         joined.setdefault((engine, calibration if len(found) >= FEW else ""), []).extend(found)
     return _sorted(
         Entry((engine, ", ".join(sorted({row.case.slice.chip.name for row in found}))), found)
         for (engine, _), found in joined.items()
+        if len(found) >= LEAST
     )
 
 
@@ -127,4 +140,4 @@ def _services(rows: Iterable[Reproduced]) -> Iterable[Reproduced]:
 
 
 def _sorted(entries: Iterable[Entry]) -> list[Entry]:
-    return sorted(entries, key=lambda each: (-each.of_floor, each.names))
+    return sorted(entries, key=lambda each: (not each.lengths_known, -each.of_floor, each.names))

@@ -37,7 +37,7 @@ def table(found: list[Reproduced]) -> str:
         (
             *entry.names,
             str(len(entry.rows)),
-            f"{entry.of_floor:.2f}",
+            entry.reached,
             f"{entry.best:.2f}",
             f"{entry.of_expected:.2f}",
             entry.bound,
@@ -62,9 +62,11 @@ def first_page(found: list[Reproduced]) -> str:
 
 def _line(entry: Entry) -> str:
     engine, chips = entry.names
+    best = f"{entry.best:.2f} at best; bound by {entry.bound}"
+    unknown = "as lengths of prompts and answers are not published"
     return (
-        f"**{engine}** on {chips}: {entry.of_floor:.2f} of the floor, {entry.best:.2f} at best; "
-        f"expected {entry.off:.0%} off; bound by {entry.bound} "
+        f"**{engine}** on {chips}: {entry.reached}, {best if entry.lengths_known else unknown}; "
+        f"expected {entry.off:.0%} off "
         f"([{several(len(entry.rows), 'run')}]({PART.page}#what-engines-reach-of-the-floor))"
     )
 
