@@ -14,6 +14,7 @@ from profiles.chips.chip import Peaks
 from profiles.chips.local_devices import local_devices
 from profiles.expected.here import expected_here
 from profiles.floor.passes import Pass
+from profiles.measured.bandwidth import device_name
 from profiles.measured.calibration_here import calibration_here
 from profiles.measured.rows import give_back
 from profiles.measured.sweep import Sweep
@@ -72,7 +73,9 @@ def given_or_own(given: Calibration | None) -> Calibration | None:
     """
     chip = local_devices(1).slice.chip.name
     if given:
-        given.check_chip(_name_here())
+        kind = _name_here()
+        full = device_name(kind)
+        given.check_chip(kind if given.measured_on == kind else full)
         return given
     return None if chip == _NO_CHIP else calibration_of(chip)
 

@@ -49,8 +49,9 @@ class Calibration:
       step_s: fixed time of each step.
       hidden: whether collectives overlap with reading memory, so that their time only adds to that
         of arithmetic.
-      measured_on: short name of the chip, or JAX's name of the device, that all this was measured
-        on; empty for a calibration that was fitted, and that other chips may be lent.
+      measured_on: short name of the chip, or JAX's name of the device and that of the processor,
+        that all this was measured on; empty for a calibration that was fitted, and that other chips
+        may be lent.
       attention: achieved fraction of the arithmetic peak where the tokens of a decode step meet
         what is cached; None for that of products.
       compute_by_rows: numbers of rows that a device multiplies with each matrix, rising, and the

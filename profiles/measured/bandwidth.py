@@ -176,3 +176,8 @@ def processor() -> str:
     except OSError:
         names = []
     return f"{next(iter(names), platform.machine())}, {os.cpu_count()} cores"
+
+
+def device_name(kind: str) -> str:
+    """JAX's name of a kind of device; of CPUs, which it calls all alike, with the processor's."""
+    return f"{kind}, {processor()}" if kind == "cpu" else kind

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from model.dtypes import PLAIN_DTYPES
 from profiles.chips.calibration import Calibration
+from profiles.measured.bandwidth import device_name
 
 MOST_OF_COLLECTIVES = 0.5  # of a step, by what its collectives are held to take
 LEAST_OF_PRODUCTS = 0.25  # of a pass, whatever attention and collectives seem to take
@@ -91,7 +92,7 @@ def calibrate(found: Mapping[str, dict], basis: Basis, lent: Calibration) -> Cal
         source=f"measured on {basis.words}, fractions of {of}, arithmetic in {basis.dtype}; "
         f"{', '.join(sorted(others))} are those of {lent.name}",
         chips=(basis.chip,),
-        measured_on=basis.chip,
+        measured_on=device_name(basis.chip),
         **measured,
     )
 

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from profiles.chips.calibration import calibration_of, read_calibration
+from profiles.measured.bandwidth import device_name, processor
 from tests.scripts.running import run_many
 
 MODULE = "profiles.measured.microbenchmark"
@@ -71,7 +72,7 @@ def test_files_are_written_and_tables_are_printed(ended, folder):
 
 def test_the_calibration_says_where_it_was_measured(ended, folder):
     found = read_calibration(str(folder / "eight/calibration.json"))
-    assert found.measured_on == "cpu" and found.chips == ("cpu",)
+    assert found.measured_on == f"cpu, {processor()}" and found.chips == ("cpu",)
     assert "measured on 8 x cpu" in found.source
     assert [rows for rows, _ in found.compute_by_rows] == [2, 4]
     assert dict(found.peaks).keys() == {"bandwidth", "flops"}
@@ -84,7 +85,8 @@ def test_a_calibration_is_taken_for_its_own_chip_and_refused_by_name_for_others(
                                ("cpu", "cpu", "v5e")):  # fmt: skip
         done = estimates[name]
         assert done.code == 2
-        assert f"{device}-measured is measured on {device}, not on {chip}; give" in done.error
+        place = device_name(device)
+        assert f"{device}-measured is measured on {place}, not on {chip}; give" in done.error
 
 
 def test_a_plan_refuses_the_calibration_of_another_device_too(folder, estimates):

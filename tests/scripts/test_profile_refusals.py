@@ -59,7 +59,12 @@ REFUSED_LATER = {
     "a calibration of another device": (
         ["--calibration=h200.json"],
         2,
-        "calibration slow is measured on h200, not on cpu; give one",
+        "calibration slow is measured on h200, not on cpu, ",
+    ),
+    "a calibration of another processor": (
+        ["--calibration=other.json"],
+        2,
+        "calibration slow is measured on cpu, Some Processor, 512 cores, not on cpu, ",
     ),
 }
 
@@ -70,6 +75,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("refused")
     (folder / "file").touch()
     write_calibration(folder / "h200.json", "h200")
+    write_calibration(folder / "other.json", "cpu, Some Processor, 512 cores")
     write_tiny_gguf(folder / "tiny.gguf")
     return folder
 

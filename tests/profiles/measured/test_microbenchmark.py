@@ -18,6 +18,7 @@ from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass
 from profiles.hlo.census import census
 from profiles.measured import calibration_here, microbenchmark, model_kernels
+from profiles.measured.bandwidth import device_name
 from profiles.measured.fits import fit_line
 from profiles.measured.kernels import (
     COLLECTIVES,
@@ -301,7 +302,7 @@ def test_without_published_figures_fractions_are_of_the_best_of_the_run():
     assert found.memory == pytest.approx(1.6 / 2.0)
     assert found.compute == pytest.approx(5 / 6 * 1.6 / 2.0)  # the best is of fewer rows
     assert found.link == pytest.approx(0.5)
-    assert (found.chips, found.measured_on) == (("cpu",), "cpu")
+    assert (found.chips, found.measured_on) == (("cpu",), device_name("cpu"))
     peaks = {"bandwidth": 3.6e12 * 2.0 / 1.6, "flops": 6e14 * 2.0 / 1.6}
     assert dict(found.peaks) == pytest.approx(peaks)
     assert found.attention == pytest.approx(4e13 / peaks["flops"])
@@ -365,7 +366,7 @@ def test_devices_are_calibrated_for_the_rows_of_a_sweep(monkeypatch):
     many = [4, 10**9, 1]  # a batch that no memory holds is a row all the same
     found = calibration_here.calibration_here(mesh, FLOAT32, many, 0, said.append, **sizes)
     assert [rows for rows, _ in found.compute_by_rows] == [1, 4, 128]
-    assert found.measured_on == "cpu" and found.collective_s > 0
+    assert found.measured_on == device_name("cpu") and found.collective_s > 0
     assert dict(found.peaks).keys() == {"bandwidth", "flops"}
     assert len(said) == 1 and "2 x cpu" in said[0]
 
