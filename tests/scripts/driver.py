@@ -57,6 +57,13 @@ def end_of(script, common, arguments: list[str], full: bool, typed: str) -> dict
     }
 
 
+def optimize(fully: bool) -> None:
+    """Lets what is compiled from now on have all optimizations, or few as in the default set."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", not fully)
+
+
 def main() -> None:
     job = json.load(sys.stdin)
     sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
@@ -66,10 +73,12 @@ def main() -> None:
         for name, value in job["patches"].items():
             before = pkgutil.resolve_name(name)
             stack.enter_context(mock.patch(name, type(before)(value)))
-        ended = [
-            end_of(script, common, arguments, name in job["full"], job["typed"].get(name, ""))
-            for name, arguments in job["cases"].items()
-        ]
+        ended = []
+        for name, arguments in job["cases"].items():
+            if job["optimized"]:
+                optimize(name in job["optimized"])
+            typed = job["typed"].get(name, "")
+            ended.append(end_of(script, common, arguments, name in job["full"], typed))
     json.dump(ended, sys.stdout)
 
 

@@ -80,6 +80,7 @@ def run_many(
     folder: Path,
     patches: dict[str, str | int] | None = None,
     full: Sequence[str] = (),
+    optimized: Sequence[str] = (),
     typed: dict[str, str] | None = None,
     **variables: str,
 ) -> dict[str, Ended]:
@@ -91,11 +92,12 @@ def run_many(
       folder: the current folder.
       patches: dotted name of a module's constant -> what to put in its place, in its type.
       full: names of cases whose standard output takes nothing.
+      optimized: names of cases that compile with all optimizations.
       typed: name of a case -> its standard input, if it has any.
       **variables: of the environment; `QUICK` unless they say otherwise.
     """
     job = {"script": script, "cases": cases, "patches": patches or {}, "full": list(full)}
-    job["typed"] = typed or {}
+    job |= {"optimized": list(optimized), "typed": typed or {}}
     done = subprocess.run(
         [sys.executable, str(DRIVER)],
         cwd=folder,

@@ -21,6 +21,7 @@ TINY = ["--model=tiny", "--random_weights"]
 PROMPT = [*TINY, "--prompt_tokens=1,2,3", "--devices=8", "--max_new_tokens=6"]
 SAMPLED = [*PROMPT, "--prompt_tokens=9,8,7,6,5", "--temperature=1.5", "--seed=3"]
 LIMIT = 3  # seconds, --peer_timeout
+PATIENT = 15  # seconds: of processes that come, though late on a busy machine
 SLACK = 17  # what is added to it, for the start of Python on a busy machine, too
 GONE = re.compile(r"process (\d) of 2 is gone|Gloo")  # a collective may notice it first
 
@@ -55,12 +56,20 @@ def test_tasks_of_slurm_find_each_other_and_draw_the_tokens_of_one_process(alone
         check(alone, *ends(these))
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_told_by_flags_draw_the_tokens_of_one(count, alone, tmp_path):
+@pytest.mark.slow
+def test_four_processes_told_by_flags_draw_the_tokens_of_one(alone, tmp_path):
     arguments = [*SAMPLED, "--json=-"]
-    with started(
-        "generate.py", *arguments, folder=tmp_path, ids=range(count), count=count
-    ) as these:
+    with started("generate.py", *arguments, folder=tmp_path, ids=range(4), count=4) as these:
+        check(alone, *ends(these))
+
+
+def test_two_processes_draw_the_tokens_of_one_and_the_first_alone_may_be_asked_for_a_document(
+    alone, tmp_path
+):
+    together = [f"--coordinator={free_address()}", "--num_processes=2"]
+    command = [sys.executable, str(SCRIPTS / "generate.py"), *SAMPLED, *together]
+    commands = [[*command, "--process_id=0", "--json=-"], [*command, "--process_id=1"]]
+    with each_started(commands, tmp_path, {}) as these:
         check(alone, *ends(these))
 
 
@@ -90,16 +99,6 @@ def test_what_the_first_process_cannot_write_ends_every_process(tmp_path):
         assert [(e.code, e.error.split(",")[0]) for e in ends(these)] == [(1, "--json is .")] * 2
 
 
-def test_the_first_process_alone_may_be_asked_for_a_document(tmp_path):
-    together = [f"--coordinator={free_address()}", "--num_processes=2"]
-    command = [sys.executable, str(SCRIPTS / "generate.py"), *TINY, "--prompt_tokens=1,2,3"]
-    command += ["--devices=2", "--max_new_tokens=3", *together]
-    commands = [[*command, "--process_id=0", "--json=a.json"], [*command, "--process_id=1"]]
-    with each_started(commands, tmp_path, {}) as these:
-        assert [ended.code for ended in ends(these)] == [0, 0]
-    assert len(json.loads((tmp_path / "a.json").read_text())["tokens"][0]) == 3
-
-
 @pytest.mark.slow
 def test_flags_that_differ_end_every_process(tmp_path):
     script, where = str(SCRIPTS / "generate.py"), f"--coordinator={free_address()}"
@@ -109,7 +108,7 @@ def test_flags_that_differ_end_every_process(tmp_path):
         *PROMPT,
         where,
         "--num_processes=2",
-        f"--peer_timeout={LIMIT}",
+        f"--peer_timeout={PATIENT}",
     ]
     unlike = [[*command, f"--process_id={number}", f"--seed={number}"] for number in range(2)]
     with each_started(unlike, tmp_path, {}) as these:
@@ -143,21 +142,17 @@ def test_a_peer_that_never_comes_ends_the_other(tmp_path):
         assert f"start of process {number} of 2 is in vain: not all came within 3 s" in ended.error
 
 
-def test_a_peer_that_dies_ends_the_other(tmp_path):
-    endless = ["--max_new_tokens=200", "--ignore_eos", f"--peer_timeout={LIMIT}"]
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_peer_that_dies_ends_the_other(victim, tmp_path):
+    endless = ["--max_new_tokens=500", "--ignore_eos", f"--peer_timeout={PATIENT}"]
     arguments = [*TINY, "--prompt_tokens=1,2,3", "--devices=2", *endless]
-    with (
-        started("generate.py", *arguments, folder=tmp_path, ids=range(2), count=2) as one,
-        started("generate.py", *arguments, folder=tmp_path, ids=range(2), count=2) as two,
-    ):
-        for these, victim in ((one, 0), (two, 1)):
-            assert these[0].stdout.read(1)  # it is at work
-            these[victim].kill()
-        found = ends([one[1], two[0]], timeout=LIMIT + SLACK)
-    for victim, ended in enumerate(found):
-        assert ended.code == 1
-        assert GONE.search(ended.error)[1] in (str(victim), None)
-        assert "***" not in ended.stderr
+    with started("generate.py", *arguments, folder=tmp_path, ids=range(2), count=2) as these:
+        assert these[0].stdout.read(1), ends(these)  # it is at work, of seconds
+        these[victim].kill()
+        (ended,) = ends([these[1 - victim]], timeout=PATIENT + SLACK)
+    assert ended.code == 1
+    assert GONE.search(ended.error)[1] in (str(victim), None)
+    assert "***" not in ended.stderr
 
 
 ALONE = {

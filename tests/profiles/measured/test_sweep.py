@@ -41,9 +41,22 @@ def sweep(**changes) -> Sweep:
     return Sweep(**settings | changes)
 
 
+def read_little(patch: pytest.MonkeyPatch) -> None:
+    """Bandwidths too good, of little read: where they are not what is tested."""
+    patch.setattr(bandwidth, "READ_BYTES", 1 << 22)
+    patch.setattr(bandwidth, "MATMUL_SIZE", 128)
+
+
+@pytest.fixture
+def quick_meter(monkeypatch):
+    read_little(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def outcome():
-    return run(sweep(), report=lambda text: None)
+    with pytest.MonkeyPatch.context() as patch:
+        read_little(patch)
+        return run(sweep(), report=lambda text: None)
 
 
 def test_every_mesh_batch_and_context_has_a_record(outcome):
@@ -52,13 +65,6 @@ def test_every_mesh_batch_and_context_has_a_record(outcome):
     for point in outcome.points:
         assert len(point.step_s["samples"]) == sweeping.MIN_ROUNDS
         assert 0 < point.step_s["p10"] <= point.step_s["median"] <= point.step_s["p90"]
-
-
-@pytest.fixture
-def quick_meter(monkeypatch):
-    """Bandwidths too good, of little read: where they are not what is tested."""
-    monkeypatch.setattr(bandwidth, "READ_BYTES", 1 << 22)
-    monkeypatch.setattr(bandwidth, "MATMUL_SIZE", 128)
 
 
 def test_layouts_are_compared_in_one_run_each_a_line_of_its_own(quick_meter):
@@ -77,7 +83,8 @@ def test_stored_types_are_compared_in_one_run_each_with_its_own_floor(quick_mete
         Dtypes(jnp.float32, QUANTIZATIONS["int8"]),
         Dtypes(jnp.float32, None, QUANTIZATIONS["int8"]),
     ]
-    points = run(sweep(dtype_sets=dtype_sets, shapes=[parse_mesh("1")]), lambda text: None).points
+    wanted = sweep(dtype_sets=dtype_sets, shapes=[parse_mesh("1")])
+    points = run(wanted, lambda text: None).points
     plain, weights, cache = points[0], points[2], points[4]
     assert [p.weight_dtype for p in points] == ["float32"] * 2 + ["int8"] * 2 + ["float32"] * 2
     assert weights.weight_floor_s < plain.weight_floor_s == cache.weight_floor_s
