@@ -5,6 +5,15 @@ from pathlib import Path
 
 HELD = ["--context=16", "--seconds=0"]
 TINY = ["--model=tiny", "--random_weights", *HELD]
+QUICK_RATES = {
+    "profiles.measured.bandwidth.READ_BYTES": 1 << 22,
+    "profiles.measured.bandwidth.MATMUL_SIZE": 256,
+    "profiles.measured.calibration_here.WEIGHTS": 1,
+    "profiles.measured.calibration_here.READ_BYTES": 1 << 18,
+    "profiles.measured.microbenchmark.MIN_ROUNDS": 1,
+    "profiles.measured.model_kernels.BURST_S": 0,
+}
+"""Patches for rates too good and a rough calibration, of little time, where they do."""
 PROMPTS = ["--random_weights", "--phase=prefill", "--seconds=0", "--devices=1"]
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.scripts.profile_cases import QUICK_RATES
 from tests.scripts.running import run_many
 
 TINY = ["--model=tiny", "--random_weights", "--batch=2", "--context=20"]
@@ -40,8 +41,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ended(folder):
     # Else a floor would not apply to a model that caches hold.
-    patches = {"profiles.measured.bandwidth.READ_BYTES": 1 << 22,
-               "profiles.measured.step_record.CACHE_MULTIPLE": 0}  # fmt: skip
+    patches = QUICK_RATES | {"profiles.measured.step_record.CACHE_MULTIPLE": 0}
     return run_many("explain_step.py", CASES, folder=folder, patches=patches)
 
 

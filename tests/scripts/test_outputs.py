@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 
-from tests.scripts.running import SCRIPTS, environment
+from tests.scripts.running import QUICK, SCRIPTS, environment
 
 ESTIMATE = "estimate.py --model=tiny --topology=v5e:1x1 --batch=1"
 GENERATE = "generate.py --model=tiny --random_weights --prompt_tokens=1,2 --max_new_tokens=3"
@@ -47,7 +47,7 @@ def outputs(tmp_path_factory):
     processes = {}
     for name, (script, where, *_) in OUTPUTS.items():
         line = f"exec {sys.executable} {SCRIPTS}/{script} '--json={name}.json' {where}"
-        processes[name] = started(["sh", "-c", line], folder)
+        processes[name] = started(["sh", "-c", line], folder, **QUICK)
     said = {name: process.communicate(timeout=120) for name, process in processes.items()}
     return folder, {name: (processes[name].returncode, *said[name]) for name in processes}
 

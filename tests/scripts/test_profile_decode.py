@@ -10,7 +10,7 @@ from profiles.measured import trace
 from profiles.measured.timing import MIN_BURST
 from profiles.report.numbers import ms
 from tests.gguf_samples import write_tiny_gguf
-from tests.scripts.profile_cases import HELD, PROMPTS, TINY, write_calibration
+from tests.scripts.profile_cases import HELD, PROMPTS, QUICK_RATES, TINY, write_calibration
 from tests.scripts.running import run_many
 
 FILE = ["--model=tiny.gguf", *HELD]
@@ -27,17 +27,6 @@ def folder(tmp_path_factory):
     write_calibration(folder / "slow.json", "cpu")
     write_tiny_gguf(folder / "tiny.gguf")
     return folder
-
-
-# Rates too good and a rough calibration, of little time, do here.
-PATCHES = {
-    "profiles.measured.bandwidth.READ_BYTES": 1 << 24,
-    "profiles.measured.bandwidth.MATMUL_SIZE": 256,
-    "profiles.measured.calibration_here.WEIGHTS": 1,
-    "profiles.measured.calibration_here.READ_BYTES": 1 << 18,
-    "profiles.measured.microbenchmark.MIN_ROUNDS": 1,
-    "profiles.measured.model_kernels.BURST_S": 0,
-}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +53,7 @@ def in_cache(folder):
     }  # fmt: skip
     (folder / "full" / "events").mkdir(parents=True)
     (folder / "full" / "events" / "events.out.tfevents.1.earlier").touch()
-    return run_many("profile_decode.py", cases, folder=folder, patches=PATCHES, full=["full"])
+    return run_many("profile_decode.py", cases, folder=folder, patches=QUICK_RATES, full=["full"])
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +83,7 @@ def beyond_cache(folder):
         "roomy": [*TINY, "--devices=1", "--batch=2", "--slots=4096", "--output_dir=roomy"],
         "another model": [*TINY, GIVEN, "--devices=1", "--batch=1", "--output_dir=sound"],
     }  # fmt: skip
-    patches = PATCHES | {"profiles.measured.bandwidth.CPU_CACHES": str(folder / "cpus")}
+    patches = QUICK_RATES | {"profiles.measured.bandwidth.CPU_CACHES": str(folder / "cpus")}
     optimized = ["sound"]  # its floors are held against real steps
     return run_many("profile_decode.py", cases, folder=folder, patches=patches, optimized=optimized)
 

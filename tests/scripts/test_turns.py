@@ -8,11 +8,16 @@ import sys
 
 import pytest
 
+from decode.generate import Request, generate
+from decode.load import find_source
+from model.dtypes import FLOAT32
+from sharding.catalog import LAYOUTS
+from sharding.mesh import parse_mesh
 from tests.gguf_samples import write_tiny_gguf
 from tests.scripts.running import QUICK, SCRIPTS, environment, run_many
 
-MODEL = ["--model=tiny.gguf", "--max_new_tokens=6"]
-TURNS = [*MODEL, "--chat", "--turns"]
+NEW_TOKENS = 6
+TURNS = ["--model=tiny.gguf", f"--max_new_tokens={NEW_TOKENS}", "--chat", "--turns"]
 TYPED = "Hi\n\n  there  \nand"  # three messages
 
 
@@ -49,10 +54,13 @@ def test_each_line_that_is_not_empty_is_a_message_and_has_an_answer(talks, docum
 
 
 def test_each_turn_is_the_whole_conversation_run_anew(document, folder):
-    prompts = [",".join(map(str, tokens)) for tokens in document["prompt_tokens"]]
-    cases = {text: [*MODEL, f"--prompt_tokens={text}", "--json=-"] for text in prompts}
-    anew = run_many("generate.py", cases, folder=folder)
-    assert [ended.document["tokens"][0] for ended in anew.values()] == document["tokens"]
+    source = find_source(str(folder / "tiny.gguf"))
+    engine = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1"), FLOAT32)
+    stop = frozenset(source.tokenizer.stop_ids)
+    for prompt, tokens in zip(document["prompt_tokens"], document["tokens"], strict=True):
+        request = Request(prompts=[prompt], max_new_tokens=NEW_TOKENS, stop_ids=stop)
+        *_, (anew,) = generate(engine, request)
+        assert anew.tokens == tokens
 
 
 def test_what_was_said_is_reused_and_counted(document):

@@ -1,6 +1,7 @@
 """The program that an engine runs, read on the fake devices of a CPU, sound and with faults."""
 
 import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -39,10 +40,11 @@ def quick_meter(monkeypatch):
     monkeypatch.setattr(bandwidth, "MATMUL_SIZE", 128)
 
 
-def measured(**changes):
+def measured(layers=1, **changes):
     """A sweep of one tiny row, its program read."""
+    config = dataclasses.replace(find_model("tiny"), layers=layers)
     settings = {
-        "source": ModelSource(find_model("tiny"), None, None),
+        "source": ModelSource(config, None, None),
         "layouts": [LAYOUTS["weight_stationary_1d"]],
         "shapes": [parse_mesh("2")],
         "batches": [2],
@@ -76,7 +78,7 @@ def compilations():
 
 
 def test_a_sound_step_has_its_cache_in_place_and_its_bytes_and_collectives(quick_meter):
-    (point,) = measured().points
+    (point,) = measured(layers=2).points
     assert point.compiled.keys() == FACTS
     assert point.compiled["cache_aliased"] and point.collectives_as_expected
     sizes = point.bytes_per_chip

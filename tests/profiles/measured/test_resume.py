@@ -21,7 +21,7 @@ from sharding.catalog import LAYOUTS
 from sharding.error_types import UsageError
 from sharding.mesh import parse_mesh
 
-MIXTURE = dataclasses.replace(find_model("tiny"), experts=4, experts_per_token=2)
+MIXTURE = dataclasses.replace(find_model("tiny"), layers=1, experts=4, experts_per_token=2)
 STARTED = "2026-01-02T03:04:05+00:00"
 
 

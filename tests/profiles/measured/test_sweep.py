@@ -27,10 +27,12 @@ from sharding.error_types import UsageError
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.quantization import QUANTIZATIONS
 
+TINY = find_model("tiny")
+
 
 def sweep(**changes) -> Sweep:
     settings = {
-        "source": ModelSource(find_model("tiny"), None, None),
+        "source": ModelSource(dataclasses.replace(TINY, layers=1), None, None),
         "layouts": [LAYOUTS["weight_stationary_1d"]],
         "shapes": [parse_mesh("1"), parse_mesh("2")],
         "batches": [1, 2],
@@ -226,7 +228,7 @@ def test_batches_that_memory_cannot_hold_are_found_before_anything_is_made(
     quick_meter, monkeypatch
 ):
     monkeypatch.setattr(ModelSource, "engine", lambda *_, **__: pytest.fail("weights were made"))
-    wanted = sweep(batches=[10**9, 5 * 10**8])
+    wanted = sweep(source=ModelSource(TINY, None, None), batches=[10**9, 5 * 10**8])
     points = run(wanted, lambda text: None).points
     assert [point.status for point in points] == ["does_not_fit"] * 4
     # 32 slots of 2 layers, keys and values, 2 heads of 16 in float32; and 256 logits.
