@@ -71,7 +71,13 @@ def check(engine: Engine, lengths: list[int] = [LENGTH, 20], slots: int = 64) ->
         assert np.abs(parts - whole).max() < 1e-4 * np.abs(whole).max()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+FEW = ("grouped", "multi_query_parallel", "biased_windowed", "two_norms_and_caps", "six_experts")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(family, marks=() if family in FEW else pytest.mark.slow) for family in FAMILIES],
+)
 def test_chunks_give_the_logits_of_the_whole_prompt(tiny_engine, family):
     check(tiny_engine("1x1x1", **FAMILIES[family]))
 
@@ -93,9 +99,10 @@ def test_chunks_read_a_cache_of_few_bits_as_the_whole_prompt_does(kind):
     [("weight_stationary_1d", "heads", "grouped", "2x2x2"),
      ("weight_stationary_1d", "sequence", "biased_windowed", "1x2x4"),
      ("weight_stationary_2d", "batch", "multi_query_parallel", "8x1x1"),
-     ("weight_gathered_x", "sequence", "multi_head_parallel", "2x2x2"),
-     ("weight_gathered_xyz", "heads", "experts_multi_query", "8x1x1"),
-     ("data_parallel_x_1d", "batch", "biased_windowed", "2x2x2")],
+     ("data_parallel_x_1d", "batch", "biased_windowed", "2x2x2"),
+     *(pytest.param(*case, marks=pytest.mark.slow)
+       for case in (("weight_gathered_x", "sequence", "multi_head_parallel", "2x2x2"),
+                    ("weight_gathered_xyz", "heads", "experts_multi_query", "8x1x1")))],
 )  # fmt: skip
 def test_chunks_give_the_same_in_every_layout(layout, attention, family, mesh):
     layout = attend_by(LAYOUTS[layout], attention)

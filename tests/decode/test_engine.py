@@ -31,7 +31,9 @@ PROMPTS = [[5, 6, 7], list(range(40, 63)), [9]]
 @pytest.mark.parametrize(
     ("family", "mesh"),
     # On one device, `test_families` checks as much of the others by default.
-    [*((family, "2x2x2") for family in CACHED), ("multi_query_parallel", "1x1x1"),
+    [("biased_windowed", "2x2x2"), ("six_experts", "2x2x2"), ("multi_query_parallel", "1x1x1"),
+     *(pytest.param(family, "2x2x2", marks=pytest.mark.slow)
+       for family in CACHED if family not in ("biased_windowed", "six_experts")),
      *(pytest.param(family, "1x1x1", marks=pytest.mark.slow)
        for family in CACHED if family != "multi_query_parallel")],
 )  # fmt: skip
@@ -50,7 +52,10 @@ def test_cached_decode_equals_one_full_forward_pass(tiny_engine, family, mesh):
         logits, cache = engine.decode_step(cache, tokens, lengths.astype(np.int32))
 
 
-@pytest.mark.parametrize("family", ["biased_windowed", "two_norms_and_caps", "six_experts"])
+@pytest.mark.parametrize(
+    "family",
+    ["two_norms_and_caps", "six_experts", pytest.param("biased_windowed", marks=pytest.mark.slow)],
+)
 def test_a_ragged_batch_with_prompts_past_the_window_decodes_as_each_prompt_alone(
     tiny_engine, family
 ):
@@ -85,8 +90,12 @@ def test_padding_and_neighbours_do_not_change_a_prompts_logits(tiny_engine):
         assert np.abs(row - alone).max() < 1e-4 * np.abs(alone).max()
 
 
-@pytest.mark.parametrize("mesh", ["1x1x1", "1x1x2", "1x1x8"])
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("mesh", "batch"),
+    [("1x1x1", 1), ("1x1x2", 3), ("1x1x8", 3),
+     *(pytest.param(*case, marks=pytest.mark.slow)
+       for case in (("1x1x1", 3), ("1x1x2", 1), ("1x1x8", 1)))],
+)  # fmt: skip
 def test_the_donated_cache_is_updated_in_place(tiny_engine, mesh, batch):
     engine = tiny_engine(mesh)
     compiled = engine.lower_decode(batch, 512).compile(compiler_options=USUAL_KERNELS)

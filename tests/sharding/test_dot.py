@@ -20,10 +20,11 @@ from sharding.quantization import QUANTIZATIONS, QuantizedArray, quantize
 from tests.sharding.pretended import like, mesh_of
 
 GROUPED = [name for name, quantization in QUANTIZATIONS.items() if quantization.group]
+MOST = {name: _FEW_OF_GROUPS if name in GROUPED else _EIGHT for name in QUANTIZATIONS}
 CASES = [
-    (name, tokens)
-    for name in QUANTIZATIONS
-    for tokens in range(1, (_FEW_OF_GROUPS if name in GROUPED else _EIGHT) + 1)
+    pytest.param(name, tokens, marks=() if tokens in (1, most) else pytest.mark.slow)
+    for name, most in MOST.items()
+    for tokens in range(1, most + 1)
 ]
 
 

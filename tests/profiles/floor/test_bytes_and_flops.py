@@ -135,8 +135,9 @@ def experts_engine(layout: str, experts: int = 8):
 
 @pytest.mark.parametrize(
     ("layout", "experts"),
-    [("weight_stationary_1d", 8), ("weight_stationary_2d", 6), ("data_parallel_x_1d", 8),
-     ("data_parallel_x_1d", 6), ("weight_gathered_xyz", 8)],
+    [("weight_stationary_2d", 6), ("data_parallel_x_1d", 8), ("data_parallel_x_1d", 6),
+     pytest.param("weight_stationary_1d", 8, marks=pytest.mark.slow),
+     pytest.param("weight_gathered_xyz", 8, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_resident_bytes_of_divided_experts_equal_the_compilers(layout, experts):
     engine = experts_engine(layout, experts)

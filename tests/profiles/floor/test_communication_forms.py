@@ -61,17 +61,17 @@ def program_of(
 COVERING = [
     ("int8_rounded", "weight_stationary_1d", "compiler", "grouped", "heads", "1x2x4", "prefill"),
     ("int4", "weight_stationary_2d", "overlapped", "grouped", "batch", "8x1x1", "decode"),
-    ("int8_grouped", "weight_gathered_x", "compiler",
-     "wide_multi_query", "heads", "2x2x2", "decode"),
     ("fp8", "weight_gathered_xy", "overlapped", "divided experts", "sequence", "1x2x4", "prefill"),
-    ("int4_symmetric", "weight_gathered_xyz", "compiler", "experts", "sequence", "4x2x1", "decode"),
     ("bfloat16_weights", "data_parallel_x_1d", "overlapped",
      "wide_multi_query", "sequence", "2x2x2", "decode"),
     ("int8", "data_parallel_x_2d", "compiler", "grouped", "batch", "1x2x4", "prefill"),
-    ("float32_weights", "data_parallel_x_gathered_y", "overlapped",
-     "divided six_experts", "heads", "4x2x1", "prefill"),
 ]  # fmt: skip
 MORE = [
+    ("int8_grouped", "weight_gathered_x", "compiler",
+     "wide_multi_query", "heads", "2x2x2", "decode"),
+    ("int4_symmetric", "weight_gathered_xyz", "compiler", "experts", "sequence", "4x2x1", "decode"),
+    ("float32_weights", "data_parallel_x_gathered_y", "overlapped",
+     "divided six_experts", "heads", "4x2x1", "prefill"),
     ("int8_rounded", "weight_stationary_1d", "compiler",
      "biased_windowed", "sequence", "8x1x1", "decode"),
     ("int8_rounded", "weight_stationary_1d", "compiler", "grouped", "sequence", "2x2x2", "decode"),
