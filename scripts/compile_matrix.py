@@ -51,8 +51,8 @@ with _common.importing(__name__):
 
     from model.catalog import find_model
     from profiles.chips.slices import parse_slice
-    from profiles.compiled.compiler import check_compiler
     from profiles.compiled.grid import GridPoint, run, summary, write_grid
+    from profiles.compiled.toolchains import check_compiler, libraries_of
     from profiles.figures.grid import heat_map
     from profiles.floor.passes import Pass
     from profiles.report.document import document, versions
@@ -72,9 +72,12 @@ def main() -> None:
     points = _points()
     for point in points:
         point.check()
-    check_compiler()
+    slices = [parse_slice(topology) for topology in dict.fromkeys(p.topology for p in points)]
+    for slice in slices:
+        check_compiler(slice)
     check_writable(output)
-    used = {name: versions()[name] for name in ("jax", "libtpu") if name in versions()}
+    libraries = ("jax", *libraries_of(slices))
+    used = {name: versions()[name] for name in libraries if name in versions()}
     records = run(points, output, used, _progress, _WORKERS.value)
     rows = [summary(record) for record in records]
     results = document(sys.argv, records, device_kind="", started=started, bandwidth=None)

@@ -67,12 +67,13 @@ with _common.importing(__name__):
     from profiles.compiled.compiled_pass import (
         CompiledPass,
         compile_pass,
-        estimate_on_tpu,
+        estimate_as_run,
         program_of,
     )
-    from profiles.compiled.compiler import check_compiler, check_target, compile_step
+    from profiles.compiled.compiler import compile_step
     from profiles.compiled.inspection import PassProgram
     from profiles.compiled.step import CompiledStep, read
+    from profiles.compiled.toolchains import check_compiler, libraries_of, toolchain_of
     from profiles.expected.candidates import candidates
     from profiles.expected.estimate import Estimator, best
     from profiles.floor.arrays import placed_arrays
@@ -97,14 +98,14 @@ def main() -> None:
         raise UsageError(
             f"--context is {_CONTEXT.value} with --phase=prefill; use 2 tokens or more"
         )
-    check_target(_slices.slice(_TOPOLOGY.value))
+    toolchain_of(_slices.slice(_TOPOLOGY.value))  # refuses what there is no compiler for
     model, prefill = _model(), _PHASE.value == "prefill"
     length = _common.lengths(_CONTEXT, model, prefill)[0]
     pass_ = Pass(_BATCH.value, length)
     if prefill:
         pass_ = Pass(_BATCH.value, 0, length).last_chunk(chunk)
     estimator = _estimator(model, pass_)
-    step, program = estimate_on_tpu(estimator, pass_), program_of(estimator, pass_)
+    step, program = estimate_as_run(estimator, pass_), program_of(estimator, pass_)
     slice = estimator.deployment.slice
     title = compiled_text.title(program, slice)
     if prefill and pass_.tokens < length:
@@ -114,7 +115,7 @@ def main() -> None:
         )
     _common.show(f"{title}\n{compiled_text.times(estimator, step)}\n")
     if step.fits:
-        check_compiler()
+        check_compiler(slice)
         _common.say(f"compiling {several(program.config.layers, 'layer')} for {slice}")
     compiled_pass = compile_pass(estimator, pass_)
     more = _report(compiled_pass) if compiled_pass.compiled else {}
@@ -163,12 +164,14 @@ def _report(compiled_pass: CompiledPass) -> dict:
         program.pass_.batch,
         program.pass_.cache_slots,
     )
-    libraries, compilation = versions(), compiled_pass.compilation
+    compilation, used = compiled_pass.compilation, versions()
+    names = (*libraries_of([compiled_pass.estimator.deployment.slice]), "jax")
+    libraries = ", ".join(f"{name} {used[name]}" for name in names if name in used)
     _common.show(
-        f"compiled:  by XLA of libtpu {libraries.get('libtpu', '?')}, jax {libraries['jax']}, in "
-        f"{compilation.compile_s:.0f} s after {compilation.trace_s:.0f} s of tracing\n\n"
+        f"compiled:  by XLA of {libraries}, in {compilation.compile_s:.0f} s after "
+        f"{compilation.trace_s:.0f} s of tracing\n\n"
         f"{compiled_text.memory(compiled, step, arrays)}\n\n"
-        f"{compiled_text.collectives(compiled_pass.expected_collectives, compiled.collectives)}\n\n"
+        f"{compiled_text.collectives(compiled_pass.asked_collectives, compiled.collectives)}\n\n"
         f"{compiled_text.findings(compiled_pass.findings, step.floor.seconds)}"
     )
     fields = {

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from profiles.compiled.inspection import PassProgram, expected, surpluses
 from profiles.compiled.step import CACHE, CompiledStep
 from profiles.compiled.substitutes import TPU_SUBSTITUTES, settle
+from profiles.compiled.toolchains import toolchain_of
 from profiles.expected.estimate import Estimator
 from profiles.expected.links import MeshEmbedding, embeddings, mesh_items
 from profiles.floor.arrays import placed_arrays
@@ -58,10 +59,11 @@ def findings(
       floor_s: seconds of the pass's floor.
     """
     bandwidth, times = estimator.peaks.bandwidth, CollectiveTimes(estimator, step.collectives)
+    platform = toolchain_of(estimator.deployment.slice).platform
     found = [
         *_not_aliased(step, bandwidth),
         *_moved(step, bandwidth, floor_s),
-        *_collectives(step, program, times),
+        *_collectives(step, program, times, platform),
         *_alone(step, times),
         *_temporary(step, bandwidth, floor_s),
         *_replicated(step, program, bandwidth),
@@ -134,11 +136,11 @@ def _move_words(move: Move) -> str:
 
 
 def _collectives(
-    step: CompiledStep, program: PassProgram, times: CollectiveTimes
+    step: CompiledStep, program: PassProgram, times: CollectiveTimes, platform: str
 ) -> Iterator[Finding]:
     """Those that the layout does not explain, and those that cost more than what it asked for."""
-    expected_collectives, found = expected(program, "tpu"), step.collectives
-    surplus = surpluses(expected_collectives, found, program.dtypes.dtype, "tpu")
+    expected_collectives, found = expected(program, platform), step.collectives
+    surplus = surpluses(expected_collectives, found, program.dtypes.dtype, platform)
     for (kind, axes, payload), count in sorted(surplus.items()):
         one = Collective(kind, axes, payload)
         words = f"{kind} over {''.join(axes)} of {byte_size(payload)}"
@@ -153,7 +155,8 @@ def _collectives(
         else:
             message = f"{words} is in the program {_times(count)} more than in the layout"
             yield Finding("collective", message, count * times.seconds(one))
-    yield from _replaced(expected_collectives, found, times)
+    if platform == "tpu":
+        yield from _replaced(expected_collectives, found, times)
 
 
 def _replaced(

@@ -6,10 +6,9 @@ from profiles.chips.slices import Slice
 from profiles.compiled.findings import Finding
 from profiles.compiled.inspection import PassProgram
 from profiles.compiled.step import CompiledStep
-from profiles.compiled.substitutes import settle
 from profiles.expected.estimate import Estimate, Estimator
 from profiles.floor.arrays import PlacedArray
-from profiles.floor.collective import OVERLAPS, Collective
+from profiles.floor.collective import OVERLAPS, Collective, without_places
 from profiles.hlo.program import Array
 from profiles.report.numbers import ms, number
 from profiles.report.table import Table, wrap
@@ -69,9 +68,14 @@ def memory(compiled: CompiledStep, step: Estimate, arrays: Sequence[PlacedArray]
     return "\n".join(lines)
 
 
-def collectives(expected_collectives: Sequence[Collective], found: Sequence[Collective]) -> str:
-    """Collectives of a step: how many the layout expects, how many there are, and beside what."""
-    asked = {_key(one): one.count for one in settle(expected_collectives, found)}
+def collectives(asked_for: Sequence[Collective], found: Sequence[Collective]) -> str:
+    """Collectives of a step: how many are expected, how many there are, and beside what.
+
+    Args:
+      asked_for: those that the layout asks for, as `inspection.as_made` has them.
+      found: those of the program.
+    """
+    asked = {_key(one): one.count for one in without_places(asked_for)}
     there: dict[tuple, dict[str, int]] = {}
     for one in found:
         counts = there.setdefault(_key(one), {})
