@@ -77,6 +77,7 @@ with _common.importing(__name__):
     from profiles.expected.candidates import candidates
     from profiles.expected.estimate import Estimator, best
     from profiles.floor.arrays import placed_arrays
+    from profiles.floor.block_counts import block_counts
     from profiles.floor.passes import Pass
     from profiles.report.document import document, versions
     from profiles.report.files import check_file, write_atomically, write_json
@@ -172,6 +173,7 @@ def _report(compiled_pass: CompiledPass) -> dict:
         f"{compilation.trace_s:.0f} s of tracing\n\n"
         f"{compiled_text.memory(compiled, step, arrays)}\n\n"
         f"{compiled_text.collectives(compiled_pass.asked_collectives, compiled.collectives)}\n\n"
+        f"{_kernels(compiled_pass)}"
         f"{compiled_text.findings(compiled_pass.findings, step.floor.seconds)}"
     )
     fields = {
@@ -182,6 +184,21 @@ def _report(compiled_pass: CompiledPass) -> dict:
     if _WEIGHT_LAYOUT.value == "auto":
         fields["weight_layout"] = _free_weights(compiled, compiled_pass.estimator, program)
     return fields
+
+
+def _kernels(compiled_pass: CompiledPass) -> str:
+    """The part of a report that is of GPUs alone."""
+    found, program = compiled_pass.compiled.kernels, compiled_pass.program
+    if not found:
+        return ""
+    floors = block_counts(
+        program.config,
+        program.run,
+        program.dtypes,
+        compiled_pass.step.pass_,
+        compiled_pass.estimator.deployment.experts,
+    )
+    return compiled_text.kernels(found, program.config.layers, floors) + "\n\n"
 
 
 def _free_weights(default: CompiledStep, estimator: Estimator, program: PassProgram) -> dict:

@@ -24,15 +24,22 @@ def gpu_targets() -> tuple[str, ...]:
     return tuple(target["name"] for target in _data()["targets"])
 
 
+def target_figures(name: str) -> dict[str, float]:
+    """What the compiler is told of one of `gpu_targets`, by the names of its fields."""
+    return _data()["common"]["figures"] | _target(name)["figures"]
+
+
+def _target(name: str) -> dict:
+    return next(target for target in _data()["targets"] if target["name"] == name)
+
+
 def target_config(chip: Chip) -> str:
     """The target configuration of a GPU, one of `gpu_targets`, in the text form of its message."""
-    data = _data()
-    target = next(target for target in data["targets"] if target["name"] == chip.name)
-    figures = data["common"]["figures"] | target["figures"]
-    device = [f"{name}: {value}" for name, value in figures.items()]
+    libraries_told, target = _data()["libraries"], _target(chip.name)
+    device = [f"{name}: {value}" for name, value in target_figures(chip.name).items()]
     device.append(f"cuda_compute_capability {{ {_capability(target)} }}")
     libraries = [
-        f"{field} {{ {_numbered(data['libraries'][field])} }}"
+        f"{field} {{ {_numbered(libraries_told[field])} }}"
         for field in ("dnn_version_info", "runtime_version")
     ]
     named = ['platform_name: "CUDA"', f'device_description_str: "{chip.device_kinds[0]}"']

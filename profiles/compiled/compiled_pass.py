@@ -5,6 +5,7 @@ import dataclasses
 from model.cache import round_up_to_tiles
 from profiles.compiled.compiler import Compilation, compile_step
 from profiles.compiled.findings import Finding, findings
+from profiles.compiled.gpu_findings import gpu_findings
 from profiles.compiled.inspection import PassProgram, as_made, differences, expected
 from profiles.compiled.step import CompiledStep, read
 from profiles.compiled.toolchains import toolchain_of
@@ -89,12 +90,20 @@ def compile_pass(estimator: Estimator, pass_: Pass) -> CompiledPass:
     record |= status(compilation, step)
     if compilation.status != "ok":
         return CompiledPass(estimator, step, program, record, compilation)
-    compiled = read(compilation, program.placement.mesh)
-    found = tuple(findings(compiled, program, estimator, step.floor.seconds))
     platform = toolchain_of(estimator.deployment.slice).platform
-    expected_collectives = tuple(expected(program, platform))
+    compiled = read(compilation, program.placement.mesh, platform)
+    found = findings(compiled, program, estimator, step.floor.seconds)
+    if platform == "gpu":
+        found += gpu_findings(compiled, program, estimator, step.floor.seconds)
     return CompiledPass(
-        estimator, step, program, record, compilation, compiled, expected_collectives, found
+        estimator,
+        step,
+        program,
+        record,
+        compilation,
+        compiled,
+        expected_collectives=tuple(expected(program, platform)),
+        findings=tuple(sorted(found, key=lambda each: -each.cost_s)),
     )
 
 

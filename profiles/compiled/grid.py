@@ -24,6 +24,7 @@ from profiles.expected.estimate import Estimator, best
 from profiles.floor.deployment import Deployment
 from profiles.floor.memory_needed import free_memory
 from profiles.floor.passes import Pass
+from profiles.hlo.kernels import LIBRARY
 from profiles.report.files import to_json, write_atomically
 from profiles.report.record import Record
 from sharding.error_types import FloorlineError
@@ -236,4 +237,17 @@ def summary(record: Record) -> dict[str, object]:
         "costliest_finding": costliest["message"],
         "costliest_over_floor": costliest["cost_s"] / record.floor_s,
         "compile_s": compiled["compile_s"],
+        **_kernels(compiled, counted["weights_read"] + counted["kv_read"]),
+    }
+
+
+def _kernels(compiled: dict, read: float) -> dict[str, float]:
+    """Of a step for GPUs its kernels, and the bytes that they read over the floor's."""
+    found = compiled.get("kernels")
+    if found is None:
+        return {}
+    return {
+        "kernels": sum(one["count"] for one in found),
+        "library_calls": sum(one["count"] for one in found if one["sort"] == LIBRARY),
+        "read_over_floor": sum(one["resident_read"] for one in found) / read,
     }
