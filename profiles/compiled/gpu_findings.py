@@ -36,7 +36,8 @@ def gpu_findings(
     """
     bandwidth, layers = estimator.peaks.bandwidth, program.config.layers
     work = [each for each in step.kernels if each.sort != COLLECTIVE]
-    attention = [each for each in work if each.place == _ATTENTION]
+    decodes = not program.pass_.over_prompts
+    attention = [each for each in work if decodes and each.place == _ATTENTION]
     found = [
         *_attention(attention, bandwidth, layers),
         *_small([each for each in work if each not in attention], bandwidth, layers),

@@ -111,6 +111,8 @@ def _kernel(program: Program, step: Step, cache: str, others: tuple[str, ...]) -
         weights += size
         if size > largest:
             largest, place = size, _place_of_weight(origin)
+            if place == "embedding" and size * 8 >= elements * bits(element):
+                place = "unembedding"  # a lookup reads some of its rows
         converted += elements if narrow and size and bits(element) < _NARROW else 0
     in_place = updated_in_place(program, step)
     made = placed(one.shape)

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
-from model.dtypes import Dtypes
+from model.dtypes import BFLOAT16, Dtypes
+from profiles.chips.calibration import calibration_of
 from profiles.chips.chip import find_chip
 from profiles.chips.gpu_targets import gpu_targets, target_config
 from profiles.chips.slices import parse_slice
 from profiles.compiled import compiler, toolchains
+from profiles.compiled.compiled_pass import estimate_as_run, program_of
 from profiles.compiled.compiler import (
     Compilation,
     compile_step,
@@ -23,7 +25,9 @@ from profiles.compiled.compiler import (
 from profiles.compiled.inspection import PassProgram, differences
 from profiles.compiled.substitutes import settle
 from profiles.compiled.toolchains import CompilerError, check_compiler, toolchain_of
+from profiles.expected.estimate import Estimator
 from profiles.floor.collective import Collective
+from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
 from sharding.catalog import LAYOUTS, attend_by, divide_experts, schedule_by
 from sharding.error_types import UsageError
@@ -111,6 +115,24 @@ def test_without_a_compiler_one_line_says_how_to_get_it(monkeypatch, modules, te
     monkeypatch.setattr(toolchains, modules, "no_such_compiler")
     with pytest.raises(CompilerError, match=rf"pip install -e '.\[{extra}\]'"):
         check_compiler(parse_slice(text))
+
+
+@pytest.mark.parametrize(("topology", "slots"), [("v5e:2x4", 2080), ("h100:8", 2049)])
+def test_a_cache_has_the_slots_that_an_engine_makes_on_that_platform(topology, slots):
+    slice, config = parse_slice(topology), find_model("llama3-8b")
+    estimator = Estimator(
+        Deployment(
+            model=config,
+            slice=slice,
+            dtypes=BFLOAT16,
+            calibration=calibration_of(slice.chip.name),
+            layout=LAYOUTS["weight_stationary_1d"],
+            mesh=parse_mesh("1x1x8"),
+        )
+    )
+    pass_ = Pass(8, 2048)
+    assert program_of(estimator, pass_).pass_.slots == slots
+    assert estimate_as_run(estimator, pass_).pass_.slots == slots
 
 
 def test_a_program_for_gpus_that_no_gpu_could_hold_does_not_fit():
