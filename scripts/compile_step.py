@@ -1,12 +1,13 @@
-"""Compile a step with XLA's TPU compiler, for any slice from v4 to TPU7x, with no TPU at hand.
+"""Compile a step with XLA for TPUs, v4 to TPU7x, or GPUs, A100 to GB200, with none at hand.
 
 Compiles the complete step that the engine runs, and reports whether it fits, whether the cache is
 updated in place, which collectives run and what they overlap with, and which weights or caches are
-copied, with the cost of each. Also reports the step's floor and its expected time. Unless they are
-given, --mesh, --layout and --attention are those expected to be fastest. Nothing is measured, and
-no weights are created.
+copied, with the cost of each; of GPUs also which kernels a step launches, and what they read. Also
+reports the step's floor and its expected time. Unless they are given, --mesh, --layout and
+--attention are those expected to be fastest. Nothing is measured, and no weights are created.
 
-Needs libtpu: pip install -e '.[tpu-compile]'. 80 layers take two or three minutes on two cores.
+Needs libtpu: pip install -e '.[tpu-compile]', or for GPUs XLA's plugin, without CUDA: pip install
+-e '.[gpu-compile]'. 80 layers take a minute or two on two cores.
 
 Examples:
   python scripts/compile_step.py --model=llama3-8b --topology=v5e:2x4 --batch=8
@@ -17,6 +18,8 @@ Examples:
       --context=32768 --max_context=32768
   python scripts/compile_step.py --model=mixtral-8x7b --topology=tpu7x:2x2x1 --json=- \\
       --save_hlo=step.txt
+  python scripts/compile_step.py --model=llama3-8b --topology=h200:1 --batch=64 --weight_dtype=int8
+  python scripts/compile_step.py --model=llama3-70b --topology=b200:8 --batch=64
 """
 
 import dataclasses
@@ -29,7 +32,7 @@ import _slice_flags
 from absl import flags
 
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "v5e:2x4", "Chip and shape of the slice, such as v5p:2x2x4."
+    "topology", "v5e:2x4", "Chip and shape of the slice, such as v5p:2x2x4 or h100:8."
 )
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z; by default the best.")
 _BATCH = flags.DEFINE_integer("batch", 8, "Sequences; padded if the layout divides batches.", 1)

@@ -33,7 +33,7 @@ _FREE = {
 }  # fmt: skip
 _PARTS = ("dynamic-slice", "slice", "gather")
 _UPDATES = ("dynamic-update-slice", "scatter")
-_NARROW = 16  # bits: fewer are converted before they are multiplied
+_INTEGERS = ("s8", "u8", "s4", "u4")  # converted before they are multiplied
 
 
 class Kernel(NamedTuple):
@@ -47,7 +47,7 @@ class Kernel(NamedTuple):
       bytes_written: bytes of its results, each time.
       weights_read: of the bytes read those of weights.
       cache_read: of the bytes read those of the cache.
-      converted: weights in fewer bits than it multiplies them in, numbers.
+      converted: weights that are integers of few bits and are multiplied as others, numbers.
     """
 
     sort: str
@@ -113,7 +113,7 @@ def _kernel(program: Program, step: Step, cache: str, others: tuple[str, ...]) -
             largest, place = size, _place_of_weight(origin)
             if place == "embedding" and size * 8 >= elements * bits(element):
                 place = "unembedding"  # a lookup reads some of its rows
-        converted += elements if narrow and size and bits(element) < _NARROW else 0
+        converted += elements if narrow and size and element in _INTEGERS else 0
     in_place = updated_in_place(program, step)
     made = placed(one.shape)
     if one.opcode.endswith("-start"):  # operands, then what is made of them
