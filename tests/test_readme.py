@@ -161,9 +161,11 @@ def test_no_recorded_step_copies_a_caches_values_or_a_matrix_and_loops_are_overl
         else:
             assert not [what for what in matrices if "scale" not in what]
             assert row["bytes_over_floor"] < 1.055
-        others = [each["bytes"] for each in copies if "scales" not in each["what"]]
+        # On GPUs a product of a norm's scale with one token, made eight, passes for a copy of it.
+        scale = "scale" if "kernels" in row else "scales"
+        others = [each["bytes"] for each in copies if scale not in each["what"]]
         assert max(others, default=0) < 1e5
-    assert seen["compiler"] > 90 and seen["overlapped"] > 8 and seen["written out"] > 8
+    assert seen["compiler"] > 120 and seen["overlapped"] > 8 and seen["written out"] > 12
 
 
 def test_kernels_of_recorded_steps_read_the_weights_and_cache_that_floors_count():
@@ -176,7 +178,7 @@ def test_kernels_of_recorded_steps_read_the_weights_and_cache_that_floors_count(
             assert (row["read_over_floor"] > 1.01) == again
             assert row["library_calls"] == 0  # which only a device would choose
             compiled += 1
-    assert compiled > 30
+    assert compiled > 50
 
 
 def test_the_plan_is_the_recorded_one():
