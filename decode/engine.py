@@ -117,7 +117,7 @@ class Engine:
             static_argnames="continues",
             compiler_options=prefill_options(mesh),
         )
-        usual = decode_options(mesh)
+        usual = decode_options(mesh, dtypes)
         one_token = {
             "donate_argnames": "cache",
             "compiler_options": (usual or {}) | dict(options) if options else usual,
@@ -288,7 +288,8 @@ class Engine:
             arguments = (self._placed_cache(batch, slots), self._abstract_carry(batch))
             if auto_weight_layout:
                 step = functools.partial(self._advance_step, sampler=sampler)
-                return self._lower_with_auto_layout(step, arguments, decode_options(self.mesh))
+                options = decode_options(self.mesh, self.dtypes)
+                return self._lower_with_auto_layout(step, arguments, options)
             return self._advance.lower(self.parameters, *arguments, sampler=sampler)
 
     def lower_prefill(

@@ -1,4 +1,4 @@
-"""Compile a grid of steps for TPU slices, with no TPU at hand, into one table.
+"""Compile a grid of steps for TPUs or GPUs, with none at hand, into one table.
 
 Every combination of --model, --topology, --layout, --attention, types, --batch and --context is
 compiled as compile_step.py does it. Writes matrix.csv, matrix.jsonl, and two heat maps: bytes that
@@ -9,6 +9,7 @@ Examples:
   python scripts/compile_matrix.py --model=llama3-8b --topology=v5e:2x4,v5p:2x2x1 --batch=1,32
   python scripts/compile_matrix.py --model=llama3-8b,llama3-70b --topology=v5e:4x4,v6e:2x4 \\
       --weight_dtype=bfloat16,int8 --layout=weight_stationary_1d,weight_stationary_2d
+  python scripts/compile_matrix.py --model=llama3-8b --topology=h100:8,b200:8 --batch=1,64
   python scripts/compile_matrix.py --phase=prefill --context=2048 --batch=1 --json=-
 """
 
@@ -22,7 +23,7 @@ import _array_flags
 import _common
 from absl import flags
 
-_TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x4"], "Slices, such as v5e:4x4,v5p:2x2x2.")
+_TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x4"], "Slices, such as v5e:4x4,v5p:2x2x2,h100:8.")
 _BATCH = flags.DEFINE_list("batch", ["1", "32"], "Sequences.")
 _CONTEXT = flags.DEFINE_list(
     "context", ["2048"], "Tokens in each sequence's cache; for prefill, tokens of each prompt."
@@ -51,8 +52,8 @@ with _common.importing(__name__):
 
     from model.catalog import find_model
     from profiles.chips.slices import parse_slice
-    from profiles.compiled.compiler import check_compiler
     from profiles.compiled.grid import GridPoint, run, summary, write_grid
+    from profiles.compiled.toolchains import check_compiler, libraries_of
     from profiles.figures.grid import heat_map
     from profiles.floor.passes import Pass
     from profiles.report.document import document, versions
@@ -72,9 +73,12 @@ def main() -> None:
     points = _points()
     for point in points:
         point.check()
-    check_compiler()
+    slices = [parse_slice(topology) for topology in dict.fromkeys(p.topology for p in points)]
+    for slice in slices:
+        check_compiler(slice)
     check_writable(output)
-    used = {name: versions()[name] for name in ("jax", "libtpu") if name in versions()}
+    libraries = ("jax", *libraries_of(slices))
+    used = {name: versions()[name] for name in libraries if name in versions()}
     records = run(points, output, used, _progress, _WORKERS.value)
     rows = [summary(record) for record in records]
     results = document(sys.argv, records, device_kind="", started=started, bandwidth=None)

@@ -1,12 +1,13 @@
-"""Compile a step with XLA's TPU compiler, for any slice from v4 to TPU7x, with no TPU at hand.
+"""Compile a step with XLA for TPUs, v4 to TPU7x, or GPUs, A100 to GB200, with none at hand.
 
 Compiles the complete step that the engine runs, and reports whether it fits, whether the cache is
 updated in place, which collectives run and what they overlap with, and which weights or caches are
-copied, with the cost of each. Also reports the step's floor and its expected time. Unless they are
-given, --mesh, --layout and --attention are those expected to be fastest. Nothing is measured, and
-no weights are created.
+copied, with the cost of each; of GPUs also which kernels a step launches, and what they read. Also
+reports the step's floor and its expected time. Unless they are given, --mesh, --layout and
+--attention are those expected to be fastest. Nothing is measured, and no weights are created.
 
-Needs libtpu: pip install -e '.[tpu-compile]'. 80 layers take two or three minutes on two cores.
+Needs libtpu: pip install -e '.[tpu-compile]', or for GPUs XLA's plugin, without CUDA: pip install
+-e '.[gpu-compile]'. 80 layers take a minute or two on two cores.
 
 Examples:
   python scripts/compile_step.py --model=llama3-8b --topology=v5e:2x4 --batch=8
@@ -17,6 +18,8 @@ Examples:
       --context=32768 --max_context=32768
   python scripts/compile_step.py --model=mixtral-8x7b --topology=tpu7x:2x2x1 --json=- \\
       --save_hlo=step.txt
+  python scripts/compile_step.py --model=llama3-8b --topology=h200:1 --batch=64 --weight_dtype=int8
+  python scripts/compile_step.py --model=llama3-70b --topology=b200:8 --batch=64
 """
 
 import dataclasses
@@ -29,7 +32,7 @@ import _slice_flags
 from absl import flags
 
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "v5e:2x4", "Chip and shape of the slice, such as v5p:2x2x4."
+    "topology", "v5e:2x4", "Chip and shape of the slice, such as v5p:2x2x4 or h100:8."
 )
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z; by default the best.")
 _BATCH = flags.DEFINE_integer("batch", 8, "Sequences; padded if the layout divides batches.", 1)
@@ -67,15 +70,17 @@ with _common.importing(__name__):
     from profiles.compiled.compiled_pass import (
         CompiledPass,
         compile_pass,
-        estimate_on_tpu,
+        estimate_as_run,
         program_of,
     )
-    from profiles.compiled.compiler import check_compiler, check_target, compile_step
+    from profiles.compiled.compiler import compile_step
     from profiles.compiled.inspection import PassProgram
     from profiles.compiled.step import CompiledStep, read
+    from profiles.compiled.toolchains import check_compiler, libraries_of, toolchain_of
     from profiles.expected.candidates import candidates
     from profiles.expected.estimate import Estimator, best
     from profiles.floor.arrays import placed_arrays
+    from profiles.floor.block_counts import block_counts
     from profiles.floor.passes import Pass
     from profiles.report.document import document, versions
     from profiles.report.files import check_file, write_atomically, write_json
@@ -97,14 +102,14 @@ def main() -> None:
         raise UsageError(
             f"--context is {_CONTEXT.value} with --phase=prefill; use 2 tokens or more"
         )
-    check_target(_slices.slice(_TOPOLOGY.value))
+    toolchain_of(_slices.slice(_TOPOLOGY.value))  # refuses what there is no compiler for
     model, prefill = _model(), _PHASE.value == "prefill"
     length = _common.lengths(_CONTEXT, model, prefill)[0]
     pass_ = Pass(_BATCH.value, length)
     if prefill:
         pass_ = Pass(_BATCH.value, 0, length).last_chunk(chunk)
     estimator = _estimator(model, pass_)
-    step, program = estimate_on_tpu(estimator, pass_), program_of(estimator, pass_)
+    step, program = estimate_as_run(estimator, pass_), program_of(estimator, pass_)
     slice = estimator.deployment.slice
     title = compiled_text.title(program, slice)
     if prefill and pass_.tokens < length:
@@ -114,7 +119,7 @@ def main() -> None:
         )
     _common.show(f"{title}\n{compiled_text.times(estimator, step)}\n")
     if step.fits:
-        check_compiler()
+        check_compiler(slice)
         _common.say(f"compiling {several(program.config.layers, 'layer')} for {slice}")
     compiled_pass = compile_pass(estimator, pass_)
     more = _report(compiled_pass) if compiled_pass.compiled else {}
@@ -163,12 +168,15 @@ def _report(compiled_pass: CompiledPass) -> dict:
         program.pass_.batch,
         program.pass_.cache_slots,
     )
-    libraries, compilation = versions(), compiled_pass.compilation
+    compilation, used = compiled_pass.compilation, versions()
+    names = (*libraries_of([compiled_pass.estimator.deployment.slice]), "jax")
+    libraries = ", ".join(f"{name} {used[name]}" for name in names if name in used)
     _common.show(
-        f"compiled:  by XLA of libtpu {libraries.get('libtpu', '?')}, jax {libraries['jax']}, in "
-        f"{compilation.compile_s:.0f} s after {compilation.trace_s:.0f} s of tracing\n\n"
+        f"compiled:  by XLA of {libraries}, in {compilation.compile_s:.0f} s after "
+        f"{compilation.trace_s:.0f} s of tracing\n\n"
         f"{compiled_text.memory(compiled, step, arrays)}\n\n"
-        f"{compiled_text.collectives(compiled_pass.expected_collectives, compiled.collectives)}\n\n"
+        f"{compiled_text.collectives(compiled_pass.asked_collectives, compiled.collectives)}\n\n"
+        f"{_kernels(compiled_pass)}"
         f"{compiled_text.findings(compiled_pass.findings, step.floor.seconds)}"
     )
     fields = {
@@ -179,6 +187,21 @@ def _report(compiled_pass: CompiledPass) -> dict:
     if _WEIGHT_LAYOUT.value == "auto":
         fields["weight_layout"] = _free_weights(compiled, compiled_pass.estimator, program)
     return fields
+
+
+def _kernels(compiled_pass: CompiledPass) -> str:
+    """The part of a report that is of GPUs alone."""
+    found, program = compiled_pass.compiled.kernels, compiled_pass.program
+    if not found:
+        return ""
+    floors = block_counts(
+        program.config,
+        program.run,
+        program.dtypes,
+        compiled_pass.step.pass_,
+        compiled_pass.estimator.deployment.experts,
+    )
+    return compiled_text.kernels(found, program.config.layers, floors) + "\n\n"
 
 
 def _free_weights(default: CompiledStep, estimator: Estimator, program: PassProgram) -> dict:

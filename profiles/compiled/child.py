@@ -1,4 +1,4 @@
-"""The process that loads libtpu: reads a job on standard input, compiles, writes what came of it.
+"""The process that loads a compiler: reads a job on standard input, compiles, writes the outcome.
 
 `python -m profiles.compiled.child FOLDER` writes FOLDER/result.json, and FOLDER/program.txt if the
 program was compiled; see `profiles.compiled.compiler`.
@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
 def _compile(job: dict) -> tuple[dict, str]:
     started = time.perf_counter()
     found = topologies.get_topology_desc(
-        platform="tpu", topology_name=job["topology"], **job["options"]
+        platform=job["platform"], topology_name=job["topology"], **job["options"]
     )
     program = from_json(job["program"])
     if len(found.devices) != program.placement.devices:

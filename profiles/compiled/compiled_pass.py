@@ -5,12 +5,15 @@ import dataclasses
 from model.cache import round_up_to_tiles
 from profiles.compiled.compiler import Compilation, compile_step
 from profiles.compiled.findings import Finding, findings
-from profiles.compiled.inspection import PassProgram, differences, expected
+from profiles.compiled.gpu_findings import gpu_findings
+from profiles.compiled.inspection import PassProgram, as_made, differences, expected
 from profiles.compiled.step import CompiledStep, read
+from profiles.compiled.toolchains import toolchain_of
 from profiles.expected.estimate import Estimate, Estimator
 from profiles.expected.estimate_record import Recorder
 from profiles.expected.remedies import remedy
 from profiles.floor.collective import Collective
+from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
 from profiles.report.numbers import number
 from profiles.report.record import Record
@@ -43,9 +46,21 @@ class CompiledPass:
     @property
     def differing(self) -> list[str]:
         """How the program's collectives depart from those that the layout asks for."""
+        arithmetic, platform = self.program.dtypes.dtype, self.platform
         return differences(
-            self.expected_collectives, self.compiled.collectives, self.program.dtypes.dtype, "tpu"
+            self.expected_collectives, self.compiled.collectives, arithmetic, platform
         )
+
+    @property
+    def asked_collectives(self) -> list[Collective]:
+        """Those that the layout asks for, with what the compiler makes in place of some."""
+        found, arithmetic = self.compiled.collectives, self.program.dtypes.dtype
+        return as_made(self.expected_collectives, found, arithmetic, self.platform)
+
+    @property
+    def platform(self) -> str:
+        """JAX's name of the devices that it is compiled for."""
+        return toolchain_of(self.estimator.deployment.slice).platform
 
     def as_record(self) -> Record:
         """The record with what was compiled and found in it."""
@@ -65,7 +80,7 @@ def compile_pass(estimator: Estimator, pass_: Pass) -> CompiledPass:
       estimator: the estimator of the deployment.
       pass_: the pass.
     """
-    step, program = estimate_on_tpu(estimator, pass_), program_of(estimator, pass_)
+    step, program = estimate_as_run(estimator, pass_), program_of(estimator, pass_)
     record = Recorder(estimator).record(step)
     if not step.fits:
         missing_bytes = step.resident - estimator.deployment.slice.chip.recommended.capacity
@@ -75,32 +90,48 @@ def compile_pass(estimator: Estimator, pass_: Pass) -> CompiledPass:
     record |= status(compilation, step)
     if compilation.status != "ok":
         return CompiledPass(estimator, step, program, record, compilation)
-    compiled = read(compilation, program.placement.mesh)
-    found = tuple(findings(compiled, program, estimator, step.floor.seconds))
-    expected_collectives = tuple(expected(program, "tpu"))
+    platform = toolchain_of(estimator.deployment.slice).platform
+    compiled = read(compilation, program.placement.mesh, platform)
+    found = findings(compiled, program, estimator, step.floor.seconds)
+    if platform == "gpu":
+        found += gpu_findings(compiled, program, estimator, step.floor.seconds)
     return CompiledPass(
-        estimator, step, program, record, compilation, compiled, expected_collectives, found
+        estimator,
+        step,
+        program,
+        record,
+        compilation,
+        compiled,
+        expected_collectives=tuple(expected(program, platform)),
+        findings=tuple(sorted(found, key=lambda each: -each.cost_s)),
     )
 
 
-def estimate_on_tpu(estimator: Estimator, pass_: Pass) -> Estimate:
-    """The estimate of a pass, the cache of a decode step as large as an engine's on TPU."""
+def estimate_as_run(estimator: Estimator, pass_: Pass) -> Estimate:
+    """The estimate of a pass, the cache of a decode step as large as an engine's."""
     if pass_.over_prompts:
         return estimator.estimate(pass_)
-    slots = round_up_to_tiles(pass_.cache_slots, estimator.deployment.dtypes)
+    slots = _slots(estimator.deployment, pass_)
     return estimator.estimate(dataclasses.replace(pass_, slots=slots))
 
 
 def program_of(estimator: Estimator, pass_: Pass) -> PassProgram:
     """The program of a pass, as it is handed to a compiler."""
     deployment = estimator.deployment
-    slots = round_up_to_tiles(pass_.cache_slots, deployment.dtypes)
+    slots = _slots(deployment, pass_)
     return PassProgram(
         config=deployment.model,
         placement=deployment.placement,
         dtypes=deployment.dtypes,
         pass_=dataclasses.replace(deployment.padded(pass_), slots=slots),
     )
+
+
+def _slots(deployment: Deployment, pass_: Pass) -> int:
+    """Slots of the cache that an engine makes for a pass: on TPUs whole tiles."""
+    on_tpu = toolchain_of(deployment.slice).platform == "tpu"
+    slots = pass_.cache_slots
+    return round_up_to_tiles(slots, deployment.dtypes) if on_tpu else slots
 
 
 def status(compilation: Compilation, step: Estimate) -> Record:

@@ -1,14 +1,11 @@
-"""Compiles a step for a TPU slice that need not be there, with libtpu's own copy of XLA.
+"""Compiles a step for a slice of TPUs or GPUs that need not be there, with XLA for its chips.
 
 The compiler runs in a process of its own, `profiles.compiled.child`: once loaded, libtpu takes over
-much of a process, and it ends one where it fails. Source: https://docs.jax.dev, "Ahead-of-time
-lowering and compilation"; `jax.experimental.topologies`.
+much of a process, and a compiler may end one where it fails.
 """
 
 import dataclasses
-import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,35 +18,16 @@ from model.config import ModelConfig
 from model.dtypes import Dtypes, Storage
 from profiles.chips.slices import Slice
 from profiles.compiled.inspection import PassProgram
+from profiles.compiled.toolchains import toolchain_of
 from profiles.floor.passes import Pass
 from sharding.catalog import attend_by, divide_experts, find_layout, schedule_by
-from sharding.error_types import FloorlineError, UsageError
 from sharding.layout import Layout
 from sharding.placement import Placement
 from sharding.quantization import QUANTIZATIONS
 
-TARGETS = ("v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
-"""Chips that libtpu 0.0.42 compiles for."""
-
-PACKAGE = "libtpu"
-
-_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",  # asks Google's cloud where it is
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # what it is told then; of no matter for a topology
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_LOG_DIR": "disabled",
-    "TPU_MIN_LOG_LEVEL": "2",
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-}
 _CHILD = ("-m", "profiles.compiled.child")
 _SIZE = r"([\d.]+)([KMGT]?)"
 _TAIL = 6  # lines that a crash leaves
-
-
-class CompilerError(FloorlineError):
-    """There is no compiler for TPUs here."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,49 +56,6 @@ class Compilation:
     missing_bytes: float | None = None
 
 
-def check_target(slice: Slice) -> None:
-    """Refuses chips that there is no compiler for.
-
-    Raises:
-      UsageError: the chip is none of `TARGETS`.
-    """
-    if slice.chip.name not in TARGETS:
-        raise UsageError(
-            f"topology is {slice}, which XLA's TPU compiler does not compile for; use one of "
-            f"{', '.join(TARGETS)}"
-        )
-
-
-def check_compiler() -> None:
-    """Says how to get the compiler where there is none; does not load it.
-
-    Raises:
-      CompilerError: libtpu is not installed.
-    """
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise CompilerError(
-            "libtpu is not installed, and has the compiler for TPUs (0.6 GB, under Google's "
-            "terms); run `pip install -e '.[tpu-compile]'` in the clone"
-        )
-
-
-def topology(slice: Slice) -> tuple[str, dict[str, object]]:
-    """What `jax.experimental.topologies` calls a slice.
-
-    Both cores of a v4 chip are one device, as on machines that have them, only if it is told so.
-    A slice smaller than a host must say that its host is so small.
-    """
-    shape = "x".join(map(str, slice.shape))
-    options: dict[str, object] = {}
-    if slice.chip.name == "v4":
-        options["chip_config_name"] = "megacore"
-    if any(size % 2 for size in slice.shape[:2]):
-        options["chips_per_host_bounds"] = [*slice.shape, 1][:3]
-    if slice.count > 1:
-        options["num_slices"] = slice.count
-    return f"{slice.chip.name}:{shape}", options
-
-
 def compile_step(
     program: PassProgram, slice: Slice, auto_weight_layout: bool = False
 ) -> Compilation:
@@ -131,14 +66,16 @@ def compile_step(
       slice: the slice, of as many devices as the mesh of the pass has.
       auto_weight_layout: the compiler also chooses how each weight's shard lies in memory.
     """
-    name, options = topology(slice)
+    chosen = toolchain_of(slice)
+    name, options = chosen.topology(slice)
     job = {"program": to_json(program), "topology": name, "options": options}
+    job["platform"] = chosen.topology_platform
     job["auto_weight_layout"] = auto_weight_layout
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, *_CHILD, folder],
             input=json.dumps(job),
-            env=environment(),
+            env=chosen.child_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -152,14 +89,19 @@ def compile_step(
         found["text"] = text.read_text() if text.is_file() else ""
     if found["status"] != "ok":
         return refused(found["message"])
-    return Compilation(**found)
+    compilation = Compilation(**found)
+    return held_against(compilation, slice) if chosen.platform == "gpu" else compilation
 
 
-def environment() -> dict[str, str]:
-    """The environment of a process that may load libtpu, with this project's modules."""
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    return os.environ | _ENVIRONMENT | {"PYTHONPATH": path}
+def held_against(compilation: Compilation, slice: Slice) -> Compilation:
+    """The outcome where a device must hold the program: XLA:GPU compiles any size."""
+    sizes = compilation.memory
+    beside = sizes["temporary_bytes"] + sizes["output_bytes"] - sizes["aliased_bytes"]
+    missing = sizes["argument_bytes"] + beside - slice.chip.recommended.capacity
+    if missing <= 0:
+        return compilation
+    words = f"arguments of {sizes['argument_bytes']:,} bytes and {beside:,} bytes beside them"
+    return Compilation(status="does_not_fit", message=words, missing_bytes=missing)
 
 
 def refused(message: str) -> Compilation:

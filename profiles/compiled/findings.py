@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from profiles.compiled.inspection import PassProgram, expected, surpluses
 from profiles.compiled.step import CACHE, CompiledStep
 from profiles.compiled.substitutes import TPU_SUBSTITUTES, settle
+from profiles.compiled.toolchains import toolchain_of
 from profiles.expected.estimate import Estimator
 from profiles.expected.links import MeshEmbedding, embeddings, mesh_items
 from profiles.floor.arrays import placed_arrays
@@ -20,6 +21,7 @@ from profiles.floor.collective import ALONE, Collective, merge, without_places
 from profiles.floor.element_types import bits
 from profiles.hlo.moves import Move, grouped
 from profiles.report.numbers import byte_size, several
+from sharding.quantization import Quantization
 
 PADDED = 0.005  # part of all arguments from which padding by tiles is a finding
 LEAST = 1e-3  # part of a floor: moves that cost less are listed, but no findings
@@ -32,7 +34,8 @@ class Finding:
 
     Attributes:
       kind: ``cache_not_aliased``, ``copy``, ``dequantized``, ``weight_gather``, ``collective``,
-        ``not_overlapped``, ``temporary``, ``replicated`` or ``padding``.
+        ``not_overlapped``, ``temporary``, ``replicated`` or ``padding``; of GPUs also those of
+        `profiles.compiled.gpu_findings`.
       message: what it is, in words.
       cost_s: seconds per step.
     """
@@ -58,12 +61,13 @@ def findings(
       floor_s: seconds of the pass's floor.
     """
     bandwidth, times = estimator.peaks.bandwidth, CollectiveTimes(estimator, step.collectives)
+    platform = toolchain_of(estimator.deployment.slice).platform
     found = [
         *_not_aliased(step, bandwidth),
-        *_moved(step, bandwidth, floor_s),
-        *_collectives(step, program, times),
+        *_moved(step, bandwidth, floor_s, _groups_hint(program, platform)),
+        *_collectives(step, program, times, platform),
         *_alone(step, times),
-        *_temporary(step, bandwidth, floor_s),
+        *_temporary(step, bandwidth, floor_s, estimator.chip.on_chip if platform == "gpu" else 0),
         *_replicated(step, program, bandwidth),
         *_padding(step, bandwidth),
     ]
@@ -113,14 +117,23 @@ def _not_aliased(step: CompiledStep, bandwidth: float) -> Iterator[Finding]:
     )
 
 
-def _moved(step: CompiledStep, bandwidth: float, floor_s: float) -> Iterator[Finding]:
-    """Copies, conversions and changes of layout of whole arrays."""
+def _groups_hint(program: PassProgram, platform: str) -> str:
+    """What helps where a compiler writes out matrices whose scales are of groups."""
+    weights = program.dtypes.weights
+    if platform != "gpu" or not isinstance(weights, Quantization) or not weights.group:
+        return ""
+    return "; XLA:GPU's matmul takes no scales of groups, and of int8 it writes no matrix"
+
+
+def _moved(step: CompiledStep, bandwidth: float, floor_s: float, hint: str) -> Iterator[Finding]:
+    """Copies, conversions and changes of layout of whole arrays; widened ones give a hint once."""
     elsewhere = set(step.not_aliased)
     for move in grouped(move for move in step.moves if move.origin not in elsewhere):
         cost = move.total_bytes / bandwidth
         if cost >= LEAST * floor_s:
             wider = move.widened and not move.origin.startswith(CACHE)
-            yield Finding("dequantized" if wider else "copy", _move_words(move), cost)
+            words, hint = _move_words(move) + hint * wider, "" if wider else hint
+            yield Finding("dequantized" if wider else "copy", words, cost)
 
 
 def _move_words(move: Move) -> str:
@@ -134,11 +147,11 @@ def _move_words(move: Move) -> str:
 
 
 def _collectives(
-    step: CompiledStep, program: PassProgram, times: CollectiveTimes
+    step: CompiledStep, program: PassProgram, times: CollectiveTimes, platform: str
 ) -> Iterator[Finding]:
     """Those that the layout does not explain, and those that cost more than what it asked for."""
-    expected_collectives, found = expected(program, "tpu"), step.collectives
-    surplus = surpluses(expected_collectives, found, program.dtypes.dtype, "tpu")
+    expected_collectives, found = expected(program, platform), step.collectives
+    surplus = surpluses(expected_collectives, found, program.dtypes.dtype, platform)
     for (kind, axes, payload), count in sorted(surplus.items()):
         one = Collective(kind, axes, payload)
         words = f"{kind} over {''.join(axes)} of {byte_size(payload)}"
@@ -153,7 +166,8 @@ def _collectives(
         else:
             message = f"{words} is in the program {_times(count)} more than in the layout"
             yield Finding("collective", message, count * times.seconds(one))
-    yield from _replaced(expected_collectives, found, times)
+    if platform == "tpu":
+        yield from _replaced(expected_collectives, found, times)
 
 
 def _replaced(
@@ -206,17 +220,20 @@ def _scopes(chain: str) -> str:
     return " and ".join(dict.fromkeys(re.split(r"/(?=layer/)", named)))
 
 
-def _temporary(step: CompiledStep, bandwidth: float, floor_s: float) -> Iterator[Finding]:
+def _temporary(
+    step: CompiledStep, bandwidth: float, floor_s: float, cached: float
+) -> Iterator[Finding]:
     """Large arrays that are made in main memory, where they are written and read at least once.
 
-    Those that collectives take or fill are in the times of these.
+    Those that collectives take or fill are in the times of these. What takes less than half of a
+    GPU's `cached` bytes, its last-level cache, is still there when it is read.
     """
     part = step.temporary_bytes / step.argument_bytes
     if part < LARGE:
         return
     for what, size, count, sent in step.temporaries:
         cost = 2 * size * count / bandwidth
-        if not sent and cost >= LARGE * floor_s:
+        if not sent and cost >= LARGE * floor_s and size > cached / 2:
             yield Finding(
                 "temporary",
                 f"{what} goes through main memory, {_times(count)} a step, {byte_size(size)} each "

@@ -1,8 +1,8 @@
 """A grid of compiled steps: models, slices, layouts, types and sizes, in one table.
 
 Finished points are lines of a file, so that a run that ends early goes on where it stopped; points
-of other versions of JAX or libtpu are compiled again. Several are compiled at once, as many as the
-machine has cores and free memory for.
+of other versions of JAX or a compiler are compiled again. Several are compiled at once, as many as
+the machine has cores and free memory for.
 """
 
 import dataclasses
@@ -18,12 +18,13 @@ from model.dtypes import Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.compiled.compiled_pass import compile_pass
-from profiles.compiled.compiler import check_target
+from profiles.compiled.toolchains import toolchain_of
 from profiles.expected.candidates import LayoutNames, candidates
 from profiles.expected.estimate import Estimator, best
 from profiles.floor.deployment import Deployment
 from profiles.floor.memory_needed import free_memory
 from profiles.floor.passes import Pass
+from profiles.hlo.kernels import LIBRARY
 from profiles.report.files import to_json, write_atomically
 from profiles.report.record import Record
 from sharding.error_types import FloorlineError
@@ -70,7 +71,7 @@ class GridPoint:
         Raises:
           UsageError: an unknown chip, slice, layout or mesh.
         """
-        check_target(parse_slice(self.topology))
+        toolchain_of(parse_slice(self.topology))
         self.names.layouts(self.model)
         if self.mesh:
             parse_mesh(self.mesh)
@@ -105,7 +106,7 @@ def run(
     Args:
       points: the grid.
       folder: where finished points are kept.
-      versions: versions of JAX and libtpu; points made by others are not kept.
+      versions: versions of JAX and of compilers; points made by others are not kept.
       progress: shows how far it is: takes finished points and how many there will be.
       workers: compilers at once; what the machine has room for if None.
 
@@ -236,4 +237,17 @@ def summary(record: Record) -> dict[str, object]:
         "costliest_finding": costliest["message"],
         "costliest_over_floor": costliest["cost_s"] / record.floor_s,
         "compile_s": compiled["compile_s"],
+        **_kernels(compiled, counted["weights_read"] + counted["kv_read"]),
+    }
+
+
+def _kernels(compiled: dict, read: float) -> dict[str, float]:
+    """Of a step for GPUs its kernels, and the bytes that they read over the floor's."""
+    found = compiled.get("kernels")
+    if found is None:
+        return {}
+    return {
+        "kernels": sum(one["count"] for one in found),
+        "library_calls": sum(one["count"] for one in found if one["sort"] == LIBRARY),
+        "read_over_floor": sum(one["resident_read"] for one in found) / read,
     }

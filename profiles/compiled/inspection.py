@@ -181,13 +181,21 @@ def surpluses(
     platform: str,
 ) -> dict[tuple[str, tuple[str, ...], int], int]:
     """How many more of each kind, axes and payload a program has; negative where fewer."""
-    if platform == "tpu":
-        asked = settle(expected_collectives, found)
-    else:
-        asked = substitute(expected_collectives, platform, dtype)
     surplus = _counts(found)
-    surplus.subtract(_counts(asked))
+    surplus.subtract(_counts(as_made(expected_collectives, found, dtype, platform)))
     return {key: count for key, count in surplus.items() if count}
+
+
+def as_made(
+    expected_collectives: Sequence[Collective],
+    found: Sequence[Collective],
+    dtype: jnp.dtype,
+    platform: str,
+) -> list[Collective]:
+    """The expected collectives, with what a platform's compiler makes in place of some."""
+    if platform == "tpu":
+        return settle(expected_collectives, found)
+    return substitute(expected_collectives, platform, dtype)
 
 
 def stands_in(collectives: Sequence[Collective], dtype: jnp.dtype) -> bool:

@@ -8,13 +8,10 @@ import dataclasses
 from decode.engine import Engine
 from profiles.compiled.compiler import Compilation, memory_sizes
 from profiles.compiled.inspection import PassProgram, any_layer, differences, expected
-from profiles.compiled.step import CompiledStep, read
+from profiles.compiled.step import SMALL, CompiledStep, read
 from profiles.floor.collective import merge_by_overlap
 from profiles.floor.passes import Pass
 from profiles.report.record import Record
-
-_SMALL = ("carry/", "tokens", "new/")
-"""What the names of arguments begin with that are neither weights nor cache."""
 
 
 def inspect_pass(engine: Engine, pass_: Pass) -> Record:
@@ -51,7 +48,7 @@ def _fields(step: CompiledStep) -> dict:
     merged = tuple(merge_by_overlap(any_layer(step.collectives)))
     found = dataclasses.replace(step, collectives=merged).as_record()
     del found["compile_s"]  # it was compiled before
-    small = (array for name, array in step.arguments.items() if name.startswith(_SMALL))
+    small = (array for name, array in step.arguments.items() if name.startswith(SMALL))
     missing = sum(step.arguments[name].padded for name in step.not_aliased)
     return found | {
         "resident_bytes": step.argument_bytes - sum(array.padded for array in small),

@@ -12,12 +12,15 @@ from profiles.compiled.compiler import Compilation
 from profiles.floor.collective import PRODUCT, WORK, Collective
 from profiles.hlo.census import HasShape, census
 from profiles.hlo.flow import Origin, Step, arguments, leaves, walk
+from profiles.hlo.kernels import Kernel, kernel_records, kernels
 from profiles.hlo.moves import Move, Temporary, grouped, moves, temporaries
 from profiles.hlo.overlap import overlaps
 from profiles.hlo.program import Array, Instruction, Program, arrays, parse, placed
 
 CACHE = "cache/"
 """What the names of a cache's arrays begin with."""
+SMALL = ("carry/", "tokens", "new/")
+"""What the names of arguments begin with that are neither weights nor cache."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class CompiledStep:
       gathered: payload of an all-gather -> the weight that it gathers, ``*`` for any layer.
       moves: whole arrays that are written to main memory again.
       temporaries: other large arrays in main memory.
+      kernels: what a GPU launches; empty unless asked for.
       compile_s: seconds that XLA took.
     """
 
@@ -49,6 +53,7 @@ class CompiledStep:
     moves: tuple[Move, ...]
     temporaries: tuple[Temporary, ...]
     compile_s: float
+    kernels: tuple[Kernel, ...] = ()
 
     @property
     def not_aliased(self) -> list[str]:
@@ -80,16 +85,20 @@ class CompiledStep:
                 {"what": each.what, "bytes": each.bytes, "count": each.count}
                 for each in self.temporaries
             ],
+            **({"kernels": kernel_records(self.kernels)} if self.kernels else {}),
             "compile_s": self.compile_s,
         }
 
 
-def read(outcome: Compilation, mesh: HasShape | Mapping[str, int]) -> CompiledStep:
+def read(
+    outcome: Compilation, mesh: HasShape | Mapping[str, int], platform: str = ""
+) -> CompiledStep:
     """Reads a program that was compiled.
 
     Args:
       outcome: an outcome with status ``ok``.
       mesh: the mesh that it was compiled for, or its axes and their sizes in order.
+      platform: JAX's name of what it is for; of ``gpu`` kernels are read as well.
 
     Raises:
       HloError: something in it is not understood.
@@ -107,6 +116,7 @@ def read(outcome: Compilation, mesh: HasShape | Mapping[str, int]) -> CompiledSt
         moves=tuple(moves(program, steps)),
         temporaries=tuple(temporaries(program, steps, outcome.memory["temporary_bytes"] // 10 + 1)),
         compile_s=outcome.compile_s,
+        kernels=tuple(kernels(program, steps, CACHE, SMALL)) if platform == "gpu" else (),
     )
 
 

@@ -1,20 +1,22 @@
 """A compiled step for people: beside its floor and expected time, and what was found wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from profiles.chips.slices import Slice
 from profiles.compiled.findings import Finding
 from profiles.compiled.inspection import PassProgram
 from profiles.compiled.step import CompiledStep
-from profiles.compiled.substitutes import settle
 from profiles.expected.estimate import Estimate, Estimator
 from profiles.floor.arrays import PlacedArray
-from profiles.floor.collective import OVERLAPS, Collective
+from profiles.floor.block_counts import BLOCKS, CACHE_WRITE, SAMPLING, SCOPES, BlockCounts
+from profiles.floor.collective import OVERLAPS, Collective, without_places
+from profiles.hlo.kernels import LIBRARY, SORTS, Kernel
 from profiles.hlo.program import Array
 from profiles.report.numbers import ms, number
 from profiles.report.table import Table, wrap
 
 TEMPORARY = 0.01  # part of arguments from which temporaries are named
+OTHERS = "others"  # kernels in no block of the model: residual sums, positions, the next carry
 
 
 def title(program: PassProgram, slice: Slice) -> str:
@@ -69,9 +71,14 @@ def memory(compiled: CompiledStep, step: Estimate, arrays: Sequence[PlacedArray]
     return "\n".join(lines)
 
 
-def collectives(expected_collectives: Sequence[Collective], found: Sequence[Collective]) -> str:
-    """Collectives of a step: how many the layout expects, how many there are, and beside what."""
-    asked = {_key(one): one.count for one in settle(expected_collectives, found)}
+def collectives(asked_for: Sequence[Collective], found: Sequence[Collective]) -> str:
+    """Collectives of a step: how many are expected, how many there are, and beside what.
+
+    Args:
+      asked_for: those that the layout asks for, as `inspection.as_made` has them.
+      found: those of the program.
+    """
+    asked = {_key(one): one.count for one in without_places(asked_for)}
     there: dict[tuple, dict[str, int]] = {}
     for one in found:
         counts = there.setdefault(_key(one), {})
@@ -158,3 +165,56 @@ def _more(size: float, than: float) -> str:
     if not than:
         return ""
     return f"{size / than - 1:+.1%}" if abs(size / than - 1) >= 5e-4 else "equal"
+
+
+def kernels(found: Sequence[Kernel], layers: int, floors: Mapping[str, BlockCounts]) -> str:
+    """Kernels of a step for GPUs by block of the model: how many, and what each block reads.
+
+    Args:
+      found: all kernels.
+      layers: layers of the model.
+      floors: the least work of each block.
+    """
+    sorts = {sort: sum(each.count for each in found if each.sort == sort) for sort in SORTS}
+    total = sum(sorts.values())
+    named = ", ".join(f"{sort} {count:,}" for sort, count in sorts.items() if count)
+    calls = sorts[LIBRARY] or "none"
+    blocks: dict[str, list[Kernel]] = {}
+    for each in found:
+        blocks.setdefault(SCOPES.get(each.place.rpartition("/")[2], OTHERS), []).append(each)
+    order = [block for block in (*BLOCKS, SAMPLING, OTHERS) if block in blocks]
+    rows = [_block_row(block, blocks[block], layers, floors.get(block)) for block in order]
+    read = sum(each.count * (each.weights_read + each.cache_read) for each in found)
+    least = sum(floor.bytes for block, floor in floors.items() if block != CACHE_WRITE)
+    head = ("kernels of", "a step", "a layer", "bytes read", "weights and cache", "floor's", "")
+    return "\n".join(
+        (
+            wrap(f"kernels: {total:,} a step ({named}), library calls {calls}"),
+            Table(head, rows).terminal(),
+            f"weights and cache that kernels read: {_count(read)}, the floor's {_count(least)} "
+            f"({_more(read, least)})",
+            wrap(
+                "(no GPU was there to try kernels on: with one, autotuning chooses the blocks of "
+                "matmuls, and cuBLAS or cuDNN in place of some of them)"
+            ),
+        )
+    )
+
+
+def _block_row(
+    block: str, found: Sequence[Kernel], layers: int, floor: BlockCounts | None
+) -> tuple[str, ...]:
+    """A block's kernels, and the bytes that they read beside the floor's."""
+    inside = sum(each.count for each in found if each.place.startswith("layer/"))
+    read = sum(each.count * each.bytes_read for each in found)
+    resident = sum(each.count * (each.weights_read + each.cache_read) for each in found)
+    least = floor.bytes if floor and block != CACHE_WRITE else 0
+    return (
+        block,
+        f"{sum(each.count for each in found):,}",
+        number(inside / layers) if inside else "",
+        _count(read),
+        _count(resident),
+        _count(least) if least else "",
+        _more(resident, least),
+    )

@@ -1,43 +1,16 @@
 """The block of the model that an operation belongs to, by the scope in which JAX traced it.
 
 Scopes are those that `model/` and `decode/` open with `jax.named_scope`. A scope that is not in
-the list below is a block of its own, so that code that someone adds is seen under its own name.
+`SCOPES` is a block of its own, so that code that someone adds is seen under its own name.
 """
 
 import re
 
-from profiles.floor.block_counts import (
-    ATTENTION,
-    CACHE_WRITE,
-    EMBEDDING,
-    EXPERTS,
-    MLP,
-    NORMS,
-    OUTPUT,
-    QUERY_KEY_VALUE,
-    UNEMBEDDING,
-)
+from profiles.floor.block_counts import SAMPLING, SCOPES
 
 RESIDUAL = "sums and positions"  # the residual stream, and what stands in no scope of its own
-SAMPLING = "sampling"
 LAUNCHES = "between operations"  # no operation runs: a device goes from one to the next
 HOST = "host"  # no operation runs, from one step to the next: a device waits for the host
-
-SCOPES = {
-    "embedding": EMBEDDING,
-    "norm": NORMS,
-    "rotary_angles": QUERY_KEY_VALUE,
-    "query_key_value": QUERY_KEY_VALUE,
-    "cache_write": CACHE_WRITE,
-    "attention": ATTENTION,
-    "attention_output": OUTPUT,
-    "mlp": MLP,
-    "mixture": EXPERTS,
-    "experts_touched": EXPERTS,
-    "unembedding": UNEMBEDDING,
-    "sample": SAMPLING,
-}
-"""Scopes of the model, and the block that each belongs to."""
 
 COLLECTIVES = {
     "all-reduce": "all-reduce",

@@ -19,6 +19,23 @@ BLOCKS = (
     EMBEDDING, NORMS, QUERY_KEY_VALUE, CACHE_WRITE, ATTENTION, OUTPUT, MLP, EXPERTS, UNEMBEDDING
 )  # fmt: skip
 """All blocks, in the order in which a step runs through them."""
+SAMPLING = "sampling"
+
+SCOPES = {
+    "embedding": EMBEDDING,
+    "norm": NORMS,
+    "rotary_angles": QUERY_KEY_VALUE,
+    "query_key_value": QUERY_KEY_VALUE,
+    "cache_write": CACHE_WRITE,
+    "attention": ATTENTION,
+    "attention_output": OUTPUT,
+    "mlp": MLP,
+    "mixture": EXPERTS,
+    "experts_touched": EXPERTS,
+    "unembedding": UNEMBEDDING,
+    "sample": SAMPLING,
+}
+"""Scopes of the model, and the block that each belongs to."""
 
 
 class BlockCounts(NamedTuple):

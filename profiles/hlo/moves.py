@@ -122,7 +122,7 @@ def temporaries(program: Program, steps: Iterable[Step], min_bytes: int) -> list
         one = step.instruction
         if one.opcode in _ALIASES or one.opcode.endswith(("-start", "-done", "-update")):
             continue
-        in_place, sent = _updated(program, step), _sent(program, one)
+        in_place, sent = updated_in_place(program, step), _sent(program, one)
         for index, (array, origin) in enumerate(zip(*_values(step), strict=True)):
             if array.space or index in in_place or array.padded < min_bytes or origin is not None:
                 continue
@@ -167,7 +167,7 @@ def _of(
     elif is_collective(one):
         return
     origins = leaves(step.origin, len(made))
-    in_place = _updated(program, step) if one.opcode != "copy-start" else ()
+    in_place = updated_in_place(program, step) if one.opcode != "copy-start" else ()
     for index, (array, origin) in enumerate(zip(made, origins, strict=True)):
         if (
             origin not in argument_arrays
@@ -212,7 +212,7 @@ def _physical(array: Array) -> tuple:
     return tuple(size for size in sizes if size > 1), array.tiles
 
 
-def _updated(program: Program, step: Step) -> set[int]:
+def updated_in_place(program: Program, step: Step) -> set[int]:
     """Which arrays of an instruction's value are its operands, updated in place."""
     one = step.instruction
     if one.opcode in _UPDATES:

@@ -1,4 +1,4 @@
-"""What a scheduled TPU program does while a collective runs.
+"""What a scheduled program does while a collective runs.
 
 The text of such a program is its schedule. A collective of one instruction stops the chip's
 arithmetic, but not fetches into VMEM that were started before it and are awaited after.
@@ -17,6 +17,7 @@ _FREE = {
     "partition-id", "replica-id", "optimization-barrier", "add-dependency",
 }  # fmt: skip
 _PRODUCTS = ("dot", "convolution")
+_KERNELS = re.compile(r'custom_call_target="[^"]*(tpu_custom_call|triton|mosaic|cublas|cudnn)')
 _PREFETCHES = ("copy-start", "slice-start", "async-start")
 
 
@@ -117,5 +118,5 @@ def _works(one: Instruction) -> bool:
 
 
 def _is_kernel(one: Instruction) -> bool:
-    """Whether a custom call is a Pallas kernel; others only name memory."""
-    return one.opcode == "custom-call" and "tpu_custom_call" in one.attributes
+    """Whether a custom call is a Pallas kernel or a library's; others only name memory."""
+    return one.opcode == "custom-call" and _KERNELS.search(one.attributes) is not None

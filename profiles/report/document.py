@@ -10,6 +10,9 @@ import numpy as np
 
 from profiles.report.record import Record, Seconds
 
+GPU_COMPILERS = ("jax-cuda13-pjrt", "jax-cuda12-pjrt")
+"""Libraries that have XLA for GPUs, beside which no version of XLA is told."""
+
 
 def document(
     command: Sequence[str],
@@ -48,7 +51,7 @@ def read_document(path: Path) -> dict:
 def versions() -> dict[str, str]:
     """Versions of Python, of the installed libraries that decide a step's time, and of this one."""
     found = {"python": platform.python_version()}
-    for name in ("jax", "jaxlib", "flax", "libtpu", "floorline"):
+    for name in ("jax", "jaxlib", "flax", "libtpu", *GPU_COMPILERS, "floorline"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

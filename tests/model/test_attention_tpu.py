@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from model.attention_tpu import attend_part
 from model.softmax_parts import Softmaxed, Spans, join
-from profiles.compiled.compiler import environment
+from profiles.compiled.toolchains import TPU
 from tests.model import attention_cases
 
 ROOT = Path(__file__).parents[2]
@@ -256,7 +256,7 @@ def test_it_compiles_in_a_step_and_copies_no_cache(topology):
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, topology, json.dumps(CASES)],
         cwd=ROOT,
-        env=environment(),
+        env=TPU.child_environment(),
         capture_output=True,
         text=True,
         timeout=900,

@@ -66,6 +66,7 @@ class Planted:
       donate: the cache.
       tokens: of each sequence; of prompts as many as the cache has room for, and nothing planted.
       batch: sequences.
+      topology: the slice.
     """
 
     fault: Callable[[dict], dict] = lambda parameters: parameters
@@ -77,6 +78,7 @@ class Planted:
     donate: bool = True
     tokens: int = 1
     batch: int = BATCH
+    topology: str = TOPOLOGY
 
     @property
     def program(self) -> PassProgram:
@@ -92,7 +94,7 @@ class Planted:
     @property
     def estimator(self) -> Estimator:
         """Of the same model on the same slice."""
-        slice = parse_slice(TOPOLOGY)
+        slice = parse_slice(self.topology)
         return Estimator(
             Deployment(
                 model=self.config,
@@ -110,6 +112,11 @@ class Planted:
         if self.tokens > 1:
             return self.estimator.prefill(self.batch, self.tokens).floor.seconds
         return self.estimator.decode(self.batch, SLOTS - 1).floor.seconds
+
+    @property
+    def pass_(self) -> Pass:
+        """The step as its floor counts it."""
+        return Pass(self.batch, SLOTS - 1, slots=SLOTS)
 
 
 def _with_down(change: Callable) -> Callable[[dict], dict]:
@@ -166,7 +173,7 @@ CASES = {
 }
 
 
-def _lowered(case: Planted, devices: list) -> jax.stages.Lowered:
+def lowered(case: Planted, devices: list) -> jax.stages.Lowered:
     if case.tokens > 1:
         return case.program.lower(devices)
     engine: Engine = case.program.engine(devices)
@@ -176,7 +183,7 @@ def _lowered(case: Planted, devices: list) -> jax.stages.Lowered:
 
     donated = {"donate_argnames": "cache"} if case.donate else {}
     with jax.set_mesh(engine.mesh):
-        cache, carry = engine._placed_cache(BATCH, SLOTS), engine._abstract_carry(BATCH)
+        cache, carry = engine._placed_cache(case.batch, SLOTS), engine._abstract_carry(case.batch)
         return jax.jit(step, **donated).lower(case.given(engine.parameters), cache, carry)
 
 
@@ -213,7 +220,7 @@ def _stacked(devices: list) -> jax.stages.Lowered:
 
 
 def _without_notes(text: str) -> str:
-    """Less what the compiler notes for itself; counts of loops stay."""
+    """Less what the compiler notes for itself; counts of loops and kinds of fusions stay."""
     text = re.sub(
         r"^(FileNames|FunctionNames|FileLocations|StackFrames)\n(.+\n)*", "", text, flags=re.M
     )
@@ -226,8 +233,8 @@ def _without_notes(text: str) -> str:
     text = re.sub(r' stack_frame_id=\d+| source_\w+=("[^"]*"|\d+)', "", text)
 
     def short(found: re.Match) -> str:
-        trips = re.search(r'"known_trip_count":\{[^}]*\}', found[0])
-        return f", backend_config={{{trips[0]}}}" if trips else ""
+        kept = re.search(r'"known_trip_count":\{[^}]*\}|"kind":"__\w+"', found[0])
+        return f", backend_config={{{kept[0]}}}" if kept else ""
 
     return re.sub(r", backend_config=\{.*\}", short, text)
 
@@ -235,10 +242,15 @@ def _without_notes(text: str) -> str:
 def write(folder: Path) -> None:
     """Compiles each and writes it, with the bytes that it accounts for."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
-    lowered = {name: functools.partial(_lowered, case, devices) for name, case in CASES.items()}
-    lowered["stacked"] = functools.partial(_stacked, devices)
+    steps = {name: functools.partial(lowered, case, devices) for name, case in CASES.items()}
+    steps["stacked"] = functools.partial(_stacked, devices)
+    write_programs(folder, steps)
+
+
+def write_programs(folder: Path, steps: dict[str, Callable[[], jax.stages.Lowered]]) -> None:
+    """Compiles each of these and writes it without notes, and the sizes of all."""
     sizes = {}
-    for name, lower in lowered.items():
+    for name, lower in steps.items():
         compiled = lower().compile()
         sizes[name] = memory_sizes(compiled)
         text = _without_notes(compiled.as_text()).encode()

@@ -7,7 +7,10 @@ from tests.scripts.running import run_many
 CASES = {
     "too_large": ["--model=llama3-70b", "--topology=v5e:2x2", "--json=-"],
     "no_compiler": ["--model=llama3-8b", "--topology=v5e:2x4"],
-    "other_chip": ["--topology=h100:8"],
+    "other_chip": ["--topology=tpu8i:8"],
+    "other_gpu": ["--topology=l4:8"],
+    "two_domains": ["--topology=h100:16"],
+    "no_gpu_compiler": ["--model=llama3-8b", "--topology=h100:8"],
     "mesh": ["--topology=tpu7x:2x2x1", "--mesh=2x2"],
     "layout": ["--layout=diagonal"],
     "sized": ["--model=deepseek-v3"],
@@ -26,6 +29,10 @@ CASES = {
     ],
     "slice": ["--topology=v5e:3x5"],
 }
+NO_COMPILER = {
+    "profiles.compiled.toolchains.TPU_MODULES": "no_such_compiler",
+    "profiles.compiled.toolchains.GPU_MODULES": "no_such_compiler",
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +41,7 @@ def ended(tmp_path_factory):
         "compile_step.py",
         CASES,
         folder=tmp_path_factory.mktemp("compile"),
-        patches={"profiles.compiled.compiler.PACKAGE": "no_such_compiler"},
+        patches=NO_COMPILER,
     )
 
 
@@ -51,6 +58,8 @@ def test_without_the_compiler_one_line_says_how_to_get_it(ended):
     assert ended["no_compiler"].code == 1
     assert "pip install -e '.[tpu-compile]'" in ended["no_compiler"].error
     assert not ended["no_compiler"].jax_started
+    assert ended["no_gpu_compiler"].code == 1
+    assert "pip install -e '.[gpu-compile]'" in ended["no_gpu_compiler"].error
 
 
 def test_of_a_mixture_the_expected_best_divides_experts_as_an_estimate_does(ended):
@@ -68,7 +77,9 @@ def test_of_a_long_prompt_the_last_whole_chunk_is_compiled(ended):
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("other_chip", "topology is h100:8, which XLA's TPU compiler does not compile for; use"),
+        ("other_chip", "topology is tpu8i:8, which XLA's TPU compiler does not compile for; "),
+        ("other_gpu", "topology is l4:8, of which profiles/chips/gpu_targets.json has no target"),
+        ("two_domains", "topology is h100:16, more GPUs than the 8 of one NVLink domain"),
         ("mesh", "mesh is 1x2x2, of 4 devices, but tpu7x:2x2x1 has 8, two to a chip; use"),
         ("layout", "layout is 'diagonal'; use"),
         ("sized", "model is deepseek-v3, which is known by its sizes alone; use"),
@@ -108,11 +119,14 @@ def test_a_grid_hears_the_flags_that_one_step_hears(tmp_path):
     lists = ["--attention=heads,batch", "--layout=auto,weight_stationary_2d"]
     ended = run_many(
         "compile_matrix.py",
-        cases | {"lists": [*lists, "--prefill_layout=auto", "--max_context=9000"]},
+        cases
+        | {"lists": [*lists, "--prefill_layout=auto", "--max_context=9000"]}
+        | {"gpus": ["--topology=h100:8"]},
         folder=tmp_path,
-        patches={"profiles.compiled.compiler.PACKAGE": "no_such_compiler"},
+        patches=NO_COMPILER,
     )
     for name, (_, message) in GRIDS.items():
         assert ended[name].code == 2 and ended[name].error.startswith(message)
     assert ended["lists"].error.startswith("libtpu is not installed")
+    assert ended["gpus"].error.startswith("jax-cuda13-plugin is not installed")
     assert not any(each.jax_started for each in ended.values())

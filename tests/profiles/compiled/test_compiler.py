@@ -1,27 +1,33 @@
-"""What is asked of the TPU compiler, and what is made of its answers; it is not run here."""
+"""What is asked of the compilers, and what is made of their answers; they are not run here."""
 
 import dataclasses
+import re
 
 import jax.numpy as jnp
 import pytest
 
 from model.catalog import find_model
-from model.dtypes import Dtypes
+from model.dtypes import BFLOAT16, Dtypes
+from profiles.chips.calibration import calibration_of
+from profiles.chips.chip import find_chip
+from profiles.chips.gpu_targets import gpu_targets, target_config
 from profiles.chips.slices import parse_slice
-from profiles.compiled import compiler
+from profiles.compiled import compiler, toolchains
+from profiles.compiled.compiled_pass import estimate_as_run, program_of
 from profiles.compiled.compiler import (
-    CompilerError,
-    check_compiler,
-    check_target,
+    Compilation,
     compile_step,
     from_json,
+    held_against,
     refused,
     to_json,
-    topology,
 )
 from profiles.compiled.inspection import PassProgram, differences
 from profiles.compiled.substitutes import settle
+from profiles.compiled.toolchains import CompilerError, check_compiler, toolchain_of
+from profiles.expected.estimate import Estimator
 from profiles.floor.collective import Collective
+from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
 from sharding.catalog import LAYOUTS, attend_by, divide_experts, schedule_by
 from sharding.error_types import UsageError
@@ -60,19 +66,84 @@ def test_a_step_comes_through_json_as_it_was(model):
     ],
 )
 def test_slices_have_the_compilers_names(text, name, options):
-    assert topology(parse_slice(text)) == (name, options)
+    slice = parse_slice(text)
+    assert toolchain_of(slice).topology(slice) == (name, options)
 
 
-def test_chips_without_a_compiler_are_refused():
-    with pytest.raises(UsageError, match=r"h100:8.*v4, v5e"):
-        check_target(parse_slice("h100:8"))
-    check_target(parse_slice("v6e:2x4"))
+@pytest.mark.parametrize(
+    ("text", "name"), [("h200:1", "1x1x1"), ("h100:8", "1x1x8"), ("gb200:8", "1x2x4")]
+)
+def test_gpus_are_told_by_hosts_and_by_their_target_configuration(text, name):
+    slice = parse_slice(text)
+    found, options = toolchain_of(slice).topology(slice)
+    config = options["target_config"]
+    assert found == options["topology"] == name
+    assert f'device_description_str: "{slice.chip.device_kinds[0]}"' in config
+    assert config.count("{") == config.count("}")
 
 
-def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(compiler, "PACKAGE", "no_such_compiler")
-    with pytest.raises(CompilerError, match=r"pip install -e '.\[tpu-compile\]'"):
-        check_compiler()
+@pytest.mark.parametrize("name", gpu_targets())
+def test_a_target_configuration_has_figures_of_the_table_of_chips(name):
+    chip, config = find_chip(name), target_config(find_chip(name))
+    told = dict(re.findall(r"(\w+): ([\d.]+)", config))
+    assert int(told["device_memory_size"]) == pytest.approx(chip.recommended.capacity, rel=1e-3)
+    assert int(told["l2_cache_size"]) == chip.on_chip
+    assert int(told["memory_bandwidth"]) == pytest.approx(chip.bandwidth, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tpu8i:8", r"tpu8i:8, which XLA's TPU compiler.*use one of v3, v4, v5e"),
+        ("l4:8", r"l4:8, of which .*gpu_targets.json has no target.*use one of a100-80gb, h100"),
+        ("h100:16", r"h100:16, more GPUs than the 8 of one NVLink domain.*use h100:8"),
+        ("h100:8*2", r"h100:8\*2, more GPUs than the 8 of one NVLink domain.*use h100:8"),
+    ],
+)
+def test_slices_without_a_compiler_are_refused(text, words):
+    with pytest.raises(UsageError, match=words):
+        toolchain_of(parse_slice(text))
+    assert toolchain_of(parse_slice("v6e:2x4")).platform == "tpu"
+    assert toolchain_of(parse_slice("gb200:72")).platform == "gpu"
+
+
+@pytest.mark.parametrize(
+    ("modules", "text", "extra"),
+    [("TPU_MODULES", "v5e:2x2", "tpu-compile"), ("GPU_MODULES", "h100:8", "gpu-compile")],
+)
+def test_without_a_compiler_one_line_says_how_to_get_it(monkeypatch, modules, text, extra):
+    monkeypatch.setattr(toolchains, modules, "no_such_compiler")
+    with pytest.raises(CompilerError, match=rf"pip install -e '.\[{extra}\]'"):
+        check_compiler(parse_slice(text))
+
+
+@pytest.mark.parametrize(("topology", "slots"), [("v5e:2x4", 2080), ("h100:8", 2049)])
+def test_a_cache_has_the_slots_that_an_engine_makes_on_that_platform(topology, slots):
+    slice, config = parse_slice(topology), find_model("llama3-8b")
+    estimator = Estimator(
+        Deployment(
+            model=config,
+            slice=slice,
+            dtypes=BFLOAT16,
+            calibration=calibration_of(slice.chip.name),
+            layout=LAYOUTS["weight_stationary_1d"],
+            mesh=parse_mesh("1x1x8"),
+        )
+    )
+    pass_ = Pass(8, 2048)
+    assert program_of(estimator, pass_).pass_.slots == slots
+    assert estimate_as_run(estimator, pass_).pass_.slots == slots
+
+
+def test_a_program_for_gpus_that_no_gpu_could_hold_does_not_fit():
+    sizes = {"argument_bytes": 8e10, "output_bytes": 6e9, "aliased_bytes": 6e9}
+    slice = parse_slice("h100:1")
+    fits = Compilation(status="ok", memory=sizes | {"temporary_bytes": 4e9})
+    assert held_against(fits, slice) is fits
+    beyond = Compilation(status="ok", memory=sizes | {"temporary_bytes": 8e9})
+    outcome = held_against(beyond, slice)
+    assert outcome.status == "does_not_fit"
+    assert outcome.missing_bytes == 8.8e10 - slice.chip.recommended.capacity
 
 
 @pytest.mark.parametrize(
@@ -95,9 +166,10 @@ def test_a_refusal_is_an_outcome_with_its_message(message, status, missing_bytes
 def test_a_compiler_that_dies_leaves_its_last_words(monkeypatch):
     monkeypatch.setattr(compiler.sys, "executable", "/bin/sh")
     monkeypatch.setattr(compiler, "_CHILD", ("-c", "echo first; echo last words >&2; exit 3"))
-    outcome = compile_step(program(), parse_slice("v5e:2x4"))
-    assert outcome.status == "unsupported"
-    assert "code 3" in outcome.message and "last words" in outcome.message
+    for slice in map(parse_slice, ("v5e:2x4", "h100:8")):
+        outcome = compile_step(program(), slice)
+        assert outcome.status == "unsupported"
+        assert "code 3" in outcome.message and "last words" in outcome.message
     monkeypatch.setattr(compiler, "_CHILD", ("-c", "kill -9 $$"))
     assert compile_step(program(), parse_slice("v5e:2x4")).status == "out_of_memory"
 

@@ -4,6 +4,9 @@ import pytest
 
 from profiles.compiled.compiler import Compilation
 from profiles.compiled.step import read
+from profiles.hlo.flow import walk
+from profiles.hlo.kernels import kernels
+from profiles.hlo.program import parse
 
 # A layer on two GPUs: commands in a buffer, a matrix made wider before a library's product.
 TEXT = """\
@@ -57,12 +60,14 @@ ENTRY %main.9 (Arg_0: s8[256,512], Arg_1: bf16[8,512], Arg_2: bf16[8,64,128], Ar
 }
 """  # noqa: E501
 ALIASES = {"in place": "{ {0}: (2, {}, may-alias) }", "elsewhere": "{}"}
+FUSED = "fusion(%p), kind=kCustom, calls=%f"
 SIZES = ("argument_bytes", "output_bytes", "aliased_bytes", "temporary_bytes")
 
 
 def step(cache: str):
     text = TEXT.replace("{ALIAS}", ALIASES[cache])
-    return read(Compilation(status="ok", memory=dict.fromkeys(SIZES, 1 << 18), text=text), {"z": 2})
+    compilation = Compilation(status="ok", memory=dict.fromkeys(SIZES, 1 << 18), text=text)
+    return read(compilation, {"z": 2}, "gpu")
 
 
 def test_commands_in_a_buffer_are_followed_to_what_they_move_and_send():
@@ -79,3 +84,58 @@ def test_commands_in_a_buffer_are_followed_to_what_they_move_and_send():
 @pytest.mark.parametrize("cache", ALIASES)
 def test_a_cache_is_in_place_where_the_program_says_so(cache):
     assert step(cache).not_aliased == ([] if cache == "in place" else ["cache/keys/0"])
+
+
+def test_each_kernel_has_its_sort_its_place_and_the_bytes_that_it_moves():
+    matrix, product, token = 256 * 512, 8 * 256 * 2, 8 * 1 * 128 * 2
+    found = [(each.sort, each.place, each.count) for each in step("in place").kernels]
+    assert found == [
+        ("fusion", "layer/mlp", 1),
+        ("library call", "layer/mlp", 1),
+        ("fusion", "layer/cache_write", 1),
+        ("collective", "layer/mlp", 1),
+    ]
+    convert, product_of, write, send = step("in place").kernels
+    assert (convert.bytes_read, convert.bytes_written) == (matrix, 2 * matrix)
+    assert convert.weights_read == matrix and convert.cache_read == 0
+    assert product_of.weights_read == 2 * matrix  # written and read again, in more bits
+    assert (write.bytes_read, write.bytes_written) == (token + 4, 0)  # updates what is there
+    assert (send.bytes_read, send.bytes_written) == (product, product)
+
+
+def test_programs_for_other_platforms_have_no_kernels():
+    text = TEXT.replace("{ALIAS}", ALIASES["in place"])
+    compilation = Compilation(status="ok", memory=dict.fromkeys(SIZES, 1 << 18), text=text)
+    assert "kernels" not in read(compilation, {"z": 2}).as_record()
+
+
+@pytest.mark.parametrize(
+    ("line", "sort"),
+    [
+        (FUSED, "fusion"),
+        (FUSED + ', backend_config={"kind":"__triton"}', "Triton fusion"),
+        (FUSED + ', backend_config={"kind":"__triton_nested_gemm_fusion"}', "Triton matmul"),
+        (FUSED + ', backend_config={"kind":"__cudnn$fusion"}', "library call"),
+        ('custom-call(%p), custom_call_target="__cublas$lt$matmul"', "library call"),
+        ('custom-call(%p), custom_call_target="__gpu$xla.gpu.triton"', "Pallas kernel"),
+        ('custom-call(%p), custom_call_target="mosaic_gpu_v2"', "Pallas kernel"),
+        ('custom-call(%p), custom_call_target="topk"', "other"),
+        ("copy(%p)", "copy"),
+    ],
+)
+def test_a_kernel_is_known_by_who_makes_it(line, sort):
+    text = f"""\
+HloModule one, is_scheduled=true
+
+%f (q: f32[8]) -> f32[8] {{
+  ROOT %q = f32[8]{{0}} parameter(0)
+}}
+
+ENTRY %main (p: f32[8]) -> f32[8] {{
+  %p = f32[8]{{0}} parameter(0)
+  ROOT %made = f32[8]{{0}} {line}
+}}
+"""
+    program = parse(text)
+    (found,) = kernels(program, list(walk(program)), "cache/", ("carry/",))
+    assert found.sort == sort and found.count == 1

@@ -109,7 +109,8 @@ def test_a_recorded_grid_is_a_line_for_each_point_and_reads_back_whole(tmp_path)
 def test_names_are_checked_before_anything_is_compiled():
     for changes, message in (
         ({"topology": "v5e:3x5"}, "v5e does not come in"),
-        ({"topology": "h100:8"}, "does not compile for"),
+        ({"topology": "tpu8i:8"}, "does not compile for"),
+        ({"topology": "l4:8"}, "no target configuration"),
         ({"names": LayoutNames(layout="diagonal")}, "layout is 'diagonal'"),
         ({"names": LayoutNames(prefill="nonsense")}, "layout is 'nonsense'"),
         ({"mesh": "2y2"}, "mesh is '2y2'"),

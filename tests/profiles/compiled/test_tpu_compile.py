@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from profiles.compiled.compiler import environment
+from profiles.compiled.toolchains import TPU
 from tests.profiles import fault_table
 
 ROOT = Path(__file__).parents[3]
@@ -49,7 +49,7 @@ def run(*arguments: str, **options) -> subprocess.CompletedProcess:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=environment(),
+        env=TPU.child_environment(),
         capture_output=True,
         text=True,
         timeout=900,

@@ -1,0 +1,87 @@
+"""Live: XLA's GPU compiler makes of planted steps, and of real ones, what findings expect."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from profiles.compiled.toolchains import GPU
+from tests.profiles import gpu_fault_table
+
+ROOT = Path(__file__).parents[3]
+pytestmark = [
+    pytest.mark.gpu_compile,
+    pytest.mark.skipif(
+        importlib.util.find_spec("jax_cuda13_plugin") is None, reason="no jax-cuda13-plugin"
+    ),
+]
+FAULTS = {"cache_not_aliased", "copy", "collective", "weight_gather", "replicated"}
+LAYER = ["--model=llama3-8b", "--layers=1", "--context=512", "--json=-"]
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=GPU.child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def compiled(*arguments: str) -> dict:
+    return json.loads(run("scripts/compile_step.py", *LAYER, *arguments))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("programs")
+    run("-m", "tests.profiles.planted_gpu", str(made))
+    return made
+
+
+@pytest.mark.parametrize("name", gpu_fault_table.KINDS)
+def test_what_is_planted_is_found_in_programs_of_today(folder, name):
+    gpu_fault_table.check(name, folder)
+
+
+@pytest.mark.parametrize(
+    ("topology", "phase", "layout"),
+    [
+        ("a100-80gb:8", "decode", "weight_stationary_1d"),
+        ("h100:8", "decode", "weight_stationary_2d"),
+        ("h200:1", "prefill", "weight_stationary_1d"),
+        ("b200:8", "prefill", "weight_stationary_1d"),
+        ("gb200:8", "decode", "weight_stationary_1d"),  # two hosts of one domain
+    ],
+)
+def test_a_small_step_has_its_arguments_its_cache_in_place_and_its_collectives(
+    topology, phase, layout
+):
+    document = compiled(
+        f"--topology={topology}", f"--phase={phase}", f"--layout={layout}", "--batch=8"
+    )
+    (point,), step = document["points"], document["compiled"]
+    counted = point["bytes_per_chip"]
+    resident = counted["weights_resident"] + counted["kv_resident"]
+    assert step["argument_bytes"] == pytest.approx(resident, rel=0.01)
+    assert step["cache_aliased"] and step["aliased_bytes"] == counted["kv_resident"]
+    assert not {each["kind"] for each in document["findings"]} & (FAULTS | {"dequantized"})
+    assert {each["sort"] for each in step["kernels"]} >= {"Triton matmul", "Pallas kernel"}
+
+
+@pytest.mark.parametrize("batch", [1, 8, 64])
+def test_8_bits_are_converted_within_products_and_no_matrix_is_written_out(batch):
+    document = compiled("--topology=h100:8", f"--batch={batch}", "--weight_dtype=int8")
+    (point,), step = document["points"], document["compiled"]
+    assert step["temporary_bytes"] < 0.05 * step["argument_bytes"]
+    assert not {each["kind"] for each in document["findings"]} & (FAULTS | {"dequantized"})
+    counted = point["bytes_per_chip"]
+    read = sum(each["resident_read"] for each in step["kernels"])
+    assert read == pytest.approx(counted["weights_read"] + counted["kv_read"], rel=0.01)
