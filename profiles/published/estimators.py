@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from profiles.chips.calibration import Calibration
 from profiles.expected.candidates import LayoutNames, candidates
 from profiles.expected.estimate import Estimator
+from profiles.expected.time import CollectiveLists
 from profiles.floor.bound import Floor, floor
+from profiles.floor.collective import Collective
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
+from profiles.floor.sized_models import SizedModel
+from profiles.published.fields import bits_in
 from profiles.published.measurement import Measurement
 
 EVENLY = "divided evenly over chips, whatever the layout"
@@ -29,7 +33,8 @@ def estimators(case: Measurement, for_floor: bool, calibration: Calibration) -> 
         calibration=calibration,
         experts="least" if for_floor else "coverage",
     )
-    return _estimators(deployment, tuple(case.names), mesh)
+    most = bits_in(case.fastest) if for_floor else None
+    return _estimators(deployment, tuple(case.names), mesh, most)
 
 
 @functools.lru_cache(maxsize=256)
@@ -37,10 +42,33 @@ def _estimators(
     deployment: Deployment,
     names: tuple[LayoutNames, ...],
     mesh: tuple[tuple[str, int], ...] | None,
+    most_bits: int | None,
 ) -> list[Estimator]:
     """Cases of one table share these."""
     layouts = [layout for each in names for layout in each.layouts(deployment.model)]
-    return candidates(deployment, layouts, [dict(mesh)] if mesh else None)
+    found = candidates(deployment, layouts, [dict(mesh)] if mesh else None)
+    for one in found:
+        if most_bits and one.placement:
+            one.links.listed = _Narrowed(one.links.listed, most_bits)
+    return found
+
+
+class _Narrowed(CollectiveLists):
+    """Collectives of another engine, which may send activations in the type that it multiplies in.
+
+    Args:
+      listed: this project's own collectives, some of which add up in float32.
+      most_bits: bits of that type.
+    """
+
+    def __init__(self, listed: CollectiveLists, most_bits: int):
+        super().__init__(listed.config, listed.placement, listed.dtypes)
+        self._most_bits = most_bits
+
+    def collectives(self, batch: int, tokens: int, continues: bool = False) -> list[Collective]:
+        """Those of a pass over a batch that the layout divides."""
+        found = super().collectives(batch, tokens, continues)
+        return [each.narrowed(self._most_bits) for each in found]
 
 
 def unpadded_floor(estimator: Estimator, pass_: Pass) -> Floor:
@@ -54,6 +82,11 @@ def unpadded_floor(estimator: Estimator, pass_: Pass) -> Floor:
 
 def assumed_types(case: Measurement) -> Iterator[str]:
     """What times assume about types that a case leaves open."""
+    if case.slice.devices > 1 and not isinstance(case.model, SizedModel):
+        yield (
+            f"the floor sends activations over links in {bits_in(case.fastest)} bits at most, "
+            "those of its arithmetic"
+        )
     if case.weights.few_bits or (case.cache and case.cache.few_bits):
         yield "the floor counts values of few bits without scales, and all tables in them"
     if case.weights.few_bits and not case.dtype:

@@ -78,6 +78,11 @@ def arithmetic(name: str | None) -> str | None:
     return re.sub("^(nv|mx)fp4$", "fp4", _spelled("dtype", name)) if name else None
 
 
+def bits_in(arithmetic: str) -> int:
+    """Bits of a value of a type, by the name that chips' figures have for it."""
+    return int(re.search(r"\d+", arithmetic)[0])
+
+
 def _spelled(field: str, name: str) -> str:
     for known, spelling in _SPELLINGS.items():
         if re.fullmatch(spelling, name.strip().lower()):

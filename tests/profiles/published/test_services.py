@@ -1,10 +1,12 @@
 """Published services: how cases are read, what their words stand for, and their floors."""
 
+import dataclasses
 import statistics
 
 import pytest
 
 from profiles.chips.slices import parse_slice
+from profiles.floor.collective import Collective
 from profiles.published.cases import parse_case, read_rows, shipped_cases
 from profiles.published.comparison import reproduce, reproduce_all
 from profiles.published.engines import engine_of, layout_names
@@ -222,3 +224,21 @@ def test_a_concurrency_that_does_not_fit_is_refused_with_both_numbers_and_the_ot
     big = case(model="llama3-405b", concurrency=None)
     with pytest.raises(UsageError, match="h100:1 has no room for llama3-405b in fp8"):
         reproduce(big)
+
+
+def test_a_floor_sends_activations_in_the_type_of_its_arithmetic_and_no_wider_one():
+    # Sums in float32, as this project has them, bound such steps at 96,224 tokens per second.
+    sizes = {"model": "qwen3-235b-a22b", "topology": "h200:8", "parallelism": "TP8"}
+    fast = case(**sizes, engine="vLLM", concurrency=256, published={"tokens_per_s": 150_000})
+    row = reproduce(fast)
+    assert row.fraction < 1 and row.bound == "kv_cache"
+    assert any("over links in 8 bits at most" in each for each in row.assumptions)
+    stated = reproduce(dataclasses.replace(fast, dtype="bfloat16"))
+    assert stated.floor_s > row.floor_s
+    assert any("over links in 16 bits at most" in each for each in stated.assumptions)
+    sizes |= {"weight_dtype": "nvfp4", "topology": "b200:8"}
+    assert case(**sizes).fastest == "fp4"
+    wide = Collective("all-reduce", ("z",), 4096, 2, "layer/mixture", "f32")
+    assert [wide.narrowed(bits).payload_bytes for bits in (32, 16, 8, 4)] == [4096, 2048, 1024, 512]
+    weights = dataclasses.replace(wide, of_weights=True)
+    assert weights.narrowed(8) == weights
