@@ -71,10 +71,17 @@ class _Narrowed(CollectiveLists):
         return [each.narrowed(self._most_bits) for each in found]
 
 
-def unpadded_floor(estimator: Estimator, pass_: Pass) -> Floor:
-    """The floor of a pass; a batch is not padded, because another layout need not pad it."""
+def unpadded_floor(estimator: Estimator, pass_: Pass, links: bool = True) -> Floor:
+    """The floor of a pass; a batch is not padded, because another layout need not pad it.
+
+    Args:
+      estimator: of the deployment.
+      pass_: the pass.
+      links: whether to count collectives, which take longest to find; those of a padded batch are
+        left out.
+    """
     deployment = estimator.deployment
-    if deployment.padded(pass_) == pass_:
+    if links and deployment.padded(pass_) == pass_:
         return estimator.estimate(pass_).floor
     counter = deployment.prompt_counter if pass_.over_prompts else deployment.counter
     return floor(counter.count(pass_, deployment.experts), estimator.peaks)

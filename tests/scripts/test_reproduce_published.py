@@ -36,6 +36,7 @@ SERVICE = {
 FILES = {
     "services": [
         SERVICE,
+        SERVICE | {"concurrency": None, "published": {"tokens_per_s": 450}},
         SERVICE | {"concurrency": None, "published": {"per_token_s": 0.5}},
         SERVICE | {"parallelism": "TP8"},
         SERVICE | {"phase": "served"},
@@ -103,10 +104,12 @@ def test_each_source_has_a_summary_and_so_have_fitted_and_held_out_rows(ended):
 def test_services_are_reproduced_beside_steps_and_bad_ones_are_listed_in_one_line_each(ended):
     done = ended["services"]
     assert done.code == 0, done.stderr
-    one, all_that_fit, step = done.document["rows"]
+    one, all_that_fit, single, step = done.document["rows"]
     assert (one["concurrency"], one["published_s"], one["prompts"]) == (16, 1 / 400, "beside")
     assert one["floor_s"] < one["expected_s"] < one["published_s"]
-    assert all_that_fit["concurrency"] > 100 and all_that_fit["published_s"] == 0.5
+    assert all_that_fit["concurrency"] > 100 and all_that_fit["of"] == "the whole service"
+    assert single["concurrency"] == 1 and single["published_s"] == 0.5
+    assert (one["calibration"], step["calibration"]) == ("gpu-2023", "gpu-2023")
     assert step["batch"] == 1 and "concurrency" not in step
     reasons = {each["why"] for each in done.document["unusable"]}
     said = (

@@ -11,8 +11,9 @@ from profiles.published.cases import parse_case, read_rows, shipped_cases
 from profiles.published.comparison import reproduce, reproduce_all
 from profiles.published.engines import engine_of, layout_names
 from profiles.published.fields import model_of, stored
+from profiles.published.reproduced import check_floors
 from profiles.published.text import accuracy, rows_text
-from sharding.error_types import UsageError
+from sharding.error_types import FloorlineError, UsageError
 
 SERVICE = {
     "source": "theirs",
@@ -222,7 +223,14 @@ def test_a_concurrency_that_does_not_fit_is_refused_with_both_numbers_and_the_ot
     assert len(rows) == 1 and len(wrong) == 1
     assert "concurrency is 100,000, but 7" in refused[0].why and "; give those" in refused[0].why
     big = case(model="llama3-405b", concurrency=None)
-    with pytest.raises(UsageError, match="h100:1 has no room for llama3-405b in fp8"):
+    for wide in (big, case(model="llama3-405b", lengths="at most")):
+        with pytest.raises(
+            UsageError, match="which has no room for llama3-405b in fp8 and a cache"
+        ):
+            reproduce(wide)
+    with pytest.raises(
+        UsageError, match="topology is h100:1, which has no room for llama3-405b in fp8"
+    ):
         reproduce(big)
 
 
@@ -242,3 +250,42 @@ def test_a_floor_sends_activations_in_the_type_of_its_arithmetic_and_no_wider_on
     assert [wide.narrowed(bits).payload_bytes for bits in (32, 16, 8, 4)] == [4096, 2048, 1024, 512]
     weights = dataclasses.replace(wide, of_weights=True)
     assert weights.narrowed(8) == weights
+
+
+def test_as_many_as_fit_of_unknown_lengths_are_those_with_empty_caches_in_the_floor():
+    long = {"model": "llama3.1-70b", "topology": "h200:1", "lengths": "at most"}
+    sizes = {"prompt_length": 60_000, "generated_tokens": 60_000, "concurrency": None}
+    row = reproduce(case(**long, **sizes, published={"tokens_per_s": 1500}))
+    # Few sequences of 120,000 tokens fit; thousands of empty ones do, and arithmetic is the bound.
+    assert row.fraction < 1 and row.concurrency > 10_000 and row.bound == "compute"
+    assert row.floor_s == pytest.approx(2 * 70.55e9 / 1.979e15, rel=0.02)
+    assert any("as many sequences as fit with empty caches" in each for each in row.assumptions)
+    few = reproduce(case(**long, **sizes, requests=50))
+    assert few.concurrency == 50
+
+
+def test_seconds_of_one_sequence_have_the_floor_of_a_single_one_where_no_number_is_known():
+    row = reproduce(case(concurrency=None, published={"per_token_s": 0.003}))
+    single = reproduce(case(concurrency=1, published={"per_token_s": 0.003}))
+    assert row.floor_s == single.floor_s < 0.003 < row.expected_s
+    assert row.concurrency == 1
+    assert "the floor is of one sequence at once, as seconds are of one sequence" in row.assumptions
+
+
+def test_other_published_figures_have_floors_of_their_own_and_beating_one_fails():
+    figures = {"tokens_per_s": 5000, "per_token_s": 0.0125, "first_token_s": 0.1}
+    row = reproduce(case(published=figures))
+    matrices, table = 8.03e9 - 2 * 128256 * 4096, 128256 * 4096
+    cached = 62 * 1024 * 2 * 32 * 1024  # Of 62 sequences in flight, their prompts.
+    step = (matrices + table + cached) / 3.35232e12
+    assert row.floors["per_token_s"] == pytest.approx(step, rel=0.01)
+    first = 2 * 1024 * matrices / 1.979e15
+    assert row.floors["first_token_s"] == pytest.approx(first, rel=0.02)
+    assert row.as_record()["floors"] == row.floors and not row.beaten
+    check_floors([row])
+    for name in row.floors:
+        beating = reproduce(case(published=figures | {name: row.floors[name] / 2}))
+        if name == "first_token_s":
+            assert list(beating.beaten) == [name] and "BEATS ITS FLOOR" in rows_text([beating], [])
+        with pytest.raises(FloorlineError, match=f"^{name} is .* ms in theirs, table 1, below its"):
+            check_floors([beating])
