@@ -112,5 +112,10 @@ def assumed_types(case: Measurement) -> Iterator[str]:
 def assumed_constants(case: Measurement, calibration: Calibration) -> Iterator[str]:
     """Whose constants an expected time has, if not those of the case's engine on its chip."""
     chip, engine = case.slice.chip.name, case.engine and case.engine.name
-    if chip not in calibration.chips or (engine and calibration.engine not in ("", engine)):
+    if calibration.engine not in ("", engine):
+        yield (
+            f"expected by constants of another engine, not of {engine or 'the one that ran, which is not named'}: "
+            f"{calibration.describe(chip)}"
+        )
+    elif chip not in calibration.chips:
         yield f"expected by {calibration.describe(chip)}"

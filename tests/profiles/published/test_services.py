@@ -289,3 +289,14 @@ def test_other_published_figures_have_floors_of_their_own_and_beating_one_fails(
             assert list(beating.beaten) == [name] and "BEATS ITS FLOOR" in rows_text([beating], [])
         with pytest.raises(FloorlineError, match=f"^{name} is .* ms in theirs, table 1, below its"):
             check_floors([beating])
+
+
+def test_a_row_says_whose_constants_its_expected_time_has_if_not_those_of_its_engine():
+    for engine, words in (
+        ("SGLang", "not of SGLang: tensorrt-llm-hopper, fitted to TensorRT-LLM"),
+        ("TensorRT-LLM", None),
+    ):
+        row = reproduce(case(engine=engine))
+        found = [each for each in row.assumptions if "constants of another engine" in each]
+        assert [each.partition(", ")[2] for each in found] == [words][: words is not None]
+        assert row.as_record()["calibration"] == "tensorrt-llm-hopper"
