@@ -100,13 +100,18 @@ def assumed_types(case: Measurement) -> Iterator[str]:
         yield f"arithmetic not stated: {case.multiplied}, the floor's as fast as the chip has"
     if case.stated_cache:
         return
-    if case.cache:
+    if not case.cache:
+        yield f"kv_dtype not stated: {case.arithmetic}"
+    elif case.engine.known:
         yield (
             f"kv_dtype not stated: {case.cache.name}, the smallest that {case.engine.name} has "
             f"beside {case.weights.name}"
         )
     else:
-        yield f"kv_dtype not stated: {case.arithmetic}"
+        yield (
+            f"kv_dtype not stated: {case.cache.name}, as nothing is known here of "
+            f"{case.engine.name}"
+        )
 
 
 def assumed_constants(case: Measurement, calibration: Calibration) -> Iterator[str]:
@@ -114,7 +119,7 @@ def assumed_constants(case: Measurement, calibration: Calibration) -> Iterator[s
     chip, engine = case.slice.chip.name, case.engine and case.engine.name
     if calibration.engine not in ("", engine):
         yield (
-            f"expected by constants of another engine, not of {engine or 'the one that ran, which is not named'}: "
+            f"expected by constants of another engine, not of {engine or 'one that is not named'}: "
             f"{calibration.describe(chip)}"
         )
     elif chip not in calibration.chips:

@@ -11,6 +11,7 @@ from profiles.expected.candidates import LayoutNames
 from profiles.floor.deployment import Model
 from profiles.published.engines import Engine
 from profiles.published.fields import Stored, bits_in
+from sharding.error_types import UsageError
 from sharding.mesh import MeshShape
 
 
@@ -102,8 +103,16 @@ class Measurement:
 
         Arithmetic on quantized weights may be in 16 bits or in fewer: where a source does not say,
         a floor takes the fastest rate of the chip (`fastest`). It also takes the largest memory.
+
+        Raises:
+          UsageError: the chip has no rate of such arithmetic.
         """
         chip = self.slice.chip if for_floor else self.slice.chip.recommended
+        if self.multiplied not in chip.flops:
+            raise UsageError(
+                f"dtype is {self.multiplied}, which {chip.name} has no published rate of "
+                f"arithmetic for; use one of {', '.join(chip.flops)}"
+            )
         rate = chip.peak(self.fastest if for_floor else self.multiplied)
         capacity = chip.capacity if for_floor else None
         chip = self.slice.chip.override(flops=rate, capacity=capacity)

@@ -231,7 +231,10 @@ def _assumed(case: ServiceCase, estimator: Estimator, calibration: Calibration) 
         )
     elif case.slice.devices > 1:
         words = " or ".join(map(_layout_words, case.divisions))
-        yield f"parallelism {case.parallelism!r} is {words}, on the mesh that is best for each time"
+        mesh = "the mesh that is best for each time"
+        if case.mesh:
+            mesh = ", ".join(f"{axis}={size}" for axis, size in case.mesh.items())
+        yield f"parallelism {case.parallelism!r} is {words}, on {mesh}"
     if case.concurrency is None:
         there = f", {case.requests:,} at most: as many requests were there" if case.requests else ""
         yield f"as many sequences as fit, with caches of a mean length{there}"
@@ -241,7 +244,8 @@ def _assumed(case: ServiceCase, estimator: Estimator, calibration: Calibration) 
             yield "the floor is of as many sequences as fit with empty caches"
     if case.shortest not in (None, 1):
         yield f"lengths spread evenly from {number(case.shortest)} of those stated to these"
-    yield f"expected: prompts {case.engine.prompts} steps"
+    habit = f"expected: prompts {case.engine.prompts} steps"
+    yield habit if case.engine.known else f"{habit}, as nothing is known here of {case.engine.name}"
     yield from assumed_types(case)
     yield from assumed_constants(case, calibration)
     if case.model.experts:

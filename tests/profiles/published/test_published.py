@@ -199,7 +199,7 @@ def test_a_case_that_cannot_be_read_is_refused_by_what_is_wrong(changes, said):
 
 
 def test_cases_that_cannot_be_used_are_listed_and_the_others_go_on():
-    cases, wrong = read_rows([STEP, "text", STEP | {"model": "nothing"}, STEP])
+    cases, wrong = read_rows([STEP, "text", STEP | {"model": "nothing"}, STEP | {"locator": "2"}])
     assert len(cases) == 2 and [each.source for each in wrong] == ["case 2", "mine"]
     narrow = case(topology="a100-80gb:7", layout="weight_stationary_2d")
     rows, refused = reproduce_all([case(), narrow])

@@ -157,6 +157,10 @@ def test_lengths_that_vary_or_are_the_largest_lower_the_floor():
         ("TP4", "h100:8", "llama3-70b", []),
         ("TP4 PP2", "h100:8", "llama3-70b", []),
         ("DEP4", "h100:4", "llama3-70b", []),
+        ("DP8", "h100:8", "llama3-8b", [("data_parallel_x_1d", "auto", False)]),
+        ("DP2 TP4", "h100:8", "llama3-8b", []),
+        ("SP8 TP8", "h100:8", "llama3-8b", []),
+        ("CP8", "h100:8", "llama3-8b", []),
     ],
 )
 def test_words_for_parallelism_stand_for_layouts(words, topology, model, found):
@@ -209,6 +213,36 @@ def test_prompts_run_where_the_engine_runs_them():
         ({"parallelism": "v5e-8", "topology": "v5e:2x2"}, "of 8 devices, but v5e:2x2 has 4"),
         ({"parallelism": "TP4 PP4", "topology": "h100:8"}, "of 16 devices, but h100:8 has 8"),
         ({"lengths": 2}, "lengths is 2; use 'at most', or"),
+        ({"parallelism": "TP1 then TP1"}, "which counts TP twice; use one count of each kind"),
+        ({"parallelism": "SP16 TP1"}, "parallelism is 'SP16 TP1', of 16 devices, but h100:1 has 1"),
+        ({"parallelism": "CP16"}, "of 16 devices, but h100:1 has 1"),
+        ({"parallelism": "CP2 TP8", "topology": "h100:8"}, "of 16 devices, but h100:8 has 8"),
+        ({"parallelism": "DP2 TP8", "topology": "h100:8"}, "of 16 devices, but h100:8 has 8"),
+        ({"parallelism": "TP" + "9" * 5000}, "with a count of 5,000 digits; use the source's word"),
+        ({"parallelism": "v5e-" + "9" * 5000}, "with a count of 5,000 digits; use"),
+        ({"topology": "h100:" + "9" * 5000}, "; write a chip and the shape of a slice"),
+        ({"topology": 8}, "topology is 8; write text, in one line"),
+        ({"dtype": "fp4"}, "dtype is fp4, which h100 has no published rate of arithmetic for; use"),
+        ({"phase": ...}, "case is without phase; give decode or prefill for a step, or run for a"),
+        ({"phase": ...}, "or serving for a service, with source, locator, engine, model, topology"),
+        ({"engine": " "}, "engine is ' '; write text, in one line"),
+        ({"model": ["llama3.1-8b"]}, "model is ['llama3.1-8b']; write text, in one line"),
+        ({"weight_dtype": 8}, "weight_dtype is 8; write text, in one line"),
+        ({"source": "a\nb"}, r"source is 'a\nb'; write text, in one line"),
+        ({"locator": "a\u2028b"}, r"locator is 'a\u2028b'; write text, in one line"),
+        ({"assumed": ["a\nb"]}, r"assumed is ['a\nb']; write a list of texts, each in one line"),
+        (
+            {"published": {"tokens_per_s": 5e-324}},
+            "published tokens_per_s is 5e-324; use tokens per",
+        ),
+        ({"published": {"tokens_per_s": 10**400}}, "0000; use tokens per second, above 0: from"),
+        ({"requests": 10}, "requests is 10, fewer than concurrency 64; give"),
+        ({"prompt_length": 200_000}, "is 201,024, beyond the 131,072 tokens that llama3.1-8b goes"),
+        ({"prompt_length": 200_000, "lengths": "at most"}, "is 200,000, beyond the 131,072 tokens"),
+        (
+            {"published": {"tokens_per_s": 5000, "per_token_s": 0.0138}},
+            "tokens_per_s times per_token_s is 69.0 sequences in flight, more than the 64",
+        ),
     ],
 )
 def test_a_service_that_cannot_be_read_is_refused_by_what_is_wrong(changes, said):
@@ -300,3 +334,27 @@ def test_a_row_says_whose_constants_its_expected_time_has_if_not_those_of_its_en
         found = [each for each in row.assumptions if "constants of another engine" in each]
         assert [each.partition(", ")[2] for each in found] == [words][: words is not None]
         assert row.as_record()["calibration"] == "tensorrt-llm-hopper"
+
+
+def test_copies_of_a_model_are_on_one_axis_so_that_each_reads_all_weights():
+    eight = {"model": "llama3-8b", "topology": "h100:8"}
+    row = reproduce(case(**eight, parallelism="DP8", concurrency=8))
+    assert row.case.mesh == {"x": 8, "y": 1, "z": 1}
+    assert "parallelism 'DP8' is data_parallel_x_1d, on x=8, y=1, z=1" in row.assumptions
+    assert row.floor_s > 7.5e9 / 3.35232e12 / 8
+    assert case(**eight, parallelism="TP8").mesh is None
+
+
+def test_nothing_is_claimed_of_an_engine_that_is_not_known():
+    row = reproduce(case(engine="Foo"))
+    assert "kv_dtype not stated: fp8, as nothing is known here of Foo" in row.assumptions
+    assert "expected: prompts beside steps, as nothing is known here of Foo" in row.assumptions
+
+
+def test_a_case_that_is_given_twice_counts_once():
+    cases, wrong = read_rows([SERVICE, SERVICE, 5, 5, SERVICE | {"concurrency": 8}])
+    assert len(cases) == 2
+    assert wrong[0].why.startswith("case 2 is the same as case 1, which is counted once; give")
+    assert wrong[2].why.startswith("case 4 is the same as case 3")
+    odd = read_rows([{"source": ["mine"], "locator": "a\nb"}])[1][0]
+    assert (odd.source, odd.locator) == ("case 1", "")
