@@ -117,10 +117,12 @@ def assumed_types(case: Measurement) -> Iterator[str]:
 def assumed_constants(case: Measurement, calibration: Calibration) -> Iterator[str]:
     """Whose constants an expected time has, if not those of the case's engine on its chip."""
     chip, engine = case.slice.chip.name, case.engine and case.engine.name
-    if calibration.engine not in ("", engine):
+    if engine and calibration.engine not in ("", engine):
         yield (
-            f"expected by constants of another engine, not of {engine or 'one that is not named'}: "
+            f"expected by constants of another engine, not of {engine}: "
             f"{calibration.describe(chip)}"
         )
     elif chip not in calibration.chips:
         yield f"expected by {calibration.describe(chip)}"
+    elif calibration.engine not in ("", engine) and case.fit != calibration.name:
+        yield f"no engine is named: expected by {calibration.describe(chip)}"

@@ -72,7 +72,7 @@ class Entry:
 
     @property
     def bound(self) -> str:
-        """What bounds the floor of the run at `of_floor`; of an even number, of the lower of two."""
+        """What bounds the floor of the run at the median; of two there, of the lower one."""
         ordered = sorted(self.rows, key=lambda row: row.fraction)
         return ordered[(len(ordered) - 1) // 2].bound.replace("_", " ")
 

@@ -153,6 +153,12 @@ def test_arithmetic_that_is_not_stated_is_the_fastest_in_a_floor():
     assert fast.floor_s == unstated.floor_s and fast.expected_s < stated.expected_s
 
 
+def test_a_step_of_no_named_engine_says_whose_constants_its_expected_time_has():
+    words = "no engine is named: expected by gpu-2023, fitted to gpt-fast"
+    assert words in reproduce(case()).assumptions
+    assert words not in reproduce(case(fit="gpu-2023")).assumptions
+
+
 def test_a_batch_that_the_layout_does_not_divide_is_not_padded_in_a_floor():
     wide = {"topology": "v4:2x2x2", "attention": "batch", "context": 100_000}
     five, eight = reproduce(case(batch=5, **wide)), reproduce(case(batch=8, **wide))
