@@ -186,7 +186,7 @@ def _floors_of_others(case: ServiceCase, options: Iterable[Option]) -> dict[str,
     figures, passes = case.published, {}
     shortest = math.floor(case.prompt_length * (case.shortest or 0))
     if not case.of_one_sequence and "per_token_s" in figures:
-        flying = max(math.floor(figures["tokens_per_s"] * figures["per_token_s"]), 1)
+        flying = max(math.floor(case.in_flight), 1)
         passes["per_token_s"] = Pass(min(flying, case.concurrency or flying), shortest)
     if "first_token_s" in figures:
         passes["first_token_s"] = Pass(1, 0, max(shortest, 1))
@@ -218,6 +218,7 @@ def _check_fits(case: ServiceCase, found: Iterable[Option]) -> None:
             f"concurrency is {case.concurrency:,}, but {most:,} fit on {case.slice}, with {caches};"
             " give those that run at once, or null for as many as fit"
         )
+    case.check_in_flight(most)
 
 
 def _assumed(case: ServiceCase, estimator: Estimator, calibration: Calibration) -> Iterator[str]:

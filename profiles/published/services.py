@@ -80,6 +80,23 @@ class ServiceCase(Measurement):
         return 1 / self.published["tokens_per_s"]
 
     @property
+    def in_flight(self) -> float:
+        """Sequences in flight on average, by Little's law; 0 where a figure for it is missing."""
+        return self.published.get("tokens_per_s", 0.0) * self.published.get("per_token_s", 0.0)
+
+    def check_in_flight(self, most: int) -> None:
+        """Refuses figures by which more sequences are in flight than there can be.
+
+        Raises:
+          UsageError: with both numbers.
+        """
+        if self.in_flight > most * _ROUNDING:
+            raise UsageError(
+                f"tokens_per_s times per_token_s is {number(self.in_flight)} sequences in flight, "
+                f"more than the {most:,} that there can be; give figures of one run, of all devices"
+            )
+
+    @property
     def service(self) -> Service:
         """What was asked of the service, at mean lengths."""
         mean = (1 + (1.0 if self.shortest is None else self.shortest)) / 2
@@ -142,13 +159,8 @@ def _check_agree(case: ServiceCase) -> None:
         check_length(case.model, "prompt_length or generated_tokens", max(lengths))
     else:
         check_length(case.model, "prompt_length and generated_tokens", sum(lengths))
-    most = case.concurrency or case.requests
-    flying = case.published.get("tokens_per_s", 0.0) * case.published.get("per_token_s", 0.0)
-    if most and flying > most * _ROUNDING:
-        raise UsageError(
-            f"tokens_per_s times per_token_s is {number(flying)} sequences in flight, more than "
-            f"the {most:,} that there are; give figures of one run, of all devices"
-        )
+    if most := case.concurrency or case.requests:
+        case.check_in_flight(most)
 
 
 def _shortest(value: object) -> float | None:

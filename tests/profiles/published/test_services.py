@@ -241,7 +241,7 @@ def test_prompts_run_where_the_engine_runs_them():
         ({"prompt_length": 200_000, "lengths": "at most"}, "is 200,000, beyond the 131,072 tokens"),
         (
             {"published": {"tokens_per_s": 5000, "per_token_s": 0.0138}},
-            "tokens_per_s times per_token_s is 69.0 sequences in flight, more than the 64",
+            "tokens_per_s times per_token_s is 69.0 sequences in flight, more than the 64 that",
         ),
     ],
 )
@@ -349,6 +349,12 @@ def test_nothing_is_claimed_of_an_engine_that_is_not_known():
     row = reproduce(case(engine="Foo"))
     assert "kv_dtype not stated: fp8, as nothing is known here of Foo" in row.assumptions
     assert "expected: prompts beside steps, as nothing is known here of Foo" in row.assumptions
+
+
+def test_no_more_sequences_are_in_flight_than_fit():
+    figures = {"tokens_per_s": 5000, "per_token_s": 1}
+    with pytest.raises(UsageError, match=r"is 5,000 sequences in flight, more than the 7.. that"):
+        reproduce(case(concurrency=None, published=figures))
 
 
 def test_a_case_that_is_given_twice_counts_once():
