@@ -27,11 +27,12 @@ parallelism is the source's word: TP8, TP8 EP8, DEP8, or any other, of which the
 over all layouts (profiles/published/engines.json lists what words stand for, and what each engine
 does that a source does not say). A concurrency of null is as many as fit. tokens_per_s is of the
 whole service's generated tokens; where only per_token_s is given, times are of one sequence's.
-lengths may be 0.8, if lengths are drawn evenly from 0.8 of these to these, or "at most", if these
-are the largest; requests is how many there were, if fewer than fit.
+Seconds that are given beside it are held against floors of their own. lengths may be 0.8, if
+lengths are drawn evenly from 0.8 of these to these, or "at most", if these are the largest;
+requests is how many there were, if fewer than fit. A case that is given twice counts once.
 
-Exit code 1: a measurement beats its floor, a printed digit does not come out, or a context is more
-than 1.5% off; 2: --cases cannot be read.
+Exit code 1: a measurement beats its floor, no case can be used, a printed digit does not come out,
+or a context is more than 1.5% off; 2: --cases cannot be read.
 
 Examples:
   python scripts/reproduce_published.py
@@ -77,6 +78,7 @@ with _common.importing(__name__):
     from profiles.report.document import document
     from profiles.report.files import write_json
     from sharding import processes
+    from sharding.error_types import FloorlineError
 
 
 def main() -> None:
@@ -109,6 +111,10 @@ def main() -> None:
     if not own:
         text = contexts_text(contexts) + "\n\n" + figures_text(printed, not_recomputed())
         _common.show("\n" + text)
+    if own and not rows:
+        raise FloorlineError(
+            f"--cases is {_CASES.value!r}, of which no case can be used; put right what is listed"
+        )
     check_floors(rows)
     check_contexts(contexts)
     check_digits(printed)

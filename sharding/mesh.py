@@ -30,7 +30,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     Raises:
       UsageError: `text` is not one to three positive integers joined by ``x``.
     """
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", text):
+    if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8}){0,2}", text):
         raise UsageError(f"mesh is {text!r}; write sizes of x, y and z such as 2x2x2, 2x4 or 8")
     sizes = [int(part) for part in text.split("x")]
     sizes = [1] * (len(MESH_AXES) - len(sizes)) + sizes

@@ -20,6 +20,8 @@ MOST = 4096
 ONE_MACHINE = 8
 """Chips of one machine, where it is not known how many are connected."""
 
+_NUMBER = r"[1-9]\d{0,8}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
@@ -82,7 +84,7 @@ def parse_slice(text: str) -> Slice:
     Raises:
       UsageError: the text has another form, the chip is not known, or has no slice of this shape.
     """
-    parts = re.fullmatch(r"([^:]+):([1-9]\d*(?:x[1-9]\d*)*)(?:\*([1-9]\d*))?", text)
+    parts = re.fullmatch(r"([^:]+):(N(?:xN)*)(?:\*(N))?".replace("N", _NUMBER), text)
     if not parts:
         raise UsageError(
             f"topology is {text!r}; write a chip and the shape of a slice, such as v5e:4x4, "

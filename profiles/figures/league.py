@@ -27,7 +27,7 @@ class Bar(NamedTuple):
       of_floor: for each run the floor over the published time.
       median: the median of these.
       of_expected: the median of the expected time over the published time.
-      bound: what bounds most floors, a key of `COLOURS`.
+      bound: what bounds the floor of the run at the median, a key of `COLOURS`.
     """
 
     name: str

@@ -7,6 +7,8 @@ what crosses links: kind, mesh axes, payload, count and place. How it came about
 import dataclasses
 from collections.abc import Iterable
 
+from profiles.floor.element_types import bits
+
 OVERLAPS = PRODUCT, WORK, PREFETCH, ALONE = (
     "beside a product", "beside other work", "beside a prefetch", "alone",
 )  # fmt: skip
@@ -41,6 +43,13 @@ class Collective:
     asynchronous: bool = dataclasses.field(default=False, compare=False)
     overlap: str = dataclasses.field(default="", compare=False)
     of_weights: bool = dataclasses.field(default=False, compare=False)
+
+    def narrowed(self, most: int) -> "Collective":
+        """The same with activations in so many bits at most; weights stay as they are stored."""
+        if self.of_weights or not self.element or bits(self.element) <= most:
+            return self
+        payload = self.payload_bytes * most / bits(self.element)
+        return dataclasses.replace(self, payload_bytes=payload)
 
     def as_record(self) -> dict[str, object]:
         """The JSON form; sizes in bytes."""

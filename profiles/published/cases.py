@@ -19,13 +19,16 @@ from profiles.published.fields import (
     arithmetic,
     check_present,
     integer,
+    is_line,
     model_of,
     positive,
+    shown,
     stored,
     text,
     texts,
 )
 from profiles.published.measurement import Measurement, Unusable
+from profiles.published.services import REQUIRED as OF_SERVICE
 from profiles.published.services import SERVING, ServiceCase, parse_service
 from profiles.report.numbers import several
 from sharding.error_types import FloorlineError, UsageError
@@ -39,6 +42,11 @@ _REQUIRED = (
 )  # fmt: skip
 _LENGTHS = {"decode": ("prompt_length",), "prefill": ("prompt_length",),
             "run": ("prompt_length", "generated_tokens")}  # fmt: skip
+_FORMS = (
+    "decode or prefill for a step, or run for a prompt and its answer, with "
+    f"{', '.join(name for name in _REQUIRED if name != 'phase')} and lengths; or {SERVING} for a "
+    f"service, with {', '.join(OF_SERVICE)}"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +96,7 @@ def cases_of(path: str) -> tuple[list[Case | ServiceCase], list[Unusable]]:
     """
     try:
         data = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"--cases is {path!r}, which cannot be read: {error}") from None
     rows = data.get("cases") if isinstance(data, dict) else data
     if not isinstance(rows, list) or not rows:
@@ -101,14 +109,20 @@ def cases_of(path: str) -> tuple[list[Case | ServiceCase], list[Unusable]]:
 
 def read_rows(rows: Iterable[object]) -> tuple[list[Case | ServiceCase], list[Unusable]]:
     """The cases in these rows, in their order, and those that cannot be used."""
-    cases, wrong = [], []
+    cases, wrong, rows = [], [], list(rows)
     for number, row in enumerate(rows, 1):
-        fields = row if isinstance(row, dict) else {}
         try:
+            if (first := rows.index(row) + 1) < number:
+                raise UsageError(
+                    f"case {number} is the same as case {first}, which is counted once; give each "
+                    "measurement once"
+                )
             cases.append(parse_case(row))
-        except FloorlineError as error:
-            source = fields.get("source") or f"case {number}"
-            wrong.append(Unusable(str(source), str(fields.get("locator") or ""), str(error)))
+        except (FloorlineError, RecursionError) as error:
+            fields = row if isinstance(row, dict) else {}
+            stated = (fields.get(name) for name in ("source", "locator"))
+            source, locator = (each if each and is_line(each) else "" for each in stated)
+            wrong.append(Unusable(source or f"case {number}", locator, str(error)))
     return cases, wrong
 
 
@@ -120,12 +134,14 @@ def parse_case(row: object) -> Case | ServiceCase:
     """
     if not isinstance(row, Mapping):
         raise UsageError(
-            f"case is {row!r}; write an object of {', '.join(_REQUIRED[:-1])} and more"
+            f"case is {shown(row)}; write an object of {', '.join(_REQUIRED[:-1])} and more"
         )
     fields = {name: value for name, value in row.items() if value is not None}
     phase = fields.get("phase")
-    if phase is not None and phase not in PHASES:
-        raise UsageError(f"phase is {phase!r}; use one of {', '.join(PHASES)}")
+    if phase is None:
+        raise UsageError(f"case is without phase; give {_FORMS}")
+    if phase not in PHASES:
+        raise UsageError(f"phase is {shown(phase)}; use one of {', '.join(PHASES)}")
     if phase == SERVING:
         return parse_service(fields)
     _check_fields(fields | ({"layout": AUTO} if row.get("layout", AUTO) is None else {}))
@@ -137,14 +153,14 @@ def _parse_step(fields: Mapping[str, object]) -> Case:
     cache, mesh = text(fields, "kv_dtype"), text(fields, "mesh")
     case = Case(
         **texts_of,
-        model=model_of(str(fields["model"])),
-        slice=parse_slice(str(fields["topology"])),
+        model=model_of(text(fields, "model")),
+        slice=parse_slice(text(fields, "topology")),
         engine=engine_of(text(fields, "engine"), texts_of["source"]),
         layout=_open(text(fields, "layout")),
         attention=_open(text(fields, "attention")),
         mesh=parse_mesh(mesh) if mesh else None,
         dtype=arithmetic(text(fields, "dtype")),
-        weights=stored(str(fields["weight_dtype"]), "weight_dtype"),
+        weights=stored(text(fields, "weight_dtype"), "weight_dtype"),
         stated_cache=stored(cache, "kv_dtype") if cache else None,
         phase=fields["phase"],
         batch=integer(fields, "batch", 1),

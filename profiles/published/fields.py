@@ -1,8 +1,8 @@
 """Fields of published cases: what a JSON object says, checked and in this project's terms."""
 
 import dataclasses
-import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
@@ -15,6 +15,10 @@ from sharding.error_types import UsageError
 from sharding.quantization import COUNTED, QUANTIZATIONS, bits_of
 
 _MOST = 2**24  # largest number of sequences or tokens
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_RANGE = 1e-9, 1e12  # seconds or tokens per second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +82,16 @@ def arithmetic(name: str | None) -> str | None:
     return re.sub("^(nv|mx)fp4$", "fp4", _spelled("dtype", name)) if name else None
 
 
+def bits_in(arithmetic: str) -> int:
+    """Bits of a value of a type, by the name that chips' figures have for it."""
+    return int(re.search(r"\d+", arithmetic)[0])
+
+
 def _spelled(field: str, name: str) -> str:
     for known, spelling in _SPELLINGS.items():
         if re.fullmatch(spelling, name.strip().lower()):
             return known
-    raise UsageError(f"{field} is {name!r}; use one of {', '.join(_TYPES)}")
+    raise UsageError(f"{field} is {shown(name)}; use one of {', '.join(_TYPES)}")
 
 
 def model_of(name: str) -> Model:
@@ -94,9 +103,23 @@ def model_of(name: str) -> Model:
     known = [*CATALOG, *sized_models()]
     near = [each for each in known if _letters(each) == _letters(name)]
     if name not in known and len(near) != 1:
-        raise UsageError(f"model is {name!r}; use one of {', '.join(known)}")
+        raise UsageError(f"model is {shown(name)}; use one of {', '.join(known)}")
     name = name if name in known else near[0]
     return find_model(name) if name in CATALOG else sized_models()[name]
+
+
+def check_length(model: Model, name: str, tokens: int) -> None:
+    """Refuses sequences of more tokens than a model goes to, where that is known.
+
+    Raises:
+      UsageError: it names the field, the length and the model.
+    """
+    longest = getattr(model, "max_context", None)
+    if longest and tokens > longest:
+        raise UsageError(
+            f"{name} is {tokens:,}, beyond the {longest:,} tokens that {model.name} goes to; give "
+            "the lengths that were run"
+        )
 
 
 def _letters(name: str) -> str:
@@ -104,15 +127,15 @@ def _letters(name: str) -> str:
 
 
 def text(fields: Mapping[str, object], name: str) -> str | None:
-    """A field of text; None if it is absent.
+    """A field of text in one line; None if it is absent.
 
     Raises:
       UsageError: it is something else.
     """
     value = fields.get(name)
-    if value is None or isinstance(value, str):
+    if value is None or is_line(value):
         return value
-    raise UsageError(f"{name} is {value!r}; write text")
+    raise UsageError(f"{name} is {shown(value)}; write text, in one line")
 
 
 def integer(fields: Mapping[str, object], name: str, minimum: int) -> int | None:
@@ -125,19 +148,34 @@ def integer(fields: Mapping[str, object], name: str, minimum: int) -> int | None
     if value is None:
         return None
     if not (_is_number(value) and minimum <= value <= _MOST and value == int(value)):
-        raise UsageError(f"{name} is {value!r}; use a whole number from {minimum} to {_MOST}")
+        raise UsageError(f"{name} is {shown(value)}; use a whole number from {minimum} to {_MOST}")
     return int(value)
 
 
 def positive(value: object, name: str, unit: str) -> float:
-    """A number above 0.
+    """A number above 0 that one can divide by.
 
     Raises:
       UsageError: it is something else.
     """
-    if not _is_number(value) or not 0 < value < math.inf:
-        raise UsageError(f"{name} is {value!r}; use {unit}, above 0")
+    least, most = _RANGE
+    if not _is_number(value) or not least <= value <= most:
+        raise UsageError(
+            f"{name} is {shown(value)}; use {unit}, above 0: from {least:g} to {most:g}"
+        )
     return float(value)
+
+
+def is_line(value: object) -> bool:
+    """Whether a value is text that prints in one line, and not blank."""
+    if not isinstance(value, str) or _CONTROL.search(value):
+        return False
+    return not value or bool(value.strip())
+
+
+def shown(value: object) -> str:
+    """A value in an error, which need not have all of it."""
+    return _SHORT.repr(value)
 
 
 def _is_number(value: object) -> bool:
@@ -151,8 +189,8 @@ def texts(value: object, name: str) -> tuple[str, ...]:
       UsageError: it is something else.
     """
     value = [value] if isinstance(value, str) else value
-    if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
-        raise UsageError(f"{name} is {value!r}; write a list of texts")
+    if not isinstance(value, Sequence) or not all(map(is_line, value)):
+        raise UsageError(f"{name} is {shown(value)}; write a list of texts, each in one line")
     return tuple(value)
 
 

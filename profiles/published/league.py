@@ -1,12 +1,12 @@
 """The league of published services: what engines reach of the floor, by engine, chip and model.
 
 An entry takes the median over its runs: of the floor over what was published, and of the expected
-time over what was published. Its assumptions and sources are those of its runs, each named once.
-Entries whose lengths of prompts and answers are not known come last: their floors leave out what
-depends on them.
+time over what was published. Bounded by is what bounds the run at the first of these; of an even
+number, the one that reaches less. Its assumptions and sources are those of its runs, each named
+once. Entries whose lengths of prompts and answers are not known come last: their floors leave out
+what depends on them.
 """
 
-import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
@@ -72,9 +72,9 @@ class Entry:
 
     @property
     def bound(self) -> str:
-        """What bounds the floors of most runs."""
-        ((name, _),) = collections.Counter(row.bound for row in self.rows).most_common(1)
-        return name.replace("_", " ")
+        """What bounds the floor of the run at the median; of two there, of the lower one."""
+        ordered = sorted(self.rows, key=lambda row: row.fraction)
+        return ordered[(len(ordered) - 1) // 2].bound.replace("_", " ")
 
     @property
     def sources(self) -> list[str]:

@@ -10,7 +10,8 @@ from profiles.chips.slices import Slice
 from profiles.expected.candidates import LayoutNames
 from profiles.floor.deployment import Model
 from profiles.published.engines import Engine
-from profiles.published.fields import Stored
+from profiles.published.fields import Stored, bits_in
+from sharding.error_types import UsageError
 from sharding.mesh import MeshShape
 
 
@@ -79,6 +80,18 @@ class Measurement:
         converted = self.weights.name.endswith("fp4") and "fp4" not in rates
         return habit if habit in rates and not converted else self.arithmetic
 
+    @property
+    def fastest(self) -> str:
+        """Chips' name of the arithmetic of a floor: as stated, or the fastest that may have been.
+
+        Arithmetic on weights of 8 bits is in no fewer; of types that are as fast, the smallest.
+        """
+        if self.dtype or not self.weights.few_bits:
+            return self.multiplied
+        excluded = () if self.weights.bits < 8 else ("int4", "fp4")
+        rates = {name: rate for name, rate in self.slice.chip.flops.items() if name not in excluded}
+        return max(rates, key=lambda name: (rates[name], -bits_in(name)))
+
     def dtypes(self, for_floor: bool) -> Dtypes:
         """How numbers are stored: for a floor or for an expected time."""
         which = "floor" if for_floor else "expected"
@@ -89,13 +102,18 @@ class Measurement:
         """The slice, with chips whose FLOP/s are those of the case's arithmetic.
 
         Arithmetic on quantized weights may be in 16 bits or in fewer: where a source does not say,
-        a floor takes the fastest rate of the chip. It also takes the largest memory.
+        a floor takes the fastest rate of the chip (`fastest`). It also takes the largest memory.
+
+        Raises:
+          UsageError: the chip has no rate of such arithmetic.
         """
         chip = self.slice.chip if for_floor else self.slice.chip.recommended
-        rate = chip.peak(self.multiplied)
-        if for_floor and not self.dtype and self.weights.few_bits:
-            excluded = () if self.weights.bits < 8 else ("int4", "fp4")
-            rate = max(each for name, each in chip.flops.items() if name not in excluded)
+        if self.multiplied not in chip.flops:
+            raise UsageError(
+                f"dtype is {self.multiplied}, which {chip.name} has no published rate of "
+                f"arithmetic for; use one of {', '.join(chip.flops)}"
+            )
+        rate = chip.peak(self.fastest if for_floor else self.multiplied)
         capacity = chip.capacity if for_floor else None
         chip = self.slice.chip.override(flops=rate, capacity=capacity)
         return dataclasses.replace(self.slice, chip=chip)

@@ -6,18 +6,21 @@ from collections.abc import Mapping
 from profiles.chips.slices import parse_slice
 from profiles.expected.candidates import LayoutNames
 from profiles.floor.serving import Service
-from profiles.published.engines import engine_of, layout_names
+from profiles.published.engines import engine_of, layout_names, mesh_of
 from profiles.published.fields import (
     arithmetic,
+    check_length,
     check_present,
     integer,
     model_of,
     positive,
+    shown,
     stored,
     text,
     texts,
 )
 from profiles.published.measurement import Measurement
+from profiles.report.numbers import number
 from sharding.error_types import UsageError
 
 SERVING = "serving"
@@ -26,6 +29,7 @@ REQUIRED = (
     "source", "locator", "engine", "model", "topology", "parallelism", "weight_dtype",
     "prompt_length", "generated_tokens", "published",
 )  # fmt: skip
+_ROUNDING = 1.05  # what figures of two digits may be off by
 _FIGURES = {
     "tokens_per_s": "tokens per second",
     "per_token_s": "seconds",
@@ -76,6 +80,23 @@ class ServiceCase(Measurement):
         return 1 / self.published["tokens_per_s"]
 
     @property
+    def in_flight(self) -> float:
+        """Sequences in flight on average, by Little's law; 0 where a figure for it is missing."""
+        return self.published.get("tokens_per_s", 0.0) * self.published.get("per_token_s", 0.0)
+
+    def check_in_flight(self, most: int) -> None:
+        """Refuses figures by which more sequences are in flight than there can be.
+
+        Raises:
+          UsageError: with both numbers.
+        """
+        if self.in_flight > most * _ROUNDING:
+            raise UsageError(
+                f"tokens_per_s times per_token_s is {number(self.in_flight)} sequences in flight, "
+                f"more than the {most:,} that there can be; give figures of one run, of all devices"
+            )
+
+    @property
     def service(self) -> Service:
         """What was asked of the service, at mean lengths."""
         mean = (1 + (1.0 if self.shortest is None else self.shortest)) / 2
@@ -92,7 +113,7 @@ def parse_service(fields: Mapping[str, object]) -> ServiceCase:
       UsageError: a field is missing, or its value is not known.
     """
     check_present(fields, REQUIRED)
-    slice, model = parse_slice(str(fields["topology"])), model_of(str(fields["model"]))
+    slice, model = parse_slice(text(fields, "topology")), model_of(text(fields, "model"))
     source, cache = text(fields, "source"), text(fields, "kv_dtype")
     parallelism = text(fields, "parallelism")
     case = ServiceCase(
@@ -102,11 +123,12 @@ def parse_service(fields: Mapping[str, object]) -> ServiceCase:
         slice=slice,
         engine=engine_of(text(fields, "engine"), source),
         dtype=arithmetic(text(fields, "dtype")),
-        weights=stored(str(fields["weight_dtype"]), "weight_dtype"),
+        weights=stored(text(fields, "weight_dtype"), "weight_dtype"),
         stated_cache=stored(cache, "kv_dtype") if cache else None,
         phase=SERVING,
         parallelism=parallelism,
         divisions=layout_names(parallelism, model, slice),
+        mesh=mesh_of(parallelism, model, slice),
         concurrency=integer(fields, "concurrency", 1),
         prompt_length=integer(fields, "prompt_length", 1),
         generated_tokens=integer(fields, "generated_tokens", 1),
@@ -116,7 +138,29 @@ def parse_service(fields: Mapping[str, object]) -> ServiceCase:
         assumed=texts(fields.get("assumed", ()), "assumed"),
     )
     case.slice_for(False)  # refuse unknown arithmetic
+    _check_agree(case)
     return case
+
+
+def _check_agree(case: ServiceCase) -> None:
+    """Refuses fields that contradict each other.
+
+    Raises:
+      UsageError: fewer requests than run at once; lengths beyond what the model goes to; or more
+        sequences in flight, by Little's law, than there are.
+    """
+    if case.requests and case.concurrency and case.requests < case.concurrency:
+        raise UsageError(
+            f"requests is {case.requests:,}, fewer than concurrency {case.concurrency:,}; give "
+            "those that run at once as concurrency"
+        )
+    lengths = case.prompt_length, case.generated_tokens
+    if case.shortest is None:
+        check_length(case.model, "prompt_length or generated_tokens", max(lengths))
+    else:
+        check_length(case.model, "prompt_length and generated_tokens", sum(lengths))
+    if most := case.concurrency or case.requests:
+        case.check_in_flight(most)
 
 
 def _shortest(value: object) -> float | None:
@@ -126,8 +170,8 @@ def _shortest(value: object) -> float | None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value <= 1:
         raise UsageError(
-            f"lengths is {value!r}; use {AT_MOST!r}, or the shortest over the longest: a number "
-            "above 0, and 1 at most"
+            f"lengths is {shown(value)}; use {AT_MOST!r}, or the shortest over the longest: a "
+            "number above 0, and 1 at most"
         )
     return float(value)
 
@@ -136,10 +180,10 @@ def _figures(value: object) -> dict[str, float]:
     """The published figures of a service, of which one must say how fast it generates."""
     known = ", ".join(_FIGURES)
     if not isinstance(value, Mapping):
-        raise UsageError(f"published is {value!r}; write an object of {known}")
+        raise UsageError(f"published is {shown(value)}; write an object of {known}")
     stated = {name: each for name, each in value.items() if each is not None}
     if not stated.keys() & {"tokens_per_s", "per_token_s"}:
-        raise UsageError(f"published is {dict(value)!r}; give tokens_per_s or per_token_s")
+        raise UsageError(f"published is {shown(dict(value))}; give tokens_per_s or per_token_s")
     return {
         name: positive(stated[name], f"published {name}", unit)
         for name, unit in _FIGURES.items()

@@ -58,7 +58,7 @@ def _source_text(source: str, rows: Sequence[Reproduced]) -> str:
 
 def _cells(row: Reproduced, notes: dict[str, str]) -> tuple[str, ...]:
     case = row.case
-    beats = " BEATS ITS FLOOR" * (row.fraction > 1)
+    beats = " BEATS ITS FLOOR" * bool(row.beaten)
     return (
         case.locator + " (held out)" * (row.use == "held_out"),
         case.model.name,

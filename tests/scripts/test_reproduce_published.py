@@ -36,6 +36,7 @@ SERVICE = {
 FILES = {
     "services": [
         SERVICE,
+        SERVICE | {"concurrency": None, "published": {"tokens_per_s": 450}},
         SERVICE | {"concurrency": None, "published": {"per_token_s": 0.5}},
         SERVICE | {"parallelism": "TP8"},
         SERVICE | {"phase": "served"},
@@ -50,6 +51,7 @@ FILES = {
     "mixed": [STEP, {"source": "theirs", "locator": "table 9"}, STEP | {"topology": "v9:2"}],
     "words": {"rows": [STEP]},
     "empty": [],
+    "useless": [SERVICE | {"parallelism": "TP" + "9" * 5000}, STEP | {"model": ["llama2-7b"]}],
 }
 
 
@@ -59,12 +61,15 @@ def ended(tmp_path_factory):
     for name, data in FILES.items():
         (folder / f"{name}.json").write_text(json.dumps(data))
     (folder / "broken.json").write_text("[{")
+    (folder / "deep.json").write_text("[" * 100_000 + "]" * 100_000)
     rates = {"name": "mine", "source": "guessed", "chips": ["a100-80gb"], "memory": 1,
              "compute": 1, "link": 1, "collective_s": 0, "network_s": 0, "layer_s": 0, "step_s": 0,
              "hidden": False}  # fmt: skip
     (folder / "rates.json").write_text(json.dumps(rates))
     cases = {"shipped": ["--json=-"], "table": ["--cases=list.json"]}
-    cases |= {name: [f"--cases={name}.json", "--json=-"] for name in (*FILES, "broken", "absent")}
+    cases |= {
+        name: [f"--cases={name}.json", "--json=-"] for name in (*FILES, "broken", "deep", "absent")
+    }
     cases["rates"] = ["--cases=object.json", "--calibration=rates.json", "--json=-"]
     elsewhere = {"measured_on": "h200", "chips": ["h200"]}
     (folder / "elsewhere.json").write_text(json.dumps(rates | elsewhere))
@@ -103,10 +108,12 @@ def test_each_source_has_a_summary_and_so_have_fitted_and_held_out_rows(ended):
 def test_services_are_reproduced_beside_steps_and_bad_ones_are_listed_in_one_line_each(ended):
     done = ended["services"]
     assert done.code == 0, done.stderr
-    one, all_that_fit, step = done.document["rows"]
+    one, all_that_fit, single, step = done.document["rows"]
     assert (one["concurrency"], one["published_s"], one["prompts"]) == (16, 1 / 400, "beside")
     assert one["floor_s"] < one["expected_s"] < one["published_s"]
-    assert all_that_fit["concurrency"] > 100 and all_that_fit["published_s"] == 0.5
+    assert all_that_fit["concurrency"] > 100 and all_that_fit["of"] == "the whole service"
+    assert single["concurrency"] == 1 and single["published_s"] == 0.5
+    assert (one["calibration"], step["calibration"]) == ("gpu-2023", "gpu-2023")
     assert step["batch"] == 1 and "concurrency" not in step
     reasons = {each["why"] for each in done.document["unusable"]}
     said = (
@@ -156,7 +163,14 @@ def test_a_measurement_below_its_floor_fails_after_all_is_told(ended):
     assert len(done.document["rows"]) == 2 and "BEATS ITS FLOOR" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["broken", "absent", "words", "empty"])
+def test_a_file_of_which_no_case_can_be_used_fails_after_all_are_listed(ended):
+    done = ended["useless"]
+    assert done.code == 1 and done.document["rows"] == []
+    assert len(done.document["unusable"]) == 2 and "cannot be used:" in done.stderr
+    assert "--cases is 'useless.json', of which no case can be used; put right" in done.error
+
+
+@pytest.mark.parametrize("name", ["broken", "deep", "absent", "words", "empty"])
 def test_a_file_that_cannot_be_read_is_refused_in_one_line(ended, name):
     done = ended[name]
     assert done.code == 2 and done.stdout == ""

@@ -14,7 +14,9 @@ def test_missing_axes_are_one(text, sizes):
     assert tuple(parse_mesh(text).values()) == sizes
 
 
-@pytest.mark.parametrize("text", ["", "0", "2x0", "axb", "2x", "1x2x3x4", "-2", "2,2", " 2"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "2x0", "axb", "2x", "1x2x3x4", "-2", "2,2", " 2", "1x" + "9" * 5000]
+)
 def test_what_is_no_mesh_is_refused(text):
     with pytest.raises(UsageError, match="mesh is"):
         parse_mesh(text)

@@ -57,7 +57,8 @@ def test_dimensions_wrap_by_the_chips_rule(text, wraps):
 
 
 @pytest.mark.parametrize(
-    "text", ["v5e", "v5e:", "v5e:4x", "v5e:0x4", "v5e:4**4", ":8", "h100:-8", ""]
+    "text",
+    ["v5e", "v5e:", "v5e:4x", "v5e:0x4", "v5e:4**4", ":8", "h100:-8", "", "h100:" + "9" * 5000],
 )
 def test_text_of_another_form_is_refused(text):
     with pytest.raises(UsageError, match=r"topology is '.*write .* such as v5e:4x4"):

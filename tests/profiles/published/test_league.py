@@ -50,6 +50,16 @@ def test_an_entry_takes_medians_of_its_runs(rows):
     assert (other.of_expected, other.off) == (0.5, 1.0)
 
 
+def test_the_bound_of_an_entry_is_that_of_the_runs_at_its_median(rows):
+    one = next(each for each in league(rows) if len(each.rows) == 3)
+    few, middle, more = sorted(one.rows, key=lambda row: row.fraction)
+    few, more = (dataclasses.replace(row, bound="kv_cache") for row in (few, more))
+    middle = dataclasses.replace(middle, bound="compute")
+    assert dataclasses.replace(one, rows=[more, middle, few]).bound == "compute"
+    assert dataclasses.replace(one, rows=[more, middle]).bound == "compute"
+    assert dataclasses.replace(one, rows=[middle, few]).bound == "kv cache"
+
+
 def test_few_runs_of_an_engine_are_told_with_its_others(rows):
     for entry in by_engine(rows):
         sets = {row.calibration.name for row in entry.rows}

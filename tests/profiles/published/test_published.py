@@ -153,6 +153,12 @@ def test_arithmetic_that_is_not_stated_is_the_fastest_in_a_floor():
     assert fast.floor_s == unstated.floor_s and fast.expected_s < stated.expected_s
 
 
+def test_a_step_of_no_named_engine_says_whose_constants_its_expected_time_has():
+    words = "no engine is named: expected by gpu-2023, fitted to gpt-fast"
+    assert words in reproduce(case()).assumptions
+    assert words not in reproduce(case(fit="gpu-2023")).assumptions
+
+
 def test_a_batch_that_the_layout_does_not_divide_is_not_padded_in_a_floor():
     wide = {"topology": "v4:2x2x2", "attention": "batch", "context": 100_000}
     five, eight = reproduce(case(batch=5, **wide)), reproduce(case(batch=8, **wide))
@@ -199,7 +205,7 @@ def test_a_case_that_cannot_be_read_is_refused_by_what_is_wrong(changes, said):
 
 
 def test_cases_that_cannot_be_used_are_listed_and_the_others_go_on():
-    cases, wrong = read_rows([STEP, "text", STEP | {"model": "nothing"}, STEP])
+    cases, wrong = read_rows([STEP, "text", STEP | {"model": "nothing"}, STEP | {"locator": "2"}])
     assert len(cases) == 2 and [each.source for each in wrong] == ["case 2", "mine"]
     narrow = case(topology="a100-80gb:7", layout="weight_stationary_2d")
     rows, refused = reproduce_all([case(), narrow])

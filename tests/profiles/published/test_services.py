@@ -1,16 +1,19 @@
 """Published services: how cases are read, what their words stand for, and their floors."""
 
+import dataclasses
 import statistics
 
 import pytest
 
 from profiles.chips.slices import parse_slice
+from profiles.floor.collective import Collective
 from profiles.published.cases import parse_case, read_rows, shipped_cases
 from profiles.published.comparison import reproduce, reproduce_all
 from profiles.published.engines import engine_of, layout_names
 from profiles.published.fields import model_of, stored
+from profiles.published.reproduced import check_floors
 from profiles.published.text import accuracy, rows_text
-from sharding.error_types import UsageError
+from sharding.error_types import FloorlineError, UsageError
 
 SERVICE = {
     "source": "theirs",
@@ -154,6 +157,10 @@ def test_lengths_that_vary_or_are_the_largest_lower_the_floor():
         ("TP4", "h100:8", "llama3-70b", []),
         ("TP4 PP2", "h100:8", "llama3-70b", []),
         ("DEP4", "h100:4", "llama3-70b", []),
+        ("DP8", "h100:8", "llama3-8b", [("data_parallel_x_1d", "auto", False)]),
+        ("DP2 TP4", "h100:8", "llama3-8b", []),
+        ("SP8 TP8", "h100:8", "llama3-8b", []),
+        ("CP8", "h100:8", "llama3-8b", []),
     ],
 )
 def test_words_for_parallelism_stand_for_layouts(words, topology, model, found):
@@ -206,6 +213,36 @@ def test_prompts_run_where_the_engine_runs_them():
         ({"parallelism": "v5e-8", "topology": "v5e:2x2"}, "of 8 devices, but v5e:2x2 has 4"),
         ({"parallelism": "TP4 PP4", "topology": "h100:8"}, "of 16 devices, but h100:8 has 8"),
         ({"lengths": 2}, "lengths is 2; use 'at most', or"),
+        ({"parallelism": "TP1 then TP1"}, "which counts TP twice; use one count of each kind"),
+        ({"parallelism": "SP16 TP1"}, "parallelism is 'SP16 TP1', of 16 devices, but h100:1 has 1"),
+        ({"parallelism": "CP16"}, "of 16 devices, but h100:1 has 1"),
+        ({"parallelism": "CP2 TP8", "topology": "h100:8"}, "of 16 devices, but h100:8 has 8"),
+        ({"parallelism": "DP2 TP8", "topology": "h100:8"}, "of 16 devices, but h100:8 has 8"),
+        ({"parallelism": "TP" + "9" * 5000}, "with a count of 5,000 digits; use the source's word"),
+        ({"parallelism": "v5e-" + "9" * 5000}, "with a count of 5,000 digits; use"),
+        ({"topology": "h100:" + "9" * 5000}, "; write a chip and the shape of a slice"),
+        ({"topology": 8}, "topology is 8; write text, in one line"),
+        ({"dtype": "fp4"}, "dtype is fp4, which h100 has no published rate of arithmetic for; use"),
+        ({"phase": ...}, "case is without phase; give decode or prefill for a step, or run for a"),
+        ({"phase": ...}, "or serving for a service, with source, locator, engine, model, topology"),
+        ({"engine": " "}, "engine is ' '; write text, in one line"),
+        ({"model": ["llama3.1-8b"]}, "model is ['llama3.1-8b']; write text, in one line"),
+        ({"weight_dtype": 8}, "weight_dtype is 8; write text, in one line"),
+        ({"source": "a\nb"}, r"source is 'a\nb'; write text, in one line"),
+        ({"locator": "a\u2028b"}, r"locator is 'a\u2028b'; write text, in one line"),
+        ({"assumed": ["a\nb"]}, r"assumed is ['a\nb']; write a list of texts, each in one line"),
+        (
+            {"published": {"tokens_per_s": 5e-324}},
+            "published tokens_per_s is 5e-324; use tokens per",
+        ),
+        ({"published": {"tokens_per_s": 10**400}}, "0000; use tokens per second, above 0: from"),
+        ({"requests": 10}, "requests is 10, fewer than concurrency 64; give"),
+        ({"prompt_length": 200_000}, "is 201,024, beyond the 131,072 tokens that llama3.1-8b goes"),
+        ({"prompt_length": 200_000, "lengths": "at most"}, "is 200,000, beyond the 131,072 tokens"),
+        (
+            {"published": {"tokens_per_s": 5000, "per_token_s": 0.0138}},
+            "tokens_per_s times per_token_s is 69.0 sequences in flight, more than the 64 that",
+        ),
     ],
 )
 def test_a_service_that_cannot_be_read_is_refused_by_what_is_wrong(changes, said):
@@ -220,5 +257,110 @@ def test_a_concurrency_that_does_not_fit_is_refused_with_both_numbers_and_the_ot
     assert len(rows) == 1 and len(wrong) == 1
     assert "concurrency is 100,000, but 7" in refused[0].why and "; give those" in refused[0].why
     big = case(model="llama3-405b", concurrency=None)
-    with pytest.raises(UsageError, match="h100:1 has no room for llama3-405b in fp8"):
+    for wide in (big, case(model="llama3-405b", lengths="at most")):
+        with pytest.raises(
+            UsageError, match="which has no room for llama3-405b in fp8 and a cache"
+        ):
+            reproduce(wide)
+    with pytest.raises(
+        UsageError, match="topology is h100:1, which has no room for llama3-405b in fp8"
+    ):
         reproduce(big)
+
+
+def test_a_floor_sends_activations_in_the_type_of_its_arithmetic_and_no_wider_one():
+    # Sums in float32, as this project has them, bound such steps at 96,224 tokens per second.
+    sizes = {"model": "qwen3-235b-a22b", "topology": "h200:8", "parallelism": "TP8"}
+    fast = case(**sizes, engine="vLLM", concurrency=256, published={"tokens_per_s": 150_000})
+    row = reproduce(fast)
+    assert row.fraction < 1 and row.bound == "kv_cache"
+    assert any("over links in 8 bits at most" in each for each in row.assumptions)
+    stated = reproduce(dataclasses.replace(fast, dtype="bfloat16"))
+    assert stated.floor_s > row.floor_s
+    assert any("over links in 16 bits at most" in each for each in stated.assumptions)
+    sizes |= {"weight_dtype": "nvfp4", "topology": "b200:8"}
+    assert case(**sizes).fastest == "fp4"
+    wide = Collective("all-reduce", ("z",), 4096, 2, "layer/mixture", "f32")
+    assert [wide.narrowed(bits).payload_bytes for bits in (32, 16, 8, 4)] == [4096, 2048, 1024, 512]
+    weights = dataclasses.replace(wide, of_weights=True)
+    assert weights.narrowed(8) == weights
+
+
+def test_as_many_as_fit_of_unknown_lengths_are_those_with_empty_caches_in_the_floor():
+    long = {"model": "llama3.1-70b", "topology": "h200:1", "lengths": "at most"}
+    sizes = {"prompt_length": 60_000, "generated_tokens": 60_000, "concurrency": None}
+    row = reproduce(case(**long, **sizes, published={"tokens_per_s": 1500}))
+    # Few sequences of 120,000 tokens fit; thousands of empty ones do, and arithmetic is the bound.
+    assert row.fraction < 1 and row.concurrency > 10_000 and row.bound == "compute"
+    assert row.floor_s == pytest.approx(2 * 70.55e9 / 1.979e15, rel=0.02)
+    assert any("as many sequences as fit with empty caches" in each for each in row.assumptions)
+    few = reproduce(case(**long, **sizes, requests=50))
+    assert few.concurrency == 50
+
+
+def test_seconds_of_one_sequence_have_the_floor_of_a_single_one_where_no_number_is_known():
+    row = reproduce(case(concurrency=None, published={"per_token_s": 0.003}))
+    single = reproduce(case(concurrency=1, published={"per_token_s": 0.003}))
+    assert row.floor_s == single.floor_s < 0.003 < row.expected_s
+    assert row.concurrency == 1
+    assert "the floor is of one sequence at once, as seconds are of one sequence" in row.assumptions
+
+
+def test_other_published_figures_have_floors_of_their_own_and_beating_one_fails():
+    figures = {"tokens_per_s": 5000, "per_token_s": 0.0125, "first_token_s": 0.1}
+    row = reproduce(case(published=figures))
+    matrices, table = 8.03e9 - 2 * 128256 * 4096, 128256 * 4096
+    cached = 62 * 1024 * 2 * 32 * 1024  # Of 62 sequences in flight, their prompts.
+    step = (matrices + table + cached) / 3.35232e12
+    assert row.floors["per_token_s"] == pytest.approx(step, rel=0.01)
+    first = 2 * 1024 * matrices / 1.979e15
+    assert row.floors["first_token_s"] == pytest.approx(first, rel=0.02)
+    assert row.as_record()["floors"] == row.floors and not row.beaten
+    check_floors([row])
+    for name in row.floors:
+        beating = reproduce(case(published=figures | {name: row.floors[name] / 2}))
+        if name == "first_token_s":
+            assert list(beating.beaten) == [name] and "BEATS ITS FLOOR" in rows_text([beating], [])
+        with pytest.raises(FloorlineError, match=f"^{name} is .* ms in theirs, table 1, below its"):
+            check_floors([beating])
+
+
+def test_a_row_says_whose_constants_its_expected_time_has_if_not_those_of_its_engine():
+    for engine, words in (
+        ("SGLang", "not of SGLang: tensorrt-llm-hopper, fitted to TensorRT-LLM"),
+        ("TensorRT-LLM", None),
+    ):
+        row = reproduce(case(engine=engine))
+        found = [each for each in row.assumptions if "constants of another engine" in each]
+        assert [each.partition(", ")[2] for each in found] == [words][: words is not None]
+        assert row.as_record()["calibration"] == "tensorrt-llm-hopper"
+
+
+def test_copies_of_a_model_are_on_one_axis_so_that_each_reads_all_weights():
+    eight = {"model": "llama3-8b", "topology": "h100:8"}
+    row = reproduce(case(**eight, parallelism="DP8", concurrency=8))
+    assert row.case.mesh == {"x": 8, "y": 1, "z": 1}
+    assert "parallelism 'DP8' is data_parallel_x_1d, on x=8, y=1, z=1" in row.assumptions
+    assert row.floor_s > 7.5e9 / 3.35232e12 / 8
+    assert case(**eight, parallelism="TP8").mesh is None
+
+
+def test_nothing_is_claimed_of_an_engine_that_is_not_known():
+    row = reproduce(case(engine="Foo"))
+    assert "kv_dtype not stated: fp8, as nothing is known here of Foo" in row.assumptions
+    assert "expected: prompts beside steps, as nothing is known here of Foo" in row.assumptions
+
+
+def test_no_more_sequences_are_in_flight_than_fit():
+    figures = {"tokens_per_s": 5000, "per_token_s": 1}
+    with pytest.raises(UsageError, match=r"is 5,000 sequences in flight, more than the 7.. that"):
+        reproduce(case(concurrency=None, published=figures))
+
+
+def test_a_case_that_is_given_twice_counts_once():
+    cases, wrong = read_rows([SERVICE, SERVICE, 5, 5, SERVICE | {"concurrency": 8}])
+    assert len(cases) == 2
+    assert wrong[0].why.startswith("case 2 is the same as case 1, which is counted once; give")
+    assert wrong[2].why.startswith("case 4 is the same as case 3")
+    odd = read_rows([{"source": ["mine"], "locator": "a\nb"}])[1][0]
+    assert (odd.source, odd.locator) == ("case 1", "")
