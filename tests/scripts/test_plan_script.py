@@ -9,6 +9,8 @@ CASES = {
     "plan": [*_ON, "--context=4096", "--max_step_ms=20"],
     "json": [*_ON, "--context=4096", "--max_step_ms=20", "--json=-"],
     "lengths": [*_ON, "--prompt_length=1000", "--generated_tokens=500", "--json=-"],
+    "turns": ["--model=llama3-8b", "--chip=h100", "--max_chips=1", "--weight_dtype=fp8",
+              "--json=-"],
     "own price": [*_ON, "--context=4096", "--max_step_ms=20", "--price_per_chip_hour=2.4",
                   "--json=-"],
     "provider": [*_ON[:1], "--chip=h200,v5e", "--max_chips=1", "--provider=RunPod", "--json=-"],
@@ -69,6 +71,15 @@ def test_the_document_has_the_choice_the_front_and_the_rejected(ended):
     assert max(steps) <= 0.02
     assert all(each.keys() == {"what", "why"} for each in found["rejected"])
     assert {record["context"] for record in found["pareto"]} == {4096}
+
+
+def test_terms_are_times_and_words_say_what_runs_beside_what(ended):
+    terms = ended["turns"].document["choice"]["expected_terms_s"]
+    assert all(type(seconds) is float for seconds in terms.values())
+    assert sum(terms.values()) == pytest.approx(ended["turns"].document["choice"]["expected_s"])
+    assert "adds" not in ended["turns"].stderr
+    assert "; communication after reading, arithmetic after it)" in ended["turns"].stderr
+    assert "; communication beside reading, arithmetic beside it)" in ended["plan"].stdout
 
 
 def test_lengths_give_the_context_half_way_and_room_for_all(ended):
