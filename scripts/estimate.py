@@ -28,6 +28,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 import _array_flags
 import _common
@@ -81,14 +82,14 @@ with _common.importing(__name__):
     import _layouts
     import _slices
 
-    from model.config import check_length
+    from model.config import check_length, check_lengths
     from profiles.expected import service_text
     from profiles.expected import text as estimate_text
-    from profiles.expected.candidates import candidates, smallest_slice
+    from profiles.expected.candidates import candidates
     from profiles.expected.estimate import Estimate, Estimator, best
     from profiles.expected.estimate_record import Recorder, basis
     from profiles.expected.remedies import remedy
-    from profiles.expected.serving import ServiceEstimate, best_for, estimate_service
+    from profiles.expected.serving import Served, serve
     from profiles.floor.deployment import Model
     from profiles.floor.passes import Pass
     from profiles.floor.serving import Service
@@ -102,6 +103,7 @@ with _common.importing(__name__):
     from sharding.mesh import parse_mesh
 
 
+Chosen = TypeVar("Chosen")
 _OF_SERVICES = "concurrency", "prompt_length", "generated_tokens"
 _OF_PASSES = "batch", "context", "cached", "economics"
 
@@ -135,7 +137,7 @@ def _passes(started: str) -> None:
     wanted = _layouts.wanted(model)
     extremes = itertools.product({min(batches), max(batches)}, {min(contexts), max(contexts)})
     passes = [_pass(*each) for each in extremes]
-    estimators = _estimators(model, wanted, lambda offered: best(offered, passes))
+    estimators = _on_slices(model, wanted, lambda offered: best(offered, passes))
     estimated = [
         (one, [one.estimate(_pass(b, c)) for c in contexts for b in batches]) for one in estimators
     ]
@@ -152,24 +154,30 @@ def _serving(started: str) -> None:
     """Estimates of services.
 
     Raises:
-      UsageError: as many sequences as are asked for do not fit.
+      UsageError: nothing that is asked for fits.
     """
     model = _slices.model()
     services = _services(model)
     wanted = _layouts.wanted(model)
-    estimators = _estimators(model, wanted, lambda offered: best_for(offered, services))
-    found = [(one, [estimate_service(one, each) for each in services]) for one in estimators]
-    for one, estimates in found:
-        for each in estimates:
-            if not each.fits:
-                raise UsageError(f"{service_text.shortage(each)}; {_more_room(one, each, wanted)}")
+    found = _on_slices(model, wanted, lambda offered: serve(offered, services))
+    together = [each for here in found for each in here]
+    if not any(each.estimate.fits for each in together):
+        raise UsageError(service_text.shortage(together[0], wanted))
+    estimators = [here[0].chosen for here in found]
     points = [
-        record
-        for one, estimates in found
-        for record in map(Recorder(one).record_service, estimates)
+        _service_record(recorder, each, wanted)
+        for recorder, here in zip(map(Recorder, estimators), found, strict=True)
+        for each in here
     ]
-    together = [each for _, estimates in found for each in estimates]
-    _show(started, points, estimators, service_text.table(points), service_text.notes(together))
+    notes = service_text.notes(points, together)
+    _show(started, points, estimators, service_text.table(points), notes)
+
+
+def _service_record(recorder: Recorder, served: Served, wanted: list[Layout | None]) -> Record:
+    record = recorder.record_service(served.estimate)
+    if served.estimate.fits:
+        return record
+    return record | Record(message=service_text.shortage(served, wanted))
 
 
 def _services(model: Model) -> list[Service]:
@@ -189,18 +197,9 @@ def _services(model: Model) -> list[Service]:
         for name, flag in zip(_OF_SERVICES[1:], (_PROMPT, _GENERATED), strict=True)
     )
     for prompt in prompts:
-        check_length(model, "--prompt_length", prompt, more=max(answers))
+        check_lengths(model, prompt, max(answers))
     lengths = itertools.product(prompts, answers, dict.fromkeys(counts))
     return [Service(count, prompt, answer) for prompt, answer, count in lengths]
-
-
-def _more_room(one: Estimator, found: ServiceEstimate, wanted: list[Layout | None]) -> str:
-    """What to do about a service that does not fit."""
-    if found.most:
-        return f"use {found.most:,} at most, fewer bits or a larger slice"
-    step = service_text.longest_step(one, found.service)
-    smallest = smallest_slice(one.deployment, step, wanted)
-    return f"the least slice that fits is {smallest}" if smallest else "no slice of it fits"
 
 
 def _show(
@@ -221,12 +220,12 @@ def _show(
         _common.show("\n".join(notes))
 
 
-def _estimators(
+def _on_slices(
     model: Model,
     wanted: list[Layout | None],
-    choose: Callable[[list[Estimator]], Estimator],
-) -> list[Estimator]:
-    """An estimator for each slice and set of dtypes, in the layout that is chosen."""
+    choose: Callable[[list[Estimator]], Chosen],
+) -> list[Chosen]:
+    """What is chosen of the candidates for each slice and set of dtypes."""
     dtype_sets = _dtypes.dtype_sets(here=False, counted=True)
     slices = list(dict.fromkeys(map(_slices.slice, _TOPOLOGY.value or [""])))
     _slices.check_given(slices, "--topology")

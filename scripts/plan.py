@@ -75,7 +75,7 @@ with _common.importing(__name__):
     import _layouts
     import _slices
 
-    from model.config import check_length
+    from model.config import check_length, check_lengths
     from profiles.chips.chip import Chip, Price, chips, find_chip
     from profiles.chips.slices import Slice, slices_of
     from profiles.expected.estimate_record import basis
@@ -145,7 +145,7 @@ def _sizes(model: Model) -> tuple[int, int]:
     if context is not None and generated is not None:
         raise UsageError(f"--context is {context}, beside --generated_tokens; give one of them")
     if prompt is not None:
-        check_length(model, "--prompt_length", prompt, generated or 1)
+        check_lengths(model, prompt, generated or 1)
         if context is None:
             return prompt + (generated or 1) // 2, prompt + (generated or 1)
     if context is None:

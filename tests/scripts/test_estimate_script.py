@@ -91,6 +91,14 @@ CASES = {
     "crowded": ["--model=llama3.1-8b", "--topology=h100:1", "--phase=serving",
                 "--concurrency=1000000"],
     "nothing_fits": ["--model=llama3.1-70b", "--topology=h100:1", "--phase=serving"],
+    "no_room": ["--model=llama3-8b", "--topology=v5e:4x4", "--phase=serving",
+                "--concurrency=9999999"],
+    "one_fits": ["--model=llama3.1-70b", "--topology=h100:1,h200:2", "--phase=serving",
+                 "--weight_dtype=fp8,bfloat16", "--concurrency=max,99999", "--json=-"],
+    "more_than_the_least": ["--model=llama3.1-70b", "--topology=h100:1", "--weight_dtype=fp8",
+                            "--phase=serving", "--concurrency=64"],
+    "long_answer": ["--phase=serving", "--generated_tokens=9999999999"],
+    "both_long": ["--phase=serving", "--generated_tokens=9000", "--prompt_length=9001"],
     "no_answers": ["--phase=serving", "--generated_tokens=0"],
     "no_concurrency": ["--phase=serving", "--concurrency=most"],
     "service_of_batch": ["--phase=serving", "--batch=8"],
@@ -347,6 +355,22 @@ def test_a_table_of_a_service_says_what_fits_and_what_its_forms_are(ended):
     assert fit > reserved > 0
 
 
+def test_services_that_do_not_fit_are_rows_beside_those_that_do(ended):
+    done = ended["one_fits"]
+    points, said = done.document["points"], " ".join(done.stderr.split())
+    assert done.code == 0 and len(points) == 8
+    for point in points:
+        fits = point["concurrency"] != 99999 and point["topology"] + point["weight_dtype"] != (
+            "h100:1bfloat16"
+        )
+        assert (point["fits"], point["status"]) == (fits, "ok" if fits else "does_not_fit")
+        assert fits or "the least slice that fits is h" in point["message"]
+        assert fits or point["message"] in said
+    for words in ("h100:1, bfloat16 (weights fp8), prompts of 1,024 tokens and answers of 1,024: ",
+                  "h200:2, bfloat16, prompts of 1,024 tokens and answers of 1,024: "):  # fmt: skip
+        assert f"- {words}" in said
+
+
 def test_lengths_of_a_service_are_reduced_to_a_short_model(ended):
     (point,) = ended["short_service"].document["points"]
     longest = find_model("tiny").max_context
@@ -358,12 +382,20 @@ def test_lengths_of_a_service_are_reduced_to_a_short_model(ended):
     [
         ("crowded", "--concurrency is 1,000,000, of prompts of 1,024 tokens and answers of 1,024, "
                     "where 341 fit on h100:1, bfloat16; use 341 at most"),
+        ("no_room", "where 1,280 fit on v5e:4x4, bfloat16; use 1,280 at most or fewer bits; no "
+                    "slice of it fits"),
+        ("more_than_the_least", "where 24 fit on h100:1, bfloat16 (weights fp8); use 24 at most or "
+                                "fewer bits; the least slice that fits is h100:2"),
         ("nothing_fits", "where 0 fit on h100:1, bfloat16; the least slice that fits is h100:2"),
         ("no_answers", "--generated_tokens is '0'; use positive integers"),
         ("no_concurrency", "--concurrency is 'most'; use positive integers or max, joined"),
         ("service_of_batch", "--batch is given, but --phase is serving"),
         ("steps_of_service", "--concurrency is given, but it is of services, and --phase is"),
         ("long_service", "--prompt_length is 8,000 and 1,000 more tokens"),
+        ("long_answer", "--generated_tokens is 9,999,999,999 and 1,024 more tokens, beyond the "
+                        "8,192 tokens that llama3-70b goes to; use at most 7,168, or"),
+        ("both_long", "--prompt_length is 9,001 and 9,000 more tokens, beyond the 8,192 tokens "
+                      "that llama3-70b goes to; use fewer of both, or"),
     ],
 )  # fmt: skip
 def test_services_that_cannot_be_are_one_line(ended, case, said):
