@@ -16,7 +16,7 @@ Examples:
   python scripts/estimate.py --model=llama3-8b --topology=h100:1,h200:1,b200:1 --context=4096
   python scripts/estimate.py --model=llama3-70b --topology=v5p:2x2x2 --phase=prefill --context=4096
   python scripts/estimate.py --model=llama3.1-70b --topology=h100:4,h200:2 --weight_dtype=fp8 \\
-      --phase=serving --concurrency=64,max --prompt_length=2048 --generated_tokens=512
+      --dtype=fp8 --phase=serving --concurrency=64,max --prompt_length=2048 --generated_tokens=512
   python scripts/estimate.py --model=deepseek-v3 --topology=gb200:72 --weight_dtype=fp8 --economics
   python scripts/estimate.py --model=llama3-70b --topology=v6e:4x4 --layout=weight_stationary_2d \\
       --mesh=4x2x2 --attention=batch --json=-
@@ -97,6 +97,7 @@ with _common.importing(__name__):
     from profiles.report.files import write_json
     from profiles.report.numbers import number
     from profiles.report.record import Record
+    from profiles.report.table import wrap
     from sharding import processes
     from sharding.error_types import UsageError
     from sharding.layout import Layout
@@ -142,7 +143,8 @@ def _passes(started: str) -> None:
         (one, [one.estimate(_pass(b, c)) for c in contexts for b in batches]) for one in estimators
     ]
     points = [record for one, passes in estimated for record in _records(one, passes, wanted)]
-    _show(started, points, estimators, estimate_text.table(points), estimate_text.notes(points))
+    notes = estimate_text.notes(points)
+    _show(started, points, estimators, estimate_text.table(points), notes)
     if _ECONOMICS.value and _PHASE.value == "decode":
         for one, passes in estimated:
             steps = [each for each in passes if each.pass_.context == contexts[-1]]
@@ -216,7 +218,8 @@ def _show(
         write_json(_common.JSON.value, results)
     title = estimate_text.title(points, estimators, _slices.price_words)
     _common.show(title + "\n\n" + table)
-    if notes:
+    engines = filter(None, (_slices.engine_note(each.deployment) for each in estimators))
+    if notes := [*notes, *(wrap(f"-  {each}") for each in dict.fromkeys(engines))]:
         _common.show("\n".join(notes))
 
 
@@ -226,7 +229,7 @@ def _on_slices(
     choose: Callable[[list[Estimator]], Chosen],
 ) -> list[Chosen]:
     """What is chosen of the candidates for each slice and set of dtypes."""
-    dtype_sets = _dtypes.dtype_sets(here=False, counted=True)
+    dtype_sets = _dtypes.dtype_sets(here=False, counted=True, estimated=True)
     slices = list(dict.fromkeys(map(_slices.slice, _TOPOLOGY.value or [""])))
     _slices.check_given(slices, "--topology")
     shapes = [parse_mesh(_MESH.value)] if _MESH.value else None

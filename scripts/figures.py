@@ -185,7 +185,7 @@ def _options() -> StudyOptions:
     batches, contexts = _batches(), _contexts(model)
     _slices.check_given((slice, *(slices or ())), "--topology and --slices")
     _layouts.check_divides(model)
-    dtypes = _dtypes.dtypes(here=False, counted=True)
+    dtypes = _dtypes.dtypes(here=False, counted=True, estimated=True)
     return StudyOptions(
         deployment=_slices.deployment(model, slice, dtypes),
         names=names,

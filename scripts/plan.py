@@ -118,6 +118,8 @@ def main() -> None:
     _common.show("\n" + choice_words(found.choice, targets, Search(space, targets)))
     _common.show("\n" + "\n".join(f"  {lost.what}: {lost.why}" for lost in found.rejected))
     _common.show("\n" + _sources(found.choice.cell.slice.chip, bool(space.model.experts)))
+    if engine := _slices.engine_note(found.choice.estimate().deployment):
+        _common.show(engine)
 
 
 def _space(model: Model, context: int, slots: int, prompt: int | None) -> Space:
@@ -180,15 +182,31 @@ def _priced() -> tuple[tuple[Slice, Price], ...]:
     named = [_slices.slice(text) for text in _TOPOLOGY.value or ()]
     largest = max(_MOST, _CHIPS.value or 0)
     asked = [find_chip(name) for name in _CHIP.value or ()]
-    every = asked or ([] if named else [chip for chip in chips() if _slices.listed_price(chip)])
+    every = asked
     if not asked and not named:
-        out = ", ".join(chip.name for chip in chips() if chip not in every)
+        every, unpriced, unable = _default_chips()
         _slices.check_given((Slice(chip, (1,)) for chip in every), "--chip")
-        _common.say(f"left out, because no on-demand price{_slices.whose()} is listed: {out}")
+        _common.say(f"left out, because no on-demand price{_slices.whose()} is listed: {unpriced}")
+        if unable:
+            _common.say(f"left out, because they do not multiply in {_multiplied()}: {unable}")
     offered = [slice for chip in every for slice in slices_of(_slices.overridden(chip), largest)]
     together = list(dict.fromkeys(named + offered))
     _slices.check_given(together, "--chip")
     return tuple((slice, _price(slice.chip)) for slice in together)
+
+
+def _default_chips() -> tuple[list[Chip], str, str]:
+    """Chips to compare if none is named; names of those without a price, and without arithmetic."""
+    multiplied = _multiplied()
+    priced = [chip for chip in chips() if _slices.listed_price(chip)]
+    able = [chip for chip in priced if multiplied in ("", *chip.flops)]
+    unpriced = ", ".join(chip.name for chip in chips() if chip not in priced)
+    return able, unpriced, ", ".join(chip.name for chip in priced if chip not in able)
+
+
+def _multiplied() -> str:
+    """The type of few bits that ``--dtype`` asks to multiply in, or ""."""
+    return _dtypes.combined(_KV_DTYPE.value)[0].multiplied
 
 
 def _price(chip: Chip) -> Price:
@@ -209,9 +227,11 @@ def _title(space: Space) -> str:
             f"steps of a service with prompts of {service.prompt_length:,} and answers of "
             f"{service.generated_tokens:,} tokens beside each other"
         )
+    multiplied = _multiplied()
+    arithmetic = f", arithmetic in {multiplied}" if multiplied else ""
     return (
-        f"{space.model.name}, {steps} (room for {space.slots:,}), on {slices}. Ways that no other "
-        "betters in both expected step and cost; * is chosen:"
+        f"{space.model.name}, {steps} (room for {space.slots:,}), on {slices}{arithmetic}. Ways "
+        "that no other betters in both expected step and cost; * is chosen:"
     )
 
 
