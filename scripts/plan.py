@@ -118,6 +118,11 @@ def main() -> None:
     _common.show("\n" + choice_words(found.choice, targets, Search(space, targets)))
     _common.show("\n" + "\n".join(f"  {lost.what}: {lost.why}" for lost in found.rejected))
     _common.show("\n" + _sources(found.choice.cell.slice.chip, bool(space.model.experts)))
+    if space.service:
+        _common.show(
+            f"batches fit with caches that have room for {space.slots:,} tokens from the "
+            "beginning; estimate.py --phase=serving counts what they fill on average, and so fits more"
+        )
     if engine := _slices.engine_note(found.choice.estimate().deployment):
         _common.show(engine)
 

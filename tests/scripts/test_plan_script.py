@@ -105,6 +105,8 @@ def test_lengths_make_steps_those_of_a_service_and_prompts_part_of_the_price(end
     assert choice["concurrency"] == choice["batch"]
     assert "prompts of 1,000 and answers of 500 tokens beside" in ended["lengths"].stderr
     assert choice["expected_s"] == choice["expected_forms_s"]["beside"]
+    assert "batches fit with caches that have room for 1,500 tokens" in ended["lengths"].stderr
+    assert "batches fit with caches" not in ended["json"].stderr
     usd = choice["price"]["usd_per_chip_hour"] / 3600 / choice["tokens_per_s_per_chip"] * 1e6
     assert choice["usd_per_million_tokens"] == pytest.approx(usd)
 
