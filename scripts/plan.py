@@ -121,7 +121,7 @@ def main() -> None:
     if space.service:
         _common.show(
             f"batches fit with caches that have room for {space.slots:,} tokens from the "
-            "beginning; estimate.py --phase=serving counts what they fill on average, and so fits more"
+            "beginning; estimate.py --phase=serving counts what they fill on average, and fits more"
         )
     if engine := _slices.engine_note(found.choice.estimate().deployment):
         _common.show(engine)
