@@ -7,7 +7,7 @@ that a step reads and writes is that of ``P + (G + 1) / 2`` tokens a sequence, o
 of each length, and its arithmetic is that of C tokens and ``C P / G`` tokens of prompts. Weights
 are read once. A prompt's last token alone meets the unembedding, as in a prefill. An answer's first
 token is counted as a step's like all others; an engine that takes it from its prompt's pass saves
-one row in G.
+one row in G, and may be faster than this floor where answers are short.
 """
 
 import dataclasses
