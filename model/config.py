@@ -205,8 +205,24 @@ def check_length(model: object, name: str, value: int, more: int = 0) -> None:
     if longest is None or value + more <= longest:
         return
     beside = f" and {more:,} more token{'s' * (more > 1)}" if more else ""
+    room = f"at most {longest - more:,}" if longest > more else "fewer of both"
     raise UsageError(
         f"{name} is {value:,}{beside}, beyond the {longest:,} tokens that {model.name} goes to; "
-        f"use at most {max(longest - more, 0):,}, or --max_context={value + more} to go beyond on "
-        "purpose"
+        f"use {room}, or --max_context={value + more} to go beyond on purpose"
     )
+
+
+def check_lengths(model: object, prompt: int, answer: int) -> None:
+    """Refuses prompts and answers that together are longer than a model's longest sequence.
+
+    Args:
+      model: has `max_context`; without that attribute, any length is allowed.
+      prompt: tokens of a prompt, by ``--prompt_length``.
+      answer: tokens of its answer, by ``--generated_tokens``.
+
+    Raises:
+      UsageError: they are too long; the message names the longer of the two.
+    """
+    if answer > prompt:
+        check_length(model, "--generated_tokens", answer, prompt)
+    check_length(model, "--prompt_length", prompt, answer)

@@ -32,12 +32,15 @@ class Dtypes:
       cache: type of keys and values. The same as `dtype` if None.
       round_activations: multiply 8-bit integers: where a matrix has one scale for each output,
         what it multiplies is rounded to them too, with a scale for each token.
+      multiplied: name of the type of arithmetic, the same as in chips' figures, where it is another
+        than `dtype`; empty where it is not. It is counted but does not run.
     """
 
     dtype: jnp.dtype
     weights: Storage | None = None
     cache: Storage | None = None
     round_activations: bool = False
+    multiplied: str = ""
 
     def __post_init__(self):
         dtype = jnp.dtype(self.dtype)
@@ -49,6 +52,8 @@ class Dtypes:
     def __str__(self) -> str:
         names = self.names()
         parts = [names["dtype"]]
+        if self.multiplied:
+            parts.append(f"arithmetic in {self.multiplied}")
         if self.weights != self.dtype:
             parts.append(f"weights {names['weight_dtype']}")
         if self.cache != self.dtype:
@@ -58,12 +63,12 @@ class Dtypes:
     @property
     def arithmetic(self) -> str:
         """Name of the type that matmuls multiply in, the same as in chips' figures."""
-        return "int8" if self.round_activations else self.dtype.name
+        return self.multiplied or ("int8" if self.round_activations else self.dtype.name)
 
     def arithmetic_on(self, rates: Container[str]) -> str:
         """`arithmetic` on a chip with rates of these types: stored values unconverted if it can."""
-        multiplied = self.quantization and self.quantization.multiplied
-        return multiplied if multiplied in rates else self.arithmetic
+        stored = self.quantization and self.quantization.multiplied
+        return stored if stored in rates and not self.multiplied else self.arithmetic
 
     @property
     def plain(self) -> jnp.dtype:
@@ -90,8 +95,13 @@ def check_runs(dtypes: Dtypes) -> None:
     """Refuses types whose bytes are counted but which do not run.
 
     Raises:
-      UsageError: weights are of such a type; the message names those that run.
+      UsageError: weights or arithmetic are of such a type; the message names those that run.
     """
+    if dtypes.multiplied:
+        raise UsageError(
+            f"arithmetic is in {dtypes.multiplied}, which is counted but does not run; use one of "
+            f"{', '.join(PLAIN_DTYPES)}"
+        )
     if dtypes.weights in COUNTED.values():
         raise UsageError(
             f"weights are {dtypes.weights.name}, which is counted but does not run; use one of "

@@ -7,7 +7,13 @@ with _common.importing():
     from decode.chunks import CHUNK, check_chunk
     from sharding.catalog import ATTENTION, COLLECTIVES, LAYOUTS
     from sharding.error_types import UsageError
-    from sharding.stored_types import CACHE_TYPES, COUNTED_TYPES, PLAIN_TYPES, QUANTIZED_TYPES
+    from sharding.stored_types import (
+        CACHE_TYPES,
+        COUNTED_TYPES,
+        MULTIPLIED_TYPES,
+        PLAIN_TYPES,
+        QUANTIZED_TYPES,
+    )
 
 LAYOUT = flags.DEFINE_string(
     "layout",
@@ -43,7 +49,9 @@ DTYPE = flags.DEFINE_list(
     None,
     f"Dtype of arithmetic, and of arrays that no other flag speaks of: {', '.join(PLAIN_TYPES)}. "
     "By default float32 on a CPU, and bfloat16 on other devices and for chips that are not at "
-    "hand. profile_decode.py and estimate.py take a list.",
+    "hand. profile_decode.py and estimate.py take a list. Scripts that only estimate, estimate.py, "
+    f"plan.py and figures.py, also take {', '.join(MULTIPLIED_TYPES)}: arithmetic at the chip's "
+    "peak of that type, with activations in bfloat16.",
 )
 WEIGHT_DTYPE = flags.DEFINE_list(
     "weight_dtype",

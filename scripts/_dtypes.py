@@ -8,7 +8,7 @@ from absl import flags
 from model.dtypes import PLAIN_DTYPES, Dtypes, Storage, check_platform, default_dtype
 from sharding.error_types import UsageError
 from sharding.quantization import COUNTED, QUANTIZATIONS, Quantization
-from sharding.stored_types import CACHE_TYPES
+from sharding.stored_types import CACHE_TYPES, MULTIPLIED_TYPES
 
 _STORAGE: dict[str, Storage] = {**PLAIN_DTYPES, **QUANTIZATIONS, **COUNTED}
 
@@ -18,16 +18,17 @@ def dtypes(
     dtype: str | None = None,
     here: bool = True,
     counted: bool = False,
+    estimated: bool = False,
 ) -> Dtypes:
     """The one set of dtypes that the flags give; see `dtype_sets`.
 
     Raises:
       UsageError: a name is unknown, or ``--dtype`` or ``--weight_dtype`` has several.
     """
-    check(counted)
+    check(counted, estimated)
     for flag in (DTYPE, WEIGHT_DTYPE):
         only(flag)
-    return dtype_sets(stored, dtype, here, counted)[0]
+    return dtype_sets(stored, dtype, here, counted, estimated)[0]
 
 
 def dtype_sets(
@@ -35,6 +36,7 @@ def dtype_sets(
     dtype: str | None = None,
     here: bool = True,
     counted: bool = False,
+    estimated: bool = False,
 ) -> list[Dtypes]:
     """The sets of dtypes that the flags give: each of ``--dtype`` with each of ``--weight_dtype``.
 
@@ -44,18 +46,19 @@ def dtype_sets(
       here: whether the numbers are stored on JAX's devices. This starts JAX, to ask for its
         platform. Otherwise they are for chips not at hand, whose default is bfloat16.
       counted: whether the script counts alone, and so takes types that do not run.
+      estimated: whether it estimates times too, and so takes types of arithmetic that do not run.
 
     Raises:
       UsageError: a name is unknown, or JAX's platform does not have that dtype.
     """
-    check(counted)
+    check(counted, estimated)
     default = dtype or (default_dtype() if here else "bfloat16")
     step = {
         "cache": _STORAGE.get(_of("kv_dtype")),
         "round_activations": bool(_of("round_activations")),
     }
     sets = [
-        Dtypes(PLAIN_DTYPES[plain], _STORAGE[name] if name else stored, **step)
+        Dtypes(**_multiplied(plain), weights=_STORAGE[name] if name else stored, **step)
         for plain in dict.fromkeys(DTYPE.value or [default])
         for name in dict.fromkeys(WEIGHT_DTYPE.value or [None])
     ]
@@ -63,6 +66,11 @@ def dtype_sets(
         if here and isinstance(kind, Quantization) and kind.name not in COUNTED:
             check_platform(kind)
     for each in sets:
+        if each.round_activations and each.multiplied:
+            raise UsageError(
+                f"--round_activations is true, which is arithmetic in int8, beside --dtype="
+                f"{each.multiplied}; give one of them"
+            )
         if each.round_activations and each.weights is not QUANTIZATIONS["int8"]:
             raise UsageError(
                 f"--round_activations is true with weights in {each.weights.name}, whose products "
@@ -79,42 +87,55 @@ def combined(caches: Sequence[str]) -> list[Dtypes]:
     Raises:
       UsageError: an unknown name.
     """
-    check(counted=True)
+    check(counted=True, estimated=True)
     for name in caches or [""]:
         if name not in CACHE_TYPES:
             raise UsageError(f"--kv_dtype is {name!r}; use one of {', '.join(CACHE_TYPES)}")
-    plain = PLAIN_DTYPES[only(DTYPE) or "bfloat16"]
+    step = _multiplied(only(DTYPE) or "bfloat16")
     return list(
         dict.fromkeys(
-            Dtypes(plain, _STORAGE[weights], _STORAGE[cache])
+            Dtypes(weights=_STORAGE[weights], cache=_STORAGE[cache], **step)
             for weights in WEIGHT_DTYPE.value or ["bfloat16", "int8"]
             for cache in caches
         )
     )
 
 
-def check(counted: bool = False) -> None:
+def _multiplied(name: str) -> dict[str, object]:
+    """The fields of `Dtypes` for a value of ``--dtype``; of few bits it is of arithmetic alone."""
+    if name in MULTIPLIED_TYPES:
+        return {"dtype": PLAIN_DTYPES["bfloat16"], "multiplied": name}
+    return {"dtype": PLAIN_DTYPES[name]}
+
+
+def check(counted: bool = False, estimated: bool = False) -> None:
     """Refuses unknown names in ``--dtype`` and ``--weight_dtype``, before JAX starts.
 
     Args:
       counted: whether the script counts alone, and so takes types of weights that do not run.
+      estimated: whether it estimates times too, and so takes types of arithmetic that do not run.
 
     Raises:
       UsageError: an unknown name, or a type that does not run.
     """
-    weights = {name: kind for name, kind in _STORAGE.items() if counted or name not in COUNTED}
-    for flag, known in ((DTYPE, PLAIN_DTYPES), (WEIGHT_DTYPE, weights)):
+    arithmetic = (*PLAIN_DTYPES, *MULTIPLIED_TYPES) if estimated else tuple(PLAIN_DTYPES)
+    weights = [name for name in _STORAGE if counted or name not in COUNTED]
+    counters = "estimate.py, plan.py or inspect_layout.py"
+    estimators = "estimate.py, plan.py or figures.py"
+    for flag, known, others, elsewhere in (
+        (DTYPE, arithmetic, MULTIPLIED_TYPES, estimators),
+        (WEIGHT_DTYPE, weights, COUNTED, counters),
+    ):
         for name in flag.value if flag.value is not None else ():
-            if flag is WEIGHT_DTYPE and name in COUNTED and not counted:
+            if name in others and name not in known:
                 raise UsageError(
-                    f"--weight_dtype is {name}, which is counted but does not run; use one of "
-                    f"{', '.join(known)}, or count it with estimate.py, plan.py or "
-                    "inspect_layout.py"
+                    f"--{flag.name} is {name}, which is counted but does not run; use one of "
+                    f"{', '.join(known)}, or count it with {elsewhere}"
                 )
             if name not in known:
                 raise UsageError(f"--{flag.name} is {name!r}; use one of {', '.join(known)}")
     if DTYPE.value == []:
-        raise UsageError(f"--dtype is ''; use one of {', '.join(PLAIN_DTYPES)}")
+        raise UsageError(f"--dtype is ''; use one of {', '.join(arithmetic)}")
 
 
 def runs() -> bool:

@@ -13,8 +13,12 @@ from profiles.chips.chip import DEAREST, Chip, Price, find_provider
 from profiles.chips.slices import Slice, parse_slice
 from profiles.floor.deployment import Deployment, Model
 from profiles.floor.sized_models import sized_models
+from profiles.published.engines import engine_of
+from profiles.published.fields import stored
+from profiles.published.measurement import Measurement
 from profiles.report.numbers import exact
 from sharding.error_types import UsageError
+from sharding.stored_types import MULTIPLIED_TYPES
 
 
 def model() -> Model:
@@ -124,6 +128,38 @@ def deployment(model: Model, slice: Slice, dtypes: Dtypes) -> Deployment:
         calibration=calibration(slice.chip),
         experts=EXPERTS.value,
         price=price(slice.chip),
+    )
+
+
+def engine_note(deployment: Deployment) -> str:
+    """What to do where a calibration's engine multiplies in fewer bits than is counted, or "".
+
+    Args:
+      deployment: the model on a slice, with a calibration; its layout makes no difference.
+    """
+    weights, calibration = deployment.dtypes.quantization, deployment.calibration
+    engine = engine_of(calibration.engine or None, "")
+    counted = deployment.arithmetic
+    if not weights or not engine or deployment.dtypes.multiplied:
+        return ""
+    case = Measurement(
+        source=calibration.source,
+        locator="",
+        model=deployment.model,
+        slice=deployment.slice,
+        engine=engine,
+        dtype=None,
+        weights=stored(weights.name),
+        stated_cache=None,
+        phase="decode",
+    )
+    habit = case.multiplied
+    if habit not in MULTIPLIED_TYPES or habit == counted:
+        return ""
+    return (
+        f"arithmetic is in {counted}, but calibration {calibration.name} is of {engine.name}, "
+        f"which multiplies {weights.name} weights in {habit} on {deployment.slice.chip.name}: use "
+        f"--dtype={habit} for floors and expected times of that engine"
     )
 
 

@@ -89,6 +89,7 @@ def main() -> None:
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     output = Path(_OUTPUT_DIR.value)
     threads, names = _threads(), _names()
+    _dtypes.check()
     source = _common.source()
     work = Work(_prompts(source), _MAX_NEW_TOKENS.value)
     check_writable(output)

@@ -16,7 +16,7 @@ Examples:
   python scripts/estimate.py --model=llama3-8b --topology=h100:1,h200:1,b200:1 --context=4096
   python scripts/estimate.py --model=llama3-70b --topology=v5p:2x2x2 --phase=prefill --context=4096
   python scripts/estimate.py --model=llama3.1-70b --topology=h100:4,h200:2 --weight_dtype=fp8 \\
-      --phase=serving --concurrency=64,max --prompt_length=2048 --generated_tokens=512
+      --dtype=fp8 --phase=serving --concurrency=64,max --prompt_length=2048 --generated_tokens=512
   python scripts/estimate.py --model=deepseek-v3 --topology=gb200:72 --weight_dtype=fp8 --economics
   python scripts/estimate.py --model=llama3-70b --topology=v6e:4x4 --layout=weight_stationary_2d \\
       --mesh=4x2x2 --attention=batch --json=-
@@ -28,6 +28,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 import _array_flags
 import _common
@@ -81,14 +82,14 @@ with _common.importing(__name__):
     import _layouts
     import _slices
 
-    from model.config import check_length
+    from model.config import check_length, check_lengths
     from profiles.expected import service_text
     from profiles.expected import text as estimate_text
-    from profiles.expected.candidates import candidates, smallest_slice
+    from profiles.expected.candidates import candidates
     from profiles.expected.estimate import Estimate, Estimator, best
     from profiles.expected.estimate_record import Recorder, basis
     from profiles.expected.remedies import remedy
-    from profiles.expected.serving import ServiceEstimate, best_for, estimate_service
+    from profiles.expected.serving import Served, serve
     from profiles.floor.deployment import Model
     from profiles.floor.passes import Pass
     from profiles.floor.serving import Service
@@ -96,12 +97,14 @@ with _common.importing(__name__):
     from profiles.report.files import write_json
     from profiles.report.numbers import number
     from profiles.report.record import Record
+    from profiles.report.table import wrap
     from sharding import processes
     from sharding.error_types import UsageError
     from sharding.layout import Layout
     from sharding.mesh import parse_mesh
 
 
+Chosen = TypeVar("Chosen")
 _OF_SERVICES = "concurrency", "prompt_length", "generated_tokens"
 _OF_PASSES = "batch", "context", "cached", "economics"
 
@@ -135,12 +138,13 @@ def _passes(started: str) -> None:
     wanted = _layouts.wanted(model)
     extremes = itertools.product({min(batches), max(batches)}, {min(contexts), max(contexts)})
     passes = [_pass(*each) for each in extremes]
-    estimators = _estimators(model, wanted, lambda offered: best(offered, passes))
+    estimators = _on_slices(model, wanted, lambda offered: best(offered, passes))
     estimated = [
         (one, [one.estimate(_pass(b, c)) for c in contexts for b in batches]) for one in estimators
     ]
     points = [record for one, passes in estimated for record in _records(one, passes, wanted)]
-    _show(started, points, estimators, estimate_text.table(points), estimate_text.notes(points))
+    notes = estimate_text.notes(points)
+    _show(started, points, estimators, estimate_text.table(points), notes)
     if _ECONOMICS.value and _PHASE.value == "decode":
         for one, passes in estimated:
             steps = [each for each in passes if each.pass_.context == contexts[-1]]
@@ -152,24 +156,30 @@ def _serving(started: str) -> None:
     """Estimates of services.
 
     Raises:
-      UsageError: as many sequences as are asked for do not fit.
+      UsageError: nothing that is asked for fits.
     """
     model = _slices.model()
     services = _services(model)
     wanted = _layouts.wanted(model)
-    estimators = _estimators(model, wanted, lambda offered: best_for(offered, services))
-    found = [(one, [estimate_service(one, each) for each in services]) for one in estimators]
-    for one, estimates in found:
-        for each in estimates:
-            if not each.fits:
-                raise UsageError(f"{service_text.shortage(each)}; {_more_room(one, each, wanted)}")
+    found = _on_slices(model, wanted, lambda offered: serve(offered, services))
+    together = [each for here in found for each in here]
+    if not any(each.estimate.fits for each in together):
+        raise UsageError(service_text.shortage(together[0], wanted))
+    estimators = [here[0].chosen for here in found]
     points = [
-        record
-        for one, estimates in found
-        for record in map(Recorder(one).record_service, estimates)
+        _service_record(recorder, each, wanted)
+        for recorder, here in zip(map(Recorder, estimators), found, strict=True)
+        for each in here
     ]
-    together = [each for _, estimates in found for each in estimates]
-    _show(started, points, estimators, service_text.table(points), service_text.notes(together))
+    notes = service_text.notes(points, together)
+    _show(started, points, estimators, service_text.table(points), notes)
+
+
+def _service_record(recorder: Recorder, served: Served, wanted: list[Layout | None]) -> Record:
+    record = recorder.record_service(served.estimate)
+    if served.estimate.fits:
+        return record
+    return record | Record(message=service_text.shortage(served, wanted))
 
 
 def _services(model: Model) -> list[Service]:
@@ -189,18 +199,9 @@ def _services(model: Model) -> list[Service]:
         for name, flag in zip(_OF_SERVICES[1:], (_PROMPT, _GENERATED), strict=True)
     )
     for prompt in prompts:
-        check_length(model, "--prompt_length", prompt, more=max(answers))
+        check_lengths(model, prompt, max(answers))
     lengths = itertools.product(prompts, answers, dict.fromkeys(counts))
     return [Service(count, prompt, answer) for prompt, answer, count in lengths]
-
-
-def _more_room(one: Estimator, found: ServiceEstimate, wanted: list[Layout | None]) -> str:
-    """What to do about a service that does not fit."""
-    if found.most:
-        return f"use {found.most:,} at most, fewer bits or a larger slice"
-    step = service_text.longest_step(one, found.service)
-    smallest = smallest_slice(one.deployment, step, wanted)
-    return f"the least slice that fits is {smallest}" if smallest else "no slice of it fits"
 
 
 def _show(
@@ -217,17 +218,18 @@ def _show(
         write_json(_common.JSON.value, results)
     title = estimate_text.title(points, estimators, _slices.price_words)
     _common.show(title + "\n\n" + table)
-    if notes:
+    engines = filter(None, (_slices.engine_note(each.deployment) for each in estimators))
+    if notes := [*notes, *(wrap(f"-  {each}") for each in dict.fromkeys(engines))]:
         _common.show("\n".join(notes))
 
 
-def _estimators(
+def _on_slices(
     model: Model,
     wanted: list[Layout | None],
-    choose: Callable[[list[Estimator]], Estimator],
-) -> list[Estimator]:
-    """An estimator for each slice and set of dtypes, in the layout that is chosen."""
-    dtype_sets = _dtypes.dtype_sets(here=False, counted=True)
+    choose: Callable[[list[Estimator]], Chosen],
+) -> list[Chosen]:
+    """What is chosen of the candidates for each slice and set of dtypes."""
+    dtype_sets = _dtypes.dtype_sets(here=False, counted=True, estimated=True)
     slices = list(dict.fromkeys(map(_slices.slice, _TOPOLOGY.value or [""])))
     _slices.check_given(slices, "--topology")
     shapes = [parse_mesh(_MESH.value)] if _MESH.value else None

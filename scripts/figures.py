@@ -90,17 +90,11 @@ def main() -> None:
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     names = _names()
     output = Path(_OUTPUT_DIR.value)
-    if names == [ENGINES] and _common.JSON.value:
-        raise UsageError(
-            f"--json is {_common.JSON.value}, but {ENGINES} alone have no document; use "
-            "scripts/reproduce_published.py --json, which has every run"
-        )
-    if ENGINES in names:
+    if names == [ENGINES]:
+        _check_engines_alone()
         check_writable(output)
         _draw_league(output / f"{ENGINES}.png")
-        names.remove(ENGINES)
-        if not names:
-            return
+        return
     options = _options()
     check_writable(output)
     _common.check_json()
@@ -108,6 +102,9 @@ def main() -> None:
     data = {}
     for name in names:
         path = output / f"{name}.png"
+        if name == ENGINES:
+            _draw_league(path)
+            continue
         if name in ("latency", "cost", "contexts"):
             getattr(curve_figures, name)(study, path)
         else:
@@ -119,7 +116,24 @@ def main() -> None:
         _common.say(f"wrote {path}")
     _common.say(f"costs: {_slices.price_words(options.deployment.slice.chip)}")
     if _common.JSON.value:
-        write_json(_common.JSON.value, curves_document(sys.argv, started, study, names, data))
+        drawn = [name for name in names if name != ENGINES]
+        write_json(_common.JSON.value, curves_document(sys.argv, started, study, drawn, data))
+
+
+def _check_engines_alone() -> None:
+    """Refuses flags that change nothing in a picture of published services.
+
+    Raises:
+      UsageError: one of them is given.
+    """
+    if _common.JSON.value:
+        raise UsageError(
+            f"--json is {_common.JSON.value}, but {ENGINES} alone have no document; use "
+            "scripts/reproduce_published.py --json, which has every run"
+        )
+    needed = _FIGURES.name, _OUTPUT_DIR.name, _common.JSON.name, _common.VERBOSE.name
+    others = [name for name in flags.FLAGS if name not in needed]
+    _common.refuse(others, f"{ENGINES} alone are of published services")
 
 
 def _draw_league(path: Path) -> None:
@@ -171,7 +185,7 @@ def _options() -> StudyOptions:
     batches, contexts = _batches(), _contexts(model)
     _slices.check_given((slice, *(slices or ())), "--topology and --slices")
     _layouts.check_divides(model)
-    dtypes = _dtypes.dtypes(here=False, counted=True)
+    dtypes = _dtypes.dtypes(here=False, counted=True, estimated=True)
     return StudyOptions(
         deployment=_slices.deployment(model, slice, dtypes),
         names=names,

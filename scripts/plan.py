@@ -75,7 +75,7 @@ with _common.importing(__name__):
     import _layouts
     import _slices
 
-    from model.config import check_length
+    from model.config import check_length, check_lengths
     from profiles.chips.chip import Chip, Price, chips, find_chip
     from profiles.chips.slices import Slice, slices_of
     from profiles.expected.estimate_record import basis
@@ -118,6 +118,13 @@ def main() -> None:
     _common.show("\n" + choice_words(found.choice, targets, Search(space, targets)))
     _common.show("\n" + "\n".join(f"  {lost.what}: {lost.why}" for lost in found.rejected))
     _common.show("\n" + _sources(found.choice.cell.slice.chip, bool(space.model.experts)))
+    if space.service:
+        _common.show(
+            f"batches fit with caches that have room for {space.slots:,} tokens from the "
+            "beginning; estimate.py --phase=serving counts what they fill on average, and fits more"
+        )
+    if engine := _slices.engine_note(found.choice.estimate().deployment):
+        _common.show(engine)
 
 
 def _space(model: Model, context: int, slots: int, prompt: int | None) -> Space:
@@ -145,7 +152,7 @@ def _sizes(model: Model) -> tuple[int, int]:
     if context is not None and generated is not None:
         raise UsageError(f"--context is {context}, beside --generated_tokens; give one of them")
     if prompt is not None:
-        check_length(model, "--prompt_length", prompt, generated or 1)
+        check_lengths(model, prompt, generated or 1)
         if context is None:
             return prompt + (generated or 1) // 2, prompt + (generated or 1)
     if context is None:
@@ -180,15 +187,31 @@ def _priced() -> tuple[tuple[Slice, Price], ...]:
     named = [_slices.slice(text) for text in _TOPOLOGY.value or ()]
     largest = max(_MOST, _CHIPS.value or 0)
     asked = [find_chip(name) for name in _CHIP.value or ()]
-    every = asked or ([] if named else [chip for chip in chips() if _slices.listed_price(chip)])
+    every = asked
     if not asked and not named:
-        out = ", ".join(chip.name for chip in chips() if chip not in every)
+        every, unpriced, unable = _default_chips()
         _slices.check_given((Slice(chip, (1,)) for chip in every), "--chip")
-        _common.say(f"left out, because no on-demand price{_slices.whose()} is listed: {out}")
+        _common.say(f"left out, because no on-demand price{_slices.whose()} is listed: {unpriced}")
+        if unable:
+            _common.say(f"left out, because they do not multiply in {_multiplied()}: {unable}")
     offered = [slice for chip in every for slice in slices_of(_slices.overridden(chip), largest)]
     together = list(dict.fromkeys(named + offered))
     _slices.check_given(together, "--chip")
     return tuple((slice, _price(slice.chip)) for slice in together)
+
+
+def _default_chips() -> tuple[list[Chip], str, str]:
+    """Chips to compare if none is named; names of those without a price, and without arithmetic."""
+    multiplied = _multiplied()
+    priced = [chip for chip in chips() if _slices.listed_price(chip)]
+    able = [chip for chip in priced if multiplied in ("", *chip.flops)]
+    unpriced = ", ".join(chip.name for chip in chips() if chip not in priced)
+    return able, unpriced, ", ".join(chip.name for chip in priced if chip not in able)
+
+
+def _multiplied() -> str:
+    """The type of few bits that ``--dtype`` asks to multiply in, or ""."""
+    return _dtypes.combined(_KV_DTYPE.value)[0].multiplied
 
 
 def _price(chip: Chip) -> Price:
@@ -209,9 +232,11 @@ def _title(space: Space) -> str:
             f"steps of a service with prompts of {service.prompt_length:,} and answers of "
             f"{service.generated_tokens:,} tokens beside each other"
         )
+    multiplied = _multiplied()
+    arithmetic = f", arithmetic in {multiplied}" if multiplied else ""
     return (
-        f"{space.model.name}, {steps} (room for {space.slots:,}), on {slices}. Ways that no other "
-        "betters in both expected step and cost; * is chosen:"
+        f"{space.model.name}, {steps} (room for {space.slots:,}), on {slices}{arithmetic}. Ways "
+        "that no other betters in both expected step and cost; * is chosen:"
     )
 
 

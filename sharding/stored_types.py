@@ -5,6 +5,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 PLAIN_TYPES = ("float32", "bfloat16")
+MULTIPLIED_TYPES = ("fp8", "int8", "fp4")
+"""Types of few bits that chips multiply, by the names of their figures."""
 
 
 class QuantizedType(NamedTuple):

@@ -164,24 +164,42 @@ def smallest_slice(
     Returns:
       The slice; None where the pass fits on no slice of the chip.
     """
+    return smallest_holding(deployment, lambda one: one.count(pass_).held, layouts)
+
+
+def smallest_holding(
+    deployment: Deployment, held: Callable[[Deployment], float], layouts: Sequence[Layout | None]
+) -> Slice | None:
+    """The smallest slice of a deployment's chip that holds so much in some layout.
+
+    Args:
+      deployment: gives the model, the chip and the dtypes.
+      held: bytes that each device holds of a deployment in a layout on a slice.
+      layouts: the layouts; only None for a model known by its sizes.
+
+    Returns:
+      The slice; None where no slice of the chip holds it.
+    """
     chip = deployment.slice.chip
     capacity = chip.recommended.capacity
     first = next(_divided(deployment, layouts, [ONE_DEVICE]))
-    unsharded = first.count(pass_).held * (1 if first.layout else deployment.slice.devices)
+    unsharded = held(first) * (1 if first.layout else deployment.slice.devices)
     for slice in slices_of(chip):
         if unsharded > slice.chips * capacity:
             continue  # would not fit even if everything divided evenly
-        parts = _held(dataclasses.replace(deployment, slice=slice), pass_, layouts)
-        if any(held * chip.devices_per_chip <= capacity for held in parts):
+        parts = _held(dataclasses.replace(deployment, slice=slice), held, layouts)
+        if any(each * chip.devices_per_chip <= capacity for each in parts):
             return slice
     return None
 
 
-def _held(deployment: Deployment, pass_: Pass, layouts: Sequence[Layout | None]) -> Iterator[float]:
-    """Bytes per device that a pass holds, in each layout on each mesh that it divides."""
+def _held(
+    deployment: Deployment, held: Callable[[Deployment], float], layouts: Sequence[Layout | None]
+) -> Iterator[float]:
+    """Bytes that each device holds, in each layout on each mesh that divides the model."""
     for one in _divided(deployment, layouts):
         try:
-            yield one.count(pass_).held
+            yield held(one)
         except LayoutError:
             continue
 

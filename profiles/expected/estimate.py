@@ -150,6 +150,7 @@ class Estimator:
     def describe(self, prompts: bool = False) -> Record:
         """The fields of a record that all decode steps share, or all prefills."""
         deployment, slice = self.deployment, self.deployment.slice
+        plain = deployment.arithmetic == deployment.dtypes.dtype.name
         divided = Record(layout=EVENLY)
         if self.placement:
             divided = partitioning(deployment.model, self.placement, prompts)
@@ -162,6 +163,7 @@ class Estimator:
             devices=slice.devices,
             **divided.to_json(),
             **deployment.dtypes.names(),
+            arithmetic=None if plain else deployment.arithmetic,
             experts=deployment.experts if deployment.model.experts else None,
         )
 

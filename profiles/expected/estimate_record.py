@@ -1,6 +1,5 @@
 """An estimate as the record that programs read."""
 
-import dataclasses
 import functools
 
 from profiles.chips.chip import Chip
@@ -115,9 +114,4 @@ def _rates(deployment: Deployment, tokens: int, seconds: float, cost: float | No
 
 def expected_fields(expected: Expected) -> Record:
     """An expected time and its terms, those that are not zero."""
-    terms = dataclasses.asdict(expected)
-    del terms["hidden"]
-    return Record(
-        expected_s=expected.seconds,
-        expected_terms_s={name: seconds for name, seconds in terms.items() if seconds},
-    )
+    return Record(expected_s=expected.seconds, expected_terms_s=expected.terms())

@@ -11,12 +11,22 @@ layout that divides batches needs to have no empty part.
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+from profiles.chips.slices import Slice
+from profiles.expected.candidates import smallest_holding
 from profiles.expected.estimate import Estimate, Estimator, lowest
 from profiles.expected.time import NO_COMMUNICATION, Expected
 from profiles.floor.bound import Floor, floor
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Counts, Pass
-from profiles.floor.serving import Service, ServingWork, most_sequences, reserved, serving_work
+from profiles.floor.serving import (
+    Service,
+    ServingWork,
+    mean_steps,
+    most_sequences,
+    reserved,
+    serving_work,
+)
+from sharding.layout import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,3 +169,56 @@ def best_for(estimators: Iterable[Estimator], services: Sequence[Service]) -> Es
         return unfit, sum(each.beside_s_per_token for each in found)
 
     return lowest(estimators, rank)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A service in the layout that was chosen on a slice, beside the layout that has most room.
+
+    Attributes:
+      chosen: the layout that was chosen.
+      estimate: the service in it.
+      roomiest: the candidate on which most sequences fit; of equal ones the first.
+      most: how many fit on it.
+    """
+
+    chosen: Estimator
+    estimate: ServiceEstimate
+    roomiest: Estimator
+    most: int
+
+
+def serve(offered: Sequence[Estimator], services: Sequence[Service]) -> list[Served]:
+    """Services on a slice, all of them in the layout of `best_for`.
+
+    Args:
+      offered: estimators of the layouts to choose from, at least one.
+      services: the services.
+    """
+    chosen = best_for(offered, services)
+    return [
+        Served(chosen, estimate_service(chosen, service), *_roomiest(offered, service))
+        for service in services
+    ]
+
+
+def _roomiest(offered: Sequence[Estimator], service: Service) -> tuple[Estimator, int]:
+    found = [(one, most_sequences(one.deployment, service, one.peaks.capacity)) for one in offered]
+    return max(found, key=lambda each: each[1])
+
+
+def smallest_slice_for(
+    deployment: Deployment, service: Service, layouts: Sequence[Layout | None]
+) -> Slice | None:
+    """The smallest slice of a deployment's chip on which a service fits in some layout.
+
+    Args:
+      deployment: gives the model, the chip and the dtypes.
+      service: lengths and concurrency; without one, a single sequence.
+      layouts: the layouts; only None for a model known by its sizes.
+
+    Returns:
+      The slice; None where the service fits on no slice of the chip.
+    """
+    count = service.concurrency or 1
+    return smallest_holding(deployment, lambda one: mean_steps(one, service, count).held, layouts)

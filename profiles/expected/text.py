@@ -17,7 +17,8 @@ HEAD = (
     *("floor ms", "bound by", "expected ms", "tokens/s/chip", "USD/Mtok", "GB per chip"),
 )
 _VARYING = (
-    "topology", "mesh", "layout", "attention", "expert_parallel", "weight_dtype", "kv_dtype",
+    "topology", "mesh", "layout", "attention", "expert_parallel", "dtype", "arithmetic",
+    "weight_dtype", "kv_dtype",
 )  # fmt: skip
 """Fields that a column shows where they differ."""
 EXPERTS = {

@@ -58,6 +58,11 @@ class Expected:
         busy = self.memory + beside if self.adds else max(self.memory, beside)
         return busy + after + self.overhead
 
+    def terms(self) -> dict[str, float]:
+        """Terms by name, those that are not zero."""
+        names = "memory", "compute", "communication", "overlapped", "overhead"
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
 
 class CommunicationTime(NamedTuple):
     """Time of the collectives of a pass, in seconds.

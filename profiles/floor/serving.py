@@ -7,7 +7,7 @@ that a step reads and writes is that of ``P + (G + 1) / 2`` tokens a sequence, o
 of each length, and its arithmetic is that of C tokens and ``C P / G`` tokens of prompts. Weights
 are read once. A prompt's last token alone meets the unembedding, as in a prefill. An answer's first
 token is counted as a step's like all others; an engine that takes it from its prompt's pass saves
-one row in G.
+one row in G, and may be faster than this floor where answers are short.
 """
 
 import dataclasses
@@ -98,7 +98,7 @@ def serving_work(deployment: Deployment, service: Service, concurrency: int) -> 
       service: the lengths.
       concurrency: sequences in flight.
     """
-    steps = _mean_steps(deployment, service, concurrency)
+    steps = mean_steps(deployment, service, concurrency)
     joining = service.prompts(concurrency)
     prompts = _mean_prompts(deployment, service, joining)
     rows = deployment.padded(Pass(concurrency, 0)).batch + joining * service.prompt_length
@@ -127,7 +127,7 @@ def most_sequences(
       paged: whether a sequence takes the cache that it fills, on average over its life, and not
         that of its longest length from the beginning.
     """
-    step = _mean_steps if paged else reserved
+    step = mean_steps if paged else reserved
     one = deployment.padded(Pass(1, 0)).batch
     few, more = (step(deployment, service, count * one).held for count in (1, 2))
     free = capacity - (few - (more - few))
@@ -149,8 +149,14 @@ def mean_contexts(model: Model, service: Service) -> list[tuple[float, int]]:
     return [(weight / total, context) for weight, context in found]
 
 
-def _mean_steps(deployment: Deployment, service: Service, concurrency: int) -> Counts:
-    """A decode step over sequences whose answers have all lengths, each as likely."""
+def mean_steps(deployment: Deployment, service: Service, concurrency: int) -> Counts:
+    """A decode step over sequences whose answers have all lengths, each as likely.
+
+    Args:
+      deployment: the model in a layout on a slice.
+      service: the lengths.
+      concurrency: sequences in flight.
+    """
     return _sum(
         (weight, deployment.count(Pass(concurrency, context)))
         for weight, context in mean_contexts(deployment.model, service)

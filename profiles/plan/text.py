@@ -112,9 +112,7 @@ def choice_words(point: Candidate, targets: Targets, search: Search | None = Non
     found = point.estimate()
     floor, expected = found.floor, found.expected
     terms = ", ".join(f"{name} {milliseconds(s)}" for name, s in floor.terms().items() if s)
-    wait = dataclasses.asdict(expected)
-    hidden = wait.pop("hidden")
-    waits = ", ".join(f"{name} {milliseconds(s)}" for name, s in wait.items() if s)
+    waits = ", ".join(f"{name} {milliseconds(s)}" for name, s in expected.terms().items())
     meets = " and ".join(targets.words())
     why = f"the least cost that meets {meets}" if meets else "the least cost of all"
     hour = exact(point.cell.usd_per_hour)
@@ -123,8 +121,9 @@ def choice_words(point: Candidate, targets: Targets, search: Search | None = Non
         f"per hour, at {_price(point.cell)}",
         f"  floor    {milliseconds(floor.seconds)}, bound by {floor.bound} ({terms})",
         f"  expected {milliseconds(expected.seconds)} ({waits}; communication "
-        + ("beside" if hidden else "after")
-        + " reading)",
+        + ("beside" if expected.hidden else "after")
+        + " reading, arithmetic "
+        + ("after it)" if expected.adds else "beside it)"),
     ]
     if search and targets.prompt:
         first = search.first_token(point.cell, point.number)

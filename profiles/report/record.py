@@ -107,9 +107,10 @@ class Record:
     collectives: str | None = _field("collectives {}", line=True)  # compiler or overlapped
     cache_layout: str | None = _field(late=True)  # where it is not that of the prompts
     cache_attention: str | None = _field(late=True)
-    dtype: str | None = _field("{}", line=True)  # type of the arithmetic
+    dtype: str | None = _field("{}", line=True)  # type of activations, and of arithmetic
     weight_dtype: str | None = _field("weights {}", line=True)  # stored type
     kv_dtype: str | None = _field("KV cache {}", line=True)  # stored type
+    arithmetic: str | None = _field("arithmetic in {}", line=True, late=True)  # where it is another
     weight_layout: Literal["auto"] | None = _field(late=True)  # memory order by the compiler
     experts: str | None = _field(line=True)  # those counted as read: coverage, least or all
     experts_touched: Experts | None = None

@@ -6,7 +6,7 @@ from profiles.report.numbers import number
 from profiles.report.record import TITLES, Record
 
 _FIRST = "model", "phase", "dtype"  # a title begins with these
-_STORED = "weight_dtype", "kv_dtype"  # given behind `dtype` where they are another
+_STORED = "arithmetic", "weight_dtype", "kv_dtype"  # given behind `dtype` where they are another
 
 
 def subject(points: Sequence[Record]) -> str:

@@ -112,7 +112,13 @@ REFUSED = {
     # Flags and output.
     "unknown flag": ([*TOKENS, "--promt=a"], 2, "flag is --promt", "unknown (near prompt"),
     "no flag": ([*TOKENS, "stray"], 2, "argument is 'stray', which is no flag; see --help"),
-    "flag of other values": ([*TOKENS, "--dtype=int8"], 2, "--dtype is 'int8'", "; use one of"),
+    "flag of other values": ([*TOKENS, "--dtype=int3"], 2, "--dtype is 'int3'", "; use one of"),
+    "arithmetic that is counted": (
+        [*TOKENS, "--dtype=int8"],
+        2,
+        "--dtype is int8, which is counted but does not run; use one of float32",
+        "estimate.py",
+    ),
     "json below a file": ([*TOKENS, "--json=text.gguf/a/b.json"], 1, "text.gguf", "; name"),
     "json on a folder": ([*TOKENS, "--json=."], 1, "--json is ., not a regular file; name one"),
     "json on a device": ([*TOKENS, "--json=/dev/null"], 1, "--json is /dev/null", "; name one"),

@@ -18,6 +18,7 @@ CASES = {
     "absent": [*TINY, "--engines=llama.cpp-quantized", "--output_dir=absent"],
     "typed": [*TINY, "--engines=transformers", "--dtype=float32", "--output_dir=typed"],
     "types": [*TINY, "--dtype=float32,bfloat16"],
+    "counted type": [*TINY, "--dtype=fp8"],
     "unknown": [*TINY, "--engines=vllm"],
     "none": [*TINY, "--engines=floorline"],
     "threads": [*TINY, "--threads=100000"],
@@ -78,6 +79,7 @@ def test_a_comparison_without_any_peer_fails_and_keeps_its_file(ended, folder):
     ("name", "message"),
     [
         ("types", "--dtype is float32,bfloat16; give one of them"),
+        ("counted type", "--dtype is fp8, which is counted but does not run; use one of"),
         ("unknown", "--engines has 'vllm'; use some of floorline, transformers"),
         ("none", "--engines has no peer; use some of transformers"),
         ("threads", "--threads is 100000, more than the"),

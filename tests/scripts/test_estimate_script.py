@@ -1,11 +1,9 @@
 """estimate.py as a user runs it: tables, documents, what does not fit, and mistakes."""
 
 import json
-import re
 
 import pytest
 
-from model.catalog import find_model
 from tests.scripts.running import run_many
 
 CASES = {
@@ -82,20 +80,6 @@ CASES = {
                   "--context=1", "--economics"],
     "four_bits": ["--model=llama3-8b", "--topology=b200:1", "--weight_dtype=bfloat16,nvfp4",
                   "--batch=512", "--json=four_bits.json"],
-    "service": ["--model=llama3.1-8b", "--topology=h100:1,v5e:2x4", "--weight_dtype=int8",
-                "--phase=serving", "--concurrency=64,max", "--prompt_length=2048",
-                "--generated_tokens=512", "--json=-"],
-    "service_table": ["--model=gpt-oss-120b", "--topology=h200:1", "--phase=serving",
-                      "--weight_dtype=fp8", "--concurrency=max"],
-    "short_service": ["--model=tiny", "--topology=v5e:1x1", "--phase=serving", "--json=-"],
-    "crowded": ["--model=llama3.1-8b", "--topology=h100:1", "--phase=serving",
-                "--concurrency=1000000"],
-    "nothing_fits": ["--model=llama3.1-70b", "--topology=h100:1", "--phase=serving"],
-    "no_answers": ["--phase=serving", "--generated_tokens=0"],
-    "no_concurrency": ["--phase=serving", "--concurrency=most"],
-    "service_of_batch": ["--phase=serving", "--batch=8"],
-    "steps_of_service": ["--concurrency=8"],
-    "long_service": ["--phase=serving", "--prompt_length=8000", "--generated_tokens=1000"],
     "economics_of_prompts": ["--phase=prefill", "--economics"],
 }  # fmt: skip
 
@@ -312,61 +296,3 @@ def test_one_token_is_singular(ended):
 def test_mistakes_end_in_one_line(ended, case, message):
     assert ended[case].code == 2 and message in ended[case].error
     assert ended[case].stdout == ""
-
-
-def test_a_service_has_both_expected_forms_and_the_concurrency_that_was_used(ended):
-    points = ended["service"].document["points"]
-    assert [(p["topology"], p["phase"]) for p in points] == [
-        *[("h100:1", "serving")] * 2, *[("v5e:2x4", "serving")] * 2
-    ]  # fmt: skip
-    for given, most in (points[:2], points[2:]):
-        assert given["concurrency"] == 64 < most["concurrency"]
-        assert (given["prompt_length"], given["generated_tokens"]) == (2048, 512)
-        assert given["floor_s"] == max(
-            given["floor_terms_s"]["weights"] + given["floor_terms_s"]["kv_cache"],
-            given["floor_terms_s"]["compute"], given["floor_terms_s"]["communication"],
-        )  # fmt: skip
-        forms = given["expected_forms_s"]
-        assert given["floor_s"] < forms["beside"] == given["expected_s"] < forms["between"]
-        assert given["tokens_per_s"] == pytest.approx(64 / given["expected_s"])
-        held = most["bytes_per_chip"]
-        total = held["weights_resident"] + held["kv_resident"] + held["activations"]
-        assert 0.99 * held["capacity"] < total <= held["capacity"]
-        assert held["kv_reserved"] == pytest.approx(held["kv_resident"] * 2560 / 2304.5, rel=1e-6)
-    for point in points:
-        cost = point["price"]["usd_per_chip_hour"] / 3600 / point["tokens_per_s_per_chip"] * 1e6
-        assert point["usd_per_million_tokens"] == pytest.approx(cost)
-
-
-def test_a_table_of_a_service_says_what_fits_and_what_its_forms_are(ended):
-    text = " ".join(ended["service_table"].stdout.split())
-    assert ended["service_table"].code == 0
-    assert "beside: chunks of prompts ride along with steps; between: prompts run alone" in text
-    counts = re.search(r"([\d,]+) sequences fit with caches .* ([\d,]+) if each has", text)
-    fit, reserved = (int(count.replace(",", "")) for count in counts.groups())
-    assert fit > reserved > 0
-
-
-def test_lengths_of_a_service_are_reduced_to_a_short_model(ended):
-    (point,) = ended["short_service"].document["points"]
-    longest = find_model("tiny").max_context
-    assert point["prompt_length"] + point["generated_tokens"] <= longest
-
-
-@pytest.mark.parametrize(
-    "case, said",
-    [
-        ("crowded", "--concurrency is 1,000,000, of prompts of 1,024 tokens and answers of 1,024, "
-                    "where 341 fit on h100:1, bfloat16; use 341 at most"),
-        ("nothing_fits", "where 0 fit on h100:1, bfloat16; the least slice that fits is h100:2"),
-        ("no_answers", "--generated_tokens is '0'; use positive integers"),
-        ("no_concurrency", "--concurrency is 'most'; use positive integers or max, joined"),
-        ("service_of_batch", "--batch is given, but --phase is serving"),
-        ("steps_of_service", "--concurrency is given, but it is of services, and --phase is"),
-        ("long_service", "--prompt_length is 8,000 and 1,000 more tokens"),
-    ],
-)  # fmt: skip
-def test_services_that_cannot_be_are_one_line(ended, case, said):
-    assert ended[case].code == 2 and ended[case].stdout == ""
-    assert ended[case].stderr.startswith("error: ") and ended[case].stderr.count("\n") == 1
-    assert said in ended[case].stderr

@@ -8,7 +8,7 @@ SMALL = ["--model=llama3-8b", "--topology=v5e:2x2", "--max_chips=4", "--batch=64
 ALL = ("latency", "cost", "contexts", "chips", "pareto", "sparsity", "communication")
 CASES = {
     "all": [*SMALL, "--context=512,0", "--json=-"],
-    "two": [*SMALL, "--figures=latency,cost", "--batch=1,8,64", "--json=two.json",
+    "two": [*SMALL, "--figures=latency,engines,cost", "--batch=1,8,64", "--json=two.json",
             "--price_per_chip_hour=3"],
     "sized": ["--model=deepseek-v3", "--topology=h200:8", "--weight_dtype=fp8", "--batch=64",
               "--figures=sparsity,communication", "--context=0"],
@@ -42,6 +42,22 @@ REFUSALS = {
     "prompts": (["--prefill_layout=auto"], "--prefill_layout is auto, but the curves are of"),
     "output": ([*SMALL, "--output_dir=file"], "output path is file"),
     "json": ([*SMALL, "--json=out"], "--json is out, not a regular file"),
+    "engines of a batch": (
+        ["--figures=engines", "--batch=8"],
+        "--batch is given, but engines alone are of published services; leave it out",
+    ),
+    "engines by a calibration": (
+        ["--figures=engines", "--calibration=nosuch.json"],
+        "--calibration is given, but engines alone are of published services; leave it out",
+    ),
+    "engines and others": (
+        ["--figures=engines,latency", "--batch=0"],
+        "--batch is '0'; use positive integers",
+    ),
+    "engines and a mesh": (
+        [*SMALL, "--figures=engines,latency", "--mesh=1x1x2"],
+        "mesh is 1x1x2, of 2 devices, but v5e:2x2 has 4; use sizes",
+    ),
     "no document": (["--figures=engines", "--json=-"], "--json is -, but engines alone have no"),
 }
 
@@ -93,7 +109,7 @@ def test_the_document_has_records_at_batches_and_contexts_and_the_curves(ended):
 
 def test_figures_batches_and_the_price_are_those_asked_for(ended, folder):
     assert ended["two"].code == 0
-    assert written(folder, "two") == {"latency.png", "cost.png"}
+    assert written(folder, "two") == {"latency.png", "cost.png", "engines.png"}
     assert (folder / "two.json").exists() and "3 USD per chip-hour (given)" in ended["two"].stderr
 
 

@@ -9,6 +9,9 @@ CASES = {
     "plan": [*_ON, "--context=4096", "--max_step_ms=20"],
     "json": [*_ON, "--context=4096", "--max_step_ms=20", "--json=-"],
     "lengths": [*_ON, "--prompt_length=1000", "--generated_tokens=500", "--json=-"],
+    "turns": ["--model=llama3-8b", "--chip=h100", "--max_chips=1", "--weight_dtype=fp8",
+              "--json=-"],
+    "fp8": ["--model=llama3-8b", "--weight_dtype=fp8", "--dtype=fp8", "--max_chips=1"],
     "own price": [*_ON, "--context=4096", "--max_step_ms=20", "--price_per_chip_hour=2.4",
                   "--json=-"],
     "provider": [*_ON[:1], "--chip=h200,v5e", "--max_chips=1", "--provider=RunPod", "--json=-"],
@@ -71,6 +74,24 @@ def test_the_document_has_the_choice_the_front_and_the_rejected(ended):
     assert {record["context"] for record in found["pareto"]} == {4096}
 
 
+def test_terms_are_times_and_words_say_what_runs_beside_what(ended):
+    terms = ended["turns"].document["choice"]["expected_terms_s"]
+    assert all(type(seconds) is float for seconds in terms.values())
+    assert sum(terms.values()) == pytest.approx(ended["turns"].document["choice"]["expected_s"])
+    assert "adds" not in ended["turns"].stderr
+    assert "; communication after reading, arithmetic after it)" in ended["turns"].stderr
+    assert "; communication beside reading, arithmetic beside it)" in ended["plan"].stdout
+
+
+def test_arithmetic_in_few_bits_is_of_chips_that_multiply_them(ended):
+    assert ended["fp8"].code == 0
+    (left,) = [line for line in ended["fp8"].stderr.splitlines() if "multiply in fp8" in line]
+    assert "v5e" in left and "h100" not in left
+    assert "slices, arithmetic in fp8. Ways" in ended["fp8"].stdout
+    assert "use --dtype" not in ended["fp8"].stdout
+    assert "which multiplies fp8 weights in fp8 on h100: use --dtype=fp8" in ended["turns"].stderr
+
+
 def test_lengths_give_the_context_half_way_and_room_for_all(ended):
     choice = ended["lengths"].document["choice"]
     assert choice["context"] == 1250
@@ -84,6 +105,8 @@ def test_lengths_make_steps_those_of_a_service_and_prompts_part_of_the_price(end
     assert choice["concurrency"] == choice["batch"]
     assert "prompts of 1,000 and answers of 500 tokens beside" in ended["lengths"].stderr
     assert choice["expected_s"] == choice["expected_forms_s"]["beside"]
+    assert "batches fit with caches that have room for 1,500 tokens" in ended["lengths"].stderr
+    assert "batches fit with caches" not in ended["json"].stderr
     usd = choice["price"]["usd_per_chip_hour"] / 3600 / choice["tokens_per_s_per_chip"] * 1e6
     assert choice["usd_per_million_tokens"] == pytest.approx(usd)
 

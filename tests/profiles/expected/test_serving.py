@@ -13,7 +13,13 @@ from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.expected.candidates import LayoutNames, candidates
 from profiles.expected.estimate import Estimator
-from profiles.expected.serving import ServiceEstimate, estimate_service
+from profiles.expected.service_text import shortage
+from profiles.expected.serving import (
+    ServiceEstimate,
+    estimate_service,
+    serve,
+    smallest_slice_for,
+)
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Counts, Pass
 from profiles.floor.serving import Service
@@ -166,6 +172,34 @@ def test_as_many_as_fit_fill_a_chip_with_what_their_caches_hold():
     assert found.most_reserved == int(room)
     assert not estimate("llama3.1-8b", service=Service(found.most + 1, 1000, 1000)).fits
     assert not estimate("llama3.1-70b", service=Service(None, 1000, 1000)).fits
+
+
+def test_the_most_that_fits_is_over_all_layouts_and_so_is_the_smallest_slice():
+    one = dataclasses.replace(deployment("llama3-8b", "v5e:4x4"), layout=None, mesh=None)
+    layouts = LayoutNames().layouts(one.model)
+    offered = candidates(one, layouts)
+    asked = [Service(count, 1024, 1024) for count in (None, 10**7)]
+    for served in serve(offered, asked):
+        rooms = [estimate_service(each, asked[0], links=False).most for each in offered]
+        assert served.most == max(rooms) == rooms[offered.index(served.roomiest)]
+    smallest = smallest_slice_for(one, Service(served.most, 1024, 1024), layouts)
+    assert smallest == one.slice
+    assert smallest_slice_for(one, Service(served.most + 1, 1024, 1024), layouts).chips == 32
+    assert smallest_slice_for(one, asked[1], layouts) is None
+
+
+def test_a_service_that_another_layout_holds_is_told_which():
+    one = dataclasses.replace(deployment("llama3-8b", "v5e:4x4"), layout=None, mesh=None)
+    layouts, service = LayoutNames().layouts(one.model), Service(1250, 1024, 1024)
+    offered = candidates(one, layouts)
+    (served,) = serve(offered, [service])
+    assert served.estimate.fits
+    other = next(each for each in offered if not estimate_service(each, service).fits)
+    unfit = dataclasses.replace(served, chosen=other, estimate=estimate_service(other, service))
+    assert shortage(unfit, layouts).endswith(
+        "where 1,280 fit on v5e:4x4, bfloat16; the rows of a slice have one layout: ask for this "
+        "one alone, which fits in weight_stationary_1d, attention by batch, on 1x1x16"
+    )
 
 
 def test_lengths_that_vary_have_the_caches_of_long_answers_for_longer():
