@@ -215,14 +215,17 @@ def calibrations() -> tuple[Calibration, ...]:
 def calibration_of(chip: str, engine: str | None = None) -> Calibration:
     """The calibration for a chip: its own, or that of the nearest kind of chip that has one.
 
+    A set of two runs of one model stands for its engine alone: such chips, too, are lent another's.
+
     Args:
       chip: the chip's short name.
       engine: software that has one of its own on some chips, where that is preferred.
     """
     sets, lent = _shipped()
     own = [each for each in sets.values() if chip in each.chips]
-    of_engine = [each for each in own if each.engine == engine]
-    return (of_engine or own or [sets[lent[chip]]])[0]
+    if (engine is None and chip in lent) or not own:
+        return sets[lent[chip]]
+    return next((each for each in own if each.engine == engine), own[0])
 
 
 def read_calibration(path: str) -> Calibration:

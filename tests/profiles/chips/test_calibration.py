@@ -142,3 +142,13 @@ def test_a_record_is_read_back_and_says_nothing_that_is_not_there(tmp_path):
     path = tmp_path / "one.json"
     path.write_text(json.dumps(one.as_record()))
     assert read_calibration(str(path)) == one
+
+
+def test_a_set_of_two_runs_stands_for_its_engine_alone():
+    assert calibration_of("mi300x", "vLLM").name == "vllm-mi300x"
+    assert calibration_of("mi300x").describe("mi300x") == (
+        "tensorrt-llm-hopper, fitted to TensorRT-LLM, lent to mi300x from h100, h200"
+    )
+    assert calibration_of("tpu7x").name == "tpu-v5e-2025"
+    assert calibration_of("tpu7x", "sglang-jax").name == "vllm-tpu7x"  # at least of its chip
+    assert calibration_of("v6e").name == "sglang-jax-v6e"
