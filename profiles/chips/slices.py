@@ -15,6 +15,8 @@ from profiles.chips.chip import Chip, Wiring, find_chip
 from sharding.error_types import UsageError
 
 Shape = tuple[int, ...]
+MOST_SLICES = 1024
+"""Largest number of slices that a network connects: more than anyone has."""
 MOST = 4096
 """Chips of the largest slice to consider, unless a caller says otherwise."""
 ONE_MACHINE = 8
@@ -101,7 +103,10 @@ def parse_slice(text: str) -> Slice:
             f"topology is {text}, a slice that {chip.name} does not come in; "
             f"use {' or '.join(str(Slice(chip, other)) for other in nearest)}"
         )
-    return Slice(chip, shape, int(parts[3] or 1))
+    count = parts[3] or "1"
+    if int(count) > MOST_SLICES:
+        raise UsageError(f"topology is {text}, of {count} slices; use {MOST_SLICES} at most")
+    return Slice(chip, shape, int(count))
 
 
 def slices_of(chip: Chip, most: int = MOST) -> list[Slice]:

@@ -65,6 +65,12 @@ def test_text_of_another_form_is_refused(text):
         parse_slice(text)
 
 
+def test_more_slices_than_anyone_has_are_refused():
+    assert parse_slice("v5e:4x4*1024").count == 1024
+    with pytest.raises(UsageError, match=r"h100:8\*999999, of 999999 slices; use 1024 at most"):
+        parse_slice("h100:8*999999")
+
+
 def test_an_unknown_chip_is_refused():
     with pytest.raises(UsageError, match=r"is 'v9', which is not known .*v5e"):
         parse_slice("v9:2x2")
