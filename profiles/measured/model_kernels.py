@@ -38,7 +38,7 @@ from sharding.catalog import LAYOUTS
 from sharding.huge_pages import Convert, convert_to_stay
 
 MOST_SEQUENCES = 64  # more rows are those of one prompt, whose cache is small
-BURST_S = 0.05  # at least so long is a sample
+BURST_S = 0.1  # at least so long is a sample: the first step of a burst takes longer
 IN_TURN, MOST_PLACES = (
     1 << 29,
     8,
