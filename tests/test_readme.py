@@ -193,6 +193,14 @@ def test_kernels_of_recorded_steps_read_the_weights_and_cache_that_floors_count(
     assert compiled > 50
 
 
+def test_the_first_page_says_where_the_recorded_step_goes():
+    blocks = json.loads((RESULTS / "smollm2-135m-cpu-step-16/explain.json").read_text())["blocks"]
+    taken = {block["name"]: block["measured_s"] for block in blocks}
+    attention, mlp = (taken[name] / sum(taken.values()) for name in ("attention", "MLP"))
+    said = f"attention takes {attention:.0%} of the step of 16 sequences, and the MLP {mlp:.0%}"
+    assert said in " ".join(FIRST.read_text().split())
+
+
 def test_the_plan_is_the_recorded_one():
     recorded = (RESULTS / "plan-llama3.1-70b/plan.txt").read_text().splitlines()
     shown = (

@@ -257,6 +257,7 @@ save(folder + "-again", CONFIG, parameters)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_restore_and_save_the_same_model(saved, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)

@@ -77,12 +77,6 @@ def check_killed_and_finished(folder: Path, moments: list[tuple[int, float]]) ->
     assert (folder / "out" / "step_time.png").exists()
 
 
-def test_a_sweep_killed_at_a_random_moment_loses_and_repeats_no_finished_row(tmp_path):
-    draw = random.Random(3)
-    moments = [(draw.randint(MIN_ROUNDS, 2 * MIN_ROUNDS - 1), draw.random() * 0.1)]
-    check_killed_and_finished(tmp_path, moments)
-
-
 @pytest.mark.slow
 def test_a_sweep_killed_at_ten_random_moments_loses_and_repeats_no_finished_row(tmp_path):
     draw = random.Random(10)

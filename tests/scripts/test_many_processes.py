@@ -130,6 +130,7 @@ def test_a_port_that_is_taken_is_one_line_at_once(tmp_path):
     assert "Address already in use); free the coordinator's port" in ended.error
 
 
+@pytest.mark.slow
 def test_a_peer_that_never_comes_ends_the_other(tmp_path):
     arguments, began = [*PROMPT, f"--peer_timeout={LIMIT}"], time.monotonic()
     with (
@@ -143,7 +144,8 @@ def test_a_peer_that_never_comes_ends_the_other(tmp_path):
         assert f"start of process {number} of 2 is in vain: not all came within 3 s" in ended.error
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_peer_that_dies_ends_the_other(victim, tmp_path):
     write_tiny_gguf(tmp_path / "long.gguf", max_context=20_100)
     endless = ["--max_new_tokens=20000", "--ignore_eos", f"--peer_timeout={PATIENT}"]
