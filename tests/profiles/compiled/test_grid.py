@@ -71,6 +71,32 @@ def test_a_run_goes_on_where_the_last_one_stopped(compiled, tmp_path):
     assert sorted(compiled) == [8, 8, 16, 16, 32, 32]  # of other versions nothing is kept
 
 
+@pytest.mark.parametrize(
+    ("status", "message", "times"),
+    [
+        ("ok", None, 1),
+        ("does_not_fit", "weights need 3 GB more", 1),
+        ("unsupported", "XlaRuntimeError: UNIMPLEMENTED: no such thing", 1),
+        ("unsupported", "compiler ended by signal 11: *** SIGSEGV", 2),
+        ("unsupported", "compiler ended with code 1: MemoryError", 2),
+        ("out_of_memory", "compiler ended by signal 9: without a word", 2),
+    ],
+)
+def test_a_point_whose_compiler_died_is_compiled_again(
+    monkeypatch, tmp_path, status, message, times
+):
+    class Result:
+        def as_record(self):
+            return Record(status=status, message=message)
+
+    seen = []
+    monkeypatch.setattr(matrix, "compile_pass", lambda *_: seen.append(1) or Result())
+    for _ in range(2):
+        (record,) = through(OTHERS[:1], tmp_path)
+        assert (record.status, record.message) == (status, message)
+    assert len(seen) == times
+
+
 def collective(block, count=1, **more):
     sizes = {"kind": "all-reduce", "axes": ["z"], "payload_bytes": 64, "count": count}
     return sizes | {"where": block, "asynchronous": False, "overlap": "alone"} | more
