@@ -1,6 +1,7 @@
 """What XLA:GPU does badly is found in stored programs, named and priced."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -129,6 +130,19 @@ def test_blocks_stand_beside_their_floors_and_what_nobody_can_know_is_said_once(
     (mlp,) = (line.split() for line in text.splitlines() if line.startswith("MLP"))
     assert mlp[-1] == "equal" and mlp[4] == f"{floors['MLP'].bytes:,.0f}"
     assert "(equal)" in " ".join(text.split())
+
+
+def test_no_block_reads_less_than_its_least_and_what_bytes_are_is_said():
+    """The scales of a block may be divided, or read in another block's kernel."""
+    program = SOUND.program
+    floors = block_counts(program.config, program.placement, program.dtypes, SOUND.pass_)
+    for factor, percents in ((4, set()), (0.5, {"+100.0%"})):
+        least = {name: floor._replace(bytes=factor * floor.bytes) for name, floor in floors.items()}
+        text = compiled_text.kernels(step_of("sound").kernels, LAYERS, least)
+        (mlp,) = (line.split() for line in text.splitlines() if line.startswith("MLP"))
+        assert {cell for cell in mlp if "%" in cell} == percents
+        assert not re.search(r"-[\d.]+%", text)
+        assert "of attention all slots of the cache" in " ".join(text.split())
 
 
 def test_a_record_and_a_row_of_a_grid_have_the_kernels():
