@@ -3,7 +3,8 @@
 Every combination of --model, --topology, --layout, --attention, types, --batch and --context is
 compiled as compile_step.py does it. Writes matrix.csv, matrix.jsonl, and two heat maps: bytes that
 a chip holds over its capacity, and bytes that a step moves over the floor's. A run that is stopped
-continues where it stopped; a point that does not fit or that the compiler refuses has a row, too.
+continues where it stopped; a point that does not fit or that the compiler refuses has a row, too,
+and one whose compiler died or lacked this machine's memory is compiled again by the next run.
 
 Examples:
   python scripts/compile_matrix.py --model=llama3-8b --topology=v5e:2x4,v5p:2x2x1 --batch=1,32

@@ -172,7 +172,7 @@ def test_no_recorded_step_copies_a_caches_values_or_a_matrix_and_loops_are_overl
             seen["written out"] += 1
         else:
             assert not [what for what in matrices if "scale" not in what]
-            assert row["bytes_over_floor"] < 1.055
+            assert row["bytes_over_floor"] < 1.0275
         # On GPUs a product of a norm's scale with one token, made eight, passes for a copy of it.
         scale = "scale" if "kernels" in row else "scales"
         others = [each["bytes"] for each in copies if scale not in each["what"]]

@@ -7,6 +7,7 @@ much of a process, and a compiler may end one where it fails.
 import dataclasses
 import json
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,8 @@ from sharding.quantization import QUANTIZATIONS
 _CHILD = ("-m", "profiles.compiled.child")
 _SIZE = r"([\d.]+)([KMGT]?)"
 _TAIL = 6  # lines that a crash leaves
+DIED = "compiler ended"
+"""How the message begins of a compiler that died, rather than refused."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class Compilation:
 
     Attributes:
       status: ``ok``, ``does_not_fit`` for want of a chip's memory, ``out_of_memory`` of the
-        machine that compiles, or ``unsupported``.
+        machine that compiles, or ``unsupported``: refused, or the compiler died, see `DIED`.
       message: the compiler's, where it failed.
       memory: bytes per device: ``argument_bytes``, ``output_bytes``, ``aliased_bytes`` and
         ``temporary_bytes``.
@@ -109,9 +112,12 @@ def refused(message: str) -> Compilation:
     message = " ".join(message.split())
     if "RESOURCE_EXHAUSTED" not in message:
         return Compilation(status="unsupported", message=message[:600])
-    fits = "hbm" not in message.lower()
+    if "hbm" in message.lower():
+        status = "does_not_fit"
+    else:  # one of a chip's own memories is the program's matter, and not this machine's
+        status = "unsupported" if "memory space" in message else "out_of_memory"
     return Compilation(
-        status="out_of_memory" if fits else "does_not_fit",
+        status=status,
         message=message[:600],
         missing_bytes=_missing_bytes(message),
     )
@@ -150,11 +156,10 @@ def _crashed(code: int, output: str) -> Compilation:
     """The outcome of a process that ended before it could say how."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     last = " | ".join(lines[-_TAIL:]) or "without a word"
-    if code == -9:  # by the system, as it does where memory ends
-        return Compilation(
-            status="out_of_memory", message=f"compiler was killed (signal 9): {last}"
-        )
-    return Compilation(status="unsupported", message=f"compiler ended with code {code}: {last}")
+    killed = code == -signal.SIGKILL  # by the system, as it does where memory ends
+    how = f"by signal {-code}" if code < 0 else f"with code {code}"
+    status = "out_of_memory" if killed else "unsupported"
+    return Compilation(status=status, message=f"{DIED} {how}: {last}")
 
 
 # A program as JSON -------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def _moved(step: CompiledStep, bandwidth: float, floor_s: float, hint: str) -> I
     """Copies, conversions and changes of layout of whole arrays; widened ones give a hint once."""
     elsewhere = set(step.not_aliased)
     for move in grouped(move for move in step.moves if move.origin not in elsewhere):
-        cost = move.total_bytes / bandwidth
+        cost = move.beside_floor * move.count / bandwidth
         if cost >= LEAST * floor_s:
             wider = move.widened and not move.origin.startswith(CACHE)
             words, hint = _move_words(move) + hint * wider, "" if wider else hint
@@ -140,9 +140,10 @@ def _move_words(move: Move) -> str:
     what = "held whole in more bits: " if move.widened else ""
     scope = f", in {move.scope}" if move.scope else ""
     memory = "" if "written back" in move.how else " in main memory"
+    again = " to write and to read again" if move.widened else ""
     return (
         f"{move.origin} is {what}{move.how}{memory}, {_times(move.count)} a step, "
-        f"{byte_size(move.bytes)} each{scope}"
+        f"{byte_size(move.written if move.widened else move.bytes)} each{again}{scope}"
     )
 
 

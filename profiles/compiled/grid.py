@@ -1,8 +1,9 @@
 """A grid of compiled steps: models, slices, layouts, types and sizes, in one table.
 
 Finished points are lines of a file, so that a run that ends early goes on where it stopped; points
-of other versions of JAX or a compiler are compiled again. Several are compiled at once, as many as
-the machine has cores and free memory for.
+of other versions of JAX or a compiler are compiled again, and so are those whose compiler died or
+lacked this machine's memory. Several are compiled at once, as many as the machine has cores and
+free memory for.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from model.dtypes import Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.slices import parse_slice
 from profiles.compiled.compiled_pass import compile_pass
+from profiles.compiled.compiler import DIED
 from profiles.compiled.toolchains import toolchain_of
 from profiles.expected.candidates import LayoutNames, candidates
 from profiles.expected.estimate import Estimator, best
@@ -152,7 +154,10 @@ def _compile_point(point: GridPoint) -> Record:
 
 
 def _kept(path: Path, versions: dict[str, str]) -> dict[str, Record]:
-    """Points of these versions that a run before this one finished; a torn last line is none."""
+    """Points of these versions that a run before this one finished.
+
+    A torn last line is none, and a later line of a point that was compiled again stands for it.
+    """
     found = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -160,9 +165,15 @@ def _kept(path: Path, versions: dict[str, str]) -> dict[str, Record]:
                 one = json.loads(line)
             except ValueError:
                 continue
-            if one["versions"] == versions:
-                found[one["point"]] = Record.from_json(one["record"])
+            if one["versions"] == versions and _answered(record := Record.from_json(one["record"])):
+                found[one["point"]] = record
     return found
+
+
+def _answered(record: Record) -> bool:
+    """Whether the compiler came to an end: not where it died or lacked this machine's memory."""
+    died = (record.message or "").startswith(DIED)
+    return record.status != "out_of_memory" and not died
 
 
 # What is recorded ---------------------------------------------------------------------------------
@@ -220,7 +231,7 @@ def summary(record: Record) -> dict[str, object]:
     parts = record.devices // record.chips
     resident = counted["weights_resident"] + counted["kv_resident"]
     held = (compiled["argument_bytes"] + compiled["temporary_bytes"]) * parts
-    moved = sum(copy["bytes"] * copy["count"] for copy in compiled["copies"]) * parts
+    moved = sum(map(_beside_floor, compiled["copies"])) * parts
     read = counted["weights_read"] + counted["kv_read"] + counted["kv_written"]
     alone = [one for one in compiled["collectives"] if one["overlap"] == "alone"]
     costliest = next(iter(record.findings), {"message": "", "cost_s": 0.0})
@@ -228,7 +239,7 @@ def summary(record: Record) -> dict[str, object]:
         "arguments_over_floor": compiled["argument_bytes"] * parts / resident,
         "temporaries_over_arguments": compiled["temporary_bytes"] / compiled["argument_bytes"],
         "resident_over_capacity": held / counted["capacity"],
-        "bytes_over_floor": (read + 2 * moved) / read,
+        "bytes_over_floor": (read + moved) / read,
         "cache_aliased": compiled["cache_aliased"],
         "collectives_as_expected": record.collectives_as_expected,
         "collectives_alone": sum(one["count"] for one in alone),
@@ -239,6 +250,11 @@ def summary(record: Record) -> dict[str, object]:
         "compile_s": compiled["compile_s"],
         **_kernels(compiled, counted["weights_read"] + counted["kv_read"]),
     }
+
+
+def _beside_floor(copy: dict) -> int:
+    """Bytes per step of a copy beside the floor's: read and written, or as `Move` has them."""
+    return copy.get("beside_floor", copy["bytes"]) * copy["count"]
 
 
 def _kernels(compiled: dict, read: float) -> dict[str, float]:

@@ -77,6 +77,7 @@ class CompiledStep:
                     "bytes": move.bytes,
                     "count": move.count,
                     "widened": move.widened,
+                    **({"beside_floor": move.beside_floor} if move.widened else {}),
                     **({"where": move.scope} if move.scope else {}),
                 }
                 for move in grouped(self.moves)

@@ -191,8 +191,13 @@ def kernels(found: Sequence[Kernel], layers: int, floors: Mapping[str, BlockCoun
         (
             wrap(f"kernels: {total:,} a step ({named}), library calls {calls}"),
             Table(head, rows).terminal(),
-            f"weights and cache that kernels read: {_count(read)}, the floor's {_count(least)} "
-            f"({_more(read, least)})",
+            f"weights and cache that kernels read: {_count(read)}, the floor's {_count(least)}"
+            + (f" ({more})" if (more := _beyond(read, least)) else ""),
+            wrap(
+                "(bytes are those that a kernel's operands hold: of attention all slots of the "
+                "cache, of which its Pallas kernel reads the filled ones; a block that reads less "
+                "than the floor's has parts of its weights read in another's kernels, or divided)"
+            ),
             wrap(
                 "(no GPU was there to try kernels on: with one, autotuning chooses the blocks of "
                 "matmuls, and cuBLAS or cuDNN in place of some of them)"
@@ -216,5 +221,11 @@ def _block_row(
         _count(read),
         _count(resident),
         _count(least) if least else "",
-        _more(resident, least),
+        _beyond(resident, least),
     )
+
+
+def _beyond(size: float, least: float) -> str:
+    """How much more is read than the least; empty where it is less, as of a part of it."""
+    more = _more(size, least)
+    return "" if more.startswith("-") else more

@@ -33,7 +33,7 @@ _FREE = {
 }  # fmt: skip
 _PARTS = ("dynamic-slice", "slice", "gather")
 _UPDATES = ("dynamic-update-slice", "scatter")
-_INTEGERS = ("s8", "u8", "s4", "u4")  # converted before they are multiplied
+_INTEGERS = ("s8", "u8", "s4", "u4")  # weights in few bits
 
 
 class Kernel(NamedTuple):
@@ -47,7 +47,7 @@ class Kernel(NamedTuple):
       bytes_written: bytes of its results, each time.
       weights_read: of the bytes read those of weights.
       cache_read: of the bytes read those of the cache.
-      converted: weights that are integers of few bits and are multiplied as others, numbers.
+      converted: numbers of weights that are integers of few bits and are multiplied as floats.
     """
 
     sort: str
@@ -100,8 +100,8 @@ def _kernel(program: Program, step: Step, cache: str, others: tuple[str, ...]) -
     one = step.instruction
     weights = cached = read = converted = largest = 0
     place = ""
-    narrow = _sort(one) in (MATMUL, LIBRARY) or _sums(program, one)
-    for size, elements, element, origin in _operands(program, step):
+    made_floats = _made_floats(program, one)
+    for number, size, elements, element, origin in _operands(program, step):
         read += size
         if origin is None or origin.startswith(others):
             continue
@@ -113,7 +113,7 @@ def _kernel(program: Program, step: Step, cache: str, others: tuple[str, ...]) -
             largest, place = size, _place_of_weight(origin)
             if place == "embedding" and size * 8 >= elements * bits(element):
                 place = "unembedding"  # a lookup reads some of its rows
-        converted += elements if narrow and size and element in _INTEGERS else 0
+        converted += elements if size and element in _INTEGERS and number in made_floats else 0
     in_place = updated_in_place(program, step)
     made = placed(one.shape)
     if one.opcode.endswith("-start"):  # operands, then what is made of them
@@ -155,8 +155,8 @@ def _place_of_weight(name: str) -> str:
     return "layer/norm" if "norm" in parts[2] else f"layer/{parts[2]}"
 
 
-def _operands(program: Program, step: Step) -> Iterator[tuple[int, int, str, str | None]]:
-    """Bytes read of each operand's arrays, their numbers and types, and the argument they are."""
+def _operands(program: Program, step: Step) -> Iterator[tuple[int, int, int, str, str | None]]:
+    """Each operand's place, bytes read of its arrays, their elements, type, and argument."""
     one = step.instruction
     inner = program[one.called["calls"][0]] if one.opcode == "fusion" else None
     for number, (name, origin) in enumerate(zip(one.operands, step.origins, strict=True)):
@@ -170,7 +170,7 @@ def _operands(program: Program, step: Step) -> Iterator[tuple[int, int, str, str
                 size = sum(each.padded for each in placed(one.shape))
             elif one.opcode in _UPDATES and number == 0:
                 size = 0
-            yield size, array.elements, array.element, leaf
+            yield number, size, array.elements, array.element, leaf
 
 
 def _read_of_parameter(inner: Computation, number: int, whole: int) -> int:
@@ -193,9 +193,28 @@ def _read_of_parameter(inner: Computation, number: int, whole: int) -> int:
     return read
 
 
-def _sums(program: Program, one: Instruction) -> bool:
-    """Whether a fusion is a matmul written as a sum of products."""
+def _made_floats(program: Program, one: Instruction) -> set[int]:
+    """Places of the operands that a fusion makes floats of, and then multiplies.
+
+    Integers that are multiplied as they are, in few bits or in 32, are not converted, nor is
+    anything in a library's call, which takes the types that it multiplies.
+    """
     if one.opcode != "fusion":
-        return False
+        return set()
     lines = program[one.called["calls"][0]].instructions.values()
-    return any(each.opcode in ("reduce", "dot") for each in lines)
+    summed = any(each.opcode in ("reduce", "dot") for each in lines)
+    if not summed and _sort(one) not in (MATMUL, LIBRARY):
+        return set()
+    few_bits: dict[str, set[int]] = {}  # values that are not converted yet, of which operands
+    found: set[int] = set()
+    for each in lines:
+        if each.opcode == "parameter":
+            few_bits[each.name] = {int(each.operands[0])}
+        elif each.opcode != "tuple":
+            held = set().union(*(few_bits.get(name, ()) for name in each.operands))
+            element = placed(each.shape)[0].element
+            if element in _INTEGERS:
+                few_bits[each.name] = held
+            elif element.startswith(("f", "bf")):
+                found |= held
+    return found

@@ -34,6 +34,7 @@ class Move:
       origin: the argument that it is, ``layers/0/mlp/down``.
       how: what is done: ``copied``, ``written back from VMEM``, ``converted from s8 to bf16``...
       bytes: bytes read from and written to HBM each time.
+      written: of these those written.
       count: times per step.
       scope: the named scopes, and the primitive that asked for it.
       widened: it then takes more bits a number than its origin.
@@ -42,9 +43,19 @@ class Move:
     origin: str
     how: str
     bytes: int
+    written: int
     count: int
     scope: str
     widened: bool = False
+
+    @property
+    def beside_floor(self) -> int:
+        """Bytes each time that a floor does not have.
+
+        What was written is read later in place of the origin, whose one read the floor has. Where
+        it is as large, that comes to `bytes`; in more bits it is written and read in these.
+        """
+        return 2 * self.written if self.widened else self.bytes
 
     @property
     def total_bytes(self) -> int:
@@ -87,9 +98,12 @@ def grouped(each: Iterable[Move]) -> list[Move]:
     merged = []
     for (origin, how, widened), alike in groups.items():
         count = sum(move.count for move in alike)
-        size = round(sum(move.total_bytes for move in alike) / count)
+        size, written = (
+            round(sum(getattr(move, of) * move.count for move in alike) / count)
+            for of in ("bytes", "written")
+        )
         scope = next((move.scope for move in alike if move.scope), "")
-        merged.append(Move(origin, how, size, count, scope, widened))
+        merged.append(Move(origin, how, size, written, count, scope, widened))
     return sorted(merged, key=lambda move: -move.total_bytes)
 
 
@@ -178,7 +192,8 @@ def _of(
             continue
         read, source = _read(step, origin, array)
         how, widened = _how(array, source, argument_arrays[origin])
-        move = Move(origin, how, array.padded + read, step.executions, users.scope(step), widened)
+        size, scope = array.padded, users.scope(step)
+        move = Move(origin, how, size + read, size, step.executions, scope, widened)
         yield move, array.elements
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from profiles.report.record import CSV_FIELDS, Record
-from sharding.error_types import FloorlineError
+from sharding.error_types import FloorlineError, UsageError
 
 
 class OutputError(FloorlineError):
@@ -47,7 +47,10 @@ def check_file(path: str | Path, name: str = "output path") -> Path:
 
     Raises:
       OutputError: it is a folder or a device, its name is none, or its folder cannot be written to.
+      UsageError: it is ``-``, standard output, which takes JSON alone, see `write_json`.
     """
+    if str(path) == "-":
+        raise UsageError(f"{name} is -, and only JSON goes to standard output; name a file")
     try:
         found = Path(os.path.realpath(path))
         # The file is renamed into its place: a device or a pipe must not be replaced.

@@ -28,6 +28,7 @@ CASES = {
         "--batch=64",
     ],
     "slice": ["--topology=v5e:3x5"],
+    "to_output": ["--save_hlo=-"],
 }
 NO_COMPILER = {
     "profiles.compiled.toolchains.TPU_MODULES": "no_such_compiler",
@@ -93,6 +94,7 @@ def test_of_a_long_prompt_the_last_whole_chunk_is_compiled(ended):
         ("prompts_layout", "layout is 'nonsense'; use"),
         ("no_experts", "--expert_parallel is true, but llama3-8b has no experts"),
         ("slice", "topology is v5e:3x5"),
+        ("to_output", "--save_hlo is -, and only JSON goes to standard output; name a file"),
     ],
 )
 def test_a_mistake_is_one_line(ended, case, words):

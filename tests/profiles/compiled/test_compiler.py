@@ -15,6 +15,7 @@ from profiles.chips.slices import parse_slice
 from profiles.compiled import compiler, toolchains
 from profiles.compiled.compiled_pass import estimate_as_run, program_of
 from profiles.compiled.compiler import (
+    DIED,
     Compilation,
     compile_step,
     from_json,
@@ -153,7 +154,8 @@ def test_a_program_for_gpus_that_no_gpu_could_hold_does_not_fit():
          "Exceeded hbm capacity by 7.21G.", "does_not_fit", 7.21 * 2**30),
         ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
          "temporaries (16.61G) exceeds available HBM (15.75G).", "does_not_fit", 0.86 * 2**30),
-        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem", "out_of_memory", None),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem", "unsupported", None),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.", "out_of_memory", None),
         ("UNIMPLEMENTED: no such\nthing", "unsupported", None),
     ],
 )  # fmt: skip
@@ -170,8 +172,12 @@ def test_a_compiler_that_dies_leaves_its_last_words(monkeypatch):
         outcome = compile_step(program(), slice)
         assert outcome.status == "unsupported"
         assert "code 3" in outcome.message and "last words" in outcome.message
-    monkeypatch.setattr(compiler, "_CHILD", ("-c", "kill -9 $$"))
-    assert compile_step(program(), parse_slice("v5e:2x4")).status == "out_of_memory"
+        assert outcome.message.startswith(DIED)
+    for number, status in ((9, "out_of_memory"), (11, "unsupported")):
+        monkeypatch.setattr(compiler, "_CHILD", ("-c", f"kill -{number} $$"))
+        outcome = compile_step(program(), parse_slice("v5e:2x4"))
+        assert outcome.status == status
+        assert outcome.message.startswith(f"{DIED} by signal {number}")
 
 
 def test_of_reduce_scatters_as_many_may_be_all_reduces_as_the_program_has_more():

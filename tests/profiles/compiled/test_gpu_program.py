@@ -139,3 +139,59 @@ ENTRY %main (p: f32[8]) -> f32[8] {{
     program = parse(text)
     (found,) = kernels(program, list(walk(program)), "cache/", ("carry/",))
     assert found.sort == sort and found.count == 1
+
+
+DOT = """\
+HloModule one, is_scheduled=true, entry_computation_layout={}
+
+%add (a: s32[], b: s32[]) -> s32[] {
+  %a = s32[] parameter(0)
+  %b = s32[] parameter(1)
+  ROOT %sum = s32[] add(%a, %b)
+}
+
+%f (w: s8[256,512], x: s8[64,512]) -> f32[256,64] {
+  %w = s8[256,512]{1,0} parameter(0)
+  %x = X[64,512]{1,0} parameter(1)
+  LINES
+}
+
+ENTRY %main (p: s8[256,512], x: s8[64,512]) -> f32[256,64] {
+  %p = s8[256,512]{1,0} parameter(0), metadata={op_name="parameters[\\'layers\\'][0][\\'mlp\\'][\\'down\\'][\\'values\\']"}
+  %x = X[64,512]{1,0} parameter(1), metadata={op_name="carry.tokens"}
+  ROOT %made = f32[256,64]{1,0} MADE
+}
+"""  # noqa: E501
+TRITON_DOT = 'fusion(%p, %x), kind=kCustom, calls=%f, backend_config={"kind":"__triton_gemm"}'
+SUM = "fusion(%p, %x), kind=kInput, calls=%f"
+LIBRARY_DOT = 'custom-call(%p, %x), custom_call_target="__cublas$lt$matmul"'
+INTEGER_DOT = """\
+%d = s32[256,64]{1,0} dot(%w, %x), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  ROOT %c = f32[256,64]{1,0} convert(%d)"""
+FLOAT_DOT = """%c = bf16[256,512]{1,0} convert(%w)
+  ROOT %d = f32[256,64]{1,0} dot(%c, %x), lhs_contracting_dims={1}, rhs_contracting_dims={1}"""
+INTEGER_SUM = """%v = s32[256,512]{1,0} convert(%w)
+  %m = s32[256,512]{1,0} multiply(%v, %v)
+  %z = s32[] constant(0)
+  %d = s32[256]{0} reduce(%m, %z), dimensions={1}, to_apply=%add
+  %s = f32[256]{0} convert(%d)
+  ROOT %c = f32[256,64]{1,0} broadcast(%s), dimensions={0}"""
+FLOAT_SUM = INTEGER_SUM.replace("s32[256", "f32[256").replace("s32[]", "f32[]")
+
+
+@pytest.mark.parametrize(
+    ("made", "x", "lines", "converts"),
+    [
+        (TRITON_DOT, "bf16", FLOAT_DOT, True),
+        (TRITON_DOT, "s8", INTEGER_DOT, False),
+        (LIBRARY_DOT, "s8", INTEGER_DOT, False),
+        (SUM, "f32", FLOAT_SUM, True),
+        (SUM, "s8", INTEGER_SUM, False),
+    ],
+)
+def test_integers_are_converted_only_where_they_are_multiplied_as_floats(made, x, lines, converts):
+    text = DOT.replace("MADE", made).replace("LINES", lines).replace("X[", x + "[")
+    program = parse(text)
+    (found,) = kernels(program, list(walk(program)), "cache/", ("carry/",))
+    assert found.weights_read == 256 * 512
+    assert found.converted == (256 * 512 if converts else 0)

@@ -21,6 +21,7 @@ from profiles.compiled.grid import (
 from profiles.expected.candidates import LayoutNames
 from profiles.figures.grid import heat_map
 from profiles.floor.passes import Pass
+from profiles.hlo.moves import Move
 from profiles.report.record import Record
 from sharding.error_types import FloorlineError, UsageError
 
@@ -69,6 +70,32 @@ def test_a_run_goes_on_where_the_last_one_stopped(compiled, tmp_path):
     assert through(OTHERS, tmp_path)[0].batch == 8 and sorted(compiled) == [8, 16, 32]
     through(OTHERS, tmp_path, VERSIONS | {"jax": "3"})
     assert sorted(compiled) == [8, 8, 16, 16, 32, 32]  # of other versions nothing is kept
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "times"),
+    [
+        ("ok", None, 1),
+        ("does_not_fit", "weights need 3 GB more", 1),
+        ("unsupported", "XlaRuntimeError: UNIMPLEMENTED: no such thing", 1),
+        ("unsupported", "compiler ended by signal 11: *** SIGSEGV", 2),
+        ("unsupported", "compiler ended with code 1: MemoryError", 2),
+        ("out_of_memory", "compiler ended by signal 9: without a word", 2),
+    ],
+)
+def test_a_point_whose_compiler_died_is_compiled_again(
+    monkeypatch, tmp_path, status, message, times
+):
+    class Result:
+        def as_record(self):
+            return Record(status=status, message=message)
+
+    seen = []
+    monkeypatch.setattr(matrix, "compile_pass", lambda *_: seen.append(1) or Result())
+    for _ in range(2):
+        (record,) = through(OTHERS[:1], tmp_path)
+        assert (record.status, record.message) == (status, message)
+    assert len(seen) == times
 
 
 def collective(block, count=1, **more):
@@ -149,11 +176,23 @@ def test_a_row_compares_chips_with_chips():
     assert row["arguments_over_floor"] == pytest.approx(202 / 200)
     assert row["temporaries_over_arguments"] == pytest.approx(4 / 101)
     assert row["resident_over_capacity"] == pytest.approx(2 * 105 / 1000)
-    assert row["bytes_over_floor"] == pytest.approx((200 + 2 * 80) / 200)  # written and read
+    assert row["bytes_over_floor"] == pytest.approx((200 + 80) / 200)  # read and written already
     assert (row["collectives_alone"], row["copies"]) == (3, 2)
     assert row["costliest_over_floor"] == pytest.approx(0.02)
     refused = {"model": "tiny", "status": "does_not_fit", "message": "too large"}
     assert summary(Record(**refused)) == refused
+
+
+def test_a_cache_that_is_copied_whole_triples_its_bytes():
+    move = Move("cache/keys/0", "copied", 2 * 60, 60, 1, "")
+    copies = [{"bytes": move.bytes, "count": move.count}]
+    compiled = {**FIELDS["compiled"], "copies": copies}
+    counted = {**FIELDS["bytes_per_chip"], "weights_read": 0.0, "kv_read": 120.0, "kv_written": 0.0}
+    row = summary(Record(**{**FIELDS, "compiled": compiled, "bytes_per_chip": counted}))
+    assert row["bytes_over_floor"] == pytest.approx(3)  # read, written, and read again
+    wider = {"bytes": 90, "count": 1, "widened": True, "beside_floor": 120}
+    row = summary(Record(**{**FIELDS, "compiled": {**compiled, "copies": [wider]}}))
+    assert row["bytes_over_floor"] == pytest.approx((200 + 2 * 120) / 200)
 
 
 def test_heat_maps_have_a_square_for_each_point(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from profiles.compiled import grid as matrix
 from profiles.report import files
 from profiles.report.record import Record
+from sharding.error_types import UsageError
 
 UNKNOWN = {
     "floor_s": float("nan"),
@@ -92,6 +93,14 @@ def test_what_is_no_regular_file_is_refused_before_the_work(tmp_path, name):
     (tmp_path / "null").symlink_to("/dev/null")
     with pytest.raises(files.OutputError, match=r"--json is .*, not a regular file; name one"):
         files.check_file(tmp_path / name, "--json")
+
+
+def test_standard_output_takes_json_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for write in (lambda: files.check_file("-", "--save_hlo"), lambda: files.write_csv("-", [])):
+        with pytest.raises(UsageError, match=r" is -, and only JSON .*; name a file"):
+            write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_output_is_named_and_a_reader_that_left_is_none_of_its_fault():
