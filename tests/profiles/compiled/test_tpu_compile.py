@@ -165,17 +165,18 @@ def test_a_prompt_in_four_bits_holds_no_gathered_matrix_in_more():
 
 
 @pytest.mark.parametrize(
-    ("topology", "dtypes"),
+    ("topology", "mesh", "dtypes"),
     [
-        ("v5e:2x4", "int8"),
-        ("v5p:2x2x1", "int8"),
-        ("v6e:2x2", "bfloat16"),
-        ("tpu7x:1x1x1", "int8"),
+        ("v5e:2x4", "2x1x4", "int8"),
+        ("v5p:2x2x1", "2x1x2", "int8"),
+        ("v6e:2x2", "4", "bfloat16"),
+        ("tpu7x:1x1x1", "2", "int8"),
     ],
 )
-def test_overlapped_transfers_run_beside_products_and_copy_no_matrix(topology, dtypes):
+def test_overlapped_transfers_run_beside_products_and_copy_no_matrix(topology, mesh, dtypes):
     step = ["--model=llama3-8b", "--layers=1", "--batch=128", "--collectives=overlapped"]
-    place = [f"--topology={topology}", "--layout=weight_stationary_2d", "--attention=batch"]
+    place = [f"--topology={topology}", f"--mesh={mesh}", "--attention=batch"]
+    place += ["--layout=weight_stationary_2d"]
     document = json.loads(
         run("scripts/compile_step.py", *step, *place, f"--weight_dtype={dtypes}", "--json=-").stdout
     )
