@@ -1,102 +1,90 @@
-"""How the next token is chosen: one small frozen dataclass per method.
+"""How the next token is chosen: greedily, or drawn by a temperature and filters.
 
-Filters run in the order of Hugging Face's `generate`: temperature, top-k, top-p, min-p. A draw
-depends on (seed, sequence, token index) alone, not on the batch, the mesh or padding.
+A draw depends on (seed, sequence, token index) alone, not on the batch, the mesh or padding. The
+same code takes numbers for a whole batch and arrays with a number for each sequence.
 """
 
 import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from decode.filters import column, keep_min_p, keep_top_k, keep_top_p
 from sharding.error_types import UsageError
 from sharding.placement import entry_axes
+
+LEAST_TEMPERATURE = float(np.finfo(np.float32).tiny)
+"""Below it there is no temperature, and the likeliest token is taken."""
+_MANY = np.iinfo(np.int32).max  # more tokens than any vocabulary has
+_MOST_TEMPERATURE = 1 / LEAST_TEMPERATURE
+"""A higher one is taken as this, because 1 / temperature would round to zero."""
 
 
 class SamplingError(UsageError):
     """A sampling value out of its range."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Temperature:
-    """Divides scores by `value`: below 1 sharpens the distribution, above 1 flattens it."""
+class Settings(NamedTuple):
+    """How tokens are drawn: one number for all sequences, or an array [B] with one for each.
 
-    value: float
+    Filters run in the order of Hugging Face's `generate`, which is that of the fields.
 
-    def __post_init__(self) -> None:
-        if not 0 < self.value < float("inf"):
-            raise SamplingError(f"temperature is {self.value}; use a positive number, or 0: greedy")
-
-    def __call__(self, scores: jax.Array) -> jax.Array:
-        """scores: [B, V] -> [B, V]."""
-        return scores / self.value
-
-
-@dataclasses.dataclass(frozen=True)
-class TopK:
-    """Keeps the `k` highest scores, and any equal to the lowest of them."""
-
-    k: int
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise SamplingError(f"top_k is {self.k}; use a positive integer, or leave it out")
-
-    def __call__(self, scores: jax.Array) -> jax.Array:
-        """scores: [B, V] -> [B, V], what is not kept at minus infinity."""
-        lowest = jax.lax.top_k(scores, min(self.k, scores.shape[-1]))[0][..., -1:]
-        return _drop(scores, scores < lowest)
-
-
-@dataclasses.dataclass(frozen=True)
-class TopP:
-    """Keeps the fewest most likely tokens whose probabilities sum to at least `p`.
-
-    Nucleus sampling, Holtzman et al. 2019.
+    Attributes:
+      temperature: divides scores: below 1 sharpens the distribution, above 1 flattens it. What is
+        below the least normal float32 is no temperature, and takes the likeliest token.
+      top_k: the number of likeliest tokens to draw from; None for all.
+      top_p: the sum of probabilities of the likeliest tokens to draw from; None for all.
+      min_p: the least likelihood to draw from, beside the highest; None for all.
     """
 
-    p: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.p <= 1:
-            raise SamplingError(f"top_p is {self.p}; use a number above 0 and at most 1")
-
-    def __call__(self, scores: jax.Array) -> jax.Array:
-        """scores: [B, V] -> [B, V], what is not kept at minus infinity."""
-        rising = jnp.sort(scores, axis=-1)
-        below = jnp.cumsum(jax.nn.softmax(rising, axis=-1), axis=-1) <= 1 - self.p
-        below = below.at[..., -1].set(False)  # the most likely token always stays
-        lowest = jnp.min(jnp.where(below, jnp.inf, rising), axis=-1, keepdims=True)
-        return _drop(scores, scores < lowest)
-
-
-@dataclasses.dataclass(frozen=True)
-class MinP:
-    """Keeps tokens at least `p` times as likely as the most likely one."""
-
-    p: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
-            raise SamplingError(f"min_p is {self.p}; use a number from 0 to 1")
-
-    def __call__(self, scores: jax.Array) -> jax.Array:
-        """scores: [B, V] -> [B, V], what is not kept at minus infinity."""
-        likelihood = jax.nn.softmax(scores, axis=-1)
-        return _drop(scores, likelihood < self.p * jnp.max(likelihood, axis=-1, keepdims=True))
+    temperature: float | jax.Array
+    top_k: int | jax.Array | None = None
+    top_p: float | jax.Array | None = None
+    min_p: float | jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A pipeline of filters and a draw; with no temperature, the highest score.
+    """How tokens of all sequences are chosen; see `Settings`. Without a temperature, greedily.
 
-    Attributes:
-      filters: applied in order to scores [B, V].
-      greedy: take the highest score instead of drawing.
+    Raises:
+      SamplingError: a value out of its range.
     """
 
-    filters: tuple[Temperature | TopK | TopP | MinP, ...] = ()
-    greedy: bool = True
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def __post_init__(self) -> None:
+        remedies = {
+            "temperature": (
+                0 <= self.temperature < float("inf"),
+                "use a positive number, or 0: greedy",
+            ),
+            "top_k": ((self.top_k or 0) >= 1, "use a positive integer, or leave it out"),
+            "top_p": (0 < (self.top_p or 0) <= 1, "use a number above 0 and at most 1"),
+            "min_p": (0 <= (self.min_p or 0) <= 1, "use a number from 0 to 1"),
+        }
+        for name, (right, remedy) in remedies.items():
+            value = getattr(self, name)
+            if value is not None and not right:
+                raise SamplingError(f"{name} is {value}; {remedy}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether it takes the highest score instead of drawing."""
+        return self.temperature < LEAST_TEMPERATURE
+
+    @property
+    def settings(self) -> Settings:
+        """The numbers, within what arrays hold."""
+        top_k = None if self.top_k is None else min(self.top_k, _MANY)
+        return Settings(min(self.temperature, _MOST_TEMPERATURE), top_k, self.top_p, self.min_p)
 
     def choose(self, logits: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One token per sequence, and its log probability before temperature and filters.
@@ -111,13 +99,95 @@ class Sampler:
         with jax.named_scope("sample"):
             if self.greedy:
                 return highest(logits)
-            logits = jax.reshard(logits, jax.P(None, None))  # filters sort the whole vocabulary
-            scores = logits
-            for keep in self.filters:
-                scores = keep(scores)
-            tokens = jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
-            chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-            return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+            return draw(logits, keys, self.settings)
+
+
+def settings_of(samplers: Sequence[Sampler]) -> Settings:
+    """The settings of B samplers as arrays [B], to choose by each in one program.
+
+    A filter that a sampler leaves out has the value that keeps all.
+    """
+
+    columns = zip(*(sampler.settings for sampler in samplers), strict=True)
+    kinds = ((0.0, np.float32), (_MANY, np.int32), (1.0, np.float32), (0.0, np.float32))
+    return Settings(
+        *(
+            np.array([default if value is None else value for value in column], dtype)
+            for column, (default, dtype) in zip(columns, kinds, strict=True)
+        )
+    )
+
+
+def choose_by_row(
+    logits: jax.Array, keys: jax.Array, settings: Settings
+) -> tuple[jax.Array, jax.Array]:
+    """As `Sampler.choose`, with settings of [B] arrays: each sequence by its own.
+
+    Where all sequences are greedy, nothing is drawn or filtered.
+    """
+    with jax.named_scope("sample"):
+        return jax.lax.cond(
+            jnp.all(settings.temperature < LEAST_TEMPERATURE),
+            lambda: highest(logits),
+            lambda: draw(logits, keys, settings),
+        )
+
+
+def draw(logits: jax.Array, keys: jax.Array, settings: Settings) -> tuple[jax.Array, jax.Array]:
+    """Draws a token for each sequence by `settings`; greedily where there is no temperature.
+
+    Each device takes whole rows, as far as the mesh axes that divide the logits divide the batch:
+    one all-to-all brings them, and nothing is summed over devices, so that draws do not depend on
+    the mesh. Rows that axes do not divide are gathered.
+
+    Args, returns: as `Sampler.choose`.
+    """
+    spec, mesh = jax.typeof(logits).sharding.spec, jax.sharding.get_abstract_mesh()
+    axes = _dividing(sum(map(entry_axes, spec), ()), logits.shape[0], mesh.shape)
+    if not any(spec):
+        return _draw(logits, keys, settings)
+    by_row = lambda value: jax.P(*(axes or None,) * min(jnp.ndim(value), 1))  # noqa: E731
+    specs = (jax.P(axes or None, None), jax.P(axes or None), jax.tree.map(by_row, settings))
+    arguments = jax.tree.map(jnp.asarray, (logits, keys, settings))
+    arguments = jax.tree.map(jax.reshard, arguments, specs)
+
+    def local(logits: jax.Array, keys: jax.Array, settings: Settings) -> jax.Array:
+        tokens, logprobs = _draw(logits, keys, settings)
+        numbers = jnp.stack([tokens, _bits(logprobs)])  # [2, B / shards]
+        return jax.lax.all_gather(numbers, axes, axis=1, tiled=True) if axes else numbers
+
+    step = jax.shard_map(local, in_specs=specs, out_specs=jax.P(None, None), check_vma=False)
+    numbers = step(*arguments)  # [2, B]
+    return numbers[0], _floats(numbers[1])
+
+
+def _draw(logits: jax.Array, keys: jax.Array, settings: Settings) -> tuple[jax.Array, jax.Array]:
+    """`draw` from whole rows."""
+    temperature, vocabulary = column(settings.temperature), logits.shape[-1]
+    # Below zero, what a low temperature takes out of range becomes minus infinity, which is right.
+    scores = logits - jnp.max(logits, axis=-1, keepdims=True)
+    scores = scores / jnp.clip(temperature, LEAST_TEMPERATURE, _MOST_TEMPERATURE)
+    for keep, value, used in (
+        (keep_top_k, settings.top_k, lambda k: k < vocabulary),
+        (keep_top_p, settings.top_p, lambda p: p < 1),
+        (keep_min_p, settings.min_p, lambda p: p > 0),
+    ):
+        if value is not None:  # a filter that no sequence uses takes no time
+            value = jnp.asarray(value)
+            skip = lambda scores, _: scores  # noqa: E731
+            scores = jax.lax.cond(jnp.any(used(value)), keep, skip, scores, value)
+    # The draws of jax.random.categorical, which is the highest of scores and noise.
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (vocabulary,), logits.dtype))(keys)
+    scores = jnp.where(temperature < LEAST_TEMPERATURE, logits, scores + noise)
+    tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _dividing(axes: tuple[str, ...], rows: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The first of `axes`, as many as together divide the rows."""
+    shards = np.cumprod([1, *(sizes[axis] for axis in axes)])
+    return axes[: max(n for n, count in enumerate(shards) if rows % count == 0)]
 
 
 def highest(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -171,36 +241,33 @@ def make_sampler(
     Raises:
       SamplingError: a value out of range, or a filter beside temperature 0.
     """
-    settings = ((TopK, top_k), (TopP, top_p), (MinP, min_p))
-    filters = tuple(make(value) for make, value in settings if value is not None)
-    if temperature == 0:
-        if filters:
-            name = type(filters[0]).__name__
+    sampler = Sampler(temperature, top_k, top_p, min_p)
+    if not sampler.greedy:
+        return sampler
+    filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    for name, value in filters.items():
+        if value is not None:
             raise SamplingError(
-                f"temperature is 0, which takes the most likely token, so {name} has no effect; "
-                "give a temperature above 0 or leave the filter out"
+                f"temperature is {temperature:g}, which takes the most likely token, so {name} has "
+                "no effect; give a higher temperature or leave the filter out"
             )
-        return GREEDY
-    return Sampler(filters=(Temperature(temperature), *filters), greedy=False)
+    return GREEDY
 
 
 def draw_keys(seed: jax.Array, sequences: jax.Array, index: jax.Array) -> jax.Array:
     """Random keys for one step: folded from seed, sequence and token index, nothing else.
 
     Args:
-      seed: a random key.
+      seed: a random key, or [B] of them.
       sequences: [B] int32, each sequence's own number.
-      index: scalar int32, how many tokens each sequence has generated so far.
+      index: int32, how many tokens each sequence has generated so far: [B], or one number.
 
     Returns:
       [B] random keys.
     """
-    one = lambda sequence: jax.random.fold_in(jax.random.fold_in(seed, sequence), index)  # noqa: E731
-    return jax.vmap(one)(sequences)
-
-
-def _drop(scores: jax.Array, unwanted: jax.Array) -> jax.Array:
-    return jnp.where(unwanted, -jnp.inf, scores)
+    one = lambda seed, *numbers: functools.reduce(jax.random.fold_in, numbers, seed)  # noqa: E731
+    each = (jnp.broadcast_to(value, sequences.shape) for value in (seed, sequences, index))
+    return jax.vmap(one)(*each)
 
 
 def _reduce(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

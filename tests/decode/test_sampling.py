@@ -7,22 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from decode.filters import keep_min_p, keep_top_k, keep_top_p
 from decode.generate import Request, generate
 from decode.sampling import (
     GREEDY,
-    MinP,
+    LEAST_TEMPERATURE,
+    Sampler,
     SamplingError,
-    Temperature,
-    TopK,
-    TopP,
+    Settings,
+    choose_by_row,
+    draw,
     draw_keys,
     make_sampler,
+    settings_of,
 )
 from profiles.hlo.census import census
 from sharding.mesh import make_mesh, parse_mesh
 
 PROBABILITIES = np.array([[0.05, 0.5, 0.15, 0.2, 0.1], [0.2, 0.2, 0.2, 0.2, 0.2]])
 SCORES = jnp.log(jnp.asarray(PROBABILITIES))
+BY_ROW = jax.jit(choose_by_row)
 
 
 def kept(scores):
@@ -30,33 +34,40 @@ def kept(scores):
 
 
 def test_temperature_divides_scores():
-    np.testing.assert_allclose(Temperature(0.5)(SCORES), SCORES * 2, rtol=1e-6)
+    draws = 4000
+    keys = draw_keys(jax.random.key(0), jnp.arange(draws), jnp.int32(3))
+    logits = jnp.broadcast_to(SCORES[:1], (draws, 5))
+    tokens, _ = jax.jit(Sampler(0.5).choose)(logits, keys)
+    expected = np.asarray(jax.vmap(jax.random.categorical)(keys, logits / 0.5))
+    assert (np.asarray(tokens) == expected).all()
 
 
 def test_top_k_keeps_the_highest_and_their_equals():
-    assert kept(TopK(2)(SCORES)) == [[1, 3], [0, 1, 2, 3, 4]]
-    assert kept(TopK(99)(SCORES)) == [[0, 1, 2, 3, 4]] * 2
+    assert kept(keep_top_k(SCORES, 2)) == [[1, 3], [0, 1, 2, 3, 4]]
+    assert kept(keep_top_k(SCORES, 99)) == [[0, 1, 2, 3, 4]] * 2
 
 
 @pytest.mark.parametrize(
     ("p", "first"), [(0.4, [1]), (0.5001, [1, 3]), (0.8, [1, 2, 3]), (1.0, [0, 1, 2, 3, 4])]
 )
 def test_top_p_keeps_the_fewest_that_reach_p(p, first):
-    assert kept(TopP(p)(SCORES[:1])) == [first]
+    assert kept(keep_top_p(SCORES[:1], p)) == [first]
 
 
 def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest():
-    assert kept(MinP(0.25)(SCORES)) == [[1, 2, 3], [0, 1, 2, 3, 4]]
+    assert kept(keep_min_p(SCORES, 0.25)) == [[1, 2, 3], [0, 1, 2, 3, 4]]
 
 
 def test_filters_run_in_the_order_of_hugging_face():
-    names = [type(keep).__name__ for keep in make_sampler(0.7, 5, 0.9, 0.1).filters]
-    assert names == ["Temperature", "TopK", "TopP", "MinP"]
-    # The order shows: after top-k 2 the likeliest holds 5/7, which alone reaches p = 0.7.
-    scores = SCORES[:1]
-    for keep in make_sampler(1.0, 2, 0.7).filters:
-        scores = keep(scores)
-    assert kept(scores) == [[1]]
+    # After top-k 2 the likeliest holds 5/7, which alone reaches p = 0.7, and before it does not;
+    # after temperature 0.5 it is 0.77 of all.
+    keys = draw_keys(jax.random.key(0), jnp.arange(500), jnp.int32(0))
+    logits = jnp.broadcast_to(SCORES[:1], (500, 5))
+    drawn = {
+        sampler: set(jax.jit(sampler.choose)(logits, keys)[0].tolist())
+        for sampler in (Sampler(1.0, 2, 0.7), Sampler(1.0, None, 0.7), Sampler(0.5, None, 0.7))
+    }
+    assert list(drawn.values()) == [{1}, {1, 3}, {1}]
 
 
 def test_temperature_zero_is_greedy():
@@ -73,7 +84,7 @@ def test_temperature_zero_is_greedy():
         ({"temperature": 1.0, "top_p": 1.01}, "top_p is 1.01"),
         ({"temperature": 1.0, "min_p": -0.1}, "min_p is -0.1"),
         ({"temperature": 1.0, "min_p": 1.5}, "min_p is 1.5"),
-        ({"top_k": 5}, "temperature is 0, which takes the most likely token, so TopK"),
+        ({"top_k": 5}, "temperature is 0, which takes the most likely token, so top_k"),
     ],
 )
 def test_values_out_of_range_are_refused(values, message):
@@ -115,6 +126,111 @@ def test_draws_follow_the_distribution():
     frequencies = np.bincount(tokens, minlength=5) / draws
     spread = np.sqrt(PROBABILITIES[0] * (1 - PROBABILITIES[0]) / draws)
     assert (np.abs(frequencies - PROBABILITIES[0]) < 4 * spread).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-300, 1e-45, 1e-40, 1.1e-38])
+def test_a_temperature_that_rounds_to_none_is_greedy(value):
+    assert make_sampler(value).greedy
+    with pytest.raises(SamplingError, match="takes the most likely token, so top_p has no effect"):
+        make_sampler(value, top_p=0.9)
+    settings = Settings(np.array([value, 1.0], np.float32))
+    logits = jnp.broadcast_to(SCORES[:1], (2, 5))
+    tokens, _ = choose_by_row(logits, draw_keys(jax.random.key(0), jnp.arange(2), 0), settings)
+    assert tokens[0] == 1
+
+
+ENDS = np.array([[0, 3e38, -3e38, 2e38], [-3e38, -3e38, -2e38, -3e38], [5, 90, 7, 89.5]])
+
+
+def test_the_lowest_temperatures_take_the_likeliest_token():
+    for value in (LEAST_TEMPERATURE, 2e-38, 1e-37, 1e-30, 1e-3):
+        for filters in ({}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}):
+            sampler = make_sampler(value, **filters)
+            keys = draw_keys(jax.random.key(0), jnp.arange(3), jnp.int32(0))
+            logits = jnp.asarray(ENDS, jnp.float32)
+            tokens, logprobs = BY_ROW(logits, keys, settings_of([sampler] * 3))
+            assert tokens.tolist() == [1, 2, 1]
+            assert np.isfinite(np.asarray(logprobs)).all()
+    assert Sampler(1e-37).choose(logits, keys)[0].tolist() == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "possible"),
+    [({"temperature": 1e300}, {0, 1, 2, 3, 4}), ({"temperature": 3e38}, {0, 1, 2, 3, 4}),
+     ({"temperature": 3e38, "top_k": 2}, None), ({"temperature": 1, "top_p": 1e-45}, {1}),
+     ({"temperature": 1, "top_p": 1e-38}, {1}), ({"temperature": 1, "min_p": 1}, {1}),
+     ({"temperature": 1, "top_k": 1}, {1}), ({"temperature": 1, "top_k": 10**12}, {0, 1, 2, 3, 4}),
+     ({"temperature": 1, "top_p": 1, "min_p": 0}, {0, 1, 2, 3, 4})],
+)  # fmt: skip
+def test_values_at_the_ends_of_their_range_draw_what_they_say(settings, possible):
+    logits = jnp.asarray(np.tile([*np.log(PROBABILITIES[0]), -np.inf], (500, 1)), jnp.float32)
+    keys = draw_keys(jax.random.key(1), jnp.arange(500), jnp.int32(0))
+    sampler = make_sampler(**settings)
+    each = settings_of([sampler] * 500)
+    for tokens, _ in (jax.jit(sampler.choose)(logits, keys), BY_ROW(logits, keys, each)):
+        drawn = set(tokens.tolist())
+        assert drawn == possible if possible else 5 not in drawn
+
+
+SAMPLERS = (
+    *(GREEDY, Sampler(0.7), Sampler(1.3, 5), Sampler(1.0, None, 0.8), GREEDY),
+    *(Sampler(0.5, None, None, 0.1), Sampler(2.0, 40, 0.95, 0.01), Sampler(0.01, 3, 0.5, 0.9)),
+)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "spec"),
+    [("1", (None, None)), ("2x2x2", (None, ("z", "y", "x"))), ("2x2x2", ("x", ("z", "y"))),
+     ("2x2x2", (("x", "y"), None)), ("1x1x8", (None, "z"))],
+)  # fmt: skip
+def test_each_sequence_draws_by_its_own_sampler_as_alone_on_any_mesh(mesh, spec):
+    rows, vocabulary = len(SAMPLERS), 64
+    logits = np.random.default_rng(0).normal(0, 3, (rows, vocabulary)).astype(np.float32)
+    keys = draw_keys(jax.random.key(0), jnp.arange(rows), jnp.int32(3))
+    alone = [
+        int(BY_ROW(*(part[row : row + 1] for part in (logits, keys)), settings_of([sampler]))[0][0])
+        for row, sampler in enumerate(SAMPLERS)
+    ]
+    devices = make_mesh(parse_mesh(mesh))
+    with jax.set_mesh(devices):
+        placed = jax.device_put(logits, jax.NamedSharding(devices, jax.P(*spec)))
+        complete = jax.NamedSharding(devices, jax.P(None))
+        arguments = jax.device_put((keys, settings_of(SAMPLERS)), complete)
+        choose = jax.jit(draw).lower(placed, *arguments).compile()
+        tokens, logprobs = map(np.asarray, choose(placed, *arguments))
+    assert tokens.tolist() == alone
+    scores = logits.astype(np.float64)
+    expected = scores[np.arange(rows), tokens] - np.log(np.exp(scores).sum(axis=-1))
+    np.testing.assert_allclose(logprobs, expected, rtol=1e-6, atol=1e-5)
+    kinds = sorted(one.kind for one in census(choose.as_text(), devices))
+    # Whole rows come in one exchange, and one gathering brings the tokens everywhere.
+    assert kinds == ["all-gather"] * (mesh != "1") + ["all-to-all"] * (spec[1] is not None)
+
+
+def test_sequences_draw_by_samplers_in_one_program_as_by_each_samplers_own():
+    rows, devices = len(SAMPLERS), make_mesh(parse_mesh("1x2x2"))
+    logits = np.random.default_rng(0).normal(0, 3, (rows, 64)).astype(np.float32)
+    keys = draw_keys(jax.random.key(0), jnp.arange(rows), jnp.int32(3))
+    alone = [int(sampler.choose(logits, keys)[0][row]) for row, sampler in enumerate(SAMPLERS)]
+    with jax.set_mesh(devices):
+        placed = jax.device_put(logits, jax.NamedSharding(devices, jax.P("y", "z")))
+        keys = jax.device_put(keys, jax.NamedSharding(devices, jax.P(None)))
+        assert BY_ROW(placed, keys, settings_of(SAMPLERS))[0].tolist() == alone
+        greedy, _ = BY_ROW(placed, keys, settings_of([GREEDY] * rows))
+    assert greedy.tolist() == logits.argmax(axis=-1).tolist()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6])
+def test_rows_that_the_mesh_does_not_divide_draw_the_same(rows):
+    logits = np.random.default_rng(0).normal(0, 3, (rows, 64)).astype(np.float32)
+    keys = draw_keys(jax.random.key(0), jnp.arange(rows), jnp.int32(3))
+    sampler = Sampler(1.0, 20, 0.9)
+    alone = jax.jit(sampler.choose)(logits, keys)[0].tolist()
+    devices = make_mesh(parse_mesh("2x2x2"))
+    with jax.set_mesh(devices):
+        placed = jax.device_put(logits, jax.NamedSharding(devices, jax.P(None, ("z", "y", "x"))))
+        keys = jax.device_put(keys, jax.NamedSharding(devices, jax.P(None)))
+        assert jax.jit(sampler.choose)(placed, keys)[0].tolist() == alone
 
 
 def test_every_sequence_and_index_has_a_key_of_its_own():

@@ -106,7 +106,7 @@ REFUSED = {
     "top_p 0": ([*TOKENS, "--temperature=1", "--top_p=0"], 2, "top_p is 0.0; use a number above"),
     "top_p 1.5": ([*TOKENS, "--temperature=1", "--top_p=1.5"], 2, "top_p is 1.5; use a number"),
     "min_p 2": ([*TOKENS, "--temperature=1", "--min_p=2"], 2, "min_p is 2.0; use a number from 0"),
-    "greedy filter": ([*TOKENS, "--top_k=5"], 2, "temperature is 0", "TopK has no effect; give"),
+    "greedy filter": ([*TOKENS, "--top_k=5"], 2, "temperature is 0", "top_k has no effect; give"),
     "negative seed": ([*TOKENS, "--seed=-1"], 2, "--seed is '-1'", "[0, 4294967295]", "; "),
     "great seed": ([*TOKENS, "--seed=4294967296"], 2, "--seed is '4294967296'", "; "),
     # Flags and output.
