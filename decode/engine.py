@@ -9,7 +9,6 @@ shape.
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +16,10 @@ import numpy as np
 from flax import nnx
 from jax.experimental.layout import Format, Layout
 
+from decode.carry import Carry, Emitted, emit
 from decode.chunks import Chunk, check_chunk, cut, default_chunk
 from decode.compiler_options import decode_options, prefill_options
-from decode.sampling import GREEDY, Sampler, draw_keys
+from decode.sampling import GREEDY, Sampler
 from model.cache import (
     PADDING,
     KVCache,
@@ -36,40 +36,6 @@ from model.memory_order import apply_formats, apply_tpu_orders
 from model.parameters import Parameters
 from model.transformer import Transformer
 from sharding.placement import Placement
-
-
-class Carry(NamedTuple):
-    """What one decode step hands to the next, beside the cache; all of it stays on devices.
-
-    Attributes:
-      tokens: [B] int32, each sequence's newest token, not yet in the cache.
-      lengths: [B] int32, tokens in the cache.
-      index: scalar int32, tokens generated per sequence.
-      sequences: [B] int32, each sequence's own number, for its random draws.
-      seed: random key.
-    """
-
-    tokens: jax.Array
-    lengths: jax.Array
-    index: jax.Array
-    sequences: jax.Array
-    seed: jax.Array
-
-
-class Emitted(NamedTuple):
-    """One step's new tokens, and what they cost.
-
-    Attributes:
-      tokens: [B] int32.
-      logprobs: [B] float32, each token's log probability under the model's own distribution,
-        before temperature and filters.
-      experts_touched: [L] int32, distinct experts each layer read for this step; None for a model
-        without experts and for tokens of a prefill.
-    """
-
-    tokens: jax.Array
-    logprobs: jax.Array
-    experts_touched: jax.Array | None = None
 
 
 class Engine:
@@ -123,8 +89,10 @@ class Engine:
             "compiler_options": (usual or {}) | dict(options) if options else usual,
         }
         self._decode = jax.jit(self._decode_step, **one_token)
-        self._advance = jax.jit(self._advance_step, static_argnames="sampler", **one_token)
-        self._choose = jax.jit(_emit, static_argnames="sampler")
+        self._advance = jax.jit(
+            self._advance_step, static_argnames=("sampler", "steps"), **one_token
+        )
+        self._choose = jax.jit(emit, static_argnames="sampler")
         self._forward = jax.jit(self._forward_step)
         self._update = jax.jit(_choose_rows)
 
@@ -236,11 +204,14 @@ class Engine:
             return self._decode(self.parameters, cache, tokens, lengths)[:2]
 
     def advance(
-        self, cache: KVCache, carry: Carry, sampler: Sampler
+        self, cache: KVCache, carry: Carry, sampler: Sampler, steps: int | None = None
     ) -> tuple[KVCache, Carry, Emitted]:
-        """The decode step, with the choice of its tokens: generation's inner loop."""
+        """The decode step, with the choice of its tokens: generation's inner loop.
+
+        With `steps`, one program runs so many, and what it emits has them as first dimension.
+        """
         with jax.set_mesh(self.mesh):
-            return self._advance(self.parameters, cache, carry, sampler=sampler)
+            return self._advance(self.parameters, cache, carry, sampler=sampler, steps=steps)
 
     def choose(self, logits: jax.Array, carry: Carry, sampler: Sampler) -> tuple[Carry, Emitted]:
         """Chooses each sequence's next token from logits [B, V]."""
@@ -274,7 +245,13 @@ class Engine:
         )
 
     def lower_decode(
-        self, batch: int, slots: int, sampler: Sampler = GREEDY, *, auto_weight_layout: bool = False
+        self,
+        batch: int,
+        slots: int,
+        sampler: Sampler = GREEDY,
+        *,
+        steps: int | None = None,
+        auto_weight_layout: bool = False,
     ) -> jax.stages.Lowered:
         """The program of `advance` for these shapes, ready to compile or inspect.
 
@@ -282,15 +259,16 @@ class Engine:
           batch: number of sequences.
           slots: tokens that the cache has room for.
           sampler: how tokens are chosen.
+          steps: how many the program runs, as in `advance`.
           auto_weight_layout: whether the compiler chooses how each weight's shard lies in memory.
         """
         with jax.set_mesh(self.mesh):
             arguments = (self._placed_cache(batch, slots), self._abstract_carry(batch))
             if auto_weight_layout:
-                step = functools.partial(self._advance_step, sampler=sampler)
+                step = functools.partial(self._advance_step, sampler=sampler, steps=steps)
                 options = decode_options(self.mesh, self.dtypes)
                 return self._lower_with_auto_layout(step, arguments, options)
-            return self._advance.lower(self.parameters, *arguments, sampler=sampler)
+            return self._advance.lower(self.parameters, *arguments, sampler=sampler, steps=steps)
 
     def lower_prefill(
         self,
@@ -375,10 +353,20 @@ class Engine:
             x, cache, touched = model(tokens[:, None], lengths[:, None], cache, self.placement)
             return model.logits(x, self.placement)[:, 0], cache, touched
 
-    def _advance_step(self, parameters, cache, carry, sampler):
-        logits, cache, touched = self._decode_step(parameters, cache, carry.tokens, carry.lengths)
-        carry, emitted = _emit(logits, carry._replace(lengths=carry.lengths + 1), sampler)
-        return cache, carry, emitted._replace(experts_touched=touched)
+    def _advance_step(self, parameters, cache, carry, sampler, steps=None):
+        def step(state, _):
+            cache, carry = state
+            logits, cache, touched = self._decode_step(
+                parameters, cache, carry.tokens, carry.lengths
+            )
+            carry, emitted = emit(logits, carry._replace(lengths=carry.lengths + 1), sampler)
+            return (cache, carry), emitted._replace(experts_touched=touched)
+
+        if steps is None:
+            (cache, carry), emitted = step((cache, carry), None)
+        else:
+            (cache, carry), emitted = jax.lax.scan(step, (cache, carry), length=steps)
+        return cache, carry, emitted
 
     def _forward_step(self, parameters, cache, tokens):
         model = nnx.merge(self._structure, parameters)
@@ -391,10 +379,3 @@ def _choose_rows(old: jax.Array, new: jax.Array, count: jax.Array) -> jax.Array:
     """Logits [B, V]: new ones where a chunk has tokens of a sequence, `count` [B], else old."""
     taken = jax.reshard(count > 0, jax.P(jax.typeof(new).sharding.spec[0]))
     return jnp.where(taken[:, None], new, old)
-
-
-def _emit(logits: jax.Array, carry: Carry, sampler: Sampler) -> tuple[Carry, Emitted]:
-    keys = draw_keys(carry.seed, carry.sequences, carry.index)
-    tokens, logprobs = sampler.choose(logits, keys)
-    carry = carry._replace(tokens=tokens, index=carry.index + 1)
-    return carry, Emitted(tokens, logprobs)
