@@ -44,7 +44,7 @@ class Conversation:
     def _answer(self, request: Request) -> Iterator[list[Completion]]:
         engine, (prompt,) = self.engine, request.prompts
         rows = engine.placement.multiple("B")
-        if len(prompt) + request.max_new_tokens > self.slots:
+        if len(prompt) + request.room > self.slots:
             self.slots = first_slots(request, engine.config)
             self._tokens = []
         self.reused = self._reusable(prompt)
@@ -56,7 +56,7 @@ class Conversation:
         logits, cache = engine.prefill(cache, tokens, lengths, cached)
         fed = Fed()
         self._cache = yield from follow(engine, cache, logits, lengths + cached, request, fed)
-        self._tokens = [*prompt, *fed.tokens]
+        self._tokens = [*prompt, *fed.tokens()]
 
     def _reusable(self, prompt: Sequence[int]) -> int:
         """How many of the prompt's first tokens the cache holds, one less than all at most."""
@@ -88,6 +88,6 @@ def check(request: Request, config: ModelConfig) -> None:
 
 def first_slots(request: Request, config: ModelConfig) -> int:
     """Slots of the cache for a request's one prompt, its answer and much of what may follow."""
-    needed = len(request.prompts[0]) + request.max_new_tokens
+    needed = len(request.prompts[0]) + request.room
     doubled = max(FEWEST_SLOTS, 1 << (needed - 1).bit_length())
     return cache_slots(min(doubled, max(config.max_context, needed)), 0, config.max_context)

@@ -1,7 +1,8 @@
-"""Generation: prompts in, tokens out one step at a time, never waiting for the device.
+"""Generation: prompts in, tokens out, never waiting for the device.
 
-The next step is launched before the last one's tokens are read, so the host's work hides behind
-the device's. At most one step more than needed runs after the last sequence has ended.
+Each dispatch is a program of one step or of several. The next is launched before the last one's
+tokens are read, so the host's work hides behind the device's. At most one dispatch more than needed
+runs after the last sequence has ended.
 """
 
 import collections
@@ -11,7 +12,8 @@ from collections.abc import Generator, Iterator, Sequence
 import jax
 import numpy as np
 
-from decode.engine import Emitted, Engine
+from decode.carry import Emitted
+from decode.engine import Engine
 from decode.sampling import GREEDY, Sampler
 from model.cache import KVCache
 from model.config import ModelConfig
@@ -66,6 +68,7 @@ class Request:
       sampler: how tokens are chosen.
       seed: seed of the random draws.
       stop_ids: tokens that end a sequence.
+      tokens_per_dispatch: decode steps that one program runs.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -73,6 +76,16 @@ class Request:
     sampler: Sampler = GREEDY
     seed: int = 0
     stop_ids: frozenset[int] = frozenset()
+    tokens_per_dispatch: int = 1
+
+    @property
+    def room(self) -> int:
+        """Tokens that may be generated for each prompt, the last dispatch to its end.
+
+        So one program serves every limit; what is beyond it is dropped.
+        """
+        dispatches = -(-(self.max_new_tokens - 1) // self.tokens_per_dispatch)
+        return 1 + dispatches * self.tokens_per_dispatch  # the prompt gives the first token
 
     def check(self, config: ModelConfig) -> None:
         """Refuses what cannot run on a model, before anything is allocated.
@@ -84,6 +97,11 @@ class Request:
             raise PromptError("number of prompts is 0; give at least one")
         if self.max_new_tokens < 1:
             raise PromptError(f"max_new_tokens is {self.max_new_tokens}; use a positive integer")
+        if not 1 <= self.tokens_per_dispatch <= self.max_new_tokens:
+            raise PromptError(
+                f"tokens_per_dispatch is {self.tokens_per_dispatch}; use a positive integer, at "
+                f"most the {self.max_new_tokens} of max_new_tokens"
+            )
         for number, prompt in enumerate(self.prompts):
             if not len(prompt):
                 raise PromptError(f"prompt {number} is empty; give at least one token")
@@ -142,7 +160,7 @@ def pad(
 def cache_sizes(config: ModelConfig, placement: Placement, request: Request) -> tuple[int, int]:
     """Rows and slots of the cache that a request takes."""
     longest, rows = max(map(len, request.prompts)), placement.multiple("B")
-    slots = cache_slots(longest, request.max_new_tokens, config.max_context)
+    slots = cache_slots(longest, request.room, config.max_context)
     return -(-len(request.prompts) // rows) * rows, slots
 
 
@@ -150,7 +168,7 @@ def generate(engine: Engine, request: Request) -> Iterator[list[Completion]]:
     """Generates from prompts of any lengths in one batch.
 
     Yields:
-      All completions so far, the same growing objects after each step, until all are finished.
+      All completions so far, the same growing objects after each dispatch, until all are finished.
 
     Raises:
       PromptError: the request cannot run.
@@ -186,9 +204,17 @@ def _prefill(
 
 @dataclasses.dataclass
 class Fed:
-    """Tokens that decode steps were given so far, those of the first prompt."""
+    """What decode steps were given so far.
 
-    tokens: list[int] = dataclasses.field(default_factory=list)
+    Attributes:
+      chosen: [B] or [steps, B] tokens of each dispatch, on the devices; the very last no step got.
+    """
+
+    chosen: list[jax.Array] = dataclasses.field(default_factory=list)
+
+    def tokens(self) -> list[int]:
+        """Those of the first prompt; waits for steps that have not ended."""
+        return [int(token) for part in self.chosen for token in _by_step(part)[:, 0]][:-1]
 
 
 def follow(
@@ -207,7 +233,7 @@ def follow(
       logits: after each sequence's last token, [B, V].
       lengths: [B] int32.
       request: what to generate.
-      fed: takes the tokens that steps are given.
+      fed: takes what steps are given.
 
     Yields:
       As `generate` does.
@@ -215,21 +241,17 @@ def follow(
     Returns:
       The cache, with the tokens that were fed.
     """
-    carry = engine.start(lengths, request.seed)
+    carry, several = engine.start(lengths, request.seed), request.tokens_per_dispatch
     carry, emitted = engine.choose(logits, carry, request.sampler)
     completions = [Completion() for _ in request.prompts]
-    in_flight = collections.deque([_fetch(emitted)])
-    launched = 1
+    in_flight, launched = collections.deque([_fetch(emitted, fed)]), 1
     while in_flight:
-        advanced = launched < request.max_new_tokens
-        if advanced:  # before waiting for the token already in flight
-            cache, carry, emitted = engine.advance(cache, carry, request.sampler)
-            in_flight.append(_fetch(emitted))
-            launched += 1
-        arrived = in_flight.popleft()
-        tokens = _collect(completions, arrived, request)
-        if advanced:
-            fed.tokens.append(int(tokens[0]))
+        if launched < request.max_new_tokens:  # before waiting for tokens already in flight
+            steps = several if several > 1 else None
+            cache, carry, emitted = engine.advance(cache, carry, request.sampler, steps)
+            in_flight.append(_fetch(emitted, fed))
+            launched += several
+        _collect(completions, in_flight.popleft(), request)
         yield completions
         if all(completion.finish_reason for completion in completions):
             break
@@ -258,23 +280,29 @@ def generate_without_cache(engine: Engine, request: Request) -> Iterator[list[Co
         yield completions
 
 
-def _fetch(emitted: Emitted) -> Emitted:
+def _fetch(emitted: Emitted, fed: Fed) -> Emitted:
     for part in (emitted.tokens, emitted.logprobs):
         part.copy_to_host_async()
+    fed.chosen.append(emitted.tokens)
     return emitted
 
 
-def _collect(completions: list[Completion], emitted: Emitted, request: Request) -> np.ndarray:
-    """Adds a step's tokens, [B], to completions, and returns them."""
-    tokens, logprobs = np.asarray(emitted.tokens), np.asarray(emitted.logprobs)
+def _by_step(values: jax.Array) -> np.ndarray:
+    """What a dispatch emitted, [steps, B] or of a single step [B], as [steps, B]."""
+    return np.atleast_2d(np.asarray(values))
+
+
+def _collect(completions: list[Completion], emitted: Emitted, request: Request) -> None:
+    """Adds the tokens of a dispatch to completions."""
     count = len(completions)  # further rows only fill the batch
-    for completion, token, logprob in zip(
-        completions, tokens[:count], logprobs[:count], strict=True
-    ):
-        if not (completion.finish_reason or np.isfinite(logprob)):
-            raise FloorlineError(
-                f"logits of step {len(completion.tokens) + 1} are not finite; the weights hold NaN "
-                "or infinity, or numbers overflow: fetch the model again, or give a wider --dtype"
-            )
-        completion.add(int(token), float(logprob), request.stop_ids, request.max_new_tokens)
-    return tokens
+    for tokens, logprobs in zip(_by_step(emitted.tokens), _by_step(emitted.logprobs), strict=True):
+        for completion, token, logprob in zip(
+            completions, tokens[:count], logprobs[:count], strict=True
+        ):
+            if not (completion.finish_reason or np.isfinite(logprob)):
+                raise FloorlineError(
+                    f"logits of step {len(completion.tokens) + 1} are not finite; the weights hold "
+                    "NaN or infinity, or numbers overflow: fetch the model again, or give a wider "
+                    "--dtype"
+                )
+            completion.add(int(token), float(logprob), request.stop_ids, request.max_new_tokens)

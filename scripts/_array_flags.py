@@ -94,6 +94,15 @@ def define_chunk(meaning: str) -> flags.FlagHolder[int | None]:
     return flags.DEFINE_integer("chunk", None, meaning)
 
 
+def define_tokens_per_dispatch(meaning: str) -> flags.FlagHolder[int]:
+    """Defines ``--tokens_per_dispatch``.
+
+    Args:
+      meaning: the flag's help, of one script.
+    """
+    return flags.DEFINE_integer("tokens_per_dispatch", 1, meaning)
+
+
 def accelerator_chunk(flag: flags.FlagHolder[int | None], phase: str) -> int:
     """Tokens of a prompt that run at once on a TPU or GPU, by ``--chunk`` or by default.
 

@@ -33,7 +33,7 @@ class Run:
     Attributes:
       first_seconds: time to the first token.
       compile_seconds: the part of it in which XLA compiled.
-      step_seconds: time of each step after it.
+      step_seconds: time of each step after it; steps of one dispatch share its time evenly.
       reused: tokens of the prompt that the cache held already.
     """
 
@@ -56,10 +56,11 @@ class Run:
     def _follow(self, steps: Iterator[list[Completion]]) -> None:
         write = _streamer(self.source, len(self.request.prompts)) if self.show else None
         last, compiled = time.perf_counter(), len(_compiled)
-        for step, completions in enumerate(steps):
+        for step, completions in enumerate(steps):  # a dispatch each
             now = time.perf_counter()
             if step:
-                self.step_seconds.append(now - last)
+                several = self.request.tokens_per_dispatch
+                self.step_seconds += [(now - last) / several] * several
             else:
                 self.first_seconds, self.compile_seconds = (
                     now - last,

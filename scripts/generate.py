@@ -42,6 +42,9 @@ _DEVICES = flags.DEFINE_integer(
 )
 _MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Limit for each prompt.")
+_TOKENS_PER_DISPATCH = _array_flags.define_tokens_per_dispatch(
+    "Decode steps that one program runs; text then comes so many tokens at a time."
+)
 _IGNORE_EOS = flags.DEFINE_bool("ignore_eos", False, "Go on past the end-of-sequence token.")
 _STOP = flags.DEFINE_multi_string("stop", [], "End at this token: its text or its id; repeatable.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of sampling, and of random weights.", 0, 2**32 - 1)
@@ -85,7 +88,7 @@ with _common.importing(__name__):
     from profiles.measured.step_record import describe_step
     from profiles.report.document import document, summarise
     from profiles.report.files import write_json
-    from profiles.report.numbers import byte_size, ms, number, several
+    from profiles.report.numbers import byte_size, ms, number
     from profiles.report.progress import byte_progress
     from profiles.report.record import Record
     from profiles.report.titles import field_text
@@ -110,6 +113,7 @@ def main() -> None:
         sampler=sampler,
         seed=_SEED.value,
         stop_ids=_stop_ids(source),
+        tokens_per_dispatch=_TOKENS_PER_DISPATCH.value,
     )
     request.check(source.config)
     engine = _engine(source, meshes, request)
@@ -123,6 +127,8 @@ def main() -> None:
     record = describe_step(engine, batch=len(request.prompts), context=run.context())
     if run.step_seconds:
         record |= Record(step_s=summarise(run.step_seconds))
+    if request.tokens_per_dispatch > 1:
+        record |= Record(tokens_per_dispatch=request.tokens_per_dispatch)
     if _common.JSON.value and processes.is_first():
         write_json(_common.JSON.value, _document(runs, record, started))
     _common.say(_speed(runs, engine))
@@ -251,7 +257,9 @@ def _speed(runs: list[Run], engine: Engine) -> str:
         text += f"; first of a later turn after {later:.2f} s without compilation (measured median)"
     if run.step_seconds:
         median = float(np.median(run.step_seconds))
-        text += f"; then {ms(median)} ms per step (measured median)"
+        several = run.request.tokens_per_dispatch
+        text += f"; then {ms(median)} ms per step (measured median"
+        text += f", a token of {several} per dispatch)" if several > 1 else ")"
         text += f", {number(run.tokens_per_s())} tokens/s over all of them"
     mesh, kind = field_text(dict(engine.mesh.shape)), engine.mesh.devices.flat[0].device_kind
     return f"{text} on {several(engine.mesh.size, f'{kind} device')}, mesh {mesh}"

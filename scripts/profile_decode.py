@@ -82,6 +82,10 @@ _SLOTS = flags.DEFINE_integer(
     "or the prompt, and up to 32 more. Steps take the time of what is filled.",
     1,
 )
+_TOKENS_PER_DISPATCH = _array_flags.define_tokens_per_dispatch(
+    "Decode steps that one program runs. Times stay those of a step; programs of several are not "
+    "checked."
+)
 _SECONDS = flags.DEFINE_float("seconds", 20, "Time for samples; at least five rounds.", 0)
 _BANDWIDTH = flags.DEFINE_float("hbm_bandwidth", None, "Peak bytes/s of a chip, for the floor.")
 _FLOPS = flags.DEFINE_float("peak_flops", None, "Peak FLOP/s of a chip, for the floor.")
@@ -206,7 +210,10 @@ def _sweep(output: Path) -> Sweep:
     if not phases or not {*phases} <= {"decode", "prefill"}:
         given = ",".join(phases)
         raise UsageError(f"--phase is {given!r}; use decode, prefill or decode,prefill")
-    for phase, others in (("decode", ["context"]), ("prefill", ["prompt_length", "chunk"])):
+    for phase, others in (
+        ("decode", ["context", "tokens_per_dispatch"]),
+        ("prefill", ["prompt_length", "chunk"]),
+    ):
         if phase not in phases:
             _common.refuse(others, f"--phase is {','.join(phases)}")
     if _CHUNK.value is not None:
@@ -231,7 +238,10 @@ def _sweep(output: Path) -> Sweep:
     _layouts.check_layouts()
     _dtypes.check()
     source = _common.source()
-    for phase, flag, new in (("decode", _CONTEXT, 1), ("prefill", _PROMPT_LENGTH, 0)):
+    several = _TOKENS_PER_DISPATCH.value
+    if several < 1:
+        raise UsageError(f"--tokens_per_dispatch is {several}; use a positive integer")
+    for phase, flag, new in (("decode", _CONTEXT, several), ("prefill", _PROMPT_LENGTH, 0)):
         if phase in phases:
             lengths[phase] = _common.within(source.config, flag, lengths[phase], new)
             check_slots(_SLOTS.value, flag.name, max(lengths[phase]), new)
@@ -253,6 +263,7 @@ def _sweep(output: Path) -> Sweep:
         prompt_batches=prompt_batches,
         chunk=_CHUNK.value,
         slots=_SLOTS.value,
+        tokens_per_dispatch=several,
         dtype_sets=dtype_sets(),
         auto_weight_layout=_WEIGHT_LAYOUT.value == "auto",
         seconds=_SECONDS.value,

@@ -23,7 +23,7 @@ def step_facts(directory: str | Path) -> dict[str, str]:
     """What the newest trace below a directory says of its steps; empty if nothing.
 
     Raises:
-      TraceError: they are not all of one batch, context, and so on.
+      TraceError: they are not all of one batch, context, and so on, or run several to a program.
     """
     path, found = newest(directory), []
     for plane in ProfileData.from_file(str(path)).planes:
@@ -31,6 +31,10 @@ def step_facts(directory: str | Path) -> dict[str, str]:
             for event in line.events:
                 if event.name == STEP:
                     stats = {name: str(value) for name, value in event.stats}
+                    if several := stats.get("tokens_per_dispatch"):
+                        raise TraceError(
+                            f"tokens_per_dispatch of {path} is {several}; give a trace of one"
+                        )
                     facts = {name: stats[name] for name in FIELDS if name in stats}
                     found += [facts] * (facts not in found)
     if len(found) > 1:

@@ -65,11 +65,15 @@ def row_records(row: SweepRow, peaks: Peaks, basis: Basis) -> RowRecords:
 def inspect_row(inspect_pass: InspectPass, row: SweepRow) -> Record:
     """What the programs of a compiled row are like; chunks of prompts keep theirs themselves.
 
+    Nothing is told of a program of several steps, which has the collectives of all of them.
+
     Args:
       inspect_pass: tells it of one program.
       row: compiled, and not run yet.
     """
     if not isinstance(row.step, RepeatedPrompt):
+        if row.step.tokens_per_dispatch > 1:
+            return Record()
         return inspect_pass(row.engine, Pass(row.step.batch, row.step.context, 1, row.step.slots))
     found: dict[tuple[int, bool], Record] = {}  # chunks of one size have one program, or two
     for each in row.step.chunks:
@@ -92,6 +96,8 @@ def _of_step(row: SweepRow, peaks: Peaks, basis: Basis) -> Record:
     step = row.step
     sizes = Pass(step.batch, step.context, slots=step.slots)
     expected = basis.expect(row.engine, sizes, peaks)
+    if step.tokens_per_dispatch > 1:
+        expected |= Record(tokens_per_dispatch=step.tokens_per_dispatch)
     if row.failure:
         return step_record(row.engine, peaks, sizes) | expected | _failed(row)
     record = step_record(
@@ -99,7 +105,7 @@ def _of_step(row: SweepRow, peaks: Peaks, basis: Basis) -> Record:
         peaks,
         sizes,
         samples=step.samples,
-        steps_per_sample=step.burst,
+        steps_per_sample=step.steps_per_sample,
         calls=step.calls,
         experts_touched=step.experts_touched,
         price_per_chip_hour=basis.price,

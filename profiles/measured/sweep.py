@@ -245,9 +245,9 @@ def _rows(sweep: Sweep, placing: Placing) -> list[SweepRow]:
     engine = weightless(sweep.source, placing, sweep.chunk)
     return [
         SweepRow(
-            (RepeatedPrompt if size.prompts else RepeatedStep)(
-                engine, size.batch, size.length, size.slots
-            ),
+            RepeatedPrompt(engine, *size[1:])
+            if size.prompts
+            else RepeatedStep(engine, *size[1:], sweep.tokens_per_dispatch),
             placing,
         )
         for size in sweep.sizes()

@@ -47,6 +47,7 @@ class Sweep:
       prompt_batches: numbers of prompts that run at once; those of `batches` if empty.
       chunk: tokens of a prompt that run at once; the platform's default if None.
       slots: tokens of each sequence that the cache has room for; if None, just enough.
+      tokens_per_dispatch: decode steps that one program runs.
       dtype_sets: how numbers are stored.
       auto_weight_layout: whether the compiler chooses weights' memory layout, for the largest step.
       seconds: time to spend on samples; `MIN_ROUNDS` are taken even if they need longer.
@@ -69,6 +70,7 @@ class Sweep:
     prompt_batches: Sequence[int] = ()
     chunk: int | None = None
     slots: int | None = None
+    tokens_per_dispatch: int = 1
     auto_weight_layout: bool = False
     seconds: float = 20.0
     bandwidth: float | None = None
@@ -85,8 +87,13 @@ class Sweep:
           UsageError: a size is not positive or too large, or a layout cannot divide the model.
           WeightsError: a checkpoint is quantized, and other dtypes are asked for.
         """
-        kinds = ("context", self.contexts, 1), ("prompt_length", self.prompt_lengths, 0)
-        sizes = ("batch", (*self.batches, *self.prompt_batches)), *(kind[:2] for kind in kinds)
+        several = self.tokens_per_dispatch
+        kinds = ("context", self.contexts, several), ("prompt_length", self.prompt_lengths, 0)
+        sizes = (
+            ("batch", (*self.batches, *self.prompt_batches)),
+            ("tokens_per_dispatch", (several,)),
+            *(kind[:2] for kind in kinds),
+        )
         for name, values in sizes:
             for value in values:
                 if value < 1:
@@ -106,12 +113,12 @@ class Sweep:
     def sizes(self) -> list[Size]:
         """What the rows of each placing run: decode steps, then prompts."""
         kinds = (
-            (False, self.contexts, self.batches),
-            (True, self.prompt_lengths, self.prompt_batches or self.batches),
+            (False, self.contexts, self.batches, self.tokens_per_dispatch),
+            (True, self.prompt_lengths, self.prompt_batches or self.batches, 1),
         )
         return [
-            Size(prompts, batch, length, self.slots or slots_for(length))
-            for prompts, lengths, batches in kinds
+            Size(prompts, batch, length, self.slots or slots_for(length, new))
+            for prompts, lengths, batches, new in kinds
             for length, batch in itertools.product(lengths, batches)
         ]
 
@@ -127,7 +134,7 @@ class Sweep:
 
         The time for samples, prices, and the rates that floors divide by are not among them.
         """
-        source = self.source
+        source, several = self.source, self.tokens_per_dispatch
         return {
             "model": source.config.name,
             "weights": "random" if source.file is None else _file_words(Path(source.file.path)),
@@ -144,6 +151,7 @@ class Sweep:
             "prompt_batch": list(self.prompt_batches or self.batches) * bool(self.prompt_lengths),
             "chunk": self.chunk,
             "slots": self.slots,
+            **({"tokens_per_dispatch": several} if several > 1 else {}),
             "weight_layout": "auto" if self.auto_weight_layout else "default",
             "trace": self.trace is not None,
             "processor": processor() if shares_memory() else None,

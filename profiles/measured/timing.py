@@ -6,6 +6,9 @@ TPU the host needs milliseconds to launch the first step, while the device is id
 ahead; so a burst is made much longer than a launch where there is time for it. How long the call of
 that first step takes to return is kept beside each sample.
 
+Where a dispatch is of several steps, a burst is of dispatches, the tokens of a step are fed to the
+next within each, and both times are given per step: per token of a sequence.
+
 Each sequence has tokens of its own, new ones at each step, which are on the devices before the
 clock starts. With tokens fed back from step to step, all sequences would soon be the same, because
 they differ by their token alone, and would all choose the same experts of a mixture.
@@ -36,12 +39,12 @@ STEP = "step"  # what a trace calls the launch of one, for TensorBoard to group 
 
 
 class _Burst(NamedTuple):
-    """Steps that ran one after the other.
+    """Dispatches that ran one after the other.
 
     Attributes:
       seconds: of all of them.
       call: seconds until the call of the first returned.
-      touched: the experts that each layer read, of each step.
+      touched: the experts that each layer read, of each dispatch.
     """
 
     seconds: float
@@ -61,9 +64,10 @@ class RepeatedStep:
       batch: sequences.
       context: tokens in the cache when the step starts.
       slots: tokens of each sequence that the cache has room for.
-      burst: number of steps of each sample.
+      tokens_per_dispatch: steps that one program runs, from the context on.
+      burst: number of dispatches of each sample.
       samples: seconds per step of each burst so far.
-      calls: seconds until the call of each burst's first step returned.
+      calls: seconds until the call of each burst's first dispatch returned, per step.
       touched: for each sample, the mean number of distinct experts that a layer read, over layers
         and steps; empty for a model without experts.
     """
@@ -72,17 +76,30 @@ class RepeatedStep:
     batch: int
     context: int
     slots: int = 0
+    tokens_per_dispatch: int = 1
     burst: int = MIN_BURST
     samples: list[float] = dataclasses.field(default_factory=list)
     calls: list[float] = dataclasses.field(default_factory=list)
     touched: list[float] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.slots = self.slots or slots_for(self.context)
+        self.slots = self.slots or slots_for(self.context, self.tokens_per_dispatch)
         self._tokens: Iterator[jax.Array] | None = None
 
     def __str__(self) -> str:
-        return f"batch {self.batch}, context {self.context}"
+        text = f"batch {self.batch}, context {self.context}"
+        several = self.tokens_per_dispatch
+        return f"{text}, {several} tokens per dispatch" if several > 1 else text
+
+    @property
+    def steps_per_sample(self) -> int:
+        """Steps whose mean a sample is."""
+        return self.burst * self.tokens_per_dispatch
+
+    @property
+    def _steps(self) -> int | None:
+        """What an engine is asked for: steps of a loop, or one alone."""
+        return self.tokens_per_dispatch if self.tokens_per_dispatch > 1 else None
 
     @property
     def experts_touched(self) -> float | None:
@@ -102,14 +119,14 @@ class RepeatedStep:
 
     def lower(self) -> list[jax.stages.Lowered]:
         """The program of the step, ready to compile, which `compile` then finds compiled."""
-        return [self.engine.lower_decode(self.batch, self.slots)]
+        return [self.engine.lower_decode(self.batch, self.slots, steps=self._steps)]
 
     def program(self) -> str:
         """The text of the compiled, optimized program of the step."""
         return self.lower()[0].compile().as_text()
 
     def lengthen(self, seconds: float) -> None:
-        """Sets the steps of a burst, in all processes, to last `seconds` but `LONG_S` at most.
+        """Sets the dispatches of a burst, in all processes, to last `seconds` but `LONG_S` at most.
 
         There are `MIN_BURST` at least, or as many as last `LONG_S`.
         """
@@ -129,20 +146,22 @@ class RepeatedStep:
         burst = self._run(self.burst)
         if burst.touched[0] is not None:
             self.touched.append(float(np.mean(jax.device_get(burst.touched))))
-        self.samples.append(burst.seconds / self.burst)
-        self.calls.append(burst.call)
+        self.samples.append(burst.seconds / self.steps_per_sample)
+        self.calls.append(burst.call / self.tokens_per_dispatch)
 
     def rehearse(self, steps: int = MIN_BURST) -> None:
         """Runs a burst without taking a sample, for a trace."""
         self._run(steps)
 
-    def _run(self, steps: int) -> "_Burst":
+    def _run(self, dispatches: int) -> "_Burst":
         touched, returned, facts = [], None, self._facts
         start = time.perf_counter()
-        for number, tokens in enumerate(itertools.islice(self._tokens, steps)):
+        for number, tokens in enumerate(itertools.islice(self._tokens, dispatches)):
             carry = self._carry._replace(tokens=tokens)
             with StepTraceAnnotation(STEP, step_num=number, **facts):
-                self._cache, _, emitted = self.engine.advance(self._cache, carry, GREEDY)
+                self._cache, _, emitted = self.engine.advance(
+                    self._cache, carry, GREEDY, self._steps
+                )
             returned = returned or time.perf_counter()
             touched.append(emitted.experts_touched)
         jax.block_until_ready(emitted)
@@ -152,6 +171,8 @@ class RepeatedStep:
     def _facts(self) -> dict[str, str | int]:
         """What a trace says of each of its steps."""
         sizes = {"batch": self.batch, "context": self.context, "slots": self.slots}
+        if self.tokens_per_dispatch > 1:
+            sizes["tokens_per_dispatch"] = self.tokens_per_dispatch
         return {"model": self.engine.config.name, "devices": self.engine.mesh.size, **sizes}
 
     def release(self) -> None:
@@ -159,9 +180,9 @@ class RepeatedStep:
         self._cache = self._carry = None
 
 
-def slots_for(context: int) -> int:
-    """Slots for the context and the new token, rounded up to a whole tile of the cache."""
-    return -(-(context + 1) // TILE) * TILE
+def slots_for(context: int, new: int = 1) -> int:
+    """Slots for the context and new tokens, rounded up to a whole tile of the cache."""
+    return -(-(context + new) // TILE) * TILE
 
 
 def check_slots(slots: int | None, kind: str, longest: int, new: int) -> None:
@@ -177,10 +198,11 @@ def check_slots(slots: int | None, kind: str, longest: int, new: int) -> None:
       UsageError: it has less room than they take.
     """
     needed = longest + new
+    beside = " and the new one" if new == 1 else f" and {new} new ones" * bool(new)
     if slots is not None and slots < needed:
         raise UsageError(
             f"slots is {slots:,}, fewer than the {needed:,} tokens of {kind} {longest:,}"
-            f"{' and the new one' * new}; use {needed} or more"
+            f"{beside}; use {needed} or more"
         )
 
 

@@ -133,6 +133,7 @@ class Record:
     # Measured.
     step_s: Seconds | None = None
     steps_per_sample: int | None = None  # each sample of `step_s` is a mean of so many
+    tokens_per_dispatch: int | None = _field("{} tokens per dispatch", line=True, late=True)  # > 1
     device_s: Seconds | None = None  # the part of a step in which devices work, by a trace
     host_s: Seconds | None = None  # until the call of a step returns, with nothing queued before it
     fraction_of_floor: float | None = None  # floor over measured

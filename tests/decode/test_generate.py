@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from decode.engine import Emitted, Engine
+from decode.carry import Emitted
+from decode.engine import Engine
 from decode.generate import (
     Completion,
     PromptError,

@@ -86,6 +86,16 @@ REFUSED = {
         "10 tokens and max_new_tokens is 503, but max_context of tiny is 512; shorten",
     ),
     "no new tokens": ([*TOKENS, "--max_new_tokens=0"], 2, "max_new_tokens is 0; use a positive"),
+    "no token a dispatch": (
+        [*TOKENS, "--tokens_per_dispatch=0"],
+        2,
+        "tokens_per_dispatch is 0; use a positive",
+    ),
+    "dispatch beyond the end": (
+        [*TOKENS, "--max_new_tokens=8", "--tokens_per_dispatch=9"],
+        2,
+        "tokens_per_dispatch is 9; use a positive integer, at most the 8 of max_new_tokens",
+    ),
     "stop of two": (["--model=tiny.gguf", *TEXT, "--stop=xyz"], 2, "--stop is 'xyz'", "; give"),
     "unknown stop": ([*TOKENS, "--stop=256"], 2, "--stop is '256'", "not one token of tiny; give"),
     "chunk of no tiles": ([*TOKENS, "--chunk=40"], 2, "chunk is 40 tokens", "of 16; use 32 or 48"),

@@ -30,11 +30,12 @@ OWN = {
     "generate.py": {
         "prompt", "prompt_tokens", "chat", "devices", "mesh", "max_new_tokens", "ignore_eos",
         "stop", "seed", "temperature", "top_k", "top_p", "min_p", "turns", "chunk", "no_cache",
+        "tokens_per_dispatch",
     },
     "profile_decode.py": {
         "devices", "mesh", "batch", "context", "seconds", "hbm_bandwidth", "peak_flops",
         "price_per_chip_hour", "output_dir", "trace", "phase", "prompt_length", "chunk", "slots",
-        "calibration",
+        "calibration", "tokens_per_dispatch",
     },
     "convert_checkpoint.py": {"devices", "mesh", "output_dir"},
     "inspect_layout.py": {"mesh", "batch", "context", "phase", "compile", "output_dir"},
