@@ -247,8 +247,7 @@ def follow(
     in_flight, launched = collections.deque([_fetch(emitted, fed)]), 1
     while in_flight:
         if launched < request.max_new_tokens:  # before waiting for tokens already in flight
-            steps = several if several > 1 else None
-            cache, carry, emitted = engine.advance(cache, carry, request.sampler, steps)
+            cache, carry, emitted = engine.advance(cache, carry, request.sampler, several)
             in_flight.append(_fetch(emitted, fed))
             launched += several
         _collect(completions, in_flight.popleft(), request)

@@ -257,9 +257,9 @@ def _speed(runs: list[Run], engine: Engine) -> str:
         text += f"; first of a later turn after {later:.2f} s without compilation (measured median)"
     if run.step_seconds:
         median = float(np.median(run.step_seconds))
-        several = run.request.tokens_per_dispatch
+        each = run.request.tokens_per_dispatch
         text += f"; then {ms(median)} ms per step (measured median"
-        text += f", a token of {several} per dispatch)" if several > 1 else ")"
+        text += f", {each} steps per dispatch)" if each > 1 else ")"
         text += f", {number(run.tokens_per_s())} tokens/s over all of them"
     mesh, kind = field_text(dict(engine.mesh.shape)), engine.mesh.devices.flat[0].device_kind
     return f"{text} on {several(engine.mesh.size, f'{kind} device')}, mesh {mesh}"

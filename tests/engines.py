@@ -88,7 +88,7 @@ def random_engine(config: ModelConfig, layout: Layout, mesh: str, dtypes: Dtypes
 
 
 def carry_bytes(batch: int) -> int:
-    """Bytes per device of what a decode step takes beside weights and cache: `engine.Carry`."""
+    """Bytes per device of what a decode step takes beside weights and cache: `carry.Carry`."""
     tokens_lengths_and_sequences, index, seed = 3 * 4 * batch, 4, 8
     return tokens_lengths_and_sequences + index + seed
 

@@ -97,11 +97,6 @@ class RepeatedStep:
         return self.burst * self.tokens_per_dispatch
 
     @property
-    def _steps(self) -> int | None:
-        """What an engine is asked for: steps of a loop, or one alone."""
-        return self.tokens_per_dispatch if self.tokens_per_dispatch > 1 else None
-
-    @property
     def experts_touched(self) -> float | None:
         """The mean over all samples; None before the first and for a model without experts."""
         return float(np.mean(self.touched)) if self.touched else None
@@ -119,7 +114,8 @@ class RepeatedStep:
 
     def lower(self) -> list[jax.stages.Lowered]:
         """The program of the step, ready to compile, which `compile` then finds compiled."""
-        return [self.engine.lower_decode(self.batch, self.slots, steps=self._steps)]
+        steps = self.tokens_per_dispatch
+        return [self.engine.lower_decode(self.batch, self.slots, steps=steps)]
 
     def program(self) -> str:
         """The text of the compiled, optimized program of the step."""
@@ -160,7 +156,7 @@ class RepeatedStep:
             carry = self._carry._replace(tokens=tokens)
             with StepTraceAnnotation(STEP, step_num=number, **facts):
                 self._cache, _, emitted = self.engine.advance(
-                    self._cache, carry, GREEDY, self._steps
+                    self._cache, carry, GREEDY, self.tokens_per_dispatch
                 )
             returned = returned or time.perf_counter()
             touched.append(emitted.experts_touched)

@@ -119,9 +119,9 @@ def test_the_next_step_is_launched_before_a_token_is_read(tiny_engine, monkeypat
     def watched(emitted):
         return type(emitted)(*map(Watched, emitted))
 
-    def advance(self, cache, carry, sampler):
+    def advance(self, cache, carry, sampler, steps):
         order.append("launch")
-        cache, carry, emitted = launch(self, cache, carry, sampler)
+        cache, carry, emitted = launch(self, cache, carry, sampler, steps)
         return cache, carry, watched(emitted)
 
     choose = Engine.choose

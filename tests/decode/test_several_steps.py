@@ -9,8 +9,9 @@ import pytest
 from decode.conversation import Conversation
 from decode.generate import PromptError, Request, generate
 from decode.sampling import GREEDY, make_sampler
+from model.dtypes import FLOAT32
 from sharding.catalog import LAYOUTS
-from tests.engines import FAMILIES, counted_compilations, random_engine
+from tests.engines import FAMILIES, config_of, counted_compilations, random_engine
 
 PROMPTS = [[5, 6, 7], list(range(40, 63)), [9]]
 SAMPLED = make_sampler(1.0, top_k=50, top_p=0.95, min_p=0.001)
@@ -33,27 +34,25 @@ def same(several, single):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "family", "layout"),
-    [("1x1x1", "two_norms_and_caps", "weight_stationary_1d"),
-     ("2x2x2", "six_experts", "weight_stationary_1d"),
-     *(pytest.param("2x2x2", family, layout, marks=pytest.mark.slow)
+    ("mesh", "family", "layout", "sampler"),
+    [("1x1x1", "two_norms_and_caps", "weight_stationary_1d", SAMPLED),
+     ("1x2x2", "six_experts", "weight_stationary_2d", GREEDY),
+     *(pytest.param("2x2x2", family, layout, sampler, marks=pytest.mark.slow)
        for family in ("biased_windowed", "six_experts")
-       for layout in ("weight_stationary_2d", "weight_gathered_xyz", "data_parallel"))],
+       for layout in ("weight_stationary_1d", "weight_stationary_2d", "weight_gathered_xyz")
+       for sampler in (GREEDY, SAMPLED))],
 )  # fmt: skip
-@pytest.mark.parametrize("sampler", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_texts_are_those_of_single_steps(mesh, family, layout, sampler):
-    engine = random_engine(mesh, layout=LAYOUTS[layout], **FAMILIES[family])
-    prompts = PROMPTS * (8 if layout == "data_parallel" else 1)
-    single, came = run(engine, sampler=sampler, prompts=prompts)
+    engine = random_engine(config_of(family), LAYOUTS[layout], mesh, FLOAT32)
+    single, came = run(engine, sampler=sampler)
     assert came == list(range(1, 13))
-    for several, expected in ((4, [1, 5, 9, 12]), (12, [1, 12])):
-        done, came = run(engine, sampler=sampler, prompts=prompts, tokens_per_dispatch=several)
-        same(done, single)
-        assert came == expected  # so many tokens at a time, and no more than asked for
+    done, came = run(engine, sampler=sampler, tokens_per_dispatch=4)
+    same(done, single)
+    assert came == [1, 5, 9, 12]  # so many tokens at a time, and no more than asked for
 
 
 def test_generation_stops_in_the_dispatch_of_the_last_end(tiny_engine):
-    engine = tiny_engine("1x1x2")
+    engine = tiny_engine("1x1x1", layers=1)
     free, _ = run(engine, max_new_tokens=40)
     stops = frozenset(completion.tokens[5] for completion in free)
     single, _ = run(engine, max_new_tokens=40, stop_ids=stops)
@@ -86,7 +85,7 @@ def test_the_last_dispatch_has_room_even_beyond_the_models_context(tiny_engine):
 
 
 def test_experts_are_counted_for_every_step(tiny_engine):
-    engine = tiny_engine("1x1x2", **FAMILIES["six_experts"])
+    engine = tiny_engine("1x1x1", layers=1, **FAMILIES["six_experts"])
     alone, together = (engine.start(np.array([0, 3], np.int32)) for _ in range(2))
     cache, counts = engine.new_cache(2, 64), []
     for _ in range(3):
@@ -97,11 +96,11 @@ def test_experts_are_counted_for_every_step(tiny_engine):
     np.testing.assert_array_equal(emitted.experts_touched, counts)
 
 
-@pytest.mark.parametrize("mesh", ["1x1x1", "2x2x2"])
+@pytest.mark.parametrize("mesh", ["1x1x1", pytest.param("2x2x2", marks=pytest.mark.slow)])
 def test_the_program_updates_the_cache_in_place_and_copies_no_weights(tiny_engine, mesh):
     engine = tiny_engine(mesh, layers=2)
     single, several = (
-        engine.lower_decode(8, 512, steps=steps).compile().memory_analysis() for steps in (None, 4)
+        engine.lower_decode(8, 512, steps=steps).compile().memory_analysis() for steps in (1, 4)
     )
     cache = engine.cache_bytes(8, 512) // engine.mesh.size
     assert several.alias_size_in_bytes == single.alias_size_in_bytes == cache
@@ -113,9 +112,8 @@ def test_the_program_updates_the_cache_in_place_and_copies_no_weights(tiny_engin
 
 
 @pytest.mark.parametrize("window", [None, 24])
-def test_a_conversation_goes_on_behind_what_a_dispatch_left_in_the_cache(window):
-    changes = {"sliding_window": window} if window else {}
-    engine = random_engine("1x1x1", **changes)
+def test_a_conversation_goes_on_behind_what_a_dispatch_left_in_the_cache(tiny_engine, window):
+    engine = tiny_engine("1x1x1", layers=1, **({"windows": (window,)} if window else {}))
     said = np.random.default_rng(0).integers(0, 256, 60).tolist()
     single, several = Conversation(engine), Conversation(engine)
     request = Request(prompts=[said[:20]], max_new_tokens=9)
