@@ -88,7 +88,7 @@ with _common.importing(__name__):
     from profiles.measured.step_record import describe_step
     from profiles.report.document import document, summarise
     from profiles.report.files import write_json
-    from profiles.report.numbers import byte_size, ms, number
+    from profiles.report.numbers import byte_size, ms, number, several
     from profiles.report.progress import byte_progress
     from profiles.report.record import Record
     from profiles.report.titles import field_text
