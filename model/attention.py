@@ -14,13 +14,14 @@ from model.cache_write import NewTokens, write
 from model.config import ModelConfig
 from model.declarations import declare, declare_matrix
 from model.dtypes import Dtypes
-from model.filled_attention import Softmax, attend
+from model.filled_attention import Softmax, attend, attend_step, can_attend_step
 from model.linear import project
 from model.norm import Norm
 from model.rotary import Rotation, rotate
 from model.softmax_parts import Softmaxed, Spans, join
 from sharding.collectives import reshard
 from sharding.placement import Placement, entry, entry_axes
+from sharding.platform_workarounds import by_platform
 
 LayerCache = tuple[Stored, Stored]
 """One layer's keys and values, each [B, K, S, h]."""
@@ -73,19 +74,61 @@ class Attention(nnx.Module):
         q, new, x = self._project(x, angles, placement)  # q: [B, T, K, G, h]
         tokens = NewTokens.at(positions)
         if q.shape[1] == 1:
-            cache = self._write(cache, new, tokens, placement)
-            mixed = self._over_cache(q, cache, tokens, tokens.first + 1, placement)
+            forms = {"default": self._step, "cuda": self._step_at_once}
+            forms = {name: functools.partial(form, placement) for name, form in forms.items()}
+            mixed, cache = by_platform(q, new, cache, tokens, **forms)
         else:
             mixed, before = self._over_each_other(q, new, tokens), None
             if continues:
                 before = self._over_cache(q, cache, tokens, tokens.first, placement)
                 mixed = join(mixed, before)
             cache = self._write(cache, new, tokens, placement, before)
+            mixed = _mean(mixed, q.dtype)
         with jax.named_scope("attention_output"):
-            # [B, T, K, G, h]
-            mixed = reshard(mixed.mean().astype(q.dtype), placement.activations("BTKGh"))
+            mixed = reshard(mixed, placement.activations("BTKGh"))  # [B, T, K, G, h]
             (y,), _ = project(mixed, [self.output], placement)  # [B, T, R]
             return y, cache, x
+
+    def _step(
+        self,
+        placement: Placement,
+        q: jax.Array,
+        new: LayerCache,
+        cache: LayerCache,
+        tokens: NewTokens,
+    ) -> tuple[jax.Array, LayerCache]:
+        """One token of each sequence: its key and value written, then attention to what is there.
+
+        Args:
+          placement: shardings.
+          q: [B, 1, K, G, h].
+          new: keys and values, each [B, 1, K, h].
+          cache: this layer's keys and values.
+          tokens: where the tokens belong.
+
+        Returns:
+          [B, 1, K, G, h], divided as q is, and the updated cache.
+        """
+        cache = self._write(cache, new, tokens, placement)
+        mixed = self._over_cache(q, cache, tokens, tokens.first + 1, placement)
+        return _mean(mixed, q.dtype), cache
+
+    def _step_at_once(
+        self,
+        placement: Placement,
+        q: jax.Array,
+        new: LayerCache,
+        cache: LayerCache,
+        tokens: NewTokens,
+    ) -> tuple[jax.Array, LayerCache]:
+        """The same as `_step`, by a kernel that does both where devices share no slots."""
+        spec = jax.typeof(q).sharding.spec
+        if beside_cache(spec, placement) != spec or not can_attend_step(q, cache):
+            return self._step(placement, q, new, cache, tokens)
+        new = tuple(reshard(part, placement.cache("BTK_")) for part in new)
+        first = reshard(tokens.first, placement.cache("B"))
+        how = {"ring": self.window is not None, "storage": self.dtypes.cache}
+        return attend_step(q, new, cache, first, self._softmax, **how)
 
     def _over_cache(
         self,
@@ -181,6 +224,12 @@ def beside_cache(spec: jax.P, placement: Placement) -> jax.P:
     taken = {axis for part in (batch, heads, slots) for axis in entry_axes(part)}
     group = tuple(axis for axis in entry_axes(spec[3]) if axis not in taken)
     return jax.P(batch, None, heads, entry(group), None)
+
+
+def _mean(part: Softmaxed, dtype: jnp.dtype) -> jax.Array:
+    """The weighted mean of the values as the output projection reads it."""
+    with jax.named_scope("attention_output"):
+        return part.mean().astype(dtype)
 
 
 def _reshard_part(part: Softmaxed, spec: jax.P) -> Softmaxed:

@@ -199,10 +199,10 @@ def _attend(form: Form, first_query, filled, origin, q_ref, *refs) -> None:
 
     span = Span(first_query[()], filled[()], origin[()])
     q = plgpu.load(q_ref.at[at], mask=real[:, None], other=jnp.zeros((), q_ref.dtype))
-    count, block_of = _visited(form, span, first_row)
+    count, block_of = visited_blocks(form, span, first_row)
     share = pl.cdiv(count, tiles.splits)
     start = pl.program_id(1) * share
-    step = functools.partial(_block, form, span, q, span.first_query + token, stored, block_of)
+    step = functools.partial(add_block, form, span, q, span.first_query + token, stored, block_of)
     none_seen = Softmaxed(
         jnp.zeros((tiles.rows, size), jnp.float32),
         jnp.full(tiles.rows, LOWEST, jnp.float32),
@@ -214,7 +214,7 @@ def _attend(form: Form, first_query, filled, origin, q_ref, *refs) -> None:
     plgpu.store(total_ref.at[index], part.total, mask=real)
 
 
-def _visited(
+def visited_blocks(
     form: Form, span: Span, first_row: jax.Array
 ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
     """How many blocks of slots a program's rows see, and which block the n-th of them is.
@@ -246,7 +246,7 @@ def _visited(
     return head + tail, lambda n: jnp.where(n < head, n, n - head + first)
 
 
-def _block(
+def add_block(
     form: Form,
     span: Span,
     q: jax.Array,

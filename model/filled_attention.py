@@ -13,10 +13,12 @@ import jax.numpy as jnp
 
 from model.block_attention import attend_each_other, attend_part
 from model.cache import QuantizedKV, Stored
+from model.dtypes import Storage
 from model.softmax_parts import Softmaxed, Spans, join_devices
 from sharding.layout import Axes
 from sharding.placement import entry_axes
 from sharding.platform_workarounds import by_platform
+from sharding.quantization import Quantization
 
 
 class Softmax(NamedTuple):
@@ -74,6 +76,71 @@ def attend(
             out_specs=Softmaxed(query, jax.P(*query[:-1]), jax.P(*query[:-1])),
             check_vma=False,
         )(q, arrays, spans)
+
+
+@functools.partial(jax.jit, static_argnames=("softmax", "ring", "storage"))
+def attend_step(
+    q: jax.Array,
+    new: tuple[jax.Array, jax.Array],
+    stored: tuple[Stored, Stored],
+    positions: jax.Array,
+    softmax: Softmax,
+    *,
+    ring: bool,
+    storage: Storage,
+) -> tuple[jax.Array, tuple[Stored, Stored]]:
+    """Attention of one new token of each sequence that is not in the cache, and the cache with it.
+
+    One kernel of NVIDIA GPUs does both; for what `can_attend_step` says.
+
+    Args:
+      q: [B, 1, K, G, h], B and K divided as in the cache.
+      new: keys and values, each [B, 1, K, h], divided likewise.
+      stored: keys and values, each [B, K, S, h], S whole on every device.
+      positions: [B] int32, of the new tokens, divided likewise.
+      softmax: scale, cap and window.
+      ring: the slots are a ring: the token at position p is in slot p modulo S.
+      storage: how the cache is stored.
+
+    Returns:
+      The mean of the values that each token sees, [B, 1, K, G, h] in the type of q, and the cache.
+    """
+    from model import attention_gpu_step  # imported where it is traced, as the kernels below
+
+    with jax.named_scope("attention"):
+        cache = attention_gpu_step.CacheArrays(*_arrays(stored))
+        step = functools.partial(
+            attention_gpu_step.attend_step,
+            quantization=storage if isinstance(storage, Quantization) else None,
+            ring=ring,
+            **softmax._asdict(),
+        )
+        operands = (q, *new, cache, positions)
+        specs = jax.tree.map(lambda array: jax.typeof(array).sharding.spec, operands)
+        mean, cache = jax.shard_map(
+            step, in_specs=specs, out_specs=(specs[0], specs[3]), check_vma=False
+        )(*operands)
+    if cache.key_scales is None:
+        return mean, (cache.keys, cache.values)
+    return mean, (
+        QuantizedKV(cache.keys, cache.key_scales),
+        QuantizedKV(cache.values, cache.value_scales),
+    )
+
+
+def can_attend_step(q: jax.Array, stored: tuple[Stored, Stored]) -> bool:
+    """Whether `attend_step` takes these: q divided as it would be beside the cache."""
+    from model import attention_gpu
+
+    values = _plain(stored[0])[0]
+    slots = jax.typeof(values).sharding.spec[2]
+    return not entry_axes(slots) and attention_gpu.takes(q, values)
+
+
+def _arrays(stored: tuple[Stored, Stored]) -> tuple[jax.Array | None, ...]:
+    """Keys, values, and the scales of each if they have any."""
+    (keys, key_scales), (values, value_scales) = map(_plain, stored)
+    return keys, values, key_scales, value_scales
 
 
 def _plain(stored: Stored) -> tuple[jax.Array, jax.Array | None]:
