@@ -86,26 +86,41 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
+        more: jax.Array | None,
         cache: LayerCache,
         positions: jax.Array,
         angles: Rotation,
         placement: Placement,
         continues: bool,
-    ) -> tuple[jax.Array, LayerCache, jax.Array | None]:
-        """x: [B, T, R] -> [B, T, R], this layer's updated cache, the experts chosen, [B, E]."""
-        y = self.attention_norm(x)  # [B, T, R]
+    ) -> tuple[jax.Array, jax.Array, LayerCache, jax.Array | None]:
+        """Runs the block over x + more, whose sum belongs to the norm of whoever reads it.
+
+        Args:
+          x: [B, T, R].
+          more: what the block before adds to it, if there is one.
+          cache: this layer's keys and values.
+          positions: [B, T] int32.
+          angles: rotary angles of those positions.
+          placement: shardings.
+          continues: of prompts, whether the cache holds tokens before them.
+
+        Returns:
+          [B, T, R], what is to be added to it, the updated cache, the experts chosen, [B, E].
+        """
+        x, y = self.attention_norm.of_sum(x, more)  # [B, T, R]
         # y: [B, T, D]
         mixed, cache, y = self.attention(y, cache, positions, angles, placement, continues)
         if self.config.norm_after:
             mixed = self.attention_norm_after(mixed)
-        x = x + mixed
-        if not self.config.parallel_block:
-            y = self.mlp_norm(x)  # [B, T, R]
+        if self.config.parallel_block:
+            x = x + mixed
+        else:
+            x, y = self.mlp_norm.of_sum(x, mixed)  # [B, T, R]
         real = reshard(positions < PADDING, placement.activations("BT"))
         z, touched = self._feed_forward(y, real, placement)
         if self.config.norm_after:
             z = self.mlp_norm_after(z)
-        return x + z, cache, touched
+        return x, z, cache, touched
 
     def _feed_forward(
         self, x: jax.Array, real: jax.Array, placement: Placement
@@ -156,17 +171,20 @@ class Transformer(nnx.Module):
         if self.config.embedding_scale != 1:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         angles_by_window = self._rotary_angles(reshard(positions, placement.attention("BT")))
-        layers, touched = [], []
+        more, layers, touched = None, [], []
         for number, block in enumerate(self.layers):
             with jax.named_scope(f"layer_{number}"):
                 layer = (cache.keys[number], cache.values[number])
                 angles = angles_by_window[self.config.window(number) is not None]
-                x, layer, experts = block(x, layer, positions, angles, placement, continues)
+                x, more, layer, experts = block(
+                    x, more, layer, positions, angles, placement, continues
+                )
                 layers.append(layer)
                 touched.append(experts)
         keys, values = zip(*layers, strict=True)
         experts = self._count(touched) if self.config.experts else None
-        return Output(self.final_norm(x), KVCache(keys, values), experts)
+        _, hidden = self.final_norm.of_sum(x, more)
+        return Output(hidden, KVCache(keys, values), experts)
 
     def _count(self, chosen: list[jax.Array]) -> jax.Array:
         """How many experts each layer's tokens chose, all layers at once: one collective a step.
