@@ -69,27 +69,54 @@ def attend_step(
     Returns:
       The mean of the values seen, [B, 1, K, G, h] in the type of q, and the updated cache.
     """
-    batch, _, heads, group, size = q.shape
-    slots, rows = cache.keys.shape[2], heads * group
+    _, _, heads, group, _ = q.shape
+    slots = cache.keys.shape[2]
     tiles = choose_tiles(q, cache.keys)
     turns = slots if ring else None
     # What a ring holds of the position that the new token takes is never seen.
     window = min(window or slots, slots) if ring else window
     form = Form(tiles, 1, heads, group, slots, turns, window, scale, softcap)
-    # One array, so that XLA makes all of it in one kernel: [B, K, G + 2, h].
-    new = jnp.concatenate([q[:, 0], new_keys[:, 0, :, None], new_values[:, 0, :, None]], axis=2)
+    with jax.named_scope("query_key_value"):  # one array, so that XLA makes it in one kernel
+        rows_of_heads = [q[:, 0], new_keys[:, 0, :, None], new_values[:, 0, :, None]]
+        new = jnp.concatenate(rows_of_heads, axis=2)  # [B, K, G + 2, h]
+    with jax.named_scope("attention"):
+        made, cache = _launch(form, quantization, new, cache, positions, interpret)
+        if tiles.splits > 1:
+            made = _launch_combine(made, q.dtype, interpret)
+    return made.reshape(q.shape), cache
+
+
+def _launch(
+    form: Form,
+    quantization: Quantization | None,
+    new: jax.Array,
+    cache: CacheArrays,
+    positions: jax.Array,
+    interpret: bool,
+) -> tuple[jax.Array | Softmaxed, CacheArrays]:
+    """Means [B, K * G, h], or the parts of each split, and the updated cache.
+
+    Args:
+      form: what the kernel is compiled for.
+      quantization: how the cache rounds, if it has scales.
+      new: [B, K, G + 2, h], queries, key and value of each KV head.
+      cache: the cache.
+      positions: [B] int32.
+      interpret: run it on any platform.
+    """
+    (batch, heads, _, size), slots, tiles = new.shape, form.slots, form.tiles
     # Programs: blocks of rows r, splits n, heads k and sequences b.
     stored = pl.BlockSpec((None, None, slots, size), lambda r, n, k, b: (b, k, 0, 0))
     scales = pl.BlockSpec((None, None, slots), lambda r, n, k, b: (k, b, 0))
     arrays = [array for array in cache if array is not None]
     specs = [stored, stored, scales, scales][: len(arrays)]
-    parts, part_specs = _parts(form, batch, size, q.dtype)
+    parts, part_specs = _parts(form, batch, size, new.dtype)
     made, *arrays = pl.pallas_call(
         functools.partial(_attend, form, quantization),
-        grid=(pl.cdiv(group, tiles.rows), tiles.splits, heads, batch),
+        grid=(pl.cdiv(form.group, tiles.rows), tiles.splits, heads, batch),
         in_specs=[
             pl.BlockSpec((None,), lambda r, n, k, b: (b,)),
-            pl.BlockSpec((None, None, group + 2, size), lambda r, n, k, b: (b, k, 0, 0)),
+            pl.BlockSpec((None, None, form.group + 2, size), lambda r, n, k, b: (b, k, 0, 0)),
             *specs,
         ],
         out_specs=[part_specs, *specs],
@@ -99,20 +126,24 @@ def attend_step(
         interpret=interpret,
         name="attend_step",
     )(positions, new, *arrays)
-    if tiles.splits > 1:
-        each_row = [pl.BlockSpec((tiles.splits, None, None), lambda r, b: (0, b, r))] * 2
-        sums = pl.BlockSpec((tiles.splits, None, None, size), lambda r, b: (0, b, r, 0))
-        made = pl.pallas_call(
-            functools.partial(_combine, tiles.splits),
-            grid=(rows, batch),
-            in_specs=[sums, *each_row],
-            out_specs=pl.BlockSpec((None, None, size), lambda r, b: (b, r, 0)),
-            out_shape=jax.ShapeDtypeStruct((batch, rows, size), q.dtype),
-            compiler_params=plgpu.CompilerParams(num_warps=4),
-            interpret=interpret,
-            name="combine_splits",
-        )(*made)
-    return made.reshape(q.shape), CacheArrays(*arrays)
+    return made, CacheArrays(*arrays)
+
+
+def _launch_combine(parts: Softmaxed, dtype: jnp.dtype, interpret: bool) -> jax.Array:
+    """Means [B, rows, h] of parts with splits as first dimension."""
+    splits, batch, rows, size = parts.sums.shape
+    each_row = pl.BlockSpec((splits, None, None), lambda r, b: (0, b, r))
+    sums = pl.BlockSpec((splits, None, None, size), lambda r, b: (0, b, r, 0))
+    return pl.pallas_call(
+        functools.partial(_combine, splits),
+        grid=(rows, batch),
+        in_specs=[sums, each_row, each_row],
+        out_specs=pl.BlockSpec((None, None, size), lambda r, b: (b, r, 0)),
+        out_shape=jax.ShapeDtypeStruct((batch, rows, size), dtype),
+        compiler_params=plgpu.CompilerParams(num_warps=4),
+        interpret=interpret,
+        name="combine_splits",
+    )(*parts)
 
 
 def _parts(form: Form, batch: int, size: int, dtype: jnp.dtype) -> tuple:

@@ -59,8 +59,7 @@ def attend(
       together: keys are those of the queries' own tokens, in their order; no mesh axes divide them.
     """
     with jax.named_scope("attention"):
-        keys, values = stored
-        arrays = (*_plain(keys), *_plain(values))
+        keys, arrays = stored[0], _arrays(stored)
         specs = jax.tree.map(lambda array: jax.typeof(array).sharding.spec, arrays)
         batch, heads, slots, _ = specs[0]
         group = jax.typeof(q).sharding.spec[3]
@@ -107,19 +106,18 @@ def attend_step(
     """
     from model import attention_gpu_step  # imported where it is traced, as the kernels below
 
-    with jax.named_scope("attention"):
-        cache = attention_gpu_step.CacheArrays(*_arrays(stored))
-        step = functools.partial(
-            attention_gpu_step.attend_step,
-            quantization=storage if isinstance(storage, Quantization) else None,
-            ring=ring,
-            **softmax._asdict(),
-        )
-        operands = (q, *new, cache, positions)
-        specs = jax.tree.map(lambda array: jax.typeof(array).sharding.spec, operands)
-        mean, cache = jax.shard_map(
-            step, in_specs=specs, out_specs=(specs[0], specs[3]), check_vma=False
-        )(*operands)
+    cache = attention_gpu_step.CacheArrays(*_arrays(stored))
+    step = functools.partial(
+        attention_gpu_step.attend_step,
+        quantization=storage if isinstance(storage, Quantization) else None,
+        ring=ring,
+        **softmax._asdict(),
+    )
+    operands = (q, *new, cache, positions)
+    specs = jax.tree.map(lambda array: jax.typeof(array).sharding.spec, operands)
+    mean, cache = jax.shard_map(
+        step, in_specs=specs, out_specs=(specs[0], specs[3]), check_vma=False
+    )(*operands)
     if cache.key_scales is None:
         return mean, (cache.keys, cache.values)
     return mean, (
@@ -158,9 +156,9 @@ def _attend_local(
     spans: Spans,
 ) -> Softmaxed:
     """One device's part, joined with those of devices that have other slots."""
-    keys, key_scales, values, value_scales = arrays
-    begin = jax.lax.axis_index(slot_axes) * keys.shape[2] if slot_axes else 0
-    arrays = q, keys, values, key_scales, value_scales
+    slots = arrays[0].shape[2]
+    begin = jax.lax.axis_index(slot_axes) * slots if slot_axes else 0
+    arrays = q, *arrays
     spans = spans._replace(first_key=spans.first_key + begin)
     one = functools.partial(_part, softmax, ring)
     default = _each_other if together else attend_part

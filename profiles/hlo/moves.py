@@ -21,6 +21,7 @@ _ALIASES = {
     "optimization-barrier", "add-dependency", "after-all", "custom-call", "slice-start",
     "async-start", "call-start",
 }  # fmt: skip
+_ALIASED = re.compile(r"output_to_operand_aliasing=\{((?:\{\d*\}: \(\d+, \{[\d, ]*\}\)(?:, )?)+)\}")
 _UPDATES = ("dynamic-update-slice", "scatter")
 MOVED_FRACTION = 0.5
 """Part of an array that must be moved in a step for it to count as moved."""
@@ -232,6 +233,9 @@ def updated_in_place(program: Program, step: Step) -> set[int]:
     one = step.instruction
     if one.opcode in _UPDATES:
         return {0} if _alike(step.computation, one, one.operands[0]) else set()
+    if one.opcode == "custom-call":
+        found = _ALIASED.search(one.attributes)
+        return {int(index or 0) for index in re.findall(r"\{(\d*)\}: ", found[1])} if found else set()
     if one.opcode != "fusion":
         return set()
     inner = program[one.called["calls"][0]]
