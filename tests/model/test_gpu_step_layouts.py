@@ -68,15 +68,20 @@ def check(launched, expected: set[str], *case) -> None:
     assert np.abs(by_kernels - plain).max() < 1e-4 * np.abs(plain).max()
 
 
+def test_one_token_on_one_device(launched):
+    kernels = {"attend_step", "add_and_norm"}
+    check(launched, kernels, "grouped", LAYOUTS[ONE], "1", FLOAT32, 1)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "layout", "mesh", "batch", "kernels"),
     [
-        ("grouped", LAYOUTS[ONE], "1", 1, {"attend_step", "add_and_norm"}),
         ("grouped", LAYOUTS[ONE], "1x1x2", 3, {"attend_step"}),
         ("multi_head_parallel", attend_by(LAYOUTS[TWO], "batch"), "2x2x1", 4, {"attend_step"}),
         ("biased_windowed", attend_by(LAYOUTS[TWO], "sequence"), "1x2x1", 1, set()),
     ],
-    ids=["one_device", "heads", "batch", "slots"],
+    ids=["heads", "batch", "slots"],
 )
 def test_a_layout(launched, family, layout, mesh, batch, kernels):
     check(launched, kernels, family, layout, mesh, FLOAT32, batch)
@@ -91,6 +96,7 @@ def test_a_family(launched, family, mesh, batch):
     check(launched, kernels, family, LAYOUTS[ONE], mesh, FLOAT32, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["int8", "fp8"])
 def test_a_cache_in_few_bits(launched, storage):
     dtypes = Dtypes("float32", cache=QUANTIZATIONS[storage])

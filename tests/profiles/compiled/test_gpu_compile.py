@@ -85,3 +85,31 @@ def test_8_bits_are_converted_within_products_and_no_matrix_is_written_out(batch
     counted = point["bytes_per_chip"]
     read = sum(each["resident_read"] for each in step["kernels"])
     assert read == pytest.approx(counted["weights_read"] + counted["kv_read"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("topology", "batch", "kv_dtype", "most"),
+    [
+        ("h100:1", 1, "bfloat16", 13),
+        ("h100:1", 64, "int8", 11),
+        ("b200:1", 1, "fp8", 13),
+        ("b200:1", 64, "bfloat16", 11),
+    ],
+)
+def test_a_layer_is_few_kernels_of_which_attention_also_writes(topology, batch, kv_dtype, most):
+    """What one layer more adds: products, what XLA sums of their parts, and the rest."""
+    flags = f"--topology={topology}", f"--batch={batch}", f"--kv_dtype={kv_dtype}"
+    one, two = (compiled(*flags, f"--layers={layers}")["compiled"] for layers in (1, 2))
+
+    def added(what: str, *places: str) -> int:
+        totals = [
+            sum(each[what] for each in step["kernels"] if not places or each["where"] in places)
+            for step in (one, two)
+        ]
+        return totals[1] - totals[0]
+
+    assert added("count") <= most
+    assert added("count", "layer/attention", "layer/cache_write") == (2 if batch == 1 else 1)
+    assert two["cache_aliased"]
+    cache_of_a_layer = two["aliased_bytes"] - one["aliased_bytes"]
+    assert added("bytes_written", "layer/attention") < max(0.1 * cache_of_a_layer, 2**20)
