@@ -235,7 +235,9 @@ def updated_in_place(program: Program, step: Step) -> set[int]:
         return {0} if _alike(step.computation, one, one.operands[0]) else set()
     if one.opcode == "custom-call":
         found = _ALIASED.search(one.attributes)
-        return {int(index or 0) for index in re.findall(r"\{(\d*)\}: ", found[1])} if found else set()
+        return (
+            {int(index or 0) for index in re.findall(r"\{(\d*)\}: ", found[1])} if found else set()
+        )
     if one.opcode != "fusion":
         return set()
     inner = program[one.called["calls"][0]]
