@@ -3,8 +3,6 @@
 In every layout that reaches them, and in those that share slots, which do not.
 """
 
-import functools
-
 import numpy as np
 import pytest
 
