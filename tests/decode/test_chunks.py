@@ -71,7 +71,7 @@ def check(engine: Engine, lengths: list[int] = [LENGTH, 20], slots: int = 64) ->
         assert np.abs(parts - whole).max() < 1e-4 * np.abs(whole).max()
 
 
-FEW = ("grouped", "multi_query_parallel", "biased_windowed", "two_norms_and_caps", "six_experts")
+FEW = ("two_norms_and_caps", "six_experts")  # more of them below, in layouts
 
 
 @pytest.mark.parametrize(
@@ -82,15 +82,15 @@ def test_chunks_give_the_logits_of_the_whole_prompt(tiny_engine, family):
     check(tiny_engine("1x1x1", **FAMILIES[family]))
 
 
-@pytest.mark.parametrize("window", [5, 16, 24, 40])
+@pytest.mark.parametrize("window", [5, 16, 24, pytest.param(40, marks=pytest.mark.slow)])
 def test_chunks_wrap_around_windows(tiny_engine, window):
-    check(tiny_engine("1x1x1", windows=(window, None), layers=2))
+    check(tiny_engine("1x1x1", windows=(window,), layers=1))
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("kind", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_chunks_read_a_cache_of_few_bits_as_the_whole_prompt_does(kind):
     dtypes = Dtypes(FLOAT32.dtype, None, QUANTIZATIONS[kind])
-    config = dataclasses.replace(config_of("grouped"), windows=(24, None))
+    config = dataclasses.replace(config_of("grouped", layers=1), windows=(24,))
     check(random_engine(config, LAYOUTS["weight_stationary_1d"], "1x1x1", dtypes))
 
 
@@ -99,9 +99,9 @@ def test_chunks_read_a_cache_of_few_bits_as_the_whole_prompt_does(kind):
     [("weight_stationary_1d", "heads", "grouped", "2x2x2"),
      ("weight_stationary_1d", "sequence", "biased_windowed", "1x2x4"),
      ("weight_stationary_2d", "batch", "multi_query_parallel", "8x1x1"),
-     ("data_parallel_x_1d", "batch", "biased_windowed", "2x2x2"),
      *(pytest.param(*case, marks=pytest.mark.slow)
-       for case in (("weight_gathered_x", "sequence", "multi_head_parallel", "2x2x2"),
+       for case in (("data_parallel_x_1d", "batch", "biased_windowed", "2x2x2"),
+                    ("weight_gathered_x", "sequence", "multi_head_parallel", "2x2x2"),
                     ("weight_gathered_xyz", "heads", "experts_multi_query", "8x1x1")))],
 )  # fmt: skip
 def test_chunks_give_the_same_in_every_layout(layout, attention, family, mesh):
@@ -150,7 +150,7 @@ def test_without_a_cache_prompts_in_chunks_give_the_same_tokens(tiny_engine):
     assert tokens_of(in_chunks(engine, CHUNK), prompts, generate_without_cache) == expected
 
 
-@pytest.mark.parametrize("mesh", ["1x1x1", "1x1x2"])
+@pytest.mark.parametrize("mesh", [pytest.param("1x1x1", marks=pytest.mark.slow), "1x1x2"])
 def test_a_beginning_that_prompts_share_is_run_once(tiny_engine, mesh, monkeypatch):
     engine = in_chunks(tiny_engine(mesh, windows=(24, None), layers=2), CHUNK)
     shared = np.random.default_rng(0).integers(0, 256, 40).tolist()

@@ -44,6 +44,10 @@ MESHES = ("2x2x2", "1x2x4", "8x1x1", "4x2x1")
 BATCH, PROMPT, STEPS, SLOTS = 8, 13, 3, 24
 
 
+def marked_slow(*cases: tuple[str, ...]) -> list:
+    return [pytest.param(*case, marks=SLOW) for case in cases]
+
+
 def engine_of(family: str, layout: Layout, mesh: str) -> Engine:
     return random_engine(config_of(family, layers=1), layout, mesh, FLOAT32)
 
@@ -93,19 +97,19 @@ def check_programs(engine: Engine, batch: int) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "attention", "family", "mesh"),
-    # Every other pair of layout and attention; the slow set has all of all.
+    # Each layout with one attention; the slow set has all of all.
     [("weight_stationary_1d", "heads", "grouped", "2x2x2"),
-     ("weight_stationary_1d", "sequence", "biased_windowed", "1x2x4"),
      ("weight_stationary_2d", "batch", "multi_query_parallel", "8x1x1"),
      ("weight_gathered_x", "heads", "multi_head_two_norms", "4x2x1"),
-     ("weight_gathered_x", "sequence", "multi_head_parallel", "2x2x2"),
      ("weight_gathered_xy", "batch", "six_experts", "1x2x4"),
-     ("weight_gathered_xyz", "heads", "experts_multi_query", "8x1x1"),
      ("weight_gathered_xyz", "sequence", "grouped", "4x2x1"),
      ("data_parallel_x_1d", "batch", "biased_windowed", "2x2x2"),
-     ("data_parallel_x_2d", "heads", "multi_query_parallel", "1x2x4"),
      ("data_parallel_x_2d", "sequence", "multi_head_two_norms", "8x1x1"),
-     ("data_parallel_x_gathered_y", "batch", "multi_head_parallel", "4x2x1")],
+     ("data_parallel_x_gathered_y", "batch", "multi_head_parallel", "4x2x1"),
+     *marked_slow(("weight_stationary_1d", "sequence", "biased_windowed", "1x2x4"),
+                  ("weight_gathered_x", "sequence", "multi_head_parallel", "2x2x2"),
+                  ("weight_gathered_xyz", "heads", "experts_multi_query", "8x1x1"),
+                  ("data_parallel_x_2d", "heads", "multi_query_parallel", "1x2x4"))],
 )  # fmt: skip
 def test_a_layout_gives_the_logits_of_one_device(layout, attention, family, mesh):
     check(family, attend_by(LAYOUTS[layout], attention), mesh)
@@ -114,9 +118,9 @@ def test_a_layout_gives_the_logits_of_one_device(layout, attention, family, mesh
 @pytest.mark.parametrize(
     ("layout", "attention", "family", "mesh"),
     [("weight_stationary_2d", "heads", "six_experts", "2x2x2"),
-     ("weight_gathered_xyz", "batch", "experts_multi_query", "2x2x2"),
      ("data_parallel_x_1d", "sequence", "experts_multi_query", "2x2x2"),
-     ("data_parallel_x_2d", "heads", "six_experts", "8x1x1")],
+     *marked_slow(("weight_gathered_xyz", "batch", "experts_multi_query", "2x2x2"),
+                  ("data_parallel_x_2d", "heads", "six_experts", "8x1x1"))],
 )  # fmt: skip
 def test_divided_experts_give_the_logits_of_one_device(layout, attention, family, mesh):
     check(family, divide_experts(attend_by(LAYOUTS[layout], attention)), mesh)
@@ -124,10 +128,11 @@ def test_divided_experts_give_the_logits_of_one_device(layout, attention, family
 
 @pytest.mark.parametrize(
     ("layout", "attention", "family", "mesh"),
-    [("weight_stationary_1d", "batch", "biased_windowed", "2x2x2"),
-     ("weight_stationary_2d", "sequence", "multi_query_parallel", "2x2x2"),
-     ("weight_gathered_xy", "heads", "multi_head_two_norms", "4x2x1"),
-     ("data_parallel_x_2d", "heads", "six_experts", "2x2x2")],
+    # `test_quantized` and `test_quantized_cache` have more loops.
+    [("weight_gathered_xy", "heads", "multi_head_two_norms", "4x2x1"),
+     ("data_parallel_x_2d", "heads", "six_experts", "2x2x2"),
+     *marked_slow(("weight_stationary_1d", "batch", "biased_windowed", "2x2x2"),
+                  ("weight_stationary_2d", "sequence", "multi_query_parallel", "2x2x2"))],
 )  # fmt: skip
 def test_loops_give_the_logits_of_one_device(layout, attention, family, mesh):
     check(family, schedule_by(attend_by(LAYOUTS[layout], attention), "overlapped"), mesh)
@@ -240,8 +245,8 @@ GATHERED = [name for name, layout in LAYOUTS.items() if layout.use is not None]
 
 @pytest.mark.parametrize(
     ("prompts", "attention"),
-    [("weight_gathered_x", "heads"), ("weight_gathered_xy", "batch"),
-     ("weight_gathered_xyz", "batch"), ("weight_gathered_xyz", "sequence")],
+    [("weight_gathered_x", "heads"), ("weight_gathered_xyz", "sequence"),
+     *marked_slow(("weight_gathered_xy", "batch"), ("weight_gathered_xyz", "batch"))],
 )  # fmt: skip
 def test_prompts_may_be_partitioned_otherwise_over_the_same_weights(prompts, attention):
     steps = attend_by(LAYOUTS["weight_stationary_2d"], attention)

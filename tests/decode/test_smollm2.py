@@ -83,6 +83,7 @@ def test_prompt_logits_equal_transformers(smollm2_engine):
             assert np.abs(logits[tokens] - values).max() < 1e-4 * scale
 
 
+@pytest.mark.slow  # `test_families` has as much of every family's small model
 def test_decode_step_logits_equal_one_full_forward_pass(smollm2_engine):
     engine = smollm2_engine("1x1x1")
     prompt = PROMPTS[0]["prompt_ids"]

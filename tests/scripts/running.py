@@ -16,10 +16,14 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 DRIVER = Path(__file__).with_name("driver.py")
 # XLA:CPU's older way to make kernels, which compiles in less time. XLA ends a process
 # over a flag that it does not know, as that of JAX 0.12 does not.
-XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
+OLDER_KERNELS = jax.__version_info__ < (0, 11)
+# A program's machine code is made as one module: copies of it for many threads take a sixth of a
+# test's time, and both cores have a worker.
+XLA_FLAGS = "--xla_cpu_parallel_codegen_split_count=1"
+XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false" if OLDER_KERNELS else ""
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": XLA_FLAGS}
 """Environment of processes that compile as the default set of tests does, see its conftest."""
-USUAL_KERNELS = {"xla_cpu_use_fusion_emitters": True} if XLA_FLAGS else None
+USUAL_KERNELS = {"xla_cpu_use_fusion_emitters": True} if OLDER_KERNELS else None
 """Options for programs of which a test reads more than collectives: scatters of the
 older kernels are loops."""
 NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
