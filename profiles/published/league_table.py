@@ -5,6 +5,7 @@ prints the lines if the first page has none.
 """
 
 import collections
+import functools
 
 from profiles.published.cases import shipped_cases
 from profiles.published.comparison import reproduce_all
@@ -23,10 +24,11 @@ HEAD = (
 )  # fmt: skip
 
 
-def published_services() -> list[Reproduced]:
-    """The published services beside this project's times for them."""
+@functools.cache
+def published_services() -> tuple[Reproduced, ...]:
+    """The published services beside this project's times for them, which take seconds to find."""
     cases = [case for case in shipped_cases()[0] if case.phase == SERVING]
-    return reproduce_all(cases)[0]
+    return tuple(reproduce_all(cases)[0])
 
 
 def table(found: list[Reproduced]) -> str:

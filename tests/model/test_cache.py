@@ -31,21 +31,26 @@ def setting(request):
 
 
 def run(setting, positions, dtypes, new=None, **how):
-    """A cache of -1s with tokens written at `positions`, 1, 2, ...; and its compiled write."""
-    placement, mesh = setting
+    """A cache of -1s with tokens written at `positions`, 1, 2, ..."""
+    with jax.set_mesh(setting[1]):
+        step, given = write_step(setting, positions, dtypes, new, **how)
+        found = step(*given)
+        return np.asarray(meant(found) if isinstance(found, QuantizedKV) else found)
+
+
+def write_step(setting, positions, dtypes, new=None, **how):
+    """The write of `run`, and what it is given; in the context of the mesh."""
+    placement = setting[0]
     B, T = positions.shape
     if new is None:
         new = np.arange(1, B * T + 1).reshape(B, T, 1, 1) * np.ones((1, 1, K, h))
-    with jax.set_mesh(mesh):
-        full = jnp.full((B, K, S, h), -1.0, out_sharding=placement.cache("BKSh"))
-        full = full if dtypes is FLOAT32 else jax.jit(stored, static_argnums=1)(full, dtypes.cache)
-        new = jax.device_put(np.float32(new), placement.cache("BTKh"))
-        where = NewTokens.at(jax.device_put(positions, jax.P(None, None)))
-        how = {"ring": False, "continues": True} | how
-        step = jax.jit(lambda c, n, w: write(c, n, w, placement, dtypes, **how), donate_argnums=0)
-        compiled = step.lower(full, new, where).compile(compiler_options=USUAL_KERNELS)
-        found = step(full, new, where)
-        return np.asarray(meant(found) if isinstance(found, QuantizedKV) else found), compiled
+    full = jnp.full((B, K, S, h), -1.0, out_sharding=placement.cache("BKSh"))
+    full = full if dtypes is FLOAT32 else jax.jit(stored, static_argnums=1)(full, dtypes.cache)
+    new = jax.device_put(np.float32(new), placement.cache("BTKh"))
+    where = NewTokens.at(jax.device_put(positions, jax.P(None, None)))
+    how = {"ring": False, "continues": True} | how
+    step = jax.jit(lambda c, n, w: write(c, n, w, placement, dtypes, **how), donate_argnums=0)
+    return step, (full, new, where)
 
 
 def stored(full, quantization):
@@ -69,7 +74,7 @@ def test_tokens_land_in_their_slots_and_nowhere_else(setting, positions, dtypes)
         for t, slot in enumerate(row):
             if slot < S:  # past the last slot: dropped
                 expected[b, :, slot] = b * len(row) + t + 1
-    found, _ = run(setting, positions, DTYPES[dtypes])
+    found = run(setting, positions, DTYPES[dtypes])
     np.testing.assert_allclose(found, expected, rtol=0 if dtypes == "float32" else 1e-6)
 
 
@@ -81,7 +86,7 @@ def test_prompts_land_in_the_first_slots_and_the_last_of_long_ones_in_a_ring(
     lengths = np.array([tokens, 2])
     place = np.arange(tokens, dtype=np.int32)
     positions = np.where(place < lengths[:, None], place, PADDING)
-    found, _ = run(setting, positions, DTYPES[dtypes], ring=ring, continues=False)
+    found = run(setting, positions, DTYPES[dtypes], ring=ring, continues=False)
     tolerance = 0 if dtypes == "float32" else 1e-6
     for b, length in enumerate(lengths):
         for position in range(max(0, length - S), length):
@@ -101,7 +106,7 @@ def test_what_follows_in_a_ring_takes_the_place_of_the_oldest(setting, first, to
     for b in range(2):
         for t in range(counts[b]):
             expected[b, :, (firsts[b] + t) % S] = b * tokens + t + 1
-    found, _ = run(setting, positions.astype(np.int32), DTYPES[dtypes], ring=True)
+    found = run(setting, positions.astype(np.int32), DTYPES[dtypes], ring=True)
     np.testing.assert_allclose(found, expected, rtol=0 if dtypes == "float32" else 1e-6)
 
 
@@ -110,7 +115,7 @@ def test_a_round_trip_is_within_half_a_step_and_rows_of_zeros_stay(setting, dtyp
     new = np.random.default_rng(0).normal(size=(3, S, K, h)).astype(np.float32)
     new[1, 2] = 0
     positions = np.tile(np.arange(S, dtype=np.int32), (3, 1))
-    found = np.swapaxes(run(setting, positions, DTYPES[dtypes], new)[0], 1, 2)
+    found = np.swapaxes(run(setting, positions, DTYPES[dtypes], new), 1, 2)
     scales = np.abs(new).max(axis=-1, keepdims=True) / QUANTIZATIONS[dtypes].largest
     half = scales / 2
     if dtypes == "fp8":  # 3 bits of fraction, and steps of 2**-9 near zero
@@ -126,9 +131,11 @@ def test_a_round_trip_is_within_half_a_step_and_rows_of_zeros_stay(setting, dtyp
     [([[5]], True), ([[0], [7]], True), ([[0, 1, 2]] * 2, False), ([[3, 4, 5]] * 2, True)],
 )
 def test_a_write_moves_no_whole_cache(setting, positions, continues, dtypes):
-    new = {"continues": len(positions[0]) == 1 or continues}
-    _, compiled = run(setting, np.array(positions, np.int32), DTYPES[dtypes], **new)
+    how = {"continues": len(positions[0]) == 1 or continues}
     placement, mesh = setting
+    with jax.set_mesh(mesh):
+        step, given = write_step(setting, np.array(positions, np.int32), DTYPES[dtypes], **how)
+        compiled = step.lower(*given).compile(compiler_options=USUAL_KERNELS)
     where = jax.NamedSharding(mesh, placement.cache(CACHE_AXES))
     batch, heads, slots, _ = where.shard_shape((len(positions), K, S, h))
     token = {"float32": h * 4, "int8": h + 4}[dtypes]  # bytes, the scale's included

@@ -4,6 +4,7 @@ Reads a job as JSON on standard input and writes how each run ended as JSON on s
 """
 
 import contextlib
+import gc
 import importlib
 import io
 import json
@@ -65,6 +66,7 @@ def optimize(fully: bool) -> None:
 
 
 def main() -> None:
+    gc.set_threshold(200_000, 50, 100)  # as in the default set of tests, see its conftest
     job = json.load(sys.stdin)
     sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
     common = importlib.import_module("_common")

@@ -68,11 +68,18 @@ def environment(**changes: str) -> dict[str, str]:
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | changes
 
 
-def run(script: str, *arguments: str, folder: Path, python: tuple[str, ...] = ()) -> Ended:
-    """Runs a script as a user does, `folder` being the current one."""
+def run(
+    script: str, *arguments: str, folder: Path, python: tuple[str, ...] = (), **variables: str
+) -> Ended:
+    """Runs a script as a user does, `folder` being the current one, with further variables."""
     command = [sys.executable, *python, str(SCRIPTS / script), *arguments]
     done = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
+        command,
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 

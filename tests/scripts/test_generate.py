@@ -28,7 +28,7 @@ from tests.family_cases import FOLDER
 from tests.gguf_families import write_gguf
 from tests.gguf_samples import CHAT_TEMPLATE, write_tiny_gguf
 from tests.scripts.refused_runs import REFUSED, TEXT, TOKENS
-from tests.scripts.running import SCRIPTS, environment, run, run_many
+from tests.scripts.running import QUICK, SCRIPTS, environment, run, run_many
 
 TINY = {"layers": 1, "tied": False, "seed": 3}
 PROMPT = "the end of a story"
@@ -149,7 +149,7 @@ def test_the_document_holds_the_run_and_a_list_for_each_prompt(alone, folder):
 
 
 def test_two_devices_give_the_same_tokens_and_json_alone_on_standard_output(alone, folder):
-    ended = run("generate.py", *PLAIN, "--devices=2", "--json=-", folder=folder)
+    ended = run("generate.py", *PLAIN, "--devices=2", "--json=-", folder=folder, **QUICK)
     document = ended.document
     assert document["points"][0]["mesh"] == {"x": 1, "y": 1, "z": 2}
     assert document["tokens"] == alone[1]["tokens"]
@@ -160,6 +160,7 @@ def test_divided_experts_give_the_same_tokens_and_are_stated(more, folder):
     ended = run(
         "generate.py", f"--model={FOLDER / 'mixtral'}", *IDS, "--mesh=2x1x2", "--expert_parallel",
         "--layout=weight_stationary_2d", "--prefill_layout=weight_gathered_xyz", folder=folder,
+        **QUICK,
     )  # fmt: skip
     found, expected = ended.document, more["ids in a folder"].document
     assert found["tokens"] == expected["tokens"]
@@ -274,7 +275,7 @@ def test_text_arrives_while_it_is_decoded_and_an_interrupt_is_one_line(folder):
     process = subprocess.Popen(
         [sys.executable, "-c", heed, str(SCRIPTS / "generate.py"), *flags],
         cwd=folder,
-        env=environment(),
+        env=environment(**QUICK),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

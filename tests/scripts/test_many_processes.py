@@ -86,6 +86,7 @@ def test_two_processes_measure_the_same_steps_and_the_first_reports(tmp_path):
     assert len(list((tmp_path / "out/profile/trace").rglob("*.xplane.pb"))) == 1
 
 
+@pytest.mark.slow
 def test_a_layout_that_does_not_divide_ends_every_process(tmp_path):
     arguments = [*TINY, "--prompt_tokens=1", "--mesh=3x1x2"]
     with started("generate.py", *arguments, folder=tmp_path, ids=range(2), count=2) as these:

@@ -81,7 +81,8 @@ def test_a_group_to_a_shards_row_is_no_scale_for_the_whole_output(name):
 
 def matrix(name: str, shape: tuple[int, ...]) -> QuantizedArray:
     """Of one output dimension."""
-    weight, finite = quantize(normal(shape, seed=1), 1, QUANTIZATIONS[name])
+    whole = jax.jit(quantize, static_argnums=(1, 2))  # operation by operation takes far longer
+    weight, finite = whole(normal(shape, seed=1), 1, QUANTIZATIONS[name])
     assert finite
     return weight
 

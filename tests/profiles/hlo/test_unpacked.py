@@ -6,23 +6,21 @@ import jax.numpy as jnp
 import pytest
 
 from decode.engine import Engine
-from decode.load import ModelSource
 from model.catalog import find_model
 from model.dtypes import FLOAT32, Dtypes
 from profiles.hlo.unpacked import dequantized_bytes
 from sharding import dot
 from sharding.catalog import LAYOUTS
-from sharding.mesh import parse_mesh
 from sharding.quantization import QUANTIZATIONS
+from tests.engines import random_engine
 from tests.scripts.running import USUAL_KERNELS
 
-CONFIG = dataclasses.replace(find_model("tiny"), layers=2, d_model=256, d_ff=512, head_size=64)
-MATRICES = 2 * (3 * 256 * 512 + 2 * 256 * 64 * (CONFIG.query_heads + CONFIG.kv_heads))
+CONFIG = dataclasses.replace(find_model("tiny"), layers=1, d_model=256, d_ff=512, head_size=64)
+MATRICES = 3 * 256 * 512 + 2 * 256 * 64 * (CONFIG.query_heads + CONFIG.kv_heads)
 
 
 def engine_of(dtypes: Dtypes, mesh: str = "1") -> Engine:
-    source = ModelSource(CONFIG, None, None)
-    return source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh(mesh), dtypes)
+    return random_engine(CONFIG, LAYOUTS["weight_stationary_1d"], mesh, dtypes)
 
 
 def found_in(engine: Engine, batch: int = 1) -> int:
