@@ -54,8 +54,10 @@ def test_cached_decode_equals_one_full_forward_pass(tiny_engine, family, mesh):
 
 @pytest.mark.parametrize(
     "family",
-    ["two_norms_and_caps",
-     *(pytest.param(f, marks=pytest.mark.slow) for f in ("six_experts", "biased_windowed"))],
+    [
+        "two_norms_and_caps",
+        *(pytest.param(f, marks=pytest.mark.slow) for f in ("six_experts", "biased_windowed")),
+    ],
 )
 def test_a_ragged_batch_with_prompts_past_the_window_decodes_as_each_prompt_alone(
     tiny_engine, family
@@ -120,9 +122,7 @@ def reversed_order(array: jax.Array) -> Format:
     return Format(Layout(tuple(reversed(range(array.ndim))), ()), array.sharding)
 
 
-@pytest.mark.parametrize(
-    "quantization", [pytest.param("plain", marks=pytest.mark.slow), "int8"]
-)
+@pytest.mark.parametrize("quantization", [pytest.param("plain", marks=pytest.mark.slow), "int8"])
 def test_weights_laid_out_otherwise_give_the_same_tokens_in_every_step(quantization):
     dtypes = FLOAT32 if quantization == "plain" else Dtypes("float32", QUANTIZATIONS[quantization])
     engine = random_engine(find_model("tiny"), LAYOUTS["weight_stationary_1d"], "1x1x2", dtypes)
