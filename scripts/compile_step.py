@@ -22,50 +22,30 @@ Examples:
   python scripts/compile_step.py --model=llama3-70b --topology=b200:8 --batch=64
 """
 
-import dataclasses
 import datetime
 import sys
 
 import _array_flags
 import _common
 import _slice_flags
+import _step_flags
 from absl import flags
 
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", "v5e:2x4", "Chip and shape of the slice, such as v5p:2x2x4 or h100:8."
-)
-_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z; by default the best.")
-_BATCH = flags.DEFINE_integer("batch", 8, "Sequences; padded if the layout divides batches.", 1)
-_CONTEXT = flags.DEFINE_integer(
-    "context", 2048, "Tokens in each sequence's cache; for prefill, tokens of each prompt.", 1
-)
-_PHASE = flags.DEFINE_enum("phase", "decode", ["decode", "prefill"], "Which pass.")
-_CHUNK = _array_flags.define_chunk(
-    "Tokens of a prompt that run at once, a multiple of 16; of a longer prompt the last whole one "
-    "is compiled, after all tokens before it. Default: 2048."
-)
 _SAVE_HLO = flags.DEFINE(_common.PATH, "save_hlo", None, "Write the compiled program's text here.")
 _WEIGHT_LAYOUT = _array_flags.define_weight_layout(
     "auto compiles a second time, with weights' memory layout chosen by the compiler, and reports "
     "what changes. On devices, generate.py and profile_decode.py store weights so with this flag."
 )
-_LAYERS = flags.DEFINE_integer(
-    "layers", None, "Number of layers in place of the model's own, to compile faster.", 1
-)
-_array_flags.define_step_flags()
-_array_flags.leave_open()
-flags.set_default(_common.MODEL, "llama3-8b")
+flags.set_default(_step_flags.TOPOLOGY, "v5e:2x4")
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags, _slice_flags):
+    for module in (_common, _array_flags, _slice_flags, _step_flags):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
-    import _dtypes
-    import _layouts
     import _slices
+    import _steps
 
-    from model.config import ModelConfig
     from profiles.compiled import text as compiled_text
     from profiles.compiled.compiled_pass import (
         CompiledPass,
@@ -77,18 +57,15 @@ with _common.importing(__name__):
     from profiles.compiled.inspection import PassProgram
     from profiles.compiled.step import CompiledStep, read
     from profiles.compiled.toolchains import check_compiler, libraries_of, toolchain_of
-    from profiles.expected.candidates import candidates
-    from profiles.expected.estimate import Estimator, best
+    from profiles.expected.estimate import Estimator
     from profiles.floor.arrays import placed_arrays
     from profiles.floor.block_counts import block_counts
-    from profiles.floor.passes import Pass
     from profiles.report.document import document, versions
     from profiles.report.files import check_file, write_atomically, write_json
     from profiles.report.numbers import several
     from profiles.report.record import Record
     from profiles.report.table import wrap
-    from sharding.error_types import FloorlineError, UsageError
-    from sharding.mesh import parse_mesh
+    from sharding.error_types import FloorlineError
 
 
 def main() -> None:
@@ -97,26 +74,13 @@ def main() -> None:
     _common.check_json()
     if _SAVE_HLO.value:
         check_file(_SAVE_HLO.value, "--save_hlo")
-    chunk = _array_flags.accelerator_chunk(_CHUNK, _PHASE.value)
-    if _PHASE.value == "prefill" and _CONTEXT.value < 2:
-        raise UsageError(
-            f"--context is {_CONTEXT.value} with --phase=prefill; use 2 tokens or more"
-        )
-    toolchain_of(_slices.slice(_TOPOLOGY.value))  # refuses what there is no compiler for
-    model, prefill = _model(), _PHASE.value == "prefill"
-    length = _common.lengths(_CONTEXT, model, prefill)[0]
-    pass_ = Pass(_BATCH.value, length)
-    if prefill:
-        pass_ = Pass(_BATCH.value, 0, length).last_chunk(chunk)
-    estimator = _estimator(model, pass_)
+    chunk = _steps.chunk()
+    toolchain_of(_slices.slice(_step_flags.TOPOLOGY.value))  # refuses what has no compiler
+    pass_ = _steps.pass_(model := _steps.model(), chunk)
+    estimator = _steps.estimator(model, pass_)
     step, program = estimate_as_run(estimator, pass_), program_of(estimator, pass_)
     slice = estimator.deployment.slice
     title = compiled_text.title(program, slice)
-    if prefill and pass_.tokens < length:
-        _common.say(
-            f"a prompt of {length:,} tokens runs in chunks of {chunk:,}; compiled is the last "
-            f"whole one, after {pass_.context:,} tokens"
-        )
     _common.show(f"{title}\n{compiled_text.times(estimator, step)}\n")
     if step.fits:
         check_compiler(slice)
@@ -130,29 +94,6 @@ def main() -> None:
         _common.show(wrap(f"does not fit: {record.message}"))
     elif record.status != "ok":
         raise FloorlineError(f"compiled step is {record.status}; {record.message}")
-
-
-def _model() -> ModelConfig:
-    """The model that the flags name, with ``--layers`` layers if given."""
-    model = _slices.model()
-    if not isinstance(model, ModelConfig):
-        raise UsageError(
-            f"model is {model.name}, which is known by its sizes alone; use one that the engine "
-            "runs, see --help of generate.py"
-        )
-    if _LAYERS.value:
-        windows = model.windows and model.windows[: _LAYERS.value]
-        model = dataclasses.replace(model, layers=_LAYERS.value, windows=windows)
-    return model
-
-
-def _estimator(model: ModelConfig, pass_: Pass) -> Estimator:
-    """The estimator of the layout and mesh that the flags name, or of the expected best."""
-    slice, dtypes = _slices.slice(_TOPOLOGY.value), _dtypes.dtypes(here=False)
-    deployment = _slices.deployment(model, slice, dtypes)
-    shapes = [parse_mesh(_MESH.value)] if _MESH.value else None
-    offered = candidates(deployment, _layouts.wanted(model), shapes)
-    return best(offered, [pass_])
 
 
 def _report(compiled_pass: CompiledPass) -> dict:

@@ -39,7 +39,7 @@ def _compile(job: dict) -> tuple[dict, str]:
         )
     lowered = program.lower(found.devices, job["auto_weight_layout"])
     traced = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = lowered.compile(job["compiler_options"] or None)
     result = {
         "status": "ok",
         "trace_s": traced - started,

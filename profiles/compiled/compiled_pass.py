@@ -1,6 +1,7 @@
 """One pass compiled for a slice: chosen, compiled, read, and what was found in it, as a record."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from model.cache import round_up_to_tiles
 from profiles.compiled.compiler import Compilation, compile_step
@@ -73,12 +74,15 @@ class CompiledPass:
         )
 
 
-def compile_pass(estimator: Estimator, pass_: Pass) -> CompiledPass:
+def compile_pass(
+    estimator: Estimator, pass_: Pass, options: Mapping[str, str] | None = None
+) -> CompiledPass:
     """Compiles a pass of a deployment, if its weights and cache fit.
 
     Args:
       estimator: the estimator of the deployment.
       pass_: the pass.
+      options: options of the compiler beside the engine's own, or in place of some of them.
     """
     step, program = estimate_as_run(estimator, pass_), program_of(estimator, pass_)
     record = Recorder(estimator).record(step)
@@ -86,7 +90,7 @@ def compile_pass(estimator: Estimator, pass_: Pass) -> CompiledPass:
         missing_bytes = step.resident - estimator.deployment.slice.chip.recommended.capacity
         record |= Record(message=too_large(step, missing_bytes))
         return CompiledPass(estimator, step, program, record)
-    compilation = compile_step(program, estimator.deployment.slice)
+    compilation = compile_step(program, estimator.deployment.slice, options=options)
     record |= status(compilation, step)
     if compilation.status != "ok":
         return CompiledPass(estimator, step, program, record, compilation)

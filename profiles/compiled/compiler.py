@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -60,7 +61,10 @@ class Compilation:
 
 
 def compile_step(
-    program: PassProgram, slice: Slice, auto_weight_layout: bool = False
+    program: PassProgram,
+    slice: Slice,
+    auto_weight_layout: bool = False,
+    options: Mapping[str, str] | None = None,
 ) -> Compilation:
     """Compiles a pass for a slice; what goes wrong in the compiler is an outcome.
 
@@ -68,12 +72,14 @@ def compile_step(
       program: the pass.
       slice: the slice, of as many devices as the mesh of the pass has.
       auto_weight_layout: the compiler also chooses how each weight's shard lies in memory.
+      options: options of the compiler beside the engine's own, or in place of some of them.
     """
     chosen = toolchain_of(slice)
-    name, options = chosen.topology(slice)
-    job = {"program": to_json(program), "topology": name, "options": options}
+    name, shape = chosen.topology(slice)
+    job = {"program": to_json(program), "topology": name, "options": shape}
     job["platform"] = chosen.topology_platform
     job["auto_weight_layout"] = auto_weight_layout
+    job["compiler_options"] = dict(options or {})
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, *_CHILD, folder],
