@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from profiles.compiled import compiled_table
+from profiles.compiled import compiled_table, options_table
 from profiles.compiled.grid import summary
 from profiles.explained import explained_table
 from profiles.floor import layout_table, storage_table
@@ -75,7 +75,8 @@ def test_the_page_of_a_folder_names_its_files_by_what_they_say(folder: str):
 def test_every_generated_part_is_held_by_a_test():
     known = [layout_table.DIVISIONS, layout_table.PAYMENTS, *result_tables.PARTS]
     known += [each.PART for each in (storage_table, perplexity_table, accuracy_table, talk_table)]
-    known += [compiled_table.PART, family_cases.PART, *file_tables.PARTS.values()]
+    known += [compiled_table.PART, options_table.PART, family_cases.PART]
+    known += file_tables.PARTS.values()
     known += [*explained_table.PARTS, *comparison_table.PARTS]
     known += [league_table.PART, league_table.FIRST_PAGE, accuracy_table.ENGINES]
     marks = {(part.page, part.name, part.module) for part in known}
@@ -148,6 +149,7 @@ def test_what_a_cache_buys_is_the_recorded_comparison():
 
 def test_the_compiled_steps_are_the_recorded_ones():
     assert compiled_table.PART.text() == compiled_table.table()
+    assert options_table.PART.text() == options_table.page()
 
 
 def test_no_recorded_step_copies_a_caches_values_or_a_matrix_and_loops_are_overlapped():

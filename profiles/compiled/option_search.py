@@ -15,7 +15,7 @@ from profiles.compiled.compiler import DIED
 from profiles.compiled.findings import LEAST, CollectiveTimes
 from profiles.compiled.grid import summary
 from profiles.compiled.option_sets import DEFAULT, OptionSet
-from profiles.floor.collective import ALONE
+from profiles.floor.collective import ALONE, PREFETCH
 from profiles.report.files import to_json
 from sharding.error_types import FloorlineError
 
@@ -154,12 +154,17 @@ def score(compiled_pass: CompiledPass, options: OptionSet) -> Outcome:
 def _unhidden(compiled_pass: CompiledPass) -> float:
     """Seconds of transfers beside work that go beyond all work there is.
 
-    Findings take a transfer as free where something runs beside it, however little that is.
+    Findings take a transfer as free where something runs beside it, however little that is. Here a
+    fetch hides no more than the floor's time of memory, and all work no more than its longest term.
     """
     listed, floor = compiled_pass.compiled.collectives, compiled_pass.step.floor
     times = CollectiveTimes(compiled_pass.estimator, listed)
-    beside = sum(one.count * times.seconds(one) for one in listed if one.overlap != ALONE)
-    return max(0.0, beside - max(floor.memory, floor.compute))
+    seconds: dict[str, float] = {}
+    for one in listed:
+        seconds[one.overlap] = seconds.get(one.overlap, 0.0) + one.count * times.seconds(one)
+    beside = sum(seconds.values()) - seconds.get(ALONE, 0.0)
+    fetching = seconds.get(PREFETCH, 0.0) - floor.memory
+    return max(0.0, fetching, beside - max(floor.memory, floor.compute))
 
 
 # The search ---------------------------------------------------------------------------------------

@@ -135,6 +135,12 @@ def test_transfers_are_hidden_by_no_more_work_than_there_is(monkeypatch):
     assert one.kinds() == {"unhidden": one.unhidden_s}
 
 
+def test_a_fetch_of_weights_hides_no_more_than_reading_memory_takes(monkeypatch):
+    """The sums of a prompt take longer than the weights of a layer."""
+    one = score(compiled_pass(monkeypatch, {"beside a prefetch": 1.2, "alone": 3.0}), A)
+    assert one.cost_s == pytest.approx(0.2)  # memory takes a second
+
+
 def planted_finding(kind: str, cost_s: float):
     return Finding(kind, "", cost_s)
 
