@@ -79,7 +79,7 @@ def compile_step(
     job = {"program": to_json(program), "topology": name, "options": shape}
     job["platform"] = chosen.topology_platform
     job["auto_weight_layout"] = auto_weight_layout
-    job["compiler_options"] = dict(options or {})
+    job["compiler_options"] = _spelled(options or {}, chosen.platform)
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, *_CHILD, folder],
@@ -100,6 +100,13 @@ def compile_step(
         return refused(found["message"])
     compilation = Compilation(**found)
     return held_against(compilation, slice) if chosen.platform == "gpu" else compilation
+
+
+def _spelled(options: Mapping[str, str], platform: str) -> dict[str, str]:
+    """Options with truth as a platform spells it: XLA:GPU takes True, where XLA_FLAGS has true."""
+    if platform != "gpu":
+        return dict(options)
+    return {k: v.capitalize() if v in ("true", "false") else v for k, v in options.items()}
 
 
 def held_against(compilation: Compilation, slice: Slice) -> Compilation:
