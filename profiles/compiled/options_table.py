@@ -8,7 +8,6 @@ from profiles.compiled.option_search import Outcome, Search
 from profiles.report.document import read_document
 from profiles.report.numbers import byte_size, ms
 from profiles.report.pages import ROOT, Part
-from profiles.report.record import Record
 from profiles.report.table import Table
 
 RECORDED = ROOT / "profiles/results/options"
@@ -77,7 +76,7 @@ def page() -> str:
 
 
 def _page_row(found: dict) -> list[str]:
-    (point,), default = map(Record.from_json, found["points"]), Outcome(**found["default"])
+    (point,), default = found["points"], Outcome(**found["default"])
     outcomes = [Outcome(**one) for one in found["options"]]
     best = next(one for one in outcomes if dict(one.set) == found["best"])
     tokens = point.tokens_per_sequence
