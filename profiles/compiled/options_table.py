@@ -15,8 +15,8 @@ PART = Part("profiles/compiled/README.md", "options", "profiles.compiled.options
 HEAD = ("cost ms", "of floor", "alone", "temporaries", "bytes / floor's", "findings, ms", "set")
 PAGE_HEAD = (
     "model, weights", "slice, mesh", "layout", "step: batch x tokens", "floor ms", "sets",
-    "changed the program", "cost ms before", "after", "collectives alone before", "after",
-    "best set",
+    "changed the program", "cost ms", "cost ms of the best", "collectives alone",
+    "alone of the best", "best set",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from profiles.compiled import option_search
 from profiles.compiled.findings import Finding
 from profiles.compiled.option_search import Outcome, Search, kept_outcomes, score, search
 from profiles.compiled.option_sets import CANDIDATES, DEFAULT, OptionSet, parse_sets, read_sets
-from profiles.compiled.options_table import search_document, table
+from profiles.compiled.options_table import PAGE_HEAD, _page_row, search_document, table
 from profiles.floor.bound import Floor
 from profiles.report.record import Record
 from sharding.error_types import FloorlineError, UsageError
@@ -179,6 +179,16 @@ def test_the_document_has_the_best_first_and_reads_as_json():
     for name in ("set", "findings", "bytes", "temporary_bytes", "alone"):
         assert name in fields["options"][0]
     assert Outcome(**fields["options"][0]) == found.outcomes[1]
+
+
+def test_a_row_of_the_page_has_the_engines_options_beside_the_best():
+    found = Search((outcome(DEFAULT, 1e-3), outcome(A, 5e-4, floor_s=1e-3, alone=1)))
+    point = Record(model="tiny", topology="v5e:2x4", weight_dtype="int8", layout="l", batch=8,
+                   attention="heads", mesh={"x": 1, "y": 8}, tokens_per_sequence=1, context=64)  # fmt: skip
+    row = dict(zip(PAGE_HEAD, _page_row({"points": [point]} | search_document(found)), strict=True))
+    assert (row["cost ms"], row["cost ms of the best"]) == ("1.00", "0.500")
+    assert (row["collectives alone"], row["alone of the best"]) == ("2", "1")
+    assert (row["sets"], row["changed the program"], row["best set"]) == ("1", "1", "`a=1`")
 
 
 # Sets ---------------------------------------------------------------------------------------------
