@@ -183,8 +183,9 @@ def test_the_document_has_the_best_first_and_reads_as_json():
 
 def test_a_row_of_the_page_has_the_engines_options_beside_the_best():
     found = Search((outcome(DEFAULT, 1e-3), outcome(A, 5e-4, floor_s=1e-3, alone=1)))
-    point = Record(model="tiny", topology="v5e:2x4", weight_dtype="int8", layout="l", batch=8,
-                   attention="heads", mesh={"x": 1, "y": 8}, tokens_per_sequence=1, context=64)  # fmt: skip
+    fields = {"model": "tiny", "topology": "v5e:2x4", "layout": "l", "attention": "heads"}
+    fields |= {"weight_dtype": "int8", "batch": 8, "tokens_per_sequence": 1, "context": 64}
+    point = Record(**fields, mesh={"x": 1, "y": 8})
     row = dict(zip(PAGE_HEAD, _page_row({"points": [point]} | search_document(found)), strict=True))
     assert (row["cost ms"], row["cost ms of the best"]) == ("1.00", "0.500")
     assert (row["collectives alone"], row["alone of the best"]) == ("2", "1")
