@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.cache import Stored, store
+from model.cache import PADDING, Stored, store
 from model.cache_write import NewTokens, write
 from model.config import ModelConfig
 from model.declarations import declare, declare_matrix
@@ -126,9 +126,10 @@ class Attention(nnx.Module):
         if beside_cache(spec, placement) != spec or not can_attend_step(q, cache):
             return self._step(placement, q, new, cache, tokens)
         new = tuple(reshard(part, placement.cache("BTK_")) for part in new)
-        first = reshard(tokens.first, placement.cache("B"))
+        positions = jnp.where(tokens.count > 0, tokens.first, PADDING)
+        positions = reshard(positions, placement.cache("B"))
         how = {"ring": self.window is not None, "storage": self.dtypes.cache}
-        return attend_step(q, new, cache, first, self._softmax, **how)
+        return attend_step(q, new, cache, positions, self._softmax, **how)
 
     def _over_cache(
         self,

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from model.attention_gpu import Form, Span, add_block, choose_tiles, visited_blocks
+from model.cache import PADDING
 from model.softmax_parts import LOWEST, Softmaxed, combine
 from sharding.quantization import Quantization
 
@@ -58,7 +59,8 @@ def attend_step(
       new_keys: [B, 1, K, h], of the type of q.
       new_values: the same for values.
       cache: all slots of these heads. Slots that no token has reached hold anything.
-      positions: [B] int32, of the new tokens; past the last slot one is neither seen nor kept.
+      positions: [B] int32, of the new tokens; past the last slot one is neither seen nor kept, and
+        at `PADDING` in a ring neither.
       quantization: how the cache rounds, if it has scales.
       ring: the token at position p is in slot p modulo S; in slot p if not.
       window: a query at p sees keys at positions in (p - window, p]; None: all up to p.
@@ -177,9 +179,10 @@ def _attend(form: Form, quantization: Quantization | None, position, new_ref, *r
     q = plgpu.load(
         new_ref.at[row[:, None], lane[None]], mask=real[:, None], other=jnp.zeros((), new_ref.dtype)
     )
-    position = position[()]
+    there = position[()] < PADDING
+    position = jnp.where(there, position[()], 0)  # before which there is nothing to see
     slot = position if form.ring is None else position % form.ring
-    first = (pl.program_id(1) == 0) & (slot < form.slots)
+    first = there & (pl.program_id(1) == 0) & (slot < form.slots)
     token = [_rounded(new_ref[form.group + n], kept[n].dtype, quantization) for n in (0, 1)]
 
     @pl.when(first & (pl.program_id(0) == 0))

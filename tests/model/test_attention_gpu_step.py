@@ -12,6 +12,7 @@ import pytest
 
 from model import attention_gpu
 from model.attention_gpu_step import CacheArrays, attend_step
+from model.cache import PADDING
 from sharding.quantization import QUANTIZATIONS, round_rows
 from tests.model.attention_cases import make_case, visible
 
@@ -141,3 +142,13 @@ def test_a_row_of_zeros_has_a_scale():
     case = step_case("int8")
     case["new_keys"][:] = 0
     check(case, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"ring": True, "window": 50}], ids=str)
+def test_a_sequence_without_a_token_is_left_as_it_is(changes):
+    case = step_case(positions=(230 if changes else 60, PADDING), **changes)
+    mean, cache = run(case)
+    for array, before in zip(cache[:2], (case["keys"], case["values"]), strict=True):
+        np.testing.assert_array_equal(array[1], before[1])
+        assert (array[0] != before[0]).any()
+    assert not mean[1].any()
