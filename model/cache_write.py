@@ -110,6 +110,7 @@ def _write_shard(
     begin = jax.lax.axis_index(slot_axes) * slots if slot_axes else 0
     if new.shape[1] == 1:
         slot = (tokens.first % ring if ring else tokens.first) - begin
+        slot = jnp.where(tokens.count > 0, slot, slots)  # of a row that is only filled, nowhere
         return _write_rows(axes, cache, new, slot[:, None])
     new = new.transpose([_NEW_AXES[axes].index(axis) for axis in axes.replace("S", "T")])
     if not continues and new.shape[2] <= slots and not slot_axes:

@@ -1,0 +1,370 @@
+"""The batching engine: requests join and leave between steps of one running batch.
+
+A step is three things: schedule, run, deliver. The step after is launched before the tokens of this
+one are read, so that the host's work hides behind the devices'.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from decode.batching.events import Event, Finished, Reason, Ticket, Token
+from decode.batching.programs import Chosen, Joining, Lanes, Programs
+from decode.batching.request import Request
+from decode.batching.row_sampling import RowSampling
+from decode.batching.schedule import Answer, ChunkPlan, Plan, Schedule, Shape
+from decode.batching.stats import StepStats
+from decode.batching.text_stops import StoppedText
+from decode.chunks import FEW, TILE
+from decode.engine import Engine
+from decode.tokenizer import Tokenizer
+from sharding.error_types import UsageError
+from sharding.placement import entry_axes, shards
+
+__all__ = ["Batcher", "Event", "Finished", "Request", "StepStats", "Ticket", "Token"]
+
+SPARE_ON_CPU = 15
+"""Tokens that fill a chunk up at most on a CPU, where each takes time; `chunks.FEW` elsewhere."""
+
+
+@dataclasses.dataclass
+class _Launched:
+    """What a step has launched, until its tokens are read.
+
+    Attributes:
+      chosen: tokens on their way, each with the answers of its rows.
+      chunks: the last chunk's logits, which are there when all chunks have run.
+      decodes: whether the last of `chosen` are those of a decode step.
+      started: when its first program was launched.
+      stats: what it does.
+    """
+
+    chosen: list[tuple[Chosen, list[tuple[int, Answer]]]]
+    chunks: jax.Array | None
+    decodes: bool
+    started: float
+    stats: StepStats
+
+
+class Batcher:
+    """Answers requests in rows of one cache, each with the tokens that it gets alone.
+
+    It belongs to one thread: whoever serves many hands requests over to that. Of several processes
+    each has a batcher and gives it the same requests and cancellations between the same steps; what
+    runs when follows from these alone, and from no clock.
+
+    Attributes:
+      stats: of the newest step whose tokens have been delivered.
+    """
+
+    stats: StepStats
+
+    def __init__(
+        self,
+        engine: Engine,
+        slots_of_sequences: int,
+        context: int,
+        token_budget: int = 512,
+        *,
+        tokenizer: Tokenizer | None = None,
+        top_logprobs: int = 0,
+        shares_prefixes: bool = True,
+    ):
+        """Allocates the cache; `warm_up` compiles.
+
+        Args:
+          engine: the model.
+          slots_of_sequences: rows: how many requests run at once.
+          context: tokens that each row has room for, prompt and answer together.
+          token_budget: tokens of prompts that run between two decode steps, at most.
+          tokenizer: makes text of tokens, for events and stop strings.
+          top_logprobs: alternatives to each token that a request may ask for, at most.
+          shares_prefixes: whether prompts start from what rows hold of their beginnings.
+
+        Raises:
+          LayoutError: a number of rows that the layout does not divide.
+          UsageError: numbers that are not positive, or a budget below a tile.
+        """
+        self._schedule = Schedule(
+            shape_of(engine, slots_of_sequences, context, token_budget), shares_prefixes
+        )
+        self._engine, self._context, self._tokenizer = engine, context, tokenizer
+        self._programs, self._top_logprobs = Programs(engine, top_logprobs), top_logprobs
+        self._cache = engine.new_cache(slots_of_sequences, context)
+        self._rows = self._programs.empty_rows(slots_of_sequences)
+        self._active_rows = np.zeros(slots_of_sequences, bool)
+        self._active = self._programs.put(self._active_rows)
+        self._answers: dict[Ticket, Answer] = {}
+        self._accepted, self._notices = 0, []
+        self._in_flight: _Launched | None = None
+        self._arrived = 0.0  # when the newest tokens were there; 0 after a pause
+        self.stats = StepStats(slots_of_sequences)
+
+    def warm_up(self) -> None:
+        """Compiles every program that any request may need; nothing is compiled after it."""
+        shape = self._schedule.shape
+        for size in shape.sizes:
+            lanes = self._lanes(ChunkPlan(size, [None] * shape.lanes))
+            logits, self._cache = self._programs.chunk(self._cache, lanes)
+        for _ in range(2):  # of what programs give and not the host, a second form may be made
+            joining = self._joining(ChunkPlan(TILE, [None] * shape.lanes))
+            self._rows, chosen = self._programs.join(self._rows, logits, joining)
+            self._cache, self._rows, chosen = self._programs.decode(
+                self._cache, self._rows, self._active
+            )
+        jax.block_until_ready((self._cache, chosen))
+
+    def submit(self, request: Request) -> Ticket:
+        """Accepts a request, which waits for a row: first come, first served.
+
+        Raises:
+          PromptError: it cannot run, for one because it is longer than `context`.
+          SamplingError: a sampling value out of range.
+        """
+        request = dataclasses.replace(request, prompt=tuple(map(int, request.prompt)))
+        texts = self._tokenizer is not None
+        request.check(self._engine.config, self._context, self._top_logprobs, texts)
+        ticket = Ticket(self._accepted, request)
+        self._accepted += 1
+        text = StoppedText(self._tokenizer.stream(), request.stop) if texts else None
+        self._answers[ticket] = Answer(ticket, text)
+        self._schedule.add(self._answers[ticket])
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Ends a request before the next step, if it has not ended; its row is free then."""
+        if answer := self._answers.get(ticket):
+            self._notices.append(self._end(answer, "cancelled"))
+
+    def step(self) -> list[Event]:
+        """Launches the next step, and tells what the one before has brought.
+
+        Returns:
+          Events in order; a request's tokens come in order, its `Finished` last.
+        """
+        launched = self._run(self._schedule.plan())
+        events, self._notices = self._notices, []
+        events += self._deliver(self._in_flight)
+        self._in_flight = launched
+        self._arrived = 0.0 if self.idle else self._arrived
+        return events
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do: no request waits or runs, nothing is to be delivered."""
+        return not (self._answers or self._in_flight or self._notices)
+
+    @property
+    def running(self) -> int:
+        """Requests that have a row."""
+        return self._schedule.running
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a row."""
+        return len(self._schedule.waiting)
+
+    def _run(self, plan: Plan) -> _Launched | None:
+        """Launches a plan's programs one after another, without waiting for any."""
+        if not (plan.chunks or plan.decoding):
+            return None
+        started = time.perf_counter()
+        launched = _Launched([], None, bool(plan.decoding), started, self._stats_of(plan))
+        for chunk in plan.chunks:
+            logits, self._cache = self._programs.chunk(self._cache, self._lanes(chunk))
+            launched.chunks = logits
+            if any(piece.ends for piece in chunk.full):
+                joining = self._joining(chunk)
+                self._rows, chosen = self._programs.join(self._rows, logits, joining)
+                ends = [(n, p.answer) for n, p in enumerate(chunk.pieces) if p and p.ends]
+                launched.chosen.append((_fetch(chosen), ends))
+        if plan.decoding:
+            active = np.zeros(len(self._schedule.rows), bool)
+            active[[row.number for _, row in plan.decoding]] = True
+            self._put_active(active)
+            self._cache, self._rows, chosen = self._programs.decode(
+                self._cache, self._rows, self._active
+            )
+            decoding = [(row.number, answer) for answer, row in plan.decoding]
+            launched.chosen.append((_fetch(chosen), decoding))
+        launched.stats.host_seconds = time.perf_counter() - started
+        return launched
+
+    def _deliver(self, launched: _Launched | None) -> list[Event]:
+        """Waits for the tokens of a step, and tells of them."""
+        if launched is None:
+            return []
+        chosen = self._wait(launched)
+        begun = time.perf_counter()
+        events = [
+            event
+            for arrays, (_, answers) in zip(chosen, launched.chosen, strict=True)
+            for row, answer in answers
+            for event in self._tell(answer, arrays, row, launched.stats)
+        ]
+        launched.stats.host_seconds += time.perf_counter() - begun
+        self.stats = launched.stats
+        return events
+
+    def _wait(self, launched: _Launched) -> list[Chosen]:
+        """A step's tokens, on the host; the stats get the time that devices took for them."""
+        stats = launched.stats
+        begun = max(self._arrived, launched.started)
+        if self._arrived:
+            stats.idle_seconds = begun - self._arrived
+        if launched.chunks is not None:
+            launched.chunks.block_until_ready()
+            stats.prompt_seconds = time.perf_counter() - begun
+        chosen = [jax.tree.map(np.asarray, arrays) for arrays, _ in launched.chosen]
+        self._arrived = time.perf_counter()
+        if launched.decodes:
+            stats.decode_seconds = self._arrived - begun - stats.prompt_seconds
+        return chosen
+
+    def _tell(self, answer: Answer, chosen: Chosen, row: int, stats: StepStats) -> Iterator[Event]:
+        """Events of one token that has arrived for an answer."""
+        if answer.ended:
+            stats.wasted += 1
+            return
+        request, token = answer.ticket.request, int(chosen.tokens[row])
+        logprob = float(chosen.logprobs[row])
+        if not np.isfinite(logprob):
+            self._schedule.fail(answer)
+            yield self._end(
+                answer,
+                "error",
+                f"logits of token {answer.generated + 1} are not finite; the weights hold NaN or "
+                "infinity, or numbers overflow: fetch the model again, or give a wider --dtype",
+            )
+            return
+        self._schedule.learn(answer, token)
+        if token in request.stop_ids:
+            yield self._end(answer, "stop")
+            return
+        answer.generated += 1
+        text = answer.text.push(token) if answer.text else ""
+        yield Token(answer.ticket, token, logprob, text, _alternatives(chosen, row, request))
+        if answer.text and answer.text.found:
+            yield self._end(answer, "stop")
+        elif answer.generated == request.max_new_tokens:
+            yield self._end(answer, "length")
+
+    def _end(self, answer: Answer, reason: Reason, message: str = "") -> Finished:
+        """The last event of an answer, whose row is free from now on."""
+        if not answer.ended:
+            self._schedule.end(answer)
+        del self._answers[answer.ticket]
+        text, stop = "", None
+        if answer.text:
+            text = "" if answer.text.found else answer.text.flush()
+            stop = answer.text.found
+            reason = "stop" if stop and reason == "length" else reason
+        return Finished(
+            answer.ticket,
+            reason,
+            message,
+            text,
+            stop,
+            len(answer.ticket.request.prompt),
+            answer.reused,
+            answer.generated,
+        )
+
+    def _lanes(self, chunk: ChunkPlan) -> Lanes:
+        """A chunk as arrays; an idle lane takes a row that no other lane writes to, and leaves it
+        as it is."""
+        shape = self._schedule.shape
+        rows, each = shape.rows // shape.groups, shape.lanes // shape.groups
+        zeros = np.zeros(shape.lanes, np.int32)
+        lanes = Lanes(
+            np.zeros((shape.lanes, chunk.size), np.int32), *(zeros.copy() for _ in "1234")
+        )
+        targets = [piece and piece.answer.row.number for piece in chunk.pieces]
+        for lane, piece in enumerate(chunk.pieces):
+            if piece:
+                source, target = piece.source.number % rows, piece.answer.row.number % rows
+                lanes.tokens[lane, : len(piece.tokens)] = piece.tokens
+                numbers = piece.first, len(piece.tokens), source, target
+            else:
+                own = range(lane // each * rows, (lane // each + 1) * rows)
+                targets[lane] = next(row for row in own if row not in targets)
+                numbers = 0, 0, targets[lane] % rows, targets[lane] % rows
+            for array, number in zip(lanes[1:], numbers, strict=True):
+                array[lane] = number
+        return lanes
+
+    def _joining(self, chunk: ChunkPlan) -> Joining:
+        """Where the prompts that end in a chunk go on."""
+        ends = [piece if piece and piece.ends else None for piece in chunk.pieces]
+        past_last = self._schedule.shape.rows
+        rows = [piece.answer.row.number if piece else past_last for piece in ends]
+        lengths = [piece.first + len(piece.tokens) if piece else 0 for piece in ends]
+        requests = [piece and piece.answer.ticket.request for piece in ends]
+        numbers = np.array(rows, np.int32), np.array(lengths, np.int32)
+        return Joining(*numbers, RowSampling.of(requests))
+
+    def _put_active(self, active: np.ndarray) -> None:
+        """Rows of the next decode step, on the devices; sent only where they have changed."""
+        if (active != self._active_rows).any():
+            self._active_rows, self._active = active, self._programs.put(active)
+
+    def _stats_of(self, plan: Plan) -> StepStats:
+        pieces = [piece for chunk in plan.chunks for piece in chunk.full]
+        tokens = sum(len(piece.tokens) for piece in pieces)
+        shape = self._schedule.shape
+        return StepStats(
+            shape.rows,
+            active=len(plan.decoding),
+            context=sum(row.written - 1 for _, row in plan.decoding),
+            chunks=len(plan.chunks),
+            prompt_tokens=tokens,
+            reused_tokens=sum(p.first for p in pieces if p.first == p.answer.reused),
+            padding=sum(chunk.size for chunk in plan.chunks) * shape.lanes - tokens,
+        )
+
+
+def shape_of(engine: Engine, rows: int, context: int, budget: int) -> Shape:
+    """What a step has room for.
+
+    Raises:
+      LayoutError: a number of rows that the layout does not divide.
+      UsageError: numbers that are not positive, or a budget below a tile of each lane.
+    """
+    placement, config = engine.placement, engine.config
+    lanes = placement.multiple("B")
+    for name, value in (("slots_of_sequences", rows), ("context", context)):
+        if value < 1:
+            raise UsageError(f"{name} is {value}; use a positive integer")
+    placement.check_batch(rows)
+    if budget < TILE * lanes:
+        raise UsageError(
+            f"token_budget is {budget}, but a chunk takes {TILE} tokens of {lanes} prompts each; "
+            f"use at least {TILE * lanes}"
+        )
+    largest = min(engine.chunk, budget // lanes, -(-context // TILE) * TILE)
+    sizes = [TILE << n for n in range(32) if TILE << n <= largest]
+    windows = [w for w in map(config.window, range(config.layers)) if w]
+    on_cpu = engine.mesh.devices.flat[0].platform == "cpu"
+    return Shape(
+        rows=rows,
+        groups=shards(entry_axes(placement.cache("B")[0]), placement.mesh),
+        lanes=lanes,
+        sizes=tuple(sizes),
+        spare=SPARE_ON_CPU if on_cpu else FEW,
+        budget=budget,
+        window=min(windows, default=None),
+    )
+
+
+def _fetch(chosen: Chosen) -> Chosen:
+    for array in chosen:
+        array.copy_to_host_async()
+    return chosen
+
+
+def _alternatives(chosen: Chosen, row: int, request: Request) -> tuple[tuple[int, float], ...]:
+    each = zip(chosen.top_tokens[row].tolist(), chosen.top_logprobs[row].tolist(), strict=True)
+    return tuple(each)[: request.top_logprobs]

@@ -1,0 +1,104 @@
+"""Some rows of a cache taken out, and put back where the whole lies, each device its own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from model.cache import KVCache, Stored, cache_axes
+from model.cache_write import NewTokens
+from model.config import ModelConfig
+from sharding.layout import Axes
+from sharding.placement import Placement, entry_axes
+
+
+def take_rows(
+    cache: KVCache, rows: jax.Array, new: NewTokens, placement: Placement, config: ModelConfig
+) -> KVCache:
+    """A cache of some rows, with what new tokens see of them and zeros for the rest.
+
+    So numbers that are not finite, which another request may have left behind, stay behind.
+
+    Args:
+      cache: of B sequences.
+      rows: [m] int32; each is counted from its device's first, and m is divided as B is.
+      new: the tokens that each of the m prompts goes on with; of a prompt without any, the row is
+        taken as it is.
+      placement: gives the cache's sharding.
+      config: gives windows.
+
+    Returns:
+      A cache of m sequences.
+    """
+    specs = jax.tree.map(placement.cache, cache_axes(cache))
+    by_row = jax.P(placement.cache("B")[0])
+    windows = tuple(config.window(layer) for layer in range(config.layers))
+
+    def local(cache: KVCache, rows: jax.Array, new: NewTokens) -> KVCache:
+        slot_axes = entry_axes(placement.cache("S")[0])
+        take = functools.partial(_take, rows=rows, new=new, slot_axes=slot_axes)
+        return KVCache(*(tuple(map(take, parts, windows)) for parts in cache))
+
+    with jax.named_scope("take_rows"):
+        rows, new = jax.tree.map(lambda each: jax.reshard(each, by_row), (rows, new))
+        return jax.shard_map(
+            local,
+            in_specs=(specs, by_row, NewTokens(by_row, by_row)),
+            out_specs=specs,
+            check_vma=False,
+        )(cache, rows, new)
+
+
+def put_rows(cache: KVCache, part: KVCache, rows: jax.Array, placement: Placement) -> KVCache:
+    """The cache with the rows of `part` in these places, [m] int32 as in `take_rows`."""
+    specs = jax.tree.map(placement.cache, cache_axes(cache))
+    by_row = jax.P(placement.cache("B")[0])
+
+    def local(cache: KVCache, part: KVCache, rows: jax.Array) -> KVCache:
+        def put(array: jax.Array, part: jax.Array, axes: str) -> jax.Array:
+            at = axes.index("B")
+            for lane in range(part.shape[at]):
+                one = jax.lax.slice_in_dim(part, lane, lane + 1, axis=at)
+                array = jax.lax.dynamic_update_slice_in_dim(array, one, rows[lane], at)
+            return array
+
+        return jax.tree.map(put, cache, part, cache_axes(cache))
+
+    with jax.named_scope("put_rows"):
+        rows = jax.reshard(rows, by_row)
+        return jax.shard_map(
+            local, in_specs=(specs, specs, by_row), out_specs=specs, check_vma=False
+        )(cache, part, rows)
+
+
+def _take(
+    stored: Stored, window: int | None, *, rows: jax.Array, new: NewTokens, slot_axes: Axes
+) -> Stored:
+    """One device's rows of a layer's keys or values."""
+    slots = stored.shape[2]
+    parts = jax.lax.axis_size(slot_axes) if slot_axes else 1
+    begin = jax.lax.axis_index(slot_axes) * slots if slot_axes else 0
+    kept = _seen(begin + jnp.arange(slots), slots * parts, new, window)  # [m, S]
+
+    def take(array: jax.Array, axes: str) -> jax.Array:
+        at = axes.index("B")
+        cut = [
+            jax.lax.dynamic_slice_in_dim(array, rows[lane], 1, axis=at) for lane in range(len(rows))
+        ]
+        cut = jnp.concatenate(cut, axis=at) if len(cut) > 1 else cut[0]
+        mask = kept[:, None, :, None] if at == 0 else kept[None]
+        return jnp.where(mask, cut, jnp.zeros_like(cut))
+
+    return jax.tree.map(take, stored, cache_axes(KVCache((stored,), ())).keys[0])
+
+
+def _seen(slots: jax.Array, ring: int, new: NewTokens, window: int | None) -> jax.Array:
+    """Which slots hold a token that the first of the new tokens sees, [m, S]; all of idle rows."""
+    first = new.first[:, None]
+    positions = slots[None]
+    if window is not None:
+        positions = first - 1 - (first - 1 - positions) % ring
+    seen = (positions >= 0) & (positions < first)
+    if window is not None:
+        seen &= positions > first - window
+    return seen | (new.count == 0)[:, None]

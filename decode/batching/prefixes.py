@@ -1,0 +1,53 @@
+"""Which rows hold the beginning of a prompt, found by hashes of blocks of tokens."""
+
+import collections
+from collections.abc import Iterator, Sequence
+
+BLOCK = 16
+"""Tokens of a block: fewer in common are not worth a look."""
+
+
+def block_hashes(tokens: Sequence[int]) -> Iterator[int]:
+    """A number for each whole block, which stands for it and all before it.
+
+    It is the same in every process. Equal numbers are no proof: whoever finds them compares tokens.
+    """
+    number = 0
+    for end in range(BLOCK, len(tokens) + 1, BLOCK):
+        number = hash((number, *tokens[end - BLOCK : end]))
+        yield number
+
+
+class Prefixes:
+    """Rows by the blocks that they begin with."""
+
+    def __init__(self):
+        self._rows: dict[int, dict[int, None]] = collections.defaultdict(dict)
+        self._blocks: dict[int, list[int]] = collections.defaultdict(list)
+
+    def hold(self, row: int, tokens: Sequence[int]) -> None:
+        """The row holds these tokens: those that it held before and more."""
+        known = self._blocks[row]
+        if len(tokens) // BLOCK == len(known):
+            return
+        number = known[-1] if known else 0
+        for end in range(BLOCK * (len(known) + 1), len(tokens) + 1, BLOCK):
+            number = hash((number, *tokens[end - BLOCK : end]))
+            known.append(number)
+            self._rows[number][row] = None
+
+    def forget(self, row: int) -> None:
+        """The row holds nothing any more."""
+        for number in self._blocks.pop(row, ()):
+            del self._rows[number][row]
+            if not self._rows[number]:
+                del self._rows[number]
+
+    def alike(self, prompt: Sequence[int]) -> Iterator[list[int]]:
+        """Rows that begin with blocks of the prompt: those of the most blocks first."""
+        found = []
+        for number in block_hashes(prompt):
+            if number not in self._rows:
+                break
+            found.append(list(self._rows[number]))
+        return reversed(found)

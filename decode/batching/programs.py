@@ -1,0 +1,168 @@
+"""The compiled programs of a batching engine: one for each size of a chunk, and two more.
+
+They take a request's numbers as arrays, so that no request needs a program of its own, and hand
+tokens to each other on the devices.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decode.batching.cache_rows import put_rows, take_rows
+from decode.batching.row_sampling import RowSampling
+from decode.compiler_options import decode_options, prefill_options
+from decode.engine import Engine
+from model.cache import PADDING, KVCache
+from model.cache_write import NewTokens
+
+
+class Rows(NamedTuple):
+    """What steps hand to each other beside the cache, of each of B rows; it stays on devices.
+
+    Attributes:
+      tokens: [B] int32, the newest token, not yet in the cache.
+      lengths: [B] int32, tokens in the cache.
+      index: [B] int32, tokens generated.
+      sampling: how the next token is chosen.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    index: jax.Array
+    sampling: RowSampling
+
+
+class Chosen(NamedTuple):
+    """Tokens of a program's rows.
+
+    Attributes:
+      tokens: [B] int32.
+      logprobs: [B] float32, under the model's own distribution.
+      top_tokens: [B, n] int32, the most likely ones, the most likely first; n may be 0.
+      top_logprobs: [B, n] float32.
+    """
+
+    tokens: jax.Array
+    logprobs: jax.Array
+    top_tokens: jax.Array
+    top_logprobs: jax.Array
+
+
+class Lanes(NamedTuple):
+    """What a chunk runs, a prompt in each of m lanes.
+
+    Attributes:
+      tokens: [m, T] int32.
+      first: [m] int32, tokens of the prompt before them.
+      count: [m] int32, real ones; 0 in an idle lane.
+      source: [m] int32, the row among those of its devices that holds the tokens before.
+      target: [m] int32, the row that holds them all then; no two lanes of a device have the same.
+    """
+
+    tokens: jax.Array
+    first: jax.Array
+    count: jax.Array
+    source: jax.Array
+    target: jax.Array
+
+
+class Joining(NamedTuple):
+    """Prompts whose first token is chosen, in each of m lanes.
+
+    Attributes:
+      rows: [m] int32, where they go on; B, past the last, of a lane without any.
+      lengths: [m] int32, tokens of the prompts.
+      sampling: how their tokens are chosen.
+    """
+
+    rows: jax.Array
+    lengths: jax.Array
+    sampling: RowSampling
+
+
+class Programs:
+    """The programs of one engine; those that take the cache reuse its memory.
+
+    Args:
+      engine: the model.
+      top_logprobs: alternatives that are told of each token.
+    """
+
+    def __init__(self, engine: Engine, top_logprobs: int = 0):
+        self.engine, self._alternatives = engine, top_logprobs
+        compiled = functools.partial(jax.jit, donate_argnames="cache")
+        self._chunk = compiled(self._chunk_step, compiler_options=prefill_options(engine.mesh))
+        usual = decode_options(engine.mesh, engine.dtypes)
+        self._decode = compiled(self._decode_step, compiler_options=usual)
+        self._join = jax.jit(self._join_step)
+
+    @property
+    def compiled(self) -> int:
+        """Programs compiled so far."""
+        return sum(each._cache_size() for each in (self._chunk, self._decode, self._join))
+
+    def empty_rows(self, rows: int) -> Rows:
+        """So many rows, in which nothing runs."""
+        zeros = np.zeros(rows, np.int32)
+        return self.put(Rows(zeros, zeros, zeros, RowSampling.of([None] * rows)))
+
+    def put(self, values):
+        """A tree of small host arrays, complete on every device."""
+        return jax.tree.map(self.engine.put, values)
+
+    def chunk(self, cache: KVCache, lanes: Lanes) -> tuple[jax.Array, KVCache]:
+        """Runs parts of prompts: logits after each lane's last token, [m, V], and the cache.
+
+        Rows are copied from their sources as they are read, so that a prompt that begins like
+        another starts from what that has left.
+        """
+        with jax.set_mesh(self.engine.mesh):
+            return self._chunk(self.engine.parameters, cache, self.put(lanes))
+
+    def join(self, rows: Rows, logits: jax.Array, joining: Joining) -> tuple[Rows, Chosen]:
+        """Chooses first tokens from a chunk's logits [m, V], and puts them among the rows."""
+        with jax.set_mesh(self.engine.mesh):
+            return self._join(rows, logits, self.put(joining))
+
+    def decode(self, cache: KVCache, rows: Rows, active: jax.Array) -> tuple[KVCache, Rows, Chosen]:
+        """One token more for the rows of `active`, [B] bool; others are as if they were not."""
+        with jax.set_mesh(self.engine.mesh):
+            return self._decode(self.engine.parameters, cache, rows, active)
+
+    def _chunk_step(self, parameters, cache, lanes):
+        engine = self.engine
+        new = NewTokens(lanes.first, lanes.count)
+        part = take_rows(cache, lanes.source, new, engine.placement, engine.config)
+        logits, part = engine._prefill_step(parameters, part, lanes.tokens, new, continues=True)
+        return logits, put_rows(cache, part, lanes.target, engine.placement)
+
+    def _join_step(self, rows, logits, joining):
+        chosen = self._choose(logits, joining.sampling, jnp.zeros_like(joining.lengths))
+        new = Rows(chosen.tokens, joining.lengths, jnp.ones_like(joining.lengths), joining.sampling)
+        put = lambda old, new: old.at[joining.rows].set(new, mode="drop")  # noqa: E731
+        return jax.tree.map(put, rows, new), chosen
+
+    def _decode_step(self, parameters, cache, rows, active):
+        lengths = jnp.where(active, rows.lengths, PADDING)
+        logits, cache, _ = self.engine._decode_step(parameters, cache, rows.tokens, lengths)
+        chosen = self._choose(logits, rows.sampling, rows.index)
+        more = active.astype(jnp.int32)
+        rows = rows._replace(
+            tokens=jnp.where(active, chosen.tokens, rows.tokens),
+            lengths=rows.lengths + more,
+            index=rows.index + more,
+        )
+        return cache, rows, chosen
+
+    def _choose(self, logits: jax.Array, sampling: RowSampling, index: jax.Array) -> Chosen:
+        tokens, logprobs = sampling.choose(logits, index)
+        if not self._alternatives:
+            none = jnp.zeros((len(tokens), 0))
+            return Chosen(tokens, logprobs, none.astype(jnp.int32), none)
+        with jax.named_scope("alternatives"):
+            logits = jax.reshard(logits, jax.P(None, None))
+            logits, top_tokens = jax.lax.top_k(jax.nn.log_softmax(logits), self._alternatives)
+            return Chosen(tokens, logprobs, top_tokens.astype(jnp.int32), logits)

@@ -1,0 +1,320 @@
+"""Which rows run what in the next step: the host's part of batching, without any device.
+
+Everything follows from the requests and the order in which they came, nothing from a clock or from
+chance. So each of several processes makes the same plans.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from decode.batching.events import Ticket
+from decode.batching.prefixes import BLOCK, Prefixes
+from decode.batching.text_stops import StoppedText
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a step has room for.
+
+    Attributes:
+      rows: sequences of the cache.
+      groups: parts of the rows, each on devices of its own; a row is copied within its part.
+      lanes: prompts that run in a chunk, as many of each group.
+      sizes: tokens that a chunk may have for each lane, rising.
+      spare: tokens that a chunk may be longer than its prompts, so that no chunk more is needed.
+      budget: tokens of all lanes of a step's chunks.
+      window: tokens that the shortest window of the model's layers keeps; None without windows.
+    """
+
+    rows: int
+    groups: int
+    lanes: int
+    sizes: tuple[int, ...]
+    spare: int
+    budget: int
+    window: int | None = None
+
+    def size(self, tokens: int) -> int:
+        """Tokens of the next chunk of a prompt of which so many are left."""
+        above = next((size for size in self.sizes if size >= tokens), None)
+        below = next((size for size in reversed(self.sizes) if size <= tokens), None)
+        if below is None or (above is not None and above - tokens <= self.spare):
+            return above
+        return below
+
+
+@dataclasses.dataclass(eq=False)
+class Row:
+    """A row of the cache, and what it holds; its contents stay when its answer has ended.
+
+    Attributes:
+      number: in the cache.
+      tokens: those at positions from 0 on, as far as the host knows them.
+      written: positions that the programs launched so far have written; one more than known ones
+        where a token is not read yet.
+      answer: whose tokens they are.
+      busy: whether that answer still runs.
+      freed: when it ended, in answers ended before; -1 for a row that holds nothing.
+    """
+
+    number: int
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    written: int = 0
+    answer: "Answer | None" = None
+    busy: bool = False
+    freed: int = -1
+
+    def reusable(self, prompt: Sequence[int], window: int | None) -> int:
+        """How many of the prompt's first tokens need not run after a copy of this row.
+
+        One is left to run at least. A window's ring forgets: of a row that is longer, only what
+        goes on at its end is there.
+        """
+        known = min(len(self.tokens), self.written, len(prompt) - 1)
+        pairs = zip(prompt, self.tokens[:known], strict=False)
+        alike = next((n for n, (a, b) in enumerate(pairs) if a != b), known)
+        if window and self.written > window and alike < self.written - 1:
+            return 0
+        return alike if alike >= BLOCK else 0
+
+
+@dataclasses.dataclass(eq=False)
+class Answer:
+    """A request on its way.
+
+    Attributes:
+      ticket: names it.
+      text: decodes its tokens, where there is a tokenizer.
+      row: where it runs or ran; None while it waits.
+      ran: tokens of the prompt that were launched or reused.
+      reused: those of them that a row held.
+      launched: tokens of the answer that programs were launched for.
+      generated: those that have arrived.
+      ended: whether its last event has been told; what still arrives is dropped.
+    """
+
+    ticket: Ticket
+    text: StoppedText | None = None
+    row: Row | None = None
+    ran: int = 0
+    reused: int = 0
+    launched: int = 0
+    generated: int = 0
+    ended: bool = False
+
+    @property
+    def left(self) -> int:
+        """Tokens of the prompt that are still to run."""
+        return len(self.ticket.request.prompt) - self.ran
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Part of a prompt in one lane of a chunk.
+
+    Attributes:
+      answer: whose.
+      source: the row that holds the tokens before it.
+      first: how many these are.
+      tokens: of the piece.
+      ends: whether it is the prompt's last.
+    """
+
+    answer: Answer
+    source: Row
+    first: int
+    tokens: Sequence[int]
+    ends: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkPlan:
+    """One chunk: room for `size` tokens in each lane, and what is in it; None in an idle lane."""
+
+    size: int
+    pieces: list[Piece | None]
+
+    @property
+    def full(self) -> list[Piece]:
+        """What is in its lanes that are not idle."""
+        return [piece for piece in self.pieces if piece]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a step launches: chunks, then a token for each answer of `decoding`, each in its row."""
+
+    chunks: list[ChunkPlan]
+    decoding: list[tuple[Answer, Row]]
+
+
+class Schedule:
+    """Requests that wait, rows that run, and what each row holds."""
+
+    def __init__(self, shape: Shape, shares_prefixes: bool = True):
+        self.shape = shape
+        self.rows = [Row(number) for number in range(shape.rows)]
+        self.waiting: collections.deque[Answer] = collections.deque()
+        self._prompts: list[Answer] = []  # admitted, with tokens left to run; in order of arrival
+        self._prefixes = Prefixes() if shares_prefixes else None
+        self._ended = itertools.count()
+
+    @property
+    def running(self) -> int:
+        """Answers that have a row."""
+        return sum(row.busy for row in self.rows)
+
+    def add(self, answer: Answer) -> None:
+        """An answer waits from now on."""
+        self.waiting.append(answer)
+
+    def end(self, answer: Answer) -> None:
+        """An answer ends before its limit; its row is free at once."""
+        answer.ended = True
+        if answer.row is None:
+            self.waiting.remove(answer)
+        elif answer.row.answer is answer and answer.row.busy:
+            self._free(answer.row)
+        if answer in self._prompts:
+            self._prompts.remove(answer)
+
+    def fail(self, answer: Answer) -> None:
+        """An answer ends with numbers that are not finite; none starts from what its row holds."""
+        self.end(answer)
+        if answer.row.answer is answer:
+            self._forget(answer.row)
+
+    def learn(self, answer: Answer, token: int) -> None:
+        """A token of an answer has arrived; the next step, if there is one, has written it."""
+        row = answer.row
+        if row.answer is answer:
+            row.tokens.append(token)
+            self._hold(row)
+
+    def plan(self) -> Plan:
+        """The next step; rows are marked as its programs leave them."""
+        chunks, left = [], self.shape.budget
+        while chunk := self._next_chunk(left):
+            chunks.append(chunk)
+            left -= chunk.size * self.shape.lanes
+        decoding = [(row.answer, row) for row in self.rows if row.busy and not row.answer.left]
+        for answer, row in decoding:
+            row.written += 1
+            self._launch(answer)
+        return Plan(chunks, decoding)
+
+    def _next_chunk(self, budget: int) -> ChunkPlan | None:
+        """A chunk that fits a budget; it is not cut smaller for what ran before in this step."""
+        lanes = self._lanes_of_prompts()
+        longest = max([answer.left for answer in lanes if answer], default=0)
+        waiting = self.waiting[0].left if self.waiting and self._open_groups(lanes) else 0
+        if not (longest or waiting):
+            return None
+        # What a waiting prompt reuses is known only when it has a row; then it needs no more.
+        if self.shape.size(max(longest, waiting)) * self.shape.lanes > budget < self.shape.budget:
+            return None
+        sources = self._admit_into(lanes)
+        longest = max(answer.left for answer in lanes if answer)
+        room = max(size for size in self.shape.sizes if size * self.shape.lanes <= budget)
+        size = min(self.shape.size(longest), room)
+        pieces = [answer and self._piece(answer, size, sources) for answer in lanes]
+        for piece in filter(None, pieces):
+            self._commit(piece)
+        return ChunkPlan(size, pieces)
+
+    def _lanes_of_prompts(self) -> list[Answer | None]:
+        """Prompts that have begun, in lanes of their rows' groups; the earliest come first."""
+        lanes: list[Answer | None] = [None] * self.shape.lanes
+        for answer in self._prompts:
+            lane = self._free_lane(lanes, self._group(answer.row))
+            if lane is not None:
+                lanes[lane] = answer
+        return lanes
+
+    def _free_lane(self, lanes: list[Answer | None], group: int) -> int | None:
+        each = self.shape.lanes // self.shape.groups
+        own = range(group * each, (group + 1) * each)
+        return next((lane for lane in own if lanes[lane] is None), None)
+
+    def _open_groups(self, lanes: list[Answer | None]) -> list[int]:
+        """Groups that have a free row and a free lane for it."""
+        rows = {self._group(row) for row in self.rows if not row.busy}
+        return [group for group in sorted(rows) if self._free_lane(lanes, group) is not None]
+
+    def _admit_into(self, lanes: list[Answer | None]) -> dict[Answer, Row]:
+        """Gives rows to waiting answers, in their order; returns where each begins from."""
+        sources = {}
+        while self.waiting and (groups := self._open_groups(lanes)):
+            answer = self.waiting.popleft()
+            source, answer.reused, group = self._best_source(answer, groups)
+            row = self._target(group, source, answer.reused)
+            row.busy, answer.row, answer.ran = True, row, answer.reused
+            sources[answer] = source or row
+            lanes[self._free_lane(lanes, group)] = answer
+            self._prompts.append(answer)
+        return sources
+
+    def _best_source(self, answer: Answer, groups: list[int]) -> tuple[Row | None, int, int]:
+        """The row of these groups that holds most of the prompt, how much, and a group to run in.
+
+        If none holds any, the group is that with most free rows.
+        """
+        prompt = answer.ticket.request.prompt
+        for numbers in self._prefixes.alike(prompt) if self._prefixes else ():
+            rows = [self.rows[number] for number in sorted(numbers)]
+            rows = [row for row in rows if self._group(row) in groups]
+            best = max(rows, key=lambda row: row.reusable(prompt, self.shape.window), default=None)
+            if best and (reused := best.reusable(prompt, self.shape.window)):
+                return best, reused, self._group(best)
+        return None, 0, max(groups, key=lambda group: len(self._free_rows(group)))
+
+    def _target(self, group: int, source: Row | None, reused: int) -> Row:
+        """The free row of a group to run in: the source if it holds little else, or the oldest."""
+        free = self._free_rows(group)
+        if source in free and len(source.tokens) - reused < BLOCK:
+            return source
+        return min(free, key=lambda row: (row is source, row.freed, row.number))
+
+    def _piece(self, answer: Answer, size: int, sources: dict[Answer, Row]) -> Piece:
+        first, tokens = answer.ran, answer.ticket.request.prompt[answer.ran : answer.ran + size]
+        ends = len(tokens) == answer.left
+        return Piece(answer, sources.get(answer, answer.row), first, tokens, ends)
+
+    def _commit(self, piece: Piece) -> None:
+        """Marks what the piece's program leaves in its row."""
+        answer, row = piece.answer, piece.answer.row
+        if row.answer is not answer:
+            self._forget(row)
+            row.answer, row.tokens = answer, list(answer.ticket.request.prompt[: answer.reused])
+        row.tokens += piece.tokens
+        row.written = len(row.tokens)
+        self._hold(row)
+        answer.ran += len(piece.tokens)
+        if piece.ends:
+            self._prompts.remove(answer)
+            self._launch(answer)
+
+    def _launch(self, answer: Answer) -> None:
+        answer.launched += 1
+        if answer.launched == answer.ticket.request.max_new_tokens:
+            self._free(answer.row)
+
+    def _free(self, row: Row) -> None:
+        row.busy, row.freed = False, next(self._ended)
+
+    def _forget(self, row: Row) -> None:
+        row.tokens, row.written, row.freed = [], 0, -1
+        if self._prefixes:
+            self._prefixes.forget(row.number)
+
+    def _hold(self, row: Row) -> None:
+        if self._prefixes:
+            self._prefixes.hold(row.number, row.tokens)
+
+    def _group(self, row: Row) -> int:
+        return row.number // (self.shape.rows // self.shape.groups)
+
+    def _free_rows(self, group: int) -> list[Row]:
+        return [row for row in self.rows if not row.busy and self._group(row) == group]

@@ -1,0 +1,258 @@
+"""Requests that join and leave a batch: each gets its own tokens, and nothing is compiled anew."""
+
+import dataclasses
+import gc
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from decode.batching.batcher import Batcher, Request
+from decode.engine import Engine
+from decode.generate import PromptError
+from decode.sampling import SamplingError
+from model.dtypes import FLOAT32
+from sharding.catalog import ATTENTION, LAYOUTS, attend_by
+from sharding.error_types import LayoutError, UsageError
+from sharding.layout import Layout
+from tests.decode.batching.traffic import CONTEXT, Service, alone, check, one_device, run_traffic
+from tests.engines import config_of, counted_compilations, random_engine
+
+SLOW = pytest.mark.slow
+
+
+def engine_of(family: str, layout: Layout, mesh: str) -> Engine:
+    return random_engine(config_of(family, layers=1), layout, mesh, FLOAT32)
+
+
+def service_of(engine: Engine, rows: int = 1, context: int = CONTEXT, budget: int = 32, **options):
+    """A service of so many rows for each lane, compiled."""
+    lanes = engine.placement.multiple("B")
+    batcher = Batcher(engine, rows * lanes, context, budget * lanes, **options)
+    batcher.warm_up()
+    return Service(batcher)
+
+
+def ask(length: int, new: int = 4, **options) -> Request:
+    prompt = np.random.default_rng(length).integers(0, 255, length).tolist()
+    return Request(**{"prompt": tuple(prompt), "max_new_tokens": new} | options)
+
+
+@pytest.fixture(scope="module")
+def small() -> Service:
+    """Three rows on one device, which tests share."""
+    return service_of(one_device("grouped"), rows=3, top_logprobs=3)
+
+
+def check_traffic(service: Service, family: str, requests: int, seed: int = 0) -> None:
+    """Random requests, then one that goes on where an answer has ended."""
+    with counted_compilations() as compiled:
+        run_traffic(service, requests, seed)
+        first = service.submit(ask(20, 9))
+        said = service.finish()[first].tokens
+        then = service.submit(ask(20, 6, prompt=(*first.request.prompt, *said, 1, 2)))
+        service.finish()
+    assert not compiled
+    check(family, service.answers)
+    assert service.answers[then].end.reused_tokens >= 28
+
+
+@pytest.mark.parametrize(
+    ("layout", "attention", "mesh", "family", "rows"),
+    [("weight_stationary_1d", "heads", "1", "biased_windowed", 3),
+     ("weight_gathered_x", "batch", "2x2x1", "grouped", 2),
+     pytest.param("data_parallel_x_1d", "sequence", "2x1x2", "grouped", 2, marks=SLOW)],
+)  # fmt: skip
+def test_each_request_gets_the_tokens_that_it_gets_alone(layout, attention, mesh, family, rows):
+    layout = attend_by(LAYOUTS[layout], attention)
+    check_traffic(service_of(engine_of(family, layout, mesh), rows), family, requests=20)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilations")
+@pytest.mark.parametrize("family", ["grouped", "biased_windowed", "six_experts"])
+def test_200_requests_get_their_own_tokens_in_every_layout(family):
+    for number, (layout, attention) in enumerate(itertools.product(LAYOUTS.values(), ATTENTION)):
+        mesh = ("2x2x2", "1x2x4", "4x2x1")[number % 3]
+        try:
+            engine = engine_of(family, attend_by(layout, attention), mesh)
+        except LayoutError:
+            continue
+        requests = 200 if number % 6 == 0 else 40
+        check_traffic(service_of(engine, rows=2), family, requests, seed=number)
+
+
+@pytest.mark.parametrize("seconds", [200, pytest.param(3600, marks=SLOW)])
+def test_neither_programs_nor_arrays_grow_in_random_traffic(small, seconds):
+    """An hour of a simulated clock: each step is a second, requests come as they like."""
+    draw = np.random.default_rng(1)
+    run_traffic(small, 5, seed=2)
+    gc.collect()
+    before = len(jax.live_arrays())
+    with counted_compilations() as compiled:
+        for _ in range(seconds):
+            for _ in range(draw.poisson(0.2)):
+                small.submit(ask(int(draw.integers(1, 50)), int(draw.integers(1, 14))))
+            small.step()
+        small.finish()
+    gc.collect()
+    assert not compiled
+    assert len(jax.live_arrays()) == before
+    assert not small.batcher._answers and small.batcher.running == small.batcher.waiting == 0
+
+
+def test_draws_depend_on_seed_and_sequence_but_on_no_row_or_neighbour(small):
+    requests = [ask(9, 8, temperature=1.0, seed=seed, sequence=n)
+                for seed in (0, 3, -(2**40) - 7, 2**62 + 5) for n in (0, 1)]  # fmt: skip
+    tickets = [small.submit(request) for request in requests]
+    found = [small.finish()[ticket].tokens for ticket in tickets]
+    for request, tokens in zip(requests, found, strict=True):
+        if request.sequence == 0:
+            assert tokens == alone(one_device("grouped"), request)[0]
+    assert len({tuple(tokens) for tokens in found}) == len(found)
+
+
+def test_logprobs_and_alternatives_are_the_models_own(small):
+    request = ask(7, 5, temperature=1.0, top_k=50, top_logprobs=2)
+    ticket = small.batcher.submit(request)
+    small.answers[ticket] = None
+    events = []
+    while not small.batcher.idle:
+        events += small.batcher.step()
+    *tokens, end = events
+    text = np.array([[*request.prompt, *(event.token for event in tokens)]], np.int32)
+    logits = np.asarray(one_device("grouped").forward(text), np.float64)[0]
+    rows = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[6:-1]
+    for event, row in zip(tokens, rows, strict=True):
+        assert event.logprob == pytest.approx(row[event.token], abs=1e-4)
+        best = np.argsort(-row)[:2]
+        assert [token for token, _ in event.alternatives] == best.tolist()
+        assert [each for _, each in event.alternatives] == pytest.approx(row[best], abs=1e-4)
+    assert (end.prompt_tokens, end.generated_tokens, end.reason) == (7, 5, "length")
+
+
+def test_a_cancelled_request_ends_at_once_and_the_next_has_its_row(small):
+    tickets = [small.submit(ask(20 + n, 30)) for n in range(4)]
+    small.step(), small.step(), small.step()
+    assert (small.batcher.running, small.batcher.waiting) == (3, 1)
+    small.batcher.cancel(tickets[1])
+    assert small.batcher.running == 2
+    small.step()
+    assert small.answers[tickets[1]].end.reason == "cancelled"
+    assert (small.batcher.running, small.batcher.waiting) == (3, 0)
+    small.batcher.cancel(tickets[1])  # again: it has ended
+    small.batcher.cancel(tickets[3])
+    answers = small.finish()
+    check("grouped", {ticket: answers[ticket] for ticket in tickets})
+
+
+def test_what_rows_hold_is_not_run_again(small):
+    first = small.submit(ask(40, 6))
+    said = small.finish()[first].tokens
+    asked = dataclasses.replace(first.request, prompt=(*first.request.prompt, *said, 3, 4))
+    second = small.submit(asked)
+    small.step()
+    small.step()
+    assert small.batcher.stats.reused_tokens == 45  # the last token of the answer was never fed
+    assert small.batcher.stats.prompt_tokens == 3
+    answers = small.finish()
+    assert answers[second].end.reused_tokens == 45
+    check("grouped", {ticket: answers[ticket] for ticket in (first, second)})
+
+
+def test_stats_count_what_steps_do(small):
+    assert small.batcher.idle
+    small.submit(ask(39, 3))
+    small.submit(ask(5, 9, stop_ids=frozenset(range(256))))
+    found = [small.batcher.stats]
+    while not small.batcher.idle:
+        small.step()
+        if small.batcher.stats is not found[-1]:
+            found.append(small.batcher.stats)
+    found = found[1:]
+    assert [s.prompt_tokens for s in found][:2] == [32, 12]
+    assert sum(s.padding for s in found) == 9 + 11
+    assert sum(s.active for s in found) == 2 + 2 and sum(s.wasted for s in found) == 2
+    assert all(s.decode_seconds > 0 for s in found if s.active)
+    assert all(s.prompt_seconds > 0 for s in found if s.chunks)
+    assert all(0 < s.host_seconds < 10 and s.idle_seconds >= 0 for s in found)
+
+
+class Letters:
+    """A tokenizer whose token is a letter."""
+
+    def stream(self):
+        return self
+
+    def push(self, token: int) -> str:
+        return chr(0x4E00 + token)
+
+    def flush(self) -> str:
+        return ""
+
+
+def test_stop_strings_end_an_answer_before_them(small):
+    texts = service_of(one_device("grouped"), rows=1, budget=16, tokenizer=Letters())
+    free = texts.submit(ask(6, 12))
+    text = texts.finish()[free].text
+    assert len(text) == 12
+    stop = text[5:8]
+    stopped = texts.submit(ask(6, 12, stop=("none of it", stop)))
+    answer = texts.finish()[stopped]
+    assert answer.text == text[: text.index(stop)]
+    assert (answer.end.reason, answer.end.stop) == ("stop", stop)
+    assert len(answer.tokens) == text.index(stop) + 3
+    kept = texts.submit(ask(6, 7, stop=(text[5:7] + "x",)))
+    answer = texts.finish()[kept]
+    assert (answer.text, answer.end.reason, answer.end.text) == (text[:7], "length", text[5:7])
+
+
+@pytest.mark.parametrize("family", ["multi_head_untied", pytest.param("experts", marks=SLOW)])
+def test_numbers_that_are_not_finite_end_one_request_and_touch_no_other(family):
+    config = dataclasses.replace(config_of(family, layers=1), tied_embedding=False)
+    whole = random_engine(config, LAYOUTS["weight_stationary_1d"], "1", FLOAT32)
+    table = whole.parameters["embedding"]["weight"].at[255].set(np.nan)
+    bad = whole.parameters | {"embedding": {"weight": table}}
+    engine = Engine(config, bad, whole.placement, whole.mesh, whole.dtypes)
+    service = service_of(engine, rows=2, budget=16)
+    fine = [service.submit(ask(length, 8)) for length in (18, 33)]
+    poison = dataclasses.replace(ask(20), prompt=(*fine[0].request.prompt[:17], 255, 7))
+    failed = [service.submit(poison) for _ in range(3)]
+    fine += [service.submit(ask(length, 8)) for length in (18, 25, 33)]
+    answers = service.finish()
+    for ticket in failed:
+        assert answers[ticket].end.reason == "error" and not answers[ticket].tokens
+        assert "logits of token 1 are not finite; the weights hold" in answers[ticket].end.message
+    for ticket in fine:
+        assert (answers[ticket].tokens, answers[ticket].end.reason) == alone(whole, ticket.request)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "message"),
+    [(ask(60, 5), PromptError, "60 tokens and max_new_tokens is 5, but a row has room for 64"),
+     (Request(prompt=[], max_new_tokens=1), PromptError, "prompt 0 is empty"),
+     (Request(prompt=[256], max_new_tokens=1), PromptError, "outside the vocabulary"),
+     (ask(5, 0), PromptError, "max_new_tokens is 0"),
+     (ask(5, temperature=-1.0), SamplingError, "temperature is -1"),
+     (ask(5, seed=2**63), SamplingError, "use an integer of 64 bits"),
+     (ask(5, top_logprobs=4), SamplingError, "top_logprobs is 4; use a number from 0 to 3"),
+     (ask(5, stop=("a",)), PromptError, "no tokenizer to find them with; use stop_ids")],
+)  # fmt: skip
+def test_what_cannot_run_is_refused_before_it_waits(small, request_, error, message):
+    with pytest.raises(error, match=message):
+        small.batcher.submit(request_)
+    assert small.batcher.idle
+
+
+@pytest.mark.parametrize(
+    ("rows", "context", "budget", "error", "message"),
+    [(3, 64, 32, LayoutError, "batch is 3, .* use 2 or 4"),
+     (0, 64, 32, UsageError, "slots_of_sequences is 0; use a positive"),
+     (2, 0, 32, UsageError, "context is 0"),
+     (2, 64, 31, UsageError, "token_budget is 31, .* of 2 prompts each; use at least 32")],
+)  # fmt: skip
+def test_sizes_that_cannot_be_are_refused(rows, context, budget, error, message):
+    engine = engine_of("grouped", LAYOUTS["data_parallel_x_1d"], "2x1x1")
+    with pytest.raises(error, match=message):
+        Batcher(engine, rows, context, budget)

@@ -1,0 +1,227 @@
+"""Plans of steps: who runs when, in which row, and from what. No device takes part."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from decode.batching.events import Ticket
+from decode.batching.request import Request
+from decode.batching.schedule import Answer, Row, Schedule, Shape
+
+SHAPE = Shape(rows=4, groups=1, lanes=1, sizes=(16, 32, 64), spare=15, budget=64)
+
+
+def answer_of(length: int | list[int], new: int = 3, number: int = 0) -> Answer:
+    prompt = (
+        length if isinstance(length, list) else [1000 * (number + 1) + n for n in range(length)]
+    )
+    return Answer(Ticket(number, Request(prompt=prompt, max_new_tokens=new)))
+
+
+def schedule_of(*answers: Answer, **changes) -> Schedule:
+    schedule = Schedule(dataclasses.replace(SHAPE, **changes))
+    for answer in answers:
+        schedule.add(answer)
+    return schedule
+
+
+def told(plan) -> tuple[list, list]:
+    """Chunks as (size, [(number, row, source, first, tokens)]), and numbers that decode."""
+    chunks = [
+        (
+            chunk.size,
+            [
+                p and (p.answer.ticket.number, p.answer.row.number, p.source.number, p.first,
+                       len(p.tokens))
+                for p in chunk.pieces
+            ],
+        )
+        for chunk in plan.chunks
+    ]  # fmt: skip
+    return chunks, [answer.ticket.number for answer, _ in plan.decoding]
+
+
+def finish(schedule: Schedule, answer: Answer) -> None:
+    """Plans until an answer has launched its last token; its tokens are 1, 2, ..."""
+    while answer.launched < answer.ticket.request.max_new_tokens:
+        before = answer.launched
+        schedule.plan()
+        for token in range(before, answer.launched):
+            schedule.learn(answer, token + 1)
+
+
+def test_a_prompt_runs_in_chunks_within_the_budget_and_then_decodes_in_the_same_step():
+    schedule = schedule_of(answer_of(90, new=3), answer_of(20, new=2, number=1))
+    assert told(schedule.plan()) == ([(64, [(0, 0, 0, 0, 64)])], [])
+    assert told(schedule.plan()) == (
+        [(32, [(0, 0, 0, 64, 26)]), (32, [(1, 1, 1, 0, 20)])],
+        [0, 1],
+    )
+    assert told(schedule.plan()) == ([], [0])
+    assert told(schedule.plan()) == ([], [])
+    assert schedule.running == 0 and not any(row.busy for row in schedule.rows)
+
+
+def test_a_chunk_is_not_cut_smaller_for_those_before_it_in_the_step():
+    schedule = schedule_of(answer_of(20), answer_of(60, number=1))
+    assert told(schedule.plan())[0] == [(32, [(0, 0, 0, 0, 20)])]
+    assert told(schedule.plan())[0] == [(64, [(1, 1, 1, 0, 60)])]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sizes"),
+    [(1, [16]), (33, [32, 16]), (49, [64]), (48, [32, 16]), (200, [64, 64, 64, 16])],
+)  # fmt: skip
+def test_sizes_fill_chunks_up_by_few_tokens(tokens, sizes):
+    found = []
+    while tokens > 0:
+        found.append(SHAPE.size(tokens))
+        tokens -= found[-1]
+    assert found == sizes
+
+
+def test_requests_wait_in_order_and_a_row_is_free_with_the_last_token_that_is_launched():
+    schedule = schedule_of(*(answer_of(16, new=2, number=n) for n in range(7)), rows=2)
+    ran = [told(schedule.plan()) for _ in range(4)]
+    assert [[piece[0][0] for _, piece in chunks] for chunks, _ in ran] == [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6],
+    ]
+    assert [decoding for _, decoding in ran] == [[0, 1], [2, 3], [4, 5], [6]]
+
+
+def test_a_cancelled_answer_leaves_its_row_or_its_place_at_once():
+    first, second, third = (answer_of(16, new=9, number=n) for n in range(3))
+    schedule = schedule_of(first, second, third, rows=1)
+    schedule.plan()
+    schedule.end(second)
+    schedule.end(first)
+    assert (schedule.running, len(schedule.waiting)) == (0, 1)
+    assert told(schedule.plan()) == ([(16, [(2, 0, 0, 0, 16)])], [2])
+
+
+def test_an_answer_cancelled_within_its_prompt_leaves_what_has_run():
+    long = answer_of(100)
+    schedule = schedule_of(long)
+    schedule.plan()
+    schedule.end(long)
+    schedule.add(answer_of(list(long.ticket.request.prompt[:80]), number=1))
+    assert told(schedule.plan())[0] == [(16, [(1, 0, 0, 64, 16)])]
+
+
+def test_a_prompt_starts_from_a_row_that_holds_its_beginning():
+    old = answer_of(40, new=4)
+    schedule = schedule_of(old)
+    finish(schedule, old)
+    prompt = list(old.ticket.request.prompt)
+    goes_on = answer_of([*prompt, 1, 2, 3, 77, 78], number=1)  # the fourth token was never fed
+    schedule.add(goes_on)
+    assert told(schedule.plan())[0] == [(16, [(1, 0, 0, 43, 2)])]
+    departs = answer_of([*prompt[:36], 5, 6, 7], number=2)
+    schedule.add(departs)
+    assert told(schedule.plan())[0] == [(16, [(2, 1, 0, 36, 3)])]
+    assert (goes_on.reused, departs.reused) == (43, 36)
+
+
+def test_a_prompt_keeps_a_token_to_run_and_takes_no_other_rows_place():
+    old = answer_of(40, new=1)
+    schedule = schedule_of(old)
+    finish(schedule, old)
+    schedule.add(answer_of(list(old.ticket.request.prompt), number=1))
+    assert told(schedule.plan())[0] == [(16, [(1, 0, 0, 39, 1)])]
+
+
+def test_running_rows_are_copied_as_far_as_they_have_got():
+    system = [7] * 48
+    first, second = answer_of([*system, *range(60)], new=9), answer_of([*system, 1], number=1)
+    schedule = schedule_of(first, second, budget=128)
+    assert told(schedule.plan())[0] == [
+        (64, [(0, 0, 0, 0, 64)]),
+        (32, [(0, 0, 0, 64, 32)]),
+        (16, [(0, 0, 0, 96, 12)]),
+    ]
+    assert told(schedule.plan())[0] == [(16, [(1, 1, 0, 48, 1)])]
+
+
+def test_what_a_failed_answer_leaves_is_not_started_from():
+    bad = answer_of(40, new=9)
+    schedule = schedule_of(bad)
+    schedule.plan()
+    schedule.fail(bad)
+    schedule.add(answer_of(list(bad.ticket.request.prompt), number=1))
+    assert told(schedule.plan())[0][0][1] == [(1, 0, 0, 0, 32)]
+
+
+@pytest.mark.parametrize(
+    ("window", "written", "alike", "reused"),
+    [(None, 61, 18, 18), (None, 61, 15, 0), (30, 30, 18, 18), (30, 31, 18, 0), (30, 60, 60, 60),
+     (30, 60, 59, 59), (30, 60, 58, 0), (30, 61, 60, 60), (30, 61, 59, 0), (60, 50, 40, 40)],
+)  # fmt: skip
+def test_a_window_has_forgotten_what_is_far_behind_its_newest_token(window, written, alike, reused):
+    row = Row(0, list(range(60)), written)
+    assert row.reusable([*range(alike), *[99] * 10], window) == reused
+
+
+def test_prompts_of_each_group_run_in_its_lanes():
+    shape = {"rows": 8, "groups": 2, "lanes": 4, "budget": 256}
+    schedule = schedule_of(*(answer_of(16, new=5, number=n) for n in range(5)), **shape)
+    chunks, decoding = told(schedule.plan())
+    assert [[p and p[:2] for p in pieces] for _, pieces in chunks] == [
+        [(0, 0), (2, 1), (1, 4), (3, 5)],
+        [(4, 2), None, None, None],
+    ]
+    assert decoding == [0, 2, 4, 1, 3]
+
+
+def test_a_prompt_goes_where_its_beginning_is():
+    shape = {"rows": 4, "groups": 2, "lanes": 2, "budget": 128}
+    old = [answer_of(40, new=1, number=n) for n in range(2)]
+    schedule = schedule_of(*old, **shape)
+    schedule.plan()
+    schedule.add(answer_of([*old[1].ticket.request.prompt, 5], number=2))
+    assert told(schedule.plan())[0] == [(16, [None, (2, 2, 2, 40, 1)])]
+
+
+def test_random_traffic_is_answered_whole_in_order_and_within_all_bounds():
+    draw = np.random.default_rng(0)
+    for trial in range(30):
+        lanes, groups = ((1, 1), (2, 1), (2, 2), (4, 2))[trial % 4]
+        rows, budget = (lanes * int(each) for each in (draw.integers(1, 4), draw.choice([32, 64])))
+        shape = Shape(rows, groups, lanes, sizes=(16, 32), spare=15, budget=budget)
+        schedule, answers, began = Schedule(shape), [], []
+        held = [[] for _ in range(shape.rows)]  # what programs have written
+        while len(answers) < 40 or schedule.running or schedule.waiting:
+            if len(answers) < 40:
+                prompt = [5] * int(draw.integers(0, 40)) + draw.integers(0, 9, 9).tolist()
+                answers.append(answer_of(prompt, int(draw.integers(1, 6)), len(answers)))
+                schedule.add(answers[-1])
+            plan = schedule.plan()
+            room = sum(chunk.size for chunk in plan.chunks) * lanes
+            assert room <= shape.budget
+            for chunk in plan.chunks:
+                before = [list(row) for row in held]
+                targets = [piece.answer.row.number for piece in chunk.full]
+                assert len(set(targets)) == len(targets)
+                for lane, piece in enumerate(chunk.pieces):
+                    if piece:
+                        row, source = piece.answer.row.number, piece.source.number
+                        group = shape.rows // groups
+                        assert row // group == source // group == lane // (lanes // groups)
+                        assert len(piece.tokens) <= chunk.size
+                        prompt = piece.answer.ticket.request.prompt
+                        assert before[source][: piece.first] == prompt[: piece.first]
+                        held[row] = prompt[: piece.first + len(piece.tokens)]
+                        if piece.first == piece.answer.reused:
+                            began.append(piece.answer.ticket.number)
+            for answer, row in plan.decoding:
+                held[row.number].append(100 + answer.launched - 2)
+            launched = [p.answer for chunk in plan.chunks for p in chunk.full if p.ends]
+            for answer in [*launched, *(answer for answer, _ in plan.decoding)]:
+                schedule.learn(answer, 100 + answer.generated)
+                answer.generated += 1
+        assert began == sorted(began)
+        assert all(a.generated == a.ticket.request.max_new_tokens for a in answers)
+        assert sum(answer.reused for answer in answers) > 0
