@@ -114,11 +114,11 @@ class Tokenizer:
         Raises:
           TokenizerError: an id outside the vocabulary.
         """
-        return b"".join(map(self._piece, ids)).decode("utf-8", "replace")
+        return b"".join(map(self.piece, ids)).decode("utf-8", "replace")
 
     def stream(self) -> "TextStream":
         """A decoder of tokens one at a time, which continue a prompt."""
-        return TextStream(self._piece)
+        return TextStream(self.piece)
 
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
         """The prompt for the assistant's next turn, to be encoded with `special=True`.
@@ -138,7 +138,12 @@ class Tokenizer:
         except chat.ChatError as error:
             raise TokenizerError(str(error)) from None
 
-    def _piece(self, token: int) -> bytes:
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token adds to a text: none for a control token.
+
+        Raises:
+          TokenizerError: an id outside the vocabulary.
+        """
         if not 0 <= token < self.vocabulary:
             raise TokenizerError(f"token id is {token}; give 0 to {self.vocabulary - 1}")
         return self._parts.pieces.get(token, b"")

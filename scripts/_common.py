@@ -74,7 +74,8 @@ def _import_failure(error: ImportError) -> str:
     package = (error.name or "").partition(".")[0]
     module = sys.modules.get(package)
     file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), "")
-    remedy = "run `pip install -e .` in the clone first"
+    extra = "'.[serve]'" if package in ("starlette", "uvicorn") else "."
+    remedy = f"run `pip install -e {extra}` in the clone first"
     ours = Path(__file__).resolve().parents[1] in Path(file).resolve().parents
     if package in ("model", "sharding", "decode", "profiles") and file and not ours:
         remedy = f"{file} is another {package!r}: take it off PYTHONPATH, or {remedy}"

@@ -7,7 +7,15 @@ import ast
 
 from profiles.report.pages import ROOT, Part
 
-FLOORS = ("sharding", "model", "model/weights", "decode", "decode/batching", "scripts")
+FLOORS = (
+    "sharding",
+    "model",
+    "model/weights",
+    "decode",
+    "decode/batching",
+    "decode/serving",
+    "scripts",
+)
 ROOMS = sorted(path.parent.name for path in (ROOT / "profiles").glob("*/__init__.py"))
 FOLDERS = (*FLOORS, *(f"profiles/{room}" for room in ROOMS))
 PARTS = {folder: Part(f"{folder}/README.md", "files", "tests.file_tables") for folder in FOLDERS}

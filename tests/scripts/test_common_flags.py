@@ -37,6 +37,11 @@ OWN = {
         "price_per_chip_hour", "output_dir", "trace", "phase", "prompt_length", "chunk", "slots",
         "calibration", "tokens_per_dispatch",
     },
+    "serve.py": {
+        "devices", "mesh", "batch", "context", "chunk", "seed", "host", "port", "api_key",
+        "max_waiting", "max_body_bytes", "max_connections", "stall_seconds", "drain_seconds",
+        "token_budget", "top_logprobs", "share_prefixes",
+    },
     "convert_checkpoint.py": {"devices", "mesh", "output_dir"},
     "inspect_layout.py": {"mesh", "batch", "context", "phase", "compile", "output_dir"},
 }  # fmt: skip

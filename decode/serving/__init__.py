@@ -1,0 +1,1 @@
+"""An HTTP server of a model in the form of OpenAI's interface, over the batching engine."""

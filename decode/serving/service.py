@@ -1,0 +1,126 @@
+"""The side of a server that clients' connections see: who may ask now, and what comes back."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from decode.batching.batcher import Batcher
+from decode.batching.events import Token
+from decode.batching.request import Request
+from decode.serving.asked import Served
+from decode.serving.call import Call
+from decode.serving.errors import ApiError
+from decode.serving.loop import Loop, News
+from decode.serving.metrics import Metrics
+
+PATIENCE = 10.0
+"""Seconds to wait for the batcher's thread to end."""
+
+
+class Service:
+    """Hands requests to a batcher's thread and events back; lives in the thread of one event loop.
+
+    Args:
+      batcher: warmed up.
+      served: its model, and what a request may ask of it.
+      rows: requests that run at once.
+      most_waiting: requests that may wait beside those.
+
+    Attributes:
+      metrics: what has been counted and timed.
+      failure: why nothing can be answered any more; None while all is well.
+    """
+
+    def __init__(self, batcher: Batcher, served: Served, rows: int, most_waiting: int):
+        self.served, self.metrics = served, Metrics(rows)
+        self.failure: str | None = None
+        self._most = rows + most_waiting
+        self._calls: set[Call] = set()
+        self._in_hand = 0  # bodies that are being read
+        self._open = 0  # requests whose answers are not all with their clients
+        self._loop = Loop(batcher, self._tell)
+        self._events: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Begins to answer; called in the event loop."""
+        self._events = asyncio.get_running_loop()
+        self._loop.start()
+
+    def check(self, more: int = 1) -> None:
+        """Refuses further requests where too many are open, or nothing is answered any more.
+
+        Raises:
+          ApiError: status 429 or 503.
+        """
+        if self.failure:
+            raise ApiError(f"server is failing ({self.failure}); start it again", status=503)
+        if max(self._open, self._in_hand) + more > self._most:
+            raise ApiError(
+                f"number of requests that run or wait is {max(self._open, self._in_hand)} of "
+                f"{self._most}, and {more} more came; ask again later",
+                code="too_many_requests",
+                status=429,
+                retry_after=1,
+            )
+
+    def begin(self) -> None:
+        """A body is going to be read; `end` follows. Raises as `check` does."""
+        self.check()
+        self._in_hand += 1
+
+    def end(self) -> None:
+        """A body has been read."""
+        self._in_hand -= 1
+
+    def open(self, requests: Sequence[Request], arrived: float) -> Call:
+        """Asks the batcher; `close` must follow, whatever happens.
+
+        Raises:
+          ApiError: status 429 or 503, as `check` says.
+        """
+        self.check(len(requests))
+        call = Call(requests, arrived)
+        self._open += len(call.requests)
+        self._calls.add(call)
+        self._loop.submit(call)
+        return call
+
+    def close(self, call: Call) -> None:
+        """Nobody waits for a call any more; what still runs of it is cancelled."""
+        self._calls.remove(call)
+        self._open -= len(call.requests)
+        if call.left:
+            self._loop.cancel(call)
+
+    def abort(self, why: str) -> None:
+        """Ends all that is open with an error, and takes nothing more."""
+        self.failure = self.failure or why
+        for call in self._calls:
+            call.fail(ApiError(f"server is ending ({why}); ask again later", status=503))
+
+    def stop(self) -> None:
+        """Ends the batcher's thread, with all that runs."""
+        self._loop.stop()
+        if self._loop.is_alive():
+            self._loop.join(PATIENCE)
+
+    def _tell(self, news: News) -> None:
+        """Called in the batcher's thread; the event loop may have ended."""
+        try:
+            self._events.call_soon_threadsafe(self._take, news)
+        except RuntimeError:
+            self._loop.stop()
+
+    def _take(self, news: News) -> None:
+        now = time.perf_counter()
+        for call, number, event in news.events:
+            if isinstance(event, Token):
+                self.metrics.token(now, call, number)
+            else:
+                self.metrics.finished(event)
+            call.put(number, event)
+        for call, why in news.refused:
+            call.fail(ApiError(why))
+        self.metrics.step(news.stats, news.running, news.waiting)
+        if news.failure:
+            self.abort(news.failure)

@@ -1,0 +1,209 @@
+"""Serve a model to many users at once, in the form of OpenAI's HTTP interface.
+
+Requests join and leave one running batch; each gets the tokens that generate.py gives for the same
+prompt, seed and sampling. Paths: /v1/completions, /v1/chat/completions, /v1/models, /health and
+/metrics. Needs the extra `serve`: pip install -e '.[serve]'.
+
+Examples:
+  python scripts/serve.py
+  python scripts/serve.py --model=path/to/Qwen3-8B --batch=64 --context=8192
+  python scripts/serve.py --host=0.0.0.0 --port=80 --api_key=SECRET --max_waiting=200
+  python scripts/serve.py --devices=4 --layout=auto --attention=auto --batch=16
+"""
+
+import functools
+import os
+import re
+import signal
+import time
+
+import _array_flags
+import _common
+from absl import flags
+
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 is all.")
+_PORT = flags.DEFINE_integer("port", 8000, "Port to listen at; 0 is a free one.", 0, 2**16 - 1)
+_API_KEY = flags.DEFINE_string(
+    "api_key",
+    None,
+    "What clients must send as their bearer token. Default: $FLOORLINE_API_KEY, which a list of "
+    "processes does not show; without either, everybody may ask.",
+)
+_BATCH = flags.DEFINE_integer(
+    "batch", None, "Requests that run at once. Default: 8, or what the layout divides.", 1
+)
+_CONTEXT = flags.DEFINE_integer(
+    "context",
+    2048,
+    "Tokens of a request, prompt and answer together; so many are reserved for each of --batch.",
+    1,
+)
+_TOKEN_BUDGET = flags.DEFINE_integer(
+    "token_budget", 512, "Tokens of prompts that run between two decode steps, at most.", 1
+)
+_TOP_LOGPROBS = flags.DEFINE_integer(
+    "top_logprobs", 5, "Alternatives to each token that a request may ask for, at most.", 0, 20
+)
+_SHARE_PREFIXES = flags.DEFINE_bool(
+    "share_prefixes", True, "Start prompts from what others' rows hold of the same beginnings."
+)
+_MAX_WAITING = flags.DEFINE_integer(
+    "max_waiting", 1024, "Requests that may wait beside those that run; more get status 429.", 0
+)
+_MAX_BODY_BYTES = flags.DEFINE_integer(
+    "max_body_bytes", None, "Bytes of a request. Default: 1e6, or 32 for each of --context.", 1
+)
+_MAX_CONNECTIONS = flags.DEFINE_integer(
+    "max_connections", 4096, "Connections at once; more get status 503.", 1
+)
+_STALL_SECONDS = flags.DEFINE_float(
+    "stall_seconds", 30.0, "A client that sends or takes nothing for so long is given up.", 0.1
+)
+_DRAIN_SECONDS = flags.DEFINE_float(
+    "drain_seconds", 60.0, "After SIGTERM, requests that have come may run for so long.", 0.0
+)
+_DEVICES = flags.DEFINE_integer(
+    "devices",
+    None,
+    "Number of devices, with the mesh of the lowest floor. Default: one on a CPU, elsewhere all "
+    "that the layout can divide.",
+    1,
+)
+_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of random weights.", 0, 2**32 - 1)
+_CHUNK = _array_flags.define_chunk(
+    "Tokens of a prompt that run at once, a multiple of 16, up to --token_budget."
+)
+_array_flags.define_step_flags()
+
+if __name__ == "__main__":
+    for module in (_common, _array_flags):
+        flags.adopt_module_key_flags(module)
+
+with _common.importing(__name__):
+    import _dtypes
+    import _layouts
+
+    from decode.batching.batcher import Batcher
+    from decode.chunks import check_chunk, default_chunk
+    from decode.engine import Engine
+    from decode.load import ModelSource
+    from decode.serving.app import make_app
+    from decode.serving.asked import Served
+    from decode.serving.server import HttpServer, listen, url
+    from decode.serving.service import Service
+    from profiles.floor.memory_needed import check_room, need_of
+    from profiles.floor.passes import Pass
+    from profiles.report.numbers import byte_size, several
+    from profiles.report.progress import byte_progress
+    from sharding import processes
+    from sharding.devices import default_platform
+    from sharding.error_types import UsageError
+    from sharding.placement import Placement
+
+
+def main() -> None:
+    """Loads the model, compiles, and answers until it is told to end."""
+    _dtypes.check()
+    _common.refuse(["json"], "a server writes no document")
+    if _CHUNK.value is not None:
+        check_chunk(_CHUNK.value)
+    if processes.count() > 1:
+        raise UsageError(
+            f"number of processes is {processes.count()}, but a server runs in one; leave out "
+            "--coordinator, --num_processes and --process_id"
+        )
+    key = os.environ.get("FLOORLINE_API_KEY") if _API_KEY.value is None else _API_KEY.value
+    if key is not None and not re.fullmatch("[!-~]+", key):
+        raise UsageError("--api_key is empty or no plain text; give letters and digits")
+    meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
+    source = _common.source()
+    listening = listen(_HOST.value, _PORT.value, _STALL_SECONDS.value)
+    engine, reserved = _engine(source, meshes)
+    rows, context = _rows(engine.placement), _context(source)
+    batcher = Batcher(
+        engine,
+        rows,
+        context,
+        _TOKEN_BUDGET.value,
+        tokenizer=source.tokenizer,
+        top_logprobs=_TOP_LOGPROBS.value,
+        shares_prefixes=_SHARE_PREFIXES.value,
+    )
+    begun = time.perf_counter()
+    batcher.warm_up()
+    _common.say(f"all steps are compiled, in {time.perf_counter() - begun:.1f} s")
+    served = Served(
+        name=source.config.name,
+        config=source.config,
+        tokenizer=source.tokenizer,
+        context=context,
+        top_logprobs=_TOP_LOGPROBS.value,
+        answers=min(rows + _MAX_WAITING.value, 128),
+        created=int(time.time()),
+    )
+    service = Service(batcher, served, rows, _MAX_WAITING.value)
+    app = make_app(
+        service,
+        key=key,
+        most_bytes=_MAX_BODY_BYTES.value or max(1_000_000, 32 * context),
+        stall=_STALL_SECONDS.value,
+        say=_common.say if _common.VERBOSE.value else None,
+    )
+    server = HttpServer(
+        app,
+        service,
+        listening,
+        connections=_MAX_CONNECTIONS.value,
+        drain=_DRAIN_SECONDS.value,
+        ready=lambda: _common.say(
+            f"{url(listening)}/v1 serves {served.name}: {several(rows, 'request')} at once of up "
+            f"to {context:,} tokens each; {reserved}" + _open_to_all(key)
+        ),
+    )
+    server.run()
+    if server.signal == signal.SIGINT:
+        raise KeyboardInterrupt("what ran has ended")
+
+
+def _engine(source: ModelSource, meshes: list | None) -> tuple[Engine, str]:
+    """The model in the layout that is asked for, if it fits, and the memory that is reserved."""
+
+    def dtypes():
+        return _dtypes.dtypes(source.stored_quantization())
+
+    _layouts.check(source.config, meshes)
+    context = _context(source)
+    step = Pass(_BATCH.value or 8, context=context - 1)
+    layout, shape = _layouts.layout(source.config, meshes, dtypes, [step])
+    placement = Placement.of(layout, source.config.sizes, shape)
+    rows = _rows(placement)
+    placement.check_batch(rows)
+    _layouts.state_choices(source.config, placement, dtypes())
+    chunk = _CHUNK.value or default_chunk(default_platform())
+    need = functools.partial(need_of, source.config, placement, dtypes(), batch=rows, slots=context)
+    check_room(need(prompt=(context, min(chunk, _TOKEN_BUDGET.value))))
+    engine = source.engine(layout, shape, dtypes(), _SEED.value, byte_progress)
+    engine.chunk = chunk
+    cache, weights = engine.cache_bytes(rows, context), need().weights
+    return engine, f"{byte_size(weights)} of weights and {byte_size(cache)} of cache are reserved"
+
+
+def _rows(placement: Placement) -> int:
+    """Requests that run at once."""
+    parts = placement.multiple("B")
+    return _BATCH.value or -(-8 // parts) * parts
+
+
+def _context(source: ModelSource) -> int:
+    return _common.within(source.config, _CONTEXT, [_CONTEXT.value], 0)[0]
+
+
+def _open_to_all(key: str | None) -> str:
+    """A warning, where other machines can ask without a key."""
+    local = _HOST.value in ("localhost", "::1") or _HOST.value.startswith("127.")
+    return "" if key or local else "; open to all who reach it: give --api_key"
+
+
+if __name__ == "__main__":
+    _common.start(main)
