@@ -20,6 +20,7 @@ from profiles.published import accuracy_table, league_table
 from profiles.published.league import by_engine
 from profiles.report.numbers import number
 from profiles.report.pages import Part
+from profiles.serving import load_table
 from tests import family_cases, file_tables, talk_table
 from tests.profiles.test_rooms import ROOMS
 from tests.scripts import running
@@ -59,6 +60,11 @@ def test_explained_steps_are_the_recorded_ones(part: Part):
     assert part.text() == explained_table.PARTS[part]()
 
 
+@pytest.mark.parametrize("part", load_table.PARTS, ids=lambda part: part.name)
+def test_measured_services_are_the_recorded_ones(part: Part):
+    assert part.text() == load_table.PARTS[part]()
+
+
 def test_the_tables_of_the_first_page_have_the_times_side_by_side_and_little_else():
     times = "floor step ms", "expected step ms", "measured step ms"
     ratios = "floor / measured", "expected / measured"
@@ -77,7 +83,7 @@ def test_every_generated_part_is_held_by_a_test():
     known += [each.PART for each in (storage_table, perplexity_table, accuracy_table, talk_table)]
     known += [compiled_table.PART, options_table.PART, family_cases.PART]
     known += file_tables.PARTS.values()
-    known += [*explained_table.PARTS, *comparison_table.PARTS]
+    known += [*explained_table.PARTS, *comparison_table.PARTS, *load_table.PARTS]
     known += [league_table.PART, league_table.FIRST_PAGE, accuracy_table.ENGINES]
     marks = {(part.page, part.name, part.module) for part in known}
     found = set()

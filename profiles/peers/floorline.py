@@ -22,6 +22,12 @@ from sharding.mesh import parse_mesh, request_cpu_devices
 
 def start(job: Job) -> tuple[Run, About]:
     """Loads the model on one device."""
+    engine, about = load(job)
+    return lambda work: _round(engine, work), about
+
+
+def load(job: Job) -> tuple[Engine, About]:
+    """The job's model on one device, and what is said of it."""
     request_cpu_devices(1)
     dtype = job.dtype or default_dtype()
     source = find_source(job.model, random_weights=job.form == "random")
@@ -36,7 +42,7 @@ def start(job: Job) -> tuple[Run, About]:
         dtype=dtypes.weights.name,
         platform=default_platform(),
     )
-    return lambda work: _round(engine, work), about
+    return engine, about
 
 
 def _round(engine: Engine, work: Work) -> Round:

@@ -59,6 +59,30 @@ def byte_progress(total: int, *, show: bool | None = None) -> Iterator[Callable[
         yield advance
 
 
+@contextlib.contextmanager
+def counted(total: int, unit: str) -> Iterator[Callable[[str, int], None]]:
+    """Shows how many of something are done, where standard error is process 0's terminal.
+
+    Args:
+      total: how many there are, in several parts.
+      unit: what they are.
+
+    Yields:
+      What is told the part that is worked on, and how many of it are done.
+    """
+    done: dict[str, int] = {}
+    with tqdm(
+        total=total, unit=f" {unit}", disable=_hidden(None), file=sys.stderr, leave=False
+    ) as bar:
+
+        def tell(part: str, count: int) -> None:
+            done[part] = count
+            bar.set_description_str(part, refresh=False)
+            bar.update(min(sum(done.values()), total) - bar.n)
+
+        yield tell
+
+
 def _hidden(show: bool | None) -> bool | None:
     """tqdm's `disable`, whose None asks whether it writes to a terminal."""
     if show is None:

@@ -16,6 +16,7 @@ ROOMS = {
     "compiled": ("expected", "hlo"),
     "measured": ("hlo",),
     "explained": ("measured", "compiled"),
+    "serving": ("expected", "measured"),
     "peers": ("report",),
     "plan": ("expected",),
     "published": ("expected",),

@@ -1,0 +1,126 @@
+"""What programs read of each load: latencies, rates and costs, beside the ideal and the floor."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from profiles.report.record import Record
+from profiles.serving.lost import lost
+from profiles.serving.traffic import Timeline, Traffic
+
+PERCENTILES = 50, 90, 99
+
+
+def percentiles(values: Iterable[float]) -> dict[str, float]:
+    """p50, p90 and p99: of each the least value that so many of a hundred are not above.
+
+    So each is a time that a request really had, and of few requests p99 is the longest.
+    """
+    ordered = sorted(values)
+    ranks = {p: math.ceil(p * len(ordered) / 100) - 1 for p in PERCENTILES}
+    return {f"p{p}": ordered[rank] for p, rank in ranks.items()} if ordered else {}
+
+
+def load_row(
+    traffic: Traffic,
+    full: Record | None = None,
+    rows: int | None = None,
+    rows_step_s: float | None = None,
+    service_floor_s: float | None = None,
+    usd_per_s: float | None = None,
+) -> dict:
+    """One load as an entry of the document's `load`.
+
+    Args:
+      traffic: the load, answered.
+      full: the record of the fixed batch's step that the ideal is taken from; None of a service
+        elsewhere, of which neither ideal nor floor is known.
+      rows: of the service.
+      rows_step_s: seconds of a fixed batch of so many rows.
+      service_floor_s: seconds of each token in the floor with prompts: `profiles.floor.serving`.
+      usd_per_s: price of all chips; None leaves costs out.
+    """
+    load, tokens = traffic.load, traffic.tokens
+    kind = {"concurrency": load.concurrency, "rate": load.rate}
+    row = {"arrivals": load.arrivals}
+    row |= {name: value for name, value in kind.items() if value is not None}
+    row |= {"requests": len(traffic.timelines), "rows": rows, **_times(traffic.timelines)}
+    row |= {"wall_s": traffic.wall_s, "generated_tokens": tokens}
+    row |= {"prompt_tokens": sum(each.prompt_tokens for each in traffic.timelines)}
+    row |= cost(traffic.wall_s / tokens, usd_per_s)
+    if traffic.compiled is not None:
+        row["recompilations"] = traffic.compiled
+    if full is not None:
+        row |= _beside(traffic, full, rows_step_s, service_floor_s, usd_per_s)
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def cost(seconds: float, usd_per_s: float | None) -> dict[str, float]:
+    """Seconds of each token as the fields of a rate and a cost."""
+    found = {"s_per_token": seconds, "tokens_per_s": 1 / seconds}
+    if usd_per_s is not None:
+        found["usd_per_million_tokens"] = usd_per_s * seconds * 1e6
+    return found
+
+
+def _beside(
+    traffic: Traffic,
+    full: Record,
+    rows_step_s: float,
+    service_floor_s: float | None,
+    usd_per_s: float | None,
+) -> dict:
+    """Ideal, floor and what is lost."""
+    batch, step = full.batch, full.step_s["median"]
+    floor = {"step_s": full.floor_s, **cost(full.floor_s / batch, usd_per_s)}
+    if service_floor_s is not None:
+        floor["with_prompts"] = cost(service_floor_s, usd_per_s)
+    whole = lost(
+        traffic.steps,
+        wall_s=traffic.wall_s,
+        paused_s=traffic.paused_s,
+        tokens=traffic.tokens,
+        batch=batch,
+        part=step / rows_step_s,
+        floor_s=full.floor_s,
+    )
+    return {
+        "batch": batch,
+        "context": full.context,
+        "steps": len(traffic.steps),
+        "ideal": {"step_s": step, **cost(step / batch, usd_per_s)},
+        "floor": floor,
+        "fraction_of_ideal": step / batch / (traffic.wall_s / traffic.tokens),
+        "lost": whole._asdict(),
+    }
+
+
+def departures_row(at_any_step: Traffic, train: Traffic, departure_s: float) -> dict:
+    """The same arrivals twice: joining at any step, and by a train that departs on schedule."""
+    return {
+        "departure_s": departure_s,
+        **_name(at_any_step.load),
+        "any_step": _times(at_any_step.timelines) | {"wall_s": at_any_step.wall_s},
+        "train": _times(train.timelines) | {"wall_s": train.wall_s},
+    }
+
+
+def _name(load) -> dict:
+    return {"arrivals": load.arrivals} | ({"rate": load.rate} if load.rate else {})
+
+
+def _times(timelines: Sequence[Timeline]) -> dict:
+    """Percentiles of what requests waited for, and the means of waiting and of the whole."""
+    found = {
+        "first_token_s": percentiles(each.first_token_s for each in timelines),
+        "per_token_s": percentiles(
+            each.per_token_s for each in timelines if each.per_token_s is not None
+        ),
+        "total_s": _with_mean([each.total_s for each in timelines]),
+    }
+    if all(each.boarded is not None for each in timelines):
+        found["waiting_s"] = _with_mean([each.waiting_s for each in timelines])
+    return found
+
+
+def _with_mean(values: Sequence[float]) -> dict[str, float]:
+    return percentiles(values) | {"mean": sum(values) / len(values)}
