@@ -362,7 +362,8 @@ class Engine:
             carry, emitted = emit(logits, carry._replace(lengths=carry.lengths + 1), sampler)
             return (cache, carry), emitted._replace(experts_touched=touched)
 
-        # XLA keeps the cache of a loop in place and copies no weights, on CPUs, GPUs and TPUs.
+        # XLA keeps the cache of a loop in place, and copies no weights but, on CPUs, those of
+        # bfloat16, of which it holds the embedding twice.
         if steps == 1:
             (cache, carry), emitted = step((cache, carry), None)
         else:

@@ -3,7 +3,7 @@
 A filter keeps what scores at least as much as a threshold. Whether a threshold is low enough takes
 one masked sum over the vocabulary, and the highest such float32 is found bit by bit, so a filter
 reads its scores as often as a number has bits, whatever the size of the vocabulary, and the score
-that it finds is exact.
+that it finds is exact; what is below the least normal float32 may count as zero.
 
 Each value is one number for all sequences or an array [B] with one for each.
 """

@@ -56,10 +56,10 @@ class Run:
     def _follow(self, steps: Iterator[list[Completion]]) -> None:
         write = _streamer(self.source, len(self.request.prompts)) if self.show else None
         last, compiled = time.perf_counter(), len(_compiled)
+        several = self.request.tokens_per_dispatch
         for step, completions in enumerate(steps):  # a dispatch each
             now = time.perf_counter()
             if step:
-                several = self.request.tokens_per_dispatch
                 self.step_seconds += [(now - last) / several] * several
             else:
                 self.first_seconds, self.compile_seconds = (

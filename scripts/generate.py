@@ -13,6 +13,7 @@ Examples:
   python scripts/generate.py --model=tiny --random_weights --prompt_tokens=1,2,3 --json=-
 """
 
+import dataclasses
 import datetime
 import functools
 import re
@@ -135,8 +136,9 @@ def main() -> None:
     if talk and talk.refused:
         raise talk.refused
     if _NO_CACHE.value:
-        slow = Run(source, request, show=False)
-        slow.take(generate_without_cache(engine, request))
+        one_by_one = dataclasses.replace(request, tokens_per_dispatch=1)
+        slow = Run(source, one_by_one, show=False)
+        slow.take(generate_without_cache(engine, one_by_one))
         _common.say(_comparison(run, slow, engine))
 
 
@@ -267,7 +269,7 @@ def _speed(runs: list[Run], engine: Engine) -> str:
 
 def _comparison(fast: Run, slow: Run, engine: Engine) -> str:
     same = "the same" if fast.texts() == slow.texts() else "NOT the same"
-    longest = max(map(len, fast.request.prompts)) + len(fast.step_seconds) + 1
+    longest = max(map(len, slow.request.prompts)) + len(slow.step_seconds) + 1
     size = engine.cache_bytes(*cache_sizes(engine.config, engine.placement, fast.request))
     if not fast.step_seconds:
         return f"KV cache: {same} text without it; three tokens or more are needed to compare times"

@@ -205,7 +205,8 @@ def _measure(sweep: Sweep, output: Path, head: dict, earlier: Earlier | None) ->
     return outcome
 
 
-def _sweep(output: Path) -> Sweep:
+def _phases() -> list[str]:
+    """What to measure, with no flag of what is not measured."""
     phases = list(dict.fromkeys(_PHASE.value))
     if not phases or not {*phases} <= {"decode", "prefill"}:
         given = ",".join(phases)
@@ -216,6 +217,11 @@ def _sweep(output: Path) -> Sweep:
     ):
         if phase not in phases:
             _common.refuse(others, f"--phase is {','.join(phases)}")
+    return phases
+
+
+def _sweep(output: Path) -> Sweep:
+    phases = _phases()
     if _CHUNK.value is not None:
         check_chunk(_CHUNK.value)
     meshes = _layouts.meshes(_DEVICES.value, _MESH.value)

@@ -48,7 +48,7 @@ with _common.importing(__name__):
 
     from profiles.compiled import text as compiled_text
     from profiles.compiled.compiled_pass import compile_pass, estimate_as_run, program_of
-    from profiles.compiled.option_search import OUTCOMES, Outcome, kept_outcomes, search
+    from profiles.compiled.option_search import OUTCOMES, Outcome, case_of, kept_outcomes, search
     from profiles.compiled.option_sets import CANDIDATES, OptionSet, parse_sets, read_sets
     from profiles.compiled.options_table import search_document, table
     from profiles.compiled.toolchains import check_compiler, libraries_of, toolchain_of
@@ -75,18 +75,19 @@ def main() -> None:
     sets = _sets(platform)
     pass_ = _steps.pass_(model := _steps.model(), _steps.chunk())
     check_compiler(slice)
-    check_writable(output)
     estimator = _steps.estimator(model, pass_)
     step, program = estimate_as_run(estimator, pass_), program_of(estimator, pass_)
+    record = Recorder(estimator).record(step)
+    check_writable(output)
     title = compiled_text.title(program, slice)
     _common.show(f"{title}\n{compiled_text.times(estimator, step)}\n")
-    used = {name: versions()[name] for name in ("jax", *libraries_of([slice]))
-            if name in versions()}  # fmt: skip
+    libraries = ("floorline", "jax", *libraries_of([slice]))
+    used = {name: versions()[name] for name in libraries if name in versions()}
+    case = case_of(title, record, program.config.layers)
     outcome_of = kept_outcomes(
-        output / OUTCOMES, title, used, lambda one: compile_pass(estimator, pass_, one.as_dict())
+        output / OUTCOMES, case, used, lambda one: compile_pass(estimator, pass_, one.as_dict())
     )
     found = search(sets, _shown(outcome_of, len(sets) + 1))
-    record = Recorder(estimator).record(step)
     results = document(
         sys.argv,
         [record],

@@ -17,6 +17,7 @@ from profiles.compiled.grid import summary
 from profiles.compiled.option_sets import DEFAULT, OptionSet
 from profiles.floor.collective import ALONE, PREFETCH
 from profiles.report.files import to_json
+from profiles.report.record import Record
 from sharding.error_types import FloorlineError
 
 OUTCOMES = "options.jsonl"
@@ -205,6 +206,20 @@ def _by_rank(outcome: Outcome) -> tuple:
     return outcome.rank
 
 
+def case_of(title: str, record: Record, layers: int) -> str:
+    """A step and the figures that its costs are made of, in words: what outcomes are kept for.
+
+    Args:
+      title: the program and where it runs.
+      record: the step, with its floor and expected time.
+      layers: of the model, as compiled.
+    """
+    return (
+        f"{title}, {layers} layers, context {record.context}, "
+        f"floor {record.floor_s} s, expected {record.expected_s} s"
+    )
+
+
 def kept_outcomes(
     path: Path, case: str, versions: dict[str, str], compile_set: Compile
 ) -> Callable[[OptionSet], Outcome]:
@@ -224,7 +239,8 @@ def kept_outcomes(
             kept[options] = score(compile_set(options), options)
             line = {"case": case, "versions": versions, "outcome": kept[options].as_record()}
             with open(path, "a", encoding="utf-8") as lines:
-                lines.write(to_json(line) + "\n")
+                torn = path.stat().st_size and not path.read_bytes().endswith(b"\n")
+                lines.write("\n" * bool(torn) + to_json(line) + "\n")
         return kept[options]
 
     return outcome_of
@@ -239,7 +255,8 @@ def _kept(path: Path, case: str, versions: dict[str, str]) -> Iterator[tuple[Opt
             one = json.loads(line)
         except ValueError:
             continue
+        if (one["case"], one["versions"]) != (case, versions):
+            continue
         outcome = Outcome(**one["outcome"])
-        died = outcome.status == "out_of_memory" or outcome.message.startswith(DIED)
-        if (one["case"], one["versions"]) == (case, versions) and not died:
+        if outcome.status != "out_of_memory" and not outcome.message.startswith(DIED):
             yield outcome.options, outcome

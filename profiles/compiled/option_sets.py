@@ -19,7 +19,7 @@ class OptionSet:
     """Compiler options that are tried together.
 
     Attributes:
-      options: pairs of name and value; none for what the engine uses anyway.
+      options: pairs of name and value, in the order of names; none for what the engine uses anyway.
       does: what they do, in a line.
       source: where they are recommended or described.
     """
@@ -27,6 +27,9 @@ class OptionSet:
     options: tuple[tuple[str, str], ...] = ()
     does: str = dataclasses.field(default="", compare=False)
     source: str = dataclasses.field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(sorted(self.options)))
 
     def __str__(self) -> str:
         return ",".join(f"{name}={value}" for name, value in self.options) or "default"
@@ -65,7 +68,8 @@ def parse_sets(text: str) -> list[OptionSet]:
         names = [name.strip() for name, _, _ in pairs]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UsageError(f"--options gives {twice} twice in one set; give it one value")
-        sets.append(OptionSet(tuple((name.strip(), value) for name, _, value in pairs)))
+        stripped = ((name.strip(), value.strip()) for name, _, value in pairs)
+        sets.append(OptionSet(tuple(stripped)))
     return list(dict.fromkeys(sets))
 
 

@@ -8,7 +8,14 @@ import pytest
 
 from profiles.compiled import option_search
 from profiles.compiled.findings import Finding
-from profiles.compiled.option_search import Outcome, Search, kept_outcomes, score, search
+from profiles.compiled.option_search import (
+    Outcome,
+    Search,
+    case_of,
+    kept_outcomes,
+    score,
+    search,
+)
 from profiles.compiled.option_sets import CANDIDATES, DEFAULT, OptionSet, parse_sets, read_sets
 from profiles.compiled.options_table import PAGE_HEAD, _page_row, search_document, table
 from profiles.floor.bound import Floor
@@ -240,3 +247,19 @@ def test_every_candidate_says_what_it_does_and_whence_it_is(compiler):
     for one in sets:
         assert one.does and one.source
         assert all(name.startswith("xla_") for name, _ in one.options)
+
+
+def test_a_step_of_other_layers_or_figures_is_another_case():
+    step = Record(context=2048, floor_s=0.001, expected_s=0.002)
+    cases = {
+        case_of("llama", step, 1),
+        case_of("llama", step, 2),
+        case_of("llama", step | Record(context=2047), 1),
+        case_of("llama", step | Record(floor_s=0.003), 1),
+        case_of("llama", step | Record(expected_s=0.003), 1),
+    }
+    assert len(cases) == 5
+
+
+def test_sets_are_equal_in_any_order_and_without_blanks():
+    assert parse_sets("a=1,b=2;b=2,a=1;a = 1, b= 2") == [OptionSet((("a", "1"), ("b", "2")))]
