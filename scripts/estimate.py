@@ -18,6 +18,7 @@ Examples:
   python scripts/estimate.py --model=llama3.1-70b --topology=h100:4,h200:2 --weight_dtype=fp8 \\
       --dtype=fp8 --phase=serving --concurrency=64,max --prompt_length=2048 --generated_tokens=512
   python scripts/estimate.py --model=deepseek-v3 --topology=gb200:72 --weight_dtype=fp8 --economics
+  python scripts/estimate.py --model=llama3-8b --topology=h100:1 --drafted=3 --acceptance=0.8
   python scripts/estimate.py --model=llama3-70b --topology=v6e:4x4 --layout=weight_stationary_2d \\
       --mesh=4x2x2 --attention=batch --json=-
 """
@@ -32,6 +33,7 @@ from typing import TypeVar
 
 import _array_flags
 import _common
+import _economics_flags
 import _slice_flags
 from absl import flags
 
@@ -74,7 +76,7 @@ _array_flags.leave_open()
 flags.set_default(_common.MODEL, "llama3-70b")
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags, _slice_flags):
+    for module in (_common, _array_flags, _economics_flags, _slice_flags):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
@@ -83,7 +85,7 @@ with _common.importing(__name__):
     import _slices
 
     from model.config import check_length, check_lengths
-    from profiles.expected import service_text
+    from profiles.expected import economics_text, service_text
     from profiles.expected import text as estimate_text
     from profiles.expected.candidates import candidates
     from profiles.expected.estimate import Estimate, Estimator, best
@@ -106,7 +108,8 @@ with _common.importing(__name__):
 
 Chosen = TypeVar("Chosen")
 _OF_SERVICES = "concurrency", "prompt_length", "generated_tokens"
-_OF_PASSES = "batch", "context", "cached", "economics"
+_OF_STEPS = _economics_flags.ANSWERED
+_OF_PASSES = "batch", "context", "cached", "economics", *_OF_STEPS
 
 
 def main() -> None:
@@ -135,6 +138,9 @@ def _passes(started: str) -> None:
         raise UsageError(f"--context is {min(contexts)} with --phase=prefill; use 2 tokens or more")
     if prefill and _ECONOMICS.value:
         raise UsageError("--economics is true, but of decode steps; leave out --phase=prefill")
+    if prefill:
+        _common.refuse(_OF_STEPS, "it is of decode steps, and --phase is prefill")
+    _economics_flags.check()
     wanted = _layouts.wanted(model)
     extremes = itertools.product({min(batches), max(batches)}, {min(contexts), max(contexts)})
     passes = [_pass(*each) for each in extremes]
@@ -145,11 +151,28 @@ def _passes(started: str) -> None:
     points = [record for one, passes in estimated for record in _records(one, passes, wanted)]
     notes = estimate_text.notes(points)
     _show(started, points, estimators, estimate_text.table(points), notes)
-    if _ECONOMICS.value and _PHASE.value == "decode":
-        for one, passes in estimated:
-            steps = [each for each in passes if each.pass_.context == contexts[-1]]
+    if not prefill:
+        _show_consequences(estimated, contexts[-1])
+
+
+def _show_consequences(estimated: list[tuple[Estimator, list[Estimate]]], context: int) -> None:
+    """Prints what follows from steps at a context, as far as flags ask for it."""
+    for one, passes in estimated:
+        steps = [each for each in passes if each.pass_.context == context]
+        lines = estimate_text.consequences(one, steps) if _ECONOMICS.value else []
+        lines += _answers(one, steps[-1].pass_)
+        if lines:
             _common.show(f"{one.deployment.slice}, {one.deployment.dtypes}:")
-            _common.show("\n".join(f"-  {line}" for line in estimate_text.consequences(one, steps)))
+            _common.show("\n".join(f"-  {line}" for line in lines))
+
+
+def _answers(estimator: Estimator, last: Pass) -> list[str]:
+    """Lines that answer the flags of `_economics_flags`, at the last batch and context."""
+    lines, drafted = [], _economics_flags.DRAFTED.value
+    if drafted:
+        accepted = _economics_flags.ACCEPTANCE.value
+        lines += economics_text.speculation(estimator, last.batch, last.context, drafted, accepted)
+    return lines
 
 
 def _serving(started: str) -> None:

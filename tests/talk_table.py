@@ -21,6 +21,7 @@ PART = Part("profiles/expected/README.md", "talk", "tests.talk_table")
 LLAMA = "--topology=v5e:4x4 --weight_dtype=int8 --kv_dtype=int8"
 H100 = "--topology=h100:8 --weight_dtype=int8 --kv_dtype=int8"
 DEEPSEEK = "--model=deepseek-v3 --topology=gb200:72 --weight_dtype=fp8"
+SMALL = "--model=llama3-8b --topology=h100:1"
 ROWS = r"^context|^ +[\d,]+ "
 
 
@@ -81,6 +82,19 @@ STATEMENTS = (
         "Decoding is dominated by fetches",
         f"scripts/estimate.py {LLAMA} --batch=8 --context=4096 --economics",
         ROWS + "|fetches",
+    ),
+    Statement(
+        "Speculation multiplies several tokens for each read, so it pays while memory is the "
+        "bound. For a dense model without a context the last batch is the critical one times "
+        "tokens kept over tokens multiplied: 295 x 1.8 / 2 = 266 here; a cache moves it up. A "
+        "mixture's drafts read more experts, so there it may not pay at few sequences either",
+        f"scripts/estimate.py {SMALL} --context=1 --drafted=1 --acceptance=0.8 --batch=64",
+        "speculation",
+    ),
+    Statement(
+        "The same of a mixture, whose drafts choose experts of their own",
+        f"scripts/estimate.py {DEEPSEEK} --drafted=3 --acceptance=0.3 --batch=1",
+        "speculation",
     ),
 )
 

@@ -81,6 +81,11 @@ CASES = {
     "four_bits": ["--model=llama3-8b", "--topology=b200:1", "--weight_dtype=bfloat16,nvfp4",
                   "--batch=512", "--json=four_bits.json"],
     "economics_of_prompts": ["--phase=prefill", "--economics"],
+    "drafts": ["--model=llama3-8b", "--topology=h100:1", "--drafted=1", "--context=1"],
+    "acceptance_alone": ["--acceptance=0.5"],
+    "drafts_of_prompts": ["--phase=prefill", "--drafted=2"],
+    "no_drafts": ["--drafted=0"],
+    "certain": ["--drafted=2", "--acceptance=1.5"],
 }  # fmt: skip
 
 
@@ -291,8 +296,19 @@ def test_one_token_is_singular(ended):
             "--attention is 'heads,rows' (use one of heads, batch, sequence, aut",
         ),
         ("economics_of_prompts", "--economics is true, but of decode steps"),
+        ("acceptance_alone", "nothing is drafted without --drafted; leave it out"),
+        ("drafts_of_prompts", "it is of decode steps, and --phase is prefill; leave it out"),
+        ("no_drafts", "--drafted is '0' (0 is not an integer in the range [1, 64])"),
+        ("certain", "--acceptance is '1.5' (1.5 is not a number in the range [0, 1])"),
     ],
 )
 def test_mistakes_end_in_one_line(ended, case, message):
     assert ended[case].code == 2 and message in ended[case].error
     assert ended[case].stdout == ""
+
+
+def test_drafts_have_a_floor_and_a_last_batch_that_pays(ended):
+    text = ended["drafts"].stdout
+    assert "-  speculation: a step of 2 tokens per sequence keeps 1.80 of them" in text
+    assert "-  speculation pays up to batch 266 at context 1, by floors" in text  # 295 x 1.8 / 2
+    assert "critical batch" not in text

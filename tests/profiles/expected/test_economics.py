@@ -10,10 +10,11 @@ from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.chip import Price
 from profiles.chips.slices import parse_slice
-from profiles.expected import balance, economics
+from profiles.expected import balance, economics, speculation
 from profiles.expected.estimate import Estimator
 from profiles.floor.deployment import Deployment
 from profiles.floor.sized_models import SizedModel, sized_models
+from profiles.floor.speculation import largest_paying_batch
 from sharding.catalog import find_layout
 from sharding.quantization import QUANTIZATIONS
 
@@ -175,3 +176,38 @@ def test_a_prompt_of_a_sized_model_does_the_least_arithmetic_there_is():
     assert many.weights_read <= many.weights_resident
     windowed = estimator(sized_models()["gpt-oss-120b"], "h100:8").prefill(1, 1000).counts
     assert windowed.kv_written == 2 * 18_432 * (1000 + 128) / 8
+
+
+def test_a_step_that_verifies_drafts_reads_once_and_multiplies_as_often_as_it_has_tokens():
+    one = estimator(DENSE)
+    found = speculation.verifying_floor(one, 64, 1000, 4)
+    plain = one.decode(64, 1000).floor
+    assert found.weights == plain.weights and found.compute == pytest.approx(4 * plain.compute)
+    row = 64 * 2 * 10**5 / 8 / 3e12  # of the cache, one token of each sequence
+    assert found.kv_cache == pytest.approx(1000 * row + 4 * row)
+    assert speculation.verifying_floor(one, 64, 1000, 1) == plain
+
+
+def test_speculation_pays_up_to_the_batch_of_the_closed_form():
+    one = estimator(DENSE)
+    for context in (0, 500):
+        weights, row = 2 * 10**10 / 8 / 3e12, 2 * 10**5 / 8 / 3e12
+        kv, compute = (context + 1) * row, 2 * 10**10 / 8 / 9e14
+        expected = weights / (3 * compute / (1 + 0.5 + 0.25) - kv)
+        assert expected == pytest.approx(largest_paying_batch(weights, kv, compute, 2, 0.5))
+        first, last = speculation.paying_batches(one, context, 2, 0.5)
+        assert first == 1 and last == int(expected)
+    assert speculation.paying_batches(one, 0, 3, 1.0) == (1, 300)  # the critical batch
+    assert speculation.paying_batches(one, 10_000, 1, 0.9) == (1, None)
+    assert speculation.paying_batches(one, 1000, 1, 0.0) is None
+
+
+def test_at_few_sequences_a_mixtures_drafts_read_experts_of_their_own():
+    """All weights in experts: at batch 1 four tokens read almost four times what one does."""
+    one = estimator(dataclasses.replace(MIXTURE, total=10**10, in_experts=10**10))
+    touched = 256 * (1 - (1 - 8 / 256) ** 4) / 8
+    assert speculation.speedup(one, 1, 0, 3, 0.3) == pytest.approx(1.417 / touched, rel=1e-3)
+    first, last = speculation.paying_batches(one, 0, 3, 0.3)
+    assert 1 < first < last < 3000
+    assert speculation.speedup(one, first - 1, 0, 3, 0.3) <= 1
+    assert speculation.speedup(one, last + 1, 0, 3, 0.3) <= 1
