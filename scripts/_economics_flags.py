@@ -1,7 +1,12 @@
 """Flags of `estimate.py` that ask what a decode step's floor says of money and time beyond it."""
 
+import math
+
 import _common
 from absl import flags
+
+with _common.importing(__name__):
+    from sharding.error_types import UsageError
 
 DRAFTED = flags.DEFINE_integer(
     "drafted", None, "Speculation: tokens drafted for each sequence and step.", 1, 64
@@ -9,7 +14,10 @@ DRAFTED = flags.DEFINE_integer(
 ACCEPTANCE = flags.DEFINE_float(
     "acceptance", 0.8, "Speculation: probability that a drafted token is accepted.", 0, 1
 )
-ANSWERED = "drafted", "acceptance"
+HELD = flags.DEFINE_list(
+    "held_s", None, "Memory tiers: seconds for which a cache is held before it is fetched, a list."
+)
+ANSWERED = "drafted", "acceptance", "held_s"
 """Names of all of them."""
 
 
@@ -21,3 +29,21 @@ def check() -> None:
     """
     if DRAFTED.value is None:
         _common.refuse(["acceptance"], "nothing is drafted without --drafted")
+    held()
+
+
+def held() -> list[float]:
+    """The positive numbers of ``--held_s``; none where it is not given.
+
+    Raises:
+      UsageError: one of them is no positive number.
+    """
+    found = []
+    for text in HELD.value or ([] if HELD.value is None else [""]):
+        try:
+            found.append(float(text))
+        except ValueError:
+            found.append(math.nan)
+        if not 0 < found[-1] < math.inf:
+            raise UsageError(f"--held_s is {text!r}; use positive numbers joined by commas")
+    return found

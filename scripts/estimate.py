@@ -172,6 +172,8 @@ def _answers(estimator: Estimator, last: Pass) -> list[str]:
     if drafted:
         accepted = _economics_flags.ACCEPTANCE.value
         lines += economics_text.speculation(estimator, last.batch, last.context, drafted, accepted)
+    if seconds := _economics_flags.held():
+        lines += economics_text.held(estimator, last.context, seconds)
     return lines
 
 

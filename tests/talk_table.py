@@ -96,6 +96,16 @@ STATEMENTS = (
         f"scripts/estimate.py {DEEPSEEK} --drafted=3 --acceptance=0.3 --batch=1",
         "speculation",
     ),
+    Statement(
+        "A price says which memory a cache is in. Five dollars per million tokens, 6.25 if they "
+        "are kept for five minutes: flash; for an hour: disk, whose drain times in round figures "
+        "are a minute and an hour. Today's largest devices drain more slowly, because they have "
+        "grown and their interfaces have not: a minute is 0.9 TB of flash at that rate, an hour 1 "
+        "TB of disk. By them an hour is flash still. The quarter that five minutes add to the "
+        "price is less than HBM would cost",
+        f"scripts/estimate.py {DEEPSEEK} --context=8192 --held_s=300,3600",
+        "read once|^-  held|holding",
+    ),
 )
 
 

@@ -89,6 +89,21 @@ def phase_costs(
     return PhaseCosts(uncached * chips / prompt, rest * chips / prompt, step * chips / batch)
 
 
+def recomputed_after_s(estimator: Estimator, prompt: int) -> float:
+    """Seconds for which holding a prompt's cache in a chip's memory costs as much as a new prefill.
+
+    Holding takes its share of the memory of chips, a prefill all of them:
+    ``t x bytes / capacity = expected seconds of the prefill``, both over all chips. What the
+    weights take of the memory is not charged to the cache.
+
+    Args:
+      estimator: the model on its slice.
+      prompt: tokens of the prompt, prefilled in a batch of one.
+    """
+    found = estimator.prefill(1, prompt)
+    return found.expected.seconds * estimator.peaks.capacity / found.counts.kv_resident
+
+
 def price_of_speed(estimator: Estimator, context: int, batch: int, speedup: float) -> float | None:
     """The factor by which a token's cost rises if its step is to be `speedup` times faster.
 

@@ -85,6 +85,8 @@ CASES = {
     "acceptance_alone": ["--acceptance=0.5"],
     "drafts_of_prompts": ["--phase=prefill", "--drafted=2"],
     "no_drafts": ["--drafted=0"],
+    "held": ["--model=llama3-8b", "--topology=h100:1", "--held_s=300,3600", "--batch=1"],
+    "not_held": ["--held_s=60,-1"],
     "certain": ["--drafted=2", "--acceptance=1.5"],
 }  # fmt: skip
 
@@ -299,6 +301,7 @@ def test_one_token_is_singular(ended):
         ("acceptance_alone", "nothing is drafted without --drafted; leave it out"),
         ("drafts_of_prompts", "it is of decode steps, and --phase is prefill; leave it out"),
         ("no_drafts", "--drafted is '0' (0 is not an integer in the range [1, 64])"),
+        ("not_held", "--held_s is '-1'; use positive numbers joined by commas"),
         ("certain", "--acceptance is '1.5' (1.5 is not a number in the range [0, 1])"),
     ],
 )
@@ -312,3 +315,9 @@ def test_drafts_have_a_floor_and_a_last_batch_that_pays(ended):
     assert "-  speculation: a step of 2 tokens per sequence keeps 1.80 of them" in text
     assert "-  speculation pays up to batch 266 at context 1, by floors" in text  # 295 x 1.8 / 2
     assert "critical batch" not in text
+
+
+def test_a_cache_that_is_held_has_a_tier_of_memory(ended):
+    text = ended["held"].stdout
+    assert text.count("read once in") == 4 and "-  flash (Samsung PM1753, 32 TB): read" in text
+    assert "-  held for 3,600 s: flash by these devices, disk by round figures" in text

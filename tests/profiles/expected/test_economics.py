@@ -108,6 +108,13 @@ def test_a_cached_prefix_saves_its_arithmetic_and_decoding_costs_more_than_promp
     assert costs.decode > 5 * costs.prefill
 
 
+def test_holding_a_prompt_costs_its_share_of_memory_and_computing_it_again_all_of_the_chips():
+    one = estimator(DENSE)
+    share = 1000 * 2 * 10**5 / 8 / one.peaks.capacity
+    prefill = one.prefill(1, 1000).expected.seconds
+    assert economics.recomputed_after_s(one, 1000) * share == pytest.approx(prefill)
+
+
 def test_a_faster_step_is_one_of_fewer_users_and_a_dearer_token():
     one = estimator(DENSE)
     batch = balance.largest_batch(one, 1000)

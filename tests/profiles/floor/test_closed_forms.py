@@ -1,10 +1,10 @@
-"""Closed forms of speculation, against sums and cases worked out by hand."""
+"""Closed forms of speculation and memory tiers, against cases worked out by hand."""
 
 import math
 
 import pytest
 
-from profiles.floor import speculation
+from profiles.floor import speculation, tiers
 
 
 def test_a_step_keeps_the_drafts_before_the_first_that_is_rejected_and_one_token():
@@ -23,3 +23,23 @@ def test_speculation_stops_paying_where_its_arithmetic_takes_as_long_as_the_read
     plain = 2e-3 + with_cache * 5e-6
     assert 2 * with_cache * 1e-5 / 1.5 == pytest.approx(plain)
     assert math.isinf(speculation.largest_paying_batch(2e-3, 2e-5, 1e-5, 1, 0.5))
+
+
+def test_holding_for_the_drain_time_costs_what_one_fetch_does_whatever_a_device_costs():
+    tier = tiers.Tier("t", "d", capacity=8e12, bandwidth=4e9, round_s=(1, 4))
+    assert tier.drain_s == 2000 and tier.round_drain_s == 2
+    price, held, size = 0.37, 500, 6e9  # USD per second, seconds, bytes
+    holding, fetch = price * held * size / 8e12, price * size / 4e9
+    assert tier.fetches(held) == pytest.approx(holding / fetch)
+
+
+def test_five_minutes_imply_flash_and_an_hour_implies_disk_by_round_figures():
+    """By devices an hour is flash still: 1.7 drain times of it, a 23rd of a disk's."""
+    offered = tiers.tiers("gb200", 1.979e11, 8e12)
+    assert [tier.name for tier in offered] == ["HBM", "DDR", "flash", "disk"]
+    for seconds, name in ((0.02, "HBM"), (1, "DDR"), (10, "DDR"), (300, "flash"), (3600, "disk")):
+        assert tiers.implied(offered, seconds, rounded=True).name == name
+    assert [tiers.implied(offered, each).name for each in (300, 3600)] == ["flash", "flash"]
+    drains = [1.979e11 / 8e12, 6e12 / 460.8e9, 32e12 / 14.8e9, 24e12 / 285e6]
+    assert [tier.drain_s for tier in offered] == pytest.approx(drains)
+    assert drains[0] == pytest.approx(0.02, rel=0.25) and drains[1] == pytest.approx(10, rel=0.35)
