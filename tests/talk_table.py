@@ -106,6 +106,27 @@ STATEMENTS = (
         f"scripts/estimate.py {DEEPSEEK} --context=8192 --held_s=300,3600",
         "read once|^-  held|holding",
     ),
+    Statement(
+        "What traffic fills a system: 2,000 sequences x 64 steps per second = 128,000 tokens per "
+        "second in round figures, a thousandth of what the largest services pass. Here the "
+        "critical batch is higher, by total over active parameters, and a step takes the 24.7 ms "
+        "that a GB200 takes to read its memory, not a 64th of a second. Published traffic has "
+        "grown, and counts prompts too",
+        f"scripts/estimate.py {DEEPSEEK} --economics",
+        "traffic",
+    ),
+    Statement(
+        "MFU halves at twice the balanced context; with sparse attention that reads the square "
+        "root of the context, at the square of that. Twice 2,942 is 5,884: the rest is attention's "
+        "own arithmetic, which grows with context too and is left out of round figures",
+        f"scripts/estimate.py {H100} --context=2048 --economics",
+        "balanced|MFU",
+    ),
+    Statement(
+        "Latent attention does so much arithmetic for each byte of its cache that MFU never halves",
+        f"scripts/estimate.py {DEEPSEEK} --context=4096 --economics",
+        "balanced|MFU",
+    ),
 )
 
 

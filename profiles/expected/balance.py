@@ -65,26 +65,38 @@ def critical_batch(estimator: Estimator) -> float:
     return lines.weights / lines.compute
 
 
-def balanced_context(estimator: Estimator) -> float | None:
-    """The context at which one more sequence adds as much time to memory as to compute.
+def balanced_context(estimator: Estimator, times: float = 1.0) -> float | None:
+    """The context at which one more sequence adds `times` as much time to memory as to compute.
 
-    With a longer one no batch makes a step compute-bound. None if the cache always takes less time,
-    as with windows in all layers.
+    With a longer one than that of ``times=1`` no batch makes a step compute-bound; MFU at large
+    batches is at most ``1 / times`` there. None if the cache always takes less time, as with
+    windows in all layers, or if attention's own arithmetic is so much for each byte of the cache.
     """
     low, high = 0, 1
-    while _memory_bound(estimator, high) is False:
+    while not _memory_bound(estimator, high, times):
         low, high = high, 2 * high
         if high > 2**40:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _memory_bound(estimator, middle) else (middle, high)
+        low, high = (low, middle) if _memory_bound(estimator, middle, times) else (middle, high)
     return float(high)
 
 
-def _memory_bound(estimator: Estimator, context: int) -> bool:
+def _memory_bound(estimator: Estimator, context: int, times: float) -> bool:
     lines = slopes(estimator, context)
-    return lines.kv_cache > lines.compute
+    return lines.kv_cache > times * lines.compute
+
+
+def least_mfu(estimator: Estimator) -> float:
+    """The most that MFU can be at large batches as contexts grow without end.
+
+    Each cached token adds to the read of the cache, and to the arithmetic of attention: their
+    ratio, in seconds, is what is left.
+    """
+    near, far = slopes(estimator, 2**30), slopes(estimator, 2**31)
+    read = far.kv_cache - near.kv_cache
+    return min((far.compute - near.compute) / read, 1.0) if read else 1.0
 
 
 def batching_gain(estimator: Estimator, context: int, every_expert: bool = False) -> float:

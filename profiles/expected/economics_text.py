@@ -2,12 +2,42 @@
 
 from collections.abc import Sequence
 
+from profiles.expected.balance import balanced_context, critical_batch, drain_s, least_mfu
 from profiles.expected.economics import recomputed_after_s
 from profiles.expected.estimate import Estimator
 from profiles.expected.speculation import paying_batches, speedup, verifying_floor
 from profiles.floor.speculation import tokens_per_step
 from profiles.floor.tiers import implied, tiers
+from profiles.floor.traffic import filling, services
 from profiles.report.numbers import exact, ms, number, several
+
+
+def filled(estimator: Estimator) -> list[str]:
+    """The traffic that fills a slice, and the context at which MFU is half of the best."""
+    batch, step = critical_batch(estimator), drain_s(estimator)
+    tokens = filling(batch, step)
+    slices = [f"{each.name} {number(each.tokens_per_s / tokens)}" for each in services()]
+    return [
+        _halved(estimator),
+        f"traffic that fills it: {number(batch)} sequences (critical batch) x {number(1 / step)} "
+        f"steps per second (a drain time each) = {number(tokens)} tokens/s; published traffic "
+        f"would fill as many such slices: {', '.join(slices)}",
+    ]
+
+
+def _halved(estimator: Estimator) -> str:
+    twice = balanced_context(estimator, 2.0)
+    if twice is None:
+        left = number(least_mfu(estimator))
+        return (
+            f"MFU halves at no context: attention's own arithmetic keeps it above {left} of what "
+            "it is without a cache"
+        )
+    return (
+        f"MFU halves at a context of {exact(twice)} tokens, where reading a sequence's cache takes "
+        "twice as long as its arithmetic; if attention read the square root of the context, at "
+        f"the square of that, {number(twice**2)}"
+    )
 
 
 def speculation(

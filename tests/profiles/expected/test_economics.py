@@ -65,6 +65,27 @@ def test_the_cache_costs_as_much_as_compute_at_the_balanced_context():
     assert balance.balanced_context(estimator(windowed)) > 10**7
 
 
+def test_mfu_halves_at_twice_the_balanced_context_without_arithmetic_of_attention():
+    found = balance.balanced_context(estimator(DENSE), 2.0)
+    assert found == pytest.approx(2 * balance.balanced_context(estimator(DENSE)), abs=3)
+    assert balance.least_mfu(estimator(DENSE)) == 0
+    attending = estimator(dataclasses.replace(DENSE, attention_flops=10**7))
+    # 2e10 + 1e7 s FLOPs at 9e14 take half as long as 2e5 (s + 1) bytes at 3e12.
+    halved = (2 * 2e10 / 9e14 - 2e5 / 3e12) / (2e5 / 3e12 - 2 * 1e7 / 9e14)
+    assert balance.balanced_context(attending, 2.0) == pytest.approx(halved, abs=2)
+    assert balance.least_mfu(attending) == pytest.approx(1e7 / 9e14 / (2e5 / 3e12))  # 1/6
+
+
+def test_mfu_never_halves_where_attention_does_more_than_half_the_arithmetic_there_is_time_for():
+    """A latent of 576 bfloat16 numbers meets 128 heads: 2 x 128 x 1088 FLOPs for 1,152 bytes."""
+    latent = estimator(sized_models()["deepseek-v3"])
+    assert balance.balanced_context(latent, 2.0) is None
+    found = balance.least_mfu(latent)
+    assert found == pytest.approx(2 * 128 * 1088 / 9e14 * 3e12 / 1152, rel=1e-6)  # 0.806
+    windowed = dataclasses.replace(DENSE, cached=0, windowed=10**5, window=4)
+    assert balance.least_mfu(estimator(windowed)) == 1
+
+
 def test_batching_gain_is_cost_alone_over_the_least_cost():
     assert balance.batching_gain(estimator(DENSE), 0) == pytest.approx(300, rel=1e-4)
     every = balance.batching_gain(estimator(MIXTURE), 0, every_expert=True)

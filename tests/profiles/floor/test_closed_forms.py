@@ -1,10 +1,10 @@
-"""Closed forms of speculation and memory tiers, against cases worked out by hand."""
+"""Closed forms of speculation, memory tiers and traffic, against cases worked out by hand."""
 
 import math
 
 import pytest
 
-from profiles.floor import speculation, tiers
+from profiles.floor import speculation, tiers, traffic
 
 
 def test_a_step_keeps_the_drafts_before_the_first_that_is_rejected_and_one_token():
@@ -43,3 +43,13 @@ def test_five_minutes_imply_flash_and_an_hour_implies_disk_by_round_figures():
     drains = [1.979e11 / 8e12, 6e12 / 460.8e9, 32e12 / 14.8e9, 24e12 / 285e6]
     assert [tier.drain_s for tier in offered] == pytest.approx(drains)
     assert drains[0] == pytest.approx(0.02, rel=0.25) and drains[1] == pytest.approx(10, rel=0.35)
+
+
+def test_the_traffic_that_fills_a_system_is_its_batch_times_its_steps_per_second():
+    """In round figures 2,000 x 64; a thousand such systems pass hundreds of millions a second."""
+    assert traffic.filling(2000, 1 / 64) == pytest.approx(128_000, rel=0.01)
+    found = {each.name: each.tokens_per_s for each in traffic.services()}
+    assert found["OpenAI's API"] == 100e6
+    assert (
+        found["Google"] == pytest.approx(3.2e15 / (30 * 24 * 3600)) == pytest.approx(1.235e9, 1e-3)
+    )
