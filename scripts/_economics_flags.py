@@ -17,18 +17,27 @@ ACCEPTANCE = flags.DEFINE_float(
 HELD = flags.DEFINE_list(
     "held_s", None, "Memory tiers: seconds for which a cache is held before it is fetched, a list."
 )
-ANSWERED = "drafted", "acceptance", "held_s"
+SERVED = flags.DEFINE_float(
+    "served_tokens_per_s", None, "Training: tokens per second that the model serves in its life."
+)
+DAYS = flags.DEFINE_float("served_days", 60, "Training: days for which it is served.")
+ANSWERED = "drafted", "acceptance", "held_s", "served_tokens_per_s", "served_days"
 """Names of all of them."""
 
 
 def check() -> None:
-    """Refuses a flag that changes nothing.
+    """Refuses a flag that changes nothing, and numbers that are none of what they count.
 
     Raises:
-      UsageError: one of them is given without the flag that it belongs to.
+      UsageError: one of them is given without the flag that it belongs to, or no amount.
     """
     if DRAFTED.value is None:
         _common.refuse(["acceptance"], "nothing is drafted without --drafted")
+    if SERVED.value is None:
+        _common.refuse(["served_days"], "nothing is served without --served_tokens_per_s")
+    for flag in (SERVED, DAYS):
+        if flag.value is not None and not 0 < flag.value < 1e18:
+            raise UsageError(f"--{flag.name} is {flag.value:g}; use a positive number")
     held()
 
 

@@ -160,20 +160,23 @@ def _show_consequences(estimated: list[tuple[Estimator, list[Estimate]]], contex
     for one, passes in estimated:
         steps = [each for each in passes if each.pass_.context == context]
         lines = estimate_text.consequences(one, steps) if _ECONOMICS.value else []
-        lines += _answers(one, steps[-1].pass_)
+        lines += _answers(one, steps[-1])
         if lines:
             _common.show(f"{one.deployment.slice}, {one.deployment.dtypes}:")
             _common.show("\n".join(f"-  {line}" for line in lines))
 
 
-def _answers(estimator: Estimator, last: Pass) -> list[str]:
-    """Lines that answer the flags of `_economics_flags`, at the last batch and context."""
-    lines, drafted = [], _economics_flags.DRAFTED.value
+def _answers(estimator: Estimator, step: Estimate) -> list[str]:
+    """Lines that answer the flags of `_economics_flags`, for the last step."""
+    lines, last, drafted = [], step.pass_, _economics_flags.DRAFTED.value
     if drafted:
         accepted = _economics_flags.ACCEPTANCE.value
         lines += economics_text.speculation(estimator, last.batch, last.context, drafted, accepted)
     if seconds := _economics_flags.held():
         lines += economics_text.held(estimator, last.context, seconds)
+    if served := _economics_flags.SERVED.value:
+        active = estimator.describe().parameters["active"]
+        lines += economics_text.trained(step, active, served, _economics_flags.DAYS.value)
     return lines
 
 

@@ -4,11 +4,19 @@ from collections.abc import Sequence
 
 from profiles.expected.balance import balanced_context, critical_batch, drain_s, least_mfu
 from profiles.expected.economics import recomputed_after_s
-from profiles.expected.estimate import Estimator
+from profiles.expected.estimate import Estimate, Estimator
 from profiles.expected.speculation import paying_batches, speedup, verifying_floor
 from profiles.floor.speculation import tokens_per_step
 from profiles.floor.tiers import implied, tiers
 from profiles.floor.traffic import filling, services
+from profiles.floor.training import (
+    OPTIMAL,
+    SERVED,
+    TRAINED,
+    TRAINING_MFU,
+    balanced_tokens,
+    past_optimal,
+)
 from profiles.report.numbers import exact, ms, number, several
 
 
@@ -91,6 +99,43 @@ def held(estimator: Estimator, context: int, seconds: Sequence[float]) -> list[s
         f"holding over computing again, a token of a prompt of {prompt:,} in HBM: "
         f"{', '.join(parts)} (expected)",
     ]
+
+
+def trained(step: Estimate, parameters: float, tokens_per_s: float, days: float) -> list[str]:
+    """How many tokens cost as much to train on as a life of serving, and how far past the optimum.
+
+    Args:
+      step: the decode step that serving takes.
+      parameters: the model's active parameters.
+      tokens_per_s: traffic of the model, on all slices that it takes.
+      days: how long it is served.
+    """
+    deployment, served = step.deployment, tokens_per_s * days * 86_400
+    peak = deployment.slice.chips * deployment.slice.chip.recommended.peak(deployment.arithmetic)
+    mfu = SERVED * parameters * step.pass_.batch / step.expected.seconds / peak
+    cases = [
+        ("at the same MFU", balanced_tokens(served)),
+        (
+            f"at the expected MFU of a step of {step.pass_.batch:,}, {number(mfu)}, and "
+            f"{TRAINING_MFU} in training",
+            balanced_tokens(served, mfu, TRAINING_MFU),
+        ),
+    ]
+    said = [
+        f"{_trillions(tokens)} {how}, {number(past_optimal(tokens, parameters))} times as many"
+        for how, tokens in cases
+    ]
+    return [
+        f"served over {several(days, 'day')} at {exact(tokens_per_s)} tokens/s: "
+        f"{_trillions(served)} tokens, {SERVED} FLOPs per active parameter each",
+        f"compute-optimal training: {_trillions(OPTIMAL * parameters)} tokens, {OPTIMAL} per "
+        f"active parameter; trained tokens that cost as much as those served, {TRAINED} FLOPs per "
+        f"active parameter each: {'; '.join(said)}",
+    ]
+
+
+def _trillions(count: float) -> str:
+    return f"{number(count / 1e12)} trillion"
 
 
 def _paying(batches: tuple[int, int | None] | None) -> str:

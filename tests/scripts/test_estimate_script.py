@@ -86,6 +86,8 @@ CASES = {
     "drafts_of_prompts": ["--phase=prefill", "--drafted=2"],
     "no_drafts": ["--drafted=0"],
     "held": ["--model=llama3-8b", "--topology=h100:1", "--held_s=300,3600", "--batch=1"],
+    "nothing_served": ["--served_days=9"],
+    "no_traffic": ["--served_tokens_per_s=nan"],
     "not_held": ["--held_s=60,-1"],
     "certain": ["--drafted=2", "--acceptance=1.5"],
 }  # fmt: skip
@@ -303,6 +305,8 @@ def test_one_token_is_singular(ended):
         ("drafts_of_prompts", "it is of decode steps, and --phase is prefill; leave it out"),
         ("no_drafts", "--drafted is '0' (0 is not an integer in the range [1, 64])"),
         ("not_held", "--held_s is '-1'; use positive numbers joined by commas"),
+        ("nothing_served", "nothing is served without --served_tokens_per_s; leave it out"),
+        ("no_traffic", "--served_tokens_per_s is nan; use a positive number"),
         ("certain", "--acceptance is '1.5' (1.5 is not a number in the range [0, 1])"),
     ],
 )

@@ -10,11 +10,12 @@ from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.chip import Price
 from profiles.chips.slices import parse_slice
-from profiles.expected import balance, economics, speculation
+from profiles.expected import balance, economics, economics_text, speculation
 from profiles.expected.estimate import Estimator
 from profiles.floor.deployment import Deployment
 from profiles.floor.sized_models import SizedModel, sized_models
 from profiles.floor.speculation import largest_paying_batch
+from profiles.report.numbers import number
 from sharding.catalog import find_layout
 from sharding.quantization import QUANTIZATIONS
 
@@ -134,6 +135,17 @@ def test_holding_a_prompt_costs_its_share_of_memory_and_computing_it_again_all_o
     share = 1000 * 2 * 10**5 / 8 / one.peaks.capacity
     prefill = one.prefill(1, 1000).expected.seconds
     assert economics.recomputed_after_s(one, 1000) * share == pytest.approx(prefill)
+
+
+def test_tokens_to_train_on_follow_from_the_mfu_of_the_step_that_serves():
+    step = estimator(DENSE).decode(64, 1000)
+    life, optimum = economics_text.trained(step, 10**10, 1e6, 10)
+    assert life.startswith("served over 10 days at 1,000,000 tokens/s: 0.864 trillion tokens")
+    mfu = 2e10 * 64 / step.expected.seconds / (8 * 9e14)
+    tokens = 1e6 * 10 * 86_400 * 2 / 6 * 0.4 / mfu
+    assert f"step of 64, {number(mfu)}, and 0.4 in training" in optimum
+    assert f"; {number(tokens / 1e12)} trillion at the expected MFU" in optimum
+    assert optimum.endswith(f" {number(tokens / 2e11)} times as many")
 
 
 def test_a_faster_step_is_one_of_fewer_users_and_a_dearer_token():

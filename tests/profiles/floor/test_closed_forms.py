@@ -1,10 +1,10 @@
-"""Closed forms of speculation, memory tiers and traffic, against cases worked out by hand."""
+"""Closed forms of what a floor says of money, against cases worked out by hand."""
 
 import math
 
 import pytest
 
-from profiles.floor import speculation, tiers, traffic
+from profiles.floor import speculation, tiers, traffic, training
 
 
 def test_a_step_keeps_the_drafts_before_the_first_that_is_rejected_and_one_token():
@@ -53,3 +53,15 @@ def test_the_traffic_that_fills_a_system_is_its_batch_times_its_steps_per_second
     assert (
         found["Google"] == pytest.approx(3.2e15 / (30 * 24 * 3600)) == pytest.approx(1.235e9, 1e-3)
     )
+
+
+def test_training_as_dear_as_serving_is_a_hundred_times_past_the_compute_optimal_point():
+    """200 trillion tokens for 100 billion parameters, as many trained on as served.
+
+    They are as many where serving reaches a third of training's MFU: 2 N over 1/3 is 6 N.
+    """
+    trained = training.balanced_tokens(200e12, served_mfu=0.1, trained_mfu=0.3)
+    assert trained == pytest.approx(200e12)
+    assert training.past_optimal(trained, 100e9) == pytest.approx(100, rel=0.01)
+    assert 6 * 7e9 * training.balanced_tokens(3e12) == pytest.approx(2 * 7e9 * 3e12)
+    assert training.past_optimal(1.4e12, 70e9) == pytest.approx(1)  # Chinchilla's own
