@@ -21,7 +21,14 @@ SERVED = flags.DEFINE_float(
     "served_tokens_per_s", None, "Training: tokens per second that the model serves in its life."
 )
 DAYS = flags.DEFINE_float("served_days", 60, "Training: days for which it is served.")
-ANSWERED = "drafted", "acceptance", "held_s", "served_tokens_per_s", "served_days"
+STAGES = flags.DEFINE_integer(
+    "stages", None, "Pipelines: slices that layers are divided over; 4 with --economics.", 2, 1024
+)
+HOP_MS = flags.DEFINE_float("hop_ms", 0, "Pipelines: milliseconds that each hop takes at least.")
+ANSWERED = (
+    *("drafted", "acceptance", "held_s", "served_tokens_per_s", "served_days"),
+    *("stages", "hop_ms"),
+)
 """Names of all of them."""
 
 
@@ -38,6 +45,8 @@ def check() -> None:
     for flag in (SERVED, DAYS):
         if flag.value is not None and not 0 < flag.value < 1e18:
             raise UsageError(f"--{flag.name} is {flag.value:g}; use a positive number")
+    if not 0 <= HOP_MS.value < math.inf:
+        raise UsageError(f"--hop_ms is {HOP_MS.value:g}; use a number, 0 or more")
     held()
 
 

@@ -97,7 +97,7 @@ with _common.importing(__name__):
     from profiles.floor.serving import Service
     from profiles.report.document import document
     from profiles.report.files import write_json
-    from profiles.report.numbers import number
+    from profiles.report.numbers import number, several
     from profiles.report.record import Record
     from profiles.report.table import wrap
     from sharding import processes
@@ -141,10 +141,14 @@ def _passes(started: str) -> None:
     if prefill:
         _common.refuse(_OF_STEPS, "it is of decode steps, and --phase is prefill")
     _economics_flags.check()
+    if _economics_flags.STAGES.value is None and not _ECONOMICS.value:
+        _common.refuse(["hop_ms"], "nothing is a pipeline without --stages")
     wanted = _layouts.wanted(model)
     extremes = itertools.product({min(batches), max(batches)}, {min(contexts), max(contexts)})
     passes = [_pass(*each) for each in extremes]
     estimators = _on_slices(model, wanted, lambda offered: best(offered, passes))
+    for one in estimators:
+        _stages(one)  # mistakes end before anything is printed
     estimated = [
         (one, [one.estimate(_pass(b, c)) for c in contexts for b in batches]) for one in estimators
     ]
@@ -177,7 +181,32 @@ def _answers(estimator: Estimator, step: Estimate) -> list[str]:
     if served := _economics_flags.SERVED.value:
         active = estimator.describe().parameters["active"]
         lines += economics_text.trained(step, active, served, _economics_flags.DAYS.value)
+    if stages := _stages(estimator):
+        lines += economics_text.pipelined(
+            estimator, last, stages, _economics_flags.HOP_MS.value / 1e3
+        )
     return lines
+
+
+def _stages(estimator: Estimator) -> int | None:
+    """Stages of the pipeline to report; None for no pipeline.
+
+    Raises:
+      UsageError: more stages than layers, or a chip without a known network.
+    """
+    asked, slice = _economics_flags.STAGES.value, estimator.deployment.slice
+    model = estimator.deployment.model
+    if asked and asked > model.layers:
+        raise UsageError(
+            f"--stages is {asked}, but {model.name} has {several(model.layers, 'layer')}; "
+            "use one stage a layer at most"
+        )
+    if asked and not slice.chip.network:
+        raise UsageError(
+            f"--stages is {asked}, but the rate of the network between slices of "
+            f"{slice.chip.name} is not known; give --network_bandwidth"
+        )
+    return asked or (4 if _ECONOMICS.value and slice.chip.network and model.layers >= 4 else None)
 
 
 def _serving(started: str) -> None:

@@ -120,9 +120,20 @@ def drain_s(estimator: Estimator) -> float:
     return peaks.capacity / peaks.bandwidth
 
 
-def largest_batch(estimator: Estimator, context: int) -> int:
-    """Sequences that fit beside the weights, a multiple of what the layout divides them into."""
+def largest_batch(estimator: Estimator, context: int, stages: int = 1) -> int:
+    """Sequences that fit beside the weights, a multiple of what the layout divides them into.
+
+    In a pipeline they are those of each batch in flight: a chip has a stage's part of the weights
+    and, with as many batches in flight as stages, as much cache as without.
+
+    Args:
+      estimator: the model on a slice.
+      context: tokens in the cache of each sequence before a step.
+      stages: slices that the layers are divided over.
+    """
     one = estimator.padded(1)
-    few, more = (estimator.counter.count(Pass(n * one, context)).held for n in (1, 2))
-    free = estimator.peaks.capacity - (few - (more - few))
-    return max(math.floor(free / (more - few)), 0) * one
+    few, more = (estimator.counter.count(Pass(n * one, context)) for n in (1, 2))
+    each = more.held - few.held
+    elsewhere = few.weights_resident * (1 - 1 / stages)
+    free = estimator.peaks.capacity - (few.held - each) + elsewhere
+    return max(math.floor(free / each), 0) * one

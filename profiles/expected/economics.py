@@ -5,6 +5,7 @@ import math
 
 from profiles.expected.balance import largest_batch
 from profiles.expected.estimate import Estimate, Estimator
+from profiles.floor.pipelines import inside_over_between, with_hops
 
 
 def best_batch(estimator: Estimator, context: int, most_s: float) -> Estimate | None:
@@ -120,21 +121,29 @@ def price_of_speed(estimator: Estimator, context: int, batch: int, speedup: floa
 class Pipeline:
     """Pipeline parallelism: a model whose layers are divided over stages, each on its own slice.
 
+    Each chip has a part of the layers, so of the weights. To keep it busy, as many batches are in
+    flight as there are stages, and each has its cache: per chip ``stages x cache / stages``.
+
     Attributes:
       weights: bytes per chip.
-      kv_cache: bytes per chip. They do not depend on the number of stages: each stage has fewer
-        layers, but as many batches are in flight as there are stages.
-      step_s: floor of the seconds from a token to the next: all stages in turn, and `sent_s`.
+      kv_cache: bytes per chip. They do not depend on the number of stages.
+      step_s: floor of the seconds from a token to the next: all stages in turn, `sent_s`, and the
+        latency of hops.
       sent_s: seconds to send activations from stage to stage over the network.
+      inside_over_between: time that a stage's layers send to experts over that of its hop, which
+        is hidden from 1 on; None for a dense model, or where chips have no fabric.
     """
 
     weights: float
     kv_cache: float
     step_s: float
     sent_s: float
+    inside_over_between: float | None
 
 
-def pipeline(estimator: Estimator, stages: int, batch: int, context: int) -> Pipeline:
+def pipeline(
+    estimator: Estimator, stages: int, batch: int, context: int, hop_s: float = 0.0
+) -> Pipeline:
     """A pipeline over slices like the estimator's, with all stages busy.
 
     Args:
@@ -142,8 +151,14 @@ def pipeline(estimator: Estimator, stages: int, batch: int, context: int) -> Pip
       stages: number of slices that the layers are divided over.
       batch: sequences in each batch in flight.
       context: tokens in the cache of each sequence.
+      hop_s: seconds that a hop takes whatever it sends.
     """
     step, deployment = estimator.decode(batch, context), estimator.deployment
+    model, chip = deployment.model, deployment.slice.chip
+    hidden = None
+    if model.experts and chip.network and chip.fabric:
+        ratio, layers = chip.network / chip.fabric, model.layers / stages
+        hidden = inside_over_between(ratio, model.experts_per_token, layers)
     parts = deployment.slice.chip.devices_per_chip
     network = deployment.slice.chip.network or math.inf
     row = batch * deployment.model.d_model * deployment.dtypes.dtype.itemsize
@@ -151,8 +166,9 @@ def pipeline(estimator: Estimator, stages: int, batch: int, context: int) -> Pip
     return Pipeline(
         weights=step.counts.weights_resident * parts / stages,
         kv_cache=step.counts.kv_resident * parts,
-        step_s=step.floor.seconds + sent,
+        step_s=with_hops(step.floor.seconds + sent, stages, hop_s),
         sent_s=sent,
+        inside_over_between=hidden,
     )
 
 

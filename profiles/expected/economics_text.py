@@ -2,10 +2,18 @@
 
 from collections.abc import Sequence
 
-from profiles.expected.balance import balanced_context, critical_batch, drain_s, least_mfu
-from profiles.expected.economics import recomputed_after_s
+from profiles.expected import economics
+from profiles.expected.balance import (
+    balanced_context,
+    critical_batch,
+    drain_s,
+    largest_batch,
+    least_mfu,
+)
 from profiles.expected.estimate import Estimate, Estimator
 from profiles.expected.speculation import paying_batches, speedup, verifying_floor
+from profiles.floor.passes import Pass
+from profiles.floor.pipelines import least_layers
 from profiles.floor.speculation import tokens_per_step
 from profiles.floor.tiers import implied, tiers
 from profiles.floor.traffic import filling, services
@@ -90,7 +98,7 @@ def held(estimator: Estimator, context: int, seconds: Sequence[float]) -> list[s
             "most nearly what a fetch does"
         )
     prompt = max(context, 2)
-    after = recomputed_after_s(estimator, prompt)
+    after = economics.recomputed_after_s(estimator, prompt)
     parts = [
         f"{number(each / after)} for {time}" for time, each in zip(times, seconds, strict=True)
     ]
@@ -136,6 +144,39 @@ def trained(step: Estimate, parameters: float, tokens_per_s: float, days: float)
 
 def _trillions(count: float) -> str:
     return f"{number(count / 1e12)} trillion"
+
+
+def pipelined(estimator: Estimator, step: Pass, stages: int, hop_s: float) -> list[str]:
+    """What stages on slices of their own do to memory and latency, and whether they hide hops.
+
+    Args:
+      estimator: the model on one slice.
+      step: a decode step of a batch in flight.
+      stages: number of slices.
+      hop_s: latency of a hop, in seconds.
+    """
+    chip, model, parts = estimator.chip, estimator.deployment.model, (step.batch, step.context)
+    one, many = (economics.pipeline(estimator, n, *parts, hop_s) for n in (1, stages))
+    hops = f", {ms(stages * hop_s)} of them in {several(stages, 'hop')}" if hop_s else ""
+    room, more = (largest_batch(estimator, step.context, n) for n in (1, stages))
+    said = (
+        f"pipeline of {several(stages, 'such slice')}: weights {number(one.weights / 1e9)} -> "
+        f"{number(many.weights / 1e9)} GB per chip, KV cache {number(one.kv_cache / 1e9)} GB "
+        f"as before, for {stages} batches are under way; a token's floor {ms(one.step_s)} -> "
+        f"{ms(many.step_s)} ms{hops}; sequences that fit in each "
+        f"batch {room:,} -> {more:,}"
+    )
+    ratio = many.inside_over_between
+    if ratio is None:
+        return [said]
+    rates, chosen = chip.network / chip.fabric, model.experts_per_token
+    return [
+        said,
+        f"its hops are {'hidden' if ratio >= 1 else 'not hidden'}: network over fabric, "
+        f"{number(rates)}, x {several(chosen, 'expert')} x 2 x {exact(model.layers / stages)} "
+        f"layers per stage = {number(ratio)}; from {several(least_layers(rates, chosen), 'layer')} "
+        "on it is 1 or more",
+    ]
 
 
 def _paying(batches: tuple[int, int | None] | None) -> str:

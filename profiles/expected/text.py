@@ -127,7 +127,6 @@ def consequences(estimator: Estimator, steps: Sequence[Estimate]) -> list[str]:
         *_schedules(estimator, first, last),
         *_prices(estimator, last),
         *_phases(estimator, last),
-        *_stages(estimator, last),
     ]
 
 
@@ -213,19 +212,6 @@ def _phases(estimator: Estimator, last: Estimate) -> list[str]:
         f"(expected); with the first {cached:,} cached, "
         f"{number(costs.cached_prefill / costs.decode)}: "
         f"{number(costs.prefill / costs.cached_prefill)} times less"
-    ]
-
-
-def _stages(estimator: Estimator, last: Estimate) -> list[str]:
-    if not estimator.deployment.slice.chip.network:
-        return []
-    batch, context = last.pass_.batch, last.pass_.context
-    one, four = (economics.pipeline(estimator, stages, batch, context) for stages in (1, 4))
-    return [
-        f"pipeline of 4 such slices: weights {number(one.weights / 1e9)} -> "
-        f"{number(four.weights / 1e9)} GB per chip, KV cache {number(one.kv_cache / 1e9)} GB as "
-        f"before, for 4 batches are under way; a token's floor {ms(one.step_s)} -> "
-        f"{ms(four.step_s)} ms"
     ]
 
 

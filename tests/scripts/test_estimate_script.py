@@ -88,6 +88,10 @@ CASES = {
     "held": ["--model=llama3-8b", "--topology=h100:1", "--held_s=300,3600", "--batch=1"],
     "nothing_served": ["--served_days=9"],
     "no_traffic": ["--served_tokens_per_s=nan"],
+    "hops_alone": ["--hop_ms=3"],
+    "no_hop": ["--stages=2", "--hop_ms=-1"],
+    "thin_stages": ["--stages=81"],
+    "no_network": ["--model=llama3-8b", "--topology=l4:2", "--stages=2"],
     "not_held": ["--held_s=60,-1"],
     "certain": ["--drafted=2", "--acceptance=1.5"],
 }  # fmt: skip
@@ -307,6 +311,10 @@ def test_one_token_is_singular(ended):
         ("not_held", "--held_s is '-1'; use positive numbers joined by commas"),
         ("nothing_served", "nothing is served without --served_tokens_per_s; leave it out"),
         ("no_traffic", "--served_tokens_per_s is nan; use a positive number"),
+        ("hops_alone", "nothing is a pipeline without --stages; leave it out"),
+        ("no_hop", "--hop_ms is -1; use a number, 0 or more"),
+        ("thin_stages", "--stages is 81, but llama3-70b has 80 layers; use one stage a layer"),
+        ("no_network", "between slices of l4 is not known; give --network_bandwidth"),
         ("certain", "--acceptance is '1.5' (1.5 is not a number in the range [0, 1])"),
     ],
 )

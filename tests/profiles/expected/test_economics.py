@@ -166,6 +166,16 @@ def test_stages_divide_weights_but_not_the_cache_per_chip():
     assert four.kv_cache == one.kv_cache
     sent = 3 * 64 * 1000 * 2 / (8 * 50e9)
     assert four.sent_s == pytest.approx(sent) and four.step_s == pytest.approx(one.step_s + sent)
+    assert four.inside_over_between == pytest.approx(50 / 450 * 8 * 2 * 10 / 4)
+    slow = economics.pipeline(estimator(MIXTURE), 4, 64, 1000, hop_s=2e-3)
+    assert slow.step_s == pytest.approx(four.step_s + 4 * 2e-3)
+    assert economics.pipeline(estimator(DENSE), 4, 64, 1000).inside_over_between is None
+
+
+def test_what_stages_save_of_weights_is_room_for_sequences():
+    one = estimator(DENSE)
+    free = one.peaks.capacity - 2 * 10**10 / 8 / 4
+    assert balance.largest_batch(one, 999, stages=4) == int(free // (2 * 10**5 * 1000 / 8))
 
 
 def test_a_price_step_at_a_context_implies_the_size_of_a_cached_token():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from profiles.floor import speculation, tiers, traffic, training
+from profiles.floor import pipelines, speculation, tiers, traffic, training
 
 
 def test_a_step_keeps_the_drafts_before_the_first_that_is_rejected_and_one_token():
@@ -65,3 +65,17 @@ def test_training_as_dear_as_serving_is_a_hundred_times_past_the_compute_optimal
     assert training.past_optimal(trained, 100e9) == pytest.approx(100, rel=0.01)
     assert 6 * 7e9 * training.balanced_tokens(3e12) == pytest.approx(2 * 7e9 * 3e12)
     assert training.past_optimal(1.4e12, 70e9) == pytest.approx(1)  # Chinchilla's own
+
+
+def test_a_stage_of_a_layer_of_eight_experts_hides_its_hop_over_a_network_of_an_eighth():
+    """A token of d numbers: 2 x k x d a layer inside at 8, d to the next stage at 1."""
+    d, layers, chosen = 7168, 3, 4
+    inside, between = layers * 2 * chosen * d / 8, d / 1
+    assert pipelines.inside_over_between(1 / 8, chosen, layers) == inside / between == 3
+    assert pipelines.inside_over_between(1 / 8, 8, 1) == 2
+    assert pipelines.least_layers(1 / 8, 8) == 1 and pipelines.least_layers(1 / 8, 1) == 4
+
+
+def test_hops_of_a_few_milliseconds_make_twenty_of_them_thirty_over_four_stages():
+    assert pipelines.with_hops(20e-3, 4, 2.5e-3) == pytest.approx(30e-3, rel=0.01)
+    assert pipelines.with_hops(20e-3, 1, 2.5e-3) == 20e-3
