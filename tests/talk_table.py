@@ -145,6 +145,14 @@ STATEMENTS = (
         f"scripts/estimate.py {DEEPSEEK} --batch=2048 --stages=4 --hop_ms=2.5",
         "pipeline|hops",
     ),
+    Statement(
+        "An expert layer wants one rack. Over two, half of the tokens take a network eight times "
+        "slower, so 4 times as long; here it is nine times slower, and a chip in one rack of 72 "
+        "keeps a 72nd for itself: 9 / 2 x 72 / 71. 256 experts are 4 each on 64 of 72 chips. Twice "
+        "the chips have half the bytes each, so that the layer takes 2.28 times as long in all",
+        f"scripts/estimate.py {DEEPSEEK.replace(':72', ':72,gb200:72*2')} --batch=2048 --economics",
+        "expert layer|^gb200:",
+    ),
 )
 
 

@@ -12,6 +12,7 @@ from profiles.expected.balance import (
 )
 from profiles.expected.estimate import Estimate, Estimator
 from profiles.expected.speculation import paying_batches, speedup, verifying_floor
+from profiles.floor.expert_layer import Domains, placed
 from profiles.floor.passes import Pass
 from profiles.floor.pipelines import least_layers
 from profiles.floor.speculation import tokens_per_step
@@ -54,6 +55,37 @@ def _halved(estimator: Estimator) -> str:
         "twice as long as its arithmetic; if attention read the square root of the context, at "
         f"the square of that, {number(twice**2)}"
     )
+
+
+def expert_layer(estimator: Estimator, batch: int) -> list[str]:
+    """Where a mixture's experts lie, and how long its tokens travel in one rack and in two.
+
+    Empty for a dense model, and for chips without a fabric and a network of known rates.
+    """
+    deployment, chip = estimator.deployment, estimator.chip
+    model, slice = deployment.model, deployment.slice
+    if not (model.experts and chip.fabric and chip.network and slice.domain > 1):
+        return []
+    each, holding = placed(model.experts, slice.chips)
+    sent = batch * model.experts_per_token * model.d_model * deployment.dtypes.dtype.itemsize
+    payload = 2 * sent / slice.chips  # there and back
+    rates = chip.fabric, chip.network
+    here = Domains(slice.chips, slice.domain, *rates).exchange_s(payload)
+    one = Domains(slice.domain, slice.domain, *rates).exchange_s(payload)
+    two = Domains(2 * slice.domain, slice.domain, *rates).exchange_s(payload)
+    domains = several(slice.chips // slice.domain, "domain")
+    return [
+        f"expert layer: {exact(model.experts)} experts on {several(slice.chips, 'chip')}: "
+        f"{holding} with {each} each hold all, {slice.chips - holding} none (floors divide evenly)",
+        f"expert layer, tokens to {several(model.experts_per_token, 'expert')} and back: "
+        f"{_us(here)} us over {domains} of {slice.domain} at batch {batch:,}; as many bytes a chip "
+        f"take {number(two / one)} times as long over two domains as in one, for half of them go "
+        f"through a network {number(chip.fabric / chip.network)} times slower",
+    ]
+
+
+def _us(seconds: float) -> str:
+    return number(seconds * 1e6)
 
 
 def speculation(

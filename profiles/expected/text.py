@@ -121,6 +121,7 @@ def consequences(estimator: Estimator, steps: Sequence[Estimate]) -> list[str]:
     return [
         *_batches(estimator, context),
         *economics_text.filled(estimator),
+        *economics_text.expert_layer(estimator, batch),
         f"fetches: batch {batch:,} does {number(last.counts.flops / last.counts.memory)} "
         "FLOPs for each byte that it reads, of "
         f"{number(peaks.flops / peaks.bandwidth)} that the chip could",

@@ -163,6 +163,7 @@ def test_what_follows_for_serving_is_said_where_asked_for(ended):
                   "sparsity: 18.3", "experts alone are 32", "drain time:", "departing trains:",
                   "latency for money:", "price of speed:", "a price step at", "prefill:",
                   "MFU halves at no context", "traffic that fills it: 2,860 sequences",
+                  "256 experts on 72 chips: 64 with 4 each",
                   "pipeline of 4"):  # fmt: skip
         assert words in text
     assert "critical batch" not in ended["table"].stdout

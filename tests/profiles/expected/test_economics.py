@@ -12,7 +12,9 @@ from profiles.chips.chip import Price
 from profiles.chips.slices import parse_slice
 from profiles.expected import balance, economics, economics_text, speculation
 from profiles.expected.estimate import Estimator
+from profiles.expected.sized_links import SizedLinks
 from profiles.floor.deployment import Deployment
+from profiles.floor.expert_layer import Domains
 from profiles.floor.sized_models import SizedModel, sized_models
 from profiles.floor.speculation import largest_paying_batch
 from profiles.report.numbers import number
@@ -261,3 +263,14 @@ def test_at_few_sequences_a_mixtures_drafts_read_experts_of_their_own():
     assert 1 < first < last < 3000
     assert speculation.speedup(one, first - 1, 0, 3, 0.3) <= 1
     assert speculation.speedup(one, last + 1, 0, 3, 0.3) <= 1
+
+
+@pytest.mark.parametrize("topology, size", [("gb200:72", 72), ("gb200:72*2", 72), ("h100:16", 8)])
+def test_an_expert_layers_exchange_is_that_of_the_links(topology, size):
+    slice = parse_slice(topology)
+    calibration = calibration_of(slice.chip.name)
+    sent = SizedLinks(MIXTURE, BFLOAT16, slice, calibration).communication(4096).transfer
+    chip = slice.chip.recommended
+    domains = Domains(slice.chips, size, chip.fabric, chip.network)
+    payload = 4096 * 8 * 1000 * 2 / slice.chips
+    assert sent == pytest.approx(2 * MIXTURE.layers * domains.exchange_s(payload))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from profiles.floor import pipelines, speculation, tiers, traffic, training
+from profiles.floor import expert_layer, pipelines, speculation, tiers, traffic, training
 
 
 def test_a_step_keeps_the_drafts_before_the_first_that_is_rejected_and_one_token():
@@ -79,3 +79,22 @@ def test_a_stage_of_a_layer_of_eight_experts_hides_its_hop_over_a_network_of_an_
 def test_hops_of_a_few_milliseconds_make_twenty_of_them_thirty_over_four_stages():
     assert pipelines.with_hops(20e-3, 4, 2.5e-3) == pytest.approx(30e-3, rel=0.01)
     assert pipelines.with_hops(20e-3, 1, 2.5e-3) == 20e-3
+
+
+def test_an_expert_layer_over_two_racks_takes_four_times_as_long_over_a_network_of_an_eighth():
+    """Half of the bytes at an eighth of the rate; of one large rack all, but its own part, at 1."""
+    two = expert_layer.Domains(chips=2_000_000, size=1_000_000, fabric=8.0, network=1.0)
+    one = expert_layer.Domains(chips=1_000_000, size=1_000_000, fabric=8.0, network=1.0)
+    assert two.exchange_s(1.0) / one.exchange_s(1.0) == pytest.approx(4, rel=0.01)
+    exact = expert_layer.Domains(144, 72, 900e9, 100e9).exchange_s(1e6)
+    assert exact == pytest.approx(0.5e6 / 100e9)
+    inside = expert_layer.Domains(72, 72, 900e9, 100e9).exchange_s(1e6)
+    assert exact / inside == pytest.approx(9 / 2 * 72 / 71)
+    even = expert_layer.Domains(16, 8, 900e9, 900e9).exchange_s(16.0)
+    assert even == pytest.approx(8 / 900e9)  # 7 parts of 16 inside, 8 between
+
+
+def test_256_experts_are_four_each_on_64_of_72_chips():
+    assert expert_layer.placed(256, 72) == (4, 64)
+    assert expert_layer.placed(256, 144) == (2, 128)
+    assert expert_layer.placed(8, 72) == (1, 8) and expert_layer.placed(256, 8) == (32, 8)
