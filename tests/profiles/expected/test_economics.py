@@ -274,3 +274,13 @@ def test_an_expert_layers_exchange_is_that_of_the_links(topology, size):
     domains = Domains(slice.chips, size, chip.fabric, chip.network)
     payload = 4096 * 8 * 1000 * 2 / slice.chips
     assert sent == pytest.approx(2 * MIXTURE.layers * domains.exchange_s(payload))
+
+
+def test_a_larger_domain_has_a_step_as_much_shorter_and_tokens_that_travel_less_in_one_alone():
+    steps = {n: estimator(DENSE, f"gb200:{n}").decode(64, 1000).floor for n in (8, 72, 504)}
+    assert steps[8].bound == "weights"
+    assert steps[8].memory / steps[72].memory == pytest.approx(9)
+    assert steps[72].memory / steps[504].memory == pytest.approx(7)
+    travel = {n: Domains(n, min(n, 72), 900e9, 100e9).exchange_s(1e6 / n) for n in (8, 72, 504)}
+    assert travel[8] / travel[72] == pytest.approx(9 * (7 / 8) / (71 / 72))
+    assert travel[504] / travel[72] == pytest.approx(6 / 7 / 7 * 9 / (71 / 72))  # 1.12
