@@ -9,7 +9,12 @@ picture for each name in --figures:
   pareto         cost against latency over batches and slices, with the Pareto front
   sparsity       the batch from which a step is bound by compute, for dense and sparse models
   communication  bytes that each layout sends in a prefill, after Pope et al. 2022, figure 3
-and, if it is named, of all published services at once:
+and, if they are named, of whole systems:
+  pipeline       latency and memory of a pipeline against its stages
+  racks          how long tokens travel to a mixture's experts over one rack and more
+  training       how far training that costs as much as serving goes past the compute-optimal point
+  mfu            the most that MFU can be, against context
+and of all published services at once:
   engines        what serving engines reach of the floor, by chip and model
 
 latency, cost, chips and pareto use the first context of --context; contexts uses all of them.
@@ -22,6 +27,8 @@ Examples:
   python scripts/figures.py --model=qwen3-235b-a22b --topology=v5p:2x2x4 --figures=latency,sparsity
   python scripts/figures.py --model=llama3-8b --topology=v5e:2x2 --figures=pareto \\
       --slices=v5e:2x2,v6e:2x2,h100:1 --json=-
+  python scripts/figures.py --model=deepseek-v3 --topology=gb200:72 --weight_dtype=fp8 \\
+      --figures=pipeline,racks,training,mfu --chips_batch=2048
   python scripts/figures.py --figures=engines
 """
 
@@ -35,6 +42,7 @@ import _slice_flags
 from absl import flags
 
 FIGURES = ("latency", "cost", "contexts", "chips", "pareto", "sparsity", "communication")
+SYSTEMS = ("pipeline", "racks", "training", "mfu")
 ENGINES = "engines"
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Chip and shape of a slice.")
 _MESH = flags.DEFINE_string(
@@ -48,7 +56,7 @@ _CONTEXT = flags.DEFINE_list(
     ["1024", "0", "2048", "8192", "32768"],
     "Tokens in each sequence's cache, a list. Figures of one context use the first.",
 )
-_CHIPS_BATCH = flags.DEFINE_integer("chips_batch", 64, "Batch of chips.png.", 1)
+_CHIPS_BATCH = flags.DEFINE_integer("chips_batch", 64, "Batch of chips, pipeline and racks.png.", 1)
 _MAX_CHIPS = flags.DEFINE_integer(
     "max_chips", 256, "Chips of the largest slice in chips.png and pareto.png.", 1
 )
@@ -73,7 +81,7 @@ with _common.importing(__name__):
     import _layouts
     import _slices
 
-    from profiles.figures import curve_figures, league, slice_figures
+    from profiles.figures import curve_figures, league, slice_figures, system_figures
     from profiles.figures.document import curves_document
     from profiles.figures.study import Study, StudyOptions
     from profiles.floor.deployment import Deployment, Model
@@ -110,9 +118,10 @@ def main() -> None:
         else:
             data[name] = study.data(name)
             if data[name] is None:
-                _common.say(f"skipped {path}: {_why_not(options.deployment)}")
+                _common.say(f"skipped {path}: {_why_not(name, options.deployment)}")
                 continue
-            getattr(slice_figures, name)(study, data[name], path)
+            drawing = system_figures if name in SYSTEMS else slice_figures
+            getattr(drawing, name)(study, data[name], path)
         _common.say(f"wrote {path}")
     _common.say(f"costs: {_slices.price_words(options.deployment.slice.chip)}")
     if _common.JSON.value:
@@ -152,7 +161,12 @@ def _draw_league(path: Path) -> None:
     _common.say(f"wrote {path}")
 
 
-def _why_not(deployment: Deployment) -> str:
+def _why_not(figure: str, deployment: Deployment) -> str:
+    chip = deployment.slice.chip
+    if figure == "racks" and not deployment.model.experts:
+        return f"{deployment.model.name} has no experts"
+    if figure in SYSTEMS:
+        return f"rates of a fabric and of a network of {chip.name} are not both known"
     if deployment.slice.devices == 1:
         return f"{deployment.slice} is one device, which sends nothing"
     name = deployment.model.name
@@ -162,8 +176,10 @@ def _why_not(deployment: Deployment) -> str:
 def _names() -> list[str]:
     names = list(dict.fromkeys(_FIGURES.value))
     for name in names or [""]:
-        if name not in (*FIGURES, ENGINES):
-            raise UsageError(f"--figures is {name!r}; use {', '.join((*FIGURES, ENGINES))}")
+        if name not in (*FIGURES, *SYSTEMS, ENGINES):
+            raise UsageError(
+                f"--figures is {name!r}; use {', '.join((*FIGURES, *SYSTEMS, ENGINES))}"
+            )
     return names
 
 

@@ -11,6 +11,7 @@ from profiles.chips.slices import Slice, slices_of
 from profiles.expected.balance import balanced_context, critical_batch
 from profiles.expected.candidates import AUTO, LayoutNames, candidates, meshes
 from profiles.expected.estimate import Estimator, best
+from profiles.figures import systems
 from profiles.figures.curves import (
     ChipCurve,
     StepCurves,
@@ -180,13 +181,18 @@ class Study:
         """Curves of decode steps at each context, the first option first."""
         return [step_curves(self.estimator, each, self.batches) for each in self.options.contexts]
 
-    def data(self, figure: str) -> "ChipScaling | Tradeoffs | Sparsities | Volumes | None":
-        """The data of a figure: ``chips``, ``pareto``, ``sparsity`` or ``communication``."""
+    def data(self, figure: str) -> object:
+        """The data of a figure that is not against batch; None where it has none."""
+        batch, one = self.options.chips_batch, self.estimator
         methods = {
             "chips": self.scaling,
             "pareto": self.tradeoffs,
             "sparsity": self.sparsities,
             "communication": self.volumes,
+            "pipeline": lambda: systems.stages(one, batch, self.context),
+            "racks": lambda: systems.racks(one, batch / one.deployment.slice.chips),
+            "training": lambda: systems.training(one),
+            "mfu": lambda: systems.utilization(one),
         }
         return methods[figure]()
 

@@ -12,6 +12,10 @@ CASES = {
             "--price_per_chip_hour=3"],
     "sized": ["--model=deepseek-v3", "--topology=h200:8", "--weight_dtype=fp8", "--batch=64",
               "--figures=sparsity,communication", "--context=0"],
+    "systems": ["--model=deepseek-v3", "--topology=gb200:72", "--weight_dtype=fp8", "--json=-",
+                "--batch=64", "--figures=pipeline,racks,training,mfu", "--chips_batch=144"],
+    "no systems": ["--model=llama3-8b", "--topology=l4:1", "--batch=1",
+                   "--figures=pipeline,racks"],
     "engines": ["--figures=engines"],
     "large": ["--model=llama3-405b", "--topology=h100:1", "--figures=latency", "--batch=4",
               "--layout=weight_stationary_1d", "--attention=heads", "--json=-"],
@@ -139,3 +143,15 @@ def test_wrong_use_is_refused_in_one_line_and_nothing_is_written(ended, folder, 
     assert found.error.startswith(REFUSALS[name][1])
     assert found.code == (1 if name in ("output", "json") else 2)
     assert not list((folder / "refused").rglob("*.png")) if (folder / "refused").exists() else True
+
+
+def test_systems_are_drawn_if_they_are_named_where_rates_are_known(ended, folder):
+    assert ended["systems"].code == 0
+    names = {"pipeline", "racks", "training", "mfu"}
+    assert written(folder, "systems") == {f"{name}.png" for name in names}
+    curves = ended["systems"].document["curves"]
+    assert curves["pipeline"]["batch"] == 144 and curves["racks"]["per_chip"] == 2
+    told = ended["no systems"].stderr
+    assert "racks.png: llama3-8b has no experts" in told
+    assert not list((folder / "out/no systems").glob("*"))
+    assert "pipeline.png: rates of a fabric and of a network of l4 are not both known" in told
