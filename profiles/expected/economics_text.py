@@ -116,18 +116,18 @@ def held(estimator: Estimator, context: int, seconds: Sequence[float]) -> list[s
     for tier in offered:
         rounded = " to ".join(dict.fromkeys(map(exact, tier.round_s)))
         fetches = [
-            f"{time} as much as {number(tier.fetches(each))} fetches"
+            f"{number(tier.fetches(each))} fetches if held for {time}"
             for time, each in zip(times, seconds, strict=True)
         ]
         said.append(
             f"{tier.name} ({tier.device}): read once in {number(tier.drain_s)} s (round figure "
-            f"{rounded}); a cache held for {', for '.join(fetches)}"
+            f"{rounded}); a cache in it costs as much as {', '.join(fetches)}"
         )
     for time, each in zip(times, seconds, strict=True):
         said.append(
             f"held for {time}: {implied(offered, each).name} by these devices, "
-            f"{implied(offered, each, rounded=True).name} by round figures, where holding costs "
-            "most nearly what a fetch does"
+            f"{implied(offered, each, rounded=True).name} by round figures: there it costs most "
+            "nearly what one fetch does"
         )
     prompt = max(context, 2)
     after = economics.recomputed_after_s(estimator, prompt)
