@@ -11,6 +11,11 @@ gives every sequence in flight a token. The floor reads the weights once a step,
 as they are on average. Expected times have two forms: chunks of prompts ride along beside steps, or
 prompts run alone between them.
 
+More that follows from a decode step, printed below the table: --economics has batches, contexts,
+traffic, prices and a mixture's experts over racks; --drafted, the batches at which speculation
+pays; --held_s, what a cache costs in each memory; --served_tokens_per_s, the training that costs as
+much as serving; --stages, a pipeline over slices.
+
 Examples:
   python scripts/estimate.py --model=llama3-70b --topology=v5e:4x4 --weight_dtype=int8 --batch=1,32
   python scripts/estimate.py --model=llama3-8b --topology=h100:1,h200:1,b200:1 --context=4096

@@ -156,9 +156,9 @@ STATEMENTS = (
     Statement(
         "The size of the fast domain sets latency: a step reads the weights with all of its chips "
         "at once, 8, 72 or 500 of them. Here 500 are seven racks of 72: the floor falls as one "
-        "over chips, but tokens take no less time to their experts than in one rack. The next "
-        "announced generation has no published figures of arithmetic in bfloat16 and of its cache "
-        "on chip, so it is not among the chips; --hbm_bandwidth and others try what is known",
+        "over chips, but tokens take no less time to their experts than in one rack. No "
+        "sourced figures of arithmetic in bfloat16 and of cache on chip were found for the next "
+        "announced generation, so it is not among the chips; --hbm_bandwidth and others try it",
         f"scripts/estimate.py {DEEPSEEK.replace(':72', ':8,gb200:72,gb200:504')} "
         "--context=8192 --batch=256 --economics",
         r"^topology|^gb200:\d+ |tokens to",
