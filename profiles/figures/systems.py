@@ -10,7 +10,7 @@ from profiles.expected.estimate import Estimator
 from profiles.floor.expert_layer import Domains
 from profiles.floor.training import balanced_tokens, past_optimal
 
-HOP_S = 2.5e-3  # latency of a hop between racks: a few milliseconds, by the talk of `tiers.json`
+HOP_S = 2.5e-3  # of a few milliseconds that a hop between racks takes, with which 20 ms become 30
 THIRD = 1 / 3  # of training's MFU, at which a token served costs as much as one trained on
 
 
