@@ -130,9 +130,9 @@ STATEMENTS = (
     Statement(
         "Training and serving alike move training about 100 times past the compute-optimal point: "
         "for example (figures chosen here) 200 trillion tokens, as many trained on as served, over "
-        "20 for each of 100 billion active parameters. Here a token served is a third of a token trained on, 2N "
-        "of 6N, and DeepSeek-V3 has 36.6 billion active ones: the two nearly cancel. Serving at a "
-        "low MFU costs more, so training may too",
+        "20 for each of 100 billion active parameters. Here a token served is a third of a token "
+        "trained on, 2N of 6N, and DeepSeek-V3 has 36.6 billion active ones: the two nearly "
+        "cancel. Serving at a low MFU costs more, so training may too",
         f"scripts/estimate.py {DEEPSEEK} --batch=2048 --served_tokens_per_s=5e7",
         "served|compute-optimal",
     ),
@@ -140,8 +140,9 @@ STATEMENTS = (
         "A pipeline over racks hides its hops if (1/8) x experts that a token activates x 2 x "
         "layers per stage is at least 1, which one layer of 8 experts is. It saves weights per "
         "chip and no cache, since as many batches are under way as there are stages, and hops of "
-        "a few milliseconds make 20 ms 30 over four stages, as four of 2.5 would (chosen here). The "
-        "network is a ninth of the fabric here, and the step without hops is a floor at a batch of 2,048, not 20 ms",
+        "a few milliseconds make 20 ms 30 over four stages, as four of 2.5 would (chosen "
+        "here). The network is a ninth of the fabric, and the step without hops is a floor at a "
+        "batch of 2,048, not 20 ms",
         f"scripts/estimate.py {DEEPSEEK} --batch=2048 --stages=4 --hop_ms=2.5",
         "pipeline|hops",
     ),
