@@ -96,13 +96,15 @@ class Engine:
         self._forward = jax.jit(self._forward_step)
         self._update = jax.jit(_choose_rows)
 
-    def new_cache(self, batch: int, slots: int) -> KVCache:
+    def new_cache(self, batch: int, slots: int, spare: int = 0) -> KVCache:
         """An empty cache of `slots` tokens for each of `batch` sequences.
+
+        The newest `spare` tokens of a sequence can be taken back, by its length alone.
 
         Raises:
           LayoutError: a batch that the layout does not divide.
         """
-        return empty_cache(self._placed_cache(batch, slots), self.mesh)
+        return empty_cache(self._placed_cache(batch, slots, spare), self.mesh)
 
     def cache_bytes(self, batch: int, slots: int) -> int:
         """Bytes of `new_cache` on all devices together, with windows and copies as they are."""
@@ -312,12 +314,12 @@ class Engine:
             compiler_options=options,
         ).lower(weights, *arguments)
 
-    def _placed_cache(self, batch: int, slots: int) -> KVCache:
+    def _placed_cache(self, batch: int, slots: int, spare: int = 0) -> KVCache:
         self.placement.check_batch(batch)
         multiple = self.placement.multiple("S")
         if self.mesh.devices.flat[0].platform == "tpu":
             slots = round_up_to_tiles(slots, self.dtypes)
-        cache = abstract_cache(self.config, batch, slots, self.dtypes, multiple)
+        cache = abstract_cache(self.config, batch, slots, self.dtypes, multiple, spare)
         return with_shardings(cache, self.placement, self.mesh)
 
     def _abstract_carry(self, batch: int) -> Carry:

@@ -181,20 +181,34 @@ def generate(engine: Engine, request: Request) -> Iterator[list[Completion]]:
 def _generate(engine: Engine, request: Request) -> Iterator[list[Completion]]:
     rows, slots = cache_sizes(engine.config, engine.placement, request)
     tokens, lengths = pad(request.prompts, max(map(len, request.prompts)), rows)
-    logits, cache = _prefill(engine, tokens, lengths, slots, shared_tokens(request.prompts))
+    logits, cache = prefill_shared(engine, tokens, lengths, slots, shared_tokens(request.prompts))
     yield from follow(engine, cache, logits, lengths, request, Fed())
 
 
-def _prefill(
-    engine: Engine, tokens: np.ndarray, lengths: np.ndarray, slots: int, shared: int
+def prefill_shared(
+    engine: Engine,
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    slots: int,
+    shared: int,
+    spare: int = 0,
 ) -> tuple[jax.Array, KVCache]:
-    """Runs prompts into a new cache, the tokens that all begin with once."""
+    """Runs prompts into a new cache, the tokens that all begin with once.
+
+    Args:
+      engine: the model.
+      tokens: [B, T] int32, padded on the right.
+      lengths: [B] int32.
+      slots: tokens that the cache has room for.
+      shared: see `shared_tokens`.
+      spare: as in `Engine.new_cache`.
+    """
     if not shared:
-        return engine.prefill(engine.new_cache(len(tokens), slots), tokens, lengths)
+        return engine.prefill(engine.new_cache(len(tokens), slots, spare), tokens, lengths)
     few = engine.placement.multiple("B")
     cached = np.full_like(lengths, shared)
     _, cache = engine.prefill(
-        engine.new_cache(few, slots), np.tile(tokens[:1, :shared], (few, 1)), cached[:few]
+        engine.new_cache(few, slots, spare), np.tile(tokens[:1, :shared], (few, 1)), cached[:few]
     )
     cache = engine.repeat(cache, len(tokens) // few)
     filling = lengths < shared  # rows without a prompt
@@ -298,10 +312,18 @@ def _collect(completions: list[Completion], emitted: Emitted, request: Request) 
         for completion, token, logprob in zip(
             completions, tokens[:count], logprobs[:count], strict=True
         ):
-            if not (completion.finish_reason or np.isfinite(logprob)):
-                raise FloorlineError(
-                    f"logits of step {len(completion.tokens) + 1} are not finite; the weights hold "
-                    "NaN or infinity, or numbers overflow: fetch the model again, or give a wider "
-                    "--dtype"
-                )
-            completion.add(int(token), float(logprob), request.stop_ids, request.max_new_tokens)
+            take(completion, int(token), float(logprob), request)
+
+
+def take(completion: Completion, token: int, logprob: float, request: Request) -> bool:
+    """Adds a token to a completion unless it has ended; returns whether it was added.
+
+    Raises:
+      FloorlineError: it was chosen from logits that are not finite.
+    """
+    if not (completion.finish_reason or np.isfinite(logprob)):
+        raise FloorlineError(
+            f"logits of step {len(completion.tokens) + 1} are not finite; the weights hold NaN "
+            "or infinity, or numbers overflow: fetch the model again, or give a wider --dtype"
+        )
+    return completion.add(token, logprob, request.stop_ids, request.max_new_tokens)

@@ -6,8 +6,8 @@ same code takes numbers for a whole batch and arrays with a number for each sequ
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -136,23 +136,42 @@ def choose_by_row(
 def draw(logits: jax.Array, keys: jax.Array, settings: Settings) -> tuple[jax.Array, jax.Array]:
     """Draws a token for each sequence by `settings`; greedily where there is no temperature.
 
+    Args, returns: as `Sampler.choose`.
+    """
+    return by_rows(_draw, logits, keys, settings)
+
+
+def by_rows(
+    rule: Callable[..., tuple[jax.Array, jax.Array]], logits: jax.Array, *others: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens by a rule that looks at whole rows, on every device at some of them.
+
     Each device takes whole rows, as far as the mesh axes that divide the logits divide the batch:
     one all-to-all brings them, and nothing is summed over devices, so that draws do not depend on
     the mesh. Rows that axes do not divide are gathered.
 
-    Args, returns: as `Sampler.choose`.
+    Args:
+      rule: takes logits and `others` of some rows; gives a token and a log probability of each.
+      logits: [B, V], float32, divided over devices in any way.
+      others: trees of numbers, and of arrays with B rows.
+
+    Returns:
+      Tokens, [B] int32, and log probabilities, [B] float32, both complete on every device.
     """
     spec, mesh = jax.typeof(logits).sharding.spec, jax.sharding.get_abstract_mesh()
     axes = _dividing(sum(map(entry_axes, spec), ()), logits.shape[0], mesh.shape)
     if not any(spec):
-        return _draw(logits, keys, settings)
-    by_row = lambda value: jax.P(*(axes or None,) * min(jnp.ndim(value), 1))  # noqa: E731
-    specs = (jax.P(axes or None, None), jax.P(axes or None), jax.tree.map(by_row, settings))
-    arguments = jax.tree.map(jnp.asarray, (logits, keys, settings))
+        return rule(logits, *others)
+
+    def by_row(value: jax.Array) -> jax.P:
+        return jax.P(*(axes or None, *(None,) * value.ndim)[: value.ndim])
+
+    arguments = jax.tree.map(jnp.asarray, (logits, *others))
+    specs = jax.tree.map(by_row, arguments)
     arguments = jax.tree.map(jax.reshard, arguments, specs)
 
-    def local(logits: jax.Array, keys: jax.Array, settings: Settings) -> jax.Array:
-        tokens, logprobs = _draw(logits, keys, settings)
+    def local(*rows: Any) -> jax.Array:
+        tokens, logprobs = rule(*rows)
         numbers = jnp.stack([tokens, _bits(logprobs)])  # [2, B / shards]
         return jax.lax.all_gather(numbers, axes, axis=1, tiled=True) if axes else numbers
 
@@ -161,8 +180,16 @@ def draw(logits: jax.Array, keys: jax.Array, settings: Settings) -> tuple[jax.Ar
     return numbers[0], _floats(numbers[1])
 
 
-def _draw(logits: jax.Array, keys: jax.Array, settings: Settings) -> tuple[jax.Array, jax.Array]:
-    """`draw` from whole rows."""
+def filtered(logits: jax.Array, settings: Settings) -> jax.Array:
+    """Scores of the distribution that tokens are drawn from: whole rows by temperature and filters.
+
+    Args:
+      logits: [B, V], float32.
+      settings: one number for all rows, or one for each.
+
+    Returns:
+      [B, V], what is not drawn at minus infinity.
+    """
     temperature, vocabulary = column(settings.temperature), logits.shape[-1]
     # Below zero, what a low temperature takes out of range becomes minus infinity, which is right.
     scores = logits - jnp.max(logits, axis=-1, keepdims=True)
@@ -176,12 +203,27 @@ def _draw(logits: jax.Array, keys: jax.Array, settings: Settings) -> tuple[jax.A
             value = jnp.asarray(value)
             skip = lambda scores, _: scores  # noqa: E731
             scores = jax.lax.cond(jnp.any(used(value)), keep, skip, scores, value)
-    # The draws of jax.random.categorical, which is the highest of scores and noise.
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, (vocabulary,), logits.dtype))(keys)
-    scores = jnp.where(temperature < LEAST_TEMPERATURE, logits, scores + noise)
-    tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    return scores
+
+
+def highest_with_noise(scores: jax.Array, keys: jax.Array) -> jax.Array:
+    """A token of each row [B, V] drawn by its scores: the draws of `jax.random.categorical`."""
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:], scores.dtype))(keys)
+    return jnp.argmax(scores + noise, axis=-1).astype(jnp.int32)
+
+
+def with_logprobs(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Tokens [B] as they are, and the log probability of each under its row of logits [B, V]."""
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _draw(logits: jax.Array, keys: jax.Array, settings: Settings) -> tuple[jax.Array, jax.Array]:
+    """`draw` from whole rows."""
+    drawn = highest_with_noise(filtered(logits, settings), keys)
+    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    cold = jnp.asarray(settings.temperature) < LEAST_TEMPERATURE
+    return with_logprobs(logits, jnp.where(cold, greedy, drawn))
 
 
 def _dividing(axes: tuple[str, ...], rows: int, sizes: Mapping[str, int]) -> tuple[str, ...]:

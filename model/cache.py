@@ -72,16 +72,19 @@ class KVCache(NamedTuple):
 
 
 def abstract_cache(
-    config: ModelConfig, batch: int, slots: int, dtypes: Dtypes, multiple: int = 1
+    config: ModelConfig, batch: int, slots: int, dtypes: Dtypes, multiple: int = 1, spare: int = 0
 ) -> KVCache:
     """Shapes and dtypes of a cache of `slots` tokens for each of `batch` sequences.
 
-    Where the slots are divided, each layer has as many more as make them a multiple.
+    Where the slots are divided, each layer has as many more as make them a multiple. A window's
+    ring has `spare` slots more than its window: so many of the newest tokens may be taken back.
     """
     fixed = config.sizes
 
     def layer_array(layer: int) -> Stored:
-        layer_slots = -(-min(slots, config.window(layer) or slots) // multiple) * multiple
+        window = config.window(layer)
+        layer_slots = min(slots, window + spare) if window else slots
+        layer_slots = -(-layer_slots // multiple) * multiple
         sizes = fixed | {"B": batch, "S": layer_slots}
         shape, scales_shape = (tuple(map(sizes.get, axes)) for axes in (CACHE_AXES, SCALE_AXES))
         if isinstance(dtypes.cache, Quantization):
