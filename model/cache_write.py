@@ -1,7 +1,8 @@
 """New keys and values written into a cache where it lies.
 
-One token of each sequence is a row scattered to its slot. The tokens of a prompt, or of a chunk of
-one, are one block after the other: XLA:TPU and XLA:CPU take scattered rows one at a time.
+One token of each sequence is a row scattered to its slot, and so are few. The tokens of a prompt,
+or of a chunk of one, are one block after the other: XLA:TPU and XLA:CPU take scattered rows one at
+a time.
 """
 
 import functools
@@ -19,6 +20,11 @@ from sharding.quantization import Quantization, round_rows
 
 _NEW_AXES = {CACHE_AXES: "BTKh", SCALE_AXES: "BTK"}
 """Letters of what new tokens bring to each array of a cache."""
+
+
+FEW = 15
+"""So many tokens of each sequence are scattered: a loop over sequences takes as many kernels on a
+GPU as there are."""
 
 
 class NewTokens(NamedTuple):
@@ -112,12 +118,14 @@ def _write_shard(
         slot = (tokens.first % ring if ring else tokens.first) - begin
         slot = jnp.where(tokens.count > 0, slot, slots)  # of a row that is only filled, nowhere
         return _write_rows(axes, cache, new, slot[:, None])
-    new = new.transpose([_NEW_AXES[axes].index(axis) for axis in axes.replace("S", "T")])
-    if not continues and new.shape[2] <= slots and not slot_axes:
-        return jax.lax.dynamic_update_slice(cache, new, (0,) * cache.ndim)
     if after is not None:  # of no number does it depend, which no compiler knows
         never = after[(0,) * after.ndim] == jnp.inf
         tokens = tokens._replace(count=jnp.where(never, 0, tokens.count))
+    if continues and new.shape[1] <= min(FEW, ring or FEW):
+        return _write_rows(axes, cache, new, _slots_of(tokens, new.shape[1], ring, begin, slots))
+    new = new.transpose([_NEW_AXES[axes].index(axis) for axis in axes.replace("S", "T")])
+    if not continues and new.shape[2] <= slots and not slot_axes:
+        return jax.lax.dynamic_update_slice(cache, new, (0,) * cache.ndim)
     if not ring:
         return _write_block(axes, cache, new, tokens, jnp.full_like(tokens.first, begin), 0)
     oldest = jnp.maximum(tokens.first + tokens.count - ring, 0)  # those before are soon forgotten
@@ -125,6 +133,16 @@ def _write_shard(
     for bases in (lap, lap + ring):
         cache = _write_block(axes, cache, new, tokens, bases, oldest)
     return cache
+
+
+def _slots_of(
+    tokens: NewTokens, length: int, ring: int | None, begin: jax.Array | int, slots: int
+) -> jax.Array:
+    """The slot of each token among a device's `slots`, [B, length]; others lie elsewhere."""
+    order = jnp.arange(length, dtype=jnp.int32)
+    places = tokens.first[:, None] + order
+    places = (places % ring if ring else places) - begin
+    return jnp.where(order < tokens.count[:, None], places, slots)
 
 
 def _write_block(
@@ -173,7 +191,7 @@ def _write_block(
 
 
 def _write_rows(axes: str, cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-    """Stores a token of each sequence in its slot, [B, 1]; those of slots elsewhere are dropped."""
+    """Stores tokens of each sequence in slots [B, T]; those of slots elsewhere are dropped."""
     scatter = functools.partial(_scatter, axes)
     if new.shape[:3] != (1, 1, 1):
         return scatter(cache, new, slots)

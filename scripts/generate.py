@@ -10,6 +10,7 @@ Examples:
   python scripts/generate.py --model=a.gguf --prompt=One --prompt=Two --temperature=0.8 --top_p=0.9
   python scripts/generate.py --chat --turns      talks: each line of standard input is a message
   python scripts/generate.py --prompt="Once upon" --no_cache      shows what a KV cache saves
+  python scripts/generate.py --prompt="Once upon" --draft=ngram   several tokens a step, exactly
   python scripts/generate.py --model=tiny --random_weights --prompt_tokens=1,2,3 --json=-
 """
 
@@ -60,6 +61,17 @@ _CHUNK = _array_flags.define_chunk(
 _NO_CACHE = flags.DEFINE_bool(
     "no_cache", False, "Generate again without a KV cache, by recomputing every prefix; compare."
 )
+_DRAFT = flags.DEFINE(
+    _common.PATH,
+    "draft",
+    None,
+    "Speculative decoding, exact: ngram proposes what followed in the text before, a model of the "
+    "same vocabulary what it says, named as for --model; one step verifies. Tokens per step and "
+    "the floor of such a step are printed.",
+)
+_DRAFT_TOKENS = flags.DEFINE_integer(
+    "draft_tokens", 4, "With --draft: tokens that a step verifies beside the newest.", 1, 64
+)
 _WEIGHT_LAYOUT = _array_flags.define_weight_layout(
     "auto lets the compiler choose the memory layout of weights, for these prompts."
 )
@@ -75,13 +87,16 @@ with _common.importing(__name__):
     import jax
     import numpy as np
     from _generation import Run, Talk, messages
+    from _speculation import draft_source, gain, make_draft
 
     from decode.chunks import check_chunk, default_chunk
     from decode.conversation import first_slots
+    from decode.drafts import Draft
     from decode.engine import Engine
     from decode.generate import Request, cache_sizes, generate, generate_without_cache
     from decode.load import ModelSource
     from decode.sampling import make_sampler
+    from decode.speculation import Tally, speculate
     from decode.tokenizer import Tokenizer
     from model.dtypes import Dtypes
     from profiles.floor.memory_needed import check_room, need_of
@@ -117,13 +132,16 @@ def main() -> None:
         tokens_per_dispatch=_TOKENS_PER_DISPATCH.value,
     )
     request.check(source.config)
+    small = draft_source(_DRAFT.value, source, request) if _DRAFT.value else None
     engine = _engine(source, meshes, request)
+    draft, tally = _draft(small, engine, source, request), Tally()
     show = _common.JSON.value != "-"
     if talk:
         runs = talk.answer(engine, request, show)
     else:
         runs = [Run(source, request, show)]
-        runs[0].take(generate(engine, request))
+        steps = speculate(engine, draft, request, tally) if draft else generate(engine, request)
+        runs[0].take(steps)
     run = runs[-1]
     record = describe_step(engine, batch=len(request.prompts), context=run.context())
     if run.step_seconds:
@@ -131,8 +149,11 @@ def main() -> None:
     if request.tokens_per_dispatch > 1:
         record |= Record(tokens_per_dispatch=request.tokens_per_dispatch)
     if _common.JSON.value and processes.is_first():
-        write_json(_common.JSON.value, _document(runs, record, started))
+        found = {"speculation": dataclasses.asdict(tally)} if draft else {}
+        write_json(_common.JSON.value, _document(runs, record, started) | found)
     _common.say(_speed(runs, engine))
+    if draft:
+        _common.say(gain(run, tally, draft, engine))
     if talk and talk.refused:
         raise talk.refused
     if _NO_CACHE.value:
@@ -145,8 +166,11 @@ def main() -> None:
 def _check_flags() -> None:
     if _CHUNK.value is not None:
         check_chunk(_CHUNK.value)
+    if not _DRAFT.value:
+        _common.refuse(["draft_tokens"], "--draft is not")
     if not _TURNS.value:
         return
+    _common.refuse(["draft"], "a conversation with --turns has no drafts")
     if not _CHAT.value:
         raise UsageError("--turns is set without --chat; pass both, to put messages in a template")
     if len(_PROMPT.value) > 1 or _PROMPT_TOKENS.value or _NO_CACHE.value:
@@ -180,6 +204,19 @@ def _engine(source: ModelSource, meshes: list, request: Request) -> Engine:
     if _WEIGHT_LAYOUT.value == "auto":
         _common.say(engine.optimize_weight_layout(batch, slots))
     return engine
+
+
+def _draft(
+    small: ModelSource | None, engine: Engine, source: ModelSource, request: Request
+) -> Draft | None:
+    """The draft that the flags name, if any; `small` is its model."""
+    if not _DRAFT.value:
+        return None
+
+    def dtypes() -> Dtypes:
+        return _dtypes.dtypes((small or source).stored_quantization())
+
+    return make_draft(small, _DRAFT_TOKENS.value, engine, request, dtypes, _SEED.value)
 
 
 def _talk(source: ModelSource) -> Talk:

@@ -198,9 +198,14 @@ class PassCounter:
         rows = np.minimum(tokens * self._row, self._rows)
         return self._dense_weights + self._experts * touched + rows
 
-    def weight_flops(self, tokens: int) -> float:
-        """FLOPs of one sequence's products with weights, so many tokens of it being new."""
-        return 2 * (tokens * self._work + self._table_work)
+    def weight_flops(self, tokens: int, scored: int = 1) -> float:
+        """FLOPs of one sequence's products with weights.
+
+        Args:
+          tokens: how many of it are new.
+          scored: after how many of these there are logits.
+        """
+        return 2 * (tokens * self._work + scored * self._table_work)
 
     def attention_flops(self, pass_: Pass) -> float:
         """FLOPs of one sequence's scores and sums of values."""

@@ -1,10 +1,16 @@
-"""Speculative decoding in closed form: tokens of a step, and the batch beyond which it costs time.
+"""Speculative decoding: the floor of a step, its tokens, and the batch beyond which it costs time.
 
 A step verifies T = `drafted` + 1 tokens of each sequence in one pass: it reads weights and cache
 once, and multiplies T times as much. Source: Leviathan et al. 2023 (arXiv 2211.17192), equation 1.
 """
 
+import dataclasses
 import math
+
+from profiles.chips.chip import Peaks
+from profiles.floor.bound import floor
+from profiles.floor.bytes_and_flops import PassCounter
+from profiles.floor.passes import Pass
 
 
 def tokens_per_step(drafted: int, acceptance: float) -> float:
@@ -39,3 +45,17 @@ def largest_paying_batch(
     """
     spent = (drafted + 1) * compute / tokens_per_step(drafted, acceptance)
     return weights / (spent - kv_cache) if spent > kv_cache else math.inf
+
+
+def verification_floor(counter: PassCounter, peaks: Peaks, step: Pass) -> float:
+    """Least seconds of one step of the model, `step.tokens` of each sequence at once."""
+    counts = counter.count(step)
+    scored = counter.weight_flops(step.tokens, step.tokens) - counter.weight_flops(step.tokens)
+    counts = dataclasses.replace(counts, flops=counts.flops + step.batch * scored)
+    return floor(counts, peaks).seconds
+
+
+def draft_floor(counter: PassCounter, peaks: Peaks, step: Pass) -> float:
+    """Least seconds of the draft's steps before it, one for each of `step.tokens`."""
+    one = dataclasses.replace(step, tokens=1)
+    return step.tokens * floor(counter.count(one), peaks).seconds

@@ -1,0 +1,92 @@
+"""Speculation in a run of generate.py: its draft, and what it gained beside the least of a step."""
+
+from collections.abc import Callable
+
+import _common
+import _layouts
+import numpy as np
+from _generation import Run
+
+from decode.drafts import Draft, ModelDraft, NgramDraft, check_vocabulary
+from decode.engine import Engine
+from decode.generate import Request
+from decode.load import ModelSource, find_source
+from decode.speculation import Tally
+from model.dtypes import Dtypes
+from profiles.compiled.inspection import PassProgram
+from profiles.explained.rates import rates_of
+from profiles.floor.bytes_and_flops import PassCounter
+from profiles.floor.passes import Pass
+from profiles.floor.speculation import draft_floor, verification_floor
+from profiles.report.numbers import ms, number
+from profiles.report.progress import byte_progress
+from sharding.error_types import UsageError
+
+NGRAM = "ngram"
+
+
+def draft_source(name: str, target: ModelSource, request: Request) -> ModelSource | None:
+    """The smaller model that ``--draft`` names, not loaded; None for n-grams.
+
+    Raises:
+      UsageError: there is no such model, or it cannot draft for the target or take the request.
+    """
+    if name == NGRAM:
+        return None
+    source = find_source(
+        name,
+        random_weights=_common.RANDOM_WEIGHTS.value,
+        report=_common.say,
+        accept_terms=_common.ACCEPT_TERMS.value,
+    )
+    check_vocabulary(source.config, target.config)
+    request.check(source.config)
+    return source
+
+
+def make_draft(
+    source: ModelSource | None,
+    count: int,
+    engine: Engine,
+    request: Request,
+    dtypes: Callable[[], Dtypes],
+    seed: int,
+) -> Draft:
+    """The draft for an engine, on the same devices; a smaller model in a layout of its own."""
+    if source is None:
+        return NgramDraft(engine, count)
+    step = Pass(len(request.prompts), context=max(map(len, request.prompts)))
+    meshes = [[dict(engine.mesh.shape)]]
+    layout, shape = _layouts.layout(source.config, meshes, dtypes, [step])
+    small = source.engine(layout, shape, dtypes(), seed, byte_progress)
+    small.chunk = engine.chunk
+    return ModelDraft(small, engine, count)
+
+
+def gain(run: Run, tally: Tally, draft: Draft, engine: Engine) -> str:
+    """What drafts came to, and the floor of a step beside its measured median."""
+    if not tally.steps:
+        return "draft: one token is chosen from the prompt alone; there was nothing to propose"
+    tokens, accepted = tally.tokens_per_step, tally.acceptance
+    text = f"draft: {number(100 * accepted)}% of {tally.drafted} tokens accepted"
+    text += f", {number(tokens)} tokens a step"
+    median = float(np.median(run.step_seconds))
+    measured = f"; measured {ms(median)} ms a step, {ms(median / tokens)} ms per token"
+    rows, multiple = len(run.request.prompts), engine.placement.multiple("B")
+    step = Pass(-(-rows // multiple) * multiple, run.context(), draft.count + 1)
+    program = PassProgram(
+        config=engine.config, placement=engine.placement, dtypes=engine.dtypes, pass_=step
+    )
+    try:
+        peaks, rates = rates_of(program, None, None, None)
+    except UsageError:  # a chip whose rates are not known has no floor
+        return text + measured
+    least = verification_floor(_counter(engine), peaks, step)
+    if isinstance(draft, ModelDraft):
+        least += draft_floor(_counter(draft.engine), peaks, step)
+    text += f"; floor of such a step {ms(least)} ms, so {ms(least / tokens)} ms per token"
+    return f"{text} ({rates['source']} rates){measured}"
+
+
+def _counter(engine: Engine) -> PassCounter:
+    return PassCounter(engine.config, engine.placement, engine.dtypes)
