@@ -99,6 +99,13 @@ REFUSED = {
     "stop of two": (["--model=tiny.gguf", *TEXT, "--stop=xyz"], 2, "--stop is 'xyz'", "; give"),
     "unknown stop": ([*TOKENS, "--stop=256"], 2, "--stop is '256'", "not one token of tiny; give"),
     "chunk of no tiles": ([*TOKENS, "--chunk=40"], 2, "chunk is 40 tokens", "of 16; use 32 or 48"),
+    "draft of another vocabulary": (
+        [*TOKENS, "--draft=llama3-8b"],
+        2,
+        "vocabulary of draft llama3-8b is 128256 tokens and that of tiny is 256; use a draft",
+    ),
+    "draft of none": ([*TOKENS, "--draft_tokens=2"], 2, "--draft_tokens is given, but --draft is"),
+    "draft of turns": ([*TALK, *TEXT, "--draft=ngram"], 2, "--draft is given, but a conversation"),
     "turns of no chat": (
         ["--model=tiny.gguf", "--turns"],
         2,

@@ -110,6 +110,7 @@ def more(folder, alone):
         "ids in a folder": [f"--model={FOLDER / 'mixtral'}", *IDS],
         "ids in a file": ["--model=wordless.gguf", *IDS],
         "weights anyhow": [*PLAIN, "--weight_layout=auto"],
+        "draft": [*PLAIN, "--draft=tiny.gguf", "--draft_tokens=3", "--json=results/draft.json"],
         "damaged values": ["--model=infinite.gguf", *PLAIN[1:], "--json=damaged.json"],
     }
     return run_many("generate.py", cases, folder=folder)
@@ -182,6 +183,15 @@ def test_weights_as_the_compiler_wants_them_are_stated_and_give_the_same_text(mo
     assert more["weights anyhow"].stdout == alone[0].stdout
     said = "weights as the compiler would have them for batch 1: 0 of "
     assert said in more["weights anyhow"].stderr
+
+
+def test_a_draft_changes_no_token_and_what_it_came_to_is_told(more, alone, folder):
+    document = json.loads((folder / "results" / "draft.json").read_text())
+    assert document["tokens"] == alone[1]["tokens"]
+    found, left = document["speculation"], len(document["tokens"][0]) - 1
+    assert found["accepted"] == found["drafted"] == left - found["steps"]  # its own draft
+    said = rf"draft: 100% of {found['drafted']} tokens accepted, \S+ tokens a step; floor of such "
+    assert re.search(said + r"a step \S+ ms, so \S+ ms per token", more["draft"].stderr)
 
 
 def test_a_seed_repeats_its_tokens_and_another_changes_them(more):
