@@ -19,7 +19,7 @@ from model.config import ModelConfig
 from model.dtypes import FLOAT32
 from model.parameters import initialise
 from model.transformer import Transformer
-from sharding.catalog import LAYOUTS
+from sharding.catalog import LAYOUTS, attend_by
 from sharding.error_types import FloorlineError
 from tests.engines import config_of, counted_compilations, random_engine
 
@@ -38,7 +38,10 @@ def tokens(steps):
 
 
 def small(family: str = "grouped", layout: str = "weight_stationary_1d", mesh="1x1x1") -> Engine:
-    return random_engine(config_of(family, layers=1), LAYOUTS[layout], mesh, FLOAT32)
+    """A model of one layer; behind the layout's name may stand what attention is divided by."""
+    name, *kind = layout.split()
+    layout = attend_by(LAYOUTS[name], *kind) if kind else LAYOUTS[name]
+    return random_engine(config_of(family, layers=1), layout, mesh, FLOAT32)
 
 
 def another(engine: Engine) -> Engine:
@@ -79,11 +82,11 @@ def test_drafts_from_the_text_change_no_token_greedy_or_drawn(sampler):
 
 CASES = [("two_norms_and_caps", "weight_stationary_1d", "1x1x2")]
 MORE = [
-    ("biased_windowed", "weight_stationary_1d", "2x1x1"),
-    ("biased_windowed", "sequence_attention", "1x1x2"),
-    ("experts", "weight_stationary_1d", "1x1x2"),
+    ("biased_windowed", "weight_stationary_1d sequence", "1x1x2"),
+    ("multi_query_parallel", "weight_stationary_1d batch", "1x1x2"),
+    ("grouped", "data_parallel_x_1d", "2x1x2"),
+    ("experts", "weight_gathered_x", "2x1x1"),
     ("grouped", "weight_stationary_2d", "2x2x1"),
-    ("multi_query_parallel", "batch_attention", "1x2x2"),
 ]
 
 
