@@ -74,7 +74,9 @@ class Attention(nnx.Module):
         q, new, x = self._project(x, angles, placement)  # q: [B, T, K, G, h]
         tokens = NewTokens.at(positions)
         if q.shape[1] == 1:
-            forms = {"default": self._step, "cuda": self._step_at_once}
+            forms = {"default": self._step}
+            if "attention_step" in self.dtypes.gpu_kernels:
+                forms["cuda"] = self._step_at_once
             forms = {name: functools.partial(form, placement) for name, form in forms.items()}
             mixed, cache = by_platform(q, new, cache, tokens, **forms)
         else:

@@ -112,7 +112,9 @@ class Matrix(nnx.Module):
         parts = [part[...] for part in (self.values, self.scales)]
         quantization = self.dtypes.quantization
         offsets = self.offsets[...] if quantization.offset else None
-        return QuantizedArray(*parts, offsets, quantization.group, self.dtypes.round_activations)
+        by_kernel = quantization.name in self.dtypes.gpu_kernels
+        rounded = self.dtypes.round_activations
+        return QuantizedArray(*parts, offsets, quantization.group, rounded, by_kernel)
 
 
 def matrices(model: nnx.Module) -> dict[Path, Matrix]:

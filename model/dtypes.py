@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sharding.devices import default_platform
 from sharding.error_types import UsageError
 from sharding.quantization import COUNTED, QUANTIZATIONS, Quantization
-from sharding.stored_types import PLAIN_TYPES
+from sharding.stored_types import KERNELS_BY_DEFAULT, PLAIN_TYPES
 
 Storage = jnp.dtype | Quantization
 """Plain values of a type, or few bits and scales."""
@@ -34,6 +34,8 @@ class Dtypes:
         what it multiplies is rounded to them too, with a scale for each token.
       multiplied: name of the type of arithmetic, the same as in chips' figures, where it is another
         than `dtype`; empty where it is not. It is counted but does not run.
+      gpu_kernels: which of `sharding.stored_types.GPU_KERNELS` steps on GPUs have: stored types
+        whose products with few tokens are made by one, ``attention_step`` and ``norm``.
     """
 
     dtype: jnp.dtype
@@ -41,6 +43,7 @@ class Dtypes:
     cache: Storage | None = None
     round_activations: bool = False
     multiplied: str = ""
+    gpu_kernels: tuple[str, ...] = KERNELS_BY_DEFAULT
 
     def __post_init__(self):
         dtype = jnp.dtype(self.dtype)
@@ -84,6 +87,12 @@ class Dtypes:
         """Names of the three types, by the fields that records have for them."""
         return {"dtype": self.dtype.name, "weight_dtype": self.weights.name,
                 "kv_dtype": self.cache.name}  # fmt: skip
+
+    def kernels_on(self, platform: str) -> str | None:
+        """`gpu_kernels` as records have them; None where the platform is no GPU."""
+        if platform not in ("gpu", "cuda"):
+            return None
+        return ",".join(self.gpu_kernels) or "none"
 
 
 def default_dtype() -> str:

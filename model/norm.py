@@ -14,11 +14,19 @@ from sharding.platform_workarounds import by_platform
 class Norm(nnx.Module):
     """Root-mean-square norm (Zhang and Sennrich 2019), or layer norm without bias (PaLM)."""
 
-    def __init__(self, config: ModelConfig, axis: str = "R"):
+    def __init__(self, config: ModelConfig, axis: str = "R", gpu_kernel: bool = False):
+        """Declares the scale.
+
+        Args:
+          config: the model.
+          axis: letter of the dimension that is normed.
+          gpu_kernel: `of_sum` of one token is a kernel on a GPU.
+        """
         # In float32 always: Gemma's files hold scale - 1, which loses bits as a bfloat16 scale.
         self.scale = declare(config, axis, jnp.float32, jax.nn.initializers.ones)
         self.epsilon = config.norm_epsilon
         self.centred = config.norm == "layer"
+        self.gpu_kernel = gpu_kernel
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., D] -> [..., D], each row scaled to unit mean square."""
@@ -33,7 +41,8 @@ class Norm(nnx.Module):
         """x + more, each [B, T, D], and that normed; of x alone if there is no more."""
         if more is None:
             return x, self(x)
-        return by_platform(x, more, cuda=self._of_sum_on_nvidia, default=self._of_sum)
+        forms = {"cuda": self._of_sum_on_nvidia} if self.gpu_kernel else {}
+        return by_platform(x, more, default=self._of_sum, **forms)
 
     def _of_sum(self, x: jax.Array, more: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = x + more

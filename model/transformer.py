@@ -73,10 +73,11 @@ class Block(nnx.Module):
     """Attention and MLP (or experts), each behind its norm; a parallel block has one for both."""
 
     def __init__(self, config: ModelConfig, dtypes: Dtypes, layer: int):
-        self.attention_norm = Norm(config)
+        by_kernel = "norm" in dtypes.gpu_kernels
+        self.attention_norm = Norm(config, gpu_kernel=by_kernel)
         self.attention = Attention(config, dtypes, config.window(layer))
         if not config.parallel_block:
-            self.mlp_norm = Norm(config)
+            self.mlp_norm = Norm(config, gpu_kernel=by_kernel)
         if config.norm_after:
             self.attention_norm_after = Norm(config)
             self.mlp_norm_after = Norm(config)
@@ -145,7 +146,7 @@ class Transformer(nnx.Module):
         self.embedding = Embedding(config, dtypes)
         # Unrolled: a scan over stacked weights copies each layer's slice on CPU and GPU.
         self.layers = nnx.List([Block(config, dtypes, n) for n in range(config.layers)])
-        self.final_norm = Norm(config)
+        self.final_norm = Norm(config, gpu_kernel="norm" in dtypes.gpu_kernels)
         if not config.tied_embedding:
             self.unembedding = Embedding(config, dtypes)
 

@@ -10,6 +10,8 @@ with _common.importing():
     from sharding.stored_types import (
         CACHE_TYPES,
         COUNTED_TYPES,
+        GPU_KERNELS,
+        KERNELS_BY_DEFAULT,
         MULTIPLIED_TYPES,
         PLAIN_TYPES,
         QUANTIZED_TYPES,
@@ -82,6 +84,25 @@ def define_step_flags() -> None:
         False,
         "With --weight_dtype=int8: also round activations to 8-bit integers, with a scale for each "
         "token, and multiply integers, where the chip can.",
+    )
+
+
+def define_gpu_kernels() -> None:
+    """Defines ``--gpu_kernels``, of scripts whose steps are compiled for GPUs."""
+    flags.DEFINE_list(
+        "gpu_kernels",
+        list(KERNELS_BY_DEFAULT),
+        f"Kernels of this project that steps on NVIDIA GPUs have, of {', '.join(GPU_KERNELS)}: "
+        "attention_step attends and writes the cache; norm adds and norms one token; a stored type "
+        "of weights multiplies few tokens with them. They are compiled and tested in interpret "
+        "mode, and have neither been timed nor run on a device. Without them steps have what ran "
+        "on an H200: attention behind a cache write, and XLA's own norms and matmuls, which write "
+        "out matrices that have scales of groups. Empty for none.",
+    )
+    flags.register_validator(
+        "gpu_kernels",
+        lambda value: {*value} <= {*GPU_KERNELS},
+        f"use any of {', '.join(GPU_KERNELS)}",
     )
 
 

@@ -57,6 +57,8 @@ def dtype_sets(
         "cache": _STORAGE.get(_of("kv_dtype")),
         "round_activations": bool(_of("round_activations")),
     }
+    if "gpu_kernels" in flags.FLAGS:
+        step["gpu_kernels"] = tuple(_of("gpu_kernels"))
     sets = [
         Dtypes(**_multiplied(plain), weights=_STORAGE[name] if name else stored, **step)
         for plain in dict.fromkeys(DTYPE.value or [default])

@@ -21,5 +21,6 @@ LAYERS = flags.DEFINE_integer(
     "layers", None, "Number of layers in place of the model's own, to compile faster.", 1
 )
 _array_flags.define_step_flags()
+_array_flags.define_gpu_kernels()
 _array_flags.leave_open()
 flags.set_default(_common.MODEL, "llama3-8b")

@@ -39,6 +39,7 @@ _WORKERS = flags.DEFINE_integer(
 )
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/matrix", "Folder for results.")
 _array_flags.define_step_flags()
+_array_flags.define_gpu_kernels()
 _array_flags.leave_open()
 flags.set_default(_common.MODEL, "llama3-8b")
 

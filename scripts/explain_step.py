@@ -58,6 +58,7 @@ _TRACE_DIR = flags.DEFINE(
 )
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/explain", "Folder for results.")
 _array_flags.define_step_flags()
+_array_flags.define_gpu_kernels()
 
 if __name__ == "__main__":
     for module in (_common, _array_flags):

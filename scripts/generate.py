@@ -76,6 +76,7 @@ _WEIGHT_LAYOUT = _array_flags.define_weight_layout(
     "auto lets the compiler choose the memory layout of weights, for these prompts."
 )
 _array_flags.define_step_flags()
+_array_flags.define_gpu_kernels()
 
 if __name__ == "__main__":
     for module in (_common, _array_flags):

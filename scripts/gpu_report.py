@@ -1,11 +1,12 @@
 """Measure all that this project measures on a machine with one GPU, with one command.
 
 Runs the other scripts one after another, each in a process of its own and with a folder of its own
-in --output_dir: the microbenchmark, decode steps and prompts of a model's shapes with random
-weights, explained steps, and a compiled step of transformers beside Floorline's. It needs no
-network, and takes less than --minutes: each part has a share of the time, and one that needs more
-is ended; decode steps and prompts keep the rows that were finished. A part that fails is named, and
-the rest goes on.
+in --output_dir: kernels against the plain form, the microbenchmark, decode steps of a model's
+shapes with random weights, with and without each kernel of --gpu_kernels, explained steps, a
+compiled step of transformers beside Floorline's, and prompts. What decides most comes first, and a
+kernel that is wrong is a part that failed. It needs no network, and takes less than --minutes: each
+part has a share of the time, and one that needs more is ended; decode steps and prompts keep the
+rows that were finished. A part that fails is named, and the rest goes on.
 
 The same command goes on with what is not finished, also after it was killed; a folder of other
 flags or versions is refused. report.md and report.json are there after every part, and hold all
@@ -39,7 +40,7 @@ _PROMPT_LENGTH = flags.DEFINE_list("prompt_length", ["512", "8192"], "Tokens of 
 _EXPLAINED_BATCH = flags.DEFINE_list(
     "explained_batch", ["1", "64"], "Sequences of steps that are explained, a list."
 )
-_MINUTES = flags.DEFINE_float("minutes", 8, "Time for all parts.", 0)
+_MINUTES = flags.DEFINE_float("minutes", 9, "Time for all parts.", 0)
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/gpu_report", "Folder for results.")
 flags.set_default(_common.MODEL, "llama3-8b")
 
@@ -59,11 +60,11 @@ with _common.importing(__name__):
     )
     from profiles.report.step_table import step_table
     from sharding.error_types import FloorlineError, UsageError
-    from sharding.stored_types import PLAIN_TYPES, QUANTIZED_TYPES
+    from sharding.stored_types import KERNEL_TYPES, PLAIN_TYPES, QUANTIZED_TYPES
 
 SCRIPTS = Path(__file__).resolve().parent
 _SETTINGS = "model", "batch", "context", "weight_dtype", "prompt_length", "explained_batch"
-_DOCUMENTS = "profile.json", "explain.json", "engines.json", "microbenchmark.json"
+_DOCUMENTS = "kernels.json", "profile.json", "explain.json", "engines.json", "microbenchmark.json"
 _LAST_S = 20.0  # kept back for a part that needs seconds to stop
 _NEW = 64  # tokens beyond the longest context or prompt
 
@@ -124,22 +125,51 @@ def _parts(output: Path) -> list[CommandPart]:
         return CommandPart(name, command, share, **more)
 
     steps = [*model, "--devices=1"]
+
+    def sweep(name: str, contexts: list[str], *words: str, share: float) -> CommandPart:
+        lengths = f"--context={','.join(contexts)}"
+        return part(name, "profile_decode.py", *steps, joined["batch"], lengths, *words,
+                    share=share, where_there=expected)  # fmt: skip
+
     explained = [
         part(f"explained-{batch}", "explain_step.py", *steps, f"--batch={batch}",
-             f"--context={middle}", share=2)
+             f"--context={middle}", share=1)
         for batch in _EXPLAINED_BATCH.value
     ]  # fmt: skip
+    types = joined["weight_dtype"]
+    others = [context for context in _CONTEXT.value if context != middle]
     return [
+        part("kernels", "check_kernels.py", f"--model={_common.MODEL.value}", joined["batch"],
+             f"--context={middle}", share=2),
         part("microbenchmark", "microbenchmark.py", "--devices=1", "--seconds=6",
              "--dtype=bfloat16", joined["batch"].replace("batch", "rows"), share=2),
+        sweep("decode", [middle], types, share=3),
+        sweep("decode-no-kernels", [middle], types, "--gpu_kernels=", share=3),
+        *(sweep(name, [middle], *words, share=1) for name, words in _by_kernel().items()),
         *explained,
         part("transformers", "compare_engines.py", *model, "--engines=transformers-compiled",
-             f"--prompt_length={middle}", "--rounds=3", "--noone_at_a_time", share=3),
+             f"--prompt_length={middle}", "--rounds=3", "--noone_at_a_time", share=2),
         part("prefill", "profile_decode.py", *steps, "--phase=prefill", joined["prompt_length"],
              "--seconds=10", share=1.5, where_there=expected),
-        part("decode", "profile_decode.py", *steps, joined["batch"], joined["context"],
-             joined["weight_dtype"], share=6, where_there=expected),
+        *([sweep("decode-contexts", others, types, share=3)] if others else []),
     ]  # fmt: skip
+
+
+def _by_kernel() -> dict[str, list[str]]:
+    """Flags of sweeps that tell kernels apart, beside those by default and none of them.
+
+    Of one token the norm's is what is left of the difference between them.
+    """
+    common, plain = "attention_step,norm", [t for t in _WEIGHT_DTYPE.value if t in PLAIN_TYPES]
+    kept = [t for t in _WEIGHT_DTYPE.value if t in KERNEL_TYPES and t != "int8"]
+    found = {}
+    if plain:
+        found["decode-attention"] = ["--gpu_kernels=attention_step", f"--weight_dtype={plain[0]}"]
+    if kept:
+        found["decode-no-products"] = [f"--gpu_kernels={common}", f"--weight_dtype={kept[-1]}"]
+    if "int8" in _WEIGHT_DTYPE.value:
+        found["decode-int8"] = [f"--gpu_kernels={common},int8", "--weight_dtype=int8"]
+    return found
 
 
 def _room() -> int:

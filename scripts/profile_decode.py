@@ -106,6 +106,7 @@ _WEIGHT_LAYOUT = _array_flags.define_weight_layout(
     "largest batch."
 )
 _array_flags.define_step_flags()
+_array_flags.define_gpu_kernels()
 
 if __name__ == "__main__":
     for module in (_common, _array_flags):

@@ -90,6 +90,7 @@ _FLOPS = flags.DEFINE_float("peak_flops", None, "Peak FLOP/s of a chip, for the 
 _PRICE = flags.DEFINE_float("price_per_chip_hour", None, "USD; costs are then in USD.")
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/serving", "Folder for results.")
 _array_flags.define_step_flags()
+_array_flags.define_gpu_kernels()
 
 if __name__ == "__main__":
     for module in (_common, _array_flags):

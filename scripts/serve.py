@@ -75,6 +75,7 @@ _CHUNK = _array_flags.define_chunk(
     "Tokens of a prompt that run at once, a multiple of 16, up to --token_budget."
 )
 _array_flags.define_step_flags()
+_array_flags.define_gpu_kernels()
 
 if __name__ == "__main__":
     for module in (_common, _array_flags):

@@ -1,8 +1,9 @@
 """Products of weights in whatever form they are stored, as each platform's compiler does them well.
 
-What XLA does with a weight in few bits depends on the platform: on a TPU groups go to a kernel
-(`sharding/grouped.py`), on a CPU rows are converted some at a time, on a GPU few tokens are padded,
-or with groups summed. Else the matmul's own loop converts, but for groups: those are written out.
+What XLA does with a weight in few bits depends on the platform. Groups go to a kernel on a TPU
+(`sharding/grouped.py`), few tokens to another on a GPU (`sharding/grouped_gpu.py`) or, without it,
+are padded, or with groups summed; on a CPU rows are converted some at a time. Else the matmul's own
+loop converts, but for groups: those are written out.
 """
 
 import functools
@@ -61,10 +62,11 @@ def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None
         return by_platform(weight, x, cpu=rows, default=at_once)
     if not converts or (out is not None and jax.typeof(x).sharding.mesh.size > 1):
         return at_once(weight, x)
-    others = {"cpu": in_blocks} | _by_kernel(weight, x, outputs, dtype)
+    others = {"cpu": in_blocks}
     if isinstance(weight, QuantizedArray):
         limit = _FEW_OF_GROUPS if weight.group else _EIGHT
         others |= {"cuda": few} if math.prod(x.shape[:2]) <= limit else {}
+    others |= _by_kernel(weight, x, outputs, dtype)
     return by_platform(weight, x, default=at_once, **others)
 
 
@@ -92,25 +94,33 @@ def dot_of_shards(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
 def _by_kernel(
     weight: Weight, x: jax.Array, outputs: int, dtype: jnp.dtype, chips: int = 0
 ) -> dict[str, Callable[[QuantizedArray, jax.Array], jax.Array]]:
-    """How a TPU multiplies groups, if it has a kernel; `chips` dimensions of the weight count."""
-    if not isinstance(weight, QuantizedArray) or weight.round_activations or not weight.group:
-        return {}
-    from sharding.grouped import kernel_for  # imports Pallas, which takes a while
+    """How a TPU and a GPU multiply few bits, where they have a kernel.
 
+    `chips` dimensions of the weight, the first ones, count its shards.
+    """
+    if not isinstance(weight, QuantizedArray) or weight.round_activations:
+        return {}
     shards, local, tokens = weight.shape[:chips], weight.shape[chips:], math.prod(x.shape[:2])
     shape = [math.prod(part) for n in (shards, local) for part in (n[:outputs], n[outputs:])]
-    kernel = kernel_for(*shape, shape[-1] // granule(weight), tokens)
-    if kernel is None:
-        return {}
+    groups = shape[-1] // granule(weight) if weight.group else 1
 
-    def product(weight: QuantizedArray, x: jax.Array) -> jax.Array:
+    def product(kernel: Callable[..., jax.Array], weight: QuantizedArray, x: jax.Array):
         flat = jax.tree.map(lambda leaf: leaf.reshape(*shape[:3], -1), weight)
         result = kernel(
             flat.values, flat.scales, flat.offsets, x.reshape(tokens, *shape[1::2]), dtype
         )
         return result.reshape(*x.shape[:2], *shards[:outputs], *local[:outputs])
 
-    return {"tpu": product}
+    found = {}
+    if weight.group:
+        from sharding.grouped import kernel_for  # imports Pallas, which takes a while
+
+        found["tpu"] = kernel_for(*shape, groups, tokens)
+    if weight.gpu_kernel:
+        from sharding.grouped_gpu import kernel_for as gpu_kernel_for
+
+        found["cuda"] = gpu_kernel_for(*shape, groups, tokens)
+    return {name: functools.partial(product, kernel) for name, kernel in found.items() if kernel}
 
 
 def _tokens_first(product: jax.Array) -> jax.Array:

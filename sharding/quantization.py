@@ -77,6 +77,7 @@ class QuantizedArray:
       group: inputs that share a scale, along the last dimension; None for all of an output.
       round_activations: multiply 8-bit integers: what it multiplies is rounded to them first, with
         a scale for each token.
+      gpu_kernel: few tokens are multiplied on a GPU by the kernel of `sharding.grouped_gpu`.
     """
 
     values: jax.Array
@@ -84,6 +85,7 @@ class QuantizedArray:
     offsets: jax.Array | None = None
     group: int | None = dataclasses.field(default=None, metadata={"static": True})
     round_activations: bool = dataclasses.field(default=False, metadata={"static": True})
+    gpu_kernel: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -85,7 +85,9 @@ def compile_pass(
       options: options of the compiler beside the engine's own, or in place of some of them.
     """
     step, program = estimate_as_run(estimator, pass_), program_of(estimator, pass_)
+    platform = toolchain_of(estimator.deployment.slice).platform
     record = Recorder(estimator).record(step)
+    record |= Record(gpu_kernels=program.dtypes.kernels_on(platform))
     if not step.fits:
         missing_bytes = step.resident - estimator.deployment.slice.chip.recommended.capacity
         record |= Record(message=too_large(step, missing_bytes))
@@ -94,7 +96,6 @@ def compile_pass(
     record |= status(compilation, step)
     if compilation.status != "ok":
         return CompiledPass(estimator, step, program, record, compilation)
-    platform = toolchain_of(estimator.deployment.slice).platform
     compiled = read(compilation, program.placement.mesh, platform)
     found = findings(compiled, program, estimator, step.floor.seconds)
     if platform == "gpu":

@@ -185,7 +185,7 @@ def to_json(program: PassProgram) -> dict:
         "config": dataclasses.asdict(program.config),
         "mesh": dict(program.placement.mesh),
         "layout": [layout.name, layout.attends, layout.collectives, layout.expert_parallel],
-        "dtypes": [*dtypes.names().values(), dtypes.round_activations],
+        "dtypes": [*dtypes.names().values(), dtypes.round_activations, dtypes.gpu_kernels],
         "pass": dataclasses.asdict(program.pass_),
     }
 
@@ -194,11 +194,13 @@ def from_json(values: dict) -> PassProgram:
     """What `to_json` wrote."""
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in values["config"].items()}
     config = ModelConfig(**config)
-    dtype, weights, cache, rounded = values["dtypes"]
+    dtype, weights, cache, rounded, kernels = values["dtypes"]
     return PassProgram(
         config=config,
         placement=Placement.of(_layout(*values["layout"]), config.sizes, values["mesh"]),
-        dtypes=Dtypes(dtype, _storage(weights), _storage(cache), rounded),
+        dtypes=Dtypes(
+            dtype, _storage(weights), _storage(cache), rounded, gpu_kernels=tuple(kernels)
+        ),
         pass_=Pass(**values["pass"]),
     )
 

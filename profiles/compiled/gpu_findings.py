@@ -47,14 +47,14 @@ def gpu_findings(
 
 
 def _attention(kernels: list[Kernel], bandwidth: float, layers: int) -> Iterator[Finding]:
-    """Attention in more than one kernel: parts of the cache that are joined afterwards."""
+    """Attention in more than one kernel: parts are joined afterwards, and the mean laid out."""
     count = sum(each.count for each in kernels)
     if count > layers:
         yield Finding(
             "attention_kernels",
             f"attention takes {exact(count / layers)} kernels in each layer, of which one reads "
-            "the cache: programs that divide its slots between them leave parts, which kernels of "
-            "their own join",
+            "the cache: others join the parts of programs that divide its slots between them, or "
+            "lay the mean out for the product that follows",
             sum(each.count * _wait(each, bandwidth) for each in kernels),
         )
 

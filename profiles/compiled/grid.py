@@ -31,6 +31,7 @@ from profiles.report.files import to_json, write_atomically
 from profiles.report.record import Record
 from sharding.error_types import FloorlineError
 from sharding.mesh import parse_mesh
+from sharding.stored_types import KERNELS_BY_DEFAULT
 
 EACH = 7e9
 """Bytes of memory that one compiler may take: 80 layers of a large model took five."""
@@ -61,10 +62,12 @@ class GridPoint:
         length = str(self.pass_.tokens if self.pass_.over_prompts else self.pass_.context)
         if self.pass_.continues:
             length = f"{self.pass_.context} and {length} tokens"
+        kernels = ",".join(self.dtypes.gpu_kernels)
         return (
             f"{self.model.name} on {self.topology}, {self.names}, {self.dtypes}, "
             f"{self.pass_.phase} of batch {self.pass_.batch}, context {length}"
             + (f", mesh {self.mesh}" if self.mesh else "")
+            + (f", GPU kernels {kernels}" if kernels != ",".join(KERNELS_BY_DEFAULT) else "")
         )
 
     def check(self) -> None:

@@ -26,7 +26,7 @@ _VERSIONS = "jax", "jaxlib", "flax", "libtpu", "floorline"  # those that decide 
 _KEY = (
     *("phase", "batch", "slots", "prompt_length", "devices", "mesh"),
     *("layout", "attention", "expert_parallel", "collectives", "cache_layout", "cache_attention"),
-    *("dtype", "weight_dtype", "kv_dtype"),
+    *("dtype", "weight_dtype", "kv_dtype", "gpu_kernels"),
 )
 # What a record has from this run alone; all else that it lacks is taken from the earlier one.
 _OF_A_RUN = "status", "message", "price", "usd_per_million_tokens"
@@ -196,6 +196,7 @@ def _described(row: SweepRow) -> Record:
         **size,
         **partitioning(row.engine.config, row.engine.placement, prompts).to_json(),
         **row.engine.dtypes.names(),
+        gpu_kernels=row.engine.dtypes.kernels_on(row.engine.mesh.devices.flat[0].platform),
     )
 
 

@@ -136,6 +136,7 @@ def _describe(engine: Engine, pass_: Pass, phase: Phase) -> Record:
         devices=engine.mesh.size,
         **partitioning(engine.config, engine.placement, phase == "prefill").to_json(),
         **engine.dtypes.names(),
+        gpu_kernels=engine.dtypes.kernels_on(engine.mesh.devices.flat[0].platform),
     )
 
 

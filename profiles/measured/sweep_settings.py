@@ -22,6 +22,7 @@ from profiles.report.titles import field_text
 from sharding.error_types import UsageError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape
+from sharding.stored_types import KERNELS_BY_DEFAULT
 
 
 class Size(NamedTuple):
@@ -135,6 +136,7 @@ class Sweep:
         The time for samples, prices, and the rates that floors divide by are not among them.
         """
         source, several = self.source, self.tokens_per_dispatch
+        kernels = self.dtype_sets[0].gpu_kernels
         return {
             "model": source.config.name,
             "weights": "random" if source.file is None else _file_words(Path(source.file.path)),
@@ -145,6 +147,7 @@ class Sweep:
                 f"{dtypes}{', rounded activations' * dtypes.round_activations}"
                 for dtypes in self.dtype_sets
             ],
+            **({} if kernels == KERNELS_BY_DEFAULT else {"gpu_kernels": list(kernels)}),
             "batch": list(self.batches) if self.contexts else [],
             "context": list(self.contexts),
             "prompt_length": list(self.prompt_lengths),

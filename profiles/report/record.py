@@ -111,6 +111,9 @@ class Record:
     weight_dtype: str | None = _field("weights {}", line=True)  # stored type
     kv_dtype: str | None = _field("KV cache {}", line=True)  # stored type
     arithmetic: str | None = _field("arithmetic in {}", line=True, late=True)  # where it is another
+    gpu_kernels: str | None = _field(
+        "GPU kernels {}", line=True, late=True
+    )  # those that it may use
     weight_layout: Literal["auto"] | None = _field(late=True)  # memory order by the compiler
     experts: str | None = _field(line=True)  # those counted as read: coverage, least or all
     experts_touched: Experts | None = None

@@ -48,7 +48,9 @@ def launched(monkeypatch):
     def choose() -> set[str]:
         for module in (attention, norm):
             monkeypatch.setattr(
-                module, "by_platform", lambda *operands, cuda, default: cuda(*operands)
+                module,
+                "by_platform",
+                lambda *operands, default, cuda=None: (cuda or default)(*operands),
             )
         return names
 
@@ -92,6 +94,15 @@ def test_a_layout(launched, family, layout, mesh, batch, kernels):
 def test_a_family(launched, family, mesh, batch):
     kernels = {"attend_step"} | ({"add_and_norm"} if batch == 1 else set())
     check(launched, kernels, family, LAYOUTS[ONE], mesh, FLOAT32, batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("asked", "kernels"), [((), set()), (("norm",), {"add_and_norm"}), (("int4",), set())]
+)
+def test_kernels_that_are_not_asked_for_are_not_there(launched, asked, kernels):
+    dtypes = Dtypes("float32", gpu_kernels=asked)
+    check(launched, kernels, "grouped", LAYOUTS[ONE], "1", dtypes, 1)
 
 
 @pytest.mark.slow

@@ -24,7 +24,10 @@ STEP = Planted(topology="h200:4", config=dataclasses.replace(CONFIG, layers=2, d
 CASES = {
     "sound": STEP,
     "undonated": dataclasses.replace(STEP, donate=False),
-    "grouped": dataclasses.replace(STEP, dtypes=Dtypes(jnp.bfloat16, QUANTIZATIONS["int4"])),
+    "grouped": dataclasses.replace(
+        STEP,
+        dtypes=Dtypes(jnp.bfloat16, QUANTIZATIONS["int4"], gpu_kernels=("attention_step", "norm")),
+    ),
     "converted": dataclasses.replace(
         STEP, dtypes=Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"]), batch=64
     ),

@@ -20,6 +20,7 @@ if "--batch=64" in sys.argv and not (folder / "again").exists():
 FILES = {
     "microbenchmark.py": "microbenchmark.json", "profile_decode.py": "profile.json",
     "explain_step.py": "explain.json", "compare_engines.py": "engines.json",
+    "check_kernels.py": "kernels.json",
 }  # fmt: skip
 TINY = ["--model=tiny", "--batch=1,2", "--context=16,32", "--prompt_length=32",
         "--weight_dtype=float32,int8", "--explained_batch=1"]  # fmt: skip
@@ -55,7 +56,7 @@ def ended(folder):
 def test_a_part_that_fails_is_named_and_the_report_is_written(ended):
     done = ended["first"]
     assert done.code == 1
-    assert "parts finished is 5 of 6 (explained-64 is failed); the same command" in done.error
+    assert "parts finished is 11 of 12 (explained-64 is failed); the same command" in done.error
     assert "| explained-64 | failed |" in done.stdout
     assert "error: memory is full; use less" in done.stdout
 
@@ -63,9 +64,9 @@ def test_a_part_that_fails_is_named_and_the_report_is_written(ended):
 def test_the_same_command_goes_on_with_what_is_not_finished(ended, folder):
     done = ended["again"]
     assert done.code == 0, done.stderr
-    assert "5 of 6 parts are kept; going on" in done.stderr
+    assert "11 of 12 parts are kept; going on" in done.stderr
     report = json.loads((folder / "out/report.json").read_text())
-    assert report["device_kind"] == "H200" and len(report["parts"]) == 6
+    assert report["device_kind"] == "H200" and len(report["parts"]) == 12
     assert {"batch": 1, "part": "decode"} in report["points"]
     assert report["documents"]["decode"] == "decode/profile.json"
     assert json.loads((folder / "again.json").read_text()) == report
@@ -75,9 +76,17 @@ def test_parts_are_the_commands_of_the_shapes_that_are_asked_for(ended, folder):
     report = json.loads((folder / "out/report.json").read_text())
     commands = {part["name"]: part["command"][2:] for part in report["parts"]}
     assert {"--model=llama3-8b", "--random_weights", "--devices=1", "--batch=1,8,64,256",
-            "--context=512,2048,16384", "--weight_dtype=bfloat16,int8,int4"} < {
+            "--context=2048", "--weight_dtype=bfloat16,int8,int4"} < {
                 *commands["decode"]}  # fmt: skip
     assert commands["decode"][-1].startswith("--calibration=")
+    assert "--context=512,16384" in commands["decode-contexts"]
+    assert "--gpu_kernels=" in commands["decode-no-kernels"]
+    assert "--gpu_kernels=attention_step" in commands["decode-attention"]
+    assert {"--gpu_kernels=attention_step,norm", "--weight_dtype=int4"} < {
+        *commands["decode-no-products"]}  # fmt: skip
+    assert {"--gpu_kernels=attention_step,norm,int8", "--weight_dtype=int8"} < {
+        *commands["decode-int8"]}  # fmt: skip
+    assert next(iter(commands)) == "kernels"
     assert {"--phase=prefill", "--prompt_length=512,8192"} < {*commands["prefill"]}
     assert {"--batch=64", "--context=2048"} < {*commands["explained-64"]}
     assert "--engines=transformers-compiled" in commands["transformers"]
@@ -100,7 +109,7 @@ def test_wrong_use_is_one_line(ended, name, message):
 
 @pytest.mark.slow
 def test_a_report_of_a_tiny_model(tmp_path):
-    done = run("gpu_report.py", *TINY, "--minutes=4.5", "--output_dir=out", folder=tmp_path)
+    done = run("gpu_report.py", *TINY, "--minutes=9", "--output_dir=out", folder=tmp_path)
     report = json.loads((tmp_path / "out/report.json").read_text())
     status = {part["name"]: part["status"] for part in report["parts"]}
     status.pop("transformers")  # needs an extra
@@ -112,8 +121,10 @@ def test_lengths_of_the_default_sweep_are_within_what_the_model_is_told_to_go_to
     """llama3-8b itself goes to 8,192 tokens, and is asked for 16,384 and a new one."""
     state = json.loads((folder / "out/state.json").read_text())
     commands = [
-        part["command"] for name, part in state["parts"].items() if name != "microbenchmark"
+        part["command"]
+        for name, part in state["parts"].items()
+        if name not in ("kernels", "microbenchmark")
     ]
-    assert len(commands) == 5
+    assert len(commands) == 10
     for command in commands:
         assert f"--max_context={16384 + 64}" in command

@@ -76,9 +76,20 @@ def test_a_small_step_has_its_arguments_its_cache_in_place_and_its_collectives(
     assert {each["sort"] for each in step["kernels"]} >= {"Triton matmul", "Pallas kernel"}
 
 
-@pytest.mark.parametrize("batch", [1, 8, 64])
-def test_8_bits_are_converted_within_products_and_no_matrix_is_written_out(batch):
-    document = compiled("--topology=h100:8", f"--batch={batch}", "--weight_dtype=int8")
+@pytest.mark.parametrize(
+    ("topology", "weight_dtype", "batch", "kernels"),
+    [
+        *(("h100:8", "int8", batch, []) for batch in (1, 8, 64)),
+        *((f"{chip}:1", "int4", batch, []) for chip in ("h100", "b200") for batch in (8, 64)),
+        ("h100:1", "int8", 64, ["--gpu_kernels=int8"]),
+    ],
+)
+def test_few_bits_are_converted_within_products_and_no_matrix_is_written_out(
+    topology, weight_dtype, batch, kernels
+):
+    document = compiled(
+        f"--topology={topology}", f"--batch={batch}", f"--weight_dtype={weight_dtype}", *kernels
+    )
     (point,), step = document["points"], document["compiled"]
     assert step["temporary_bytes"] < 0.05 * step["argument_bytes"]
     assert not {each["kind"] for each in document["findings"]} & (FAULTS | {"dequantized"})
