@@ -30,7 +30,7 @@ OWN = {
     "generate.py": {
         "prompt", "prompt_tokens", "chat", "devices", "mesh", "max_new_tokens", "ignore_eos",
         "stop", "seed", "temperature", "top_k", "top_p", "min_p", "turns", "chunk", "no_cache",
-        "tokens_per_dispatch",
+        "tokens_per_dispatch", "draft", "draft_tokens", "gpu_kernels",
     },
     "profile_decode.py": {
         "devices", "mesh", "batch", "context", "seconds", "hbm_bandwidth", "peak_flops",
