@@ -13,6 +13,9 @@ from decode.batching.events import Ticket
 from decode.batching.prefixes import BLOCK, Prefixes
 from decode.batching.text_stops import StoppedText
 
+_AT_ONCE = 256
+"""Tokens that are compared at once, in a loop of C."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
@@ -73,9 +76,11 @@ class Row:
         goes on at its end is there.
         """
         known = min(len(self.tokens), self.written, len(prompt) - 1)
-        pairs = zip(prompt, self.tokens[:known], strict=False)
-        alike = next((n for n, (a, b) in enumerate(pairs) if a != b), known)
-        if window and self.written > window and alike < self.written - 1:
+        forgets = window and self.written > window
+        if forgets and known < self.written - 1:
+            return 0
+        alike = _alike(prompt, self.tokens, known)
+        if forgets and alike < self.written - 1:
             return 0
         return alike if alike >= BLOCK else 0
 
@@ -262,11 +267,14 @@ class Schedule:
         If none holds any, the group is that with most free rows.
         """
         prompt = answer.ticket.request.prompt
+        seen: set[int] = set()  # a row that is of no use is not looked at again for fewer blocks
         for numbers in self._prefixes.alike(prompt) if self._prefixes else ():
-            rows = [self.rows[number] for number in sorted(numbers)]
+            rows = [self.rows[number] for number in sorted(set(numbers) - seen)]
+            seen.update(numbers)
             rows = [row for row in rows if self._group(row) in groups]
-            best = max(rows, key=lambda row: row.reusable(prompt, self.shape.window), default=None)
-            if best and (reused := best.reusable(prompt, self.shape.window)):
+            found = [(row.reusable(prompt, self.shape.window), row) for row in rows]
+            reused, best = max(found, key=lambda each: each[0], default=(0, None))
+            if reused:
                 return best, reused, self._group(best)
         return None, 0, max(groups, key=lambda group: len(self._free_rows(group)))
 
@@ -318,3 +326,15 @@ class Schedule:
 
     def _free_rows(self, group: int) -> list[Row]:
         return [row for row in self.rows if not row.busy and self._group(row) == group]
+
+
+def _alike(one: Sequence[int], other: Sequence[int], most: int) -> int:
+    """How many of the first tokens of both are the same, up to `most`; blocks are compared whole.
+
+    A prompt may be a tuple and what a row holds a list, so that slices are compared as lists.
+    """
+    for start in range(0, most, _AT_ONCE):
+        end = min(start + _AT_ONCE, most)
+        if list(one[start:end]) != list(other[start:end]):
+            return next(n for n in range(start, end) if one[n] != other[n])
+    return most

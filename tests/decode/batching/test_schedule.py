@@ -165,6 +165,49 @@ def test_a_window_has_forgotten_what_is_far_behind_its_newest_token(window, writ
     assert row.reusable([*range(alike), *[99] * 10], window) == reused
 
 
+def test_each_row_is_looked_at_once_however_many_blocks_a_prompt_has(monkeypatch):
+    schedule, shared = schedule_of(rows=32, window=1024), list(range(8100))
+    for row in schedule.rows:
+        row.tokens = [*shared, *[row.number] * 60]
+        row.written = len(row.tokens)
+        schedule._hold(row)
+    looks, reusable = [], Row.reusable
+
+    def counted(row, *given):
+        looks.append(row.number)
+        return reusable(row, *given)
+
+    monkeypatch.setattr(Row, "reusable", counted)
+    schedule.add(answer_of([*shared, *[99] * 60], number=1))
+    assert told(schedule.plan())[0] == [(64, [(1, 0, 0, 0, 64)])]
+    assert sorted(looks) == list(range(32))
+
+
+def test_a_prompt_that_a_window_has_forgotten_is_not_compared():
+    class Counted(list):
+        read = 0
+
+        def __getitem__(self, each):
+            self.read += 1
+            return super().__getitem__(each)
+
+        def __iter__(self):
+            self.read += 1
+            return super().__iter__()
+
+    prompt = Counted(range(500))
+    assert Row(0, list(range(600)), 600).reusable(prompt, 100) == 0
+    assert prompt.read == 0
+    assert Row(0, list(range(600)), 600).reusable(prompt, None) == 499
+    assert prompt.read <= 2
+
+
+@pytest.mark.parametrize("alike", [16, 255, 256, 257, 511, 512, 599])
+def test_what_is_alike_is_found_within_and_between_blocks(alike):
+    row = Row(0, list(range(600)), 600)
+    assert row.reusable((*range(alike), *[-1] * 700), None) == alike
+
+
 def test_prompts_of_each_group_run_in_its_lanes():
     shape = {"rows": 8, "groups": 2, "lanes": 4, "budget": 256}
     schedule = schedule_of(*(answer_of(16, new=5, number=n) for n in range(5)), **shape)
