@@ -108,7 +108,7 @@ class Request:
             unknown = [token for token in prompt if not 0 <= token < config.vocabulary]
             if unknown:
                 raise PromptError(
-                    f"token {unknown[0]} of prompt {number} is outside the vocabulary; "
+                    f"token {_cut(unknown[0])} of prompt {number} is outside the vocabulary; "
                     f"use ids from 0 to {config.vocabulary - 1}"
                 )
             longest = len(prompt) + self.max_new_tokens
@@ -119,6 +119,11 @@ class Request:
                     f"{self.max_new_tokens}, but max_context of {config.name} is "
                     f"{config.max_context}; shorten one of them{beyond * (not config.rotary_limit)}"
                 )
+
+
+def _cut(token: int) -> str:
+    """A token id as it stands in a message."""
+    return str(token) if abs(token) < 10**20 else "of more than 20 digits"
 
 
 def cache_slots(prompt: int, new: int, limit: int) -> int:

@@ -132,8 +132,9 @@ def main() -> None:
         shares_prefixes=_SHARE_PREFIXES.value,
     )
     begun = time.perf_counter()
-    batcher.warm_up()
-    _common.say(f"all steps are compiled, in {time.perf_counter() - begun:.1f} s")
+    _common.say("compiling all programs; clients can come when the address is told")
+    batcher.warm_up(lambda name, seconds: _common.say(f"{name} is ready after {seconds:.1f} s"))
+    _common.say(f"all programs are compiled, in {time.perf_counter() - begun:.1f} s")
     served = Served(
         name=source.config.name,
         config=source.config,

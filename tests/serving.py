@@ -51,9 +51,11 @@ class PretendedBatcher:
         self.stats = StepStats(rows)
 
     def submit(self, request: Any) -> Ticket:
-        """Takes every request but that of token 7."""
+        """Takes every request but those of tokens 7 and 17."""
         if request.prompt[0] == 7:
             raise FloorlineError("prompt is 7; give another")
+        if request.prompt[0] == 17:
+            raise OverflowError("17")
         ticket = Ticket(len(self.told), request)
         self.open.append(ticket)
         self.told[ticket] = 0

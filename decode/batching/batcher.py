@@ -6,7 +6,7 @@ one are read, so that the host's work hides behind the devices'.
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -26,8 +26,9 @@ from sharding.placement import entry_axes, shards
 
 __all__ = ["Batcher", "Event", "Finished", "Request", "StepStats", "Ticket", "Token"]
 
-SPARE_ON_CPU = 15
-"""Tokens that fill a chunk up at most on a CPU, where each takes time; `chunks.FEW` elsewhere."""
+SPARE_ON_CPU = 31
+"""Tokens that fill a chunk up at most on a CPU, where each takes time; `chunks.FEW` elsewhere. So a
+chunk of 64 runs from 33 tokens on, and no more than two of 16 run in its place."""
 
 
 @dataclasses.dataclass
@@ -103,19 +104,33 @@ class Batcher:
         self._arrived = 0.0  # when the newest tokens were there; 0 after a pause
         self.stats = StepStats(slots_of_sequences)
 
-    def warm_up(self) -> None:
-        """Compiles every program that any request may need; nothing is compiled after it."""
+    def warm_up(self, each: Callable[[str, float], None] = lambda name, seconds: None) -> None:
+        """Compiles every program that any request may need; nothing is compiled after it.
+
+        Args:
+          each: told of each program what it is and the seconds that it took, when it is ready.
+        """
         shape = self._schedule.shape
+        begun = time.perf_counter()
+
+        def ready(name: str, results) -> None:
+            nonlocal begun
+            jax.block_until_ready(results)
+            began, begun = begun, time.perf_counter()
+            each(name, begun - began)
+
         for size in shape.sizes:
             lanes = self._lanes(ChunkPlan(size, [None] * shape.lanes))
             logits, self._cache = self._programs.chunk(self._cache, lanes)
-        for _ in range(2):  # of what programs give and not the host, a second form may be made
+            ready(f"a chunk of {size} tokens", logits)
+        for again in ("", ", once more"):  # for arrays of programs another form may be compiled
             joining = self._joining(ChunkPlan(TILE, [None] * shape.lanes))
             self._rows, chosen = self._programs.join(self._rows, logits, joining)
+            ready(f"the choice of first tokens{again}", chosen)
             self._cache, self._rows, chosen = self._programs.decode(
                 self._cache, self._rows, self._active
             )
-        jax.block_until_ready((self._cache, chosen))
+            ready(f"a decode step{again}", (self._cache, chosen))
 
     def submit(self, request: Request) -> Ticket:
         """Accepts a request, which waits for a row: first come, first served.
@@ -199,12 +214,12 @@ class Batcher:
             return []
         chosen = self._wait(launched)
         begun = time.perf_counter()
-        events = [
-            event
-            for arrays, (_, answers) in zip(chosen, launched.chosen, strict=True)
-            for row, answer in answers
-            for event in self._tell(answer, arrays, row, launched.stats)
-        ]
+        events = []
+        for number, (arrays, (_, answers)) in enumerate(zip(chosen, launched.chosen, strict=True)):
+            decoded = launched.decodes and number == len(chosen) - 1
+            for row, answer in answers:
+                launched.stats.wasted += decoded and answer.ended
+                events += self._tell(answer, arrays, row)
         launched.stats.host_seconds += time.perf_counter() - begun
         self.stats = launched.stats
         return events
@@ -224,10 +239,9 @@ class Batcher:
             stats.decode_seconds = self._arrived - begun - stats.prompt_seconds
         return chosen
 
-    def _tell(self, answer: Answer, chosen: Chosen, row: int, stats: StepStats) -> Iterator[Event]:
-        """Events of one token that has arrived for an answer."""
+    def _tell(self, answer: Answer, chosen: Chosen, row: int) -> Iterator[Event]:
+        """Events of one token that has arrived for an answer; none if that has ended before."""
         if answer.ended:
-            stats.wasted += 1
             return
         request, token = answer.ticket.request, int(chosen.tokens[row])
         logprob = float(chosen.logprobs[row])
@@ -346,8 +360,10 @@ def shape_of(engine: Engine, rows: int, context: int, budget: int) -> Shape:
         )
     largest = min(engine.chunk, budget // lanes, -(-context // TILE) * TILE)
     sizes = [TILE << n for n in range(32) if TILE << n <= largest]
-    windows = [w for w in map(config.window, range(config.layers)) if w]
     on_cpu = engine.mesh.devices.flat[0].platform == "cpu"
+    if on_cpu:  # where compilation takes longest, and a small chunk costs little
+        sizes = sorted({*sizes[::2], sizes[-1]})
+    windows = [w for w in map(config.window, range(config.layers)) if w]
     return Shape(
         rows=rows,
         groups=shards(entry_axes(placement.cache("B")[0]), placement.mesh),

@@ -77,6 +77,8 @@ class Request:
             )
         if not -(2**63) <= self.seed < 2**63:
             raise SamplingError(f"seed is {self.seed}; use an integer of 64 bits")
+        if not 0 <= self.sequence < 2**31:
+            raise SamplingError(f"sequence is {self.sequence}; use an integer from 0 to 2^31 - 1")
         alone = Generated(prompts=[self.prompt], max_new_tokens=new, sampler=self.sampler)
         alone.check(config)
         if not 0 <= self.top_logprobs <= top_logprobs:

@@ -9,6 +9,7 @@ from decode.batching.batcher import Batcher
 from decode.batching.events import Event, Finished, Ticket
 from decode.batching.stats import StepStats
 from decode.serving.call import Call
+from decode.serving.errors import ApiError
 from sharding.error_types import FloorlineError
 
 
@@ -18,7 +19,7 @@ class News:
 
     Attributes:
       events: each with the call that it is of and the answer's number in it.
-      refused: calls of which the batcher takes none, each with the reason.
+      refused: calls of which the batcher takes none, each with what its client is told.
       stats: of a step whose tokens have been delivered, if one has.
       running: requests that have a row.
       waiting: requests that wait for one.
@@ -26,7 +27,7 @@ class News:
     """
 
     events: list[tuple[Call, int, Event]] = dataclasses.field(default_factory=list)
-    refused: list[tuple[Call, str]] = dataclasses.field(default_factory=list)
+    refused: list[tuple[Call, ApiError]] = dataclasses.field(default_factory=list)
     stats: StepStats | None = None
     running: int = 0
     waiting: int = 0
@@ -96,8 +97,8 @@ class Loop(threading.Thread):
         for number, request in enumerate(call.requests):
             try:
                 ticket = self._batcher.submit(request)
-            except FloorlineError as error:
-                self._news.refused.append((call, str(error)))
+            except Exception as error:  # of one call, which is no reason to end all others
+                self._news.refused.append((call, _told(error)))
                 return self._cancel(call)
             tickets.append(ticket)
             self._calls[ticket] = call, number
@@ -116,3 +117,11 @@ class Loop(threading.Thread):
                 if not self._tickets[call]:
                     del self._tickets[call]
         return call, number, event
+
+
+def _told(error: Exception) -> ApiError:
+    """What a client is told of whose request the batcher does not take."""
+    if isinstance(error, FloorlineError):
+        return ApiError(str(error))
+    said = " ".join(str(error).split())
+    return ApiError(f"request is failing ({type(error).__name__}: {said:.200})", status=500)

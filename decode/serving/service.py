@@ -119,8 +119,8 @@ class Service:
             else:
                 self.metrics.finished(event)
             call.put(number, event)
-        for call, why in news.refused:
-            call.fail(ApiError(why))
+        for call, error in news.refused:
+            call.fail(error)
         self.metrics.step(news.stats, news.running, news.waiting)
         if news.failure:
             self.abort(news.failure)

@@ -89,6 +89,7 @@ def test_a_stream_has_a_chunk_for_each_token_its_end_and_its_usage(server):
         ("POST", "/v1/completions", b'{"prompt": "\\ud800"}', {}, 400, "no tokenizer"),
         ("POST", "/v1/completions", b'{"\\ud800": 1, "prompt": [1]}', {}, 400, "unknown"),
         ("POST", "/v1/completions", b'{"prompt": [7]}', {}, 400, "prompt is 7"),
+        ("POST", "/v1/completions", b'{"prompt": [17]}', {}, 500, "failing (OverflowError: 17)"),
         ("POST", "/v1/completions", b" " * 100_001, {}, 413, "send at most 100000"),
         ("POST", "/v1/completions", b"{}", {"content-type": "text/plain"}, 415, "text/plain"),
         ("POST", "/v1/completions", b'{"model": "x", "prompt": [1]}', {}, 404, "model is 'x'"),

@@ -236,6 +236,9 @@ def test_numbers_that_are_not_finite_end_one_request_and_touch_no_other(family):
      (ask(5, 0), PromptError, "max_new_tokens is 0"),
      (ask(5, temperature=-1.0), SamplingError, "temperature is -1"),
      (ask(5, seed=2**63), SamplingError, "use an integer of 64 bits"),
+     (ask(5, sequence=2**31), SamplingError, "sequence is 2147483648; use an integer from 0 to"),
+     (ask(5, sequence=-1), SamplingError, "sequence is -1"),
+     (ask(5, prompt=(10**4000,)), PromptError, "token of more than 20 digits of prompt 0 is"),
      (ask(5, top_logprobs=4), SamplingError, "top_logprobs is 4; use a number from 0 to 3"),
      (ask(5, stop=("a",)), PromptError, "no tokenizer to find them with; use stop_ids")],
 )  # fmt: skip
@@ -256,3 +259,38 @@ def test_sizes_that_cannot_be_are_refused(rows, context, budget, error, message)
     engine = engine_of("grouped", LAYOUTS["data_parallel_x_1d"], "2x1x1")
     with pytest.raises(error, match=message):
         Batcher(engine, rows, context, budget)
+
+
+def test_a_first_token_that_is_dropped_is_no_decode_step_wasted(small):
+    begun = small.batcher.submit(ask(5, 1))
+    small.batcher.step()
+    small.batcher.cancel(begun)
+    (end,) = small.batcher.step()
+    assert end.reason == "cancelled"
+    assert (small.batcher.stats.active, small.batcher.stats.wasted) == (0, 0)
+
+
+def test_a_warm_up_tells_of_each_program_and_compiles_few_sizes_on_a_cpu():
+    batcher, told = Batcher(one_device("grouped"), 1, 256, 128), []
+    batcher._programs = PretendedPrograms()
+    batcher.warm_up(lambda name, seconds: told.append(name) or seconds)
+    assert told == [
+        *(f"a chunk of {size} tokens" for size in (16, 64, 128)),
+        "the choice of first tokens",
+        "a decode step",
+        "the choice of first tokens, once more",
+        "a decode step, once more",
+    ]
+
+
+class PretendedPrograms:
+    """Programs that give nothing, at once."""
+
+    def chunk(self, cache, lanes):
+        return None, cache
+
+    def join(self, rows, logits, joining):
+        return rows, None
+
+    def decode(self, cache, rows, active):
+        return cache, rows, None
