@@ -54,7 +54,7 @@ _MAX_BODY_BYTES = flags.DEFINE_integer(
     "max_body_bytes", None, "Bytes of a request. Default: 1e6, or 32 for each of --context.", 1
 )
 _MAX_CONNECTIONS = flags.DEFINE_integer(
-    "max_connections", 4096, "Connections at once; more get status 503.", 1
+    "max_connections", 4096, "Connections at once; more get status 503, but for /health.", 1
 )
 _STALL_SECONDS = flags.DEFINE_float(
     "stall_seconds", 30.0, "A client that sends or takes nothing for so long is given up.", 0.1
@@ -157,6 +157,7 @@ def main() -> None:
         service,
         listening,
         connections=_MAX_CONNECTIONS.value,
+        stall=_STALL_SECONDS.value,
         drain=_DRAIN_SECONDS.value,
         ready=lambda: _common.say(
             f"{url(listening)}/v1 serves {served.name}: {several(rows, 'request')} at once of up "

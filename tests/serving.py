@@ -156,13 +156,15 @@ def running(
     key: str | None = None,
     stall: float = 20.0,
     drain: float = 20.0,
+    connections: int = 4096,
 ) -> Iterator[Running]:
     """A server over a batcher, in threads of this process."""
     listening = listen("127.0.0.1", 0, stall)
     service = Service(batcher, model or served(), rows, most_waiting)
     app = make_app(service, key=key, most_bytes=100_000, stall=stall)
     begun = threading.Event()
-    server = HttpServer(app, service, listening, connections=4096, drain=drain, ready=begun.set)
+    bounds = {"connections": connections, "stall": stall, "drain": drain}
+    server = HttpServer(app, service, listening, **bounds, ready=begun.set)
     thread = threading.Thread(target=server.run)
     address = listening.getsockname()[:2]
     thread.start()

@@ -20,6 +20,8 @@ from decode.serving.fields import read_json
 from decode.serving.replies import Reply, error_response, json_response
 from decode.serving.service import Service
 
+_STALLS = 10
+"""A body may take so many times the seconds that nothing of it may come for."""
 METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -37,7 +39,7 @@ def make_app(
       service: answers requests.
       key: what clients must send as their bearer token; None lets everybody in.
       most_bytes: bytes of a body, at most.
-      stall: seconds that a client may send or take nothing for.
+      stall: seconds that a client may send or take nothing for; a body may take ten times that.
       say: told a line of each request; None for silence.
     """
 
@@ -138,10 +140,14 @@ class Guard:
             self._tell(f"{scope['method']} {path} {status or 'gone'} {seconds:.3f} s")
 
     def _let_in(self, scope: Scope) -> None:
-        if self._key is None or scope["path"] == "/health":
+        if scope["path"] == "/health":
+            return
+        self._service.check_connections()
+        if self._key is None:
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
-        if not hmac.compare_digest(given, b"Bearer " + self._key.encode()):
+        scheme, _, key = given.partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key.encode()):
             raise ApiError(
                 "api key is missing or another; send the header Authorization: Bearer KEY",
                 code="invalid_api_key",
@@ -187,18 +193,23 @@ async def _body(request: Request, most: int, stall: float) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
         raise _too_large(int(declared), most)
-    size, parts = 0, []
+    size, parts, stream = 0, [], aiter(request.stream())
+    begun = time.perf_counter()
     try:
-        async with asyncio.timeout(stall):
-            async for part in request.stream():
+        async with asyncio.timeout(_STALLS * stall):
+            while True:
+                async with asyncio.timeout(stall):
+                    part = await anext(stream, None)
+                if part is None:
+                    return b"".join(parts)
                 parts.append(part)
                 if (size := size + len(part)) > most:
                     raise _too_large(size, most)
     except TimeoutError:
+        seconds = time.perf_counter() - begun
         raise ApiError(
-            f"body is not complete after {stall:g} s; send it at once", status=408
+            f"body is not complete after {seconds:.1f} s; send it at once", status=408, closes=True
         ) from None
-    return b"".join(parts)
 
 
 def _too_large(size: int, most: int) -> ApiError:

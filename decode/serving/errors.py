@@ -14,6 +14,7 @@ class ApiError(Exception):
       code: a word for programs.
       status: of HTTP.
       retry_after: seconds after which to ask again; None where that is in vain.
+      closes: whether the connection is closed with it.
     """
 
     def __init__(
@@ -24,10 +25,11 @@ class ApiError(Exception):
         code: str | None = None,
         status: int = 400,
         retry_after: int | None = None,
+        closes: bool = False,
     ):
         super().__init__(message)
         self.param, self.code = param, code
-        self.status, self.retry_after = status, retry_after
+        self.status, self.retry_after, self.closes = status, retry_after, closes
 
     @property
     def body(self) -> dict[str, Any]:
@@ -40,6 +42,7 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """Headers of the answer beside those that every answer has."""
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        headers |= {"connection": "close"} if self.closes else {}
         return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
 

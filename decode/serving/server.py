@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import resource
 import signal
@@ -12,11 +13,12 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from starlette.applications import Starlette
 
+from decode.serving.connections import SPARE, Connection
 from decode.serving.service import Service
 from sharding.error_types import FloorlineError, UsageError
 
-_SPARE_FILES = 128
-"""Open files that are kept for other things than connections."""
+_SPARE_FILES = 128 + SPARE
+"""Open files that are kept for other things than connections, and for those that are refused."""
 _UNSENT = 1 << 17
 """Bytes that the system keeps for a connection whose client does not take them."""
 _FAREWELL = 2.0
@@ -70,7 +72,8 @@ class HttpServer:
       app: the application.
       service: behind it; it starts and ends with the server.
       listening: from `listen`.
-      connections: how many there may be at once; further ones get status 503.
+      connections: how many there may be at once; further ones get status 503, but for /health.
+      stall: seconds for the head of each request.
       drain: seconds for requests to end, when the server is told to.
       ready: called when clients can come.
 
@@ -85,21 +88,23 @@ class HttpServer:
         listening: socket.socket,
         *,
         connections: int,
+        stall: float,
         drain: float,
         ready: Callable[[], None] = lambda: None,
     ):
+        most = min(connections, _open_files() - _SPARE_FILES)
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=functools.partial(Connection, stall=stall, most=most),
             ws="none",
             lifespan="off",
             log_config=None,
             log_level=logging.CRITICAL,
             access_log=False,
             server_header=False,
-            limit_concurrency=min(connections, _open_files() - _SPARE_FILES),
         )
         self._http, self._service, self._listening = _Uvicorn(config), service, listening
+        service.count_connections(lambda: len(self._http.server_state.connections), most)
         self._drain, self._ready = drain, ready
         self._ends: asyncio.Queue[int] = asyncio.Queue()
         self._events: asyncio.AbstractEventLoop | None = None

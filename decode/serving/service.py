@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from decode.batching.batcher import Batcher
 from decode.batching.events import Token
@@ -40,11 +40,33 @@ class Service:
         self._open = 0  # requests whose answers are not all with their clients
         self._loop = Loop(batcher, self._tell)
         self._events: asyncio.AbstractEventLoop | None = None
+        self._connections: Callable[[], int] = lambda: 0
+        self._most_connections = 1
 
     def start(self) -> None:
         """Begins to answer; called in the event loop."""
         self._events = asyncio.get_running_loop()
         self._loop.start()
+
+    def count_connections(self, connections: Callable[[], int], most: int) -> None:
+        """Takes what tells how many connections there are, and how many there may be."""
+        self._connections, self._most_connections = connections, most
+
+    def check_connections(self) -> None:
+        """Refuses a request on one connection too many, which is to be closed then.
+
+        Raises:
+          ApiError: status 503.
+        """
+        if (number := self._connections()) > self._most_connections:
+            raise ApiError(
+                f"number of connections is {number}, but {self._most_connections} are the most; "
+                "ask again later",
+                code="too_many_connections",
+                status=503,
+                retry_after=1,
+                closes=True,
+            )
 
     def check(self, more: int = 1) -> None:
         """Refuses further requests where too many are open, or nothing is answered any more.

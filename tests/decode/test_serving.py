@@ -149,7 +149,7 @@ def test_who_has_no_key_is_not_let_in():
             assert (answer.status, answer.json["error"]["code"]) == (401, "invalid_api_key")
         assert server.ask("GET", "/metrics").status == 401
         assert server.ask("GET", "/health").status == 200
-        header = {"authorization": "Bearer secret"}
+        header = {"authorization": "bearer secret"}
         assert server.ask("POST", "/v1/completions", asked, **header).status == 200
 
 
@@ -233,3 +233,50 @@ def test_a_server_ends_in_time_whatever_runs(ended_by):
         assert answer().status == 503
         server.thread.join(10)
         assert not server.thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\nGET /h"]
+)
+def test_connections_on_which_no_head_comes_are_given_up(sent):
+    with running(PretendedBatcher(1), stall=0.3) as server:
+        with socket.create_connection(server.address, timeout=10) as connection:
+            connection.sendall(sent)
+            said = b""
+            with contextlib.suppress(ConnectionResetError):
+                while more := connection.recv(4096):
+                    said += more
+        assert said.count(b"HTTP/1.1 200") == sent.count(b"\r\n\r\n")
+
+
+def test_a_request_that_takes_its_time_is_not_given_up():
+    with running(PretendedBatcher(1, 0.05), stall=0.3) as server:
+        assert server.post("completions", prompt=[1], max_tokens=16).status == 200
+
+
+def test_one_connection_too_many_is_told_so_but_health_is_answered():
+    with running(PretendedBatcher(1), connections=1) as server:
+        assert server.post("completions", prompt=[1], max_tokens=1).status == 200
+        server.until(lambda: not server.server._http.server_state.connections)
+        with socket.create_connection(server.address):
+            server.until(lambda: server.server._http.server_state.connections)
+            answer = server.ask("GET", "/v1/models")
+            assert (answer.status, answer.json["error"]["code"]) == (503, "too_many_connections")
+            assert answer.headers["retry-after"] == "1" and answer.headers["connection"] == "close"
+            assert server.ask("GET", "/health").status == 200
+
+
+def test_a_body_may_be_slow_but_not_stall():
+    body = json.dumps({"prompt": [1], "max_tokens": 1}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: %d\r\n\r\n" % len(body)
+    with running(PretendedBatcher(1), stall=0.6) as server:
+        with socket.create_connection(server.address, timeout=10) as connection:
+            connection.sendall(head)
+            for start in range(0, len(body), 8):
+                connection.sendall(body[start : start + 8])
+                time.sleep(0.25)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+        with socket.create_connection(server.address, timeout=10) as connection:
+            connection.sendall(head + body[:5])
+            assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
