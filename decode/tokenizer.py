@@ -1,10 +1,13 @@
 """Text to token ids and back, by the tokenizer of a GGUF file or of a Hugging Face folder."""
 
 import codecs
+import functools
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer as Backend
 
 from decode import chat, tokenizer_files, tokenizer_gguf
 from decode.tokenizer_files import guarded, read_folder
@@ -30,7 +33,8 @@ class Tokenizer:
         self.bos_id = parts.bos_id
         self.stop_ids = parts.stop_ids
         self._parts = parts
-        self._lock = threading.Lock()  # guards the backend's one switch for special tokens
+        self._backends: dict[bool, Backend] = {}  # one for each state of their one switch
+        self._lock = threading.Lock()  # while they are made; threads encode side by side
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer | None":
@@ -89,10 +93,9 @@ class Tokenizer:
         except UnicodeEncodeError:
             raise TokenizerError(f"prompt is {text!r:.60}, not Unicode text; give UTF-8") from None
         parts = self._parts
-        with self._lock, guarded(f"prompt is {text!r:.60}, which the tokenizer fails on"):
-            parts.backend.encode_special_tokens = not special
+        with guarded(f"prompt is {text[:60]!r:.60}, which the tokenizer fails on"):
             own = parts.post_process and not special
-            encoding = parts.backend.encode(text, add_special_tokens=own)
+            encoding = self._backend(special).encode(text, add_special_tokens=own)
         ids = encoding.ids
         if special:
             ids = [parts.bos_id, *ids] if parts.begin_chat and ids[:1] != [parts.bos_id] else ids
@@ -104,6 +107,22 @@ class Tokenizer:
                     "change its text"
                 )
         return [*parts.before, *ids, *parts.after]
+
+    def _backend(self, special: bool) -> Backend:
+        """What encodes, with names of control tokens read as these tokens or as text."""
+        with self._lock:
+            if special not in self._backends:
+                backend = self._parts.backend
+                if self._backends:
+                    backend = Backend.from_str(backend.to_str())
+                backend.encode_special_tokens = not special
+                self._backends[special] = backend
+            return self._backends[special]
+
+    @functools.cached_property
+    def longest(self) -> int:
+        """Bytes of a text that a token stands for, at most, where nothing is dropped from it."""
+        return max(map(len, self._parts.pieces.values()), default=1)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of tokens that continue a prompt, without control tokens, as `stream` gives it.
@@ -137,6 +156,21 @@ class Tokenizer:
             return chat.render(self._parts.template, messages, **self._parts.names)
         except chat.ChatError as error:
             raise TokenizerError(str(error)) from None
+
+    def name(self, token: int) -> str:
+        """A name of a token by which it can be told from others.
+
+        It is the token's text; a control token's own; or ``bytes:\\xe2\\x96`` of these bytes, where
+        they are no whole characters.
+
+        Raises:
+          TokenizerError: an id outside the vocabulary.
+        """
+        data = self.piece(token)
+        try:
+            return data.decode() or self._parts.backend.id_to_token(token) or ""
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token adds to a text: none for a control token.

@@ -1,6 +1,7 @@
 """The application: paths, who may use them, bodies read within bounds, and errors as answers."""
 
 import asyncio
+import contextlib
 import hmac
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from decode.serving.fields import read_json
 from decode.serving.replies import Reply, error_response, json_response
 from decode.serving.service import Service
 
+_LONG = 1 << 16
+"""Bytes of a body from which on only one at a time is understood, and shorter ones beside it."""
 _STALLS = 10
 """A body may take so many times the seconds that nothing of it may come for."""
 METRICS = "text/plain; version=0.0.4; charset=utf-8"
@@ -43,12 +46,15 @@ def make_app(
       say: told a line of each request; None for silence.
     """
 
+    long_ones = asyncio.Semaphore(1)  # short ones need not wait for all threads to be free again
+
     async def read(request: Request, reader: Callable[[dict[str, Any], Served], Asked]) -> Asked:
         service.begin()
         try:
             body = await _body(request, most_bytes, stall)
             # Templates and tokenizers take their time, and others' answers go on meanwhile.
-            return await asyncio.to_thread(lambda: reader(read_json(body), service.served))
+            async with long_ones if len(body) > _LONG else contextlib.nullcontext():
+                return await asyncio.to_thread(lambda: reader(read_json(body), service.served))
         finally:
             service.end()
 

@@ -17,6 +17,10 @@ USUAL_TOKENS = 16
 """Tokens of a completion that gives no limit, as OpenAI's interface has it."""
 
 
+_DROPPED = 4
+"""A text may have so many times the bytes of its tokens: normalizers drop some, as spaces."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Served:
     """The model of a server, and what a request may ask of it.
@@ -42,6 +46,10 @@ class Served:
     def text(self, token: int) -> str:
         """The text of a token alone; what is no whole character becomes U+FFFD."""
         return self.tokenizer.decode([token]) if self.tokenizer else f"{token} "
+
+    def token_name(self, token: int) -> str:
+        """A token's text; where that is none or no whole characters, a name of its own."""
+        return self.tokenizer.name(token) if self.tokenizer else f"{token} "
 
     def bytes(self, token: int) -> list[int]:
         """The bytes that a token adds to a text."""
@@ -195,6 +203,7 @@ def _encoded(prompt: str, served: Served) -> list[int]:
         raise ApiError(
             f"prompt is text, but {served.name} has no tokenizer; give token ids", param="prompt"
         )
+    _check_bytes(prompt, served, "prompt")
     try:
         return served.tokenizer.encode(prompt)
     except TokenizerError as error:
@@ -211,9 +220,23 @@ def _chat_prompt(messages: Any, served: Served) -> list[int]:
             param="messages",
         )
     try:
-        return served.tokenizer.encode(served.tokenizer.chat(read), special=True)
+        text = served.tokenizer.chat(read)
+        _check_bytes(text, served, "messages")
+        return served.tokenizer.encode(text, special=True)
     except TokenizerError as error:
         raise ApiError(str(error), param="messages") from None
+
+
+def _check_bytes(text: str, served: Served, param: str) -> None:
+    """Refuses a text that is far too long for `context` before any time is spent on it."""
+    size, most = len(text.encode(errors="replace")), served.context * served.tokenizer.longest
+    if size > _DROPPED * most:
+        raise ApiError(
+            f"{param} is {size} bytes of text, but there is room for {served.context} tokens; "
+            "shorten it",
+            param=param,
+            code="context_length_exceeded",
+        )
 
 
 def _check_length(length: int, limit: int, served: Served, param: str) -> None:

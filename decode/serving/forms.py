@@ -9,6 +9,7 @@ from typing import Any
 from decode.batching.events import Event, Finished, Token
 from decode.serving.asked import Asked, Served
 from decode.serving.errors import ApiError
+from decode.tokenizer import TextStream
 
 _LEAST = -9999.0
 """Stands for a log probability of minus infinity, which JSON cannot hold."""
@@ -27,18 +28,29 @@ class Part:
       text: that is certain.
       tokens: of it, and of what is kept back.
       finished: the answer's end, if it is there.
-      before: characters that were told before.
+      stream: decodes the tokens once more, for their places in the text; None without a tokenizer.
+      offsets: for each token the characters of the answer's tokens before it.
+      decoded: characters of all tokens so far.
+      length: those of the text so far.
     """
 
     text: str = ""
     tokens: list[Token] = dataclasses.field(default_factory=list)
     finished: Finished | None = None
-    before: int = 0
+    stream: TextStream | None = None
+    offsets: list[int] = dataclasses.field(default_factory=list)
+    decoded: int = 0
+    length: int = 0
+
+    def add(self, token: Token) -> None:
+        """One more token."""
+        self.tokens.append(token)
+        self.offsets.append(self.decoded)
+        self.decoded += len(self.stream.push(token.token) if self.stream else token.text)
 
     def reset(self) -> None:
         """All is told."""
-        self.before += len(self.text)
-        self.text, self.tokens = "", []
+        self.text, self.tokens, self.offsets = "", [], []
 
 
 class Form:
@@ -51,7 +63,8 @@ class Form:
 
     def __init__(self, asked: Asked, served: Served):
         self._asked, self._served = asked, served
-        self.parts = [Part() for _ in asked.requests]
+        stream = served.tokenizer.stream if served.tokenizer else lambda: None
+        self.parts = [Part(stream=stream()) for _ in asked.requests]
         self._roles: set[int] = set()  # answers of a chat whose role is told
         self._common = {
             "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{secrets.token_hex(12)}",
@@ -72,11 +85,13 @@ class Form:
         if isinstance(event, Token):
             if self._served.tokenizer is None:
                 event = dataclasses.replace(event, text=self._served.text(event.token))
-            part.tokens.append(event)
-            part.text += event.text
-            return
-        part.finished = event
+            part.add(event)
+        else:
+            part.finished = event
         part.text += event.text
+        part.length += len(event.text)
+        if isinstance(event, Token):
+            return
         if event.reason not in ("stop", "length"):
             why = event.message or "it was cancelled"
             raise ApiError(f"answer {number} is failing: {why}", status=500)
@@ -121,18 +136,26 @@ class Form:
         return {"index": number, **content, "logprobs": logprobs, "finish_reason": reason, **ids}
 
     def _logprobs(self, part: Part) -> dict[str, list]:
-        """The form of completions: a list of each kind."""
-        text, offset, offsets = self._served.text, part.before, []
-        for each in part.tokens:
-            offsets.append(offset)
-            offset += len(each.text)
-        top = [{text(t): max(p, _LEAST) for t, p in each.alternatives} for each in part.tokens]
+        """The form of completions: a list of each kind.
+
+        Tokens are told by their names, since others' alternatives of the same text would be lost.
+        What a stop string has cut off lies at the end of the text.
+        """
+        name = self._served.token_name
+        most = part.length if part.finished else part.decoded
         return {
-            "tokens": [text(each.token) for each in part.tokens],
+            "tokens": [name(each.token) for each in part.tokens],
             "token_logprobs": [each.logprob for each in part.tokens],
-            "top_logprobs": top,
-            "text_offset": offsets,
+            "top_logprobs": [self._named(each) for each in part.tokens],
+            "text_offset": [min(offset, most) for offset in part.offsets],
         }
+
+    def _named(self, token: Token) -> dict[str, float]:
+        """Alternatives by their names; of those of one name the most likely counts."""
+        named: dict[str, float] = {}
+        for other, logprob in _alternatives(token):
+            named.setdefault(self._served.token_name(other), max(logprob, _LEAST))
+        return named
 
     def _chat_logprobs(self, part: Part) -> dict[str, list]:
         """The form of chats: an object for each token."""
@@ -140,10 +163,11 @@ class Form:
             "content": [
                 {
                     **self._scored(each.token, each.logprob),
-                    "top_logprobs": [self._scored(*scored) for scored in each.alternatives],
+                    "top_logprobs": [self._scored(*scored) for scored in _alternatives(each)],
                 }
                 for each in part.tokens
-            ]
+            ],
+            "refusal": None,
         }
 
     def _scored(self, token: int, logprob: float) -> dict[str, Any]:
@@ -162,3 +186,8 @@ class Form:
             "total_tokens": prompt + answer,
             "prompt_tokens_details": {"cached_tokens": sum(end.reused_tokens for end in firsts)},
         }
+
+
+def _alternatives(token: Token) -> list[tuple[int, float]]:
+    """Alternatives to a token; if it is among them, with the log probability that it is told."""
+    return [(t, token.logprob if t == token.token else p) for t, p in token.alternatives]

@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from decode.serving import app
+from decode.serving.asked import read_completion
 from tests import serving
 from tests.serving import PretendedBatcher, Running, running
 
@@ -280,3 +282,21 @@ def test_a_body_may_be_slow_but_not_stall():
         with socket.create_connection(server.address, timeout=10) as connection:
             connection.sendall(head + body[:5])
             assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
+
+
+def test_short_requests_are_understood_beside_any_number_of_long_ones(monkeypatch):
+    done, waited = threading.Event(), []
+
+    def read(body, model):
+        if "long" in body:
+            waited.append(done.wait(10))
+        return read_completion({"prompt": [1], "max_tokens": 1}, model)
+
+    monkeypatch.setattr(app, "read_completion", read)
+    with running(PretendedBatcher(2), most_waiting=50) as server:
+        long = [in_thread(server.post, "completions", long="a" * 70_000) for _ in range(40)]
+        server.until(lambda: server.service._in_hand == 40)
+        assert server.post("completions", prompt=[1]).status == 200
+        done.set()
+        assert [answer().status for answer in long] == [200] * 40
+    assert all(waited)

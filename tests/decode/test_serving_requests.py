@@ -235,3 +235,23 @@ def test_parts_of_a_content_are_joined_and_developers_speak_as_the_system(model)
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "One\nTwo"}]
     )
     assert list(request.prompt) == tokenizer.encode(text, special=True)
+
+
+class Untouched:
+    """A tokenizer that must not be asked to encode."""
+
+    longest = 4
+
+    def chat(self, messages):
+        return messages[0]["content"]
+
+
+@pytest.mark.parametrize("read", [read_completion, read_chat])
+def test_a_text_that_is_far_too_long_is_refused_before_it_is_encoded(read):
+    text = "a" * 10_000
+    body = {"prompt": text} if read is read_completion else {
+        "messages": [{"role": "user", "content": text}]
+    }  # fmt: skip
+    with pytest.raises(ApiError, match="10000 bytes of text") as refused:
+        read(body, served(tokenizer=Untouched()))
+    assert refused.value.code == "context_length_exceeded"

@@ -1,6 +1,9 @@
 """Text to tokens and back for each kind of tokenizer, streaming, and chat templates."""
 
+import concurrent.futures
+import dataclasses
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from gguf import TokenType
 from decode import chat
 from decode.tokenizer import Tokenizer, TokenizerError
 from tests.gguf_samples import byte_characters, byte_tokenizer
+from tests.tokenizers import write_tokenizer
 
 TEXTS = [
     "",
@@ -368,3 +372,30 @@ def test_an_id_outside_the_vocabulary_is_refused(tokenizer, token):
 def test_text_that_is_not_unicode_is_refused(tokenizer):
     with pytest.raises(TokenizerError, match="not Unicode text"):
         tokenizer.encode("a\udc80")
+
+
+def test_threads_encode_side_by_side(tmp_path):
+    meeting = threading.Barrier(2)
+
+    class Meeting:
+        def __init__(self, backend):
+            self.backend = backend
+
+        def encode(self, *arguments, **named):
+            meeting.wait(10)
+            return self.backend.encode(*arguments, **named)
+
+    tokenizer = Tokenizer.from_folder(write_tokenizer(tmp_path))
+    expected = tokenizer.encode("the <s> rest")
+    parts = dataclasses.replace(tokenizer._parts, backend=Meeting(tokenizer._parts.backend))
+    tokenizer = Tokenizer(parts)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(tokenizer.encode, ["the <s> rest"] * 2)) == [expected] * 2
+
+
+@pytest.mark.parametrize("order", [(False, True), (True, False)])
+def test_names_of_control_tokens_are_text_or_tokens_in_any_order(tmp_path, order):
+    tokenizer = Tokenizer.from_folder(write_tokenizer(tmp_path))
+    found = {special: tokenizer.encode("a<|im_end|>", special) for special in (*order, *order)}
+    assert tokenizer.stop_ids & set(found[True]) and not tokenizer.stop_ids & set(found[False])
+    assert tokenizer.decode(found[False]).endswith("a<|im_end|>")
