@@ -246,6 +246,9 @@ class Batcher:
         request, token = answer.ticket.request, int(chosen.tokens[row])
         logprob = float(chosen.logprobs[row])
         if not np.isfinite(logprob):
+            if answer.reused and not answer.generated:
+                self._answers[answer.ticket] = self._schedule.run_again(answer)
+                return
             self._schedule.fail(answer)
             yield self._end(
                 answer,

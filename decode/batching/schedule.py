@@ -98,6 +98,7 @@ class Answer:
       launched: tokens of the answer that programs were launched for.
       generated: those that have arrived.
       ended: whether its last event has been told; what still arrives is dropped.
+      shares: whether it may start from what a row holds.
     """
 
     ticket: Ticket
@@ -108,6 +109,7 @@ class Answer:
     launched: int = 0
     generated: int = 0
     ended: bool = False
+    shares: bool = True
 
     @property
     def left(self) -> int:
@@ -191,6 +193,18 @@ class Schedule:
         if answer.row.answer is answer:
             self._forget(answer.row)
 
+    def run_again(self, answer: Answer) -> Answer:
+        """An answer fails that began from a row, whose numbers may have been at fault.
+
+        It was copied before those were read, perhaps.
+
+        Returns:
+          The answer in its place, the next to get a row, which runs its whole prompt.
+        """
+        self.fail(answer)
+        self.waiting.appendleft(Answer(answer.ticket, answer.text, shares=False))
+        return self.waiting[0]
+
     def learn(self, answer: Answer, token: int) -> None:
         """A token of an answer has arrived; the next step, if there is one, has written it."""
         row = answer.row
@@ -268,7 +282,8 @@ class Schedule:
         """
         prompt = answer.ticket.request.prompt
         seen: set[int] = set()  # a row that is of no use is not looked at again for fewer blocks
-        for numbers in self._prefixes.alike(prompt) if self._prefixes else ():
+        shares = self._prefixes and answer.shares
+        for numbers in self._prefixes.alike(prompt) if shares else ():
             rows = [self.rows[number] for number in sorted(set(numbers) - seen)]
             seen.update(numbers)
             rows = [row for row in rows if self._group(row) in groups]

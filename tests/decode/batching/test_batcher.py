@@ -16,14 +16,22 @@ from model.dtypes import FLOAT32
 from sharding.catalog import ATTENTION, LAYOUTS, attend_by
 from sharding.error_types import LayoutError, UsageError
 from sharding.layout import Layout
-from tests.decode.batching.traffic import CONTEXT, Service, alone, check, one_device, run_traffic
+from tests.decode.batching.traffic import (
+    CONTEXT,
+    LAYERS,
+    Service,
+    alone,
+    check,
+    one_device,
+    run_traffic,
+)
 from tests.engines import config_of, counted_compilations, random_engine
 
 SLOW = pytest.mark.slow
 
 
 def engine_of(family: str, layout: Layout, mesh: str) -> Engine:
-    return random_engine(config_of(family, layers=1), layout, mesh, FLOAT32)
+    return random_engine(config_of(family, layers=LAYERS), layout, mesh, FLOAT32)
 
 
 def service_of(engine: Engine, rows: int = 1, context: int = CONTEXT, budget: int = 32, **options):
@@ -66,7 +74,7 @@ def check_traffic(service: Service, family: str, requests: int, seed: int = 0) -
 )  # fmt: skip
 def test_each_request_gets_the_tokens_that_it_gets_alone(layout, attention, mesh, family, rows):
     layout = attend_by(LAYOUTS[layout], attention)
-    check_traffic(service_of(engine_of(family, layout, mesh), rows), family, requests=20)
+    check_traffic(service_of(engine_of(family, layout, mesh), rows), family, requests=8)
 
 
 @pytest.mark.slow
@@ -210,7 +218,7 @@ def test_stop_strings_end_an_answer_before_them(small):
 
 @pytest.mark.parametrize("family", ["multi_head_untied", pytest.param("experts", marks=SLOW)])
 def test_numbers_that_are_not_finite_end_one_request_and_touch_no_other(family):
-    config = dataclasses.replace(config_of(family, layers=1), tied_embedding=False)
+    config = dataclasses.replace(config_of(family, layers=LAYERS), tied_embedding=False)
     whole = random_engine(config, LAYOUTS["weight_stationary_1d"], "1", FLOAT32)
     table = whole.parameters["embedding"]["weight"].at[255].set(np.nan)
     bad = whole.parameters | {"embedding": {"weight": table}}

@@ -13,7 +13,7 @@ from model.dtypes import FLOAT32
 from sharding.catalog import LAYOUTS
 from tests.engines import config_of, random_engine
 
-CONTEXT = 64
+CONTEXT, LAYERS = 64, 2
 SAMPLERS = (
     {},
     {"temperature": 1.0},
@@ -91,7 +91,10 @@ def alone(engine: Engine, request: Request) -> tuple[list[int], str]:
 
 @functools.cache
 def one_device(family: str) -> Engine:
-    return random_engine(config_of(family, layers=1), LAYOUTS["weight_stationary_1d"], "1", FLOAT32)
+    """An engine of `LAYERS` layers; in the first, keys and values do not depend on the tokens
+    before, so that another row's would not be seen there."""
+    config = config_of(family, layers=LAYERS)
+    return random_engine(config, LAYOUTS["weight_stationary_1d"], "1", FLOAT32)
 
 
 @functools.cache
