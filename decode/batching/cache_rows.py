@@ -85,6 +85,8 @@ def _take(
         cut = [
             jax.lax.dynamic_slice_in_dim(array, rows[lane], 1, axis=at) for lane in range(len(rows))
         ]
+        # With jax 0.12 XLA:CPU makes a program of slices and mask together that LLVM refuses.
+        cut = jax.lax.optimization_barrier(cut)
         cut = jnp.concatenate(cut, axis=at) if len(cut) > 1 else cut[0]
         mask = kept[:, None, :, None] if at == 0 else kept[None]
         return jnp.where(mask, cut, jnp.zeros_like(cut))
