@@ -77,7 +77,7 @@ def test_the_last_dispatch_has_room_even_beyond_the_models_context(tiny_engine):
     prompts = [list(range(60)), [3]]
     single, _ = run(engine, prompts=prompts, max_new_tokens=4)
     slots, made = [], engine.new_cache
-    engine.new_cache = lambda batch, size: slots.append(size) or made(batch, size)
+    engine.new_cache = lambda batch, size, *rest: slots.append(size) or made(batch, size, *rest)
     done, _ = run(engine, prompts=prompts, max_new_tokens=4, tokens_per_dispatch=4)
     del engine.new_cache
     same(done, single)
