@@ -58,7 +58,7 @@ def measured(layers=1, **changes):
 
 def without_donation(engine: Engine) -> None:
     """Makes the engine's step keep the cache that it is given."""
-    engine._advance = jax.jit(engine._advance_step, static_argnames="sampler")
+    engine._advance = jax.jit(engine._advance_step, static_argnames=("sampler", "steps"))
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def test_a_cache_that_is_not_donated_shows_under_the_table(quick_meter, monkeypa
 def test_a_weight_that_is_gathered_unasked_shows_as_a_collective(tiny_engine, monkeypatch):
     engine = tiny_engine("1x1x2")
 
-    def gathering(parameters, cache, carry, sampler):
+    def gathering(parameters, cache, carry, sampler, steps):
         down = parameters["layers"][0]["mlp"]["down"]
         whole = jax.lax.optimization_barrier(jax.reshard(down, jax.P(None, None)))
         back = jax.reshard(whole, jax.typeof(down).sharding.spec)
@@ -118,7 +118,8 @@ def test_a_weight_that_is_gathered_unasked_shows_as_a_collective(tiny_engine, mo
         layers = parameters["layers"] | {0: first}
         return Engine._advance_step(engine, parameters | {"layers": layers}, cache, carry, sampler)
 
-    planted = jax.jit(gathering, static_argnames="sampler", donate_argnames="cache")
+    static = ("sampler", "steps")
+    planted = jax.jit(gathering, static_argnames=static, donate_argnames="cache")
     monkeypatch.setattr(engine, "_advance", planted)
     found = inspect_pass(engine, STEP)
     assert not found.collectives_as_expected
