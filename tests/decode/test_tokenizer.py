@@ -28,9 +28,7 @@ TEXTS = [
 def byte_level(pre="smollm", merges=(), extra=(), **metadata):
     """Metadata of a byte-level tokenizer whose merged tokens are those of `merges`."""
     tokens = ["<|im_start|>", "<|im_end|>", "<tool>", *byte_characters()]
-    types = [TokenType.CONTROL, TokenType.CONTROL, TokenType.USER_DEFINED] + [
-        TokenType.NORMAL
-    ] * 256
+    types = [TokenType.CONTROL] * 2 + [TokenType.USER_DEFINED] + [TokenType.NORMAL] * 256
     more = [*(merge.replace(" ", "") for merge in merges), *extra]
     return {
         "tokenizer.ggml.model": "gpt2",
@@ -387,8 +385,8 @@ def test_threads_encode_side_by_side(tmp_path):
 
     tokenizer = Tokenizer.from_folder(write_tokenizer(tmp_path))
     expected = tokenizer.encode("the <s> rest")
-    parts = dataclasses.replace(tokenizer._parts, backend=Meeting(tokenizer._parts.backend))
-    tokenizer = Tokenizer(parts)
+    meets = Meeting(tokenizer._parts.backend)
+    tokenizer = Tokenizer(dataclasses.replace(tokenizer._parts, backend=meets))
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         assert list(threads.map(tokenizer.encode, ["the <s> rest"] * 2)) == [expected] * 2
 
