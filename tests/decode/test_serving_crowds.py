@@ -123,6 +123,7 @@ def test_a_thousand_connections_at_once_are_all_answered(server):
 
 
 def test_clients_that_are_killed_at_any_time_leave_nothing(server):
+    """No row taken, no request open and the same tokens: `as_before` asserts it."""
     chance = random.Random(2)
     for number in range(200):
         asked = {"prompt": [number, 1], "max_tokens": 120, "stream": number % 2 == 0}
