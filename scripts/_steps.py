@@ -1,6 +1,5 @@
 """The one step that the flags of `_step_flags` name: its model, its pass and its layout."""
 
-
 import _array_flags
 import _common
 import _dtypes

@@ -95,7 +95,7 @@ def _alike(
 
 
 def _multiplies(path: Path, param: nnx.Param) -> bool:
-    """Whether tokens are multiplied by this array: it is no norm's scale, bias or matrix's scale."""
+    """Whether tokens are multiplied by this array, which is then no bias and no scale."""
     beside = str(path[-1]).endswith(("_bias", "scale"))
     return len(param.shape) > 1 and not param.scale and not beside
 
