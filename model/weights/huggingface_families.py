@@ -251,7 +251,12 @@ FAMILIES: Mapping[str, Family] = {
         rotary_part=1.0,
         rotary_kinds=("default", "longrope", "su"),
         original=4096,
-        harmless={"auto_map": ANY},
+        harmless={
+            "auto_map": ANY,  # to files beside it, which transformers has in its own code since
+            "full_attn_mod": (1,),
+            "interpolate_factor": (1,),
+            "lm_head_bias": (False,),
+        },
     ),
     "granite": Family(attention_bias=False, mlp_bias=True, multipliers=True),
     "smollm3": Family(
