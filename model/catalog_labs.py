@@ -32,7 +32,7 @@ _GLM4 = {
 
 
 def _olmo3(layers: int) -> dict[str, Any]:
-    """Three layers of four have a window and plain positions; YaRN stretches those of the fourth."""
+    """Three layers of four have a window and plain positions; YaRN stretches the fourth."""
     parameters = {
         "rope_type": "yarn",
         "factor": 8.0,
