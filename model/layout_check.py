@@ -1,6 +1,5 @@
 """Whether a model, stored in some form, goes with a layout on a mesh, or is refused."""
 
-import dataclasses
 import functools
 
 from model.config import ModelConfig
@@ -39,7 +38,7 @@ def _grouped(config: ModelConfig, dtypes: Dtypes) -> dict[Path, Matrix]:
     """Matrices whose scales are of groups of inputs; those of one layer stand for all layers."""
     if dtypes.quantization is None or not dtypes.quantization.group:
         return {}
-    return matrices(Transformer(dataclasses.replace(config, layers=1, windows=None), dtypes))
+    return matrices(Transformer(config.equal_layers(1), dtypes))
 
 
 def _check_groups(path: Path, matrix: Matrix, placement: Placement) -> None:

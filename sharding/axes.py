@@ -30,5 +30,7 @@ LOGICAL_AXES: dict[str, str] = {
     "E": "experts, as their weights are stored",
     "e": "experts, as the router scores them: whole on every chip",
     "n": "head size of a norm's scale, whole on every chip",
+    "k": "KV heads of a norm's scale, whole on every chip",
+    "g": "query heads per KV head of a norm's scale, whole on every chip",
     "C": "matrices stored as one and read as one: gate and up; key and value",
 }

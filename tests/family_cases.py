@@ -16,9 +16,15 @@ PART = Part("model/weights/README.md", "families", "tests.family_cases")
 CASES = sorted(folder.name for folder in FOLDER.iterdir())
 # What a GGUF file cannot say, or this project refuses in one.
 _NO_GGUF = {
+    "glm4": "refused by name",
+    "llama_bias": "refused by its tensors",
     "llama_dynamic": "its files have plain positions",
     "llama_yarn": "refused by name",
+    "olmo3": "refused by name",
+    "phi3": "refused by name",
+    "phi3_long": "refused by name",
     "qwen2_window": "no key says which layers",
+    "qwen3_bias": "refused by its tensors",
     "qwen3_moe_raw": "refused by name",
     "qwen3_moe_window": "no key says which layers",
 }
@@ -28,13 +34,22 @@ FAMILIES = {
     "Llama 2": ["llama2"],
     "Llama 3, 3.1, 3.2, 3.3": ["llama3"],
     "Llama with linear, dynamic or YaRN scaling": ["llama_linear", "llama_dynamic", "llama_yarn"],
+    "Llama with biases": ["llama_bias"],
     "Mistral": ["mistral"],
     "Mixtral": ["mixtral"],
     "Qwen2, Qwen2.5": ["qwen2", "qwen2_window"],
     "Qwen3": ["qwen3"],
+    "Qwen3 with biases": ["qwen3_bias"],
     "Qwen3-MoE": ["qwen3_moe", "qwen3_moe_raw", "qwen3_moe_window"],
     "Gemma 2": ["gemma2"],
     "Gemma 3 (text models: 270M, 1B)": ["gemma3"],
+    "OLMo 2": ["olmo2"],
+    "OLMo 3": ["olmo3"],
+    "Phi-3, Phi-4": ["phi3"],
+    "Phi-3.5, Phi-4-mini (LongRoPE)": ["phi3_long"],
+    "Granite 3": ["granite"],
+    "SmolLM3": ["smollm3"],
+    "GLM-4 (0414)": ["glm4"],
 }
 
 

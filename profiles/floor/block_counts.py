@@ -70,7 +70,7 @@ def block_of_weight(path: Path, config: ModelConfig) -> str:
         return NORMS
     if parts[2] == "mlp":
         return EXPERTS if config.experts else MLP
-    return OUTPUT if parts[3] == "output" else QUERY_KEY_VALUE
+    return OUTPUT if parts[3].startswith("output") else QUERY_KEY_VALUE
 
 
 def block_counts(

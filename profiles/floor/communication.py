@@ -115,11 +115,12 @@ class ForwardPass(Shapes):
         """One block."""
         placement, config = self.placement, self.config
         residual, contracted = placement.activations("BTR"), placement.contracted("BTD")
-        self.norm("layer/norm")
+        if config.norm_before:
+            self.norm("layer/norm")
         self.attention(residual, contracted)
         if config.norm_after:
             self.norm("layer/norm")
-        if not config.parallel_block:
+        if config.norm_before and not config.parallel_block:
             self.norm("layer/norm")
         given = contracted if config.parallel_block else residual
         self.experts(given, contracted) if config.experts else self.mlp(given, contracted)
@@ -134,6 +135,12 @@ class ForwardPass(Shapes):
             size = self.size("BT", division(spec)[:2])
             self.note("all-reduce", entry_axes(spec[2]), size, block, element=FLOAT32)
 
+    def norm_over_heads(self, spec: jax.P, block: str) -> None:
+        """A mean over all heads of queries, or of keys, divided as `spec` says."""
+        batch, tokens, *heads = division(spec)
+        if axes := sum(heads, ()):
+            self.note("all-reduce", axes, self.size("BT", (batch, tokens)), block, element=FLOAT32)
+
     def attention(self, given: jax.P, contracted: jax.P) -> None:
         """Projections, attention over the cache or the prompt, and the projection back."""
         placement, block = self.placement, "layer/query_key_value"
@@ -146,6 +153,9 @@ class ForwardPass(Shapes):
                 self.reshard(self.plain(letters), placement.weights(letters), bias, block, True)
             attended = placement.attention("BT" + letters.replace("h", UNDIVIDED))
             self.reshard(self.array("BT" + letters), result, attended, block)
+        if self.config.norm_over_heads:
+            for letters in ("BTKG_", "BTK_"):
+                self.norm_over_heads(placement.attention(letters), block)
         new, cache = placement.attention("BTK_"), placement.cache("BTK_")
         for _ in range(2):
             self.reshard(self.array("BTKh"), new, cache, "layer")
@@ -175,6 +185,9 @@ class ForwardPass(Shapes):
         placement, block = self.placement, "layer/mlp"
         both = placement.activations("BTCF")
         self.product(Matmul("CFD", 2, given, contracted, both, block))
+        if self.config.mlp_bias:
+            stored, used = placement.weights("CF"), placement.activations("CF")
+            self.reshard(self.plain("CF"), stored, used, block, True)
         hidden, contracted = placement.activations("BTF"), placement.contracted("BTF")
         self.product(Matmul("DF", 1, hidden, contracted, placement.activations("BTR"), block))
 
