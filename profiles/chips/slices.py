@@ -140,8 +140,8 @@ def slices_of(chip: Chip, most: int = MOST) -> list[Slice]:
 def joined_slices_of(chip: Chip, counts: Iterable[int], most: int = MOST) -> list[Slice]:
     """Several slices of one shape, joined by the network, worth planning pipelines with.
 
-    Behind switches a slice is a whole domain, since smaller ones share a faster fabric. Empty where
-    the network's rate is not known.
+    Each has whole hosts at least, and behind switches a whole domain: what is smaller shares faster
+    links. Empty where the network's rate is not known.
 
     Args:
       chip: the kind of the chips.
@@ -151,11 +151,10 @@ def joined_slices_of(chip: Chip, counts: Iterable[int], most: int = MOST) -> lis
     if not chip.network:
         return []
     wiring = chip.wiring
-    whole = (
-        slice
-        for slice in slices_of(chip, most)
-        if wiring.dimensions or slice.chips == wiring.domain
-    )
+    least = chip.chips_per_host or 1 if wiring.dimensions else wiring.domain or math.inf
+    whole = [slice for slice in slices_of(chip, most // 2) if slice.chips >= least]
+    if not wiring.dimensions:
+        whole = [slice for slice in whole if slice.chips == wiring.domain]
     found = (dataclasses.replace(slice, count=count) for slice in whole for count in counts)
     return [slice for slice in found if slice.count > 1 and slice.chips <= most]
 

@@ -61,16 +61,19 @@ class Neighbours:
             yield Lost(names, self.best(here) + travelled(here[0], self.choice.batch))
 
     def pipelines(self) -> Iterable[Lost]:
-        """Other numbers of stages on the same slice, one among them."""
-        chosen = self.choice.cell
-        here = [cell for cell in self._of_chip() if cell.slice == chosen.slice]
-        for stages in sorted({cell.stages for cell in here} - {chosen.stages}):
-            cells = [cell for cell in here if cell.stages == stages]
-            if stages == 1:
-                yield Lost(f"{chosen.slice} alone, for batches that it holds", self.best(cells))
-            else:
-                which = "for batches that one of its slices does not hold"
-                yield Lost(f"pipeline {slice_of(cells[0])}, {which}", self.best(cells))
+        """Pipelines of the same slice, or of as many chips; beside a pipeline one stage's slice."""
+        chosen, offered = self.choice.cell, self._of_chip()
+        alone = [cell for cell in offered if cell.slice == chosen.slice and cell.stages == 1]
+        if alone and chosen.stages > 1:
+            yield Lost(f"{chosen.slice} alone, for batches that it holds", self.best(alone))
+        here: dict[str, list[Cell]] = {}
+        for cell in offered:
+            near = cell.slice == chosen.slice or cell.chips == chosen.chips
+            if cell.stages > 1 and near and slice_of(cell) != slice_of(chosen):
+                here.setdefault(slice_of(cell), []).append(cell)
+        for name, cells in here.items():
+            which = "for batches that one of its slices does not hold"
+            yield Lost(f"pipeline {name}, {which}", self.best(cells))
 
     def _of_chip(self) -> list[Cell]:
         chip = self.choice.cell.slice.chip.name

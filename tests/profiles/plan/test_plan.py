@@ -22,8 +22,8 @@ from profiles.floor.deployment import Deployment
 from profiles.floor.serving import Service
 from profiles.floor.sized_models import sized_models
 from profiles.plan import rows
-from profiles.plan.search import Search, Targets
 from profiles.plan.cells import BATCHES, Cell
+from profiles.plan.search import Search, Targets
 from profiles.plan.space import Space
 from profiles.plan.text import Plan, choice_words, front_table, plan, record
 from profiles.report import numbers
