@@ -101,9 +101,10 @@ STATEMENTS = (
         "are kept for five minutes: flash; for an hour: disk, whose drain times in round figures "
         "are a minute and an hour. Today's largest devices drain more slowly, because they have "
         "grown and their interfaces have not: a minute is 0.9 TB of flash at that rate, an hour 1 "
-        "TB of disk. By them an hour is flash still. The 1.25 dollars that five minutes add are "
-        "far more than any tier costs here, at what the devices cost to buy and at a chip's cost "
-        "of ownership by SemiAnalysis, so prices follow what a fetch keeps busy, not bytes held",
+        "TB of disk. By them an hour is flash still. The quarter that five minutes add to the "
+        "price is less than HBM would cost, if a price is what computing again costs here. In "
+        "dollars the 1.25 are more than any tier costs, at what devices cost to buy, and a chip "
+        "at its cost of ownership by SemiAnalysis",
         f"scripts/estimate.py {DEEPSEEK} --context=8192 --held_s=300,3600 "
         "--price_per_chip_hour=2.21",
         "read once|^-  held|holding|^-  prices",
@@ -150,8 +151,8 @@ STATEMENTS = (
     ),
     Statement(
         "A plan takes a pipeline where it wins. Stages share out the weights, so a larger batch "
-        "fits, and reads them for more tokens; where hops take long, as many chips in one slice or "
-        "fewer of them are cheaper",
+        "fits, or as large a one in a layout that copies weights and sends less; where hops take "
+        "long, as many chips in one slice are cheaper",
         "scripts/plan.py --model=llama3.1-70b --topology=v5e:4x4,v5e:4x8,v5e:4x4*2 --context=1000 "
         "--weight_dtype=int8 --kv_dtype=int8",
         r"^choice|^  (floor|expected|pipeline|v5e)",

@@ -27,9 +27,9 @@ def _pipeline(point: Candidate) -> str:
         f"pipeline of {cell.stages} stages, each on {cell.slice}: weights "
         f"{gigabytes(weights * cell.stages)} -> {gigabytes(weights)} per chip, KV cache "
         f"{gigabytes(found.counts.kv_resident * devices)} as without, for {cell.stages} batches "
-        f"are under way; this batch fits, where {cell.slice} alone holds {room}; {cell.stages} "
-        f"hops of {milliseconds(cell.hop_s)} and their bytes add {hops} to a token, and their "
-        f"bytes are {_hidden(point)}"
+        f"are under way; this batch fits, where {cell.slice} alone holds {room} in this layout; "
+        f"{cell.stages} hops of {milliseconds(cell.hop_s)} and their bytes add {hops} to a token, "
+        f"and their bytes are {_hidden(point)}"
     )
 
 

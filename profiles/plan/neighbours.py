@@ -56,6 +56,8 @@ class Neighbours:
         same = [size for size in sizes if size == chosen.chips and chosen.stages > 1]
         larger = [size for size in sizes if size > chosen.chips][:1]
         for near in (*smaller, *same, *larger):
+            if near == chosen.slice.chips and chosen.stages > 1:
+                continue  # that of one stage, which `pipelines` tells of
             here = [cell for cell in offered if cell.chips == near]
             names = " or ".join(dict.fromkeys(str(cell.whole) for cell in here))
             yield Lost(names, self.best(here) + travelled(here[0], self.choice.batch))

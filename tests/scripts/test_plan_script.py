@@ -94,7 +94,7 @@ def test_arithmetic_in_few_bits_is_of_chips_that_multiply_them(ended):
     assert ended["fp8"].code == 0
     (left,) = [line for line in ended["fp8"].stderr.splitlines() if "multiply in fp8" in line]
     assert "v5e" in left and "h100" not in left
-    assert "slices, arithmetic in fp8. Ways" in ended["fp8"].stdout
+    assert "that the network joins, arithmetic in fp8. Ways" in ended["fp8"].stdout
     assert "use --dtype" not in ended["fp8"].stdout
     assert "which multiplies fp8 weights in fp8 on h100: use --dtype=fp8" in ended["turns"].stderr
 

@@ -125,11 +125,8 @@ def test_steps_that_a_plan_compares_are_those_of_estimates(schedule):
                 fitting = cell.batches[number] > 0
                 if not fitting.any():
                     continue
-                batch, step = pick.choice(
-                    list(
-                        zip(cell.batches[number][fitting], cell.steps[number][fitting], strict=True)
-                    )
-                )
+                fits = (each[number][fitting] for each in (cell.batches, cell.steps))
+                batch, step = pick.choice(list(zip(*fits, strict=True)))
                 found = cell.estimate(number, int(batch)).expected.seconds
                 assert step == pytest.approx(found, rel=1e-9), (cell.rows[number], cell.dtypes)
 
