@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from decode.tokenizer_files import read_text
+from decode.tokenizer_json import read_text
 from decode.tokenizer_parts import TokenizerError
 
 _FILE = "generation_config.json"

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from decode import tokenizer_files
+from decode import tokenizer_files, tokenizer_json
 from decode.tokenizer import Tokenizer, TokenizerError
 from tests.tokenizers import HELLO, write_tokenizer
 
@@ -145,10 +145,10 @@ def test_a_panic_is_one_line_but_an_interrupt_stays_one():
     panic = type("PanicException", (BaseException,), {})
     with (
         pytest.raises(TokenizerError, match=r"x is y \(a b\); "),
-        tokenizer_files.guarded("x is y"),
+        tokenizer_json.guarded("x is y"),
     ):
         raise panic("a\nb")
-    with pytest.raises(KeyboardInterrupt), tokenizer_files.guarded("x is y"):
+    with pytest.raises(KeyboardInterrupt), tokenizer_json.guarded("x is y"):
         raise KeyboardInterrupt
 
 
