@@ -179,6 +179,11 @@ class Tokenizer:
         except chat.ChatError as error:
             raise TokenizerError(str(error)) from None
 
+    def control(self, text: str) -> int | None:
+        """The control token of this name; None where the text is no such name."""
+        token = self._parts.backend.token_to_id(text)
+        return None if token is None or self.piece(token) else token
+
     def name(self, token: int) -> str:
         """A name of a token by which it can be told from others.
 

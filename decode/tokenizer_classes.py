@@ -126,7 +126,7 @@ class TokenizerClass:
         if model.get("type", "BPE") != "BPE":
             raise TokenizerError(
                 f"tokenizer.json model is {model['type']!r:.60}, but tokenizer_class merges "
-                "byte pairs; set tokenizer_class to PreTrainedTokenizerFast to take the file as it is"
+                "byte pairs; set it to PreTrainedTokenizerFast to take the file as it is"
             )
         model = model | _BYTE_PAIRS | dict(self.model)
         if self.named_unknown:

@@ -219,7 +219,7 @@ class _Tokens:
         return [readers[kind](text) if kind in readers else b"" for text, kind in kinds]
 
     def templates(self) -> dict[str, str]:
-        """Chat templates by name: the file's own is the default, others say theirs in their keys."""
+        """Chat templates by name: one is the default, the others' names are in their keys."""
         key = "tokenizer.chat_template"
         found = {
             name.removeprefix(f"{key}.") if name != key else "default": text
