@@ -211,8 +211,10 @@ def _model(fields: Fields) -> SentencePiece:
         if _signed(trainer.get(number, [at])[-1]) >= 0:
             texts[name] = trainer.get(piece, [default.encode()])[-1].decode() or default
     pieces = tuple(map(_piece, fields.get(1, [])))
-    if len({piece.text for piece in pieces}) < len(pieces) or not pieces:
-        raise TokenizerError(f"{SENTENCE_PIECE} has a piece twice, or none; {DAMAGED}")
+    if not pieces:
+        raise ValueError("no pieces")
+    if len({piece.text for piece in pieces}) < len(pieces):
+        raise TokenizerError(f"{SENTENCE_PIECE} has a piece twice; {DAMAGED}")
     return SentencePiece(
         pieces=pieces,
         unigram=kind == _UNIGRAM,

@@ -29,8 +29,8 @@ COMMON = {
 OWN = {
     "generate.py": {
         "prompt", "prompt_tokens", "chat", "chat_template", "devices", "mesh", "max_new_tokens",
-        "ignore_eos", "stop", "seed", "temperature", "top_k", "top_p", "min_p", "turns", "chunk", "no_cache",
-        "tokens_per_dispatch", "draft", "draft_tokens", "gpu_kernels",
+        "ignore_eos", "stop", "seed", "temperature", "top_k", "top_p", "min_p", "turns", "chunk",
+        "no_cache", "tokens_per_dispatch", "draft", "draft_tokens", "gpu_kernels",
     },
     "profile_decode.py": {
         "devices", "mesh", "batch", "context", "seconds", "hbm_bandwidth", "peak_flops",
