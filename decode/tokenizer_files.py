@@ -60,17 +60,20 @@ def read_folder(folder: Path) -> Parts | None:
     return _parts(settings, *_of_file(settings, text, name))
 
 
-def _of_file(settings: Settings, text: str, name: str) -> tuple[Backend, Document]:
-    """The tokenizer that a class makes of tokenizer.json, and the document that describes it."""
+def _of_file(settings: Settings, text: str, name: str) -> tuple[Backend, Decoding]:
+    """The tokenizer that a class makes of tokenizer.json, and how its tokens become text."""
     document = parse(text, _FILE)
     own = CLASSES.get(name)
     settings.take_names(own.names if own else {})
     built = own.build(document, settings.config, settings.names) if own else document
+    decoding = decoding_of(built.get("decoder"))
     with guarded(f"{_FILE} is not a tokenizer"):
         backend = Backend.from_str(dump(built) if own else text)
         backend.no_truncation()
         backend.no_padding()
         added = {each["id"]: each for each in document.get("added_tokens") or []}
+    if not backend.get_vocab_size():
+        raise TokenizerError(f"{_FILE} is without tokens; give a tokenizer with a vocabulary")
     if not own:
         _check_added(backend, document)
     elif _changed(document, built):
@@ -82,11 +85,11 @@ def _of_file(settings: Settings, text: str, name: str) -> tuple[Backend, Documen
     settings.add_tokens(backend, labelled, renews=bool(own and own.renews))
     if own and own.begins is not None:
         _surround(backend, settings, own.begins, ends=False)
-    return backend, built
+    return backend, decoding
 
 
-def _of_pieces(settings: Settings, pieces: SentencePiece, name: str) -> tuple[Backend, Document]:
-    """The tokenizer that a class makes of a SentencePiece model, and what describes it."""
+def _of_pieces(settings: Settings, pieces: SentencePiece, name: str) -> tuple[Backend, Decoding]:
+    """The tokenizer that a class makes of a SentencePiece model, and how tokens become text."""
     own = CLASSES.get(name)
     if own and not own.of_pieces:
         raise TokenizerError(
@@ -100,7 +103,7 @@ def _of_pieces(settings: Settings, pieces: SentencePiece, name: str) -> tuple[Ba
     settings.add_tokens(backend, {}, pieces.added(defined=bool(own)), raw=pieces.prefix and not own)
     begins = settings.config.get("add_bos_token", bool(own and own.begins))
     _surround(backend, settings, bool(begins), bool(settings.config.get("add_eos_token")))
-    return backend, document
+    return backend, decoding_of(document["decoder"])
 
 
 def _document(settings: Settings, pieces: SentencePiece, own: TokenizerClass | None) -> Document:
@@ -120,9 +123,8 @@ def _surround(backend: Backend, settings: Settings, begins: bool, ends: bool) ->
     )
 
 
-def _parts(settings: Settings, backend: Backend, document: Document) -> Parts:
+def _parts(settings: Settings, backend: Backend, decoding: Decoding) -> Parts:
     """The tokenizer of a backend, with all that other files say."""
-    decoding = decoding_of(document.get("decoder"))
     ids = _token_ids(backend)
     controls = {number for number, token in _added(backend).items() if token.special}
     unknown = ids.get(settings.names.get("unk_token", ""))
@@ -179,8 +181,6 @@ def _check_added(backend: Backend, document: dict[str, Any]) -> None:
 def _token_ids(backend: Backend) -> dict[str, int]:
     """Every token's id, each only once."""
     ids = backend.get_vocab(with_added_tokens=True)
-    if not ids:
-        raise TokenizerError(f"{_FILE} is without tokens; give a tokenizer with a vocabulary")
     texts: dict[int, str] = {}
     for text, number in ids.items():
         if texts.setdefault(number, text) != text:

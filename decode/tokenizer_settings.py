@@ -84,7 +84,8 @@ class Settings:
             flags = _flags(value, f"{file} {name}") if isinstance(value, dict) else {}
             if flags and file == CONFIG:
                 flags.setdefault("normalized", not flags.get("special", False))
-            self._tokens.setdefault(text, AddedToken(text, **flags | {"special": True}))
+            token = _token(text, flags | {"special": True}, f"{file} special token")
+            self._tokens.setdefault(text, token)
 
     def add_tokens(
         self,
@@ -127,8 +128,8 @@ class Settings:
         if not self._declares:
             special = {*self._tokens, *(token.content for token in self._extras())}
             older = {
-                typed(number, int, f"{ADDED} {text!r:.60}"): AddedToken(
-                    text, special=text in special, normalized=text not in special
+                typed(number, int, f"{ADDED} {text!r:.60}"): _token(
+                    text, {"special": text in special, "normalized": text not in special}, ADDED
                 )
                 for text, number in self._load(ADDED).items()
             }
@@ -165,7 +166,7 @@ class Settings:
         for name, tokens in lists:
             for token in typed(tokens, list, name):
                 flags = _flags(token, name) if isinstance(token, dict) else {}
-                found.append(AddedToken(_content(token, name), **flags | {"special": True}))
+                found.append(_token(_content(token, name), flags | {"special": True}, name))
         return found
 
     def _both(self) -> tuple[tuple[str, dict[str, Any]], ...]:
@@ -271,6 +272,9 @@ def _changed(token: AddedToken, **flags: bool) -> AddedToken:
 def added_token(token: Any, name: str) -> AddedToken:
     """An added token as a file writes it; `name` is for errors."""
     typed(token, dict, name)
-    flags = _flags(token, name)
-    with guarded(name):
-        return AddedToken(_content(token, name), **flags)
+    return _token(_content(token, name), _flags(token, name), name)
+
+
+def _token(text: str, flags: Mapping[str, bool], name: str) -> AddedToken:
+    with guarded(f"{name} is {text!r:.60}"):
+        return AddedToken(text, **flags)
