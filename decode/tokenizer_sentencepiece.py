@@ -174,25 +174,24 @@ class SentencePiece:
 
 
 def read_model(path: Path) -> SentencePiece | None:
-    """The model in a file; None if there is no such file.
+    """The model in a file; None if there is no such file, or if it is of another kind.
 
     Raises:
-      TokenizerError: the file is damaged, or of a type that is not supported.
+      TokenizerError: the file is too large, not readable, or of a type that is not supported.
     """
     if not path.is_file():
         return None
     if (size := path.stat().st_size) > MAX_BYTES:
-        raise TokenizerError(f"{path.name} is {size} bytes long; at most {MAX_BYTES} are read")
+        raise TokenizerError(
+            f"{path.name} is {size} bytes long; at most {MAX_BYTES} are read, give a smaller one"
+        )
     try:
         return _model(_fields(path.read_bytes()))
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise TokenizerError(f"{path.name} is not readable ({reason}); check the file") from None
     except (ValueError, IndexError, struct.error, TypeError, AttributeError):
-        raise TokenizerError(
-            f"{path.name} is no SentencePiece model; fetch it again, or make tokenizer.json of it "
-            "with transformers"
-        ) from None
+        return None  # as tiktoken's files of the same name
 
 
 def _model(fields: Fields) -> SentencePiece:

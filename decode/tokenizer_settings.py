@@ -26,6 +26,7 @@ PROCESSOR = "chat_template.json"
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 _NAMES = (*_NAMES, "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_EXTRAS = ("extra_special_tokens", "additional_special_tokens")
 _REFUSED = {
     "split_special_tokens": "spells control tokens as text",
     "fast_tokenizer_files": "names a tokenizer file for each version of transformers",
@@ -59,7 +60,7 @@ class Settings:
                     f"{CONFIG} {key} is set, which {what} and is not read; take it out"
                 )
         self.names: dict[str, str] = {}
-        self._tokens: dict[str, AddedToken] = {}  # the tokens of these names, by their texts
+        self._tokens: list[AddedToken] = []  # the tokens of these names
 
     def take_names(self, defaults: Mapping[str, str]) -> None:
         """Reads the special tokens that the files name for a purpose.
@@ -71,7 +72,7 @@ class Settings:
         found: dict[str, tuple[str, Any]] = {key: (CONFIG, text) for key, text in defaults.items()}
         for file, settings in self._both():
             for name, value in settings.items():
-                if name in _NAMES or (name.endswith("_token") and isinstance(value, str)):
+                if name in _NAMES or (name.endswith("_token") and _is_token(value, file)):
                     found[name] = file, value
             extra = settings.get("extra_special_tokens")
             for name, value in extra.items() if isinstance(extra, dict) else ():
@@ -85,13 +86,13 @@ class Settings:
             if flags and file == CONFIG:
                 flags.setdefault("normalized", not flags.get("special", False))
             token = _token(text, flags | {"special": True}, f"{file} special token")
-            self._tokens.setdefault(text, token)
+            self._tokens.append(token)
 
     def add_tokens(
         self,
         backend: Backend,
         own: Mapping[int, AddedToken],
-        pieces: Sequence[AddedToken] = (),
+        pieces: Sequence[AddedToken] | None = None,
         renews: bool = False,
         raw: bool = False,
     ) -> None:
@@ -116,17 +117,27 @@ class Settings:
             self._add(backend, token, name)
             if (found := backend.token_to_id(token.content)) != number:
                 raise TokenizerError(f"{name} is {found} by the vocabulary; {DAMAGED}")
-        extras = self._extras() or list(pieces)
-        for token in [*self._tokens.values(), *extras]:
-            self._promote(backend, token)
-        if renews:
-            for text in dict.fromkeys([*self._tokens, *(token.content for token in extras)]):
-                self._add(backend, AddedToken(text, special=True), f"{CONFIG} special token")
+        special = [*self._tokens, *(self._extras() if pieces is None else self._or_pieces(pieces))]
+        known = {token.content for token in backend.get_added_tokens_decoder().values()}
+        unlike = {(token.content, *_flags_of(token).values()): token for token in special}
+        for token in unlike.values():
+            if token.content in known:
+                self._promote(backend, token)
+            else:  # of two that say different things the later one counts
+                self._add(backend, token, f"{CONFIG} special token")
+        for text in dict.fromkeys(token.content for token in special) if renews else ():
+            self._add(backend, AddedToken(text, special=True), f"{CONFIG} special token")
+
+    def _or_pieces(self, pieces: Sequence[AddedToken]) -> Sequence[AddedToken]:
+        """Further special tokens of the files, else those of a SentencePiece model."""
+        newer, older = (self.config.get(key) for key in _EXTRAS)
+        listed = isinstance(newer, list) or (older is not None and not newer)
+        return self._extras() if listed or self._map.get(_EXTRAS[0]) else pieces
 
     def _listed(self, own: Mapping[int, AddedToken]) -> tuple[str, dict[int, AddedToken]]:
         """The file that lists added tokens, in words, and the tokens by their ids."""
         if not self._declares:
-            special = {*self._tokens, *(token.content for token in self._extras())}
+            special = {token.content for token in (*self._tokens, *self._extras())}
             older = {
                 typed(number, int, f"{ADDED} {text!r:.60}"): _token(
                     text, {"special": text in special, "normalized": text not in special}, ADDED
@@ -150,15 +161,14 @@ class Settings:
 
     def _named(self, token: AddedToken) -> AddedToken:
         """The token as a special one, if it is named for a purpose."""
-        if token.special or token.content not in self._tokens:
-            return token
-        return _changed(token, special=True)
+        named = token.content in self.names.values()
+        return _changed(token, special=True) if named and not token.special else token
 
     def _extras(self) -> list[AddedToken]:
         """Further special tokens that the files list."""
         newer, older = (
             [(f"{file} {key}", settings.get(key)) for file, settings in self._both()]
-            for key in ("extra_special_tokens", "additional_special_tokens")
+            for key in _EXTRAS
         )
         lists = [(name, each) for name, each in newer if each and not isinstance(each, dict)]
         lists = lists or [(name, each) for name, each in older if each][:1]
@@ -173,15 +183,12 @@ class Settings:
         """The two files that name special tokens, and what is in them."""
         return (CONFIG, self.config), (MAP, self._map)
 
-    def _promote(self, backend: Backend, token: AddedToken) -> None:
-        """Makes a token a control token; one that is an added token keeps what is said of it."""
-        with guarded(f"{CONFIG} special token is {token.content!r:.60}"):
-            number = backend.token_to_id(token.content)
-            current = backend.get_added_tokens_decoder().get(number)
-            if current is None:
-                backend.add_tokens([token])
-            elif not current.special and token.special:
-                backend.add_tokens([_changed(current, special=True)])
+    @staticmethod
+    def _promote(backend: Backend, token: AddedToken) -> None:
+        """Makes an added token a control token, and leaves what else is said of it."""
+        current = backend.get_added_tokens_decoder()[backend.token_to_id(token.content)]
+        if token.special and not current.special:
+            backend.add_tokens([_changed(current, special=True)])
 
     @staticmethod
     def _add(backend: Backend, token: AddedToken, name: str) -> None:
@@ -250,6 +257,12 @@ def _templates(value: Any, name: str) -> dict[str, str]:
         key = typed(entry.get("name"), str, f"{name}.name")
         found[key] = typed(entry.get("template"), str, f"{name}.template")
     return found
+
+
+def _is_token(value: Any, file: str) -> bool:
+    """Whether a value beside a purpose that is the model's own is a token, and no switch."""
+    tagged = isinstance(value, dict) and (file == MAP or value.get("__type") == "AddedToken")
+    return tagged or isinstance(value, str)
 
 
 def _content(token: Any, name: str) -> str:

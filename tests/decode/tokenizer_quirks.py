@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from decode.ignored_settings import ignored_in_folder
-from decode.tokenizer import Tokenizer
+from decode.tokenizer import Tokenizer, TokenizerError
+from decode.unreadable_tokenizers import unreadable_file
 from profiles.report.pages import ROOT, Part
 from tests.sentencepiece_files import (
     BYTE,
@@ -80,7 +81,8 @@ class Quirk:
 
     def here(self, folder: Path) -> Any:
         """What this project makes of the folder, in the form of the stored answers."""
-        tokenizer = Tokenizer.from_folder(folder)
+        if (tokenizer := Tokenizer.from_folder(folder)) is None:
+            raise TokenizerError(": ".join(unreadable_file(folder)))
         if self.asks == "chat":
             return tokenizer.chat(HELLO)
         if self.asks == "generation":
@@ -282,7 +284,10 @@ TOKENIZERS = (
       pieces=lambda path: path.write_bytes(b"no model")),
     Q("tokenizer.model that is tiktoken's", "", {"tokenizer_class": "LlamaTokenizer"},
       pieces=lambda path: path.write_text("IQ== 0\nIg== 1\n"),
-      refused="tokenizer.model is no SentencePiece model"),
+      refused="tokenizer.model: make tokenizer.json with transformers and"),
+    Q("vocab.json and merges.txt alone", "", {"tokenizer_class": "GPT2Tokenizer"},
+      files={"vocab.json": {"a": 0, "b": 1}, "merges.txt": "#version: 0.2"},
+      refused="vocab.json: make tokenizer.json with transformers"),
 )  # fmt: skip
 CHATS = (
     Q("a list of chat templates with a default", config={"chat_template": TEMPLATES}, asks="chat"),
@@ -332,12 +337,13 @@ def table() -> str:
     lines = ["| what a folder has | here |", "|---|---|"]
     for quirk in QUIRKS:
         here = f"refused: {quirk.refused}" if quirk.refused else "as `transformers`"
-        if quirk.asks == "generation":
-            here = "end tokens are taken; what else would change tokens is said not to be used"
+        if changes := quirk.asks == "generation" and stored()[quirk.says]["changes"]:
+            here = f"said not to be used: {', '.join(changes)}"
         lines.append(f"| {quirk.says} | {here} |")
     return "\n".join(lines) + "\n"
 
 
+@functools.cache
 def stored() -> dict[str, Any]:
     """The stored answers."""
     return json.loads(ANSWERS.read_text())
