@@ -105,6 +105,7 @@ def more(folder, alone):
         "second seed": [*SAMPLED, "--seed=2"],
         "end": ends,
         "stop": [*ends, "--ignore_eos", f"--stop={stop}"],
+        "stop text": [*PLAIN, f"--stop={alone[1]['text'][0][5:9]}", "--json=results/stop.json"],
         "uneven": [*ends, "--prompt=He", "--json=results/uneven.json"],
         "chat": [*PLAIN, "--chat", "--max_new_tokens=1", "--no_cache", "--json=-"],
         "ids in a folder": [f"--model={FOLDER / 'mixtral'}", *IDS],
@@ -247,6 +248,15 @@ def test_the_end_token_can_be_ignored_and_another_id_end_the_text(more, alone):
     document = more["stop"].document
     assert document["tokens"] == [tokens[: tokens.index(two_ends(tokens)[1])]]
     assert document["finish_reasons"] == ["stop"]
+
+
+def test_a_text_of_several_tokens_ends_an_answer_before_it(more, alone, folder):
+    ended, (whole,) = more["stop text"], alone[1]["text"]
+    document = json.loads((folder / "results" / "stop.json").read_text())
+    assert document["text"] == [whole.split(whole[5:9])[0]]
+    assert ended.stdout == document["text"][0] + "\n"
+    assert document["finish_reasons"] == ["stop"] and "is cut" not in ended.stderr
+    assert f"answer is cut at {NEW_TOKENS} tokens, the limit of --max_new_tokens" in alone[0].stderr
 
 
 def test_a_chat_prompt_goes_through_the_models_template(more, folder):
