@@ -32,6 +32,7 @@ _REFUSED = {
     "fast_tokenizer_files": "names a tokenizer file for each version of transformers",
 }
 """Settings of tokenizer_config.json that change ids and are not read."""
+_MENDED = (None, "mistral", "mistral3", "voxtral", "ministral", "pixtral")
 
 
 class Settings:
@@ -59,8 +60,19 @@ class Settings:
                 raise TokenizerError(
                     f"{CONFIG} {key} is set, which {what} and is not read; take it out"
                 )
+        if self.config.get("fix_mistral_regex") is True and self._old_mistral():
+            raise TokenizerError(
+                f"{CONFIG} fix_mistral_regex is set, which mends how old files split text and is "
+                "not read; save the folder again with transformers 5"
+            )
         self.names: dict[str, str] = {}
         self._tokens: list[AddedToken] = []  # the tokens of these names
+
+    def _old_mistral(self) -> bool:
+        """Whether transformers mends the pre-tokenizer of the file where it is told to."""
+        version = str(self.model.get("transformers_version") or 0).partition(".")[0]
+        old = not version.isdecimal() or int(version) < 5
+        return old and self.model.get("model_type") in _MENDED
 
     def take_names(self, defaults: Mapping[str, str]) -> None:
         """Reads the special tokens that the files name for a purpose.

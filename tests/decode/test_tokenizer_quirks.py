@@ -1,6 +1,7 @@
 """Folders as people have them are read as transformers reads them, or refused by name."""
 
 import importlib
+import json
 
 import pytest
 
@@ -8,6 +9,7 @@ from decode import tokenizer_classes as classes
 from decode.ignored_settings import OTHERS, SAMPLING
 from decode.tokenizer import TokenizerError
 from tests.decode.tokenizer_quirks import PART, QUIRKS, answer, stored, table
+from tests.family_cases import FOLDER
 from tests.tokenizers import parity
 
 STORED = stored()
@@ -73,5 +75,8 @@ def test_every_class_and_model_type_of_transformers_has_its_place():
     known = {*classes.CLASSES, *classes.OTHERS, classes.FILE}
     assert {*registered.values()} <= known
     assert classes.MODELS.items() <= registered.items()
+    for folder in FOLDER.iterdir():
+        kind = json.loads((folder / "config.json").read_text())["model_type"]
+        assert classes.MODELS.get(kind) == registered.get(kind)
     distrusted = auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
     assert {*classes.DISTRUSTED} == distrusted & classes.MODELS.keys()

@@ -7,6 +7,8 @@ import pytest
 
 from decode import tokenizer_files, tokenizer_json
 from decode.tokenizer import Tokenizer, TokenizerError
+from tests.decode.tokenizer_quirks import bpe_pieces
+from tests.sentencepiece_files import write_model
 from tests.tokenizers import HELLO, write_tokenizer
 
 
@@ -190,3 +192,36 @@ def test_damage_is_refused_or_leaves_a_working_tokenizer(write, kind, name):
             assert "\n" not in str(error)
             refused += "chat template" not in str(error)
     assert refused > 10
+
+
+def test_damage_of_a_sentence_piece_model_is_refused_or_leaves_a_working_tokenizer(tmp_path):
+    path, choose = tmp_path / "tokenizer.model", random.Random(3)
+    data = write_model(path, bpe_pieces()).read_bytes()
+    found = []
+    for _ in range(100):
+        path.write_bytes(damaged(data, choose))
+        try:
+            tokenizer = Tokenizer.from_folder(tmp_path)
+        except TokenizerError as error:
+            assert "\n" not in str(error)
+            found.append("refused")
+            continue
+        found.append("none" if tokenizer is None else "works")
+        if tokenizer:
+            ids = tokenizer.encode("the the", special=True)
+            assert all(0 <= token < tokenizer.vocabulary for token in ids)
+    assert {"refused", "works", "none"} >= {*found} >= {"works", "none"}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "fields", "message"),
+    [
+        (bpe_pieces(), {3: 4}, "model_type is 4; supported are 1, unigram, and 2, BPE"),
+        ([*bpe_pieces(), ("the", 0, 1)], {}, "has a piece twice"),
+        ([("x" * 1025, 0, 1)], {}, "has a piece of 1025 characters"),
+    ],
+)
+def test_a_sentence_piece_model_that_is_not_supported_is_refused(tmp_path, pieces, fields, message):
+    write_model(tmp_path / "tokenizer.model", pieces, trainer=fields)
+    with pytest.raises(TokenizerError, match=message):
+        Tokenizer.from_folder(tmp_path)
