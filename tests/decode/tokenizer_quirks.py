@@ -202,7 +202,7 @@ TOKENIZERS = (
       config={"tokenizer_class": "Qwen2TokenizerFast", "add_prefix_space": True},
       model={"model_type": "qwen3"}),
     Q("Qwen3_5Tokenizer", config={"tokenizer_class": "Qwen3_5Tokenizer"}),
-    Q("GPT2Tokenizer over a file that splits digits, as SmolLM's",
+    Q("GPT2Tokenizer over a file that splits digits",
       config={"tokenizer_class": "GPT2Tokenizer"},
       change={"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT_DIGITS, BYTES]}}),
     Q("GPT2TokenizerFast with add_prefix_space true",
