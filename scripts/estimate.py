@@ -81,7 +81,9 @@ _array_flags.leave_open()
 flags.set_default(_common.MODEL, "llama3-70b")
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags, _economics_flags, _slice_flags):
+    for name in _common.WITHOUT_DEVICES:
+        flags.declare_key_flag(name)
+    for module in (_array_flags, _economics_flags, _slice_flags):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
@@ -310,4 +312,4 @@ def _message(step: Estimate, wanted: list[Layout | None], remedies: dict) -> str
 
 
 if __name__ == "__main__":
-    _common.start(main)
+    _common.start(main, devices=False)
