@@ -169,6 +169,8 @@ def _windows(
     if older != size:
         fields.refuse("sliding_window_size", older, f"sliding_window says {size}")
     windowed = _windowed(fields, family, layers, rotated)
+    if size is None and family.windows != "pattern":
+        windowed = [False] * layers
     if types is not None and types != windowed:
         used = family.windows in ("upper", "unrotated")
         if used and not fields.truth("use_sliding_window", False):
@@ -179,9 +181,7 @@ def _windows(
     if not any(windowed):
         return None
     if not size:
-        if size == 0 or types is not None or family.windows == "pattern":
-            fields.refuse("sliding_window", size, "layers need a window of one token or more")
-        return None
+        fields.refuse("sliding_window", size, "layers need a window of one token or more")
     return tuple(size if each else None for each in windowed)
 
 
