@@ -160,6 +160,17 @@ def test_a_cancelled_request_ends_at_once_and_the_next_has_its_row(small):
     check("grouped", {ticket: answers[ticket] for ticket in tickets})
 
 
+def test_the_last_of_three_requests_moves_down_and_decodes_alone(small):
+    tickets = [small.submit(ask(10 + n, 3 + 4 * n, temperature=1.0)) for n in range(3)]
+    rows = []
+    while not small.batcher.idle:
+        small.step()
+        if small.batcher.stats.active:
+            rows.append((small.batcher.stats.rows, small.batcher.stats.active))
+    assert rows == [(3, 3)] * 2 + [(3, 2)] * 4 + [(1, 1)] * 4
+    check("grouped", {ticket: small.answers[ticket] for ticket in tickets})
+
+
 def test_what_rows_hold_is_not_run_again(small):
     first = small.submit(ask(40, 6))
     said = small.finish()[first].tokens
@@ -290,9 +301,9 @@ def test_a_warm_up_tells_of_each_program_and_compiles_few_sizes_on_a_cpu():
     assert told == [
         *(f"a chunk of {size} tokens" for size in (16, 64, 128)),
         "the choice of first tokens",
-        "a decode step",
+        "a decode step of 1 rows",
         "the choice of first tokens, once more",
-        "a decode step, once more",
+        "a decode step of 1 rows, once more",
     ]
 
 
