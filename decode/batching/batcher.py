@@ -5,8 +5,10 @@ one are read, so that the host's work hides behind the devices'.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +22,7 @@ from decode.batching.shape import shape_of
 from decode.batching.stats import StepStats
 from decode.batching.text_stops import StoppedText
 from decode.chunks import TILE
+from decode.compiling import compiling
 from decode.engine import Engine
 from decode.tokenizer import Tokenizer
 
@@ -105,30 +108,58 @@ class Batcher:
         Args:
           each: told of each program what it is and the seconds that it took, when it is ready.
         """
-        shape = self._schedule.shape
         begun = time.perf_counter()
 
-        def ready(name: str, results) -> None:
+        def ready(name: str, results: Any) -> None:
             nonlocal begun
             jax.block_until_ready(results)
             began, begun = begun, time.perf_counter()
             each(name, begun - began)
 
-        for size in shape.sizes:
-            lanes = self._lanes(ChunkPlan(size, [None] * shape.lanes))
+        jobs = self._compilations()
+        with compiling(list(jobs.values())) as compilations:
+            for name, job in zip(jobs, compilations, strict=True):
+                ready(name, job.result())
+        shape = self._schedule.shape
+        for lanes in self._idle_chunks():
             logits, self._cache = self._programs.chunk(self._cache, lanes)
-            ready(f"a chunk of {size} tokens", logits)
         for again in ("", ", once more"):  # for arrays of programs another form may be compiled
             joining = self._joining(ChunkPlan(TILE, [None] * shape.lanes))
             self._rows, chosen = self._programs.join(self._rows, logits, joining)
-            ready(f"the choice of first tokens{again}", chosen)
             for rows in (*shape.steps, shape.rows):
                 self._put_active(np.zeros(rows, bool))
                 chosen = self._decode()
-                ready(f"a decode step of {rows} rows{again}", (self._cache, chosen))
             if shape.steps:
                 self._exchange([None] * shape.groups)
-                ready(f"an exchange of rows{again}", self._cache)
+            ready(f"the choice of first tokens{again}", (self._cache, chosen))
+
+    def _compilations(self) -> dict[str, Callable[[], object]]:
+        """What compiles the larger programs, by their names, in any order."""
+        shape, lowered = self._schedule.shape, self._programs.lowered
+
+        def chunk(lanes: Lanes) -> object:
+            return lowered.chunk(self._cache, lanes).compile()
+
+        def decode(rows: int) -> object:
+            active = self._programs.put(np.zeros(rows, bool))
+            return lowered.decode(self._cache, self._rows, active).compile()
+
+        def exchange() -> object:
+            places = np.zeros(2 * shape.groups, np.int32)
+            return lowered.exchange(self._cache, self._rows, places).compile()
+
+        jobs = {
+            f"a chunk of {size} tokens": functools.partial(chunk, lanes)
+            for size, lanes in zip(shape.sizes, self._idle_chunks(), strict=True)
+        }
+        for rows in (*shape.steps, shape.rows):
+            jobs[f"a decode step of {rows} row{'s' * (rows > 1)}"] = functools.partial(decode, rows)
+        return jobs | ({"an exchange of rows": exchange} if shape.steps else {})
+
+    def _idle_chunks(self) -> list[Lanes]:
+        """A chunk of each size, in which nothing runs."""
+        shape = self._schedule.shape
+        return [self._lanes(ChunkPlan(size, [None] * shape.lanes)) for size in shape.sizes]
 
     def submit(self, request: Request) -> Ticket:
         """Accepts a request, which waits for a row: first come, first served.

@@ -4,6 +4,7 @@ They take a request's numbers as arrays, so that no request needs a program of i
 tokens to each other on the devices.
 """
 
+import copy
 import functools
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decode.batching.cache_rows import put_rows, take_rows
+from decode.batching.cache_rows import exchange_rows, put_rows, take_rows
 from decode.batching.row_sampling import RowSampling
 from decode.compiler_options import decode_options, prefill_options
 from decode.engine import Engine
@@ -99,6 +100,17 @@ class Programs:
         self._decode = compiled(self._decode_step, compiler_options=usual)
         self._exchange = compiled(self._exchange_step)
         self._join = jax.jit(self._join_step)
+        self._use = lambda program, *arguments: program(*arguments)
+
+    @property
+    def lowered(self) -> "Programs":
+        """The same, but each method gives its program, `jax.stages.Lowered`, and does not run it.
+
+        What is compiled of it is found by the method that runs.
+        """
+        twin = copy.copy(self)
+        twin._use = lambda program, *arguments: program.lower(*arguments)
+        return twin
 
     @property
     def compiled(self) -> int:
@@ -122,12 +134,12 @@ class Programs:
         another starts from what that has left.
         """
         with jax.set_mesh(self.engine.mesh):
-            return self._chunk(self.engine.parameters, cache, self.put(lanes))
+            return self._use(self._chunk, self.engine.parameters, cache, self.put(lanes))
 
     def join(self, rows: Rows, logits: jax.Array, joining: Joining) -> tuple[Rows, Chosen]:
         """Chooses first tokens from a chunk's logits [m, V], and puts them among the rows."""
         with jax.set_mesh(self.engine.mesh):
-            return self._join(rows, logits, self.put(joining))
+            return self._use(self._join, rows, logits, self.put(joining))
 
     def decode(self, cache: KVCache, rows: Rows, active: jax.Array) -> tuple[KVCache, Rows, Chosen]:
         """One token more for the rows of `active`, [n] bool; others are as if they were not.
@@ -136,7 +148,7 @@ class Programs:
         is chosen is theirs, in this order.
         """
         with jax.set_mesh(self.engine.mesh):
-            return self._decode(self.engine.parameters, cache, rows, active)
+            return self._use(self._decode, self.engine.parameters, cache, rows, active)
 
     def exchange(self, cache: KVCache, rows: Rows, places: np.ndarray) -> tuple[KVCache, Rows]:
         """Two rows of every group change places, with all that they hold.
@@ -147,7 +159,7 @@ class Programs:
           places: [2 G] int32, two of each of G groups, each counted from its group's first.
         """
         with jax.set_mesh(self.engine.mesh):
-            return self._exchange(cache, rows, self.put(places))
+            return self._use(self._exchange, cache, rows, self.put(places))
 
     def _chunk_step(self, parameters, cache, lanes):
         engine = self.engine
@@ -176,10 +188,8 @@ class Programs:
         return cache, rows, chosen
 
     def _exchange_step(self, cache, rows, places):
-        engine, zeros = self.engine, jnp.zeros_like(places)
         others = places.reshape(-1, 2)[:, ::-1].reshape(-1)
-        part = take_rows(cache, others, NewTokens(zeros, zeros), engine.placement, engine.config)
-        cache = put_rows(cache, part, places, engine.placement)
+        cache = exchange_rows(cache, places, others, self.engine.placement)
         each = len(rows.tokens) // self._groups
         begin = np.repeat(np.arange(self._groups, dtype=np.int32) * each, 2)
         put = lambda array: array.at[begin + places].set(array[begin + others])  # noqa: E731

@@ -9,6 +9,9 @@ from sharding.error_types import UsageError
 SPARE_ON_CPU = 31
 """Tokens that fill a chunk up at most on a CPU, where each takes time; `chunks.FEW` elsewhere. So a
 chunk of 64 runs from 33 tokens on, and no more than two of 16 run in its place."""
+FULL_ON_CPU = 256
+"""Tokens of a chunk from which on its time on a CPU follows its tokens: weights are read within a
+twentieth of it, so that none of twice as many is worth its compilation."""
 STEP_RATIO = 4
 """How many times the rows of a smaller decode step each has at most. With 2 there would be twice as
 many programs to compile, for steps that are at most a third shorter."""
@@ -83,7 +86,7 @@ def shape_of(engine: Engine, rows: int, context: int, budget: int) -> Shape:
     sizes = [TILE << n for n in range(32) if TILE << n <= largest]
     on_cpu = engine.mesh.devices.flat[0].platform == "cpu"
     if on_cpu:  # where compilation takes longest, and a small chunk costs little
-        sizes = sorted({*sizes[::2], sizes[-1]})
+        sizes = sorted({*sizes[::2], min(sizes[-1], FULL_ON_CPU)})
     windows = [w for w in map(config.window, range(config.layers)) if w]
     return Shape(
         rows=rows,

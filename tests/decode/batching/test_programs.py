@@ -1,5 +1,7 @@
 """Decode steps of fewer rows than a cache has: the rows that they touch, and where it lies."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ ROWS = 8
 
 
 def engine_of(layout: str, attention: str, mesh: str, dtypes: Dtypes = FLOAT32) -> Engine:
-    config = config_of("grouped", layers=2)
+    config = config_of("grouped", layers=1)
     return random_engine(config, attend_by(LAYOUTS[layout], attention), mesh, dtypes)
 
 
@@ -66,21 +68,25 @@ def test_a_step_of_few_rows_reads_and_writes_the_first_of_each_group_in_place(
     lengths = np.full(ROWS, 5)
     lengths[ran] += 1
     assert np.asarray(found_rows.lengths).tolist() == lengths.tolist()
-    memory = compiled_memory(programs, count, slots)
-    cache = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(found))
-    assert memory.alias_size_in_bytes == cache
-    layer = cache / engine.config.layers / ROWS * count  # keys and values of the rows that run
-    assert memory.temp_size_in_bytes < cache / 4 + layer
+    program = programs.lowered.decode(found, rows, active).compile()
+    layer = bytes_of(found) / engine.config.layers
+    check_in_place(program, found, most=bytes_of(found) / 4 + layer * count / ROWS)
 
 
-def compiled_memory(programs: Programs, count: int, slots: int):
-    """What the compiler says of the memory of a step of so many rows."""
-    engine = programs.engine
-    cache = engine.new_cache(ROWS, slots)
-    rows, active = programs.empty_rows(ROWS), engine.put(np.ones(count, bool))
-    with jax.set_mesh(engine.mesh):
-        step = programs._decode.lower(engine.parameters, cache, rows, active)
-    return step.compile().memory_analysis()
+def bytes_of(cache: KVCache) -> int:
+    """Bytes of a device's part."""
+    return sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(cache))
+
+
+def check_in_place(program: jax.stages.Compiled, cache: KVCache, most: float) -> None:
+    """A device's part of the cache stays where it is, beside so many bytes at most."""
+    memory = program.memory_analysis()
+    assert memory.alias_size_in_bytes == bytes_of(cache)
+    assert memory.temp_size_in_bytes < most
+    shapes = {array.addressable_shards[0].data.shape for array in jax.tree.leaves(cache)}
+    for shape in shapes:
+        assert f"[{','.join(map(str, shape))}]" in program.as_text()
+        assert not re.search(rf"\[{','.join(map(str, shape))}\]\S* copy\(", program.as_text())
 
 
 @pytest.mark.parametrize("dtypes", [FLOAT32, Dtypes(FLOAT32.dtype, cache=QUANTIZATIONS["int8"])])
@@ -95,6 +101,8 @@ def test_rows_change_places_with_all_that_they_hold(dtypes):
         lambda a: engine.put(draw.integers(1, 99, a.shape).astype(a.dtype)),
         programs.empty_rows(ROWS),
     )
+    program = programs.lowered.exchange(cache, rows, np.zeros(4, np.int32)).compile()
+    check_in_place(program, cache, most=bytes_of(cache) * 2 / (ROWS // 2) + 4096)
     before, rows_before = rows_of(cache), jax.tree.map(np.asarray, rows)
     after, rows_after = programs.exchange(cache, rows, np.array([3, 0, 2, 2], np.int32))
     order = [3, 1, 2, 0, 4, 5, 6, 7]  # the second group's exchange is of a row with itself

@@ -294,7 +294,8 @@ def test_taken_rows_come_together_where_fewer_rows_can_decode_then():
     plan = schedule.plan()
     assert (plan.exchanges, plan.rows) == ([], 4)
     plans = [schedule.plan() for _ in range(6)]
-    assert [plan.exchanges for plan in plans] == [[[(2, 0)]], [], [], [[(0, 1)]], [], []]
+    assert [plan.exchanges for plan in plans] == [[((2, 0),)], [], [], [], [], []]
+    assert [plan.rows for plan in plans] == [2, 2, 2, 1, 1, 1]
 
 
 def test_a_new_prompt_takes_the_oldest_row_and_what_lay_in_its_place_is_kept():
@@ -303,7 +304,7 @@ def test_a_new_prompt_takes_the_oldest_row_and_what_lay_in_its_place_is_kept():
     schedule.plan()
     schedule.add(answer_of(16, number=1))
     plan = schedule.plan()
-    assert plan.exchanges == [[(1, 0)]] and plan.rows == 1
+    assert plan.exchanges == [((1, 0),)] and plan.rows == 1
     assert told(plan)[0] == [(16, [(1, 0, 0, 0, 16)])]
     schedule.add(answer_of([*old.ticket.request.prompt, 5], number=2))
     assert told(schedule.plan())[0] == [(16, [(2, 1, 1, 40, 1)])]
