@@ -215,6 +215,8 @@ class Schedule:
         Returns:
           The exchanges, as in `Plan`.
         """
+        if not self.shape.steps:
+            return []
         groups = range(self.shape.groups)
         most = max(sum(row.busy for row in self.rows if self._group(row) == g) for g in groups)
         room = self.shape.step(most) // self.shape.groups

@@ -104,7 +104,10 @@ def smaller_steps(rows: int, least: int) -> tuple[int, ...]:
     """Rows of decode steps below one of all `rows`, from `least` on.
 
     They are for CPUs, whose steps take longer the more rows they have. A chip waits for its weights
-    most of the time, and reads of the cache what is filled: there all rows run.
+    most of the time, and reads of the cache what is filled: there all rows run. So they do where
+    there are fewer than four times the least, and no step has more than half of them.
     """
+    if rows < STEP_RATIO * least:
+        return ()
     powers = (least * STEP_RATIO**power for power in range(rows.bit_length()))
-    return tuple(size for size in powers if size < rows)
+    return tuple(size for size in powers if 2 * size <= rows)

@@ -39,7 +39,9 @@ def service_of(engine: Engine, rows: int = 1, context: int = CONTEXT, budget: in
     """A service of so many rows for each lane, compiled."""
     lanes = engine.placement.multiple("B")
     batcher = Batcher(engine, rows * lanes, context, budget * lanes, **options)
-    batcher.warm_up()
+    with counted_compilations() as compiled:
+        batcher.warm_up()
+    assert len(compiled) == batcher._programs.compiled  # what was compiled beside is found
     return Service(batcher)
 
 
@@ -67,15 +69,37 @@ def check_traffic(service: Service, family: str, requests: int, seed: int = 0) -
     assert service.answers[then].end.reused_tokens >= 28
 
 
+def check_moves(service: Service, family: str) -> None:
+    """All rows are taken; those of the last requests move down, where fewer rows can decode."""
+    shape = service.batcher._schedule.shape
+    few, moved = shape.lanes, []
+    exchange = service.batcher._programs.exchange
+    service.batcher._programs.exchange = lambda *given: moved.append(1) or exchange(*given)
+    seen, ran = service.batcher.stats, []
+    news = [4] * (shape.rows - few) + [15] * few
+    tickets = [service.submit(ask(3 + n, new, temperature=1.0)) for n, new in enumerate(news)]
+    while not service.batcher.idle:
+        service.step()
+        if service.batcher.stats is not seen:
+            seen = service.batcher.stats
+            ran += [(seen.rows, seen.active)] * (seen.active > 0)
+    assert moved and all(active <= rows for rows, active in ran)
+    assert max(ran) == (shape.rows, max(active for _, active in ran)) and ran[-1] == (few, few)
+    check(family, {ticket: service.answers[ticket] for ticket in tickets})
+
+
 @pytest.mark.parametrize(
     ("layout", "attention", "mesh", "family", "rows"),
-    [("weight_stationary_1d", "heads", "1", "biased_windowed", 3),
-     ("weight_gathered_x", "batch", "2x2x1", "grouped", 2),
+    [("weight_stationary_1d", "heads", "1", "biased_windowed", 5),
+     ("weight_gathered_x", "batch", "2x2x1", "grouped", 4),
      pytest.param("data_parallel_x_1d", "sequence", "2x1x2", "grouped", 2, marks=SLOW)],
 )  # fmt: skip
 def test_each_request_gets_the_tokens_that_it_gets_alone(layout, attention, mesh, family, rows):
     layout = attend_by(LAYOUTS[layout], attention)
-    check_traffic(service_of(engine_of(family, layout, mesh), rows), family, requests=8)
+    service = service_of(engine_of(family, layout, mesh), rows)
+    check_traffic(service, family, requests=8)
+    if rows >= 4:
+        check_moves(service, family)
 
 
 @pytest.mark.slow
@@ -159,18 +183,6 @@ def test_a_cancelled_request_ends_at_once_and_the_next_has_its_row(small):
     small.batcher.cancel(tickets[3])
     answers = small.finish()
     check("grouped", {ticket: answers[ticket] for ticket in tickets})
-
-
-def test_the_last_of_three_requests_moves_down_and_decodes_alone(small):
-    tickets = [small.submit(ask(10 + n, 3 + 4 * n, temperature=1.0)) for n in range(3)]
-    rows, seen = [], small.batcher.stats
-    while not small.batcher.idle:
-        small.step()
-        if small.batcher.stats is not seen:
-            seen = small.batcher.stats
-            rows.append((seen.rows, seen.active))
-    assert rows == [(1, 1), (3, 3), (3, 2), (3, 2), (3, 2), (3, 2), (1, 1), (1, 1), (1, 1), (1, 1)]
-    check("grouped", {ticket: small.answers[ticket] for ticket in tickets})
 
 
 def test_what_rows_hold_is_not_run_again(small):

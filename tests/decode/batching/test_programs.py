@@ -15,7 +15,8 @@ from sharding.catalog import LAYOUTS, attend_by
 from sharding.quantization import QUANTIZATIONS
 from tests.engines import config_of, random_engine
 
-ROWS = 8
+INT8 = Dtypes(FLOAT32.dtype, cache=QUANTIZATIONS["int8"])
+ROWS, SLOW = 8, pytest.mark.slow
 
 
 def engine_of(layout: str, attention: str, mesh: str, dtypes: Dtypes = FLOAT32) -> Engine:
@@ -32,8 +33,9 @@ def rows_of(cache: KVCache) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     ("layout", "attention", "mesh", "count", "slots", "first"),
     [("weight_stationary_1d", "heads", "1", 1, 32, [0]),
-     ("weight_stationary_1d", "heads", "1", 4, FEW_SLOTS + 8, [0, 1, 2, 3]),
-     ("data_parallel_x_1d", "sequence", "2x1x2", 4, 32, [0, 1, 4, 5])],
+     pytest.param("weight_stationary_1d", "heads", "1", 4, FEW_SLOTS + 8, [0, 1, 2, 3],
+                  marks=SLOW),
+     pytest.param("data_parallel_x_1d", "sequence", "2x1x2", 4, 32, [0, 1, 4, 5], marks=SLOW)],
 )  # fmt: skip
 def test_a_step_of_few_rows_reads_and_writes_the_first_of_each_group_in_place(
     layout, attention, mesh, count, slots, first
@@ -89,7 +91,7 @@ def check_in_place(program: jax.stages.Compiled, cache: KVCache, most: float) ->
         assert not re.search(rf"\[{','.join(map(str, shape))}\]\S* copy\(", program.as_text())
 
 
-@pytest.mark.parametrize("dtypes", [FLOAT32, Dtypes(FLOAT32.dtype, cache=QUANTIZATIONS["int8"])])
+@pytest.mark.parametrize("dtypes", [FLOAT32, pytest.param(INT8, marks=SLOW)])
 def test_rows_change_places_with_all_that_they_hold(dtypes):
     engine = engine_of("data_parallel_x_1d", "heads", "2x1x1", dtypes)
     programs, draw = Programs(engine), np.random.default_rng(0)
