@@ -70,21 +70,23 @@ def check_traffic(service: Service, family: str, requests: int, seed: int = 0) -
 
 
 def check_moves(service: Service, family: str) -> None:
-    """All rows are taken; those of the last requests move down, where fewer rows can decode."""
-    shape = service.batcher._schedule.shape
-    few, moved = shape.lanes, []
-    exchange = service.batcher._programs.exchange
-    service.batcher._programs.exchange = lambda *given: moved.append(1) or exchange(*given)
-    seen, ran = service.batcher.stats, []
-    news = [4] * (shape.rows - few) + [15] * few
-    tickets = [service.submit(ask(3 + n, new, temperature=1.0)) for n, new in enumerate(news)]
-    while not service.batcher.idle:
+    """All rows are taken; where only the last of each group are left, these move down."""
+    schedule = service.batcher._schedule
+    shape, least = schedule.shape, schedule.shape.lanes
+    tickets = [service.submit(ask(3 + n, 20, temperature=1.0)) for n in range(shape.rows)]
+    while service.batcher.stats.active < shape.rows:
+        assert not service.batcher.idle
         service.step()
-        if service.batcher.stats is not seen:
-            seen = service.batcher.stats
-            ran += [(seen.rows, seen.active)] * (seen.active > 0)
-    assert moved and all(active <= rows for rows, active in ran)
-    assert max(ran) == (shape.rows, max(active for _, active in ran)) and ran[-1] == (few, few)
+    left = sorted(schedule.rows, key=lambda row: -shape.within_group(row.number)[1])[:least]
+    for row in schedule.rows:
+        if row not in left:
+            service.batcher.cancel(row.answer.ticket)
+    before = {row: row.number for row in left}
+    service.step(), service.step()
+    assert (service.batcher.stats.rows, service.batcher.stats.active) == (least, least)
+    assert all(before[row] != row.number for row in left)
+    service.finish()
+    assert sum(service.answers[ticket].end.reason == "length" for ticket in tickets) == least
     check(family, {ticket: service.answers[ticket] for ticket in tickets})
 
 
