@@ -106,7 +106,8 @@ class Batcher:
         """Compiles every program that any request may need; nothing is compiled after it.
 
         Args:
-          each: told of each program what it is and the seconds that it took, when it is ready.
+          each: told of each program what it is, when it is ready, and the seconds since the one
+            before: two compile at once.
         """
         begun = time.perf_counter()
 
