@@ -97,7 +97,7 @@ class ModelSource:
         """
         check_runs(dtypes)
         stored = self.stored_quantization()
-        if stored and dtypes.quantization is not stored:
+        if isinstance(self.file, OrbaxFolder) and stored and dtypes.quantization is not stored:
             raise WeightsError(
                 f"weight_dtype is {dtypes.weights.name}, but {self.file.path} holds weights in "
                 f"{stored.name}; leave out --weight_dtype, or convert the source again"
@@ -116,8 +116,9 @@ class ModelSource:
         return parameters if dtypes == model.dtypes else convert_parameters(model, parameters, mesh)
 
     def stored_quantization(self) -> Quantization | None:
-        """The quantization that a checkpoint's matrices are stored in; None for plain ones."""
-        return self.file.quantization if isinstance(self.file, OrbaxFolder) else None
+        """The quantization that stored matrices are in, all or experts'; None for plain ones."""
+        folder = isinstance(self.file, OrbaxFolder | HuggingFaceFolder)
+        return self.file.quantization if folder else None
 
     def stored_dtype(self) -> str:
         """The dtype of `PLAIN_DTYPES` that represents the file's weights exactly."""
@@ -158,9 +159,11 @@ class ModelSource:
     def _arrays(
         self, model: Transformer
     ) -> Iterable[tuple[ParameterPath, Readable | QuantizedArray]]:
-        if isinstance(self.file, HuggingFaceFolder):
-            return self.file.read_parameters(self.config)
         keep = {path: matrix.dtypes.quantization for path, matrix in matrices(model).items()}
+        if isinstance(self.file, HuggingFaceFolder):
+            stored = self.file.quantization
+            alike = [path for path, quantization in keep.items() if quantization is stored]
+            return self.file.read_parameters(self.config, alike)
         return gguf.read_parameters(self.file, self.config, keep)
 
 

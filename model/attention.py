@@ -12,13 +12,13 @@ from flax import nnx
 from model.cache import PADDING, Stored, store
 from model.cache_write import NewTokens, write
 from model.config import ModelConfig
-from model.declarations import declare, declare_matrix
+from model.declarations import declare, declare_matrix, normal
 from model.dtypes import Dtypes
 from model.filled_attention import Softmax, attend, attend_step, can_attend_step
 from model.linear import project
 from model.norm import Norm
 from model.rotary import Rotation, rotate
-from model.softmax_parts import Softmaxed, Spans, join
+from model.softmax_parts import Softmaxed, Spans, join, join_sink
 from sharding.collectives import reshard
 from sharding.placement import Placement, entry, entry_axes
 from sharding.platform_workarounds import by_platform
@@ -46,6 +46,8 @@ class Attention(nnx.Module):
             self.key_value_bias = declare(config, "KCh", dtypes.plain, zeros)
         if config.output_bias:
             self.output_bias = declare(config, "R", dtypes.plain, jax.nn.initializers.zeros)
+        if config.attention_sinks:
+            self.sinks = declare(config, "KG", dtypes.plain, normal(1.0))
         if config.query_key_norm:
             each = ("kgn", "kn") if config.norm_over_heads else ("n", "n")
             self.query_norm, self.key_norm = (Norm(config, axes) for axes in each)
@@ -79,7 +81,7 @@ class Attention(nnx.Module):
         tokens = NewTokens.at(positions)
         if q.shape[1] == 1:
             forms = {"default": self._step}
-            if "attention_step" in self.dtypes.gpu_kernels:
+            if "attention_step" in self.dtypes.gpu_kernels and not self.config.attention_sinks:
                 forms["cuda"] = self._step_at_once
             forms = {name: functools.partial(form, placement) for name, form in forms.items()}
             mixed, cache = by_platform(q, new, cache, tokens, **forms)
@@ -89,7 +91,7 @@ class Attention(nnx.Module):
                 before = self._over_cache(q, cache, tokens, tokens.first, placement)
                 mixed = join(mixed, before)
             cache = self._write(cache, new, tokens, placement, before)
-            mixed = _mean(mixed, q.dtype)
+            mixed = self._mean(mixed, q.dtype)
         with jax.named_scope("attention_output"):
             mixed = reshard(mixed, placement.activations("BTKGh"))  # [B, T, K, G, h]
             (y,), _ = project(mixed, [self.output], placement)  # [B, T, R]
@@ -119,7 +121,7 @@ class Attention(nnx.Module):
         """
         cache = self._write(cache, new, tokens, placement)
         mixed = self._over_cache(q, cache, tokens, tokens.first + 1, placement)
-        return _mean(mixed, q.dtype), cache
+        return self._mean(mixed, q.dtype), cache
 
     def _step_at_once(
         self,
@@ -179,6 +181,14 @@ class Attention(nnx.Module):
         spans = Spans(tokens.first, tokens.first, tokens.first + tokens.count)
         return attend(q, stored, spans, self._softmax, together=True)
 
+    def _mean(self, part: Softmaxed, dtype: jnp.dtype) -> jax.Array:
+        """The weighted mean of the values, part being over all keys, as the projection reads it."""
+        with jax.named_scope("attention_output"):
+            if self.config.attention_sinks:
+                heads = jax.P(*jax.typeof(part.total).sharding.spec[2:])
+                part = join_sink(part, reshard(self.sinks[...], heads).astype(jnp.float32))
+            return part.mean().astype(dtype)
+
     @property
     def _softmax(self) -> Softmax:
         c = self.config
@@ -234,12 +244,6 @@ def beside_cache(spec: jax.P, placement: Placement) -> jax.P:
     taken = {axis for part in (batch, heads, slots) for axis in entry_axes(part)}
     group = tuple(axis for axis in entry_axes(spec[3]) if axis not in taken)
     return jax.P(batch, None, heads, entry(group), None)
-
-
-def _mean(part: Softmaxed, dtype: jnp.dtype) -> jax.Array:
-    """The weighted mean of the values as the output projection reads it."""
-    with jax.named_scope("attention_output"):
-        return part.mean().astype(dtype)
 
 
 def _reshard_part(part: Softmaxed, spec: jax.P) -> Softmaxed:

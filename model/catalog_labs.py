@@ -1,8 +1,11 @@
-"""Published shapes of models by Ai2, Microsoft, IBM, Hugging Face and Z.ai."""
+"""Published shapes of models by Ai2, Microsoft, IBM, Hugging Face, Z.ai and OpenAI."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from model.published_shape import released, shape
+from model.config import ModelConfig
+from model.published_shape import Published, released, shape
 from model.rotary_scaling import scaling
 
 _OLMO = {
@@ -29,6 +32,46 @@ _GLM4 = {
     "head_size": 128,
     "rotary_size": 64,
 }
+
+
+GPT_OSS_ROTARY: Mapping[str, object] = MappingProxyType(
+    {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    }
+)
+"""Rotary scaling of gpt-oss, also of a `config.json` that says none."""
+
+
+def _gpt_oss(name: str, layers: int, experts: int) -> ModelConfig:
+    """Every other layer has a window; YaRN extends 4,096 trained positions to 131,072."""
+    extended = scaling(GPT_OSS_ROTARY, 150_000.0, 64, 131_072)
+    return shape(
+        name,
+        layers,
+        2880,
+        64,
+        8,
+        2880,
+        head_size=64,
+        vocabulary=201_088,
+        max_context=131_072,
+        rotary_base=150_000.0,
+        rotary_factors=extended.factors,
+        rotary_scale=extended.scale,
+        activation="clipped_silu",
+        attention_bias=True,
+        output_bias=True,
+        attention_sinks=True,
+        windows=tuple(None if layer % 2 else 128 for layer in range(layers)),
+        experts=experts,
+        experts_per_token=4,
+        expert_bias=True,
+    )
 
 
 def _olmo3(layers: int) -> dict[str, Any]:
@@ -91,6 +134,10 @@ _PHI4_SOURCE = "Abdin et al. 2024 (Phi-4 technical report)"
 _PHI4_MINI_SOURCE = "Microsoft 2025 (Phi-4-mini technical report)"
 _GRANITE_SOURCE = "Granite Team, IBM 2024 (Granite 3.0 language models) and model cards of 3.1"
 _SMOLLM3_SOURCE = "Bakouch et al. 2025 (SmolLM3: smol, multilingual, long-context reasoner)"
+_GPT_OSS_SOURCE = (
+    "OpenAI 2025 (gpt-oss-120b and gpt-oss-20b model card), table 1; config.json of the released "
+    "model"
+)
 _GLM4_SOURCE = "GLM Team 2024 (ChatGLM) and model cards of GLM-4-0414"
 
 # fmt: off
@@ -128,5 +175,7 @@ LABS = (
     released(shape("glm4-9b", 40, 4096, 32, 2, 13_696, attention_bias=True, **_GLM4),
              9_400_279_040, _GLM4_SOURCE),
     released(shape("glm4-32b", 61, 6144, 48, 2, 23_040, **_GLM4), 32_566_081_536, _GLM4_SOURCE),
+    Published(_gpt_oss("gpt-oss-20b", 24, 32), 20_910_000_000, 10_000_000, _GPT_OSS_SOURCE),
+    Published(_gpt_oss("gpt-oss-120b", 36, 128), 116_830_000_000, 10_000_000, _GPT_OSS_SOURCE),
 )
 # fmt: on

@@ -5,7 +5,7 @@ from typing import Literal
 
 from sharding.error_types import UsageError
 
-_CHOICES = {"norm": ("rms", "layer"), "activation": ("silu", "gelu_tanh")}
+_CHOICES = {"norm": ("rms", "layer"), "activation": ("silu", "gelu_tanh", "clipped_silu")}
 _POSITIVE = (
     "rotary_base",
     "local_rotary_base",
@@ -50,10 +50,13 @@ class ModelConfig:
         `rotary_limit` (LongRoPE); None for models that do not go beyond.
       norm: root-mean-square norm, or layer norm with a scale and no bias.
       norm_epsilon: added to the mean square (or variance) before the square root.
-      activation: the gate's in the MLP; ``gelu_tanh`` is GELU's tanh approximation (GeGLU).
+      activation: the gate's in the MLP; ``gelu_tanh`` is GELU's tanh approximation (GeGLU), and
+        ``clipped_silu`` the clipped SwiGLU of `model.mlp.clipped_swiglu` (gpt-oss).
       attention_bias: queries, keys and values have a bias (Qwen2).
       output_bias: the output of attention has a bias.
       mlp_bias: gate, up and down of the MLP have a bias.
+      attention_sinks: each query head has a learned logit that joins the sum under its softmax and
+        has no value (gpt-oss).
       query_key_norm: queries and keys have an RMS norm over the head size (Qwen3, Gemma 3).
       norm_over_heads: that norm is over all heads together, with a scale for each (OLMo 2).
       norm_before: attention and MLP read a normed residual stream; False only in models that have
@@ -74,6 +77,7 @@ class ModelConfig:
         all tokens.
       experts_per_token: k, experts that the router chooses for each token.
       renormalise_experts: the chosen experts' router weights are divided by their sum.
+      expert_bias: the router and every expert's three matrices have a bias (gpt-oss).
       parallel_block: attention and MLP read the same normed input and are added together
         (PaLM, Chowdhery et al. 2022, section 2) instead of one after the other.
       tied_embedding: the unembedding is the embedding.
@@ -96,10 +100,11 @@ class ModelConfig:
     long_rotary_factors: tuple[float, ...] | None = None
     norm: Literal["rms", "layer"] = "rms"
     norm_epsilon: float = 1e-5
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    activation: Literal["silu", "gelu_tanh", "clipped_silu"] = "silu"
     attention_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
+    attention_sinks: bool = False
     query_key_norm: bool = False
     norm_over_heads: bool = False
     norm_before: bool = True
@@ -116,6 +121,7 @@ class ModelConfig:
     experts: int = 0
     experts_per_token: int = 0
     renormalise_experts: bool = True
+    expert_bias: bool = False
     parallel_block: bool = False
     tied_embedding: bool = False
 
@@ -201,6 +207,8 @@ class ModelConfig:
             raise ConfigError(f"windows of {self.name} is {self.windows}; use integers > 0 or None")
 
     def _check_experts(self) -> None:
+        if self.expert_bias and not self.experts:
+            raise ConfigError(f"expert_bias of {self.name} is True, but it has no experts")
         minimum = 1 if self.experts else 0
         if self.experts < 0 or not minimum <= self.experts_per_token <= self.experts:
             raise ConfigError(

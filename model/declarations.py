@@ -54,7 +54,7 @@ def declare_matrix(
       inputs: letters of those that it sums over.
     """
     init = normal(math.prod(shape_of(config, inputs)) ** -0.5)
-    if dtypes.quantization is None:
+    if dtypes.quantization_of(outputs, config.experts) is None:
         return declare(config, outputs + inputs, dtypes.plain, init)
     return Matrix(config, dtypes, outputs, inputs, init)
 

@@ -23,7 +23,8 @@ class Dtypes:
 
     A quantization is for what a step reads most of: matrices of attention, MLPs and experts. What
     stays plain then: norms, biases and the router, which are small and which everything depends on;
-    the embedding and unembedding, whose errors go into all logits.
+    the embedding and unembedding, whose errors go into all logits. `mxfp4` is for the matrices of
+    experts alone, where a model has experts.
 
     Attributes:
       dtype: type of activations and of arithmetic.
@@ -82,6 +83,12 @@ class Dtypes:
     def quantization(self) -> Quantization | None:
         """Quantization of matrices; None where they are plain."""
         return self.weights if isinstance(self.weights, Quantization) else None
+
+    def quantization_of(self, letters: str, experts: int) -> Quantization | None:
+        """Quantization of a matrix with these letters, in a model of so many experts per layer."""
+        kept = self.quantization
+        apart = kept and kept.experts_only and experts and "E" not in letters
+        return None if apart else kept
 
     def names(self) -> dict[str, str]:
         """Names of the three types, by the fields that records have for them."""

@@ -5,7 +5,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.layout import Format, Layout
 
-from model.declarations import declarations
+from model.declarations import declarations, matrices
 from model.parameters import Parameters
 from sharding.platform_workarounds import order_on_tpu
 
@@ -17,11 +17,16 @@ def apply_tpu_orders(parameters: Parameters, model: nnx.Module) -> Parameters:
       parameters: on devices, those that change then gone; or abstract; or none.
       model: the one that declares them.
     """
-    flat, quantization = flatten_dict(parameters), model.dtypes.quantization
-    if quantization and quantization.group:
-        return parameters  # a kernel reads matrices in groups as they are stored
+    flat, few_bits = flatten_dict(parameters), matrices(model)
+    looked_up = None if model.config.tied_embedding else ("embedding", "weight")
     for path, param in declarations(model).items() if flat else ():
-        order = None if param.scale else order_on_tpu(param.axes, flat[path])
+        matrix = few_bits.get(path[:-1])
+        if path == looked_up or (param.scale and matrix.dtypes.quantization.codes):
+            order = tuple(range(len(param.shape)))  # by rows, also where they fill no registers
+        elif param.scale or (matrix and matrix.dtypes.quantization.group):
+            order = None  # a kernel reads matrices in groups as they are stored
+        else:
+            order = order_on_tpu(param.axes, flat[path])
         if order:
             flat[path] = _with_format(flat[path], Format(Layout(order), flat[path].sharding))
     return unflatten_dict(flat)

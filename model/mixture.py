@@ -6,6 +6,7 @@ token alone.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +17,31 @@ from model.declarations import declare, declare_matrix, normal
 from model.dispatch import ExpertAxes, bring_back, by_destination, expert_axes, send, sums
 from model.dtypes import Dtypes
 from model.linear import linear
-from model.mlp import ACTIVATIONS
+from model.mlp import GATES
 from sharding.collectives import reshard
-from sharding.dot import dot
-from sharding.layout import Axes
+from sharding.dot import dot_of_one
 from sharding.placement import Placement, entry, used_axes
 from sharding.platform_workarounds import by_platform
 from sharding.quantization import QuantizedArray, Weight, divide, specs_of
 
 Join = Callable[[jax.Array], jax.Array]
 """Completes the sum over d_model where mesh axes divide it."""
+
+
+class Experts(NamedTuple):
+    """Arrays of a stack of experts, all of them or those of one chip.
+
+    Attributes:
+      gate_up: [E, 2, F, D].
+      down: [E, D, F].
+      gate_up_bias: [E, 2, F], if they have biases.
+      down_bias: [E, D], likewise; where chips share d_ff, only one of them has other than zeros.
+    """
+
+    gate_up: Weight
+    down: Weight
+    gate_up_bias: jax.Array | None = None
+    down_bias: jax.Array | None = None
 
 
 class Mixture(nnx.Module):
@@ -35,6 +51,12 @@ class Mixture(nnx.Module):
         self.router = declare(config, "eD", dtypes.plain, normal(config.d_model**-0.5))
         self.gate_up = declare_matrix(config, dtypes, "ECF", "D")
         self.down = declare_matrix(config, dtypes, "ED", "F")
+        self.biased = config.expert_bias
+        if self.biased:
+            zeros = jax.nn.initializers.zeros
+            self.router_bias = declare(config, "e", dtypes.plain, zeros)
+            self.gate_up_bias = declare(config, "ECF", dtypes.plain, zeros)
+            self.down_bias = declare(config, "ED", dtypes.plain, zeros)
         self.chosen = config.experts_per_token
         self.renormalise = config.renormalise_experts
         self.activation = config.activation
@@ -66,6 +88,8 @@ class Mixture(nnx.Module):
             x = reshard(x, placement.contracted("BTD"))
             spec = placement.activations("BT_")
             scores = linear(router, x, spec, dtype=jnp.float32)
+            if self.biased:
+                scores = scores + reshard(self.router_bias[...], placement.use("e"))
             # On each chip by itself: of an array over the mesh XLA:CPU gathers the batch for top_k.
             return jax.shard_map(self._choose, in_specs=spec, out_specs=spec)(scores)
 
@@ -82,17 +106,20 @@ class Mixture(nnx.Module):
         self, x: jax.Array, share: jax.Array, axes: ExpertAxes, placement: Placement
     ) -> jax.Array:
         """x: [B, T, D], share: [B, T, E] -> [B, T, R]."""
-        gate_up, down = (
-            divide(param[...], placement.use(param.axes), reshard)
-            for param in (self.gate_up, self.down)
+        biases = (self.gate_up_bias, self.down_bias) if self.biased else ()
+        experts = Experts(
+            *(
+                divide(param[...], placement.use(param.axes), reshard)
+                for param in (self.gate_up, self.down, *biases)
+            )
         )
         residual = placement.activations("BTR")
         scattered, summed = sums(axes, used_axes(placement.activations("R")))
 
-        def local(x, share, gate_up, down):
+        def local(x, share, experts):
             shares = by_destination(share.reshape(-1, share.shape[-1]), axes)
             tokens, shares = send(x.reshape(-1, x.shape[-1]), shares, axes.exchanged)
-            out = self._answer(tokens, shares, gate_up, down, axes.inputs)
+            out = self._answer(tokens, shares, experts, axes)
             out = bring_back(out, axes.exchanged, x.dtype)  # [N, D] {kept, hidden unsummed}
             if scattered:
                 out = jax.lax.psum_scatter(out, scattered, scatter_dimension=1, tiled=True)
@@ -100,7 +127,7 @@ class Mixture(nnx.Module):
                 out = jax.lax.psum(out, summed)
             return out.astype(x.dtype).reshape(*x.shape[:2], -1)
 
-        arrays = (x, share, gate_up, down)
+        arrays = (x, share, experts)
         y = jax.shard_map(
             local,
             in_specs=specs_of(arrays),
@@ -110,12 +137,12 @@ class Mixture(nnx.Module):
         return reshard(y, residual)
 
     def _answer(
-        self, x: jax.Array, share: jax.Array, gate_up: Weight, down: Weight, inputs: Axes
+        self, x: jax.Array, share: jax.Array, experts: Experts, axes: ExpertAxes
     ) -> jax.Array:
         """What one chip's experts make of tokens, each by its share: [N, D] float32."""
 
         def join(sums: jax.Array) -> jax.Array:  # {inputs unsummed}
-            return jax.lax.psum(sums, inputs) if inputs else sums
+            return jax.lax.psum(sums, axes.inputs) if axes.inputs else sums
 
         def on_tpu(*arrays: jax.Array) -> jax.Array:
             return grouped(*arrays, self.chosen, self.activation, join)
@@ -123,18 +150,24 @@ class Mixture(nnx.Module):
         def on_others(*arrays: jax.Array) -> jax.Array:
             return touched_only(*arrays, self.activation, join)
 
-        arrays = (x, share, gate_up, down)
+        if self.biased and axes.hidden:  # a bias is added once to what these chips sum up
+            bias = jnp.where(jax.lax.axis_index(axes.hidden) == 0, experts.down_bias, 0)
+            experts = experts._replace(down_bias=bias)
+        arrays = (x, share, experts)
         # A grouped matmul takes plain arrays: quantized ones would be held dequantized.
-        if isinstance(gate_up, QuantizedArray):
+        if isinstance(experts.gate_up, QuantizedArray):
             return on_others(*arrays)
         return by_platform(*arrays, tpu=on_tpu, default=on_others)
+
+
+def _biased(sums: jax.Array, bias: jax.Array | None) -> jax.Array:
+    return sums if bias is None else sums + bias
 
 
 def grouped(
     x: jax.Array,
     share: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
+    experts: Experts,
     chosen: int,
     activation: str,
     join: Join = lambda sums: sums,
@@ -148,8 +181,7 @@ def grouped(
     Args:
       x: [N, D].
       share: [N, E] float32, 0 for experts not chosen; these experts may be some of all.
-      gate_up: [E, 2, F, D].
-      down: [E, D, F].
+      experts: their matrices, plain, and biases.
       chosen: k, experts per token.
       activation: name of the gate's activation.
       join: completes gate and up.
@@ -157,12 +189,12 @@ def grouped(
     Returns:
       [N, D] float32.
     """
-    experts, _, width, d_model = gate_up.shape
-    chosen = min(chosen, experts)
+    count, _, width, d_model = experts.gate_up.shape
+    chosen = min(chosen, count)
     weight, expert_ids = (part.reshape(-1) for part in jax.lax.top_k(share, chosen))  # [N * k]
-    expert_ids = jnp.where(weight > 0, expert_ids, experts)
+    expert_ids = jnp.where(weight > 0, expert_ids, count)
     order = jnp.argsort(expert_ids, stable=True)
-    sizes = jnp.bincount(expert_ids, length=experts).astype(jnp.int32)
+    sizes = jnp.bincount(expert_ids, length=count).astype(jnp.int32)
     contract_last = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
 
     def matmul(rows: jax.Array, weights: jax.Array) -> jax.Array:
@@ -171,18 +203,24 @@ def grouped(
             rows, weights, sizes, contract_last, preferred_element_type=jnp.float32
         )
 
-    gate_and_up = join(matmul(x[order // chosen], gate_up.reshape(experts, 2 * width, d_model)))
-    hidden = ACTIVATIONS[activation](gate_and_up[:, :width]) * gate_and_up[:, width:]  # [N * k, F]
+    def of_rows(bias: jax.Array | None) -> jax.Array | None:
+        """The bias of each row's expert."""
+        return None if bias is None else bias[jnp.minimum(expert_ids[order], count - 1)]
+
+    gate_up_bias, down_bias = map(of_rows, (experts.gate_up_bias, experts.down_bias))
+    gate_up = join(matmul(x[order // chosen], experts.gate_up.reshape(count, 2 * width, d_model)))
+    gate_up = _biased(gate_up.reshape(-1, 2, width), gate_up_bias)
+    hidden = GATES[activation](gate_up[:, 0], gate_up[:, 1])  # [N * k, F]
     weight = weight[order, None]
-    rows = jnp.where(weight > 0, matmul(hidden.astype(x.dtype), down) * weight, 0)  # [N * k, D]
+    rows = _biased(matmul(hidden.astype(x.dtype), experts.down), down_bias)  # [N * k, D]
+    rows = jnp.where(weight > 0, rows * weight, 0)
     return jnp.zeros((x.shape[0], d_model), jnp.float32).at[order // chosen].add(rows)
 
 
 def touched_only(
     x: jax.Array,
     share: jax.Array,
-    gate_up: Weight,
-    down: Weight,
+    experts: Experts,
     activation: str,
     join: Join = lambda sums: sums,
 ) -> jax.Array:
@@ -192,15 +230,17 @@ def touched_only(
     Arguments and result are those of `grouped`.
     """
 
-    def add(expert: jax.Array, total: jax.Array) -> jax.Array:
-        expert_gate_up, expert_down = jax.tree.map(  # [2, F, D] and [D, F]
-            lambda stack: jax.lax.dynamic_index_in_dim(stack, expert, keepdims=False),
-            (gate_up, down),
+    def add(number: jax.Array, total: jax.Array) -> jax.Array:
+        biases = jax.tree.map(
+            lambda stack: jax.lax.dynamic_index_in_dim(stack, number, keepdims=False),
+            (experts.gate_up_bias, experts.down_bias),
         )
-        gate_and_up = join(dot(expert_gate_up, x[None], jnp.float32)[0])  # [N, 2, F]
-        hidden = ACTIVATIONS[activation](gate_and_up[:, 0]) * gate_and_up[:, 1]  # [N, F]
-        rows = dot(expert_down, hidden.astype(x.dtype)[None], jnp.float32)[0]  # [N, D]
-        return total + rows * jax.lax.dynamic_slice_in_dim(share, expert, 1, axis=1)
+        gate_up = join(dot_of_one(experts.gate_up, number, x, jnp.float32))  # [N, 2, F]
+        gate_up = _biased(gate_up, biases[0])
+        hidden = GATES[activation](gate_up[:, 0], gate_up[:, 1])  # [N, F]
+        rows = dot_of_one(experts.down, number, hidden.astype(x.dtype), jnp.float32)  # [N, D]
+        rows = _biased(rows, biases[1])
+        return total + rows * jax.lax.dynamic_slice_in_dim(share, number, 1, axis=1)
 
     def visit(expert: jax.Array, total: jax.Array) -> jax.Array:
         touched = jnp.any(jax.lax.dynamic_index_in_dim(share, expert, axis=1) > 0)

@@ -1,8 +1,10 @@
-"""The gated MLP: SwiGLU and GeGLU (Shazeer 2020)."""
+"""The gated MLP: SwiGLU and GeGLU (Shazeer 2020), and the clipped SwiGLU of gpt-oss."""
 
 import functools
+from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from model.config import ModelConfig
@@ -12,10 +14,32 @@ from model.linear import project
 from sharding.collectives import reshard
 from sharding.placement import Placement
 
-ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+STEEPNESS, LIMIT = 1.702, 7.0
+"""Of the clipped SwiGLU: `swiglu_alpha` and `swiglu_limit` of gpt-oss's `config.json`."""
+
+
+def clipped_swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """``(up + 1) * gate * sigmoid(1.702 gate)``, the gate at most 7 and up from -7 to 7.
+
+    Source: OpenAI 2025 (gpt-oss model card, section 2.2, "a clamping and a residual connection"),
+    and `modeling_gpt_oss.py` of https://github.com/huggingface/transformers.
+    """
+    gate, up = jnp.minimum(gate, LIMIT), jnp.clip(up, -LIMIT, LIMIT)
+    return (up + 1) * gate * jax.nn.sigmoid(STEEPNESS * gate)
+
+
+def _gated_by(
+    activation: Callable[[jax.Array], jax.Array],
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    return lambda gate, up: activation(gate) * up
+
+
+GATES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "silu": _gated_by(jax.nn.silu),
+    "gelu_tanh": _gated_by(functools.partial(jax.nn.gelu, approximate=True)),
+    "clipped_silu": clipped_swiglu,
 }
+"""The hidden layer of a gate and what it gates, by the name of the activation."""
 
 
 class MLP(nnx.Module):
@@ -37,6 +61,6 @@ class MLP(nnx.Module):
             if self.has_bias:
                 bias = reshard(self.gate_up_bias[...], placement.activations("CF"))
                 gate_up = gate_up + bias.astype(gate_up.dtype)
-            hidden = ACTIVATIONS[self.activation](gate_up[:, :, 0]) * gate_up[:, :, 1]  # [B, T, F]
+            hidden = GATES[self.activation](gate_up[:, :, 0], gate_up[:, :, 1])  # [B, T, F]
             (y,), _ = project(hidden, [self.down], placement)  # [B, T, R]
             return y + self.down_bias[...].astype(y.dtype) if self.has_bias else y

@@ -55,6 +55,22 @@ def join(a: Softmaxed, b: Softmaxed) -> Softmaxed:
     return Softmaxed(sums, highest, a.total * of_a + b.total * of_b)
 
 
+def join_sink(part: Softmaxed, sink: jax.Array) -> Softmaxed:
+    """A part with one more score, which counts in the total and has no value.
+
+    Source: attention sinks as gpt-oss has them (`modeling_gpt_oss.py` of
+    https://github.com/huggingface/transformers), after Xiao et al. 2024, section 3.3.
+
+    Args:
+      part: over all of the keys: the sink is to be joined once.
+      sink: [K, G] float32, the score of each query head.
+    """
+    highest = jnp.maximum(part.highest, sink)
+    of_part = jnp.exp(part.highest - highest)
+    total = part.total * of_part + jnp.exp(sink - highest)
+    return Softmaxed(part.sums * of_part[..., None], highest, total)
+
+
 def combine(parts: Softmaxed) -> Softmaxed:
     """One part of many over different keys, stacked along a new first axis of each array."""
     highest = jnp.max(parts.highest, axis=0)

@@ -3,7 +3,8 @@
 Each folder holds `config.json`, safetensors and `reference.npz`: prompts, logits at every
 position of each, and 32 greedy tokens after each, every prompt run alone in float32. The greedy
 tokens are made with a KV cache and again without one, and weights are drawn again if the best two
-logits of any token differ by less than 1e-3. Needs the extra `parity`.
+logits of any token differ by less than 1e-3. Where experts are in MXFP4, the matrices of the first
+layer's are there too, as transformers dequantizes them. Needs the extra `parity`.
 """
 
 import json
@@ -21,6 +22,7 @@ _OUTPUT = flags.DEFINE_string(
 NEW_TOKENS = 32
 PROMPT_LENGTHS = (5, 11, 19)
 MARGIN = 1e-3
+_MATRICES = ("gate_up_proj", "down_proj")
 _COMMON = {
     "vocab_size": 128,
     "hidden_size": 32,
@@ -57,6 +59,21 @@ _LONGROPE = {
     "partial_rotary_factor": 0.75,
     "short_factor": [1.0, 1.0, 1.1, 1.2, 1.3, 1.5],
     "long_factor": [1.0, 1.5, 2.5, 4.0, 5.0, 6.0],
+}
+_GPT_OSS = {
+    "head_dim": 16,
+    "sliding_window": 8,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 150_000.0,
+        "factor": 4.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 32,
+    },
 }
 FAMILIES = {
     "llama2": ("llama", {"num_key_value_heads": 4}),
@@ -171,6 +188,8 @@ FAMILIES = {
     ),
     "smollm3": ("smollm3", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
     "glm4": ("glm4", {"head_dim": 16, "rope_parameters": {"partial_rotary_factor": 0.5}}),
+    "gpt_oss": ("gpt_oss", _GPT_OSS),
+    "gpt_oss_mxfp4": ("gpt_oss", _GPT_OSS | {"hidden_size": 64}),
 }
 
 
@@ -197,6 +216,45 @@ def random_model(model_type: str, sizes: dict, seed: int):
             else:
                 array.copy_(1.5 * array.shape[-1] ** -0.5 * torch.randn_like(array))
     return model
+
+
+def in_mxfp4(model, seed: int) -> dict[str, np.ndarray]:
+    """Gives experts matrices that MXFP4 holds exactly, as transformers reads them.
+
+    Returns:
+      The tensors that a folder has in place of theirs, by name.
+    """
+    import torch
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    random, stored = np.random.default_rng(seed), {}
+    for name, array in model.named_parameters():
+        if not name.endswith(_MATRICES):
+            continue
+        experts, inputs, outputs = array.shape
+        blocks = random.integers(0, 256, (experts, outputs, inputs // 32, 16), np.uint8)
+        scales = random.integers(121, 125, (experts, outputs, inputs // 32), np.uint8)
+        parts = {"blocks": torch.tensor(blocks), "scales": torch.tensor(scales)}
+        with torch.no_grad():
+            array.copy_(convert_moe_packed_tensors(*parts.values(), dtype=torch.float32))
+        stored |= {f"{name}_{part}": tensor for part, tensor in parts.items()}
+    return stored
+
+
+def save_in_mxfp4(folder: Path, stored: dict) -> None:
+    """Puts codes and scales in place of the plain matrices of a folder's experts."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    plain = {name.rpartition("_")[0] for name in stored}
+    kept = {name: tensor for name, tensor in load_file(file).items() if name not in plain}
+    save_file(kept | stored, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router"],
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def greedy(model, prompt: list[int]) -> tuple[np.ndarray, list[int], float]:
@@ -230,6 +288,7 @@ def make(name: str, folder: Path) -> None:
     prompts = [random.integers(3, 128, length).tolist() for length in PROMPT_LENGTHS]
     for seed in range(50):
         model = random_model(model_type, sizes, seed)
+        stored = in_mxfp4(model, seed) if name.endswith("mxfp4") else {}
         runs = [greedy(model, prompt) for prompt in prompts]
         varied = all(len(set(tokens)) > 4 for _, tokens, _ in runs)
         if varied and min(margin for *_, margin in runs) > MARGIN:
@@ -239,8 +298,13 @@ def make(name: str, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, max_shard_size="30KB" if name == "llama2" else "1GB")
     (folder / "generation_config.json").unlink(missing_ok=True)
+    if stored:
+        save_in_mxfp4(folder, stored)
     arrays = {f"prompt_{n}": np.array(p, np.int32) for n, p in enumerate(prompts)}
     arrays |= {f"logits_{n}": logits for n, (logits, *_) in enumerate(runs)}
+    if stored:
+        layer = model.model.layers[0].mlp.experts
+        arrays |= {name: getattr(layer, name).detach().numpy() for name in _MATRICES}
     arrays["tokens"] = np.array([tokens for _, tokens, _ in runs], np.int32)
     np.savez_compressed(folder / "reference.npz", **arrays)
     used = json.loads((folder / "config.json").read_text())["transformers_version"]

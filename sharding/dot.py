@@ -70,6 +70,39 @@ def dot(weight: Weight, x: jax.Array, dtype: jnp.dtype, out: jax.P | None = None
     return by_platform(weight, x, default=at_once, **others)
 
 
+def dot_of_one(stack: Weight, number: jax.Array, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """[M, inputs] times one of a stack of matrices, [E, outputs..., inputs] -> [M, outputs...].
+
+    Args:
+      stack: all on one device.
+      number: of the matrix, int32.
+      x: [M, inputs].
+      dtype: type of the product.
+    """
+    outputs, inputs = stack.shape[1:-1], stack.shape[-1]
+
+    def cut_out(stack: Weight, number: jax.Array, x: jax.Array) -> jax.Array:
+        matrix = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False), stack
+        )
+        return dot(matrix, x[None], dtype)[0]
+
+    def in_place(stack: QuantizedArray, number: jax.Array, x: jax.Array) -> jax.Array:
+        from sharding.grouped_stack import multiply_one  # imports Pallas, which takes a while
+
+        values, scales = (
+            leaf.reshape(len(leaf), -1, leaf.shape[-1]) for leaf in (stack.values, stack.scales)
+        )
+        return multiply_one(number, values, scales, x, dtype).reshape(len(x), *outputs)
+
+    others = {}
+    if isinstance(stack, QuantizedArray) and stack.codes:
+        from sharding.grouped_stack import fits
+
+        others = {"tpu": in_place} if fits(math.prod(outputs), inputs) else {}
+    return by_platform(stack, number, x, default=cut_out, **others)
+
+
 def dot_of_shards(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The product of a weight that lies in shards, each in one piece.
 

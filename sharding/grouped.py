@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from sharding.float4 import EXPONENTS, decode, decode_scales
+
 _LANES, _SUBLANES = 128, 8
 _TILES = (512, 256, 128)
 _FEW_TOKENS = 256  # for more, products of dense values are cheaper
@@ -95,6 +97,7 @@ def multiply_few(
     interpret: bool = False,
 ) -> jax.Array:
     """A matrix in one shard times few tokens; arguments and result are those of `multiply_many`."""
+    coded, scales = scales.dtype == EXPONENTS, decode_scales(scales)
     numbers = [scales[0, 0]] if offsets is None else [scales[0, 0], offsets[0, 0]]
     values, x = values[0, 0], x[:, 0]
     (rows, inputs), groups, tokens = values.shape, scales.shape[-1], x.shape[0]
@@ -105,7 +108,7 @@ def multiply_few(
     by_rows = pl.BlockSpec((tile, groups), lambda n: (n, 0))
     by_groups = pl.BlockSpec((groups, tile), lambda n: (0, n))
     product = pl.pallas_call(
-        functools.partial(_kernel, inputs // groups, transposed),
+        functools.partial(_kernel, inputs // groups, transposed, coded),
         grid=(rows // tile,),
         in_specs=[
             pl.BlockSpec((tokens, inputs), lambda n: (0, 0)),
@@ -121,7 +124,9 @@ def multiply_few(
     return product[:, None]
 
 
-def _kernel(group: int, transposed: bool, x_ref, sums_ref, values_ref, scales_ref, *rest) -> None:
+def _kernel(
+    group: int, transposed: bool, coded: bool, x_ref, sums_ref, values_ref, scales_ref, *rest
+) -> None:
     """One tile of rows: tokens, their sums, values, scales and offsets -> [M, N]."""
     *offsets_ref, out_ref = rest
     (tokens, dtype), (rows, inputs) = (x_ref.shape[0], x_ref.dtype), values_ref.shape
@@ -141,7 +146,7 @@ def _kernel(group: int, transposed: bool, x_ref, sums_ref, values_ref, scales_re
         apart = jnp.where(in_group, x_ref[:, lanes].astype(jnp.float32)[None], 0).astype(dtype)
         group_sums = jax.lax.dot_general(  # [per_register * M, N]
             apart.reshape(per_register * tokens, _LANES),
-            values_ref[:, lanes].astype(dtype),
+            _numbers(values_ref[:, lanes], coded).astype(dtype),
             (((1,), (1,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
@@ -149,6 +154,11 @@ def _kernel(group: int, transposed: bool, x_ref, sums_ref, values_ref, scales_re
         tile_scales = scales[tile_groups, None]  # [per_register, 1, N]
         total += jnp.sum(group_sums.reshape(per_register, tokens, rows) * tile_scales, axis=0)
     out_ref[...] = total.astype(out_ref.dtype)
+
+
+def _numbers(values: jax.Array, coded: bool) -> jax.Array:
+    """Values as numbers, before scales."""
+    return decode(values) if coded else values
 
 
 def multiply_many(
@@ -162,7 +172,8 @@ def multiply_many(
     """A matrix times many tokens, all on one device; the matrix may lie in shards.
 
     Args:
-      values: [P, Q, N, K], integers: shard p, q has outputs p of P and inputs q of Q.
+      values: [P, Q, N, K], integers: shard p, q has outputs p of P and inputs q of Q. They are
+        codes of `sharding.float4` if scales are exponents of it.
       scales: [P, Q, N, groups] float32.
       offsets: as scales, if any.
       x: [M, Q, K].
@@ -173,6 +184,7 @@ def multiply_many(
       [M, P, N].
     """
     (outer, inner, rows, inputs), groups, tokens = values.shape, scales.shape[-1], x.shape[0]
+    coded, scales = scales.dtype == EXPONENTS, decode_scales(scales)
     tile_rows, tile_inputs = dense_tile_of(rows, inputs, groups)
     tile_groups = tile_inputs * groups // inputs
     across, along = rows // tile_rows, inputs // tile_inputs  # tiles of a shard
@@ -189,7 +201,7 @@ def multiply_many(
     numbers = [scales] if offsets is None else [scales, offsets]
     scales_spec = pl.BlockSpec((None, None, tile_groups, tile_rows), scales_index)
     product = pl.pallas_call(
-        _dense_kernel,
+        functools.partial(_dense_kernel, coded),
         grid=(outer * across, pl.cdiv(tokens, tile_tokens), inner * along),
         in_specs=[
             pl.BlockSpec((tile_tokens, tile_inputs), lambda n, m, k: (m, k)),
@@ -205,7 +217,7 @@ def multiply_many(
     return product.reshape(tokens, outer, rows)
 
 
-def _dense_kernel(x_ref, values_ref, scales_ref, *rest) -> None:
+def _dense_kernel(coded: bool, x_ref, values_ref, scales_ref, *rest) -> None:
     """A tile: tokens [M, K], values [N, K], scales and offsets [groups, N] -> [M, N], summed."""
     *offsets_ref, out_ref, sums_ref = rest
     (rows, inputs), groups = values_ref.shape, scales_ref.shape[0]
@@ -214,7 +226,11 @@ def _dense_kernel(x_ref, values_ref, scales_ref, *rest) -> None:
     def _() -> None:
         sums_ref[...] = jnp.zeros_like(sums_ref)
 
-    dense = values_ref[...].astype(jnp.float32).T.reshape(groups, inputs // groups, rows)
+    dense = (
+        _numbers(values_ref[...], coded)
+        .astype(jnp.float32)
+        .T.reshape(groups, inputs // groups, rows)
+    )
     dense *= scales_ref[...][:, None]
     for offset_ref in offsets_ref:
         dense += offset_ref[...][:, None]

@@ -40,6 +40,11 @@ XLA:CPU
 XLA:TPU
 - It lays attention's output weights out anew at every step, to cut their rows: they are stored in
   the order that it wants (`order_on_tpu`).
+- It keeps a matrix whose rows fill no registers by its columns, and lays it out anew to look rows
+  up, or for a kernel: such an embedding and the scales of MXFP4 are stored by rows
+  (`model.memory_order`).
+- It cuts the matrix of one expert in few bits out of a stack, and writes it: a kernel that reads
+  MXFP4 where it lies (`sharding.grouped_stack`).
 - It brings a cache into another order to write several heads of a slot at once: a row for each head
   (`model.cache_write`), scales with KV heads first, and slots in whole tiles.
 - It takes the rows of a prompt one after another: a chunk is one block (`model.cache_write`).

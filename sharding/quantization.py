@@ -14,6 +14,7 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
+from sharding.float4 import EXPONENTS, decode_scales, decode_values, encode
 from sharding.placement import used_axes
 from sharding.stored_types import COUNTED_TYPES, QUANTIZED_TYPES, QuantizedType
 
@@ -32,6 +33,9 @@ class Quantization:
       whole: whether the matrix has a float32 scale of its own beside those of its groups.
       multiplied: chips' name of the arithmetic that multiplies stored values without conversion,
         where a chip has it; None if a matmul converts them to the type of activations.
+      codes: whether values and scales are codes of `sharding.float4` (MXFP4).
+      experts_only: whether, in a model that has experts, only their matrices are stored so, as
+        the files of such models have it.
     """
 
     name: str
@@ -42,6 +46,8 @@ class Quantization:
     scale: jnp.dtype = jnp.float32
     whole: bool = False
     multiplied: str | None = None
+    codes: bool = False
+    experts_only: bool = False
 
     def abstract(self, shape: tuple[int, ...], outputs: int) -> "QuantizedArray":
         """Shapes and dtypes of a matrix in this form, [outputs..., inputs...]."""
@@ -72,7 +78,8 @@ class QuantizedArray:
 
     Attributes:
       values: [outputs..., inputs...], in a quantization's dtype.
-      scales: float32, of the same rank: inputs are 1, or as many as there are groups.
+      scales: float32, of the same rank: inputs are 1, or as many as there are groups. Exponents of
+        `sharding.float4` where values are its codes.
       offsets: the same shape as scales, where the quantization has them.
       group: inputs that share a scale, along the last dimension; None for all of an output.
       round_activations: multiply 8-bit integers: what it multiplies is rounded to them first, with
@@ -97,11 +104,17 @@ class QuantizedArray:
         """Dimensions of the values."""
         return self.values.ndim
 
+    @property
+    def codes(self) -> bool:
+        """Whether values and scales are codes of `sharding.float4`."""
+        return self.scales.dtype == EXPONENTS
+
     def dense(self) -> jax.Array:
         """The values that are meant, float32."""
         groups = self.scales.shape[-1]
         split = (*self.shape[:-1], groups, self.shape[-1] // groups)
-        found = self.values.astype(jnp.float32).reshape(split) * self.scales[..., None]
+        found = decode_values(self.values, self.scales).reshape(split)
+        found = found * decode_scales(self.scales)[..., None]
         if self.offsets is not None:
             found = found + self.offsets[..., None]
         return found.reshape(self.shape)
@@ -256,6 +269,8 @@ def _values_and_scales(
         found = jnp.max(x, axis=over, keepdims=True)
         return jax.lax.pmax(found, axes) if axes else found
 
+    if quantization.codes:
+        return encode(blocks, maximum(jnp.abs(blocks)))
     if quantization.offset:
         minimum = -maximum(-blocks)
         scale = (maximum(blocks) - minimum) / quantization.largest

@@ -19,6 +19,8 @@ class QuantizedType(NamedTuple):
     scale: str = "float32"
     whole: bool = False
     multiplied: str | None = None
+    codes: bool = False
+    experts_only: bool = False
 
 
 QUANTIZED_TYPES: Mapping[str, QuantizedType] = MappingProxyType(
@@ -28,6 +30,9 @@ QUANTIZED_TYPES: Mapping[str, QuantizedType] = MappingProxyType(
         "fp8": QuantizedType("float8_e4m3fn", 448),
         "int4": QuantizedType("uint4", 15, group=32, offset=True),
         "int4_symmetric": QuantizedType("int4", 7, group=32),
+        "mxfp4": QuantizedType(
+            "uint4", 6, 32, scale="uint8", multiplied="fp4", codes=True, experts_only=True
+        ),
     }
 )
 KERNEL_TYPES = ("int8", "int8_grouped", "int4", "int4_symmetric")
@@ -41,13 +46,12 @@ COUNTED_TYPES: Mapping[str, QuantizedType] = MappingProxyType(
         "nvfp4": QuantizedType(
             "float4_e2m1fn", 6, 16, scale="float8_e4m3fn", whole=True, multiplied="fp4"
         ),
-        "mxfp4": QuantizedType("float4_e2m1fn", 6, 32, scale="float8_e8m0fnu", multiplied="fp4"),
     }
 )
 """Types of weights whose bytes and floors are counted, but which do not run.
 
-Sources: NVIDIA, Introducing NVFP4 (16 values share a scale in float8, and the tensor one in
-float32); Open Compute Project, Microscaling Formats 1.0 (32 values share a power of two).
+Source: NVIDIA, Introducing NVFP4 (16 values share a scale in float8, and the tensor one in
+float32).
 """
 CACHE_TYPES = (
     *PLAIN_TYPES,

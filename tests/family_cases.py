@@ -16,6 +16,8 @@ PART = Part("model/weights/README.md", "families", "tests.family_cases")
 CASES = sorted(folder.name for folder in FOLDER.iterdir())
 # What a GGUF file cannot say, or this project refuses in one.
 _NO_GGUF = {
+    "gpt_oss": "refused by name",
+    "gpt_oss_mxfp4": "refused by name",
     "glm4": "refused by name",
     "llama_bias": "refused by its tensors",
     "llama_dynamic": "its files have plain positions",
@@ -30,7 +32,8 @@ _NO_GGUF = {
 }
 # Run in the slow set alone: what they bring is also in a case of the default set, or is data.
 SLOW_CASES = (
-    "granite", "llama_bias", "olmo2", "olmo3", "phi3", "phi3_long", "qwen3_bias", "smollm3",
+    "gpt_oss_mxfp4", "granite", "llama_bias", "olmo2", "olmo3", "phi3", "phi3_long", "qwen3_bias",
+    "smollm3",
 )  # fmt: skip
 GGUF_CASES = [case for case in CASES if case not in _NO_GGUF]
 
@@ -54,6 +57,7 @@ FAMILIES = {
     "Granite 3": ["granite"],
     "SmolLM3": ["smollm3"],
     "GLM-4 (0414)": ["glm4"],
+    "gpt-oss, plain and in MXFP4": ["gpt_oss", "gpt_oss_mxfp4"],
 }
 
 

@@ -93,6 +93,12 @@ class Fields:
         shown = repr(value) if len(repr(value)) < 60 else repr(value)[:60] + "..."
         raise WeightsError(f"field {name!r:.80} of {self._path} is {shown}; {remedy}")
 
+    def take_quantization(self, method: str) -> None:
+        """Takes a `quantization_config` of this method, which its tensors say themselves."""
+        value = self._values.get("quantization_config")
+        if method and isinstance(value, dict) and value.get("quant_method") == method:
+            self._left.discard("quantization_config")
+
     def finish(self, known: Mapping[str, tuple[Any, ...] | object]) -> None:
         """Refuses fields that were not read and might change the arithmetic."""
         self._left = {name for name in self._left if self._values[name] is not None}

@@ -6,98 +6,28 @@ it holds. Names: the `modeling_*.py` of each family in https://github.com/huggin
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 
 from model.config import ModelConfig
 from model.declarations import Path as ParameterPath
+from model.parameters import Readable
 from model.weights import WeightsError
+from model.weights.assembled import HEAD, Assembled, Piece, Shape
 from model.weights.huggingface_config import read_config
 from model.weights.huggingface_families import FAMILIES, Names
 from model.weights.quantized_names import NOT_READ, quantized
 from model.weights.safetensors_files import SafetensorsFiles
-
-Shape = tuple[int, ...]
-Index = tuple[slice, ...]
-
+from model.weights.stacked_experts import BLOCKS, SCALES, StackedExperts
+from sharding.quantization import QUANTIZATIONS, Quantization, QuantizedArray
 
 _PLAIN_DTYPES = [np.dtype(name) for name in ("float64", "float32", "float16", ml_dtypes.bfloat16)]
 _EMBEDDING = "embed_tokens.weight"
 _UNEMBEDDING = "lm_head.weight"
-_HEAD = 2  # the dimension of heads' sizes in queries, keys and values
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """A stored tensor as a block of one of the model's arrays.
-
-    Attributes:
-      name: name of the tensor.
-      stored: its shape in the file.
-      shape: shape of the block, of the same elements or some of them; as many dimensions as the
-        array.
-      corner: index of the block's first element in the array.
-      first: the element of the tensor that the block begins with, where it is a part of it.
-      order: places in the tensor of the indices of the block's dimension `_HEAD`, where that is in
-        another order.
-    """
-
-    name: str
-    stored: Shape
-    shape: Shape
-    corner: Shape
-    first: int | None = None
-    order: tuple[int, ...] | None = None
-
-    def read(self, files: SafetensorsFiles, part: Index) -> np.ndarray:
-        """A part of the block."""
-        if self.order is None:
-            return files.read(self.name, self.shape, part, self.first)
-        whole = (*part[:_HEAD], slice(None), *part[_HEAD + 1 :])
-        rows = files.read(self.name, self.shape, whole, self.first)
-        return rows.take(self.order[part[_HEAD]], axis=_HEAD)
-
-
-@dataclasses.dataclass(frozen=True)
-class Assembled:
-    """An array of the model, of which indexing reads only the part that it asks for.
-
-    Attributes:
-      files: the directory's tensors.
-      shape: shape of the array.
-      pieces: blocks that cover the array without overlap.
-      offset: added to every element.
-    """
-
-    files: SafetensorsFiles
-    shape: Shape
-    pieces: tuple[Piece, ...]
-    offset: int = 0
-
-    def __getitem__(self, index: Index) -> np.ndarray:
-        """The part within `index`, one slice of step 1 per dimension."""
-        bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
-        dtype = _common_dtype({self.files.tensors[piece.name].dtype for piece in self.pieces})
-        out = np.empty([stop - start for start, stop in bounds], dtype)
-        for piece in self.pieces:
-            theirs, ours = [], []
-            for (start, stop), first, size in zip(bounds, piece.corner, piece.shape, strict=True):
-                low, high = max(start, first), min(stop, first + size)
-                theirs.append(slice(low - first, high - first))
-                ours.append(slice(low - start, high - start))
-            if all(part.start < part.stop for part in theirs):
-                out[tuple(ours)] = piece.read(self.files, tuple(theirs))
-        return out + np.asarray(self.offset, np.float32) if self.offset else out
-
-
-def _common_dtype(dtypes: set[np.dtype]) -> np.dtype:
-    """The dtype that holds the values of all of these."""
-    if len(dtypes) == 1:
-        return next(iter(dtypes))
-    return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
 
 
 class HuggingFaceFolder:
@@ -120,38 +50,58 @@ class HuggingFaceFolder:
 
     @property
     def dtype(self) -> str:
-        """bfloat16 if every matrix is stored in it; else float32."""
+        """bfloat16 if every plain matrix is stored in it; else float32."""
         stored = {t.dtype for t in self._files.tensors.values() if len(t.shape) > 1}
-        return "bfloat16" if stored == {np.dtype(ml_dtypes.bfloat16)} else "float32"
+        plain = stored - {np.dtype(np.uint8)}  # of which codes are
+        return "bfloat16" if plain == {np.dtype(ml_dtypes.bfloat16)} else "float32"
 
-    def read_parameters(self, config: ModelConfig) -> Iterable[tuple[ParameterPath, Assembled]]:
-        """Every parameter with its path; indexing one reads that part of it."""
-        return read_parameters(self._files, config, self._model_type).items()
+    @property
+    def quantization(self) -> Quantization | None:
+        """How matrices of experts are stored; None where all matrices are plain."""
+        codes = any(name.endswith(BLOCKS) for name in self._files.tensors)
+        return QUANTIZATIONS["mxfp4"] if codes else None
+
+    def read_parameters(
+        self, config: ModelConfig, keep: Collection[ParameterPath] = ()
+    ) -> Iterable[tuple[ParameterPath, Readable | QuantizedArray]]:
+        """Every parameter with its path; indexing one reads that part of it.
+
+        Args:
+          config: as the constructor read it.
+          keep: paths of matrices that are wanted in MXFP4, and stay in it where they are stored so.
+        """
+        return read_parameters(self._files, config, self._model_type, keep).items()
 
 
 def read_parameters(
-    files: SafetensorsFiles, config: ModelConfig, model_type: str
-) -> dict[ParameterPath, Assembled]:
+    files: SafetensorsFiles,
+    config: ModelConfig,
+    model_type: str,
+    keep: Collection[ParameterPath] = (),
+) -> dict[ParameterPath, Readable | QuantizedArray]:
     """The model's parameters, which are read when they are indexed.
 
     Args:
       files: the directory's tensors.
       config: the configuration that its `config.json` gives.
       model_type: the family, as `config.json` names it.
+      keep: paths of matrices that stay in MXFP4 where they are stored in it.
 
     Raises:
       WeightsError: tensors that are missing, left over, misshapen or quantized.
     """
-    if config.layers * max(config.experts, 1) > len(files.tensors):
+    names = FAMILIES[model_type].names
+    if config.layers * (1 if names.stacked else max(config.experts, 1)) > len(files.tensors):
         raise WeightsError(
             f"config.json has {config.layers} layers but there are {len(files.tensors)} tensors; "
             "check that config.json belongs to these weights"
         )
     if what := quantized(files.tensors, files.beside):
         raise WeightsError(f"{what}; quantized weights {NOT_READ}")
-    arrays = _Arrays(files, config, FAMILIES[model_type].names)
+    arrays = _Arrays(files, config, names, frozenset(keep))
     parameters = arrays.all()
-    wanted = {p.name: p.stored for array in parameters.values() for p in array.pieces}
+    readable = jax.tree.leaves(parameters)  # of a matrix in few bits, its parts
+    wanted = {name: shape for array in readable for name, shape in array.tensors.items()}
     spare = [name for name in files.tensors if name not in wanted]
     _check_wanted(files, wanted, spare)
     if config.tied_embedding and arrays.unembedding in spare:
@@ -192,7 +142,8 @@ def _check_wanted(files: SafetensorsFiles, wanted: Mapping[str, Shape], spare: l
                 f"tensor {name} has shape {files.tensors[name].shape}, not {shape} as config.json "
                 "says; fetch the model again"
             )
-        if files.tensors[name].dtype not in _PLAIN_DTYPES:
+        codes = name.endswith((BLOCKS, SCALES))
+        if files.tensors[name].dtype not in ([np.dtype(np.uint8)] if codes else _PLAIN_DTYPES):
             raise WeightsError(
                 f"tensor {name} is stored as {files.tensors[name].dtype}; "
                 f"quantized weights {NOT_READ}"
@@ -228,20 +179,26 @@ class _Arrays:
       embedding, unembedding: their names in the files.
     """
 
-    def __init__(self, files: SafetensorsFiles, config: ModelConfig, names: Names):
-        self.files, self.config, self.names = files, config, names
+    def __init__(
+        self,
+        files: SafetensorsFiles,
+        config: ModelConfig,
+        names: Names,
+        keep: frozenset[ParameterPath],
+    ):
+        self.files, self.config, self.names, self.keep = files, config, names, keep
         self.embedding = _stored_name(files.tensors, _EMBEDDING, f"model.{_EMBEDDING}")
         self.unembedding = _stored_name(files.tensors, _UNEMBEDDING, _UNEMBEDDING)
         self._before = self.embedding.removesuffix(_EMBEDDING)
 
-    def all(self) -> dict[ParameterPath, Assembled]:
+    def all(self) -> dict[ParameterPath, Readable | QuantizedArray]:
         c = self.config
         table = (c.vocabulary, c.d_model)
         found = {("embedding", "weight"): self.one(f"{self._before}embed_tokens", table)}
         for layer in range(c.layers):
             prefix = f"{self._before}layers.{layer}."
             parts = self.attention(prefix + "self_attn.") | self.norms(prefix)
-            parts |= self.mixture(prefix) if c.experts else self.mlp(prefix + "mlp.")
+            parts |= self.mixture(prefix, layer) if c.experts else self.mlp(prefix + "mlp.")
             found |= {("layers", layer, *path.split(".")): a for path, a in parts.items()}
         found["final_norm", "scale"] = self.scale(f"{self._before}norm")
         if not c.tied_embedding:
@@ -262,6 +219,8 @@ class _Arrays:
             found["attention.key_value_bias"] = self.keys_values(prefix, "bias")
         if c.output_bias:
             found["attention.output_bias"] = self.bias(prefix + "o_proj")
+        if c.attention_sinks:
+            found["attention.sinks"] = self.one(prefix + "sinks", (K * G,), (K, G), kind="")
         if c.query_key_norm:
             shapes = {"query": (K, G, h), "key": (K, h)} if c.norm_over_heads else {}
             for name in ("query", "key"):
@@ -289,10 +248,10 @@ class _Arrays:
 
     def heads(self, name: str, part: int, shape: Shape, corner: Shape, rotated: bool) -> Piece:
         """Queries, keys or values (`part` 0 to 2), which may be parts of one stored tensor."""
-        c, joined, last = self.config, self.names.query_key_value, shape[_HEAD + 1 :]
+        c, joined, last = self.config, self.names.query_key_value, shape[HEAD + 1 :]
         order = _half_split(c.rotated, c.head_size) if self.names.paired and rotated else None
         if not joined:
-            return Piece(name, (math.prod(shape[: _HEAD + 1]), *last), shape, corner, None, order)
+            return Piece(name, (math.prod(shape[: HEAD + 1]), *last), shape, corner, None, order)
         rows = [heads * c.head_size for heads in (c.query_heads, c.kv_heads, c.kv_heads)]
         prefix, _, kind = name.rpartition(".")
         name = f"{prefix.rpartition('.')[0]}.{joined}.{kind}"
@@ -319,16 +278,22 @@ class _Arrays:
             found["mlp.down_bias"] = self.bias(prefix + self.names.down)
         return found
 
-    def mixture(self, prefix: str) -> dict[str, Assembled]:
+    def mixture(self, prefix: str, layer: int) -> dict[str, Readable | QuantizedArray]:
         D, F, E = self.config.d_model, self.config.d_ff, self.config.experts
+        router = {"mlp.router": self.one(prefix + self.names.router, (E, D))}
+        if self.config.expert_bias:
+            router["mlp.router_bias"] = self.one(prefix + self.names.router, (E,), kind=".bias")
+        if self.names.stacked:
+            stacked = StackedExperts(self.files, self.config, f"{prefix}{self.names.experts}.")
+            keep = [n for n in ("gate_up", "down") if ("layers", layer, "mlp", n) in self.keep]
+            return router | {f"mlp.{name}": array for name, array in stacked.arrays(keep).items()}
         experts = [f"{prefix}{self.names.experts}.{expert}." for expert in range(E)]
         gate_up = [p for e, name in enumerate(experts) for p in self.gate_up(name, (e,))]
         down = [
             Piece(f"{name}{self.names.down}.weight", (D, F), (1, D, F), (e, 0, 0))
             for e, name in enumerate(experts)
         ]
-        return {
-            "mlp.router": self.one(prefix + self.names.router, (E, D)),
+        return router | {
             "mlp.gate_up": Assembled(self.files, (E, 2, F, D), tuple(gate_up)),
             "mlp.down": Assembled(self.files, (E, D, F), tuple(down)),
         }
@@ -341,9 +306,11 @@ class _Arrays:
             for n, name in enumerate((self.names.gate, self.names.up))
         )
 
-    def one(self, name: str, stored: Shape, shape: Shape | None = None) -> Assembled:
+    def one(
+        self, name: str, stored: Shape, shape: Shape | None = None, kind: str = ".weight"
+    ) -> Assembled:
         shape = shape or stored
-        piece = Piece(f"{name}.weight", stored, shape, (0,) * len(shape))
+        piece = Piece(name + kind, stored, shape, (0,) * len(shape))
         return Assembled(self.files, shape, (piece,))
 
     def bias(self, name: str) -> Assembled:

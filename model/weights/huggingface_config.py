@@ -47,7 +47,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     more = _experts(fields, family) | _scales(fields, family, common["d_model"])
     more |= _biases(fields, family) | {"rotary_layers": rotated, "windows": windows}
     common |= rotary(fields, family, common["head_size"], common["max_context"])
-    config = ModelConfig(**common, **more | family.settings)
+    config = ModelConfig(**common | more | family.settings)
+    fields.take_quantization(family.quantized)
     fields.finish(HARMLESS | family.harmless)
     return config, model_type
 

@@ -8,6 +8,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from model.catalog_labs import GPT_OSS_ROTARY
+from model.mlp import LIMIT, STEEPNESS
+
 ANY = object()
 """Stands for every value a field may have."""
 # fmt: off
@@ -72,6 +75,7 @@ class Names:
       gate_up: gate and up as one matrix, one after the other; empty where they are two.
       query_key_value: queries, keys and values as one matrix; empty where they are three.
       paired: the two rows of a rotary pair are adjacent in query and key matrices.
+      stacked: all experts' matrices are one tensor, as `model.weights.stacked_experts` has it.
     """
 
     attention_norm: str = "input_layernorm"
@@ -87,6 +91,7 @@ class Names:
     gate_up: str = ""
     query_key_value: str = ""
     paired: bool = False
+    stacked: bool = False
 
 
 _GEMMA_NAMES = Names(
@@ -107,6 +112,7 @@ class Family:
       tied: the default of `tie_word_embeddings`.
       epsilon: the default of `rms_norm_eps`.
       base: the default rotary base.
+      rotary: the default of `rope_parameters`.
       local_base: the default base of layers with a window; None where all share one.
       local_base_field: the field that may say it.
       rotary_part: the default of `partial_rotary_factor`; None for families that rotate all.
@@ -133,6 +139,7 @@ class Family:
       attention_softcap, logit_softcap: the defaults where the fields are absent.
       multipliers: embeddings, scores, what is added to the residual stream, and logits have factors
         that fields say (Granite).
+      quantized: the `quant_method` of a `quantization_config` that is read; empty for none.
     """
 
     names: Names = Names()
@@ -140,6 +147,7 @@ class Family:
     tied: bool = False
     epsilon: float = 1e-6
     base: float = 10_000.0
+    rotary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     local_base: float | None = None
     local_base_field: str = ""
     rotary_part: float | None = None
@@ -162,6 +170,7 @@ class Family:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     multipliers: bool = False
+    quantized: str = ""
 
 
 _QWEN3 = Family(
@@ -280,5 +289,30 @@ FAMILIES: Mapping[str, Family] = {
         attention_bias=True,
         output_bias=False,
         settings={"norm_after": True},
+    ),
+    "gpt_oss": Family(
+        names=Names(router="mlp.router", experts="mlp.experts", stacked=True),
+        epsilon=1e-5,
+        base=150_000.0,
+        rotary=GPT_OSS_ROTARY,
+        window=128,
+        windows="pattern",
+        pattern=2,
+        experts=("num_local_experts", "num_experts"),
+        settings={
+            "attention_bias": True,
+            "output_bias": True,
+            "attention_sinks": True,
+            "expert_bias": True,
+            "activation": "clipped_silu",
+        },
+        harmless={
+            "attention_bias": (True,),
+            "swiglu_alpha": (STEEPNESS,),
+            "swiglu_limit": (LIMIT, int(LIMIT)),
+            "initial_context_length": ANY,  # rope_parameters say it
+            "experts_per_token": ANY,  # num_experts_per_tok is what transformers reads
+        },
+        quantized="mxfp4",
     ),
 }

@@ -63,7 +63,7 @@ def _given(fields: Fields, family: Family) -> tuple[dict[str, Any], float | None
     old, new = fields.take("rope_scaling", None), fields.take("rope_parameters", None)
     if new and old and new != old:
         fields.refuse("rope_scaling", old, "rope_parameters says otherwise")
-    given = new if new is not None else old if old is not None else {}
+    given = new if new is not None else old if old is not None else dict(family.rotary)
     local = family.local_base
     if family.local_base_field:
         local = fields.number(family.local_base_field, local)

@@ -74,7 +74,7 @@ class Shapes:
 
     def weight(self, letters: str, outputs: int) -> Weight:
         """Shapes and dtypes of a matrix as it is stored."""
-        quantization = self.dtypes.quantization
+        quantization = self.dtypes.quantization_of(letters, self.config.experts)
         return (
             quantization.abstract(self.shape(letters), outputs)
             if quantization

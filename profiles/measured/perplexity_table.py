@@ -34,10 +34,12 @@ def dtype_sets(cached: bool) -> dict[str, Dtypes]:
         return {
             f"KV cache {name}": Dtypes(jnp.float32, None, each) for name, each in stored.items()
         }
+    # Not those for experts alone, which these models have none of.
+    of_all = {name: each for name, each in QUANTIZATIONS.items() if not each.experts_only}
     return {
         "float32": Dtypes(jnp.float32),
         "bfloat16": Dtypes(jnp.float32, jnp.bfloat16),
-        **{name: Dtypes(jnp.float32, quantization) for name, quantization in QUANTIZATIONS.items()},
+        **{name: Dtypes(jnp.float32, quantization) for name, quantization in of_all.items()},
         "int8, activations rounded too": Dtypes(jnp.float32, QUANTIZATIONS["int8"], None, True),
     }
 

@@ -54,6 +54,7 @@ _TYPES = {
         Stored("fp8", QUANTIZATIONS["fp8"], jnp.dtype("float8_e4m3fn")),
         # As many bytes as 16 bits each for scale and zero point of 32 values, which engines store.
         Stored("int4", QUANTIZATIONS["int4_symmetric"], jnp.dtype("int4")),
+        Stored("mxfp4", QUANTIZATIONS["mxfp4"], jnp.dtype("float4_e2m1fn")),
         *(Stored(name, kind, jnp.dtype(kind.dtype)) for name, kind in COUNTED.items()),
     )
 }

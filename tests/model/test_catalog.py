@@ -30,6 +30,16 @@ def test_a_token_meets_as_many_parameters_of_a_mixture_as_published(name, publis
     assert abs(active - published) < digit
 
 
+def test_a_token_meets_as_many_parameters_of_gpt_oss_as_published():
+    """The model card's count leaves out the embedding, table 1."""
+    for name, published in (("gpt-oss-20b", 3.61e9), ("gpt-oss-120b", 5.13e9)):
+        config = find_model(name)
+        active = count_active(Transformer(config, BFLOAT16)) - config.vocabulary * config.d_model
+        assert abs(active - published) < 0.01e9
+    whole = count(Transformer(find_model("gpt-oss-120b"), BFLOAT16))
+    assert whole == 116_829_156_672  # as the released arrays add up
+
+
 def test_palm_is_multi_query_with_parallel_blocks():
     for name in ("palm-8b", "palm-62b", "palm-540b"):
         config = find_model(name)

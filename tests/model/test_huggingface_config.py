@@ -92,6 +92,25 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path, case, changed, words
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"swiglu_limit": 6.0}, "swiglu_limit"),
+        ({"swiglu_alpha": 1.5}, "swiglu_alpha"),
+        ({"attention_bias": False}, "attention_bias"),
+    ],
+)
+def test_another_gate_or_no_bias_of_gpt_oss_is_refused(tmp_path, changed, words):
+    with pytest.raises(WeightsError, match=f"{words}.* may change the mathematics"):
+        read(tmp_path, values_of("gpt_oss") | changed)
+
+
+def test_a_gpt_oss_that_says_no_rotary_scaling_has_the_released_ones(tmp_path):
+    values = PUBLISHED["gpt-oss-20b"]
+    silent = {name: value for name, value in values.items() if name != "rope_scaling"}
+    assert read(tmp_path, silent) == read(tmp_path, values)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_an_unknown_field_is_refused_in_every_family(tmp_path, case):
     with pytest.raises(WeightsError, match=r"attention_twist.*may change the mathematics"):

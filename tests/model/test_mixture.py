@@ -11,7 +11,7 @@ from flax import nnx
 
 from model.catalog import find_model
 from model.dtypes import FLOAT32, Dtypes
-from model.mixture import Mixture, grouped, touched_only
+from model.mixture import Experts, Mixture, grouped, touched_only
 from sharding.catalog import LAYOUTS, divide_experts
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
@@ -61,8 +61,8 @@ def test_every_token_gets_the_dense_answer_of_its_experts(mesh, way, renormalise
 
 
 def run_as_on_tpu(monkeypatch):
-    def groups(x, share, gate_up, down, activation, join):
-        return grouped(x, share, gate_up, down, K, activation, join)
+    def groups(x, share, experts, activation, join):
+        return grouped(x, share, experts, K, activation, join)
 
     monkeypatch.setattr("model.mixture.touched_only", groups)
 
@@ -131,8 +131,8 @@ def test_the_grouped_matmul_equals_the_loop_over_touched_experts(kind):
     best, which = jax.lax.top_k(jax.nn.softmax(x @ router.T), K)
     share = np.zeros((N, E), np.float32)
     np.put_along_axis(share, np.asarray(which), np.asarray(best), axis=1)
-    one = grouped(x, share, gate_up, down, K, "silu")
-    other = touched_only(x, share, gate_up, down, "silu")
+    one = grouped(x, share, Experts(gate_up, down), K, "silu")
+    other = touched_only(x, share, Experts(gate_up, down), "silu")
     assert np.abs(one - other).max() < 1e-5 * np.abs(one).max()
 
 

@@ -32,8 +32,8 @@ CASES = {
 }  # fmt: skip
 REFUSALS = {
     "counted": (
-        ["--model=tiny", "--mesh=2", "--weight_dtype=mxfp4", "--compile"],
-        "--weight_dtype is mxfp4, which is counted but does not run",
+        ["--model=tiny", "--mesh=2", "--weight_dtype=nvfp4", "--compile"],
+        "--weight_dtype is nvfp4, which is counted but does not run",
     ),
     "mesh": (["--model=tiny", "--mesh=2x"], "mesh is '2x'; write sizes of x, y and z"),
     "layout": (["--model=tiny", "--layout=3d"], "layout is '3d'; use one of weight_stationary_1d"),

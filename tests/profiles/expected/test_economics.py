@@ -20,6 +20,7 @@ from profiles.floor.speculation import largest_paying_batch
 from profiles.report.numbers import number
 from sharding.catalog import find_layout
 from sharding.quantization import QUANTIZATIONS
+from tests.profiles.sized import WINDOWED
 
 DENSE = SizedModel("dense", "this test", 10, 1000, 10**10, 10**10, cached=10**5, attention_flops=0)
 MIXTURE = dataclasses.replace(
@@ -250,7 +251,7 @@ def test_a_prompt_of_a_sized_model_does_the_least_arithmetic_there_is():
     assert short == pytest.approx(1000 * 2 * model.attention_flops / 8)
     many = one.prefill(64, 8192).counts
     assert many.weights_read <= many.weights_resident
-    windowed = estimator(sized_models()["gpt-oss-120b"], "h100:8").prefill(1, 1000).counts
+    windowed = estimator(WINDOWED, "h100:8").prefill(1, 1000).counts
     assert windowed.kv_written == 2 * 18_432 * (1000 + 128) / 8
 
 

@@ -23,10 +23,11 @@ from profiles.expected.serving import (
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Counts, Pass
 from profiles.floor.serving import Service
-from profiles.floor.sized_models import sized_models
+from profiles.floor.sized_models import SizedModel, sized_models
 from sharding.catalog import LAYOUTS, find_layout
 from sharding.error_types import UsageError
 from sharding.quantization import QUANTIZATIONS
+from tests.profiles.sized import WINDOWED
 
 FP8 = Dtypes(jnp.bfloat16, QUANTIZATIONS["fp8"], QUANTIZATIONS["fp8"])
 H100 = 3.35232e12, 989.4e12
@@ -34,7 +35,8 @@ H100 = 3.35232e12, 989.4e12
 
 
 def deployment(model, topology="h100:1", dtypes=BFLOAT16, **changes) -> Deployment:
-    found, slice = sized_models().get(model), parse_slice(topology)
+    slice = parse_slice(topology)
+    found = model if isinstance(model, SizedModel) else sized_models().get(model)
     if not found:
         found = find_model(model)
         changes.setdefault("layout", find_layout("weight_stationary_1d"))
@@ -114,7 +116,7 @@ def test_windows_leave_of_each_length_what_they_see(P, G):
 
 def test_models_by_their_sizes_have_windows_and_latents():
     C, P, G = 64, 1024, 1024
-    found = estimate("gpt-oss-120b", "h100:4", FP8, service=Service(C, P, G), experts="least")
+    found = estimate(WINDOWED, "h100:4", FP8, service=Service(C, P, G), experts="least")
     layer = 2 * 8 * 64  # keys and values of a token
     filled = 18 * filled_within(128, P, G) + 18 * filled_within(math.inf, P, G)
     cache = layer * (1 + 4 / 128) * (C * filled + C / G * 18 * (128 + P))

@@ -18,11 +18,13 @@ from profiles.figures.steps import COLOURS
 from profiles.figures.study import Study, StudyOptions
 from profiles.floor.deployment import Deployment
 from profiles.floor.sized_models import sized_models
+from tests.profiles.sized import WINDOWED
 
 
 def study(model="llama2-13b", topology="v5e:2x2", price: float | None = 1.5, **more) -> Study:
     slice = parse_slice(topology)
-    config = sized_models().get(model) or find_model(model)
+    known = sized_models() | {WINDOWED.name: WINDOWED}
+    config = known.get(model) or find_model(model)
     calibration = calibration_of(slice.chip.name)
     deployment = Deployment(
         model=config,
@@ -196,7 +198,7 @@ def test_a_model_that_does_not_fit_is_drawn_with_a_note(tmp_path):
 
 
 def test_a_model_known_by_its_sizes_says_what_its_floor_leaves_out(tmp_path):
-    sized = study("gpt-oss-120b", "h200:8")
+    sized = study(WINDOWED.name, "h200:8")
     for name in ("latency", "contexts"):
         figure = getattr(curve_figures, name)(sized, tmp_path / f"{name}.png")
         assert "known by its sizes alone" in words(figure)

@@ -19,13 +19,15 @@ from profiles.floor.passes import Pass
 from profiles.floor.sized_models import sized_models
 from sharding.error_types import LayoutError, UsageError
 from sharding.quantization import QUANTIZATIONS
+from tests.profiles.sized import WINDOWED
 
 EVERY = LayoutNames().layouts(find_model("llama3-8b"))
 
 
 def deployment(model="llama3-8b", topology="v5e:2x2", price: float | None = 1.5) -> Deployment:
     slice = parse_slice(topology)
-    config = sized_models().get(model) or find_model(model)
+    known = sized_models() | {WINDOWED.name: WINDOWED}
+    config = known.get(model) or find_model(model)
     calibration = calibration_of(slice.chip.name)
     return Deployment(
         model=config,
@@ -152,5 +154,5 @@ def test_communication_is_left_out_where_there_is_none_to_count(model, topology)
 
 
 def test_a_model_known_by_its_sizes_is_divided_evenly():
-    found = study("gpt-oss-120b", "h200:8").scaling()
+    found = study(WINDOWED.name, "h200:8").scaling()
     assert [curve.name for curve in found.curves] == ["divided evenly"]
