@@ -159,7 +159,7 @@ class Attention(nnx.Module):
             self._softmax,
             ring=ring,
         )
-        return _reshard_part(part, jax.typeof(q).sharding.spec)
+        return reshard_part(part, jax.typeof(q).sharding.spec)
 
     def _over_each_other(self, q: jax.Array, new: LayerCache, tokens: NewTokens) -> Softmaxed:
         """Attention of new tokens to each other, as they will be read from the cache.
@@ -235,7 +235,7 @@ def _mean(part: Softmaxed, dtype: jnp.dtype) -> jax.Array:
         return part.mean().astype(dtype)
 
 
-def _reshard_part(part: Softmaxed, spec: jax.P) -> Softmaxed:
+def reshard_part(part: Softmaxed, spec: jax.P) -> Softmaxed:
     """A part divided as `spec` says of its sums, moved as one array."""
     if jax.typeof(part.sums).sharding.spec == spec:
         return part

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from model.latent_sizes import LatentSizes
+from model.routing import SOFTMAX, Routing
 from sharding.error_types import UsageError
 
 _CHOICES = {"norm": ("rms", "layer"), "activation": ("silu", "gelu_tanh")}
@@ -60,6 +62,12 @@ class ModelConfig:
         all tokens.
       experts_per_token: k, experts that the router chooses for each token.
       renormalise_experts: the chosen experts' router weights are divided by their sum.
+      routing: the router's rule.
+      dense_layers: the first layers, so many, have one MLP in place of experts (DeepSeek).
+      dense_d_ff: hidden width of that MLP; 0 where there is no such layer.
+      shared_d_ff: hidden width of an MLP that all tokens meet beside their experts; 0 for none.
+      latent: sizes of latent attention, whose one KV head is its cache's; None for attention whose
+        keys and values are cached (`head_size` is then that of queries).
       parallel_block: attention and MLP read the same normed input and are added together
         (PaLM, Chowdhery et al. 2022, section 2) instead of one after the other.
       tied_embedding: the unembedding is the embedding.
@@ -93,6 +101,11 @@ class ModelConfig:
     experts: int = 0
     experts_per_token: int = 0
     renormalise_experts: bool = True
+    routing: Routing = SOFTMAX
+    dense_layers: int = 0
+    dense_d_ff: int = 0
+    shared_d_ff: int = 0
+    latent: LatentSizes | None = None
     parallel_block: bool = False
     tied_embedding: bool = False
 
@@ -119,6 +132,15 @@ class ModelConfig:
         self._check_numbers()
         self._check_windows()
         self._check_experts()
+        if self.latent and (fault := self.latent.fault(self.head_size, self.kv_heads)):
+            raise ConfigError(f"latent attention of {self.name} cannot be: {fault}")
+        plain = "windows", "attention_softcap", "attention_bias", "query_key_norm"
+        for field in plain if self.latent else ():
+            if getattr(self, field):
+                raise ConfigError(
+                    f"{field} of {self.name} is {getattr(self, field)!r:.40}; latent attention "
+                    "has none"
+                )
 
     def _check_numbers(self) -> None:
         for field in _POSITIVE:
@@ -127,12 +149,12 @@ class ModelConfig:
                 raise ConfigError(f"{field} of {self.name} is {value}; it must be positive")
         factors = self.rotary_factors
         if factors is not None and (
-            len(factors) != self.head_size // 2
+            len(factors) != self.rotary_size // 2
             or not all(0 < factor < float("inf") for factor in factors)
         ):
             raise ConfigError(
                 f"rotary_factors of {self.name} has {len(factors)} values; "
-                f"it needs {self.head_size // 2} positive ones, one per rotary frequency"
+                f"it needs {self.rotary_size // 2} positive ones, one per rotary frequency"
             )
         if self.rotary_limit is not None and self.max_context > self.rotary_limit:
             raise ConfigError(
@@ -158,6 +180,19 @@ class ModelConfig:
                 f"experts_per_token of {self.name} is {self.experts_per_token}; it must be "
                 f"{minimum} to its {self.experts} experts"
             )
+        if self.experts and (fault := self.routing.fault(self.experts, self.experts_per_token)):
+            raise ConfigError(f"routing of {self.name} cannot be: {fault}")
+        most = self.layers - 1 if self.experts else 0
+        if not 0 <= self.dense_layers <= most or bool(self.dense_layers) != (self.dense_d_ff > 0):
+            raise ConfigError(
+                f"dense_layers of {self.name} is {self.dense_layers} and dense_d_ff "
+                f"{self.dense_d_ff}; give both or neither, and at most {most} layers"
+            )
+        if self.shared_d_ff < 0 or (self.shared_d_ff and not self.experts):
+            raise ConfigError(
+                f"shared_d_ff of {self.name} is {self.shared_d_ff}; only experts have MLPs beside "
+                "them, of a positive width"
+            )
 
     def window(self, layer: int) -> int | None:
         """Tokens that a token of this layer attends to, itself included; None for all.
@@ -166,6 +201,26 @@ class ModelConfig:
         """
         size = self.windows[layer] if self.windows else None
         return size if size and size < self.max_context else None
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a router chooses among experts in this layer."""
+        return self.experts > 0 and layer >= self.dense_layers
+
+    def one_of_each(self) -> "ModelConfig":
+        """The same model with one layer of each kind that has arrays of its own, and no window."""
+        dense = min(self.dense_layers, 1)
+        return dataclasses.replace(self, layers=1 + dense, dense_layers=dense, windows=None)
+
+    @property
+    def kinds(self) -> tuple[tuple[int, int], ...]:
+        """Of each kind of layer in `one_of_each` the number of its first layer, and how many."""
+        dense = self.dense_layers
+        return (((0, dense),) if dense else ()) + ((dense, self.layers - dense),)
+
+    @property
+    def rotary_size(self) -> int:
+        """Numbers of a head that turn with the position."""
+        return self.latent.rotary if self.latent else self.head_size
 
     @property
     def group(self) -> int:
@@ -186,6 +241,9 @@ class ModelConfig:
             "n": self.head_size,
             "C": 2,
             **({"E": self.experts, "e": self.experts} if self.experts else {}),
+            **({"f": self.dense_d_ff} if self.dense_d_ff else {}),
+            **({"s": self.shared_d_ff} if self.shared_d_ff else {}),
+            **(self.latent.lengths if self.latent else {}),
         }
 
 

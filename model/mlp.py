@@ -20,9 +20,10 @@ ACTIVATIONS = {
 class MLP(nnx.Module):
     """``down(activation(gate(x)) * up(x))``; gate and up are one array, read in one stream."""
 
-    def __init__(self, config: ModelConfig, dtypes: Dtypes):
-        self.gate_up = declare_matrix(config, dtypes, "CF", "D")
-        self.down = declare_matrix(config, dtypes, "D", "F")
+    def __init__(self, config: ModelConfig, dtypes: Dtypes, width: str = "F"):
+        """Declares the matrices; `width` is the letter of their hidden width."""
+        self.gate_up = declare_matrix(config, dtypes, "C" + width, "D")
+        self.down = declare_matrix(config, dtypes, "D", width)
         self.activation = config.activation
 
     def __call__(self, x: jax.Array, placement: Placement) -> jax.Array:

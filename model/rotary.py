@@ -17,11 +17,13 @@ Rotation = tuple[jax.Array, jax.Array]
 def frequencies(config: ModelConfig, local: bool = False) -> np.ndarray:
     """Radians per position of each of the h / 2 pairs: base ** (-2 i / h), divided by the factors.
 
+    h is here the part of a head that turns.
+
     Args:
       config: the model.
       local: for the layers with a window, where they have a base of their own.
     """
-    exponents = np.arange(0, config.head_size, 2, dtype=np.float64) / config.head_size
+    exponents = np.arange(0, config.rotary_size, 2, dtype=np.float64) / config.rotary_size
     if local and config.local_rotary_base:
         return config.local_rotary_base**-exponents
     return config.rotary_base**-exponents / np.asarray(config.rotary_factors or 1.0)

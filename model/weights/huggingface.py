@@ -14,7 +14,9 @@ import numpy as np
 from model.config import ModelConfig
 from model.declarations import Path as ParameterPath
 from model.weights import WeightsError
+from model.weights.fp8_files import Fp8Files, open_files
 from model.weights.huggingface_config import read_config
+from model.weights.huggingface_deepseek import attention_arrays, prediction_layers
 from model.weights.huggingface_families import FAMILIES, Names
 from model.weights.quantized_names import NOT_READ, quantized
 from model.weights.safetensors_files import SafetensorsFiles
@@ -56,7 +58,7 @@ class Assembled:
       offset: added to every element.
     """
 
-    files: SafetensorsFiles
+    files: SafetensorsFiles | Fp8Files
     shape: Shape
     pieces: tuple[Piece, ...]
     offset: int = 0
@@ -99,12 +101,14 @@ class HuggingFaceFolder:
     def __init__(self, path: Path):
         self.path = path
         self.config, self._model_type = read_config(path)
-        self._files = SafetensorsFiles(path)
+        self._files = open_files(path)
         read_parameters(self._files, self.config, self._model_type)
 
     @property
     def dtype(self) -> str:
-        """bfloat16 if every matrix is stored in it; else float32."""
+        """bfloat16 if every matrix is stored in it, or in fp8; else float32."""
+        if isinstance(self._files, Fp8Files):
+            return "bfloat16"
         stored = {t.dtype for t in self._files.tensors.values() if len(t.shape) > 1}
         return "bfloat16" if stored == {np.dtype(ml_dtypes.bfloat16)} else "float32"
 
@@ -114,7 +118,7 @@ class HuggingFaceFolder:
 
 
 def read_parameters(
-    files: SafetensorsFiles, config: ModelConfig, model_type: str
+    files: SafetensorsFiles | Fp8Files, config: ModelConfig, model_type: str
 ) -> dict[ParameterPath, Assembled]:
     """The model's parameters, which are read when they are indexed.
 
@@ -136,7 +140,8 @@ def read_parameters(
     arrays = _Arrays(files, config, FAMILIES[model_type].names)
     parameters = arrays.all()
     wanted = {p.name: p.stored for array in parameters.values() for p in array.pieces}
-    spare = [name for name in files.tensors if name not in wanted]
+    further = tuple(prediction_layers(files.tensors)) if config.latent else ()
+    spare = [n for n in files.tensors if n not in wanted and not n.startswith(further)]
     _check_wanted(files, wanted, spare)
     if config.tied_embedding and arrays.unembedding in spare:
         _check_tied(files, arrays.unembedding, arrays.embedding)
@@ -149,7 +154,9 @@ def read_parameters(
     return parameters
 
 
-def _check_wanted(files: SafetensorsFiles, wanted: Mapping[str, Shape], spare: list[str]) -> None:
+def _check_wanted(
+    files: SafetensorsFiles | Fp8Files, wanted: Mapping[str, Shape], spare: list[str]
+) -> None:
     """Refuses files in which a tensor is missing or has another shape or dtype than the model's.
 
     Args:
@@ -183,7 +190,7 @@ def _check_wanted(files: SafetensorsFiles, wanted: Mapping[str, Shape], spare: l
             )
 
 
-def _check_tied(files: SafetensorsFiles, unembedding: str, embedding: str) -> None:
+def _check_tied(files: SafetensorsFiles | Fp8Files, unembedding: str, embedding: str) -> None:
     if not np.array_equal(files.read(unembedding), files.read(embedding)):
         raise WeightsError(
             f"tensor {unembedding} differs from the embedding though config.json ties them; "
@@ -207,7 +214,7 @@ class _Arrays:
       embedding, unembedding: their names in the files.
     """
 
-    def __init__(self, files: SafetensorsFiles, config: ModelConfig, names: Names):
+    def __init__(self, files: SafetensorsFiles | Fp8Files, config: ModelConfig, names: Names):
         self.files, self.config, self.names = files, config, names
         self.embedding = _stored_name(files.tensors, _EMBEDDING, f"model.{_EMBEDDING}")
         self.unembedding = _stored_name(files.tensors, _UNEMBEDDING, _UNEMBEDDING)
@@ -220,7 +227,7 @@ class _Arrays:
         for layer in range(c.layers):
             prefix = f"{self._before}layers.{layer}."
             parts = self.attention(prefix + "self_attn.") | self.norms(prefix)
-            parts |= self.mixture(prefix) if c.experts else self.mlp(prefix + "mlp.")
+            parts |= self.feed_forward(layer, prefix)
             found |= {("layers", layer, *path.split(".")): a for path, a in parts.items()}
         found["final_norm", "scale"] = self.scale(f"{self._before}norm")
         if not c.tied_embedding:
@@ -228,8 +235,19 @@ class _Arrays:
             found["unembedding", "weight"] = self.one(head, table)
         return found
 
+    def feed_forward(self, layer: int, prefix: str) -> dict[str, Assembled]:
+        c = self.config
+        if not c.has_experts(layer):
+            return self.mlp(prefix + "mlp.", "mlp", c.dense_d_ff or c.d_ff)
+        if not c.shared_d_ff:
+            return self.mixture(prefix)
+        shared = self.mlp(prefix + "mlp.shared_experts.", "shared", c.shared_d_ff)
+        return self.mixture(prefix) | shared
+
     def attention(self, prefix: str) -> dict[str, Assembled]:
         c = self.config
+        if c.latent:
+            return attention_arrays(self, c, prefix)
         D, K, G, h = c.d_model, c.kv_heads, c.group, c.head_size
 
         def queries(kind: str, *last: int) -> Assembled:
@@ -265,29 +283,33 @@ class _Arrays:
             names["mlp_norm_after"] = self.names.mlp_norm_after
         return {f"{ours}.scale": self.scale(prefix + theirs) for ours, theirs in names.items()}
 
-    def mlp(self, prefix: str) -> dict[str, Assembled]:
-        D, F = self.config.d_model, self.config.d_ff
+    def mlp(self, prefix: str, module: str, F: int) -> dict[str, Assembled]:
+        D = self.config.d_model
         return {
-            "mlp.gate_up": Assembled(self.files, (2, F, D), self.gate_up(prefix, ())),
-            "mlp.down": self.one(prefix + self.names.down, (D, F)),
+            f"{module}.gate_up": Assembled(self.files, (2, F, D), self.gate_up(prefix, (), F)),
+            f"{module}.down": self.one(prefix + self.names.down, (D, F)),
         }
 
     def mixture(self, prefix: str) -> dict[str, Assembled]:
         D, F, E = self.config.d_model, self.config.d_ff, self.config.experts
         experts = [f"{prefix}{self.names.experts}.{expert}." for expert in range(E)]
-        gate_up = [p for e, name in enumerate(experts) for p in self.gate_up(name, (e,))]
+        gate_up = [p for e, name in enumerate(experts) for p in self.gate_up(name, (e,), F)]
         down = [
             Piece(f"{name}{self.names.down}.weight", (D, F), (1, D, F), (e, 0, 0))
             for e, name in enumerate(experts)
         ]
-        return {
+        found = {
             "mlp.router": self.one(prefix + self.names.router, (E, D)),
             "mlp.gate_up": Assembled(self.files, (E, 2, F, D), tuple(gate_up)),
             "mlp.down": Assembled(self.files, (E, D, F), tuple(down)),
         }
+        if self.config.routing.bias:
+            name = f"{prefix}{self.names.router}.e_score_correction_bias"
+            found["mlp.router_bias"] = Assembled(self.files, (E,), (Piece(name, (E,), (E,), (0,)),))
+        return found
 
-    def gate_up(self, prefix: str, expert: Shape) -> tuple[Piece, ...]:
-        D, F = self.config.d_model, self.config.d_ff
+    def gate_up(self, prefix: str, expert: Shape, F: int) -> tuple[Piece, ...]:
+        D = self.config.d_model
         shape = (*(1 for _ in expert), 1, F, D)
         return tuple(
             Piece(f"{prefix}{name}.weight", (F, D), shape, (*expert, n, 0, 0))

@@ -16,6 +16,12 @@ from typing import Any, NoReturn
 from model.config import ModelConfig
 from model.rotary_scaling import Scaling, scaling
 from model.weights import WeightsError
+from model.weights.fp8_files import is_read
+from model.weights.huggingface_deepseek import (
+    expert_fields,
+    latent_fields,
+    magnitude_of_scores,
+)
 from model.weights.huggingface_families import ANY, FAMILIES, HARMLESS, Family
 from model.weights.quantized_names import NOT_READ
 
@@ -49,8 +55,13 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     family = FAMILIES[model_type]
     common = _common(fields, family, _name(folder))
     windows = _windows(fields, family, common["layers"])
-    rotary = _rotary(fields, family, common["head_size"], common["max_context"])
-    more = _experts(fields, family) | _caps(fields, family, common["d_model"])
+    latent = common.get("latent")
+    turned = latent.rotary if latent else common["head_size"]
+    rotary = _rotary(fields, family, turned, common["max_context"])
+    more = _feed_forward(fields, family, common["layers"]) | _caps(fields, family, common)
+    if latent:
+        given = fields.take("rope_parameters", None) or fields.take("rope_scaling", None)
+        more["attention_scale"] = magnitude_of_scores(given) * common["head_size"] ** -0.5
     config = ModelConfig(**common | rotary, **more, **family.settings, windows=windows)
     fields.finish(HARMLESS | family.harmless)
     return config, model_type
@@ -78,44 +89,51 @@ def _common(fields: "_Fields", family: Family, name: str) -> dict[str, Any]:
         fields.refuse(
             family.activation_field, activation, f"supported are {', '.join(_ACTIVATIONS)}"
         )
-    width = "intermediate_size"
-    if family.experts:
-        fields.take(width, None)
-        width = family.expert_width
     return {
         "name": name,
         "vocabulary": fields.integer("vocab_size"),
         "d_model": d_model,
         "layers": fields.integer("num_hidden_layers"),
         "query_heads": heads,
-        "kv_heads": fields.integer("num_key_value_heads", heads),
-        "head_size": fields.integer("head_dim", d_model // max(heads, 1)),
-        "d_ff": fields.integer(width),
         "max_context": fields.integer("max_position_embeddings"),
         "norm_epsilon": fields.number("rms_norm_eps", family.epsilon),
         "tied_embedding": fields.truth("tie_word_embeddings", family.tied),
         "activation": _ACTIVATIONS[activation],
+        **_heads(fields, family, heads, d_model),
     }
 
 
-def _experts(fields: "_Fields", family: Family) -> dict[str, Any]:
+def _heads(fields: "_Fields", family: Family, heads: int, d_model: int) -> dict[str, Any]:
+    if family.topk_method:
+        return latent_fields(fields, heads)
+    return {
+        "kv_heads": fields.integer("num_key_value_heads", heads),
+        "head_size": fields.integer("head_dim", d_model // max(heads, 1)),
+    }
+
+
+def _feed_forward(fields: "_Fields", family: Family, layers: int) -> dict[str, Any]:
+    if family.topk_method:
+        return expert_fields(fields, family.topk_method, layers)
     if not family.experts:
-        return {}
+        return {"d_ff": fields.integer("intermediate_size")}
+    fields.take("intermediate_size", None)
     renormalise = family.renormalise
     if renormalise is None:
         renormalise = fields.truth("norm_topk_prob", False)
     return {
+        "d_ff": fields.integer(family.expert_width),
         "experts": fields.one_of(family.experts),
         "experts_per_token": fields.integer("num_experts_per_tok"),
         "renormalise_experts": renormalise,
     }
 
 
-def _caps(fields: "_Fields", family: Family, d_model: int) -> dict[str, Any]:
+def _caps(fields: "_Fields", family: Family, common: dict[str, Any]) -> dict[str, Any]:
     if not family.scaled:
         return {}
     return {
-        "embedding_scale": math.sqrt(d_model),
+        "embedding_scale": math.sqrt(common["d_model"]),
         "attention_scale": fields.number("query_pre_attn_scalar") ** -0.5,
         "attention_softcap": fields.unset("attn_logit_softcapping", family.attention_softcap),
         "logit_softcap": fields.unset("final_logit_softcapping", family.logit_softcap),
@@ -295,6 +313,9 @@ class _Fields:
         """Refuses fields that were not read and might change the arithmetic."""
         for name in sorted(self._left.intersection(_QUANTIZATION)):
             value = self._values[name]
+            if is_read(value):
+                self._left.discard(name)
+                continue
             method = value.get("quant_method") if isinstance(value, dict) else None
             by = f"by {method!r:.40} " if method else ""
             self.refuse(name, value, f"weights quantized {by}{NOT_READ}")

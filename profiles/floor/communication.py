@@ -63,8 +63,9 @@ def expected_collectives(
     """
     step = ForwardPass(config, placement, dtypes, batch, tokens, continues, grouped)
     step.look_up()
-    step.times = config.layers
-    step.layer()
+    for first, count in config.kinds:
+        step.times = count
+        step.layer(first)
     step.times = 1
     step.unembed()
     if sampled:
@@ -111,18 +112,23 @@ class ForwardPass(Shapes):
         result = jax.P(steps.result[0], None, steps.result[1])
         self.reshard(self.plain("BTD"), result, target, "embedding")
 
-    def layer(self) -> None:
-        """One block."""
+    def layer(self, number: int) -> None:
+        """One block, by the number of its layer."""
         placement, config = self.placement, self.config
         residual, contracted = placement.activations("BTR"), placement.contracted("BTD")
         self.norm("layer/norm")
-        self.attention(residual, contracted)
+        self.latent(residual) if config.latent else self.attention(residual, contracted)
         if config.norm_after:
             self.norm("layer/norm")
         if not config.parallel_block:
             self.norm("layer/norm")
         given = contracted if config.parallel_block else residual
-        self.experts(given, contracted) if config.experts else self.mlp(given, contracted)
+        if config.has_experts(number):
+            self.experts(given, contracted)
+            if config.shared_d_ff:
+                self.mlp(given, contracted, "s")
+        else:
+            self.mlp(given, contracted, "f" if config.experts else "F")
         if config.norm_after:
             self.norm("layer/norm")
 
@@ -157,26 +163,76 @@ class ForwardPass(Shapes):
         contracted, result = placement.contracted("BTKGh"), placement.activations("BTR")
         self.product(Matmul("DKGh", 1, made, contracted, result, block))
 
-    def softmax(self, heads: jax.P) -> None:
+    def latent(self, given: jax.P) -> None:
+        """The same with latent attention, see `model.latent_attention`."""
+        placement, act, block = self.placement, self.placement.activations, "layer/query_key_value"
+        inner = self.config.latent.query_rank
+        for letters in ("q" if inner else "KGh", "l"):
+            result = act("BT" + letters)
+            outputs = len(letters)
+            contracted = placement.contracted("BTD")
+            self.product(Matmul(letters + "D", outputs, given, contracted, result, block))
+            given = contracted
+        if inner:
+            given, contracted = act("BTq"), placement.contracted("BTq")
+            self.product(Matmul("KGhq", 3, given, contracted, act("BTKGh"), block))
+        latents = jax.P(act("BTl")[0], None, None)
+        self.reshard(self.array("BTl"), latents, placement.attention("BTl"), block)
+        heads, attended = act("BTKG_"), placement.attention("BTKG_")
+        query = "BTKGh"
+        if self.sizes["T"] == 1:
+            self.reshard(self.array("BTKGh"), act("BTKGh"), heads, block)
+            self.of_heads("KGuc", heads, block)
+            self.reshard(self.array("BTKGl"), heads, attended, block)
+            query = "BTKGl"
+        else:
+            self.reshard(self.array("BTKGh"), act("BTKGh"), attended, block)
+            for letters in ("KGuc", "KGvc"):
+                self.of_heads(letters, attended, "layer")
+        new, cache = placement.attention("BTK_"), placement.cache("BTK_")
+        shape = jax.ShapeDtypeStruct(self.shape("BTKl"), self.dtypes.dtype)
+        self.reshard(shape, new, cache, "layer")
+        if self.attends_to_cache:
+            self.softmax(attended, query, "c" if query == "BTKGl" else "v")
+        block = "layer/attention_output"
+        if self.sizes["T"] == 1:
+            self.reshard(self.array("BTKGc"), attended, heads, block)
+            self.of_heads("KGvc", heads, block)
+            attended = heads
+        self.reshard(self.array("BTKGv"), attended, act("BTKGv"), block)
+        contracted, result = placement.contracted("BTKGv"), act("BTR")
+        self.product(Matmul("DKGv", 1, act("BTKGv"), contracted, result, block))
+
+    def of_heads(self, letters: str, heads: jax.P, block: str) -> None:
+        """A weight [1, G, ...] cut as queries [B, T, 1, G, ...] are."""
+        target = jax.P(None, heads[3], None, None)
+        self.reshard(self.plain(letters), self.placement.weights(letters), target, block, True)
+
+    def softmax(self, heads: jax.P, query: str = "BTKGh", value: str = "h") -> None:
         """Queries, divided as `heads` says, to the cache, its divided slots' softmax, and back."""
         placement, block = self.placement, "layer/attention"
         there = beside_cache(heads, placement)
-        self.reshard(self.array("BTKGh"), heads, there, block)
+        self.reshard(self.array(query), heads, there, block)
+        if query == "BTKGh" and value == "v":
+            for letters in ("KGuc", "KGvc"):
+                self.of_heads(letters, there, block)
         parts, slots = division(there), used_axes(placement.cache("S"))
         if slots:
             one = self.size("BTKG", parts[:4])  # a number for each query
-            for size in (one, one * (self.sizes["h"] + 1)):
+            width = self.sizes["l" if query == "BTKGl" else value]  # cut to c when all are joined
+            for size in (one, one * (width + 1)):
                 self.note("all-reduce", slots, size, block, True, FLOAT32)
-        shape = (*self.shape("BTKG"), self.sizes["h"] + 2)
+        shape = (*self.shape("BTKG"), self.sizes[value] + 2)
         self.reshard(jax.ShapeDtypeStruct(shape, jnp.float32), there, heads, block)
 
-    def mlp(self, given: jax.P, contracted: jax.P) -> None:
-        """Gate and up, and down."""
+    def mlp(self, given: jax.P, contracted: jax.P, width: str = "F") -> None:
+        """Gate and up, and down; `width` is the letter of the hidden width."""
         placement, block = self.placement, "layer/mlp"
-        both = placement.activations("BTCF")
-        self.product(Matmul("CFD", 2, given, contracted, both, block))
-        hidden, contracted = placement.activations("BTF"), placement.contracted("BTF")
-        self.product(Matmul("DF", 1, hidden, contracted, placement.activations("BTR"), block))
+        both = placement.activations("BTC" + width)
+        self.product(Matmul(f"C{width}D", 2, given, contracted, both, block))
+        hidden, contracted = placement.activations("BT" + width), placement.contracted("BT" + width)
+        residual = placement.activations("BTR")
+        self.product(Matmul("D" + width, 1, hidden, contracted, residual, block))
 
     def experts(self, given: jax.P, contracted: jax.P) -> None:
         """Router, tokens to their experts, the experts, and answers back."""
@@ -236,7 +292,7 @@ class ForwardPass(Shapes):
         """
         experts, batch = self.config.experts, division(self.placement.activations("BT"))[0]
         if experts and batch:
-            size = self.config.layers * experts
+            size = (self.config.layers - self.config.dense_layers) * experts
             self.note("all-reduce", batch, size, "experts_touched", element="s32")
         batch, _, vocabulary = division(self.logits)
         if batch + vocabulary:
