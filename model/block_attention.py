@@ -56,7 +56,7 @@ def attend_part(
     Args:
       q: [B, T, K, G, h].
       keys: [B, K, S, h], plain or without their scales.
-      values: [B, K, S, h].
+      values: [B, K, S, h]; None where keys are also values, or where `expand` makes them.
       key_scales: [K, B, S] float32; None for 1.
       value_scales: as `key_scales`.
       spans: positions of queries and keys.
@@ -71,6 +71,8 @@ def attend_part(
     batch, tokens, *_ = q.shape
     queries = tokens if expand else QUERIES
     q, scale = _scaled(q.transpose(0, 2, 1, 3, 4), scale)  # [B, K, T, G, h]
+    if values is None and not expand:
+        values, value_scales = keys, key_scales
     loop = functools.partial(
         _over_blocks,
         ring=ring,

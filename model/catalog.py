@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from model.catalog_deepseek import DEEPSEEK
 from model.config import ConfigError, ModelConfig
 from model.rotary_scaling import scaling
 
@@ -224,6 +225,10 @@ _ENTRIES = (
     *(
         Published(config, parameters, 1, f"{source}; config.json and weights of the released model")
         for config, parameters, source in _EXACT
+    ),
+    *(
+        Published(config, parameters, digit, f"{source}; config.json of the released model")
+        for config, parameters, digit, source in DEEPSEEK
     ),
     Published(_palm("palm-8b", 32, 4096, 16), 8_630_000_000, 10_000_000, _PALM_SOURCE),
     Published(_palm("palm-62b", 64, 8192, 32), 62_500_000_000, 10_000_000, _PALM_SOURCE),

@@ -211,6 +211,17 @@ class ModelConfig:
         dense = min(self.dense_layers, 1)
         return dataclasses.replace(self, layers=1 + dense, dense_layers=dense, windows=None)
 
+    def with_layers(self, layers: int) -> "ModelConfig":
+        """The same model with fewer layers, one of experts at least if it has such."""
+        dense = min(self.dense_layers, layers - 1)
+        return dataclasses.replace(
+            self,
+            layers=layers,
+            windows=self.windows and self.windows[:layers],
+            dense_layers=dense,
+            dense_d_ff=self.dense_d_ff if dense else 0,
+        )
+
     @property
     def kinds(self) -> tuple[tuple[int, int], ...]:
         """Of each kind of layer in `one_of_each` the number of its first layer, and how many."""

@@ -130,8 +130,8 @@ class LatentAttention(nnx.Module):
         cache = self._write(cache, latents, tokens, placement)
         spec = beside_cache(jax.typeof(q).sharding.spec, placement)
         spans = Spans(tokens.first, jnp.zeros_like(tokens.first), tokens.first + 1)
-        softmax = Softmax(None, self._scale, self.config.attention_softcap)
-        part = attend(reshard(q, spec), (cache, cache), spans, softmax)
+        softmax = Softmax(None, self._scale)
+        part = attend(reshard(q, spec), (cache, None), spans, softmax)
         part = part._replace(sums=part.sums[..., : self.sizes.rank])
         part = reshard_part(part, jax.typeof(q).sharding.spec)
         with jax.named_scope("attention_output"):

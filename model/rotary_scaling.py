@@ -19,6 +19,7 @@ class Scaling(NamedTuple):
       factors: divisors of the h / 2 frequencies; None for all 1.
       scale: multiplies cosines and sines.
       reach: tokens that positions are extended to; `max_position_embeddings` may say fewer.
+      scores: multiplies the scores of latent attention, beside what `scale` does.
       fixed: the frequencies only hold for sequences up to `max_position_embeddings`.
     """
 
@@ -26,6 +27,7 @@ class Scaling(NamedTuple):
     scale: float = 1.0
     reach: int = 0
     fixed: bool = False
+    scores: float = 1.0
 
 
 def scaling(parameters: Mapping[str, Any], base: float, head_size: int, longest: int) -> Scaling:
@@ -115,7 +117,10 @@ def _yarn(parameters: dict[str, Any], base: float, head_size: int, longest: int)
     stretched = np.clip((np.arange(head_size // 2) - low) / (high - low), 0, 1)
     factors = 1 / (stretched / factor + (1 - stretched))
     # Those who add YaRN to a Qwen model leave `max_position_embeddings` at its value before.
-    return Scaling(tuple(factors.tolist()), float(attention), reach=int(original * factor))
+    # As `yarn_apply_mscale` of DeepSeek's modules in transformers.
+    scores = magnitude(all_dim) ** 2 if all_dim else 1.0
+    reach = int(original * factor)
+    return Scaling(tuple(factors.tolist()), float(attention), reach=reach, scores=scores)
 
 
 def _number(parameters: dict[str, Any], name: str) -> float:

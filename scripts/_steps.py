@@ -1,7 +1,5 @@
 """The one step that the flags of `_step_flags` name: its model, its pass and its layout."""
 
-import dataclasses
-
 import _array_flags
 import _common
 import _dtypes
@@ -30,8 +28,7 @@ def model() -> ModelConfig:
             "runs, see --help of generate.py"
         )
     if LAYERS.value:
-        windows = named.windows and named.windows[: LAYERS.value]
-        named = dataclasses.replace(named, layers=LAYERS.value, windows=windows)
+        named = named.with_layers(LAYERS.value)
     return named
 
 

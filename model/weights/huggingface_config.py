@@ -20,7 +20,6 @@ from model.weights.fp8_files import is_read
 from model.weights.huggingface_deepseek import (
     expert_fields,
     latent_fields,
-    magnitude_of_scores,
 )
 from model.weights.huggingface_families import ANY, FAMILIES, HARMLESS, Family
 from model.weights.quantized_names import NOT_READ
@@ -59,9 +58,9 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     turned = latent.rotary if latent else common["head_size"]
     rotary = _rotary(fields, family, turned, common["max_context"])
     more = _feed_forward(fields, family, common["layers"]) | _caps(fields, family, common)
+    scores = rotary.pop("scores")
     if latent:
-        given = fields.take("rope_parameters", None) or fields.take("rope_scaling", None)
-        more["attention_scale"] = magnitude_of_scores(given) * common["head_size"] ** -0.5
+        more["attention_scale"] = scores * common["head_size"] ** -0.5
     config = ModelConfig(**common | rotary, **more, **family.settings, windows=windows)
     fields.finish(HARMLESS | family.harmless)
     return config, model_type
@@ -220,6 +219,7 @@ def _rotary(fields: "_Fields", family: Family, head_size: int, longest: int) -> 
         "rotary_base": float(base),
         "rotary_factors": scaled.factors,
         "rotary_scale": scaled.scale,
+        "scores": scaled.scores,
         "rotary_limit": longest if scaled.fixed else None,
         "max_context": max(longest, scaled.reach),
         "local_rotary_base": local if family.local_base else None,

@@ -5,7 +5,6 @@ https://github.com/huggingface/transformers; Kimi K2 (https://huggingface.co/moo
 DeepSeek-V3 with other numbers under a `model_type` of its own.
 """
 
-import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -48,20 +47,6 @@ def latent_fields(fields: Any, heads: int) -> dict[str, Any]:
         if fields.take(name, value) != value:
             fields.refuse(name, fields.take(name), f"latent attention of these sizes has {value}")
     return {"kv_heads": 1, "head_size": whole, "latent": sizes}
-
-
-def magnitude_of_scores(rotary: dict[str, Any] | None) -> float:
-    """What YaRN multiplies scores by, beside the factor of cosines and sines.
-
-    Args:
-      rotary: the file's `rope_parameters` or `rope_scaling`, whose values are known to be right.
-    """
-    rotary = rotary or {}
-    factor, weight = rotary.get("factor") or 1.0, rotary.get("mscale_all_dim") or 0.0
-    kind = rotary.get("rope_type") or rotary.get("type") or "default"
-    if kind == "default" or not weight or factor <= 1:
-        return 1.0
-    return (0.1 * weight * math.log(factor) + 1) ** 2
 
 
 def expert_fields(fields: Any, method: str, layers: int) -> dict[str, Any]:

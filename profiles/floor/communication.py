@@ -11,16 +11,15 @@ import itertools
 import math
 
 import jax
-import jax.numpy as jnp
 
-from model.attention import beside_cache
 from model.config import ModelConfig
 from model.dispatch import expert_axes, sums
 from model.dtypes import Dtypes
+from profiles.floor.attention_communication import grouped_attention, latent_attention
 from profiles.floor.collective import Collective
 from profiles.floor.element_types import bits, element_of
 from profiles.floor.shapes import FLOAT32, Matmul, Shapes
-from sharding.axes import MESH_AXES, UNDIVIDED
+from sharding.axes import MESH_AXES
 from sharding.collectives import Division, look_up_steps, reshard_path
 from sharding.layout import Axes
 from sharding.placement import Placement, division, entry, entry_axes, shards, used_axes
@@ -117,7 +116,10 @@ class ForwardPass(Shapes):
         placement, config = self.placement, self.config
         residual, contracted = placement.activations("BTR"), placement.contracted("BTD")
         self.norm("layer/norm")
-        self.latent(residual) if config.latent else self.attention(residual, contracted)
+        if config.latent:
+            latent_attention(self, residual)
+        else:
+            grouped_attention(self, residual, contracted)
         if config.norm_after:
             self.norm("layer/norm")
         if not config.parallel_block:
@@ -139,91 +141,6 @@ class ForwardPass(Shapes):
         for _ in range(means if used_axes(spec[2:]) else 0):
             size = self.size("BT", division(spec)[:2])
             self.note("all-reduce", entry_axes(spec[2]), size, block, element=FLOAT32)
-
-    def attention(self, given: jax.P, contracted: jax.P) -> None:
-        """Projections, attention over the cache or the prompt, and the projection back."""
-        placement, block = self.placement, "layer/query_key_value"
-        for letters in ("KGh", "KCh"):
-            result = placement.activations("BT" + letters)
-            self.product(Matmul(letters + "D", 3, given, contracted, result, block))
-            given = contracted
-            if self.config.attention_bias:
-                bias = placement.activations(letters)
-                self.reshard(self.plain(letters), placement.weights(letters), bias, block, True)
-            attended = placement.attention("BT" + letters.replace("h", UNDIVIDED))
-            self.reshard(self.array("BT" + letters), result, attended, block)
-        new, cache = placement.attention("BTK_"), placement.cache("BTK_")
-        for _ in range(2):
-            self.reshard(self.array("BTKh"), new, cache, "layer")
-        heads = placement.attention("BTKG_")
-        if self.attends_to_cache:
-            self.softmax(heads)
-        made, block = placement.activations("BTKGh"), "layer/attention_output"
-        self.reshard(self.array("BTKGh"), heads, made, block)
-        contracted, result = placement.contracted("BTKGh"), placement.activations("BTR")
-        self.product(Matmul("DKGh", 1, made, contracted, result, block))
-
-    def latent(self, given: jax.P) -> None:
-        """The same with latent attention, see `model.latent_attention`."""
-        placement, act, block = self.placement, self.placement.activations, "layer/query_key_value"
-        inner = self.config.latent.query_rank
-        for letters in ("q" if inner else "KGh", "l"):
-            result = act("BT" + letters)
-            outputs = len(letters)
-            contracted = placement.contracted("BTD")
-            self.product(Matmul(letters + "D", outputs, given, contracted, result, block))
-            given = contracted
-        if inner:
-            given, contracted = act("BTq"), placement.contracted("BTq")
-            self.product(Matmul("KGhq", 3, given, contracted, act("BTKGh"), block))
-        latents = jax.P(act("BTl")[0], None, None)
-        self.reshard(self.array("BTl"), latents, placement.attention("BTl"), block)
-        heads, attended = act("BTKG_"), placement.attention("BTKG_")
-        query = "BTKGh"
-        if self.sizes["T"] == 1:
-            self.reshard(self.array("BTKGh"), act("BTKGh"), heads, block)
-            self.of_heads("KGuc", heads, block)
-            self.reshard(self.array("BTKGl"), heads, attended, block)
-            query = "BTKGl"
-        else:
-            self.reshard(self.array("BTKGh"), act("BTKGh"), attended, block)
-            for letters in ("KGuc", "KGvc"):
-                self.of_heads(letters, attended, "layer")
-        new, cache = placement.attention("BTK_"), placement.cache("BTK_")
-        shape = jax.ShapeDtypeStruct(self.shape("BTKl"), self.dtypes.dtype)
-        self.reshard(shape, new, cache, "layer")
-        if self.attends_to_cache:
-            self.softmax(attended, query, "c" if query == "BTKGl" else "v")
-        block = "layer/attention_output"
-        if self.sizes["T"] == 1:
-            self.reshard(self.array("BTKGc"), attended, heads, block)
-            self.of_heads("KGvc", heads, block)
-            attended = heads
-        self.reshard(self.array("BTKGv"), attended, act("BTKGv"), block)
-        contracted, result = placement.contracted("BTKGv"), act("BTR")
-        self.product(Matmul("DKGv", 1, act("BTKGv"), contracted, result, block))
-
-    def of_heads(self, letters: str, heads: jax.P, block: str) -> None:
-        """A weight [1, G, ...] cut as queries [B, T, 1, G, ...] are."""
-        target = jax.P(None, heads[3], None, None)
-        self.reshard(self.plain(letters), self.placement.weights(letters), target, block, True)
-
-    def softmax(self, heads: jax.P, query: str = "BTKGh", value: str = "h") -> None:
-        """Queries, divided as `heads` says, to the cache, its divided slots' softmax, and back."""
-        placement, block = self.placement, "layer/attention"
-        there = beside_cache(heads, placement)
-        self.reshard(self.array(query), heads, there, block)
-        if query == "BTKGh" and value == "v":
-            for letters in ("KGuc", "KGvc"):
-                self.of_heads(letters, there, block)
-        parts, slots = division(there), used_axes(placement.cache("S"))
-        if slots:
-            one = self.size("BTKG", parts[:4])  # a number for each query
-            width = self.sizes["l" if query == "BTKGl" else value]  # cut to c when all are joined
-            for size in (one, one * (width + 1)):
-                self.note("all-reduce", slots, size, block, True, FLOAT32)
-        shape = (*self.shape("BTKG"), self.sizes[value] + 2)
-        self.reshard(jax.ShapeDtypeStruct(shape, jnp.float32), there, heads, block)
 
     def mlp(self, given: jax.P, contracted: jax.P, width: str = "F") -> None:
         """Gate and up, and down; `width` is the letter of the hidden width."""

@@ -166,7 +166,7 @@ def _whole_chunk(tokens: int) -> int:
 
 def part_of(config: ModelConfig, dtypes: Dtypes, most_bytes: float) -> ModelConfig:
     """The model with as many layers as weigh so much, one at least, and as much vocabulary."""
-    least = dataclasses.replace(config, layers=1, windows=None, vocabulary=VOCABULARY_MULTIPLE)
+    least = dataclasses.replace(config.with_layers(1), windows=None, vocabulary=VOCABULARY_MULTIPLE)
     two = dataclasses.replace(least, layers=2)
     layer = count(Transformer(two, dtypes)) - count(Transformer(least, dtypes))
     share = config.vocabulary * config.d_model / config.layers  # beside each layer
@@ -174,9 +174,7 @@ def part_of(config: ModelConfig, dtypes: Dtypes, most_bytes: float) -> ModelConf
     layers = int(min(max(fitting, 1), config.layers))
     tokens = config.vocabulary * layers / config.layers
     return dataclasses.replace(
-        config,
-        layers=layers,
-        windows=config.windows and config.windows[:layers],
+        config.with_layers(layers),
         vocabulary=max(math.ceil(tokens / VOCABULARY_MULTIPLE), 1) * VOCABULARY_MULTIPLE,
     )
 
