@@ -16,6 +16,10 @@ PART = Part("model/weights/README.md", "families", "tests.family_cases")
 CASES = sorted(folder.name for folder in FOLDER.iterdir())
 # What a GGUF file cannot say, or this project refuses in one.
 _NO_GGUF = {
+    "deepseek_v2": "refused by name",
+    "deepseek_v2_lite": "refused by name",
+    "deepseek_v3": "refused by name",
+    "kimi_k2": "refused by name",
     "llama_dynamic": "its files have plain positions",
     "llama_yarn": "refused by name",
     "qwen2_window": "no key says which layers",
@@ -33,6 +37,9 @@ FAMILIES = {
     "Qwen2, Qwen2.5": ["qwen2", "qwen2_window"],
     "Qwen3": ["qwen3"],
     "Qwen3-MoE": ["qwen3_moe", "qwen3_moe_raw", "qwen3_moe_window"],
+    "DeepSeek V2": ["deepseek_v2", "deepseek_v2_lite"],
+    "DeepSeek V3, R1": ["deepseek_v3"],
+    "Kimi K2": ["kimi_k2"],
     "Gemma 2": ["gemma2"],
     "Gemma 3 (text models: 270M, 1B)": ["gemma3"],
 }
