@@ -26,6 +26,8 @@ _NO_GGUF = {
     "qwen3_moe_raw": "refused by name",
     "qwen3_moe_window": "no key says which layers",
 }
+SLOW = "deepseek_v2", "deepseek_v2_lite", "kimi_k2"
+"""Families most of whose mathematics `deepseek_v3` has: in the slow set alone."""
 GGUF_CASES = [case for case in CASES if case not in _NO_GGUF]
 
 FAMILIES = {

@@ -15,14 +15,16 @@ from decode.load import find_source
 from model.dtypes import FLOAT32
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
-from tests.family_cases import CASES, FOLDER
+from tests.family_cases import CASES, FOLDER, SLOW
+
+
+def marked(case: str, *others: str, slow: bool = False) -> object:
+    return pytest.param(case, *others, marks=pytest.mark.slow if slow or case in SLOW else ())
+
 
 RUNS = [
-    *((case, "1x1x1") for case in CASES),
-    *(
-        pytest.param(case, "2x2x2", marks=pytest.mark.slow if number % 3 else ())
-        for number, case in enumerate(CASES)
-    ),
+    *(marked(case, "1x1x1") for case in CASES),
+    *(marked(case, "2x2x2", slow=number % 3 > 0) for number, case in enumerate(CASES)),
 ]
 """Every family on one device, every third one on eight; the slow set has the rest of these."""
 NEW_TOKENS = 32
@@ -62,7 +64,7 @@ def test_a_ragged_batch_continues_greedily_as_transformers_does(case, mesh):
     assert [completion.tokens for completion in completions] == tokens.tolist()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", map(marked, CASES))
 def test_one_full_pass_gives_transformers_logits_and_each_cached_step_gives_its(case):
     """From a prompt shorter than the window until its ring has gone round four times.
 

@@ -31,7 +31,7 @@ CASES = {
     "no price": ["--model=llama3-8b", "--chip=gb200"],
     "one price": ["--model=llama3-8b", "--price_per_chip_hour=2"],
     "experts": [*_ON, "--expert_parallel"],
-    "sizes": ["--model=deepseek-v3", "--topology=h200:8", "--layout=weight_stationary_1d"],
+    "sizes": ["--model=deepseek-v3-even", "--topology=h200:8", "--layout=weight_stationary_1d"],
     "short model": ["--model=palm-8b", "--topology=v5e:2x4", "--max_first_token_ms=5000"],
     "long prompt": [*_ON, "--prompt_length=3000", "--context=1000"],
     "prompts": ["--model=llama3-8b", "--topology=v5e:2x4", "--layout=weight_stationary_2d",
@@ -177,7 +177,7 @@ def test_targets_that_contradict_end_with_1_and_the_nearest(ended):
         ("one price", "name one with --chip"),
         ("experts", "no experts"),
         ("dense", "--experts is all, but llama3-8b has no experts; leave it out"),
-        ("sizes", "deepseek-v3 is known by its sizes alone"),
+        ("sizes", "deepseek-v3-even is known by its sizes alone"),
     ],
 )
 def test_wrong_use_ends_with_2_and_one_line(ended, case, words):
