@@ -79,7 +79,7 @@ def test_a_folder_in_blocks_of_fp8_is_read_as_the_numbers_it_stands_for(tmp_path
 )
 def test_one_scale_is_of_a_whole_matrix_or_of_each_row(tmp_path, shape, end):
     codes = np.arange(-12, 12).reshape(6, 4).astype(FP8)
-    scales = np.arange(1, 1 + int(np.prod(shape))).reshape(shape).astype(np.float32) / 8
+    scales = np.array(np.arange(1, 1 + int(np.prod(shape))) / 8, np.float32).reshape(shape)
     save_file({"w.weight": codes, "w.weight" + end: scales}, tmp_path / "model.safetensors")
     files = Fp8Files(SafetensorsFiles(tmp_path), None)
     np.testing.assert_array_equal(files.read("w.weight"), codes.astype(np.float32) * scales)
