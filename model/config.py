@@ -1,7 +1,8 @@
 """What a decoder is, as data: one frozen, validated, hashable record per model."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from model.latent_sizes import LatentSizes
 from model.routing import SOFTMAX, Routing
@@ -108,6 +109,19 @@ class ModelConfig:
     latent: LatentSizes | None = None
     parallel_block: bool = False
     tied_embedding: bool = False
+
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any]) -> "ModelConfig":
+        """A configuration from what `dataclasses.asdict` gave, kept as JSON.
+
+        Raises:
+          TypeError: a field that there is none of, as another version may have had.
+        """
+        made = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        for name, kind in {"latent": LatentSizes, "routing": Routing}.items():
+            if made.get(name) is not None:
+                made[name] = kind(**made[name])
+        return cls(**made)
 
     def __post_init__(self) -> None:
         sizes = "vocabulary d_model layers query_heads kv_heads head_size d_ff max_context"

@@ -36,9 +36,7 @@ from orbax.checkpoint import v1 as ocp
 
 from model.config import ModelConfig
 from model.declarations import declarations
-from model.latent_sizes import LatentSizes
 from model.parameters import Parameters, copy_per_device, shardings
-from model.routing import Routing
 from model.weights import WeightsError
 from model.weights.data_folder import check_writable, new_folder, remove_others
 from sharding.placement import Placement
@@ -380,10 +378,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _config(values: dict[str, Any]) -> ModelConfig:
-    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     try:
-        records = {"latent": LatentSizes, "routing": Routing}
-        made = {n: kind(**values[n]) for n, kind in records.items() if values.get(n)}
-        return ModelConfig(**values | lists | made)
+        return ModelConfig.from_record(values)
     except TypeError as error:  # another version's ModelConfig had other fields
         raise WeightsError(f"configuration is not readable ({error}); {_AGAIN}") from None
