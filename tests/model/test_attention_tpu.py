@@ -63,7 +63,8 @@ def test_a_decode_step_sees_each_sequence_as_far_as_it_is_filled(case):
     check(1, first_query=[n - 1 for n in case["filled"]], **case)
 
 
-@pytest.mark.parametrize("stored", [jnp.float32, pytest.param(jnp.int8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", [jnp.float32, jnp.int8])
 def test_keys_that_are_also_values_are_given_once(stored):
     """As latent attention has them, of a width that is no whole number of registers."""
     random, width = np.random.default_rng(0), 72
