@@ -195,12 +195,8 @@ def _write_block(
 def _write_rows(axes: str, cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
     """Stores tokens of each sequence in slots [B, T]; those of slots elsewhere are dropped."""
     scatter = functools.partial(_scatter, axes)
-    if (
-        axes == CACHE_AXES
-        and new.shape[1] == 1
-        and cache.shape[3] % LANES
-        and cache.shape[3] > LANES
-    ):
+    width = cache.shape[-1]
+    if axes == CACHE_AXES and new.shape[1] == 1 and width > LANES and width % LANES:
         return by_platform(cache, new, slots, tpu=_write_columns, default=scatter)
     if new.shape[:3] != (1, 1, 1):
         return scatter(cache, new, slots)
