@@ -117,7 +117,7 @@ class Request:
                 raise PromptError(
                     f"prompt {number} is {len(prompt)} tokens and max_new_tokens is "
                     f"{self.max_new_tokens}, but max_context of {config.name} is "
-                    f"{config.max_context}; shorten one of them{beyond * (not config.rotary_limit)}"
+                    f"{config.max_context}; shorten one of them{beyond * config.extensible}"
                 )
 
 

@@ -44,8 +44,11 @@ class Attention(nnx.Module):
             zeros = jax.nn.initializers.zeros
             self.query_bias = declare(config, "KGh", dtypes.plain, zeros)
             self.key_value_bias = declare(config, "KCh", dtypes.plain, zeros)
+        if config.output_bias:
+            self.output_bias = declare(config, "R", dtypes.plain, jax.nn.initializers.zeros)
         if config.query_key_norm:
-            self.query_norm, self.key_norm = (Norm(config, "n") for _ in range(2))
+            each = ("kgn", "kn") if config.norm_over_heads else ("n", "n")
+            self.query_norm, self.key_norm = (Norm(config, axes) for axes in each)
         self.config, self.dtypes, self.window = config, dtypes, window
 
     def __call__(
@@ -53,7 +56,7 @@ class Attention(nnx.Module):
         x: jax.Array,
         cache: LayerCache,
         positions: jax.Array,
-        angles: Rotation,
+        angles: Rotation | None,
         placement: Placement,
         continues: bool = False,
     ) -> tuple[jax.Array, LayerCache, jax.Array]:
@@ -63,7 +66,8 @@ class Attention(nnx.Module):
           x: [B, T, D], normed, divided in any way.
           cache: this layer's keys and values.
           positions: [B, T] int32, each token's position in its sequence; whole on every device.
-          angles: rotary angles of those positions, divided as attention is.
+          angles: rotary angles of those positions, divided as attention is; None in a layer that
+            knows no positions.
           placement: shardings.
           continues: of prompts, whether the cache holds tokens before them.
 
@@ -89,6 +93,8 @@ class Attention(nnx.Module):
         with jax.named_scope("attention_output"):
             mixed = reshard(mixed, placement.activations("BTKGh"))  # [B, T, K, G, h]
             (y,), _ = project(mixed, [self.output], placement)  # [B, T, R]
+            if self.config.output_bias:
+                y = y + self.output_bias[...].astype(y.dtype)
             return y, cache, x
 
     def _step(
@@ -200,7 +206,7 @@ class Attention(nnx.Module):
         )
 
     def _project(
-        self, x: jax.Array, angles: Rotation, placement: Placement
+        self, x: jax.Array, angles: Rotation | None, placement: Placement
     ) -> tuple[jax.Array, LayerCache, jax.Array]:
         """x: [B, T, D] -> q: [B, T, K, G, h]; keys and values, each [B, T, K, h]; x gathered."""
         c = self.config
@@ -215,10 +221,11 @@ class Attention(nnx.Module):
                 kv = kv + key_value_bias.astype(q.dtype)
             q = reshard(q, placement.attention("BTKG_"))
             kv = reshard(kv, placement.attention("BTKC_"))
-            keys, values = kv[:, :, :, :1], kv[:, :, :, 1]  # [B, T, K, 1, h], [B, T, K, h]
+            keys, values = kv[:, :, :, 0], kv[:, :, :, 1]  # [B, T, K, h]
             if c.query_key_norm:
                 q, keys = self.query_norm(q), self.key_norm(keys)
-            return rotate(q, angles), (rotate(keys, angles)[:, :, :, 0], values), x
+            keys = rotate(keys[:, :, :, None], angles)[:, :, :, 0]
+            return rotate(q, angles), (keys, values), x
 
 
 def beside_cache(spec: jax.P, placement: Placement) -> jax.P:

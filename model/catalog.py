@@ -1,43 +1,15 @@
 """Published model shapes by name, each with its source and published parameter count."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from model.catalog_deepseek import DEEPSEEK
+from model.catalog_labs import LABS
 from model.config import ConfigError, ModelConfig
+from model.published_shape import Published, released
+from model.published_shape import shape as _config
 from model.rotary_scaling import scaling
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A catalogue entry.
-
-    Attributes:
-      config: the shape.
-      parameters: the published count; None for a shape published without one, and for our own.
-      digit: the unit that the published count is rounded to; 1 where it is exact.
-      source: where shape and count were published.
-    """
-
-    config: ModelConfig
-    parameters: int | None
-    digit: int
-    source: str
-
-
-def _config(name: str, layers: int, width: int, heads: int, kv_heads: int, d_ff: int, **more):
-    more.setdefault("head_size", width // heads)
-    return ModelConfig(
-        name=name,
-        layers=layers,
-        d_model=width,
-        query_heads=heads,
-        kv_heads=kv_heads,
-        d_ff=d_ff,
-        **more,
-    )
 
 
 def _palm(
@@ -222,10 +194,8 @@ _EXACT = (
 )
 # fmt: on
 _ENTRIES = (
-    *(
-        Published(config, parameters, 1, f"{source}; config.json and weights of the released model")
-        for config, parameters, source in _EXACT
-    ),
+    *(released(*entry) for entry in _EXACT),
+    *LABS,
     *(
         Published(config, parameters, digit, f"{source}; config.json of the released model")
         for config, parameters, digit, source in DEEPSEEK

@@ -16,6 +16,8 @@ _POSITIVE = (
     "norm_epsilon",
     "embedding_scale",
     "attention_scale",
+    "residual_scale",
+    "logit_scale",
     "attention_softcap",
     "logit_softcap",
 )
@@ -40,18 +42,30 @@ class ModelConfig:
       d_ff: F, hidden width of the gated MLP.
       max_context: tokens of the longest sequence that the model was trained or extended for.
       rotary_base: base of the rotary frequencies.
-      rotary_factors: one divisor per frequency (h / 2 of them) for models with rotary scaling;
-        None leaves the frequencies as they are.
+      rotary_size: the first dimensions of a head, an even number, that are rotated; None for all.
+      rotary_layers: for each layer, whether its queries and keys are rotated (SmolLM3); None where
+        all are.
+      rotary_factors: one divisor per frequency (half as many as rotated dimensions) for models with
+        rotary scaling; None leaves the frequencies as they are.
       rotary_limit: tokens of the longest sequence that these frequencies hold for, where dynamic
         scaling changes them for longer ones; None for no limit.
+      long_rotary_factors: the divisors in place of `rotary_factors` where `max_context` is beyond
+        `rotary_limit` (LongRoPE); None for models that do not go beyond.
       norm: root-mean-square norm, or layer norm with a scale and no bias.
       norm_epsilon: added to the mean square (or variance) before the square root.
       activation: the gate's in the MLP; ``gelu_tanh`` is GELU's tanh approximation (GeGLU).
       attention_bias: queries, keys and values have a bias (Qwen2).
+      output_bias: the output of attention has a bias.
+      mlp_bias: gate, up and down of the MLP have a bias.
       query_key_norm: queries and keys have an RMS norm over the head size (Qwen3, Gemma 3).
+      norm_over_heads: that norm is over all heads together, with a scale for each (OLMo 2).
+      norm_before: attention and MLP read a normed residual stream; False only in models that have
+        `norm_after` in its place (OLMo 2).
       norm_after: the outputs of attention and MLP have a norm before they are added (Gemma).
       embedding_scale: multiplies the embeddings that are looked up.
       attention_scale: multiplies scores; head_size ** -0.5 if None.
+      residual_scale: multiplies what attention and MLP add to the residual stream (Granite).
+      logit_scale: multiplies the logits.
       attention_softcap: c of ``c * tanh(score / c)`` on scaled attention scores; None for none.
       logit_softcap: the same on the logits.
       windows: one sliding window per layer: the tokens that a token attends to, itself included;
@@ -84,16 +98,25 @@ class ModelConfig:
     d_ff: int
     max_context: int
     rotary_base: float = 10_000.0
+    rotary_size: int | None = None
+    rotary_layers: tuple[bool, ...] | None = None
     rotary_factors: tuple[float, ...] | None = None
     rotary_limit: int | None = None
+    long_rotary_factors: tuple[float, ...] | None = None
     norm: Literal["rms", "layer"] = "rms"
     norm_epsilon: float = 1e-5
     activation: Literal["silu", "gelu_tanh"] = "silu"
     attention_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
     query_key_norm: bool = False
+    norm_over_heads: bool = False
+    norm_before: bool = True
     norm_after: bool = False
     embedding_scale: float = 1.0
     attention_scale: float | None = None
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     windows: tuple[int | None, ...] | None = None
@@ -141,9 +164,9 @@ class ModelConfig:
                 raise ConfigError(
                     f"{field} of {self.name} is {getattr(self, field)!r}; use one of {choices}"
                 )
-        if self.parallel_block and self.norm_after:
-            raise ConfigError(f"norm_after of {self.name} is True; a parallel block has none")
+        self._check_parts()
         self._check_numbers()
+        self._check_rotary()
         self._check_windows()
         self._check_experts()
         if self.latent and (fault := self.latent.fault(self.head_size, self.kv_heads)):
@@ -156,21 +179,47 @@ class ModelConfig:
                     "has none"
                 )
 
+    def _check_parts(self) -> None:
+        """Refuses norms and biases that no block has together."""
+        if self.parallel_block and self.norm_after:
+            raise ConfigError(f"norm_after of {self.name} is True; a parallel block has none")
+        if not self.norm_before and not self.norm_after:
+            raise ConfigError(f"norm_before of {self.name} is False; it needs norm_after then")
+        if self.norm_over_heads and not self.query_key_norm:
+            raise ConfigError(f"norm_over_heads of {self.name} is True; it needs query_key_norm")
+        if self.mlp_bias and self.experts:
+            raise ConfigError(f"mlp_bias of {self.name} is True; its experts have none")
+
     def _check_numbers(self) -> None:
         for field in _POSITIVE:
             value = getattr(self, field)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{field} of {self.name} is {value}; it must be positive")
-        factors = self.rotary_factors
-        if factors is not None and (
-            len(factors) != self.rotary_size // 2
-            or not all(0 < factor < float("inf") for factor in factors)
-        ):
+
+    def _check_rotary(self) -> None:
+        size = self.rotary_size
+        if size is not None and (size % 2 or not 0 < size <= self.head_size):
             raise ConfigError(
-                f"rotary_factors of {self.name} has {len(factors)} values; "
-                f"it needs {self.rotary_size // 2} positive ones, one per rotary frequency"
+                f"rotary_size of {self.name} is {size}; it must be even, and 2 to its head_size "
+                f"of {self.head_size}"
             )
-        if self.rotary_limit is not None and self.max_context > self.rotary_limit:
+        if self.rotary_layers is not None and len(self.rotary_layers) != self.layers:
+            raise ConfigError(
+                f"rotary_layers of {self.name} has {len(self.rotary_layers)} entries; it needs one "
+                f"for each of {self.layers} layers"
+            )
+        for field in ("rotary_factors", "long_rotary_factors"):
+            factors = getattr(self, field)
+            if factors is not None and (
+                len(factors) != self.rotated // 2
+                or not all(0 < factor < float("inf") for factor in factors)
+            ):
+                raise ConfigError(
+                    f"{field} of {self.name} has {len(factors)} values; "
+                    f"it needs {self.rotated // 2} positive ones, one per rotary frequency"
+                )
+        beyond = self.rotary_limit is not None and self.max_context > self.rotary_limit
+        if beyond and not self.long_rotary_factors:
             raise ConfigError(
                 f"max_context of {self.name} is {self.max_context}, beyond what its dynamic rotary "
                 f"scaling stays the same for; use at most {self.rotary_limit}"
@@ -223,17 +272,8 @@ class ModelConfig:
     def one_of_each(self) -> "ModelConfig":
         """The same model with one layer of each kind that has arrays of its own, and no window."""
         dense = min(self.dense_layers, 1)
-        return dataclasses.replace(self, layers=1 + dense, dense_layers=dense, windows=None)
-
-    def with_layers(self, layers: int) -> "ModelConfig":
-        """The same model with fewer layers, one of experts at least if it has such."""
-        dense = min(self.dense_layers, layers - 1)
         return dataclasses.replace(
-            self,
-            layers=layers,
-            windows=self.windows and self.windows[:layers],
-            dense_layers=dense,
-            dense_d_ff=self.dense_d_ff if dense else 0,
+            self, layers=1 + dense, dense_layers=dense, windows=None, rotary_layers=None
         )
 
     @property
@@ -242,10 +282,34 @@ class ModelConfig:
         dense = self.dense_layers
         return (((0, dense),) if dense else ()) + ((dense, self.layers - dense),)
 
+    def first_layers(self, layers: int) -> "ModelConfig":
+        """The same model with so many of its first layers, one of experts if it has such."""
+        kept = {field: getattr(self, field) for field in ("windows", "rotary_layers")}
+        kept = {field: values and values[:layers] for field, values in kept.items()}
+        dense = min(self.dense_layers, layers - 1)
+        kept |= {"dense_layers": dense, "dense_d_ff": self.dense_d_ff if dense else 0}
+        return dataclasses.replace(self, layers=layers, **kept)
+
+    def equal_layers(self, layers: int) -> "ModelConfig":
+        """The same model with so many layers that are all alike, without windows."""
+        alike = {"windows": None, "rotary_layers": None, "dense_layers": 0, "dense_d_ff": 0}
+        return dataclasses.replace(self, layers=layers, **alike)
+
+    def rotates(self, layer: int) -> bool:
+        """Whether this layer rotates its queries and keys by their positions."""
+        return self.rotary_layers is None or self.rotary_layers[layer]
+
     @property
-    def rotary_size(self) -> int:
-        """Numbers of a head that turn with the position."""
-        return self.latent.rotary if self.latent else self.head_size
+    def rotated(self) -> int:
+        """Dimensions of each head that are rotated."""
+        if self.latent:
+            return self.latent.rotary
+        return self.head_size if self.rotary_size is None else self.rotary_size
+
+    @property
+    def extensible(self) -> bool:
+        """Whether sequences may be longer than `max_context` where a user asks for it."""
+        return self.rotary_limit is None or self.long_rotary_factors is not None
 
     @property
     def group(self) -> int:
@@ -264,6 +328,8 @@ class ModelConfig:
             "h": self.head_size,
             "V": self.vocabulary,
             "n": self.head_size,
+            "k": self.kv_heads,
+            "g": self.group,
             "C": 2,
             **({"E": self.experts, "e": self.experts} if self.experts else {}),
             **({"f": self.dense_d_ff} if self.dense_d_ff else {}),

@@ -6,9 +6,10 @@ import jax
 from flax import nnx
 
 from model.config import ModelConfig
-from model.declarations import declare_matrix
+from model.declarations import declare, declare_matrix
 from model.dtypes import Dtypes
 from model.linear import project
+from sharding.collectives import reshard
 from sharding.placement import Placement
 
 ACTIVATIONS = {
@@ -24,12 +25,19 @@ class MLP(nnx.Module):
         """Declares the matrices; `width` is the letter of their hidden width."""
         self.gate_up = declare_matrix(config, dtypes, "C" + width, "D")
         self.down = declare_matrix(config, dtypes, "D", width)
-        self.activation = config.activation
+        self.activation, self.has_bias = config.activation, config.mlp_bias
+        if config.mlp_bias:
+            zeros = jax.nn.initializers.zeros
+            self.gate_up_bias = declare(config, "C" + width, dtypes.plain, zeros)
+            self.down_bias = declare(config, "R", dtypes.plain, zeros)
 
     def __call__(self, x: jax.Array, placement: Placement) -> jax.Array:
         """x: [B, T, D], divided in any way -> [B, T, R]."""
         with jax.named_scope("mlp"):
             (gate_up,), _ = project(x, [self.gate_up], placement)  # [B, T, 2, F]
+            if self.has_bias:
+                bias = reshard(self.gate_up_bias[...], placement.activations("CF"))
+                gate_up = gate_up + bias.astype(gate_up.dtype)
             hidden = ACTIVATIONS[self.activation](gate_up[:, :, 0]) * gate_up[:, :, 1]  # [B, T, F]
             (y,), _ = project(hidden, [self.down], placement)  # [B, T, R]
-            return y
+            return y + self.down_bias[...].astype(y.dtype) if self.has_bias else y

@@ -17,7 +17,7 @@ class Norm(nnx.Module):
     def __init__(
         self,
         config: ModelConfig,
-        axis: str = "R",
+        axes: str = "R",
         gpu_kernel: bool = False,
         epsilon: float | None = None,
     ):
@@ -25,23 +25,24 @@ class Norm(nnx.Module):
 
         Args:
           config: the model.
-          axis: letter of the dimension that is normed.
+          axes: letters of the last dimensions of what is normed, over all of them together.
           gpu_kernel: `of_sum` of one token is a kernel on a GPU.
           epsilon: in place of the configuration's.
         """
         # In float32 always: Gemma's files hold scale - 1, which loses bits as a bfloat16 scale.
-        self.scale = declare(config, axis, jnp.float32, jax.nn.initializers.ones)
+        self.scale = declare(config, axes, jnp.float32, jax.nn.initializers.ones)
+        self.over = tuple(range(-len(axes), 0))
         self.epsilon = epsilon or config.norm_epsilon
         self.centred = config.norm == "layer"
         self.gpu_kernel = gpu_kernel
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [..., D] -> [..., D], each row scaled to unit mean square."""
+        """x: [..., D] -> [..., D], each row scaled to unit mean square; D may be several sizes."""
         with jax.named_scope("norm"):
             y = x.astype(jnp.float32)
             if self.centred:
-                y = y - jnp.mean(y, axis=-1, keepdims=True)
-            y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+                y = y - jnp.mean(y, axis=self.over, keepdims=True)
+            y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=self.over, keepdims=True) + self.epsilon)
             return (self.scale[...] * y).astype(x.dtype)
 
     def of_sum(self, x: jax.Array, more: jax.Array | None) -> tuple[jax.Array, jax.Array]:

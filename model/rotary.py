@@ -1,6 +1,7 @@
 """Rotary position embedding (Su et al. 2021), in the half-split form of Hugging Face.
 
-Dimension i of a head turns together with dimension i + h / 2.
+Dimension i of a head turns together with dimension i + r / 2, where the first r dimensions of the
+head turn: all h of them in most models.
 """
 
 import jax
@@ -11,22 +12,23 @@ from model.config import ModelConfig
 from sharding.platform_workarounds import computed_once
 
 Rotation = tuple[jax.Array, jax.Array]
-"""Cosine and sine of each token's angles, each [B, T, h / 2], float32."""
+"""Cosine and sine of each token's angles, each [B, T, r / 2], float32."""
 
 
 def frequencies(config: ModelConfig, local: bool = False) -> np.ndarray:
-    """Radians per position of each of the h / 2 pairs: base ** (-2 i / h), divided by the factors.
-
-    h is here the part of a head that turns.
+    """Radians per position of each of the r / 2 pairs: base ** (-2 i / r), divided by the factors.
 
     Args:
-      config: the model.
+      config: the model, whose `max_context` decides between two sets of factors where it has them.
       local: for the layers with a window, where they have a base of their own.
     """
-    exponents = np.arange(0, config.rotary_size, 2, dtype=np.float64) / config.rotary_size
+    exponents = np.arange(0, config.rotated, 2, dtype=np.float64) / config.rotated
     if local and config.local_rotary_base:
         return config.local_rotary_base**-exponents
-    return config.rotary_base**-exponents / np.asarray(config.rotary_factors or 1.0)
+    factors = config.rotary_factors
+    if config.rotary_limit is not None and config.max_context > config.rotary_limit:
+        factors = config.long_rotary_factors
+    return config.rotary_base**-exponents / np.asarray(factors or 1.0)
 
 
 def rotation(config: ModelConfig, positions: jax.Array, local: bool = False) -> Rotation:
@@ -38,17 +40,21 @@ def rotation(config: ModelConfig, positions: jax.Array, local: bool = False) -> 
         return tuple(computed_once(part(angles) * scale) for part in (jnp.cos, jnp.sin))
 
 
-def rotate(x: jax.Array, angles: Rotation) -> jax.Array:
+def rotate(x: jax.Array, angles: Rotation | None) -> jax.Array:
     """Applies the rotary embedding: rotates each pair of a head by its token's angle.
 
     Args:
       x: [B, T, K, C, h], any two head dimensions between tokens and head size.
-      angles: cosines and sines from `rotation`.
+      angles: cosines and sines from `rotation`; None in a layer that knows no positions. Dimensions
+        of a head for which there are none stay as they are.
 
     Returns:
       The same shape and dtype.
     """
-    cosine, sine = (part[:, :, None, None, :] for part in angles)  # [B, T, 1, 1, h / 2]
-    low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    if angles is None:
+        return x
+    cosine, sine = (part[:, :, None, None, :] for part in angles)  # [B, T, 1, 1, r / 2]
+    pairs = cosine.shape[-1]
+    low, high, rest = jnp.split(x.astype(jnp.float32), (pairs, 2 * pairs), axis=-1)
     rotated = (low * cosine - high * sine, high * cosine + low * sine)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    return jnp.concatenate([*rotated, *([rest] if rest.size else [])], axis=-1).astype(x.dtype)

@@ -71,16 +71,20 @@ class Embedding(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP (or experts), each behind its norm; a parallel block has one for both."""
+    """Attention and MLP (or experts), each behind its norm; a parallel block has one for both.
+
+    Models differ in whether each has a norm before it, after it or both.
+    """
 
     def __init__(self, config: ModelConfig, dtypes: Dtypes, layer: int):
         by_kernel = "norm" in dtypes.gpu_kernels
-        self.attention_norm = Norm(config, gpu_kernel=by_kernel)
+        if config.norm_before:
+            self.attention_norm = Norm(config, gpu_kernel=by_kernel)
         if config.latent:
             self.attention = LatentAttention(config, dtypes)
         else:
             self.attention = Attention(config, dtypes, config.window(layer))
-        if not config.parallel_block:
+        if config.norm_before and not config.parallel_block:
             self.mlp_norm = Norm(config, gpu_kernel=by_kernel)
         if config.norm_after:
             self.attention_norm_after = Norm(config)
@@ -100,7 +104,7 @@ class Block(nnx.Module):
         more: jax.Array | None,
         cache: LayerCache,
         positions: jax.Array,
-        angles: Rotation,
+        angles: Rotation | None,
         placement: Placement,
         continues: bool,
     ) -> tuple[jax.Array, jax.Array, LayerCache, jax.Array | None]:
@@ -111,27 +115,38 @@ class Block(nnx.Module):
           more: what the block before adds to it, if there is one.
           cache: this layer's keys and values.
           positions: [B, T] int32.
-          angles: rotary angles of those positions.
+          angles: rotary angles of those positions; None in a layer without.
           placement: shardings.
           continues: of prompts, whether the cache holds tokens before them.
 
         Returns:
           [B, T, R], what is to be added to it, the updated cache, the experts chosen, [B, E].
         """
-        x, y = self.attention_norm.of_sum(x, more)  # [B, T, R]
+        x, y = self._read(x, more, "attention_norm")  # [B, T, R]
         # y: [B, T, D]
         mixed, cache, y = self.attention(y, cache, positions, angles, placement, continues)
-        if self.config.norm_after:
-            mixed = self.attention_norm_after(mixed)
+        mixed = self._added(mixed, "attention_norm_after")
         if self.config.parallel_block:
             x = x + mixed
         else:
-            x, y = self.mlp_norm.of_sum(x, mixed)  # [B, T, R]
+            x, y = self._read(x, mixed, "mlp_norm")  # [B, T, R]
         real = reshard(positions < PADDING, placement.activations("BT"))
         z, touched = self._feed_forward(y, real, placement)
+        return x, self._added(z, "mlp_norm_after"), cache, touched
+
+    def _read(self, x: jax.Array, more: jax.Array | None, norm: str) -> tuple[jax.Array, jax.Array]:
+        """x + more, each [B, T, R], and what attention or MLP reads of it: that norm's, or it."""
+        if self.config.norm_before:
+            return getattr(self, norm).of_sum(x, more)
+        x = x if more is None else x + more
+        return x, x
+
+    def _added(self, y: jax.Array, norm: str) -> jax.Array:
+        """What attention or MLP adds to the residual stream of its output y, [B, T, R]."""
         if self.config.norm_after:
-            z = self.mlp_norm_after(z)
-        return x, z, cache, touched
+            y = getattr(self, norm)(y)
+        scale = self.config.residual_scale
+        return y if scale == 1 else y * jnp.asarray(scale, y.dtype)
 
     def _feed_forward(
         self, x: jax.Array, real: jax.Array, placement: Placement
@@ -188,6 +203,7 @@ class Transformer(nnx.Module):
             with jax.named_scope(f"layer_{number}"):
                 layer = (cache.keys[number], cache.values[number])
                 angles = angles_by_window[self.config.window(number) is not None]
+                angles = angles if self.config.rotates(number) else None
                 x, more, layer, experts = block(
                     x, more, layer, positions, angles, placement, continues
                 )
@@ -222,5 +238,7 @@ class Transformer(nnx.Module):
         """Scores over the vocabulary; x: [B, T, R] -> [B, T, V], float32."""
         table = self.embedding if self.config.tied_embedding else self.unembedding
         logits = table.logits(x, placement)
+        if self.config.logit_scale != 1:
+            logits = logits * self.config.logit_scale
         cap = self.config.logit_softcap
         return cap * jnp.tanh(logits / cap) if cap else logits

@@ -28,7 +28,7 @@ def model() -> ModelConfig:
             "runs, see --help of generate.py"
         )
     if LAYERS.value:
-        named = named.with_layers(LAYERS.value)
+        return named.first_layers(LAYERS.value)
     return named
 
 

@@ -64,6 +64,21 @@ _DEEPSEEK = {
         "mscale_all_dim": 0.9,
     },
 }
+_OLMO3 = {
+    "full_attention": {
+        "rope_type": "yarn",
+        "rope_theta": 500_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500_000.0},
+}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.0, 1.1, 1.2, 1.3, 1.5],
+    "long_factor": [1.0, 1.5, 2.5, 4.0, 5.0, 6.0],
+}
 FAMILIES = {
     "llama2": ("llama", {"num_key_value_heads": 4}),
     "llama3": ("llama", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}),
@@ -183,6 +198,37 @@ FAMILIES = {
             "tie_word_embeddings": True,
         },
     ),
+    "llama_bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen3_bias": ("qwen3", {"head_dim": 16, "attention_bias": True}),
+    "olmo2": ("olmo2", {}),
+    "olmo3": (
+        "olmo3",
+        {"num_hidden_layers": 4, "sliding_window": 8, "rope_parameters": _OLMO3},
+    ),
+    "phi3": ("phi3", {"sliding_window": 8}),
+    # Its prompts and answers end before the length from which transformers takes other factors,
+    # which test_families.py sets lower.
+    "phi3_long": (
+        "phi3",
+        {
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+            "original_max_position_embeddings": 64,
+            "rope_parameters": _LONGROPE,
+        },
+    ),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "smollm3": ("smollm3", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
+    "glm4": ("glm4", {"head_dim": 16, "rope_parameters": {"partial_rotary_factor": 0.5}}),
 }
 
 

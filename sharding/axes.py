@@ -37,5 +37,7 @@ LOGICAL_AXES: dict[str, str] = {
     "u": "head size of the content of queries and keys, whole on every chip",
     "v": "head size of values in latent attention",
     "n": "head size of a norm's scale, whole on every chip",
+    "k": "KV heads of a norm's scale, whole on every chip",
+    "g": "query heads per KV head of a norm's scale, whole on every chip",
     "C": "matrices stored as one and read as one: gate and up; key and value",
 }

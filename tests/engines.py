@@ -49,6 +49,19 @@ FAMILIES = {
         "attention_scale": 0.5,
         "activation": "gelu_tanh",
     },
+    "norms_over_heads_and_biases": {
+        "norm_before": False,
+        "norm_after": True,
+        "query_key_norm": True,
+        "norm_over_heads": True,
+        "attention_bias": True,
+        "output_bias": True,
+        "mlp_bias": True,
+        "rotary_size": 8,
+        "rotary_layers": (True, False),
+        "residual_scale": 0.5,
+        "logit_scale": 2.0,
+    },
     "stretched_positions": {"rotary_factors": (1.0, 1.0, 1.5, 2.0, 4.0, 8.0, 8.0, 8.0)},
     "three_heads": {"kv_heads": 3, "query_heads": 9, "d_model": 72, "d_ff": 144},
     "experts": {"experts": 8, "experts_per_token": 2},
@@ -80,8 +93,8 @@ def config_of(family: str, **sizes: int) -> ModelConfig:
     """
     tiny = find_model("tiny")
     changes = sizes | FAMILIES[family.removeprefix(DIVIDED)]
-    if windows := changes.get("windows"):
-        changes["windows"] = windows[: sizes.get("layers", tiny.layers)]
+    for field in {"windows", "rotary_layers"} & changes.keys():
+        changes[field] = changes[field][: sizes.get("layers", tiny.layers)]
     return dataclasses.replace(tiny, **changes)
 
 

@@ -19,7 +19,11 @@ ARCHITECTURES = {
     "qwen3_moe": "qwen3moe",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3",
+    "olmo2": "olmo2",
+    "granite": "granite",
+    "smollm3": "smollm3",
 }
+_PAIRED = ("llama", "granite", "smollm3")
 _INTEGERS = {
     "hidden_size": "embedding_length",
     "num_hidden_layers": "block_count",
@@ -38,6 +42,10 @@ _FLOATS = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
+    "embedding_multiplier": "embedding_scale",
+    "attention_multiplier": "attention.scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
 }
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -99,7 +107,7 @@ def _tensors(folder: Path, config: dict[str, Any], architecture: str) -> dict[st
         values = files.read(name)
         if "gemma" in architecture and name.endswith("norm.weight"):
             values = values + np.float32(1)
-        if architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+        if architecture in _PAIRED and name.endswith(("q_proj.weight", "k_proj.weight")):
             which = "num_attention_heads" if "q_proj" in name else "num_key_value_heads"
             halves = values.reshape(config[which], 2, -1, values.shape[-1])
             values = halves.swapaxes(1, 2).reshape(values.shape)
@@ -116,7 +124,8 @@ def _tensors(folder: Path, config: dict[str, Any], architecture: str) -> dict[st
 
 
 def _gguf_name(name: str, architecture: str) -> str:
-    norm = "post_attention_norm" if "gemma" in architecture else "ffn_norm"
+    after = "gemma" in architecture or architecture == "olmo2"
+    norm = "post_attention_norm" if after else "ffn_norm"
     for theirs, ours in (_NAMES | {"post_attention_layernorm": norm}).items():
         name = name.replace(theirs, ours)
     return name

@@ -22,7 +22,7 @@ from profiles.report.numbers import number
 from profiles.report.pages import Part
 from profiles.report.record import Record
 from profiles.serving import load_table
-from tests import family_cases, file_tables, talk_table
+from tests import family_cases, file_tables, quirk_table, talk_table
 from tests.profiles.test_rooms import ROOMS
 from tests.scripts import running
 
@@ -82,7 +82,7 @@ def test_the_page_of_a_folder_names_its_files_by_what_they_say(folder: str):
 def test_every_generated_part_is_held_by_a_test():
     known = [layout_table.DIVISIONS, layout_table.PAYMENTS, *result_tables.PARTS]
     known += [each.PART for each in (storage_table, perplexity_table, accuracy_table, talk_table)]
-    known += [compiled_table.PART, options_table.PART, family_cases.PART]
+    known += [compiled_table.PART, options_table.PART, family_cases.PART, quirk_table.PART]
     known += file_tables.PARTS.values()
     known += [*explained_table.PARTS, *comparison_table.PARTS, *load_table.PARTS]
     known += [league_table.PART, league_table.FIRST_PAGE, accuracy_table.ENGINES]
@@ -98,6 +98,10 @@ def test_the_table_of_families_is_that_of_the_tests():
     assert family_cases.PART.text() == family_cases.table()
     listed = [case for cases in family_cases.FAMILIES.values() for case in cases]
     assert sorted(listed) == family_cases.CASES
+
+
+def test_the_table_of_quirks_is_that_of_their_references():
+    assert quirk_table.PART.text() == quirk_table.table()
 
 
 def test_the_tables_of_layouts_are_those_of_the_code():

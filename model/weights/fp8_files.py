@@ -80,24 +80,24 @@ class Fp8Files:
         name: str,
         shape: tuple[int, ...] | None = None,
         index: tuple[slice, ...] | None = None,
+        first: int | None = None,
     ) -> np.ndarray:
         """A tensor or part of it, as `SafetensorsFiles.read`, times its scales."""
-        values = self._files.read(name, shape, index)
+        values = self._files.read(name, shape, index, first)
         if name not in self._blocks:
             return values
         rows, columns = self._files.tensors[name].shape
         shape = shape or (rows, columns)
         index = index or (slice(None),) * len(shape)
         places = [np.arange(size)[part] for size, part in zip(shape, index, strict=True)]
-        split = _outputs(shape, rows)
+        split = _outputs(shape, columns)
         scale, block = self._blocks[name]
-        row, column = (
-            _flat(shape[part], places[part]) // size
-            for part, size in zip((slice(split), slice(split, None)), block, strict=True)
-        )
+        row = _flat(shape[:split], places[:split]) + (first or 0) // columns
+        column = _flat(shape[split:], places[split:])
+        at = np.ix_(row // block[0], column // block[1])
         scales = self._files.read(scale).astype(np.float32).reshape(-1, -(-columns // block[1]))
         scaled = values.astype(np.float32).reshape(len(row), len(column))
-        scaled *= scales[np.ix_(row, column)]
+        scaled *= scales[at]
         return scaled.reshape(values.shape)
 
 
@@ -130,12 +130,12 @@ def _block(
     return block
 
 
-def _outputs(shape: tuple[int, ...], rows: int) -> int:
-    """How many of the first dimensions make the stored rows."""
+def _outputs(shape: tuple[int, ...], columns: int) -> int:
+    """How many of the first dimensions make rows; the others make the stored columns."""
     for split in range(len(shape) + 1):
-        if math.prod(shape[:split]) == rows and math.prod(shape[split:]):
+        if math.prod(shape[split:]) == columns:
             return split
-    raise WeightsError(f"a matrix of {rows} rows is not to be viewed as {shape}")
+    raise WeightsError(f"a matrix of {columns} columns is not to be viewed as {shape}")
 
 
 def _flat(shape: tuple[int, ...], places: list[np.ndarray]) -> np.ndarray:

@@ -7,6 +7,7 @@ and adds to Gemma's norms the 1 that their files leave out.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -114,14 +115,17 @@ class _Layer:
     def parameters(self) -> list[_Parameter]:
         c = self.config
         D, h = c.d_model, c.head_size
-        scales = {"attention_norm": ("attn_norm", D), "mlp_norm": ("ffn_norm", D)}
+        scales: dict[str, tuple[str, *tuple[int, ...]]] = {}
+        if c.norm_before:
+            scales |= {"attention_norm": ("attn_norm", D), "mlp_norm": ("ffn_norm", D)}
         if c.norm_after:
             scales["attention_norm_after"] = "post_attention_norm", D
             scales["mlp_norm_after"] = "post_ffw_norm", D
         if c.query_key_norm:
-            scales["attention.query_norm"] = "attn_q_norm", h
-            scales["attention.key_norm"] = "attn_k_norm", h
-        norms = [self.one(f"{path}.scale", {n: (size,)}) for path, (n, size) in scales.items()]
+            heads = ((c.kv_heads, c.group), (c.kv_heads,)) if c.norm_over_heads else ((), ())
+            scales["attention.query_norm"] = "attn_q_norm", *heads[0], h
+            scales["attention.key_norm"] = "attn_k_norm", *heads[1], h
+        norms = [self.norm(f"{path}.scale", *scale) for path, scale in scales.items()]
         return [*norms, *self.attention(), *(self.experts() if c.experts else self.mlp())]
 
     def one(
@@ -133,6 +137,10 @@ class _Layer:
     ) -> _Parameter:
         names = {f"blk.{self.number}.{name}.{kind}": shape for name, shape in stored.items()}
         return _Parameter(("layers", self.number, *path.split(".")), names, build)
+
+    def norm(self, path: str, name: str, *shape: int) -> _Parameter:
+        """A norm's scale, stored as one row."""
+        return self.one(path, {name: (math.prod(shape),)}, lambda row: row.reshape(shape))
 
     def attention(self) -> list[_Parameter]:
         c = self.config

@@ -47,6 +47,9 @@ class Architecture:
       largest: number of layers of the one Gemma whose scores are multiplied by
         (d_model / heads) ** -0.5 instead, which no key says.
       attention_softcap, logit_softcap: the defaults.
+      multipliers: keys say factors of embeddings, scores, what is added to the residual stream, and
+        logits (Granite).
+      unrotated: the last layer of each group of so many rotates nothing; 0 where all rotate.
     """
 
     paired: bool = False
@@ -58,6 +61,8 @@ class Architecture:
     largest: int = 0
     attention_softcap: float | None = None
     logit_softcap: float | None = None
+    multipliers: bool = False
+    unrotated: int = 0
 
 
 _GEMMA = {"norm_after": True, "activation": "gelu_tanh"}
@@ -82,6 +87,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         scaled=True,
         largest=62,
     ),
+    "olmo2": Architecture(
+        settings={
+            "norm_before": False,
+            "norm_after": True,
+            "query_key_norm": True,
+            "norm_over_heads": True,
+        }
+    ),
+    "granite": Architecture(paired=True, multipliers=True),
+    "smollm3": Architecture(paired=True, unrotated=4),
 }
 
 
@@ -103,6 +118,11 @@ def read_keys(file: GGUFFile) -> tuple[ModelConfig, float]:
     more = _experts(keys) | _windows(keys, architecture, common["layers"])
     if architecture.scaled:
         more |= _gemma(keys, architecture, common)
+    if architecture.multipliers:
+        more |= _multipliers(keys)
+    if every := architecture.unrotated:
+        rotated = tuple((layer + 1) % every != 0 for layer in range(min(common["layers"], 10_000)))
+        more["rotary_layers"] = None if all(rotated) else rotated
     config = ModelConfig(**{**common, **more, **architecture.settings})
     linear = _linear_scaling(keys)
     keys.finish()
@@ -165,6 +185,18 @@ def _gemma(keys: "_Keys", architecture: Architecture, common: Mapping[str, Any])
         "attention_softcap": attention or None,
         "logit_softcap": final or None,
         "local_rotary_base": keys.number("rope.freq_base_swa", local) if local else None,
+    }
+
+
+def _multipliers(keys: "_Keys") -> dict[str, Any]:
+    logits = keys.number("logit_scale", 1.0)
+    if not logits:
+        keys.refuse("logit_scale", logits)
+    return {
+        "embedding_scale": keys.number("embedding_scale", 1.0),
+        "attention_scale": keys.number("attention.scale", 0.0) or None,
+        "residual_scale": keys.number("residual_scale", 1.0),
+        "logit_scale": 1 / logits,
     }
 
 

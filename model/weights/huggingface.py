@@ -5,6 +5,7 @@ it holds. Names: the `modeling_*.py` of each family in https://github.com/huggin
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -28,6 +29,7 @@ Index = tuple[slice, ...]
 _PLAIN_DTYPES = [np.dtype(name) for name in ("float64", "float32", "float16", ml_dtypes.bfloat16)]
 _EMBEDDING = "embed_tokens.weight"
 _UNEMBEDDING = "lm_head.weight"
+_HEAD = 2  # the dimension of heads' sizes in queries, keys and values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +39,28 @@ class Piece:
     Attributes:
       name: name of the tensor.
       stored: its shape in the file.
-      shape: shape of the block, of the same elements; as many dimensions as the array.
+      shape: shape of the block, of the same elements or some of them; as many dimensions as the
+        array.
       corner: index of the block's first element in the array.
+      first: the element of the tensor that the block begins with, where it is a part of it.
+      order: places in the tensor of the indices of the block's dimension `_HEAD`, where that is in
+        another order.
     """
 
     name: str
     stored: Shape
     shape: Shape
     corner: Shape
+    first: int | None = None
+    order: tuple[int, ...] | None = None
+
+    def read(self, files: SafetensorsFiles, part: Index) -> np.ndarray:
+        """A part of the block."""
+        if self.order is None:
+            return files.read(self.name, self.shape, part, self.first)
+        whole = (*part[:_HEAD], slice(None), *part[_HEAD + 1 :])
+        rows = files.read(self.name, self.shape, whole, self.first)
+        return rows.take(self.order[part[_HEAD]], axis=_HEAD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +91,7 @@ class Assembled:
                 theirs.append(slice(low - first, high - first))
                 ours.append(slice(low - start, high - start))
             if all(part.start < part.stop for part in theirs):
-                out[tuple(ours)] = self.files.read(piece.name, piece.shape, tuple(theirs))
+                out[tuple(ours)] = piece.read(self.files, tuple(theirs))
         return out + np.asarray(self.offset, np.float32) if self.offset else out
 
 
@@ -204,6 +220,11 @@ def _stored_name(tensors: Iterable[str], name: str, default: str) -> str:
     return matches[0] if len(matches) == 1 else default
 
 
+def _half_split(rotated: int, head_size: int) -> tuple[int, ...]:
+    """Places of a head's rows in a file in which the two of each rotary pair are adjacent."""
+    return (*range(0, rotated, 2), *range(1, rotated, 2), *range(rotated, head_size))
+
+
 class _Arrays:
     """Every array of one model, by its path.
 
@@ -249,46 +270,73 @@ class _Arrays:
         if c.latent:
             return attention_arrays(self, c, prefix)
         D, K, G, h = c.d_model, c.kv_heads, c.group, c.head_size
-
-        def queries(kind: str, *last: int) -> Assembled:
-            shape = (K, G, h, *last)
-            piece = Piece(f"{prefix}q_proj.{kind}", (K * G * h, *last), shape, (0,) * len(shape))
-            return Assembled(self.files, shape, (piece,))
-
-        def keys_values(kind: str, *last: int) -> Assembled:
-            stored, shape, rest = (K * h, *last), (K, 1, h, *last), (0,) * len(last)
-            pieces = [
-                Piece(f"{prefix}{name}.{kind}", stored, shape, (0, at, 0, *rest))
-                for at, name in enumerate(("k_proj", "v_proj"))
-            ]
-            return Assembled(self.files, (K, 2, h, *last), tuple(pieces))
-
         found = {
-            "attention.query": queries("weight", D),
-            "attention.key_value": keys_values("weight", D),
+            "attention.query": self.queries(prefix, "weight", D),
+            "attention.key_value": self.keys_values(prefix, "weight", D),
             "attention.output": self.one(prefix + "o_proj", (D, K * G * h), (D, K, G, h)),
         }
         if c.attention_bias:
-            found["attention.query_bias"] = queries("bias")
-            found["attention.key_value_bias"] = keys_values("bias")
+            found["attention.query_bias"] = self.queries(prefix, "bias")
+            found["attention.key_value_bias"] = self.keys_values(prefix, "bias")
+        if c.output_bias:
+            found["attention.output_bias"] = self.bias(prefix + "o_proj")
         if c.query_key_norm:
-            found["attention.query_norm.scale"] = self.scale(prefix + "q_norm", h)
-            found["attention.key_norm.scale"] = self.scale(prefix + "k_norm", h)
+            shapes = {"query": (K, G, h), "key": (K, h)} if c.norm_over_heads else {}
+            for name in ("query", "key"):
+                scale = self.scale(f"{prefix}{name[0]}_norm", shapes.get(name, (h,)))
+                found[f"attention.{name}_norm.scale"] = scale
         return found
 
+    def queries(self, prefix: str, kind: str, *last: int) -> Assembled:
+        """Weights [K, G, h, D] or biases [K, G, h] of the queries."""
+        c = self.config
+        shape = (c.kv_heads, c.group, c.head_size, *last)
+        corner = (0,) * len(shape)
+        piece = self.heads(f"{prefix}q_proj.{kind}", 0, shape, corner, rotated=True)
+        return Assembled(self.files, shape, (piece,))
+
+    def keys_values(self, prefix: str, kind: str, *last: int) -> Assembled:
+        """Weights [K, 2, h, D] or biases [K, 2, h] of keys and values."""
+        c = self.config
+        shape, rest = (c.kv_heads, 1, c.head_size, *last), (0,) * len(last)
+        pieces = [
+            self.heads(f"{prefix}{name}.{kind}", at + 1, shape, (0, at, 0, *rest), rotated=at == 0)
+            for at, name in enumerate(("k_proj", "v_proj"))
+        ]
+        return Assembled(self.files, (shape[0], 2, *shape[2:]), tuple(pieces))
+
+    def heads(self, name: str, part: int, shape: Shape, corner: Shape, rotated: bool) -> Piece:
+        """Queries, keys or values (`part` 0 to 2), which may be parts of one stored tensor."""
+        c, joined, last = self.config, self.names.query_key_value, shape[_HEAD + 1 :]
+        order = _half_split(c.rotated, c.head_size) if self.names.paired and rotated else None
+        if not joined:
+            return Piece(name, (math.prod(shape[: _HEAD + 1]), *last), shape, corner, None, order)
+        rows = [heads * c.head_size for heads in (c.query_heads, c.kv_heads, c.kv_heads)]
+        prefix, _, kind = name.rpartition(".")
+        name = f"{prefix.rpartition('.')[0]}.{joined}.{kind}"
+        first = sum(rows[:part]) * math.prod(last)
+        return Piece(name, (sum(rows), *last), shape, corner, first, order)
+
     def norms(self, prefix: str) -> dict[str, Assembled]:
-        names = {"attention_norm": "input_layernorm", "mlp_norm": self.names.mlp_norm}
+        which = ["attention_norm", "mlp_norm"] if self.config.norm_before else []
         if self.config.norm_after:
-            names["attention_norm_after"] = self.names.attention_norm_after
-            names["mlp_norm_after"] = self.names.mlp_norm_after
-        return {f"{ours}.scale": self.scale(prefix + theirs) for ours, theirs in names.items()}
+            which += ["attention_norm_after", "mlp_norm_after"]
+        return {f"{ours}.scale": self.scale(prefix + getattr(self.names, ours)) for ours in which}
 
     def mlp(self, prefix: str, module: str, F: int) -> dict[str, Assembled]:
         D = self.config.d_model
-        return {
-            f"{module}.gate_up": Assembled(self.files, (2, F, D), self.gate_up(prefix, (), F)),
-            f"{module}.down": self.one(prefix + self.names.down, (D, F)),
-        }
+        if joined := self.names.gate_up:
+            gate_up = self.one(prefix + joined, (2 * F, D), (2, F, D))
+        else:
+            gate_up = Assembled(self.files, (2, F, D), self.gate_up(prefix, (), F))
+        down = self.one(prefix + self.names.down, (D, F))
+        found = {f"{module}.gate_up": gate_up, f"{module}.down": down}
+        if self.config.mlp_bias:
+            names = enumerate((self.names.gate, self.names.up))
+            pieces = [Piece(f"{prefix}{name}.bias", (F,), (1, F), (n, 0)) for n, name in names]
+            found[f"{module}.gate_up_bias"] = Assembled(self.files, (2, F), tuple(pieces))
+            found[f"{module}.down_bias"] = self.bias(prefix + self.names.down)
+        return found
 
     def mixture(self, prefix: str) -> dict[str, Assembled]:
         D, F, E = self.config.d_model, self.config.d_ff, self.config.experts
@@ -321,6 +369,12 @@ class _Arrays:
         piece = Piece(f"{name}.weight", stored, shape, (0,) * len(shape))
         return Assembled(self.files, shape, (piece,))
 
-    def scale(self, name: str, size: int | None = None) -> Assembled:
-        array = self.one(name, (size or self.config.d_model,))
+    def bias(self, name: str) -> Assembled:
+        """The bias of a matrix that adds to the residual stream."""
+        shape = (self.config.d_model,)
+        return Assembled(self.files, shape, (Piece(f"{name}.bias", shape, shape, (0,)),))
+
+    def scale(self, name: str, shape: Shape | None = None) -> Assembled:
+        shape = shape or (self.config.d_model,)
+        array = self.one(name, (math.prod(shape),), shape)
         return dataclasses.replace(array, offset=self.names.norm_offset)

@@ -5,27 +5,17 @@ never run with other arithmetic than it was trained with. Fields and defaults: t
 `configuration_*.py` of each family in https://github.com/huggingface/transformers.
 """
 
-import json
 import math
 import os
-import stat
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from model.config import ModelConfig
-from model.rotary_scaling import Scaling, scaling
-from model.weights import WeightsError
-from model.weights.fp8_files import is_read
-from model.weights.huggingface_deepseek import (
-    expert_fields,
-    latent_fields,
-)
-from model.weights.huggingface_families import ANY, FAMILIES, HARMLESS, Family
-from model.weights.quantized_names import NOT_READ
+from model.weights.config_fields import Fields
+from model.weights.huggingface_deepseek import expert_fields, latent_fields
+from model.weights.huggingface_families import FAMILIES, HARMLESS, Family
+from model.weights.huggingface_rotary import rotary
 
-_LARGEST = 10_000_000  # bytes of a config.json
-_MOST = {"head_dim": 2**16, "num_hidden_layers": 100_000}  # limits of integer fields; else 2**40
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -47,21 +37,24 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
         another type, or not known.
       ConfigError: sizes that contradict each other.
     """
-    fields = _Fields(folder / "config.json")
+    fields = Fields(folder / "config.json")
     model_type = fields.text("model_type")
     if model_type not in FAMILIES:
         fields.refuse("model_type", model_type, f"supported are {', '.join(FAMILIES)}")
     family = FAMILIES[model_type]
     common = _common(fields, family, _name(folder))
-    windows = _windows(fields, family, common["layers"])
-    latent = common.get("latent")
-    turned = latent.rotary if latent else common["head_size"]
-    rotary = _rotary(fields, family, turned, common["max_context"])
-    more = _feed_forward(fields, family, common["layers"]) | _caps(fields, family, common)
-    scores = rotary.pop("scores")
+    rotated = _rotary_layers(fields, family, common["layers"])
+    windows = _windows(fields, family, common["layers"], rotated)
+    more = _feed_forward(fields, family, common["layers"])
+    more |= _scales(fields, family, common["d_model"])
+    more |= _biases(fields, family) | {"rotary_layers": rotated, "windows": windows}
+    latent, head_size = common.get("latent"), common["head_size"]
+    turned = latent.rotary if latent else head_size
+    common |= rotary(fields, family, turned, common["max_context"])
+    scores = common.pop("scores")
     if latent:
-        more["attention_scale"] = scores * common["head_size"] ** -0.5
-    config = ModelConfig(**common | rotary, **more, **family.settings, windows=windows)
+        more["attention_scale"] = scores * head_size**-0.5
+    config = ModelConfig(**common, **more | family.settings)
     fields.finish(HARMLESS | family.harmless)
     return config, model_type
 
@@ -79,7 +72,7 @@ def _name(folder: Path) -> str:
     return path.name
 
 
-def _common(fields: "_Fields", family: Family, name: str) -> dict[str, Any]:
+def _common(fields: Fields, family: Family, name: str) -> dict[str, Any]:
     heads, d_model = fields.integer("num_attention_heads"), fields.integer("hidden_size")
     activation = fields.text(family.activation_field)
     if family.activation_field != "hidden_act":
@@ -102,7 +95,7 @@ def _common(fields: "_Fields", family: Family, name: str) -> dict[str, Any]:
     }
 
 
-def _heads(fields: "_Fields", family: Family, heads: int, d_model: int) -> dict[str, Any]:
+def _heads(fields: Fields, family: Family, heads: int, d_model: int) -> dict[str, Any]:
     if family.topk_method:
         return latent_fields(fields, heads)
     return {
@@ -111,7 +104,7 @@ def _heads(fields: "_Fields", family: Family, heads: int, d_model: int) -> dict[
     }
 
 
-def _feed_forward(fields: "_Fields", family: Family, layers: int) -> dict[str, Any]:
+def _feed_forward(fields: Fields, family: Family, layers: int) -> dict[str, Any]:
     if family.topk_method:
         return expert_fields(fields, family.topk_method, layers)
     if not family.experts:
@@ -128,51 +121,106 @@ def _feed_forward(fields: "_Fields", family: Family, layers: int) -> dict[str, A
     }
 
 
-def _caps(fields: "_Fields", family: Family, common: dict[str, Any]) -> dict[str, Any]:
+def _biases(fields: Fields, family: Family) -> dict[str, Any]:
+    """Which parts have a bias, where fields say it."""
+    found: dict[str, Any] = {}
+    if family.attention_bias is not None:
+        found["attention_bias"] = fields.truth("attention_bias", family.attention_bias)
+        found["output_bias"] = found["attention_bias"] and family.output_bias
+    if family.mlp_bias:
+        found["mlp_bias"] = fields.truth("mlp_bias", False)
+    return found
+
+
+def _scales(fields: Fields, family: Family, d_model: int) -> dict[str, Any]:
+    """Factors of embeddings, scores and logits, and caps of these."""
+    if family.multipliers:
+        return {
+            "embedding_scale": fields.number("embedding_multiplier", 1.0),
+            "attention_scale": fields.number("attention_multiplier", 1.0),
+            "residual_scale": fields.number("residual_multiplier", 1.0),
+            "logit_scale": 1 / (fields.number("logits_scaling", 1.0) or math.inf),
+        }
     if not family.scaled:
         return {}
     return {
-        "embedding_scale": math.sqrt(common["d_model"]),
+        "embedding_scale": math.sqrt(d_model),
         "attention_scale": fields.number("query_pre_attn_scalar") ** -0.5,
         "attention_softcap": fields.unset("attn_logit_softcapping", family.attention_softcap),
         "logit_softcap": fields.unset("final_logit_softcapping", family.logit_softcap),
     }
 
 
-def _windows(fields: "_Fields", family: Family, layers: int) -> tuple[int | None, ...] | None:
-    """Each layer's window, by `layer_types` if the field is there."""
-    if not family.windows:
+def _rotary_layers(fields: Fields, family: Family, layers: int) -> tuple[bool, ...] | None:
+    """Which layers rotate their queries and keys; None if all do."""
+    if not family.unrotated:
         return None
-    size = int(fields.unset("sliding_window", family.window) or 0)
+    every = fields.integer("no_rope_layer_interval", family.unrotated)
+    given = fields.take("no_rope_layers", None)  # which it names by 0
+    if given is not None:
+        if not isinstance(given, list) or len(given) < layers or set(given) - {0, 1}:
+            fields.refuse("no_rope_layers", given, f"give 0 or 1 for each of {layers} layers")
+        found = tuple(map(bool, given[:layers]))
+    elif not every:
+        fields.refuse("no_rope_layer_interval", every, "give a positive integer")
+    else:
+        found = tuple((layer + 1) % every != 0 for layer in range(layers))
+    return None if all(found) else found
+
+
+def _windows(
+    fields: Fields, family: Family, layers: int, rotated: tuple[bool, ...] | None
+) -> tuple[int | None, ...] | None:
+    """Each layer's window, by `layer_types` if the field is there and the family reads it."""
+    types = _windowed_types(fields, layers)
+    if not family.windows:
+        if types and any(types):
+            fields.refuse("layer_types", "sliding_attention", "this family has no windows")
+        return None
+    size = fields.unset("sliding_window", family.window)
+    size = size and int(size)
     older = fields.take("sliding_window_size", size)
     if older != size:
         fields.refuse("sliding_window_size", older, f"sliding_window says {size}")
-    by_rule = _windowed(fields, family, layers)
-    types = fields.take("layer_types", None)
-    if types is not None:
-        kinds = {"full_attention": False, "sliding_attention": True}
-        if (
-            not isinstance(types, list)
-            or len(types) != layers
-            or not set(map(str, types)) <= {*kinds}
-        ):
-            fields.refuse("layer_types", types, f"give {layers} of {', '.join(kinds)}")
-        by_rule = [kinds[kind] for kind in types]
-    if not any(by_rule):
+    windowed = _windowed(fields, family, layers, rotated)
+    if types is not None and types != windowed:
+        free = family.windows == "pattern"
+        if family.windows in ("upper", "unrotated"):
+            free = fields.truth("use_sliding_window", False)
+        if not free:
+            says = "sliding_attention" if any(windowed) else "full_attention"
+            fields.refuse("layer_types", "another list", f"other fields say {says}")
+        windowed = types
+    if not any(windowed):
         return None
     if not size:
-        if types is not None and any(by_rule):
-            fields.refuse("sliding_window", size, "layer_types needs a window")
+        if size == 0 or types is not None or family.windows == "pattern":
+            fields.refuse("sliding_window", size, "layers need a window of one token or more")
         return None
-    return tuple(size if windowed else None for windowed in by_rule)
+    return tuple(size if each else None for each in windowed)
 
 
-def _windowed(fields: "_Fields", family: Family, layers: int) -> list[bool]:
+def _windowed_types(fields: Fields, layers: int) -> list[bool] | None:
+    """Whether each layer has a window as `layer_types` says; None where the field is missing."""
+    types, kinds = fields.take("layer_types", None), {"full_attention": 0, "sliding_attention": 1}
+    if types is None:
+        return None
+    if not isinstance(types, list) or len(types) != layers or {*map(str, types)} - {*kinds}:
+        fields.refuse("layer_types", types, f"give {layers} of {', '.join(kinds)}")
+    return [bool(kinds[kind]) for kind in types]
+
+
+def _windowed(
+    fields: Fields, family: Family, layers: int, rotated: tuple[bool, ...] | None
+) -> list[bool]:
     """Whether each layer has a window, by the family's rule."""
+    if family.windows == "unrotated":
+        used = fields.truth("use_sliding_window", False)
+        return [used and not each for each in rotated or (True,) * layers]
     if family.windows == "pattern":
         every = family.pattern
-        if family.local_base:
-            every = fields.integer("sliding_window_pattern", every)
+        if family.pattern_field:
+            every = fields.integer(family.pattern_field, every)
         if not every:
             fields.refuse("sliding_window_pattern", every, "give a positive integer")
         return [(layer + 1) % every != 0 for layer in range(layers)]
@@ -184,166 +232,3 @@ def _windowed(fields: "_Fields", family: Family, layers: int) -> list[bool]:
         elif family.windows == "switched":
             first = 0
     return [layer >= first for layer in range(layers)]
-
-
-def _rotary(fields: "_Fields", family: Family, head_size: int, longest: int) -> dict[str, Any]:
-    old = fields.take("rope_scaling", None)
-    new = fields.take("rope_parameters", None)
-    if new and old and new != old:
-        fields.refuse("rope_scaling", old, "rope_parameters says otherwise")
-    above = fields.unset("rope_theta", None)
-    local = family.local_base
-    if local:
-        local = fields.number("rope_local_base_freq", local)
-    given = new if new is not None else old
-    if given is None:
-        given = {}
-    if not isinstance(given, dict):
-        fields.refuse("rope_parameters", given, "give an object")
-    if given.keys() & {"full_attention", "sliding_attention"}:
-        local, given = _local_base(fields, given, local), given.get("full_attention")
-    if not isinstance(given, dict):
-        fields.refuse("rope_parameters", given, "give an object")
-    given = dict(given)
-    base = given.pop("rope_theta", above or family.base)
-    if above is not None and base != above:
-        fields.refuse("rope_theta", above, f"rope_parameters says {base!r:.20}")
-    if isinstance(base, bool) or not isinstance(base, int | float):
-        fields.refuse("rope_theta", base, "give a number")
-    try:
-        scaled: Scaling = scaling(given, float(base), head_size, longest)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else f"{error}"
-        fields.refuse("rope_scaling", given, f"give other values ({what:.100})")
-    return {
-        "rotary_base": float(base),
-        "rotary_factors": scaled.factors,
-        "rotary_scale": scaled.scale,
-        "scores": scaled.scores,
-        "rotary_limit": longest if scaled.fixed else None,
-        "max_context": max(longest, scaled.reach),
-        "local_rotary_base": local if family.local_base else None,
-    }
-
-
-def _local_base(fields: "_Fields", given: dict, default: float | None) -> float | None:
-    plain = given.get("sliding_attention")
-    if given.keys() != {"full_attention", "sliding_attention"} or not isinstance(plain, dict):
-        fields.refuse("rope_parameters", given, "give full_attention and sliding_attention")
-    if plain.get("rope_type", "default") != "default" or plain.keys() - {"rope_type", "rope_theta"}:
-        fields.refuse("rope_parameters", plain, "layers with a window have plain positions")
-    base = plain.get("rope_theta", default)
-    if isinstance(base, bool) or not isinstance(base, int | float):
-        fields.refuse("rope_theta", base, "give a number")
-    return float(base)
-
-
-_QUANTIZATION = ("quantization_config", "compression_config", "quantization")
-
-
-class _Fields:
-    """The fields of a `config.json`; `finish` refuses unknown fields that were never read."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._values = _read(path)
-        self._left = set(self._values)
-
-    def take(self, name: str, default: Any = ANY) -> Any:
-        self._left.discard(name)
-        value = self._values.get(name)
-        if value is None:
-            value = default
-        if value is ANY:
-            raise WeightsError(f"field {name} of {self._path} is missing; fetch the model again")
-        return value
-
-    def integer(self, name: str, default: Any = ANY) -> int:
-        value = self.take(name, default)
-        most = _MOST.get(name, 2**40)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-            self.refuse(name, value, f"give an integer from 0 to {most}")
-        return value
-
-    def one_of(self, names: tuple[str, ...]) -> int:
-        """The integer in one or more of these fields, which must agree."""
-        found = {name: self.integer(name) for name in names if self._values.get(name) is not None}
-        if not found:
-            return self.integer(names[0])
-        (first, value), *more = found.items()
-        for name, other in more:
-            if other != value:
-                self.refuse(name, other, f"{first} says {value}")
-        for name in names:
-            self._left.discard(name)
-        return value
-
-    def number(self, name: str, default: Any = ANY) -> float:
-        value = self.take(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
-            self.refuse(name, value, "give a number")
-        if value < 0 or (default is ANY and value == 0):
-            self.refuse(name, value, "give a positive number")
-        return float(value)
-
-    def unset(self, name: str, absent: float | None) -> float | None:
-        """A positive number; None for null, and `absent` where the field is missing."""
-        if name in self._values and self._values[name] is None:
-            self._left.discard(name)
-            return None
-        return self.number(name, absent or 0.0) or None
-
-    def truth(self, name: str, default: bool) -> bool:
-        value = self.take(name, default)
-        if not isinstance(value, bool):
-            self.refuse(name, value, "give true or false")
-        return value
-
-    def text(self, name: str) -> str:
-        value = self.take(name)
-        if not isinstance(value, str):
-            self.refuse(name, value, "give a text")
-        return value
-
-    def refuse(self, name: str, value: Any, remedy: str) -> NoReturn:
-        shown = repr(value) if len(repr(value)) < 60 else repr(value)[:60] + "..."
-        raise WeightsError(f"field {name!r:.80} of {self._path} is {shown}; {remedy}")
-
-    def finish(self, known: Mapping[str, tuple[Any, ...] | object]) -> None:
-        """Refuses fields that were not read and might change the arithmetic."""
-        for name in sorted(self._left.intersection(_QUANTIZATION)):
-            value = self._values[name]
-            if is_read(value):
-                self._left.discard(name)
-                continue
-            method = value.get("quant_method") if isinstance(value, dict) else None
-            by = f"by {method!r:.40} " if method else ""
-            self.refuse(name, value, f"weights quantized {by}{NOT_READ}")
-        for name in sorted(self._left):
-            harmless, value = known.get(name), self._values[name]
-            if harmless is ANY:
-                continue
-            if harmless is None or not any(
-                value == good and type(value) is type(good) for good in harmless
-            ):
-                self.refuse(name, value, "this may change the mathematics and is not supported")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("a field is there twice")
-        return found
-
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
-            raise ValueError("it is too large, or no regular file")
-        values = json.loads(path.read_text("utf-8"), object_pairs_hook=once)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0][:80]
-        raise WeightsError(f"{path} is not readable: {reason}; fetch the model again") from None
-    if not isinstance(values, dict):
-        raise WeightsError(f"{path} is not a JSON object; fetch the model again")
-    return values

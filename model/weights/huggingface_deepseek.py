@@ -112,7 +112,7 @@ def attention_arrays(arrays: Any, config: ModelConfig, prefix: str) -> dict[str,
     found = {
         "attention.query": turned(query, 2, sizes.content),
         "attention.latent": turned(latent, 0, rank),
-        "attention.latent_norm.scale": arrays.scale(prefix + "kv_a_layernorm", rank),
+        "attention.latent_norm.scale": arrays.scale(prefix + "kv_a_layernorm", (rank,)),
         "attention.key": ChosenRows(key_value, 2, tuple(range(sizes.content))),
         "attention.value": ChosenRows(key_value, 2, tuple(range(sizes.content, both))),
         "attention.output": output,
@@ -120,7 +120,7 @@ def attention_arrays(arrays: Any, config: ModelConfig, prefix: str) -> dict[str,
     if sizes.query_rank:
         found["attention.query_down"] = arrays.one(prefix + "q_a_proj", (sizes.query_rank, D))
         found["attention.query_norm.scale"] = arrays.scale(
-            prefix + "q_a_layernorm", sizes.query_rank
+            prefix + "q_a_layernorm", (sizes.query_rank,)
         )
     return found
 

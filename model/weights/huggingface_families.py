@@ -26,32 +26,36 @@ _DESCRIPTIONS = [
     "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "num_beams",
     "num_beam_groups", "diversity_penalty", "early_stopping", "forced_bos_token_id",
     "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
-    "exponential_decay_length_penalty",
+    "exponential_decay_length_penalty", "name_or_path", "num_labels", "_commit_hash",
+    "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
+    "attn_implementation", "_experts_implementation", "experts_implementation",
+    "_flash_attn_2_enabled", "resid_pdrop", "embd_pdrop", "gradient_checkpointing",
+    "tie_last_hidden_states", "output_past", "pooler_output",
 ]
 # fmt: on
-# Fields that do not change inference when they have one of these values.
+# Fields that do not change inference when they have one of these values; null says nothing.
 HARMLESS: Mapping[str, tuple[Any, ...] | object] = {
     **dict.fromkeys(_DESCRIPTIONS, ANY),
     "model_type": ANY,
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "qkv_bias": (False,),
+    "use_qk_norm": (False,),
+    "use_sliding_window": (False,),
+    "per_layer_config": ({},),
     "is_decoder": (False, True),
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
-    "cross_attention_hidden_size": (None,),
     "tie_encoder_decoder": (False,),
-    "pruned_heads": ({}, None),
-    "use_bidirectional_attention": (False, None),
+    "pruned_heads": ({},),
+    "use_bidirectional_attention": (False,),
     "use_mrope": (False,),
     "rope_interleaved": (False,),
     "decoder_sparse_step": (1,),
-    "mlp_only_layers": ([], None),
-    "shared_expert_intermediate_size": (0, None),
+    "mlp_only_layers": ([],),
+    "shared_expert_intermediate_size": (0,),
     "_sliding_window_pattern": ANY,  # layer_types says the same
-    "sliding_window": (None,),  # in families without windows
-    "layer_types": (None,),
-    "partial_rotary_factor": (1.0,),
+    "sliding_window": (0,),  # in families without windows
 }
 
 
@@ -60,13 +64,17 @@ class Names:
     """A family's names of the tensors that are named differently among families.
 
     Attributes:
-      mlp_norm: the norm before the MLP.
+      attention_norm, mlp_norm: the norms before attention and MLP.
       attention_norm_after, mlp_norm_after: the norms after attention and MLP; empty for none.
       norm_offset: added to stored scales of norms; 1 for Gemma, which stores scale - 1.
       router, experts: the router and the experts of a mixture.
       gate, up, down: the matrices of an MLP or an expert.
+      gate_up: gate and up as one matrix, one after the other; empty where they are two.
+      query_key_value: queries, keys and values as one matrix; empty where they are three.
+      paired: the two rows of a rotary pair are adjacent in query and key matrices.
     """
 
+    attention_norm: str = "input_layernorm"
     mlp_norm: str = "post_attention_layernorm"
     attention_norm_after: str = ""
     mlp_norm_after: str = ""
@@ -76,6 +84,9 @@ class Names:
     gate: str = "gate_proj"
     up: str = "up_proj"
     down: str = "down_proj"
+    gate_up: str = ""
+    query_key_value: str = ""
+    paired: bool = False
 
 
 _GEMMA_NAMES = Names(
@@ -97,11 +108,21 @@ class Family:
       epsilon: the default of `rms_norm_eps`.
       base: the default rotary base.
       local_base: the default base of layers with a window; None where all share one.
-      window: the default of `sliding_window`; 0 for families that have none.
+      local_base_field: the field that may say it.
+      rotary_part: the default of `partial_rotary_factor`; None for families that rotate all.
+      rotary_kinds: the kinds of rotary scaling.
+      original: the default of `original_max_position_embeddings` beside the kind's fields.
+      unrotated: the default of `no_rope_layer_interval`; 0 for families that rotate in all layers.
+      window: the default of `sliding_window`; None for no windows.
       windows: the layers that have a window where `layer_types` is absent: ``all``; ``switched``,
         all if `use_sliding_window` is true; ``upper``, as ``switched``, from `max_window_layers`
-        on; ``pattern``, all but the last of each group of `pattern` layers.
+        on; ``unrotated``, as ``switched``, those that rotate nothing; ``pattern``, all but the last
+        of each group of `pattern` layers.
       pattern: layers of such a group; the default where a field says it.
+      pattern_field: the field that may say it.
+      attention_bias: the default of that field; None where no field says if there are biases.
+      output_bias: it is also of the output of attention.
+      mlp_bias: the field of that name is read.
       experts: the fields that may hold the number of experts; empty for a dense model.
       expert_width: the field with the d_ff of each expert.
       renormalise: whether chosen experts' router weights are divided by their sum; None where a
@@ -112,6 +133,8 @@ class Family:
         experts beside a shared one (`model.weights.huggingface_deepseek`). Empty for others.
       scaled: embeddings are multiplied by sqrt(d_model), scores by query_pre_attn_scalar ** -0.5.
       attention_softcap, logit_softcap: the defaults where the fields are absent.
+      multipliers: embeddings, scores, what is added to the residual stream, and logits have factors
+        that fields say (Granite).
     """
 
     names: Names = Names()
@@ -120,9 +143,18 @@ class Family:
     epsilon: float = 1e-6
     base: float = 10_000.0
     local_base: float | None = None
-    window: int = 0
+    local_base_field: str = ""
+    rotary_part: float | None = None
+    rotary_kinds: tuple[str, ...] = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+    original: int | None = None
+    unrotated: int = 0
+    window: int | None = None
     windows: str = ""
     pattern: int = 0
+    pattern_field: str = ""
+    attention_bias: bool | None = None
+    output_bias: bool = True
+    mlp_bias: bool = False
     experts: tuple[str, ...] = ()
     expert_width: str = "intermediate_size"
     renormalise: bool | None = True
@@ -132,11 +164,13 @@ class Family:
     scaled: bool = False
     attention_softcap: float | None = None
     logit_softcap: float | None = None
+    multipliers: bool = False
 
 
 _QWEN3 = Family(
     window=4096,
     windows="upper",
+    attention_bias=False,
     settings={"query_key_norm": True},
     harmless={"use_qk_norm": (True,)},
 )
@@ -147,6 +181,7 @@ _GEMMA = Family(
     window=4096,
     windows="pattern",
     scaled=True,
+    attention_bias=False,
     settings={"norm_after": True},
 )
 _DEEPSEEK_V2 = Family(
@@ -166,8 +201,22 @@ _DEEPSEEK_V3 = dataclasses.replace(
     # Layers that predict further tokens: left out, as `transformers` does unless asked for them.
     harmless={**_DEEPSEEK_V2.harmless, "num_nextn_predict_layers": ANY, "num_mtp_layers": ANY},
 )
+_OLMO2 = Family(
+    names=Names(
+        attention_norm_after="post_attention_layernorm",
+        mlp_norm_after="post_feedforward_layernorm",
+    ),
+    epsilon=1e-5,
+    attention_bias=False,
+    settings={
+        "norm_before": False,
+        "norm_after": True,
+        "query_key_norm": True,
+        "norm_over_heads": True,
+    },
+)
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(),
+    "llama": Family(attention_bias=False, mlp_bias=True),
     "mistral": Family(window=4096, windows="all"),
     "mixtral": Family(
         names=Names(
@@ -182,7 +231,12 @@ FAMILIES: Mapping[str, Family] = {
         windows="all",
         experts=("num_local_experts",),
     ),
-    "qwen2": Family(window=4096, windows="upper", settings={"attention_bias": True}),
+    "qwen2": Family(
+        window=4096,
+        windows="upper",
+        settings={"attention_bias": True},
+        harmless={"attention_bias": (False, True), "qkv_bias": (False, True)},  # always there
+    ),
     "qwen3": _QWEN3,
     "qwen3_moe": dataclasses.replace(
         _QWEN3,
@@ -196,10 +250,57 @@ FAMILIES: Mapping[str, Family] = {
         _GEMMA,
         base=1e6,
         local_base=10_000.0,
+        local_base_field="rope_local_base_freq",
         pattern=6,
+        pattern_field="sliding_window_pattern",
         settings={"norm_after": True, "query_key_norm": True},
     ),
     "deepseek_v2": _DEEPSEEK_V2,
     "deepseek_v3": _DEEPSEEK_V3,
     "kimi_k2": _DEEPSEEK_V3,
+    "olmo2": _OLMO2,
+    "olmo3": dataclasses.replace(
+        _OLMO2,
+        base=500_000.0,
+        local_base=500_000.0,
+        window=4096,
+        windows="pattern",
+        pattern=4,
+    ),
+    "phi3": Family(
+        names=Names(query_key_value="qkv_proj", gate_up="gate_up_proj"),
+        epsilon=1e-5,
+        windows="all",
+        rotary_part=1.0,
+        rotary_kinds=("default", "longrope", "su"),
+        original=4096,
+        harmless={
+            "auto_map": ANY,  # to files beside it, which transformers has in its own code since
+            "full_attn_mod": (1,),
+            "interpolate_factor": (1,),
+            "lm_head_bias": (False,),
+        },
+    ),
+    "granite": Family(attention_bias=False, mlp_bias=True, multipliers=True),
+    "smollm3": Family(
+        tied=True,
+        base=2e6,
+        unrotated=4,
+        windows="unrotated",
+        attention_bias=False,
+        mlp_bias=True,
+    ),
+    "glm4": Family(
+        names=Names(
+            attention_norm_after="post_self_attn_layernorm",
+            mlp_norm_after="post_mlp_layernorm",
+            gate_up="gate_up_proj",
+            paired=True,
+        ),
+        epsilon=1.5625e-7,
+        rotary_part=0.5,
+        attention_bias=True,
+        output_bias=False,
+        settings={"norm_after": True},
+    ),
 }

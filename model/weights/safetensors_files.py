@@ -113,6 +113,7 @@ class SafetensorsFiles:
         name: str,
         shape: tuple[int, ...] | None = None,
         index: tuple[slice, ...] | None = None,
+        first: int | None = None,
     ) -> np.ndarray:
         """A tensor or part of it, reading no other bytes of the file. Threads may share this.
 
@@ -120,12 +121,14 @@ class SafetensorsFiles:
           name: a key of `tensors`.
           shape: shape to view the tensor in; its own by default.
           index: the part of that view to read, slices of step 1; all of it by default.
+          first: the element at which a view of some of the tensor begins; None where the view is of
+            the whole tensor.
 
         Returns:
           A new contiguous array.
 
         Raises:
-          WeightsError: no such tensor, another number of elements than `shape` has, or a file
+          WeightsError: no such tensor, another number of elements than the view has, or a file
             that is no longer what it was when its header was read.
           ValueError: slices of another step, or too many of them.
         """
@@ -133,11 +136,14 @@ class SafetensorsFiles:
         if tensor is None:
             raise WeightsError(f"tensor {short(name)} is missing; fetch the model again")
         shape = tensor.shape if shape is None else shape
-        if math.prod(shape) != math.prod(tensor.shape):
+        size = math.prod(tensor.shape)
+        if math.prod(shape) + first > size if first is not None else math.prod(shape) != size:
             raise WeightsError(
                 f"shape of tensor {short(name)} is {list(tensor.shape)}, not to be viewed as "
                 f"{list(shape)}; check that config.json belongs to these weights"
             )
+        start = tensor.start + (first or 0) * tensor.dtype.itemsize
+        tensor = dataclasses.replace(tensor, start=start)
         bounds = _bounds(shape, index or ())
         out = np.empty([stop - start for start, stop in bounds], tensor.dtype)
         if out.size:

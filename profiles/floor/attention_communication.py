@@ -32,6 +32,9 @@ def grouped_attention(step: "ForwardPass", given: jax.P, contracted: jax.P) -> N
             step.reshard(step.plain(letters), placement.weights(letters), bias, block, True)
         attended = placement.attention("BT" + letters.replace("h", UNDIVIDED))
         step.reshard(step.array("BT" + letters), result, attended, block)
+    if step.config.norm_over_heads:
+        for letters in ("BTKG_", "BTK_"):
+            _norm_over_heads(step, placement.attention(letters), block)
     new, cache = placement.attention("BTK_"), placement.cache("BTK_")
     for _ in range(2):
         step.reshard(step.array("BTKh"), new, cache, "layer")
@@ -120,6 +123,13 @@ def _of_heads(step: "ForwardPass", letters: str, heads: jax.P, block: str) -> No
     """A weight [1, G, ...] cut as queries [B, T, 1, G, ...] are."""
     stored, target = step.placement.weights(letters), jax.P(None, heads[3], None, None)
     step.reshard(step.plain(letters), stored, target, block, of_weights=True)
+
+
+def _norm_over_heads(step: "ForwardPass", spec: jax.P, block: str) -> None:
+    """A mean over all heads of queries, or of keys, divided as `spec` says."""
+    batch, tokens, *heads = division(spec)
+    if axes := sum(heads, ()):
+        step.note("all-reduce", axes, step.size("BT", (batch, tokens)), block, element=FLOAT32)
 
 
 def _softmax(step: "ForwardPass", heads: jax.P) -> None:

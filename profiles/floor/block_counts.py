@@ -72,7 +72,7 @@ def block_of_weight(path: Path, config: ModelConfig) -> str:
         return MLP
     if parts[2] == "mlp":
         return EXPERTS if config.has_experts(int(parts[1])) else MLP
-    return OUTPUT if parts[3] in ("output", "value") else QUERY_KEY_VALUE
+    return OUTPUT if parts[3].startswith(("output", "value")) else QUERY_KEY_VALUE
 
 
 def block_counts(

@@ -7,7 +7,6 @@ still sees.
 """
 
 import collections
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -90,9 +89,15 @@ def _alike(
         key = param.axes, of_experts(param), "V" in param.axes, looked_up
         entry = sums.setdefault(key, [0, 0])
         entry[0] += times * stored_bytes(param)
-        if len(param.shape) > 1 and not param.scale and not looked_up:
+        if _multiplies(path, param) and not looked_up:
             entry[1] += times * math.prod(param.shape)
     return tuple(_Alike(*entry, *key) for key, entry in sums.items())
+
+
+def _multiplies(path: Path, param: nnx.Param) -> bool:
+    """Whether tokens are multiplied by this array, which is then no bias and no scale."""
+    beside = str(path[-1]).endswith(("_bias", "scale"))
+    return len(param.shape) > 1 and not param.scale and not beside
 
 
 class PassCounter:
@@ -347,4 +352,4 @@ def _windows(config: ModelConfig) -> dict[int | None, int]:
 @functools.cache
 def _one_layer(config: ModelConfig) -> ModelConfig:
     """The same model with one layer, of no window."""
-    return dataclasses.replace(config, layers=1, windows=None, dense_layers=0, dense_d_ff=0)
+    return config.equal_layers(1)

@@ -115,14 +115,15 @@ class ForwardPass(Shapes):
         """One block, by the number of its layer."""
         placement, config = self.placement, self.config
         residual, contracted = placement.activations("BTR"), placement.contracted("BTD")
-        self.norm("layer/norm")
+        if config.norm_before:
+            self.norm("layer/norm")
         if config.latent:
             latent_attention(self, residual)
         else:
             grouped_attention(self, residual, contracted)
         if config.norm_after:
             self.norm("layer/norm")
-        if not config.parallel_block:
+        if config.norm_before and not config.parallel_block:
             self.norm("layer/norm")
         given = contracted if config.parallel_block else residual
         if config.has_experts(number):
@@ -147,6 +148,9 @@ class ForwardPass(Shapes):
         placement, block = self.placement, "layer/mlp"
         both = placement.activations("BTC" + width)
         self.product(Matmul(f"C{width}D", 2, given, contracted, both, block))
+        if self.config.mlp_bias:
+            stored, used = placement.weights("CF"), placement.activations("CF")
+            self.reshard(self.plain("CF"), stored, used, block, True)
         hidden, contracted = placement.activations("BT" + width), placement.contracted("BT" + width)
         residual = placement.activations("BTR")
         self.product(Matmul("D" + width, 1, hidden, contracted, residual, block))

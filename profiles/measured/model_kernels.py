@@ -166,15 +166,14 @@ def _whole_chunk(tokens: int) -> int:
 
 def part_of(config: ModelConfig, dtypes: Dtypes, most_bytes: float) -> ModelConfig:
     """The model with as many layers as weigh so much, one at least, and as much vocabulary."""
-    least = dataclasses.replace(config.with_layers(1), windows=None, vocabulary=VOCABULARY_MULTIPLE)
-    two = dataclasses.replace(least, layers=2)
-    layer = count(Transformer(two, dtypes)) - count(Transformer(least, dtypes))
+    least = dataclasses.replace(config.equal_layers(1), vocabulary=VOCABULARY_MULTIPLE)
+    layer = count(Transformer(least.equal_layers(2), dtypes)) - count(Transformer(least, dtypes))
     share = config.vocabulary * config.d_model / config.layers  # beside each layer
     fitting = most_bytes / ((layer + share) * dtypes.dtype.itemsize)
     layers = int(min(max(fitting, 1), config.layers))
     tokens = config.vocabulary * layers / config.layers
     return dataclasses.replace(
-        config.with_layers(layers),
+        config.first_layers(layers),
         vocabulary=max(math.ceil(tokens / VOCABULARY_MULTIPLE), 1) * VOCABULARY_MULTIPLE,
     )
 

@@ -107,6 +107,7 @@ def check_programs(engine: Engine, batch: int) -> None:
      ("data_parallel_x_2d", "sequence", "multi_head_two_norms", "8x1x1"),
      ("data_parallel_x_gathered_y", "batch", "multi_head_parallel", "4x2x1"),
      *marked_slow(("weight_stationary_1d", "sequence", "biased_windowed", "1x2x4"),
+                  ("weight_stationary_2d", "heads", "norms_over_heads_and_biases", "2x2x2"),
                   ("weight_gathered_x", "sequence", "multi_head_parallel", "2x2x2"),
                   ("weight_gathered_xyz", "heads", "experts_multi_query", "8x1x1"),
                   ("data_parallel_x_2d", "heads", "multi_query_parallel", "1x2x4"),

@@ -84,6 +84,8 @@ def test_one_scale_is_of_a_whole_matrix_or_of_each_row(tmp_path, shape, end):
     files = Fp8Files(SafetensorsFiles(tmp_path), None)
     np.testing.assert_array_equal(files.read("w.weight"), codes.astype(np.float32) * scales)
     assert [*files.tensors] == ["w.weight"]
+    last = files.read("w.weight", (1, 3, 4), (slice(1), slice(1, 3), slice(2)), first=12)
+    np.testing.assert_array_equal(last[0], files.read("w.weight")[4:, :2])
 
 
 def test_scales_of_other_blocks_are_refused(tmp_path):

@@ -19,6 +19,7 @@ from model.weights.huggingface_config import read_config
 from model.weights.huggingface_families import FAMILIES
 from tests.family_cases import CASES, FOLDER
 from tests.published_configs import PUBLISHED
+from tests.published_configs_labs import PUBLISHED_LABS
 
 
 def values_of(case):
@@ -39,8 +40,8 @@ def test_every_family_has_a_model_made_by_transformers():
     [
         ("llama2", {"model_type": "falcon"}, "model_type.*falcon.*llama"),
         ("llama2", {"hidden_act": "relu2"}, "hidden_act.*relu2.*silu"),
-        ("llama2", {"attention_bias": True}, "attention_bias.*True"),
-        ("llama2", {"mlp_bias": True}, "mlp_bias"),
+        ("mistral", {"attention_bias": True}, "attention_bias.*True"),
+        ("qwen2", {"mlp_bias": True}, "mlp_bias"),
         (
             "llama2",
             {"quantization_config": {"bits": 4}},
@@ -77,7 +78,7 @@ def test_every_family_has_a_model_made_by_transformers():
         ("mistral", {"num_key_value_heads": 3}, "heads"),
         # Fields that other families would take, or that say two things.
         ("llama2", {"sliding_window": 8}, "sliding_window.*8; this may change"),
-        ("llama2", {"layer_types": ["full_attention"] * 2}, "layer_types.*; this may change"),
+        ("llama2", {"layer_types": ["sliding_attention"] * 2}, "layer_types.*has no windows"),
         ("llama2", {"rope_local_base_freq": 5.0}, "rope_local_base_freq.*; this may change"),
         ("llama2", {"use_qk_norm": True}, "use_qk_norm.*; this may change"),
         ("llama3", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "says otherwise"),
@@ -137,9 +138,9 @@ def test_layers_have_windows_as_each_family_says(tmp_path):
     assert read(tmp_path, mixture).windows == (8, 8)  # there max_window_layers has no say
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PUBLISHED | PUBLISHED_LABS)
 def test_a_released_models_config_is_the_catalogues_shape(tmp_path, name):
-    found = read(tmp_path, PUBLISHED[name])
+    found = read(tmp_path, (PUBLISHED | PUBLISHED_LABS)[name])
     assert dataclasses.replace(found, name=name) == find_model(name)
 
 

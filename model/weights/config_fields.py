@@ -1,0 +1,135 @@
+"""The fields of a `config.json`: each read by name and type, what is left refused.
+
+A field that says nothing is accepted: null, or the value at which the mathematics is unchanged.
+"""
+
+import json
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from model.weights import WeightsError
+from model.weights.fp8_files import is_read
+from model.weights.huggingface_families import ANY
+from model.weights.quantized_names import NOT_READ
+
+_LARGEST = 10_000_000  # bytes of a config.json
+_MOST = {"head_dim": 2**16, "num_hidden_layers": 100_000}  # limits of integer fields; else 2**40
+
+_QUANTIZATION = ("quantization_config", "compression_config", "quantization")
+
+
+class Fields:
+    """The fields of a `config.json`; `finish` refuses unknown fields that were never read."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._values = _read(path)
+        self._left = set(self._values)
+
+    def take(self, name: str, default: Any = ANY) -> Any:
+        """The value of a field, and `default` where it is null or missing."""
+        self._left.discard(name)
+        value = self._values.get(name)
+        if value is None:
+            value = default
+        if value is ANY:
+            raise WeightsError(f"field {name} of {self._path} is missing; fetch the model again")
+        return value
+
+    def integer(self, name: str, default: Any = ANY) -> int:
+        """An integer that is not negative."""
+        value = self.take(name, default)
+        most = _MOST.get(name, 2**40)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            self.refuse(name, value, f"give an integer from 0 to {most}")
+        return value
+
+    def one_of(self, names: tuple[str, ...]) -> int:
+        """The integer in one or more of these fields, which must agree."""
+        found = {name: self.integer(name) for name in names if self._values.get(name) is not None}
+        if not found:
+            return self.integer(names[0])
+        (first, value), *more = found.items()
+        for name, other in more:
+            if other != value:
+                self.refuse(name, other, f"{first} says {value}")
+        for name in names:
+            self._left.discard(name)
+        return value
+
+    def number(self, name: str, default: Any = ANY) -> float:
+        """A number that is not negative, and positive where there is no default."""
+        value = self.take(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+            self.refuse(name, value, "give a number")
+        if value < 0 or (default is ANY and value == 0):
+            self.refuse(name, value, "give a positive number")
+        return float(value)
+
+    def unset(self, name: str, absent: float | None) -> float | None:
+        """A number that is not negative; None for null, and `absent` if the field is missing."""
+        self._left.discard(name)
+        if self._values.get(name) is None:
+            return None if name in self._values else absent
+        return self.number(name, 0.0)
+
+    def truth(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.take(name, default)
+        if not isinstance(value, bool):
+            self.refuse(name, value, "give true or false")
+        return value
+
+    def text(self, name: str) -> str:
+        """A text."""
+        value = self.take(name)
+        if not isinstance(value, str):
+            self.refuse(name, value, "give a text")
+        return value
+
+    def refuse(self, name: str, value: Any, remedy: str) -> NoReturn:
+        """Raises a WeightsError that names a field, its value and what would work."""
+        shown = repr(value) if len(repr(value)) < 60 else repr(value)[:60] + "..."
+        raise WeightsError(f"field {name!r:.80} of {self._path} is {shown}; {remedy}")
+
+    def finish(self, known: Mapping[str, tuple[Any, ...] | object]) -> None:
+        """Refuses fields that were not read and might change the arithmetic."""
+        self._left = {name for name in self._left if self._values[name] is not None}
+        for name in sorted(self._left.intersection(_QUANTIZATION)):
+            value = self._values[name]
+            if is_read(value):
+                self._left.discard(name)
+                continue
+            method = value.get("quant_method") if isinstance(value, dict) else None
+            by = f"by {method!r:.40} " if method else ""
+            self.refuse(name, value, f"weights quantized {by}{NOT_READ}")
+        for name in sorted(self._left):
+            harmless, value = known.get(name), self._values[name]
+            if harmless is ANY:
+                continue
+            if harmless is None or not any(
+                value == good and type(value) is type(good) for good in harmless
+            ):
+                self.refuse(name, value, "this may change the mathematics and is not supported")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a field is there twice")
+        return found
+
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+            raise ValueError("it is too large, or no regular file")
+        values = json.loads(path.read_text("utf-8"), object_pairs_hook=once)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0][:80]
+        raise WeightsError(f"{path} is not readable: {reason}; fetch the model again") from None
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path} is not a JSON object; fetch the model again")
+    return values
