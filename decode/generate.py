@@ -7,7 +7,7 @@ runs after the last sequence has ended.
 
 import collections
 import dataclasses
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -15,6 +15,8 @@ import numpy as np
 from decode.carry import Emitted
 from decode.engine import Engine
 from decode.sampling import GREEDY, Sampler
+from decode.text_stops import StoppedText
+from decode.tokenizer import TextStream
 from model.cache import KVCache
 from model.config import ModelConfig
 from sharding.error_types import FloorlineError, UsageError
@@ -36,26 +38,41 @@ class Completion:
     Attributes:
       tokens: generated token ids, the stop token not among them.
       logprobs: log probability of each, before temperature and filters.
-      finish_reason: None while running; ``stop`` at an end-of-sequence or stop token, ``length``
-        at the token limit.
+      finish_reason: None while running; ``stop`` at an end-of-sequence or stop token or a stop
+        string, ``length`` at the token limit.
+      decoder: decodes the tokens, where the request has texts.
+      text: what it has decoded, without what could begin a stop string, and nothing behind one.
     """
 
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
     finish_reason: str | None = None
+    decoder: StoppedText | None = None
+    text: str = ""
 
     def add(self, token: int, logprob: float, stop_ids: frozenset[int], limit: int) -> bool:
         """Takes one more token unless finished; returns whether it was added."""
         if self.finish_reason:
             return False
         if token in stop_ids:
-            self.finish_reason = "stop"
+            self._end("stop")
             return False
         self.tokens.append(token)
         self.logprobs.append(logprob)
-        if len(self.tokens) == limit:
-            self.finish_reason = "length"
+        if self.decoder:
+            self.text += self.decoder.push(token)
+        if self.decoder and self.decoder.found:
+            self.finish_reason = "stop"
+        elif len(self.tokens) == limit:
+            self._end("length")
         return True
+
+    def _end(self, reason: str) -> None:
+        """Ends where no stop string was found, unless what was held back ends with one."""
+        self.finish_reason = reason
+        if self.decoder:
+            self.text += self.decoder.flush()
+            self.finish_reason = "stop" if self.decoder.found else reason
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +85,8 @@ class Request:
       sampler: how tokens are chosen.
       seed: seed of the random draws.
       stop_ids: tokens that end a sequence.
+      stop: texts that end a sequence, in whatever tokens they come; none of them is empty.
+      stream: makes what decodes a sequence's tokens; None leaves completions without text.
       tokens_per_dispatch: decode steps that one program runs.
     """
 
@@ -76,7 +95,16 @@ class Request:
     sampler: Sampler = GREEDY
     seed: int = 0
     stop_ids: frozenset[int] = frozenset()
+    stop: Sequence[str] = ()
+    stream: Callable[[], TextStream] | None = None
     tokens_per_dispatch: int = 1
+
+    def completions(self) -> list[Completion]:
+        """One for each prompt, without tokens."""
+        return [
+            Completion(decoder=StoppedText(self.stream(), self.stop) if self.stream else None)
+            for _ in self.prompts
+        ]
 
     @property
     def room(self) -> int:
@@ -262,7 +290,7 @@ def follow(
     """
     carry, several = engine.start(lengths, request.seed), request.tokens_per_dispatch
     carry, emitted = engine.choose(logits, carry, request.sampler)
-    completions = [Completion() for _ in request.prompts]
+    completions = request.completions()
     in_flight, launched = collections.deque([_fetch(emitted, fed)]), 1
     while in_flight:
         if launched < request.max_new_tokens:  # before waiting for tokens already in flight
@@ -283,7 +311,7 @@ def generate_without_cache(engine: Engine, request: Request) -> Iterator[list[Co
     """
     request.check(engine.config)
     longest = max(map(len, request.prompts)) + request.max_new_tokens
-    completions = [Completion() for _ in request.prompts]
+    completions = request.completions()
     prefixes = [list(prompt) for prompt in request.prompts]
     tokens, lengths = pad(prefixes, longest, engine.placement.multiple("B"))
     carry = engine.start(lengths, request.seed)

@@ -9,22 +9,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from decode.tokenizer_files import read_text
+from decode.tokenizer_json import read_text
 from decode.tokenizer_parts import TokenizerError
 
 _FILE = "generation_config.json"
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff")
+SAMPLING = (*SAMPLING, "eta_cutoff", "renormalize_logits")
 # Settings that change the tokens of greedy generation too, with the values that change nothing.
-_OTHERS: Mapping[str, tuple[Any, ...]] = {
+OTHERS: Mapping[str, tuple[Any, ...]] = {
     "repetition_penalty": (1,),
     "encoder_repetition_penalty": (1,),
     "no_repeat_ngram_size": (0,),
     "encoder_no_repeat_ngram_size": (0,),
     "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "length_penalty": (1,),
+    "diversity_penalty": (0,),
+    "constraints": (),
+    "force_words_ids": (),
     "guidance_scale": (1,),
     "min_length": (0,),
     "min_new_tokens": (0,),
     "max_new_tokens": (),
+    "max_length": (),
+    "max_time": (),
     "penalty_alpha": (0,),
     "dola_layers": (),
     "bad_words_ids": (),
@@ -35,6 +43,8 @@ _OTHERS: Mapping[str, tuple[Any, ...]] = {
     "forced_eos_token_id": (),
     "exponential_decay_length_penalty": (),
     "stop_strings": (),
+    "token_healing": (False,),
+    "watermarking_config": (),
 }
 
 
@@ -46,9 +56,9 @@ def ignored_in_folder(folder: Path) -> list[str]:
         settings = {}  # reading the folder's tokenizer refuses such a file; nothing else reads it
     if not isinstance(settings, dict):
         return []
-    sampled = ("do_sample", *_SAMPLING) if settings.get("do_sample") is True else ()
+    sampled = ("do_sample", *SAMPLING) if settings.get("do_sample") is True else ()
     ignored = {name: settings[name] for name in sampled if settings.get(name) is not None}
-    for name, neutral in _OTHERS.items():
+    for name, neutral in OTHERS.items():
         if settings.get(name) not in (None, [], {}, *neutral):
             ignored[name] = settings[name]
     return _message(_FILE, ignored)

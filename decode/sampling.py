@@ -82,9 +82,10 @@ class Sampler:
 
     @property
     def settings(self) -> Settings:
-        """The numbers, within what arrays hold."""
+        """The numbers, within what arrays hold: what is greedy here is so in float32, too."""
+        temperature = 0.0 if self.greedy else min(self.temperature, _MOST_TEMPERATURE)
         top_k = None if self.top_k is None else min(self.top_k, _MANY)
-        return Settings(min(self.temperature, _MOST_TEMPERATURE), top_k, self.top_p, self.min_p)
+        return Settings(temperature, top_k, self.top_p, self.min_p)
 
     def choose(self, logits: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One token per sequence, and its log probability before temperature and filters.

@@ -244,7 +244,7 @@ def _speculate(
     logits, cache = prefill_shared(engine, tokens, lengths, slots, shared, spare=draft.count)
     draft.begin(tokens, lengths, slots)
     text, first = _first(engine, logits, tokens, lengths, request, slots + draft.count + 1)
-    completions = [Completion() for _ in request.prompts]
+    completions = request.completions()
     in_flight = collections.deque([_fetch(first)])
     launched = 1
     while in_flight:

@@ -1,6 +1,7 @@
 """Text to token ids and back, by the tokenizer of a GGUF file or of a Hugging Face folder."""
 
 import codecs
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,9 +10,10 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from decode import chat, tokenizer_files, tokenizer_gguf
-from decode.tokenizer_files import guarded, read_folder
+from decode import chat, tokenizer_gguf
+from decode.tokenizer_files import read_folder
 from decode.tokenizer_gguf import read_metadata
+from decode.tokenizer_json import guarded, read_text
 from decode.tokenizer_parts import Parts, TokenizerError
 
 __all__ = ["TextStream", "Tokenizer", "TokenizerError"]
@@ -58,8 +60,9 @@ class Tokenizer:
         """The tokenizer in a model's folder as Hugging Face writes it.
 
         Args:
-          folder: has tokenizer.json, and optionally tokenizer_config.json, special_tokens_map.json,
-            chat_template.jinja or .json, generation_config.json and config.json; or the file that
+          folder: has tokenizer.json or tokenizer.model, and optionally tokenizer_config.json,
+            special_tokens_map.json, added_tokens.json, chat_template.jinja or .json,
+            generation_config.json and config.json; or the file that
             `tokenizer_gguf.metadata_to_json` made.
 
         Returns:
@@ -69,7 +72,7 @@ class Tokenizer:
           TokenizerError: a file that is damaged, contradicts another one or asks for something
             not supported.
         """
-        content = tokenizer_files.read_text(Path(folder) / tokenizer_gguf.FILE)
+        content = read_text(Path(folder) / tokenizer_gguf.FILE)
         if content is not None:
             return cls.from_gguf(tokenizer_gguf.metadata_from_json(content))
         parts = read_folder(Path(folder))
@@ -139,6 +142,19 @@ class Tokenizer:
         """A decoder of tokens one at a time, which continue a prompt."""
         return TextStream(self.piece)
 
+    def with_template(self, name: str) -> "Tokenizer":
+        """The same tokenizer, whose chats take the template of this name.
+
+        Raises:
+          TokenizerError: the model has none of this name.
+        """
+        templates = self._parts.templates
+        if name not in templates:
+            known = f"use one of {_listed(templates)}" if templates else "the model has none"
+            raise TokenizerError(f"chat template is {name!r:.60}, which is unknown; {known}")
+        chosen = {"default": templates[name]}
+        return Tokenizer(dataclasses.replace(self._parts, templates=chosen))
+
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
         """The prompt for the assistant's next turn, to be encoded with `special=True`.
 
@@ -148,14 +164,25 @@ class Tokenizer:
         Raises:
           TokenizerError: no chat template, or one that fails with these messages.
         """
-        if self._parts.template is None:
+        templates = self._parts.templates
+        if not templates:
             raise TokenizerError(
                 "chat template is missing in this model; give a plain prompt, or an instruct model"
             )
+        if "default" not in templates:
+            raise TokenizerError(
+                f"chat template is one of {_listed(templates)}, none of them the default; "
+                "choose with --chat_template=NAME"
+            )
         try:
-            return chat.render(self._parts.template, messages, **self._parts.names)
+            return chat.render(templates["default"], messages, **self._parts.names)
         except chat.ChatError as error:
             raise TokenizerError(str(error)) from None
+
+    def control(self, text: str) -> int | None:
+        """The control token of this name; None where the text is no such name."""
+        token = self._parts.backend.token_to_id(text)
+        return None if token is None or self.piece(token) else token
 
     def name(self, token: int) -> str:
         """A name of a token by which it can be told from others.
@@ -181,6 +208,10 @@ class Tokenizer:
         if not 0 <= token < self.vocabulary:
             raise TokenizerError(f"token id is {token}; give 0 to {self.vocabulary - 1}")
         return self._parts.pieces.get(token, b"")
+
+
+def _listed(templates: Mapping[str, str]) -> str:
+    return f"{', '.join(sorted(templates))!s:.200}"
 
 
 class TextStream:

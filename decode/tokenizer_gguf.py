@@ -106,7 +106,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> Parts | None:
         before=(bos_id,) if add_bos else (),
         after=(eos_id,) if add_eos else (),
         begin_chat=add_bos,
-        template=tokens.template(),
+        templates=tokens.templates(),
         names={"bos_token": tokens.text(bos_id), "eos_token": tokens.text(eos_id)},
         notes=tuple(tokens.notes),
     )
@@ -218,9 +218,15 @@ class _Tokens:
         kinds = zip(self.texts, self.types, strict=True)
         return [readers[kind](text) if kind in readers else b"" for text, kind in kinds]
 
-    def template(self) -> str | None:
-        template = self._metadata.get("tokenizer.chat_template")
-        return template if isinstance(template, str) else None
+    def templates(self) -> dict[str, str]:
+        """Chat templates by name: one is the default, the others' names are in their keys."""
+        key = "tokenizer.chat_template"
+        found = {
+            name.removeprefix(f"{key}.") if name != key else "default": text
+            for name, text in self._metadata.items()
+            if name == key or name.startswith(f"{key}.")
+        }
+        return {name: text for name, text in found.items() if isinstance(text, str)}
 
 
 @dataclasses.dataclass(frozen=True)

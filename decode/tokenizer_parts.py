@@ -26,7 +26,7 @@ class Parts:
       before, after: tokens before and after plain text; the latter also come after a chat.
       post_process: whether the backend itself puts tokens before and after plain text.
       begin_chat: whether a chat's text gets a begin-of-sequence token if it lacks one.
-      template: chat template, if the model has one.
+      templates: chat templates by name, the one that is taken unasked as "default".
       names: special tokens by the names that chat templates use for them.
       notes: settings in the files that are ignored, as messages for the user.
     """
@@ -41,7 +41,7 @@ class Parts:
     after: tuple[int, ...] = ()
     post_process: bool = False
     begin_chat: bool = False
-    template: str | None = None
+    templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

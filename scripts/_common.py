@@ -147,19 +147,27 @@ PEER_TIMEOUT = flags.DEFINE_integer(
 JSON = flags.DEFINE(PATH, "json", None, "Write the run's document here; - is standard output.")
 VERBOSE = flags.DEFINE_bool("verbose", False, "Show stack traces of errors.")
 
+WITHOUT_DEVICES = ("model", "max_context", "json", "verbose")
+"""The flags above of scripts that run on no device and read no weights."""
+_OF_DEVICES = ("accept_terms", "random_weights", "coordinator", "num_processes", "process_id")
+_OF_DEVICES = (*_OF_DEVICES, "peer_timeout")
 
 _unshown: list[Exception] = []
 
 
-def start(main: Callable[[], None]) -> None:
+def start(main: Callable[[], None], devices: bool = True) -> None:
     """Parses flags and runs `main`; every failure ends as one line and an exit code.
+
+    Args:
+      main: what the script does.
+      devices: whether it runs on devices or reads weights; else flags of these are refused.
 
     Exit codes: 0, 1 for failed work, 2 for wrong use, 130 for an interrupt.
     """
     _unshown.clear()
     with _failing_in_one_line():
         app.run(
-            lambda rest: _run(main, rest),
+            lambda rest: _run(main, rest, devices),
             flags_parser=lambda argv: _parsed.pop() if _parsed else _parse(argv),
         )
 
@@ -276,9 +284,11 @@ def check_json() -> None:
     processes.from_first_process(lambda: written and str(check_file(JSON.value, "--json")))
 
 
-def _run(main: Callable[[], None], rest: Sequence[str]) -> None:
+def _run(main: Callable[[], None], rest: Sequence[str], devices: bool) -> None:
     if len(rest) > 1:
         raise UsageError(f"argument is {rest[1]!r}, which is no flag; see --help")
+    if not devices:
+        refuse(_OF_DEVICES, "no device is used and no weights are read")
     if not VERBOSE.value:
         logging.set_verbosity(logging.WARNING)  # JAX logs which accelerators are missing
     processes.start(_membership(), PEER_TIMEOUT.value, VERBOSE.value)

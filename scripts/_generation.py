@@ -13,6 +13,7 @@ from decode.engine import Engine
 from decode.generate import Completion, PromptError, Request
 from decode.load import ModelSource
 from profiles.report.files import not_taken
+from profiles.report.numbers import several
 from sharding import processes
 from sharding.error_types import FloorlineError, UsageError
 
@@ -54,7 +55,7 @@ class Run:
             raise
 
     def _follow(self, steps: Iterator[list[Completion]]) -> None:
-        write = _streamer(self.source, len(self.request.prompts)) if self.show else None
+        write = _streamer(len(self.request.prompts)) if self.show else None
         last, compiled = time.perf_counter(), len(_compiled)
         several = self.request.tokens_per_dispatch
         for step, completions in enumerate(steps):  # a dispatch each
@@ -92,7 +93,16 @@ class Run:
 
     def texts(self) -> list[str]:
         """Generated text of each prompt, or token ids if the model has no tokenizer."""
-        return [text_of(self.source, completion.tokens) for completion in self.completions]
+        return [text_of(completion) for completion in self.completions]
+
+    def cut(self) -> str:
+        """Which answers were cut by the limit of tokens, in words; "" where none was."""
+        cut = [n for n, each in enumerate(self.completions) if each.finish_reason == "length"]
+        limit = several(self.request.max_new_tokens, "token")
+        if not cut:
+            return ""
+        answers = f"answers {', '.join(map(str, cut))} of {len(self.completions)} are"
+        return f"{answers if len(self.completions) > 1 else 'answer is'} cut at {limit}"
 
 
 class Talk:
@@ -168,32 +178,34 @@ def _end_line(asks: bool) -> None:
         _common.say("")
 
 
-def _streamer(source: ModelSource, prompts: int) -> Callable[[list[Completion]], None]:
+def _streamer(prompts: int) -> Callable[[list[Completion]], None]:
     """A function that prints one prompt's text as it comes, or several texts as each one ends."""
-    stream = source.tokenizer.stream() if source.tokenizer else None
     printed: set[int] = set()
     shown = 0
 
     def as_it_comes(completions: list[Completion]) -> None:
         nonlocal shown
         (completion,) = completions
-        for token in completion.tokens[shown:]:
-            print(stream.push(token) if stream else f"{token} ", end="", flush=True)
-        shown = len(completion.tokens)
+        if completion.decoder:
+            print(completion.text[shown:], end="", flush=True)
+            shown = len(completion.text)
+        else:
+            print("".join(f"{token} " for token in completion.tokens[shown:]), end="", flush=True)
+            shown = len(completion.tokens)
         if completion.finish_reason:
-            print(stream.flush() if stream else "", flush=True)
+            print(flush=True)
 
     def as_each_ends(completions: list[Completion]) -> None:
         for prompt, completion in enumerate(completions):
             if completion.finish_reason and prompt not in printed:
                 printed.add(prompt)
-                print(f"[{prompt}] {text_of(source, completion.tokens)}", flush=True)
+                print(f"[{prompt}] {text_of(completion)}", flush=True)
 
     return as_it_comes if prompts == 1 else as_each_ends
 
 
-def text_of(source: ModelSource, tokens: list[int]) -> str:
-    """Text of tokens, or their ids if the model has no tokenizer."""
-    if source.tokenizer is None:
-        return " ".join(map(str, tokens))
-    return source.tokenizer.decode(tokens)
+def text_of(completion: Completion) -> str:
+    """Text of a completion, or its token ids if the model has no tokenizer."""
+    if completion.decoder is None:
+        return " ".join(map(str, completion.tokens))
+    return completion.text

@@ -18,6 +18,8 @@ from profiles.floor.passes import Pass
 from profiles.floor.replication import experts_per_device, replication_cost
 from profiles.report.titles import field_text
 from sharding.catalog import find_layout
+from sharding.devices import default_platform
+from sharding.devices import devices as jax_devices
 from sharding.error_types import UsageError
 from sharding.layout import Layout
 from sharding.mesh import MeshShape, parse_mesh, request_cpu_devices
@@ -66,6 +68,10 @@ def layout(
     """
     only_names()
     (chosen,), (shape,) = _placed(Purpose(config, dtypes, steps), choices, on_cpu=(1,))
+    if choices is None and default_platform() != "cpu":
+        used, there = math.prod(shape.values()), len(jax_devices())
+        why = f": layout {chosen.name} divides {config.name} over no more"
+        _common.say(f"devices: {used} of the {there} that are here{why * (used < there)}")
     return chosen, shape
 
 

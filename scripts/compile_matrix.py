@@ -44,7 +44,9 @@ _array_flags.leave_open()
 flags.set_default(_common.MODEL, "llama3-8b")
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags):
+    for name in _common.WITHOUT_DEVICES:
+        flags.declare_key_flag(name)
+    for module in (_array_flags,):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
@@ -143,7 +145,7 @@ def _points() -> list[GridPoint]:
             for length in contexts
         ]
         grid = itertools.product(
-            [str(parse_slice(text)) for text in _TOPOLOGY.value],
+            _TOPOLOGY.value,
             _dtypes.dtype_sets(here=False),
             _layouts.names(),
             passes,
@@ -167,4 +169,4 @@ def _progress(finished: Iterator[tuple[str, Record]], count: int) -> Iterator[tu
 
 
 if __name__ == "__main__":
-    _common.start(main)
+    _common.start(main, devices=False)

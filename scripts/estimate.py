@@ -35,7 +35,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import _array_flags
 import _common
@@ -82,16 +82,19 @@ _array_flags.leave_open()
 flags.set_default(_common.MODEL, "llama3-70b")
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags, _economics_flags, _slice_flags):
+    for name in _common.WITHOUT_DEVICES:
+        flags.declare_key_flag(name)
+    for module in (_array_flags, _economics_flags, _slice_flags):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
+    import _answers
     import _dtypes
     import _layouts
     import _slices
 
     from model.config import check_length, check_lengths
-    from profiles.expected import economics_text, service_text
+    from profiles.expected import service_text
     from profiles.expected import text as estimate_text
     from profiles.expected.candidates import candidates
     from profiles.expected.estimate import Estimate, Estimator, best
@@ -103,7 +106,7 @@ with _common.importing(__name__):
     from profiles.floor.serving import Service
     from profiles.report.document import document
     from profiles.report.files import write_json
-    from profiles.report.numbers import number, several
+    from profiles.report.numbers import number
     from profiles.report.record import Record
     from profiles.report.table import wrap
     from sharding import processes
@@ -154,65 +157,35 @@ def _passes(started: str) -> None:
     passes = [_pass(*each) for each in extremes]
     estimators = _on_slices(model, wanted, lambda offered: best(offered, passes))
     for one in estimators:
-        _stages(one)  # mistakes end before anything is printed
+        _answers.stages(one, _ECONOMICS.value)  # mistakes end before anything is printed
     estimated = [
         (one, [one.estimate(_pass(b, c)) for c in contexts for b in batches]) for one in estimators
     ]
-    points = [record for one, passes in estimated for record in _records(one, passes, wanted)]
+    answered = [
+        {} if prefill else _answers.asked(one, passes[-1], _ECONOMICS.value)
+        for one, passes in estimated
+    ]
+    points = []
+    for (one, passes), found in zip(estimated, answered, strict=True):
+        *others, last = _records(one, passes, wanted)
+        points += [*others, last | Record(economics=_answers.as_fields(found))]
     notes = estimate_text.notes(points)
     _show(started, points, estimators, estimate_text.table(points), notes)
-    if not prefill:
-        _show_consequences(estimated, contexts[-1])
+    _show_consequences(estimated, answered)
 
 
-def _show_consequences(estimated: list[tuple[Estimator, list[Estimate]]], context: int) -> None:
-    """Prints what follows from steps at a context, as far as flags ask for it."""
-    for one, passes in estimated:
+def _show_consequences(
+    estimated: list[tuple[Estimator, list[Estimate]]], answered: list[dict[str, Any]]
+) -> None:
+    """Prints what follows from steps at the last context, as far as flags ask for it."""
+    for (one, passes), found in zip(estimated, answered, strict=True):
+        context = passes[-1].pass_.context
         steps = [each for each in passes if each.pass_.context == context]
         lines = estimate_text.consequences(one, steps) if _ECONOMICS.value else []
-        lines += _answers(one, steps[-1])
+        lines += _answers.in_words(found, steps[-1])
         if lines:
             _common.show(f"{one.deployment.slice}, {one.deployment.dtypes}:")
             _common.show("\n".join(f"-  {line}" for line in lines))
-
-
-def _answers(estimator: Estimator, step: Estimate) -> list[str]:
-    """Lines that answer the flags of `_economics_flags`, for the last step."""
-    lines, last, drafted = [], step.pass_, _economics_flags.DRAFTED.value
-    if drafted:
-        accepted = _economics_flags.ACCEPTANCE.value
-        lines += economics_text.speculation(estimator, last.batch, last.context, drafted, accepted)
-    if seconds := _economics_flags.held():
-        lines += economics_text.held(estimator, last.context, seconds)
-    if served := _economics_flags.SERVED.value:
-        active = estimator.describe().parameters["active"]
-        lines += economics_text.trained(step, active, served, _economics_flags.DAYS.value)
-    if stages := _stages(estimator):
-        lines += economics_text.pipelined(
-            estimator, last, stages, _economics_flags.HOP_MS.value / 1e3
-        )
-    return lines
-
-
-def _stages(estimator: Estimator) -> int | None:
-    """Stages of the pipeline to report; None for no pipeline.
-
-    Raises:
-      UsageError: more stages than layers, or a chip without a known network.
-    """
-    asked, slice = _economics_flags.STAGES.value, estimator.deployment.slice
-    model = estimator.deployment.model
-    if asked and asked > model.layers:
-        raise UsageError(
-            f"--stages is {asked}, but {model.name} has {several(model.layers, 'layer')}; "
-            "use one stage a layer at most"
-        )
-    if asked and not slice.chip.network:
-        raise UsageError(
-            f"--stages is {asked}, but the rate of the network between slices of "
-            f"{slice.chip.name} is not known; give --network_bandwidth"
-        )
-    return asked or (4 if _ECONOMICS.value and slice.chip.network and model.layers >= 4 else None)
 
 
 def _serving(started: str) -> None:
@@ -340,4 +313,4 @@ def _message(step: Estimate, wanted: list[Layout | None], remedies: dict) -> str
 
 
 if __name__ == "__main__":
-    _common.start(main)
+    _common.start(main, devices=False)

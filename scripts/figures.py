@@ -74,7 +74,9 @@ flags.set_default(_common.MODEL, "llama3-70b")
 _array_flags.leave_open()
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags, _slice_flags):
+    for name in _common.WITHOUT_DEVICES:
+        flags.declare_key_flag(name)
+    for module in (_array_flags, _slice_flags):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
@@ -234,4 +236,4 @@ def _contexts(model: Model) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    _common.start(main)
+    _common.start(main, devices=False)

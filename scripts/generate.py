@@ -29,6 +29,9 @@ _PROMPT_TOKENS = flags.DEFINE_multi_string(
     "prompt_tokens", [], "Token ids joined by commas, in place of text; repeat for a batch."
 )
 _CHAT = flags.DEFINE_bool("chat", False, "Put each prompt into the model's chat template.")
+_CHAT_TEMPLATE = flags.DEFINE_string(
+    "chat_template", None, "With --chat: name of one of the model's templates, not its default."
+)
 _TURNS = flags.DEFINE_bool(
     "turns",
     False,
@@ -48,7 +51,9 @@ _TOKENS_PER_DISPATCH = _array_flags.define_tokens_per_dispatch(
     "Decode steps that one program runs; text then comes so many tokens at a time."
 )
 _IGNORE_EOS = flags.DEFINE_bool("ignore_eos", False, "Go on past the end-of-sequence token.")
-_STOP = flags.DEFINE_multi_string("stop", [], "End at this token: its text or its id; repeatable.")
+_STOP = flags.DEFINE_multi_string(
+    "stop", [], "End before this text, or at the token of this name or id; repeatable."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of sampling, and of random weights.", 0, 2**32 - 1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely token.")
 _TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k most likely tokens.")
@@ -122,14 +127,17 @@ def main() -> None:
     _dtypes.check()
     _check_flags()
     meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
-    source = _common.source()
+    source = _with_template(_common.source())
+    stop_ids, stop = _stops(source)
     talk = _talk(source) if _TURNS.value else None
     request = Request(
         prompts=[talk.prompt] if talk else _prompts(source),
         max_new_tokens=_MAX_NEW_TOKENS.value,
         sampler=sampler,
         seed=_SEED.value,
-        stop_ids=_stop_ids(source),
+        stop_ids=stop_ids,
+        stop=stop,
+        stream=source.tokenizer.stream if source.tokenizer else None,
         tokens_per_dispatch=_TOKENS_PER_DISPATCH.value,
     )
     request.check(source.config)
@@ -153,6 +161,8 @@ def main() -> None:
         found = {"speculation": dataclasses.asdict(tally)} if draft else {}
         write_json(_common.JSON.value, _document(runs, record, started) | found)
     _common.say(_speed(runs, engine))
+    if not _IGNORE_EOS.value and (cut := run.cut()):
+        _common.say(f"{cut}, the limit of --max_new_tokens")
     if draft:
         _common.say(gain(run, tally, draft, engine))
     if talk and talk.refused:
@@ -169,6 +179,8 @@ def _check_flags() -> None:
         check_chunk(_CHUNK.value)
     if not _DRAFT.value:
         _common.refuse(["draft_tokens"], "--draft is not")
+    if not _CHAT.value:
+        _common.refuse(["chat_template"], "--chat is not")
     if not _TURNS.value:
         return
     _common.refuse(["draft"], "a conversation with --turns has no drafts")
@@ -268,21 +280,32 @@ def _token_ids(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _stop_ids(source: ModelSource) -> frozenset[int]:
+def _with_template(source: ModelSource) -> ModelSource:
+    """The model, whose chats take the template that the flags name, if they name one."""
+    if _CHAT_TEMPLATE.value is None:
+        return source
+    named = _tokenizer(source).with_template(_CHAT_TEMPLATE.value)
+    return dataclasses.replace(source, tokenizer=named)
+
+
+def _stops(source: ModelSource) -> tuple[frozenset[int], list[str]]:
+    """Tokens and texts that end an answer."""
     tokenizer = source.tokenizer
     ids = set() if _IGNORE_EOS.value or tokenizer is None else set(tokenizer.stop_ids)
+    texts = []
     for stop in _STOP.value:
-        if re.fullmatch("[0-9]{1,18}", stop):
-            encoded = [int(stop)]
-        else:
-            encoded = tokenizer.encode(stop, special=True) if tokenizer else []
-        if len(encoded) != 1 or encoded[0] >= source.config.vocabulary:
+        number = re.fullmatch("[0-9]{1,18}", stop)
+        token = int(stop) if number else tokenizer.control(stop) if tokenizer else None
+        if token is not None and token < source.config.vocabulary:
+            ids.add(token)
+        elif number or not stop or tokenizer is None:
             raise UsageError(
-                f"--stop is {stop!r}, which is not one token of {source.config.name}; "
-                "give a token's text or its id"
+                f"--stop is {stop!r}, which is no token id of {source.config.name} and no text "
+                "that its tokenizer gives; give some text, or a token's id"
             )
-        ids.add(encoded[0])
-    return frozenset(ids)
+        else:
+            texts.append(stop)
+    return frozenset(ids), texts
 
 
 def _speed(runs: list[Run], engine: Engine) -> str:

@@ -2,8 +2,12 @@
 
 Compares slices of up to 64 chips of every kind with a listed price, all layouts and meshes, weights
 and caches in bfloat16 and int8, and batches (powers of two, one and a half times those, and the
-largest that fits). Prints the Pareto front of expected step time and expected cost; the cheapest
-plan that meets the targets, with its floor and expected terms; and why similar plans lost.
+largest that fits). Slices may also be stages of a pipeline, up to eight of them, each with a part
+of the layers, where the rate of the network between slices is known. Of a pipeline only batches are
+looked at that one of its slices alone does not hold: others are faster there and no dearer.
+
+Prints the Pareto front of expected step time and expected cost; the cheapest plan that meets the
+targets, with its floor and expected terms; and why similar plans lost.
 
 Floor: the least a step can take, at the chip's published peaks. Expected: at the rates and fixed
 times of a calibration, which the output names. Both are of a decode step with --context cached
@@ -17,6 +21,8 @@ Examples:
       --max_step_ms=15 --max_first_token_ms=500 --budget_per_hour=60
   python scripts/plan.py --model=deepseek-v3-even --chip=v5p,h200 --weight_dtype=int8 --max_chips=64
   python scripts/plan.py --model=llama3-8b --topology=v5e:2x2,v5e:2x4 --price_per_chip_hour=0.9
+  python scripts/plan.py --model=deepseek-v3-even --topology=gb200:72,gb200:72*2 --weight_dtype=fp8 \\
+      --price_per_chip_hour=2.2 --hop_ms=2.5
 """
 
 import datetime
@@ -31,6 +37,7 @@ import _slice_flags
 from absl import flags
 
 _MOST = 64  # chips of the largest slice to consider, unless a flag asks for more
+STAGES = 1, 2, 4, 8
 _CONTEXT = flags.DEFINE_integer(
     "context",
     None,
@@ -59,7 +66,22 @@ _CHIPS = flags.DEFINE_integer("max_chips", None, f"Most chips of a slice; by def
 _CHIP = flags.DEFINE_list(
     "chip", None, "Short names of the chips to compare; by default all with a listed price."
 )
-_TOPOLOGY = flags.DEFINE_list("topology", None, "Slices to compare, such as v5e:4x4,h100:8.")
+_TOPOLOGY = flags.DEFINE_list(
+    "topology",
+    None,
+    "Slices to compare, such as v5e:4x4,h100:8; v5e:4x4*2 is two of them and the network between.",
+)
+_STAGES = flags.DEFINE_list(
+    "stages",
+    list(map(str, STAGES)),
+    "Numbers of slices that layers may be divided over, as stages of a pipeline; 1 is none.",
+)
+_HOP_MS = flags.DEFINE_float(
+    "hop_ms",
+    None,
+    "Milliseconds that a hop between stages takes at least; by default what the calibration has "
+    "for a collective between slices.",
+)
 _KV_DTYPE = flags.DEFINE_list(
     "kv_dtype", ["bfloat16", "int8"], "Dtypes of the KV cache to compare."
 )
@@ -67,7 +89,9 @@ _array_flags.leave_open()
 flags.FLAGS.set_default("model", "llama3-70b")
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags, _slice_flags):
+    for name in _common.WITHOUT_DEVICES:
+        flags.declare_key_flag(name)
+    for module in (_array_flags, _slice_flags):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
@@ -77,7 +101,7 @@ with _common.importing(__name__):
 
     from model.config import check_length, check_lengths
     from profiles.chips.chip import Chip, Price, chips, find_chip
-    from profiles.chips.slices import Slice, slices_of
+    from profiles.chips.slices import MOST_SLICES, Slice, joined_slices_of, slices_of
     from profiles.expected.estimate_record import basis
     from profiles.expected.text import EXPERTS
     from profiles.floor.deployment import Model
@@ -100,6 +124,7 @@ def main() -> None:
     context, slots = _sizes(model)
     targets = _targets(context)
     space = _space(model, context, slots, targets.prompt)
+    _check_stages(space)
     found = plan(space, targets)
     records = [record(point) for point in found.front]
     if _common.JSON.value:
@@ -141,7 +166,26 @@ def _space(model: Model, context: int, slots: int, prompt: int | None) -> Space:
         experts=_slice_flags.EXPERTS.value,
         prompt=prompt,
         service=_GENERATED.value and Service(None, _PROMPT.value, _GENERATED.value),
+        stages=_stages(),
+        hop_s=None if _HOP_MS.value is None else _HOP_MS.value / 1e3,
     )
+
+
+def _stages() -> tuple[int, ...]:
+    """Numbers of stages to compare.
+
+    Raises:
+      UsageError: they are no numbers of stages, or a hop takes no time.
+    """
+    counts = tuple(sorted({*_common.integers("stages", _STAGES.value)}))
+    if max(counts) > MOST_SLICES:
+        raise UsageError(f"--stages is {max(counts)}; use {MOST_SLICES} at most")
+    hop = _HOP_MS.value
+    if counts == (1,):
+        _common.refuse(["hop_ms"], "nothing is a pipeline with --stages=1")
+    if hop is not None and not 0 <= hop < math.inf:
+        raise UsageError(f"--hop_ms is {hop:g}; use a number, 0 or more")
+    return counts
 
 
 def _sizes(model: Model) -> tuple[int, int]:
@@ -194,10 +238,35 @@ def _priced() -> tuple[tuple[Slice, Price], ...]:
         _common.say(f"left out, because no on-demand price{_slices.whose()} is listed: {unpriced}")
         if unable:
             _common.say(f"left out, because they do not multiply in {_multiplied()}: {unable}")
-    offered = [slice for chip in every for slice in slices_of(_slices.overridden(chip), largest)]
+    offered = []
+    for chip in map(_slices.overridden, every):
+        offered += slices_of(chip, largest) + joined_slices_of(chip, _stages(), largest)
     together = list(dict.fromkeys(named + offered))
     _slices.check_given(together, "--chip")
     return tuple((slice, _price(slice.chip)) for slice in together)
+
+
+def _check_stages(space: Space) -> None:
+    """Refuses numbers of stages that no slice, or no layers, can be divided over.
+
+    Raises:
+      UsageError: there is nothing to compare for one of them.
+    """
+    if not _STAGES.present:
+        return
+    model, possible = space.model, {cell.stages for cell in space.cells}
+    for stages in space.stages:
+        if stages > model.layers:
+            raise UsageError(
+                f"--stages is {stages}, but {model.name} has {several(model.layers, 'layer')}; "
+                "use one stage a layer at most"
+            )
+        if stages not in possible:
+            raise UsageError(
+                f"--stages is {stages}, which no slices to compare are stages of: name so many "
+                f"with --topology, such as v5e:4x4*{max(stages, 2)}, of a chip whose network has a "
+                "known rate, or give --network_bandwidth or --max_chips"
+            )
 
 
 def _default_chips() -> tuple[list[Chip], str, str]:
@@ -225,7 +294,11 @@ def _price(chip: Chip) -> Price:
 
 
 def _title(space: Space) -> str:
-    slices = several(len({slice for slice, _ in space.slices}), "slice")
+    counts = [slice.count for slice in dict.fromkeys(slice for slice, _ in space.slices)]
+    joined = sum(count > 1 for count in counts)
+    slices = several(len(counts) - joined, "slice")
+    if joined:
+        slices += f" and {joined} of several that the network joins"
     steps = f"decode at {space.context:,} cached tokens"
     if service := space.service:
         steps = (
@@ -251,4 +324,4 @@ def _sources(chip: Chip, mixture: bool) -> str:
 
 
 if __name__ == "__main__":
-    _common.start(main)
+    _common.start(main, devices=False)

@@ -85,8 +85,7 @@ def main() -> None:
     """Compares all figures and prints the results."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _common.check_json()
-    named = "model", "random_weights", "accept_terms", "max_context"
-    _common.refuse(named, "models are those of the cases")
+    _common.refuse(["model", "max_context"], "models are those of the cases")
     _slices.refuse_given("chips and experts are those of the cases")
     calibration = (
         read_calibration(_slice_flags.CALIBRATION.value) if _slice_flags.CALIBRATION.value else None
@@ -121,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _common.start(main)
+    _common.start(main, devices=False)

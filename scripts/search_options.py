@@ -39,7 +39,9 @@ _CANDIDATES = flags.DEFINE(
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/options", "Folder for results.")
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags, _slice_flags, _step_flags):
+    for name in _common.WITHOUT_DEVICES:
+        flags.declare_key_flag(name)
+    for module in (_array_flags, _slice_flags, _step_flags):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
@@ -133,4 +135,4 @@ def _shown(
 
 
 if __name__ == "__main__":
-    _common.start(main)
+    _common.start(main, devices=False)

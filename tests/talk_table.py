@@ -102,9 +102,12 @@ STATEMENTS = (
         "are a minute and an hour. Today's largest devices drain more slowly, because they have "
         "grown and their interfaces have not: a minute is 0.9 TB of flash at that rate, an hour 1 "
         "TB of disk. By them an hour is flash still. The quarter that five minutes add to the "
-        "price is less than HBM would cost",
-        f"scripts/estimate.py {DEEPSEEK} --context=8192 --held_s=300,3600",
-        "read once|^-  held|holding",
+        "price is less than HBM would cost, if a price is what computing again costs here. In "
+        "dollars the 1.25 are more than any tier costs, at what devices cost to buy, and a chip "
+        "at its cost of ownership by SemiAnalysis",
+        f"scripts/estimate.py {DEEPSEEK} --context=8192 --held_s=300,3600 "
+        "--price_per_chip_hour=2.21",
+        "read once|^-  held|holding|^-  prices",
     ),
     Statement(
         "What traffic fills a system: 2,000 sequences x 64 steps per second = 128,000 tokens per "
@@ -147,6 +150,25 @@ STATEMENTS = (
         "pipeline|hops",
     ),
     Statement(
+        "A plan takes a pipeline where it wins. Stages share out the weights, so a larger batch "
+        "fits, or as large a one in a layout that copies weights and sends less; where hops take "
+        "long, as many chips in one slice are cheaper",
+        "scripts/plan.py --model=llama3.1-70b --topology=v5e:4x4,v5e:4x8,v5e:4x4*2 --context=1000 "
+        "--weight_dtype=int8 --kv_dtype=int8",
+        r"^choice|^  (floor|expected|pipeline|v5e)",
+    ),
+    Statement(
+        "The same with hops of a hundred milliseconds",
+        "scripts/plan.py --model=llama3.1-70b --topology=v5e:4x4,v5e:4x8,v5e:4x4*2 --context=1000 "
+        "--weight_dtype=int8 --kv_dtype=int8 --hop_ms=100",
+        r"^choice|^  pipeline",
+    ),
+    Statement(
+        "Layers of experts stay in one rack: by a plan, two cost more for each token",
+        f"scripts/plan.py {DEEPSEEK.replace(':72', ':72,gb200:72*2')} --price_per_chip_hour=2.21",
+        r"^choice|^  (gb200|pipeline)",
+    ),
+    Statement(
         "An expert layer wants one rack. Over two, half of the tokens take a network eight times "
         "slower, so 4 times as long; here it is nine times slower, and a chip in one rack of 72 "
         "keeps a 72nd for itself: 9 / 2 x 72 / 71. 256 experts are 4 each on 64 of 72 chips. Twice "
@@ -156,13 +178,15 @@ STATEMENTS = (
     ),
     Statement(
         "The size of the fast domain sets latency: a step reads the weights with all of its chips "
-        "at once, 8, 72 or 500 of them. Here 500 are seven racks of 72: the floor falls as one "
-        "over chips, but tokens take no less time to their experts than in one rack. No "
-        "sourced figures of arithmetic in bfloat16 and of cache on chip were found for the next "
-        "announced generation, so it is not among the chips; --hbm_bandwidth and others try it",
-        f"scripts/estimate.py {DEEPSEEK.replace(':72', ':8,gb200:72,gb200:504')} "
+        "at once, 8, 72 or 500 of them. Seven racks of 72 are 504 chips: the floor falls as one "
+        "over chips, but tokens take no less time to their experts than in one rack. TPU 8i, of "
+        "the generation announced in April 2026, has up to 1,152 chips in one domain, where 512 "
+        "take a ninth of that time. Of Rubin GPUs no sourced figure of arithmetic in bfloat16 was "
+        "found, and of MI400 none of the cache on chip, so neither is among the chips; "
+        "--hbm_bandwidth and others try them",
+        f"scripts/estimate.py {DEEPSEEK.replace(':72', ':8,gb200:72,gb200:504,tpu8i:512')} "
         "--context=8192 --batch=256 --economics",
-        r"^topology|^gb200:\d+ |tokens to",
+        r"^topology|^(gb200|tpu8i):\d+ |tokens to",
     ),
 )
 
@@ -180,10 +204,14 @@ def text() -> str:
 
 def _estimates() -> dict[str, list[str]]:
     """What each command prints, in lines; a command of several statements runs once."""
-    cases = {each.command: shlex.split(each.command)[1:] for each in STATEMENTS if each.shows}
-    with tempfile.TemporaryDirectory() as folder:
-        ended = run_many("estimate.py", cases, folder=Path(folder))
-    return {command: run.stdout.splitlines() for command, run in ended.items()}
+    found = {}
+    for script in ("estimate.py", "plan.py"):
+        commands = [each.command for each in STATEMENTS if each.shows and script in each.command]
+        cases = {command: shlex.split(command)[1:] for command in commands}
+        with tempfile.TemporaryDirectory() as folder:
+            ended = run_many(script, cases, folder=Path(folder))
+        found |= {command: run.stdout.splitlines() for command, run in ended.items()}
+    return found
 
 
 def _recorded() -> dict[str, list[str]]:

@@ -23,6 +23,7 @@ from profiles.report.pages import Part
 from profiles.report.record import Record
 from profiles.serving import load_table
 from tests import family_cases, file_tables, quirk_table, talk_table
+from tests.decode import tokenizer_quirks
 from tests.profiles.test_rooms import ROOMS
 from tests.scripts import running
 
@@ -83,6 +84,7 @@ def test_every_generated_part_is_held_by_a_test():
     known = [layout_table.DIVISIONS, layout_table.PAYMENTS, *result_tables.PARTS]
     known += [each.PART for each in (storage_table, perplexity_table, accuracy_table, talk_table)]
     known += [compiled_table.PART, options_table.PART, family_cases.PART, quirk_table.PART]
+    known += [tokenizer_quirks.PART]
     known += file_tables.PARTS.values()
     known += [*explained_table.PARTS, *comparison_table.PARTS, *load_table.PARTS]
     known += [league_table.PART, league_table.FIRST_PAGE, accuracy_table.ENGINES]

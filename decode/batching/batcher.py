@@ -17,9 +17,9 @@ from decode.batching.request import Request
 from decode.batching.row_sampling import RowSampling
 from decode.batching.schedule import Answer, ChunkPlan, Plan, Schedule, Shape
 from decode.batching.stats import StepStats
-from decode.batching.text_stops import StoppedText
 from decode.chunks import FEW, TILE
 from decode.engine import Engine
+from decode.text_stops import StoppedText
 from decode.tokenizer import Tokenizer
 from sharding.error_types import UsageError
 from sharding.placement import entry_axes, shards

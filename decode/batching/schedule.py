@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from decode.batching.events import Ticket
 from decode.batching.prefixes import BLOCK, Prefixes
-from decode.batching.text_stops import StoppedText
+from decode.text_stops import StoppedText
 
 _AT_ONCE = 256
 """Tokens that are compared at once, in a loop of C."""

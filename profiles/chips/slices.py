@@ -137,6 +137,28 @@ def slices_of(chip: Chip, most: int = MOST) -> list[Slice]:
     return [Slice(chip, shape) for shape in shapes]
 
 
+def joined_slices_of(chip: Chip, counts: Iterable[int], most: int = MOST) -> list[Slice]:
+    """Several slices of one shape, joined by the network, worth planning pipelines with.
+
+    Each has whole hosts at least, and behind switches a whole domain: what is smaller shares faster
+    links. Empty where the network's rate is not known.
+
+    Args:
+      chip: the kind of the chips.
+      counts: numbers of slices.
+      most: largest number of chips of all of them.
+    """
+    if not chip.network:
+        return []
+    wiring = chip.wiring
+    least = chip.chips_per_host or 1 if wiring.dimensions else wiring.domain or math.inf
+    whole = [slice for slice in slices_of(chip, most // 2) if slice.chips >= least]
+    if not wiring.dimensions:
+        whole = [slice for slice in whole if slice.chips == wiring.domain]
+    found = (dataclasses.replace(slice, count=count) for slice in whole for count in counts)
+    return [slice for slice in found if slice.count > 1 and slice.chips <= most]
+
+
 def _groups(wiring: Wiring, asked: Shape) -> list[Shape]:
     """Numbers of chips behind switches: any in a domain, and multiples of it near `asked`."""
     chips, domain = math.prod(asked), wiring.domain

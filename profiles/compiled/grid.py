@@ -44,7 +44,7 @@ class GridPoint:
 
     Attributes:
       model: its sizes.
-      topology: text of a slice.
+      topology: text of a slice, kept as `Slice` writes it.
       names: layouts by names, of which the expected best is compiled.
       dtypes: how numbers are stored.
       pass_: the pass.
@@ -57,6 +57,10 @@ class GridPoint:
     dtypes: Dtypes
     pass_: Pass
     mesh: str | None = None
+
+    def __post_init__(self) -> None:
+        # One slice has one name, so that a rotated one finds what is recorded of it.
+        object.__setattr__(self, "topology", str(parse_slice(self.topology)))
 
     def __str__(self) -> str:
         length = str(self.pass_.tokens if self.pass_.over_prompts else self.pass_.context)

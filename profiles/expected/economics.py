@@ -5,7 +5,7 @@ import math
 
 from profiles.expected.balance import largest_batch
 from profiles.expected.estimate import Estimate, Estimator
-from profiles.floor.pipelines import inside_over_between, with_hops
+from profiles.floor.pipelines import with_hops
 
 
 def best_batch(estimator: Estimator, context: int, most_s: float) -> Estimate | None:
@@ -153,22 +153,15 @@ def pipeline(
       context: tokens in the cache of each sequence.
       hop_s: seconds that a hop takes whatever it sends.
     """
-    step, deployment = estimator.decode(batch, context), estimator.deployment
-    model, chip = deployment.model, deployment.slice.chip
-    hidden = None
-    if model.experts and chip.network and chip.fabric:
-        ratio, layers = chip.network / chip.fabric, model.layers / stages
-        hidden = inside_over_between(ratio, model.experts_per_token, layers)
-    parts = deployment.slice.chip.devices_per_chip
-    network = deployment.slice.chip.network or math.inf
-    row = batch * deployment.model.d_model * deployment.dtypes.dtype.itemsize
-    sent = (stages - 1) * row / (network * deployment.slice.chips)
+    step, chip = estimator.decode(batch, context), estimator.chip
+    divided = dataclasses.replace(estimator.deployment, stages=stages)
+    sent = divided.sent_s(batch, chip.network or math.inf)
     return Pipeline(
-        weights=step.counts.weights_resident * parts / stages,
-        kv_cache=step.counts.kv_resident * parts,
+        weights=step.counts.weights_resident * chip.devices_per_chip / stages,
+        kv_cache=step.counts.kv_resident * chip.devices_per_chip,
         step_s=with_hops(step.floor.seconds + sent, stages, hop_s),
         sent_s=sent,
-        inside_over_between=hidden,
+        inside_over_between=divided.inside_over_between,
     )
 
 

@@ -23,9 +23,10 @@ from profiles.expected.time import (
 from profiles.floor.bound import Floor, floor
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Counts, Pass
+from profiles.floor.pipelines import with_hops
 from profiles.floor.sized_models import EVENLY
 from profiles.report.partitioning import partitioning
-from profiles.report.record import Record
+from profiles.report.record import Pipeline, Record
 
 Rank = Callable[["Estimator", bool], tuple[int, float]]
 """Of an estimator, with collectives or without: what does not fit, and seconds."""
@@ -126,18 +127,33 @@ class Estimator:
         return self.deployment.padded(Pass(batch, 0)).batch
 
     def _estimate(self, pass_: Pass, communication: CommunicationTime) -> Estimate:
-        counts = self.deployment.count(pass_)
+        counts, rows = self.deployment.count(pass_), self.padded(pass_.batch) * pass_.tokens
         return Estimate(
             self.deployment,
             pass_,
             counts,
-            floor=floor(counts, self.peaks, communication.floor),
-            expected=self.expect(counts, communication),
+            floor=self.bound(counts, communication, rows),
+            expected=self.expect(counts, communication, rows),
             fits=bool(counts.held <= self.peaks.capacity),
         )
 
-    def expect(self, counts: Counts, communication: CommunicationTime) -> Expected:
-        """The expected time of this work per device, with these collectives."""
+    def bound(self, counts: Counts, communication: CommunicationTime, rows: float) -> Floor:
+        """The floor of this work per device; stages send on what is ready while they go on."""
+        sent = 0.0
+        if self.deployment.stages > 1:
+            sent = self.deployment.sent_s(rows, self.chip.network)
+        return floor(counts, self.peaks, max(communication.floor, sent))
+
+    def expect(
+        self, counts: Counts, communication: CommunicationTime, rows: float = 0.0
+    ) -> Expected:
+        """The expected time of this work per device, with these collectives.
+
+        Args:
+          counts: the work.
+          communication: time of the collectives.
+          rows: tokens of the pass, which stages of a pipeline send on.
+        """
         return expect(
             counts,
             communication,
@@ -145,7 +161,23 @@ class Estimator:
             self._flops,
             self.deployment.model.layers,
             self.deployment.calibration,
+            self.hops_s(rows),
         )
+
+    def hops_s(self, rows: float) -> float:
+        """Expected seconds that a token takes between the stages of a pipeline; 0 without.
+
+        Each hop has its latency and its bytes, and each stage starts a program of its own.
+
+        Args:
+          rows: tokens of the pass.
+        """
+        deployment, calibration = self.deployment, self.deployment.calibration
+        if deployment.stages == 1:
+            return 0.0
+        sent = deployment.sent_s(rows, self.recommended_chip.network * calibration.link)
+        starts = (deployment.stages - 1) * calibration.step_s
+        return with_hops(sent, deployment.stages, deployment.hop_s) + starts
 
     def describe(self, prompts: bool = False) -> Record:
         """The fields of a record that all decode steps share, or all prefills."""
@@ -158,14 +190,25 @@ class Estimator:
             model=deployment.model.name,
             parameters=self.counter.parameters,
             device_kind=slice.chip.device_kinds[0],
-            topology=str(slice),
-            chips=slice.chips,
-            devices=slice.devices,
+            topology=str(deployment.whole),
+            chips=deployment.whole.chips,
+            devices=deployment.whole.devices,
             **divided.to_json(),
             **deployment.dtypes.names(),
             arithmetic=None if plain else deployment.arithmetic,
             experts=deployment.experts if deployment.model.experts else None,
+            pipeline=_pipeline(deployment),
         )
+
+
+def _pipeline(deployment: Deployment) -> Pipeline | None:
+    """What a record says of a pipeline; None where there is none."""
+    if deployment.stages == 1:
+        return None
+    found = Pipeline(stages=deployment.stages, hop_s=deployment.hop_s)
+    if (ratio := deployment.inside_over_between) is not None:
+        found["inside_over_between"] = ratio
+    return found
 
 
 def _links(deployment: Deployment) -> LinkTimes | SizedLinks:

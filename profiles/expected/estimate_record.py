@@ -103,10 +103,11 @@ def _work(counts: Counts, bound: Floor, chip: Chip, **beside: float) -> Record:
 
 
 def _rates(deployment: Deployment, tokens: int, seconds: float, cost: float | None) -> Record:
-    """New tokens per second, and their cost where there is a price."""
+    """New tokens per second of all batches in flight, and their cost where there is a price."""
+    rate = tokens * deployment.stages / seconds
     return Record(
-        tokens_per_s=tokens / seconds,
-        tokens_per_s_per_chip=tokens / seconds / deployment.slice.chips,
+        tokens_per_s=rate,
+        tokens_per_s_per_chip=rate / deployment.whole.chips,
         usd_per_million_tokens=cost,
         price=None if cost is None else deployment.price.as_record(),
     )

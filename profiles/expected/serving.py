@@ -15,7 +15,7 @@ from profiles.chips.slices import Slice
 from profiles.expected.candidates import smallest_holding
 from profiles.expected.estimate import Estimate, Estimator, lowest
 from profiles.expected.time import NO_COMMUNICATION, Expected
-from profiles.floor.bound import Floor, floor
+from profiles.floor.bound import Floor
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Counts, Pass
 from profiles.floor.serving import (
@@ -138,15 +138,17 @@ def estimate_service(estimator: Estimator, service: Service, links: bool = True)
         alone = estimator.links.expected(concurrency)
         mixed = estimator.links.beside(concurrency, joining, service.prompt_length)
     together = estimator.padded(max(round(joining), 1))
+    rows = estimator.padded(concurrency)
+    mixed_rows = rows + joining * service.prompt_length
     reserved_cache = reserved(deployment, service, concurrency).kv_resident
     return ServiceEstimate(
         deployment,
         service,
         concurrency,
         work,
-        floor=floor(work.beside, estimator.peaks, mixed.floor),
-        beside=estimator.expect(work.beside, mixed),
-        steps=estimator.expect(work.steps, alone),
+        floor=estimator.bound(work.beside, mixed, mixed_rows),
+        beside=estimator.expect(work.beside, mixed, mixed_rows),
+        steps=estimator.expect(work.steps, alone, rows),
         prompts=estimator.quick(Pass(together, 0, service.prompt_length), links),
         prefills=joining / together,
         reserved_cache=reserved_cache * deployment.slice.chip.devices_per_chip,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from profiles.chips.chip import Chip
-from profiles.expected import balance, economics, economics_text
+from profiles.expected import balance, economics
 from profiles.expected.estimate import Estimate, Estimator
 from profiles.report.numbers import exact, ms, number, several
 from profiles.report.partitioning import cache_words
@@ -120,8 +120,6 @@ def consequences(estimator: Estimator, steps: Sequence[Estimate]) -> list[str]:
     peaks = estimator.peaks
     return [
         *_batches(estimator, context),
-        *economics_text.filled(estimator),
-        *economics_text.expert_layer(estimator, batch),
         f"fetches: batch {batch:,} does {number(last.counts.flops / last.counts.memory)} "
         "FLOPs for each byte that it reads, of "
         f"{number(peaks.flops / peaks.bandwidth)} that the chip could",

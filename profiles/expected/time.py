@@ -38,6 +38,7 @@ class Expected:
       overhead: fixed times of the layers, of the sequences and of the step.
       hidden: communication runs while the memory is read.
       adds: memory and arithmetic take turns.
+      hops: from stage to stage of a pipeline, which nothing of the same batch runs beside.
     """
 
     memory: float
@@ -47,6 +48,7 @@ class Expected:
     overhead: float
     hidden: bool
     adds: bool = False
+    hops: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -56,11 +58,11 @@ class Expected:
         if self.hidden:
             beside, after = compute + self.communication, 0.0
         busy = self.memory + beside if self.adds else max(self.memory, beside)
-        return busy + after + self.overhead
+        return busy + after + self.overhead + self.hops
 
     def terms(self) -> dict[str, float]:
         """Terms by name, those that are not zero."""
-        names = "memory", "compute", "communication", "overlapped", "overhead"
+        names = "memory", "compute", "communication", "overlapped", "overhead", "hops"
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 
 
@@ -87,6 +89,7 @@ def expect(
     flops: float,
     layers: int,
     calibration: Calibration,
+    hops: float = 0.0,
 ) -> Expected:
     """The expected time of a step.
 
@@ -97,6 +100,7 @@ def expect(
       flops: recommended FLOP/s of a chip, in the arithmetic of the step.
       layers: number of layers of the model.
       calibration: what is achieved.
+      hops: seconds from stage to stage of a pipeline.
     """
     parts = chip.devices_per_chip
     moved = traffic.memory + 2 * traffic.weights_gathered
@@ -113,6 +117,7 @@ def expect(
         + traffic.sequences * calibration.sequence_s,
         hidden=calibration.hidden,
         adds=calibration.adds,
+        hops=hops,
     )
 
 

@@ -6,6 +6,8 @@ Styles and words are those of `profiles.figures.curve_figures`.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from profiles.figures.curve_figures import BLACK, BLUE, GREEN, ORANGE, RED
 from profiles.figures.panels import EXPECTED, finish, logarithmic, panels, peaks_words, subject
 from profiles.figures.steps import SHARED
@@ -61,6 +63,9 @@ def racks(study: Study, data: Racks, path: str | Path) -> "Figure":
     """Draws a layer of experts over racks; arguments as in `pipeline`."""
     figure, (panel,) = panels(1, 5.6)
     dots = dict(marker="o", **EXPECTED)
+    longer = np.maximum(data.network, data.fabric)
+    whole = dict(color=BLACK, linewidth=5, alpha=0.25)
+    panel.plot(data.racks, longer * 1e6, label="floor of the layer: the longer of both", **whole)
     panel.plot(data.racks, data.network * 1e6, color=RED, label="between racks: network", **dots)
     panel.plot(data.racks, data.fabric * 1e6, color=BLUE, label="inside them: fabric", **dots)
     logarithmic(panel.xaxis, data.racks, base=2)
@@ -71,13 +76,14 @@ def racks(study: Study, data: Racks, path: str | Path) -> "Figure":
     times = number(data.network[1] / data.fabric[0])
     head = [f"A layer of experts over two racks takes {times} times as long as in one"]
     work = f"{number(data.per_chip)} sequences on each chip"
-    head += [subject(study.estimator, work, layout=False, slice=False)]
     chip = study.estimator.chip
-    notes = [
-        f"{chip.name}: fabric {number(chip.fabric / 1e9)} GB/s, network "
-        f"{number(chip.network / 1e9)} GB/s, one way per chip. Both work at once: a layer takes "
-        "the longer. Of r racks, (r - 1) / r of the bytes go between them."
+    work += f" of {chip.name}"
+    head += [subject(study.estimator, work, layout=False, slice=False)]
+    head += [
+        f"Floor: per chip {number(chip.fabric / 1e9)} GB/s of fabric and "
+        f"{number(chip.network / 1e9)} GB/s of network one way, highest published, both at once."
     ]
+    notes = ["Of r racks, (r - 1) / r of the bytes go between them."]
     return finish(figure, path, head, notes)
 
 

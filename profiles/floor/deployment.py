@@ -11,6 +11,7 @@ from profiles.chips.chip import Price
 from profiles.chips.slices import Slice
 from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Counts, Pass
+from profiles.floor.pipelines import inside_over_between, sent_s
 from profiles.floor.sized_models import SizedModel, SizedPassCounter
 from sharding.layout import Layout
 from sharding.mesh import MeshShape
@@ -25,7 +26,7 @@ class Deployment:
 
     Attributes:
       model: a configuration, or a model known by its sizes alone.
-      slice: the chips.
+      slice: the chips; of a pipeline, those of one stage.
       dtypes: how numbers are stored.
       calibration: the constants of expected times.
       layout: the layout; None where it is still to be chosen, and for a model known by its sizes,
@@ -33,6 +34,10 @@ class Deployment:
       mesh: sizes of the mesh axes; None where the layout is None.
       experts: which experts a step is assumed to read: ``coverage``, ``least`` or ``all``.
       price: what a chip costs by the hour; None leaves costs out.
+      stages: slices like `slice` that a pipeline divides the layers over, evenly; 1 for none. As
+        many batches are in flight, each as large as a pass says, so that a chip has a stage's part
+        of the weights and as much of the cache as without.
+      hop_s: seconds that each hop from stage to stage takes, whatever it sends.
     """
 
     model: Model
@@ -43,6 +48,35 @@ class Deployment:
     mesh: MeshShape | None = None
     experts: str = "coverage"
     price: Price | None = None
+    stages: int = 1
+    hop_s: float = 0.0
+
+    @property
+    def whole(self) -> Slice:
+        """All chips: the slice, or those of all stages."""
+        return dataclasses.replace(self.slice, count=self.slice.count * self.stages)
+
+    @property
+    def inside_over_between(self) -> float | None:
+        """Time that a stage's layers send to experts over that of its hop, hidden from 1 on.
+
+        None for a dense model, and where rates of a fabric and of a network are not both known.
+        """
+        model, chip = self.model, self.slice.chip
+        if not (model.experts and chip.network and chip.fabric):
+            return None
+        layers = model.layers / self.stages
+        return inside_over_between(chip.network / chip.fabric, model.experts_per_token, layers)
+
+    def sent_s(self, rows: float, rate: float) -> float:
+        """Seconds in which activations of so many tokens go through all stages of a pipeline.
+
+        Args:
+          rows: tokens of a pass.
+          rate: bytes per second from a chip to one of the next stage.
+        """
+        size = rows * self.model.d_model * self.dtypes.dtype.itemsize
+        return sent_s(self.stages, size, rate * self.slice.chips)
 
     @functools.cached_property
     def placement(self) -> Placement | None:
@@ -82,10 +116,17 @@ class Deployment:
     def count(self, pass_: Pass) -> Counts:
         """The work of a pass on each device."""
         counter = self.prompt_counter if pass_.over_prompts else self.counter
-        return counter.count(self.padded(pass_), self.experts)
+        counts = counter.count(self.padded(pass_), self.experts)
+        if self.stages == 1:
+            return counts
+        return dataclasses.replace(counts, weights_resident=counts.weights_resident / self.stages)
 
     def usd_per_million_tokens(self, pass_: Pass, seconds: float) -> float | None:
-        """Cost of a million new tokens if a pass takes so many seconds; None without a price."""
+        """Cost of a million new tokens if a pass takes so many seconds; None without a price.
+
+        A pipeline has as many times the chips as it has batches in flight, so one stage's chips are
+        what one batch pays for.
+        """
         if self.price is None:
             return None
         chip_hours = self.slice.chips * seconds / 3600

@@ -133,6 +133,7 @@ class BatchLine(NamedTuple):
       attention: those of `flops` that are of attention.
       parts: number of parts of the batch that are multiplied apart from each other.
       expert_flops: those of `flops` that are of experts.
+      stored: bytes of stored weights, those of `resident` that stages of a pipeline divide.
     """
 
     resident: float
@@ -146,6 +147,11 @@ class BatchLine(NamedTuple):
     attention: float
     parts: int
     expert_flops: float
+    stored: float = 0.0
+
+    def with_stored(self, layers: int) -> "BatchLine":
+        """With the stored weights: all that is `resident` but one layer of gathered ones."""
+        return self._replace(stored=self.resident - self.gathered / layers)
 
 
 class PromptLine(NamedTuple):

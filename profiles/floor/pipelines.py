@@ -1,7 +1,7 @@
 """Pipelines over racks in closed form: when a stage hides the hop to the next, and what hops add.
 
 A stage sends each token's activations on once. Inside it, each layer of experts sends them to k
-experts and back. Sending both at once, the network hides behind the fabric if
+experts and back. Both go at once, so the network hides behind the fabric if
 
     network / fabric x k x 2 x layers per stage >= 1.
 
@@ -27,6 +27,19 @@ def inside_over_between(
 def least_layers(network_over_fabric: float, experts_per_token: int) -> int:
     """Fewest layers of a stage that hide its hop."""
     return math.ceil(1 / inside_over_between(network_over_fabric, experts_per_token, 1))
+
+
+def sent_s(stages: int, size: float, rate: float) -> float:
+    """Seconds in which activations of so many bytes go through all stages, one hop after another.
+
+    The last stage sends back no activations, but tokens, whose bytes are next to none.
+
+    Args:
+      stages: number of stages.
+      size: bytes of the activations of a batch.
+      rate: bytes per second from one stage to the next, of all its chips together.
+    """
+    return (stages - 1) * size / rate
 
 
 def with_hops(step_s: float, stages: int, hop_s: float) -> float:

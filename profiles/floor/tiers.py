@@ -4,6 +4,9 @@ A device costs the same whether it is full or busy. Bytes that are held for t se
 ``bytes / capacity`` of it all that time; a fetch takes all of it for ``bytes / bandwidth``. So
 holding costs as much as t / (capacity / bandwidth) fetches whatever the device costs: the time to
 drain a tier is how long it is balanced to hold what is fetched once. Source: `tiers.json`.
+
+A device that was bought is paid off in `LIFE_S`, the five years that makers of such drives answer
+for, so a byte costs ``usd_per_byte / LIFE_S`` per second that it is held.
 """
 
 import dataclasses
@@ -12,6 +15,8 @@ import json
 import math
 from collections.abc import Iterable
 from importlib import resources
+
+LIFE_S = 5 * 365 * 86_400.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Tier:
       capacity: bytes.
       bandwidth: bytes per second that are read.
       round_s: the least and the most seconds to read all of it, in a talk's round figures.
+      usd_per_byte: what it costs to buy; None for a chip's own memory.
     """
 
     name: str
@@ -31,6 +37,7 @@ class Tier:
     capacity: float
     bandwidth: float
     round_s: tuple[float, float]
+    usd_per_byte: float | None = None
 
     @property
     def drain_s(self) -> float:
@@ -51,9 +58,15 @@ def tiers(chip: str, capacity: float, bandwidth: float) -> tuple[Tier, ...]:
     """All tiers, the fastest first, which is the memory of this chip."""
     data = _data()
     own = {"device": chip, "capacity": capacity, "bandwidth": bandwidth}
-    rows = [{**own, **row} for row in data["tiers"]]
-    names = [field.name for field in dataclasses.fields(Tier)]
-    return tuple(Tier(**{name: row[name] for name in names}) for row in rows)
+    names = "name", "device", "capacity", "bandwidth", "round_s"
+    return tuple(
+        Tier(*((own | row)[name] for name in names), _usd_per_byte(row.get("price")))
+        for row in data["tiers"]
+    )
+
+
+def _usd_per_byte(price: dict | None) -> float | None:
+    return price and price["usd"] / price["bytes"]
 
 
 def implied(offered: Iterable[Tier], seconds: float, rounded: bool = False) -> Tier:

@@ -296,7 +296,7 @@ class Rows:
           slots: tokens that it has room for.
           prompt: tokens of a prompt; None for none.
         """
-        found = self._counter(dtypes).line(context, slots)
+        found = self._counter(dtypes).line(context, slots).with_stored(self.model.layers)
         if prompt is not None:
             beside = self._prefill(dtypes, prompt).activations
             found = found._replace(resident=found.resident + beside)

@@ -9,7 +9,9 @@ import numpy as np
 
 from profiles.expected.estimate import Estimate
 from profiles.expected.serving import ServiceEstimate
-from profiles.plan.space import Cell, Row, Space
+from profiles.plan.cells import Cell
+from profiles.plan.rows import Row
+from profiles.plan.space import Space
 from profiles.report.numbers import exact, several
 
 _GAIN = 1 + 1e-9  # so that another rounding puts no bound above what it bounds
@@ -48,7 +50,7 @@ class Targets:
 
     def admits(self, cell: Cell) -> bool:
         """Whether a slice is within the targets of size and price."""
-        return cell.slice.chips <= _or_more(self.chips) and (
+        return cell.chips <= _or_more(self.chips) and (
             cell.usd_per_hour <= _or_more(self.usd_per_hour)
         )
 
@@ -59,7 +61,7 @@ class Candidate(NamedTuple):
     Attributes:
       cell: slice and form.
       number: number of the cell's row, which is a layout on a mesh.
-      batch: sequences.
+      batch: sequences; of a pipeline, those of each batch in flight.
       step_s: expected seconds of a decode step.
       usd: expected cost of a million tokens.
     """

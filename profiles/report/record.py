@@ -50,6 +50,14 @@ class Experts(TypedDict, total=False):
     expected: float  # by tokens that spread evenly
 
 
+class Pipeline(TypedDict, total=False):
+    """A pipeline: layers divided over slices, with `batch` sequences in each batch in flight."""
+
+    stages: int  # slices, and batches in flight; `topology` and `chips` are of all, `mesh` of one
+    hop_s: float  # latency of a hop, in seconds
+    inside_over_between: float  # from 1 on experts' traffic hides a hop's bytes; of mixtures alone
+
+
 class Price(TypedDict, total=False):
     """What a chip-hour costs, and whose price that is where it is a listed one."""
 
@@ -117,6 +125,7 @@ class Record:
     weight_layout: Literal["auto"] | None = _field(late=True)  # memory order by the compiler
     experts: str | None = _field(line=True)  # those counted as read: coverage, least or all
     experts_touched: Experts | None = None
+    pipeline: Pipeline | None = _field(late=True)  # noqa: RUF009
     # What a step must do.
     bytes_per_chip: BytesPerChip | None = None
     flops_per_chip: float | None = None  # a multiply-add is 2
@@ -153,6 +162,7 @@ class Record:
     critical_batch: float | None = None  # where compute takes as long as reading all weights
     critical_context: float | None = None  # beyond it no batch is bound by compute
     batching_gain: float | None = None  # floor of a token at batch 1 over the least of any batch
+    economics: Mapping[str, Any] | None = _field(late=True)  # by what was asked; names have units
     # What came of it.
     fits: bool | None = None
     status: Status | None = None

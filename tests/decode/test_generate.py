@@ -1,5 +1,9 @@
 """Generation: stops, ragged batches, refusals, and a host that never waits."""
 
+import codecs
+import dataclasses
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -63,6 +67,46 @@ def test_sequences_end_at_stop_tokens_each_at_its_own_time(tiny_engine):
         else:
             assert stopped.finish_reason == "length" and stopped.tokens == unstopped.tokens
         assert len(stopped.logprobs) == len(stopped.tokens)
+
+
+class Letters:
+    """A stream in which tokens are letters, and every third one is half of a character."""
+
+    def __init__(self):
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token):
+        half = "é".encode()
+        return self.decoder.decode([bytes([97 + token % 26]), half[:1], half[1:]][token % 3])
+
+    def flush(self):
+        return self.decoder.decode(b"", final=True)
+
+
+@pytest.mark.parametrize("several", [1, 4])
+def test_sequences_end_before_a_stop_string_whatever_tokens_it_comes_in(tiny_engine, several):
+    engine = tiny_engine("1x1x1")
+    request = Request(
+        prompts=PROMPTS, max_new_tokens=16, stream=Letters, tokens_per_dispatch=several
+    )
+    free = finish(generate(engine, request))
+    texts = []
+    for completion in free:
+        stream = Letters()
+        text = "".join(map(stream.push, completion.tokens)) + stream.flush()
+        assert completion.text == text and completion.finish_reason == "length"
+        texts.append(text)
+    stop = texts[1][3:6]  # of several tokens
+    shown = [[], [], []]
+    for completions in generate(engine, dataclasses.replace(request, stop=[stop, "nowhere"])):
+        for each, completion in zip(shown, completions, strict=True):
+            each.append(completion.text)
+    for text, each, completion, unstopped in zip(texts, shown, completions, free, strict=True):
+        assert completion.finish_reason == ("stop" if stop in text else "length")
+        assert completion.text == text.split(stop)[0]
+        assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(each))
+        assert completion.tokens == unstopped.tokens[: len(completion.tokens)]
+    assert completions[1].text == texts[1][:3]
 
 
 @pytest.mark.parametrize("run", [generate, generate_without_cache])

@@ -128,9 +128,9 @@ def test_draws_follow_the_distribution():
     assert (np.abs(frequencies - PROBABILITIES[0]) < 4 * spread).all()
 
 
-@pytest.mark.parametrize("value", [0.0, 1e-300, 1e-45, 1e-40, 1.1e-38])
+@pytest.mark.parametrize("value", [0.0, 1e-300, 1e-45, 1e-40, 1.1e-38, 1.1754943e-38])
 def test_a_temperature_that_rounds_to_none_is_greedy(value):
-    assert make_sampler(value).greedy
+    assert make_sampler(value).greedy and Sampler(value).settings.temperature == 0
     with pytest.raises(SamplingError, match="takes the most likely token, so top_p has no effect"):
         make_sampler(value, top_p=0.9)
     settings = Settings(np.array([value, 1.0], np.float32))
@@ -159,6 +159,7 @@ def test_the_lowest_temperatures_take_the_likeliest_token():
     [({"temperature": 1e300}, {0, 1, 2, 3, 4}), ({"temperature": 3e38}, {0, 1, 2, 3, 4}),
      ({"temperature": 3e38, "top_k": 2}, None), ({"temperature": 1, "top_p": 1e-45}, {1}),
      ({"temperature": 1, "top_p": 1e-38}, {1}), ({"temperature": 1, "min_p": 1}, {1}),
+     ({"temperature": 1, "top_p": 1 - 1e-9, "min_p": 1e-45}, {0, 1, 2, 3, 4}),
      ({"temperature": 1, "top_k": 1}, {1}), ({"temperature": 1, "top_k": 10**12}, {0, 1, 2, 3, 4}),
      ({"temperature": 1, "top_p": 1, "min_p": 0}, {0, 1, 2, 3, 4})],
 )  # fmt: skip

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from decode.batching.events import Finished, Ticket, Token
-from decode.batching.text_stops import StoppedText
 from decode.serving.asked import read_chat, read_completion
 from decode.serving.forms import Form
+from decode.text_stops import StoppedText
 from decode.tokenizer import Tokenizer
 from tests import serving
 from tests.tokenizers import write_tokenizer

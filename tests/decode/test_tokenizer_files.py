@@ -164,10 +164,17 @@ def test_templates_are_looked_for_in_order(write):
     assert text() == "file <|im_end|>"
 
 
-def test_no_default_template_is_no_template(load):
-    for template in (None, [], [{"name": "tools", "template": "x"}]):
+def test_a_template_without_the_name_of_the_default_is_taken_by_its_own(load):
+    for template in (None, []):
         with pytest.raises(TokenizerError, match="chat template is missing"):
             load(config={"chat_template": template}).chat(HELLO)
+    two = [{"name": "tools", "template": "x"}, {"name": "rag", "template": "{{ bos_token }}"}]
+    tokenizer = load(config={"chat_template": two})
+    with pytest.raises(TokenizerError, match=r"is one of rag, tools, none .*--chat_template=NAME"):
+        tokenizer.chat(HELLO)
+    assert tokenizer.with_template("rag").chat(HELLO) == "<s>"
+    with pytest.raises(TokenizerError, match="is 'default', which is unknown; use one of rag, to"):
+        tokenizer.with_template("default")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ import random
 
 import pytest
 
-from decode import tokenizer_files
+from decode import tokenizer_files, tokenizer_json
 from decode.tokenizer import Tokenizer, TokenizerError
+from tests.decode.tokenizer_quirks import bpe_pieces
+from tests.sentencepiece_files import write_model
 from tests.tokenizers import HELLO, write_tokenizer
 
 
@@ -75,12 +77,11 @@ def test_a_contradiction_in_the_tokenizer_is_refused(load, change, message):
     [
         ({"bos_token": 3}, "bos_token is int, not str"),
         ({"eos_token": {"content": None}}, "eos_token is null, not str"),
-        ({"bos_token": "<none>"}, "bos_token is '<none>', no token of tokenizer.json"),
         ({"add_bos_token": "yes"}, "add_bos_token is str, not bool"),
         ({"chat_template": 3}, "chat_template is int, not list"),
         ({"chat_template": [{"name": "default"}]}, "template is null, not str"),
         ({"added_tokens_decoder": [1]}, "added_tokens_decoder is list, not dict"),
-        ({"added_tokens_decoder": {"1": {"content": "<s>"}}}, "added_tokens_decoder.1 is 291 in"),
+        ({"added_tokens_decoder": {"1": {"content": "<s>"}}}, "added_tokens_decoder.1 is 291 by"),
         ({"added_tokens_decoder": {"1": {"content": "a", "special": 1}}}, "special is int"),
         ({"additional_special_tokens": "x"}, "additional_special_tokens is str, not list"),
         ({"pad_token": "\ud800"}, "special token is"),
@@ -145,10 +146,10 @@ def test_a_panic_is_one_line_but_an_interrupt_stays_one():
     panic = type("PanicException", (BaseException,), {})
     with (
         pytest.raises(TokenizerError, match=r"x is y \(a b\); "),
-        tokenizer_files.guarded("x is y"),
+        tokenizer_json.guarded("x is y"),
     ):
         raise panic("a\nb")
-    with pytest.raises(KeyboardInterrupt), tokenizer_files.guarded("x is y"):
+    with pytest.raises(KeyboardInterrupt), tokenizer_json.guarded("x is y"):
         raise KeyboardInterrupt
 
 
@@ -191,3 +192,36 @@ def test_damage_is_refused_or_leaves_a_working_tokenizer(write, kind, name):
             assert "\n" not in str(error)
             refused += "chat template" not in str(error)
     assert refused > 10
+
+
+def test_damage_of_a_sentence_piece_model_is_refused_or_leaves_a_working_tokenizer(tmp_path):
+    path, choose = tmp_path / "tokenizer.model", random.Random(3)
+    data = write_model(path, bpe_pieces()).read_bytes()
+    found = []
+    for _ in range(100):
+        path.write_bytes(damaged(data, choose))
+        try:
+            tokenizer = Tokenizer.from_folder(tmp_path)
+        except TokenizerError as error:
+            assert "\n" not in str(error)
+            found.append("refused")
+            continue
+        found.append("none" if tokenizer is None else "works")
+        if tokenizer:
+            ids = tokenizer.encode("the the", special=True)
+            assert all(0 <= token < tokenizer.vocabulary for token in ids)
+    assert {"refused", "works", "none"} >= {*found} >= {"works", "none"}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "fields", "message"),
+    [
+        (bpe_pieces(), {3: 4}, "model_type is 4; supported are 1, unigram, and 2, BPE"),
+        ([*bpe_pieces(), ("the", 0, 1)], {}, "has a piece twice"),
+        ([("x" * 1025, 0, 1)], {}, "has a piece of 1025 characters"),
+    ],
+)
+def test_a_sentence_piece_model_that_is_not_supported_is_refused(tmp_path, pieces, fields, message):
+    write_model(tmp_path / "tokenizer.model", pieces, trainer=fields)
+    with pytest.raises(TokenizerError, match=message):
+        Tokenizer.from_folder(tmp_path)

@@ -96,8 +96,19 @@ REFUSED = {
         2,
         "tokens_per_dispatch is 9; use a positive integer, at most the 8 of max_new_tokens",
     ),
-    "stop of two": (["--model=tiny.gguf", *TEXT, "--stop=xyz"], 2, "--stop is 'xyz'", "; give"),
-    "unknown stop": ([*TOKENS, "--stop=256"], 2, "--stop is '256'", "not one token of tiny; give"),
+    "empty stop": (["--model=tiny.gguf", *TEXT, "--stop="], 2, "--stop is ''", "; give some text"),
+    "unknown stop": ([*TOKENS, "--stop=256"], 2, "--stop is '256', which is no token id of tiny"),
+    "unreadable stop": ([*TOKENS, "--stop=ab"], 2, "--stop is 'ab'", "and no text that its"),
+    "template of no chat": (
+        [*TOKENS, "--chat_template=rag"],
+        2,
+        "--chat_template is given, but --chat is not; leave it out",
+    ),
+    "unknown template": (
+        ["--model=tiny.gguf", *TEXT, "--chat", "--chat_template=rag"],
+        2,
+        "chat template is 'rag', which is unknown; use one of default",
+    ),
     "chunk of no tiles": ([*TOKENS, "--chunk=40"], 2, "chunk is 40 tokens", "of 16; use 32 or 48"),
     "draft of another vocabulary": (
         [*TOKENS, "--draft=llama3-8b"],

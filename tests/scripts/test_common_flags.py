@@ -28,9 +28,9 @@ COMMON = {
 }
 OWN = {
     "generate.py": {
-        "prompt", "prompt_tokens", "chat", "devices", "mesh", "max_new_tokens", "ignore_eos",
-        "stop", "seed", "temperature", "top_k", "top_p", "min_p", "turns", "chunk", "no_cache",
-        "tokens_per_dispatch", "draft", "draft_tokens", "gpu_kernels",
+        "prompt", "prompt_tokens", "chat", "chat_template", "devices", "mesh", "max_new_tokens",
+        "ignore_eos", "stop", "seed", "temperature", "top_k", "top_p", "min_p", "turns", "chunk",
+        "no_cache", "tokens_per_dispatch", "draft", "draft_tokens", "gpu_kernels",
     },
     "profile_decode.py": {
         "devices", "mesh", "batch", "context", "seconds", "hbm_bandwidth", "peak_flops",
@@ -46,6 +46,11 @@ OWN = {
     "inspect_layout.py": {"mesh", "batch", "context", "phase", "compile", "output_dir"},
 }  # fmt: skip
 
+WITHOUT_DEVICES = {
+    "estimate.py", "plan.py", "figures.py", "reproduce_published.py", "compile_step.py",
+    "compile_matrix.py", "search_options.py",
+}  # fmt: skip
+"""Scripts that neither run on devices nor read weights."""
 USERS = [path.name for path in sorted(SCRIPTS.glob("[a-z]*.py")) if not path.match("make_*")]
 """Scripts that a user runs; those that make references for tests have flags of their own."""
 
@@ -84,6 +89,9 @@ def test_no_help_and_no_wrong_flag_waits_for_jax(script, flag, code):
     assert (ended.returncode, len(said)) == (code, code // 2)
     assert {"absl", "sharding"} <= {*imported.split()}
     assert not HEAVY & {*imported.split()}
+    for name in ("coordinator", "peer_timeout", "random_weights", "accept_terms") * (not code):
+        shown = re.search(rf"^  --(\[no\])?{name}: ", ended.stdout, re.MULTILINE)
+        assert bool(shown) is (script not in WITHOUT_DEVICES)
 
 
 @pytest.mark.parametrize("script", ["plan.py", "estimate.py"])

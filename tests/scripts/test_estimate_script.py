@@ -95,6 +95,9 @@ CASES = {
     "no_network": ["--model=llama3-8b", "--topology=l4:2", "--stages=2"],
     "not_held": ["--held_s=60,-1"],
     "certain": ["--drafted=2", "--acceptance=1.5"],
+    "answers": ["--model=deepseek-v3-even", "--topology=gb200:72", "--weight_dtype=fp8", "--batch=1,64",
+                "--context=1024,4096", "--economics", "--drafted=3", "--held_s=300",
+                "--served_tokens_per_s=1e6", "--stages=4", "--hop_ms=2.5", "--json=-"],
 }  # fmt: skip
 
 
@@ -333,6 +336,29 @@ def test_drafts_have_a_floor_and_a_last_batch_that_pays(ended):
     assert "-  speculation: a step of 2 tokens per sequence keeps 1.80 of them" in text
     assert "-  speculation pays up to batch 266 at context 1, by floors" in text  # 295 x 1.8 / 2
     assert "critical batch" not in text
+
+
+def test_answers_stand_in_the_record_of_the_last_step_with_units_in_their_names(ended):
+    *others, last = ended["answers"].document["points"]
+    assert not any("economics" in each for each in others)
+    assert (last["batch"], last["context"]) == (64, 4096)
+    found = last["economics"]
+    assert list(found) == ["traffic", "utilization", "expert_layer", "speculation", "held",
+                           "training", "pipeline"]  # fmt: skip
+    stages = found["pipeline"]
+    weights = stages["weights_bytes_per_chip_alone"]
+    assert weights == pytest.approx(last["bytes_per_chip"]["weights_resident"])
+    assert stages["weights_bytes_per_chip"] == pytest.approx(weights / 4)
+    assert stages["hops_s"] == 0.01 and stages["inside_over_between"] > 1
+    gained = stages["token_floor_s"] - stages["token_floor_s_alone"] - stages["sent_s"]
+    assert gained == pytest.approx(0.01)
+    filled = found["traffic"]
+    assert filled["tokens_per_s"] == pytest.approx(last["critical_batch"] * filled["steps_per_s"])
+    assert found["held"]["tiers"][0]["fetches"] == [300 / found["held"]["tiers"][0]["read_s"]]
+    assert found["training"]["served_tokens"] == 1e6 * 60 * 86_400
+    assert found["expert_layer"]["chips_with_experts"] == 64
+    assert found["speculation"]["kept_tokens_per_step"] == pytest.approx(2.952)
+    assert "traffic that fills it" in ended["answers"].stderr
 
 
 def test_a_cache_that_is_held_has_a_tier_of_memory(ended):

@@ -109,11 +109,21 @@ def more(folder, alone):
         "chat": [*PLAIN, "--chat", "--max_new_tokens=1", "--no_cache", "--json=-"],
         "ids in a folder": [f"--model={FOLDER / 'mixtral'}", *IDS],
         "ids in a file": ["--model=wordless.gguf", *IDS],
-        "weights anyhow": [*PLAIN, "--weight_layout=auto"],
+        "weights anyhow": [
+            *PLAIN,
+            "--weight_layout=auto",
+            f"--stop={stop_text(alone[1])}",
+            "--json=results/stop.json",
+        ],
         "draft": [*PLAIN, "--draft=tiny.gguf", "--draft_tokens=3", "--json=results/draft.json"],
         "damaged values": ["--model=infinite.gguf", *PLAIN[1:], "--json=damaged.json"],
     }
     return run_many("generate.py", cases, folder=folder)
+
+
+def stop_text(document):
+    """Letters of several tokens of an answer."""
+    return document["text"][0][5:9]
 
 
 def two_ends(tokens):
@@ -180,7 +190,8 @@ def test_a_batch_of_two_prompts_is_printed_with_numbers(more, alone, folder):
 
 
 def test_weights_as_the_compiler_wants_them_are_stated_and_give_the_same_text(more, alone):
-    assert more["weights anyhow"].stdout == alone[0].stdout
+    text = alone[1]["text"][0].split(stop_text(alone[1]))[0]
+    assert more["weights anyhow"].stdout == text + "\n"
     said = "weights as the compiler would have them for batch 1: 0 of "
     assert said in more["weights anyhow"].stderr
 
@@ -247,6 +258,14 @@ def test_the_end_token_can_be_ignored_and_another_id_end_the_text(more, alone):
     document = more["stop"].document
     assert document["tokens"] == [tokens[: tokens.index(two_ends(tokens)[1])]]
     assert document["finish_reasons"] == ["stop"]
+
+
+def test_a_text_of_several_tokens_ends_an_answer_before_it(more, alone, folder):
+    ended, (whole,) = more["weights anyhow"], alone[1]["text"]
+    document = json.loads((folder / "results" / "stop.json").read_text())
+    assert document["text"] == [whole.split(stop_text(alone[1]))[0]]
+    assert document["finish_reasons"] == ["stop"] and "is cut" not in ended.stderr
+    assert f"answer is cut at {NEW_TOKENS} tokens, the limit of --max_new_tokens" in alone[0].stderr
 
 
 def test_a_chat_prompt_goes_through_the_models_template(more, folder):

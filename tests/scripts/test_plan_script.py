@@ -39,6 +39,13 @@ CASES = {
     "dense": [*_ON, "--experts=all"],
     "turned": ["--model=llama3-8b", "--topology=v5e:4x2,v5e:2x4", "--context=4096"],
     "for nothing": [*_ON, "--price_per_chip_hour=0"],
+    "stages": ["--model=llama3-70b", "--topology=v5e:2x4,v5e:2x4*2", "--weight_dtype=int8",
+               "--kv_dtype=int8", "--json=-"],
+    "none": ["--stages=0"],
+    "thin": [*_ON, "--stages=1,64"],
+    "not joined": [*_ON, "--stages=2"],
+    "hops of none": [*_ON, "--stages=1", "--hop_ms=2"],
+    "back in time": [*_ON, "--hop_ms=-2"],
 }  # fmt: skip
 
 
@@ -87,7 +94,7 @@ def test_arithmetic_in_few_bits_is_of_chips_that_multiply_them(ended):
     assert ended["fp8"].code == 0
     (left,) = [line for line in ended["fp8"].stderr.splitlines() if "multiply in fp8" in line]
     assert "v5e" in left and "h100" not in left
-    assert "slices, arithmetic in fp8. Ways" in ended["fp8"].stdout
+    assert "that the network joins, arithmetic in fp8. Ways" in ended["fp8"].stdout
     assert "use --dtype" not in ended["fp8"].stdout
     assert "which multiplies fp8 weights in fp8 on h100: use --dtype=fp8" in ended["turns"].stderr
 
@@ -109,6 +116,17 @@ def test_lengths_make_steps_those_of_a_service_and_prompts_part_of_the_price(end
     assert "batches fit with caches" not in ended["json"].stderr
     usd = choice["price"]["usd_per_chip_hour"] / 3600 / choice["tokens_per_s_per_chip"] * 1e6
     assert choice["usd_per_million_tokens"] == pytest.approx(usd)
+
+
+def test_several_slices_are_a_pipeline_where_that_is_cheaper_and_the_plan_says_why(ended):
+    choice, said = ended["stages"].document["choice"], ended["stages"].stderr
+    assert (choice["topology"], choice["chips"]) == ("v5e:2x4*2", 16)
+    assert choice["pipeline"] == {"stages": 2, "hop_s": 2e-5}
+    rate = 2 * choice["batch"] / choice["expected_s"]
+    assert choice["tokens_per_s"] == pytest.approx(rate)
+    assert "  pipeline of 2 stages, each on v5e:2x4: weights " in said
+    assert "v5e:2x4 alone, for batches that it holds: costs" in said
+    assert "on 1 slice and 1 of several that the network joins." in said
 
 
 def test_a_price_twice_as_high_costs_twice_as_much(ended):
@@ -178,6 +196,11 @@ def test_targets_that_contradict_end_with_1_and_the_nearest(ended):
         ("experts", "no experts"),
         ("dense", "--experts is all, but llama3-8b has no experts; leave it out"),
         ("sizes", "deepseek-v3-even is known by its sizes alone"),
+        ("none", "--stages is '0'; use positive integers"),
+        ("thin", "--stages is 64, but llama3-8b has 32 layers; use one stage a layer at most"),
+        ("not joined", "--stages is 2, which no slices to compare are stages of: name so many"),
+        ("hops of none", "--hop_ms is given, but nothing is a pipeline with --stages=1"),
+        ("back in time", "--hop_ms is -2; use a number, 0 or more"),
     ],
 )
 def test_wrong_use_ends_with_2_and_one_line(ended, case, words):

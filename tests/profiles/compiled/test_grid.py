@@ -30,6 +30,10 @@ OTHERS = [dataclasses.replace(POINT, pass_=Pass(batch, 256)) for batch in (8, 16
 VERSIONS = {"jax": "1", "libtpu": "2"}
 
 
+def test_a_rotated_name_is_the_same_point():
+    assert dataclasses.replace(POINT, topology="v5e:4x2") == POINT
+
+
 @pytest.fixture
 def compiled(monkeypatch):
     """Points that were compiled, each to a record of its batch; batch 16 fails."""

@@ -10,7 +10,7 @@ from model.dtypes import BFLOAT16, Dtypes
 from profiles.chips.calibration import calibration_of
 from profiles.chips.chip import Price
 from profiles.chips.slices import parse_slice
-from profiles.expected import balance, economics, economics_text, speculation
+from profiles.expected import answers, balance, economics, economics_text, speculation
 from profiles.expected.estimate import Estimator
 from profiles.expected.sized_links import SizedLinks
 from profiles.floor.deployment import Deployment
@@ -141,13 +141,37 @@ def test_holding_a_prompt_costs_its_share_of_memory_and_computing_it_again_all_o
 
 def test_tokens_to_train_on_follow_from_the_mfu_of_the_step_that_serves():
     step = estimator(DENSE).decode(64, 1000)
-    life, optimum = economics_text.trained(step, 10**10, 1e6, 10)
+    found = answers.training(step, 10**10, 1e6, 10)
+    life, optimum = economics_text.trained(found, step.pass_, 1e6, 10)
     assert life.startswith("served over 10 days at 1,000,000 tokens/s: 0.864 trillion tokens")
     mfu = 2e10 * 64 / step.expected.seconds / (8 * 9e14)
     tokens = 1e6 * 10 * 86_400 * 2 / 6 * 0.4 / mfu
     assert f"step of 64, {number(mfu)}, and 0.4 in training" in optimum
     assert f"; {number(tokens / 1e12)} trillion at the expected MFU" in optimum
     assert optimum.endswith(f" {number(tokens / 2e11)} times as many")
+
+
+def test_a_million_tokens_held_cost_their_bytes_of_what_each_device_costs():
+    """200 kB a token; a chip at 2 USD an hour, and DDR at 76,999 USD for 4.096 TB over 5 years."""
+    found = answers.held(estimator(DENSE), 1000, [300.0, 3600.0])
+    own, ddr, flash, disk = (tier.usd_per_million_tokens for tier in found.tiers)
+    assert found.bytes_per_token == 2e5
+    capacity = estimator(DENSE).recommended_chip.capacity
+    assert own == pytest.approx([2e11 * 2 / capacity / 12, 2e11 * 2 / capacity])
+    assert ddr[1] == pytest.approx(2e11 * 76_999 / 4.096e12 * 3600 / (5 * 365 * 24 * 3600))
+    assert own[0] > ddr[0] > flash[0] > disk[0]
+    for tier in found.tiers:  # a fetch costs as much as holding for the time to read it all
+        assert tier.fetches[0] == pytest.approx(300 / tier.read_s)
+    free = dataclasses.replace(estimator(DENSE).deployment, price=None)
+    assert answers.held(Estimator(free), 1000, [300.0]).tiers[0].usd_per_million_tokens is None
+
+
+def test_attention_that_reads_the_root_of_the_context_halves_mfu_at_the_square():
+    """At 4,500 tokens twice the time of arithmetic: 2 x 2e10 / 9e14 over 2e5 / 3e12, less one."""
+    found = answers.utilization(estimator(DENSE))
+    twice = 2 * (2e10 / 9e14) / (2e5 / 3e12)
+    assert found.halves_at_context_tokens == pytest.approx(twice, abs=3)
+    assert found.halves_at_context_tokens_of_root == pytest.approx(twice**2, rel=0.01)
 
 
 def test_a_faster_step_is_one_of_fewer_users_and_a_dearer_token():

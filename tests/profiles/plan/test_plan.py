@@ -22,8 +22,9 @@ from profiles.floor.deployment import Deployment
 from profiles.floor.serving import Service
 from profiles.floor.sized_models import sized_models
 from profiles.plan import rows
+from profiles.plan.cells import BATCHES, Cell
 from profiles.plan.search import Search, Targets
-from profiles.plan.space import BATCHES, Cell, Space
+from profiles.plan.space import Space
 from profiles.plan.text import Plan, choice_words, front_table, plan, record
 from profiles.report import numbers
 from sharding.catalog import find_layout, prefill_by, schedule_by
@@ -124,11 +125,8 @@ def test_steps_that_a_plan_compares_are_those_of_estimates(schedule):
                 fitting = cell.batches[number] > 0
                 if not fitting.any():
                     continue
-                batch, step = pick.choice(
-                    list(
-                        zip(cell.batches[number][fitting], cell.steps[number][fitting], strict=True)
-                    )
-                )
+                fits = (each[number][fitting] for each in (cell.batches, cell.steps))
+                batch, step = pick.choice(list(zip(*fits, strict=True)))
                 found = cell.estimate(number, int(batch)).expected.seconds
                 assert step == pytest.approx(found, rel=1e-9), (cell.rows[number], cell.dtypes)
 

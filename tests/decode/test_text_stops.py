@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from decode.batching.text_stops import StoppedText
+from decode.text_stops import StoppedText
 
 
 class Pieces:
