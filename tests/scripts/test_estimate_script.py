@@ -95,8 +95,8 @@ CASES = {
     "no_network": ["--model=llama3-8b", "--topology=l4:2", "--stages=2"],
     "not_held": ["--held_s=60,-1"],
     "certain": ["--drafted=2", "--acceptance=1.5"],
-    "answers": ["--model=deepseek-v3-even", "--topology=gb200:72", "--weight_dtype=fp8", "--batch=1,64",
-                "--context=1024,4096", "--economics", "--drafted=3", "--held_s=300",
+    "answers": ["--model=deepseek-v3-even", "--topology=gb200:72", "--weight_dtype=fp8",
+                "--batch=1,64", "--context=1024,4096", "--economics", "--drafted=3", "--held_s=300",
                 "--served_tokens_per_s=1e6", "--stages=4", "--hop_ms=2.5", "--json=-"],
 }  # fmt: skip
 
