@@ -55,7 +55,8 @@ def attend_part(
 
     Args:
       q: [B, T, K, G, h].
-      keys: [B, K, S, h], plain or without their scales.
+      keys: [B, K, S, h], plain or without their scales. Of one query there may be more sequences
+        in the arrays: it is for the first ones.
       values: [B, K, S, h]; None where keys are also values, or where `expand` makes them.
       key_scales: [K, B, S] float32; None for 1.
       value_scales: as `key_scales`.
@@ -89,6 +90,8 @@ def attend_part(
         slots = keys.shape[2]
         if slots <= FEW_SLOTS:
             return _in_order_of_queries(whole())
+        if batch < keys.shape[0]:  # some sequences' slots are copied, be they blocks or all
+            return _in_order_of_queries(loop())
         # A block is copied before it is read, so that half of all slots take as long as all.
         first, last = _seen_slots(spans, tokens, slots, ring, window)
         return _in_order_of_queries(jax.lax.cond(2 * (last - first) >= slots, whole, loop))
@@ -250,7 +253,10 @@ def _over_all(
 ) -> Softmaxed:
     """One query of each sequence over all keys at once; arguments are those of `_over_blocks`."""
     batch, heads, tokens, group, width = q.shape
-    seen = _seen(spans, tokens, jnp.arange(arrays[0].shape[2]), ring, window)
+    slots = arrays[0].shape[2]
+    seen = _seen(spans, tokens, jnp.arange(slots), ring, window)
+    if batch < arrays[0].shape[0]:
+        arrays = tuple(each if each is None else _cut(each, 0, 0, batch, slots) for each in arrays)
     rows = q.reshape(batch, heads, tokens * group, width)
     part = _add(None, rows, *arrays, seen, scale, softcap, keys_first=True)
     return Softmaxed(*(each.reshape(batch, heads, tokens, group, *each.shape[3:]) for each in part))
@@ -313,7 +319,7 @@ def _product(left: jax.Array, right: jax.Array, contracted: int) -> jax.Array:
 
 
 def _cut(
-    array: jax.Array, row: jax.Array | int, start: jax.Array, batch: int, block: int
+    array: jax.Array, row: jax.Array | int, start: jax.Array | int, batch: int, block: int
 ) -> jax.Array:
     """A block of slots of some sequences: of [B, K, S, h], or of scales, [K, B, S]."""
     at, sizes = [0] * array.ndim, list(array.shape)

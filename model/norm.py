@@ -1,6 +1,7 @@
 """Normalisation of the residual stream, and of queries and keys, computed in float32."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import nnx
 
 from model.config import ModelConfig
 from model.declarations import declare
+from sharding.placement import used_axes
 from sharding.platform_workarounds import by_platform
 
 
@@ -41,9 +43,22 @@ class Norm(nnx.Module):
         with jax.named_scope("norm"):
             y = x.astype(jnp.float32)
             if self.centred:
-                y = y - jnp.mean(y, axis=self.over, keepdims=True)
-            y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=self.over, keepdims=True) + self.epsilon)
+                y = y - self._mean(y)
+            y = y * jax.lax.rsqrt(self._mean(y * y) + self.epsilon)
             return (self.scale[...] * y).astype(x.dtype)
+
+    def _mean(self, y: jax.Array) -> jax.Array:
+        """The mean of each row, by one collective whatever dimensions of it mesh axes divide."""
+        spec = jax.typeof(y).sharding.spec
+        rows, axes = spec[: self.over[0]], used_axes(spec[self.over[0] :])
+        if len(self.over) == 1 or not axes:
+            return jnp.mean(y, axis=self.over, keepdims=True)
+
+        def local(part: jax.Array) -> jax.Array:
+            return jax.lax.psum(jnp.sum(part, axis=self.over, keepdims=True), axes)
+
+        total = jax.shard_map(local, in_specs=spec, out_specs=jax.P(*rows))(y)
+        return total / math.prod(self.scale.shape)
 
     def of_sum(self, x: jax.Array, more: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """x + more, each [B, T, D], and that normed; of x alone if there is no more."""

@@ -87,6 +87,7 @@ with _common.importing(__name__):
 
     from decode.batching.batcher import Batcher
     from decode.chunks import check_chunk, default_chunk
+    from decode.compiling import keep_compiled
     from decode.engine import Engine
     from decode.load import ModelSource
     from decode.serving.app import make_app
@@ -117,6 +118,7 @@ def main() -> None:
     key = os.environ.get("FLOORLINE_API_KEY") if _API_KEY.value is None else _API_KEY.value
     if key is not None and not re.fullmatch("[!-~]+", key):
         raise UsageError("--api_key is empty or no plain text; give letters and digits")
+    keep_compiled()
     meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
     source = _common.source()
     listening = listen(_HOST.value, _PORT.value, _STALL_SECONDS.value)

@@ -47,6 +47,13 @@ _LLAMA3 = {
 }
 _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
 _OLD_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.0, 1.1, 1.2, 1.3, 1.5],
+    "long_factor": [1.0, 1.5, 2.5, 4.0, 5.0, 6.0],
+}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _ORIGINAL = "original_max_position_embeddings"
 
@@ -137,7 +144,10 @@ QUIRKS = [
     *_rows(
         "llama3",
         "its own",
-        (f"Llama 3's scaling without `{_ORIGINAL}`", {"rope_parameters": _LLAMA3}),
+        (
+            f"Llama 3's scaling without `{_ORIGINAL}`",
+            {"rope_parameters": _LLAMA3 | {"rope_theta": 100.0}},
+        ),
     ),
     *_rows(
         "llama3",
@@ -232,8 +242,15 @@ QUIRKS = [
             {"auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}},
         ),
     ),
-    *_plain("phi3_long", "its own", original_max_position_embeddings=ABSENT),
-    *_rows("phi3_long", "its own", (f"longer than `{_ORIGINAL}`: 16", {_ORIGINAL: 16})),
+    *_plain("phi3_long", "refused", original_max_position_embeddings=ABSENT),
+    *_rows(
+        "phi3_long",
+        "its own",
+        (
+            f"longer than `{_ORIGINAL}`: 16",
+            {_ORIGINAL: 16, "rope_parameters": _LONGROPE},
+        ),
+    ),
     *_plain("granite", "its own", logits_scaling=ABSENT, attention_multiplier=ABSENT),
     *_plain("granite", "as without", embedding_multiplier=3),
     *_rows(

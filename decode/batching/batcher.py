@@ -5,8 +5,10 @@ one are read, so that the host's work hides behind the devices'.
 """
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,20 +17,16 @@ from decode.batching.events import Event, Finished, Reason, Ticket, Token
 from decode.batching.programs import Chosen, Joining, Lanes, Programs
 from decode.batching.request import Request
 from decode.batching.row_sampling import RowSampling
-from decode.batching.schedule import Answer, ChunkPlan, Plan, Schedule, Shape
+from decode.batching.schedule import Answer, ChunkPlan, Plan, Schedule
+from decode.batching.shape import shape_of
 from decode.batching.stats import StepStats
-from decode.chunks import FEW, TILE
+from decode.chunks import TILE
+from decode.compiling import compiling
 from decode.engine import Engine
 from decode.text_stops import StoppedText
 from decode.tokenizer import Tokenizer
-from sharding.error_types import UsageError
-from sharding.placement import entry_axes, shards
 
 __all__ = ["Batcher", "Event", "Finished", "Request", "StepStats", "Ticket", "Token"]
-
-SPARE_ON_CPU = 31
-"""Tokens that fill a chunk up at most on a CPU, where each takes time; `chunks.FEW` elsewhere. So a
-chunk of 64 runs from 33 tokens on, and no more than two of 16 run in its place."""
 
 
 @dataclasses.dataclass
@@ -96,41 +94,73 @@ class Batcher:
         self._programs, self._top_logprobs = Programs(engine, top_logprobs), top_logprobs
         self._cache = engine.new_cache(slots_of_sequences, context)
         self._rows = self._programs.empty_rows(slots_of_sequences)
-        self._active_rows = np.zeros(slots_of_sequences, bool)
+        self._active_rows = np.zeros(0, bool)
         self._active = self._programs.put(self._active_rows)
         self._answers: dict[Ticket, Answer] = {}
         self._accepted, self._notices = 0, []
         self._in_flight: _Launched | None = None
         self._arrived = 0.0  # when the newest tokens were there; 0 after a pause
-        self.stats = StepStats(slots_of_sequences)
+        self.stats = StepStats(0)
 
     def warm_up(self, each: Callable[[str, float], None] = lambda name, seconds: None) -> None:
         """Compiles every program that any request may need; nothing is compiled after it.
 
         Args:
-          each: told of each program what it is and the seconds that it took, when it is ready.
+          each: told of each program what it is, when it is ready, and the seconds since the one
+            before: two compile at once.
         """
-        shape = self._schedule.shape
         begun = time.perf_counter()
 
-        def ready(name: str, results) -> None:
+        def ready(name: str, results: Any) -> None:
             nonlocal begun
             jax.block_until_ready(results)
             began, begun = begun, time.perf_counter()
             each(name, begun - began)
 
-        for size in shape.sizes:
-            lanes = self._lanes(ChunkPlan(size, [None] * shape.lanes))
+        jobs = self._compilations()
+        with compiling(list(jobs.values())) as compilations:
+            for name, job in zip(jobs, compilations, strict=True):
+                ready(name, job.result())
+        shape = self._schedule.shape
+        for lanes in self._idle_chunks():
             logits, self._cache = self._programs.chunk(self._cache, lanes)
-            ready(f"a chunk of {size} tokens", logits)
         for again in ("", ", once more"):  # for arrays of programs another form may be compiled
             joining = self._joining(ChunkPlan(TILE, [None] * shape.lanes))
             self._rows, chosen = self._programs.join(self._rows, logits, joining)
-            ready(f"the choice of first tokens{again}", chosen)
-            self._cache, self._rows, chosen = self._programs.decode(
-                self._cache, self._rows, self._active
-            )
-            ready(f"a decode step{again}", (self._cache, chosen))
+            for rows in (*shape.steps, shape.rows):
+                self._put_active(np.zeros(rows, bool))
+                chosen = self._decode()
+            if shape.steps:
+                self._exchange([None] * shape.groups)
+            ready(f"the choice of first tokens{again}", (self._cache, chosen))
+
+    def _compilations(self) -> dict[str, Callable[[], object]]:
+        """What compiles the larger programs, by their names, in any order."""
+        shape, lowered = self._schedule.shape, self._programs.lowered
+
+        def chunk(lanes: Lanes) -> object:
+            return lowered.chunk(self._cache, lanes).compile()
+
+        def decode(rows: int) -> object:
+            active = self._programs.put(np.zeros(rows, bool))
+            return lowered.decode(self._cache, self._rows, active).compile()
+
+        def exchange() -> object:
+            places = np.zeros(2 * shape.groups, np.int32)
+            return lowered.exchange(self._cache, self._rows, places).compile()
+
+        jobs = {
+            f"a chunk of {size} tokens": functools.partial(chunk, lanes)
+            for size, lanes in zip(shape.sizes, self._idle_chunks(), strict=True)
+        }
+        for rows in (*shape.steps, shape.rows):
+            jobs[f"a decode step of {rows} row{'s' * (rows > 1)}"] = functools.partial(decode, rows)
+        return jobs | ({"an exchange of rows": exchange} if shape.steps else {})
+
+    def _idle_chunks(self) -> list[Lanes]:
+        """A chunk of each size, in which nothing runs."""
+        shape = self._schedule.shape
+        return [self._lanes(ChunkPlan(size, [None] * shape.lanes)) for size in shape.sizes]
 
     def submit(self, request: Request) -> Ticket:
         """Accepts a request, which waits for a row: first come, first served.
@@ -188,6 +218,8 @@ class Batcher:
             return None
         started = time.perf_counter()
         launched = _Launched([], None, bool(plan.decoding), started, self._stats_of(plan))
+        for pairs in plan.exchanges:
+            self._exchange(pairs)
         for chunk in plan.chunks:
             logits, self._cache = self._programs.chunk(self._cache, self._lanes(chunk))
             launched.chunks = logits
@@ -197,16 +229,27 @@ class Batcher:
                 ends = [(n, p.answer) for n, p in enumerate(chunk.pieces) if p and p.ends]
                 launched.chosen.append((_fetch(chosen), ends))
         if plan.decoding:
-            active = np.zeros(len(self._schedule.rows), bool)
-            active[[row.number for _, row in plan.decoding]] = True
+            shape, active = self._schedule.shape, np.zeros(plan.rows, bool)
+            decoding = [(shape.in_step(row.number, plan.rows), a) for a, row in plan.decoding]
+            active[[place for place, _ in decoding]] = True
             self._put_active(active)
-            self._cache, self._rows, chosen = self._programs.decode(
-                self._cache, self._rows, self._active
-            )
-            decoding = [(row.number, answer) for answer, row in plan.decoding]
-            launched.chosen.append((_fetch(chosen), decoding))
+            launched.chosen.append((_fetch(self._decode()), decoding))
         launched.stats.host_seconds = time.perf_counter() - started
         return launched
+
+    def _decode(self) -> Chosen:
+        """Launches a token more for the active rows."""
+        self._cache, self._rows, chosen = self._programs.decode(
+            self._cache, self._rows, self._active
+        )
+        return chosen
+
+    def _exchange(self, pairs: Sequence[tuple[int, int] | None]) -> None:
+        """Launches an exchange of two rows of every group, or of a row with itself."""
+        each = self._schedule.shape.rows // len(pairs)
+        both = [pair or (group * each,) * 2 for group, pair in enumerate(pairs)]
+        places = np.array(both, np.int32).reshape(-1) % each
+        self._cache, self._rows = self._programs.exchange(self._cache, self._rows, places)
 
     def _deliver(self, launched: _Launched | None) -> list[Event]:
         """Waits for the tokens of a step, and tells of them."""
@@ -325,7 +368,7 @@ class Batcher:
 
     def _put_active(self, active: np.ndarray) -> None:
         """Rows of the next decode step, on the devices; sent only where they have changed."""
-        if (active != self._active_rows).any():
+        if not np.array_equal(active, self._active_rows):
             self._active_rows, self._active = active, self._programs.put(active)
 
     def _stats_of(self, plan: Plan) -> StepStats:
@@ -333,7 +376,7 @@ class Batcher:
         tokens = sum(len(piece.tokens) for piece in pieces)
         shape = self._schedule.shape
         return StepStats(
-            shape.rows,
+            plan.rows,
             active=len(plan.decoding),
             context=sum(row.written - 1 for _, row in plan.decoding),
             chunks=len(plan.chunks),
@@ -341,41 +384,6 @@ class Batcher:
             reused_tokens=sum(p.first for p in pieces if p.first == p.answer.reused),
             padding=sum(chunk.size for chunk in plan.chunks) * shape.lanes - tokens,
         )
-
-
-def shape_of(engine: Engine, rows: int, context: int, budget: int) -> Shape:
-    """What a step has room for.
-
-    Raises:
-      LayoutError: a number of rows that the layout does not divide.
-      UsageError: numbers that are not positive, or a budget below a tile of each lane.
-    """
-    placement, config = engine.placement, engine.config
-    lanes = placement.multiple("B")
-    for name, value in (("slots_of_sequences", rows), ("context", context)):
-        if value < 1:
-            raise UsageError(f"{name} is {value}; use a positive integer")
-    placement.check_batch(rows)
-    if budget < TILE * lanes:
-        raise UsageError(
-            f"token_budget is {budget}, but a chunk takes {TILE} tokens of {lanes} prompts each; "
-            f"use at least {TILE * lanes}"
-        )
-    largest = min(engine.chunk, budget // lanes, -(-context // TILE) * TILE)
-    sizes = [TILE << n for n in range(32) if TILE << n <= largest]
-    on_cpu = engine.mesh.devices.flat[0].platform == "cpu"
-    if on_cpu:  # where compilation takes longest, and a small chunk costs little
-        sizes = sorted({*sizes[::2], sizes[-1]})
-    windows = [w for w in map(config.window, range(config.layers)) if w]
-    return Shape(
-        rows=rows,
-        groups=shards(entry_axes(placement.cache("B")[0]), placement.mesh),
-        lanes=lanes,
-        sizes=tuple(sizes),
-        spare=SPARE_ON_CPU if on_cpu else FEW,
-        budget=budget,
-        window=min(windows, default=None),
-    )
 
 
 def _fetch(chosen: Chosen) -> Chosen:

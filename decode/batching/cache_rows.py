@@ -1,4 +1,4 @@
-"""Some rows of a cache taken out, and put back where the whole lies, each device its own."""
+"""Rows of a cache taken out, put back or exchanged where the whole lies, each device its own."""
 
 import functools
 
@@ -69,6 +69,31 @@ def put_rows(cache: KVCache, part: KVCache, rows: jax.Array, placement: Placemen
         return jax.shard_map(
             local, in_specs=(specs, specs, by_row), out_specs=specs, check_vma=False
         )(cache, part, rows)
+
+
+def exchange_rows(
+    cache: KVCache, places: jax.Array, others: jax.Array, placement: Placement
+) -> KVCache:
+    """The cache with the rows of `others` in `places`, each [m] int32 as in `take_rows`.
+
+    They are gathered and scattered: of slices put into their places XLA:CPU makes one loop, which
+    reads the rows that it writes, and copies the whole cache for it.
+    """
+    specs = jax.tree.map(placement.cache, cache_axes(cache))
+    by_row = jax.P(placement.cache("B")[0])
+
+    def local(cache: KVCache, places: jax.Array, others: jax.Array) -> KVCache:
+        def exchange(array: jax.Array, axes: str) -> jax.Array:
+            before = (slice(None),) * axes.index("B")
+            return array.at[(*before, places)].set(array[(*before, others)])
+
+        return jax.tree.map(exchange, cache, cache_axes(cache))
+
+    with jax.named_scope("exchange_rows"):
+        places, others = (jax.reshard(each, by_row) for each in (places, others))
+        return jax.shard_map(
+            local, in_specs=(specs, by_row, by_row), out_specs=specs, check_vma=False
+        )(cache, places, others)
 
 
 def _take(

@@ -1,7 +1,8 @@
 """Which rows hold the beginning of a prompt, found by hashes of blocks of tokens."""
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 BLOCK = 16
 """Tokens of a block: fewer in common are not worth a look."""
@@ -18,14 +19,17 @@ def block_hashes(tokens: Sequence[int]) -> Iterator[int]:
         yield number
 
 
-class Prefixes:
-    """Rows by the blocks that they begin with."""
+_Row = TypeVar("_Row", bound=Hashable)
+
+
+class Prefixes(Generic[_Row]):
+    """Rows, whatever stands for them, by the blocks that they begin with."""
 
     def __init__(self):
-        self._rows: dict[int, dict[int, None]] = collections.defaultdict(dict)
-        self._blocks: dict[int, list[int]] = collections.defaultdict(list)
+        self._rows: dict[int, dict[_Row, None]] = collections.defaultdict(dict)
+        self._blocks: dict[_Row, list[int]] = collections.defaultdict(list)
 
-    def hold(self, row: int, tokens: Sequence[int]) -> None:
+    def hold(self, row: _Row, tokens: Sequence[int]) -> None:
         """The row holds these tokens: those that it held before and more."""
         known = self._blocks[row]
         if len(tokens) // BLOCK == len(known):
@@ -36,14 +40,14 @@ class Prefixes:
             known.append(number)
             self._rows[number][row] = None
 
-    def forget(self, row: int) -> None:
+    def forget(self, row: _Row) -> None:
         """The row holds nothing any more."""
         for number in self._blocks.pop(row, ()):
             del self._rows[number][row]
             if not self._rows[number]:
                 del self._rows[number]
 
-    def alike(self, prompt: Sequence[int]) -> Iterator[list[int]]:
+    def alike(self, prompt: Sequence[int]) -> Iterator[list[_Row]]:
         """Rows that begin with blocks of the prompt: those of the most blocks first."""
         found = []
         for number in block_hashes(prompt):

@@ -1,9 +1,10 @@
-"""The compiled programs of a batching engine: one for each size of a chunk, and two more.
+"""The compiled programs of a batching engine: chunks and decode steps of some sizes, and two more.
 
 They take a request's numbers as arrays, so that no request needs a program of its own, and hand
 tokens to each other on the devices.
 """
 
+import copy
 import functools
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decode.batching.cache_rows import put_rows, take_rows
+from decode.batching.cache_rows import exchange_rows, put_rows, take_rows
 from decode.batching.row_sampling import RowSampling
 from decode.compiler_options import decode_options, prefill_options
 from decode.engine import Engine
@@ -97,12 +98,25 @@ class Programs:
         self._chunk = compiled(self._chunk_step, compiler_options=prefill_options(engine.mesh))
         usual = decode_options(engine.mesh, engine.dtypes)
         self._decode = compiled(self._decode_step, compiler_options=usual)
+        self._exchange = compiled(self._exchange_step)
         self._join = jax.jit(self._join_step)
+        self._use = lambda program, *arguments: program(*arguments)
+
+    @property
+    def lowered(self) -> "Programs":
+        """The same, but each method gives its program, `jax.stages.Lowered`, and does not run it.
+
+        What is compiled of it is found by the method that runs.
+        """
+        twin = copy.copy(self)
+        twin._use = lambda program, *arguments: program.lower(*arguments)
+        return twin
 
     @property
     def compiled(self) -> int:
         """Programs compiled so far."""
-        return sum(each._cache_size() for each in (self._chunk, self._decode, self._join))
+        programs = self._chunk, self._decode, self._exchange, self._join
+        return sum(each._cache_size() for each in programs)
 
     def empty_rows(self, rows: int) -> Rows:
         """So many rows, in which nothing runs."""
@@ -120,17 +134,32 @@ class Programs:
         another starts from what that has left.
         """
         with jax.set_mesh(self.engine.mesh):
-            return self._chunk(self.engine.parameters, cache, self.put(lanes))
+            return self._use(self._chunk, self.engine.parameters, cache, self.put(lanes))
 
     def join(self, rows: Rows, logits: jax.Array, joining: Joining) -> tuple[Rows, Chosen]:
         """Chooses first tokens from a chunk's logits [m, V], and puts them among the rows."""
         with jax.set_mesh(self.engine.mesh):
-            return self._join(rows, logits, self.put(joining))
+            return self._use(self._join, rows, logits, self.put(joining))
 
     def decode(self, cache: KVCache, rows: Rows, active: jax.Array) -> tuple[KVCache, Rows, Chosen]:
-        """One token more for the rows of `active`, [B] bool; others are as if they were not."""
+        """One token more for the rows of `active`, [n] bool; others are as if they were not.
+
+        The step runs n rows, the first of each group of those that the layout puts together; what
+        is chosen is theirs, in this order.
+        """
         with jax.set_mesh(self.engine.mesh):
-            return self._decode(self.engine.parameters, cache, rows, active)
+            return self._use(self._decode, self.engine.parameters, cache, rows, active)
+
+    def exchange(self, cache: KVCache, rows: Rows, places: np.ndarray) -> tuple[KVCache, Rows]:
+        """Two rows of every group change places, with all that they hold.
+
+        Args:
+          cache: of B sequences.
+          rows: of the same.
+          places: [2 G] int32, two of each of G groups, each counted from its group's first.
+        """
+        with jax.set_mesh(self.engine.mesh):
+            return self._use(self._exchange, cache, rows, self.put(places))
 
     def _chunk_step(self, parameters, cache, lanes):
         engine = self.engine
@@ -146,16 +175,39 @@ class Programs:
         return jax.tree.map(put, rows, new), chosen
 
     def _decode_step(self, parameters, cache, rows, active):
-        lengths = jnp.where(active, rows.lengths, PADDING)
-        logits, cache, _ = self.engine._decode_step(parameters, cache, rows.tokens, lengths)
-        chosen = self._choose(logits, rows.sampling, rows.index)
+        some = jax.tree.map(lambda each: self._first(each, len(active)), rows)
+        lengths = jnp.where(active, some.lengths, PADDING)
+        logits, cache, _ = self.engine._decode_step(parameters, cache, some.tokens, lengths)
+        chosen = self._choose(logits, some.sampling, some.index)
         more = active.astype(jnp.int32)
         rows = rows._replace(
-            tokens=jnp.where(active, chosen.tokens, rows.tokens),
-            lengths=rows.lengths + more,
-            index=rows.index + more,
+            tokens=self._put_first(rows.tokens, jnp.where(active, chosen.tokens, some.tokens)),
+            lengths=self._put_first(rows.lengths, some.lengths + more),
+            index=self._put_first(rows.index, some.index + more),
         )
         return cache, rows, chosen
+
+    def _exchange_step(self, cache, rows, places):
+        others = places.reshape(-1, 2)[:, ::-1].reshape(-1)
+        cache = exchange_rows(cache, places, others, self.engine.placement)
+        each = len(rows.tokens) // self._groups
+        begin = np.repeat(np.arange(self._groups, dtype=np.int32) * each, 2)
+        put = lambda array: array.at[begin + places].set(array[begin + others])  # noqa: E731
+        return cache, jax.tree.map(put, rows)
+
+    @property
+    def _groups(self) -> int:
+        """Parts of the rows, each on devices of its own."""
+        return self.engine.placement.parts(("cache", "B"))
+
+    def _first(self, array: jax.Array, count: int) -> jax.Array:
+        """So many of B numbers, the first of each group."""
+        return array.reshape(self._groups, -1)[:, : count // self._groups].reshape(count)
+
+    def _put_first(self, array: jax.Array, some: jax.Array) -> jax.Array:
+        """The B numbers with those of `_first` in their places."""
+        some, groups = some.reshape(self._groups, -1), array.reshape(self._groups, -1)
+        return groups.at[:, : some.shape[1]].set(some).reshape(array.shape)
 
     def _choose(self, logits: jax.Array, sampling: RowSampling, index: jax.Array) -> Chosen:
         tokens, logprobs = sampling.choose(logits, index)

@@ -11,41 +11,11 @@ from collections.abc import Sequence
 
 from decode.batching.events import Ticket
 from decode.batching.prefixes import BLOCK, Prefixes
+from decode.batching.shape import Shape
 from decode.text_stops import StoppedText
 
 _AT_ONCE = 256
 """Tokens that are compared at once, in a loop of C."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """What a step has room for.
-
-    Attributes:
-      rows: sequences of the cache.
-      groups: parts of the rows, each on devices of its own; a row is copied within its part.
-      lanes: prompts that run in a chunk, as many of each group.
-      sizes: tokens that a chunk may have for each lane, rising.
-      spare: tokens that a chunk may be longer than its prompts, so that no chunk more is needed.
-      budget: tokens of all lanes of a step's chunks.
-      window: tokens that the shortest window of the model's layers keeps; None without windows.
-    """
-
-    rows: int
-    groups: int
-    lanes: int
-    sizes: tuple[int, ...]
-    spare: int
-    budget: int
-    window: int | None = None
-
-    def size(self, tokens: int) -> int:
-        """Tokens of the next chunk of a prompt of which so many are left."""
-        above = next((size for size in self.sizes if size >= tokens), None)
-        below = next((size for size in reversed(self.sizes) if size <= tokens), None)
-        if below is None or (above is not None and above - tokens <= self.spare):
-            return above
-        return below
 
 
 @dataclasses.dataclass(eq=False)
@@ -53,7 +23,7 @@ class Row:
     """A row of the cache, and what it holds; its contents stay when its answer has ended.
 
     Attributes:
-      number: in the cache.
+      number: its place in the cache, which an exchange with another row changes.
       tokens: those at positions from 0 on, as far as the host knows them.
       written: positions that the programs launched so far have written; one more than known ones
         where a token is not read yet.
@@ -151,10 +121,19 @@ class ChunkPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a step launches: chunks, then a token for each answer of `decoding`, each in its row."""
+    """What a step launches.
 
+    Attributes:
+      exchanges: before all else rows change places, each time two of every group, or none of it.
+      chunks: of prompts.
+      decoding: answers that get a token then, each with its row.
+      rows: of the decode step, the first of each group; 0 without one.
+    """
+
+    exchanges: list[Sequence[tuple[int, int] | None]]
     chunks: list[ChunkPlan]
     decoding: list[tuple[Answer, Row]]
+    rows: int
 
 
 class Schedule:
@@ -218,11 +197,42 @@ class Schedule:
         while chunk := self._next_chunk(left):
             chunks.append(chunk)
             left -= chunk.size * self.shape.lanes
+        exchanges = self._draw_together()
         decoding = [(row.answer, row) for row in self.rows if row.busy and not row.answer.left]
+        last = max((self.shape.within_group(row.number)[1] for _, row in decoding), default=0)
         for answer, row in decoding:
             row.written += 1
             self._launch(answer)
-        return Plan(chunks, decoding)
+        rows = self.shape.step(last + 1) if decoding else 0
+        return Plan(exchanges, chunks, decoding, rows)
+
+    def _draw_together(self) -> list[Sequence[tuple[int, int] | None]]:
+        """Gives taken rows the first places of their groups, if fewer rows can decode for it.
+
+        A free row that was there goes where the taken one was, with what it holds. Chunks of the
+        same step are planned by rows, not by places, so they may come after what is done here.
+
+        Returns:
+          The exchanges, as in `Plan`.
+        """
+        if not self.shape.steps:
+            return []
+        groups = range(self.shape.groups)
+        most = max(sum(row.busy for row in self.rows if self._group(row) == g) for g in groups)
+        room = self.shape.step(most) // self.shape.groups
+        return list(itertools.zip_longest(*(self._bring_within(room, group) for group in groups)))
+
+    def _bring_within(self, room: int, group: int) -> list[tuple[int, int]]:
+        """Exchanges that bring a group's taken rows among its first `room` places."""
+        places = {row: self.shape.within_group(row.number)[1]
+                  for row in self.rows if self._group(row) == group}  # fmt: skip
+        outside = [row for row, place in places.items() if row.busy and place >= room]
+        free = [row for row, place in places.items() if not row.busy and place < room]
+        pairs = list(zip(outside, free, strict=False))
+        numbers = [(row.number, other.number) for row, other in pairs]
+        for row, other in pairs:
+            row.number, other.number = other.number, row.number
+        return numbers
 
     def _next_chunk(self, budget: int) -> ChunkPlan | None:
         """A chunk that fits a budget; it is not cut smaller for what ran before in this step."""
@@ -281,11 +291,11 @@ class Schedule:
         If none holds any, the group is that with most free rows.
         """
         prompt = answer.ticket.request.prompt
-        seen: set[int] = set()  # a row that is of no use is not looked at again for fewer blocks
+        seen: set[Row] = set()  # a row that is of no use is not looked at again for fewer blocks
         shares = self._prefixes and answer.shares
-        for numbers in self._prefixes.alike(prompt) if shares else ():
-            rows = [self.rows[number] for number in sorted(set(numbers) - seen)]
-            seen.update(numbers)
+        for alike in self._prefixes.alike(prompt) if shares else ():
+            rows = sorted(set(alike) - seen, key=lambda row: row.number)
+            seen.update(rows)
             rows = [row for row in rows if self._group(row) in groups]
             found = [(row.reusable(prompt, self.shape.window), row) for row in rows]
             reused, best = max(found, key=lambda each: each[0], default=(0, None))
@@ -294,11 +304,15 @@ class Schedule:
         return None, 0, max(groups, key=lambda group: len(self._free_rows(group)))
 
     def _target(self, group: int, source: Row | None, reused: int) -> Row:
-        """The free row of a group to run in: the source if it holds little else, or the oldest."""
+        """The free row of a group to run in: the source if it holds little else, or the oldest.
+
+        Where nothing starts from what a row holds, it is the first.
+        """
         free = self._free_rows(group)
         if source in free and len(source.tokens) - reused < BLOCK:
             return source
-        return min(free, key=lambda row: (row is source, row.freed, row.number))
+        shares = self._prefixes is not None
+        return min(free, key=lambda row: (row is source, shares and row.freed, row.number))
 
     def _piece(self, answer: Answer, size: int, sources: dict[Answer, Row]) -> Piece:
         first, tokens = answer.ran, answer.ticket.request.prompt[answer.ran : answer.ran + size]
@@ -330,14 +344,14 @@ class Schedule:
     def _forget(self, row: Row) -> None:
         row.tokens, row.written, row.freed = [], 0, -1
         if self._prefixes:
-            self._prefixes.forget(row.number)
+            self._prefixes.forget(row)
 
     def _hold(self, row: Row) -> None:
         if self._prefixes:
-            self._prefixes.hold(row.number, row.tokens)
+            self._prefixes.hold(row, row.tokens)
 
     def _group(self, row: Row) -> int:
-        return row.number // (self.shape.rows // self.shape.groups)
+        return self.shape.within_group(row.number)[0]
 
     def _free_rows(self, group: int) -> list[Row]:
         return [row for row in self.rows if not row.busy and self._group(row) == group]

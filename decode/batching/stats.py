@@ -13,7 +13,7 @@ class StepStats:
     over its floor by `decode_seconds` against the floor of `rows` rows.
 
     Attributes:
-      rows: sequences that a decode step has room for.
+      rows: sequences of the decode step that ran, taken or not; 0 without one.
       active: rows that a token was launched for; 0: no decode step ran.
       wasted: those of `active` whose answer had ended at a stop or was cancelled when the token
         arrived.
@@ -23,7 +23,8 @@ class StepStats:
       reused_tokens: tokens of prompts that were not run, because a row held them.
       padding: tokens that only filled chunks up.
       prompt_seconds: device's time for the chunks, as the host saw it pass.
-      decode_seconds: device's time for the decode step, likewise.
+      decode_seconds: device's time for the decode step, likewise. Where rows change places, their
+        copies are in the first of both that there is.
       host_seconds: the host's own time in `Batcher.step`, without waiting for devices.
       idle_seconds: time in which devices had nothing to do before this step's programs came, from
         the arrival of the step's results before; 0 after a pause without requests.

@@ -122,7 +122,7 @@ def fetch(
     """
     wanted = FETCHABLE[model]
     report = report or (lambda line: None)
-    folder = cache_dir or _cache_folder()
+    folder = cache_dir or cache_folder()
     path = folder / wanted.file
     try:
         # Hashing takes about 0.1 s and finds a damaged file before it is loaded.
@@ -151,7 +151,12 @@ def fetch(
     return path
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """The folder of what is fetched, unless another is given; see `fetch`.
+
+    Raises:
+      WeightsError: no home folder is known.
+    """
     try:
         if folder := os.environ.get("FLOORLINE_CACHE"):
             return Path(folder).expanduser()

@@ -183,20 +183,19 @@ def _windows(
     if older != size:
         fields.refuse("sliding_window_size", older, f"sliding_window says {size}")
     windowed = _windowed(fields, family, layers, rotated)
+    if size is None and family.windows != "pattern":
+        windowed = [False] * layers
     if types is not None and types != windowed:
-        free = family.windows == "pattern"
-        if family.windows in ("upper", "unrotated"):
-            free = fields.truth("use_sliding_window", False)
-        if not free:
-            says = "sliding_attention" if any(windowed) else "full_attention"
-            fields.refuse("layer_types", "another list", f"other fields say {says}")
+        used = family.windows in ("upper", "unrotated")
+        if used and not fields.truth("use_sliding_window", False):
+            fields.refuse("layer_types", "sliding_attention", "use_sliding_window says otherwise")
+        if not used and family.windows != "pattern":
+            fields.refuse("layer_types", "another list", "this family reads other fields for it")
         windowed = types
     if not any(windowed):
         return None
     if not size:
-        if size == 0 or types is not None or family.windows == "pattern":
-            fields.refuse("sliding_window", size, "layers need a window of one token or more")
-        return None
+        fields.refuse("sliding_window", size, "layers need a window of one token or more")
     return tuple(size if each else None for each in windowed)
 
 

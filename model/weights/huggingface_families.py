@@ -289,6 +289,7 @@ FAMILIES: Mapping[str, Family] = {
         windows="unrotated",
         attention_bias=False,
         mlp_bias=True,
+        harmless={"max_window_layers": ANY},  # which other rules stand in for
     ),
     "glm4": Family(
         names=Names(

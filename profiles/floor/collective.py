@@ -5,9 +5,13 @@ what crosses links: kind, mesh axes, payload, count and place. How it came about
 """
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterable
 
 from profiles.floor.element_types import bits
+from sharding.collectives import Division, reshard_path
+from sharding.layout import Axes
 
 OVERLAPS = PRODUCT, WORK, PREFETCH, ALONE = (
     "beside a product", "beside other work", "beside a prefetch", "alone",
@@ -86,3 +90,15 @@ def merge_by_overlap(collectives: Iterable[Collective]) -> list[Collective]:
 def without_places(collectives: Iterable[Collective]) -> list[Collective]:
     """The collectives merged wherever they happen: for comparing programs whose scopes differ."""
     return merge(dataclasses.replace(one, where="") for one in collectives)
+
+
+@functools.lru_cache(maxsize=2**14)
+def changes(start: Division, target: Division) -> list[tuple[str, Axes, Division]]:
+    """Collectives of a change of sharding: kind, mesh axes, and the division that each makes."""
+    found = []
+    for before, after in itertools.pairwise([start, *reshard_path(start, target)]):
+        lost = sum((b[len(a) :] for b, a in zip(before, after, strict=True)), ())
+        if lost:
+            kept = set(lost) <= {axis for axes in after for axis in axes}
+            found.append(("all-to-all" if kept else "all-gather", lost, after))
+    return found

@@ -6,8 +6,6 @@ appendix A, give the closed forms that this list takes in that paper's configura
 compiled program really holds is counted by `profiles.hlo.census`; the two must agree.
 """
 
-import functools
-import itertools
 import math
 
 import jax
@@ -16,11 +14,11 @@ from model.config import ModelConfig
 from model.dispatch import expert_axes, sums
 from model.dtypes import Dtypes
 from profiles.floor.attention_communication import grouped_attention, latent_attention
-from profiles.floor.collective import Collective
+from profiles.floor.collective import Collective, changes
 from profiles.floor.element_types import bits, element_of
 from profiles.floor.shapes import FLOAT32, Matmul, Shapes
 from sharding.axes import MESH_AXES
-from sharding.collectives import Division, look_up_steps, reshard_path
+from sharding.collectives import Division, look_up_steps
 from sharding.layout import Axes
 from sharding.placement import Placement, division, entry, entry_axes, shards, used_axes
 from sharding.products import ProductSpecs, Transfers, gathers_in_loop, ring_directions, transfers
@@ -328,7 +326,7 @@ class ForwardPass(Shapes):
         if start == target:
             return
         element = element_of(array.dtype)
-        for kind, lost, after in _changes(division(start), division(target)):
+        for kind, lost, after in changes(division(start), division(target)):
             size = math.prod(self.local(array.shape, after))
             self.note(kind, lost, size, block, element=element, of_weights=of_weights)
 
@@ -359,15 +357,3 @@ class ForwardPass(Shapes):
                 of_weights=of_weights,
             )
         )
-
-
-@functools.lru_cache(maxsize=2**14)
-def _changes(start: Division, target: Division) -> list[tuple[str, Axes, Division]]:
-    """Collectives of a change of sharding: kind, mesh axes, and the division that each makes."""
-    found = []
-    for before, after in itertools.pairwise([start, *reshard_path(start, target)]):
-        lost = sum((b[len(a) :] for b, a in zip(before, after, strict=True)), ())
-        if lost:
-            kept = set(lost) <= {axis for axes in after for axis in axes}
-            found.append(("all-to-all" if kept else "all-gather", lost, after))
-    return found

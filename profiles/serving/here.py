@@ -77,7 +77,8 @@ class Measured:
         self.traffic: list[Traffic] = []
         self.trains: list[tuple[Traffic, Traffic]] = []
         self._rates: Rates = {}
-        keys = [(self.rows, load.mean_context) for load in asking.loads]
+        least = engine.placement.multiple("B")  # of the rows that a decode step may have
+        keys = [(n, load.mean_context) for n in (least, self.rows) for load in asking.loads]
         keys += [self.full(load) for load in asking.loads]
         self._fixed = {
             key: RepeatedStep(engine, *key, asking.context) for key in dict.fromkeys(sorted(keys))
@@ -130,7 +131,7 @@ class Measured:
                 traffic,
                 self._record(full, peaks),
                 self.rows,
-                float(np.median(self._fixed[self.rows, load.mean_context].samples)),
+                self._step_s(load.mean_context),
                 service_floor_s(self.engine, peaks, full[0], load),
                 price and price * chips / 3600,
             )
@@ -140,6 +141,11 @@ class Measured:
     def departures(self) -> list[dict]:
         """Arrivals that were answered in both ways, as the document has them."""
         return [departures_row(*both, self.asking.departure_s) for both in self.trains]
+
+    def _step_s(self, context: int) -> dict[int, float]:
+        """Seconds of the steps of fixed batches at a context, by their rows."""
+        timed = {rows: step.samples for (rows, at), step in self._fixed.items() if at == context}
+        return {rows: float(np.median(samples)) for rows, samples in timed.items()}
 
     def _record(self, key: tuple[int, int], peaks: Peaks) -> Record:
         batch, context = key

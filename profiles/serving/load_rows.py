@@ -1,7 +1,7 @@
 """What programs read of each load: latencies, rates and costs, beside the ideal and the floor."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from profiles.report.record import Record
 from profiles.serving.lost import lost
@@ -24,7 +24,7 @@ def load_row(
     traffic: Traffic,
     full: Record | None = None,
     rows: int | None = None,
-    rows_step_s: float | None = None,
+    step_s: Mapping[int, float] | None = None,
     service_floor_s: float | None = None,
     usd_per_s: float | None = None,
 ) -> dict:
@@ -35,7 +35,7 @@ def load_row(
       full: the record of the fixed batch's step that the ideal is taken from; None of a service
         elsewhere, of which neither ideal nor floor is known.
       rows: of the service.
-      rows_step_s: seconds of a fixed batch of so many rows.
+      step_s: seconds of the steps of fixed batches by their rows, that of `full` among them.
       service_floor_s: seconds of each token in the floor with prompts: `profiles.floor.serving`.
       usd_per_s: price of all chips; None leaves costs out.
     """
@@ -50,7 +50,7 @@ def load_row(
     if traffic.compiled is not None:
         row["recompilations"] = traffic.compiled
     if full is not None:
-        row |= _beside(traffic, full, rows_step_s, service_floor_s, usd_per_s)
+        row |= _beside(traffic, full, step_s, service_floor_s, usd_per_s)
     return {name: value for name, value in row.items() if value is not None}
 
 
@@ -65,7 +65,7 @@ def cost(seconds: float, usd_per_s: float | None) -> dict[str, float]:
 def _beside(
     traffic: Traffic,
     full: Record,
-    rows_step_s: float,
+    step_s: Mapping[int, float],
     service_floor_s: float | None,
     usd_per_s: float | None,
 ) -> dict:
@@ -80,7 +80,7 @@ def _beside(
         paused_s=traffic.paused_s,
         tokens=traffic.tokens,
         batch=batch,
-        part=step / rows_step_s,
+        step_s=step_s,
         floor_s=full.floor_s,
     )
     return {

@@ -5,20 +5,24 @@ A service has R rows. Of a load that keeps at most C requests in flight, full st
 tokens, in steps s of which each has
 
     d_s  seconds of its decode step (`StepStats.decode_seconds`),
+    n_s  rows of that (`rows`), which may be fewer than R,
     p_s  seconds of its chunks of prompts (`prompt_seconds`),
     q_s  tokens of prompts in them, and g_s tokens that only fill them up (`padding`),
     u_s  rows whose token some request takes (``active - wasted``),
 
-and z seconds pass without any request in the service. A fixed batch of B, and one of R, have steps
-of t_B and t_R seconds in the same process, so that a step of B rows alone would have taken a part
-``r = min(t_B / t_R, 1)`` of d_s. The floor of a step of B sequences is F. Then, in seconds for each
-token,
+and z seconds pass without any request in the service. A fixed batch of n has steps of t_n seconds
+in the same process, on a straight line between the numbers that were timed. A full step of B rows
+alone would have taken the part t_B / t_n of d_s, where n is n_s, and u_s of its tokens the part
 
-    empty slots   ( sum_s d_s (1 - r u_s / B) + z ) / N
+    f_s = min( (u_s / B) (t_B / t_n), 1 ).
+
+The floor of a step of B sequences is F. Then, in seconds for each token,
+
+    empty slots   ( sum_s d_s (1 - f_s) + z ) / N
     prompts         sum_s p_s q_s / (q_s + g_s) / N
     padding         sum_s p_s g_s / (q_s + g_s) / N
     host          ( W - z - sum_s d_s - sum_s p_s ) / N
-    over floor      sum_s d_s r u_s / (B N)  -  F / B
+    over floor      sum_s d_s f_s / N  -  F / B
 
 and their sum is ``W / N - F / B``, the whole that is lost between the floor of full steps, prompts
 free, and what was measured. The ideal, steps of t_B with every row taken, lies between: of what is
@@ -28,8 +32,10 @@ An answer's first token comes of its prompt and takes no row of a step, yet F co
 others: over the floor is less by ``F / B`` of one token in each answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from decode.batching.stats import StepStats
 
@@ -64,7 +70,7 @@ def lost(
     paused_s: float,
     tokens: int,
     batch: int,
-    part: float,
+    step_s: Mapping[int, float],
     floor_s: float,
 ) -> Lost:
     """Where time went.
@@ -75,13 +81,12 @@ def lost(
       paused_s: z, of W.
       tokens: N.
       batch: B.
-      part: ``t_B / t_R``; of that at most 1 counts.
+      step_s: t_n by n, of B and others.
       floor_s: F.
     """
-    part = min(part, 1.0)
     decode = sum(step.decode_seconds for step in steps)
     prompts = sum(step.prompt_seconds for step in steps)
-    taken = sum(step.decode_seconds * (step.active - step.wasted) for step in steps) * part / batch
+    taken = sum(step.decode_seconds * _taken(step, batch, step_s) for step in steps if step.active)
     padding = sum(step.prompt_seconds * _padding(step) for step in steps)
     return Lost(
         empty_slots=(decode - taken + paused_s) / tokens,
@@ -90,6 +95,13 @@ def lost(
         host=(wall_s - paused_s - decode - prompts) / tokens,
         over_floor=taken / tokens - floor_s / batch,
     )
+
+
+def _taken(step: StepStats, batch: int, step_s: Mapping[int, float]) -> float:
+    """The part of a decode step that its tokens would take of full steps; f_s in the module."""
+    timed = sorted(step_s)
+    alone = np.interp(step.rows, timed, [step_s[rows] for rows in timed])
+    return min((step.active - step.wasted) / batch * step_s[batch] / float(alone), 1.0)
 
 
 def _padding(step: StepStats) -> float:

@@ -15,19 +15,30 @@ from decode.load import find_source
 from model.dtypes import FLOAT32
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
-from tests.family_cases import CASES, FOLDER, SLOW
+from tests.family_cases import CASES, FOLDER, SLOW_CASES
 
-
-def marked(case: str, *others: str, slow: bool = False) -> object:
-    return pytest.param(case, *others, marks=pytest.mark.slow if slow or case in SLOW else ())
-
-
+FIRST = [case for case in CASES if case not in SLOW_CASES]
 RUNS = [
-    *(marked(case, "1x1x1") for case in CASES),
-    *(marked(case, "2x2x2", slow=number % 3 > 0) for number, case in enumerate(CASES)),
+    *((case, "1x1x1") for case in FIRST),
+    *(
+        pytest.param(case, "2x2x2", marks=pytest.mark.slow if number % 3 else ())
+        for number, case in enumerate(FIRST)
+    ),
+    *(
+        pytest.param(case, mesh, marks=pytest.mark.slow)
+        for case in SLOW_CASES
+        for mesh in ("1x1x1", "2x2x2")
+    ),
 ]
-"""Every family on one device, every third one on eight; the slow set has the rest of these."""
+"""Most families on one device, every third one on eight; the slow set has the rest of these."""
 NEW_TOKENS = 32
+
+
+@pytest.fixture(autouse=True)
+def few_optimizations(request: pytest.FixtureRequest) -> None:
+    """As in the default set: of the slow cases nothing is timed, and each compiles for seconds."""
+    if request.getfixturevalue("case") in SLOW_CASES:
+        request.getfixturevalue("quick_compilations")
 
 
 @functools.cache
@@ -64,7 +75,9 @@ def test_a_ragged_batch_continues_greedily_as_transformers_does(case, mesh):
     assert [completion.tokens for completion in completions] == tokens.tolist()
 
 
-@pytest.mark.parametrize("case", map(marked, CASES))
+@pytest.mark.parametrize(
+    "case", [*FIRST, *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW_CASES)]
+)
 def test_one_full_pass_gives_transformers_logits_and_each_cached_step_gives_its(case):
     """From a prompt shorter than the window until its ring has gone round four times.
 

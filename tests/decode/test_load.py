@@ -23,7 +23,7 @@ from sharding.catalog import LAYOUTS
 from sharding.error_types import FloorlineError
 from sharding.mesh import parse_mesh
 from sharding.quantization import QUANTIZATIONS
-from tests.family_cases import CASES, FOLDER, SLOW
+from tests.family_cases import CASES, FOLDER, SLOW_CASES
 from tests.gguf_samples import write_tiny_gguf
 from tests.processes import run_processes
 
@@ -32,7 +32,8 @@ LAYOUT, TWO_D = LAYOUTS["weight_stationary_1d"], LAYOUTS["weight_stationary_2d"]
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CASES]
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if case in SLOW_CASES else ()) for case in CASES],
 )
 def test_a_converted_model_gives_the_same_logits(case, tmp_path):
     source = find_source(str(FOLDER / case))

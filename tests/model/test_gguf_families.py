@@ -16,7 +16,7 @@ from model.weights.gguf_config import ARCHITECTURES
 from model.weights.gguf_file import GGUFFile
 from model.weights.huggingface import HuggingFaceFolder
 from tests import gguf_families
-from tests.family_cases import CASES, FOLDER, GGUF_CASES
+from tests.family_cases import FOLDER, GGUF_CASES
 
 # What no key of the format says, so that a file has it from its architecture alone.
 UNSAID = {"gemma2": {"attention_scale"}, "gemma3": {"attention_scale", "windows"}}
@@ -45,7 +45,7 @@ def test_a_gguf_file_is_the_model_of_the_folder(case, tmp_path):
 
 def test_every_architecture_is_that_of_a_family():
     types = {
-        json.loads((FOLDER / case / "config.json").read_text())["model_type"] for case in CASES
+        json.loads((FOLDER / case / "config.json").read_text())["model_type"] for case in GGUF_CASES
     }
     assert {gguf_families.ARCHITECTURES[kind] for kind in types} == set(ARCHITECTURES)
 

@@ -26,10 +26,10 @@ def post(address: str, **fields) -> tuple[int, dict]:
 def test_a_server_says_where_it_is_and_ends_when_it_is_told_to(tmp_path):
     command = [sys.executable, str(SCRIPTS / "serve.py"), *TINY, *SMALL]
     with each_started([command], tmp_path, {"FLOORLINE_API_KEY": "key"}) as (process,):
-        lines = [process.stderr.readline() for _ in range(8)]
+        lines = [process.stderr.readline() for _ in range(7)]
         assert lines[0].startswith("compiling all programs; ")
         assert re.fullmatch(r"a chunk of 16 tokens is ready after [\d.]+ s\n", lines[1])
-        address, said = re.fullmatch(r"http://(.+)/v1 serves tiny: (.+)\n", lines[7]).groups()
+        address, said = re.fullmatch(r"http://(.+)/v1 serves tiny: (.+)\n", lines[6]).groups()
         assert said.startswith("1 request at once of up to 400 tokens each; ")
         assert "of weights and" in said and "of cache are reserved" in said
         assert post(address, prompt=[1], n=2)[0] == 200

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import itertools
+from unittest import mock
 
 import jax
 import numpy as np
@@ -38,7 +39,9 @@ def service_of(engine: Engine, rows: int = 1, context: int = CONTEXT, budget: in
     """A service of so many rows for each lane, compiled."""
     lanes = engine.placement.multiple("B")
     batcher = Batcher(engine, rows * lanes, context, budget * lanes, **options)
-    batcher.warm_up()
+    with counted_compilations() as compiled:
+        batcher.warm_up()
+    assert len(compiled) == batcher._programs.compiled  # what was compiled beside is found
     return Service(batcher)
 
 
@@ -66,16 +69,40 @@ def check_traffic(service: Service, family: str, requests: int, seed: int = 0) -
     assert service.answers[then].end.reused_tokens >= 28
 
 
+def check_moves(service: Service, family: str) -> None:
+    """All rows are taken; where only the last of each group are left, these move down."""
+    schedule = service.batcher._schedule
+    shape, least = schedule.shape, schedule.shape.lanes
+    tickets = [service.submit(ask(3 + n, 20, temperature=1.0)) for n in range(shape.rows)]
+    while service.batcher.stats.active < shape.rows:
+        assert not service.batcher.idle
+        service.step()
+    left = sorted(schedule.rows, key=lambda row: -shape.within_group(row.number)[1])[:least]
+    for row in schedule.rows:
+        if row not in left:
+            service.batcher.cancel(row.answer.ticket)
+    before = {row: row.number for row in left}
+    service.step(), service.step()
+    assert (service.batcher.stats.rows, service.batcher.stats.active) == (least, least)
+    assert all(before[row] != row.number for row in left)
+    service.finish()
+    assert sum(service.answers[ticket].end.reason == "length" for ticket in tickets) == least
+    check(family, {ticket: service.answers[ticket] for ticket in tickets})
+
+
 @pytest.mark.parametrize(
     ("layout", "attention", "mesh", "family", "rows"),
-    [("weight_stationary_1d", "heads", "1", "biased_windowed", 3),
+    [("weight_stationary_1d", "heads", "1", "biased_windowed", 5),
      ("weight_gathered_x", "batch", "2x2x1", "grouped", 2),
      pytest.param("weight_stationary_1d", "heads", "1", "latent", 2, marks=SLOW),
-     pytest.param("data_parallel_x_1d", "sequence", "2x1x2", "grouped", 2, marks=SLOW)],
+     pytest.param("data_parallel_x_1d", "sequence", "2x1x2", "grouped", 4, marks=SLOW)],
 )  # fmt: skip
 def test_each_request_gets_the_tokens_that_it_gets_alone(layout, attention, mesh, family, rows):
     layout = attend_by(LAYOUTS[layout], attention)
-    check_traffic(service_of(engine_of(family, layout, mesh), rows), family, requests=8)
+    service = service_of(engine_of(family, layout, mesh), rows)
+    check_traffic(service, family, requests=8)
+    if rows >= 4:
+        check_moves(service, family)
 
 
 @pytest.mark.slow
@@ -290,15 +317,19 @@ def test_a_warm_up_tells_of_each_program_and_compiles_few_sizes_on_a_cpu():
     batcher.warm_up(lambda name, seconds: told.append(name) or seconds)
     assert told == [
         *(f"a chunk of {size} tokens" for size in (16, 64, 128)),
+        "a decode step of 1 row",
         "the choice of first tokens",
-        "a decode step",
         "the choice of first tokens, once more",
-        "a decode step, once more",
     ]
 
 
 class PretendedPrograms:
     """Programs that give nothing, at once."""
+
+    lowered = mock.MagicMock()
+
+    def put(self, values):
+        return values
 
     def chunk(self, cache, lanes):
         return None, cache

@@ -7,7 +7,8 @@ import pytest
 
 from decode.batching.events import Ticket
 from decode.batching.request import Request
-from decode.batching.schedule import Answer, Row, Schedule, Shape
+from decode.batching.schedule import Answer, Plan, Row, Schedule
+from decode.batching.shape import Shape, smaller_steps
 
 SHAPE = Shape(rows=4, groups=1, lanes=1, sizes=(16, 32, 64), spare=15, budget=64)
 
@@ -229,11 +230,12 @@ def test_a_prompt_goes_where_its_beginning_is():
 
 
 def test_random_traffic_is_answered_whole_in_order_and_within_all_bounds():
-    draw = np.random.default_rng(0)
+    draw, exchanges = np.random.default_rng(0), 0
     for trial in range(30):
         lanes, groups = ((1, 1), (2, 1), (2, 2), (4, 2))[trial % 4]
-        rows, budget = (lanes * int(each) for each in (draw.integers(1, 4), draw.choice([32, 64])))
-        shape = Shape(rows, groups, lanes, sizes=(16, 32), spare=15, budget=budget)
+        rows, budget = (lanes * int(each) for each in (draw.integers(1, 7), draw.choice([32, 64])))
+        steps = smaller_steps(rows, lanes) if trial % 3 else ()
+        shape = Shape(rows, groups, lanes, sizes=(16, 32), spare=15, budget=budget, steps=steps)
         schedule, answers, began = Schedule(shape), [], []
         held = [[] for _ in range(shape.rows)]  # what programs have written
         while len(answers) < 40 or schedule.running or schedule.waiting:
@@ -244,6 +246,8 @@ def test_random_traffic_is_answered_whole_in_order_and_within_all_bounds():
             plan = schedule.plan()
             room = sum(chunk.size for chunk in plan.chunks) * lanes
             assert room <= shape.budget
+            check_exchanges(plan, shape, held)
+            exchanges += len(plan.exchanges)
             for chunk in plan.chunks:
                 before = [list(row) for row in held]
                 targets = [piece.answer.row.number for piece in chunk.full]
@@ -259,7 +263,9 @@ def test_random_traffic_is_answered_whole_in_order_and_within_all_bounds():
                         held[row] = prompt[: piece.first + len(piece.tokens)]
                         if piece.first == piece.answer.reused:
                             began.append(piece.answer.ticket.number)
+            assert plan.rows in ((*steps, shape.rows) if plan.decoding else (0,))
             for answer, row in plan.decoding:
+                assert shape.within_group(row.number)[1] < plan.rows // groups
                 held[row.number].append(100 + answer.launched - 2)
             launched = [p.answer for chunk in plan.chunks for p in chunk.full if p.ends]
             for answer in [*launched, *(answer for answer, _ in plan.decoding)]:
@@ -268,3 +274,57 @@ def test_random_traffic_is_answered_whole_in_order_and_within_all_bounds():
         assert began == sorted(began)
         assert all(a.generated == a.ticket.request.max_new_tokens for a in answers)
         assert sum(answer.reused for answer in answers) > 0
+    assert exchanges > 100
+
+
+def check_exchanges(plan: Plan, shape: Shape, held: list[list[int]]) -> None:
+    """Makes a plan's exchanges in what rows hold; each is within its group."""
+    for pairs in plan.exchanges:
+        assert len(pairs) == shape.groups
+        for group, pair in enumerate(pairs):
+            if pair:
+                one, other = pair
+                assert {shape.within_group(number)[0] for number in pair} == {group}
+                held[one], held[other] = held[other], held[one]
+
+
+def test_taken_rows_come_together_where_fewer_rows_can_decode_then():
+    answers = [answer_of(16, new=2 + 3 * n, number=n) for n in range(3)]
+    schedule = schedule_of(*answers, steps=(1, 2))
+    plan = schedule.plan()
+    assert (plan.exchanges, plan.rows) == ([], 4)
+    plans = [schedule.plan() for _ in range(6)]
+    assert [plan.exchanges for plan in plans] == [[((2, 0),)], [], [], [], [], []]
+    assert [plan.rows for plan in plans] == [2, 2, 2, 1, 1, 1]
+
+
+def test_a_new_prompt_takes_the_oldest_row_and_what_lay_in_its_place_is_kept():
+    old = answer_of(40, new=1)
+    schedule = schedule_of(old, steps=(1,))
+    schedule.plan()
+    schedule.add(answer_of(16, number=1))
+    plan = schedule.plan()
+    assert plan.exchanges == [((1, 0),)] and plan.rows == 1
+    assert told(plan)[0] == [(16, [(1, 0, 0, 0, 16)])]
+    schedule.add(answer_of([*old.ticket.request.prompt, 5], number=2))
+    assert told(schedule.plan())[0] == [(16, [(2, 1, 1, 40, 1)])]
+
+
+def test_without_shared_beginnings_a_new_prompt_takes_the_first_free_row():
+    schedule = Schedule(dataclasses.replace(SHAPE, steps=(1,)), shares_prefixes=False)
+    for number in range(3):
+        schedule.add(answer_of(16, new=1, number=number))
+        plan = schedule.plan()
+        assert told(plan)[0] == [(16, [(number, 0, 0, 0, 16)])] and not plan.exchanges
+
+
+def test_each_group_has_as_many_rows_in_a_step():
+    shape = {"rows": 8, "groups": 2, "lanes": 2, "budget": 128, "steps": (2, 4)}
+    schedule = schedule_of(*(answer_of(16, new=9, number=n) for n in range(3)), **shape)
+    assert schedule.plan().rows == 4  # two in the first group, one in the second
+    assert [smaller_steps(rows, least) for rows, least in ((32, 1), (32, 2), (7, 1), (3, 1))] == [
+        (1, 4, 16),
+        (2, 8),
+        (1,),
+        (),
+    ]

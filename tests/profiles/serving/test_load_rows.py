@@ -34,7 +34,7 @@ def test_each_part_of_what_is_lost_is_what_was_planted():
         StepStats(4, active=3, wasted=1, decode_seconds=1.0),  # two rows are taken
         StepStats(4, prompt_tokens=30, padding=10, prompt_seconds=2.0),
     ]
-    found = lost(steps, wall_s=7.5, paused_s=3.0, tokens=10, batch=4, part=1.0, floor_s=0.4)
+    found = lost(steps, wall_s=7.5, paused_s=3.0, tokens=10, batch=4, step_s={4: 1.0}, floor_s=0.4)
     assert found.empty_slots == pytest.approx((0.5 + 3.0) / 10)
     assert found.prompts == pytest.approx(1.5 / 10)
     assert found.padding == pytest.approx(0.5 / 10)
@@ -44,11 +44,34 @@ def test_each_part_of_what_is_lost_is_what_was_planted():
 
 def test_rows_beyond_those_in_flight_are_empty_slots_at_what_a_fixed_batch_of_them_takes():
     steps = [StepStats(8, active=2, decode_seconds=1.0)] * 5
-    found = lost(steps, wall_s=5.0, paused_s=0, tokens=10, batch=2, part=0.6, floor_s=1.0)
+    found = lost(
+        steps, wall_s=5.0, paused_s=0, tokens=10, batch=2, step_s={2: 0.6, 8: 1.0}, floor_s=1.0
+    )
     assert found.empty_slots == pytest.approx(0.4 * 5 / 10)
     assert found.over_floor == pytest.approx(0.6 * 5 / 10 - 1.0 / 2)
-    more = lost(steps, wall_s=5.0, paused_s=0, tokens=10, batch=2, part=1.3, floor_s=1.0)
+    more = lost(
+        steps, wall_s=5.0, paused_s=0, tokens=10, batch=2, step_s={2: 1.3, 8: 1.0}, floor_s=1.0
+    )
     assert more.empty_slots == 0
+
+
+def test_a_step_of_fewer_rows_is_held_against_a_fixed_batch_of_so_many():
+    """A step of one row takes what one takes alone; four at once would pay half of it each."""
+    steps = [StepStats(1, active=1, decode_seconds=1.0)] * 5
+    given = {"wall_s": 5.0, "paused_s": 0, "tokens": 5, "floor_s": 0.4}
+    found = lost(steps, batch=1, step_s={1: 1.0, 8: 4.0}, **given)
+    assert found.empty_slots == 0 and found.over_floor == pytest.approx(1 - 0.4)
+    found = lost(steps, batch=4, step_s={1: 1.0, 4: 2.0, 8: 4.0}, **given)
+    assert found.empty_slots == pytest.approx(0.5)
+    assert found.over_floor == pytest.approx(0.5 - 0.1)
+
+
+def test_steps_of_rows_that_were_not_timed_lie_on_a_straight_line():
+    steps = [StepStats(3, active=2, decode_seconds=1.0)]
+    found = lost(
+        steps, wall_s=1.0, paused_s=0, tokens=2, batch=2, step_s={2: 1.0, 4: 3.0}, floor_s=0.2
+    )
+    assert found.empty_slots == pytest.approx(0.5 / 2)  # three rows would take 2 s
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -60,7 +83,7 @@ def test_the_parts_add_up_to_all_that_is_lost(seed):
         active = int(random.integers(0, batch + 1))
         steps.append(
             StepStats(
-                rows,
+                int(random.integers(active, rows + 1)),
                 active=active,
                 wasted=int(random.integers(0, active + 1)),
                 prompt_tokens=int(random.integers(0, 3)) * 100,
@@ -71,10 +94,12 @@ def test_the_parts_add_up_to_all_that_is_lost(seed):
             )
         )
     wall, paused = float(random.uniform(200, 300)), float(random.uniform(0, 20))
-    tokens, part, floor = int(random.integers(1, 999)), float(random.uniform(0.2, 1.4)), 0.3
+    tokens, floor = int(random.integers(1, 999)), 0.3
+    step_s = {1: 0.5, batch: float(random.uniform(0.2, 1.4)), rows: 1.0}
     found = lost(
-        steps, wall_s=wall, paused_s=paused, tokens=tokens, batch=batch, part=part, floor_s=floor
-    )
+        steps, wall_s=wall, paused_s=paused, tokens=tokens, batch=batch, step_s=step_s,
+        floor_s=floor,
+    )  # fmt: skip
     assert found.seconds == pytest.approx(wall / tokens - floor / batch, rel=1e-12)
     assert all(part >= 0 for part in found[:4])
 
@@ -87,7 +112,7 @@ def traffic() -> Traffic:
 
 def test_a_row_has_the_fields_that_programs_read():
     full = Record(batch=4, context=130, floor_s=0.4, step_s=summarise([0.8]))
-    row = load_row(traffic(), full, 4, 0.8, 0.2, usd_per_s=1e-3)
+    row = load_row(traffic(), full, 4, {4: 0.8}, 0.2, usd_per_s=1e-3)
     assert row["arrivals"] == "closed" and row["concurrency"] == 4 and "rate" not in row
     assert row["first_token_s"] == {"p50": 2.0, "p90": 4.0, "p99": 4.0}
     assert row["per_token_s"]["p50"] == pytest.approx(0.5)

@@ -1,0 +1,43 @@
+"""Programs compiled together, and the folder that keeps them."""
+
+import threading
+
+import jax
+import pytest
+
+from decode.compiling import COMPILERS, compiling, keep_compiled
+
+
+@pytest.fixture(autouse=True)
+def folder_as_before():
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_some_jobs_run_at_once_and_those_after_a_failure_never(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: COMPILERS)
+    both, ran = threading.Barrier(COMPILERS, timeout=20), []
+
+    def fail():
+        both.wait()
+        raise ValueError("1")
+
+    jobs = [fail, both.wait, *[lambda: ran.append(1) or threading.Event().wait(0.05)] * 50]
+    with pytest.raises(ValueError, match="1"), compiling(jobs) as started:
+        for job in started:
+            job.result()
+    assert len(ran) < 50
+
+
+def test_programs_are_kept_beside_fetched_models(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLOORLINE_CACHE", str(tmp_path))
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_compiled()
+    assert jax.config.jax_compilation_cache_dir.startswith(f"{tmp_path}/compiled/")
+
+
+def test_a_folder_that_the_user_has_chosen_is_left(tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    keep_compiled()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
