@@ -167,7 +167,7 @@ class Attention(nnx.Module):
             self._softmax,
             ring=ring,
         )
-        return _reshard_part(part, jax.typeof(q).sharding.spec)
+        return reshard_part(part, jax.typeof(q).sharding.spec)
 
     def _over_each_other(self, q: jax.Array, new: LayerCache, tokens: NewTokens) -> Softmaxed:
         """Attention of new tokens to each other, as they will be read from the cache.
@@ -246,7 +246,7 @@ def beside_cache(spec: jax.P, placement: Placement) -> jax.P:
     return jax.P(batch, None, heads, entry(group), None)
 
 
-def _reshard_part(part: Softmaxed, spec: jax.P) -> Softmaxed:
+def reshard_part(part: Softmaxed, spec: jax.P) -> Softmaxed:
     """A part divided as `spec` says of its sums, moved as one array."""
     if jax.typeof(part.sums).sharding.spec == spec:
         return part

@@ -50,6 +50,7 @@ class _Form(NamedTuple):
     window: int | None
     scale: float
     softcap: float | None
+    shared: bool  # keys are also values
 
 
 class _Place(NamedTuple):
@@ -64,7 +65,7 @@ class _Place(NamedTuple):
 def attend_part(
     q: jax.Array,
     keys: jax.Array,
-    values: jax.Array,
+    values: jax.Array | None,
     key_scales: jax.Array | None,
     value_scales: jax.Array | None,
     spans: Spans,
@@ -80,7 +81,7 @@ def attend_part(
     Args:
       q: [B, T, K, G, h], bfloat16 or float32; products are of its type, sums float32.
       keys: [B, K, S, h], of any type that the cache stores.
-      values: the same.
+      values: the same; None where keys are also values, and are fetched once.
       key_scales: [K, B, S] float32, which multiply scores, if any.
       value_scales: [K, B, S] float32, which multiply weights of values, if any.
       spans: positions of queries and keys.
@@ -99,18 +100,20 @@ def attend_part(
         window=window,
         scale=scale,
         softcap=softcap,
+        shared=values is None,
     )
     places = _places(spans, ring, slots)
     seen = _seen(spans, ring, window, tokens, slots, form.tokens)
     first, end = seen[0] // form.slots, pl.cdiv(seen[1], form.slots)
-    stored = [keys, values] if key_scales is None else [keys, values, key_scales, value_scales]
-    if form.across:
-        stored[:2] = keys.swapaxes(2, 3), values.swapaxes(2, 3)
+    arrays = [each for each in (keys, values) if each is not None]
+    scales = [each for each in (key_scales, value_scales) if each is not None]
+    stored = [each.swapaxes(2, 3) for each in arrays] if form.across else arrays
+    stored += scales
     if not interpret:  # XLA:TPU would prefetch all of what fits into VMEM, filled or not
         stored = [pltpu.with_memory_space_constraint(part, pltpu.HBM) for part in stored]
     rows = _rows_of(q, form)  # [B, K, rows, h]
     blocks = (batch, heads // form.heads, rows.shape[2] // form.rows)
-    in_specs, out_specs = _specs(form, batch, width, len(stored) > 2)
+    in_specs, out_specs = _specs(form, batch, width, bool(scales))
     running = pltpu.VMEM((form.heads, form.rows, _LANES), jnp.float32)
     sums, found = pl.pallas_call(
         functools.partial(_kernel, form),
@@ -221,7 +224,8 @@ def _specs(form: _Form, batch: int, width: int, quantized: bool) -> tuple[list, 
     found = pl.BlockSpec((None, form.heads, _SUBLANES, form.rows), lambda b, k, t, *_: (b, k, 0, t))
     stored = pl.BlockSpec((None, form.heads, *block), stored_index)
     scales = pl.BlockSpec((form.heads, scales_rows, form.slots), scales_index)
-    return [rows, stored, stored, *[scales, scales] * quantized], [rows, found]
+    count = 1 if form.shared else 2
+    return [rows, *[stored] * count, *[scales] * count * quantized], [rows, found]
 
 
 def _places(spans: Spans, ring: tuple[int, jax.Array] | None, slots: int) -> jax.Array:
@@ -261,8 +265,9 @@ def _seen(
     return jnp.stack([jnp.minimum(first_slot, end_slot), end_slot]).astype(jnp.int32)
 
 
-def _kernel(form: _Form, places_ref, seen_ref, q_ref, keys_ref, values_ref, *rest) -> None:
+def _kernel(form: _Form, places_ref, seen_ref, q_ref, keys_ref, *rest) -> None:
     """One block of slots: queries [heads, rows, h], keys and values [heads, slots, h]."""
+    values_ref, *rest = (keys_ref, *rest) if form.shared else rest
     *scales_refs, sums_ref, found_ref, highest_ref, total_ref = rest
     b, t, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     place = _Place(*(places_ref[i, b] for i in range(4)))
@@ -359,7 +364,7 @@ def _add(
     weights, kept = jnp.exp(scores - highest), jnp.exp(before - highest)
     total = kept * total_ref[:, :1] + jnp.sum(weights, axis=1, keepdims=True)
     if scales:
-        weights *= scales[1]
+        weights *= scales[-1]
     sums = _dot(weights.astype(q.dtype), values, 1 if form.across else 0)  # [rows, h]
     sums_ref[...] = kept * sums_ref[...] + sums
     highest_ref[...] = jnp.broadcast_to(highest, highest_ref.shape)

@@ -16,6 +16,10 @@ from model.softmax_parts import LOWEST, Softmaxed, Spans
 
 Ring = tuple[int, jax.Array]
 """Slots of a whole ring, and which of them is the first here."""
+Arrays = tuple[jax.Array | None, ...]
+"""Keys, values, and the scales of each if they have any."""
+Expand = Callable[..., Arrays]
+"""Makes the `Arrays` of a block, each sequence's, of what stands in their place."""
 KEYS_OF_A_TOKEN = 32
 """Keys that a block has where each sequence has one query: few enough to stay in a CPU's cache."""
 FEW_SLOTS = 192
@@ -32,7 +36,7 @@ QUERIES_AMONG_NEW = 256
 def attend_part(
     q: jax.Array,
     keys: jax.Array,
-    values: jax.Array,
+    values: jax.Array | None,
     key_scales: jax.Array | None,
     value_scales: jax.Array | None,
     spans: Spans,
@@ -41,6 +45,8 @@ def attend_part(
     window: int | None = None,
     scale: float,
     softcap: float | None = None,
+    expand: Expand | None = None,
+    value_width: int | None = None,
 ) -> Softmaxed:
     """Softmax attention of queries to those keys of one device that they see.
 
@@ -51,7 +57,7 @@ def attend_part(
       q: [B, T, K, G, h].
       keys: [B, K, S, h], plain or without their scales. Of one query there may be more sequences
         in the arrays: it is for the first ones.
-      values: [B, K, S, h].
+      values: [B, K, S, h]; None where keys are also values, or where `expand` makes them.
       key_scales: [K, B, S] float32; None for 1.
       value_scales: as `key_scales`.
       spans: positions of queries and keys.
@@ -59,10 +65,24 @@ def attend_part(
       window: how many keys a query sees at most, its own included; None for all.
       scale: multiplies the scores.
       softcap: c of ``c * tanh(score / c)``, if any (Gemma Team 2024, section 2).
+      expand: of prompts, makes keys and values for the K of the queries of a block of what stands
+        in their place, once for all queries.
+      value_width: numbers of a value, where not those of a query.
     """
     batch, tokens, *_ = q.shape
+    queries = tokens if expand else QUERIES
     q, scale = _scaled(q.transpose(0, 2, 1, 3, 4), scale)  # [B, K, T, G, h]
-    loop = functools.partial(_over_blocks, ring=ring, window=window, scale=scale, softcap=softcap)
+    if values is None and not expand:
+        values, value_scales = keys, key_scales
+    loop = functools.partial(
+        _over_blocks,
+        ring=ring,
+        window=window,
+        scale=scale,
+        softcap=softcap,
+        expand=expand,
+        value_width=value_width,
+    )
     arrays = keys, values, key_scales, value_scales
     if tokens == 1:
         loop = functools.partial(loop, q, arrays, spans, KEYS_OF_A_TOKEN)
@@ -81,13 +101,13 @@ def attend_part(
         own = Spans(*(jax.lax.dynamic_slice_in_dim(each, row, 1) for each in spans))
         parts = [
             loop(
-                jax.lax.dynamic_slice_in_dim(q[:, :, first : first + QUERIES], row, 1),
+                jax.lax.dynamic_slice_in_dim(q[:, :, first : first + queries], row, 1),
                 arrays,
                 own._replace(first_query=own.first_query + first),
                 KEYS_OF_A_PROMPT,
                 row,
             )
-            for first in range(0, tokens, QUERIES)
+            for first in range(0, tokens, queries)
         ]
         return _one_after_another(parts)
 
@@ -174,6 +194,8 @@ def _over_blocks(
     window: int | None,
     scale: float,
     softcap: float | None,
+    expand: Expand | None = None,
+    value_width: int | None = None,
 ) -> Softmaxed:
     """Queries over the blocks of keys that any of them sees.
 
@@ -195,6 +217,7 @@ def _over_blocks(
         cut = tuple(
             array if array is None else _cut(array, row, start, batch, block) for array in arrays
         )
+        cut = expand(*cut) if expand else cut
         seen = None
         if masked:
             at = start + jnp.arange(block)
@@ -204,7 +227,7 @@ def _over_blocks(
 
     shape = batch, heads, tokens * group
     nothing = Softmaxed(
-        jnp.zeros((*shape, width), jnp.float32),
+        jnp.zeros((*shape, value_width or width), jnp.float32),
         jnp.full(shape, LOWEST, jnp.float32),
         jnp.zeros(shape, jnp.float32),
     )

@@ -60,15 +60,16 @@ class KVCache(NamedTuple):
     """Keys and values of the tokens seen so far.
 
     Attributes:
-      keys: one array per layer, each [B, K, S, h], keys already turned by their position.
-      values: the same for values.
+      keys: one array per layer, each [B, K, S, h], keys already turned by their position. With
+        latent attention, latents and rotary keys, [B, 1, S, l].
+      values: the same for values; None in each layer with latent attention.
 
     A layer with a window keeps a ring of at most that many slots: the token at position p is in
     slot p modulo S. Slots that no token has reached hold anything; attention masks them.
     """
 
     keys: tuple[Stored, ...]
-    values: tuple[Stored, ...]
+    values: tuple[Stored | None, ...]
 
 
 def abstract_cache(
@@ -79,7 +80,7 @@ def abstract_cache(
     Where the slots are divided, each layer has as many more as make them a multiple. A window's
     ring has `spare` slots more than its window: so many of the newest tokens may be taken back.
     """
-    fixed = config.sizes
+    fixed = config.sizes | ({"h": config.latent.cached} if config.latent else {})
 
     def layer_array(layer: int) -> Stored:
         window = config.window(layer)
@@ -93,13 +94,15 @@ def abstract_cache(
         return jax.ShapeDtypeStruct(shape, dtypes.cache)
 
     layers = tuple(map(layer_array, range(config.layers)))
-    return KVCache(keys=layers, values=layers)
+    return KVCache(keys=layers, values=(None,) * config.layers if config.latent else layers)
 
 
 def cache_axes(cache: KVCache) -> KVCache:
     """A tree like the cache, with each array's letters in its stead."""
 
-    def axes_of(part: Stored) -> str | QuantizedKV:
+    def axes_of(part: Stored | None) -> str | QuantizedKV | None:
+        if part is None:
+            return None
         quantized = isinstance(part, QuantizedKV)
         return QuantizedKV(CACHE_AXES, SCALE_AXES) if quantized else CACHE_AXES
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from model.catalog_deepseek import DEEPSEEK
 from model.catalog_labs import LABS
 from model.config import ConfigError, ModelConfig
 from model.published_shape import Published, released
@@ -195,6 +196,10 @@ _EXACT = (
 _ENTRIES = (
     *(released(*entry) for entry in _EXACT),
     *LABS,
+    *(
+        Published(config, parameters, digit, f"{source}; config.json of the released model")
+        for config, parameters, digit, source in DEEPSEEK
+    ),
     Published(_palm("palm-8b", 32, 4096, 16), 8_630_000_000, 10_000_000, _PALM_SOURCE),
     Published(_palm("palm-62b", 64, 8192, 32), 62_500_000_000, 10_000_000, _PALM_SOURCE),
     Published(_palm("palm-540b", 118, 18_432, 48), 540_350_000_000, 10_000_000, _PALM_SOURCE),

@@ -1,8 +1,11 @@
 """What a decoder is, as data: one frozen, validated, hashable record per model."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
+from model.latent_sizes import LatentSizes
+from model.routing import SOFTMAX, Routing
 from sharding.error_types import UsageError
 
 _CHOICES = {"norm": ("rms", "layer"), "activation": ("silu", "gelu_tanh", "clipped_silu")}
@@ -78,6 +81,12 @@ class ModelConfig:
       experts_per_token: k, experts that the router chooses for each token.
       renormalise_experts: the chosen experts' router weights are divided by their sum.
       expert_bias: the router and every expert's three matrices have a bias (gpt-oss).
+      routing: the router's rule.
+      dense_layers: the first layers, so many, have one MLP in place of experts (DeepSeek).
+      dense_d_ff: hidden width of that MLP; 0 where there is no such layer.
+      shared_d_ff: hidden width of an MLP that all tokens meet beside their experts; 0 for none.
+      latent: sizes of latent attention, whose one KV head is its cache's; None for attention whose
+        keys and values are cached (`head_size` is then that of queries).
       parallel_block: attention and MLP read the same normed input and are added together
         (PaLM, Chowdhery et al. 2022, section 2) instead of one after the other.
       tied_embedding: the unembedding is the embedding.
@@ -122,8 +131,26 @@ class ModelConfig:
     experts_per_token: int = 0
     renormalise_experts: bool = True
     expert_bias: bool = False
+    routing: Routing = SOFTMAX
+    dense_layers: int = 0
+    dense_d_ff: int = 0
+    shared_d_ff: int = 0
+    latent: LatentSizes | None = None
     parallel_block: bool = False
     tied_embedding: bool = False
+
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any]) -> "ModelConfig":
+        """A configuration from what `dataclasses.asdict` gave, kept as JSON.
+
+        Raises:
+          TypeError: a field that there is none of, as another version may have had.
+        """
+        made = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        for name, kind in {"latent": LatentSizes, "routing": Routing}.items():
+            if made.get(name) is not None:
+                made[name] = kind(**made[name])
+        return cls(**made)
 
     def __post_init__(self) -> None:
         sizes = "vocabulary d_model layers query_heads kv_heads head_size d_ff max_context"
@@ -148,6 +175,15 @@ class ModelConfig:
         self._check_rotary()
         self._check_windows()
         self._check_experts()
+        if self.latent and (fault := self.latent.fault(self.head_size, self.kv_heads)):
+            raise ConfigError(f"latent attention of {self.name} cannot be: {fault}")
+        plain = "windows", "attention_softcap", "attention_bias", "query_key_norm"
+        for field in plain if self.latent else ():
+            if getattr(self, field):
+                raise ConfigError(
+                    f"{field} of {self.name} is {getattr(self, field)!r:.40}; latent attention "
+                    "has none"
+                )
 
     def _check_parts(self) -> None:
         """Refuses norms and biases that no block has together."""
@@ -215,6 +251,19 @@ class ModelConfig:
                 f"experts_per_token of {self.name} is {self.experts_per_token}; it must be "
                 f"{minimum} to its {self.experts} experts"
             )
+        if self.experts and (fault := self.routing.fault(self.experts, self.experts_per_token)):
+            raise ConfigError(f"routing of {self.name} cannot be: {fault}")
+        most = self.layers - 1 if self.experts else 0
+        if not 0 <= self.dense_layers <= most or bool(self.dense_layers) != (self.dense_d_ff > 0):
+            raise ConfigError(
+                f"dense_layers of {self.name} is {self.dense_layers} and dense_d_ff "
+                f"{self.dense_d_ff}; give both or neither, and at most {most} layers"
+            )
+        if self.shared_d_ff < 0 or (self.shared_d_ff and not self.experts):
+            raise ConfigError(
+                f"shared_d_ff of {self.name} is {self.shared_d_ff}; only experts have MLPs beside "
+                "them, of a positive width"
+            )
 
     def window(self, layer: int) -> int | None:
         """Tokens that a token of this layer attends to, itself included; None for all.
@@ -224,15 +273,35 @@ class ModelConfig:
         size = self.windows[layer] if self.windows else None
         return size if size and size < self.max_context else None
 
+    def has_experts(self, layer: int) -> bool:
+        """Whether a router chooses among experts in this layer."""
+        return self.experts > 0 and layer >= self.dense_layers
+
+    def one_of_each(self) -> "ModelConfig":
+        """The same model with one layer of each kind that has arrays of its own, and no window."""
+        dense = min(self.dense_layers, 1)
+        return dataclasses.replace(
+            self, layers=1 + dense, dense_layers=dense, windows=None, rotary_layers=None
+        )
+
+    @property
+    def kinds(self) -> tuple[tuple[int, int], ...]:
+        """Of each kind of layer in `one_of_each` the number of its first layer, and how many."""
+        dense = self.dense_layers
+        return (((0, dense),) if dense else ()) + ((dense, self.layers - dense),)
+
     def first_layers(self, layers: int) -> "ModelConfig":
-        """The same model with so many of its layers, the first ones."""
+        """The same model with so many of its first layers, one of experts if it has such."""
         kept = {field: getattr(self, field) for field in ("windows", "rotary_layers")}
         kept = {field: values and values[:layers] for field, values in kept.items()}
+        dense = min(self.dense_layers, layers - 1)
+        kept |= {"dense_layers": dense, "dense_d_ff": self.dense_d_ff if dense else 0}
         return dataclasses.replace(self, layers=layers, **kept)
 
     def equal_layers(self, layers: int) -> "ModelConfig":
         """The same model with so many layers that are all alike, without windows."""
-        return dataclasses.replace(self, layers=layers, windows=None, rotary_layers=None)
+        alike = {"windows": None, "rotary_layers": None, "dense_layers": 0, "dense_d_ff": 0}
+        return dataclasses.replace(self, layers=layers, **alike)
 
     def rotates(self, layer: int) -> bool:
         """Whether this layer rotates its queries and keys by their positions."""
@@ -241,6 +310,8 @@ class ModelConfig:
     @property
     def rotated(self) -> int:
         """Dimensions of each head that are rotated."""
+        if self.latent:
+            return self.latent.rotary
         return self.head_size if self.rotary_size is None else self.rotary_size
 
     @property
@@ -269,6 +340,9 @@ class ModelConfig:
             "g": self.group,
             "C": 2,
             **({"E": self.experts, "e": self.experts} if self.experts else {}),
+            **({"f": self.dense_d_ff} if self.dense_d_ff else {}),
+            **({"s": self.shared_d_ff} if self.shared_d_ff else {}),
+            **(self.latent.lengths if self.latent else {}),
         }
 
 

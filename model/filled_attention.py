@@ -38,7 +38,7 @@ class Softmax(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("softmax", "ring", "together"))
 def attend(
     q: jax.Array,
-    stored: tuple[Stored, Stored],
+    stored: tuple[Stored, Stored | None],
     spans: Spans,
     softmax: Softmax,
     *,
@@ -53,14 +53,16 @@ def attend(
     Args:
       q: [B, T, K, G, h], B and K divided as in the keys, T and h whole.
       stored: keys and values, each [B, K, S, h]; elsewhere than on TPUs and GPUs, for T = 1, of
-        more sequences too, the first of each device being those of the queries.
+        more sequences too, the first of each device being those of the queries. No
+        values where keys are also values.
       spans: positions of queries and keys, divided in any way.
       softmax: scale, cap and window.
       ring: the slots are a ring: the token at position p is in slot p modulo S.
       together: keys are those of the queries' own tokens, in their order; no mesh axes divide them.
     """
     with jax.named_scope("attention"):
-        keys, arrays = stored[0], _arrays(stored)
+        arrays = _arrays(stored)
+        keys = arrays[0]
         specs = jax.tree.map(lambda array: jax.typeof(array).sharding.spec, arrays)
         batch, heads, slots, _ = specs[0]
         group = jax.typeof(q).sharding.spec[3]
@@ -136,13 +138,13 @@ def can_attend_step(q: jax.Array, stored: tuple[Stored, Stored]) -> bool:
     return not entry_axes(slots) and attention_gpu.takes(q, values)
 
 
-def _arrays(stored: tuple[Stored, Stored]) -> tuple[jax.Array | None, ...]:
+def _arrays(stored: tuple[Stored, Stored | None]) -> tuple[jax.Array | None, ...]:
     """Keys, values, and the scales of each if they have any."""
     (keys, key_scales), (values, value_scales) = map(_plain, stored)
     return keys, values, key_scales, value_scales
 
 
-def _plain(stored: Stored) -> tuple[jax.Array, jax.Array | None]:
+def _plain(stored: Stored | None) -> tuple[jax.Array | None, jax.Array | None]:
     """Values, and their scales if they have any."""
     return (stored.values, stored.scales) if isinstance(stored, QuantizedKV) else (stored, None)
 
@@ -198,5 +200,6 @@ def _on_tpu(*operands: Any, **options: Any) -> Softmaxed:
 def _on_nvidia(q: jax.Array, keys: jax.Array, *operands: Any, **options: Any) -> Softmaxed:
     from model import attention_gpu
 
-    form = attention_gpu.attend_part if attention_gpu.takes(q, keys) else attend_part
+    by_kernel = operands[0] is not None and attention_gpu.takes(q, keys)
+    form = attention_gpu.attend_part if by_kernel else attend_part
     return form(q, keys, *operands, **options)

@@ -35,10 +35,10 @@ def settle(config: ModelConfig, dtypes: Dtypes, layout: Layout, mesh: MeshShape)
 
 @functools.cache
 def _grouped(config: ModelConfig, dtypes: Dtypes) -> dict[Path, Matrix]:
-    """Matrices whose scales are of groups of inputs; those of one layer stand for all layers."""
+    """Matrices whose scales are of groups of inputs; a layer of each kind stands for all layers."""
     if dtypes.quantization is None or not dtypes.quantization.group:
         return {}
-    return matrices(Transformer(config.equal_layers(1), dtypes))
+    return matrices(Transformer(config.one_of_each(), dtypes))
 
 
 def _check_groups(path: Path, matrix: Matrix, placement: Placement) -> None:

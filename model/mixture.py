@@ -1,10 +1,10 @@
 """Sparse experts: a router sends each token to k of E gated MLPs (Shazeer et al. 2017).
 
-Softmax routing as in Mixtral (Jiang et al. 2024, section 2.1) and Qwen3 (Qwen Team 2025). Dropless:
-however many tokens choose one expert, each gets its answer, so a token's output depends on that
-token alone.
+`model.routing` has the rules by which it chooses. Dropless: however many tokens choose one expert,
+each gets its answer, so a token's output depends on that token alone.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from model.dispatch import ExpertAxes, bring_back, by_destination, expert_axes, 
 from model.dtypes import Dtypes
 from model.linear import linear
 from model.mlp import GATES
+from model.routing import shares
 from sharding.collectives import reshard
 from sharding.dot import dot_of_one
 from sharding.placement import Placement, entry, used_axes
@@ -57,7 +58,9 @@ class Mixture(nnx.Module):
             self.router_bias = declare(config, "e", dtypes.plain, zeros)
             self.gate_up_bias = declare(config, "ECF", dtypes.plain, zeros)
             self.down_bias = declare(config, "ED", dtypes.plain, zeros)
-        self.chosen = config.experts_per_token
+        if config.routing.bias:
+            self.correction = declare(config, "e", jnp.float32, jax.nn.initializers.zeros)
+        self.chosen, self.routing = config.experts_per_token, config.routing
         self.renormalise = config.renormalise_experts
         self.activation = config.activation
 
@@ -90,17 +93,13 @@ class Mixture(nnx.Module):
             scores = linear(router, x, spec, dtype=jnp.float32)
             if self.biased:
                 scores = scores + reshard(self.router_bias[...], placement.use("e"))
+            correction = self.correction[...] if self.routing.bias else None
+            choose = functools.partial(
+                shares, routing=self.routing, chosen=self.chosen, renormalise=self.renormalise
+            )
             # On each chip by itself: of an array over the mesh XLA:CPU gathers the batch for top_k.
-            return jax.shard_map(self._choose, in_specs=spec, out_specs=spec)(scores)
-
-    def _choose(self, scores: jax.Array) -> jax.Array:
-        """scores: [..., E] -> shares, [..., E]."""
-        probabilities = jax.nn.softmax(scores, axis=-1)
-        best, chosen = jax.lax.top_k(probabilities, self.chosen)  # [..., k]
-        if self.renormalise:
-            best = best / jnp.sum(best, axis=-1, keepdims=True)
-        experts = jnp.arange(scores.shape[-1])
-        return jnp.sum(jnp.where(chosen[..., None] == experts, best[..., None], 0.0), axis=-2)
+            specs = (spec, jax.P(None))
+            return jax.shard_map(choose, in_specs=specs, out_specs=spec)(scores, correction)
 
     def _apply(
         self, x: jax.Array, share: jax.Array, axes: ExpertAxes, placement: Placement
@@ -117,9 +116,9 @@ class Mixture(nnx.Module):
         scattered, summed = sums(axes, used_axes(placement.activations("R")))
 
         def local(x, share, experts):
-            shares = by_destination(share.reshape(-1, share.shape[-1]), axes)
-            tokens, shares = send(x.reshape(-1, x.shape[-1]), shares, axes.exchanged)
-            out = self._answer(tokens, shares, experts, axes)
+            parts = by_destination(share.reshape(-1, share.shape[-1]), axes)
+            tokens, parts = send(x.reshape(-1, x.shape[-1]), parts, axes.exchanged)
+            out = self._answer(tokens, parts, experts, axes)
             out = bring_back(out, axes.exchanged, x.dtype)  # [N, D] {kept, hidden unsummed}
             if scattered:
                 out = jax.lax.psum_scatter(out, scattered, scatter_dimension=1, tiled=True)

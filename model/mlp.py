@@ -45,13 +45,14 @@ GATES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 class MLP(nnx.Module):
     """``down(activation(gate(x)) * up(x))``; gate and up are one array, read in one stream."""
 
-    def __init__(self, config: ModelConfig, dtypes: Dtypes):
-        self.gate_up = declare_matrix(config, dtypes, "CF", "D")
-        self.down = declare_matrix(config, dtypes, "D", "F")
+    def __init__(self, config: ModelConfig, dtypes: Dtypes, width: str = "F"):
+        """Declares the matrices; `width` is the letter of their hidden width."""
+        self.gate_up = declare_matrix(config, dtypes, "C" + width, "D")
+        self.down = declare_matrix(config, dtypes, "D", width)
         self.activation, self.has_bias = config.activation, config.mlp_bias
         if config.mlp_bias:
             zeros = jax.nn.initializers.zeros
-            self.gate_up_bias = declare(config, "CF", dtypes.plain, zeros)
+            self.gate_up_bias = declare(config, "C" + width, dtypes.plain, zeros)
             self.down_bias = declare(config, "R", dtypes.plain, zeros)
 
     def __call__(self, x: jax.Array, placement: Placement) -> jax.Array:

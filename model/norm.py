@@ -16,18 +16,25 @@ from sharding.platform_workarounds import by_platform
 class Norm(nnx.Module):
     """Root-mean-square norm (Zhang and Sennrich 2019), or layer norm without bias (PaLM)."""
 
-    def __init__(self, config: ModelConfig, axes: str = "R", gpu_kernel: bool = False):
+    def __init__(
+        self,
+        config: ModelConfig,
+        axes: str = "R",
+        gpu_kernel: bool = False,
+        epsilon: float | None = None,
+    ):
         """Declares the scale.
 
         Args:
           config: the model.
           axes: letters of the last dimensions of what is normed, over all of them together.
           gpu_kernel: `of_sum` of one token is a kernel on a GPU.
+          epsilon: in place of the configuration's.
         """
         # In float32 always: Gemma's files hold scale - 1, which loses bits as a bfloat16 scale.
         self.scale = declare(config, axes, jnp.float32, jax.nn.initializers.ones)
         self.over = tuple(range(-len(axes), 0))
-        self.epsilon = config.norm_epsilon
+        self.epsilon = epsilon or config.norm_epsilon
         self.centred = config.norm == "layer"
         self.gpu_kernel = gpu_kernel
 

@@ -24,6 +24,7 @@ class Scaling(NamedTuple):
       reach: tokens that sequences go to, where `max_position_embeddings` says fewer or more.
       limit: tokens of the longest sequence that the frequencies hold for; None for any.
       long_factors: the divisors for longer sequences; None where these are refused.
+      scores: multiplies the scores of latent attention, beside what `scale` does.
     """
 
     factors: tuple[float, ...] | None = None
@@ -31,6 +32,7 @@ class Scaling(NamedTuple):
     reach: int | None = None
     limit: int | None = None
     long_factors: tuple[float, ...] | None = None
+    scores: float = 1.0
 
 
 def scaling(parameters: Mapping[str, Any], base: float, head_size: int, longest: int) -> Scaling:
@@ -128,7 +130,9 @@ def _yarn(parameters: dict[str, Any], base: float, head_size: int, longest: int)
     factors = 1 / (stretched / factor + (1 - stretched))
     # Those who add YaRN to a Qwen model leave `max_position_embeddings` at its value before.
     reach = max(longest, int(original * factor))
-    return Scaling(tuple(factors.tolist()), float(attention), reach)
+    # As `yarn_apply_mscale` of DeepSeek's modules in transformers.
+    scores = magnitude(all_dim) ** 2 if all_dim else 1.0
+    return Scaling(tuple(factors.tolist()), float(attention), reach, scores=scores)
 
 
 def _longrope(parameters: dict[str, Any], base: float, head_size: int, longest: int) -> Scaling:

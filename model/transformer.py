@@ -17,6 +17,7 @@ from model.cache import PADDING, KVCache
 from model.config import ModelConfig
 from model.declarations import declare, normal
 from model.dtypes import Dtypes
+from model.latent_attention import LatentAttention
 from model.linear import multiply_tokens
 from model.mixture import Mixture
 from model.mlp import MLP
@@ -32,8 +33,8 @@ class Output(NamedTuple):
     Attributes:
       hidden: states before the unembedding, [B, T, R].
       cache: the updated cache.
-      experts_touched: [L] int32, distinct experts that real tokens chose in each layer; None for
-        a model without experts.
+      experts_touched: int32, distinct experts that real tokens chose in each layer that has
+        experts; None for a model without.
     """
 
     hidden: jax.Array
@@ -79,13 +80,22 @@ class Block(nnx.Module):
         by_kernel = "norm" in dtypes.gpu_kernels
         if config.norm_before:
             self.attention_norm = Norm(config, gpu_kernel=by_kernel)
-        self.attention = Attention(config, dtypes, config.window(layer))
+        if config.latent:
+            self.attention = LatentAttention(config, dtypes)
+        else:
+            self.attention = Attention(config, dtypes, config.window(layer))
         if config.norm_before and not config.parallel_block:
             self.mlp_norm = Norm(config, gpu_kernel=by_kernel)
         if config.norm_after:
             self.attention_norm_after = Norm(config)
             self.mlp_norm_after = Norm(config)
-        self.mlp = Mixture(config, dtypes) if config.experts else MLP(config, dtypes)
+        self.chooses = config.has_experts(layer)
+        if self.chooses:
+            self.mlp = Mixture(config, dtypes)
+            if config.shared_d_ff:
+                self.shared = MLP(config, dtypes, "s")
+        else:
+            self.mlp = MLP(config, dtypes, "f" if config.experts else "F")
         self.config = config
 
     def __call__(
@@ -142,9 +152,10 @@ class Block(nnx.Module):
         self, x: jax.Array, real: jax.Array, placement: Placement
     ) -> tuple[jax.Array, jax.Array | None]:
         """x: [B, T, D], divided in any way -> [B, T, R], the number of experts touched."""
-        if self.config.experts:
-            return self.mlp(x, real, placement)
-        return self.mlp(x, placement), None
+        if not self.chooses:
+            return self.mlp(x, placement), None
+        y, touched = self.mlp(x, real, placement)
+        return y + self.shared(x, placement) if self.config.shared_d_ff else y, touched
 
 
 class Transformer(nnx.Module):
@@ -197,7 +208,7 @@ class Transformer(nnx.Module):
                     x, more, layer, positions, angles, placement, continues
                 )
                 layers.append(layer)
-                touched.append(experts)
+                touched += [experts] if block.chooses else []
         keys, values = zip(*layers, strict=True)
         experts = self._count(touched) if self.config.experts else None
         _, hidden = self.final_norm.of_sum(x, more)
@@ -207,7 +218,7 @@ class Transformer(nnx.Module):
         """How many experts each layer's tokens chose, all layers at once: one collective a step.
 
         Args:
-          chosen: [B, E] bool for each of L layers.
+          chosen: [B, E] bool for each of the L layers that have experts.
 
         Returns:
           [L] int32.

@@ -22,7 +22,8 @@ Examples:
   python scripts/estimate.py --model=llama3-70b --topology=v5p:2x2x2 --phase=prefill --context=4096
   python scripts/estimate.py --model=llama3.1-70b --topology=h100:4,h200:2 --weight_dtype=fp8 \\
       --dtype=fp8 --phase=serving --concurrency=64,max --prompt_length=2048 --generated_tokens=512
-  python scripts/estimate.py --model=deepseek-v3 --topology=gb200:72 --weight_dtype=fp8 --economics
+  python scripts/estimate.py --model=deepseek-v3-even --topology=gb200:72 --weight_dtype=fp8 \\
+      --economics
   python scripts/estimate.py --model=llama3-8b --topology=h100:1 --drafted=3 --acceptance=0.8
   python scripts/estimate.py --model=llama3-70b --topology=v6e:4x4 --layout=weight_stationary_2d \\
       --mesh=4x2x2 --attention=batch --json=-

@@ -23,11 +23,12 @@ has a record for each of these batches, and the numbers of all curves under curv
 
 Examples:
   python scripts/figures.py --model=llama3-70b --topology=v5e:4x4
-  python scripts/figures.py --model=deepseek-v3 --topology=h200:8 --weight_dtype=fp8 --context=4096
+  python scripts/figures.py --model=deepseek-v3-even --topology=h200:8 --weight_dtype=fp8 \\
+      --context=4096
   python scripts/figures.py --model=qwen3-235b-a22b --topology=v5p:2x2x4 --figures=latency,sparsity
   python scripts/figures.py --model=llama3-8b --topology=v5e:2x2 --figures=pareto \\
       --slices=v5e:2x2,v6e:2x2,h100:1 --json=-
-  python scripts/figures.py --model=deepseek-v3 --topology=gb200:72 --weight_dtype=fp8 \\
+  python scripts/figures.py --model=deepseek-v3-even --topology=gb200:72 --weight_dtype=fp8 \\
       --figures=pipeline,racks,training,mfu --chips_batch=2048
   python scripts/figures.py --figures=engines
 """

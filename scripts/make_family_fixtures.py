@@ -45,6 +45,27 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+_DEEPSEEK = {
+    "kv_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 16,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "num_hidden_layers": 3,
+    "routed_scaling_factor": 1.5,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "mscale": 0.707,
+        "mscale_all_dim": 0.9,
+    },
+}
 _OLMO3 = {
     "full_attention": {
         "rope_type": "yarn",
@@ -138,6 +159,43 @@ FAMILIES = {
             "norm_topk_prob": False,
         },
     ),
+    "deepseek_v2": (
+        "deepseek_v2",
+        {
+            **_DEEPSEEK,
+            "q_lora_rank": 20,
+            "n_shared_experts": 2,
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+        },
+    ),
+    "deepseek_v2_lite": (
+        "deepseek_v2",
+        {**_DEEPSEEK, "q_lora_rank": None, "n_shared_experts": 2, "topk_method": "greedy"},
+    ),
+    "deepseek_v3": (
+        "deepseek_v3",
+        {
+            **_DEEPSEEK,
+            "q_lora_rank": 20,
+            "n_shared_experts": 1,
+            "n_group": 4,
+            "topk_group": 2,
+            "norm_topk_prob": True,
+        },
+    ),
+    "kimi_k2": (
+        "deepseek_v3",
+        {
+            **_DEEPSEEK,
+            "q_lora_rank": 20,
+            "n_shared_experts": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": True,
+        },
+    ),
     "gemma2": (
         "gemma2",
         {
@@ -215,6 +273,9 @@ def random_model(model_type: str, sizes: dict, seed: int):
                 array.copy_(scale * torch.randn_like(array))
             else:
                 array.copy_(1.5 * array.shape[-1] ** -0.5 * torch.randn_like(array))
+        for name, array in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                array.copy_(0.1 * torch.randn_like(array))
     return model
 
 
@@ -300,6 +361,9 @@ def make(name: str, folder: Path) -> None:
     (folder / "generation_config.json").unlink(missing_ok=True)
     if stored:
         save_in_mxfp4(folder, stored)
+    if name == "kimi_k2":  # which its own files call so, and transformers another
+        path = folder / "config.json"
+        path.write_text(path.read_text().replace('"deepseek_v3"', '"kimi_k2"'))
     arrays = {f"prompt_{n}": np.array(p, np.int32) for n, p in enumerate(prompts)}
     arrays |= {f"logits_{n}": logits for n, (logits, *_) in enumerate(runs)}
     if stored:

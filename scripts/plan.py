@@ -19,10 +19,10 @@ Examples:
   python scripts/plan.py --model=llama3.1-70b --context=8192 --max_step_ms=20
   python scripts/plan.py --model=mixtral-8x7b --prompt_length=4000 --generated_tokens=500 \\
       --max_step_ms=15 --max_first_token_ms=500 --budget_per_hour=60
-  python scripts/plan.py --model=deepseek-v3 --chip=v5p,h200 --weight_dtype=int8 --max_chips=64
+  python scripts/plan.py --model=deepseek-v3-even --chip=v5p,h200 --weight_dtype=int8 --max_chips=64
   python scripts/plan.py --model=llama3-8b --topology=v5e:2x2,v5e:2x4 --price_per_chip_hour=0.9
-  python scripts/plan.py --model=deepseek-v3 --topology=gb200:72,gb200:72*2 --weight_dtype=fp8 \\
-      --price_per_chip_hour=2.2 --hop_ms=2.5
+  python scripts/plan.py --model=deepseek-v3-even --topology=gb200:72,gb200:72*2 \\
+      --weight_dtype=fp8 --price_per_chip_hour=2.2 --hop_ms=2.5
 """
 
 import datetime

@@ -140,7 +140,7 @@ def _layout(
         summary=summary,
         weights=weights,
         use=use,
-        activations={"B": batch, "R": residual, "F": heads, "K G h": heads, "V": logits},
+        activations={"B": batch, "R": residual, **_wide(heads), "V": logits},
         attention={"B": batch, "K G": heads},
         cache={"B": batch, "K": heads},
         rules={"K G h": "replicate", "K": "replicate", "V": "replicate"},
@@ -148,8 +148,8 @@ def _layout(
 
 
 def _wide(axes: Axes) -> dict[str, Axes]:
-    """d_ff, heads and vocabulary over these mesh axes."""
-    return {"F": axes, "K G h": axes, "V": axes}
+    """Hidden widths of MLPs, heads and vocabulary over these mesh axes."""
+    return {"F": axes, "f": axes, "s": axes, "K G h": axes, "V": axes}
 
 
 _TWO_D = {"D": ("x",), **_wide(_ZY)}

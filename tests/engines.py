@@ -15,13 +15,20 @@ from model.catalog import find_model
 from model.config import ModelConfig
 from model.declarations import Path
 from model.dtypes import FLOAT32, Dtypes
+from model.latent_sizes import LatentSizes
 from model.parameters import place_parameters
+from model.routing import Routing
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS, divide_experts
 from sharding.layout import Layout
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
 
+_LATENT = {
+    "kv_heads": 1,
+    "query_heads": 8,
+    "latent": LatentSizes(rank=32, rotary=8, content=8, value=24, query_rank=24),
+}
 FAMILIES = {
     "grouped": {},
     "multi_head_untied": {"kv_heads": 4, "tied_embedding": False},
@@ -60,6 +67,19 @@ FAMILIES = {
     "experts": {"experts": 8, "experts_per_token": 2},
     "experts_multi_query": {"experts": 8, "experts_per_token": 2, "kv_heads": 1},
     "six_experts": {"experts": 6, "experts_per_token": 2},
+    "latent": _LATENT,
+    "latent_experts": _LATENT
+    | {
+        "experts": 8,
+        "experts_per_token": 2,
+        "routing": Routing(
+            score="sigmoid", bias=True, groups=4, chosen_groups=2, group_scores=2, scale=2.5
+        ),
+        "layers": 2,
+        "dense_layers": 1,
+        "dense_d_ff": 96,
+        "shared_d_ff": 64,
+    },
 }
 """Changes that make the tiny model, which has two layers, one of another kind."""
 

@@ -18,6 +18,10 @@ CASES = sorted(folder.name for folder in FOLDER.iterdir())
 _NO_GGUF = {
     "gpt_oss": "refused by name",
     "gpt_oss_mxfp4": "refused by name",
+    "deepseek_v2": "refused by name",
+    "deepseek_v2_lite": "refused by name",
+    "deepseek_v3": "refused by name",
+    "kimi_k2": "refused by name",
     "glm4": "refused by name",
     "llama_bias": "refused by its tensors",
     "llama_dynamic": "its files have plain positions",
@@ -32,8 +36,8 @@ _NO_GGUF = {
 }
 # Run in the slow set alone: what they bring is also in a case of the default set, or is data.
 SLOW_CASES = (
-    "gpt_oss_mxfp4", "granite", "llama_bias", "olmo2", "olmo3", "phi3", "phi3_long", "qwen3_bias",
-    "smollm3",
+    "deepseek_v2", "deepseek_v2_lite", "kimi_k2", "gpt_oss_mxfp4", "granite", "llama_bias",
+    "olmo2", "olmo3", "phi3", "phi3_long", "qwen3_bias", "smollm3",
 )  # fmt: skip
 GGUF_CASES = [case for case in CASES if case not in _NO_GGUF]
 
@@ -48,6 +52,9 @@ FAMILIES = {
     "Qwen3": ["qwen3"],
     "Qwen3 with biases": ["qwen3_bias"],
     "Qwen3-MoE": ["qwen3_moe", "qwen3_moe_raw", "qwen3_moe_window"],
+    "DeepSeek V2": ["deepseek_v2", "deepseek_v2_lite"],
+    "DeepSeek V3, R1": ["deepseek_v3"],
+    "Kimi K2": ["kimi_k2"],
     "Gemma 2": ["gemma2"],
     "Gemma 3 (text models: 270M, 1B)": ["gemma3"],
     "OLMo 2": ["olmo2"],

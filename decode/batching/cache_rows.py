@@ -97,9 +97,11 @@ def exchange_rows(
 
 
 def _take(
-    stored: Stored, window: int | None, *, rows: jax.Array, new: NewTokens, slot_axes: Axes
-) -> Stored:
-    """One device's rows of a layer's keys or values."""
+    stored: Stored | None, window: int | None, *, rows: jax.Array, new: NewTokens, slot_axes: Axes
+) -> Stored | None:
+    """One device's rows of a layer's keys or values; latents have no values beside them."""
+    if stored is None:
+        return None
     slots = stored.shape[2]
     parts = jax.lax.axis_size(slot_axes) if slot_axes else 1
     begin = jax.lax.axis_index(slot_axes) * slots if slot_axes else 0

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from model.weights.fp8_files import Fp8Files
 from model.weights.safetensors_files import SafetensorsFiles
 
 Shape = tuple[int, ...]
@@ -34,7 +35,7 @@ class Piece:
     first: int | None = None
     order: tuple[int, ...] | None = None
 
-    def read(self, files: SafetensorsFiles, part: Index) -> np.ndarray:
+    def read(self, files: SafetensorsFiles | Fp8Files, part: Index) -> np.ndarray:
         """A part of the block."""
         if self.order is None:
             return files.read(self.name, self.shape, part, self.first)
@@ -54,7 +55,7 @@ class Assembled:
       offset: added to every element.
     """
 
-    files: SafetensorsFiles
+    files: SafetensorsFiles | Fp8Files
     shape: Shape
     pieces: tuple[Piece, ...]
     offset: int = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from model.weights import WeightsError
+from model.weights.fp8_files import is_read
 from model.weights.huggingface_families import ANY
 from model.weights.quantized_names import NOT_READ
 
@@ -104,6 +105,9 @@ class Fields:
         self._left = {name for name in self._left if self._values[name] is not None}
         for name in sorted(self._left.intersection(_QUANTIZATION)):
             value = self._values[name]
+            if is_read(value):
+                self._left.discard(name)
+                continue
             method = value.get("quant_method") if isinstance(value, dict) else None
             by = f"by {method!r:.40} " if method else ""
             self.refuse(name, value, f"weights quantized {by}{NOT_READ}")

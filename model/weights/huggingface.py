@@ -18,7 +18,9 @@ from model.declarations import Path as ParameterPath
 from model.parameters import Readable
 from model.weights import WeightsError
 from model.weights.assembled import HEAD, Assembled, Piece, Shape
+from model.weights.fp8_files import Fp8Files, open_files
 from model.weights.huggingface_config import read_config
+from model.weights.huggingface_deepseek import attention_arrays, prediction_layers
 from model.weights.huggingface_families import FAMILIES, Names
 from model.weights.quantized_names import NOT_READ, quantized
 from model.weights.safetensors_files import SafetensorsFiles
@@ -45,12 +47,14 @@ class HuggingFaceFolder:
     def __init__(self, path: Path):
         self.path = path
         self.config, self._model_type = read_config(path)
-        self._files = SafetensorsFiles(path)
+        self._files = open_files(path)
         read_parameters(self._files, self.config, self._model_type)
 
     @property
     def dtype(self) -> str:
-        """bfloat16 if every plain matrix is stored in it; else float32."""
+        """bfloat16 if every plain matrix is stored in it, or in fp8; else float32."""
+        if isinstance(self._files, Fp8Files):
+            return "bfloat16"
         stored = {t.dtype for t in self._files.tensors.values() if len(t.shape) > 1}
         plain = stored - {np.dtype(np.uint8)}  # of which codes are
         return "bfloat16" if plain == {np.dtype(ml_dtypes.bfloat16)} else "float32"
@@ -74,7 +78,7 @@ class HuggingFaceFolder:
 
 
 def read_parameters(
-    files: SafetensorsFiles,
+    files: SafetensorsFiles | Fp8Files,
     config: ModelConfig,
     model_type: str,
     keep: Collection[ParameterPath] = (),
@@ -102,7 +106,8 @@ def read_parameters(
     parameters = arrays.all()
     readable = jax.tree.leaves(parameters)  # of a matrix in few bits, its parts
     wanted = {name: shape for array in readable for name, shape in array.tensors.items()}
-    spare = [name for name in files.tensors if name not in wanted]
+    further = tuple(prediction_layers(files.tensors)) if config.latent else ()
+    spare = [n for n in files.tensors if n not in wanted and not n.startswith(further)]
     _check_wanted(files, wanted, spare)
     if config.tied_embedding and arrays.unembedding in spare:
         _check_tied(files, arrays.unembedding, arrays.embedding)
@@ -115,7 +120,9 @@ def read_parameters(
     return parameters
 
 
-def _check_wanted(files: SafetensorsFiles, wanted: Mapping[str, Shape], spare: list[str]) -> None:
+def _check_wanted(
+    files: SafetensorsFiles | Fp8Files, wanted: Mapping[str, Shape], spare: list[str]
+) -> None:
     """Refuses files in which a tensor is missing or has another shape or dtype than the model's.
 
     Args:
@@ -150,7 +157,7 @@ def _check_wanted(files: SafetensorsFiles, wanted: Mapping[str, Shape], spare: l
             )
 
 
-def _check_tied(files: SafetensorsFiles, unembedding: str, embedding: str) -> None:
+def _check_tied(files: SafetensorsFiles | Fp8Files, unembedding: str, embedding: str) -> None:
     if not np.array_equal(files.read(unembedding), files.read(embedding)):
         raise WeightsError(
             f"tensor {unembedding} differs from the embedding though config.json ties them; "
@@ -181,7 +188,7 @@ class _Arrays:
 
     def __init__(
         self,
-        files: SafetensorsFiles,
+        files: SafetensorsFiles | Fp8Files,
         config: ModelConfig,
         names: Names,
         keep: frozenset[ParameterPath],
@@ -198,7 +205,7 @@ class _Arrays:
         for layer in range(c.layers):
             prefix = f"{self._before}layers.{layer}."
             parts = self.attention(prefix + "self_attn.") | self.norms(prefix)
-            parts |= self.mixture(prefix, layer) if c.experts else self.mlp(prefix + "mlp.")
+            parts |= self.feed_forward(layer, prefix)
             found |= {("layers", layer, *path.split(".")): a for path, a in parts.items()}
         found["final_norm", "scale"] = self.scale(f"{self._before}norm")
         if not c.tied_embedding:
@@ -206,8 +213,19 @@ class _Arrays:
             found["unembedding", "weight"] = self.one(head, table)
         return found
 
+    def feed_forward(self, layer: int, prefix: str) -> dict[str, Readable | QuantizedArray]:
+        c = self.config
+        if not c.has_experts(layer):
+            return self.mlp(prefix + "mlp.", "mlp", c.dense_d_ff or c.d_ff)
+        if not c.shared_d_ff:
+            return self.mixture(prefix, layer)
+        shared = self.mlp(prefix + "mlp.shared_experts.", "shared", c.shared_d_ff)
+        return self.mixture(prefix, layer) | shared
+
     def attention(self, prefix: str) -> dict[str, Assembled]:
         c = self.config
+        if c.latent:
+            return attention_arrays(self, c, prefix)
         D, K, G, h = c.d_model, c.kv_heads, c.group, c.head_size
         found = {
             "attention.query": self.queries(prefix, "weight", D),
@@ -264,18 +282,19 @@ class _Arrays:
             which += ["attention_norm_after", "mlp_norm_after"]
         return {f"{ours}.scale": self.scale(prefix + getattr(self.names, ours)) for ours in which}
 
-    def mlp(self, prefix: str) -> dict[str, Assembled]:
-        D, F = self.config.d_model, self.config.d_ff
+    def mlp(self, prefix: str, module: str, F: int) -> dict[str, Assembled]:
+        D = self.config.d_model
         if joined := self.names.gate_up:
             gate_up = self.one(prefix + joined, (2 * F, D), (2, F, D))
         else:
-            gate_up = Assembled(self.files, (2, F, D), self.gate_up(prefix, ()))
-        found = {"mlp.gate_up": gate_up, "mlp.down": self.one(prefix + self.names.down, (D, F))}
+            gate_up = Assembled(self.files, (2, F, D), self.gate_up(prefix, (), F))
+        down = self.one(prefix + self.names.down, (D, F))
+        found = {f"{module}.gate_up": gate_up, f"{module}.down": down}
         if self.config.mlp_bias:
             names = enumerate((self.names.gate, self.names.up))
             pieces = [Piece(f"{prefix}{name}.bias", (F,), (1, F), (n, 0)) for n, name in names]
-            found["mlp.gate_up_bias"] = Assembled(self.files, (2, F), tuple(pieces))
-            found["mlp.down_bias"] = self.bias(prefix + self.names.down)
+            found[f"{module}.gate_up_bias"] = Assembled(self.files, (2, F), tuple(pieces))
+            found[f"{module}.down_bias"] = self.bias(prefix + self.names.down)
         return found
 
     def mixture(self, prefix: str, layer: int) -> dict[str, Readable | QuantizedArray]:
@@ -288,18 +307,22 @@ class _Arrays:
             keep = [n for n in ("gate_up", "down") if ("layers", layer, "mlp", n) in self.keep]
             return router | {f"mlp.{name}": array for name, array in stacked.arrays(keep).items()}
         experts = [f"{prefix}{self.names.experts}.{expert}." for expert in range(E)]
-        gate_up = [p for e, name in enumerate(experts) for p in self.gate_up(name, (e,))]
+        gate_up = [p for e, name in enumerate(experts) for p in self.gate_up(name, (e,), F)]
         down = [
             Piece(f"{name}{self.names.down}.weight", (D, F), (1, D, F), (e, 0, 0))
             for e, name in enumerate(experts)
         ]
+        if self.config.routing.bias:
+            name = f"{prefix}{self.names.router}.e_score_correction_bias"
+            correction = Assembled(self.files, (E,), (Piece(name, (E,), (E,), (0,)),))
+            router["mlp.correction"] = correction
         return router | {
             "mlp.gate_up": Assembled(self.files, (E, 2, F, D), tuple(gate_up)),
             "mlp.down": Assembled(self.files, (E, D, F), tuple(down)),
         }
 
-    def gate_up(self, prefix: str, expert: Shape) -> tuple[Piece, ...]:
-        D, F = self.config.d_model, self.config.d_ff
+    def gate_up(self, prefix: str, expert: Shape, F: int) -> tuple[Piece, ...]:
+        D = self.config.d_model
         shape = (*(1 for _ in expert), 1, F, D)
         return tuple(
             Piece(f"{prefix}{name}.weight", (F, D), shape, (*expert, n, 0, 0))

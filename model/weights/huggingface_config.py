@@ -12,6 +12,7 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.weights.config_fields import Fields
+from model.weights.huggingface_deepseek import expert_fields, latent_fields
 from model.weights.huggingface_families import FAMILIES, HARMLESS, Family
 from model.weights.huggingface_rotary import rotary
 
@@ -44,9 +45,15 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     common = _common(fields, family, _name(folder))
     rotated = _rotary_layers(fields, family, common["layers"])
     windows = _windows(fields, family, common["layers"], rotated)
-    more = _experts(fields, family) | _scales(fields, family, common["d_model"])
+    more = _feed_forward(fields, family, common["layers"])
+    more |= _scales(fields, family, common["d_model"])
     more |= _biases(fields, family) | {"rotary_layers": rotated, "windows": windows}
-    common |= rotary(fields, family, common["head_size"], common["max_context"])
+    latent, head_size = common.get("latent"), common["head_size"]
+    turned = latent.rotary if latent else head_size
+    common |= rotary(fields, family, turned, common["max_context"])
+    scores = common.pop("scores")
+    if latent:
+        more["attention_scale"] = scores * head_size**-0.5
     config = ModelConfig(**common | more | family.settings)
     fields.take_quantization(family.quantized)
     fields.finish(HARMLESS | family.harmless)
@@ -75,33 +82,40 @@ def _common(fields: Fields, family: Family, name: str) -> dict[str, Any]:
         fields.refuse(
             family.activation_field, activation, f"supported are {', '.join(_ACTIVATIONS)}"
         )
-    width = "intermediate_size"
-    if family.experts:
-        fields.take(width, None)
-        width = family.expert_width
     return {
         "name": name,
         "vocabulary": fields.integer("vocab_size"),
         "d_model": d_model,
         "layers": fields.integer("num_hidden_layers"),
         "query_heads": heads,
-        "kv_heads": fields.integer("num_key_value_heads", heads),
-        "head_size": fields.integer("head_dim", d_model // max(heads, 1)),
-        "d_ff": fields.integer(width),
         "max_context": fields.integer("max_position_embeddings"),
         "norm_epsilon": fields.number("rms_norm_eps", family.epsilon),
         "tied_embedding": fields.truth("tie_word_embeddings", family.tied),
         "activation": _ACTIVATIONS[activation],
+        **_heads(fields, family, heads, d_model),
     }
 
 
-def _experts(fields: Fields, family: Family) -> dict[str, Any]:
+def _heads(fields: Fields, family: Family, heads: int, d_model: int) -> dict[str, Any]:
+    if family.topk_method:
+        return latent_fields(fields, heads)
+    return {
+        "kv_heads": fields.integer("num_key_value_heads", heads),
+        "head_size": fields.integer("head_dim", d_model // max(heads, 1)),
+    }
+
+
+def _feed_forward(fields: Fields, family: Family, layers: int) -> dict[str, Any]:
+    if family.topk_method:
+        return expert_fields(fields, family.topk_method, layers)
     if not family.experts:
-        return {}
+        return {"d_ff": fields.integer("intermediate_size")}
+    fields.take("intermediate_size", None)
     renormalise = family.renormalise
     if renormalise is None:
         renormalise = fields.truth("norm_topk_prob", False)
     return {
+        "d_ff": fields.integer(family.expert_width),
         "experts": fields.one_of(family.experts),
         "experts_per_token": fields.integer("num_experts_per_tok"),
         "renormalise_experts": renormalise,

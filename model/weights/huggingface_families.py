@@ -135,6 +135,8 @@ class Family:
         field says it.
       settings: fields of `ModelConfig` that the family fixes.
       harmless: for each further field, the values with which it changes nothing.
+      topk_method: how a router chooses where the field is absent; with latent attention and
+        experts beside a shared one (`model.weights.huggingface_deepseek`). Empty for others.
       scaled: embeddings are multiplied by sqrt(d_model), scores by query_pre_attn_scalar ** -0.5.
       attention_softcap, logit_softcap: the defaults where the fields are absent.
       multipliers: embeddings, scores, what is added to the residual stream, and logits have factors
@@ -166,6 +168,7 @@ class Family:
     renormalise: bool | None = True
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     harmless: Mapping[str, tuple[Any, ...] | object] = dataclasses.field(default_factory=dict)
+    topk_method: str = ""
     scaled: bool = False
     attention_softcap: float | None = None
     logit_softcap: float | None = None
@@ -189,6 +192,23 @@ _GEMMA = Family(
     scaled=True,
     attention_bias=False,
     settings={"norm_after": True},
+)
+_DEEPSEEK_V2 = Family(
+    topk_method="greedy",
+    harmless={
+        "auto_map": ANY,
+        "ep_size": (1,),
+        "moe_layer_freq": (1,),
+        "seq_aux": ANY,
+        "aux_loss_alpha": ANY,
+        "rope_interleave": (True,),
+    },
+)
+_DEEPSEEK_V3 = dataclasses.replace(
+    _DEEPSEEK_V2,
+    topk_method="noaux_tc",
+    # Layers that predict further tokens: left out, as `transformers` does unless asked for them.
+    harmless={**_DEEPSEEK_V2.harmless, "num_nextn_predict_layers": ANY, "num_mtp_layers": ANY},
 )
 _OLMO2 = Family(
     names=Names(
@@ -244,6 +264,9 @@ FAMILIES: Mapping[str, Family] = {
         pattern_field="sliding_window_pattern",
         settings={"norm_after": True, "query_key_norm": True},
     ),
+    "deepseek_v2": _DEEPSEEK_V2,
+    "deepseek_v3": _DEEPSEEK_V3,
+    "kimi_k2": _DEEPSEEK_V3,
     "olmo2": _OLMO2,
     "olmo3": dataclasses.replace(
         _OLMO2,

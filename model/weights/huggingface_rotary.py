@@ -25,6 +25,9 @@ def rotary(fields: Fields, family: Family, head_size: int, longest: int) -> dict
       head_size: h.
       longest: `max_position_embeddings`.
 
+    Returns:
+      The fields, and `scores`, which multiplies the scores of latent attention.
+
     Raises:
       WeightsError: a field that is missing, contradicts another or is not supported.
     """
@@ -51,6 +54,7 @@ def rotary(fields: Fields, family: Family, head_size: int, longest: int) -> dict
         "rotary_size": None if size == head_size else size,
         "rotary_factors": scaled.factors,
         "rotary_scale": scaled.scale,
+        "scores": scaled.scores,
         "rotary_limit": scaled.limit,
         "long_rotary_factors": scaled.long_factors,
         "max_context": scaled.reach or longest,

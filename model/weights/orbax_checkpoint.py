@@ -378,8 +378,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _config(values: dict[str, Any]) -> ModelConfig:
-    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     try:
-        return ModelConfig(**values | lists)
+        return ModelConfig.from_record(values)
     except TypeError as error:  # another version's ModelConfig had other fields
         raise WeightsError(f"configuration is not readable ({error}); {_AGAIN}") from None

@@ -192,8 +192,7 @@ def to_json(program: PassProgram) -> dict:
 
 def from_json(values: dict) -> PassProgram:
     """What `to_json` wrote."""
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in values["config"].items()}
-    config = ModelConfig(**config)
+    config = ModelConfig.from_record(values["config"])
     dtype, weights, cache, rounded, kernels = values["dtypes"]
     return PassProgram(
         config=config,

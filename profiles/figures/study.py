@@ -42,7 +42,7 @@ MODELS = (
     "qwen3-30b-a3b",
     "qwen3-235b-a22b",
     "gpt-oss-120b",
-    "deepseek-v3",
+    "deepseek-v3-even",
 )
 """Dense and sparse models whose critical batches are drawn beside that of the study's model."""
 PAPER = (

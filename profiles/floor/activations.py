@@ -6,6 +6,8 @@ keys alone: kernels on the chip, and loops of XLA in memory, a few megabytes tha
 Compilers fuse some of it away and hold some of it twice.
 """
 
+import functools
+
 import numpy as np
 
 from decode.chunks import CHUNK
@@ -57,6 +59,14 @@ def activation_bytes(
 
 def _attention(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:
     """Bytes of one token's queries, key and value, and its sums of values."""
+    if sizes := config.latent:  # keys and values of a prompt's tokens are expanded to all heads
+        share = attention_share(placement, of_cache=False)
+        numbers = config.query_heads * (2 * config.head_size + sizes.value)
+        return (
+            config.query_heads * sizes.value * FLOAT32 * share
+            + (numbers * share + sizes.cached * placement.share(("attention", "BK")))
+            * dtypes.dtype.itemsize
+        )
     width = config.head_size
     queries = config.query_heads * width * attention_share(placement, of_cache=False)
     both = 2 * config.kv_heads * width * placement.share(("attention", "BK"))
@@ -71,7 +81,11 @@ def _feed_forward(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> 
     batch = "activations", "B"
     hidden = config.experts_per_token * 3 * config.d_ff
     inside = hidden * placement.share(batch, ("use", "EF"))
-    return (inside + config.d_model * placement.share(batch)) * FLOAT32
+    experts = (inside + config.d_model * placement.share(batch)) * FLOAT32
+    beside = (("f", config.dense_d_ff), ("s", config.shared_d_ff))
+    plain = (3 * width * dtypes.dtype.itemsize * placement.share(("activations", "B" + letter))
+             for letter, width in beside if width)  # fmt: skip
+    return functools.reduce(np.maximum, plain, experts)
 
 
 def _logits_share(placement: Placement) -> float:

@@ -68,9 +68,11 @@ def block_of_weight(path: Path, config: ModelConfig) -> str:
         return EMBEDDING
     if parts[0] != "layers" or "norm" in parts[2]:
         return NORMS
+    if parts[2] == "shared":
+        return MLP
     if parts[2] == "mlp":
-        return EXPERTS if config.experts else MLP
-    return OUTPUT if parts[3].startswith("output") else QUERY_KEY_VALUE
+        return EXPERTS if config.has_experts(int(parts[1])) else MLP
+    return OUTPUT if parts[3].startswith(("output", "value")) else QUERY_KEY_VALUE
 
 
 def block_counts(

@@ -28,6 +28,8 @@ from sharding.placement import Placement
 from sharding.quantization import bits_of, stored_bytes
 
 LOOKED_UP: Path = ("embedding", "weight")
+BY_HEADS = ("KGuc", "KGvc")
+"""Letters of weights that meet one head each, in latent attention: cut as the queries are."""
 
 
 class Declared(NamedTuple):
@@ -50,19 +52,17 @@ class Declared(NamedTuple):
 def declared(config: ModelConfig, dtypes: Dtypes) -> list[Declared]:
     """Every parameter of the model; many layouts are counted for one model.
 
-    Layers differ in their windows alone, which no parameter depends on: one is declared for all.
+    A layer of each kind is declared for all of its kind.
     """
-    model = Transformer(_one_layer(config), dtypes)
-    quantized = matrices(model)
-    return [
-        Declared(
-            path,
-            param,
-            stated=quantized.get(path[:-1], param),
-            times=config.layers if path[0] == "layers" else 1,
-        )
-        for path, param in declarations(model).items()
-    ]
+    model = Transformer(config.one_of_each(), dtypes)
+    quantized, found = matrices(model), []
+    for path, param in declarations(model).items():
+        stated, times = quantized.get(path[:-1], param), 1
+        if path[0] == "layers":
+            first, times = config.kinds[path[1]]
+            path = (path[0], first, *path[2:])
+        found.append(Declared(path, param, stated, times))
+    return found
 
 
 class _Alike(NamedTuple):
@@ -156,6 +156,15 @@ class PassCounter:
             self._experts += size
         else:
             self._dense_weights += size
+        if alike.axes in BY_HEADS:
+            # Cut as the queries are, by as many mesh axes or more than those that divide the array.
+            worked = share(("activations", "BTKG_"))
+            self._dense_weights += alike.size * np.minimum(
+                share(("activations", "KG")) - stored, 0.0
+            )
+            self._work += alike.multiplied * worked
+            self._gathered += alike.size * np.maximum(share(("activations", "KG")) - stored, 0.0)
+            return
         # Each device multiplies its part of a weight in use by its part of the batch. Mesh axes
         # that divide both the experts and the batch count once: a device has so many experts fewer,
         # and answers the tokens of so many devices more.
@@ -214,8 +223,10 @@ class PassCounter:
 
     def attention_flops(self, pass_: Pass) -> float:
         """FLOPs of one sequence's scores and sums of values."""
-        _, _, pairs = _attended(self.config, pass_.context, pass_.tokens)
         share = self._of_prompts if pass_.over_prompts else self._of_cache
+        if self.config.latent:
+            return latent_flops(self.config, pass_.context, pass_.tokens) * share
+        _, _, pairs = _attended(self.config, pass_.context, pass_.tokens)
         return 4 * self.config.query_heads * self.config.head_size * pairs * share
 
     def line(self, context: int, slots: int) -> BatchLine:
@@ -293,6 +304,27 @@ def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int, 
         kept += layers * min(tokens, window)
         pairs += layers * attended_pairs(cached, tokens, window)
     return seen, kept, pairs
+
+
+def latent_flops(config: ModelConfig, cached: int, tokens: int) -> int:
+    """FLOPs of one sequence's latent attention, all layers and devices together, at the least.
+
+    A query meets a latent itself, for 2 H (2 r_kv + r_rope) FLOPs, or the key and value that are
+    made of it, for 2 H (h + v) and once for all queries 2 r_kv H (u + v) more (DeepSeek-V2, section
+    2.1.2). What makes those of new tokens counts among products with weights, in both forms.
+
+    Args:
+      config: the model.
+      cached: tokens before the new ones.
+      tokens: new tokens; each also attends to itself.
+    """
+    sizes, heads = config.latent, config.query_heads
+    absorbed = 2 * heads * (sizes.rank + sizes.cached)
+    direct = 2 * heads * (config.head_size + sizes.value)
+    expansion = 2 * sizes.rank * heads * (sizes.content + sizes.value)
+    before = min(tokens * absorbed, tokens * direct + expansion)
+    among = absorbed if tokens == 1 else min(absorbed, direct)
+    return config.layers * (cached * before + among * tokens * (tokens + 1) // 2)
 
 
 def kv_token_bytes(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:

@@ -9,16 +9,15 @@ compiled program really holds is counted by `profiles.hlo.census`; the two must 
 import math
 
 import jax
-import jax.numpy as jnp
 
-from model.attention import beside_cache
 from model.config import ModelConfig
 from model.dispatch import expert_axes, sums
 from model.dtypes import Dtypes
+from profiles.floor.attention_communication import grouped_attention, latent_attention
 from profiles.floor.collective import Collective, changes
 from profiles.floor.element_types import bits, element_of
 from profiles.floor.shapes import FLOAT32, Matmul, Shapes
-from sharding.axes import MESH_AXES, UNDIVIDED
+from sharding.axes import MESH_AXES
 from sharding.collectives import Division, look_up_steps
 from sharding.layout import Axes
 from sharding.placement import Placement, division, entry, entry_axes, shards, used_axes
@@ -61,8 +60,9 @@ def expected_collectives(
     """
     step = ForwardPass(config, placement, dtypes, batch, tokens, continues, grouped)
     step.look_up()
-    step.times = config.layers
-    step.layer()
+    for first, count in config.kinds:
+        step.times = count
+        step.layer(first)
     step.times = 1
     step.unembed()
     if sampled:
@@ -109,19 +109,27 @@ class ForwardPass(Shapes):
         result = jax.P(steps.result[0], None, steps.result[1])
         self.reshard(self.plain("BTD"), result, target, "embedding")
 
-    def layer(self) -> None:
-        """One block."""
+    def layer(self, number: int) -> None:
+        """One block, by the number of its layer."""
         placement, config = self.placement, self.config
         residual, contracted = placement.activations("BTR"), placement.contracted("BTD")
         if config.norm_before:
             self.norm("layer/norm")
-        self.attention(residual, contracted)
+        if config.latent:
+            latent_attention(self, residual)
+        else:
+            grouped_attention(self, residual, contracted)
         if config.norm_after:
             self.norm("layer/norm")
         if config.norm_before and not config.parallel_block:
             self.norm("layer/norm")
         given = contracted if config.parallel_block else residual
-        self.experts(given, contracted) if config.experts else self.mlp(given, contracted)
+        if config.has_experts(number):
+            self.experts(given, contracted)
+            if config.shared_d_ff:
+                self.mlp(given, contracted, "s")
+        else:
+            self.mlp(given, contracted, "f" if config.experts else "F")
         if config.norm_after:
             self.norm("layer/norm")
 
@@ -133,61 +141,17 @@ class ForwardPass(Shapes):
             size = self.size("BT", division(spec)[:2])
             self.note("all-reduce", entry_axes(spec[2]), size, block, element=FLOAT32)
 
-    def norm_over_heads(self, spec: jax.P, block: str) -> None:
-        """A mean over all heads of queries, or of keys, divided as `spec` says."""
-        batch, tokens, *heads = division(spec)
-        if axes := sum(heads, ()):
-            self.note("all-reduce", axes, self.size("BT", (batch, tokens)), block, element=FLOAT32)
-
-    def attention(self, given: jax.P, contracted: jax.P) -> None:
-        """Projections, attention over the cache or the prompt, and the projection back."""
-        placement, block = self.placement, "layer/query_key_value"
-        for letters in ("KGh", "KCh"):
-            result = placement.activations("BT" + letters)
-            self.product(Matmul(letters + "D", 3, given, contracted, result, block))
-            given = contracted
-            if self.config.attention_bias:
-                bias = placement.activations(letters)
-                self.reshard(self.plain(letters), placement.weights(letters), bias, block, True)
-            attended = placement.attention("BT" + letters.replace("h", UNDIVIDED))
-            self.reshard(self.array("BT" + letters), result, attended, block)
-        if self.config.norm_over_heads:
-            for letters in ("BTKG_", "BTK_"):
-                self.norm_over_heads(placement.attention(letters), block)
-        new, cache = placement.attention("BTK_"), placement.cache("BTK_")
-        for _ in range(2):
-            self.reshard(self.array("BTKh"), new, cache, "layer")
-        heads = placement.attention("BTKG_")
-        if self.attends_to_cache:
-            self.softmax(heads)
-        made, block = placement.activations("BTKGh"), "layer/attention_output"
-        self.reshard(self.array("BTKGh"), heads, made, block)
-        contracted, result = placement.contracted("BTKGh"), placement.activations("BTR")
-        self.product(Matmul("DKGh", 1, made, contracted, result, block))
-
-    def softmax(self, heads: jax.P) -> None:
-        """Queries, divided as `heads` says, to the cache, its divided slots' softmax, and back."""
-        placement, block = self.placement, "layer/attention"
-        there = beside_cache(heads, placement)
-        self.reshard(self.array("BTKGh"), heads, there, block)
-        parts, slots = division(there), used_axes(placement.cache("S"))
-        if slots:
-            one = self.size("BTKG", parts[:4])  # a number for each query
-            for size in (one, one * (self.sizes["h"] + 1)):
-                self.note("all-reduce", slots, size, block, True, FLOAT32)
-        shape = (*self.shape("BTKG"), self.sizes["h"] + 2)
-        self.reshard(jax.ShapeDtypeStruct(shape, jnp.float32), there, heads, block)
-
-    def mlp(self, given: jax.P, contracted: jax.P) -> None:
-        """Gate and up, and down."""
+    def mlp(self, given: jax.P, contracted: jax.P, width: str = "F") -> None:
+        """Gate and up, and down; `width` is the letter of the hidden width."""
         placement, block = self.placement, "layer/mlp"
-        both = placement.activations("BTCF")
-        self.product(Matmul("CFD", 2, given, contracted, both, block))
+        both = placement.activations("BTC" + width)
+        self.product(Matmul(f"C{width}D", 2, given, contracted, both, block))
         if self.config.mlp_bias:
             stored, used = placement.weights("CF"), placement.activations("CF")
             self.reshard(self.plain("CF"), stored, used, block, True)
-        hidden, contracted = placement.activations("BTF"), placement.contracted("BTF")
-        self.product(Matmul("DF", 1, hidden, contracted, placement.activations("BTR"), block))
+        hidden, contracted = placement.activations("BT" + width), placement.contracted("BT" + width)
+        residual = placement.activations("BTR")
+        self.product(Matmul("D" + width, 1, hidden, contracted, residual, block))
 
     def experts(self, given: jax.P, contracted: jax.P) -> None:
         """Router, tokens to their experts, the experts, and answers back."""
@@ -247,7 +211,7 @@ class ForwardPass(Shapes):
         """
         experts, batch = self.config.experts, division(self.placement.activations("BT"))[0]
         if experts and batch:
-            size = self.config.layers * experts
+            size = (self.config.layers - self.config.dense_layers) * experts
             self.note("all-reduce", batch, size, "experts_touched", element="s32")
         batch, _, vocabulary = division(self.logits)
         if batch + vocabulary:

@@ -33,8 +33,9 @@ def replication_cost(config: ModelConfig, placement: Placement, dtypes: Dtypes) 
     if rest := placement.unused_axes("cache", CACHE_AXES):
         copies = shards(rest, placement.mesh)
         extra = byte_size(kv_token_bytes(config, placement, dtypes) * (1 - 1 / copies))
+        what = "one latent for all heads does" if config.latent else "KV heads do"
         lines.append(
-            f"{config.kv_heads} KV heads do not divide over "
+            f"{'' if config.latent else f'{config.kv_heads} '}{what} not divide over "
             f"{' '.join(f'{axis}={placement.mesh[axis]}' for axis in rest)}, so the KV cache is "
             f"copied {copies} times: each device reads {extra} per cached token and step more "
             "than its share"

@@ -28,14 +28,16 @@ from sharding.mesh import MeshShape
 from sharding.placement import Placement, division, shards
 
 _ARRAYS = (
-    (("weights",), "weights", "VD KGhD KhD FD KGh Kh eD EFD"),
-    (("use",), "use", "VD KGhD KhD FD KGh Kh eD EFD"),
-    (("activations",), "activations", "BR BF BKGh BKh V"),
+    (("weights",), "weights", "VD KGhD KhD FD KGh Kh eD EFD fD sD KGhq KGv"),
+    (("use",), "use", "VD KGhD KhD FD KGh Kh eD EFD fD sD KGhq KGv"),
+    (("activations",), "activations", "BR BF BKGh BKh V Bf Bs BKGv"),
     (("attention",), "attention", "BKG BK"),
     (("cache",), "cache", "BKS"),
     (("weights", "activations"), "beside_stored", "BD"),
 )
 """Arrays whose shardings are all that a pass asks a placement for, behind the tables that say."""
+_OF_SOME = frozenset("Eefsqv")
+"""Letters of arrays that not all models have."""
 BIT = {axis: 1 << place for place, axis in enumerate(MESH_AXES)}
 """Sets of mesh axes as numbers: a bit for each axis."""
 
@@ -265,7 +267,7 @@ class Rows:
                 self._divided[key] = [
                     axes
                     for letters in arrays.split()
-                    if "E" in placement.sizes or not set(letters) & {"E", "e"}
+                    if placement.sizes.keys() >= _OF_SOME & set(letters)
                     for axes in division(getattr(placement, kind)(letters))
                 ]
             found += self._divided[key]

@@ -110,7 +110,9 @@ def check_programs(engine: Engine, batch: int) -> None:
                   ("weight_stationary_2d", "heads", "norms_over_heads_and_biases", "2x2x2"),
                   ("weight_gathered_x", "sequence", "multi_head_parallel", "2x2x2"),
                   ("weight_gathered_xyz", "heads", "experts_multi_query", "8x1x1"),
-                  ("data_parallel_x_2d", "heads", "multi_query_parallel", "1x2x4"))],
+                  ("data_parallel_x_2d", "heads", "multi_query_parallel", "1x2x4"),
+                  ("weight_stationary_2d", "sequence", "latent_experts", "2x2x2"),
+                  ("weight_gathered_x", "batch", "latent", "2x2x2"))],
 )  # fmt: skip
 def test_a_layout_gives_the_logits_of_one_device(layout, attention, family, mesh):
     check(family, attend_by(LAYOUTS[layout], attention), mesh)

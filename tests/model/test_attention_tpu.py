@@ -63,6 +63,24 @@ def test_a_decode_step_sees_each_sequence_as_far_as_it_is_filled(case):
     check(1, first_query=[n - 1 for n in case["filled"]], **case)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", [jnp.float32, jnp.int8])
+def test_keys_that_are_also_values_are_given_once(stored):
+    """As latent attention has them, of a width that is no whole number of registers."""
+    random, width = np.random.default_rng(0), 72
+    q = jnp.asarray(random.normal(size=(2, 1, 1, 4, width)), jnp.float32)
+    latents = jnp.asarray(random.normal(size=(2, 1, 300, width)) * 40, stored)
+    scales = None
+    if stored == jnp.int8:
+        scales = jnp.asarray(random.uniform(0.01, 0.05, (1, 2, 300)), jnp.float32)
+    spans = Spans(*(jnp.asarray(each, jnp.int32) for each in ([290, 6], [0, 0], [291, 7])))
+    how = {"ring": None, "window": None, "scale": 0.02, "softcap": None, "interpret": True}
+    once = attend_part(q, latents, None, scales, None, spans, **how)
+    twice = attend_part(q, latents, latents, scales, scales, spans, **how)
+    np.testing.assert_allclose(once.mean(), twice.mean(), rtol=1e-6)
+    assert np.abs(once.mean()).max() > 1
+
+
 @pytest.mark.parametrize(
     "case",
     [

@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.cache import CACHE_AXES, PADDING, QuantizedKV, round_up_to_tiles
-from model.cache_write import NewTokens, write
+from model.cache import CACHE_AXES, PADDING, QuantizedKV, abstract_cache, round_up_to_tiles
+from model.cache_write import NewTokens, _scatter, _write_columns, write
 from model.catalog import find_model
 from model.dtypes import FLOAT32, Dtypes
 from sharding.catalog import LAYOUTS, attend_by
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
-from sharding.quantization import QUANTIZATIONS, round_rows
+from sharding.quantization import QUANTIZATIONS, round_rows, stored_bytes
+from tests.engines import config_of
 from tests.scripts.running import USUAL_KERNELS
 
 K, S, h = 2, 8, 4
@@ -155,3 +156,28 @@ def test_slots_on_tpus_are_whole_tiles_and_of_scales_whole_registers():
         128,
         2176,
     ]
+
+
+@pytest.mark.parametrize(("dtypes", "beside"), [("float32", 0), ("int8", 4)])
+def test_latent_attention_caches_a_latent_and_a_rotary_key_and_nothing_else(dtypes, beside):
+    """With a scale of 4 bytes for both where they are in few bits."""
+    config, types = config_of("latent"), DTYPES[dtypes]
+    cache = abstract_cache(config, batch=3, slots=16, dtypes=types)
+    sizes = config.latent
+    assert [keys.shape for keys in cache.keys] == [(3, 1, 16, sizes.rank + sizes.rotary)] * 2
+    assert cache.values == (None, None)
+    held = sum(stored_bytes(leaf) for leaf in jax.tree.leaves(cache))
+    number = 4 if dtypes == "float32" else 1
+    assert held == 2 * 3 * 16 * ((sizes.rank + sizes.rotary) * number + beside)
+
+
+def test_tokens_written_one_sequence_after_another_are_those_that_are_scattered():
+    """As on TPUs where a head is no whole number of registers; some belong in no slot here."""
+    random = np.random.default_rng(0)
+    cache, new = (
+        jnp.asarray(random.normal(size=n), jnp.float32) for n in ((4, K, S, h), (4, 1, K, h))
+    )
+    slots = jnp.array([[3], [S], [-2], [0]], jnp.int32)
+    found = _write_columns(cache, new, slots)
+    np.testing.assert_array_equal(found, _scatter(CACHE_AXES, cache, new, slots))
+    assert (found != cache).any(axis=(1, 2, 3)).tolist() == [True, False, False, True]

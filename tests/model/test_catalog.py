@@ -23,6 +23,7 @@ def test_parameter_counts_equal_the_published_ones(name):
         ("mixtral-8x22b", 39e9, 1e9),
         ("qwen3-30b-a3b", 3.3e9, 0.1e9),  # Yang et al. 2025, table 2
         ("qwen3-235b-a22b", 22e9, 1e9),
+        ("deepseek-v3", 37e9, 1e9),  # DeepSeek-AI 2024 (DeepSeek-V3), abstract
     ],
 )
 def test_a_token_meets_as_many_parameters_of_a_mixture_as_published(name, published, digit):

@@ -13,7 +13,7 @@ CASES = {
     "no_gpu_compiler": ["--model=llama3-8b", "--topology=h100:8"],
     "mesh": ["--topology=tpu7x:2x2x1", "--mesh=2x2"],
     "layout": ["--layout=diagonal"],
-    "sized": ["--model=deepseek-v3"],
+    "sized": ["--model=deepseek-v3-even"],
     "short": ["--phase=prefill", "--context=1"],
     "long": ["--context=8192"],
     "chunk": ["--phase=prefill", "--chunk=100"],
@@ -83,7 +83,7 @@ def test_of_a_long_prompt_the_last_whole_chunk_is_compiled(ended):
         ("two_domains", "topology is h100:16, more GPUs than the 8 of one NVLink domain"),
         ("mesh", "mesh is 1x2x2, of 4 devices, but tpu7x:2x2x1 has 8, two to a chip; use"),
         ("layout", "layout is 'diagonal'; use"),
-        ("sized", "model is deepseek-v3, which is known by its sizes alone; use"),
+        ("sized", "model is deepseek-v3-even, which is known by its sizes alone; use"),
         ("short", "--context is 1 with --phase=prefill; use"),
         (
             "long",

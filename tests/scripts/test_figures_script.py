@@ -10,9 +10,9 @@ CASES = {
     "all": [*SMALL, "--context=512,0", "--json=-"],
     "two": [*SMALL, "--figures=latency,engines,cost", "--batch=1,8,64", "--json=two.json",
             "--price_per_chip_hour=3"],
-    "sized": ["--model=deepseek-v3", "--topology=h200:8", "--weight_dtype=fp8", "--batch=64",
+    "sized": ["--model=deepseek-v3-even", "--topology=h200:8", "--weight_dtype=fp8", "--batch=64",
               "--figures=sparsity,communication", "--context=0"],
-    "systems": ["--model=deepseek-v3", "--topology=gb200:72", "--weight_dtype=fp8", "--json=-",
+    "systems": ["--model=deepseek-v3-even", "--topology=gb200:72", "--weight_dtype=fp8", "--json=-",
                 "--batch=64", "--figures=pipeline,racks,training,mfu", "--chips_batch=144"],
     "no systems": ["--model=llama3-8b", "--topology=l4:1", "--batch=1",
                    "--figures=pipeline,racks"],
@@ -39,8 +39,8 @@ REFUSALS = {
     ),
     "experts": ([*SMALL, "--expert_parallel"], "--expert_parallel is true, but llama3-8b has no"),
     "sizes": (
-        ["--model=deepseek-v3", "--topology=h200:8", "--attention=batch"],
-        "--attention is batch, but deepseek-v3 is known by its sizes alone",
+        ["--model=deepseek-v3-even", "--topology=h200:8", "--attention=batch"],
+        "--attention is batch, but deepseek-v3-even is known by its sizes alone",
     ),
     "price": (["--price_per_chip_hour=-1"], "--price_per_chip_hour is -1.0; use USD"),
     "prompts": (["--prefill_layout=auto"], "--prefill_layout is auto, but the curves are of"),
@@ -120,7 +120,9 @@ def test_figures_batches_and_the_price_are_those_asked_for(ended, folder):
 def test_what_cannot_be_drawn_of_a_model_known_by_its_sizes_is_skipped_with_a_reason(ended, folder):
     assert ended["sized"].code == 0
     assert written(folder, "sized") == {"sparsity.png"}
-    assert "skipped out/sized/communication.png: deepseek-v3 is known by" in ended["sized"].stderr
+    assert (
+        "skipped out/sized/communication.png: deepseek-v3-even is known by" in ended["sized"].stderr
+    )
 
 
 def test_published_services_are_drawn_without_a_model(ended, folder):

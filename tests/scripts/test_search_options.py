@@ -32,7 +32,10 @@ CASES = {
         ["--topology=v5e:2x4", "--phase=prefill", "--context=1"],
         "--context is 1 with --phase=prefill; use 2 tokens or more",
     ),
-    "sized": (["--topology=v5e:2x4", "--model=deepseek-v3"], "model is deepseek-v3, which is kno"),
+    "sized": (
+        ["--topology=v5e:2x4", "--model=deepseek-v3-even"],
+        "model is deepseek-v3-even, which is kno",
+    ),
     "no_compiler": (["--topology=v5e:2x4"], "libtpu is not installed"),
     "no_gpu_compiler": (["--topology=h100:8"], "jax-cuda13-plugin is not installed"),
 }

@@ -82,7 +82,7 @@ def test_mfu_halves_at_twice_the_balanced_context_without_arithmetic_of_attentio
 
 def test_mfu_never_halves_where_attention_does_more_than_half_the_arithmetic_there_is_time_for():
     """A latent of 576 bfloat16 numbers meets 128 heads: 2 x 128 x 1088 FLOPs for 1,152 bytes."""
-    latent = estimator(sized_models()["deepseek-v3"])
+    latent = estimator(sized_models()["deepseek-v3-even"])
     assert balance.balanced_context(latent, 2.0) is None
     found = balance.least_mfu(latent)
     assert found == pytest.approx(2 * 128 * 1088 / 9e14 * 3e12 / 1152, rel=1e-6)  # 0.806
@@ -210,7 +210,7 @@ def test_a_price_step_at_a_context_implies_the_size_of_a_cached_token():
 
 
 def test_sized_models_are_the_sums_of_their_configurations():
-    found = sized_models()["deepseek-v3"]
+    found = sized_models()["deepseek-v3-even"]
     d, layers = 7168, 61
     attention = d * 1536 + 1536 * 128 * 192 + d * 576 + 512 * 128 * 256 + 128 * 128 * d
     expert, dense, table = 3 * d * 2048, 3 * d * 18_432, 129_280 * d
@@ -223,7 +223,7 @@ def test_sized_models_are_the_sums_of_their_configurations():
 
 
 def test_a_sized_model_reads_its_latents_once_and_the_experts_that_tokens_choose():
-    one = estimator(sized_models()["deepseek-v3"], "h100:8")
+    one = estimator(sized_models()["deepseek-v3-even"], "h100:8")
     few, many = one.decode(1, 1000), one.decode(4096, 1000)
     assert few.counts.kv_read == pytest.approx(1000 * 35_136 * 2 / 8)
     chosen = 2 * 653_908_770_816 * 8 / 256 / 8
@@ -238,7 +238,7 @@ def test_a_prompt_of_a_sized_model_does_the_least_arithmetic_there_is():
 
     Tokens are cached once, and no row of the embedding is read twice.
     """
-    model = sized_models()["deepseek-v3"]
+    model = sized_models()["deepseek-v3-even"]
     one = estimator(model, "h100:8")
     pairs = model.prompt_flops * 4096 * 4097 / 2
     table = 129_280 * 7168

@@ -123,7 +123,7 @@ def test_models_by_their_sizes_have_windows_and_latents():
     assert found.floor.kv_cache == pytest.approx(cache / 4 / H100[0], rel=1e-9)
     assert found.steps.seconds < found.expected_beside_s < found.expected_between_s
 
-    found = estimate("deepseek-v3", "h200:8", FP8, service=Service(C, P, G), experts="least")
+    found = estimate("deepseek-v3-even", "h200:8", FP8, service=Service(C, P, G), experts="least")
     latent = 61 * (512 + 64) * (1 + 4 / 128)
     assert found.counts.kv_read * 8 == pytest.approx(C * (P + (G - 1) / 2) * latent)
     absorbed, direct = 2 * 128 * (2 * 512 + 64), 2 * 128 * (192 + 128)
@@ -317,7 +317,7 @@ class Queue:
 @pytest.mark.parametrize(
     "model, topology",
     [("llama3.1-8b", "h100:1"), ("llama3-70b", "v5e:4x4"), ("gemma3-4b", "h100:1"),
-     ("qwen3-30b-a3b", "h100:1"), ("deepseek-v3", "h200:8")],
+     ("qwen3-30b-a3b", "h100:1"), ("deepseek-v3-even", "h200:8")],
 )  # fmt: skip
 def test_a_queue_run_step_by_step_takes_what_the_equation_says(model, topology):
     C, P, G = 64, 1024, 1024

@@ -62,7 +62,7 @@ def test_the_most_compact_of_equally_many_chips_comes_first():
         ("llama3-70b", "h100", BFLOAT16, "h100:2"),
         ("llama3-8b", "h100", BFLOAT16, "h100:1"),
         ("mixtral-8x7b", "tpu7x", BFLOAT16, "tpu7x:1x1x1"),
-        ("deepseek-v3", "v6e", Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"]), "v6e:4x8"),
+        ("deepseek-v3-even", "v6e", Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"]), "v6e:4x8"),
     ],
 )
 def test_the_least_slice_holds_a_model_and_the_next_smaller_none(model, chip, dtypes, smallest):

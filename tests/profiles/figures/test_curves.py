@@ -166,7 +166,7 @@ def test_the_rule_for_critical_batches_is_peak_over_bandwidth_in_bfloat16(four):
     assert dense_batch(halved) == pytest.approx(dense_batch(four) / 2, rel=1e-3)
 
 
-@pytest.mark.parametrize("model", ["llama3-70b", "mixtral-8x7b", "deepseek-v3"])
+@pytest.mark.parametrize("model", ["llama3-70b", "mixtral-8x7b", "deepseek-v3-even"])
 def test_critical_batches_lie_near_the_line(model):
     found = estimator(model, "h100:8")
     assert sparsity(found) == pytest.approx({"l": 1.0, "m": 3.63, "d": 18.3}[model[0]], rel=0.01)

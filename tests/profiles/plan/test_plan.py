@@ -144,7 +144,7 @@ def test_steps_of_a_service_that_a_plan_compares_are_those_of_estimates(schedule
         for gathers in (False, True)
     ] + [schedule_by(find_layout("data_parallel_x_1d"), schedule)]
     for model, slice in (("qwen3-30b-a3b", "v6e:2x4"), ("gemma3-4b", "mi300x:4"),
-                         ("deepseek-v3", "h200:8")):  # fmt: skip
+                         ("deepseek-v3-even", "h200:8")):  # fmt: skip
         layouts = (None,) if model in sized_models() else tuple(wanted)
         size = {"slots": 1800, "prompt": 1500, "service": SERVICE, "layouts": layouts}
         for cell in _space(model, {slice: 1.0}, **size).cells:
@@ -336,7 +336,7 @@ def test_each_way_of_a_plan_says_whose_price_it_is_at():
 
 def test_a_model_by_its_sizes_has_a_plan():
     space = _space(
-        "deepseek-v3", {"h200:8": 10.6, "v5p:4x4x4": 4.2}, dtype_sets=BOTH[1:], layouts=()
+        "deepseek-v3-even", {"h200:8": 10.6, "v5p:4x4x4": 4.2}, dtype_sets=BOTH[1:], layouts=()
     )
     found = plan(space, Targets(step_s=0.05))
     assert all(point.step_s <= 0.05 for point in found.front)

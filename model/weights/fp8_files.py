@@ -1,0 +1,146 @@
+"""Tensors in fp8 with scales beside them, read as the numbers that they stand for.
+
+DeepSeek-V3's files have a float32 scale for each block of 128 x 128 numbers of a matrix, in a
+tensor called as the matrix with `_scale_inv` behind it, to multiply with (README_WEIGHTS.md of
+https://huggingface.co/deepseek-ai/DeepSeek-V3). Others have one scale for a whole tensor, `_scale`.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from model.weights import WeightsError
+from model.weights.safetensors_files import SafetensorsFiles, StoredTensor
+
+METHOD = "fp8"
+_FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+_OF_BLOCKS, _OF_TENSOR = "_scale_inv", "_scale"
+
+
+def is_read(quantization: Any) -> bool:
+    """Whether a `quantization_config` says fp8 in a form that this module reads.
+
+    Its activations are rounded to fp8 too where it was made for; here they are not.
+    """
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != METHOD:
+        return False
+    block = quantization.get("weight_block_size")
+    sizes = block if isinstance(block, list) and len(block) == 2 else [0]
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)
+    return (whole or block is None) and quantization.get("fmt", "e4m3") == "e4m3"
+
+
+def block_of(config: Path) -> tuple[int, int] | None:
+    """Rows and columns that share a scale, from a `config.json` that is known to be right."""
+    values = json.loads(config.read_text("utf-8"))
+    block = (values.get("quantization_config") or {}).get("weight_block_size")
+    return tuple(block) if block else None
+
+
+class Fp8Files:
+    """Files some of whose tensors are fp8 with scales: these are seen as float32, without scales.
+
+    Args:
+      files: all tensors as stored.
+      block: rows and columns that share a scale; None where all of a tensor or of a row do.
+
+    Attributes:
+      tensors: name to tensor, without scales; fp8 ones with scales have the dtype float32.
+      beside: names of the other files.
+
+    Raises:
+      WeightsError: scales whose number does not fit their matrix.
+    """
+
+    def __init__(self, files: SafetensorsFiles, block: tuple[int, int] | None):
+        self._files, self.beside = files, files.beside
+        self._blocks: dict[str, tuple[str, tuple[int, int]]] = {}
+        stored = files.tensors
+        for name, tensor in stored.items():
+            if tensor.dtype == _FP8 and (scale := _scale_of(name, stored)):
+                self._blocks[name] = scale, _block(name, tensor.shape, stored[scale].shape, block)
+        scales = {scale for scale, _ in self._blocks.values()}
+        inputs = {n for n in stored if n.endswith(".input_scale")}  # of activations, left as are
+        self.tensors: Mapping[str, StoredTensor] = {
+            name: dataclasses.replace(tensor, dtype=np.dtype(np.float32))
+            if name in self._blocks
+            else tensor
+            for name, tensor in stored.items()
+            if name not in scales and name not in inputs
+        }
+
+    def read(
+        self,
+        name: str,
+        shape: tuple[int, ...] | None = None,
+        index: tuple[slice, ...] | None = None,
+        first: int | None = None,
+    ) -> np.ndarray:
+        """A tensor or part of it, as `SafetensorsFiles.read`, times its scales."""
+        values = self._files.read(name, shape, index, first)
+        if name not in self._blocks:
+            return values
+        rows, columns = self._files.tensors[name].shape
+        shape = shape or (rows, columns)
+        index = index or (slice(None),) * len(shape)
+        places = [np.arange(size)[part] for size, part in zip(shape, index, strict=True)]
+        split = _outputs(shape, columns)
+        scale, block = self._blocks[name]
+        row = _flat(shape[:split], places[:split]) + (first or 0) // columns
+        column = _flat(shape[split:], places[split:])
+        at = np.ix_(row // block[0], column // block[1])
+        scales = self._files.read(scale).astype(np.float32).reshape(-1, -(-columns // block[1]))
+        scaled = values.astype(np.float32).reshape(len(row), len(column))
+        scaled *= scales[at]
+        return scaled.reshape(values.shape)
+
+
+def open_files(folder: Path) -> SafetensorsFiles | Fp8Files:
+    """A directory's tensors, those in fp8 as the numbers that they stand for if it has any."""
+    files = SafetensorsFiles(folder)
+    some = any(t.dtype == _FP8 and _scale_of(n, files.tensors) for n, t in files.tensors.items())
+    return Fp8Files(files, block_of(folder / "config.json")) if some else files
+
+
+def _scale_of(name: str, tensors: Mapping[str, StoredTensor]) -> str | None:
+    return next((name + end for end in (_OF_BLOCKS, _OF_TENSOR) if name + end in tensors), None)
+
+
+def _block(
+    name: str, shape: tuple[int, ...], scales: tuple[int, ...], block: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Rows and columns that share a scale, given those of the whole model's blocks."""
+    if len(shape) != 2:
+        raise WeightsError(f"tensor {name} in fp8 has shape {shape}; only matrices are read")
+    if math.prod(scales) == 1:
+        return shape
+    block = block or (1, shape[1])
+    fitting = tuple(-(-size // each) for size, each in zip(shape, block, strict=True))
+    if scales != fitting:
+        raise WeightsError(
+            f"scales of tensor {name} have shape {scales}, not {fitting} as blocks of {block} of "
+            f"its {shape} have; fetch the model again"
+        )
+    return block
+
+
+def _outputs(shape: tuple[int, ...], columns: int) -> int:
+    """How many of the first dimensions make rows; the others make the stored columns."""
+    for split in range(len(shape) + 1):
+        if math.prod(shape[split:]) == columns:
+            return split
+    raise WeightsError(f"a matrix of {columns} columns is not to be viewed as {shape}")
+
+
+def _flat(shape: tuple[int, ...], places: list[np.ndarray]) -> np.ndarray:
+    """Positions in the flat order of some dimensions of all combinations of places in each."""
+    found = np.zeros(1, np.int64)
+    for size, each in zip(shape, places, strict=True):
+        found = (found[:, None] * size + each).ravel()
+    return found
