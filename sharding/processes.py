@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from typing import IO, NoReturn, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
 from sharding.error_types import FloorlineError, UsageError
 
@@ -28,7 +28,7 @@ PEER_TIMEOUT = 60
 EXIT_SECONDS = 5.0  # for the other processes of a run that failed to fail alike
 _WITH_ADDRESS = ("slurm", "ompi")  # clusters whose variables say where process 0 is
 _DETECTED = (*_WITH_ADDRESS, "gketpu", "gcetpu")
-_LONG_MS = 7 * 24 * 3600 * 1000  # a peer that is gone ends this process before that
+LONG_MS = 7 * 24 * 3600 * 1000  # a peer that is gone ends this process before that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,19 +192,29 @@ def from_first_process(work: Callable[[], Answer]) -> Answer:
     """
     if count() == 1:
         return work()
-    from jax._src import distributed  # has no public name
-
-    client, key = distributed.global_state.client, f"floorline/{next(_numbers)}"
+    key = fresh_name()
     if is_first():
         try:
             outcome = {"answer": work()}
         except FloorlineError as error:
             outcome = {"error": str(error), "usage": isinstance(error, UsageError)}
-        client.key_value_set(key, json.dumps(outcome))
-    outcome = json.loads(client.blocking_key_value_get(key, _LONG_MS))
+        client().key_value_set(key, json.dumps(outcome))
+    outcome = json.loads(client().blocking_key_value_get(key, LONG_MS))
     if "error" in outcome:
         raise (UsageError if outcome["usage"] else FloorlineError)(outcome["error"])
     return outcome["answer"]
+
+
+def client() -> Any:
+    """This process's client of JAX's coordination service; there is one where there are several."""
+    from jax._src import distributed  # has no public name
+
+    return distributed.global_state.client
+
+
+def fresh_name() -> str:
+    """A name for something in that service, the same in all processes, which ask as often."""
+    return f"floorline/{next(_numbers)}"
 
 
 def wait_for_all() -> None:

@@ -166,15 +166,20 @@ def _asked(
     )
 
 
+def unknown_model(name: str, served: Served) -> ApiError:
+    """What a client is told that names another model."""
+    return ApiError(
+        f"model is {shown(name)}, which is not served; use {served.name!r}",
+        param="model",
+        code="model_not_found",
+        status=404,
+    )
+
+
 def _check_model(fields: Fields, served: Served) -> None:
     name = fields.text("model", served.name)
     if name != served.name:
-        raise ApiError(
-            f"model is {shown(name)}, which is not served; use {served.name!r}",
-            param="model",
-            code="model_not_found",
-            status=404,
-        )
+        raise unknown_model(name, served)
 
 
 def _prompts(given: Any, served: Served) -> list[list[int]]:

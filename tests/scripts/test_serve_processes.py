@@ -1,0 +1,71 @@
+"""The server in two processes on this machine: process 0 answers, and both end together."""
+
+import http.client
+import json
+import re
+import signal
+import time
+
+import pytest
+
+from tests.scripts.running import ends, run_many, started
+from tests.scripts.test_many_processes import GONE, PATIENT, SLACK, TINY
+from tests.scripts.test_serve import metrics, post
+
+pytestmark = pytest.mark.slow
+SERVED = [*TINY, "--devices=2", "--batch=2", "--context=400", "--token_budget=16", "--port=0"]
+PROMPTS = [[1, 2, 3], [9, 8, 7, 6, 5]]
+DRAWN = {"temperature": 1.5, "seed": 3, "max_tokens": 6}
+
+
+def address_of(process) -> str:
+    """Where a server is, when it is ready."""
+    for line in iter(process.stderr.readline, ""):
+        if found := re.match(r"http://(.+)/v1 serves", line):
+            return found[1]
+    raise AssertionError(ends([process]))
+
+
+def until(true) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_two_processes_give_the_tokens_of_one_whoever_goes_away_and_end_when_told_to(tmp_path):
+    prompts = [f"--prompt_tokens={','.join(map(str, prompt))}" for prompt in PROMPTS]
+    drawn = ["--temperature=1.5", "--seed=3", "--max_new_tokens=6"]
+    alone = run_many("generate.py", {"": [*TINY, *prompts, *drawn, "--json=-"]}, folder=tmp_path)
+    tokens = alone[""].document["tokens"]
+    asked = {"prompt": PROMPTS, "return_token_ids": True, **DRAWN}
+    with started("serve.py", *SERVED, folder=tmp_path, ids=range(2), count=2) as these:
+        address = address_of(these[0])
+
+        def answers() -> list[list[int]]:
+            return [choice["token_ids"] for choice in post(address, **asked)[1]["choices"]]
+
+        assert answers() == tokens
+        gone = http.client.HTTPConnection(address, timeout=60)
+        body = json.dumps({"prompt": [1], "max_tokens": 390, "stream": True})
+        gone.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+        gone.getresponse().read(10)
+        gone.sock.close()
+        until(lambda: b"requests_running 0" in metrics(address))
+        assert b'answers_total{reason="cancelled"} 1' in metrics(address)
+        assert answers() == tokens
+        for process in these:
+            process.send_signal(signal.SIGTERM)
+        found = ends(these)
+    assert [(ended.code, ended.stdout, ended.stderr) for ended in found] == [(0, "", "")] * 2
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_other(victim, tmp_path):
+    patient = [*SERVED, f"--peer_timeout={PATIENT}"]
+    with started("serve.py", *patient, folder=tmp_path, ids=range(2), count=2) as these:
+        address_of(these[0])
+        these[victim].kill()
+        (ended,) = ends([these[1 - victim]], timeout=PATIENT + SLACK)
+    assert ended.code == 1
+    assert GONE.search(ended.error)[1] in (str(victim), None)
