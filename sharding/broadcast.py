@@ -6,6 +6,7 @@ message arrives while a step runs, and who waits for one sleeps.
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 from sharding import processes
@@ -64,7 +65,7 @@ class Broadcast:
                 self._call(processes.client().key_value_delete, f"{self._name}/{folder - 1}")
         return f"{self._name}/{folder}/{number}"
 
-    def _call(self, work: Any, key: str) -> Any:
+    def _call(self, work: Callable[[str], Any], key: str) -> Any:
         """Work of the service.
 
         Raises:
@@ -73,11 +74,7 @@ class Broadcast:
         try:
             return work(key)
         except Exception as error:
-            raise FloorlineError(
-                f"message {self._pieces} between {processes.count()} processes is failing "
-                f"({' '.join(str(error).split()):.200}); see what the others said, then start all "
-                "again"
-            ) from error
+            raise FloorlineError(processes.gone(str(error))) from error
 
 
 def _get(key: str) -> str:

@@ -25,6 +25,7 @@ _LONG = 1 << 16
 """Bytes of a body from which on only one at a time is understood, and shorter ones beside it."""
 _STALLS = 10
 """A body may take so many times the seconds that nothing of it may come for."""
+_PATHS = "/v1/completions, /v1/chat/completions, /v1/models, /health or /metrics"
 METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -198,7 +199,8 @@ async def _refused(request: Request, error: ApiError) -> Response:
 
 async def _no_such_path(request: Request, error: HTTPException) -> Response:
     path, method = request.url.path, request.method
-    remedy = "see /v1/models" if error.status_code == 404 else "use another method"
+    allowed = (error.headers or {}).get("Allow", "another method")
+    remedy = f"use {_PATHS}" if error.status_code == 404 else f"use {allowed}"
     told = ApiError(f"path is {path!r:.80} by {method}; {remedy}", status=error.status_code)
     return json_response(told.body, error.status_code, dict(error.headers or {}))
 

@@ -82,13 +82,21 @@ def test_a_message_that_comes_late_is_waited_for_once_more(service, monkeypatch)
     assert found == ["at last"]
 
 
-def test_a_service_that_fails_is_one_line(service, monkeypatch):
-    def fail(key, value):
-        raise RuntimeError("UNAVAILABLE:\n 1 is gone")
+@pytest.mark.parametrize(
+    ("text", "first", "who"),
+    [("(stopped sending heartbeats):\n1 \n", True, "process 1"),
+     ("Socket closed", False, "process 0"),
+     ("UNAVAILABLE", True, "another process")],
+)  # fmt: skip
+def test_where_the_service_fails_a_process_is_gone(service, monkeypatch, text, first, who):
+    def fail(key, *_):
+        raise RuntimeError(text)
 
+    monkeypatch.setattr(processes, "is_first", lambda: first)
     monkeypatch.setattr(service, "key_value_set", fail)
-    with pytest.raises(FloorlineError, match=r"processes is failing \(UNAVAILABLE: 1 is gone\)"):
-        Broadcast().send(1)
+    monkeypatch.setattr(service, "blocking_key_value_get", fail)
+    with pytest.raises(FloorlineError, match=f"^{who} of 2 is gone, so "):
+        Broadcast().send(1) if first else Broadcast().receive()
 
 
 def test_one_process_tells_nobody(monkeypatch):
