@@ -251,8 +251,8 @@ def _check_bytes(text: str, served: Served, param: str) -> None:
 def _check_length(length: int, limit: int, served: Served, param: str) -> None:
     if length + limit > served.context:
         raise ApiError(
-            f"prompt is {length} token{'s' * (length != 1)} and its answer up to {limit}, but there "
-            f"is room for {served.context} tokens; shorten one of them",
+            f"prompt is {length} token{'s' * (length != 1)} and its answer up to {limit}, but "
+            f"there is room for {served.context} tokens; shorten one of them",
             param=param,
             code="context_length_exceeded",
         )
