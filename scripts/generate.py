@@ -80,6 +80,7 @@ if __name__ == "__main__":
 with _common.importing(__name__):
     import _dtypes
     import _engines
+    import _layouts
     import jax
     import numpy as np
     from _generation import Run, Talk, messages
@@ -131,7 +132,8 @@ def main() -> None:
     )
     request.check(source.config)
     small = draft_source(_DRAFT.value, source, request) if _DRAFT.value else None
-    _common.check_json()
+    _layouts.check(source.config, meshes)
+    _common.check_json()  # makes a folder, which no refused run may leave
     step = Pass(len(request.prompts), context=max(map(len, request.prompts)))
     engine = _engine(_engines.place(source, meshes, [step]), request)
     draft, tally = None, Tally()
