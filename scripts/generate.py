@@ -111,14 +111,9 @@ def main() -> None:
     sampler = make_sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value)
     _dtypes.check()
     _check_flags()
-<<<<<<< HEAD
-    meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
+    meshes = _engines.meshes()
     source = _with_template(_common.source())
     stop_ids, stop = _stops(source)
-=======
-    meshes = _engines.meshes()
-    source = _common.source()
->>>>>>> 14affcf (The server runs in many processes: process 0 decides, and tells the others before each step)
     talk = _talk(source) if _TURNS.value else None
     request = Request(
         prompts=[talk.prompt] if talk else _prompts(source),

@@ -78,13 +78,8 @@ with _common.importing(__name__):
     import _engines
 
     from decode.batching.batcher import Batcher
-<<<<<<< HEAD
-    from decode.chunks import check_chunk, default_chunk
-    from decode.compiling import keep_compiled
-    from decode.engine import Engine
-=======
     from decode.chunks import check_chunk
->>>>>>> 14affcf (The server runs in many processes: process 0 decides, and tells the others before each step)
+    from decode.compiling import keep_compiled
     from decode.load import ModelSource
     from decode.serving.app import make_app
     from decode.serving.asked import Served
@@ -104,6 +99,7 @@ def main() -> None:
     _common.refuse(["json"], "a server writes no document")
     if _CHUNK.value is not None:
         check_chunk(_CHUNK.value)
+    keep_compiled()
     meshes, source, sockets = _engines.meshes(), _common.source(), []
     processes.from_first_process(lambda: sockets.append(_listen()))
     step = Pass(_BATCH.value or 8, context=_context(source) - 1)
@@ -136,14 +132,6 @@ def _key() -> str | None:
     key = os.environ.get("FLOORLINE_API_KEY") if _API_KEY.value is None else _API_KEY.value
     if key is not None and not re.fullmatch("[!-~]+", key):
         raise UsageError("--api_key is empty or no plain text; give letters and digits")
-<<<<<<< HEAD
-    keep_compiled()
-    meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
-    source = _common.source()
-    listening = listen(_HOST.value, _PORT.value, _STALL_SECONDS.value)
-    engine, reserved = _engine(source, meshes)
-    rows, context = _rows(engine.placement), _context(source)
-=======
     return key
 
 
@@ -154,7 +142,6 @@ def _batcher(placed: _engines.Placed) -> tuple[Batcher, str]:
     placed.state_choices()
     chunk = min(_engines.chunk(_CHUNK), _TOKEN_BUDGET.value)
     engine = placed.load(rows, context, context, chunk, _SEED.value)
->>>>>>> 14affcf (The server runs in many processes: process 0 decides, and tells the others before each step)
     batcher = Batcher(
         engine,
         rows,

@@ -176,16 +176,10 @@ class Programs:
         return jax.tree.map(put, rows, new), chosen
 
     def _decode_step(self, parameters, cache, rows, active):
-<<<<<<< HEAD
         some = jax.tree.map(lambda each: self._first(each, len(active)), rows)
         lengths = jnp.where(active, some.lengths, PADDING)
         logits, cache, _ = self.engine._decode_step(parameters, cache, some.tokens, lengths)
-        chosen = self._choose(logits, some.sampling, some.index)
-=======
-        lengths = jnp.where(active, rows.lengths, PADDING)
-        logits, cache, _ = self.engine._decode_step(parameters, cache, rows.tokens, lengths)
-        chosen = self._choose(logits, rows.sampling.where(active), rows.index)
->>>>>>> 14affcf (The server runs in many processes: process 0 decides, and tells the others before each step)
+        chosen = self._choose(logits, some.sampling.where(active), some.index)
         more = active.astype(jnp.int32)
         rows = rows._replace(
             tokens=self._put_first(rows.tokens, jnp.where(active, chosen.tokens, some.tokens)),
