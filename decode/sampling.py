@@ -270,6 +270,45 @@ def highest(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     )(logits)
 
 
+def likeliest(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The most likely tokens of each row, and their log probabilities.
+
+    Each device looks for them in its own part of the vocabulary; one all-gather brings what the
+    parts have found, as in `highest`.
+
+    Args:
+      logits: [B, V], float32, batch and vocabulary divided over any mesh axes.
+      count: n, at most V.
+
+    Returns:
+      Tokens, [B, n] int32, the most likely first, of equals the first of the vocabulary; and log
+      probabilities, [B, n] float32. Both are complete on every device.
+    """
+    spec, rows = jax.typeof(logits).sharding.spec, logits.shape[0]
+    batch, vocabulary = map(entry_axes, spec)
+    if not batch + vocabulary:
+        scores, tokens = jax.lax.top_k(logits, count)
+        return tokens, scores - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+    def local(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        width = logits.shape[-1]
+        scores, tokens = (each.T for each in jax.lax.top_k(logits, min(count, width)))
+        if vocabulary:
+            tokens += jax.lax.axis_index(vocabulary) * width
+        total = jax.nn.logsumexp(logits, axis=-1)
+        numbers = jnp.stack([*tokens, *_bits(scores), _bits(total)])  # [2 n + 1, B / shards]
+        numbers = jax.lax.all_gather(numbers, vocabulary + batch, axis=1)
+        numbers = numbers.reshape(len(numbers), -1, rows).T  # [B, parts of the vocabulary, 2 n + 1]
+        tokens, scores, totals = jnp.split(numbers, [len(tokens), 2 * len(tokens)], axis=-1)
+        # Parts are in the vocabulary's order, and so are equals in what is searched once more.
+        scores, best = jax.lax.top_k(_floats(scores).reshape(rows, -1), count)
+        tokens = jnp.take_along_axis(tokens.reshape(rows, -1), best, axis=-1)
+        return tokens, scores - jax.nn.logsumexp(_floats(totals), axis=1)
+
+    whole = jax.P(None, None)
+    return jax.shard_map(local, in_specs=spec, out_specs=(whole, whole), check_vma=False)(logits)
+
+
 GREEDY = Sampler()
 
 

@@ -1,9 +1,7 @@
 """Speculation in a run of generate.py: its draft, and what it gained beside the least of a step."""
 
-from collections.abc import Callable
-
 import _common
-import _layouts
+import _engines
 import numpy as np
 from _generation import Run
 
@@ -12,7 +10,6 @@ from decode.engine import Engine
 from decode.generate import Request
 from decode.load import ModelSource, find_source
 from decode.speculation import Tally
-from model.dtypes import Dtypes
 from profiles.compiled.inspection import PassProgram
 from profiles.explained.rates import rates_of
 from profiles.floor.bytes_and_flops import PassCounter
@@ -49,16 +46,14 @@ def make_draft(
     count: int,
     engine: Engine,
     request: Request,
-    dtypes: Callable[[], Dtypes],
     seed: int,
 ) -> Draft:
     """The draft for an engine, on the same devices; a smaller model in a layout of its own."""
     if source is None:
         return NgramDraft(engine, count)
     step = Pass(len(request.prompts), context=max(map(len, request.prompts)))
-    meshes = [[dict(engine.mesh.shape)]]
-    layout, shape = _layouts.layout(source.config, meshes, dtypes, [step])
-    small = source.engine(layout, shape, dtypes(), seed, byte_progress)
+    placed = _engines.place(source, [[dict(engine.mesh.shape)]], [step])
+    small = source.engine(placed.layout, placed.shape, placed.dtypes, seed, byte_progress)
     small.chunk = engine.chunk
     return ModelDraft(small, engine, count)
 

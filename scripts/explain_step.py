@@ -31,16 +31,10 @@ from pathlib import Path
 
 import _array_flags
 import _common
+import _here_flags
+import _peak_flags
 from absl import flags
 
-_DEVICES = flags.DEFINE_integer(
-    "devices",
-    None,
-    "Number of devices, with the mesh of the lowest floor. Default: 1 on a CPU, elsewhere all that "
-    "the layout can divide.",
-    1,
-)
-_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Sequences.", 1)
 _CONTEXT = flags.DEFINE_integer("context", 128, "Tokens in each sequence's cache.", 1)
 _SLOTS = flags.DEFINE_integer(
@@ -51,26 +45,21 @@ _SLOTS = flags.DEFINE_integer(
     1,
 )
 _SECONDS = flags.DEFINE_float("seconds", 5, "Time for samples; at least five rounds.", 0)
-_BANDWIDTH = flags.DEFINE_float("hbm_bandwidth", None, "Peak bytes/s of a chip, for the floor.")
-_FLOPS = flags.DEFINE_float("peak_flops", None, "Peak FLOP/s of a chip, for the floor.")
 _TRACE_DIR = flags.DEFINE(
     _common.PATH, "trace_dir", None, "A trace to explain, in place of one taken now."
 )
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/explain", "Folder for results.")
-_array_flags.define_step_flags()
-_array_flags.define_gpu_kernels()
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags):
+    for module in (_common, _array_flags, _here_flags, _peak_flags):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
     import _dtypes
+    import _engines
     import _layouts
 
-    from model.dtypes import Dtypes
     from model.layout_check import settle
-    from profiles.chips.chip import RANGE
     from profiles.compiled.inspection import PassProgram
     from profiles.explained.explained_table import fields, text
     from profiles.explained.explanation import Explanation
@@ -84,7 +73,7 @@ with _common.importing(__name__):
     from profiles.report.files import check_writable, write_json
     from profiles.report.numbers import milliseconds
     from sharding import processes
-    from sharding.error_types import FloorlineError, UsageError
+    from sharding.error_types import FloorlineError
 
 
 def main() -> None:
@@ -121,39 +110,30 @@ def _of_trace(sweep: Sweep) -> tuple[Explanation, dict]:
         pass_=Pass(batch, context, slots=sweep.slots or slots_for(context)),
     )
     _common.say(f"reading {newest(_TRACE_DIR.value)}")
-    return explain_trace(program, Path(_TRACE_DIR.value), _BANDWIDTH.value, _FLOPS.value)
+    peaks = _peak_flags.BANDWIDTH.value, _peak_flags.FLOPS.value
+    return explain_trace(program, Path(_TRACE_DIR.value), *peaks)
 
 
 def _sweep() -> Sweep:
     """The one row that the flags ask for."""
-    meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
-    for flag in (_BANDWIDTH, _FLOPS):
-        if flag.value is not None and not RANGE[0] <= flag.value <= RANGE[1]:
-            remedy = f"use a positive number, {RANGE[0]:g} to {RANGE[1]:g}"
-            raise UsageError(f"--{flag.name} is {flag.value}; {remedy}")
-    if not _SECONDS.value >= 0:  # false for NaN
-        raise UsageError("--seconds is nan; use a number of seconds, 0 or more")
+    meshes = _engines.meshes()
+    _peak_flags.check(_SECONDS)
     _layouts.check_layouts()
     _dtypes.check()
     source = _common.source()
     (context,) = _common.lengths(_CONTEXT, source.config)
-
-    def dtypes() -> Dtypes:
-        return _dtypes.dtypes(source.stored_quantization())
-
-    steps = [Pass(_BATCH.value, context)]
-    layout, shape = _layouts.layout(source.config, meshes, dtypes, steps)
+    placed = _engines.place(source, meshes, [Pass(_BATCH.value, context)])
     return Sweep(
         source=source,
-        layouts=[layout],
-        shapes=[shape],
+        layouts=[placed.layout],
+        shapes=[placed.shape],
         batches=[_BATCH.value],
         contexts=[context],
         slots=_SLOTS.value,
-        dtype_sets=[dtypes()],
+        dtype_sets=[placed.dtypes],
         seconds=_SECONDS.value,
-        bandwidth=_BANDWIDTH.value,
-        peak_flops=_FLOPS.value,
+        bandwidth=_peak_flags.BANDWIDTH.value,
+        peak_flops=_peak_flags.FLOPS.value,
     )
 
 

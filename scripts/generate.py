@@ -16,12 +16,12 @@ Examples:
 
 import dataclasses
 import datetime
-import functools
 import re
 import sys
 
 import _array_flags
 import _common
+import _here_flags
 from absl import flags
 
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue; repeat for a batch.")
@@ -38,14 +38,6 @@ _TURNS = flags.DEFINE_bool(
     "With --chat: go on with the conversation. Each line of standard input is a message, after "
     "--prompt if there is one; what the cache holds of the conversation is not run again.",
 )
-_DEVICES = flags.DEFINE_integer(
-    "devices",
-    None,
-    "Number of devices, with the mesh of the lowest floor. Default: one on a CPU, elsewhere all "
-    "that the layout can divide.",
-    1,
-)
-_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Limit for each prompt.")
 _TOKENS_PER_DISPATCH = _array_flags.define_tokens_per_dispatch(
     "Decode steps that one program runs; text then comes so many tokens at a time."
@@ -80,44 +72,37 @@ _DRAFT_TOKENS = flags.DEFINE_integer(
 _WEIGHT_LAYOUT = _array_flags.define_weight_layout(
     "auto lets the compiler choose the memory layout of weights, for these prompts."
 )
-_array_flags.define_step_flags()
-_array_flags.define_gpu_kernels()
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags):
+    for module in (_common, _array_flags, _here_flags):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
     import _dtypes
+    import _engines
     import _layouts
     import jax
     import numpy as np
     from _generation import Run, Talk, messages
     from _speculation import draft_source, gain, make_draft
 
-    from decode.chunks import check_chunk, default_chunk
+    from decode.chunks import check_chunk
     from decode.conversation import first_slots
-    from decode.drafts import Draft
     from decode.engine import Engine
     from decode.generate import Request, cache_sizes, generate, generate_without_cache
     from decode.load import ModelSource
     from decode.sampling import make_sampler
     from decode.speculation import Tally, speculate
     from decode.tokenizer import Tokenizer
-    from model.dtypes import Dtypes
-    from profiles.floor.memory_needed import check_room, need_of
     from profiles.floor.passes import Pass
     from profiles.measured.step_record import describe_step
     from profiles.report.document import document, summarise
     from profiles.report.files import write_json
     from profiles.report.numbers import byte_size, ms, number, several
-    from profiles.report.progress import byte_progress
     from profiles.report.record import Record
     from profiles.report.titles import field_text
     from sharding import processes
-    from sharding.devices import default_platform
     from sharding.error_types import UsageError
-    from sharding.placement import Placement
 
 
 def main() -> None:
@@ -126,7 +111,7 @@ def main() -> None:
     sampler = make_sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value)
     _dtypes.check()
     _check_flags()
-    meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
+    meshes = _engines.meshes()
     source = _with_template(_common.source())
     stop_ids, stop = _stops(source)
     talk = _talk(source) if _TURNS.value else None
@@ -142,8 +127,13 @@ def main() -> None:
     )
     request.check(source.config)
     small = draft_source(_DRAFT.value, source, request) if _DRAFT.value else None
-    engine = _engine(source, meshes, request)
-    draft, tally = _draft(small, engine, source, request), Tally()
+    _layouts.check(source.config, meshes)
+    _common.check_json()  # makes a folder, which no refused run may leave
+    step = Pass(len(request.prompts), context=max(map(len, request.prompts)))
+    engine = _engine(_engines.place(source, meshes, [step]), request)
+    draft, tally = None, Tally()
+    if _DRAFT.value:
+        draft = make_draft(small, _DRAFT_TOKENS.value, engine, request, _SEED.value)
     show = _common.JSON.value != "-"
     if talk:
         runs = talk.answer(engine, request, show)
@@ -193,43 +183,17 @@ def _check_flags() -> None:
         )
 
 
-def _engine(source: ModelSource, meshes: list, request: Request) -> Engine:
-    """The model in the layout that is asked for, if it fits."""
-
-    def dtypes() -> Dtypes:
-        return _dtypes.dtypes(source.stored_quantization())
-
-    _layouts.check(source.config, meshes)
-    _common.check_json()
-    prompts, longest = len(request.prompts), max(map(len, request.prompts))
-    step = Pass(prompts, context=longest)
-    layout, shape = _layouts.layout(source.config, meshes, dtypes, [step])
-    placement = Placement.of(layout, source.config.sizes, shape)
-    _layouts.state_choices(source.config, placement, dtypes(), prompts)
-    batch, slots = cache_sizes(source.config, placement, request)
+def _engine(placed: _engines.Placed, request: Request) -> Engine:
+    """The model in its layout, if it fits."""
+    placed.state_choices(len(request.prompts))
+    config, longest = placed.source.config, max(map(len, request.prompts))
+    batch, slots = cache_sizes(config, placed.placement, request)
     if _TURNS.value:
-        longest = slots = first_slots(request, source.config)
-    chunk = _CHUNK.value or default_chunk(default_platform())
-    need = functools.partial(need_of, source.config, placement, dtypes(), batch=batch, slots=slots)
-    check_room(need(prompt=(longest, chunk)), need)
-    engine = source.engine(layout, shape, dtypes(), _SEED.value, byte_progress)
-    engine.chunk = chunk
+        longest = slots = first_slots(request, config)
+    engine = placed.load(batch, slots, longest, _engines.chunk(_CHUNK), _SEED.value)
     if _WEIGHT_LAYOUT.value == "auto":
         _common.say(engine.optimize_weight_layout(batch, slots))
     return engine
-
-
-def _draft(
-    small: ModelSource | None, engine: Engine, source: ModelSource, request: Request
-) -> Draft | None:
-    """The draft that the flags name, if any; `small` is its model."""
-    if not _DRAFT.value:
-        return None
-
-    def dtypes() -> Dtypes:
-        return _dtypes.dtypes((small or source).stored_quantization())
-
-    return make_draft(small, _DRAFT_TOKENS.value, engine, request, dtypes, _SEED.value)
 
 
 def _talk(source: ModelSource) -> Talk:

@@ -50,6 +50,7 @@ from pathlib import Path
 
 import _array_flags
 import _common
+import _peak_flags
 from absl import flags
 
 _DEVICES = flags.DEFINE_list(
@@ -87,8 +88,6 @@ _TOKENS_PER_DISPATCH = _array_flags.define_tokens_per_dispatch(
     "checked."
 )
 _SECONDS = flags.DEFINE_float("seconds", 20, "Time for samples; at least five rounds.", 0)
-_BANDWIDTH = flags.DEFINE_float("hbm_bandwidth", None, "Peak bytes/s of a chip, for the floor.")
-_FLOPS = flags.DEFINE_float("peak_flops", None, "Peak FLOP/s of a chip, for the floor.")
 _CALIBRATION = flags.DEFINE(
     _common.PATH,
     "calibration",
@@ -109,7 +108,7 @@ _array_flags.define_step_flags()
 _array_flags.define_gpu_kernels()
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags):
+    for module in (_common, _array_flags, _peak_flags):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
@@ -121,7 +120,7 @@ with _common.importing(__name__):
     from decode.chunks import check_chunk
     from model.dtypes import Dtypes
     from profiles.chips.calibration import read_calibration
-    from profiles.chips.chip import DEAREST, RANGE
+    from profiles.chips.chip import DEAREST
     from profiles.compiled.running import inspect_pass
     from profiles.figures.steps import cost, step_time
     from profiles.floor.passes import Pass
@@ -236,12 +235,7 @@ def _sweep(output: Path) -> Sweep:
         for phase, flag in (("decode", _CONTEXT), ("prefill", _PROMPT_LENGTH))
         if phase in phases
     }
-    for flag, (low, high) in ((_BANDWIDTH, RANGE), (_FLOPS, RANGE), (_PRICE, (1e-6, DEAREST))):
-        if flag.value is not None and not low <= flag.value <= high:
-            remedy = f"use a positive number, {low:g} to {high:g}"
-            raise UsageError(f"--{flag.name} is {flag.value}; {remedy}")
-    if not _SECONDS.value >= 0:  # false for NaN
-        raise UsageError("--seconds is nan; use a number of seconds, 0 or more")
+    _peak_flags.check(_SECONDS, (_PRICE, (1e-6, DEAREST)))
     _layouts.check_layouts()
     _dtypes.check()
     source = _common.source()
@@ -274,8 +268,8 @@ def _sweep(output: Path) -> Sweep:
         dtype_sets=dtype_sets(),
         auto_weight_layout=_WEIGHT_LAYOUT.value == "auto",
         seconds=_SECONDS.value,
-        bandwidth=_BANDWIDTH.value,
-        peak_flops=_FLOPS.value,
+        bandwidth=_peak_flags.BANDWIDTH.value,
+        peak_flops=_peak_flags.FLOPS.value,
         price=_PRICE.value,
         trace=output / _TRACES if _TRACE.value else None,
     )

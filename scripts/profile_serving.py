@@ -1,6 +1,7 @@
 """Measure a service as requests arrive: latencies and the cost of a token, beside ideal and floor.
 
-Requests join and leave a running batch of --rows, in this process. They come in a closed loop, so
+Requests join and leave a running batch of --rows, in this process or in many that run together, of
+which the first measures. They come in a closed loop, so
 many at once (--concurrency, a list), at random times (--rate, requests per second, a list), or as
 --trace_file says, a file of lines such as
 
@@ -40,16 +41,10 @@ from pathlib import Path
 
 import _array_flags
 import _common
+import _here_flags
+import _peak_flags
 from absl import flags
 
-_DEVICES = flags.DEFINE_integer(
-    "devices",
-    None,
-    "Number of devices, with the mesh of the lowest floor. Default: 1 on a CPU, elsewhere all that "
-    "the layout can divide.",
-    1,
-)
-_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
 _CONCURRENCY = flags.DEFINE_list(
     "concurrency", None, "Requests in flight, a list. Default: 1,4,16, unless --rate or times are "
     "given."
@@ -85,24 +80,21 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of prompts and of arrivals.", 0)
 _SECONDS = flags.DEFINE_float(
     "seconds", 10, "Time for samples of the fixed batches; at least six bursts of each.", 0
 )
-_BANDWIDTH = flags.DEFINE_float("hbm_bandwidth", None, "Peak bytes/s of a chip, for the floor.")
-_FLOPS = flags.DEFINE_float("peak_flops", None, "Peak FLOP/s of a chip, for the floor.")
 _PRICE = flags.DEFINE_float("price_per_chip_hour", None, "USD; costs are then in USD.")
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/serving", "Folder for results.")
-_array_flags.define_step_flags()
-_array_flags.define_gpu_kernels()
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags):
+    for module in (_common, _array_flags, _here_flags, _peak_flags):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
     import _dtypes
+    import _engines
     import _layouts
     import jax
 
     from model.config import check_length
-    from profiles.chips.chip import DEAREST, RANGE
+    from profiles.chips.chip import DEAREST
     from profiles.figures.serving import serving_cost
     from profiles.floor.passes import Pass
     from profiles.measured.rows import load as load_engine
@@ -134,16 +126,13 @@ def main() -> None:
     """Measures, and writes and prints the results."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     output = Path(_OUTPUT_DIR.value)
-    if processes.count() > 1:
-        raise UsageError(
-            f"--num_processes is {processes.count()}, but one process alone is measured; leave "
-            "--coordinator out"
-        )
-    _check_numbers()
+    _peak_flags.check(_SECONDS, (_PRICE, (1e-6, DEAREST)), (_DEPARTURE_MS, (1e-3, 1e9)))
     loads = _loads()
     work = _elsewhere if _URL.value else _here
     for results in work(loads, output, started):
         _write(output, results)
+    if not processes.is_first():
+        return
     picture = serving_cost(results, output / _PICTURE)
     wrote = [output / "serving.json", *([output / _PICTURE] if picture else [])]
     _common.say(f"wrote {', '.join(map(str, wrote))}")
@@ -154,13 +143,11 @@ def main() -> None:
 
 
 def _here(loads: list[Load], output: Path, started: str):
-    """Yields the document after each load, answered in this process."""
+    """Yields the document after each load, answered here; of many processes, in the first."""
     _common.refuse(["api_key"], "no --url is given")
     sweep, asking = _sweep(loads)
     sweep.check()
-    check_writable(output)
-    _common.check_json()
-    _remove_former(output)
+    _check_output(output)
     (placing,) = sweep.placings()
     engine, failure = load_engine(
         sweep.source, placing, [(asking.context, asking.rows)], None, False, _common.say
@@ -170,6 +157,8 @@ def _here(loads: list[Load], output: Path, started: str):
     measured = Measured(sweep, engine, asking)
     with counted(sum(len(load.asked) for load in loads), "requests") as done:
         for _ in measure(measured, _common.say, done):
+            if not processes.is_first():
+                continue
             rows, departures = measured.load(), measured.departures()
             yield document(
                 sys.argv,
@@ -189,9 +178,12 @@ def _elsewhere(loads: list[Load], output: Path, started: str):
     _common.refuse(unknown, "--url names a server, which has its own")
     named = _common.MODEL.value if _common.flags.FLAGS["model"].present else None
     server = elsewhere.Server(_URL.value, named, _API_KEY.value)
-    check_writable(output)
-    _common.check_json()
-    _remove_former(output)
+    if processes.count() > 1:
+        raise UsageError(
+            f"--url is given to {processes.count()} processes, but one is all that a server's "
+            "clients need; leave out --coordinator, --num_processes and --process_id"
+        )
+    _check_output(output)
     rows, price = [], _PRICE.value
     with counted(sum(len(load.asked) for load in loads), "requests") as done:
         for load in loads:
@@ -208,17 +200,6 @@ def _elsewhere(loads: list[Load], output: Path, started: str):
                 subject=f"{server.model} at {_URL.value}, as its clients see it",
                 load=list(rows),
             )
-
-
-def _check_numbers() -> None:
-    """Refuses numbers that no flag's own type refuses."""
-    bounds = (_BANDWIDTH, RANGE), (_FLOPS, RANGE), (_PRICE, (1e-6, DEAREST))
-    for flag, (low, high) in (*bounds, (_DEPARTURE_MS, (1e-3, 1e9))):
-        if flag.value is not None and not low <= flag.value <= high:
-            remedy = f"use a positive number, {low:g} to {high:g}"
-            raise UsageError(f"--{flag.name} is {flag.value}; {remedy}")
-    if not _SECONDS.value >= 0:  # false for NaN
-        raise UsageError("--seconds is nan; use a number of seconds, 0 or more")
 
 
 def _loads() -> list[Load]:
@@ -276,7 +257,7 @@ def _rates() -> list[float]:
 
 def _sweep(loads: list[Load]) -> tuple[Sweep, Asking]:
     """The model and its fixed batches, and the service that is measured beside them."""
-    meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
+    meshes = _engines.meshes()
     _layouts.check_layouts()
     _dtypes.check()
     source = _common.source()
@@ -286,33 +267,34 @@ def _sweep(loads: list[Load]) -> tuple[Sweep, Asking]:
     check_lengths(everything, context)
     check_length(source.config, "--context" if _CONTEXT.value else "longest request", context, 0)
     rows = _rows([load.concurrency for load in loads if load.concurrency])
-
-    def dtypes():
-        return _dtypes.dtypes(source.stored_quantization())
-
     contexts = list(dict.fromkeys(load.mean_context for load in loads))
-    steps = [Pass(rows, each) for each in contexts]
-    layout, shape = _layouts.layout(source.config, meshes, dtypes, steps)
+    placed = _engines.place(source, meshes, [Pass(rows, each) for each in contexts])
     sweep = Sweep(
         source=source,
-        layouts=[layout],
-        shapes=[shape],
+        layouts=[placed.layout],
+        shapes=[placed.shape],
         batches=[rows],
         contexts=contexts,
         slots=context,
-        dtype_sets=[dtypes()],
+        dtype_sets=[placed.dtypes],
         seconds=_SECONDS.value,
-        bandwidth=_BANDWIDTH.value,
-        peak_flops=_FLOPS.value,
+        bandwidth=_peak_flags.BANDWIDTH.value,
+        peak_flops=_peak_flags.FLOPS.value,
         price=_PRICE.value,
     )
     departure = None if _DEPARTURE_MS.value is None else _DEPARTURE_MS.value / 1e3
     return sweep, Asking(loads, rows, context, _TOKEN_BUDGET.value, departure, _SEED.value)
 
 
-def _remove_former(output: Path) -> None:
-    """Removes the picture of an earlier run, because a folder holds one run."""
-    remove(output / _PICTURE)
+def _check_output(output: Path) -> None:
+    """Refuses what cannot be written, and removes the picture of an earlier run."""
+
+    def check() -> None:
+        check_writable(output)
+        remove(output / _PICTURE)
+
+    processes.from_first_process(check)
+    _common.check_json()
 
 
 def _write(output: Path, results: dict) -> None:

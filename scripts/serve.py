@@ -2,7 +2,8 @@
 
 Requests join and leave one running batch; each gets the tokens that generate.py gives for the same
 prompt, seed and sampling. Paths: /v1/completions, /v1/chat/completions, /v1/models, /health and
-/metrics. Needs the extra `serve`: pip install -e '.[serve]'.
+/metrics. Of many processes, process 0 listens and decides, and the others run the same steps. Needs
+the extra `serve`: pip install -e '.[serve]'.
 
 Examples:
   python scripts/serve.py
@@ -11,14 +12,15 @@ Examples:
   python scripts/serve.py --devices=4 --layout=auto --attention=auto --batch=16
 """
 
-import functools
 import os
 import re
 import signal
+import socket
 import time
 
 import _array_flags
 import _common
+import _here_flags
 from absl import flags
 
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 is all.")
@@ -62,44 +64,31 @@ _STALL_SECONDS = flags.DEFINE_float(
 _DRAIN_SECONDS = flags.DEFINE_float(
     "drain_seconds", 60.0, "After SIGTERM, requests that have come may run for so long.", 0.0
 )
-_DEVICES = flags.DEFINE_integer(
-    "devices",
-    None,
-    "Number of devices, with the mesh of the lowest floor. Default: one on a CPU, elsewhere all "
-    "that the layout can divide.",
-    1,
-)
-_MESH = flags.DEFINE_string("mesh", None, "Sizes of mesh axes x, y and z, such as 2x2x2.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of random weights.", 0, 2**32 - 1)
 _CHUNK = _array_flags.define_chunk(
     "Tokens of a prompt that run at once, a multiple of 16, up to --token_budget."
 )
-_array_flags.define_step_flags()
-_array_flags.define_gpu_kernels()
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags):
+    for module in (_common, _array_flags, _here_flags):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
     import _dtypes
-    import _layouts
+    import _engines
 
     from decode.batching.batcher import Batcher
-    from decode.chunks import check_chunk, default_chunk
+    from decode.chunks import check_chunk
     from decode.compiling import keep_compiled
-    from decode.engine import Engine
     from decode.load import ModelSource
     from decode.serving.app import make_app
     from decode.serving.asked import Served
     from decode.serving.server import HttpServer, listen, url
     from decode.serving.service import Service
-    from profiles.floor.memory_needed import check_room, need_of
+    from decode.serving.together import LeadingBatcher, follow
     from profiles.floor.passes import Pass
     from profiles.report.numbers import byte_size, several
-    from profiles.report.progress import byte_progress
     from sharding import processes
-    from sharding.devices import default_platform
     from sharding.error_types import UsageError
     from sharding.placement import Placement
 
@@ -110,38 +99,79 @@ def main() -> None:
     _common.refuse(["json"], "a server writes no document")
     if _CHUNK.value is not None:
         check_chunk(_CHUNK.value)
-    if processes.count() > 1:
-        raise UsageError(
-            f"number of processes is {processes.count()}, but a server runs in one; leave out "
-            "--coordinator, --num_processes and --process_id"
-        )
+    keep_compiled()
+    meshes, source, sockets = _engines.meshes(), _common.source(), []
+    processes.from_first_process(lambda: sockets.append(_listen()))
+    step = Pass(_BATCH.value or 8, context=_context(source) - 1)
+    placed = _engines.place(source, meshes, [step])
+    batcher, reserved = _batcher(placed)
+    _warm_up(batcher)
+    if not processes.is_first():
+        for number in (signal.SIGTERM, signal.SIGINT):  # process 0 finishes what runs, and tells
+            signal.signal(number, signal.SIG_IGN)
+        return follow(batcher)
+    leading = LeadingBatcher(batcher)
+    ended_by = _serve(leading, placed, reserved, *sockets)
+    leading.end()
+    if ended_by == signal.SIGINT:
+        raise KeyboardInterrupt("what ran has ended")
+
+
+def _listen() -> socket.socket:
+    """Where clients come, in the one process that answers them."""
+    _key()  # refuses one that is none before the long work
+    return listen(_HOST.value, _PORT.value, _STALL_SECONDS.value)
+
+
+def _key() -> str | None:
+    """What clients must send; None lets everybody in.
+
+    Raises:
+      UsageError: it cannot stand in a header.
+    """
     key = os.environ.get("FLOORLINE_API_KEY") if _API_KEY.value is None else _API_KEY.value
     if key is not None and not re.fullmatch("[!-~]+", key):
         raise UsageError("--api_key is empty or no plain text; give letters and digits")
-    keep_compiled()
-    meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
-    source = _common.source()
-    listening = listen(_HOST.value, _PORT.value, _STALL_SECONDS.value)
-    engine, reserved = _engine(source, meshes)
-    rows, context = _rows(engine.placement), _context(source)
+    return key
+
+
+def _batcher(placed: _engines.Placed) -> tuple[Batcher, str]:
+    """The batching engine of the model, if it fits, and the memory that is reserved."""
+    rows, context = _rows(placed.placement), _context(placed.source)
+    placed.placement.check_batch(rows)
+    placed.state_choices()
+    chunk = min(_engines.chunk(_CHUNK), _TOKEN_BUDGET.value)
+    engine = placed.load(rows, context, context, chunk, _SEED.value)
     batcher = Batcher(
         engine,
         rows,
         context,
         _TOKEN_BUDGET.value,
-        tokenizer=source.tokenizer,
+        tokenizer=placed.source.tokenizer,
         top_logprobs=_TOP_LOGPROBS.value,
         shares_prefixes=_SHARE_PREFIXES.value,
     )
+    weights, cache = placed.need(rows, context).weights, engine.cache_bytes(rows, context)
+    return batcher, f"{byte_size(weights)} of weights and {byte_size(cache)} of cache are reserved"
+
+
+def _warm_up(batcher: Batcher) -> None:
     begun = time.perf_counter()
     _common.say("compiling all programs; clients can come when the address is told")
     batcher.warm_up(lambda name, seconds: _common.say(f"{name} is ready after {seconds:.1f} s"))
     _common.say(f"all programs are compiled, in {time.perf_counter() - begun:.1f} s")
+
+
+def _serve(
+    batcher: LeadingBatcher, placed: _engines.Placed, reserved: str, listening: socket.socket
+) -> int | None:
+    """Answers until it is told to end; returns the signal that has told it, if one has."""
+    source, rows, key = placed.source, _rows(placed.placement), _key()
     served = Served(
         name=source.config.name,
         config=source.config,
         tokenizer=source.tokenizer,
-        context=context,
+        context=_context(source),
         top_logprobs=_TOP_LOGPROBS.value,
         answers=min(rows + _MAX_WAITING.value, 128),
         created=int(time.time()),
@@ -150,7 +180,7 @@ def main() -> None:
     app = make_app(
         service,
         key=key,
-        most_bytes=_MAX_BODY_BYTES.value or max(1_000_000, 32 * context),
+        most_bytes=_MAX_BODY_BYTES.value or max(1_000_000, 32 * served.context),
         stall=_STALL_SECONDS.value,
         say=_common.say if _common.VERBOSE.value else None,
     )
@@ -163,35 +193,13 @@ def main() -> None:
         drain=_DRAIN_SECONDS.value,
         ready=lambda: _common.say(
             f"{url(listening)}/v1 serves {served.name}: {several(rows, 'request')} at once of up "
-            f"to {context:,} tokens each; {reserved}" + _open_to_all(key)
+            f"to {served.context:,} tokens each; {reserved}" + _open_to_all(key)
         ),
     )
     server.run()
-    if server.signal == signal.SIGINT:
-        raise KeyboardInterrupt("what ran has ended")
-
-
-def _engine(source: ModelSource, meshes: list | None) -> tuple[Engine, str]:
-    """The model in the layout that is asked for, if it fits, and the memory that is reserved."""
-
-    def dtypes():
-        return _dtypes.dtypes(source.stored_quantization())
-
-    _layouts.check(source.config, meshes)
-    context = _context(source)
-    step = Pass(_BATCH.value or 8, context=context - 1)
-    layout, shape = _layouts.layout(source.config, meshes, dtypes, [step])
-    placement = Placement.of(layout, source.config.sizes, shape)
-    rows = _rows(placement)
-    placement.check_batch(rows)
-    _layouts.state_choices(source.config, placement, dtypes())
-    chunk = _CHUNK.value or default_chunk(default_platform())
-    need = functools.partial(need_of, source.config, placement, dtypes(), batch=rows, slots=context)
-    check_room(need(prompt=(context, min(chunk, _TOKEN_BUDGET.value))))
-    engine = source.engine(layout, shape, dtypes(), _SEED.value, byte_progress)
-    engine.chunk = chunk
-    cache, weights = engine.cache_bytes(rows, context), need().weights
-    return engine, f"{byte_size(weights)} of weights and {byte_size(cache)} of cache are reserved"
+    if service.failure:
+        raise service.failure
+    return server.signal
 
 
 def _rows(placement: Placement) -> int:

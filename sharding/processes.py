@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from typing import IO, NoReturn, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
 from sharding.error_types import FloorlineError, UsageError
 
@@ -28,7 +28,8 @@ PEER_TIMEOUT = 60
 EXIT_SECONDS = 5.0  # for the other processes of a run that failed to fail alike
 _WITH_ADDRESS = ("slurm", "ompi")  # clusters whose variables say where process 0 is
 _DETECTED = (*_WITH_ADDRESS, "gketpu", "gcetpu")
-_LONG_MS = 7 * 24 * 3600 * 1000  # a peer that is gone ends this process before that
+_LOST = re.compile(r"stopped sending heartbeats\):\s+((?:\d+\s+)+)")
+LONG_MS = 7 * 24 * 3600 * 1000  # a peer that is gone ends this process before that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,19 +193,45 @@ def from_first_process(work: Callable[[], Answer]) -> Answer:
     """
     if count() == 1:
         return work()
-    from jax._src import distributed  # has no public name
-
-    client, key = distributed.global_state.client, f"floorline/{next(_numbers)}"
+    key = fresh_name()
     if is_first():
         try:
             outcome = {"answer": work()}
         except FloorlineError as error:
             outcome = {"error": str(error), "usage": isinstance(error, UsageError)}
-        client.key_value_set(key, json.dumps(outcome))
-    outcome = json.loads(client.blocking_key_value_get(key, _LONG_MS))
+        client().key_value_set(key, json.dumps(outcome))
+    outcome = json.loads(client().blocking_key_value_get(key, LONG_MS))
     if "error" in outcome:
         raise (UsageError if outcome["usage"] else FloorlineError)(outcome["error"])
     return outcome["answer"]
+
+
+def client() -> Any:
+    """This process's client of JAX's coordination service; there is one where there are several."""
+    from jax._src import distributed  # has no public name
+
+    return distributed.global_state.client
+
+
+def fresh_name() -> str:
+    """A name for something in that service, the same in all processes, which ask as often."""
+    return f"floorline/{next(_numbers)}"
+
+
+def gone(text: str) -> str:
+    """What this process says as it ends because another one is gone.
+
+    Args:
+      text: JAX's words, which may tell which one.
+    """
+    lost, total = _LOST.search(text), count()
+    who = "another process" if is_first() else "process 0"
+    if lost:
+        who = f"process {', '.join(lost[1].split())}"
+    return (
+        f"{who} of {total} is gone, so {_membership} ends; see what it said itself, then start all "
+        f"{total} again"
+    )
 
 
 def wait_for_all() -> None:
@@ -284,13 +311,8 @@ def _reason(text: str, peer_timeout: int) -> str:
             f"start of {this} is in vain: not all came within {peer_timeout} s; start all {total} "
             "with the same coordinator, or give a longer --peer_timeout"
         )
-    lost = re.search(r"stopped sending heartbeats\):\s+((?:\d+\s+)+)", text)
-    if lost or "JAX distributed service" in text or "oordination service" in text:
-        numbers = ", ".join(lost[1].split()) if lost else "0"
-        return (
-            f"process {numbers} of {total} is gone, so {this} ends; see what it said itself, then "
-            f"start all {total} again"
-        )
+    if _LOST.search(text) or "JAX distributed service" in text or "oordination service" in text:
+        return gone(text)
     if not text:
         return f"{this} is aborted by JAX; see its messages above"
     return f"{this} is aborted by JAX ({_one_line(text)}); see all with --verbose"

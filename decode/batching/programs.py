@@ -16,6 +16,7 @@ from decode.batching.cache_rows import exchange_rows, put_rows, take_rows
 from decode.batching.row_sampling import RowSampling
 from decode.compiler_options import decode_options, prefill_options
 from decode.engine import Engine
+from decode.sampling import likeliest
 from model.cache import PADDING, KVCache
 from model.cache_write import NewTokens
 
@@ -178,7 +179,7 @@ class Programs:
         some = jax.tree.map(lambda each: self._first(each, len(active)), rows)
         lengths = jnp.where(active, some.lengths, PADDING)
         logits, cache, _ = self.engine._decode_step(parameters, cache, some.tokens, lengths)
-        chosen = self._choose(logits, some.sampling, some.index)
+        chosen = self._choose(logits, some.sampling.where(active), some.index)
         more = active.astype(jnp.int32)
         rows = rows._replace(
             tokens=self._put_first(rows.tokens, jnp.where(active, chosen.tokens, some.tokens)),
@@ -210,11 +211,16 @@ class Programs:
         return groups.at[:, : some.shape[1]].set(some).reshape(array.shape)
 
     def _choose(self, logits: jax.Array, sampling: RowSampling, index: jax.Array) -> Chosen:
+        """Tokens, with alternatives where any row asks for them; they cost no other step time."""
         tokens, logprobs = sampling.choose(logits, index)
+        shape = len(tokens), self._alternatives
+        none = jnp.zeros(shape, jnp.int32), jnp.zeros(shape)
         if not self._alternatives:
-            none = jnp.zeros((len(tokens), 0))
-            return Chosen(tokens, logprobs, none.astype(jnp.int32), none)
+            return Chosen(tokens, logprobs, *none)
         with jax.named_scope("alternatives"):
-            logits = jax.reshard(logits, jax.P(None, None))
-            logits, top_tokens = jax.lax.top_k(jax.nn.log_softmax(logits), self._alternatives)
-            return Chosen(tokens, logprobs, top_tokens.astype(jnp.int32), logits)
+            top = jax.lax.cond(
+                jnp.any(sampling.alternatives),
+                lambda: likeliest(logits, self._alternatives),
+                lambda: none,
+            )
+            return Chosen(tokens, logprobs, *top)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from decode.batching.request import Request
@@ -17,11 +18,13 @@ class RowSampling(NamedTuple):
       seeds: [B] int32, of random keys.
       sequences: [B] int32, each sequence's own number.
       settings: temperature and filters, each [B].
+      alternatives: [B] bool, whether any are told beside the tokens.
     """
 
     seeds: jax.Array
     sequences: jax.Array
     settings: Settings
+    alternatives: jax.Array
 
     @classmethod
     def of(cls, requests: Sequence[Request | None]) -> "RowSampling":
@@ -31,7 +34,13 @@ class RowSampling(NamedTuple):
             np.array(seeds, np.int64).astype(np.int32),  # the bits that jax.random.key takes
             np.array([request.sequence if request else 0 for request in requests], np.int32),
             settings_of([request.sampler if request else GREEDY for request in requests]),
+            np.array([bool(request and request.top_logprobs) for request in requests]),
         )
+
+    def where(self, active: jax.Array) -> "RowSampling":
+        """As it is in the rows of `active`, [B] bool; what ran in others costs no time."""
+        none = RowSampling.of([None] * len(active))
+        return jax.tree.map(lambda own, none: jnp.where(active, own, none), self, none)
 
     def keys(self, index: jax.Array) -> jax.Array:
         """Random keys [B] of the rows' tokens of these indices, [B] int32.

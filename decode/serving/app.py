@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from decode.serving.asked import Asked, Served, read_chat, read_completion
+from decode.serving.asked import Asked, Served, read_chat, read_completion, unknown_model
 from decode.serving.errors import ApiError
 from decode.serving.fields import read_json
 from decode.serving.replies import Reply, error_response, json_response
@@ -25,6 +25,7 @@ _LONG = 1 << 16
 """Bytes of a body from which on only one at a time is understood, and shorter ones beside it."""
 _STALLS = 10
 """A body may take so many times the seconds that nothing of it may come for."""
+_PATHS = "/v1/completions, /v1/chat/completions, /v1/models, /health or /metrics"
 METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -45,61 +46,88 @@ def make_app(
       stall: seconds that a client may send or take nothing for; a body may take ten times that.
       say: told a line of each request; None for silence.
     """
-
-    long_ones = asyncio.Semaphore(1)  # short ones need not wait for all threads to be free again
-
-    async def read(request: Request, reader: Callable[[dict[str, Any], Served], Asked]) -> Asked:
-        service.begin()
-        try:
-            body = await _body(request, most_bytes, stall)
-            # Templates and tokenizers take their time, and others' answers go on meanwhile.
-            async with long_ones if len(body) > _LONG else contextlib.nullcontext():
-                return await asyncio.to_thread(lambda: reader(read_json(body), service.served))
-        finally:
-            service.end()
-
-    async def completions(request: Request) -> Reply:
-        arrived = time.perf_counter()
-        return Reply(service, await read(request, read_completion), arrived, stall)
-
-    async def chat(request: Request) -> Reply:
-        arrived = time.perf_counter()
-        return Reply(service, await read(request, read_chat), arrived, stall)
-
-    async def models(request: Request) -> Response:
-        return json_response({"object": "list", "data": [_model(service.served)]})
-
-    async def model(request: Request) -> Response:
-        if request.path_params["name"] != service.served.name:
-            raise ApiError(
-                f"model is {request.path_params['name']!r:.60}, which is not served; "
-                f"use {service.served.name!r}",
-                param="model",
-                code="model_not_found",
-                status=404,
-            )
-        return json_response(_model(service.served))
-
-    async def health(request: Request) -> Response:
-        if service.failure:
-            service.check()
-        return json_response({"status": "ok"})
-
-    async def metrics(request: Request) -> Response:
-        return PlainTextResponse(service.metrics.text(), media_type=METRICS)
-
     return Starlette(
-        routes=[
-            Route("/v1/completions", completions, methods=["POST"]),
-            Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route("/v1/models", models),
-            Route("/v1/models/{name:path}", model),
-            Route("/health", health),
-            Route("/metrics", metrics),
-        ],
+        routes=Paths(service, most_bytes, stall).routes,
         middleware=[Middleware(Guard, service=service, key=key, say=say)],
         exception_handlers={ApiError: _refused, HTTPException: _no_such_path},
     )
+
+
+class Paths:
+    """What each path answers.
+
+    Args:
+      service: see `make_app`, as what follows.
+      most_bytes: of a body.
+      stall: seconds.
+    """
+
+    def __init__(self, service: Service, most_bytes: int, stall: float):
+        self._service, self._most_bytes, self._stall = service, most_bytes, stall
+        self._long_ones = asyncio.Semaphore(1)  # short ones need not wait for a free thread
+
+    @property
+    def routes(self) -> list[Route]:
+        """The paths."""
+        return [
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{name:path}", self.model),
+            Route("/health", self.health),
+            Route("/metrics", self.metrics),
+        ]
+
+    async def completions(self, request: Request) -> Reply:
+        """Answers to prompts."""
+        return await self._reply(request, read_completion)
+
+    async def chat(self, request: Request) -> Reply:
+        """The next message."""
+        return await self._reply(request, read_chat)
+
+    async def models(self, request: Request) -> Response:
+        """The one model, as a list."""
+        return json_response({"object": "list", "data": [_model(self._service.served)]})
+
+    async def model(self, request: Request) -> Response:
+        """The model of a name.
+
+        Raises:
+          ApiError: it is not served.
+        """
+        name, served = request.path_params["name"], self._service.served
+        if name != served.name:
+            raise unknown_model(name, served)
+        return json_response(_model(served))
+
+    async def health(self, request: Request) -> Response:
+        """Whether anything can be answered.
+
+        Raises:
+          ApiError: nothing can.
+        """
+        self._service.check_alive()
+        return json_response({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        """Counts and times."""
+        return PlainTextResponse(self._service.metrics.text(), media_type=METRICS)
+
+    async def _reply(
+        self, request: Request, reader: Callable[[dict[str, Any], Served], Asked]
+    ) -> Reply:
+        """What answers a request whose body is understood."""
+        arrived, service = time.perf_counter(), self._service
+        service.begin()
+        try:
+            body = await _body(request, self._most_bytes, self._stall)
+            # Templates and tokenizers take their time, and others' answers go on meanwhile.
+            async with self._long_ones if len(body) > _LONG else contextlib.nullcontext():
+                asked = await asyncio.to_thread(lambda: reader(read_json(body), service.served))
+        finally:
+            service.end()
+        return Reply(service, asked, arrived, self._stall)
 
 
 class Guard:
@@ -171,7 +199,8 @@ async def _refused(request: Request, error: ApiError) -> Response:
 
 async def _no_such_path(request: Request, error: HTTPException) -> Response:
     path, method = request.url.path, request.method
-    remedy = "see /v1/models" if error.status_code == 404 else "use another method"
+    allowed = (error.headers or {}).get("Allow", "another method")
+    remedy = f"use {_PATHS}" if error.status_code == 404 else f"use {allowed}"
     told = ApiError(f"path is {path!r:.80} by {method}; {remedy}", status=error.status_code)
     return json_response(told.body, error.status_code, dict(error.headers or {}))
 

@@ -87,6 +87,8 @@ def read_completion(body: dict[str, Any], served: Served) -> Asked:
     """
     fields = Fields(body)
     _check_model(fields, served)
+    if body.get("prompt") is None and "messages" in body:
+        fields.refuse("messages", body["messages"], "send messages to /v1/chat/completions")
     prompts = _prompts(fields.take("prompt"), served)
     limit = fields.integer("max_tokens", None, 1)
     told = fields.take("logprobs")
@@ -109,6 +111,8 @@ def read_chat(body: dict[str, Any], served: Served) -> Asked:
     """
     fields = Fields(body)
     _check_model(fields, served)
+    if body.get("messages") is None and "prompt" in body:
+        fields.refuse("prompt", body["prompt"], "send a prompt to /v1/completions")
     prompt = _chat_prompt(fields.take("messages"), served)
     older = fields.integer("max_tokens", None, 1)
     limit = fields.integer("max_completion_tokens", older, 1)
@@ -166,15 +170,20 @@ def _asked(
     )
 
 
+def unknown_model(name: str, served: Served) -> ApiError:
+    """What a client is told that names another model."""
+    return ApiError(
+        f"model is {shown(name)}, which is not served; use {shown(served.name)}",
+        param="model",
+        code="model_not_found",
+        status=404,
+    )
+
+
 def _check_model(fields: Fields, served: Served) -> None:
     name = fields.text("model", served.name)
     if name != served.name:
-        raise ApiError(
-            f"model is {shown(name)}, which is not served; use {served.name!r}",
-            param="model",
-            code="model_not_found",
-            status=404,
-        )
+        raise unknown_model(name, served)
 
 
 def _prompts(given: Any, served: Served) -> list[list[int]]:
@@ -242,8 +251,8 @@ def _check_bytes(text: str, served: Served, param: str) -> None:
 def _check_length(length: int, limit: int, served: Served, param: str) -> None:
     if length + limit > served.context:
         raise ApiError(
-            f"prompt is {length} tokens and its answer up to {limit}, but there is room for "
-            f"{served.context} tokens; shorten one of them",
+            f"prompt is {length} token{'s' * (length != 1)} and its answer up to {limit}, but "
+            f"there is room for {served.context} tokens; shorten one of them",
             param=param,
             code="context_length_exceeded",
         )
@@ -267,7 +276,7 @@ def _sampling(fields: Fields) -> dict[str, Any]:
         for name, value in filters.items()
         if temperature and value is not None and value not in keep_all[name]
     }
-    seed = fields.integer("seed", None, 0, 2**32 - 1)
+    seed = fields.integer("seed", None, -(2**63), 2**63 - 1)  # draws take the last 32 bits
     seed = secrets.randbits(32) if seed is None else seed
     return {"temperature": temperature, "seed": seed, **kept}
 

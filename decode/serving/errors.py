@@ -1,5 +1,6 @@
 """What a server answers where it does not do what is asked, in the form of OpenAI's interface."""
 
+import json
 from typing import Any
 
 _TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
@@ -47,6 +48,11 @@ class ApiError(Exception):
 
 
 def shown(value: object) -> str:
-    """A value of a request as it stands in a message: at most 40 characters."""
-    text = repr(value)
+    """A value of a request as it stands in a message: in JSON, at most 40 characters."""
+    if value is None:
+        return "missing"
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        text = "nested too deep"
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -5,11 +5,11 @@ import queue
 import threading
 from collections.abc import Callable
 
-from decode.batching.batcher import Batcher
 from decode.batching.events import Event, Finished, Ticket
 from decode.batching.stats import StepStats
 from decode.serving.call import Call
 from decode.serving.errors import ApiError
+from decode.serving.together import LeadingBatcher
 from sharding.error_types import FloorlineError
 
 
@@ -23,7 +23,7 @@ class News:
       stats: of a step whose tokens have been delivered, if one has.
       running: requests that have a row.
       waiting: requests that wait for one.
-      failure: why the thread has ended, if it has failed; nothing follows.
+      failure: what has ended the thread, if it has failed; nothing follows.
     """
 
     events: list[tuple[Call, int, Event]] = dataclasses.field(default_factory=list)
@@ -31,7 +31,7 @@ class News:
     stats: StepStats | None = None
     running: int = 0
     waiting: int = 0
-    failure: str | None = None
+    failure: BaseException | None = None
 
 
 class Loop(threading.Thread):
@@ -42,7 +42,7 @@ class Loop(threading.Thread):
       tell: takes the news; called in this thread.
     """
 
-    def __init__(self, batcher: Batcher, tell: Callable[[News], None]):
+    def __init__(self, batcher: LeadingBatcher, tell: Callable[[News], None]):
         super().__init__(name="batcher", daemon=True)
         self._batcher, self._tell = batcher, tell
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -72,8 +72,7 @@ class Loop(threading.Thread):
                 self._news.stats = batcher.stats if batcher.stats is not before else None
                 self._send()
         except BaseException as error:  # of any kind: those who wait must hear of it
-            said = " ".join(str(error).split())[:200]
-            self._news.failure = f"{type(error).__name__}: {said}"
+            self._news.failure = error
             self._send()
 
     def _take_orders(self) -> bool:

@@ -104,17 +104,17 @@ class HttpServer:
             server_header=False,
         )
         self._http, self._service, self._listening = _Uvicorn(config), service, listening
-        service.count_connections(lambda: len(self._http.server_state.connections), most)
+        service.attach(lambda: len(self._http.server_state.connections), most, self.end)
         self._drain, self._ready = drain, ready
         self._ends: asyncio.Queue[int] = asyncio.Queue()
         self._events: asyncio.AbstractEventLoop | None = None
         self.signal: int | None = None
 
     def run(self) -> None:
-        """Answers until `end` is called, or SIGTERM or SIGINT comes, and then what runs ends.
+        """Answers until `end` is called, SIGTERM or SIGINT comes, or nothing can be answered.
 
-        Requests that have come are answered, for `drain` seconds at most, or until it is told to
-        end once more; those that are left get an error.
+        Requests that have come are answered then, for `drain` seconds at most, or until it is told
+        to end once more; those that are left get an error.
         """
         asyncio.run(self._run())
         self._service.stop()
@@ -142,8 +142,10 @@ class HttpServer:
         """Takes no more connections, and waits for the requests of those that are there."""
         self._http.should_exit = True
         again = asyncio.create_task(self._ends.get())
-        done = asyncio.FIRST_COMPLETED
-        await asyncio.wait((serving, again), timeout=self._drain, return_when=done)
+        drain, done = self._drain, asyncio.FIRST_COMPLETED
+        if self._service.failure:
+            drain = _FAREWELL
+        await asyncio.wait((serving, again), timeout=drain, return_when=done)
         if not serving.done():
             self._service.abort("it was told to end")
             await asyncio.wait((serving,), timeout=_FAREWELL)

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from decode.batching.batcher import Batcher
 from decode.batching.events import Token
 from decode.batching.request import Request
 from decode.serving.asked import Served
@@ -12,9 +11,11 @@ from decode.serving.call import Call
 from decode.serving.errors import ApiError
 from decode.serving.loop import Loop, News
 from decode.serving.metrics import Metrics
+from decode.serving.together import LeadingBatcher
+from sharding import processes
 
 PATIENCE = 10.0
-"""Seconds to wait for the batcher's thread to end."""
+"""Seconds to wait for the batcher's thread to end, where no other process waits for it."""
 
 
 class Service:
@@ -28,12 +29,13 @@ class Service:
 
     Attributes:
       metrics: what has been counted and timed.
-      failure: why nothing can be answered any more; None while all is well.
+      failure: what has ended the batcher's thread; None while all is well.
     """
 
-    def __init__(self, batcher: Batcher, served: Served, rows: int, most_waiting: int):
+    def __init__(self, batcher: LeadingBatcher, served: Served, rows: int, most_waiting: int):
         self.served, self.metrics = served, Metrics(rows)
-        self.failure: str | None = None
+        self.failure: BaseException | None = None
+        self._ended = ""  # why nothing is answered any more
         self._most = rows + most_waiting
         self._calls: set[Call] = set()
         self._in_hand = 0  # bodies that are being read
@@ -42,15 +44,22 @@ class Service:
         self._events: asyncio.AbstractEventLoop | None = None
         self._connections: Callable[[], int] = lambda: 0
         self._most_connections = 1
+        self._failed: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Begins to answer; called in the event loop."""
         self._events = asyncio.get_running_loop()
         self._loop.start()
 
-    def count_connections(self, connections: Callable[[], int], most: int) -> None:
-        """Takes what tells how many connections there are, and how many there may be."""
-        self._connections, self._most_connections = connections, most
+    def attach(self, connections: Callable[[], int], most: int, failed: Callable[[], None]) -> None:
+        """Takes what belongs to the server around it.
+
+        Args:
+          connections: tells how many there are.
+          most: how many there may be.
+          failed: called when nothing can be answered any more.
+        """
+        self._connections, self._most_connections, self._failed = connections, most, failed
 
     def check_connections(self) -> None:
         """Refuses a request on one connection too many, which is to be closed then.
@@ -68,14 +77,22 @@ class Service:
                 closes=True,
             )
 
+    def check_alive(self) -> None:
+        """Refuses everything where nothing is answered any more.
+
+        Raises:
+          ApiError: status 503.
+        """
+        if self._ended:
+            raise self._end_told()
+
     def check(self, more: int = 1) -> None:
         """Refuses further requests where too many are open, or nothing is answered any more.
 
         Raises:
           ApiError: status 429 or 503.
         """
-        if self.failure:
-            raise ApiError(f"server is failing ({self.failure}); start it again", status=503)
+        self.check_alive()
         if max(self._open, self._in_hand) + more > self._most:
             raise ApiError(
                 f"number of requests that run or wait is {max(self._open, self._in_hand)} of "
@@ -116,15 +133,18 @@ class Service:
 
     def abort(self, why: str) -> None:
         """Ends all that is open with an error, and takes nothing more."""
-        self.failure = self.failure or why
+        self._ended = self._ended or why
         for call in self._calls:
-            call.fail(ApiError(f"server is ending ({why}); ask again later", status=503))
+            call.fail(self._end_told())
 
     def stop(self) -> None:
         """Ends the batcher's thread, with all that runs."""
         self._loop.stop()
         if self._loop.is_alive():
-            self._loop.join(PATIENCE)
+            self._loop.join(PATIENCE if processes.count() == 1 else None)
+
+    def _end_told(self) -> ApiError:
+        return ApiError(f"server is ending ({self._ended}); ask again later", status=503)
 
     def _tell(self, news: News) -> None:
         """Called in the batcher's thread; the event loop may have ended."""
@@ -145,4 +165,6 @@ class Service:
             call.fail(error)
         self.metrics.step(news.stats, news.running, news.waiting)
         if news.failure:
-            self.abort(news.failure)
+            self.failure, said = news.failure, " ".join(str(news.failure).split())
+            self.abort(f"{type(news.failure).__name__}: {said:.200}")
+            self._failed()

@@ -1,4 +1,6 @@
-"""Loads answered by a batching engine in this process, beside fixed batches of the same model.
+"""Loads answered by a batching engine here, beside fixed batches of the same model.
+
+Of many processes, the first drives the service and keeps the time; all run its steps.
 
 The ideal is measured here too: steps of `Engine.advance` at a fixed batch, each as long as the
 service's sequences are on average, half of its samples before the loads and half after them.
@@ -14,6 +16,7 @@ import numpy as np
 from decode.batching.batcher import Batcher
 from decode.batching.request import Request
 from decode.engine import Engine
+from decode.serving.together import LeadingBatcher, follow
 from profiles.chips.chip import Peaks
 from profiles.chips.local_devices import local_devices
 from profiles.expected.here import slice_here
@@ -32,6 +35,7 @@ from profiles.serving.arrivals import Asked, Load
 from profiles.serving.compilations import counting
 from profiles.serving.load_rows import departures_row, load_row
 from profiles.serving.traffic import Traffic, drive
+from sharding import processes
 
 ROUNDS = 2  # of the fixed batches: before the loads and after them
 BURSTS = 3  # samples of each in a round
@@ -174,10 +178,25 @@ def measure(measured: Measured, say: Say, done: Callable[[str, int], None]) -> I
     say(f"compiling a service of {asking.rows} rows")
     batcher = Batcher(engine, asking.rows, asking.context, asking.token_budget)
     batcher.warm_up()
+    say(f"the service is compiled after {time.perf_counter() - begun:.0f} s")
+    if processes.is_first():
+        yield from _answer_all(measured, LeadingBatcher(batcher), say, done)
+    else:
+        follow(batcher)
+    del batcher
+    give_back()
+    measured.sample(say)
+    yield
+
+
+def _answer_all(
+    measured: Measured, batcher: LeadingBatcher, say: Say, done: Callable[[str, int], None]
+) -> Iterator[None]:
+    """Answers all loads in process 0, and yields after each."""
+    asking, engine = measured.asking, measured.engine
     draw = Prompts(engine.config.vocabulary, asking.seed)
     first = Load("closed", [Asked(min(16, asking.context - 2), 2)] * asking.rows, asking.rows)
     drive(batcher, first, draw.requests(first))
-    say(f"the service is warm after {time.perf_counter() - begun:.0f} s")
     for load in asking.loads:
         say(f"{load}: {len(load.asked)} requests")
         traffic = answer(batcher, load, draw, done=lambda n, load=load: done(str(load), n))
@@ -190,10 +209,7 @@ def measure(measured: Measured, say: Say, done: Callable[[str, int], None]) -> I
             )  # fmt: skip
             measured.trains.append((traffic, train))
         yield
-    del batcher
-    give_back()
-    measured.sample(say)
-    yield
+    batcher.end()
 
 
 class Prompts:
@@ -219,7 +235,7 @@ class Prompts:
         ]
 
 
-def answer(batcher: Batcher, load: Load, draw: Prompts, **how) -> Traffic:
+def answer(batcher: LeadingBatcher, load: Load, draw: Prompts, **how) -> Traffic:
     """Answers one load, and counts what was compiled meanwhile; `how` is for `drive`."""
     requests = draw.requests(load)
     with counting() as counter:

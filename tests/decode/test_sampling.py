@@ -18,6 +18,7 @@ from decode.sampling import (
     choose_by_row,
     draw,
     draw_keys,
+    likeliest,
     make_sampler,
     settings_of,
 )
@@ -116,6 +117,20 @@ def test_the_likeliest_token_is_the_first_of_the_highest_wherever_the_vocabulary
     np.testing.assert_allclose(logprobs, expected, rtol=1e-6, atol=1e-5)
     kinds = [one.kind for one in census(choose.as_text(), devices)]
     assert kinds == ["all-gather"] * (mesh != "1")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "spec"),
+    [("1x1x1", jax.P()), ("2x2x2", jax.P("x", ("z", "y"))), ("1x2x4", jax.P(None, ("y", "z")))],
+)
+def test_the_likeliest_tokens_come_with_their_log_probabilities_on_any_mesh(mesh, spec):
+    scores = np.random.default_rng(1).integers(0, 9, (4, 24)).astype(np.float32)  # many are equal
+    expected = np.argsort(-scores, axis=-1, kind="stable")[:, :5]
+    normed = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    with jax.set_mesh(make_mesh(parse_mesh(mesh))):
+        tokens, logprobs = jax.jit(likeliest, static_argnums=1)(jax.reshard(scores, spec), 5)
+    np.testing.assert_array_equal(tokens, expected)
+    np.testing.assert_allclose(logprobs, np.take_along_axis(normed, expected, -1), rtol=1e-5)
 
 
 def test_draws_follow_the_distribution():

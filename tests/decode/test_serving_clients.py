@@ -77,7 +77,7 @@ def test_openais_client_knows_every_error(client, base_url):
     assert [model.id for model in client.models.list()] == ["smollm2-135m"]
     with pytest.raises(openai.NotFoundError, match="which is not served"):
         client.completions.create(model="other", prompt="a")
-    with pytest.raises(openai.BadRequestError, match="echo is True") as refused:
+    with pytest.raises(openai.BadRequestError, match="echo is true") as refused:
         client.completions.create(prompt="a", echo=True, **GREEDY)
     assert refused.value.param == "echo"
     with pytest.raises(openai.AuthenticationError):

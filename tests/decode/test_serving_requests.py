@@ -43,13 +43,13 @@ def test_what_is_no_object_of_json_is_refused(body, words):
 @pytest.mark.parametrize(
     "fields, param, words",
     [
-        ({}, "prompt", "prompt is None"),
+        ({}, "prompt", "prompt is missing; give text"),
         ({"prompt": ""}, "prompt", "give text"),
         ({"prompt": []}, "prompt", "give text"),
-        ({"prompt": {"a": 1}}, "prompt", "prompt is {'a': 1}"),
+        ({"prompt": {"a": 1}}, "prompt", 'prompt is {"a": 1}'),
         ({"prompt": [1, "a"]}, "prompt", "prompt is 1; give text"),
         ({"prompt": [[1], []]}, "prompt", "prompt is []"),
-        ({"prompt": [True]}, "prompt", "prompt is True"),
+        ({"prompt": [True]}, "prompt", "prompt is true"),
         ({"prompt": [VOCABULARY]}, "prompt", f"use ids from 0 to {VOCABULARY - 1}"),
         ({"prompt": [-1]}, "prompt", "outside the vocabulary"),
         ({"prompt": "a\ud800"}, "prompt", "not Unicode text"),
@@ -60,7 +60,7 @@ def test_what_is_no_object_of_json_is_refused(body, words):
         ({"prompt": "a", "max_tokens": 1.5}, "max_tokens", "give an integer"),
         ({"prompt": "a", "max_tokens": True}, "max_tokens", "give an integer"),
         ({"prompt": "a", "max_tokens": 2**40}, "max_tokens", "give an integer"),
-        ({"prompt": "a", "temperature": "hot"}, "temperature", "temperature is 'hot'"),
+        ({"prompt": "a", "temperature": "hot"}, "temperature", 'temperature is "hot"'),
         ({"prompt": "a", "temperature": -1}, "temperature", "from 0 to 2"),
         ({"prompt": "a", "temperature": 1e-30}, "temperature", "1e-06"),
         ({"prompt": "a", "temperature": 10**400}, "temperature", "from 0 to 2"),
@@ -69,7 +69,7 @@ def test_what_is_no_object_of_json_is_refused(body, words):
         ({"prompt": "a", "top_p": 1.1}, "top_p", "from 0 to 1"),
         ({"prompt": "a", "top_k": -2}, "top_k", "from -1"),
         ({"prompt": "a", "min_p": 2}, "min_p", "from 0 to 1"),
-        ({"prompt": "a", "seed": -1}, "seed", "seed is -1"),
+        ({"prompt": "a", "seed": 2**63}, "seed", "seed is 9223372036854775808"),
         ({"prompt": "a", "n": 0}, "n", "n is 0"),
         ({"prompt": ["a", "b"], "n": 5}, "n", "8 answers"),
         ({"prompt": "a", "best_of": 3}, "best_of", "give that of n, 1"),
@@ -96,6 +96,7 @@ def test_what_is_no_object_of_json_is_refused(body, words):
         ({"prompt": "a", "presence_penalty": 0.5}, "presence_penalty", "not supported"),
         ({"prompt": "a", "guided_json": {}}, "guided_json", "unknown"),
         ({"prompt": "a", "messages": []}, "messages", "unknown"),
+        ({"messages": []}, "messages", "send messages to /v1/chat/completions"),
     ],
 )
 def test_a_completion_that_cannot_be_answered_is_refused_by_the_field(model, fields, param, words):
@@ -115,15 +116,15 @@ def test_a_completion_that_cannot_be_answered_is_refused_by_the_field(model, fie
         ("Hello", "messages", "one message at least"),
         (["Hello"], "messages[0]", "give an object"),
         ([{"content": "a"}], "messages[0].role", "give one of system, developer, user, assistant"),
-        ([{"role": "tool", "content": "a"}], "messages[0].role", "role is 'tool'"),
+        ([{"role": "tool", "content": "a"}], "messages[0].role", 'role is "tool"'),
         ([{"role": ["user"], "content": "a"}], "messages[0].role", "give one of"),
-        ([{"role": "user"}], "messages[0].content", "content is None"),
+        ([{"role": "user"}], "messages[0].content", "content is missing"),
         ([{"role": "user", "content": 5}], "messages[0].content", "content is 5"),
         ([{"role": "user", "content": []}], "messages[0].content", "content is []"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
             "messages[0].content[0].type",
-            "type is 'image_url'; parts of type text alone",
+            'type is "image_url"; parts of type text alone',
         ),
         (
             [{"role": "user", "content": [{"type": "text"}]}],
@@ -154,6 +155,7 @@ def test_messages_that_make_no_prompt_are_refused(model, messages, param, words)
         ({"tools": [{}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"prompt": "a", "messages": None}, "prompt"),
     ],
 )
 def test_a_chat_that_cannot_be_answered_is_refused_by_the_field(model, fields, param):
@@ -163,7 +165,7 @@ def test_a_chat_that_cannot_be_answered_is_refused_by_the_field(model, fields, p
 
 
 def test_a_model_that_is_not_served_is_not_found(model):
-    with pytest.raises(ApiError, match="which is not served; use 'tiny'") as refused:
+    with pytest.raises(ApiError, match='which is not served; use "tiny"') as refused:
         read_chat(hello(model="gpt-5"), model)
     assert (refused.value.status, refused.value.code) == (404, "model_not_found")
 

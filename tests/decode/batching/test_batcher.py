@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from decode.batching.batcher import Batcher, Request
+from decode.batching.row_sampling import RowSampling
 from decode.engine import Engine
 from decode.generate import PromptError
 from decode.sampling import SamplingError
@@ -171,6 +172,15 @@ def test_logprobs_and_alternatives_are_the_models_own(small):
         assert [token for token, _ in event.alternatives] == best.tolist()
         assert [each for _, each in event.alternatives] == pytest.approx(row[best], abs=1e-4)
     assert (end.prompt_tokens, end.generated_tokens, end.reason) == (7, 5, "length")
+
+
+def test_rows_that_do_not_decode_ask_for_nothing():
+    """So that a step pays for no filter, draw or alternative of a request that has ended."""
+    drawn = ask(3, temperature=1.0, top_k=5, top_p=0.5, min_p=0.1, top_logprobs=2, seed=7)
+    both = RowSampling.of([drawn, drawn]).where(np.array([True, False]))
+    expected = RowSampling.of([drawn, None])
+    for found, wanted in zip(jax.tree.leaves(both), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_cancelled_request_ends_at_once_and_the_next_has_its_row(small):
