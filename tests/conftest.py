@@ -46,11 +46,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
-    """Programs of the default set, once compiled, for both workers and the scripts that they run.
+def compilation_cache(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str, pytestconfig: pytest.Config
+) -> None:
+    """Programs, once compiled, for both workers, and in the default set for scripts that they run.
 
     The folder is the run's own: nothing of an earlier one is taken. JAX counts a program that it
-    finds there as compiled, so tests that count see no difference.
+    finds there as compiled, so tests that count see no difference. Scripts of `slow` have none:
+    most are killed, and JAX does not write its files in one piece.
     """
     if not jax.config.read("jax_disable_most_optimizations"):
         return
@@ -58,6 +61,8 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) 
     folder = (run if worker_id == "master" else run.parent) / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if pytestconfig.option.markexpr == "slow":
+        return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
