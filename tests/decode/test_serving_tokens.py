@@ -33,7 +33,7 @@ def alone(engine, smollm2):
 
     def run(*prompts, count, seed=0, **sampling):
         stops = smollm2.tokenizer.stop_ids
-        filled = [*prompts, *[[9] * 40] * (3 - len(prompts))]
+        filled = [*prompts, *[[9] * 60] * (4 - len(prompts))]
         request = Request(
             prompts=filled,
             max_new_tokens=count,
