@@ -96,7 +96,7 @@ def run_many(
     full: Sequence[str] = (),
     optimized: Sequence[str] = (),
     typed: dict[str, str] | None = None,
-    seconds: float = 300,
+    seconds: float = 600,
     **variables: str,
 ) -> dict[str, Ended]:
     """Runs a script once for each list of arguments, one after another in one process.
