@@ -70,8 +70,10 @@ def test_a_ragged_batch_continues_greedily_as_transformers_does(case, mesh):
 
 @pytest.mark.parametrize(
     "case",
-    [*(pytest.param(c, marks=pytest.mark.slow if n % 3 else ()) for n, c in enumerate(FIRST)),
-     *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW_CASES)],
+    [
+        *(pytest.param(c, marks=pytest.mark.slow if n % 3 else ()) for n, c in enumerate(FIRST)),
+        *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW_CASES),
+    ],
 )
 def test_one_full_pass_gives_transformers_logits_and_each_cached_step_gives_its(case):
     """From a prompt shorter than the window until its ring has gone round four times.
