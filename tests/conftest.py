@@ -25,29 +25,35 @@ from tests.engines import random_engine  # noqa: E402
 from tests.scripts.running import XLA_FLAGS  # noqa: E402
 
 REFERENCES = Path(__file__).parent / "references"
+COMPILED_AS_BY_USERS = ("speed", "serve", "parity", "tpu_compile", "gpu_compile")
+"""Marked sets whose programs are compiled with all optimizations."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compiles the default set with few optimizations, which takes less than half the time.
+    """Compiles the default set, `slow` and `long` with few optimizations, in a fifth of the time.
 
-    These are of machine code: sharding, collectives and buffers are settled before. The marked
-    sets, and scripts that tests run as users do, compile as users' programs do.
+    These are of machine code: sharding, collectives and buffers are settled before. The other
+    marked sets, tests that take `all_optimizations`, and scripts that tests run as users do,
+    compile as users' programs do.
 
     Python looks for cycles far less often there, which takes a tenth of the time else: it goes
     through all that JAX keeps of each program.
     """
-    if "not speed" in config.option.markexpr:
+    if config.option.markexpr not in COMPILED_AS_BY_USERS:
         gc.set_threshold(200_000, 50, 100)
         jax.config.update("jax_disable_most_optimizations", True)
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}".strip()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
-    """Programs of the default set, once compiled, for both workers and the scripts that they run.
+def compilation_cache(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str, pytestconfig: pytest.Config
+) -> None:
+    """Programs, once compiled, for both workers, and in the default set for scripts that they run.
 
     The folder is the run's own: nothing of an earlier one is taken. JAX counts a program that it
-    finds there as compiled, so tests that count see no difference.
+    finds there as compiled, so tests that count see no difference. Scripts of `slow` have none:
+    most are killed, and JAX does not write its files in one piece.
     """
     if not jax.config.read("jax_disable_most_optimizations"):
         return
@@ -55,15 +61,17 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) 
     folder = (run if worker_id == "master" else run.parent) / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if pytestconfig.option.markexpr == "slow":
+        return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
-@pytest.fixture
-def quick_compilations() -> Iterator[None]:
-    """Few optimizations for tests of a marked set that compile much and measure nothing."""
+@pytest.fixture(scope="module")
+def all_optimizations() -> Iterator[None]:
+    """All optimizations for tests that run a large model for long."""
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 

@@ -53,10 +53,11 @@ def engine_of(mesh: str, attention: str = "heads", cache: str = "", **changes: o
 @pytest.mark.parametrize(
     "case",
     # Tests below have one device and no windows.
-    [{"mesh": "1x1x1", "windows": (24, None)}, {"mesh": "1x1x1", "cache": "int8", "layers": 1},
+    [{"mesh": "1x1x1", "cache": "int8", "layers": 1},
      {"mesh": "1x2x2", "attention": "sequence", "windows": (24,), "layers": 1},
-     {"mesh": "2x1x1", "attention": "batch", "layers": 1},
-     *(pytest.param({"mesh": mesh}, marks=pytest.mark.slow) for mesh in ("1x1x1", "1x1x2"))],
+     *(pytest.param(case, marks=pytest.mark.slow)
+       for case in ({"mesh": "1x1x1", "windows": (24, None)}, {"mesh": "1x1x1"}, {"mesh": "1x1x2"},
+                    {"mesh": "2x1x1", "attention": "batch", "layers": 1}))],
     ids=lambda case: " ".join(map(str, case.values())),
 )  # fmt: skip
 def test_each_turn_gives_the_tokens_of_its_whole_prompt_and_runs_what_is_new(case):

@@ -20,7 +20,11 @@ from tests.conftest import REFERENCES
 FOUND = json.loads((REFERENCES / "gemma3_270m.json").read_text())
 PROMPTS = FOUND["prompts"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("gemma3")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("gemma3"),
+    pytest.mark.usefixtures("all_optimizations"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -97,16 +97,16 @@ def check_programs(engine: Engine, batch: int) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "attention", "family", "mesh"),
-    # Each layout with one attention; the slow set has all of all.
+    # Each kind of layout with one attention; the slow set has all of all.
     [("weight_stationary_1d", "heads", "grouped", "2x2x2"),
      ("weight_stationary_2d", "batch", "multi_query_parallel", "8x1x1"),
-     ("weight_gathered_x", "heads", "multi_head_two_norms", "4x2x1"),
-     ("weight_gathered_xy", "batch", "six_experts", "1x2x4"),
      ("weight_gathered_xyz", "sequence", "grouped", "4x2x1"),
      ("data_parallel_x_1d", "batch", "biased_windowed", "2x2x2"),
-     ("data_parallel_x_2d", "sequence", "multi_head_two_norms", "8x1x1"),
-     ("data_parallel_x_gathered_y", "batch", "multi_head_parallel", "4x2x1"),
-     *marked_slow(("weight_stationary_1d", "sequence", "biased_windowed", "1x2x4"),
+     *marked_slow(("weight_gathered_x", "heads", "multi_head_two_norms", "4x2x1"),
+                  ("weight_gathered_xy", "batch", "six_experts", "1x2x4"),
+                  ("data_parallel_x_2d", "sequence", "multi_head_two_norms", "8x1x1"),
+                  ("data_parallel_x_gathered_y", "batch", "multi_head_parallel", "4x2x1"),
+                  ("weight_stationary_1d", "sequence", "biased_windowed", "1x2x4"),
                   ("weight_stationary_2d", "heads", "norms_over_heads_and_biases", "2x2x2"),
                   ("weight_gathered_x", "sequence", "multi_head_parallel", "2x2x2"),
                   ("weight_gathered_xyz", "heads", "experts_multi_query", "8x1x1"),
@@ -121,8 +121,8 @@ def test_a_layout_gives_the_logits_of_one_device(layout, attention, family, mesh
 @pytest.mark.parametrize(
     ("layout", "attention", "family", "mesh"),
     [("weight_stationary_2d", "heads", "six_experts", "2x2x2"),
-     ("data_parallel_x_1d", "sequence", "experts_multi_query", "2x2x2"),
-     *marked_slow(("weight_gathered_xyz", "batch", "experts_multi_query", "2x2x2"),
+     *marked_slow(("data_parallel_x_1d", "sequence", "experts_multi_query", "2x2x2"),
+                  ("weight_gathered_xyz", "batch", "experts_multi_query", "2x2x2"),
                   ("data_parallel_x_2d", "heads", "six_experts", "8x1x1"))],
 )  # fmt: skip
 def test_divided_experts_give_the_logits_of_one_device(layout, attention, family, mesh):
@@ -132,9 +132,9 @@ def test_divided_experts_give_the_logits_of_one_device(layout, attention, family
 @pytest.mark.parametrize(
     ("layout", "attention", "family", "mesh"),
     # `test_quantized` and `test_quantized_cache` have more loops.
-    [("weight_gathered_xy", "heads", "multi_head_two_norms", "4x2x1"),
-     ("data_parallel_x_2d", "heads", "six_experts", "2x2x2"),
-     *marked_slow(("weight_stationary_1d", "batch", "biased_windowed", "2x2x2"),
+    [("data_parallel_x_2d", "heads", "six_experts", "2x2x2"),
+     *marked_slow(("weight_gathered_xy", "heads", "multi_head_two_norms", "4x2x1"),
+                  ("weight_stationary_1d", "batch", "biased_windowed", "2x2x2"),
                   ("weight_stationary_2d", "sequence", "multi_query_parallel", "2x2x2"))],
 )  # fmt: skip
 def test_loops_give_the_logits_of_one_device(layout, attention, family, mesh):
@@ -148,7 +148,6 @@ def divided_runs():
         yield pytest.param(*run, marks=SLOW if at % 4 in (0, 3) else LONG)
 
 
-@pytest.mark.usefixtures("quick_compilations")
 @pytest.mark.parametrize(("family", "mesh", "attention"), list(divided_runs()))
 def test_all_layouts_with_divided_experts_give_the_logits_of_one_device(family, mesh, attention):
     for layout in LAYOUTS.values():
@@ -166,7 +165,6 @@ def all_runs():
         yield pytest.param(family, "2x2x2", "overlapped", marks=LONG if at % 2 else SLOW)
 
 
-@pytest.mark.usefixtures("quick_compilations")
 @pytest.mark.parametrize(("family", "mesh", "collectives"), list(all_runs()))
 def test_all_layouts_give_the_logits_of_one_device_or_are_refused_at_once(
     family, mesh, collectives
@@ -193,7 +191,6 @@ def test_all_layouts_give_the_logits_of_one_device_or_are_refused_at_once(
     "seed",
     [pytest.param(n, marks=SLOW if n < 8 else LONG) for n in range(40)],
 )
-@pytest.mark.usefixtures("quick_compilations")
 def test_random_shapes_run_as_on_one_device_or_are_refused_before_anything_runs(seed):
     draw = np.random.default_rng(seed)
     kv_heads, group = int(draw.choice([1, 2, 3, 4, 8])), int(draw.choice([1, 2, 3, 4]))
@@ -248,14 +245,16 @@ GATHERED = [name for name, layout in LAYOUTS.items() if layout.use is not None]
 
 @pytest.mark.parametrize(
     ("prompts", "attention"),
-    [("weight_gathered_x", "heads"), ("weight_gathered_xyz", "sequence"),
-     *marked_slow(("weight_gathered_xy", "batch"), ("weight_gathered_xyz", "batch"))],
+    [("weight_gathered_xyz", "sequence"),
+     *marked_slow(("weight_gathered_x", "heads"), ("weight_gathered_xy", "batch"),
+                  ("weight_gathered_xyz", "batch"))],
 )  # fmt: skip
 def test_prompts_may_be_partitioned_otherwise_over_the_same_weights(prompts, attention):
     steps = attend_by(LAYOUTS["weight_stationary_2d"], attention)
     check("biased_windowed", prefill_by(steps, LAYOUTS[prompts]), "2x2x2")
 
 
+@pytest.mark.slow
 def test_prompts_may_be_partitioned_otherwise_over_the_same_divided_experts():
     steps = attend_by(LAYOUTS["weight_stationary_2d"], "batch")
     both = divide_experts(prefill_by(steps, LAYOUTS["weight_gathered_xyz"]))
@@ -281,7 +280,7 @@ def test_prompts_over_weights_stored_otherwise_are_refused_with_those_that_work(
         prefill_by(LAYOUTS["weight_stationary_2d"], LAYOUTS["weight_stationary_1d"])
 
 
-@pytest.mark.parametrize("attention", ["batch", "sequence"])
+@pytest.mark.parametrize("attention", ["batch", pytest.param("sequence", marks=SLOW)])
 def test_a_batch_and_slots_that_do_not_divide_are_padded_and_change_no_text(attention):
     prompts = [[5, 6, 7], list(range(40, 63)), [9]]
     one = engine_of("biased_windowed", LAYOUTS["weight_stationary_1d"], "1")

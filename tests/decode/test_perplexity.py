@@ -33,6 +33,7 @@ def test_perplexity_is_the_exponential_of_the_mean_loss(tiny_engine):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_optimizations")
 @pytest.mark.parametrize("name", PERPLEXITY)
 def test_weights_in_few_bits_lose_little(smollm2, name):
     found = measure(smollm2, Dtypes(jnp.float32, QUANTIZATIONS[name]), False)
@@ -40,12 +41,14 @@ def test_weights_in_few_bits_lose_little(smollm2, name):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_optimizations")
 def test_a_cache_in_int8_loses_little(smollm2):
     found = measure(smollm2, Dtypes(jnp.float32, None, QUANTIZATIONS["int8"]), True)
     assert 0.95 < found / plain(smollm2, True) < 1.01
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_optimizations")
 def test_symmetric_int4_loses_much_of_weights_that_have_an_offset(smollm2):
     found = measure(smollm2, Dtypes(jnp.float32, QUANTIZATIONS["int4_symmetric"]), False)
     assert 1.15 < found / plain(smollm2, False) < 1.45

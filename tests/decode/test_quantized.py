@@ -82,7 +82,6 @@ def test_a_layout_gives_the_logits_of_one_device_with_the_same_weights(name, lay
     [pytest.param(name, marks=pytest.mark.slow if name == "int4" else pytest.mark.long)
      for name in QUANTIZATIONS],
 )  # fmt: skip
-@pytest.mark.usefixtures("quick_compilations")
 def test_every_layout_gives_the_logits_of_one_device_with_the_same_weights(name):
     for layout, collectives in itertools.product(LAYOUTS, COLLECTIVES):
         check(name, layout, collectives)
@@ -94,7 +93,12 @@ def test_logits_are_near_those_of_plain_weights_and_not_the_same(name, most):
     assert 0 < difference < most * np.abs(expected_of(None)).max()
 
 
-@pytest.mark.parametrize("name", QUANTIZATIONS)
+@pytest.mark.parametrize(
+    "name",
+    # The others' engines are not made elsewhere.
+    [pytest.param(name, marks=() if name in ("int8", "int4") else pytest.mark.slow)
+     for name in QUANTIZATIONS],
+)  # fmt: skip
 def test_the_floor_counts_the_bytes_that_the_compiler_takes(name):
     for engine in (engine_of(name), engine_of(name, "2x2x2", "weight_stationary_2d")):
         memory = engine.lower_decode(8, SLOTS).compile().memory_analysis()

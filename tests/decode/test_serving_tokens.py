@@ -16,7 +16,7 @@ DRAWN = {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "min_p": 0.01}
 
 @pytest.fixture(scope="module")
 def engine(tiny_engine):
-    return tiny_engine(vocabulary=VOCABULARY)
+    return tiny_engine(vocabulary=VOCABULARY, layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +29,20 @@ def server(engine, smollm2):
 
 @pytest.fixture(scope="module")
 def alone(engine, smollm2):
-    """What `generate` makes of prompts."""
+    """What `generate` makes of up to three prompts, which run in programs of one size."""
 
     def run(*prompts, count, seed=0, **sampling):
         stops = smollm2.tokenizer.stop_ids
+        filled = [*prompts, *[[9] * 60] * (4 - len(prompts))]
         request = Request(
-            prompts=prompts,
+            prompts=filled,
             max_new_tokens=count,
             sampler=make_sampler(**sampling),
             seed=seed,
             stop_ids=stops,
         )
         *_, completions = generate(engine, request)
-        return completions
+        return completions[: len(prompts)]
 
     return run
 

@@ -36,11 +36,13 @@ def same(several, single):
 @pytest.mark.parametrize(
     ("mesh", "family", "layout", "sampler"),
     [("1x1x1", "two_norms_and_caps", "weight_stationary_1d", SAMPLED),
-     ("1x2x2", "six_experts", "weight_stationary_2d", GREEDY),
-     *(pytest.param("2x2x2", family, layout, sampler, marks=pytest.mark.slow)
-       for family in ("biased_windowed", "six_experts")
-       for layout in ("weight_stationary_1d", "weight_stationary_2d", "weight_gathered_xyz")
-       for sampler in (GREEDY, SAMPLED))],
+     *(pytest.param("2x2x2", *case, marks=pytest.mark.slow)
+       for case in (("biased_windowed", "weight_stationary_1d", GREEDY),
+                    ("biased_windowed", "weight_stationary_2d", SAMPLED),
+                    ("biased_windowed", "weight_gathered_xyz", GREEDY),
+                    ("six_experts", "weight_stationary_1d", SAMPLED),
+                    ("six_experts", "weight_stationary_2d", GREEDY),
+                    ("six_experts", "weight_gathered_xyz", SAMPLED)))],
 )  # fmt: skip
 def test_texts_are_those_of_single_steps(mesh, family, layout, sampler):
     engine = random_engine(config_of(family), LAYOUTS[layout], mesh, FLOAT32)
@@ -111,7 +113,7 @@ def test_the_program_updates_the_cache_in_place_and_copies_no_weights(tiny_engin
     assert more < min(cache, weights) / 10
 
 
-@pytest.mark.parametrize("window", [None, 24])
+@pytest.mark.parametrize("window", [None, pytest.param(24, marks=pytest.mark.slow)])
 def test_a_conversation_goes_on_behind_what_a_dispatch_left_in_the_cache(tiny_engine, window):
     engine = tiny_engine("1x1x1", layers=1, **({"windows": (window,)} if window else {}))
     said = np.random.default_rng(0).integers(0, 256, 60).tolist()

@@ -37,6 +37,7 @@ def tokens(steps):
     return [completion.tokens for completion in finish(steps)]
 
 
+@functools.cache
 def small(family: str = "grouped", layout: str = "weight_stationary_1d", mesh="1x1x1") -> Engine:
     """A model of one layer; behind the layout's name may stand what attention is divided by."""
     name, *kind = layout.split()
@@ -44,6 +45,7 @@ def small(family: str = "grouped", layout: str = "weight_stationary_1d", mesh="1
     return random_engine(config_of(family, layers=1), layout, mesh, FLOAT32)
 
 
+@functools.cache
 def another(engine: Engine) -> Engine:
     """A model of the same shapes with other weights."""
     model = Transformer(engine.config, engine.dtypes)
@@ -147,6 +149,7 @@ def test_nothing_is_compiled_again_in_a_run_or_for_a_further_one():
     assert not compiled
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_the_batch_or_the_mesh():
     request = Request(prompts=PROMPTS, max_new_tokens=12, sampler=DRAWN, seed=2)
     found = []

@@ -71,10 +71,10 @@ def run_as_on_tpu(monkeypatch):
     ("layout", "mesh", "way"),
     [
         ("weight_stationary_2d", "2x2x2", "loop"),
-        ("weight_stationary_2d", "2x1x4", "groups"),
-        ("weight_gathered_x", "2x2x2", "groups"),
-        ("weight_gathered_xyz", "2x2x2", "loop"),
         ("weight_gathered_xyz", "2x2x2", "groups"),
+        pytest.param("weight_stationary_2d", "2x1x4", "groups", marks=pytest.mark.slow),
+        pytest.param("weight_gathered_x", "2x2x2", "groups", marks=pytest.mark.slow),
+        pytest.param("weight_gathered_xyz", "2x2x2", "loop", marks=pytest.mark.slow),
         ("data_parallel_x_2d", "4x2x1", "loop"),
     ],
 )
@@ -84,8 +84,11 @@ def test_divided_experts_answer_every_token_wherever_it_is(layout, mesh, way, mo
     check(divide_experts(LAYOUTS[layout]), mesh, ROUTINGS)
 
 
-@pytest.mark.parametrize("way", ["loop", "groups"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "way"),
+    [pytest.param(layout, way, marks=() if (n + m) % 2 else pytest.mark.slow)
+     for n, layout in enumerate(LAYOUTS) for m, way in enumerate(["loop", "groups"])],
+)  # fmt: skip
 def test_experts_that_divide_over_some_axes_are_divided_further_over_the_others(
     layout, way, monkeypatch
 ):
@@ -136,7 +139,7 @@ def test_the_grouped_matmul_equals_the_loop_over_touched_experts(kind):
     assert np.abs(one - other).max() < 1e-5 * np.abs(one).max()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16])
 @pytest.mark.parametrize(
     ("name", "exchanges"),
     [("weight_stationary_1d", 0), ("weight_stationary_2d", 0), ("weight_gathered_x", 2),

@@ -37,7 +37,6 @@ def test_a_quirk_is_read_as_it_is_or_refused_by_name(quirk):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilations")
 @pytest.mark.parametrize(
     "quirk", [quirk for quirk in QUIRKS if quirk.expected == "its own"], ids=lambda q: q.key
 )

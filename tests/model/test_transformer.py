@@ -67,7 +67,7 @@ def reference(config, parameters, tokens):
     return norm(x, p["final_norm"]["scale"]) @ out.T
 
 
-@pytest.mark.parametrize("mesh", ["1x1x1", "2x2x2"])
+@pytest.mark.parametrize("mesh", ["1x1x1", pytest.param("2x2x2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "family", ["grouped", "multi_head_untied", "multi_query_parallel", "stretched_positions"]
 )

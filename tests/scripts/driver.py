@@ -1,17 +1,29 @@
-"""Runs one script for many lists of arguments: `running.run_many` starts this.
+"""Runs one script for many lists of arguments in a process of its own: for `running.run_many`.
 
-Reads a job as JSON on standard input and writes how each run ended as JSON on standard output.
+That process is a fork of one that has imported what most scripts import, which takes longer than
+many of them run, and has started nothing: JAX has no devices and no threads yet.
 """
 
 import contextlib
 import gc
 import importlib
 import io
-import json
+import multiprocessing
+import os
 import pkgutil
 import sys
+import tempfile
+from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest import mock
+
+IMPORTED = [
+    "decode.batching.batcher",
+    "decode.load",
+    "profiles.measured.sweep",
+    "profiles.report.document",
+    "matplotlib.figure",
+]
 
 
 def jax_started() -> bool:
@@ -65,9 +77,26 @@ def optimize(fully: bool) -> None:
     jax.config.update("jax_disable_most_optimizations", not fully)
 
 
-def main() -> None:
+def read_environment(variables: dict[str, str]) -> None:
+    """Takes an environment in place of this process's, with what JAX read as it was imported."""
+    import jax
+
+    os.environ.clear()
+    os.environ.update(variables)
+    for name, text in variables.items():
+        if name.startswith("JAX_") and name.lower() in jax.config.values:
+            kind = type(jax.config.values[name.lower()])
+            value = text == "1" if kind is bool else text if kind is type(None) else kind(text)
+            jax.config.update(name.lower(), value)
+
+
+def work(job: dict, answer: Connection, said: str) -> None:
+    """Runs a job in this process, whose own output goes to the file `said`."""
+    with open(said, "w") as file:
+        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
     gc.set_threshold(200_000, 50, 100)  # as in the default set of tests, see its conftest
-    job = json.load(sys.stdin)
+    read_environment(job["environment"])
+    os.chdir(job["folder"])
     sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
     common = importlib.import_module("_common")
     script = importlib.import_module(job["script"].removesuffix(".py"))
@@ -81,8 +110,28 @@ def main() -> None:
                 optimize(name in job["optimized"])
             typed = job["typed"].get(name, "")
             ended.append(end_of(script, common, arguments, name in job["full"], typed))
-    json.dump(ended, sys.stdout)
+    answer.send(ended)
 
 
-if __name__ == "__main__":
-    main()
+def run_job(job: dict, seconds: float) -> list[dict]:
+    """How each case of a job ended: the fields of `running.Ended`.
+
+    Raises:
+      AssertionError: with what the process said, where it gave no answer in time.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    receiver, sender = context.Pipe(duplex=False)
+    with tempfile.NamedTemporaryFile("r") as said:
+        process = context.Process(target=work, args=(job, sender, said.name))
+        process.start()
+        sender.close()
+        try:
+            with contextlib.suppress(EOFError):  # it ended without an answer
+                if receiver.poll(seconds):
+                    return receiver.recv()
+        finally:
+            process.kill()
+            process.join()
+            receiver.close()
+        raise AssertionError(said.read())

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import jax
 
+from tests.scripts.driver import run_job
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-DRIVER = Path(__file__).with_name("driver.py")
 # XLA:CPU's older way to make kernels, which compiles in less time. XLA ends a process
 # over a flag that it does not know, as that of JAX 0.12 does not.
 OLDER_KERNELS = jax.__version_info__ < (0, 11)
@@ -23,6 +24,8 @@ XLA_FLAGS = "--xla_cpu_parallel_codegen_split_count=1"
 XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false" if OLDER_KERNELS else ""
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": XLA_FLAGS}
 """Environment of processes that compile as the default set of tests does, see its conftest."""
+FULL = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
+"""That of processes that compile as users' programs do."""
 USUAL_KERNELS = {"xla_cpu_use_fusion_emitters": True} if OLDER_KERNELS else None
 """Options for programs of which a test reads more than collectives: scatters of the
 older kernels are loops."""
@@ -93,6 +96,7 @@ def run_many(
     full: Sequence[str] = (),
     optimized: Sequence[str] = (),
     typed: dict[str, str] | None = None,
+    seconds: float = 600,
     **variables: str,
 ) -> dict[str, Ended]:
     """Runs a script once for each list of arguments, one after another in one process.
@@ -105,21 +109,12 @@ def run_many(
       full: names of cases whose standard output takes nothing.
       optimized: names of cases that compile with all optimizations.
       typed: name of a case -> its standard input, if it has any.
+      seconds: how long all may take together.
       **variables: of the environment; `QUICK` unless they say otherwise.
     """
     job = {"script": script, "cases": cases, "patches": patches or {}, "full": list(full)}
-    job |= {"optimized": list(optimized), "typed": typed or {}}
-    done = subprocess.run(
-        [sys.executable, str(DRIVER)],
-        cwd=folder,
-        env=environment(**QUICK | variables),
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    job |= {"optimized": list(optimized), "typed": typed or {}, "folder": str(folder)}
+    found = run_job(job | {"environment": environment(**QUICK | variables)}, seconds)
     return dict(zip(cases, (Ended(**ended) for ended in found), strict=True))
 
 

@@ -80,7 +80,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("flag, code", [("--help", 0), ("--modle=llama3-8b", 2)])
+@pytest.mark.parametrize(
+    ("flag", "code"),
+    [("--modle=llama3-8b", 2), pytest.param("--help", 0, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("script", USERS)
 def test_no_help_and_no_wrong_flag_waits_for_jax(script, flag, code):
     command = [sys.executable, "-c", REPORTS, str(SCRIPTS / script), flag]

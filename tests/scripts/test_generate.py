@@ -87,7 +87,7 @@ SAMPLED = [*PLAIN, "--temperature=1.5", "--top_k=60", "--top_p=0.98", "--min_p=0
 @pytest.fixture(scope="module")
 def alone(folder):
     """One prompt on one device: how it ended and its document, which went to a file."""
-    ended = run("generate.py", *PLAIN, "--json=results/alone.json", folder=folder)
+    ended = run("generate.py", *PLAIN, "--json=results/alone.json", folder=folder, **QUICK)
     assert ended.code == 0, ended.stderr
     return ended, json.loads((folder / "results" / "alone.json").read_text())
 
@@ -160,19 +160,19 @@ def test_the_document_holds_the_run_and_a_list_for_each_prompt(alone, folder):
 
 
 def test_two_devices_give_the_same_tokens_and_json_alone_on_standard_output(alone, folder):
-    ended = run("generate.py", *PLAIN, "--devices=2", "--json=-", folder=folder, **QUICK)
-    document = ended.document
+    two = {"": [*PLAIN, "--devices=2", "--json=-"]}
+    document = run_many("generate.py", two, folder=folder)[""].document
     assert document["points"][0]["mesh"] == {"x": 1, "y": 1, "z": 2}
     assert document["tokens"] == alone[1]["tokens"]
     np.testing.assert_allclose(document["logprobs"], alone[1]["logprobs"], atol=1e-4)
 
 
 def test_divided_experts_give_the_same_tokens_and_are_stated(more, folder):
-    ended = run(
-        "generate.py", f"--model={FOLDER / 'mixtral'}", *IDS, "--mesh=2x1x2", "--expert_parallel",
-        "--layout=weight_stationary_2d", "--prefill_layout=weight_gathered_xyz", folder=folder,
-        **QUICK,
-    )  # fmt: skip
+    divided = [
+        f"--model={FOLDER / 'mixtral'}", *IDS, "--mesh=2x1x2", "--expert_parallel",
+        "--layout=weight_stationary_2d", "--prefill_layout=weight_gathered_xyz",
+    ]  # fmt: skip
+    ended = run_many("generate.py", {"divided": divided}, folder=folder)["divided"]
     found, expected = ended.document, more["ids in a folder"].document
     assert found["tokens"] == expected["tokens"]
     assert "layout weight_stationary_2d on 2x1x2: 1 of 4 experts on each device" in ended.stderr
@@ -232,14 +232,13 @@ def test_tokens_a_second_are_those_that_were_made_after_the_first_step(more, fol
     counts = [len(tokens) for tokens in document["tokens"]]
     assert min(counts) < max(counts)  # one ends before the other
     seconds = sum(document["points"][0]["step_s"]["samples"])
-    rate = re.search(r"median\), ([\d,.]+) tokens/s", more["uneven"].stderr)[1]
-    rate = float(rate.replace(",", ""))
-    assert rate == pytest.approx((sum(counts) - 2) / seconds, rel=0.006)
+    rate = re.search(r"median\), ([\d,.]+) tokens/s", more["uneven"].stderr)[1].replace(",", "")
+    assert float(rate) == pytest.approx((sum(counts) - 2) / seconds, rel=0.006)
 
 
 def test_a_document_has_the_time_to_the_first_token(alone):
-    said = float(re.search(r"first after ([\d.]+) s", alone[0].stderr)[1])
-    assert alone[1]["first_token_s"] == pytest.approx(said, abs=0.006)
+    said = re.search(r"first after ([\d.]+) s", alone[0].stderr)[1]
+    assert alone[1]["first_token_s"] == pytest.approx(float(said), abs=0.006)
 
 
 def test_one_token_is_too_few_to_compare_times(more):

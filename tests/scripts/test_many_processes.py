@@ -95,6 +95,7 @@ def test_a_layout_that_does_not_divide_ends_every_process(tmp_path):
             assert ended.error.startswith("d_ff is 128, which mesh axes x=3 z=2")
 
 
+@pytest.mark.slow
 def test_what_the_first_process_cannot_write_ends_every_process(tmp_path):
     refused = [*PROMPT, "--json=."]
     with started("generate.py", *refused, folder=tmp_path, ids=range(2), count=2) as these:
@@ -120,6 +121,7 @@ def test_flags_that_differ_end_every_process(tmp_path):
     assert GONE.search(first.error)[1] in ("1", None)
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_one_line_at_once(tmp_path):
     with socket.create_server(("localhost", 0)) as taken:
         where = f"--coordinator=localhost:{taken.getsockname()[1]}"

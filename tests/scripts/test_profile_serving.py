@@ -5,13 +5,16 @@ import json
 import pytest
 from PIL import Image
 
+from tests.gguf_samples import write_tiny_gguf
 from tests.scripts.profile_cases import QUICK_RATES
 from tests.scripts.running import run_many
 
 TINY = ["--model=tiny", "--random_weights", "--seconds=0", "--token_budget=16"]
-SHORT = [*TINY, "--prompt_length=20", "--generated_tokens=6"]
+LENGTHS = ["--prompt_length=20", "--generated_tokens=6"]
+SHORT = [*TINY, *LENGTHS]
+FILE = ["--model=tiny.gguf", *TINY[2:], *LENGTHS]
 CASES = {
-    "both": [*SHORT, "--concurrency=1,2", "--rate=50", "--departure_ms=20", "--rows=2",
+    "both": [*FILE, "--concurrency=1,2", "--rate=50", "--departure_ms=20", "--rows=2",
              "--output_dir=both", "--json=-", "--price_per_chip_hour=3.6"],
     "rate": [*SHORT, "--rate=0"],
     "rate_words": [*SHORT, "--rate=fast"],
@@ -51,6 +54,7 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serving")
+    write_tiny_gguf(folder / "tiny.gguf", layers=1)
     line = {"prompt_length": 20, "generated_tokens": 6}
     times = [0.0, 0.01, 0.02, 0.1]
     timed = [json.dumps(line | {"arrival_s": at}) for at in times]

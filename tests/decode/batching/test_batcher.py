@@ -94,7 +94,7 @@ def check_moves(service: Service, family: str) -> None:
 @pytest.mark.parametrize(
     ("layout", "attention", "mesh", "family", "rows"),
     [("weight_stationary_1d", "heads", "1", "biased_windowed", 5),
-     ("weight_gathered_x", "batch", "2x2x1", "grouped", 2),
+     ("weight_gathered_x", "batch", "2x2x1", "biased_windowed", 2),
      pytest.param("weight_stationary_1d", "heads", "1", "latent", 2, marks=SLOW),
      pytest.param("data_parallel_x_1d", "sequence", "2x1x2", "grouped", 4, marks=SLOW)],
 )  # fmt: skip
@@ -107,7 +107,6 @@ def test_each_request_gets_the_tokens_that_it_gets_alone(layout, attention, mesh
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilations")
 @pytest.mark.parametrize("turn", range(3))
 def test_200_requests_get_their_own_tokens_in_layouts_by_turns(turn):
     """Every layout and attention once, with families and meshes by turns; most get 40 requests."""

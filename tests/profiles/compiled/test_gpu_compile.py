@@ -1,7 +1,6 @@
 """Live: XLA's GPU compiler makes of planted steps, and of real ones, what findings expect."""
 
 import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 from profiles.compiled.toolchains import GPU
 from tests.profiles import gpu_fault_table
+from tests.scripts.running import FULL, run_many
 
 ROOT = Path(__file__).parents[3]
 pytestmark = [
@@ -22,7 +22,7 @@ FAULTS = {"cache_not_aliased", "copy", "collective", "weight_gather", "replicate
 LAYER = ["--model=llama3-8b", "--layers=1", "--context=512", "--json=-"]
 
 
-def run(*arguments: str) -> str:
+def run(*arguments: str) -> None:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -32,11 +32,13 @@ def run(*arguments: str) -> str:
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
 
 
 def compiled(*arguments: str) -> dict:
-    return json.loads(run("scripts/compile_step.py", *LAYER, *arguments))
+    case = {"step": [*LAYER, *arguments]}
+    ended = run_many("compile_step.py", case, folder=ROOT, seconds=600, **FULL)["step"]
+    assert ended.code == 0, ended.stderr[-2000:]
+    return ended.document
 
 
 @pytest.fixture(scope="module")

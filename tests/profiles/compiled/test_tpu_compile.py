@@ -10,6 +10,7 @@ import pytest
 
 from profiles.compiled.toolchains import TPU
 from tests.profiles import fault_table
+from tests.scripts.running import FULL, run_many
 
 ROOT = Path(__file__).parents[3]
 pytestmark = [
@@ -59,6 +60,14 @@ def run(*arguments: str, **options) -> subprocess.CompletedProcess:
     return done
 
 
+def compiled_step(*arguments: str) -> dict:
+    """The document of `compile_step.py`."""
+    case = {"step": [*arguments, "--json=-"]}
+    ended = run_many("compile_step.py", case, folder=ROOT, seconds=900, **FULL)["step"]
+    assert ended.code == 0, ended.stderr[-2000:]
+    return ended.document
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("programs")
@@ -84,7 +93,7 @@ def test_a_small_step_has_its_arguments_its_cache_in_place_and_its_collectives(
 ):
     step = ["--model=llama3-8b", "--layers=1", "--batch=8", "--context=512", f"--phase={phase}"]
     slice = [f"--topology={topology}", f"--mesh={mesh}", "--layout=weight_stationary_1d"]
-    document = json.loads(run("scripts/compile_step.py", *step, *slice, "--json=-").stdout)
+    document = compiled_step(*step, *slice)
     (point,), compiled = document["points"], document["compiled"]
     resident = point["bytes_per_chip"]["weights_resident"] + point["bytes_per_chip"]["kv_resident"]
     parts = point["devices"] // point["chips"]
@@ -107,8 +116,8 @@ def test_a_decode_step_in_few_bits_copies_and_unpacks_no_cache_and_no_matrix(
     dtypes, batch, context, place
 ):
     step = ["--model=llama3-8b", "--layers=1", f"--batch={batch}", f"--context={context}"]
-    types = [f"--weight_dtype={dtypes}", "--kv_dtype=int8", "--json=-"]
-    document = json.loads(run("scripts/compile_step.py", *step, *place, *types).stdout)
+    types = [f"--weight_dtype={dtypes}", "--kv_dtype=int8"]
+    document = compiled_step(*step, *place, *types)
     compiled = document["compiled"]
     moved = [one for one in compiled["copies"] if "scales" not in one["what"]]
     assert max([one["bytes"] for one in moved], default=0) < 1e5
@@ -129,9 +138,7 @@ def test_a_decode_step_in_few_bits_copies_and_unpacks_no_cache_and_no_matrix(
 def test_a_chunk_of_several_prompts_is_written_where_the_cache_lies(model, place):
     """Not before what the cache holds is read: that would take a copy of it."""
     step = [f"--model={model}", "--layers=1", "--phase=prefill", "--batch=8", "--context=32768"]
-    document = json.loads(
-        run("scripts/compile_step.py", *step, *place, "--max_context=32768", "--json=-").stdout
-    )
+    document = compiled_step(*step, *place, "--max_context=32768")
     (point,), compiled = document["points"], document["compiled"]
     assert compiled["cache_aliased"]
     moved = [each["bytes"] for each in compiled["copies"] if "cache/" in each["what"]]
@@ -142,8 +149,8 @@ def test_a_chunk_of_several_prompts_is_written_where_the_cache_lies(model, place
 def test_a_long_prompt_fits_and_copies_no_cache(topology, prompt):
     """Its last chunk, which sees all before it."""
     step = ["--model=llama3-8b", "--phase=prefill", "--batch=1", f"--topology={topology}"]
-    size = [f"--context={prompt}", f"--max_context={prompt}", "--json=-"]
-    document = json.loads(run("scripts/compile_step.py", *step, *size).stdout)
+    size = [f"--context={prompt}", f"--max_context={prompt}"]
+    document = compiled_step(*step, *size)
     (point,), compiled = document["points"], document["compiled"]
     counted = point["bytes_per_chip"]
     assert (point["status"], point["context"]) == ("ok", prompt - point["tokens_per_sequence"])
@@ -158,9 +165,7 @@ def test_a_long_prompt_fits_and_copies_no_cache(topology, prompt):
 def test_a_prompt_in_four_bits_holds_no_gathered_matrix_in_more():
     step = ["--model=llama3-8b", "--layers=1", "--phase=prefill", "--batch=8"]
     place = ["--topology=v5e:2x4", "--layout=weight_gathered_xyz", "--context=2048"]
-    document = json.loads(
-        run("scripts/compile_step.py", *step, *place, "--weight_dtype=int4", "--json=-").stdout
-    )
+    document = compiled_step(*step, *place, "--weight_dtype=int4")
     assert not {each["kind"] for each in document["findings"]} & (FAULTS - {"copy"})
 
 
@@ -177,9 +182,7 @@ def test_overlapped_transfers_run_beside_products_and_copy_no_matrix(topology, m
     step = ["--model=llama3-8b", "--layers=1", "--batch=128", "--collectives=overlapped"]
     place = [f"--topology={topology}", f"--mesh={mesh}", "--attention=batch"]
     place += ["--layout=weight_stationary_2d"]
-    document = json.loads(
-        run("scripts/compile_step.py", *step, *place, f"--weight_dtype={dtypes}", "--json=-").stdout
-    )
+    document = compiled_step(*step, *place, f"--weight_dtype={dtypes}")
     sent = [one for one in document["compiled"]["collectives"] if one["kind"] == "permute"]
     assert sent and {one["overlap"] for one in sent} == {"beside a product"}
     assert not {each["kind"] for each in document["findings"]} & FAULTS
@@ -188,8 +191,8 @@ def test_overlapped_transfers_run_beside_products_and_copy_no_matrix(topology, m
 def test_a_step_that_the_compiler_finds_too_large_does_not_fit():
     step = ["--model=llama3-8b", "--layers=1", "--topology=v5e:2x2", "--phase=prefill"]
     work = ["--batch=64", "--context=8191", "--mesh=4", "--layout=weight_stationary_1d"]
-    work += ["--chunk=8192", "--json=-"]  # all tokens at once
-    (point,) = json.loads(run("scripts/compile_step.py", *step, *work).stdout)["points"]
+    work += ["--chunk=8192"]  # all tokens at once
+    (point,) = compiled_step(*step, *work)["points"]
     assert point["status"] == "does_not_fit" and "per chip more" in point["message"]
 
 

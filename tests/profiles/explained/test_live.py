@@ -1,5 +1,6 @@
 """Steps that are traced here: a block that is made slow is named first, and blocks add up."""
 
+import dataclasses
 import time
 
 import jax
@@ -9,8 +10,9 @@ import pytest
 
 from decode.compiler_options import NO_GRAPHS
 from decode.engine import Engine
-from decode.load import find_source
+from decode.load import ModelSource, find_source
 from model import transformer
+from model.catalog import find_model
 from model.dtypes import FLOAT32
 from model.mlp import MLP
 from profiles.compiled.inspection import PassProgram
@@ -67,7 +69,7 @@ def explained(tmp_path, monkeypatch):
     def make(mlp: type = MLP, mesh: str = "1x1x1"):
         monkeypatch.setattr(transformer, "MLP", mlp)
         sweep = Sweep(
-            source=find_source("tiny", random_weights=True),
+            source=ModelSource(dataclasses.replace(find_model("tiny"), layers=1), None, None),
             layouts=[LAYOUTS[LAYOUT]],
             shapes=[parse_mesh(mesh)],
             batches=[2],

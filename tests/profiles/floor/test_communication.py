@@ -62,12 +62,12 @@ OVERLAPPED_LATER = pytest.param("overlapped", marks=pytest.mark.slow)
 
 # `test_layouts` checks those of all other layouts, in the programs that it runs.
 COVERING = [
-    ("weight_gathered_x", "overlapped", "heads", "divided experts_multi_query", "2x2x2", "prefill"),
     ("weight_gathered_xyz", "overlapped", "sequence", "grouped", "2x2x2", "prefill"),
-    ("data_parallel_x_1d", "overlapped", "batch", "biased_windowed", "8x1x1", "decode"),
     ("data_parallel_x_gathered_y", "overlapped", "batch", "experts", "8x1x1", "decode"),
 ]  # fmt: skip
 TWO_LAYERS = [
+    ("weight_gathered_x", "overlapped", "heads", "divided experts_multi_query", "2x2x2", "prefill"),
+    ("data_parallel_x_1d", "overlapped", "batch", "biased_windowed", "8x1x1", "decode"),
     ("weight_stationary_1d", "compiler", "batch", "multi_head_two_norms", "2x2x2", "prefill"),
     ("weight_stationary_1d", "overlapped", "sequence", "multi_head_two_norms", "4x2x1", "prefill"),
     ("weight_stationary_2d", "compiler", "batch", "multi_query_parallel", "1x2x4", "decode"),
@@ -89,7 +89,6 @@ TWO_LAYERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.usefixtures("quick_compilations")
 @pytest.mark.parametrize(
     ("layout", "collectives", "attention", "family", "mesh", "phase"),
     [*COVERING, *(pytest.param(*case, marks=pytest.mark.slow) for case in TWO_LAYERS)],
@@ -138,7 +137,6 @@ def every_pair():
             yield pytest.param(family, mesh, marks=pytest.mark.slow if slow else pytest.mark.long)
 
 
-@pytest.mark.usefixtures("quick_compilations")
 @pytest.mark.parametrize(("family", "mesh"), list(every_pair()))
 def test_every_layout_compiles_to_the_collectives_that_are_expected(family, mesh):
     first = {word[0]: word for word in (*ATTENTION, *COLLECTIVES, *PHASES)}

@@ -61,12 +61,12 @@ def program_of(
 COVERING = [
     ("int8_rounded", "weight_stationary_1d", "compiler", "grouped", "heads", "1x2x4", "prefill"),
     ("int4", "weight_stationary_2d", "overlapped", "grouped", "batch", "8x1x1", "decode"),
-    ("fp8", "weight_gathered_xy", "overlapped", "divided experts", "sequence", "1x2x4", "prefill"),
-    ("bfloat16_weights", "data_parallel_x_1d", "overlapped",
-     "wide_multi_query", "sequence", "2x2x2", "decode"),
     ("int8", "data_parallel_x_2d", "compiler", "grouped", "batch", "1x2x4", "prefill"),
 ]  # fmt: skip
 MORE = [
+    ("fp8", "weight_gathered_xy", "overlapped", "divided experts", "sequence", "1x2x4", "prefill"),
+    ("bfloat16_weights", "data_parallel_x_1d", "overlapped",
+     "wide_multi_query", "sequence", "2x2x2", "decode"),
     ("int8_grouped", "weight_gathered_x", "compiler",
      "wide_multi_query", "heads", "2x2x2", "decode"),
     ("int4_symmetric", "weight_gathered_xyz", "compiler", "experts", "sequence", "4x2x1", "decode"),
@@ -121,7 +121,6 @@ MORE = [
 ]  # fmt: skip
 
 
-@pytest.mark.usefixtures("quick_compilations")
 @pytest.mark.parametrize(
     ("dtypes", "layout", "collectives", "family", "attention", "mesh", "phase"),
     [*COVERING, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)],
@@ -133,7 +132,6 @@ def test_xla_compiles_the_collectives_that_are_expected_of_a_form(
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("quick_compilations")
 @pytest.mark.parametrize("collectives", COLLECTIVES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtypes", DTYPES)

@@ -69,6 +69,7 @@ def test_every_mesh_batch_and_context_has_a_record(outcome):
         assert 0 < point.step_s["p10"] <= point.step_s["median"] <= point.step_s["p90"]
 
 
+@pytest.mark.slow
 def test_layouts_are_compared_in_one_run_each_a_line_of_its_own(quick_meter):
     names = ["weight_stationary_1d", "weight_stationary_2d"]
     wanted = sweep(layouts=[LAYOUTS[name] for name in names], shapes=[parse_mesh("2x1x2")])
