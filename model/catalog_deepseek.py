@@ -3,7 +3,7 @@
 from model.config import ModelConfig
 from model.latent_sizes import LatentSizes
 from model.rotary_scaling import scaling
-from model.routing import Routing
+from model.routing_rule import Routing
 
 _LATENT = {"rank": 512, "rotary": 64, "content": 128, "value": 128}
 _V2_SOURCE = "DeepSeek-AI 2024 (DeepSeek-V2), section 3.1 and appendix B"

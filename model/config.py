@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from model.latent_sizes import LatentSizes
-from model.routing import SOFTMAX, Routing
+from model.routing_rule import SOFTMAX, Routing
 from sharding.error_types import UsageError
 
 _CHOICES = {"norm": ("rms", "layer"), "activation": ("silu", "gelu_tanh", "clipped_silu")}

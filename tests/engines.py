@@ -17,7 +17,7 @@ from model.declarations import Path
 from model.dtypes import FLOAT32, Dtypes
 from model.latent_sizes import LatentSizes
 from model.parameters import place_parameters
-from model.routing import Routing
+from model.routing_rule import Routing
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS, divide_experts
 from sharding.layout import Layout

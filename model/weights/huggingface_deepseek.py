@@ -11,7 +11,7 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.latent_sizes import LatentSizes
-from model.routing import Routing
+from model.routing_rule import Routing
 from model.weights.chosen_rows import ChosenRows, halves_of_pairs
 
 # Rules of a router by `topk_method`: what a score is made by, whether it has a bias for the choice,

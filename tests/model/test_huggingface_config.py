@@ -19,7 +19,10 @@ from model.weights.huggingface_config import read_config
 from model.weights.huggingface_families import FAMILIES
 from tests.family_cases import CASES, FOLDER
 from tests.published_configs import PUBLISHED
+from tests.published_configs_experts import PUBLISHED_EXPERTS
 from tests.published_configs_labs import PUBLISHED_LABS
+
+ALL = PUBLISHED | PUBLISHED_LABS | PUBLISHED_EXPERTS
 
 
 def values_of(case):
@@ -113,7 +116,7 @@ def test_another_gate_or_no_bias_of_gpt_oss_is_refused(tmp_path, changed, words)
 
 
 def test_a_gpt_oss_that_says_no_rotary_scaling_has_the_released_ones(tmp_path):
-    values = PUBLISHED["gpt-oss-20b"]
+    values = PUBLISHED_EXPERTS["gpt-oss-20b"]
     silent = {name: value for name, value in values.items() if name != "rope_scaling"}
     assert read(tmp_path, silent) == read(tmp_path, values)
 
@@ -157,9 +160,9 @@ def test_layers_have_windows_as_each_family_says(tmp_path):
     assert read(tmp_path, mixture).windows == (8, 8)  # there max_window_layers has no say
 
 
-@pytest.mark.parametrize("name", PUBLISHED | PUBLISHED_LABS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_released_models_config_is_the_catalogues_shape(tmp_path, name):
-    found = read(tmp_path, (PUBLISHED | PUBLISHED_LABS)[name])
+    found = read(tmp_path, ALL[name])
     assert dataclasses.replace(found, name=name) == find_model(name)
 
 

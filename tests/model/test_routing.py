@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from model.config import ConfigError
-from model.routing import Routing, shares
+from model.routing import shares
+from model.routing_rule import Routing
 from tests.engines import config_of
 
 E, K, TOKENS = 12, 3, 40

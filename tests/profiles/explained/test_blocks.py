@@ -53,6 +53,6 @@ def test_every_scope_of_the_model_is_listed():
         for scope in re.findall(r'jax\.named_scope\("(\w+)"\)', path.read_text())
     }
     inner = {"decode_step", "prefill", "router", "threshold"}
-    batching = {"take_rows", "put_rows", "alternatives"}
+    batching = {"take_rows", "put_rows", "exchange_rows", "alternatives"}
     drafts = {"draft", "look_up_ngram", "verify_step", "judge"}
     assert opened - {*SCOPES} == inner | batching | drafts
