@@ -130,6 +130,10 @@ class Request:
                 f"tokens_per_dispatch is {self.tokens_per_dispatch}; use a positive integer, at "
                 f"most the {self.max_new_tokens} of max_new_tokens"
             )
+        if self.stop and self.stream is None:
+            raise PromptError(
+                "stop is given without stream, which makes the text to look in; give it"
+            )
         for number, prompt in enumerate(self.prompts):
             if not len(prompt):
                 raise PromptError(f"prompt {number} is empty; give at least one token")

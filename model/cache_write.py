@@ -211,7 +211,7 @@ def _write_columns(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Ar
     """
     last = cache.shape[2]
     new = new.swapaxes(1, 2)  # [B, K, 1, h]
-    for row in range(cache.shape[0]):
+    for row in range(new.shape[0]):
         slot = slots[row, 0]
         at = (row, 0, jnp.clip(slot, 0, last - 1), 0)
         old = jax.lax.dynamic_slice(cache, at, (1, *new.shape[1:]))

@@ -319,10 +319,10 @@ def _membership() -> processes.Membership | None:
 
 def _check_same_flags() -> None:
     """Refuses flags that differ from process 0's, because then processes wait for each other."""
-    own = ("coordinator", "process_id", "json", "output_dir", "verbose")
-    mine = flags.FLAGS.flag_values_dict()
+    own = {"coordinator", "process_id", "json", "output_dir", "verbose", "api_key"}
+    mine = {n: v for n, v in flags.FLAGS.flag_values_dict().items() if n not in own}
     theirs = processes.from_first_process(lambda: mine)
-    for name in sorted(mine.keys() - set(own)):
+    for name in sorted(mine):
         if mine[name] != theirs[name]:
             raise UsageError(
                 f"--{name} is {mine[name]} here and {theirs[name]} in process 0; "

@@ -175,6 +175,8 @@ def _elsewhere(loads: list[Load], output: Path, started: str):
     """Yields the document after each load, answered by the server at --url."""
     unknown = ["rows", "context", "token_budget", "departure_ms", "seconds", "hbm_bandwidth"]
     unknown += ["peak_flops", "devices", "mesh", "layout", "dtype", "weight_dtype", "kv_dtype"]
+    unknown += ["attention", "collectives", "prefill_layout", "expert_parallel", "gpu_kernels"]
+    unknown += ["round_activations", "random_weights", "max_context"]
     _common.refuse(unknown, "--url names a server, which has its own")
     named = _common.MODEL.value if _common.flags.FLAGS["model"].present else None
     server = elsewhere.Server(_URL.value, named, _API_KEY.value)

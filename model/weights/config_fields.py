@@ -94,21 +94,20 @@ class Fields:
         shown = repr(value) if len(repr(value)) < 60 else repr(value)[:60] + "..."
         raise WeightsError(f"field {name!r:.80} of {self._path} is {shown}; {remedy}")
 
-    def take_quantization(self, method: str) -> None:
-        """Takes a `quantization_config` of this method, which its tensors say themselves."""
-        value = self._values.get("quantization_config")
-        if method and isinstance(value, dict) and value.get("quant_method") == method:
-            self._left.discard("quantization_config")
+    def finish(self, known: Mapping[str, tuple[Any, ...] | object], quantized: str = "") -> None:
+        """Refuses fields that were not read and might change the arithmetic.
 
-    def finish(self, known: Mapping[str, tuple[Any, ...] | object]) -> None:
-        """Refuses fields that were not read and might change the arithmetic."""
+        Args:
+          known: for each further field, the values with which it changes nothing.
+          quantized: the `quant_method` of the family's own files; empty for fp8, as any may be.
+        """
         self._left = {name for name in self._left if self._values[name] is not None}
         for name in sorted(self._left.intersection(_QUANTIZATION)):
             value = self._values[name]
-            if is_read(value):
+            method = value.get("quant_method") if isinstance(value, dict) else None
+            if method == quantized if quantized else is_read(value):
                 self._left.discard(name)
                 continue
-            method = value.get("quant_method") if isinstance(value, dict) else None
             by = f"by {method!r:.40} " if method else ""
             self.refuse(name, value, f"weights quantized {by}{NOT_READ}")
         for name in sorted(self._left):

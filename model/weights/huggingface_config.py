@@ -55,8 +55,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     if latent:
         more["attention_scale"] = scores * head_size**-0.5
     config = ModelConfig(**common | more | family.settings)
-    fields.take_quantization(family.quantized)
-    fields.finish(HARMLESS | family.harmless)
+    fields.finish(HARMLESS | family.harmless, family.quantized)
     return config, model_type
 
 

@@ -81,8 +81,8 @@ class Measured:
         self.traffic: list[Traffic] = []
         self.trains: list[tuple[Traffic, Traffic]] = []
         self._rates: Rates = {}
-        least = engine.placement.multiple("B")  # of the rows that a decode step may have
-        keys = [(n, load.mean_context) for n in (least, self.rows) for load in asking.loads]
+        some = shape_of(engine, self.rows, asking.context, asking.token_budget).steps[:1]
+        keys = [(n, load.mean_context) for n in (*some, self.rows) for load in asking.loads]
         keys += [self.full(load) for load in asking.loads]
         self._fixed = {
             key: RepeatedStep(engine, *key, asking.context) for key in dict.fromkeys(sorted(keys))

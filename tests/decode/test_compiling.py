@@ -1,6 +1,8 @@
 """Programs compiled together, and the folder that keeps them."""
 
 import threading
+import zlib
+from pathlib import Path
 
 import jax
 import pytest
@@ -41,3 +43,24 @@ def test_a_folder_that_the_user_has_chosen_is_left(tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     keep_compiled()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+
+
+def test_a_folder_that_takes_nothing_is_not_used(monkeypatch, tmp_path):
+    (tmp_path / "compiled").write_text("no folder")
+    monkeypatch.setenv("FLOORLINE_CACHE", str(tmp_path))
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_compiled()
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_programs_of_a_run_that_was_killed_are_compiled_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLOORLINE_CACHE", str(tmp_path))
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_compiled()
+    folder = Path(jax.config.jax_compilation_cache_dir)
+    whole, cut = folder / "whole-cache", folder / "cut-cache"
+    whole.write_bytes(zlib.compress(b"a program"))
+    cut.write_bytes(zlib.compress(bytes(range(256)))[:100])
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_compiled()
+    assert whole.exists() and not cut.exists()

@@ -112,7 +112,8 @@ def test_an_answer_ends_before_a_stop_string_wherever_it_begins(server, alone, s
 
 
 def test_a_template_that_refuses_is_a_refusal(server, smollm2, monkeypatch):
-    parts = dataclasses.replace(smollm2.tokenizer._parts, template="{{ raise_exception('no') }}")
+    refusing = {"default": "{{ raise_exception('no') }}"}
+    parts = dataclasses.replace(smollm2.tokenizer._parts, templates=refusing)
     monkeypatch.setattr(smollm2.tokenizer, "_parts", parts)
     answer = server.post("chat/completions", messages=[{"role": "user", "content": "a"}])
     assert answer.status == 400

@@ -13,11 +13,17 @@ from tests.scripts.running import QUICK, SCRIPTS, environment
 
 ESTIMATE = "estimate.py --model=tiny --topology=v5e:1x1 --batch=1"
 GENERATE = "generate.py --model=tiny --random_weights --prompt_tokens=1,2 --max_new_tokens=3"
+CUT = "answer is cut at 3 tokens, the limit of --max_new_tokens"
 FULL = r"error: standard output takes no more \(No space left on device\); make room, .*"
 # Script, the shell's redirections, exit code, and standard error.
 OUTPUTS = {
     "full": (ESTIMATE, ">/dev/full", 1, FULL),
-    "streamed to a full one": (GENERATE, ">/dev/full", 1, f"3 tokens; first after .*\n{FULL}"),
+    "streamed to a full one": (
+        GENERATE,
+        ">/dev/full",
+        1,
+        f"3 tokens; first after .*\n{CUT}\n{FULL}",
+    ),
     "closed": (ESTIMATE, ">&-", 0, ""),
     "errors closed": (ESTIMATE, "2>&-", 0, ""),
     "errors full": (GENERATE, "2>/dev/full", 0, ""),

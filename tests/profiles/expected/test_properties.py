@@ -4,7 +4,6 @@ Settings are drawn from the catalogue, slices of every kind, layouts, attention,
 types and phases; a drawing that is refused is drawn again.
 """
 
-import dataclasses
 import functools
 import itertools
 import random
@@ -189,8 +188,8 @@ def test_what_is_admitted_divides_every_array_of_the_engine():
     """Shapes are refused by JAX where a mesh axis does not divide a dimension evenly."""
     for drawn in _all():
         deployment, placement = drawn.estimator.deployment, drawn.estimator.placement
-        one_layer = dataclasses.replace(deployment.model, layers=1, windows=None)
-        model = Transformer(one_layer, deployment.dtypes)
+        config = deployment.model.one_of_each()
+        model = Transformer(config, deployment.dtypes)
         for path, param in declarations(model).items():
             for each in (placement, placement.prefill):
                 for spec in (each.weights(param.axes), each.use(param.axes)):
@@ -200,7 +199,7 @@ def test_what_is_admitted_divides_every_array_of_the_engine():
             parts = shards(division(placement.weights(matrix.axes))[-1], placement.mesh)
             assert matrix.shape[-1] % (parts * group) == 0, (path, drawn)
         batch, multiple = drawn.estimator.padded(drawn.batch), placement.multiple("S")
-        cache = abstract_cache(one_layer, batch, drawn.context + 1, deployment.dtypes, multiple)
+        cache = abstract_cache(config, batch, drawn.context + 1, deployment.dtypes, multiple)
         for array, axes in zip(*map(jax.tree.leaves, (cache, cache_axes(cache))), strict=True):
             _check_even(array.shape, placement.cache(axes), placement, drawn)
 
