@@ -126,7 +126,8 @@ class BatchLine(NamedTuple):
       dense_weights: bytes of weights that every step reads, experts aside.
       experts: bytes of all experts, of which a step reads those that its tokens choose.
       gathered: the same as `Counts.weights_gathered`.
-      bytes_per_sequence: bytes that each sequence adds to what a step reads and writes.
+      bytes_per_sequence: bytes that each sequence adds to what a step reads and writes, a row of an
+        embedding that is looked up among them, even where there are fewer rows than sequences.
       memory_per_sequence: bytes of each sequence's cache and activations.
       flops: FLOPs of each sequence.
       replicas: number of parts of the batch that choose experts apart from each other.

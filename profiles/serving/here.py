@@ -15,6 +15,7 @@ import numpy as np
 
 from decode.batching.batcher import Batcher
 from decode.batching.request import Request
+from decode.batching.shape import shape_of
 from decode.engine import Engine
 from decode.serving.together import LeadingBatcher, follow
 from profiles.chips.chip import Peaks
