@@ -3,6 +3,8 @@
 The tokens that a model's own files name are added where its tokenizer is read.
 """
 
+from collections.abc import Collection
+
 STOPS = frozenset(
     {
         "<|im_end|>",
@@ -26,3 +28,15 @@ STOPS_OF_GGUF = STOPS | {
     "<\uff5cend▁of▁sentence\uff5c>",
 }
 """Stop tokens of models in GGUF files, whatever the metadata say, as in llama.cpp."""
+
+_MESSAGES = {"<|return|>", "<|call|>"}
+"""Tokens of a vocabulary in which `<|end|>` closes one message of several that make an answer."""
+
+
+def stops_among(texts: Collection[str], stops: frozenset[str] = STOPS) -> frozenset[str]:
+    """Those of `stops` that end an answer of a model whose control tokens have these texts.
+
+    Source of the exception: OpenAI 2025, the harmony format of gpt-oss
+    (https://github.com/openai/harmony, docs/format.md).
+    """
+    return stops - {"<|end|>"} if {*texts} >= _MESSAGES else stops

@@ -269,7 +269,8 @@ def class_of(settings: Mapping[str, Any], model: Mapping[str, Any], text: str | 
     registered = MODELS.get(kind) if isinstance(kind, str) else None
     named = settings.get("tokenizer_class") or model.get("tokenizer_class")
     named = named.removesuffix("Fast") if isinstance(named, str) else None
-    remote = settings.get("auto_map") is not None
+    code = settings.get("auto_map")  # for some of a model's parts; older files list a tokenizer's
+    remote = "AutoTokenizer" in code if isinstance(code, dict) else code is not None
     if remote or named is None:
         chosen = named or registered or FILE
     elif registered == FILE or (

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
 from decode import tokenizer_settings as beside
-from decode.stop_tokens import STOPS
+from decode.stop_tokens import stops_among
 from decode.tokenizer_classes import CLASSES, Document, TokenizerClass, class_of
 from decode.tokenizer_json import DAMAGED, dump, guarded, parse, read_text
 from decode.tokenizer_parts import Parts, TokenizerError
@@ -136,7 +136,8 @@ def _parts(settings: Settings, backend: Backend, decoding: Decoding) -> Parts:
             f"eos_token is {settings.names['eos_token']!r:.60}, none of the model's {size} tokens: "
             "no answer ends with it"
         )
-    stops = settings.stop_ids(count) | {ids[t] for t in STOPS if ids.get(t) in controls}
+    ends = stops_among([text for text, number in ids.items() if number in controls])
+    stops = settings.stop_ids(count) | {ids[t] for t in ends if ids.get(t) in controls}
     return Parts(
         backend=backend,
         vocabulary=count,

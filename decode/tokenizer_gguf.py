@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
-from decode.stop_tokens import STOPS_OF_GGUF
+from decode.stop_tokens import STOPS_OF_GGUF, stops_among
 from decode.tokenizer_parts import Parts, TokenizerError, printed_bytes
 
 
@@ -93,7 +93,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> Parts | None:
     bos_id = tokens.special("bos", family.bos_id)
     eos_id = tokens.special("eos", family.eos_id)
     stops = [eos_id, tokens.special("eot"), tokens.special("eom")]
-    stops += [tokens.ids[text] for text in controls if text in STOPS_OF_GGUF]
+    stops += [tokens.ids[t] for t in stops_among(controls, STOPS_OF_GGUF) if t in controls]
     add_bos = tokens.get("add_bos_token", bool, family.add_bos) and bos_id is not None
     add_eos = tokens.get("add_eos_token", bool, False) and eos_id is not None
     return Parts(

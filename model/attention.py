@@ -47,7 +47,7 @@ class Attention(nnx.Module):
         if config.output_bias:
             self.output_bias = declare(config, "R", dtypes.plain, jax.nn.initializers.zeros)
         if config.attention_sinks:
-            self.sinks = declare(config, "KG", dtypes.plain, normal(1.0))
+            self.sinks = declare(config, "kg", dtypes.plain, normal(1.0))
         if config.query_key_norm:
             each = ("kgn", "kn") if config.norm_over_heads else ("n", "n")
             self.query_norm, self.key_norm = (Norm(config, axes) for axes in each)

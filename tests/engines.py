@@ -67,6 +67,16 @@ FAMILIES = {
     "experts": {"experts": 8, "experts_per_token": 2},
     "experts_multi_query": {"experts": 8, "experts_per_token": 2, "kv_heads": 1},
     "six_experts": {"experts": 6, "experts_per_token": 2},
+    "experts_with_sinks": {
+        "experts": 4,
+        "experts_per_token": 2,
+        "expert_bias": True,
+        "attention_bias": True,
+        "output_bias": True,
+        "attention_sinks": True,
+        "activation": "clipped_silu",
+        "windows": (5, None),
+    },
     "latent": _LATENT,
     "latent_experts": _LATENT
     | {

@@ -75,8 +75,10 @@ class Fields:
             return None if name in self._values else absent
         return self.number(name, 0.0)
 
-    def truth(self, name: str, default: bool) -> bool:
-        """True or false."""
+    def truth(self, name: str, default: bool, null: bool | None = None) -> bool:
+        """True or false; `null` where the field is null, which else is as if it were absent."""
+        if null is not None and name in self._values and self._values[name] is None:
+            default = null
         value = self.take(name, default)
         if not isinstance(value, bool):
             self.refuse(name, value, "give true or false")

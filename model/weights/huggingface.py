@@ -95,7 +95,8 @@ def read_parameters(
       WeightsError: tensors that are missing, left over, misshapen or quantized.
     """
     names = FAMILIES[model_type].names
-    if config.layers * (1 if names.stacked else max(config.experts, 1)) > len(files.tensors):
+    experts = 1 if names.stacked else max(config.experts, 1)
+    if (config.layers - config.dense_layers) * experts + config.dense_layers > len(files.tensors):
         raise WeightsError(
             f"config.json has {config.layers} layers but there are {len(files.tensors)} tensors; "
             "check that config.json belongs to these weights"

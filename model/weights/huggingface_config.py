@@ -158,7 +158,11 @@ def _rotary_layers(fields: Fields, family: Family, layers: int) -> tuple[bool, .
     every = fields.integer("no_rope_layer_interval", family.unrotated)
     given = fields.take("no_rope_layers", None)  # which it names by 0
     if given is not None:
-        if not isinstance(given, list) or len(given) < layers or set(given) - {0, 1}:
+        if (
+            not isinstance(given, list)
+            or len(given) < layers
+            or not all(each in (0, 1) for each in given)
+        ):
             fields.refuse("no_rope_layers", given, f"give 0 or 1 for each of {layers} layers")
         found = tuple(map(bool, given[:layers]))
     elif not every:

@@ -58,17 +58,23 @@ def expert_fields(fields: Any, method: str, layers: int) -> dict[str, Any]:
       layers: `num_hidden_layers`.
     """
     given = fields.take("topk_method", method)
-    if given not in _RULES or (method == "noaux_tc") != (given == "noaux_tc"):
+    if (
+        not isinstance(given, str)
+        or given not in _RULES
+        or (method == "noaux_tc") != (given == "noaux_tc")
+    ):
         fields.refuse("topk_method", given, f"supported is {method}")
     score, bias, ranked = _RULES[given]
     if (made := fields.take("scoring_func", score)) != score:
         fields.refuse("scoring_func", made, f"{given} has {score}")
-    renormalise = fields.truth("norm_topk_prob", bias)
+    renormalise = fields.truth("norm_topk_prob", bias, null=False)
     if renormalise and not bias:
         fields.refuse("norm_topk_prob", renormalise, "transformers leaves it out of DeepSeek-V2")
     width = fields.integer("moe_intermediate_size")
     grouped = given != "greedy"
-    groups = fields.integer("n_group", 1), fields.integer("topk_group", 1)
+    absent = (8, 4) if bias else (1, 1)
+    groups = fields.integer("n_group", absent[0]), fields.integer("topk_group", absent[1])
+    width_of_dense = fields.integer("intermediate_size")
     dense = min(fields.integer("first_k_dense_replace", 3 if bias else 0), layers)
     return {
         "experts": fields.integer("n_routed_experts"),
@@ -84,7 +90,7 @@ def expert_fields(fields: Any, method: str, layers: int) -> dict[str, Any]:
         ),
         "d_ff": width,
         "dense_layers": dense,
-        "dense_d_ff": fields.integer("intermediate_size") if dense else 0,
+        "dense_d_ff": width_of_dense if dense else 0,
         "shared_d_ff": width * fields.integer("n_shared_experts", 0),
     }
 

@@ -95,8 +95,8 @@ def _alike(
 
 
 def _multiplies(path: Path, param: nnx.Param) -> bool:
-    """Whether tokens are multiplied by this array, which is then no bias and no scale."""
-    beside = str(path[-1]).endswith(("_bias", "scale"))
+    """Whether tokens are multiplied by this array, which is then no bias, scale or sink."""
+    beside = str(path[-1]).endswith(("_bias", "scale", "sinks"))
     return len(param.shape) > 1 and not param.scale and not beside
 
 

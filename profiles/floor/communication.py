@@ -165,6 +165,9 @@ class ForwardPass(Shapes):
         scores = self.size("BTe", division(placement.activations("BT_")))
         if inputs := used_axes(contracted[2:]):
             self.note("all-reduce", inputs, scores, block, element=FLOAT32)
+        for letters in ("ECF", "ED") * config.expert_bias:
+            stored, use = placement.weights(letters), placement.use(letters)
+            self.reshard(self.plain(letters), stored, use, block, True)
         for letters, outputs in (("ECFD", 3), ("EDF", 2)):
             stored, use = placement.weights(letters), placement.use(letters)
             self.divide(self.weight(letters, outputs), stored, use, block)

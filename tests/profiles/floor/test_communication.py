@@ -81,6 +81,8 @@ TWO_LAYERS = [
     ("weight_gathered_xy", "compiler", "batch", "experts", "2x2x2", "prefill"),
     ("weight_gathered_xy", "overlapped", "batch", "multi_query_parallel", "1x2x4", "prefill"),
     ("weight_gathered_xyz", "compiler", "batch", "experts", "8x1x1", "decode"),
+    ("weight_gathered_xyz", "compiler", "heads", "experts_with_sinks", "2x2x2", "prefill"),
+    ("weight_stationary_2d", "compiler", "batch", "experts_with_sinks", "2x2x2", "decode"),
     ("data_parallel_x_1d", "compiler", "sequence", "divided experts_multi_query",
      "2x2x2", "prefill"),
     ("data_parallel_x_2d", "compiler", "heads", "experts", "1x2x4", "decode"),

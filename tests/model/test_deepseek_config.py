@@ -1,0 +1,78 @@
+"""DeepSeek's `config.json`: fields that are absent, null or odd, and how many tensors there are."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from model.weights import WeightsError
+from model.weights.huggingface import HuggingFaceFolder
+from model.weights.huggingface_config import read_config
+from tests.family_cases import FOLDER
+
+
+def values_of(case):
+    return json.loads((FOLDER / case / "config.json").read_text())
+
+
+def read(folder, values):
+    (folder / "config.json").write_text(json.dumps(values))
+    return read_config(folder)[0]
+
+
+def test_groups_that_are_not_given_are_those_of_transformers(tmp_path):
+    values = values_of("deepseek_v3") | {"n_routed_experts": 32}
+    del values["n_group"], values["topk_group"]
+    routing = read(tmp_path, values).routing
+    assert (routing.groups, routing.chosen_groups) == (8, 4)
+
+
+def test_null_shares_are_not_renormalised(tmp_path):
+    values = values_of("deepseek_v3")
+    assert not read(tmp_path, values | {"norm_topk_prob": None}).renormalise_experts
+    del values["norm_topk_prob"]
+    assert read(tmp_path, values).renormalise_experts
+
+
+@pytest.mark.parametrize("case", ["deepseek_v2", "deepseek_v3"])
+def test_a_model_without_dense_layers_has_their_width_all_the_same(tmp_path, case):
+    config = read(tmp_path, values_of(case) | {"first_k_dense_replace": 0})
+    assert (config.dense_layers, config.dense_d_ff) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("case", "changed"),
+    [
+        ("deepseek_v3", {"topk_method": []}),
+        ("deepseek_v2", {"topk_method": {}}),
+        ("smollm3", {"no_rope_layers": [[1], 0, 1, 1]}),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_name(tmp_path, case, changed):
+    with pytest.raises(WeightsError, match=next(iter(changed))) as caught:
+        read(tmp_path, values_of(case) | changed)
+    assert "\n" not in str(caught.value)
+
+
+def test_dense_layers_count_as_layers_without_experts(tmp_path):
+    """Many experts in one of few layers: there are fewer tensors than layers times experts."""
+    first, last, layers, experts = "model.layers.0.", "model.layers.2.", 4, 64
+    stored = load_file(FOLDER / "deepseek_v3" / "model.safetensors")
+    found = {name: array for name, array in stored.items() if "layers." not in name}
+    for name, array in stored.items():
+        if name.startswith(first):
+            for layer in range(layers - 1):
+                found[name.replace(".0.", f".{layer}.", 1)] = array
+        if name.startswith(last):
+            name = name.replace(".2.", f".{layers - 1}.", 1)
+            for expert in range(experts if ".experts.0." in name else 1):
+                found[name.replace(".experts.0.", f".experts.{expert}.")] = array
+            if ".gate." in name:
+                found[name] = np.concatenate([array] * (experts // len(array)))
+    save_file(found, tmp_path / "model.safetensors")
+    assert len(found) < layers * experts
+    values = {"num_hidden_layers": layers, "first_k_dense_replace": 3, "n_routed_experts": experts}
+    (tmp_path / "config.json").write_text(json.dumps(values_of("deepseek_v3") | values))
+    folder = HuggingFaceFolder(tmp_path)
+    assert dict(folder.read_parameters(folder.config))
