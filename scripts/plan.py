@@ -3,17 +3,19 @@
 Compares slices of up to 64 chips of every kind with a listed price, all layouts and meshes, weights
 and caches in bfloat16 and int8, and batches (powers of two, one and a half times those, and the
 largest that fits). Slices may also be stages of a pipeline, up to eight of them, each with a part
-of the layers, where the rate of the network between slices is known. Of a pipeline only batches are
-looked at that one of its slices alone does not hold: others are faster there and no dearer.
+of the layers, where the rate of the network between slices is known. If one slice of a pipeline is
+compared alone, too, then of the pipeline only batches are looked at that this slice does not hold:
+others are faster there and no dearer.
 
 Prints the Pareto front of expected step time and expected cost; the cheapest plan that meets the
 targets, with its floor and expected terms; and why similar plans lost.
 
-Floor: the least a step can take, at the chip's published peaks. Expected: at the rates and fixed
-times of a calibration, which the output names. Both are of a decode step with --context cached
-tokens per sequence; or with --prompt_length and --generated_tokens of a step of a service in steady
-state, which chunks of the prompts that join ride along with: what they cost is a part of the price
-of a generated token (estimate.py --phase=serving). Nothing here is measured.
+Floor: the least a step can take, at the chip's published peaks; of a pipeline it has hops only if
+--hop_ms is given. Expected: at the rates and fixed times of a calibration, which the output names.
+Both are of a decode step with --context cached tokens per sequence; or with --prompt_length and
+--generated_tokens of a step of a service in steady state, which chunks of the prompts that join
+ride along with: what they cost is a part of the price of a generated token (estimate.py
+--phase=serving). Nothing here is measured.
 
 Examples:
   python scripts/plan.py --model=llama3.1-70b --context=8192 --max_step_ms=20
@@ -62,7 +64,13 @@ _FIRST = flags.DEFINE_float(
     "Expected time of one prompt's prefill, at most; of --prompt_length or --context tokens.",
 )
 _BUDGET = flags.DEFINE_float("budget_per_hour", None, "USD per hour of all chips, at most.")
-_CHIPS = flags.DEFINE_integer("max_chips", None, f"Most chips of a slice; by default {_MOST}.", 1)
+_CHIPS = flags.DEFINE_integer(
+    "max_chips",
+    None,
+    f"Most chips, of a pipeline those of all its stages; by default {_MOST} of slices that no "
+    "--topology names.",
+    1,
+)
 _CHIP = flags.DEFINE_list(
     "chip", None, "Short names of the chips to compare; by default all with a listed price."
 )
@@ -79,8 +87,8 @@ _STAGES = flags.DEFINE_list(
 _HOP_MS = flags.DEFINE_float(
     "hop_ms",
     None,
-    "Milliseconds that a hop between stages takes at least; by default what the calibration has "
-    "for a collective between slices.",
+    "Milliseconds that a hop between stages takes at least, which floors have, too; by default "
+    "expected times have what the calibration has for a collective between slices.",
 )
 _KV_DTYPE = flags.DEFINE_list(
     "kv_dtype", ["bfloat16", "int8"], "Dtypes of the KV cache to compare."
@@ -263,10 +271,19 @@ def _check_stages(space: Space) -> None:
             )
         if stages not in possible:
             raise UsageError(
-                f"--stages is {stages}, which no slices to compare are stages of: name so many "
-                f"with --topology, such as v5e:4x4*{max(stages, 2)}, of a chip whose network has a "
-                "known rate, or give --network_bandwidth or --max_chips"
+                f"--stages is {stages}, which no slices to compare are stages of: "
+                f"{_joined(space, stages)}"
             )
+
+
+def _joined(space: Space, stages: int) -> str:
+    """How slices of the chips that are compared may be so many stages."""
+    compared = list(dict.fromkeys(slice.chip for slice, _ in space.slices))
+    for chip in compared:
+        if found := joined_slices_of(chip, (stages,), stages * max(chip.wiring.domain or 0, _MOST)):
+            return f"name so many with --topology, such as {found[0]}"
+    names = " or ".join(chip.name for chip in compared)
+    return f"the network's rate between slices of {names} is not known; give --network_bandwidth"
 
 
 def _default_chips() -> tuple[list[Chip], str, str]:

@@ -290,6 +290,7 @@ class Pipelined:
     Attributes:
       stages: slices that layers are divided over, and batches in flight.
       layers_per_stage: layers of each.
+      expert_layers_per_stage: layers of experts among them, on average; None for a dense model.
       hop_s: latency of one hop.
       hops_s: latency of all hops of a token.
       sent_s: time of the bytes of all hops of a token.
@@ -299,11 +300,12 @@ class Pipelined:
       fitting_sequences, fitting_sequences_alone: largest batch that fits, of each in flight.
       inside_over_between: time inside a stage over that of its hop, which is hidden from 1 on; None
         for a dense model, and where the rate of no fabric is known.
-      least_layers: fewest layers of a stage that hide its hop; likewise.
+      least_layers: fewest layers of experts in a stage that hide its hop; likewise.
     """
 
     stages: int
     layers_per_stage: float
+    expert_layers_per_stage: float | None
     hop_s: float
     hops_s: float
     sent_s: float
@@ -337,6 +339,7 @@ def pipelined(estimator: Estimator, step: Pass, stages: int, hop_s: float) -> Pi
     return Pipelined(
         stages=stages,
         layers_per_stage=model.layers / stages,
+        expert_layers_per_stage=many.expert_layers if model.experts else None,
         hop_s=hop_s,
         hops_s=stages * hop_s,
         sent_s=many.sent_s,

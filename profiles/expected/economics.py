@@ -5,7 +5,6 @@ import math
 
 from profiles.expected.balance import largest_batch
 from profiles.expected.estimate import Estimate, Estimator
-from profiles.floor.pipelines import with_hops
 
 
 def best_batch(estimator: Estimator, context: int, most_s: float) -> Estimate | None:
@@ -127,17 +126,18 @@ class Pipeline:
     Attributes:
       weights: bytes per chip.
       kv_cache: bytes per chip. They do not depend on the number of stages.
-      step_s: floor of the seconds from a token to the next: all stages in turn, `sent_s`, and the
-        latency of hops.
+      step_s: floor of the seconds from a token to the next, as `Deployment.in_stages` has it.
       sent_s: seconds to send activations from stage to stage over the network.
-      inside_over_between: time that a stage's layers send to experts over that of its hop, which
-        is hidden from 1 on; None for a dense model, or where chips have no fabric.
+      expert_layers: layers of experts in a stage, on average.
+      inside_over_between: time that these layers send to experts over that of the stage's hop,
+        which is hidden from 1 on; None for a dense model, or where chips have no fabric.
     """
 
     weights: float
     kv_cache: float
     step_s: float
     sent_s: float
+    expert_layers: float
     inside_over_between: float | None
 
 
@@ -154,13 +154,14 @@ def pipeline(
       hop_s: seconds that a hop takes whatever it sends.
     """
     step, chip = estimator.decode(batch, context), estimator.chip
-    divided = dataclasses.replace(estimator.deployment, stages=stages)
-    sent = divided.sent_s(batch, chip.network or math.inf)
+    divided = dataclasses.replace(estimator.deployment, stages=stages, hop_s=hop_s)
+    rows = estimator.padded(batch)
     return Pipeline(
         weights=step.counts.weights_resident * chip.devices_per_chip / stages,
         kv_cache=step.counts.kv_resident * chip.devices_per_chip,
-        step_s=with_hops(step.floor.seconds + sent, stages, hop_s),
-        sent_s=sent,
+        step_s=divided.in_stages(step.floor, rows).seconds,
+        sent_s=divided.sent_s(rows, chip.network or math.inf),
+        expert_layers=divided.expert_layers_per_stage,
         inside_over_between=divided.inside_over_between,
     )
 

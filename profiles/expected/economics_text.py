@@ -179,12 +179,12 @@ def pipelined(found: Pipelined, model: Model) -> list[str]:
     ratio = found.inside_over_between
     if ratio is None:
         return [said]
-    chosen, layers = model.experts_per_token, found.layers_per_stage
+    chosen, layers = model.experts_per_token, found.expert_layers_per_stage
     return [
         said,
         f"its hops are {'hidden' if ratio >= 1 else 'not hidden'}: network over fabric, "
         f"{number(ratio / (chosen * 2 * layers))}, x {several(chosen, 'expert')} x 2 x "
-        f"{exact(layers)} layers per stage = {number(ratio)}; from "
+        f"{exact(layers)} layers of experts per stage = {number(ratio)}; from "
         f"{several(found.least_layers, 'layer')} on it is 1 or more",
     ]
 

@@ -138,11 +138,8 @@ class Estimator:
         )
 
     def bound(self, counts: Counts, communication: CommunicationTime, rows: float) -> Floor:
-        """The floor of this work per device; stages send on what is ready while they go on."""
-        sent = 0.0
-        if self.deployment.stages > 1:
-            sent = self.deployment.sent_s(rows, self.chip.network)
-        return floor(counts, self.peaks, max(communication.floor, sent))
+        """The floor of this work per device, of a pipeline as `Deployment.in_stages` has it."""
+        return self.deployment.in_stages(floor(counts, self.peaks, communication.floor), rows)
 
     def expect(
         self, counts: Counts, communication: CommunicationTime, rows: float = 0.0
@@ -176,8 +173,12 @@ class Estimator:
         if deployment.stages == 1:
             return 0.0
         sent = deployment.sent_s(rows, self.recommended_chip.network * calibration.link)
-        starts = (deployment.stages - 1) * calibration.step_s
-        return with_hops(sent, deployment.stages, deployment.hop_s) + starts
+        return with_hops(sent, deployment.stages, deployment.expected_hop_s) + self.starts_s
+
+    @property
+    def starts_s(self) -> float:
+        """Expected seconds of starting programs on the stages after the first."""
+        return (self.deployment.stages - 1) * self.deployment.calibration.step_s
 
     def describe(self, prompts: bool = False) -> Record:
         """The fields of a record that all decode steps share, or all prefills."""
@@ -205,7 +206,7 @@ def _pipeline(deployment: Deployment) -> Pipeline | None:
     """What a record says of a pipeline; None where there is none."""
     if deployment.stages == 1:
         return None
-    found = Pipeline(stages=deployment.stages, hop_s=deployment.hop_s)
+    found = Pipeline(stages=deployment.stages, hop_s=deployment.expected_hop_s)
     if (ratio := deployment.inside_over_between) is not None:
         found["inside_over_between"] = ratio
     return found

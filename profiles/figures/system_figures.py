@@ -53,8 +53,8 @@ def pipeline(study: Study, data: Stages, path: str | Path) -> "Figure":
         worst = number(data.hidden[-1])
         notes = [
             "Sending inside a stage over sending to the next, network / fabric x experts per token "
-            f"x 2 x layers per stage: {worst} at {data.stages[-1]} stages; from 1 on a hop's bytes "
-            "are hidden, its latency is not."
+            f"x 2 x layers of experts per stage: {worst} at {data.stages[-1]} stages; from 1 on a "
+            "hop's bytes are hidden, its latency is not."
         ]
     return finish(figure, path, [*head, peaks_words(study.estimator)[0]], notes)
 

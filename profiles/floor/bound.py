@@ -21,17 +21,20 @@ class Floor:
       kv_cache: reading the cached tokens and writing the new ones.
       compute: matrix multiplications and attention.
       communication: transfers that must cross links between devices; None if links are unknown.
+      hops: latency of hops between the stages of a pipeline, which nothing of the same batch runs
+        beside; None where it is not known.
     """
 
     weights: float
     kv_cache: float
     compute: float
     communication: float | None = None
+    hops: float | None = None
 
     @property
     def seconds(self) -> float:
-        """The floor: the largest of memory, compute and communication."""
-        return max(self.memory, self.compute, self.communication or 0.0)
+        """The floor: the largest of memory, compute and communication, and then hops."""
+        return max(self.memory, self.compute, self.communication or 0.0) + (self.hops or 0.0)
 
     @property
     def memory(self) -> float:
@@ -41,11 +44,13 @@ class Floor:
     @property
     def no_overlap(self) -> float:
         """Seconds if nothing overlaps communication: no floor, but shows what overlap can gain."""
-        return max(self.memory, self.compute) + (self.communication or 0.0)
+        return max(self.memory, self.compute) + (self.communication or 0.0) + (self.hops or 0.0)
 
     @property
     def bound(self) -> str:
         """Name of the term that bounds the step; of weights and KV cache, the larger."""
+        if (self.hops or 0.0) > self.seconds / 2:
+            return "hops"
         if (self.communication or 0.0) > max(self.memory, self.compute):
             return "communication"
         if self.compute > self.memory:

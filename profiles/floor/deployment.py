@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 from model.config import ModelConfig
 from model.dtypes import Dtypes
@@ -9,9 +10,10 @@ from model.layout_check import settle
 from profiles.chips.calibration import Calibration
 from profiles.chips.chip import Price
 from profiles.chips.slices import Slice
+from profiles.floor.bound import Floor
 from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Counts, Pass
-from profiles.floor.pipelines import inside_over_between, sent_s
+from profiles.floor.pipelines import inside_over_between, sent_s, with_hops
 from profiles.floor.sized_models import SizedModel, SizedPassCounter
 from sharding.layout import Layout
 from sharding.mesh import MeshShape
@@ -37,7 +39,9 @@ class Deployment:
       stages: slices like `slice` that a pipeline divides the layers over, evenly; 1 for none. As
         many batches are in flight, each as large as a pass says, so that a chip has a stage's part
         of the weights and as much of the cache as without.
-      hop_s: seconds that each hop from stage to stage takes, whatever it sends.
+      hop_s: least seconds of each hop from stage to stage, whatever it sends; None where they are
+        not known, so that floors have none, and expected times those of the calibration for a
+        collective between slices.
     """
 
     model: Model
@@ -49,12 +53,22 @@ class Deployment:
     experts: str = "coverage"
     price: Price | None = None
     stages: int = 1
-    hop_s: float = 0.0
+    hop_s: float | None = None
 
     @property
     def whole(self) -> Slice:
         """All chips: the slice, or those of all stages."""
         return dataclasses.replace(self.slice, count=self.slice.count * self.stages)
+
+    @property
+    def expected_hop_s(self) -> float:
+        """Expected seconds of each hop, whatever it sends."""
+        return self.calibration.network_s if self.hop_s is None else self.hop_s
+
+    @property
+    def expert_layers_per_stage(self) -> float:
+        """Layers of experts in a stage, on average: the first layers of a mixture may have none."""
+        return (self.model.layers - self.model.dense_layers) / self.stages
 
     @property
     def inside_over_between(self) -> float | None:
@@ -65,8 +79,31 @@ class Deployment:
         model, chip = self.model, self.slice.chip
         if not (model.experts and chip.network and chip.fabric):
             return None
-        layers = model.layers / self.stages
-        return inside_over_between(chip.network / chip.fabric, model.experts_per_token, layers)
+        ratio, layers = chip.network / chip.fabric, self.expert_layers_per_stage
+        return inside_over_between(ratio, model.experts_per_token, layers)
+
+    def in_stages(self, alone: Floor, rows: float) -> Floor:
+        """The floor of a batch's pass through all stages, by that on one slice with all layers.
+
+        A batch goes on whole: a stage starts when it has all activations of the batch. So stages
+        work in turn, and the batch, like each of its tokens, waits for the latency of every hop,
+        whatever other batches do meanwhile. The bytes of a hop may go while the stage still works::
+
+            max(memory, compute, communication, bytes of all hops) + stages x hop_s
+
+        A hop that is not known to take so long, but expected to, is no part of a bound: without
+        `hop_s` hops have no latency here.
+
+        Args:
+          alone: the floor without a pipeline.
+          rows: tokens of the pass.
+        """
+        if self.stages == 1:
+            return alone
+        sent = self.sent_s(rows, self.slice.chip.network or math.inf)
+        waits = with_hops(0.0, self.stages, self.hop_s or 0.0)
+        communication = max(alone.communication or 0.0, sent)
+        return dataclasses.replace(alone, communication=communication, hops=waits or None)
 
     def sent_s(self, rows: float, rate: float) -> float:
         """Seconds in which activations of so many tokens go through all stages of a pipeline.

@@ -3,7 +3,7 @@
 A stage sends each token's activations on once. Inside it, each layer of experts sends them to k
 experts and back. Both go at once, so the network hides behind the fabric if
 
-    network / fabric x k x 2 x layers per stage >= 1.
+    network / fabric x k x 2 x layers of experts per stage >= 1.
 
 Source: Reiner Pope x Dwarkesh Patel podcast, 29 Apr 2026 (transcript), with 1/8 for the ratio.
 """
@@ -25,7 +25,7 @@ def inside_over_between(
 
 
 def least_layers(network_over_fabric: float, experts_per_token: int) -> int:
-    """Fewest layers of a stage that hide its hop."""
+    """Fewest layers of experts in a stage that hide its hop."""
     return math.ceil(1 / inside_over_between(network_over_fabric, experts_per_token, 1))
 
 

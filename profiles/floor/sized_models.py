@@ -29,6 +29,7 @@ class SizedModel:
       name: the name for ``--model``.
       source: where the sizes are from.
       layers: number of blocks.
+      dense_layers: the first blocks, so many, have no experts.
       d_model: width of the residual stream.
       total: number of parameters.
       active: parameters that each token is multiplied by.
@@ -60,6 +61,7 @@ class SizedModel:
     in_experts: int = 0
     experts: int = 0
     experts_per_token: int = 0
+    dense_layers: int = 0
     windowed: int = 0
     window: int = 0
     windowed_flops: int = 0

@@ -88,13 +88,18 @@ class Cell:
     def batches(self) -> np.ndarray:
         """For each row `BATCHES` and the largest batch that fits; 0 where one does not.
 
-        Of a pipeline only those that one of its slices alone does not hold: others take no longer
-        there, and a token of them costs no more.
+        Of a pipeline that is `beside_alone` only those that one slice alone does not hold: others
+        take no longer there, and a token of them costs no more.
         """
         largest = self._fitting(self.stages)
         fitting = _padded(BATCHES, self.multiples[:, None]) <= largest[:, None]
         found = np.column_stack([np.where(fitting, BATCHES, 0), largest])
-        return found if self.stages == 1 else np.where(found > self.alone[:, None], found, 0)
+        return np.where(found > self.alone[:, None], found, 0) if self.beside_alone else found
+
+    @functools.cached_property
+    def beside_alone(self) -> bool:
+        """Whether it is a pipeline, and one of its slices alone is compared, too."""
+        return self.stages > 1 and (self.slice, self.price) in self.space.alone
 
     @functools.cached_property
     def alone(self) -> np.ndarray:
@@ -129,6 +134,7 @@ class Cell:
         fits = (batches > 0) & (batches <= largest)
         if self.stages > 1:
             steps = steps + self._hops(batches)
+        if self.beside_alone:
             # All batches up to the next one fit on one slice, in every layout.
             fits &= np.append(batches[1:], math.inf) > self.alone.min(initial=LARGEST)
         return batches, np.where(fits, steps, math.inf)
@@ -283,7 +289,7 @@ class Cell:
                 experts=space.experts,
                 price=self.price,
                 stages=self.stages,
-                hop_s=self.hop_s,
+                hop_s=space.hop_s,
             )
         )
 

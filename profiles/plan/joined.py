@@ -16,20 +16,25 @@ def joined_words(point: Candidate) -> list[str]:
 
 
 def _pipeline(point: Candidate) -> str:
-    """Memory that stages save, latency that hops add, and whether something hides their bytes."""
+    """Memory that stages save, what a token waits for, and whether something hides hops' bytes."""
     cell, found = point.cell, point.estimate()
     devices = cell.slice.chip.devices_per_chip
     weights = found.counts.weights_resident * devices
     alone = int(cell.alone[point.number])
     room = several(alone, "sequence") if alone else "none"
-    hops = milliseconds(found.expected.hops)
+    holds = f"this batch fits, where {cell.slice} alone holds {room} in this layout"
+    if point.batch <= alone:
+        holds = f"{cell.slice} alone, which is not compared, holds {room} in this layout"
+    hops, starts = found.expected.hops, cell.estimator(point.number).starts_s
+    sent = hops - cell.stages * cell.hop_s - starts
+    begun = f" and {milliseconds(starts)} to start programs on the other stages" if starts else ""
     return (
         f"pipeline of {cell.stages} stages, each on {cell.slice}: weights "
         f"{gigabytes(weights * cell.stages)} -> {gigabytes(weights)} per chip, KV cache "
         f"{gigabytes(found.counts.kv_resident * devices)} as without, for {cell.stages} batches "
-        f"are under way; this batch fits, where {cell.slice} alone holds {room} in this layout; "
-        f"{cell.stages} hops of {milliseconds(cell.hop_s)} and their bytes add {hops} to a token, "
-        f"and their bytes are {_hidden(point)}"
+        f"are under way; {holds}; {cell.stages} hops of {milliseconds(cell.hop_s)} and "
+        f"{milliseconds(sent)} for their bytes{begun} add {milliseconds(hops)} to a token, and "
+        f"the bytes are {_hidden(point)}"
     )
 
 

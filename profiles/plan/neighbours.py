@@ -1,6 +1,5 @@
 """What is one step from a plan's choice in each direction, and why it lost."""
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -74,8 +73,8 @@ class Neighbours:
             if cell.stages > 1 and near and slice_of(cell) != slice_of(chosen):
                 here.setdefault(slice_of(cell), []).append(cell)
         for name, cells in here.items():
-            which = "for batches that one of its slices does not hold"
-            yield Lost(f"pipeline {name}, {which}", self.best(cells))
+            which = ", for batches that one of its slices does not hold" * cells[0].beside_alone
+            yield Lost(f"pipeline {name}{which}", self.best(cells))
 
     def _of_chip(self) -> list[Cell]:
         chip = self.choice.cell.slice.chip.name
@@ -113,10 +112,12 @@ class Neighbours:
 
     def chips(self) -> Iterable[Lost]:
         """Other chips, each on the slice and in the form that suit it best."""
-        by_chip = itertools.groupby(self.search.space.cells, lambda cell: cell.slice.chip.name)
-        for name, cells in by_chip:
+        by_chip: dict[str, list[Cell]] = {}
+        for cell in self.search.space.cells:
+            by_chip.setdefault(cell.slice.chip.name, []).append(cell)
+        for name, cells in by_chip.items():
             if name != self.choice.cell.slice.chip.name:
-                yield Lost(f"chip {name}", self.best(list(cells), priced=True))
+                yield Lost(f"chip {name}", self.best(cells, priced=True))
 
     def best(self, cells: Sequence[Cell], keep: Keep | None = None, priced: bool = False) -> str:
         """Why the best of these cells lost; `priced` says whose price it is at."""

@@ -71,6 +71,11 @@ class Space:
             for dtypes in self.dtype_sets
         ]  # fmt: skip
 
+    @functools.cached_property
+    def alone(self) -> frozenset[tuple[Slice, Price]]:
+        """Slices that are compared without stages, each with its price."""
+        return frozenset((cell.slice, cell.price) for cell in self.cells if cell.stages == 1)
+
     def _stages(self, slice: Slice) -> list[int]:
         """Numbers of stages on a slice, or on several of a shape.
 

@@ -133,7 +133,8 @@ class Record:
     padded_batch: int | None = _field(late=True)  # sequences that run, where more than `batch`
     # Floor: the least that a step can take.
     floor_s: float | None = None
-    floor_terms_s: Mapping[str, float] | None = None  # weights, kv_cache, compute, communication
+    # weights, kv_cache, compute, communication, and of a pipeline hops
+    floor_terms_s: Mapping[str, float] | None = None
     weight_floor_s: float | None = None  # reading the weights alone
     read_floor_s: float | None = _field(late=True)  # at the rate that read kernels reached here
     bound: str | None = None  # the largest of these terms

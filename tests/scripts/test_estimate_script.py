@@ -350,8 +350,8 @@ def test_answers_stand_in_the_record_of_the_last_step_with_units_in_their_names(
     assert weights == pytest.approx(last["bytes_per_chip"]["weights_resident"])
     assert stages["weights_bytes_per_chip"] == pytest.approx(weights / 4)
     assert stages["hops_s"] == 0.01 and stages["inside_over_between"] > 1
-    gained = stages["token_floor_s"] - stages["token_floor_s_alone"] - stages["sent_s"]
-    assert gained == pytest.approx(0.01)
+    assert stages["sent_s"] < stages["token_floor_s_alone"]  # and may go while a stage works
+    assert stages["token_floor_s"] - stages["token_floor_s_alone"] == pytest.approx(0.01)
     filled = found["traffic"]
     assert filled["tokens_per_s"] == pytest.approx(last["critical_batch"] * filled["steps_per_s"])
     assert found["held"]["tiers"][0]["fetches"] == [300 / found["held"]["tiers"][0]["read_s"]]

@@ -43,7 +43,7 @@ CASES = {
                "--kv_dtype=int8", "--json=-"],
     "none": ["--stages=0"],
     "thin": [*_ON, "--stages=1,64"],
-    "not joined": [*_ON, "--stages=2"],
+    "not joined": ["--model=llama3-8b", "--topology=h100:8", "--stages=2"],
     "hops of none": [*_ON, "--stages=1", "--hop_ms=2"],
     "back in time": [*_ON, "--hop_ms=-2"],
 }  # fmt: skip
@@ -198,7 +198,11 @@ def test_targets_that_contradict_end_with_1_and_the_nearest(ended):
         ("sizes", "deepseek-v3-even is known by its sizes alone"),
         ("none", "--stages is '0'; use positive integers"),
         ("thin", "--stages is 64, but llama3-8b has 32 layers; use one stage a layer at most"),
-        ("not joined", "--stages is 2, which no slices to compare are stages of: name so many"),
+        (
+            "not joined",
+            "--stages is 2, which no slices to compare are stages of: name so many with "
+            "--topology, such as h100:8*2",
+        ),
         ("hops of none", "--hop_ms is given, but nothing is a pipeline with --stages=1"),
         ("back in time", "--hop_ms is -2; use a number, 0 or more"),
     ],

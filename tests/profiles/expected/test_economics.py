@@ -15,6 +15,7 @@ from profiles.expected.estimate import Estimator
 from profiles.expected.sized_links import SizedLinks
 from profiles.floor.deployment import Deployment
 from profiles.floor.expert_layer import Domains
+from profiles.floor.passes import Pass
 from profiles.floor.sized_models import SizedModel, sized_models
 from profiles.floor.speculation import largest_paying_batch
 from profiles.report.numbers import number
@@ -192,11 +193,27 @@ def test_stages_divide_weights_but_not_the_cache_per_chip():
     assert four.weights == pytest.approx(one.weights / 4)
     assert four.kv_cache == one.kv_cache
     sent = 3 * 64 * 1000 * 2 / (8 * 50e9)
-    assert four.sent_s == pytest.approx(sent) and four.step_s == pytest.approx(one.step_s + sent)
+    assert four.sent_s == pytest.approx(sent) and four.step_s == one.step_s > sent
     assert four.inside_over_between == pytest.approx(50 / 450 * 8 * 2 * 10 / 4)
     slow = economics.pipeline(estimator(MIXTURE), 4, 64, 1000, hop_s=2e-3)
     assert slow.step_s == pytest.approx(four.step_s + 4 * 2e-3)
     assert economics.pipeline(estimator(DENSE), 4, 64, 1000).inside_over_between is None
+
+
+@pytest.mark.parametrize("model", [find_model("deepseek-v3"), sized_models()["deepseek-v3-even"]])
+def test_layers_without_experts_hide_no_hop(model):
+    """The first 3 of 61 layers are dense, so that 58 send tokens to experts."""
+    slice, given = parse_slice("gb200:72"), {"calibration": calibration_of("gb200")}
+    found = Deployment(model=model, slice=slice, dtypes=BFLOAT16, stages=4, **given)
+    assert found.inside_over_between == pytest.approx(1 / 9 * 8 * 2 * 58 / 4)
+
+
+def test_a_pipeline_says_how_many_layers_of_experts_a_stage_has():
+    one = estimator(sized_models()["deepseek-v3-even"], "gb200:72")
+    found = answers.pipelined(one, Pass(2048, 1000), 4, 0.0)
+    assert (found.layers_per_stage, found.expert_layers_per_stage) == (61 / 4, 58 / 4)
+    _, said = economics_text.pipelined(found, one.deployment.model)
+    assert "network over fabric, 0.111, x 8 experts x 2 x 14.5 layers of experts per stage" in said
 
 
 def test_what_stages_save_of_weights_is_room_for_sequences():

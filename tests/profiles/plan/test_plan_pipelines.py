@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from model.dtypes import BFLOAT16
 from profiles.chips.calibration import calibration_of
 from profiles.chips.chip import Price, find_chip
 from profiles.chips.slices import joined_slices_of, parse_slice
+from profiles.expected import economics
 from profiles.expected.balance import largest_batch
 from profiles.expected.candidates import LayoutNames, candidates
+from profiles.expected.estimate import Estimator
 from profiles.floor.deployment import Deployment
 from profiles.floor.serving import Service
 from profiles.floor.sized_models import SizedModel
@@ -74,6 +77,35 @@ def test_a_stage_has_its_part_of_the_weights_and_a_token_waits_for_every_hop():
     assert cell.chips == 32 and cell.usd_per_hour == 64.0
 
 
+def test_a_token_waits_for_hops_that_are_known_in_the_floor_and_for_others_in_expected_times():
+    """The floor is the one that `estimate.py --stages` has of the same slice."""
+    known, guessed = (_pipeline(_space(DENSE, "h100:8*4", hop_s=s)) for s in (2.5e-3, None))
+    steps = known.estimate(0, 64), guessed.estimate(0, 64)
+    alone = Estimator(dataclasses.replace(steps[0].deployment, stages=1))
+    least = alone.decode(64, CONTEXT).floor.seconds
+    assert least > 3 * 64 * 1000 * 2 / (8 * 50e9)
+    for step, hop_s, waits in zip(steps, (2.5e-3, 0.0), (10e-3, None), strict=True):
+        assert step.floor.seconds == pytest.approx(least + (waits or 0.0))
+        found = economics.pipeline(alone, 4, 64, CONTEXT, hop_s)
+        assert step.floor.seconds == pytest.approx(found.step_s)
+        assert step.floor.terms().get("hops") == waits
+        assert step.floor.seconds <= step.floor.no_overlap < step.expected.seconds
+    assert steps[0].floor.bound == "hops" and steps[1].floor.bound == "weights"
+    assert steps[1].expected.hops >= 4 * SIMPLE.network_s
+
+
+def test_what_a_pipeline_adds_to_a_token_is_the_sum_of_what_a_plan_names():
+    found = plan(_space(DENSE, "h100:8*4", stages=(4,), hop_s=1e-4), Targets())
+    words = choice_words(found.choice, Targets())
+    (terms,) = re.findall(
+        r"4 hops of (\S+) ms and (\S+) ms for their bytes and (\S+) ms to start programs on the "
+        r"other stages add (\S+) ms to a token", words
+    )  # fmt: skip
+    hop, sent, starts, whole = map(float, terms)
+    assert (hop, starts) == (0.1, 3.0)
+    assert 4 * hop + sent + starts == pytest.approx(whole, rel=2e-3) and sent > 0.01 * whole
+
+
 def test_a_record_of_a_pipeline_is_of_all_its_chips_and_all_batches_in_flight():
     space = _space(MIXTURE, "gb200:72*2", stages=(2,))
     found = record(plan(space, Targets()).choice)
@@ -118,15 +150,47 @@ def _small() -> Space:
     return _space(LLAMA, "v5e:2x2", "v5e:2x2*2", calibration=lambda name: slow, **given)
 
 
-def test_the_front_is_that_of_looking_at_every_batch_of_every_pipeline():
+def _unalike() -> Space:
+    """A slice of another shape alone, and one of two stages that is not compared alone."""
+    slow = dataclasses.replace(SIMPLE, network_s=1.0, step_s=0.0)
+    given = {"calibration": lambda name: slow, "hop_s": 0.0}
+    return _space(DENSE, "h100:1", "h100:8*2", stages=(1, 2), **given)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [_small(), _unalike(), dataclasses.replace(_unalike(), stages=(2,))],
+    ids=["beside one slice", "beside another slice", "alone"],
+)
+def test_the_front_is_that_of_looking_at_every_batch_of_every_pipeline(space):
     front, least = [], float("inf")
-    for step, cost in sorted(_everything(_small())):
+    for step, cost in sorted(_everything(space)):
         if cost < least * (1 - 1e-9):
             front.append((step, cost))
             least = cost
-    found = Search(_small(), Targets()).front(_small().cells)
+    found = Search(space, Targets()).front(space.cells)
     assert [(p.step_s, p.usd) for p in found] == [pytest.approx(w, rel=1e-8) for w in front]
     assert any(point.cell.stages > 1 for point in found)
+
+
+def test_a_pipeline_alone_meets_a_target_that_its_small_batches_meet():
+    space = _space(DENSE, "h100:8*2", "h100:8*4", stages=(2, 4))
+    quick = plan(space, Targets(step_s=5e-3))
+    assert quick.choice.batch < quick.choice.cell.alone[quick.choice.number]
+    holds = f"h100:8 alone, which is not compared, holds {quick.choice.cell.alone[0]:,} sequences"
+    assert holds in choice_words(quick.choice, Targets())
+    assert "pipeline h100:8*4 in 4 stages" in [lost.what for lost in quick.rejected]
+
+
+def test_every_other_chip_is_told_of_once_by_its_best_slice():
+    names = ["h100:1", "v5e:4x4", "h100:2", "v5e:2x4", "h100:4"]
+    found = plan(_space(DENSE, *names, stages=(1,)), Targets())
+    chosen = found.choice.cell.slice.chip.name
+    (other,) = {"h100", "v5e"} - {chosen}
+    told = [lost for lost in found.rejected if lost.what.startswith("chip ")]
+    assert [lost.what for lost in told] == [f"chip {other}"]
+    alone = _space(DENSE, *(name for name in names if name.startswith(other)), stages=(1,))
+    assert f"({plan(alone, Targets()).choice.cell.slice}, " in told[0].why
 
 
 @pytest.mark.parametrize("service", [None, Service(None, 900, 100)])
