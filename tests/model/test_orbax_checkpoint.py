@@ -27,6 +27,7 @@ from sharding.catalog import LAYOUTS
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
 from tests.processes import run_processes
+from tests.scripts.running import QUICK
 
 ROOT = Path(__file__).parents[2]
 CONFIG = find_model("tiny")
@@ -220,7 +221,7 @@ def test_a_save_killed_at_any_moment_leaves_the_old_model_or_the_new_one(tmp_pat
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            env=os.environ | QUICK | {"JAX_PLATFORMS": "cpu"},  # for the same random numbers
         )
         with process:
             assert process.stdout.readline() == "ready\n"

@@ -82,7 +82,7 @@ def run(
         env=environment(**variables),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 
