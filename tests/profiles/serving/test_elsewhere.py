@@ -14,10 +14,14 @@ from sharding.error_types import FloorlineError, UsageError
 
 
 class Planted(BaseHTTPRequestHandler):
-    """Streams as many tokens as are asked for, or does what `mode` says."""
+    """Streams as many tokens as are asked for, or does what `mode` says.
+
+    Requests are answered so many together as `meeting` has parties. One leaves the count of those
+    inside before its answer is sent: what its client sends next cannot be counted beside it.
+    """
 
     mode, asked, inside, most = "", [], 0, 0
-    lock = threading.Lock()
+    lock, meeting = threading.Lock(), threading.Barrier(1)
 
     def do_GET(self):
         self._send(200, json.dumps({"data": [{"id": "planted"}]}).encode())
@@ -29,13 +33,14 @@ class Planted(BaseHTTPRequestHandler):
             kind.asked.append(asked | {"key": self.headers.get("Authorization")})
             kind.inside += 1
             kind.most = max(kind.most, kind.inside)
-        time.sleep(0.02)
+        self.meeting.wait(timeout=30)
+        time.sleep(0.02)  # a request too many would arrive now, and be counted
+        with self.lock:
+            kind.inside -= 1
         if self.mode == "refuse":
             self._send(429, b'{"error": {"message": "too many\\nwaiting"}}')
         else:
             self._stream(asked["max_tokens"] - (self.mode == "stops"))
-        with self.lock:
-            kind.inside -= 1
 
     def _stream(self, count: int) -> None:
         events = [{"choices": [{"text": "a", "finish_reason": None}]} for _ in range(count - 1)]
@@ -60,8 +65,9 @@ class Planted(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def planted(how: str = ""):
-    handler = type("Handler", (Planted,), {"mode": how, "asked": []})
+def planted(how: str = "", together: int = 1):
+    meeting = threading.Barrier(together)
+    handler = type("Handler", (Planted,), {"mode": how, "asked": [], "meeting": meeting})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -72,7 +78,7 @@ def planted(how: str = ""):
 
 
 def test_a_closed_loop_has_so_many_requests_in_flight_and_counts_their_tokens():
-    with planted() as (url, handler):
+    with planted(together=2) as (url, handler):
         server = Server(url + "/v1", api_key="secret")
         traffic = answer(server, closed([Asked(5, 3)] * 6, 2))
     assert handler.most == 2 and len(handler.asked) == 6
