@@ -13,7 +13,8 @@ from decode.ignored_settings import ignored_in_folder, ignored_in_metadata
 from decode.tokenizer import Tokenizer
 from decode.unreadable_tokenizers import unreadable_file
 from model.catalog import CATALOG, find_model
-from model.config import ConfigError, ModelConfig
+from model.config import ModelConfig
+from model.config_checks import ConfigError
 from model.declarations import Path as ParameterPath
 from model.declarations import matrices, total_bytes
 from model.dtypes import PLAIN_DTYPES, Dtypes, check_runs

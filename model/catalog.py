@@ -6,7 +6,8 @@ from types import MappingProxyType
 
 from model.catalog_deepseek import DEEPSEEK
 from model.catalog_labs import LABS
-from model.config import ConfigError, ModelConfig
+from model.config import ModelConfig
+from model.config_checks import ConfigError
 from model.published_shape import Published, released
 from model.published_shape import shape as _config
 from model.rotary_scaling import scaling

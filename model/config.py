@@ -1,30 +1,15 @@
 """What a decoder is, as data: one frozen, validated, hashable record per model."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
+from model.config_checks import check
 from model.latent_sizes import LatentSizes
 from model.routing_rule import SOFTMAX, Routing
-from sharding.error_types import UsageError
 
-_CHOICES = {"norm": ("rms", "layer"), "activation": ("silu", "gelu_tanh", "clipped_silu")}
-_POSITIVE = (
-    "rotary_base",
-    "local_rotary_base",
-    "rotary_scale",
-    "norm_epsilon",
-    "embedding_scale",
-    "attention_scale",
-    "residual_scale",
-    "logit_scale",
-    "attention_softcap",
-    "logit_softcap",
-)
-
-
-class ConfigError(UsageError):
-    """A model description that contradicts itself or asks for something not supported."""
+_BY_LAYER = "windows", "rotary_layers"
+"""Fields that have an entry for each layer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,117 +138,7 @@ class ModelConfig:
         return cls(**made)
 
     def __post_init__(self) -> None:
-        sizes = "vocabulary d_model layers query_heads kv_heads head_size d_ff max_context"
-        for field in sizes.split():
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{field} of {self.name} is {value!r}; it must be an integer > 0")
-        if self.query_heads % self.kv_heads:
-            raise ConfigError(
-                f"query_heads of {self.name} is {self.query_heads}, not a multiple of its "
-                f"{self.kv_heads} kv_heads; every KV head serves the same number of query heads"
-            )
-        if self.head_size % 2:
-            raise ConfigError(f"head_size of {self.name} is {self.head_size}; it must be even")
-        for field, choices in _CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise ConfigError(
-                    f"{field} of {self.name} is {getattr(self, field)!r}; use one of {choices}"
-                )
-        self._check_parts()
-        self._check_numbers()
-        self._check_rotary()
-        self._check_windows()
-        self._check_experts()
-        if self.latent and (fault := self.latent.fault(self.head_size, self.kv_heads)):
-            raise ConfigError(f"latent attention of {self.name} cannot be: {fault}")
-        plain = "windows", "attention_softcap", "attention_bias", "query_key_norm"
-        for field in plain if self.latent else ():
-            if getattr(self, field):
-                raise ConfigError(
-                    f"{field} of {self.name} is {getattr(self, field)!r:.40}; latent attention "
-                    "has none"
-                )
-
-    def _check_parts(self) -> None:
-        """Refuses norms and biases that no block has together."""
-        if self.parallel_block and self.norm_after:
-            raise ConfigError(f"norm_after of {self.name} is True; a parallel block has none")
-        if not self.norm_before and not self.norm_after:
-            raise ConfigError(f"norm_before of {self.name} is False; it needs norm_after then")
-        if self.norm_over_heads and not self.query_key_norm:
-            raise ConfigError(f"norm_over_heads of {self.name} is True; it needs query_key_norm")
-        if self.mlp_bias and self.experts:
-            raise ConfigError(f"mlp_bias of {self.name} is True; its experts have none")
-
-    def _check_numbers(self) -> None:
-        for field in _POSITIVE:
-            value = getattr(self, field)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{field} of {self.name} is {value}; it must be positive")
-
-    def _check_rotary(self) -> None:
-        size = self.rotary_size
-        if size is not None and (size % 2 or not 0 < size <= self.head_size):
-            raise ConfigError(
-                f"rotary_size of {self.name} is {size}; it must be even, and 2 to its head_size "
-                f"of {self.head_size}"
-            )
-        if self.rotary_layers is not None and len(self.rotary_layers) != self.layers:
-            raise ConfigError(
-                f"rotary_layers of {self.name} has {len(self.rotary_layers)} entries; it needs one "
-                f"for each of {self.layers} layers"
-            )
-        for field in ("rotary_factors", "long_rotary_factors"):
-            factors = getattr(self, field)
-            if factors is not None and (
-                len(factors) != self.rotated // 2
-                or not all(0 < factor < float("inf") for factor in factors)
-            ):
-                raise ConfigError(
-                    f"{field} of {self.name} has {len(factors)} values; "
-                    f"it needs {self.rotated // 2} positive ones, one per rotary frequency"
-                )
-        beyond = self.rotary_limit is not None and self.max_context > self.rotary_limit
-        if beyond and not self.long_rotary_factors:
-            raise ConfigError(
-                f"max_context of {self.name} is {self.max_context}, beyond what its dynamic rotary "
-                f"scaling stays the same for; use at most {self.rotary_limit}"
-            )
-
-    def _check_windows(self) -> None:
-        if self.windows is None:
-            return
-        if len(self.windows) != self.layers:
-            raise ConfigError(
-                f"windows of {self.name} has {len(self.windows)} entries; it needs one for each "
-                f"of {self.layers} layers"
-            )
-        if not all(window is None or window > 0 for window in self.windows):
-            raise ConfigError(f"windows of {self.name} is {self.windows}; use integers > 0 or None")
-
-    def _check_experts(self) -> None:
-        if self.expert_bias and not self.experts:
-            raise ConfigError(f"expert_bias of {self.name} is True, but it has no experts")
-        minimum = 1 if self.experts else 0
-        if self.experts < 0 or not minimum <= self.experts_per_token <= self.experts:
-            raise ConfigError(
-                f"experts_per_token of {self.name} is {self.experts_per_token}; it must be "
-                f"{minimum} to its {self.experts} experts"
-            )
-        if self.experts and (fault := self.routing.fault(self.experts, self.experts_per_token)):
-            raise ConfigError(f"routing of {self.name} cannot be: {fault}")
-        most = self.layers - 1 if self.experts else 0
-        if not 0 <= self.dense_layers <= most or bool(self.dense_layers) != (self.dense_d_ff > 0):
-            raise ConfigError(
-                f"dense_layers of {self.name} is {self.dense_layers} and dense_d_ff "
-                f"{self.dense_d_ff}; give both or neither, and at most {most} layers"
-            )
-        if self.shared_d_ff < 0 or (self.shared_d_ff and not self.experts):
-            raise ConfigError(
-                f"shared_d_ff of {self.name} is {self.shared_d_ff}; only experts have MLPs beside "
-                "them, of a positive width"
-            )
+        check(self)
 
     def window(self, layer: int) -> int | None:
         """Tokens that a token of this layer attends to, itself included; None for all.
@@ -277,26 +152,36 @@ class ModelConfig:
         """Whether a router chooses among experts in this layer."""
         return self.experts > 0 and layer >= self.dense_layers
 
-    def one_of_each(self) -> "ModelConfig":
-        """The same model with one layer of each kind that has arrays of its own, and no window."""
-        dense = min(self.dense_layers, 1)
-        return dataclasses.replace(
-            self, layers=1 + dense, dense_layers=dense, windows=None, rotary_layers=None
-        )
+    def kind(self, layer: int) -> Hashable:
+        """What this layer has in common with those that have arrays of the same shapes."""
+        return self.has_experts(layer)
 
     @property
     def kinds(self) -> tuple[tuple[int, int], ...]:
-        """Of each kind of layer in `one_of_each` the number of its first layer, and how many."""
-        dense = self.dense_layers
-        return (((0, dense),) if dense else ()) + ((dense, self.layers - dense),)
+        """Of each kind of layer the number of the first, and how many there are."""
+        found: dict[Hashable, list[int]] = {}
+        for layer in range(self.layers):
+            found.setdefault(self.kind(layer), []).append(layer)
+        return tuple((numbers[0], len(numbers)) for numbers in found.values())
+
+    def only(self, numbers: Sequence[int]) -> "ModelConfig":
+        """The same model with these of its layers alone, in this order."""
+        kept = {
+            field: values and tuple(values[number] for number in numbers)
+            for field, values in ((each, getattr(self, each)) for each in _BY_LAYER)
+        }
+        dense = sum(number < self.dense_layers for number in numbers)
+        kept |= {"dense_layers": dense, "dense_d_ff": self.dense_d_ff if dense else 0}
+        return dataclasses.replace(self, layers=len(numbers), **kept)
+
+    def one_of_each(self) -> "ModelConfig":
+        """The same model with the first layer of each kind, in the order of `kinds`."""
+        return self.only([first for first, _ in self.kinds])
 
     def first_layers(self, layers: int) -> "ModelConfig":
         """The same model with so many of its first layers, one of experts if it has such."""
-        kept = {field: getattr(self, field) for field in ("windows", "rotary_layers")}
-        kept = {field: values and values[:layers] for field, values in kept.items()}
         dense = min(self.dense_layers, layers - 1)
-        kept |= {"dense_layers": dense, "dense_d_ff": self.dense_d_ff if dense else 0}
-        return dataclasses.replace(self, layers=layers, **kept)
+        return self.only([*range(dense), *range(self.dense_layers, self.layers)][:layers])
 
     def equal_layers(self, layers: int) -> "ModelConfig":
         """The same model with so many layers that are all alike, without windows."""
@@ -344,42 +229,3 @@ class ModelConfig:
             **({"s": self.shared_d_ff} if self.shared_d_ff else {}),
             **(self.latent.lengths if self.latent else {}),
         }
-
-
-def check_length(model: object, name: str, value: int, more: int = 0) -> None:
-    """Refuses sequences that are longer than a model's longest.
-
-    Args:
-      model: has `max_context`; without that attribute, any length is allowed.
-      name: the flag or field that gives the length, such as ``--context``.
-      value: its number of tokens.
-      more: additional tokens: a decode step's new one, or those before a prompt.
-
-    Raises:
-      UsageError: the sequences are too long.
-    """
-    longest = getattr(model, "max_context", None)
-    if longest is None or value + more <= longest:
-        return
-    beside = f" and {more:,} more token{'s' * (more > 1)}" if more else ""
-    room = f"at most {longest - more:,}" if longest > more else "fewer of both"
-    raise UsageError(
-        f"{name} is {value:,}{beside}, beyond the {longest:,} tokens that {model.name} goes to; "
-        f"use {room}, or --max_context={value + more} to go beyond on purpose"
-    )
-
-
-def check_lengths(model: object, prompt: int, answer: int) -> None:
-    """Refuses prompts and answers that together are longer than a model's longest sequence.
-
-    Args:
-      model: has `max_context`; without that attribute, any length is allowed.
-      prompt: tokens of a prompt, by ``--prompt_length``.
-      answer: tokens of its answer, by ``--generated_tokens``.
-
-    Raises:
-      UsageError: they are too long; the message names the longer of the two.
-    """
-    if answer > prompt:
-        check_length(model, "--generated_tokens", answer, prompt)
-    check_length(model, "--prompt_length", prompt, answer)

@@ -88,7 +88,8 @@ _parsed: list[list[str]] = []  # holds the arguments that are no flags, if flags
 with importing():
     from absl import app, flags, logging
 
-    from model.config import ModelConfig, check_length
+    from model.config import ModelConfig
+    from model.lengths import check_length
     from profiles.report.files import check_file, not_taken
     from sharding import processes
     from sharding.error_types import FloorlineError, UsageError

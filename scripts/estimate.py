@@ -93,7 +93,7 @@ with _common.importing(__name__):
     import _layouts
     import _slices
 
-    from model.config import check_length, check_lengths
+    from model.lengths import check_length, check_lengths
     from profiles.expected import service_text
     from profiles.expected import text as estimate_text
     from profiles.expected.candidates import candidates

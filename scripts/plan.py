@@ -107,7 +107,7 @@ with _common.importing(__name__):
     import _layouts
     import _slices
 
-    from model.config import check_length, check_lengths
+    from model.lengths import check_length, check_lengths
     from profiles.chips.chip import Chip, Price, chips, find_chip
     from profiles.chips.slices import MOST_SLICES, Slice, joined_slices_of, slices_of
     from profiles.expected.estimate_record import basis

@@ -93,7 +93,7 @@ with _common.importing(__name__):
     import _layouts
     import jax
 
-    from model.config import check_length
+    from model.lengths import check_length
     from profiles.chips.chip import DEAREST
     from profiles.figures.serving import serving_cost
     from profiles.floor.passes import Pass

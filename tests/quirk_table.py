@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from model.config import ConfigError, ModelConfig
+from model.config import ModelConfig
+from model.config_checks import ConfigError
 from model.weights import WeightsError
 from model.weights.huggingface_config import read_config
 from profiles.report.pages import Part

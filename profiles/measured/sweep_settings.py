@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from decode.chunks import check_chunk
 from decode.load import ModelSource
-from model.config import check_length
 from model.dtypes import Dtypes
 from model.layout_check import settle
+from model.lengths import check_length
 from profiles.floor.memory_needed import shares_memory
 from profiles.measured.bandwidth import processor
 from profiles.measured.row_records import Expect

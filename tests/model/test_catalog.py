@@ -3,7 +3,7 @@
 import pytest
 
 from model.catalog import CATALOG, find_model
-from model.config import ConfigError
+from model.config_checks import ConfigError
 from model.declarations import count, count_active, declarations
 from model.dtypes import BFLOAT16
 from model.transformer import Transformer

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from model.catalog import find_model
-from model.config import ConfigError
+from model.config_checks import ConfigError
 
 TINY = find_model("tiny")
 

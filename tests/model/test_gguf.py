@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 
-from model.config import ConfigError
+from model.config_checks import ConfigError
 from model.weights import WeightsError
 from model.weights.gguf import read_config, read_parameters
 from model.weights.gguf_file import GGUFFile

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from decode.tokenizer import Tokenizer, TokenizerError
-from model.config import ConfigError
+from model.config_checks import ConfigError
 from model.weights import WeightsError
 from model.weights.gguf import read_config, read_parameters
 from model.weights.gguf_file import GGUFFile

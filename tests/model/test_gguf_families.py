@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from model.config import ConfigError
+from model.config_checks import ConfigError
 from model.weights import WeightsError
 from model.weights.gguf import read_config, read_parameters
 from model.weights.gguf_config import ARCHITECTURES

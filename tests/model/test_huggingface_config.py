@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from model.catalog import find_model
-from model.config import ConfigError
+from model.config_checks import ConfigError
 from model.rotary_scaling import scaling
 from model.weights import WeightsError
 from model.weights.huggingface import HuggingFaceFolder

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.config import ConfigError
+from model.config_checks import ConfigError
 from model.routing import shares
 from model.routing_rule import Routing
 from tests.engines import config_of

@@ -1,0 +1,158 @@
+"""Model descriptions that contradict themselves are refused."""
+
+from typing import TYPE_CHECKING
+
+from sharding.error_types import UsageError
+
+if TYPE_CHECKING:
+    from model.config import ModelConfig
+
+_CHOICES = {"norm": ("rms", "layer"), "activation": ("silu", "gelu_tanh", "clipped_silu")}
+_POSITIVE = (
+    "rotary_base",
+    "local_rotary_base",
+    "rotary_scale",
+    "norm_epsilon",
+    "embedding_scale",
+    "attention_scale",
+    "residual_scale",
+    "logit_scale",
+    "attention_softcap",
+    "logit_softcap",
+)
+
+
+class ConfigError(UsageError):
+    """A model description that contradicts itself or asks for something not supported."""
+
+
+def check(config: "ModelConfig") -> None:
+    """Refuses a description that contradicts itself.
+
+    Raises:
+      ConfigError: the field, its value, and what it must be.
+    """
+    _check_sizes(config)
+    _check_parts(config)
+    _check_numbers(config)
+    _check_rotary(config)
+    _check_windows(config)
+    _check_experts(config)
+    _check_latent(config)
+
+
+def _check_sizes(config: "ModelConfig") -> None:
+    sizes = "vocabulary d_model layers query_heads kv_heads head_size d_ff max_context"
+    for field in sizes.split():
+        value = getattr(config, field)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{field} of {config.name} is {value!r}; it must be an integer > 0")
+    if config.query_heads % config.kv_heads:
+        raise ConfigError(
+            f"query_heads of {config.name} is {config.query_heads}, not a multiple of its "
+            f"{config.kv_heads} kv_heads; every KV head serves the same number of query heads"
+        )
+    if config.head_size % 2:
+        raise ConfigError(f"head_size of {config.name} is {config.head_size}; it must be even")
+    for field, choices in _CHOICES.items():
+        if getattr(config, field) not in choices:
+            raise ConfigError(
+                f"{field} of {config.name} is {getattr(config, field)!r}; use one of {choices}"
+            )
+
+
+def _check_latent(config: "ModelConfig") -> None:
+    if config.latent and (fault := config.latent.fault(config.head_size, config.kv_heads)):
+        raise ConfigError(f"latent attention of {config.name} cannot be: {fault}")
+    plain = "windows", "attention_softcap", "attention_bias", "query_key_norm"
+    for field in plain if config.latent else ():
+        if getattr(config, field):
+            raise ConfigError(
+                f"{field} of {config.name} is {getattr(config, field)!r:.40}; latent attention "
+                "has none"
+            )
+
+
+def _check_parts(config: "ModelConfig") -> None:
+    """Refuses norms and biases that no block has together."""
+    if config.parallel_block and config.norm_after:
+        raise ConfigError(f"norm_after of {config.name} is True; a parallel block has none")
+    if not config.norm_before and not config.norm_after:
+        raise ConfigError(f"norm_before of {config.name} is False; it needs norm_after then")
+    if config.norm_over_heads and not config.query_key_norm:
+        raise ConfigError(f"norm_over_heads of {config.name} is True; it needs query_key_norm")
+    if config.mlp_bias and config.experts:
+        raise ConfigError(f"mlp_bias of {config.name} is True; its experts have none")
+
+
+def _check_numbers(config: "ModelConfig") -> None:
+    for field in _POSITIVE:
+        value = getattr(config, field)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"{field} of {config.name} is {value}; it must be positive")
+
+
+def _check_rotary(config: "ModelConfig") -> None:
+    size = config.rotary_size
+    if size is not None and (size % 2 or not 0 < size <= config.head_size):
+        raise ConfigError(
+            f"rotary_size of {config.name} is {size}; it must be even, and 2 to its head_size "
+            f"of {config.head_size}"
+        )
+    if config.rotary_layers is not None and len(config.rotary_layers) != config.layers:
+        raise ConfigError(
+            f"rotary_layers of {config.name} has {len(config.rotary_layers)} entries; it needs one "
+            f"for each of {config.layers} layers"
+        )
+    for field in ("rotary_factors", "long_rotary_factors"):
+        factors = getattr(config, field)
+        if factors is not None and (
+            len(factors) != config.rotated // 2
+            or not all(0 < factor < float("inf") for factor in factors)
+        ):
+            raise ConfigError(
+                f"{field} of {config.name} has {len(factors)} values; "
+                f"it needs {config.rotated // 2} positive ones, one per rotary frequency"
+            )
+    beyond = config.rotary_limit is not None and config.max_context > config.rotary_limit
+    if beyond and not config.long_rotary_factors:
+        raise ConfigError(
+            f"max_context of {config.name} is {config.max_context}, beyond what its dynamic rotary "
+            f"scaling stays the same for; use at most {config.rotary_limit}"
+        )
+
+
+def _check_windows(config: "ModelConfig") -> None:
+    if config.windows is None:
+        return
+    if len(config.windows) != config.layers:
+        raise ConfigError(
+            f"windows of {config.name} has {len(config.windows)} entries; it needs one for each "
+            f"of {config.layers} layers"
+        )
+    if not all(window is None or window > 0 for window in config.windows):
+        raise ConfigError(f"windows of {config.name} is {config.windows}; use integers > 0 or None")
+
+
+def _check_experts(config: "ModelConfig") -> None:
+    if config.expert_bias and not config.experts:
+        raise ConfigError(f"expert_bias of {config.name} is True, but it has no experts")
+    minimum = 1 if config.experts else 0
+    if config.experts < 0 or not minimum <= config.experts_per_token <= config.experts:
+        raise ConfigError(
+            f"experts_per_token of {config.name} is {config.experts_per_token}; it must be "
+            f"{minimum} to its {config.experts} experts"
+        )
+    if config.experts and (fault := config.routing.fault(config.experts, config.experts_per_token)):
+        raise ConfigError(f"routing of {config.name} cannot be: {fault}")
+    most = config.layers - 1 if config.experts else 0
+    if not 0 <= config.dense_layers <= most or bool(config.dense_layers) != (config.dense_d_ff > 0):
+        raise ConfigError(
+            f"dense_layers of {config.name} is {config.dense_layers} and dense_d_ff "
+            f"{config.dense_d_ff}; give both or neither, and at most {most} layers"
+        )
+    if config.shared_d_ff < 0 or (config.shared_d_ff and not config.experts):
+        raise ConfigError(
+            f"shared_d_ff of {config.name} is {config.shared_d_ff}; only experts have MLPs beside "
+            "them, of a positive width"
+        )
