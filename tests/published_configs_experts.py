@@ -1,4 +1,34 @@
-"""`config.json` of released DeepSeek, Kimi and gpt-oss models as published, by their name here."""
+"""`config.json` of released models with experts as published, by their name here."""
+
+_GLM45 = {
+    "architectures": ["Glm4MoeForCausalLM"],
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "eos_token_id": [151329, 151336, 151338],
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 131072,
+    "model_type": "glm4_moe",
+    "n_group": 1,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_attention_heads": 96,
+    "num_experts_per_tok": 8,
+    "num_key_value_heads": 8,
+    "num_nextn_predict_layers": 1,
+    "pad_token_id": 151329,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "tie_word_embeddings": False,
+    "topk_group": 1,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.54.0",
+    "use_cache": True,
+    "vocab_size": 151552,
+}
 
 _GPT_OSS = {
     "architectures": ["GptOssForCausalLM"],
@@ -93,6 +123,28 @@ _DEEPSEEK_V3 = _DEEPSEEK | {
 }
 
 PUBLISHED_EXPERTS = {
+    "glm4.5": _GLM45
+    | {
+        "first_k_dense_replace": 3,
+        "hidden_size": 5120,
+        "intermediate_size": 12288,
+        "moe_intermediate_size": 1536,
+        "n_routed_experts": 160,
+        "num_hidden_layers": 92,
+        "routed_scaling_factor": 2.5,
+        "use_qk_norm": True,
+    },
+    "glm4.5-air": _GLM45
+    | {
+        "first_k_dense_replace": 1,
+        "hidden_size": 4096,
+        "intermediate_size": 10944,
+        "moe_intermediate_size": 1408,
+        "n_routed_experts": 128,
+        "num_hidden_layers": 46,
+        "routed_scaling_factor": 1.0,
+        "use_qk_norm": False,
+    },
     "gpt-oss-20b": _GPT_OSS
     | {
         "layer_types": ["sliding_attention", "full_attention"] * 12,

@@ -107,7 +107,8 @@ def read_parameters(
     parameters = arrays.all()
     readable = jax.tree.leaves(parameters)  # of a matrix in few bits, its parts
     wanted = {name: shape for array in readable for name, shape in array.tensors.items()}
-    further = tuple(prediction_layers(files.tensors)) if config.latent else ()
+    routed = FAMILIES[model_type].topk_method
+    further = tuple(prediction_layers(files.tensors)) if routed else ()
     spare = [n for n in files.tensors if n not in wanted and not n.startswith(further)]
     _check_wanted(files, wanted, spare)
     if config.tied_embedding and arrays.unembedding in spare:

@@ -96,7 +96,7 @@ def _common(fields: Fields, family: Family, name: str) -> dict[str, Any]:
 
 
 def _heads(fields: Fields, family: Family, heads: int, d_model: int) -> dict[str, Any]:
-    if family.topk_method:
+    if family.latent:
         return latent_fields(fields, heads)
     return {
         "kv_heads": fields.integer("num_key_value_heads", heads),
@@ -106,7 +106,7 @@ def _heads(fields: Fields, family: Family, heads: int, d_model: int) -> dict[str
 
 def _feed_forward(fields: Fields, family: Family, layers: int) -> dict[str, Any]:
     if family.topk_method:
-        return expert_fields(fields, family.topk_method, layers)
+        return expert_fields(fields, family.topk_method, family.expert_defaults, layers)
     if not family.experts:
         return {"d_ff": fields.integer("intermediate_size")}
     fields.take("intermediate_size", None)
@@ -122,13 +122,15 @@ def _feed_forward(fields: Fields, family: Family, layers: int) -> dict[str, Any]
 
 
 def _biases(fields: Fields, family: Family) -> dict[str, Any]:
-    """Which parts have a bias, where fields say it."""
+    """Which parts have a bias, and whether queries and keys have a norm, where fields say it."""
     found: dict[str, Any] = {}
     if family.attention_bias is not None:
         found["attention_bias"] = fields.truth("attention_bias", family.attention_bias)
         found["output_bias"] = found["attention_bias"] and family.output_bias
     if family.mlp_bias:
         found["mlp_bias"] = fields.truth("mlp_bias", False)
+    if family.normed_queries is not None:
+        found["query_key_norm"] = fields.truth("use_qk_norm", family.normed_queries)
     return found
 
 

@@ -135,8 +135,12 @@ class Family:
         field says it.
       settings: fields of `ModelConfig` that the family fixes.
       harmless: for each further field, the values with which it changes nothing.
-      topk_method: how a router chooses where the field is absent; with latent attention and
-        experts beside a shared one (`model.weights.huggingface_deepseek`). Empty for others.
+      topk_method: how a router chooses where the field is absent, of families with experts beside
+        a shared one (`model.weights.huggingface_deepseek`). Empty for others.
+      expert_defaults: the defaults of those families' other fields of experts.
+      latent: attention is latent (`model.weights.huggingface_deepseek`).
+      normed_queries: the default of `use_qk_norm`, where that field says if queries and keys have a
+        norm; None where it does not.
       scaled: embeddings are multiplied by sqrt(d_model), scores by query_pre_attn_scalar ** -0.5.
       attention_softcap, logit_softcap: the defaults where the fields are absent.
       multipliers: embeddings, scores, what is added to the residual stream, and logits have factors
@@ -169,6 +173,9 @@ class Family:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     harmless: Mapping[str, tuple[Any, ...] | object] = dataclasses.field(default_factory=dict)
     topk_method: str = ""
+    expert_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    latent: bool = False
+    normed_queries: bool | None = None
     scaled: bool = False
     attention_softcap: float | None = None
     logit_softcap: float | None = None
@@ -193,8 +200,18 @@ _GEMMA = Family(
     attention_bias=False,
     settings={"norm_after": True},
 )
+# Layers that predict further tokens: left out, as `transformers` does unless asked for them.
+_PREDICTS_FURTHER = {"num_nextn_predict_layers": ANY, "num_mtp_layers": ANY}
 _DEEPSEEK_V2 = Family(
     topk_method="greedy",
+    expert_defaults={
+        "n_group": 1,
+        "topk_group": 1,
+        "routed_scaling_factor": 1.0,
+        "n_shared_experts": 0,
+        "first_k_dense_replace": 0,
+    },
+    latent=True,
     harmless={
         "auto_map": ANY,
         "ep_size": (1,),
@@ -207,8 +224,14 @@ _DEEPSEEK_V2 = Family(
 _DEEPSEEK_V3 = dataclasses.replace(
     _DEEPSEEK_V2,
     topk_method="noaux_tc",
-    # Layers that predict further tokens: left out, as `transformers` does unless asked for them.
-    harmless={**_DEEPSEEK_V2.harmless, "num_nextn_predict_layers": ANY, "num_mtp_layers": ANY},
+    expert_defaults={
+        "n_group": 8,
+        "topk_group": 4,
+        "routed_scaling_factor": 2.5,
+        "n_shared_experts": 0,
+        "first_k_dense_replace": 3,
+    },
+    harmless={**_DEEPSEEK_V2.harmless, **_PREDICTS_FURTHER},
 )
 _OLMO2 = Family(
     names=Names(
@@ -312,6 +335,22 @@ FAMILIES: Mapping[str, Family] = {
         attention_bias=True,
         output_bias=False,
         settings={"norm_after": True},
+    ),
+    "glm4_moe": Family(
+        epsilon=1e-5,
+        rotary_part=0.5,
+        attention_bias=False,
+        output_bias=False,
+        normed_queries=False,
+        topk_method="noaux_tc",
+        expert_defaults={
+            "n_group": 1,
+            "topk_group": 1,
+            "routed_scaling_factor": 1.0,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+        },
+        harmless=_PREDICTS_FURTHER,
     ),
     "gpt_oss": Family(
         names=Names(router="mlp.router", experts="mlp.experts", stacked=True),

@@ -24,6 +24,8 @@ def test_parameter_counts_equal_the_published_ones(name):
         ("qwen3-30b-a3b", 3.3e9, 0.1e9),  # Yang et al. 2025, table 2
         ("qwen3-235b-a22b", 22e9, 1e9),
         ("deepseek-v3", 37e9, 1e9),  # DeepSeek-AI 2024 (DeepSeek-V3), abstract
+        ("glm4.5", 32e9, 1.6e9),  # GLM-4.5 Team 2025, table 1, which leaves out the tables
+        ("glm4.5-air", 12e9, 1.3e9),
     ],
 )
 def test_a_token_meets_as_many_parameters_of_a_mixture_as_published(name, published, digit):
