@@ -66,16 +66,6 @@ _DEEPSEEK = {
         "mscale_all_dim": 0.9,
     },
 }
-_GLM45 = {
-    "head_dim": 16,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 24,
-    "first_k_dense_replace": 1,
-    "num_hidden_layers": 3,
-    "routed_scaling_factor": 1.5,
-    "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
-}
 _OLMO3 = {
     "full_attention": {
         "rope_type": "yarn",
@@ -256,11 +246,6 @@ FAMILIES = {
     ),
     "smollm3": ("smollm3", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
     "glm4": ("glm4", {"head_dim": 16, "rope_parameters": {"partial_rotary_factor": 0.5}}),
-    "glm4_moe": (
-        "glm4_moe",
-        _GLM45 | {"n_group": 4, "topk_group": 2, "use_qk_norm": True, "attention_bias": True},
-    ),
-    "glm4_moe_air": ("glm4_moe", _GLM45 | {"attention_bias": True}),
     "gpt_oss": ("gpt_oss", _GPT_OSS),
     "gpt_oss_mxfp4": ("gpt_oss", _GPT_OSS | {"hidden_size": 64}),
 }
