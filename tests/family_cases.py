@@ -25,6 +25,8 @@ _NO_GGUF = {
     "glm4": "refused by name",
     "glm4_moe": "refused by name",
     "glm4_moe_air": "refused by name",
+    "llama4_scout": "refused by name",
+    "llama4_maverick": "refused by name",
     "llama_bias": "refused by its tensors",
     "llama_dynamic": "its files have plain positions",
     "llama_yarn": "refused by name",
@@ -67,6 +69,7 @@ FAMILIES = {
     "SmolLM3": ["smollm3"],
     "GLM-4 (0414)": ["glm4"],
     "GLM-4.5, GLM-4.5-Air, GLM-4.6, GLM-4.7": ["glm4_moe", "glm4_moe_air"],
+    "Llama 4 (text; Scout, Maverick)": ["llama4_scout", "llama4_maverick"],
     "gpt-oss, plain and in MXFP4": ["gpt_oss", "gpt_oss_mxfp4"],
 }
 

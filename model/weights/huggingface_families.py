@@ -74,6 +74,10 @@ class Names:
       gate, up, down: the matrices of an MLP or an expert.
       gate_up: gate and up as one matrix, one after the other; empty where they are two.
       query_key_value: queries, keys and values as one matrix; empty where they are three.
+      halves: of such a tensor gate is the first half of a dimension and up the second; otherwise
+        they alternate.
+      feed_forward: the MLP of a layer without experts.
+      shared: the MLP beside experts.
       paired: the two rows of a rotary pair are adjacent in query and key matrices.
       stacked: all experts' matrices are one tensor, as `model.weights.stacked_experts` has it.
     """
@@ -90,8 +94,11 @@ class Names:
     down: str = "down_proj"
     gate_up: str = ""
     query_key_value: str = ""
+    feed_forward: str = "mlp"
+    shared: str = "mlp.shared_experts"
     paired: bool = False
     stacked: bool = False
+    halves: bool = False
 
 
 _GEMMA_NAMES = Names(
@@ -145,6 +152,9 @@ class Family:
       attention_softcap, logit_softcap: the defaults where the fields are absent.
       multipliers: embeddings, scores, what is added to the residual stream, and logits have factors
         that fields say (Granite).
+      chunks: experts in some layers, windows and queries are as Llama 4's fields say
+        (`model.weights.huggingface_llama4`).
+      other_parts: what the names of tensors begin with that are of no language model: left out.
       quantized: the `quant_method` of a `quantization_config` that is read; empty for none.
     """
 
@@ -180,6 +190,8 @@ class Family:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     multipliers: bool = False
+    chunks: bool = False
+    other_parts: tuple[str, ...] = ()
     quantized: str = ""
 
 
@@ -232,6 +244,25 @@ _DEEPSEEK_V3 = dataclasses.replace(
         "first_k_dense_replace": 3,
     },
     harmless={**_DEEPSEEK_V2.harmless, **_PREDICTS_FURTHER},
+)
+_LLAMA4 = Family(
+    names=Names(
+        router="feed_forward.router",
+        experts="feed_forward.experts",
+        feed_forward="feed_forward",
+        shared="feed_forward.shared_expert",
+        paired=True,
+        stacked=True,
+        halves=True,
+    ),
+    epsilon=1e-5,
+    base=500_000.0,
+    unrotated=4,
+    attention_bias=False,
+    settings={"chunked": True},
+    harmless={"for_llm_compressor": (False,)},
+    chunks=True,
+    other_parts=("vision_model.", "multi_modal_projector."),
 )
 _OLMO2 = Family(
     names=Names(
@@ -336,6 +367,7 @@ FAMILIES: Mapping[str, Family] = {
         output_bias=False,
         settings={"norm_after": True},
     ),
+    "llama4_text": _LLAMA4,
     "glm4_moe": Family(
         epsilon=1e-5,
         rotary_part=0.5,
@@ -378,3 +410,7 @@ FAMILIES: Mapping[str, Family] = {
         quantized="mxfp4",
     ),
 }
+TEXT_OF: Mapping[str, str] = {"llama4": "llama4_text"}
+"""Families whose `text_config` has the fields of another, beside those of images."""
+BESIDE_TEXT = ("vision_config", "image_token_index", "boi_token_index", "eoi_token_index")
+"""Fields beside a `text_config` that do not change what is made of a text."""
