@@ -13,6 +13,9 @@ _GLM45 = {
     "routed_scaling_factor": 1.5,
     "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
     "attention_bias": True,
+    "use_qk_norm": True,
+    "n_group": 4,
+    "topk_group": 2,
 }
 # Prompts and answers go through several of its chunks.
 _LLAMA4 = {
@@ -34,8 +37,7 @@ _SCOUT_ROTARY = {
     "original_max_position_embeddings": 32,
 }
 ROUTED_FAMILIES = {
-    "glm4_moe": ("glm4_moe", _GLM45 | {"n_group": 4, "topk_group": 2, "use_qk_norm": True}),
-    "glm4_moe_air": ("glm4_moe", _GLM45),
+    "glm4_moe": ("glm4_moe", _GLM45),
     "llama4_scout": (
         "llama4_text",
         _LLAMA4 | {"num_experts_per_tok": 2, "rope_parameters": _SCOUT_ROTARY},
