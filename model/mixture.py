@@ -185,7 +185,7 @@ def grouped(
       chosen: k, experts per token.
       activation: name of the gate's activation.
       join: completes gate and up.
-      of_inputs: shares multiply what experts read; gate and up are linear in that.
+      of_inputs: shares multiply what experts read, not what they answer.
 
     Returns:
       [N, D] float32.
@@ -209,11 +209,10 @@ def grouped(
         return None if bias is None else bias[jnp.minimum(expert_ids[order], count - 1)]
 
     gate_up_bias, down_bias = map(of_rows, (experts.gate_up_bias, experts.down_bias))
-    gate_up = join(matmul(x[order // chosen], experts.gate_up.reshape(count, 2 * width, d_model)))
+    weight, rows = weight[order, None], x[order // chosen]  # [N * k, 1] and [N * k, D]
+    rows = (rows * weight).astype(x.dtype) if of_inputs else rows
+    gate_up = join(matmul(rows, experts.gate_up.reshape(count, 2 * width, d_model)))
     gate_up = _biased(gate_up.reshape(-1, 2, width), gate_up_bias)
-    weight = weight[order, None]
-    if of_inputs:
-        gate_up = gate_up * weight[:, :, None]
     hidden = GATES[activation](gate_up[:, 0], gate_up[:, 1])  # [N * k, F]
     rows = _biased(matmul(hidden.astype(x.dtype), experts.down), down_bias)  # [N * k, D]
     rows = jnp.where(weight > 0, rows if of_inputs else rows * weight, 0)
@@ -239,11 +238,10 @@ def touched_only(
             lambda stack: jax.lax.dynamic_index_in_dim(stack, number, keepdims=False),
             (experts.gate_up_bias, experts.down_bias),
         )
-        gate_up = join(dot_of_one(experts.gate_up, number, x, jnp.float32))  # [N, 2, F]
-        gate_up = _biased(gate_up, biases[0])
         weight = jax.lax.dynamic_slice_in_dim(share, number, 1, axis=1)  # [N, 1]
-        if of_inputs:
-            gate_up = gate_up * weight[:, :, None]
+        rows = (x * weight).astype(x.dtype) if of_inputs else x
+        gate_up = join(dot_of_one(experts.gate_up, number, rows, jnp.float32))  # [N, 2, F]
+        gate_up = _biased(gate_up, biases[0])
         hidden = GATES[activation](gate_up[:, 0], gate_up[:, 1])  # [N, F]
         rows = dot_of_one(experts.down, number, hidden.astype(x.dtype), jnp.float32)  # [N, D]
         rows = _biased(rows, biases[1])
