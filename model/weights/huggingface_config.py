@@ -13,15 +13,14 @@ from typing import Any
 from model.config import ModelConfig
 from model.weights.config_fields import Fields
 from model.weights.huggingface_deepseek import expert_fields, latent_fields
-from model.weights.huggingface_families import (
-    ANY,
+from model.weights.huggingface_families import ANY, FAMILIES, HARMLESS, Family
+from model.weights.huggingface_llama4 import (
     BESIDE_TEXT,
-    FAMILIES,
-    HARMLESS,
     TEXT_OF,
-    Family,
+    chunk_windows,
+    interleaved_experts,
+    query_fields,
 )
-from model.weights.huggingface_llama4 import chunk_windows, interleaved_experts, query_fields
 from model.weights.huggingface_rotary import rotary
 
 _ACTIVATIONS = {

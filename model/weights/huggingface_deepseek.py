@@ -23,6 +23,17 @@ _RULES = {
     "group_limited_greedy": ("softmax", False, 1),
     "noaux_tc": ("sigmoid", True, 2),
 }
+_FIELDS = (
+    "n_group",
+    "topk_group",
+    "n_shared_experts",
+    "first_k_dense_replace",
+    "routed_scaling_factor",
+)
+EXPERTS_OF_V2 = dict(zip(_FIELDS, (1, 1, 0, 0, 1.0), strict=True))
+EXPERTS_OF_V3 = dict(zip(_FIELDS, (8, 4, 0, 3, 2.5), strict=True))
+EXPERTS_OF_GLM = dict(zip(_FIELDS, (1, 1, 1, 1, 1.0), strict=True))
+"""Values of fields that a `config.json` has not, in DeepSeek V2, V3 and GLM-4.5."""
 _PREDICTS_FURTHER = re.compile(r"(.*\.)?layers\.(\d+)\.eh_proj\.weight")
 
 
@@ -78,8 +89,7 @@ def expert_fields(
     width = fields.integer("moe_intermediate_size")
     grouped = given != "greedy"
     groups, chosen, shared, first_dense = (
-        fields.integer(name, defaults[name])
-        for name in ("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace")
+        fields.integer(name, defaults[name]) for name in _FIELDS[:-1]
     )
     width_of_dense, dense = fields.integer("intermediate_size"), min(first_dense, layers)
     return {

@@ -10,6 +10,7 @@ from typing import Any
 
 from model.catalog_labs import GPT_OSS_ROTARY
 from model.mlp import LIMIT, STEEPNESS
+from model.weights.huggingface_deepseek import EXPERTS_OF_GLM, EXPERTS_OF_V2, EXPERTS_OF_V3
 
 ANY = object()
 """Stands for every value a field may have."""
@@ -216,13 +217,7 @@ _GEMMA = Family(
 _PREDICTS_FURTHER = {"num_nextn_predict_layers": ANY, "num_mtp_layers": ANY}
 _DEEPSEEK_V2 = Family(
     topk_method="greedy",
-    expert_defaults={
-        "n_group": 1,
-        "topk_group": 1,
-        "routed_scaling_factor": 1.0,
-        "n_shared_experts": 0,
-        "first_k_dense_replace": 0,
-    },
+    expert_defaults=EXPERTS_OF_V2,
     latent=True,
     harmless={
         "auto_map": ANY,
@@ -236,13 +231,7 @@ _DEEPSEEK_V2 = Family(
 _DEEPSEEK_V3 = dataclasses.replace(
     _DEEPSEEK_V2,
     topk_method="noaux_tc",
-    expert_defaults={
-        "n_group": 8,
-        "topk_group": 4,
-        "routed_scaling_factor": 2.5,
-        "n_shared_experts": 0,
-        "first_k_dense_replace": 3,
-    },
+    expert_defaults=EXPERTS_OF_V3,
     harmless={**_DEEPSEEK_V2.harmless, **_PREDICTS_FURTHER},
 )
 _LLAMA4 = Family(
@@ -375,13 +364,7 @@ FAMILIES: Mapping[str, Family] = {
         output_bias=False,
         normed_queries=False,
         topk_method="noaux_tc",
-        expert_defaults={
-            "n_group": 1,
-            "topk_group": 1,
-            "routed_scaling_factor": 1.0,
-            "n_shared_experts": 1,
-            "first_k_dense_replace": 1,
-        },
+        expert_defaults=EXPERTS_OF_GLM,
         harmless=_PREDICTS_FURTHER,
     ),
     "gpt_oss": Family(
@@ -410,7 +393,3 @@ FAMILIES: Mapping[str, Family] = {
         quantized="mxfp4",
     ),
 }
-TEXT_OF: Mapping[str, str] = {"llama4": "llama4_text"}
-"""Families whose `text_config` has the fields of another, beside those of images."""
-BESIDE_TEXT = ("vision_config", "image_token_index", "boi_token_index", "eoi_token_index")
-"""Fields beside a `text_config` that do not change what is made of a text."""

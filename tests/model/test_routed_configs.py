@@ -55,6 +55,25 @@ def test_a_value_of_another_kind_is_refused_by_name(tmp_path, case, changed):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("case", "changed", "words"),
+    [
+        ("llama4_maverick", {"moe_layers": "all"}, "moe_layers.*list of layers"),
+        ("llama4_maverick", {"moe_layers": None, "interleave_moe_layer_step": 0}, "interleave"),
+        ("llama4_maverick", {"attention_chunk_size": 0}, "attention_chunk_size.*positive"),
+        ("llama4_maverick", {"layer_types": ["sliding_attention"] * 4}, "layer_types.*chunked"),
+        ("llama4_maverick", {"attn_temperature_tuning": "on"}, "attn_temperature_tuning"),
+        ("llama4_scout", {"text_config": None}, "text_config"),
+        ("llama4_scout", {"text_config": {"model_type": "llama"}}, "model_type.*llama4_text"),
+        ("llama4_scout", {"tie_word_embeddings": True}, "tie_word_embeddings.*otherwise"),
+        ("llama4_scout", {"audio_config": {"layers": 2}}, "audio_config"),
+    ],
+)
+def test_what_llama4_does_not_have_is_refused_by_name(tmp_path, case, changed, words):
+    with pytest.raises(WeightsError, match=words):
+        read(tmp_path, values_of(case) | changed)
+
+
 def test_dense_layers_count_as_layers_without_experts(tmp_path):
     """Many experts in one of few layers: there are fewer tensors than layers times experts."""
     first, last, layers, experts = "model.layers.0.", "model.layers.2.", 4, 64
