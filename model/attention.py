@@ -16,7 +16,8 @@ from model.declarations import declare, declare_matrix, normal
 from model.dtypes import Dtypes
 from model.filled_attention import Softmax, attend, attend_step, can_attend_step
 from model.linear import project
-from model.norm import Norm
+from model.norm import Norm, unit
+from model.query_growth import grown
 from model.rotary import Rotation, rotate
 from model.softmax_parts import Softmaxed, Spans, join, join_sink
 from sharding.collectives import reshard
@@ -77,7 +78,7 @@ class Attention(nnx.Module):
           [B, T, R], the updated cache, and x as the projections gathered it, for an MLP that reads
           the same.
         """
-        q, new, x = self._project(x, angles, placement)  # q: [B, T, K, G, h]
+        q, new, x = self._project(x, positions, angles, placement)  # q: [B, T, K, G, h]
         tokens = NewTokens.at(positions)
         if q.shape[1] == 1:
             forms = {"default": self._step}
@@ -136,10 +137,13 @@ class Attention(nnx.Module):
         if beside_cache(spec, placement) != spec or not can_attend_step(q, cache):
             return self._step(placement, q, new, cache, tokens)
         new = tuple(reshard(part, placement.cache("BTK_")) for part in new)
-        positions = jnp.where(tokens.count > 0, tokens.first, PADDING)
+        chunk, ring, softmax = self._chunk(tokens, cache, 1)
+        if softmax.chunked:
+            return self._step(placement, q, new, cache, tokens)
+        positions = jnp.where(tokens.count > 0, tokens.first - chunk, PADDING)
         positions = reshard(positions, placement.cache("B"))
-        how = {"ring": self.window is not None, "storage": self.dtypes.cache}
-        return attend_step(q, new, cache, positions, self._softmax, **how)
+        how = {"ring": ring, "storage": self.dtypes.cache}
+        return attend_step(q, new, cache, positions, softmax, **how)
 
     def _over_cache(
         self,
@@ -159,15 +163,34 @@ class Attention(nnx.Module):
           placement: shardings.
         """
         spec = beside_cache(jax.typeof(q).sharding.spec, placement)
-        ring = self.window is not None
-        part = attend(
-            reshard(q, spec),
-            cache,
-            Spans(tokens.first, jnp.zeros_like(filled), filled),
-            self._softmax,
-            ring=ring,
-        )
+        chunk, ring, softmax = self._chunk(tokens, cache, q.shape[1])
+        spans = Spans(tokens.first - chunk, jnp.zeros_like(filled), filled - chunk)
+        part = attend(reshard(q, spec), cache, spans, softmax, ring=ring)
         return reshard_part(part, jax.typeof(q).sharding.spec)
+
+    def _chunk(
+        self, tokens: NewTokens, cache: LayerCache, count: int
+    ) -> tuple[jax.Array | int, bool, Softmax]:
+        """How new tokens meet slots that a window's tokens take.
+
+        Where these are one chunk's, a token is in the slot of its place within its chunk: they are
+        read from the first up to the last that is filled, as if the chunk were the sequence.
+
+        Args:
+          tokens: where they stand.
+          cache: this layer's keys and values.
+          count: T.
+
+        Returns:
+          Tokens before the chunk of the first, [B] int32 or 0; whether slots are a ring; and which
+          scores count: of a token alone, all of its chunk.
+        """
+        softmax, ring = self._softmax, self.window is not None
+        if not softmax.chunked or cache[0].shape[2] > self.window:
+            return 0, ring, softmax
+        if count == 1:
+            softmax = softmax._replace(window=None, chunked=False)
+        return tokens.first - tokens.first % self.window, False, softmax
 
     def _over_each_other(self, q: jax.Array, new: LayerCache, tokens: NewTokens) -> Softmaxed:
         """Attention of new tokens to each other, as they will be read from the cache.
@@ -192,7 +215,8 @@ class Attention(nnx.Module):
     @property
     def _softmax(self) -> Softmax:
         c = self.config
-        return Softmax(self.window, c.attention_scale or c.head_size**-0.5, c.attention_softcap)
+        scale, chunked = c.attention_scale or c.head_size**-0.5, c.chunked and bool(self.window)
+        return Softmax(self.window, scale, c.attention_softcap, chunked)
 
     def _write(
         self,
@@ -216,7 +240,11 @@ class Attention(nnx.Module):
         )
 
     def _project(
-        self, x: jax.Array, angles: Rotation | None, placement: Placement
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        angles: Rotation | None,
+        placement: Placement,
     ) -> tuple[jax.Array, LayerCache, jax.Array]:
         """x: [B, T, D] -> q: [B, T, K, G, h]; keys and values, each [B, T, K, h]; x gathered."""
         c = self.config
@@ -235,7 +263,12 @@ class Attention(nnx.Module):
             if c.query_key_norm:
                 q, keys = self.query_norm(q), self.key_norm(keys)
             keys = rotate(keys[:, :, :, None], angles)[:, :, :, 0]
-            return rotate(q, angles), (keys, values), x
+            q = rotate(q, angles)
+            if c.unit_queries_keys and angles is not None:
+                q, keys = unit(q, c.norm_epsilon), unit(keys, c.norm_epsilon)
+            if c.query_growth and angles is None:
+                q = grown(q, reshard(positions, placement.attention("BT")), c.query_growth)
+            return q, (keys, values), x
 
 
 def beside_cache(spec: jax.P, placement: Placement) -> jax.P:

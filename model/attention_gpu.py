@@ -16,7 +16,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from model.softmax_parts import LOWEST, Softmaxed, Spans, combine
+from model.softmax_parts import (
+    LOWEST,
+    Softmaxed,
+    Spans,
+    combine,
+    earliest_seen,
+    queries_of_key,
+)
 
 PROGRAMS = 264
 """Programs that keep a GPU busy: two for each of an H200's 132 multiprocessors."""
@@ -57,6 +64,7 @@ class Form:
       window: tokens that a query sees, itself included, if not all before it.
       scale: multiplies the scores.
       softcap: c of ``c * tanh(score / c)``, if any.
+      chunked: a window is a query's own chunk of so many tokens.
     """
 
     tiles: Tiles
@@ -68,6 +76,7 @@ class Form:
     window: int | None
     scale: float
     softcap: float | None
+    chunked: bool = False
 
 
 class Span(NamedTuple):
@@ -102,6 +111,7 @@ def attend_part(
     window: int | None,
     scale: float,
     softcap: float | None,
+    chunked: bool = False,
     interpret: bool = False,
 ) -> Softmaxed:
     """The softmax part of new tokens over one GPU's slots, reading those that some query sees.
@@ -121,6 +131,7 @@ def attend_part(
       window: a query at p sees keys at positions in (p - window, p]; None: all up to p.
       scale: multiplies the scores.
       softcap: c of ``c * tanh(score / c)``, after the scale.
+      chunked: a window is a query's own chunk of so many keys.
       interpret: run the kernel's own arithmetic on any platform, slowly.
 
     Returns:
@@ -130,7 +141,7 @@ def attend_part(
     slots, rows = keys.shape[2], tokens * heads * group
     tiles = choose_tiles(q, keys)
     ring_slots, origin = ring or (None, spans.first_key)
-    form = Form(tiles, tokens, heads, group, slots, ring_slots, window, scale, softcap)
+    form = Form(tiles, tokens, heads, group, slots, ring_slots, window, scale, softcap, chunked)
     # Programs: blocks of rows r, splits n, heads k and sequences b.
     of_sequence = pl.BlockSpec((None,), lambda r, n, k, b: (b,))
     of_device = pl.BlockSpec((None,), lambda r, n, k, b: (0,))
@@ -228,7 +239,8 @@ def visited_blocks(
     # Positions from low up to, but not with, high.
     low, high = 0, jnp.minimum(span.first_query + last_token + 1, span.filled)
     if form.window is not None:
-        low = jnp.maximum(low, span.first_query + first_token - form.window + 1)
+        query = span.first_query + first_token
+        low = jnp.maximum(low, earliest_seen(query, form.window, form.chunked))
     if form.ring is not None:
         low = jnp.maximum(low, span.filled - form.ring)
     seen = jnp.maximum(high - low, 0)
@@ -292,7 +304,8 @@ def add_block(
         scores = form.softcap * jnp.tanh(scores / form.softcap)
     visible = there[None] & (position[None] <= query[:, None])
     if form.window is not None:
-        visible &= position[None] > query[:, None] - form.window
+        last = position + queries_of_key(position, form.window, form.chunked)
+        visible &= query[:, None] < last[None]
     scores = jnp.where(visible, scores, -jnp.inf)
 
     highest = jnp.maximum(part.highest, jnp.max(scores, axis=1))

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from model.softmax_parts import LOWEST, Softmaxed, Spans
+from model.softmax_parts import LOWEST, Softmaxed, Spans, earliest_seen, queries_of_key
 
 _LANES, _SUBLANES, _ROW_TILE = 128, 8, 16
 _ROWS = 1024  # rows of queries at a time, of heads up to 128 wide
@@ -50,6 +50,7 @@ class _Form(NamedTuple):
     window: int | None
     scale: float
     softcap: float | None
+    chunked: bool  # a window is a chunk
     shared: bool  # keys are also values
 
 
@@ -74,6 +75,7 @@ def attend_part(
     window: int | None,
     scale: float,
     softcap: float | None,
+    chunked: bool = False,
     interpret: bool = False,
 ) -> Softmaxed:
     """Attention of queries to the keys in this chip's slots; all arrays are one chip's own.
@@ -90,6 +92,7 @@ def attend_part(
       window: a query at p sees keys in (p - window, p]; without one, all up to p.
       scale: multiplies the scores.
       softcap: c of ``c * tanh(score / c)``, if any.
+      chunked: a window is a query's own chunk of so many keys.
       interpret: run it on a CPU, as a TPU would.
     """
     (batch, tokens, heads, group, width), slots = q.shape, keys.shape[2]
@@ -100,10 +103,11 @@ def attend_part(
         window=window,
         scale=scale,
         softcap=softcap,
+        chunked=chunked,
         shared=values is None,
     )
     places = _places(spans, ring, slots)
-    seen = _seen(spans, ring, window, tokens, slots, form.tokens)
+    seen = _seen(spans, ring, window, tokens, slots, form.tokens, chunked)
     first, end = seen[0] // form.slots, pl.cdiv(seen[1], form.slots)
     arrays = [each for each in (keys, values) if each is not None]
     scales = [each for each in (key_scales, value_scales) if each is not None]
@@ -247,13 +251,14 @@ def _seen(
     tokens: int,
     slots: int,
     block_tokens: int,
+    chunked: bool = False,
 ) -> jax.Array:
     """First slot that each block of queries may see, and the end; [2, B, blocks of queries]."""
     token = jnp.arange(0, tokens, block_tokens, dtype=jnp.int32)
     first_query, first_key, filled = (each[:, None] for each in spans)
     start = jnp.zeros_like(first_query + token)
     if window is not None:
-        start = jnp.maximum(first_query + token - window + 1, 0)
+        start = jnp.maximum(earliest_seen(first_query + token, window, chunked), 0)
     end = jnp.minimum(first_query + jnp.minimum(token + block_tokens, tokens), filled)
     origin = first_key if ring is None else ring[1]
     first_slot, end_slot = (jnp.clip(at - origin, 0, slots) for at in (start, end))
@@ -316,7 +321,8 @@ def _all_visible(form: _Form, place: _Place, slot: jax.Array) -> jax.Array:
     visible = (first >= 0) & (last <= place.first_query) & (last < place.filled)
     visible &= slot + form.step - 1 <= place.newest
     if form.window is not None:
-        visible &= first > place.first_query + form.tokens - 1 - form.window
+        queries = queries_of_key(first, form.window, form.chunked)
+        visible &= first > place.first_query + form.tokens - 1 - queries
     return visible
 
 
@@ -353,7 +359,9 @@ def _add(
         row = _iota(scores.shape, 0)
         visible = row >= jnp.where(there, distance * form.group, _NEVER)
         if form.window is not None:
-            visible &= row < (distance + form.window) * form.group
+            key = distance + place.first_query
+            queries = queries_of_key(key, form.window, form.chunked)
+            visible &= row < (distance + queries) * form.group
         scores = jnp.where(visible, scores, -jnp.inf)
         scales = [jnp.where(there, each, 0) for each in scales]
         if not form.across:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.softmax_parts import LOWEST, Softmaxed, Spans
+from model.softmax_parts import LOWEST, Softmaxed, Spans, earliest_seen, queries_of_key
 
 Ring = tuple[int, jax.Array]
 """Slots of a whole ring, and which of them is the first here."""
@@ -45,6 +45,7 @@ def attend_part(
     window: int | None = None,
     scale: float,
     softcap: float | None = None,
+    chunked: bool = False,
     expand: Expand | None = None,
     value_width: int | None = None,
 ) -> Softmaxed:
@@ -65,6 +66,7 @@ def attend_part(
       window: how many keys a query sees at most, its own included; None for all.
       scale: multiplies the scores.
       softcap: c of ``c * tanh(score / c)``, if any (Gemma Team 2024, section 2).
+      chunked: a window is a query's own chunk of so many keys.
       expand: of prompts, makes keys and values for the K of the queries of a block of what stands
         in their place, once for all queries.
       value_width: numbers of a value, where not those of a query.
@@ -80,20 +82,23 @@ def attend_part(
         window=window,
         scale=scale,
         softcap=softcap,
+        chunked=chunked,
         expand=expand,
         value_width=value_width,
     )
     arrays = keys, values, key_scales, value_scales
     if tokens == 1:
         loop = functools.partial(loop, q, arrays, spans, KEYS_OF_A_TOKEN)
-        whole = functools.partial(_over_all, q, arrays, spans, ring, window, scale, softcap)
+        whole = functools.partial(
+            _over_all, q, arrays, spans, ring, window, scale, softcap, chunked
+        )
         slots = keys.shape[2]
         if slots <= FEW_SLOTS:
             return _in_order_of_queries(whole())
         if batch < keys.shape[0]:  # some sequences' slots are copied, be they blocks or all
             return _in_order_of_queries(loop())
         # A block is copied before it is read, so that half of all slots take as long as all.
-        first, last = _seen_slots(spans, tokens, slots, ring, window)
+        first, last = _seen_slots(spans, tokens, slots, ring, window, chunked)
         return _in_order_of_queries(jax.lax.cond(2 * (last - first) >= slots, whole, loop))
 
     def one(row: jax.Array | int) -> Softmaxed:
@@ -141,18 +146,22 @@ def attend_each_other(
     values: jax.Array,
     key_scales: jax.Array | None,
     value_scales: jax.Array | None,
+    first_query: jax.Array | None = None,
     *,
     window: int | None = None,
     scale: float,
     softcap: float | None = None,
+    chunked: bool = False,
 ) -> Softmaxed:
     """The same among new tokens: the key of each query is in the slot of its number.
 
-    Which keys a query sees is then known when this is compiled. So each block of queries meets its
-    keys at once, without a loop. Tokens that fill a row come last, where no other sees them.
+    Which keys a query sees is then known when this is compiled, but for chunks. So each block of
+    queries meets its keys at once, without a loop. Tokens that fill a row come last, where no other
+    sees them.
 
     Args:
       q: as in `attend_part`, like those after it; S is T.
+      first_query: position of each sequence's first token, [B] int32; chunks need it.
     """
     q, scale = _scaled(q.transpose(0, 2, 1, 3, 4), scale)  # [B, K, T, G, h]
     arrays = keys, values, key_scales, value_scales
@@ -166,6 +175,10 @@ def attend_each_other(
             some = jax.lax.dynamic_slice_in_dim(q[:, :, first:last], row, 1)
             query, key = np.arange(first, last)[:, None], np.arange(least, last)
             seen = (key <= query) & ((window is None) | (key > query - (window or 0)))
+            if chunked:
+                place = first_query[row]
+                begin = earliest_seen(place + query, window, chunked)
+                seen &= place + key >= begin
             cut = (
                 each if each is None else _cut(each, row, least, 1, last - least) for each in arrays
             )
@@ -194,6 +207,7 @@ def _over_blocks(
     window: int | None,
     scale: float,
     softcap: float | None,
+    chunked: bool = False,
     expand: Expand | None = None,
     value_width: int | None = None,
 ) -> Softmaxed:
@@ -209,7 +223,7 @@ def _over_blocks(
     """
     (batch, heads, tokens, group, width), slots = q.shape, arrays[0].shape[2]
     block = min(block, slots)
-    first, last = _seen_slots(spans, tokens, slots, ring, window)
+    first, last = _seen_slots(spans, tokens, slots, ring, window, chunked)
     rows = q.reshape(batch, heads, tokens * group, width)
 
     def step(number: jax.Array, part: Softmaxed, masked: bool = True) -> Softmaxed:
@@ -221,7 +235,7 @@ def _over_blocks(
         seen = None
         if masked:
             at = start + jnp.arange(block)
-            seen = _seen(spans, tokens, at, ring, window)
+            seen = _seen(spans, tokens, at, ring, window, chunked)
             seen &= at >= number * block  # the last block may begin within the one before
         return _add(part, rows, *cut, seen, scale, softcap)
 
@@ -250,11 +264,12 @@ def _over_all(
     window: int | None,
     scale: float,
     softcap: float | None,
+    chunked: bool,
 ) -> Softmaxed:
     """One query of each sequence over all keys at once; arguments are those of `_over_blocks`."""
     batch, heads, tokens, group, width = q.shape
     slots = arrays[0].shape[2]
-    seen = _seen(spans, tokens, jnp.arange(slots), ring, window)
+    seen = _seen(spans, tokens, jnp.arange(slots), ring, window, chunked)
     if batch < arrays[0].shape[0]:
         arrays = tuple(each if each is None else _cut(each, 0, 0, batch, slots) for each in arrays)
     rows = q.reshape(batch, heads, tokens * group, width)
@@ -330,7 +345,7 @@ def _cut(
 
 
 def _seen_slots(
-    spans: Spans, tokens: int, slots: int, ring: Ring | None, window: int | None
+    spans: Spans, tokens: int, slots: int, ring: Ring | None, window: int | None, chunked: bool
 ) -> tuple[jax.Array, jax.Array]:
     """The first slot that any query sees, and the one past the last."""
     if ring:
@@ -339,12 +354,18 @@ def _seen_slots(
     last = jnp.clip(jnp.max(last), 0, slots)
     if window is None:
         return jnp.minimum(jnp.clip(jnp.min(-spans.first_key), 0, slots), last), last
-    first = jnp.maximum(spans.first_query - window + 1, 0) - spans.first_key
+    first = earliest_seen(spans.first_query, window, chunked)
+    first = jnp.maximum(first, 0) - spans.first_key
     return jnp.minimum(jnp.clip(jnp.min(first), 0, slots), last), last
 
 
 def _seen(
-    spans: Spans, tokens: int, slots: jax.Array, ring: Ring | None, window: int | None
+    spans: Spans,
+    tokens: int,
+    slots: jax.Array,
+    ring: Ring | None,
+    window: int | None,
+    chunked: bool,
 ) -> jax.Array:
     """Which keys of these slots each query sees, [B, T, slots]."""
     filled = spans.filled[:, None]
@@ -356,4 +377,7 @@ def _seen(
     there = (positions >= 0) & (positions < filled)
     query = (spans.first_query[:, None] + jnp.arange(tokens))[:, :, None]
     seen = there[:, None] & (positions[:, None] <= query)
-    return seen if window is None else seen & (positions[:, None] > query - window)
+    if window is None:
+        return seen
+    positions = positions[:, None]
+    return seen & (query < positions + queries_of_key(positions, window, chunked))

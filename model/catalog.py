@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from model.catalog_deepseek import DEEPSEEK
 from model.catalog_labs import LABS
+from model.catalog_llama4 import LLAMA4
 from model.config import ModelConfig
 from model.config_checks import ConfigError
 from model.published_shape import Published, released
@@ -197,6 +198,7 @@ _EXACT = (
 _ENTRIES = (
     *(released(*entry) for entry in _EXACT),
     *LABS,
+    *LLAMA4,
     *(
         Published(config, parameters, digit, f"{source}; config.json of the released model")
         for config, parameters, digit, source in DEEPSEEK

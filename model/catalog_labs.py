@@ -7,6 +7,7 @@ from typing import Any
 from model.config import ModelConfig
 from model.published_shape import Published, released, shape
 from model.rotary_scaling import scaling
+from model.routing_rule import Routing
 
 _OLMO = {
     "norm_before": False,
@@ -74,6 +75,42 @@ def _gpt_oss(name: str, layers: int, experts: int) -> ModelConfig:
     )
 
 
+def _glm45(
+    name: str, layers: int, width: int, d_ff: int, experts: int, scale: float, **more: Any
+) -> ModelConfig:
+    """Experts and one shared beside them, as DeepSeek-V3's, after one or more dense layers."""
+    return shape(
+        name,
+        layers,
+        width,
+        96,
+        8,
+        d_ff,
+        head_size=128,
+        rotary_size=64,
+        rotary_base=1e6,
+        vocabulary=151_552,
+        max_context=131_072,
+        attention_bias=True,
+        experts=experts,
+        experts_per_token=8,
+        routing=Routing(score="sigmoid", bias=True, group_scores=2, scale=scale),
+        shared_d_ff=d_ff,
+        **more,
+    )
+
+
+def _without_prediction(config: ModelConfig, total: int) -> int:
+    """The count of a released file less its layer that predicts a further token.
+
+    A layer of experts, which reads two vectors joined, and has tables of its own.
+    """
+    c, table = config, config.vocabulary * config.d_model
+    attention = 2 * c.d_model * (c.query_heads + c.kv_heads) * c.head_size
+    experts = 3 * c.d_model * (c.experts * c.d_ff + c.shared_d_ff)
+    return total - attention - experts - 2 * c.d_model**2 - 2 * table
+
+
 def _olmo3(layers: int) -> dict[str, Any]:
     """Three layers of four have a window and plain positions; YaRN stretches the fourth."""
     parameters = {
@@ -138,6 +175,23 @@ _GPT_OSS_SOURCE = (
     "OpenAI 2025 (gpt-oss-120b and gpt-oss-20b model card), table 1; config.json of the released "
     "model"
 )
+_GLM45 = (
+    # configuration; parameters of the released file
+    (
+        _glm45("glm4.5", 92, 5120, 1536, 160, 2.5, dense_layers=3, dense_d_ff=12_288,
+               query_key_norm=True),
+        358_340_000_000,
+    ),
+    (
+        _glm45("glm4.5-air", 46, 4096, 1408, 128, 1.0, dense_layers=1, dense_d_ff=10_944),
+        110_470_000_000,
+    ),
+)  # fmt: skip
+"""GLM-4.6 and 4.7 have the shape of GLM-4.5, and go to 202,752 tokens."""
+_GLM45_SOURCE = (
+    "GLM-4.5 Team 2025 (GLM-4.5), table 1; parameters as llama.cpp counts the released files, "
+    "without the layer that predicts further"
+)
 _GLM4_SOURCE = "GLM Team 2024 (ChatGLM) and model cards of GLM-4-0414"
 
 # fmt: off
@@ -175,6 +229,8 @@ LABS = (
     released(shape("glm4-9b", 40, 4096, 32, 2, 13_696, attention_bias=True, **_GLM4),
              9_400_279_040, _GLM4_SOURCE),
     released(shape("glm4-32b", 61, 6144, 48, 2, 23_040, **_GLM4), 32_566_081_536, _GLM4_SOURCE),
+    *(Published(config, _without_prediction(config, total), 10_000_000, _GLM45_SOURCE)
+      for config, total in _GLM45),
     Published(_gpt_oss("gpt-oss-20b", 24, 32), 20_910_000_000, 10_000_000, _GPT_OSS_SOURCE),
     Published(_gpt_oss("gpt-oss-120b", 36, 128), 116_830_000_000, 10_000_000, _GPT_OSS_SOURCE),
 )

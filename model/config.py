@@ -8,7 +8,7 @@ from model.config_checks import check
 from model.latent_sizes import LatentSizes
 from model.routing_rule import SOFTMAX, Routing
 
-_BY_LAYER = "windows", "rotary_layers"
+_BY_LAYER = "windows", "rotary_layers", "expert_layers"
 """Fields that have an entry for each layer."""
 
 
@@ -46,6 +46,10 @@ class ModelConfig:
       attention_sinks: each query head has a learned logit that joins the sum under its softmax and
         has no value (gpt-oss).
       query_key_norm: queries and keys have an RMS norm over the head size (Qwen3, Gemma 3).
+      unit_queries_keys: rotated queries and keys are divided by their root mean square, without a
+        learned scale (Llama 4).
+      query_growth: a length and a slope: in layers that do not rotate, queries at position p are
+        multiplied by ``1 + slope * log(1 + (p + 1) // length)`` (Llama 4); None for no such factor.
       norm_over_heads: that norm is over all heads together, with a scale for each (OLMo 2).
       norm_before: attention and MLP read a normed residual stream; False only in models that have
         `norm_after` in its place (OLMo 2).
@@ -58,6 +62,8 @@ class ModelConfig:
       logit_softcap: the same on the logits.
       windows: one sliding window per layer: the tokens that a token attends to, itself included;
         None in a layer that attends to all. None for a model without windows.
+      chunked: a window is a token's chunk: of the chunks of so many tokens that a sequence is cut
+        into, a token attends to its own, up to itself (Llama 4).
       local_rotary_base: rotary base of the layers that have a window, whose frequencies are not
         scaled; None if they have the same rotary embedding as the others.
       rotary_scale: multiplies the cosines and sines (YaRN's attention factor).
@@ -68,6 +74,8 @@ class ModelConfig:
       expert_bias: the router and every expert's three matrices have a bias (gpt-oss).
       routing: the router's rule.
       dense_layers: the first layers, so many, have one MLP in place of experts (DeepSeek).
+      expert_layers: for each layer, whether it has experts and not one such MLP (Llama 4); None
+        where all have but the first `dense_layers`.
       dense_d_ff: hidden width of that MLP; 0 where there is no such layer.
       shared_d_ff: hidden width of an MLP that all tokens meet beside their experts; 0 for none.
       latent: sizes of latent attention, whose one KV head is its cache's; None for attention whose
@@ -100,6 +108,8 @@ class ModelConfig:
     mlp_bias: bool = False
     attention_sinks: bool = False
     query_key_norm: bool = False
+    unit_queries_keys: bool = False
+    query_growth: tuple[int, float] | None = None
     norm_over_heads: bool = False
     norm_before: bool = True
     norm_after: bool = False
@@ -110,6 +120,7 @@ class ModelConfig:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     windows: tuple[int | None, ...] | None = None
+    chunked: bool = False
     local_rotary_base: float | None = None
     rotary_scale: float = 1.0
     experts: int = 0
@@ -118,6 +129,7 @@ class ModelConfig:
     expert_bias: bool = False
     routing: Routing = SOFTMAX
     dense_layers: int = 0
+    expert_layers: tuple[bool, ...] | None = None
     dense_d_ff: int = 0
     shared_d_ff: int = 0
     latent: LatentSizes | None = None
@@ -150,7 +162,14 @@ class ModelConfig:
 
     def has_experts(self, layer: int) -> bool:
         """Whether a router chooses among experts in this layer."""
+        if self.expert_layers:
+            return self.expert_layers[layer]
         return self.experts > 0 and layer >= self.dense_layers
+
+    @property
+    def layers_of_experts(self) -> int:
+        """How many layers have experts."""
+        return sum(map(self.has_experts, range(self.layers)))
 
     def kind(self, layer: int) -> Hashable:
         """What this layer has in common with those that have arrays of the same shapes."""
@@ -170,8 +189,11 @@ class ModelConfig:
             field: values and tuple(values[number] for number in numbers)
             for field, values in ((each, getattr(self, each)) for each in _BY_LAYER)
         }
-        dense = sum(number < self.dense_layers for number in numbers)
-        kept |= {"dense_layers": dense, "dense_d_ff": self.dense_d_ff if dense else 0}
+        dense = self.experts > 0 and not all(map(self.has_experts, numbers))
+        kept |= {
+            "dense_layers": sum(number < self.dense_layers for number in numbers),
+            "dense_d_ff": self.dense_d_ff if dense else 0,
+        }
         return dataclasses.replace(self, layers=len(numbers), **kept)
 
     def one_of_each(self) -> "ModelConfig":
@@ -180,12 +202,13 @@ class ModelConfig:
 
     def first_layers(self, layers: int) -> "ModelConfig":
         """The same model with so many of its first layers, one of experts if it has such."""
-        dense = min(self.dense_layers, layers - 1)
-        return self.only([*range(dense), *range(self.dense_layers, self.layers)][:layers])
+        found = (layer for layer in range(self.layers) if self.has_experts(layer))
+        first = next(found, 0)
+        return self.only([*range(min(first, layers - 1)), *range(first, self.layers)][:layers])
 
     def equal_layers(self, layers: int) -> "ModelConfig":
         """The same model with so many layers that are all alike, without windows."""
-        alike = {"windows": None, "rotary_layers": None, "dense_layers": 0, "dense_d_ff": 0}
+        alike = dict.fromkeys(_BY_LAYER) | {"dense_layers": 0, "dense_d_ff": 0}
         return dataclasses.replace(self, layers=layers, **alike)
 
     def rotates(self, layer: int) -> bool:

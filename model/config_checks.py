@@ -64,7 +64,7 @@ def _check_sizes(config: "ModelConfig") -> None:
 def _check_latent(config: "ModelConfig") -> None:
     if config.latent and (fault := config.latent.fault(config.head_size, config.kv_heads)):
         raise ConfigError(f"latent attention of {config.name} cannot be: {fault}")
-    plain = "windows", "attention_softcap", "attention_bias", "query_key_norm"
+    plain = "windows", "attention_softcap", "attention_bias", "query_key_norm", "unit_queries_keys"
     for field in plain if config.latent else ():
         if getattr(config, field):
             raise ConfigError(
@@ -99,11 +99,7 @@ def _check_rotary(config: "ModelConfig") -> None:
             f"rotary_size of {config.name} is {size}; it must be even, and 2 to its head_size "
             f"of {config.head_size}"
         )
-    if config.rotary_layers is not None and len(config.rotary_layers) != config.layers:
-        raise ConfigError(
-            f"rotary_layers of {config.name} has {len(config.rotary_layers)} entries; it needs one "
-            f"for each of {config.layers} layers"
-        )
+    _check_by_layer(config, "rotary_layers")
     for field in ("rotary_factors", "long_rotary_factors"):
         factors = getattr(config, field)
         if factors is not None and (
@@ -123,15 +119,44 @@ def _check_rotary(config: "ModelConfig") -> None:
 
 
 def _check_windows(config: "ModelConfig") -> None:
+    growth = config.query_growth
+    if growth is not None and not (len(growth) == 2 and growth[0] >= 1 and growth[1] >= 0):
+        raise ConfigError(
+            f"query_growth of {config.name} is {growth}; give a length from 1 on and a slope"
+        )
     if config.windows is None:
         return
-    if len(config.windows) != config.layers:
-        raise ConfigError(
-            f"windows of {config.name} has {len(config.windows)} entries; it needs one for each "
-            f"of {config.layers} layers"
-        )
+    _check_by_layer(config, "windows")
     if not all(window is None or window > 0 for window in config.windows):
         raise ConfigError(f"windows of {config.name} is {config.windows}; use integers > 0 or None")
+
+
+def _check_dense_layers(config: "ModelConfig") -> None:
+    """Refuses layers without experts that do not go with their width, or with each other."""
+    _check_by_layer(config, "expert_layers")
+    chosen = config.expert_layers
+    if chosen is not None and (config.dense_layers or not config.experts):
+        raise ConfigError(
+            f"expert_layers of {config.name} is given, and dense_layers is {config.dense_layers} "
+            f"of {config.experts} experts; give one of both, to a model with experts"
+        )
+    dense = config.dense_layers if chosen is None else chosen.count(False)
+    most = config.layers - 1 if config.experts else 0
+    if not 0 <= dense <= most or bool(dense) != (config.dense_d_ff > 0):
+        raise ConfigError(
+            f"dense_layers of {config.name} is {dense} and dense_d_ff {config.dense_d_ff}; give "
+            f"both or neither, and at most {most} layers"
+        )
+
+
+def _check_by_layer(config: "ModelConfig", field: str) -> None:
+    """Refuses a field that has another number of entries than there are layers."""
+    entries = getattr(config, field)
+    if entries is not None and len(entries) != config.layers:
+        raise ConfigError(
+            f"{field} of {config.name} has {len(entries)} entries; it needs one for each of "
+            f"{config.layers} layers"
+        )
 
 
 def _check_experts(config: "ModelConfig") -> None:
@@ -143,14 +168,11 @@ def _check_experts(config: "ModelConfig") -> None:
             f"experts_per_token of {config.name} is {config.experts_per_token}; it must be "
             f"{minimum} to its {config.experts} experts"
         )
+    if config.expert_bias and config.routing.of_inputs:
+        raise ConfigError(f"expert_bias of {config.name} is True, where shares are of inputs")
     if config.experts and (fault := config.routing.fault(config.experts, config.experts_per_token)):
         raise ConfigError(f"routing of {config.name} cannot be: {fault}")
-    most = config.layers - 1 if config.experts else 0
-    if not 0 <= config.dense_layers <= most or bool(config.dense_layers) != (config.dense_d_ff > 0):
-        raise ConfigError(
-            f"dense_layers of {config.name} is {config.dense_layers} and dense_d_ff "
-            f"{config.dense_d_ff}; give both or neither, and at most {most} layers"
-        )
+    _check_dense_layers(config)
     if config.shared_d_ff < 0 or (config.shared_d_ff and not config.experts):
         raise ConfigError(
             f"shared_d_ff of {config.name} is {config.shared_d_ff}; only experts have MLPs beside "

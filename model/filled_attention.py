@@ -28,11 +28,13 @@ class Softmax(NamedTuple):
       window: how many keys a query sees at most, its own included; None for all before it.
       scale: multiplies the scores.
       softcap: c of ``c * tanh(score / c)``, if any (Gemma Team 2024, section 2).
+      chunked: a query sees the keys of its own chunk of `window` tokens, and none before them.
     """
 
     window: int | None
     scale: float
     softcap: float | None = None
+    chunked: bool = False
 
 
 @functools.partial(jax.jit, static_argnames=("softmax", "ring", "together"))
@@ -100,7 +102,7 @@ def attend_step(
       new: keys and values, each [B, 1, K, h], divided likewise.
       stored: keys and values, each [B, K, S, h], S whole on every device.
       positions: [B] int32, of the new tokens, divided likewise.
-      softmax: scale, cap and window.
+      softmax: scale, cap and window, which is no chunk.
       ring: the slots are a ring: the token at position p is in slot p modulo S.
       storage: how the cache is stored.
 
@@ -114,7 +116,9 @@ def attend_step(
         attention_gpu_step.attend_step,
         quantization=storage if isinstance(storage, Quantization) else None,
         ring=ring,
-        **softmax._asdict(),
+        window=softmax.window,
+        scale=softmax.scale,
+        softcap=softmax.softcap,
     )
     operands = (q, *new, cache, positions)
     specs = jax.tree.map(lambda array: jax.typeof(array).sharding.spec, operands)
@@ -184,8 +188,8 @@ def _part(
 
 
 def _each_other(*operands: Any, ring: None, **options: Any) -> Softmaxed:
-    *arrays, _ = operands
-    return attend_each_other(*arrays, **options)
+    *arrays, spans = operands
+    return attend_each_other(*arrays, spans.first_query, **options)
 
 
 # Kernels are imported where they are traced: it takes a third of a second.

@@ -144,10 +144,10 @@ class Mixture(nnx.Module):
             return jax.lax.psum(sums, axes.inputs) if axes.inputs else sums
 
         def on_tpu(*arrays: jax.Array) -> jax.Array:
-            return grouped(*arrays, self.chosen, self.activation, join)
+            return grouped(*arrays, self.chosen, self.activation, join, self.routing.of_inputs)
 
         def on_others(*arrays: jax.Array) -> jax.Array:
-            return touched_only(*arrays, self.activation, join)
+            return touched_only(*arrays, self.activation, join, self.routing.of_inputs)
 
         if self.biased and axes.hidden:  # a bias is added once to what these chips sum up
             bias = jnp.where(jax.lax.axis_index(axes.hidden) == 0, experts.down_bias, 0)
@@ -170,6 +170,7 @@ def grouped(
     chosen: int,
     activation: str,
     join: Join = lambda sums: sums,
+    of_inputs: bool = False,
 ) -> jax.Array:
     """The experts' weighted sum, tokens sorted by expert, each expert's in one matmul.
 
@@ -184,6 +185,7 @@ def grouped(
       chosen: k, experts per token.
       activation: name of the gate's activation.
       join: completes gate and up.
+      of_inputs: shares multiply what experts read, not what they answer.
 
     Returns:
       [N, D] float32.
@@ -207,12 +209,13 @@ def grouped(
         return None if bias is None else bias[jnp.minimum(expert_ids[order], count - 1)]
 
     gate_up_bias, down_bias = map(of_rows, (experts.gate_up_bias, experts.down_bias))
-    gate_up = join(matmul(x[order // chosen], experts.gate_up.reshape(count, 2 * width, d_model)))
+    weight, rows = weight[order, None], x[order // chosen]  # [N * k, 1] and [N * k, D]
+    rows = (rows * weight).astype(x.dtype) if of_inputs else rows
+    gate_up = join(matmul(rows, experts.gate_up.reshape(count, 2 * width, d_model)))
     gate_up = _biased(gate_up.reshape(-1, 2, width), gate_up_bias)
     hidden = GATES[activation](gate_up[:, 0], gate_up[:, 1])  # [N * k, F]
-    weight = weight[order, None]
     rows = _biased(matmul(hidden.astype(x.dtype), experts.down), down_bias)  # [N * k, D]
-    rows = jnp.where(weight > 0, rows * weight, 0)
+    rows = jnp.where(weight > 0, rows if of_inputs else rows * weight, 0)
     return jnp.zeros((x.shape[0], d_model), jnp.float32).at[order // chosen].add(rows)
 
 
@@ -222,6 +225,7 @@ def touched_only(
     experts: Experts,
     activation: str,
     join: Join = lambda sums: sums,
+    of_inputs: bool = False,
 ) -> jax.Array:
     """The same sum, expert by expert, leaving out those that no token chose.
 
@@ -234,12 +238,14 @@ def touched_only(
             lambda stack: jax.lax.dynamic_index_in_dim(stack, number, keepdims=False),
             (experts.gate_up_bias, experts.down_bias),
         )
-        gate_up = join(dot_of_one(experts.gate_up, number, x, jnp.float32))  # [N, 2, F]
+        weight = jax.lax.dynamic_slice_in_dim(share, number, 1, axis=1)  # [N, 1]
+        rows = (x * weight).astype(x.dtype) if of_inputs else x
+        gate_up = join(dot_of_one(experts.gate_up, number, rows, jnp.float32))  # [N, 2, F]
         gate_up = _biased(gate_up, biases[0])
         hidden = GATES[activation](gate_up[:, 0], gate_up[:, 1])  # [N, F]
         rows = dot_of_one(experts.down, number, hidden.astype(x.dtype), jnp.float32)  # [N, D]
         rows = _biased(rows, biases[1])
-        return total + rows * jax.lax.dynamic_slice_in_dim(share, number, 1, axis=1)
+        return total + (rows if of_inputs else rows * weight)
 
     def visit(expert: jax.Array, total: jax.Array) -> jax.Array:
         touched = jnp.any(jax.lax.dynamic_index_in_dim(share, expert, axis=1) > 0)

@@ -13,6 +13,14 @@ from sharding.placement import used_axes
 from sharding.platform_workarounds import by_platform
 
 
+def unit(x: jax.Array, epsilon: float) -> jax.Array:
+    """x: [..., h] -> [..., h], each row scaled to unit mean square, without a learned scale."""
+    with jax.named_scope("norm"):
+        y = x.astype(jnp.float32)
+        mean = jnp.mean(y * y, axis=-1, keepdims=True)
+        return (y * jax.lax.rsqrt(mean + epsilon)).astype(x.dtype)
+
+
 class Norm(nnx.Module):
     """Root-mean-square norm (Zhang and Sennrich 2019), or layer norm without bias (PaLM)."""
 

@@ -91,10 +91,10 @@ def _llama3(parameters: dict[str, Any], base: float, head_size: int, longest: in
     high = _number(parameters, "high_freq_factor")
     parameters.setdefault(_ORIGINAL, longest)
     original = _number(parameters, _ORIGINAL)
-    if not 0 < low < high:
-        raise ValueError(f"low_freq_factor {low} is not below high_freq_factor {high}")
-    waves = 2 * math.pi / _plain(base, head_size)
-    unscaled = np.clip((original / waves - low) / (high - low), 0, 1)
+    if not 0 < low <= high:
+        raise ValueError(f"low_freq_factor {low} is above high_freq_factor {high}")
+    turns = original * _plain(base, head_size) / (2 * math.pi)  # within the trained length
+    unscaled = np.clip((turns - low) / (high - low), 0, 1) if low < high else turns >= low
     return Scaling(tuple((1 / ((1 - unscaled) / factor + unscaled)).tolist()))
 
 

@@ -20,6 +20,7 @@ class Routing:
       chosen_groups: groups that experts are chosen from.
       group_scores: how many of a group's best scores are added to rank the group.
       scale: multiplies the shares.
+      of_inputs: an expert's share multiplies what the expert reads, not what it answers (Llama 4).
     """
 
     score: Literal["softmax", "sigmoid"] = "softmax"
@@ -28,6 +29,7 @@ class Routing:
     chosen_groups: int = 1
     group_scores: int = 1
     scale: float = 1.0
+    of_inputs: bool = False
 
     def fault(self, experts: int, chosen: int) -> str:
         """What is wrong with this rule for so many experts; empty if nothing is."""

@@ -15,6 +15,22 @@ LOWEST = float(jnp.finfo(jnp.float32).min)
 """The largest score of a part in which no key is seen."""
 
 
+def earliest_seen(query: jax.Array, window: int, chunked: bool) -> jax.Array:
+    """Position of the first key that a query sees, where none is negative.
+
+    Args:
+      query: position of the query.
+      window: keys that a query sees at most, its own included.
+      chunked: it sees those of its own chunk of so many.
+    """
+    return query - query % window if chunked else query - window + 1
+
+
+def queries_of_key(key: jax.Array, window: int, chunked: bool) -> jax.Array | int:
+    """How many queries see a key, from that of its own position on; see `earliest_seen`."""
+    return window - key % window if chunked else window
+
+
 class Spans(NamedTuple):
     """Where the queries and keys of each sequence stand in it; each is [B] int32.
 

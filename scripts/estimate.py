@@ -170,6 +170,7 @@ def _passes(started: str) -> None:
         *others, last = _records(one, passes, wanted)
         points += [*others, last | Record(economics=_answers.as_fields(found))]
     notes = estimate_text.notes(points)
+    notes += [] if prefill else estimate_text.chunk_notes(model, contexts)
     _show(started, points, estimators, estimate_text.table(points), notes)
     _show_consequences(estimated, answered)
 

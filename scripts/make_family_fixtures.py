@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from _routed_families import ROUTED_FAMILIES, save_as_a_part
 from absl import app, flags
 
 _FAMILY = flags.DEFINE_multi_string("family", [], "Make these only; all if none is given.")
@@ -248,6 +249,7 @@ FAMILIES = {
     "glm4": ("glm4", {"head_dim": 16, "rope_parameters": {"partial_rotary_factor": 0.5}}),
     "gpt_oss": ("gpt_oss", _GPT_OSS),
     "gpt_oss_mxfp4": ("gpt_oss", _GPT_OSS | {"hidden_size": 64}),
+    **ROUTED_FAMILIES,
 }
 
 
@@ -361,6 +363,8 @@ def make(name: str, folder: Path) -> None:
     (folder / "generation_config.json").unlink(missing_ok=True)
     if stored:
         save_in_mxfp4(folder, stored)
+    if name == "llama4_scout":
+        save_as_a_part(folder)
     if name == "kimi_k2":  # which its own files call so, and transformers another
         path = folder / "config.json"
         path.write_text(path.read_text().replace('"deepseek_v3"', '"kimi_k2"'))

@@ -111,7 +111,7 @@ with _common.importing(__name__):
     from profiles.chips.chip import Chip, Price, chips, find_chip
     from profiles.chips.slices import MOST_SLICES, Slice, joined_slices_of, slices_of
     from profiles.expected.estimate_record import basis
-    from profiles.expected.text import EXPERTS
+    from profiles.expected.text import EXPERTS, chunk_notes
     from profiles.floor.deployment import Model
     from profiles.floor.serving import Service
     from profiles.plan.search import Search, Targets
@@ -151,6 +151,8 @@ def main() -> None:
     _common.show("\n" + choice_words(found.choice, targets, Search(space, targets)))
     _common.show("\n" + "\n".join(f"  {lost.what}: {lost.why}" for lost in found.rejected))
     _common.show("\n" + _sources(found.choice.cell.slice.chip, bool(space.model.experts)))
+    for note in [] if space.service else chunk_notes(space.model, [space.context]):
+        _common.show(note)
     if space.service:
         _common.show(
             f"batches fit with caches that have room for {space.slots:,} tokens from the "

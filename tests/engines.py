@@ -77,6 +77,18 @@ FAMILIES = {
         "activation": "clipped_silu",
         "windows": (5, None),
     },
+    "chunks": {
+        "windows": (5, None),
+        "chunked": True,
+        "rotary_layers": (True, False),
+        "unit_queries_keys": True,
+        "query_growth": (4, 0.3),
+        "experts": 4,
+        "experts_per_token": 1,
+        "renormalise_experts": False,
+        "routing": Routing(score="sigmoid", of_inputs=True),
+        "shared_d_ff": 64,
+    },
     "latent": _LATENT,
     "latent_experts": _LATENT
     | {

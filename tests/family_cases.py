@@ -23,6 +23,9 @@ _NO_GGUF = {
     "deepseek_v3": "refused by name",
     "kimi_k2": "refused by name",
     "glm4": "refused by name",
+    "glm4_moe": "refused by name",
+    "llama4_scout": "refused by name",
+    "llama4_maverick": "refused by name",
     "llama_bias": "refused by its tensors",
     "llama_dynamic": "its files have plain positions",
     "llama_yarn": "refused by name",
@@ -36,8 +39,8 @@ _NO_GGUF = {
 }
 # Run in the slow set alone: what they bring is also in a case of the default set, or is data.
 SLOW_CASES = (
-    "deepseek_v2", "deepseek_v2_lite", "kimi_k2", "gpt_oss_mxfp4", "granite", "llama_bias",
-    "olmo2", "olmo3", "phi3", "phi3_long", "qwen3_bias", "smollm3",
+    "deepseek_v2", "deepseek_v2_lite", "glm4_moe", "gpt_oss_mxfp4", "granite", "kimi_k2",
+    "llama4_maverick", "llama_bias", "olmo2", "olmo3", "phi3", "phi3_long", "qwen3_bias", "smollm3",
 )  # fmt: skip
 GGUF_CASES = [case for case in CASES if case not in _NO_GGUF]
 
@@ -64,6 +67,8 @@ FAMILIES = {
     "Granite 3": ["granite"],
     "SmolLM3": ["smollm3"],
     "GLM-4 (0414)": ["glm4"],
+    "GLM-4.5, GLM-4.5-Air, GLM-4.6, GLM-4.7": ["glm4_moe"],
+    "Llama 4 (text; Scout, Maverick)": ["llama4_scout", "llama4_maverick"],
     "gpt-oss, plain and in MXFP4": ["gpt_oss", "gpt_oss_mxfp4"],
 }
 

@@ -1,4 +1,34 @@
-"""`config.json` of released DeepSeek, Kimi and gpt-oss models as published, by their name here."""
+"""`config.json` of released models with experts as published, by their name here."""
+
+_GLM45 = {
+    "architectures": ["Glm4MoeForCausalLM"],
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "eos_token_id": [151329, 151336, 151338],
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 131072,
+    "model_type": "glm4_moe",
+    "n_group": 1,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_attention_heads": 96,
+    "num_experts_per_tok": 8,
+    "num_key_value_heads": 8,
+    "num_nextn_predict_layers": 1,
+    "pad_token_id": 151329,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "tie_word_embeddings": False,
+    "topk_group": 1,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.54.0",
+    "use_cache": True,
+    "vocab_size": 151552,
+}
 
 _GPT_OSS = {
     "architectures": ["GptOssForCausalLM"],
@@ -92,7 +122,103 @@ _DEEPSEEK_V3 = _DEEPSEEK | {
     "topk_method": "noaux_tc",
 }
 
+_LLAMA4_TEXT = {
+    "attention_bias": False,
+    "attention_chunk_size": 8192,
+    "attention_dropout": 0.0,
+    "attn_scale": 0.1,
+    "attn_temperature_tuning": 4,
+    "bos_token_id": 200000,
+    "cache_implementation": "hybrid",
+    "eos_token_id": [200001, 200007, 200008],
+    "floor_scale": 8192,
+    "for_llm_compressor": False,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 5120,
+    "initializer_range": 0.02,
+    "intermediate_size": 8192,
+    "intermediate_size_mlp": 16384,
+    "model_type": "llama4_text",
+    "no_rope_layers": [],
+    "num_attention_heads": 40,
+    "num_experts_per_tok": 1,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 8,
+    "output_router_logits": False,
+    "pad_token_id": 200018,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 500000.0,
+    "router_aux_loss_coef": 0.001,
+    "router_jitter_noise": 0.0,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 202048,
+}
+_LLAMA4 = {
+    "architectures": ["Llama4ForConditionalGeneration"],
+    "boi_token_index": 200080,
+    "eoi_token_index": 200081,
+    "image_token_index": 200092,
+    "model_type": "llama4",
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0.dev0",
+    "vision_config": {"hidden_size": 1408, "model_type": "llama4_vision_model"},
+}
+
 PUBLISHED_EXPERTS = {
+    "llama4-scout": _LLAMA4
+    | {
+        "text_config": _LLAMA4_TEXT
+        | {
+            "interleave_moe_layer_step": 1,
+            "max_position_embeddings": 10485760,
+            "moe_layers": list(range(48)),
+            "num_local_experts": 16,
+            "rope_scaling": {
+                "factor": 16.0,
+                "high_freq_factor": 1.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "use_qk_norm": True,
+        }
+    },
+    "llama4-maverick": _LLAMA4
+    | {
+        "text_config": _LLAMA4_TEXT
+        | {
+            "interleave_moe_layer_step": 2,
+            "max_position_embeddings": 1048576,
+            "moe_layers": list(range(1, 48, 2)),
+            "num_local_experts": 128,
+            "rope_scaling": None,
+            "use_qk_norm": False,
+        }
+    },
+    "glm4.5": _GLM45
+    | {
+        "first_k_dense_replace": 3,
+        "hidden_size": 5120,
+        "intermediate_size": 12288,
+        "moe_intermediate_size": 1536,
+        "n_routed_experts": 160,
+        "num_hidden_layers": 92,
+        "routed_scaling_factor": 2.5,
+        "use_qk_norm": True,
+    },
+    "glm4.5-air": _GLM45
+    | {
+        "first_k_dense_replace": 1,
+        "hidden_size": 4096,
+        "intermediate_size": 10944,
+        "moe_intermediate_size": 1408,
+        "n_routed_experts": 128,
+        "num_hidden_layers": 46,
+        "routed_scaling_factor": 1.0,
+        "use_qk_norm": False,
+    },
     "gpt-oss-20b": _GPT_OSS
     | {
         "layer_types": ["sliding_attention", "full_attention"] * 12,

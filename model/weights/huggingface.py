@@ -96,7 +96,8 @@ def read_parameters(
     """
     names = FAMILIES[model_type].names
     experts = 1 if names.stacked else max(config.experts, 1)
-    if (config.layers - config.dense_layers) * experts + config.dense_layers > len(files.tensors):
+    routed = config.layers_of_experts
+    if routed * experts + config.layers - routed > len(files.tensors):
         raise WeightsError(
             f"config.json has {config.layers} layers but there are {len(files.tensors)} tensors; "
             "check that config.json belongs to these weights"
@@ -107,8 +108,10 @@ def read_parameters(
     parameters = arrays.all()
     readable = jax.tree.leaves(parameters)  # of a matrix in few bits, its parts
     wanted = {name: shape for array in readable for name, shape in array.tensors.items()}
-    further = tuple(prediction_layers(files.tensors)) if config.latent else ()
-    spare = [n for n in files.tensors if n not in wanted and not n.startswith(further)]
+    family = FAMILIES[model_type]
+    further = prediction_layers(files.tensors) if family.topk_method else ()
+    left_out = (*further, *family.other_parts)
+    spare = [n for n in files.tensors if n not in wanted and not n.startswith(left_out)]
     _check_wanted(files, wanted, spare)
     if config.tied_embedding and arrays.unembedding in spare:
         _check_tied(files, arrays.unembedding, arrays.embedding)
@@ -217,10 +220,11 @@ class _Arrays:
     def feed_forward(self, layer: int, prefix: str) -> dict[str, Readable | QuantizedArray]:
         c = self.config
         if not c.has_experts(layer):
-            return self.mlp(prefix + "mlp.", "mlp", c.dense_d_ff or c.d_ff)
+            name = f"{prefix}{self.names.feed_forward}."
+            return self.mlp(name, "mlp", c.dense_d_ff or c.d_ff)
         if not c.shared_d_ff:
             return self.mixture(prefix, layer)
-        shared = self.mlp(prefix + "mlp.shared_experts.", "shared", c.shared_d_ff)
+        shared = self.mlp(f"{prefix}{self.names.shared}.", "shared", c.shared_d_ff)
         return self.mixture(prefix, layer) | shared
 
     def attention(self, prefix: str) -> dict[str, Assembled]:
@@ -304,7 +308,8 @@ class _Arrays:
         if self.config.expert_bias:
             router["mlp.router_bias"] = self.one(prefix + self.names.router, (E,), kind=".bias")
         if self.names.stacked:
-            stacked = StackedExperts(self.files, self.config, f"{prefix}{self.names.experts}.")
+            name = f"{prefix}{self.names.experts}."
+            stacked = StackedExperts(self.files, self.config, name, self.names.halves)
             keep = [n for n in ("gate_up", "down") if ("layers", layer, "mlp", n) in self.keep]
             return router | {f"mlp.{name}": array for name, array in stacked.arrays(keep).items()}
         experts = [f"{prefix}{self.names.experts}.{expert}." for expert in range(E)]

@@ -13,7 +13,14 @@ from typing import Any
 from model.config import ModelConfig
 from model.weights.config_fields import Fields
 from model.weights.huggingface_deepseek import expert_fields, latent_fields
-from model.weights.huggingface_families import FAMILIES, HARMLESS, Family
+from model.weights.huggingface_families import ANY, FAMILIES, HARMLESS, Family
+from model.weights.huggingface_llama4 import (
+    BESIDE_TEXT,
+    TEXT_OF,
+    chunk_windows,
+    interleaved_experts,
+    query_fields,
+)
 from model.weights.huggingface_rotary import rotary
 
 _ACTIVATIONS = {
@@ -37,10 +44,10 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
         another type, or not known.
       ConfigError: sizes that contradict each other.
     """
-    fields = Fields(folder / "config.json")
-    model_type = fields.text("model_type")
+    fields, model_type = _text_model(Fields(folder / "config.json"))
     if model_type not in FAMILIES:
-        fields.refuse("model_type", model_type, f"supported are {', '.join(FAMILIES)}")
+        supported = ", ".join((*FAMILIES, *TEXT_OF))
+        fields.refuse("model_type", model_type, f"supported are {supported}")
     family = FAMILIES[model_type]
     common = _common(fields, family, _name(folder))
     rotated = _rotary_layers(fields, family, common["layers"])
@@ -57,6 +64,21 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     config = ModelConfig(**common | more | family.settings)
     fields.finish(HARMLESS | family.harmless, family.quantized)
     return config, model_type
+
+
+def _text_model(fields: Fields) -> tuple[Fields, str]:
+    """The fields of the text model, which may be an object among others, and its `model_type`."""
+    outer = fields.text("model_type")
+    if outer not in TEXT_OF:
+        return fields, outer
+    text = fields.within("text_config")
+    if (inner := text.take("model_type", TEXT_OF[outer])) != TEXT_OF[outer]:
+        text.refuse("model_type", inner, f"beside {outer} it is {TEXT_OF[outer]}")
+    tied = fields.truth("tie_word_embeddings", False)
+    if tied != text.truth("tie_word_embeddings", False):
+        fields.refuse("tie_word_embeddings", tied, "text_config says otherwise")
+    fields.finish(HARMLESS | dict.fromkeys(BESIDE_TEXT, ANY))
+    return text, TEXT_OF[outer]
 
 
 def _name(folder: Path) -> str:
@@ -96,7 +118,7 @@ def _common(fields: Fields, family: Family, name: str) -> dict[str, Any]:
 
 
 def _heads(fields: Fields, family: Family, heads: int, d_model: int) -> dict[str, Any]:
-    if family.topk_method:
+    if family.latent:
         return latent_fields(fields, heads)
     return {
         "kv_heads": fields.integer("num_key_value_heads", heads),
@@ -105,8 +127,10 @@ def _heads(fields: Fields, family: Family, heads: int, d_model: int) -> dict[str
 
 
 def _feed_forward(fields: Fields, family: Family, layers: int) -> dict[str, Any]:
+    if family.chunks:
+        return interleaved_experts(fields, layers)
     if family.topk_method:
-        return expert_fields(fields, family.topk_method, layers)
+        return expert_fields(fields, family.topk_method, family.expert_defaults, layers)
     if not family.experts:
         return {"d_ff": fields.integer("intermediate_size")}
     fields.take("intermediate_size", None)
@@ -122,18 +146,20 @@ def _feed_forward(fields: Fields, family: Family, layers: int) -> dict[str, Any]
 
 
 def _biases(fields: Fields, family: Family) -> dict[str, Any]:
-    """Which parts have a bias, where fields say it."""
+    """Which parts have a bias, and whether queries and keys have a norm, where fields say it."""
     found: dict[str, Any] = {}
     if family.attention_bias is not None:
         found["attention_bias"] = fields.truth("attention_bias", family.attention_bias)
         found["output_bias"] = found["attention_bias"] and family.output_bias
     if family.mlp_bias:
         found["mlp_bias"] = fields.truth("mlp_bias", False)
+    if family.normed_queries is not None:
+        found["query_key_norm"] = fields.truth("use_qk_norm", family.normed_queries)
     return found
 
 
 def _scales(fields: Fields, family: Family, d_model: int) -> dict[str, Any]:
-    """Factors of embeddings, scores and logits, and caps of these."""
+    """Factors of embeddings, queries, scores and logits, and caps of these."""
     if family.multipliers:
         return {
             "embedding_scale": fields.number("embedding_multiplier", 1.0),
@@ -141,6 +167,8 @@ def _scales(fields: Fields, family: Family, d_model: int) -> dict[str, Any]:
             "residual_scale": fields.number("residual_multiplier", 1.0),
             "logit_scale": 1 / (fields.number("logits_scaling", 1.0) or math.inf),
         }
+    if family.chunks:
+        return query_fields(fields)
     if not family.scaled:
         return {}
     return {
@@ -157,7 +185,7 @@ def _rotary_layers(fields: Fields, family: Family, layers: int) -> tuple[bool, .
         return None
     every = fields.integer("no_rope_layer_interval", family.unrotated)
     given = fields.take("no_rope_layers", None)  # which it names by 0
-    if given is not None:
+    if given is not None and (given or not family.chunks):
         if (
             not isinstance(given, list)
             or len(given) < layers
@@ -176,6 +204,8 @@ def _windows(
     fields: Fields, family: Family, layers: int, rotated: tuple[bool, ...] | None
 ) -> tuple[int | None, ...] | None:
     """Each layer's window, by `layer_types` if the field is there and the family reads it."""
+    if family.chunks:
+        return chunk_windows(fields, layers, rotated)
     types = _windowed_types(fields, layers)
     if not family.windows:
         if types and any(types):

@@ -1,12 +1,14 @@
 """DeepSeek V2, V3 and R1, and Kimi K2: fields of their `config.json` and names of their tensors.
 
-Sources: `configuration_deepseek_v*.py` and `modeling_deepseek_v*.py` of
+GLM-4.5 has the experts of DeepSeek-V3, and attention of its own.
+
+Sources: `configuration_*.py` and `modeling_*.py` of those families in
 https://github.com/huggingface/transformers; Kimi K2 (https://huggingface.co/moonshotai) is
 DeepSeek-V3 with other numbers under a `model_type` of its own.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from model.config import ModelConfig
@@ -21,6 +23,17 @@ _RULES = {
     "group_limited_greedy": ("softmax", False, 1),
     "noaux_tc": ("sigmoid", True, 2),
 }
+_FIELDS = (
+    "n_group",
+    "topk_group",
+    "n_shared_experts",
+    "first_k_dense_replace",
+    "routed_scaling_factor",
+)
+EXPERTS_OF_V2 = dict(zip(_FIELDS, (1, 1, 0, 0, 1.0), strict=True))
+EXPERTS_OF_V3 = dict(zip(_FIELDS, (8, 4, 0, 3, 2.5), strict=True))
+EXPERTS_OF_GLM = dict(zip(_FIELDS, (1, 1, 1, 1, 1.0), strict=True))
+"""Values of fields that a `config.json` has not, in DeepSeek V2, V3 and GLM-4.5."""
 _PREDICTS_FURTHER = re.compile(r"(.*\.)?layers\.(\d+)\.eh_proj\.weight")
 
 
@@ -49,12 +62,15 @@ def latent_fields(fields: Any, heads: int) -> dict[str, Any]:
     return {"kv_heads": 1, "head_size": whole, "latent": sizes}
 
 
-def expert_fields(fields: Any, method: str, layers: int) -> dict[str, Any]:
+def expert_fields(
+    fields: Any, method: str, defaults: Mapping[str, Any], layers: int
+) -> dict[str, Any]:
     """Fields of a `ModelConfig` for experts.
 
     Args:
       fields: those of the file, as `model.weights.huggingface_config` reads them.
       method: `topk_method` where the file has none.
+      defaults: what other fields are where the file has none.
       layers: `num_hidden_layers`.
     """
     given = fields.take("topk_method", method)
@@ -72,10 +88,10 @@ def expert_fields(fields: Any, method: str, layers: int) -> dict[str, Any]:
         fields.refuse("norm_topk_prob", renormalise, "transformers leaves it out of DeepSeek-V2")
     width = fields.integer("moe_intermediate_size")
     grouped = given != "greedy"
-    absent = (8, 4) if bias else (1, 1)
-    groups = fields.integer("n_group", absent[0]), fields.integer("topk_group", absent[1])
-    width_of_dense = fields.integer("intermediate_size")
-    dense = min(fields.integer("first_k_dense_replace", 3 if bias else 0), layers)
+    groups, chosen, shared, first_dense = (
+        fields.integer(name, defaults[name]) for name in _FIELDS[:-1]
+    )
+    width_of_dense, dense = fields.integer("intermediate_size"), min(first_dense, layers)
     return {
         "experts": fields.integer("n_routed_experts"),
         "experts_per_token": fields.integer("num_experts_per_tok"),
@@ -83,15 +99,15 @@ def expert_fields(fields: Any, method: str, layers: int) -> dict[str, Any]:
         "routing": Routing(
             score=score,
             bias=bias,
-            groups=groups[0] if grouped else 1,
-            chosen_groups=groups[1] if grouped else 1,
+            groups=groups if grouped else 1,
+            chosen_groups=chosen if grouped else 1,
             group_scores=ranked if grouped else 1,
-            scale=fields.number("routed_scaling_factor", 2.5 if bias else 1.0),
+            scale=fields.number("routed_scaling_factor", defaults["routed_scaling_factor"]),
         ),
         "d_ff": width,
         "dense_layers": dense,
         "dense_d_ff": width_of_dense if dense else 0,
-        "shared_d_ff": width * fields.integer("n_shared_experts", 0),
+        "shared_d_ff": width * shared,
     }
 
 

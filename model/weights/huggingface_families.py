@@ -10,6 +10,7 @@ from typing import Any
 
 from model.catalog_labs import GPT_OSS_ROTARY
 from model.mlp import LIMIT, STEEPNESS
+from model.weights.huggingface_deepseek import EXPERTS_OF_GLM, EXPERTS_OF_V2, EXPERTS_OF_V3
 
 ANY = object()
 """Stands for every value a field may have."""
@@ -74,6 +75,10 @@ class Names:
       gate, up, down: the matrices of an MLP or an expert.
       gate_up: gate and up as one matrix, one after the other; empty where they are two.
       query_key_value: queries, keys and values as one matrix; empty where they are three.
+      halves: of such a tensor gate is the first half of a dimension and up the second; otherwise
+        they alternate.
+      feed_forward: the MLP of a layer without experts.
+      shared: the MLP beside experts.
       paired: the two rows of a rotary pair are adjacent in query and key matrices.
       stacked: all experts' matrices are one tensor, as `model.weights.stacked_experts` has it.
     """
@@ -90,8 +95,11 @@ class Names:
     down: str = "down_proj"
     gate_up: str = ""
     query_key_value: str = ""
+    feed_forward: str = "mlp"
+    shared: str = "mlp.shared_experts"
     paired: bool = False
     stacked: bool = False
+    halves: bool = False
 
 
 _GEMMA_NAMES = Names(
@@ -135,12 +143,19 @@ class Family:
         field says it.
       settings: fields of `ModelConfig` that the family fixes.
       harmless: for each further field, the values with which it changes nothing.
-      topk_method: how a router chooses where the field is absent; with latent attention and
-        experts beside a shared one (`model.weights.huggingface_deepseek`). Empty for others.
+      topk_method: how a router chooses where the field is absent, of families with experts beside
+        a shared one (`model.weights.huggingface_deepseek`). Empty for others.
+      expert_defaults: the defaults of those families' other fields of experts.
+      latent: attention is latent (`model.weights.huggingface_deepseek`).
+      normed_queries: the default of `use_qk_norm`, where that field says if queries and keys have a
+        norm; None where it does not.
       scaled: embeddings are multiplied by sqrt(d_model), scores by query_pre_attn_scalar ** -0.5.
       attention_softcap, logit_softcap: the defaults where the fields are absent.
       multipliers: embeddings, scores, what is added to the residual stream, and logits have factors
         that fields say (Granite).
+      chunks: experts in some layers, windows and queries are as Llama 4's fields say
+        (`model.weights.huggingface_llama4`).
+      other_parts: what the names of tensors begin with that are of no language model: left out.
       quantized: the `quant_method` of a `quantization_config` that is read; empty for none.
     """
 
@@ -169,10 +184,15 @@ class Family:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     harmless: Mapping[str, tuple[Any, ...] | object] = dataclasses.field(default_factory=dict)
     topk_method: str = ""
+    expert_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    latent: bool = False
+    normed_queries: bool | None = None
     scaled: bool = False
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     multipliers: bool = False
+    chunks: bool = False
+    other_parts: tuple[str, ...] = ()
     quantized: str = ""
 
 
@@ -193,8 +213,12 @@ _GEMMA = Family(
     attention_bias=False,
     settings={"norm_after": True},
 )
+# Layers that predict further tokens: left out, as `transformers` does unless asked for them.
+_PREDICTS_FURTHER = {"num_nextn_predict_layers": ANY, "num_mtp_layers": ANY}
 _DEEPSEEK_V2 = Family(
     topk_method="greedy",
+    expert_defaults=EXPERTS_OF_V2,
+    latent=True,
     harmless={
         "auto_map": ANY,
         "ep_size": (1,),
@@ -207,8 +231,27 @@ _DEEPSEEK_V2 = Family(
 _DEEPSEEK_V3 = dataclasses.replace(
     _DEEPSEEK_V2,
     topk_method="noaux_tc",
-    # Layers that predict further tokens: left out, as `transformers` does unless asked for them.
-    harmless={**_DEEPSEEK_V2.harmless, "num_nextn_predict_layers": ANY, "num_mtp_layers": ANY},
+    expert_defaults=EXPERTS_OF_V3,
+    harmless={**_DEEPSEEK_V2.harmless, **_PREDICTS_FURTHER},
+)
+_LLAMA4 = Family(
+    names=Names(
+        router="feed_forward.router",
+        experts="feed_forward.experts",
+        feed_forward="feed_forward",
+        shared="feed_forward.shared_expert",
+        paired=True,
+        stacked=True,
+        halves=True,
+    ),
+    epsilon=1e-5,
+    base=500_000.0,
+    unrotated=4,
+    attention_bias=False,
+    settings={"chunked": True},
+    harmless={"for_llm_compressor": (False,)},
+    chunks=True,
+    other_parts=("vision_model.", "multi_modal_projector."),
 )
 _OLMO2 = Family(
     names=Names(
@@ -312,6 +355,17 @@ FAMILIES: Mapping[str, Family] = {
         attention_bias=True,
         output_bias=False,
         settings={"norm_after": True},
+    ),
+    "llama4_text": _LLAMA4,
+    "glm4_moe": Family(
+        epsilon=1e-5,
+        rotary_part=0.5,
+        attention_bias=False,
+        output_bias=False,
+        normed_queries=False,
+        topk_method="noaux_tc",
+        expert_defaults=EXPERTS_OF_GLM,
+        harmless=_PREDICTS_FURTHER,
     ),
     "gpt_oss": Family(
         names=Names(router="mlp.router", experts="mlp.experts", stacked=True),

@@ -1,9 +1,9 @@
-"""Experts whose matrices are one tensor for all of them, as gpt-oss's files have them.
+"""Experts whose matrices are one tensor for all of them, as files of gpt-oss and Llama 4 have them.
 
-Gate and up alternate along one dimension. Plain matrices have their inputs first. In MXFP4 a matrix
-is two tensors: codes, two to a byte, the earlier one in the lower bits; and a scale for every 32
-inputs. Names: `modeling_gpt_oss.py` and `integrations/mxfp4.py` of
-https://github.com/huggingface/transformers.
+Gate and up alternate along one dimension, or are halves of it. Plain matrices have their inputs
+first. In MXFP4 a matrix is two tensors: codes, two to a byte, the earlier one in the lower bits;
+and a scale for every 32 inputs. Names: `modeling_gpt_oss.py`, `modeling_llama4.py` and
+`integrations/mxfp4.py` of https://github.com/huggingface/transformers.
 """
 
 import dataclasses
@@ -139,10 +139,12 @@ class StackedExperts:
       config: the model.
       prefix: what the names of this layer's tensors begin with, such as
         ``model.layers.0.mlp.experts.``.
+      halves: gate and up are halves of a dimension, and do not alternate.
     """
 
-    def __init__(self, files: SafetensorsFiles, config: ModelConfig, prefix: str):
-        self.files, self.prefix = files, prefix
+    def __init__(self, files: SafetensorsFiles, config: ModelConfig, prefix: str, halves: bool):
+        self.files, self.prefix, self.halves = files, prefix, halves
+        self.biased = config.expert_bias
         self.experts, self.inputs, self.width = config.experts, config.d_model, config.d_ff
 
     def arrays(self, keep: Collection[str]) -> dict[str, Turned | Scaled | QuantizedArray]:
@@ -152,9 +154,13 @@ class StackedExperts:
           keep: names of matrices that stay in MXFP4 if they are stored so.
         """
         E, D, F = self.experts, self.inputs, self.width
+        down = self.matrix("down_proj", (D,), F, "down" in keep)
+        if self.halves:
+            gate_up = self.turned("gate_up_proj", (E, D, 2 * F), (E, D, 2, F), (0, 2, 3, 1))
+            return {"gate_up": gate_up, "down": down}
         return {
             "gate_up": self.matrix("gate_up_proj", (F, 2), D, "gate_up" in keep),
-            "down": self.matrix("down_proj", (D,), F, "down" in keep),
+            "down": down,
             "gate_up_bias": self.turned("gate_up_proj_bias", (E, 2 * F), (E, F, 2), (0, 2, 1)),
             "down_bias": self.turned("down_proj_bias", (E, D), (E, D), (0, 1)),
         }

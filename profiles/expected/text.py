@@ -1,10 +1,12 @@
 """Estimates for people: a table of floors and expected times, and what follows for serving."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from profiles.chips.chip import Chip
 from profiles.expected import balance, economics
 from profiles.expected.estimate import Estimate, Estimator
+from profiles.floor.deployment import Model
+from profiles.floor.sized_models import SizedModel
 from profiles.report.numbers import exact, ms, number, several
 from profiles.report.partitioning import cache_words
 from profiles.report.record import Record
@@ -93,6 +95,28 @@ def _cells(point: Record) -> list[str]:
         number(point.tokens_per_s_per_chip),
         number(cost) if cost is not None else "",
         number(resident(point) / 1e9) + " (!)" * (not point.fits),
+    ]
+
+
+def chunk_notes(model: Model, contexts: Iterable[int]) -> list[str]:
+    """Where a step's token begins a chunk of attention, what other steps read that this does not.
+
+    Args:
+      model: the model.
+      contexts: tokens before those of the steps that are estimated.
+    """
+    if isinstance(model, SizedModel) or not model.chunked:
+        return []
+    chunks = [chunk for chunk in map(model.window, range(model.layers)) if chunk]
+    return [
+        wrap(
+            f"-  at {context:,} tokens a chunk begins, so that {len(chunks)} of {model.layers} "
+            f"layers read nothing that is cached; over all steps it is {chunk // 2:,} tokens on "
+            "average"
+        )
+        for chunk in sorted(set(chunks))
+        for context in dict.fromkeys(contexts)
+        if context and context % chunk == 0
     ]
 
 

@@ -23,7 +23,14 @@ from model.dtypes import Dtypes
 from model.transformer import Transformer
 from profiles.floor.activations import activation_bytes, attention_share
 from profiles.floor.experts import touched_experts
-from profiles.floor.passes import BatchLine, Counts, Pass, PromptLine, attended_pairs
+from profiles.floor.passes import (
+    BatchLine,
+    Counts,
+    Pass,
+    PromptLine,
+    attended_pairs,
+    chunk_pairs,
+)
 from sharding.placement import Placement
 from sharding.quantization import bits_of, stored_bytes
 
@@ -295,14 +302,15 @@ def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int, 
     """Cached tokens that new ones see, new ones that are kept, and pairs of query and key.
 
     These are sums over all layers, for one sequence. A token sees those before it, itself included,
-    up to the layer's window.
+    up to the layer's window, which may be its own chunk of the sequence.
     """
     seen = kept = pairs = 0
     for window, layers in _windows(config).items():
+        chunked = config.chunked and window is not None
         window = window or cached + tokens
-        seen += layers * min(cached, window - 1)
+        seen += layers * (cached % window if chunked else min(cached, window - 1))
         kept += layers * min(tokens, window)
-        pairs += layers * attended_pairs(cached, tokens, window)
+        pairs += layers * (chunk_pairs if chunked else attended_pairs)(cached, tokens, window)
     return seen, kept, pairs
 
 

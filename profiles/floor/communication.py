@@ -214,7 +214,7 @@ class ForwardPass(Shapes):
         """
         experts, batch = self.config.experts, division(self.placement.activations("BT"))[0]
         if experts and batch:
-            size = (self.config.layers - self.config.dense_layers) * experts
+            size = self.config.layers_of_experts * experts
             self.note("all-reduce", batch, size, "experts_touched", element="s32")
         batch, _, vocabulary = division(self.logits)
         if batch + vocabulary:

@@ -68,7 +68,7 @@ class Deployment:
     @property
     def expert_layers_per_stage(self) -> float:
         """Layers of experts in a stage, on average: the first layers of a mixture may have none."""
-        return (self.model.layers - self.model.dense_layers) / self.stages
+        return self.model.layers_of_experts / self.stages
 
     @property
     def inside_over_between(self) -> float | None:

@@ -187,3 +187,14 @@ def attended_pairs(cached: int, tokens: int, window: int) -> int:
     """
     growing = max(min(tokens, window - cached), 0)  # new tokens that attend to all before them
     return growing * cached + growing * (growing + 1) // 2 + (tokens - growing) * window
+
+
+def chunk_pairs(cached: int, tokens: int, chunk: int) -> int:
+    """The same, if new tokens attend to those of their own chunk of so many tokens alone."""
+
+    def first(count: int) -> int:
+        """Pairs of a sequence's first tokens, so many."""
+        whole, rest = divmod(count, chunk)
+        return (whole * chunk * (chunk + 1) + rest * (rest + 1)) // 2
+
+    return first(cached + tokens) - first(cached)

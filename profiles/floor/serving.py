@@ -137,12 +137,13 @@ def most_sequences(
 def mean_contexts(model: Model, service: Service) -> list[tuple[float, int]]:
     """Contexts, each with a weight, at which decode steps cost what the service's do on average.
 
-    What a step costs is linear in the context between lengths that fill a window, so the mean over
-    each such stretch is that of its two ends. Long answers are in flight for longer.
+    What a step costs is linear in the context between lengths that fill a window or begin a chunk,
+    so the mean over each such stretch is that of its two ends. Long answers are in flight for
+    longer.
     """
-    windows, found = _windows(model), []
+    found = []
     for prompt, answer, often in service.lengths():
-        for first, last in _stretches(prompt, prompt + answer - 1, windows):
+        for first, last in _stretches(prompt, prompt + answer - 1, model):
             weight = often * (last - first + 1) / 2
             found += [(weight, first), (weight, last)]
     total = sum(weight for weight, _ in found)
@@ -182,9 +183,12 @@ def _mean_prompts(deployment: Deployment, service: Service, joining: float) -> C
     )
 
 
-def _stretches(first: int, last: int, windows: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Contexts from `first` to `last`, cut where a window is filled."""
-    starts = [first, *sorted({w - 1 for w in windows if first < w - 1 <= last})]
+def _stretches(first: int, last: int, model: Model) -> Iterator[tuple[int, int]]:
+    """Contexts from `first` to `last`, cut where a window is filled or a chunk begins."""
+    cuts = {window - 1 for window in _windows(model)}
+    if not isinstance(model, SizedModel) and model.chunked:
+        cuts = {n for chunk in _windows(model) for n in range(chunk, last + 1, chunk)}
+    starts = [first, *sorted(cut for cut in cuts if first < cut <= last)]
     for start, following in itertools.zip_longest(starts, starts[1:], fillvalue=last + 1):
         yield start, following - 1
 

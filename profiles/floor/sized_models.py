@@ -68,6 +68,11 @@ class SizedModel:
     prompt_flops: int | None = None
     expand_flops: int = 0
 
+    @property
+    def layers_of_experts(self) -> int:
+        """How many layers have experts."""
+        return self.layers - self.dense_layers if self.experts else 0
+
 
 @functools.cache
 def sized_models() -> dict[str, SizedModel]:

@@ -30,14 +30,15 @@ def visible(case: dict, b: int, query: int) -> np.ndarray:
     """Which slots a query at a position sees, [S]."""
     position = sequence_positions(case, b)
     window = case["window"] or 2**30
-    return (position >= 0) & (position <= query) & (position > query - window)
+    seen = (position >= 0) & (position <= query) & (position > query - window)
+    return seen & (position // window == query // window) if case["chunked"] else seen
 
 
 def make_case(seed: int = 0, **changes) -> dict:
     """Sizes, spans and arrays; slots that no token has reached hold `garbage`."""
     case = {"B": 2, "T": 1, "K": 2, "G": 3, "h": 16, "S": 100, "ring": None, "window": None,
-            "softcap": None, "scale": 0.3, "dtype": np.float32, "cache": np.float32,
-            "garbage": np.nan,
+            "chunked": False, "softcap": None, "scale": 0.3, "garbage": np.nan,
+            "dtype": np.float32, "cache": np.float32,
             "first_query": (69, 3), "first_key": (0, 0), "filled": (70, 4)} | changes  # fmt: skip
     case["cache"] = np.dtype(case["cache"])
     random = np.random.default_rng(seed)
@@ -62,7 +63,7 @@ def run(form: Form, case: dict) -> Softmaxed:
     """A form's answer."""
     spans = Spans(*(jnp.asarray(case[name], jnp.int32) for name in Spans._fields))
     ring = case["ring"] and (case["ring"][0], jnp.int32(case["ring"][1]))
-    keywords = {name: case[name] for name in ("window", "scale", "softcap")}
+    keywords = {name: case[name] for name in ("window", "scale", "softcap", "chunked")}
     names = ("q", "keys", "values", "key_scales", "value_scales")
     attend = functools.partial(form, ring=ring, **keywords)
     part = jax.jit(attend)(*(case[name] for name in names), spans)
@@ -121,4 +122,9 @@ CASES = {
         "ring": (200, 100), "window": 200, "first_query": (310, 150), "filled": (311, 151)},
     "chunk_and_a_ring_of_what_came_before": {
         "T": 12, "ring": (100, 0), "window": 90, "first_query": (171, 20), "filled": (171, 20)},
+    "own_chunks_of_a_sequence": {
+        "T": 30, "window": 12, "chunked": True, "first_query": (50, 0), "filled": (80, 30)},
+    "own_chunk_and_a_ring_of_what_came_before": {
+        "T": 12, "ring": (100, 0), "window": 90, "chunked": True, "first_query": (175, 20),
+        "filled": (175, 20)},
 }  # fmt: skip

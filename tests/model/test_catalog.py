@@ -24,6 +24,8 @@ def test_parameter_counts_equal_the_published_ones(name):
         ("qwen3-30b-a3b", 3.3e9, 0.1e9),  # Yang et al. 2025, table 2
         ("qwen3-235b-a22b", 22e9, 1e9),
         ("deepseek-v3", 37e9, 1e9),  # DeepSeek-AI 2024 (DeepSeek-V3), abstract
+        ("llama4-scout", 17e9, 1e9),  # Meta 2025, model card of Llama 4
+        ("llama4-maverick", 17e9, 1e9),
     ],
 )
 def test_a_token_meets_as_many_parameters_of_a_mixture_as_published(name, published, digit):
@@ -39,6 +41,14 @@ def test_a_token_meets_as_many_parameters_of_gpt_oss_as_published():
         assert abs(active - published) < 0.01e9
     whole = count(Transformer(find_model("gpt-oss-120b"), BFLOAT16))
     assert whole == 116_829_156_672  # as the released arrays add up
+
+
+def test_a_token_meets_as_many_parameters_of_glm45_as_published():
+    """GLM-4.5 Team 2025, table 1, whose counts leave out embedding and unembedding."""
+    for name, published in (("glm4.5", 32e9), ("glm4.5-air", 12e9)):
+        config = find_model(name)
+        tables = 2 * config.vocabulary * config.d_model
+        assert abs(count_active(Transformer(config, BFLOAT16)) - tables - published) < 0.5e9
 
 
 def test_palm_is_multi_query_with_parallel_blocks():

@@ -8,6 +8,7 @@ from model.catalog import find_model
 from model.config_checks import ConfigError
 
 TINY = find_model("tiny")
+EXPERTS = {"experts": 4, "experts_per_token": 1}
 
 
 def test_a_configuration_is_hashable_and_frozen():
@@ -30,9 +31,24 @@ def test_a_configuration_is_hashable_and_frozen():
         ({"rotary_base": float("nan")}, "rotary_base of tiny is nan"),
         ({"rotary_factors": (1.0, 2.0)}, "rotary_factors of tiny has 2 values; it needs 8"),
         ({"rotary_factors": (0.0,) * 8}, "rotary_factors of tiny"),
+        ({"query_growth": (0, 0.1)}, "query_growth of tiny is (0, 0.1)"),
+        ({"expert_layers": (True, False)}, "expert_layers of tiny is given"),
+        ({"expert_layers": (True,), **EXPERTS}, "expert_layers of tiny has 1 entries"),
+        ({"expert_layers": (True, False), **EXPERTS}, "dense_layers of tiny is 1 and dense_d_ff 0"),
+        ({"expert_layers": (False, False), **EXPERTS, "dense_d_ff": 8}, "at most 1 layers"),
     ],
 )
 def test_contradictions_are_refused_by_name(changes, message):
     with pytest.raises(ConfigError) as refusal:
         dataclasses.replace(TINY, **changes)
     assert message in str(refusal.value)
+
+
+def test_layers_of_experts_may_alternate_with_others():
+    maverick = find_model("llama4-maverick")
+    assert maverick.kinds == ((0, 24), (1, 24)) and maverick.layers_of_experts == 24
+    assert not maverick.has_experts(0) and maverick.has_experts(1)
+    assert maverick.only([1, 3]).dense_d_ff == 0
+    assert maverick.first_layers(1).expert_layers == (True,)
+    assert maverick.first_layers(3).expert_layers == (False, True, False)
+    assert find_model("deepseek-v3").first_layers(2).dense_layers == 1

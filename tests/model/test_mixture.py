@@ -1,6 +1,7 @@
 """Experts: every token's output is that of a dense computation over the experts it chose."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -61,10 +62,27 @@ def test_every_token_gets_the_dense_answer_of_its_experts(mesh, way, renormalise
 
 
 def run_as_on_tpu(monkeypatch):
-    def groups(x, share, experts, activation, join):
-        return grouped(x, share, experts, K, activation, join)
+    def groups(x, share, experts, *how):
+        return grouped(x, share, experts, K, *how)
 
     monkeypatch.setattr("model.mixture.touched_only", groups)
+
+
+@pytest.mark.parametrize("way", ["loop", "groups"])
+def test_a_share_may_be_of_what_an_expert_reads(way):
+    """As in Llama 4: twice as much of an input is not twice as much of an answer."""
+    random = np.random.default_rng(1)
+    x, share = random.normal(size=(4, 16)), np.array([[0, 0.3], [0.9, 0], [0.2, 0.5], [0, 0]])
+    gate_up, down = random.normal(size=(2, 2, 8, 16)), random.normal(size=(2, 16, 8))
+    expected = np.zeros(x.shape)
+    for token, expert in np.ndindex(share.shape):
+        gate, up = gate_up[expert] @ (share[token, expert] * x[token])
+        expected[token] += down[expert] @ (gate / (1 + np.exp(-gate)) * up)
+    form = touched_only if way == "loop" else functools.partial(grouped, chosen=2)
+    arrays = [jnp.asarray(each, jnp.float32) for each in (x, share, gate_up, down)]
+    experts = Experts(*arrays[2:])
+    found = form(*arrays[:2], experts, activation="silu", of_inputs=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

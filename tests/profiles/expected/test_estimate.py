@@ -15,7 +15,7 @@ from profiles.expected.candidates import LayoutNames, candidates, meshes
 from profiles.expected.estimate import Estimator, best
 from profiles.expected.estimate_record import Recorder
 from profiles.expected.links import embeddings, floor_bounds, mesh_items
-from profiles.expected.text import notes
+from profiles.expected.text import chunk_notes, notes
 from profiles.floor.communication import expected_collectives
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
@@ -170,6 +170,14 @@ def test_a_batch_that_is_padded_says_so():
     assert few.padded_batch == 16 and whole.padded_batch is None
     (note,) = notes([few, few, whole])
     assert note.startswith("-  batch 1 is padded to 16 by weight_stationary_1d, attention by batch")
+
+
+def test_a_context_at_which_a_chunk_begins_says_what_other_steps_read():
+    scout = find_model("llama4-scout")
+    (note,) = chunk_notes(scout, [100, 8191, 16_384, 16_384])
+    assert note.startswith("-  at 16,384 tokens a chunk begins, so that 36 of 48 layers read noth")
+    assert "4,096 tokens on average" in " ".join(note.split())
+    assert not chunk_notes(find_model("mistral-7b"), [4096])
 
 
 def test_a_mesh_of_another_size_than_the_slice_is_refused_for_that():

@@ -12,7 +12,7 @@ from model.declarations import total_bytes
 from model.dtypes import BFLOAT16, FLOAT32, Dtypes
 from model.transformer import Transformer
 from profiles.floor.bytes_and_flops import PassCounter, kv_token_bytes
-from profiles.floor.passes import Pass, attended_pairs
+from profiles.floor.passes import Pass, attended_pairs, chunk_pairs
 from profiles.floor.replication import experts_per_device, replication_cost
 from profiles.report.numbers import byte_size
 from sharding.catalog import ATTENTION, LAYOUTS, attend_by, divide_experts, prefill_by
@@ -293,3 +293,15 @@ def test_prompts_in_another_layout_are_divided_by_that_layout_alone(prompts, mes
 def test_pairs_of_query_and_key_are_those_of_each_token_added_up(cached, tokens, window):
     pairs = sum(min(cached + token + 1, window) for token in range(tokens))
     assert attended_pairs(cached, tokens, window) == pairs
+    own = sum((cached + token) % window + 1 for token in range(tokens))
+    assert chunk_pairs(cached, tokens, window) == own
+
+
+def test_a_step_reads_of_chunks_what_is_in_that_of_its_token():
+    """Three layers of four of Llama 4 have chunks of 8,192 tokens, of which a new one has none."""
+    scout, one = find_model("llama4-scout"), {"x": 1, "y": 1, "z": 1}
+    placement = Placement.of(LAYOUTS["weight_stationary_1d"], scout.sizes, one)
+    counter, token = PassCounter(scout, placement, BFLOAT16), 2 * 8 * 128 * 2
+    for context, in_chunk in ((5000, 5000), (8191, 8191), (8192, 0), (20_000, 3616)):
+        read = counter.count(Pass(1, context)).kv_read
+        assert read == token * (36 * in_chunk + 12 * context)

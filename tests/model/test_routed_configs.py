@@ -1,4 +1,4 @@
-"""DeepSeek's `config.json`: fields that are absent, null or odd, and how many tensors there are."""
+"""`config.json` of families with routed experts: fields that are absent, null or odd; tensors."""
 
 import json
 
@@ -55,6 +55,25 @@ def test_a_value_of_another_kind_is_refused_by_name(tmp_path, case, changed):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("case", "changed", "words"),
+    [
+        ("llama4_maverick", {"moe_layers": "all"}, "moe_layers.*list of layers"),
+        ("llama4_maverick", {"moe_layers": None, "interleave_moe_layer_step": 0}, "interleave"),
+        ("llama4_maverick", {"attention_chunk_size": 0}, "attention_chunk_size.*positive"),
+        ("llama4_maverick", {"layer_types": ["sliding_attention"] * 4}, "layer_types.*chunked"),
+        ("llama4_maverick", {"attn_temperature_tuning": "on"}, "attn_temperature_tuning"),
+        ("llama4_scout", {"text_config": None}, "text_config"),
+        ("llama4_scout", {"text_config": {"model_type": "llama"}}, "model_type.*llama4_text"),
+        ("llama4_scout", {"tie_word_embeddings": True}, "tie_word_embeddings.*otherwise"),
+        ("llama4_scout", {"audio_config": {"layers": 2}}, "audio_config"),
+    ],
+)
+def test_what_llama4_does_not_have_is_refused_by_name(tmp_path, case, changed, words):
+    with pytest.raises(WeightsError, match=words):
+        read(tmp_path, values_of(case) | changed)
+
+
 def test_dense_layers_count_as_layers_without_experts(tmp_path):
     """Many experts in one of few layers: there are fewer tensors than layers times experts."""
     first, last, layers, experts = "model.layers.0.", "model.layers.2.", 4, 64
@@ -76,3 +95,28 @@ def test_dense_layers_count_as_layers_without_experts(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values_of("deepseek_v3") | values))
     folder = HuggingFaceFolder(tmp_path)
     assert dict(folder.read_parameters(folder.config))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_layer_that_predicts_further_tokens_is_left_out(tmp_path, whole):
+    """GLM-4.5's has tables of its own, whose names end as the model's do."""
+    stored = load_file(FOLDER / "glm4_moe" / "model.safetensors")
+    for name in ("eh_proj", "embed_tokens", "enorm", "shared_head.head")[0 if whole else 1 :]:
+        stored[f"model.layers.3.{name}.weight"] = np.ones((4, 4), np.float32)
+    save_file(stored, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(values_of("glm4_moe")))
+    if whole:
+        folder = HuggingFaceFolder(tmp_path)
+        assert dict(folder.read_parameters(folder.config))
+        return
+    with pytest.raises(WeightsError, match=r"model\.layers\.3\..* no use for"):
+        HuggingFaceFolder(tmp_path)
+
+
+def test_llama4_may_have_experts_nowhere_and_no_chunks(tmp_path):
+    values = values_of("llama4_maverick")
+    config = read(tmp_path, values | {"moe_layers": []})
+    assert (config.experts, config.d_ff) == (0, values["intermediate_size_mlp"])
+    whole = read(tmp_path, values | {"attention_chunk_size": None, "layer_types": None})
+    assert whole.windows is None and whole.rotary_layers == (True, True, True, False)
+    assert read(tmp_path, values | {"attn_temperature_tuning": 0}).query_growth is None
