@@ -3,6 +3,7 @@
 A field that says nothing is accepted: null, or the value at which the mathematics is unchanged.
 """
 
+import copy
 import json
 import stat
 from collections.abc import Mapping
@@ -27,6 +28,19 @@ class Fields:
         self._path = path
         self._values = _read(path)
         self._left = set(self._values)
+
+    def holds(self, name: str) -> bool:
+        """Whether a field is there and is not null."""
+        return self._values.get(name) is not None
+
+    def within(self, name: str) -> "Fields":
+        """The fields of an object among these, as if they were a file's."""
+        values = self.take(name)
+        if not isinstance(values, dict):
+            self.refuse(name, values, "give an object")
+        inner = copy.copy(self)
+        inner._values, inner._left = values, set(values)
+        return inner
 
     def take(self, name: str, default: Any = ANY) -> Any:
         """The value of a field, and `default` where it is null or missing."""

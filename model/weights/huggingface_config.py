@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ModelConfig
+from model.weights import huggingface_delta
 from model.weights.config_fields import Fields
 from model.weights.huggingface_deepseek import expert_fields, latent_fields
-from model.weights.huggingface_families import FAMILIES, HARMLESS, Family
+from model.weights.huggingface_families import ANY, FAMILIES, HARMLESS, Family
 from model.weights.huggingface_rotary import rotary
 
 _ACTIVATIONS = {
@@ -37,15 +38,17 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
         another type, or not known.
       ConfigError: sizes that contradict each other.
     """
-    fields = Fields(folder / "config.json")
-    model_type = fields.text("model_type")
+    fields, model_type = _text_model(Fields(folder / "config.json"))
     if model_type not in FAMILIES:
-        fields.refuse("model_type", model_type, f"supported are {', '.join(FAMILIES)}")
+        supported = ", ".join((*FAMILIES, *huggingface_delta.TEXT_OF))
+        fields.refuse("model_type", model_type, f"supported are {supported}")
     family = FAMILIES[model_type]
     common = _common(fields, family, _name(folder))
     rotated = _rotary_layers(fields, family, common["layers"])
-    windows = _windows(fields, family, common["layers"], rotated)
-    more = _feed_forward(fields, family, common["layers"])
+    delta = family.names.delta
+    more = huggingface_delta.delta_fields(fields, common["layers"]) if delta else {}
+    windows = None if delta else _windows(fields, family, common["layers"], rotated)
+    more |= _feed_forward(fields, family, common["layers"])
     more |= _scales(fields, family, common["d_model"])
     more |= _biases(fields, family) | {"rotary_layers": rotated, "windows": windows}
     latent, head_size = common.get("latent"), common["head_size"]
@@ -57,6 +60,24 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     config = ModelConfig(**common | more | family.settings)
     fields.finish(HARMLESS | family.harmless, family.quantized)
     return config, model_type
+
+
+def _text_model(fields: Fields) -> tuple[Fields, str]:
+    """The fields of the text model, which may be an object among others, and its `model_type`."""
+    outer = fields.text("model_type")
+    if outer not in huggingface_delta.TEXT_OF:
+        return fields, outer
+    model_type = huggingface_delta.TEXT_OF[outer]
+    if not fields.holds("text_config"):
+        return fields, model_type
+    text = fields.within("text_config")
+    if (inner := text.take("model_type", model_type)) != model_type:
+        text.refuse("model_type", inner, f"beside {outer} it is {model_type}")
+    tied = fields.take("tie_word_embeddings", None)
+    if tied is not None and tied != text.truth("tie_word_embeddings", False):
+        fields.refuse("tie_word_embeddings", tied, "text_config says otherwise")
+    fields.finish(HARMLESS | dict.fromkeys(huggingface_delta.BESIDE_TEXT, ANY))
+    return text, model_type
 
 
 def _name(folder: Path) -> str:
@@ -107,6 +128,8 @@ def _heads(fields: Fields, family: Family, heads: int, d_model: int) -> dict[str
 def _feed_forward(fields: Fields, family: Family, layers: int) -> dict[str, Any]:
     if family.topk_method:
         return expert_fields(fields, family.topk_method, layers)
+    if family.names.delta and family.experts:
+        return huggingface_delta.expert_fields(fields, bool(family.renormalise))
     if not family.experts:
         return {"d_ff": fields.integer("intermediate_size")}
     fields.take("intermediate_size", None)

@@ -76,6 +76,9 @@ class Names:
       query_key_value: queries, keys and values as one matrix; empty where they are three.
       paired: the two rows of a rotary pair are adjacent in query and key matrices.
       stacked: all experts' matrices are one tensor, as `model.weights.stacked_experts` has it.
+      shared: the MLP beside experts.
+      delta: how a delta layer's projections are stored, ``joined`` or ``apart``, see
+        `model.weights.huggingface_delta`; empty in families without such layers.
     """
 
     attention_norm: str = "input_layernorm"
@@ -92,6 +95,8 @@ class Names:
     query_key_value: str = ""
     paired: bool = False
     stacked: bool = False
+    shared: str = "mlp.shared_experts"
+    delta: str = ""
 
 
 _GEMMA_NAMES = Names(
@@ -141,6 +146,7 @@ class Family:
       attention_softcap, logit_softcap: the defaults where the fields are absent.
       multipliers: embeddings, scores, what is added to the residual stream, and logits have factors
         that fields say (Granite).
+      ignored_in_rotary: fields of `rope_parameters` that change nothing in a text.
       quantized: the `quant_method` of a `quantization_config` that is read; empty for none.
     """
 
@@ -173,6 +179,7 @@ class Family:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     multipliers: bool = False
+    ignored_in_rotary: tuple[str, ...] = ()
     quantized: str = ""
 
 
@@ -209,6 +216,29 @@ _DEEPSEEK_V3 = dataclasses.replace(
     topk_method="noaux_tc",
     # Layers that predict further tokens: left out, as `transformers` does unless asked for them.
     harmless={**_DEEPSEEK_V2.harmless, "num_nextn_predict_layers": ANY, "num_mtp_layers": ANY},
+)
+_QWEN3_NEXT = Family(
+    names=Names(norm_offset=1, shared="mlp.shared_expert", delta="joined"),
+    rotary_part=0.25,
+    experts=("num_experts",),
+    renormalise=False,
+    settings={"query_key_norm": True, "output_gate": True},
+    harmless={
+        "attn_output_gate": (True,),
+        "output_gate_type": ("swish",),
+        "mamba_ssm_dtype": ("float32",),
+        "linear_attention_interval": ANY,  # which transformers does not read
+        # Layers that predict further tokens: left out, as transformers does.
+        "mtp_num_hidden_layers": ANY,
+        "mtp_use_dedicated_embeddings": ANY,
+        "num_nextn_predict_layers": ANY,
+    },
+)
+_QWEN3_5_MOE = dataclasses.replace(
+    _QWEN3_NEXT,
+    names=dataclasses.replace(_QWEN3_NEXT.names, delta="apart"),
+    renormalise=True,
+    ignored_in_rotary=("mrope_section", "mrope_interleaved"),  # all axes of a text are its tokens
 )
 _OLMO2 = Family(
     names=Names(
@@ -254,6 +284,9 @@ FAMILIES: Mapping[str, Family] = {
         expert_width="moe_intermediate_size",
         renormalise=None,
     ),
+    "qwen3_next": _QWEN3_NEXT,
+    "qwen3_5_text": dataclasses.replace(_QWEN3_5_MOE, experts=()),
+    "qwen3_5_moe_text": _QWEN3_5_MOE,
     "gemma2": dataclasses.replace(_GEMMA, pattern=2, attention_softcap=50.0, logit_softcap=30.0),
     "gemma3_text": dataclasses.replace(
         _GEMMA,
