@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from model.catalog_deepseek import DEEPSEEK
+from model.catalog_delta import DELTA
 from model.catalog_labs import LABS
 from model.config import ModelConfig
 from model.config_checks import ConfigError
@@ -197,6 +198,7 @@ _EXACT = (
 _ENTRIES = (
     *(released(*entry) for entry in _EXACT),
     *LABS,
+    *DELTA,
     *(
         Published(config, parameters, digit, f"{source}; config.json of the released model")
         for config, parameters, digit, source in DEEPSEEK

@@ -97,7 +97,11 @@ def chunks(state: jax.Array, tokens: DeltaTokens) -> tuple[jax.Array, jax.Array]
     def run(state: jax.Array, one: tuple) -> tuple[jax.Array, jax.Array]:
         return _chunk(state, *one)
 
-    state, answers = jax.lax.scan(run, state, (tokens, since, solved, seen))
+    each = tokens, since, solved, seen
+    if number == 1:
+        answers, state = _chunk(state, *jax.tree.map(lambda array: array[0], each))[::-1]
+        return answers, state
+    state, answers = jax.lax.scan(run, state, each)
     answers = jnp.moveaxis(answers, 0, 1)  # [B, N, C, n, m, o]
     answers = answers.reshape(answers.shape[0], number * size, *answers.shape[3:])
     return answers[:, :length], state
