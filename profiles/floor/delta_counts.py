@@ -12,6 +12,7 @@ import jax
 from model.cache import DELTA_AXES, DeltaState, abstract_cache
 from model.config import ModelConfig
 from model.dtypes import Dtypes
+from profiles.report.numbers import byte_size
 from sharding.placement import Placement
 from sharding.quantization import stored_bytes
 
@@ -65,6 +66,18 @@ def state_traffic(each: float, batch: int, context: int) -> StateTraffic:
       context: tokens before the pass; a sequence that begins has no state to read.
     """
     return StateTraffic(batch * each * (context > 0), batch * each)
+
+
+def states_in_words(config: ModelConfig, dtypes: Dtypes) -> list[str]:
+    """A line that says what a step moves of states; none for a model without any."""
+    others = len(getattr(config, "attention_layers", ()))
+    if not getattr(config, "delta", None) or others == config.layers:
+        return []
+    size = byte_size(sum(_whole_bytes(config, dtypes)))
+    return [
+        f"{config.layers - others} of {config.layers} layers keep a state: for each sequence a "
+        f"step reads and writes {size}, whatever its context; only the other {others} cache tokens"
+    ]
 
 
 @functools.cache
