@@ -125,6 +125,7 @@ class PassCounter:
         self.config, self.placement, self.dtypes = config, placement, dtypes
         self.token = kv_token_bytes(config, placement, dtypes)
         self.state = state_bytes(config, placement, dtypes)
+        self._layers = max(len(config.attention_layers), 1)  # that cache tokens
         self.resident = self._dense_weights = self._experts = self._gathered = 0.0
         self._row = self._rows = 0.0  # bytes of an embedding that is looked up: one row, all
         self._work = self._table_work = self._expert_work = 0.0
@@ -193,7 +194,7 @@ class PassCounter:
         """
         config, batch, tokens = self.config, pass_.batch, pass_.tokens
         seen, kept, _ = _attended(config, pass_.context, tokens)
-        layers, states = max(len(config.attention_layers), 1), self.states(pass_)
+        layers, states = self._layers, self.states(pass_)
         counts = Counts(
             weights_resident=self.resident,
             weights_read=self.weights_read(batch * tokens, experts),

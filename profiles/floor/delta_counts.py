@@ -29,6 +29,7 @@ class StateTraffic(NamedTuple):
     written: float
 
 
+@functools.lru_cache(maxsize=4096)
 def delta_flops(config: ModelConfig, tokens: int) -> int:
     """FLOPs of one sequence's delta rule and convolutions, all layers and devices together.
 

@@ -6,8 +6,10 @@ import pytest
 
 from model.catalog import find_model
 from model.config_checks import ConfigError
+from model.delta_sizes import DeltaSizes
 
 TINY = find_model("tiny")
+DELTA = DeltaSizes(key_heads=2, values_per_key=2, key_size=8, value_size=16)
 
 
 def test_a_configuration_is_hashable_and_frozen():
@@ -30,9 +32,26 @@ def test_a_configuration_is_hashable_and_frozen():
         ({"rotary_base": float("nan")}, "rotary_base of tiny is nan"),
         ({"rotary_factors": (1.0, 2.0)}, "rotary_factors of tiny has 2 values; it needs 8"),
         ({"rotary_factors": (0.0,) * 8}, "rotary_factors of tiny"),
+        ({"delta_layers": (True, False)}, "delta_layers of tiny is (True, False)"),
+        ({"delta": DELTA}, "delta_layers of tiny is None"),
+        ({"delta": DELTA, "delta_layers": (True,)}, "one entry for each of 2 layers"),
+        (
+            {"delta": dataclasses.replace(DELTA, taps=1), "delta_layers": (True, True)},
+            "delta layers of tiny cannot be: taps is 1",
+        ),
+        ({"shared_gate": True}, "shared_gate of tiny is True; it needs shared_d_ff"),
     ],
 )
 def test_contradictions_are_refused_by_name(changes, message):
     with pytest.raises(ConfigError) as refusal:
         dataclasses.replace(TINY, **changes)
     assert message in str(refusal.value)
+
+
+def test_layers_of_states_are_a_kind_and_cache_no_tokens():
+    mixed = dataclasses.replace(
+        TINY, layers=5, delta=DELTA, delta_layers=(True, True, False, True, False)
+    )
+    assert mixed.kinds == ((0, 3), (2, 2)) and mixed.attention_layers == (2, 4)
+    assert mixed.one_of_each().delta_layers == (True, False)
+    assert mixed.equal_layers(3).attention_layers == (0, 1, 2)
