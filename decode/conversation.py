@@ -63,6 +63,8 @@ class Conversation:
         pairs = list(zip(prompt, self._tokens, strict=False))
         alike = next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
         config = self.engine.config
+        if config.delta and not alike == len(self._tokens) < len(prompt):
+            return 0  # a state has taken in what followed, and gives nothing back
         rings = [w for w in map(config.window, range(config.layers)) if w]
         if alike < len(self._tokens) and rings and len(self._tokens) > min(rings):
             return 0  # what followed has taken the place of tokens that are seen from here

@@ -154,6 +154,7 @@ class ModelDraft:
 
     def __init__(self, engine: Engine, target: Engine, count: int):
         check_vocabulary(engine.config, target.config)
+        check_takes_back(engine.config)
         self.engine, self.count = engine, count
         self._cache: KVCache | None = None
         self._propose = jax.jit(
@@ -191,6 +192,19 @@ class ModelDraft:
             # [steps, B, ...] -> [B, count, ...]
             found = jax.tree.map(lambda each: jnp.moveaxis(each[: self.count], 0, 1), found)
             return cache, Proposal(*found)
+
+
+def check_takes_back(config: ModelConfig) -> None:
+    """Refuses a model whose cache cannot give refused tokens back.
+
+    Raises:
+      DraftError: it has gated delta layers.
+    """
+    if config.delta:
+        raise DraftError(
+            f"draft is given, but {config.name} has gated delta layers, whose states cannot give "
+            "refused tokens back; leave out --draft"
+        )
 
 
 def check_vocabulary(draft: ModelConfig, target: ModelConfig) -> None:

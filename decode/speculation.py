@@ -27,7 +27,7 @@ import numpy as np
 from flax import nnx
 
 from decode.compiler_options import decode_options
-from decode.drafts import Draft, Proposal, Text
+from decode.drafts import Draft, Proposal, Text, check_takes_back
 from decode.engine import Engine
 from decode.generate import (
     Completion,
@@ -229,8 +229,10 @@ def speculate(
       tally: takes what drafts came to.
 
     Yields, raises:
-      As `generate` does; a step may give several tokens of a sequence.
+      As `generate` does; a step may give several tokens of a sequence. A model with gated delta
+      layers is refused by a `DraftError`.
     """
+    check_takes_back(engine.config)
     request.check(engine.config)
     return _speculate(engine, Verifier(engine), draft, request, tally or Tally())
 

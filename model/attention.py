@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.cache import PADDING, Stored, store
+from model.cache import PADDING, LayerCache, store
 from model.cache_write import NewTokens, write
 from model.config import ModelConfig
 from model.declarations import declare, declare_matrix, normal
@@ -23,9 +23,6 @@ from model.softmax_parts import Softmaxed, Spans, join, join_sink
 from sharding.collectives import reshard
 from sharding.placement import Placement, entry, entry_axes
 from sharding.platform_workarounds import by_platform
-
-LayerCache = tuple[Stored, Stored]
-"""One layer's keys and values, each [B, K, S, h]."""
 
 
 class Attention(nnx.Module):
@@ -41,6 +38,8 @@ class Attention(nnx.Module):
         self.query = matrix("KGh", "D")
         self.key_value = matrix("KCh", "D")
         self.output = matrix("D", "KGh")
+        if config.output_gate:
+            self.gate = matrix("KGh", "D")
         if config.attention_bias:
             zeros = jax.nn.initializers.zeros
             self.query_bias = declare(config, "KGh", dtypes.plain, zeros)
@@ -79,6 +78,9 @@ class Attention(nnx.Module):
           the same.
         """
         q, new, x = self._project(x, positions, angles, placement)  # q: [B, T, K, G, h]
+        if self.config.output_gate:
+            with jax.named_scope("query_key_value"):
+                (gate,), x = project(x, [self.gate], placement)  # [B, T, K, G, h]
         tokens = NewTokens.at(positions)
         if q.shape[1] == 1:
             forms = {"default": self._step}
@@ -95,6 +97,8 @@ class Attention(nnx.Module):
             mixed = self._mean(mixed, q.dtype)
         with jax.named_scope("attention_output"):
             mixed = reshard(mixed, placement.activations("BTKGh"))  # [B, T, K, G, h]
+            if self.config.output_gate:
+                mixed = (mixed * jax.nn.sigmoid(gate.astype(jnp.float32))).astype(mixed.dtype)
             (y,), _ = project(mixed, [self.output], placement)  # [B, T, R]
             if self.config.output_bias:
                 y = y + self.output_bias[...].astype(y.dtype)

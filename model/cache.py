@@ -6,6 +6,7 @@ Every jitted step donates its cache, so that the new one takes the old one's mem
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,8 @@ from sharding.quantization import Quantization, round_rows
 
 CACHE_AXES = "BKSh"
 """Letters of keys and values."""
+DELTA_AXES = "BNMio", "BrNm"
+"""Letters of a delta layer's state: its matrices, and the inputs of its convolution."""
 SCALE_AXES = "KBS"
 """Letters of their scales, in the order that attention reads them: with sequences first, XLA:TPU
 lays the scales of a chip with one KV head out anew at each step."""
@@ -56,20 +59,54 @@ Stored = jax.Array | QuantizedKV
 """Keys or values of one layer, [B, K, S, h]."""
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DeltaState:
+    """What a gated delta layer keeps of each sequence, however long that is.
+
+    Attributes:
+      matrices: [B, N, M, i, o] float32, one for each value head.
+      inputs: [B, r, N, m], what the convolution reads of the last tokens, the newest last.
+    """
+
+    matrices: jax.Array
+    inputs: jax.Array
+
+
 class KVCache(NamedTuple):
-    """Keys and values of the tokens seen so far.
+    """Keys and values of the tokens seen so far, and states in place of them.
 
     Attributes:
       keys: one array per layer, each [B, K, S, h], keys already turned by their position. With
         latent attention, latents and rotary keys, [B, 1, S, l].
       values: the same for values; None in each layer with latent attention.
+      states: of each delta layer its state, whose keys and values are None, and None of others;
+        empty in a model without such layers.
 
     A layer with a window keeps a ring of at most that many slots: the token at position p is in
     slot p modulo S. Slots that no token has reached hold anything; attention masks them.
     """
 
-    keys: tuple[Stored, ...]
+    keys: tuple[Stored | None, ...]
     values: tuple[Stored | None, ...]
+    states: tuple[DeltaState | None, ...] = ()
+
+    @classmethod
+    def of_layers(cls, layers: "Sequence[LayerCache | DeltaState]") -> "KVCache":
+        """A cache of what each layer has."""
+        states = tuple(each if isinstance(each, DeltaState) else None for each in layers)
+        pairs = [(None, None) if isinstance(each, DeltaState) else each for each in layers]
+        keys, values = zip(*pairs, strict=True)
+        return cls(keys, values, states if any(states) else ())
+
+    def layer(self, number: int) -> "LayerCache | DeltaState":
+        """What a layer has: keys and values, or a state."""
+        state = self.states[number] if self.states else None
+        return state or (self.keys[number], self.values[number])
+
+
+LayerCache = tuple[Stored, Stored | None]
+"""One layer's keys and values, each [B, K, S, h]."""
 
 
 def abstract_cache(
@@ -79,8 +116,14 @@ def abstract_cache(
 
     Where the slots are divided, each layer has as many more as make them a multiple. A window's
     ring has `spare` slots more than its window: so many of the newest tokens may be taken back.
+    What a state has taken in cannot be taken back.
     """
     fixed = config.sizes | ({"h": config.latent.cached} if config.latent else {})
+
+    def state() -> DeltaState:
+        shapes = (tuple(map((fixed | {"B": batch}).get, axes)) for axes in DELTA_AXES)
+        dtypes_of = jnp.float32, dtypes.dtype
+        return DeltaState(*map(jax.ShapeDtypeStruct, shapes, dtypes_of))
 
     def layer_array(layer: int) -> Stored:
         window = config.window(layer)
@@ -93,16 +136,23 @@ def abstract_cache(
             return QuantizedKV(values, jax.ShapeDtypeStruct(scales_shape, jnp.float32))
         return jax.ShapeDtypeStruct(shape, dtypes.cache)
 
-    layers = tuple(map(layer_array, range(config.layers)))
-    return KVCache(keys=layers, values=(None,) * config.layers if config.latent else layers)
+    def one_layer(layer: int) -> LayerCache | DeltaState:
+        if config.is_delta(layer):
+            return state()
+        array = layer_array(layer)
+        return array, None if config.latent else array
+
+    return KVCache.of_layers([one_layer(layer) for layer in range(config.layers)])
 
 
 def cache_axes(cache: KVCache) -> KVCache:
     """A tree like the cache, with each array's letters in its stead."""
 
-    def axes_of(part: Stored | None) -> str | QuantizedKV | None:
+    def axes_of(part: Stored | DeltaState | None) -> str | QuantizedKV | DeltaState | None:
         if part is None:
             return None
+        if isinstance(part, DeltaState):
+            return DeltaState(*DELTA_AXES)
         quantized = isinstance(part, QuantizedKV)
         return QuantizedKV(CACHE_AXES, SCALE_AXES) if quantized else CACHE_AXES
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from model.catalog_deepseek import DEEPSEEK
+from model.catalog_delta import DELTA
 from model.catalog_labs import LABS
 from model.catalog_llama4 import LLAMA4
 from model.config import ModelConfig
@@ -199,6 +200,7 @@ _ENTRIES = (
     *(released(*entry) for entry in _EXACT),
     *LABS,
     *LLAMA4,
+    *DELTA,
     *(
         Published(config, parameters, digit, f"{source}; config.json of the released model")
         for config, parameters, digit, source in DEEPSEEK

@@ -5,10 +5,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 from model.config_checks import check
+from model.delta_sizes import DeltaSizes
 from model.latent_sizes import LatentSizes
 from model.routing_rule import SOFTMAX, Routing
 
-_BY_LAYER = "windows", "rotary_layers", "expert_layers"
+_BY_LAYER = "windows", "rotary_layers", "expert_layers", "delta_layers"
 """Fields that have an entry for each layer."""
 
 
@@ -43,6 +44,8 @@ class ModelConfig:
       attention_bias: queries, keys and values have a bias (Qwen2).
       output_bias: the output of attention has a bias.
       mlp_bias: gate, up and down of the MLP have a bias.
+      output_gate: the output of attention is multiplied by the sigmoid of what a further projection
+        of the same input gives (Qwen3-Next).
       attention_sinks: each query head has a learned logit that joins the sum under its softmax and
         has no value (gpt-oss).
       query_key_norm: queries and keys have an RMS norm over the head size (Qwen3, Gemma 3).
@@ -78,8 +81,13 @@ class ModelConfig:
         where all have but the first `dense_layers`.
       dense_d_ff: hidden width of that MLP; 0 where there is no such layer.
       shared_d_ff: hidden width of an MLP that all tokens meet beside their experts; 0 for none.
+      shared_gate: that MLP's answer is multiplied by the sigmoid of one number for each token
+        (Qwen3-Next).
       latent: sizes of latent attention, whose one KV head is its cache's; None for attention whose
         keys and values are cached (`head_size` is then that of queries).
+      delta: sizes of gated delta layers, which keep a state in place of keys and values; None for a
+        model without.
+      delta_layers: for each layer, whether it is one; None where none is.
       parallel_block: attention and MLP read the same normed input and are added together
         (PaLM, Chowdhery et al. 2022, section 2) instead of one after the other.
       tied_embedding: the unembedding is the embedding.
@@ -106,6 +114,7 @@ class ModelConfig:
     attention_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
+    output_gate: bool = False
     attention_sinks: bool = False
     query_key_norm: bool = False
     unit_queries_keys: bool = False
@@ -132,7 +141,10 @@ class ModelConfig:
     expert_layers: tuple[bool, ...] | None = None
     dense_d_ff: int = 0
     shared_d_ff: int = 0
+    shared_gate: bool = False
     latent: LatentSizes | None = None
+    delta: DeltaSizes | None = None
+    delta_layers: tuple[bool, ...] | None = None
     parallel_block: bool = False
     tied_embedding: bool = False
 
@@ -144,7 +156,8 @@ class ModelConfig:
           TypeError: a field that there is none of, as another version may have had.
         """
         made = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        for name, kind in {"latent": LatentSizes, "routing": Routing}.items():
+        kinds = {"latent": LatentSizes, "routing": Routing, "delta": DeltaSizes}
+        for name, kind in kinds.items():
             if made.get(name) is not None:
                 made[name] = kind(**made[name])
         return cls(**made)
@@ -171,9 +184,18 @@ class ModelConfig:
         """How many layers have experts."""
         return sum(map(self.has_experts, range(self.layers)))
 
+    def is_delta(self, layer: int) -> bool:
+        """Whether this layer keeps a state in place of keys and values."""
+        return self.delta_layers is not None and self.delta_layers[layer]
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers that cache what tokens bring, and so grow with a sequence."""
+        return tuple(layer for layer in range(self.layers) if not self.is_delta(layer))
+
     def kind(self, layer: int) -> Hashable:
         """What this layer has in common with those that have arrays of the same shapes."""
-        return self.has_experts(layer)
+        return self.has_experts(layer), self.is_delta(layer)
 
     @property
     def kinds(self) -> tuple[tuple[int, int], ...]:
@@ -207,8 +229,8 @@ class ModelConfig:
         return self.only([*range(min(first, layers - 1)), *range(first, self.layers)][:layers])
 
     def equal_layers(self, layers: int) -> "ModelConfig":
-        """The same model with so many layers that are all alike, without windows."""
-        alike = dict.fromkeys(_BY_LAYER) | {"dense_layers": 0, "dense_d_ff": 0}
+        """The same model with so many layers that are all alike, of attention without windows."""
+        alike = {"dense_layers": 0, "dense_d_ff": 0, "delta": None} | dict.fromkeys(_BY_LAYER)
         return dataclasses.replace(self, layers=layers, **alike)
 
     def rotates(self, layer: int) -> bool:
@@ -250,5 +272,7 @@ class ModelConfig:
             **({"E": self.experts, "e": self.experts} if self.experts else {}),
             **({"f": self.dense_d_ff} if self.dense_d_ff else {}),
             **({"s": self.shared_d_ff} if self.shared_d_ff else {}),
+            **({"a": 1} if self.shared_gate else {}),
             **(self.latent.lengths if self.latent else {}),
+            **(self.delta.lengths if self.delta else {}),
         }

@@ -39,6 +39,7 @@ def check(config: "ModelConfig") -> None:
     _check_windows(config)
     _check_experts(config)
     _check_latent(config)
+    _check_delta(config)
 
 
 def _check_sizes(config: "ModelConfig") -> None:
@@ -64,13 +65,27 @@ def _check_sizes(config: "ModelConfig") -> None:
 def _check_latent(config: "ModelConfig") -> None:
     if config.latent and (fault := config.latent.fault(config.head_size, config.kv_heads)):
         raise ConfigError(f"latent attention of {config.name} cannot be: {fault}")
-    plain = "windows", "attention_softcap", "attention_bias", "query_key_norm", "unit_queries_keys"
+    plain = "windows", "attention_softcap", "attention_bias", "query_key_norm"
+    plain = (*plain, "unit_queries_keys", "output_gate")
     for field in plain if config.latent else ():
         if getattr(config, field):
             raise ConfigError(
                 f"{field} of {config.name} is {getattr(config, field)!r:.40}; latent attention "
                 "has none"
             )
+
+
+def _check_delta(config: "ModelConfig") -> None:
+    given, layers = config.delta_layers, config.layers
+    if (given is None) != (config.delta is None) or (given and len(given) != layers):
+        raise ConfigError(
+            f"delta_layers of {config.name} is {given!r:.40}; give sizes of such layers "
+            f"(delta), and one entry for each of {layers} layers"
+        )
+    if config.delta and (fault := config.delta.fault):
+        raise ConfigError(f"delta layers of {config.name} cannot be: {fault}")
+    if config.delta and config.latent:
+        raise ConfigError(f"delta of {config.name} is set; latent attention has no such layers")
 
 
 def _check_parts(config: "ModelConfig") -> None:
@@ -178,3 +193,5 @@ def _check_experts(config: "ModelConfig") -> None:
             f"shared_d_ff of {config.name} is {config.shared_d_ff}; only experts have MLPs beside "
             "them, of a positive width"
         )
+    if config.shared_gate and not config.shared_d_ff:
+        raise ConfigError(f"shared_gate of {config.name} is True; it needs shared_d_ff")

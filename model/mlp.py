@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model.config import ModelConfig
-from model.declarations import declare, declare_matrix
+from model.declarations import declare, declare_matrix, normal
 from model.dtypes import Dtypes
 from model.linear import project
 from sharding.collectives import reshard
@@ -45,11 +45,21 @@ GATES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 class MLP(nnx.Module):
     """``down(activation(gate(x)) * up(x))``; gate and up are one array, read in one stream."""
 
-    def __init__(self, config: ModelConfig, dtypes: Dtypes, width: str = "F"):
-        """Declares the matrices; `width` is the letter of their hidden width."""
+    def __init__(self, config: ModelConfig, dtypes: Dtypes, width: str = "F", gated: bool = False):
+        """Declares the matrices.
+
+        Args:
+          config: the model.
+          dtypes: how its numbers are stored.
+          width: the letter of their hidden width.
+          gated: the answer is multiplied by the sigmoid of one number for each token.
+        """
         self.gate_up = declare_matrix(config, dtypes, "C" + width, "D")
         self.down = declare_matrix(config, dtypes, "D", width)
         self.activation, self.has_bias = config.activation, config.mlp_bias
+        self.gated = gated
+        if gated:
+            self.gate = declare(config, "aD", dtypes.plain, normal(config.d_model**-0.5))
         if config.mlp_bias:
             zeros = jax.nn.initializers.zeros
             self.gate_up_bias = declare(config, "C" + width, dtypes.plain, zeros)
@@ -58,10 +68,13 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array, placement: Placement) -> jax.Array:
         """x: [B, T, D], divided in any way -> [B, T, R]."""
         with jax.named_scope("mlp"):
-            (gate_up,), _ = project(x, [self.gate_up], placement)  # [B, T, 2, F]
+            gates = [self.gate] if self.gated else []
+            (gate_up, *own), _ = project(x, [self.gate_up, *gates], placement)  # [B, T, 2, F]
             if self.has_bias:
                 bias = reshard(self.gate_up_bias[...], placement.activations("CF"))
                 gate_up = gate_up + bias.astype(gate_up.dtype)
             hidden = GATES[self.activation](gate_up[:, :, 0], gate_up[:, :, 1])  # [B, T, F]
             (y,), _ = project(hidden, [self.down], placement)  # [B, T, R]
+            for gate in own:  # [B, T, 1]
+                y = (y * jax.nn.sigmoid(gate.astype(jnp.float32))).astype(y.dtype)
             return y + self.down_bias[...].astype(y.dtype) if self.has_bias else y

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.attention import Attention, LayerCache
-from model.cache import PADDING, KVCache
+from model.attention import Attention
+from model.cache import PADDING, DeltaState, KVCache, LayerCache
 from model.config import ModelConfig
 from model.declarations import declare, normal
+from model.delta_layer import DeltaLayer
 from model.dtypes import Dtypes
 from model.latent_attention import LatentAttention
 from model.linear import multiply_tokens
@@ -80,7 +81,9 @@ class Block(nnx.Module):
         by_kernel = "norm" in dtypes.gpu_kernels
         if config.norm_before:
             self.attention_norm = Norm(config, gpu_kernel=by_kernel)
-        if config.latent:
+        if config.is_delta(layer):
+            self.attention = DeltaLayer(config, dtypes)
+        elif config.latent:
             self.attention = LatentAttention(config, dtypes)
         else:
             self.attention = Attention(config, dtypes, config.window(layer))
@@ -93,7 +96,7 @@ class Block(nnx.Module):
         if self.chooses:
             self.mlp = Mixture(config, dtypes)
             if config.shared_d_ff:
-                self.shared = MLP(config, dtypes, "s")
+                self.shared = MLP(config, dtypes, "s", gated=config.shared_gate)
         else:
             self.mlp = MLP(config, dtypes, "f" if config.experts else "F")
         self.config = config
@@ -102,18 +105,18 @@ class Block(nnx.Module):
         self,
         x: jax.Array,
         more: jax.Array | None,
-        cache: LayerCache,
+        cache: LayerCache | DeltaState,
         positions: jax.Array,
         angles: Rotation | None,
         placement: Placement,
         continues: bool,
-    ) -> tuple[jax.Array, jax.Array, LayerCache, jax.Array | None]:
+    ) -> tuple[jax.Array, jax.Array, LayerCache | DeltaState, jax.Array | None]:
         """Runs the block over x + more, whose sum belongs to the norm of whoever reads it.
 
         Args:
           x: [B, T, R].
           more: what the block before adds to it, if there is one.
-          cache: this layer's keys and values.
+          cache: this layer's keys and values, or its state.
           positions: [B, T] int32.
           angles: rotary angles of those positions; None in a layer without.
           placement: shardings.
@@ -202,18 +205,16 @@ class Transformer(nnx.Module):
         more, layers, touched = None, [], []
         for number, block in enumerate(self.layers):
             with jax.named_scope(f"layer_{number}"):
-                layer = (cache.keys[number], cache.values[number])
                 angles = angles_by_window[self.config.window(number) is not None]
                 angles = angles if self.config.rotates(number) else None
                 x, more, layer, experts = block(
-                    x, more, layer, positions, angles, placement, continues
+                    x, more, cache.layer(number), positions, angles, placement, continues
                 )
                 layers.append(layer)
                 touched += [experts] if block.chooses else []
-        keys, values = zip(*layers, strict=True)
         experts = self._count(touched) if self.config.experts else None
         _, hidden = self.final_norm.of_sum(x, more)
-        return Output(hidden, KVCache(keys, values), experts)
+        return Output(hidden, KVCache.of_layers(layers), experts)
 
     def _count(self, chosen: list[jax.Array]) -> jax.Array:
         """How many experts each layer's tokens chose, all layers at once: one collective a step.

@@ -13,6 +13,7 @@ from model.dtypes import Dtypes
 from profiles.expected.candidates import AUTO, LayoutNames
 from profiles.expected.candidates import meshes as meshes_of
 from profiles.expected.choice import Purpose, check_names, choose_layouts, every_device
+from profiles.floor.delta_counts import states_in_words
 from profiles.floor.deployment import Model
 from profiles.floor.passes import Pass
 from profiles.floor.replication import experts_per_device, replication_cost
@@ -216,6 +217,7 @@ def state_choices(
     for line in (
         *experts_per_device(config, placement),
         *replication_cost(config, placement, dtypes),
+        *states_in_words(config, dtypes),
     ):
         _common.say(f"layout {placement.layout.name} on {sizes}: {line}")
     parts = placement.multiple("B")

@@ -5,7 +5,7 @@ import _engines
 import numpy as np
 from _generation import Run
 
-from decode.drafts import Draft, ModelDraft, NgramDraft, check_vocabulary
+from decode.drafts import Draft, ModelDraft, NgramDraft, check_takes_back, check_vocabulary
 from decode.engine import Engine
 from decode.generate import Request
 from decode.load import ModelSource, find_source
@@ -28,6 +28,7 @@ def draft_source(name: str, target: ModelSource, request: Request) -> ModelSourc
     Raises:
       UsageError: there is no such model, or it cannot draft for the target or take the request.
     """
+    check_takes_back(target.config)
     if name == NGRAM:
         return None
     source = find_source(
@@ -37,6 +38,7 @@ def draft_source(name: str, target: ModelSource, request: Request) -> ModelSourc
         accept_terms=_common.ACCEPT_TERMS.value,
     )
     check_vocabulary(source.config, target.config)
+    check_takes_back(source.config)
     request.check(source.config)
     return source
 

@@ -24,6 +24,7 @@ NEW_TOKENS = 32
 PROMPT_LENGTHS = (5, 11, 19)
 MARGIN = 1e-3
 _MATRICES = ("gate_up_proj", "down_proj")
+_NORMS_FROM_ZERO = "gemma", "qwen3_next", "qwen3_5"  # which add one to a norm's scale
 _COMMON = {
     "vocab_size": 128,
     "hidden_size": 32,
@@ -81,6 +82,21 @@ _LONGROPE = {
     "partial_rotary_factor": 0.75,
     "short_factor": [1.0, 1.0, 1.1, 1.2, 1.3, 1.5],
     "long_factor": [1.0, 1.5, 2.5, 4.0, 5.0, 6.0],
+}
+_DELTA = {
+    "head_dim": 16,
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+}
+_DELTA_EXPERTS = _DELTA | {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
 }
 _GPT_OSS = {
     "head_dim": 16,
@@ -216,6 +232,9 @@ FAMILIES = {
             "tie_word_embeddings": True,
         },
     ),
+    "qwen3_next": ("qwen3_next", _DELTA_EXPERTS),
+    "qwen3_5": ("qwen3_5_text", _DELTA | {"tie_word_embeddings": True}),
+    "qwen3_5_moe": ("qwen3_5_moe_text", _DELTA_EXPERTS),
     "llama_bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "qwen3_bias": ("qwen3", {"head_dim": 16, "attention_bias": True}),
     "olmo2": ("olmo2", {}),
@@ -266,7 +285,9 @@ def random_model(model_type: str, sizes: dict, seed: int):
     with torch.no_grad():
         for name, array in model.named_parameters():
             if array.ndim == 1:
-                centre = 1.0 if "norm" in name and "gemma" not in model_type else 0.0
+                from_zero = any(kind in model_type for kind in _NORMS_FROM_ZERO)
+                from_zero = from_zero and "linear_attn.norm" not in name
+                centre = 1.0 if "norm" in name and not from_zero else 0.0
                 array.copy_(centre + 0.3 * torch.randn_like(array))
             elif "embed" in name or "lm_head" in name:
                 # Gemma multiplies its embeddings by sqrt(D): at scale one they would outweigh the
@@ -320,6 +341,48 @@ def save_in_mxfp4(folder: Path, stored: dict) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+def save_as_released(folder: Path) -> None:
+    """Gives a folder of Qwen3.5's experts the form of the released ones, of images and text.
+
+    Its text model has a prefix, experts are one tensor, and there are tensors for images and for
+    the prediction of further tokens, here one of each.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file, tensors = folder / "model.safetensors", {}
+    by_layer: dict[str, dict[int, dict[str, torch.Tensor]]] = {}
+    for name, tensor in load_file(file).items():
+        name = name.replace("model.", "model.language_model.", 1)
+        layer, inside, rest = name.partition(".mlp.experts.")
+        if not inside:
+            tensors[name] = tensor
+            continue
+        number, matrix, _ = rest.split(".")
+        by_layer.setdefault(f"{layer}{inside}", {}).setdefault(int(number), {})[matrix] = tensor
+    for prefix, experts in by_layer.items():
+        each = [experts[number] for number in range(len(experts))]
+        gate_up = [torch.cat([one["gate_proj"], one["up_proj"]]) for one in each]
+        tensors[f"{prefix}gate_up_proj"] = torch.stack(gate_up)
+        tensors[f"{prefix}down_proj"] = torch.stack([one["down_proj"] for one in each])
+    tensors["model.visual.pos_embed.weight"] = torch.zeros(4, 8)
+    tensors["mtp.norm.weight"] = torch.zeros(8)
+    save_file(tensors, file, metadata={"format": "pt"})
+    text = json.loads((folder / "config.json").read_text())
+    text |= {"attn_output_gate": True, "mtp_num_hidden_layers": 1, "mamba_ssm_dtype": "float32"}
+    text["rope_parameters"] |= {"mrope_interleaved": True, "mrope_section": [1, 1, 0]}
+    config = {
+        "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+        "image_token_id": 100,
+        "model_type": "qwen3_5_moe",
+        "text_config": text,
+        "tie_word_embeddings": False,
+        "transformers_version": text.pop("transformers_version"),
+        "vision_config": {"depth": 1, "model_type": "qwen3_5_moe"},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
 def greedy(model, prompt: list[int]) -> tuple[np.ndarray, list[int], float]:
     """Logits [T, V] of the prompt, the greedy tokens after it, and their smallest margin."""
     import torch
@@ -365,6 +428,8 @@ def make(name: str, folder: Path) -> None:
         save_in_mxfp4(folder, stored)
     if name == "llama4_scout":
         save_as_a_part(folder)
+    if name == "qwen3_5_moe":
+        save_as_released(folder)
     if name == "kimi_k2":  # which its own files call so, and transformers another
         path = folder / "config.json"
         path.write_text(path.read_text().replace('"deepseek_v3"', '"kimi_k2"'))

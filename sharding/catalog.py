@@ -47,7 +47,7 @@ def attend_by(layout: Layout, kind: str) -> Layout:
     tables = {
         "heads": (layout.attention, layout.cache),
         "batch": ({"B": batch + rest}, {"B": batch + rest}),
-        "sequence": ({"B": batch}, {"B": batch, "S": rest}),
+        "sequence": ({"B": batch, "N M": rest}, {"B": batch, "S": rest, "N M": rest}),
     }
     attention, cache = tables[kind]
     # One token's queries against a divided sequence; a prompt has many tokens to divide by heads.
@@ -141,15 +141,15 @@ def _layout(
         weights=weights,
         use=use,
         activations={"B": batch, "R": residual, **_wide(heads), "V": logits},
-        attention={"B": batch, "K G": heads},
-        cache={"B": batch, "K": heads},
-        rules={"K G h": "replicate", "K": "replicate", "V": "replicate"},
+        attention={"B": batch, "K G": heads, "N M": heads},
+        cache={"B": batch, "K": heads, "N M": heads},
+        rules=dict.fromkeys(("K G h", "K", "N M o w", "N M", "V"), "replicate"),
     )
 
 
 def _wide(axes: Axes) -> dict[str, Axes]:
     """Hidden widths of MLPs, heads and vocabulary over these mesh axes."""
-    return {"F": axes, "f": axes, "s": axes, "K G h": axes, "V": axes}
+    return {"F": axes, "f": axes, "s": axes, "K G h": axes, "N M o w": axes, "V": axes}
 
 
 _TWO_D = {"D": ("x",), **_wide(_ZY)}

@@ -14,6 +14,7 @@ from decode.load import ModelSource
 from model.catalog import find_model
 from model.config import ModelConfig
 from model.declarations import Path
+from model.delta_sizes import DeltaSizes
 from model.dtypes import FLOAT32, Dtypes
 from model.latent_sizes import LatentSizes
 from model.parameters import place_parameters
@@ -89,6 +90,20 @@ FAMILIES = {
         "routing": Routing(score="sigmoid", of_inputs=True),
         "shared_d_ff": 64,
     },
+    "delta": {
+        "delta": DeltaSizes(key_heads=2, values_per_key=2, key_size=8, value_size=16),
+        "delta_layers": (True, False),
+        "output_gate": True,
+        "query_key_norm": True,
+        "rotary_size": 8,
+    },
+    "gated_experts": {
+        "output_gate": True,
+        "experts": 8,
+        "experts_per_token": 2,
+        "shared_d_ff": 64,
+        "shared_gate": True,
+    },
     "latent": _LATENT,
     "latent_experts": _LATENT
     | {
@@ -115,7 +130,7 @@ def config_of(family: str, **sizes: int) -> ModelConfig:
     """
     tiny = find_model("tiny")
     changes = sizes | FAMILIES[family.removeprefix(DIVIDED)]
-    for field in {"windows", "rotary_layers"} & changes.keys():
+    for field in {"windows", "rotary_layers", "delta_layers"} & changes.keys():
         changes[field] = changes[field][: sizes.get("layers", tiny.layers)]
     return dataclasses.replace(tiny, **changes)
 

@@ -34,13 +34,17 @@ _NO_GGUF = {
     "phi3_long": "refused by name",
     "qwen2_window": "no key says which layers",
     "qwen3_bias": "refused by its tensors",
+    "qwen3_5": "refused by name",
+    "qwen3_5_moe": "refused by name",
     "qwen3_moe_raw": "refused by name",
     "qwen3_moe_window": "no key says which layers",
+    "qwen3_next": "refused by name",
 }
 # Run in the slow set alone: what they bring is also in a case of the default set, or is data.
 SLOW_CASES = (
     "deepseek_v2", "deepseek_v2_lite", "glm4_moe", "gpt_oss_mxfp4", "granite", "kimi_k2",
-    "llama4_maverick", "llama_bias", "olmo2", "olmo3", "phi3", "phi3_long", "qwen3_bias", "smollm3",
+    "llama4_maverick", "llama_bias", "olmo2", "olmo3", "phi3", "phi3_long", "qwen3_5",
+    "qwen3_5_moe", "qwen3_bias", "smollm3",
 )  # fmt: skip
 GGUF_CASES = [case for case in CASES if case not in _NO_GGUF]
 
@@ -55,6 +59,8 @@ FAMILIES = {
     "Qwen3": ["qwen3"],
     "Qwen3 with biases": ["qwen3_bias"],
     "Qwen3-MoE": ["qwen3_moe", "qwen3_moe_raw", "qwen3_moe_window"],
+    "Qwen3-Next": ["qwen3_next"],
+    "Qwen3.5 (text, dense and of experts)": ["qwen3_5", "qwen3_5_moe"],
     "DeepSeek V2": ["deepseek_v2", "deepseek_v2_lite"],
     "DeepSeek V3, R1": ["deepseek_v3"],
     "Kimi K2": ["kimi_k2"],

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from model.cache import KVCache, Stored, cache_axes
+from model.cache import DeltaState, KVCache, Stored, cache_axes
 from model.cache_write import NewTokens
 from model.config import ModelConfig
 from sharding.layout import Axes
@@ -97,11 +97,22 @@ def exchange_rows(
 
 
 def _take(
-    stored: Stored | None, window: int | None, *, rows: jax.Array, new: NewTokens, slot_axes: Axes
-) -> Stored | None:
-    """One device's rows of a layer's keys or values; latents have no values beside them."""
+    stored: Stored | DeltaState | None,
+    window: int | None,
+    *,
+    rows: jax.Array,
+    new: NewTokens,
+    slot_axes: Axes,
+) -> Stored | DeltaState | None:
+    """One device's rows of a layer's keys or values, or of its states.
+
+    Latents have no values beside them, and states neither keys nor values.
+    """
     if stored is None:
         return None
+    if isinstance(stored, DeltaState):
+        kept = (new.first > 0) | (new.count == 0)  # [m]: a sequence that begins has none yet
+        return jax.tree.map(lambda array: _cut(array, 0, rows, _wide(kept, array.ndim)), stored)
     slots = stored.shape[2]
     parts = jax.lax.axis_size(slot_axes) if slot_axes else 1
     begin = jax.lax.axis_index(slot_axes) * slots if slot_axes else 0
@@ -109,16 +120,23 @@ def _take(
 
     def take(array: jax.Array, axes: str) -> jax.Array:
         at = axes.index("B")
-        cut = [
-            jax.lax.dynamic_slice_in_dim(array, rows[lane], 1, axis=at) for lane in range(len(rows))
-        ]
-        # With jax 0.12 XLA:CPU makes a program of slices and mask together that LLVM refuses.
-        cut = jax.lax.optimization_barrier(cut)
-        cut = jnp.concatenate(cut, axis=at) if len(cut) > 1 else cut[0]
-        mask = kept[:, None, :, None] if at == 0 else kept[None]
-        return jnp.where(mask, cut, jnp.zeros_like(cut))
+        return _cut(array, at, rows, kept[:, None, :, None] if at == 0 else kept[None])
 
     return jax.tree.map(take, stored, cache_axes(KVCache((stored,), ())).keys[0])
+
+
+def _cut(array: jax.Array, at: int, rows: jax.Array, mask: jax.Array) -> jax.Array:
+    """Rows along a dimension, zeros where the mask, [m, ...] there, is not set."""
+    cut = [jax.lax.dynamic_slice_in_dim(array, rows[lane], 1, axis=at) for lane in range(len(rows))]
+    # With jax 0.12 XLA:CPU makes a program of slices and mask together that LLVM refuses.
+    cut = jax.lax.optimization_barrier(cut)
+    cut = jnp.concatenate(cut, axis=at) if len(cut) > 1 else cut[0]
+    return jnp.where(mask, cut, jnp.zeros_like(cut))
+
+
+def _wide(mask: jax.Array, dimensions: int) -> jax.Array:
+    """A mask [m] over the first of so many dimensions."""
+    return mask.reshape(-1, *(1,) * (dimensions - 1))
 
 
 def _seen(slots: jax.Array, ring: int, new: NewTokens, window: int | None) -> jax.Array:

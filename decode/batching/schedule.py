@@ -39,18 +39,23 @@ class Row:
     busy: bool = False
     freed: int = -1
 
-    def reusable(self, prompt: Sequence[int], window: int | None) -> int:
+    def reusable(self, prompt: Sequence[int], window: int | None, whole: bool = False) -> int:
         """How many of the prompt's first tokens need not run after a copy of this row.
 
         One is left to run at least. A window's ring forgets: of a row that is longer, only what
-        goes on at its end is there.
+        goes on at its end is there. Of a state nothing can be taken back: with `whole`, the prompt
+        goes on where the row ends, or nothing in it is of use.
         """
+        if whole and self.written > min(len(self.tokens), len(prompt) - 1):
+            return 0
         known = min(len(self.tokens), self.written, len(prompt) - 1)
         forgets = window and self.written > window
         if forgets and known < self.written - 1:
             return 0
         alike = _alike(prompt, self.tokens, known)
         if forgets and alike < self.written - 1:
+            return 0
+        if whole and alike < self.written:
             return 0
         return alike if alike >= BLOCK else 0
 
@@ -297,7 +302,8 @@ class Schedule:
             rows = sorted(set(alike) - seen, key=lambda row: row.number)
             seen.update(rows)
             rows = [row for row in rows if self._group(row) in groups]
-            found = [(row.reusable(prompt, self.shape.window), row) for row in rows]
+            keeps = self.shape.window, self.shape.whole
+            found = [(row.reusable(prompt, *keeps), row) for row in rows]
             reused, best = max(found, key=lambda each: each[0], default=(0, None))
             if reused:
                 return best, reused, self._group(best)

@@ -29,6 +29,7 @@ class Shape:
       spare: tokens that a chunk may be longer than its prompts, so that no chunk more is needed.
       budget: tokens of all lanes of a step's chunks.
       window: tokens that the shortest window of the model's layers keeps; None without windows.
+      whole: whether what a row holds is of use whole alone, as a state is.
       steps: rows of the decode steps that are smaller than one of all rows, rising. A step has as
         many of each group, its first ones.
     """
@@ -40,6 +41,7 @@ class Shape:
     spare: int
     budget: int
     window: int | None = None
+    whole: bool = False
     steps: tuple[int, ...] = ()
 
     def size(self, tokens: int) -> int:
@@ -96,6 +98,7 @@ def shape_of(engine: Engine, rows: int, context: int, budget: int) -> Shape:
         spare=SPARE_ON_CPU if on_cpu else FEW,
         budget=budget,
         window=min(windows, default=None),
+        whole=config.delta is not None,
         steps=smaller_steps(rows, lanes) if on_cpu else (),
     )
 

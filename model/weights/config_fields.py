@@ -29,6 +29,10 @@ class Fields:
         self._values = _read(path)
         self._left = set(self._values)
 
+    def holds(self, name: str) -> bool:
+        """Whether a field is there and is not null."""
+        return self._values.get(name) is not None
+
     def within(self, name: str) -> "Fields":
         """The fields of an object among these, as if they were a file's."""
         values = self.take(name)

@@ -17,6 +17,7 @@ from model.config import ModelConfig
 from model.declarations import Path as ParameterPath
 from model.parameters import Readable
 from model.weights import WeightsError
+from model.weights import huggingface_delta as delta
 from model.weights.assembled import HEAD, Assembled, Piece, Shape
 from model.weights.fp8_files import Fp8Files, open_files
 from model.weights.huggingface_config import read_config
@@ -95,7 +96,8 @@ def read_parameters(
       WeightsError: tensors that are missing, left over, misshapen or quantized.
     """
     names = FAMILIES[model_type].names
-    experts = 1 if names.stacked else max(config.experts, 1)
+    joined = names.stacked or any(n.endswith(".experts.gate_up_proj") for n in files.tensors)
+    experts = 1 if joined else max(config.experts, 1)
     routed = config.layers_of_experts
     if routed * experts + config.layers - routed > len(files.tensors):
         raise WeightsError(
@@ -208,7 +210,12 @@ class _Arrays:
         found = {("embedding", "weight"): self.one(f"{self._before}embed_tokens", table)}
         for layer in range(c.layers):
             prefix = f"{self._before}layers.{layer}."
-            parts = self.attention(prefix + "self_attn.") | self.norms(prefix)
+            if c.is_delta(layer):
+                joined = self.names.delta == "joined"
+                parts = delta.layer_arrays(self, c, prefix + "linear_attn.", joined)
+            else:
+                parts = self.attention(prefix + "self_attn.")
+            parts |= self.norms(prefix)
             parts |= self.feed_forward(layer, prefix)
             found |= {("layers", layer, *path.split(".")): a for path, a in parts.items()}
         found["final_norm", "scale"] = self.scale(f"{self._before}norm")
@@ -225,6 +232,8 @@ class _Arrays:
         if not c.shared_d_ff:
             return self.mixture(prefix, layer)
         shared = self.mlp(f"{prefix}{self.names.shared}.", "shared", c.shared_d_ff)
+        if c.shared_gate:
+            shared["shared.gate"] = self.one(f"{prefix}{self.names.shared}_gate", (1, c.d_model))
         return self.mixture(prefix, layer) | shared
 
     def attention(self, prefix: str) -> dict[str, Assembled]:
@@ -237,6 +246,8 @@ class _Arrays:
             "attention.key_value": self.keys_values(prefix, "weight", D),
             "attention.output": self.one(prefix + "o_proj", (D, K * G * h), (D, K, G, h)),
         }
+        if c.output_gate:
+            found |= delta.gated_queries(self, c, prefix)
         if c.attention_bias:
             found["attention.query_bias"] = self.queries(prefix, "bias")
             found["attention.key_value_bias"] = self.keys_values(prefix, "bias")
@@ -312,6 +323,8 @@ class _Arrays:
             stacked = StackedExperts(self.files, self.config, name, self.names.halves)
             keep = [n for n in ("gate_up", "down") if ("layers", layer, "mlp", n) in self.keep]
             return router | {f"mlp.{name}": array for name, array in stacked.arrays(keep).items()}
+        if joined := self.names.delta and delta.joined_experts(self, self.config, prefix):
+            return router | joined
         experts = [f"{prefix}{self.names.experts}.{expert}." for expert in range(E)]
         gate_up = [p for e, name in enumerate(experts) for p in self.gate_up(name, (e,), F)]
         down = [

@@ -11,17 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ModelConfig
+from model.weights import huggingface_delta
 from model.weights.config_fields import Fields
 from model.weights.huggingface_deepseek import expert_fields, latent_fields
-from model.weights.huggingface_families import ANY, FAMILIES, HARMLESS, Family
-from model.weights.huggingface_llama4 import (
-    BESIDE_TEXT,
-    TEXT_OF,
-    chunk_windows,
-    interleaved_experts,
-    query_fields,
-)
+from model.weights.huggingface_families import FAMILIES, HARMLESS, Family
+from model.weights.huggingface_llama4 import chunk_windows, interleaved_experts, query_fields
 from model.weights.huggingface_rotary import rotary
+from model.weights.text_part import PARTS, text_model
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -44,15 +40,17 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
         another type, or not known.
       ConfigError: sizes that contradict each other.
     """
-    fields, model_type = _text_model(Fields(folder / "config.json"))
+    fields, model_type = text_model(Fields(folder / "config.json"))
     if model_type not in FAMILIES:
-        supported = ", ".join((*FAMILIES, *TEXT_OF))
+        supported = ", ".join(sorted({*FAMILIES, *PARTS}))
         fields.refuse("model_type", model_type, f"supported are {supported}")
     family = FAMILIES[model_type]
     common = _common(fields, family, _name(folder))
     rotated = _rotary_layers(fields, family, common["layers"])
-    windows = _windows(fields, family, common["layers"], rotated)
-    more = _feed_forward(fields, family, common["layers"])
+    delta = family.names.delta
+    more = huggingface_delta.delta_fields(fields, common["layers"]) if delta else {}
+    windows = None if delta else _windows(fields, family, common["layers"], rotated)
+    more |= _feed_forward(fields, family, common["layers"])
     more |= _scales(fields, family, common["d_model"])
     more |= _biases(fields, family) | {"rotary_layers": rotated, "windows": windows}
     latent, head_size = common.get("latent"), common["head_size"]
@@ -64,21 +62,6 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     config = ModelConfig(**common | more | family.settings)
     fields.finish(HARMLESS | family.harmless, family.quantized)
     return config, model_type
-
-
-def _text_model(fields: Fields) -> tuple[Fields, str]:
-    """The fields of the text model, which may be an object among others, and its `model_type`."""
-    outer = fields.text("model_type")
-    if outer not in TEXT_OF:
-        return fields, outer
-    text = fields.within("text_config")
-    if (inner := text.take("model_type", TEXT_OF[outer])) != TEXT_OF[outer]:
-        text.refuse("model_type", inner, f"beside {outer} it is {TEXT_OF[outer]}")
-    tied = fields.truth("tie_word_embeddings", False)
-    if tied != text.truth("tie_word_embeddings", False):
-        fields.refuse("tie_word_embeddings", tied, "text_config says otherwise")
-    fields.finish(HARMLESS | dict.fromkeys(BESIDE_TEXT, ANY))
-    return text, TEXT_OF[outer]
 
 
 def _name(folder: Path) -> str:
@@ -131,6 +114,8 @@ def _feed_forward(fields: Fields, family: Family, layers: int) -> dict[str, Any]
         return interleaved_experts(fields, layers)
     if family.topk_method:
         return expert_fields(fields, family.topk_method, family.expert_defaults, layers)
+    if family.names.delta and family.experts:
+        return huggingface_delta.expert_fields(fields, bool(family.renormalise))
     if not family.experts:
         return {"d_ff": fields.integer("intermediate_size")}
     fields.take("intermediate_size", None)

@@ -75,12 +75,14 @@ class Names:
       gate, up, down: the matrices of an MLP or an expert.
       gate_up: gate and up as one matrix, one after the other; empty where they are two.
       query_key_value: queries, keys and values as one matrix; empty where they are three.
-      halves: of such a tensor gate is the first half of a dimension and up the second; otherwise
-        they alternate.
       feed_forward: the MLP of a layer without experts.
       shared: the MLP beside experts.
       paired: the two rows of a rotary pair are adjacent in query and key matrices.
       stacked: all experts' matrices are one tensor, as `model.weights.stacked_experts` has it.
+      halves: of such a tensor gate is the first half of a dimension and up the second; otherwise
+        they alternate.
+      delta: how a delta layer's projections are stored, ``joined`` or ``apart``, see
+        `model.weights.huggingface_delta`; empty in families without such layers.
     """
 
     attention_norm: str = "input_layernorm"
@@ -100,6 +102,7 @@ class Names:
     paired: bool = False
     stacked: bool = False
     halves: bool = False
+    delta: str = ""
 
 
 _GEMMA_NAMES = Names(
@@ -156,6 +159,7 @@ class Family:
       chunks: experts in some layers, windows and queries are as Llama 4's fields say
         (`model.weights.huggingface_llama4`).
       other_parts: what the names of tensors begin with that are of no language model: left out.
+      ignored_in_rotary: fields of `rope_parameters` that change nothing in a text.
       quantized: the `quant_method` of a `quantization_config` that is read; empty for none.
     """
 
@@ -193,6 +197,7 @@ class Family:
     multipliers: bool = False
     chunks: bool = False
     other_parts: tuple[str, ...] = ()
+    ignored_in_rotary: tuple[str, ...] = ()
     quantized: str = ""
 
 
@@ -253,6 +258,30 @@ _LLAMA4 = Family(
     chunks=True,
     other_parts=("vision_model.", "multi_modal_projector."),
 )
+_QWEN3_NEXT = Family(
+    names=Names(norm_offset=1, shared="mlp.shared_expert", delta="joined"),
+    rotary_part=0.25,
+    experts=("num_experts",),
+    renormalise=False,
+    settings={"query_key_norm": True, "output_gate": True},
+    other_parts=("mtp.", "model.visual."),
+    harmless={
+        "attn_output_gate": (True,),
+        "output_gate_type": ("swish",),
+        "mamba_ssm_dtype": ("float32",),
+        "linear_attention_interval": ANY,  # which transformers does not read
+        # Layers that predict further tokens: left out, as transformers does.
+        "mtp_num_hidden_layers": ANY,
+        "mtp_use_dedicated_embeddings": ANY,
+        "num_nextn_predict_layers": ANY,
+    },
+)
+_QWEN3_5_MOE = dataclasses.replace(
+    _QWEN3_NEXT,
+    names=dataclasses.replace(_QWEN3_NEXT.names, delta="apart"),
+    renormalise=True,
+    ignored_in_rotary=("mrope_section", "mrope_interleaved"),  # all axes of a text are its tokens
+)
 _OLMO2 = Family(
     names=Names(
         attention_norm_after="post_attention_layernorm",
@@ -297,6 +326,9 @@ FAMILIES: Mapping[str, Family] = {
         expert_width="moe_intermediate_size",
         renormalise=None,
     ),
+    "qwen3_next": _QWEN3_NEXT,
+    "qwen3_5_text": dataclasses.replace(_QWEN3_5_MOE, experts=()),
+    "qwen3_5_moe_text": _QWEN3_5_MOE,
     "gemma2": dataclasses.replace(_GEMMA, pattern=2, attention_softcap=50.0, logit_softcap=30.0),
     "gemma3_text": dataclasses.replace(
         _GEMMA,

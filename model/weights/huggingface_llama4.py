@@ -4,15 +4,10 @@ Source: `configuration_llama4.py` and `modeling_llama4.py` of
 https://github.com/huggingface/transformers.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from model.routing_rule import Routing
 
-TEXT_OF: Mapping[str, str] = {"llama4": "llama4_text"}
-"""Families whose `text_config` has the fields of another, beside those of images."""
-BESIDE_TEXT = ("vision_config", "image_token_index", "boi_token_index", "eoi_token_index")
-"""Fields beside a `text_config` that do not change what is made of a text."""
 _CHUNKED = {"full_attention": False, "chunked_attention": True}
 
 

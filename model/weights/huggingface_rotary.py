@@ -80,7 +80,8 @@ def _given(fields: Fields, family: Family) -> tuple[dict[str, Any], float | None
         fields.refuse("rope_parameters", given, f"{says}, as this family has them")
     if not isinstance(given, dict):
         fields.refuse("rope_parameters", given, "give an object")
-    return {name: value for name, value in given.items() if value is not None}, local
+    known = {name: v for name, v in given.items() if name not in family.ignored_in_rotary}
+    return {name: value for name, value in known.items() if value is not None}, local
 
 
 def _local_base(fields: Fields, given: dict, default: float | None) -> float:

@@ -1,10 +1,12 @@
 """Estimates for people: a table of floors and expected times, and what follows for serving."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 from profiles.chips.chip import Chip
 from profiles.expected import balance, economics
 from profiles.expected.estimate import Estimate, Estimator
+from profiles.floor.delta_counts import states_in_words
 from profiles.floor.deployment import Model
 from profiles.floor.sized_models import SizedModel
 from profiles.report.numbers import exact, ms, number, several
@@ -43,6 +45,9 @@ def title(
     ]
     if experts := points[0].experts:
         lines.append(f"experts that a step reads: {EXPERTS[experts]} ({experts})")
+    deployments = (estimator.deployment for estimator in estimators)
+    states = (states_in_words(each.model, each.dtypes) for each in deployments)
+    lines += dict.fromkeys(itertools.chain.from_iterable(states))
     for name in chips:
         of_chip = [e for e in estimators if e.deployment.slice.chip.name == name]
         one, kinds = of_chip[0], dict.fromkeys(each.deployment.arithmetic for each in of_chip)

@@ -6,12 +6,14 @@ keys alone: kernels on the chip, and loops of XLA in memory, a few megabytes tha
 Compilers fuse some of it away and hold some of it twice.
 """
 
+import dataclasses
 import functools
 
 import numpy as np
 
 from decode.chunks import CHUNK
 from model.config import ModelConfig
+from model.delta_sizes import DeltaSizes
 from model.dtypes import Dtypes
 from sharding.placement import Placement
 
@@ -67,10 +69,22 @@ def _attention(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> flo
             + (numbers * share + sizes.cached * placement.share(("attention", "BK")))
             * dtypes.dtype.itemsize
         )
+    if sizes := config.delta:
+        plain = dataclasses.replace(config, delta=None, delta_layers=None)
+        return np.maximum(_delta(sizes, placement, dtypes), _attention(plain, placement, dtypes))
     width = config.head_size
     queries = config.query_heads * width * attention_share(placement, of_cache=False)
     both = 2 * config.kv_heads * width * placement.share(("attention", "BK"))
     return (queries + both) * dtypes.dtype.itemsize + queries * FLOAT32
+
+
+def _delta(sizes: DeltaSizes, placement: Placement, dtypes: Dtypes) -> float:
+    """Bytes of one token of a delta layer: what heads make of it, that convolved, and answers."""
+    keys = placement.share(("attention", "BN"))
+    made = sizes.key_heads * sizes.projected * keys * dtypes.dtype.itemsize
+    convolved = sizes.key_heads * sizes.convolved * keys
+    answers = sizes.value_heads * sizes.value_size * placement.share(("attention", "BNM"))
+    return made + (convolved + answers) * FLOAT32
 
 
 def _feed_forward(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:

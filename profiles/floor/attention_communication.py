@@ -32,6 +32,9 @@ def grouped_attention(step: "ForwardPass", given: jax.P, contracted: jax.P) -> N
             step.reshard(step.plain(letters), placement.weights(letters), bias, block, True)
         attended = placement.attention("BT" + letters.replace("h", UNDIVIDED))
         step.reshard(step.array("BT" + letters), result, attended, block)
+    if step.config.output_gate:
+        result = placement.activations("BTKGh")
+        step.product(Matmul("KGhD", 3, given, contracted, result, block))
     if step.config.norm_over_heads:
         for letters in ("BTKG_", "BTK_"):
             _norm_over_heads(step, placement.attention(letters), block)

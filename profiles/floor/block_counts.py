@@ -14,9 +14,11 @@ from sharding.placement import Placement
 
 EMBEDDING, NORMS, QUERY_KEY_VALUE = "embedding", "norms", "query/key/value"
 CACHE_WRITE, ATTENTION, OUTPUT = "cache write", "attention", "output projection"
+DELTA_RULE = "delta rule"
 MLP, EXPERTS, UNEMBEDDING = "MLP", "experts", "unembedding"
 BLOCKS = (
-    EMBEDDING, NORMS, QUERY_KEY_VALUE, CACHE_WRITE, ATTENTION, OUTPUT, MLP, EXPERTS, UNEMBEDDING
+    EMBEDDING, NORMS, QUERY_KEY_VALUE, CACHE_WRITE, ATTENTION, DELTA_RULE, OUTPUT, MLP, EXPERTS,
+    UNEMBEDDING,
 )  # fmt: skip
 """All blocks, in the order in which a step runs through them."""
 SAMPLING = "sampling"
@@ -28,6 +30,7 @@ SCOPES = {
     "query_key_value": QUERY_KEY_VALUE,
     "cache_write": CACHE_WRITE,
     "attention": ATTENTION,
+    "delta_rule": DELTA_RULE,
     "attention_output": OUTPUT,
     "mlp": MLP,
     "mixture": EXPERTS,
@@ -72,6 +75,8 @@ def block_of_weight(path: Path, config: ModelConfig) -> str:
         return MLP
     if parts[2] == "mlp":
         return EXPERTS if config.has_experts(int(parts[1])) else MLP
+    if parts[3] in ("taps", "rates", "rates_bias"):
+        return DELTA_RULE
     return OUTPUT if parts[3].startswith(("output", "value")) else QUERY_KEY_VALUE
 
 
@@ -101,9 +106,12 @@ def block_counts(
         )
     whole = PassCounter(config, placement, dtypes)
     counts = whole.count(pass_, experts)
-    attention = pass_.batch * whole.attention_flops(pass_)
-    found[ATTENTION] = BlockCounts(counts.kv_read, attention)
-    found[CACHE_WRITE] = BlockCounts(counts.kv_written, 0.0)
+    rule, states = pass_.batch * whole.delta_flops(pass_.tokens), whole.states(pass_)
+    attention = pass_.batch * whole.attention_flops(pass_) - rule
+    found[ATTENTION] = BlockCounts(counts.kv_read - states.read, attention)
+    found[CACHE_WRITE] = BlockCounts(counts.kv_written - states.written, 0.0)
+    weights = found[DELTA_RULE]  # of convolutions
+    found[DELTA_RULE] = BlockCounts(weights.bytes + sum(states), weights.flops + rule)
     return {name: BlockCounts(*map(float, work)) for name, work in found.items() if any(work)}
 
 

@@ -22,6 +22,7 @@ from model.declarations import Matrix, Path, declarations, matrices, of_experts
 from model.dtypes import Dtypes
 from model.transformer import Transformer
 from profiles.floor.activations import activation_bytes, attention_share
+from profiles.floor.delta_counts import StateTraffic, delta_flops, state_bytes, state_traffic
 from profiles.floor.experts import touched_experts
 from profiles.floor.passes import (
     BatchLine,
@@ -103,7 +104,7 @@ def _alike(
 
 def _multiplies(path: Path, param: nnx.Param) -> bool:
     """Whether tokens are multiplied by this array, which is then no bias, scale or sink."""
-    beside = str(path[-1]).endswith(("_bias", "scale", "sinks"))
+    beside = str(path[-1]).endswith(("_bias", "scale", "sinks", "taps", "rates"))
     return len(param.shape) > 1 and not param.scale and not beside
 
 
@@ -130,6 +131,8 @@ class PassCounter:
     ):
         self.config, self.placement, self.dtypes = config, placement, dtypes
         self.token = kv_token_bytes(config, placement, dtypes)
+        self.state = state_bytes(config, placement, dtypes)
+        self._layers = max(len(config.attention_layers), 1)  # that cache tokens
         self.resident = self._dense_weights = self._experts = self._gathered = 0.0
         self._row = self._rows = 0.0  # bytes of an embedding that is looked up: one row, all
         self._work = self._table_work = self._expert_work = 0.0
@@ -140,6 +143,7 @@ class PassCounter:
         self._parts = placement.parts(("activations", "B"))
         self._of_cache = attention_share(placement, of_cache=True)
         self._of_prompts = attention_share(placement, of_cache=False)
+        self._of_states = placement.share(("attention", "BNM"))
         self._multiple = placement.multiple("S")
         self._kept = functools.cache(self._kept_bytes)
         self._held = functools.cache(self._held_bytes)
@@ -197,12 +201,13 @@ class PassCounter:
         """
         config, batch, tokens = self.config, pass_.batch, pass_.tokens
         seen, kept, _ = _attended(config, pass_.context, tokens)
+        layers, states = self._layers, self.states(pass_)
         counts = Counts(
             weights_resident=self.resident,
             weights_read=self.weights_read(batch * tokens, experts),
-            kv_resident=batch * self._kept(pass_.cache_slots),
-            kv_read=batch * self.token * seen / config.layers,
-            kv_written=batch * self.token * kept / config.layers,
+            kv_resident=batch * (self._kept(pass_.cache_slots) + self.state),
+            kv_read=batch * self.token * seen / layers + states.read,
+            kv_written=batch * self.token * kept / layers + states.written,
             flops=batch * (self.weight_flops(tokens) + self.attention_flops(pass_)),
             weights_gathered=self._gathered,
             activations=batch * self._held(tokens) + self._gathered / config.layers,
@@ -212,6 +217,10 @@ class PassCounter:
             sequences=batch,
         )
         return counts.as_python_numbers()
+
+    def states(self, pass_: Pass) -> StateTraffic:
+        """Bytes of the states of delta layers that a pass reads and writes."""
+        return state_traffic(self.state, pass_.batch, pass_.context)
 
     def weights_read(self, tokens: float, experts: float | str | None = None) -> float:
         """Bytes of weights that a pass over so many tokens reads; for `experts` see the class."""
@@ -229,12 +238,17 @@ class PassCounter:
         return 2 * (tokens * self._work + scored * self._table_work)
 
     def attention_flops(self, pass_: Pass) -> float:
-        """FLOPs of one sequence's scores and sums of values."""
+        """FLOPs of one sequence's scores and sums of values, and of delta rules in their place."""
         share = self._of_prompts if pass_.over_prompts else self._of_cache
         if self.config.latent:
             return latent_flops(self.config, pass_.context, pass_.tokens) * share
         _, _, pairs = _attended(self.config, pass_.context, pass_.tokens)
-        return 4 * self.config.query_heads * self.config.head_size * pairs * share
+        scores = 4 * self.config.query_heads * self.config.head_size * pairs * share
+        return scores + self.delta_flops(pass_.tokens)
+
+    def delta_flops(self, tokens: int) -> float:
+        """FLOPs of one sequence's delta rules."""
+        return delta_flops(self.config, tokens) * self._of_states
 
     def line(self, context: int, slots: int) -> BatchLine:
         """Decode steps of every batch at this context, with room for so many tokens."""
@@ -336,7 +350,7 @@ def latent_flops(config: ModelConfig, cached: int, tokens: int) -> int:
 
 
 def kv_token_bytes(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:
-    """Bytes one cached token takes on each device, keys and values of all layers."""
+    """Bytes one cached token takes on each device, keys and values of all layers that have any."""
     share = placement.share(("cache", CACHE_AXES))
     return _cache_bytes(config, 1, dtypes) * share
 
@@ -353,8 +367,11 @@ def _cache_bytes(config: ModelConfig, slots: int, dtypes: Dtypes, multiple: int 
 
 @functools.cache
 def _windows(config: ModelConfig) -> dict[int | None, int]:
-    """How many layers have each window, in which alone they differ; None is without one."""
-    return collections.Counter(map(config.window, range(config.layers)))
+    """How many layers of attention have each window, in which alone they differ.
+
+    None is without a window.
+    """
+    return collections.Counter(map(config.window, config.attention_layers))
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from model.dispatch import expert_axes, sums
 from model.dtypes import Dtypes
 from profiles.floor.attention_communication import grouped_attention, latent_attention
 from profiles.floor.collective import Collective, changes
+from profiles.floor.delta_communication import delta_layer
 from profiles.floor.element_types import bits, element_of
 from profiles.floor.shapes import FLOAT32, Matmul, Shapes
 from sharding.axes import MESH_AXES
@@ -115,7 +116,9 @@ class ForwardPass(Shapes):
         residual, contracted = placement.activations("BTR"), placement.contracted("BTD")
         if config.norm_before:
             self.norm("layer/norm")
-        if config.latent:
+        if config.is_delta(number):
+            delta_layer(self, residual, contracted)
+        elif config.latent:
             latent_attention(self, residual)
         else:
             grouped_attention(self, residual, contracted)
@@ -146,6 +149,9 @@ class ForwardPass(Shapes):
         placement, block = self.placement, "layer/mlp"
         both = placement.activations("BTC" + width)
         self.product(Matmul(f"C{width}D", 2, given, contracted, both, block))
+        if width == "s" and self.config.shared_gate:
+            one = placement.activations("BTa")
+            self.product(Matmul("aD", 1, contracted, contracted, one, block, plain=True))
         if self.config.mlp_bias:
             stored, used = placement.weights("CF"), placement.activations("CF")
             self.reshard(self.plain("CF"), stored, used, block, True)
@@ -233,7 +239,8 @@ class ForwardPass(Shapes):
         if m.table:
             weight, use = self.plain(m.letters), stored
         else:
-            weight, use = self.weight(m.letters, m.outputs), placement.use(m.letters)
+            found = self.plain(m.letters) if m.plain else self.weight(m.letters, m.outputs)
+            weight, use = found, placement.use(m.letters)
         specs = ProductSpecs(stored, use, m.given, m.contracted, m.result)
         plan = transfers(weight.shape, specs, placement.mesh)
         if plan and self.overlapped:

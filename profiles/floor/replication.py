@@ -2,10 +2,11 @@
 
 import jax
 
-from model.cache import CACHE_AXES
+from model.cache import CACHE_AXES, DELTA_AXES
 from model.config import ModelConfig
 from model.dtypes import Dtypes
 from profiles.floor.bytes_and_flops import declared, kv_token_bytes
+from profiles.floor.delta_counts import state_bytes
 from profiles.report.numbers import byte_size
 from sharding.placement import Placement, entry_axes, shards, used_axes
 from sharding.quantization import stored_bytes
@@ -39,6 +40,15 @@ def replication_cost(config: ModelConfig, placement: Placement, dtypes: Dtypes) 
             f"{' '.join(f'{axis}={placement.mesh[axis]}' for axis in rest)}, so the KV cache is "
             f"copied {copies} times: each device reads {extra} per cached token and step more "
             "than its share"
+        )
+    if config.delta and (rest := placement.unused_axes("cache", DELTA_AXES[0])):
+        copies = shards(rest, placement.mesh)
+        extra = byte_size(2 * state_bytes(config, placement, dtypes) * (1 - 1 / copies))
+        lines.append(
+            f"{config.delta.value_heads} value heads do not divide over "
+            f"{' '.join(f'{axis}={placement.mesh[axis]}' for axis in rest)}, so their states are "
+            f"copied {copies} times: each device reads and writes {extra} per sequence and step "
+            "more than its share"
         )
     return lines
 

@@ -28,6 +28,7 @@ class Matmul(NamedTuple):
       result: sharding of the product.
       block: the part of the model that it belongs to.
       table: the weight is the vocabulary's: plain, multiplied as it is stored, to float32.
+      plain: the weight is plain where others are in few bits.
     """
 
     letters: str
@@ -37,6 +38,7 @@ class Matmul(NamedTuple):
     result: jax.P
     block: str
     table: bool = False
+    plain: bool = False
 
     @property
     def read(self) -> str:

@@ -23,6 +23,8 @@ _ALIASES = {
 }  # fmt: skip
 _ALIASED = re.compile(r"output_to_operand_aliasing=\{((?:\{\d*\}: \(\d+, \{[\d, ]*\}\)(?:, )?)+)\}")
 _UPDATES = ("dynamic-update-slice", "scatter")
+REWRITTEN = "cache/states/"
+"""How names begin of arguments that each step writes anew, all of them: a floor has that write."""
 MOVED_FRACTION = 0.5
 """Part of an array that must be moved in a step for it to count as moved."""
 
@@ -193,9 +195,16 @@ def _of(
             continue
         read, source = _read(step, origin, array)
         how, widened = _how(array, source, argument_arrays[origin])
+        if origin.startswith(REWRITTEN) and _is_rewrite(one, source, how):
+            continue
         size, scope = array.padded, users.scope(step)
         move = Move(origin, how, size + read, size, step.executions, scope, widened)
         yield move, array.elements
+
+
+def _is_rewrite(one: Instruction, source: Array, how: str) -> bool:
+    """Whether this makes a state's new numbers of its old ones, or brings them back from VMEM."""
+    return (how == "copied" and one.opcode == "fusion") or bool(source.space)
 
 
 def _read(step: Step, origin: str, made: Array) -> tuple[int, Array]:

@@ -28,15 +28,15 @@ from sharding.mesh import MeshShape
 from sharding.placement import Placement, division, shards
 
 _ARRAYS = (
-    (("weights",), "weights", "VD KGhD KhD FD KGh Kh eD EFD fD sD KGhq KGv"),
-    (("use",), "use", "VD KGhD KhD FD KGh Kh eD EFD fD sD KGhq KGv"),
-    (("activations",), "activations", "BR BF BKGh BKh V Bf Bs BKGv"),
-    (("attention",), "attention", "BKG BK"),
-    (("cache",), "cache", "BKS"),
+    (("weights",), "weights", "VD KGhD KhD FD KGh Kh eD EFD fD sD KGhq KGv NwD NMD DNMo"),
+    (("use",), "use", "VD KGhD KhD FD KGh Kh eD EFD fD sD KGhq KGv NwD NMD DNMo"),
+    (("activations",), "activations", "BR BF BKGh BKh V Bf Bs BKGv BNw BNMo BNM"),
+    (("attention",), "attention", "BKG BK BNM BN"),
+    (("cache",), "cache", "BKS BNM BN"),
     (("weights", "activations"), "beside_stored", "BD"),
 )
 """Arrays whose shardings are all that a pass asks a placement for, behind the tables that say."""
-_OF_SOME = frozenset("Eefsqv")
+_OF_SOME = frozenset("EefsqvN")
 """Letters of arrays that not all models have."""
 BIT = {axis: 1 << place for place, axis in enumerate(MESH_AXES)}
 """Sets of mesh axes as numbers: a bit for each axis."""

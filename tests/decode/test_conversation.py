@@ -1,6 +1,7 @@
 """Conversations: the tokens of each turn's whole prompt run anew, of which little is run again."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from decode.generate import Completion, PromptError, Request, generate
 from model.dtypes import FLOAT32, Dtypes
 from sharding.catalog import LAYOUTS, attend_by
 from sharding.quantization import QUANTIZATIONS
-from tests.engines import config_of, random_engine
+from tests.engines import FAMILIES, config_of, random_engine
 
 NEW = 6  # tokens of an answer
 SAID = np.random.default_rng(0).integers(0, 256, 200).tolist()
@@ -56,7 +57,8 @@ def engine_of(mesh: str, attention: str = "heads", cache: str = "", **changes: o
     [{"mesh": "1x1x1", "cache": "int8", "layers": 1},
      {"mesh": "1x2x2", "attention": "sequence", "windows": (24,), "layers": 1},
      *(pytest.param(case, marks=pytest.mark.slow)
-       for case in ({"mesh": "1x1x1", "windows": (24, None)}, {"mesh": "1x1x1"}, {"mesh": "1x1x2"},
+       for case in ({"mesh": "1x1x1"} | FAMILIES["delta"],
+                    {"mesh": "1x1x1", "windows": (24, None)}, {"mesh": "1x1x1"}, {"mesh": "1x1x2"},
                     {"mesh": "2x1x1", "attention": "batch", "layers": 1}))],
     ids=lambda case: " ".join(map(str, case.values())),
 )  # fmt: skip
@@ -70,6 +72,13 @@ def test_each_turn_gives_the_tokens_of_its_whole_prompt_and_runs_what_is_new(cas
         reused.append(conversation.reused)
         assert conversation.reused == held
     assert reused == [0, 25, 40]
+
+
+def test_a_state_gives_nothing_back_of_a_prompt_that_departs():
+    conversation = Conversation(types.SimpleNamespace(config=config_of("delta")))
+    conversation._tokens = [1, 2, 3]
+    prompts = [1, 2, 3, 4], [1, 2, 3], [1, 2, 9, 9]
+    assert [conversation._reusable(prompt) for prompt in prompts] == [3, 0, 0]
 
 
 @pytest.mark.parametrize(

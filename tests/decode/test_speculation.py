@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -161,6 +162,15 @@ def test_draws_do_not_depend_on_the_batch_or_the_mesh():
             tokens(speculate(engine, draft, dataclasses.replace(request, prompts=prompts)))
         )
     assert found[0][:2] == found[1]
+
+
+def test_a_model_whose_states_give_no_token_back_is_refused():
+    engine = types.SimpleNamespace(config=config_of("delta"))
+    request = Request(prompts=[[1]], max_new_tokens=2)
+    with pytest.raises(DraftError, match=r"tiny has gated delta layers, .*; leave out --draft"):
+        speculate(engine, None, request)
+    with pytest.raises(DraftError, match="cannot give refused tokens back"):
+        ModelDraft(engine, engine, 2)
 
 
 def test_a_draft_of_another_vocabulary_is_refused_with_both_sizes():

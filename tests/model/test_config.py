@@ -6,9 +6,11 @@ import pytest
 
 from model.catalog import find_model
 from model.config_checks import ConfigError
+from model.delta_sizes import DeltaSizes
 
 TINY = find_model("tiny")
 EXPERTS = {"experts": 4, "experts_per_token": 1}
+DELTA = DeltaSizes(key_heads=2, values_per_key=2, key_size=8, value_size=16)
 
 
 def test_a_configuration_is_hashable_and_frozen():
@@ -36,6 +38,14 @@ def test_a_configuration_is_hashable_and_frozen():
         ({"expert_layers": (True,), **EXPERTS}, "expert_layers of tiny has 1 entries"),
         ({"expert_layers": (True, False), **EXPERTS}, "dense_layers of tiny is 1 and dense_d_ff 0"),
         ({"expert_layers": (False, False), **EXPERTS, "dense_d_ff": 8}, "at most 1 layers"),
+        ({"delta_layers": (True, False)}, "delta_layers of tiny is (True, False)"),
+        ({"delta": DELTA}, "delta_layers of tiny is None"),
+        ({"delta": DELTA, "delta_layers": (True,)}, "one entry for each of 2 layers"),
+        (
+            {"delta": dataclasses.replace(DELTA, taps=1), "delta_layers": (True, True)},
+            "delta layers of tiny cannot be: taps is 1",
+        ),
+        ({"shared_gate": True}, "shared_gate of tiny is True; it needs shared_d_ff"),
     ],
 )
 def test_contradictions_are_refused_by_name(changes, message):
@@ -52,3 +62,12 @@ def test_layers_of_experts_may_alternate_with_others():
     assert maverick.first_layers(1).expert_layers == (True,)
     assert maverick.first_layers(3).expert_layers == (False, True, False)
     assert find_model("deepseek-v3").first_layers(2).dense_layers == 1
+
+
+def test_layers_of_states_are_a_kind_and_cache_no_tokens():
+    mixed = dataclasses.replace(
+        TINY, layers=5, delta=DELTA, delta_layers=(True, True, False, True, False)
+    )
+    assert mixed.kinds == ((0, 3), (2, 2)) and mixed.attention_layers == (2, 4)
+    assert mixed.one_of_each().delta_layers == (True, False)
+    assert mixed.equal_layers(3).attention_layers == (0, 1, 2)

@@ -17,13 +17,14 @@ from model.weights import WeightsError
 from model.weights.huggingface import HuggingFaceFolder
 from model.weights.huggingface_config import read_config
 from model.weights.huggingface_families import FAMILIES
-from model.weights.huggingface_llama4 import TEXT_OF
+from model.weights.text_part import PARTS
 from tests.family_cases import CASES, FOLDER
 from tests.published_configs import PUBLISHED
+from tests.published_configs_delta import PUBLISHED_DELTA
 from tests.published_configs_experts import PUBLISHED_EXPERTS
 from tests.published_configs_labs import PUBLISHED_LABS
 
-ALL = PUBLISHED | PUBLISHED_LABS | PUBLISHED_EXPERTS
+ALL = PUBLISHED | PUBLISHED_LABS | PUBLISHED_EXPERTS | PUBLISHED_DELTA
 
 
 def values_of(case):
@@ -36,8 +37,9 @@ def read(folder, values):
 
 
 def test_every_family_has_a_model_made_by_transformers():
-    found = {values_of(case)["model_type"] for case in CASES}
-    assert found >= set(TEXT_OF) and {TEXT_OF.get(each, each) for each in found} == set(FAMILIES)
+    types = {values_of(case)["model_type"] for case in CASES}
+    assert {PARTS[each].model_type if each in PARTS else each for each in types} == set(FAMILIES)
+    assert types >= set(PARTS)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,12 @@ def test_every_family_has_a_model_made_by_transformers():
         ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
         ("qwen3_moe", {"num_experts": 4}, "num_(local_)?experts"),
         ("qwen3_moe", {"shared_expert_intermediate_size": 64}, "shared_expert"),
+        ("qwen3_next", {"layer_types": ["sliding_attention"] * 3}, "layer_types.*linear_attention"),
+        ("qwen3_next", {"linear_num_value_heads": 3}, "linear_num_value_heads.*multiple of 2"),
+        ("qwen3_next", {"attention_bias": True}, "attention_bias"),
+        ("qwen3_next", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("qwen3_5_moe", {"tie_word_embeddings": True}, "tie_word_embeddings.*text_config says"),
+        ("qwen3_5_moe", {"text_config": 3}, "text_config.*give an object"),
         ("gemma3", {"layer_types": ["chunked_attention"] * 4}, "layer_types"),
         ("gemma3", {"layer_types": ["full_attention"] * 3}, "layer_types"),
         ("gemma3", {"use_bidirectional_attention": True}, "bidirectional"),

@@ -166,6 +166,16 @@ def test_a_window_has_forgotten_what_is_far_behind_its_newest_token(window, writ
     assert row.reusable([*range(alike), *[99] * 10], window) == reused
 
 
+@pytest.mark.parametrize(
+    ("written", "alike", "reused"),
+    [(60, 60, 60), (59, 60, 59), (60, 59, 0), (61, 60, 0), (9, 60, 0)],
+)
+def test_of_a_row_that_is_of_use_whole_alone_all_that_was_written_is_taken(written, alike, reused):
+    row = Row(0, list(range(60)), written)
+    assert row.reusable([*range(alike), *[99] * 10], None, whole=True) == reused
+    assert row.reusable(list(range(written)), None, whole=True) == 0  # one is left to run
+
+
 def test_each_row_is_looked_at_once_however_many_blocks_a_prompt_has(monkeypatch):
     schedule, shared = schedule_of(rows=32, window=1024), list(range(8100))
     for row in schedule.rows:

@@ -126,6 +126,16 @@ def test_a_decode_step_in_few_bits_copies_and_unpacks_no_cache_and_no_matrix(
     assert not kinds & (FAULTS - {"copy"})
 
 
+def test_states_of_delta_layers_are_written_where_they_lie():
+    """Three delta layers and one of attention, all with experts."""
+    step = ["--model=qwen3-next-80b-a3b", "--layers=4", "--batch=64", "--context=4096"]
+    place = ["--topology=v5e:2x4", "--layout=weight_stationary_1d", "--expert_parallel"]
+    compiled = compiled_step(*step, *place)["compiled"]
+    assert compiled["cache_aliased"]
+    moved = [one["bytes"] for one in compiled["copies"] if "cache/states" in one["what"]]
+    assert max(moved, default=0) < 1e6  # what convolutions remember is small
+
+
 @pytest.mark.parametrize(
     ("model", "place"),
     [

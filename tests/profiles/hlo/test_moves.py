@@ -30,13 +30,15 @@ FUSIONS = f"""
 """
 
 
-def found(*lines: str, root: str = "end", before: str = "") -> list:
+def found(
+    *lines: str, root: str = "end", before: str = "", argument: str = "cache.keys[3]"
+) -> list:
     """Moves of a program of these lines over one weight, with a new row and an index."""
     body = "\n".join(f"  {line}" for line in lines)
     text = f"""HloModule m, is_scheduled=true
 {FUSIONS}{before}
 ENTRY %main (w: bf16[512,1024], row: bf16[8,1024], i: s32[]) -> bf16[512,1024] {{
-  %w = {WEIGHT} parameter(0), metadata={{op_name="cache.keys[3]"}}
+  %w = {WEIGHT} parameter(0), metadata={{op_name="{argument}"}}
   %row = bf16[8,1024]{{1,0:T(8,128)(2,1)}} parameter(1)
   %i = s32[] parameter(2)
 {body}
@@ -68,6 +70,23 @@ def test_a_whole_array_written_again_is_a_move(how):
     (move,) = found(*lines)
     assert (move.origin, move.how, move.bytes, move.count) == ("cache/keys/3", how, size, 1)
     assert move.widened == (how == "converted from bf16 to f32")
+
+
+def test_the_write_of_a_new_state_is_none_but_a_copy_of_it_is():
+    state = {"argument": "cache.states[3].matrices"}
+    added = f"""
+%add (p0: bf16[512,1024]) -> bf16[512,1024] {{
+  %p0 = {WEIGHT} parameter(0)
+  ROOT %sum = {WEIGHT} add(%p0, %p0)
+}}
+"""
+    step = f"%end = {WEIGHT} fusion(%w), kind=kLoop, calls=%add"
+    assert found(step, before=added, **state) == []
+    assert [move.how for move in found(step, before=added)] == ["copied"]
+    assert found(*CASES["written back from VMEM"][0], **state) == []
+    for how in ("copied", "laid out again", "converted from bf16 to f32"):
+        (move,) = found(*CASES[how][0], **state)
+        assert (move.origin, move.how) == ("cache/states/3/matrices", how)
 
 
 @pytest.mark.parametrize(

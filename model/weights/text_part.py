@@ -1,0 +1,58 @@
+"""The text model among the parts of one that also takes images, as folders of both describe it.
+
+`config.json` has its fields in `text_config`; what stands beside them says nothing of a text, and
+tensors of the other parts are left out (`Family.other_parts`).
+"""
+
+from typing import NamedTuple
+
+from model.weights.config_fields import Fields
+from model.weights.huggingface_families import ANY, HARMLESS
+
+
+class TextPart(NamedTuple):
+    """Where a model of images and text has its text model.
+
+    Attributes:
+      model_type: that of the text model.
+      beside: fields beside `text_config` that do not change what is made of a text.
+    """
+
+    model_type: str
+    beside: tuple[str, ...]
+
+
+_QWEN = (
+    "vision_config", "image_token_id", "video_token_id", "vision_start_token_id",
+    "vision_end_token_id", "language_model_only",
+)  # fmt: skip
+PARTS = {
+    "llama4": TextPart(
+        "llama4_text", ("vision_config", "image_token_index", "boi_token_index", "eoi_token_index")
+    ),
+    "qwen3_5": TextPart("qwen3_5_text", _QWEN),
+    "qwen3_5_moe": TextPart("qwen3_5_moe_text", _QWEN),
+}
+"""Of each `model_type` of images and text its text model."""
+
+
+def text_model(fields: Fields) -> tuple[Fields, str]:
+    """The fields of the text model, which may be an object among others, and its `model_type`.
+
+    Raises:
+      WeightsError: a field beside it that is not known, or says otherwise than the text model's.
+    """
+    outer = fields.text("model_type")
+    if outer not in PARTS:
+        return fields, outer
+    part = PARTS[outer]
+    if not fields.holds("text_config"):
+        return fields, part.model_type
+    text = fields.within("text_config")
+    if (inner := text.take("model_type", part.model_type)) != part.model_type:
+        text.refuse("model_type", inner, f"beside {outer} it is {part.model_type}")
+    tied = fields.take("tie_word_embeddings", None)
+    if tied is not None and tied != text.truth("tie_word_embeddings", False):
+        fields.refuse("tie_word_embeddings", tied, "text_config says otherwise")
+    fields.finish(HARMLESS | dict.fromkeys(part.beside, ANY))
+    return text, part.model_type
