@@ -96,6 +96,25 @@ _GPT_OSS = {
         "original_max_position_embeddings": 32,
     },
 }
+_GEMMA4 = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 8,
+    "final_logit_softcapping": 15.0,
+    "tie_word_embeddings": True,
+    "vocab_size_per_layer_input": 128,
+    "hidden_size_per_layer_input": 0,
+}
+_GEMMA4_LARGE = {
+    **_GEMMA4,
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+}
+_TOWER = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 4,
+          "num_attention_heads": 2, "num_key_value_heads": 2, "patch_size": 2,
+          "position_embedding_size": 4}  # fmt: skip
 FAMILIES = {
     "llama2": ("llama", {"num_key_value_heads": 4}),
     "llama3": ("llama", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}),
@@ -215,6 +234,29 @@ FAMILIES = {
             "tie_word_embeddings": True,
         },
     ),
+    # The model that also sees, of which only the text is read.
+    "gemma4": ("gemma4", {"text_config": _COMMON | _GEMMA4_LARGE, "vision_config": _TOWER}),
+    "gemma4_experts": (
+        "gemma4_text",
+        {
+            **_GEMMA4_LARGE,
+            "enable_moe_block": True,
+            "num_experts": 8,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 24,
+        },
+    ),
+    "gemma4_shared": (
+        "gemma4_text",
+        {
+            **_GEMMA4,
+            "num_hidden_layers": 6,
+            "layer_types": [*["sliding_attention"] * 2, "full_attention"] * 2,
+            "num_kv_shared_layers": 3,
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 8,
+        },
+    ),
     "llama_bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "qwen3_bias": ("qwen3", {"head_dim": 16, "attention_bias": True}),
     "olmo2": ("olmo2", {}),
@@ -257,25 +299,30 @@ def random_model(model_type: str, sizes: dict, seed: int):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(model_type, **(_COMMON | sizes))
+    nested = "text_config" in sizes
+    config = AutoConfig.for_model(model_type, **(sizes if nested else _COMMON | sizes))
     model = AutoModelForCausalLM.from_config(
         config, attn_implementation="eager", dtype=torch.float32
     ).eval()
     with torch.no_grad():
         for name, array in model.named_parameters():
             if array.ndim == 1:
-                centre = 1.0 if "norm" in name and "gemma" not in model_type else 0.0
+                scales = "norm" in name and ("gemma" not in model_type or "gemma4" in model_type)
+                centre = 1.0 if scales or name.endswith("scale") else 0.0
                 array.copy_(centre + 0.3 * torch.randn_like(array))
             elif "embed" in name or "lm_head" in name:
                 # Gemma multiplies its embeddings by sqrt(D): at scale one they would outweigh the
                 # layers, and the tied unembedding would predict every token to repeat.
-                scale = 0.3 * array.shape[-1] ** -0.5 if "gemma" in model_type else 1.0
+                part = 1.0 if "gemma4" in model_type else 0.3
+                scale = part * array.shape[-1] ** -0.5 if "gemma" in model_type else 1.0
                 array.copy_(scale * torch.randn_like(array))
             else:
                 array.copy_(1.5 * array.shape[-1] ** -0.5 * torch.randn_like(array))
         for name, array in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 array.copy_(0.1 * torch.randn_like(array))
+            if name.endswith("layer_scalar"):
+                array.copy_(1 + 0.3 * torch.randn_like(array))
     return model
 
 
@@ -329,6 +376,8 @@ def greedy(model, prompt: list[int]) -> tuple[np.ndarray, list[int], float]:
             logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
             best = torch.topk(logits, 2).values
             margin = min(margin, float(best[0] - best[1]))
+            if margin <= MARGIN:  # other weights are wanted
+                return first, [], margin
             tokens.append(int(logits.argmax()))
         cached = model.generate(
             torch.tensor([prompt]),

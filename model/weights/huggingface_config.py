@@ -14,6 +14,7 @@ from model.config import ModelConfig
 from model.weights.config_fields import Fields
 from model.weights.huggingface_deepseek import expert_fields, latent_fields
 from model.weights.huggingface_families import FAMILIES, HARMLESS, Family
+from model.weights.huggingface_gemma4 import BESIDE_TEXT, layer_fields
 from model.weights.huggingface_rotary import rotary
 
 _ACTIVATIONS = {
@@ -42,21 +43,29 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     if model_type not in FAMILIES:
         fields.refuse("model_type", model_type, f"supported are {', '.join(FAMILIES)}")
     family = FAMILIES[model_type]
+    if family.text_config:
+        fields = fields.within("text_config", BESIDE_TEXT)
     common = _common(fields, family, _name(folder))
     rotated = _rotary_layers(fields, family, common["layers"])
     windows = _windows(fields, family, common["layers"], rotated)
     more = _feed_forward(fields, family, common["layers"])
     more |= _scales(fields, family, common["d_model"])
     more |= _biases(fields, family) | {"rotary_layers": rotated, "windows": windows}
-    latent, head_size = common.get("latent"), common["head_size"]
-    turned = latent.rotary if latent else head_size
-    common |= rotary(fields, family, turned, common["max_context"])
-    scores = common.pop("scores")
-    if latent:
-        more["attention_scale"] = scores * head_size**-0.5
+    if family.kinds_of_heads:
+        more |= layer_fields(fields, common | more)
+    else:
+        more |= _rotary(fields, family, common)
     config = ModelConfig(**common | more | family.settings)
     fields.finish(HARMLESS | family.harmless, family.quantized)
     return config, model_type
+
+
+def _rotary(fields: Fields, family: Family, common: dict[str, Any]) -> dict[str, Any]:
+    latent, head_size = common.get("latent"), common["head_size"]
+    turned = latent.rotary if latent else head_size
+    found = rotary(fields, family, turned, common["max_context"])
+    scores = found.pop("scores")
+    return found | ({"attention_scale": scores * head_size**-0.5} if latent else {})
 
 
 def _name(folder: Path) -> str:

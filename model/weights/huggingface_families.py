@@ -141,6 +141,10 @@ class Family:
       attention_softcap, logit_softcap: the defaults where the fields are absent.
       multipliers: embeddings, scores, what is added to the residual stream, and logits have factors
         that fields say (Granite).
+      kinds_of_heads: layers with and without a window have heads of different sizes, and much else
+        of their own (`model.weights.huggingface_gemma4`).
+      text_config: the field with the fields of the text model, in a model that also sees; empty
+        where all fields are its own.
       quantized: the `quant_method` of a `quantization_config` that is read; empty for none.
     """
 
@@ -173,6 +177,8 @@ class Family:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     multipliers: bool = False
+    kinds_of_heads: bool = False
+    text_config: str = ""
     quantized: str = ""
 
 
@@ -192,6 +198,24 @@ _GEMMA = Family(
     scaled=True,
     attention_bias=False,
     settings={"norm_after": True},
+)
+_GEMMA4 = dataclasses.replace(
+    _GEMMA,
+    names=dataclasses.replace(_GEMMA_NAMES, norm_offset=0, stacked=True),
+    window=512,
+    pattern=6,
+    scaled=False,
+    attention_bias=None,
+    kinds_of_heads=True,
+    settings={
+        "norm_after": True,
+        "query_key_norm": True,
+        "value_norm": True,
+        "block_scale": True,
+        "attention_scale": 1.0,
+    },
+    # Only what an image's tokens see of each other is otherwise.
+    harmless={"use_bidirectional_attention": (False, "vision")},
 )
 _DEEPSEEK_V2 = Family(
     topk_method="greedy",
@@ -264,6 +288,8 @@ FAMILIES: Mapping[str, Family] = {
         pattern_field="sliding_window_pattern",
         settings={"norm_after": True, "query_key_norm": True},
     ),
+    "gemma4_text": _GEMMA4,
+    "gemma4": dataclasses.replace(_GEMMA4, text_config="text_config"),
     "deepseek_v2": _DEEPSEEK_V2,
     "deepseek_v3": _DEEPSEEK_V3,
     "kimi_k2": _DEEPSEEK_V3,
