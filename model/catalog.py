@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from model.catalog_deepseek import DEEPSEEK
+from model.catalog_gemma4 import GEMMA4
 from model.catalog_labs import LABS
 from model.config import ModelConfig
 from model.config_checks import ConfigError
@@ -196,6 +197,7 @@ _EXACT = (
 # fmt: on
 _ENTRIES = (
     *(released(*entry) for entry in _EXACT),
+    *GEMMA4,
     *LABS,
     *(
         Published(config, parameters, digit, f"{source}; config.json of the released model")

@@ -59,15 +59,12 @@ def layer_fields(fields: Any, common: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rotary(fields: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is said of the layers without a window, and the bases of both kinds of layers."""
-    given = fields.take("rope_parameters", None)
-    if given is None:
-        given = {"full_attention": _PROPORTIONAL, "sliding_attention": _PLAIN}
-    kinds = (
-        [given.get(kind) for kind in ("full_attention", "sliding_attention")]
-        if isinstance(given, dict)
-        else [None]
+    given = fields.take(
+        "rope_parameters", {"full_attention": _PROPORTIONAL, "sliding_attention": _PLAIN}
     )
-    if len(given) != 2 or not all(isinstance(kind, dict) for kind in kinds):
+    names = ["full_attention", "sliding_attention"]
+    kinds = [given[name] for name in names] if _has_exactly(given, names) else [None]
+    if not all(isinstance(kind, dict) for kind in kinds):
         fields.refuse("rope_parameters", given, "give full_attention and sliding_attention")
     full, plain = ({n: v for n, v in kind.items() if v is not None} for kind in kinds)
     for kind, allowed in ((full, ("proportional", "default")), (plain, ("default",))):
@@ -83,6 +80,10 @@ def _rotary(fields: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "rotary_base": float(full["rope_theta"]),
         "local_rotary_base": float(plain["rope_theta"]),
     }
+
+
+def _has_exactly(given: Any, names: list[str]) -> bool:
+    return isinstance(given, dict) and sorted(given) == names
 
 
 def _full_attention(

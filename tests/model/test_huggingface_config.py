@@ -20,9 +20,10 @@ from model.weights.huggingface_families import FAMILIES
 from tests.family_cases import CASES, FOLDER
 from tests.published_configs import PUBLISHED
 from tests.published_configs_experts import PUBLISHED_EXPERTS
+from tests.published_configs_gemma4 import PUBLISHED_GEMMA4
 from tests.published_configs_labs import PUBLISHED_LABS
 
-ALL = PUBLISHED | PUBLISHED_LABS | PUBLISHED_EXPERTS
+ALL = PUBLISHED | PUBLISHED_LABS | PUBLISHED_EXPERTS | PUBLISHED_GEMMA4
 
 
 def values_of(case):
