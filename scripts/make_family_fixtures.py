@@ -250,9 +250,9 @@ FAMILIES = {
         "gemma4_text",
         {
             **_GEMMA4,
-            "num_hidden_layers": 6,
-            "layer_types": [*["sliding_attention"] * 2, "full_attention"] * 2,
-            "num_kv_shared_layers": 3,
+            "num_hidden_layers": 5,
+            "layer_types": ["sliding_attention", *["sliding_attention", "full_attention"] * 2],
+            "num_kv_shared_layers": 2,
             "use_double_wide_mlp": True,
             "hidden_size_per_layer_input": 8,
         },
@@ -313,7 +313,7 @@ def random_model(model_type: str, sizes: dict, seed: int):
             elif "embed" in name or "lm_head" in name:
                 # Gemma multiplies its embeddings by sqrt(D): at scale one they would outweigh the
                 # layers, and the tied unembedding would predict every token to repeat.
-                part = 1.0 if "gemma4" in model_type else 0.3
+                part = 1.0 if model_type == "gemma4" else 0.3
                 scale = part * array.shape[-1] ** -0.5 if "gemma" in model_type else 1.0
                 array.copy_(scale * torch.randn_like(array))
             else:

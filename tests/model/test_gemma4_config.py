@@ -44,8 +44,8 @@ def with_rotary(kind, **changes):
         ("gemma4_experts", {"per_layer_config": {"1": {"head_dim": 32}, "2": {"head_dim": 64}}},
          "per_layer_config.*same sizes"),
         ("gemma4_shared", {"vocab_size_per_layer_input": 64}, "vocab_size_per_layer_input.*64"),
-        ("gemma4_shared", {"num_kv_shared_layers": 4}, "shared_cache_layers.*window"),
-        ("gemma4_shared", {"num_kv_shared_layers": 6}, "shared_cache_layers.*0 to 5"),
+        ("gemma4_shared", {"num_kv_shared_layers": 3}, "shared_cache_layers.*window"),
+        ("gemma4_shared", {"num_kv_shared_layers": 5}, "shared_cache_layers.*0 to 4"),
         ("gemma4", {"text_config": [1]}, "text_config.*an object"),
         ("gemma4", {"tie_word_embeddings": False}, "tie_word_embeddings.*text_config says True"),
         ("gemma4", {"eyes": 2}, "eyes.*may change"),
@@ -86,9 +86,9 @@ def test_a_model_without_windows_has_heads_of_one_size(tmp_path):
 
 def test_a_layer_that_borrows_reads_the_last_one_with_as_long_a_window():
     config, _ = read_config(FOLDER / "gemma4_shared")
-    assert [config.cache_layer(layer) for layer in range(6)] == [0, 1, 2, 1, 1, 2]
-    assert [config.lends(layer) for layer in range(6)] == [False, True, True, *[False] * 3]
-    assert [config.mlp_width(layer) for layer in range(6)] == [*"FFF", *"fff"]
+    assert [config.cache_layer(layer) for layer in range(5)] == [0, 1, 2, 1, 2]
+    assert [config.lends(layer) for layer in range(5)] == [False, True, True, False, False]
+    assert [config.mlp_width(layer) for layer in range(5)] == [*"FFFff"]
 
 
 def test_keys_that_a_layer_never_uses_are_left_out_as_towers_are(tmp_path):
