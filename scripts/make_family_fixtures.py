@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from _gemma4_models import families
 from absl import app, flags
 
 _FAMILY = flags.DEFINE_multi_string("family", [], "Make these only; all if none is given.")
@@ -96,25 +97,6 @@ _GPT_OSS = {
         "original_max_position_embeddings": 32,
     },
 }
-_GEMMA4 = {
-    "head_dim": 16,
-    "global_head_dim": 32,
-    "sliding_window": 8,
-    "final_logit_softcapping": 15.0,
-    "tie_word_embeddings": True,
-    "vocab_size_per_layer_input": 128,
-    "hidden_size_per_layer_input": 0,
-}
-_GEMMA4_LARGE = {
-    **_GEMMA4,
-    "num_hidden_layers": 3,
-    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
-    "num_global_key_value_heads": 1,
-    "attention_k_eq_v": True,
-}
-_TOWER = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 4,
-          "num_attention_heads": 2, "num_key_value_heads": 2, "patch_size": 2,
-          "position_embedding_size": 4}  # fmt: skip
 FAMILIES = {
     "llama2": ("llama", {"num_key_value_heads": 4}),
     "llama3": ("llama", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}),
@@ -234,29 +216,7 @@ FAMILIES = {
             "tie_word_embeddings": True,
         },
     ),
-    # The model that also sees, of which only the text is read.
-    "gemma4": ("gemma4", {"text_config": _COMMON | _GEMMA4_LARGE, "vision_config": _TOWER}),
-    "gemma4_experts": (
-        "gemma4_text",
-        {
-            **_GEMMA4_LARGE,
-            "enable_moe_block": True,
-            "num_experts": 8,
-            "top_k_experts": 2,
-            "moe_intermediate_size": 24,
-        },
-    ),
-    "gemma4_shared": (
-        "gemma4_text",
-        {
-            **_GEMMA4,
-            "num_hidden_layers": 5,
-            "layer_types": ["sliding_attention", *["sliding_attention", "full_attention"] * 2],
-            "num_kv_shared_layers": 2,
-            "use_double_wide_mlp": True,
-            "hidden_size_per_layer_input": 8,
-        },
-    ),
+    **families(_COMMON),
     "llama_bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "qwen3_bias": ("qwen3", {"head_dim": 16, "attention_bias": True}),
     "olmo2": ("olmo2", {}),
