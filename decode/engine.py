@@ -179,10 +179,10 @@ class Engine:
 
     def repeat(self, cache: KVCache, times: int) -> KVCache:
         """A cache in which each sequence is there so many times; the old one is gone."""
-        specs = jax.tree.map(self.placement.cache, cache_axes(cache))
+        specs = jax.tree.map(self.placement.cache, cache_axes(cache, self.config))
 
         def local(cache: KVCache) -> KVCache:
-            axes = cache_axes(cache)
+            axes = cache_axes(cache, self.config)
             return jax.tree.map(lambda a, by: jnp.repeat(a, times, axis=by.index("B")), cache, axes)
 
         with jax.set_mesh(self.mesh):
@@ -320,7 +320,7 @@ class Engine:
         if self.mesh.devices.flat[0].platform == "tpu":
             slots = round_up_to_tiles(slots, self.dtypes)
         cache = abstract_cache(self.config, batch, slots, self.dtypes, multiple, spare)
-        return with_shardings(cache, self.placement, self.mesh)
+        return with_shardings(cache, self.placement, self.mesh, self.config)
 
     def _abstract_carry(self, batch: int) -> Carry:
         vector, scalar = self._abstract(batch), self._abstract()

@@ -4,6 +4,7 @@ G query heads share each of K KV heads: G = 1 is multi-head attention, K = 1 mul
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from model.declarations import declare, declare_matrix, normal
 from model.dtypes import Dtypes
 from model.filled_attention import Softmax, attend, attend_step, can_attend_step
 from model.linear import project
-from model.norm import Norm, unit
+from model.norm import Norm, unit_rms
 from model.query_growth import grown
 from model.rotary import Rotation, rotate
 from model.softmax_parts import Softmaxed, Spans, join, join_sink
@@ -25,33 +26,59 @@ from sharding.placement import Placement, entry, entry_axes
 from sharding.platform_workarounds import by_platform
 
 
+class Lent(NamedTuple):
+    """What layers without keys and values of their own read of another layer's.
+
+    Attributes:
+      cache: holds what is before the new tokens of a prompt, or the new one of a step, too.
+      new: keys and values of a prompt's new tokens, each [B, T, K, h].
+    """
+
+    cache: LayerCache
+    new: LayerCache
+
+
+class Lending(NamedTuple):
+    """The updated cache of a layer, and what others read of it."""
+
+    cache: LayerCache
+    lent: Lent
+
+
 class Attention(nnx.Module):
     """Projections to queries, keys and values, attention, and the projection back.
 
     A key and its value are one array, read in one stream. Mesh axes that do not divide K divide G
     or the head size of the weights, and the few activations between are gathered: no weight is
-    copied because heads do not divide.
+    copied because heads do not divide. Where keys are also values there are keys alone.
     """
 
-    def __init__(self, config: ModelConfig, dtypes: Dtypes, window: int | None = None):
+    def __init__(self, config: ModelConfig, dtypes: Dtypes, layer: int):
         matrix = functools.partial(declare_matrix, config, dtypes)
-        self.query = matrix("KGh", "D")
-        self.key_value = matrix("KCh", "D")
-        self.output = matrix("D", "KGh")
+        named = functools.partial(config.letters, layer)
+        self.config, self.dtypes, self.window = config.at(layer), dtypes, config.window(layer)
+        self.lends, own = config.lends(layer), not config.borrows(layer)
+        self.query = matrix(named("KGh"), "D")
+        self.output = matrix("D", named("KGh"))
+        both = named("Kh" if self.config.keys_are_values else "KCh")
+        if own:
+            self.key_value = matrix(both, "D")
         if config.output_gate:
-            self.gate = matrix("KGh", "D")
+            self.gate = matrix(named("KGh"), "D")
         if config.attention_bias:
             zeros = jax.nn.initializers.zeros
-            self.query_bias = declare(config, "KGh", dtypes.plain, zeros)
-            self.key_value_bias = declare(config, "KCh", dtypes.plain, zeros)
+            self.query_bias = declare(config, named("KGh"), dtypes.plain, zeros)
+            if own:
+                self.key_value_bias = declare(config, both, dtypes.plain, zeros)
         if config.output_bias:
             self.output_bias = declare(config, "R", dtypes.plain, jax.nn.initializers.zeros)
         if config.attention_sinks:
             self.sinks = declare(config, "kg", dtypes.plain, normal(1.0))
         if config.query_key_norm:
-            each = ("kgn", "kn") if config.norm_over_heads else ("n", "n")
-            self.query_norm, self.key_norm = (Norm(config, axes) for axes in each)
-        self.config, self.dtypes, self.window = config, dtypes, window
+            each = ("kgn", "kn") if config.norm_over_heads else (named("n"),) * 2
+            self.query_norm = Norm(config, each[0])
+            if own:
+                self.key_norm = Norm(config, each[1])
 
     def __call__(
         self,
@@ -61,7 +88,7 @@ class Attention(nnx.Module):
         angles: Rotation | None,
         placement: Placement,
         continues: bool = False,
-    ) -> tuple[jax.Array, LayerCache, jax.Array]:
+    ) -> tuple[jax.Array, LayerCache | Lending, jax.Array]:
         """Writes the new tokens' keys and values, and attends to what is then filled.
 
         Args:
@@ -74,13 +101,12 @@ class Attention(nnx.Module):
           continues: of prompts, whether the cache holds tokens before them.
 
         Returns:
-          [B, T, R], the updated cache, and x as the projections gathered it, for an MLP that reads
-          the same.
+          [B, T, R], the updated cache, with what other layers read if any do, and x as the
+          projections gathered it, for an MLP that reads the same.
         """
+        given = cache
         q, new, x = self._project(x, positions, angles, placement)  # q: [B, T, K, G, h]
-        if self.config.output_gate:
-            with jax.named_scope("query_key_value"):
-                (gate,), x = project(x, [self.gate], placement)  # [B, T, K, G, h]
+        gate, x = self._project_gate(x, placement)
         tokens = NewTokens.at(positions)
         if q.shape[1] == 1:
             forms = {"default": self._step}
@@ -95,14 +121,12 @@ class Attention(nnx.Module):
                 mixed = join(mixed, before)
             cache = self._write(cache, new, tokens, placement, before)
             mixed = self._mean(mixed, q.dtype)
-        with jax.named_scope("attention_output"):
-            mixed = reshard(mixed, placement.activations("BTKGh"))  # [B, T, K, G, h]
-            if self.config.output_gate:
-                mixed = (mixed * jax.nn.sigmoid(gate.astype(jnp.float32))).astype(mixed.dtype)
-            (y,), _ = project(mixed, [self.output], placement)  # [B, T, R]
-            if self.config.output_bias:
-                y = y + self.output_bias[...].astype(y.dtype)
+        y = self._project_back(mixed, gate, placement)
+        if not self.lends:
             return y, cache, x
+        # New tokens write over what the first of them see of a ring: others read that as it was.
+        as_it_was = q.shape[1] > 1 and self.window is not None
+        return y, Lending(cache, Lent(given if as_it_was else cache, new)), x
 
     def _step(
         self,
@@ -127,6 +151,27 @@ class Attention(nnx.Module):
         cache = self._write(cache, new, tokens, placement)
         mixed = self._over_cache(q, cache, tokens, tokens.first + 1, placement)
         return self._mean(mixed, q.dtype), cache
+
+    def _project_gate(
+        self, x: jax.Array, placement: Placement
+    ) -> tuple[jax.Array | None, jax.Array]:
+        """x: [B, T, D] -> gates of what attention makes, [B, T, K, G, h], if any; x gathered."""
+        if not self.config.output_gate:
+            return None, x
+        with jax.named_scope("query_key_value"):
+            (gate,), x = project(x, [self.gate], placement)
+            return gate, x
+
+    def _project_back(
+        self, mixed: jax.Array, gate: jax.Array | None, placement: Placement
+    ) -> jax.Array:
+        """mixed: [B, T, K, G, h], what attention makes, and its gate -> [B, T, R]."""
+        with jax.named_scope("attention_output"):
+            mixed = reshard(mixed, placement.activations("BTKGh"))
+            if gate is not None:
+                mixed = (mixed * jax.nn.sigmoid(gate.astype(jnp.float32))).astype(mixed.dtype)
+            (y,), _ = project(mixed, [self.output], placement)
+            return y + self.output_bias[...].astype(y.dtype) if self.config.output_bias else y
 
     def _step_at_once(
         self,
@@ -251,28 +296,47 @@ class Attention(nnx.Module):
         placement: Placement,
     ) -> tuple[jax.Array, LayerCache, jax.Array]:
         """x: [B, T, D] -> q: [B, T, K, G, h]; keys and values, each [B, T, K, h]; x gathered."""
-        c = self.config
         with jax.named_scope("query_key_value"):
-            # q: [B, T, K, G, h], kv: [B, T, K, 2, h]
+            # q: [B, T, K, G, h], kv: [B, T, K, 2, h], or [B, T, K, h] where keys are also values
             (q, kv), x = project(x, [self.query, self.key_value], placement)
-            if c.attention_bias:
-                act = placement.activations
-                query_bias = reshard(self.query_bias[...], act("KGh"))
-                q = q + query_bias.astype(q.dtype)
-                key_value_bias = reshard(self.key_value_bias[...], act("KCh"))
+            if self.config.attention_bias:
+                both = placement.activations("Kh" if self.config.keys_are_values else "KCh")
+                key_value_bias = reshard(self.key_value_bias[...], both)
                 kv = kv + key_value_bias.astype(q.dtype)
-            q = reshard(q, placement.attention("BTKG_"))
-            kv = reshard(kv, placement.attention("BTKC_"))
-            keys, values = kv[:, :, :, 0], kv[:, :, :, 1]  # [B, T, K, h]
-            if c.query_key_norm:
-                q, keys = self.query_norm(q), self.key_norm(keys)
-            keys = rotate(keys[:, :, :, None], angles)[:, :, :, 0]
-            q = rotate(q, angles)
-            if c.unit_queries_keys and angles is not None:
-                q, keys = unit(q, c.norm_epsilon), unit(keys, c.norm_epsilon)
-            if c.query_growth and angles is None:
-                q = grown(q, reshard(positions, placement.attention("BT")), c.query_growth)
-            return q, (keys, values), x
+            q = self._finish_queries(q, positions, angles, placement)
+            return q, self._keys_values(kv, angles, placement), x
+
+    def _finish_queries(
+        self, q: jax.Array, positions: jax.Array, angles: Rotation | None, placement: Placement
+    ) -> jax.Array:
+        """q: [B, T, K, G, h] as projected -> the same, divided as attention is, normed, rotated."""
+        c = self.config
+        if c.attention_bias:
+            bias = reshard(self.query_bias[...], placement.activations("KGh"))
+            q = q + bias.astype(q.dtype)
+        q = reshard(q, placement.attention("BTKG_"))
+        q = rotate(self.query_norm(q) if c.query_key_norm else q, angles)
+        if c.unit_queries_keys and angles is not None:
+            q = unit_rms(q, c.norm_epsilon).astype(q.dtype)
+        if c.query_growth and angles is None:
+            q = grown(q, reshard(positions, placement.attention("BT")), c.query_growth)
+        return q
+
+    def _keys_values(
+        self, kv: jax.Array, angles: Rotation | None, placement: Placement
+    ) -> LayerCache:
+        """Keys and values, each [B, T, K, h], of what was projected."""
+        c = self.config
+        kv = reshard(kv, placement.attention("BTK_" if c.keys_are_values else "BTKC_"))
+        keys, values = (kv, kv) if c.keys_are_values else (kv[:, :, :, 0], kv[:, :, :, 1])
+        if c.query_key_norm:
+            keys = self.key_norm(keys)
+        if c.value_norm:
+            values = unit_rms(values, c.norm_epsilon).astype(values.dtype)
+        keys = rotate(keys[:, :, :, None], angles)[:, :, :, 0]
+        if c.unit_queries_keys and angles is not None:
+            keys = unit_rms(keys, c.norm_epsilon).astype(keys.dtype)
+        return keys, values
 
 
 def beside_cache(spec: jax.P, placement: Placement) -> jax.P:

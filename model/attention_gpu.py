@@ -183,7 +183,7 @@ def choose_tiles(q: jax.ShapeDtypeStruct, keys: jax.ShapeDtypeStruct) -> Tiles:
     """Tiles for queries [B, T, K, G, h] over keys [B, K, S, h]."""
     batch, tokens, heads, group, size = q.shape
     wide = q.dtype.itemsize > 2  # multiplied without tensor cores, from registers
-    most = 32 if wide else 64 if size > 128 else 128
+    most = 32 if wide or size > 256 else 64 if size > 128 else 128
     rows = min(max(16, pl.next_power_of_2(tokens * group)), most)
     row_bytes = size * max(q.dtype.itemsize, keys.dtype.itemsize)
     slots = max(16, min(BLOCK_BYTES // row_bytes, 32 if wide else 64))

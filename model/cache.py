@@ -6,6 +6,7 @@ Every jitted step donates its cache, so that the new one takes the old one's mem
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -83,6 +84,8 @@ class KVCache(NamedTuple):
       states: of each delta layer its state, whose keys and values are None, and None of others;
         empty in a model without such layers.
 
+    Layers that read the keys and values of another have neither.
+
     A layer with a window keeps a ring of at most that many slots: the token at position p is in
     slot p modulo S. Slots that no token has reached hold anything; attention masks them.
     """
@@ -125,12 +128,15 @@ def abstract_cache(
         dtypes_of = jnp.float32, dtypes.dtype
         return DeltaState(*map(jax.ShapeDtypeStruct, shapes, dtypes_of))
 
-    def layer_array(layer: int) -> Stored:
+    def layer_array(layer: int) -> Stored | None:
+        if config.borrows(layer):
+            return None
         window = config.window(layer)
         layer_slots = min(slots, window + spare) if window else slots
         layer_slots = -(-layer_slots // multiple) * multiple
         sizes = fixed | {"B": batch, "S": layer_slots}
-        shape, scales_shape = (tuple(map(sizes.get, axes)) for axes in (CACHE_AXES, SCALE_AXES))
+        letters = (config.letters(layer, axes) for axes in (CACHE_AXES, SCALE_AXES))
+        shape, scales_shape = (tuple(map(sizes.get, axes)) for axes in letters)
         if isinstance(dtypes.cache, Quantization):
             values = jax.ShapeDtypeStruct(shape, dtypes.cache.dtype)
             return QuantizedKV(values, jax.ShapeDtypeStruct(scales_shape, jnp.float32))
@@ -145,18 +151,20 @@ def abstract_cache(
     return KVCache.of_layers([one_layer(layer) for layer in range(config.layers)])
 
 
-def cache_axes(cache: KVCache) -> KVCache:
-    """A tree like the cache, with each array's letters in its stead."""
+def cache_axes(cache: KVCache, config: ModelConfig) -> KVCache:
+    """A tree like the cache of this model, with each array's letters in its stead."""
 
-    def axes_of(part: Stored | DeltaState | None) -> str | QuantizedKV | DeltaState | None:
+    def axes_of(
+        layer: int, part: Stored | DeltaState | None
+    ) -> str | QuantizedKV | DeltaState | None:
         if part is None:
             return None
         if isinstance(part, DeltaState):
             return DeltaState(*DELTA_AXES)
-        quantized = isinstance(part, QuantizedKV)
-        return QuantizedKV(CACHE_AXES, SCALE_AXES) if quantized else CACHE_AXES
+        values, scales = (config.letters(layer, axes) for axes in (CACHE_AXES, SCALE_AXES))
+        return QuantizedKV(values, scales) if isinstance(part, QuantizedKV) else values
 
-    return KVCache(*(tuple(map(axes_of, parts)) for parts in cache))
+    return KVCache(*(tuple(itertools.starmap(axes_of, enumerate(parts))) for parts in cache))
 
 
 def round_up_to_tiles(slots: int, dtypes: Dtypes) -> int:
@@ -165,14 +173,16 @@ def round_up_to_tiles(slots: int, dtypes: Dtypes) -> int:
     return -(-slots // tile) * tile
 
 
-def with_shardings(abstract: KVCache, placement: Placement, mesh: jax.sharding.Mesh) -> KVCache:
-    """The same shapes with their shardings."""
+def with_shardings(
+    abstract: KVCache, placement: Placement, mesh: jax.sharding.Mesh, config: ModelConfig
+) -> KVCache:
+    """The same shapes of a model's cache with their shardings."""
 
     def with_sharding(array: jax.ShapeDtypeStruct, axes: str) -> jax.ShapeDtypeStruct:
         sharding = jax.NamedSharding(mesh, placement.cache(axes))
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
-    return jax.tree.map(with_sharding, abstract, cache_axes(abstract))
+    return jax.tree.map(with_sharding, abstract, cache_axes(abstract, config))
 
 
 def empty_cache(abstract: KVCache, mesh: jax.sharding.Mesh) -> KVCache:

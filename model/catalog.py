@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from model.catalog_deepseek import DEEPSEEK
 from model.catalog_delta import DELTA
+from model.catalog_gemma4 import GEMMA4
 from model.catalog_labs import LABS
 from model.catalog_llama4 import LLAMA4
 from model.config import ModelConfig
@@ -198,6 +199,7 @@ _EXACT = (
 # fmt: on
 _ENTRIES = (
     *(released(*entry) for entry in _EXACT),
+    *GEMMA4,
     *LABS,
     *LLAMA4,
     *DELTA,

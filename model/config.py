@@ -1,16 +1,25 @@
 """What a decoder is, as data: one frozen, validated, hashable record per model."""
 
 import dataclasses
+import functools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 from model.config_checks import check
 from model.delta_sizes import DeltaSizes
+from model.full_attention import LETTERS, FullAttention
 from model.latent_sizes import LatentSizes
 from model.routing_rule import SOFTMAX, Routing
 
 _BY_LAYER = "windows", "rotary_layers", "expert_layers", "delta_layers"
 """Fields that have an entry for each layer."""
+_NESTED = {
+    "latent": LatentSizes,
+    "routing": Routing,
+    "delta": DeltaSizes,
+    "full_attention": FullAttention,
+}
+"""Fields that are records themselves."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +38,8 @@ class ModelConfig:
       max_context: tokens of the longest sequence that the model was trained or extended for.
       rotary_base: base of the rotary frequencies.
       rotary_size: the first dimensions of a head, an even number, that are rotated; None for all.
+      rotary_pairs: the first pairs of a head, so many, are rotated, by the frequencies that they
+        have where all are (Gemma 4); None for all.
       rotary_layers: for each layer, whether its queries and keys are rotated (SmolLM3); None where
         all are.
       rotary_factors: one divisor per frequency (half as many as rotated dimensions) for models with
@@ -54,12 +65,16 @@ class ModelConfig:
       query_growth: a length and a slope: in layers that do not rotate, queries at position p are
         multiplied by ``1 + slope * log(1 + (p + 1) // length)`` (Llama 4); None for no such factor.
       norm_over_heads: that norm is over all heads together, with a scale for each (OLMo 2).
+      value_norm: values have an RMS norm over the head size, without a scale (Gemma 4).
+      keys_are_values: a token's value is its key before that is normed and rotated.
+      full_attention: sizes of attention in the layers without a window, where they have others.
       norm_before: attention and MLP read a normed residual stream; False only in models that have
         `norm_after` in its place (OLMo 2).
       norm_after: the outputs of attention and MLP have a norm before they are added (Gemma).
       embedding_scale: multiplies the embeddings that are looked up.
       attention_scale: multiplies scores; head_size ** -0.5 if None.
       residual_scale: multiplies what attention and MLP add to the residual stream (Granite).
+      block_scale: what leaves a block is multiplied by a number that it learned (Gemma 4).
       logit_scale: multiplies the logits.
       attention_softcap: c of ``c * tanh(score / c)`` on scaled attention scores; None for none.
       logit_softcap: the same on the logits.
@@ -83,6 +98,15 @@ class ModelConfig:
       shared_d_ff: hidden width of an MLP that all tokens meet beside their experts; 0 for none.
       shared_gate: that MLP's answer is multiplied by the sigmoid of one number for each token
         (Qwen3-Next).
+      experts_apart: experts and the MLP beside them each have norms of their own before and after,
+        the router reads the residual stream, normed and scaled, and each expert's answer has a
+        scale (Gemma 4).
+      layer_inputs: numbers of an embedding of each token that every layer has for itself; 0 for
+        none (Gemma 4's per-layer embeddings).
+      input_layers: layers that the table of these has such numbers for; 0 for those that there are.
+      shared_cache_layers: the last layers, so many, have no keys and values of their own, and read
+        those of the last layer before them with as long a window (Gemma 4).
+      shared_cache_d_ff: hidden width of the MLP in these; 0 for that of the others.
       latent: sizes of latent attention, whose one KV head is its cache's; None for attention whose
         keys and values are cached (`head_size` is then that of queries).
       delta: sizes of gated delta layers, which keep a state in place of keys and values; None for a
@@ -104,6 +128,7 @@ class ModelConfig:
     max_context: int
     rotary_base: float = 10_000.0
     rotary_size: int | None = None
+    rotary_pairs: int | None = None
     rotary_layers: tuple[bool, ...] | None = None
     rotary_factors: tuple[float, ...] | None = None
     rotary_limit: int | None = None
@@ -120,11 +145,15 @@ class ModelConfig:
     unit_queries_keys: bool = False
     query_growth: tuple[int, float] | None = None
     norm_over_heads: bool = False
+    value_norm: bool = False
+    keys_are_values: bool = False
+    full_attention: FullAttention | None = None
     norm_before: bool = True
     norm_after: bool = False
     embedding_scale: float = 1.0
     attention_scale: float | None = None
     residual_scale: float = 1.0
+    block_scale: bool = False
     logit_scale: float = 1.0
     attention_softcap: float | None = None
     logit_softcap: float | None = None
@@ -142,6 +171,11 @@ class ModelConfig:
     dense_d_ff: int = 0
     shared_d_ff: int = 0
     shared_gate: bool = False
+    experts_apart: bool = False
+    layer_inputs: int = 0
+    input_layers: int = 0
+    shared_cache_layers: int = 0
+    shared_cache_d_ff: int = 0
     latent: LatentSizes | None = None
     delta: DeltaSizes | None = None
     delta_layers: tuple[bool, ...] | None = None
@@ -156,8 +190,7 @@ class ModelConfig:
           TypeError: a field that there is none of, as another version may have had.
         """
         made = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        kinds = {"latent": LatentSizes, "routing": Routing, "delta": DeltaSizes}
-        for name, kind in kinds.items():
+        for name, kind in _NESTED.items():
             if made.get(name) is not None:
                 made[name] = kind(**made[name])
         return cls(**made)
@@ -193,9 +226,51 @@ class ModelConfig:
         """Numbers of the layers that cache what tokens bring, and so grow with a sequence."""
         return tuple(layer for layer in range(self.layers) if not self.is_delta(layer))
 
+    def has_window(self, layer: int) -> bool:
+        """Whether this layer is one of those with a window, be that as long as any sequence."""
+        return self.windows is not None and self.windows[layer] is not None
+
+    def is_full(self, layer: int) -> bool:
+        """Whether attention of this layer has the sizes of `full_attention`."""
+        return self.full_attention is not None and not self.has_window(layer)
+
+    def at(self, layer: int) -> "ModelConfig":
+        """The model as this layer sees it: one whose heads are all as the layer's."""
+        return _with_full_heads(self) if self.is_full(layer) else self
+
+    def letters(self, layer: int, letters: str) -> str:
+        """Letters of an array of this layer's heads, from those of other layers'."""
+        return letters.translate(LETTERS) if self.is_full(layer) else letters
+
+    def cache_layer(self, layer: int) -> int:
+        """The layer whose keys and values this one reads: itself, where it has its own."""
+        first = self.layers - self.shared_cache_layers
+        if layer < first:
+            return layer
+        alike = (n for n in reversed(range(first)) if self.has_window(n) == self.has_window(layer))
+        return next(alike, layer)
+
+    def borrows(self, layer: int) -> bool:
+        """Whether this layer reads the keys and values of another."""
+        return layer >= self.layers - self.shared_cache_layers
+
+    def lends(self, layer: int) -> bool:
+        """Whether another layer reads this one's keys and values."""
+        borrowers = range(self.layers - self.shared_cache_layers, self.layers)
+        return layer not in borrowers and layer in map(self.cache_layer, borrowers)
+
+    def mlp_width(self, layer: int) -> str:
+        """Letter of the hidden width of this layer's MLP, where it has one for all tokens."""
+        return "f" if self.experts or (self.borrows(layer) and self.shared_cache_d_ff) else "F"
+
     def kind(self, layer: int) -> Hashable:
         """What this layer has in common with those that have arrays of the same shapes."""
-        return self.has_experts(layer), self.is_delta(layer)
+        return (
+            self.has_experts(layer),
+            self.is_delta(layer),
+            self.is_full(layer),
+            self.borrows(layer),
+        )
 
     @property
     def kinds(self) -> tuple[tuple[int, int], ...]:
@@ -216,6 +291,10 @@ class ModelConfig:
             "dense_layers": sum(number < self.dense_layers for number in numbers),
             "dense_d_ff": self.dense_d_ff if dense else 0,
         }
+        borrowing = sum(map(self.borrows, numbers))
+        kept["shared_cache_layers"] = borrowing
+        kept["shared_cache_d_ff"] = self.shared_cache_d_ff if borrowing else 0
+        kept["input_layers"] = self.layer_inputs and (self.input_layers or self.layers)
         return dataclasses.replace(self, layers=len(numbers), **kept)
 
     def one_of_each(self) -> "ModelConfig":
@@ -231,6 +310,7 @@ class ModelConfig:
     def equal_layers(self, layers: int) -> "ModelConfig":
         """The same model with so many layers that are all alike, of attention without windows."""
         alike = {"dense_layers": 0, "dense_d_ff": 0, "delta": None} | dict.fromkeys(_BY_LAYER)
+        alike |= {"full_attention": None, "shared_cache_layers": 0, "shared_cache_d_ff": 0}
         return dataclasses.replace(self, layers=layers, **alike)
 
     def rotates(self, layer: int) -> bool:
@@ -270,9 +350,21 @@ class ModelConfig:
             "g": self.group,
             "C": 2,
             **({"E": self.experts, "e": self.experts} if self.experts else {}),
-            **({"f": self.dense_d_ff} if self.dense_d_ff else {}),
+            **({"f": width} if (width := self.dense_d_ff or self.shared_cache_d_ff) else {}),
             **({"s": self.shared_d_ff} if self.shared_d_ff else {}),
             **({"a": 1} if self.shared_gate else {}),
             **(self.latent.lengths if self.latent else {}),
             **(self.delta.lengths if self.delta else {}),
+            **(self.full_attention.lengths(self.query_heads) if self.full_attention else {}),
+            **(self._input_lengths if self.layer_inputs else {}),
         }
+
+    @property
+    def _input_lengths(self) -> dict[str, int]:
+        one = self.layer_inputs
+        return {"p": one, "P": (self.input_layers or self.layers) * one}
+
+
+@functools.cache
+def _with_full_heads(config: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(config, **config.full_attention.changes)

@@ -40,6 +40,8 @@ def check(config: "ModelConfig") -> None:
     _check_experts(config)
     _check_latent(config)
     _check_delta(config)
+    _check_heads_of_layers(config)
+    _check_shared_caches(config)
 
 
 def _check_sizes(config: "ModelConfig") -> None:
@@ -195,3 +197,40 @@ def _check_experts(config: "ModelConfig") -> None:
         )
     if config.shared_gate and not config.shared_d_ff:
         raise ConfigError(f"shared_gate of {config.name} is True; it needs shared_d_ff")
+
+
+def _check_heads_of_layers(config: "ModelConfig") -> None:
+    """Refuses layers without a window whose attention has sizes or parts that cannot be."""
+    if not config.full_attention:
+        return
+    if fault := config.full_attention.fault(config.query_heads, config.windows):
+        raise ConfigError(f"full_attention of {config.name} cannot be: {fault}")
+    for field in ("latent", "norm_over_heads", "attention_sinks", "rotary_factors", "rotary_size"):
+        if getattr(config, field):
+            raise ConfigError(
+                f"{field} of {config.name} is {getattr(config, field)!r:.40}; a model whose layers "
+                "have heads of two sizes has none"
+            )
+
+
+def _check_shared_caches(config: "ModelConfig") -> None:
+    """Refuses layers without keys and values of their own where there are none to read."""
+    last = config.shared_cache_layers
+    if not last:
+        if config.shared_cache_d_ff:
+            raise ConfigError(
+                f"shared_cache_d_ff of {config.name} is {config.shared_cache_d_ff}; it needs "
+                "shared_cache_layers"
+            )
+        return
+    if not 0 < last < config.layers or config.latent or config.experts:
+        raise ConfigError(
+            f"shared_cache_layers of {config.name} is {last}; it must be 0 to {config.layers - 1}, "
+            "in a model without experts and latent attention"
+        )
+    for layer in range(config.layers - last, config.layers):
+        if config.cache_layer(layer) == layer:
+            raise ConfigError(
+                f"shared_cache_layers of {config.name} is {last}; no layer before them has keys "
+                f"and values for layer {layer} and a window like its own"
+            )

@@ -18,10 +18,12 @@ def apply_tpu_orders(parameters: Parameters, model: nnx.Module) -> Parameters:
       model: the one that declares them.
     """
     flat, few_bits = flatten_dict(parameters), matrices(model)
-    looked_up = None if model.config.tied_embedding else ("embedding", "weight")
+    looked_up = {("layer_inputs", "weight")}  # tables of which rows alone are read
+    if not model.config.tied_embedding:
+        looked_up.add(("embedding", "weight"))
     for path, param in declarations(model).items() if flat else ():
         matrix = few_bits.get(path[:-1])
-        if path == looked_up or (param.scale and matrix.dtypes.quantization.codes):
+        if path in looked_up or (param.scale and matrix.dtypes.quantization.codes):
             order = tuple(range(len(param.shape)))  # by rows, also where they fill no registers
         elif param.scale or (matrix and matrix.dtypes.quantization.group):
             order = None  # a kernel reads matrices in groups as they are stored

@@ -37,12 +37,14 @@ class Experts(NamedTuple):
       down: [E, D, F].
       gate_up_bias: [E, 2, F], if they have biases.
       down_bias: [E, D], likewise; where chips share d_ff, only one of them has other than zeros.
+      scale: [E] float32, multiplies each expert's answer, if they have one.
     """
 
     gate_up: Weight
     down: Weight
     gate_up_bias: jax.Array | None = None
     down_bias: jax.Array | None = None
+    scale: jax.Array | None = None
 
 
 class Mixture(nnx.Module):
@@ -58,14 +60,18 @@ class Mixture(nnx.Module):
             self.router_bias = declare(config, "e", dtypes.plain, zeros)
             self.gate_up_bias = declare(config, "ECF", dtypes.plain, zeros)
             self.down_bias = declare(config, "ED", dtypes.plain, zeros)
+        if config.experts_apart:
+            ones = jax.nn.initializers.ones
+            self.router_scale = declare(config, "R", jnp.float32, ones)
+            self.expert_scale = declare(config, "E", jnp.float32, ones)
         if config.routing.bias:
             self.correction = declare(config, "e", jnp.float32, jax.nn.initializers.zeros)
         self.chosen, self.routing = config.experts_per_token, config.routing
         self.renormalise = config.renormalise_experts
-        self.activation = config.activation
+        self.activation, self.apart = config.activation, config.experts_apart
 
     def __call__(
-        self, x: jax.Array, real: jax.Array, placement: Placement
+        self, x: jax.Array, real: jax.Array, placement: Placement, unit: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Sends every token through its experts.
 
@@ -73,16 +79,25 @@ class Mixture(nnx.Module):
           x: [B, T, D], normed, divided in any way.
           real: [B, T], False for padding.
           placement: shardings.
+          unit: [B, T, R] float32, the residual stream normed without a scale, where the router
+            reads that and not x.
 
         Returns:
           [B, T, R], and which experts each sequence's real tokens chose, [B, E] bool.
         """
         with jax.named_scope("mixture"):
             axes = expert_axes(placement)
-            x = reshard(x, jax.P(entry(axes.batch), None, entry(axes.inputs)))
-            share = self._route(x, placement)  # [B, T, E]
+            spec = jax.P(entry(axes.batch), None, entry(axes.inputs))
+            read = x if unit is None else self._scaled(unit).astype(x.dtype)
+            x = reshard(x, spec)
+            read = x if unit is None else reshard(read, spec)
+            share = self._route(read, placement)  # [B, T, E]
             chosen = (share > 0) & real[:, :, None]
             return self._apply(x, share, axes, placement), jnp.any(chosen, axis=1)
+
+    def _scaled(self, unit: jax.Array) -> jax.Array:
+        """The normed residual stream, [B, T, R], as the router reads it."""
+        return unit * (self.router_scale[...] * unit.shape[-1] ** -0.5)
 
     def _route(self, x: jax.Array, placement: Placement) -> jax.Array:
         """x: [B, T, D] -> each expert's share of each token, [B, T, E] float32, 0 if not chosen."""
@@ -105,12 +120,16 @@ class Mixture(nnx.Module):
         self, x: jax.Array, share: jax.Array, axes: ExpertAxes, placement: Placement
     ) -> jax.Array:
         """x: [B, T, D], share: [B, T, E] -> [B, T, R]."""
-        biases = (self.gate_up_bias, self.down_bias) if self.biased else ()
+        stored = {"gate_up": self.gate_up, "down": self.down}
+        if self.biased:
+            stored |= {"gate_up_bias": self.gate_up_bias, "down_bias": self.down_bias}
+        if self.apart:
+            stored["scale"] = self.expert_scale
         experts = Experts(
-            *(
-                divide(param[...], placement.use(param.axes), reshard)
-                for param in (self.gate_up, self.down, *biases)
-            )
+            **{
+                name: divide(param[...], placement.use(param.axes), reshard)
+                for name, param in stored.items()
+            }
         )
         residual = placement.activations("BTR")
         scattered, summed = sums(axes, used_axes(placement.activations("R")))
@@ -159,8 +178,9 @@ class Mixture(nnx.Module):
         return by_platform(*arrays, tpu=on_tpu, default=on_others)
 
 
-def _biased(sums: jax.Array, bias: jax.Array | None) -> jax.Array:
-    return sums if bias is None else sums + bias
+def _biased(sums: jax.Array, bias: jax.Array | None, scale: jax.Array | None = None) -> jax.Array:
+    sums = sums if bias is None else sums + bias
+    return sums if scale is None else sums * scale
 
 
 def grouped(
@@ -211,10 +231,12 @@ def grouped(
     gate_up_bias, down_bias = map(of_rows, (experts.gate_up_bias, experts.down_bias))
     weight, rows = weight[order, None], x[order // chosen]  # [N * k, 1] and [N * k, D]
     rows = (rows * weight).astype(x.dtype) if of_inputs else rows
+    scale = None if experts.scale is None else of_rows(experts.scale)[:, None]
     gate_up = join(matmul(rows, experts.gate_up.reshape(count, 2 * width, d_model)))
     gate_up = _biased(gate_up.reshape(-1, 2, width), gate_up_bias)
     hidden = GATES[activation](gate_up[:, 0], gate_up[:, 1])  # [N * k, F]
-    rows = _biased(matmul(hidden.astype(x.dtype), experts.down), down_bias)  # [N * k, D]
+    rows = matmul(hidden.astype(x.dtype), experts.down)  # [N * k, D]
+    rows = _biased(rows, down_bias, scale)
     rows = jnp.where(weight > 0, rows if of_inputs else rows * weight, 0)
     return jnp.zeros((x.shape[0], d_model), jnp.float32).at[order // chosen].add(rows)
 
@@ -234,17 +256,17 @@ def touched_only(
     """
 
     def add(number: jax.Array, total: jax.Array) -> jax.Array:
-        biases = jax.tree.map(
+        gate_up_bias, down_bias, scale = jax.tree.map(
             lambda stack: jax.lax.dynamic_index_in_dim(stack, number, keepdims=False),
-            (experts.gate_up_bias, experts.down_bias),
+            (experts.gate_up_bias, experts.down_bias, experts.scale),
         )
         weight = jax.lax.dynamic_slice_in_dim(share, number, 1, axis=1)  # [N, 1]
         rows = (x * weight).astype(x.dtype) if of_inputs else x
         gate_up = join(dot_of_one(experts.gate_up, number, rows, jnp.float32))  # [N, 2, F]
-        gate_up = _biased(gate_up, biases[0])
+        gate_up = _biased(gate_up, gate_up_bias)
         hidden = GATES[activation](gate_up[:, 0], gate_up[:, 1])  # [N, F]
         rows = dot_of_one(experts.down, number, hidden.astype(x.dtype), jnp.float32)  # [N, D]
-        rows = _biased(rows, biases[1])
+        rows = _biased(rows, down_bias, scale)
         return total + (rows if of_inputs else rows * weight)
 
     def visit(expert: jax.Array, total: jax.Array) -> jax.Array:

@@ -13,14 +13,6 @@ from sharding.placement import used_axes
 from sharding.platform_workarounds import by_platform
 
 
-def unit(x: jax.Array, epsilon: float) -> jax.Array:
-    """x: [..., h] -> [..., h], each row scaled to unit mean square, without a learned scale."""
-    with jax.named_scope("norm"):
-        y = x.astype(jnp.float32)
-        mean = jnp.mean(y * y, axis=-1, keepdims=True)
-        return (y * jax.lax.rsqrt(mean + epsilon)).astype(x.dtype)
-
-
 class Norm(nnx.Module):
     """Root-mean-square norm (Zhang and Sennrich 2019), or layer norm without bias (PaLM)."""
 
@@ -49,11 +41,18 @@ class Norm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., D] -> [..., D], each row scaled to unit mean square; D may be several sizes."""
         with jax.named_scope("norm"):
-            y = x.astype(jnp.float32)
-            if self.centred:
-                y = y - self._mean(y)
-            y = y * jax.lax.rsqrt(self._mean(y * y) + self.epsilon)
-            return (self.scale[...] * y).astype(x.dtype)
+            return self.scaled(self.unit(x), x.dtype)
+
+    def unit(self, x: jax.Array) -> jax.Array:
+        """The same before it is scaled, float32: norms of the same numbers may share it."""
+        y = x.astype(jnp.float32)
+        if self.centred:
+            y = y - self._mean(y)
+        return y * jax.lax.rsqrt(self._mean(y * y) + self.epsilon)
+
+    def scaled(self, unit: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """What `unit` gave, scaled."""
+        return (self.scale[...] * unit).astype(dtype)
 
     def _mean(self, y: jax.Array) -> jax.Array:
         """The mean of each row, by one collective whatever dimensions of it mesh axes divide."""
@@ -94,3 +93,10 @@ class Norm(nnx.Module):
                 out_specs=specs,
                 check_vma=False,
             )(x, more, self.scale[...])
+
+
+def unit_rms(x: jax.Array, epsilon: float) -> jax.Array:
+    """x: [..., h] -> the same in float32, each row scaled to unit mean square, by no weights."""
+    with jax.named_scope("norm"):
+        y = x.astype(jnp.float32)
+        return y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)

@@ -28,7 +28,8 @@ def frequencies(config: ModelConfig, local: bool = False) -> np.ndarray:
     factors = config.rotary_factors
     if config.rotary_limit is not None and config.max_context > config.rotary_limit:
         factors = config.long_rotary_factors
-    return config.rotary_base**-exponents / np.asarray(factors or 1.0)
+    rates = config.rotary_base**-exponents / np.asarray(factors or 1.0)
+    return np.where(np.arange(len(rates)) < (config.rotary_pairs or len(rates)), rates, 0.0)
 
 
 def rotation(config: ModelConfig, positions: jax.Array, local: bool = False) -> Rotation:

@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.attention import Attention
+from model.attention import Attention, Lending, Lent
+from model.borrowed_attention import BorrowedAttention
 from model.cache import PADDING, DeltaState, KVCache, LayerCache
 from model.config import ModelConfig
 from model.declarations import declare, normal
 from model.delta_layer import DeltaLayer
 from model.dtypes import Dtypes
 from model.latent_attention import LatentAttention
+from model.layer_inputs import LayerInput, LayerInputs
 from model.linear import multiply_tokens
 from model.mixture import Mixture
 from model.mlp import MLP
@@ -86,56 +88,83 @@ class Block(nnx.Module):
         elif config.latent:
             self.attention = LatentAttention(config, dtypes)
         else:
-            self.attention = Attention(config, dtypes, config.window(layer))
+            form = BorrowedAttention if config.borrows(layer) else Attention
+            self.attention = form(config, dtypes, layer)
         if config.norm_before and not config.parallel_block:
             self.mlp_norm = Norm(config, gpu_kernel=by_kernel)
         if config.norm_after:
             self.attention_norm_after = Norm(config)
             self.mlp_norm_after = Norm(config)
         self.chooses = config.has_experts(layer)
+        self.apart = self.chooses and config.experts_apart
         if self.chooses:
             self.mlp = Mixture(config, dtypes)
             if config.shared_d_ff:
                 self.shared = MLP(config, dtypes, "s", gated=config.shared_gate)
+            if self.apart:
+                self.experts_norm = Norm(config)
+                self.experts_norm_after, self.shared_norm_after = Norm(config), Norm(config)
         else:
-            self.mlp = MLP(config, dtypes, "f" if config.experts else "F")
+            self.mlp = MLP(config, dtypes, config.mlp_width(layer))
+        if config.layer_inputs:
+            self.input = LayerInput(config, dtypes)
+        if config.block_scale:
+            self.block_scale = declare(config, "", dtypes.plain, jax.nn.initializers.ones)
         self.config = config
 
     def __call__(
         self,
         x: jax.Array,
         more: jax.Array | None,
-        cache: LayerCache | DeltaState,
+        cache: LayerCache | DeltaState | Lent,
         positions: jax.Array,
         angles: Rotation | None,
         placement: Placement,
         continues: bool,
-    ) -> tuple[jax.Array, jax.Array, LayerCache | DeltaState, jax.Array | None]:
+        given: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None, LayerCache | DeltaState | Lending, jax.Array | None]:
         """Runs the block over x + more, whose sum belongs to the norm of whoever reads it.
 
         Args:
           x: [B, T, R].
           more: what the block before adds to it, if there is one.
-          cache: this layer's keys and values, or its state.
+          cache: this layer's keys and values, those that it borrows, or its state.
           positions: [B, T] int32.
           angles: rotary angles of those positions; None in a layer without.
           placement: shardings.
           continues: of prompts, whether the cache holds tokens before them.
+          given: [B, T, p], the layer's own input, if layers have one.
 
         Returns:
-          [B, T, R], what is to be added to it, the updated cache, the experts chosen, [B, E].
+          [B, T, R], what is to be added to it, if anything is, the updated cache, the experts
+          chosen, [B, E].
         """
         x, y = self._read(x, more, "attention_norm")  # [B, T, R]
         # y: [B, T, D]
         mixed, cache, y = self.attention(y, cache, positions, angles, placement, continues)
         mixed = self._added(mixed, "attention_norm_after")
-        if self.config.parallel_block:
+        real = reshard(positions < PADDING, placement.activations("BT"))
+        if self.config.parallel_block or self.apart:
             x = x + mixed
         else:
             x, y = self._read(x, mixed, "mlp_norm")  # [B, T, R]
-        real = reshard(positions < PADDING, placement.activations("BT"))
-        z, touched = self._feed_forward(y, real, placement)
-        return x, self._added(z, "mlp_norm_after"), cache, touched
+        if self.apart:
+            z, touched = self._side_by_side(x, real, placement)
+        else:
+            z, touched = self._feed_forward(y, real, placement)
+        z = self._added(z, "mlp_norm_after")
+        return *self._finish(x, z, given, placement), cache, touched
+
+    def _finish(
+        self, x: jax.Array, z: jax.Array, given: jax.Array | None, placement: Placement
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """x and what the MLP adds to it, z, each [B, T, R] -> those that leave the block."""
+        if given is not None:
+            x = x + z
+            z = self.input(x, given, placement)
+        if not self.config.block_scale:
+            return x, z
+        return (x + z) * self.block_scale[...].astype(x.dtype), None
 
     def _read(self, x: jax.Array, more: jax.Array | None, norm: str) -> tuple[jax.Array, jax.Array]:
         """x + more, each [B, T, R], and what attention or MLP reads of it: that norm's, or it."""
@@ -151,6 +180,20 @@ class Block(nnx.Module):
         scale = self.config.residual_scale
         # In float32, as of 16 bits a factor like 0.22 would be a tenth of a percent off.
         return y if scale == 1 else (y.astype(jnp.float32) * scale).astype(y.dtype)
+
+    def _side_by_side(
+        self, x: jax.Array, real: jax.Array, placement: Placement
+    ) -> tuple[jax.Array, jax.Array]:
+        """x: [B, T, R] -> what an MLP and experts, each with its norms, make, and experts touched.
+
+        The router and both norms before them read the same normed numbers, each with its own scale.
+        """
+        with jax.named_scope("norm"):
+            unit = self.mlp_norm.unit(x)
+            y, z = (norm.scaled(unit, x.dtype) for norm in (self.mlp_norm, self.experts_norm))
+        z, touched = self.mlp(z, real, placement, unit)
+        y = self.shared_norm_after(self.shared(y, placement))
+        return y + self.experts_norm_after(z), touched
 
     def _feed_forward(
         self, x: jax.Array, real: jax.Array, placement: Placement
@@ -174,6 +217,8 @@ class Transformer(nnx.Module):
         """
         self.config, self.dtypes = config, dtypes
         self.embedding = Embedding(config, dtypes)
+        if config.layer_inputs:
+            self.layer_inputs = LayerInputs(config, dtypes)
         # Unrolled: a scan over stacked weights copies each layer's slice on CPU and GPU.
         self.layers = nnx.List([Block(config, dtypes, n) for n in range(config.layers)])
         self.final_norm = Norm(config, gpu_kernel="norm" in dtypes.gpu_kernels)
@@ -202,14 +247,29 @@ class Transformer(nnx.Module):
         if self.config.embedding_scale != 1:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         angles_by_window = self._rotary_angles(reshard(positions, placement.attention("BT")))
-        more, layers, touched = None, [], []
+        given, seen = None, self._placements(placement)
+        if self.config.layer_inputs:
+            given = self.layer_inputs(tokens, x, placement)  # [B, T, layers, p]
+        more, layers, touched, lent = None, [], [], {}
         for number, block in enumerate(self.layers):
             with jax.named_scope(f"layer_{number}"):
-                angles = angles_by_window[self.config.window(number) is not None]
+                layer = cache.layer(number)
+                if self.config.borrows(number):
+                    layer = lent[self.config.cache_layer(number)]
+                angles = angles_by_window[self.config.has_window(number)]
                 angles = angles if self.config.rotates(number) else None
                 x, more, layer, experts = block(
-                    x, more, cache.layer(number), positions, angles, placement, continues
+                    x,
+                    more,
+                    layer,
+                    positions,
+                    angles,
+                    seen[self.config.is_full(number)],
+                    continues,
+                    None if given is None else given[:, :, number],
                 )
+                if isinstance(layer, Lending):
+                    layer, lent[number] = layer
                 layers.append(layer)
                 touched += [experts] if block.chooses else []
         experts = self._count(touched) if self.config.experts else None
@@ -231,10 +291,25 @@ class Transformer(nnx.Module):
 
     def _rotary_angles(self, positions: jax.Array) -> dict[bool, Rotation]:
         """Rotary angles of the layers without a window and of those with one."""
-        everywhere = rotation(self.config, positions)
-        if not self.config.local_rotary_base:
+        config = self.config
+        if config.full_attention:
+            numbers = {config.has_window(n): n for n in range(config.layers)}
+            return {
+                local: rotation(config.at(number), positions, local)
+                for local, number in numbers.items()
+            }
+        everywhere = rotation(config, positions)
+        if not config.local_rotary_base:
             return {False: everywhere, True: everywhere}
-        return {False: everywhere, True: rotation(self.config, positions, local=True)}
+        return {False: everywhere, True: rotation(config, positions, local=True)}
+
+    def _placements(self, placement: Placement) -> dict[bool, Placement]:
+        """Shardings as layers see them whose heads are the model's, and as the others do."""
+        numbers = {self.config.is_full(n): n for n in range(self.config.layers)}
+        return {
+            full: placement.with_sizes(self.config.at(number).sizes) if full else placement
+            for full, number in numbers.items()
+        }
 
     def logits(self, x: jax.Array, placement: Placement) -> jax.Array:
         """Scores over the vocabulary; x: [B, T, R] -> [B, T, V], float32."""

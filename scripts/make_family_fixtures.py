@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from _family_delta import EXPERTS, SIZES, save_as_released
+from _gemma4_models import families
 from _routed_families import ROUTED_FAMILIES, save_as_a_part
 from absl import app, flags
 
@@ -221,6 +222,7 @@ FAMILIES = {
     "qwen3_next": ("qwen3_next", EXPERTS),
     "qwen3_5": ("qwen3_5_text", SIZES | {"tie_word_embeddings": True}),
     "qwen3_5_moe": ("qwen3_5_moe_text", EXPERTS),
+    **families(_COMMON),
     "llama_bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "qwen3_bias": ("qwen3", {"head_dim": 16, "attention_bias": True}),
     "olmo2": ("olmo2", {}),
@@ -264,7 +266,8 @@ def random_model(model_type: str, sizes: dict, seed: int):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(model_type, **(_COMMON | sizes))
+    nested = "text_config" in sizes
+    config = AutoConfig.for_model(model_type, **(sizes if nested else _COMMON | sizes))
     model = AutoModelForCausalLM.from_config(
         config, attn_implementation="eager", dtype=torch.float32
     ).eval()
@@ -272,19 +275,24 @@ def random_model(model_type: str, sizes: dict, seed: int):
         for name, array in model.named_parameters():
             if array.ndim == 1:
                 from_zero = any(kind in model_type for kind in _NORMS_FROM_ZERO)
+                from_zero = from_zero and "gemma4" not in model_type
                 from_zero = from_zero and "linear_attn.norm" not in name
-                centre = 1.0 if "norm" in name and not from_zero else 0.0
+                scales = "norm" in name and not from_zero
+                centre = 1.0 if scales or name.endswith("scale") else 0.0
                 array.copy_(centre + 0.3 * torch.randn_like(array))
             elif "embed" in name or "lm_head" in name:
                 # Gemma multiplies its embeddings by sqrt(D): at scale one they would outweigh the
                 # layers, and the tied unembedding would predict every token to repeat.
-                scale = 0.3 * array.shape[-1] ** -0.5 if "gemma" in model_type else 1.0
+                part = 1.0 if model_type == "gemma4" else 0.3
+                scale = part * array.shape[-1] ** -0.5 if "gemma" in model_type else 1.0
                 array.copy_(scale * torch.randn_like(array))
             else:
                 array.copy_(1.5 * array.shape[-1] ** -0.5 * torch.randn_like(array))
         for name, array in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 array.copy_(0.1 * torch.randn_like(array))
+            if name.endswith("layer_scalar"):
+                array.copy_(1 + 0.3 * torch.randn_like(array))
     return model
 
 
@@ -338,6 +346,8 @@ def greedy(model, prompt: list[int]) -> tuple[np.ndarray, list[int], float]:
             logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
             best = torch.topk(logits, 2).values
             margin = min(margin, float(best[0] - best[1]))
+            if margin <= MARGIN:  # other weights are wanted
+                return first, [], margin
             tokens.append(int(logits.argmax()))
         cached = model.generate(
             torch.tensor([prompt]),

@@ -141,15 +141,15 @@ def _layout(
         weights=weights,
         use=use,
         activations={"B": batch, "R": residual, **_wide(heads), "V": logits},
-        attention={"B": batch, "K G": heads, "N M": heads},
-        cache={"B": batch, "K": heads, "N M": heads},
-        rules=dict.fromkeys(("K G h", "K", "N M o w", "N M", "V"), "replicate"),
+        attention={"B": batch, "K G": heads, "J Q": heads, "N M": heads},
+        cache={"B": batch, "K": heads, "J": heads, "N M": heads},
+        rules=dict.fromkeys(("K G h", "J Q H", "K", "J", "N M o w", "N M", "V"), "replicate"),
     )
 
 
 def _wide(axes: Axes) -> dict[str, Axes]:
     """Hidden widths of MLPs, heads and vocabulary over these mesh axes."""
-    return {"F": axes, "f": axes, "s": axes, "K G h": axes, "N M o w": axes, "V": axes}
+    return dict.fromkeys(("F", "f", "s", "K G h", "J Q H", "N M o w", "V"), axes)
 
 
 _TWO_D = {"D": ("x",), **_wide(_ZY)}

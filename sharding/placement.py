@@ -62,6 +62,14 @@ class Placement:
             cls.of(layout.prefill, sizes, mesh)
         return placement
 
+    def with_sizes(self, sizes: Mapping[str, int]) -> "Placement":
+        """The same layout and mesh as arrays of other sizes meet them.
+
+        Args:
+          sizes: logical axis -> length, in place of those that there are.
+        """
+        return self if sizes == self.sizes else dataclasses.replace(self, sizes=dict(sizes))
+
     def weights(self, letters: str) -> jax.P:
         """Sharding of a stored weight."""
         return self._spec("weights", letters)

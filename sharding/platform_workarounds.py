@@ -219,11 +219,13 @@ def order_on_tpu(axes: str, array: jax.Array | jax.ShapeDtypeStruct) -> tuple[in
       None for the default order. An order given to shards that are no whole registers wide fills
       them up, so they keep the default.
     """
+    if axes not in _ORDERS_ON_TPU:
+        return None
     fills_lanes = array.sharding.shard_shape(array.shape)[-1] % _LANES == 0
-    return _ORDERS_ON_TPU.get(axes) if fills_lanes else None
+    return _ORDERS_ON_TPU[axes] if fills_lanes else None
 
 
 # Matrices that XLA:TPU would lay out at every step, to cut their rows: it wants those beside the
 # heads' own dimension.
-_ORDERS_ON_TPU = {"DKGh": (1, 2, 0, 3)}
+_ORDERS_ON_TPU = dict.fromkeys(("DKGh", "DJQH"), (1, 2, 0, 3))
 _LANES = 128

@@ -16,6 +16,7 @@ from model.config import ModelConfig
 from model.declarations import Path
 from model.delta_sizes import DeltaSizes
 from model.dtypes import FLOAT32, Dtypes
+from model.full_attention import FullAttention
 from model.latent_sizes import LatentSizes
 from model.parameters import place_parameters
 from model.routing_rule import Routing
@@ -29,6 +30,17 @@ _LATENT = {
     "kv_heads": 1,
     "query_heads": 8,
     "latent": LatentSizes(rank=32, rotary=8, content=8, value=24, query_rank=24),
+}
+_TWO_HEADS = {
+    "layers": 2,
+    "windows": (5, None),
+    "norm_after": True,
+    "query_key_norm": True,
+    "value_norm": True,
+    "block_scale": True,
+    "attention_scale": 1.0,
+    "local_rotary_base": 100.0,
+    "full_attention": FullAttention(head_size=32, kv_heads=1, keys_are_values=True, rotary_pairs=4),
 }
 FAMILIES = {
     "grouped": {},
@@ -104,6 +116,18 @@ FAMILIES = {
         "shared_d_ff": 64,
         "shared_gate": True,
     },
+    "two_kinds_of_heads": _TWO_HEADS,
+    "experts_beside_mlp": _TWO_HEADS
+    | {"experts": 8, "experts_per_token": 2, "shared_d_ff": 64, "experts_apart": True},
+    "borrowed_caches": _TWO_HEADS
+    | {
+        "layers": 4,
+        "windows": (5, None) * 2,
+        "full_attention": FullAttention(head_size=32, kv_heads=2, rotary_pairs=4),
+        "shared_cache_layers": 2,
+        "shared_cache_d_ff": 256,
+        "layer_inputs": 8,
+    },
     "latent": _LATENT,
     "latent_experts": _LATENT
     | {
@@ -131,7 +155,7 @@ def config_of(family: str, **sizes: int) -> ModelConfig:
     tiny = find_model("tiny")
     changes = sizes | FAMILIES[family.removeprefix(DIVIDED)]
     for field in {"windows", "rotary_layers", "delta_layers"} & changes.keys():
-        changes[field] = changes[field][: sizes.get("layers", tiny.layers)]
+        changes[field] = changes[field][: changes.get("layers", tiny.layers)]
     return dataclasses.replace(tiny, **changes)
 
 

@@ -22,6 +22,9 @@ _NO_GGUF = {
     "deepseek_v2_lite": "refused by name",
     "deepseek_v3": "refused by name",
     "kimi_k2": "refused by name",
+    "gemma4": "refused by name",
+    "gemma4_experts": "refused by name",
+    "gemma4_shared": "refused by name",
     "glm4": "refused by name",
     "glm4_moe": "refused by name",
     "llama4_scout": "refused by name",
@@ -42,9 +45,9 @@ _NO_GGUF = {
 }
 # Run in the slow set alone: what they bring is also in a case of the default set, or is data.
 SLOW_CASES = (
-    "deepseek_v2", "deepseek_v2_lite", "glm4_moe", "gpt_oss_mxfp4", "granite", "kimi_k2",
-    "llama4_maverick", "llama_bias", "olmo2", "olmo3", "phi3", "phi3_long", "qwen3_5",
-    "qwen3_5_moe", "qwen3_bias", "smollm3",
+    "deepseek_v2", "deepseek_v2_lite", "gemma4", "gemma4_experts", "glm4_moe", "gpt_oss_mxfp4",
+    "granite", "kimi_k2", "llama4_maverick", "llama_bias", "olmo2", "olmo3", "phi3", "phi3_long",
+    "qwen3_5", "qwen3_5_moe", "qwen3_bias", "smollm3",
 )  # fmt: skip
 GGUF_CASES = [case for case in CASES if case not in _NO_GGUF]
 
@@ -66,6 +69,9 @@ FAMILIES = {
     "Kimi K2": ["kimi_k2"],
     "Gemma 2": ["gemma2"],
     "Gemma 3 (text models: 270M, 1B)": ["gemma3"],
+    "Gemma 4 (text): 31B": ["gemma4"],
+    "Gemma 4 (text): 26B-A4B": ["gemma4_experts"],
+    "Gemma 4 (text): E2B, E4B": ["gemma4_shared"],
     "OLMo 2": ["olmo2"],
     "OLMo 3": ["olmo3"],
     "Phi-3, Phi-4": ["phi3"],

@@ -5,7 +5,15 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from model.cache import DeltaState, KVCache, Stored, cache_axes
+from model.cache import (
+    CACHE_AXES,
+    SCALE_AXES,
+    DeltaState,
+    KVCache,
+    QuantizedKV,
+    Stored,
+    cache_axes,
+)
 from model.cache_write import NewTokens
 from model.config import ModelConfig
 from sharding.layout import Axes
@@ -25,12 +33,12 @@ def take_rows(
       new: the tokens that each of the m prompts goes on with; of a prompt without any, the row is
         taken as it is.
       placement: gives the cache's sharding.
-      config: gives windows.
+      config: the model.
 
     Returns:
       A cache of m sequences.
     """
-    specs = jax.tree.map(placement.cache, cache_axes(cache))
+    specs = jax.tree.map(placement.cache, cache_axes(cache, config))
     by_row = jax.P(placement.cache("B")[0])
     windows = tuple(config.window(layer) for layer in range(config.layers))
 
@@ -49,9 +57,11 @@ def take_rows(
         )(cache, rows, new)
 
 
-def put_rows(cache: KVCache, part: KVCache, rows: jax.Array, placement: Placement) -> KVCache:
+def put_rows(
+    cache: KVCache, part: KVCache, rows: jax.Array, placement: Placement, config: ModelConfig
+) -> KVCache:
     """The cache with the rows of `part` in these places, [m] int32 as in `take_rows`."""
-    specs = jax.tree.map(placement.cache, cache_axes(cache))
+    specs = jax.tree.map(placement.cache, cache_axes(cache, config))
     by_row = jax.P(placement.cache("B")[0])
 
     def local(cache: KVCache, part: KVCache, rows: jax.Array) -> KVCache:
@@ -62,7 +72,7 @@ def put_rows(cache: KVCache, part: KVCache, rows: jax.Array, placement: Placemen
                 array = jax.lax.dynamic_update_slice_in_dim(array, one, rows[lane], at)
             return array
 
-        return jax.tree.map(put, cache, part, cache_axes(cache))
+        return jax.tree.map(put, cache, part, cache_axes(cache, config))
 
     with jax.named_scope("put_rows"):
         rows = jax.reshard(rows, by_row)
@@ -72,14 +82,18 @@ def put_rows(cache: KVCache, part: KVCache, rows: jax.Array, placement: Placemen
 
 
 def exchange_rows(
-    cache: KVCache, places: jax.Array, others: jax.Array, placement: Placement
+    cache: KVCache,
+    places: jax.Array,
+    others: jax.Array,
+    placement: Placement,
+    config: ModelConfig,
 ) -> KVCache:
     """The cache with the rows of `others` in `places`, each [m] int32 as in `take_rows`.
 
     They are gathered and scattered: of slices put into their places XLA:CPU makes one loop, which
     reads the rows that it writes, and copies the whole cache for it.
     """
-    specs = jax.tree.map(placement.cache, cache_axes(cache))
+    specs = jax.tree.map(placement.cache, cache_axes(cache, config))
     by_row = jax.P(placement.cache("B")[0])
 
     def local(cache: KVCache, places: jax.Array, others: jax.Array) -> KVCache:
@@ -87,7 +101,7 @@ def exchange_rows(
             before = (slice(None),) * axes.index("B")
             return array.at[(*before, places)].set(array[(*before, others)])
 
-        return jax.tree.map(exchange, cache, cache_axes(cache))
+        return jax.tree.map(exchange, cache, cache_axes(cache, config))
 
     with jax.named_scope("exchange_rows"):
         places, others = (jax.reshard(each, by_row) for each in (places, others))
@@ -106,7 +120,7 @@ def _take(
 ) -> Stored | DeltaState | None:
     """One device's rows of a layer's keys or values, or of its states.
 
-    Latents have no values beside them, and states neither keys nor values.
+    Latents have no values beside them; states, and layers that borrow, neither keys nor values.
     """
     if stored is None:
         return None
@@ -122,7 +136,10 @@ def _take(
         at = axes.index("B")
         return _cut(array, at, rows, kept[:, None, :, None] if at == 0 else kept[None])
 
-    return jax.tree.map(take, stored, cache_axes(KVCache((stored,), ())).keys[0])
+    quantized = isinstance(stored, QuantizedKV)
+    return jax.tree.map(
+        take, stored, QuantizedKV(CACHE_AXES, SCALE_AXES) if quantized else CACHE_AXES
+    )
 
 
 def _cut(array: jax.Array, at: int, rows: jax.Array, mask: jax.Array) -> jax.Array:

@@ -167,7 +167,7 @@ class Programs:
         new = NewTokens(lanes.first, lanes.count)
         part = take_rows(cache, lanes.source, new, engine.placement, engine.config)
         logits, part = engine._prefill_step(parameters, part, lanes.tokens, new, continues=True)
-        return logits, put_rows(cache, part, lanes.target, engine.placement)
+        return logits, put_rows(cache, part, lanes.target, engine.placement, engine.config)
 
     def _join_step(self, rows, logits, joining):
         chosen = self._choose(logits, joining.sampling, jnp.zeros_like(joining.lengths))
@@ -190,7 +190,7 @@ class Programs:
 
     def _exchange_step(self, cache, rows, places):
         others = places.reshape(-1, 2)[:, ::-1].reshape(-1)
-        cache = exchange_rows(cache, places, others, self.engine.placement)
+        cache = exchange_rows(cache, places, others, self.engine.placement, self.engine.config)
         each = len(rows.tokens) // self._groups
         begin = np.repeat(np.arange(self._groups, dtype=np.int32) * each, 2)
         put = lambda array: array.at[begin + places].set(array[begin + others])  # noqa: E731

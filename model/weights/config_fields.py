@@ -3,16 +3,15 @@
 A field that says nothing is accepted: null, or the value at which the mathematics is unchanged.
 """
 
-import copy
 import json
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from model.weights import WeightsError
 from model.weights.fp8_files import is_read
-from model.weights.huggingface_families import ANY
+from model.weights.huggingface_families import ANY, HARMLESS
 from model.weights.quantized_names import NOT_READ
 
 _LARGEST = 10_000_000  # bytes of a config.json
@@ -24,23 +23,29 @@ _QUANTIZATION = ("quantization_config", "compression_config", "quantization")
 class Fields:
     """The fields of a `config.json`; `finish` refuses unknown fields that were never read."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, values: dict[str, Any] | None = None):
+        """Those of a file; `values` in place of what it says."""
         self._path = path
-        self._values = _read(path)
+        self._values = _read(path) if values is None else values
         self._left = set(self._values)
 
-    def holds(self, name: str) -> bool:
-        """Whether a field is there and is not null."""
-        return self._values.get(name) is not None
+    def within(self, name: str, beside: Collection[str]) -> "Fields":
+        """The fields of the object in a field, together with those that stand beside it.
 
-    def within(self, name: str) -> "Fields":
-        """The fields of an object among these, as if they were a file's."""
-        values = self.take(name)
-        if not isinstance(values, dict):
-            self.refuse(name, values, "give an object")
-        inner = copy.copy(self)
-        inner._values, inner._left = values, set(values)
-        return inner
+        Args:
+          name: the field.
+          beside: fields beside it that say nothing of what it describes.
+        """
+        inner = self.take(name)
+        if not isinstance(inner, dict):
+            self.refuse(name, inner, "give an object")
+        outer = {k: v for k, v in self._values.items() if k != name and k not in beside}
+        for each in sorted(outer.keys() & inner.keys()):
+            known = HARMLESS.get(each) is ANY
+            if not known and None not in (outer[each], inner[each]) and outer[each] != inner[each]:
+                self.refuse(each, outer[each], f"{name} says {inner[each]!r:.40}")
+        given = {k: v for k, v in inner.items() if v is not None or k not in outer}
+        return Fields(self._path, outer | given)
 
     def take(self, name: str, default: Any = ANY) -> Any:
         """The value of a field, and `default` where it is null or missing."""

@@ -18,6 +18,7 @@ from model.declarations import Path as ParameterPath
 from model.parameters import Readable
 from model.weights import WeightsError
 from model.weights import huggingface_delta as delta
+from model.weights import huggingface_gemma4 as gemma4
 from model.weights.assembled import HEAD, Assembled, Piece, Shape
 from model.weights.fp8_files import Fp8Files, open_files
 from model.weights.huggingface_config import read_config
@@ -113,7 +114,12 @@ def read_parameters(
     family = FAMILIES[model_type]
     further = prediction_layers(files.tensors) if family.topk_method else ()
     left_out = (*further, *family.other_parts)
-    spare = [n for n in files.tensors if n not in wanted and not n.startswith(left_out)]
+    unused = gemma4.left_out(files.tensors, arrays.prefix, config) if config.block_scale else ()
+    spare = [
+        n
+        for n in files.tensors
+        if n not in wanted and not n.startswith(left_out) and n not in unused
+    ]
     _check_wanted(files, wanted, spare)
     if config.tied_embedding and arrays.unembedding in spare:
         _check_tied(files, arrays.unembedding, arrays.embedding)
@@ -190,6 +196,7 @@ class _Arrays:
 
     Attributes:
       embedding, unembedding: their names in the files.
+      prefix: what the names of the base model's tensors begin with.
     """
 
     def __init__(
@@ -202,23 +209,27 @@ class _Arrays:
         self.files, self.config, self.names, self.keep = files, config, names, keep
         self.embedding = _stored_name(files.tensors, _EMBEDDING, f"model.{_EMBEDDING}")
         self.unembedding = _stored_name(files.tensors, _UNEMBEDDING, _UNEMBEDDING)
-        self._before = self.embedding.removesuffix(_EMBEDDING)
+        self.prefix = self.embedding.removesuffix(_EMBEDDING)
 
     def all(self) -> dict[ParameterPath, Readable | QuantizedArray]:
         c = self.config
         table = (c.vocabulary, c.d_model)
-        found = {("embedding", "weight"): self.one(f"{self._before}embed_tokens", table)}
+        found = {("embedding", "weight"): self.one(f"{self.prefix}embed_tokens", table)}
         for layer in range(c.layers):
-            prefix = f"{self._before}layers.{layer}."
+            prefix = f"{self.prefix}layers.{layer}."
             if c.is_delta(layer):
                 joined = self.names.delta == "joined"
                 parts = delta.layer_arrays(self, c, prefix + "linear_attn.", joined)
             else:
-                parts = self.attention(prefix + "self_attn.")
+                parts = self.attention(layer, prefix + "self_attn.")
             parts |= self.norms(prefix)
             parts |= self.feed_forward(layer, prefix)
+            if c.block_scale:
+                parts |= gemma4.block_arrays(self, c, layer, prefix)
             found |= {("layers", layer, *path.split(".")): a for path, a in parts.items()}
-        found["final_norm", "scale"] = self.scale(f"{self._before}norm")
+        if c.layer_inputs:
+            found |= gemma4.input_arrays(self, c, self.prefix)
+        found["final_norm", "scale"] = self.scale(f"{self.prefix}norm")
         if not c.tied_embedding:
             head = self.unembedding.removesuffix(".weight")
             found["unembedding", "weight"] = self.one(head, table)
@@ -228,7 +239,9 @@ class _Arrays:
         c = self.config
         if not c.has_experts(layer):
             name = f"{prefix}{self.names.feed_forward}."
-            return self.mlp(name, "mlp", c.dense_d_ff or c.d_ff)
+            return self.mlp(name, "mlp", c.sizes[c.mlp_width(layer)])
+        if c.experts_apart:
+            return {}  # `block_arrays` has all of it
         if not c.shared_d_ff:
             return self.mixture(prefix, layer)
         shared = self.mlp(f"{prefix}{self.names.shared}.", "shared", c.shared_d_ff)
@@ -236,10 +249,12 @@ class _Arrays:
             shared["shared.gate"] = self.one(f"{prefix}{self.names.shared}_gate", (1, c.d_model))
         return self.mixture(prefix, layer) | shared
 
-    def attention(self, prefix: str) -> dict[str, Assembled]:
+    def attention(self, layer: int, prefix: str) -> dict[str, Assembled]:
         c = self.config
         if c.latent:
             return attention_arrays(self, c, prefix)
+        if c.block_scale:
+            return gemma4.attention_arrays(self, c, layer, prefix)
         D, K, G, h = c.d_model, c.kv_heads, c.group, c.head_size
         found = {
             "attention.query": self.queries(prefix, "weight", D),
@@ -351,7 +366,7 @@ class _Arrays:
     def one(
         self, name: str, stored: Shape, shape: Shape | None = None, kind: str = ".weight"
     ) -> Assembled:
-        shape = shape or stored
+        shape = stored if shape is None else shape
         piece = Piece(name + kind, stored, shape, (0,) * len(shape))
         return Assembled(self.files, shape, (piece,))
 

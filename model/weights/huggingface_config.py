@@ -15,6 +15,7 @@ from model.weights import huggingface_delta
 from model.weights.config_fields import Fields
 from model.weights.huggingface_deepseek import expert_fields, latent_fields
 from model.weights.huggingface_families import FAMILIES, HARMLESS, Family
+from model.weights.huggingface_gemma4 import layer_fields
 from model.weights.huggingface_llama4 import chunk_windows, interleaved_experts, query_fields
 from model.weights.huggingface_rotary import rotary
 from model.weights.text_part import PARTS, text_model
@@ -53,15 +54,21 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     more |= _feed_forward(fields, family, common["layers"])
     more |= _scales(fields, family, common["d_model"])
     more |= _biases(fields, family) | {"rotary_layers": rotated, "windows": windows}
-    latent, head_size = common.get("latent"), common["head_size"]
-    turned = latent.rotary if latent else head_size
-    common |= rotary(fields, family, turned, common["max_context"])
-    scores = common.pop("scores")
-    if latent:
-        more["attention_scale"] = scores * head_size**-0.5
+    if family.kinds_of_heads:
+        more |= layer_fields(fields, common | more)
+    else:
+        more |= _rotary(fields, family, common)
     config = ModelConfig(**common | more | family.settings)
     fields.finish(HARMLESS | family.harmless, family.quantized)
     return config, model_type
+
+
+def _rotary(fields: Fields, family: Family, common: dict[str, Any]) -> dict[str, Any]:
+    latent, head_size = common.get("latent"), common["head_size"]
+    turned = latent.rotary if latent else head_size
+    found = rotary(fields, family, turned, common["max_context"])
+    scores = found.pop("scores")
+    return found | ({"attention_scale": scores * head_size**-0.5} if latent else {})
 
 
 def _name(folder: Path) -> str:

@@ -160,6 +160,8 @@ class Family:
         (`model.weights.huggingface_llama4`).
       other_parts: what the names of tensors begin with that are of no language model: left out.
       ignored_in_rotary: fields of `rope_parameters` that change nothing in a text.
+      kinds_of_heads: layers with and without a window have heads of different sizes, and much else
+        of their own (`model.weights.huggingface_gemma4`).
       quantized: the `quant_method` of a `quantization_config` that is read; empty for none.
     """
 
@@ -198,6 +200,7 @@ class Family:
     chunks: bool = False
     other_parts: tuple[str, ...] = ()
     ignored_in_rotary: tuple[str, ...] = ()
+    kinds_of_heads: bool = False
     quantized: str = ""
 
 
@@ -220,6 +223,24 @@ _GEMMA = Family(
 )
 # Layers that predict further tokens: left out, as `transformers` does unless asked for them.
 _PREDICTS_FURTHER = {"num_nextn_predict_layers": ANY, "num_mtp_layers": ANY}
+_GEMMA4 = dataclasses.replace(
+    _GEMMA,
+    names=dataclasses.replace(_GEMMA_NAMES, norm_offset=0, stacked=True),
+    window=512,
+    pattern=6,
+    scaled=False,
+    attention_bias=None,
+    kinds_of_heads=True,
+    settings={
+        "norm_after": True,
+        "query_key_norm": True,
+        "value_norm": True,
+        "block_scale": True,
+        "attention_scale": 1.0,
+    },
+    # Only what an image's tokens see of each other is otherwise.
+    harmless={"use_bidirectional_attention": (False, "vision")},
+)
 _DEEPSEEK_V2 = Family(
     topk_method="greedy",
     expert_defaults=EXPERTS_OF_V2,
@@ -339,6 +360,7 @@ FAMILIES: Mapping[str, Family] = {
         pattern_field="sliding_window_pattern",
         settings={"norm_after": True, "query_key_norm": True},
     ),
+    "gemma4_text": _GEMMA4,
     "deepseek_v2": _DEEPSEEK_V2,
     "deepseek_v3": _DEEPSEEK_V3,
     "kimi_k2": _DEEPSEEK_V3,

@@ -7,7 +7,6 @@ tensors of the other parts are left out (`Family.other_parts`).
 from typing import NamedTuple
 
 from model.weights.config_fields import Fields
-from model.weights.huggingface_families import ANY, HARMLESS
 
 
 class TextPart(NamedTuple):
@@ -22,11 +21,18 @@ class TextPart(NamedTuple):
     beside: tuple[str, ...]
 
 
+_GEMMA = (
+    "vision_config", "audio_config", "vision_soft_tokens_per_image", "image_token_id",
+    "image_token_index", "video_token_id", "audio_token_id", "boi_token_id", "eoi_token_id",
+    "boi_token_index", "eoi_token_index", "boa_token_id", "eoa_token_id", "boa_token_index",
+    "eoa_token_index",
+)  # fmt: skip
 _QWEN = (
     "vision_config", "image_token_id", "video_token_id", "vision_start_token_id",
     "vision_end_token_id", "language_model_only",
 )  # fmt: skip
 PARTS = {
+    "gemma4": TextPart("gemma4_text", _GEMMA),
     "llama4": TextPart(
         "llama4_text", ("vision_config", "image_token_index", "boi_token_index", "eoi_token_index")
     ),
@@ -46,13 +52,7 @@ def text_model(fields: Fields) -> tuple[Fields, str]:
     if outer not in PARTS:
         return fields, outer
     part = PARTS[outer]
-    if not fields.holds("text_config"):
-        return fields, part.model_type
-    text = fields.within("text_config")
+    text = fields.within("text_config", ("model_type", *part.beside))
     if (inner := text.take("model_type", part.model_type)) != part.model_type:
         text.refuse("model_type", inner, f"beside {outer} it is {part.model_type}")
-    tied = fields.take("tie_word_embeddings", None)
-    if tied is not None and tied != text.truth("tie_word_embeddings", False):
-        fields.refuse("tie_word_embeddings", tied, "text_config says otherwise")
-    fields.finish(HARMLESS | dict.fromkeys(part.beside, ANY))
     return text, part.model_type

@@ -51,12 +51,22 @@ def activation_bytes(
     gathered = D * size * placement.share(("contracted", "BTD"))
     widest = np.maximum(
         np.maximum(
-            tokens * _attention(config, placement, dtypes),
+            tokens * _widest_attention(config, placement, dtypes),
             tokens * _feed_forward(config, placement, dtypes),
         ),
         config.vocabulary * FLOAT32 * _logits_share(placement),  # the last token's logits
     )
+    kept = config.sizes.get("P", 0) * size * placement.share(("activations", "B"))
+    stream = stream + kept  # what layers have of their own is there for the whole pass
     return tokens * stream + np.maximum(tokens * gathered + widest, tokens * normed)
+
+
+def _widest_attention(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:
+    """Bytes of one token's attention in the layers where they are most."""
+    kinds = {config.is_full(number): number for number in range(config.layers)}
+    seen = map(config.at, kinds.values())
+    each = (_attention(kind, placement.with_sizes(kind.sizes), dtypes) for kind in seen)
+    return functools.reduce(np.maximum, each)
 
 
 def _attention(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:
@@ -90,8 +100,13 @@ def _delta(sizes: DeltaSizes, placement: Placement, dtypes: Dtypes) -> float:
 def _feed_forward(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:
     """Bytes of one token's gate, up and their product; in a mixture, those in all its experts."""
     if not config.experts:
-        share = placement.share(("activations", "BF"))
-        return 3 * config.d_ff * dtypes.dtype.itemsize * share
+        widths = {"F": config.d_ff, "f": config.shared_cache_d_ff}
+        each = (
+            3 * width * dtypes.dtype.itemsize * placement.share(("activations", "B" + letter))
+            for letter, width in widths.items()
+            if width
+        )
+        return functools.reduce(np.maximum, each)
     batch = "activations", "B"
     hidden = config.experts_per_token * 3 * config.d_ff
     inside = hidden * placement.share(batch, ("use", "EF"))

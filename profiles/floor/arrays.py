@@ -83,7 +83,7 @@ def _declared(
         name = "/".join(map(str, path))
         yield name, param, param.axes, placement.weights(param.axes)
     cache = abstract_cache(config, batch, slots, dtypes, placement.multiple("S"))
-    arrays, letters = jax.tree.leaves_with_path(cache), jax.tree.leaves(cache_axes(cache))
+    arrays, letters = jax.tree.leaves_with_path(cache), jax.tree.leaves(cache_axes(cache, config))
     for (path, array), axes in zip(arrays, letters, strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         yield f"cache/{name}", array, axes, placement.cache(axes)

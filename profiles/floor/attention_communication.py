@@ -20,12 +20,22 @@ _PROJECTIONS, _ATTENTION = "layer/query_key_value", "layer/attention"
 _OUTPUT = "layer/attention_output"
 
 
-def grouped_attention(step: "ForwardPass", given: jax.P, contracted: jax.P) -> None:
-    """Projections, attention over the cache or the prompt, and the projection back."""
+def grouped_attention(
+    step: "ForwardPass", given: jax.P, contracted: jax.P, own: bool = True
+) -> None:
+    """Projections, attention over the cache or the prompt, and the projection back.
+
+    Args:
+      step: the walk, which notes what moves.
+      given: sharding of the normed residual stream, ...
+      contracted: ... and as the projections read it.
+      own: whether the layer has keys and values of its own.
+    """
     placement, block = step.placement, "layer/query_key_value"
-    for letters in ("KGh", "KCh"):
+    both = "Kh" if step.config.keys_are_values else "KCh"
+    for letters in ("KGh", both) if own else ("KGh",):
         result = placement.activations("BT" + letters)
-        step.product(Matmul(letters + "D", 3, given, contracted, result, block))
+        step.product(Matmul(letters + "D", len(letters), given, contracted, result, block))
         given = contracted
         if step.config.attention_bias:
             bias = placement.activations(letters)
@@ -39,7 +49,7 @@ def grouped_attention(step: "ForwardPass", given: jax.P, contracted: jax.P) -> N
         for letters in ("BTKG_", "BTK_"):
             _norm_over_heads(step, placement.attention(letters), block)
     new, cache = placement.attention("BTK_"), placement.cache("BTK_")
-    for _ in range(2):
+    for _ in range(2 * own):
         step.reshard(step.array("BTKh"), new, cache, "layer")
     heads = placement.attention("BTKG_")
     if step.attends_to_cache:

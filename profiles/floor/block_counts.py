@@ -16,8 +16,10 @@ EMBEDDING, NORMS, QUERY_KEY_VALUE = "embedding", "norms", "query/key/value"
 CACHE_WRITE, ATTENTION, OUTPUT = "cache write", "attention", "output projection"
 DELTA_RULE = "delta rule"
 MLP, EXPERTS, UNEMBEDDING = "MLP", "experts", "unembedding"
+LAYER_INPUTS = "per-layer inputs"
 BLOCKS = (
     EMBEDDING, NORMS, QUERY_KEY_VALUE, CACHE_WRITE, ATTENTION, DELTA_RULE, OUTPUT, MLP, EXPERTS,
+    LAYER_INPUTS,
     UNEMBEDDING,
 )  # fmt: skip
 """All blocks, in the order in which a step runs through them."""
@@ -34,6 +36,7 @@ SCOPES = {
     "attention_output": OUTPUT,
     "mlp": MLP,
     "mixture": EXPERTS,
+    "layer_inputs": LAYER_INPUTS,
     "experts_touched": EXPERTS,
     "unembedding": UNEMBEDDING,
     "sample": SAMPLING,
@@ -69,7 +72,9 @@ def block_of_weight(path: Path, config: ModelConfig) -> str:
         return UNEMBEDDING
     if parts[0] == "embedding":
         return EMBEDDING
-    if parts[0] != "layers" or "norm" in parts[2]:
+    if "layer_inputs" in parts or parts[2:3] == ["input"]:
+        return LAYER_INPUTS
+    if parts[0] != "layers" or "norm" in parts[2] or parts[2] == "block_scale":
         return NORMS
     if parts[2] == "shared":
         return MLP

@@ -6,7 +6,6 @@ step (of experts, those that tokens choose), and so is every cached key and valu
 still sees.
 """
 
-import collections
 import functools
 import math
 from collections.abc import Callable
@@ -22,20 +21,16 @@ from model.declarations import Matrix, Path, declarations, matrices, of_experts
 from model.dtypes import Dtypes
 from model.transformer import Transformer
 from profiles.floor.activations import activation_bytes, attention_share
+from profiles.floor.alike_layers import AlikeLayers, alike_layers
 from profiles.floor.delta_counts import StateTraffic, delta_flops, state_bytes, state_traffic
 from profiles.floor.experts import touched_experts
-from profiles.floor.passes import (
-    BatchLine,
-    Counts,
-    Pass,
-    PromptLine,
-    attended_pairs,
-    chunk_pairs,
-)
+from profiles.floor.passes import BatchLine, Counts, Pass, PromptLine
 from sharding.placement import Placement
-from sharding.quantization import bits_of, stored_bytes
+from sharding.quantization import stored_bytes
 
 LOOKED_UP: Path = ("embedding", "weight")
+LAYER_INPUTS: Path = ("layer_inputs", "weight")
+"""Of this table rows alone are read, whatever the unembedding is."""
 BY_HEADS = ("KGuc", "KGvc")
 """Letters of weights that meet one head each, in latent attention: cut as the queries are."""
 
@@ -93,7 +88,7 @@ def _alike(
     for path, param, _, times in declared(config, dtypes):
         if only and not only(path):
             continue
-        looked_up = path == LOOKED_UP and not config.tied_embedding
+        looked_up = path == LAYER_INPUTS or (path == LOOKED_UP and not config.tied_embedding)
         key = param.axes, of_experts(param), "V" in param.axes, looked_up
         entry = sums.setdefault(key, [0, 0])
         entry[0] += times * stored_bytes(param)
@@ -106,6 +101,31 @@ def _multiplies(path: Path, param: nnx.Param) -> bool:
     """Whether tokens are multiplied by this array, which is then no bias, scale or sink."""
     beside = str(path[-1]).endswith(("_bias", "scale", "sinks", "taps", "rates"))
     return len(param.shape) > 1 and not param.scale and not beside
+
+
+class _Cached(NamedTuple):
+    """What each device has of layers that are alike in their caches and attention.
+
+    Attributes:
+      layers: these layers.
+      share: its part of a cache.
+      token: bytes of one token in the cache of one of them.
+      of_cache, of_prompts: its part of attention, to a cache and of prompts.
+    """
+
+    layers: AlikeLayers
+    share: float
+    token: float
+    of_cache: float
+    of_prompts: float
+
+    @classmethod
+    def of(cls, layers: AlikeLayers, placement: Placement, dtypes: Dtypes) -> "_Cached":
+        """What a layout on a mesh gives each device."""
+        seen = placement.with_sizes(layers.config.sizes)
+        share, kinds = seen.share(("cache", CACHE_AXES)), (True, False)
+        attends = (attention_share(seen, of_cache=kind) for kind in kinds)
+        return cls(layers, share, _cache_bytes(layers, 1, dtypes) * share, *attends)
 
 
 class PassCounter:
@@ -130,9 +150,8 @@ class PassCounter:
         only: Callable[[Path], bool] | None = None,
     ):
         self.config, self.placement, self.dtypes = config, placement, dtypes
-        self.token = kv_token_bytes(config, placement, dtypes)
+        self._layers = [_Cached.of(layers, placement, dtypes) for layers in alike_layers(config)]
         self.state = state_bytes(config, placement, dtypes)
-        self._layers = max(len(config.attention_layers), 1)  # that cache tokens
         self.resident = self._dense_weights = self._experts = self._gathered = 0.0
         self._row = self._rows = 0.0  # bytes of an embedding that is looked up: one row, all
         self._work = self._table_work = self._expert_work = 0.0
@@ -141,8 +160,6 @@ class PassCounter:
         experts = "use", "E"
         self._replicas = placement.parts(experts, ("activations", "B")) // placement.parts(experts)
         self._parts = placement.parts(("activations", "B"))
-        self._of_cache = attention_share(placement, of_cache=True)
-        self._of_prompts = attention_share(placement, of_cache=False)
         self._of_states = placement.share(("attention", "BNM"))
         self._multiple = placement.multiple("S")
         self._kept = functools.cache(self._kept_bytes)
@@ -160,7 +177,7 @@ class PassCounter:
         size = alike.size * stored
         self.resident += size
         if alike.looked_up:
-            self._row += self.config.d_model * bits_of(self.dtypes.plain) / 8 * stored
+            self._row += size / self.config.vocabulary
             self._rows += size
             return
         if alike.experts:
@@ -200,14 +217,14 @@ class PassCounter:
           experts: distinct experts that a layer reads, see the class.
         """
         config, batch, tokens = self.config, pass_.batch, pass_.tokens
-        seen, kept, _ = _attended(config, pass_.context, tokens)
-        layers, states = self._layers, self.states(pass_)
+        read, written = self._moved(pass_.context, tokens)
+        states = self.states(pass_)
         counts = Counts(
             weights_resident=self.resident,
             weights_read=self.weights_read(batch * tokens, experts),
             kv_resident=batch * (self._kept(pass_.cache_slots) + self.state),
-            kv_read=batch * self.token * seen / layers + states.read,
-            kv_written=batch * self.token * kept / layers + states.written,
+            kv_read=batch * read + states.read,
+            kv_written=batch * written + states.written,
             flops=batch * (self.weight_flops(tokens) + self.attention_flops(pass_)),
             weights_gathered=self._gathered,
             activations=batch * self._held(tokens) + self._gathered / config.layers,
@@ -239,12 +256,11 @@ class PassCounter:
 
     def attention_flops(self, pass_: Pass) -> float:
         """FLOPs of one sequence's scores and sums of values, and of delta rules in their place."""
-        share = self._of_prompts if pass_.over_prompts else self._of_cache
-        if self.config.latent:
-            return latent_flops(self.config, pass_.context, pass_.tokens) * share
-        _, _, pairs = _attended(self.config, pass_.context, pass_.tokens)
-        scores = 4 * self.config.query_heads * self.config.head_size * pairs * share
-        return scores + self.delta_flops(pass_.tokens)
+        total = 0.0
+        for each in self._layers:
+            share = each.of_prompts if pass_.over_prompts else each.of_cache
+            total += share * _attention_work(each.layers, pass_.context, pass_.tokens)
+        return total + self.delta_flops(pass_.tokens)
 
     def delta_flops(self, tokens: int) -> float:
         """FLOPs of one sequence's delta rules."""
@@ -280,11 +296,26 @@ class PassCounter:
 
     def _kept_bytes(self, slots: int) -> float:
         """Bytes of one sequence's cache on each device."""
-        share = self.placement.share(("cache", CACHE_AXES))
-        whole = functools.cache(functools.partial(_cache_bytes, self.config, slots, self.dtypes))
-        multiples = np.asarray(self._multiple)
-        sizes = [whole(multiple) for multiple in multiples.ravel().tolist()]
-        return np.reshape(sizes, multiples.shape) * share
+        multiples, total = np.asarray(self._multiple), 0.0
+        for each in self._layers:
+            whole = functools.partial(_cache_bytes, each.layers, slots, self.dtypes)
+            found = {multiple: whole(multiple) for multiple in {*multiples.ravel().tolist()}}
+            sizes = [found[multiple] for multiple in multiples.ravel().tolist()]
+            total += np.reshape(sizes, multiples.shape) * each.share * each.layers.writing
+        return total
+
+    def _moved(self, cached: int, tokens: int) -> tuple[float, float]:
+        """Bytes of cached tokens that one sequence's new ones read, and of new ones that are kept.
+
+        A token sees those before it, itself included, up to the layer's window. A cache is read by
+        each layer that reads it, its own or not, and written by one.
+        """
+        read = written = 0.0
+        for each in self._layers:
+            window = each.layers.window or cached + tokens
+            read += each.token * each.layers.count * each.layers.seen(cached)
+            written += each.token * each.layers.writing * min(tokens, window)
+        return read, written
 
     def _held_bytes(self, tokens: int) -> float:
         """Bytes of one sequence's activations on each device."""
@@ -311,21 +342,13 @@ def _parameters(config: ModelConfig, dtypes: Dtypes) -> dict[str, int]:
     return {"total": total, "active": active}
 
 
-@functools.lru_cache(maxsize=4096)
-def _attended(config: ModelConfig, cached: int, tokens: int) -> tuple[int, int, int]:
-    """Cached tokens that new ones see, new ones that are kept, and pairs of query and key.
-
-    These are sums over all layers, for one sequence. A token sees those before it, itself included,
-    up to the layer's window, which may be its own chunk of the sequence.
-    """
-    seen = kept = pairs = 0
-    for window, layers in _windows(config).items():
-        chunked = config.chunked and window is not None
-        window = window or cached + tokens
-        seen += layers * (cached % window if chunked else min(cached, window - 1))
-        kept += layers * min(tokens, window)
-        pairs += layers * (chunk_pairs if chunked else attended_pairs)(cached, tokens, window)
-    return seen, kept, pairs
+def _attention_work(layers: AlikeLayers, cached: int, tokens: int) -> int:
+    """FLOPs of one sequence's scores and sums of values in these layers, all devices together."""
+    config = layers.config
+    if config.latent:
+        return latent_flops(config, cached, tokens)
+    pairs = layers.pairs(cached, tokens)
+    return 4 * config.query_heads * config.head_size * pairs * layers.count
 
 
 def latent_flops(config: ModelConfig, cached: int, tokens: int) -> int:
@@ -351,30 +374,19 @@ def latent_flops(config: ModelConfig, cached: int, tokens: int) -> int:
 
 def kv_token_bytes(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:
     """Bytes one cached token takes on each device, keys and values of all layers that have any."""
-    share = placement.share(("cache", CACHE_AXES))
-    return _cache_bytes(config, 1, dtypes) * share
+    return sum(
+        layers.writing * layer_token_bytes(layers, placement, dtypes)
+        for layers in alike_layers(config)
+    )
+
+
+def layer_token_bytes(layers: AlikeLayers, placement: Placement, dtypes: Dtypes) -> float:
+    """Bytes one cached token takes on each device in one of these layers."""
+    return _Cached.of(layers, placement, dtypes).token
 
 
 @functools.lru_cache(maxsize=4096)
-def _cache_bytes(config: ModelConfig, slots: int, dtypes: Dtypes, multiple: int = 1) -> int:
-    """Bytes of one sequence's cache, all devices together."""
-    one, total = _one_layer(config), 0
-    for window, layers in _windows(config).items():
-        cache = abstract_cache(one, 1, min(slots, window or slots), dtypes, multiple)
-        total += layers * sum(map(stored_bytes, jax.tree.leaves(cache)))
-    return total
-
-
-@functools.cache
-def _windows(config: ModelConfig) -> dict[int | None, int]:
-    """How many layers of attention have each window, in which alone they differ.
-
-    None is without a window.
-    """
-    return collections.Counter(map(config.window, config.attention_layers))
-
-
-@functools.cache
-def _one_layer(config: ModelConfig) -> ModelConfig:
-    """The same model with one layer, of no window."""
-    return config.equal_layers(1)
+def _cache_bytes(layers: AlikeLayers, slots: int, dtypes: Dtypes, multiple: int = 1) -> int:
+    """Bytes of one sequence's cache of one of these layers, all devices together."""
+    cache = abstract_cache(layers.one, 1, min(slots, layers.window or slots), dtypes, multiple)
+    return sum(map(stored_bytes, jax.tree.leaves(cache)))

@@ -6,6 +6,7 @@ appendix A, give the closed forms that this list takes in that paper's configura
 compiled program really holds is counted by `profiles.hlo.census`; the two must agree.
 """
 
+import copy
 import math
 
 import jax
@@ -61,10 +62,10 @@ def expected_collectives(
     """
     step = ForwardPass(config, placement, dtypes, batch, tokens, continues, grouped)
     step.look_up()
+    if config.layer_inputs:
+        step.layer_inputs()
     for first, count in config.kinds:
-        step.times = count
-        step.layer(first)
-    step.times = 1
+        step.as_seen_by(first).layer(first, count)
     step.unembed()
     if sampled:
         step.sample()
@@ -92,27 +93,42 @@ class ForwardPass(Shapes):
         self.times = 1  # that the part walked through is run
         self.found: list[Collective] = []
 
-    def look_up(self) -> None:
-        """Rows of the embedding."""
+    def as_seen_by(self, layer: int) -> "ForwardPass":
+        """The walk with sizes as a layer has them; what it notes is noted here."""
+        seen = copy.copy(self)
+        seen.resize(self.config.at(layer))
+        return seen
+
+    def look_up(self, columns: str = "D", block: str = "embedding") -> None:
+        """Rows of the embedding, or of a table with other columns."""
         placement = self.placement
-        table, target = placement.weights("VD"), placement.activations("BTR")
-        rows, columns, batch, residual = map(entry_axes, (*table, target[0], target[2]))
-        steps = look_up_steps(rows, columns, batch, residual)
-        now: Division = (steps.batch, (), columns)
-        by_hand = {"block": "embedding", "by_hand": True, "element": element_of(self.dtypes.plain)}
+        letters, kept = "BT" + columns, "BT" + columns.replace("D", "R")
+        table, target = placement.weights("V" + columns), placement.activations(kept)
+        rows, divided, batch, residual = map(entry_axes, (*table, target[0], target[2]))
+        steps = look_up_steps(rows, divided, batch, residual)
+        now: Division = (steps.batch, (), divided)
+        by_hand = {"block": block, "by_hand": True, "element": element_of(self.dtypes.plain)}
         if steps.exchanged:
-            self.note("all-to-all", steps.exchanged, self.size("BTD", now), **by_hand)
+            self.note("all-to-all", steps.exchanged, self.size(letters, now), **by_hand)
             now = (steps.batch + steps.exchanged, (), ())
         if steps.scattered:
-            self.note("reduce-scatter", steps.scattered, self.size("BTD", now), **by_hand)
+            self.note("reduce-scatter", steps.scattered, self.size(letters, now), **by_hand)
         if steps.summed:
-            self.note("all-reduce", steps.summed, self.size("BTD", now), **by_hand)
+            self.note("all-reduce", steps.summed, self.size(letters, now), **by_hand)
         result = jax.P(steps.result[0], None, steps.result[1])
-        self.reshard(self.plain("BTD"), result, target, "embedding")
+        self.reshard(self.plain(letters), result, target, block)
 
-    def layer(self, number: int) -> None:
-        """One block, by the number of its layer."""
+    def layer_inputs(self) -> None:
+        """What layers have of their own of each token: rows of a table, and a projection."""
+        placement, block = self.placement, "layer_inputs"
+        self.look_up("P", block)
+        given, contracted = placement.activations("BTR"), placement.contracted("BTD")
+        self.product(Matmul("PD", 1, given, contracted, placement.activations("BTP"), block))
+
+    def layer(self, number: int, times: int) -> None:
+        """One block, by the number of its layer, and as often as there are such."""
         placement, config = self.placement, self.config
+        self.times = times
         residual, contracted = placement.activations("BTR"), placement.contracted("BTD")
         if config.norm_before:
             self.norm("layer/norm")
@@ -121,7 +137,7 @@ class ForwardPass(Shapes):
         elif config.latent:
             latent_attention(self, residual)
         else:
-            grouped_attention(self, residual, contracted)
+            grouped_attention(self, residual, contracted, own=not config.borrows(number))
         if config.norm_after:
             self.norm("layer/norm")
         if config.norm_before and not config.parallel_block:
@@ -131,10 +147,22 @@ class ForwardPass(Shapes):
             self.experts(given, contracted)
             if config.shared_d_ff:
                 self.mlp(given, contracted, "s")
+            for _ in range(2 * config.experts_apart):
+                self.norm("layer/norm")
         else:
-            self.mlp(given, contracted, "f" if config.experts else "F")
+            self.mlp(given, contracted, config.mlp_width(number))
         if config.norm_after:
             self.norm("layer/norm")
+        if config.layer_inputs:
+            self.layer_input()
+
+    def layer_input(self) -> None:
+        """The gate of a layer's own input, the projection of that, and its norm."""
+        placement, block = self.placement, "layer/layer_inputs"
+        residual, one = placement.activations("BTR"), placement.activations("BTp")
+        self.product(Matmul("pD", 1, residual, placement.contracted("BTD"), one, block))
+        self.product(Matmul("Dp", 1, one, placement.contracted("BTp"), residual, block))
+        self.norm(block)
 
     def norm(self, block: str) -> None:
         """A mean over the residual stream, two with layer norm."""
@@ -165,7 +193,8 @@ class ForwardPass(Shapes):
         mesh = placement.mesh
         axes = expert_axes(placement)
         tokens = jax.P(entry(axes.batch), None, entry(axes.inputs))
-        self.reshard(self.array("BTD"), given, tokens, block)
+        for _ in range(1 + config.experts_apart):  # what experts read, and what the router does
+            self.reshard(self.array("BTD"), given, tokens, block)
         self.reshard(self.plain("eD"), placement.weights("eD"), placement.use("eD"), block, True)
         self.reshard(self.array("BTD"), tokens, contracted, block)
         scores = self.size("BTe", division(placement.activations("BT_")))

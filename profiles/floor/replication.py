@@ -5,7 +5,8 @@ import jax
 from model.cache import CACHE_AXES, DELTA_AXES
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from profiles.floor.bytes_and_flops import declared, kv_token_bytes
+from profiles.floor.alike_layers import alike_layers
+from profiles.floor.bytes_and_flops import declared, layer_token_bytes
 from profiles.floor.delta_counts import state_bytes
 from profiles.report.numbers import byte_size
 from sharding.placement import Placement, entry_axes, shards, used_axes
@@ -31,15 +32,27 @@ def replication_cost(config: ModelConfig, placement: Placement, dtypes: Dtypes) 
         "more than its share"
         for name, extra in arrays.items()
     ]
-    if rest := placement.unused_axes("cache", CACHE_AXES):
-        copies = shards(rest, placement.mesh)
-        extra = byte_size(kv_token_bytes(config, placement, dtypes) * (1 - 1 / copies))
-        what = "one latent for all heads does" if config.latent else "KV heads do"
+    return lines + _copied_caches(config, placement, dtypes)
+
+
+def _copied_caches(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> list[str]:
+    """A line for each number of KV heads that mesh axes do not divide."""
+    kinds: dict[ModelConfig, float] = {}
+    for layers in alike_layers(config):
+        token = layer_token_bytes(layers, placement, dtypes) * layers.count
+        kinds[layers.config] = kinds.get(layers.config, 0.0) + token
+    lines = []
+    for seen, token in kinds.items():
+        where = placement.with_sizes(seen.sizes)
+        if not (rest := where.unused_axes("cache", CACHE_AXES)):
+            continue
+        copies = shards(rest, where.mesh)
+        what = "one latent for all heads does" if seen.latent else f"{seen.kv_heads} KV heads do"
+        which = "" if len(kinds) == 1 else f" of layers with heads of {seen.head_size}"
         lines.append(
-            f"{'' if config.latent else f'{config.kv_heads} '}{what} not divide over "
-            f"{' '.join(f'{axis}={placement.mesh[axis]}' for axis in rest)}, so the KV cache is "
-            f"copied {copies} times: each device reads {extra} per cached token and step more "
-            "than its share"
+            f"{what} not divide over {' '.join(f'{axis}={where.mesh[axis]}' for axis in rest)}, "
+            f"so the KV cache{which} is copied {copies} times: each device reads "
+            f"{byte_size(token * (1 - 1 / copies))} per cached token and step more than its share"
         )
     if config.delta and (rest := placement.unused_axes("cache", DELTA_AXES[0])):
         copies = shards(rest, placement.mesh)

@@ -74,6 +74,11 @@ class Shapes:
         self.sizes = {**config.sizes, "B": batch, "T": tokens}
         self._shards = functools.cache(lambda axes: shards(axes, placement.mesh))
 
+    def resize(self, config: ModelConfig) -> None:
+        """Takes the sizes of another description of the model."""
+        self.config, self.placement = config, self.placement.with_sizes(config.sizes)
+        self.sizes = self.sizes | config.sizes
+
     def weight(self, letters: str, outputs: int) -> Weight:
         """Shapes and dtypes of a matrix as it is stored."""
         quantization = self.dtypes.quantization_of(letters, self.config.experts)

@@ -28,15 +28,15 @@ from sharding.mesh import MeshShape
 from sharding.placement import Placement, division, shards
 
 _ARRAYS = (
-    (("weights",), "weights", "VD KGhD KhD FD KGh Kh eD EFD fD sD KGhq KGv NwD NMD DNMo"),
-    (("use",), "use", "VD KGhD KhD FD KGh Kh eD EFD fD sD KGhq KGv NwD NMD DNMo"),
-    (("activations",), "activations", "BR BF BKGh BKh V Bf Bs BKGv BNw BNMo BNM"),
-    (("attention",), "attention", "BKG BK BNM BN"),
-    (("cache",), "cache", "BKS BNM BN"),
+    (("weights",), "weights", "VD KGhD KhD FD KGh Kh eD EFD fD sD KGhq KGv NwD NMD DNMo JQHD JHD"),
+    (("use",), "use", "VD KGhD KhD FD KGh Kh eD EFD fD sD KGhq KGv NwD NMD DNMo JQHD JHD"),
+    (("activations",), "activations", "BR BF BKGh BKh V Bf Bs BKGv BNw BNMo BNM BJQH BJH"),
+    (("attention",), "attention", "BKG BK BNM BN BJQ BJ"),
+    (("cache",), "cache", "BKS BNM BN BJS"),
     (("weights", "activations"), "beside_stored", "BD"),
 )
 """Arrays whose shardings are all that a pass asks a placement for, behind the tables that say."""
-_OF_SOME = frozenset("EefsqvN")
+_OF_SOME = frozenset("EefsqvNJ")
 """Letters of arrays that not all models have."""
 BIT = {axis: 1 << place for place, axis in enumerate(MESH_AXES)}
 """Sets of mesh axes as numbers: a bit for each axis."""
@@ -74,6 +74,13 @@ class PlacementOnMeshes(Placement):
             return self
         layout = self.layout and self.layout.prefill
         return dataclasses.replace(self, layout=layout, firsts=firsts)
+
+    def with_sizes(self, sizes: Mapping[str, int]) -> "PlacementOnMeshes":
+        """The same layouts and meshes as arrays of other sizes meet them."""
+        if sizes == self.sizes:
+            return self
+        firsts = tuple(first.with_sizes(sizes) for first in self.firsts)
+        return dataclasses.replace(self, sizes=dict(sizes), firsts=firsts)
 
     def _divided_spec(self, kind: str, letters: str) -> jax.P:
         (first,) = self.firsts

@@ -23,6 +23,7 @@ def test_parameter_counts_equal_the_published_ones(name):
         ("mixtral-8x22b", 39e9, 1e9),
         ("qwen3-30b-a3b", 3.3e9, 0.1e9),  # Yang et al. 2025, table 2
         ("qwen3-235b-a22b", 22e9, 1e9),
+        ("gemma4-26b-a4b", 3.8e9, 0.1e9),  # its model card
         ("deepseek-v3", 37e9, 1e9),  # DeepSeek-AI 2024 (DeepSeek-V3), abstract
         ("llama4-scout", 17e9, 1e9),  # Meta 2025, model card of Llama 4
         ("llama4-maverick", 17e9, 1e9),
@@ -49,6 +50,16 @@ def test_a_token_meets_as_many_parameters_of_glm45_as_published():
         config = find_model(name)
         tables = 2 * config.vocabulary * config.d_model
         assert abs(count_active(Transformer(config, BFLOAT16)) - tables - published) < 0.5e9
+
+
+def test_gemma4_e2b_has_what_llama_cpp_counts_but_for_keys_that_are_never_used():
+    """Its files keep keys and values of 20 layers that read others': llama-bench says 4.65B."""
+    config = find_model("gemma4-e2b")
+    unused = sum(
+        2 * config.d_model * seen.kv_heads * seen.head_size
+        for seen in map(config.at, range(15, 35))
+    )
+    assert abs(count(Transformer(config, BFLOAT16)) + unused - 4.65e9) < 0.01e9
 
 
 def test_palm_is_multi_query_with_parallel_blocks():

@@ -22,9 +22,10 @@ from tests.family_cases import CASES, FOLDER
 from tests.published_configs import PUBLISHED
 from tests.published_configs_delta import PUBLISHED_DELTA
 from tests.published_configs_experts import PUBLISHED_EXPERTS
+from tests.published_configs_gemma4 import PUBLISHED_GEMMA4
 from tests.published_configs_labs import PUBLISHED_LABS
 
-ALL = PUBLISHED | PUBLISHED_LABS | PUBLISHED_EXPERTS | PUBLISHED_DELTA
+ALL = PUBLISHED | PUBLISHED_LABS | PUBLISHED_EXPERTS | PUBLISHED_DELTA | PUBLISHED_GEMMA4
 
 
 def values_of(case):

@@ -24,7 +24,7 @@ def random_cache(placement: Placement, mesh: jax.sharding.Mesh, family: str, dty
     draw = np.random.default_rng(0)
     return jax.tree.map(
         lambda a: jax.device_put(draw.integers(1, 99, a.shape).astype(a.dtype), a.sharding),
-        with_shardings(shapes, placement, mesh),
+        with_shardings(shapes, placement, mesh, config_of(family)),
     )
 
 
@@ -51,7 +51,7 @@ def test_rows_go_where_they_should_and_only_what_is_seen(layout, attention, mesh
     @jax.jit
     def both(cache, rows, target, new):
         part = take_rows(cache, rows, new, placement, config)
-        return part, put_rows(cache, part, target, placement)
+        return part, put_rows(cache, part, target, placement, config)
 
     with jax.set_mesh(mesh):
         part, after = both(cache, put(local), put(target), NewTokens(put(first), put(count)))

@@ -202,7 +202,9 @@ def test_what_is_admitted_divides_every_array_of_the_engine():
             assert matrix.shape[-1] % (parts * group) == 0, (path, drawn)
         batch, multiple = drawn.estimator.padded(drawn.batch), placement.multiple("S")
         cache = abstract_cache(config, batch, drawn.context + 1, deployment.dtypes, multiple)
-        for array, axes in zip(*map(jax.tree.leaves, (cache, cache_axes(cache))), strict=True):
+        for array, axes in zip(
+            *map(jax.tree.leaves, (cache, cache_axes(cache, config))), strict=True
+        ):
             _check_even(array.shape, placement.cache(axes), placement, drawn)
 
 
