@@ -113,7 +113,6 @@ def check_programs(engine: Engine, batch: int) -> None:
                   ("data_parallel_x_2d", "heads", "multi_query_parallel", "1x2x4"),
                   ("weight_stationary_2d", "sequence", "latent_experts", "2x2x2"),
                   ("weight_stationary_1d", "sequence", "chunks", "2x2x2"),
-                  ("weight_gathered_xy", "batch", "chunks", "4x2x1"),
                   ("weight_gathered_x", "batch", "latent", "2x2x2"))],
 )  # fmt: skip
 def test_a_layout_gives_the_logits_of_one_device(layout, attention, family, mesh):

@@ -96,7 +96,6 @@ def check_moves(service: Service, family: str) -> None:
     [("weight_stationary_1d", "heads", "1", "biased_windowed", 5),
      ("weight_gathered_x", "batch", "2x2x1", "biased_windowed", 2),
      pytest.param("weight_stationary_1d", "heads", "1", "latent", 5, marks=SLOW),
-     pytest.param("weight_stationary_1d", "heads", "1", "chunks", 5, marks=SLOW),
      pytest.param("data_parallel_x_1d", "sequence", "2x1x2", "grouped", 4, marks=SLOW)],
 )  # fmt: skip
 def test_each_request_gets_the_tokens_that_it_gets_alone(layout, attention, mesh, family, rows):
