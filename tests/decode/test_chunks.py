@@ -90,9 +90,8 @@ def test_chunks_wrap_around_windows(tiny_engine, window):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("window", [5, 24, 40])
-def test_chunks_of_prompts_end_within_those_of_attention(tiny_engine, window):
-    check(tiny_engine("1x1x1", windows=(window,), chunked=True, layers=1))
+def test_chunks_of_prompts_end_within_those_of_attention(tiny_engine):
+    check(tiny_engine("1x1x1", windows=(24,), chunked=True, layers=1))
 
 
 @pytest.mark.parametrize("kind", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])

@@ -86,7 +86,6 @@ def test_drafts_from_the_text_change_no_token_greedy_or_drawn(sampler):
 CASES = [("two_norms_and_caps", "weight_stationary_1d", "1x1x2")]
 MORE = [
     ("biased_windowed", "weight_stationary_1d sequence", "1x1x2"),
-    ("chunks", "weight_stationary_1d", "1x1x2"),
     ("multi_query_parallel", "weight_stationary_1d batch", "1x1x2"),
     ("grouped", "data_parallel_x_1d", "2x1x2"),
     ("experts", "weight_gathered_x", "2x1x1"),
