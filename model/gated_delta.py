@@ -99,7 +99,7 @@ def chunks(state: jax.Array, tokens: DeltaTokens) -> tuple[jax.Array, jax.Array]
 
     each = tokens, since, solved, seen
     if number == 1:
-        answers, state = _chunk(state, *jax.tree.map(lambda array: array[0], each))[::-1]
+        state, answers = _chunk(state, *jax.tree.map(lambda array: array[0], each))
         return answers, state
     state, answers = jax.lax.scan(run, state, each)
     answers = jnp.moveaxis(answers, 0, 1)  # [B, N, C, n, m, o]
