@@ -85,8 +85,7 @@ def chunks(state: jax.Array, tokens: DeltaTokens) -> tuple[jax.Array, jax.Array]
     number = -(-length // size)
     tokens = jax.tree.map(lambda each: _cut(each, number, size), tokens)
     faded = jnp.cumsum(tokens.fades, axis=2)  # [N, B, C, n, m], since the chunk began
-    since = faded.swapaxes(2, -1)  # [N, B, m, n, C]
-    since = since.swapaxes(2, 3)  # [N, B, n, m, C]
+    since = jnp.moveaxis(faded, 2, -1)  # [N, B, n, m, C]
     between = since[..., :, None] - since[..., None, :]  # [N, B, n, m, C, C]: from one to another
     order = jnp.arange(size)
     between = jnp.where(order[:, None] >= order, jnp.exp(jnp.minimum(between, 0.0)), 0.0)
@@ -99,7 +98,7 @@ def chunks(state: jax.Array, tokens: DeltaTokens) -> tuple[jax.Array, jax.Array]
 
     each = tokens, since, solved, seen
     if number == 1:
-        answers, state = _chunk(state, *jax.tree.map(lambda array: array[0], each))[::-1]
+        state, answers = _chunk(state, *jax.tree.map(lambda array: array[0], each))
         return answers, state
     state, answers = jax.lax.scan(run, state, each)
     answers = jnp.moveaxis(answers, 0, 1)  # [B, N, C, n, m, o]

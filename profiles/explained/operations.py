@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from model.config import ModelConfig
 from profiles.explained.blocks import block_of_scope, collective_kind
-from profiles.floor.block_counts import ATTENTION, block_of_weight
+from profiles.floor.block_counts import ATTENTION, DELTA_RULE, block_of_weight
 from profiles.hlo.flow import Step, leaves, walk
 from profiles.hlo.program import Computation, Instruction, Program
 
@@ -111,7 +111,7 @@ def _of_arguments(step: Step, config: ModelConfig) -> str | None:
     for origin in leaves(step.origins, len(step.origins)):
         parts = (origin or "").split("/")
         if parts[0] == "cache":
-            return ATTENTION
+            return DELTA_RULE if parts[1] == "states" else ATTENTION
         if parts[0] in ("embedding", "unembedding", "final_norm", "layers"):
             return block_of_weight(tuple(parts), config)
     return None

@@ -77,7 +77,7 @@ def states_in_words(config: ModelConfig, dtypes: Dtypes) -> list[str]:
     size = byte_size(sum(_whole_bytes(config, dtypes)))
     return [
         f"{config.layers - others} of {config.layers} layers keep a state: for each sequence a "
-        f"step reads and writes {size}, whatever its context; only the other {others} cache tokens"
+        f"step reads and writes {size}, whatever its context; the others alone cache tokens"
     ]
 
 

@@ -22,7 +22,10 @@ def known(family, mesh="1x1x1"):
     return operations(parse(text), engine.config)
 
 
-@pytest.mark.parametrize("family", ["grouped", "experts", "two_norms_and_caps"])
+@pytest.mark.parametrize(
+    "family",
+    ["grouped", "experts", "two_norms_and_caps", pytest.param("delta", marks=pytest.mark.slow)],
+)
 def test_nearly_every_instruction_has_a_block_and_every_product_the_one_of_its_weight(family):
     found = known(family)
     work = [name for name, opcode in found.opcodes.items() if opcode not in FREE]
@@ -30,6 +33,7 @@ def test_nearly_every_instruction_has_a_block_and_every_product_the_one_of_its_w
     products = {found.blocks[name] for name in work if found.opcodes[name] == "dot"}
     mlp = "experts" if family == "experts" else "MLP"
     assert {"query/key/value", "attention", "output projection", mlp, "unembedding"} <= products
+    assert ("delta rule" in products) == (family == "delta")
     assert set(found.blocks.values()) <= {*BLOCKS, "sampling", "sums and positions"}
 
 

@@ -8,7 +8,7 @@ from model.catalog import find_model
 from model.dtypes import BFLOAT16, FLOAT32
 from profiles.floor.block_counts import ATTENTION, CACHE_WRITE, DELTA_RULE, block_counts
 from profiles.floor.bytes_and_flops import PassCounter, kv_token_bytes
-from profiles.floor.delta_counts import delta_flops
+from profiles.floor.delta_counts import delta_flops, states_in_words
 from profiles.floor.passes import Pass
 from sharding.catalog import ATTENTION as DIVISIONS
 from sharding.catalog import LAYOUTS, attend_by
@@ -84,3 +84,11 @@ def test_resident_bytes_equal_the_compilers_and_states_are_updated_in_place(tiny
     expected = counted.weights_resident + counted.kv_resident + carry_bytes(3)
     assert memory.argument_size_in_bytes == expected
     assert memory.alias_size_in_bytes == counted.kv_resident
+
+
+def test_a_user_is_told_what_a_step_moves_whatever_the_context():
+    (line,) = states_in_words(NEXT, BFLOAT16)
+    assert line.startswith(
+        "36 of 48 layers keep a state: for each sequence a step reads and writes 77."
+    )
+    assert states_in_words(find_model("tiny"), BFLOAT16) == []
