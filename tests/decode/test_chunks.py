@@ -109,7 +109,6 @@ def test_chunks_read_a_cache_of_few_bits_as_the_whole_prompt_does(kind):
                     ("weight_stationary_2d", "batch", "multi_query_parallel", "8x1x1"),
                     ("data_parallel_x_1d", "batch", "biased_windowed", "2x2x2"),
                     ("weight_gathered_x", "sequence", "multi_head_parallel", "2x2x2"),
-                    ("weight_stationary_1d", "heads", "borrowed_caches", "1x1x2"),
                     ("weight_gathered_xyz", "heads", "experts_multi_query", "8x1x1")))],
 )  # fmt: skip
 def test_chunks_give_the_same_in_every_layout(layout, attention, family, mesh):

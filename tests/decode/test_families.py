@@ -71,7 +71,10 @@ def test_a_ragged_batch_continues_greedily_as_transformers_does(case, mesh):
 @pytest.mark.parametrize(
     "case",
     [
-        *(pytest.param(c, marks=pytest.mark.slow if n % 3 else ()) for n, c in enumerate(FIRST)),
+        *(
+            pytest.param(c, marks=pytest.mark.slow if n % 3 or c == "gemma4_shared" else ())
+            for n, c in enumerate(FIRST)
+        ),
         *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW_CASES),
     ],
 )

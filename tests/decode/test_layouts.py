@@ -111,16 +111,18 @@ def check_programs(engine: Engine, batch: int) -> None:
                   ("weight_gathered_x", "sequence", "multi_head_parallel", "2x2x2"),
                   ("weight_gathered_xyz", "heads", "experts_multi_query", "8x1x1"),
                   ("data_parallel_x_2d", "heads", "multi_query_parallel", "1x2x4"),
-                  ("weight_stationary_1d", "heads", "two_kinds_of_heads", "2x2x2"),
-                  ("weight_stationary_2d", "heads", "experts_beside_mlp", "2x2x2"),
-                  ("weight_stationary_2d", "batch", "borrowed_caches", "2x2x2"),
                   ("weight_stationary_2d", "sequence", "latent_experts", "2x2x2"),
                   ("weight_stationary_1d", "sequence", "chunks", "2x2x2"),
                   ("weight_gathered_xy", "batch", "chunks", "4x2x1"),
                   ("weight_gathered_x", "batch", "latent", "2x2x2"),
+                  ("weight_stationary_1d", "heads", "two_kinds_of_heads", "2x2x2"),
                   ("weight_stationary_2d", "heads", "delta", "2x2x2")),
-     pytest.param("weight_gathered_x", "sequence", "delta", "4x2x1", marks=LONG),
-     pytest.param("data_parallel_x_2d", "batch", "gated_experts", "2x2x2", marks=LONG)],
+     *(pytest.param(*case, marks=LONG)
+       for case in (("weight_stationary_2d", "heads", "experts_beside_mlp", "2x2x2"),
+                    ("weight_stationary_2d", "batch", "borrowed_caches", "2x2x2"),
+                    ("weight_gathered_xyz", "heads", "borrowed_caches", "2x2x2"),
+                    ("weight_gathered_x", "sequence", "delta", "4x2x1"),
+                    ("data_parallel_x_2d", "batch", "gated_experts", "2x2x2")))],
 )  # fmt: skip
 def test_a_layout_gives_the_logits_of_one_device(layout, attention, family, mesh):
     check(family, attend_by(LAYOUTS[layout], attention), mesh)

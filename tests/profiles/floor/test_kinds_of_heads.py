@@ -53,10 +53,12 @@ def test_a_step_reads_one_row_of_the_table_for_layers():
 
 @pytest.mark.parametrize(
     ("family", "mesh"),
-    [("borrowed_caches", "1x1x2"),
-     *(pytest.param(family, mesh, marks=pytest.mark.slow) for family, mesh in
-       (("two_kinds_of_heads", "2x2x2"), ("experts_beside_mlp", "1x1x2")))],
-)  # fmt: skip
+    [
+        pytest.param("borrowed_caches", "1x1x2", marks=pytest.mark.slow),
+        pytest.param("two_kinds_of_heads", "2x2x2", marks=pytest.mark.long),
+        pytest.param("experts_beside_mlp", "1x1x2", marks=pytest.mark.long),
+    ],
+)
 def test_resident_bytes_equal_the_compilers(family, mesh):
     engine = random_engine(config_of(family), LAYOUTS["weight_stationary_1d"], mesh, FLOAT32)
     memory = engine.lower_decode(3, 64).compile().memory_analysis()
