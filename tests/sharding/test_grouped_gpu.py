@@ -35,11 +35,11 @@ def matrix(name: str, shape: tuple[int, ...], group: int | None = None) -> Quant
     random, kind = np.random.default_rng(0), QUANTIZATIONS[name]
     group = group or kind.group
     low = 0 if kind.offset else -kind.largest
-    values = random.integers(low, kind.largest, shape, endpoint=True)
+    values = random.integers(int(low), int(kind.largest), shape, endpoint=True)
     of_groups = (*shape[:-1], shape[-1] // group if group else 1)
     scales = random.uniform(0.5, 1, of_groups).astype(np.float32)
     offsets = -scales * random.uniform(6, 9, of_groups).astype(np.float32) if kind.offset else None
-    values = jnp.asarray(values, jnp.int8).astype(kind.dtype)
+    values = jnp.asarray(values, jnp.int32).astype(kind.dtype)
     return QuantizedArray(values, scales, offsets, group, gpu_kernel=True)
 
 
@@ -62,6 +62,8 @@ def error(found: jax.Array, weight: QuantizedArray, x: jax.Array) -> float:
         ("int4_symmetric", "float32", (2, 3, 40, 288), None, 20),  # shards; parts of tiles
         ("int8_grouped", "bfloat16", (1, 2, 33, 96), None, 3),
         ("int8", "float32", (2, 2, 48, 80), None, 9),
+        ("fp8_grouped", "bfloat16", (1, 2, 33, 384), None, 3),
+        pytest.param("fp8_grouped", "float32", (2, 1, 40, 192), 64, 20, marks=pytest.mark.slow),
         pytest.param("int4", "float32", (1, 1, 64, 1024), None, 70, marks=pytest.mark.slow),
         pytest.param("int4", "bfloat16", (1, 1, 64, 512), 128, 8, marks=pytest.mark.slow),
         pytest.param("int8_grouped", "float32", (1, 1, 40, 256), 128, 8, marks=pytest.mark.slow),
