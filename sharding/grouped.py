@@ -110,8 +110,7 @@ def multiply_few(
     numbers = [scales[0, 0]] if offsets is None else [scales[0, 0], offsets[0, 0]]
     values, x = values[0, 0], x[:, 0]
     (rows, inputs), groups, tokens = values.shape, scales.shape[-1], x.shape[0]
-    tile = tile_of(rows, inputs, groups, tokens)
-    sums = jnp.sum(x.astype(jnp.float32).reshape(tokens, groups, -1), axis=-1)
+    tile, sums = tile_of(rows, inputs, groups, tokens), sums_of(x, groups, offsets)
     # XLA:TPU keeps a matrix whose rows are not whole registers by its columns: it is read so.
     transposed = groups % LANES != 0
     by_rows = pl.BlockSpec((tile, groups), lambda n: (n, 0))
@@ -121,41 +120,48 @@ def multiply_few(
         grid=(pl.cdiv(rows, tile),),
         in_specs=[
             pl.BlockSpec((tokens, inputs), lambda n: (0, 0)),
-            pl.BlockSpec((tokens, groups), lambda n: (0, 0)),
             pl.BlockSpec((tile, inputs), lambda n: (n, 0)),
             *(by_groups if transposed else by_rows for _ in numbers),
+            *(pl.BlockSpec((tokens, groups), lambda n: (0, 0)) for _ in sums),
         ],
         out_specs=pl.BlockSpec((tokens, tile), lambda n: (0, n)),
         out_shape=jax.ShapeDtypeStruct((tokens, rows), dtype),
         interpret=pltpu.InterpretParams() if interpret else False,
         name="multiply_groups_few",
-    )(x, sums, values, *(number.T if transposed else number for number in numbers))
+    )(x, values, *(number.T if transposed else number for number in numbers), *sums)
     return product[:, None]
 
 
+def sums_of(x: jax.Array, groups: int, offsets: jax.Array | None) -> list[jax.Array]:
+    """What offsets multiply: sums of each token's numbers of a group, [M, groups], if needed."""
+    if offsets is None:
+        return []
+    return [jnp.sum(x.astype(jnp.float32).reshape(len(x), groups, -1), axis=-1)]
+
+
 def multiply_tile(
-    group: int, transposed: bool, coded: bool, x_ref, sums_ref, values_ref, scales_ref, *rest
+    group: int, transposed: bool, coded: bool, x_ref, values_ref, scales_ref, *rest
 ) -> None:
-    """One tile of rows: tokens, their sums, values, scales and offsets -> [M, N].
+    """One tile of rows: tokens, values, scales, offsets and sums of tokens -> [M, N].
 
     Args:
       group: inputs that share a scale.
       transposed: scales and offsets are [groups, N], not [N, groups].
       coded: values are codes of `sharding.float4`.
-      x_ref, sums_ref, values_ref, scales_ref: [M, K], sums of groups of it, [N, K] and scales.
-      rest: offsets, if any, and the result.
+      x_ref, values_ref, scales_ref: [M, K], [N, K] and scales.
+      rest: offsets and `sums_of` tokens, if values have offsets; then the result.
     """
-    *offsets_ref, out_ref = rest
+    *beside, out_ref = rest
     (tokens, dtype), (rows, inputs) = (x_ref.shape[0], x_ref.dtype), values_ref.shape
     per_register = LANES // group
     lane = jax.lax.broadcasted_iota(jnp.int32, (per_register, 1, LANES), 2)
     first_lane = jax.lax.broadcasted_iota(jnp.int32, (per_register, 1, LANES), 0) * group
     in_group = (lane >= first_lane) & (lane < first_lane + group)
     scales, *offsets = (
-        ref[...] if transposed else ref[...].T for ref in (scales_ref, *offsets_ref)
+        ref[...] if transposed else ref[...].T for ref in (scales_ref, *beside[:1])
     )  # [groups, N]
     total = jnp.zeros((tokens, rows), jnp.float32)
-    for offset in offsets:
+    for offset, sums_ref in zip(offsets, beside[1:], strict=True):
         total = jnp.dot(sums_ref[...], offset, precision=jax.lax.Precision.HIGHEST)
     for start in range(0, inputs, LANES):
         lanes = slice(start, start + LANES)

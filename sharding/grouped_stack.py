@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sharding.float4 import GROUP, decode, decode_scales
-from sharding.grouped import LANES, multiply_tile, tile_of
+from sharding.grouped import LANES, multiply_tile, sums_of, tile_of
 
 _ROWS, _PART = 512, 128
 """Rows of a tile, and how many of them are made dense at a time."""
@@ -127,7 +127,7 @@ def multiply_few_of_one(
     (_, outer, rows, inputs), groups, tokens = values.shape, scales.shape[-1], x.shape[0]
     tile = tile_of(rows, inputs, groups, tokens)
     across = rows // tile
-    sums = jnp.sum(x.astype(jnp.float32).reshape(tokens, groups, -1), axis=-1)
+    sums = sums_of(x, groups, offsets)
     numbers = [scales] if offsets is None else [scales, offsets]
     transposed = groups % LANES != 0  # as XLA:TPU keeps them, see `sharding.grouped`
 
@@ -153,9 +153,9 @@ def multiply_few_of_one(
             grid=(outer * across,),
             in_specs=[
                 pl.BlockSpec((tokens, inputs), lambda n, number: (0, 0)),
-                pl.BlockSpec((tokens, groups), lambda n, number: (0, 0)),
                 pl.BlockSpec((None, None, tile, inputs), by_rows),
                 *(scales_spec for _ in numbers),
+                *(pl.BlockSpec((tokens, groups), lambda n, number: (0, 0)) for _ in sums),
             ],
             out_specs=pl.BlockSpec((tokens, tile), lambda n, number: (0, n)),
         ),
@@ -163,8 +163,8 @@ def multiply_few_of_one(
         interpret=pltpu.InterpretParams() if interpret else False,
         name="multiply_few_of_stack",
     )(
-        number[None], x, sums, values,
-        *(each.swapaxes(2, 3) if transposed else each for each in numbers),
+        number[None], x, values,
+        *(each.swapaxes(2, 3) if transposed else each for each in numbers), *sums,
     )  # fmt: skip
     return product.reshape(tokens, outer, rows)
 
