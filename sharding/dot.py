@@ -86,7 +86,17 @@ def dot_of_one(stack: Weight, number: jax.Array, x: jax.Array, dtype: jnp.dtype)
         )
         return dot(matrix, x[None], dtype)[0]
 
-    others = _one_by_kernel(stack, len(x), dtype)
+    def cut_out_in_bits(stack: Weight, number: jax.Array, x: jax.Array) -> jax.Array:
+        # With a barrier, or XLA:CPU makes integers of the whole stack before a loop over matrices.
+        stack, number = jax.lax.optimization_barrier((stack, number))
+
+        def cut_leaf(leaf: jax.Array) -> jax.Array:
+            part = jax.lax.dynamic_index_in_dim(to_bits(leaf), number, keepdims=False)
+            return from_bits(part, leaf)
+
+        return dot(jax.tree.map(cut_leaf, stack), x[None], dtype)[0]
+
+    others = {"cpu": cut_out_in_bits} | _one_by_kernel(stack, len(x), dtype)
     return by_platform(stack, number, x, default=cut_out, **others)
 
 
