@@ -188,7 +188,8 @@ def _kernel(
     """
     *rest, out_ref = rest
     stacked = len(scales_ref.shape) == 3
-    of_stack = (plgpu.load(rest.pop().at[0]),) if stacked else ()
+    first = jnp.zeros((1, 1), jnp.int32)
+    of_stack = (plgpu.load(rest.pop().at[first]),) if stacked else ()
     (per_word, tokens, width), (rows, groups) = x_ref.shape, scales_ref.shape[-2:]
     token = pl.program_id(0) * tiles.tokens + jnp.arange(tiles.tokens)
     row = pl.program_id(1) * tiles.rows + jnp.arange(tiles.rows)
@@ -242,7 +243,7 @@ def _kernel(
         start, jnp.minimum(start + share, steps), step, jnp.zeros((tiles.rows, tiles.tokens))
     )
     if groups == 1:
-        sums *= plgpu.load(scales_ref.at[(*of_stack, row, jnp.zeros((1, 1), jnp.int32))])
+        sums *= plgpu.load(scales_ref.at[(*of_stack, row, first)])
     plgpu.store(out_ref.at[at], sums.astype(out_ref.dtype), mask=kept)
 
 

@@ -28,7 +28,7 @@ from tests.engines import carry_bytes, random_arrays, random_engine
 CONFIG = dataclasses.replace(
     find_model("tiny"), layers=1, d_model=256, d_ff=512, head_size=64, attention_bias=True
 )
-WIDE = dataclasses.replace(CONFIG, d_model=1024, d_ff=1024)  # and groups of 128
+WIDE = dataclasses.replace(CONFIG, d_model=1024, d_ff=1024, head_size=256)  # and of 128
 ONE_D = LAYOUTS["weight_stationary_1d"]
 SLOTS = 16
 

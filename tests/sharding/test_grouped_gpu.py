@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sharding.dot import dot, dot_of_shards
+from sharding.dot import dot, dot_of_one, dot_of_shards
 from sharding.grouped_gpu import (
     MOST_OF_OUTPUTS,
     MOST_TOKENS,
@@ -77,6 +77,21 @@ def test_the_kernel_gives_the_product_of_the_dense_matrix(name, dtype, shape, gr
     if weight.group is None:  # `dense` has scales of groups
         weight = QuantizedArray(*arrays[:3], shape[-1])
     assert error(found, weight, x) < LIMITS[dtype]
+
+
+def test_one_matrix_of_a_stack_is_multiplied_alone():
+    weight, x = matrix("fp8_grouped", (3, 1, 40, 256)), tokens_of(5, 1, 256)
+    arrays = (weight.values, weight.scales, None, x, jnp.float32)
+    found = multiply_packed(*arrays, interpret=True, number=jnp.int32(2))
+    assert error(found, jax.tree.map(lambda leaf: leaf[2:], weight), x) < LIMITS["float32"]
+
+
+def test_a_gpus_program_has_the_kernel_for_one_of_a_stack_and_cuts_nothing_out():
+    stack = jax.tree.map(lambda leaf: leaf[:, 0], matrix("fp8_grouped", (3, 1, 40, 256)))
+    x = tokens_of(5, 256, dtype="bfloat16")
+    text = lowered(lambda *given: dot_of_one(*given, jnp.float32), stack, jnp.int32(1), x)
+    assert text.count("xla.gpu.triton") == 1
+    assert "dynamic_slice" not in text and "stablehlo.dot_general" not in text
 
 
 def lowered(step, *arguments) -> str:
