@@ -51,6 +51,7 @@ class ModelConfig:
         `norm_after` in its place (OLMo 2).
       norm_after: the outputs of attention and MLP have a norm before they are added (Gemma).
       embedding_scale: multiplies the embeddings that are looked up.
+      embedding_scale_exact: it is not rounded to their type before (Granite; Gemma rounds it).
       attention_scale: multiplies scores; head_size ** -0.5 if None.
       residual_scale: multiplies what attention and MLP add to the residual stream (Granite).
       logit_scale: multiplies the logits.
@@ -104,6 +105,7 @@ class ModelConfig:
     norm_before: bool = True
     norm_after: bool = False
     embedding_scale: float = 1.0
+    embedding_scale_exact: bool = False
     attention_scale: float | None = None
     residual_scale: float = 1.0
     logit_scale: float = 1.0
