@@ -53,7 +53,8 @@ def test_the_kernel_for_few_tokens_gives_the_product_of_the_dense_matrix(
         *((quantization, 1, 1, 128, 512, 40) for quantization in GROUPED),
         ("int4", 2, 3, 128, 512, 600),  # tokens that fill no second tile; tiles of inputs
         ("int4_symmetric", 1, 2, 256, 768, 130),
-        ("fp8_grouped", 1, 1, 128, 1536, 40),  # twelve groups, which fill no whole registers
+        # Twelve groups, which fill no whole registers.
+        pytest.param("fp8_grouped", 1, 1, 128, 1536, 40, marks=pytest.mark.slow),
     ],
 )
 def test_the_kernel_for_many_tokens_gives_the_product_of_shards(
