@@ -23,6 +23,7 @@ _GRANITE = {
     "vocabulary": 49_155,
     "max_context": 131_072,
     "embedding_scale": 12.0,
+    "embedding_scale_exact": True,
     "residual_scale": 0.22,
     "tied_embedding": True,
 }

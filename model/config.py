@@ -72,6 +72,7 @@ class ModelConfig:
         `norm_after` in its place (OLMo 2).
       norm_after: the outputs of attention and MLP have a norm before they are added (Gemma).
       embedding_scale: multiplies the embeddings that are looked up.
+      embedding_scale_exact: it is not rounded to their type before (Granite; Gemma rounds it).
       attention_scale: multiplies scores; head_size ** -0.5 if None.
       residual_scale: multiplies what attention and MLP add to the residual stream (Granite).
       block_scale: what leaves a block is multiplied by a number that it learned (Gemma 4).
@@ -151,6 +152,7 @@ class ModelConfig:
     norm_before: bool = True
     norm_after: bool = False
     embedding_scale: float = 1.0
+    embedding_scale_exact: bool = False
     attention_scale: float | None = None
     residual_scale: float = 1.0
     block_scale: bool = False

@@ -114,7 +114,8 @@ class Matrix(nnx.Module):
         offsets = self.offsets[...] if quantization.offset else None
         by_kernel = quantization.name in self.dtypes.gpu_kernels
         rounded = self.dtypes.round_activations
-        return QuantizedArray(*parts, offsets, quantization.group, rounded, by_kernel)
+        group = quantization.group_of(self.shape[-1])
+        return QuantizedArray(*parts, offsets, group, rounded, by_kernel)
 
 
 def matrices(model: nnx.Module) -> dict[Path, Matrix]:

@@ -49,11 +49,12 @@ def _check_groups(path: Path, matrix: Matrix, placement: Placement) -> None:
     """
     quantization, inputs = matrix.dtypes.quantization, matrix.shape[-1]
     parts = shards(entry_axes(placement.weights(matrix.axes)[-1]), placement.mesh)
-    if inputs % (parts * quantization.group):
-        fitting = [n for n in range(1, parts) if inputs % (n * quantization.group) == 0]
+    group = quantization.group_of(inputs)
+    if inputs % (parts * group):
+        fitting = [n for n in range(1, parts) if inputs % (n * group) == 0]
         remedy = f"use {' or '.join(map(str, fitting))} shards, " if fitting else "use "
         raise LayoutError(
             f"{'.'.join(map(str, path[-2:]))} has {inputs} inputs in {parts} shards, which "
-            f"groups of {quantization.group} ({quantization.name}) do not divide; "
+            f"groups of {group} ({quantization.name}) do not divide; "
             f"{remedy}int8 or fp8"
         )

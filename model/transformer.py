@@ -205,6 +205,20 @@ class Block(nnx.Module):
         return y + self.shared(x, placement) if self.config.shared_d_ff else y, touched
 
 
+def scaled_embedding(x: jax.Array, config: ModelConfig) -> jax.Array:
+    """Embeddings times the model's factor, rounded once; see `ModelConfig.embedding_scale_exact`.
+
+    Source: `modeling_granite.py` and `modeling_gemma3.py` of
+    https://github.com/huggingface/transformers.
+    """
+    scale = config.embedding_scale
+    if scale == 1:
+        return x
+    if config.embedding_scale_exact:
+        return (x.astype(jnp.float32) * scale).astype(x.dtype)
+    return x * jnp.asarray(scale, x.dtype)
+
+
 class Transformer(nnx.Module):
     """A decoder-only transformer of whatever family `config` describes."""
 
@@ -243,9 +257,7 @@ class Transformer(nnx.Module):
           placement: shardings.
           continues: with T > 1, whether there are earlier tokens; the first position is 0 if not.
         """
-        x = self.embedding.look_up(tokens, placement)
-        if self.config.embedding_scale != 1:
-            x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        x = scaled_embedding(self.embedding.look_up(tokens, placement), self.config)
         angles_by_window = self._rotary_angles(reshard(positions, placement.attention("BT")))
         given, seen = None, self._placements(placement)
         if self.config.layer_inputs:

@@ -13,6 +13,7 @@ Examples:
   python scripts/generate.py --model=smollm2-orbax --prompt="Once upon a time"
 """
 
+import functools
 import time
 from pathlib import Path
 
@@ -38,6 +39,7 @@ with _common.importing(__name__):
     import _dtypes
     import _layouts
 
+    from model.dtypes import Dtypes
     from model.weights.orbax_checkpoint import OrbaxFolder, check_target, save
     from profiles.report.files import write_json
     from profiles.report.progress import byte_progress
@@ -58,10 +60,15 @@ def main() -> None:
     meshes = _layouts.meshes(_DEVICES.value, _MESH.value)
     _common.check_json()
     source = _common.source()
-    dtypes = _dtypes.dtypes(source.stored_quantization(), source.stored_dtype())
     started = time.perf_counter()
+
+    @functools.cache
+    def dtypes_of_source() -> Dtypes:  # which starts JAX: not before the layout has its devices
+        return _dtypes.dtypes(source.stored_quantization(), source.stored_dtype())
+
     # No step runs here, so the simplest mesh is enough; others would divide weights needlessly.
-    layout, shape = _layouts.layout(source.config, meshes, lambda: dtypes, steps=[])
+    layout, shape = _layouts.layout(source.config, meshes, dtypes_of_source, steps=[])
+    dtypes = dtypes_of_source()
     engine = source.engine(layout, shape, dtypes, progress=byte_progress)
     loaded = time.perf_counter()
     save(folder, source.config, engine.parameters, source.tokenizer_files(), dtypes.quantization)

@@ -79,7 +79,6 @@ def dot_of_one(stack: Weight, number: jax.Array, x: jax.Array, dtype: jnp.dtype)
       x: [M, inputs].
       dtype: type of the product.
     """
-    outputs, inputs = stack.shape[1:-1], stack.shape[-1]
 
     def cut_out(stack: Weight, number: jax.Array, x: jax.Array) -> jax.Array:
         matrix = jax.tree.map(
@@ -87,20 +86,58 @@ def dot_of_one(stack: Weight, number: jax.Array, x: jax.Array, dtype: jnp.dtype)
         )
         return dot(matrix, x[None], dtype)[0]
 
-    def in_place(stack: QuantizedArray, number: jax.Array, x: jax.Array) -> jax.Array:
-        from sharding.grouped_stack import multiply_one  # imports Pallas, which takes a while
+    def cut_out_in_bits(stack: Weight, number: jax.Array, x: jax.Array) -> jax.Array:
+        # With a barrier, or XLA:CPU makes integers of the whole stack before a loop over matrices.
+        stack, number = jax.lax.optimization_barrier((stack, number))
 
-        values, scales = (
-            leaf.reshape(len(leaf), -1, leaf.shape[-1]) for leaf in (stack.values, stack.scales)
-        )
-        return multiply_one(number, values, scales, x, dtype).reshape(len(x), *outputs)
+        def cut_leaf(leaf: jax.Array) -> jax.Array:
+            part = jax.lax.dynamic_index_in_dim(to_bits(leaf), number, keepdims=False)
+            return from_bits(part, leaf)
 
-    others = {}
-    if isinstance(stack, QuantizedArray) and stack.codes:
-        from sharding.grouped_stack import fits
+        return dot(jax.tree.map(cut_leaf, stack), x[None], dtype)[0]
 
-        others = {"tpu": in_place} if fits(math.prod(outputs), inputs) else {}
+    others = {"cpu": cut_out_in_bits} | _one_by_kernel(stack, len(x), dtype)
     return by_platform(stack, number, x, default=cut_out, **others)
+
+
+def _one_by_kernel(
+    stack: Weight, tokens: int, dtype: jnp.dtype
+) -> dict[str, Callable[[QuantizedArray, jax.Array, jax.Array], jax.Array]]:
+    """How a TPU and a GPU multiply one of a stack where it lies, where they have a kernel."""
+    if not isinstance(stack, QuantizedArray) or not stack.group:
+        return {}
+    from sharding import grouped, grouped_gpu, grouped_stack  # they import Pallas, which takes long
+
+    *outputs, inputs = stack.shape[1:]
+    rows, groups = math.prod(outputs), stack.scales.shape[-1]
+
+    def product(kernel: Callable[..., jax.Array], parts: int):
+        def multiply(stack: QuantizedArray, number: jax.Array, x: jax.Array) -> jax.Array:
+            shape = len(stack.values), parts, rows // parts
+            flat = jax.tree.map(lambda leaf: leaf.reshape(*shape, leaf.shape[-1]), stack)
+            return kernel(number, flat, x).reshape(len(x), *outputs)
+
+        return multiply
+
+    def codes(number: jax.Array, flat: QuantizedArray, x: jax.Array) -> jax.Array:
+        return grouped_stack.multiply_one(number, flat.values[:, 0], flat.scales[:, 0], x, dtype)
+
+    def few(number: jax.Array, flat: QuantizedArray, x: jax.Array) -> jax.Array:
+        arrays = flat.values, flat.scales, flat.offsets, x
+        return grouped_stack.multiply_few_of_one(number, *arrays, dtype)
+
+    def packed(number: jax.Array, flat: QuantizedArray, x: jax.Array) -> jax.Array:
+        arrays = flat.values, flat.scales, flat.offsets, x[:, None]
+        return grouped_gpu.multiply_packed(*arrays, dtype, number=number)
+
+    if stack.codes:
+        return {"tpu": product(codes, 1)} if grouped_stack.fits(rows, inputs) else {}
+    found, tile = {}, grouped.tile_of(outputs[-1], inputs, groups, tokens)
+    if tile and outputs[-1] % tile == 0:
+        found["tpu"] = product(few, math.prod(outputs[:-1]))
+    if stack.gpu_kernel and grouped_gpu.kernel_for(1, 1, rows, inputs, groups, tokens):
+        found["cuda"] = product(packed, 1)
+    return found
 
 
 def dot_of_shards(weight: Weight, x: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -25,7 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from sharding.float4 import EXPONENTS, decode, decode_scales
 
-_LANES, _SUBLANES = 128, 8
+LANES, _SUBLANES = 128, 8
 _TILES = (512, 256, 128)
 _FEW_TOKENS = 256  # for more, products of dense values are cheaper
 _MAX_VALUES = 2**21  # values of a matrix's tile, or of all tokens: a few MB of VMEM
@@ -55,18 +55,20 @@ def kernel_for(
 def tile_of(rows: int, inputs: int, groups: int, tokens: int) -> int | None:
     """Rows of the matrix that are taken at a time for few tokens; None where none fit or pay.
 
+    Those of the last tile may be fewer.
+
     Args:
       rows: number of rows of the matrix.
       inputs: its other dimension.
       groups: into which its inputs are divided.
       tokens: number of tokens that it multiplies.
     """
-    if groups < 2 or inputs % _LANES or _LANES % (inputs // groups):
+    if groups < 2 or inputs % LANES or LANES % (inputs // groups):
         return None
     if tokens > _FEW_TOKENS or tokens * inputs > _MAX_VALUES:
         return None
-    fitting = (n for n in _TILES if rows % n == 0 and n * inputs <= _MAX_VALUES)
-    return next(fitting, None)
+    fitting = [n for n in _TILES if n <= rows and n * inputs <= _MAX_VALUES]
+    return next((n for n in fitting if rows % n == 0), min(fitting, default=None))
 
 
 def dense_tile_of(rows: int, inputs: int, groups: int) -> tuple[int, int] | None:
@@ -79,13 +81,20 @@ def dense_tile_of(rows: int, inputs: int, groups: int) -> tuple[int, int] | None
     """
     if groups < 2 or inputs % groups:
         return None
-    # Whole registers of values and of scales.
-    granule = math.lcm(_LANES, _SUBLANES * (inputs // groups))
-    columns = [n for n in range(granule, inputs + 1, granule) if inputs % n == 0]
-    fitting = [
-        (n, k) for n in _TILE_ROWS if rows % n == 0 for k in columns if n * k <= _MAX_DENSE_VALUES
-    ]
-    return max(fitting, key=lambda tile: (math.prod(tile), tile), default=None)
+    # Whole registers of values and of scales; of scales with gaps where nothing else fits.
+    for scales in (_SUBLANES, 1):
+        granule = math.lcm(LANES, scales * (inputs // groups))
+        columns = [n for n in range(granule, inputs + 1, granule) if inputs % n == 0]
+        fitting = [
+            (n, k)
+            for n in _TILE_ROWS
+            if rows % n == 0
+            for k in columns
+            if n * k <= _MAX_DENSE_VALUES
+        ]
+        if fitting:
+            return max(fitting, key=lambda tile: (math.prod(tile), tile))
+    return None
 
 
 def multiply_few(
@@ -101,51 +110,65 @@ def multiply_few(
     numbers = [scales[0, 0]] if offsets is None else [scales[0, 0], offsets[0, 0]]
     values, x = values[0, 0], x[:, 0]
     (rows, inputs), groups, tokens = values.shape, scales.shape[-1], x.shape[0]
-    tile = tile_of(rows, inputs, groups, tokens)
-    sums = jnp.sum(x.astype(jnp.float32).reshape(tokens, groups, -1), axis=-1)
+    tile, sums = tile_of(rows, inputs, groups, tokens), sums_of(x, groups, offsets)
     # XLA:TPU keeps a matrix whose rows are not whole registers by its columns: it is read so.
-    transposed = groups % _LANES != 0
+    transposed = groups % LANES != 0
     by_rows = pl.BlockSpec((tile, groups), lambda n: (n, 0))
     by_groups = pl.BlockSpec((groups, tile), lambda n: (0, n))
     product = pl.pallas_call(
-        functools.partial(_kernel, inputs // groups, transposed, coded),
-        grid=(rows // tile,),
+        functools.partial(multiply_tile, inputs // groups, transposed, coded),
+        grid=(pl.cdiv(rows, tile),),
         in_specs=[
             pl.BlockSpec((tokens, inputs), lambda n: (0, 0)),
-            pl.BlockSpec((tokens, groups), lambda n: (0, 0)),
             pl.BlockSpec((tile, inputs), lambda n: (n, 0)),
             *(by_groups if transposed else by_rows for _ in numbers),
+            *(pl.BlockSpec((tokens, groups), lambda n: (0, 0)) for _ in sums),
         ],
         out_specs=pl.BlockSpec((tokens, tile), lambda n: (0, n)),
         out_shape=jax.ShapeDtypeStruct((tokens, rows), dtype),
         interpret=pltpu.InterpretParams() if interpret else False,
         name="multiply_groups_few",
-    )(x, sums, values, *(number.T if transposed else number for number in numbers))
+    )(x, values, *(number.T if transposed else number for number in numbers), *sums)
     return product[:, None]
 
 
-def _kernel(
-    group: int, transposed: bool, coded: bool, x_ref, sums_ref, values_ref, scales_ref, *rest
+def sums_of(x: jax.Array, groups: int, offsets: jax.Array | None) -> list[jax.Array]:
+    """What offsets multiply: sums of each token's numbers of a group, [M, groups], if needed."""
+    if offsets is None:
+        return []
+    return [jnp.sum(x.astype(jnp.float32).reshape(len(x), groups, -1), axis=-1)]
+
+
+def multiply_tile(
+    group: int, transposed: bool, coded: bool, x_ref, values_ref, scales_ref, *rest
 ) -> None:
-    """One tile of rows: tokens, their sums, values, scales and offsets -> [M, N]."""
-    *offsets_ref, out_ref = rest
+    """One tile of rows: tokens, values, scales, offsets and sums of tokens -> [M, N].
+
+    Args:
+      group: inputs that share a scale.
+      transposed: scales and offsets are [groups, N], not [N, groups].
+      coded: values are codes of `sharding.float4`.
+      x_ref, values_ref, scales_ref: [M, K], [N, K] and scales.
+      rest: offsets and `sums_of` tokens, if values have offsets; then the result.
+    """
+    *beside, out_ref = rest
     (tokens, dtype), (rows, inputs) = (x_ref.shape[0], x_ref.dtype), values_ref.shape
-    per_register = _LANES // group
-    lane = jax.lax.broadcasted_iota(jnp.int32, (per_register, 1, _LANES), 2)
-    first_lane = jax.lax.broadcasted_iota(jnp.int32, (per_register, 1, _LANES), 0) * group
+    per_register = LANES // group
+    lane = jax.lax.broadcasted_iota(jnp.int32, (per_register, 1, LANES), 2)
+    first_lane = jax.lax.broadcasted_iota(jnp.int32, (per_register, 1, LANES), 0) * group
     in_group = (lane >= first_lane) & (lane < first_lane + group)
     scales, *offsets = (
-        ref[...] if transposed else ref[...].T for ref in (scales_ref, *offsets_ref)
+        ref[...] if transposed else ref[...].T for ref in (scales_ref, *beside[:1])
     )  # [groups, N]
     total = jnp.zeros((tokens, rows), jnp.float32)
-    for offset in offsets:
+    for offset, sums_ref in zip(offsets, beside[1:], strict=True):
         total = jnp.dot(sums_ref[...], offset, precision=jax.lax.Precision.HIGHEST)
-    for start in range(0, inputs, _LANES):
-        lanes = slice(start, start + _LANES)
+    for start in range(0, inputs, LANES):
+        lanes = slice(start, start + LANES)
         # Selected as float32: 16-bit vectors take masks of another shape.
         apart = jnp.where(in_group, x_ref[:, lanes].astype(jnp.float32)[None], 0).astype(dtype)
         group_sums = jax.lax.dot_general(  # [per_register * M, N]
-            apart.reshape(per_register * tokens, _LANES),
+            apart.reshape(per_register * tokens, LANES),
             _numbers(values_ref[:, lanes], coded).astype(dtype),
             (((1,), (1,)), ((), ())),
             preferred_element_type=jnp.float32,
@@ -188,7 +211,7 @@ def multiply_many(
     tile_rows, tile_inputs = dense_tile_of(rows, inputs, groups)
     tile_groups = tile_inputs * groups // inputs
     across, along = rows // tile_rows, inputs // tile_inputs  # tiles of a shard
-    tile_tokens = min(_TOKENS, -(-tokens // _LANES) * _LANES)
+    tile_tokens = min(_TOKENS, -(-tokens // LANES) * LANES)
 
     def values_index(n: int, k: int) -> tuple[int, ...]:
         div, rem = jax.lax.div, jax.lax.rem  # for numbers that are never negative
@@ -196,10 +219,13 @@ def multiply_many(
 
     def scales_index(n: int, m: int, k: int) -> tuple[int, ...]:
         p, q, n, k = values_index(n, k)
-        return p, q, k, n
+        return p, q, k, 0, n
+
+    def in_tiles(number: jax.Array) -> jax.Array:  # -> [P, Q, tiles, groups of a tile, N]
+        return number.swapaxes(2, 3).reshape(outer, inner, along, tile_groups, rows)
 
     numbers = [scales] if offsets is None else [scales, offsets]
-    scales_spec = pl.BlockSpec((None, None, tile_groups, tile_rows), scales_index)
+    scales_spec = pl.BlockSpec((None, None, None, tile_groups, tile_rows), scales_index)
     product = pl.pallas_call(
         functools.partial(_dense_kernel, coded),
         grid=(outer * across, pl.cdiv(tokens, tile_tokens), inner * along),
@@ -213,7 +239,7 @@ def multiply_many(
         scratch_shapes=[pltpu.VMEM((tile_tokens, tile_rows), jnp.float32)],
         interpret=pltpu.InterpretParams() if interpret else False,
         name="multiply_groups_many",
-    )(x.reshape(tokens, -1), values, *(number.swapaxes(2, 3) for number in numbers))
+    )(x.reshape(tokens, -1), values, *map(in_tiles, numbers))
     return product.reshape(tokens, outer, rows)
 
 

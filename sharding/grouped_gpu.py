@@ -10,6 +10,8 @@ In bfloat16, 4 bits become a number by being part of another's: 128 + value, of 
 a register. Less 136 it is an integer from -8 to 7, which a scale multiplies; an offset that allows
 for the 8 is added. Both are rounded to bfloat16: a value errs by its own rounding and those two. Of
 8 bits each half becomes such a number, and both make the integer, which bfloat16 holds exactly.
+Floats of 8 bits are moved into bfloat16's fields, and stay exact: scales of their groups multiply
+sums of products, in float32.
 
 Sources: Kim et al. 2022 (Who Says Elephants Can't Run), section 3.1, for numbers made by their
 bits; Frantar et al. 2024 (MARLIN), section 3, for matrices that are converted beside tensor cores.
@@ -24,6 +26,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from sharding import float8
+
 MOST_TOKENS, MOST_OF_OUTPUTS = 256, 64
 """Tokens above which XLA's own form is used, by scales of groups and of outputs.
 
@@ -36,6 +40,10 @@ _PROGRAMS = 528  # four for each of an H200's 132 multiprocessors
 _FEW = 16  # tokens of the smallest product of tensor cores
 _TILE_VALUES = 256  # of a row; half as many for more tokens than that
 _WORD = 16  # bits
+
+
+Convert = Callable[..., Iterator[jax.Array]]
+"""`values_of` or `floats_of`, with their first arguments given."""
 
 
 class Tiles(NamedTuple):
@@ -98,46 +106,54 @@ def multiply_packed(
     x: jax.Array,
     dtype: jnp.dtype,
     interpret: bool = False,
+    number: jax.Array | None = None,
 ) -> jax.Array:
-    """A matrix times few tokens, all on one device; the matrix may lie in shards.
+    """A matrix times few tokens, all on one device; the matrix may lie in shards or in a stack.
 
     It is traced once for all matrices of a shape, which takes longer than the rest of a layer.
 
     Args:
-      values: [P, Q, N, K], integers of 4 or 8 bits: shard p, q has outputs p and inputs q.
+      values: [P, Q, N, K], integers of 4 or 8 bits or floats of 8: shard p, q has outputs p and
+        inputs q.
       scales: [P, Q, N, groups] float32; one group is a scale for each output.
       offsets: as scales, if any.
       x: [M, Q, K], bfloat16 or float32; float32 is multiplied in full, without TF32.
       dtype: type of the product.
       interpret: run the kernel's own arithmetic on any platform, slowly.
+      number: int32, of the one matrix of a stack, p of P, that is multiplied; None for all.
 
     Returns:
-      [M, P, N].
+      [M, P, N]; of one matrix [M, 1, N].
     """
-    (outer, inner, rows, inputs), groups, tokens = values.shape, scales.shape[-1], x.shape[0]
-    signed = jnp.issubdtype(values.dtype, jnp.signedinteger)
+    (stacked, inner, rows, inputs), groups, tokens = values.shape, scales.shape[-1], x.shape[0]
+    outer = stacked if number is None else 1
+    convert, floats = _conversion(values.dtype), jnp.issubdtype(values.dtype, jnp.floating)
     per_word = _WORD // (4 if values.dtype in (jnp.int4, jnp.uint4) else 8)
     width = inputs // per_word
     tiles = choose_tiles(outer * inner, rows, inputs, tokens, per_word)
-    words = values.reshape(outer, inner, rows, width, per_word)
+    words = values.reshape(stacked, inner, rows, width, per_word)
     words = jax.lax.bitcast_convert_type(words, jnp.int16)  # for which XLA:GPU moves nothing
     x = x.reshape(tokens, inner, width, per_word).transpose(1, 3, 0, 2)  # [Q, per_word, M, words]
     numbers = [scales] if offsets is None else [scales, offsets]
+    which = [] if number is None else [number[None]]
     parts = inner * tiles.splits
 
     def of_shard(m: int, n: int, part: int) -> tuple[int, ...]:
-        return part // parts, part % parts // tiles.splits, 0, 0
+        return part // parts, part % parts // tiles.splits, 0, 0  # of a stack 0: all of it
+
+    shard = None if number is None else stacked
 
     def of_inputs(m: int, n: int, part: int) -> tuple[int, ...]:
         return part % parts // tiles.splits, 0, 0, 0
 
     product = pl.pallas_call(
-        functools.partial(_kernel, tiles, signed, interpret),
+        functools.partial(_kernel, tiles, functools.partial(convert, x.dtype, interpret), floats),
         grid=(pl.cdiv(tokens, tiles.tokens), pl.cdiv(rows, tiles.rows), outer * parts),
         in_specs=[
             pl.BlockSpec((None, per_word, tokens, width), of_inputs),
-            pl.BlockSpec((None, None, rows, width), of_shard),
-            *(pl.BlockSpec((None, None, rows, groups), of_shard) for _ in numbers),
+            pl.BlockSpec((shard, None, rows, width), of_shard),
+            *(pl.BlockSpec((shard, None, rows, groups), of_shard) for _ in numbers),
+            *(pl.BlockSpec((1,), lambda m, n, part: (0,)) for _ in which),
         ],
         out_specs=pl.BlockSpec(
             (None, tokens, None, rows), lambda m, n, part: (part % parts, 0, part // parts, 0)
@@ -149,39 +165,57 @@ def multiply_packed(
         compiler_params=plgpu.CompilerParams(num_warps=2, num_stages=tiles.stages),
         interpret=interpret,
         name="multiply_packed",
-    )(x, words, *numbers)
+    )(x, words, *numbers, *which)
     return product[0] if parts == 1 else jnp.sum(product, axis=0).astype(dtype)
 
 
+def _conversion(stored: jnp.dtype) -> Convert:
+    """What makes numbers of words with values of this type."""
+    if jnp.issubdtype(stored, jnp.floating):
+        return floats_of
+    signed = jnp.issubdtype(stored, jnp.signedinteger)
+    return functools.partial(values_of, signed)
+
+
 def _kernel(
-    tiles: Tiles, signed: bool, interpret: bool, x_ref, words_ref, scales_ref, *rest
+    tiles: Tiles, convert: Convert, floats: bool, x_ref, words_ref, scales_ref, *rest
 ) -> None:
     """One program: its rows and tokens over its share of the words.
 
     References are tokens [per_word, M, words], words [N, words], scales and offsets [N, groups], if
-    any; then sums [M, N].
+    any; then sums [M, N]. Those of a stack have its dimension before, and its number comes before
+    sums.
     """
-    *offsets_ref, out_ref = rest
-    (per_word, tokens, width), (rows, groups) = x_ref.shape, scales_ref.shape
+    *rest, out_ref = rest
+    stacked = len(scales_ref.shape) == 3
+    first = jnp.zeros((1, 1), jnp.int32)
+    of_stack = (plgpu.load(rest.pop().at[first]),) if stacked else ()
+    (per_word, tokens, width), (rows, groups) = x_ref.shape, scales_ref.shape[-2:]
     token = pl.program_id(0) * tiles.tokens + jnp.arange(tiles.tokens)
     row = pl.program_id(1) * tiles.rows + jnp.arange(tiles.rows)
     at, kept = (token[None], row[:, None]), (token < tokens)[None] & (row < rows)[:, None]
     real = (token < tokens)[:, None]
     row = jnp.minimum(row, rows - 1)[:, None]
-    convert = functools.partial(values_of, x_ref.dtype, signed, interpret)
+    scaled_apart = floats and groups > 1
+    count = tiles.words * groups // width if groups > 1 else 0  # groups of a tile
+    parts = count if scaled_apart else 1
+    words = tiles.words // parts
 
-    def step(n: jax.Array, sums: jax.Array) -> jax.Array:
-        word = n * tiles.words + jnp.arange(tiles.words)
+    def numbers_of(group: jax.Array) -> list[jax.Array]:
+        """Scales, and offsets if any, of some groups: [N, groups] each."""
+        return [
+            plgpu.load(
+                ref.at[(*of_stack, row, group[None])], mask=(group < groups)[None], other=0.0
+            )
+            for ref in (scales_ref, *rest)
+        ]
+
+    def multiply(first: jax.Array, numbers: list[jax.Array], sums: jax.Array) -> jax.Array:
+        """Adds the products of some words from `first` on."""
+        word = first + jnp.arange(words)
         inside = word < width
-        packed = plgpu.load(words_ref.at[row, word[None]], mask=inside[None], other=0)
-        numbers = []
-        if groups > 1:
-            count = tiles.words * groups // width
-            group = n * count + jnp.arange(count)
-            numbers = [
-                plgpu.load(ref.at[row, group[None]], mask=(group < groups)[None], other=0.0)
-                for ref in (scales_ref, *offsets_ref)
-            ]
+        at_words = words_ref.at[(*of_stack, row, word[None])]
+        packed = plgpu.load(at_words, mask=inside[None], other=0)
         # GPUs multiply float32 as TF32 unless asked not to.
         precision = jax.lax.Precision.HIGHEST if x_ref.dtype == jnp.float32 else None
         for place, values in enumerate(convert(packed, per_word, *numbers)):
@@ -193,6 +227,15 @@ def _kernel(
             sums += plgpu.dot(values, x, trans_b=True, precision=precision)
         return sums
 
+    def step(n: jax.Array, sums: jax.Array) -> jax.Array:
+        if not scaled_apart:
+            numbers = numbers_of(n * count + jnp.arange(count)) if count else []
+            return multiply(n * tiles.words, numbers, sums)
+        for part in range(parts):
+            (scale,) = numbers_of(n * count + part + jnp.arange(1))
+            sums += scale * multiply(n * tiles.words + part * words, [], jnp.zeros_like(sums))
+        return sums
+
     steps = pl.cdiv(width, tiles.words)
     share = pl.cdiv(steps, tiles.splits)
     start = jax.lax.rem(pl.program_id(2), tiles.splits) * share
@@ -200,13 +243,25 @@ def _kernel(
         start, jnp.minimum(start + share, steps), step, jnp.zeros((tiles.rows, tiles.tokens))
     )
     if groups == 1:
-        sums *= plgpu.load(scales_ref.at[row, jnp.zeros((1, 1), jnp.int32)])
+        sums *= plgpu.load(scales_ref.at[(*of_stack, row, first)])
     plgpu.store(out_ref.at[at], sums.astype(out_ref.dtype), mask=kept)
 
 
+def floats_of(
+    dtype: jnp.dtype, interpret: bool, packed: jax.Array, per_word: int
+) -> Iterator[jax.Array]:
+    """Numbers of a tile of 8-bit floats: for each place in a word, [N, words]; see `values_of`."""
+    for place in range(per_word):
+        if dtype == jnp.bfloat16 and not interpret:
+            yield _by_ptx(float8.ptx_of(place), packed)
+            continue
+        byte = jax.lax.shift_right_logical(packed, jnp.int16(8 * place)) & 0xFF
+        yield float8.decode(byte.astype(jnp.int32)).astype(dtype)
+
+
 def values_of(
-    dtype: jnp.dtype,
     signed: bool,
+    dtype: jnp.dtype,
     interpret: bool,
     packed: jax.Array,
     per_word: int,
@@ -215,8 +270,8 @@ def values_of(
     """Numbers of a tile: for each place in a word, [N, words].
 
     Args:
-      dtype: their type.
       signed: whether the packed integers are.
+      dtype: their type.
       interpret: compute them as any platform does.
       packed: [N, words] int16.
       per_word: values of a word, the first in its lowest bits.
@@ -235,7 +290,7 @@ def values_of(
         )
     for place in range(per_word):
         if dtype == jnp.bfloat16 and not interpret:
-            yield _in_pairs(packed, place, bits, signed, *numbers)
+            yield _by_ptx(ptx_of(place, bits, signed, bool(numbers)), packed, *numbers)
             continue
         stored = jax.lax.shift_right_logical(packed, jnp.int16(bits * place)) & (2 * half - 1)
         values = ((stored ^ half if signed else stored) - half).astype(jnp.float32)
@@ -244,12 +299,10 @@ def values_of(
         yield values.astype(dtype)
 
 
-def _in_pairs(
-    packed: jax.Array, place: int, bits: int, signed: bool, *numbers: jax.Array
-) -> jax.Array:
-    """What `values_of` says, of one place, two words at a time and in PTX."""
+def _by_ptx(code: str, packed: jax.Array, *numbers: jax.Array) -> jax.Array:
+    """bfloat16 numbers of one place, two words at a time."""
     (found,) = plgpu.elementwise_inline_asm(
-        ptx_of(place, bits, signed, scaled=bool(numbers)),
+        code,
         args=[packed, *numbers],
         constraints=",".join(["=r", "r", *("r" for _ in numbers)]),
         pack=2,

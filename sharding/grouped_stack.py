@@ -1,10 +1,12 @@
-"""TPU kernel: products of tokens with one of a stack of matrices in MXFP4, read where it lies.
+"""TPU kernels: products of tokens with one of a stack of matrices in groups, read where it lies.
 
 A loop over the experts of a mixture takes one matrix of a stack at a time. XLA:TPU would cut it
 out, and write it in full. Here the number of the matrix is known before the kernel starts
-(`PrefetchScalarGridSpec`), so that it reads tiles of that matrix alone. A tile of rows becomes
-bfloat16 in VMEM, once for all tokens. Scales are powers of two, which bfloat16 holds: a product
-with ones and zeros spreads them over the values of their groups, exactly, in the matrix unit.
+(`PrefetchScalarGridSpec`), so that it reads tiles of that matrix alone.
+
+Of MXFP4 a tile of rows becomes bfloat16 in VMEM, once for all tokens. Scales are powers of two,
+which bfloat16 holds: a product with ones and zeros spreads them over the values of their groups,
+exactly, in the matrix unit. Other types are multiplied by few tokens as `sharding.grouped` does.
 
 Pallas: https://docs.jax.dev/en/latest/pallas/tpu/index.html.
 """
@@ -17,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sharding.float4 import GROUP, decode, decode_scales
+from sharding.grouped import LANES, multiply_tile, sums_of, tile_of
 
 _ROWS, _PART = 512, 128
 """Rows of a tile, and how many of them are made dense at a time."""
@@ -95,3 +98,78 @@ def _kernel(number_ref, x_ref, spread_ref, values_ref, scales_ref, out_ref, dens
         x_ref[...], dense_ref[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
     )
     out_ref[...] = product.astype(out_ref.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "interpret"))
+def multiply_few_of_one(
+    number: jax.Array,
+    values: jax.Array,
+    scales: jax.Array,
+    offsets: jax.Array | None,
+    x: jax.Array,
+    dtype: jnp.dtype,
+    interpret: bool = False,
+) -> jax.Array:
+    """Few tokens times one matrix of a stack, all on one device, where `tile_of` divides its rows.
+
+    Args:
+      number: int32, of the matrix.
+      values: [E, P, N, K], no codes: each matrix has P parts of N outputs.
+      scales: [E, P, N, groups] float32.
+      offsets: as scales, if any.
+      x: [M, K].
+      dtype: type of the product.
+      interpret: run it on a CPU, as a TPU would.
+
+    Returns:
+      [M, P, N].
+    """
+    (_, outer, rows, inputs), groups, tokens = values.shape, scales.shape[-1], x.shape[0]
+    tile = tile_of(rows, inputs, groups, tokens)
+    across = rows // tile
+    sums = sums_of(x, groups, offsets)
+    numbers = [scales] if offsets is None else [scales, offsets]
+    transposed = groups % LANES != 0  # as XLA:TPU keeps them, see `sharding.grouped`
+
+    def at(n: int, number: jax.Array) -> tuple[int, ...]:
+        return number[0], jax.lax.div(n, across), jax.lax.rem(n, across)
+
+    def by_groups(n: int, number: jax.Array) -> tuple[int, ...]:
+        matrix, part, row = at(n, number)
+        return matrix, part, 0, row
+
+    def by_rows(n: int, number: jax.Array) -> tuple[int, ...]:
+        return *at(n, number), 0
+
+    scales_spec = (
+        pl.BlockSpec((None, None, groups, tile), by_groups)
+        if transposed
+        else pl.BlockSpec((None, None, tile, groups), by_rows)
+    )
+    product = pl.pallas_call(
+        functools.partial(_kernel_of_few, inputs // groups, transposed),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(outer * across,),
+            in_specs=[
+                pl.BlockSpec((tokens, inputs), lambda n, number: (0, 0)),
+                pl.BlockSpec((None, None, tile, inputs), by_rows),
+                *(scales_spec for _ in numbers),
+                *(pl.BlockSpec((tokens, groups), lambda n, number: (0, 0)) for _ in sums),
+            ],
+            out_specs=pl.BlockSpec((tokens, tile), lambda n, number: (0, n)),
+        ),
+        out_shape=jax.ShapeDtypeStruct((tokens, outer * rows), dtype),
+        interpret=pltpu.InterpretParams() if interpret else False,
+        name="multiply_few_of_stack",
+    )(
+        number[None], x, values,
+        *(each.swapaxes(2, 3) if transposed else each for each in numbers), *sums,
+    )  # fmt: skip
+    return product.reshape(tokens, outer, rows)
+
+
+def _kernel_of_few(group: int, transposed: bool, number_ref, *refs) -> None:
+    """One tile, as `multiply_tile`."""
+    del number_ref  # the tiles are of that matrix
+    multiply_tile(group, transposed, False, *refs)

@@ -25,7 +25,8 @@ XLA:CPU
   decide what that costs: 30.1 ms, then 28.5, on a virtual machine.
 - It converts a whole matrix before a matmul: a few rows at a time (`sharding.dot`).
 - It converts a whole array of small floats to cut or gather it: their bits are integers
-  (`sharding.quantization.to_bits`, and for the embedding `sharding.collectives`).
+  (`sharding.quantization.to_bits`, and for the embedding `sharding.collectives`); of a stack, cut
+  in a loop, one matrix's (`sharding.dot.dot_of_one`).
 - It gathers the batch for the top k of a divided array: each chip takes its own
   (`model.mixture`).
 - It multiplies by every expert where a matmul of groups is asked for: a loop over the experts that
@@ -43,8 +44,8 @@ XLA:TPU
 - It keeps a matrix whose rows fill no registers by its columns, and lays it out anew to look rows
   up, or for a kernel: such an embedding and the scales of MXFP4 are stored by rows
   (`model.memory_order`).
-- It cuts the matrix of one expert in few bits out of a stack, and writes it: a kernel that reads
-  MXFP4 where it lies (`sharding.grouped_stack`).
+- It cuts the matrix of one expert in few bits out of a stack, and writes it: kernels that read one
+  in groups where it lies (`sharding.grouped_stack`).
 - It brings a cache into another order to write several heads of a slot at once: a row for each head
   (`model.cache_write`), scales with KV heads first, and slots in whole tiles.
 - It takes the rows of a prompt one after another: a chunk is one block (`model.cache_write`).

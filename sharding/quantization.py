@@ -27,7 +27,8 @@ class Quantization:
       name: what ``--weight_dtype`` calls it.
       dtype: type of the stored values.
       largest: the largest stored value.
-      group: inputs that share a scale, along the last dimension; None for all inputs of an output.
+      group: inputs that share a scale, along the last dimension, where groups divide it; see
+        `group_of`. None for all inputs of an output.
       offset: whether each group has its minimum beside its scale.
       scale: type of the scales, and of the minima.
       whole: whether the matrix has a float32 scale of its own beside those of its groups.
@@ -49,13 +50,28 @@ class Quantization:
     codes: bool = False
     experts_only: bool = False
 
+    def group_of(self, inputs: int) -> int | None:
+        """Inputs that share a scale in a matrix whose last dimension has so many.
+
+        Fewer than `group` where that does not divide them, but never fewer than 32: a head of 64
+        inputs has a scale of its own. Scales of longer groups are repeated for those, exactly.
+        """
+        if self.group is None:
+            return None
+        common = math.gcd(inputs, self.group)
+        return common if common >= _LEAST_GROUP else self.group
+
     def abstract(self, shape: tuple[int, ...], outputs: int) -> "QuantizedArray":
         """Shapes and dtypes of a matrix in this form, [outputs..., inputs...]."""
-        group_scales = (*shape[:-1], -(-shape[-1] // self.group)) if self.group else None
+        group = self.group_of(shape[-1])
+        group_scales = (*shape[:-1], -(-shape[-1] // group)) if group else None
         output_scales = (*shape[:outputs], *(1,) * (len(shape) - outputs))
         numbers = jax.ShapeDtypeStruct(group_scales or output_scales, self.scale)
         values = jax.ShapeDtypeStruct(shape, self.dtype)
-        return QuantizedArray(values, numbers, numbers if self.offset else None, self.group)
+        return QuantizedArray(values, numbers, numbers if self.offset else None, group)
+
+
+_LEAST_GROUP = 32
 
 
 def _quantizations(kinds: Mapping[str, QuantizedType]) -> Mapping[str, Quantization]:
@@ -231,24 +247,22 @@ def quantize(
       The quantized array, divided as `array`, and whether all values were finite.
     """
     spec = jax.typeof(array).sharding.spec
-    input_axes = used_axes(spec[outputs:])
-    scale_spec = (
-        spec if quantization.group else jax.P(*spec[:outputs], *(None,) * (array.ndim - outputs))
-    )
+    input_axes, group = used_axes(spec[outputs:]), quantization.group_of(array.shape[-1])
+    scale_spec = spec if group else jax.P(*spec[:outputs], *(None,) * (array.ndim - outputs))
 
     def local(part: jax.Array):
         part = part.astype(jnp.float32)
         finite = jnp.all(jnp.isfinite(part))
         if used_axes(spec):
             finite = jax.lax.pmin(finite.astype(jnp.int32), used_axes(spec)) == 1
-        if quantization.group:
-            blocks = part.reshape(*part.shape[:-1], -1, quantization.group)
+        if group:
+            blocks = part.reshape(*part.shape[:-1], -1, group)
             over = (-1,)
         else:
             blocks, over = part, tuple(range(outputs, part.ndim))
-        axes = () if quantization.group else input_axes
+        axes = () if group else input_axes
         values, *numbers = _values_and_scales(blocks, over, axes, quantization)
-        numbers = [number[..., 0] if quantization.group else number for number in numbers]
+        numbers = [number[..., 0] if group else number for number in numbers]
         return (values.reshape(part.shape), *numbers), finite
 
     count = 3 if quantization.offset else 2
@@ -257,7 +271,7 @@ def quantize(
         local, in_specs=spec, out_specs=(specs, jax.P()), check_vma=False
     )(array)
     values, scales, offsets = (*parts, None)[:3]
-    return QuantizedArray(values, scales, offsets, quantization.group), finite
+    return QuantizedArray(values, scales, offsets, group), finite
 
 
 def _values_and_scales(

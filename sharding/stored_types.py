@@ -28,6 +28,7 @@ QUANTIZED_TYPES: Mapping[str, QuantizedType] = MappingProxyType(
         "int8": QuantizedType("int8", 127),
         "int8_grouped": QuantizedType("int8", 127, group=32),
         "fp8": QuantizedType("float8_e4m3fn", 448),
+        "fp8_grouped": QuantizedType("float8_e4m3fn", 448, group=128),
         "int4": QuantizedType("uint4", 15, group=32, offset=True),
         "int4_symmetric": QuantizedType("int4", 7, group=32),
         "mxfp4": QuantizedType(
@@ -35,7 +36,7 @@ QUANTIZED_TYPES: Mapping[str, QuantizedType] = MappingProxyType(
         ),
     }
 )
-KERNEL_TYPES = ("int8", "int8_grouped", "int4", "int4_symmetric")
+KERNEL_TYPES = ("int8", "int8_grouped", "fp8_grouped", "int4", "int4_symmetric")
 """Those that this project has a kernel for on GPUs, `sharding.grouped_gpu`."""
 GPU_KERNELS = ("attention_step", "norm", *KERNEL_TYPES)
 """All kernels that no GPU has run: also `model.attention_gpu_step` and `model.norm_gpu` ..."""

@@ -65,11 +65,15 @@ class Assembled:
         """The stored tensors that it is read from, and their shapes."""
         return {piece.name: piece.stored for piece in self.pieces}
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of its elements before the offset."""
+        return _common_dtype({self.files.tensors[piece.name].dtype for piece in self.pieces})
+
     def __getitem__(self, index: Index) -> np.ndarray:
         """The part within `index`, one slice of step 1 per dimension."""
         bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
-        dtype = _common_dtype({self.files.tensors[piece.name].dtype for piece in self.pieces})
-        out = np.empty([stop - start for start, stop in bounds], dtype)
+        out = np.empty([stop - start for start, stop in bounds], self.dtype)
         for piece in self.pieces:
             theirs, ours = [], []
             for (start, stop), first, size in zip(bounds, piece.corner, piece.shape, strict=True):

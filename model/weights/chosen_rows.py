@@ -27,6 +27,11 @@ class ChosenRows:
         return (*shape[: self.axis], len(self.rows), *shape[self.axis + 1 :])
 
     @property
+    def dtype(self) -> np.dtype:
+        """Type of its elements."""
+        return self.array.dtype
+
+    @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """The stored tensors that it is read from, and their shapes."""
         return self.array.tensors

@@ -1,5 +1,7 @@
 """Tensors in fp8 with scales beside them, read as the numbers that they stand for.
 
+`model.weights.fp8_kept` reads them as they are stored.
+
 DeepSeek-V3's files have a float32 scale for each block of 128 x 128 numbers of a matrix, in a
 tensor called as the matrix with `_scale_inv` behind it, to multiply with (README_WEIGHTS.md of
 https://huggingface.co/deepseek-ai/DeepSeek-V3). Others have one scale for a whole tensor, `_scale`.
@@ -51,7 +53,9 @@ class Fp8Files:
       block: rows and columns that share a scale; None where all of a tensor or of a row do.
 
     Attributes:
+      stored: all tensors as stored.
       tensors: name to tensor, without scales; fp8 ones with scales have the dtype float32.
+      blocks: rows and columns that share a scale, of each tensor in fp8 that has scales.
       beside: names of the other files.
 
     Raises:
@@ -59,17 +63,19 @@ class Fp8Files:
     """
 
     def __init__(self, files: SafetensorsFiles, block: tuple[int, int] | None):
-        self._files, self.beside = files, files.beside
-        self._blocks: dict[str, tuple[str, tuple[int, int]]] = {}
+        self.stored, self.beside = files, files.beside
+        self.blocks: dict[str, tuple[int, int]] = {}
+        self._scales: dict[str, str] = {}
         stored = files.tensors
         for name, tensor in stored.items():
             if tensor.dtype == _FP8 and (scale := _scale_of(name, stored)):
-                self._blocks[name] = scale, _block(name, tensor.shape, stored[scale].shape, block)
-        scales = {scale for scale, _ in self._blocks.values()}
+                self.blocks[name] = _block(name, tensor.shape, stored[scale].shape, block)
+                self._scales[name] = scale
+        scales = set(self._scales.values())
         inputs = {n for n in stored if n.endswith(".input_scale")}  # of activations, left as are
         self.tensors: Mapping[str, StoredTensor] = {
             name: dataclasses.replace(tensor, dtype=np.dtype(np.float32))
-            if name in self._blocks
+            if name in self.blocks
             else tensor
             for name, tensor in stored.items()
             if name not in scales and name not in inputs
@@ -83,22 +89,22 @@ class Fp8Files:
         first: int | None = None,
     ) -> np.ndarray:
         """A tensor or part of it, as `SafetensorsFiles.read`, times its scales."""
-        values = self._files.read(name, shape, index, first)
-        if name not in self._blocks:
+        values = self.stored.read(name, shape, index, first)
+        if name not in self.blocks:
             return values
-        rows, columns = self._files.tensors[name].shape
-        shape = shape or (rows, columns)
+        shape = shape or self.tensors[name].shape
         index = index or (slice(None),) * len(shape)
-        places = [np.arange(size)[part] for size, part in zip(shape, index, strict=True)]
-        split = _outputs(shape, columns)
-        scale, block = self._blocks[name]
-        row = _flat(shape[:split], places[:split]) + (first or 0) // columns
-        column = _flat(shape[split:], places[split:])
-        at = np.ix_(row // block[0], column // block[1])
-        scales = self._files.read(scale).astype(np.float32).reshape(-1, -(-columns // block[1]))
-        scaled = values.astype(np.float32).reshape(len(row), len(column))
-        scaled *= scales[at]
+        rows, columns = positions(shape, index, first, self.tensors[name].shape[1])
+        scaled = values.astype(np.float32).reshape(len(rows), len(columns))
+        scaled *= self.scales_at(name, rows, columns)
         return scaled.reshape(values.shape)
+
+    def scales_at(self, name: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Scales of a tensor in fp8 at places of its rows and columns, [rows, columns] float32."""
+        block, width = self.blocks[name], self.tensors[name].shape[1]
+        scales = self.stored.read(self._scales[name]).astype(np.float32)
+        scales = scales.reshape(-1, -(-width // block[1]))
+        return scales[np.ix_(rows // block[0], columns // block[1])]
 
 
 def open_files(folder: Path) -> SafetensorsFiles | Fp8Files:
@@ -130,7 +136,24 @@ def _block(
     return block
 
 
-def _outputs(shape: tuple[int, ...], columns: int) -> int:
+def positions(
+    shape: tuple[int, ...], index: tuple[slice, ...], first: int | None, columns: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of a matrix that a part of a view of it, or of some of its rows, covers.
+
+    Args:
+      shape: of the view.
+      index: the part, a slice for each dimension of the view.
+      first: the element of the matrix that the view begins with; None for the first.
+      columns: of the matrix.
+    """
+    places = [np.arange(size)[part] for size, part in zip(shape, index, strict=True)]
+    split = outputs_of(shape, columns)
+    rows = _flat(shape[:split], places[:split]) + (first or 0) // columns
+    return rows, _flat(shape[split:], places[split:])
+
+
+def outputs_of(shape: tuple[int, ...], columns: int) -> int:
     """How many of the first dimensions make rows; the others make the stored columns."""
     for split in range(len(shape) + 1):
         if math.prod(shape[split:]) == columns:

@@ -194,6 +194,7 @@ def _multipliers(keys: "_Keys") -> dict[str, Any]:
         keys.refuse("logit_scale", logits)
     return {
         "embedding_scale": keys.number("embedding_scale", 1.0),
+        "embedding_scale_exact": True,
         "attention_scale": keys.number("attention.scale", 0.0) or None,
         "residual_scale": keys.number("residual_scale", 1.0),
         "logit_scale": 1 / logits,

@@ -21,6 +21,7 @@ from model.weights import huggingface_delta as delta
 from model.weights import huggingface_gemma4 as gemma4
 from model.weights.assembled import HEAD, Assembled, Piece, Shape
 from model.weights.fp8_files import Fp8Files, open_files
+from model.weights.fp8_kept import as_stored, stored_form
 from model.weights.huggingface_config import read_config
 from model.weights.huggingface_deepseek import attention_arrays, prediction_layers
 from model.weights.huggingface_families import FAMILIES, Names
@@ -63,7 +64,12 @@ class HuggingFaceFolder:
 
     @property
     def quantization(self) -> Quantization | None:
-        """How matrices of experts are stored; None where all matrices are plain."""
+        """How matrices are stored, all or those of experts; None where all are plain.
+
+        It is None too for matrices in fp8 whose scales this project has no form for.
+        """
+        if isinstance(self._files, Fp8Files):
+            return stored_form(self._files)
         codes = any(name.endswith(BLOCKS) for name in self._files.tensors)
         return QUANTIZATIONS["mxfp4"] if codes else None
 
@@ -74,7 +80,8 @@ class HuggingFaceFolder:
 
         Args:
           config: as the constructor read it.
-          keep: paths of matrices that are wanted in MXFP4, and stay in it where they are stored so.
+          keep: paths of matrices that are wanted as `quantization` says, and stay as they are
+            where they are stored so.
         """
         return read_parameters(self._files, config, self._model_type, keep).items()
 
@@ -91,7 +98,7 @@ def read_parameters(
       files: the directory's tensors.
       config: the configuration that its `config.json` gives.
       model_type: the family, as `config.json` names it.
-      keep: paths of matrices that stay in MXFP4 where they are stored in it.
+      keep: paths of matrices that stay in MXFP4 or fp8 where they are stored in it.
 
     Raises:
       WeightsError: tensors that are missing, left over, misshapen or quantized.
@@ -109,6 +116,8 @@ def read_parameters(
         raise WeightsError(f"{what}; quantized weights {NOT_READ}")
     arrays = _Arrays(files, config, names, frozenset(keep))
     parameters = arrays.all()
+    form = stored_form(files) if isinstance(files, Fp8Files) else None
+    parameters |= {path: as_stored(parameters[path], form) for path in keep if form}
     readable = jax.tree.leaves(parameters)  # of a matrix in few bits, its parts
     wanted = {name: shape for array in readable for name, shape in array.tensors.items()}
     family = FAMILIES[model_type]

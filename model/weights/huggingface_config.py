@@ -155,6 +155,7 @@ def _scales(fields: Fields, family: Family, d_model: int) -> dict[str, Any]:
     if family.multipliers:
         return {
             "embedding_scale": fields.number("embedding_multiplier", 1.0),
+            "embedding_scale_exact": True,
             "attention_scale": fields.number("attention_multiplier", 1.0),
             "residual_scale": fields.number("residual_multiplier", 1.0),
             "logit_scale": 1 / (fields.number("logits_scaling", 1.0) or math.inf),

@@ -88,12 +88,13 @@ def _matrix(name: str, config: ModelConfig) -> QuantizedArray:
     keys = [jax.random.key(n) for n in range(3)]
     low = 0 if kind.offset else -int(kind.largest)
     values = jax.random.randint(keys[0], (rows, inputs), low, int(kind.largest) + 1, jnp.int32)
-    of_groups = rows, inputs // kind.group if kind.group else 1
+    group = kind.group_of(inputs)
+    of_groups = rows, inputs // group if group else 1
     scales = jax.random.uniform(keys[1], of_groups, minval=0.5)
     offsets = None
     if kind.offset:
         offsets = -scales * jax.random.uniform(keys[2], of_groups, minval=6, maxval=9)
-    return QuantizedArray(values.astype(kind.dtype), scales, offsets, kind.group)
+    return QuantizedArray(values.astype(kind.dtype), scales, offsets, group)
 
 
 def _product_error(weight: QuantizedArray, tokens: int, interpret: bool) -> float:

@@ -224,12 +224,12 @@ class Rows:
             for count in range(1, len(used) + 1)
             for axes in itertools.combinations(used, count)
         ]
-        group = (self.dtypes.quantization and self.dtypes.quantization.group) or 1
+        stored = self.dtypes.quantization
         divides = tuple(
             size % (count * unit) == 0
             for size in sorted({*self.model.sizes.values()})
             for count in parts
-            for unit in {1, group}
+            for unit in {1, (stored and stored.group_of(size)) or 1}
         )
         return self._alike.setdefault((used, divides), len(self._alike))
 

@@ -274,9 +274,9 @@ def test_weights_that_are_not_finite_are_refused_whatever_they_come_from(tmp_pat
 
 
 def _wide() -> ModelSource:
-    """Random weights whose inputs groups of 32 divide on four devices."""
+    """Random weights whose inputs groups of up to 128 divide on four devices."""
     config = dataclasses.replace(
-        find_model("tiny"), layers=1, d_model=256, d_ff=256, head_size=128, experts=4,
+        find_model("tiny"), layers=1, d_model=256, d_ff=512, head_size=128, experts=4,
         experts_per_token=2,
     )  # fmt: skip
     return ModelSource(config, None, None)

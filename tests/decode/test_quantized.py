@@ -28,6 +28,7 @@ from tests.engines import carry_bytes, random_arrays, random_engine
 CONFIG = dataclasses.replace(
     find_model("tiny"), layers=1, d_model=256, d_ff=512, head_size=64, attention_bias=True
 )
+WIDE = dataclasses.replace(CONFIG, d_model=1024, d_ff=1024, head_size=256)  # and of 128
 ONE_D = LAYOUTS["weight_stationary_1d"]
 SLOTS = 16
 
@@ -41,7 +42,8 @@ def engine_of(
 ) -> Engine:
     """The same one each time, whose programs are compiled once."""
     chosen = schedule_by(LAYOUTS[layout], collectives)
-    return random_engine(CONFIG, chosen, mesh, Dtypes(jnp.float32, QUANTIZATIONS.get(name)))
+    config = WIDE if name == "fp8_grouped" else CONFIG
+    return random_engine(config, chosen, mesh, Dtypes(jnp.float32, QUANTIZATIONS.get(name)))
 
 
 def logits_of(engine: Engine) -> np.ndarray:
@@ -71,7 +73,8 @@ def check(name: str, layout: str, collectives: str) -> None:
      ("fp8", "weight_gathered_xyz", "compiler"),
      *(pytest.param(*case, marks=pytest.mark.slow)
        for case in (("int8", "weight_gathered_xy", "overlapped"),
-                    ("int4_symmetric", "weight_stationary_1d", "compiler")))],
+                    ("int4_symmetric", "weight_stationary_1d", "compiler"),
+                    ("fp8_grouped", "weight_stationary_2d", "overlapped")))],
 )  # fmt: skip
 def test_a_layout_gives_the_logits_of_one_device_with_the_same_weights(name, layout, collectives):
     check(name, layout, collectives)
@@ -102,7 +105,7 @@ def test_logits_are_near_those_of_plain_weights_and_not_the_same(name, most):
 def test_the_floor_counts_the_bytes_that_the_compiler_takes(name):
     for engine in (engine_of(name), engine_of(name, "2x2x2", "weight_stationary_2d")):
         memory = engine.lower_decode(8, SLOTS).compile().memory_analysis()
-        counter = PassCounter(CONFIG, engine.placement, engine.dtypes)
+        counter = PassCounter(engine.config, engine.placement, engine.dtypes)
         counted = counter.count(Pass(batch=8, context=10, slots=SLOTS))
         expected = counted.weights_resident + counted.kv_resident + carry_bytes(8)
         assert memory.argument_size_in_bytes == expected

@@ -12,7 +12,7 @@ from model.cache import abstract_cache
 from model.catalog import find_model
 from model.dtypes import FLOAT32, Dtypes
 from model.parameters import abstract, initialise
-from model.transformer import Transformer
+from model.transformer import Transformer, scaled_embedding
 from sharding.catalog import LAYOUTS
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
@@ -112,3 +112,14 @@ def test_activations_have_the_type_of_arithmetic_whatever_weights_have(changes, 
     with jax.set_mesh(mesh):
         parameters, cache = abstract(model, placement, mesh), abstract_cache(config, 2, 8, dtypes)
         assert jax.eval_shape(hidden, parameters, cache, tokens).dtype == dtype
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_factor_of_embeddings_is_rounded_before_only_where_the_family_does(exact):
+    """As transformers multiplies by a float (Granite), or one of the embeddings' type (Gemma)."""
+    changes = {"embedding_scale": 5.65, "embedding_scale_exact": exact}
+    config = dataclasses.replace(find_model("tiny"), **changes)
+    x = np.random.default_rng(0).normal(size=1000).astype(jnp.bfloat16)
+    factor = np.float32(5.65) if exact else np.asarray(5.65, jnp.bfloat16).astype(np.float32)
+    wanted = (x.astype(np.float32) * factor).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(scaled_embedding(jnp.asarray(x), config), wanted)

@@ -31,6 +31,7 @@ def converted(folder):
     cases = {
         "sharded": ["--model=tiny.gguf", "--output_dir=first", "--mesh=2x2x2", "--json=tiny.json"],
         "half": [f"--model={LLAMA}", "--output_dir=half", "--dtype=bfloat16", "--json=-"],
+        "few bits": [f"--model={FOLDER / 'gpt_oss_mxfp4'}", "--output_dir=few", "--json=-"],
         "again": ["--model=./first", "--output_dir=half/../again"],
         "over": ["--model=tiny.gguf", "--output_dir=half"],
     }
@@ -54,6 +55,7 @@ def test_the_document_and_the_last_line_say_what_was_written(folder, converted):
     assert document["load_s"] > 0 and document["save_s"] > 0
     assert document["checkpoint"] == "first"
     assert converted["half"].document["dtype"] == "bfloat16"
+    assert converted["few bits"].document["weight_dtype"] == "mxfp4"
     assert "tiny in float32: " in converted["sharded"].stderr
     assert " MB/s)" in converted["sharded"].stderr
     assert converted["sharded"].stdout == ""

@@ -71,6 +71,8 @@ def _rounded(numbers: np.ndarray) -> np.ndarray:
 _INSTRUCTIONS = {
     "mov.b32": lambda a: a,
     "shr.u32": lambda a, b: a >> b,
+    "shl.b32": lambda a, b: a << b,
+    "and.b32": lambda a, b: a & b,
     "lop3.b32": _look_up,
     "fma.rn.bf16x2": _multiply_add,
 }

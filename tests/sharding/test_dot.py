@@ -12,6 +12,7 @@ from sharding.dot import (
     _few_on_gpu,
     contract,
     dot,
+    dot_of_one,
     dot_of_shards,
 )
 from sharding.mesh import make_mesh, parse_mesh
@@ -22,7 +23,11 @@ from tests.sharding.pretended import like, mesh_of
 GROUPED = [name for name, quantization in QUANTIZATIONS.items() if quantization.group]
 MOST = {name: _FEW_OF_GROUPS if name in GROUPED else _EIGHT for name in QUANTIZATIONS}
 CASES = [
-    pytest.param(name, tokens, marks=() if tokens in (1, most) else pytest.mark.slow)
+    pytest.param(
+        name,
+        tokens,
+        marks=() if tokens in (1, most) and name != "fp8_grouped" else pytest.mark.slow,
+    )
     for name, most in MOST.items()
     for tokens in range(1, most + 1)
 ]
@@ -66,7 +71,10 @@ def test_more_tokens_take_longer_blocks_of_a_weight_on_a_cpu(tokens, blocks):
     np.testing.assert_allclose(_by_blocks(weight, x, jnp.float32), wanted, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "fp8_grouped" else ()) for n in GROUPED],
+)
 def test_a_group_to_a_shards_row_is_no_scale_for_the_whole_output(name):
     weight, x = matrix(name, (8, 2, 3, 32)), normal((5, 1, 2, 3, 32), seed=2)
     wanted = np.einsum("dkgh,btkgh->dbt", np.asarray(weight.dense()), np.asarray(x))
@@ -77,6 +85,29 @@ def test_a_group_to_a_shards_row_is_no_scale_for_the_whole_output(name):
     wanted = np.einsum("qdh,btqh->btd", np.asarray(stacked.dense())[0], np.asarray(x))
     product = dot_of_shards(stacked, x, jnp.float32)
     np.testing.assert_allclose(product[:, :, 0], wanted, atol=1e-4)
+
+
+def test_a_cpu_makes_no_floats_of_a_whole_stack_to_cut_a_matrix_out_of_it():
+    def step(stack: QuantizedArray, x: jax.Array, count: jax.Array) -> jax.Array:
+        """As a loop over the experts of a mixture."""
+        add = lambda n, total: total + dot_of_one(stack, n, x, jnp.float32)  # noqa: E731
+        return jax.lax.fori_loop(0, count, add, jnp.zeros((3, 64)))
+
+    stack = QuantizedArray(
+        jax.ShapeDtypeStruct((8, 64, 128), jnp.float8_e4m3fn),
+        jax.ShapeDtypeStruct((8, 64, 2), jnp.float32),
+        group=64,
+    )
+    x, count = jax.ShapeDtypeStruct((3, 128), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    text = jax.jit(step).lower(stack, x, count).compile().as_text()
+    assert "f8e4m3fn[8,64,128]" in text and "u8[1,64,128]" in text
+    assert "f16[8,64,128]" not in text and "u8[8,64,128]" not in _outside_fusions(text)
+
+
+def _outside_fusions(text: str) -> str:
+    """A program without the bodies of its fusions, whose values are in no memory."""
+    parts = text.split("\n\n")
+    return "\n\n".join(part for part in parts if not part.lstrip().startswith("%fused"))
 
 
 def matrix(name: str, shape: tuple[int, ...]) -> QuantizedArray:

@@ -53,6 +53,8 @@ def test_the_kernel_for_few_tokens_gives_the_product_of_the_dense_matrix(
         *((quantization, 1, 1, 128, 512, 40) for quantization in GROUPED),
         ("int4", 2, 3, 128, 512, 600),  # tokens that fill no second tile; tiles of inputs
         ("int4_symmetric", 1, 2, 256, 768, 130),
+        # Twelve groups, which fill no whole registers.
+        pytest.param("fp8_grouped", 1, 1, 128, 1536, 40, marks=pytest.mark.slow),
     ],
 )
 def test_the_kernel_for_many_tokens_gives_the_product_of_shards(
@@ -94,13 +96,14 @@ def test_a_step_for_tpu_widens_no_matrix_of_groups(quantization):
         (1792, 8192, 256, 32, 256),
         (8192, 1792, 56, 1, 512),
         (1024, 14336, 448, 8, 128),
-        (1000, 1024, 32, 1, None),  # rows that no tile divides
+        (576, 7168, 56, 8, 128),  # rows that no tile divides: the last one has some
+        (100, 1024, 32, 1, None),  # rows of no tile
         (1024, 192, 6, 1, None),  # part of a register's lanes
         (1024, 1024, 1, 1, None),  # a scale for each row: XLA's own product does
         (1024, 8192, 256, 512, None),  # a prompt
     ],
 )
-def test_a_tile_divides_the_rows_and_fits_or_there_is_none(rows, inputs, groups, tokens, tile):
+def test_a_tile_fits_or_there_is_none(rows, inputs, groups, tokens, tile):
     assert tile_of(rows, inputs, groups, tokens) == tile
 
 
@@ -109,6 +112,7 @@ def test_a_tile_divides_the_rows_and_fits_or_there_is_none(rows, inputs, groups,
     [
         (1024, 14336, 448, (1024, 512)),
         (1024, 1792, 56, (256, 1792)),  # seven times 256
+        (1024, 11008, 86, (1024, 256)),  # groups of 128, two at a time
         (1000, 1024, 32, None),  # rows that no tile divides
         (1024, 192, 6, None),  # part of a register's lanes
         (1024, 1024, 1, None),  # a scale for each row

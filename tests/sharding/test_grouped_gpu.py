@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sharding.dot import dot, dot_of_shards
+from sharding.dot import dot, dot_of_one, dot_of_shards
 from sharding.grouped_gpu import (
     MOST_OF_OUTPUTS,
     MOST_TOKENS,
@@ -35,11 +35,11 @@ def matrix(name: str, shape: tuple[int, ...], group: int | None = None) -> Quant
     random, kind = np.random.default_rng(0), QUANTIZATIONS[name]
     group = group or kind.group
     low = 0 if kind.offset else -kind.largest
-    values = random.integers(low, kind.largest, shape, endpoint=True)
+    values = random.integers(int(low), int(kind.largest), shape, endpoint=True)
     of_groups = (*shape[:-1], shape[-1] // group if group else 1)
     scales = random.uniform(0.5, 1, of_groups).astype(np.float32)
     offsets = -scales * random.uniform(6, 9, of_groups).astype(np.float32) if kind.offset else None
-    values = jnp.asarray(values, jnp.int8).astype(kind.dtype)
+    values = jnp.asarray(values, jnp.int32).astype(kind.dtype)
     return QuantizedArray(values, scales, offsets, group, gpu_kernel=True)
 
 
@@ -62,6 +62,8 @@ def error(found: jax.Array, weight: QuantizedArray, x: jax.Array) -> float:
         ("int4_symmetric", "float32", (2, 3, 40, 288), None, 20),  # shards; parts of tiles
         ("int8_grouped", "bfloat16", (1, 2, 33, 96), None, 3),
         ("int8", "float32", (2, 2, 48, 80), None, 9),
+        pytest.param("fp8_grouped", "bfloat16", (1, 2, 33, 384), None, 3, marks=pytest.mark.slow),
+        pytest.param("fp8_grouped", "float32", (2, 1, 40, 192), 64, 20, marks=pytest.mark.slow),
         pytest.param("int4", "float32", (1, 1, 64, 1024), None, 70, marks=pytest.mark.slow),
         pytest.param("int4", "bfloat16", (1, 1, 64, 512), 128, 8, marks=pytest.mark.slow),
         pytest.param("int8_grouped", "float32", (1, 1, 40, 256), 128, 8, marks=pytest.mark.slow),
@@ -75,6 +77,21 @@ def test_the_kernel_gives_the_product_of_the_dense_matrix(name, dtype, shape, gr
     if weight.group is None:  # `dense` has scales of groups
         weight = QuantizedArray(*arrays[:3], shape[-1])
     assert error(found, weight, x) < LIMITS[dtype]
+
+
+def test_one_matrix_of_a_stack_is_multiplied_alone():
+    weight, x = matrix("fp8_grouped", (3, 1, 40, 256)), tokens_of(5, 1, 256)
+    arrays = (weight.values, weight.scales, None, x, jnp.float32)
+    found = multiply_packed(*arrays, interpret=True, number=jnp.int32(2))
+    assert error(found, jax.tree.map(lambda leaf: leaf[2:], weight), x) < LIMITS["float32"]
+
+
+def test_a_gpus_program_has_the_kernel_for_one_of_a_stack_and_cuts_nothing_out():
+    stack = jax.tree.map(lambda leaf: leaf[:, 0], matrix("fp8_grouped", (3, 1, 40, 256)))
+    x = tokens_of(5, 256, dtype="bfloat16")
+    text = lowered(lambda *given: dot_of_one(*given, jnp.float32), stack, jnp.int32(1), x)
+    assert text.count("xla.gpu.triton") == 1
+    assert "dynamic_slice" not in text and "stablehlo.dot_general" not in text
 
 
 def lowered(step, *arguments) -> str:

@@ -1,11 +1,12 @@
-"""The PTX of the GPU kernel makes the numbers of the plain form, of every word that there is."""
+"""The PTX of GPU kernels makes the numbers of the plain form, of every word that there is."""
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
-from sharding.grouped_gpu import ptx_of, values_of
+from sharding import float8
+from sharding.grouped_gpu import floats_of, ptx_of, values_of
 from tests.sharding.ptx_evaluator import evaluate, halves
 
 WORDS = np.arange(2**16, dtype=np.uint32)
@@ -66,7 +67,7 @@ def test_what_is_interpreted_makes_the_same_numbers(bits, signed):
         for span in ((0.01, 2), (-20, 20))
     )
     packed = jnp.asarray(WORDS.astype(np.uint16).view(np.int16)).reshape(2**4, 2**12)
-    places = values_of(jnp.bfloat16, signed, True, packed, 16 // bits, scales, offsets)
+    places = values_of(signed, jnp.bfloat16, True, packed, 16 // bits, scales, offsets)
     shift = 0 if signed else 2 ** (bits - 1)
     scale, offset = (
         np.repeat(np.asarray(each.astype(jnp.bfloat16)), 2**4, axis=1).ravel()
@@ -79,3 +80,18 @@ def test_what_is_interpreted_makes_the_same_numbers(bits, signed):
         # Rounded to float32 first, a number may end on the other side of a tie.
         assert np.mean(low == wanted) > 0.999
         np.testing.assert_allclose(low, wanted, rtol=2**-7)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_floats_of_eight_bits_are_exact(place):
+    stored = WORDS.astype(np.uint16).view(np.uint8).reshape(-1, 2)[:, place]
+    wanted = stored.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    numbers = ~np.isnan(wanted)  # of which there are none in a file
+    assert np.mean(numbers) == 254 / 256
+    low, high = halves(evaluate(float8.ptx_of(place), {"$1": PAIRS}))
+    np.testing.assert_array_equal(low[numbers], wanted[numbers])
+    np.testing.assert_array_equal(high[numbers[::-1]], wanted[::-1][numbers[::-1]])
+    assert (np.signbit(low) == (stored > 127)).all()
+    packed = jnp.asarray(WORDS.astype(np.uint16).view(np.int16))[None]
+    interpreted = [*floats_of(jnp.float32, True, packed, 2)][place]
+    np.testing.assert_array_equal(np.asarray(interpreted[0])[numbers], wanted[numbers])

@@ -1,4 +1,4 @@
-"""The TPU kernel for one of a stack of matrices in MXFP4: its numbers, as a TPU computes them."""
+"""The TPU kernels for one of a stack of matrices in groups: numbers as a TPU computes them."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,10 @@ import pytest
 
 from sharding.dot import dot_of_one
 from sharding.float4 import decode, decode_scales
-from sharding.grouped_stack import fits, multiply_one
-from sharding.quantization import QuantizedArray
+from sharding.grouped_stack import fits, multiply_few_of_one, multiply_one
+from sharding.mesh import make_mesh, parse_mesh
+from sharding.quantization import QUANTIZATIONS, QuantizedArray, quantize
+from tests.sharding.pretended import like, mesh_of
 
 
 def stack_of(experts: int, rows: int, inputs: int) -> tuple[jax.Array, jax.Array]:
@@ -37,3 +39,44 @@ def test_it_multiplies_by_the_matrix_that_is_named():
 )
 def test_matrices_of_whole_groups_are_taken(rows, inputs, taken):
     assert fits(rows, inputs) is taken
+
+
+def quantized_stack(name: str, shape: tuple[int, ...]) -> QuantizedArray:
+    matrices = np.random.default_rng(0).normal(size=shape).astype(np.float32) + 1
+    with jax.set_mesh(make_mesh(parse_mesh("1"))):
+        array = jax.device_put(matrices, jax.P(*(None,) * len(shape)))
+        outputs = len(shape) - 1
+        found, _ = jax.jit(quantize, static_argnums=(1, 2))(array, outputs, QUANTIZATIONS[name])
+        return jax.tree.map(np.asarray, found)
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        ("fp8_grouped", 256),
+        # An offset, and scales of a row that fill registers.
+        pytest.param("int4", 4096, marks=pytest.mark.slow),
+    ],
+)
+def test_few_tokens_meet_a_matrix_of_any_groups(name, inputs):
+    stack = quantized_stack(name, (3, 2, 128, inputs))
+    x = np.random.default_rng(1).integers(-8, 8, (3, inputs)).astype(np.float32)
+    arrays = (stack.values, stack.scales, stack.offsets, jnp.asarray(x))
+    found = multiply_few_of_one(jnp.int32(2), *arrays, jnp.float32, interpret=True)
+    expected = np.einsum("mk,pnk->mpn", x, np.asarray(stack.dense())[2])
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_a_step_for_tpu_cuts_no_matrix_out_of_its_stack_for_few_tokens():
+    stack = quantized_stack("fp8_grouped", (3, 2, 128, 256))
+
+    def lowered(tokens: int) -> str:
+        x = jax.ShapeDtypeStruct((tokens, 256), jnp.bfloat16)
+        with mesh_of("tpu"):
+            step = jax.jit(lambda *given: dot_of_one(*given, jnp.float32))
+            traced = step.trace(like(stack), jax.ShapeDtypeStruct((), jnp.int32), x)
+            return traced.lower(lowering_platforms=("tpu",)).as_text()
+
+    few, many = lowered(2), lowered(512)
+    assert "multiply_few_of_stack" in few and "dynamic_slice" not in few
+    assert "multiply_groups_many" in many

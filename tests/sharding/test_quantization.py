@@ -29,15 +29,15 @@ def test_a_round_trip_is_within_half_a_step(name, shape, outputs):
     scaled, finite = round_trip(values, outputs, name)
     assert finite and scaled.values.dtype == quantization.dtype
     error = np.abs(np.asarray(scaled.dense()) - values)
-    if name == "fp8":  # 3 bits of fraction, and steps of 2**-9 near zero
-        step = np.maximum(np.abs(values) / 16, np.asarray(scaled.scales) * 2**-10)
-        assert (error <= step * 1.0001).all()
+    repeat = values.shape[-1] // scaled.scales.shape[-1] if quantization.group else 1
+    if name.startswith("fp8"):  # 3 bits of fraction, and steps of 2**-9 near zero
+        least = np.repeat(np.asarray(scaled.scales), repeat, axis=-1) * 2**-10
+        assert (error <= np.maximum(np.abs(values) / 16, least) * 1.0001).all()
         return
     if name == "mxfp4":  # above 4 codes are 2 apart, and 6 is the largest below 8
         sizes = np.repeat(np.asarray(decode_scales(scaled.scales)), quantization.group, axis=-1)
         assert (error <= np.maximum(np.abs(values) / 4, sizes / 4)).all() and error.any()
         return
-    repeat = values.shape[-1] // scaled.scales.shape[-1] if quantization.group else 1
     half = np.repeat(np.asarray(scaled.scales), repeat, axis=-1) / 2
     assert (error <= half * 1.0001).all()
     assert error.max() > half.min() / 4  # and not for nothing
@@ -46,7 +46,7 @@ def test_a_round_trip_is_within_half_a_step(name, shape, outputs):
 @pytest.mark.parametrize("name", QUANTIZATIONS)
 @pytest.mark.parametrize("spec", [("x", ("z", "y")), (("z", "y", "x"), None), (None, "z")])
 def test_devices_make_of_their_parts_what_one_makes_of_the_whole(name, spec):
-    values = values_of((16, 256))
+    values = values_of((16, 512))  # groups of up to 128 inputs for each of four devices
     one, _ = round_trip(values, 1, name)
     many, _ = round_trip(values, 1, name, "2x2x2", jax.P(*spec))
     assert many.values.sharding.spec == jax.P(*spec)
@@ -62,6 +62,22 @@ def test_channels_of_zeros_stay_zeros(name):
     values[1] = 0
     scaled, finite = round_trip(values, 1, name)
     assert finite and not np.asarray(scaled.dense())[1].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "group"),
+    [
+        ("fp8_grouped", 7168, 128),
+        ("fp8_grouped", 576, 64),
+        ("fp8_grouped", 32, 32),
+        ("fp8_grouped", 48, 128),  # which does not divide it: whoever places it refuses
+        ("int4", 64, 32),
+        ("int4", 48, 32),
+        ("fp8", 64, None),
+    ],
+)
+def test_a_group_is_shorter_where_a_row_is_not_whole_groups(name, inputs, group):
+    assert QUANTIZATIONS[name].group_of(inputs) == group
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -197,7 +197,7 @@ def test_what_is_admitted_divides_every_array_of_the_engine():
                 for spec in (each.weights(param.axes), each.use(param.axes)):
                     _check_even(param.shape, spec, placement, (path, drawn))
         for path, matrix in matrices(model).items():
-            group = deployment.dtypes.quantization.group or 1
+            group = deployment.dtypes.quantization.group_of(matrix.shape[-1]) or 1
             parts = shards(division(placement.weights(matrix.axes))[-1], placement.mesh)
             assert matrix.shape[-1] % (parts * group) == 0, (path, drawn)
         batch, multiple = drawn.estimator.padded(drawn.batch), placement.multiple("S")
