@@ -1,6 +1,7 @@
 """What a decoder is, as data: one frozen, validated, hashable record per model."""
 
 import dataclasses
+import functools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -156,7 +157,7 @@ class ModelConfig:
         """What this layer has in common with those that have arrays of the same shapes."""
         return self.has_experts(layer)
 
-    @property
+    @functools.cached_property
     def kinds(self) -> tuple[tuple[int, int], ...]:
         """Of each kind of layer the number of the first, and how many there are."""
         found: dict[Hashable, list[int]] = {}
