@@ -20,15 +20,28 @@ _TABLES = {"contracted": ("use", "activations"), "beside_stored": ("weights", "a
 
 
 @dataclasses.dataclass(frozen=True)
-class PlacementOnMeshes(Placement):
-    """A layout on many meshes at once; counts of bytes, FLOPs and devices are arrays.
+class _OnMeshes(Placement):
+    """What layouts on many meshes have in common.
 
     Attributes:
       mesh: mesh axis -> devices along it, in an array with an entry for each mesh.
-      first: the layout settled on one of them, which says what divides what.
     """
 
     mesh: Mapping[str, np.ndarray]
+
+    def _multiple(self, letter: str) -> np.ndarray:
+        both = self, self.prefill
+        return np.lcm.reduce([each.parts((kind, letter)) for kind in KINDS for each in both])
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacementOnMeshes(_OnMeshes):
+    """A layout on many meshes.
+
+    Attributes:
+      first: the layout settled on one of them, which says what divides what.
+    """
+
     first: Placement
 
     @functools.cached_property
@@ -49,18 +62,13 @@ class PlacementOnMeshes(Placement):
             for axis, devices in self.mesh.items()
         )
 
-    def _multiple(self, letter: str) -> np.ndarray:
-        both = self, self.prefill
-        return np.lcm.reduce([each.parts((kind, letter)) for kind in KINDS for each in both])
-
 
 @dataclasses.dataclass(frozen=True)
-class PlacementsOnMeshes(PlacementOnMeshes):
-    """Many layouts, each on meshes of its own, of which there are no shardings, but counts.
+class PlacementsOnMeshes(_OnMeshes):
+    """Many layouts, each on meshes of its own, of which there are counts, but no shardings.
 
     Attributes:
-      first: of any of them.
-      firsts: as `first`, of each.
+      firsts: the layouts, each settled on one mesh, which say what divides what.
       divides: for each of these what its mesh divides, see `Divisibility.of`.
       which: number of the one among them that each mesh goes with.
       divisibility: says what tables ask for.
@@ -76,9 +84,6 @@ class PlacementsOnMeshes(PlacementOnMeshes):
         """The placement of prompts."""
         firsts = tuple(first.prefill for first in self.firsts)
         return self if firsts == self.firsts else dataclasses.replace(self, firsts=firsts)
-
-    def _divided_spec(self, kind: str, letters: str) -> jax.P:
-        raise NotImplementedError
 
     def _parts(self, *arrays: tuple[str, str]) -> np.ndarray:
         dividing = np.bitwise_or.reduce([self._bits(*array) for array in arrays])[self.which]
@@ -97,7 +102,7 @@ class PlacementsOnMeshes(PlacementOnMeshes):
             if key not in found:
                 axes = used_axes(getattr(first, kind)(letters))
                 found[key] = sum(BIT[axis] for axis in axes)
-        return np.array([found[key] for key in self._keys(kind)])
+        return np.array([found[key] for key in self._keys(kind)], int)
 
     @functools.cached_property
     def _keys(self) -> Callable[[str], list[int]]:

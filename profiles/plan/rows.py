@@ -274,9 +274,7 @@ class Rows:
         firsts = tuple(group.first for group in self.groups.values())
         divides = tuple(self._divisibility.of(first.mesh) for first in firsts)
         mesh, sizes = dict(zip(MESH_AXES, meshes, strict=True)), self.model.sizes
-        return PlacementsOnMeshes(
-            None, sizes, mesh, firsts[0], firsts, divides, which, self._divisibility
-        )
+        return PlacementsOnMeshes(None, sizes, mesh, firsts, divides, which, self._divisibility)
 
 
 def _tables(layout: Layout) -> list[Table]:
