@@ -15,7 +15,7 @@ from model.cache_write import NewTokens, write
 from model.config import ModelConfig
 from model.declarations import declare, declare_matrix, normal
 from model.dtypes import Dtypes
-from model.filled_attention import Softmax, attend, attend_step, can_attend_step
+from model.filled_attention import Softmax, attend, attend_step
 from model.linear import project
 from model.norm import Norm, unit_rms
 from model.query_growth import grown
@@ -109,9 +109,7 @@ class Attention(nnx.Module):
         gate, x = self._project_gate(x, placement)
         tokens = NewTokens.at(positions)
         if q.shape[1] == 1:
-            forms = {"default": self._step}
-            if "attention_step" in self.dtypes.gpu_kernels and not self.config.attention_sinks:
-                forms["cuda"] = self._step_at_once
+            forms = {"default": self._step, "cuda": self._step_at_once}
             forms = {name: functools.partial(form, placement) for name, form in forms.items()}
             mixed, cache = by_platform(q, new, cache, tokens, **forms)
         else:
@@ -181,9 +179,8 @@ class Attention(nnx.Module):
         cache: LayerCache,
         tokens: NewTokens,
     ) -> tuple[jax.Array, LayerCache]:
-        """The same as `_step`, by a kernel that does both where devices share no slots."""
-        spec = jax.typeof(q).sharding.spec
-        if beside_cache(spec, placement) != spec or not can_attend_step(q, cache):
+        """The same as `_step`, by a kernel that does both where it can."""
+        if not attends_at_once(self.config, self.dtypes, placement):
             return self._step(placement, q, new, cache, tokens)
         new = tuple(reshard(part, placement.cache("BTK_")) for part in new)
         chunk, ring, softmax = self._chunk(tokens, cache, 1)
@@ -337,6 +334,22 @@ class Attention(nnx.Module):
         if c.unit_queries_keys and angles is not None:
             keys = unit_rms(keys, c.norm_epsilon).astype(keys.dtype)
         return keys, values
+
+
+def attends_at_once(config: ModelConfig, dtypes: Dtypes, placement: Placement) -> bool:
+    """Whether decode steps on NVIDIA GPUs attend and write their cache by one kernel.
+
+    It has no sinks and knows no latents, and each device must have all slots of its heads.
+    """
+    from model import attention_gpu  # imported where it is asked for, as it takes its time
+
+    asked = "attention_step" in dtypes.gpu_kernels
+    if not asked or config.latent or config.attention_sinks:
+        return False
+    spec, slots = placement.attention("BTKG_"), placement.cache("BKS")[2]
+    stored = getattr(dtypes.cache, "dtype", dtypes.cache)
+    alone = beside_cache(spec, placement) == spec and not entry_axes(slots)
+    return alone and attention_gpu.takes(config.head_size, stored)
 
 
 def beside_cache(spec: jax.P, placement: Placement) -> jax.P:

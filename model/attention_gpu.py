@@ -93,10 +93,12 @@ class Span(NamedTuple):
     origin: jax.Array
 
 
-def takes(q: jax.Array, keys: jax.Array) -> bool:
-    """Whether the kernel can be compiled for these: Triton wants whole powers of two."""
-    size, stored = q.shape[-1], jnp.dtype(keys.dtype)
-    return size & (size - 1) == 0 and size >= 16 and stored != jnp.int4
+def takes(size: int, stored: jnp.dtype) -> bool:
+    """Whether the kernel can be compiled for heads of a size, kept in a type.
+
+    Triton wants whole powers of two, and has no type of four bits.
+    """
+    return size & (size - 1) == 0 and size >= 16 and jnp.dtype(stored) != jnp.int4
 
 
 def attend_part(
@@ -138,45 +140,58 @@ def attend_part(
       sums [B, T, K, G, h], highest and total [B, T, K, G], float32.
     """
     batch, tokens, heads, group, size = q.shape
-    slots, rows = keys.shape[2], tokens * heads * group
+    slots, (ring_slots, origin) = keys.shape[2], ring or (None, spans.first_key)
     tiles = choose_tiles(q, keys)
-    ring_slots, origin = ring or (None, spans.first_key)
     form = Form(tiles, tokens, heads, group, slots, ring_slots, window, scale, softcap, chunked)
+    stored = [part for part in (keys, values, key_scales, value_scales) if part is not None]
+    origin = origin if ring is None else jnp.reshape(origin, 1)
+    rows = q.reshape(batch, tokens * heads * group, size)
+    parts = _launch(form, (spans.first_query, spans.filled, origin), rows, stored, interpret)
+    whole = combine(parts) if tiles.splits > 1 else Softmaxed(*(part[0] for part in parts))
+    return Softmaxed(*(part.reshape(*q.shape[:4], *part.shape[2:]) for part in whole))
+
+
+def _launch(
+    form: Form,
+    span: tuple[jax.Array, jax.Array, jax.Array],
+    q: jax.Array,
+    stored: list[jax.Array],
+    interpret: bool,
+) -> Softmaxed:
+    """The parts of all splits: sums [splits, B, T * K * G, h], the others without h.
+
+    Args:
+      form: what the kernel is compiled for.
+      span: the `Span` of each sequence, [B] int32; of a ring the device's one origin, [1].
+      q: [B, T * K * G, h].
+      stored: keys and values, [B, K, S, h], and their scales, [K, B, S], if any.
+      interpret: run it on any platform.
+    """
+    (batch, rows, size), tiles = q.shape, form.tiles
     # Programs: blocks of rows r, splits n, heads k and sequences b.
     of_sequence = pl.BlockSpec((None,), lambda r, n, k, b: (b,))
     of_device = pl.BlockSpec((None,), lambda r, n, k, b: (0,))
-    stored = pl.BlockSpec((None, None, slots, size), lambda r, n, k, b: (b, k, 0, 0))
-    scales = pl.BlockSpec((None, None, slots), lambda r, n, k, b: (k, b, 0))
-    inputs = [
-        (spans.first_query, of_sequence),
-        (spans.filled, of_sequence),
-        (origin, of_sequence) if ring is None else (jnp.reshape(origin, 1), of_device),
-        (
-            q.reshape(batch, rows, size),
-            pl.BlockSpec((None, rows, size), lambda r, n, k, b: (b, 0, 0)),
-        ),
-        (keys, stored),
-        (values, stored),
-        *((part, scales) for part in (key_scales, value_scales) if part is not None),
-    ]
+    queries = pl.BlockSpec((None, rows, size), lambda r, n, k, b: (b, 0, 0))
+    slots = pl.BlockSpec((None, None, form.slots, size), lambda r, n, k, b: (b, k, 0, 0))
+    scales = pl.BlockSpec((None, None, form.slots), lambda r, n, k, b: (k, b, 0))
     each_row = pl.BlockSpec((None, None, rows), lambda r, n, k, b: (n, b, 0))
     sums = pl.BlockSpec((None, None, rows, size), lambda r, n, k, b: (n, b, 0, 0))
+    origin = of_sequence if form.ring is None else of_device
+    arrays = [slots, slots, scales, scales][: len(stored)]
 
     def result(*last: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((tiles.splits, batch, rows, *last), jnp.float32)
 
-    parts = pl.pallas_call(
+    return pl.pallas_call(
         functools.partial(_attend, form),
-        grid=(pl.cdiv(tokens * group, tiles.rows), tiles.splits, heads, batch),
-        in_specs=[spec for _, spec in inputs],
+        grid=(pl.cdiv(form.tokens * form.group, tiles.rows), tiles.splits, form.heads, batch),
+        in_specs=[of_sequence, of_sequence, origin, queries, *arrays],
         out_specs=Softmaxed(sums, each_row, each_row),
         out_shape=Softmaxed(result(size), result(), result()),
         compiler_params=plgpu.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages),
         interpret=interpret,
         name="attend_part",
-    )(*(array for array, _ in inputs))
-    whole = combine(parts) if tiles.splits > 1 else Softmaxed(*(part[0] for part in parts))
-    return Softmaxed(*(part.reshape(*q.shape[:4], *part.shape[2:]) for part in whole))
+    )(*span, q, *stored)
 
 
 def choose_tiles(q: jax.ShapeDtypeStruct, keys: jax.ShapeDtypeStruct) -> Tiles:

@@ -15,52 +15,17 @@ Pallas: https://docs.jax.dev/en/latest/pallas/tpu/index.html.
 """
 
 import functools
-import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from model.softmax_parts import LOWEST, Softmaxed, Spans, earliest_seen, queries_of_key
+from model.attention_tpu_blocks import Form, Place, blocks_of, places_of, seen_slots
+from model.softmax_parts import LOWEST, Softmaxed, Spans, queries_of_key
 
-_LANES, _SUBLANES, _ROW_TILE = 128, 8, 16
-_ROWS = 1024  # rows of queries at a time, of heads up to 128 wide
-_SLOTS = 1024  # slots fetched at a time ...
-_STEP = 512  # ... and multiplied at a time
-_FEW_ROWS = 128  # up to so many rows, fetching takes the time ...
-_FETCHED = 2**19  # ... so that several KV heads are fetched at once: bytes of keys
-_MAX_HEADS = 8
+_LANES, _SUBLANES = 128, 8
 _NEVER = 2**31 - 1
-
-
-class _Form(NamedTuple):
-    """What is fixed when the kernel is compiled."""
-
-    group: int  # queries of a KV head
-    tokens: int  # queries in a block, each with a row for each of the group
-    rows: int  # those rows, filled up to whole registers
-    heads: int  # KV heads in a block
-    slots: int  # in a block
-    step: int  # of those, multiplied at a time
-    across: bool  # slots lie in a register's lanes: [h, slots]
-    last_slot: int  # of the cache
-    ring: int | None  # slots of a whole ring
-    window: int | None
-    scale: float
-    softcap: float | None
-    chunked: bool  # a window is a chunk
-    shared: bool  # keys are also values
-
-
-class _Place(NamedTuple):
-    """Where one sequence's queries and keys are."""
-
-    first_query: jax.Array  # position of the first row's query
-    origin: jax.Array  # position of slot 0, ...
-    newest: jax.Array  # ... and of those up to this one; later ones are a ring's last round
-    filled: jax.Array  # number of tokens
 
 
 def attend_part(
@@ -95,9 +60,9 @@ def attend_part(
       chunked: a window is a query's own chunk of so many keys.
       interpret: run it on a CPU, as a TPU would.
     """
-    (batch, tokens, heads, group, width), slots = q.shape, keys.shape[2]
-    form = _Form(
-        *_blocks_of(tokens, heads, group, width, slots, keys.dtype),
+    (_, tokens, heads, group, width), slots = q.shape, keys.shape[2]
+    form = Form(
+        *blocks_of(tokens, heads, group, width, slots, keys.dtype),
         last_slot=slots - 1,
         ring=ring and ring[0],
         window=window,
@@ -106,20 +71,46 @@ def attend_part(
         chunked=chunked,
         shared=values is None,
     )
-    places = _places(spans, ring, slots)
-    seen = _seen(spans, ring, window, tokens, slots, form.tokens, chunked)
-    first, end = seen[0] // form.slots, pl.cdiv(seen[1], form.slots)
-    arrays = [each for each in (keys, values) if each is not None]
+    places = places_of(spans, ring, slots)
+    seen = seen_slots(spans, ring, window, tokens, slots, form.tokens, chunked)
+    stored = [each for each in (keys, values) if each is not None]
     scales = [each for each in (key_scales, value_scales) if each is not None]
-    stored = [each.swapaxes(2, 3) for each in arrays] if form.across else arrays
-    stored += scales
+    sums, found = _launch(form, places, seen, q, stored, scales, interpret)
+    highest, total = found[:, :, 0], found[:, :, 1]
+    return Softmaxed(*(_by_tokens(each, tokens, form) for each in (sums, highest, total)))
+
+
+def _launch(
+    form: Form,
+    places: jax.Array,
+    seen: jax.Array,
+    q: jax.Array,
+    stored: list[jax.Array],
+    scales: list[jax.Array],
+    interpret: bool,
+) -> list[jax.Array]:
+    """Sums [B, K, rows, h], and highest and total among the first of [B, K, 8, rows].
+
+    Args:
+      form: what is fixed.
+      places: [4, B], see `places_of`.
+      seen: [2, B, blocks of queries], see `seen_slots`.
+      q: [B, T, K, G, h].
+      stored: keys, and values if they are others, [B, K, S, h].
+      scales: of each, [K, B, S], if any.
+      interpret: run it on a CPU.
+    """
+    batch, _, heads, _, width = q.shape
+    first, end = seen[0] // form.slots, pl.cdiv(seen[1], form.slots)
+    stored = [each.swapaxes(2, 3) for each in stored] if form.across else stored
+    operands = stored + scales
     if not interpret:  # XLA:TPU would prefetch all of what fits into VMEM, filled or not
-        stored = [pltpu.with_memory_space_constraint(part, pltpu.HBM) for part in stored]
+        operands = [pltpu.with_memory_space_constraint(part, pltpu.HBM) for part in operands]
     rows = _rows_of(q, form)  # [B, K, rows, h]
     blocks = (batch, heads // form.heads, rows.shape[2] // form.rows)
     in_specs, out_specs = _specs(form, batch, width, bool(scales))
     running = pltpu.VMEM((form.heads, form.rows, _LANES), jnp.float32)
-    sums, found = pl.pallas_call(
+    return pl.pallas_call(
         functools.partial(_kernel, form),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
@@ -137,62 +128,10 @@ def attend_part(
         ),
         interpret=pltpu.InterpretParams() if interpret else False,
         name="attend_filled",
-    )(places, seen, rows, *stored)
-    highest, total = found[:, :, 0], found[:, :, 1]
-    return Softmaxed(*(_by_tokens(each, tokens, form) for each in (sums, highest, total)))
+    )(places, seen, rows, *operands)
 
 
-def multiplied_pairs(
-    query_shape: tuple[int, int, int, int, int],
-    slots: int,
-    stored: jnp.dtype,
-    spans: Spans,
-    *,
-    ring: tuple[int, int] | None = None,
-    window: int | None = None,
-) -> int:
-    """Pairs of a query, in each of its heads, and a key that `attend_part` multiplies.
-
-    Each is 4 * h FLOPs: of a score, and of a value. What fills up blocks of queries and of slots
-    counts, because it is multiplied too.
-
-    Args:
-      query_shape: sizes [B, T, K, G, h] of this chip's queries.
-      slots: in this chip's cache.
-      stored: type of the cache.
-      spans: the same as of `attend_part`, as numbers.
-      ring: the same.
-      window: the same.
-    """
-    _, tokens, heads, group, width = query_shape
-    _, block_tokens, rows, _, _, step, _ = _blocks_of(tokens, heads, group, width, slots, stored)
-    first, end = _seen(spans, ring, window, tokens, slots, block_tokens)
-    steps = jnp.maximum(pl.cdiv(end, step) - first // step, 0)  # as `_kernel` goes over them
-    return int(jnp.sum(steps)) * heads * rows * step
-
-
-def _blocks_of(
-    tokens: int, heads: int, group: int, width: int, slots: int, stored: jnp.dtype
-) -> tuple[int, int, int, int, int, int, bool]:
-    """The first fields of a form: blocks that fit a v5e's 16 MB of VMEM, those fetched twice."""
-    # Blocks of rows, of which there are several, fill whole lanes of a row of totals.
-    granule = _LANES // math.gcd(group, _LANES)
-    most = _ROWS * _LANES // max(width, _LANES) // (granule * group) * granule
-    block_tokens = min(tokens, max(most, granule))
-    rows = -(-block_tokens * group // _ROW_TILE) * _ROW_TILE
-    block_heads, block_slots = 1, _SLOTS
-    if rows <= _FEW_ROWS:
-        block_heads = math.gcd(heads, _MAX_HEADS)
-        row_bytes = block_heads * max(width, _LANES) * jnp.dtype(stored).itemsize
-        block_slots = min(max(_FETCHED // row_bytes // _LANES * _LANES, _LANES), _SLOTS)
-    step = min(block_slots, _STEP, -(-slots // _LANES) * _LANES)
-    block_slots = min(block_slots // step, -(-slots // step)) * step
-    # XLA:TPU keeps a cache whose heads are not whole registers wide by its slots: it is read so.
-    across = width % _LANES != 0
-    return group, block_tokens, rows, block_heads, block_slots, step, across
-
-
-def _rows_of(q: jax.Array, form: _Form) -> jax.Array:
+def _rows_of(q: jax.Array, form: Form) -> jax.Array:
     """[B, T, K, G, h] -> [B, K, rows, h]: queries of a KV head in whole blocks of rows."""
     batch, tokens, heads, _, width = q.shape
     blocks = -(-tokens // form.tokens)
@@ -201,14 +140,14 @@ def _rows_of(q: jax.Array, form: _Form) -> jax.Array:
     return jnp.pad(q, ((0, 0), (0, 0), (0, blocks * form.rows - q.shape[2]), (0, 0)))
 
 
-def _by_tokens(array: jax.Array, tokens: int, form: _Form) -> jax.Array:
+def _by_tokens(array: jax.Array, tokens: int, form: Form) -> jax.Array:
     """[B, K, rows, ...] -> [B, T, K, G, ...]."""
     array = array[:, :, : tokens * form.group]
     array = array.reshape(*array.shape[:2], tokens, form.group, *array.shape[3:])
     return jnp.moveaxis(array, 1, 2)
 
 
-def _specs(form: _Form, batch: int, width: int, quantized: bool) -> tuple[list, list]:
+def _specs(form: Form, batch: int, width: int, quantized: bool) -> tuple[list, list]:
     """Blocks of queries, keys, values and scales, and of what is made of them."""
 
     def block_of(b: jax.Array, t: jax.Array, j: jax.Array, seen_ref: jax.Ref) -> jax.Array:
@@ -232,50 +171,12 @@ def _specs(form: _Form, batch: int, width: int, quantized: bool) -> tuple[list, 
     return [rows, *[stored] * count, *[scales] * count * quantized], [rows, found]
 
 
-def _places(spans: Spans, ring: tuple[int, jax.Array] | None, slots: int) -> jax.Array:
-    """The `_Place` of each sequence, [4, B]."""
-    if ring is None:
-        origin, newest = spans.first_key, jnp.full_like(spans.filled, slots - 1)
-    else:
-        size, first_slot = ring
-        last = spans.filled - 1
-        origin = last - last % size + first_slot
-        newest = jnp.minimum(last % size - first_slot, slots - 1)
-    return jnp.stack([spans.first_query, origin, newest, spans.filled]).astype(jnp.int32)
-
-
-def _seen(
-    spans: Spans,
-    ring: tuple[int, jax.Array] | None,
-    window: int | None,
-    tokens: int,
-    slots: int,
-    block_tokens: int,
-    chunked: bool = False,
-) -> jax.Array:
-    """First slot that each block of queries may see, and the end; [2, B, blocks of queries]."""
-    token = jnp.arange(0, tokens, block_tokens, dtype=jnp.int32)
-    first_query, first_key, filled = (each[:, None] for each in spans)
-    start = jnp.zeros_like(first_query + token)
-    if window is not None:
-        start = jnp.maximum(earliest_seen(first_query + token, window, chunked), 0)
-    end = jnp.minimum(first_query + jnp.minimum(token + block_tokens, tokens), filled)
-    origin = first_key if ring is None else ring[1]
-    first_slot, end_slot = (jnp.clip(at - origin, 0, slots) for at in (start, end))
-    if ring is not None:  # once it has come round, any slot may hold any of its positions
-        wrapped = filled > ring[0]
-        any_seen = (end > start) & (end > filled - ring[0])
-        first_slot = jnp.where(wrapped, 0, first_slot)
-        end_slot = jnp.where(wrapped, jnp.where(any_seen, slots, 0), end_slot)
-    return jnp.stack([jnp.minimum(first_slot, end_slot), end_slot]).astype(jnp.int32)
-
-
-def _kernel(form: _Form, places_ref, seen_ref, q_ref, keys_ref, *rest) -> None:
+def _kernel(form: Form, places_ref, seen_ref, q_ref, keys_ref, *rest) -> None:
     """One block of slots: queries [heads, rows, h], keys and values [heads, slots, h]."""
     values_ref, *rest = (keys_ref, *rest) if form.shared else rest
     *scales_refs, sums_ref, found_ref, highest_ref, total_ref = rest
     b, t, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-    place = _Place(*(places_ref[i, b] for i in range(4)))
+    place = Place(*(places_ref[i, b] for i in range(4)))
     place = place._replace(first_query=place.first_query + t * form.tokens)
     start, end = seen_ref[0, b, t], seen_ref[1, b, t]
     first_slot = (jax.lax.div(start, form.slots) + j) * form.slots
@@ -314,7 +215,7 @@ def _kernel(form: _Form, places_ref, seen_ref, q_ref, keys_ref, *rest) -> None:
             found_ref[head] = both.T[:_SUBLANES]
 
 
-def _all_visible(form: _Form, place: _Place, slot: jax.Array) -> jax.Array:
+def _all_visible(form: Form, place: Place, slot: jax.Array) -> jax.Array:
     """Whether every query of the block sees every key from `slot` on, for a step."""
     first = place.origin + slot
     last = first + form.step - 1
@@ -326,7 +227,7 @@ def _all_visible(form: _Form, place: _Place, slot: jax.Array) -> jax.Array:
     return visible
 
 
-def _positions(form: _Form, place: _Place, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _positions(form: Form, place: Place, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Positions of the keys in slots, from that of the first query, and whether there is one."""
     position = place.origin + slot
     if form.ring is not None:
@@ -336,8 +237,8 @@ def _positions(form: _Form, place: _Place, slot: jax.Array) -> tuple[jax.Array, 
 
 
 def _add(
-    form: _Form,
-    place: _Place,
+    form: Form,
+    place: Place,
     slot: jax.Array,
     masked: bool,
     q: jax.Array,

@@ -71,35 +71,63 @@ def attend_part(
         in their place, once for all queries.
       value_width: numbers of a value, where not those of a query.
     """
-    batch, tokens, *_ = q.shape
-    queries = tokens if expand else QUERIES
     q, scale = _scaled(q.transpose(0, 2, 1, 3, 4), scale)  # [B, K, T, G, h]
     if values is None and not expand:
         values, value_scales = keys, key_scales
-    loop = functools.partial(
-        _over_blocks,
-        ring=ring,
-        window=window,
-        scale=scale,
-        softcap=softcap,
-        chunked=chunked,
-        expand=expand,
-        value_width=value_width,
-    )
     arrays = keys, values, key_scales, value_scales
-    if tokens == 1:
-        loop = functools.partial(loop, q, arrays, spans, KEYS_OF_A_TOKEN)
-        whole = functools.partial(
-            _over_all, q, arrays, spans, ring, window, scale, softcap, chunked
-        )
-        slots = keys.shape[2]
-        if slots <= FEW_SLOTS:
-            return _in_order_of_queries(whole())
-        if batch < keys.shape[0]:  # some sequences' slots are copied, be they blocks or all
-            return _in_order_of_queries(loop())
-        # A block is copied before it is read, so that half of all slots take as long as all.
-        first, last = _seen_slots(spans, tokens, slots, ring, window, chunked)
-        return _in_order_of_queries(jax.lax.cond(2 * (last - first) >= slots, whole, loop))
+    how = {"ring": ring, "window": window, "scale": scale, "softcap": softcap}
+    how["chunked"] = chunked
+    loop = functools.partial(_over_blocks, **how, expand=expand, value_width=value_width)
+    if q.shape[2] == 1:
+        part = _of_one_query(q, arrays, spans, loop, **how)
+    else:
+        part = _of_many_queries(q, arrays, spans, loop, q.shape[2] if expand else QUERIES)
+    return _in_order_of_queries(part)
+
+
+def _of_one_query(
+    q: jax.Array,
+    arrays: Arrays,
+    spans: Spans,
+    loop: Callable[..., Softmaxed],
+    ring: Ring | None,
+    window: int | None,
+    chunked: bool,
+    **scores: float | None,
+) -> Softmaxed:
+    """One query of each sequence over blocks, or over all keys at once where that reads less.
+
+    Args:
+      q: [B, K, 1, G, h].
+      arrays: of at least B sequences.
+      spans: of the B sequences.
+      loop: `_over_blocks`.
+      ring: as in `attend_part`, like those after it.
+    """
+    slots = arrays[0].shape[2]
+    loop = functools.partial(loop, q, arrays, spans, KEYS_OF_A_TOKEN)
+    whole = functools.partial(_over_all, q, arrays, spans, ring, window, chunked=chunked, **scores)
+    if slots <= FEW_SLOTS:
+        return whole()
+    if q.shape[0] < arrays[0].shape[0]:  # some sequences' slots are copied, be they blocks or all
+        return loop()
+    # A block is copied before it is read, so that half of all slots take as long as all.
+    first, last = _seen_slots(spans, 1, slots, ring, window, chunked)
+    return jax.lax.cond(2 * (last - first) >= slots, whole, loop)
+
+
+def _of_many_queries(
+    q: jax.Array, arrays: Arrays, spans: Spans, loop: Callable[..., Softmaxed], queries: int
+) -> Softmaxed:
+    """Queries of prompts, so many at a time.
+
+    Args:
+      q: [B, K, T, G, h].
+      arrays: of B sequences.
+      spans: of these.
+      loop: `_over_blocks`.
+      queries: at a time.
+    """
 
     def one(row: jax.Array | int) -> Softmaxed:
         """A sequence, a loop for each block of queries: XLA:CPU runs them side by side."""
@@ -112,11 +140,11 @@ def attend_part(
                 KEYS_OF_A_PROMPT,
                 row,
             )
-            for first in range(0, tokens, queries)
+            for first in range(0, q.shape[2], queries)
         ]
         return _one_after_another(parts)
 
-    return _in_order_of_queries(_each_sequence(one, batch))
+    return _each_sequence(one, q.shape[0])
 
 
 def _scaled(q: jax.Array, scale: float) -> tuple[jax.Array, float]:

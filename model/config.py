@@ -274,7 +274,7 @@ class ModelConfig:
             self.borrows(layer),
         )
 
-    @property
+    @functools.cached_property
     def kinds(self) -> tuple[tuple[int, int], ...]:
         """Of each kind of layer the number of the first, and how many there are."""
         found: dict[Hashable, list[int]] = {}

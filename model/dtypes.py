@@ -95,12 +95,6 @@ class Dtypes:
         return {"dtype": self.dtype.name, "weight_dtype": self.weights.name,
                 "kv_dtype": self.cache.name}  # fmt: skip
 
-    def kernels_on(self, platform: str) -> str | None:
-        """`gpu_kernels` as records have them; None where the platform is no GPU."""
-        if platform not in ("gpu", "cuda"):
-            return None
-        return ",".join(self.gpu_kernels) or "none"
-
 
 def default_dtype() -> str:
     """float32 on CPU, where bfloat16 is slow; bfloat16 elsewhere."""

@@ -95,7 +95,7 @@ def attend_step(
 ) -> tuple[jax.Array, tuple[Stored, Stored]]:
     """Attention of one new token of each sequence that is not in the cache, and the cache with it.
 
-    One kernel of NVIDIA GPUs does both; for what `can_attend_step` says.
+    One kernel of NVIDIA GPUs does both, where `model.attention.attends_at_once`.
 
     Args:
       q: [B, 1, K, G, h], B and K divided as in the cache.
@@ -131,15 +131,6 @@ def attend_step(
         QuantizedKV(cache.keys, cache.key_scales),
         QuantizedKV(cache.values, cache.value_scales),
     )
-
-
-def can_attend_step(q: jax.Array, stored: tuple[Stored, Stored]) -> bool:
-    """Whether `attend_step` takes these: q divided as it would be beside the cache."""
-    from model import attention_gpu
-
-    values = _plain(stored[0])[0]
-    slots = jax.typeof(values).sharding.spec[2]
-    return not entry_axes(slots) and attention_gpu.takes(q, values)
 
 
 def _arrays(stored: tuple[Stored, Stored | None]) -> tuple[jax.Array | None, ...]:
@@ -204,6 +195,6 @@ def _on_tpu(*operands: Any, **options: Any) -> Softmaxed:
 def _on_nvidia(q: jax.Array, keys: jax.Array, *operands: Any, **options: Any) -> Softmaxed:
     from model import attention_gpu
 
-    by_kernel = operands[0] is not None and attention_gpu.takes(q, keys)
+    by_kernel = operands[0] is not None and attention_gpu.takes(q.shape[-1], keys.dtype)
     form = attention_gpu.attend_part if by_kernel else attend_part
     return form(q, keys, *operands, **options)

@@ -134,7 +134,8 @@ def main() -> None:
     space = _space(model, context, slots, targets.prompt)
     _check_stages(space)
     found = plan(space, targets)
-    records = [record(point) for point in found.front]
+    # What the table does not show is found for programs alone.
+    records = [record(point, bool(_common.JSON.value)) for point in found.front]
     if _common.JSON.value:
         results = document(
             sys.argv,

@@ -49,6 +49,7 @@ class PretendedBatcher:
         self.told: dict[Ticket, int] = {}
         self.cancelled: list[Ticket] = []
         self.stats = StepStats(rows)
+        self.decided = 0
 
     def submit(self, request: Any) -> Ticket:
         """Takes every request but those of tokens 7 and 17."""
@@ -70,6 +71,7 @@ class PretendedBatcher:
     def step(self) -> list[Token | Finished]:
         """A token for each of the first rows."""
         time.sleep(self.step_seconds)
+        self.decided += 1
         events = [Finished(ticket, "cancelled") for ticket in self.cancelled]
         self.cancelled = []
         running = self.open[: self.rows]

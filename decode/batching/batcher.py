@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from decode.batching.chunk_arrays import joining_of, lanes_of
 from decode.batching.events import Event, Finished, Reason, Ticket, Token
-from decode.batching.programs import Chosen, Joining, Lanes, Programs
+from decode.batching.programs import Chosen, Lanes, Programs
 from decode.batching.request import Request
-from decode.batching.row_sampling import RowSampling
 from decode.batching.schedule import Answer, ChunkPlan, Plan, Schedule
 from decode.batching.shape import shape_of
 from decode.batching.stats import StepStats
@@ -125,7 +125,7 @@ class Batcher:
         for lanes in self._idle_chunks():
             logits, self._cache = self._programs.chunk(self._cache, lanes)
         for again in ("", ", once more"):  # for arrays of programs another form may be compiled
-            joining = self._joining(ChunkPlan(TILE, [None] * shape.lanes))
+            joining = joining_of(ChunkPlan(TILE, [None] * shape.lanes), shape)
             self._rows, chosen = self._programs.join(self._rows, logits, joining)
             for rows in (*shape.steps, shape.rows):
                 self._put_active(np.zeros(rows, bool))
@@ -160,7 +160,7 @@ class Batcher:
     def _idle_chunks(self) -> list[Lanes]:
         """A chunk of each size, in which nothing runs."""
         shape = self._schedule.shape
-        return [self._lanes(ChunkPlan(size, [None] * shape.lanes)) for size in shape.sizes]
+        return [lanes_of(ChunkPlan(size, [None] * shape.lanes), shape) for size in shape.sizes]
 
     def submit(self, request: Request) -> Ticket:
         """Accepts a request, which waits for a row: first come, first served.
@@ -212,24 +212,29 @@ class Batcher:
         """Requests that wait for a row."""
         return len(self._schedule.waiting)
 
+    @property
+    def decided(self) -> int:
+        """As `Schedule.decided`: what has run until now, and in which order, in one number."""
+        return self._schedule.decided
+
     def _run(self, plan: Plan) -> _Launched | None:
         """Launches a plan's programs one after another, without waiting for any."""
         if not (plan.chunks or plan.decoding):
             return None
-        started = time.perf_counter()
+        started, shape = time.perf_counter(), self._schedule.shape
         launched = _Launched([], None, bool(plan.decoding), started, self._stats_of(plan))
         for pairs in plan.exchanges:
             self._exchange(pairs)
         for chunk in plan.chunks:
-            logits, self._cache = self._programs.chunk(self._cache, self._lanes(chunk))
+            logits, self._cache = self._programs.chunk(self._cache, lanes_of(chunk, shape))
             launched.chunks = logits
             if any(piece.ends for piece in chunk.full):
-                joining = self._joining(chunk)
+                joining = joining_of(chunk, shape)
                 self._rows, chosen = self._programs.join(self._rows, logits, joining)
                 ends = [(n, p.answer) for n, p in enumerate(chunk.pieces) if p and p.ends]
                 launched.chosen.append((_fetch(chosen), ends))
         if plan.decoding:
-            shape, active = self._schedule.shape, np.zeros(plan.rows, bool)
+            active = np.zeros(plan.rows, bool)
             decoding = [(shape.in_step(row.number, plan.rows), a) for a, row in plan.decoding]
             active[[place for place, _ in decoding]] = True
             self._put_active(active)
@@ -332,39 +337,6 @@ class Batcher:
             answer.reused,
             answer.generated,
         )
-
-    def _lanes(self, chunk: ChunkPlan) -> Lanes:
-        """A chunk as arrays; an idle lane takes a row that no other lane writes to, and leaves it
-        as it is."""
-        shape = self._schedule.shape
-        rows, each = shape.rows // shape.groups, shape.lanes // shape.groups
-        zeros = np.zeros(shape.lanes, np.int32)
-        lanes = Lanes(
-            np.zeros((shape.lanes, chunk.size), np.int32), *(zeros.copy() for _ in "1234")
-        )
-        targets = [piece and piece.answer.row.number for piece in chunk.pieces]
-        for lane, piece in enumerate(chunk.pieces):
-            if piece:
-                source, target = piece.source.number % rows, piece.answer.row.number % rows
-                lanes.tokens[lane, : len(piece.tokens)] = piece.tokens
-                numbers = piece.first, len(piece.tokens), source, target
-            else:
-                own = range(lane // each * rows, (lane // each + 1) * rows)
-                targets[lane] = next(row for row in own if row not in targets)
-                numbers = 0, 0, targets[lane] % rows, targets[lane] % rows
-            for array, number in zip(lanes[1:], numbers, strict=True):
-                array[lane] = number
-        return lanes
-
-    def _joining(self, chunk: ChunkPlan) -> Joining:
-        """Where the prompts that end in a chunk go on."""
-        ends = [piece if piece and piece.ends else None for piece in chunk.pieces]
-        past_last = self._schedule.shape.rows
-        rows = [piece.answer.row.number if piece else past_last for piece in ends]
-        lengths = [piece.first + len(piece.tokens) if piece else 0 for piece in ends]
-        requests = [piece and piece.answer.ticket.request for piece in ends]
-        numbers = np.array(rows, np.int32), np.array(lengths, np.int32)
-        return Joining(*numbers, RowSampling.of(requests))
 
     def _put_active(self, active: np.ndarray) -> None:
         """Rows of the next decode step, on the devices; sent only where they have changed."""

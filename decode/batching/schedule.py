@@ -7,7 +7,7 @@ chance. So each of several processes makes the same plans.
 import collections
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from decode.batching.events import Ticket
 from decode.batching.prefixes import BLOCK, Prefixes
@@ -110,6 +110,11 @@ class Piece:
     tokens: Sequence[int]
     ends: bool
 
+    def numbers(self) -> tuple[int, ...]:
+        """Whose it is, where it runs, and which part of the prompt it is."""
+        rows = self.answer.row.number, self.source.number
+        return self.answer.ticket.number, *rows, self.first, len(self.tokens)
+
 
 @dataclasses.dataclass(frozen=True)
 class ChunkPlan:
@@ -140,9 +145,26 @@ class Plan:
     decoding: list[tuple[Answer, Row]]
     rows: int
 
+    def numbers(self) -> Iterator[int]:
+        """All of it, but for what requests say: which programs run, and in which rows for whom."""
+        yield self.rows
+        for pairs in self.exchanges:
+            yield from itertools.chain(*(pair or (-1, -1) for pair in pairs))
+        for chunk in self.chunks:
+            yield chunk.size
+            for piece in chunk.pieces:
+                yield from piece.numbers() if piece else (-1,)
+        for answer, row in self.decoding:
+            yield from (answer.ticket.number, row.number)
+
 
 class Schedule:
-    """Requests that wait, rows that run, and what each row holds."""
+    """Requests that wait, rows that run, and what each row holds.
+
+    Attributes:
+      decided: a number of all that steps were planned to run until now, and of all tokens that came
+        of it. It is the same in every process that has done the same, and hardly in another.
+    """
 
     def __init__(self, shape: Shape, shares_prefixes: bool = True):
         self.shape = shape
@@ -151,6 +173,7 @@ class Schedule:
         self._prompts: list[Answer] = []  # admitted, with tokens left to run; in order of arrival
         self._prefixes = Prefixes() if shares_prefixes else None
         self._ended = itertools.count()
+        self.decided = 0
 
     @property
     def running(self) -> int:
@@ -191,6 +214,7 @@ class Schedule:
 
     def learn(self, answer: Answer, token: int) -> None:
         """A token of an answer has arrived; the next step, if there is one, has written it."""
+        self.decided = hash((self.decided, answer.ticket.number, token))
         row = answer.row
         if row.answer is answer:
             row.tokens.append(token)
@@ -209,7 +233,9 @@ class Schedule:
             row.written += 1
             self._launch(answer)
         rows = self.shape.step(last + 1) if decoding else 0
-        return Plan(exchanges, chunks, decoding, rows)
+        plan = Plan(exchanges, chunks, decoding, rows)
+        self.decided = hash((self.decided, *plan.numbers()))
+        return plan
 
     def _draw_together(self) -> list[Sequence[tuple[int, int] | None]]:
         """Gives taken rows the first places of their groups, if fewer rows can decode for it.

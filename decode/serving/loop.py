@@ -62,6 +62,12 @@ class Loop(threading.Thread):
         """Ends the thread after the step that runs, from any thread."""
         self._inbox.put(None)
 
+    @property
+    def left(self) -> str:
+        """How many requests there are in the batcher, in words, from any thread."""
+        running, waiting = self._batcher.running, self._batcher.waiting
+        return f"requests that run: {running}, and that wait: {waiting}"
+
     def run(self) -> None:
         """Steps, until `stop` or a failure."""
         batcher = self._batcher

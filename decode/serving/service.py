@@ -13,9 +13,11 @@ from decode.serving.loop import Loop, News
 from decode.serving.metrics import Metrics
 from decode.serving.together import LeadingBatcher
 from sharding import processes
+from sharding.error_types import FloorlineError
 
-PATIENCE = 10.0
-"""Seconds to wait for the batcher's thread to end, where no other process waits for it."""
+PATIENCE, PATIENCE_TOGETHER = 10.0, 2.0 * processes.PEER_TIMEOUT
+"""Seconds to wait for the batcher's thread to end: alone, and where other processes run its steps,
+of which one that is gone is told of before."""
 
 
 class Service:
@@ -138,10 +140,20 @@ class Service:
             call.fail(self._end_told())
 
     def stop(self) -> None:
-        """Ends the batcher's thread, with all that runs."""
+        """Ends the batcher's thread, with all that runs.
+
+        Raises:
+          FloorlineError: the step that runs does not end.
+        """
         self._loop.stop()
+        patience = PATIENCE if processes.count() == 1 else PATIENCE_TOGETHER
         if self._loop.is_alive():
-            self._loop.join(PATIENCE if processes.count() == 1 else None)
+            self._loop.join(patience)
+        if self._loop.is_alive():
+            raise FloorlineError(
+                f"step is not done {patience:g} s after the server's end ({self._loop.left}); see "
+                "what devices or other processes wait for"
+            )
 
     def _end_told(self) -> ApiError:
         return ApiError(f"server is ending ({self._ended}); ask again later", status=503)

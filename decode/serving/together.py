@@ -2,7 +2,9 @@
 
 What a batcher does follows from its requests and cancellations, from the steps that these come
 between, and from nothing else. So process 0 tells the others before each of its steps what has come
-since the one before. Clients, limits and clocks are its own affair.
+since the one before. Clients, limits and clocks are its own affair. With it goes a number of all
+that it has run and found until then, so that a process that has come to differ ends before it waits
+for programs that the others have not launched.
 """
 
 from typing import Any
@@ -101,18 +103,22 @@ def follow(batcher: Batcher) -> None:
 
 
 def _state(batcher: Batcher) -> list[int]:
-    return [batcher.running, batcher.waiting]
+    return [batcher.running, batcher.waiting, batcher.decided]
 
 
 def _check(found: list[int], expected: list[int]) -> None:
     """Refuses to go on where this process would wait for programs that others do not launch."""
-    if found != expected:
-        running, waiting = found
-        raise FloorlineError(
-            f"number of requests that run or wait is {running} and {waiting} here, and "
-            f"{expected[0]} and {expected[1]} in process 0 of {processes.count()}; give every host "
-            "the same files of the model and the same versions of all packages"
+    if found == expected:
+        return
+    differs = "what ran before or came of it is another here than"
+    if found[:2] != expected[:2]:
+        differs = "number of requests that run or wait is {} and {} here, and {} and {}".format(
+            *found[:2], *expected[:2]
         )
+    raise FloorlineError(
+        f"{differs} in process 0 of {processes.count()}; give every host the same flags, the same "
+        "files of the model and the same versions of all packages"
+    )
 
 
 def _written(request: Request) -> dict[str, Any]:

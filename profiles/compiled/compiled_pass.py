@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from model.cache import round_up_to_tiles
+from model.gpu_kernels import kernels_on
 from profiles.compiled.compiler import Compilation, compile_step
 from profiles.compiled.findings import Finding, findings
 from profiles.compiled.gpu_findings import gpu_findings
@@ -87,7 +88,8 @@ def compile_pass(
     step, program = estimate_as_run(estimator, pass_), program_of(estimator, pass_)
     platform = toolchain_of(estimator.deployment.slice).platform
     record = Recorder(estimator).record(step)
-    record |= Record(gpu_kernels=program.dtypes.kernels_on(platform))
+    kernels = kernels_on(platform, program.config, program.dtypes, program.placement)
+    record |= Record(gpu_kernels=kernels)
     if not step.fits:
         missing_bytes = step.resident - estimator.deployment.slice.chip.recommended.capacity
         record |= Record(message=too_large(step, missing_bytes))

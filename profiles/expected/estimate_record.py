@@ -18,17 +18,22 @@ class Recorder:
 
     Args:
       estimator: whose passes they are.
+      balanced: whether records of decode steps say at which batch and context the terms of a floor
+        balance, and what batching gains; to find that takes longer than all else.
     """
 
-    def __init__(self, estimator: Estimator):
-        self.estimator = estimator
+    def __init__(self, estimator: Estimator, balanced: bool = True):
+        self.estimator, self._balanced = estimator, balanced
         self._same = functools.cache(estimator.describe)
-        self._critical = critical_batch(estimator), balanced_context(estimator)
+        self._critical = None, None
+        if balanced:
+            self._critical = critical_batch(estimator), balanced_context(estimator)
         self._gain = functools.cache(lambda context: batching_gain(estimator, context))
 
     def record(self, found: Estimate) -> Record:
         """The record of a pass."""
-        deployment, pass_, decode = found.deployment, found.pass_, not found.pass_.over_prompts
+        deployment, pass_ = found.deployment, found.pass_
+        decode = self._balanced and not pass_.over_prompts
         seconds = found.expected.seconds
         padded = deployment.padded(pass_).batch
         critical = self._critical if decode else (None, None)

@@ -1,7 +1,8 @@
 """Expected times of collectives of models that are known by their sizes alone.
 
-A layer of a mixture, whose experts are divided over all chips, has an all-to-all to the experts and
-one back; a dense layer has two all-reduces.
+A layer of experts, which are divided over all chips, has an all-to-all to them and one back. First
+layers of a mixture that have no experts are taken to run each chip's own tokens, as attention is. A
+layer of a dense model has two all-reduces.
 """
 
 import dataclasses
@@ -46,10 +47,10 @@ class SizedLinks:
         size = batch * tokens * self.model.d_model * self.dtypes.dtype.itemsize
         if self.model.experts:  # each chip has a part of the tokens, and sends k copies of each
             size *= self.model.experts_per_token / self.slice.devices
-            pair = [Collective("all-to-all", ("z",), size, 2 * self.model.layers)]
+            layers = self.model.layers - self.model.dense_layers
+            both = Collective("all-to-all", ("z",), size, 2 * layers)
         else:
-            pair = [Collective("all-reduce", ("z",), size, 2 * self.model.layers)]
-        (both,) = pair
+            both = Collective("all-reduce", ("z",), size, 2 * self.model.layers)
         start, per_byte = self._embedding.expected_cost(both.kind, both.axes, self.calibration)
         return CommunicationTime(
             0.0, both.count * start, both.count * both.payload_bytes * per_byte, 0.0

@@ -73,6 +73,7 @@ class _Alike(NamedTuple):
 
     size: int  # bytes
     multiplied: int  # elements that every token meets in a matmul
+    in_layers: tuple[int, ...]  # bytes in one layer of each kind
     axes: str
     experts: bool
     table: bool  # the vocabulary's: the embedding or the unembedding
@@ -85,16 +86,22 @@ def _alike(
 ) -> tuple[_Alike, ...]:
     """All weights, or those at some paths, those alike in one entry: layers are."""
     sums: dict[tuple, list[int]] = {}
+    kinds = [first for first, _ in config.kinds]
     for path, param, _, times in declared(config, dtypes):
         if only and not only(path):
             continue
         looked_up = path == LAYER_INPUTS or (path == LOOKED_UP and not config.tied_embedding)
         key = param.axes, of_experts(param), "V" in param.axes, looked_up
-        entry = sums.setdefault(key, [0, 0])
+        entry = sums.setdefault(key, [0, 0, *(0 for _ in kinds)])
         entry[0] += times * stored_bytes(param)
         if _multiplies(path, param) and not looked_up:
             entry[1] += times * math.prod(param.shape)
-    return tuple(_Alike(*entry, *key) for key, entry in sums.items())
+        if path[0] == "layers":
+            entry[2 + kinds.index(path[1])] += stored_bytes(param)
+    return tuple(
+        _Alike(size, multiplied, tuple(in_layers), *key)
+        for key, (size, multiplied, *in_layers) in sums.items()
+    )
 
 
 def _multiplies(path: Path, param: nnx.Param) -> bool:
@@ -153,6 +160,7 @@ class PassCounter:
         self._layers = [_Cached.of(layers, placement, dtypes) for layers in alike_layers(config)]
         self.state = state_bytes(config, placement, dtypes)
         self.resident = self._dense_weights = self._experts = self._gathered = 0.0
+        self._gathered_in_layers = [0.0 for _ in config.kinds]
         self._row = self._rows = 0.0  # bytes of an embedding that is looked up: one row, all
         self._work = self._table_work = self._expert_work = 0.0
         for alike in _alike(config, dtypes, only):
@@ -191,7 +199,7 @@ class PassCounter:
                 share(("activations", "KG")) - stored, 0.0
             )
             self._work += alike.multiplied * worked
-            self._gathered += alike.size * np.maximum(share(("activations", "KG")) - stored, 0.0)
+            self._gather(alike, np.maximum(share(("activations", "KG")) - stored, 0.0))
             return
         # Each device multiplies its part of a weight in use by its part of the batch. Mesh axes
         # that divide both the experts and the batch count once: a device has so many experts fewer,
@@ -205,7 +213,18 @@ class PassCounter:
         self._work += work
         self._expert_work += work * alike.experts
         in_use = share(("use", alike.axes))
-        self._gathered += alike.size * in_use * (in_use > stored)
+        self._gather(alike, in_use * (in_use > stored))
+
+    def _gather(self, alike: _Alike, share: float) -> None:
+        """Adds arrays of which each device makes such a share whole, beside its shards."""
+        self._gathered += alike.size * share
+        for kind, size in enumerate(alike.in_layers):
+            self._gathered_in_layers[kind] += size * share
+
+    @property
+    def _gathered_at_once(self) -> float:
+        """Bytes of the gathered weights that are held at a time: those of the largest layer."""
+        return functools.reduce(np.maximum, self._gathered_in_layers)
 
     def count(self, pass_: Pass, experts: float | str | None = None) -> Counts:
         """The work of one pass.
@@ -216,7 +235,7 @@ class PassCounter:
           pass_: the pass, its batch one that the layout divides.
           experts: distinct experts that a layer reads, see the class.
         """
-        config, batch, tokens = self.config, pass_.batch, pass_.tokens
+        batch, tokens = pass_.batch, pass_.tokens
         read, written = self._moved(pass_.context, tokens)
         states = self.states(pass_)
         counts = Counts(
@@ -227,7 +246,7 @@ class PassCounter:
             kv_written=batch * written + states.written,
             flops=batch * (self.weight_flops(tokens) + self.attention_flops(pass_)),
             weights_gathered=self._gathered,
-            activations=batch * self._held(tokens) + self._gathered / config.layers,
+            activations=batch * self._held(tokens) + self._gathered_at_once,
             attention=0.0 if pass_.over_prompts else batch * self.attention_flops(pass_),
             rows=batch * tokens / self._parts,
             expert_flops=2 * batch * tokens * self._expert_work,
@@ -270,7 +289,7 @@ class PassCounter:
         """Decode steps of every batch at this context, with room for so many tokens."""
         one = self.count(Pass(1, context, slots=slots), "all")
         return BatchLine(
-            resident=self.resident + self._gathered / self.config.layers,
+            resident=self.resident + self._gathered_at_once,
             dense_weights=self._dense_weights,
             experts=self._experts,
             gathered=self._gathered,
@@ -281,6 +300,7 @@ class PassCounter:
             attention=one.attention,
             parts=self._parts,
             expert_flops=one.expert_flops,
+            stored=self.resident,
         )
 
     def prompt_line(self, counts: Counts, prompts: int) -> PromptLine:

@@ -77,7 +77,7 @@ class Counts:
         A floor does not count them, because they could stay on the chip; an expected time counts
         them twice.
       activations: largest number of bytes that the program holds in addition to weights and cache:
-        activations of all sequences, and one layer of gathered weights.
+        activations of all sequences, and the gathered weights of the layer that has most.
       attention: those of `flops` in which the tokens of a decode step meet what is cached.
       rows: tokens that the device multiplies with each matrix.
       expert_flops: those of `flops` in the products of a mixture's experts.
@@ -122,7 +122,8 @@ class BatchLine(NamedTuple):
     """Decode steps at one context, per device, as linear functions of batch; plans use them.
 
     Attributes:
-      resident: bytes in memory at any batch: stored weights, and a layer of gathered ones.
+      resident: bytes in memory at any batch: stored weights, and the gathered ones of that layer
+        which has most.
       dense_weights: bytes of weights that every step reads, experts aside.
       experts: bytes of all experts, of which a step reads those that its tokens choose.
       gathered: the same as `Counts.weights_gathered`.
@@ -148,11 +149,7 @@ class BatchLine(NamedTuple):
     attention: float
     parts: int
     expert_flops: float
-    stored: float = 0.0
-
-    def with_stored(self, layers: int) -> "BatchLine":
-        """With the stored weights: all that is `resident` but one layer of gathered ones."""
-        return self._replace(stored=self.resident - self.gathered / layers)
+    stored: float
 
 
 class PromptLine(NamedTuple):

@@ -154,6 +154,7 @@ class SizedPassCounter:
             attention=0.0,
             parts=1,
             expert_flops=one.expert_flops,
+            stored=self.resident,
         )
 
     def prompt_line(self, counts: Counts, prompts: int) -> PromptLine:

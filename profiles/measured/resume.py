@@ -13,6 +13,7 @@ from profiles.measured.peak_rates import Rates
 from profiles.measured.prompt_timing import RepeatedPrompt
 from profiles.measured.row_records import RowRecords
 from profiles.measured.rows import Failure, SweepRow
+from profiles.measured.step_record import kernels_of
 from profiles.report.document import read_document, versions
 from profiles.report.partitioning import partitioning
 from profiles.report.record import Record
@@ -196,7 +197,7 @@ def _described(row: SweepRow) -> Record:
         **size,
         **partitioning(row.engine.config, row.engine.placement, prompts).to_json(),
         **row.engine.dtypes.names(),
-        gpu_kernels=row.engine.dtypes.kernels_on(row.engine.mesh.devices.flat[0].platform),
+        gpu_kernels=kernels_of(row.engine),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from decode.engine import Engine
 from model.declarations import count, count_active
+from model.gpu_kernels import kernels_on
 from model.transformer import Transformer
 from profiles.chips.chip import Peaks
 from profiles.floor.bound import Floor, floor
@@ -136,8 +137,14 @@ def _describe(engine: Engine, pass_: Pass, phase: Phase) -> Record:
         devices=engine.mesh.size,
         **partitioning(engine.config, engine.placement, phase == "prefill").to_json(),
         **engine.dtypes.names(),
-        gpu_kernels=engine.dtypes.kernels_on(engine.mesh.devices.flat[0].platform),
+        gpu_kernels=kernels_of(engine),
     )
+
+
+def kernels_of(engine: Engine) -> str | None:
+    """The kernels that an engine's steps on GPUs may have, as records name them."""
+    platform = engine.mesh.devices.flat[0].platform
+    return kernels_on(platform, engine.config, engine.dtypes, engine.placement)
 
 
 def _costs(traffic: Counts, bound: Floor, peaks: Peaks, devices: int) -> Record:

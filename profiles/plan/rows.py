@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from model.config import ModelConfig
@@ -21,6 +20,8 @@ from model.layout_check import settle
 from profiles.expected.candidates import meshes
 from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import BatchLine, Counts, Pass, PromptLine
+from profiles.plan.divisibility import Divisibility, Table
+from profiles.plan.placements import BIT, PlacementOnMeshes, PlacementsOnMeshes
 from sharding.axes import MESH_AXES
 from sharding.error_types import LayoutError
 from sharding.layout import KINDS, Axes, Layout
@@ -38,8 +39,6 @@ _ARRAYS = (
 """Arrays whose shardings are all that a pass asks a placement for, behind the tables that say."""
 _OF_SOME = frozenset("EefsqvNJ")
 """Letters of arrays that not all models have."""
-BIT = {axis: 1 << place for place, axis in enumerate(MESH_AXES)}
-"""Sets of mesh axes as numbers: a bit for each axis."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,53 +48,6 @@ class Row:
     devices: int
     layout: Layout | None = None
     mesh: MeshShape | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class PlacementOnMeshes(Placement):
-    """Layouts on many meshes at once; counts of bytes, FLOPs and devices are arrays.
-
-    Attributes:
-      mesh: mesh axis -> devices along it, in an array with an entry for each mesh.
-      firsts: layouts, each settled on one mesh, which say what divides what. Of several there are
-        no shardings, and `layout` is None.
-      which: number of the one among them that each mesh goes with.
-    """
-
-    mesh: Mapping[str, np.ndarray]
-    firsts: tuple[Placement, ...]
-    which: np.ndarray
-
-    @functools.cached_property
-    def prefill(self) -> "PlacementOnMeshes":
-        """The placement of prompts."""
-        firsts = tuple(first.prefill for first in self.firsts)
-        if firsts == self.firsts:
-            return self
-        layout = self.layout and self.layout.prefill
-        return dataclasses.replace(self, layout=layout, firsts=firsts)
-
-    def with_sizes(self, sizes: Mapping[str, int]) -> "PlacementOnMeshes":
-        """The same layouts and meshes as arrays of other sizes meet them."""
-        if sizes == self.sizes:
-            return self
-        firsts = tuple(first.with_sizes(sizes) for first in self.firsts)
-        return dataclasses.replace(self, sizes=dict(sizes), firsts=firsts)
-
-    def _divided_spec(self, kind: str, letters: str) -> jax.P:
-        (first,) = self.firsts
-        return first._spec(kind, letters)
-
-    def _parts(self, *arrays: tuple[str, str]) -> np.ndarray:
-        dividing = [first.dividing(*arrays) for first in self.firsts]
-        return math.prod(
-            np.where(np.array([axis in axes for axes in dividing], bool)[self.which], devices, 1)
-            for axis, devices in self.mesh.items()
-        )
-
-    def _multiple(self, letter: str) -> np.ndarray:
-        both = self, self.prefill
-        return np.lcm.reduce([each.parts((kind, letter)) for kind in KINDS for each in both])
 
 
 class Pattern(NamedTuple):
@@ -115,13 +67,14 @@ class Pattern(NamedTuple):
     def of(cls, entries: tuple[Axes, ...]) -> "Pattern":
         """The pattern of dimensions that these mesh axes divide."""
         nexts: dict[str, set[str | None]] = {}
-        for axes in entries:
+        different = dict.fromkeys(entries)
+        for axes in different:
             for axis, after in itertools.zip_longest(axes, axes[1:]):
                 nexts.setdefault(axis, set()).add(after)
         joined = {
             axis: after
             for axis, (after, *others) in nexts.items()
-            if after and not others and all((axis in axes) == (after in axes) for axes in entries)
+            if after and not others and all((axis in axes) == (after in axes) for axes in different)
         }
         heads = [axis for axis in nexts if axis not in joined.values()]
         numbers = {axis: number for number, axis in enumerate(heads)}
@@ -164,8 +117,7 @@ class Group:
         lengths = np.array([lengths for _, lengths, _ in self._members]).T
         mesh = {axis: np.ones(len(self._members), int) for axis in MESH_AXES}
         mesh |= {chain[0]: of for chain, of in zip(self._pattern.chains, lengths, strict=True)}
-        which = np.zeros(len(self._members), int)
-        return PlacementOnMeshes(self.first.layout, self.first.sizes, mesh, (self.first,), which)
+        return PlacementOnMeshes(self.first.layout, self.first.sizes, mesh, self.first)
 
     @functools.cache  # noqa: B019
     def own_axes(self, axes: Axes) -> np.ndarray:
@@ -201,37 +153,20 @@ class Rows:
         self.groups: dict[object, Group] = {}
         self.collective_groups: dict[object, Group] = {}  # those whose collectives are alike, too
         self._ranges: dict[int, range] = {}
-        self._alike: dict[object, int] = {}
         self._settled: dict[tuple[int, int], tuple[Placement, Pattern] | None] = {}
         self._divided: dict[object, list[Axes]] = {}
+        stored, sizes = dtypes.quantization, model.sizes.values()
+        units = {(stored and stored.group_of(size)) or 1 for size in sizes}
+        self._divisibility = Divisibility(model.sizes, {1, *units})
+        asked = [self._divisibility.asked(*_tables(layout)) for layout in layouts]
         for devices in sorted(set(counts)):
             start, found = len(self.rows), set()
             shapes = sorted(meshes(devices), key=lambda mesh: sum(s > 1 for s in mesh.values()))
-            divided = [self._divisibility(mesh) for mesh in shapes]
+            divides = [self._divisibility.of(mesh) for mesh in shapes]
             for number, layout in enumerate(layouts):
-                for mesh, alike in zip(shapes, divided, strict=True):
-                    self._add(found, (number, alike), layout, mesh)
+                for mesh, bits in zip(shapes, divides, strict=True):
+                    self._add(found, (number, bits & asked[number]), layout, mesh)
             self._ranges[devices] = range(start, len(self.rows))
-
-    def _divisibility(self, mesh: MeshShape) -> int:
-        """A number for all that decides over which axes a layout divides what on a mesh.
-
-        That is which axes have devices along them, and which sizes of the model they divide.
-        """
-        used = tuple(axis for axis, size in mesh.items() if size > 1)
-        parts = [
-            shards(axes, mesh)
-            for count in range(1, len(used) + 1)
-            for axes in itertools.combinations(used, count)
-        ]
-        stored = self.dtypes.quantization
-        divides = tuple(
-            size % (count * unit) == 0
-            for size in sorted({*self.model.sizes.values()})
-            for count in parts
-            for unit in {1, (stored and stored.group_of(size)) or 1}
-        )
-        return self._alike.setdefault((used, divides), len(self._alike))
 
     def _add(self, found: set, key: tuple[int, int], layout: Layout, mesh: MeshShape) -> None:
         """Adds a layout on a mesh, unless it is refused or one like it was found."""
@@ -254,22 +189,23 @@ class Rows:
         self.rows.append(Row(devices, layout, mesh))
 
     def _settle(
-        self, layout: Layout, mesh: MeshShape, alike: int
+        self, layout: Layout, mesh: MeshShape, bits: int
     ) -> tuple[Placement, Pattern] | None:
         try:
             placement = settle(self.model, self.dtypes, layout, mesh)
         except LayoutError:
             return None
-        entries = self._entries(placement, alike)
+        entries = self._entries(placement, bits)
         if placement.prefill is not placement:
-            entries += self._entries(placement.prefill, alike)
+            entries += self._entries(placement.prefill, bits)
         return placement, Pattern.of(tuple(entries))
 
-    def _entries(self, placement: Placement, alike: int) -> list[Axes]:
+    def _entries(self, placement: Placement, bits: int) -> list[Axes]:
         """Mesh axes that divide each dimension of all arrays; layouts share their tables."""
         found = []
-        for tables, kind, arrays in _ARRAYS:
-            key = arrays, *(placement.tables[table] for table in tables), alike
+        for names, kind, arrays in _ARRAYS:
+            tables = tuple(placement.tables[name] for name in names)
+            key = arrays, tables, bits & self._divisibility.asked(*tables)
             if key not in self._divided:
                 self._divided[key] = [
                     axes
@@ -303,7 +239,7 @@ class Rows:
           slots: tokens that it has room for.
           prompt: tokens of a prompt; None for none.
         """
-        found = self._counter(dtypes).line(context, slots).with_stored(self.model.layers)
+        found = self._counter(dtypes).line(context, slots)
         if prompt is not None:
             beside = self._prefill(dtypes, prompt).activations
             found = found._replace(resident=found.resident + beside)
@@ -329,7 +265,7 @@ class Rows:
         return counter.count(Pass(self.multiples, 0, tokens), experts)
 
     @functools.cached_property
-    def _together(self) -> PlacementOnMeshes:
+    def _together(self) -> PlacementsOnMeshes:
         """The placements of all rows at once."""
         which = np.empty(len(self.rows), int)
         meshes = np.empty((len(MESH_AXES), len(self.rows)), int)
@@ -337,5 +273,12 @@ class Rows:
             which[group.numbers] = place
             meshes[:, group.numbers] = [*group.placement.mesh.values()]
         firsts = tuple(group.first for group in self.groups.values())
-        mesh = dict(zip(MESH_AXES, meshes, strict=True))
-        return PlacementOnMeshes(None, self.model.sizes, mesh, firsts, which)
+        divides = tuple(self._divisibility.of(first.mesh) for first in firsts)
+        mesh, sizes = dict(zip(MESH_AXES, meshes, strict=True)), self.model.sizes
+        return PlacementsOnMeshes(None, sizes, mesh, firsts, divides, which, self._divisibility)
+
+
+def _tables(layout: Layout) -> list[Table]:
+    """All tables of a layout, and of that of its prompts."""
+    both = (layout, layout.prefill) if layout.prefill else (layout,)
+    return [tuple(each.table(kind).items()) for each in both for kind in KINDS]

@@ -36,8 +36,7 @@ class SizedRows:
     def lines(self, dtypes: Dtypes, context: int, slots: int, prompt: int | None) -> BatchLine:
         """Decode steps of all rows, each field an array; activations are not known."""
         counters = (SizedPassCounter(self.model, dtypes, row.devices) for row in self.rows)
-        lines = [each.line(context, slots).with_stored(self.model.layers) for each in counters]
-        return BatchLine(*np.array(lines).T)
+        return BatchLine(*np.array([each.line(context, slots) for each in counters]).T)
 
     def prompts(self, dtypes: Dtypes, tokens: int, experts: str) -> np.ndarray:
         """Bytes that one prompt's pass moves on each device, FLOPs, rows, experts' FLOPs."""

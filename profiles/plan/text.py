@@ -53,13 +53,13 @@ def plan(space: Space, targets: Targets) -> Plan:
 
 
 @functools.cache
-def _recorder(cell: Cell, number: int) -> Recorder:
-    return Recorder(cell.estimator(number))
+def _recorder(cell: Cell, number: int, balanced: bool) -> Recorder:
+    return Recorder(cell.estimator(number), balanced)
 
 
-def record(point: Candidate) -> Record:
-    """A point as programs read it."""
-    recorder = _recorder(point.cell, point.number)
+def record(point: Candidate, balanced: bool = True) -> Record:
+    """A point as programs read it; for `balanced` see `Recorder`."""
+    recorder = _recorder(point.cell, point.number, balanced)
     make = recorder.record_service if point.cell.space.service else recorder.record
     return make(point.estimate())
 

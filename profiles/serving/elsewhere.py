@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -141,21 +142,27 @@ def answer(
     """Answers a load, with a thread for each request in flight.
 
     Raises:
-      FloorlineError: a request failed.
+      FloorlineError: a request failed; those that have not come by then are not asked, and others
+        end with their next token.
     """
     random = np.random.default_rng(seed)
     prompts = [random.integers(*KNOWN, each.prompt_length).tolist() for each in load.asked]
     timelines: list[Timeline] = [Timeline(0.0, each.prompt_length) for each in load.asked]
-    ended, lock, begun = [0], threading.Lock(), time.perf_counter()
+    ended, lock, over = [0], threading.Lock(), threading.Event()
+    begun = time.perf_counter()
 
     def ask(number: int, asked: Asked) -> None:
         timeline = timelines[number]
         timeline.arrived = time.perf_counter() - begun
         if asked.arrival_s is not None:
-            time.sleep(max(asked.arrival_s - timeline.arrived, 0))
+            over.wait(max(asked.arrival_s - timeline.arrived, 0))
             timeline.arrived = asked.arrival_s
+        if over.is_set():
+            return
         for count in server.stream(prompts[number], asked.generated_tokens):
             timeline.token(time.perf_counter() - begun, count)
+            if over.is_set():
+                return
         with lock:
             ended[0] += 1
             done(ended[0])
@@ -163,9 +170,11 @@ def answer(
     with ThreadPoolExecutor(load.concurrency or len(load.asked)) as pool:
         asking = [pool.submit(ask, number, each) for number, each in enumerate(load.asked)]
         try:
-            for each in asking:
-                each.result()
-        except BaseException:
+            futures.wait(asking, return_when=futures.FIRST_EXCEPTION)
+        finally:
+            over.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for each in asking:
+        if not each.cancelled():
+            each.result()
     return Traffic(load, timelines, max(each.last for each in timelines))

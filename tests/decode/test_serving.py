@@ -1,5 +1,6 @@
 """A server over HTTP: what it answers, whom it lets in, and what is left of those who go."""
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -9,8 +10,11 @@ import time
 
 import pytest
 
-from decode.serving import app
+from decode.batching.request import Request
+from decode.serving import app, service
 from decode.serving.asked import read_completion
+from decode.serving.service import Service
+from sharding.error_types import FloorlineError
 from tests import serving
 from tests.serving import PretendedBatcher, Running, running
 
@@ -234,6 +238,30 @@ def test_a_server_ends_in_time_whatever_runs(ended_by):
         assert answer().status == 503
         server.thread.join(10)
         assert not server.thread.is_alive()
+
+
+def test_a_step_that_does_not_end_is_told_of_with_what_it_runs(monkeypatch):
+    begun, released = threading.Event(), threading.Event()
+
+    class Stuck(PretendedBatcher):
+        def step(self):
+            begun.set()
+            released.wait(30)
+            return super().step()
+
+    async def ask():
+        waiting.start()
+        asked = Request(prompt=(1,), max_new_tokens=1)
+        waiting.open([asked, asked], time.perf_counter())
+
+    waiting = Service(Stuck(1), serving.served(), 1, 1)
+    asyncio.run(ask())
+    assert begun.wait(30)
+    monkeypatch.setattr(service, "PATIENCE", 0.1)
+    with pytest.raises(FloorlineError, match="requests that run: 1, and that wait: 1"):
+        waiting.stop()
+    released.set()
+    waiting.stop()
 
 
 @pytest.mark.parametrize(

@@ -111,3 +111,21 @@ def test_a_batcher_that_comes_to_differ_says_so_and_ends(messages):
     leading.step()
     thread.join(30)
     assert "run or wait is 0 and 0 here, and 1 and 0 in process 0" in str(failures[0])
+
+
+def test_a_batcher_that_has_run_another_step_says_so_though_as_many_requests_run(messages):
+    class Decides(PretendedBatcher):
+        """Plans other chunks than the other, as it does with another budget."""
+
+        def step(self):
+            events = super().step()
+            self.decided += 1
+            return events
+
+    thread, failures = following(Decides(ROWS))
+    leading = LeadingBatcher(PretendedBatcher(ROWS))
+    leading.submit(ask(1))
+    leading.step()
+    leading.step()
+    thread.join(30)
+    assert "what ran before or came of it is another here than in process 0" in str(failures[0])

@@ -8,8 +8,12 @@ import pytest
 
 from model import attention, attention_gpu_step, norm, norm_gpu
 from model.dtypes import FLOAT32, Dtypes
+from model.gpu_kernels import kernels_on
 from sharding.catalog import LAYOUTS, attend_by
+from sharding.mesh import parse_mesh
+from sharding.placement import Placement
 from sharding.quantization import QUANTIZATIONS
+from sharding.stored_types import KERNELS_BY_DEFAULT
 from tests.engines import config_of, random_engine
 
 ONE, TWO = "weight_stationary_1d", "weight_stationary_2d"
@@ -60,17 +64,33 @@ def launched(monkeypatch):
     return choose
 
 
+def named(family: str, layout, mesh: str, dtypes: Dtypes) -> list[str]:
+    """The kernels that a record of a step names."""
+    config = config_of(family, layers=1)
+    placement = Placement.of(layout, config.sizes, parse_mesh(mesh))
+    return kernels_on("gpu", config, dtypes, placement).split(",")
+
+
 def check(launched, expected: set[str], *case) -> None:
     plain = logits_of(*case)
     names = launched()
     by_kernels = logits_of(*case)
     assert names == expected
+    assert ("attention_step" in named(*case[:-1])) == ("attend_step" in expected)
     assert np.abs(by_kernels - plain).max() < 1e-4 * np.abs(plain).max()
 
 
 def test_one_token_on_one_device(launched):
     kernels = {"attend_step", "add_and_norm"}
     check(launched, kernels, "grouped", LAYOUTS[ONE], "1", FLOAT32, 1)
+
+
+@pytest.mark.parametrize("family", ["latent", "experts_with_sinks"])
+def test_a_record_names_no_kernel_that_a_model_never_takes(family):
+    assert named("grouped", LAYOUTS[ONE], "1", FLOAT32)[:2] == ["attention_step", "norm"]
+    assert named(family, LAYOUTS[ONE], "1", FLOAT32) == [*KERNELS_BY_DEFAULT[1:]]
+    asked = Dtypes("float32", gpu_kernels=("attention_step",))
+    assert named(family, LAYOUTS[ONE], "1", asked) == ["none"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ import pytest
 
 from decode.chunks import CHUNK
 from model import attention_tpu
-from model.attention_tpu import attend_part, multiplied_pairs
+from model.attention_tpu import attend_part
+from model.attention_tpu_blocks import multiplied_pairs
 from model.softmax_parts import Spans
 from profiles.floor.passes import attended_pairs
 

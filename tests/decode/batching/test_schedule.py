@@ -338,3 +338,16 @@ def test_each_group_has_as_many_rows_in_a_step():
         (1,),
         (),
     ]
+
+
+def test_what_is_decided_is_one_number_that_is_another_after_any_other_step_or_token():
+    def decided(budget: int = 64, token: int = 1) -> int:
+        answer = answer_of(90)
+        schedule = schedule_of(answer, answer_of(20, number=1), budget=budget)
+        for _ in range(3):
+            schedule.plan()
+        schedule.learn(answer, token)
+        return schedule.decided
+
+    assert decided() == decided()
+    assert len({decided(), decided(token=2), decided(budget=128)}) == 3

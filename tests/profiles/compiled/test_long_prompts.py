@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from model.attention_tpu import multiplied_pairs
+from model.attention_tpu_blocks import multiplied_pairs
 from model.catalog import find_model
 from model.softmax_parts import Spans
 from profiles.compiled.compiled_table import RECORDED

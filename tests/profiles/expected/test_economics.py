@@ -316,6 +316,10 @@ def test_an_expert_layers_exchange_is_that_of_the_links(topology, size):
     domains = Domains(slice.chips, size, chip.fabric, chip.network)
     payload = 4096 * 8 * 1000 * 2 / slice.chips
     assert sent == pytest.approx(2 * MIXTURE.layers * domains.exchange_s(payload))
+    # The first layers of some mixtures have no experts, and send nothing to any.
+    some = dataclasses.replace(MIXTURE, dense_layers=4)
+    links = SizedLinks(some, BFLOAT16, slice, calibration).communication(4096)
+    assert links.transfer == pytest.approx(0.6 * sent) and MIXTURE.layers == 10
 
 
 def test_a_larger_domain_has_a_step_as_much_shorter_and_tokens_that_travel_less_in_one_alone():

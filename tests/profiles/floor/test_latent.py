@@ -82,3 +82,20 @@ def test_dense_layers_and_shared_experts_are_read_whatever_the_tokens():
     none = dataclasses.replace(V3, shared_d_ff=0)
     without = PassCounter(none, Placement.of(ONE_D, none.sizes, EIGHT), BFLOAT16)
     assert counter.weights_read(1, "all") - without.weights_read(1, "all") == 58 * expert / 8
+
+
+def test_the_weights_that_are_gathered_at_once_are_those_of_a_layer_with_experts():
+    """A mean over all layers would be less: the first three have one MLP."""
+    placement = Placement.of(LAYOUTS["weight_gathered_xyz"], V3.sizes, EIGHT)
+
+    def at_once(layer: int | None) -> float:
+        """What a batch holds beside what each of its sequences adds."""
+        counter = PassCounter(V3, placement, BFLOAT16, lambda path: layer in (None, path[1]))
+        one, two = (counter.count(Pass(batch, 100, 1)).activations for batch in (8, 16))
+        return 2 * one - two
+
+    with_experts = at_once(layer=3)
+    assert with_experts > 256 * 3 * 7168 * 2048 * 2 > 10 * at_once(layer=0) > 0
+    assert at_once(None) == pytest.approx(with_experts)
+    line = PassCounter(V3, placement, BFLOAT16).line(100, 100)
+    assert line.resident - line.stored == pytest.approx(with_experts)

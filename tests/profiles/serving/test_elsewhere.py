@@ -118,6 +118,14 @@ def test_a_server_that_fails_ends_the_measurement_in_one_line(mode, said):
     assert "\n" not in str(failure.value)
 
 
+def test_after_a_failure_nothing_that_is_to_come_is_waited_for():
+    begun = time.monotonic()
+    load = Load("trace", [Asked(2, 4, 20.0), Asked(2, 4, 0.0)])
+    with planted("refuse") as (url, handler), pytest.raises(FloorlineError, match="status 429"):
+        answer(Server(url), load)
+    assert time.monotonic() - begun < 10 and len(handler.asked) == 1
+
+
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://here", "http://", "http://a:99999"])
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(UsageError, match="url is"):
