@@ -128,13 +128,15 @@ class ModelSource:
         return "float32"
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The files that `Tokenizer.from_folder` reads this model's tokenizer from."""
+        """The files that `Tokenizer.from_folder` reads this model's tokenizer from, by path."""
         if isinstance(self.file, GGUFFile) and self.tokenizer is not None:
             return {tokenizer_gguf.FILE: tokenizer_gguf.metadata_to_json(self.file.metadata)}
         if isinstance(self.file, HuggingFaceFolder):
             return tokenizer_files.read_files(self.file.path)
         if isinstance(self.file, OrbaxFolder):
-            return {path.name: path.read_bytes() for path in self.file.tokenizer.iterdir()}
+            folder = self.file.tokenizer
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
         return {}
 
     def without_tokenizer(self) -> tuple[str, list[str]]:

@@ -112,7 +112,8 @@ MODEL = flags.DEFINE(
     "model",
     "smollm2-135m",
     "Catalogue name, GGUF file, or folder in the form of Hugging Face or of convert_checkpoint.py. "
-    "Fetched once: smollm2-135m (93 MB), gemma3-270m (238 MB, under terms of its own).",
+    "Scripts that read weights fetch those of smollm2-135m (93 MB) and gemma3-270m (238 MB, under "
+    "terms of its own) once; of other names they take --random_weights.",
 )
 ACCEPT_TERMS = flags.DEFINE_bool(
     "accept_terms", False, "Accept the terms of the model to be fetched; without it they are shown."
@@ -148,27 +149,37 @@ PEER_TIMEOUT = flags.DEFINE_integer(
 JSON = flags.DEFINE(PATH, "json", None, "Write the run's document here; - is standard output.")
 VERBOSE = flags.DEFINE_bool("verbose", False, "Show stack traces of errors.")
 
-WITHOUT_DEVICES = ("model", "max_context", "json", "verbose")
-"""The flags above of scripts that run on no device and read no weights."""
-_OF_DEVICES = ("accept_terms", "random_weights", "coordinator", "num_processes", "process_id")
-_OF_DEVICES = (*_OF_DEVICES, "peer_timeout")
+OF_RUNS = ("json", "verbose")
+"""The flags above of every script, ..."""
+OF_PROCESSES = ("coordinator", "num_processes", "process_id", "peer_timeout")
+"""... of those that many processes may run together, ..."""
+OF_SHAPES = (*OF_RUNS, "model", "max_context")
+"""... of those that need a model's shapes, ..."""
+ALL = (*OF_SHAPES, *OF_PROCESSES, "accept_terms", "random_weights")
+"""... and of those that read its weights."""
+_UNUSED = {
+    **dict.fromkeys(OF_PROCESSES, "no other process takes part"),
+    **dict.fromkeys(("accept_terms", "random_weights"), "no weights are read"),
+    "model": "this script names its models itself",
+    "max_context": "no model's length limits this",
+}
 
 _unshown: list[Exception] = []
 
 
-def start(main: Callable[[], None], devices: bool = True) -> None:
+def start(main: Callable[[], None], shown: Iterable[str] = ALL) -> None:
     """Parses flags and runs `main`; every failure ends as one line and an exit code.
 
     Args:
       main: what the script does.
-      devices: whether it runs on devices or reads weights; else flags of these are refused.
+      shown: the flags of this module that its help shows; the others are refused.
 
     Exit codes: 0, 1 for failed work, 2 for wrong use, 130 for an interrupt.
     """
     _unshown.clear()
     with _failing_in_one_line():
         app.run(
-            lambda rest: _run(main, rest, devices),
+            lambda rest: _run(main, rest, shown),
             flags_parser=lambda argv: _parsed.pop() if _parsed else _parse(argv),
         )
 
@@ -285,11 +296,12 @@ def check_json() -> None:
     processes.from_first_process(lambda: written and str(check_file(JSON.value, "--json")))
 
 
-def _run(main: Callable[[], None], rest: Sequence[str], devices: bool) -> None:
+def _run(main: Callable[[], None], rest: Sequence[str], shown: Iterable[str]) -> None:
     if len(rest) > 1:
         raise UsageError(f"argument is {rest[1]!r}, which is no flag; see --help")
-    if not devices:
-        refuse(_OF_DEVICES, "no device is used and no weights are read")
+    for name in ALL:
+        if name not in shown:
+            refuse([name], _UNUSED[name])
     if not VERBOSE.value:
         logging.set_verbosity(logging.WARNING)  # JAX logs which accelerators are missing
     processes.start(_membership(), PEER_TIMEOUT.value, VERBOSE.value)

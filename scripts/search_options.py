@@ -39,7 +39,7 @@ _CANDIDATES = flags.DEFINE(
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/options", "Folder for results.")
 
 if __name__ == "__main__":
-    for name in _common.WITHOUT_DEVICES:
+    for name in _common.OF_SHAPES:
         flags.declare_key_flag(name)
     for module in (_array_flags, _slice_flags, _step_flags):
         flags.adopt_module_key_flags(module)
@@ -135,4 +135,4 @@ def _shown(
 
 
 if __name__ == "__main__":
-    _common.start(main, devices=False)
+    _common.start(main, _common.OF_SHAPES)

@@ -107,7 +107,7 @@ REFUSED = {
     "unknown template": (
         ["--model=tiny.gguf", *TEXT, "--chat", "--chat_template=rag"],
         2,
-        "chat template is 'rag', which is unknown; use one of default",
+        "chat template is 'rag', which is unknown; use default, or the path of a file",
     ),
     "chunk of no tiles": ([*TOKENS, "--chunk=40"], 2, "chunk is 40 tokens", "of 16; use 32 or 48"),
     "draft of another vocabulary": (
