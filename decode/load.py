@@ -118,8 +118,9 @@ class ModelSource:
 
     def stored_quantization(self) -> Quantization | None:
         """The quantization that stored matrices are in, all or experts'; None for plain ones."""
-        folder = isinstance(self.file, OrbaxFolder | HuggingFaceFolder)
-        return self.file.quantization if folder else None
+        if isinstance(self.file, GGUFFile):
+            return gguf.stored_quantization(self.file)
+        return self.file.quantization if self.file else None
 
     def stored_dtype(self) -> str:
         """The dtype of `PLAIN_DTYPES` that represents the file's weights exactly."""

@@ -136,7 +136,7 @@ def _check_windows(config: "ModelConfig") -> None:
 
 def _check_experts(config: "ModelConfig") -> None:
     if config.expert_bias and not config.experts:
-        raise ConfigError(f"expert_bias of {config.name} is True, but it has no experts")
+        raise ConfigError(f"expert_bias of {config.name} is True; only experts have one")
     minimum = 1 if config.experts else 0
     if config.experts < 0 or not minimum <= config.experts_per_token <= config.experts:
         raise ConfigError(
@@ -144,7 +144,7 @@ def _check_experts(config: "ModelConfig") -> None:
             f"{minimum} to its {config.experts} experts"
         )
     if config.experts and (fault := config.routing.fault(config.experts, config.experts_per_token)):
-        raise ConfigError(f"routing of {config.name} cannot be: {fault}")
+        raise ConfigError(f"routing of {config.name} cannot be: {fault}; give another rule")
     most = config.layers - 1 if config.experts else 0
     if not 0 <= config.dense_layers <= most or bool(config.dense_layers) != (config.dense_d_ff > 0):
         raise ConfigError(
