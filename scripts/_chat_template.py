@@ -1,13 +1,16 @@
 """The flag --chat_template, and the model whose chats take the template that it names."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import _common
 from absl import flags
 
 with _common.importing():
-    from decode.load import ModelSource
     from sharding.error_types import UsageError
+
+if TYPE_CHECKING:
+    from decode.load import ModelSource
 
 CHAT_TEMPLATE = flags.DEFINE(
     _common.PATH,
@@ -18,7 +21,7 @@ CHAT_TEMPLATE = flags.DEFINE(
 )
 
 
-def with_template(source: ModelSource) -> ModelSource:
+def with_template(source: "ModelSource") -> "ModelSource":
     """The model, whose chats take the template that the flag names, if it names one.
 
     Raises:

@@ -160,7 +160,7 @@ ALL = (*OF_SHAPES, *OF_PROCESSES, "accept_terms", "random_weights")
 _UNUSED = {
     **dict.fromkeys(OF_PROCESSES, "no other process takes part"),
     **dict.fromkeys(("accept_terms", "random_weights"), "no weights are read"),
-    "model": "this script names its models itself",
+    "model": "no model is asked for",
     "max_context": "no model's length limits this",
 }
 

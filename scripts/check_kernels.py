@@ -6,6 +6,7 @@ On a CPU kernels are interpreted, which is slow: use a small model.
 
 Examples:
   python scripts/check_kernels.py
+  python scripts/check_kernels.py --model=llama3-8b --batch=1,64
   python scripts/check_kernels.py --model=tiny --batch=1,2 --context=64
 """
 

@@ -14,7 +14,7 @@ that was printed and measured.
 
 Examples:
   python scripts/gpu_report.py
-  python scripts/gpu_report.py --minutes=20 --output_dir=out/h200
+  python scripts/gpu_report.py --model=llama3-8b --minutes=20 --output_dir=out/h200
   python scripts/gpu_report.py --model=tiny --batch=1,2 --context=16,32 --prompt_length=32
 """
 

@@ -12,7 +12,7 @@ decode/compiler_options.py.
 Examples:
   python scripts/search_options.py --model=llama3-8b --layers=2 --topology=v5e:2x4 --batch=256
   python scripts/search_options.py --topology=v6e:2x2 --phase=prefill --batch=1 --layers=1
-  python scripts/search_options.py --topology=h100:8 --batch=8 --layers=2 \\
+  python scripts/search_options.py --model=llama3-8b --topology=h100:8 --batch=8 --layers=2 \\
       --options='xla_gpu_enable_triton_gemm=false;xla_gpu_enable_latency_hiding_scheduler=true'
 """
 
