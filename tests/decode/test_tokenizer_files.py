@@ -173,9 +173,7 @@ def test_a_template_without_the_name_of_the_default_is_taken_by_its_own(load):
     with pytest.raises(TokenizerError, match=r"is one of rag, tools, none .*--chat_template=NAME"):
         tokenizer.chat(HELLO)
     assert tokenizer.with_template("rag").chat(HELLO) == "<s>"
-    with pytest.raises(
-        TokenizerError, match="is 'default', which is unknown; use rag, tools"
-    ):
+    with pytest.raises(TokenizerError, match="is 'default', which is unknown; use rag, tools"):
         tokenizer.with_template("default")
 
 
