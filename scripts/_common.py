@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import _streams
+
 if TYPE_CHECKING:
     from decode.load import ModelSource
 
@@ -30,23 +32,6 @@ def _end_at_once(*_: object) -> None:
     with contextlib.suppress(OSError):
         os.write(sys.stderr.fileno(), f"error: {_INTERRUPTED}\n".encode())
     os._exit(130)
-
-
-def _open_output() -> None:
-    """Makes sure that standard output and error are open and can write any character.
-
-    A closed one is opened as the null device, so that no file that is opened later gets its
-    number, to which C libraries write. A character that the encoding lacks is escaped.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the default of standard error
 
 
 @contextlib.contextmanager
@@ -83,7 +68,7 @@ def _import_failure(error: ImportError) -> str:
 
 
 _on_interrupt(_end_at_once)
-_open_output()
+_streams.open_output()
 _parsed: list[list[str]] = []  # holds the arguments that are no flags, if flags are parsed already
 with importing():
     from absl import app, flags, logging

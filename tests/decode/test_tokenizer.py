@@ -11,7 +11,6 @@ from gguf import TokenType
 
 from decode import chat
 from decode.tokenizer import Tokenizer, TokenizerError
-from decode.tokenizer_splits import PRE_TOKENIZERS
 from tests.gguf_samples import byte_characters, byte_tokenizer
 from tests.tokenizers import write_tokenizer
 
@@ -71,7 +70,7 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+@pytest.mark.parametrize("pre", ["default", "smollm", "llama-bpe", "qwen2"])
 def test_byte_level_text_survives_encoding(pre, text):
     tokenizer = Tokenizer.from_gguf(byte_tokenizer() | {"tokenizer.ggml.pre": pre})
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -102,28 +101,6 @@ def test_merges_apply_in_the_order_of_the_file():
 def test_digits_are_grouped_as_the_pre_tokenizer_says(pre, expected):
     merges = ["1 2", "3 4", "12 34", "34 5"]
     assert texts_of(byte_level(pre, merges), "a 12345") == expected
-
-
-@pytest.mark.parametrize(
-    ("pre", "words"),
-    [
-        ("dbrx", ["中文English混合", " HelloWorld", "'s", " ", "123", "45", " /\n", "  ", " x"]),
-        (
-            "gpt-4o",
-            ["中文English混合", " Hello", "World's", " ", "123", "45", " /\n", "  ", " x", "!"],
-        ),
-        (
-            "kimi-k2",
-            ["中文", "English", "混合", " Hello", "World's", " ", "123", "45", " /\n", "  "],
-        ),
-        ("deepseek-v3", ["中文", "English", "混合", " HelloWorld", "'s", " ", "123", "45", " /\n"]),
-    ],
-)
-def test_words_are_those_of_the_models_that_a_pre_tokenizer_names(pre, words):
-    """Kimi K2 and DeepSeek V3 cut between scripts, and those after GPT-4o before capitals."""
-    text = "中文English混合 HelloWorld's 12345 /\n   x!"
-    found = [text[slice(*where)] for _, where in PRE_TOKENIZERS[pre].steps().pre_tokenize_str(text)]
-    assert found[: len(words)] == words and "".join(found) == text
 
 
 @pytest.mark.parametrize(("pre", "whole"), [("llama-v3", True), ("smollm", False)])
