@@ -115,6 +115,7 @@ def test_no_help_and_no_wrong_flag_waits_for_jax(script, flag, code):
         pytest.param("microbenchmark.py", "--model=tiny", "no model is", marks=pytest.mark.slow),
         pytest.param("gpu_report.py", "--max_context=9", "no model's", marks=pytest.mark.slow),
         pytest.param("compare_engines.py", "--process_id=0", "no other", marks=pytest.mark.slow),
+        pytest.param("reproduce_published.py", "--model=tiny", "no", marks=pytest.mark.slow),
     ],
 )
 def test_a_flag_that_a_script_does_not_show_is_refused(script, flag, why, tmp_path):
