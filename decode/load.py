@@ -118,8 +118,9 @@ class ModelSource:
 
     def stored_quantization(self) -> Quantization | None:
         """The quantization that stored matrices are in, all or experts'; None for plain ones."""
-        folder = isinstance(self.file, OrbaxFolder | HuggingFaceFolder)
-        return self.file.quantization if folder else None
+        if isinstance(self.file, GGUFFile):
+            return gguf.stored_quantization(self.file)
+        return self.file.quantization if self.file else None
 
     def stored_dtype(self) -> str:
         """The dtype of `PLAIN_DTYPES` that represents the file's weights exactly."""
@@ -128,13 +129,15 @@ class ModelSource:
         return "float32"
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The files that `Tokenizer.from_folder` reads this model's tokenizer from."""
+        """The files that `Tokenizer.from_folder` reads this model's tokenizer from, by path."""
         if isinstance(self.file, GGUFFile) and self.tokenizer is not None:
             return {tokenizer_gguf.FILE: tokenizer_gguf.metadata_to_json(self.file.metadata)}
         if isinstance(self.file, HuggingFaceFolder):
             return tokenizer_files.read_files(self.file.path)
         if isinstance(self.file, OrbaxFolder):
-            return {path.name: path.read_bytes() for path in self.file.tokenizer.iterdir()}
+            folder = self.file.tokenizer
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
         return {}
 
     def without_tokenizer(self) -> tuple[str, list[str]]:

@@ -142,18 +142,23 @@ class Tokenizer:
         """A decoder of tokens one at a time, which continue a prompt."""
         return TextStream(self.piece)
 
-    def with_template(self, name: str) -> "Tokenizer":
-        """The same tokenizer, whose chats take the template of this name.
+    def with_template(self, chosen: str) -> "Tokenizer":
+        """The same tokenizer, whose chats take another template.
+
+        Args:
+          chosen: the name of one of the model's templates, or the path of a file with one.
 
         Raises:
-          TokenizerError: the model has none of this name.
+          TokenizerError: there is neither, or the file cannot be read.
         """
         templates = self._parts.templates
-        if name not in templates:
-            known = f"use one of {_listed(templates)}" if templates else "the model has none"
-            raise TokenizerError(f"chat template is {name!r:.60}, which is unknown; {known}")
-        chosen = {"default": templates[name]}
-        return Tokenizer(dataclasses.replace(self._parts, templates=chosen))
+        text = templates[chosen] if chosen in templates else read_text(Path(chosen))
+        if text is None:
+            known = f"{_listed(templates)}, or " * bool(templates)
+            raise TokenizerError(
+                f"chat template is {chosen!r:.60}, which is unknown; use {known}the path of a file"
+            )
+        return Tokenizer(dataclasses.replace(self._parts, templates={"default": text}))
 
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
         """The prompt for the assistant's next turn, to be encoded with `special=True`.

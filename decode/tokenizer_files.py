@@ -27,10 +27,12 @@ _FILES = (*_FILES, beside.PROCESSOR, beside.GENERATION, beside.MODEL)
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """The files of a model's folder that its tokenizer and chat template are read from."""
+    """The files of a model's folder that its tokenizer and chat templates are read from."""
     if not any((folder / name).exists() for name in (_FILE, SENTENCE_PIECE)):
         return {}
-    found = {name: (folder / name).read_bytes() for name in _FILES if (folder / name).is_file()}
+    templates = [f"{beside.TEMPLATES}/{path.name}" for path in beside.template_files(folder)]
+    names = (*_FILES, *templates)
+    found = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
     if _FILE in found:
         found.pop(SENTENCE_PIECE, None)  # nothing reads it then
     return found

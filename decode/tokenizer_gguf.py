@@ -1,8 +1,8 @@
 """The tokenizer that a GGUF file carries.
 
-Two kinds: byte-level BPE (GPT-2, SmolLM, Llama 3, Qwen) and SentencePiece BPE with byte fallback
-(Llama 1 and 2). Sources: llama.cpp's `src/llama-vocab.cpp` for the meaning of the metadata, and
-the `tokenizer.json` files of the models for their pre-tokenizers.
+Two kinds: byte-level BPE (GPT-2, SmolLM, Llama 3, Qwen and most others) and SentencePiece BPE with
+byte fallback (Llama 1 and 2, Phi-3). Source: llama.cpp's `src/llama-vocab.cpp` for the meaning of
+the metadata.
 """
 
 import dataclasses
@@ -12,49 +12,13 @@ from typing import Any
 
 import numpy as np
 from gguf import TokenType
-from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
+from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from decode.stop_tokens import STOPS_OF_GGUF, stops_among
 from decode.tokenizer_parts import Parts, TokenizerError, printed_bytes
-
-
-@dataclasses.dataclass(frozen=True)
-class _PreTokenizer:
-    """How one family splits text before merging bytes.
-
-    Attributes:
-      split: pattern that matches a word; None for GPT-2's own pattern.
-      digits: each digit is a word.
-      normalizer: applied to the text first.
-      ignore_merges: a word that is a token is never split, whatever the merges say.
-      add_bos: whether the begin-of-sequence token comes first when the file does not say.
-    """
-
-    split: str | None = None
-    digits: bool = False
-    normalizer: normalizers.Normalizer | None = None
-    ignore_merges: bool = False
-    add_bos: bool = False
-
-
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_GPT2 = _PreTokenizer()
-_LLAMA3 = _PreTokenizer(split=_WORDS % "{1,3}", ignore_merges=True, add_bos=True)
-
-_PRE_TOKENIZERS = {
-    "default": _GPT2,
-    "gpt-2": _GPT2,
-    "smollm": _PreTokenizer(digits=True),
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "qwen2": _PreTokenizer(split=_WORDS % "", normalizer=normalizers.NFC()),
-}
+from decode.tokenizer_splits import PRE_TOKENIZERS
 
 FILE = "tokenizer_gguf.json"
 _PREFIX = "tokenizer.ggml."
@@ -250,11 +214,11 @@ class _Family:
 def _byte_level(tokens: _Tokens) -> _Family:
     """Every byte is a printable character, as in GPT-2; merges are listed in the file."""
     name = tokens.get("pre", str, "default")
-    if name not in _PRE_TOKENIZERS:
+    if name not in PRE_TOKENIZERS:
         raise TokenizerError(
-            f"{_PREFIX}pre is {name!r:.60}; supported are {', '.join(_PRE_TOKENIZERS)}"
+            f"{_PREFIX}pre is {name!r:.60}; supported are {', '.join(PRE_TOKENIZERS)}"
         )
-    pre = _PRE_TOKENIZERS[name]
+    pre = PRE_TOKENIZERS[name]
     merges = []
     for merge in tokens.get("merges", list):
         left, _, right = merge.partition(" ") if isinstance(merge, str) else ("", "", "")
@@ -264,16 +228,8 @@ def _byte_level(tokens: _Tokens) -> _Family:
     backend = Backend(BPE(tokens.ids, merges, ignore_merges=pre.ignore_merges))
     if pre.normalizer:
         backend.normalizer = pre.normalizer
-    backend.pre_tokenizer = pre_tokenizers.Sequence(_steps(pre))
+    backend.pre_tokenizer = pre.steps()
     return _Family(backend, printed_bytes, pre.add_bos)
-
-
-def _steps(pre: _PreTokenizer) -> list[pre_tokenizers.PreTokenizer]:
-    steps = [pre_tokenizers.Digits(individual_digits=True)] if pre.digits else []
-    if pre.split:
-        steps.append(pre_tokenizers.Split(Regex(pre.split), "isolated"))
-    gpt2 = pre.split is None
-    return [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=gpt2)]
 
 
 def _byte(text: str) -> bytes:

@@ -245,7 +245,7 @@ class Settings:
         found = {}
         if (text := read_text(self._folder / TEMPLATE)) is not None:
             found["default"] = text
-        for path in sorted((self._folder / TEMPLATES).glob("*.jinja")):
+        for path in template_files(self._folder):
             found[path.stem] = read_text(path) or ""
         for name, file in ((CONFIG, self.config), (PROCESSOR, None)):
             file = (self._load(name) if file is None else file) if not found else {}
@@ -256,6 +256,11 @@ class Settings:
     def _load(self, name: str) -> dict[str, Any]:
         text = read_text(self._folder / name)
         return {} if text is None else parse(text, name)
+
+
+def template_files(folder: Path) -> list[Path]:
+    """The files of further chat templates in a model's folder, which are named by their files."""
+    return sorted((folder / TEMPLATES).glob("*.jinja"))
 
 
 def _templates(value: Any, name: str) -> dict[str, str]:

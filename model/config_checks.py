@@ -178,7 +178,7 @@ def _check_by_layer(config: "ModelConfig", field: str) -> None:
 
 def _check_experts(config: "ModelConfig") -> None:
     if config.expert_bias and not config.experts:
-        raise ConfigError(f"expert_bias of {config.name} is True, but it has no experts")
+        raise ConfigError(f"expert_bias of {config.name} is True; only experts have one")
     minimum = 1 if config.experts else 0
     if config.experts < 0 or not minimum <= config.experts_per_token <= config.experts:
         raise ConfigError(
@@ -188,7 +188,7 @@ def _check_experts(config: "ModelConfig") -> None:
     if config.expert_bias and config.routing.of_inputs:
         raise ConfigError(f"expert_bias of {config.name} is True, where shares are of inputs")
     if config.experts and (fault := config.routing.fault(config.experts, config.experts_per_token)):
-        raise ConfigError(f"routing of {config.name} cannot be: {fault}")
+        raise ConfigError(f"routing of {config.name} cannot be: {fault}; give another rule")
     _check_dense_layers(config)
     if config.shared_d_ff < 0 or (config.shared_d_ff and not config.experts):
         raise ConfigError(

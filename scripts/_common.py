@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import _streams
+
 if TYPE_CHECKING:
     from decode.load import ModelSource
 
@@ -30,23 +32,6 @@ def _end_at_once(*_: object) -> None:
     with contextlib.suppress(OSError):
         os.write(sys.stderr.fileno(), f"error: {_INTERRUPTED}\n".encode())
     os._exit(130)
-
-
-def _open_output() -> None:
-    """Makes sure that standard output and error are open and can write any character.
-
-    A closed one is opened as the null device, so that no file that is opened later gets its
-    number, to which C libraries write. A character that the encoding lacks is escaped.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the default of standard error
 
 
 @contextlib.contextmanager
@@ -83,7 +68,7 @@ def _import_failure(error: ImportError) -> str:
 
 
 _on_interrupt(_end_at_once)
-_open_output()
+_streams.open_output()
 _parsed: list[list[str]] = []  # holds the arguments that are no flags, if flags are parsed already
 with importing():
     from absl import app, flags, logging
@@ -112,7 +97,8 @@ MODEL = flags.DEFINE(
     "model",
     "smollm2-135m",
     "Catalogue name, GGUF file, or folder in the form of Hugging Face or of convert_checkpoint.py. "
-    "Fetched once: smollm2-135m (93 MB), gemma3-270m (238 MB, under terms of its own).",
+    "Scripts that read weights fetch those of smollm2-135m (93 MB) and gemma3-270m (238 MB, under "
+    "terms of its own) once; of other names they take --random_weights.",
 )
 ACCEPT_TERMS = flags.DEFINE_bool(
     "accept_terms", False, "Accept the terms of the model to be fetched; without it they are shown."
@@ -148,27 +134,37 @@ PEER_TIMEOUT = flags.DEFINE_integer(
 JSON = flags.DEFINE(PATH, "json", None, "Write the run's document here; - is standard output.")
 VERBOSE = flags.DEFINE_bool("verbose", False, "Show stack traces of errors.")
 
-WITHOUT_DEVICES = ("model", "max_context", "json", "verbose")
-"""The flags above of scripts that run on no device and read no weights."""
-_OF_DEVICES = ("accept_terms", "random_weights", "coordinator", "num_processes", "process_id")
-_OF_DEVICES = (*_OF_DEVICES, "peer_timeout")
+OF_RUNS = ("json", "verbose")
+"""The flags above of every script, ..."""
+OF_PROCESSES = ("coordinator", "num_processes", "process_id", "peer_timeout")
+"""... of those that many processes may run together, ..."""
+OF_SHAPES = (*OF_RUNS, "model", "max_context")
+"""... of those that need a model's shapes, ..."""
+ALL = (*OF_SHAPES, *OF_PROCESSES, "accept_terms", "random_weights")
+"""... and of those that read its weights."""
+_UNUSED = {
+    **dict.fromkeys(OF_PROCESSES, "no other process takes part"),
+    **dict.fromkeys(("accept_terms", "random_weights"), "no weights are read"),
+    "model": "no model is asked for",
+    "max_context": "no model's length limits this",
+}
 
 _unshown: list[Exception] = []
 
 
-def start(main: Callable[[], None], devices: bool = True) -> None:
+def start(main: Callable[[], None], shown: Iterable[str] = ALL) -> None:
     """Parses flags and runs `main`; every failure ends as one line and an exit code.
 
     Args:
       main: what the script does.
-      devices: whether it runs on devices or reads weights; else flags of these are refused.
+      shown: the flags of this module that its help shows; the others are refused.
 
     Exit codes: 0, 1 for failed work, 2 for wrong use, 130 for an interrupt.
     """
     _unshown.clear()
     with _failing_in_one_line():
         app.run(
-            lambda rest: _run(main, rest, devices),
+            lambda rest: _run(main, rest, shown),
             flags_parser=lambda argv: _parsed.pop() if _parsed else _parse(argv),
         )
 
@@ -285,11 +281,12 @@ def check_json() -> None:
     processes.from_first_process(lambda: written and str(check_file(JSON.value, "--json")))
 
 
-def _run(main: Callable[[], None], rest: Sequence[str], devices: bool) -> None:
+def _run(main: Callable[[], None], rest: Sequence[str], shown: Iterable[str]) -> None:
     if len(rest) > 1:
         raise UsageError(f"argument is {rest[1]!r}, which is no flag; see --help")
-    if not devices:
-        refuse(_OF_DEVICES, "no device is used and no weights are read")
+    for name in ALL:
+        if name not in shown:
+            refuse([name], _UNUSED[name])
     if not VERBOSE.value:
         logging.set_verbosity(logging.WARNING)  # JAX logs which accelerators are missing
     processes.start(_membership(), PEER_TIMEOUT.value, VERBOSE.value)

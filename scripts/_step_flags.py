@@ -1,7 +1,6 @@
 """Flags of scripts that compile one step for a slice that need not be at hand."""
 
 import _array_flags
-import _common
 from absl import flags
 
 TOPOLOGY = flags.DEFINE_string(
@@ -23,4 +22,3 @@ LAYERS = flags.DEFINE_integer(
 _array_flags.define_step_flags()
 _array_flags.define_gpu_kernels()
 _array_flags.leave_open()
-flags.set_default(_common.MODEL, "llama3-8b")

@@ -6,6 +6,7 @@ On a CPU kernels are interpreted, which is slow: use a small model.
 
 Examples:
   python scripts/check_kernels.py
+  python scripts/check_kernels.py --model=llama3-8b --batch=1,64
   python scripts/check_kernels.py --model=tiny --batch=1,2 --context=64
 """
 
@@ -19,10 +20,11 @@ from absl import flags
 _BATCH = flags.DEFINE_list("batch", ["1", "8", "64", "256"], "Sequences per step, a list.")
 _CONTEXT = flags.DEFINE_integer("context", 2048, "Slots of attention's cache.", 1)
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/check_kernels", "Folder for results.")
-flags.set_default(_common.MODEL, "llama3-8b")
+_SHOWN = (*_common.OF_RUNS, "model")
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(_common)
+    for name in _SHOWN:
+        flags.declare_key_flag(name)
 
 with _common.importing(__name__):
     from model.catalog import find_model
@@ -37,7 +39,6 @@ with _common.importing(__name__):
 def main() -> None:
     """Runs the checks, writes and prints all of them, and then refuses those that are wrong."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    _common.refuse(["random_weights", "max_context"], "weights are random, and lengths as asked")
     _common.check_json()
     output = Path(_OUTPUT_DIR.value)
     check_writable(output)
@@ -74,4 +75,4 @@ def _table(checks: list[Check]) -> str:
 
 
 if __name__ == "__main__":
-    _common.start(main)
+    _common.start(main, _SHOWN)

@@ -55,10 +55,11 @@ _ONE_AT_A_TIME = flags.DEFINE_bool(
 )
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/engines", "Folder for results.")
 _ROOM = 1.5  # bytes of an engine over those of its weights
+_SHOWN = (*_common.OF_SHAPES, "accept_terms", "random_weights")
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(_common)
-    flags.declare_key_flag("dtype")
+    for name in (*_SHOWN, "dtype"):
+        flags.declare_key_flag(name)
 
 with _common.importing(__name__):
     import _dtypes
@@ -257,4 +258,4 @@ def _refuse_too_few(outcomes: list[Outcome]) -> None:
 
 
 if __name__ == "__main__":
-    _common.start(main)
+    _common.start(main, _SHOWN)

@@ -41,10 +41,9 @@ _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/matrix", "Folder for
 _array_flags.define_step_flags()
 _array_flags.define_gpu_kernels()
 _array_flags.leave_open()
-flags.set_default(_common.MODEL, "llama3-8b")
 
 if __name__ == "__main__":
-    for name in _common.WITHOUT_DEVICES:
+    for name in _common.OF_SHAPES:
         flags.declare_key_flag(name)
     for module in (_array_flags,):
         flags.adopt_module_key_flags(module)
@@ -169,4 +168,4 @@ def _progress(finished: Iterator[tuple[str, Record]], count: int) -> Iterator[tu
 
 
 if __name__ == "__main__":
-    _common.start(main, devices=False)
+    _common.start(main, _common.OF_SHAPES)

@@ -39,7 +39,7 @@ _WEIGHT_LAYOUT = _array_flags.define_weight_layout(
 flags.set_default(_step_flags.TOPOLOGY, "v5e:2x4")
 
 if __name__ == "__main__":
-    for name in _common.WITHOUT_DEVICES:
+    for name in _common.OF_SHAPES:
         flags.declare_key_flag(name)
     for module in (_array_flags, _slice_flags, _step_flags):
         flags.adopt_module_key_flags(module)
@@ -178,4 +178,4 @@ def _document(estimator: Estimator, record: Record, more: dict, started: str) ->
 
 
 if __name__ == "__main__":
-    _common.start(main, devices=False)
+    _common.start(main, _common.OF_SHAPES)

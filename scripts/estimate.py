@@ -79,10 +79,9 @@ _ECONOMICS = flags.DEFINE_bool(
 )
 _array_flags.define_step_flags()
 _array_flags.leave_open()
-flags.set_default(_common.MODEL, "llama3-70b")
 
 if __name__ == "__main__":
-    for name in _common.WITHOUT_DEVICES:
+    for name in _common.OF_SHAPES:
         flags.declare_key_flag(name)
     for module in (_array_flags, _economics_flags, _slice_flags):
         flags.adopt_module_key_flags(module)
@@ -314,4 +313,4 @@ def _message(step: Estimate, wanted: list[Layout | None], remedies: dict) -> str
 
 
 if __name__ == "__main__":
-    _common.start(main, devices=False)
+    _common.start(main, _common.OF_SHAPES)

@@ -70,11 +70,10 @@ _SLICES = flags.DEFINE_list(
 _FIGURES = flags.DEFINE_list("figures", list(FIGURES), "Names of the figures to draw.")
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/figures", "Folder for the PNG files.")
 _array_flags.define_step_flags()
-flags.set_default(_common.MODEL, "llama3-70b")
 _array_flags.leave_open()
 
 if __name__ == "__main__":
-    for name in _common.WITHOUT_DEVICES:
+    for name in _common.OF_SHAPES:
         flags.declare_key_flag(name)
     for module in (_array_flags, _slice_flags):
         flags.adopt_module_key_flags(module)
@@ -236,4 +235,4 @@ def _contexts(model: Model) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    _common.start(main, devices=False)
+    _common.start(main, _common.OF_SHAPES)

@@ -20,6 +20,7 @@ import re
 import sys
 
 import _array_flags
+import _chat_template
 import _common
 import _here_flags
 from absl import flags
@@ -29,9 +30,6 @@ _PROMPT_TOKENS = flags.DEFINE_multi_string(
     "prompt_tokens", [], "Token ids joined by commas, in place of text; repeat for a batch."
 )
 _CHAT = flags.DEFINE_bool("chat", False, "Put each prompt into the model's chat template.")
-_CHAT_TEMPLATE = flags.DEFINE_string(
-    "chat_template", None, "With --chat: name of one of the model's templates, not its default."
-)
 _TURNS = flags.DEFINE_bool(
     "turns",
     False,
@@ -74,7 +72,7 @@ _WEIGHT_LAYOUT = _array_flags.define_weight_layout(
 )
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags, _here_flags):
+    for module in (_common, _array_flags, _here_flags, _chat_template):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
@@ -112,7 +110,7 @@ def main() -> None:
     _dtypes.check()
     _check_flags()
     meshes = _engines.meshes()
-    source = _with_template(_common.source())
+    source = _chat_template.with_template(_common.source())
     stop_ids, stop = _stops(source)
     talk = _talk(source) if _TURNS.value else None
     request = Request(
@@ -242,14 +240,6 @@ def _token_ids(text: str) -> list[int]:
     if not all(re.fullmatch("[0-9]{1,18}", part) for part in parts):
         raise UsageError(f"--prompt_tokens is {text!r}; use token ids joined by commas, as 1,2,3")
     return [int(part) for part in parts]
-
-
-def _with_template(source: ModelSource) -> ModelSource:
-    """The model, whose chats take the template that the flags name, if they name one."""
-    if _CHAT_TEMPLATE.value is None:
-        return source
-    named = _tokenizer(source).with_template(_CHAT_TEMPLATE.value)
-    return dataclasses.replace(source, tokenizer=named)
 
 
 def _stops(source: ModelSource) -> tuple[frozenset[int], list[str]]:

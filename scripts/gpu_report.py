@@ -14,7 +14,7 @@ that was printed and measured.
 
 Examples:
   python scripts/gpu_report.py
-  python scripts/gpu_report.py --minutes=20 --output_dir=out/h200
+  python scripts/gpu_report.py --model=llama3-8b --minutes=20 --output_dir=out/h200
   python scripts/gpu_report.py --model=tiny --batch=1,2 --context=16,32 --prompt_length=32
 """
 
@@ -42,10 +42,11 @@ _EXPLAINED_BATCH = flags.DEFINE_list(
 )
 _MINUTES = flags.DEFINE_float("minutes", 9, "Time for all parts.", 0)
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/gpu_report", "Folder for results.")
-flags.set_default(_common.MODEL, "llama3-8b")
+_SHOWN = (*_common.OF_RUNS, "model")
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(_common)
+    for name in _SHOWN:
+        flags.declare_key_flag(name)
 
 with _common.importing(__name__):
     from model.catalog import find_model
@@ -95,7 +96,6 @@ def main() -> None:
 
 
 def _check() -> None:
-    _common.refuse(["random_weights", "max_context"], "weights are random, and lengths as asked")
     find_model(_common.MODEL.value)
     for flag in (_BATCH, _CONTEXT, _PROMPT_LENGTH, _EXPLAINED_BATCH):
         _common.integers(flag.name, flag.value)
@@ -225,4 +225,4 @@ def _refuse_unfinished(parts: list[CommandPart], state: State) -> None:
 
 
 if __name__ == "__main__":
-    _common.start(main)
+    _common.start(main, _SHOWN)

@@ -46,10 +46,12 @@ _COMPILE = flags.DEFINE_bool(
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/layout", "Folder for layout.png.")
 _array_flags.define_step_flags()
 _QUICK = 256  # layers times devices
+_SHOWN = (*_common.OF_SHAPES, *_common.OF_PROCESSES)
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags):
-        flags.adopt_module_key_flags(module)
+    for name in _SHOWN:
+        flags.declare_key_flag(name)
+    flags.adopt_module_key_flags(_array_flags)
 
 with _common.importing(__name__):
     import _dtypes
@@ -210,4 +212,4 @@ def _document(
 
 
 if __name__ == "__main__":
-    _common.start(main)
+    _common.start(main, _SHOWN)

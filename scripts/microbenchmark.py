@@ -54,9 +54,11 @@ _ROWS = flags.DEFINE_list(
 _SECONDS = flags.DEFINE_float("seconds", 15, "Time for samples; at least five rounds.", 0)
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/microbenchmark", "Folder for results.")
 _ON_CPU = 2
+_SHOWN = (*_common.OF_RUNS, *_common.OF_PROCESSES)
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(_common)
+    for name in _SHOWN:
+        flags.declare_key_flag(name)
 
 with _common.importing(__name__):
     from model.dtypes import PLAIN_DTYPES, Dtypes, default_dtype
@@ -81,8 +83,6 @@ def main() -> None:
     """Measures, and writes and prints the results."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     output = Path(_OUTPUT_DIR.value)
-    named = "model", "random_weights", "accept_terms", "max_context"
-    _common.refuse(named, "products are of a model that this script chooses")
     if not _SECONDS.value >= 0:  # false for NaN
         raise UsageError("--seconds is nan; use a number of seconds, 0 or more")
     _check_dtypes()
@@ -196,4 +196,4 @@ def _summary(found: Calibration) -> str:
 
 
 if __name__ == "__main__":
-    _common.start(main)
+    _common.start(main, _SHOWN)

@@ -94,10 +94,9 @@ _KV_DTYPE = flags.DEFINE_list(
     "kv_dtype", ["bfloat16", "int8"], "Dtypes of the KV cache to compare."
 )
 _array_flags.leave_open()
-flags.FLAGS.set_default("model", "llama3-70b")
 
 if __name__ == "__main__":
-    for name in _common.WITHOUT_DEVICES:
+    for name in _common.OF_SHAPES:
         flags.declare_key_flag(name)
     for module in (_array_flags, _slice_flags):
         flags.adopt_module_key_flags(module)
@@ -344,4 +343,4 @@ def _sources(chip: Chip, mixture: bool) -> str:
 
 
 if __name__ == "__main__":
-    _common.start(main, devices=False)
+    _common.start(main, _common.OF_SHAPES)

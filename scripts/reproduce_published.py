@@ -52,7 +52,7 @@ _CASES = flags.DEFINE(
 )
 
 if __name__ == "__main__":
-    for name in ("json", "verbose", "calibration"):
+    for name in (*_common.OF_RUNS, "calibration"):
         flags.declare_key_flag(name)
 
 with _common.importing(__name__):
@@ -85,7 +85,6 @@ def main() -> None:
     """Compares all figures and prints the results."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _common.check_json()
-    _common.refuse(["model", "max_context"], "models are those of the cases")
     _slices.refuse_given("chips and experts are those of the cases")
     calibration = (
         read_calibration(_slice_flags.CALIBRATION.value) if _slice_flags.CALIBRATION.value else None
@@ -120,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _common.start(main, devices=False)
+    _common.start(main, _common.OF_RUNS)

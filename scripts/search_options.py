@@ -12,7 +12,7 @@ decode/compiler_options.py.
 Examples:
   python scripts/search_options.py --model=llama3-8b --layers=2 --topology=v5e:2x4 --batch=256
   python scripts/search_options.py --topology=v6e:2x2 --phase=prefill --batch=1 --layers=1
-  python scripts/search_options.py --topology=h100:8 --batch=8 --layers=2 \\
+  python scripts/search_options.py --model=llama3-8b --topology=h100:8 --batch=8 --layers=2 \\
       --options='xla_gpu_enable_triton_gemm=false;xla_gpu_enable_latency_hiding_scheduler=true'
 """
 
@@ -39,7 +39,7 @@ _CANDIDATES = flags.DEFINE(
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/options", "Folder for results.")
 
 if __name__ == "__main__":
-    for name in _common.WITHOUT_DEVICES:
+    for name in _common.OF_SHAPES:
         flags.declare_key_flag(name)
     for module in (_array_flags, _slice_flags, _step_flags):
         flags.adopt_module_key_flags(module)
@@ -135,4 +135,4 @@ def _shown(
 
 
 if __name__ == "__main__":
-    _common.start(main, devices=False)
+    _common.start(main, _common.OF_SHAPES)

@@ -19,6 +19,7 @@ import socket
 import time
 
 import _array_flags
+import _chat_template
 import _common
 import _here_flags
 from absl import flags
@@ -70,7 +71,7 @@ _CHUNK = _array_flags.define_chunk(
 )
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags, _here_flags):
+    for module in (_common, _array_flags, _here_flags, _chat_template):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
@@ -100,7 +101,8 @@ def main() -> None:
     if _CHUNK.value is not None:
         check_chunk(_CHUNK.value)
     keep_compiled()
-    meshes, source, sockets = _engines.meshes(), _common.source(), []
+    meshes, sockets = _engines.meshes(), []
+    source = _chat_template.with_template(_common.source())
     processes.from_first_process(lambda: sockets.append(_listen()))
     step = Pass(_BATCH.value or 8, context=_context(source) - 1)
     placed = _engines.place(source, meshes, [step])

@@ -1,4 +1,8 @@
-"""`config.json` of released models as published, by their name in the catalogue."""
+"""`config.json` of released models as published, by their name in the catalogue.
+
+As at https://huggingface.co/ORG/NAME/blob/main/config.json. gemma3-1b and qwen3-30b-a3b were
+compared with copies in public repositories; the others are typed from the files of their models.
+"""
 
 _LLAMA = {
     "architectures": ["LlamaForCausalLM"],

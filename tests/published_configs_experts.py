@@ -1,4 +1,10 @@
-"""`config.json` of released models with experts as published, by their name here."""
+"""`config.json` of released models with experts as published, by their name here.
+
+DeepSeek's, Kimi's and gpt-oss's are compared field by field with copies in public repositories of
+the files at https://huggingface.co/ORG/NAME/blob/main/config.json, which a comment names; GLM-4.5's
+and Llama 4's are put together from excerpts there. Of deepseek-v2 the
+copies are of DeepSeek-V2.5, which says `mscale` 1.0: its own 0.707 is that of DeepSeek-V2-Lite.
+"""
 
 _GLM45 = {
     "architectures": ["Glm4MoeForCausalLM"],
@@ -30,7 +36,7 @@ _GLM45 = {
     "vocab_size": 151552,
 }
 
-_GPT_OSS = {
+_GPT_OSS = {  # openai/gpt-oss-120b, openai/gpt-oss-20b
     "architectures": ["GptOssForCausalLM"],
     "attention_bias": True,
     "attention_dropout": 0.0,
@@ -80,13 +86,11 @@ _GPT_OSS = {
 _DEEPSEEK = {
     "attention_bias": False,
     "attention_dropout": 0.0,
-    "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekConfig"},
     "hidden_act": "silu",
     "initializer_range": 0.02,
     "kv_lora_rank": 512,
     "max_position_embeddings": 163840,
     "moe_layer_freq": 1,
-    "pretraining_tp": 1,
     "q_lora_rank": 1536,
     "qk_nope_head_dim": 128,
     "qk_rope_head_dim": 64,
@@ -97,6 +101,18 @@ _DEEPSEEK = {
     "use_cache": True,
     "v_head_dim": 128,
 }
+
+
+def _own_code(version: int) -> dict[str, str]:
+    """The modules beside a released model that its `auto_map` names."""
+    prefix = f"DeepseekV{version}"
+    return {
+        "AutoConfig": f"configuration_deepseek.{prefix}Config",
+        "AutoModel": f"modeling_deepseek.{prefix}Model",
+        "AutoModelForCausalLM": f"modeling_deepseek.{prefix}ForCausalLM",
+    }
+
+
 _DEEPSEEK_ROTARY = {
     "beta_fast": 32,
     "beta_slow": 1,
@@ -104,7 +120,25 @@ _DEEPSEEK_ROTARY = {
     "original_max_position_embeddings": 4096,
     "type": "yarn",
 }
+_DEEPSEEK_V2 = _DEEPSEEK | {
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "auto_map": _own_code(2),
+    "aux_loss_alpha": 0.001,
+    "bos_token_id": 100000,
+    "eos_token_id": 100001,
+    "first_k_dense_replace": 1,
+    "model_type": "deepseek_v2",
+    "n_shared_experts": 2,
+    "norm_topk_prob": False,
+    "num_experts_per_tok": 6,
+    "pretraining_tp": 1,
+    "rope_scaling": _DEEPSEEK_ROTARY | {"mscale": 0.707, "mscale_all_dim": 0.707},
+    "scoring_func": "softmax",
+    "seq_aux": True,
+    "vocab_size": 102400,
+}
 _DEEPSEEK_V3 = _DEEPSEEK | {
+    "auto_map": _own_code(3),
     "hidden_size": 7168,
     "intermediate_size": 18432,
     "moe_intermediate_size": 2048,
@@ -231,60 +265,37 @@ PUBLISHED_EXPERTS = {
         "num_hidden_layers": 36,
         "num_local_experts": 128,
     },
-    "deepseek-v2-lite": _DEEPSEEK
+    "deepseek-v2-lite": _DEEPSEEK_V2  # deepseek-ai/DeepSeek-V2-Lite
     | {
-        "architectures": ["DeepseekV2ForCausalLM"],
-        "aux_loss_alpha": 0.001,
-        "bos_token_id": 100000,
-        "eos_token_id": 100001,
-        "first_k_dense_replace": 1,
         "hidden_size": 2048,
         "intermediate_size": 10944,
-        "model_type": "deepseek_v2",
         "moe_intermediate_size": 1408,
         "n_group": 1,
         "n_routed_experts": 64,
-        "n_shared_experts": 2,
-        "norm_topk_prob": False,
         "num_attention_heads": 16,
-        "num_experts_per_tok": 6,
         "num_hidden_layers": 27,
         "num_key_value_heads": 16,
         "q_lora_rank": None,
-        "rope_scaling": _DEEPSEEK_ROTARY | {"mscale": 0.707, "mscale_all_dim": 0.707},
         "routed_scaling_factor": 1.0,
-        "scoring_func": "softmax",
-        "seq_aux": True,
         "topk_group": 1,
         "topk_method": "greedy",
-        "vocab_size": 102400,
+        "transformers_version": "4.33.1",
     },
-    "deepseek-v2": _DEEPSEEK
+    "deepseek-v2": _DEEPSEEK_V2  # deepseek-ai/DeepSeek-V2
     | {
-        "architectures": ["DeepseekV2ForCausalLM"],
-        "aux_loss_alpha": 0.001,
-        "first_k_dense_replace": 1,
         "hidden_size": 5120,
         "intermediate_size": 12288,
-        "model_type": "deepseek_v2",
         "moe_intermediate_size": 1536,
         "n_group": 8,
         "n_routed_experts": 160,
-        "n_shared_experts": 2,
-        "norm_topk_prob": False,
         "num_attention_heads": 128,
-        "num_experts_per_tok": 6,
         "num_hidden_layers": 60,
         "num_key_value_heads": 128,
-        "rope_scaling": _DEEPSEEK_ROTARY | {"mscale": 0.707, "mscale_all_dim": 0.707},
         "routed_scaling_factor": 16.0,
-        "scoring_func": "softmax",
-        "seq_aux": True,
         "topk_group": 3,
         "topk_method": "group_limited_greedy",
-        "vocab_size": 102400,
     },
-    "deepseek-v3": _DEEPSEEK_V3
+    "deepseek-v3": _DEEPSEEK_V3  # deepseek-ai/DeepSeek-V3
     | {
         "architectures": ["DeepseekV3ForCausalLM"],
         "bos_token_id": 0,
@@ -300,9 +311,10 @@ PUBLISHED_EXPERTS = {
         "rope_scaling": _DEEPSEEK_ROTARY | {"mscale": 1.0, "mscale_all_dim": 1.0},
         "routed_scaling_factor": 2.5,
         "topk_group": 4,
+        "transformers_version": "4.33.1",
         "vocab_size": 129280,
     },
-    "kimi-k2": _DEEPSEEK_V3
+    "kimi-k2": _DEEPSEEK_V3  # moonshotai/Kimi-K2-Instruct
     | {
         "architectures": ["DeepseekV3ForCausalLM"],
         "aux_loss_alpha": 0.001,
@@ -316,6 +328,7 @@ PUBLISHED_EXPERTS = {
         "num_attention_heads": 64,
         "num_key_value_heads": 64,
         "num_nextn_predict_layers": 0,
+        "pretraining_tp": 1,
         "rope_scaling": {
             "beta_fast": 1.0,
             "beta_slow": 1.0,
@@ -329,6 +342,7 @@ PUBLISHED_EXPERTS = {
         "routed_scaling_factor": 2.827,
         "seq_aux": True,
         "topk_group": 1,
+        "transformers_version": "4.48.3",
         "vocab_size": 163840,
     },
 }

@@ -1,6 +1,9 @@
-"""`config.json` of models by Ai2, Microsoft, IBM, Hugging Face and Z.ai as published."""
+"""`config.json` of models by Ai2, Microsoft, IBM, Hugging Face and Z.ai as published.
 
-from model.catalog import find_model
+Compared with copies in public repositories of the files at
+https://huggingface.co/ORG/NAME/blob/main/config.json, which a comment names, field by field where
+it does not say of less.
+"""
 
 _COMMON = {"hidden_act": "silu", "initializer_range": 0.02, "torch_dtype": "bfloat16"}
 _OLMO = _COMMON | {
@@ -37,8 +40,17 @@ _PHI3 = _COMMON | {
     "use_cache": True,
 }
 
+_PHI4_LONG = [
+    1, 1.118320672, 1.250641126, 1.398617824, 1.564103225, 1.74916897, 1.956131817, 2.187582649,
+    2.446418898, 2.735880826, 3.059592084, 3.421605075, 3.826451687, 4.279200023, 4.785517845,
+    5.351743533, 5.984965424, 6.693110555, 7.485043894, 8.370679318, 9.36110372, 10.4687158,
+    11.70738129, 13.09260651, 14.64173252, 16.37415215, 18.31155283, 20.47818807, 22.90118105,
+    25.61086418, 28.64115884, 32.03, 32.1, 32.13, 32.23, 32.6, 32.61, 32.64, 32.66, 32.7, 32.71,
+    32.93, 32.97, 33.28, 33.49, 33.5, 44.16, 47.77,
+]  # fmt: skip
+
 PUBLISHED_LABS = {
-    "olmo2-7b": _OLMO
+    "olmo2-7b": _OLMO  # allenai/OLMo-2-1124-7B: no copy was found
     | {
         "architectures": ["Olmo2ForCausalLM"],
         "max_position_embeddings": 4096,
@@ -48,7 +60,7 @@ PUBLISHED_LABS = {
         "use_cache": True,
         "vocab_size": 100352,
     },
-    "olmo3-7b": _OLMO
+    "olmo3-7b": _OLMO  # allenai/Olmo-3-7B-Think
     | {
         "architectures": ["Olmo3ForCausalLM"],
         "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 8,
@@ -67,8 +79,9 @@ PUBLISHED_LABS = {
         "use_cache": False,
         "vocab_size": 100278,
     },
-    "phi3-mini": _PHI3
+    "phi3-mini": _PHI3  # microsoft/Phi-3-mini-4k-instruct
     | {
+        "_name_or_path": "Phi-3-mini-4k-instruct",
         "bos_token_id": 1,
         "eos_token_id": 32000,
         "max_position_embeddings": 4096,
@@ -81,8 +94,10 @@ PUBLISHED_LABS = {
         "transformers_version": "4.40.2",
         "vocab_size": 32064,
     },
-    "phi4-mini": _PHI3
+    "phi4-mini": _PHI3  # microsoft/Phi-4-mini-instruct
     | {
+        "_name_or_path": "Phi-4-mini-instruct",
+        "auto_map": _PHI3["auto_map"] | {"AutoTokenizer": "Xenova/gpt-4o"},
         "bos_token_id": 199999,
         "eos_token_id": 199999,
         "full_attn_mod": 1,
@@ -95,7 +110,7 @@ PUBLISHED_LABS = {
         "pad_token_id": 199999,
         "partial_rotary_factor": 0.75,
         "rope_scaling": {
-            "long_factor": list(find_model("phi4-mini").long_rotary_factors),
+            "long_factor": _PHI4_LONG,
             "short_factor": [1.0] * 48,
             "type": "longrope",
         },
@@ -104,6 +119,8 @@ PUBLISHED_LABS = {
         "transformers_version": "4.45.0",
         "vocab_size": 200064,
     },
+    # ibm-granite/granite-3.1-8b-instruct: the copy is of granite-3.3-8b-instruct, which has no
+    # dropout, 4 tokens more and another version.
     "granite3.1-8b": _COMMON
     | {
         "architectures": ["GraniteForCausalLM"],
@@ -132,6 +149,7 @@ PUBLISHED_LABS = {
         "use_cache": True,
         "vocab_size": 49155,
     },
+    # HuggingFaceTB/SmolLM3-3B: the copy is of SmolLM3-3B-Base, which has another end token.
     "smollm3-3b": _COMMON
     | {
         "architectures": ["SmolLM3ForCausalLM"],
@@ -157,12 +175,13 @@ PUBLISHED_LABS = {
         "rope_scaling": None,
         "rope_theta": 5000000.0,
         "sliding_window": None,
+        "tie_word_embeddings": True,
         "transformers_version": "4.54.0.dev0",
         "use_cache": False,
         "use_sliding_window": False,
         "vocab_size": 128256,
     },
-    "glm4-9b": _COMMON
+    "glm4-9b": _COMMON  # zai-org/GLM-4-9B-0414: the copy has the sizes alone
     | {
         "architectures": ["Glm4ForCausalLM"],
         "attention_bias": True,

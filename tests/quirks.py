@@ -54,6 +54,7 @@ _LONGROPE = {
     "short_factor": [1.0, 1.0, 1.1, 1.2, 1.3, 1.5],
     "long_factor": [1.0, 1.5, 2.5, 4.0, 5.0, 6.0],
 }
+_FACTORS = "short_factor", "long_factor"
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _ORIGINAL = "original_max_position_embeddings"
 
@@ -96,6 +97,8 @@ QUIRKS = [
         tie_word_embeddings=ABSENT,
         rms_norm_eps=ABSENT,
         per_layer_config=None,
+        torch_dtype="float16",
+        eos_token_id=[2, 3],
     ),
     *_rows(
         "llama2",
@@ -114,6 +117,10 @@ QUIRKS = [
             {"rope_parameters": _DEFAULT | {"factor": 1.0}},
         ),
         ("`rope_parameters.factor`: null", {"rope_parameters": _DEFAULT | {"factor": None}}),
+        (
+            "`rope_scaling`: of the default type",
+            {"rope_parameters": ABSENT, "rope_scaling": {"rope_type": "default"}},
+        ),
     ),
     # What changes the mathematics, or may in other versions.
     *_plain(
@@ -130,6 +137,10 @@ QUIRKS = [
         "refused",
         ("`layer_types`: all sliding", {"layer_types": [_SLIDING] * 2}),
         ("`rope_theta`: 500000 beside another", {"rope_theta": 500_000.0}),
+        (
+            "`auto_map` to code of its own",
+            {"auto_map": {"AutoModelForCausalLM": "modeling_mine.MyForCausalLM"}},
+        ),
         *(
             (f"quantized by {name}", {"quantization_config": {"quant_method": name, **fields}})
             for name, fields in {
@@ -173,6 +184,10 @@ QUIRKS = [
         "as without",
         (f"`{_ORIGINAL}` above YaRN", {"rope_parameters": _YARN, _ORIGINAL: 32}),
         ("YaRN as `rope_scaling`", {"rope_parameters": ABSENT, "rope_scaling": _OLD_YARN}),
+        (
+            "YaRN by `type` and `rope_type` alike",
+            {"rope_parameters": ABSENT, "rope_scaling": _OLD_YARN | {"type": "yarn"}},
+        ),
     ),
     *_rows(
         "llama_linear",
@@ -219,6 +234,10 @@ QUIRKS = [
     *_plain("qwen3_moe", "as without", mlp_only_layers=None, router_aux_loss_coef=0.1),
     *_plain("qwen3_moe", "its own", norm_topk_prob=ABSENT),
     *_plain("qwen3_moe", "refused", decoder_sparse_step=2),
+    *_plain("gpt_oss", "as without", swiglu_limit=7, experts_per_token=2),
+    *_plain("gpt_oss", "refused", swiglu_limit=9.0),
+    *_plain("deepseek_v3", "as without", num_nextn_predict_layers=0, ep_size=1),
+    *_plain("deepseek_v3", "refused", scoring_func="softmax", moe_layer_freq=2),
     # Small families.
     *_plain("olmo2", "as without", attention_bias=None),
     *_plain("olmo2", "refused", clip_qkv=8.0),
@@ -245,6 +264,22 @@ QUIRKS = [
     *_plain("phi3_long", "refused", original_max_position_embeddings=ABSENT),
     *_rows(
         "phi3_long",
+        "as without",
+        (
+            "LongRoPE by the older name su",
+            {
+                "rope_parameters": ABSENT,
+                "rope_scaling": {name: _LONGROPE[name] for name in _FACTORS} | {"type": "su"},
+                "partial_rotary_factor": 0.75,
+            },
+        ),
+        (
+            "`auto_map` to another's tokenizer",
+            {"auto_map": {"AutoTokenizer": "Xenova/gpt-4o"}},
+        ),
+    ),
+    *_rows(
+        "phi3_long",
         "its own",
         (
             f"longer than `{_ORIGINAL}`: 16",
@@ -269,6 +304,10 @@ QUIRKS = [
         "glm4",
         "as without",
         ("`partial_rotary_factor`: left out", {"rope_parameters": _DEFAULT}),
+        (
+            "`partial_rotary_factor` and `rope_theta` above",
+            {"rope_parameters": ABSENT, "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+        ),
     ),
     *_rows(
         "glm4",

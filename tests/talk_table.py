@@ -18,8 +18,8 @@ from tests.scripts.running import run_many
 
 RESULTS = ROOT / "profiles/results/smollm2-135m-cpu"
 PART = Part("profiles/expected/README.md", "talk", "tests.talk_table")
-LLAMA = "--topology=v5e:4x4 --weight_dtype=int8 --kv_dtype=int8"
-H100 = "--topology=h100:8 --weight_dtype=int8 --kv_dtype=int8"
+LLAMA = "--model=llama3-70b --topology=v5e:4x4 --weight_dtype=int8 --kv_dtype=int8"
+H100 = "--model=llama3-70b --topology=h100:8 --weight_dtype=int8 --kv_dtype=int8"
 DEEPSEEK = "--model=deepseek-v3-even --topology=gb200:72 --weight_dtype=fp8"
 SMALL = "--model=llama3-8b --topology=h100:1"
 ROWS = r"^context|^ +[\d,]+ "

@@ -6,22 +6,19 @@ Sources: the tensor names of the GGUF specification
 and adds to Gemma's norms the 1 that their files leave out.
 """
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from model.config import ModelConfig
 from model.weights import WeightsError
-from model.weights.gguf_config import ARCHITECTURES, read_keys
+from model.weights.gguf_architectures import ARCHITECTURES
+from model.weights.gguf_config import read_keys
 from model.weights.gguf_file import DAMAGED, GGUFFile, short
-from sharding.quantization import Quantization, QuantizedArray
+from model.weights.gguf_layers import KeyPath, Layer, Parameter
+from model.weights.gguf_rotary import rotary_shapes, with_rotary
+from sharding.quantization import QUANTIZATIONS, Quantization, QuantizedArray
 
-KeyPath = tuple[str | int, ...]
-_Build = Callable[..., np.ndarray]
-
-_ROTARY = "rope_freqs.weight"
 _UNEMBEDDING = ("unembedding", "weight")
 
 
@@ -29,17 +26,17 @@ def read_config(file: GGUFFile) -> ModelConfig:
     """The model's configuration, checked against the tensors of the file.
 
     Args:
-      file: a GGUF file of one of `model.weights.gguf_config.ARCHITECTURES`.
+      file: a GGUF file of one of `model.weights.gguf_architectures.ARCHITECTURES`.
 
     Raises:
       WeightsError: another architecture, metadata that is missing, unknown or asks for something
         not supported, or tensors other than the configuration needs.
       ConfigError: sizes that contradict each other.
     """
-    config, linear = read_keys(file)
+    config, rotary = read_keys(file)
     # Rotary factors come last: their number is the head size, which the tensors must confirm first.
     _checked_parameters(file, config)
-    return dataclasses.replace(config, rotary_factors=_rotary_factors(file, config, linear))
+    return with_rotary(file, config, rotary)
 
 
 def read_parameters(
@@ -64,8 +61,15 @@ def read_parameters(
     return ((p.path, _read(file, p, (keep or {}).get(p.path))) for p in parameters)
 
 
+def stored_quantization(file: GGUFFile) -> Quantization | None:
+    """MXFP4, if matrices are in it, as experts' are; others become whatever type is wanted."""
+    name = "mxfp4"
+    found = any(file.quantization(tensor) == name for tensor in file.tensors)
+    return QUANTIZATIONS[name] if found else None
+
+
 def _read(
-    file: GGUFFile, parameter: "_Parameter", quantization: Quantization | None
+    file: GGUFFile, parameter: Parameter, quantization: Quantization | None
 ) -> np.ndarray | QuantizedArray:
     sources = list(parameter.sources)
     if quantization is None or {file.quantization(name) for name in sources} != {quantization.name}:
@@ -75,132 +79,20 @@ def _read(
     return QuantizedArray(values.astype(quantization.dtype), *numbers, group=quantization.group)
 
 
-def _as_stored(stored: np.ndarray) -> np.ndarray:
-    return stored
-
-
-@dataclasses.dataclass(frozen=True)
-class _Parameter:
-    """One parameter: its path, the stored tensors by name and shape, and the function of them."""
-
-    path: KeyPath
-    sources: dict[str, tuple[int, ...]]
-    build: _Build = _as_stored
-
-
-def _parameters(c: ModelConfig, paired: bool) -> list[_Parameter]:
+def _parameters(file: GGUFFile, c: ModelConfig) -> list[Parameter]:
+    architecture = ARCHITECTURES[file.metadata["general.architecture"]]
     matrix, vector = (c.vocabulary, c.d_model), (c.d_model,)
+    whole = "blk.0.attn_kv_b.weight" in file.tensors
+    layers = (Layer(c, number, architecture, whole) for number in range(c.layers))
     return [
-        _Parameter(("embedding", "weight"), {"token_embd.weight": matrix}),
-        *(p for layer in range(c.layers) for p in _Layer(c, layer, paired).parameters()),
-        _Parameter(("final_norm", "scale"), {"output_norm.weight": vector}),
-        *([] if c.tied_embedding else [_Parameter(_UNEMBEDDING, {"output.weight": matrix})]),
+        Parameter(("embedding", "weight"), {"token_embd.weight": matrix}),
+        *(parameter for layer in layers for parameter in layer.parameters()),
+        Parameter(("final_norm", "scale"), {"output_norm.weight": vector}),
+        *([] if c.tied_embedding else [Parameter(_UNEMBEDDING, {"output.weight": matrix})]),
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    """The parameters of one layer.
-
-    Attributes:
-      config: the model.
-      number: index of the layer.
-      paired: the two rows of a rotary pair are adjacent in query and key matrices.
-    """
-
-    config: ModelConfig
-    number: int
-    paired: bool
-
-    def parameters(self) -> list[_Parameter]:
-        c = self.config
-        D, h = c.d_model, c.head_size
-        scales: dict[str, tuple[str, *tuple[int, ...]]] = {}
-        if c.norm_before:
-            scales |= {"attention_norm": ("attn_norm", D), "mlp_norm": ("ffn_norm", D)}
-        if c.norm_after:
-            scales["attention_norm_after"] = "post_attention_norm", D
-            scales["mlp_norm_after"] = "post_ffw_norm", D
-        if c.query_key_norm:
-            heads = ((c.kv_heads, c.group), (c.kv_heads,)) if c.norm_over_heads else ((), ())
-            scales["attention.query_norm"] = "attn_q_norm", *heads[0], h
-            scales["attention.key_norm"] = "attn_k_norm", *heads[1], h
-        norms = [self.norm(f"{path}.scale", *scale) for path, scale in scales.items()]
-        return [*norms, *self.attention(), *(self.experts() if c.experts else self.mlp())]
-
-    def one(
-        self,
-        path: str,
-        stored: dict[str, tuple[int, ...]],
-        build: _Build = _as_stored,
-        kind: str = "weight",
-    ) -> _Parameter:
-        names = {f"blk.{self.number}.{name}.{kind}": shape for name, shape in stored.items()}
-        return _Parameter(("layers", self.number, *path.split(".")), names, build)
-
-    def norm(self, path: str, name: str, *shape: int) -> _Parameter:
-        """A norm's scale, stored as one row."""
-        return self.one(path, {name: (math.prod(shape),)}, lambda row: row.reshape(shape))
-
-    def attention(self) -> list[_Parameter]:
-        c = self.config
-        D, K, G, h = c.d_model, c.kv_heads, c.group, c.head_size
-        kinds = {"weight": ("", (D,)), **({"bias": ("_bias", ())} if c.attention_bias else {})}
-        parameters = [
-            self.one(
-                "attention.output",
-                {"attn_output": (D, K * G * h)},
-                lambda stored: stored.reshape(D, K, G, -1),
-            )
-        ]
-        for kind, (suffix, last) in kinds.items():
-            query, others = {"attn_q": (K * G * h, *last)}, (K * h, *last)
-            both = {"attn_k": others, "attn_v": others}
-            parameters.append(self.one("attention.query" + suffix, query, self.queries, kind))
-            parameters.append(self.one("attention.key_value" + suffix, both, self.join, kind))
-        return parameters
-
-    def queries(self, q: np.ndarray) -> np.ndarray:
-        """[K * G * h, ...] as [K, G, h, ...]."""
-        c = self.config
-        q = _rotate_half(q, c.query_heads) if self.paired else q
-        return q.reshape(c.kv_heads, c.group, c.head_size, *q.shape[2 if self.paired else 1 :])
-
-    def join(self, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Keys and values, [K * h, ...] each, as one [K, 2, h, ...]."""
-        c = self.config
-        rest = v.shape[1:]
-        k = _rotate_half(k, c.kv_heads) if self.paired else k
-        parts = [part.reshape(c.kv_heads, 1, c.head_size, *rest) for part in (k, v)]
-        return np.concatenate(parts, axis=1)
-
-    def mlp(self) -> list[_Parameter]:
-        D, F = self.config.d_model, self.config.d_ff
-        into = {"ffn_gate": (F, D), "ffn_up": (F, D)}
-        return [
-            self.one("mlp.gate_up", into, lambda gate, up: np.stack([gate, up])),
-            self.one("mlp.down", {"ffn_down": (D, F)}),
-        ]
-
-    def experts(self) -> list[_Parameter]:
-        D, F, E = self.config.d_model, self.config.d_ff, self.config.experts
-        into = {"ffn_gate_exps": (E, F, D), "ffn_up_exps": (E, F, D)}
-        return [
-            self.one("mlp.router", {"ffn_gate_inp": (E, D)}),
-            self.one("mlp.gate_up", into, lambda gate, up: np.stack([gate, up], axis=1)),
-            self.one("mlp.down", {"ffn_down_exps": (E, D, F)}),
-        ]
-
-
-def _rotate_half(stored: np.ndarray, heads: int) -> np.ndarray:
-    """[heads * h, D] with the two rows of a rotary pair adjacent, to [heads, h, D] with the first
-    rows of all pairs before the second ones, as Hugging Face has them.
-    """
-    pairs = stored.reshape(heads, -1, 2, stored.shape[-1])
-    return pairs.swapaxes(1, 2).reshape(heads, -1, stored.shape[-1])
-
-
-def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[_Parameter]:
+def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[Parameter]:
     """The model's parameters, after a check that the file holds exactly their tensors."""
     architecture = file.metadata["general.architecture"]
     if config.layers > len(file.tensors):
@@ -208,10 +100,9 @@ def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[_Parameter]
             f"metadata '{architecture}.block_count' of {file.path.name} is {config.layers}, with "
             f"only {len(file.tensors)} tensors; {DAMAGED}"
         )
-    parameters = _parameters(config, ARCHITECTURES[architecture].paired)
+    parameters = _parameters(file, config)
     needed = {name: shape for p in parameters for name, shape in p.sources.items()}
-    if _ROTARY in file.tensors:
-        needed[_ROTARY] = (config.head_size // 2,)
+    needed |= rotary_shapes(file, config)
     stored = {name: info.shape for name, info in file.tensors.items()}
     misshapen = [
         f"{name} {list(stored[name])} for {list(shape)}"
@@ -234,9 +125,3 @@ def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[_Parameter]
             "give a model that is complete in one file"
         )
     return parameters
-
-
-def _rotary_factors(file: GGUFFile, config: ModelConfig, linear: float) -> tuple[float, ...] | None:
-    if _ROTARY in file.tensors:
-        return tuple(linear * factor for factor in file.read(_ROTARY).tolist())
-    return None if linear == 1 else (float(linear),) * (config.head_size // 2)

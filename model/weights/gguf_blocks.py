@@ -1,7 +1,7 @@
 """GGUF's 4- and 8-bit tensors without dequantization, for types that this project stores alike.
 
 Source: the block structures of llama.cpp's `ggml-common.h`. All have a scale for each 32 inputs;
-Q4_1 and Q4_K also have a minimum.
+Q4_1 and Q4_K also have a minimum. MXFP4's values and scales are the codes of `sharding.float4`.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,8 @@ def read_blocks(rows: np.ndarray, kind: GGMLQuantizationType) -> Blocks:
       kind: a key of `KEPT`.
 
     Returns:
-      Arrays that give each value as ``code * scale (+ offset)``, exact in float32.
+      Arrays that give each value as ``code * scale (+ offset)``, exact in float32; of MXFP4, what
+      the codes stand for.
     """
     _, size, read = KEPT[kind]
     blocks = rows.reshape(-1, size)
@@ -59,10 +60,15 @@ def _half(blocks: np.ndarray, start: int) -> np.ndarray:
     return np.ascontiguousarray(blocks[:, start : start + 2]).view("<f2").astype(np.float32)
 
 
+def _mxfp4(blocks: np.ndarray) -> Blocks:
+    return _nibbles(blocks[:, 1:]), np.ascontiguousarray(blocks[:, :1])
+
+
 KEPT: dict[GGMLQuantizationType, tuple[str, int, Callable[[np.ndarray], Blocks]]] = {
     GGMLQuantizationType.Q4_0: ("int4_symmetric", 18, _q4_0),
     GGMLQuantizationType.Q4_1: ("int4", 20, _q4_1),
     GGMLQuantizationType.Q4_K: ("int4", 144, _q4_k),
     GGMLQuantizationType.Q8_0: ("int8_grouped", 34, _q8_0),
+    GGMLQuantizationType.MXFP4: ("mxfp4", 17, _mxfp4),
 }
 """By type: name of the same quantization here, bytes of a block, and the function that reads it."""

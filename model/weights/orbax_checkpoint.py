@@ -74,7 +74,7 @@ def save(
       folder: the folder, created if absent.
       config: the model's configuration.
       parameters: as an engine holds them, on any mesh.
-      tokenizer: content of the files that `Tokenizer.from_folder` reads, by name.
+      tokenizer: content of the files that `Tokenizer.from_folder` reads, by their path.
       quantization: how matrices are quantized; None for plain ones.
 
     Raises:
@@ -140,6 +140,7 @@ def _finish(
     """Writes everything but the arrays; returns the path of the manifest, yet to be renamed."""
     (data / TOKENIZER).mkdir()
     for file, content in tokenizer.items():
+        (data / TOKENIZER / file).parent.mkdir(exist_ok=True)
         (data / TOKENIZER / file).write_bytes(content)
     files = sorted(path for path in data.rglob("*") if path.is_file())
     content = {

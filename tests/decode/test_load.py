@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from decode.load import ModelSource, find_source
+from decode.tokenizer_files import read_files
 from model.catalog import find_model
 from model.dtypes import BFLOAT16, FLOAT32, Dtypes
 from model.parameters import Parameters
@@ -26,6 +27,7 @@ from sharding.quantization import QUANTIZATIONS
 from tests.family_cases import CASES, FOLDER, SLOW_CASES
 from tests.gguf_samples import write_tiny_gguf
 from tests.processes import run_processes
+from tests.tokenizers import byte_level
 
 INT8 = QUANTIZATIONS["int8"]
 LAYOUT, TWO_D = LAYOUTS["weight_stationary_1d"], LAYOUTS["weight_stationary_2d"]
@@ -123,6 +125,20 @@ def test_a_gguf_tokenizer_goes_with_the_converted_weights(smollm2, tiny_engine, 
         theirs.chat(messages), special=True
     )
     assert ours.stop_ids == theirs.stop_ids
+
+
+def test_further_chat_templates_go_with_the_converted_weights(tiny_engine, tmp_path):
+    folder, engine = tmp_path / "folder", tiny_engine()
+    (folder / "additional_chat_templates").mkdir(parents=True)
+    (folder / "additional_chat_templates/rag.jinja").write_text("{{ messages[0].content }}")
+    (folder / "chat_template.jinja").write_text("default")
+    (folder / "tokenizer.json").write_text(byte_level().to_str())
+    save(tmp_path / "m", engine.config, engine.parameters, read_files(folder))
+    converted = find_source(str(tmp_path / "m"))
+    hello = [{"role": "user", "content": "hello"}]
+    assert converted.tokenizer.chat(hello) == "default"
+    assert converted.tokenizer.with_template("rag").chat(hello) == "hello"
+    assert converted.tokenizer_files() == read_files(folder)  # to be converted once more
 
 
 def test_progress_tells_of_every_byte(tmp_path):

@@ -173,8 +173,19 @@ def test_a_template_without_the_name_of_the_default_is_taken_by_its_own(load):
     with pytest.raises(TokenizerError, match=r"is one of rag, tools, none .*--chat_template=NAME"):
         tokenizer.chat(HELLO)
     assert tokenizer.with_template("rag").chat(HELLO) == "<s>"
-    with pytest.raises(TokenizerError, match="is 'default', which is unknown; use one of rag, to"):
+    with pytest.raises(TokenizerError, match="is 'default', which is unknown; use rag, tools"):
         tokenizer.with_template("default")
+
+
+def test_a_template_may_be_a_file_of_any_name(load, tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("{{ messages[0].role }}{{ eos_token }}")
+    assert load().with_template(str(path)).chat(HELLO) == "user<|im_end|>"
+    without = load(config={"chat_template": None})
+    assert without.with_template(str(path)).chat(HELLO) == "user<|im_end|>"
+    path.write_bytes(b"\xff")
+    with pytest.raises(TokenizerError, match=r"mine\.txt is not UTF-8"):
+        load().with_template(str(path))
 
 
 @pytest.mark.parametrize(

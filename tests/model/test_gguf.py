@@ -168,8 +168,7 @@ def test_sizes_listed_per_layer_are_taken_when_all_alike(path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("rope.scaling.type", "yarn"),
-        ("rope.dimension_count", 8),
+        ("rope.scaling.type", "su"),
         ("attention.value_length", 8),
         ("attention.sliding_window_pattern", 3),
         ("attention.causal", False),
@@ -211,7 +210,8 @@ def test_sizes_that_contradict_each_other_are_refused(path):
     ("tensors", "message"),
     [
         ({"blk.1.ffn_up.weight": None}, r"1 missing \(blk.1.ffn_up.weight\)"),
-        ({"blk.0.attn_q.bias": np.zeros(64, np.float32)}, r"1 left over \('blk.0.attn_q.bias'\)"),
+        ({"blk.0.attn_sinks.weight": np.zeros(4, np.float32)}, r"1 left over \('blk.0.attn_sinks"),
+        ({"blk.0.attn_q.bias": np.zeros(64, np.float32)}, r"5 missing \(blk.0.attn_k.bias, blk.0"),
         (
             {"blk.0.ffn_down.weight": np.zeros((64, 32), np.float32)},
             r"1 misshapen \(blk.0.ffn_down.weight \[64, 32\] for \[32, 64\]\)",

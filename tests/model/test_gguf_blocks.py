@@ -14,6 +14,7 @@ from model.weights.gguf import read_config, read_parameters
 from model.weights.gguf_blocks import KEPT, read_blocks
 from model.weights.gguf_file import GGUFFile
 from sharding.catalog import LAYOUTS
+from sharding.float4 import NUMBERS
 from sharding.mesh import parse_mesh
 from sharding.quantization import QUANTIZATIONS, QuantizedArray
 from tests.gguf_samples import write_tiny_gguf
@@ -23,6 +24,8 @@ MATRICES = ["query", "key_value", "output", "gate_up", "down"]
 
 def meant(values, scales, offsets=None) -> np.ndarray:
     """What codes and numbers stand for, in float32 as GGUF computes it."""
+    if scales.dtype == np.uint8:
+        values, scales = NUMBERS[values], np.exp2(scales.astype(np.float32) - 127)
     groups = np.asarray(values).astype(np.float32).reshape(*scales.shape, -1)
     found = groups * np.asarray(scales)[..., None]
     if offsets is not None:
@@ -39,6 +42,8 @@ def test_blocks_mean_what_the_gguf_package_makes_of_them(kind):
     for start in range(0, 4 if kind in (Kind.Q4_1, Kind.Q4_K) else 2, 2):  # finite floats
         halves = rng.normal(size=(7, count, 1)).astype("<f2")
         blocks[..., start : start + 2] = halves.view(np.uint8)
+    if kind is Kind.MXFP4:
+        blocks[..., 0] = rng.integers(100, 150, (7, count))  # an exponent, of no infinite number
     rows = blocks.reshape(7, -1)
     parts = read_blocks(rows, kind)
     np.testing.assert_array_equal(meant(*parts), gguf.dequantize(rows, kind))

@@ -19,7 +19,12 @@ REFUSED = {
     "a folder": (["--model=./", *TEXT], 1, "neither config.json nor floorline.json; give"),
     "architecture": (["--model=architecture.gguf", *TEXT], 1, "'gptneox'; supported are llama"),
     "lacking": (["--model=lacking.gguf", *TEXT], 1, "1 missing (blk.1.ffn_up.weight)", "; give"),
-    "left over": (["--model=crowded.gguf", *TEXT], 1, "1 left over ('blk.0.attn_q.bias')", "; "),
+    "left over": (
+        ["--model=crowded.gguf", *TEXT],
+        1,
+        "1 left over ('blk.0.attn_q_norm.weight')",
+        "; ",
+    ),
     "misshapen": (
         ["--model=misshapen.gguf", *TEXT],
         1,
@@ -107,7 +112,7 @@ REFUSED = {
     "unknown template": (
         ["--model=tiny.gguf", *TEXT, "--chat", "--chat_template=rag"],
         2,
-        "chat template is 'rag', which is unknown; use one of default",
+        "chat template is 'rag', which is unknown; use default, or the path of a file",
     ),
     "chunk of no tiles": ([*TOKENS, "--chunk=40"], 2, "chunk is 40 tokens", "of 16; use 32 or 48"),
     "draft of another vocabulary": (

@@ -87,6 +87,17 @@ def run(
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+def named(cases: dict[str, list[str]], model: str) -> dict[str, list[str]]:
+    """The cases, those that name no model with this one."""
+    flag = f"--model={model}"
+    return {
+        name: arguments
+        if any(each.startswith("--model=") for each in arguments)
+        else [flag, *arguments]
+        for name, arguments in cases.items()
+    }
+
+
 def run_many(
     script: str,
     cases: dict[str, list[str]],

@@ -9,20 +9,19 @@ import pytest
 
 from tests.scripts.running import SCRIPTS, environment, run
 
+WEIGHTS = {"random_weights", "accept_terms"}
+PROCESSES = {"coordinator", "num_processes", "process_id", "peer_timeout"}
+MODEL = {"model", "max_context"}
 COMMON = {
-    "model",
-    "random_weights",
-    "accept_terms",
+    *WEIGHTS,
+    *PROCESSES,
+    *MODEL,
     "layout",
     "prefill_layout",
     "attention",
     "expert_parallel",
     "collectives",
     "dtype",
-    "coordinator",
-    "num_processes",
-    "process_id",
-    "peer_timeout",
     "json",
     "verbose",
 }
@@ -40,17 +39,25 @@ OWN = {
     "serve.py": {
         "devices", "mesh", "batch", "context", "chunk", "seed", "host", "port", "api_key",
         "max_waiting", "max_body_bytes", "max_connections", "stall_seconds", "drain_seconds",
-        "token_budget", "top_logprobs", "share_prefixes",
+        "token_budget", "top_logprobs", "share_prefixes", "chat_template",
     },
     "convert_checkpoint.py": {"devices", "mesh", "output_dir"},
-    "inspect_layout.py": {"mesh", "batch", "context", "phase", "compile", "output_dir"},
 }  # fmt: skip
 
-WITHOUT_DEVICES = {
-    "estimate.py", "plan.py", "figures.py", "reproduce_published.py", "compile_step.py",
-    "compile_matrix.py", "search_options.py",
+HIDDEN = {
+    **dict.fromkeys(
+        ("estimate.py", "plan.py", "figures.py", "compile_step.py", "compile_matrix.py",
+         "search_options.py"),
+        WEIGHTS | PROCESSES,
+    ),
+    "reproduce_published.py": WEIGHTS | PROCESSES | MODEL,
+    "inspect_layout.py": WEIGHTS,
+    "microbenchmark.py": WEIGHTS | MODEL,
+    "compare_engines.py": PROCESSES,
+    "check_kernels.py": WEIGHTS | PROCESSES | {"max_context"},
+    "gpu_report.py": WEIGHTS | PROCESSES | {"max_context"},
 }  # fmt: skip
-"""Scripts that neither run on devices nor read weights."""
+"""Flags of weights, processes and models that a script has no use for, if there are any."""
 USERS = [path.name for path in sorted(SCRIPTS.glob("[a-z]*.py")) if not path.match("make_*")]
 """Scripts that a user runs; those that make references for tests have flags of their own."""
 
@@ -65,7 +72,7 @@ def test_help_shows_examples_and_every_flag(script, tmp_path):
     assert set(re.findall(r" --(\w+)", examples)) <= COMMON | OWN[script]
     assert set(re.findall(r"^  --(?:\[no\])?(\w+): ", listed, re.MULTILINE)) >= COMMON | OWN[script]
     text = " ".join(listed.split())
-    assert "Fetched once: smollm2-135m (93 MB)" in text
+    assert "fetch those of smollm2-135m (93 MB)" in text
     assert "says why. weight_stationary_1d" in text
     assert "within so many seconds, and up to ten more" in text
 
@@ -92,9 +99,29 @@ def test_no_help_and_no_wrong_flag_waits_for_jax(script, flag, code):
     assert (ended.returncode, len(said)) == (code, code // 2)
     assert {"absl", "sharding"} <= {*imported.split()}
     assert not HEAVY & {*imported.split()}
-    for name in ("coordinator", "peer_timeout", "random_weights", "accept_terms") * (not code):
-        shown = re.search(rf"^  --(\[no\])?{name}: ", ended.stdout, re.MULTILINE)
-        assert bool(shown) is (script not in WITHOUT_DEVICES)
+    if code:
+        return
+    shown = set(re.findall(r"^  --(?:\[no\])?(\w+): ", ended.stdout, re.MULTILINE))
+    assert (WEIGHTS | PROCESSES | MODEL) - shown == HIDDEN.get(script, set())
+    assert {"json", "verbose"} <= shown
+    assert "model" not in shown or "(default: 'smollm2-135m')" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "why"),
+    [
+        ("estimate.py", "--accept_terms", "no weights are read"),
+        pytest.param("inspect_layout.py", "--random_weights", "no weights", marks=pytest.mark.slow),
+        pytest.param("microbenchmark.py", "--model=tiny", "no model is", marks=pytest.mark.slow),
+        pytest.param("gpu_report.py", "--max_context=9", "no model's", marks=pytest.mark.slow),
+        pytest.param("compare_engines.py", "--process_id=0", "no other", marks=pytest.mark.slow),
+        pytest.param("reproduce_published.py", "--model=tiny", "no", marks=pytest.mark.slow),
+    ],
+)
+def test_a_flag_that_a_script_does_not_show_is_refused(script, flag, why, tmp_path):
+    ended = run(script, flag, folder=tmp_path)
+    assert ended.code == 2
+    assert ended.error.startswith(f"{flag.partition('=')[0]} is given, but {why}")
 
 
 @pytest.mark.parametrize("script", ["plan.py", "estimate.py"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.scripts.running import run_many
+from tests.scripts.running import named, run_many
 
 CASES = {
     "too_large": ["--model=llama3-70b", "--topology=v5e:2x2", "--json=-"],
@@ -40,7 +40,7 @@ NO_COMPILER = {
 def ended(tmp_path_factory):
     return run_many(
         "compile_step.py",
-        CASES,
+        named(CASES, "llama3-8b"),
         folder=tmp_path_factory.mktemp("compile"),
         patches=NO_COMPILER,
     )
@@ -119,11 +119,11 @@ def test_a_grid_hears_the_flags_that_one_step_hears(tmp_path):
     """compile_matrix.py refuses what it cannot compile, and is then stopped by the compiler."""
     cases = {name: arguments for name, (arguments, _) in GRIDS.items()}
     lists = ["--attention=heads,batch", "--layout=auto,weight_stationary_2d"]
+    cases["lists"] = [*lists, "--prefill_layout=auto", "--max_context=9000"]
+    cases["gpus"] = ["--topology=h100:8"]
     ended = run_many(
         "compile_matrix.py",
-        cases
-        | {"lists": [*lists, "--prefill_layout=auto", "--max_context=9000"]}
-        | {"gpus": ["--topology=h100:8"]},
+        named(cases, "llama3-8b"),
         folder=tmp_path,
         patches=NO_COMPILER,
     )

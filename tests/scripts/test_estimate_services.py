@@ -5,7 +5,7 @@ import re
 import pytest
 
 from model.catalog import find_model
-from tests.scripts.running import run_many
+from tests.scripts.running import named, run_many
 
 CASES = {
     "service": ["--model=llama3.1-8b", "--topology=h100:1,v5e:2x4", "--weight_dtype=int8",
@@ -41,7 +41,8 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    return run_many("estimate.py", CASES, folder=tmp_path_factory.mktemp("services"))
+    cases = named(CASES, "llama3-70b")
+    return run_many("estimate.py", cases, folder=tmp_path_factory.mktemp("services"))
 
 
 def test_a_service_has_both_expected_forms_and_the_concurrency_that_was_used(ended):

@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
         "architecture": {"metadata": {"general.architecture": "gptneox"}},
         "untemplated": {"metadata": {"tokenizer.chat_template": None}},
         "lacking": {"tensors": {"blk.1.ffn_up.weight": None}},
-        "crowded": {"tensors": {"blk.0.attn_q.bias": np.zeros(64, np.float32)}},
+        "crowded": {"tensors": {"blk.0.attn_q_norm.weight": np.zeros(16, np.float32)}},
         "misshapen": {"tensors": {"blk.0.ffn_down.weight": np.zeros((32, 65), np.float32)}},
         "infinite": {"tensors": {"output_norm.weight": np.full(32, np.inf, np.float32)}},
     }

@@ -75,7 +75,7 @@ def test_the_same_command_goes_on_with_what_is_not_finished(ended, folder):
 def test_parts_are_the_commands_of_the_shapes_that_are_asked_for(ended, folder):
     report = json.loads((folder / "out/report.json").read_text())
     commands = {part["name"]: part["command"][2:] for part in report["parts"]}
-    assert {"--model=llama3-8b", "--random_weights", "--devices=1", "--batch=1,8,64,256",
+    assert {"--model=smollm2-135m", "--random_weights", "--devices=1", "--batch=1,8,64,256",
             "--context=2048", "--weight_dtype=bfloat16,int8,int4"} < {
                 *commands["decode"]}  # fmt: skip
     assert commands["decode"][-1].startswith("--calibration=")
@@ -118,7 +118,7 @@ def test_a_report_of_a_tiny_model(tmp_path):
 
 
 def test_lengths_of_the_default_sweep_are_within_what_the_model_is_told_to_go_to(ended, folder):
-    """llama3-8b itself goes to 8,192 tokens, and is asked for 16,384 and a new one."""
+    """smollm2-135m itself goes to 8,192 tokens, and is asked for 16,384 and a new one."""
     state = json.loads((folder / "out/state.json").read_text())
     commands = [
         part["command"]

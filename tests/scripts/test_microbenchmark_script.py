@@ -19,7 +19,6 @@ SMALL = {
 CASES = {
     "eight": ["--mesh=2x1x4", "--seconds=0", "--dtype=float32", "--rows=2", "--output_dir=eight",
               "--json=eight.json"],
-    "model": ["--model=tiny"],
     "dtype": ["--dtype=float32,int3"],
     "seconds": ["--seconds=nan"],
     "rows": ["--rows=1,none"],
@@ -98,7 +97,6 @@ def test_a_plan_refuses_the_calibration_of_another_device_too(folder, estimates)
 @pytest.mark.parametrize(
     ("name", "code", "message"),
     [
-        ("model", 2, "--model is given, but products are of a model that this script chooses;"),
         ("dtype", 2, "--dtype is 'int3'; use one or several of float32"),
         ("seconds", 2, "--seconds is nan; use"),
         ("rows", 2, "--rows is 'none'; use one or several numbers of 1 to"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.scripts.running import Ended, run_many
+from tests.scripts.running import Ended, named, run_many
 
 _ON = ["--model=llama3-8b", "--topology=v5e:2x2,v5e:2x4"]
 CASES = {
@@ -51,7 +51,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory) -> dict[str, Ended]:
-    return run_many("plan.py", CASES, folder=tmp_path_factory.mktemp("plan"))
+    return run_many("plan.py", named(CASES, "llama3-70b"), folder=tmp_path_factory.mktemp("plan"))
 
 
 def test_a_plan_names_the_choice_with_its_floor_and_expected_time_and_why_others_lost(ended):

@@ -76,7 +76,6 @@ def ended(tmp_path_factory):
     cases["elsewhere"] = ["--cases=object.json", "--calibration=elsewhere.json"]
     cases["figure"] = ["--cases=object.json", "--hbm_bandwidth=1e12"]
     cases["experts"] = ["--cases=object.json", "--experts=all"]
-    cases["model"] = ["--cases=object.json", "--model=llama3-8b"]
     return run_many("reproduce_published.py", cases, folder=folder)
 
 
@@ -188,11 +187,6 @@ def test_expected_times_are_by_the_calibration_that_is_given(ended):
 def test_what_the_cases_say_is_refused_as_a_flag(ended, case, flag):
     assert ended[case].code == 2 and ended[case].stdout == ""
     assert f"--{flag} is given, but chips and experts are those of the cases" in ended[case].error
-
-
-def test_a_model_named_beside_those_of_the_cases_is_refused(ended):
-    assert ended["model"].code == 2
-    assert "--model is given, but models are those of the cases" in ended["model"].error
 
 
 def test_a_calibration_that_was_measured_on_no_chip_of_the_cases_is_refused_by_name(ended):

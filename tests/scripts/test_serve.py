@@ -60,6 +60,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(tmp_path):
             "a port that another has": ([f"--port={port}"], 1, f"address is 127.0.0.1:{port}"),
             "no host": (["--host=a.invalid"], 2, "host is 'a.invalid', which is no address"),
             "an empty key": (["--api_key="], 2, "--api_key is empty"),
+            "no template": (["--chat_template=rag"], 2, "--chat_template is 'rag', but "),
             "a document": (["--json=a"], 2, "a server writes no document"),
             "too long": (["--context=513"], 2, "--context is 513"),
             "a small budget": (["--token_budget=15", "--port=0"], 2, "token_budget is 15"),
