@@ -20,7 +20,7 @@ from model.linear import linear
 from model.mlp import GATES
 from model.routing import shares
 from sharding.collectives import reshard
-from sharding.dot import dot_of_one
+from sharding.dot import dot_of_groups, dot_of_one, has_groups
 from sharding.placement import Placement, entry, used_axes
 from sharding.platform_workarounds import by_platform
 from sharding.quantization import QuantizedArray, Weight, divide, specs_of
@@ -143,20 +143,23 @@ class Mixture(nnx.Module):
         def join(sums: jax.Array) -> jax.Array:  # {inputs unsummed}
             return jax.lax.psum(sums, axes.inputs) if axes.inputs else sums
 
-        def on_tpu(*arrays: jax.Array) -> jax.Array:
+        def in_groups(*arrays: jax.Array) -> jax.Array:
             return grouped(*arrays, self.chosen, self.activation, join)
 
-        def on_others(*arrays: jax.Array) -> jax.Array:
+        def one_by_one(*arrays: jax.Array) -> jax.Array:
             return touched_only(*arrays, self.activation, join)
 
         if self.biased and axes.hidden:  # a bias is added once to what these chips sum up
             bias = jnp.where(jax.lax.axis_index(axes.hidden) == 0, experts.down_bias, 0)
             experts = experts._replace(down_bias=bias)
         arrays = (x, share, experts)
-        # A grouped matmul takes plain arrays: quantized ones would be held dequantized.
-        if isinstance(experts.gate_up, QuantizedArray):
-            return on_others(*arrays)
-        return by_platform(*arrays, tpu=on_tpu, default=on_others)
+        # XLA's matmul of groups takes plain arrays: quantized ones would be held dequantized.
+        quantized = isinstance(experts.gate_up, QuantizedArray)
+        platforms = () if quantized else ("tpu",)
+        if quantized and has_groups(experts.gate_up) and has_groups(experts.down):
+            platforms = ("cuda",)
+        forms = dict.fromkeys(platforms, in_groups)
+        return by_platform(*arrays, default=one_by_one, **forms)
 
 
 def _biased(sums: jax.Array, bias: jax.Array | None) -> jax.Array:
@@ -173,14 +176,14 @@ def grouped(
 ) -> jax.Array:
     """The experts' weighted sum, tokens sorted by expert, each expert's in one matmul.
 
-    `jax.lax.ragged_dot_general` reads only experts that have tokens where the backend has a grouped
-    matmul, as TPU does; XLA:CPU falls back to a dense product with every expert. Rows of tokens
-    that chose fewer than k of these experts come last, in no group.
+    `sharding.dot.dot_of_groups` reads only experts that have tokens where the platform has a matmul
+    of groups; XLA:CPU falls back to a dense product with every expert. Rows of tokens that chose
+    fewer than k of these experts come last, in no group.
 
     Args:
       x: [N, D].
       share: [N, E] float32, 0 for experts not chosen; these experts may be some of all.
-      experts: their matrices, plain, and biases.
+      experts: their matrices, as that takes them, and biases.
       chosen: k, experts per token.
       activation: name of the gate's activation.
       join: completes gate and up.
@@ -194,20 +197,18 @@ def grouped(
     expert_ids = jnp.where(weight > 0, expert_ids, count)
     order = jnp.argsort(expert_ids, stable=True)
     sizes = jnp.bincount(expert_ids, length=count).astype(jnp.int32)
-    contract_last = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
 
-    def matmul(rows: jax.Array, weights: jax.Array) -> jax.Array:
-        weights = weights.astype(rows.dtype)
-        return jax.lax.ragged_dot_general(
-            rows, weights, sizes, contract_last, preferred_element_type=jnp.float32
-        )
+    def matmul(rows: jax.Array, stack: Weight) -> jax.Array:
+        return dot_of_groups(stack, rows, sizes, jnp.float32)
 
     def of_rows(bias: jax.Array | None) -> jax.Array | None:
         """The bias of each row's expert."""
         return None if bias is None else bias[jnp.minimum(expert_ids[order], count - 1)]
 
     gate_up_bias, down_bias = map(of_rows, (experts.gate_up_bias, experts.down_bias))
-    gate_up = join(matmul(x[order // chosen], experts.gate_up.reshape(count, 2 * width, d_model)))
+    # gate_up: [E, 2 F, D]
+    gate_up = jax.tree.map(lambda leaf: leaf.reshape(count, 2 * width, -1), experts.gate_up)
+    gate_up = join(matmul(x[order // chosen], gate_up))
     gate_up = _biased(gate_up.reshape(-1, 2, width), gate_up_bias)
     hidden = GATES[activation](gate_up[:, 0], gate_up[:, 1])  # [N * k, F]
     weight = weight[order, None]

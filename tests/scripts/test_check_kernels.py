@@ -8,6 +8,7 @@ import pytest
 from model.catalog import find_model
 from profiles.measured import kernel_checks
 from profiles.measured.kernel_checks import Check
+from sharding.stored_types import GPU_KERNELS
 from tests.scripts.running import run
 
 
@@ -19,7 +20,7 @@ def test_all_kernels_are_right_at_the_shapes_of_a_tiny_model(tmp_path):
     document = json.loads((tmp_path / "out/kernels.json").read_text())
     assert document["interpreted"] and all(each["right"] for each in document["checks"])
     names = {each["kernel"] for each in document["checks"]}
-    assert names == {"attention_step", "norm", "int8", "int8_grouped", "int4", "int4_symmetric"}
+    assert names == set(GPU_KERNELS)
 
 
 @pytest.mark.parametrize(("factor", "right"), [(1, True), (1.05, False)])
