@@ -196,25 +196,27 @@ def grouped(
     weight, expert_ids = (part.reshape(-1) for part in jax.lax.top_k(share, chosen))  # [N * k]
     expert_ids = jnp.where(weight > 0, expert_ids, count)
     order = jnp.argsort(expert_ids, stable=True)
-    sizes = jnp.bincount(expert_ids, length=count).astype(jnp.int32)
+    sizes = jnp.sum(share > 0, axis=0, dtype=jnp.int32)
 
     def matmul(rows: jax.Array, stack: Weight) -> jax.Array:
         return dot_of_groups(stack, rows, sizes, jnp.float32)
 
-    def of_rows(bias: jax.Array | None) -> jax.Array | None:
-        """The bias of each row's expert."""
-        return None if bias is None else bias[jnp.minimum(expert_ids[order], count - 1)]
+    def bias_of(bias: jax.Array | None, numbers: jax.Array) -> jax.Array | None:
+        return None if bias is None else bias[jnp.minimum(numbers, count - 1)]
 
-    gate_up_bias, down_bias = map(of_rows, (experts.gate_up_bias, experts.down_bias))
     # gate_up: [E, 2 F, D]
     gate_up = jax.tree.map(lambda leaf: leaf.reshape(count, 2 * width, -1), experts.gate_up)
     gate_up = join(matmul(x[order // chosen], gate_up))
-    gate_up = _biased(gate_up.reshape(-1, 2, width), gate_up_bias)
+    gate_up = gate_up.reshape(-1, 2, width)
+    gate_up = _biased(gate_up, bias_of(experts.gate_up_bias, expert_ids[order]))
     hidden = GATES[activation](gate_up[:, 0], gate_up[:, 1])  # [N * k, F]
-    weight = weight[order, None]
-    rows = _biased(matmul(hidden.astype(x.dtype), experts.down), down_bias)  # [N * k, D]
-    rows = jnp.where(weight > 0, rows * weight, 0)
-    return jnp.zeros((x.shape[0], d_model), jnp.float32).at[order // chosen].add(rows)
+    rows = matmul(hidden.astype(x.dtype), experts.down)  # [N * k, D]
+    # Brought back to their tokens, rows are added up in one order. Added to them from where they
+    # stand, they would be in any order on a GPU, and sums would differ from one run to another.
+    rows = rows[jnp.argsort(order)]
+    rows = _biased(rows, bias_of(experts.down_bias, expert_ids)) * weight[:, None]
+    rows = jnp.where(weight[:, None] > 0, rows, 0)
+    return jnp.sum(rows.reshape(-1, chosen, d_model), axis=1)
 
 
 def touched_only(

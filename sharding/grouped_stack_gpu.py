@@ -72,7 +72,6 @@ def multiply_sorted(
         grid=(count, pl.cdiv(rows, tiles.rows)),
         in_specs=[
             pl.BlockSpec((count,), lambda e, n: (0,)),
-            pl.BlockSpec((count,), lambda e, n: (0,)),
             pl.BlockSpec((_PER_WORD, tokens, width), lambda e, n: (0, 0, 0)),
             pl.BlockSpec((None, rows, width), of_matrix),
             pl.BlockSpec((None, rows, groups), of_matrix),
@@ -82,20 +81,23 @@ def multiply_sorted(
         compiler_params=plgpu.CompilerParams(num_warps=2, num_stages=tiles.stages),
         interpret=interpret,
         name="multiply_sorted",
-    )(sizes, jnp.cumsum(sizes), x, words, scales)
+    )(sizes, x, words, scales)
 
 
 def _kernel(
-    tiles: Tiles, interpret: bool, sizes_ref, ends_ref, x_ref, words_ref, scales_ref, out_ref
+    tiles: Tiles, interpret: bool, sizes_ref, x_ref, words_ref, scales_ref, out_ref
 ) -> None:
     """One program: its outputs of one matrix, for all rows of tokens that are the matrix's.
 
-    References are sizes and their running sums [E], tokens [per_word, M, words], words [N, words],
-    scales [N, groups]; then products [M, N].
+    References are sizes [E], tokens [per_word, M, words], words [N, words] and scales [N, groups];
+    then products [M, N].
     """
     (_, tokens, width), (rows, groups) = x_ref.shape, scales_ref.shape
-    matrix = pl.program_id(0)
-    count, end = plgpu.load(sizes_ref.at[matrix]), plgpu.load(ends_ref.at[matrix])
+    matrix, stack = pl.program_id(0), len(sizes_ref)
+    each = jnp.arange(pl.next_power_of_2(stack))
+    sizes = plgpu.load(sizes_ref.at[jnp.minimum(each, stack - 1)])
+    count = jnp.sum(jnp.where(each == matrix, sizes, 0))
+    end = jnp.sum(jnp.where(each <= matrix, sizes, 0))
     row = pl.program_id(1) * tiles.rows + jnp.arange(tiles.rows)
     out_row, row = row[:, None], jnp.minimum(row, rows - 1)
     convert = functools.partial(values_of, x_ref.dtype, interpret)
