@@ -195,8 +195,10 @@ def kernels(found: Sequence[Kernel], layers: int, floors: Mapping[str, BlockCoun
             + (f" ({more})" if (more := _beyond(read, least)) else ""),
             wrap(
                 "(bytes are those that a kernel's operands hold: of attention all slots of the "
-                "cache, of which its Pallas kernel reads the filled ones; a block that reads less "
-                "than the floor's has parts of its weights read in another's kernels, or divided)"
+                "cache, of which its Pallas kernel reads the filled ones, and of experts in MXFP4 "
+                "all of a chip, of which its kernel reads those that are chosen; a block that "
+                "reads less than the floor's has parts of its weights read in another's kernels, "
+                "or divided)"
             ),
             wrap(
                 "(no GPU was there to try kernels on: with one, autotuning chooses the blocks of "
