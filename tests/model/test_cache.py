@@ -172,7 +172,9 @@ def test_latent_attention_caches_a_latent_and_a_rotary_key_and_nothing_else(dtyp
     assert held == 2 * 3 * 16 * ((sizes.rank + sizes.rotary) * number + beside)
 
 
-@pytest.mark.parametrize(("dtype", "count"), [("float32", S), ("int8", 256)])
+@pytest.mark.parametrize(
+    ("dtype", "count"), [("float32", S), pytest.param("int8", 256, marks=pytest.mark.slow)]
+)
 def test_tokens_written_into_a_cache_by_its_slots_are_those_that_are_scattered(dtype, count):
     """As on TPUs where a head is no whole number of registers; some belong in no slot here."""
     random = np.random.default_rng(0)
