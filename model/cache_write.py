@@ -23,7 +23,7 @@ _NEW_AXES = {CACHE_AXES: "BTKh", SCALE_AXES: "BTK"}
 
 
 LANES = 128
-"""Numbers in a row of a TPU's registers."""
+"""Numbers in a row of a TPU's registers: heads of another size lie by their slots there."""
 FEW = 15
 """So many tokens of each sequence are scattered: a loop over sequences takes as many kernels on a
 GPU as there are."""
@@ -196,28 +196,21 @@ def _write_block(
 def _write_rows(axes: str, cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
     """Stores tokens of each sequence in slots [B, T]; those of slots elsewhere are dropped."""
     scatter = functools.partial(_scatter, axes)
-    width = cache.shape[-1]
-    if axes == CACHE_AXES and new.shape[1] == 1 and width > LANES and width % LANES:
-        return by_platform(cache, new, slots, tpu=_write_columns, default=scatter)
-    if new.shape[:3] != (1, 1, 1):
-        return scatter(cache, new, slots)
-    return scatter_row(scatter, cache, new, slots, past_last=cache.shape[2])
+
+    def by_rows(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+        if new.shape[:3] != (1, 1, 1):
+            return scatter(cache, new, slots)
+        return scatter_row(scatter, cache, new, slots, past_last=cache.shape[2])
+
+    if axes == CACHE_AXES and new.shape[1] == 1 and cache.shape[-1] % LANES:
+        return by_platform(cache, new, slots, tpu=_write_by_slots, default=by_rows)
+    return by_rows(cache, new, slots)
 
 
-def _write_columns(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-    """One token of each sequence, where numbers of a head are no whole registers.
+def _write_by_slots(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+    from model.cache_write_tpu import write_tokens  # imports Pallas, which takes a while
 
-    XLA:TPU keeps such a cache by its slots, and lays it out anew, there and back, for a scatter.
-    """
-    last = cache.shape[2]
-    new = new.swapaxes(1, 2)  # [B, K, 1, h]
-    for row in range(new.shape[0]):
-        slot = slots[row, 0]
-        at = (row, 0, jnp.clip(slot, 0, last - 1), 0)
-        old = jax.lax.dynamic_slice(cache, at, (1, *new.shape[1:]))
-        there = (slot >= 0) & (slot < last)
-        cache = jax.lax.dynamic_update_slice(cache, jnp.where(there, new[row : row + 1], old), at)
-    return cache
+    return write_tokens(cache, new, slots)
 
 
 def _scatter(axes: str, cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from model.linear import linear
 from model.mlp import GATES
 from model.routing import shares
 from sharding.collectives import reshard
-from sharding.dot import dot_of_one
+from sharding.dot import dot_of_groups, dot_of_one, has_groups
 from sharding.placement import Placement, entry, used_axes
 from sharding.platform_workarounds import by_platform
 from sharding.quantization import QuantizedArray, Weight, divide, specs_of
@@ -162,20 +162,23 @@ class Mixture(nnx.Module):
         def join(sums: jax.Array) -> jax.Array:  # {inputs unsummed}
             return jax.lax.psum(sums, axes.inputs) if axes.inputs else sums
 
-        def on_tpu(*arrays: jax.Array) -> jax.Array:
+        def in_groups(*arrays: jax.Array) -> jax.Array:
             return grouped(*arrays, self.chosen, self.activation, join, self.routing.of_inputs)
 
-        def on_others(*arrays: jax.Array) -> jax.Array:
+        def one_by_one(*arrays: jax.Array) -> jax.Array:
             return touched_only(*arrays, self.activation, join, self.routing.of_inputs)
 
         if self.biased and axes.hidden:  # a bias is added once to what these chips sum up
             bias = jnp.where(jax.lax.axis_index(axes.hidden) == 0, experts.down_bias, 0)
             experts = experts._replace(down_bias=bias)
         arrays = (x, share, experts)
-        # A grouped matmul takes plain arrays: quantized ones would be held dequantized.
-        if isinstance(experts.gate_up, QuantizedArray):
-            return on_others(*arrays)
-        return by_platform(*arrays, tpu=on_tpu, default=on_others)
+        # XLA's matmul of groups takes plain arrays: quantized ones would be held dequantized.
+        quantized = isinstance(experts.gate_up, QuantizedArray)
+        platforms = () if quantized else ("tpu",)
+        if quantized and has_groups(experts.gate_up) and has_groups(experts.down):
+            platforms = ("cuda",)
+        forms = dict.fromkeys(platforms, in_groups)
+        return by_platform(*arrays, default=one_by_one, **forms)
 
 
 def _biased(sums: jax.Array, bias: jax.Array | None, scale: jax.Array | None = None) -> jax.Array:
@@ -194,14 +197,14 @@ def grouped(
 ) -> jax.Array:
     """The experts' weighted sum, tokens sorted by expert, each expert's in one matmul.
 
-    `jax.lax.ragged_dot_general` reads only experts that have tokens where the backend has a grouped
-    matmul, as TPU does; XLA:CPU falls back to a dense product with every expert. Rows of tokens
-    that chose fewer than k of these experts come last, in no group.
+    `sharding.dot.dot_of_groups` reads only experts that have tokens where the platform has a matmul
+    of groups; XLA:CPU falls back to a dense product with every expert. Rows of tokens that chose
+    fewer than k of these experts come last, in no group.
 
     Args:
       x: [N, D].
       share: [N, E] float32, 0 for experts not chosen; these experts may be some of all.
-      experts: their matrices, plain, and biases.
+      experts: their matrices, as that takes them, and biases.
       chosen: k, experts per token.
       activation: name of the gate's activation.
       join: completes gate and up.
@@ -215,30 +218,30 @@ def grouped(
     weight, expert_ids = (part.reshape(-1) for part in jax.lax.top_k(share, chosen))  # [N * k]
     expert_ids = jnp.where(weight > 0, expert_ids, count)
     order = jnp.argsort(expert_ids, stable=True)
-    sizes = jnp.bincount(expert_ids, length=count).astype(jnp.int32)
-    contract_last = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
+    sizes = jnp.sum(share > 0, axis=0, dtype=jnp.int32)
 
-    def matmul(rows: jax.Array, weights: jax.Array) -> jax.Array:
-        weights = weights.astype(rows.dtype)
-        return jax.lax.ragged_dot_general(
-            rows, weights, sizes, contract_last, preferred_element_type=jnp.float32
-        )
+    def matmul(rows: jax.Array, stack: Weight) -> jax.Array:
+        return dot_of_groups(stack, rows, sizes, jnp.float32)
 
-    def of_rows(bias: jax.Array | None) -> jax.Array | None:
-        """The bias of each row's expert."""
-        return None if bias is None else bias[jnp.minimum(expert_ids[order], count - 1)]
+    def of_expert(array: jax.Array | None, numbers: jax.Array) -> jax.Array | None:
+        return None if array is None else array[jnp.minimum(numbers, count - 1)]
 
-    gate_up_bias, down_bias = map(of_rows, (experts.gate_up_bias, experts.down_bias))
-    weight, rows = weight[order, None], x[order // chosen]  # [N * k, 1] and [N * k, D]
-    rows = (rows * weight).astype(x.dtype) if of_inputs else rows
-    scale = None if experts.scale is None else of_rows(experts.scale)[:, None]
-    gate_up = join(matmul(rows, experts.gate_up.reshape(count, 2 * width, d_model)))
-    gate_up = _biased(gate_up.reshape(-1, 2, width), gate_up_bias)
+    # gate_up: [E, 2 F, D]
+    gate_up = jax.tree.map(lambda leaf: leaf.reshape(count, 2 * width, -1), experts.gate_up)
+    rows = x[order // chosen]  # [N * k, D]
+    rows = (rows * weight[order, None]).astype(x.dtype) if of_inputs else rows
+    gate_up = join(matmul(rows, gate_up)).reshape(-1, 2, width)
+    gate_up = _biased(gate_up, of_expert(experts.gate_up_bias, expert_ids[order]))
     hidden = GATES[activation](gate_up[:, 0], gate_up[:, 1])  # [N * k, F]
     rows = matmul(hidden.astype(x.dtype), experts.down)  # [N * k, D]
-    rows = _biased(rows, down_bias, scale)
+    # Brought back to their tokens, rows are added up in one order. Added to them from where they
+    # stand, they would be in any order on a GPU, and sums would differ from one run to another.
+    rows = rows[jnp.argsort(order)]
+    down_bias, scale = (of_expert(each, expert_ids) for each in (experts.down_bias, experts.scale))
+    rows = _biased(rows, down_bias, None if scale is None else scale[:, None])
+    weight = weight[:, None]
     rows = jnp.where(weight > 0, rows if of_inputs else rows * weight, 0)
-    return jnp.zeros((x.shape[0], d_model), jnp.float32).at[order // chosen].add(rows)
+    return jnp.sum(rows.reshape(-1, chosen, d_model), axis=1)
 
 
 def touched_only(

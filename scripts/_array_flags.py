@@ -94,10 +94,11 @@ def define_gpu_kernels() -> None:
         list(KERNELS_BY_DEFAULT),
         f"Kernels of this project that steps on NVIDIA GPUs have, of {', '.join(GPU_KERNELS)}: "
         "attention_step attends and writes the cache; norm adds and norms one token; a stored type "
-        "of weights multiplies few tokens with them. They are compiled and tested in interpret "
-        "mode, and have neither been timed nor run on a device. Without them steps have what ran "
-        "on an H200: attention behind a cache write, and XLA's own norms and matmuls, which write "
-        "out matrices that have scales of groups. Empty for none.",
+        "of weights multiplies few tokens with them, and mxfp4 experts with all of theirs. They "
+        "are compiled and tested in interpret mode, and have neither been timed nor run on a "
+        "device. Without them steps have what ran on an H200: attention behind a cache write, and "
+        "XLA's own norms and matmuls, which write out matrices that have scales of groups. Empty "
+        "for none.",
     )
     flags.register_validator(
         "gpu_kernels",

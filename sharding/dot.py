@@ -100,6 +100,37 @@ def dot_of_one(stack: Weight, number: jax.Array, x: jax.Array, dtype: jnp.dtype)
     return by_platform(stack, number, x, default=cut_out, **others)
 
 
+def has_groups(stack: QuantizedArray) -> bool:
+    """Whether a GPU multiplies such a stack by `dot_of_groups`."""
+    if not (stack.codes and stack.gpu_kernel):
+        return False
+    from sharding.grouped_stack_gpu import fits
+
+    return fits(stack.shape[-1])
+
+
+def dot_of_groups(stack: Weight, x: jax.Array, sizes: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Rows of tokens times the matrices of a stack that they are sorted by.
+
+    Args:
+      stack: [E, N, K], plain, or on a GPU quantized as `has_groups` says; all on one device.
+      x: [M, K], the first rows for the first matrix.
+      sizes: [E] int32, rows of each matrix; rows that are left over are of none.
+      dtype: type of the product.
+
+    Returns:
+      [M, N]; what is in rows of no matrix means nothing.
+    """
+    if isinstance(stack, QuantizedArray):
+        from sharding.grouped_stack_gpu import multiply_sorted
+
+        return multiply_sorted(stack.values, stack.scales, x, sizes, dtype)
+    contract_last = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
+    return jax.lax.ragged_dot_general(
+        x, stack.astype(x.dtype), sizes, contract_last, preferred_element_type=dtype
+    )
+
+
 def _one_by_kernel(
     stack: Weight, tokens: int, dtype: jnp.dtype
 ) -> dict[str, Callable[[QuantizedArray, jax.Array, jax.Array], jax.Array]]:
@@ -186,7 +217,7 @@ def _by_kernel(
         from sharding.grouped import kernel_for  # imports Pallas, which takes a while
 
         found["tpu"] = kernel_for(*shape, groups, tokens)
-    if weight.gpu_kernel:
+    if weight.gpu_kernel and not weight.codes:
         from sharding.grouped_gpu import kernel_for as gpu_kernel_for
 
         found["cuda"] = gpu_kernel_for(*shape, groups, tokens)

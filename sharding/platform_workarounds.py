@@ -46,6 +46,8 @@ XLA:TPU
   (`model.memory_order`).
 - It cuts the matrix of one expert in few bits out of a stack, and writes it: kernels that read one
   in groups where it lies (`sharding.grouped_stack`).
+- It keeps a cache whose heads fill no registers by its slots, and lays all of it out anew, there
+  and back, to scatter a token: a kernel (`model.cache_write_tpu`), not timed yet.
 - It brings a cache into another order to write several heads of a slot at once: a row for each head
   (`model.cache_write`), scales with KV heads first, and slots in whole tiles.
 - It takes the rows of a prompt one after another: a chunk is one block (`model.cache_write`).
@@ -65,6 +67,10 @@ XLA:GPU
 - It writes out a matrix in groups before a matmul: a kernel (`sharding.grouped_gpu`), not timed
   yet; without it a sum of products for one or two tokens (`sharding.dot`). 220 us, then 72, for the
   same.
+- It cuts one matrix after another out of a stack of experts in MXFP4, and writes it: a kernel for
+  tokens that are sorted by expert (`sharding.grouped_stack_gpu`), not timed yet.
+- It adds scattered rows up in the order in which they come: experts' answers are gathered, and
+  summed in one order (`model.mixture`).
 """
 
 import math

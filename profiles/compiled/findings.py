@@ -16,9 +16,10 @@ from profiles.compiled.substitutes import TPU_SUBSTITUTES, settle
 from profiles.compiled.toolchains import toolchain_of
 from profiles.expected.estimate import Estimator
 from profiles.expected.links import MeshEmbedding, embeddings, mesh_items
-from profiles.floor.arrays import placed_arrays
+from profiles.floor.arrays import PlacedArray, placed_arrays
 from profiles.floor.collective import ALONE, Collective, merge, without_places
 from profiles.floor.element_types import bits
+from profiles.floor.experts import expected_experts
 from profiles.hlo.moves import Move, grouped
 from profiles.report.numbers import byte_size, several
 from sharding.quantization import Quantization
@@ -69,7 +70,7 @@ def findings(
         *_alone(step, times),
         *_temporary(step, bandwidth, floor_s, estimator.chip.on_chip if platform == "gpu" else 0),
         *_replicated(step, program, bandwidth),
-        *_padding(step, bandwidth),
+        *_padding(step, program, bandwidth),
     ]
     return sorted(found, key=lambda each: -each.cost_s)
 
@@ -246,16 +247,7 @@ def _temporary(
 
 def _replicated(step: CompiledStep, program: PassProgram, bandwidth: float) -> Iterator[Finding]:
     """Arguments of which a device has more than the layout's shard."""
-    shards = {
-        array.name: array.bytes_per_chip
-        for array in placed_arrays(
-            program.config,
-            program.placement,
-            program.dtypes,
-            program.pass_.batch,
-            program.pass_.cache_slots,
-        )
-    }
+    shards = {array.name: array.bytes_per_chip for array in _arrays(program)}
     groups: dict[str, list[int]] = {}
     for name, array in step.arguments.items():
         size = math.ceil(array.elements * bits(array.element) / 8)
@@ -270,12 +262,15 @@ def _replicated(step: CompiledStep, program: PassProgram, bandwidth: float) -> I
         )
 
 
-def _padding(step: CompiledStep, bandwidth: float) -> Iterator[Finding]:
-    """Bytes that tiles add to arguments."""
+def _padding(step: CompiledStep, program: PassProgram, bandwidth: float) -> Iterator[Finding]:
+    """Bytes that tiles add to arguments; of experts those are read that tokens choose."""
     groups: dict[str, list[int]] = {}
+    stacks, touched = _experts(program)
+    read = 0.0
     for name, array in step.arguments.items():
-        size = math.ceil(array.elements * bits(array.element) / 8)
-        groups.setdefault(_starred(name), []).append(array.padded - size)
+        more = array.padded - math.ceil(array.elements * bits(array.element) / 8)
+        groups.setdefault(_starred(name), []).append(more)
+        read += more * (touched if name in stacks else 1)
     beyond = sum(map(sum, groups.values()))
     if beyond <= PADDED * step.argument_bytes:
         return
@@ -286,8 +281,23 @@ def _padding(step: CompiledStep, bandwidth: float) -> Iterator[Finding]:
         "padding",
         f"arguments take {byte_size(beyond)} more than their numbers: the TPU fills up tiles "
         f"({shown})",
-        beyond / bandwidth,
+        read / bandwidth,
     )
+
+
+def _arrays(program: PassProgram) -> list[PlacedArray]:
+    """Weights and cache as the layout places them."""
+    sizes = program.pass_.batch, program.pass_.cache_slots
+    return placed_arrays(program.config, program.placement, program.dtypes, *sizes)
+
+
+def _experts(program: PassProgram) -> tuple[set[str], float]:
+    """Names of arrays that have all experts of a layer, and the part of them that a step reads."""
+    if not program.config.experts:
+        return set(), 1.0
+    tokens = program.pass_.batch * program.pass_.tokens
+    touched = expected_experts(program.config, tokens) / program.config.experts
+    return {each.name for each in _arrays(program) if "E" in each.axes}, touched
 
 
 def _starred(name: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from model.catalog import CATALOG
 from model.config import ModelConfig
 from model.dtypes import Dtypes
 from profiles.chips.calibration import calibration_of
@@ -24,9 +25,10 @@ from profiles.compiled.toolchains import toolchain_of
 from profiles.expected.candidates import LayoutNames, candidates
 from profiles.expected.estimate import Estimator, best
 from profiles.floor.deployment import Deployment
+from profiles.floor.experts import expected_experts
 from profiles.floor.memory_needed import free_memory
 from profiles.floor.passes import Pass
-from profiles.hlo.kernels import LIBRARY
+from profiles.hlo.kernels import LIBRARY, PALLAS
 from profiles.report.files import to_json, write_atomically
 from profiles.report.record import Record
 from sharding.error_types import FloorlineError
@@ -255,7 +257,7 @@ def summary(record: Record) -> dict[str, object]:
         "costliest_finding": costliest["message"],
         "costliest_over_floor": costliest["cost_s"] / record.floor_s,
         "compile_s": compiled["compile_s"],
-        **_kernels(compiled, counted["weights_read"] + counted["kv_read"]),
+        **_kernels(record, counted["weights_read"] + counted["kv_read"]),
     }
 
 
@@ -264,13 +266,31 @@ def _beside_floor(copy: dict) -> int:
     return copy.get("beside_floor", copy["bytes"]) * copy["count"]
 
 
-def _kernels(compiled: dict, read: float) -> dict[str, float]:
+def _kernels(record: Record, read: float) -> dict[str, float]:
     """Of a step for GPUs its kernels, and the bytes that they read over the floor's."""
-    found = compiled.get("kernels")
+    found = record.compiled.get("kernels")
     if found is None:
         return {}
+    chosen = _chosen_experts(record)
     return {
         "kernels": sum(one["count"] for one in found),
         "library_calls": sum(one["count"] for one in found if one["sort"] == LIBRARY),
-        "read_over_floor": sum(one["resident_read"] for one in found) / read,
+        "read_over_floor": sum(
+            one["resident_read"] * (chosen if (one["sort"], one["where"]) == _EXPERTS else 1)
+            for one in found
+        )
+        / read,
     }
+
+
+_EXPERTS = PALLAS, "layer/mixture"
+"""The kernel that has all experts of a chip as an operand, and reads those that are chosen."""
+
+
+def _chosen_experts(record: Record) -> float:
+    """The part of all experts that tokens of a step choose, spread evenly; 1 of other models."""
+    entry = CATALOG.get(record.model)
+    if not entry or not entry.config.experts:
+        return 1.0
+    tokens = record.batch * (record.tokens_per_sequence or 1)
+    return expected_experts(entry.config, tokens) / entry.config.experts

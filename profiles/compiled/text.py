@@ -196,8 +196,9 @@ def kernels(found: Sequence[Kernel], layers: int, floors: Mapping[str, BlockCoun
             wrap(
                 "(bytes are those that a kernel's operands hold: of attention all slots of the "
                 "cache, of which its Pallas kernel reads the filled ones, and of experts in groups "
-                "all of a stack, of which it reads one; a block that reads less than the floor's "
-                "has parts of its weights read in another's kernels, or divided)"
+                "all of a stack, of which it reads one, or in MXFP4 those that are chosen; a block "
+                "that reads less than the floor's has parts of its weights read in another's "
+                "kernels, or divided)"
             ),
             wrap(
                 "(no GPU was there to try kernels on: with one, autotuning chooses the blocks of "

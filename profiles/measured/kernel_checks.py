@@ -16,12 +16,15 @@ import numpy as np
 from model.attention_gpu_step import CacheArrays, attend_step
 from model.config import ModelConfig
 from model.norm_gpu import add_and_norm
+from sharding.float4 import EXPONENTS, GROUP
 from sharding.grouped_gpu import kernel_for, multiply_packed
+from sharding.grouped_stack_gpu import fits, multiply_sorted
 from sharding.quantization import QUANTIZATIONS, QuantizedArray, round_rows
 from sharding.stored_types import KERNEL_TYPES
 
 LIMIT = 2**-6
 """Errors above it are none of rounding: a cache in int8 may differ by one of 127 at a tie."""
+_STACK = 8  # experts
 _MOST_ATTENDED = 64  # sequences whose scores are held in full
 
 
@@ -70,6 +73,10 @@ def kernel_checks(
             if kernel_for(1, 1, rows, inputs, groups, tokens):
                 error = _product_error(weight, tokens, interpret)
                 yield Check(name, f"{rows} x {inputs}, {tokens} tokens", error)
+    rows, inputs = (config.sizes[letter] for letter in "FD")
+    for tokens in batches if fits(inputs) else ():
+        error = _stack_error(rows, inputs, tokens, interpret)
+        yield Check("mxfp4", f"{_STACK} x {rows} x {inputs}, {tokens} rows", error)
 
 
 def _error(found: jax.Array, wanted: jax.Array) -> float:
@@ -112,6 +119,27 @@ def _product_error(weight: QuantizedArray, tokens: int, interpret: bool) -> floa
     parts = one.values, one.scales, one.offsets, x[:, None]
     found = multiply_packed(*parts, dtype=jnp.bfloat16, interpret=interpret)
     return _error(found[:, 0], plain(weight, x))
+
+
+def _stack_error(rows: int, inputs: int, tokens: int, interpret: bool) -> float:
+    """Of rows of tokens that half of a stack's matrices have, each another number of them."""
+    keys = [jax.random.key(n) for n in range(2)]
+    shape = _STACK, rows, inputs
+    values = jax.random.randint(keys[0], shape, 0, 16, jnp.int32).astype(jnp.uint4)
+    scales = jax.random.randint(keys[1], (*shape[:-1], inputs // GROUP), 120, 131, jnp.int32)
+    stack = QuantizedArray(values, scales.astype(EXPONENTS), group=GROUP)
+    x = _normal(3, tokens, inputs)
+    matrix = jnp.arange(tokens) ** 2 * _STACK // tokens**2 // 2 * 2
+    sizes = jnp.bincount(matrix, length=_STACK).astype(jnp.int32)
+
+    @jax.jit
+    def plain(stack: QuantizedArray, x: jax.Array) -> jax.Array:
+        product = functools.partial(jnp.einsum, "mk,nk->mn", precision="highest")
+        every = jax.lax.map(lambda one: product(x.astype(jnp.float32), one.dense()), stack)
+        return every[matrix, jnp.arange(tokens)]
+
+    found = multiply_sorted(stack.values, stack.scales, x, sizes, jnp.bfloat16, interpret)
+    return _error(found, plain(stack, x))
 
 
 def _norm_error(config: ModelConfig, interpret: bool) -> float:

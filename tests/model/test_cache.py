@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from model.cache import CACHE_AXES, PADDING, QuantizedKV, abstract_cache, round_up_to_tiles
-from model.cache_write import NewTokens, _scatter, _write_columns, write
+from model.cache_write import NewTokens, _scatter, write
+from model.cache_write_tpu import write_tokens
 from model.catalog import find_model
 from model.dtypes import FLOAT32, Dtypes
 from sharding.catalog import LAYOUTS, attend_by
@@ -171,13 +172,18 @@ def test_latent_attention_caches_a_latent_and_a_rotary_key_and_nothing_else(dtyp
     assert held == 2 * 3 * 16 * ((sizes.rank + sizes.rotary) * number + beside)
 
 
-def test_tokens_written_one_sequence_after_another_are_those_that_are_scattered():
+@pytest.mark.parametrize(
+    ("dtype", "count"), [("float32", S), pytest.param("int8", 256, marks=pytest.mark.slow)]
+)
+def test_tokens_written_into_a_cache_by_its_slots_are_those_that_are_scattered(dtype, count):
     """As on TPUs where a head is no whole number of registers; some belong in no slot here."""
     random = np.random.default_rng(0)
     cache, new = (
-        jnp.asarray(random.normal(size=n), jnp.float32) for n in ((4, K, S, h), (4, 1, K, h))
+        jnp.asarray(random.integers(-99, 99, size=n), dtype)
+        for n in ((5, K, count, h), (4, 1, K, h))
     )
-    slots = jnp.array([[3], [S], [-2], [0]], jnp.int32)
-    found = _write_columns(cache, new, slots)
+    slots = jnp.array([[3], [count], [-2], [count - 1]], jnp.int32)
+    found = write_tokens(cache, new, slots, interpret=True)
     np.testing.assert_array_equal(found, _scatter(CACHE_AXES, cache, new, slots))
-    assert (found != cache).any(axis=(1, 2, 3)).tolist() == [True, False, False, True]
+    changed = [True, False, False, True, False]  # there are no tokens of the last sequence
+    assert (found != cache).any(axis=(1, 2, 3)).tolist() == changed

@@ -1,4 +1,4 @@
-"""The few PTX instructions of `sharding.grouped_gpu`, over NumPy arrays of 32-bit registers.
+"""The few PTX instructions of this folder's GPU kernels, over NumPy arrays of 32-bit registers.
 
 As NVIDIA's Parallel Thread Execution ISA, version 8.7, defines them in sections 9.7.
 """
@@ -70,8 +70,8 @@ def _rounded(numbers: np.ndarray) -> np.ndarray:
 
 _INSTRUCTIONS = {
     "mov.b32": lambda a: a,
-    "shr.u32": lambda a, b: a >> b,
     "shl.b32": lambda a, b: a << b,
+    "shr.u32": lambda a, b: a >> b,
     "and.b32": lambda a, b: a & b,
     "lop3.b32": _look_up,
     "fma.rn.bf16x2": _multiply_add,

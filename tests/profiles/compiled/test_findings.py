@@ -6,6 +6,7 @@ import pytest
 
 from profiles.compiled.findings import CollectiveTimes, _scopes, findings
 from profiles.compiled.step import read
+from profiles.floor.arrays import PlacedArray
 from profiles.floor.collective import ALONE, PREFETCH, PRODUCT, WORK
 from tests.profiles import fault_table
 from tests.profiles.fault_table import CACHE, DOWN, found_in
@@ -108,6 +109,23 @@ def test_an_argument_padded_by_tiles_is_named():
     )
     assert "cache/keys/*" in found.message
     assert found.cost_s == pytest.approx(CACHE * 28 / 128 / BANDWIDTH, rel=0.01)
+
+
+def test_padding_of_experts_costs_what_is_read_of_it(monkeypatch):
+    """Four sequences choose two of eight each: 1 - (3/4)**4 of all experts."""
+    case, name = CASES["sound"], "layers/0/mlp/down"
+    stack = PlacedArray(name, (8, 16, 16), ("E", "D", "F"), ((),) * 3, 2**12, 1)
+    monkeypatch.setattr("profiles.compiled.findings.placed_arrays", lambda *_: [stack])
+    config = dataclasses.replace(case.config, experts=8, experts_per_token=2)
+    pass_ = dataclasses.replace(case.program.pass_, batch=4, tokens=1)
+    program = dataclasses.replace(case.program, config=config, pass_=pass_)
+    step = read(load("sound"), case.program.placement.mesh)
+    array = step.arguments["cache/keys/0"]
+    array = dataclasses.replace(array, dims=(*array.dims[:-1], 100))
+    step = dataclasses.replace(step, arguments={name: array}, argument_bytes=CACHE)
+    (found,) = (e for e in findings(step, program, case.estimator, 1) if e.kind == "padding")
+    more = CACHE * 28 / 128
+    assert found.cost_s == pytest.approx((1 - 0.75**4) * more / BANDWIDTH, rel=0.01)
 
 
 def test_gates_of_a_prompt_that_go_through_memory_cost_a_write_and_a_read():

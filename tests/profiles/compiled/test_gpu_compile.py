@@ -100,6 +100,22 @@ def test_few_bits_are_converted_within_products_and_no_matrix_is_written_out(
     assert read == pytest.approx(counted["weights_read"] + counted["kv_read"], rel=0.01)
 
 
+def test_experts_in_mxfp4_are_multiplied_where_they_lie_and_none_is_written_out():
+    model = ["--model=gpt-oss-120b", "--weight_dtype=mxfp4", "--topology=h100:8", "--batch=8"]
+    document = compiled(*model)
+    step = document["compiled"]
+    assert step["temporary_bytes"] < 0.05 * step["argument_bytes"] and step["cache_aliased"]
+    # What is left: attention's matrix is filled up, as d_model of 2,880 is for sums of parts.
+    assert not {each["kind"] for each in document["findings"]} & (
+        FAULTS - {"copy"} | {"dequantized"}
+    )
+    assert not any(
+        "mlp/gate_up" in one["what"] or "mlp/down" in one["what"] for one in step["copies"]
+    )
+    kernels = [one for one in step["kernels"] if one["sort"] == "Pallas kernel"]
+    assert sum(one["count"] for one in kernels if "mixture" in one["where"]) == 2
+
+
 @pytest.mark.parametrize(
     ("topology", "batch", "kv_dtype", "most"),
     [

@@ -21,6 +21,7 @@ from profiles.compiled.grid import (
 from profiles.expected.candidates import LayoutNames
 from profiles.figures.grid import heat_map
 from profiles.floor.passes import Pass
+from profiles.hlo.kernels import FUSION, PALLAS
 from profiles.hlo.moves import Move
 from profiles.report.record import Record
 from sharding.error_types import FloorlineError, UsageError
@@ -197,6 +198,16 @@ def test_a_cache_that_is_copied_whole_triples_its_bytes():
     wider = {"bytes": 90, "count": 1, "widened": True, "beside_floor": 120}
     row = summary(Record(**{**FIELDS, "compiled": {**compiled, "copies": [wider]}}))
     assert row["bytes_over_floor"] == pytest.approx((200 + 2 * 120) / 200)
+
+
+@pytest.mark.parametrize(("model", "read"), [("tiny", 400), ("gpt-oss-120b", 380 * 4 / 128 + 20)])
+def test_a_kernel_of_all_experts_reads_those_that_tokens_choose(model, read):
+    each = {"count": 1, "where": "layer/mixture"}
+    kernels = [each | {"sort": PALLAS, "resident_read": 380}]
+    kernels += [each | {"sort": FUSION, "resident_read": 20}]
+    compiled = {**FIELDS["compiled"], "kernels": kernels}
+    row = summary(Record(**{**FIELDS, "model": model, "batch": 1, "compiled": compiled}))
+    assert row["read_over_floor"] == pytest.approx(read / 190)
 
 
 def test_heat_maps_have_a_square_for_each_point(tmp_path):
