@@ -28,6 +28,9 @@ REFERENCES = Path(__file__).parent / "references"
 COMPILED_AS_BY_USERS = ("speed", "serve", "parity", "tpu_compile", "gpu_compile")
 """Marked sets whose programs are compiled with all optimizations."""
 
+TOGETHER = "tests/profiles/published/", "tests/test_readme.py"
+"""Where published services are asked for, whose times take seconds to find: once for all of them."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compiles the default set, `slow` and `long` with few optimizations, in a fifth of the time.
@@ -43,6 +46,21 @@ def pytest_configure(config: pytest.Config) -> None:
         gc.set_threshold(200_000, 50, 100)
         jax.config.update("jax_disable_most_optimizations", True)
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}".strip()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """Where each process takes files, one process takes all those that are `TOGETHER`."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return TOGETHER[0] if file.startswith(TOGETHER) else file
+
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

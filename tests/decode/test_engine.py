@@ -85,7 +85,7 @@ def test_a_step_counts_the_experts_its_tokens_touch(tiny_engine):
 
 
 def test_padding_and_neighbours_do_not_change_a_prompts_logits(tiny_engine):
-    engine = tiny_engine("1x1x2")
+    engine = tiny_engine("1x1x1", layers=1)
     tokens, lengths = pad(PROMPTS, 32)
     together, _ = engine.prefill(engine.new_cache(3, 64), tokens, lengths)
     for row, prompt in zip(np.asarray(together), PROMPTS, strict=True):
@@ -100,7 +100,7 @@ def test_padding_and_neighbours_do_not_change_a_prompts_logits(tiny_engine):
        for case in (("1x1x1", 3), ("1x1x2", 1), ("1x1x2", 3), ("1x1x8", 1)))],
 )  # fmt: skip
 def test_the_donated_cache_is_updated_in_place(tiny_engine, mesh, batch):
-    engine = tiny_engine(mesh)
+    engine = tiny_engine(mesh, layers=1)
     compiled = engine.lower_decode(batch, 512).compile(compiler_options=USUAL_KERNELS)
     cache = engine.new_cache(batch, 512)
     held = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(cache))
@@ -191,7 +191,7 @@ def test_the_layout_that_the_compiler_wants_is_taken_and_said(monkeypatch):
 
 
 def test_donated_memory_is_reused(tiny_engine):
-    engine = tiny_engine("1x1x1")
+    engine = tiny_engine("1x1x1", layers=1)
     tokens, lengths = pad(PROMPTS, 32)
     _, cache = engine.prefill(engine.new_cache(3, 64), tokens, lengths)
     before = pointers(cache)
