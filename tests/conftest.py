@@ -29,7 +29,7 @@ COMPILED_AS_BY_USERS = ("speed", "serve", "parity", "tpu_compile", "gpu_compile"
 """Marked sets whose programs are compiled with all optimizations."""
 
 TOGETHER = "tests/profiles/published/", "tests/test_readme.py"
-"""Where published services are asked for, whose times take seconds to find: once for all of them."""
+"""Files that ask for published services, whose times take seconds to find: once for all."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
