@@ -117,9 +117,9 @@ def smollm2() -> ModelSource:
 
 @pytest.fixture(scope="session")
 def smollm2_engine(smollm2) -> Callable[[str], Engine]:
-    """Makes an engine of SmolLM2 in float32 on a mesh such as "1x1x2"; the same one each time."""
+    """Makes an engine of SmolLM2 in float32 on a mesh such as "1x1x2", and keeps the last two."""
 
-    @functools.cache
+    @functools.lru_cache(maxsize=2)  # each holds half a gigabyte
     def make(mesh: str = "1x1x1") -> Engine:
         layout = LAYOUTS["weight_stationary_1d"]
         return smollm2.engine(layout, parse_mesh(mesh), FLOAT32)

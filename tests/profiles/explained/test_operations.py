@@ -22,7 +22,9 @@ def known(family, mesh="1x1x1"):
     return operations(parse(text), engine.config)
 
 
-@pytest.mark.parametrize("family", ["grouped", "experts", "two_norms_and_caps"])
+@pytest.mark.parametrize(
+    "family", ["experts", "two_norms_and_caps", pytest.param("grouped", marks=pytest.mark.slow)]
+)
 def test_nearly_every_instruction_has_a_block_and_every_product_the_one_of_its_weight(family):
     found = known(family)
     work = [name for name, opcode in found.opcodes.items() if opcode not in FREE]
