@@ -19,7 +19,7 @@ from model.parameters import abstract
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
 from sharding.quantization import QUANTIZATIONS
-from tests.engines import FAMILIES, counted_compilations, random_engine
+from tests.engines import FAMILIES, counted_compilations, fresh, random_engine
 from tests.scripts.running import USUAL_KERNELS
 
 CACHED = (
@@ -207,7 +207,7 @@ def pointers(cache: KVCache) -> list[int]:
 
 @pytest.mark.parametrize("mesh", ["1x1x2", pytest.param("1x1x1", marks=pytest.mark.slow)])
 def test_a_whole_generation_compiles_each_step_once(tiny_engine, mesh):
-    engine = tiny_engine(mesh, layers=1)  # nothing else has run this engine
+    engine = fresh(tiny_engine(mesh, layers=1))
     request = Request(prompts=PROMPTS, max_new_tokens=20)
     with counted_compilations() as first:
         *_, done = generate(engine, request)
@@ -223,7 +223,7 @@ def test_a_whole_generation_compiles_each_step_once(tiny_engine, mesh):
 
 
 def test_the_step_compiled_for_generation_is_one_program_and_that_which_is_inspected(tiny_engine):
-    engine = tiny_engine("1x1x2", layers=1)
+    engine = fresh(tiny_engine("1x1x2", layers=1))
     cache = engine.new_cache(2, 64)
     tokens, lengths = pad([[1], [2]], 16)
     logits, cache = engine.prefill(cache, tokens, lengths)
@@ -242,7 +242,7 @@ def test_the_step_compiled_for_generation_is_one_program_and_that_which_is_inspe
 def test_the_chunk_compiled_for_prompts_is_one_program_and_that_which_is_inspected(
     tiny_engine, continues
 ):
-    engine = tiny_engine("1x1x2", layers=1)
+    engine = fresh(tiny_engine("1x1x2", layers=1))
     tokens, lengths = pad([[1], [2]], 16)
     cache, cached = engine.new_cache(2, 192), np.full(2, 8 * continues, np.int32)
     with counted_compilations() as compiled:
