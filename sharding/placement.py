@@ -179,8 +179,7 @@ class Placement:
         return functools.cache(self._divided_spec)
 
     def _divided_spec(self, kind: str, letters: str) -> jax.P:
-        taken = self._divide(kind, letters).taken
-        return jax.P(*[entry(taken.get(letter, ())) for letter in letters])
+        return self._divide(kind, letters).spec
 
     @functools.cached_property
     def tables(self) -> dict[str, _Items[Axes]]:
@@ -198,9 +197,9 @@ class Placement:
 
 
 class _Divided(NamedTuple):
-    """Mesh axes taken by each letter of one array, and by key those that none took."""
+    """Mesh axes that each letter of one array takes, and by key those that none takes."""
 
-    taken: dict[str, Axes]
+    spec: jax.P
     unused: dict[str, Axes]
 
 
@@ -223,7 +222,7 @@ def _divide(
             free -= {*taken[letter]}
         unused[key] = rest
     still_free = {key: tuple(axis for axis in rest if axis in free) for key, rest in unused.items()}
-    return _Divided(taken, still_free)
+    return _Divided(jax.P(*[entry(taken.get(letter, ())) for letter in letters]), still_free)
 
 
 @functools.lru_cache(maxsize=2**14)

@@ -1,9 +1,12 @@
 """Eight CPU devices for all tests, set before JAX starts, and engines that tests share."""
 
+import contextlib
+import ctypes
 import dataclasses
 import functools
 import gc
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +22,7 @@ request_cpu_devices(8)
 from decode.engine import Engine  # noqa: E402
 from decode.load import ModelSource, find_source  # noqa: E402
 from model.catalog import find_model  # noqa: E402
+from model.config import ModelConfig  # noqa: E402
 from sharding.catalog import LAYOUTS  # noqa: E402
 from sharding.mesh import parse_mesh  # noqa: E402
 from tests.engines import random_engine  # noqa: E402
@@ -27,6 +31,10 @@ from tests.scripts.running import XLA_FLAGS  # noqa: E402
 REFERENCES = Path(__file__).parent / "references"
 COMPILED_AS_BY_USERS = ("speed", "serve", "parity", "tpu_compile", "gpu_compile")
 """Marked sets whose programs are compiled with all optimizations."""
+LONG_S = 10.0
+"""Seconds of a test after which its memory is given back, which takes half a second."""
+TOGETHER = "tests/profiles/published/", "tests/test_readme.py"
+"""Files that ask for published services, whose times take seconds to find: once for all."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,6 +51,21 @@ def pytest_configure(config: pytest.Config) -> None:
         gc.set_threshold(200_000, 50, 100)
         jax.config.update("jax_disable_most_optimizations", True)
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}".strip()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """Where each process takes files, one process takes all those that are `TOGETHER`."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return TOGETHER[0] if file.startswith(TOGETHER) else file
+
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -67,6 +90,21 @@ def compilation_cache(
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
+@pytest.fixture(autouse=True)
+def memory_back() -> Iterator[None]:
+    """Gives the system back, after a long test, what the test held.
+
+    Engines are parts of cycles, for which Python hardly looks here, and the C library keeps most of
+    what the compiler has let go.
+    """
+    began = time.monotonic()
+    yield
+    if time.monotonic() - began > LONG_S:
+        gc.collect()
+        with contextlib.suppress(AttributeError):  # a C library that has no such function
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 @pytest.fixture(scope="module")
 def all_optimizations() -> Iterator[None]:
     """All optimizations for tests that run a large model for long."""
@@ -78,15 +116,17 @@ def all_optimizations() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_engine() -> Callable[..., Engine]:
-    """Makes an engine of the tiny model with random weights; the same one for the same arguments.
+    """Makes an engine of the tiny model with random weights; one for each model and mesh.
 
     Takes a mesh such as "1x1x2" and changes to the configuration, such as ``kv_heads=1``.
     """
 
     @functools.cache
-    def make(mesh: str = "1x1x1", **changes: object) -> Engine:
-        config = dataclasses.replace(find_model("tiny"), **changes)
+    def engine_of(config: ModelConfig, mesh: str) -> Engine:
         return random_engine(config, LAYOUTS["weight_stationary_1d"], mesh, FLOAT32)
+
+    def make(mesh: str = "1x1x1", **changes: object) -> Engine:
+        return engine_of(dataclasses.replace(find_model("tiny"), **changes), mesh)
 
     return make
 
@@ -99,9 +139,9 @@ def smollm2() -> ModelSource:
 
 @pytest.fixture(scope="session")
 def smollm2_engine(smollm2) -> Callable[[str], Engine]:
-    """Makes an engine of SmolLM2 in float32 on a mesh such as "1x1x2"; the same one each time."""
+    """Makes an engine of SmolLM2 in float32 on a mesh such as "1x1x2", and keeps the last two."""
 
-    @functools.cache
+    @functools.lru_cache(maxsize=2)  # each holds half a gigabyte
     def make(mesh: str = "1x1x1") -> Engine:
         layout = LAYOUTS["weight_stationary_1d"]
         return smollm2.engine(layout, parse_mesh(mesh), FLOAT32)

@@ -181,6 +181,11 @@ def random_engine(config: ModelConfig, layout: Layout, mesh: str, dtypes: Dtypes
     return Engine(config, parameters, placement, devices, dtypes)
 
 
+def fresh(engine: Engine) -> Engine:
+    """The same engine with programs of its own, none of which another test has compiled."""
+    return Engine(engine.config, engine.parameters, engine.placement, engine.mesh, engine.dtypes)
+
+
 def carry_bytes(batch: int) -> int:
     """Bytes per device of what a decode step takes beside weights and cache: `carry.Carry`."""
     tokens_lengths_and_sequences, index, seed = 3 * 4 * batch, 4, 8

@@ -124,7 +124,7 @@ class Running:
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
         """One request on a connection of its own."""
-        connection = http.client.HTTPConnection(*self.address, timeout=60)
+        connection = http.client.HTTPConnection(*self.address, timeout=120)
         with contextlib.closing(connection):
             headers = {"content-type": "application/json"} | headers
             connection.request(method, path, body, headers)
@@ -140,7 +140,7 @@ class Running:
         lines = self.ask("GET", "/metrics").body.decode().splitlines()
         return float(next(each for each in lines if each.startswith(f"{name} ")).split()[1])
 
-    def until(self, true: Callable[[], bool], seconds: float = 30) -> None:
+    def until(self, true: Callable[[], bool], seconds: float = 120) -> None:
         """Waits for something that must become true."""
         end = time.monotonic() + seconds
         while not true():
@@ -170,14 +170,14 @@ def running(
     thread = threading.Thread(target=server.run)
     address = listening.getsockname()[:2]
     thread.start()
-    assert begun.wait(30)
+    assert begun.wait(120)
     try:
         yield Running(address, server, service, thread)
     finally:
         if thread.is_alive():
             server.end()
             server.end()
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive()
 
 

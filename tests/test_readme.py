@@ -130,7 +130,7 @@ def test_the_steps_of_a_gpu_stand_beside_what_was_expected_and_what_they_cost():
     said = f"A token among 256 sequences costs {dearer:.0f} times less than alone."
     assert said in FIRST.read_text()
     step = ["--model=llama3-8b", "--topology=h200:1", "--context=2048", "--batch=1,8,64,256"]
-    found = running.run("estimate.py", *step, "--json=-", folder=ROOT)
+    found = running.run_many("estimate.py", {"step": [*step, "--json=-"]}, folder=ROOT)["step"]
     expected = [point["expected_s"] * 1e3 for point in found.document["points"]]
     *first, last = map(number, expected)
     said = f"{', '.join(first)} and {last} ms of the bfloat16 steps"

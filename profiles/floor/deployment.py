@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 from model.config import ModelConfig
 from model.dtypes import Dtypes
@@ -150,8 +151,12 @@ class Deployment:
         multiple = self.placement.multiple("B") if self.placement else 1
         return pass_.of_batch(-(-pass_.batch // multiple) * multiple)
 
-    def count(self, pass_: Pass) -> Counts:
-        """The work of a pass on each device."""
+    @functools.cached_property
+    def count(self) -> Callable[[Pass], Counts]:
+        """``count(pass_)``: the work of a pass on each device; services ask for the same again."""
+        return functools.cache(self._count)
+
+    def _count(self, pass_: Pass) -> Counts:
         counter = self.prompt_counter if pass_.over_prompts else self.counter
         counts = counter.count(self.padded(pass_), self.experts)
         if self.stages == 1:

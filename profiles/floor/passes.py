@@ -56,7 +56,8 @@ class Pass:
 
     def of_batch(self, batch: int) -> "Pass":
         """The same pass with another number of sequences."""
-        return dataclasses.replace(self, batch=batch)
+        same = batch == self.batch
+        return self if same else Pass(batch, self.context, self.tokens, self.slots)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Counts:
 
     def as_python_numbers(self) -> "Counts":
         """The same with Python's numbers in place of NumPy's; arrays, for many meshes, stay."""
-        return Counts(*(v.item() if isinstance(v, np.generic) else v for v in vars(self).values()))
+        return Counts(*[v.item() if isinstance(v, np.generic) else v for v in vars(self).values()])
 
     def bytes_of(self, devices: float) -> dict[str, float]:
         """The fields that are bytes, of so many devices; those of gathered weights if any are."""

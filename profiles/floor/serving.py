@@ -11,6 +11,7 @@ one row in G, and may be faster than this floor where answers are short.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -134,7 +135,8 @@ def most_sequences(
     return max(math.floor(free / (more - few) * (1 + 1e-12)), 0) * one
 
 
-def mean_contexts(model: Model, service: Service) -> list[tuple[float, int]]:
+@functools.lru_cache(maxsize=1024)
+def mean_contexts(model: Model, service: Service) -> tuple[tuple[float, int], ...]:
     """Contexts, each with a weight, at which decode steps cost what the service's do on average.
 
     What a step costs is linear in the context between lengths that fill a window or begin a chunk,
@@ -147,7 +149,7 @@ def mean_contexts(model: Model, service: Service) -> list[tuple[float, int]]:
             weight = often * (last - first + 1) / 2
             found += [(weight, first), (weight, last)]
     total = sum(weight for weight, _ in found)
-    return [(weight / total, context) for weight, context in found]
+    return tuple((weight / total, context) for weight, context in found)
 
 
 def mean_steps(deployment: Deployment, service: Service, concurrency: int) -> Counts:

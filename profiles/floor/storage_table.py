@@ -88,11 +88,9 @@ def _bytes(config: ModelConfig, stored: str) -> list[float]:
     """Bytes of weights, and bytes that a step reads at batch 1 and at batch 64, on one device."""
     placement = Placement.of(LAYOUTS["weight_stationary_1d"], config.sizes, parse_mesh("1"))
     slots = min(CONTEXT, config.max_context)
+    counter = PassCounter(config, placement, Dtypes(jnp.bfloat16, STORED[stored]))
     one, many = (
-        PassCounter(config, placement, Dtypes(jnp.bfloat16, STORED[stored])).count(
-            Pass(batch=batch, context=slots - 1, slots=slots)
-        )
-        for batch in (1, 64)
+        counter.count(Pass(batch=batch, context=slots - 1, slots=slots)) for batch in (1, 64)
     )
     return [one.weights_resident, *(each.weights_read + each.kv_read for each in (one, many))]
 

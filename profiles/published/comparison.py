@@ -5,6 +5,7 @@ Longest contexts are of `contexts.json`; measured steps and services are cases
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
@@ -69,8 +70,9 @@ def _data() -> dict:
     return json.loads(resources.files("profiles.published").joinpath("contexts.json").read_text())
 
 
+@functools.lru_cache(maxsize=1024)
 def reproduce(case: Case | ServiceCase, calibration: Calibration | None = None) -> Reproduced:
-    """This project's times for a case.
+    """This project's times for a case; several tables ask for those of the same.
 
     Args:
       case: what was measured.

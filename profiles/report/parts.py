@@ -5,7 +5,6 @@ so that a run that is killed can be started again: parts that were finished are 
 are run, each of which may keep what it had written itself.
 """
 
-import ctypes
 import dataclasses
 import json
 import os
@@ -22,7 +21,18 @@ from sharding.error_types import FloorlineError, UsageError
 STATE = "state.json"
 OUTPUT, ERRORS = "output.txt", "errors.txt"
 GRACE_S = 15.0  # from an interrupt to the end by force
-_PARENT_DIES = 1  # PR_SET_PDEATHSIG of Linux's prctl
+_ENDS_WITH_US = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGINT)  # 1 is PR_SET_PDEATHSIG
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+"""What becomes the program of its arguments, to be interrupted where this process is killed.
+
+A program of its own sets that, not a function between fork and exec of this process: its threads
+may hold locks at that moment, which nobody would open in the copy.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +142,10 @@ def _run(part: CommandPart, folder: Path, allowed: float) -> dict:
     begin, status = time.monotonic(), "ok"
     with (folder / OUTPUT).open("wb") as output, (folder / ERRORS).open("wb") as errors:
         process = subprocess.Popen(
-            command, stdout=output, stderr=errors, stdin=subprocess.DEVNULL, preexec_fn=_end_with_us
+            [sys.executable, "-I", "-S", "-c", _ENDS_WITH_US, *command],
+            stdout=output,
+            stderr=errors,
+            stdin=subprocess.DEVNULL,
         )
         try:
             process.wait(allowed)
@@ -160,13 +173,6 @@ def _end(process: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _end_with_us() -> None:
-    """In a new process: it is interrupted where this one is killed, and holds no device then."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 
 def _last_line(path: Path) -> str:

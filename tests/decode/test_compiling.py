@@ -19,16 +19,23 @@ def folder_as_before():
 
 def test_some_jobs_run_at_once_and_those_after_a_failure_never(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: COMPILERS)
-    both, ran = threading.Barrier(COMPILERS, timeout=20), []
+    both, seen, ran = threading.Barrier(COMPILERS, timeout=60), threading.Event(), []
 
     def fail():
         both.wait()
         raise ValueError("1")
 
-    jobs = [fail, both.wait, *[lambda: ran.append(1) or threading.Event().wait(0.05)] * 50]
+    def later():
+        ran.append(1)
+        seen.wait(60)  # the failure is seen while this one runs, however busy the machine is
+        threading.Event().wait(0.05)
+
+    jobs = [fail, both.wait, *[later] * 50]
     with pytest.raises(ValueError, match="1"), compiling(jobs) as started:
-        for job in started:
-            job.result()
+        with pytest.raises(ValueError, match="1"):
+            started[0].result()
+        seen.set()
+        started[0].result()
     assert len(ran) < 50
 
 

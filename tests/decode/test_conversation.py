@@ -87,7 +87,7 @@ def test_a_state_gives_nothing_back_of_a_prompt_that_departs():
 def test_a_prompt_that_departs_goes_on_where_it_does_unless_a_ring_has_forgotten(
     tiny_engine, window, reused
 ):
-    conversation = Conversation(tiny_engine("1x1x1", windows=(window, None)))
+    conversation = Conversation(tiny_engine("1x1x1", layers=1, windows=(window,)))
     answer(conversation, MESSAGES[0])
     answer(conversation, [*MESSAGES[0][:12], 255, *MESSAGES[1]])
     assert conversation.reused == reused
@@ -97,7 +97,7 @@ def test_a_prompt_that_departs_goes_on_where_it_does_unless_a_ring_has_forgotten
 def test_the_same_prompt_again_runs_its_last_token_alone_unless_a_ring_has_forgotten(
     tiny_engine, window
 ):
-    conversation = Conversation(tiny_engine("1x1x1", windows=(window, None)))
+    conversation = Conversation(tiny_engine("1x1x1", layers=1, windows=(window,)))
     answer(conversation, MESSAGES[0])
     answer(conversation, MESSAGES[0])
     assert conversation.reused == (0 if window else len(MESSAGES[0]) - 1)
@@ -106,7 +106,7 @@ def test_the_same_prompt_again_runs_its_last_token_alone_unless_a_ring_has_forgo
 
 
 def test_a_cache_too_small_grows_and_the_conversation_runs_whole_in_it(tiny_engine):
-    conversation = Conversation(tiny_engine("1x1x1"))
+    conversation = Conversation(tiny_engine("1x1x1", layers=1))
     prompt = MESSAGES[0] + answer(conversation, MESSAGES[0])
     assert conversation.slots == 64
     prompt = prompt + SAID[60:100]
@@ -118,7 +118,7 @@ def test_a_cache_too_small_grows_and_the_conversation_runs_whole_in_it(tiny_engi
 
 @pytest.mark.parametrize("window", [None, 8])
 def test_an_answer_that_a_stop_token_ends_is_held_with_that_token(tiny_engine, window):
-    engine = tiny_engine("1x1x1", windows=(window, None))
+    engine = tiny_engine("1x1x1", layers=1, windows=(window,))
     conversation = Conversation(engine)
     free = last_of(generate(engine, request_of(MESSAGES[0]))).tokens
     stop = max(free, key=free.index)  # the one that comes last for the first time
@@ -133,7 +133,7 @@ def test_an_answer_that_a_stop_token_ends_is_held_with_that_token(tiny_engine, w
 
 @pytest.mark.parametrize("ends", [True, False], ids=["closed", "left alone"])
 def test_a_conversation_goes_on_after_a_turn_that_was_broken_off(tiny_engine, ends):
-    conversation = Conversation(tiny_engine("1x1x1"))
+    conversation = Conversation(tiny_engine("1x1x1", layers=1))
     prompt = MESSAGES[0] + answer(conversation, MESSAGES[0]) + MESSAGES[1]
     steps = conversation.answer(request_of(prompt))  # as a consumer that raises leaves it
     next(steps), next(steps)
@@ -145,7 +145,7 @@ def test_a_conversation_goes_on_after_a_turn_that_was_broken_off(tiny_engine, en
 
 
 def test_a_conversation_goes_on_after_a_prompt_that_failed(tiny_engine, monkeypatch):
-    engine = tiny_engine("1x1x1")
+    engine = tiny_engine("1x1x1", layers=1)
     conversation = Conversation(engine)
     prompt = MESSAGES[0] + answer(conversation, MESSAGES[0]) + MESSAGES[1]
     with monkeypatch.context() as broken:
@@ -156,7 +156,7 @@ def test_a_conversation_goes_on_after_a_prompt_that_failed(tiny_engine, monkeypa
 
 
 def test_what_cannot_run_is_refused_and_the_conversation_can_go_on(tiny_engine):
-    conversation = Conversation(tiny_engine("1x1x1", max_context=64))
+    conversation = Conversation(tiny_engine("1x1x1", layers=1, max_context=64))
     prompt = MESSAGES[0] + answer(conversation, MESSAGES[0])
     with pytest.raises(PromptError) as refusal:
         conversation.answer(request_of(SAID[:70]))

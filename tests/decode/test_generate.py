@@ -38,7 +38,7 @@ def test_a_prompt_decodes_the_same_alone_and_in_a_ragged_batch(tiny_engine):
 
 
 def test_greedy_tokens_are_the_most_likely_and_logprobs_the_models_own(tiny_engine):
-    engine = tiny_engine("1x1x1")
+    engine = tiny_engine("1x1x1", layers=1)
     done = finish(generate(engine, Request(prompts=PROMPTS[:1], max_new_tokens=8)))[0]
     sequence = PROMPTS[0] + done.tokens
     logits = np.asarray(engine.forward(np.array([sequence], np.int32)), np.float64)[0]
@@ -49,14 +49,14 @@ def test_greedy_tokens_are_the_most_likely_and_logprobs_the_models_own(tiny_engi
 
 
 def test_without_a_cache_the_text_is_the_same(tiny_engine):
-    engine, request = tiny_engine("1x1x1"), Request(prompts=PROMPTS, max_new_tokens=10)
+    engine, request = tiny_engine("1x1x1", layers=1), Request(prompts=PROMPTS, max_new_tokens=10)
     fast, slow = finish(generate(engine, request)), finish(generate_without_cache(engine, request))
     assert [c.tokens for c in slow] == [c.tokens for c in fast]
     assert [c.finish_reason for c in slow] == ["length"] * 3
 
 
 def test_sequences_end_at_stop_tokens_each_at_its_own_time(tiny_engine):
-    engine = tiny_engine("1x1x1")
+    engine = tiny_engine("1x1x1", layers=1)
     free = finish(generate(engine, Request(prompts=PROMPTS, max_new_tokens=16)))
     stop = free[1].tokens[5]
     request = Request(prompts=PROMPTS, max_new_tokens=16, stop_ids=frozenset({stop}))
@@ -85,7 +85,7 @@ class Letters:
 
 @pytest.mark.parametrize("several", [1, 4])
 def test_sequences_end_before_a_stop_string_whatever_tokens_it_comes_in(tiny_engine, several):
-    engine = tiny_engine("1x1x1")
+    engine = tiny_engine("1x1x1", layers=1)
     request = Request(
         prompts=PROMPTS, max_new_tokens=16, stream=Letters, tokens_per_dispatch=several
     )
@@ -111,7 +111,7 @@ def test_sequences_end_before_a_stop_string_whatever_tokens_it_comes_in(tiny_eng
 
 @pytest.mark.parametrize("run", [generate, generate_without_cache])
 def test_logits_that_are_not_finite_end_the_run_and_name_the_step(tiny_engine, run):
-    whole = tiny_engine("1x1x1")
+    whole = tiny_engine("1x1x1", layers=1)
     final = whole.parameters["final_norm"]
     bad = whole.parameters | {"final_norm": jax.tree.map(lambda scale: scale * np.nan, final)}
     engine = Engine(whole.config, bad, whole.placement, whole.mesh, whole.dtypes)
@@ -130,20 +130,20 @@ def test_what_a_row_that_has_ended_goes_on_to_give_is_not_looked_at():
 
 
 def test_generation_ends_with_the_last_sequence(tiny_engine):
-    engine = tiny_engine("1x1x1")
+    engine = tiny_engine("1x1x1", layers=1)
     first = finish(generate(engine, Request(prompts=PROMPTS[:1], max_new_tokens=4)))[0].tokens[1]
     request = Request(prompts=PROMPTS[:1], max_new_tokens=200, stop_ids=frozenset({first}))
     assert len(list(generate(engine, request))) <= 2
 
 
 def test_every_step_is_seen_as_it_comes(tiny_engine):
-    engine = tiny_engine("1x1x1")
+    engine = tiny_engine("1x1x1", layers=1)
     steps = generate(engine, Request(prompts=PROMPTS, max_new_tokens=6))
     assert [len(completions[0].tokens) for completions in steps] == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_next_step_is_launched_before_a_token_is_read(tiny_engine, monkeypatch):
-    engine = tiny_engine("1x1x1")
+    engine = tiny_engine("1x1x1", layers=1)
     order: list[str] = []
     launch = Engine.advance
 
@@ -197,7 +197,7 @@ def test_the_next_step_is_launched_before_a_token_is_read(tiny_engine, monkeypat
     ],
 )
 def test_what_cannot_run_is_refused_before_any_work(tiny_engine, monkeypatch, changes, message):
-    engine = tiny_engine("1x1x1")
+    engine = tiny_engine("1x1x1", layers=1)
     monkeypatch.setattr(Engine, "new_cache", lambda *_: pytest.fail("memory was allocated"))
     with pytest.raises(PromptError) as refusal:
         generate(engine, Request(**{"prompts": [[1]], "max_new_tokens": 3} | changes))
@@ -205,7 +205,7 @@ def test_what_cannot_run_is_refused_before_any_work(tiny_engine, monkeypatch, ch
 
 
 def test_a_prompt_may_fill_the_cache_to_its_last_slot(tiny_engine):
-    engine = tiny_engine("1x1x1")
+    engine = tiny_engine("1x1x1", layers=1)
     prompt = np.random.default_rng(0).integers(0, 256, 509).tolist()
     done = finish(generate(engine, Request(prompts=[prompt], max_new_tokens=3)))[0]
     full = np.asarray(engine.forward(np.array([prompt + done.tokens], np.int32)))[0]

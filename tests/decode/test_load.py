@@ -242,7 +242,12 @@ def test_what_a_gguf_file_says_that_is_passed_over_is_told(tmp_path):
     assert told[1].startswith("metadata asks for general.sampling.temp 0.6")
 
 
-@pytest.mark.parametrize("name", QUANTIZATIONS)
+@pytest.mark.parametrize(
+    "name",
+    # A scale for each output, and groups with and without offsets of their own.
+    [pytest.param(name, marks=() if name in ("int8", "int4", "mxfp4") else pytest.mark.slow)
+     for name in QUANTIZATIONS],
+)  # fmt: skip
 def test_a_checkpoint_in_few_bits_gives_the_same_parameters_on_another_mesh(name, tmp_path):
     source, dtypes = _wide(), Dtypes(jnp.float32, QUANTIZATIONS[name])
     engine = source.engine(LAYOUT, parse_mesh("1x2"), dtypes)

@@ -236,7 +236,7 @@ def test_sequences_draw_by_samplers_in_one_program_as_by_each_samplers_own():
     assert greedy.tolist() == logits.argmax(axis=-1).tolist()
 
 
-@pytest.mark.parametrize("rows", [1, 2, 6])
+@pytest.mark.parametrize("rows", [6, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_rows_that_the_mesh_does_not_divide_draw_the_same(rows):
     logits = np.random.default_rng(0).normal(0, 3, (rows, 64)).astype(np.float32)
     keys = draw_keys(jax.random.key(0), jnp.arange(rows), jnp.int32(3))

@@ -73,7 +73,7 @@ def test_both_take_the_same_requests_and_cancellations_between_the_same_steps(me
             leading.cancel(chance.choice(tickets))  # which may have ended
         leading.step()
     leading.end()
-    thread.join(30)
+    thread.join(120)
     assert not failures and len(first.steps) == 100
     assert second.steps == first.steps
     assert [ticket.request for ticket in second.told] == [ticket.request for ticket in first.told]
@@ -90,7 +90,7 @@ def test_a_request_arrives_as_it_was_sent(messages):
     leading.submit(asked)
     leading.step()
     leading.end()
-    thread.join(30)
+    thread.join(120)
     ((ticket, _),) = batcher.told.items()
     assert ticket.request == asked
 
@@ -109,7 +109,7 @@ def test_a_batcher_that_comes_to_differ_says_so_and_ends(messages):
     leading.submit(ask(1))
     leading.step()
     leading.step()
-    thread.join(30)
+    thread.join(120)
     assert "run or wait is 0 and 0 here, and 1 and 0 in process 0" in str(failures[0])
 
 

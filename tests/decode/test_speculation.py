@@ -71,7 +71,11 @@ def test_what_followed_the_longest_like_of_a_texts_end_is_proposed():
         assert row == wanted, name
 
 
-@pytest.mark.parametrize("sampler", [Sampler(), DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize(
+    "sampler",
+    # Greedy ones are in layouts below.
+    [pytest.param(Sampler(), marks=pytest.mark.slow, id="greedy"), pytest.param(DRAWN, id="drawn")],
+)
 def test_drafts_from_the_text_change_no_token_greedy_or_drawn(sampler):
     engine, tally = small(), Tally()
     request = Request(prompts=PROMPTS, max_new_tokens=24, sampler=sampler, seed=3)

@@ -380,7 +380,7 @@ def test_threads_encode_side_by_side(tmp_path):
             self.backend = backend
 
         def encode(self, *arguments, **named):
-            meeting.wait(10)
+            meeting.wait(60)
             return self.backend.encode(*arguments, **named)
 
     tokenizer = Tokenizer.from_folder(write_tokenizer(tmp_path))

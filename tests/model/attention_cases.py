@@ -1,6 +1,7 @@
 """Attention of new tokens over filled slots: cases, and their answers in float64.
 
-Every form of attention, of XLA or a kernel, must give them.
+Every form of attention, of XLA or a kernel, must give them. Kernels that are interpreted, which
+takes seconds, run `FEW` of them by default.
 """
 
 import functools
@@ -128,3 +129,9 @@ CASES = {
         "T": 12, "ring": (100, 0), "window": 90, "chunked": True, "first_query": (175, 20),
         "filled": (175, 20)},
 }  # fmt: skip
+FEW = (
+    "step", "step_of_an_empty_sequence", "step_with_sixteen_query_heads", "softcap",
+    "slots_begin_at_another_chips_end", "chunk_of_many_rows", "chunk_with_a_window",
+    "ring_turned_with_a_smaller_window", "chunk_and_a_ring_of_what_came_before",
+)  # fmt: skip
+"""Of each kind the case that has most in it."""

@@ -14,18 +14,25 @@ import pytest
 
 from model.attention_gpu import PROGRAMS, attend_part, choose_tiles
 from model.softmax_parts import Softmaxed, Spans, combine
-from tests.model.attention_cases import CASES, check, make_case, run, visible
+from tests.model.attention_cases import CASES, FEW, check, make_case, run, visible
 
+SLOW = pytest.mark.slow
 attend = functools.partial(attend_part, interpret=True)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FEW else SLOW) for name in CASES]
+)
 def test_a_part_is_the_softmax_of_the_keys_that_each_query_sees(name):
     check(attend, make_case(**CASES[name]))
 
 
-@pytest.mark.parametrize("tokens", [1, 20])
-@pytest.mark.parametrize("cache", ["int8", "float8_e4m3fn", "bfloat16"])
+@pytest.mark.parametrize(
+    ("cache", "tokens"),
+    [("int8", 20), ("float8_e4m3fn", 1), ("bfloat16", 20),
+     *(pytest.param(*case, marks=SLOW)
+       for case in (("int8", 1), ("float8_e4m3fn", 20), ("bfloat16", 1)))],
+)  # fmt: skip
 def test_stored_types_are_read_as_they_are(cache, tokens):
     changes = {"T": tokens, "first_query": (50, 0), "filled": (50 + tokens, tokens)}
     check(attend, make_case(cache=np.dtype(cache), **changes))

@@ -59,7 +59,7 @@ def use(path):
 def outcome(path, damaged):
     """The one line that a damaged file ends in, or None where the damage is harmless."""
     path.write_bytes(damaged)
-    start = time.perf_counter()
+    start = time.thread_time()  # other processes' time is not this file's
     try:
         use(path)
         message = None
@@ -68,7 +68,7 @@ def outcome(path, damaged):
         assert "\n" not in message
         assert len(message) < 600
         assert "; " in message
-    assert time.perf_counter() - start < 5
+    assert time.thread_time() - start < 5
     return message
 
 

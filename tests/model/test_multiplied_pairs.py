@@ -19,12 +19,12 @@ K, H = 2, 128
     [
         {"tokens": 1, "slots": 1500, "first_query": [0, 511, 700], "filled": [1, 512, 701]},
         {"tokens": 16, "slots": 96, "first_query": [80, 0], "filled": [96, 0]},
-        {"tokens": 512, "slots": 1536, "first_query": [700, 0], "filled": [1212, 512]},
-        {"tokens": 512, "slots": 1536, "first_query": [900, 0], "filled": [900, 0]},
+        {"tokens": 512, "slots": 1536, "first_query": [700, 0], "filled": [1212, 512], "group": 4},
+        {"tokens": 512, "slots": 1536, "first_query": [900, 0], "filled": [900, 0], "group": 4},
         {"tokens": 512, "slots": 1536, "first_query": [900, 1024], "filled": [1412, 0],
          "window": 130},
         {"tokens": 512, "slots": 512, "first_query": [600, 0], "filled": [1112, 500],
-         "ring": (512, 0), "window": 512},
+         "ring": (512, 0), "window": 512, "group": 4},
     ],
     ids=lambda case: ",".join(case),
 )  # fmt: skip
@@ -36,7 +36,7 @@ def test_pairs_are_counted_that_the_kernel_multiplies(monkeypatch, case):
 
     monkeypatch.setattr(attention_tpu, "_add", add)
     tokens, slots, ring = case["tokens"], case["slots"], case.get("ring")
-    batch, group, window = len(case["filled"]), 16, case.get("window")
+    batch, group, window = len(case["filled"]), case.get("group", 16), case.get("window")
     q, cache = (batch, tokens, K, group, H), jnp.zeros((batch, K, slots, H))
     first, filled = (jnp.asarray(case[name], jnp.int32) for name in ("first_query", "filled"))
     spans = Spans(first, jnp.zeros_like(first), filled)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import jax
 
+from tests.processes import free_address
 from tests.scripts.driver import run_job
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -129,13 +129,6 @@ def run_many(
     return dict(zip(cases, (Ended(**ended) for ended in found), strict=True))
 
 
-def free_address() -> str:
-    """An address on this machine that nobody listens at."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return f"localhost:{free.getsockname()[1]}"
-
-
 @contextlib.contextmanager
 def started(
     script: str, *arguments: str, folder: Path, ids: range, count: int
@@ -171,7 +164,7 @@ def each_started(
             process.communicate()
 
 
-def ends(processes: list[subprocess.Popen], timeout: float = 120) -> list[Ended]:
+def ends(processes: list[subprocess.Popen], timeout: float = 600) -> list[Ended]:
     """How each ended."""
     texts = [process.communicate(timeout=timeout) for process in processes]
     return [Ended(p.returncode, *text) for p, text in zip(processes, texts, strict=True)]

@@ -120,7 +120,7 @@ def test_a_full_disk_is_one_line_an_end_at_once_and_leaves_nothing(folder):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(

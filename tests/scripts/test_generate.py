@@ -311,7 +311,7 @@ def test_text_arrives_while_it_is_decoded_and_an_interrupt_is_one_line(folder):
         time.sleep(0.1)  # let the script be in the middle of a step
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        rest, said = process.communicate(timeout=60)
+        rest, said = process.communicate(timeout=300)
     finally:
         process.kill()
     assert all(pieces)

@@ -9,21 +9,15 @@ import time
 import pytest
 
 from tests.gguf_samples import write_tiny_gguf
-from tests.scripts.running import (
-    SCRIPTS,
-    each_started,
-    ends,
-    free_address,
-    run_many,
-    started,
-)
+from tests.processes import free_address
+from tests.scripts.running import SCRIPTS, each_started, ends, run_many, started
 
 TINY = ["--model=tiny", "--random_weights"]
 PROMPT = [*TINY, "--prompt_tokens=1,2,3", "--devices=8", "--max_new_tokens=6"]
 SAMPLED = [*PROMPT, "--prompt_tokens=9,8,7,6,5", "--temperature=1.5", "--seed=3"]
 LIMIT = 3  # seconds, --peer_timeout
 PATIENT = 10  # seconds: of processes that come, though late on a busy machine
-SLACK = 17  # what is added to it, for the start of Python on a busy machine, too
+SLACK = 50  # what is added to it, for the start of Python on a busy machine, too
 GONE = re.compile(r"process (\d) of 2 is gone|Gloo")  # a collective may notice it first
 
 

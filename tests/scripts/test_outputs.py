@@ -54,7 +54,7 @@ def outputs(tmp_path_factory):
     for name, (script, where, *_) in OUTPUTS.items():
         line = f"exec {sys.executable} {SCRIPTS}/{script} '--json={name}.json' {where}"
         processes[name] = started(["sh", "-c", line], folder, **QUICK)
-    said = {name: process.communicate(timeout=120) for name, process in processes.items()}
+    said = {name: process.communicate(timeout=300) for name, process in processes.items()}
     return folder, {name: (processes[name].returncode, *said[name]) for name in processes}
 
 
@@ -79,19 +79,19 @@ _common.start(main)
 def test_letters_that_the_output_lacks_are_escaped_and_an_error_without_text_is_named(tmp_path):
     variables = {"PYTHONIOENCODING": "latin-1", "PYTHONPATH": f"{SCRIPTS}:{SCRIPTS.parent}"}
     process = started([sys.executable, "-c", SHOWING], tmp_path, **variables)
-    shown, said = process.communicate(timeout=120)
+    shown, said = process.communicate(timeout=300)
     assert shown.encode(errors="surrogateescape") == "é\\u6f22\\U0001f642\n".encode("latin-1")
     assert said.startswith("error: AssertionError is raised without a word; run again with")
     assert process.returncode == 1
 
 
 def test_an_interrupt_while_modules_are_imported_is_one_line(tmp_path):
-    (tmp_path / "absl.py").write_text("import time\nprint('imports', flush=True)\ntime.sleep(60)")
+    (tmp_path / "absl.py").write_text("import time\nprint('imports', flush=True)\ntime.sleep(600)")
     command = [sys.executable, "-c", HEEDING, str(SCRIPTS / "generate.py")]
     process = started(command, tmp_path, PYTHONPATH=str(tmp_path))
     assert process.stdout.readline() == "imports\n"
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert (process.returncode, said) == (
         130,
         "error: run is interrupted; nothing more was written\n",
@@ -102,7 +102,7 @@ def test_another_module_of_a_packages_name_is_named(tmp_path):
     (tmp_path / "model.py").write_text("")
     command = [sys.executable, str(SCRIPTS / "generate.py")]
     process = started(command, tmp_path, PYTHONPATH=f"{tmp_path}:{SCRIPTS.parent}")
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 2 and said.startswith("error: import of 'model.")
     assert f"{tmp_path / 'model.py'} is another 'model': take it off PYTHONPATH" in said
 

@@ -16,11 +16,20 @@ SMALL = ["--batch=1", "--context=400", "--token_budget=16", "--port=0"]
 
 
 def post(address: str, **fields) -> tuple[int, dict]:
-    with contextlib.closing(http.client.HTTPConnection(address, timeout=60)) as connection:
+    with contextlib.closing(http.client.HTTPConnection(address, timeout=300)) as connection:
         headers = {"content-type": "application/json", "authorization": "Bearer key"}
         connection.request("POST", "/v1/completions", json.dumps(fields), headers)
         response = connection.getresponse()
         return response.status, json.load(response)
+
+
+def asking(address: str, results: list) -> threading.Thread:
+    """A thread that asks for many tokens, and whose answer alone is in `results` then."""
+    results.clear()
+    asked = {"prompt": [1, 2], "max_tokens": 300}
+    thread = threading.Thread(target=lambda: results.append(post(address, **asked)))
+    thread.start()
+    return thread
 
 
 def test_a_server_says_where_it_is_and_ends_when_it_is_told_to(tmp_path):
@@ -34,21 +43,20 @@ def test_a_server_says_where_it_is_and_ends_when_it_is_told_to(tmp_path):
         assert "of weights and" in said and "of cache are reserved" in said
         assert post(address, prompt=[1], n=2)[0] == 200
         results = []
-        asked = {"prompt": [1, 2], "max_tokens": 300}
-        thread = threading.Thread(target=lambda: results.append(post(address, **asked)))
-        thread.start()
+        thread = asking(address, results)
         while b"requests_running 1" not in metrics(address):
-            assert not results
+            if results:  # on a busy machine it may have ended unseen
+                thread = asking(address, results)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
-        thread.join(60)
+        out, err = process.communicate(timeout=300)
+        thread.join(300)
     ((status, answer),) = results
     assert status == 200 and answer["usage"]["completion_tokens"] == 300
     assert (process.returncode, out, err) == (0, "", "")
 
 
 def metrics(address: str) -> bytes:
-    with contextlib.closing(http.client.HTTPConnection(address, timeout=60)) as connection:
+    with contextlib.closing(http.client.HTTPConnection(address, timeout=300)) as connection:
         connection.request("GET", "/metrics", headers={"authorization": "Bearer key"})
         return connection.getresponse().read()
 

@@ -38,13 +38,13 @@ def go_away(address: str, **fields) -> None:
     host, port = address.split(":")
     body = json.dumps(fields).encode()
     head = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
+    with socket.create_connection((host, int(port)), timeout=300) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 def until(true) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not true():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -64,9 +64,13 @@ def test_two_processes_give_the_tokens_of_one_whoever_goes_away_and_end_when_tol
             return [choice["token_ids"] for choice in post(address, **asked)[1]["choices"]]
 
         assert answers() == tokens
-        go_away(address, prompt=[1], max_tokens=390, stream=True)
-        until(lambda: b"requests_running 0" in metrics(address))
-        assert b'answers_total{reason="cancelled"} 1' in metrics(address)
+        cancelled = b'answers_total{reason="cancelled"} 1'
+        for _ in range(20):  # on a busy machine the answer may be complete when it is noticed
+            go_away(address, prompt=[1], max_tokens=390, stream=True)
+            until(lambda: b"requests_running 0" in metrics(address))
+            if cancelled in metrics(address):
+                break
+        assert cancelled in metrics(address)
         assert answers() == tokens
         for process in these:
             process.send_signal(signal.SIGTERM)

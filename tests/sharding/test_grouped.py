@@ -12,6 +12,13 @@ from sharding.quantization import QUANTIZATIONS, QuantizedArray, quantize
 from tests.sharding.pretended import like, mesh_of
 
 GROUPED = [name for name, quantization in QUANTIZATIONS.items() if quantization.group]
+DEFAULT = "int4", "mxfp4"  # with offsets and without; codes are integers, and floats
+
+
+def each(*sizes: object) -> list:
+    """A case for each quantization in groups; the slow set has most."""
+    slow = pytest.mark.slow
+    return [pytest.param(n, *sizes, marks=() if n in DEFAULT else slow) for n in GROUPED]
 
 
 def operands(
@@ -31,7 +38,7 @@ def operands(
 @pytest.mark.parametrize(
     ("quantization", "dtype", "tokens", "inputs"),
     [
-        *((quantization, jnp.float32, 3, 384) for quantization in GROUPED),
+        *each(jnp.float32, 3, 384),
         ("int4", jnp.bfloat16, 1, 4096),  # scales of a row fill registers
     ],
 )
@@ -50,7 +57,7 @@ def test_the_kernel_for_few_tokens_gives_the_product_of_the_dense_matrix(
 @pytest.mark.parametrize(
     ("quantization", "outer", "inner", "rows", "inputs", "tokens"),
     [
-        *((quantization, 1, 1, 128, 512, 40) for quantization in GROUPED),
+        *each(1, 1, 128, 512, 40),
         ("int4", 2, 3, 128, 512, 600),  # tokens that fill no second tile; tiles of inputs
         ("int4_symmetric", 1, 2, 256, 768, 130),
         # Twelve groups, which fill no whole registers.

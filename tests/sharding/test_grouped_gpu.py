@@ -164,8 +164,12 @@ SPECS = {  # stored, use, x given, contracted and result, of [R, F] and [B, T, F
 }
 
 
-@pytest.mark.parametrize("case", SPECS)
-@pytest.mark.parametrize("name", ["int4", "int8"])
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [("int4", "gathered and scattered"), ("int8", "fetched"),
+     pytest.param("int8", "gathered and scattered", marks=pytest.mark.slow),
+     pytest.param("int4", "fetched", marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_products_of_eight_devices_are_the_same_by_the_kernel(monkeypatch, name, case):
     stored, use, *of_tokens = (jax.P(*spec) for spec in SPECS[case])
     specs = ProductSpecs(stored, use, *(jax.P(None, None, *spec) for spec in of_tokens))

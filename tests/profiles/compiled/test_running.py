@@ -25,6 +25,7 @@ from profiles.report.numbers import byte_size
 from profiles.report.step_table import step_table
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
+from tests.engines import fresh
 
 STEP = Pass(2, 16, slots=64)
 FACTS = {
@@ -128,7 +129,7 @@ def test_a_weight_that_is_gathered_unasked_shows_as_a_collective(tiny_engine, mo
 
 
 def test_asking_what_a_step_was_compiled_to_compiles_nothing(tiny_engine):
-    engine = tiny_engine("1x1x1")
+    engine = fresh(tiny_engine("1x1x1"))
     cache, carry = engine.new_cache(3, 64), engine.start(np.full(3, 16, np.int32))
     with compilations() as compiled:
         engine.advance(cache, carry, GREEDY)

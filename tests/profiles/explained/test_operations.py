@@ -24,7 +24,11 @@ def known(family, mesh="1x1x1"):
 
 @pytest.mark.parametrize(
     "family",
-    ["grouped", "experts", "two_norms_and_caps", pytest.param("delta", marks=pytest.mark.slow)],
+    [
+        "experts",
+        "two_norms_and_caps",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("grouped", "delta")),
+    ],
 )
 def test_nearly_every_instruction_has_a_block_and_every_product_the_one_of_its_weight(family):
     found = known(family)

@@ -31,15 +31,17 @@ def test_weights_that_never_fit_are_no_matter_of_batch():
 
 
 def test_a_containers_limit_is_the_memory_that_there_is(tmp_path, monkeypatch):
-    there = free_memory()
-    if there is None:
-        pytest.skip("this system does not tell")
+    told = room._told  # what other processes leave of the machine's memory changes all the time
+    machine = {"/proc/meminfo": 8_000_000_000}
+    monkeypatch.setattr(room, "_told", lambda path, *word: machine.get(path) or told(path, *word))
     monkeypatch.setattr(room, "GROUP", str(tmp_path))
+    there = free_memory()
+    assert there <= 8_000_000_000
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.stat").write_text("file 900000\nanon 400000\n")
     assert free_memory() == 600_000
     (tmp_path / "memory.max").write_text("max\n")
-    assert free_memory() == pytest.approx(there, rel=0.5)
+    assert free_memory() == pytest.approx(there, rel=0.01)
 
 
 def test_what_generates_is_refused_where_this_machine_lacks_the_memory(monkeypatch):

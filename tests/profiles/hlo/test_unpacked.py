@@ -33,7 +33,10 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(dot, "_BLOCK", 2**12)
 
 
-@pytest.mark.parametrize(("name", "mesh"), [("int8", "1"), ("fp8", "1"), ("int8", "2")])
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [("int8", "2"), *(pytest.param(n, "1", marks=pytest.mark.slow) for n in ("int8", "fp8"))],
+)
 def test_matrices_are_converted_by_rows(small_blocks, name, mesh):
     assert found_in(engine_of(Dtypes(jnp.float32, QUANTIZATIONS[name]), mesh), batch=3) == 0
 

@@ -181,8 +181,8 @@ def test_collectives_move_what_they_are_called_after():
 
 @pytest.fixture(scope="module")
 def found():
-    """A run of small kernels on four devices."""
-    mesh = make_mesh(parse_mesh("2x2"))
+    """A run of small kernels on two devices; the script's test has more axes."""
+    mesh = make_mesh(parse_mesh("2"))
     passes = model_passes(mesh, [FLOAT32], [1, 8], TINY, 1e9, 10)
     kernels = Kernels(
         memory=list(read_kernels(mesh, [1 << 18, 1 << 20])),
@@ -197,10 +197,10 @@ def found():
 
 def test_a_document_has_samples_and_fits_of_each_part(found):
     assert {name: len(part["samples"]) for name, part in found.items()} == {
-        "memory": 2 * 3, "matmul": 2, "collectives": 5 * 3 * 2, "dispatch": 2, "attention": 1,
+        "memory": 2 * 3, "matmul": 2, "collectives": 5 * 2, "dispatch": 2, "attention": 1,
     }  # fmt: skip
     assert {name: len(part["fits"]) for name, part in found.items()} == {
-        "memory": 3, "matmul": 1, "collectives": 5 * 3, "dispatch": 1, "attention": 1,
+        "memory": 3, "matmul": 1, "collectives": 5, "dispatch": 1, "attention": 1,
     }  # fmt: skip
     for name, size, rate in (
         ("memory", lambda row: row["bytes"], "bytes_per_s"),
@@ -233,8 +233,8 @@ def test_memory_is_fitted_beyond_caches_alone():
 
 
 def test_tables_have_a_row_for_each_size_kind_and_call(found):
-    text = tables(found, 4, "cpu")
-    assert text.count("measured on 4 x cpu") == 4
+    text = tables(found, 2, "cpu")
+    assert text.count("measured on 2 x cpu") == 4
     for words in ("matrix_vector", "262 kB", "TFLOP/s of all devices together", "all-to-all",
                   "call returned"):  # fmt: skip
         assert words in text

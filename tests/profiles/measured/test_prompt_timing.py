@@ -24,7 +24,7 @@ from sharding.error_types import UsageError
 from sharding.mesh import parse_mesh
 from sharding.placement import Placement
 
-TINY = find_model("tiny")
+TINY = dataclasses.replace(find_model("tiny"), layers=1)
 CHUNK = 32
 
 
@@ -104,7 +104,7 @@ def test_no_chunk_is_below_its_floor(outcome):
 
 
 def test_arithmetic_bounds_prompts_wherever_their_bytes_are(tiny_engine):
-    engine, sizes = tiny_engine("1x1x1"), Pass(2, 0, 64, 128)
+    engine, sizes = tiny_engine("1x1x1", layers=1), Pass(2, 0, 64, 128)
     slow = Peaks(bandwidth=1e12, flops=1e9, source="measured", on_chip=32e6)
     bound = step_record(engine, slow, sizes, phase="prefill", samples=[1.0])
     assert (bound.bound, bound.status) == ("compute", "ok")
@@ -115,7 +115,7 @@ def test_arithmetic_bounds_prompts_wherever_their_bytes_are(tiny_engine):
 
 
 def test_a_repeated_chunk_leaves_what_a_prompt_that_is_run_once_leaves(tiny_engine):
-    step = RepeatedPrompt(tiny_engine("1x1x1"), batch=2, length=270)
+    step = RepeatedPrompt(tiny_engine("1x1x1", layers=1), batch=2, length=270)
     step.compile()
     once = np.asarray(step._cache.keys[0])
     step.lengthen(0.3)

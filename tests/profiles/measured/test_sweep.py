@@ -298,16 +298,22 @@ def test_a_held_step_keeps_its_context(tiny_engine):
     assert step.slots == 32
 
 
-def test_a_burst_is_long_where_there_is_time(tiny_engine):
-    step = RepeatedStep(tiny_engine("1x1x1"), batch=1, context=20)
-    step.compile()
-    step.lengthen(0)
-    assert step.burst == MIN_BURST
-    step.lengthen(10)  # LONG_S of steps well below a millisecond
-    long = step.burst
-    assert long > MIN_BURST
+@pytest.mark.parametrize(
+    ("each", "given", "burst"),
+    [(1e-3, 0, MIN_BURST), (1e-3, 0.1, 100), (1e-3, 10, LONG_S / 1e-3), (0.1, 10, 3), (9, 0, 1)],
+)
+def test_a_burst_is_long_where_there_is_time(each, given, burst, monkeypatch):
+    """On a clock of its own: steps take `each` seconds, and the first launch 2 ms more."""
+
+    def simulated(step, dispatches: int) -> SimpleNamespace:
+        return SimpleNamespace(seconds=0.002 + dispatches * each, call=0.002, touched=[None])
+
+    monkeypatch.setattr(RepeatedStep, "_run", simulated)
+    step = RepeatedStep(None, batch=1, context=20)
+    step.lengthen(given)
+    assert step.burst == pytest.approx(burst, abs=1)
     step.sample()
-    assert LONG_S / 20 < long * step.samples[-1] < 20 * LONG_S
+    assert step.samples == [pytest.approx(each + 0.002 / step.burst)]
 
 
 def test_the_meter_reads_more_than_a_cache_holds_and_its_kernels_read_all_of_it():

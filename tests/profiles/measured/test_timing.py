@@ -16,7 +16,7 @@ from profiles.measured.timing import RepeatedStep, draw_tokens
 from profiles.report.step_table import step_table
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
-from tests.engines import counted_compilations, random_engine
+from tests.engines import counted_compilations, fresh, random_engine
 
 EXPERTS = dict(experts=16, experts_per_token=2)
 MIXTURE = dataclasses.replace(find_model("tiny"), **EXPERTS)
@@ -67,7 +67,7 @@ def test_tokens_go_on_from_one_cache_to_the_next(tiny_engine, monkeypatch):
 
 
 def test_what_is_lowered_and_compiled_beforehand_is_not_compiled_again(tiny_engine):
-    engine = tiny_engine("1x1x1")
+    engine = fresh(tiny_engine("1x1x1"))
     for step in (RepeatedStep(engine, 3, 20), RepeatedPrompt(engine, 3, 40)):
         engine.new_cache(3, step.slots)
         engine.start(np.full(3, 20, np.int32))

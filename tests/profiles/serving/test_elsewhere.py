@@ -33,7 +33,7 @@ class Planted(BaseHTTPRequestHandler):
             kind.asked.append(asked | {"key": self.headers.get("Authorization")})
             kind.inside += 1
             kind.most = max(kind.most, kind.inside)
-        self.meeting.wait(timeout=30)
+        self.meeting.wait(timeout=120)
         time.sleep(0.02)  # a request too many would arrive now, and be counted
         with self.lock:
             kind.inside -= 1
