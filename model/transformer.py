@@ -140,8 +140,6 @@ class Block(nnx.Module):
         # y: [B, T, D]
         mixed, cache, y = self.attention(y, cache, positions, angles, placement, continues)
         mixed = self._added(mixed, "attention_norm_after")
-        if self.config.parallel_block:
-            x = x + mixed
         real = reshard(positions < PADDING, placement.activations("BT"))
         if self.config.parallel_block or self.apart:
             x = x + mixed
