@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.softmax_parts import LOWEST, Softmaxed, Spans, earliest_seen, queries_of_key
+from model.seen_keys import Ring, seen_keys, seen_span
+from model.softmax_parts import LOWEST, Softmaxed, Spans, earliest_seen
 
-Ring = tuple[int, jax.Array]
-"""Slots of a whole ring, and which of them is the first here."""
 Arrays = tuple[jax.Array | None, ...]
 """Keys, values, and the scales of each if they have any."""
 Expand = Callable[..., Arrays]
@@ -112,7 +111,7 @@ def _of_one_query(
     if q.shape[0] < arrays[0].shape[0]:  # some sequences' slots are copied, be they blocks or all
         return loop()
     # A block is copied before it is read, so that half of all slots take as long as all.
-    first, last = _seen_slots(spans, 1, slots, ring, window, chunked)
+    first, last = seen_span(spans, 1, slots, ring, window, chunked)
     return jax.lax.cond(2 * (last - first) >= slots, whole, loop)
 
 
@@ -251,7 +250,7 @@ def _over_blocks(
     """
     (batch, heads, tokens, group, width), slots = q.shape, arrays[0].shape[2]
     block = min(block, slots)
-    first, last = _seen_slots(spans, tokens, slots, ring, window, chunked)
+    first, last = seen_span(spans, tokens, slots, ring, window, chunked)
     rows = q.reshape(batch, heads, tokens * group, width)
 
     def step(number: jax.Array, part: Softmaxed, masked: bool = True) -> Softmaxed:
@@ -263,7 +262,7 @@ def _over_blocks(
         seen = None
         if masked:
             at = start + jnp.arange(block)
-            seen = _seen(spans, tokens, at, ring, window, chunked)
+            seen = seen_keys(spans, tokens, at, ring, window, chunked)
             seen &= at >= number * block  # the last block may begin within the one before
         return _add(part, rows, *cut, seen, scale, softcap)
 
@@ -297,7 +296,7 @@ def _over_all(
     """One query of each sequence over all keys at once; arguments are those of `_over_blocks`."""
     batch, heads, tokens, group, width = q.shape
     slots = arrays[0].shape[2]
-    seen = _seen(spans, tokens, jnp.arange(slots), ring, window, chunked)
+    seen = seen_keys(spans, tokens, jnp.arange(slots), ring, window, chunked)
     if batch < arrays[0].shape[0]:
         arrays = tuple(each if each is None else _cut(each, 0, 0, batch, slots) for each in arrays)
     rows = q.reshape(batch, heads, tokens * group, width)
@@ -370,42 +369,3 @@ def _cut(
     at[where], sizes[where] = row, batch
     at[2], sizes[2] = start, block
     return jax.lax.dynamic_slice(array, at, sizes)
-
-
-def _seen_slots(
-    spans: Spans, tokens: int, slots: int, ring: Ring | None, window: int | None, chunked: bool
-) -> tuple[jax.Array, jax.Array]:
-    """The first slot that any query sees, and the one past the last."""
-    if ring:
-        return jnp.int32(0), jnp.clip(jnp.max(spans.filled) - ring[1], 0, slots)
-    last = jnp.minimum(spans.filled, spans.first_query + tokens) - spans.first_key
-    last = jnp.clip(jnp.max(last), 0, slots)
-    if window is None:
-        return jnp.minimum(jnp.clip(jnp.min(-spans.first_key), 0, slots), last), last
-    first = earliest_seen(spans.first_query, window, chunked)
-    first = jnp.maximum(first, 0) - spans.first_key
-    return jnp.minimum(jnp.clip(jnp.min(first), 0, slots), last), last
-
-
-def _seen(
-    spans: Spans,
-    tokens: int,
-    slots: jax.Array,
-    ring: Ring | None,
-    window: int | None,
-    chunked: bool,
-) -> jax.Array:
-    """Which keys of these slots each query sees, [B, T, slots]."""
-    filled = spans.filled[:, None]
-    if ring:
-        size, begin = ring
-        positions = filled - 1 - (filled - 1 - (begin + slots)) % size  # [B, slots]
-    else:
-        positions = spans.first_key[:, None] + slots
-    there = (positions >= 0) & (positions < filled)
-    query = (spans.first_query[:, None] + jnp.arange(tokens))[:, :, None]
-    seen = there[:, None] & (positions[:, None] <= query)
-    if window is None:
-        return seen
-    positions = positions[:, None]
-    return seen & (query < positions + queries_of_key(positions, window, chunked))

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from _family_delta import EXPERTS, SIZES, save_as_released
-from _gemma4_models import families
-from _routed_families import ROUTED_FAMILIES, save_as_a_part
+from _family_gemma4 import families
+from _family_mxfp4 import MATRICES, in_mxfp4, save_in_mxfp4
+from _family_routed import ROUTED_FAMILIES, save_as_a_part
 from absl import app, flags
 
 _FAMILY = flags.DEFINE_multi_string("family", [], "Make these only; all if none is given.")
@@ -25,7 +26,6 @@ _OUTPUT = flags.DEFINE_string(
 NEW_TOKENS = 32
 PROMPT_LENGTHS = (5, 11, 19)
 MARGIN = 1e-3
-_MATRICES = ("gate_up_proj", "down_proj")
 _NORMS_FROM_ZERO = "gemma", "qwen3_next", "qwen3_5"  # which add one to a norm's scale
 _COMMON = {
     "vocab_size": 128,
@@ -296,45 +296,6 @@ def random_model(model_type: str, sizes: dict, seed: int):
     return model
 
 
-def in_mxfp4(model, seed: int) -> dict[str, np.ndarray]:
-    """Gives experts matrices that MXFP4 holds exactly, as transformers reads them.
-
-    Returns:
-      The tensors that a folder has in place of theirs, by name.
-    """
-    import torch
-    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
-
-    random, stored = np.random.default_rng(seed), {}
-    for name, array in model.named_parameters():
-        if not name.endswith(_MATRICES):
-            continue
-        experts, inputs, outputs = array.shape
-        blocks = random.integers(0, 256, (experts, outputs, inputs // 32, 16), np.uint8)
-        scales = random.integers(121, 125, (experts, outputs, inputs // 32), np.uint8)
-        parts = {"blocks": torch.tensor(blocks), "scales": torch.tensor(scales)}
-        with torch.no_grad():
-            array.copy_(convert_moe_packed_tensors(*parts.values(), dtype=torch.float32))
-        stored |= {f"{name}_{part}": tensor for part, tensor in parts.items()}
-    return stored
-
-
-def save_in_mxfp4(folder: Path, stored: dict) -> None:
-    """Puts codes and scales in place of the plain matrices of a folder's experts."""
-    from safetensors.torch import load_file, save_file
-
-    file = folder / "model.safetensors"
-    plain = {name.rpartition("_")[0] for name in stored}
-    kept = {name: tensor for name, tensor in load_file(file).items() if name not in plain}
-    save_file(kept | stored, file, metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {
-        "quant_method": "mxfp4",
-        "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router"],
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
 def greedy(model, prompt: list[int]) -> tuple[np.ndarray, list[int], float]:
     """Logits [T, V] of the prompt, the greedy tokens after it, and their smallest margin."""
     import torch
@@ -391,7 +352,7 @@ def make(name: str, folder: Path) -> None:
     arrays |= {f"logits_{n}": logits for n, (logits, *_) in enumerate(runs)}
     if stored:
         layer = model.model.layers[0].mlp.experts
-        arrays |= {name: getattr(layer, name).detach().numpy() for name in _MATRICES}
+        arrays |= {name: getattr(layer, name).detach().numpy() for name in MATRICES}
     arrays["tokens"] = np.array([tokens for _, tokens, _ in runs], np.int32)
     np.savez_compressed(folder / "reference.npz", **arrays)
     used = json.loads((folder / "config.json").read_text())["transformers_version"]

@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 
 BLOCK = 16
 """Tokens of a block: fewer in common are not worth a look."""
+_AT_ONCE = 256
+"""Tokens that are compared at once, in a loop of C."""
 
 
 def block_hashes(tokens: Sequence[int]) -> Iterator[int]:
@@ -55,3 +57,15 @@ class Prefixes(Generic[_Row]):
                 break
             found.append(list(self._rows[number]))
         return reversed(found)
+
+
+def alike_tokens(one: Sequence[int], other: Sequence[int], most: int) -> int:
+    """How many of the first tokens of both are the same, up to `most`; blocks are compared whole.
+
+    A prompt may be a tuple and what a row holds a list, so that slices are compared as lists.
+    """
+    for start in range(0, most, _AT_ONCE):
+        end = min(start + _AT_ONCE, most)
+        if list(one[start:end]) != list(other[start:end]):
+            return next(n for n in range(start, end) if one[n] != other[n])
+    return most

@@ -10,12 +10,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from decode.batching.events import Ticket
-from decode.batching.prefixes import BLOCK, Prefixes
+from decode.batching.prefixes import BLOCK, Prefixes, alike_tokens
 from decode.batching.shape import Shape
 from decode.text_stops import StoppedText
-
-_AT_ONCE = 256
-"""Tokens that are compared at once, in a loop of C."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -52,7 +49,7 @@ class Row:
         forgets = window and self.written > window
         if forgets and known < self.written - 1:
             return 0
-        alike = _alike(prompt, self.tokens, known)
+        alike = alike_tokens(prompt, self.tokens, known)
         if forgets and alike < self.written - 1:
             return 0
         if whole and alike < self.written:
@@ -387,15 +384,3 @@ class Schedule:
 
     def _free_rows(self, group: int) -> list[Row]:
         return [row for row in self.rows if not row.busy and self._group(row) == group]
-
-
-def _alike(one: Sequence[int], other: Sequence[int], most: int) -> int:
-    """How many of the first tokens of both are the same, up to `most`; blocks are compared whole.
-
-    A prompt may be a tuple and what a row holds a list, so that slices are compared as lists.
-    """
-    for start in range(0, most, _AT_ONCE):
-        end = min(start + _AT_ONCE, most)
-        if list(one[start:end]) != list(other[start:end]):
-            return next(n for n in range(start, end) if one[n] != other[n])
-    return most

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from model.weights import WeightsError
+from model.weights.family_record import ANY, HARMLESS
 from model.weights.fp8_files import is_read
-from model.weights.huggingface_families import ANY, HARMLESS
 from model.weights.quantized_names import NOT_READ
 
 _LARGEST = 10_000_000  # bytes of a config.json

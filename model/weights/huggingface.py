@@ -20,11 +20,12 @@ from model.weights import WeightsError
 from model.weights import huggingface_delta as delta
 from model.weights import huggingface_gemma4 as gemma4
 from model.weights.assembled import HEAD, Assembled, Piece, Shape
+from model.weights.family_record import Names
 from model.weights.fp8_files import Fp8Files, open_files
 from model.weights.fp8_kept import as_stored, stored_form
 from model.weights.huggingface_config import read_config
 from model.weights.huggingface_deepseek import attention_arrays, prediction_layers
-from model.weights.huggingface_families import FAMILIES, Names
+from model.weights.huggingface_families import FAMILIES
 from model.weights.quantized_names import NOT_READ, quantized
 from model.weights.safetensors_files import SafetensorsFiles
 from model.weights.stacked_experts import BLOCKS, SCALES, StackedExperts

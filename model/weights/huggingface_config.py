@@ -13,8 +13,9 @@ from typing import Any
 from model.config import ModelConfig
 from model.weights import huggingface_delta
 from model.weights.config_fields import Fields
+from model.weights.family_record import HARMLESS, Family
 from model.weights.huggingface_deepseek import expert_fields, latent_fields
-from model.weights.huggingface_families import FAMILIES, HARMLESS, Family
+from model.weights.huggingface_families import FAMILIES
 from model.weights.huggingface_gemma4 import layer_fields
 from model.weights.huggingface_llama4 import chunk_windows, interleaved_experts, query_fields
 from model.weights.huggingface_rotary import rotary

@@ -9,7 +9,7 @@ from typing import Any
 
 from model.rotary_scaling import Scaling, scaling
 from model.weights.config_fields import Fields
-from model.weights.huggingface_families import Family
+from model.weights.family_record import Family
 
 _KINDS = {"full_attention", "sliding_attention"}  # of layers
 _ORIGINAL = "original_max_position_embeddings"

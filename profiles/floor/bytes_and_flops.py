@@ -11,17 +11,15 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx
 
-from model.cache import CACHE_AXES, abstract_cache
 from model.config import ModelConfig
 from model.declarations import Matrix, Path, declarations, matrices, of_experts
 from model.dtypes import Dtypes
 from model.transformer import Transformer
-from profiles.floor.activations import activation_bytes, attention_share
-from profiles.floor.alike_layers import AlikeLayers, alike_layers
+from profiles.floor.activations import activation_bytes
+from profiles.floor.alike_layers import CachedLayers, alike_layers, attention_work, cache_bytes
 from profiles.floor.delta_counts import StateTraffic, delta_flops, state_bytes, state_traffic
 from profiles.floor.experts import touched_experts
 from profiles.floor.passes import BatchLine, Counts, Pass, PromptLine
@@ -110,31 +108,6 @@ def _multiplies(path: Path, param: nnx.Param) -> bool:
     return len(param.shape) > 1 and not param.scale and not beside
 
 
-class _Cached(NamedTuple):
-    """What each device has of layers that are alike in their caches and attention.
-
-    Attributes:
-      layers: these layers.
-      share: its part of a cache.
-      token: bytes of one token in the cache of one of them.
-      of_cache, of_prompts: its part of attention, to a cache and of prompts.
-    """
-
-    layers: AlikeLayers
-    share: float
-    token: float
-    of_cache: float
-    of_prompts: float
-
-    @classmethod
-    def of(cls, layers: AlikeLayers, placement: Placement, dtypes: Dtypes) -> "_Cached":
-        """What a layout on a mesh gives each device."""
-        seen = placement.with_sizes(layers.config.sizes)
-        share, kinds = seen.share(("cache", CACHE_AXES)), (True, False)
-        attends = (attention_share(seen, of_cache=kind) for kind in kinds)
-        return cls(layers, share, _cache_bytes(layers, 1, dtypes) * share, *attends)
-
-
 class PassCounter:
     """Counts the work of one model's passes in one layout: weights once, then passes of any size.
 
@@ -157,7 +130,9 @@ class PassCounter:
         only: Callable[[Path], bool] | None = None,
     ):
         self.config, self.placement, self.dtypes = config, placement, dtypes
-        self._layers = [_Cached.of(layers, placement, dtypes) for layers in alike_layers(config)]
+        self._layers = [
+            CachedLayers.of(layers, placement, dtypes) for layers in alike_layers(config)
+        ]
         self.state = state_bytes(config, placement, dtypes)
         self.resident = self._dense_weights = self._experts = self._gathered = 0.0
         self._gathered_in_layers = [0.0 for _ in config.kinds]
@@ -278,7 +253,7 @@ class PassCounter:
         total = 0.0
         for each in self._layers:
             share = each.of_prompts if pass_.over_prompts else each.of_cache
-            total += share * _attention_work(each.layers, pass_.context, pass_.tokens)
+            total += share * attention_work(each.layers, pass_.context, pass_.tokens)
         return total + self.delta_flops(pass_.tokens)
 
     def delta_flops(self, tokens: int) -> float:
@@ -318,7 +293,7 @@ class PassCounter:
         """Bytes of one sequence's cache on each device."""
         multiples, total = np.asarray(self._multiple), 0.0
         for each in self._layers:
-            whole = functools.partial(_cache_bytes, each.layers, slots, self.dtypes)
+            whole = functools.partial(cache_bytes, each.layers, slots, self.dtypes)
             found = {multiple: whole(multiple) for multiple in {*multiples.ravel().tolist()}}
             sizes = [found[multiple] for multiple in multiples.ravel().tolist()]
             total += np.reshape(sizes, multiples.shape) * each.share * each.layers.writing
@@ -360,53 +335,3 @@ def _parameters(config: ModelConfig, dtypes: Dtypes) -> dict[str, int]:
         total += size
         active += size * config.experts_per_token // config.experts if of_experts(param) else size
     return {"total": total, "active": active}
-
-
-def _attention_work(layers: AlikeLayers, cached: int, tokens: int) -> int:
-    """FLOPs of one sequence's scores and sums of values in these layers, all devices together."""
-    config = layers.config
-    if config.latent:
-        return latent_flops(config, cached, tokens)
-    pairs = layers.pairs(cached, tokens)
-    return 4 * config.query_heads * config.head_size * pairs * layers.count
-
-
-def latent_flops(config: ModelConfig, cached: int, tokens: int) -> int:
-    """FLOPs of one sequence's latent attention, all layers and devices together, at the least.
-
-    A query meets a latent itself, for 2 H (2 r_kv + r_rope) FLOPs, or the key and value that are
-    made of it, for 2 H (h + v) and once for all queries 2 r_kv H (u + v) more (DeepSeek-V2, section
-    2.1.2). What makes those of new tokens counts among products with weights, in both forms.
-
-    Args:
-      config: the model.
-      cached: tokens before the new ones.
-      tokens: new tokens; each also attends to itself.
-    """
-    sizes, heads = config.latent, config.query_heads
-    absorbed = 2 * heads * (sizes.rank + sizes.cached)
-    direct = 2 * heads * (config.head_size + sizes.value)
-    expansion = 2 * sizes.rank * heads * (sizes.content + sizes.value)
-    before = min(tokens * absorbed, tokens * direct + expansion)
-    among = absorbed if tokens == 1 else min(absorbed, direct)
-    return config.layers * (cached * before + among * tokens * (tokens + 1) // 2)
-
-
-def kv_token_bytes(config: ModelConfig, placement: Placement, dtypes: Dtypes) -> float:
-    """Bytes one cached token takes on each device, keys and values of all layers that have any."""
-    return sum(
-        layers.writing * layer_token_bytes(layers, placement, dtypes)
-        for layers in alike_layers(config)
-    )
-
-
-def layer_token_bytes(layers: AlikeLayers, placement: Placement, dtypes: Dtypes) -> float:
-    """Bytes one cached token takes on each device in one of these layers."""
-    return _Cached.of(layers, placement, dtypes).token
-
-
-@functools.lru_cache(maxsize=4096)
-def _cache_bytes(layers: AlikeLayers, slots: int, dtypes: Dtypes, multiple: int = 1) -> int:
-    """Bytes of one sequence's cache of one of these layers, all devices together."""
-    cache = abstract_cache(layers.one, 1, min(slots, layers.window or slots), dtypes, multiple)
-    return sum(map(stored_bytes, jax.tree.leaves(cache)))

@@ -5,8 +5,8 @@ import jax
 from model.cache import CACHE_AXES, DELTA_AXES
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from profiles.floor.alike_layers import alike_layers
-from profiles.floor.bytes_and_flops import declared, layer_token_bytes
+from profiles.floor.alike_layers import alike_layers, layer_token_bytes
+from profiles.floor.bytes_and_flops import declared
 from profiles.floor.delta_counts import state_bytes
 from profiles.report.numbers import byte_size
 from sharding.placement import Placement, entry_axes, shards, used_axes

@@ -18,7 +18,7 @@ from profiles.chips.calibration import Calibration, calibration_of
 from profiles.expected.estimate import Estimator
 from profiles.expected.serving import estimate_service
 from profiles.expected.time import Expected
-from profiles.floor.bytes_and_flops import kv_token_bytes
+from profiles.floor.alike_layers import kv_token_bytes
 from profiles.floor.passes import Pass
 from profiles.published.cases import Case
 from profiles.published.estimators import (

@@ -11,7 +11,8 @@ from model.catalog import find_model
 from model.declarations import total_bytes
 from model.dtypes import BFLOAT16, FLOAT32, Dtypes
 from model.transformer import Transformer
-from profiles.floor.bytes_and_flops import PassCounter, kv_token_bytes
+from profiles.floor.alike_layers import kv_token_bytes
+from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass, attended_pairs, chunk_pairs
 from profiles.floor.replication import experts_per_device, replication_cost
 from profiles.report.numbers import byte_size

@@ -6,8 +6,9 @@ import pytest
 
 from model.catalog import find_model
 from model.dtypes import BFLOAT16, FLOAT32
+from profiles.floor.alike_layers import kv_token_bytes
 from profiles.floor.block_counts import ATTENTION, CACHE_WRITE, DELTA_RULE, block_counts
-from profiles.floor.bytes_and_flops import PassCounter, kv_token_bytes
+from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.delta_counts import delta_flops, states_in_words
 from profiles.floor.passes import Pass
 from sharding.catalog import ATTENTION as DIVISIONS

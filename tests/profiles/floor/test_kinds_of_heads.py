@@ -5,7 +5,8 @@ import pytest
 from model.catalog import find_model
 from model.dtypes import BFLOAT16, FLOAT32
 from profiles.floor.activations import activation_bytes
-from profiles.floor.bytes_and_flops import PassCounter, kv_token_bytes
+from profiles.floor.alike_layers import kv_token_bytes
+from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass
 from profiles.floor.replication import replication_cost
 from sharding.catalog import LAYOUTS

@@ -7,7 +7,8 @@ import pytest
 
 from model.catalog import find_model
 from model.dtypes import BFLOAT16, Dtypes
-from profiles.floor.bytes_and_flops import PassCounter, kv_token_bytes, latent_flops
+from profiles.floor.alike_layers import kv_token_bytes, latent_flops
+from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass
 from profiles.floor.sized_models import SizedPassCounter, sized_models
 from sharding.catalog import LAYOUTS, attend_by, divide_experts
