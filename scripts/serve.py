@@ -100,12 +100,12 @@ def main() -> None:
     _common.refuse(["json"], "a server writes no document")
     if _CHUNK.value is not None:
         check_chunk(_CHUNK.value)
-    keep_compiled()
     meshes, sockets = _engines.meshes(), []
     source = _chat_template.with_template(_common.source())
     processes.from_first_process(lambda: sockets.append(_listen()))
     step = Pass(_BATCH.value or 8, context=_context(source) - 1)
     placed = _engines.place(source, meshes, [step])
+    keep_compiled()  # after the CPU devices are asked for, because it starts them
     batcher, reserved = _batcher(placed)
     _warm_up(batcher)
     if not processes.is_first():
