@@ -33,7 +33,8 @@ def random_cache(placement: Placement, mesh: jax.sharding.Mesh, family: str, dty
     [("weight_stationary_1d", "heads", "1x1x2", "two_norms_and_caps", PLAIN),
      ("weight_stationary_1d", "sequence", "1x1x2", "biased_windowed", INT8),
      ("data_parallel_x_1d", "heads", "2x1x2", "grouped", INT8),
-     ("weight_gathered_x", "batch", "2x2x1", "biased_windowed", PLAIN)],
+     ("weight_gathered_x", "batch", "2x2x1", "biased_windowed", PLAIN),
+     ("weight_stationary_1d", "heads", "1x1x2", "borrowed_caches", INT8)],
 )  # fmt: skip
 def test_rows_go_where_they_should_and_only_what_is_seen(layout, attention, mesh, family, dtypes):
     config, shape = config_of(family), parse_mesh(mesh)
