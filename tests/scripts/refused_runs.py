@@ -36,7 +36,12 @@ REFUSED = {
     # Folders.
     "no such folder": (["--model=none/here", *TEXT], 1, "none/here", "No such file", "; give"),
     "shard": (["--model=./shardless", *TEXT], 1, "model-00002-of-00005", "missing from", "; fetch"),
-    "family": (["--model=./family", *TEXT], 1, "model_type", "is 'mamba'; supported are llama"),
+    "family": (
+        ["--model=./family", *TEXT],
+        1,
+        "model_type",
+        "is 'mamba'; supported are deepseek_v2, ",
+    ),
     "field": (["--model=./field", *TEXT], 1, "'logits_scaling'", "is 2.0; this may change the"),
     "quantized": (["--model=./quantized", *TEXT], 1, "'gptq'", "are not read; give"),
     "text for a folder of ids": (
