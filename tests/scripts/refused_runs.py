@@ -42,11 +42,6 @@ REFUSED = {
         "model_type",
         "is 'mamba'; supported are deepseek_v2, ",
     ),
-        ["--model=./family", *TEXT],
-        1,
-        "model_type",
-        "is 'mamba'; supported are deepseek_v2, ",
-    ),
     "field": (["--model=./field", *TEXT], 1, "'logits_scaling'", "is 2.0; this may change the"),
     "quantized": (["--model=./quantized", *TEXT], 1, "'gptq'", "are not read; give"),
     "text for a folder of ids": (
