@@ -5,7 +5,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.layout import Format, Layout
 
-from model.declarations import declarations, matrices
+from model.declarations import declarations, matrices, of_experts
 from model.parameters import Parameters
 from sharding.platform_workarounds import order_on_tpu
 
@@ -25,8 +25,8 @@ def apply_tpu_orders(parameters: Parameters, model: nnx.Module) -> Parameters:
         matrix = few_bits.get(path[:-1])
         if path in looked_up or (param.scale and matrix.dtypes.quantization.codes):
             order = tuple(range(len(param.shape)))  # by rows, also where they fill no registers
-        elif param.scale or (matrix and matrix.dtypes.quantization.group):
-            order = None  # a kernel reads matrices in groups as they are stored
+        elif param.scale or (matrix and (matrix.dtypes.quantization.group or of_experts(param))):
+            order = None  # kernels read groups as they are stored; few-bit experts come one by one
         else:
             order = order_on_tpu(param.axes, flat[path])
         if order:

@@ -213,7 +213,7 @@ def grouped(
     Returns:
       [N, D] float32.
     """
-    count, _, width, d_model = experts.gate_up.shape
+    count, *_, d_model = experts.gate_up.shape
     chosen = min(chosen, count)
     weight, expert_ids = (part.reshape(-1) for part in jax.lax.top_k(share, chosen))  # [N * k]
     expert_ids = jnp.where(weight > 0, expert_ids, count)
@@ -226,11 +226,9 @@ def grouped(
     def of_expert(array: jax.Array | None, numbers: jax.Array) -> jax.Array | None:
         return None if array is None else array[jnp.minimum(numbers, count - 1)]
 
-    # gate_up: [E, 2 F, D]
-    gate_up = jax.tree.map(lambda leaf: leaf.reshape(count, 2 * width, -1), experts.gate_up)
     rows = x[order // chosen]  # [N * k, D]
     rows = (rows * weight[order, None]).astype(x.dtype) if of_inputs else rows
-    gate_up = join(matmul(rows, gate_up)).reshape(-1, 2, width)
+    gate_up = join(_gate_up(experts.gate_up, rows, expert_ids[order], sizes))  # [N * k, 2, F]
     gate_up = _biased(gate_up, of_expert(experts.gate_up_bias, expert_ids[order]))
     hidden = GATES[activation](gate_up[:, 0], gate_up[:, 1])  # [N * k, F]
     rows = matmul(hidden.astype(x.dtype), experts.down)  # [N * k, D]
@@ -242,6 +240,31 @@ def grouped(
     weight = weight[:, None]
     rows = jnp.where(weight > 0, rows if of_inputs else rows * weight, 0)
     return jnp.sum(rows.reshape(-1, chosen, d_model), axis=1)
+
+
+def _gate_up(stack: Weight, rows: jax.Array, expert_ids: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Products of rows that are sorted by expert with both matrices of each, float32.
+
+    Plain ones are matrices of their own, each with its copy of the expert's rows: XLA:TPU would lay
+    a stack of pairs out anew to have it as one of [2 F, D].
+
+    Args:
+      stack: [E, 2, F, D].
+      rows: [M, D].
+      expert_ids: of each row, E for none.
+      sizes: rows of each expert.
+
+    Returns:
+      [M, 2, F].
+    """
+    count, _, width, _ = stack.shape
+    if isinstance(stack, QuantizedArray):
+        flat = jax.tree.map(lambda leaf: leaf.reshape(count, 2 * width, -1), stack)
+        return dot_of_groups(flat, rows, sizes, jnp.float32).reshape(-1, 2, width)
+    order = jnp.argsort(jnp.concatenate([2 * expert_ids, 2 * expert_ids + 1]), stable=True)
+    matrices = stack.reshape(2 * count, width, -1)
+    both = dot_of_groups(matrices, rows[order % len(rows)], jnp.repeat(sizes, 2), jnp.float32)
+    return both[jnp.argsort(order)].reshape(2, len(rows), width).swapaxes(0, 1)
 
 
 def touched_only(

@@ -228,11 +228,16 @@ def order_on_tpu(axes: str, array: jax.Array | jax.ShapeDtypeStruct) -> tuple[in
     """
     if axes not in _ORDERS_ON_TPU:
         return None
-    fills_lanes = array.sharding.shard_shape(array.shape)[-1] % _LANES == 0
-    return _ORDERS_ON_TPU[axes] if fills_lanes else None
+    order = _ORDERS_ON_TPU[axes]
+    fills_lanes = array.sharding.shard_shape(array.shape)[order[-1]] % _LANES == 0
+    return order if fills_lanes else None
 
 
-# Matrices that XLA:TPU would lay out at every step, to cut their rows: it wants those beside the
-# heads' own dimension.
-_ORDERS_ON_TPU = dict.fromkeys(("DKGh", "DJQH"), (1, 2, 0, 3))
+# Matrices that XLA:TPU would lay out at every step: of attention's output to cut their rows, which
+# it wants beside the heads' own dimension; of experts for its matmul of groups, which has their
+# outputs innermost.
+_ORDERS_ON_TPU = dict.fromkeys(("DKGh", "DJQH"), (1, 2, 0, 3)) | {
+    "ECFD": (0, 1, 3, 2),
+    "EDF": (0, 2, 1),
+}
 _LANES = 128

@@ -143,9 +143,11 @@ def test_states_of_delta_layers_are_written_where_they_lie():
         ["--model=gpt-oss-120b", "--weight_dtype=mxfp4", "--topology=v6e:2x4", "--batch=8"],
         # A dense layer and one of experts; latents of 576 numbers.
         ["--model=deepseek-v3", "--weight_dtype=fp8", "--topology=v5p:2x2x2", "--batch=16"],
+        # Experts in one matmul of groups, whose outputs are innermost in memory.
+        ["--model=mixtral-8x7b", "--topology=v6e:2x4", "--batch=32"],
     ],
 )
-def test_experts_in_few_bits_and_heads_of_no_whole_registers_are_left_where_they_lie(step):
+def test_experts_and_heads_of_no_whole_registers_are_left_where_they_lie(step):
     document = compiled_step(*step, "--layers=2", "--context=4096")
     compiled = document["compiled"]
     assert compiled["cache_aliased"]
