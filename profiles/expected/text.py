@@ -215,14 +215,12 @@ def _prices(estimator: Estimator, last: Estimate) -> list[str]:
     ratio = estimator.peaks.flops / estimator.peaks.bandwidth
     active = estimator.describe().parameters["active"]
     implied = economics.implied_kv_bytes(active, ratio, max(context, 1))
-    written = last.counts.kv_written / estimator.padded(batch)
-    whole = written * estimator.deployment.slice.devices
     return [
         f"price of speed: a step {exact(FASTER)} times as fast as batch {batch:,}'s is "
         f"{price} (expected)",
         f"a price step at {several(context, 'token')} would imply {number(implied)} bytes of "
-        f"cache per token, where compute is overtaken; here they are {number(whole)}, copies "
-        "included",
+        "cache per token, where compute is overtaken; here they are "
+        f"{number(economics.token_bytes(estimator))}, copies included",
     ]
 
 

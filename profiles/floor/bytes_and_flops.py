@@ -153,6 +153,11 @@ class PassCounter:
         """How many parameters the model has, and how many of them a token meets."""
         return _parameters(self.config, self.dtypes)
 
+    @property
+    def token_bytes(self) -> float:
+        """Bytes that a cached token takes on each device, in all layers that keep it."""
+        return sum(each.token * each.layers.writing for each in self._layers)
+
     def _add(self, alike: _Alike) -> None:
         """Adds arrays to the sums that passes are counted from."""
         share = self.placement.share
