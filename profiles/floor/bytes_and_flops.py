@@ -317,6 +317,18 @@ class PassCounter:
             written += each.token * each.layers.writing * min(tokens, window)
         return read, written
 
+    def unfilled(self, step: Pass) -> float:
+        """Bytes of the slots that no token has filled after a decode step.
+
+        They count as often as layers would read them.
+        """
+        total = 0.0
+        for each in self._layers:
+            layers, slots = each.layers, step.cache_slots
+            filled = layers.seen(step.context) + 1
+            total += each.token * layers.count * (min(slots, layers.window or slots) - filled)
+        return step.batch * total
+
     def _held_bytes(self, tokens: int) -> float:
         """Bytes of one sequence's activations on each device."""
         return activation_bytes(self.config, self.placement, self.dtypes, tokens=tokens)

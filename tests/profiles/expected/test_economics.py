@@ -282,6 +282,22 @@ def test_a_step_that_verifies_drafts_reads_once_and_multiplies_as_often_as_it_ha
     assert speculation.verifying_floor(one, 64, 1000, 1) == plain
 
 
+def test_a_state_is_written_once_for_all_tokens_of_a_step_and_is_none_of_their_bytes():
+    deployment = Deployment(
+        model=find_model("qwen3-next-80b-a3b"),
+        slice=parse_slice("h100:1"),
+        dtypes=BFLOAT16,
+        calibration=calibration_of("h100"),
+        layout=find_layout("weight_stationary_1d"),
+        mesh={"x": 1, "y": 1, "z": 1},
+    )
+    one = Estimator(deployment)
+    token = 12 * 2 * 2 * 256 * 2  # keys and values of two heads in each of twelve layers
+    assert economics.token_bytes(one) == answers.held(one, 1000, [300.0]).bytes_per_token == token
+    many, alone = (speculation.verifying_floor(one, 8, 1000, n).kv_cache for n in (4, 1))
+    assert many - alone == pytest.approx(8 * 3 * token / one.peaks.bandwidth)
+
+
 def test_speculation_pays_up_to_the_batch_of_the_closed_form():
     one = estimator(DENSE)
     for context in (0, 500):
