@@ -80,11 +80,11 @@ def test_a_record_has_the_documented_fields():
 
 def test_a_block_beside_the_layers_has_no_number_per_layer():
     """The inputs that all layers have of their own are made once, before the first."""
-    places = "layer_inputs", "layer_0/layer_inputs", "layer_1/layer_inputs"
-    listed = [Collective("all-reduce", ("x",), 64, where=place) for place in places]
-    once, each = collective_table(listed, 2, "compiled", listed).splitlines()[1:]
-    assert once.split()[-1] == "1" and "0.5" not in once
-    assert each.split()[-2:] == ["1", "2"]
+    places = {"layer_inputs": 1, "layer/layer_inputs": 2, "layer": 1}
+    listed = [Collective("all-reduce", ("x",), 64, n, where) for where, n in places.items()]
+    once, each, whole = collective_table(listed, 2, "compiled", listed).splitlines()[1:]
+    assert once.split()[-2:] == ["64", "1"]
+    assert each.split()[-2:] == ["1", "2"] and whole.split()[-2:] == ["0.5", "1"]
 
 
 def test_no_finding_is_said_to_be_none():
