@@ -258,7 +258,7 @@ def collective_table(
             each.kind,
             "".join(each.axes),
             f"{each.payload_bytes:,}",
-            exact(each.count / layers) if each.where.startswith("layer") else "",
+            exact(each.count / layers) if each.in_layers else "",
             str(each.count),
         )
         for each in found

@@ -195,7 +195,7 @@ def held(estimator: Estimator, context: int, seconds: Sequence[float]) -> Held:
     chip, price = estimator.chip, estimator.deployment.price
     capacity = estimator.recommended_chip.capacity
     offered = tiers(chip.name, capacity, chip.bandwidth)
-    size = _bytes_per_token(estimator, context)
+    size = economics.token_bytes(estimator)
 
     def found(tier: Tier) -> HeldTier:
         if tier.usd_per_byte is not None:
@@ -225,12 +225,6 @@ def held(estimator: Estimator, context: int, seconds: Sequence[float]) -> Held:
         prompt,
         tuple(each / after for each in seconds),
     )
-
-
-def _bytes_per_token(estimator: Estimator, context: int) -> float:
-    one = estimator.padded(1)
-    written = estimator.deployment.count(Pass(one, context)).kv_written / one
-    return written * estimator.deployment.slice.devices
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,6 +104,14 @@ def recomputed_after_s(estimator: Estimator, prompt: int) -> float:
     return found.expected.seconds * estimator.peaks.capacity / found.counts.kv_resident
 
 
+def token_bytes(estimator: Estimator) -> float:
+    """Bytes of cache that a token takes on all devices together, copies included.
+
+    States, which are the same for any number of tokens, are none of a token's.
+    """
+    return estimator.counter.token_bytes * estimator.deployment.slice.devices
+
+
 def price_of_speed(estimator: Estimator, context: int, batch: int, speedup: float) -> float | None:
     """The factor by which a token's cost rises if its step is to be `speedup` times faster.
 

@@ -38,6 +38,11 @@ def halved(found: Utilization) -> list[str]:
             f"MFU halves at no context: attention's own arithmetic keeps it above {left} of what "
             "it is without a cache"
         ]
+    if twice <= 1:
+        return [
+            "MFU is below half at every context: reading and writing a sequence's states takes "
+            "more than twice as long as its arithmetic"
+        ]
     return [
         f"MFU halves at a context of {exact(twice)} tokens, where reading a sequence's cache takes "
         "twice as long as its arithmetic; if attention read the square root of the context, at "

@@ -18,7 +18,8 @@ def verifying_floor(estimator: Estimator, batch: int, context: int, tokens: int)
     """The floor of a decode step of so many tokens per sequence.
 
     Weights and the cache are read once; a mixture's experts are those that all these tokens choose.
-    Each token is written, meets the unembedding, and attends to those before it.
+    Each token is written, meets the unembedding, and attends to those before it; a state is written
+    once for all of them.
 
     Args:
       estimator: the model on its slice.
@@ -30,10 +31,11 @@ def verifying_floor(estimator: Estimator, batch: int, context: int, tokens: int)
     each = [deployment.count(Pass(batch, context + before)) for before in range(tokens)]
     rows = estimator.padded(batch) * tokens
     together = deployment.counter.count(Pass(rows, context), deployment.experts)
+    written = deployment.counter.count(deployment.padded(Pass(batch, context, tokens))).kv_written
     counts = dataclasses.replace(
         each[0],
         weights_read=together.weights_read,
-        kv_written=sum(count.kv_written for count in each),
+        kv_written=written,
         flops=sum(count.flops for count in each),
     )
     return floor(counts, estimator.peaks, estimator.communication(rows, 1, False).floor)

@@ -163,16 +163,13 @@ def _batches(estimator: Estimator, context: int) -> list[str]:
     parameters = estimator.describe().parameters
     touched = balance.batching_gain(estimator, context)
     every = balance.batching_gain(estimator, context, every_expert=True)
-    balanced = balance.balanced_context(estimator)
     said = [
         f"floor of a step at context {context:,}: the larger of {ms(lines.weights)} ms + "
         f"{_us(lines.kv_cache)} us x batch (weights, KV cache) and {_us(lines.compute)} us x batch "
         "(compute)",
         f"critical batch: {number(balance.critical_batch(estimator))}, where compute overtakes "
         "the read of all weights, at no context",
-        f"balanced context: {exact(balanced)} tokens, beyond which no batch is compute-bound"
-        if balanced
-        else "balanced context: none; the cache never costs as much as compute",
+        _balanced(balance.balanced_context(estimator)),
         f"batching gain: {number(touched)} times, the floor of a token at batch 1 over the least "
         "of any batch",
     ]
@@ -184,6 +181,15 @@ def _batches(estimator: Estimator, context: int) -> list[str]:
             f"{exact(model.experts / model.experts_per_token)}"
         )
     return said
+
+
+def _balanced(context: float | None) -> str:
+    """Where memory and compute of one more sequence balance, if they do."""
+    if context is None:
+        return "balanced context: none; the cache never costs as much as compute"
+    if context <= 1:
+        return "balanced context: none; states cost more than compute, so no batch is compute-bound"
+    return f"balanced context: {exact(context)} tokens, beyond which no batch is compute-bound"
 
 
 def _schedules(estimator: Estimator, first: Estimate, last: Estimate) -> list[str]:
@@ -215,14 +221,12 @@ def _prices(estimator: Estimator, last: Estimate) -> list[str]:
     ratio = estimator.peaks.flops / estimator.peaks.bandwidth
     active = estimator.describe().parameters["active"]
     implied = economics.implied_kv_bytes(active, ratio, max(context, 1))
-    written = last.counts.kv_written / estimator.padded(batch)
-    whole = written * estimator.deployment.slice.devices
     return [
         f"price of speed: a step {exact(FASTER)} times as fast as batch {batch:,}'s is "
         f"{price} (expected)",
         f"a price step at {several(context, 'token')} would imply {number(implied)} bytes of "
-        f"cache per token, where compute is overtaken; here they are {number(whole)}, copies "
-        "included",
+        "cache per token, where compute is overtaken; here they are "
+        f"{number(economics.token_bytes(estimator))}, copies included",
     ]
 
 

@@ -19,6 +19,7 @@ _PRODUCTS = {"dot", "convolution", "custom-call"}
 _CONTAINERS = {"while", "conditional", "call"}
 _KERNELS = {"fusion", "dot", "convolution"}
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
+_WEIGHTS = {"embedding", "unembedding", "final_norm", "layer_inputs", "layers"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _of_arguments(step: Step, config: ModelConfig) -> str | None:
         parts = (origin or "").split("/")
         if parts[0] == "cache":
             return DELTA_RULE if parts[1] == "states" else ATTENTION
-        if parts[0] in ("embedding", "unembedding", "final_norm", "layers"):
+        if parts[0] in _WEIGHTS:
             return block_of_weight(tuple(parts), config)
     return None
 

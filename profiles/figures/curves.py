@@ -297,7 +297,7 @@ def layer_bytes(
     listed = expected_collectives(config, placement, dtypes, batch=batch, tokens=tokens)
     sent = 0.0
     for each in listed:
-        if each.where.startswith("layer"):
+        if each.in_layers:
             times = 2 if each.kind == "all-reduce" else 1
             sent += times * each.count * each.payload_bytes
     return sent / config.layers

@@ -153,6 +153,11 @@ class PassCounter:
         """How many parameters the model has, and how many of them a token meets."""
         return _parameters(self.config, self.dtypes)
 
+    @property
+    def token_bytes(self) -> float:
+        """Bytes that a cached token takes on each device, in all layers that keep it."""
+        return sum(each.token * each.layers.writing for each in self._layers)
+
     def _add(self, alike: _Alike) -> None:
         """Adds arrays to the sums that passes are counted from."""
         share = self.placement.share
@@ -311,6 +316,18 @@ class PassCounter:
             read += each.token * each.layers.count * each.layers.seen(cached)
             written += each.token * each.layers.writing * min(tokens, window)
         return read, written
+
+    def unfilled(self, step: Pass) -> float:
+        """Bytes of the slots that no token has filled after a decode step.
+
+        They count as often as layers would read them.
+        """
+        total = 0.0
+        for each in self._layers:
+            layers, slots = each.layers, step.cache_slots
+            filled = layers.seen(step.context) + 1
+            total += each.token * layers.count * (min(slots, layers.window or slots) - filled)
+        return step.batch * total
 
     def _held_bytes(self, tokens: int) -> float:
         """Bytes of one sequence's activations on each device."""

@@ -7,6 +7,7 @@ what crosses links: kind, mesh axes, payload, count and place. How it came about
 import dataclasses
 import functools
 import itertools
+import re
 from collections.abc import Iterable
 
 from profiles.floor.element_types import bits
@@ -17,6 +18,8 @@ OVERLAPS = PRODUCT, WORK, PREFETCH, ALONE = (
     "beside a product", "beside other work", "beside a prefetch", "alone",
 )  # fmt: skip
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "permute", "broadcast")
+
+_IN_LAYERS = re.compile(r"layer(_\d+)?(/|$)")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -47,6 +50,11 @@ class Collective:
     asynchronous: bool = dataclasses.field(default=False, compare=False)
     overlap: str = dataclasses.field(default="", compare=False)
     of_weights: bool = dataclasses.field(default=False, compare=False)
+
+    @property
+    def in_layers(self) -> bool:
+        """Whether layers run it, as in ``layer_0/mlp`` and ``layer``, but not ``layer_inputs``."""
+        return _IN_LAYERS.match(self.where) is not None
 
     def narrowed(self, most: int) -> "Collective":
         """The same with activations in so many bits at most; weights stay as they are stored."""

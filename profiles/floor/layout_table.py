@@ -70,7 +70,7 @@ def _of_a_layer(layout: Layout, tokens: int) -> list[Collective]:
         batch=BATCH,
         tokens=tokens,
     )
-    return [each for each in listed if each.where.startswith("layer")]
+    return [each for each in listed if each.in_layers]
 
 
 def _words(listed: list[Collective]) -> str:

@@ -98,6 +98,7 @@ class SizedPassCounter:
         used = model.experts_per_token / model.experts if model.experts else 0
         self._expert_flops = 2 * model.in_experts * used / devices
         self.parameters = {"total": model.total, "active": model.active}
+        self.token_bytes = self.value * (model.cached + model.windowed)
 
     def count(self, pass_: Pass, experts: float | str | None = None) -> Counts:
         """The work of one pass; the arguments are those of `PassCounter.count`."""

@@ -152,6 +152,8 @@ def _place_of_weight(name: str) -> str:
         return "norm" if "norm" in parts[0] else parts[0]
     if parts[2] == "attention":
         return "layer/attention_output" if parts[3] == "output" else "layer/query_key_value"
+    if parts[2] == "input":
+        return "layer/layer_inputs"
     return "layer/norm" if "norm" in parts[2] else f"layer/{parts[2]}"
 
 

@@ -53,9 +53,10 @@ def step_record(
     traffic = counter.count(pass_, experts_touched)
     bound = floor(traffic, peaks)
     chips = -(-engine.mesh.size // peaks.devices_per_chip)
+    unfilled = counter.unfilled(pass_) if phase == "decode" else None
     record = (
         _describe(engine, pass_, phase)
-        | _costs(traffic, bound, peaks, engine.mesh.size)
+        | _costs(traffic, bound, peaks, engine.mesh.size, unfilled)
         | Record(chips=chips)
     )
     tokens = pass_.batch * pass_.tokens
@@ -147,9 +148,13 @@ def kernels_of(engine: Engine) -> str | None:
     return kernels_on(platform, engine.config, engine.dtypes, engine.placement)
 
 
-def _costs(traffic: Counts, bound: Floor, peaks: Peaks, devices: int) -> Record:
+def _costs(
+    traffic: Counts, bound: Floor, peaks: Peaks, devices: int, unfilled: float | None
+) -> Record:
     per_chip = min(devices, peaks.devices_per_chip)
     counted = traffic.bytes_of(per_chip)
+    if unfilled is not None:
+        counted["kv_unfilled"] = unfilled * per_chip
     if peaks.capacity:
         counted["capacity"] = peaks.capacity * per_chip
     return Record(

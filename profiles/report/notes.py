@@ -34,10 +34,10 @@ def _allocated(points: Sequence[Record]) -> list[str]:
     """How much longer decode steps would take if they read slots that no token has filled."""
     found: dict[tuple[int, int], list[tuple[float, int]]] = {}
     for point in points:
-        filled, size = (point.context or 0) + 1, point.bytes_per_chip
-        if point.ran and point.phase == "decode" and (point.slots or 0) >= ALLOCATED * filled:
-            second = point.weight_floor_s / size["weights_read"]  # of a byte
-            more = (size["kv_resident"] - size["kv_read"] - size["kv_written"]) * second
+        filled, size = (point.context or 0) + 1, point.bytes_per_chip or {}
+        many = (point.slots or 0) >= ALLOCATED * filled
+        if point.ran and many and "kv_unfilled" in size:
+            more = size["kv_unfilled"] * point.weight_floor_s / size["weights_read"]
             found.setdefault((point.slots, filled), []).append((more, point.batch))
     notes = []
     for (slots, filled), rows in found.items():

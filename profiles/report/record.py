@@ -28,6 +28,7 @@ class BytesPerChip(TypedDict, total=False):
     kv_reserved: float  # a service's cache with room for the longest prompt and answer
     kv_read: float  # cached tokens that the pass reads
     kv_written: float  # new tokens
+    kv_unfilled: float  # slots that no token has filled, as often as layers would read them
     weights_gathered: float  # whole copies that a weight-gathered layout makes of its shards
     activations: float  # held beside weights and cache at their most
     capacity: float  # memory of the chip

@@ -3,9 +3,10 @@
 import dataclasses
 
 from profiles.compiled import text as compiled_text
-from profiles.compiled.inspection import expected
+from profiles.compiled.inspection import collective_table, expected
 from profiles.compiled.step import CompiledStep, read
 from profiles.floor.arrays import placed_arrays
+from profiles.floor.collective import Collective
 from tests.profiles.planted import BATCH, CASES, SLOTS, load
 
 
@@ -75,6 +76,15 @@ def test_a_record_has_the_documented_fields():
     first = record["copies"][0]
     assert first["what"] == "layers/*/mlp/down/values converted from s8 to bf16"
     assert first.keys() >= {"what", "bytes", "count"} and first["count"] == 1
+
+
+def test_a_block_beside_the_layers_has_no_number_per_layer():
+    """The inputs that all layers have of their own are made once, before the first."""
+    places = {"layer_inputs": 1, "layer/layer_inputs": 2, "layer": 1}
+    listed = [Collective("all-reduce", ("x",), 64, n, where) for where, n in places.items()]
+    once, each, whole = collective_table(listed, 2, "compiled", listed).splitlines()[1:]
+    assert once.split()[-2:] == ["64", "1"]
+    assert each.split()[-2:] == ["1", "2"] and whole.split()[-2:] == ["0.5", "1"]
 
 
 def test_no_finding_is_said_to_be_none():

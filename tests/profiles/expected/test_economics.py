@@ -13,6 +13,7 @@ from profiles.chips.slices import parse_slice
 from profiles.expected import answers, balance, economics, economics_text, speculation
 from profiles.expected.estimate import Estimator
 from profiles.expected.sized_links import SizedLinks
+from profiles.expected.text import consequences
 from profiles.floor.deployment import Deployment
 from profiles.floor.expert_layer import Domains
 from profiles.floor.passes import Pass
@@ -280,6 +281,35 @@ def test_a_step_that_verifies_drafts_reads_once_and_multiplies_as_often_as_it_ha
     row = 64 * 2 * 10**5 / 8 / 3e12  # of the cache, one token of each sequence
     assert found.kv_cache == pytest.approx(1000 * row + 4 * row)
     assert speculation.verifying_floor(one, 64, 1000, 1) == plain
+
+
+def delta_estimator() -> Estimator:
+    """Of a model most of whose layers keep a state."""
+    deployment = Deployment(
+        model=find_model("qwen3-next-80b-a3b"),
+        slice=parse_slice("h100:1"),
+        dtypes=BFLOAT16,
+        calibration=calibration_of("h100"),
+        layout=find_layout("weight_stationary_1d"),
+        mesh={"x": 1, "y": 1, "z": 1},
+    )
+    return Estimator(deployment)
+
+
+def test_states_that_take_longer_than_arithmetic_leave_no_context_to_balance():
+    one = delta_estimator()
+    lines = consequences(one, [one.decode(8, 1000)])
+    assert "balanced context: none; states cost more than compute" in "\n".join(lines)
+    (halved,) = economics_text.halved(answers.utilization(one))
+    assert halved.startswith("MFU is below half at every context")
+
+
+def test_a_state_is_written_once_for_all_tokens_of_a_step_and_is_none_of_their_bytes():
+    one = delta_estimator()
+    token = 12 * 2 * 2 * 256 * 2  # keys and values of two heads in each of twelve layers
+    assert economics.token_bytes(one) == answers.held(one, 1000, [300.0]).bytes_per_token == token
+    many, alone = (speculation.verifying_floor(one, 8, 1000, n).kv_cache for n in (4, 1))
+    assert many - alone == pytest.approx(8 * 3 * token / one.peaks.bandwidth)
 
 
 def test_speculation_pays_up_to_the_batch_of_the_closed_form():

@@ -49,6 +49,11 @@ def test_only_layers_of_attention_cache_tokens():
     assert kv_token_bytes(NEXT, placement, BFLOAT16) == TOKEN
 
 
+def test_states_are_no_bytes_of_tokens_nor_of_slots_that_none_has_filled():
+    assert counter(ONE).token_bytes == TOKEN
+    assert counter(ONE).unfilled(Pass(3, 99, slots=1000)) == 3 * 900 * TOKEN
+
+
 @pytest.mark.parametrize("attention", DIVISIONS)
 def test_every_division_of_attention_divides_states(attention):
     assert counter(EIGHT, attention).state == STATE / 8

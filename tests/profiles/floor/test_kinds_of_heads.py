@@ -38,6 +38,8 @@ def test_a_borrowed_cache_is_kept_once_and_read_by_each_layer():
     assert counts.kv_resident == 2 * (12 * 512 * near + 3 * 16_384 * far)
     assert counts.kv_written == 2 * (12 * near + 3 * far)
     assert counts.kv_read == 2 * (28 * 511 * near + 7 * 10_000 * far)
+    # Rings are full; of the others every layer that reads one would read all slots.
+    assert counter.unfilled(Pass(2, 10_000, slots=16_384)) == 2 * 7 * 6383 * far
     flops = 4 * 8 * (28 * 256 * 512 + 7 * 512 * 10_001)
     assert counter.attention_flops(Pass(2, 10_000)) == flops
 

@@ -197,8 +197,7 @@ def test_weights_that_the_compiler_unpacks_are_noted_with_their_steps():
 
 def test_slots_that_no_token_fills_are_noted_with_what_reading_them_would_cost():
     def step(batch: int, slots: int) -> Record:
-        sizes = {"kv_resident": 2e6 * batch * slots, "kv_written": 2e6 * batch}
-        sizes |= {"kv_read": 2e6 * batch * 128, "weights_read": 1e9}
+        sizes = {"kv_unfilled": 2e6 * batch * (slots - 129), "weights_read": 1e9}
         return record(batch, bytes_per_chip=sizes, slots=slots, weight_floor_s=0.1)
 
     points = [step(1, 192), step(1, 4096), step(2, 4096), step(8, 4096)]
