@@ -21,6 +21,21 @@ _POSITIVE = (
     "logit_softcap",
 )
 
+_NOT_OF_LATENTS = (
+    "windows",
+    "attention_softcap",
+    "attention_bias",
+    "output_bias",
+    "output_gate",
+    "attention_sinks",
+    "query_key_norm",
+    "unit_queries_keys",
+    "query_growth",
+    "value_norm",
+    "keys_are_values",
+)
+"""Fields of attention whose keys and values are cached, which latent attention does not read."""
+
 
 class ConfigError(UsageError):
     """A model description that contradicts itself or asks for something not supported."""
@@ -67,9 +82,7 @@ def _check_sizes(config: "ModelConfig") -> None:
 def _check_latent(config: "ModelConfig") -> None:
     if config.latent and (fault := config.latent.fault(config.head_size, config.kv_heads)):
         raise ConfigError(f"latent attention of {config.name} cannot be: {fault}")
-    plain = "windows", "attention_softcap", "attention_bias", "query_key_norm"
-    plain = (*plain, "unit_queries_keys", "output_gate")
-    for field in plain if config.latent else ():
+    for field in _NOT_OF_LATENTS if config.latent else ():
         if getattr(config, field):
             raise ConfigError(
                 f"{field} of {config.name} is {getattr(config, field)!r:.40}; latent attention "
@@ -197,6 +210,12 @@ def _check_experts(config: "ModelConfig") -> None:
         )
     if config.shared_gate and not config.shared_d_ff:
         raise ConfigError(f"shared_gate of {config.name} is True; it needs shared_d_ff")
+    before = config.norm_before and not config.parallel_block
+    if config.experts_apart and not (config.shared_d_ff and before):
+        raise ConfigError(
+            f"experts_apart of {config.name} is True; it needs shared_d_ff, and norms before an "
+            "MLP that comes after attention"
+        )
 
 
 def _check_heads_of_layers(config: "ModelConfig") -> None:
@@ -223,10 +242,11 @@ def _check_shared_caches(config: "ModelConfig") -> None:
                 "shared_cache_layers"
             )
         return
-    if not 0 < last < config.layers or config.latent or config.experts:
+    others = config.latent or config.experts or config.delta
+    if not 0 < last < config.layers or others:
         raise ConfigError(
             f"shared_cache_layers of {config.name} is {last}; it must be 0 to {config.layers - 1}, "
-            "in a model without experts and latent attention"
+            "in a model without experts, latent attention and delta layers"
         )
     for layer in range(config.layers - last, config.layers):
         if config.cache_layer(layer) == layer:

@@ -56,5 +56,5 @@ def _check_groups(path: Path, matrix: Matrix, placement: Placement) -> None:
         raise LayoutError(
             f"{'.'.join(map(str, path[-2:]))} has {inputs} inputs in {parts} shards, which "
             f"groups of {group} ({quantization.name}) do not divide; "
-            f"{remedy}int8 or fp8"
+            f"{remedy}int8, fp8 or bfloat16"
         )

@@ -166,7 +166,7 @@ def _one_by_kernel(
     found, tile = {}, grouped.tile_of(outputs[-1], inputs, groups, tokens)
     if tile and outputs[-1] % tile == 0:
         found["tpu"] = product(few, math.prod(outputs[:-1]))
-    if stack.gpu_kernel and grouped_gpu.kernel_for(1, 1, rows, inputs, groups, tokens):
+    if _is_packed(stack, groups) and grouped_gpu.kernel_for(1, 1, rows, inputs, groups, tokens):
         found["cuda"] = product(packed, 1)
     return found
 
@@ -217,11 +217,16 @@ def _by_kernel(
         from sharding.grouped import kernel_for  # imports Pallas, which takes a while
 
         found["tpu"] = kernel_for(*shape, groups, tokens)
-    if weight.gpu_kernel and not weight.codes:
+    if _is_packed(weight, groups):
         from sharding.grouped_gpu import kernel_for as gpu_kernel_for
 
         found["cuda"] = gpu_kernel_for(*shape, groups, tokens)
     return {name: functools.partial(product, kernel) for name, kernel in found.items() if kernel}
+
+
+def _is_packed(weight: QuantizedArray, groups: int) -> bool:
+    """Whether it is for `sharding.grouped_gpu`, whose one group to an output has no offset."""
+    return weight.gpu_kernel and not weight.codes and (groups > 1 or weight.offsets is None)
 
 
 def _tokens_first(product: jax.Array) -> jax.Array:

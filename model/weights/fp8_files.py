@@ -39,9 +39,14 @@ def is_read(quantization: Any) -> bool:
 
 
 def block_of(config: Path) -> tuple[int, int] | None:
-    """Rows and columns that share a scale, from a `config.json` that is known to be right."""
+    """Rows and columns that share a scale, from a `config.json` that is known to be right.
+
+    A model of images and text may say it among the fields of its text model.
+    """
     values = json.loads(config.read_text("utf-8"))
-    block = (values.get("quantization_config") or {}).get("weight_block_size")
+    parts = values, values.get("text_config") or {}
+    said = next(filter(None, (part.get("quantization_config") for part in parts)), {})
+    block = said.get("weight_block_size")
     return tuple(block) if block else None
 
 

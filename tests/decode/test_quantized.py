@@ -132,7 +132,7 @@ def test_groups_that_would_cross_devices_are_refused_with_what_works():
     assert "attention.output has 64 inputs in 8 shards, which groups of 32 (int4)" in str(
         refusal.value
     )
-    assert "use 1 or 2 shards, int8 or fp8" in str(refusal.value)
+    assert "use 1 or 2 shards, int8, fp8 or bfloat16" in str(refusal.value)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

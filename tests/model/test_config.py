@@ -7,9 +7,11 @@ import pytest
 from model.catalog import find_model
 from model.config_checks import ConfigError
 from model.delta_sizes import DeltaSizes
+from model.latent_sizes import LatentSizes
 
 TINY = find_model("tiny")
 EXPERTS = {"experts": 4, "experts_per_token": 1}
+LATENT = {"kv_heads": 1, "latent": LatentSizes(rank=32, rotary=8, content=8, value=24)}
 DELTA = DeltaSizes(key_heads=2, values_per_key=2, key_size=8, value_size=16)
 
 
@@ -46,6 +48,17 @@ def test_a_configuration_is_hashable_and_frozen():
             "delta layers of tiny cannot be: taps is 1",
         ),
         ({"shared_gate": True}, "shared_gate of tiny is True; it needs shared_d_ff"),
+        ({"experts_apart": True, **EXPERTS}, "experts_apart of tiny is True; it needs shared_d_ff"),
+        (
+            {"experts_apart": True, **EXPERTS, "shared_d_ff": 8, "parallel_block": True},
+            "norms before an MLP that comes after attention",
+        ),
+        (
+            {"delta": DELTA, "delta_layers": (True, False), "shared_cache_layers": 1},
+            "in a model without experts, latent attention and delta layers",
+        ),
+        ({**LATENT, "attention_sinks": True}, "attention_sinks of tiny is True; latent attention"),
+        ({**LATENT, "query_growth": (4, 0.1)}, "query_growth of tiny is (4, 0.1); latent"),
     ],
 )
 def test_contradictions_are_refused_by_name(changes, message):

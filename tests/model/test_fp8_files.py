@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from decode.load import find_source
 from model.weights import WeightsError
-from model.weights.fp8_files import Fp8Files
+from model.weights.fp8_files import Fp8Files, block_of
 from model.weights.huggingface import HuggingFaceFolder
 from model.weights.safetensors_files import SafetensorsFiles
 from tests.family_cases import FOLDER
@@ -72,6 +72,13 @@ def test_a_folder_in_blocks_of_fp8_is_read_as_the_numbers_it_stands_for(tmp_path
         part = tuple(slice(n // 3, n // 3 + max(n // 2, 1)) for n in array.shape)
         np.testing.assert_array_equal(array[part], other[part])
     assert not arrays
+
+
+@pytest.mark.parametrize("part", [None, "text_config"])
+def test_blocks_are_those_of_the_model_or_of_its_text_part(tmp_path, part):
+    said = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [8, 16]}}
+    (tmp_path / "config.json").write_text(json.dumps({part: said} if part else said))
+    assert block_of(tmp_path / "config.json") == (8, 16)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,12 @@ def test_a_family(launched, family, mesh, batch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["chunks", "borrowed_caches"])
+def test_slots_of_a_chunk_and_caches_of_other_layers(launched, family):
+    check(launched, {"attend_step"}, family, LAYOUTS[ONE], "1", FLOAT32, 4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "kernels"), [((), set()), (("norm",), {"add_and_norm"}), (("int4",), set())]
 )

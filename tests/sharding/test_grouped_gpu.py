@@ -130,6 +130,17 @@ def test_shards_of_a_gathered_matrix_go_to_the_kernel_too():
     assert text.count("xla.gpu.triton") == 1 and "stablehlo.dot_general" not in text
 
 
+@pytest.mark.parametrize(("name", "kernels"), [("int4", 0), ("int4_symmetric", 1)])
+def test_rows_of_one_group_go_to_the_kernel_where_they_have_no_offset(name, kernels):
+    """It takes one group for all of an output, of which there are no offsets."""
+    weight, x = matrix(name, (1, 2, 64, 32)), tokens_of(16, 1, 2, 32, dtype="bfloat16")
+    text = lowered(lambda weight, x: dot_of_shards(weight, x, jnp.bfloat16), weight, x)
+    assert text.count("xla.gpu.triton") == kernels
+    stack, x = jax.tree.map(lambda leaf: leaf[0], weight), tokens_of(16, 32, dtype="bfloat16")
+    text = lowered(lambda *given: dot_of_one(*given, jnp.bfloat16), stack, jnp.int32(1), x)
+    assert text.count("xla.gpu.triton") == kernels
+
+
 @pytest.mark.parametrize(
     ("inputs", "groups", "tokens", "fits"),
     [
