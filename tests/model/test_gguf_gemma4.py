@@ -1,0 +1,126 @@
+"""Files of Gemma 4, where they say other things than its folders do, or what is not read."""
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
+
+from model.weights import WeightsError
+from model.weights.gguf import read_config, read_parameters
+from model.weights.gguf_file import GGUFFile
+from sharding.quantization import QUANTIZATIONS
+from tests import gguf_families
+from tests.family_cases import FOLDER
+
+
+def write(tmp_path, case="gemma4"):
+    gguf_families.write_gguf(FOLDER / case, tmp_path / "m.gguf")
+    return GGUFFile(tmp_path / "m.gguf")
+
+
+def test_keys_and_values_that_a_layer_never_uses_are_left_out(tmp_path):
+    file = write(tmp_path, "gemma4_shared")
+    config = read_config(file)
+    names = {path for path, _ in read_parameters(file, config)}
+    for layer, like in ((3, 0), (4, 2)):
+        for part in ("k", "v", "k_norm"):
+            info = file.tensors[f"blk.{like}.attn_{part}.weight"]
+            file.tensors[f"blk.{layer}.attn_{part}.weight"] = info
+    assert read_config(file) == config
+    assert {path for path, _ in read_parameters(file, config)} == names
+    file.tensors["blk.3.attn_k.bias"] = file.tensors["blk.0.attn_norm.weight"]
+    with pytest.raises(WeightsError, match=r"1 left over \('blk.3.attn_k.bias'\)"):
+        read_config(file)
+
+
+def test_what_a_file_leaves_out_is_as_in_all_released_models(tmp_path):
+    file = write(tmp_path)
+    assert read_config(file).logit_softcap == 15
+    for key in ("final_logit_softcapping", "rope.freq_base_swa", "rope.dimension_count_swa"):
+        del file.metadata[f"gemma4.{key}"]
+    config = read_config(file)
+    assert (config.logit_softcap, config.local_rotary_base) == (30, 10_000)
+    file.metadata["gemma4.final_logit_softcapping"] = 0.0
+    assert read_config(file).logit_softcap is None
+
+
+def test_keys_are_values_in_all_layers_without_a_window_or_in_none(tmp_path):
+    file = write(tmp_path)
+    assert read_config(file).full_attention.keys_are_values
+    file.tensors["blk.1.attn_v.weight"] = file.tensors["blk.1.attn_k.weight"]
+    with pytest.raises(WeightsError, match=r"1 missing \(blk.2.attn_v.weight\)"):
+        read_config(file)
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "message"),
+    [
+        ("gemma4", {"attention.sliding_window_pattern": np.array([False] * 3)}, "are needed"),
+        ("gemma4", {"attention.sliding_window_pattern": np.array([True] * 3)}, "are needed"),
+        ("gemma4", {"attention.sliding_window_pattern": None}, "sliding_window_pattern.*needed"),
+        ("gemma4", {"attention.sliding_window": 0}, "sliding_window_pattern.*needed"),
+        ("gemma4", {"attention.head_count_kv": np.array([2, 1, 2])}, "layers of one kind differ"),
+        ("gemma4", {"attention.head_count_kv": np.array([2, 1])}, "there are 3 layers"),
+        ("gemma4", {"attention.head_count_kv": np.array([2, 1.5, 1])}, "there are 3 layers"),
+        ("gemma4", {"attention.key_length_swa": None}, "key_length_swa' of m.gguf is missing"),
+        ("gemma4", {"attention.value_length": 16}, "value_length' .* is 16, where the head size"),
+        ("gemma4", {"rope.dimension_count": 8}, "dimension_count' .* is 8, where the head size"),
+        ("gemma4", {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0}, "of type linear"),
+        ("gemma4_shared", {"attention.shared_kv_layers": 5}, "is 5, where there are 5 layers"),
+        ("gemma4_shared", {"feed_forward_length": np.array([64, 64, 64, 64, 96])}, "kind differ"),
+        ("gemma4_shared", {"embedding_length_per_layer_input": 0}, "left over .*inp_gate"),
+    ],
+)
+def test_what_a_file_says_and_is_not_read_is_refused_by_name(case, changes, message, tmp_path):
+    file = write(tmp_path, case)
+    for key, value in changes.items():
+        file.metadata[f"gemma4.{key}"] = value
+        if value is None:
+            del file.metadata[f"gemma4.{key}"]
+    with pytest.raises(WeightsError, match=message):
+        read_config(file)
+
+
+def test_pairs_that_turn_more_slowly_are_refused_by_name(tmp_path):
+    file, read = write(tmp_path), GGUFFile.read
+    assert read_config(file).full_attention.rotary_pairs == 4
+    for divisors in ([1] * 15 + [2], [2] * 16, [1e30] * 16, [1] * 4 + [1e30] * 11 + [1]):
+        file.read = lambda _, stored=divisors: np.array(stored, np.float32)
+        with pytest.raises(WeightsError, match=r"rope_freqs.weight of m.gguf is \["):
+            read_config(file)
+    file.read = lambda _: np.ones(16, np.float32)
+    assert read_config(file).full_attention.rotary_pairs is None
+    file.read = lambda name: read(file, name)
+    del file.tensors["rope_freqs.weight"]
+    with pytest.raises(WeightsError, match=r"1 missing \(rope_freqs.weight\)"):
+        read_config(file)
+
+
+class _Q8(GGUFWriter):
+    """Writes matrices whose rows are whole blocks in Q8_0."""
+
+    def add_tensor(self, name, values, **more):
+        if values.ndim > 1 and values.shape[-1] % 32 == 0:
+            kind = GGMLQuantizationType.Q8_0
+            values, more = quantize(values, kind), {"raw_dtype": kind}
+        super().add_tensor(name, values, **more)
+
+
+@pytest.mark.parametrize(
+    ("case", "paths"),
+    [
+        ("gemma4_experts", [("mlp", "gate_up"), ("shared", "down"), ("attention", "key_value")]),
+        ("gemma4_shared", [("input", "gate"), ("attention", "query"), ("mlp", "down")]),
+    ],
+)
+def test_matrices_in_eight_bits_stay_in_them(case, paths, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_families, "GGUFWriter", _Q8)
+    file = write(tmp_path, case)
+    config, kind = read_config(file), QUANTIZATIONS["int8_grouped"]
+    keep = {("layers", 1, *path): kind for path in paths}
+    plain = dict(read_parameters(file, config))
+    for path, kept in read_parameters(file, config, keep):
+        if path in keep:
+            assert kept.values.dtype == np.int8
+            scales = np.repeat(kept.scales, 32, axis=-1)
+            np.testing.assert_array_equal(kept.values * scales, plain[path])
