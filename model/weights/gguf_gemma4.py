@@ -122,13 +122,12 @@ class Gemma4Layer(Layer):
         """All of them."""
         D, p = self.config.d_model, self.config.layer_inputs
         scale = self.one("block_scale", {"layer_output_scale": (1,)}, lambda one: one.reshape(()))
-        inputs = {
-            "input.gate": ("inp_gate", p, D),
-            "input.projection": ("proj", D, p),
-            "input.norm_after.scale": ("post_norm", D),
+        inputs: dict[str, dict[str, Shape]] = {
+            "input.gate": {"inp_gate": (p, D)},
+            "input.projection": {"proj": (D, p)},
+            "input.norm_after.scale": {"post_norm": (D,)},
         }
-        stored = inputs.items() if p else ()
-        found = [self.one(path, {name: shape}) for path, (name, *shape) in stored]
+        found = [self.one(*each) for each in inputs.items()] if p else []
         return [*super().parameters(), scale, *found]
 
     def norms(self) -> list[Parameter]:

@@ -54,24 +54,6 @@ def sentence_piece(**metadata):
     } | with_prefix(metadata)
 
 
-def listed_pieces(**metadata):
-    """Metadata of a tokenizer of Gemma 4: pieces of characters, whose merges are listed."""
-    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<turn|>", "<|tool_response>"]
-    types = [TokenType.CONTROL] * 5 + [TokenType.USER_DEFINED] + [TokenType.BYTE] * 256
-    merges = ["t h", "▁ t", "th e", "▁t h", "\n \n", "\n\n \n", "e \n"]
-    pieces = [*"▁the\n", *(merge.replace(" ", "") for merge in merges)]
-    tokens = [*names, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
-    return {
-        "tokenizer.ggml.model": "gemma4",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": list(map(int, types)) + [1] * len(pieces),
-        "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.bos_token_id": 2,
-        "tokenizer.ggml.eos_token_id": 1,
-        "tokenizer.ggml.unknown_token_id": 3,
-    } | with_prefix(metadata)
-
-
 def with_prefix(change):
     return {f"tokenizer.ggml.{key}": value for key, value in change.items()}
 
@@ -134,14 +116,6 @@ def test_sentence_piece_merges_the_highest_score_first():
     assert texts_of(metadata, "the") == ["t", "he"]
 
 
-def test_listed_pieces_merge_in_the_order_of_the_file_and_line_ends_with_each_other_alone():
-    tokens = ["<bos>", "the", "\n\n\n", "▁", "the", "<0xC3>", "<0xA9>"]
-    assert texts_of(listed_pieces(), "the\n\n\n theé") == tokens
-    assert texts_of(listed_pieces(), "e\n") == ["<bos>", "e", "\n"]
-    tokenizer = Tokenizer.from_gguf(listed_pieces())
-    assert [tokenizer.decode(tokenizer.encode(text)) for text in TEXTS] == TEXTS
-
-
 def test_sentence_piece_falls_back_to_bytes():
     metadata = sentence_piece(add_bos_token=False)
     assert texts_of(metadata, "é\n") == ["▁", "<0xC3>", "<0xA9>", "<0x0A>"]
@@ -179,7 +153,6 @@ def test_user_defined_tokens_are_read_and_shown():
         (byte_level("llama-bpe", add_bos_token=False), False),
         (sentence_piece(), True),
         (sentence_piece(add_bos_token=False), False),
-        (listed_pieces(add_bos_token=False), True),
     ],
 )
 def test_the_begin_token_comes_first_where_the_model_wants_it(metadata, first):
@@ -199,7 +172,6 @@ def test_an_answer_ends_at_the_tokens_of_the_metadata_and_known_names():
     metadata |= {"tokenizer.ggml.eot_token_id": 5, "tokenizer.ggml.eom_token_id": 7}
     assert Tokenizer.from_gguf(metadata).stop_ids == {0, 2, 5, 7}
     assert Tokenizer.from_gguf(sentence_piece()).stop_ids == {2}
-    assert Tokenizer.from_gguf(listed_pieces()).stop_ids == {1, 4, 5}
 
 
 def test_a_stream_gives_the_same_text_without_half_characters(tokenizer):
