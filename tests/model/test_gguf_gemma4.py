@@ -1,13 +1,20 @@
 """Files of Gemma 4, where they say other things than its folders do, or what is not read."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
+from model.catalog import find_model
 from model.weights import WeightsError
 from model.weights.gguf import read_config, read_parameters
+from model.weights.gguf_architectures import ARCHITECTURES
+from model.weights.gguf_config import read_keys
 from model.weights.gguf_file import GGUFFile
+from model.weights.gguf_gemma4 import Gemma4Layer, input_parameters
 from sharding.quantization import QUANTIZATIONS
 from tests import gguf_families
 from tests.family_cases import FOLDER
@@ -16,6 +23,73 @@ from tests.family_cases import FOLDER
 def write(tmp_path, case="gemma4"):
     gguf_families.write_gguf(FOLDER / case, tmp_path / "m.gguf")
     return GGUFFile(tmp_path / "m.gguf")
+
+
+def by_layer(full, sliding, every, layers):
+    return np.array([full if (n + 1) % every == 0 else sliding for n in range(layers)])
+
+
+# Of released models: tensors of a file, period of layers without a window, whether values are in
+# them, and sizes, from logs of loading such files. Those of E2B and E4B have all layers' keys.
+RELEASED = {
+    "gemma4-31b": (833, 6, False, {
+        "block_count": 60, "context_length": 262_144, "embedding_length": 5376,
+        "feed_forward_length": 21_504, "attention.head_count": 32,
+        "attention.head_count_kv": by_layer(4, 16, 6, 60), "attention.sliding_window": 1024,
+    }),
+    "gemma4-26b-a4b": (658, 6, False, {
+        "block_count": 30, "context_length": 262_144, "embedding_length": 2816,
+        "feed_forward_length": 2112, "attention.head_count": 16,
+        "attention.head_count_kv": by_layer(2, 8, 6, 30), "attention.sliding_window": 1024,
+        "expert_count": 128, "expert_used_count": 8, "expert_feed_forward_length": 704,
+    }),
+    "gemma4-e4b": (720, 6, True, {
+        "block_count": 42, "context_length": 131_072, "embedding_length": 2560,
+        "feed_forward_length": 10_240, "attention.head_count": 8, "attention.head_count_kv": 2,
+        "attention.sliding_window": 512, "attention.shared_kv_layers": 18,
+        "embedding_length_per_layer_input": 256,
+    }),
+    "gemma4-e2b": (601, 5, True, {
+        "block_count": 35, "context_length": 131_072, "embedding_length": 1536,
+        "feed_forward_length": np.array([6144] * 15 + [12_288] * 20),
+        "attention.head_count": 8, "attention.head_count_kv": 1,
+        "attention.sliding_window": 512, "attention.shared_kv_layers": 20,
+        "embedding_length_per_layer_input": 256,
+    }),
+}  # fmt: skip
+OF_ALL = {
+    "attention.layer_norm_rms_epsilon": 1e-6,
+    "final_logit_softcapping": 30.0,
+    "rope.freq_base": 1e6,
+    "rope.freq_base_swa": 10_000.0,
+    "vocab_size": 262_144,
+    **{f"{kind}_length{suffix}": size
+       for kind in ("attention.key", "attention.value")
+       for suffix, size in (("", 512), ("_swa", 256))},
+    "rope.dimension_count": 512,
+    "rope.dimension_count_swa": 256,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_keys_of_released_files_are_the_models_of_the_catalogue(name):
+    tensors, every, values, sizes = RELEASED[name]
+    pattern = by_layer(False, True, every, sizes["block_count"])
+    keys = OF_ALL | sizes | {"attention.sliding_window_pattern": pattern}
+    metadata = {"general.architecture": "gemma4", "general.name": name}
+    file = SimpleNamespace(
+        path=SimpleNamespace(name="m.gguf"),
+        metadata=metadata | {f"gemma4.{key}": value for key, value in keys.items()},
+        tensors={f"blk.{every - 1}.attn_v.weight": None} if values else {},
+    )
+    config, _ = read_keys(file)
+    full = dataclasses.replace(config.full_attention, rotary_pairs=64)  # which a tensor says
+    assert dataclasses.replace(config, full_attention=full) == find_model(name)
+    layers = (Gemma4Layer(config.at(n), n, ARCHITECTURES["gemma4"]) for n in range(config.layers))
+    parameters = [each for layer in layers for each in layer.parameters()]
+    parameters += input_parameters(config) if config.layer_inputs else []
+    beside = 3 + 3 * config.shared_cache_layers  # embedding, last norm, divisors; unused tensors
+    assert sum(len(each.sources) for each in parameters) + beside == tensors
 
 
 def test_keys_and_values_that_a_layer_never_uses_are_left_out(tmp_path):
