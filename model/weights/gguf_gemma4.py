@@ -17,7 +17,7 @@ from model.weights.gguf_keys import Keys
 from model.weights.gguf_layers import Build, KeyPath, Layer, Parameter, Shape
 
 _PATTERN = "attention.sliding_window_pattern"
-_OWN = re.compile(r"blk\.(\d+)\.attn_(k|v|k_norm)\.weight")
+_OWN = re.compile(r"blk\.([0-9]{1,9})\.attn_(k|v|k_norm)\.weight")
 
 
 def window_heads(keys: Keys, heads: int, d_model: int) -> dict[str, Any]:
