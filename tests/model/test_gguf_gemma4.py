@@ -30,8 +30,8 @@ def by_layer(full, sliding, every, layers):
 
 
 # Of released models: tensors of a file, period of layers without a window, whether values are in
-# them, and sizes, from logs of loading such files; of E4B the number of tensors is 17 a layer and 6,
-# as it is of E2B. Files of both have the keys of all layers.
+# them, and sizes, from logs of loading such files; E4B's number of tensors is 17 a layer and 6, as
+# E2B's is. Files of both have the keys of all layers.
 RELEASED = {
     "gemma4-31b": (833, 6, False, {
         "block_count": 60, "context_length": 262_144, "embedding_length": 5376,
