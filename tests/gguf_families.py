@@ -105,8 +105,8 @@ class _Model:
     """A Hugging Face folder as a file of its architecture."""
 
     def __init__(self, folder: Path):
-        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        self.config = self.config.get("text_config", self.config)
+        config = json.loads((folder / "config.json").read_text())
+        self.config: dict[str, Any] = config.get("text_config", config)
         self.files = SafetensorsFiles(folder)
         self.architecture = ARCHITECTURES[self.config["model_type"]]
         heads, width = self.config["num_attention_heads"], self.config["hidden_size"]

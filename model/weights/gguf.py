@@ -105,9 +105,9 @@ def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[Parameter]:
         )
     parameters = _parameters(file, config)
     needed = {name: shape for p in parameters for name, shape in p.sources.items()}
-    needed |= rotary_shapes(file, config)
     unused = borrowed(file.tensors, config)
-    stored = {name: info.shape for name, info in file.tensors.items() if name not in unused}
+    needed |= rotary_shapes(file, config)
+    stored = {name: info.shape for name, info in file.tensors.items()}
     misshapen = [
         f"{name} {list(stored[name])} for {list(shape)}"
         for name, shape in needed.items()
@@ -115,7 +115,7 @@ def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[Parameter]:
     ]
     groups = {
         "missing": [name for name in needed if name not in stored],
-        "left over": [short(name) for name in stored if name not in needed],
+        "left over": [short(n) for n in stored if n not in needed and n not in unused],
         "misshapen": misshapen,
     }
     wrong = [
