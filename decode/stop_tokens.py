@@ -26,6 +26,9 @@ STOPS_OF_GGUF = STOPS | {
     "<|return|>",
     "<|call|>",
     "<\uff5cend▁of▁sentence\uff5c>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
 }
 """Stop tokens of models in GGUF files, whatever the metadata say, as in llama.cpp."""
 

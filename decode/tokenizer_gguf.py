@@ -1,8 +1,8 @@
 """The tokenizer that a GGUF file carries.
 
-Two kinds: byte-level BPE (GPT-2, SmolLM, Llama 3, Qwen and most others) and SentencePiece BPE with
-byte fallback (Llama 1 and 2, Phi-3). Source: llama.cpp's `src/llama-vocab.cpp` for the meaning of
-the metadata.
+Three kinds: byte-level BPE (GPT-2, SmolLM, Llama 3, Qwen and most others), SentencePiece BPE with
+byte fallback (Llama 1 and 2, Phi-3), and the same with its merges listed (Gemma 4). Source:
+llama.cpp's `src/llama-vocab.cpp` for the meaning of the metadata.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from gguf import TokenType
-from tokenizers import AddedToken, normalizers
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
@@ -58,8 +58,11 @@ def read_metadata(metadata: Mapping[str, Any]) -> Parts | None:
     eos_id = tokens.special("eos", family.eos_id)
     stops = [eos_id, tokens.special("eot"), tokens.special("eom")]
     stops += [tokens.ids[t] for t in stops_among(controls, STOPS_OF_GGUF) if t in controls]
-    add_bos = tokens.get("add_bos_token", bool, family.add_bos) and bos_id is not None
+    add_bos = tokens.get("add_bos_token", bool, family.add_bos) or family.always_bos
+    add_bos = add_bos and bos_id is not None
     add_eos = tokens.get("add_eos_token", bool, False) and eos_id is not None
+    if f"{_PREFIX}suppress_tokens" in metadata:
+        tokens.notes.append(f"{_PREFIX}suppress_tokens is ignored; answers may hold these tokens")
     return Parts(
         backend=backend,
         vocabulary=len(tokens.texts),
@@ -201,12 +204,14 @@ class _Family:
       backend: encodes ordinary text.
       piece: the bytes that an ordinary token stands for.
       add_bos: whether the begin-of-sequence token comes first when the file does not say.
+      always_bos: it comes first whatever the file says.
       bos_id, eos_id: the defaults where the file does not say.
     """
 
     backend: Backend
     piece: Callable[[str], bytes]
     add_bos: bool
+    always_bos: bool = False
     bos_id: int | None = None
     eos_id: int | None = None
 
@@ -219,17 +224,22 @@ def _byte_level(tokens: _Tokens) -> _Family:
             f"{_PREFIX}pre is {name!r:.60}; supported are {', '.join(PRE_TOKENIZERS)}"
         )
     pre = PRE_TOKENIZERS[name]
+    backend = Backend(BPE(tokens.ids, _listed_merges(tokens), ignore_merges=pre.ignore_merges))
+    if pre.normalizer:
+        backend.normalizer = pre.normalizer
+    backend.pre_tokenizer = pre.steps()
+    return _Family(backend, printed_bytes, pre.add_bos)
+
+
+def _listed_merges(tokens: _Tokens) -> list[tuple[str, str]]:
+    """The pairs of tokens that a file says are merged, in its order."""
     merges = []
     for merge in tokens.get("merges", list):
         left, _, right = merge.partition(" ") if isinstance(merge, str) else ("", "", "")
         if not (left and right and {left, right, left + right} <= tokens.ids.keys()):
             raise TokenizerError(f"{_PREFIX}merges is {merge!r:.60}, not tokens; {_DAMAGED}")
         merges.append((left, right))
-    backend = Backend(BPE(tokens.ids, merges, ignore_merges=pre.ignore_merges))
-    if pre.normalizer:
-        backend.normalizer = pre.normalizer
-    backend.pre_tokenizer = pre.steps()
-    return _Family(backend, printed_bytes, pre.add_bos)
+    return merges
 
 
 def _byte(text: str) -> bytes:
@@ -247,22 +257,41 @@ def _sentence_piece(tokens: _Tokens) -> _Family:
     begins with, and again behind each control token.
     """
     space_prefix = tokens.get("add_space_prefix", bool, True)
-    unknown = tokens.text(tokens.special("unknown", 0))
-    backend = Backend(
-        BPE(tokens.ids, _merges(tokens), unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    )
+    backend = Backend(_with_bytes(tokens, _scored_merges(tokens)))
     steps = [normalizers.Prepend(_SPACE)] if space_prefix else []
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
     return _Family(
         backend,
-        lambda text: text.replace(_SPACE, " ").encode(),
+        _spaced,
         add_bos=True,
         bos_id=1 if len(tokens.texts) > 1 else None,
         eos_id=2 if len(tokens.texts) > 2 else None,
     )
 
 
-def _merges(tokens: _Tokens) -> list[tuple[str, str]]:
+def _listed_pieces(tokens: _Tokens) -> _Family:
+    """Spaces are "▁", unknown characters fall back to byte tokens, merges are listed (Gemma 4).
+
+    Line ends are merged with each other alone. Early files say that no `<bos>` comes first, without
+    which the models write nonsense.
+    """
+    backend = Backend(_with_bytes(tokens, _listed_merges(tokens)))
+    backend.normalizer = normalizers.Replace(" ", _SPACE)
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+"), "isolated")
+    return _Family(backend, _spaced, add_bos=True, always_bos=True)
+
+
+def _with_bytes(tokens: _Tokens, merges: list[tuple[str, str]]) -> BPE:
+    """Merges of characters, of which unknown ones fall back to byte tokens."""
+    unknown = tokens.text(tokens.special("unknown", 0))
+    return BPE(tokens.ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+
+
+def _spaced(text: str) -> bytes:
+    return text.replace(_SPACE, " ").encode()
+
+
+def _scored_merges(tokens: _Tokens) -> list[tuple[str, str]]:
     """All pairs of tokens whose concatenation is a token, highest score of the result first."""
     mergeable = set(tokens.of_type(TokenType.NORMAL, TokenType.USER_DEFINED))
     pairs = []
@@ -279,4 +308,4 @@ def _merges(tokens: _Tokens) -> list[tuple[str, str]]:
     return [merge[3:] for merge in pairs]
 
 
-_FAMILIES = {"gpt2": _byte_level, "llama": _sentence_piece}
+_FAMILIES = {"gpt2": _byte_level, "llama": _sentence_piece, "gemma4": _listed_pieces}

@@ -16,9 +16,6 @@ PART = Part("model/weights/README.md", "families", "tests.family_cases")
 CASES = sorted(folder.name for folder in FOLDER.iterdir())
 # What a GGUF file cannot say, or this project refuses in one.
 _NO_GGUF = {
-    "gemma4": "refused by name",
-    "gemma4_experts": "refused by name",
-    "gemma4_shared": "refused by name",
     "glm4_moe": "refused by name",
     "llama4_scout": "refused by name",
     "llama4_maverick": "refused by name",

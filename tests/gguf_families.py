@@ -12,6 +12,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 
 from model.rotary_scaling import scaling
 from model.weights.safetensors_files import SafetensorsFiles
+from tests import gguf_gemma4
 
 ARCHITECTURES = {
     "llama": "llama",
@@ -22,6 +23,8 @@ ARCHITECTURES = {
     "qwen3_moe": "qwen3moe",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3",
+    "gemma4": "gemma4",
+    "gemma4_text": "gemma4",
     "olmo2": "olmo2",
     "olmo3": "olmo2",
     "phi3": "phi3",
@@ -102,7 +105,8 @@ class _Model:
     """A Hugging Face folder as a file of its architecture."""
 
     def __init__(self, folder: Path):
-        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
+        self.config: dict[str, Any] = config.get("text_config", config)
         self.files = SafetensorsFiles(folder)
         self.architecture = ARCHITECTURES[self.config["model_type"]]
         heads, width = self.config["num_attention_heads"], self.config["hidden_size"]
@@ -129,6 +133,8 @@ class _Model:
             yield "expert_feed_forward_length", c["intermediate_size"]
         yield "rope.freq_base", self.rotary["rope_theta"]
         yield from self.scaling_keys()
+        if self.architecture == "gemma4":
+            yield from gguf_gemma4.keys(c)
 
     def latent_keys(self) -> Iterator[tuple[str, Any]]:
         c = self.config
@@ -172,6 +178,9 @@ class _Model:
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray | _Packed]]:
         """Each tensor by its name in the file."""
+        if self.architecture == "gemma4":
+            yield from gguf_gemma4.tensors(self.files, self.config)
+            return
         experts: dict[str, dict[int, np.ndarray]] = {}
         for name in self.files.tensors:
             values = self.files.read(name)

@@ -3,7 +3,7 @@
 Sources: the tensor names of the GGUF specification
 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) and what llama.cpp's
 `convert_hf_to_gguf.py` does to each tensor: it reorders the rows of Llama's query and key matrices
-and adds to Gemma's norms the 1 that their files leave out.
+and adds to the norms of Gemma 2 and 3 the 1 that their files leave out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,6 +15,7 @@ from model.weights import WeightsError
 from model.weights.gguf_architectures import ARCHITECTURES
 from model.weights.gguf_config import read_keys
 from model.weights.gguf_file import DAMAGED, GGUFFile, short
+from model.weights.gguf_gemma4 import Gemma4Layer, borrowed, input_parameters
 from model.weights.gguf_layers import KeyPath, Layer, Parameter
 from model.weights.gguf_rotary import rotary_shapes, with_rotary
 from sharding.quantization import QUANTIZATIONS, Quantization, QuantizedArray
@@ -83,10 +84,12 @@ def _parameters(file: GGUFFile, c: ModelConfig) -> list[Parameter]:
     architecture = ARCHITECTURES[file.metadata["general.architecture"]]
     matrix, vector = (c.vocabulary, c.d_model), (c.d_model,)
     whole = "blk.0.attn_kv_b.weight" in file.tensors
-    layers = (Layer(c, number, architecture, whole) for number in range(c.layers))
+    kind = Gemma4Layer if architecture.kinds_of_heads else Layer
+    layers = (kind(c.at(number), number, architecture, whole) for number in range(c.layers))
     return [
         Parameter(("embedding", "weight"), {"token_embd.weight": matrix}),
         *(parameter for layer in layers for parameter in layer.parameters()),
+        *(input_parameters(c) if c.layer_inputs else []),
         Parameter(("final_norm", "scale"), {"output_norm.weight": vector}),
         *([] if c.tied_embedding else [Parameter(_UNEMBEDDING, {"output.weight": matrix})]),
     ]
@@ -102,6 +105,7 @@ def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[Parameter]:
         )
     parameters = _parameters(file, config)
     needed = {name: shape for p in parameters for name, shape in p.sources.items()}
+    unused = borrowed(file.tensors, config)
     needed |= rotary_shapes(file, config)
     stored = {name: info.shape for name, info in file.tensors.items()}
     misshapen = [
@@ -111,7 +115,7 @@ def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[Parameter]:
     ]
     groups = {
         "missing": [name for name in needed if name not in stored],
-        "left over": [short(name) for name in stored if name not in needed],
+        "left over": [short(n) for n in stored if n not in needed and n not in unused],
         "misshapen": misshapen,
     }
     wrong = [

@@ -19,6 +19,8 @@ class Architecture:
       joined_gate: gate and up are rows of one matrix, the gate's first.
       mlp_norm: name of the norm before the MLP.
       latent: attention is latent (DeepSeek), as `model.weights.gguf_latent` reads it.
+      kinds_of_heads: layers with and without a window have heads of different sizes, and much else
+        of their own (Gemma 4), as `model.weights.gguf_gemma4` reads them.
       settings: fields of `ModelConfig` that the architecture fixes.
       window: the default sliding window.
       pattern: period of the layers without a window, in a model with windows: the last layer of
@@ -26,7 +28,8 @@ class Architecture:
       plain_windows: layers with a window have plain positions, of the others' base unless a key
         says another.
       local_base: the default rotary base of the layers with a window; None for that of the others.
-      scaled: embeddings are multiplied by sqrt(d_model), scores by head_size ** -0.5 (Gemma).
+      scaled: embeddings are multiplied by sqrt(d_model), scores by head_size ** -0.5 (Gemma)
+        if `settings` do not say by what.
       largest: number of layers of the one Gemma whose scores are multiplied by
         (d_model / heads) ** -0.5 instead, which no key says.
       attention_softcap, logit_softcap: the defaults.
@@ -41,6 +44,7 @@ class Architecture:
     joined_gate: bool = False
     mlp_norm: str = "ffn_norm"
     latent: bool = False
+    kinds_of_heads: bool = False
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     window: int = 0
     pattern: int = 0
@@ -76,6 +80,19 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         local_base=10_000.0,
         scaled=True,
         largest=62,
+    ),
+    "gemma4": Architecture(
+        kinds_of_heads=True,
+        settings=_GEMMA
+        | {
+            "query_key_norm": True,
+            "value_norm": True,
+            "block_scale": True,
+            "attention_scale": 1.0,
+        },
+        local_base=10_000.0,
+        scaled=True,
+        logit_softcap=30.0,
     ),
     "olmo2": Architecture(  # also OLMo 3, which has windows
         settings={

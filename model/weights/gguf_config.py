@@ -12,6 +12,7 @@ from typing import Any
 from model.config import ModelConfig
 from model.weights.gguf_architectures import ARCHITECTURES, Architecture
 from model.weights.gguf_file import GGUFFile
+from model.weights.gguf_gemma4 import layer_fields, window_heads
 from model.weights.gguf_keys import Keys
 from model.weights.gguf_latent import latent_experts, latent_heads
 from model.weights.gguf_rotary import rotary_parameters
@@ -41,6 +42,8 @@ def read_keys(file: GGUFFile) -> tuple[ModelConfig, dict[str, Any]]:
     more |= _windows(keys, architecture, layers, common["rotary_base"])
     if architecture.scaled:
         more |= _gemma(keys, architecture, common)
+    if architecture.kinds_of_heads:
+        more |= layer_fields(keys, file, common, more)
     if architecture.multipliers:
         more |= _multipliers(keys)
     if every := architecture.unrotated:
@@ -55,7 +58,8 @@ def read_keys(file: GGUFFile) -> tuple[ModelConfig, dict[str, Any]]:
 def _common(keys: Keys, file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
     heads = keys.integer("attention.head_count")
     d_model = keys.integer("embedding_length")
-    found = latent_heads if architecture.latent else _heads
+    found = window_heads if architecture.kinds_of_heads else _heads
+    found = latent_heads if architecture.latent else found
     return {
         "name": _name(file),
         "vocabulary": keys.integer("vocab_size", _vocabulary(file)),

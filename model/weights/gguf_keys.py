@@ -64,10 +64,15 @@ class Keys:
         return key in self._left
 
     def number(self, key: str, default: float | None = None) -> Any:
-        """A number, or that of all layers; it must be there if there is no default."""
-        value = self._left.pop(key, default)
-        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
-            value = value[0].item()  # one for each layer, all alike
+        """A number, or that of the first layer; it must be there if there is no default.
+
+        Where further layers have others, `finish` refuses what `by_layer` has not read.
+        """
+        value = self._left.get(key, default)
+        each = value if isinstance(value, np.ndarray) and value.size else None
+        if each is None or (each == each[0]).all():
+            self._left.pop(key, None)
+        value = value if each is None else each[0].item()
         if value is None:
             raise WeightsError(
                 f"metadata '{self.architecture}.{key}' of {self.file.path.name} is missing; "
@@ -83,6 +88,15 @@ class Keys:
         if not isinstance(value, int):
             self.refuse(key, value)
         return value
+
+    def by_layer(self, key: str, count: int, first: int) -> tuple[int, ...]:
+        """One for each layer: `first`, which `integer` gave, for all unless the file has others."""
+        value = self._left.get(key)
+        if value is None:
+            return (first,) * count
+        if value.shape != (count,) or value.dtype.kind not in "iu":
+            self.refuse(key, value, f", where there are {count} layers")
+        return tuple(self._left.pop(key).tolist())
 
     def text(self, key: str, default: str) -> str:
         """A text."""

@@ -35,7 +35,7 @@ class Layer:
     """The parameters of one layer.
 
     Attributes:
-      config: the model.
+      config: the model, with heads as this layer has them.
       number: index of the layer.
       architecture: how its tensors are named and ordered.
       whole_latent: the matrix that takes latents to keys and values is one, as in older files.
@@ -51,7 +51,7 @@ class Layer:
         c = self.config
         attention = self.latent_attention() if c.latent else self.attention()
         if not c.has_experts(self.number):
-            return [*self.norms(), *attention, *self.mlp("mlp", c.dense_d_ff or c.d_ff)]
+            return [*self.norms(), *attention, *self.mlp("mlp", c.sizes[c.mlp_width(self.number)])]
         shared = self.mlp("shared", c.shared_d_ff, "_shexp") if c.shared_d_ff else []
         return [*self.norms(), *attention, *self.experts(), *shared]
 

@@ -1,7 +1,8 @@
 """Rotary positions of a GGUF file: the keys of `rope.scaling`, and tensors of divisors.
 
 llama.cpp's converter writes Llama 3's scaling as a tensor of divisors and LongRoPE's as two of
-them; of YaRN the file has the fields of `config.json` under other names.
+them, and Gemma 4's pairs that stand still as divisors that let nothing turn; of YaRN the file has
+the fields of `config.json` under other names.
 """
 
 import dataclasses
@@ -13,12 +14,13 @@ from model.config import ModelConfig
 from model.rotary_scaling import scaling
 from model.weights import WeightsError
 from model.weights.gguf_architectures import ARCHITECTURES
-from model.weights.gguf_file import GGUFFile
+from model.weights.gguf_file import GGUFFile, short
 from model.weights.gguf_keys import Keys
 
 _PLAIN = "rope_freqs.weight"
 _LONGROPE = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 _ORIGINAL = "original_max_position_embeddings"
+_STILL = 1e20  # divisors from this on let no position turn a pair; the converter writes 1e30
 _LOG_SCALE = 0.1  # llama.cpp's converter multiplies DeepSeek's `mscale_all_dim` by it
 _YARN = {
     "yarn_attn_factor": "attention_factor",
@@ -69,7 +71,9 @@ def rotary_parameters(keys: Keys, file: GGUFFile, longest: int) -> dict[str, Any
 
 
 def rotary_shapes(file: GGUFFile, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes that the tensors of divisors which a file has must be of."""
+    """The shapes of the tensors of divisors that a file has, or must have (Gemma 4)."""
+    if full := config.full_attention:
+        return {_PLAIN: (full.head_size // 2,)}
     names = (_PLAIN, *_LONGROPE.values())
     return {name: (config.rotated // 2,) for name in names if name in file.tensors}
 
@@ -85,6 +89,8 @@ def with_rotary(file: GGUFFile, config: ModelConfig, given: Mapping[str, Any]) -
     Raises:
       WeightsError: fields or divisors that are out of range.
     """
+    if config.full_attention:
+        return _with_pairs(file, config, given)
     if given.get("rope_type") == "longrope":
         given = {**given, **{ours: file.read(name).tolist() for ours, name in _LONGROPE.items()}}
     try:
@@ -110,3 +116,22 @@ def with_rotary(file: GGUFFile, config: ModelConfig, given: Mapping[str, Any]) -
         max_context=found.reach or config.max_context,
         attention_scale=scores,
     )
+
+
+def _with_pairs(file: GGUFFile, config: ModelConfig, given: Mapping[str, Any]) -> ModelConfig:
+    """The configuration with the pairs that are rotated in layers without a window (Gemma 4)."""
+    if given:
+        raise WeightsError(
+            f"metadata 'rope.scaling' of {file.path.name} is of type {given['rope_type']}; a model "
+            "whose layers have heads of two sizes has none, give another model"
+        )
+    divisors = file.read(_PLAIN)
+    pairs = int((divisors < _STILL).sum())
+    if not pairs or (divisors[:pairs] != 1).any():
+        raise WeightsError(
+            f"tensor {_PLAIN} of {file.path.name} is {short(divisors.tolist())}; supported are "
+            f"ones, and then divisors from {_STILL:g} on, give another model"
+        )
+    pairs = None if pairs == len(divisors) else pairs
+    full = dataclasses.replace(config.full_attention, rotary_pairs=pairs)
+    return dataclasses.replace(config, full_attention=full)

@@ -20,7 +20,7 @@ from model.weights import WeightsError
 from model.weights import huggingface_delta as delta
 from model.weights import huggingface_gemma4 as gemma4
 from model.weights.assembled import HEAD, Assembled, Piece, Shape
-from model.weights.family_record import Names
+from model.weights.family_record import Family
 from model.weights.fp8_files import Fp8Files, open_files
 from model.weights.fp8_kept import as_stored, stored_form
 from model.weights.huggingface_config import read_config
@@ -104,8 +104,8 @@ def read_parameters(
     Raises:
       WeightsError: tensors that are missing, left over, misshapen or quantized.
     """
-    names = FAMILIES[model_type].names
-    joined = names.stacked or any(n.endswith(".experts.gate_up_proj") for n in files.tensors)
+    family = FAMILIES[model_type]
+    joined = family.names.stacked or any(n.endswith(".experts.gate_up_proj") for n in files.tensors)
     experts = 1 if joined else max(config.experts, 1)
     routed = config.layers_of_experts
     if routed * experts + config.layers - routed > len(files.tensors):
@@ -115,16 +115,16 @@ def read_parameters(
         )
     if what := quantized(files.tensors, files.beside):
         raise WeightsError(f"{what}; quantized weights {NOT_READ}")
-    arrays = _Arrays(files, config, names, frozenset(keep))
+    arrays = _Arrays(files, config, family, frozenset(keep))
     parameters = arrays.all()
     form = stored_form(files) if isinstance(files, Fp8Files) else None
     parameters |= {path: as_stored(parameters[path], form) for path in keep if form}
     readable = jax.tree.leaves(parameters)  # of a matrix in few bits, its parts
     wanted = {name: shape for array in readable for name, shape in array.tensors.items()}
-    family = FAMILIES[model_type]
     further = prediction_layers(files.tensors) if family.topk_method else ()
     left_out = (*further, *family.other_parts)
-    unused = gemma4.left_out(files.tensors, arrays.prefix, config) if config.block_scale else ()
+    of_gemma4 = family.kinds_of_heads
+    unused = gemma4.left_out(files.tensors, arrays.prefix, config) if of_gemma4 else ()
     spare = [
         n
         for n in files.tensors
@@ -207,16 +207,18 @@ class _Arrays:
     Attributes:
       embedding, unembedding: their names in the files.
       prefix: what the names of the base model's tensors begin with.
+      of_gemma4: attention and blocks have the tensors of `model.weights.huggingface_gemma4`.
     """
 
     def __init__(
         self,
         files: SafetensorsFiles | Fp8Files,
         config: ModelConfig,
-        names: Names,
+        family: Family,
         keep: frozenset[ParameterPath],
     ):
-        self.files, self.config, self.names, self.keep = files, config, names, keep
+        self.files, self.config, self.keep = files, config, keep
+        self.names, self.of_gemma4 = family.names, family.kinds_of_heads
         self.embedding = _stored_name(files.tensors, _EMBEDDING, f"model.{_EMBEDDING}")
         self.unembedding = _stored_name(files.tensors, _UNEMBEDDING, _UNEMBEDDING)
         self.prefix = self.embedding.removesuffix(_EMBEDDING)
@@ -234,7 +236,7 @@ class _Arrays:
                 parts = self.attention(layer, prefix + "self_attn.")
             parts |= self.norms(prefix)
             parts |= self.feed_forward(layer, prefix)
-            if c.block_scale:
+            if self.of_gemma4:
                 parts |= gemma4.block_arrays(self, c, layer, prefix)
             found |= {("layers", layer, *path.split(".")): a for path, a in parts.items()}
         if c.layer_inputs:
@@ -263,7 +265,7 @@ class _Arrays:
         c = self.config
         if c.latent:
             return attention_arrays(self, c, prefix)
-        if c.block_scale:
+        if self.of_gemma4:
             return gemma4.attention_arrays(self, c, layer, prefix)
         D, K, G, h = c.d_model, c.kv_heads, c.group, c.head_size
         found = {
