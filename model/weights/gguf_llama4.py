@@ -33,19 +33,17 @@ def chunk_fields(keys: Keys, layers: int) -> dict[str, Any]:
     Raises:
       WeightsError: chunks that are of no length, or layers in another order.
     """
-    chunk = keys.integer("attention.chunk_size", _CHUNK)
-    window, pattern = "attention.sliding_window", "attention.sliding_window_pattern"
-    size = keys.integer(window, chunk)
+    size, pattern = keys.integer("attention.chunk_size", _CHUNK), "attention.sliding_window_pattern"
+    if size < 1:
+        keys.refuse("attention.chunk_size", size)
+    # A window of 0 is a model that sees all in all layers, and no key says which of these rotate.
+    keys.expect("attention.sliding_window", size, "that of chunks")
     rotated = tuple((layer + 1) % _FULL_EVERY != 0 for layer in range(min(layers, 10_000)))
     given = keys.truths(pattern, layers)
     if given is None:
         keys.expect(pattern, _FULL_EVERY, "that of the architecture")
     elif given != rotated:
         keys.refuse(pattern, given)
-    if not size:  # a model that sees all in all layers, and rotates in all (MobileLLM-R1)
-        return {"chunked": True}
-    if size != chunk or size < 1:
-        keys.refuse(window, size, f", where chunks have {chunk} tokens")
     return {
         "chunked": True,
         "windows": tuple(size if each else None for each in rotated),
@@ -64,16 +62,14 @@ def interleaved_experts(keys: Keys, common: Mapping[str, Any]) -> dict[str, Any]
     Raises:
       WeightsError: sizes that are missing or not possible.
     """
-    layers, count = common["layers"], keys.integer("expert_count", 0)
+    layers, count = common["layers"], keys.integer("expert_count")
     every = keys.integer("interleave_moe_layer_step")
-    if every < 0:
-        keys.refuse("interleave_moe_layer_step", every)
-    found: dict[str, Any] = {"unit_queries_keys": keys.truth("use_qk_norm", count != _MAVERICK)}
-    routed = tuple(every > 0 and (layer + 1) % every == 0 for layer in range(min(layers, 10_000)))
-    if not any(routed):
-        return found
+    if not 1 <= every <= layers:
+        keys.refuse("interleave_moe_layer_step", every, f", of {layers} layers")
+    routed = tuple((layer + 1) % every == 0 for layer in range(min(layers, 10_000)))
     width = keys.integer("expert_feed_forward_length")
-    return found | {
+    return {
+        "unit_queries_keys": keys.truth("use_qk_norm", count != _MAVERICK),
         "d_ff": width,
         "shared_d_ff": width,
         "experts": count,
