@@ -87,6 +87,8 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "glm4": _CL100K,
     "chatglm-bpe": _CL100K,
     "gpt-4o": _O200K,  # gpt-oss, Phi-4-mini
+    # As transformers' converter of tiktoken's files makes it; llama.cpp merges within tokens too.
+    "llama4": dataclasses.replace(_O200K, ignore_merges=True),
     "deepseek-v3": _DEEPSEEK3,
     "kimi-k2": _KIMI,
 }

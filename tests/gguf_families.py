@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
 
 from model.rotary_scaling import scaling
 from model.weights.safetensors_files import SafetensorsFiles
@@ -35,6 +36,8 @@ ARCHITECTURES = {
     "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
     "kimi_k2": "deepseek2",
+    "glm4_moe": "glm4moe",
+    "llama4_text": "llama4",
 }
 _PAIRED = ("llama", "granite", "smollm3")
 _INTEGERS = {
@@ -78,6 +81,8 @@ _NAMES = {
     "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
     "mlp.gate.": "ffn_gate_inp.",
     "mlp.router.": "ffn_gate_inp.",
+    "feed_forward.router": "ffn_gate_inp",
+    "feed_forward.": "ffn_",
     "mlp.gate_up_proj": "ffn_up",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
@@ -86,7 +91,8 @@ _NAMES = {
     "mlp.": "ffn_",
     "_proj": "",
 }
-_SHARED = re.compile(r"mlp\.shared_experts\.(\w+)_proj")
+_SHARED = re.compile(r"(?:mlp|feed_forward)\.shared_experts?\.(\w+)_proj")
+_OTHER_PARTS = ("vision_model.", "multi_modal_projector.")
 _EXPERT = {"w1": "gate", "w2": "down", "w3": "up"}
 _YARN = {
     "attention_factor": "yarn_attn_factor",
@@ -131,6 +137,16 @@ class _Model:
             yield "rope.freq_base_swa", c["rope_parameters"]["sliding_attention"]["rope_theta"]
         if self.architecture == "gpt-oss":
             yield "expert_feed_forward_length", c["intermediate_size"]
+        if self.architecture == "llama4":
+            yield "feed_forward_length", c["intermediate_size_mlp"]
+            yield "expert_feed_forward_length", c["intermediate_size"]
+            yield "interleave_moe_layer_step", c["interleave_moe_layer_step"]
+        if "n_routed_experts" in c:
+            yield from self.routed_keys()
+        if self.architecture == "glm4moe":
+            further = c["num_nextn_predict_layers"]
+            yield "nextn_predict_layers", further
+            yield "block_count", c["num_hidden_layers"] + further
         yield "rope.freq_base", self.rotary["rope_theta"]
         yield from self.scaling_keys()
         if self.architecture == "gemma4":
@@ -146,6 +162,11 @@ class _Model:
         yield "attention.key_length_mla", c["qk_nope_head_dim"] + rotary
         yield "attention.value_length_mla", c["v_head_dim"]
         yield "rope.dimension_count", rotary
+        if c["q_lora_rank"]:
+            yield "attention.q_lora_rank", c["q_lora_rank"]
+
+    def routed_keys(self) -> Iterator[tuple[str, Any]]:
+        c = self.config
         yield "leading_dense_block_count", c["first_k_dense_replace"]
         yield "expert_count", c["n_routed_experts"]
         yield "expert_shared_count", c["n_shared_experts"]
@@ -153,8 +174,6 @@ class _Model:
         yield "expert_group_count", c["n_group"] or 1
         yield "expert_group_used_count", c["topk_group"] or 1
         yield "expert_gating_func", 1 if c["model_type"] == "deepseek_v2" else 2
-        if c["q_lora_rank"]:
-            yield "attention.q_lora_rank", c["q_lora_rank"]
         if c["norm_topk_prob"]:
             yield "expert_weights_norm", True
 
@@ -182,8 +201,10 @@ class _Model:
             yield from gguf_gemma4.tensors(self.files, self.config)
             return
         experts: dict[str, dict[int, np.ndarray]] = {}
-        for name in self.files.tensors:
-            values = self.files.read(name)
+        for stored in self.files.tensors:
+            if stored.startswith(_OTHER_PARTS):
+                continue
+            values, name = self.files.read(stored), stored.removeprefix("language_model.")
             before, _, rest = name.partition(".experts.")
             layer = before.split(".")[2] if rest else ""
             if not rest:
@@ -198,6 +219,19 @@ class _Model:
         for key, each in experts.items():
             yield key, np.stack([each[number] for number in sorted(each)])
         yield from self.divisors()
+
+    def further(self, tensors: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+        """Tensors of layers that predict further tokens, of which transformers keeps none."""
+        c, last = self.config, self.config["num_hidden_layers"] - 1
+        for number in range(1, 1 + c["num_nextn_predict_layers"]):
+            before = f"blk.{last + number}."
+            for name, values in tensors.items():
+                if name.startswith(f"blk.{last}."):
+                    yield name.replace(f"blk.{last}.", before), values
+            width = c["hidden_size"]
+            yield f"{before}nextn.eh_proj.weight", np.ones((width, 2 * width), np.float32)
+            for norm in ("enorm", "hnorm", "shared_head_norm"):
+                yield f"{before}nextn.{norm}.weight", np.ones(width, np.float32)
 
     def plain(self, name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         c, architecture = self.config, self.architecture
@@ -218,9 +252,12 @@ class _Model:
     def stacked(
         self, template: str, name: str, rest: str, values: np.ndarray
     ) -> Iterator[tuple[str, np.ndarray | _Packed]]:
-        """Experts of gpt-oss, of which gate and up alternate."""
+        """Experts of gpt-oss, of which gate and up alternate, and of Llama 4, where they do not."""
         matrix, kind = rest.partition("_proj")[::2]
         parts = {"gate": slice(0, None, 2), "up": slice(1, None, 2)}
+        if self.architecture == "llama4":
+            width = self.config["intermediate_size"]
+            parts = {"gate": slice(width), "up": slice(width, None)}
         parts = parts if matrix == "gate_up" else {"down": slice(None)}
         scales = self.files.read(name.replace("_blocks", "_scales")) if kind == "_blocks" else None
         for part, rows in parts.items():
@@ -253,20 +290,27 @@ def _packed(blocks: np.ndarray, scales: np.ndarray) -> _Packed:
     return _Packed(whole.reshape(*whole.shape[:2], -1))
 
 
-def write_gguf(folder: Path, path: Path) -> None:
+def write_gguf(folder: Path, path: Path, quantization: str = "F32") -> None:
     """Writes the model of a Hugging Face folder as a GGUF file, plain tensors in float32.
 
     Args:
       folder: the model.
       path: the file to write, without tokenizer.
+      quantization: type of the matrices whose rows are whole blocks of it.
     """
     model = _Model(folder)
     writer = GGUFWriter(path, model.architecture)
     for key, value in dict(model.keys()).items():
         _add(writer, f"{model.architecture}.{key}", value)
-    for name, values in model.tensors():
+    tensors = dict(model.tensors())
+    if model.architecture == "glm4moe":
+        tensors |= dict(model.further(tensors))
+    for name, values in tensors.items():
         if isinstance(values, _Packed):
             writer.add_tensor(name, values.blocks, raw_dtype=GGMLQuantizationType.MXFP4)
+        elif quantization != "F32" and values.ndim > 1 and values.shape[-1] % 32 == 0:
+            kind = GGMLQuantizationType[quantization]
+            writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, np.ascontiguousarray(values))
     writer.write_header_to_file()
@@ -292,7 +336,7 @@ _ALWAYS_FLOATS = {*(name.rpartition(".")[2] for name in _FLOATS.values()), "freq
 
 
 def _gguf_name(name: str, architecture: str) -> str:
-    after = "gemma" in architecture or architecture in ("olmo2", "gpt-oss")
+    after = "gemma" in architecture or architecture in ("olmo2", "gpt-oss", "glm4moe")
     norm = "post_attention_norm" if after else "ffn_norm"
     name = _SHARED.sub(r"ffn_\1_shexp", name)
     for theirs, ours in (_NAMES | {"post_attention_layernorm": norm}).items():

@@ -21,6 +21,11 @@ class Architecture:
       latent: attention is latent (DeepSeek), as `model.weights.gguf_latent` reads it.
       kinds_of_heads: layers with and without a window have heads of different sizes, and much else
         of their own (Gemma 4), as `model.weights.gguf_gemma4` reads them.
+      gating: the default of `expert_gating_func`, where experts are beside shared ones, as
+        `model.weights.gguf_experts` reads them; 0 for others.
+      chunks: experts in some layers, chunks, and queries are those of Llama 4, as
+        `model.weights.gguf_llama4` reads them.
+      normed_queries: queries and keys have a norm where the file has its tensors.
       settings: fields of `ModelConfig` that the architecture fixes.
       window: the default sliding window.
       pattern: period of the layers without a window, in a model with windows: the last layer of
@@ -45,6 +50,9 @@ class Architecture:
     mlp_norm: str = "ffn_norm"
     latent: bool = False
     kinds_of_heads: bool = False
+    gating: int = 0
+    chunks: bool = False
+    normed_queries: bool = False
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     window: int = 0
     pattern: int = 0
@@ -122,5 +130,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         # llama.cpp rounds the bounds of the stretched dimensions, unlike what the model has.
         scaling={"truncate": False},
     ),
-    "deepseek2": Architecture(latent=True),  # DeepSeek V2, V3 and R1, and Kimi K2
+    "deepseek2": Architecture(latent=True, gating=1),  # DeepSeek V2, V3 and R1, and Kimi K2
+    "glm4moe": Architecture(mlp_norm="post_attention_norm", gating=2, normed_queries=True),
+    "llama4": Architecture(paired=True, chunks=True),
 }

@@ -11,10 +11,12 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.weights.gguf_architectures import ARCHITECTURES, Architecture
+from model.weights.gguf_experts import shared_experts
 from model.weights.gguf_file import GGUFFile
 from model.weights.gguf_gemma4 import layer_fields, window_heads
 from model.weights.gguf_keys import Keys
-from model.weights.gguf_latent import latent_experts, latent_heads
+from model.weights.gguf_latent import check_groups, latent_heads
+from model.weights.gguf_llama4 import chunk_fields, interleaved_experts
 from model.weights.gguf_rotary import rotary_parameters
 
 # Fields of `ModelConfig` that the tensors of the first layer tell.
@@ -38,7 +40,9 @@ def read_keys(file: GGUFFile) -> tuple[ModelConfig, dict[str, Any]]:
     ModelConfig(**common)  # refuses wrong sizes before anything is computed from them
     layers = common["layers"]
     more = {field: True for field, name in _BIASES.items() if f"blk.0.{name}.bias" in file.tensors}
-    more |= latent_experts(keys, file, common) if architecture.latent else _experts(keys)
+    if architecture.normed_queries:
+        more["query_key_norm"] = "blk.0.attn_q_norm.weight" in file.tensors
+    more |= _feed_forward(keys, file, architecture, common)
     more |= _windows(keys, architecture, layers, common["rotary_base"])
     if architecture.scaled:
         more |= _gemma(keys, architecture, common)
@@ -64,7 +68,7 @@ def _common(keys: Keys, file: GGUFFile, architecture: Architecture) -> dict[str,
         "name": _name(file),
         "vocabulary": keys.integer("vocab_size", _vocabulary(file)),
         "d_model": d_model,
-        "layers": keys.integer("block_count"),
+        "layers": _layers(keys),
         "query_heads": heads,
         **found(keys, heads, d_model),
         "d_ff": keys.integer("feed_forward_length"),
@@ -73,6 +77,14 @@ def _common(keys: Keys, file: GGUFFile, architecture: Architecture) -> dict[str,
         "norm_epsilon": keys.number("attention.layer_norm_rms_epsilon"),
         "tied_embedding": "output.weight" not in file.tensors,
     }
+
+
+def _layers(keys: Keys) -> int:
+    """Layers of the model, without those that predict further tokens: these come last."""
+    blocks, further = keys.integer("block_count"), keys.integer("nextn_predict_layers", 0)
+    if further and not 0 < further < blocks:
+        keys.refuse("nextn_predict_layers", further, f", of {blocks} layers")
+    return blocks - further
 
 
 def _heads(keys: Keys, heads: int, d_model: int) -> dict[str, Any]:
@@ -86,6 +98,19 @@ def _heads(keys: Keys, heads: int, d_model: int) -> dict[str, Any]:
     }
 
 
+def _feed_forward(
+    keys: Keys, file: GGUFFile, architecture: Architecture, common: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Experts, as the architecture has them."""
+    if architecture.chunks:
+        return interleaved_experts(keys, common)
+    if not architecture.gating:
+        return _experts(keys)
+    if architecture.latent:
+        check_groups(keys, common["layers"])
+    return shared_experts(keys, file, common, architecture.gating)
+
+
 def _experts(keys: Keys) -> dict[str, Any]:
     """Sizes of the experts; for a model without any, these keys change nothing."""
     count = keys.integer("expert_count", 0)
@@ -97,6 +122,8 @@ def _experts(keys: Keys) -> dict[str, Any]:
 
 
 def _windows(keys: Keys, architecture: Architecture, layers: int, base: float) -> dict[str, Any]:
+    if architecture.chunks:
+        return chunk_fields(keys, layers)
     size = keys.integer("attention.sliding_window", architecture.window)
     pattern, name = architecture.pattern, "attention.sliding_window_pattern"
     windowed = keys.truths(name, layers)

@@ -5,21 +5,16 @@ keys and values in two, the keys' turned; older files have it whole. Source:
 `conversion/deepseek.py` and `src/models/deepseek2.cpp` of https://github.com/ggml-org/llama.cpp.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from model.config import ModelConfig
 from model.latent_sizes import LatentSizes
-from model.routing_rule import Routing
 from model.weights import WeightsError
 from model.weights.chosen_rows import halves_of_pairs
-from model.weights.gguf_file import GGUFFile
 from model.weights.gguf_keys import Keys
 
-_SCORES = {1: "softmax", 2: "sigmoid"}
-"""What makes a score of a router's product, by `expert_gating_func`."""
 _LITE = 27
 """Layers of DeepSeek-V2-Lite, the one model without groups of experts where no key says so."""
 
@@ -54,47 +49,22 @@ def latent_heads(keys: Keys, heads: int, d_model: int) -> dict[str, Any]:
     return {"kv_heads": 1, "head_size": whole, "latent": sizes}
 
 
-def latent_experts(keys: Keys, file: GGUFFile, common: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a `ModelConfig` for experts beside shared ones.
+def check_groups(keys: Keys, layers: int) -> None:
+    """Refuses a file that does not say how its router groups experts.
 
     Args:
       keys: the file's.
-      file: its tensors tell whether routers have a bias for the choice.
-      common: the fields that are known.
+      layers: of the model.
 
     Raises:
-      WeightsError: a router of another kind, or one whose groups the file does not say.
+      WeightsError: such a file.
     """
-    layers, bias = common["layers"], any("exp_probs_b" in name for name in file.tensors)
-    gating = keys.integer("expert_gating_func", 1)
-    if gating not in _SCORES:
-        keys.refuse("expert_gating_func", gating)
     if "expert_group_count" not in keys and layers != _LITE:
         raise WeightsError(
-            f"metadata '{keys.architecture}.expert_group_count' of {file.path.name} is missing, as "
-            "in files of 2025; convert the model again with a newer llama.cpp, or give its Hugging "
-            "Face folder"
+            f"metadata '{keys.architecture}.expert_group_count' of {keys.file.path.name} is "
+            "missing, as in files of 2025; convert the model again with a newer llama.cpp, or give "
+            "its Hugging Face folder"
         )
-    groups = keys.integer("expert_group_count", 1)
-    width = keys.integer("expert_feed_forward_length")
-    dense = min(keys.integer("leading_dense_block_count"), layers)
-    return {
-        "experts": keys.integer("expert_count"),
-        "experts_per_token": keys.integer("expert_used_count"),
-        "renormalise_experts": keys.truth("expert_weights_norm", False),
-        "routing": Routing(
-            score=_SCORES[gating],
-            bias=bias,
-            groups=groups,
-            chosen_groups=keys.integer("expert_group_used_count", 1),
-            group_scores=2 if bias else 1,
-            scale=keys.number("expert_weights_scale", 1.0),
-        ),
-        "d_ff": width,
-        "dense_layers": dense,
-        "dense_d_ff": common["d_ff"] if dense else 0,
-        "shared_d_ff": width * keys.integer("expert_shared_count", 0),
-    }
 
 
 def turned_queries(config: ModelConfig, stored: np.ndarray) -> np.ndarray:

@@ -103,8 +103,8 @@ def test_digits_are_grouped_as_the_pre_tokenizer_says(pre, expected):
     assert texts_of(byte_level(pre, merges), "a 12345") == expected
 
 
-@pytest.mark.parametrize(("pre", "whole"), [("llama-v3", True), ("smollm", False)])
-def test_only_llama_3_keeps_a_word_that_is_a_token_against_the_merges(pre, whole):
+@pytest.mark.parametrize(("pre", "whole"), [("llama-v3", 1), ("llama4", 1), ("smollm", 0)])
+def test_only_llama_3_and_4_keep_a_word_that_is_a_token_against_the_merges(pre, whole):
     metadata = byte_level(pre, merges=["a b"], extra=["abc"], add_bos_token=False)
     assert texts_of(metadata, "abc") == (["abc"] if whole else ["ab", "c"])
 

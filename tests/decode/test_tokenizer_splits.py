@@ -21,9 +21,12 @@ def test_no_character_is_lost_between_words(pre):
     ("pre", "words"),
     [
         ("dbrx", ["中文English混合", " HelloWorld", "'s", " ", "123", "45", " /\n", "  ", " x"]),
-        (
-            "gpt-4o",
-            ["中文English混合", " Hello", "World's", " ", "123", "45", " /\n", "  ", " x", "!"],
+        *(
+            (
+                pre,
+                ["中文English混合", " Hello", "World's", " ", "123", "45", " /\n", "  ", " x", "!"],
+            )
+            for pre in ("gpt-4o", "llama4")
         ),
         (
             "kimi-k2",
