@@ -21,7 +21,7 @@ from model.weights import huggingface_delta as delta
 from model.weights import huggingface_gemma4 as gemma4
 from model.weights.assembled import HEAD, Assembled, Piece, Shape
 from model.weights.family_record import Names
-from model.weights.fp8_files import Fp8Files, open_files
+from model.weights.fp8_files import PLAIN_DTYPES, Fp8Files, open_files
 from model.weights.fp8_kept import as_stored, stored_form
 from model.weights.huggingface_config import read_config
 from model.weights.huggingface_deepseek import attention_arrays, prediction_layers
@@ -31,7 +31,6 @@ from model.weights.safetensors_files import SafetensorsFiles
 from model.weights.stacked_experts import BLOCKS, SCALES, StackedExperts
 from sharding.quantization import QUANTIZATIONS, Quantization, QuantizedArray
 
-_PLAIN_DTYPES = [np.dtype(name) for name in ("float64", "float32", "float16", ml_dtypes.bfloat16)]
 _EMBEDDING = "embed_tokens.weight"
 _UNEMBEDDING = "lm_head.weight"
 
@@ -172,7 +171,7 @@ def _check_wanted(
                 "says; fetch the model again"
             )
         codes = name.endswith((BLOCKS, SCALES))
-        if files.tensors[name].dtype not in ([np.dtype(np.uint8)] if codes else _PLAIN_DTYPES):
+        if files.tensors[name].dtype not in ([np.dtype(np.uint8)] if codes else PLAIN_DTYPES):
             raise WeightsError(
                 f"tensor {name} is stored as {files.tensors[name].dtype}; "
                 f"quantized weights {NOT_READ}"

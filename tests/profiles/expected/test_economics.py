@@ -71,6 +71,39 @@ def test_the_cache_costs_as_much_as_compute_at_the_balanced_context():
     assert balance.balanced_context(estimator(windowed)) > 10**7
 
 
+def test_the_balanced_context_of_chunks_is_one_that_no_chunk_begins_below():
+    """Llama 4 Scout, int8 cache: as a second chunk begins, 36 of 48 layers read nothing again.
+
+    A token is 2 x 8 heads of 128 numbers and a scale: 2,112 bytes a layer. At 8,192 + r tokens a
+    step reads 2,112 x (12 (8,192 + r) + 36 r + 48) bytes of a sequence.
+    """
+    scout, slice = find_model("llama4-scout"), parse_slice("v5p:2x2x1")
+    chip = slice.chip.override(bandwidth=2.8e12, flops=4.6e14)
+    one = Estimator(
+        Deployment(
+            model=scout,
+            slice=dataclasses.replace(slice, chip=chip),
+            dtypes=Dtypes(jnp.bfloat16, cache=QUANTIZATIONS["int8"]),
+            calibration=calibration_of("v5p"),
+            layout=find_layout("weight_stationary_1d"),
+            mesh={"x": 1, "y": 1, "z": 4},
+        )
+    )
+    D, F = 5120, 8192
+    attention, experts = 2 * D * 40 * 128 + 2 * D * 8 * 128, 2 * 3 * D * F
+    router = 4 * D * 16  # whole on each of four chips
+    weights = 48 * (attention + router + experts) + 202_048 * D
+    flops, size = 4 * 40 * 128, 2112  # of a pair of query and key; of a cached token in a layer
+    compute = (2 * weights + flops * (12 * 8193 + 36)) / 4.6e14
+    read = size * (12 * 8192 + 48) / 2.8e12
+    each = 48 * (size / 2.8e12 - flops / 4.6e14)
+    rest = (compute - read) / each
+    assert 1 < rest < 100
+    assert balance.balanced_context(one) == pytest.approx(8192 + rest, abs=1)
+    inside = balance.slopes(one, 8191)
+    assert inside.kv_cache > inside.compute  # which a shorter context has too
+
+
 def test_mfu_halves_at_twice_the_balanced_context_without_arithmetic_of_attention():
     found = balance.balanced_context(estimator(DENSE), 2.0)
     assert found == pytest.approx(2 * balance.balanced_context(estimator(DENSE)), abs=3)
@@ -90,6 +123,16 @@ def test_mfu_never_halves_where_attention_does_more_than_half_the_arithmetic_the
     assert found == pytest.approx(2 * 128 * 1088 / 9e14 * 3e12 / 1152, rel=1e-6)  # 0.806
     windowed = dataclasses.replace(DENSE, cached=0, windowed=10**5, window=4)
     assert balance.least_mfu(estimator(windowed)) == 1
+
+
+def test_drafts_of_a_model_with_states_are_said_to_be_refused():
+    found = answers.Speculation(3, 0.8, 2.95, 6e-3, 2e-3, 2.2, 1, None)
+    names = "qwen3-next-80b-a3b", "llama3-8b"
+    states, others = (
+        economics_text.speculation(found, Pass(64, 2048), find_model(name)) for name in names
+    )
+    assert "generate.py refuses drafts for qwen3-next-80b-a3b" in states[-1]
+    assert [line.replace(*names) for line in states[:-1]] == others
 
 
 def test_batching_gain_is_cost_alone_over_the_least_cost():
