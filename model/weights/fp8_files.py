@@ -23,7 +23,7 @@ from model.weights.safetensors_files import SafetensorsFiles, StoredTensor
 METHOD = "fp8"
 PLAIN_DTYPES = [np.dtype(name) for name in ("float64", "float32", "float16", ml_dtypes.bfloat16)]
 """Types of tensors that are the numbers that a model has."""
-_FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 _OF_BLOCKS, _OF_TENSOR = "_scale_inv", "_scale"
 
 
@@ -75,7 +75,7 @@ class Fp8Files:
         self._scales: dict[str, str] = {}
         stored = files.tensors
         for name, tensor in stored.items():
-            if tensor.dtype == _FP8 and (scale := _scale_of(name, stored)):
+            if tensor.dtype == FP8 and (scale := _scale_of(name, stored)):
                 self.blocks[name] = _block(name, tensor.shape, stored[scale], block)
                 self._scales[name] = scale
         scales = set(self._scales.values())
@@ -117,7 +117,7 @@ class Fp8Files:
 def open_files(folder: Path) -> SafetensorsFiles | Fp8Files:
     """A directory's tensors, those in fp8 as the numbers that they stand for if it has any."""
     files = SafetensorsFiles(folder)
-    some = any(t.dtype == _FP8 and _scale_of(n, files.tensors) for n, t in files.tensors.items())
+    some = any(t.dtype == FP8 and _scale_of(n, files.tensors) for n, t in files.tensors.items())
     return Fp8Files(files, block_of(folder / "config.json")) if some else files
 
 
