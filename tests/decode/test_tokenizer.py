@@ -318,25 +318,6 @@ def test_a_message_without_text_is_refused(tokenizer, message):
         tokenizer.chat([message])
 
 
-@pytest.mark.parametrize(
-    ("chosen", "words"),
-    [
-        ("", "chat template is '', which is unknown"),
-        (".", "chat template is '.', which is unknown"),
-        ("x" * 5000, "which is unknown; use default, or the path of a file"),
-        ("bad.jinja", r"is no Jinja \(unexpected '}'\)"),
-        ("empty.jinja", "is empty; give another one"),
-    ],
-)
-def test_what_is_no_chat_template_is_refused_before_a_chat(tmp_path, monkeypatch, chosen, words):
-    (tmp_path / "bad.jinja").write_text("{{ messages }")
-    (tmp_path / "empty.jinja").write_text(" \n")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(TokenizerError, match=words) as caught:
-        with_template("default").with_template(chosen)
-    assert len(str(caught.value)) < 200
-
-
 def test_a_model_without_chat_template_says_so():
     with pytest.raises(TokenizerError, match="chat template is missing"):
         Tokenizer.from_gguf(sentence_piece()).chat([{"role": "user", "content": "x"}])
