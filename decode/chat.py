@@ -62,6 +62,17 @@ def render(template: str, messages: Sequence[dict[str, str]], **names: Any) -> s
     return "".join(parts)
 
 
+def fault(template: str) -> str:
+    """Why a text is no chat template, whatever the messages are; empty if it may be one."""
+    if not template.strip():
+        return "empty"
+    try:
+        _Environment().from_string(template)
+    except (TemplateError, RecursionError) as error:
+        return f"no Jinja ({' '.join(str(error).split()):.200})"
+    return ""
+
+
 class _Generation(Extension):
     """The tag ``generation``, which marks an answer for training and renders what is in it."""
 

@@ -3,6 +3,7 @@
 import codecs
 import dataclasses
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -149,15 +150,19 @@ class Tokenizer:
           chosen: the name of one of the model's templates, or the path of a file with one.
 
         Raises:
-          TokenizerError: there is neither, or the file cannot be read.
+          TokenizerError: there is neither, or the file cannot be read, or is no template.
         """
         templates = self._parts.templates
-        text = templates[chosen] if chosen in templates else read_text(Path(chosen))
+        text = templates.get(chosen)
+        if text is None and os.path.isfile(chosen):
+            text = read_text(Path(chosen))
         if text is None:
             known = f"{_listed(templates)}, or " * bool(templates)
             raise TokenizerError(
                 f"chat template is {chosen!r:.60}, which is unknown; use {known}the path of a file"
             )
+        if why := chat.fault(text):
+            raise TokenizerError(f"chat template {chosen!r:.60} is {why}; give another one")
         return Tokenizer(dataclasses.replace(self._parts, templates={"default": text}))
 
     def chat(self, messages: Sequence[dict[str, str]]) -> str:

@@ -57,7 +57,8 @@ def scaling(parameters: Mapping[str, Any], base: float, head_size: int, longest:
         raise ValueError(f"type {old!r:.40} contradicts rope_type {kind!r:.40}")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"rope_type {kind!r:.40} is not one of {', '.join(_KINDS)}")
-    result = _KINDS[kind](left, base, head_size, longest)
+    with np.errstate(all="ignore"):  # factors that come of it are refused below
+        result = _KINDS[kind](left, base, head_size, longest)
     if left:
         raise ValueError(f"{kind} has no field {sorted(map(str, left))[0]!r:.40}")
     factors = (*(result.factors or ()), *(result.long_factors or ()))

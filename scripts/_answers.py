@@ -40,7 +40,7 @@ def in_words(found: dict[str, Any], step: Estimate) -> list[str]:
         "traffic": lambda it: economics_text.filled(it),
         "utilization": lambda it: economics_text.halved(it),
         "expert_layer": lambda it: economics_text.expert_layer(it, model, last.batch),
-        "speculation": lambda it: economics_text.speculation(it, last),
+        "speculation": lambda it: economics_text.speculation(it, last, model),
         "held": lambda it: economics_text.held(it),
         "training": lambda it: economics_text.trained(it, last, SERVED.value, DAYS.value),
         "pipeline": lambda it: economics_text.pipelined(it, model),

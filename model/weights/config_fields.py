@@ -80,11 +80,15 @@ class Fields:
 
     def number(self, name: str, default: Any = ANY) -> float:
         """A number that is not negative, and positive where there is no default."""
-        value = self.take(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
-            self.refuse(name, value, "give a number")
+        value = self.as_number(name, self.take(name, default))
         if value < 0 or (default is ANY and value == 0):
             self.refuse(name, value, "give a positive number")
+        return value
+
+    def as_number(self, name: str, value: Any) -> float:
+        """A value that is a number, which a field or an object in one has under this name."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+            self.refuse(name, value, "give a number")
         return float(value)
 
     def unset(self, name: str, absent: float | None) -> float | None:
@@ -102,6 +106,33 @@ class Fields:
         if not isinstance(value, bool):
             self.refuse(name, value, "give true or false")
         return value
+
+    def last_of_groups(
+        self, name: str, size: int, layers: int, given: list[bool] | None = None
+    ) -> list[bool]:
+        """Whether each of so many layers is the last of its group.
+
+        Args:
+          name: the field that may say how many layers a group has; empty if none does.
+          size: how many it has where no field says it.
+          layers: how many there are.
+          given: what a list of all layers says; then that counts, and the field nothing.
+        """
+        size = self.integer(name, size) if name else size
+        if given is not None:
+            return given
+        if not size:
+            self.refuse(name, size, "give a positive integer")
+        return [(layer + 1) % size == 0 for layer in range(layers)]
+
+    def kinds_of_layers(self, layers: int, kinds: Mapping[str, bool]) -> list[bool] | None:
+        """What `kinds` has for each layer's entry of `layer_types`; None where that is missing."""
+        types = self.take("layer_types", None)
+        if types is None:
+            return None
+        if not isinstance(types, list) or len(types) != layers or {*map(str, types)} - {*kinds}:
+            self.refuse("layer_types", types, f"give {layers} of {', '.join(kinds)}")
+        return [kinds[kind] for kind in types]
 
     def text(self, name: str) -> str:
         """A text."""

@@ -21,7 +21,9 @@ from model.weights import WeightsError
 from model.weights.safetensors_files import SafetensorsFiles, StoredTensor
 
 METHOD = "fp8"
-_FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+PLAIN_DTYPES = [np.dtype(name) for name in ("float64", "float32", "float16", ml_dtypes.bfloat16)]
+"""Types of tensors that are the numbers that a model has."""
+FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 _OF_BLOCKS, _OF_TENSOR = "_scale_inv", "_scale"
 
 
@@ -64,7 +66,7 @@ class Fp8Files:
       beside: names of the other files.
 
     Raises:
-      WeightsError: scales whose number does not fit their matrix.
+      WeightsError: scales that are no floats, or whose number does not fit their matrix.
     """
 
     def __init__(self, files: SafetensorsFiles, block: tuple[int, int] | None):
@@ -73,8 +75,8 @@ class Fp8Files:
         self._scales: dict[str, str] = {}
         stored = files.tensors
         for name, tensor in stored.items():
-            if tensor.dtype == _FP8 and (scale := _scale_of(name, stored)):
-                self.blocks[name] = _block(name, tensor.shape, stored[scale].shape, block)
+            if tensor.dtype == FP8 and (scale := _scale_of(name, stored)):
+                self.blocks[name] = _block(name, tensor.shape, stored[scale], block)
                 self._scales[name] = scale
         scales = set(self._scales.values())
         inputs = {n for n in stored if n.endswith(".input_scale")}  # of activations, left as are
@@ -115,7 +117,7 @@ class Fp8Files:
 def open_files(folder: Path) -> SafetensorsFiles | Fp8Files:
     """A directory's tensors, those in fp8 as the numbers that they stand for if it has any."""
     files = SafetensorsFiles(folder)
-    some = any(t.dtype == _FP8 and _scale_of(n, files.tensors) for n, t in files.tensors.items())
+    some = any(t.dtype == FP8 and _scale_of(n, files.tensors) for n, t in files.tensors.items())
     return Fp8Files(files, block_of(folder / "config.json")) if some else files
 
 
@@ -124,19 +126,24 @@ def _scale_of(name: str, tensors: Mapping[str, StoredTensor]) -> str | None:
 
 
 def _block(
-    name: str, shape: tuple[int, ...], scales: tuple[int, ...], block: tuple[int, int] | None
+    name: str, shape: tuple[int, ...], scales: StoredTensor, block: tuple[int, int] | None
 ) -> tuple[int, int]:
     """Rows and columns that share a scale, given those of the whole model's blocks."""
     if len(shape) != 2:
         raise WeightsError(f"tensor {name} in fp8 has shape {shape}; only matrices are read")
-    if math.prod(scales) == 1:
+    if scales.dtype not in PLAIN_DTYPES:
+        raise WeightsError(
+            f"scales of tensor {name} are stored as {scales.dtype}; give a folder whose scales are "
+            "floats"
+        )
+    if math.prod(scales.shape) == 1:
         return shape
     block = block or (1, shape[1])
     fitting = tuple(-(-size // each) for size, each in zip(shape, block, strict=True))
-    if scales != fitting:
+    if scales.shape != fitting:
         raise WeightsError(
-            f"scales of tensor {name} have shape {scales}, not {fitting} as blocks of {block} of "
-            f"its {shape} have; fetch the model again"
+            f"scales of tensor {name} have shape {scales.shape}, not {fitting} as blocks of "
+            f"{block} of its {shape} have; fetch the model again"
         )
     return block
 

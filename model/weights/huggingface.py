@@ -21,7 +21,7 @@ from model.weights import huggingface_delta as delta
 from model.weights import huggingface_gemma4 as gemma4
 from model.weights.assembled import HEAD, Assembled, Piece, Shape
 from model.weights.family_record import Family
-from model.weights.fp8_files import Fp8Files, open_files
+from model.weights.fp8_files import FP8, PLAIN_DTYPES, Fp8Files, open_files
 from model.weights.fp8_kept import as_stored, stored_form
 from model.weights.huggingface_config import read_config
 from model.weights.huggingface_deepseek import attention_arrays, prediction_layers
@@ -31,7 +31,6 @@ from model.weights.safetensors_files import SafetensorsFiles
 from model.weights.stacked_experts import BLOCKS, SCALES, StackedExperts
 from sharding.quantization import QUANTIZATIONS, Quantization, QuantizedArray
 
-_PLAIN_DTYPES = [np.dtype(name) for name in ("float64", "float32", "float16", ml_dtypes.bfloat16)]
 _EMBEDDING = "embed_tokens.weight"
 _UNEMBEDDING = "lm_head.weight"
 
@@ -171,12 +170,14 @@ def _check_wanted(
                 f"tensor {name} has shape {files.tensors[name].shape}, not {shape} as config.json "
                 "says; fetch the model again"
             )
-        codes = name.endswith((BLOCKS, SCALES))
-        if files.tensors[name].dtype not in ([np.dtype(np.uint8)] if codes else _PLAIN_DTYPES):
+        codes, dtype = name.endswith((BLOCKS, SCALES)), files.tensors[name].dtype
+        if dtype == FP8 and not codes:
             raise WeightsError(
-                f"tensor {name} is stored as {files.tensors[name].dtype}; "
-                f"quantized weights {NOT_READ}"
+                f"tensor {name} is in fp8 without its scales, {name}_scale_inv; fetch the model "
+                "again, or give it in BF16, F16 or F32"
             )
+        if dtype not in ([np.dtype(np.uint8)] if codes else PLAIN_DTYPES):
+            raise WeightsError(f"tensor {name} is stored as {dtype}; quantized weights {NOT_READ}")
 
 
 def _check_tied(files: SafetensorsFiles | Fp8Files, unembedding: str, embedding: str) -> None:

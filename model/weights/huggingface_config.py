@@ -27,6 +27,8 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 
+_WINDOWED = {"full_attention": False, "sliding_attention": True}
+
 
 def read_config(folder: Path) -> tuple[ModelConfig, str]:
     """The configuration of the model in a directory, and its family.
@@ -177,21 +179,17 @@ def _rotary_layers(fields: Fields, family: Family, layers: int) -> tuple[bool, .
     """Which layers rotate their queries and keys; None if all do."""
     if not family.unrotated:
         return None
-    every = fields.integer("no_rope_layer_interval", family.unrotated)
-    given = fields.take("no_rope_layers", None)  # which it names by 0
-    if given is not None and (given or not family.chunks):
+    listed, still = fields.take("no_rope_layers", None), None  # which it names by 0
+    if listed is not None and (listed or not family.chunks):
         if (
-            not isinstance(given, list)
-            or len(given) < layers
-            or not all(each in (0, 1) for each in given)
+            not isinstance(listed, list)
+            or len(listed) < layers
+            or not all(each in (0, 1) for each in listed)
         ):
-            fields.refuse("no_rope_layers", given, f"give 0 or 1 for each of {layers} layers")
-        found = tuple(map(bool, given[:layers]))
-    elif not every:
-        fields.refuse("no_rope_layer_interval", every, "give a positive integer")
-    else:
-        found = tuple((layer + 1) % every != 0 for layer in range(layers))
-    return None if all(found) else found
+            fields.refuse("no_rope_layers", listed, f"give 0 or 1 for each of {layers} layers")
+        still = [not each for each in listed[:layers]]
+    still = fields.last_of_groups("no_rope_layer_interval", family.unrotated, layers, still)
+    return tuple(not each for each in still) if any(still) else None
 
 
 def _windows(
@@ -200,7 +198,7 @@ def _windows(
     """Each layer's window, by `layer_types` if the field is there and the family reads it."""
     if family.chunks:
         return chunk_windows(fields, layers, rotated)
-    types = _windowed_types(fields, layers)
+    types = fields.kinds_of_layers(layers, _WINDOWED)
     if not family.windows:
         if types and any(types):
             fields.refuse("layer_types", "sliding_attention", "this family has no windows")
@@ -227,16 +225,6 @@ def _windows(
     return tuple(size if each else None for each in windowed)
 
 
-def _windowed_types(fields: Fields, layers: int) -> list[bool] | None:
-    """Whether each layer has a window as `layer_types` says; None where the field is missing."""
-    types, kinds = fields.take("layer_types", None), {"full_attention": 0, "sliding_attention": 1}
-    if types is None:
-        return None
-    if not isinstance(types, list) or len(types) != layers or {*map(str, types)} - {*kinds}:
-        fields.refuse("layer_types", types, f"give {layers} of {', '.join(kinds)}")
-    return [bool(kinds[kind]) for kind in types]
-
-
 def _windowed(
     fields: Fields, family: Family, layers: int, rotated: tuple[bool, ...] | None
 ) -> list[bool]:
@@ -245,12 +233,8 @@ def _windowed(
         used = fields.truth("use_sliding_window", False)
         return [used and not each for each in rotated or (True,) * layers]
     if family.windows == "pattern":
-        every = family.pattern
-        if family.pattern_field:
-            every = fields.integer(family.pattern_field, every)
-        if not every:
-            fields.refuse("sliding_window_pattern", every, "give a positive integer")
-        return [(layer + 1) % every != 0 for layer in range(layers)]
+        last = fields.last_of_groups(family.pattern_field, family.pattern, layers)
+        return [not each for each in last]
     first = 0
     if family.windows in ("upper", "switched"):
         first = fields.integer("max_window_layers", 28)

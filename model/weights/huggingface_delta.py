@@ -12,7 +12,7 @@ from model.delta_sizes import DeltaSizes
 from model.weights.assembled import Assembled, Piece
 from model.weights.chosen_rows import ChosenRows
 
-_KINDS = {"full_attention": False, "linear_attention": True}
+_FULL = {"full_attention": True, "linear_attention": False}
 
 
 def delta_fields(fields: Any, layers: int) -> dict[str, Any]:
@@ -22,16 +22,8 @@ def delta_fields(fields: Any, layers: int) -> dict[str, Any]:
       fields: those of the file, as `model.weights.huggingface_config` reads them.
       layers: `num_hidden_layers`.
     """
-    every = fields.integer("full_attention_interval", 4)
-    types = fields.take("layer_types", None)
-    if types is None:
-        if not every:
-            fields.refuse("full_attention_interval", every, "give a positive integer")
-        delta_layers = tuple((layer + 1) % every != 0 for layer in range(layers))
-    else:
-        if not isinstance(types, list) or len(types) != layers or {*map(str, types)} - {*_KINDS}:
-            fields.refuse("layer_types", types, f"give {layers} of {', '.join(_KINDS)}")
-        delta_layers = tuple(_KINDS[kind] for kind in types)
+    full = fields.kinds_of_layers(layers, _FULL)
+    full = fields.last_of_groups("full_attention_interval", 4, layers, full)
     keys = fields.integer("linear_num_key_heads", 16)
     values = fields.integer("linear_num_value_heads", 32)
     if not keys or values % keys:
@@ -43,9 +35,9 @@ def delta_fields(fields: Any, layers: int) -> dict[str, Any]:
         value_size=fields.integer("linear_value_head_dim", 128),
         taps=fields.integer("linear_conv_kernel_dim", 4),
     )
-    if not any(delta_layers):
+    if all(full):
         return {}
-    return {"delta": sizes, "delta_layers": delta_layers}
+    return {"delta": sizes, "delta_layers": tuple(not each for each in full)}
 
 
 def expert_fields(fields: Any, renormalises: bool) -> dict[str, Any]:

@@ -64,13 +64,8 @@ def _rotary(fields: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             fields.refuse("rope_parameters", kind, f"supported is rope_type {' or '.join(allowed)}")
         if kind.get("factor", 1.0) != 1:
             fields.refuse("rope_parameters", kind, "a factor is not supported")
-        base = kind.get("rope_theta")
-        if isinstance(base, bool) or not isinstance(base, int | float):
-            fields.refuse("rope_theta", base, "give a number")
-    return full, {
-        "rotary_base": float(full["rope_theta"]),
-        "local_rotary_base": float(plain["rope_theta"]),
-    }
+    base, local = (fields.as_number("rope_theta", kind.get("rope_theta")) for kind in kinds)
+    return full, {"rotary_base": base, "local_rotary_base": local}
 
 
 def _has_exactly(given: Any, names: list[str]) -> bool:

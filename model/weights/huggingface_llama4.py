@@ -18,20 +18,18 @@ def interleaved_experts(fields: Any, layers: int) -> dict[str, Any]:
       fields: those of the file, as `model.weights.huggingface_config` reads them.
       layers: `num_hidden_layers`.
     """
-    every = fields.integer("interleave_moe_layer_step", 1)
-    given = fields.take("moe_layers", None)
-    if given is None:
-        if not every:
-            fields.refuse("interleave_moe_layer_step", every, "give a positive integer")
-        given = list(range(every - 1, layers, every))
-    if not isinstance(given, list) or not all(type(each) is int for each in given):
-        fields.refuse("moe_layers", given, "give a list of layers")
+    listed, given = fields.take("moe_layers", None), None
+    if listed is not None:
+        if not isinstance(listed, list) or not all(type(each) is int for each in listed):
+            fields.refuse("moe_layers", listed, "give a list of layers")
+        numbers = {*listed}
+        given = [layer in numbers for layer in range(layers)]
+    routed = tuple(fields.last_of_groups("interleave_moe_layer_step", 1, layers, given))
     width, dense_width = (
         fields.integer("intermediate_size"),
         fields.integer("intermediate_size_mlp"),
     )
     experts, chosen = fields.integer("num_local_experts"), fields.integer("num_experts_per_tok", 1)
-    routed = tuple(layer in given for layer in range(layers))
     if not any(routed):
         return {"d_ff": dense_width}
     return {
@@ -56,12 +54,8 @@ def chunk_windows(
       layers: `num_hidden_layers`.
       rotated: which layers rotate their queries and keys; None if all do.
     """
-    size, types = fields.unset("attention_chunk_size", 8192), fields.take("layer_types", None)
-    chunked = list(rotated or (True,) * layers)
-    if types is not None:
-        if not isinstance(types, list) or len(types) != layers or {*map(str, types)} - {*_CHUNKED}:
-            fields.refuse("layer_types", types, f"give {layers} of {', '.join(_CHUNKED)}")
-        chunked = [_CHUNKED[each] for each in types]
+    size = fields.unset("attention_chunk_size", 8192)
+    chunked = fields.kinds_of_layers(layers, _CHUNKED) or list(rotated or (True,) * layers)
     if size is None or not any(chunked):
         return None
     if size < 1 or size != int(size):

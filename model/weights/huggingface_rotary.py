@@ -36,8 +36,7 @@ def rotary(fields: Fields, family: Family, head_size: int, longest: int) -> dict
     base = given.pop("rope_theta", family.base if above is None else above)
     if above is not None and base != above:
         fields.refuse("rope_theta", above, f"rope_parameters says {base!r:.20}")
-    if isinstance(base, bool) or not isinstance(base, int | float):
-        fields.refuse("rope_theta", base, "give a number")
+    base = fields.as_number("rope_theta", base)
     size = _rotated(fields, family, given, head_size)
     kind = given.get("rope_type", given.get("type", "default"))
     if isinstance(kind, str) and kind not in family.rotary_kinds:
@@ -45,12 +44,12 @@ def rotary(fields: Fields, family: Family, head_size: int, longest: int) -> dict
         fields.refuse("rope_parameters", given, f"{what}, which are supported")
     _add_original(fields, family, given, kind)
     try:
-        scaled: Scaling = scaling(given, float(base), size, longest)
+        scaled: Scaling = scaling(given, base, size, longest)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else f"{error}"
         fields.refuse("rope_scaling", given, f"give other values ({what:.100})")
     return {
-        "rotary_base": float(base),
+        "rotary_base": base,
         "rotary_size": None if size == head_size else size,
         "rotary_factors": scaled.factors,
         "rotary_scale": scaled.scale,
@@ -91,18 +90,14 @@ def _local_base(fields: Fields, given: dict, default: float | None) -> float:
     plain = {name: value for name, value in plain.items() if value is not None}
     if plain.get("rope_type", "default") != "default" or plain.keys() - {"rope_type", "rope_theta"}:
         fields.refuse("rope_parameters", plain, "layers with a window have plain positions")
-    base = plain.get("rope_theta", default)
-    if isinstance(base, bool) or not isinstance(base, int | float):
-        fields.refuse("rope_theta", base, "give a number")
-    return float(base)
+    return fields.as_number("rope_theta", plain.get("rope_theta", default))
 
 
 def _rotated(fields: Fields, family: Family, given: dict[str, Any], head_size: int) -> int:
     """How many dimensions of a head are rotated."""
     above = fields.take(_PARTIAL, None)
     part = given.pop(_PARTIAL, above if above is not None else family.rotary_part or 1.0)
-    if isinstance(part, bool) or not isinstance(part, int | float):
-        fields.refuse(_PARTIAL, part, "give a number")
+    fields.as_number(_PARTIAL, part)
     if above is not None and above != part:
         fields.refuse(_PARTIAL, above, f"rope_parameters says {part}")
     size = int(head_size * part) if 0 < part <= 1 else 0

@@ -7,9 +7,12 @@ Source: Pope et al. 2022, section 2; Google's scaling book, "All about transform
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 from profiles.expected.estimate import Estimator
+from profiles.floor.deployment import Model
 from profiles.floor.passes import Pass
+from profiles.floor.sized_models import SizedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,16 +74,36 @@ def balanced_context(estimator: Estimator, times: float = 1.0) -> float | None:
     With a longer one than that of ``times=1`` no batch makes a step compute-bound; MFU at large
     batches is at most ``1 / times`` there. None if the cache always takes less time, as with
     windows in all layers, or if attention's own arithmetic is so much for each byte of the cache.
+
+    Where windows are chunks, a step reads less as one begins: from this context on the cache takes
+    as long at the beginnings of chunks, too.
     """
+    chunk = _chunk(estimator.deployment.model)
+    chunks = _least(lambda count: _memory_bound(estimator, count * chunk, times))
+    if chunks is None or chunk == 1:
+        return chunks and float(chunks)
+    before = (chunks - 1) * chunk  # the beginning of the last chunk that begins otherwise
+    return float(before + _least(lambda count: _memory_bound(estimator, before + count, times)))
+
+
+def _least(holds: Callable[[int], bool]) -> int | None:
+    """The least count from 1 on of which something holds, and of all above; None for no count."""
     low, high = 0, 1
-    while not _memory_bound(estimator, high, times):
+    while not holds(high):
         low, high = high, 2 * high
         if high > 2**40:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _memory_bound(estimator, middle, times) else (middle, high)
-    return float(high)
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def _chunk(model: Model) -> int:
+    """Tokens of a model's chunks of attention; 1 for a model without any."""
+    if isinstance(model, SizedModel) or not model.chunked:
+        return 1
+    return max(filter(None, map(model.window, range(model.layers))), default=1)
 
 
 def _memory_bound(estimator: Estimator, context: int, times: float) -> bool:

@@ -76,10 +76,10 @@ def _us(seconds: float) -> str:
     return number(seconds * 1e6)
 
 
-def speculation(found: Speculation, step: Pass) -> list[str]:
+def speculation(found: Speculation, step: Pass, model: Model) -> list[str]:
     """The floor of a step that verifies drafts, and the batches at which it pays."""
     drafted = found.drafted_tokens
-    return [
+    said = [
         f"speculation: a step of {several(drafted + 1, 'token')} per sequence keeps "
         f"{number(found.kept_tokens_per_step)} of them if {several(drafted, 'drafted token')} "
         f"pass{'es' * (drafted == 1)} with probability {exact(found.acceptance)} each; at batch "
@@ -88,6 +88,13 @@ def speculation(found: Speculation, step: Pass) -> list[str]:
         "cost)",
         f"speculation pays {_paying(found)} at context {step.context:,}, by floors",
     ]
+    if getattr(model, "delta", None):
+        said.append(
+            f"speculation: generate.py refuses drafts for {model.name}, whose delta layers' states "
+            "cannot give refused tokens back; these floors are of an engine that keeps the states "
+            "from before, without what that reads and writes"
+        )
+    return said
 
 
 def _paying(found: Speculation) -> str:

@@ -102,6 +102,24 @@ def test_scales_of_other_blocks_are_refused(tmp_path):
         Fp8Files(SafetensorsFiles(tmp_path), BLOCK)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, FP8])
+def test_scales_that_are_no_floats_are_refused(tmp_path, dtype):
+    """Such as exponents in bytes, which are no numbers to multiply with."""
+    codes, scales = in_blocks(np.ones((16, 32), np.float32), BLOCK)
+    tensors = {"a.weight": codes, "a.weight_scale_inv": (scales * 1000).astype(dtype)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=f"scales of tensor a.weight.*{np.dtype(dtype)}"):
+        Fp8Files(SafetensorsFiles(tmp_path), BLOCK)
+
+
+def test_a_matrix_in_fp8_without_scales_is_told_by_what_is_missing(tmp_path):
+    tensors = load_file(FOLDER / CASE / "model.safetensors")
+    name = "model.layers.0.self_attn.o_proj.weight"
+    write(tmp_path / "fp8", tensors | {name: tensors[name].astype(FP8)})
+    with pytest.raises(WeightsError, match=f"{name} is in fp8 without its scales"):
+        HuggingFaceFolder(tmp_path / "fp8")
+
+
 @pytest.mark.parametrize(
     "change", [{"fmt": "e5m2"}, {"weight_block_size": [0, 128]}, {"quant_method": "gptq"}]
 )

@@ -40,6 +40,7 @@ def with_rotary(kind, **changes):
         ("gemma4_experts", with_rotary("full_attention", rope_type="yarn"), "proportional"),
         ("gemma4_experts", with_rotary("full_attention", partial_rotary_factor=0.01), "no part"),
         ("gemma4_experts", with_rotary("sliding_attention", rope_type="linear"), "rope_parameters"),
+        ("gemma4_experts", with_rotary("sliding_attention", rope_theta=10**400), "give a number"),
         ("gemma4_experts", {"per_layer_config": {"1": {"head_dim": 32}}}, "per_layer_config"),
         ("gemma4_experts", {"per_layer_config": {"1": {"head_dim": 32}, "2": {"head_dim": 64}}},
          "per_layer_config.*same sizes"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from model.config_checks import ConfigError
 from model.weights import WeightsError
 from model.weights.huggingface import HuggingFaceFolder
 from model.weights.huggingface_config import read_config
@@ -72,6 +73,22 @@ def test_a_value_of_another_kind_is_refused_by_name(tmp_path, case, changed):
 def test_what_llama4_does_not_have_is_refused_by_name(tmp_path, case, changed, words):
     with pytest.raises(WeightsError, match=words):
         read(tmp_path, values_of(case) | changed)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("changed", [{"factor": 0}, {"rope_theta": 0}, {"rope_theta": 10**400}])
+def test_rotary_fields_that_give_no_numbers_are_refused_in_one_line(tmp_path, changed):
+    """NumPy says nothing beside it."""
+    values = values_of("llama4_scout")
+    values["text_config"]["rope_parameters"] |= changed
+    with pytest.raises((WeightsError, ConfigError), match=r"rope|rotary_base"):
+        read(tmp_path, values)
+
+
+def test_a_list_of_layers_with_experts_counts_before_an_interval(tmp_path):
+    changed = {"moe_layers": [0, 3], "interleave_moe_layer_step": 0}
+    config = read(tmp_path, values_of("llama4_maverick") | changed)
+    assert config.expert_layers == (True, False, False, True)
 
 
 def test_dense_layers_count_as_layers_without_experts(tmp_path):

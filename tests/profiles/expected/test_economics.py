@@ -92,6 +92,16 @@ def test_mfu_never_halves_where_attention_does_more_than_half_the_arithmetic_the
     assert balance.least_mfu(estimator(windowed)) == 1
 
 
+def test_drafts_of_a_model_with_states_are_said_to_be_refused():
+    found = answers.Speculation(3, 0.8, 2.95, 6e-3, 2e-3, 2.2, 1, None)
+    names = "qwen3-next-80b-a3b", "llama3-8b"
+    states, others = (
+        economics_text.speculation(found, Pass(64, 2048), find_model(name)) for name in names
+    )
+    assert "generate.py refuses drafts for qwen3-next-80b-a3b" in states[-1]
+    assert [line.replace(*names) for line in states[:-1]] == others
+
+
 def test_batching_gain_is_cost_alone_over_the_least_cost():
     assert balance.batching_gain(estimator(DENSE), 0) == pytest.approx(300, rel=1e-4)
     every = balance.batching_gain(estimator(MIXTURE), 0, every_expert=True)
