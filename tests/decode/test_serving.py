@@ -62,8 +62,8 @@ def patiently(check) -> None:
 class Held(PretendedBatcher):
     """Runs no step before it may."""
 
-    def __init__(self, rows: int):
-        super().__init__(rows)
+    def __init__(self, rows: int, step_seconds: float = 0.0):
+        super().__init__(rows, step_seconds)
         self.may = threading.Event()
 
     def step(self):

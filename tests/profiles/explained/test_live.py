@@ -18,6 +18,7 @@ from model.dtypes import FLOAT32
 from model.mlp import MLP
 from profiles.compiled.inspection import PassProgram
 from profiles.explained import live
+from profiles.explained.blocks import HOST, LAUNCHES
 from profiles.explained.explained_table import fields
 from profiles.explained.explanation import Explanation
 from profiles.floor.passes import Pass
@@ -100,10 +101,12 @@ def check_named(found: Explanation, directory: Path) -> None:
 )
 def test_a_planted_slow_block_is_named_first(explained, where, slow, block, said):
     found = explained(planted_in(where, slow))
-    first, second, *_ = found.blocks
+    # In no operation a step is as long as others have the cores.
+    first, second, *_ = (each for each in found.blocks if each.name not in (LAUNCHES, HOST))
     assert first.name == block
     assert first.over_floor_s > 2 * second.over_floor_s
-    assert said in fields(found)["blocks"][0]["remedy"]
+    (told,) = (each for each in fields(found)["blocks"] if each["name"] == block)
+    assert said in told["remedy"]
 
 
 def test_blocks_of_a_step_over_two_devices_add_up_and_collectives_are_among_them(
