@@ -97,16 +97,18 @@ def check_killed_and_finished(folder: Path, moments: list[tuple[int, float]]) ->
     Returns:
       Of each kill, how many rows had been measured, or -1 where the sweep was complete.
     """
-    path = folder / "out" / "profile.json"
+    path, traces = folder / "out" / "profile.json", folder / "out" / "trace"
     write_calibration(folder / "slow.json", "cpu")
     kept, measured = {}, []
     for moment in moments:
         kill_after(folder, path, *moment)
         found, complete = rows_of(path), is_complete(path)
         assert {row: found.get(row) for row in kept} == kept
+        assert traces.exists() == (complete and measured[-1:] == [-1])  # nothing new is there yet
         if complete:  # then so is all else
             assert (folder / "copy.json").read_bytes() == path.read_bytes()
             assert (folder / "out" / "step_time.png").exists()
+            traces.mkdir(exist_ok=True)  # as if there were some
         measured.append(-1 if complete else sum(f[0] not in FAILED for f in found.values()))
         kept = {} if complete else found
     with each_started([[sys.executable, *COMMAND]], folder, {}) as processes:
@@ -122,10 +124,9 @@ def check_killed_and_finished(folder: Path, moments: list[tuple[int, float]]) ->
 
 @pytest.mark.slow
 def test_a_sweep_killed_at_ten_random_moments_loses_and_repeats_no_finished_row(tmp_path):
-    """The first kill meets a complete sweep, which the second measures anew."""
-    draw = random.Random(10)
-    moments = [(ALL, draw.random() * 0.5)]
-    moments += [(draw.randint(0, MIN_ROUNDS), draw.random() * 0.5) for _ in range(9)]
-    measured = check_killed_and_finished(tmp_path, moments)
-    assert measured[:2] == [-1, 0]
+    """The first kills meet a complete sweep, which a later one measures anew."""
+    draw = random.Random(58)
+    writes = [ALL, 0, *(draw.randint(0, MIN_ROUNDS) for _ in range(8))]
+    measured = check_killed_and_finished(tmp_path, [(each, draw.random() * 0.5) for each in writes])
+    assert measured[:3] == [-1, -1, 0]
     assert sum(rows > 0 for rows in measured) >= 5  # else nothing could have been lost
