@@ -26,8 +26,9 @@ one report. Where there are several meshes, --layout=auto picks for the largest.
 Writes profile.json, profile.csv, step_time.png, cost.png and TensorBoard events to --output_dir,
 then prints. The first two are complete after every round of samples; the row of a step that fails
 says why. A run that was interrupted or killed goes on with the same command: it takes over the rows
-that were finished, and measures the others. A finished run is measured anew. A folder with a run of
-another model, of other versions or of other devices is left as it is.
+that were finished, and measures the others. A finished run is one whose files are all there: it is
+measured anew, and what it wrote stays until new samples are there. A folder with a run of another
+model, of other versions or of other devices is left as it is.
 Of many processes, process 0 writes, and samples and traces are its own.
 
 Examples:
@@ -158,8 +159,6 @@ def main() -> None:
     device_kind = jax.devices()[0].device_kind
     settings = sweep.settings()
     earlier = earlier_run(output, settings, device_kind)
-    if not earlier and processes.is_first():
-        shutil.rmtree(output / _TRACES, ignore_errors=True)  # those of a run before
     calibrations = _calibrations.calibrations(sweep, shared)
     inspect = functools.partial(inspect_row, inspect_pass)
     sweep = dataclasses.replace(sweep, expect=calibrations.expect, inspect=inspect)
@@ -173,8 +172,9 @@ def main() -> None:
     if not processes.is_first():
         return
     results = _document(outcome, head, complete=True)
-    _draw(output, results)
+    drawn = _draw(output, results)
     _write(output, results)
+    _common.say(f"wrote {', '.join(str(path) for path in (output / 'profile.json', *drawn))}")
     if _common.JSON.value == "-":
         write_json("-", results)
     else:
@@ -190,11 +190,17 @@ def main() -> None:
 
 def _measure(sweep: Sweep, output: Path, head: dict, earlier: Earlier | None) -> SweepResult:
     """Runs the sweep, and writes all results so far to the files after every round."""
+    anew = earlier is None
 
     def keep(outcome: SweepResult) -> None:
-        if processes.is_first():
-            _remove_pictures(output)
-            _write(output, _document(outcome, head, complete=False))
+        nonlocal anew
+        if not processes.is_first():
+            return
+        _write(output, _document(outcome, head, complete=False))
+        _remove_pictures(output)
+        if anew:
+            shutil.rmtree(output / _TRACES, ignore_errors=True)  # those of a run before
+            anew = False
 
     try:
         outcome = run(sweep, _common.say, keep, earlier)
@@ -300,10 +306,21 @@ def _by_phase(results: dict) -> list[dict]:
 
 
 def _write(output: Path, results: dict) -> None:
-    write_json(output / "profile.json", results)
-    write_csv(output / "profile.csv", [*results["points"], *results.get("prompts", ())])
+    """Writes the files of records.
+
+    profile.json tells a later run whether this one is complete. So it is the first to be written
+    while it is not, and the last one then: whenever a run is killed, it says no more than is so.
+    """
+    files = [
+        lambda: write_json(output / "profile.json", results),
+        lambda: write_csv(
+            output / "profile.csv", [*results["points"], *results.get("prompts", ())]
+        ),
+    ]
     if _common.JSON.value not in (None, "", "-"):
-        write_json(_common.JSON.value, results)
+        files.append(lambda: write_json(_common.JSON.value, results))
+    for write in reversed(files) if results["complete"] else files:
+        write()
 
 
 def _remove_pictures(output: Path) -> None:
@@ -314,7 +331,8 @@ def _remove_pictures(output: Path) -> None:
         remove_events(events)
 
 
-def _draw(output: Path, results: dict) -> None:
+def _draw(output: Path, results: dict) -> list[Path]:
+    """Draws the pictures of each phase; returns their paths."""
     drawn = []
     for number, part in enumerate(_by_phase(results)):
         figures = _PROMPT_FIGURES if number else _FIGURES
@@ -323,7 +341,7 @@ def _draw(output: Path, results: dict) -> None:
         paths = [output / name for name in figures]
         write_events(output / "events" / ("prefill" if number else ""), part, paths)
         drawn += paths
-    _common.say(f"wrote {', '.join(str(path) for path in (output / 'profile.json', *drawn))}")
+    return drawn
 
 
 def _refuse_unmeasured(outcome: SweepResult) -> None:

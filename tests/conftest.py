@@ -26,6 +26,7 @@ from model.config import ModelConfig  # noqa: E402
 from sharding.catalog import LAYOUTS  # noqa: E402
 from sharding.mesh import parse_mesh  # noqa: E402
 from tests.engines import random_engine  # noqa: E402
+from tests.kept_programs import READING, keep_whole  # noqa: E402
 from tests.scripts.running import XLA_FLAGS  # noqa: E402
 
 REFERENCES = Path(__file__).parent / "references"
@@ -75,19 +76,20 @@ def compilation_cache(
     """Programs, once compiled, for both workers, and in the default set for scripts that they run.
 
     The folder is the run's own: nothing of an earlier one is taken. JAX counts a program that it
-    finds there as compiled, so tests that count see no difference. Scripts of `slow` have none:
-    most are killed, and JAX does not write its files in one piece.
+    finds there as compiled, so tests that count see no difference. Programs are written in one
+    piece: by these workers and by `tests.scripts.driver`; all other scripts only read them. Scripts
+    of `slow` have no folder.
     """
     if not jax.config.read("jax_disable_most_optimizations"):
         return
+    keep_whole()
     run = tmp_path_factory.getbasetemp()
     folder = (run if worker_id == "master" else run.parent) / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if pytestconfig.option.markexpr == "slow":
         return
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ.update({"JAX_COMPILATION_CACHE_DIR": str(folder)} | READING)
 
 
 @pytest.fixture(autouse=True)

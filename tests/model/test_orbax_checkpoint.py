@@ -4,7 +4,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ from sharding.catalog import LAYOUTS
 from sharding.mesh import make_mesh, parse_mesh
 from sharding.placement import Placement
 from tests.processes import run_processes
-from tests.scripts.running import QUICK
+from tests.scripts.running import NO_CACHE, QUICK, environment
 
 ROOT = Path(__file__).parents[2]
 CONFIG = find_model("tiny")
@@ -193,53 +192,83 @@ def test_a_save_that_is_whole_stays_where_a_slower_one_tidies_up(tmp_path, monke
 
 
 _SAVER = """
-import sys
+import os, sys
 sys.path[:0] = [{root!r}, {here!r}]
 from sharding.mesh import request_cpu_devices
 request_cpu_devices(8)
-from test_orbax_checkpoint import CONFIG, random_parameters, save
-parameters = random_parameters(1)
+from test_orbax_checkpoint import CONFIG, MANIFEST, random_parameters, save
+replace = os.replace
+
+def told(source, target, **more):
+    if os.path.basename(target) == MANIFEST:
+        print("written", flush=True)
+        sys.stdin.readline()
+    replace(source, target, **more)
+
+parameters, os.replace = random_parameters(1), told
 print("ready", flush=True)
 sys.stdin.readline()
-while True:
-    save(sys.argv[1], CONFIG, parameters)
-    print("saved", flush=True)
+save(sys.argv[1], CONFIG, parameters)
+print("saved", flush=True)
+sys.stdin.readline()
 """
+"""Saves; waits for a line before it begins, before the new model is to stand, and at its end."""
+
+
+def kill_a_save(script: Path, folder: Path, last: str, more_s: float = 0.0) -> dict[str, float]:
+    """Lets a save go on from each of its words to the next, and kills it a little after the last.
+
+    Returns:
+      Seconds from each line to the word that came of it.
+    """
+    took: dict[str, float] = {}
+    with subprocess.Popen(
+        [sys.executable, script, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(**QUICK | NO_CACHE),  # for the same random numbers
+        bufsize=0,
+    ) as process:
+        try:
+            for word in ("ready", "written", "saved"):
+                began = time.perf_counter()
+                assert process.stdout.readline().decode() == f"{word}\n"
+                took[word] = time.perf_counter() - began
+                process.stdin.write(b"go on\n")
+                if word == last:
+                    time.sleep(more_s)
+                    break
+        finally:
+            process.kill()
+    return took
 
 
 @pytest.mark.slow
 def test_a_save_killed_at_any_moment_leaves_the_old_model_or_the_new_one(tmp_path):
-    """20 kills spread over the first save's time, on a folder that holds another model."""
+    """20 kills spread over a save's time, on a folder that holds another model.
+
+    Until the save is told to let the new model stand the old one does, however fast the machine is.
+    """
     folder, script = tmp_path / "model", tmp_path / "saver.py"
     script.write_text(_SAVER.format(root=str(ROOT), here=str(Path(__file__).parent)))
-    old, new = random_parameters(0), random_parameters(1)
-    save(folder, CONFIG, old)
-    draw, seconds, outcomes = random.Random(0), 0.5, []
-    for number in range(21):
-        process = subprocess.Popen(
-            [sys.executable, script, folder],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | QUICK | {"JAX_PLATFORMS": "cpu"},  # for the same random numbers
-        )
-        with process:
-            assert process.stdout.readline() == "ready\n"
-            started = time.perf_counter()
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            if number == 0:  # how long a save takes
-                assert process.stdout.readline() == "saved\n"
-                seconds = time.perf_counter() - started
-            else:
-                time.sleep(draw.uniform(0, 1.1 * seconds))
-            process.send_signal(signal.SIGKILL)
+    models = {"old": random_parameters(0), "new": random_parameters(1)}
+    save(folder, CONFIG, models["old"])
+
+    def left(*moment) -> tuple[str, dict[str, float]]:
+        took = kill_a_save(script, folder, *moment)
         restored = OrbaxFolder(folder).restore(*put("1x1"))
-        outcomes.append("old" if same(restored, old) else "new")
-        assert outcomes[-1] == "old" or same(restored, new)
-        save(folder, CONFIG, old)
+        (found,) = (name for name, model in models.items() if same(restored, model))
+        save(folder, CONFIG, models["old"])
         assert len(list(folder.iterdir())) == 2  # what was cut off is gone
-    assert {"old", "new"} == set(outcomes)
+        return found, took
+
+    found, took = left("saved")
+    assert found == "new"
+    draw = random.Random(0)
+    for _ in range(14):
+        assert left("ready", draw.uniform(0, 1.1 * took["written"]))[0] == "old"
+    for _ in range(5):
+        assert left("written", draw.uniform(0, 1.1 * took["saved"]))[0] in models
 
 
 _PROCESS = """

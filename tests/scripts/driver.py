@@ -96,6 +96,7 @@ def work(job: dict, answer: Connection, said: str) -> None:
         os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
     gc.set_threshold(200_000, 50, 100)  # as in the default set of tests, see its conftest
     read_environment(job["environment"])
+    importlib.import_module("tests.kept_programs").keep_whole()
     os.chdir(job["folder"])
     sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
     common = importlib.import_module("_common")

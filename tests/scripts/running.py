@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 
+from tests.kept_programs import KEEPING
 from tests.processes import free_address
 from tests.scripts.driver import run_job
 
@@ -30,7 +31,7 @@ USUAL_KERNELS = {"xla_cpu_use_fusion_emitters": True} if OLDER_KERNELS else None
 """Options for programs of which a test reads more than collectives: scatters of the
 older kernels are loops."""
 NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
-"""Of processes that may be killed: JAX does not write the files of its cache in one piece."""
+"""Of processes that go without programs that others have compiled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ def run_many(
     """
     job = {"script": script, "cases": cases, "patches": patches or {}, "full": list(full)}
     job |= {"optimized": list(optimized), "typed": typed or {}, "folder": str(folder)}
-    found = run_job(job | {"environment": environment(**QUICK | variables)}, seconds)
+    found = run_job(job | {"environment": environment(**QUICK | KEEPING | variables)}, seconds)
     return dict(zip(cases, (Ended(**ended) for ended in found), strict=True))
 
 

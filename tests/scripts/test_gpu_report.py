@@ -23,7 +23,7 @@ FILES = {
     "check_kernels.py": "kernels.json",
 }  # fmt: skip
 TINY = ["--model=tiny", "--batch=1,2", "--context=16,32", "--prompt_length=32",
-        "--weight_dtype=float32,int8", "--explained_batch=1"]  # fmt: skip
+        "--weight_dtype=float32,int8", "--explained_batch=1", "--minutes=300"]  # fmt: skip
 CASES = {
     "first": ["--output_dir=out"],
     "again": ["--output_dir=out", "--json=again.json"],
@@ -109,7 +109,7 @@ def test_wrong_use_is_one_line(ended, name, message):
 
 @pytest.mark.slow
 def test_a_report_of_a_tiny_model(tmp_path):
-    done = run("gpu_report.py", *TINY, "--minutes=30", "--output_dir=out", folder=tmp_path, **QUICK)
+    done = run("gpu_report.py", *TINY, "--output_dir=out", folder=tmp_path, **QUICK)
     report = json.loads((tmp_path / "out/report.json").read_text())
     status = {part["name"]: part["status"] for part in report["parts"]}
     status.pop("transformers")  # needs an extra

@@ -15,6 +15,7 @@ class PretendedService:
     def __init__(self):
         self.pieces: dict[str, str] = {}
         self.most = 0
+        self.in_vain = threading.Semaphore(0)  # of each wait that came to its end
         self._changed = threading.Condition()
         self._barrier = threading.Barrier(2)
 
@@ -28,6 +29,7 @@ class PretendedService:
     def blocking_key_value_get(self, key, timeout_ms):
         with self._changed:
             if not self._changed.wait_for(lambda: key in self.pieces, timeout_ms / 1000):
+                self.in_vain.release()
                 raise RuntimeError("DEADLINE_EXCEEDED")
             return self.pieces[key]
 
@@ -75,8 +77,7 @@ def test_a_message_that_comes_late_is_waited_for_once_more(service, monkeypatch)
     found = []
     follower = threading.Thread(target=lambda: found.append(Broadcast().receive()))
     follower.start()
-    follower.join(0.1)
-    assert follower.is_alive()
+    assert all(service.in_vain.acquire(timeout=120) for _ in range(2))
     Broadcast().send("at last")
     follower.join(120)
     assert found == ["at last"]

