@@ -12,6 +12,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 
 from model.rotary_scaling import scaling
 from model.weights.safetensors_files import SafetensorsFiles
+from tests import gguf_delta
 
 ARCHITECTURES = {
     "llama": "llama",
@@ -32,6 +33,7 @@ ARCHITECTURES = {
     "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
     "kimi_k2": "deepseek2",
+    **gguf_delta.ARCHITECTURES,
 }
 _PAIRED = ("llama", "granite", "smollm3")
 _INTEGERS = {
@@ -102,9 +104,11 @@ class _Model:
     """A Hugging Face folder as a file of its architecture."""
 
     def __init__(self, folder: Path):
-        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        whole = json.loads((folder / "config.json").read_text())
+        self.config: dict[str, Any] = whole.get("text_config", whole)
         self.files = SafetensorsFiles(folder)
-        self.architecture = ARCHITECTURES[self.config["model_type"]]
+        self.architecture = ARCHITECTURES[whole["model_type"]]
+        self.delta = "linear_num_key_heads" in self.config
         heads, width = self.config["num_attention_heads"], self.config["hidden_size"]
         self.head_size = self.config.get("head_dim") or width // heads
         every = self.config["rope_parameters"]
@@ -127,6 +131,8 @@ class _Model:
             yield "rope.freq_base_swa", c["rope_parameters"]["sliding_attention"]["rope_theta"]
         if self.architecture == "gpt-oss":
             yield "expert_feed_forward_length", c["intermediate_size"]
+        if self.delta:
+            yield from gguf_delta.keys(c)
         yield "rope.freq_base", self.rotary["rope_theta"]
         yield from self.scaling_keys()
 
@@ -173,8 +179,7 @@ class _Model:
     def tensors(self) -> Iterator[tuple[str, np.ndarray | _Packed]]:
         """Each tensor by its name in the file."""
         experts: dict[str, dict[int, np.ndarray]] = {}
-        for name in self.files.tensors:
-            values = self.files.read(name)
+        for name, values in self.stored():
             before, _, rest = name.partition(".experts.")
             layer = before.split(".")[2] if rest else ""
             if not rest:
@@ -189,6 +194,15 @@ class _Model:
         for key, each in experts.items():
             yield key, np.stack([each[number] for number in sorted(each)])
         yield from self.divisors()
+
+    def stored(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each tensor by its name in the folder, but for those that only a file names so."""
+        for name in self.files.tensors:
+            values = self.files.read(name)
+            if self.delta:
+                yield from gguf_delta.tensors(self.config, name, values)
+            else:
+                yield name, values
 
     def plain(self, name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         c, architecture = self.config, self.architecture
@@ -283,7 +297,8 @@ _ALWAYS_FLOATS = {*(name.rpartition(".")[2] for name in _FLOATS.values()), "freq
 
 
 def _gguf_name(name: str, architecture: str) -> str:
-    after = "gemma" in architecture or architecture in ("olmo2", "gpt-oss")
+    own = ("olmo2", "gpt-oss", *gguf_delta.ARCHITECTURES.values())
+    after = "gemma" in architecture or architecture in own
     norm = "post_attention_norm" if after else "ffn_norm"
     name = _SHARED.sub(r"ffn_\1_shexp", name)
     for theirs, ours in (_NAMES | {"post_attention_layernorm": norm}).items():

@@ -18,6 +18,9 @@ class Architecture:
       joined_attention: queries, keys and values are rows of one matrix.
       joined_gate: gate and up are rows of one matrix, the gate's first.
       mlp_norm: name of the norm before the MLP.
+      delta: layers without attention are gated delta layers, whose strengths and fades are "joined"
+        in one tensor or "apart" in two, as `model.weights.gguf_delta` reads them; empty for none.
+      further: layers that predict further tokens may follow the model's own.
       latent: attention is latent (DeepSeek), as `model.weights.gguf_latent` reads it.
       settings: fields of `ModelConfig` that the architecture fixes.
       window: the default sliding window.
@@ -40,6 +43,8 @@ class Architecture:
     joined_attention: bool = False
     joined_gate: bool = False
     mlp_norm: str = "ffn_norm"
+    delta: str = ""
+    further: bool = False
     latent: bool = False
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     window: int = 0
@@ -55,12 +60,20 @@ class Architecture:
     scaling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+_QWEN_DELTA = {"query_key_norm": True, "output_gate": True}
 _GEMMA = {"norm_after": True, "activation": "gelu_tanh"}
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture(paired=True),  # also Mistral and Mixtral
     "qwen2": Architecture(settings={"attention_bias": True}),
     "qwen3": Architecture(settings={"query_key_norm": True}),
     "qwen3moe": Architecture(settings={"query_key_norm": True}),
+    "qwen3next": Architecture(delta="joined", mlp_norm="post_attention_norm", settings=_QWEN_DELTA),
+    **dict.fromkeys(
+        ("qwen35", "qwen35moe"),
+        Architecture(
+            delta="apart", further=True, mlp_norm="post_attention_norm", settings=_QWEN_DELTA
+        ),
+    ),
     "gemma2": Architecture(
         settings=_GEMMA,
         window=4096,

@@ -11,7 +11,9 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.weights.gguf_architectures import ARCHITECTURES, Architecture
+from model.weights.gguf_delta import check_sections, delta_fields, shared_fields
 from model.weights.gguf_file import GGUFFile
+from model.weights.gguf_further import model_layers
 from model.weights.gguf_keys import Keys
 from model.weights.gguf_latent import latent_experts, latent_heads
 from model.weights.gguf_rotary import rotary_parameters
@@ -38,6 +40,9 @@ def read_keys(file: GGUFFile) -> tuple[ModelConfig, dict[str, Any]]:
     layers = common["layers"]
     more = {field: True for field, name in _BIASES.items() if f"blk.0.{name}.bias" in file.tensors}
     more |= latent_experts(keys, file, common) if architecture.latent else _experts(keys)
+    if architecture.delta:
+        check_sections(keys, common["rotary_size"] or common["head_size"])
+        more |= delta_fields(keys, layers) | (shared_fields(keys) if "experts" in more else {})
     more |= _windows(keys, architecture, layers, common["rotary_base"])
     if architecture.scaled:
         more |= _gemma(keys, architecture, common)
@@ -56,14 +61,17 @@ def _common(keys: Keys, file: GGUFFile, architecture: Architecture) -> dict[str,
     heads = keys.integer("attention.head_count")
     d_model = keys.integer("embedding_length")
     found = latent_heads if architecture.latent else _heads
+    width = "feed_forward_length"
+    if width not in keys and f"expert_{width}" in keys:  # every layer has experts
+        width = f"expert_{width}"
     return {
         "name": _name(file),
         "vocabulary": keys.integer("vocab_size", _vocabulary(file)),
         "d_model": d_model,
-        "layers": keys.integer("block_count"),
+        "layers": model_layers(keys, architecture.further),
         "query_heads": heads,
         **found(keys, heads, d_model),
-        "d_ff": keys.integer("feed_forward_length"),
+        "d_ff": keys.integer(width),
         "max_context": keys.integer("context_length"),
         "rotary_base": keys.number("rope.freq_base", 10_000.0),
         "norm_epsilon": keys.number("attention.layer_norm_rms_epsilon"),
