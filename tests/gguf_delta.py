@@ -8,7 +8,7 @@ import numpy as np
 ARCHITECTURES = {
     "qwen3_next": "qwen3next",
     "qwen3_5_text": "qwen35",
-    "qwen3_5_moe": "qwen35moe",
+    "qwen3_5_moe_text": "qwen35moe",
 }
 _SECTIONS = [11, 11, 10]  # which the converter writes where a folder has none
 _RENAMED = {

@@ -104,10 +104,10 @@ class _Model:
     """A Hugging Face folder as a file of its architecture."""
 
     def __init__(self, folder: Path):
-        whole = json.loads((folder / "config.json").read_text())
-        self.config: dict[str, Any] = whole.get("text_config", whole)
+        config = json.loads((folder / "config.json").read_text())
+        self.config: dict[str, Any] = config.get("text_config", config)
         self.files = SafetensorsFiles(folder)
-        self.architecture = ARCHITECTURES[whole["model_type"]]
+        self.architecture = ARCHITECTURES[self.config["model_type"]]
         self.delta = "linear_num_key_heads" in self.config
         heads, width = self.config["num_attention_heads"], self.config["hidden_size"]
         self.head_size = self.config.get("head_dim") or width // heads

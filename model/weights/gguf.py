@@ -6,6 +6,7 @@ Sources: the tensor names of the GGUF specification
 and adds to Gemma's norms the 1 that their files leave out.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -15,13 +16,13 @@ from model.weights import WeightsError
 from model.weights.gguf_architectures import ARCHITECTURES
 from model.weights.gguf_blocks import GROUP
 from model.weights.gguf_config import read_keys
-from model.weights.gguf_file import DAMAGED, GGUFFile, short
-from model.weights.gguf_further import is_further
+from model.weights.gguf_file import DAMAGED, GGUFFile, TensorInfo, short
 from model.weights.gguf_layers import KeyPath, Layer, Parameter
 from model.weights.gguf_rotary import rotary_shapes, with_rotary
 from sharding.quantization import QUANTIZATIONS, Quantization, QuantizedArray
 
 _UNEMBEDDING = ("unembedding", "weight")
+_BLOCK = re.compile(r"blk\.([0-9]{1,9})\.")
 
 
 def read_config(file: GGUFFile) -> ModelConfig:
@@ -101,6 +102,16 @@ def _parameters(file: GGUFFile, c: ModelConfig) -> list[Parameter]:
     ]
 
 
+def _tensors(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, TensorInfo]]:
+    """All tensors but those of layers that predict further tokens: these are left out."""
+    architecture = file.metadata["general.architecture"]
+    further = int(np.max(file.metadata.get(f"{architecture}.nextn_predict_layers", 0)))
+    for name, info in file.tensors.items():
+        number = _BLOCK.match(name)
+        if not number or not config.layers <= int(number[1]) < config.layers + further:
+            yield name, info
+
+
 def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[Parameter]:
     """The model's parameters, after a check that the file holds exactly their tensors."""
     architecture = file.metadata["general.architecture"]
@@ -112,7 +123,7 @@ def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[Parameter]:
     parameters = _parameters(file, config)
     needed = {name: shape for p in parameters for name, shape in p.sources.items()}
     needed |= rotary_shapes(file, config)
-    stored = {name: info.shape for name, info in file.tensors.items()}
+    stored = {name: info.shape for name, info in _tensors(file, config)}
     misshapen = [
         f"{name} {list(stored[name])} for {list(shape)}"
         for name, shape in needed.items()
@@ -120,11 +131,7 @@ def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[Parameter]:
     ]
     groups = {
         "missing": [name for name in needed if name not in stored],
-        "left over": [
-            short(name)
-            for name in stored
-            if name not in needed and not is_further(file, config, name)
-        ],
+        "left over": [short(name) for name in stored if name not in needed],
         "misshapen": misshapen,
     }
     wrong = [

@@ -20,7 +20,6 @@ class Architecture:
       mlp_norm: name of the norm before the MLP.
       delta: layers without attention are gated delta layers, whose strengths and fades are "joined"
         in one tensor or "apart" in two, as `model.weights.gguf_delta` reads them; empty for none.
-      further: layers that predict further tokens may follow the model's own.
       latent: attention is latent (DeepSeek), as `model.weights.gguf_latent` reads it.
       settings: fields of `ModelConfig` that the architecture fixes.
       window: the default sliding window.
@@ -44,7 +43,6 @@ class Architecture:
     joined_gate: bool = False
     mlp_norm: str = "ffn_norm"
     delta: str = ""
-    further: bool = False
     latent: bool = False
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     window: int = 0
@@ -70,9 +68,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen3next": Architecture(delta="joined", mlp_norm="post_attention_norm", settings=_QWEN_DELTA),
     **dict.fromkeys(
         ("qwen35", "qwen35moe"),
-        Architecture(
-            delta="apart", further=True, mlp_norm="post_attention_norm", settings=_QWEN_DELTA
-        ),
+        Architecture(delta="apart", mlp_norm="post_attention_norm", settings=_QWEN_DELTA),
     ),
     "gemma2": Architecture(
         settings=_GEMMA,

@@ -13,7 +13,6 @@ from model.config import ModelConfig
 from model.weights.gguf_architectures import ARCHITECTURES, Architecture
 from model.weights.gguf_delta import check_sections, delta_fields, shared_fields
 from model.weights.gguf_file import GGUFFile
-from model.weights.gguf_further import model_layers
 from model.weights.gguf_keys import Keys
 from model.weights.gguf_latent import latent_experts, latent_heads
 from model.weights.gguf_rotary import rotary_parameters
@@ -68,7 +67,7 @@ def _common(keys: Keys, file: GGUFFile, architecture: Architecture) -> dict[str,
         "name": _name(file),
         "vocabulary": keys.integer("vocab_size", _vocabulary(file)),
         "d_model": d_model,
-        "layers": model_layers(keys, architecture.further),
+        "layers": _layers(keys),
         "query_heads": heads,
         **found(keys, heads, d_model),
         "d_ff": keys.integer(width),
@@ -77,6 +76,14 @@ def _common(keys: Keys, file: GGUFFile, architecture: Architecture) -> dict[str,
         "norm_epsilon": keys.number("attention.layer_norm_rms_epsilon"),
         "tied_embedding": "output.weight" not in file.tensors,
     }
+
+
+def _layers(keys: Keys) -> int:
+    """Layers of the model, without those that predict further tokens: these come last."""
+    blocks, further = keys.integer("block_count"), keys.integer("nextn_predict_layers", 0)
+    if further and not 0 < further < blocks:
+        keys.refuse("nextn_predict_layers", further, f", of {blocks} layers")
+    return blocks - further
 
 
 def _heads(keys: Keys, heads: int, d_model: int) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from model.config import ModelConfig
 from model.delta_sizes import DeltaSizes
 from model.weights import WeightsError
 from model.weights.gguf_file import DAMAGED
-from model.weights.gguf_further import all_layers
 from model.weights.gguf_keys import Keys
 
 _LAYERS, _SECTIONS = "attention.recurrent_layers", "rope.dimension_sections"
@@ -51,7 +50,8 @@ def delta_fields(keys: Keys, layers: int) -> dict[str, Any]:
     every = keys.integer("full_attention_interval", 4)
     if every < 1:
         keys.refuse("full_attention_interval", every)
-    given = keys.truths(_LAYERS, all_layers(keys.file))
+    further = int(np.max(keys.file.metadata.get(f"{keys.architecture}.nextn_predict_layers", 0)))
+    given = keys.truths(_LAYERS, layers + further)
     which = given and given[:layers]
     which = which or tuple((layer + 1) % every != 0 for layer in range(min(layers, 10_000)))
     return {"delta": sizes, "delta_layers": which} if any(which) else {}

@@ -21,7 +21,6 @@ _HARMLESS = {
     "expert_feed_forward_length": _ANY,  # may be there in a model without experts
     "expert_used_count": _ANY,
     "expert_weights_norm": True,
-    "nextn_predict_layers": 0,
     "rope.scaling.attn_factor": 1.0,
     "rope.scaling.finetuned": _ANY,
     "rope.scaling.original_context_length": _ANY,

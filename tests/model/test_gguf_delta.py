@@ -32,7 +32,7 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
     assert "blk.3.nextn.shared_head_norm.weight" in file.tensors
     assert read_config(file).layers == 3
     file.metadata["qwen35moe.nextn_predict_layers"] = 4
-    with pytest.raises(WeightsError, match=r"predict_layers' .* is 4, where there are 4 layers"):
+    with pytest.raises(WeightsError, match=r"predict_layers' .* is 4, of 4 layers"):
         read_config(file)
     file.metadata["qwen35moe.nextn_predict_layers"] = 0
     with pytest.raises(WeightsError, match=r"tensor list of m.gguf is .* missing"):
