@@ -220,7 +220,11 @@ def test_experts_in_mxfp4_stay_in_it(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", ["deepseek_v2", "deepseek_v3", "glm4", "gpt_oss_mxfp4", "olmo3", "phi3_long"]
+    "case",
+    [
+        *("deepseek_v2", "deepseek_v3", "glm4", "gpt_oss_mxfp4", "olmo3", "phi3_long"),
+        *("qwen3_5", "qwen3_next"),
+    ],
 )
 def test_a_gguf_file_has_the_logits_of_the_folder(case, tmp_path):
     shutil.copytree(FOLDER / case, tmp_path / "folder")
