@@ -40,7 +40,17 @@ class PreTokenizer:
 
 _SHORT = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_WORDS = _SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _REST
+
+
+def _words(digits: str = "", letters: str = r"\p{L}") -> str:
+    """Words of letters, of so many digits, and of signs (GPT-4, Llama 3, Qwen).
+
+    Args:
+      digits: how many of them are one word; empty for one.
+      letters: characters that words are made of.
+    """
+    words = rf"[^\r\n\p{{L}}\p{{N}}]?[{letters}]+|\p{{N}}{digits}"
+    return rf"{_SHORT}|{words}| ?[^\s{letters}\p{{N}}]+[\r\n]*|{_REST}"
 
 
 def _by_case(others: str, after_signs: str, first: str = "") -> str:
@@ -61,7 +71,7 @@ def _by_case(others: str, after_signs: str, first: str = "") -> str:
 
 _GPT2 = PreTokenizer()
 _BY_DIGIT = PreTokenizer(digits=True)
-_CL100K = PreTokenizer(splits=(_WORDS % "{1,3}",))
+_CL100K = PreTokenizer(splits=(_words("{1,3}"),))
 _LLAMA3 = dataclasses.replace(_CL100K, ignore_merges=True, add_bos=True)
 _O200K = PreTokenizer(splits=(_by_case("", r"\r\n/"),))
 _KIMI = PreTokenizer(splits=(_by_case(r"&&[^\p{Han}]", r"\r\n", r"[\p{Han}]+|"),))
@@ -82,7 +92,8 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
     "smaug-bpe": dataclasses.replace(_LLAMA3, add_bos=False),  # SmolLM3
-    "qwen2": PreTokenizer(splits=(_WORDS % "",), normalizer=normalizers.NFC()),
+    "qwen2": PreTokenizer(splits=(_words(),), normalizer=normalizers.NFC()),
+    "qwen35": PreTokenizer(splits=(_words("", r"\p{L}\p{M}"),), normalizer=normalizers.NFC()),
     "dbrx": _CL100K,  # OLMo 2 and 3, Phi-4
     "glm4": _CL100K,
     "chatglm-bpe": _CL100K,

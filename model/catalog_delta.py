@@ -7,6 +7,7 @@ from model.delta_sizes import DeltaSizes
 from model.published_shape import Published, shape
 
 _NEXT_SOURCE = "Qwen Team 2025, model card and config.json of Qwen3-Next-80B-A3B-Instruct"
+_SMALL_SOURCE = "Qwen Team 2026, model cards and text_config of Qwen3.5-0.8B, 4B and 9B"
 _27B_SOURCE = "Qwen Team 2026, model card and text_config of Qwen3.5-27B"
 _35B_SOURCE = "Qwen Team 2026, model card and text_config of Qwen3.5-35B-A3B"
 BILLION = 1_000_000_000
@@ -50,6 +51,20 @@ DELTA = (
         _qwen("qwen3-next-80b-a3b", 48, 2048, 16, 2, 512, values_per_key=2, vocabulary=151_936,
               **_experts(512, 10)),
         80 * BILLION, BILLION, _NEXT_SOURCE,
+    ),
+    Published(
+        _qwen("qwen3.5-0.8b", 24, 1024, 8, 2, 3584, values_per_key=1, vocabulary=248_320,
+              tied_embedding=True),
+        BILLION * 8 // 10, BILLION // 10, _SMALL_SOURCE,
+    ),
+    Published(
+        _qwen("qwen3.5-4b", 32, 2560, 16, 4, 9216, values_per_key=2, vocabulary=248_320,
+              tied_embedding=True),
+        4 * BILLION, BILLION, _SMALL_SOURCE,
+    ),
+    Published(
+        _qwen("qwen3.5-9b", 32, 4096, 16, 4, 12_288, values_per_key=2, vocabulary=248_320),
+        9 * BILLION, BILLION, _SMALL_SOURCE,
     ),
     Published(
         _qwen("qwen3.5-27b", 64, 5120, 24, 4, 17_408, values_per_key=3, vocabulary=248_320),

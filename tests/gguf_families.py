@@ -13,7 +13,7 @@ from gguf.quants import quantize
 
 from model.rotary_scaling import scaling
 from model.weights.safetensors_files import SafetensorsFiles
-from tests import gguf_gemma4
+from tests import gguf_delta, gguf_gemma4
 
 ARCHITECTURES = {
     "llama": "llama",
@@ -38,6 +38,7 @@ ARCHITECTURES = {
     "kimi_k2": "deepseek2",
     "glm4_moe": "glm4moe",
     "llama4_text": "llama4",
+    **gguf_delta.ARCHITECTURES,
 }
 _PAIRED = ("llama", "granite", "smollm3")
 _INTEGERS = {
@@ -115,6 +116,7 @@ class _Model:
         self.config: dict[str, Any] = config.get("text_config", config)
         self.files = SafetensorsFiles(folder)
         self.architecture = ARCHITECTURES[self.config["model_type"]]
+        self.delta = "linear_num_key_heads" in self.config
         heads, width = self.config["num_attention_heads"], self.config["hidden_size"]
         self.head_size = self.config.get("head_dim") or width // heads
         every = self.config["rope_parameters"]
@@ -147,6 +149,8 @@ class _Model:
             further = c["num_nextn_predict_layers"]
             yield "nextn_predict_layers", further
             yield "block_count", c["num_hidden_layers"] + further
+        if self.delta:
+            yield from gguf_delta.keys(c)
         yield "rope.freq_base", self.rotary["rope_theta"]
         yield from self.scaling_keys()
         if self.architecture == "gemma4":
@@ -201,10 +205,7 @@ class _Model:
             yield from gguf_gemma4.tensors(self.files, self.config)
             return
         experts: dict[str, dict[int, np.ndarray]] = {}
-        for stored in self.files.tensors:
-            if stored.startswith(_OTHER_PARTS):
-                continue
-            values, name = self.files.read(stored), stored.removeprefix("language_model.")
+        for name, values in self.stored():
             before, _, rest = name.partition(".experts.")
             layer = before.split(".")[2] if rest else ""
             if not rest:
@@ -232,6 +233,17 @@ class _Model:
             yield f"{before}nextn.eh_proj.weight", np.ones((width, 2 * width), np.float32)
             for norm in ("enorm", "hnorm", "shared_head_norm"):
                 yield f"{before}nextn.{norm}.weight", np.ones(width, np.float32)
+
+    def stored(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each tensor of the text by its name in the folder, or in files of delta layers."""
+        for stored in self.files.tensors:
+            if stored.startswith(_OTHER_PARTS):
+                continue
+            values, name = self.files.read(stored), stored.removeprefix("language_model.")
+            if self.delta:
+                yield from gguf_delta.tensors(self.config, name, values)
+            else:
+                yield name, values
 
     def plain(self, name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         c, architecture = self.config, self.architecture
@@ -336,7 +348,8 @@ _ALWAYS_FLOATS = {*(name.rpartition(".")[2] for name in _FLOATS.values()), "freq
 
 
 def _gguf_name(name: str, architecture: str) -> str:
-    after = "gemma" in architecture or architecture in ("olmo2", "gpt-oss", "glm4moe")
+    own = ("olmo2", "gpt-oss", "glm4moe", *gguf_delta.ARCHITECTURES.values())
+    after = "gemma" in architecture or architecture in own
     norm = "post_attention_norm" if after else "ffn_norm"
     name = _SHARED.sub(r"ffn_\1_shexp", name)
     for theirs, ours in (_NAMES | {"post_attention_layernorm": norm}).items():

@@ -79,6 +79,60 @@ PUBLISHED_DELTA = {
         "use_sliding_window": False,
         "vocab_size": 151936,
     },
+    "qwen3.5-0.8b": _IMAGES
+    | {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "model_type": "qwen3_5",
+        "tie_word_embeddings": True,
+        "transformers_version": "4.57.0.dev0",
+        "text_config": _TEXT
+        | {
+            "hidden_size": 1024,
+            "intermediate_size": 3584,
+            "layer_types": _types(24),
+            "linear_num_value_heads": 16,
+            "mlp_only_layers": [],
+            "model_type": "qwen3_5_text",
+            "num_attention_heads": 8,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+        },
+    },
+    "qwen3.5-4b": _IMAGES
+    | {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "model_type": "qwen3_5",
+        "tie_word_embeddings": True,
+        "text_config": _TEXT
+        | {
+            "hidden_size": 2560,
+            "intermediate_size": 9216,
+            "layer_types": _types(32),
+            "linear_num_value_heads": 32,
+            "model_type": "qwen3_5_text",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": True,
+        },
+    },
+    "qwen3.5-9b": _IMAGES
+    | {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "model_type": "qwen3_5",
+        "text_config": _TEXT
+        | {
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "layer_types": _types(32),
+            "linear_num_value_heads": 32,
+            "model_type": "qwen3_5_text",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 4,
+        },
+    },
     "qwen3.5-27b": _IMAGES
     | {
         "architectures": ["Qwen3_5ForConditionalGeneration"],

@@ -14,6 +14,7 @@ import numpy as np
 from model.config import ModelConfig
 from model.weights import WeightsError
 from model.weights.gguf_architectures import ARCHITECTURES
+from model.weights.gguf_blocks import GROUP
 from model.weights.gguf_config import read_keys
 from model.weights.gguf_file import DAMAGED, GGUFFile, TensorInfo, short
 from model.weights.gguf_gemma4 import Gemma4Layer, borrowed, input_parameters
@@ -74,12 +75,19 @@ def stored_quantization(file: GGUFFile) -> Quantization | None:
 def _read(
     file: GGUFFile, parameter: Parameter, quantization: Quantization | None
 ) -> np.ndarray | QuantizedArray:
-    sources = list(parameter.sources)
-    if quantization is None or {file.quantization(name) for name in sources} != {quantization.name}:
-        return parameter.build(*map(file.read, sources))
-    parts = zip(*map(file.read_kept, sources), strict=True)  # codes, scales, perhaps offsets
-    values, *numbers = (parameter.build(*part) for part in parts)
-    return QuantizedArray(values.astype(quantization.dtype), *numbers, group=quantization.group)
+    sources, kinds = parameter.sources, {file.quantization(name) for name in parameter.sources}
+    if quantization is not None and kinds == {quantization.name}:
+        stored = [
+            [part.reshape(*shape[:-1], -1) for part in file.read_kept(name)]
+            for name, shape in sources.items()
+        ]
+        codes, *rest = zip(*stored, strict=True)  # and scales, perhaps offsets
+        values = parameter.build(*codes)
+        if values.shape[-1] % GROUP == 0:  # else inputs of two heads share a scale
+            numbers = [parameter.build(*part) for part in rest]
+            values = values.astype(quantization.dtype)
+            return QuantizedArray(values, *numbers, group=quantization.group)
+    return parameter.build(*(file.read(name).reshape(shape) for name, shape in sources.items()))
 
 
 def _parameters(file: GGUFFile, c: ModelConfig) -> list[Parameter]:
@@ -87,7 +95,9 @@ def _parameters(file: GGUFFile, c: ModelConfig) -> list[Parameter]:
     matrix, vector = (c.vocabulary, c.d_model), (c.d_model,)
     whole = "blk.0.attn_kv_b.weight" in file.tensors
     kind = Gemma4Layer if architecture.kinds_of_heads else Layer
-    layers = (kind(c.at(number), number, architecture, whole) for number in range(c.layers))
+    layers = (
+        kind(c.at(number), number, architecture, whole, file.tensors) for number in range(c.layers)
+    )
     return [
         Parameter(("embedding", "weight"), {"token_embd.weight": matrix}),
         *(parameter for layer in layers for parameter in layer.parameters()),
@@ -123,7 +133,7 @@ def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[Parameter]:
     misshapen = [
         f"{name} {list(stored[name])} for {list(shape)}"
         for name, shape in needed.items()
-        if name in stored and stored[name] != shape
+        if name in stored and _ggml(stored[name]) != _ggml(shape)
     ]
     groups = {
         "missing": [name for name in needed if name not in stored],
@@ -141,3 +151,9 @@ def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[Parameter]:
             "give a model that is complete in one file"
         )
     return parameters
+
+
+def _ggml(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The same without ones before it: GGML does not tell a row from a matrix of one row."""
+    first = next((at for at, size in enumerate(shape) if size != 1), len(shape))
+    return shape[first:]

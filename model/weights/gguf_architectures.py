@@ -18,6 +18,8 @@ class Architecture:
       joined_attention: queries, keys and values are rows of one matrix.
       joined_gate: gate and up are rows of one matrix, the gate's first.
       mlp_norm: name of the norm before the MLP.
+      delta: layers without attention are gated delta layers, whose strengths and fades are "joined"
+        in one tensor or "apart" in two, as `model.weights.gguf_delta` reads them; empty for none.
       latent: attention is latent (DeepSeek), as `model.weights.gguf_latent` reads it.
       kinds_of_heads: layers with and without a window have heads of different sizes, and much else
         of their own (Gemma 4), as `model.weights.gguf_gemma4` reads them.
@@ -48,6 +50,7 @@ class Architecture:
     joined_attention: bool = False
     joined_gate: bool = False
     mlp_norm: str = "ffn_norm"
+    delta: str = ""
     latent: bool = False
     kinds_of_heads: bool = False
     gating: int = 0
@@ -67,12 +70,18 @@ class Architecture:
     scaling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+_QWEN_DELTA = {"query_key_norm": True, "output_gate": True}
 _GEMMA = {"norm_after": True, "activation": "gelu_tanh"}
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture(paired=True),  # also Mistral and Mixtral
     "qwen2": Architecture(settings={"attention_bias": True}),
     "qwen3": Architecture(settings={"query_key_norm": True}),
     "qwen3moe": Architecture(settings={"query_key_norm": True}),
+    "qwen3next": Architecture(delta="joined", mlp_norm="post_attention_norm", settings=_QWEN_DELTA),
+    **dict.fromkeys(
+        ("qwen35", "qwen35moe"),
+        Architecture(delta="apart", mlp_norm="post_attention_norm", settings=_QWEN_DELTA),
+    ),
     "gemma2": Architecture(
         settings=_GEMMA,
         window=4096,

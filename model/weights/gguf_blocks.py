@@ -9,6 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from gguf import GGMLQuantizationType
 
+GROUP = 32
+"""Inputs that share a scale."""
 Blocks = tuple[np.ndarray, ...]
 """Codes [N, K] in bytes, scales [N, K / 32] and, where the type has them, offsets [N, K / 32]."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.weights.gguf_architectures import ARCHITECTURES, Architecture
+from model.weights.gguf_delta import check_sections, delta_fields, shared_fields
 from model.weights.gguf_experts import shared_experts
 from model.weights.gguf_file import GGUFFile
 from model.weights.gguf_gemma4 import layer_fields, window_heads
@@ -43,6 +44,9 @@ def read_keys(file: GGUFFile) -> tuple[ModelConfig, dict[str, Any]]:
     if architecture.normed_queries:
         more["query_key_norm"] = "blk.0.attn_q_norm.weight" in file.tensors
     more |= _feed_forward(keys, file, architecture, common)
+    if architecture.delta:
+        check_sections(keys, common["rotary_size"] or common["head_size"])
+        more |= delta_fields(keys, layers) | (shared_fields(keys) if "experts" in more else {})
     more |= _windows(keys, architecture, layers, common["rotary_base"])
     if architecture.scaled:
         more |= _gemma(keys, architecture, common)
@@ -64,6 +68,9 @@ def _common(keys: Keys, file: GGUFFile, architecture: Architecture) -> dict[str,
     d_model = keys.integer("embedding_length")
     found = window_heads if architecture.kinds_of_heads else _heads
     found = latent_heads if architecture.latent else found
+    width = "feed_forward_length"
+    if width not in keys and f"expert_{width}" in keys:  # every layer has experts
+        width = f"expert_{width}"
     return {
         "name": _name(file),
         "vocabulary": keys.integer("vocab_size", _vocabulary(file)),
@@ -71,7 +78,7 @@ def _common(keys: Keys, file: GGUFFile, architecture: Architecture) -> dict[str,
         "layers": _layers(keys),
         "query_heads": heads,
         **found(keys, heads, d_model),
-        "d_ff": keys.integer("feed_forward_length"),
+        "d_ff": keys.integer(width),
         "max_context": keys.integer("context_length"),
         "rotary_base": keys.number("rope.freq_base", 10_000.0),
         "norm_epsilon": keys.number("attention.layer_norm_rms_epsilon"),

@@ -112,13 +112,22 @@ class Keys:
         return value
 
     def truths(self, key: str, count: int) -> tuple[bool, ...] | None:
-        """One for each layer; None where the file has none, or another type of value."""
+        """One for each layer, or 0 and 1; None where the file has none, or another value."""
         value = self._left.get(key)
-        if not isinstance(value, np.ndarray) or value.dtype != bool:
+        if not isinstance(value, np.ndarray) or not np.isin(value, (0, 1)).all():
             return None
         if value.shape != (count,):
             self.refuse(key, value, f", where there are {count} layers")
-        return tuple(self._left.pop(key).tolist())
+        return tuple(map(bool, self._left.pop(key)))
+
+    def integers(self, key: str) -> tuple[int, ...] | None:
+        """A list of integers; None where the file has none."""
+        value = self._left.pop(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
+            self.refuse(key, value)
+        return tuple(value.tolist())
 
     def expect(self, key: str, size: int, what: str) -> None:
         """Refuses an integer that is another; `what` says what is of this size."""

@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
 from model.config import ModelConfig
-from model.weights import gguf_latent
+from model.weights import gguf_delta, gguf_latent
 from model.weights.gguf_architectures import Architecture
 
 KeyPath = tuple[str | int, ...]
@@ -39,27 +39,35 @@ class Layer:
       number: index of the layer.
       architecture: how its tensors are named and ordered.
       whole_latent: the matrix that takes latents to keys and values is one, as in older files.
+      tensors: names of the file's tensors, by which others are found that have two forms.
     """
 
     config: ModelConfig
     number: int
     architecture: Architecture
     whole_latent: bool = False
+    tensors: Collection[str] = ()
 
     def parameters(self) -> list[Parameter]:
         """All of them."""
         c = self.config
         attention = self.latent_attention() if c.latent else self.attention()
+        if c.is_delta(self.number):
+            attention = self.delta_layer()
         if not c.has_experts(self.number):
             return [*self.norms(), *attention, *self.mlp("mlp", c.sizes[c.mlp_width(self.number)])]
         shared = self.mlp("shared", c.shared_d_ff, "_shexp") if c.shared_d_ff else []
+        if c.shared_gate:
+            gate = {"ffn_gate_inp_shexp": (1, c.d_model)}
+            shared.append(self.one("shared.gate", gate))
         return [*self.norms(), *attention, *self.experts(), *shared]
 
     def one(
         self, path: str, stored: dict[str, Shape], build: Build = as_stored, kind: str = "weight"
     ) -> Parameter:
         """A parameter of this layer, of tensors by their names within it."""
-        names = {f"blk.{self.number}.{name}.{kind}": shape for name, shape in stored.items()}
+        end = f".{kind}" if kind else ""
+        names = {f"blk.{self.number}.{name}{end}": shape for name, shape in stored.items()}
         return Parameter(("layers", self.number, *path.split(".")), names, build)
 
     def norms(self) -> list[Parameter]:
@@ -73,7 +81,7 @@ class Layer:
         if c.norm_after:
             scales["attention_norm_after"] = "post_attention_norm", D
             scales["mlp_norm_after"] = "post_ffw_norm", D
-        if c.query_key_norm:
+        if c.query_key_norm and not c.is_delta(self.number):
             heads = ((c.kv_heads, c.group), (c.kv_heads,)) if c.norm_over_heads else ((), ())
             scales["attention.query_norm"] = "attn_q_norm", *heads[0], h
             scales["attention.key_norm"] = "attn_k_norm", *heads[1], h
@@ -113,6 +121,13 @@ class Layer:
                 self.one(names[1], joined, lambda rows: self.join(*self.split(rows)[1:]), kind),
             ]
         others = {name: (keys, *last) for name in ("attn_k", "attn_v")}
+        if c.output_gate:
+            both = {"attn_q": (2 * queries, *last)}
+            return [
+                self.one(names[0], both, lambda rows: self.gated(rows)[:, :, 0]),
+                self.one("attention.gate", both, lambda rows: self.gated(rows)[:, :, 1]),
+                self.one(names[1], others, self.join, kind),
+            ]
         return [
             self.one(names[0], {"attn_q": (queries, *last)}, self.queries, kind),
             self.one(names[1], others, self.join, kind),
@@ -123,6 +138,18 @@ class Layer:
         c = self.config
         queries = c.query_heads * c.head_size
         return np.split(joined, [queries, queries + c.kv_heads * c.head_size])
+
+    def gated(self, rows: np.ndarray) -> np.ndarray:
+        """Each head's query and the gate of what it finds, [K * G * 2 * h, D], by heads."""
+        c = self.config
+        return rows.reshape(c.kv_heads, c.group, 2, c.head_size, -1)
+
+    def delta_layer(self) -> list[Parameter]:
+        """A gated delta layer."""
+        whole = gguf_delta.whole(self.tensors, self.number)
+        apart = self.architecture.delta == "apart"
+        stored = gguf_delta.DeltaTensors(self.config, apart, whole).all()
+        return [self.one(path, *each) for path, *each in stored]
 
     def queries(self, q: np.ndarray) -> np.ndarray:
         """[K * G * h, ...] as [K, G, h, ...]."""
@@ -199,9 +226,12 @@ class Layer:
         D, F, E = c.d_model, c.d_ff, c.experts
         stacked = functools.partial(_stacked, axis=1)
         down, router = f"ffn_down{suffix}", "ffn_gate_inp"
+        into, build = self.gate_up(suffix, E, F, D), stacked
+        if f"blk.{self.number}.ffn_gate_up{suffix}.weight" in self.tensors:
+            into, build = {f"ffn_gate_up{suffix}": (E, 2 * F, D)}, _shaped(E, 2, F, -1)
         found = [
             self.one("mlp.router", {router: (E, D)}),
-            self.one("mlp.gate_up", self.gate_up(suffix, E, F, D), stacked),
+            self.one("mlp.gate_up", into, build),
             self.one("mlp.down", {down: (E, D, F)}),
         ]
         if c.routing.bias:

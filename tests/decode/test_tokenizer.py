@@ -70,7 +70,7 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("pre", ["default", "smollm", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("pre", ["default", "smollm", "llama-bpe", "qwen2", "qwen35"])
 def test_byte_level_text_survives_encoding(pre, text):
     tokenizer = Tokenizer.from_gguf(byte_tokenizer() | {"tokenizer.ggml.pre": pre})
     assert tokenizer.decode(tokenizer.encode(text)) == text

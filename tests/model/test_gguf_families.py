@@ -55,7 +55,10 @@ def test_a_gguf_file_is_the_model_of_the_folder(case, tmp_path):
     assert found.keys() == expected.keys()
     for path, array in expected.items():
         whole = array[tuple(slice(None) for _ in array.shape)]
-        np.testing.assert_array_equal(found[path], whole, err_msg=str(path))
+        if path[-1] == "rates":  # a file has -exp(rates)
+            np.testing.assert_allclose(found[path], whole, rtol=2e-7, atol=2e-7)
+        else:
+            np.testing.assert_array_equal(found[path], whole, err_msg=str(path))
 
 
 def test_every_architecture_is_that_of_a_family():
@@ -220,7 +223,10 @@ def test_experts_in_mxfp4_stay_in_it(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
-    ["deepseek_v2", "deepseek_v3", "glm4", "glm4_moe", "gpt_oss_mxfp4", "olmo3", "phi3_long"],
+    [
+        *("deepseek_v2", "deepseek_v3", "glm4", "glm4_moe", "gpt_oss_mxfp4", "olmo3", "phi3_long"),
+        *("qwen3_5", "qwen3_next"),
+    ],
 )
 def test_a_gguf_file_has_the_logits_of_the_folder(case, tmp_path):
     shutil.copytree(FOLDER / case, tmp_path / "folder")
