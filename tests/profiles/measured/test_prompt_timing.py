@@ -54,6 +54,7 @@ def quick_meter(monkeypatch):
 def outcome():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bandwidth, "READ_BYTES", 1 << 24)
+        patch.setattr(bandwidth, "MATMUL_SIZE", 512)
         return run(sweep(), report=lambda text: None)
 
 
@@ -115,14 +116,14 @@ def test_arithmetic_bounds_prompts_wherever_their_bytes_are(tiny_engine):
 
 
 def test_a_repeated_chunk_leaves_what_a_prompt_that_is_run_once_leaves(tiny_engine):
-    step = RepeatedPrompt(tiny_engine("1x1x1", layers=1), batch=2, length=270)
+    step = RepeatedPrompt(tiny_engine("1x1x1", layers=1), batch=2, length=40)
     step.compile()
     once = np.asarray(step._cache.keys[0])
     step.lengthen(0.3)
     for _ in range(2):
         step.sample()
     np.testing.assert_array_equal(np.asarray(step._cache.keys[0]), once)
-    assert once[:, :, :270].any(axis=-1).all() and not once[:, :, 270:].any()
+    assert once[:, :, :40].any(axis=-1).all() and not once[:, :, 40:].any()
     assert len(step.samples) == 2 and step.chunks[0].burst > 1
 
 
