@@ -68,7 +68,8 @@ def check(name: str, layout: str, collectives: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "layout", "collectives"),
-    # Products of gathered weights; `test_quantized_cache` has those of whole ones, in loops.
+    # Products of gathered weights; `test_quantized_cache` has those of whole ones, and
+    # `test_grouped_gpu` loops.
     [("int8", "weight_gathered_xyz", "compiler"),
      *(pytest.param(*case, marks=pytest.mark.slow)
        for case in (("int8", "weight_stationary_2d", "compiler"),

@@ -67,9 +67,11 @@ def check(family: str, dtypes: str, layout: Layout) -> None:
 
 @pytest.mark.parametrize(
     ("family", "dtypes", "layout", "attention", "collectives"),
-    [("biased_windowed", "int4_and_int8", "weight_stationary_2d", "sequence", "overlapped"),
+    [("biased_windowed", "int4_and_int8", "weight_stationary_2d", "sequence", "compiler"),
      *(pytest.param(*case, marks=pytest.mark.slow)
-       for case in (("biased_windowed", "fp8", "weight_gathered_x", "batch", "compiler"),
+       for case in (("biased_windowed", "int4_and_int8", "weight_stationary_2d", "sequence",
+                     "overlapped"),
+                    ("biased_windowed", "fp8", "weight_gathered_x", "batch", "compiler"),
                     ("divided experts", "int8_and_fp8", "data_parallel_x_1d", "heads",
                      "compiler")))],
 )  # fmt: skip

@@ -196,8 +196,10 @@ SAMPLERS = (
 
 @pytest.mark.parametrize(
     ("mesh", "spec"),
-    [("1", (None, None)), ("2x2x2", (None, ("z", "y", "x"))), ("2x2x2", ("x", ("z", "y"))),
-     ("2x2x2", (("x", "y"), None)), ("1x1x8", (None, "z"))],
+    [("1", (None, None)), ("2x2x2", ("x", ("z", "y"))),
+     pytest.param("2x2x2", (None, ("z", "y", "x")), marks=pytest.mark.slow),
+     pytest.param("2x2x2", (("x", "y"), None), marks=pytest.mark.slow),
+     pytest.param("1x1x8", (None, "z"), marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_each_sequence_draws_by_its_own_sampler_as_alone_on_any_mesh(mesh, spec):
     rows, vocabulary = len(SAMPLERS), 64

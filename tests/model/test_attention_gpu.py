@@ -59,9 +59,7 @@ def test_parts_over_halves_of_the_slots_join_to_the_whole():
     "changes",
     [
         {"first_query": (200, 90), "filled": (256, 91)},
-        pytest.param(
-            {"first_query": (523, 20), "filled": (524, 21), "ring": (512, 0)}, marks=SLOW
-        ),
+        pytest.param({"first_query": (523, 20), "filled": (524, 21), "ring": (512, 0)}, marks=SLOW),
         {"first_query": (523, 300), "filled": (524, 301), "ring": (512, 256)},
     ],
     ids=["slots", "ring", "ring_of_two_chips"],

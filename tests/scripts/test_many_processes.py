@@ -28,9 +28,9 @@ def alone(tmp_path_factory):
     return run_many("generate.py", case, folder=tmp_path_factory.mktemp("a"))["alone"].document
 
 
-def check(alone, first, *others):
+def check(alone, first, *others, devices=4):
     assert first.code == 0, first.stderr
-    assert re.search(r"^.*4 cpu devices.*$", first.stderr, re.MULTILINE)
+    assert re.search(rf"^.*{devices} cpu devices.*$", first.stderr, re.MULTILINE)
     assert [(o.code, o.stdout, o.stderr) for o in others] == [(0, "", "")] * len(others)
     assert first.document["tokens"] == alone["tokens"]
     for mine, expected in zip(first.document["logprobs"], alone["logprobs"], strict=True):
@@ -62,10 +62,11 @@ def test_two_processes_draw_the_tokens_of_one_and_the_first_alone_may_be_asked_f
     alone, tmp_path
 ):
     together = [f"--coordinator={free_address()}", "--num_processes=2"]
-    command = [sys.executable, str(SCRIPTS / "generate.py"), *SAMPLED, *together]
+    two = [*SAMPLED, "--devices=2"]
+    command = [sys.executable, str(SCRIPTS / "generate.py"), *two, *together]
     commands = [[*command, "--process_id=0", "--json=-"], [*command, "--process_id=1"]]
     with each_started(commands, tmp_path, {}) as these:
-        check(alone, *ends(these))
+        check(alone, *ends(these), devices=2)
 
 
 @pytest.mark.slow

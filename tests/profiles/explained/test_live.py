@@ -85,7 +85,9 @@ def explained(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("where", "slow", "block", "said"),
     [
-        ("mlp", sleeping, "MLP", "it calls a function of Python"),
+        pytest.param(
+            "mlp", sleeping, "MLP", "it calls a function of Python", marks=pytest.mark.slow
+        ),
         ("planted", copying, "planted", "of it copy arrays or change"),
     ],
 )
