@@ -196,7 +196,7 @@ def test_logits_that_are_not_finite_end_the_run():
     bad = whole.parameters | {"final_norm": final}
     engine = Engine(whole.config, bad, whole.placement, whole.mesh, whole.dtypes)
     with pytest.raises(FloorlineError, match=r"logits of step 1 are not finite"):
-        finish(speculate(engine, NgramDraft(engine, 3), Request(PROMPTS, max_new_tokens=14)))
+        finish(speculate(engine, NgramDraft(engine, 3), Request(prompts=PROMPTS, max_new_tokens=4)))
 
 
 VOCABULARY, START, DRAWS = 6, [1, 2, 3, 1, 2, 3, 1, 2], 20_000
