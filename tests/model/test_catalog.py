@@ -8,7 +8,6 @@ from model.declarations import count, count_active, declarations
 from model.dtypes import BFLOAT16
 from model.transformer import Transformer
 
-
 COUNTED = [name for name, entry in CATALOG.items() if entry.parameters]
 
 
