@@ -57,7 +57,11 @@ def folder(tmp_path_factory):
 def processes(folder):
     """The runs of the default set, all begun at once."""
     names = [name for name in OUTPUTS if name != SLOW]
-    return {name: started(command_of(name), folder, **QUICK) for name in names}
+    found = {name: started(command_of(name), folder, **QUICK) for name in names}
+    yield found
+    for process in found.values():
+        process.kill()
+        process.wait()
 
 
 def command_of(name):

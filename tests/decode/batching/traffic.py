@@ -17,7 +17,8 @@ CONTEXT, LAYERS = 64, 2
 SAMPLERS = (
     {},
     {"temperature": 1.0},
-    {"temperature": 1.5, "top_k": 60, "top_p": 0.9, "min_p": 0.01},
+    {"temperature": 0.7, "top_k": 20},
+    {"temperature": 1.5, "top_p": 0.9, "min_p": 0.01},
 )
 
 

@@ -19,7 +19,7 @@ from sharding.mesh import parse_mesh
 from tests.engines import counted_compilations, fresh, random_engine
 
 EXPERTS = dict(experts=16, experts_per_token=2)
-MIXTURE = dataclasses.replace(find_model("tiny"), layers=1, **EXPERTS)
+MIXTURE = dataclasses.replace(find_model("tiny"), **EXPERTS)
 
 
 @pytest.mark.parametrize("batch", [16, pytest.param(64, marks=pytest.mark.slow)])
