@@ -23,8 +23,9 @@ _NO_GGUF = {
 # Run in the slow set alone: what they bring is also in a case of the default set, or is data.
 SLOW_CASES = (
     "deepseek_v2", "deepseek_v2_lite", "gemma4", "gemma4_experts", "glm4_moe", "gpt_oss_mxfp4",
-    "granite", "kimi_k2", "llama4_maverick", "llama_bias", "llama_linear", "olmo2", "olmo3", "phi3",
-    "phi3_long", "qwen3_5", "qwen3_5_moe", "qwen3_bias", "smollm3",
+    "granite", "kimi_k2", "llama2", "llama4_maverick", "llama_bias", "llama_dynamic",
+    "llama_linear", "llama_yarn", "mistral", "olmo2", "olmo3", "phi3", "phi3_long", "qwen2",
+    "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_bias", "qwen3_moe", "qwen3_moe_window", "smollm3",
 )  # fmt: skip
 GGUF_CASES = [case for case in CASES if case not in _NO_GGUF]
 

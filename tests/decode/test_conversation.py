@@ -54,10 +54,10 @@ def engine_of(mesh: str, attention: str = "heads", cache: str = "", **changes: o
 @pytest.mark.parametrize(
     "case",
     # Tests below have one device and no windows.
-    [{"mesh": "1x1x1", "cache": "int8", "layers": 1},
-     {"mesh": "1x2x2", "attention": "sequence", "windows": (24,), "layers": 1},
+    [{"mesh": "1x2x2", "attention": "sequence", "windows": (24,), "layers": 1},
      *(pytest.param(case, marks=pytest.mark.slow)
-       for case in ({"mesh": "1x1x1"} | FAMILIES["delta"],
+       for case in ({"mesh": "1x1x1", "cache": "int8", "layers": 1},
+                    {"mesh": "1x1x1"} | FAMILIES["delta"],
                     {"mesh": "1x1x1", "windows": (24, None)}, {"mesh": "1x1x1"}, {"mesh": "1x1x2"},
                     {"mesh": "2x1x1", "attention": "batch", "layers": 1}))],
     ids=lambda case: " ".join(map(str, case.values())),
@@ -81,8 +81,18 @@ def test_a_state_gives_nothing_back_of_a_prompt_that_departs():
     assert [conversation._reusable(prompt) for prompt in prompts] == [3, 0, 0]
 
 
+@pytest.mark.parametrize("window", [None, 40, 8])
+def test_a_prompt_that_departs_takes_what_is_alike_unless_a_ring_has_forgotten(window):
+    config = dataclasses.replace(config_of("grouped", layers=1), windows=(window,))
+    conversation = Conversation(types.SimpleNamespace(config=config))
+    conversation._tokens = SAID[:26]
+    assert conversation._reusable([*SAID[:12], 255, 1]) == (0 if window == 8 else 12)
+
+
 @pytest.mark.parametrize(
-    ("window", "reused"), [(None, 12), (40, 12), (8, 0)], ids=["whole", "remembered", "forgotten"]
+    ("window", "reused"),
+    [(None, 12), pytest.param(40, 12, marks=pytest.mark.slow), (8, 0)],
+    ids=["whole", "remembered", "forgotten"],
 )
 def test_a_prompt_that_departs_goes_on_where_it_does_unless_a_ring_has_forgotten(
     tiny_engine, window, reused

@@ -30,7 +30,7 @@ RUNS = [
         for mesh in ("1x1x1", "2x2x2")
     ),
 ]
-"""Most families on one device, every sixth one on eight; the slow set has the rest of these."""
+"""A family of each kind on one device, every sixth one on eight; the slow set has the others."""
 NEW_TOKENS = 32
 
 

@@ -54,7 +54,7 @@ def test_a_converted_model_gives_the_same_logits(case, tmp_path):
     np.testing.assert_array_equal(engine.forward(tokens), expected)
 
 
-@pytest.mark.parametrize("case", ["gemma3", "qwen3"])
+@pytest.mark.parametrize("case", ["gemma3", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_a_bfloat16_checkpoint_is_converted_without_losing_a_bit(case, tmp_path):
     """Gemma's norms are stored less one: the scale itself needs more bits than bfloat16 has."""
     shutil.copytree(FOLDER / case, tmp_path / case)

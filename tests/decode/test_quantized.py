@@ -68,10 +68,13 @@ def check(name: str, layout: str, collectives: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "layout", "collectives"),
-    # Products of whole weights and of gathered ones; `test_quantized_cache` has them in loops.
-    [("int8", "weight_stationary_2d", "compiler"), ("fp8", "weight_gathered_xyz", "compiler"),
+    # Products of gathered weights; `test_quantized_cache` has those of whole ones, and
+    # `test_grouped_gpu` loops.
+    [("int8", "weight_gathered_xyz", "compiler"),
      *(pytest.param(*case, marks=pytest.mark.slow)
-       for case in (("int4", "weight_stationary_2d", "overlapped"),
+       for case in (("int8", "weight_stationary_2d", "compiler"),
+                    ("fp8", "weight_gathered_xyz", "compiler"),
+                    ("int4", "weight_stationary_2d", "overlapped"),
                     ("int8", "weight_gathered_xy", "overlapped"),
                     ("int4_symmetric", "weight_stationary_1d", "compiler"),
                     ("fp8_grouped", "weight_stationary_2d", "overlapped")))],

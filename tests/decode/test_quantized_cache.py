@@ -67,10 +67,13 @@ def check(family: str, dtypes: str, layout: Layout) -> None:
 
 @pytest.mark.parametrize(
     ("family", "dtypes", "layout", "attention", "collectives"),
-    [("biased_windowed", "int4_and_int8", "weight_stationary_2d", "sequence", "overlapped"),
-     pytest.param("biased_windowed", "fp8", "weight_gathered_x", "batch", "compiler",
-                  marks=pytest.mark.slow),
-     ("divided experts", "int8_and_fp8", "data_parallel_x_1d", "heads", "compiler")],
+    [("biased_windowed", "int4_and_int8", "weight_stationary_2d", "sequence", "compiler"),
+     *(pytest.param(*case, marks=pytest.mark.slow)
+       for case in (("biased_windowed", "int4_and_int8", "weight_stationary_2d", "sequence",
+                     "overlapped"),
+                    ("biased_windowed", "fp8", "weight_gathered_x", "batch", "compiler"),
+                    ("divided experts", "int8_and_fp8", "data_parallel_x_1d", "heads",
+                     "compiler")))],
 )  # fmt: skip
 def test_a_layout_gives_the_logits_of_one_device_with_the_same_cache(
     family, dtypes, layout, attention, collectives

@@ -196,8 +196,10 @@ SAMPLERS = (
 
 @pytest.mark.parametrize(
     ("mesh", "spec"),
-    [("1", (None, None)), ("2x2x2", (None, ("z", "y", "x"))), ("2x2x2", ("x", ("z", "y"))),
-     ("2x2x2", (("x", "y"), None)), ("1x1x8", (None, "z"))],
+    [("1", (None, None)), ("2x2x2", ("x", ("z", "y"))),
+     pytest.param("2x2x2", (None, ("z", "y", "x")), marks=pytest.mark.slow),
+     pytest.param("2x2x2", (("x", "y"), None), marks=pytest.mark.slow),
+     pytest.param("1x1x8", (None, "z"), marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_each_sequence_draws_by_its_own_sampler_as_alone_on_any_mesh(mesh, spec):
     rows, vocabulary = len(SAMPLERS), 64
@@ -267,11 +269,10 @@ def test_draws_depend_on_seed_and_sequence_not_on_batch_mesh_or_padding(tiny_eng
     engine = functools.partial(tiny_engine, layers=1, kv_heads=1)
     prompts = [[1, 2, 3], [4, 5, 6, 7], list(range(8, 40))]
     together = sampled(engine("1x1x1"), prompts, seed=7)
-    assert sampled(engine("1x1x2"), prompts, seed=7) == together
     assert sampled(engine("2x2x2"), prompts, seed=7) == together
     # Alone, with other padding: the first sequence keeps its number, 0.
     assert sampled(engine("1x1x1"), prompts[:1], seed=7) == together[:1]
     assert sampled(engine("1x1x1"), prompts, seed=8) != together
     # Equal prompts in one batch draw apart.
-    first, second = sampled(engine("1x1x1"), [[1, 2, 3]] * 2, seed=7)
-    assert first == together[0] and first != second
+    first, second, third = sampled(engine("1x1x1"), [*prompts[:1] * 2, prompts[2]], seed=7)
+    assert [first, third] == [together[0], together[2]] and first != second

@@ -45,7 +45,7 @@ def same(several, single):
                     ("six_experts", "weight_gathered_xyz", SAMPLED)))],
 )  # fmt: skip
 def test_texts_are_those_of_single_steps(mesh, family, layout, sampler):
-    engine = random_engine(config_of(family), LAYOUTS[layout], mesh, FLOAT32)
+    engine = random_engine(config_of(family, layers=1), LAYOUTS[layout], mesh, FLOAT32)
     single, came = run(engine, sampler=sampler)
     assert came == list(range(1, 13))
     done, came = run(engine, sampler=sampler, tokens_per_dispatch=4)

@@ -105,12 +105,12 @@ def test_greedy_tokens_are_those_of_steps_of_one_in_windows_and_layouts(family, 
     engine = small(family, layout, mesh)
     request = Request(prompts=PROMPTS, max_new_tokens=24)
     plain = tokens(generate(engine, request))
-    assert tokens(speculate(engine, NgramDraft(engine, 4), request)) == plain
-    assert tokens(speculate(engine, ModelDraft(another(engine), engine, 4), request)) == plain
+    assert tokens(speculate(engine, NgramDraft(engine, 3), request)) == plain
+    assert tokens(speculate(engine, ModelDraft(another(engine), engine, 3), request)) == plain
 
 
 def test_a_model_accepts_all_that_it_drafts_itself_greedy_and_drawn():
-    engine = small("biased_windowed")
+    engine = small(*CASES[0])  # whose programs the test above compiles
     draft = ModelDraft(engine, engine, 3)
     for sampler in (Sampler(), DRAWN):
         tally = Tally()
@@ -134,13 +134,15 @@ def test_a_stop_token_among_those_accepted_ends_the_text_there():
 
 
 def test_a_text_may_fill_the_context_to_its_end():
-    engine = small()
-    room = engine.config.max_context
-    request = Request(prompts=[[1] * (room - 7), CIRCLE], max_new_tokens=7)
+    whole = small()
+    room = 64  # as many slots as tests above have, whose programs are compiled
+    config = dataclasses.replace(whole.config, max_context=room)
+    engine = Engine(config, whole.parameters, whole.placement, whole.mesh, whole.dtypes)
+    request = Request(prompts=[[1] * (room - 7), *PROMPTS[:2]], max_new_tokens=7)
     plain = tokens(generate(engine, request))
-    assert tokens(speculate(engine, ModelDraft(engine, engine, 4), request)) == plain
+    assert tokens(speculate(engine, ModelDraft(engine, engine, 3), request)) == plain
     one = dataclasses.replace(request, max_new_tokens=1)
-    assert tokens(speculate(engine, NgramDraft(engine, 4), one)) == [each[:1] for each in plain]
+    assert tokens(speculate(engine, NgramDraft(engine, 3), one)) == [each[:1] for each in plain]
 
 
 def test_nothing_is_compiled_again_in_a_run_or_for_a_further_one():
@@ -194,7 +196,7 @@ def test_logits_that_are_not_finite_end_the_run():
     bad = whole.parameters | {"final_norm": final}
     engine = Engine(whole.config, bad, whole.placement, whole.mesh, whole.dtypes)
     with pytest.raises(FloorlineError, match=r"logits of step 1 are not finite"):
-        finish(speculate(engine, NgramDraft(engine, 3), Request(prompts=[[1]], max_new_tokens=4)))
+        finish(speculate(engine, NgramDraft(engine, 3), Request(prompts=PROMPTS, max_new_tokens=4)))
 
 
 VOCABULARY, START, DRAWS = 6, [1, 2, 3, 1, 2, 3, 1, 2], 20_000

@@ -130,8 +130,8 @@ CASES = {
         "filled": (175, 20)},
 }  # fmt: skip
 FEW = (
-    "step", "step_of_an_empty_sequence", "step_with_sixteen_query_heads", "softcap",
-    "slots_begin_at_another_chips_end", "chunk_of_many_rows", "chunk_with_a_window",
-    "ring_turned_with_a_smaller_window", "chunk_and_a_ring_of_what_came_before",
+    "step_of_an_empty_sequence", "softcap", "slots_begin_at_another_chips_end",
+    "chunk_of_many_rows", "chunk_with_a_window", "ring_turned_with_a_smaller_window",
+    "chunk_and_a_ring_of_what_came_before",
 )  # fmt: skip
 """Of each kind the case that has most in it."""

@@ -16,6 +16,9 @@ from model.cache import PADDING
 from sharding.quantization import QUANTIZATIONS, round_rows
 from tests.model.attention_cases import make_case, visible
 
+SLOW = pytest.mark.slow
+TURNED = {"ring": True, "window": 50, "positions": (230, 320)}
+
 
 def step_case(storage: str | None = None, ring: bool = False, **changes) -> dict:
     """A case of one token of each sequence at ``positions``, its key and value beside it."""
@@ -102,17 +105,23 @@ def check(case: dict, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
         {"positions": (0, 99)},
         {"positions": (100, 250)},  # past the last slot
-        {"B": 1, "positions": (64,)},
-        {"K": 1, "G": 1},
         {"K": 1, "G": 16, "positions": (33, 0)},
-        {"window": 40},
-        {"softcap": 1.5},
-        {"ring": True, "window": 100, "positions": (170, 99)},
-        {"ring": True, "window": 50, "positions": (230, 320)},
+        {"window": 40, "softcap": 1.5},
+        TURNED,
         {"ring": True, "window": 100, "positions": (20, 0)},
+        *(
+            pytest.param(changes, marks=SLOW)
+            for changes in (
+                {},
+                {"B": 1, "positions": (64,)},
+                {"K": 1, "G": 1},
+                {"window": 40},
+                {"softcap": 1.5},
+                {"ring": True, "window": 100, "positions": (170, 99)},
+            )
+        ),
     ],
     ids=str,
 )
@@ -120,14 +129,21 @@ def test_a_step_is_the_row_written_and_then_the_mean_of_what_the_token_sees(chan
     check(step_case(**changes))
 
 
-@pytest.mark.parametrize("changes", [{}, {"ring": True, "window": 50, "positions": (230, 320)}])
-@pytest.mark.parametrize("storage", [None, "int8"])
+@pytest.mark.parametrize(
+    ("storage", "changes"),
+    [
+        (None, TURNED),
+        ("int8", {}),
+        pytest.param(None, {}, marks=SLOW),
+        pytest.param("int8", TURNED, marks=SLOW),
+    ],
+)
 def test_one_program_a_head_leaves_the_mean_itself(storage, changes, monkeypatch):
     monkeypatch.setattr(attention_gpu, "PROGRAMS", 1)
     check(step_case(storage, **changes), tolerance=1e-4)
 
 
-@pytest.mark.parametrize("storage", ["int8", "fp8"])
+@pytest.mark.parametrize("storage", ["fp8", pytest.param("int8", marks=SLOW)])
 def test_rows_are_rounded_as_the_cache_rounds_them(storage):
     """The new token's too, before its own score is made."""
     check(step_case(storage), tolerance=1e-4)

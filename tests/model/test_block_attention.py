@@ -9,7 +9,7 @@ import pytest
 from model import block_attention
 from model.block_attention import attend_part
 from model.softmax_parts import join
-from tests.model.attention_cases import CASES, check, run, visible
+from tests.model.attention_cases import CASES, FEW, check, run, visible
 from tests.model.attention_cases import make_case as any_case
 
 make_case = functools.partial(any_case, garbage=100.0)
@@ -24,13 +24,22 @@ def _small_blocks(monkeypatch):
     monkeypatch.setattr(block_attention, "QUERIES", 16)
 
 
-@pytest.mark.parametrize("name", CASES)
+MORE = CASES.keys() - {*FEW, "own_chunk_and_a_ring_of_what_came_before"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in MORE else ()) for n in CASES]
+)
 def test_a_part_is_the_softmax_of_the_keys_that_each_query_sees(name):
     check(attend_part, make_case(**CASES[name]))
 
 
-@pytest.mark.parametrize("tokens", [1, 20])
-@pytest.mark.parametrize("cache", ["int8", "float8_e4m3fn", "bfloat16"])
+@pytest.mark.parametrize(
+    ("cache", "tokens"),
+    [("int8", 20), ("float8_e4m3fn", 1),
+     *(pytest.param(*case, marks=pytest.mark.slow)
+       for case in (("int8", 1), ("float8_e4m3fn", 20), ("bfloat16", 1), ("bfloat16", 20)))],
+)  # fmt: skip
 def test_stored_types_are_read_as_they_are(cache, tokens):
     changes = {"T": tokens, "first_query": (50, 0), "filled": (50 + tokens, tokens)}
     check(attend_part, make_case(cache=np.dtype(cache), **changes))

@@ -18,6 +18,7 @@ from tests.engines import config_of
 from tests.scripts.running import USUAL_KERNELS
 
 K, S, h = 2, 8, 4
+SLOW = pytest.mark.slow
 DTYPES = {
     "float32": FLOAT32,
     "int8": Dtypes(jnp.float32, None, QUANTIZATIONS["int8"]),
@@ -25,7 +26,12 @@ DTYPES = {
 }
 
 
-@pytest.fixture(params=[("1x1x1", "heads"), ("1x1x2", "heads"), ("1x1x2", "sequence")])
+WRITTEN = ("float32", "int8", pytest.param("fp8", marks=SLOW))  # codes of 8 bits all
+
+
+@pytest.fixture(
+    params=[("1x1x1", "heads"), pytest.param(("1x1x2", "heads"), marks=SLOW), ("1x1x2", "sequence")]
+)
 def setting(request):
     shape, layout = parse_mesh(request.param[0]), LAYOUTS["weight_stationary_1d"]
     placement = Placement.of(attend_by(layout, request.param[1]), find_model("tiny").sizes, shape)
@@ -65,7 +71,7 @@ def meant(cache):
     return cache.values.astype(jnp.float32) * jnp.swapaxes(cache.scales, 0, 1)[..., None]
 
 
-@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("dtypes", WRITTEN)
 @pytest.mark.parametrize(
     "positions", [[[5]], [[0], [7], [3]], [[1, 2, 3], [4, 5, 6]], [[6, 7, 8, 9]]]
 )
@@ -80,7 +86,7 @@ def test_tokens_land_in_their_slots_and_nowhere_else(setting, positions, dtypes)
     np.testing.assert_allclose(found, expected, rtol=0 if dtypes == "float32" else 1e-6)
 
 
-@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("dtypes", WRITTEN)
 @pytest.mark.parametrize(("tokens", "ring"), [(3, False), (S, False), (12, True), (3, True)])
 def test_prompts_land_in_the_first_slots_and_the_last_of_long_ones_in_a_ring(
     setting, tokens, ring, dtypes
@@ -97,7 +103,7 @@ def test_prompts_land_in_the_first_slots_and_the_last_of_long_ones_in_a_ring(
     np.testing.assert_array_equal(found[:, :, tokens:], -1)  # nor is any other slot written
 
 
-@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("dtypes", WRITTEN)
 @pytest.mark.parametrize(("first", "tokens"), [(0, 12), (3, 3), (5, 8), (21, 6), (15, 2), (9, 20)])
 def test_what_follows_in_a_ring_takes_the_place_of_the_oldest(setting, first, tokens, dtypes):
     firsts = np.array([first, first + 2], np.int32)
@@ -173,7 +179,7 @@ def test_latent_attention_caches_a_latent_and_a_rotary_key_and_nothing_else(dtyp
 
 
 @pytest.mark.parametrize(
-    ("dtype", "count"), [("float32", S), pytest.param("int8", 256, marks=pytest.mark.slow)]
+    ("dtype", "count"), [("float32", S), pytest.param("int8", 256, marks=SLOW)]
 )
 def test_tokens_written_into_a_cache_by_its_slots_are_those_that_are_scattered(dtype, count):
     """As on TPUs where a head is no whole number of registers; some belong in no slot here."""

@@ -8,8 +8,13 @@ from model.declarations import count, count_active, declarations
 from model.dtypes import BFLOAT16
 from model.transformer import Transformer
 
+COUNTED = [name for name, entry in CATALOG.items() if entry.parameters]
 
-@pytest.mark.parametrize("name", [name for name, entry in CATALOG.items() if entry.parameters])
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if k % 2 else ()) for k, n in enumerate(COUNTED)],
+)
 def test_parameter_counts_equal_the_published_ones(name):
     entry = CATALOG[name]
     counted = count(Transformer(entry.config, BFLOAT16))

@@ -75,16 +75,16 @@ def test_matrices_of_the_form_asked_for_are_kept_and_others_are_not(tmp_path, st
     assert not any(isinstance(p, QuantizedArray) for _, p in read_parameters(file, config, other))
 
 
-def test_smollm2_is_kept_as_it_is_on_any_mesh(smollm2):
+@pytest.mark.parametrize("mesh", ["2", pytest.param("1", marks=pytest.mark.slow)])
+def test_smollm2_is_kept_as_it_is_on_any_mesh(smollm2, mesh):
     plain = dict(read_parameters(smollm2.file, smollm2.config))
     dtypes = Dtypes(jnp.float32, QUANTIZATIONS["int4"])
-    for mesh in ("1", "2"):
-        layout = LAYOUTS["weight_stationary_1d"]
-        flat = flatten_dict(smollm2.engine(layout, parse_mesh(mesh), dtypes).parameters)
-        for layer, name in ((0, ("attention", "key_value")), (29, ("mlp", "down"))):
-            path = ("layers", layer, *name)
-            parts = (np.asarray(flat[*path, part]) for part in ("values", "scales", "offsets"))
-            np.testing.assert_array_equal(meant(*parts), plain[path])
+    layout = LAYOUTS["weight_stationary_1d"]
+    flat = flatten_dict(smollm2.engine(layout, parse_mesh(mesh), dtypes).parameters)
+    for layer, name in ((0, ("attention", "key_value")), (29, ("mlp", "down"))):
+        path = ("layers", layer, *name)
+        parts = (np.asarray(flat[*path, part]) for part in ("values", "scales", "offsets"))
+        np.testing.assert_array_equal(meant(*parts), plain[path])
 
 
 def test_a_scale_that_is_not_finite_is_refused(tmp_path):

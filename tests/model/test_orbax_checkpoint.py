@@ -127,7 +127,11 @@ def test_a_manifest_that_is_none_is_refused(tmp_path, content):
         OrbaxFolder(tmp_path)
 
 
-@pytest.mark.parametrize("moment", ["ocp.save", "_digests", "os.fsync", "os.replace"])
+@pytest.mark.parametrize(
+    "moment",
+    ["ocp.save", "os.replace",
+     *(pytest.param(between, marks=pytest.mark.slow) for between in ("_digests", "os.fsync"))],
+)  # fmt: skip
 def test_a_save_that_fails_leaves_the_old_model(tmp_path, monkeypatch, moment):
     save(tmp_path / "m", CONFIG, random_parameters(0))
     with monkeypatch.context() as patch:

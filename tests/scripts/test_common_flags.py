@@ -124,7 +124,7 @@ def test_a_flag_that_a_script_does_not_show_is_refused(script, flag, why, tmp_pa
     assert ended.error.startswith(f"{flag.partition('=')[0]} is given, but {why}")
 
 
-@pytest.mark.parametrize("script", ["plan.py", "estimate.py"])
+@pytest.mark.parametrize("script", ["estimate.py", pytest.param("plan.py", marks=pytest.mark.slow)])
 def test_what_needs_no_weights_does_not_wait_for_what_reads_them(script):
     command = [sys.executable, "-c", REPORTS, str(SCRIPTS / script), "--model=llama3-8b",
                "--topology=v5e:2x4"]  # fmt: skip

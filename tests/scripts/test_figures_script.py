@@ -12,10 +12,6 @@ CASES = {
             "--price_per_chip_hour=3"],
     "sized": ["--model=deepseek-v3-even", "--topology=h200:8", "--weight_dtype=fp8", "--batch=64",
               "--figures=sparsity,communication", "--context=0"],
-    "systems": ["--model=deepseek-v3-even", "--topology=gb200:72", "--weight_dtype=fp8", "--json=-",
-                "--batch=64", "--figures=pipeline,racks,training,mfu", "--chips_batch=144"],
-    "no systems": ["--model=llama3-8b", "--topology=l4:1", "--batch=1",
-                   "--figures=pipeline,racks"],
     "engines": ["--figures=engines"],
     "large": ["--model=llama3-405b", "--topology=h100:1", "--figures=latency", "--batch=4",
               "--layout=weight_stationary_1d", "--attention=heads", "--json=-"],
@@ -147,7 +143,18 @@ def test_wrong_use_is_refused_in_one_line_and_nothing_is_written(ended, folder, 
     assert not list((folder / "refused").rglob("*.png")) if (folder / "refused").exists() else True
 
 
-def test_systems_are_drawn_if_they_are_named_where_rates_are_known(ended, folder):
+SYSTEMS = {
+    "systems": ["--model=deepseek-v3-even", "--topology=gb200:72", "--weight_dtype=fp8", "--json=-",
+                "--batch=64", "--figures=pipeline,racks,training,mfu", "--chips_batch=144"],
+    "no systems": ["--model=llama3-8b", "--topology=l4:1", "--batch=1",
+                   "--figures=pipeline,racks"],
+}  # fmt: skip
+
+
+@pytest.mark.slow  # by default `test_system_figures` draws them
+def test_systems_are_drawn_if_they_are_named_where_rates_are_known(folder):
+    cases = {name: [f"--output_dir=out/{name}", *arguments] for name, arguments in SYSTEMS.items()}
+    ended = run_many("figures.py", cases, folder=folder)
     assert ended["systems"].code == 0
     names = {"pipeline", "racks", "training", "mfu"}
     assert written(folder, "systems") == {f"{name}.png" for name in names}

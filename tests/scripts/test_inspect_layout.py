@@ -17,7 +17,6 @@ from tests.scripts.running import run_many
 TWO_D = ["--mesh=2x2x2", "--layout=weight_stationary_2d"]
 CASES = {
     "tiny": ["--model=tiny", *TWO_D, "--json=-"],
-    "loops": ["--model=tiny", *TWO_D, "--collectives=overlapped", "--phase=prefill", "--json=-"],
     "bfloat16": ["--model=tiny", *TWO_D, "--dtype=bfloat16"],
     "few bits": ["--model=tiny", "--mesh=2x2x2", "--layout=weight_gathered_x",
                  "--weight_dtype=int8", "--kv_dtype=int8", "--json=-"],
@@ -30,6 +29,7 @@ CASES = {
     "counted": ["--model=tiny", "--mesh=1x1x2", "--weight_dtype=nvfp4", "--json=-"],
     "both": ["--model=llama3-8b", "--devices=16", "--mesh=1x1x16", "--compile=false"],
 }  # fmt: skip
+LOOPS = ["--model=tiny", *TWO_D, "--collectives=overlapped", "--phase=prefill", "--json=-"]
 REFUSALS = {
     "counted": (
         ["--model=tiny", "--mesh=2", "--weight_dtype=nvfp4", "--compile"],
@@ -106,8 +106,10 @@ def test_every_case_draws_its_picture(ended, folder, name):
     assert (folder / "out" / name / "layout.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_loops_are_permutes(ended):
-    kinds = {each["kind"] for each in ended["loops"].document["collectives"]["compiled"]}
+@pytest.mark.slow  # by default `test_communication` has lists of loops
+def test_loops_are_permutes(folder):
+    (ended,) = run_many("inspect_layout.py", {"loops": LOOPS}, folder=folder).values()
+    kinds = {each["kind"] for each in ended.document["collectives"]["compiled"]}
     assert "permute" in kinds and "reduce-scatter" in kinds  # the table's rows are not in a loop
 
 

@@ -13,7 +13,7 @@ from tests.processes import free_address
 from tests.scripts.running import SCRIPTS, each_started, ends, run_many, started
 
 TINY = ["--model=tiny", "--random_weights"]
-PROMPT = [*TINY, "--prompt_tokens=1,2,3", "--devices=8", "--max_new_tokens=6"]
+PROMPT = [*TINY, "--prompt_tokens=1,2,3", "--devices=4", "--max_new_tokens=6"]
 SAMPLED = [*PROMPT, "--prompt_tokens=9,8,7,6,5", "--temperature=1.5", "--seed=3"]
 LIMIT = 3  # seconds, --peer_timeout
 PATIENT = 10  # seconds: of processes that come, though late on a busy machine
@@ -29,9 +29,9 @@ def alone(tmp_path_factory):
     return run_many("generate.py", case, folder=tmp_path_factory.mktemp("a"))["alone"].document
 
 
-def check(alone, first, *others):
+def check(alone, first, *others, devices=4):
     assert first.code == 0, first.stderr
-    assert re.search(r"^.*8 cpu devices.*$", first.stderr, re.MULTILINE)
+    assert re.search(rf"^.*{devices} cpu devices.*$", first.stderr, re.MULTILINE)
     assert [(o.code, o.stdout, o.stderr) for o in others] == [(0, "", "")] * len(others)
     assert first.document["tokens"] == alone["tokens"]
     for mine, expected in zip(first.document["logprobs"], alone["logprobs"], strict=True):
@@ -63,10 +63,11 @@ def test_two_processes_draw_the_tokens_of_one_and_the_first_alone_may_be_asked_f
     alone, tmp_path
 ):
     together = [f"--coordinator={free_address()}", "--num_processes=2"]
-    command = [sys.executable, str(SCRIPTS / "generate.py"), *SAMPLED, *together]
+    two = [*SAMPLED, "--devices=2"]
+    command = [sys.executable, str(SCRIPTS / "generate.py"), *two, *together]
     commands = [[*command, "--process_id=0", "--json=-"], [*command, "--process_id=1"]]
     with each_started(commands, tmp_path, {}) as these:
-        check(alone, *ends(these))
+        check(alone, *ends(these), devices=2)
 
 
 @pytest.mark.slow

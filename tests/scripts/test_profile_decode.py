@@ -77,7 +77,7 @@ def beyond_cache(folder):
             "--hbm_bandwidth=1",
         ],
         "prompts": [
-            "--model=tiny.gguf", GIVEN, *PROMPTS[1:], "--prompt_length=32,100", "--chunk=32",
+            "--model=tiny.gguf", GIVEN, *PROMPTS[1:], "--prompt_length=32,64", "--chunk=32",
             "--batch=2", "--output_dir=prompts", "--json=prompts/copy.json",
         ],
         "roomy": [*TINY, "--devices=1", "--batch=2", "--slots=4096", "--output_dir=roomy"],
@@ -282,10 +282,10 @@ def test_prompts_are_measured_chunk_by_chunk(beyond_cache, folder):
     document = json.loads((folder / "prompts" / "profile.json").read_text())
     assert "fits" not in document  # lines over batches are of decode steps alone
     points, prompts = document["points"], document["prompts"]
-    cut = {32: [(0, 32)], 100: [(0, 32), (32, 32), (64, 32), (96, 4)]}
+    cut = {32: [(0, 32)], 64: [(0, 32), (32, 32)]}
     found = [(p["prompt_length"], p["context"], p["tokens_per_sequence"]) for p in points]
     assert found == [(length, *chunk) for length, chunks in cut.items() for chunk in chunks]
-    assert [(p["prompt_length"], p["chunks"]) for p in prompts] == [(32, 1), (100, 4)]
+    assert [(p["prompt_length"], p["chunks"]) for p in prompts] == [(32, 1), (64, 2)]
     for point in (*points, *prompts):
         assert point["phase"] == "prefill" and len(point["step_s"]["samples"]) >= 5
         assert point.keys() >= {"floor_s", "floor_terms_s", "tokens_per_s", "flops_per_chip"}
@@ -298,11 +298,11 @@ def test_prompts_are_measured_chunk_by_chunk(beyond_cache, folder):
         assert whole["expected_s"] == pytest.approx(sum(chunks))
     assert all(point["compiled"]["cache_aliased"] for point in points)
     rows = list(csv.DictReader((folder / "prompts" / "profile.csv").open()))
-    assert [row["chunks"] for row in rows] == [""] * 5 + ["1", "4"]  # whole prompts come last
+    assert [row["chunks"] for row in rows] == [""] * 3 + ["1", "2"]  # whole prompts come last
     lines = ended.stdout.splitlines()
     assert lines[0].startswith("tiny, prefill, float32, on cpu")
     assert [line.split(": ")[0] for line in lines[-2:]] == [
-        "1 device (1x1x1), batch 2, prompt 32", "1 device (1x1x1), batch 2, prompt 100"
+        "1 device (1x1x1), batch 2, prompt 32", "1 device (1x1x1), batch 2, prompt 64"
     ]  # fmt: skip
     assert sorted(path.name for path in (folder / "prompts").iterdir()) == ["copy.json", *FILES]
 

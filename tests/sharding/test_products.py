@@ -58,8 +58,12 @@ def product_of(case: str, mesh: str, sizes: tuple[int, int], looped: bool = True
     return found, gathered, np.einsum("rf,btf->btr", weight, x), x, text
 
 
-@pytest.mark.parametrize("sizes", ["halves", "at once", "odd"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "sizes"),
+    # Halves always, one of the other two by turns.
+    [pytest.param(case, sizes, marks=pytest.mark.slow if m and (n + m) % 2 else ())
+     for n, case in enumerate(CASES) for m, sizes in enumerate(SIZES)],
+)  # fmt: skip
 def test_a_product_is_the_same_whatever_travels(case, sizes):
     looped = sizes != "at once"
     found, gathered, expected, x, text = product_of(case, "2x2x2", SIZES[sizes], looped)

@@ -22,8 +22,19 @@ def values_of(shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", QUANTIZATIONS)
-@pytest.mark.parametrize(("shape", "outputs"), [((24, 64), 1), ((2, 8, 96), 2), ((6, 2, 4, 32), 1)])
+def by_turns(cases: list) -> list:
+    """Each quantization with one of the cases by turns; with the others in the slow set."""
+    return [
+        pytest.param(name, *case, marks=pytest.mark.slow if (n + m) % len(cases) else ())
+        for n, name in enumerate(QUANTIZATIONS)
+        for m, case in enumerate(cases)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "outputs"),
+    by_turns([((24, 64), 1), ((2, 8, 96), 2), ((6, 2, 4, 32), 1)]),
+)
 def test_a_round_trip_is_within_half_a_step(name, shape, outputs):
     values, quantization = values_of(shape), QUANTIZATIONS[name]
     scaled, finite = round_trip(values, outputs, name)
@@ -43,8 +54,10 @@ def test_a_round_trip_is_within_half_a_step(name, shape, outputs):
     assert error.max() > half.min() / 4  # and not for nothing
 
 
-@pytest.mark.parametrize("name", QUANTIZATIONS)
-@pytest.mark.parametrize("spec", [("x", ("z", "y")), (("z", "y", "x"), None), (None, "z")])
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    by_turns([(("x", ("z", "y")),), ((("z", "y", "x"), None),), ((None, "z"),)]),
+)
 def test_devices_make_of_their_parts_what_one_makes_of_the_whole(name, spec):
     values = values_of((16, 512))  # groups of up to 128 inputs for each of four devices
     one, _ = round_trip(values, 1, name)

@@ -109,7 +109,7 @@ def test_a_cache_that_is_not_donated_shows_under_the_table(quick_meter, monkeypa
 
 
 def test_a_weight_that_is_gathered_unasked_shows_as_a_collective(tiny_engine, monkeypatch):
-    engine = tiny_engine("1x1x2")
+    engine = tiny_engine("1x1x2", layers=1)
 
     def gathering(parameters, cache, carry, sampler, steps):
         down = parameters["layers"][0]["mlp"]["down"]
@@ -129,7 +129,7 @@ def test_a_weight_that_is_gathered_unasked_shows_as_a_collective(tiny_engine, mo
 
 
 def test_asking_what_a_step_was_compiled_to_compiles_nothing(tiny_engine):
-    engine = fresh(tiny_engine("1x1x1"))
+    engine = fresh(tiny_engine("1x1x1", layers=1))
     cache, carry = engine.new_cache(3, 64), engine.start(np.full(3, 16, np.int32))
     with compilations() as compiled:
         engine.advance(cache, carry, GREEDY)

@@ -316,8 +316,9 @@ class Queue:
 
 @pytest.mark.parametrize(
     "model, topology",
-    [("llama3.1-8b", "h100:1"), ("llama3-70b", "v5e:4x4"), ("gemma3-4b", "h100:1"),
-     ("qwen3-30b-a3b", "h100:1"), ("deepseek-v3-even", "h200:8")],
+    [("llama3-70b", "v5e:4x4"), ("deepseek-v3-even", "h200:8"),
+     *(pytest.param(model, "h100:1", marks=pytest.mark.slow)
+       for model in ("llama3.1-8b", "gemma3-4b", "qwen3-30b-a3b"))],
 )  # fmt: skip
 def test_a_queue_run_step_by_step_takes_what_the_equation_says(model, topology):
     C, P, G = 64, 1024, 1024

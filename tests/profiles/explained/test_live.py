@@ -95,7 +95,9 @@ def check_named(found: Explanation, directory: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "slow", "block", "said"),
     [
-        ("mlp", sleeping, "MLP", "it calls a function of Python"),
+        pytest.param(
+            "mlp", sleeping, "MLP", "it calls a function of Python", marks=pytest.mark.slow
+        ),
         ("planted", copying, "planted", "of it copy arrays or change"),
     ],
 )

@@ -253,7 +253,7 @@ def test_loops_move_as_many_bytes_as_one_collective_each(name):
     assert sent("overlapped") == pytest.approx(sent("compiler"), rel=1e-9)
 
 
-@pytest.mark.parametrize("attention", ["heads", "batch"])
+@pytest.mark.parametrize("attention", ["heads", pytest.param("batch", marks=pytest.mark.slow)])
 def test_switching_to_the_layout_of_prompts_leaves_resident_weights_as_they_are(attention):
     """By the compiler's memory analysis: both steps take the same weights, and alias the cache."""
     layout = prefill_by(

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from decode.engine import Engine
 from decode.load import ModelSource
 from model.catalog import find_model
 from model.dtypes import FLOAT32
@@ -54,6 +55,7 @@ def quick_meter(monkeypatch):
 def outcome():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bandwidth, "READ_BYTES", 1 << 24)
+        patch.setattr(bandwidth, "MATMUL_SIZE", 512)
         return run(sweep(), report=lambda text: None)
 
 
@@ -114,16 +116,21 @@ def test_arithmetic_bounds_prompts_wherever_their_bytes_are(tiny_engine):
     assert resident.status == "cache_resident" and resident.mfu is None
 
 
-def test_a_repeated_chunk_leaves_what_a_prompt_that_is_run_once_leaves(tiny_engine):
-    step = RepeatedPrompt(tiny_engine("1x1x1", layers=1), batch=2, length=270)
+def test_a_repeated_chunk_leaves_what_a_prompt_that_is_run_once_leaves(tiny_engine, monkeypatch):
+    one = tiny_engine("1x1x1", layers=1)
+    engine = Engine(one.config, one.parameters, one.placement, one.mesh, one.dtypes, chunk=32)
+    step = RepeatedPrompt(engine, batch=2, length=40)
     step.compile()
     once = np.asarray(step._cache.keys[0])
-    step.lengthen(0.3)
+    with monkeypatch.context() as patch:  # runs of 10 ms of the first chunk, and of 20
+        patch.setattr(step, "_run", lambda number, times: (0.01 * (number + 1), 0))
+        step.lengthen(0.11)
+    assert [chunk.burst for chunk in step.chunks] == [6, 3]
     for _ in range(2):
         step.sample()
     np.testing.assert_array_equal(np.asarray(step._cache.keys[0]), once)
-    assert once[:, :, :270].any(axis=-1).all() and not once[:, :, 270:].any()
-    assert len(step.samples) == 2 and step.chunks[0].burst > 1
+    assert once[:, :, :40].any(axis=-1).all() and not once[:, :, 40:].any()
+    assert len(step.samples) == 2
 
 
 def test_a_row_of_prompts_that_fails_is_one_result(quick_meter, monkeypatch):

@@ -33,8 +33,7 @@ def sweep(**changes) -> Sweep:
         "shapes": [parse_mesh("1"), parse_mesh("2")],
         "batches": [2],
         "contexts": [16],
-        "prompt_lengths": [48],
-        "chunk": 32,
+        "prompt_lengths": [32],
         "dtype_sets": [FLOAT32],
         "seconds": 0.0,
         "inspect": lambda row: Record(compiled={"cache_aliased": str(row)}),
@@ -91,12 +90,12 @@ def test_finished_rows_are_taken_over_and_the_others_measured(rounds, tmp_path, 
     earlier = earlier_run(tmp_path, wanted.settings(), "cpu")
     again = run(wanted, said.append, earlier=earlier)
     assert f"2 of 4 rows are kept from {STARTED}; going on" in said
-    assert measured == ["batch 2, context 16", "batch 2, prompt 48"]  # of the second mesh alone
+    assert measured == ["batch 2, context 16", "batch 2, prompt 32"]  # of the second mesh alone
     before = rounds[MIN_ROUNDS - 1]
-    assert len(before.points) == 3 and len(before.prompts) == 1
-    assert texts(again.points[:3]) == texts(before.points)
+    assert len(before.points) == 2 and len(before.prompts) == 1
+    assert texts(again.points[:2]) == texts(before.points)
     assert texts(again.prompts[:1]) == texts(before.prompts)
-    assert [len(p.step_s["samples"]) for p in again.points] == [MIN_ROUNDS] * 6
+    assert [len(p.step_s["samples"]) for p in again.points] == [MIN_ROUNDS] * 4
     assert all("compiled" in point.to_json() for point in again.points if point.phase == "decode")
 
 

@@ -22,7 +22,7 @@ EXPERTS = dict(experts=16, experts_per_token=2)
 MIXTURE = dataclasses.replace(find_model("tiny"), **EXPERTS)
 
 
-@pytest.mark.parametrize("batch", [16, 64])
+@pytest.mark.parametrize("batch", [16, pytest.param(64, marks=pytest.mark.slow)])
 def test_rows_choose_as_many_experts_as_tokens_that_choose_evenly(batch):
     engine = random_engine(MIXTURE, LAYOUTS["weight_stationary_1d"], "1x1x1", FLOAT32)
     step = RepeatedStep(engine, batch, context=20)
@@ -36,7 +36,7 @@ def test_rows_choose_as_many_experts_as_tokens_that_choose_evenly(batch):
 
 
 def test_a_bursts_tokens_are_on_the_devices_before_the_clock_starts(tiny_engine, monkeypatch):
-    engine, fed = tiny_engine("1x1x1"), []
+    engine, fed = tiny_engine("1x1x1", layers=1), []
     step = RepeatedStep(engine, batch=8, context=20)
     step.compile()
     advance = engine.advance
@@ -52,7 +52,7 @@ def test_a_bursts_tokens_are_on_the_devices_before_the_clock_starts(tiny_engine,
 
 
 def test_tokens_go_on_from_one_cache_to_the_next(tiny_engine, monkeypatch):
-    engine, fed = tiny_engine("1x1x1"), []
+    engine, fed = tiny_engine("1x1x1", layers=1), []
     step, advance = RepeatedStep(engine, batch=8, context=20), engine.advance
     monkeypatch.setattr(
         engine, "advance", lambda *given: fed.append(given[1].tokens) or advance(*given)
@@ -67,7 +67,7 @@ def test_tokens_go_on_from_one_cache_to_the_next(tiny_engine, monkeypatch):
 
 
 def test_what_is_lowered_and_compiled_beforehand_is_not_compiled_again(tiny_engine):
-    engine = fresh(tiny_engine("1x1x1"))
+    engine = fresh(tiny_engine("1x1x1", layers=1))
     for step in (RepeatedStep(engine, 3, 20), RepeatedPrompt(engine, 3, 40)):
         engine.new_cache(3, step.slots)
         engine.start(np.full(3, 20, np.int32))
