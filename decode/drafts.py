@@ -161,6 +161,7 @@ class ModelDraft:
             self._propose_step,
             donate_argnames="cache",
             static_argnames="sampler",
+            out_shardings=(engine.cache_formats, None),
             compiler_options=decode_options(engine.mesh, engine.dtypes),
         )
 

@@ -32,7 +32,7 @@ from model.cache import (
 from model.cache_write import NewTokens
 from model.config import ModelConfig
 from model.dtypes import Dtypes
-from model.memory_order import apply_formats, apply_tpu_orders
+from model.memory_order import apply_formats, apply_tpu_orders, formats_of, in_tpu_order
 from model.parameters import Parameters
 from model.transformer import Transformer
 from sharding.placement import Placement
@@ -49,6 +49,7 @@ class Engine:
       mesh: the devices.
       dtypes: how the model's numbers are stored.
       chunk: tokens of a prompt that run at once.
+      cache_formats: how programs return a cache, one of their `out_shardings`, see `formats_of`.
     """
 
     def __init__(
@@ -68,7 +69,8 @@ class Engine:
         """
         self.config = config
         model = Transformer(config, dtypes)
-        if mesh.devices.flat[0].platform == "tpu":
+        self._on_tpu = mesh.devices.flat[0].platform == "tpu"
+        if self._on_tpu:
             parameters = apply_tpu_orders(parameters, model)
         self.parameters = parameters
         self.placement = placement
@@ -76,11 +78,13 @@ class Engine:
         self.dtypes = dtypes
         self.chunk = chunk or default_chunk(mesh.devices.flat[0].platform)
         check_chunk(self.chunk)
+        self.cache_formats = formats_of(self._placed_cache(placement.multiple("B"), 1))
         self._structure, _ = nnx.split(model)
         self._prefill = jax.jit(
             self._prefill_step,
             donate_argnames="cache",
             static_argnames="continues",
+            out_shardings=(None, self.cache_formats),
             compiler_options=prefill_options(mesh),
         )
         usual = decode_options(mesh, dtypes)
@@ -88,9 +92,14 @@ class Engine:
             "donate_argnames": "cache",
             "compiler_options": (usual or {}) | dict(options) if options else usual,
         }
-        self._decode = jax.jit(self._decode_step, **one_token)
+        self._decode = jax.jit(
+            self._decode_step, out_shardings=(None, self.cache_formats, None), **one_token
+        )
         self._advance = jax.jit(
-            self._advance_step, static_argnames=("sampler", "steps"), **one_token
+            self._advance_step,
+            static_argnames=("sampler", "steps"),
+            out_shardings=(self.cache_formats, None, None),
+            **one_token,
         )
         self._choose = jax.jit(emit, static_argnames="sampler")
         self._forward = jax.jit(self._forward_step)
@@ -187,7 +196,7 @@ class Engine:
 
         with jax.set_mesh(self.mesh):
             step = jax.shard_map(local, in_specs=(specs,), out_specs=specs, check_vma=False)
-            return jax.jit(step)(cache)
+            return jax.jit(step, out_shardings=self.cache_formats)(cache)
 
     def decode_step(
         self, cache: KVCache, tokens: jax.Array, lengths: jax.Array
@@ -268,8 +277,9 @@ class Engine:
             arguments = (self._placed_cache(batch, slots), self._abstract_carry(batch))
             if auto_weight_layout:
                 step = functools.partial(self._advance_step, sampler=sampler, steps=steps)
+                returned = (self.cache_formats, None, None)
                 options = decode_options(self.mesh, self.dtypes)
-                return self._lower_with_auto_layout(step, arguments, options)
+                return self._lower_with_auto_layout(step, arguments, returned, options)
             return self._advance.lower(self.parameters, *arguments, sampler=sampler, steps=steps)
 
     def lower_prefill(
@@ -295,32 +305,35 @@ class Engine:
             arguments = (self._placed_cache(batch, slots), self._abstract(batch, length), new)
             if auto_weight_layout:
                 step = functools.partial(self._prefill_step, continues=continues)
-                return self._lower_with_auto_layout(step, arguments, prefill_options(self.mesh))
+                returned, options = (None, self.cache_formats), prefill_options(self.mesh)
+                return self._lower_with_auto_layout(step, arguments, returned, options)
             return self._prefill.lower(self.parameters, *arguments, continues=continues)
 
     def _lower_with_auto_layout(
-        self, step: Callable, arguments: tuple, options: dict[str, str] | None
+        self, step: Callable, arguments: tuple, returned: tuple, options: dict[str, str] | None
     ) -> jax.stages.Lowered:
         """The step with weights in whatever order and tiles suit it."""
         weights = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), self.parameters
         )
         free = jax.tree.map(lambda a: Format(Layout.AUTO, a.sharding), weights)
-        others = jax.tree.map(lambda a: a.sharding, arguments)
+        others = jax.tree.map(lambda a: a.format, arguments)
         return jax.jit(
             step,
             donate_argnames="cache",
             in_shardings=(free, *others),
+            out_shardings=returned,
             compiler_options=options,
         ).lower(weights, *arguments)
 
     def _placed_cache(self, batch: int, slots: int, spare: int = 0) -> KVCache:
         self.placement.check_batch(batch)
         multiple = self.placement.multiple("S")
-        if self.mesh.devices.flat[0].platform == "tpu":
+        if self._on_tpu:
             slots = round_up_to_tiles(slots, self.dtypes)
         cache = abstract_cache(self.config, batch, slots, self.dtypes, multiple, spare)
-        return with_shardings(cache, self.placement, self.mesh, self.config)
+        cache = with_shardings(cache, self.placement, self.mesh, self.config)
+        return in_tpu_order(cache, self.config) if self._on_tpu else cache
 
     def _abstract_carry(self, batch: int) -> Carry:
         vector, scalar = self._abstract(batch), self._abstract()

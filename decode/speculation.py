@@ -102,6 +102,7 @@ class Verifier:
             self._verify_step,
             donate_argnames="cache",
             static_argnames="sampler",
+            out_shardings=(engine.cache_formats, None, None),
             compiler_options=decode_options(engine.mesh, engine.dtypes),
         )
 

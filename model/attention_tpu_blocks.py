@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from model.softmax_parts import Spans, earliest_seen
+from sharding.platform_workarounds import lies_by_slots
 
 _LANES, _ROW_TILE = 128, 16
 _ROWS = 1024  # rows of queries at a time, of heads up to 128 wide
@@ -62,9 +63,7 @@ def blocks_of(
         block_slots = min(max(_FETCHED // row_bytes // _LANES * _LANES, _LANES), _SLOTS)
     step = min(block_slots, _STEP, -(-slots // _LANES) * _LANES)
     block_slots = min(block_slots // step, -(-slots // step)) * step
-    # XLA:TPU keeps a cache whose heads are not whole registers wide by its slots: it is read so.
-    across = width % _LANES != 0
-    return group, block_tokens, rows, block_heads, block_slots, step, across
+    return group, block_tokens, rows, block_heads, block_slots, step, lies_by_slots(width)
 
 
 def places_of(spans: Spans, ring: tuple[int, jax.Array] | None, slots: int) -> jax.Array:

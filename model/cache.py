@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import with_layout_constraint
 
 from model.config import ModelConfig
 from model.dtypes import Dtypes
@@ -186,14 +187,22 @@ def with_shardings(
 
 
 def empty_cache(abstract: KVCache, mesh: jax.sharding.Mesh) -> KVCache:
-    """A cache of zeros from shapes with shardings, each shard made on its own device."""
+    """A cache of zeros from shapes with shardings, and orders in memory, if any.
+
+    Each shard is made on its own device.
+    """
     with jax.set_mesh(mesh):
         return _zeros(abstract)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _zeros(abstract: KVCache) -> KVCache:
-    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, out_sharding=a.sharding), abstract)
+    def zeros(array: jax.ShapeDtypeStruct) -> jax.Array:
+        made = jnp.zeros(array.shape, array.dtype, out_sharding=array.sharding)
+        order = array.format.layout
+        return made if order is None else with_layout_constraint(made, order)
+
+    return jax.tree.map(zeros, abstract)
 
 
 def store(new: jax.Array, dtypes: Dtypes) -> Stored:

@@ -15,15 +15,13 @@ from model.cache import CACHE_AXES, PADDING, SCALE_AXES, QuantizedKV, Stored
 from model.dtypes import Dtypes
 from sharding.layout import Axes
 from sharding.placement import Placement, entry_axes
-from sharding.platform_workarounds import by_platform, scatter_row
+from sharding.platform_workarounds import by_platform, lies_by_slots, scatter_row
 from sharding.quantization import Quantization, round_rows
 
 _NEW_AXES = {CACHE_AXES: "BTKh", SCALE_AXES: "BTK"}
 """Letters of what new tokens bring to each array of a cache."""
 
 
-LANES = 128
-"""Numbers in a row of a TPU's registers: heads of another size lie by their slots there."""
 FEW = 15
 """So many tokens of each sequence are scattered: a loop over sequences takes as many kernels on a
 GPU as there are."""
@@ -202,7 +200,7 @@ def _write_rows(axes: str, cache: jax.Array, new: jax.Array, slots: jax.Array) -
             return scatter(cache, new, slots)
         return scatter_row(scatter, cache, new, slots, past_last=cache.shape[2])
 
-    if axes == CACHE_AXES and new.shape[1] == 1 and cache.shape[-1] % LANES:
+    if axes == CACHE_AXES and new.shape[1] == 1 and lies_by_slots(cache.shape[-1]):
         return by_platform(cache, new, slots, tpu=_write_by_slots, default=by_rows)
     return by_rows(cache, new, slots)
 

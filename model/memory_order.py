@@ -1,13 +1,17 @@
-"""The order and tiles in which weights lie in a device's memory, where not the default ones."""
+"""The order and tiles in which weights and caches lie in memory, where not the default ones."""
 
 import jax
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.layout import Format, Layout
 
+from model.cache import KVCache, cache_axes
+from model.config import ModelConfig
 from model.declarations import declarations, matrices, of_experts
 from model.parameters import Parameters
-from sharding.platform_workarounds import order_on_tpu
+from sharding.platform_workarounds import lies_by_slots, order_on_tpu
+
+_BY_SLOTS = Layout((0, 1, 3, 2))  # of [B, K, S, h]
 
 
 def apply_tpu_orders(parameters: Parameters, model: nnx.Module) -> Parameters:
@@ -32,6 +36,41 @@ def apply_tpu_orders(parameters: Parameters, model: nnx.Module) -> Parameters:
         if order:
             flat[path] = _with_format(flat[path], Format(Layout(order), flat[path].sharding))
     return unflatten_dict(flat)
+
+
+def in_tpu_order(cache: KVCache, config: ModelConfig) -> KVCache:
+    """A cache's shapes with the order in memory of keys and values that lie by their slots.
+
+    In this order kernels read and write them. Left to itself XLA:TPU decides by all sizes, the
+    number of sequences among them, and a program whose kernels want another order copies the cache.
+
+    Args:
+      cache: shapes with shardings.
+      config: the model.
+    """
+
+    def ordered(array: jax.ShapeDtypeStruct, axes: str) -> jax.ShapeDtypeStruct:
+        if axes[-2] != "S" or not lies_by_slots(array.shape[-1]):
+            return array  # scales and states, too
+        format = Format(_BY_SLOTS, array.sharding)
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=format)
+
+    return jax.tree.map(ordered, cache, cache_axes(cache, config))
+
+
+def formats_of(cache: KVCache) -> KVCache | None:
+    """What `jax.jit` is told, as one of its `out_shardings`, of a cache that a program returns.
+
+    So it comes out in the order in which it came in, in the same memory.
+
+    Args:
+      cache: shapes with shardings, and orders if any.
+
+    Returns:
+      A format for each array; None where all have their device's default order.
+    """
+    formats = jax.tree.map(lambda array: array.format, cache)
+    return formats if any(format.layout for format in jax.tree.leaves(formats)) else None
 
 
 def apply_formats(parameters: Parameters, formats: dict) -> tuple[Parameters, int]:

@@ -46,8 +46,11 @@ XLA:TPU
   (`model.memory_order`).
 - It cuts the matrix of one expert in few bits out of a stack, and writes it: kernels that read one
   in groups where it lies (`sharding.grouped_stack`).
-- It keeps a cache whose heads fill no registers by its slots, and lays all of it out anew, there
-  and back, to scatter a token: a kernel (`model.cache_write_tpu`), not timed yet.
+- It lays all of a cache whose heads fill no registers out anew, there and back, to scatter a token:
+  a kernel (`model.cache_write_tpu`), not timed yet.
+- It keeps a cache of heads that fill no registers in an order that its other sizes decide, by
+  sequences where 128 of them fill one, and lays it out anew for kernels: the order is given to each
+  program that takes the cache (`model.memory_order`).
 - It brings a cache into another order to write several heads of a slot at once: a row for each head
   (`model.cache_write`), scales with KV heads first, and slots in whole tiles.
 - It takes the rows of a prompt one after another: a chunk is one block (`model.cache_write`).
@@ -213,6 +216,17 @@ def scatter_row(
         return scatter(array, rows, slots)
 
     return by_platform(array, row, slot, cpu=with_dropped_row, default=scatter)
+
+
+def lies_by_slots(width: int) -> bool:
+    """Whether a TPU's programs hold keys and values of one head and sequence as [h, slots].
+
+    By heads, [slots, h], what fills the registers up would be as long as the numbers themselves.
+
+    Args:
+      width: numbers of a head, h.
+    """
+    return width % _LANES != 0
 
 
 def order_on_tpu(axes: str, array: jax.Array | jax.ShapeDtypeStruct) -> tuple[int, ...] | None:

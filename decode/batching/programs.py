@@ -95,11 +95,18 @@ class Programs:
 
     def __init__(self, engine: Engine, top_logprobs: int = 0):
         self.engine, self._alternatives = engine, top_logprobs
-        compiled = functools.partial(jax.jit, donate_argnames="cache")
-        self._chunk = compiled(self._chunk_step, compiler_options=prefill_options(engine.mesh))
-        usual = decode_options(engine.mesh, engine.dtypes)
-        self._decode = compiled(self._decode_step, compiler_options=usual)
-        self._exchange = compiled(self._exchange_step)
+        compiled, cache = functools.partial(jax.jit, donate_argnames="cache"), engine.cache_formats
+        self._chunk = compiled(
+            self._chunk_step,
+            out_shardings=(None, cache),
+            compiler_options=prefill_options(engine.mesh),
+        )
+        self._decode = compiled(
+            self._decode_step,
+            out_shardings=(cache, None, None),
+            compiler_options=decode_options(engine.mesh, engine.dtypes),
+        )
+        self._exchange = compiled(self._exchange_step, out_shardings=(cache, None))
         self._join = jax.jit(self._join_step)
         self._use = lambda program, *arguments: program(*arguments)
 

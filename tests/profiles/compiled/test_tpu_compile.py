@@ -141,6 +141,8 @@ def test_states_of_delta_layers_are_written_where_they_lie():
     [
         # A layer with a window and one without; heads of 64 numbers.
         ["--model=gpt-oss-120b", "--weight_dtype=mxfp4", "--topology=v6e:2x4", "--batch=8"],
+        # As many sequences as fill a register.
+        ["--model=gpt-oss-120b", "--weight_dtype=mxfp4", "--topology=v6e:2x4", "--batch=128"],
         # A dense layer and one of experts; latents of 576 numbers.
         ["--model=deepseek-v3", "--weight_dtype=fp8", "--topology=v5p:2x2x2", "--batch=16"],
         # Experts in one matmul of groups, whose outputs are innermost in memory.
