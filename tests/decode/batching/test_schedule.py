@@ -182,7 +182,7 @@ def test_of_a_row_that_is_of_use_whole_alone_all_that_was_written_is_taken(writt
     [(66, 60, 60), (66, 59, 59), (66, 58, 0), (36, 18, 18), (37, 18, 0), (67, 59, 0)],
 )
 def test_a_ring_has_slots_for_what_drafts_may_have_written(written, alike, reused):
-    """A window of 30, and 6 slots more: 60 tokens are known, and others were refused behind them."""
+    """A window of 30 and 6 slots more: 60 tokens are known, others were refused behind them."""
     row = Row(0, list(range(60)), written)
     assert row.reusable([*range(alike), *[99] * 10], 30, False, 6) == reused
 
