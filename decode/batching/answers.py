@@ -36,13 +36,15 @@ class Row:
 
         One is left to run at least. A window's ring forgets: of a row that is longer, only what
         goes on at its end is there, or `uncertain` positions before it, for which there are slots.
+        Of what the row itself was copied from, it has only what its own first token saw.
         Of a state nothing can be taken back: with `whole`, the prompt goes on where the row ends,
         or nothing in it is of use.
         """
         if whole and self.written > min(len(self.tokens), len(prompt) - 1):
             return 0
         known = min(len(self.tokens), self.written, len(prompt) - 1)
-        forgets, end = window and self.written > window + uncertain, self.written - 1 - uncertain
+        end = max(self.written - 1 - uncertain, self.answer.reused if self.answer else 0)
+        forgets = window and end >= window
         if forgets and known < end:
             return 0
         alike = alike_tokens(prompt, self.tokens, known)

@@ -187,6 +187,14 @@ def test_a_ring_has_slots_for_what_drafts_may_have_written(written, alike, reuse
     assert row.reusable([*range(alike), *[99] * 10], 30, False, 6) == reused
 
 
+def test_a_row_that_began_with_a_windows_tokens_of_another_has_none_before_them():
+    answer = answer_of(40)
+    row = Row(0, list(range(40)), 41, answer)
+    for reused, alike, found in ((33, 33, 33), (33, 32, 0), (29, 20, 20)):
+        answer.reused = reused
+        assert row.reusable([*range(alike), *[99] * 10], 30, False, 20) == found
+
+
 def test_steps_with_drafts_count_on_one_token_and_learn_of_more():
     """A step is launched before what the one before gave is known."""
     answer, other = answer_of(16, new=9), answer_of(16, new=2, number=1)
