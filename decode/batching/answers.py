@@ -17,6 +17,8 @@ class Row:
       tokens: those at positions from 0 on, as far as the host knows them.
       written: positions that the programs launched so far have written, at most: one more than
         known ones where a token is not read yet, and more where drafts may have been refused.
+      first: position of the first token of its newest chunk: that took over of those before what a
+        token there sees, and no others.
       answer: whose tokens they are.
       busy: whether that answer still runs.
       freed: when it ended, in answers ended before; -1 for a row that holds nothing.
@@ -25,6 +27,7 @@ class Row:
     number: int
     tokens: list[int] = dataclasses.field(default_factory=list)
     written: int = 0
+    first: int = 0
     answer: "Answer | None" = None
     busy: bool = False
     freed: int = -1
@@ -36,14 +39,14 @@ class Row:
 
         One is left to run at least. A window's ring forgets: of a row that is longer, only what
         goes on at its end is there, or `uncertain` positions before it, for which there are slots.
-        Of what the row itself was copied from, it has only what its own first token saw.
+        What the row's last chunk did not see is not there.
         Of a state nothing can be taken back: with `whole`, the prompt goes on where the row ends,
         or nothing in it is of use.
         """
         if whole and self.written > min(len(self.tokens), len(prompt) - 1):
             return 0
         known = min(len(self.tokens), self.written, len(prompt) - 1)
-        end = max(self.written - 1 - uncertain, self.answer.reused if self.answer else 0)
+        end = max(self.written - 1 - uncertain, self.first)
         forgets = window and end >= window
         if forgets and known < end:
             return 0

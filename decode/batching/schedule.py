@@ -291,7 +291,7 @@ class Schedule:
             self._forget(row)
             row.answer, row.tokens = answer, list(answer.ticket.request.prompt[: answer.reused])
         row.tokens += piece.tokens
-        row.written = len(row.tokens)
+        row.written, row.first = len(row.tokens), piece.first
         self._hold(row)
         answer.ran += len(piece.tokens)
         if piece.ends:
@@ -307,7 +307,7 @@ class Schedule:
         row.busy, row.freed = False, next(self._ended)
 
     def _forget(self, row: Row) -> None:
-        row.tokens, row.written, row.freed = [], 0, -1
+        row.tokens, row.written, row.first, row.freed = [], 0, 0, -1
         if self._prefixes:
             self._prefixes.forget(row)
 

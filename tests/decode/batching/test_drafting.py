@@ -43,7 +43,7 @@ def steps_of(service: Service) -> list:
 def test_each_request_gets_the_tokens_that_it_gets_alone_in_fewer_steps():
     engine = one_layer("weight_stationary_1d", "heads", "1")
     small = service_of(engine, budget=16, draft_tokens=3)
-    drawn = {"temperature": 0.3, "top_k": 9, "seed": 4}
+    drawn = {"temperature": 0.05, "seed": 4}
     with counted_compilations() as compiled:
         tickets = [small.submit(ask(16, 20, prompt=prompt, **drawn)) for prompt in PROMPTS]
         steps = steps_of(small)

@@ -187,12 +187,17 @@ def test_a_ring_has_slots_for_what_drafts_may_have_written(written, alike, reuse
     assert row.reusable([*range(alike), *[99] * 10], 30, False, 6) == reused
 
 
-def test_a_row_that_began_with_a_windows_tokens_of_another_has_none_before_them():
-    answer = answer_of(40)
-    row = Row(0, list(range(40)), 41, answer)
-    for reused, alike, found in ((33, 33, 33), (33, 32, 0), (29, 20, 20)):
-        answer.reused = reused
-        assert row.reusable([*range(alike), *[99] * 10], 30, False, 20) == found
+@pytest.mark.parametrize(("first", "alike", "reused"), [(33, 33, 33), (33, 32, 0), (29, 20, 20)])
+def test_a_chunk_has_cleaned_a_row_of_what_its_window_does_not_see(first, alike, reused):
+    row = Row(0, list(range(40)), 41, first)
+    assert row.reusable([*range(alike), *[99] * 10], 30, False, 20) == reused
+
+
+def test_a_row_knows_where_its_newest_chunk_began():
+    answer = answer_of(90)
+    schedule = schedule_of(answer)
+    firsts = [schedule.plan() and schedule.rows[0].first for _ in range(2)]
+    assert firsts == [0, 64]
 
 
 def test_steps_with_drafts_count_on_one_token_and_learn_of_more():
