@@ -47,6 +47,7 @@ from decode.sampling import (
     with_logprobs,
 )
 from model.cache import PADDING, KVCache
+from model.parameters import Parameters
 
 OF_ACCEPTANCE = 1
 """What is folded into a token's random key, to draw whether a draft of the token is accepted."""
@@ -117,32 +118,65 @@ class Verifier:
     def _verify_step(self, parameters, cache, text, proposal, sampler):
         with jax.named_scope("verify_step"):
             tokens = jnp.concatenate([text.newest[:, None], proposal.tokens], axis=1)  # [B, T]
-            logits, cache = self._score(parameters, cache, tokens, text)
+            wanted = text.lengths, text.left
+            logits, cache = score(self.engine, parameters, cache, tokens, *wanted)
             chosen, logprobs = _choose(logits, text, proposal, sampler)
-            stands = jnp.cumprod(chosen[:, :-1] == proposal.tokens, axis=1)
-            count = jnp.minimum(jnp.sum(stands, axis=1, dtype=jnp.int32) + 1, text.left)
+            count = standing(chosen, proposal.tokens, text.left)
             return cache, append(text, chosen, count), Verified(chosen, logprobs, count)
 
-    def _score(self, parameters, cache, tokens, text):
-        """Logits after each of tokens [B, T], [B, T, V], as far as tokens are still wanted."""
-        engine, order = self.engine, jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        real = order < text.left[:, None]
-        positions = jnp.where(real, text.lengths[:, None] + order, PADDING)
-        model = nnx.merge(engine._structure, parameters)
-        x, cache, _ = model(tokens, positions, cache, engine.placement, continues=True)
-        return model.logits(x, engine.placement), cache
+
+def score(
+    engine: Engine,
+    parameters: Parameters,
+    cache: KVCache,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    left: jax.Array,
+) -> tuple[jax.Array, KVCache]:
+    """Logits after each of several tokens of every sequence, as far as tokens are still wanted.
+
+    Args:
+      engine: the model.
+      parameters: its weights, as a step takes them.
+      cache: of at least B sequences; the tokens are those of the first ones that each device has.
+      tokens: [B, T] int32, the newest token and a draft.
+      lengths: [B] int32, tokens in the cache.
+      left: [B] int32, tokens still to generate: of the T so many run, and are written.
+
+    Returns:
+      [B, T, V] float32, and the cache.
+    """
+    order = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    positions = jnp.where(order < left[:, None], lengths[:, None] + order, PADDING)
+    model = nnx.merge(engine._structure, parameters)
+    x, cache, _ = model(tokens, positions, cache, engine.placement, continues=True)
+    return model.logits(x, engine.placement), cache
+
+
+def standing(chosen: jax.Array, drafts: jax.Array, left: jax.Array) -> jax.Array:
+    """How many of chosen tokens [B, T] stand, of which `left` [B] are wanted; drafts: [B, T - 1].
+
+    Those stand that were drafted, up to the first that was not, and that one too.
+    """
+    alike = jnp.cumprod(chosen[:, :-1] == drafts, axis=1)
+    return jnp.minimum(jnp.sum(alike, axis=1, dtype=jnp.int32) + 1, left)
 
 
 def append(text: Text, tokens: jax.Array, count: jax.Array) -> Text:
     """A text with the first `count` [B] of tokens [B, T] behind its newest one."""
-    rows = jnp.arange(len(tokens))[:, None]
-    places = text.lengths[:, None] + 1 + jnp.arange(tokens.shape[1])
     return text._replace(
-        tokens=text.tokens.at[rows, places].set(tokens, mode="drop"),
+        tokens=put_behind(text.tokens, text.lengths, tokens),
         lengths=text.lengths + count,
         index=text.index + count,
         left=text.left - count,
     )
+
+
+def put_behind(texts: jax.Array, last: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Texts [B, H] with tokens [B, T] after the positions `last` [B], as far as there is room."""
+    rows = jnp.arange(len(tokens))[:, None]
+    places = last[:, None] + 1 + jnp.arange(tokens.shape[1])
+    return texts.at[rows, places].set(tokens, mode="drop")
 
 
 def _choose(
@@ -158,7 +192,7 @@ def _choose(
     """
     batch, length, _ = logits.shape
     keys = jax.vmap(text.keys, out_axes=1)(jnp.arange(length, dtype=jnp.int32))  # [B, T]
-    rows = _as_rows(logits)  # [B * T, V]
+    rows = as_rows(logits)  # [B * T, V]
     if proposal.logits is None:
         chosen = sampler.choose(rows, keys.reshape(-1))
     else:
@@ -167,7 +201,7 @@ def _choose(
         drafted = jnp.pad(jax.reshard(proposal.logits, spec), [(0, 0), (0, 1), (0, 0)])
         tokens = jnp.pad(proposal.tokens, [(0, 0), (0, 1)]).reshape(-1)
         has_draft = jnp.broadcast_to(jnp.arange(length) < length - 1, (batch, length)).reshape(-1)
-        others = _as_rows(drafted), tokens, has_draft, keys.reshape(-1), sampler.settings
+        others = as_rows(drafted), tokens, has_draft, keys.reshape(-1), sampler.settings
         with jax.named_scope("judge"):
             chosen = by_rows(judge, rows, *others)
     tokens, logprobs = (each.reshape(batch, length) for each in chosen)
@@ -207,7 +241,7 @@ def judge(
     return with_logprobs(logits, jnp.where(accepted, drafts, drawn))
 
 
-def _as_rows(logits: jax.Array) -> jax.Array:
+def as_rows(logits: jax.Array) -> jax.Array:
     """[B, T, V] -> [B * T, V], each device's own part where it is."""
     batch, _, vocabulary = jax.typeof(logits).sharding.spec
     return jax.shard_map(

@@ -55,8 +55,8 @@ def attend_part(
 
     Args:
       q: [B, T, K, G, h].
-      keys: [B, K, S, h], plain or without their scales. Of one query there may be more sequences
-        in the arrays: it is for the first ones.
+      keys: [B, K, S, h], plain or without their scales. There may be more sequences in the arrays:
+        queries are of the first ones.
       values: [B, K, S, h]; None where keys are also values, or where `expand` makes them.
       key_scales: [K, B, S] float32; None for 1.
       value_scales: as `key_scales`.

@@ -59,8 +59,8 @@ def write(
     """Stores new tokens in place, in the cache's form; those past the last slot are dropped.
 
     Args:
-      cache: [B, K, S, h]. For one new token of each sequence, there may be more sequences: the
-        tokens are those of the first ones that each device has.
+      cache: [B, K, S, h]. There may be more sequences: the tokens are those of the first ones that
+        each device has.
       new: [B, T, K, h].
       tokens: where they belong, each field divided as the cache's sequences are.
       placement: gives the cache's sharding.

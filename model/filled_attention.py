@@ -54,9 +54,9 @@ def attend(
 
     Args:
       q: [B, T, K, G, h], B and K divided as in the keys, T and h whole.
-      stored: keys and values, each [B, K, S, h]; elsewhere than on TPUs and GPUs, for T = 1, of
-        more sequences too, the first of each device being those of the queries. No
-        values where keys are also values.
+      stored: keys and values, each [B, K, S, h]; elsewhere than on TPUs and GPUs, of more
+        sequences too, the first of each device being those of the queries. No values where keys
+        are also values.
       spans: positions of queries and keys, divided in any way.
       softmax: scale, cap and window.
       ring: the slots are a ring: the token at position p is in slot p modulo S.

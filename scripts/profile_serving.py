@@ -19,6 +19,9 @@ Without --price_per_chip_hour costs are milliseconds of wall time for each token
 --departure_ms also answers loads that have arrival times by a train on a fixed schedule: requests
 wait for the next departure, and a batch runs whole before another departs.
 
+--draft=ngram verifies drafts in every step. The floor is then that of such a step, over the tokens
+that it gave; the ideal is still a fixed batch without drafts.
+
 --url measures a server elsewhere over OpenAI's streaming completions, as its clients see it:
 without ideal and floor, which are not known there.
 
@@ -30,6 +33,7 @@ Examples:
   python scripts/profile_serving.py --concurrency=1,2,4,8,16,32 --prompt_length=128
   python scripts/profile_serving.py --rate=0.5,2 --rows=16 --departure_ms=2000
   python scripts/profile_serving.py --trace_file=requests.jsonl --context=2048
+  python scripts/profile_serving.py --concurrency=1,4 --draft=ngram --draft_tokens=3
   python scripts/profile_serving.py --url=http://127.0.0.1:8000 --concurrency=1,8,32
 """
 
@@ -41,6 +45,7 @@ from pathlib import Path
 
 import _array_flags
 import _common
+import _draft_flags
 import _here_flags
 import _peak_flags
 from absl import flags
@@ -84,7 +89,7 @@ _PRICE = flags.DEFINE_float("price_per_chip_hour", None, "USD; costs are then in
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/serving", "Folder for results.")
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags, _here_flags, _peak_flags):
+    for module in (_common, _array_flags, _here_flags, _peak_flags, _draft_flags):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
@@ -176,7 +181,7 @@ def _elsewhere(loads: list[Load], output: Path, started: str):
     unknown = ["rows", "context", "token_budget", "departure_ms", "seconds", "hbm_bandwidth"]
     unknown += ["peak_flops", "devices", "mesh", "layout", "dtype", "weight_dtype", "kv_dtype"]
     unknown += ["attention", "collectives", "prefill_layout", "expert_parallel", "gpu_kernels"]
-    unknown += ["round_activations", "random_weights", "max_context"]
+    unknown += ["round_activations", "random_weights", "max_context", "draft", "draft_tokens"]
     _common.refuse(unknown, "--url names a server, which has its own")
     named = _common.MODEL.value if _common.flags.FLAGS["model"].present else None
     server = elsewhere.Server(_URL.value, named, _API_KEY.value)
@@ -263,6 +268,7 @@ def _sweep(loads: list[Load]) -> tuple[Sweep, Asking]:
     _layouts.check_layouts()
     _dtypes.check()
     source = _common.source()
+    _draft_flags.check(source.config)
     everything = [each for load in loads for each in load.asked]
     longest = max(each.prompt_length + each.generated_tokens for each in everything)
     context = _CONTEXT.value or longest
@@ -285,7 +291,9 @@ def _sweep(loads: list[Load]) -> tuple[Sweep, Asking]:
         price=_PRICE.value,
     )
     departure = None if _DEPARTURE_MS.value is None else _DEPARTURE_MS.value / 1e3
-    return sweep, Asking(loads, rows, context, _TOKEN_BUDGET.value, departure, _SEED.value)
+    sizes = {"rows": rows, "context": context, "token_budget": _TOKEN_BUDGET.value}
+    sizes["draft_tokens"] = _draft_flags.draft_tokens()
+    return sweep, Asking(loads, **sizes, departure_s=departure, seed=_SEED.value)
 
 
 def _check_output(output: Path) -> None:

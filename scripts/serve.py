@@ -10,6 +10,7 @@ Examples:
   python scripts/serve.py --model=path/to/Qwen3-8B --batch=64 --context=8192
   python scripts/serve.py --host=0.0.0.0 --port=80 --api_key=SECRET --max_waiting=200
   python scripts/serve.py --devices=4 --layout=auto --attention=auto --batch=16
+  python scripts/serve.py --batch=2 --draft=ngram    several tokens a step, exactly
 """
 
 import os
@@ -21,6 +22,7 @@ import time
 import _array_flags
 import _chat_template
 import _common
+import _draft_flags
 import _here_flags
 from absl import flags
 
@@ -71,7 +73,7 @@ _CHUNK = _array_flags.define_chunk(
 )
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags, _here_flags, _chat_template):
+    for module in (_common, _array_flags, _here_flags, _chat_template, _draft_flags):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
@@ -102,6 +104,7 @@ def main() -> None:
         check_chunk(_CHUNK.value)
     meshes, sockets = _engines.meshes(), []
     source = _chat_template.with_template(_common.source())
+    _draft_flags.check(source.config)
     processes.from_first_process(lambda: sockets.append(_listen()))
     step = Pass(_BATCH.value or 8, context=_context(source) - 1)
     placed = _engines.place(source, meshes, [step])
@@ -152,6 +155,7 @@ def _batcher(placed: _engines.Placed) -> tuple[Batcher, str]:
         tokenizer=placed.source.tokenizer,
         top_logprobs=_TOP_LOGPROBS.value,
         shares_prefixes=_SHARE_PREFIXES.value,
+        draft_tokens=_draft_flags.draft_tokens(),
     )
     weights, cache = placed.need(rows, context).weights, engine.cache_bytes(rows, context)
     return batcher, f"{byte_size(weights)} of weights and {byte_size(cache)} of cache are reserved"

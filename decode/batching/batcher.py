@@ -13,11 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from decode.batching.answers import Answer
 from decode.batching.chunk_arrays import joining_of, lanes_of
+from decode.batching.drafting import programs_of
 from decode.batching.events import Event, Finished, Reason, Ticket, Token
-from decode.batching.programs import Chosen, Lanes, Programs
+from decode.batching.programs import Chosen, Lanes
 from decode.batching.request import Request
-from decode.batching.schedule import Answer, ChunkPlan, Plan, Schedule
+from decode.batching.schedule import ChunkPlan, Plan, Schedule
 from decode.batching.shape import shape_of
 from decode.batching.stats import StepStats
 from decode.chunks import TILE
@@ -71,6 +73,7 @@ class Batcher:
         tokenizer: Tokenizer | None = None,
         top_logprobs: int = 0,
         shares_prefixes: bool = True,
+        draft_tokens: int = 0,
     ):
         """Allocates the cache; `warm_up` compiles.
 
@@ -82,17 +85,19 @@ class Batcher:
           tokenizer: makes text of tokens, for events and stop strings.
           top_logprobs: alternatives to each token that a request may ask for, at most.
           shares_prefixes: whether prompts start from what rows hold of their beginnings.
+          draft_tokens: tokens of a draft that a decode step verifies in each row beside its newest;
+            0 for steps of one token.
 
         Raises:
+          DraftError: drafts of a model with gated delta layers.
           LayoutError: a number of rows that the layout does not divide.
           UsageError: numbers that are not positive, or a budget below a tile.
         """
-        self._schedule = Schedule(
-            shape_of(engine, slots_of_sequences, context, token_budget), shares_prefixes
-        )
+        shape = shape_of(engine, slots_of_sequences, context, token_budget, draft_tokens)
+        self._schedule = Schedule(shape, shares_prefixes)
         self._engine, self._context, self._tokenizer = engine, context, tokenizer
-        self._programs, self._top_logprobs = Programs(engine, top_logprobs), top_logprobs
-        self._cache = engine.new_cache(slots_of_sequences, context)
+        self._programs, self._top_logprobs = programs_of(engine, shape, top_logprobs), top_logprobs
+        self._cache = engine.new_cache(slots_of_sequences, context, shape.uncertain)
         self._rows = self._programs.empty_rows(slots_of_sequences)
         self._active_rows = np.zeros(0, bool)
         self._active = self._programs.put(self._active_rows)
@@ -267,7 +272,10 @@ class Batcher:
             decoded = launched.decodes and number == len(chosen) - 1
             for row, answer in answers:
                 launched.stats.wasted += decoded and answer.ended
-                events += self._tell(answer, arrays, row)
+                if arrays.count is None:
+                    events += self._tell(answer, arrays, row)
+                else:
+                    events += self._tell_standing(answer, arrays, row, launched.stats)
         launched.stats.host_seconds += time.perf_counter() - begun
         self.stats = launched.stats
         return events
@@ -287,7 +295,22 @@ class Batcher:
             stats.decode_seconds = self._arrived - begun - stats.prompt_seconds
         return chosen
 
-    def _tell(self, answer: Answer, chosen: Chosen, row: int) -> Iterator[Event]:
+    def _tell_standing(
+        self, answer: Answer, chosen: Chosen, row: int, stats: StepStats
+    ) -> Iterator[Event]:
+        """Events of those tokens of a step with drafts that stand, up to a stop among them."""
+        if answer.ended:
+            return
+        count, drafted = int(chosen.count[row]), self._schedule.shape.drafted
+        left = answer.ticket.request.max_new_tokens - answer.generated
+        stats.drafted += min(drafted, left - 1)
+        stats.accepted += count - 1
+        for place in range(count):
+            yield from self._tell(answer, chosen, (row, place))
+        if not answer.ended:
+            self._schedule.stood(answer, count)
+
+    def _tell(self, answer: Answer, chosen: Chosen, row: int | tuple[int, int]) -> Iterator[Event]:
         """Events of one token that has arrived for an answer; none if that has ended before."""
         if answer.ended:
             return
@@ -350,7 +373,7 @@ class Batcher:
         return StepStats(
             plan.rows,
             active=len(plan.decoding),
-            context=sum(row.written - 1 for _, row in plan.decoding),
+            context=sum(row.written - 1 - shape.drafted for _, row in plan.decoding),
             chunks=len(plan.chunks),
             prompt_tokens=tokens,
             reused_tokens=sum(p.first for p in pieces if p.first == p.answer.reused),
@@ -359,11 +382,13 @@ class Batcher:
 
 
 def _fetch(chosen: Chosen) -> Chosen:
-    for array in chosen:
+    for array in jax.tree.leaves(chosen):
         array.copy_to_host_async()
     return chosen
 
 
-def _alternatives(chosen: Chosen, row: int, request: Request) -> tuple[tuple[int, float], ...]:
+def _alternatives(
+    chosen: Chosen, row: int | tuple[int, int], request: Request
+) -> tuple[tuple[int, float], ...]:
     each = zip(chosen.top_tokens[row].tolist(), chosen.top_logprobs[row].tolist(), strict=True)
     return tuple(each)[: request.top_logprobs]

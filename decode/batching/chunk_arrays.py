@@ -1,8 +1,11 @@
 """A chunk that is planned, as the arrays that programs take."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from decode.batching.programs import Joining, Lanes
+from decode.batching.programs import Joining, Lanes, RowText
+from decode.batching.request import Request
 from decode.batching.row_sampling import RowSampling
 from decode.batching.schedule import ChunkPlan
 from decode.batching.shape import Shape
@@ -38,4 +41,15 @@ def joining_of(chunk: ChunkPlan, shape: Shape) -> Joining:
     lengths = [piece.first + len(piece.tokens) if piece else 0 for piece in ends]
     requests = [piece and piece.answer.ticket.request for piece in ends]
     numbers = np.array(rows, np.int32), np.array(lengths, np.int32)
-    return Joining(*numbers, RowSampling.of(requests))
+    text = _text_of(requests, shape.context) if shape.drafted else None
+    return Joining(*numbers, RowSampling.of(requests), text)
+
+
+def _text_of(requests: Sequence[Request | None], room: int) -> RowText:
+    """Prompts of m lanes in arrays of so many tokens; behind each stands its first token, to be."""
+    tokens = np.zeros((len(requests), room), np.int32)
+    for lane, request in enumerate(requests):
+        if request:
+            tokens[lane, : len(request.prompt)] = request.prompt
+    left = [request.max_new_tokens - 1 if request else 0 for request in requests]
+    return RowText(tokens, np.array(left, np.int32))

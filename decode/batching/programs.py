@@ -21,6 +21,18 @@ from model.cache import PADDING, KVCache
 from model.cache_write import NewTokens
 
 
+class RowText(NamedTuple):
+    """What drafts of B rows are made from, and how many of their tokens may stand.
+
+    Attributes:
+      tokens: [B, H] int32, prompt and answer, each token at its position; what follows is anything.
+      left: [B] int32, tokens still to generate.
+    """
+
+    tokens: jax.Array
+    left: jax.Array
+
+
 class Rows(NamedTuple):
     """What steps hand to each other beside the cache, of each of B rows; it stays on devices.
 
@@ -29,28 +41,33 @@ class Rows(NamedTuple):
       lengths: [B] int32, tokens in the cache.
       index: [B] int32, tokens generated.
       sampling: how the next token is chosen.
+      text: what drafts need; None without them.
     """
 
     tokens: jax.Array
     lengths: jax.Array
     index: jax.Array
     sampling: RowSampling
+    text: RowText | None = None
 
 
 class Chosen(NamedTuple):
-    """Tokens of a program's rows.
+    """Tokens of a program's rows; of a step that verifies drafts, several of each.
 
     Attributes:
-      tokens: [B] int32.
-      logprobs: [B] float32, under the model's own distribution.
-      top_tokens: [B, n] int32, the most likely ones, the most likely first; n may be 0.
-      top_logprobs: [B, n] float32.
+      tokens: [B] int32; or [B, T], those that stand first.
+      logprobs: [B] or [B, T] float32, under the model's own distribution.
+      top_tokens: [B, n] or [B, T, n] int32, the most likely ones, the most likely first; n may be
+        0.
+      top_logprobs: the same in float32.
+      count: [B] int32, how many of T tokens stand; None where there is one.
     """
 
     tokens: jax.Array
     logprobs: jax.Array
     top_tokens: jax.Array
     top_logprobs: jax.Array
+    count: jax.Array | None = None
 
 
 class Lanes(NamedTuple):
@@ -78,11 +95,13 @@ class Joining(NamedTuple):
       rows: [m] int32, where they go on; B, past the last, of a lane without any.
       lengths: [m] int32, tokens of the prompts.
       sampling: how their tokens are chosen.
+      text: the prompts, and how many tokens may follow the first; None without drafts.
     """
 
     rows: jax.Array
     lengths: jax.Array
     sampling: RowSampling
+    text: RowText | None = None
 
 
 class Programs:
@@ -209,12 +228,13 @@ class Programs:
         return self.engine.placement.parts(("cache", "B"))
 
     def _first(self, array: jax.Array, count: int) -> jax.Array:
-        """So many of B numbers, the first of each group."""
-        return array.reshape(self._groups, -1)[:, : count // self._groups].reshape(count)
+        """So many of B numbers, or of B rows of them, the first of each group."""
+        groups = array.reshape(self._groups, -1, *array.shape[1:])
+        return groups[:, : count // self._groups].reshape(count, *array.shape[1:])
 
     def _put_first(self, array: jax.Array, some: jax.Array) -> jax.Array:
-        """The B numbers with those of `_first` in their places."""
-        some, groups = some.reshape(self._groups, -1), array.reshape(self._groups, -1)
+        """All of B with those of `_first` in their places."""
+        some, groups = (a.reshape(self._groups, -1, *a.shape[1:]) for a in (some, array))
         return groups.at[:, : some.shape[1]].set(some).reshape(array.shape)
 
     def _choose(self, logits: jax.Array, sampling: RowSampling, index: jax.Array) -> Chosen:

@@ -9,84 +9,9 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-from decode.batching.events import Ticket
-from decode.batching.prefixes import BLOCK, Prefixes, alike_tokens
+from decode.batching.answers import Answer, Row
+from decode.batching.prefixes import BLOCK, Prefixes
 from decode.batching.shape import Shape
-from decode.text_stops import StoppedText
-
-
-@dataclasses.dataclass(eq=False)
-class Row:
-    """A row of the cache, and what it holds; its contents stay when its answer has ended.
-
-    Attributes:
-      number: its place in the cache, which an exchange with another row changes.
-      tokens: those at positions from 0 on, as far as the host knows them.
-      written: positions that the programs launched so far have written; one more than known ones
-        where a token is not read yet.
-      answer: whose tokens they are.
-      busy: whether that answer still runs.
-      freed: when it ended, in answers ended before; -1 for a row that holds nothing.
-    """
-
-    number: int
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    written: int = 0
-    answer: "Answer | None" = None
-    busy: bool = False
-    freed: int = -1
-
-    def reusable(self, prompt: Sequence[int], window: int | None, whole: bool = False) -> int:
-        """How many of the prompt's first tokens need not run after a copy of this row.
-
-        One is left to run at least. A window's ring forgets: of a row that is longer, only what
-        goes on at its end is there. Of a state nothing can be taken back: with `whole`, the prompt
-        goes on where the row ends, or nothing in it is of use.
-        """
-        if whole and self.written > min(len(self.tokens), len(prompt) - 1):
-            return 0
-        known = min(len(self.tokens), self.written, len(prompt) - 1)
-        forgets = window and self.written > window
-        if forgets and known < self.written - 1:
-            return 0
-        alike = alike_tokens(prompt, self.tokens, known)
-        if forgets and alike < self.written - 1:
-            return 0
-        if whole and alike < self.written:
-            return 0
-        return alike if alike >= BLOCK else 0
-
-
-@dataclasses.dataclass(eq=False)
-class Answer:
-    """A request on its way.
-
-    Attributes:
-      ticket: names it.
-      text: decodes its tokens, where there is a tokenizer.
-      row: where it runs or ran; None while it waits.
-      ran: tokens of the prompt that were launched or reused.
-      reused: those of them that a row held.
-      launched: tokens of the answer that programs were launched for.
-      generated: those that have arrived.
-      ended: whether its last event has been told; what still arrives is dropped.
-      shares: whether it may start from what a row holds.
-    """
-
-    ticket: Ticket
-    text: StoppedText | None = None
-    row: Row | None = None
-    ran: int = 0
-    reused: int = 0
-    launched: int = 0
-    generated: int = 0
-    ended: bool = False
-    shares: bool = True
-
-    @property
-    def left(self) -> int:
-        """Tokens of the prompt that are still to run."""
-        return len(self.ticket.request.prompt) - self.ran
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +142,17 @@ class Schedule:
             row.tokens.append(token)
             self._hold(row)
 
+    def stood(self, answer: Answer, count: int) -> None:
+        """So many tokens have come of a step that verified drafts, where one was counted on.
+
+        The next step, if there is one, was launched, and begins with the newest of them.
+        """
+        row, answer.launched = answer.row, answer.launched + count - 1
+        if row.answer is answer:
+            row.written = min(len(row.tokens) + self.shape.drafted, answer.most)
+            if row.busy and answer.launched >= answer.ticket.request.max_new_tokens:
+                self._free(row)
+
     def plan(self) -> Plan:
         """The next step; rows are marked as its programs leave them."""
         chunks, left = [], self.shape.budget
@@ -227,7 +163,7 @@ class Schedule:
         decoding = [(row.answer, row) for row in self.rows if row.busy and not row.answer.left]
         last = max((self.shape.within_group(row.number)[1] for _, row in decoding), default=0)
         for answer, row in decoding:
-            row.written += 1
+            row.written = min(row.written + 1 + self.shape.drafted, answer.most)
             self._launch(answer)
         rows = self.shape.step(last + 1) if decoding else 0
         plan = Plan(exchanges, chunks, decoding, rows)
@@ -325,7 +261,7 @@ class Schedule:
             rows = sorted(set(alike) - seen, key=lambda row: row.number)
             seen.update(rows)
             rows = [row for row in rows if self._group(row) in groups]
-            keeps = self.shape.window, self.shape.whole
+            keeps = self.shape.window, self.shape.whole, self.shape.uncertain
             found = [(row.reusable(prompt, *keeps), row) for row in rows]
             reused, best = max(found, key=lambda each: each[0], default=(0, None))
             if reused:
@@ -355,7 +291,7 @@ class Schedule:
             self._forget(row)
             row.answer, row.tokens = answer, list(answer.ticket.request.prompt[: answer.reused])
         row.tokens += piece.tokens
-        row.written = len(row.tokens)
+        row.written, row.first = len(row.tokens), piece.first
         self._hold(row)
         answer.ran += len(piece.tokens)
         if piece.ends:
@@ -371,7 +307,7 @@ class Schedule:
         row.busy, row.freed = False, next(self._ended)
 
     def _forget(self, row: Row) -> None:
-        row.tokens, row.written, row.freed = [], 0, -1
+        row.tokens, row.written, row.first, row.freed = [], 0, 0, -1
         if self._prefixes:
             self._prefixes.forget(row)
 

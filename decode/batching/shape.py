@@ -3,6 +3,7 @@
 import dataclasses
 
 from decode.chunks import FEW, TILE
+from decode.drafts import check_takes_back
 from decode.engine import Engine
 from sharding.error_types import UsageError
 
@@ -32,6 +33,9 @@ class Shape:
       whole: whether what a row holds is of use whole alone, as a state is.
       steps: rows of the decode steps that are smaller than one of all rows, rising. A step has as
         many of each group, its first ones.
+      context: tokens that each row has room for.
+      drafted: tokens of drafts that a decode step verifies in each row beside the newest; 0 without
+        drafts.
     """
 
     rows: int
@@ -43,6 +47,17 @@ class Shape:
     window: int | None = None
     whole: bool = False
     steps: tuple[int, ...] = ()
+    context: int = 0
+    drafted: int = 0
+
+    @property
+    def uncertain(self) -> int:
+        """Positions past a row's known tokens that refused drafts may have written.
+
+        Two steps may have run since those tokens were read, each past what stands by `drafted`. A
+        window's ring has so many slots more than its window, so that a text can go on at its end.
+        """
+        return 2 * self.drafted
 
     def size(self, tokens: int) -> int:
         """Tokens of the next chunk of a prompt of which so many are left."""
@@ -66,10 +81,11 @@ class Shape:
         return divmod(number, self.rows // self.groups)
 
 
-def shape_of(engine: Engine, rows: int, context: int, budget: int) -> Shape:
+def shape_of(engine: Engine, rows: int, context: int, budget: int, drafted: int = 0) -> Shape:
     """What a step has room for.
 
     Raises:
+      DraftError: the model's cache cannot give refused drafts back.
       LayoutError: a number of rows that the layout does not divide.
       UsageError: numbers that are not positive, or a budget below a tile of each lane.
     """
@@ -79,6 +95,8 @@ def shape_of(engine: Engine, rows: int, context: int, budget: int) -> Shape:
         if value < 1:
             raise UsageError(f"{name} is {value}; use a positive integer")
     placement.check_batch(rows)
+    if drafted:
+        check_takes_back(config)
     if budget < TILE * lanes:
         raise UsageError(
             f"token_budget is {budget}, but a chunk takes {TILE} tokens of {lanes} prompts each; "
@@ -100,6 +118,8 @@ def shape_of(engine: Engine, rows: int, context: int, budget: int) -> Shape:
         window=min(windows, default=None),
         whole=config.delta is not None,
         steps=smaller_steps(rows, lanes) if on_cpu else (),
+        context=context,
+        drafted=drafted,
     )
 
 

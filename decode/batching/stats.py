@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass
 class StepStats:
-    """One step: chunks of prompts, then a token for every row that decodes.
+    """One step: chunks of prompts, then a token for every row that decodes, or more with drafts.
 
     What a service loses against full steps with free prompts is told by sums over steps: empty
     slots by `rows` - `active` + `wasted` of `decode_seconds`; prompts by `prompt_seconds`, of which
@@ -17,7 +17,11 @@ class StepStats:
       active: rows that a token was launched for; 0: no decode step ran.
       wasted: those of `active` whose answer had ended at a stop or was cancelled when the token
         arrived.
-      context: tokens in the caches of active rows, all together, before the step.
+      drafted: tokens of drafts that could have stood: limits leave room for no more, and rows that
+        were wasted count none.
+      accepted: those that stood, each a token more of its row.
+      context: tokens in the caches of active rows, all together, before the step; with drafts, at
+        most.
       chunks: programs that ran chunks of prompts.
       prompt_tokens: tokens of prompts in them.
       reused_tokens: tokens of prompts that were not run, because a row held them.
@@ -33,6 +37,8 @@ class StepStats:
     rows: int
     active: int = 0
     wasted: int = 0
+    drafted: int = 0
+    accepted: int = 0
     context: int = 0
     chunks: int = 0
     prompt_tokens: int = 0

@@ -87,6 +87,8 @@ class Metrics:
         if stats is None:
             return
         self._tokens["padding"] += stats.padding
+        self._tokens["drafted"] += stats.drafted
+        self._tokens["accepted"] += stats.accepted
         self._steps["host"].add(stats.host_seconds)
         self._steps["idle"].add(stats.idle_seconds)
         if stats.chunks:
@@ -106,6 +108,8 @@ class Metrics:
             ("reused_tokens_total", "counter", "Tokens found in rows.", count["reused"]),
             ("padding_tokens_total", "counter", "Tokens that fill chunks.", count["padding"]),
             ("generated_tokens_total", "counter", "Tokens of answers.", count["generated"]),
+            ("drafted_tokens_total", "counter", "Tokens of drafts.", count["drafted"]),
+            ("accepted_tokens_total", "counter", "Tokens of drafts taken.", count["accepted"]),
         )
         lines = []
         for name, kind, about, value in numbers:

@@ -22,9 +22,11 @@ from profiles.chips.chip import Peaks
 from profiles.chips.local_devices import local_devices
 from profiles.expected.here import slice_here
 from profiles.floor.bound import floor
+from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.deployment import Deployment
 from profiles.floor.passes import Pass
 from profiles.floor.serving import Service, serving_work
+from profiles.floor.speculation import verification_floor
 from profiles.measured.bandwidth import PeakMeter
 from profiles.measured.peak_rates import Rates, bandwidth_of, peaks_of, sample_rates
 from profiles.measured.rows import give_back
@@ -54,6 +56,7 @@ class Asking:
       token_budget: tokens of prompts between two decode steps, at most.
       departure_s: seconds between trains that are compared with joining at any step; None for none.
       seed: of the prompts.
+      draft_tokens: tokens of drafts that a step verifies in each row; 0 without drafts.
     """
 
     loads: Sequence[Load]
@@ -62,6 +65,7 @@ class Asking:
     token_budget: int
     departure_s: float | None = None
     seed: int = 0
+    draft_tokens: int = 0
 
 
 class Measured:
@@ -129,7 +133,7 @@ class Measured:
         """The loads as the document has them."""
         peaks = peaks_of(self.sweep, self.bandwidth, self.engine)
         price, chips = self.sweep.price, -(-self.engine.mesh.size // peaks.devices_per_chip)
-        found = []
+        found, one_by_one = [], not self.asking.draft_tokens
         for traffic in self.traffic:
             full, load = self.full(traffic.load), traffic.load
             row = load_row(
@@ -137,8 +141,9 @@ class Measured:
                 self._record(full, peaks),
                 self.rows,
                 self._step_s(load.mean_context),
-                service_floor_s(self.engine, peaks, full[0], load),
+                service_floor_s(self.engine, peaks, full[0], load) if one_by_one else None,
                 price and price * chips / 3600,
+                None if one_by_one else self._verification_floor_s(full, peaks),
             )
             found.append(row | {"token_budget": self.asking.token_budget})
         return found
@@ -146,6 +151,12 @@ class Measured:
     def departures(self) -> list[dict]:
         """Arrivals that were answered in both ways, as the document has them."""
         return [departures_row(*both, self.asking.departure_s) for both in self.trains]
+
+    def _verification_floor_s(self, full: tuple[int, int], peaks: Peaks) -> float:
+        """Seconds of the floor of a full step, of a batch and a context, that verifies drafts."""
+        engine, tokens = self.engine, self.asking.draft_tokens + 1
+        counter = PassCounter(engine.config, engine.placement, engine.dtypes)
+        return verification_floor(counter, peaks, Pass(*full, tokens, slots=self.asking.context))
 
     def _step_s(self, context: int) -> dict[int, float]:
         """Seconds of the steps of fixed batches at a context, by their rows."""
@@ -177,7 +188,8 @@ def measure(measured: Measured, say: Say, done: Callable[[str, int], None]) -> I
     asking, engine = measured.asking, measured.engine
     begun = time.perf_counter()
     say(f"compiling a service of {asking.rows} rows")
-    batcher = Batcher(engine, asking.rows, asking.context, asking.token_budget)
+    sizes = asking.rows, asking.context, asking.token_budget
+    batcher = Batcher(engine, *sizes, draft_tokens=asking.draft_tokens)
     batcher.warm_up()
     say(f"the service is compiled after {time.perf_counter() - begun:.0f} s")
     if processes.is_first():

@@ -1,8 +1,11 @@
 """What programs read of each load: latencies, rates and costs, beside the ideal and the floor."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from decode.batching.stats import StepStats
+from decode.speculation import Tally
 from profiles.report.record import Record
 from profiles.serving.lost import lost
 from profiles.serving.traffic import Timeline, Traffic
@@ -27,6 +30,7 @@ def load_row(
     step_s: Mapping[int, float] | None = None,
     service_floor_s: float | None = None,
     usd_per_s: float | None = None,
+    verification_floor_s: float | None = None,
 ) -> dict:
     """One load as an entry of the document's `load`.
 
@@ -38,6 +42,8 @@ def load_row(
       step_s: seconds of the steps of fixed batches by their rows, that of `full` among them.
       service_floor_s: seconds of each token in the floor with prompts: `profiles.floor.serving`.
       usd_per_s: price of all chips; None leaves costs out.
+      verification_floor_s: seconds of the floor of a full step that verifies drafts; None without
+        drafts.
     """
     load, tokens = traffic.load, traffic.tokens
     kind = {"concurrency": load.concurrency, "rate": load.rate}
@@ -49,9 +55,19 @@ def load_row(
     row |= cost(traffic.wall_s / tokens, usd_per_s)
     if traffic.compiled is not None:
         row["recompilations"] = traffic.compiled
+    if verification_floor_s is not None:
+        row["speculation"] = dataclasses.asdict(speculation(traffic.steps))
     if full is not None:
-        row |= _beside(traffic, full, step_s, service_floor_s, usd_per_s)
+        floor_s = full.floor_s if verification_floor_s is None else verification_floor_s
+        row |= _beside(traffic, full, floor_s, step_s, service_floor_s, usd_per_s)
     return {name: value for name, value in row.items() if value is not None}
+
+
+def speculation(steps: Sequence[StepStats]) -> Tally:
+    """What steps gave to rows whose tokens some request took, and what drafts came to in them."""
+    rows = sum(step.active - step.wasted for step in steps)
+    drafted, accepted = sum(s.drafted for s in steps), sum(s.accepted for s in steps)
+    return Tally(rows, rows + accepted, drafted, accepted)
 
 
 def cost(seconds: float, usd_per_s: float | None) -> dict[str, float]:
@@ -65,13 +81,16 @@ def cost(seconds: float, usd_per_s: float | None) -> dict[str, float]:
 def _beside(
     traffic: Traffic,
     full: Record,
+    floor_s: float,
     step_s: Mapping[int, float],
     service_floor_s: float | None,
     usd_per_s: float | None,
 ) -> dict:
     """Ideal, floor and what is lost."""
     batch, step = full.batch, full.step_s["median"]
-    floor = {"step_s": full.floor_s, **cost(full.floor_s / batch, usd_per_s)}
+    tally = speculation(traffic.steps)
+    least = floor_s / (tally.tokens_per_step if tally.steps else 1)  # for a token of each sequence
+    floor = {"step_s": floor_s, **cost(least / batch, usd_per_s)}
     if service_floor_s is not None:
         floor["with_prompts"] = cost(service_floor_s, usd_per_s)
     whole = lost(
@@ -81,7 +100,7 @@ def _beside(
         tokens=traffic.tokens,
         batch=batch,
         step_s=step_s,
-        floor_s=full.floor_s,
+        floor_s=least,
     )
     return {
         "batch": batch,

@@ -117,6 +117,13 @@ def notes(document: Mapping) -> list[str]:
         for each in document["load"]
         if each.get("recompilations")
     ]
+    found += [
+        f"{load_words(each)}: {tally['accepted'] / tally['drafted']:.0%} of "
+        f"{exact(tally['drafted'])} drafted tokens were accepted, "
+        f"{number(tally['tokens'] / tally['steps'])} tokens a step of each sequence"
+        for each in document["load"]
+        if (tally := each.get("speculation")) and tally["drafted"]
+    ]
     points = map(_record, document["points"])
     found += [
         f"batch {each.batch}, {each.status}: {each.message}" for each in points if not each.ok

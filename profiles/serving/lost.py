@@ -28,6 +28,9 @@ and their sum is ``W / N - F / B``, the whole that is lost between the floor of 
 free, and what was measured. The ideal, steps of t_B with every row taken, lies between: of what is
 over the floor ``(t_B - F) / B`` is the fixed batch's own.
 
+Where steps verify drafts, a row takes several tokens of a step, and F is the floor of such a step
+over the tokens of a row in it, on average: the sum is as before.
+
 An answer's first token comes of its prompt and takes no row of a step, yet F counts it like all
 others: over the floor is less by ``F / B`` of one token in each answer.
 """

@@ -171,7 +171,7 @@ def test_metrics_count_and_time(server):
     assert 'floorline_responses_total{status="200"}' in text
     assert 'floorline_step_seconds_bucket{part="decode",le="+Inf"}' in text
     families = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
-    assert len(families) == len(set(families)) == 13
+    assert len(families) == len(set(families)) == 15
 
 
 def test_who_has_no_key_is_not_let_in():

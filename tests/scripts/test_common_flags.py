@@ -39,7 +39,7 @@ OWN = {
     "serve.py": {
         "devices", "mesh", "batch", "context", "chunk", "seed", "host", "port", "api_key",
         "max_waiting", "max_body_bytes", "max_connections", "stall_seconds", "drain_seconds",
-        "token_budget", "top_logprobs", "share_prefixes", "chat_template",
+        "token_budget", "top_logprobs", "share_prefixes", "chat_template", "draft", "draft_tokens",
     },
     "convert_checkpoint.py": {"devices", "mesh", "output_dir"},
 }  # fmt: skip

@@ -31,6 +31,8 @@ CASES = {
     "url": ["--url=somewhere", "--concurrency=1"],
     "url_rows": ["--url=http://127.0.0.1:1", "--rows=3"],
     "key": [*SHORT, "--api_key=secret"],
+    "no_draft": [*SHORT, "--draft_tokens=3"],
+    "url_draft": ["--url=http://127.0.0.1:1", "--draft=ngram"],
 }  # fmt: skip
 REFUSED = {
     "rate": "rate is 0.0; use a positive number",
@@ -48,6 +50,8 @@ REFUSED = {
     "url": "url is 'somewhere'; use an address",
     "url_rows": "--rows is given, but --url names a server",
     "key": "--api_key is given, but no --url",
+    "no_draft": "--draft_tokens is given, but --draft is not; leave it out",
+    "url_draft": "--draft is given, but --url names a server",
 }
 
 
@@ -95,6 +99,21 @@ def test_a_train_on_schedule_is_compared_with_the_same_arrivals(ended, folder):
     assert (both["departure_s"], both["arrivals"], both["rate"]) == (0.02, "poisson", 50)
     assert both["train"]["waiting_s"]["mean"] > 0 and both["any_step"]["total_s"]["mean"] > 0
     assert "on schedule" in ended["both"].stderr and "joining at any step" in ended["both"].stderr
+
+
+@pytest.mark.slow
+def test_what_drafts_came_to_is_in_the_record_and_told(folder):
+    drafts = {"drafts": [*FILE, "--concurrency=2", "--draft=ngram", "--output_dir=drafts"]}
+    done = run_many("profile_serving.py", drafts, folder=folder, patches=QUICK_RATES)["drafts"]
+    assert done.code == 0, done.stderr
+    (row,) = json.loads((folder / "drafts/serving.json").read_text())["load"]
+    tally = row["speculation"]
+    assert tally["tokens"] == tally["steps"] + tally["accepted"] == 5 * row["requests"]
+    assert tally["accepted"] <= tally["drafted"] <= 4 * tally["steps"]
+    assert row["recompilations"] == 0
+    least = row["floor"]["step_s"] / (tally["tokens"] / tally["steps"]) / row["batch"]
+    assert row["floor"]["s_per_token"] == pytest.approx(least)
+    assert f"of {tally['drafted']} drafted tokens were accepted" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -74,6 +74,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(tmp_path):
             "no template": (["--chat_template=rag"], 2, "--chat_template is 'rag', but "),
             "a document": (["--json=a"], 2, "a server writes no document"),
             "too long": (["--context=513"], 2, "--context is 513"),
+            "no draft": (["--draft_tokens=2"], 2, "--draft_tokens is given, but --draft is not"),
             "a small budget": (["--token_budget=15", "--port=0"], 2, "token_budget is 15"),
         }
         arguments = {name: [*TINY, *case[0]] for name, case in cases.items()}

@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from decode.batching.answers import Answer, Row
 from decode.batching.events import Ticket
 from decode.batching.request import Request
-from decode.batching.schedule import Answer, Plan, Row, Schedule
+from decode.batching.schedule import Plan, Schedule
 from decode.batching.shape import Shape, smaller_steps
 
 SHAPE = Shape(rows=4, groups=1, lanes=1, sizes=(16, 32, 64), spare=15, budget=64)

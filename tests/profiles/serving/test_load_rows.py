@@ -126,6 +126,22 @@ def test_a_row_has_the_fields_that_programs_read():
     assert sum(row["lost"].values()) == pytest.approx(row["s_per_token"] - 0.1)
 
 
+def test_with_drafts_the_floor_is_that_of_verifying_over_the_tokens_that_came_of_it():
+    full = Record(batch=4, context=130, floor_s=0.4, step_s=summarise([0.8]))
+    answered = traffic()
+    answered.steps = [
+        StepStats(4, active=4, drafted=12, accepted=5, decode_seconds=1.0),
+        StepStats(4, active=4, wasted=2, drafted=3, accepted=1, decode_seconds=1.0),
+    ]
+    row = load_row(answered, full, 4, {4: 0.8}, verification_floor_s=0.6)
+    assert row["speculation"] == {"steps": 6, "tokens": 12, "drafted": 15, "accepted": 6}
+    assert row["floor"] == {"step_s": 0.6, **cost(0.6 / 2 / 4, None)}  # 2 tokens a step
+    assert row["ideal"]["step_s"] == 0.8 and "speculation" not in load_row(
+        answered, full, 4, {4: 1.0}
+    )
+    assert sum(row["lost"].values()) == pytest.approx(row["s_per_token"] - 0.6 / 2 / 4)
+
+
 def test_a_service_elsewhere_has_neither_ideal_nor_floor_nor_a_price_that_nobody_gave():
     row = load_row(traffic())
     assert not {"ideal", "floor", "lost", "rows", "usd_per_million_tokens"} & set(row)

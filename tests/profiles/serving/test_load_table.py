@@ -66,6 +66,13 @@ def test_programs_that_were_compiled_after_the_warm_up_are_told():
     assert note.startswith("4 at once: 3 programs were compiled after the warm-up")
 
 
+def test_what_drafts_came_to_is_told():
+    tally = {"steps": 10, "tokens": 25, "drafted": 40, "accepted": 15}
+    (note,) = notes({"load": [LOAD | {"speculation": tally}], "points": []})
+    words = "38% of 40 drafted tokens were accepted, 2.50 tokens a step of each sequence"
+    assert note == f"4 at once: {words}"
+
+
 def test_loads_have_names():
     assert load_words({"arrivals": "trace"}) == "trace"
     assert load_words({"arrivals": "poisson", "rate": 2.5}) == "2.5 per second"
