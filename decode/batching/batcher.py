@@ -132,9 +132,9 @@ class Batcher:
             arrays = lanes_of(chunk, shape)
             logits[len(chunk.pieces)], self._cache = self._programs.chunk(self._cache, arrays)
         for again in ("", ", once more"):  # for arrays of programs another form may be compiled
-            for lanes, each in logits.items():
+            for lanes, scores in logits.items():
                 joining = joining_of(ChunkPlan(TILE, [None] * lanes), shape)
-                self._rows, chosen = self._programs.join(self._rows, each, joining)
+                self._rows, chosen = self._programs.join(self._rows, scores, joining)
             for rows in (*shape.steps, shape.rows):
                 self._put_active(np.zeros(rows, bool))
                 chosen = self._decode()

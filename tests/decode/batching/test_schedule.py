@@ -289,7 +289,8 @@ def test_random_traffic_is_answered_whole_in_order_and_within_all_bounds():
         schedule, answers, began = Schedule(shape), [], []
         held = [[] for _ in range(shape.rows)]  # what programs have written
         while len(answers) < 40 or schedule.running or schedule.waiting:
-            if len(answers) < 40:
+            several_come = 4 if several and len(answers) % 8 == 4 else 1
+            for _ in range(several_come if len(answers) < 40 else 0):
                 begins = 5 if len(answers) % 8 < 4 else 10 + len(answers)  # alike by turns
                 prompt = [begins] * int(draw.integers(0, 40)) + draw.integers(0, 9, 9).tolist()
                 answers.append(answer_of(prompt, int(draw.integers(1, 6)), len(answers)))
