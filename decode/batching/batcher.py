@@ -127,11 +127,14 @@ class Batcher:
             for name, job in zip(jobs, compilations, strict=True):
                 ready(name, job.result())
         shape = self._schedule.shape
-        for lanes in self._idle_chunks():
-            logits, self._cache = self._programs.chunk(self._cache, lanes)
+        logits = {}  # by lanes
+        for chunk in self._idle_chunks():
+            arrays = lanes_of(chunk, shape)
+            logits[len(chunk.pieces)], self._cache = self._programs.chunk(self._cache, arrays)
         for again in ("", ", once more"):  # for arrays of programs another form may be compiled
-            joining = joining_of(ChunkPlan(TILE, [None] * shape.lanes), shape)
-            self._rows, chosen = self._programs.join(self._rows, logits, joining)
+            for lanes, scores in logits.items():
+                joining = joining_of(ChunkPlan(TILE, [None] * lanes), shape)
+                self._rows, chosen = self._programs.join(self._rows, scores, joining)
             for rows in (*shape.steps, shape.rows):
                 self._put_active(np.zeros(rows, bool))
                 chosen = self._decode()
@@ -155,17 +158,16 @@ class Batcher:
             return lowered.exchange(self._cache, self._rows, places).compile()
 
         jobs = {
-            f"a chunk of {size} tokens": functools.partial(chunk, lanes)
-            for size, lanes in zip(shape.sizes, self._idle_chunks(), strict=True)
+            f"a chunk of {idle.named} tokens": functools.partial(chunk, lanes_of(idle, shape))
+            for idle in self._idle_chunks()
         }
         for rows in (*shape.steps, shape.rows):
             jobs[f"a decode step of {rows} row{'s' * (rows > 1)}"] = functools.partial(decode, rows)
         return jobs | ({"an exchange of rows": exchange} if shape.steps else {})
 
-    def _idle_chunks(self) -> list[Lanes]:
-        """A chunk of each size, in which nothing runs."""
-        shape = self._schedule.shape
-        return [lanes_of(ChunkPlan(size, [None] * shape.lanes), shape) for size in shape.sizes]
+    def _idle_chunks(self) -> list[ChunkPlan]:
+        """A chunk of each kind, in which nothing runs."""
+        return [ChunkPlan(size, [None] * lanes) for size, lanes in self._schedule.shape.chunks]
 
     def submit(self, request: Request) -> Ticket:
         """Accepts a request, which waits for a row: first come, first served.
@@ -377,7 +379,7 @@ class Batcher:
             chunks=len(plan.chunks),
             prompt_tokens=tokens,
             reused_tokens=sum(p.first for p in pieces if p.first == p.answer.reused),
-            padding=sum(chunk.size for chunk in plan.chunks) * shape.lanes - tokens,
+            padding=sum(chunk.tokens for chunk in plan.chunks) - tokens,
         )
 
 

@@ -16,9 +16,10 @@ def lanes_of(chunk: ChunkPlan, shape: Shape) -> Lanes:
 
     An idle lane takes a row that no other lane writes to, and leaves it as it is.
     """
-    rows, each = shape.rows // shape.groups, shape.lanes // shape.groups
-    zeros = np.zeros(shape.lanes, np.int32)
-    lanes = Lanes(np.zeros((shape.lanes, chunk.size), np.int32), *(zeros.copy() for _ in "1234"))
+    count = len(chunk.pieces)
+    rows, each = shape.rows // shape.groups, count // shape.groups
+    zeros = np.zeros(count, np.int32)
+    lanes = Lanes(np.zeros((count, chunk.size), np.int32), *(zeros.copy() for _ in "1234"))
     targets = [piece and piece.answer.row.number for piece in chunk.pieces]
     for lane, piece in enumerate(chunk.pieces):
         if piece:

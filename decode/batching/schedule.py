@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from decode.batching.answers import Answer, Row
 from decode.batching.prefixes import BLOCK, Prefixes
-from decode.batching.shape import Shape
+from decode.batching.shape import TOGETHER, Shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,16 @@ class ChunkPlan:
 
     size: int
     pieces: list[Piece | None]
+
+    @property
+    def tokens(self) -> int:
+        """Room for tokens in all lanes."""
+        return self.size * len(self.pieces)
+
+    @property
+    def named(self) -> str:
+        """Its room in words, with its lanes if there are several."""
+        return f"{len(self.pieces)} x {self.size}" if len(self.pieces) > 1 else f"{self.size}"
 
     @property
     def full(self) -> list[Piece]:
@@ -158,7 +168,7 @@ class Schedule:
         chunks, left = [], self.shape.budget
         while chunk := self._next_chunk(left):
             chunks.append(chunk)
-            left -= chunk.size * self.shape.lanes
+            left -= chunk.tokens
         exchanges = self._draw_together()
         decoding = [(row.answer, row) for row in self.rows if row.busy and not row.answer.left]
         last = max((self.shape.within_group(row.number)[1] for _, row in decoding), default=0)
@@ -200,26 +210,47 @@ class Schedule:
 
     def _next_chunk(self, budget: int) -> ChunkPlan | None:
         """A chunk that fits a budget; it is not cut smaller for what ran before in this step."""
-        lanes = self._lanes_of_prompts()
+        several = self._fill_a_chunk_together(budget)
+        lanes = self._lanes_of_prompts(TOGETHER if several else self.shape.lanes)
         longest = max([answer.left for answer in lanes if answer], default=0)
         waiting = self.waiting[0].left if self.waiting and self._open_groups(lanes) else 0
         if not (longest or waiting):
             return None
         # What a waiting prompt reuses is known only when it has a row; then it needs no more.
-        if self.shape.size(max(longest, waiting)) * self.shape.lanes > budget < self.shape.budget:
+        least = self.shape.size(max(longest, waiting)) * self.shape.lanes
+        if not several and least > budget < self.shape.budget:
             return None
         sources = self._admit_into(lanes)
-        longest = max(answer.left for answer in lanes if answer)
-        room = max(size for size in self.shape.sizes if size * self.shape.lanes <= budget)
-        size = min(self.shape.size(longest), room)
+        size = self.shape.together if several else self._size_of_chunk(lanes, budget)
         pieces = [answer and self._piece(answer, size, sources) for answer in lanes]
         for piece in filter(None, pieces):
             self._commit(piece)
         return ChunkPlan(size, pieces)
 
-    def _lanes_of_prompts(self) -> list[Answer | None]:
-        """Prompts that have begun, in lanes of their rows' groups; the earliest come first."""
-        lanes: list[Answer | None] = [None] * self.shape.lanes
+    def _size_of_chunk(self, lanes: Sequence[Answer | None], budget: int) -> int:
+        longest = max(answer.left for answer in lanes if answer)
+        room = max(size for size in self.shape.sizes if size * self.shape.lanes <= budget)
+        return min(self.shape.size(longest), room)
+
+    def _fill_a_chunk_together(self, budget: int) -> bool:
+        """Whether the next prompts fill three quarters of a chunk of several.
+
+        Prompts that begin alike go one after another: the later ones start from what the first has
+        left in its row.
+        """
+        room = self.shape.together
+        if not 0 < room * TOGETHER <= budget:
+            return False
+        waiting = itertools.islice(self.waiting, sum(not row.busy for row in self.rows))
+        answers = list(itertools.islice(itertools.chain(self._prompts, waiting), TOGETHER))
+        beginnings = {tuple(answer.ticket.request.prompt[:BLOCK]) for answer in answers}
+        if self._prefixes and len(beginnings) < len(answers):
+            return False
+        return 4 * sum(min(answer.left, room) for answer in answers) >= 3 * room * TOGETHER
+
+    def _lanes_of_prompts(self, count: int) -> list[Answer | None]:
+        """Prompts that have begun, in so many lanes of their rows' groups; the earliest first."""
+        lanes: list[Answer | None] = [None] * count
         for answer in self._prompts:
             lane = self._free_lane(lanes, self._group(answer.row))
             if lane is not None:
@@ -227,7 +258,7 @@ class Schedule:
         return lanes
 
     def _free_lane(self, lanes: list[Answer | None], group: int) -> int | None:
-        each = self.shape.lanes // self.shape.groups
+        each = len(lanes) // self.shape.groups
         own = range(group * each, (group + 1) * each)
         return next((lane for lane in own if lanes[lane] is None), None)
 

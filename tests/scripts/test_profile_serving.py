@@ -113,7 +113,7 @@ def test_what_drafts_came_to_is_in_the_record_and_told(folder):
     assert row["recompilations"] == 0
     least = row["floor"]["step_s"] / (tally["tokens"] / tally["steps"]) / row["batch"]
     assert row["floor"]["s_per_token"] == pytest.approx(least)
-    assert f"of {tally['drafted']} drafted tokens were accepted" in " ".join(done.stderr.split())
+    assert f"of {tally['drafted']} drafted tokens were accepted" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -324,13 +324,21 @@ def test_a_first_token_that_is_dropped_is_no_decode_step_wasted(small):
     assert (small.batcher.stats.active, small.batcher.stats.wasted) == (0, 0)
 
 
-def test_a_warm_up_tells_of_each_program_and_compiles_few_sizes_on_a_cpu():
-    batcher, told = Batcher(one_device("grouped"), 1, 256, 128), []
+@pytest.mark.parametrize(
+    ("rows", "chunks", "steps"),
+    [
+        (1, ["16", "64", "128"], ["1 row"]),
+        (4, ["16", "64", "128", "4 x 32"], ["1 row", "4 rows"]),
+    ],
+)
+def test_a_warm_up_tells_of_each_program_and_compiles_few_sizes_on_a_cpu(rows, chunks, steps):
+    batcher, told = Batcher(one_device("grouped"), rows, 256, 128), []
     batcher._programs = PretendedPrograms()
     batcher.warm_up(lambda name, seconds: told.append(name) or seconds)
     assert told == [
-        *(f"a chunk of {size} tokens" for size in (16, 64, 128)),
-        "a decode step of 1 row",
+        *(f"a chunk of {tokens} tokens" for tokens in chunks),
+        *(f"a decode step of {rows}" for rows in steps),
+        *["an exchange of rows"] * (rows > 1),
         "the choice of first tokens",
         "the choice of first tokens, once more",
     ]
@@ -352,3 +360,6 @@ class PretendedPrograms:
 
     def decode(self, cache, rows, active):
         return cache, rows, None
+
+    def exchange(self, cache, rows, places):
+        return cache, rows

@@ -231,6 +231,44 @@ def test_prompts_of_each_group_run_in_its_lanes():
     assert decoding == [0, 2, 4, 1, 3]
 
 
+TOGETHER = {"rows": 8, "budget": 128, "together": 32}
+
+
+def beginning(number: int, tokens: int) -> list[int]:
+    """A prompt that no other begins alike."""
+    return [number] * tokens
+
+
+@pytest.mark.parametrize(
+    ("prompts", "sizes"),
+    [
+        ([beginning(n, 32) for n in range(4)], [(32, 4)]),
+        ([beginning(n, 24) for n in range(4)], [(32, 4)]),  # three quarters are filled
+        ([beginning(n, 23) for n in range(4)], [(32, 1)] * 4),
+        ([beginning(n, 32) for n in range(3)], [(32, 4)]),
+        ([beginning(n, 32) for n in range(2)], [(32, 1)] * 2),
+        ([beginning(n, 40) for n in range(4)], [(32, 4)]),  # the rest in the next step
+        ([beginning(7, 32) for _ in range(4)], [(32, 1), (16, 1), (16, 1), (16, 1)]),
+    ],
+)
+def test_prompts_that_fill_a_chunk_together_run_in_one_and_alike_ones_after_another(prompts, sizes):
+    schedule = schedule_of(
+        *(answer_of(p, new=9, number=n) for n, p in enumerate(prompts)), **TOGETHER
+    )
+    plan = schedule.plan()
+    assert [(chunk.size, len(chunk.pieces)) for chunk in plan.chunks] == sizes
+    assert [p.answer.ticket.number for c in plan.chunks for p in c.full] == list(
+        range(len(prompts))
+    )
+
+
+def test_what_is_left_of_prompts_runs_together_again():
+    schedule = schedule_of(*(answer_of(beginning(n, 64), 9, n) for n in range(5)), **TOGETHER)
+    for firsts in ([0] * 4, [32] * 4, [0]):
+        (chunk,) = schedule.plan().chunks[:1]
+        assert [piece.first for piece in chunk.full] == firsts
+
+
 def test_a_prompt_goes_where_its_beginning_is():
     shape = {"rows": 4, "groups": 2, "lanes": 2, "budget": 128}
     old = [answer_of(40, new=1, number=n) for n in range(2)]
@@ -241,22 +279,25 @@ def test_a_prompt_goes_where_its_beginning_is():
 
 
 def test_random_traffic_is_answered_whole_in_order_and_within_all_bounds():
-    draw, exchanges = np.random.default_rng(0), 0
+    draw, exchanges, widest = np.random.default_rng(0), 0, 0
     for trial in range(30):
         lanes, groups = ((1, 1), (2, 1), (2, 2), (4, 2))[trial % 4]
         rows, budget = (lanes * int(each) for each in (draw.integers(1, 7), draw.choice([32, 64])))
         steps = smaller_steps(rows, lanes) if trial % 3 else ()
-        shape = Shape(rows, groups, lanes, sizes=(16, 32), spare=15, budget=budget, steps=steps)
+        several = 16 if lanes == 1 and rows >= 4 and budget >= 64 else 0
+        shape = Shape(rows, groups, lanes, (16, 32), 15, budget, steps=steps, together=several)
         schedule, answers, began = Schedule(shape), [], []
         held = [[] for _ in range(shape.rows)]  # what programs have written
         while len(answers) < 40 or schedule.running or schedule.waiting:
-            if len(answers) < 40:
-                prompt = [5] * int(draw.integers(0, 40)) + draw.integers(0, 9, 9).tolist()
+            several_come = 4 if several and len(answers) % 8 == 4 else 1
+            for _ in range(several_come if len(answers) < 40 else 0):
+                begins = 5 if len(answers) % 8 < 4 else 10 + len(answers)  # alike by turns
+                prompt = [begins] * int(draw.integers(0, 40)) + draw.integers(0, 9, 9).tolist()
                 answers.append(answer_of(prompt, int(draw.integers(1, 6)), len(answers)))
                 schedule.add(answers[-1])
             plan = schedule.plan()
-            room = sum(chunk.size for chunk in plan.chunks) * lanes
-            assert room <= shape.budget
+            assert sum(chunk.tokens for chunk in plan.chunks) <= shape.budget
+            widest = max([widest, *(len(chunk.pieces) // lanes for chunk in plan.chunks)])
             check_exchanges(plan, shape, held)
             exchanges += len(plan.exchanges)
             for chunk in plan.chunks:
@@ -267,7 +308,8 @@ def test_random_traffic_is_answered_whole_in_order_and_within_all_bounds():
                     if piece:
                         row, source = piece.answer.row.number, piece.source.number
                         group = shape.rows // groups
-                        assert row // group == source // group == lane // (lanes // groups)
+                        each = len(chunk.pieces) // groups
+                        assert row // group == source // group == lane // each
                         assert len(piece.tokens) <= chunk.size
                         prompt = piece.answer.ticket.request.prompt
                         assert before[source][: piece.first] == prompt[: piece.first]
@@ -286,6 +328,7 @@ def test_random_traffic_is_answered_whole_in_order_and_within_all_bounds():
         assert all(a.generated == a.ticket.request.max_new_tokens for a in answers)
         assert sum(answer.reused for answer in answers) > 0
     assert exchanges > 100
+    assert widest == 4
 
 
 def check_exchanges(plan: Plan, shape: Shape, held: list[list[int]]) -> None:
