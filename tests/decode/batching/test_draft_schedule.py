@@ -34,15 +34,15 @@ def test_steps_with_drafts_count_on_one_token_and_learn_of_more():
     """A step is launched before what the one before gave is known."""
     answer, other = answer_of(16, new=9), answer_of(16, new=2, number=1)
     schedule = schedule_of(answer, other, rows=2, drafted=3)
-    schedule.plan()  # a prompt each, and a step
+    assert schedule.plan().context == 32  # a prompt each, and a step
     first, second = schedule.rows
     assert (first.written, second.written, second.busy) == (20, 17, False)  # 16 tokens and 4, or 1
-    schedule.plan()
+    assert schedule.plan().context == 20  # where all drafts stand
     assert (answer.launched, first.written) == (3, 24)
     come(schedule, answer, [1])  # of the prompt
     come(schedule, answer, [2, 3, 4], drafted=True)
     assert (answer.launched, first.written, len(first.tokens)) == (5, 23, 20)
-    schedule.plan()
+    assert schedule.plan().context == 23
     assert (answer.launched, first.written) == (6, 24)  # no more than there can be
     come(schedule, answer, [5, 6, 7, 8], drafted=True)
     assert (answer.launched, first.busy) == (9, False)  # the step that runs gives the last
