@@ -250,7 +250,12 @@ class Schedule:
         beginnings = {tuple(answer.ticket.request.prompt[:BLOCK]) for answer in answers}
         if self._prefixes and len(beginnings) < len(answers):
             return False
-        return 4 * sum(min(answer.left, room) for answer in answers) >= 3 * room * TOGETHER
+        return 4 * sum(min(self._to_run(answer), room) for answer in answers) >= 3 * room * TOGETHER
+
+    def _to_run(self, answer: Answer) -> int:
+        """Tokens of its prompt that are left to run, without those that a row holds."""
+        held = 0 if answer.row else self._best_source(answer, list(range(self.shape.groups)))[1]
+        return answer.left - held
 
     def _lanes_of_prompts(self, count: int) -> list[Answer | None]:
         """Prompts that have begun, in so many lanes of their rows' groups; the earliest first."""
