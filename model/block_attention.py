@@ -122,8 +122,8 @@ def _of_many_queries(
 
     Args:
       q: [B, K, T, G, h].
-      arrays: of B sequences.
-      spans: of these.
+      arrays: of at least B sequences.
+      spans: of the B sequences.
       loop: `_over_blocks`.
       queries: at a time.
     """

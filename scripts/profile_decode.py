@@ -190,17 +190,17 @@ def main() -> None:
 
 def _measure(sweep: Sweep, output: Path, head: dict, earlier: Earlier | None) -> SweepResult:
     """Runs the sweep, and writes all results so far to the files after every round."""
-    anew = earlier is None
+    traced = earlier is not None and earlier.traced  # else traces are those of a run before
 
     def keep(outcome: SweepResult) -> None:
-        nonlocal anew
+        nonlocal traced
         if not processes.is_first():
             return
         _write(output, _document(outcome, head, complete=False))
         _remove_pictures(output)
-        if anew:
-            shutil.rmtree(output / _TRACES, ignore_errors=True)  # those of a run before
-            anew = False
+        if not traced:
+            shutil.rmtree(output / _TRACES, ignore_errors=True)
+            traced = True
 
     try:
         outcome = run(sweep, _common.say, keep, earlier)

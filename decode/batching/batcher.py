@@ -371,11 +371,10 @@ class Batcher:
     def _stats_of(self, plan: Plan) -> StepStats:
         pieces = [piece for chunk in plan.chunks for piece in chunk.full]
         tokens = sum(len(piece.tokens) for piece in pieces)
-        shape = self._schedule.shape
         return StepStats(
             plan.rows,
             active=len(plan.decoding),
-            context=sum(row.written - 1 - shape.drafted for _, row in plan.decoding),
+            context=plan.context,
             chunks=len(plan.chunks),
             prompt_tokens=tokens,
             reused_tokens=sum(p.first for p in pieces if p.first == p.answer.reused),

@@ -70,12 +70,15 @@ class Plan:
       chunks: of prompts.
       decoding: answers that get a token then, each with its row.
       rows: of the decode step, the first of each group; 0 without one.
+      context: tokens in the caches of `decoding` before that step, all together; with drafts, at
+        most.
     """
 
     exchanges: list[Sequence[tuple[int, int] | None]]
     chunks: list[ChunkPlan]
     decoding: list[tuple[Answer, Row]]
     rows: int
+    context: int
 
     def numbers(self) -> Iterator[int]:
         """All of it, but for what requests say: which programs run, and in which rows for whom."""
@@ -172,11 +175,12 @@ class Schedule:
         exchanges = self._draw_together()
         decoding = [(row.answer, row) for row in self.rows if row.busy and not row.answer.left]
         last = max((self.shape.within_group(row.number)[1] for _, row in decoding), default=0)
+        context = sum(row.written for _, row in decoding)
         for answer, row in decoding:
             row.written = min(row.written + 1 + self.shape.drafted, answer.most)
             self._launch(answer)
         rows = self.shape.step(last + 1) if decoding else 0
-        plan = Plan(exchanges, chunks, decoding, rows)
+        plan = Plan(exchanges, chunks, decoding, rows, context)
         self.decided = hash((self.decided, *plan.numbers()))
         return plan
 
@@ -246,7 +250,12 @@ class Schedule:
         beginnings = {tuple(answer.ticket.request.prompt[:BLOCK]) for answer in answers}
         if self._prefixes and len(beginnings) < len(answers):
             return False
-        return 4 * sum(min(answer.left, room) for answer in answers) >= 3 * room * TOGETHER
+        return 4 * sum(min(self._to_run(answer), room) for answer in answers) >= 3 * room * TOGETHER
+
+    def _to_run(self, answer: Answer) -> int:
+        """Tokens of its prompt that are left to run, without those that a row holds."""
+        held = 0 if answer.row else self._best_source(answer, list(range(self.shape.groups)))[1]
+        return answer.left - held
 
     def _lanes_of_prompts(self, count: int) -> list[Answer | None]:
         """Prompts that have begun, in so many lanes of their rows' groups; the earliest first."""

@@ -109,7 +109,7 @@ class Metrics:
             ("padding_tokens_total", "counter", "Tokens that fill chunks.", count["padding"]),
             ("generated_tokens_total", "counter", "Tokens of answers.", count["generated"]),
             ("drafted_tokens_total", "counter", "Tokens of drafts.", count["drafted"]),
-            ("accepted_tokens_total", "counter", "Tokens of drafts taken.", count["accepted"]),
+            ("accepted_tokens_total", "counter", "Drafted tokens that stood.", count["accepted"]),
         )
         lines = []
         for name, kind, about, value in numbers:

@@ -48,6 +48,12 @@ class Earlier(NamedTuple):
     prompts: list[Record]
     rates: Rates
 
+    @property
+    def traced(self) -> bool:
+        """Whether it may have written traces: it does after the last round of a row's samples."""
+        samples = (point.step_s["samples"] for point in self.points if point.ran)
+        return max(map(len, samples), default=0) >= MIN_ROUNDS
+
 
 def earlier_run(folder: Path, settings: dict, device_kind: str) -> Earlier | None:
     """The unfinished sweep in a folder, read by process 0 for all; None to measure every row.

@@ -235,7 +235,9 @@ def test_when_the_batchers_thread_dies_all_hear_of_it_and_the_server_ends(monkey
         with asking(server, max_tokens=ENDLESS, stream=True) as streaming:
             rest = b""
             while b"data: " not in rest:
-                rest += streaming.recv(4096)
+                more = streaming.recv(4096)
+                assert more, "the answer ended before its first token"
+                rest += more
             server.until(lambda: server.service._open == 2)
             assert server.post("completions", prompt=[13]).status == 503
             assert waiting().status == 503

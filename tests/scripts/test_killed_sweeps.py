@@ -63,10 +63,10 @@ def is_complete(path: Path) -> bool:
     return path.exists() and json.loads(path.read_text())["complete"]
 
 
-def kill_after(folder: Path, path: Path, writes: int, more_s: float) -> None:
+def kill_after(folder: Path, path: Path, writes: int, more_s: float | None) -> None:
     """Starts the sweep, and kills it a little after it has written its results so often.
 
-    It is killed at once where they say that it is complete.
+    It is killed before it goes on where `more_s` is None, or where they say that it is complete.
     """
     with subprocess.Popen(
         [sys.executable, "-c", HELD, *COMMAND],
@@ -78,10 +78,10 @@ def kill_after(folder: Path, path: Path, writes: int, more_s: float) -> None:
         bufsize=0,
     ) as process:
         try:
-            for _ in range(writes):
+            for number in range(writes):
                 process.stdin.write(b"\n")
                 assert process.stdout.readline() == b"written\n"
-                if is_complete(path):
+                if is_complete(path) or (more_s is None and number + 1 == writes):
                     return
                 process.stdin.write(b"\n")
             time.sleep(more_s)
@@ -89,7 +89,7 @@ def kill_after(folder: Path, path: Path, writes: int, more_s: float) -> None:
             process.kill()
 
 
-def check_killed_and_finished(folder: Path, moments: list[tuple[int, float]]) -> list[int]:
+def check_killed_and_finished(folder: Path, moments: list[tuple[int, float | None]]) -> list[int]:
     """Kills a sweep at each of these moments, and checks what it keeps; then lets it finish.
 
     A sweep that was complete at its kill is measured anew by the next: nothing of it is kept.
@@ -99,16 +99,18 @@ def check_killed_and_finished(folder: Path, moments: list[tuple[int, float]]) ->
     """
     path, traces = folder / "out" / "profile.json", folder / "out" / "trace"
     write_calibration(folder / "slow.json", "cpu")
-    kept, measured = {}, []
-    for moment in moments:
-        kill_after(folder, path, *moment)
+    kept, measured, old_traces = {}, [], False
+    for writes, more_s in moments:
+        kill_after(folder, path, writes, more_s)
         found, complete = rows_of(path), is_complete(path)
         assert {row: found.get(row) for row in kept} == kept
-        assert traces.exists() == (complete and measured[-1:] == [-1])  # nothing new is there yet
+        old_traces &= complete or more_s is None  # else a sweep has gone on from its first results
+        assert traces.exists() == old_traces
         if complete:  # then so is all else
             assert (folder / "copy.json").read_bytes() == path.read_bytes()
             assert (folder / "out" / "step_time.png").exists()
             traces.mkdir(exist_ok=True)  # as if there were some
+            old_traces = True
         measured.append(-1 if complete else sum(f[0] not in FAILED for f in found.values()))
         kept = {} if complete else found
     with each_started([[sys.executable, *COMMAND]], folder, {}) as processes:
@@ -123,10 +125,14 @@ def check_killed_and_finished(folder: Path, moments: list[tuple[int, float]]) ->
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_at_ten_random_moments_loses_and_repeats_no_finished_row(tmp_path):
-    """The first kills meet a complete sweep, which a later one measures anew."""
+def test_a_sweep_killed_at_random_moments_loses_and_repeats_no_finished_row(tmp_path):
+    """The first kills meet a complete sweep, which a later one measures anew.
+
+    That one is killed once between its first results and all else that it does with them.
+    """
     draw = random.Random(58)
     writes = [ALL, 0, *(draw.randint(0, MIN_ROUNDS) for _ in range(8))]
-    measured = check_killed_and_finished(tmp_path, [(each, draw.random() * 0.5) for each in writes])
-    assert measured[:3] == [-1, -1, 0]
+    moments = [(each, draw.random() * 0.5) for each in writes]
+    measured = check_killed_and_finished(tmp_path, [*moments[:2], (1, None), *moments[2:]])
+    assert measured[:4] == [-1, -1, 0, 0]
     assert sum(rows > 0 for rows in measured) >= 5  # else nothing could have been lost

@@ -231,44 +231,6 @@ def test_prompts_of_each_group_run_in_its_lanes():
     assert decoding == [0, 2, 4, 1, 3]
 
 
-TOGETHER = {"rows": 8, "budget": 128, "together": 32}
-
-
-def beginning(number: int, tokens: int) -> list[int]:
-    """A prompt that no other begins alike."""
-    return [number] * tokens
-
-
-@pytest.mark.parametrize(
-    ("prompts", "sizes"),
-    [
-        ([beginning(n, 32) for n in range(4)], [(32, 4)]),
-        ([beginning(n, 24) for n in range(4)], [(32, 4)]),  # three quarters are filled
-        ([beginning(n, 23) for n in range(4)], [(32, 1)] * 4),
-        ([beginning(n, 32) for n in range(3)], [(32, 4)]),
-        ([beginning(n, 32) for n in range(2)], [(32, 1)] * 2),
-        ([beginning(n, 40) for n in range(4)], [(32, 4)]),  # the rest in the next step
-        ([beginning(7, 32) for _ in range(4)], [(32, 1), (16, 1), (16, 1), (16, 1)]),
-    ],
-)
-def test_prompts_that_fill_a_chunk_together_run_in_one_and_alike_ones_after_another(prompts, sizes):
-    schedule = schedule_of(
-        *(answer_of(p, new=9, number=n) for n, p in enumerate(prompts)), **TOGETHER
-    )
-    plan = schedule.plan()
-    assert [(chunk.size, len(chunk.pieces)) for chunk in plan.chunks] == sizes
-    assert [p.answer.ticket.number for c in plan.chunks for p in c.full] == list(
-        range(len(prompts))
-    )
-
-
-def test_what_is_left_of_prompts_runs_together_again():
-    schedule = schedule_of(*(answer_of(beginning(n, 64), 9, n) for n in range(5)), **TOGETHER)
-    for firsts in ([0] * 4, [32] * 4, [0]):
-        (chunk,) = schedule.plan().chunks[:1]
-        assert [piece.first for piece in chunk.full] == firsts
-
-
 def test_a_prompt_goes_where_its_beginning_is():
     shape = {"rows": 4, "groups": 2, "lanes": 2, "budget": 128}
     old = [answer_of(40, new=1, number=n) for n in range(2)]

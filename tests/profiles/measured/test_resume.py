@@ -83,6 +83,14 @@ def measured(monkeypatch):
     return found
 
 
+def test_a_sweep_without_any_finished_row_has_written_no_traces(rounds, tmp_path):
+    wanted = sweep()
+    for number in (0, MIN_ROUNDS - 2, MIN_ROUNDS - 1):
+        write(tmp_path, rounds[number], wanted)
+        earlier = earlier_run(tmp_path, wanted.settings(), "cpu")
+        assert earlier.traced == (number == MIN_ROUNDS - 1)
+
+
 def test_finished_rows_are_taken_over_and_the_others_measured(rounds, tmp_path, measured):
     wanted = sweep()
     write(tmp_path, rounds[MIN_ROUNDS + 1], wanted)  # the second mesh has two rounds
