@@ -32,7 +32,7 @@ def files(tmp_path_factory):
 
 
 def read(files, name="scout", **changes):
-    """The configuration of a file whose metadata has these changes; `_` stands for a dot."""
+    """The configuration of a file whose metadata has these changes; `__` stands for a dot."""
     file = GGUFFile(files / f"{name}.gguf")
     file.metadata |= {f"llama4.{key.replace('__', '.')}": value for key, value in changes.items()}
     return read_config(file)
