@@ -33,7 +33,7 @@ PROMPTS = [[5, 6, 7], list(range(40, 63)), [9]]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "mesh"),
-    itertools.product(CACHED, ("1x1x1", "2x2x2")),
+    list(itertools.product(CACHED, ("1x1x1", "2x2x2"))),
 )
 def test_cached_decode_equals_one_full_forward_pass(tiny_engine, family, mesh):
     engine = tiny_engine(mesh, **FAMILIES[family])
@@ -210,8 +210,9 @@ def test_a_whole_generation_compiles_each_step_once(tiny_engine, mesh):
     assert len(done[0].tokens) == 20
     with counted_compilations() as again:
         *_, _ = generate(engine, Request(prompts=[[1, 2, 3, 4]] * 3, max_new_tokens=20))
-    # Cache, prefill, first choice, step; the odd helper; far fewer than one per token.
-    assert 3 <= len(first) <= 8
+    # Prefill and step; cache, first choice and the odd helper, which tests before may have compiled
+    # for an engine alike; far fewer than one per token.
+    assert 2 <= len(first) <= 8
     assert len(again) <= len(first)
     with counted_compilations() as third:
         *_, _ = generate(engine, request)

@@ -21,7 +21,7 @@ from model.dtypes import Dtypes
 from model.transformer import Transformer
 from profiles.chips.calibration import calibration_of
 from profiles.chips.chip import Price
-from profiles.chips.slices import parse_slice
+from profiles.chips.slices import Slice, parse_slice
 from profiles.expected.candidates import meshes
 from profiles.expected.estimate import Estimate, Estimator
 from profiles.floor.alike_layers import alike_layers
@@ -89,9 +89,9 @@ def _layout(draw: random.Random, experts: bool) -> Layout:
     return schedule_by(layout, draw.choice(COLLECTIVES))
 
 
-def _drawn(draw: random.Random) -> Drawn:
+def _drawn(draw: random.Random, slice: Slice) -> Drawn:
     while True:
-        model, slice = draw.choice(MODELS), parse_slice(draw.choice(SLICES))
+        model = draw.choice(MODELS)
         deployment = Deployment(
             model=model,
             slice=slice,
@@ -113,7 +113,8 @@ def _drawn(draw: random.Random) -> Drawn:
 @functools.cache
 def _all() -> list[Drawn]:
     draw = random.Random(20261129)
-    return [_drawn(draw) for _ in range(COUNT)]
+    slices = itertools.islice(itertools.cycle(map(parse_slice, SLICES)), COUNT)
+    return [_drawn(draw, slice) for slice in slices]
 
 
 def test_settings_are_of_every_kind():
