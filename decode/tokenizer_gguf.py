@@ -61,8 +61,6 @@ def read_metadata(metadata: Mapping[str, Any]) -> Parts | None:
     add_bos = tokens.get("add_bos_token", bool, family.add_bos) or family.always_bos
     add_bos = add_bos and bos_id is not None
     add_eos = tokens.get("add_eos_token", bool, False) and eos_id is not None
-    if f"{_PREFIX}suppress_tokens" in metadata:
-        tokens.notes.append(f"{_PREFIX}suppress_tokens is ignored; answers may hold these tokens")
     return Parts(
         backend=backend,
         vocabulary=len(tokens.texts),

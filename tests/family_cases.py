@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent / "families"
 PART = Part("model/weights/README.md", "families", "tests.family_cases")
 
 CASES = sorted(folder.name for folder in FOLDER.iterdir())
-# What a GGUF file cannot say, or this project refuses in one.
+# What a GGUF file cannot say.
 _NO_GGUF = {
     "qwen2_window": "no key says which layers",
     "qwen3_moe_raw": "no key says it",

@@ -18,6 +18,7 @@ from model.weights.gguf_blocks import GROUP
 from model.weights.gguf_config import read_keys
 from model.weights.gguf_file import DAMAGED, GGUFFile, TensorInfo, short
 from model.weights.gguf_gemma4 import Gemma4Layer, borrowed, input_parameters
+from model.weights.gguf_keys import further_layers
 from model.weights.gguf_layers import KeyPath, Layer, Parameter
 from model.weights.gguf_rotary import rotary_shapes, with_rotary
 from sharding.quantization import QUANTIZATIONS, Quantization, QuantizedArray
@@ -93,11 +94,8 @@ def _read(
 def _parameters(file: GGUFFile, c: ModelConfig) -> list[Parameter]:
     architecture = ARCHITECTURES[file.metadata["general.architecture"]]
     matrix, vector = (c.vocabulary, c.d_model), (c.d_model,)
-    whole = "blk.0.attn_kv_b.weight" in file.tensors
     kind = Gemma4Layer if architecture.kinds_of_heads else Layer
-    layers = (
-        kind(c.at(number), number, architecture, whole, file.tensors) for number in range(c.layers)
-    )
+    layers = (kind(c.at(number), number, architecture, file.tensors) for number in range(c.layers))
     return [
         Parameter(("embedding", "weight"), {"token_embd.weight": matrix}),
         *(parameter for layer in layers for parameter in layer.parameters()),
@@ -109,8 +107,7 @@ def _parameters(file: GGUFFile, c: ModelConfig) -> list[Parameter]:
 
 def _tensors(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, TensorInfo]]:
     """All tensors but those of layers that predict further tokens: these are left out."""
-    architecture = file.metadata["general.architecture"]
-    further = int(np.max(file.metadata.get(f"{architecture}.nextn_predict_layers", 0)))
+    further = further_layers(file)
     for name, info in file.tensors.items():
         number = _BLOCK.match(name)
         if not number or not config.layers <= int(number[1]) < config.layers + further:

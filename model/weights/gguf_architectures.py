@@ -23,8 +23,8 @@ class Architecture:
       latent: attention is latent (DeepSeek), as `model.weights.gguf_latent` reads it.
       kinds_of_heads: layers with and without a window have heads of different sizes, and much else
         of their own (Gemma 4), as `model.weights.gguf_gemma4` reads them.
-      gating: the default of `expert_gating_func`, where experts are beside shared ones, as
-        `model.weights.gguf_experts` reads them; 0 for others.
+      gating: the default of `expert_gating_func`, where `model.weights.gguf_experts` reads the
+        router and the shared experts; 0 for others.
       chunks: experts in some layers, chunks, and queries are those of Llama 4, as
         `model.weights.gguf_llama4` reads them.
       normed_queries: queries and keys have a norm where the file has its tensors.

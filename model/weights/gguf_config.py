@@ -11,11 +11,11 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.weights.gguf_architectures import ARCHITECTURES, Architecture
-from model.weights.gguf_delta import check_sections, delta_fields, shared_fields
-from model.weights.gguf_experts import shared_experts
+from model.weights.gguf_delta import check_sections, delta_fields
+from model.weights.gguf_experts import gated_shared_expert, shared_experts
 from model.weights.gguf_file import GGUFFile
 from model.weights.gguf_gemma4 import layer_fields, window_heads
-from model.weights.gguf_keys import Keys
+from model.weights.gguf_keys import Keys, last_of_groups
 from model.weights.gguf_latent import check_groups, latent_heads
 from model.weights.gguf_llama4 import chunk_fields, interleaved_experts
 from model.weights.gguf_rotary import rotary_parameters
@@ -46,7 +46,7 @@ def read_keys(file: GGUFFile) -> tuple[ModelConfig, dict[str, Any]]:
     more |= _feed_forward(keys, file, architecture, common)
     if architecture.delta:
         check_sections(keys, common["rotary_size"] or common["head_size"])
-        more |= delta_fields(keys, layers) | (shared_fields(keys) if "experts" in more else {})
+        more |= delta_fields(keys, layers)
     more |= _windows(keys, architecture, layers, common["rotary_base"])
     if architecture.scaled:
         more |= _gemma(keys, architecture, common)
@@ -55,8 +55,8 @@ def read_keys(file: GGUFFile) -> tuple[ModelConfig, dict[str, Any]]:
     if architecture.multipliers:
         more |= _multipliers(keys)
     if every := architecture.unrotated:
-        rotated = tuple((layer + 1) % every != 0 for layer in range(min(layers, 10_000)))
-        more["rotary_layers"] = None if all(rotated) else rotated
+        still = last_of_groups(every, layers)
+        more["rotary_layers"] = tuple(not each for each in still) if any(still) else None
     config = ModelConfig(**{**common, **more, **architecture.settings})
     rotary = rotary_parameters(keys, file, config.max_context)
     keys.finish()
@@ -68,8 +68,10 @@ def _common(keys: Keys, file: GGUFFile, architecture: Architecture) -> dict[str,
     d_model = keys.integer("embedding_length")
     found = window_heads if architecture.kinds_of_heads else _heads
     found = latent_heads if architecture.latent else found
-    width = "feed_forward_length"
-    if width not in keys and f"expert_{width}" in keys:  # every layer has experts
+    integer, width = keys.integer, "feed_forward_length"
+    if architecture.kinds_of_heads:
+        integer = keys.first
+    elif architecture.delta and width not in keys:  # every layer has experts
         width = f"expert_{width}"
     return {
         "name": _name(file),
@@ -78,7 +80,7 @@ def _common(keys: Keys, file: GGUFFile, architecture: Architecture) -> dict[str,
         "layers": _layers(keys),
         "query_heads": heads,
         **found(keys, heads, d_model),
-        "d_ff": keys.integer(width),
+        "d_ff": integer(width),
         "max_context": keys.integer("context_length"),
         "rotary_base": keys.number("rope.freq_base", 10_000.0),
         "norm_epsilon": keys.number("attention.layer_norm_rms_epsilon"),
@@ -112,7 +114,8 @@ def _feed_forward(
     if architecture.chunks:
         return interleaved_experts(keys, common)
     if not architecture.gating:
-        return _experts(keys)
+        found = _experts(keys)
+        return found | (gated_shared_expert(keys) if found and architecture.delta else {})
     if architecture.latent:
         check_groups(keys, common["layers"])
     return shared_experts(keys, file, common, architecture.gating)
@@ -136,9 +139,8 @@ def _windows(keys: Keys, architecture: Architecture, layers: int, base: float) -
     windowed = keys.truths(name, layers)
     if windowed is None:
         keys.expect(name, pattern, "that of the architecture")
-        windowed = (
-            not pattern or (layer + 1) % pattern != 0 for layer in range(min(layers, 10_000))
-        )
+        # Without a pattern no layer is the last of its group, so that all have a window.
+        windowed = (not each for each in last_of_groups(pattern or layers + 1, layers))
     if size <= 0:
         return {}
     found: dict[str, Any] = {"windows": tuple(size if each else None for each in windowed)}

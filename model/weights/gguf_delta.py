@@ -8,7 +8,7 @@ undone here, so that they differ from the folder's by a rounding. Source: `conve
 """
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from model.config import ModelConfig
 from model.delta_sizes import DeltaSizes
 from model.weights import WeightsError
 from model.weights.gguf_file import DAMAGED
-from model.weights.gguf_keys import Keys
+from model.weights.gguf_keys import Keys, further_layers, last_of_groups
 
 _LAYERS, _SECTIONS = "attention.recurrent_layers", "rope.dimension_sections"
 Stored = tuple[str, dict[str, tuple[int, ...]], Callable[..., np.ndarray], str]
@@ -50,16 +50,11 @@ def delta_fields(keys: Keys, layers: int) -> dict[str, Any]:
     every = keys.integer("full_attention_interval", 4)
     if every < 1:
         keys.refuse("full_attention_interval", every)
-    further = int(np.max(keys.file.metadata.get(f"{keys.architecture}.nextn_predict_layers", 0)))
-    given = keys.truths(_LAYERS, layers + further)
-    which = given and given[:layers]
-    which = which or tuple((layer + 1) % every != 0 for layer in range(min(layers, 10_000)))
+    which = keys.truths(_LAYERS, layers + further_layers(keys.file))
+    if which is None:
+        which = tuple(not each for each in last_of_groups(every, layers))
+    which = which[:layers]
     return {"delta": sizes, "delta_layers": which} if any(which) else {}
-
-
-def shared_fields(keys: Keys) -> dict[str, Any]:
-    """Fields of a `ModelConfig` for the MLP beside experts, which has a gate."""
-    return {"shared_d_ff": keys.integer("expert_shared_feed_forward_length"), "shared_gate": True}
 
 
 def check_sections(keys: Keys, rotated: int) -> None:
@@ -175,8 +170,3 @@ class DeltaTensors:
         if self.apart:
             return stored.reshape(D, M, N, -1).swapaxes(1, 2)
         return stored.reshape(D, N, M, -1)
-
-
-def whole(tensors: Collection[str], layer: int) -> bool:
-    """Whether a layer of a file has `DeltaTensors.whole`."""
-    return f"blk.{layer}.ssm_in.weight" in tensors

@@ -1,4 +1,4 @@
-"""Experts beside shared ones in a GGUF file (DeepSeek, GLM-4.5): keys of their router and sizes.
+"""Experts beside shared ones in a GGUF file: keys of their sizes and router.
 
 Source: `conversion/deepseek.py`, `conversion/glm.py`, and `build_moe_ffn` in `src/llama-graph.cpp`,
 of https://github.com/ggml-org/llama.cpp.
@@ -18,7 +18,7 @@ _SCORES = {1: "softmax", 2: "sigmoid"}
 def shared_experts(
     keys: Keys, file: GGUFFile, common: Mapping[str, Any], gating: int
 ) -> dict[str, Any]:
-    """Fields of a `ModelConfig` for experts beside shared ones.
+    """Fields of a `ModelConfig` for experts beside shared ones (DeepSeek, GLM-4.5).
 
     Args:
       keys: the file's.
@@ -52,3 +52,15 @@ def shared_experts(
         "dense_d_ff": common["d_ff"] if dense else 0,
         "shared_d_ff": width * keys.integer("expert_shared_count", 0),
     }
+
+
+def gated_shared_expert(keys: Keys) -> dict[str, Any]:
+    """Fields of a `ModelConfig` for a shared expert that has a gate (Qwen3-Next, Qwen3.5).
+
+    Args:
+      keys: the file's.
+
+    Raises:
+      WeightsError: its width is missing.
+    """
+    return {"shared_d_ff": keys.integer("expert_shared_feed_forward_length"), "shared_gate": True}

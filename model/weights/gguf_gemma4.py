@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.full_attention import FullAttention
 from model.weights.gguf_file import GGUFFile
 from model.weights.gguf_keys import Keys
-from model.weights.gguf_layers import Build, KeyPath, Layer, Parameter, Shape
+from model.weights.gguf_layers import KeyPath, Layer, Parameter, Shape
 
 _PATTERN = "attention.sliding_window_pattern"
 _OWN = re.compile(r"blk\.([0-9]{1,9})\.attn_(k|v|k_norm)\.weight")
@@ -31,7 +31,7 @@ def window_heads(keys: Keys, heads: int, d_model: int) -> dict[str, Any]:
       WeightsError: sizes that are missing, or contradict each other.
     """
     return {
-        "kv_heads": keys.integer("attention.head_count_kv"),
+        "kv_heads": keys.first("attention.head_count_kv"),
         "head_size": _head_size(keys, "_swa"),
     }
 
@@ -50,7 +50,9 @@ def layer_fields(
     Raises:
       WeightsError: sizes that are missing or contradict each other, or layers all of one kind.
     """
-    windows, layers = more.get("windows", ()), common["layers"]
+    windows, layers = more.get("windows"), common["layers"]
+    if windows is None:
+        keys.refuse("attention.sliding_window", 0, ", where some layers need a window")
     full = [n for n, window in enumerate(windows) if window is None]
     if len(windows) != layers or not 0 < len(full) < layers:
         keys.refuse(_PATTERN, windows, ", where layers with a window and others are needed")
@@ -59,7 +61,7 @@ def layer_fields(
     if not 0 <= shared < layers:
         keys.refuse("attention.shared_kv_layers", shared, f", where there are {layers} layers")
     own = range(layers - shared)
-    kv_heads = keys.by_layer("attention.head_count_kv", layers, common["kv_heads"])
+    kv_heads = keys.by_layer("attention.head_count_kv", layers)
     return {
         "kv_heads": _alike(keys, "attention.head_count_kv", kv_heads, others),
         "full_attention": FullAttention(
@@ -96,7 +98,7 @@ def _widths(
 ) -> dict[str, Any]:
     """Widths of MLPs: those beside experts, or those of layers whose cache is their own or not."""
     key, layers = "feed_forward_length", common["layers"]
-    each = keys.by_layer(key, layers, common["d_ff"])
+    each = keys.by_layer(key, layers)
     if "experts" in more:
         return {"shared_d_ff": _alike(keys, key, each, range(layers)), "experts_apart": True}
     width, borrowing = (_alike(keys, key, each, part) for part in (own, range(len(own), layers)))
@@ -144,33 +146,25 @@ class Gemma4Layer(Layer):
         if not c.keys_are_values:
             return [queries, both]
         K, h = c.kv_heads, c.head_size
-        keys = {"attn_k": (K * h, *last)}
-        return [queries, self.one(f"attention.key_value{suffix}", keys, _rows_as(K, h), kind)]
+        path, keys = f"attention.key_value{suffix}", {"attn_k": (K * h, *last)}
+        return [queries, self.one(path, keys, lambda k: k.reshape(K, h, -1), kind)]
 
     def mlp(self, module: str, F: int, suffix: str = "") -> list[Parameter]:
         """An MLP, named alike whether it is alone or beside experts."""
         return super().mlp(module, F)
 
     def experts(self) -> list[Parameter]:
-        """A router, experts whose gate and up are one tensor, and norms and scales of both."""
-        c = self.config
-        D, F, E = c.d_model, c.d_ff, c.experts
-        down, router = "ffn_down_exps", "ffn_gate_inp"
+        """A router and experts, and norms and scales of both."""
+        D, E = self.config.d_model, self.config.experts
         norms = {"shared_norm_after": "post_ffw_norm_1",
                  "experts_norm": "pre_ffw_norm_2",
                  "experts_norm_after": "post_ffw_norm_2"}  # fmt: skip
         return [
-            self.one("mlp.router", {router: (E, D)}),
-            self.one("mlp.router_scale", {router: (D,)}, kind="scale"),
-            self.one("mlp.expert_scale", {down: (E,)}, kind="scale"),
-            self.one("mlp.gate_up", {"ffn_gate_up_exps": (E, 2 * F, D)}, _rows_as(E, 2, F)),
-            self.one("mlp.down", {down: (E, D, F)}),
+            *super().experts(),
+            self.one("mlp.router_scale", {"ffn_gate_inp": (D,)}, kind="scale"),
+            self.one("mlp.expert_scale", {"ffn_down_exps": (E,)}, kind="scale"),
             *(self.one(f"{ours}.scale", {name: (D,)}) for ours, name in norms.items()),
         ]
-
-
-def _rows_as(*sizes: int) -> Build:
-    return lambda stored: stored.reshape(*sizes, -1)
 
 
 def input_parameters(config: ModelConfig) -> list[Parameter]:

@@ -28,6 +28,20 @@ _HARMLESS = {
 }
 
 
+def further_layers(file: GGUFFile) -> int:
+    """How many of a file's layers, the last ones, predict further tokens and are left out."""
+    key = f"{file.metadata['general.architecture']}.nextn_predict_layers"
+    return int(np.max(file.metadata.get(key, 0)))
+
+
+def last_of_groups(size: int, layers: int) -> tuple[bool, ...]:
+    """Whether each layer is the last of its group of so many.
+
+    A damaged file may say any number of layers: no more are told of than any model has.
+    """
+    return tuple((layer + 1) % size == 0 for layer in range(min(layers, 10_000)))
+
+
 class Keys:
     """The metadata of the file's architecture; `finish` refuses keys that were never read.
 
@@ -63,15 +77,10 @@ class Keys:
         return key in self._left
 
     def number(self, key: str, default: float | None = None) -> Any:
-        """A number, or that of the first layer; it must be there if there is no default.
-
-        Where further layers have others, `finish` refuses what `by_layer` has not read.
-        """
-        value = self._left.get(key, default)
-        each = value if isinstance(value, np.ndarray) and value.size else None
-        if each is None or (each == each[0]).all():
-            self._left.pop(key, None)
-        value = value if each is None else each[0].item()
+        """A number, or that of all layers; it must be there if there is no default."""
+        value = self._left.pop(key, default)
+        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
+            value = value[0].item()  # one for each layer, all alike
         if value is None:
             raise WeightsError(
                 f"metadata '{self.architecture}.{key}' of {self.file.path.name} is missing; "
@@ -88,14 +97,21 @@ class Keys:
             self.refuse(key, value)
         return value
 
-    def by_layer(self, key: str, count: int, first: int) -> tuple[int, ...]:
-        """One for each layer: `first`, which `integer` gave, for all unless the file has others."""
+    def first(self, key: str) -> int:
+        """The integer of the first layer; `by_layer` reads those of all."""
         value = self._left.get(key)
-        if value is None:
-            return (first,) * count
-        if value.shape != (count,) or value.dtype.kind not in "iu":
+        if not isinstance(value, np.ndarray) or not value.size:
+            value = self._left[key] = np.array([self.integer(key)])
+        if value.dtype.kind not in "iu":
+            self.refuse(key, value)
+        return value[0].item()
+
+    def by_layer(self, key: str, count: int) -> tuple[int, ...]:
+        """An integer for each layer, after `first`: the file has one for all, or so many."""
+        value = self._left.pop(key)
+        if len(value) not in (1, count):
             self.refuse(key, value, f", where there are {count} layers")
-        return tuple(self._left.pop(key).tolist())
+        return tuple(np.broadcast_to(value, count).tolist())
 
     def text(self, key: str, default: str) -> str:
         """A text."""
@@ -112,7 +128,7 @@ class Keys:
         return value
 
     def truths(self, key: str, count: int) -> tuple[bool, ...] | None:
-        """One for each layer, or 0 and 1; None where the file has none, or another value."""
+        """True or false, or 1 or 0, for each layer; None where the file has no such list."""
         value = self._left.get(key)
         if not isinstance(value, np.ndarray) or not np.isin(value, (0, 1)).all():
             return None

@@ -38,14 +38,12 @@ class Layer:
       config: the model, with heads as this layer has them.
       number: index of the layer.
       architecture: how its tensors are named and ordered.
-      whole_latent: the matrix that takes latents to keys and values is one, as in older files.
       tensors: names of the file's tensors, by which others are found that have two forms.
     """
 
     config: ModelConfig
     number: int
     architecture: Architecture
-    whole_latent: bool = False
     tensors: Collection[str] = ()
 
     def parameters(self) -> list[Parameter]:
@@ -69,6 +67,10 @@ class Layer:
         end = f".{kind}" if kind else ""
         names = {f"blk.{self.number}.{name}{end}": shape for name, shape in stored.items()}
         return Parameter(("layers", self.number, *path.split(".")), names, build)
+
+    def has(self, name: str) -> bool:
+        """Whether the file has a tensor of this name in this layer."""
+        return f"blk.{self.number}.{name}.weight" in self.tensors
 
     def norms(self) -> list[Parameter]:
         """Norms' scales, each stored as one row."""
@@ -146,9 +148,8 @@ class Layer:
 
     def delta_layer(self) -> list[Parameter]:
         """A gated delta layer."""
-        whole = gguf_delta.whole(self.tensors, self.number)
         apart = self.architecture.delta == "apart"
-        stored = gguf_delta.DeltaTensors(self.config, apart, whole).all()
+        stored = gguf_delta.DeltaTensors(self.config, apart, self.has("ssm_in")).all()
         return [self.one(path, *each) for path, *each in stored]
 
     def queries(self, q: np.ndarray) -> np.ndarray:
@@ -186,7 +187,7 @@ class Layer:
         ]
         if sizes.query_rank:
             found.append(self.one("attention.query_down", {"attn_q_a": (sizes.query_rank, D)}))
-        if self.whole_latent:
+        if self.has("attn_kv_b"):  # older files
             whole = {"attn_kv_b": (G * (sizes.content + sizes.value), rank)}
             split = functools.partial(gguf_latent.split_keys_values, c)
             found.append(self.one("attention.key", whole, lambda both: split(both)[0]))
@@ -227,7 +228,7 @@ class Layer:
         stacked = functools.partial(_stacked, axis=1)
         down, router = f"ffn_down{suffix}", "ffn_gate_inp"
         into, build = self.gate_up(suffix, E, F, D), stacked
-        if f"blk.{self.number}.ffn_gate_up{suffix}.weight" in self.tensors:
+        if self.has(f"ffn_gate_up{suffix}"):
             into, build = {f"ffn_gate_up{suffix}": (E, 2 * F, D)}, _shaped(E, 2, F, -1)
         found = [
             self.one("mlp.router", {router: (E, D)}),

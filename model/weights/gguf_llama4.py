@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.routing_rule import Routing
-from model.weights.gguf_keys import Keys
+from model.weights.gguf_keys import Keys, last_of_groups
 
 _CHUNK = 8192
 """Tokens of a chunk."""
@@ -38,7 +38,7 @@ def chunk_fields(keys: Keys, layers: int) -> dict[str, Any]:
         keys.refuse("attention.chunk_size", size)
     # A window of 0 is a model that sees all in all layers, and no key says which of these rotate.
     keys.expect("attention.sliding_window", size, "that of chunks")
-    rotated = tuple((layer + 1) % _FULL_EVERY != 0 for layer in range(min(layers, 10_000)))
+    rotated = tuple(not each for each in last_of_groups(_FULL_EVERY, layers))
     given = keys.truths(pattern, layers)
     if given is None:
         keys.expect(pattern, _FULL_EVERY, "that of the architecture")
@@ -66,7 +66,7 @@ def interleaved_experts(keys: Keys, common: Mapping[str, Any]) -> dict[str, Any]
     every = keys.integer("interleave_moe_layer_step")
     if not 1 <= every <= layers:
         keys.refuse("interleave_moe_layer_step", every, f", of {layers} layers")
-    routed = tuple((layer + 1) % every == 0 for layer in range(min(layers, 10_000)))
+    routed = last_of_groups(every, layers)
     width = keys.integer("expert_feed_forward_length")
     return {
         "unit_queries_keys": keys.truth("use_qk_norm", count != _MAVERICK),

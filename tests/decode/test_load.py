@@ -234,12 +234,17 @@ def test_what_a_file_asks_of_generation_and_does_not_get_is_told(tmp_path, asked
 
 
 def test_what_a_gguf_file_says_that_is_passed_over_is_told(tmp_path):
-    change = {"general.sampling.temp": 0.6, "tokenizer.ggml.eos_token_id": 4_294_967_295}
+    change = {
+        "general.sampling.temp": 0.6,
+        "tokenizer.ggml.eos_token_id": 4_294_967_295,
+        "tokenizer.ggml.suppress_tokens": [3],
+    }
     write_tiny_gguf(tmp_path / "m.gguf", metadata=change)
     told = []
     find_source(str(tmp_path / "m.gguf"), report=told.append)
     assert "eos_token_id is 4294967295, outside the 288 tokens; it is left out" in told[0]
     assert told[1].startswith("metadata asks for general.sampling.temp 0.6")
+    assert "tokenizer.ggml.suppress_tokens [3], which is not used" in told[1] and len(told) == 2
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,3 @@ def test_a_text_begins_with_bos_whatever_the_file_says_but_not_twice():
 def test_an_answer_ends_at_the_tokens_that_end_turns():
     stops = {TOKENS[token] for token in Tokenizer.from_gguf(METADATA).stop_ids}
     assert stops == {"<eos>", "<turn|>", "<|tool_response>"}
-
-
-def test_tokens_that_a_file_wants_suppressed_are_said_not_to_be():
-    notes = Tokenizer.from_gguf(METADATA | {"tokenizer.ggml.suppress_tokens": [5]}).notes
-    assert notes == ("tokenizer.ggml.suppress_tokens is ignored; answers may hold these tokens",)

@@ -47,6 +47,14 @@ def test_a_layer_of_which_no_key_says_that_it_predicts_is_refused(path):
         read_config(file)
 
 
+def test_the_width_of_layers_without_experts_is_asked_for_by_name(path):
+    """The width of experts does not stand in for it."""
+    file = GGUFFile(path)
+    del file.metadata["glm4moe.feed_forward_length"]
+    with pytest.raises(WeightsError, match=r"feed_forward_length' .* is missing"):
+        read_config(file)
+
+
 @pytest.mark.parametrize("further", [4, -1])
 def test_more_such_layers_than_there_are_is_refused(path, further):
     file = GGUFFile(path)

@@ -162,7 +162,8 @@ def test_an_older_deepseek_file_has_keys_and_values_of_latents_in_one_matrix(tmp
     heads = stored.reshape(4, -1, sizes.rank)
     np.testing.assert_array_equal(keys[0], heads[:, : sizes.content])
     np.testing.assert_array_equal(values[0], heads[:, sizes.content :])
-    paths = [p.path[2:] for p in Layer(config, 0, ARCHITECTURES["deepseek2"], True).parameters()]
+    layer = Layer(config, 0, ARCHITECTURES["deepseek2"], file.tensors)
+    paths = [p.path[2:] for p in layer.parameters()]
     assert paths.count(("attention", "key")) == paths.count(("attention", "value")) == 1
 
 

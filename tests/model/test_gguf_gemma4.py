@@ -5,8 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFWriter
-from gguf.quants import quantize
 
 from model.catalog import find_model
 from model.weights import WeightsError
@@ -16,12 +14,12 @@ from model.weights.gguf_config import read_keys
 from model.weights.gguf_file import GGUFFile
 from model.weights.gguf_gemma4 import Gemma4Layer, input_parameters
 from sharding.quantization import QUANTIZATIONS
-from tests import gguf_families
 from tests.family_cases import FOLDER
+from tests.gguf_families import write_gguf
 
 
-def write(tmp_path, case="gemma4"):
-    gguf_families.write_gguf(FOLDER / case, tmp_path / "m.gguf")
+def write(tmp_path, case="gemma4", quantization="F32"):
+    write_gguf(FOLDER / case, tmp_path / "m.gguf", quantization)
     return GGUFFile(tmp_path / "m.gguf")
 
 
@@ -86,9 +84,10 @@ def test_keys_of_released_files_are_the_models_of_the_catalogue(name):
     config, _ = read_keys(file)
     full = dataclasses.replace(config.full_attention, rotary_pairs=64)  # which a tensor says
     assert dataclasses.replace(config, full_attention=full) == find_model(name)
-    layers = (Gemma4Layer(config.at(n), n, ARCHITECTURES["gemma4"]) for n in range(config.layers))
-    parameters = [each for layer in layers for each in layer.parameters()]
-    parameters += input_parameters(config) if config.layer_inputs else []
+    parameters = input_parameters(config) if config.layer_inputs else []
+    for n in range(config.layers):
+        joined = {f"blk.{n}.ffn_gate_up_exps.weight"}
+        parameters += Gemma4Layer(config.at(n), n, ARCHITECTURES["gemma4"], joined).parameters()
     beside = 3 + 3 * config.shared_cache_layers  # embedding, last norm, divisors; unused tensors
     assert sum(len(each.sources) for each in parameters) + beside == tensors
 
@@ -119,6 +118,18 @@ def test_what_a_file_leaves_out_is_as_in_all_released_models(tmp_path):
     assert read_config(file).logit_softcap is None
 
 
+def test_experts_may_have_gate_and_up_in_two_tensors(tmp_path):
+    file = write(tmp_path, "gemma4_experts")
+    config = read_config(file)
+    for layer in range(config.layers):
+        info = file.tensors.pop(f"blk.{layer}.ffn_gate_up_exps.weight")
+        shape = (config.experts, config.d_ff, config.d_model)
+        for part in ("gate", "up"):
+            name = f"blk.{layer}.ffn_{part}_exps.weight"
+            file.tensors[name] = dataclasses.replace(info, name=name, shape=shape)
+    assert read_config(file) == config
+
+
 def test_keys_are_values_in_all_layers_without_a_window_or_in_none(tmp_path):
     file = write(tmp_path)
     assert read_config(file).full_attention.keys_are_values
@@ -133,10 +144,11 @@ def test_keys_are_values_in_all_layers_without_a_window_or_in_none(tmp_path):
         ("gemma4", {"attention.sliding_window_pattern": np.array([False] * 3)}, "are needed"),
         ("gemma4", {"attention.sliding_window_pattern": np.array([True] * 3)}, "are needed"),
         ("gemma4", {"attention.sliding_window_pattern": None}, "sliding_window_pattern.*needed"),
-        ("gemma4", {"attention.sliding_window": 0}, "sliding_window_pattern.*needed"),
+        ("gemma4", {"attention.sliding_window": 0}, "sliding_window' of m.gguf is 0, where some"),
         ("gemma4", {"attention.head_count_kv": np.array([2, 1, 2])}, "layers of one kind differ"),
         ("gemma4", {"attention.head_count_kv": np.array([2, 1])}, "there are 3 layers"),
-        ("gemma4", {"attention.head_count_kv": np.array([2, 1.5, 1])}, "is 2.0; this"),
+        ("gemma4", {"attention.head_count_kv": np.array([2, 1.5, 1])}, "head_count_kv' .* 1.5"),
+        ("gemma4", {"feed_forward_length": None}, "'gemma4.feed_forward_length' .* is missing"),
         ("gemma4", {"attention.key_length_swa": None}, "key_length_swa' of m.gguf is missing"),
         ("gemma4", {"attention.value_length": 16}, "value_length' .* is 16, where the head size"),
         ("gemma4", {"rope.dimension_count": 8}, "dimension_count' .* is 8, where the head size"),
@@ -171,16 +183,6 @@ def test_pairs_that_turn_more_slowly_are_refused_by_name(tmp_path):
         read_config(file)
 
 
-class _Q8(GGUFWriter):
-    """Writes matrices whose rows are whole blocks in Q8_0."""
-
-    def add_tensor(self, name, values, **more):
-        if values.ndim > 1 and values.shape[-1] % 32 == 0:
-            kind = GGMLQuantizationType.Q8_0
-            values, more = quantize(values, kind), {"raw_dtype": kind}
-        super().add_tensor(name, values, **more)
-
-
 @pytest.mark.parametrize(
     ("case", "paths"),
     [
@@ -188,14 +190,13 @@ class _Q8(GGUFWriter):
         ("gemma4_shared", [("input", "gate"), ("attention", "query"), ("mlp", "down")]),
     ],
 )
-def test_matrices_in_eight_bits_stay_in_them(case, paths, tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf_families, "GGUFWriter", _Q8)
-    file = write(tmp_path, case)
+def test_matrices_in_eight_bits_stay_in_them(case, paths, tmp_path):
+    file = write(tmp_path, case, "Q8_0")
     config, kind = read_config(file), QUANTIZATIONS["int8_grouped"]
     keep = {("layers", 1, *path): kind for path in paths}
     plain = dict(read_parameters(file, config))
-    for path, kept in read_parameters(file, config, keep):
-        if path in keep:
-            assert kept.values.dtype == np.int8
-            scales = np.repeat(kept.scales, 32, axis=-1)
-            np.testing.assert_array_equal(kept.values * scales, plain[path])
+    found = dict(read_parameters(file, config, keep))
+    for path in keep:
+        assert found[path].values.dtype == np.int8
+        scales = np.repeat(found[path].scales, 32, axis=-1)
+        np.testing.assert_array_equal(found[path].values * scales, plain[path])

@@ -32,7 +32,7 @@ def files(tmp_path_factory):
 
 
 def read(files, name="scout", **changes):
-    """The configuration of a file whose metadata has these changes; `_` stands for a dot."""
+    """The configuration of a file whose metadata has these changes; `__` stands for a dot."""
     file = GGUFFile(files / f"{name}.gguf")
     file.metadata |= {f"llama4.{key.replace('__', '.')}": value for key, value in changes.items()}
     return read_config(file)
@@ -58,7 +58,6 @@ def test_only_a_model_of_128_experts_has_queries_without_a_norm(files):
 
 
 def test_a_file_may_say_the_length_of_chunks_and_whether_queries_are_normed(files):
-    """As those of Ollama's converter do."""
     config = read(files, attention__chunk_size=8, use_qk_norm=False)
     assert config.windows == (8, 8, 8, None) and not config.unit_queries_keys
 
@@ -80,6 +79,7 @@ def test_experts_are_in_every_so_many_th_layer(files):
         ({"interleave_moe_layer_step": 5}, "interleave_moe_layer_step' .* is 5, of 4 layers"),
         ({"interleave_moe_layer_step": 2}, "tensor list of scout.gguf is 6 missing"),
         ({"expert_weights_scale": 2.5}, "expert_weights_scale' .* is 2.5; this is not supported"),
+        ({"attention__head_dim": 16}, "head_dim' .* is 16; this is not"),  # of Ollama's files
         ({"expert_count": 0}, "experts_per_token of .* is 2; it must be 0 to its 0 experts"),
     ],
 )
