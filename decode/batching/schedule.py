@@ -237,10 +237,10 @@ class Schedule:
         return min(self.shape.size(longest), room)
 
     def _fill_a_chunk_together(self, budget: int) -> bool:
-        """Whether the next prompts fill three quarters of a chunk of several.
+        """Whether the next prompts all end in a chunk of several, and fill three quarters of it.
 
-        Prompts that begin alike go one after another: the later ones start from what the first has
-        left in its row.
+        Longer ones go one after another, so that the first need not wait for the last, and so do
+        those that begin alike: the later ones start from what the first has left in its row.
         """
         room = self.shape.together
         if not 0 < room * TOGETHER <= budget:
@@ -250,7 +250,8 @@ class Schedule:
         beginnings = {tuple(answer.ticket.request.prompt[:BLOCK]) for answer in answers}
         if self._prefixes and len(beginnings) < len(answers):
             return False
-        return 4 * sum(min(self._to_run(answer), room) for answer in answers) >= 3 * room * TOGETHER
+        tokens = [self._to_run(answer) for answer in answers]
+        return max(tokens, default=0) <= room and 4 * sum(tokens) >= 3 * room * TOGETHER
 
     def _to_run(self, answer: Answer) -> int:
         """Tokens of its prompt that are left to run, without those that a row holds."""

@@ -20,7 +20,7 @@ def beginning(number: int, tokens: int) -> list[int]:
         ([beginning(n, 23) for n in range(4)], [(32, 1)] * 4),
         ([beginning(n, 32) for n in range(3)], [(32, 4)]),
         ([beginning(n, 32) for n in range(2)], [(32, 1)] * 2),
-        ([beginning(n, 40) for n in range(4)], [(32, 4)]),  # the rest in the next step
+        ([beginning(n, 33) for n in range(3)], [(32, 1), (16, 1)] * 2 + [(32, 1)]),  # none waits
         ([beginning(7, 32) for _ in range(4)], [(32, 1), (16, 1), (16, 1), (16, 1)]),
     ],
 )
@@ -30,9 +30,8 @@ def test_prompts_that_fill_a_chunk_together_run_in_one_and_alike_ones_after_anot
     )
     plan = schedule.plan()
     assert [(chunk.size, len(chunk.pieces)) for chunk in plan.chunks] == sizes
-    assert [p.answer.ticket.number for c in plan.chunks for p in c.full] == list(
-        range(len(prompts))
-    )
+    ran = dict.fromkeys(p.answer.ticket.number for c in plan.chunks for p in c.full)
+    assert list(ran) == list(range(len(prompts)))
 
 
 def test_what_rows_hold_of_waiting_prompts_fills_no_chunk():
@@ -44,10 +43,3 @@ def test_what_rows_hold_of_waiting_prompts_fills_no_chunk():
         schedule.add(answer_of([*beginning(n, 28), *[9] * 4], number=4 + n))
     chunks, _ = told(schedule.plan())
     assert chunks == [(16, [(4 + n, n, n, 28, 4)]) for n in range(4)]
-
-
-def test_what_is_left_of_prompts_runs_together_again():
-    schedule = schedule_of(*(answer_of(beginning(n, 64), 9, n) for n in range(5)), **TOGETHER)
-    for firsts in ([0] * 4, [32] * 4, [0]):
-        (chunk,) = schedule.plan().chunks[:1]
-        assert [piece.first for piece in chunk.full] == firsts

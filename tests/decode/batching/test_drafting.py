@@ -57,17 +57,19 @@ def test_each_request_gets_the_tokens_that_it_gets_alone_in_fewer_steps():
     assert 0 < accepted <= sum(step.drafted for step in steps) <= 3 * taken
 
 
-@pytest.mark.slow
+SLOW, LONG = pytest.mark.slow, pytest.mark.long
+
+
 @pytest.mark.parametrize(
     ("layout", "attention", "mesh", "family", "rows", "drafts"),
-    [("weight_stationary_1d", "heads", "1", "grouped", 5, 4),
-     ("weight_stationary_1d", "heads", "1", "biased_windowed", 5, 3),
-     ("weight_stationary_1d", "heads", "1", "biased_windowed", 5, 20),
-     ("weight_stationary_1d", "heads", "1", "latent", 5, 3),
-     ("weight_stationary_1d", "heads", "1", "chunks", 5, 3),
-     ("weight_stationary_1d", "heads", "1", "six_experts", 3, 3),
-     ("weight_gathered_x", "batch", "2x2x1", "biased_windowed", 2, 2),
-     ("data_parallel_x_1d", "sequence", "2x1x2", "grouped", 4, 3)],
+    [pytest.param("weight_stationary_1d", "heads", "1", "grouped", 5, 4, marks=LONG),
+     pytest.param("weight_stationary_1d", "heads", "1", "biased_windowed", 5, 3, marks=LONG),
+     pytest.param("weight_stationary_1d", "heads", "1", "biased_windowed", 5, 20, marks=SLOW),
+     pytest.param("weight_stationary_1d", "heads", "1", "latent", 5, 3, marks=SLOW),
+     pytest.param("weight_stationary_1d", "heads", "1", "chunks", 5, 3, marks=LONG),
+     pytest.param("weight_stationary_1d", "heads", "1", "six_experts", 3, 3, marks=LONG),
+     pytest.param("weight_gathered_x", "batch", "2x2x1", "biased_windowed", 2, 2, marks=LONG),
+     pytest.param("data_parallel_x_1d", "sequence", "2x1x2", "grouped", 4, 3, marks=SLOW)],
 )  # fmt: skip
 def test_so_it_is_in_families_layouts_and_steps_of_fewer_rows(
     layout, attention, mesh, family, rows, drafts

@@ -254,7 +254,8 @@ def test_random_traffic_is_answered_whole_in_order_and_within_all_bounds():
             several_come = 4 if several and len(answers) % 8 == 4 else 1
             for _ in range(several_come if len(answers) < 40 else 0):
                 begins = 5 if len(answers) % 8 < 4 else 10 + len(answers)  # alike by turns
-                prompt = [begins] * int(draw.integers(0, 40)) + draw.integers(0, 9, 9).tolist()
+                most = 40 if several_come == 1 else 8
+                prompt = [begins] * int(draw.integers(0, most)) + draw.integers(0, 9, 9).tolist()
                 answers.append(answer_of(prompt, int(draw.integers(1, 6)), len(answers)))
                 schedule.add(answers[-1])
             plan = schedule.plan()
