@@ -127,7 +127,7 @@ def test_weights_laid_out_otherwise_give_the_same_tokens_in_every_step(quantizat
     old = engine.parameters
     engine.parameters, changed = apply_formats(old, jax.tree.map(reversed_order, old))
     matrices = [array for array in jax.tree.leaves(engine.parameters) if array.ndim > 1]
-    assert changed == len(matrices) > 10
+    assert changed == len(matrices) >= 6
     assert all(array.format.layout.major_to_minor[0] != 0 for array in matrices)
     assert sum(array.is_deleted() for array in jax.tree.leaves(old)) == changed
     *_, after = generate(engine, request)
