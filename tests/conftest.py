@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import gc
 import os
-import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,10 +32,12 @@ from tests.scripts.running import XLA_FLAGS  # noqa: E402
 REFERENCES = Path(__file__).parent / "references"
 COMPILED_AS_BY_USERS = ("speed", "serve", "parity", "tpu_compile", "gpu_compile")
 """Marked sets whose programs are compiled with all optimizations."""
-LONG_S = 10.0
-"""Seconds of a test after which its memory is given back, which takes half a second."""
+GROWN = 1e9
+"""Bytes by which a process may grow before its memory is given back, which takes half a second."""
 TOGETHER = "tests/profiles/published/", "tests/test_readme.py"
 """Files that ask for published services, whose times take seconds to find: once for all."""
+
+_kept = types.SimpleNamespace(bytes=0)  # resident since memory was last given back
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -92,19 +94,28 @@ def compilation_cache(
     os.environ.update({"JAX_COMPILATION_CACHE_DIR": str(folder)} | READING)
 
 
+def resident() -> int:
+    """Bytes of memory that this process has now; 0 where the system has no such file."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 @pytest.fixture(autouse=True)
 def memory_back() -> Iterator[None]:
-    """Gives the system back, after a long test, what the test held.
+    """Gives the system back what tests held, once that is much.
 
     Engines are parts of cycles, for which Python hardly looks here, and the C library keeps most of
-    what the compiler has let go.
+    what the compiler has let go. What is left after that is in use, and not looked through again.
     """
-    began = time.monotonic()
     yield
-    if time.monotonic() - began > LONG_S:
-        gc.collect()
-        with contextlib.suppress(AttributeError):  # a C library that has no such function
-            ctypes.CDLL(None).malloc_trim(0)
+    if resident() < _kept.bytes + GROWN:
+        _kept.bytes = min(_kept.bytes, resident())
+        return
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # a C library that has no such function
+        ctypes.CDLL(None).malloc_trim(0)
+    _kept.bytes = resident()
 
 
 @pytest.fixture(scope="module")
