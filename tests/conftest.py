@@ -34,6 +34,8 @@ COMPILED_AS_BY_USERS = ("speed", "serve", "parity", "tpu_compile", "gpu_compile"
 """Marked sets whose programs are compiled with all optimizations."""
 GROWN = 1e9
 """Bytes by which a process may grow before its memory is given back, which takes half a second."""
+LARGE = pytest.mark.xdist_group("large")
+"""Tests that hold 7 to 10 GB and those that measure memory: one process runs them in turn."""
 TOGETHER = "tests/profiles/published/", "tests/test_readme.py"
 """Files that ask for published services, whose times take seconds to find: once for all."""
 

@@ -15,14 +15,14 @@ from model.dtypes import FLOAT32
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
-from tests.conftest import REFERENCES
+from tests.conftest import LARGE, REFERENCES
 
 FOUND = json.loads((REFERENCES / "gemma3_270m.json").read_text())
 PROMPTS = FOUND["prompts"]
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("gemma3"),
+    LARGE,
     pytest.mark.usefixtures("all_optimizations"),
 ]
 
