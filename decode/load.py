@@ -24,6 +24,7 @@ from model.transformer import Transformer
 from model.weights import WeightsError, gguf
 from model.weights.fetch import FETCHABLE, fetch
 from model.weights.gguf_file import GGUFFile
+from model.weights.gguf_parts import open_model
 from model.weights.huggingface import HuggingFaceFolder
 from model.weights.orbax_checkpoint import MANIFEST, OrbaxFolder, is_checkpoint
 from sharding.layout import Layout
@@ -180,7 +181,8 @@ def find_source(
 ) -> ModelSource:
     """The model that ``--model`` names: a catalogue entry, a GGUF file or a folder.
 
-    A folder is one as Hugging Face writes it, or one that `scripts/convert_checkpoint.py` made.
+    A folder is one as Hugging Face writes it, or one that `scripts/convert_checkpoint.py` made. A
+    GGUF file may have any name; of a model in several files the first is given.
 
     Args:
       model: a name in the catalogue or a path.
@@ -239,5 +241,5 @@ def _read(path: Path) -> ModelSource:
             )
         folder = HuggingFaceFolder(path)
         return ModelSource(folder.config, folder, Tokenizer.from_folder(path))
-    file = GGUFFile(path)
+    file = open_model(path)
     return ModelSource(gguf.read_config(file), file, Tokenizer.from_gguf(file.metadata))

@@ -96,9 +96,10 @@ MODEL = flags.DEFINE(
     PATH,
     "model",
     "smollm2-135m",
-    "Catalogue name, GGUF file, or folder in the form of Hugging Face or of convert_checkpoint.py. "
-    "Scripts that read weights fetch those of smollm2-135m (93 MB) and gemma3-270m (238 MB, under "
-    "terms of its own) once; of other names they take --random_weights.",
+    "Catalogue name, GGUF file (of several parts the first), or folder as Hugging Face or "
+    "convert_checkpoint.py writes it. Scripts that read weights fetch those of smollm2-135m "
+    "(93 MB) and gemma3-270m (238 MB, under terms of its own) once; of other names they take "
+    "--random_weights.",
 )
 ACCEPT_TERMS = flags.DEFINE_bool(
     "accept_terms", False, "Accept the terms of the model to be fetched; without it they are shown."

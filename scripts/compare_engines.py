@@ -176,7 +176,7 @@ def _job(source: ModelSource, name: str, threads: int, work: Work, scratch: str)
         form = "orbax"
     return Job(
         engine=name,
-        model=_common.MODEL.value if file is None else str(Path(file.path).resolve()),
+        model=_common.MODEL.value if file is None else str(Path(file.path).absolute()),
         form=form,
         dtype=_dtypes.only(_array_flags.DTYPE) or "",
         max_context=_common.MAX_CONTEXT.value,

@@ -64,6 +64,8 @@ def write_tiny_gguf(
     seed: int = 0,
     metadata: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray | None] | None = None,
+    tensors_per_part: int = 0,
+    empty_first_part: bool = False,
     **sizes: int,
 ) -> dict[str, np.ndarray]:
     """Writes a Llama model with random weights and a byte-level tokenizer.
@@ -75,6 +77,8 @@ def write_tiny_gguf(
       seed: of the weights.
       metadata: keys to add or replace; None drops one.
       tensors: float32 tensors to add or replace; None drops one.
+      tensors_per_part: writes several files, `NAME-00001-of-00003.gguf` and so on, for NAME.gguf.
+      empty_first_part: the first of them has no tensors.
       **sizes: other than `SIZES`.
 
     Returns:
@@ -83,7 +87,12 @@ def write_tiny_gguf(
     """
     sizes = SIZES | sizes
     keys = _metadata(sizes) | (metadata or {})
-    writer = GGUFWriter(path, keys.pop("general.architecture", "llama"))
+    writer = GGUFWriter(
+        path,
+        keys.pop("general.architecture", "llama"),
+        split_max_tensors=tensors_per_part,
+        small_first_shard=empty_first_part,
+    )
     for key, value in keys.items():
         if value is not None:
             writer.add_key_value(key, value, _value_type(value))

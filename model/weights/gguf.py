@@ -144,8 +144,7 @@ def _checked_parameters(file: GGUFFile, config: ModelConfig) -> list[Parameter]:
     ]
     if wrong:
         raise WeightsError(
-            f"tensor list of {file.path.name} is {', '.join(wrong)}; "
-            "give a model that is complete in one file"
+            f"tensor list of {file.path.name} is {', '.join(wrong)}; give a model that is complete"
         )
     return parameters
 

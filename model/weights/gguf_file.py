@@ -24,6 +24,7 @@ from model.weights import WeightsError
 from model.weights.gguf_blocks import KEPT, Blocks, read_blocks
 
 DAMAGED = "the file is damaged or cut short, fetch it again"
+MIXED_PARTS = "fetch all parts again, from one version of the model"
 
 _NUMBERS = {
     GGUFValueType.UINT8: "<u1",
@@ -56,6 +57,7 @@ class TensorInfo:
     """Position and type of one tensor in the file.
 
     Attributes:
+      file: the file that holds it.
       name: the tensor's name in the file.
       shape: row-major, as numpy has it: a matrix is (outputs, inputs).
       type: GGML's type of the stored values.
@@ -63,6 +65,7 @@ class TensorInfo:
       bytes: stored size.
     """
 
+    file: Path
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
@@ -73,11 +76,13 @@ class TensorInfo:
 class GGUFFile:
     """One GGUF file: its header read and checked, its tensors read on demand.
 
+    Of a model in several files, `gguf_parts.open_model` joins the others to the first.
+
     Attributes:
       path: the file.
       metadata: key to value; a value is a Python scalar, a string, a list of strings or a numpy
         array of numbers.
-      tensors: name to `TensorInfo`, in the order of the file.
+      tensors: name to `TensorInfo`, in the order of the file; then those that were joined.
 
     Raises:
       WeightsError: the file is missing, unreadable, or breaks the format anywhere.
@@ -85,8 +90,9 @@ class GGUFFile:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        self._data = _map(self.path)
-        header = _Header(self.path.name, self._data)
+        data = _map(self.path)
+        self._data = {self.path: data}  # of each file that tensors lie in
+        header = _Header(self.path, data)
         tensor_count, key_count = header.start()
         self.metadata: dict[str, Any] = {}
         for _ in range(key_count):
@@ -95,6 +101,26 @@ class GGUFFile:
                 header.fail("metadata key", f"{short(key)} twice")
             self.metadata[key] = header.value(f"metadata {short(key)}")
         self.tensors = _tensor_infos(header, tensor_count, self._alignment(header))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file, and those that were joined to it."""
+        return tuple(self._data)
+
+    def join(self, part: "GGUFFile") -> None:
+        """Adds the tensors of another file of the same model; its metadata are left out.
+
+        Raises:
+          WeightsError: a tensor is in both.
+        """
+        for name in part.tensors:
+            if name in self.tensors:
+                raise WeightsError(
+                    f"tensor {short(name)} of {part.path.name} is also in "
+                    f"{self.tensors[name].file.name}; {MIXED_PARTS}"
+                )
+        self.tensors |= part.tensors
+        self._data |= part._data
 
     def _alignment(self, header: "_Header") -> int:
         alignment = self.metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
@@ -118,7 +144,7 @@ class GGUFFile:
         info = self._find(name)
         with np.errstate(all="ignore"):  # any fault ends as a value that is not finite
             values = self._dequantize(info)
-        self._check_finite(name, values)
+        _check_finite(info, values)
         return values
 
     def quantization(self, name: str) -> str | None:
@@ -139,7 +165,7 @@ class GGUFFile:
         with np.errstate(all="ignore"):
             parts = read_blocks(self._rows(info), info.type)
         for part in parts[1:]:
-            self._check_finite(name, part)
+            _check_finite(info, part)
         return tuple(part.reshape(*info.shape[:-1], -1) for part in parts)
 
     def let_go(self) -> None:
@@ -147,9 +173,9 @@ class GGUFFile:
 
         They are read again where they are needed.
         """
-        mapped = self._data.base
-        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)
+        for data in self._data.values():
+            if isinstance(data.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                data.base.madvise(mmap.MADV_DONTNEED)
 
     def _find(self, name: str) -> TensorInfo:
         if name not in self.tensors:
@@ -159,15 +185,8 @@ class GGUFFile:
             )
         return self.tensors[name]
 
-    def _check_finite(self, name: str, values: np.ndarray) -> None:
-        # Minimum and maximum show it without an array of flags: both are NaN if a value is.
-        if not (np.isfinite(values.min()) and np.isfinite(values.max())):
-            raise WeightsError(
-                f"tensor {short(name)} of {self.path.name} is not finite everywhere; {DAMAGED}"
-            )
-
     def _rows(self, info: TensorInfo) -> np.ndarray:
-        stored = np.asarray(self._data[info.offset : info.offset + info.bytes])
+        stored = np.asarray(self._data[info.file][info.offset : info.offset + info.bytes])
         return stored.reshape(-1, info.bytes * info.shape[-1] // math.prod(info.shape))
 
     def _dequantize(self, info: TensorInfo) -> np.ndarray:
@@ -178,21 +197,29 @@ class GGUFFile:
             return dequantize(rows, info.type).reshape(info.shape)
         except NotImplementedError:
             raise WeightsError(
-                f"type of tensor {short(info.name)} in {self.path.name} is {info.type.name}, "
+                f"type of tensor {short(info.name)} in {info.file.name} is {info.type.name}, "
                 "which cannot be dequantized here; take a file of another quantization, "
                 "such as Q4_K or Q8_0"
             ) from None
 
 
+def _check_finite(info: TensorInfo, values: np.ndarray) -> None:
+    # Minimum and maximum show it without an array of flags: both are NaN if a value is.
+    if not (np.isfinite(values.min()) and np.isfinite(values.max())):
+        raise WeightsError(
+            f"tensor {short(info.name)} of {info.file.name} is not finite everywhere; {DAMAGED}"
+        )
+
+
 class _Header:
     """Reads the values of a header in order, and refuses to read beyond the end of the file."""
 
-    def __init__(self, name: str, data: np.ndarray):
-        self._name, self._data = name, memoryview(data)
+    def __init__(self, path: Path, data: np.ndarray):
+        self.path, self._data = path, memoryview(data)
         self.at, self.size = 0, len(data)
 
     def fail(self, what: str, value: str, remedy: str = DAMAGED) -> NoReturn:
-        raise WeightsError(f"{what} of {self._name} is {value}; {remedy}")
+        raise WeightsError(f"{what} of {self.path.name} is {value}; {remedy}")
 
     def take(self, size: int, what: str) -> memoryview:
         if size > self.size - self.at:
@@ -294,7 +321,8 @@ def _tensor_info(header: _Header, alignment: int) -> TensorInfo:
         header.fail(f"shape of {what}", f"{list(shape)}, not in {kind.name} blocks of {block}")
     if offset % alignment:
         header.fail(f"offset of {what}", f"{offset}, not a multiple of {alignment}")
-    return TensorInfo(name, shape, kind, offset, math.prod(shape) // block * block_bytes)
+    size = math.prod(shape) // block * block_bytes
+    return TensorInfo(header.path, name, shape, kind, offset, size)
 
 
 def _map(path: Path) -> np.ndarray:

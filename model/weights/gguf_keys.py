@@ -50,16 +50,11 @@ class Keys:
       architecture: the prefix of the keys.
 
     Raises:
-      WeightsError: another architecture, or a file that is one part of several.
+      WeightsError: another architecture.
     """
 
     def __init__(self, file: GGUFFile, supported: Collection[str]):
         self.file = file
-        if (parts := file.metadata.get("split.count", 1)) != 1:
-            raise WeightsError(
-                f"metadata 'split.count' of {file.path.name} is {short(parts)}, so that it is a "
-                "part of a model; give one file, which llama-gguf-split --merge makes of them"
-            )
         architecture = file.metadata.get("general.architecture")
         if not isinstance(architecture, str) or architecture not in supported:
             raise WeightsError(

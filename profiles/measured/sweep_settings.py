@@ -12,6 +12,7 @@ from decode.load import ModelSource
 from model.dtypes import Dtypes
 from model.layout_check import settle
 from model.lengths import check_length
+from model.weights.gguf_file import GGUFFile
 from profiles.floor.memory_needed import shares_memory
 from profiles.measured.bandwidth import processor
 from profiles.measured.row_records import Expect
@@ -139,7 +140,7 @@ class Sweep:
         kernels = self.dtype_sets[0].gpu_kernels
         return {
             "model": source.config.name,
-            "weights": "random" if source.file is None else _file_words(Path(source.file.path)),
+            "weights": _weights_words(source),
             "config": hashlib.sha256(repr(source.config).encode()).hexdigest()[:16],
             "layout": [_layout_words(layout) for layout in self.layouts],
             "mesh": [field_text(shape) for shape in self.shapes],
@@ -161,9 +162,15 @@ class Sweep:
         }
 
 
-def _file_words(path: Path) -> str:
-    """A file or folder by its name and its size, wherever it lies."""
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+def _weights_words(source: ModelSource) -> str:
+    """A model's files by the name of the first, or of their folder, and their size."""
+    if source.file is None:
+        return "random"
+    path = Path(source.file.path)
+    if isinstance(source.file, GGUFFile):
+        files = source.file.paths
+    else:
+        files = [each for each in path.rglob("*") if each.is_file()]
     return f"{path.resolve().name}, {sum(each.stat().st_size for each in files)} bytes"
 
 

@@ -71,10 +71,26 @@ def load(job: Job, attention: str = "sdpa") -> tuple[Any, Any]:
             config = transformers.LlamaConfig(**job.config)
             model = classes.from_config(config, **how)
     elif job.form == "gguf":
+        refuse_parts(path)
         model = classes.from_pretrained(path.parent, gguf_file=path.name, **how)
     else:
         model = classes.from_pretrained(path, **how)
     return torch, model.to(device).eval()
+
+
+def refuse_parts(path: Path) -> None:
+    """Refuses a GGUF model in several files: transformers reads one, and makes up the rest.
+
+    Raises:
+      UsageError: the path is the first of several files.
+    """
+    from model.weights.gguf_parts import open_model
+
+    if (count := len(open_model(path).paths)) > 1:
+        raise UsageError(
+            f"model is a GGUF file in {count} parts, of which transformers reads one; join them "
+            "with llama-gguf-split --merge, or compare with llama.cpp alone"
+        )
 
 
 def _naming_the_compiler(run: Run) -> Run:

@@ -13,6 +13,7 @@ cache of that type; `llama.cpp-quantized` reads the file as it is, and keeps its
 
 import importlib
 import json
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,12 +47,12 @@ def start(job: Job) -> tuple[Run, About]:
 
 
 def write_plain(source: Path, target: Path, dtype: str) -> Path:
-    """Writes a GGUF file of the same model with every matrix in a plain type, unless it is there.
+    """Writes one GGUF file of the same model, every matrix in a plain type, unless it is there.
 
     Vectors are in float32 always, as llama.cpp wants them.
 
     Args:
-      source: the file.
+      source: the file, or the first of several parts.
       target: the file that is made.
       dtype: ``float32`` or ``bfloat16``.
 
@@ -62,13 +63,13 @@ def write_plain(source: Path, target: Path, dtype: str) -> Path:
         return target
     import gguf
 
-    from model.weights.gguf_file import GGUFFile
+    from model.weights.gguf_parts import open_model
 
-    file, fields = GGUFFile(source), gguf.GGUFReader(source).fields
+    file, fields = open_model(source), gguf.GGUFReader(source).fields
     unfinished = target.with_suffix(".unfinished")
     writer = gguf.GGUFWriter(unfinished, file.metadata["general.architecture"])
     for key, field in fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
+        if not key.startswith(("GGUF.", "split.")) and key != "general.architecture":
             value = _FILE_TYPES[dtype] if key == "general.file_type" else field.contents()
             writer.add_key_value(key, value, *field.types[:2])
     for name in file.tensors:
@@ -87,12 +88,12 @@ def write_plain(source: Path, target: Path, dtype: str) -> Path:
 
 def _stored(path: Path) -> str:
     """The type that most of a file's numbers are in."""
-    import gguf
+    from model.weights.gguf_parts import open_model
 
     counts: dict[str, int] = {}
-    for tensor in gguf.GGUFReader(path).tensors:
-        name = tensor.tensor_type.name
-        counts[name] = counts.get(name, 0) + int(tensor.n_elements)
+    for tensor in open_model(path).tensors.values():
+        name = tensor.type.name
+        counts[name] = counts.get(name, 0) + math.prod(tensor.shape)
     return max(counts, key=counts.get)
 
 

@@ -16,6 +16,18 @@ REFUSED = {
     "corrupt": (["--model=corrupt.gguf", *TEXT], 1, "corrupt.gguf", "; the file is damaged"),
     "no GGUF": (["--model=text.gguf", *TEXT], 1, "start of text.gguf is", "; give a GGUF file"),
     "empty file": (["--model=empty.gguf", *TEXT], 1, "empty.gguf, which is empty; fetch it again"),
+    "a part missing": (
+        ["--model=half-00001-of-00002.gguf", *TEXT],
+        1,
+        "half-00002-of-00002.gguf is part 2 of 2 but missing from",
+        "; fetch it too",
+    ),
+    "another part": (
+        ["--model=tiny-00003-of-00003.gguf", *TEXT],
+        1,
+        "tiny-00003-of-00003.gguf, part 3 of 3; give the first, ",
+        "tiny-00001-of-00003.gguf",
+    ),
     "a folder": (["--model=./", *TEXT], 1, "neither config.json nor floorline.json; give"),
     "architecture": (["--model=architecture.gguf", *TEXT], 1, "'gptneox'; supported are llama"),
     "lacking": (["--model=lacking.gguf", *TEXT], 1, "1 missing (blk.1.ffn_up.weight)", "; give"),

@@ -33,6 +33,7 @@ PROMPT = "the end of a story"
 NEW_TOKENS = 24
 IDS = ["--prompt_tokens=5,6,7", "--max_new_tokens=6", "--json=-"]
 RANDOM = ["--model=tiny", "--random_weights"]
+OF_OLLAMA = f"models/blobs/sha256-{'0123456789abcdef' * 4}"  # as its store names files
 LISTS = ("prompt_tokens", "tokens", "text", "logprobs", "finish_reasons")
 
 
@@ -41,6 +42,11 @@ def folder(tmp_path_factory):
     """Where models are and scripts run: tiny.gguf, and damaged copies of it."""
     folder = tmp_path_factory.mktemp("generate")
     write_tiny_gguf(folder / "tiny.gguf", **TINY)
+    write_tiny_gguf(folder / "tiny.gguf", **TINY, tensors_per_part=4)
+    write_tiny_gguf(folder / "half.gguf", **TINY, tensors_per_part=6)
+    (folder / "half-00002-of-00002.gguf").unlink()
+    (folder / OF_OLLAMA).parent.mkdir(parents=True)
+    shutil.copy(folder / "tiny.gguf", folder / OF_OLLAMA)
     write_tiny_gguf(folder / "long.gguf", max_context=200_000)
     write_gguf(FOLDER / "mixtral", folder / "wordless.gguf")
     write_folders(folder)
@@ -113,6 +119,8 @@ def more(folder, alone):
             f"--stop={stop_text(alone[1])}",
             "--json=results/stop.json",
         ],
+        "parts": ["--model=tiny-00001-of-00003.gguf", *PLAIN[1:], "--json=-"],
+        "blob": [f"--model={OF_OLLAMA}", *PLAIN[1:], "--json=-"],
         "draft": [*PLAIN, "--draft=tiny.gguf", "--draft_tokens=3", "--json=results/draft.json"],
         "damaged values": ["--model=infinite.gguf", *PLAIN[1:], "--json=damaged.json"],
     }
@@ -155,6 +163,12 @@ def test_the_document_holds_the_run_and_a_list_for_each_prompt(alone, folder):
     assert document["finish_reasons"] == ["length"]
     (record,) = document["points"]
     assert (record["batch"], record["devices"], record["dtype"]) == (1, 1, "float32")
+
+
+@pytest.mark.parametrize("form", ["parts", "blob"])
+def test_a_model_in_parts_or_of_any_name_gives_the_same_text(more, alone, form):
+    found = more[form].document
+    assert {name: found[name] for name in LISTS} == {name: alone[1][name] for name in LISTS}
 
 
 def test_two_devices_give_the_same_tokens_and_json_alone_on_standard_output(alone, folder):

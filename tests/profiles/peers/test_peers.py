@@ -9,19 +9,21 @@ import pytest
 
 from model.catalog import find_model
 from model.weights.gguf_file import GGUFFile
+from model.weights.gguf_parts import open_model
 from model.weights.huggingface_config import read_config
-from profiles.peers import llama_cpp
+from profiles.peers import hugging_face, llama_cpp
 from profiles.peers.comparison import compare, engine_rows, random_prompts
 from profiles.peers.engine_process import EngineError, EngineProcess
 from profiles.peers.messages import Job, Work
 from profiles.peers.shapes import llama_fields
+from sharding.error_types import UsageError
 from tests.family_cases import FOLDER
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_file_becomes_one_of_a_plain_type_with_the_same_values(tmp_path, dtype):
+def test_files_become_one_of_a_plain_type_with_the_same_values(tmp_path, dtype):
     values = np.arange(128, dtype=np.float32).reshape(2, 64) / 64
-    writer = gguf.GGUFWriter(tmp_path / "stored.gguf", "llama")
+    writer = gguf.GGUFWriter(tmp_path / "stored.gguf", "llama", split_max_tensors=1)
     writer.add_uint32("llama.block_count", 3)
     writer.add_array("some.names", ["a", "b"])
     kind = gguf.GGMLQuantizationType.Q8_0
@@ -31,7 +33,7 @@ def test_a_file_becomes_one_of_a_plain_type_with_the_same_values(tmp_path, dtype
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    stored = GGUFFile(tmp_path / "stored.gguf")
+    stored = open_model(tmp_path / "stored-00001-of-00002.gguf")
     plain = GGUFFile(llama_cpp.write_plain(stored.path, tmp_path / "plain.gguf", dtype))
     kinds = {each.name: each.tensor_type.name for each in gguf.GGUFReader(plain.path).tensors}
     assert kinds == {"weight": {"float32": "F32", "bfloat16": "BF16"}[dtype], "norm": "F32"}
@@ -39,7 +41,11 @@ def test_a_file_becomes_one_of_a_plain_type_with_the_same_values(tmp_path, dtype
     np.testing.assert_allclose(plain.read("weight"), stored.read("weight"), rtol=precision)
     assert plain.metadata["llama.block_count"] == 3
     assert list(plain.metadata["some.names"]) == ["a", "b"]
+    assert not any(key.startswith("split.") for key in plain.metadata)
     assert llama_cpp._stored(stored.path) == "Q8_0"
+    with pytest.raises(UsageError, match="GGUF file in 2 parts, of which transformers reads one; "):
+        hugging_face.refuse_parts(stored.path)
+    hugging_face.refuse_parts(plain.path)
 
 
 def test_shapes_as_those_of_a_llama_are_read_back_the_same(tmp_path):
