@@ -1,13 +1,14 @@
 """Speculation in a run of generate.py: its draft, and what it gained beside the least of a step."""
 
 import _common
+import _draft_flags
 import _engines
 import numpy as np
 from _generation import Run
 
 from decode.drafts import Draft, ModelDraft, NgramDraft, check_takes_back, check_vocabulary
 from decode.engine import Engine
-from decode.generate import Request
+from decode.generate import Request, cache_sizes
 from decode.load import ModelSource, find_source
 from decode.speculation import Tally
 from profiles.compiled.inspection import PassProgram
@@ -16,10 +17,8 @@ from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass
 from profiles.floor.speculation import draft_floor, verification_floor
 from profiles.report.numbers import ms, number
-from profiles.report.progress import byte_progress
+from sharding import processes
 from sharding.error_types import UsageError
-
-NGRAM = "ngram"
 
 
 def draft_source(name: str, target: ModelSource, request: Request) -> ModelSource | None:
@@ -29,7 +28,7 @@ def draft_source(name: str, target: ModelSource, request: Request) -> ModelSourc
       UsageError: there is no such model, or it cannot draft for the target or take the request.
     """
     check_takes_back(target.config)
-    if name == NGRAM:
+    if name == _draft_flags.NGRAM:
         return None
     source = find_source(
         name,
@@ -50,14 +49,20 @@ def make_draft(
     request: Request,
     seed: int,
 ) -> Draft:
-    """The draft for an engine, on the same devices; a smaller model in a layout of its own."""
+    """The draft for an engine, on the same devices; a smaller model in a layout of its own.
+
+    Raises:
+      FloorlineError: the smaller model does not fit beside the model and its cache.
+    """
     if source is None:
         return NgramDraft(engine, count)
-    step = Pass(len(request.prompts), context=max(map(len, request.prompts)))
+    longest = max(map(len, request.prompts))
+    step = Pass(len(request.prompts), context=longest)
     placed = _engines.place(source, [[dict(engine.mesh.shape)]], [step])
-    small = source.engine(placed.layout, placed.shape, placed.dtypes, seed, byte_progress)
-    small.chunk = engine.chunk
-    return ModelDraft(small, engine, count)
+    sizes = cache_sizes(engine.config, engine.placement, request)
+    whole = engine.cache_bytes(*sizes, spare=count) / processes.count()  # is not there yet
+    more = {"spare": count, "beside": whole / sizes[0]}
+    return ModelDraft(placed.load(*sizes, longest, engine.chunk, seed, **more), engine, count)
 
 
 def gain(run: Run, tally: Tally, draft: Draft, engine: Engine) -> str:
