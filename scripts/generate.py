@@ -131,7 +131,8 @@ def main() -> None:
         steps = speculate(engine, draft, request, tally) if draft else generate(engine, request)
         runs[0].take(steps)
     run = runs[-1]
-    record = describe_step(engine, batch=len(request.prompts), context=run.context())
+    sizes = {"batch": len(request.prompts), "context": run.context()}
+    record = describe_step(engine, **sizes, tokens=_draft_flags.draft_tokens() + 1)
     if run.step_seconds:
         record |= Record(step_s=summarise(run.step_seconds))
     if request.tokens_per_dispatch > 1:

@@ -254,12 +254,16 @@ class PassCounter:
         return 2 * (tokens * self._work + scored * self._table_work)
 
     def attention_flops(self, pass_: Pass) -> float:
-        """FLOPs of one sequence's scores and sums of values, and of delta rules in their place."""
-        total = 0.0
+        """FLOPs of one sequence's scores and sums of values, and of delta rules in their place.
+
+        Several new tokens meet each other as they are divided, and earlier ones as the cache is.
+        """
+        total, tokens = 0.0, pass_.tokens
         for each in self._layers:
-            share = each.of_prompts if pass_.over_prompts else each.of_cache
-            total += share * attention_work(each.layers, pass_.context, pass_.tokens)
-        return total + self.delta_flops(pass_.tokens)
+            among = attention_work(each.layers, 0, tokens) if pass_.over_prompts else 0
+            cached = attention_work(each.layers, pass_.context, tokens) - among
+            total += each.of_prompts * among + each.of_cache * cached
+        return total + self.delta_flops(tokens)
 
     def delta_flops(self, tokens: int) -> float:
         """FLOPs of one sequence's delta rules."""
