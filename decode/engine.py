@@ -115,9 +115,9 @@ class Engine:
         """
         return empty_cache(self._placed_cache(batch, slots, spare), self.mesh)
 
-    def cache_bytes(self, batch: int, slots: int) -> int:
+    def cache_bytes(self, batch: int, slots: int, spare: int = 0) -> int:
         """Bytes of `new_cache` on all devices together, with windows and copies as they are."""
-        arrays = jax.tree.leaves(self._placed_cache(batch, slots))
+        arrays = jax.tree.leaves(self._placed_cache(batch, slots, spare))
         shards = ((a.sharding.shard_shape(a.shape), a.dtype.itemsize) for a in arrays)
         return sum(math.prod(shape) * size for shape, size in shards) * self.mesh.size
 

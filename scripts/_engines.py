@@ -47,12 +47,25 @@ class Placed:
         """Tells the user what the layout replicates, and how it pads a batch."""
         _layouts.state_choices(self.source.config, self.placement, self.dtypes, batch)
 
-    def need(self, batch: int, slots: int, prompt: tuple[int, int] | None = None) -> Need:
-        """The memory that steps need; see `need_of`."""
-        sizes = {"batch": batch, "slots": slots, "prompt": prompt}
-        return need_of(self.source.config, self.placement, self.dtypes, **sizes)
+    def need(
+        self,
+        batch: int,
+        slots: int,
+        prompt: tuple[int, int] | None = None,
+        beside: float = 0.0,
+        **drafts: int,
+    ) -> Need:
+        """The memory that steps need, see `need_of`, which takes `drafts`.
 
-    def load(self, batch: int, slots: int, prompt: int, chunk: int, seed: int) -> Engine:
+        So many bytes lie `beside` those of each sequence.
+        """
+        sizes = {"batch": batch, "slots": slots, "prompt": prompt, **drafts}
+        need = need_of(self.source.config, self.placement, self.dtypes, **sizes)
+        return need._replace(each=need.each + beside)
+
+    def load(
+        self, batch: int, slots: int, prompt: int, chunk: int, seed: int, **more: float
+    ) -> Engine:
         """The engine, with prompts in chunks of `chunk`.
 
         Args:
@@ -61,11 +74,12 @@ class Placed:
           prompt: tokens of the longest prompt.
           chunk: tokens of a prompt that run at once.
           seed: of random weights.
+          more: what `need` takes beside these.
 
         Raises:
           FloorlineError: it does not fit.
         """
-        need = functools.partial(self.need, batch, slots)
+        need = functools.partial(self.need, batch, slots, **more)
         check_room(need(prompt=(prompt, chunk)), need)
         engine = self.source.engine(self.layout, self.shape, self.dtypes, seed, byte_progress)
         engine.chunk = chunk

@@ -88,8 +88,16 @@ class Run:
 
     def context(self) -> int:
         """Tokens in the longest sequence halfway through."""
-        longest = max(map(len, self.request.prompts))
-        return longest + len(self.step_seconds) // 2
+        return max(self._halfway())
+
+    def cached(self) -> int:
+        """Tokens in all sequences together halfway through."""
+        return sum(self._halfway())
+
+    def _halfway(self) -> list[int]:
+        """Tokens of each prompt and half of its answer, however many a step gave."""
+        both = zip(self.request.prompts, self.completions, strict=True)
+        return [len(prompt) + len(completion.tokens) // 2 for prompt, completion in both]
 
     def texts(self) -> list[str]:
         """Generated text of each prompt, or token ids if the model has no tokenizer."""

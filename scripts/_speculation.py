@@ -1,25 +1,31 @@
 """Speculation in a run of generate.py: its draft, and what it gained beside the least of a step."""
 
 import _common
+import _draft_flags
 import _engines
 import numpy as np
 from _generation import Run
 
 from decode.drafts import Draft, ModelDraft, NgramDraft, check_takes_back, check_vocabulary
 from decode.engine import Engine
-from decode.generate import Request
+from decode.generate import Request, cache_sizes
 from decode.load import ModelSource, find_source
 from decode.speculation import Tally
+from profiles.chips.chip import Peaks
 from profiles.compiled.inspection import PassProgram
 from profiles.explained.rates import rates_of
 from profiles.floor.bytes_and_flops import PassCounter
 from profiles.floor.passes import Pass
-from profiles.floor.speculation import draft_floor, verification_floor
+from profiles.floor.speculation import (
+    draft_floor,
+    draft_step,
+    verification,
+    verification_floor,
+)
+from profiles.measured.step_record import cache_resident
 from profiles.report.numbers import ms, number
-from profiles.report.progress import byte_progress
+from sharding import processes
 from sharding.error_types import UsageError
-
-NGRAM = "ngram"
 
 
 def draft_source(name: str, target: ModelSource, request: Request) -> ModelSource | None:
@@ -29,7 +35,7 @@ def draft_source(name: str, target: ModelSource, request: Request) -> ModelSourc
       UsageError: there is no such model, or it cannot draft for the target or take the request.
     """
     check_takes_back(target.config)
-    if name == NGRAM:
+    if name == _draft_flags.NGRAM:
         return None
     source = find_source(
         name,
@@ -50,14 +56,20 @@ def make_draft(
     request: Request,
     seed: int,
 ) -> Draft:
-    """The draft for an engine, on the same devices; a smaller model in a layout of its own."""
+    """The draft for an engine, on the same devices; a smaller model in a layout of its own.
+
+    Raises:
+      FloorlineError: the smaller model does not fit beside the model and its cache.
+    """
     if source is None:
         return NgramDraft(engine, count)
-    step = Pass(len(request.prompts), context=max(map(len, request.prompts)))
+    longest = max(map(len, request.prompts))
+    step = Pass(len(request.prompts), context=longest)
     placed = _engines.place(source, [[dict(engine.mesh.shape)]], [step])
-    small = source.engine(placed.layout, placed.shape, placed.dtypes, seed, byte_progress)
-    small.chunk = engine.chunk
-    return ModelDraft(small, engine, count)
+    sizes = cache_sizes(engine.config, engine.placement, request)
+    whole = engine.cache_bytes(*sizes, spare=count) / processes.count()  # is not there yet
+    more = {"spare": count, "beside": whole / sizes[0]}
+    return ModelDraft(placed.load(*sizes, longest, engine.chunk, seed, **more), engine, count)
 
 
 def gain(run: Run, tally: Tally, draft: Draft, engine: Engine) -> str:
@@ -70,7 +82,8 @@ def gain(run: Run, tally: Tally, draft: Draft, engine: Engine) -> str:
     median = float(np.median(run.step_seconds))
     measured = f"; measured {ms(median)} ms a step, {ms(median / tokens)} ms per token"
     rows, multiple = len(run.request.prompts), engine.placement.multiple("B")
-    step = Pass(-(-rows // multiple) * multiple, run.context(), draft.count + 1)
+    rows = -(-rows // multiple) * multiple
+    step = Pass(rows, run.cached() // rows, draft.count + 1)
     program = PassProgram(
         config=engine.config, placement=engine.placement, dtypes=engine.dtypes, pass_=step
     )
@@ -78,11 +91,24 @@ def gain(run: Run, tally: Tally, draft: Draft, engine: Engine) -> str:
         peaks, rates = rates_of(program, None, None, None)
     except UsageError:  # a chip whose rates are not known has no floor
         return text + measured
+    if resident := _cache_resident(draft, engine, peaks, step):
+        return f"{text}; {resident}{measured}"
     least = verification_floor(_counter(engine), peaks, step)
     if isinstance(draft, ModelDraft):
         least += draft_floor(_counter(draft.engine), peaks, step)
     text += f"; floor of such a step {ms(least)} ms, so {ms(least / tokens)} ms per token"
     return f"{text} ({rates['source']} rates){measured}"
+
+
+def _cache_resident(draft: Draft, engine: Engine, peaks: Peaks, step: Pass) -> str:
+    """Why such a step has no floor, where what it or the draft reads may stay in the cache."""
+    whose = {"such a step": verification(_counter(engine), step)}
+    if isinstance(draft, ModelDraft):
+        whose["the draft's steps"] = draft_step(_counter(draft.engine), step)
+    for words, counts in whose.items():
+        if message := cache_resident(counts, peaks):
+            return f"no floor of {words} (cache_resident: {message})"
+    return ""
 
 
 def _counter(engine: Engine) -> PassCounter:

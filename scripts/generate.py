@@ -22,6 +22,7 @@ import sys
 import _array_flags
 import _chat_template
 import _common
+import _draft_flags
 import _here_flags
 from absl import flags
 
@@ -56,23 +57,13 @@ _CHUNK = _array_flags.define_chunk(
 _NO_CACHE = flags.DEFINE_bool(
     "no_cache", False, "Generate again without a KV cache, by recomputing every prefix; compare."
 )
-_DRAFT = flags.DEFINE(
-    _common.PATH,
-    "draft",
-    None,
-    "Speculative decoding, exact: ngram proposes what followed in the text before, a model of the "
-    "same vocabulary what it says, named as for --model; one step verifies. Tokens per step and "
-    "the floor of such a step are printed.",
-)
-_DRAFT_TOKENS = flags.DEFINE_integer(
-    "draft_tokens", 4, "With --draft: tokens that a step verifies beside the newest.", 1, 64
-)
+_DRAFT = _draft_flags.define(models=True)
 _WEIGHT_LAYOUT = _array_flags.define_weight_layout(
     "auto lets the compiler choose the memory layout of weights, for these prompts."
 )
 
 if __name__ == "__main__":
-    for module in (_common, _array_flags, _here_flags, _chat_template):
+    for module in (_common, _array_flags, _here_flags, _chat_template, _draft_flags):
         flags.adopt_module_key_flags(module)
 
 with _common.importing(__name__):
@@ -131,7 +122,7 @@ def main() -> None:
     engine = _engine(_engines.place(source, meshes, [step]), request)
     draft, tally = None, Tally()
     if _DRAFT.value:
-        draft = make_draft(small, _DRAFT_TOKENS.value, engine, request, _SEED.value)
+        draft = make_draft(small, _draft_flags.draft_tokens(), engine, request, _SEED.value)
     show = _common.JSON.value != "-"
     if talk:
         runs = talk.answer(engine, request, show)
@@ -140,7 +131,8 @@ def main() -> None:
         steps = speculate(engine, draft, request, tally) if draft else generate(engine, request)
         runs[0].take(steps)
     run = runs[-1]
-    record = describe_step(engine, batch=len(request.prompts), context=run.context())
+    sizes = {"batch": len(request.prompts), "context": run.context()}
+    record = describe_step(engine, **sizes, tokens=_draft_flags.draft_tokens() + 1)
     if run.step_seconds:
         record |= Record(step_s=summarise(run.step_seconds))
     if request.tokens_per_dispatch > 1:
@@ -165,8 +157,7 @@ def main() -> None:
 def _check_flags() -> None:
     if _CHUNK.value is not None:
         check_chunk(_CHUNK.value)
-    if not _DRAFT.value:
-        _common.refuse(["draft_tokens"], "--draft is not")
+    _draft_flags.check_tokens()
     if not _CHAT.value:
         _common.refuse(["chat_template"], "--chat is not")
     if not _TURNS.value:
@@ -188,7 +179,9 @@ def _engine(placed: _engines.Placed, request: Request) -> Engine:
     batch, slots = cache_sizes(config, placed.placement, request)
     if _TURNS.value:
         longest = slots = first_slots(request, config)
-    engine = placed.load(batch, slots, longest, _engines.chunk(_CHUNK), _SEED.value)
+    drafted = _draft_flags.draft_tokens()
+    more = {"tokens": drafted + 1, "spare": drafted}
+    engine = placed.load(batch, slots, longest, _engines.chunk(_CHUNK), _SEED.value, **more)
     if _WEIGHT_LAYOUT.value == "auto":
         _common.say(engine.optimize_weight_layout(batch, slots))
     return engine
@@ -285,7 +278,8 @@ def _speed(runs: list[Run], engine: Engine) -> str:
 def _comparison(fast: Run, slow: Run, engine: Engine) -> str:
     same = "the same" if fast.texts() == slow.texts() else "NOT the same"
     longest = max(map(len, slow.request.prompts)) + len(slow.step_seconds) + 1
-    size = engine.cache_bytes(*cache_sizes(engine.config, engine.placement, fast.request))
+    sizes = cache_sizes(engine.config, engine.placement, fast.request)
+    size = engine.cache_bytes(*sizes, spare=_draft_flags.draft_tokens())
     if not fast.step_seconds:
         return f"KV cache: {same} text without it; three tokens or more are needed to compare times"
     times = [float(np.median(run.step_seconds)) for run in (fast, slow)]

@@ -86,6 +86,7 @@ _SECONDS = flags.DEFINE_float(
     "seconds", 10, "Time for samples of the fixed batches; at least six bursts of each.", 0
 )
 _PRICE = flags.DEFINE_float("price_per_chip_hour", None, "USD; costs are then in USD.")
+_draft_flags.define()
 _OUTPUT_DIR = flags.DEFINE(_common.PATH, "output_dir", "out/serving", "Folder for results.")
 
 if __name__ == "__main__":
@@ -101,6 +102,7 @@ with _common.importing(__name__):
     from model.lengths import check_length
     from profiles.chips.chip import DEAREST
     from profiles.figures.serving import serving_cost
+    from profiles.floor.memory_needed import check_room
     from profiles.floor.passes import Pass
     from profiles.measured.rows import load as load_engine
     from profiles.measured.sweep_settings import Sweep
@@ -154,6 +156,8 @@ def _here(loads: list[Load], output: Path, started: str):
     sweep.check()
     _check_output(output)
     (placing,) = sweep.placings()
+    placed = _engines.Placed(sweep.source, *placing)
+    check_room(placed.need(asking.rows, asking.context, **_draft_flags.room()))
     engine, failure = load_engine(
         sweep.source, placing, [(asking.context, asking.rows)], None, False, _common.say
     )

@@ -68,6 +68,7 @@ _DRAIN_SECONDS = flags.DEFINE_float(
     "drain_seconds", 60.0, "After SIGTERM, requests that have come may run for so long.", 0.0
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of random weights.", 0, 2**32 - 1)
+_draft_flags.define()
 _CHUNK = _array_flags.define_chunk(
     "Tokens of a prompt that run at once, a multiple of 16, up to --token_budget."
 )
@@ -146,7 +147,8 @@ def _batcher(placed: _engines.Placed) -> tuple[Batcher, str]:
     placed.placement.check_batch(rows)
     placed.state_choices()
     chunk = min(_engines.chunk(_CHUNK), _TOKEN_BUDGET.value)
-    engine = placed.load(rows, context, context, chunk, _SEED.value)
+    room = _draft_flags.room()
+    engine = placed.load(rows, context, context, chunk, _SEED.value, **room)
     batcher = Batcher(
         engine,
         rows,
@@ -157,7 +159,8 @@ def _batcher(placed: _engines.Placed) -> tuple[Batcher, str]:
         shares_prefixes=_SHARE_PREFIXES.value,
         draft_tokens=_draft_flags.draft_tokens(),
     )
-    weights, cache = placed.need(rows, context).weights, engine.cache_bytes(rows, context)
+    weights = placed.need(rows, context).weights
+    cache = engine.cache_bytes(rows, context, room["spare"])
     return batcher, f"{byte_size(weights)} of weights and {byte_size(cache)} of cache are reserved"
 
 

@@ -68,6 +68,7 @@ class Membership:
 
 
 _membership = Membership()
+_peer_timeout = PEER_TIMEOUT
 _exit_code: int | None = None  # the exit code, once this process is about to end
 _numbers = itertools.count()
 _referenced_by_c: list[object] = []  # what C holds a pointer to
@@ -76,6 +77,11 @@ _referenced_by_c: list[object] = []  # what C holds a pointer to
 def count() -> int:
     """How many processes run together."""
     return _membership.count
+
+
+def peer_timeout() -> int:
+    """Seconds that one of them may be silent before all others give it up."""
+    return _peer_timeout
 
 
 def is_first() -> bool:
@@ -102,11 +108,11 @@ def start(
     """
     import jax  # takes half a second: asked late here and below, as one process may end before it
 
-    global _membership
+    global _membership, _peer_timeout
     joined = membership or _detect()
     if joined.count == 1:
         return
-    _membership = joined
+    _membership, _peer_timeout = joined, peer_timeout
     _replace_stack_dump(_take_over_output(verbose), peer_timeout)
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     jax.config.update("jax_check_proxy_envs", verbose)

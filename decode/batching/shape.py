@@ -57,12 +57,8 @@ class Shape:
 
     @property
     def uncertain(self) -> int:
-        """Positions past a row's known tokens that refused drafts may have written.
-
-        Two steps may have run since those tokens were read, each past what stands by `drafted`. A
-        window's ring has so many slots more than its window, so that a text can go on at its end.
-        """
-        return 2 * self.drafted
+        """Positions past a row's known tokens that refused drafts may have written."""
+        return spare_slots(self.drafted)
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
@@ -90,6 +86,14 @@ class Shape:
     def within_group(self, number: int) -> tuple[int, int]:
         """The group of a row, and which of its group's rows it is."""
         return divmod(number, self.rows // self.groups)
+
+
+def spare_slots(drafted: int) -> int:
+    """Slots that a window's ring has more than its window, so that a text can go on at its end.
+
+    Two steps may have run since a row's known tokens were read, each past what stands by `drafted`.
+    """
+    return 2 * drafted
 
 
 def shape_of(engine: Engine, rows: int, context: int, budget: int, drafted: int = 0) -> Shape:

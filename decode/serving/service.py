@@ -15,9 +15,12 @@ from decode.serving.together import LeadingBatcher
 from sharding import processes
 from sharding.error_types import FloorlineError
 
-PATIENCE, PATIENCE_TOGETHER = 10.0, 2.0 * processes.PEER_TIMEOUT
-"""Seconds to wait for the batcher's thread to end: alone, and where other processes run its steps,
-of which one that is gone is told of before."""
+PATIENCE = 10.0
+"""Seconds to wait for the batcher's thread to end where one process runs its steps."""
+TIMEOUTS_TOGETHER = 2
+"""How many times ``--peer_timeout`` to wait beside that where others run them too. One that is gone
+is told of after one time and up to ten seconds more, and says more than a step that does not end.
+"""
 
 
 class Service:
@@ -146,7 +149,9 @@ class Service:
           FloorlineError: the step that runs does not end.
         """
         self._loop.stop()
-        patience = PATIENCE if processes.count() == 1 else PATIENCE_TOGETHER
+        patience = PATIENCE
+        if processes.count() > 1:
+            patience += TIMEOUTS_TOGETHER * processes.peer_timeout()
         if self._loop.is_alive():
             self._loop.join(patience)
         if self._loop.is_alive():

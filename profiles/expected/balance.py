@@ -143,7 +143,7 @@ def drain_s(estimator: Estimator) -> float:
     return peaks.capacity / peaks.bandwidth
 
 
-def largest_batch(estimator: Estimator, context: int, stages: int = 1) -> int:
+def largest_batch(estimator: Estimator, context: int, stages: int = 1, spare: int = 0) -> int:
     """Sequences that fit beside the weights, a multiple of what the layout divides them into.
 
     In a pipeline they are those of each batch in flight: a chip has a stage's part of the weights
@@ -153,9 +153,11 @@ def largest_batch(estimator: Estimator, context: int, stages: int = 1) -> int:
       estimator: the model on a slice.
       context: tokens in the cache of each sequence before a step.
       stages: slices that the layers are divided over.
+      spare: slots that a window's ring has more than its window.
     """
     one = estimator.padded(1)
-    few, more = (estimator.counter.count(Pass(n * one, context)) for n in (1, 2))
+    steps = (Pass(n * one, context, spare=spare) for n in (1, 2))
+    few, more = map(estimator.counter.count, steps)
     each = more.held - few.held
     elsewhere = few.weights_resident * (1 - 1 / stages)
     free = estimator.peaks.capacity - (few.held - each) + elsewhere

@@ -60,7 +60,7 @@ def paying_batches(
     divides them into.
     """
     one = estimator.padded(1)
-    most = max(largest_batch(estimator, context) // one, 1)
+    most = max(largest_batch(estimator, context, spare=drafted) // one, 1)
 
     def pays(count: int) -> bool:
         return speedup(estimator, count * one, context, drafted, acceptance) > 1 + 1e-9  # rounding

@@ -132,7 +132,13 @@ def layer_token_bytes(layers: AlikeLayers, placement: Placement, dtypes: Dtypes)
 
 
 @functools.lru_cache(maxsize=4096)
-def cache_bytes(layers: AlikeLayers, slots: int, dtypes: Dtypes, multiple: int = 1) -> int:
-    """Bytes of one sequence's cache of one of these layers, all devices together."""
-    cache = abstract_cache(layers.one, 1, min(slots, layers.window or slots), dtypes, multiple)
+def cache_bytes(
+    layers: AlikeLayers, slots: int, dtypes: Dtypes, multiple: int = 1, spare: int = 0
+) -> int:
+    """Bytes of one sequence's cache of one of these layers, all devices together.
+
+    The numbers are those of `abstract_cache`.
+    """
+    ring = min(slots, layers.window + spare) if layers.window else slots
+    cache = abstract_cache(layers.one, 1, ring, dtypes, multiple)
     return sum(map(stored_bytes, jax.tree.leaves(cache)))

@@ -221,7 +221,7 @@ class PassCounter:
         counts = Counts(
             weights_resident=self.resident,
             weights_read=self.weights_read(batch * tokens, experts),
-            kv_resident=batch * (self._kept(pass_.cache_slots) + self.state),
+            kv_resident=batch * (self._kept(pass_.cache_slots, pass_.spare) + self.state),
             kv_read=batch * read + states.read,
             kv_written=batch * written + states.written,
             flops=batch * (self.weight_flops(tokens) + self.attention_flops(pass_)),
@@ -254,12 +254,16 @@ class PassCounter:
         return 2 * (tokens * self._work + scored * self._table_work)
 
     def attention_flops(self, pass_: Pass) -> float:
-        """FLOPs of one sequence's scores and sums of values, and of delta rules in their place."""
-        total = 0.0
+        """FLOPs of one sequence's scores and sums of values, and of delta rules in their place.
+
+        Several new tokens meet each other as they are divided, and earlier ones as the cache is.
+        """
+        total, tokens = 0.0, pass_.tokens
         for each in self._layers:
-            share = each.of_prompts if pass_.over_prompts else each.of_cache
-            total += share * attention_work(each.layers, pass_.context, pass_.tokens)
-        return total + self.delta_flops(pass_.tokens)
+            among = attention_work(each.layers, 0, tokens) if pass_.over_prompts else 0
+            cached = attention_work(each.layers, pass_.context, tokens) - among
+            total += each.of_prompts * among + each.of_cache * cached
+        return total + self.delta_flops(tokens)
 
     def delta_flops(self, tokens: int) -> float:
         """FLOPs of one sequence's delta rules."""
@@ -294,11 +298,11 @@ class PassCounter:
         experts = counts.expert_flops / prompts
         return PromptLine(*each, counts.weights_gathered, self._row, self._rows, experts)
 
-    def _kept_bytes(self, slots: int) -> float:
-        """Bytes of one sequence's cache on each device."""
+    def _kept_bytes(self, slots: int, spare: int = 0) -> float:
+        """Bytes of one sequence's cache on each device, with `spare` slots more in each ring."""
         multiples, total = np.asarray(self._multiple), 0.0
         for each in self._layers:
-            whole = functools.partial(cache_bytes, each.layers, slots, self.dtypes)
+            whole = functools.partial(cache_bytes, each.layers, slots, self.dtypes, spare=spare)
             found = {multiple: whole(multiple) for multiple in {*multiples.ravel().tolist()}}
             sizes = [found[multiple] for multiple in multiples.ravel().tolist()]
             total += np.reshape(sizes, multiples.shape) * each.share * each.layers.writing
@@ -326,7 +330,8 @@ class PassCounter:
         for each in self._layers:
             layers, slots = each.layers, step.cache_slots
             filled = layers.seen(step.context) + 1
-            total += each.token * layers.count * (min(slots, layers.window or slots) - filled)
+            ring = min(slots, layers.window + step.spare) if layers.window else slots
+            total += each.token * layers.count * (ring - filled)
         return step.batch * total
 
     def _held_bytes(self, tokens: int) -> float:

@@ -54,6 +54,8 @@ def need_of(
     batch: int,
     slots: int,
     prompt: tuple[int, int] | None = None,
+    tokens: int = 1,
+    spare: int = 0,
 ) -> Need:
     """The memory that steps need on a device, or on all fake devices of this process.
 
@@ -64,15 +66,17 @@ def need_of(
       batch: sequences, a multiple of what the layout divides them into.
       slots: tokens of each sequence that the cache has room for.
       prompt: tokens of each prompt and of a chunk; None for a decode step.
+      tokens: those of each sequence in a decode step: more than one where it verifies drafts.
+      spare: slots that a window's ring has more than its window, for refused drafts.
     """
-    sizes = {"batch": batch, "context": slots - 1, "slots": slots}
+    sizes = {"batch": batch, "context": slots - 1, "slots": slots, "spare": spare}
     costs = PassCounter(config, placement, dtypes).count(Pass(**sizes))
     # Fake devices share the memory of their process; a real device has its own.
     shared = placement.devices / processes.count() if shares_memory() else 1
-    beside = 4 * config.vocabulary / placement.devices
+    beside = 4 * config.vocabulary * tokens / placement.devices
     if prompt:
-        tokens, chunk = prompt
-        sizes = {"tokens": tokens, "chunk": chunk}
+        length, chunk = prompt
+        sizes = {"tokens": length, "chunk": chunk}
         beside = max(beside, float(activation_bytes(config, placement.prefill, dtypes, **sizes)))
     each = costs.kv_resident / batch + beside
     return Need(costs.weights_resident * shared, batch, each * shared, prompt)

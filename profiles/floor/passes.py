@@ -16,12 +16,14 @@ class Pass:
       tokens: new tokens of each sequence: 1 in a decode step, more in a pass over prompts.
       slots: tokens that the cache of each sequence has room for; if None, as many as there are
         after the pass.
+      spare: slots that a window's ring has more than its window, for refused drafts.
     """
 
     batch: int
     context: int
     tokens: int = 1
     slots: int | None = None
+    spare: int = 0
 
     @property
     def over_prompts(self) -> bool:
@@ -52,12 +54,11 @@ class Pass:
         if self.tokens <= chunk:
             return self
         before = self.context + (self.tokens // chunk - 1) * chunk
-        return Pass(self.batch, before, chunk, slots=self.cache_slots)
+        return dataclasses.replace(self, context=before, tokens=chunk, slots=self.cache_slots)
 
     def of_batch(self, batch: int) -> "Pass":
         """The same pass with another number of sequences."""
-        same = batch == self.batch
-        return self if same else Pass(batch, self.context, self.tokens, self.slots)
+        return self if batch == self.batch else dataclasses.replace(self, batch=batch)
 
 
 @dataclasses.dataclass(frozen=True)

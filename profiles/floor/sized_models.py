@@ -104,7 +104,8 @@ class SizedPassCounter:
         """The work of one pass; the arguments are those of `PassCounter.count`."""
         model, batch, cached, tokens = self.model, pass_.batch, pass_.context, pass_.tokens
         seen = min(cached, model.window - 1) if model.window else cached
-        kept = min(pass_.cache_slots, model.window) if model.window else pass_.cache_slots
+        ring = model.window + pass_.spare if model.window else pass_.cache_slots
+        kept = min(pass_.cache_slots, ring)
         read = model.cached * cached + model.windowed * seen
         written = model.cached * tokens + model.windowed * min(tokens, model.window or tokens)
         return Counts(

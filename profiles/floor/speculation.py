@@ -10,7 +10,7 @@ import math
 from profiles.chips.chip import Peaks
 from profiles.floor.bound import floor
 from profiles.floor.bytes_and_flops import PassCounter
-from profiles.floor.passes import Pass
+from profiles.floor.passes import Counts, Pass
 
 
 def tokens_per_step(drafted: int, acceptance: float) -> float:
@@ -47,15 +47,26 @@ def largest_paying_batch(
     return weights / (spent - kv_cache) if spent > kv_cache else math.inf
 
 
-def verification_floor(counter: PassCounter, peaks: Peaks, step: Pass) -> float:
-    """Least seconds of one step of the model, `step.tokens` of each sequence at once."""
+def verification(counter: PassCounter, step: Pass) -> Counts:
+    """The work of one step of the model, `step.tokens` of each sequence at once.
+
+    Other than of a prompt, there are logits after each of them.
+    """
     counts = counter.count(step)
     scored = counter.weight_flops(step.tokens, step.tokens) - counter.weight_flops(step.tokens)
-    counts = dataclasses.replace(counts, flops=counts.flops + step.batch * scored)
-    return floor(counts, peaks).seconds
+    return dataclasses.replace(counts, flops=counts.flops + step.batch * scored)
+
+
+def verification_floor(counter: PassCounter, peaks: Peaks, step: Pass) -> float:
+    """Least seconds of one step of the model, `step.tokens` of each sequence at once."""
+    return floor(verification(counter, step), peaks).seconds
+
+
+def draft_step(counter: PassCounter, step: Pass) -> Counts:
+    """The work of one of the draft's steps before it."""
+    return counter.count(dataclasses.replace(step, tokens=1))
 
 
 def draft_floor(counter: PassCounter, peaks: Peaks, step: Pass) -> float:
     """Least seconds of the draft's steps before it, one for each of `step.tokens`."""
-    one = dataclasses.replace(step, tokens=1)
-    return step.tokens * floor(counter.count(one), peaks).seconds
+    return step.tokens * floor(draft_step(counter, step), peaks).seconds

@@ -95,19 +95,25 @@ def _fractions(traffic: Counts, bound: Floor, peaks: Peaks, seconds: float, phas
     The floor of prompts that are bound by arithmetic applies wherever their bytes are.
     """
     by_arithmetic = phase == "prefill" and bound.bound == "compute"
-    if traffic.memory < CACHE_MULTIPLE * (peaks.on_chip or 0) and not by_arithmetic:
-        return Record(
-            status="cache_resident",
-            message=f"its {byte_size(traffic.memory)} per device are less than {CACHE_MULTIPLE} "
-            f"times the cache ({byte_size(peaks.on_chip)} per device), so that some may "
-            "stay there and no floor applies; measure a larger model, batch or context",
-        )
+    if (message := cache_resident(traffic, peaks)) and not by_arithmetic:
+        return Record(status="cache_resident", message=message)
     return Record(
         fraction_of_floor=bound.seconds / seconds,
         fraction_of_weight_floor=bound.weights / seconds,
         mfu=traffic.flops / peaks.flops / seconds,
         mbu=traffic.memory / peaks.bandwidth / seconds,
         status="ok",
+    )
+
+
+def cache_resident(traffic: Counts, peaks: Peaks) -> str:
+    """Why no floor of memory applies, where bytes may stay in the cache; empty where it does."""
+    if traffic.memory >= CACHE_MULTIPLE * (peaks.on_chip or 0):
+        return ""
+    return (
+        f"its {byte_size(traffic.memory)} per device are less than {CACHE_MULTIPLE} times the "
+        f"cache ({byte_size(peaks.on_chip)} per device), so that some may stay there and no floor "
+        "applies; measure a larger model, batch or context"
     )
 
 
@@ -119,9 +125,9 @@ def _at_read_rate(traffic: Counts, peaks: Peaks, seconds: float) -> Record:
     return Record(read_floor_s=least, fraction_of_read_floor=least / seconds)
 
 
-def describe_step(engine: Engine, *, batch: int, context: int) -> Record:
-    """The part of a record that says which decode step it is."""
-    return _describe(engine, Pass(batch, context), "decode")
+def describe_step(engine: Engine, *, batch: int, context: int, tokens: int = 1) -> Record:
+    """The part of a record that says which decode step it is, of so many tokens a sequence."""
+    return _describe(engine, Pass(batch, context, tokens), "decode")
 
 
 def _describe(engine: Engine, pass_: Pass, phase: Phase) -> Record:

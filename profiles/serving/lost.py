@@ -29,7 +29,9 @@ free, and what was measured. The ideal, steps of t_B with every row taken, lies 
 over the floor ``(t_B - F) / B`` is the fixed batch's own.
 
 Where steps verify drafts, a row takes several tokens of a step, and F is the floor of such a step
-over the tokens of a row in it, on average: the sum is as before.
+over the tokens of a row in it, on average: the sum is as before. A row runs T tokens in it, those
+that are refused among them, and all T count in that floor. The t_n are those of steps of one token
+for each row still: they only tell which part of d_s a full step would have taken.
 
 An answer's first token comes of its prompt and takes no row of a step, yet F counts it like all
 others: over the floor is less by ``F / B`` of one token in each answer.

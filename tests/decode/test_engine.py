@@ -262,6 +262,7 @@ def test_the_bytes_of_a_cache_are_those_of_its_arrays_windows_and_copies_as_they
     tiny_engine, mesh
 ):
     engine = tiny_engine(mesh, kv_heads=2, windows=(8, None))
-    arrays = jax.tree.leaves(engine.new_cache(3, 64))
-    lying = sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards)
-    assert engine.cache_bytes(3, 64) == lying
+    for spare in (0, 5):
+        arrays = jax.tree.leaves(engine.new_cache(3, 64, spare))
+        lying = sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards)
+        assert engine.cache_bytes(3, 64, spare) == lying

@@ -297,6 +297,11 @@ def test_a_step_that_does_not_end_is_told_of_with_what_it_runs(monkeypatch):
     monkeypatch.setattr(service, "PATIENCE", 0.1)
     with pytest.raises(FloorlineError, match="requests that run: 1, and that wait: 1"):
         waiting.stop()
+    with monkeypatch.context() as together:
+        together.setattr(service.processes, "count", lambda: 2)
+        together.setattr(service.processes, "peer_timeout", lambda: 0.1)
+        with pytest.raises(FloorlineError, match=r"step is not done 0\.3 s after the server's end"):
+            waiting.stop()
     monkeypatch.setattr(service, "PATIENCE", 60)
     released.set()
     waiting.stop()

@@ -213,8 +213,14 @@ def test_a_draft_changes_no_token_and_what_it_came_to_is_told(more, alone, folde
     assert document["tokens"] == alone[1]["tokens"]
     found, left = document["speculation"], len(document["tokens"][0]) - 1
     assert found["accepted"] == found["drafted"] == left - found["steps"]  # its own draft
-    said = rf"draft: 100% of {found['drafted']} tokens accepted, \S+ tokens a step; floor of such "
-    assert re.search(said + r"a step \S+ ms, so \S+ ms per token", more["draft"].stderr)
+    (record,) = document["points"]
+    assert record["tokens_per_sequence"] == 4
+    (prompt,) = document["prompt_tokens"]
+    assert record["context"] == len(prompt) + (left + 1) // 2  # halfway, of steps of many tokens
+    said = rf"draft: 100% of {found['drafted']} tokens accepted, \S+ tokens a step; no floor of "
+    said += r"such a step \(cache_resident: its \S+ .B per device are less than 4 times the cache "
+    said += r".*\); measured \S+ ms a step, \S+ ms per token"
+    assert re.search(said, more["draft"].stderr)
 
 
 def test_a_seed_repeats_its_tokens_and_another_changes_them(more):

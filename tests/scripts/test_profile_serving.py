@@ -5,6 +5,13 @@ import json
 import pytest
 from PIL import Image
 
+from model.catalog import find_model
+from model.dtypes import FLOAT32
+from profiles.floor.memory_needed import need_of
+from profiles.report.numbers import byte_size
+from sharding.catalog import LAYOUTS
+from sharding.mesh import parse_mesh
+from sharding.placement import Placement
 from tests.gguf_samples import write_tiny_gguf
 from tests.scripts.profile_cases import QUICK_RATES
 from tests.scripts.running import run_many
@@ -33,6 +40,7 @@ CASES = {
     "key": [*SHORT, "--api_key=secret"],
     "no_draft": [*SHORT, "--draft_tokens=3"],
     "url_draft": ["--url=http://127.0.0.1:1", "--draft=ngram"],
+    "no_room": [*SHORT, "--concurrency=1", "--rows=100000000", "--draft=ngram", "--draft_tokens=7"],
 }  # fmt: skip
 REFUSED = {
     "rate": "rate is 0.0; use a positive number",
@@ -114,6 +122,14 @@ def test_what_drafts_came_to_is_in_the_record_and_told(folder):
     least = row["floor"]["step_s"] / (tally["tokens"] / tally["steps"]) / row["batch"]
     assert row["floor"]["s_per_token"] == pytest.approx(least)
     assert f"of {tally['drafted']} drafted tokens were accepted" in " ".join(done.stdout.split())
+
+
+def test_rows_that_do_not_fit_with_the_logits_of_drafts_are_refused_before_loading(ended):
+    done, config = ended["no_room"], find_model("tiny")
+    placement = Placement.of(LAYOUTS["weight_stationary_1d"], config.sizes, parse_mesh("1"))
+    need = need_of(config, placement, FLOAT32, batch=10**8, slots=26, tokens=8, spare=14)
+    assert done.code == 1
+    assert f"cache and logits is {byte_size(need.bytes)}, where there are " in done.error
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -50,12 +50,17 @@ def until(true) -> None:
         time.sleep(0.05)
 
 
-def test_two_processes_give_the_tokens_of_one_whoever_goes_away_and_end_when_told_to(tmp_path):
+def alone(prompts, temperature: float, count: int) -> list[list[int]]:
+    """Tokens of one process with one device, without drafts."""
     source = find_source("tiny", random_weights=True)
     engine = source.engine(LAYOUTS["weight_stationary_1d"], parse_mesh("1x1x1"), FLOAT32, 3)
-    drawn = Request(prompts=PROMPTS, max_new_tokens=6, sampler=Sampler(1.5), seed=3)
-    *_, completions = generate(engine, drawn)
-    tokens = [completion.tokens for completion in completions]
+    asked = Request(prompts=prompts, max_new_tokens=count, sampler=Sampler(temperature), seed=3)
+    *_, completions = generate(engine, asked)
+    return [completion.tokens for completion in completions]
+
+
+def test_two_processes_give_the_tokens_of_one_whoever_goes_away_and_end_when_told_to(tmp_path):
+    tokens = alone(PROMPTS, 1.5, 6)
     asked = {"prompt": PROMPTS, "return_token_ids": True, **DRAWN}
     with started("serve.py", *SERVED, folder=tmp_path, ids=range(2), count=2) as these:
         address = address_of(these[0])
@@ -74,6 +79,26 @@ def test_two_processes_give_the_tokens_of_one_whoever_goes_away_and_end_when_tol
         assert answers() == tokens
         for process in these:
             process.send_signal(signal.SIGTERM)
+        found = ends(these)
+    assert [(ended.code, ended.stdout, ended.stderr) for ended in found] == [(0, "", "")] * 2
+
+
+def test_two_processes_that_verify_drafts_give_the_tokens_of_one_without_them(tmp_path):
+    served = [*TINY, "--devices=2", "--batch=1", "--context=64", "--token_budget=16", "--port=0"]
+    served += ["--seed=3", "--draft=ngram", "--draft_tokens=3"]
+    prompts = [[5, 6, 7, 8] * 3, [9, 8, 7]]
+    tokens = alone(prompts, 0.0, 30)
+    asked = {"prompt": prompts, "return_token_ids": True, "temperature": 0, "max_tokens": 30}
+    with started("serve.py", *served, folder=tmp_path, ids=range(2), count=2) as these:
+        address = address_of(these[0])
+        choices = post(address, **asked)[1]["choices"]
+        assert [choice["token_ids"] for choice in choices] == tokens
+        told = dict(line.rsplit(" ", 1) for line in metrics(address).decode().splitlines())
+        drafted, accepted = (
+            int(told[f"floorline_{name}_tokens_total"]) for name in ("drafted", "accepted")
+        )
+        assert 0 < accepted <= drafted
+        these[0].send_signal(signal.SIGTERM)
         found = ends(these)
     assert [(ended.code, ended.stdout, ended.stderr) for ended in found] == [(0, "", "")] * 2
 

@@ -119,6 +119,10 @@ def test_what_fits_is_capacity_less_weights_over_a_sequences_cache():
     assert balance.largest_batch(estimator(DENSE, "l4:1"), 10) == 1818  # of 2.2 MB, in 4 GB
     small = dataclasses.replace(DENSE, total=10**12)
     assert balance.largest_batch(estimator(small), 10) == 0
+    rings = estimator(dataclasses.replace(DENSE, cached=0, windowed=10**5, window=100))
+    for context, spare, kept in ((999, 0, 100), (999, 4, 104), (101, 4, 102)):
+        found = balance.largest_batch(rings, context, spare=spare)
+        assert found == int(free // (2 * 10**5 * kept / 8))
     assert balance.drain_s(one) == pytest.approx(one.peaks.capacity / 3e12)
 
 

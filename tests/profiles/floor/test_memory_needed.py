@@ -59,6 +59,19 @@ def test_what_generates_is_refused_where_this_machine_lacks_the_memory(monkeypat
     check_room(need._replace(weights=1e9))
 
 
+@pytest.mark.parametrize(("slots", "more"), [(2048, 8), (1026, 8), (512, 0), (514, 2)])
+def test_steps_that_verify_drafts_need_their_logits_and_spare_slots_of_each_ring(slots, more):
+    config = find_model("gemma3-270m")
+    placement = Placement.of(LAYOUTS["weight_stationary_1d"], config.sizes, parse_mesh("1"))
+    need = functools.partial(need_of, config, placement, FLOAT32, batch=3, slots=slots)
+    windows = [window for window in map(config.window, range(config.layers)) if window]
+    assert len(windows) == 15 and {*windows} == {512}
+    rings = 15 * 2 * config.kv_heads * config.head_size * 4
+    assert need(spare=8).each - need().each == more * rings
+    assert need(tokens=5).each - need().each == 4 * 4 * config.vocabulary
+    assert need(tokens=5, spare=8).weights == need().weights
+
+
 def test_a_prompt_that_does_not_fit_names_its_chunk_and_the_largest_that_would(monkeypatch):
     """SmolLM2 in float32: the activations of its prompts grow with the chunk."""
     config = find_model("smollm2-135m")
