@@ -104,7 +104,11 @@ def test_prompts_land_in_the_first_slots_and_the_last_of_long_ones_in_a_ring(
 
 
 @pytest.mark.parametrize("dtypes", WRITTEN)
-@pytest.mark.parametrize(("first", "tokens"), [(0, 12), (3, 3), (5, 8), (21, 6), (15, 2), (9, 20)])
+@pytest.mark.parametrize(
+    ("first", "tokens"),
+    [(0, 12), (21, 6), (9, 20),
+     *(pytest.param(*case, marks=SLOW) for case in ((3, 3), (5, 8), (15, 2)))],
+)  # fmt: skip
 def test_what_follows_in_a_ring_takes_the_place_of_the_oldest(setting, first, tokens, dtypes):
     firsts = np.array([first, first + 2], np.int32)
     counts = np.array([tokens, max(tokens - 2, 1)])
