@@ -34,8 +34,10 @@ MESHES = ("2x2x2", "1x2x4", "8x1x1", "4x2x1")
 PHASES = {"decode": 1, "prefill": 13}
 
 
-def program_of(family: str, layout: Layout, mesh: str, tokens: int, dtypes=FLOAT32) -> PassProgram:
-    config, layout = config_of(family), divide(layout, family)
+def program_of(
+    family: str, layout: Layout, mesh: str, tokens: int, dtypes=FLOAT32, layers: int = 2
+) -> PassProgram:
+    config, layout = config_of(family, layers=layers), divide(layout, family)
     placement = Placement.of(layout, config.sizes, parse_mesh(mesh))
     rows = placement.multiple("B")
     return PassProgram(
@@ -92,14 +94,15 @@ TWO_LAYERS = [
 
 
 @pytest.mark.parametrize(
-    ("layout", "collectives", "attention", "family", "mesh", "phase"),
-    [*COVERING, *(pytest.param(*case, marks=pytest.mark.slow) for case in TWO_LAYERS)],
-)
+    ("layout", "collectives", "attention", "family", "mesh", "phase", "layers"),
+    [*((*case, 1) for case in COVERING),
+     *(pytest.param(*case, 2, marks=pytest.mark.slow) for case in (*COVERING, *TWO_LAYERS))],
+)  # fmt: skip
 def test_xla_compiles_the_collectives_that_are_expected(
-    layout, collectives, attention, family, mesh, phase
+    layout, collectives, attention, family, mesh, phase, layers
 ):
     chosen = schedule_by(attend_by(LAYOUTS[layout], attention), collectives)
-    check(program_of(family, chosen, mesh, PHASES[phase]))
+    check(program_of(family, chosen, mesh, PHASES[phase], layers=layers))
 
 
 # A layout of `LAYOUTS` each: the first letters of its attention, collectives and phase.
