@@ -24,7 +24,7 @@ from sharding.catalog import LAYOUTS
 from sharding.error_types import FloorlineError
 from sharding.mesh import parse_mesh
 from sharding.quantization import QUANTIZATIONS
-from tests.family_cases import CASES, FOLDER, SLOW_CASES
+from tests.family_cases import CASES, FOLDER
 from tests.gguf_samples import write_tiny_gguf
 from tests.processes import run_processes
 from tests.tokenizers import byte_level
@@ -35,9 +35,7 @@ LAYOUT, TWO_D = LAYOUTS["weight_stationary_1d"], LAYOUTS["weight_stationary_2d"]
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, marks=() if case == "gemma2" else pytest.mark.slow) for case in CASES
-    ],
+    [pytest.param(case, marks=() if case == "gemma2" else pytest.mark.slow) for case in CASES],
 )
 def test_a_converted_model_gives_the_same_logits(case, tmp_path):
     source = find_source(str(FOLDER / case))
