@@ -125,7 +125,7 @@ def test_chunks_of_prompts_whose_layout_is_another_than_that_of_their_cache(atte
 
 
 def test_a_chunk_is_whole_tiles(tiny_engine):
-    engine = tiny_engine("1x1x1")
+    engine = tiny_engine("1x1x1", layers=1)
     with pytest.raises(UsageError, match=r"chunk is 40 tokens, .* use 32 or 48"):
         in_chunks(engine, 40)
     with pytest.raises(UsageError, match=r"chunk is 3 tokens, .* use 16"):

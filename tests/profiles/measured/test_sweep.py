@@ -176,7 +176,7 @@ def test_a_published_peak_stands_beside_the_rate_that_reads_reached_on_each_chip
     found = peak_rates.bandwidth_of(sweep(), samples)
     assert (found["source"], found["bytes_per_s"]) == ("published", 4.8e12)
     assert found["measured_bytes_per_s"] == 4.4e12 and found["measured_flops_per_s"] == 6e14
-    engine = tiny_engine("1x1x1")
+    engine = tiny_engine("1x1x1", layers=1)
     peaks = peak_rates.peaks_of(sweep(), found, engine)
     assert (peaks.bandwidth, peaks.read_rate) == (4.8e12, 4.4e12)
     peaks = dataclasses.replace(peaks, on_chip=0)
@@ -306,7 +306,7 @@ def test_a_layout_and_a_form_are_measured_once():
 
 
 def test_a_held_step_keeps_its_context(tiny_engine):
-    step = RepeatedStep(tiny_engine("1x1x1"), batch=2, context=20)
+    step = RepeatedStep(tiny_engine("1x1x1", layers=1), batch=2, context=20)
     step.compile()
     lengths = np.asarray(step._carry.lengths)
     before = np.asarray(step._cache.keys[0])
