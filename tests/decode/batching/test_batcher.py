@@ -246,19 +246,19 @@ class Letters:
         return ""
 
 
-def test_stop_strings_end_an_answer_before_them(small):
-    texts = service_of(one_device(SMALL), **ROWS, tokenizer=Letters())
-    free = texts.submit(ask(6, 12))
-    text = texts.finish()[free].text
+def test_stop_strings_end_an_answer_before_them(small, monkeypatch):
+    monkeypatch.setattr(small.batcher, "_tokenizer", Letters())
+    free = small.submit(ask(6, 12))
+    text = small.finish()[free].text
     assert len(text) == 12
     stop = text[5:8]
-    stopped = texts.submit(ask(6, 12, stop=("none of it", stop)))
-    answer = texts.finish()[stopped]
+    stopped = small.submit(ask(6, 12, stop=("none of it", stop)))
+    answer = small.finish()[stopped]
     assert answer.text == text[: text.index(stop)]
     assert (answer.end.reason, answer.end.stop) == ("stop", stop)
     assert len(answer.tokens) == text.index(stop) + 3
-    kept = texts.submit(ask(6, 7, stop=(text[5:7] + "x",)))
-    answer = texts.finish()[kept]
+    kept = small.submit(ask(6, 7, stop=(text[5:7] + "x",)))
+    answer = small.finish()[kept]
     assert (answer.text, answer.end.reason, answer.end.text) == (text[:7], "length", text[5:7])
 
 
