@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.scripts.running import SCRIPTS, environment, run, run_many
+from tests.scripts.running import SCRIPTS, environment, run
 
 WEIGHTS = {"random_weights", "accept_terms"}
 PROCESSES = {"coordinator", "num_processes", "process_id", "peer_timeout"}
@@ -119,7 +119,7 @@ def test_no_help_and_no_wrong_flag_waits_for_jax(script, flag, code):
     ],
 )
 def test_a_flag_that_a_script_does_not_show_is_refused(script, flag, why, tmp_path):
-    (ended,) = run_many(script, {flag: [flag]}, folder=tmp_path).values()
+    ended = run(script, flag, folder=tmp_path)
     assert ended.code == 2
     assert ended.error.startswith(f"{flag.partition('=')[0]} is given, but {why}")
 
