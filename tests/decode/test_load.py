@@ -246,8 +246,8 @@ def test_what_a_gguf_file_says_that_is_passed_over_is_told(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    # Groups with and without offsets of their own; the slow set has a scale for each output.
-    [pytest.param(name, marks=() if name in ("int4", "mxfp4") else pytest.mark.slow)
+    # Groups with offsets of their own; the slow set has those without, and scales of outputs.
+    [pytest.param(name, marks=() if name == "int4" else pytest.mark.slow)
      for name in QUANTIZATIONS],
 )  # fmt: skip
 def test_a_checkpoint_in_few_bits_gives_the_same_parameters_on_another_mesh(name, tmp_path):

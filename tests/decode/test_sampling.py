@@ -227,6 +227,7 @@ def test_each_sequence_draws_by_its_own_sampler_as_alone_on_any_mesh(mesh, spec)
     assert kinds == ["all-gather"] * (mesh != "1") + ["all-to-all"] * (spec[1] is not None)
 
 
+@pytest.mark.slow  # by default `test_serving_tokens` draws by rows and by a program's sampler
 def test_sequences_draw_by_samplers_in_one_program_as_by_each_samplers_own():
     rows, devices = len(SAMPLERS), make_mesh(parse_mesh("1x2x2"))
     logits = np.random.default_rng(0).normal(0, 3, (rows, 64)).astype(np.float32)
