@@ -270,7 +270,7 @@ def test_numbers_that_are_not_finite_end_one_request_and_touch_no_other(family):
         whole = random_engine(config, LAYOUTS["weight_stationary_1d"], "1", FLOAT32)
     table = whole.parameters["embedding"]["weight"].at[255].set(np.nan)
     bad = whole.parameters | {"embedding": {"weight": table}}
-    engine = Engine(config, bad, whole.placement, whole.mesh, whole.dtypes)
+    engine = Engine(whole.config, bad, whole.placement, whole.mesh, whole.dtypes)
     service = service_of(engine, **ROWS)
     fine = [service.submit(ask(length, 8)) for length in (18, 33)]
     poison = dataclasses.replace(ask(20), prompt=(*fine[0].request.prompt[:17], 255, 7))
