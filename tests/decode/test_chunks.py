@@ -71,11 +71,8 @@ def check(engine: Engine, lengths: list[int] = [LENGTH, 20], slots: int = 64) ->
         assert np.abs(parts - whole).max() < 1e-4 * np.abs(whole).max()
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(family, marks=() if family == "two_norms_and_caps" else pytest.mark.slow)
-     for family in FAMILIES],
-)  # fmt: skip
+@pytest.mark.slow  # by default in a cache of few bits, and in layouts, see below
+@pytest.mark.parametrize("family", FAMILIES)
 def test_chunks_give_the_logits_of_the_whole_prompt(tiny_engine, family):
     check(tiny_engine("1x1x1", **FAMILIES[family]))
 
@@ -125,7 +122,7 @@ def test_chunks_of_prompts_whose_layout_is_another_than_that_of_their_cache(atte
 
 
 def test_a_chunk_is_whole_tiles(tiny_engine):
-    engine = tiny_engine("1x1x1")
+    engine = tiny_engine("1x1x1", layers=1)
     with pytest.raises(UsageError, match=r"chunk is 40 tokens, .* use 32 or 48"):
         in_chunks(engine, 40)
     with pytest.raises(UsageError, match=r"chunk is 3 tokens, .* use 16"):

@@ -91,7 +91,8 @@ def test_a_prompt_that_departs_takes_what_is_alike_unless_a_ring_has_forgotten(w
 
 @pytest.mark.parametrize(
     ("window", "reused"),
-    [(None, 12), pytest.param(40, 12, marks=pytest.mark.slow), (8, 0)],
+    # By default the same prompt again is one that a ring has forgotten, see below.
+    [(None, 12), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((40, 12), (8, 0)))],
     ids=["whole", "remembered", "forgotten"],
 )
 def test_a_prompt_that_departs_goes_on_where_it_does_unless_a_ring_has_forgotten(
@@ -126,7 +127,7 @@ def test_a_cache_too_small_grows_and_the_conversation_runs_whole_in_it(tiny_engi
     assert (conversation.slots, conversation.reused) == (128, len(prompt) - 1)
 
 
-@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("window", [None, pytest.param(8, marks=pytest.mark.slow)])
 def test_an_answer_that_a_stop_token_ends_is_held_with_that_token(tiny_engine, window):
     engine = tiny_engine("1x1x1", layers=1, windows=(window,))
     conversation = Conversation(engine)

@@ -117,11 +117,16 @@ def reversed_order(array: jax.Array) -> Format:
     return Format(Layout(tuple(reversed(range(array.ndim))), ()), array.sharding)
 
 
-@pytest.mark.parametrize("quantization", [pytest.param("plain", marks=pytest.mark.slow), "int8"])
-def test_weights_laid_out_otherwise_give_the_same_tokens_in_every_step(quantization):
+@pytest.mark.parametrize(
+    ("quantization", "mesh"),
+    [("int8", "1"),
+     *(pytest.param(*case, marks=pytest.mark.slow)
+       for case in (("int8", "1x1x2"), ("plain", "1x1x2")))],
+)  # fmt: skip
+def test_weights_laid_out_otherwise_give_the_same_tokens_in_every_step(quantization, mesh):
     dtypes = FLOAT32 if quantization == "plain" else Dtypes("float32", QUANTIZATIONS[quantization])
     config = dataclasses.replace(find_model("tiny"), layers=1)
-    engine = random_engine(config, LAYOUTS["weight_stationary_1d"], "1x1x2", dtypes)
+    engine = random_engine(config, LAYOUTS["weight_stationary_1d"], mesh, dtypes)
     request = Request(prompts=PROMPTS, max_new_tokens=6)
     *_, before = generate(engine, request)
     old = engine.parameters

@@ -24,7 +24,7 @@ from sharding.catalog import LAYOUTS
 from sharding.error_types import FloorlineError
 from sharding.mesh import parse_mesh
 from sharding.quantization import QUANTIZATIONS
-from tests.family_cases import CASES, FOLDER, SLOW_CASES
+from tests.family_cases import CASES, FOLDER
 from tests.gguf_samples import write_tiny_gguf
 from tests.processes import run_processes
 from tests.tokenizers import byte_level
@@ -35,10 +35,7 @@ LAYOUT, TWO_D = LAYOUTS["weight_stationary_1d"], LAYOUTS["weight_stationary_2d"]
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, marks=pytest.mark.slow if n % 3 or case in SLOW_CASES else ())
-        for n, case in enumerate(CASES)
-    ],
+    [pytest.param(case, marks=() if case == "gemma2" else pytest.mark.slow) for case in CASES],
 )
 def test_a_converted_model_gives_the_same_logits(case, tmp_path):
     source = find_source(str(FOLDER / case))
@@ -249,8 +246,8 @@ def test_what_a_gguf_file_says_that_is_passed_over_is_told(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    # A scale for each output, and groups with and without offsets of their own.
-    [pytest.param(name, marks=() if name in ("int8", "int4", "mxfp4") else pytest.mark.slow)
+    # Groups with offsets of their own; the slow set has those without, and scales of outputs.
+    [pytest.param(name, marks=() if name == "int4" else pytest.mark.slow)
      for name in QUANTIZATIONS],
 )  # fmt: skip
 def test_a_checkpoint_in_few_bits_gives_the_same_parameters_on_another_mesh(name, tmp_path):

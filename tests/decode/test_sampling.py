@@ -97,7 +97,8 @@ def test_values_out_of_range_are_refused(values, message):
 @pytest.mark.parametrize(
     ("mesh", "spec"),
     [("1", (None, None)), ("2x2x2", (None, ("z", "y", "x"))), ("2x2x2", ("x", ("z", "y"))),
-     ("2x2x2", (("x", "y"), None)), ("1x1x8", (None, "z"))],
+     pytest.param("2x2x2", (("x", "y"), None), marks=pytest.mark.slow),
+     pytest.param("1x1x8", (None, "z"), marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_the_likeliest_token_is_the_first_of_the_highest_wherever_the_vocabulary_lies(mesh, spec):
     rows, vocabulary = 8, 64
@@ -121,8 +122,9 @@ def test_the_likeliest_token_is_the_first_of_the_highest_wherever_the_vocabulary
 
 @pytest.mark.parametrize(
     ("mesh", "spec"),
-    [("1x1x1", jax.P()), ("2x2x2", jax.P("x", ("z", "y"))), ("1x2x4", jax.P(None, ("y", "z")))],
-)
+    [("1x1x1", jax.P()), ("2x2x2", jax.P("x", ("z", "y"))),
+     pytest.param("1x2x4", jax.P(None, ("y", "z")), marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_the_likeliest_tokens_come_with_their_log_probabilities_on_any_mesh(mesh, spec):
     scores = np.random.default_rng(1).integers(0, 9, (4, 24)).astype(np.float32)  # many are equal
     expected = np.argsort(-scores, axis=-1, kind="stable")[:, :5]
@@ -225,6 +227,7 @@ def test_each_sequence_draws_by_its_own_sampler_as_alone_on_any_mesh(mesh, spec)
     assert kinds == ["all-gather"] * (mesh != "1") + ["all-to-all"] * (spec[1] is not None)
 
 
+@pytest.mark.slow  # by default `test_serving_tokens` draws by rows and by a program's sampler
 def test_sequences_draw_by_samplers_in_one_program_as_by_each_samplers_own():
     rows, devices = len(SAMPLERS), make_mesh(parse_mesh("1x2x2"))
     logits = np.random.default_rng(0).normal(0, 3, (rows, 64)).astype(np.float32)

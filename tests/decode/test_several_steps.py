@@ -139,6 +139,6 @@ def test_a_conversation_goes_on_behind_what_a_dispatch_left_in_the_cache(tiny_en
 @pytest.mark.parametrize("value", [0, -1, 13])
 def test_a_number_of_tokens_that_no_dispatch_can_have_is_refused(tiny_engine, value):
     with pytest.raises(PromptError, match=f"tokens_per_dispatch is {value}; use a positive int"):
-        generate(tiny_engine("1x1x1"), Request(
+        generate(tiny_engine("1x1x1", layers=1), Request(
             prompts=PROMPTS, max_new_tokens=12, tokens_per_dispatch=value
         ))  # fmt: skip

@@ -110,7 +110,7 @@ def test_greedy_tokens_are_those_of_steps_of_one_in_windows_and_layouts(family, 
 
 
 def test_a_model_accepts_all_that_it_drafts_itself_greedy_and_drawn():
-    engine = small(*CASES[0])  # whose programs the test above compiles
+    engine = small()  # whose programs tests beside this one compile
     draft = ModelDraft(engine, engine, 3)
     for sampler in (Sampler(), DRAWN):
         tally = Tally()

@@ -112,11 +112,13 @@ def test_each_device_attends_to_its_own_heads():
         np.testing.assert_allclose(mine, whole, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("tokens", [1, 256])
 @pytest.mark.parametrize(
-    ("dtype", "cache"),
-    [("bfloat16", "bfloat16"), ("bfloat16", "int8"), ("bfloat16", "float8_e4m3fn"),
-     ("float32", "float32")],
+    ("dtype", "cache", "tokens"),
+    [("bfloat16", "bfloat16", 1), ("bfloat16", "int8", 256), ("float32", "float32", 256),
+     *(pytest.param(*case, marks=SLOW)
+       for case in (("bfloat16", "bfloat16", 256), ("bfloat16", "int8", 1),
+                    ("bfloat16", "float8_e4m3fn", 1), ("bfloat16", "float8_e4m3fn", 256),
+                    ("float32", "float32", 1)))],
 )  # fmt: skip
 def test_jax_lowers_the_kernel_for_gpus(dtype, cache, tokens):
     B, K, G, h, S = 2, 2, 3, 64, 1000

@@ -107,7 +107,6 @@ def check(case: dict, tolerance: float = 1e-5) -> None:
     [
         {"positions": (0, 99)},
         {"positions": (100, 250)},  # past the last slot
-        {"K": 1, "G": 16, "positions": (33, 0)},
         {"window": 40, "softcap": 1.5},
         TURNED,
         {"ring": True, "window": 100, "positions": (20, 0)},
@@ -115,6 +114,7 @@ def check(case: dict, tolerance: float = 1e-5) -> None:
             pytest.param(changes, marks=SLOW)
             for changes in (
                 {},
+                {"K": 1, "G": 16, "positions": (33, 0)},
                 {"B": 1, "positions": (64,)},
                 {"K": 1, "G": 1},
                 {"window": 40},
@@ -132,8 +132,8 @@ def test_a_step_is_the_row_written_and_then_the_mean_of_what_the_token_sees(chan
 @pytest.mark.parametrize(
     ("storage", "changes"),
     [
-        (None, TURNED),
         ("int8", {}),
+        pytest.param(None, TURNED, marks=SLOW),
         pytest.param(None, {}, marks=SLOW),
         pytest.param("int8", TURNED, marks=SLOW),
     ],
@@ -160,7 +160,9 @@ def test_a_row_of_zeros_has_a_scale():
     check(case, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, {"ring": True, "window": 50}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [pytest.param({}, marks=SLOW), {"ring": True, "window": 50}], ids=str
+)
 def test_a_sequence_without_a_token_is_left_as_it_is(changes):
     case = step_case(positions=(230 if changes else 60, PADDING), **changes)
     mean, cache = run(case)

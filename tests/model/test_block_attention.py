@@ -50,7 +50,7 @@ def test_bfloat16_queries_differ_by_their_rounding():
     check(attend_part, make_case(**types), tolerance=2e-2)
 
 
-@pytest.mark.parametrize("tokens", [1, 20])
+@pytest.mark.parametrize("tokens", [pytest.param(1, marks=pytest.mark.slow), 20])
 def test_parts_over_halves_of_the_slots_join_to_the_whole(tokens):
     whole = make_case(T=tokens, first_query=(50, 0), filled=(50 + tokens, tokens))
     halves = []

@@ -73,8 +73,10 @@ def meant(cache):
 
 @pytest.mark.parametrize("dtypes", WRITTEN)
 @pytest.mark.parametrize(
-    "positions", [[[5]], [[0], [7], [3]], [[1, 2, 3], [4, 5, 6]], [[6, 7, 8, 9]]]
-)
+    "positions",
+    [[[0], [7], [3]], [[6, 7, 8, 9]],
+     *(pytest.param(each, marks=SLOW) for each in ([[5]], [[1, 2, 3], [4, 5, 6]]))],
+)  # fmt: skip
 def test_tokens_land_in_their_slots_and_nowhere_else(setting, positions, dtypes):
     positions = np.array(positions, np.int32)
     expected = np.full((len(positions), K, S, h), -1.0)
@@ -104,7 +106,11 @@ def test_prompts_land_in_the_first_slots_and_the_last_of_long_ones_in_a_ring(
 
 
 @pytest.mark.parametrize("dtypes", WRITTEN)
-@pytest.mark.parametrize(("first", "tokens"), [(0, 12), (3, 3), (5, 8), (21, 6), (15, 2), (9, 20)])
+@pytest.mark.parametrize(
+    ("first", "tokens"),
+    [(0, 12), (21, 6), (9, 20),
+     *(pytest.param(*case, marks=SLOW) for case in ((3, 3), (5, 8), (15, 2)))],
+)  # fmt: skip
 def test_what_follows_in_a_ring_takes_the_place_of_the_oldest(setting, first, tokens, dtypes):
     firsts = np.array([first, first + 2], np.int32)
     counts = np.array([tokens, max(tokens - 2, 1)])
@@ -133,7 +139,7 @@ def test_a_round_trip_is_within_half_a_step_and_rows_of_zeros_stay(setting, dtyp
 
 
 # Not fp8: XLA:CPU has no scatter of it, and makes one of float16, converted there and back.
-@pytest.mark.parametrize("dtypes", ["float32", "int8"])
+@pytest.mark.parametrize("dtypes", [pytest.param("float32", marks=SLOW), "int8"])
 @pytest.mark.parametrize(
     ("positions", "continues"),
     [([[5]], True), ([[0], [7]], True), ([[0, 1, 2]] * 2, False), ([[3, 4, 5]] * 2, True)],

@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from gguf import GGMLQuantizationType as Kind
 
-from decode.load import find_source
+from decode.load import ModelSource, find_source
 from model.dtypes import Dtypes
 from model.weights import WeightsError
 from model.weights.gguf import read_config, read_parameters
@@ -75,13 +75,24 @@ def test_matrices_of_the_form_asked_for_are_kept_and_others_are_not(tmp_path, st
     assert not any(isinstance(p, QuantizedArray) for _, p in read_parameters(file, config, other))
 
 
-@pytest.mark.parametrize("mesh", ["2", pytest.param("1", marks=pytest.mark.slow)])
+def test_an_engine_keeps_a_small_model_as_it_is_on_two_devices(tmp_path):
+    write_tiny_gguf(tmp_path / "m.gguf", quantization="Q4_1", head_size=32)
+    check_kept(find_source(str(tmp_path / "m.gguf")), "2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["2", "1"])
 def test_smollm2_is_kept_as_it_is_on_any_mesh(smollm2, mesh):
-    plain = dict(read_parameters(smollm2.file, smollm2.config))
+    check_kept(smollm2, mesh)
+
+
+def check_kept(source: ModelSource, mesh: str) -> None:
+    plain = dict(read_parameters(source.file, source.config))
     dtypes = Dtypes(jnp.float32, QUANTIZATIONS["int4"])
     layout = LAYOUTS["weight_stationary_1d"]
-    flat = flatten_dict(smollm2.engine(layout, parse_mesh(mesh), dtypes).parameters)
-    for layer, name in ((0, ("attention", "key_value")), (29, ("mlp", "down"))):
+    flat = flatten_dict(source.engine(layout, parse_mesh(mesh), dtypes).parameters)
+    last = source.config.layers - 1
+    for layer, name in ((0, ("attention", "key_value")), (last, ("mlp", "down"))):
         path = ("layers", layer, *name)
         parts = (np.asarray(flat[*path, part]) for part in ("values", "scales", "offsets"))
         np.testing.assert_array_equal(meant(*parts), plain[path])

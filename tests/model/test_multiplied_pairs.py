@@ -19,11 +19,13 @@ K, H = 2, 128
     [
         {"tokens": 1, "slots": 1500, "first_query": [0, 511, 700], "filled": [1, 512, 701]},
         {"tokens": 512, "slots": 1536, "first_query": [900, 1024], "filled": [1412, 0],
-         "window": 130},
+         "window": 130, "group": 4},
         {"tokens": 512, "slots": 512, "first_query": [600, 0], "filled": [1112, 500],
          "ring": (512, 0), "window": 512, "group": 4},
         *(pytest.param(case, marks=pytest.mark.slow)
-          for case in ({"tokens": 16, "slots": 96, "first_query": [80, 0], "filled": [96, 0]},
+          for case in ({"tokens": 512, "slots": 1536, "first_query": [900, 1024],
+                        "filled": [1412, 0], "window": 130},
+                       {"tokens": 16, "slots": 96, "first_query": [80, 0], "filled": [96, 0]},
                        {"tokens": 512, "slots": 1536, "first_query": [700, 0],
                         "filled": [1212, 512], "group": 4},
                        {"tokens": 512, "slots": 1536, "first_query": [900, 0],

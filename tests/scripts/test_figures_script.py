@@ -7,7 +7,8 @@ from tests.scripts.running import run_many
 SMALL = ["--model=llama3-8b", "--topology=v5e:2x2", "--max_chips=4", "--batch=64"]
 ALL = ("latency", "cost", "contexts", "chips", "pareto", "sparsity", "communication")
 CASES = {
-    "all": [*SMALL, "--context=512,0", "--json=-"],
+    "all": [*SMALL, "--context=512,0", "--json=-", "--layout=weight_stationary_1d",
+            "--attention=heads"],
     "two": [*SMALL, "--figures=latency,engines,cost", "--batch=1,8,64", "--json=two.json",
             "--price_per_chip_hour=3"],
     "sized": ["--model=deepseek-v3-even", "--topology=h200:8", "--weight_dtype=fp8", "--batch=64",

@@ -65,10 +65,10 @@ def test_a_gpus_program_has_them_where_tokens_are_few(name, tokens, widened, pro
 @pytest.mark.parametrize(("tokens", "blocks"), [(MANY_TOKENS - 1, 8), (MANY_TOKENS, 2)])
 def test_more_tokens_take_longer_blocks_of_a_weight_on_a_cpu(tokens, blocks):
     weight, x = matrix("int8", (2048, 256)), normal((tokens, 256), seed=2)
-    traced = jax.jit(_by_blocks, static_argnums=2).trace(weight, x, jnp.float32)
-    assert f"{2048 // blocks},256]" in str(traced.jaxpr)
+    product = jax.jit(_by_blocks, static_argnums=2)
+    assert f"{2048 // blocks},256]" in str(product.trace(weight, x, jnp.float32).jaxpr)
     wanted = np.asarray(weight.dense(), np.float64) @ np.asarray(x, np.float64).T
-    np.testing.assert_allclose(_by_blocks(weight, x, jnp.float32), wanted, atol=1e-3)
+    np.testing.assert_allclose(product(weight, x, jnp.float32), wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""What must hold of every deployment, tried on 200 that are drawn at random from a seed.
+"""What must hold of every deployment, tried on 100 that are drawn at random from a seed.
+
+The slow set has 100 more.
 
 Settings are drawn from the catalogue, slices of every kind, layouts, attention, schedules, meshes,
 types and phases; a drawing that is refused is drawn again.
@@ -43,7 +45,7 @@ from sharding.layout import Layout
 from sharding.placement import Placement, division, shards
 from sharding.quantization import QUANTIZATIONS
 
-COUNT = 200
+COUNT = 100
 SLICES = (
     "v3:2x2", "v4:2x2x2", "v4:2x2x4", "v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5p:2x2x2",
     "v5p:2x2x4", "v6e:2x4", "v6e:4x4", "tpu7x:2x2x1", "a100-80gb:4", "h100:1", "h100:8", "h100:16",
@@ -110,29 +112,35 @@ def _drawn(draw: random.Random, slice: Slice) -> Drawn:
         return Drawn(estimator, draw.randint(1, 256), context, draw.random() < 0.4)
 
 
+both = pytest.mark.parametrize("seed", [20261129, pytest.param(1, marks=pytest.mark.slow)])
+
+
 @functools.cache
-def _all() -> list[Drawn]:
-    draw = random.Random(20261129)
+def _all(seed: int) -> list[Drawn]:
+    draw = random.Random(seed)
     slices = itertools.islice(itertools.cycle(map(parse_slice, SLICES)), COUNT)
     return [_drawn(draw, slice) for slice in slices]
 
 
-def test_settings_are_of_every_kind():
-    kinds = [str(drawn).split() for drawn in _all()]
+@both
+def test_settings_are_of_every_kind(seed):
+    kinds = [str(drawn).split() for drawn in _all(seed)]
     assert {kind[3] for kind in kinds} == set(LAYOUTS)
     assert {kind[4] for kind in kinds} == set(ATTENTION)
     assert {kind[1] for kind in kinds} == set(SLICES)
-    assert 60 < sum(drawn.prefill for drawn in _all()) < 140
+    assert 30 < sum(drawn.prefill for drawn in _all(seed)) < 70
 
 
-def test_no_floor_is_above_what_is_expected():
-    for drawn in _all():
+@both
+def test_no_floor_is_above_what_is_expected(seed):
+    for drawn in _all(seed):
         found = drawn.at(drawn.batch, drawn.context)
         assert 0 < found.floor.seconds <= found.expected.seconds, drawn
 
 
-def test_no_more_is_read_than_lies_there():
-    for drawn in _all():
+@both
+def test_no_more_is_read_than_lies_there(seed):
+    for drawn in _all(seed):
         traffic = drawn.at(drawn.batch, drawn.context).counts
         assert 0 < traffic.weights_read <= traffic.weights_resident * (1 + 1e-12), drawn
         most = traffic.kv_resident * (1 + 1e-12)
@@ -145,8 +153,9 @@ def _readers(model: ModelConfig) -> float:
     return max(each.count / each.writing for each in alike_layers(model))
 
 
-def test_all_devices_together_hold_and_compute_at_least_what_one_would():
-    for drawn in _all():
+@both
+def test_all_devices_together_hold_and_compute_at_least_what_one_would(seed):
+    for drawn in _all(seed):
         deployment, context = drawn.estimator.deployment, drawn.context
         placement = Placement.of(LAYOUTS["weight_stationary_1d"], deployment.model.sizes, ALONE)
         costs = PassCounter(deployment.model, placement, deployment.dtypes)
@@ -158,8 +167,9 @@ def test_all_devices_together_hold_and_compute_at_least_what_one_would():
             assert copies >= 1 - 1e-9 or not getattr(one, name), (name, drawn)
 
 
-def test_more_sequences_and_tokens_never_take_less():
-    for drawn in _all():
+@both
+def test_more_sequences_and_tokens_never_take_less(seed):
+    for drawn in _all(seed):
         passes = [drawn.at(drawn.batch, drawn.context)]
         passes.append(drawn.at(drawn.batch + 7, drawn.context))
         passes.append(drawn.at(drawn.batch + 7, drawn.context + 100))
@@ -169,11 +179,12 @@ def test_more_sequences_and_tokens_never_take_less():
             assert less.counts.held <= more.counts.held * (1 + 1e-9), drawn
 
 
+@both
 @pytest.mark.parametrize("third", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
-def test_plans_take_as_long_as_estimates(third):
+def test_plans_take_as_long_as_estimates(third, seed):
     """But where sequences look up more rows of the embedding than it has: plans count them all."""
     draw = random.Random(7)
-    for drawn in _all()[third::3]:
+    for drawn in _all(seed)[third::3]:
         deployment = drawn.estimator.deployment
         space = Space(
             model=deployment.model,
@@ -196,9 +207,10 @@ def test_plans_take_as_long_as_estimates(third):
                 assert found.expected.seconds == pytest.approx(steps[place], rel=near), drawn
 
 
-def test_what_is_admitted_divides_every_array_of_the_engine():
+@both
+def test_what_is_admitted_divides_every_array_of_the_engine(seed):
     """Shapes are refused by JAX where a mesh axis does not divide a dimension evenly."""
-    for drawn in _all():
+    for drawn in _all(seed):
         deployment, placement = drawn.estimator.deployment, drawn.estimator.placement
         config = deployment.model.one_of_each()
         model = Transformer(config, deployment.dtypes)

@@ -24,6 +24,7 @@ from sharding.mesh import parse_mesh
 from sharding.placement import Placement
 from sharding.quantization import QUANTIZATIONS
 
+INT8 = Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"])
 ONE_D, BY_BATCH = (
     LayoutNames("weight_stationary_1d", kind).layouts(find_model("llama3-70b"))
     for kind in ("heads", "batch")
@@ -58,11 +59,11 @@ def test_the_most_compact_of_equally_many_chips_comes_first():
     ("model", "chip", "dtypes", "smallest"),
     [
         ("llama3-70b", "v5e", BFLOAT16, "v5e:4x4"),
-        ("llama3-70b", "v5e", Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"]), "v5e:2x4"),
+        pytest.param("llama3-70b", "v5e", INT8, "v5e:2x4", marks=pytest.mark.slow),
         ("llama3-70b", "h100", BFLOAT16, "h100:2"),
         ("llama3-8b", "h100", BFLOAT16, "h100:1"),
         ("mixtral-8x7b", "tpu7x", BFLOAT16, "tpu7x:1x1x1"),
-        ("deepseek-v3-even", "v6e", Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"]), "v6e:4x8"),
+        ("deepseek-v3-even", "v6e", INT8, "v6e:4x8"),
     ],
 )
 def test_the_least_slice_holds_a_model_and_the_next_smaller_none(model, chip, dtypes, smallest):

@@ -142,10 +142,15 @@ def test_cost_against_latency_names_slices_and_batches_of_the_front(small, tmp_p
     assert "Does not fit on v5e:1x1" in words(figure)
 
 
-def test_batches_of_the_front_lie_on_no_line_and_in_no_column_of_another_slice(tmp_path):
+@pytest.mark.parametrize(
+    "names",
+    [{}, pytest.param({"layout": "auto", "attention": "auto"}, marks=pytest.mark.slow)],
+    ids=["one layout", "all layouts"],
+)
+def test_batches_of_the_front_lie_on_no_line_and_in_no_column_of_another_slice(tmp_path, names):
     # Where floors run close to the front, and the front goes from slice to slice and back.
     many = study("llama3-70b", "v5e:4x4", batches=(1, 256), contexts=(1024,), max_chips=256,
-                 layout="auto", attention="auto", price=1.2)  # fmt: skip
+                 price=1.2, **names)  # fmt: skip
     found = many.tradeoffs()
     assert len({topology for topology, _ in found.front}) > 2
     figure = slice_figures.pareto(many, found, tmp_path / "pareto.png")

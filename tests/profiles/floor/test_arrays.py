@@ -87,7 +87,10 @@ def test_the_parts_of_a_side_cover_it_without_overlap(mesh):
         np.testing.assert_allclose(lengths, 1 / len(parts))
 
 
-@pytest.mark.parametrize(("mesh", "chips"), [("2x2x2", 8), ("8x1x1", 8), ("4x8x8", MOST_CHIPS)])
+@pytest.mark.parametrize(
+    ("mesh", "chips"),
+    [("2x2x2", 8), pytest.param("8x1x1", 8, marks=pytest.mark.slow), ("4x8x8", MOST_CHIPS)],
+)
 def test_the_picture_has_a_square_per_chip_filled_by_its_share(tmp_path, mesh, chips):
     config = find_model("llama3-70b")
     layout = attend_by(LAYOUTS["weight_gathered_x"], "sequence")

@@ -87,9 +87,9 @@ def test_a_copied_cache_is_counted_whole_and_stated():
 
 @pytest.mark.parametrize(
     ("mesh", "batch"),
-    [("1x1x1", 1), ("2x2x2", 3),
+    [("2x2x2", 3),
      *(pytest.param(*case, marks=pytest.mark.slow)
-       for case in (("1x1x1", 3), ("1x1x2", 1), ("1x1x2", 3), ("2x2x2", 1)))],
+       for case in (("1x1x1", 1), ("1x1x1", 3), ("1x1x2", 1), ("1x1x2", 3), ("2x2x2", 1)))],
 )  # fmt: skip
 def test_resident_bytes_equal_the_compilers(tiny_engine, mesh, batch):
     engine = tiny_engine(mesh, tied_embedding=False, layers=1)

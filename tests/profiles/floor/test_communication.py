@@ -34,8 +34,10 @@ MESHES = ("2x2x2", "1x2x4", "8x1x1", "4x2x1")
 PHASES = {"decode": 1, "prefill": 13}
 
 
-def program_of(family: str, layout: Layout, mesh: str, tokens: int, dtypes=FLOAT32) -> PassProgram:
-    config, layout = config_of(family), divide(layout, family)
+def program_of(
+    family: str, layout: Layout, mesh: str, tokens: int, dtypes=FLOAT32, layers: int = 2
+) -> PassProgram:
+    config, layout = config_of(family, layers=layers), divide(layout, family)
     placement = Placement.of(layout, config.sizes, parse_mesh(mesh))
     rows = placement.multiple("B")
     return PassProgram(
@@ -92,14 +94,15 @@ TWO_LAYERS = [
 
 
 @pytest.mark.parametrize(
-    ("layout", "collectives", "attention", "family", "mesh", "phase"),
-    [*COVERING, *(pytest.param(*case, marks=pytest.mark.slow) for case in TWO_LAYERS)],
-)
+    ("layout", "collectives", "attention", "family", "mesh", "phase", "layers"),
+    [*((*case, 1) for case in COVERING),
+     *(pytest.param(*case, 2, marks=pytest.mark.slow) for case in (*COVERING, *TWO_LAYERS))],
+)  # fmt: skip
 def test_xla_compiles_the_collectives_that_are_expected(
-    layout, collectives, attention, family, mesh, phase
+    layout, collectives, attention, family, mesh, phase, layers
 ):
     chosen = schedule_by(attend_by(LAYOUTS[layout], attention), collectives)
-    check(program_of(family, chosen, mesh, PHASES[phase]))
+    check(program_of(family, chosen, mesh, PHASES[phase], layers=layers))
 
 
 # A layout of `LAYOUTS` each: the first letters of its attention, collectives and phase.
@@ -151,14 +154,14 @@ def test_every_layout_compiles_to_the_collectives_that_are_expected(family, mesh
 @pytest.mark.parametrize("collectives", ["compiler", OVERLAPPED_LATER])
 def test_bfloat16_travels_as_float32_on_a_cpu_and_nothing_else_differs(collectives):
     layout = schedule_by(attend_by(LAYOUTS["weight_stationary_2d"], "batch"), collectives)
-    check(program_of("grouped", layout, "2x2x2", 1, BFLOAT16))
+    check(program_of("grouped", layout, "2x2x2", 1, BFLOAT16, layers=1))
 
 
 @pytest.mark.parametrize("collectives", ["compiler", OVERLAPPED_LATER])
 def test_an_axis_that_divides_no_head_costs_nothing(collectives):
     """Head size over z and nothing over y, but the residual stream over both."""
     layout = schedule_by(LAYOUTS["weight_stationary_2d"], collectives)
-    check(program_of("three_heads", layout, "1x3x2", 1))
+    check(program_of("three_heads", layout, "1x3x2", 1, layers=1))
 
 
 def test_grouped_experts_join_gate_and_up_once():
@@ -183,7 +186,8 @@ def test_grouped_experts_join_gate_and_up_once():
 def test_a_list_of_another_layout_does_not_pass():
     """1D's and 2D's sums are told apart, though a CPU may show both as all-reduces."""
     one, two = (
-        program_of("grouped", LAYOUTS[f"weight_stationary_{n}d"], "2x2x2", 1) for n in (1, 2)
+        program_of("grouped", LAYOUTS[f"weight_stationary_{n}d"], "2x2x2", 1, layers=1)
+        for n in (1, 2)
     )
     assert differences(expected(two), compiled(one), jnp.float32)
     assert differences(expected(one), compiled(two), jnp.float32)
@@ -193,7 +197,7 @@ def test_prompts_in_another_layout_fill_the_cache_of_decode_steps():
     layout = prefill_by(
         attend_by(LAYOUTS["weight_stationary_2d"], "batch"), LAYOUTS["weight_gathered_x"]
     )
-    check(program_of("grouped", layout, "2x2x2", 13))
+    check(program_of("grouped", layout, "2x2x2", 13, layers=1))
 
 
 def mlp_elements(layout: Layout, mesh: str, *, batch: int, matrices_in: int) -> float:
@@ -261,7 +265,7 @@ def test_switching_to_the_layout_of_prompts_leaves_resident_weights_as_they_are(
     )
     arguments = {}
     for tokens in PHASES.values():
-        program = program_of("grouped", layout, "2x2x2", tokens)
+        program = program_of("grouped", layout, "2x2x2", tokens, layers=1)
         engine = program.engine()
         cache = engine.new_cache(program.pass_.batch, program.pass_.cache_slots)
         kept = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(cache))

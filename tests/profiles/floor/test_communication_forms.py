@@ -61,9 +61,9 @@ def program_of(
 COVERING = [
     ("int8_rounded", "weight_stationary_1d", "compiler", "grouped", "heads", "1x2x4", "prefill"),
     ("int4", "weight_stationary_2d", "overlapped", "grouped", "batch", "8x1x1", "decode"),
-    ("int8", "data_parallel_x_2d", "compiler", "grouped", "batch", "1x2x4", "prefill"),
 ]  # fmt: skip
 MORE = [
+    ("int8", "data_parallel_x_2d", "compiler", "grouped", "batch", "1x2x4", "prefill"),
     ("fp8", "weight_gathered_xy", "overlapped", "divided experts", "sequence", "1x2x4", "prefill"),
     ("bfloat16_weights", "data_parallel_x_1d", "overlapped",
      "wide_multi_query", "sequence", "2x2x2", "decode"),

@@ -105,7 +105,7 @@ def test_the_part_of_a_model_weighs_no_more_than_wanted_and_has_a_layer_at_least
         assert (part.d_model, part.d_ff, part.kv_heads) == (576, 1536, 3)
 
 
-@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize("weights", ["float32", pytest.param("int8", marks=pytest.mark.slow)])
 def test_passes_are_steps_and_prompts_of_the_rows_that_are_asked_for(weights, monkeypatch):
     """Their FLOPs are those that floors count, of all devices."""
     monkeypatch.setattr(model_kernels, "MOST_SEQUENCES", 4)

@@ -122,11 +122,30 @@ def test_devices_that_share_a_memory_are_one_chip_with_its_bandwidth(outcome):
     assert two.bytes_per_chip[resident] > one.bytes_per_chip[resident]  # norms are copied
 
 
-def test_given_peaks_replace_the_measured_ones(quick_meter):
-    given = run(sweep(shapes=[parse_mesh("1")], batches=[1], bandwidth=5e9), lambda text: None)
+@pytest.fixture(scope="module")
+def untraced(tmp_path_factory):
+    """A run on one device at a rate that is given, no trace of which can be written.
+
+    Its end, its results after every round, and what it said.
+    """
+
+    def full(directory):
+        raise TraceError(f"trace to {directory} is not started (no room); make some")
+
+    kept, said = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        read_little(patch)
+        patch.setattr("profiles.measured.rows.capture", full)
+        folder = tmp_path_factory.mktemp("untraced")
+        wanted = sweep(shapes=[parse_mesh("1")], bandwidth=5e9, trace=folder)
+        return run(wanted, said.append, kept.append), kept, said
+
+
+def test_given_peaks_replace_the_measured_ones(untraced):
+    given = untraced[0]
     assert given.bandwidth["bytes_per_s"] == 5e9 and given.bandwidth["source"] == "given"
-    (point,) = given.points
-    assert point.weight_floor_s == point.bytes_per_chip["weights_read"] / 5e9
+    for point in given.points:
+        assert point.weight_floor_s == point.bytes_per_chip["weights_read"] / 5e9
 
 
 @pytest.mark.parametrize(
@@ -157,7 +176,7 @@ def test_a_published_peak_stands_beside_the_rate_that_reads_reached_on_each_chip
     found = peak_rates.bandwidth_of(sweep(), samples)
     assert (found["source"], found["bytes_per_s"]) == ("published", 4.8e12)
     assert found["measured_bytes_per_s"] == 4.4e12 and found["measured_flops_per_s"] == 6e14
-    engine = tiny_engine("1x1x1")
+    engine = tiny_engine("1x1x1", layers=1)
     peaks = peak_rates.peaks_of(sweep(), found, engine)
     assert (peaks.bandwidth, peaks.read_rate) == (4.8e12, 4.4e12)
     peaks = dataclasses.replace(peaks, on_chip=0)
@@ -241,9 +260,8 @@ def test_batches_that_memory_cannot_hold_are_found_before_anything_is_made(
     assert points[0].bytes_per_chip["kv_resident"] == 10**9 * 32 * 2 * 2 * 2 * 16 * 4
 
 
-def test_all_that_is_measured_is_kept_after_every_round(quick_meter):
-    kept = []
-    outcome = run(sweep(shapes=[parse_mesh("1")]), lambda text: None, kept.append)
+def test_all_that_is_measured_is_kept_after_every_round(untraced):
+    outcome, kept, _ = untraced
     counts = [[len(point.step_s["samples"]) for point in each.points] for each in kept]
     assert counts == [[n, n] for n in range(1, sweeping.MIN_ROUNDS + 1)]
     assert kept[0].points[0].message.endswith("1 of 5 samples: the run ended early")
@@ -288,7 +306,7 @@ def test_a_layout_and_a_form_are_measured_once():
 
 
 def test_a_held_step_keeps_its_context(tiny_engine):
-    step = RepeatedStep(tiny_engine("1x1x1"), batch=2, context=20)
+    step = RepeatedStep(tiny_engine("1x1x1", layers=1), batch=2, context=20)
     step.compile()
     lengths = np.asarray(step._carry.lengths)
     before = np.asarray(step._cache.keys[0])
@@ -359,14 +377,11 @@ def test_a_cache_that_holds_what_the_meter_reads_has_its_own_rate_measured(
     assert bandwidth.cache_beside_rates() == size
 
 
-def test_a_row_whose_trace_fails_stays_measured(quick_meter, monkeypatch, tmp_path):
-    def full(directory):
-        raise TraceError(f"trace to {directory} is not started (no room); make some")
-
-    monkeypatch.setattr("profiles.measured.rows.capture", full)
-    said = []
-    outcome = run(sweep(shapes=[parse_mesh("1")], batches=[1], trace=tmp_path), said.append)
-    assert outcome.points[0].ran and outcome.points[0].status != "unsupported"
+def test_a_row_whose_trace_fails_stays_measured(untraced):
+    outcome, _, said = untraced
+    assert all(point.ran and point.status != "unsupported" for point in outcome.points)
     assert outcome.error is None
-    (line,) = (each for each in said if "trace" in each)
-    assert "batch 1, context 16 is missing: trace to" in line and "no room" in line
+    lines_said = [each for each in said if "trace" in each]
+    assert len(lines_said) == 2
+    for batch, line in zip((1, 2), lines_said, strict=True):
+        assert f"batch {batch}, context 16 is missing: trace to" in line and "no room" in line

@@ -33,6 +33,7 @@ from sharding.quantization import QUANTIZATIONS
 
 BOTH = Dtypes(jnp.bfloat16), Dtypes(jnp.bfloat16, QUANTIZATIONS["int8"], QUANTIZATIONS["int8"])
 CONTEXT = 2048
+COMPILER = pytest.param("compiler", marks=pytest.mark.slow)  # by default the fronts' steps are its
 
 
 def _space(model: str, slices: dict[str, float], **changes: object) -> Space:
@@ -50,6 +51,8 @@ def _space(model: str, slices: dict[str, float], **changes: object) -> Space:
 
 
 SMALL = _space("llama3-8b", {"v5e:2x2": 1.2, "v5e:2x4": 1.2, "h100:2": 5.0, "h100:4": 5.0})
+FEW = _space("llama3-8b", {"v5e:2x2": 1.2, "h100:2": 5.0})
+MORE = pytest.param(SMALL, marks=pytest.mark.slow)
 MIXTRAL = find_model("mixtral-8x7b")
 MIXTURE = _space(
     "mixtral-8x7b",
@@ -100,9 +103,10 @@ def _plan(targets: Targets) -> Plan:
 
 
 TARGETS = Targets(step_s=0.012, chips=8, usd_per_hour=12.0)
+SERVICE = Service(None, 1500, 300)
 
 
-@pytest.mark.parametrize("space", [SMALL, MIXTURE], ids=["dense", "mixture"])
+@pytest.mark.parametrize("space", [FEW, MIXTURE, MORE], ids=["dense", "mixture", "more slices"])
 def test_the_front_is_that_of_looking_at_everything(space):
     everything = _everything(space)
     for limit in (None, 0.012):
@@ -112,7 +116,7 @@ def test_the_front_is_that_of_looking_at_everything(space):
 
 
 @pytest.mark.parametrize("count", [6, pytest.param(24, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("schedule", ["compiler", "overlapped"])
+@pytest.mark.parametrize("schedule", [COMPILER, "overlapped"])
 def test_steps_that_a_plan_compares_are_those_of_estimates(schedule, count):
     """Also where forms share what they send: the first form is not the one that is checked."""
     wanted = LayoutNames(collectives=schedule).layouts(find_model("llama3-8b"))
@@ -132,10 +136,7 @@ def test_steps_that_a_plan_compares_are_those_of_estimates(schedule, count):
                 assert step == pytest.approx(found, rel=1e-9), (cell.rows[number], cell.dtypes)
 
 
-SERVICE = Service(None, 1500, 300)
-
-
-@pytest.mark.parametrize("schedule", ["compiler", "overlapped"])
+@pytest.mark.parametrize("schedule", [COMPILER, "overlapped"])
 def test_steps_of_a_service_that_a_plan_compares_are_those_of_estimates(schedule):
     """Also with windows, where prompts gather weights that steps do not, and of models by sizes."""
     prompts = find_layout("weight_gathered_xy")
@@ -179,7 +180,7 @@ def test_the_front_of_a_service_pays_for_prompts_and_is_that_of_looking_at_every
     assert found.choice.usd > 2 * alone.choice.usd
 
 
-@pytest.mark.parametrize("schedule", ["compiler", "overlapped"])
+@pytest.mark.parametrize("schedule", [COMPILER, "overlapped"])
 def test_first_tokens_that_a_plan_compares_are_those_of_estimates(schedule):
     """Also where prompts gather weights that decode steps do not, in few bits or not."""
     prompts = find_layout("weight_gathered_xy")

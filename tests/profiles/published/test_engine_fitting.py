@@ -48,7 +48,13 @@ def test_every_set_says_what_it_was_fitted_to_and_what_it_borrows():
             assert case.engine.name == one.engine and case.slice.chip.name in one.chips
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n == "tensorrt-llm-blackwell" else ())
+        for n in QUICK
+    ],
+)
 def test_shipped_constants_are_those_that_the_fit_finds(name):
     found = _fit(name).constants
     assert found == {each: getattr(SETS[name], each) for each in SETS[name].fitted}
