@@ -95,8 +95,6 @@ class Settings:
                 continue
             text = self.names[name] = _content(value, f"{file} {name}")
             flags = _flags(value, f"{file} {name}") if isinstance(value, dict) else {}
-            if flags and file == CONFIG:
-                flags.setdefault("normalized", not flags.get("special", False))
             token = _token(text, flags | {"special": True}, f"{file} special token")
             self._tokens.append(token)
 
@@ -177,7 +175,10 @@ class Settings:
         return _changed(token, special=True) if named and not token.special else token
 
     def _extras(self) -> list[AddedToken]:
-        """Further special tokens that the files list."""
+        """Further special tokens that the files list.
+
+        Objects in tokenizer_config.json are special only where they say so.
+        """
         newer, older = (
             [(f"{file} {key}", settings.get(key)) for file, settings in self._both()]
             for key in _EXTRAS
@@ -187,8 +188,10 @@ class Settings:
         found = []
         for name, tokens in lists:
             for token in typed(tokens, list, name):
-                flags = _flags(token, name) if isinstance(token, dict) else {}
-                found.append(_token(_content(token, name), flags | {"special": True}, name))
+                flags = _flags(token, name) if isinstance(token, dict) else {"special": True}
+                if name.startswith(MAP):
+                    flags["special"] = True
+                found.append(_token(_content(token, name), flags, name))
         return found
 
     def _both(self) -> tuple[tuple[str, dict[str, Any]], ...]:
