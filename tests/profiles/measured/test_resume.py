@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from decode.load import ModelSource
+from decode.load import ModelSource, find_source
 from model.catalog import find_model
 from model.dtypes import FLOAT32
 from profiles.measured import bandwidth, resume
@@ -20,6 +20,7 @@ from profiles.report.record import Record
 from sharding.catalog import LAYOUTS
 from sharding.error_types import UsageError
 from sharding.mesh import parse_mesh
+from tests.gguf_samples import write_tiny_gguf
 
 MIXTURE = dataclasses.replace(find_model("tiny"), layers=1, experts=4, experts_per_token=2)
 STARTED = "2026-01-02T03:04:05+00:00"
@@ -214,3 +215,11 @@ def test_all_that_decides_samples_is_a_setting_and_nothing_else():
     for changes in others:
         assert sweep(**changes).settings() != sweep().settings(), changes
     assert resume.FAILED == ("does_not_fit", "out_of_memory", "unsupported")
+
+
+def test_a_model_in_several_files_is_known_by_the_size_of_all(tmp_path):
+    write_tiny_gguf(tmp_path / "m.gguf", layers=1, tensors_per_part=6)
+    parts = sorted(tmp_path.iterdir())
+    settings = sweep(source=find_source(str(parts[0]))).settings()
+    size = sum(part.stat().st_size for part in parts)
+    assert len(parts) == 2 and settings["weights"] == f"{parts[0].name}, {size} bytes"
