@@ -183,7 +183,6 @@ def test_a_router_whose_groups_a_file_does_not_say_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("case", "changes", "message"),
     [
-        ("llama2", {"split.count": 3}, "'split.count' of m.gguf is 3.*; give one file"),
         ("phi3", {"phi3.rope.scaling.type": "longrope"}, "where 0 of its two tensors are there"),
         ("phi3_long", {"phi3.rope.scaling.type": "none"}, "where 2 of its two tensors are there"),
         ("llama_yarn", {"llama.rope.scaling.factor": 0.5}, "'rope.scaling' of m.gguf .*below 1"),
