@@ -34,8 +34,8 @@ COMPILED_AS_BY_USERS = ("speed", "serve", "parity", "tpu_compile", "gpu_compile"
 """Marked sets whose programs are compiled with all optimizations."""
 GROWN = 1e9
 """Bytes by which a process may grow before its memory is given back, which takes half a second."""
-LARGE = pytest.mark.xdist_group("large")
-"""Tests that hold 7 to 10 GB and those that measure memory: one process runs them in turn."""
+LARGE = tuple(f"tests/decode/test_{name}.py" for name in ("gemma3", "load_memory", "perplexity"))
+"""Files of tests that hold 7 to 10 GB: two of them side by side would not fit in 24 GB."""
 TOGETHER = "tests/profiles/published/", "tests/test_readme.py"
 """Files that ask for published services, whose times take seconds to find: once for all."""
 
@@ -60,17 +60,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
-    """Where each process takes files, one process takes all those that are `TOGETHER`."""
-    if config.getoption("dist") != "loadfile":
+    """One process takes all files that are `TOGETHER`, or `LARGE` where each takes single tests.
+
+    With pytest 9.2, xdist 3.8 takes no notice of its mark `xdist_group`.
+    """
+    from xdist.scheduler import LoadFileScheduling, LoadGroupScheduling
+
+    ways = {"loadfile": (LoadFileScheduling, TOGETHER), "loadgroup": (LoadGroupScheduling, LARGE)}
+    if (way := ways.get(config.getoption("dist"))) is None:
         return None
-    from xdist.scheduler import LoadFileScheduling
+    base, files = way
 
-    class Files(LoadFileScheduling):
+    class InOne(base):
         def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return TOGETHER[0] if file.startswith(TOGETHER) else file
+            return files[0] if nodeid.startswith(files) else super()._split_scope(nodeid)
 
-    return Files(config, log)
+    return InOne(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

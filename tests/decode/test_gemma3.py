@@ -15,14 +15,13 @@ from model.dtypes import FLOAT32
 from model.transformer import Transformer
 from sharding.catalog import LAYOUTS
 from sharding.mesh import parse_mesh
-from tests.conftest import LARGE, REFERENCES
+from tests.conftest import REFERENCES
 
 FOUND = json.loads((REFERENCES / "gemma3_270m.json").read_text())
 PROMPTS = FOUND["prompts"]
 
 pytestmark = [
     pytest.mark.slow,
-    LARGE,
     pytest.mark.usefixtures("all_optimizations"),
 ]
 

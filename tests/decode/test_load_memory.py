@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.conftest import LARGE
-
 ROOT = Path(__file__).parents[2]
 FILES = 16
 CONFIG = {
@@ -119,7 +117,6 @@ def run(*command, env):
 
 
 @pytest.mark.slow
-@LARGE
 @pytest.mark.parametrize("form", ["huggingface", "orbax"])
 def test_loading_and_saving_need_little_more_memory_than_the_shards(tmp_path, form):
     folder = tmp_path / "model"

@@ -11,7 +11,6 @@ from model.dtypes import FLOAT32, Dtypes
 from profiles.floor.storage_table import PERPLEXITY
 from profiles.measured.perplexity_table import TEXT, measure
 from sharding.quantization import QUANTIZATIONS
-from tests.conftest import LARGE
 
 
 @functools.cache
@@ -34,7 +33,6 @@ def test_perplexity_is_the_exponential_of_the_mean_loss(tiny_engine):
 
 
 @pytest.mark.slow
-@LARGE
 @pytest.mark.usefixtures("all_optimizations")
 @pytest.mark.parametrize("name", PERPLEXITY)
 def test_weights_in_few_bits_lose_little(smollm2, name):
@@ -43,7 +41,6 @@ def test_weights_in_few_bits_lose_little(smollm2, name):
 
 
 @pytest.mark.slow
-@LARGE
 @pytest.mark.usefixtures("all_optimizations")
 def test_a_cache_in_int8_loses_little(smollm2):
     found = measure(smollm2, Dtypes(jnp.float32, None, QUANTIZATIONS["int8"]), True)
@@ -51,7 +48,6 @@ def test_a_cache_in_int8_loses_little(smollm2):
 
 
 @pytest.mark.slow
-@LARGE
 @pytest.mark.usefixtures("all_optimizations")
 def test_symmetric_int4_loses_much_of_weights_that_have_an_offset(smollm2):
     found = measure(smollm2, Dtypes(jnp.float32, QUANTIZATIONS["int4_symmetric"]), False)
